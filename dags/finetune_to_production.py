@@ -1,15 +1,16 @@
 """### From raw instruction data to a served model
 
-Every item of the release checklist is a task that measures something and leaves evidence;
-the task after it (`gate_…` for data items, `check_…` for the others) reads that evidence and
-stops the run when a critical item failed. What ships is what passed.
+Every item of the release checklist is a task that measures something and leaves evidence. A
+critical item that failed fails its task and stops the run; for data items that is the gate after it
+(`gate_…`), which derives the verdict a second time. What ships is what passed.
 
 **Start it** with *Trigger*: name a dataset, keep or change the other fields. `overrides` takes
 any setting of the configuration as YAML. Settings are validated by `prepare_run` before
 anything runs; an unknown key is refused.
 
-**Follow it**: a red square is a failed item, whose reason is in the task's log. Evidence is in
-the store, under `runs/<run id>/<phase>/<item>/evidence.json`.
+**Follow it**: a red square is a failed item, whose reason is in the task's log; clear it to have
+it measured again. The tab *Release checklist* has all verdicts. Evidence is in the store, under
+`runs/<run id>/<phase>/<item>/evidence.json`.
 
 Steps run as pods, with the same operator on a laptop and on a cluster. Steps that use the GPU
 share the pool `gpu`. People are asked only where the configuration says so: to waive a
@@ -32,18 +33,10 @@ from tuneline.config import Model
 from tuneline_airflow.canary import AwaitCanary
 from tuneline_airflow.family import MAIN, dags_of, settings_of
 from tuneline_airflow.launching import form, prepare_run
-from tuneline_airflow.license_question import approve_license, ask_license
+from tuneline_airflow.license_question import approve_license
 from tuneline_airflow.notify import announcers
-from tuneline_airflow.people import (
-    approve_release,
-    approve_waivers,
-    ask_approval,
-    ask_review,
-    ask_waivers,
-    review_pairs,
-)
+from tuneline_airflow.people import approve_release, approve_waivers, review_pairs
 from tuneline_airflow.pii_review import review_rows
-from tuneline_airflow.pods import RUN_URI
 from tuneline_airflow.steps import tasks_of
 from tuneline_airflow.sweep import sweep
 
@@ -93,23 +86,22 @@ def _wire(model: Model) -> None:
     }
     with groups[Group.PREPARE]:
         run = prepare_run(model.name)
-        waivers_wanted, waivers = ask_waivers(RUN_URI), approve_waivers(model)
-        license_unclear, license_answer = ask_license(RUN_URI), approve_license(model)
+        waivers, licences = approve_waivers(model), approve_license(model)
     tasks, engine = {}, model.engine
     for step in STEPS:
         with groups[step.group]:
             rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if step.id in OPTIONAL_BEFORE else None
             tasks[step.id] = tasks_of(step, engine, rule)
-    tasks["promote"].last.on_success_callback = announcers("release", model)
     with groups[Group.DATA]:
-        rows_assigned, findings = review_rows(model)
+        findings = review_rows(model, tasks["pii_scrubbing"].first.output)
     with groups[Group.TRAINING]:
-        sweep_wanted, trials = sweep()
+        ranks, trials = sweep()
     with groups[Group.EVALUATION]:
-        review_wanted, (pairs_assigned, answers) = ask_review(RUN_URI), review_pairs(model)
+        votes = review_pairs(model, tasks["prepare_review"].first.output)
     with groups[Group.GOVERNANCE]:
+        approval = approve_release(model)
         tasks["promote"].last >> AwaitCanary()
-        approval_wanted, approval = ask_approval(RUN_URI), approve_release(model)
+    tasks["promote"].last.on_success_callback = announcers("release", model)
 
     # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
     # beside them on a small machine. People may take their time meanwhile.
@@ -118,19 +110,17 @@ def _wire(model: Model) -> None:
             tasks[earlier].last >> tasks[step.id].first
         if not step.after:
             run >> tasks[step.id].first
-    run >> waivers_wanted >> waivers >> tasks["license_audit"].first
-    tasks["fetch_base"].last >> license_unclear >> license_answer
-    questions = (waivers, findings, license_answer, trials, answers, approval)
+    # Each question is put as soon as what it is about is there.
+    run >> waivers >> tasks["license_audit"].first
+    tasks["fetch_base"].last >> licences
+    # People read rows while the later data items are at work; the final audit judges them.
+    tasks["pii_scrubbing"].last >> findings
+    [tasks["license_audit"].last, tasks["final_audit"].last] >> ranks
+    tasks["lineage"].last >> approval
+    questions = (waivers, licences, findings, trials, votes, approval)
     optional = {task.task_id: task for task in questions}
     for step_id, before in OPTIONAL_BEFORE.items():
         optional[before] >> tasks[step_id].first
-    for earlier in ("license_audit", "final_audit"):
-        tasks[earlier].last >> sweep_wanted
-    # People read rows while the later data items are at work; the final audit judges them.
-    tasks["pii_scrubbing"].last >> rows_assigned
-    tasks["latency_benchmark"].last >> review_wanted >> tasks["prepare_review"].first
-    tasks["prepare_review"].last >> pairs_assigned
-    tasks["lineage"].last >> approval_wanted >> approval
 
 
 globals().update(dags_of(MAIN, build))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from airflow.sdk import task
-
 from tuneline.artifacts.people import Person
 from tuneline.config import Model
 from tuneline.human_answers import license_answers
@@ -18,22 +16,17 @@ if TYPE_CHECKING:
     from tuneline.artifacts.licenses import AskedLicense
 
 
-@task.short_circuit(ignore_downstream_trigger_rules=False)
-def ask_license(run_uri: str) -> bool:
-    """Return True if a licence of base model or data waits for a person."""
-    return bool(_open(Run.open(run_uri)))
-
-
 class LicenseApproval(RecordedApproval):
     """A question about licences: the answer and its reason are kept, a rejection stops the run."""
 
     rejected = "the licences"
 
-    def question(self, run: Run, context: Context) -> str:
-        """Show the licences that wait for a person."""
+    def question(self, run: Run, context: Context) -> str | None:
+        """Show the licences of base model and data that wait for a person."""
         from tuneline.governance.licensing.question import question_text
 
-        return question_text(run, _open(run))
+        waiting = _open(run)
+        return question_text(run, waiting) if waiting else None
 
     def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
         """Keep the answer for the licences that were shown."""

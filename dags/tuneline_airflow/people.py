@@ -1,4 +1,7 @@
-"""Tasks in which a person decides; the answers go into the run."""
+"""Tasks in which a person decides; the answers go into the run.
+
+A question that a run does not ask skips its own task.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
-from airflow.sdk import Param, task
+from airflow.sdk import Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline import human_answers
@@ -21,8 +24,8 @@ from tuneline.human_answers import review_form
 from tuneline.human_answers.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.notify import announcers
-from tuneline_airflow.pods import RUN_URI, run_uri_of
-from tuneline_airflow.retries import asking_again, fail_plainly, worker_retry_policy
+from tuneline_airflow.pods import StepPod, run_uri_of
+from tuneline_airflow.retries import asking_again, fail_plainly, patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -32,24 +35,24 @@ _SKIP = "Skip the review"
 _REASON = "reason"
 
 
-@task.short_circuit(ignore_downstream_trigger_rules=False)
-def ask_waivers(run_uri: str) -> bool:
-    """Return True if the run waives a critical item, which needs a person's approval."""
-    return bool(human_answers.critical_waivers(Run.open(run_uri)))
+class DealingPod(StepPod):
+    """A pod whose task deals out what it left to people: one question for each part."""
 
+    def deal(self, run: Run) -> list[Any]:
+        """Return the parts; without any, nobody is asked."""
+        raise NotImplementedError
 
-@task.short_circuit(ignore_downstream_trigger_rules=False)
-def ask_review(run_uri: str) -> bool:
-    """Return True if the run asks for a blind review."""
-    return Run.open(run_uri).config.evaluation.review
+    def execute(self, context: Context) -> list[Any]:
+        """Run the pod to its end and return the parts as the task's XCom."""
+        super().execute(context)
+        # Not before: the pod itself would get a container that waits for a file with an XCom.
+        self.do_xcom_push = True
+        return self._deal(run_uri_of(context))
 
-
-@task.short_circuit(ignore_downstream_trigger_rules=False)
-def ask_approval(run_uri: str) -> bool:
-    """Return True if the run or the policy asks for approval before the release."""
-    from tuneline.governance.release.approvals import is_needed
-
-    return is_needed(Run.open(run_uri))
+    @patiently
+    @fail_plainly()
+    def _deal(self, run_uri: str) -> list[Any]:
+        return self.deal(Run.open(run_uri))
 
 
 class RecordedApproval(ApprovalOperator):
@@ -64,8 +67,8 @@ class RecordedApproval(ApprovalOperator):
 
     rejected = "it"
 
-    def question(self, run: Run, context: Context) -> str:
-        """Return what there is to decide about, in Markdown."""
+    def question(self, run: Run, context: Context) -> str | None:
+        """Return what there is to decide about, in Markdown; None if there is nothing."""
         raise NotImplementedError
 
     def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
@@ -77,9 +80,11 @@ class RecordedApproval(ApprovalOperator):
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
-        """Show what there is to decide about, and wait."""
+        """Show what there is to decide about, and wait; skip the task if there is nothing."""
         with fail_plainly():
             self.body = self.question(_run(context), context)
+        if self.body is None:
+            raise AirflowSkipException("the run asks for no answer here")
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -98,10 +103,12 @@ class RecordedApproval(ApprovalOperator):
 class WaiverApproval(RecordedApproval):
     """The question whether failures and looser limits of critical items are accepted."""
 
-    def question(self, run: Run, context: Context) -> str:
-        """Note the waivers that are asked about, and show them."""
+    def question(self, run: Run, context: Context) -> str | None:
+        """Note the waivers of critical items that are asked about, and show them."""
         from tuneline.governance.release.request import waivers_question
 
+        if not human_answers.critical_waivers(run):
+            return None
         human_answers.note_question(run, human_answers.ABOUT_WAIVERS)
         return waivers_question(run, checklist_url(context))
 
@@ -116,10 +123,13 @@ class WaiverApproval(RecordedApproval):
 class ReleaseApproval(RecordedApproval):
     """The question whether the run's model version may be released."""
 
-    def question(self, run: Run, context: Context) -> str:
+    def question(self, run: Run, context: Context) -> str | None:
         """Note the manifest that is asked about, and show what the evidence says."""
+        from tuneline.governance.release.approvals import is_needed
         from tuneline.governance.release.request import release_question
 
+        if not is_needed(run):
+            return None
         human_answers.note_question(run, human_answers.ABOUT_RELEASE)
         return release_question(run, checklist_url(context))
 
@@ -128,11 +138,20 @@ class ReleaseApproval(RecordedApproval):
         human_answers.record_approval(run, human_answers.ABOUT_RELEASE, decision, by, reason)
 
 
-@task(retries=2, retry_policy=worker_retry_policy)
-@fail_plainly()
-def assign_pairs(run_uri: str) -> list[dict[str, Any]]:
-    """Return the pairs of each reviewer's task; without any, there is no task."""
-    return [asdict(assignment) for assignment in assignments_of(Run.open(run_uri))]
+class PairsPod(DealingPod):
+    """The pod that draws the blind pairs, where the run asks for a review of people."""
+
+    def execute(self, context: Context) -> list[Any]:
+        """Run the pod, or skip the task."""
+        with fail_plainly():
+            wanted = _run(context).config.evaluation.review
+        if not wanted:
+            raise AirflowSkipException("the run asks for no review (evaluation.review)")
+        return super().execute(context)
+
+    def deal(self, run: Run) -> list[Any]:
+        """Return the pairs of each reviewer's task."""
+        return [asdict(assignment) for assignment in assignments_of(run)]
 
 
 class ReviewPairs(HITLOperator):
@@ -187,10 +206,9 @@ def asked(model: Model, retries: int = 5) -> dict[str, Any]:
     }
 
 
-def review_pairs(model: Model) -> tuple[Any, Any]:
-    """Make the task that deals out the blind pairs, and those that ask for votes on them."""
-    assigned = assign_pairs(RUN_URI)
-    return assigned, ReviewPairs.partial(
+def review_pairs(model: Model, dealt: Any) -> Any:
+    """Make the tasks that ask for votes on the pairs which a `PairsPod` has dealt out."""
+    return ReviewPairs.partial(
         task_id="review_pairs",
         **asked(model),
         subject="Blind review: which answer is better?",
@@ -199,7 +217,7 @@ def review_pairs(model: Model) -> tuple[Any, Any]:
         defaults=_SKIP,
         map_index_template="pairs {{ task.assignment['pairs'] | join(', ') }}"
         "{% if task.assignment['reviewer'] %} for {{ task.assignment['reviewer'] }}{% endif %}",
-    ).expand(assignment=assigned)
+    ).expand(assignment=dealt)
 
 
 def approve_waivers(model: Model) -> WaiverApproval:

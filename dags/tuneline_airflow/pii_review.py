@@ -6,14 +6,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import HITLOperator
-from airflow.sdk import Param, task
+from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import Model
 from tuneline.run import Run
-from tuneline_airflow.people import answerer, asked
-from tuneline_airflow.pods import RUN_URI, run_uri_of
-from tuneline_airflow.retries import asking_again, fail_plainly, worker_retry_policy
+from tuneline_airflow.people import DealingPod, answerer, asked
+from tuneline_airflow.pods import run_uri_of
+from tuneline_airflow.retries import asking_again
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 _SEND, _SKIP = "Send what was found", "Skip these rows"
 
 
-@task(retries=2, retry_policy=worker_retry_policy)
-@fail_plainly()
-def assign_rows(run_uri: str) -> list[list[int]]:
-    """Return the rows of each form that nobody has answered; without any, there is no task."""
-    from tuneline.data.pii.review.form import open_forms
+class RowsPod(DealingPod):
+    """The pod that scrubs, whose task deals out the rows that people are asked to read."""
 
-    return open_forms(Run.open(run_uri))
+    def deal(self, run: Run) -> list[Any]:
+        """Return the rows of each form that nobody has answered."""
+        from tuneline.data.pii.review.form import open_forms
+
+        return open_forms(run)
 
 
 class ReviewRows(HITLOperator):
@@ -71,10 +72,9 @@ class ReviewRows(HITLOperator):
         self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
 
 
-def review_rows(model: Model) -> tuple[Any, Any]:
-    """Make the task that deals out the rows, and those that ask what was missed in them."""
-    assigned = assign_rows(RUN_URI)
-    return assigned, ReviewRows.partial(
+def review_rows(model: Model, dealt: Any) -> Any:
+    """Make the tasks that ask what was missed in the rows which a `RowsPod` has dealt out."""
+    return ReviewRows.partial(
         task_id="review_rows",
         **asked(model),
         subject="Is personal data left in these rows?",
@@ -82,4 +82,4 @@ def review_rows(model: Model) -> tuple[Any, Any]:
         # A review without an answer is what the evidence states, not a failure.
         defaults=_SKIP,
         map_index_template="rows {{ task.numbers | join(', ') }}",
-    ).expand(numbers=assigned)
+    ).expand(numbers=dealt)

@@ -23,7 +23,7 @@ from tuneline_airflow.pod_images import note_image
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
 from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
-from tuneline_airflow.step_errors import goes_on_without
+from tuneline_airflow.step_errors import goes_on_without, judge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +61,7 @@ class StepPod(KubernetesPodOperator):
         command: command line in the image, without ``--run``.
         gpus: True if the step uses the GPUs that the run asks for.
         engine: True if the step starts the engine, in whose image it then runs.
+        judged: items whose verdicts decide, after the pod, whether the task succeeds.
         arguments: what follows the command.
     """
 
@@ -71,6 +72,7 @@ class StepPod(KubernetesPodOperator):
         command: Sequence[str],
         gpus: bool = False,
         engine: bool = False,
+        judged: Sequence[str] = (),
         arguments: Sequence[str] = ("--run", RUN_URI),
         **kwargs: Any,
     ) -> None:
@@ -106,21 +108,23 @@ class StepPod(KubernetesPodOperator):
         super().__init__(task_id=task_id, **{**settings, **kwargs})
         self.uses_gpus = gpus
         self.sized_by = "engine_pods" if engine else "pods"
+        self.judged = list(judged)
         self.not_started = ""
 
     def execute(self, context: Context) -> Any:
-        """Size the pod for its run and run it to its end."""
+        """Size the pod for its run, run it to its end and judge what it left."""
         ti = context["ti"]
         deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
         pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key=self.sized_by))
         self.apply(pods, deadlines.get(self.task_id))
         try:
-            return self.carry_out(context, pods)
+            self.carry_out(context, pods)
         except AirflowSkipException:
             raise
         except AirflowException as error:
             if not goes_on_without(self, context, error):
                 raise
+        judge(run_uri_of(context), self.judged)
         return None
 
     def carry_out(self, context: Context, pods: PodConfig) -> Any:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import tenacity
 from airflow.sdk import (
     ExceptionRetryPolicy,
     RetryAction,
@@ -17,7 +18,7 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from tuneline.errors import UserError
+from tuneline.errors import RetryableError, UserError
 from tuneline.machine.environment_variables import seconds_from
 from tuneline_airflow.pod_reasons import exit_code
 
@@ -96,4 +97,13 @@ def asking_again() -> Iterator[None]:
 worker_retry_policy = ExceptionRetryPolicy(
     rules=[RetryRule(exception="tuneline.errors.RetryableError", action=RetryAction.RETRY)],
     default=RetryAction.FAIL,
+)
+
+# For what a task reads after its pod has worked for hours: a store that is away for a moment must
+# not have that work done again.
+patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception_type(RetryableError),
+    stop=tenacity.stop_after_attempt(3),
+    wait=lambda _: seconds_from("TUNELINE_RETRY_SECONDS"),
+    reraise=True,
 )

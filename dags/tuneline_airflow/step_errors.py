@@ -1,4 +1,7 @@
-"""Decide what a failed pod means for the run: only a critical item's error stops it.
+"""Decide what the end of a pod means for the run: only a critical item's failure stops it.
+
+A pod that reached a verdict ends well, whatever the verdict is; the task that watched it reads it,
+and fails with its reason. Such a task is not tried again, and clearing it runs its pod again.
 
 A step that raises leaves its own evidence. One that was killed, or whose pod never started, can't;
 then the task that watches the pod writes it.
@@ -10,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import RetryAction
+from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.catalogue import Item, Severity, get_step
 from tuneline.errors import EXIT_USER, UserError, first_line
@@ -17,12 +21,35 @@ from tuneline.failures import ended_by_error
 from tuneline.run import Run
 from tuneline.step import leave_killed
 from tuneline_airflow.pod_reasons import exit_code
-from tuneline_airflow.retries import REASON, StepRetryPolicy
+from tuneline_airflow.retries import REASON, StepRetryPolicy, fail_plainly, patiently
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import BaseOperator, Context
 
 _log = logging.getLogger(__name__)
+
+
+@patiently
+@fail_plainly()
+def judge(run_uri: str, item_ids: Sequence[str]) -> None:
+    """Print the verdicts of items; fail the task for good if one of them stops the release.
+
+    Raises:
+        AirflowFailException: if a critical item failed or left no evidence.
+        RetryableError: if the store stays out of reach.
+    """
+    from tuneline.verdicts import check_item
+
+    stops = []
+    for item_id in item_ids:
+        status = check_item(run_uri, item_id)
+        print(f"{item_id}: {status.verdict}: {status.summary} ({status.because})")
+        if status.stops_release:
+            stops.append(f"{item_id} (critical): {status.verdict}: {status.because}")
+    if stops:
+        raise AirflowFailException("; ".join(stops))
 
 
 def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> bool:

@@ -1,20 +1,31 @@
-"""The tasks of a step: its pod, and the check that reads its evidence."""
+"""The tasks of a step: its pod, which judges what it left, and for data items the gate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import TriggerRule, chain
+from airflow.sdk import BaseOperator, TriggerRule
 
-from tuneline.catalogue import DATA_ORDER, Helper, Item, Phase
-from tuneline_airflow.checks import audit_check, check_task, gate_task
-from tuneline_airflow.pods import StepPod
+from tuneline.catalogue import DATA_ORDER, Helper, Item
+from tuneline_airflow.people import PairsPod
+from tuneline_airflow.pii_review import RowsPod
+from tuneline_airflow.pods import RUN_URI, StepPod
+from tuneline_airflow.retries import fail_plainly, worker_retry_policy
+from tuneline_airflow.step_errors import judge
 from tuneline_airflow.tracking import SyncPod
 from tuneline_airflow.training_job import TrainingPods
 
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
 # Steps with a special kind of pod; the others have a `StepPod`.
-_PODS: dict[str, type[StepPod]] = {"train": TrainingPods, "sync_tracking": SyncPod}
+_PODS: dict[str, type[StepPod]] = {
+    "train": TrainingPods,
+    "sync_tracking": SyncPod,
+    "pii_scrubbing": RowsPod,
+    "prepare_review": PairsPod,
+}
 # The items that each audit measures again.
 _AUDITED = {
     "final_audit": DATA_ORDER,
@@ -25,19 +36,41 @@ _AUDITED = {
 
 @dataclass(frozen=True)
 class StepTasks:
-    """The first and the last task of a step: its pod and its check, or the pod alone."""
+    """The first and the last task of a step: its pod and its gate, or the pod alone."""
 
     first: Any
     last: Any
+
+
+class Gate(BaseOperator):
+    """The task `gate_<item>`: derive the verdict of a data item from its audit table, and judge it.
+
+    Args:
+        item_id: the item.
+    """
+
+    template_fields = ("run_uri",)
+
+    def __init__(self, *, item_id: str, **kwargs: Any) -> None:
+        options = {"task_id": f"gate_{item_id}", "retries": 2, "retry_policy": worker_retry_policy}
+        super().__init__(**{**options, **kwargs})
+        self.run_uri = RUN_URI
+        self.item_id = item_id
+
+    @fail_plainly()
+    def execute(self, context: Context) -> None:
+        """Derive the verdict, and stop the run if a critical item failed."""
+        from tuneline.data.gates.run_gate import run_gate
+        from tuneline.run import Run
+
+        run_gate(Run.open(self.run_uri), self.item_id)
+        judge(self.run_uri, [self.item_id])
 
 
 def tasks_of(
     step: Item | Helper, engine: str, trigger_rule: TriggerRule | None = None
 ) -> StepTasks:
     """Make the tasks of a step in the current DAG and group.
-
-    Every item is followed by its check, a data item by its gate. Items judge what helper steps
-    make; only the audits, which measure items again, have a check.
 
     Args:
         step: step of the catalogue.
@@ -49,22 +82,25 @@ def tasks_of(
         # It runs on a CPU, so that its steps need not wait for a GPU that others hold.
         options["pool"] = "default_pool"
     pod = pod_of(step, **options)
-    check = _check_of(step)
-    if check is None:
+    if step.id not in DATA_ORDER:
         return StepTasks(pod, pod)
-    chain(pod, check)
-    return StepTasks(pod, check)
+    gate = Gate(item_id=step.id)
+    pod >> gate
+    return StepTasks(pod, gate)
 
 
 def pod_of(step: Item | Helper, **kwargs: Any) -> StepPod:
-    """Make the pod of a step; its task id is the step's id."""
-    kind = _PODS.get(step.id, StepPod)
-    return kind(task_id=step.id, command=step.command, gpus=step.gpu, engine=step.engine, **kwargs)
+    """Make the pod of a step; its task id is the step's id.
 
-
-def _check_of(step: Item | Helper) -> Any | None:
-    if step.id in _AUDITED:
-        return audit_check(step.id, _AUDITED[step.id])
-    if isinstance(step, Helper):
-        return None
-    return gate_task(step.id) if step.phase == Phase.DATA else check_task(step.id)
+    It judges its item, and an audit the items that it measures again. A data item is judged by its
+    gate, other helper steps by the items after them.
+    """
+    own = [step.id] if isinstance(step, Item) and step.id not in DATA_ORDER else []
+    return _PODS.get(step.id, StepPod)(
+        task_id=step.id,
+        command=step.command,
+        gpus=step.gpu,
+        engine=step.engine,
+        judged=_AUDITED.get(step.id, own),
+        **kwargs,
+    )

@@ -64,7 +64,7 @@ def test_each_model_has_its_own(parsed):
 
 def test_a_broken_file_leaves_its_ids_with_the_reason(parsed):
     dags = parsed(faq=FILE.format(name="faq"), bad="owner: [x]")
-    assert len(dags["finetune_to_production__faq"].tasks) > 60
+    assert len(dags["finetune_to_production__faq"].tasks) > 40
     for kind in KINDS:
         broken = dags[f"{kind}__bad"]
         assert "did you mean owners?" in broken.description

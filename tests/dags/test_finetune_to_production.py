@@ -1,4 +1,4 @@
-"""The main DAG: 25 items, each followed by its check, in the order that the data flows."""
+"""The main DAG: 25 items, each judged by its own task or its gate, in the order of the data."""
 
 import sys
 from dataclasses import replace
@@ -27,8 +27,9 @@ SWEEP = "tuneline run sweep --r".split()
 RUN = ["--run", "{{ ti.xcom_pull(task_ids='prepare_run') }}"]
 
 
-def check_of(item):
-    return ("gate_" if item.phase == Phase.DATA else "check_") + item.id
+def judge_of(item):
+    """The task that fails if a critical item failed."""
+    return f"gate_{item.id}" if item.phase == Phase.DATA else item.id
 
 
 def before(dag, task_id):
@@ -61,15 +62,42 @@ def test_every_item_and_helper_is_a_pod_with_its_command(dag):
         assert dag.get_task(step.id).cmds == ["tuneline", *command, *RUN]
 
 
-def test_every_item_is_followed_by_its_check_and_nothing_else(dag):
-    for item in ITEMS:
-        assert dag.get_task(item.id).downstream_task_ids == {check_of(item)}
+def test_every_item_is_judged_once_a_data_item_by_its_gate(dag):
+    audits = {"final_audit", "extraction_audit", "build_engine"}
+    for step in STEPS:
+        gate = f"gate_{step.id}"
+        judged = dag.get_task(step.id).judged
+        if step in ITEMS and step.phase == Phase.DATA:
+            assert judged == []
+            assert dag.get_task(step.id).downstream_task_ids - {"review_rows"} == {gate}
+            assert dag.get_task(gate).item_id == step.id
+        else:
+            assert gate not in dag.task_ids
+            assert judged == [step.id] if step in ITEMS else bool(judged) == (step.id in audits)
+    data = {item.id for item in ITEMS if item.phase == Phase.DATA}
+    assert set(dag.get_task("final_audit").judged) == data
+    assert dag.get_task("extraction_audit").judged == ["pii_scrubbing"]
+    assert dag.get_task("build_engine").judged == ["license_audit"]
 
 
-def test_every_check_stands_before_the_release(dag):
-    waits_for = before(dag, "promote")
-    assert {check_of(item) for item in ITEMS} <= waits_for
-    assert {"check_final_audit", "check_extraction_audit", "approve_release"} <= waits_for
+def test_every_judgement_stands_before_the_release(dag):
+    assert {judge_of(item) for item in ITEMS} <= before(dag, "promote")
+    assert {"final_audit", "extraction_audit", "approve_release"} <= before(dag, "promote")
+
+
+def test_beside_steps_and_gates_there_are_few_tasks(dag):
+    own = {step.id for step in STEPS} | {judge_of(item) for item in ITEMS}
+    assert set(dag.task_ids) - own == {
+        "prepare_run",
+        "approve_waivers",
+        "approve_license",
+        "review_rows",
+        "ask_sweep",
+        "sweep",
+        "review_pairs",
+        "approve_release",
+        "canary",
+    }
 
 
 def test_the_canary_waits_deferred_after_the_release_and_nothing_waits_for_it(dag):
@@ -133,11 +161,11 @@ def test_a_circle_of_groups_is_caught(monkeypatch):
         structures(made)
 
 
-# What comes later waits for the check of what comes earlier, or for the task where it has none.
+# What comes later waits for the gate of what comes earlier, or for the task where it has none.
 CHAINS = (
     "prepare_run fetch_base schema_validation",
     "fetch_base license_audit",
-    "fetch_base ask_license approve_license license_audit",
+    "fetch_base approve_license license_audit",
     "approve_waivers license_audit",
     "approve_waivers schema_validation pii_scrubbing deduplication token_length_audit",
     "token_length_audit distribution_balancing final_audit lora_selection gradient_accumulation",
@@ -145,14 +173,14 @@ CHAINS = (
     "production_quantization build_engine holdout_performance base_regression extraction_audit",
     "extraction_audit determinism",
     "determinism latency_benchmark engine_optimization health_checks cold_start fallback lineage",
-    "pii_scrubbing assign_rows review_rows final_audit",
+    "pii_scrubbing review_rows final_audit",
     "license_audit lora_selection",
     "license_audit ask_sweep",
     "final_audit ask_sweep sweep lora_selection",
     "train checkpointing",
     "train quantization_verification",
     "export_candidate adapter_merging",
-    "holdout_performance prepare_review assign_pairs review_pairs human_review lineage promote",
+    "latency_benchmark prepare_review review_pairs human_review lineage approve_release promote",
     "cold_start cost_tracking",
     "cold_start drift_detection",
     "promote canary",
@@ -162,8 +190,8 @@ PAIRS = [pair for chain in CHAINS for pair in pairwise(chain.split())]
 
 @pytest.mark.parametrize(("earlier", "later"), PAIRS)
 def test_order(dag, earlier, later):
-    checks = {f"gate_{earlier}", f"check_{earlier}"} & set(dag.task_ids)
-    assert (checks or {earlier}) <= before(dag, later)
+    gate = {f"gate_{earlier}"} & set(dag.task_ids)
+    assert (gate or {earlier}) <= before(dag, later)
 
 
 def test_people_can_be_left_out_but_a_skipped_run_never_goes_on(dag):
@@ -269,8 +297,7 @@ def test_steps_that_start_the_engine_run_in_its_image(dag):
 
 def test_steps_that_measure_speed_have_the_machine_to_themselves(dag):
     """On a small machine whatever runs beside a benchmark is in its numbers."""
-    review = {"ask_review", "prepare_review", "assign_pairs", "review_pairs"}
-    review |= {"human_review", "check_human_review"}
+    review = {"prepare_review", "review_pairs", "human_review"}
     for benchmark in ("latency_benchmark", "production_quantization", "adapter_merging"):
         task = dag.get_task(benchmark)
         related = (

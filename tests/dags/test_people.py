@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from airflow.sdk import TriggerRule
-from airflow.sdk.exceptions import AirflowException, TaskAwaitingInput
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException, TaskAwaitingInput
 from tests.lab.reviews import prepared
 from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
@@ -52,8 +52,7 @@ def answer(params, user="ann", option="Send votes"):
 
 
 def test_each_reviewer_is_asked_about_five_pairs_at_a_time(dag, bench):
-    assign = dag.get_task("assign_pairs").python_callable
-    dealt = assign(bench.run.uri)
+    dealt = dag.get_task("prepare_review").deal(bench.run)
     assert [(entry["reviewer"], list(entry["pairs"])) for entry in dealt] == [
         ("ann", [1, 2, 3, 4, 5]),
         ("ben", [1, 2, 3, 4, 5]),
@@ -62,10 +61,10 @@ def test_each_reviewer_is_asked_about_five_pairs_at_a_time(dag, bench):
     ]
 
 
-def test_without_a_review_nobody_is_asked(dag, tmp_path):
-    run = Lab(tmp_path, {}).run
-    assert dag.get_task("ask_review").python_callable(run.uri) is False
-    assert dag.get_task("assign_pairs").python_callable(run.uri) == []
+def test_without_a_review_nobody_is_asked_and_no_pod_starts(dag, tmp_path):
+    prepared = {"return_value": Lab(tmp_path, {}).run.uri}
+    with pytest.raises(AirflowSkipException, match="no review"):
+        dag.get_task("prepare_review").execute(context_of("prepare_review", prepared=prepared))
 
 
 def test_a_question_names_its_reviewer_its_pairs_and_its_time(dag, bench, asked):
@@ -125,7 +124,7 @@ def test_the_question_of_a_model_with_messages_can_be_serialised():
 
     file = ModelFile.model_validate({"approvers": ["zoe"], "notify": {"webhook": "hook"}})
     with DAG("asks") as asks:
-        review_pairs(Model("m", "", file))
+        review_pairs(Model("m", "", file), [{"reviewer": None, "pairs": [1]}])
     stored = DagSerialization.to_dict(asks)["dag"]["tasks"]
     (mapped,) = [t["__var"] for t in stored if t["__var"]["task_id"] == "review_pairs"]
     assert mapped["_is_mapped"] is True

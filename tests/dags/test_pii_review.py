@@ -47,9 +47,9 @@ def answer(cells, option="Send what was found", *, read=True):
 
 
 def test_rows_are_dealt_out_ten_at_a_time_and_none_without_a_question(dag, lab, tmp_path):
-    deal = dag.get_task("assign_rows").python_callable
-    assert [len(form) for form in deal(lab.run.uri)] == [10, 2]
-    assert deal(Lab(tmp_path, {}, "other").run.uri) == []
+    deal = dag.get_task("pii_scrubbing").deal
+    assert [len(form) for form in deal(lab.run)] == [10, 2]
+    assert deal(Lab(tmp_path, {}, "other").run) == []
 
 
 def test_the_question_shows_its_rows_for_the_configured_time(dag, lab, monkeypatch):

@@ -1,4 +1,4 @@
-"""The sweep of the DAG on real pods: one for each rank, none where no sweep was asked for."""
+"""Mapped tasks after real pods: one for each rank of a sweep, one for each part dealt to people."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,13 @@ def pods(tmp_path):
 @pytest.mark.stack
 @pytest.mark.parametrize("ranks", [[8, 16], []])
 def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, ranks):
-    run = Lab(tmp_path, {"training": {"sweep_r": ranks}, "pods": {"memory": "64Mi"}}).run
+    """With a sweep, people are asked about 12 rows too, in two forms; without it about none."""
+    settings = {"training": {"sweep_r": ranks}, "pods": {"memory": "64Mi"}}
+    lab = Lab(tmp_path, {**settings, "data": {"pii_review": "ask" if ranks else None}})
+    row = {"row_hash": "h", "stratum": "other", "weight": 1.0, "text": "user: hello"}
+    sheet = {"draw_id": "0" * 12, "rows": [{**row, "row_id": str(n)} for n in range(12)]}
+    lab.leave("pii_scrubbing", {"review_sheet.json": json.dumps(sheet)})
+    run = lab.run
     printed = run_dag(
         Path(__file__).parent / "dags" / "sweep_dag.py",
         tmp_path / "airflow",
@@ -46,13 +52,17 @@ def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, 
     )
     states = [tuple(entry) for entry in printed]
     assert ("lora_selection", -1, "success", None) in states
-    calls = tmp_path / "calls"
+    calls = (tmp_path / "calls").read_text().splitlines()
+    scrubbed = f"step pii_scrubbing --run {run.uri}"
+    forms = [entry[:3] for entry in states if entry[0] == "review_rows"]
     if ranks:
+        assert forms == [("review_rows", 0, "success"), ("review_rows", 1, "success")]
         # The UI names each by its rank.
         trials = [("sweep", i, "success", f"r = {r}") for i, r in enumerate(ranks)]
         assert [entry for entry in states if entry[0] == "sweep"] == trials
-        called = sorted(calls.read_text().splitlines())
-        assert called == sorted(f"run sweep --r {r} --run {run.uri}" for r in ranks)
+        trials = [f"run sweep --r {r} --run {run.uri}" for r in ranks]
+        assert sorted(calls) == sorted([scrubbed, *trials])
     else:
+        assert forms == [("review_rows", -1, "skipped")]
         assert ("sweep", -1, "skipped", None) in states
-        assert not calls.exists()
+        assert calls == [scrubbed]

@@ -123,7 +123,6 @@ def test_nobody_was_asked_and_the_rest_ran(released):
         "approve_waivers",
         "approve_license",
         "prepare_review",
-        "assign_pairs",
         "review_pairs",
         "review_rows",
     }

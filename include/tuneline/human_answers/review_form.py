@@ -100,7 +100,7 @@ def _shown(run: Run, numbers: Collection[int]) -> list[ReviewPair]:
     if len(found) < len(numbers):
         raise UserError(
             f"the review of {run.uri} has {len(sheet.pairs)} pairs and not those that were dealt "
-            "out; they were drawn again, so run assign_pairs again"
+            "out; they were drawn again, so clear prepare_review, which deals them out"
         )
     return found
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 
-from tuneline.catalogue import ITEMS
+from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.errors import TunelineError, UserError
 from tuneline.stack.dag_run import DagRun, Task
 from tuneline.stack.lifecycle import Say
@@ -66,21 +66,20 @@ def _waiting_line(state: str, tasks: Mapping[str, Task]) -> str | None:
 def _line(run: DagRun, task: Task, tasks: Mapping[str, Task]) -> str | None:
     """Return the line of a task that ended, None if it adds nothing."""
     name, state = str(task["task_id"]), str(task["state"])
-    item = name.removeprefix("check_").removeprefix("gate_")
-    checks = item != name
+    item = name.removeprefix("gate_")
     if state in ("skipped", "upstream_failed", "removed"):
         return None
     if state == "up_for_retry":
         return f"{name:<26} try {task['try_number']} failed, trying again: {run.failure(task)}"
-    if checks and item in _ITEM_IDS:
+    # A data item is judged by its gate, the others by their own task.
+    if item in _ITEM_IDS and (item != name or item not in DATA_ORDER):
         return _item_line(run, item, tasks.get(item, task), task)
     if state == "failed":
         return f"{name:<26} FAILED: {run.failure(task)}"
-    # The line of an item comes with its check.
-    return None if name in _ITEM_IDS else f"{name:<26} done {task['duration'] or 0:8.1f} s"
+    return None if item in _ITEM_IDS else f"{name:<26} done {task['duration'] or 0:8.1f} s"
 
 
-def _item_line(run: DagRun, item: str, pod: Task, check: Task) -> str:
+def _item_line(run: DagRun, item: str, pod: Task, judge: Task) -> str:
     seconds = float(pod["duration"] or 0)
     uri = run.run_uri()
     try:
@@ -88,10 +87,10 @@ def _item_line(run: DagRun, item: str, pod: Task, check: Task) -> str:
     except (TunelineError, UserError) as error:
         return f"{item:<26} unreadable evidence: {error}"
     if status is None:
-        return f"{item:<26} FAILED: {run.failure(check)}"
+        return f"{item:<26} FAILED: {run.failure(judge)}"
     line = f"{item:<26} {status.verdict:<14} {seconds:6.1f} s  {status.summary}"
-    if check["state"] == "failed":
-        return f"{line} | STOPPED THE RUN: {run.failure(check)}"
+    if judge["state"] == "failed":
+        return f"{line} | STOPPED THE RUN: {run.failure(judge)}"
     return _fit(line)
 
 

@@ -1,4 +1,4 @@
-"""Items of the main DAG one after the other, with their checks, on real pods."""
+"""Items of the main DAG one after the other, on real pods."""
 
 import json
 import os

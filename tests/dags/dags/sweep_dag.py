@@ -1,11 +1,13 @@
-"""The sweep of the main DAG between what comes before it and what follows it, on real pods."""
+"""The mapped tasks of the main DAG between what comes before and after them, on real pods."""
 
 import json
 import os
 
 from airflow.sdk import DAG, TriggerRule, get_current_context, task
 
+from tuneline.catalogue import get_item
 from tuneline.run import Run
+from tuneline_airflow.steps import pod_of
 from tuneline_airflow.sweep import sweep
 
 with DAG("sweep") as dag:
@@ -21,9 +23,15 @@ with DAG("sweep") as dag:
     def lora_selection() -> None:
         """Stands where the item stands."""
 
+    @task
+    def review_rows(numbers: list[int]) -> None:
+        """Stands where people are asked about rows."""
+
+    rows = pod_of(get_item("pii_scrubbing"))
+    review_rows.expand(numbers=rows.output)
     asked, trials = sweep()
     run, chosen = prepare_run(), lora_selection()
-    run >> asked
+    run >> [asked, rows]
     [run, trials] >> chosen
 
 if __name__ == "__main__":

@@ -1,21 +1,37 @@
 """The questions of a run as the main DAG asks them, between a real start and no steps."""
 
-from airflow.sdk import DAG
+from dataclasses import asdict
+
+from airflow.sdk import DAG, task
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import models
+from tuneline.data.pii.review.form import open_forms
+from tuneline.human_answers.ballots import assignments_of
+from tuneline.run import Run
 from tuneline_airflow.launching import form, prepare_run
-from tuneline_airflow.people import approve_release, approve_waivers, ask_waivers, review_pairs
+from tuneline_airflow.people import approve_release, approve_waivers, review_pairs
 from tuneline_airflow.pii_review import review_rows
-from tuneline_airflow.pods import RUN_URI
 
 # The test names the folder of its model in TUNELINE_MODELS.
 (model,) = models()
 
 with DAG("approvals", schedule=None) as dag:
-    waivers = approve_waivers(model)
-    prepare_run(model.name) >> ask_waivers(RUN_URI) >> waivers
-    rows, findings = review_rows(model)
-    pairs, votes = review_pairs(model)
-    waivers >> [rows, pairs, approve_release(model)]
+
+    @task
+    def rows(run_uri: str) -> list[list[int]]:
+        """Stands for the task that scrubbed them."""
+        return open_forms(Run.open(run_uri))
+
+    @task
+    def pairs(run_uri: str) -> list[dict[str, object]]:
+        """Stands for the task that drew them."""
+        return [asdict(assignment) for assignment in assignments_of(Run.open(run_uri))]
+
+    run, waivers = prepare_run(model.name), approve_waivers(model)
+    run >> waivers
+    drawn, dealt = rows(run), pairs(run)
+    review_rows(model, drawn)
+    review_pairs(model, dealt)
+    waivers >> [drawn, dealt, approve_release(model)]
 dag.params = ParamsDict(form(model))
