@@ -28,7 +28,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, TaskGroup, TriggerRule
 from airflow.sdk.definitions.param import ParamsDict
 
-from tuneline.catalogue import STEPS, Group
+from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.config import Model
 from tuneline_airflow.canary import AwaitCanary
 from tuneline_airflow.family import MAIN, dags_of, settings_of
@@ -88,7 +88,7 @@ def _wire(model: Model) -> None:
         run = prepare_run(model.name)
         waivers, licences = approve_waivers(model), approve_license(model)
     tasks, engine = {}, model.engine
-    for step in STEPS:
+    for step in RUN_ORDER:
         with groups[step.group]:
             rule = TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS if step.id in OPTIONAL_BEFORE else None
             tasks[step.id] = tasks_of(step, engine, rule)
@@ -105,7 +105,7 @@ def _wire(model: Model) -> None:
 
     # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
     # beside them on a small machine. People may take their time meanwhile.
-    for step in STEPS:
+    for step in RUN_ORDER:
         for earlier in step.after:
             tasks[earlier].last >> tasks[step.id].first
         if not step.after:

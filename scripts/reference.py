@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -19,7 +18,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tuneline.catalogue import STEPS, Group
+from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.cli import parser
 from tuneline.config import ModelFile, PipelineConfig
 from tuneline.evidence import Evidence, Record
@@ -53,14 +52,13 @@ def pages() -> dict[Path, str]:
 
 def run_picture() -> str:
     """Return the steps of a run and their order as a Mermaid diagram, from the catalogue."""
-    steps = {step.id: step for step in STEPS}
+    groups = {step.id: step.group for step in RUN_ORDER}
     within: dict[Group, dict[str, list[str]]] = {group: {} for group in Group}
     across: dict[str, list[str]] = {}
-    for later in TopologicalSorter({step.id: step.after for step in STEPS}).static_order():
-        group = steps[later].group
-        for earlier in steps[later].after:
-            edges = within[group] if steps[earlier].group == group else across
-            edges.setdefault(earlier, []).append(later)
+    for step in RUN_ORDER:
+        for earlier in step.after:
+            edges = within[step.group] if groups[earlier] == step.group else across
+            edges.setdefault(earlier, []).append(step.id)
     lines = ["flowchart LR"]
     for group, edges in within.items():
         lines += [f"  subgraph {group}", *(f"    {chain}" for chain in _chains(edges)), "  end"]

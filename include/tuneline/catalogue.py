@@ -392,11 +392,14 @@ _ITEMS_BY_ID = {item.id: item for item in ITEMS}
 _HELPERS_BY_ID = {helper.id: helper for helper in HELPERS}
 
 _GRAPH = {step.id: step.after for step in STEPS}
+# All steps, each after those that it waits for.
+RUN_ORDER = tuple(
+    {**_ITEMS_BY_ID, **_HELPERS_BY_ID}[step_id]
+    for step_id in TopologicalSorter(_GRAPH).static_order()
+)
 # The items of the data phase in their order; each reads the rows that the one before kept.
 DATA_ORDER = tuple(
-    step_id
-    for step_id in TopologicalSorter(_GRAPH).static_order()
-    if step_id in _ITEMS_BY_ID and _ITEMS_BY_ID[step_id].phase == Phase.DATA
+    step.id for step in RUN_ORDER if isinstance(step, Item) and step.phase == Phase.DATA
 )
 
 

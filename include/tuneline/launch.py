@@ -36,6 +36,8 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "reason": ("reason",),
 }
 
+# What the form calls a choice that is left to the preset and the model's file.
+_UNCHANGED = {"null": "as preset and model file say"}
 # The choices of the form's tracking field.
 _TRACKERS = {
     "mlflow": ["mlflow"],
@@ -46,7 +48,9 @@ _TRACKERS = {
 
 
 def form_fields() -> dict[str, dict[str, Any]]:
-    """Return the fields of the trigger form: JSON Schema keywords and a default for each.
+    """Return the fields of the trigger form: a default and JSON Schema keywords for each.
+
+    `values_display` names choices for people.
 
     A field left at None takes the preset's value.
     """
@@ -82,12 +86,14 @@ def form_fields() -> dict[str, dict[str, Any]]:
             "type": ["string", "null"],
             "default": None,
             "enum": [None, *engines],
+            "values_display": _UNCHANGED,
             "title": "Serving engine",
         },
         "tracking": {
             "type": ["string", "null"],
             "default": None,
             "enum": [None, *_TRACKERS],
+            "values_display": _UNCHANGED,
             "title": "Experiment tracking",
         },
         "review": {

@@ -154,7 +154,7 @@ def test_a_circle_of_groups_is_caught(monkeypatch):
         replace(step, grouped=None) if step.id == "license_audit" else step for step in STEPS
     )
     assert group_circle(groups_of_steps(moved))
-    monkeypatch.setattr(finetune_to_production, "STEPS", moved)
+    monkeypatch.setattr(finetune_to_production, "RUN_ORDER", moved)
     made = finetune_to_production.build(Model("a", "", ModelFile()))
     assert group_circle(groups_of_tasks(made))
     with pytest.raises(ValueError, match="cyclic dependency"):

@@ -42,10 +42,10 @@ class Site:
             **environment,
         }
 
-    def start(self):
+    def start(self, parts=airflow.COMPONENTS):
         command = str(self.layout.airflow_python.with_name("airflow"))
         subprocess.run([command, "db", "migrate"], env=self.env, check=True, capture_output=True)
-        for part in airflow.COMPONENTS:
+        for part in parts:
             more = ["--skip-serve-logs"] if part in ("scheduler", "triggerer") else []
             log = (self.layout.home / f"{part}.log").open("wb")
             self.processes.append(

@@ -1,13 +1,10 @@
-"""The review's form in a real browser: Chromium, Airflow's UI, and the votes that come of it.
-
-Needs the package `chromium` and `requirements/browser.txt`.
-"""
+"""The review's form in a real browser: Chromium, Airflow's UI, and the votes that come of it."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from tests.lab.browser import chromium
 from tests.lab.reviews import prepared
 from tests.lab.runs import Lab
 from tests.lab.site import Site
@@ -17,16 +14,10 @@ from tuneline.serving.server_process import free_port
 from tuneline.stack.layout import Layout
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 USERS = ("ann", "ben", "eve")
 DAG = "review_form"
 
-pytestmark = [
-    pytest.mark.stack,
-    pytest.mark.long,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
@@ -50,14 +41,8 @@ def site(tmp_path, bench):
 @pytest.fixture
 def page(site):
     """A page of Chromium, in which ann is logged in."""
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="pip install -r requirements/browser.txt"
-    )
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        made = browser.new_page(viewport={"width": 1400, "height": 1800})
-        yield made
-        browser.close()
+    with chromium() as browser:
+        yield browser.new_page(viewport={"width": 1400, "height": 1800})
 
 
 def test_a_reviewer_votes_in_the_browser_and_others_cannot(site, bench, page, tmp_path):

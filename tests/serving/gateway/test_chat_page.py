@@ -1,17 +1,12 @@
-"""The chat page: its headers, and a conversation in a real browser.
-
-The browser is the package `chromium`; Playwright is in `requirements/browser.txt`.
-"""
+"""The chat page: its headers, and a conversation in a real browser."""
 
 import re
-import shutil
 
 import pytest
+from tests.lab.browser import chromium
 from tests.lab.waiting import wait_for
 
 from .conftest import upstream_entry
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def test_the_page_may_run_itself_alone_and_talk_to_the_gateway_alone(start, small):
@@ -35,19 +30,12 @@ def test_the_page_can_be_left_out(start, small):
 @pytest.fixture
 def page():
     """A page of Chromium; what the browser refused or missed is in `page.problems`."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="pip install -r requirements/browser.txt"
-    )
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         made = browser.new_page(viewport={"width": 900, "height": 800})
         made.problems = []
         made.on("console", lambda m: m.type == "error" and made.problems.append(m.text))
         made.on("pageerror", lambda error: made.problems.append(str(error)))
         yield made
-        browser.close()
 
 
 def test_a_conversation_in_the_browser(start, small, large, page, tmp_path):

@@ -1,0 +1,172 @@
+"""The UI of a real Airflow draws every DAG, in a real browser, for an administrator and a viewer.
+
+No scheduler runs: the DAGs are stored as the DAG processor would, and the API gives tasks states.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.lab.browser import chromium
+from tests.lab.runs import Lab
+from tests.lab.site import ROOT, Site
+
+from tuneline.catalogue import ITEMS, STEPS, Group
+from tuneline.evidence import measure
+from tuneline.serving.server_process import free_port
+from tuneline.stack.layout import Layout
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+
+USERS = {"root": "admin", "vic": "viewer"}
+MAIN = "finetune_to_production"
+STATES = {
+    "prepare_run": "success",
+    "approve_waivers": "skipped",
+    "fetch_base": "success",
+    "schema_validation": "success",
+    "gate_schema_validation": "failed",
+}
+# Stores the DAGs of a folder as they are with each folder of model files.
+STORE_DAGS = """
+import os, sys
+from airflow.dag_processing.bundles.manager import DagBundlesManager
+from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+DagBundlesManager().sync_bundles_to_db()
+for models in sys.argv[2:]:
+    os.environ["TUNELINE_MODELS"] = models
+    bag = DagBag(sys.argv[1])
+    assert not bag.import_errors, bag.import_errors
+    sync_bag_to_db(bag, "dags-folder", None)
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """An API server that knows the DAGs of no model file, of one and of two, and a run."""
+    root = tmp_path_factory.mktemp("ui")
+    folders = []
+    for names in ((), ("faq",), ("billing", "claims")):
+        folders.append(root / f"models-{len(names)}")
+        folders[-1].mkdir()
+        for name in names:
+            text = f"settings: {{data: {{source: s3://bucket/{name}.jsonl}}}}\n"
+            (folders[-1] / f"{name}.yaml").write_text(text)
+    lab = Lab(root, {})
+    layout = Layout(ROOT, root / "home", free_port(), free_port(), lab.run.store.uri)
+    made = Site(layout, USERS, "root", AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags"))
+    made.start(["api-server"])
+    try:
+        command = [sys.executable, "-c", STORE_DAGS, str(ROOT / "dags"), *map(str, folders)]
+        subprocess.run(command, env=made.env, check=True, capture_output=True)
+        made.until(lambda: made.call("root", "GET", "/monitor/health").is_success, "the API")
+        start_run(made, lab)
+        yield made
+    finally:
+        made.stop()
+
+
+def start_run(site, lab):
+    """Start a run of the main DAG, give tasks a state, and leave the evidence of one item."""
+    runs = f"/dags/{MAIN}/dagRuns"
+    assert site.call("root", "POST", runs, dag_run_id="test", logical_date=None).is_success
+    for task, state in STATES.items():
+        path = f"{runs}/test/taskInstances/{task}"
+        assert site.call("root", "PATCH", path, new_state=state).is_success
+    lab.leave("schema_validation", {}, [measure("broken_rows", 3, "rows", "==", 0)])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as made:
+        yield made
+
+
+@pytest.fixture
+def page(site, browser, request):
+    """A page in which a user is logged in; what failed in it is in `page.problems`."""
+    made = browser.new_page(viewport={"width": 1500, "height": 1200})
+    made.user, made.problems = request.param, []
+    made.goto(f"{site.url}/auth/login/")
+    made.get_by_label("Username").fill(request.param)
+    made.get_by_label("Password").fill(request.param)
+    made.get_by_role("button", name="Sign in").click()
+    made.wait_for_url(lambda url: "/auth/" not in url)
+    made.wait_for_load_state("networkidle")
+
+    made.on("response", lambda r: r.ok or made.problems.append(f"{r.status} {r.url}"))
+    made.on("requestfailed", lambda r: made.problems.append(f"{r.failure} {r.url}"))
+    made.on("console", lambda m: m.type == "error" and made.problems.append(m.text))
+    made.on("pageerror", lambda error: made.problems.append(str(error)))
+    yield made
+    made.close()
+
+
+def show(page, name):
+    """Keep a picture of what is shown where UI_SCREENSHOTS says."""
+    if folder := os.environ.get("UI_SCREENSHOTS"):
+        page.wait_for_timeout(1000)
+        page.screenshot(path=Path(folder) / f"{page.user}-{name}.png")
+
+
+def names_in(node):
+    """The ids of a structure and of all below it."""
+    return {node["id"]} | {name for child in node.get("children") or () for name in names_in(child)}
+
+
+def test_the_structure_of_every_dag_is_served(site):
+    dags = site.call("root", "GET", "/dags?limit=100").json()["dags"]
+    ids = {dag["dag_id"] for dag in dags}
+    assert {MAIN, "rollback", f"{MAIN}__billing", "drift_watch__claims"} <= ids
+    for dag_id in ids:
+        grid = site.request("root", "GET", f"/ui/grid/structure/{dag_id}")
+        graph = site.request("root", "GET", f"/ui/structure/structure_data?dag_id={dag_id}")
+        assert (grid.status_code, graph.status_code) == (200, 200), (grid.text, graph.text)
+        tasks = site.call("root", "GET", f"/dags/{dag_id}/tasks").json()["tasks"]
+        names = {task["task_id"] for task in tasks}
+        assert names
+        assert names <= names_in({"id": "", "children": grid.json()})
+        assert names <= names_in({"id": "", "children": graph.json()["nodes"]})
+
+
+@pytest.mark.parametrize("page", USERS, indirect=True)
+def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
+    page.goto(f"{site.url}/dags/{MAIN}/runs/test")
+    page.get_by_test_id("expand-all-button").click()
+    for step in STEPS:
+        page.get_by_test_id(f"task-{step.id}").wait_for(state="attached")
+    show(page, "grid")
+    squares = page.locator(f'a[href*="/dags/{MAIN}/runs/test/tasks/"]')
+    assert squares.count() >= len(STEPS) + len(Group)
+
+    page.get_by_role("button", name="Show Graph").click()
+    page.locator('.react-flow__node[data-id="promote"]').wait_for()
+    shown = page.locator(".react-flow__node").evaluate_all("all => all.map(e => e.dataset.id)")
+    assert {step.id for step in STEPS} | set(Group) <= set(shown)
+    show(page, "graph")
+    page.get_by_test_id("collapse-all-button").click()
+    page.locator('.react-flow__node[data-id="promote"]').wait_for(state="detached")
+    shown = page.locator(".react-flow__node").evaluate_all("all => all.map(e => e.dataset.id)")
+    assert shown == [group.value for group in Group]
+    show(page, "graph-of-groups")
+
+    page.get_by_role("button", name="Show Grid").click()
+    page.get_by_role("tab", name="Release checklist").or_(
+        page.get_by_role("link", name="Release checklist")
+    ).first.click()
+    tab = page.frame_locator("iframe")
+    tab.get_by_text("broken_rows is 3").first.wait_for(state="attached")
+    assert tab.locator("details").count() == len(ITEMS)
+    show(page, "checklist")
+    assert page.problems == []
+
+
+@pytest.mark.parametrize("page", ["root"], indirect=True)
+def test_the_form_is_shown(site, page):
+    page.goto(f"{site.url}/dags/{MAIN}")
+    page.get_by_test_id("trigger-dag-button").click()
+    page.get_by_text("Overrides (YAML)").wait_for()
+    show(page, "form")
+    assert page.problems == []
