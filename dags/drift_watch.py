@@ -175,12 +175,11 @@ def ask_for_labels(model_name: str) -> str:
 @fail_plainly()
 def start_retraining(model_name: str, main: str) -> str | None:
     """Start the main DAG once for this drift; None, with a note, if too few rows are reviewed."""
-    from tuneline.data.sources.dataset_version import dataset_version
     from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
     from tuneline.governance.production.watch import read_look
     from tuneline.governance.retraining.drift import note_retraining
-    from tuneline.governance.retraining.nightly import note_tried
     from tuneline.governance.retraining.spending import over_budget
+    from tuneline.launch import safe_run_id
     from tuneline.store import open_store
 
     context: Any = get_current_context()
@@ -202,7 +201,7 @@ def start_retraining(model_name: str, main: str) -> str | None:
         leave_note(context, f"{decided['why']}. No retraining: {broke}")
         Announce("budget", model, broke).notify(context)
         return None
-    run_id = f"drift__{last}"
+    run_id = safe_run_id(f"drift__{last}", model.suffix)
     reason = f"drift of {first} to {last}: {decided['why']}"
     trigger = {
         "dag_id": context["dag_run"].dag_id,
@@ -217,8 +216,6 @@ def start_retraining(model_name: str, main: str) -> str | None:
     api = AirflowApi()
     api.trigger(main, run_id, conf)
     note_retraining(store, model_name, read_look(store, model_name, last), run_id)
-    # The night after need not try the same data again.
-    note_tried(store, model_name, dataset_version(sources.addresses), run_id)
     leave_note(context, f"{decided['why']}. Started {main} {run_id} with {len(rows)} reviewed rows")
     return run_id
 

@@ -93,30 +93,25 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
         return None
     warm = {"training": {"warm_start": "released"}} if model.file.nightly.warm_start else {}
     overrides = merge(sources.overrides, warm)
-    return {"why": night.why, "overrides": overrides, "files": version.files}
+    return {"why": night.why, "overrides": overrides}
 
 
 @task(retries=3, retry_policy=worker_retry_policy)
 @fail_plainly()
 def start_run(model_name: str, main: str) -> str:
     """Start the main DAG once for this night, and return the id of its run."""
-    from tuneline.data.sources.dataset_version import DatasetVersion
-    from tuneline.governance.retraining.nightly import note_tried
     from tuneline.launch import safe_run_id
-    from tuneline.store import open_store
 
     context: Any = get_current_context()
     decided = context["ti"].xcom_pull(task_ids="compare_data")
-    run = context["dag_run"]
-    run_id = safe_run_id(f"nightly__{run.run_after:%Y-%m-%dT%H-%M-%S}")
+    run, suffix = context["dag_run"], find_model(model_name).suffix
+    run_id = safe_run_id(f"nightly__{run.run_after:%Y-%m-%dT%H-%M-%S}", suffix)
     conf = conf_of(
         f"nightly retraining: {decided['why']}",
         {"dag_id": run.dag_id, "run_id": run.run_id},
         decided["overrides"],
     )
     AirflowApi().trigger(main, run_id, conf)
-    version = DatasetVersion(files=decided["files"])
-    note_tried(open_store(store_uri()), model_name, version, run_id)
     leave_note(context, f"{decided['why']}. Started {main} {run_id}")
     return run_id
 

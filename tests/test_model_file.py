@@ -29,10 +29,10 @@ def test_without_a_file_there_is_one_model_without_schedules(folder):
     assert only.file.nightly.schedule is None
 
 
-def test_a_single_file_keeps_plain_ids(folder):
+def test_a_single_file_has_the_ids_that_it_keeps_when_another_one_comes(folder):
     (folder / "faq.yaml").write_text(GOOD)
     (only,) = models()
-    assert (only.name, only.suffix) == ("faq", "")
+    assert (only.name, only.suffix) == ("faq", "__faq")
     assert only.file.owners == ["support-ml"]
 
 

@@ -1,7 +1,8 @@
 """The DAGs of each model: the same five, made from its file in `config/models`.
 
-With several models each id ends in `__<model>`. A model whose file can't be used keeps its DAGs'
-ids, with one task that fails with the reason, and leaves the other models alone.
+The ids of a file's DAGs end in `__<model>`; a project without a file has the plain ids. A model
+whose file can't be used keeps its DAGs' ids, with one task that fails with the reason, and leaves
+the other models alone.
 """
 
 from __future__ import annotations

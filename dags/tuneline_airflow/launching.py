@@ -57,6 +57,8 @@ def conf_of(
 @fail_plainly()
 def prepare_run(model_name: str) -> str:
     """Validate the form, create the run, record its starter, and return its URI."""
+    from tuneline.data.sources.dataset_version import DatasetVersion
+    from tuneline.governance.retraining.nightly import note_tried
     from tuneline.human_answers import record_waivers
 
     context: Any = get_current_context()
@@ -79,6 +81,9 @@ def prepare_run(model_name: str) -> str:
     meta["approvers"] = list(model.file.approvers)
     run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
     record_waivers(run, started_by)
+    if fields.get("trigger") and (files := run.meta["dataset_version"]):
+        # Only now: a run that is refused tries nothing, and the next night starts another one.
+        note_tried(run.store, model_name, DatasetVersion(files=files), run.run_id)
     context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))
     engine_pods = run.config.engine_pods.model_dump(mode="json")
     context["ti"].xcom_push(key="engine_pods", value=engine_pods)

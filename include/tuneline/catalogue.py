@@ -393,8 +393,8 @@ _HELPERS_BY_ID = {helper.id: helper for helper in HELPERS}
 
 _GRAPH = {step.id: step.after for step in STEPS}
 # All steps, each after those that it waits for.
-RUN_ORDER = tuple(
-    {**_ITEMS_BY_ID, **_HELPERS_BY_ID}[step_id]
+RUN_ORDER: tuple[Item | Helper, ...] = tuple(
+    _ITEMS_BY_ID.get(step_id) or _HELPERS_BY_ID[step_id]
     for step_id in TopologicalSorter(_GRAPH).static_order()
 )
 # The items of the data phase in their order; each reads the rows that the one before kept.

@@ -183,7 +183,7 @@ def create_run(
     Args:
         fields: values of `form_fields()`; a missing one takes its default.
         store: URI of the store.
-        run_id: name of the run; characters that a path or S3 key can't hold are replaced.
+        run_id: name of the run; see `safe_run_id`.
         meta: further fields of `run.json` (the Airflow run, the user).
         where: the place of a wrong setting, for an error.
         model: the model whose file lies below the form; None for a run without one.
@@ -205,7 +205,7 @@ def create_run(
     described["dataset_version"] = _dataset_version(config)
     if fields.get("trigger"):
         described["trigger"] = fields["trigger"]
-    return Run.create(store, safe_run_id(run_id), config, described)
+    return Run.create(store, safe_run_id(run_id, model.suffix if model else ""), config, described)
 
 
 def _dataset_version(config: PipelineConfig) -> dict[str, str] | None:
@@ -285,12 +285,18 @@ def check_source(addresses: Sequence[str]) -> None:
         check_file(files[0].local, files[0].name)
 
 
-def safe_run_id(run_id: str) -> str:
-    """Return a run id without characters that paths or S3 keys can't hold."""
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id).strip("-.")
+def safe_run_id(run_id: str, suffix: str = "") -> str:
+    """Return the id of a run in the store, where the runs of all models lie side by side.
+
+    Args:
+        run_id: the id in Airflow, unique within a DAG; characters that paths or S3 keys can't
+            hold are replaced.
+        suffix: what it ends in, `Model.suffix`.
+    """
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", run_id.removesuffix(suffix)).strip("-.")
     if not cleaned:
         raise UserError(f"run id {run_id!r} has no usable characters; use letters and digits")
-    return cleaned
+    return cleaned + suffix
 
 
 def new_run_id() -> str:

@@ -78,8 +78,8 @@ class Run:
     ) -> Run:
         """Create a run: write `config.json` and `run.json`.
 
-        A retried task creates its run again; that is refused only if the configuration
-        differs.
+        A retried task creates its run again; that is refused if the configuration differs, or
+        if another run in Airflow has made it.
 
         Args:
             store_uri: the store.
@@ -88,12 +88,18 @@ class Run:
             meta: further fields of `run.json`.
 
         Raises:
-            UserError: if the run exists with another configuration.
+            UserError: if the run exists and is another one.
         """
         store = open_store(store_uri)
         prefix = f"runs/{run_id}"
         document = json.dumps(config.model_dump(mode="json"), indent=1).encode()
         if store.exists(f"{prefix}/config.json"):
+            known = _airflow_run(json.loads(store.get_bytes(f"{prefix}/run.json")))
+            if known != _airflow_run(meta):
+                raise UserError(
+                    f"{store.uri_of(prefix)} belongs to {known or 'a run without Airflow'}; choose "
+                    "another run id"
+                )
             if store.get_bytes(f"{prefix}/config.json") != document:
                 raise UserError(
                     f"{store.uri_of(prefix)} exists with another configuration; "
@@ -193,3 +199,9 @@ class Run:
     def _note_measurements(self, step: str, entry: Evidence | Record | None) -> None:
         if self.reads is not None:
             self.note(step, MEASUREMENTS, None if entry is None else hash_measurements(entry))
+
+
+def _airflow_run(meta: Mapping[str, Any]) -> str:
+    """Return which run in Airflow made a run, empty if none did."""
+    named = meta.get("airflow") or {}
+    return f"{named['run_id']} of {named['dag_id']}" if named else ""

@@ -33,13 +33,14 @@ _PROCESS = "the API server"
 _MAY_READ_RUN = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
 
 
-def open_run(run_id: str) -> Run:
+def open_run(dag_id: str, run_id: str) -> Run:
     """Open the run that belongs to a DAG run.
 
     Raises:
         UserError: if the store is not configured, or the run was not created yet.
     """
-    return Run.open(f"{store_of(_PROCESS)}/runs/{safe_run_id(run_id)}")
+    _, mark, model = dag_id.partition("__")
+    return Run.open(f"{store_of(_PROCESS)}/runs/{safe_run_id(run_id, mark + model)}")
 
 
 def find_outcome(dag_id: str, run_id: str) -> str | None:
@@ -68,7 +69,7 @@ def page(dag_id: str, run_id: str) -> HTMLResponse:
         outcome = find_outcome(dag_id, run_id)
         if outcome is not None:
             return HTMLResponse(outcome)
-        run = open_run(run_id)
+        run = open_run(dag_id, run_id)
         rows = checklist(run)
         evidence = {row.item: run.find_evidence(row.item) for row in rows}
     except TunelineError as error:
@@ -80,7 +81,7 @@ def page(dag_id: str, run_id: str) -> HTMLResponse:
 def as_json(dag_id: str, run_id: str) -> list[dict[str, Any]]:
     """Return the 25 rows as JSON, the same as `tuneline checklist --json`."""
     try:
-        return [row.as_dict() for row in checklist(open_run(run_id))]
+        return [row.as_dict() for row in checklist(open_run(dag_id, run_id))]
     except TunelineError as error:
         raise HTTPException(status_code=404, detail=str(error)) from None
 

@@ -74,9 +74,9 @@ def test_a_broken_file_leaves_its_ids_with_the_reason(parsed):
 
 def test_the_days_logs_update_an_asset_that_drift_waits_for(parsed):
     dags = parsed(faq=FILE.format(name="faq"))
-    (asset,) = dags["production_logs"].get_task("check_day").outlets
-    assert asset.name == "curated_logs"
-    (awaited,) = dags["drift_watch"].schedule
+    (asset,) = dags["production_logs__faq"].get_task("check_day").outlets
+    assert asset.name == "curated_logs__faq"
+    (awaited,) = dags["drift_watch__faq"].schedule
     assert awaited == asset
 
 
@@ -84,8 +84,8 @@ def test_a_backfill_is_possible_since_the_logs_have_a_cron(parsed):
     from airflow.sdk import CronDataIntervalTimetable
 
     dags = parsed(faq=FILE.format(name="faq"))
-    assert isinstance(dags["production_logs"].schedule, CronDataIntervalTimetable)
-    assert not dags["production_logs"].catchup
+    assert isinstance(dags["production_logs__faq"].schedule, CronDataIntervalTimetable)
+    assert not dags["production_logs__faq"].catchup
 
 
 def test_waiting_holds_no_worker(parsed):
@@ -112,7 +112,7 @@ def test_the_conf_of_a_run_that_a_dag_starts_fits_the_form(parsed):
     settings = {"data": {"source": ["a.jsonl", "file:///s/reviewed.jsonl"]}}
     for overrides in (settings, {}):
         conf = conf_of("drift of a day", {"dag_id": "drift_watch"}, overrides)
-        main = parsed(faq=FILE.format(name="faq"))["finetune_to_production"]
+        main = parsed(faq=FILE.format(name="faq"))["finetune_to_production__faq"]
         for name, value in conf.items():
             main.params.get_param(name).resolve(value)
     conf = conf_of("drift of a day", {}, settings)

@@ -95,7 +95,7 @@ def gate(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_MODELS", str(tmp_path / "models"))
     bag = DagBag(str(ROOT / "dags"))
     assert bag.import_errors == {}
-    task = bag.dags["production_logs"].get_task("gate_day")
+    task = bag.dags[f"production_logs__{MODEL}"].get_task("gate_day")
     assert task.downstream_task_ids == {"check_day"}
     notes = []
     scope = task.python_callable.__globals__

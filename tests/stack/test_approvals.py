@@ -28,7 +28,7 @@ from tuneline.verdicts import status
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(900)]
 
-DAG = "approvals"
+DAG = "approvals__model"
 USERS = {"alice": "op", "bob": "op", "eve": "op", "vic": "viewer", "root": "admin"}
 WHY = "agreed with the owner of the service"
 HOLDS = measure("limit_holds", True, "flag", "==", True)
@@ -124,10 +124,10 @@ def leave_evidence(lab):
         digest = hashlib.sha256(raw).hexdigest()
         name = f"evidence/{item.id}/evidence.json"
         files.append(ManifestFile(name=name, sha256=digest, bytes=len(raw)))
-    manifest = Manifest(name="model", version="r1", files=files)
-    digest = write_manifest(lab.run.store, "models/model/r1", manifest)
-    uri = lab.run.store.uri_of("models/model/r1/manifest.json")
-    reference = ManifestRef(uri=uri, sha256=digest, version="r1")
+    manifest = Manifest(name="model", version="r1__model", files=files)
+    digest = write_manifest(lab.run.store, "models/model/r1__model", manifest)
+    uri = lab.run.store.uri_of("models/model/r1__model/manifest.json")
+    reference = ManifestRef(uri=uri, sha256=digest, version="r1__model")
     lab.leave("lineage", {"manifest_ref.json": reference.model_dump_json()}, [HOLDS])
     return digest
 
@@ -143,7 +143,7 @@ def test_people_answer_for_what_they_may_and_nothing_else(site, tmp_path):
 
     # The waiver of a limit: refused for a viewer, a stranger, the starter, and without a reason.
     waits(site, "approve_waivers")
-    run = Run.open(site.layout.store + "/runs/r1")
+    run = Run.open(site.layout.store + "/runs/r1__model")
     assert run.meta["started_by"] == "alice"
     lab = Lab(tmp_path / "lab", {})
     lab.run, lab.root = run, tmp_path / "lab"

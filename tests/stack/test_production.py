@@ -34,6 +34,10 @@ pytestmark = [
 ]
 
 MODEL = "support-intents"
+MAIN, LOGS, DRIFT, NIGHTLY = (
+    f"{kind}__{MODEL}"
+    for kind in ("finetune_to_production", "production_logs", "drift_watch", "nightly_retraining")
+)
 TODAY = datetime.now(UTC).date()
 # The model is released before the first of them.
 DAYS = [TODAY - timedelta(days=n) for n in range(6, 0, -1)]
@@ -64,7 +68,7 @@ class Production:
     def backfill(self, days, **conf):
         """Curate days as a person does it from the UI."""
         body = {
-            "dag_id": "production_logs",
+            "dag_id": LOGS,
             "from_date": f"{days[0]}T00:00:00Z",
             "to_date": f"{days[-1]}T23:59:59Z",
             "reprocess_behavior": "completed",
@@ -80,7 +84,7 @@ class Production:
         return answer.is_success
 
     def backfills(self):
-        answer = self.client.call("GET", "/backfills?dag_id=production_logs&order_by=id&limit=50")
+        answer = self.client.call("GET", f"/backfills?dag_id={LOGS}&order_by=id&limit=50")
         return answer.json()["backfills"]
 
     def runs(self, dag):
@@ -99,9 +103,9 @@ class Production:
                 run["dag_run_id"],
                 run["state"],
                 run["note"],
-                self.failures("drift_watch", run["dag_run_id"]),
+                self.failures(DRIFT, run["dag_run_id"]),
             )
-            for run in self.runs("drift_watch")
+            for run in self.runs(DRIFT)
         ]
 
     def failures(self, dag, run_id):
@@ -151,7 +155,10 @@ def production(tmp_path_factory, make_commands, sample):
     up = made.run("up")
     assert up.returncode == 0, up.stdout + up.stderr
     client = Airflow(made.layout())
-    yield Production(made, client, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # For the id of the main DAG.
+        patch.setenv("TUNELINE_MODELS", str(folder / "models"))
+        yield Production(made, client, folder)
     client.close()
     made.run("down")
 
@@ -163,7 +170,7 @@ def released(production):
     state, _, failures = finish(run, 1500)
     assert state == "success", failures
     pointer = read_release(production.store, MODEL)
-    assert pointer.version == "first"
+    assert pointer.version == f"first__{MODEL}"
     backdate(production.store, MODEL, f"{TODAY - timedelta(days=7)}T00:00:00Z")
     opened = Run.open(run.run_uri())
     path = production.folder / "dataset.parquet"
@@ -182,7 +189,7 @@ def ordinary(production, released):
     production.backfill(ORDINARY)
     production.until(lambda: all(b["completed_at"] for b in production.backfills()), "the days")
     production.until(lambda: looked_at(production, ORDINARY[-1]), "a look at the third day")
-    production.settle("drift_watch")
+    production.settle(DRIFT)
 
 
 def looked_at(production, day):
@@ -194,8 +201,8 @@ def test_ordinary_days_start_nothing(production, ordinary):
         curated = open_day(production.store, MODEL, day)
         gate = json.loads(production.store.get_bytes(f"{curated.prefix}/gate.json"))
         assert gate["verdict"] == "pass"
-    assert [run["dag_run_id"] for run in production.runs("finetune_to_production")] == ["first"]
-    notes = [run["note"] or "" for run in production.runs("drift_watch")]
+    assert [run["dag_run_id"] for run in production.runs(MAIN)] == ["first"]
+    notes = [run["note"] or "" for run in production.runs(DRIFT)]
     assert any("look like the training data" in note for note in notes), notes
     assert all("asked_by" not in (b["dag_run_conf"] or {}) for b in production.backfills())
 
@@ -214,40 +221,40 @@ def test_drifted_days_are_backfilled_once_labelled_and_retrained(production, ord
     production.crash("scheduler")
     production.until(lambda: own() and all(b["completed_at"] for b in own()), "its end", 900)
 
-    watching = next(r for r in production.runs("drift_watch") if r["state"] == "running")
+    watching = next(r for r in production.runs(DRIFT) if r["state"] == "running")
     run_id = watching["dag_run_id"]
     answer_labels(production, run_id)
-    production.settle("drift_watch", 900)
+    production.settle(DRIFT, 900)
 
     assert len(own()) == 1, (own(), production.told())
     (backfill,) = own()
-    assert backfill["dag_run_conf"]["asked_by"] == f"drift_watch/{run_id}"
+    assert backfill["dag_run_conf"]["asked_by"] == f"{DRIFT}/{run_id}"
     assert backfill["dag_run_conf"]["sample"] == 1.0
     # The first drifted day shows it already; the next one falls into the cool-down.
     first, last = backfill["from_date"][:10], backfill["to_date"][:10]
     assert first == str(DRIFTED[0])
     assert last in map(str, DRIFTED)
-    tasks = production.tasks("drift_watch", run_id)
+    tasks = production.tasks(DRIFT, run_id)
     ran = ("compare", "decide", "backfill", "label_rows", "keep_labels", "start_retraining")
     assert {name: tasks[name] for name in ran} == dict.fromkeys(ran, "success")
-    note = next(r["note"] for r in production.runs("drift_watch") if r["dag_run_id"] == run_id)
+    note = next(r["note"] for r in production.runs(DRIFT) if r["dag_run_id"] == run_id)
     assert "drift since" in note
     assert "with 4 reviewed rows" in note
 
-    started = production.runs("finetune_to_production")[1:]
-    assert [run["dag_run_id"] for run in started] == [f"drift__{last}"]
+    started = production.runs(MAIN)[1:]
+    assert [run["dag_run_id"] for run in started] == [f"drift__{last}__{MODEL}"]
     conf = started[0]["conf"]
     assert conf["reason"].startswith(f"drift of {first}")
     assert conf["trigger"]["report"].endswith("report.json")
-    finish(DagRun(production.client, f"drift__{last}"), 1500)
-    retrained = Run.open(production.store.uri_of(f"runs/drift__{last}"))
+    finish(DagRun(production.client, f"drift__{last}__{MODEL}"), 1500)
+    retrained = Run.open(production.store.uri_of(f"runs/drift__{last}__{MODEL}"))
     assert retrained.meta["started_by"] is None
     assert any("reviewed/" in address for address in retrained.config.data.sources)
 
 
 def answer_labels(production, run_id):
     """Answer the review task as a person does in the UI."""
-    path = f"/dags/drift_watch/dagRuns/{run_id}/taskInstances/label_rows/-1"
+    path = f"/dags/{DRIFT}/dagRuns/{run_id}/taskInstances/label_rows/-1"
     details = f"{path}/hitlDetails"
     production.until(
         lambda: production.client.call("GET", details, ok=(404,)).is_success,
@@ -267,10 +274,10 @@ def answer_labels(production, run_id):
 
 def test_the_night_after_has_nothing_new(production, released):
     production.client.call(
-        "POST", "/dags/nightly_retraining/dagRuns", dag_run_id="night", logical_date=None, conf={}
+        "POST", f"/dags/{NIGHTLY}/dagRuns", dag_run_id="night", logical_date=None, conf={}
     )
-    production.settle("nightly_retraining")
-    (night,) = production.runs("nightly_retraining")
+    production.settle(NIGHTLY)
+    (night,) = production.runs(NIGHTLY)
     assert night["state"] == "success"
     assert "not trained" in night["note"]
-    assert len(production.runs("finetune_to_production")) == 2
+    assert len(production.runs(MAIN)) == 2

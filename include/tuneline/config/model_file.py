@@ -1,6 +1,6 @@
 """Model files (`config/models/<name>.yaml`): what a team keeps in production, and when it works.
 
-Each file gives a family of four DAGs. Its `settings` are a layer between the preset and the
+Each file gives a family of five DAGs. Its `settings` are a layer between the preset and the
 trigger form, so whatever a run can be told stands here once.
 """
 
@@ -143,7 +143,8 @@ class Model:
 
     Attributes:
         name: the name that it is released under.
-        suffix: end of its DAGs' ids, `__<name>`; empty if there is one model alone.
+        suffix: end of the ids of its DAGs and runs, `__<name>`, so that they stay when other files
+            come and go; empty for the model of a project without one.
         file: its configuration.
         file_name: the name of its file; None for the model of a project without one.
         problem: why its file can't be used, one sentence; None if it can.
@@ -216,8 +217,7 @@ def models() -> list[Model]:
         unscheduled = LogsConfig(schedule=None)
         name = PipelineConfig.model_fields["name"].default
         return [Model(name, "", ModelFile(logs=unscheduled))]
-    alone = len(paths) == 1
-    return [_read(path, path.stat().st_mtime_ns, alone=alone) for path in paths]
+    return [_read(path, path.stat().st_mtime_ns) for path in paths]
 
 
 def find_model(name: str) -> Model:
@@ -235,10 +235,10 @@ def find_model(name: str) -> Model:
 
 
 @cache
-def _read(path: Path, changed_at: int, *, alone: bool) -> Model:
+def _read(path: Path, changed_at: int) -> Model:
     """Read a model's file; four DAG files ask for it in one parse, so it is kept until changed."""
     name = path.stem
-    suffix = "" if alone else f"__{name}"
+    suffix = f"__{name}"
     try:
         made = Model(name, suffix, _validated(path), path.name)
         if made.source:

@@ -16,7 +16,7 @@ from tuneline_airflow.pii_review import review_rows
 # The test names the folder of its model in TUNELINE_MODELS.
 (model,) = models()
 
-with DAG("approvals", schedule=None) as dag:
+with DAG(f"approvals{model.suffix}", schedule=None) as dag:
 
     @task
     def rows(run_uri: str) -> list[list[int]]:

@@ -28,7 +28,7 @@ class Tried(BaseModel):
     """A run that was started for a version of the data.
 
     Attributes:
-        run: id of the run, in Airflow and in the store.
+        run: id of the run in the store.
         at: RFC 3339.
     """
 

@@ -1,0 +1,123 @@
+"""Runs that DAGs start: two models at one schedule stay apart."""
+
+import inspect
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk.exceptions import AirflowFailException
+from tests.lab.airflow_api import airflow_api
+
+from tuneline.run import Run
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("hr", "support")
+AT = datetime(2026, 11, 29, 2, tzinfo=UTC)
+FILE = """
+settings: {{data: {{source: {data}}}}}
+nightly: {{schedule: "0 2 * * *"}}
+"""
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """The folder of two model files, and their DAGs."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in MODELS:
+        turns = [{"role": "user", "content": name}, {"role": "assistant", "content": "b"}]
+        data = folder / f"{name}.jsonl"
+        data.write_text(json.dumps({"messages": turns}) + "\n")
+        (folder / f"{name}.yaml").write_text(FILE.format(data=data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNELINE_MODELS", str(folder))
+        bag = DagBag(str(ROOT / "dags"))
+        assert bag.import_errors == {}
+        yield folder, bag.dags
+
+
+class Site:
+    """The DAGs of two models over one store, whose tasks run in this process."""
+
+    def __init__(self, dags, api, monkeypatch):
+        self.dags, self.api, self._patch = dags, api, monkeypatch
+
+    def task(self, dag_run, task_id, pulled=None):
+        """Carry out a task of a run; what it returns."""
+        task = self.dags[dag_run.dag_id].get_task(task_id)
+        ti = SimpleNamespace(
+            dag_id=dag_run.dag_id,
+            run_id=dag_run.run_id,
+            task_id=task_id,
+            xcom_pull=lambda task_ids: (pulled or {})[task_ids],
+            xcom_push=lambda key, value: None,
+        )
+        params = {name: param.value for name, param in task.dag.params.items()}
+        context = {"dag_run": dag_run, "ti": ti, "params": params}
+        scope = inspect.unwrap(task.python_callable).__globals__
+        self._patch.setitem(scope, "get_current_context", lambda: context)
+        return task.python_callable(*task.op_args)
+
+    def night(self, model):
+        """Carry out the first tasks of a night; the id of the run that it starts, or its note."""
+        dag_id = f"nightly_retraining__{model}"
+        night = SimpleNamespace(dag_id=dag_id, run_id=f"scheduled__{AT:%FT%T}", run_after=AT)
+        decided = self.task(night, "compare_data")
+        if decided is None:
+            return self.api.notes[dag_id, night.run_id]
+        return self.task(night, "start_run", {"compare_data": decided})
+
+    def prepare(self, model, run_id, user="admin"):
+        """Carry out `prepare_run` of a run that the API was asked for; the run."""
+        dag_id = f"finetune_to_production__{model}"
+        dag_run = SimpleNamespace(
+            dag_id=dag_id,
+            run_id=run_id,
+            conf=self.api.confs.get((dag_id, run_id), {}),
+            triggering_user_name=user,
+            run_type="manual",
+        )
+        return Run.open(self.task(dag_run, "prepare_run"))
+
+
+@pytest.fixture
+def site(family, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_STORE", (tmp_path / "store").as_uri())
+    with airflow_api() as (url, records):
+        monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", records.connection(url))
+        yield Site(family[1], records, monkeypatch)
+
+
+def test_two_models_at_one_schedule_are_both_trained(site):
+    started = {model: site.night(model) for model in MODELS}
+    assert started == {model: f"nightly__2026-11-29T02-00-00__{model}" for model in MODELS}
+    runs = [site.prepare(model, run_id) for model, run_id in started.items()]
+    assert [run.config.name for run in runs] == list(MODELS)
+    # The release of a run is found by the id of the run in Airflow.
+    assert [run.run_id for run in runs] == list(started.values())
+    for model, run in zip(MODELS, runs, strict=True):
+        assert f"the same data were tried on {run.meta['created_at'][:10]} by {run.run_id}" in (
+            site.night(model)
+        )
+
+
+def test_a_night_whose_settings_are_refused_has_tried_nothing(site, family):
+    path = family[0] / "hr.yaml"
+    right = path.read_text()
+    path.write_text(right.replace("settings: {", "settings: {profile: production, "))
+    run_id = site.night("hr")
+    with pytest.raises(AirflowFailException, match="min_metric is not set"):
+        site.prepare("hr", run_id)
+    path.write_text(right)
+    assert site.night("hr") == run_id
+
+
+def test_people_may_use_one_run_id_with_two_models(site):
+    runs = [site.prepare(model, "monday", user="alice") for model in MODELS]
+    assert [run.run_id for run in runs] == ["monday__hr", "monday__support"]
+    # A task that is tried again finds its own run; another run's is not taken over.
+    assert site.prepare("hr", "monday", user="alice").run_id == "monday__hr"
+    with pytest.raises(AirflowFailException, match="belongs to monday of finetune_to_production__"):
+        site.prepare("hr", "monday__hr", user="alice")
