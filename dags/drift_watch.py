@@ -33,11 +33,11 @@ from tuneline_airflow.family import (
     dags_of,
     settings_of,
 )
-from tuneline_airflow.launching import conf_of, store_uri
+from tuneline_airflow.launching import store_uri
 from tuneline_airflow.log_review import label_rows
 from tuneline_airflow.model_pod import ModelPod
 from tuneline_airflow.notify import Announce
-from tuneline_airflow.rest import AirflowApi, leave_note
+from tuneline_airflow.rest import leave_note, start_main
 from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 from tuneline_airflow.waiting import BackfillDays
 
@@ -203,18 +203,18 @@ def start_retraining(model_name: str, main: str) -> str | None:
         return None
     run_id = safe_run_id(f"drift__{last}", model.suffix)
     reason = f"drift of {first} to {last}: {decided['why']}"
-    trigger = {
-        "dag_id": context["dag_run"].dag_id,
-        "run_id": context["dag_run"].run_id,
-        "first_day": str(first),
-        "last_day": str(last),
-        "report": decided["report"],
-        "reviewed_rows": len(rows),
-    }
     sources = write_reviewed(store, model, reviewed)
-    conf = conf_of(reason, trigger, sources.overrides)
-    api = AirflowApi()
-    api.trigger(main, run_id, conf)
+    start_main(
+        context,
+        main,
+        run_id,
+        reason,
+        sources.overrides,
+        first_day=str(first),
+        last_day=str(last),
+        report=decided["report"],
+        reviewed_rows=len(rows),
+    )
     note_retraining(store, model_name, read_look(store, model_name, last), run_id)
     leave_note(context, f"{decided['why']}. Started {main} {run_id} with {len(rows)} reviewed rows")
     return run_id

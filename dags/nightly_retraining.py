@@ -25,9 +25,9 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import Model, find_model, merge
 from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of
-from tuneline_airflow.launching import conf_of, store_uri
+from tuneline_airflow.launching import store_uri
 from tuneline_airflow.notify import Announce
-from tuneline_airflow.rest import AirflowApi, leave_note
+from tuneline_airflow.rest import AirflowApi, leave_note, start_main
 from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 from tuneline_airflow.waiting import RunEnds
 
@@ -106,12 +106,8 @@ def start_run(model_name: str, main: str) -> str:
     decided = context["ti"].xcom_pull(task_ids="compare_data")
     run, suffix = context["dag_run"], find_model(model_name).suffix
     run_id = safe_run_id(f"nightly__{run.run_after:%Y-%m-%dT%H-%M-%S}", suffix)
-    conf = conf_of(
-        f"nightly retraining: {decided['why']}",
-        {"dag_id": run.dag_id, "run_id": run.run_id},
-        decided["overrides"],
-    )
-    AirflowApi().trigger(main, run_id, conf)
+    reason = f"nightly retraining: {decided['why']}"
+    start_main(context, main, run_id, reason, decided["overrides"])
     leave_note(context, f"{decided['why']}. Started {main} {run_id}")
     return run_id
 

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.cli import parser
-from tuneline.config import ModelFile, PipelineConfig
+from tuneline.config import ModelFile, PipelineConfig, User
 from tuneline.evidence import Evidence, Record
 from tuneline.machine.environment_variables import VARIABLES, Variable
 
@@ -31,7 +31,14 @@ _MADE = "*Written by `make docs` from the code; don't edit it by hand.*"
 # argparse breaks lines at the width of the terminal, which is not the reader's.
 _HELP_WIDTH = 100
 
-_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", Any: "anything"}
+_NAMES = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Any: "anything",
+    User: "user",
+}
 _CONTAINERS = {list: "list of", dict: "map to", tuple: "pair of"}
 
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 
-from tuneline.config import Model
+from tuneline.config import Model, find_model
 from tuneline_airflow.launching import store_uri
-from tuneline_airflow.people import answerer, asked
+from tuneline_airflow.people import answerer, asked, refuse_strangers
 from tuneline_airflow.retries import asking_again
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class LabelRows(HITLOperator):
         from tuneline.governance.production.sheet import put_answers
         from tuneline.store import open_store
 
+        refuse_strangers(event, find_model(self.model_name).file.approvers)
         answer = super().execute_complete(context, event)
         if _SEND in event["chosen_options"]:
             text = str((event["params_input"] or {}).get("labels") or "")

@@ -5,6 +5,7 @@ A question that a run does not ask skips its own task.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,16 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOper
 from airflow.sdk import Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+)
 from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline import human_answers
-from tuneline.artifacts.people import Person
-from tuneline.config import Model
+from tuneline.artifacts.people import Person, approvers_of
+from tuneline.config import Model, User
 from tuneline.human_answers import review_form
 from tuneline.human_answers.ballots import assignments_of
 from tuneline.run import Run
@@ -79,6 +84,10 @@ class RecordedApproval(ApprovalOperator):
         """
         raise NotImplementedError
 
+    def stays_open(self, run: Run) -> bool:
+        """Return True if another answer is needed."""
+        return False
+
     def execute(self, context: Context) -> Any:
         """Show what there is to decide about, and wait; skip the task if there is nothing."""
         with fail_plainly():
@@ -90,13 +99,15 @@ class RecordedApproval(ApprovalOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Record the answer and its author, then go on or fail."""
         if "error" not in event:
-            decision = event["chosen_options"][0]
+            run, decision = _run(context), event["chosen_options"][0]
             reason = str((event["params_input"] or {}).get(_REASON) or "").strip()
             with asking_again():
-                self.record(_run(context), decision, person(event), reason)
+                self.record(run, decision, person(event), reason)
             if decision == self.REJECT:
                 why = f": {reason}" if reason else ""
                 raise AirflowFailException(f"{answerer(event)} rejected {self.rejected}{why}")
+            if self.stays_open(run):
+                return self.execute(context)
         return super().execute_complete(context, event)
 
 
@@ -137,6 +148,12 @@ class ReleaseApproval(RecordedApproval):
         """Record the answer."""
         human_answers.record_approval(run, human_answers.ABOUT_RELEASE, decision, by, reason)
 
+    def stays_open(self, run: Run) -> bool:
+        """Return True if a second approver has to answer."""
+        from tuneline.governance.release.approvals import lacks_a_second
+
+        return lacks_a_second(run)
+
 
 class PairsPod(DealingPod):
     """The pod that draws the blind pairs, where the run asks for a review of people."""
@@ -167,9 +184,9 @@ class ReviewPairs(HITLOperator):
 
     def execute(self, context: Context) -> Any:
         """Ask the reviewer, and wait for the time that the run's configuration gives."""
-        run, reviewer = _run(context), self.assignment["reviewer"]
-        if reviewer is not None:
-            self.assigned_users = [HITLUser(id=reviewer, name=reviewer)]
+        run = _run(context)
+        if self.assignment["reviewer"] is not None:
+            self.assigned_users = assigned(self._asked(run))
         self.body = review_form.review_body(run, self.assignment["pairs"])
         self._make_form(run)
         self.response_timeout = timedelta(hours=run.config.evaluation.review_hours)
@@ -178,14 +195,23 @@ class ReviewPairs(HITLOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Store the votes with the name of the user that Airflow recorded."""
         run = _run(context)
+        refuse_strangers(event, self._asked(run))
         # The operator is made anew for the answer.
         self._make_form(run)
         answer = super().execute_complete(context, event)
         if _VOTE in event["chosen_options"]:
             pairs, given = self.assignment["pairs"], event["params_input"] or {}
+            reviewer = self.assignment["reviewer"] or answerer(event)
             with asking_again():
-                review_form.record_form(run, pairs, given, answerer(event))
+                review_form.record_form(run, pairs, given, reviewer)
         return answer
+
+    def _asked(self, run: Run) -> list[User]:
+        """Return the reviewer, or whoever may answer for the model."""
+        reviewer = self.assignment["reviewer"]
+        if reviewer is None:
+            return approvers_of(run)
+        return [user for user in run.config.evaluation.reviewers if user.name == reviewer]
 
     def _make_form(self, run: Run) -> None:
         fields = review_form.form_fields(run, self.assignment["pairs"])
@@ -195,15 +221,39 @@ class ReviewPairs(HITLOperator):
 
 def asked(model: Model, retries: int = 5) -> dict[str, Any]:
     """Return users, notifiers and retries of a question, as arguments of its operator."""
-    users = [HITLUser(id=name, name=name) for name in model.file.approvers]
     return {
-        # None: everyone who may edit the DAG.
-        "assigned_users": users or None,
+        "assigned_users": assigned(model.file.approvers),
         "notifiers": announcers("question", model),
         # An answer that can't be taken fails the task; the next try asks again.
         "retries": retries,
         "retry_delay": timedelta(seconds=1),
     }
+
+
+def assigned(users: Sequence[User]) -> list[HITLUser] | None:
+    """Return users for Airflow to ask; None, which asks everyone who may edit the DAG.
+
+    Airflow compares ids alone, so that a name which is not an id would keep everybody out. Where
+    one is unknown Airflow asks everyone, and `refuse_strangers` takes no answer of others.
+    """
+    simple = str(conf.get("core", "auth_manager", fallback="")).endswith(".SimpleAuthManager")
+    known = [(user.id or (user.name if simple else None), user.name) for user in users]
+    if any(user_id is None for user_id, _ in known):
+        return None
+    return [HITLUser(id=str(user_id), name=name) for user_id, name in known] or None
+
+
+def refuse_strangers(event: dict[str, Any], users: Sequence[User]) -> None:
+    """Ask again if somebody has answered who was not asked; without users everybody was.
+
+    Raises:
+        AirflowException: naming who was asked.
+    """
+    # Nobody has answered in time.
+    if event["responded_by_user"] is None or not users or person(event).is_one_of(users):
+        return
+    names = ", ".join(user.name for user in users)
+    raise AirflowException(f"{answerer(event)} was not asked ({names}); the question is put again")
 
 
 def review_pairs(model: Model, dealt: Any) -> Any:

@@ -9,9 +9,10 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 
+from tuneline.artifacts.people import approvers_of
 from tuneline.config import Model
 from tuneline.run import Run
-from tuneline_airflow.people import DealingPod, answerer, asked
+from tuneline_airflow.people import DealingPod, answerer, asked, refuse_strangers
 from tuneline_airflow.pods import run_uri_of
 from tuneline_airflow.retries import asking_again
 
@@ -57,6 +58,7 @@ class ReviewRows(HITLOperator):
         from tuneline.data.pii.review.form import record_form
 
         run = Run.open(run_uri_of(context))
+        refuse_strangers(event, approvers_of(run))
         # The operator is made anew for the answer.
         self._make_form(run)
         answer = super().execute_complete(context, event)

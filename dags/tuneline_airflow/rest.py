@@ -6,19 +6,23 @@ the API is and as whom to log in; the user needs the rights to trigger runs and 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from datetime import date
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from tuneline.errors import RetryableError, UserError
-from tuneline_airflow.launching import store_uri
+from tuneline.store import open_store, store_of
 
 CONNECTION = "tuneline_api"
+# The XCom in which a task names the run that it starts.
+_STARTS = "starts"
 _TIMEOUT_SECONDS = 30
 _LONGEST_NOTE = 1000
 
@@ -47,6 +51,11 @@ class AirflowApi:
         self._login = {"username": connection.login, "password": connection.password}
         self._http = httpx.Client(base_url=f"{scheme}{host}{port}", timeout=_TIMEOUT_SECONDS)
 
+    @property
+    def login(self) -> str | None:
+        """The user as whom it logs in."""
+        return self._login["username"]
+
     def trigger(self, dag_id: str, run_id: str, conf: Mapping[str, Any]) -> None:
         """Start a run; one of that id that exists is left as it is."""
         body = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
@@ -61,6 +70,13 @@ class AirflowApi:
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
         answer = self._call("GET", path, ok=(404,))
         return answer.json().get("state") if answer.is_success else None
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str) -> Any:
+        """Return a value that a task of a run has pushed, None if there is none."""
+        place = "/dags/{}/dagRuns/{}/taskInstances/{}/xcomEntries/{}"
+        parts = (quote(part, safe="") for part in (dag_id, run_id, task_id, key))
+        answer = self._call("GET", place.format(*parts), ok=(404,))
+        return answer.json()["value"] if answer.is_success else None
 
     def unpause(self, dag_id: str) -> bool:
         """Return True if the DAG was paused, and let it run from now on."""
@@ -134,6 +150,49 @@ class AirflowApi:
         self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
 
+def start_main(
+    context: Any, main: str, run_id: str, reason: str, overrides: Mapping[str, Any], **more: Any
+) -> None:
+    """Start a run of the main DAG, once.
+
+    Args:
+        context: context of the task that starts it.
+        main: id of the main DAG.
+        run_id: id of the run.
+        reason: why it is started.
+        overrides: settings above the model's file.
+        more: what `run.json` keeps besides the DAG, run and task that started it.
+    """
+    ti = context["ti"]
+    trigger = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, **more}
+    # The form takes YAML, of which JSON is a part.
+    text = json.dumps(overrides, ensure_ascii=False) if overrides else ""
+    # Before it starts, so that it can ask.
+    ti.xcom_push(key=_STARTS, value=f"{main}/{run_id}")
+    AirflowApi().trigger(main, run_id, {"reason": reason, "trigger": trigger, "overrides": text})
+
+
+def started_by_dag(dag_run: Any, trigger: Any) -> bool:
+    """Return True if a DAG has started a run by itself: both sides have to say so.
+
+    Args:
+        dag_run: the run. Its user has to be that of the connection, which DAGs start runs as.
+        trigger: what its conf says has started it; anybody can write that.
+    """
+    if not isinstance(trigger, dict):
+        return False
+    dag_id, run_id, task_id = (str(trigger.get(name)) for name in ("dag_id", "run_id", "task_id"))
+    try:
+        api = AirflowApi()
+    except UserError:
+        # Without the connection no DAG starts anything.
+        return False
+    if dag_run.triggering_user_name != api.login:
+        return False
+    started = api.xcom(dag_id, run_id, task_id, _STARTS)
+    return bool(started == f"{dag_run.dag_id}/{dag_run.run_id}")
+
+
 def leave_note(context: Any, text: str, report: str | None = None) -> None:
     """Say what the run at work did: in its note, and in the store for its tab.
 
@@ -143,13 +202,12 @@ def leave_note(context: Any, text: str, report: str | None = None) -> None:
         report: URI of the report that they rest on.
     """
     from tuneline.governance.retraining.outcome import write_outcome
-    from tuneline.store import open_store
 
     print(text)
     run = context["dag_run"]
     # The log has it; a note is not worth a failed night.
     try:
-        write_outcome(open_store(store_uri()), run.dag_id, run.run_id, text, report)
+        write_outcome(open_store(store_of("the workers")), run.dag_id, run.run_id, text, report)
     except (UserError, RetryableError) as error:
         _log.warning("the tab has no text: %s", error)
     note_run(context, text)

@@ -113,12 +113,6 @@ def form_fields() -> dict[str, dict[str, Any]]:
             "title": "Reason",
             "description": "Why this run is started; kept in the manifest.",
         },
-        "trigger": {
-            "type": ["object", "null"],
-            "default": None,
-            "title": "Trigger",
-            "description": "Filled in by the DAG that starts a run by itself; kept in run.json.",
-        },
         "overrides": {
             "type": ["string", "null"],
             "default": "",
@@ -203,8 +197,6 @@ def create_run(
     refuse_unbounded(config, read_policy())
     described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
     described["dataset_version"] = _dataset_version(config)
-    if fields.get("trigger"):
-        described["trigger"] = fields["trigger"]
     return Run.create(store, safe_run_id(run_id, model.suffix if model else ""), config, described)
 
 

@@ -112,6 +112,31 @@ def test_an_answer_that_does_not_count_asks_again_and_leaves_nothing(lab, told, 
     assert status(lab.run, "holdout_performance").verdict == "fail"
 
 
+def test_a_rejection_by_a_stranger_stops_nothing_and_asks_again(lab, told):
+    task = approve_waivers(MODEL)
+    ask(lab, task)
+    with pytest.raises(AirflowException, match="mallory is not an approver") as refused:
+        reply(lab, task, answer("mallory", "Reject"))
+    assert not isinstance(refused.value, AirflowFailException)
+    assert APPROVALS.find(lab.run).approvals == []
+
+
+def test_the_release_of_a_run_that_nobody_started_is_put_to_a_second_approver(lab, told):
+    lab.run.meta["started_by"] = None
+    lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(lab.run.meta).encode())
+    reference = ManifestRef(uri="x", sha256="c0ffee" * 10, version="test")
+    lab.leave("lineage", {"manifest_ref.json": reference.model_dump_json()})
+    task = approve_release(MODEL)
+    ask(lab, task)
+    assert "two approvers have to say yes" in told[0]["body"]
+    for user in ("alice", "alice"):
+        with pytest.raises(TaskAwaitingInput):
+            reply(lab, task, answer(user))
+    reply(lab, task, answer("bob"))
+    kept = APPROVALS.find(lab.run).approvals
+    assert [one.by for one in kept] == ["alice", "alice", "bob"]
+
+
 def test_a_rejection_is_kept_with_its_reason_and_is_final(lab, told):
     task = approve_waivers(MODEL)
     ask(lab, task)

@@ -105,20 +105,6 @@ def test_waiting_holds_no_worker(parsed):
     assert {task.pool for task in asking} == {"default_pool"}
 
 
-def test_the_conf_of_a_run_that_a_dag_starts_fits_the_form(parsed):
-    from tuneline.launch import config_from_fields
-    from tuneline_airflow.launching import conf_of
-
-    settings = {"data": {"source": ["a.jsonl", "file:///s/reviewed.jsonl"]}}
-    for overrides in (settings, {}):
-        conf = conf_of("drift of a day", {"dag_id": "drift_watch"}, overrides)
-        main = parsed(faq=FILE.format(name="faq"))["finetune_to_production__faq"]
-        for name, value in conf.items():
-            main.params.get_param(name).resolve(value)
-    conf = conf_of("drift of a day", {}, settings)
-    assert config_from_fields(conf).data.sources == settings["data"]["source"]
-
-
 def test_a_task_parses_the_dag_of_its_own_alone(parsed, monkeypatch):
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "drift_watch__faq")
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", "compare")

@@ -72,6 +72,15 @@ def test_what_was_found_is_kept_under_the_user_that_airflow_recorded(dag, lab):
     assert found.missed == {11: [("PERSON", "Zebulon")], 12: []}
 
 
+@pytest.mark.parametrize("option", ["Send what was found", "Skip these rows"])
+def test_an_answer_of_somebody_who_was_not_asked_is_not_taken(dag, lab, option):
+    meta = {**lab.run.meta, "approvers": [{"id": "7", "name": "ann"}]}
+    lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(meta).encode())
+    with pytest.raises(AirflowException, match=r"ann was not asked \(ann\)"):
+        operator(dag, [11, 12]).execute_complete(context(lab), answer({11: None}, option))
+    assert list(findings_of(lab.run, DRAW)) == []
+
+
 def test_skipped_rows_leave_nothing(dag, lab):
     given = answer({11: None, 12: None}, "Skip these rows")
     operator(dag, [11, 12]).execute_complete(context(lab), given)

@@ -1,4 +1,4 @@
-"""Runs that DAGs start: two models at one schedule stay apart."""
+"""Runs that DAGs start: two models at one schedule stay apart, and nobody poses as a DAG."""
 
 import inspect
 import json
@@ -7,10 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import AirflowFailException
 from tests.lab.airflow_api import airflow_api
 
+from tuneline.artifacts.people import Person, why_not
+from tuneline.config import merge
 from tuneline.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -47,12 +50,13 @@ class Site:
     def task(self, dag_run, task_id, pulled=None):
         """Carry out a task of a run; what it returns."""
         task = self.dags[dag_run.dag_id].get_task(task_id)
+        identity = (dag_run.dag_id, dag_run.run_id, task_id)
         ti = SimpleNamespace(
             dag_id=dag_run.dag_id,
             run_id=dag_run.run_id,
             task_id=task_id,
             xcom_pull=lambda task_ids: (pulled or {})[task_ids],
-            xcom_push=lambda key, value: None,
+            xcom_push=lambda key, value: self.api.xcoms.update({(*identity, key): value}),
         )
         params = {name: param.value for name, param in task.dag.params.items()}
         context = {"dag_run": dag_run, "ti": ti, "params": params}
@@ -69,13 +73,13 @@ class Site:
             return self.api.notes[dag_id, night.run_id]
         return self.task(night, "start_run", {"compare_data": decided})
 
-    def prepare(self, model, run_id, user="admin"):
+    def prepare(self, model, run_id, user="admin", **conf):
         """Carry out `prepare_run` of a run that the API was asked for; the run."""
         dag_id = f"finetune_to_production__{model}"
         dag_run = SimpleNamespace(
             dag_id=dag_id,
             run_id=run_id,
-            conf=self.api.confs.get((dag_id, run_id), {}),
+            conf=self.api.confs.get((dag_id, run_id), {}) | conf,
             triggering_user_name=user,
             run_type="manual",
         )
@@ -121,3 +125,77 @@ def test_people_may_use_one_run_id_with_two_models(site):
     assert site.prepare("hr", "monday", user="alice").run_id == "monday__hr"
     with pytest.raises(AirflowFailException, match="belongs to monday of finetune_to_production__"):
         site.prepare("hr", "monday__hr", user="alice")
+
+
+def test_a_run_that_a_dag_starts_was_started_by_nobody(site):
+    run_id = site.night("hr")
+    dag_id = "finetune_to_production__hr"
+    conf = site.api.confs[dag_id, run_id]
+    # What a person sees in the form, and what only DAGs say.
+    params = site.dags[dag_id].params
+    assert set(conf) - set(params) == {"trigger"}
+    for name in set(conf) - {"trigger"}:
+        params.get_param(name).resolve(conf[name])
+    run = site.prepare("hr", run_id)
+    assert run.meta["started_by"] is None
+    assert run.meta["trigger"] == {
+        "dag_id": "nightly_retraining__hr",
+        "run_id": "scheduled__2026-11-29T02:00:00",
+        "task_id": "start_run",
+    }
+
+
+# Within the policy.
+PRODUCTION = {
+    "profile": "production",
+    "approval": True,
+    "data": {"pii_leak_breach": "fail"},
+    "evaluation": {
+        "min_metric": 0.5,
+        "max_regression": 0.03,
+        "max_perplexity_ratio": 1.5,
+        "regression_to_see": 0.05,
+    },
+}
+# By whom a run is started, and what its conf claims.
+NIGHT = {
+    "dag_id": "nightly_retraining__hr",
+    "run_id": "scheduled__2026-11-29T02:00:00",
+    "task_id": "start_run",
+}
+CLAIMS = {
+    "anything": ("alice", {"x": 1}),
+    "a real night": ("alice", NIGHT),
+    "a real night, as the user of the connection": ("admin", NIGHT),
+    "a night that is not there": ("admin", {**NIGHT, "run_id": "../../x"}),
+    "no mapping": ("admin", "nightly"),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_whoever_claims_that_a_dag_started_a_run_may_not_approve_it(site, claim):
+    user, trigger = CLAIMS[claim]
+    site.night("hr")
+    run = site.prepare("hr", "mine", user, trigger=trigger, overrides=json.dumps(PRODUCTION))
+    assert run.meta["started_by"] == user
+    assert "trigger" not in run.meta
+    run.meta["approvers"] = [user, "bob"]
+    assert "started the run" in why_not(run, Person(user, "7"))
+    assert why_not(run, Person("bob", "8")) is None
+
+
+def test_a_run_that_nobody_could_release_is_refused_at_once(site, family):
+    path = family[0] / "hr.yaml"
+    right = path.read_text()
+    content = yaml.safe_load(right)
+    settings = merge(content["settings"], PRODUCTION)
+    path.write_text(yaml.safe_dump({**content, "settings": settings, "approvers": ["alice"]}))
+    refused = pytest.raises(AirflowFailException, match="name more in `approvers`")
+    try:
+        with refused:
+            site.prepare("hr", site.night("hr"))
+        with refused:
+            site.prepare("hr", "mine", "alice")
+        assert site.prepare("hr", "other", "bob").meta["approvers"] == ["alice"]
+    finally:
+        path.write_text(right)

@@ -239,6 +239,43 @@ def test_an_approval_by_the_wrong_person_does_not_count(ready_lab, name, sentenc
     lab.execute("promote")
 
 
+def test_a_run_that_no_person_started_needs_two_approvers(ready_lab):
+    lab = ready_lab(approval=True)
+    lab.run.meta.update(started_by=None, approvers=["bob", {"id": "7", "name": "carol"}])
+    answer(lab, "approve_release", "Approve", "bob")
+    assert "bob alone has approved the release" in refused(lab)
+    # The same person is no second one, whatever name an answer has.
+    human_answers.record_approval(lab.run, "approve_release", "Approve", Person("rob", "bob"))
+    assert "rob alone has approved the release" in refused(lab)
+    # A no in between takes the yes before it back.
+    answer(lab, "approve_release", "Reject", "bob")
+    human_answers.record_approval(lab.run, "approve_release", "Approve", Person("carol", "7"))
+    assert "carol alone has approved the release" in refused(lab)
+    answer(lab, "approve_release", "Approve", "bob")
+    lab.execute("promote")
+    assert log_lines(lab)[-1]["approved_by"] == "carol, bob"
+
+
+@pytest.mark.parametrize("user_id", ["7", "9b2c6f1e-6f0a-4c55-9f0e-0d1c3a5b7e11"])
+def test_four_eyes_hold_whatever_ids_airflow_has(ready_lab, user_id):
+    lab = ready_lab(approval=True)
+    approvers = [{"id": user_id, "name": "alice"}, {"id": "8", "name": "bob"}]
+    lab.run.meta.update(approvers=approvers)
+
+    def say(name, known_as):
+        human_answers.note_question(lab.run, "approve_release")
+        who = Person(name, known_as)
+        return human_answers.record_approval(lab.run, "approve_release", "Approve", who)
+
+    with pytest.raises(UserError, match="alice started the run"):
+        say("alice", user_id)
+    # Another user of an approver's name is not that approver.
+    with pytest.raises(UserError, match=r"bob is not an approver \(alice, bob\)"):
+        say("bob", "9")
+    say("bob", "8")
+    lab.execute("promote")
+
+
 def test_the_policy_can_ask_for_an_approval_that_the_run_does_not(ready_lab, policy):
     policy(approval=True)
     assert "nobody has approved the release" in refused(ready_lab())

@@ -66,7 +66,7 @@ def test_a_review_that_was_not_prepared_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "why"), [(["ann", "ann"], "named twice"), (["ann", " "], "empty name")]
+    ("names", "why"), [(["ann", "ann"], "named twice"), (["ann", " "], "at least 1 character")]
 )
 def test_reviewers_that_make_no_sense_are_refused(tmp_path, names, why):
     with pytest.raises(UserError, match=why):

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import unquote
 
 from tests.lab.http_server import Handler, serving
 
@@ -19,6 +20,7 @@ class AirflowRecords:
         confs: conf of each run that was triggered, by DAG and id.
         paused: paused DAGs.
         failures: status codes of the next answers, as a broken API gives them.
+        xcoms: what tasks have pushed, by DAG, run, task and key.
     """
 
     password = "s3cret"
@@ -33,6 +35,7 @@ class AirflowRecords:
         self.failed_days: list[str] = []
         self.lose_answer = False
         self.tasks: dict[tuple[str, str, str], str] = {}
+        self.xcoms: dict[tuple[str, ...], Any] = {}
 
     def connection(self, url: str) -> str:
         """Return the connection of tasks to the API at an address."""
@@ -50,9 +53,8 @@ class AirflowRecords:
             return 200, {"backfills": [{"logical_date": f"{d}T00:15:00Z"} for d in _days(body)]}
         if path == "/backfills":
             return self._backfill(body)
-        if task := re.fullmatch(r"/dags/([^/]+)/dagRuns/([^/]+)/taskInstances/([^/]+)", path):
-            state = self.tasks.get(task.groups())
-            return (404, {}) if state is None else (200, {"state": state})
+        if "/taskInstances/" in path:
+            return self._of_task(path)
         dag, run = re.fullmatch(r"/dags/([^/]+)(?:/dagRuns(?:/([^/]+))?)?", path).groups()
         if "logical_date_gte" in query:
             found = [{"logical_date": f"{day}T00:15:00Z"} for day in self.failed_days]
@@ -69,6 +71,14 @@ class AirflowRecords:
         if (dag, run) not in self.runs:
             return 404, {"detail": "not found"}
         return 200, {"state": self.runs[dag, run]}
+
+    def _of_task(self, path: str) -> tuple[int, Any]:
+        *place, key = re.fullmatch(
+            r"/dags/([^/]+)/dagRuns/([^/]+)/taskInstances/([^/]+)(?:/xcomEntries/([^/]+))?", path
+        ).groups()
+        place = [unquote(part) for part in place]
+        known = self.xcoms.get((*place, key)) if key else self.tasks.get(tuple(place))
+        return (404, {}) if known is None else (200, {"value" if key else "state": known})
 
     def _backfill(self, body: Any) -> tuple[int, Any]:
         if any(b["completed_at"] is None for b in self.backfills):

@@ -38,6 +38,7 @@ class Site:
             **airflow.environment(layout),
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "tests" / "stack" / "dags"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": listed,
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
             "PYTHONPATH": f"{ROOT / 'include'}:{ROOT / 'dags'}",
             **environment,
         }
@@ -88,6 +89,21 @@ class Site:
                 pass
             assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
             time.sleep(1)
+
+    def settle(self):
+        """Wait until the scheduler knows that a question's task has left its worker.
+
+        Airflow 3.3.2 takes an answer that comes sooner for a failure, and its scheduler ends. No
+        person is that quick.
+        """
+
+        def beat():
+            health = self.call(self.watcher, "GET", "/monitor/health").json()
+            return health["scheduler"]["latest_scheduler_heartbeat"]
+
+        for _ in range(2):
+            last = beat()
+            self.until(lambda last=last: beat() != last, "a heartbeat of the scheduler")
 
     def tasks(self, dag, run):
         """Return the task instances of a run, by task and map index."""

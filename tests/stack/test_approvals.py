@@ -90,6 +90,7 @@ def waits(site, task, tries=1):
         ),
         f"question {tries} of {task}",
     )
+    site.settle()
 
 
 def answer(site, user, task, option, fields, index=-1):
@@ -201,6 +202,22 @@ def test_people_answer_for_what_they_may_and_nothing_else(site, tmp_path):
     assert answer(site, "bob", "review_pairs", "Send votes", votes, 0) == 200
     succeeds(site, "review_pairs", 0)
     assert [ballot.reviewer for ballot in ballots.ballots(run)] == ["bob"]
+
+    # If no person had started the run, one approver would not be enough.
+    meta = {**run.meta, "started_by": None}
+    run.store.put_bytes(run.key("run.json"), json.dumps(meta).encode())
+    APPROVALS.put(run, APPROVALS.find(run).model_copy(update={"approvals": []}))
+    again = {"dry_run": False, "only_failed": False, "task_ids": ["approve_release"]}
+    path = f"/dags/{DAG}/clearTaskInstances"
+    assert site.call("root", "POST", path, dag_run_id="r1", **again).is_success
+    waits(site, "approve_release", tries=3)
+    assert answer(site, "alice", "approve_release", "Approve", given) == 200
+    site.until(lambda: len(APPROVALS.find(run).approvals) == 1, "her answer")
+    waits(site, "approve_release", tries=3)
+    assert "alice alone has approved the release" in refusal(Run.open(run.uri))
+    assert answer(site, "bob", "approve_release", "Approve", given) == 200
+    succeeds(site, "approve_release")
+    assert refusal(Run.open(run.uri)) is None
 
     # Everyone who may read the run sees in its tab what was accepted, in red.
     page = site.request("vic", "GET", f"/release-checklist/page/{DAG}/r1").text

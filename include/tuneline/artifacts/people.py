@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from tuneline.artifacts.artifact import RunDocument
+from tuneline.config import User
 
 if TYPE_CHECKING:
     from tuneline.run import Run
@@ -31,8 +33,15 @@ class Person:
 
     @property
     def names(self) -> set[str]:
-        """Both ways in which a list of approvers may name the user."""
+        """Both ways in which a name may mean the user."""
         return {self.name, self.id or self.name}
+
+    def is_one_of(self, users: Iterable[User]) -> bool:
+        """Return True if users of the configuration include this one; an id decides if known."""
+        return any(
+            user.name in self.names if user.id is None or self.id is None else user.id == self.id
+            for user in users
+        )
 
 
 class Approval(BaseModel):
@@ -109,21 +118,58 @@ def waivers_sha256(run: Run) -> str:
     return hashlib.sha256(run.run_id.encode() + b"\0" + config).hexdigest()
 
 
+def approvers_of(run: Run) -> list[User]:
+    """Return the users who may approve something of a run; empty if everybody may."""
+    return [User.model_validate(user) for user in run.meta.get("approvers") or []]
+
+
+def approvals_needed(run: Run) -> int:
+    """Return how many people have to approve a release.
+
+    With `approvers`, two people see it before it is in production: whoever started the run, and an
+    approver. Where no person is known to have started it, two approvers do.
+    """
+    production = run.config.profile == "production"
+    return 2 if production and approvers_of(run) and not run.meta.get("started_by") else 1
+
+
+def too_few_approvers(run: Run) -> str | None:
+    """Return why a release of a run could never be approved, one sentence; None if it can."""
+    users, needed, started_by = approvers_of(run), approvals_needed(run), run.meta.get("started_by")
+    able = [user.name for user in users if started_by not in (user.name, user.id)]
+    if run.config.profile != "production" or not users or len(able) >= needed:
+        return None
+    why = f"{started_by} started it" if started_by else "no person started it"
+    return (
+        f"profile: production: the release of this run needs the yes of {needed} of its approvers "
+        f"who did not start it ({why}), and the model's file names {len(able)} such "
+        f"({', '.join(able) or 'nobody'}); name more in `approvers`"
+    )
+
+
+def stranger(run: Run, person: Person) -> str | None:
+    """Return why a person has no say in a run; None if it is an approver, or none are named."""
+    approvers = approvers_of(run)
+    if not approvers or person.is_one_of(approvers):
+        return None
+    names = ", ".join(user.name for user in approvers)
+    return f"{person.name or 'nobody'} is not an approver ({names})"
+
+
 def why_not(run: Run, person: Person) -> str | None:
     """Return why the yes of a person does not count for a run; None if it does.
 
     With `approvers` in the model's file, only they may approve. Under `profile: production` they
     may not approve what they started themselves, and somebody has to be known by name.
     """
-    approvers = run.meta.get("approvers") or []
-    production = run.config.profile == "production"
-    if approvers and not person.names & set(approvers):
-        return f"{person.name or 'nobody'} is not an approver ({', '.join(approvers)})"
+    approvers, production = approvers_of(run), run.config.profile == "production"
+    if why := stranger(run, person):
+        return why
     if production and person.name.casefold() in _NOBODY:
         return "Airflow does not know who answered, which profile: production requires"
     if production and approvers and run.meta.get("started_by") in person.names:
         return (
             f"{person.name} started the run, and under profile: production another approver has to "
-            f"answer ({', '.join(approvers)})"
+            f"answer ({', '.join(user.name for user in approvers)})"
         )
     return None

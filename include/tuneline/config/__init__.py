@@ -23,6 +23,7 @@ from tuneline.config.layers import (
 from tuneline.config.model_file import Model, ModelFile, find_model, models
 from tuneline.config.pipeline import PipelineConfig, PodConfig
 from tuneline.config.policy import Looser, Policy, read_policy
+from tuneline.config.section import User
 from tuneline.config.training import TrainingConfig
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "SourceFormat",
     "TargetFormat",
     "TrainingConfig",
+    "User",
     "Waiver",
     "build_config",
     "check_sections",

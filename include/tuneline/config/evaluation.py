@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneline.config.section import Section
+from tuneline.config.section import Section, User
 
 
 class AgainstReleasedConfig(Section):
@@ -280,10 +280,10 @@ class EvaluationConfig(Section):
     review_hours: float = Field(
         48, gt=0, description="Time that the review waits for votes, in hours."
     )
-    reviewers: list[str] = Field(
+    reviewers: list[User] = Field(
         [],
-        description="Users who are asked, by the names that Airflow knows them by; votes of "
-        "others do not count. Empty: the model's approvers are asked, and every vote counts.",
+        description="Users who are asked, each a name or `{id: 7, name: ann}`; votes of others do "
+        "not count. Empty: the model's approvers are asked, and every vote counts.",
     )
     reviewers_per_pair: int = Field(
         2, ge=1, description="Reviewers who are asked about each pair, at most all of `reviewers`."
@@ -312,12 +312,15 @@ class EvaluationConfig(Section):
 
     @field_validator("reviewers")
     @classmethod
-    def _reviewers_are_names(cls, names: list[str]) -> list[str]:
-        if any(not name.strip() for name in names):
-            raise ValueError("a reviewer has an empty name; leave it out")
-        if len(set(names)) < len(names):
+    def _reviewers_differ(cls, users: list[User]) -> list[User]:
+        if len({user.name for user in users}) < len(users):
             raise ValueError("a reviewer is named twice; keep one")
-        return names
+        return users
+
+    @property
+    def reviewer_names(self) -> list[str]:
+        """The names of the reviewers, under which their votes are kept."""
+        return [user.name for user in self.reviewers]
 
     @property
     def votes_per_pair(self) -> int:

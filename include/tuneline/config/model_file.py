@@ -27,7 +27,7 @@ from tuneline.config.layers import (
     read_yaml,
 )
 from tuneline.config.pipeline import PipelineConfig, PodConfig
-from tuneline.config.section import Section
+from tuneline.config.section import Section, User
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 
@@ -120,10 +120,11 @@ class ModelFile(Section):
 
     description: str = Field("", description="One line for the list of DAGs.")
     owners: list[str] = Field(["ml-platform"], min_length=1, description="Owners of the DAGs.")
-    approvers: list[str] = Field(
+    approvers: list[User] = Field(
         [],
-        description="Users who may answer its questions; empty: everyone who may edit its DAGs. "
-        "Under profile: production none of them approves a run that they started.",
+        description="Users who may answer its questions, each a name or `{id: 7, name: alice}`; "
+        "empty: everyone who may edit its DAGs. Under profile: production none of them approves a "
+        "run that they started, and a release of a run that no person started takes two of them.",
     )
     preset: str = Field("laptop", description="Preset that its runs start from.")
     settings: dict[str, Any] = Field(

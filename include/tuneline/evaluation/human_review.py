@@ -70,7 +70,7 @@ def run(ctx: StepContext) -> Evidence:
     if key.review_id != shown.review_id or wrong:
         return _refused(ctx, wrong, same_review=key.review_id == shown.review_id)
     where = ctx.run.store.uri_of(ctx.run.key(FOLDER))
-    votes = sort_votes(cast, key.review_id, key.pairs, ctx.config.evaluation.reviewers, where)
+    votes = sort_votes(cast, key.review_id, key.pairs, ctx.config.evaluation.reviewer_names, where)
     COUNTED_VOTES.write(
         ctx,
         ReviewVotes(

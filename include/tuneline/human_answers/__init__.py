@@ -15,6 +15,7 @@ from tuneline.artifacts.people import (
     Person,
     RecordedWaiver,
     Waivers,
+    stranger,
     waivers_sha256,
     why_not,
 )
@@ -91,20 +92,19 @@ def record_approval(
     """Add an answer to `approvals.json`, with the hash of what was asked about.
 
     Raises:
-        UserError: if the answer is a yes that this person can't give, or gives without a reason
-            that is needed; nothing is recorded then.
+        UserError: if this person has no say, or the answer is a yes that it can't give, or gives
+            without a reason that is needed; nothing is recorded then.
     """
     reason = reason.strip()
-    if decision == YES:
-        why = why_not(run, person)
-        if why:
-            raise UserError(f"{subject}: {why}")
-        if subject in _NEEDS_REASON and len(reason) < _LEAST_REASON:
-            what, about = _NEEDS_REASON[subject]
-            raise UserError(
-                f"{subject}: {what} needs a reason of at least {_LEAST_REASON} characters{about}; "
-                "answer again"
-            )
+    why = why_not(run, person) if decision == YES else stranger(run, person)
+    if why:
+        raise UserError(f"{subject}: {why}")
+    if decision == YES and subject in _NEEDS_REASON and len(reason) < _LEAST_REASON:
+        what, about = _NEEDS_REASON[subject]
+        raise UserError(
+            f"{subject}: {what} needs a reason of at least {_LEAST_REASON} characters{about}; "
+            "answer again"
+        )
     earlier = APPROVALS.find(run) or Approvals()
     answer = Approval(
         subject=subject,

@@ -60,7 +60,7 @@ def assignments_of(run: Run) -> list[Assignment]:
     sheet, settings = REVIEW_PAIRS.find(run), run.config.evaluation
     return deal(
         [pair.pair for pair in sheet.pairs] if sheet else [],
-        settings.reviewers,
+        settings.reviewer_names,
         settings.votes_per_pair,
         settings.review_pairs_per_task,
     )

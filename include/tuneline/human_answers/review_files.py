@@ -94,7 +94,7 @@ def import_file(
         given = review_csv.read(raw, str(path), judge)
     pairs = all_pairs(run, sheet) if judge else sheet.pairs
     # A judge is no reviewer, and is never taken for one.
-    assigned = [] if judge else run.config.evaluation.reviewers
+    assigned = [] if judge else run.config.evaluation.reviewer_names
     votes = [_checked(vote, sheet.review_id, pairs, assigned) for vote in given]
     _check_repeats(given)
     if not votes:

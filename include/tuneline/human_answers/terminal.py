@@ -58,7 +58,7 @@ def check_reviewer(run: Run, reviewer: str) -> None:
     Raises:
         UserError: naming those who are.
     """
-    assigned = run.config.evaluation.reviewers
+    assigned = run.config.evaluation.reviewer_names
     if assigned and reviewer not in assigned:
         raise UserError(
             f"{reviewer} is not assigned to the review of {run.uri}; evaluation.reviewers names "

@@ -10,7 +10,13 @@ import hashlib
 from collections.abc import Iterator
 
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
-from tuneline.artifacts.people import APPROVALS, Approval, Approvals, why_not
+from tuneline.artifacts.people import (
+    APPROVALS,
+    Approval,
+    Approvals,
+    approvals_needed,
+    why_not,
+)
 from tuneline.catalogue import ITEMS
 from tuneline.errors import TunelineError
 from tuneline.human_answers import ABOUT_RELEASE, YES
@@ -26,14 +32,40 @@ def is_needed(run: Run) -> bool:
 
 def last_answer(run: Run) -> Approval | None:
     """Return the last answer to the question about the release, None without one."""
-    answers = (APPROVALS.find(run) or Approvals()).approvals
-    return next((one for one in reversed(answers) if one.subject == ABOUT_RELEASE), None)
+    return next(reversed(_answers(run)), None)
 
 
 def approver(run: Run) -> str | None:
-    """Return who approved the release; None if no approval counts."""
+    """Return who approved the release, two names if two had to; None if no approval counts."""
     answer = last_answer(run)
-    return answer.by if answer and not refusal(run) else None
+    if answer is None or refusal(run):
+        return None
+    second = _second(run, answer) if approvals_needed(run) > 1 else None
+    return f"{second.by}, {answer.by}" if second else answer.by
+
+
+def lacks_a_second(run: Run) -> bool:
+    """Return True if the last answer approves the release, and another approver has to as well."""
+    answer = last_answer(run)
+    if approvals_needed(run) == 1 or answer is None or answer.decision != YES:
+        return False
+    return why_not(run, answer.person) is None and _second(run, answer) is None
+
+
+def _second(run: Run, answer: Approval) -> Approval | None:
+    """Return an earlier yes of another person to the same manifest, since the last no."""
+    for earlier in reversed(_answers(run)):
+        if earlier.decision != YES:
+            return None
+        other = not earlier.person.names & answer.person.names
+        if other and earlier.about == answer.about and why_not(run, earlier.person) is None:
+            return earlier
+    return None
+
+
+def _answers(run: Run) -> list[Approval]:
+    answers = (APPROVALS.find(run) or Approvals()).approvals
+    return [one for one in answers if one.subject == ABOUT_RELEASE]
 
 
 def refusal(run: Run) -> str | None:
@@ -48,11 +80,21 @@ def refusal(run: Run) -> str | None:
     fault = why_not(run, answer.person)
     if fault:
         return f"the approval does not count: {fault}; {ask}"
+    return _not_for(run, answer, reference, ask)
+
+
+def _not_for(run: Run, answer: Approval, reference: ManifestRef | None, ask: str) -> str | None:
+    """Return why a yes is not enough for the manifest; None if it is."""
     if reference is None or answer.about != reference.sha256:
         return (
             f"the approval of {answer.by} does not count: it was given for the manifest "
             f"{(answer.about or 'without a hash')[:12]}, not for this one "
             f"({reference.sha256[:12] if reference else 'none'}); {ask}"
+        )
+    if lacks_a_second(run):
+        return (
+            f"{answer.by} alone has approved the release; no person is known to have started the "
+            f"run, and under profile: production two approvers have to answer; {ask}"
         )
     changed = list(_changed(run, reference))
     if changed:

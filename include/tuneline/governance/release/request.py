@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from tuneline.artifacts.governance import MANIFEST_REF
+from tuneline.artifacts.people import approvals_needed
 from tuneline.artifacts.releases import find_version, released
 from tuneline.config import Waiver
 from tuneline.errors import TunelineError
@@ -98,6 +99,10 @@ def _head(run: Run, tab: str) -> tuple[str, list[str]]:
     ]
     if reference is not None:
         lines.insert(0, f"manifest {_code(reference.sha256)}; the approval counts for it alone")
+        if approvals_needed(run) > 1:
+            lines.insert(
+                1, "two approvers have to say yes; after the first the question stays open"
+            )
     return f"# {_text(config.name)} {_text(run.run_id)}", lines
 
 
