@@ -250,7 +250,7 @@ def refuse_strangers(event: dict[str, Any], users: Sequence[User]) -> None:
         AirflowException: naming who was asked.
     """
     # Nobody has answered in time.
-    if event["responded_by_user"] is None or not users or person(event).is_one_of(users):
+    if event.get("responded_by_user") is None or not users or person(event).is_one_of(users):
         return
     names = ", ".join(user.name for user in users)
     raise AirflowException(f"{answerer(event)} was not asked ({names}); the question is put again")

@@ -18,11 +18,11 @@ from fastapi.responses import HTMLResponse
 
 from release_checklist.outcome_page import render_outcome
 from release_checklist.page import error_page, render
-from tuneline.errors import TunelineError
+from tuneline.errors import TunelineError, UserError
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.launch import safe_run_id
 from tuneline.run import Run
-from tuneline.store import open_store, store_of
+from tuneline.store import NotThere, open_store, store_of
 from tuneline.verdicts import checklist
 
 app = FastAPI(title="Release checklist", docs_url=None, redoc_url=None, openapi_url=None)
@@ -36,11 +36,24 @@ _MAY_READ_RUN = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
 def open_run(dag_id: str, run_id: str) -> Run:
     """Open the run that belongs to a DAG run.
 
+    The permission was asked for this DAG alone, and whoever may start a run of some DAG chooses its
+    id. So the run itself has to say that it is the one of this DAG.
+
     Raises:
-        UserError: if the store is not configured, or the run was not created yet.
+        UserError: if the store is not configured, or holds no run of this DAG run.
     """
+    store = open_store(store_of(_PROCESS))
     _, mark, model = dag_id.partition("__")
-    return Run.open(f"{store_of(_PROCESS)}/runs/{safe_run_id(run_id, mark + model)}")
+    # Earlier versions left the model out of the id.
+    for name in dict.fromkeys((safe_run_id(run_id, mark + model), safe_run_id(run_id))):
+        try:
+            meta = json.loads(store.get_bytes(f"runs/{name}/run.json"))
+        except NotThere:
+            continue
+        made_by = meta.get("airflow") or {}
+        if (made_by.get("dag_id"), made_by.get("run_id")) == (dag_id, run_id):
+            return Run.open(store.uri_of(f"runs/{name}"))
+    raise UserError(f"the store has no run of {run_id} of {dag_id}; its task prepare_run makes it")
 
 
 def find_outcome(dag_id: str, run_id: str) -> str | None:
@@ -73,7 +86,7 @@ def page(dag_id: str, run_id: str) -> HTMLResponse:
         rows = checklist(run)
         evidence = {row.item: run.find_evidence(row.item) for row in rows}
     except TunelineError as error:
-        return HTMLResponse(error_page(run_id, str(error)))
+        return HTMLResponse(error_page(run_id, str(error)), status_code=_status(error))
     return HTMLResponse(render(run, rows, evidence))
 
 
@@ -83,7 +96,11 @@ def as_json(dag_id: str, run_id: str) -> list[dict[str, Any]]:
     try:
         return [row.as_dict() for row in checklist(open_run(dag_id, run_id))]
     except TunelineError as error:
-        raise HTTPException(status_code=404, detail=str(error)) from None
+        raise HTTPException(status_code=_status(error), detail=str(error)) from None
+
+
+def _status(error: TunelineError) -> int:
+    return 404 if isinstance(error, UserError) else 503
 
 
 class ReleaseChecklistPlugin(AirflowPlugin):

@@ -15,6 +15,8 @@ from tuneline.evidence import measure
 from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.retraining.outcome import write_outcome
 
+MAIN = "finetune_to_production"
+
 
 @pytest.fixture(scope="module")
 def plugin():
@@ -23,9 +25,16 @@ def plugin():
     return plugin
 
 
+def belongs(run, dag_id=MAIN, run_id="test"):
+    """Have a run say which run in Airflow it is."""
+    meta = {**run.meta, "airflow": {"dag_id": dag_id, "run_id": run_id}}
+    run.store.put_bytes(run.key("run.json"), json.dumps(meta).encode())
+
+
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     lab = Lab(tmp_path, {})
+    belongs(lab.run)
     monkeypatch.setenv("TUNELINE_STORE", lab.run.store.uri)
     return lab
 
@@ -70,6 +79,7 @@ def test_the_page_shows_25_rows_and_what_refuses_the_release(lab, client):
 
 def test_the_page_says_how_the_canary_of_the_run_stands(tmp_path, monkeypatch, client):
     run = Lab(tmp_path, ASKED).run
+    belongs(run)
     monkeypatch.setenv("TUNELINE_STORE", run.store.uri)
     name = run.config.name
     release(run.store, name, "before")
@@ -89,10 +99,52 @@ def test_what_a_run_says_is_escaped(lab, client):
 
 def test_a_run_that_is_not_there_is_said_in_words(lab, client):
     page = client.get("/page/finetune_to_production/nobody<b>")
-    assert page.status_code == 200
-    assert "there is no run at" in page.text
+    assert page.status_code == 404
+    assert "the store has no run of nobody&lt;b&gt; of finetune_to_production" in page.text
     assert "<b>" not in page.text
     assert client.get("/api/finetune_to_production/nobody").status_code == 404
+
+
+HR, SUPPORT = f"{MAIN}__hr", f"{MAIN}__support"
+
+
+# A DAG and a run of it that somebody may read, of whom the run in the store is not.
+@pytest.mark.parametrize(
+    ("dag_id", "run_id"),
+    [
+        (SUPPORT, "monday__hr"),
+        (SUPPORT, "monday"),
+        (MAIN, "monday__hr"),
+        ("mine__hr", "monday"),
+        (HR, "monday__hr"),
+        ("mine", "test"),
+    ],
+)
+def test_the_runs_of_other_dags_are_not_shown(lab, client, dag_id, run_id):
+    other = Lab(lab.root, {}, run_id="monday__hr").run
+    belongs(other, HR, "monday")
+    foreign = client.get(f"/page/{dag_id}/{run_id}")
+    assert foreign.status_code == client.get(f"/api/{dag_id}/{run_id}").status_code == 404
+    assert "<details>" not in foreign.text
+    # It looks like one that is not there.
+    absent = client.get(f"/page/{dag_id}/other").text
+    assert absent.replace("other", run_id) == foreign.text
+    assert client.get(f"/page/{HR}/monday").text.count("<details>") == 25
+
+
+def test_a_run_of_an_earlier_version_is_shown_to_its_own_dag_alone(lab, client):
+    old = Lab(lab.root, {}, run_id="tuesday").run
+    belongs(old, HR, "tuesday")
+    assert client.get(f"/page/{HR}/tuesday").status_code == 200
+    assert client.get(f"/page/{SUPPORT}/tuesday").status_code == 404
+
+
+def test_what_another_run_did_is_not_shown(lab, client):
+    write_outcome(lab.run.store, "drift_watch__hr", "look:1", "drift of secret prompts")
+    assert "secret" in client.get("/page/drift_watch__hr/look:1").text
+    for dag_id, run_id in (("drift_watch__hr", "look-1"), ("drift_watch__hr.", "look:1")):
+        page = client.get(f"/page/{dag_id}/{run_id}")
+        assert (page.status_code, "secret" in page.text) == (404, False)
 
 
 def test_a_missing_store_is_said_in_words(lab, client, monkeypatch):
@@ -138,6 +190,7 @@ LOOSE = {"profile": "production", "evaluation": {"min_gain": -1, "min_identical_
 
 def test_limits_looser_than_the_policy_stand_in_red_on_top(tmp_path, client, monkeypatch):
     lab = Lab(tmp_path, LOOSE)
+    belongs(lab.run)
     monkeypatch.setenv("TUNELINE_STORE", lab.run.store.uri)
     page = client.get("/page/finetune_to_production/test").text
     assert '<div class="looser">' in page

@@ -3,6 +3,7 @@
 No scheduler runs: the DAGs are stored as the DAG processor would, and the API gives tasks states.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from tests.lab.site import ROOT, Site
 
 from tuneline.catalogue import ITEMS, STEPS, Group
 from tuneline.evidence import measure
+from tuneline.launch import form_fields
 from tuneline.serving.server_process import free_port
 from tuneline.stack.layout import Layout
 
@@ -76,6 +78,8 @@ def start_run(site, lab):
         path = f"{runs}/test/taskInstances/{task}"
         assert site.call("root", "PATCH", path, new_state=state).is_success
     lab.leave("schema_validation", {}, [measure("broken_rows", 3, "rows", "==", 0)])
+    meta = {**lab.run.meta, "airflow": {"dag_id": MAIN, "run_id": "test"}}
+    lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(meta).encode())
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +135,14 @@ def test_the_structure_of_every_dag_is_served(site):
         assert names <= names_in({"id": "", "children": graph.json()["nodes"]})
 
 
+def test_the_checklist_of_a_run_is_that_of_its_dag(site):
+    for user in USERS:
+        page = f"/release-checklist/page/{MAIN}/test"
+        assert site.request(user, "GET", page).status_code == 200
+        for other in (f"{MAIN}__faq", "drift_watch", "no_dag_at_all"):
+            assert site.request(user, "GET", page.replace(MAIN, other)).status_code in (403, 404)
+
+
 @pytest.mark.parametrize("page", USERS, indirect=True)
 def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
     page.goto(f"{site.url}/dags/{MAIN}/runs/test")
@@ -168,5 +180,10 @@ def test_the_form_is_shown(site, page):
     page.goto(f"{site.url}/dags/{MAIN}")
     page.get_by_test_id("trigger-dag-button").click()
     page.get_by_text("Overrides (YAML)").wait_for()
+    for field in form_fields().values():
+        page.get_by_text(field["title"]).first.wait_for(state="attached")
+    # Only DAGs say what started a run.
+    assert page.locator("[id=element_data]").count() == 1
+    assert page.locator("[id=element_trigger]").count() == 0
     show(page, "form")
     assert page.problems == []

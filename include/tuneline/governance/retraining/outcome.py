@@ -19,6 +19,8 @@ class Outcome(BaseModel):
         text: one or two sentences.
         at: time of the last of them, RFC 3339.
         report: URI of the report that it rests on, None without one.
+        dag_id: DAG of the run; None if an earlier version wrote it.
+        run_id: the run.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -26,6 +28,8 @@ class Outcome(BaseModel):
     text: str
     at: str
     report: str | None = None
+    dag_id: str | None = None
+    run_id: str | None = None
 
 
 def write_outcome(
@@ -33,16 +37,27 @@ def write_outcome(
 ) -> None:
     """Write what a run did; a report that is known already stays."""
     known = read_outcome(store, dag_id, run_id)
-    made = Outcome(text=text, at=now(), report=report or (known.report if known else None))
+    made = Outcome(
+        text=text,
+        at=now(),
+        report=report or (known.report if known else None),
+        dag_id=dag_id,
+        run_id=run_id,
+    )
     store.put_bytes(_key(dag_id, run_id), made.model_dump_json(indent=1).encode())
 
 
 def read_outcome(store: Store, dag_id: str, run_id: str) -> Outcome | None:
-    """Return what a run did, None if it has not said so."""
+    """Return what a run did, None if it has not said so.
+
+    Ids that differ may have one key, so that the file says whose it is.
+    """
     try:
-        return Outcome.model_validate_json(store.get_bytes(_key(dag_id, run_id)))
+        found = Outcome.model_validate_json(store.get_bytes(_key(dag_id, run_id)))
     except NotThere:
         return None
+    known = (found.dag_id or dag_id, found.run_id or run_id)
+    return found if known == (dag_id, run_id) else None
 
 
 def _key(dag_id: str, run_id: str) -> str:
