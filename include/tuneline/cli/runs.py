@@ -130,7 +130,6 @@ def _create(arguments: argparse.Namespace) -> int:
     from tuneline.launch import create_run, new_run_id
 
     store = store_uri(arguments)
-    where = str(arguments.config or "the run's settings")
     overrides = yaml.safe_dump(read_yaml(arguments.config)) if arguments.config else ""
     data = arguments.data or ""
     if data and "://" not in data:
@@ -143,7 +142,9 @@ def _create(arguments: argparse.Namespace) -> int:
         "reason": arguments.reason,
         "overrides": overrides,
     }
-    run = create_run(fields, store, arguments.run_id or new_run_id(), where=where)
+    where = str(arguments.config) if arguments.config else None
+    names = {"data": "--data", "base_model": "--base-model", "reason": "--reason"}
+    run = create_run(fields, store, arguments.run_id or new_run_id(), where=where, names=names)
     print(run.uri)
     return EXIT_OK
 

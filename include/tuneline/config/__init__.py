@@ -1,7 +1,7 @@
 """`PipelineConfig`, the one source of parameters; its sections are named after the phases.
 
-Precedence, lowest first: the defaults here, a preset (`config/presets/*.yaml`), the fields of
-the trigger form, the YAML overrides.
+Precedence, lowest first: the defaults here, a preset (`config/presets/*.yaml`), the model's file,
+YAML (`overrides`, `--config`), a field of the trigger form or an option of the command line.
 """
 
 from __future__ import annotations

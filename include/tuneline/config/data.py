@@ -82,7 +82,9 @@ class SourcesConfig(Section):
         "escaped), single, or none (quotes are text); auto finds it in each file.",
     )
     license: str | None = Field(
-        None, description="SPDX licence of the dataset; None asks a person in the licence audit."
+        None,
+        description="SPDX licence of the dataset, e.g. Apache-2.0; without one the run waits for a "
+        "person who allows its use.",
     )
     licenses: dict[str, str] = Field(
         {}, description="SPDX licence by source, as `source` and `holdout` write it; wins there."

@@ -90,9 +90,8 @@ def _stop(stack: Stack, run: DagRun | None) -> None:
 
 def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
     """Fill the form and validate it before anything is started."""
-    where = config or "the demo's settings"
     settings = read_yaml(Path(config).expanduser()) if config else {}
-    check_sections(settings, where)
+    check_sections(settings, config)
     named = bool(settings.get("data", {}).get("source"))
     if data and "://" not in data:
         data = str(Path(data).expanduser().absolute())
@@ -105,7 +104,7 @@ def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
         "reason": "demo",
         "overrides": yaml.safe_dump(settings, allow_unicode=True) if settings else "",
     }
-    check_inputs(config_from_fields(fields, where))
+    check_inputs(config_from_fields(fields, config or None, names={"data": "DATA"}))
     return fields
 
 
