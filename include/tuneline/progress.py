@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,13 +13,21 @@ T = TypeVar("T")
 LOG_SECONDS = 10.0
 
 
-def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
+def to_stderr(line: str) -> None:
+    """Print a line to stderr at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def track(
+    items: Iterable[T], total: int | None, what: str, log: Callable[[str], None] = to_stderr
+) -> Iterator[T]:
     """Yield the items and show the progress.
 
     Args:
         items: the items.
         total: their number, None if unknown.
         what: the name of the work.
+        log: takes a line where there is no terminal.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -32,5 +40,6 @@ def track(items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
         yield item
         if time.monotonic() - last >= LOG_SECONDS:
             last = time.monotonic()
-            of = f" of {total}" if total else ""
-            print(f"{what}: {done}{of} ({last - start:.0f} s)", file=sys.stderr, flush=True)
+            passed = last - start
+            left = f" of {total}, {passed / done * (total - done):.0f} s left" if total else ""
+            log(f"{what}: {done}{left} ({passed:.0f} s)")

@@ -163,6 +163,25 @@ class Run:
         """Return a key below a step's folder; without a name, that of the folder."""
         return self.key(get_step(step).phase, step, *([name] if name else []))
 
+    def note_progress(self, step: str, text: str) -> None:
+        """Replace the line that says how far a step is; see `progress`."""
+        line = json.dumps({"at": now(), "text": text}, ensure_ascii=False)
+        self.store.put_bytes(self.key("progress", f"{step}.json"), line.encode())
+
+    def progress(self, step: str, since: str) -> str | None:
+        """Return the last line of a step that is at work, None if it has said nothing.
+
+        Args:
+            step: id of the step.
+            since: RFC 3339; what it said before is of an earlier try.
+        """
+        try:
+            line = json.loads(self.store.get_bytes(self.key("progress", f"{step}.json")))
+        except NotThere:
+            return None
+        at, began = (datetime.fromisoformat(text) for text in (line["at"], since))
+        return str(line["text"]) if at >= began else None
+
     def find_evidence(self, item: str) -> Evidence | None:
         """Return an item's evidence, or None if the item has not been run."""
         entry = self.find_entry(item)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import sys
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from tuneline.catalogue import Item, get_item, get_step
 from tuneline.config import PipelineConfig
-from tuneline.errors import UserError
+from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import (
     Evidence,
     FileRef,
@@ -22,6 +23,7 @@ from tuneline.evidence import (
     conclude,
 )
 from tuneline.files import inside
+from tuneline.progress import LOG_SECONDS, to_stderr, track
 from tuneline.run import Run, now
 from tuneline.surroundings import airflow_identity, environment
 
@@ -51,6 +53,7 @@ class StepContext:
     started_at: str = field(default_factory=now)
     _clock: float = field(default_factory=time.monotonic)
     _rows: dict[str, int] = field(default_factory=dict)
+    _noted: float = -math.inf
 
     def __post_init__(self) -> None:
         """Note from now on what the step reads of its run."""
@@ -163,14 +166,17 @@ class StepContext:
         )
 
     def log(self, message: str) -> None:
-        """Print a line of progress to stderr."""
-        print(f"[{self.step}] {message}", file=sys.stderr, flush=True)
+        """Print a line of progress to stderr, and keep it in the run for those who watch."""
+        to_stderr(f"[{self.step}] {message}")
+        if time.monotonic() - self._noted >= LOG_SECONDS:
+            self._noted = time.monotonic()
+            # A store that can't be reached now is a matter of the step's files.
+            with contextlib.suppress(TunelineError, OSError):
+                self.run.note_progress(self.step, message)
 
     def progress(self, items: Iterable[T], total: int | None, what: str) -> Iterator[T]:
         """Iterate with a bar in a terminal, or a line every few seconds in a log; see `track`."""
-        from tuneline.progress import track
-
-        return track(items, total, f"[{self.step}] {what}")
+        return track(items, total, what, self.log)
 
     def conclude(
         self,
