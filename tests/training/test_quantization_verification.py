@@ -8,7 +8,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude
 from tuneline.harness.row_losses import RowLosses
 from tuneline.training import quantization_verification
-from tuneline.training.loop import base_weights, nf4_price, validation_loss
+from tuneline.training.loop import base_weights, validation_loss
 from tuneline.training.quantization_verification import judge, read_layers, read_model
 
 
@@ -19,49 +19,11 @@ def qlora(lab):
     return run
 
 
-@pytest.fixture
-def plain(lab):
-    """A run that was trained on the unquantised base."""
-    run = lab()
-    run.leave_plan()
-    return run
-
-
-def test_without_qlora_nf4_is_measured_for_information(plain):
-    evidence = plain.execute("quantization_verification", quantization_verification.run)
+def test_without_qlora_nothing_is_loaded(lab, monkeypatch):
+    monkeypatch.setattr(validation_loss.Validation, "of", None)
+    evidence = lab().execute("quantization_verification", quantization_verification.run)
     assert evidence.verdict == Verdict.NOT_APPLICABLE
-    assert value(evidence, "perplexity_unquantised") != value(evidence, "perplexity_4bit")
-    assert value(evidence, "rows_compared") == 12
-    assert not any(m.rule for m in evidence.measurements)
-    assert "in NF4 it would have perplexity" in evidence.summary
-
-
-def test_without_bitsandbytes_the_price_is_not_measured(plain, monkeypatch):
-    monkeypatch.setattr(nf4_price, "find_spec", lambda name: None)
-    evidence = plain.execute("quantization_verification", quantization_verification.run)
-    assert evidence.verdict == Verdict.NOT_APPLICABLE
-    assert value(evidence, "nf4") == "not measured: bitsandbytes is not installed"
-    assert "bitsandbytes is not installed" in evidence.summary
-
-
-def test_a_base_that_can_not_be_quantised_does_not_stop_the_run(plain, monkeypatch):
-    def refuse():
-        raise ValueError("no kernel for it\nsecond line")
-
-    monkeypatch.setattr(base_weights, "nf4_config", refuse)
-    evidence = plain.execute("quantization_verification", quantization_verification.run)
-    assert evidence.verdict == Verdict.NOT_APPLICABLE
-    assert "can't quantise this base: no kernel for it" in value(evidence, "nf4")
-
-
-def test_a_large_base_is_not_quantised_on_a_cpu(plain):
-    ctx = plain.context("quantization_verification")
-    large = nf4_price.MAX_CPU_PARAMETERS + 1
-    assert "this one has 400" in nf4_price.obstacle(ctx, "cpu", large)
-    assert nf4_price.obstacle(ctx, "cuda", large) is None
-    shared = '{"steps": 1, "sharding": "fsdp"}'
-    plain.leave("train", {"run.json": shared})
-    assert "in parts" in nf4_price.obstacle(ctx, "cuda", large)
+    assert value(evidence, "qlora") is False
 
 
 def test_every_linear_layer_is_nf4(qlora):

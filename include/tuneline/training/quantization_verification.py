@@ -4,8 +4,7 @@ The base is loaded as training loaded it, and the stored type, block size, doubl
 compute type of every linear layer that should be 4-bit are read from the layer itself; nothing
 else may be 4-bit. The cost is the perplexity on the validation rows compared with the unquantised
 base, paired by row. The gain is the memory compared with bf16, of these layers and of the whole
-model, counted from the tensors. Without QLoRA the cost alone is measured, for information. Method
-and NF4: Dettmers et al., "QLoRA", 2023.
+model, counted from the tensors. Method and NF4: Dettmers et al., "QLoRA", 2023.
 """
 
 from __future__ import annotations
@@ -206,12 +205,9 @@ def _common(values: Any) -> str:
 def run(ctx: StepContext) -> Evidence:
     """Verify the 4-bit base, or state that QLoRA is off; writes `layers.json`."""
     if not ctx.config.training.qlora:
-        from tuneline.training.loop.nf4_price import price_of_nf4
-
-        price = price_of_nf4(ctx)
         return ctx.conclude(
-            f"QLoRA is off: the base was trained on unquantised; {price.sentence}",
-            [measure("qlora", False, ""), *price.measurements],
+            "QLoRA is off: the base was trained on unquantised",
+            [measure("qlora", False, "")],
             verdict=Verdict.NOT_APPLICABLE,
         )
     from tuneline.training.loop.base_weights import linear_modules, shape_model
