@@ -274,6 +274,8 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return ""
+    if field.default_factory is not None:
+        return "from the environment"
     return f"`{json.dumps(field.default)}`" if field.default is not None else "none"
 
 

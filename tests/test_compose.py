@@ -1,12 +1,14 @@
 """docker-compose.yaml: the real parser takes it, and nothing in it is open or secret."""
 
+import json
 import os
-import shutil
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from tests.lab.commands import call
 
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.release.following.command import read_settings
@@ -18,38 +20,66 @@ SERVICES = set(
 )
 
 
-@pytest.fixture(scope="module")
-def resolved(tmp_path_factory):
-    if not shutil.which("docker-compose"):
-        pytest.skip("docker-compose is not installed")
-    env_file = tmp_path_factory.mktemp("compose") / "env"
-    env_file.write_text("S3_SECRET_KEY=secret-of-the-test\n")
-    done = subprocess.run(
-        ["docker-compose", "--env-file", str(env_file), "--profile", "pods", "config"],
+def compose(folder, **variables):
+    """The file as docker-compose reads it, with these variables in `.env`."""
+    env_file = folder / "env"
+    env_file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
+    done = call(
+        "docker-compose",
+        "--env-file",
+        env_file,
+        "--profile",
+        "pods",
+        "config",
         cwd=ROOT,
-        capture_output=True,
-        text=True,
+        check=True,
     )
-    assert done.returncode == 0, done.stderr
     return yaml.safe_load(done.stdout)
 
 
-def test_the_full_stack_is_there(resolved):
+@pytest.fixture(scope="module")
+def resolved(tmp_path_factory):
+    """As before any secret was made."""
+    return compose(tmp_path_factory.mktemp("compose"))
+
+
+def test_the_full_stack_is_there_in_fixed_versions(resolved):
     assert set(resolved["services"]) == SERVICES
+    for service in resolved["services"].values():
+        assert re.search(r":(\d+(\.\d+)+|local)$", service["image"]), service["image"]
 
 
-def test_it_parses_before_any_secret_was_made(tmp_path):
-    if not shutil.which("docker-compose"):
-        pytest.skip("docker-compose is not installed")
-    empty = tmp_path / "env"
-    empty.touch()
-    done = subprocess.run(
-        ["docker-compose", "--env-file", str(empty), "config", "--quiet"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+def test_dags_are_not_paused(resolved):
+    environment = resolved["services"]["airflow-scheduler"]["environment"]
+    assert environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] == "False"
+
+
+def test_pods_go_to_a_cluster_that_is_named(tmp_path, resolved):
+    kubeconfig = tmp_path / "config"
+    kubeconfig.touch()
+    named = compose(
+        tmp_path,
+        TUNELINE_KUBECONFIG=kubeconfig,
+        TUNELINE_STORE="s3://bucket/prefix",
+        AWS_ENDPOINT_URL="https://s3.example.com",
+        TUNELINE_IMAGE="registry/ml:1.2",
+        TUNELINE_NAMESPACE="ml",
     )
-    assert done.returncode == 0, done.stderr
+    for document, path, namespace in (
+        (resolved, "/run/tuneline/kubeconfig", "default"),
+        (named, "/run/tuneline-cluster/kubeconfig", "ml"),
+    ):
+        service = document["services"]["airflow-scheduler"]
+        extra = json.loads(service["environment"]["AIRFLOW_CONN_KUBERNETES_DEFAULT"])["extra"]
+        assert extra == {"kube_config_path": path, "namespace": namespace}
+        assert any(path.startswith(volume["target"]) for volume in service["volumes"])
+    environment = named["services"]["airflow-scheduler"]["environment"]
+    mounted = {v["target"]: v["source"] for v in service["volumes"]}
+    assert mounted["/run/tuneline-cluster/kubeconfig"] == str(kubeconfig)
+    assert environment["TUNELINE_STORE"] == "s3://bucket/prefix"
+    assert environment["AWS_ENDPOINT_URL"] == "https://s3.example.com"
+    assert environment["TUNELINE_IMAGE"] == "registry/ml:1.2"
+    assert environment["TUNELINE_NAMESPACE"] == "ml"
 
 
 def test_ports_are_on_loopback_only(resolved):

@@ -31,7 +31,8 @@ def pending_reason(pod: Any) -> str | None:
         if waiting.reason in _IMAGE_REASONS:
             return (
                 f"the image {container.image} can't be pulled ({reason}); check its name "
-                "(pods.image, pods.gpu_image, TUNELINE_IMAGE) and the cluster's pull secret"
+                "(pods.image, pods.gpu_image or pods.engine_image of the run, TUNELINE_IMAGE, "
+                "TUNELINE_GPU_IMAGE or TUNELINE_ENGINE_IMAGE of Airflow) and the pull secret"
             )
         if waiting.reason in _CONFIG_REASONS:
             return f"the container can't be made ({reason}); check TUNELINE_POD_SECRETS"

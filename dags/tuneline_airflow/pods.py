@@ -78,7 +78,7 @@ class StepPod(KubernetesPodOperator):
     ) -> None:
         start = _GPU_START_SECONDS if gpus else _CPU_START_SECONDS
         settings: dict[str, Any] = {
-            "image": os.environ.get("TUNELINE_IMAGE", _DEFAULTS.image),
+            "image": _DEFAULTS.image,
             "cmds": [*command, *arguments],
             "env_vars": _environment(),
             "env_from": _secrets(),
@@ -216,10 +216,7 @@ class StepPod(KubernetesPodOperator):
             deadline_hours: deadline of this step if it differs from that of the others, in hours.
         """
         gpu = self.uses_gpus and pods.gpus > 0
-        image = pods.gpu_image if gpu else pods.image
-        # The default of the configuration yields to the image of this deployment.
-        if image != _DEFAULTS.image:
-            self.image = image
+        self.image = pods.gpu_image if gpu else pods.image
         self.namespace = pods.namespace
         self.active_deadline_seconds = _seconds(deadline_hours or pods.deadline_hours)
         size = {"memory": pods.memory, "cpu": pods.cpu}

@@ -13,7 +13,7 @@ secrets = {name: os.environ[name] for name in names}
 secrets |= {name: os.environ[name] for name in ("WANDB_API_KEY",) if os.environ.get(name)}
 with open("/run/tuneline/secrets.json", "w") as handle:
     json.dump({"tuneline-store": secrets}, handle)
-images = {"tuneline/ml:local": {"path_prepend": [os.path.dirname(os.sys.executable)]}}
+images = {os.environ["TUNELINE_IMAGE"]: {"path_prepend": [os.path.dirname(os.sys.executable)]}}
 env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": os.environ["TUNELINE_CACHE"],
        "TUNELINE_IMAGE_COMMIT": os.environ.get("TUNELINE_IMAGE_COMMIT", ""),
        "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],

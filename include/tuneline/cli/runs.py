@@ -21,6 +21,7 @@ from tuneline.errors import EXIT_FAILED, EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tuneline.run import Run
     from tuneline.verdicts import ItemStatus
 
 # Wider than any table; a table takes only what its longest line needs.
@@ -56,15 +57,19 @@ def add_runs(commands: Commands) -> None:
 
 def _add_actions(actions: Commands) -> None:
     """Add the actions of `tuneline run`: create a run, and one for each helper step."""
-    create = actions.add_parser("create", help="create a run from settings")
-    add_store_argument(create)
-    create.add_argument("--run-id", help="name of the run; made from the clock by default")
-    create.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
-    create.add_argument("--data", help="dataset")
-    create.add_argument("--base-model", help="base model")
-    create.add_argument("--config", type=Path, help="YAML file of settings, above the preset's")
-    create.add_argument("--reason", default="", help="why the run is started")
-    create.set_defaults(command=_create)
+    for name, command, what in (
+        ("create", _create, "create a run from settings"),
+        ("all", _all, "create a run and carry it out up to the release, without Airflow"),
+    ):
+        action = actions.add_parser(name, help=what)
+        add_store_argument(action)
+        action.add_argument("--run-id", help="name of the run; made from the clock by default")
+        action.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
+        action.add_argument("--data", help="dataset")
+        action.add_argument("--base-model", help="base model")
+        action.add_argument("--config", type=Path, help="YAML file of settings, above the preset's")
+        action.add_argument("--reason", default="", help="why the run is started")
+        action.set_defaults(command=command)
     for helper in HELPERS:
         action = actions.add_parser(helper.action, help=helper.title)
         add_run_argument(action)
@@ -124,6 +129,24 @@ def _print_table(run_uri: str, rows: Sequence[ItemStatus]) -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
+    print(_created(arguments).uri)
+    return EXIT_OK
+
+
+def _all(arguments: argparse.Namespace) -> int:
+    from tuneline.cli.whole_run import run_all
+    from tuneline.verdicts import checklist
+
+    run = _created(arguments)
+    print(f"run {run.uri}", flush=True)
+    code = run_all(run)
+    print()
+    _print_table(run.uri, checklist(run))
+    print("released" if code == EXIT_OK else "not released")
+    return code
+
+
+def _created(arguments: argparse.Namespace) -> Run:
     import yaml
 
     from tuneline.config import read_yaml
@@ -144,9 +167,7 @@ def _create(arguments: argparse.Namespace) -> int:
     }
     where = str(arguments.config) if arguments.config else None
     names = {"data": "--data", "base_model": "--base-model", "reason": "--reason"}
-    run = create_run(fields, store, arguments.run_id or new_run_id(), where=where, names=names)
-    print(run.uri)
-    return EXIT_OK
+    return create_run(fields, store, arguments.run_id or new_run_id(), where=where, names=names)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

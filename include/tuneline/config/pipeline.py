@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -18,20 +19,34 @@ from tuneline.config.training import TrainingConfig
 # Beyond training.max_hours: the last validation and upload, and the time before the clock starts.
 _DEADLINE_SLACK, _STARTING_HOURS = 1.1, 0.5
 
+ML_IMAGE = "tuneline/ml:local"
 _QUANTITY = r"^[0-9.]+(e[0-9]+|[KMGTkm]i?)?$"
 
 
 class PodConfig(Section):
     """The pods of a run."""
 
-    image: str = Field("tuneline/ml:local", description="Image of the ML steps.")
-    gpu_image: str = Field("tuneline/ml-cuda:local", description="Image of the GPU steps.")
-    engine_image: str | None = Field(
-        None,
-        description="Image of the steps that start the engine; None takes the engine's own "
-        "(tuneline/vllm:local, tuneline/tensorrt-llm:local), for llama_cpp that of the ML steps.",
+    # A run records what its Airflow is set up with.
+    image: str = Field(
+        default_factory=lambda: os.environ.get("TUNELINE_IMAGE") or ML_IMAGE,
+        description="Image of the steps; the default is that of `TUNELINE_IMAGE`, or "
+        "tuneline/ml:local.",
     )
-    namespace: str = Field("default", description="Namespace of the pods.")
+    gpu_image: str = Field(
+        default_factory=lambda fields: os.environ.get("TUNELINE_GPU_IMAGE") or fields["image"],
+        description="Image of the steps with a GPU; the default is that of `TUNELINE_GPU_IMAGE`, "
+        "or `image`.",
+    )
+    engine_image: str | None = Field(
+        default_factory=lambda: os.environ.get("TUNELINE_ENGINE_IMAGE") or None,
+        description="Image of the steps that start the engine; the default is that of "
+        "`TUNELINE_ENGINE_IMAGE`, or the engine's own (tuneline/vllm:local, "
+        "tuneline/tensorrt-llm:local), for llama_cpp `image`.",
+    )
+    namespace: str = Field(
+        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or "default",
+        description="Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or default.",
+    )
     gpus: int = Field(0, ge=0, description="GPUs of each training pod.")
     nodes: int = Field(
         1, ge=1, description="Pods that train together, each on its own node if it has GPUs."
@@ -77,7 +92,7 @@ class PipelineConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     governance: GovernanceConfig = GovernanceConfig()
-    pods: PodConfig = PodConfig()
+    pods: PodConfig = Field(default_factory=PodConfig)
     approval: bool = Field(False, description="Ask a person before the release.")
     waivers: list[Waiver] = Field([], description="Items whose failure is accepted.")
     reason: str = Field("", description="Why this run was started.")

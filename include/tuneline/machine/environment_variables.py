@@ -105,7 +105,7 @@ VARIABLES = (
     ),
     Variable(
         "TUNELINE_KUBECONFIG",
-        ("the stack",),
+        ("the stack", "docker-compose.yaml"),
         "none: pods run as local processes",
         "Kubeconfig of a cluster that runs the pods.",
     ),
@@ -113,7 +113,25 @@ VARIABLES = (
         "TUNELINE_IMAGE",
         ("Airflow", "docker-compose.yaml"),
         "`tuneline/ml:local`",
-        "Image of the steps, where the run's `pods.image` does not name another one.",
+        "Image of the steps of runs that name no other (`pods.image`).",
+    ),
+    Variable(
+        "TUNELINE_GPU_IMAGE",
+        ("Airflow", "docker-compose.yaml"),
+        "`TUNELINE_IMAGE`",
+        "Image of their steps with a GPU (`pods.gpu_image`).",
+    ),
+    Variable(
+        "TUNELINE_ENGINE_IMAGE",
+        ("Airflow", "docker-compose.yaml"),
+        "the engine's own; `TUNELINE_IMAGE` for llama.cpp",
+        "Image of their steps that start the engine (`pods.engine_image`).",
+    ),
+    Variable(
+        "TUNELINE_NAMESPACE",
+        ("Airflow", "docker-compose.yaml"),
+        "`default`",
+        "Namespace of their pods (`pods.namespace`).",
     ),
     Variable(
         "TUNELINE_POD_SECRETS",
@@ -255,12 +273,6 @@ VARIABLES = (
         ("docker-compose.yaml",),
         "`1`",
         "Slots of the pool that steps with a GPU share.",
-    ),
-    Variable(
-        "TUNELINE_KUBECONFIG_DIR",
-        ("docker-compose.yaml",),
-        "the volume of the pod API",
-        "Folder that holds the kubeconfig of a cluster.",
     ),
     Variable(
         "TUNELINE_ADMIN_PASSWORD",

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from tuneline.config import PodConfig
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.server_process import free_port
@@ -267,7 +268,8 @@ class Stack:
 def image_map(layout: Layout) -> dict[str, object]:
     """Return the image map of the local pods: the environments that stand for the images."""
     environment = {"path_prepend": [str(layout.ml_bin)]}
-    names = ("tuneline/ml:local", "tuneline/ml-cuda:local")
+    pods = PodConfig()
+    names = (pods.image, pods.gpu_image)
     engines = {
         image: {"path_prepend": [str(layout.engine_bin(engine))]}
         for engine, image in ENGINE_IMAGES.items()
