@@ -31,7 +31,7 @@ ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     AIRFLOW_HOME=/opt/airflow \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/tuneline/dags \
     AIRFLOW__CORE__PLUGINS_FOLDER=/opt/tuneline/plugins \
-    PYTHONPATH=/opt/tuneline/settings:/opt/tuneline/dags
+    PYTHONPATH=/opt/tuneline/dags
 RUN mkdir -p /opt/airflow /run/tuneline && chown -R airflow /opt/airflow /opt/tuneline /run/tuneline
 USER airflow
 CMD ["airflow", "api-server"]

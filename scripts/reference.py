@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
@@ -188,8 +188,17 @@ def cli_page() -> str:
         "| 75 | the store, a server or the disk was not available; worth another try |",
         "",
     ]
-    for command in _commands(parser()):
-        lines += [f"## {command.prog}", "", "```text", _help(command), "```", ""]
+    for command, what in _commands(parser()):
+        lines += [
+            f"## {command.prog}",
+            "",
+            _sentence(what),
+            "",
+            "```text",
+            _help(command),
+            "```",
+            "",
+        ]
     return "\n".join(lines[:-1]) + "\n"
 
 
@@ -223,7 +232,7 @@ def _table(fields: Any) -> list[str]:
     for name, field in fields:
         lines.append(
             f"| `{name}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} "
-            f"| {_cell(field.description or '')} |"
+            f"| {_cell(field.description or _section_text(field))} |"
         )
     return lines
 
@@ -250,6 +259,10 @@ def _type(annotation: Any) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_type(part) for part in arguments if part is not NoneType)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is tuple and arguments[-1] is ...:
+        return f"list of {_type(arguments[0])}"
     if origin in _CONTAINERS:
         return f"{_CONTAINERS[origin]} {_type(arguments[-1])}"
     return _NAMES.get(annotation, "a section")
@@ -276,21 +289,34 @@ def _default(field: FieldInfo) -> str:
         return ""
     if field.default_factory is not None:
         return "from the environment"
-    return f"`{json.dumps(field.default)}`" if field.default is not None else "none"
+    return f"`{json.dumps(field.default)}`"
+
+
+def _section_text(field: FieldInfo) -> str:
+    """Return what a field that is a section holds."""
+    parts = [part for part in _parts(field.annotation) if isinstance(part, type)]
+    return next((_first_sentence(part) for part in parts if issubclass(part, BaseModel)), "")
 
 
 def _first_sentence(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().splitlines()[0]
 
 
-def _commands(command: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """Yield a command and those below it; of a command of commands, only those below."""
+def _commands(
+    command: argparse.ArgumentParser, what: str = ""
+) -> Iterator[tuple[argparse.ArgumentParser, str]]:
+    """Yield a command and its line of help, or those of the commands below it."""
     below = [a for a in command._actions if isinstance(a, argparse._SubParsersAction)]
     if not below:
-        yield command
+        yield command, what
     for action in below:
-        for sub in action.choices.values():
-            yield from _commands(sub)
+        texts = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        for name, sub in action.choices.items():
+            yield from _commands(sub, texts.get(name, ""))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 def _help(command: argparse.ArgumentParser) -> str:

@@ -71,6 +71,7 @@ def test_a_changed_file_is_read_again(folder):
             "training.epoch: there is no such setting; did you mean epochs?",
         ),
         ("owners: []", "owners: "),
+        ("logs: {schedule: null}", "set logs.schedule, or drift.retrain: false"),
         ("drift: {cool_down_days: -1}", "drift.cool_down_days"),
         ("- a list", "expected `key: value` lines"),
         ("a: [", "not valid YAML"),

@@ -15,7 +15,7 @@ class AdapterConfig(Section):
     """The LoRA adapter."""
 
     r: int = Field(16, ge=1, le=MAX_RANK, description="LoRA rank.")
-    alpha: int | None = Field(None, ge=1, description="LoRA alpha; None takes 2 × r.")
+    alpha: int | None = Field(None, ge=1, description="LoRA alpha; null takes 2 × r.")
     dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout.")
     target_modules: str | list[str] = Field(
         "all-linear", description="Modules that get an adapter."

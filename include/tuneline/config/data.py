@@ -43,7 +43,7 @@ class CsvMapping(Section):
         None, description="Column with the id of the conversation that the row belongs to."
     )
     keep_labels: list[str] | None = Field(
-        None, description="Take only rows of these classes; None takes all."
+        None, description="Take only rows of these classes; null takes all."
     )
     max_per_label: int | None = Field(
         None, ge=1, description="Take at most this many rows of a class, drawn by their hash."
@@ -70,7 +70,7 @@ class SourcesConfig(Section):
     csv: CsvMapping | None = Field(None, description="Mapping of CSV columns to turns.")
     conversation_field: str | None = Field(
         None,
-        description="Field with the id of a row's conversation, whose rows share a split; None "
+        description="Field with the id of a row's conversation, whose rows share a split; null "
         "takes conversation_id, dialogue_id, dialog_id or thread_id if there is one.",
     )
     csv_delimiter: CsvDelimiter = Field(
@@ -121,10 +121,10 @@ class SchemaValidationConfig(Section):
     """Settings of schema_validation; the formats stand with the sources."""
 
     label_field: str | None = Field(
-        "intent", description="Field of the JSON answer that holds the class; None for no class."
+        "intent", description="Field of the JSON answer that holds the class; null for no class."
     )
     answer_schema: dict[str, Any] | None = Field(
-        None, description="JSON Schema that every answer must satisfy; None takes any text."
+        None, description="JSON Schema that every answer must satisfy; null takes any text."
     )
     max_rejected_share: float = Field(
         0.25, ge=0, le=1, description="Share of malformed rows above which the schema item fails."
@@ -254,7 +254,7 @@ class PiiScrubbingConfig(Section):
 
     @property
     def name_model(self) -> str | None:
-        """The address of the model that finds names instead of spaCy, None without one."""
+        """The address of the model that finds names instead of spaCy, null without one."""
         return self.pii_ner if isinstance(self.pii_ner, str) else None
 
     @property

@@ -37,7 +37,7 @@ class DeploymentConfig(Section):
     variants: list[str] | None = Field(
         None,
         min_length=1,
-        description="Variants that are measured and may ship; None takes the first two of the "
+        description="Variants that are measured and may ship; null takes the first two of the "
         "engine. llama_cpp: f16, q8_0, q5_1, q5_0, q4_1, q4_0; vllm: f16, w4a16; tensorrt_llm: "
         "f16, fp8, int4_awq, int8_sq, nvfp4; tensorrt_llm_pytorch: f16.",
     )
@@ -58,7 +58,7 @@ class DeploymentConfig(Section):
     quality_rows: int | None = Field(
         None,
         ge=4,
-        description="Validation rows on which variants are compared; None takes twice as many as "
+        description="Validation rows on which variants are compared; null takes twice as many as "
         "show that a variant without a loss is within max_metric_drop. Also the rows on which the "
         "merged model is compared with an adapter of QLoRA, 64 by default.",
     )
@@ -68,7 +68,7 @@ class DeploymentConfig(Section):
         None,
         ge=1,
         description="Rank that the engine's server is started for (--max-lora-rank of vLLM and "
-        "TensorRT-LLM); None takes each engine's own limit.",
+        "TensorRT-LLM); null takes each engine's own limit.",
     )
     multi_tenant: bool = Field(
         False,

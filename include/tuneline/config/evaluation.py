@@ -87,7 +87,7 @@ class LoadConfig(Section):
     requests_per_s: float | None = Field(
         None,
         gt=0,
-        description="Requests of all users together, at the busiest time; None without a declared "
+        description="Requests of all users together, at the busiest time; null without a declared "
         "load, and then only the lowest level of evaluation.concurrency must hold.",
     )
     users: int | None = Field(
@@ -111,7 +111,7 @@ class LoadConfig(Section):
 
     @property
     def rate(self) -> float | None:
-        """The declared requests per second; None without a declared load."""
+        """The declared requests per second; null without a declared load."""
         if self.users is not None:
             return self.users * self.requests_per_user_per_minute / 60
         return self.requests_per_s
@@ -170,7 +170,7 @@ class EvaluationConfig(Section):
     fair_base_rows: int | None = Field(
         None,
         ge=1,
-        description="Most hold-out rows that the base is asked with examples; None asks all.",
+        description="Most hold-out rows that the base is asked with examples; null asks all.",
     )
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
     slices: SlicesConfig = SlicesConfig()
@@ -180,7 +180,7 @@ class EvaluationConfig(Section):
         None,
         gt=0,
         le=1,
-        description="Allowed drop on general questions, as a share; None takes 0.03.",
+        description="Allowed drop on general questions, as a share; null takes 0.03.",
     )
     max_category_regression: float = Field(
         0.1,
@@ -197,7 +197,7 @@ class EvaluationConfig(Section):
         "otherwise base_regression is inconclusive.",
     )
     regression_questions: int | None = Field(
-        None, ge=20, description="Most general questions that are asked; None asks all if needed."
+        None, ge=20, description="Most general questions that are asked; null asks all if needed."
     )
     regression_first_look: int = Field(
         400,
@@ -206,18 +206,18 @@ class EvaluationConfig(Section):
         "loss possible.",
     )
     regression_texts: int | None = Field(
-        None, ge=2, description="General texts whose perplexity is measured; None takes all."
+        None, ge=2, description="General texts whose perplexity is measured; null takes all."
     )
     max_perplexity_ratio: float | None = Field(
         None,
         gt=1,
-        description="Allowed perplexity on general texts, as a multiple of the base's; None takes "
+        description="Allowed perplexity on general texts, as a multiple of the base's; null takes "
         "1.5.",
     )
     determinism_prompts: int | None = Field(
         None,
         ge=2,
-        description="Prompts that are repeated; None takes as many as identical_share_to_show "
+        description="Prompts that are repeated; null takes as many as identical_share_to_show "
         "needs.",
     )
     determinism_repeats: int = Field(
@@ -226,7 +226,7 @@ class EvaluationConfig(Section):
     determinism_tokens: int | None = Field(
         16,
         ge=1,
-        description="Tokens of an answer that are compared; None compares max_new_tokens.",
+        description="Tokens of an answer that are compared; null compares max_new_tokens.",
     )
     determinism_forms: Literal["shipped", "all"] = Field(
         "shipped",
@@ -257,7 +257,7 @@ class EvaluationConfig(Section):
     latency_warmup: int | None = Field(
         None,
         ge=0,
-        description="Requests before the latency benchmark that are not counted; None takes one "
+        description="Requests before the latency benchmark that are not counted; null takes one "
         "for each slot of the engine.",
     )
     max_ttft_seconds: float = Field(2.0, gt=0, description="Objective: time to first token.")
@@ -299,8 +299,8 @@ class EvaluationConfig(Section):
     )
     review_required: bool | None = Field(
         None,
-        description="Fail human_review while pairs lack votes; false only warns. None: as the "
-        "profile says, true in production.",
+        description="Fail human_review while pairs lack votes; false only warns. null: "
+        "true in production where a review is asked for.",
     )
     review_judge_pairs: int = Field(
         0,

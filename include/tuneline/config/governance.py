@@ -33,12 +33,12 @@ class GovernanceConfig(Section):
         None,
         ge=0,
         description="Monthly active users of all products of yours and your affiliates, for "
-        "licences with a limit (Llama: 700 million, Qwen: 100 million); None asks a person there.",
+        "licences with a limit (Llama: 700 million, Qwen: 100 million); null asks a person there.",
     )
     domicile: Literal["eu", "elsewhere"] | None = Field(
         None,
         description="Whether you are at home in the European Union, where Llama 3.2 and 4 license "
-        "no multimodal models; None asks a person there.",
+        "no multimodal models; null asks a person there.",
     )
     outputs_train_models: bool = Field(
         False,
@@ -78,12 +78,12 @@ class GovernanceConfig(Section):
     signing_key: str | None = Field(
         None,
         description="PEM file of the private key (elliptic curve) that signs releases, where the "
-        "pods of lineage and promote find it; None signs none. Needs requirements/signing.txt.",
+        "pods of lineage and promote find it; null signs none. Needs requirements/signing.txt.",
     )
     public_key: str | None = Field(
         None,
         description="PEM file of the public key by which promote checks the signature of a "
-        "release; None checks none.",
+        "release; null checks none.",
     )
     keyless: KeylessConfig | None = Field(
         None,
@@ -94,7 +94,7 @@ class GovernanceConfig(Section):
         None,
         gt=0,
         description="Days for which the files of a release are locked against deletion by the "
-        "bucket's Object Lock; None leaves it to the bucket's own rule.",
+        "bucket's Object Lock; null leaves it to the bucket's own rule.",
     )
     lock_mode: Literal["governance", "compliance"] = Field(
         "governance",
@@ -103,7 +103,7 @@ class GovernanceConfig(Section):
     model_license: str | None = Field(
         None,
         description="SPDX licence under which the tuned model is given on, for its model card; "
-        "None declares none.",
+        "null declares none.",
     )
     annex_iv: dict[str, str] = Field(
         {},

@@ -32,6 +32,6 @@ class KeylessConfig(Section):
     )
     trust_config: str | None = Field(
         None,
-        description="Sigstore client trust configuration (JSON) of an instance of your own; None "
+        description="Sigstore client trust configuration (JSON) of an instance of your own; null "
         "takes the public one.",
     )

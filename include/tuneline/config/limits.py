@@ -150,8 +150,7 @@ LIMITS: tuple[Limit, ...] = (
 
 # Numbers that no policy bounds, by the reason.
 EXEMPT: Mapping[str, tuple[str, ...]] = {
-    "a size of samples: the interval widens, so that the limit is harder to hold or the item is "
-    "inconclusive": (
+    "a size of samples, which decides how much an item can show": (
         "data.pii_canaries",
         "data.max_holdout_rows",
         "data.holdout_share",

@@ -32,7 +32,7 @@ class LossRulesConfig(Section):
     plateau_evaluations: int | None = Field(
         3,
         ge=2,
-        description="Validation passes without a better loss that stop training; None goes on.",
+        description="Validation passes without a better loss that stop training; null goes on.",
     )
     plateau_nats: float = Field(
         0.001,

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from tuneline.config.curation import CurationConfig
 from tuneline.config.deployment import DeploymentConfig
@@ -137,6 +137,15 @@ class ModelFile(Section):
     notify: NotifyConfig = NotifyConfig()
     budget: BudgetConfig = BudgetConfig()
 
+    @model_validator(mode="after")
+    def _backfills_need_a_schedule(self) -> ModelFile:
+        if self.drift.retrain and self.logs.schedule is None:
+            raise ValueError(
+                "drift.retrain backfills days of production_logs, and Airflow backfills only DAGs "
+                "with a schedule; set logs.schedule, or drift.retrain: false"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Model:
@@ -215,9 +224,9 @@ def models() -> list[Model]:
     """
     paths = sorted(models_dir().glob("*.yaml"))
     if not paths:
-        unscheduled = LogsConfig(schedule=None)
-        name = PipelineConfig.model_fields["name"].default
-        return [Model(name, "", ModelFile(logs=unscheduled))]
+        # Airflow backfills only DAGs with a schedule.
+        by_hand = ModelFile(logs=LogsConfig(schedule=None), drift=DriftConfig(retrain=False))
+        return [Model(PipelineConfig.model_fields["name"].default, "", by_hand)]
     return [_read(path, path.stat().st_mtime_ns) for path in paths]
 
 

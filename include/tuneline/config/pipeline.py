@@ -67,7 +67,7 @@ class PodConfig(Section):
     model_cache: str | None = Field(
         None,
         description="PersistentVolumeClaim that holds base models and is mounted into every pod; "
-        "None takes them from the store.",
+        "null takes them from the store.",
     )
     deadline_hours: float = Field(12, gt=0, description="A pod is stopped after this long.")
 

@@ -36,7 +36,7 @@ class FallbackConfig(Section):
     larger: LargerModel | None = Field(
         None,
         description="What answers when neither the release nor the one before does. Prompts of "
-        "your users go there; None asks nobody.",
+        "your users go there; null asks nobody.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Hosts outside that prompts may be sent to."

@@ -23,7 +23,7 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
         None,
         ge=0,
         description="Price of a training GPU (of the machine, where there is none), in "
-        "governance.currency an hour; None takes governance.machine_cost_per_hour.",
+        "governance.currency an hour; null takes governance.machine_cost_per_hour.",
     )
     tracking: list[Literal["mlflow", "wandb"]] = Field(
         ["mlflow"],
@@ -64,12 +64,12 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
         4, ge=1, le=100, description="Copies of training rows that each canary stands in."
     )
     micro_batch: int | None = Field(
-        None, ge=1, description="Rows per forward pass; None takes the largest safe one."
+        None, ge=1, description="Rows per forward pass; null takes the largest safe one."
     )
     memory_limit_gib: float | None = Field(
         None,
         gt=0,
-        description="Memory for training, GiB; None takes 60 % of what is free, or of the pod's.",
+        description="Memory for training, GiB; null takes 60 % of what is free, or of the pod's.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Arithmetic of training; auto takes bf16 where the processor has it."
@@ -95,11 +95,11 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
         "padded, and the evidence says why.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
-    threads: int | None = Field(None, ge=1, description="CPU threads; None takes all cores.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; null takes all cores.")
     processes: int | None = Field(
         None,
         ge=1,
-        description="Training processes of a node; None takes one per GPU of pods.gpus.",
+        description="Training processes of a node; null takes one per GPU of pods.gpus.",
     )
     sharding: Literal["auto", "none", "fsdp"] = Field(
         "auto",

@@ -140,7 +140,7 @@ def _summary(
     worst = max(limited, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
     name = worst.name.removeprefix("leak_").removesuffix("_at_most")
     summary = (
-        f"{_hits(results).total()} pieces of personal data replaced in "
+        f"{_hits(results).total()} pieces of personal data found in "
         f"{sum(bool(r.hits) for r in results)} of {len(results)} rows "
         f"(profile {'+'.join(sorted(config.pii_profile)).upper()}); of {len(trial.canaries)} "
         f"canaries {sum(trial.leaked)} leaked, worst {name} with at most "

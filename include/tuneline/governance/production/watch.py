@@ -200,6 +200,8 @@ def _summary(
         return f"{names} differ from the training data of {model} {version}"
     if not days:
         return f"no curated day of {model} {version} is new"
+    if not told:
+        return f"not compared: none of {len(days)} new days has {MIN_WINDOW} requests"
     few = len(days) - len(told)
     note = f"; {few} of these days have fewer than {MIN_WINDOW} requests" if few else ""
     return (
