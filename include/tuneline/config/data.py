@@ -24,6 +24,8 @@ CsvQuoting = Literal["auto", "double", "backslash", "single", "none"]
 SourceFormat = Literal[
     "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "chatml_text", "llama3_text"
 ]
+# The dataset that the package brings along, and its licence.
+SAMPLE, SAMPLE_LICENSE = "sample://support.jsonl", "Apache-2.0"
 # Share of personal data that may leak: of mailboxes and addresses, and of all others but names.
 USUAL_LEAKS = {"EMAIL_ADDRESS": 0.1, "STREET_ADDRESS": 0.25}
 OTHER_LEAKS = 0.05
@@ -55,7 +57,7 @@ class SourcesConfig(Section):
 
     source: str | list[str] = Field(
         description="Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of "
-        "JSONL, CSV, TSV or Parquet files, or a list of these."
+        f"JSONL, CSV, TSV or Parquet files, a list of these, or {SAMPLE}, a sample."
     )
     holdout: str | list[str] | None = Field(
         None, description="The dataset's own hold-out, named alike; then none is split off."
@@ -104,7 +106,8 @@ class SourcesConfig(Section):
 
     def license_of(self, address: str) -> str | None:
         """Return the licence of one of the dataset's addresses, None if none is declared."""
-        return self.licenses.get(address, self.license)
+        known = SAMPLE_LICENSE if address == SAMPLE else None
+        return self.licenses.get(address, self.license or known)
 
     @model_validator(mode="after")
     def _licenses_name_sources(self) -> SourcesConfig:

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 from tuneline.artifacts.data import DATASET
-from tuneline.config import check_sections, merge, read_yaml
+from tuneline.config import check_sections, read_yaml
+from tuneline.config.data import SAMPLE
 from tuneline.data.tables.rows import VALIDATION, Message, read_dataset
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_inputs, config_from_fields
@@ -29,8 +30,6 @@ from tuneline.stack.rest import Airflow
 from tuneline.store import open_store
 
 _PRESET = "laptop"
-# The sample is this project's own, so its licence is known.
-_SAMPLE_SETTINGS = {"data": {"license": "Apache-2.0"}}
 
 
 def demo(layout: Layout, data: str, config: str, say: Say) -> int:
@@ -49,7 +48,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
         client = Airflow(layout)
         run: DagRun | None = None
         try:
-            fields = _fields(layout, data, config, say)
+            fields = _fields(data, config)
             began = time.monotonic()
             _start(stack, say)
             started_in = time.monotonic() - began
@@ -88,7 +87,7 @@ def _stop(stack: Stack, run: DagRun | None) -> None:
     stack.stop_started()
 
 
-def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
+def _fields(data: str, config: str) -> dict[str, Any]:
     """Fill the form and validate it before anything is started."""
     settings = read_yaml(Path(config).expanduser()) if config else {}
     check_sections(settings, config)
@@ -96,8 +95,7 @@ def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
     if data and "://" not in data:
         data = str(Path(data).expanduser().absolute())
     elif not data and not named:
-        data = str(_sample(layout, say))
-        settings = merge(_SAMPLE_SETTINGS, settings)
+        data = SAMPLE
     fields = {
         "data": data,
         "preset": _PRESET,
@@ -106,20 +104,6 @@ def _fields(layout: Layout, data: str, config: str, say: Say) -> dict[str, Any]:
     }
     check_inputs(config_from_fields(fields, config or None, names={"data": "DATA"}))
     return fields
-
-
-def _sample(layout: Layout, say: Say) -> Path:
-    folder = layout.home / "sample"
-    path, planted = folder / "sample.jsonl", folder / "planted.json"
-    if not (path.exists() and planted.exists()):
-        say("making the sample dataset …")
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [str(layout.ml_bin / "tuneline"), "data", "sample"]
-        options = ["--out", str(path), "--planted", str(planted)]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise TunelineError(f"the sample could not be made: {done.stderr.strip()}")
-    return path
 
 
 def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) -> int:
