@@ -1,12 +1,16 @@
 """Starting a run: wrong forms are refused in one sentence and leave nothing behind."""
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tuneline.config import Model, ModelFile
+from tuneline.config import Model, ModelFile, find_model, presets_dir
+from tuneline.config.data import SAMPLE
 from tuneline.errors import UserError
 from tuneline.launch import config_from_fields, create_run, form_fields, safe_run_id
+from tuneline.machine.checkout import project_root
 from tuneline.run import Run
 
 
@@ -19,7 +23,7 @@ def rows(tmp_path):
 
 def test_fields_that_airflow_can_show_in_sections():
     fields = form_fields()
-    assert len(fields) <= 16
+    assert len(fields) <= 17
     for spec in fields.values():
         assert {"default", "type", "title", "section", "description"} <= set(spec)
         assert "anyOf" not in spec
@@ -192,3 +196,29 @@ def test_a_model_in_production_is_not_run_under_the_laptop_profile(rows, tmp_pat
     gpu = Model("m", "", ModelFile.model_validate({"preset": "gpu"}), "m.yaml")
     with pytest.raises(UserError, match="but the file of m says production"):
         create_run(fields, (tmp_path / "store").as_uri(), "r1", model=gpu)
+
+
+def shipped_examples():
+    """The YAML of config/models/README.md: a whole file, and what production adds to it."""
+    text = (project_root() / "config" / "models" / "README.md").read_text()
+    return [yaml.safe_load(part) for part in re.findall(r"```yaml\n(.*?)```", text, re.S)]
+
+
+@pytest.mark.parametrize("added", [0, 1])
+def test_the_example_of_a_model_file_makes_a_run(tmp_path, monkeypatch, added):
+    whole, production = shipped_examples()
+    models = tmp_path / "models"
+    models.mkdir()
+    document = {**whole, **production} if added else whole
+    (models / "support-intents.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setenv("TUNELINE_MODELS", str(models))
+    model = find_model("support-intents")
+    run = create_run({"preset": model.file.preset}, tmp_path.as_uri(), "r1", model=model)
+    assert run.config.profile == ("production" if added else "laptop")
+
+
+@pytest.mark.parametrize("preset", [path.stem for path in presets_dir().glob("*.yaml")])
+def test_every_preset_makes_a_run_of_the_sample(tmp_path, preset):
+    fields = {"preset": preset, "data": SAMPLE, "min_metric": 0.8}
+    run = create_run(fields, tmp_path.as_uri(), "r1")
+    assert run.config.data.license_of(SAMPLE) == "Apache-2.0"

@@ -105,6 +105,7 @@ FORM_FIELDS = {
     "qlora": FormField("training.qlora", _TRAINING, "QLoRA"),
     "tracking": FormField("training.tracking", _TRAINING, "Experiment tracking", _TRACKERS),
     "engine": FormField("deployment.engine", _RELEASE, "Serving engine"),
+    "min_metric": FormField("evaluation.min_metric", _RELEASE, "Lowest metric that may ship"),
     "target_hardware": FormField("deployment.target_hardware", _RELEASE, "Target hardware"),
     "review": FormField("evaluation.review", _RELEASE, "Blind human review"),
     "approval": FormField("approval", _RELEASE, "Approval before release"),

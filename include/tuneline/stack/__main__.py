@@ -8,16 +8,15 @@ import sys
 import time
 
 from tuneline.artifacts.governance import ReleasePointer
+from tuneline.config.data import SAMPLE
 from tuneline.errors import EXIT_OK, TunelineError
 from tuneline.exits import guarded
 from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
-from tuneline.stack.airflow import USER, password
-from tuneline.stack.demo import demo
-from tuneline.stack.layout import find_layout
+from tuneline.stack.demo import demo, show_addresses
+from tuneline.stack.layout import find_layout, main_dag_id
 from tuneline.stack.lifecycle import Stack
 from tuneline.stack.review import review
-from tuneline.stack.tracking import address
 from tuneline.store import open_store
 
 _began = time.monotonic()
@@ -57,8 +56,8 @@ def _up(arguments: argparse.Namespace) -> int:
         say("no model is released yet; the gateway serves the first one by itself")
     else:
         _await_model(stack, newest)
-    print(f"Airflow UI: {stack.layout.ui_url}  user {USER}, password {password(stack.layout)}")
-    print(f"MLflow:     {address(stack.layout)}")
+    show_addresses(stack.layout)
+    print(f"To try it, trigger {main_dag_id()} in the UI with the dataset {SAMPLE}")
     return EXIT_OK
 
 

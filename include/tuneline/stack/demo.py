@@ -122,7 +122,7 @@ def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) 
     ).returncode
     print(flush=True)
     say(timings.summary(document))
-    _show_ui(layout)
+    show_addresses(layout)
     if found.find_evidence("holdout_performance") is not None:
         print(
             f"\nCompare its answers with the base's yourself, blind:  {review.COMMAND}", flush=True
@@ -165,9 +165,11 @@ def _question(run: Run) -> list[Message]:
     return next(row.prompt for row in rows if row.split == VALIDATION)
 
 
-def _show_ui(layout: Layout) -> None:
+def show_addresses(layout: Layout) -> None:
+    """Print where the services are, and how to get in."""
     print(f"\nAirflow UI: {layout.ui_url}  {_login(layout)}")
-    print(f"MLflow:     {tracking.address(layout)}", flush=True)
+    print(f"MLflow:     {tracking.address(layout)}")
+    print(f"Gateway:    {layout.gateway_url}  API key {release.api_key(layout)}", flush=True)
 
 
 def _login(layout: Layout) -> str:
