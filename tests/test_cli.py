@@ -37,33 +37,23 @@ def test_checklist_json_and_exit_code(tmp_path, capsys):
     assert rows[0]["verdict"] == "pass"
 
 
-def test_checklist_table_has_every_item(tmp_path, capsys):
+def test_what_needs_a_person_comes_first_and_80_columns_hold_it(tmp_path):
     lab = Lab(tmp_path, {})
-    main(["checklist", lab.run.uri])
-    shown = capsys.readouterr().out
-    assert all(item.id in shown for item in ITEMS)
-
-
-def test_the_table_is_whole_when_it_is_piped(tmp_path):
-    lab = Lab(tmp_path, {})
-    # Longer than any terminal, and with what rich would take for markup.
+    # With what rich would take for markup.
     summary = f"{'word ' * 60}[bold]between [0.1, 0.2]"
-    ctx = lab.context("deduplication")
-    store_output(ctx, ctx.conclude(summary, [OK]))
-    command = [sys.executable, "-m", "tuneline.cli", "checklist", lab.run.uri]
-    done = call(*command, COLUMNS="80", PYTHONIOENCODING="utf-8")
-    row = next(line for line in done.stdout.splitlines() if " deduplication " in line)
-    assert summary in row
-
-
-def test_sample_says_what_it_wrote(tmp_path, capsys):
-    out, planted = tmp_path / "sample.jsonl", tmp_path / "planted.json"
-    assert main(["data", "sample", "--out", str(out), "--planted", str(planted)]) == 0
-    shown = capsys.readouterr().out
-    facts = json.loads(planted.read_text())
-    assert f"| lines in all | {len(out.read_bytes().splitlines())} |" in shown
-    for name, count in {**facts["classes"], **facts["counts"]}.items():
-        assert f"`{name}` | {count} |" in shown
+    breach = measure("share", 1.0, "", "<=", 0.5)
+    for step, found in (("pii_scrubbing", breach), ("deduplication", OK)):
+        ctx = lab.context(step)
+        store_output(ctx, ctx.conclude(summary, [found]))
+    done = call(sys.executable, "-m", "tuneline.cli", "checklist", lab.run.uri, COLUMNS="200")
+    _, counts, *lines = done.stdout.splitlines()
+    assert counts == "1 fail, 23 not_run, 1 pass"
+    assert {line.split()[1] for line in lines if line[0] != " "} == {item.id for item in ITEMS}
+    assert max(map(len, lines)) <= 80
+    assert lines[0].split() == ["fail", "pii_scrubbing", "critical"]
+    block = " ".join(" ".join(lines[: lines.index(lines[-2])]).split())
+    assert f"{summary} because share is 1.0, must be <= 0.5" in block
+    assert "→ read a sample of rows" in block
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,34 @@ _AUDITS = {
     "extraction_audit": "the extraction audit",
     "build_engine": "the packages of the engine's image",
 }
+# What to do first about an item that does not pass.
+_REMEDIES = {
+    "schema_validation": "read the rejected lines in quarantine/schema_validation and correct them",
+    "deduplication": "read pairs.parquet; correct rows that contradict each other at their source",
+    "token_length_audit": "raise data.max_tokens, or set data.too_long: split",
+    "pii_scrubbing": "read a sample of rows: `tuneline data review-pii` replaces the estimate",
+    "distribution_balancing": "add rows of the rare classes, or set data.reference_shares",
+    "lora_selection": "set training.alpha to 2 × training.r",
+    "gradient_accumulation": "lower data.max_tokens or training.effective_batch, raise pods.memory",
+    "checkpointing": "clear the task train, so that it runs again",
+    "quantization_verification": "set training.qlora: false, or choose another base model",
+    "loss_monitoring": "start a tracking server; if the loss rises, lower training.learning_rate",
+    "holdout_performance": "add training rows or epochs; slices.json names the weak parts",
+    "base_regression": "raise training.rehearsal_rows, or lower training.learning_rate",
+    "determinism": "raise evaluation.determinism_prompts; changes.json shows what changed",
+    "human_review": "run `make review`, or set evaluation.review: true",
+    "latency_benchmark": "measure on deployment.target_hardware, or lower evaluation.load",
+    "adapter_merging": "raise deployment.quality_rows, or set deployment.multi_tenant: true",
+    "engine_optimization": "choose an engine that knows the architecture (deployment.engine)",
+    "production_quantization": "raise deployment.quality_rows, or name other deployment.variants",
+    "health_checks": "read the log of the engine under the fault that was not seen",
+    "cold_start": "raise the time that a pod may take to start, or ship a smaller variant",
+    "lineage": "commit your changes and start the run from the clean checkout",
+    "cost_tracking": "compare the ledger with the engine's counts in the task's log",
+    "drift_detection": "log more production requests: few a night show large changes alone",
+    "license_audit": "state the licence (data.license), or answer the question in Airflow",
+    "fallback": "release a second version, or name a larger model (governance.fallback.larger)",
+}
 # Begins the summary of evidence whose input has changed since.
 OUT_OF_DATE = "out of date: "
 
@@ -61,6 +89,11 @@ class ItemStatus:
         if self.production:
             stopping.add(Verdict.INCONCLUSIVE)
         return self.severity == Severity.CRITICAL and self.verdict in stopping
+
+    @property
+    def remedy(self) -> str:
+        """What to do first if the item does not pass."""
+        return _REMEDIES[self.item]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row of `tuneline checklist --json`."""

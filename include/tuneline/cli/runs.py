@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,18 +25,20 @@ if TYPE_CHECKING:
     from tuneline.run import Run
     from tuneline.verdicts import ItemStatus
 
-# Wider than any table; a table takes only what its longest line needs.
-_WITHOUT_EDGE = 100_000
-
+# Columns of a pipe or a log.
+_WIDTH = 80
+# In the order in which verdicts are shown.
 _VERDICT_STYLES = {
-    "pass": "green",
-    "warn": "yellow",
-    "inconclusive": "yellow",
     "fail": "bold red",
+    "inconclusive": "yellow",
+    "warn": "yellow",
     "waived": "magenta",
     "not_run": "red",
+    "pass": "green",
     "not_applicable": "dim",
 }
+# Nothing is to be done about these.
+_SETTLED = ("pass", "not_applicable", "waived")
 
 
 def add_runs(commands: Commands) -> None:
@@ -106,26 +109,31 @@ def _checklist(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([row.as_dict() for row in rows], indent=1))
     else:
-        _print_table(arguments.run, rows)
+        print_checklist(arguments.run, rows)
     return EXIT_FAILED if any(row.stops_release for row in rows) else EXIT_OK
 
 
-def _print_table(run_uri: str, rows: Sequence[ItemStatus]) -> None:
+def print_checklist(run_uri: str, rows: Sequence[ItemStatus]) -> None:
+    """Print the verdicts, what needs a person first; 80 columns where there is no terminal."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
     from rich.text import Text
 
-    table = Table(title=f"Release checklist of {run_uri}", title_justify="left")
-    for heading in ("phase", "item", "verdict", "what was found"):
-        table.add_column(heading)
-    for row in rows:
-        style = _VERDICT_STYLES[row.verdict]
-        sentence = row.because if row.verdict == "not_run" else row.summary
-        # As text: an interval in square brackets is not markup.
-        table.add_row(row.phase, row.item, Text(row.verdict, style), Text(sentence))
-    # A pipe or a log has no edge at which to break lines.
-    width = None if sys.stdout.isatty() else _WITHOUT_EDGE
-    Console(width=width).print(table)
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    counts = Counter(str(row.verdict) for row in rows)
+    console.print(f"Release checklist of {run_uri}", soft_wrap=True)
+    console.print(", ".join(f"{counts[name]} {name}" for name in _VERDICT_STYLES if counts[name]))
+    for row in sorted(rows, key=lambda row: list(_VERDICT_STYLES).index(row.verdict)):
+        line = Text(f"{row.verdict:<14} ", _VERDICT_STYLES[row.verdict])
+        line.append(f"{row.item:<25} ", "bold")
+        if row.verdict in _SETTLED or row.verdict == "not_run":
+            line.append(row.because if row.verdict == "not_run" else row.summary)
+            line.truncate(console.width, overflow="ellipsis")
+            console.print(line)
+            continue
+        console.print(line.append(row.severity))
+        for text in (row.summary, f"because {row.because}", f"→ {row.remedy}"):
+            console.print(Padding(Text(text), (0, 0, 0, 4)))
 
 
 def _create(arguments: argparse.Namespace) -> int:
@@ -141,7 +149,7 @@ def _all(arguments: argparse.Namespace) -> int:
     print(f"run {run.uri}", flush=True)
     code = run_all(run)
     print()
-    _print_table(run.uri, checklist(run))
+    print_checklist(run.uri, checklist(run))
     print("released" if code == EXIT_OK else "not released")
     return code
 
