@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tuneline import CONTRACT_VERSION
@@ -26,6 +26,9 @@ from tuneline.reads import (
     hash_sections,
 )
 from tuneline.store import NotThere, Store, open_store
+
+# A step that has said nothing for longer is not known to run.
+_SILENCE = timedelta(minutes=5)
 
 
 def now() -> str:
@@ -164,23 +167,26 @@ class Run:
         return self.key(get_step(step).phase, step, *([name] if name else []))
 
     def note_progress(self, step: str, text: str) -> None:
-        """Replace the line that says how far a step is; see `progress`."""
+        """Replace the line that says how far a step is; see `in_progress`."""
         line = json.dumps({"at": now(), "text": text}, ensure_ascii=False)
-        self.store.put_bytes(self.key("progress", f"{step}.json"), line.encode())
+        self.store.put_bytes(self.key("progress", step, "line.json"), line.encode())
 
-    def progress(self, step: str, since: str) -> str | None:
-        """Return the last line of a step that is at work, None if it has said nothing.
+    def end_progress(self, step: str) -> None:
+        """Remove the line of a step that has ended."""
+        self.store.delete_prefix(self.key("progress", step))
 
-        Args:
-            step: id of the step.
-            since: RFC 3339; what it said before is of an earlier try.
-        """
-        try:
-            line = json.loads(self.store.get_bytes(self.key("progress", f"{step}.json")))
-        except NotThere:
-            return None
-        at, began = (datetime.fromisoformat(text) for text in (line["at"], since))
-        return str(line["text"]) if at >= began else None
+    def in_progress(self) -> dict[str, str]:
+        """Return the last line of each step that is running and has said how far it is."""
+        lines = {}
+        for key in self.store.keys(self.key("progress")):
+            try:
+                line = json.loads(self.store.get_bytes(key))
+            except NotThere:
+                continue
+            # A step that was killed leaves its line behind.
+            if datetime.now(UTC) - datetime.fromisoformat(line["at"]) < _SILENCE:
+                lines[key.split("/")[-2]] = str(line["text"])
+        return lines
 
     def find_evidence(self, item: str) -> Evidence | None:
         """Return an item's evidence, or None if the item has not been run."""

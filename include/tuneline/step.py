@@ -16,7 +16,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,11 @@ def _context(run: Run, step: str) -> Iterator[StepContext]:
         )
         for path in (context.out, context.quarantine, context.scratch):
             path.mkdir()
-        yield context
+        try:
+            yield context
+        finally:
+            with suppress(TunelineError, OSError):
+                run.end_progress(step)
 
 
 @contextmanager

@@ -54,6 +54,11 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
         if refusing
         else "No critical item stands in the way of the release."
     )
+    running = run.in_progress()
+    now = "".join(
+        f"<p>Running: <code>{escape(step)}</code> {escape(text)}</p>"
+        for step, text in running.items()
+    )
     phases: dict[str, list[ItemStatus]] = {}
     for row in rows:
         phases.setdefault(row.phase, []).append(row)
@@ -65,7 +70,8 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
     return document(
         f"<h1>Release checklist: {escape(run.config.name)}</h1>"
         f'<p class="note">{escape(run.uri)}</p><p class="tally">{counts}</p>'
-        f"<p>{release}</p>{_canary(run)}{_looser(looser_limits(run))}{body}"
+        f"{now}<p>{release}</p>{_canary(run)}{_looser(looser_limits(run))}{body}",
+        live=bool(running),
     )
 
 
@@ -100,10 +106,11 @@ def error_page(run_id: str, message: str) -> str:
     return document(f"<h1>Release checklist: {escape(run_id)}</h1><p>{escape(message)}</p>")
 
 
-def document(body: str) -> str:
-    """Return a whole page around a body of HTML."""
+def document(body: str, *, live: bool = False) -> str:
+    """Return a whole page around a body of HTML; a live one is loaded again every ten seconds."""
+    again = '<meta http-equiv="refresh" content="10">' if live else ""
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{again}'
         f"<title>Release checklist</title><style>{_STYLE}</style></head><body>{body}</body></html>"
     )
 

@@ -77,6 +77,15 @@ def test_the_page_shows_25_rows_and_what_refuses_the_release(lab, client):
     assert "stopped the run before it" in page
 
 
+def test_a_run_that_is_running_says_how_far_it_is(lab, client):
+    lab.run.note_progress("train", "step 3 of 9, <b>8 s left</b>")
+    page = client.get("/page/finetune_to_production/test").text
+    assert "<code>train</code> step 3 of 9, &lt;b&gt;8 s left" in page
+    assert 'http-equiv="refresh"' in page
+    lab.run.end_progress("train")
+    assert 'http-equiv="refresh"' not in client.get("/page/finetune_to_production/test").text
+
+
 def test_the_page_says_how_the_canary_of_the_run_stands(tmp_path, monkeypatch, client):
     run = Lab(tmp_path, ASKED).run
     belongs(run)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.errors import TunelineError, UserError
+from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun, Task
 from tuneline.stack.lifecycle import Say
 from tuneline.verdicts import check_item
@@ -16,7 +17,7 @@ _FINAL = {"success", "failed"}
 _ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
 _POLL_SECONDS = 1.0
 # A long task must not look like one that hangs.
-_STILL_SECONDS = 60.0
+_STILL_SECONDS = 20.0
 # Characters of "[ 123.4 s] ", which stands before every line.
 _STAMP_WIDTH = 11
 _NO_TERMINAL = 1 << 20
@@ -47,19 +48,21 @@ def follow(run: DagRun, say: Say) -> str:
             return state
         if time.monotonic() - last_line > _STILL_SECONDS:
             last_line = time.monotonic()
-            if line := _waiting_line(state, tasks):
+            if line := _waiting_line(run, state, tasks):
                 say(line)
         time.sleep(_POLL_SECONDS)
 
 
-def _waiting_line(state: str, tasks: Mapping[str, Task]) -> str | None:
+def _waiting_line(run: DagRun, state: str, tasks: Mapping[str, Task]) -> str | None:
     """Return what a run is waiting for, None when nothing runs."""
     running = [name for name, task in tasks.items() if task["state"] == "running"]
     waiting = [name for name, task in tasks.items() if task["state"] == "awaiting_input"]
     if waiting:
         return f"waiting for a person: {', '.join(waiting)} (Required Actions in the UI)"
     if running:
-        return f"still running: {', '.join(running)}"
+        uri = run.run_uri()
+        lines = Run.open(uri).in_progress() if uri else {}
+        return _fit("; ".join(f"{name:<26} {lines.get(name, 'running')}" for name in running))
     return "queued: another run of this DAG is active" if state == "queued" else None
 
 
