@@ -79,13 +79,13 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
 
     context: Any = get_current_context()
     model, store = find_model(model_name), open_store(store_uri())
-    model.config()
+    settings = model.settings_digest
     sources = write_reviewed(store, model, reviewed_rows(store, model_name))
     version = dataset_version(sources.addresses)
     today = datetime.now(UTC).date()
     broke = over_budget(store, model_name, today, model.file.budget.training_per_month)
     force = context["params"]["force"]
-    night = nightly.decide(store, model_name, version, force=force, over_budget=broke)
+    night = nightly.decide(store, model_name, version, settings, force=force, over_budget=broke)
     leave_note(context, night.why)
     if broke and broke in night.why:
         Announce("budget", model, night.why).notify(context)

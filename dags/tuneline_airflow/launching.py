@@ -47,6 +47,7 @@ def prepare_run(model_name: str) -> str:
     from tuneline.governance.release.approvals import is_needed
     from tuneline.governance.retraining.nightly import note_tried
     from tuneline.human_answers import record_waivers
+    from tuneline_airflow.preflight import check_surroundings
 
     context: Any = get_current_context()
     dag_run = context["dag_run"]
@@ -71,12 +72,14 @@ def prepare_run(model_name: str) -> str:
         **({"trigger": trigger} if automatic else {}),
     }
     run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
+    check_surroundings(run.config)
     if is_needed(run) and (why := too_few_approvers(run)):
         raise UserError(why)
     record_waivers(run, run.meta["started_by"])
-    if automatic and (files := run.meta["dataset_version"]):
+    if automatic and model.source and (files := run.meta["dataset_version"]):
         # Only now: a run that is refused tries nothing, and the next night starts another one.
-        note_tried(run.store, model_name, DatasetVersion(files=files), run.run_id)
+        version = DatasetVersion(files=files)
+        note_tried(run.store, model_name, version, model.settings_digest, run.run_id)
     context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))
     engine_pods = run.config.engine_pods.model_dump(mode="json")
     context["ti"].xcom_push(key="engine_pods", value=engine_pods)

@@ -78,9 +78,17 @@ class AirflowApi:
         answer = self._call("GET", place.format(*parts), ok=(404,))
         return answer.json()["value"] if answer.is_success else None
 
+    def has_pool(self, name: str) -> bool:
+        """Return True if there is a pool of that name."""
+        return self._call("GET", f"/pools/{quote(name, safe='')}", ok=(404,)).is_success
+
+    def is_paused(self, dag_id: str) -> bool:
+        """Return True if the DAG is paused, so that its runs stay queued."""
+        return bool(self._call("GET", f"/dags/{dag_id}").json()["is_paused"])
+
     def unpause(self, dag_id: str) -> bool:
         """Return True if the DAG was paused, and let it run from now on."""
-        paused = bool(self._call("GET", f"/dags/{dag_id}").json()["is_paused"])
+        paused = self.is_paused(dag_id)
         if paused:
             self._call("PATCH", f"/dags/{dag_id}", {"is_paused": False})
         return paused
@@ -162,14 +170,21 @@ def start_main(
         reason: why it is started.
         overrides: settings above the model's file.
         more: what `run.json` keeps besides the DAG, run and task that started it.
+
+    Raises:
+        UserError: if the main DAG is paused, so that the run would wait for ever.
     """
-    ti = context["ti"]
+    ti, api = context["ti"], AirflowApi()
+    if api.is_paused(main):
+        raise UserError(
+            f"{main} is paused, so its run would wait; unpause it, then clear this task"
+        )
     trigger = {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, **more}
     # The form takes YAML, of which JSON is a part.
     text = json.dumps(overrides, ensure_ascii=False) if overrides else ""
     # Before it starts, so that it can ask.
     ti.xcom_push(key=_STARTS, value=f"{main}/{run_id}")
-    AirflowApi().trigger(main, run_id, {"reason": reason, "trigger": trigger, "overrides": text})
+    api.trigger(main, run_id, {"reason": reason, "trigger": trigger, "overrides": text})
 
 
 def started_by_dag(dag_run: Any, trigger: Any) -> bool:

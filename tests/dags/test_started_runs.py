@@ -102,9 +102,8 @@ def test_two_models_at_one_schedule_are_both_trained(site):
     # The release of a run is found by the id of the run in Airflow.
     assert [run.run_id for run in runs] == list(started.values())
     for model, run in zip(MODELS, runs, strict=True):
-        assert f"the same data were tried on {run.meta['created_at'][:10]} by {run.run_id}" in (
-            site.night(model)
-        )
+        said = f"the same data and settings were tried on {run.meta['created_at'][:10]}"
+        assert f"{said} by {run.run_id}" in site.night(model)
 
 
 def test_a_night_whose_settings_are_refused_has_tried_nothing(site, family):

@@ -19,6 +19,7 @@ class AirflowRecords:
         notes: last note of each run, by DAG and id.
         confs: conf of each run that was triggered, by DAG and id.
         paused: paused DAGs.
+        pools: names of the pools.
         failures: status codes of the next answers, as a broken API gives them.
         xcoms: what tasks have pushed, by DAG, run, task and key.
     """
@@ -31,6 +32,7 @@ class AirflowRecords:
         self.notes: dict[tuple[str, str], str] = {}
         self.confs: dict[tuple[str, str], Any] = {}
         self.paused: set[str] = set()
+        self.pools = {"gpu"}
         self.failures: list[int] = []
         self.failed_days: list[str] = []
         self.lose_answer = False
@@ -55,6 +57,13 @@ class AirflowRecords:
             return self._backfill(body)
         if "/taskInstances/" in path:
             return self._of_task(path)
+        place, _, name = path[1:].partition("/")
+        return self._of_pool(name) if place == "pools" else self._of_dag(method, path, query, body)
+
+    def _of_pool(self, name: str) -> tuple[int, Any]:
+        return (200, {"name": name}) if name in self.pools else (404, {"detail": "not found"})
+
+    def _of_dag(self, method: str, path: str, query: str, body: Any) -> tuple[int, Any]:
         dag, run = re.fullmatch(r"/dags/([^/]+)(?:/dagRuns(?:/([^/]+))?)?", path).groups()
         if "logical_date_gte" in query:
             found = [{"logical_date": f"{day}T00:15:00Z"} for day in self.failed_days]

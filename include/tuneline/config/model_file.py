@@ -6,6 +6,7 @@ trigger form, so whatever a run can be told stands here once.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -176,6 +177,11 @@ class Model:
         if not self.source:
             raise UserError(f"{where}: name the data (data: {{source: …}})")
         return build_config(self.settings, preset=self.file.preset, where=where)
+
+    @property
+    def settings_digest(self) -> str:
+        """Hex SHA-256 of that configuration, 64 characters; see `config` for what it raises."""
+        return hashlib.sha256(self.config().model_dump_json().encode()).hexdigest()
 
     @property
     def pods(self) -> PodConfig:

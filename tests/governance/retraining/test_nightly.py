@@ -19,6 +19,7 @@ class Nights:
     """A store with a dataset of two files, and runs and releases of one model."""
 
     def __init__(self, folder):
+        self.settings = "those of the first night"
         self.data = folder / "data"
         self.data.mkdir()
         self.write("a.jsonl", "one")
@@ -40,7 +41,7 @@ class Nights:
         return create_run({"data": str(self.data)}, self.uri, run_id)
 
     def decide(self, **asked):
-        return decide(self.store, "support-intents", self.version, **asked)
+        return decide(self.store, "support-intents", self.version, self.settings, **asked)
 
 
 @pytest.fixture
@@ -76,11 +77,18 @@ def test_one_night_with_other_data_trains_once(nights, change, said):
     assert night.train
     assert said in night.why
     nights.run("second")
-    note_tried(nights.store, "support-intents", nights.version, "second")
+    note_tried(nights.store, "support-intents", nights.version, nights.settings, "second")
     again = nights.decide()
     assert not again.train
     assert "were tried" in again.why
     assert "second" in again.why
+
+
+def test_a_failed_night_is_tried_again_when_the_settings_have_changed(nights):
+    note_tried(nights.store, "support-intents", nights.version, nights.settings, "first")
+    assert not nights.decide().train
+    nights.settings = "others"
+    assert nights.decide().train
 
 
 def test_a_file_written_again_with_the_same_bytes_is_no_change(nights):
@@ -92,7 +100,7 @@ def test_a_file_written_again_with_the_same_bytes_is_no_change(nights):
 def test_data_that_were_released_after_a_failure_are_no_longer_tried(nights):
     bare_release(nights.run("first"))
     nights.write("a.jsonl", "other")
-    note_tried(nights.store, "support-intents", nights.version, "second")
+    note_tried(nights.store, "support-intents", nights.version, nights.settings, "second")
     bare_release(nights.run("third"))
     assert "no new data since support-intents third" in nights.decide().why
 
@@ -130,7 +138,7 @@ def test_no_night_trains_beside_a_canary_that_is_not_decided(nights):
     assert night.why == f"not trained: the canary of {model} second is not decided yet"
     assert nights.decide(force=True).train
     # Once it is withdrawn, its data were tried, and the reason is known.
-    note_tried(nights.store, model, nights.version, "second")
+    note_tried(nights.store, model, nights.version, nights.settings, "second")
     CanaryLog(nights.store).withdrawn(model, "second", 0.1, "more errors than the release")
     night = nights.decide()
     assert not night.train

@@ -34,25 +34,25 @@ def test_nights_and_drifts_of_the_month_are_summed(store, tmp_path):
     trained(tmp_path, "drift-1", 4.0)
     for number in (1, 2):
         version = DatasetVersion(files={"a": str(number)})
-        note_tried(store, NAME, version, f"night-{number}")
+        note_tried(store, NAME, version, "s", f"night-{number}")
     note_retraining(store, NAME, Look(True, today, today, "x", "uri"), "drift-1")
     # A drift's data count as tried, but its run once.
-    note_tried(store, NAME, DatasetVersion(files={"a": "drift"}), "drift-1")
+    note_tried(store, NAME, DatasetVersion(files={"a": "drift"}), "s", "drift-1")
     assert spent(store, NAME, today) == pytest.approx(7.5)
     last_year = today.replace(year=today.year - 1, day=1)
     assert spent(store, NAME, last_year) == 0
 
 
 def test_a_run_that_is_still_training_or_gone_counts_nothing(store):
-    note_tried(store, NAME, DatasetVersion(files={"a": "1"}), "by-hand")
-    note_tried(store, NAME, DatasetVersion(files={"a": "2"}), "cleaned-up")
+    note_tried(store, NAME, DatasetVersion(files={"a": "1"}), "s", "by-hand")
+    note_tried(store, NAME, DatasetVersion(files={"a": "2"}), "s", "cleaned-up")
     assert spent(store, NAME, date.fromisoformat(now()[:10])) == 0
 
 
 def test_the_budget_is_spent_when_the_cost_reaches_it(store, tmp_path):
     today = date.fromisoformat(now()[:10])
     trained(tmp_path, "night-1", 5.0)
-    note_tried(store, NAME, DatasetVersion(files={"a": "1"}), "night-1")
+    note_tried(store, NAME, DatasetVersion(files={"a": "1"}), "s", "night-1")
     assert over_budget(store, NAME, today, None) is None
     assert over_budget(store, NAME, today, 5.5) is None
     said = over_budget(store, NAME, today, 5.0)

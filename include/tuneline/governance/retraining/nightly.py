@@ -1,11 +1,13 @@
 """Whether a night trains: only if the data changed since the released model, or on demand.
 
-Data that were tried once and did not give a release are not tried again every night: what was
-tried is noted in the store, below `retraining/<model>/tried/`.
+Data that were tried once and did not give a release are not tried again every night, but once more
+after each change of the model's settings: what was tried is noted in the store, below
+`retraining/<model>/tried/`.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -57,6 +59,7 @@ def decide(
     store: Store,
     name: str,
     version: DatasetVersion,
+    settings: str,
     *,
     force: bool = False,
     over_budget: str | None = None,
@@ -67,13 +70,14 @@ def decide(
         store: the store.
         name: the model.
         version: the version of its data tonight.
+        settings: `Model.settings_digest`.
         force: True if somebody asked for a training whatever the data.
         over_budget: why the month's budget allows none, None if it does.
     """
     release = read_release(store, name)
     released = release.version if release else None
     known = version_of_release(open_release(store, release)) if release else None
-    tried = _tried(store, name, version)
+    tried = _tried(store, name, version, settings)
     if force:
         return Night(True, "a training was asked for, whatever the data", released)
     if release and is_awaited(store, name, release.version, datetime.now(UTC)):
@@ -111,27 +115,30 @@ def version_of_release(release: Release) -> DatasetVersion | None:
     return DatasetVersion(files=files) if isinstance(files, dict) else None
 
 
-def note_tried(store: Store, name: str, version: DatasetVersion, run_id: str) -> None:
-    """Note that a run was started for a version of the data."""
-    key = _tried_key(name, version)
+def note_tried(
+    store: Store, name: str, version: DatasetVersion, settings: str, run_id: str
+) -> None:
+    """Note that a run was started for a version of the data, with these settings of the model."""
+    key = _tried_key(name, version, settings)
     store.put_bytes(key, Tried(run=run_id, at=now()).model_dump_json(indent=1).encode())
 
 
-def _tried(store: Store, name: str, version: DatasetVersion) -> Tried | None:
+def _tried(store: Store, name: str, version: DatasetVersion, settings: str) -> Tried | None:
     try:
-        return Tried.model_validate_json(store.get_bytes(_tried_key(name, version)))
+        return Tried.model_validate_json(store.get_bytes(_tried_key(name, version, settings)))
     except NotThere:
         return None
 
 
-def _tried_key(name: str, version: DatasetVersion) -> str:
-    return f"retraining/{name}/tried/{version.digest}.json"
+def _tried_key(name: str, version: DatasetVersion, settings: str) -> str:
+    both = f"{version.digest} {settings}"
+    return f"retraining/{name}/tried/{hashlib.sha256(both.encode()).hexdigest()}.json"
 
 
 def _outcome(store: Store, tried: Tried) -> str:
     return (
-        f"the same data were tried on {tried.at[:10]} by {tried.run}, which was not released "
-        f"({why_kept(store, tried.run)}); start it with `force` to try again"
+        f"the same data and settings were tried on {tried.at[:10]} by {tried.run}, which was not "
+        f"released ({why_kept(store, tried.run)}); start it with `force` to try again"
     )
 
 

@@ -1,0 +1,104 @@
+"""What a run needs of Airflow and of the cluster, asked before its first pod.
+
+Without these checks a run waits for ever (a pool that does not exist) or fails after the data phase
+(an image that no node can get). What may not be asked is printed, and passes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+from airflow.sdk.exceptions import AirflowException
+from kubernetes import client as k8s
+from kubernetes.config import ConfigException
+from urllib3.exceptions import HTTPError
+
+from tuneline.errors import RetryableError, UserError
+from tuneline_airflow.pods import GPU_POOL
+from tuneline_airflow.rest import AirflowApi
+
+if TYPE_CHECKING:
+    from tuneline.config import PipelineConfig, PodConfig
+
+_CONNECTION = "kubernetes_default"
+# What the operator does with pods, as verb and resource.
+_RIGHTS = (
+    *((verb, "pods") for verb in ("create", "get", "list", "patch", "delete")),
+    ("get", "pods/log"),
+)
+_TIMEOUT_SECONDS = 15
+# The tag of images that are in no registry.
+_LOCAL = ":local"
+
+
+def check_surroundings(config: PipelineConfig) -> None:
+    """Refuse a run that this Airflow or its cluster can't carry out.
+
+    Raises:
+        UserError: if the pool of the GPU steps, a right in the namespace or an image is missing.
+    """
+    try:
+        _check_pool()
+    except (RetryableError, AirflowException) as error:
+        print(f"not checked, the pool {GPU_POOL}: {error}")
+    try:
+        api = KubernetesHook(conn_id=_CONNECTION).api_client
+        _check_rights(api, config.pods.namespace)
+        _check_images(api, _images(config.pods) | _images(config.engine_pods))
+    except (AirflowException, ConfigException, k8s.ApiException, HTTPError) as error:
+        why = getattr(error, "reason", None) or error
+        print(f"not checked, the namespace {config.pods.namespace} and the images: {why}")
+
+
+def _check_pool() -> None:
+    try:
+        api = AirflowApi()
+    except UserError as error:
+        print(f"not checked, the pool {GPU_POOL}: {error}")
+        return
+    if not api.has_pool(GPU_POOL):
+        raise UserError(
+            f"Airflow has no pool {GPU_POOL!r}, so no training step would ever start; make it, a "
+            f"slot for each GPU: airflow pools set {GPU_POOL} 1 'Steps that hold a GPU'"
+        )
+
+
+def _check_rights(api: Any, namespace: str) -> None:
+    missing = []
+    for verb, resource in _RIGHTS:
+        kind, _, part = resource.partition("/")
+        asked = {"namespace": namespace, "verb": verb, "resource": kind}
+        attributes = k8s.V1ResourceAttributes(**asked, subresource=part or None)
+        review = k8s.AuthorizationV1Api(api).create_self_subject_access_review(
+            k8s.V1SelfSubjectAccessReview(
+                spec=k8s.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes)
+            ),
+            _request_timeout=_TIMEOUT_SECONDS,
+        )
+        if not review.status.allowed:
+            missing.append(f"{verb} {resource}")
+    if missing:
+        raise UserError(
+            f"the connection {_CONNECTION} may not {', '.join(missing)} in the namespace "
+            f"{namespace!r}; grant its user or service account these rights, or name another "
+            "namespace (TUNELINE_NAMESPACE, pods.namespace)"
+        )
+
+
+def _images(pods: PodConfig) -> set[str]:
+    return {pods.image, pods.gpu_image} if pods.gpus else {pods.image}
+
+
+def _check_images(api: Any, images: set[str]) -> None:
+    """Refuse images without a registry that no node has; those of a registry are not looked up."""
+    local = {image for image in images if image.endswith(_LOCAL)}
+    if not local:
+        return
+    nodes = k8s.CoreV1Api(api).list_node(_request_timeout=_TIMEOUT_SECONDS).items
+    known = [name for node in nodes for image in node.status.images or [] for name in image.names]
+    if missing := sorted(i for i in local if not any(name.endswith(i) for name in known)):
+        raise UserError(
+            f"no node of the cluster has the image {', '.join(missing)}, which is in no registry; "
+            "push it to one and name it (TUNELINE_IMAGE, TUNELINE_GPU_IMAGE, TUNELINE_ENGINE_IMAGE)"
+        )
