@@ -80,6 +80,22 @@ def test_the_question_shows_the_limit_and_is_put_to_the_approvers(lab, told):
     assert list(detail["params"]) == ["reason"]
 
 
+@pytest.mark.parametrize(
+    ("approvers", "known"),
+    [
+        (["alice"], None),
+        ([{"id": 7, "name": "alice"}, "bob"], None),
+        ([{"id": 7, "name": "alice"}, {"id": 8, "name": "bob"}], ["7", "8"]),
+    ],
+)
+def test_airflow_is_given_approvers_by_id_or_not_at_all(monkeypatch, approvers, known):
+    """It compares ids, which under other auth managers are not the names: nobody could answer."""
+    place = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", place)
+    asked = approve_release(Model("m", "", ModelFile.model_validate({"approvers": approvers})))
+    assert (asked.assigned_users and [user["id"] for user in asked.assigned_users]) == known
+
+
 def test_a_limit_is_accepted_by_another_approver_with_a_reason(lab, told):
     assert status(lab.run, "holdout_performance").verdict == "fail"
     task = approve_waivers(MODEL)
