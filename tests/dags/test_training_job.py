@@ -33,8 +33,8 @@ def context_of(run_uri: str, nodes: int, try_number: int = 1, **pods: Any) -> di
     )
 
 
-def training(*command: str, image: str = IMAGE) -> TrainingPods:
-    pods = TrainingPods(task_id="train", command=[], image=image)
+def training(*command: str) -> TrainingPods:
+    pods = TrainingPods(task_id="train", command=[])
     # Templates are rendered by then.
     pods.cmds = list(command)
     pods.env_vars = [k8s.V1EnvVar(name="TUNELINE_CONTRACT", value="1")]
@@ -184,7 +184,7 @@ def test_the_next_worker_finds_the_job_of_one_that_died(api: Api, tmp_path: Path
     job = TrainingJob(task_id="train", step=first, nodes=2, run_uri=uri, try_number=1)
     job.create_job(job.build_job_request_obj(context_of(uri, 2)))
     second = training("bash", "-c", script)
-    second.execute(context_of(uri, 2, try_number=2))
+    second.execute(context_of(uri, 2, try_number=2, image="ml:test"))
     assert [(tmp_path / f"ran-{i}").read_text() for i in range(2)] == ["x\n", "x\n"]
     wait_for(lambda: jobs_of(api) == [], what="the end of the job")
 
@@ -227,7 +227,7 @@ def losses(run_uri: str) -> list[float]:
 def test_two_pods_train_like_one_process(api: Api, tmp_path: Path) -> None:
     one, two = planned(tmp_path, 1, 2, epochs=2, evaluations=3)
     ml("-m", "tuneline.cli", "run", "train", "--run", one)
-    training("tuneline", "run", "train", "--run", two, image="ml:test").execute(context_of(two, 2))
+    training("tuneline", "run", "train", "--run", two).execute(context_of(two, 2, image="ml:test"))
     ours, theirs = left_by(two, "run.json"), left_by(one, "run.json")
     assert (ours["nodes"], ours["world_size"], ours["backend"]) == (2, 2, "gloo")
     assert (theirs["nodes"], theirs["world_size"], theirs["backend"]) == (1, 1, None)
@@ -254,13 +254,13 @@ def test_a_killed_pod_fails_the_job_and_the_retry_resumes(
 
     killer = threading.Thread(target=kill_pod_1)
     killer.start()
-    first = training("tuneline", "run", "train", "--run", uri, image="ml:test")
+    first = training("tuneline", "run", "train", "--run", uri)
     with pytest.raises(AirflowException, match=r"retryable: pod 1 of 2: it was killed") as caught:
-        first.execute(context_of(uri, 2))
+        first.execute(context_of(uri, 2, image="ml:test"))
     killer.join()
     assert decision(first, caught.value).action == RetryAction.RETRY
-    second = training("tuneline", "run", "train", "--run", uri, image="ml:test")
-    second.execute(context_of(uri, 2, try_number=2))
+    second = training("tuneline", "run", "train", "--run", uri)
+    second.execute(context_of(uri, 2, try_number=2, image="ml:test"))
     run = left_by(uri, "run.json")
     assert run["resumed_from"] > 0
     assert run["steps"] == run["steps_planned"] == 90
