@@ -36,11 +36,11 @@ def run(lab):
     return lab.run
 
 
-def carry_out(run, task_id, script, try_number=LAST, **options):
+def carry_out(run, task_id, script, try_number=LAST, image=IMAGE, **options):
     pod = StepPod(task_id=task_id, command=[], **options)
     pod.cmds = ["bash", "-c", script]
     pod.env_vars = []
-    pods = PodConfig(image=IMAGE, memory=options.pop("memory", "100Mi"))
+    pods = PodConfig(image=image, memory=options.pop("memory", "100Mi"))
     context = task_lab.context_of(
         task_id, try_number=try_number, prepared=prepared_run(run.uri, pods)
     )

@@ -57,8 +57,8 @@ def _find(address: str, *, ask_servers: bool = True) -> list[SourceFile]:
         path = unquote(address.removeprefix("file://").removeprefix("localhost"))
         return _find_local(address, path, as_uri=True)
     if address == SAMPLE:
-        path = Path(str(resources.files("tuneline.data.sample").joinpath("support.jsonl")))
-        return [SourceFile(address, address, address, path)]
+        sample = resources.files("tuneline.data.sample").joinpath("support.jsonl")
+        return [SourceFile(address, address, address, Path(str(sample)))]
     if "://" in address:
         raise UserError(f"{address}: unknown kind of address; give {KINDS}")
     return _find_local(address, os.path.expanduser(address), as_uri=False)
