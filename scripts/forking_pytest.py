@@ -16,9 +16,12 @@ import os
 import select
 import signal
 import sys
+from importlib.util import find_spec
 from typing import Any
 
-PLUGINS = ("pytest_timeout", "_hypothesis_pytestplugin")
+_USED = ("pytest_timeout", "_hypothesis_pytestplugin", "schemathesis.pytest.plugin")
+# The Airflow environment has no schemathesis.
+PLUGINS = [name for name in _USED if find_spec(name.partition(".")[0])]
 
 
 def main() -> None:

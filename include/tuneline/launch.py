@@ -45,13 +45,13 @@ class FormField:
 
     Attributes:
         setting: the setting, its parts separated by dots.
-        section: heading of the form below which it stands.
+        section: heading below which it is folded; None shows it at once.
         title: its label.
         choices: the values that it offers and those of the setting; None for the setting's own.
     """
 
     setting: str
-    section: str
+    section: str | None
     title: str
     choices: Mapping[str, Any] | None = None
 
@@ -79,8 +79,9 @@ class FormField:
             "type": [kind, "null"],
             "default": None,
             "title": self.title,
-            "section": self.section,
-            "description": field.description,
+            # The form shows the text as it is.
+            "description": (field.description or "").replace("`", ""),
+            **({"section": self.section} if self.section else {}),
             **keywords,
         }
 
@@ -93,13 +94,13 @@ class FormField:
         return self.choices[given]
 
 
-_DATA, _TRAINING, _RELEASE = "Data and base model", "Training", "Evaluation and release"
+_TRAINING, _RELEASE, _OTHER = "Training", "Evaluation and release", "Other settings"
 FORM_FIELDS = {
-    "data": FormField("data.source", _DATA, "Dataset"),
-    "license": FormField("data.license", _DATA, "Licence of the dataset"),
-    "intended_use": FormField("governance.intended_use", _DATA, "Intended use"),
-    "base_model": FormField("base_model", _DATA, "Base model"),
-    "label_field": FormField("data.label_field", _DATA, "Field of the class"),
+    "data": FormField("data.source", None, "Dataset"),
+    "license": FormField("data.license", None, "Licence of the dataset"),
+    "intended_use": FormField("governance.intended_use", None, "Intended use"),
+    "base_model": FormField("base_model", None, "Base model"),
+    "label_field": FormField("data.label_field", None, "Field of the class"),
     "max_tokens": FormField("data.max_tokens", _TRAINING, "Longest row"),
     "epochs": FormField("training.epochs", _TRAINING, "Epochs"),
     "qlora": FormField("training.qlora", _TRAINING, "QLoRA"),
@@ -124,7 +125,6 @@ def form_fields() -> dict[str, dict[str, Any]]:
         "default": "laptop",
         "enum": presets or ["laptop"],
         "title": "Preset",
-        "section": _DATA,
         "description": "Settings to start from (config/presets).",
     }
     overrides = {
@@ -132,8 +132,8 @@ def form_fields() -> dict[str, dict[str, Any]]:
         "default": "",
         "format": "multiline",
         "title": "Other settings (YAML)",
-        "section": "Other settings",
-        "description": "Any setting that has no field above, e.g. `training: {r: 32}`.",
+        "section": _OTHER,
+        "description": "Any setting that has no field above, e.g. training: {r: 32}",
     }
     fields = {name: field.schema() for name, field in FORM_FIELDS.items()}
     return {"data": fields.pop("data"), "preset": preset, **fields, "overrides": overrides}

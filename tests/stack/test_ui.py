@@ -179,11 +179,15 @@ def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
 def test_the_form_is_shown(site, page):
     page.goto(f"{site.url}/dags/{MAIN}")
     page.get_by_test_id("trigger-dag-button").click()
-    page.get_by_text("Overrides (YAML)").wait_for()
+    page.get_by_text("Dataset", exact=True).wait_for()
+    show(page, "form")
+    sections = {field["section"] for field in form_fields().values() if "section" in field}
+    for section in sections:
+        page.get_by_role("button", name=section).click()
     for field in form_fields().values():
         page.get_by_text(field["title"]).first.wait_for(state="attached")
     # Only DAGs say what started a run.
     assert page.locator("[id=element_data]").count() == 1
     assert page.locator("[id=element_trigger]").count() == 0
-    show(page, "form")
+    show(page, "form-open")
     assert page.problems == []
