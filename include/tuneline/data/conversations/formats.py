@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tuneline.data.tables.rows import Message
+from tuneline.machine.linear_pattern import LinearPattern
 
 FORMS = ("messages", "sharegpt", "alpaca", "prompt_completion", "chatml_text", "llama3_text")
 
@@ -25,9 +26,9 @@ _SHAREGPT_ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-_CHATML_TURN = re.compile(r"<\|im_start\|>([a-z]+)\n(.*?)<\|im_end\|>", re.S)
-_LLAMA3_TURN = re.compile(
-    r"<\|start_header_id\|>([a-z]+)<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>", re.S
+_CHATML_TURN = LinearPattern(r"(?s)<\|im_start\|>([a-z]+)\n(.*?)<\|im_end\|>")
+_LLAMA3_TURN = LinearPattern(
+    r"(?s)<\|start_header_id\|>([a-z]+)<\|end_header_id\|>\n\n(.*?)<\|eot_id\|>"
 )
 _CHATML_REST = re.compile(r"(<\|endoftext\|>|\s)*")
 _LLAMA3_REST = re.compile(r"(<\|begin_of_text\|>|<\|end_of_text\|>|\s)*")
@@ -198,13 +199,13 @@ def _exchange(user: str, assistant: str) -> list[Message]:
     return [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
 
 
-def _from_text(text: str, turn: re.Pattern[str], rest: re.Pattern[str]) -> list[Message]:
+def _from_text(text: str, turn: LinearPattern, rest: re.Pattern[str]) -> list[Message]:
     """Cut a rendered conversation into turns; only `rest` may stand between them."""
     messages, at = [], 0
     for match in turn.finditer(text):
         if not rest.fullmatch(text, at, match.start()):
             raise Malformed(f"broken_template: stray text at character {at}")
-        messages.append({"role": match[1], "content": match[2]})
+        messages.append({"role": match[1], "content": text[slice(*match.span(2))]})
         at = match.end()
     if not messages or not rest.fullmatch(text, at):
         raise Malformed(f"broken_template: a turn without its end at character {at}")

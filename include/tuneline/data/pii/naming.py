@@ -13,10 +13,10 @@ BEFORE, AFTER = 60, 24
 _LINK = re.compile(
     r"(?:\W|\b(?:number|num|no|nr|id|code|is|was|are|be|it|its|"
     r"s|should|must|as|ends?|ending|in|with|"
-    r"last|four|4|digits?|of|the|to|from|set|set up|my|your|his|her|our|and|i|we|put|enter(?:ed)?|"
+    r"last|four|4|digits?|of|the|to|from|set up|set|my|your|his|her|our|and|i|we|put|enter(?:ed)?|"
     r"that|this|has|have|got|says?|asks?|shows?|changed?|use[ds]?|using|try|tried|new|old|also|a|"
     r"uh|um|here|called|named|under|on|for|file|starts?|says|typed?|gave|give|am|at|which|"
-    r"x+|real|full|same|still|now|just|currently|please|pls|back|me|him|her|us|you)\b)*",
+    r"x+|real|full|same|still|now|just|currently|please|pls|back|me|him|us|you)\b)*+",
     re.IGNORECASE,
 )
 # A few words between a name and its number, if what says "is" stands before the number ("the pin

@@ -119,7 +119,7 @@ def has_wildcard(text: str) -> bool:
 
 
 def _glob_pattern(text: str) -> re.Pattern[str]:
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\])", text)
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]{0,255}\])", text)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     parts = []
     for piece in pieces:

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row, base_id
+from tuneline.machine.linear_pattern import WORD, LinearPattern
 
 # A value in more rows than this, and in a larger share of them, is nobody's: a hotline, a form.
 SHARED_ROWS, SHARED_SHARE = 4, 0.02
 # Shorter ones (a house number, a code of four digits) are guessed too often.
 LEAST_DIGITS = 6
 LEFT_NUMBER, LEFT_EMAIL = "LEFT_NUMBER", "LEFT_EMAIL"
-_LEFT = {
-    LEFT_EMAIL: re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"),
+_LEFT: dict[str, LinearPattern | re.Pattern[str]] = {
+    LEFT_EMAIL: LinearPattern(rf"[{WORD}.+-]+@[{WORD}-]+(?:\.[{WORD}-]+)+"),
     LEFT_NUMBER: re.compile(r"(?<![\w.,])\+?\d(?:[ -]?\d)+(?![\w]|[.,]\d)"),
 }
 _DATE = re.compile(r"(?:\d{4}[ -]\d{1,2}[ -]\d{1,2}|\d{1,2}[ -]\d{1,2}[ -]\d{4})")

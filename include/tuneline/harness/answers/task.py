@@ -29,7 +29,7 @@ _NAMES = {
     "chrf": "chrF",
     "rouge_l": "ROUGE-L",
 }
-_FENCE = re.compile(r"```\w*\n?(.*?)```", re.DOTALL)
+_FENCE = re.compile(r"```\w*+\n?(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True)

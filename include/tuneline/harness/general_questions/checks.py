@@ -67,7 +67,7 @@ def _words(answer: str, check: Mapping[str, Any]) -> bool:
 
 def _list(answer: str, check: Mapping[str, Any]) -> bool:
     """Check for distinct items of at most three words, separated by commas on one line."""
-    text = re.sub(r",?\s+and\s+", ", ", normalise(answer))
+    text = re.sub(r"(?:,|(?<![,\s]))\s++and\s+", ", ", normalise(answer))
     items = [item.strip() for item in text.split(",")]
     short = all(re.fullmatch(r"[\w'-]+(?: [\w'-]+){0,2}", item) for item in items)
     return short and len(items) == len(set(items)) == check["items"]

@@ -34,7 +34,7 @@ from tuneline.serving.engines.llama_cpp.server import ERROR_PREFIX, READY_PREFIX
 
 # Our lines may follow half a line of the engine's: its log threads write to the same file.
 _READY = re.compile(re.escape(READY_PREFIX) + r"(http\S+)\n")
-_ERROR = re.compile(re.escape(ERROR_PREFIX) + r"(.+)\n")
+_ERROR = re.compile(re.escape(ERROR_PREFIX) + r"(.+)")
 # llama.cpp's log: time, level E, function, message.
 _LOG_ERROR = re.compile(r"^[\d.]+ E (?:.*?: )?(.+)$", re.M)
 _PROMPT, _COMPLETION = "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"

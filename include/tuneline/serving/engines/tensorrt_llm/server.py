@@ -41,7 +41,7 @@ _USER = (
     (r"No GPU devices found.*", "give the pod a GPU"),
 )
 _RETRY = re.compile(r"Failed to bind socket[^\n]*|address already in use", re.I)
-_MEMORY = re.compile(r"[^\n]*(?:CUDA )?out of memory[^\n]*", re.I)
+_MEMORY = re.compile(r"^.*out of memory.*", re.I | re.M)
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", re.M)
 
 

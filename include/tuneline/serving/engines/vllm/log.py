@@ -15,8 +15,8 @@ _RAISED = re.compile(
     re.M,
 )
 # pydantic names the field first, and the cause on the next line.
-_INVALID = re.compile(r"^\s+(?:Value error, |Assertion failed, )(?P<message>.+)$", re.M)
-_USAGE = re.compile(r"^.*\bvllm[^:]*: error: (?P<message>.+)$", re.M)
+_INVALID = re.compile(r"^[^\S\n]+(?:Value error, |Assertion failed, )(?P<message>.+)$", re.M)
+_USAGE = re.compile(r"^.*\bvllm[^:\n]{0,80}: error: (?P<message>.+)$", re.M)
 _OURS = re.compile(rf"^{re.escape(ERROR_PREFIX)}(?P<message>.+)$", re.M)
 # A worker that a signal ended says nothing itself; the exceptions are those of its readers.
 _KILLED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -(?P<signal>\d+)\)")
