@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, text, write_jsonl
 from tests.lab.fuzzed_rows import fuzzed_lines
+from tests.lab.hostile_texts import hostile_texts, seconds
 
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.cli import main as cli
@@ -303,6 +304,21 @@ def test_fuzzed_rows_are_all_accounted_for(call):
             raw = line.rstrip(b"\r").decode("utf-8", "backslashreplace")
             assert by_line[number]["raw"] == raw
     assert time.monotonic() - started < 120
+
+
+def test_hostile_rows_take_linear_time(call, tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        SETTINGS.replace("pii_ner: false\npii_profile: [pci]", "pii_profile: [gdpr, hipaa, pci]")
+    )
+    draw = random.Random(5)
+    texts = [
+        text
+        for size, count in ((400, 20), (16_000, 3), (300_000, 1))
+        for text in hostile_texts(draw, size, count)
+    ]
+    rows = [*clean_rows(20), *({"messages": chat(said, said[:400])} for said in texts)]
+    assert seconds(lambda: call(rows), limit=100) < 100
+    check_conservation("out", len(rows))
 
 
 def test_rows_go_on_unbalanced_if_balancing_breaks(call, monkeypatch):
