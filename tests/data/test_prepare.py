@@ -308,12 +308,12 @@ def test_fuzzed_rows_are_all_accounted_for(call):
 
 def test_hostile_rows_take_linear_time(call, tmp_path):
     (tmp_path / "config.yaml").write_text(
-        SETTINGS.replace("pii_ner: false\npii_profile: [pci]", "pii_profile: [gdpr, hipaa, pci]")
+        SETTINGS.replace("pii_ner: false\npii_profile: [pci]", "pii_profile: [gdpr]")
     )
     draw = random.Random(5)
     texts = [
         text
-        for size, count in ((400, 20), (16_000, 3), (300_000, 1))
+        for size, count in ((400, 12), (16_000, 2), (300_000, 1))
         for text in hostile_texts(draw, size, count)
     ]
     rows = [*clean_rows(20), *({"messages": chat(said, said[:400])} for said in texts)]
