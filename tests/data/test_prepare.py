@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, text, write_jsonl
 from tests.lab.fuzzed_rows import fuzzed_lines
-from tests.lab.hostile_texts import hostile_texts, seconds
+from tests.lab.hostile_texts import REPEATED, filled, hostile_texts, seconds
 
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.cli import main as cli
@@ -312,9 +312,10 @@ def test_hostile_rows_take_linear_time(call, tmp_path):
     )
     draw = random.Random(5)
     texts = [
-        text
-        for size, count in ((400, 12), (16_000, 2), (300_000, 1))
-        for text in hostile_texts(draw, size, count)
+        *(filled(lead, piece, 400) for lead, piece in REPEATED),
+        *(filled(lead, piece, 16_000) for lead, piece in REPEATED[:3]),
+        *hostile_texts(draw, 400, 6),
+        "pass:" * 60_000,
     ]
     rows = [*clean_rows(20), *({"messages": chat(said, said[:400])} for said in texts)]
     assert seconds(lambda: call(rows), limit=100) < 100

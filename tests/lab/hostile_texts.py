@@ -12,6 +12,18 @@ FRAGMENTS = (
     *["a", "A", "a ", "a-", "a.", "a_", "Ab", "x1", "a@b.co", "at ", " dot ", "one ", "sk-", "eyJ"],
     *["pass:", "token-", "eyJaaaaaaaa-", "DE89 ", "john ", "12 Maple Street ", "my number is "],
 )
+# Beginnings and repeated pieces for which patterns of the product once took exponential time.
+REPEATED = (
+    ("my number 1234 ", "*"),
+    ("please email me at home\n", "_"),
+    ("please email me at home\n", "a-b_"),
+    ("card ending •• ", "·* "),
+    ("my pin ", "12 uh er "),
+    ("", "pass:"),
+    ("", "token-"),
+    ("", "eyJaaaaaaaa-"),
+    ("", "12/3/81 "),
+)
 
 
 class Slow(BaseException):
