@@ -26,7 +26,9 @@ from tuneline.store import AlreadyThere, NotThere, Store
 PREFIX = "review"
 # More than this nobody reads in one sitting.
 ROWS = 20
-_LINE = re.compile(r"\s*(?:row\s*)?(\d+)\s*+(?:[:=.)-]\s*+)?(accept|reject|correct)\b\s*:?(.*)", re.I)
+_LINE = re.compile(
+    r"\s*(?:row\s*)?(\d+)\s*+(?:[:=.)-]\s*+)?(accept|reject|correct)\b\s*:?(.*)", re.I
+)
 _INSTRUCTIONS = (
     "Decide on each answer, one line a row: `3 accept`, `4 reject`, or "
     "`5 correct: the answer as it should be`. Accepted and corrected answers become training data. "
