@@ -38,7 +38,6 @@ from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.pii.residuals import residual_hits, surrogates_of
 from tuneline.data.pii.review.audit import asked_review
 from tuneline.data.pii.scrubber import CHUNK, shape_finder
-from tuneline.data.pii.workers import map_chunks, worker_count
 from tuneline.data.rendering.renderer import Renderer, chat_template
 from tuneline.data.rendering.template_parity import compare
 from tuneline.data.schema_validation import check_turns, markers_of
@@ -64,6 +63,7 @@ from tuneline.data.tables.rows import (
     with_stand_ins,
 )
 from tuneline.evidence import Measurement, Record, measure
+from tuneline.machine.workers import map_chunks, worker_count
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext

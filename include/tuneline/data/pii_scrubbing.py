@@ -34,7 +34,6 @@ from tuneline.data.pii.review.estimate import Reviewed, read_review, review_meas
 from tuneline.data.pii.review.form import ASK, answered, make_sheet
 from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
 from tuneline.data.pii.shared_parts import shared_parts
-from tuneline.data.pii.workers import worker_count
 from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
@@ -48,6 +47,7 @@ from tuneline.data.tables.rows import (
 )
 from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.machine.workers import worker_count
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext

@@ -25,9 +25,9 @@ from tuneline.data.pii.leak_limits import decides, leak_limit
 from tuneline.data.pii.parts import LONGEST
 from tuneline.data.pii.profiles import scrubbed_entities
 from tuneline.data.pii.scrubber import Scrubber
-from tuneline.data.pii.workers import worker_count
 from tuneline.data.tables.rows import Message, Row, chosen_of
 from tuneline.evidence import Measurement, measure
+from tuneline.machine.workers import worker_count
 
 # A form of which more than this leaks is named as one that the configuration does not find.
 WEAK_FORM = 0.25

@@ -37,9 +37,9 @@ from tuneline.data.pii.settings import Settings, settings_of
 from tuneline.data.pii.shared_parts import Shared, shared_parts
 from tuneline.data.pii.surrogates import Surrogates
 from tuneline.data.pii.turns import Segment, map_turn, own_part, segments
-from tuneline.data.pii.workers import map_chunks
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
+from tuneline.machine.workers import map_chunks
 
 MAX_PASSES = 3
 # Rows that a worker gets at once. The number is fixed: the batches of a model must not depend on

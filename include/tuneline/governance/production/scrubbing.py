@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii.workers import worker_count
 from tuneline.data.pii_scrubbing import reason_to_reject
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row
@@ -33,6 +32,7 @@ from tuneline.governance.production.tables import (
 )
 from tuneline.governance.production.usable import Refusal, conversation, refusal
 from tuneline.governance.production.vocabulary import Reason
+from tuneline.machine.workers import worker_count
 from tuneline.progress import track
 
 # Each block starts its own workers, which load a model each, so it must be large.

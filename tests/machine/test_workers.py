@@ -7,7 +7,7 @@ from tests.lab.data_runs import chat, text
 from tuneline.data.pii.scrubber import Scrubber
 from tuneline.data.pii.settings import Settings
 from tuneline.data.pii.shared_parts import shared_parts
-from tuneline.data.pii.workers import AHEAD, LEAST_ROWS, map_chunks, worker_count
+from tuneline.machine.workers import AHEAD, LEAST_ROWS, map_chunks, worker_count
 
 
 def _square(offset, value):

@@ -1,0 +1,111 @@
+"""Name the types of personal data, those that each profile demands, and what a search looks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneline.data.pii.find.texts import Shared
+from tuneline.machine.secret_shapes import SECRETS
+
+SEED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A span of a text, characters start to end, of an entity type."""
+
+    start: int
+    end: int
+    entity: str
+
+
+# Where hits overlap, the type that is earlier in this list stays.
+ENTITIES = (
+    *SECRETS,
+    "URL",
+    "EMAIL_ADDRESS",
+    "IBAN_CODE",
+    "CREDIT_CARD",
+    "US_SSN",
+    "IP_ADDRESS",
+    "MAC_ADDRESS",
+    "BIRTH_DATE",
+    "PHONE_NUMBER",
+    "ID_NUMBER",
+    "STREET_ADDRESS",
+    "PERSON",
+    "LOCATION",
+    "POSTAL_CODE",
+    "AGE_OVER_89",
+    "DATE",
+)
+# Ordinary content unless a profile demands them: 45 CFR 164.514(b)(2)(i) removes all elements of
+# dates but the year, geographic units smaller than a state, web addresses and ages over 89.
+DEMANDED_ONLY = frozenset({"URL", "DATE", "POSTAL_CODE", "AGE_OVER_89", "PERSON", "LOCATION"})
+# GDPR article 4(1): anything that identifies a person, directly or by number or location.
+_GDPR = (
+    "PERSON EMAIL_ADDRESS PHONE_NUMBER STREET_ADDRESS IP_ADDRESS MAC_ADDRESS CREDIT_CARD "
+    "IBAN_CODE US_SSN ID_NUMBER BIRTH_DATE"
+)
+# The identifiers of the safe-harbor method (45 CFR 164.514(b)(2)) that text can hold.
+_HIPAA = (
+    "PERSON LOCATION STREET_ADDRESS BIRTH_DATE PHONE_NUMBER EMAIL_ADDRESS US_SSN ID_NUMBER "
+    "IP_ADDRESS MAC_ADDRESS CREDIT_CARD IBAN_CODE URL DATE POSTAL_CODE AGE_OVER_89"
+)
+# PCI DSS 3.2 and 3.3: account numbers; secrets stand for sensitive authentication data.
+_PCI = "CREDIT_CARD"
+PROFILES: dict[str, frozenset[str]] = {
+    name: frozenset([*entities.split(), *SECRETS])
+    for name, entities in (("gdpr", _GDPR), ("hipaa", _HIPAA), ("pci", _PCI))
+}
+
+
+def demanded(profiles: Iterable[str]) -> frozenset[str]:
+    """Return the entity types that profiles demand."""
+    return frozenset().union(*(PROFILES[name] for name in profiles))
+
+
+def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
+    """Return the entity types that are scrubbed: the demanded ones and all that always identify."""
+    wanted = demanded(profiles)
+    return tuple(name for name in ENTITIES if name in wanted or name not in DEMANDED_ONLY)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a search looks for, and what becomes of the hits; picklable, each worker gets it.
+
+    Attributes:
+        entities: types that are looked for.
+        languages: declared languages, ISO 639-1.
+        models: directories of the models that find personal data; without one patterns alone do.
+        labels: entity type by label of such a model, for labels that are not known.
+        recognizers: Presidio recognisers of the user.
+        least_score: lowest Presidio score of a hit that counts.
+        shared: parts that the dataset's rows share; None if each batch shows its own.
+        label_field: field of a JSON answer that is left alone.
+        allow: texts that are never personal data, casefolded.
+        actions: action on the hits of an entity; the default is to replace them.
+        shifted: True for a second look, which cuts long texts at other places than the first.
+        seed: seed of the surrogates.
+    """
+
+    entities: tuple[str, ...] = scrubbed_entities(["gdpr"])
+    languages: tuple[str, ...] = ("en",)
+    models: tuple[Path, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    recognizers: tuple[str | Mapping[str, Any], ...] = ()
+    least_score: float = 0.4
+    shared: Shared | None = None
+    label_field: str | None = None
+    allow: frozenset[str] = frozenset()
+    actions: Mapping[str, str] = field(default_factory=dict)
+    shifted: bool = False
+    seed: int = SEED
+
+    def entities_with(self, action: str) -> frozenset[str]:
+        """Return the entities whose hits get an action."""
+        return frozenset(entity for entity, given in self.actions.items() if given == action)

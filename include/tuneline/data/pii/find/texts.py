@@ -1,0 +1,93 @@
+"""Visit the texts of a row: whole turns, and the strings inside a JSON answer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+from tuneline.data.conversations.answers import answer_object, dump_like
+from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
+from tuneline.data.tables.rows import Message
+
+# A number in a JSON answer with fewer digits identifies nobody.
+MIN_NUMBER_DIGITS = 9
+# A system prompt of at least this many rows belongs to the dataset, not to a person.
+SHARED_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The parts that many rows share, which belong to none of them.
+
+    Attributes:
+        systems: system prompts of many rows.
+        affixes: what nearly all user turns begin and end with.
+    """
+
+    systems: frozenset[str] = frozenset()
+    affixes: Affixes = field(default_factory=Affixes)
+
+
+def shared_parts(batch: Iterable[Sequence[Message]]) -> Shared:
+    """Return the system prompts that many rows have, and what nearly all user turns share."""
+    systems: Counter[str] = Counter()
+    users: set[str] = set()
+    for message in chain.from_iterable(batch):
+        if message["role"] == "system":
+            systems[message["content"]] += 1
+        elif message["role"] == "user":
+            users.add(message["content"])
+    many = frozenset(text for text, count in systems.items() if count >= SHARED_ROWS)
+    return Shared(many, common_affixes(users))
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text of a row: a turn, or a value of a JSON answer, and the number of its turn."""
+
+    turn: int
+    text: str
+
+
+def texts_of(messages: Sequence[Message], label_field: str | None) -> list[Text]:
+    """Return the texts of a row, in the order in which `map_turn` visits them."""
+    found: list[Text] = []
+    for turn, message in enumerate(messages):
+
+        def note(text: str, turn: int = turn) -> str:
+            found.append(Text(turn, text))
+            return text
+
+        map_turn(message, note, label_field)
+    return found
+
+
+def map_turn(message: Message, change: Callable[[str], str], label_field: str | None) -> Message:
+    """Apply a change to the texts of a turn; JSON answers stay JSON, labels stay as they are."""
+    content = message["content"]
+    value = answer_object(content) if message["role"] == "assistant" else None
+    if value is None:
+        return {"role": message["role"], "content": change(content)}
+    changed = _map_json(value, change, label_field)
+    if changed == value:
+        return message
+    return {"role": message["role"], "content": dump_like(changed, content)}
+
+
+def _map_json(value: Any, change: Callable[[str], str], label_field: str | None) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {
+            key: entry if key == label_field else _map_json(entry, change, label_field)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [_map_json(entry, change, label_field) for entry in value]
+    if isinstance(value, int | float) and len(str(value)) >= MIN_NUMBER_DIGITS:
+        changed = change(str(value))
+        return value if changed == str(value) else changed
+    return value

@@ -1,0 +1,1 @@
+"""Replace personal data by surrogates or placeholders, and look for what was left."""
