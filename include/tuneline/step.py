@@ -38,6 +38,7 @@ from tuneline.failures import (
 from tuneline.machine.garbage import rare_collections
 from tuneline.run import Run
 from tuneline.step_context import StepContext
+from tuneline.store import at_work_in
 from tuneline.surroundings import airflow_identity, own_code
 
 
@@ -65,7 +66,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
         _refuse_other_code(context)
         try:
             module = importlib.import_module(name)
-            with _resources(context), rare_collections():
+            with _resources(context), rare_collections(), at_work_in(run.store):
                 entry: Evidence | Record | None = _given_up(context) or module.run(context)
         except StepNotRun:
             raise

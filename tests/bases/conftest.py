@@ -46,9 +46,10 @@ def fetched(monkeypatch, tmp_path):
 def lab_of(tmp_path):
     """Make a run of a base model; in a bucket if a store is named."""
 
-    def make(base, name="run", store=None, **overrides):
+    def make(base, name="run", store=None, pii_ner=False, **overrides):
         root = tmp_path / name
         root.mkdir()
-        return Lab(root, {"base_model": base, **overrides}, store=store, run_id=name)
+        settings = {"base_model": base, "data": {"pii_ner": pii_ner}, **overrides}
+        return Lab(root, settings, store=store, run_id=name)
 
     return make

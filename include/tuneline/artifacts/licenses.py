@@ -14,7 +14,7 @@ class AskedLicense(BaseModel):
     """A licence that a person decides on.
 
     Attributes:
-        kind: `base_model`, `dataset`, `generator` or `package`.
+        kind: `base_model`, `detector`, `dataset`, `generator` or `package`.
         name: what is under the licence.
         license: its SPDX id or expression, or `NOASSERTION`.
         why: the rule that asks for a person.

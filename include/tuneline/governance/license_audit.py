@@ -1,10 +1,10 @@
-"""license_audit: base model, data and shipped packages allow the intended use.
+"""license_audit: base model, data, detectors and shipped packages allow the intended use.
 
 It runs before training, since a model that may not be used need not be trained. The licence of
-the base is read from the model, those of packages from their metadata, those of the data from the
-configuration. The rules in `models/license_rules.yaml` decide: allowed, refused, or a person has
-to read the text. The answer of that person is kept in the run and counts for the licence that was
-shown, and for no other.
+the base and of the models that find personal data are read from the models, those of packages from
+their metadata, those of the data from the configuration. The rules in `models/license_rules.yaml`
+decide: allowed, refused, or a person has to read the text. The answer of that person is kept in the
+run and counts for the licence that was shown, and for no other.
 
 The packages are those of the environment in which the engine runs. Where that is another image
 than this step's, `build_engine` reads them there, and this item counts what it found.
@@ -15,12 +15,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from tuneline.artifacts.base_model import DETECTORS, DetectorLicense
 from tuneline.artifacts.licenses import AUDITED, LICENSE_ANSWERS, OPEN_LICENSES, OpenLicenses
 from tuneline.bases import base_of
 from tuneline.config import PipelineConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.licensing.duties import write_duties
-from tuneline.harness.licensing.findings import Finding, findings_of, of_packages, with_answers
+from tuneline.harness.licensing.findings import (
+    Finding,
+    detector_licenses,
+    findings_of,
+    of_packages,
+    with_answers,
+)
 from tuneline.harness.licensing.packages import package_measurements, write_findings
 from tuneline.models.package_licenses import installed
 from tuneline.serving.engines import get_engine
@@ -48,15 +55,22 @@ def judge_all(findings: Sequence[Finding], profile: str) -> list[Measurement]:
     model = findings[0]
     data = [f for f in findings if f.kind == "dataset"]
     wrote = [f for f in findings if f.kind == "generator"]
+    detect = [f for f in findings if f.kind == "detector"]
     accepted = sum(finding.open_but_accepted for finding in findings)
     return [
         measure("base_model_license", model.license, "SPDX"),
         _allowed("base_model_allowed", [model], profile),
-        measure("dataset_license", ", ".join(dict.fromkeys(f.license for f in data)), "SPDX"),
+        measure("dataset_license", _licenses(data), "SPDX"),
         _allowed("dataset_allowed", data, profile),
         *([_allowed("generators_allowed", wrote, profile)] if wrote else []),
+        measure("detector_license", _licenses(detect) or "none", "SPDX"),
+        *([_allowed("detectors_allowed", detect, profile)] if detect else []),
         measure("accepted_by_people", accepted, "licences"),
     ]
+
+
+def _licenses(findings: Sequence[Finding]) -> str:
+    return ", ".join(dict.fromkeys(finding.license for finding in findings))
 
 
 def _allowed(name: str, findings: Sequence[Finding], profile: str) -> Measurement:
@@ -69,8 +83,9 @@ def _allowed(name: str, findings: Sequence[Finding], profile: str) -> Measuremen
 def summarise(findings: Sequence[Finding], use: str, run_uri: str) -> str:
     """Return what was found, and what to do about licences that wait for a person."""
     stated = [f"base model {findings[0].license}"]
-    data = dict.fromkeys(f.license for f in findings if f.kind == "dataset")
-    stated.append(f"dataset {', '.join(data)}")
+    stated.append(f"dataset {_licenses([f for f in findings if f.kind == 'dataset'])}")
+    detectors = [f for f in findings if f.kind == "detector"]
+    stated += [f"{f.name} finds personal data, {f.license}" for f in detectors]
     packages = sum(f.kind == "package" for f in findings)
     stated.append(
         f"{packages} packages beside the engine"
@@ -97,18 +112,25 @@ def _listed(findings: Sequence[Finding]) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
+def _detectors(ctx: StepContext) -> list[DetectorLicense]:
+    """Return the licences of the models that find personal data, as fetch_base noted them."""
+    noted = DETECTORS.find(ctx.run)
+    return detector_licenses(ctx.config) if noted is None else noted.models
+
+
 def run(ctx: StepContext) -> Evidence:
     """Audit the run's licences; `licenses.csv` has the table."""
     config = ctx.config
     base = base_of(ctx, weights=False)
     if ctx.run.store.exists(LICENSE_ANSWERS.key(ctx.run)):
         LICENSE_ANSWERS.note(ctx)
-    findings = with_answers(ctx.run, findings_of(config, base))
+    findings = with_answers(ctx.run, findings_of(config, base, _detectors(ctx)))
     packages: list[Finding] = []
     if runs_here(config):
         found = installed(stated=config.governance.package_licenses)
         packages = with_answers(ctx.run, of_packages(found.packages, config))
-    duties = write_duties(ctx, findings, base.path)
+    shipped = [finding for finding in findings if finding.kind != "detector"]
+    duties = write_duties(ctx, shipped, base.path)
     every = [*findings, *packages]
     write_findings(AUDITED.path(ctx), every)
     OPEN_LICENSES.write(ctx, OpenLicenses(asked=[f.asked for f in every if f.open]))

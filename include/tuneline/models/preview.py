@@ -1,4 +1,4 @@
-"""What is known of a base model before its weights are fetched."""
+"""What is known of a model before its weights are fetched."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tuneline.errors import TunelineError
-from tuneline.models.base_model import model_files
+from tuneline.models.base_model import model_files, read_json
 from tuneline.models.cache import cache_root, find_cached
-from tuneline.models.license import ORIGIN_FILE
-from tuneline.models.resolver import origin_of
+from tuneline.models.license import ORIGIN_FILE, read_license
+from tuneline.models.resolver import classifier_origin, origin_of
 from tuneline.models.source import ListedSource, Source
+from tuneline.models.wheel import WheelSource
 
 # The folder of a model's files, perhaps without its weights, and the sizes of all of them in bytes.
 Preview = tuple[Path, dict[str, int]]
@@ -58,6 +59,30 @@ def small_files(source: Source, folder: Path) -> Preview | None:
     if cached := find_cached(cache_root(), source.entry):
         return cached, sizes_of(cached)
     return (folder, source.fetch_small(folder)) if isinstance(source, ListedSource) else None
+
+
+def classifier_license(uri: str, setting: str) -> tuple[str | None, str]:
+    """Return the licence of a token classifier, and where it is stated.
+
+    Args:
+        uri: its address, as `fetch_files` takes it.
+        setting: the setting that names it, for errors.
+
+    Raises:
+        UserError: if it is unknown.
+        RetryableError: if network or server failed.
+    """
+    origin = classifier_origin(uri, setting)
+    if isinstance(origin, WheelSource):
+        return origin.wheel.license, origin.wheel.license_source
+    with tempfile.TemporaryDirectory(prefix="tuneline-license-") as folder:
+        directory = origin
+        if isinstance(origin, Source):
+            seen = small_files(origin, Path(folder))
+            assert seen is not None, "files of buckets and hubs are listed"
+            directory = seen[0]
+        config = directory / "config.json"
+        return read_license(directory, read_json(config) if config.is_file() else {})
 
 
 def sizes_of(directory: Path) -> dict[str, int]:

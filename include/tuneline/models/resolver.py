@@ -100,24 +100,36 @@ def fetch_files(
         UserError: if it is unknown or refused.
         RetryableError: if network, server or disk failed.
     """
+    origin = classifier_origin(uri, setting, check, log)
+    if isinstance(origin, Path):
+        check(origin)
+        return origin, hash_directory(cache, origin, classifier_files(origin))
+    return fetch_cached(origin, cache, log)
+
+
+def classifier_origin(
+    uri: str,
+    setting: str,
+    check: Callable[[Path], object] = lambda _directory: None,
+    log: Log = print,
+) -> Path | Source:
+    """Return the directory that an address names, or the source of a token classifier's files.
+
+    Raises:
+        UserError: if model or scheme is unknown.
+        RetryableError: if network or server failed.
+    """
+    forms = f"name a directory, {RAMPART}, s3://bucket/prefix or hf://org/name@revision"
     match = _SCHEME.fullmatch(uri.strip())
     scheme, rest = (match[1].lower(), match[2]) if match else ("", uri.strip())
     if scheme in ("", "file"):
         directory = Path(rest).expanduser()
         if not directory.is_dir():
-            raise UserError(
-                f"{setting}: there is no directory {rest!r}; name a directory, {RAMPART}, "
-                "s3://bucket/prefix or hf://org/name@revision"
-            )
-        check(directory)
-        return directory.resolve(), hash_directory(cache, directory, classifier_files(directory))
+            raise UserError(f"{setting}: there is no directory {rest!r}; {forms}")
+        return directory.resolve()
     if scheme not in _SOURCES:
-        raise UserError(
-            f"{setting}: {uri!r} has the unknown scheme {scheme}://; name a directory, {RAMPART}, "
-            "s3://bucket/prefix or hf://org/name@revision"
-        )
-    source = _SOURCES[scheme](uri, rest, log, Kind(setting, check, is_classifier_file))
-    return fetch_cached(source, cache, log)
+        raise UserError(f"{setting}: {uri!r} has the unknown scheme {scheme}://; {forms}")
+    return _SOURCES[scheme](uri, rest, log, Kind(setting, check, is_classifier_file))
 
 
 def check_address(uri: str) -> None:

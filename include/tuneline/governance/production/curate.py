@@ -50,7 +50,7 @@ from tuneline.machine.garbage import rare_collections
 from tuneline.models import load_tokenizer, resolve
 from tuneline.production_logs.partition import PREFIX as LOGS
 from tuneline.production_logs.partition import folder_name, read_day
-from tuneline.store import Store, sha256_file
+from tuneline.store import Store, at_work_in, sha256_file
 
 _SCRUBBED = "scrubbed.parquet"
 _REVIEWED_COLUMNS = (
@@ -79,7 +79,11 @@ def curate(store: Store, model: str, day: date, settings: CurationSettings) -> C
     check_model(model)
     if day > datetime.now(UTC).date():
         raise UserError(f"{day} is in the future (UTC); name a day that has begun")
-    with tempfile.TemporaryDirectory(prefix="tuneline-curate-") as folder, rare_collections():
+    with (
+        tempfile.TemporaryDirectory(prefix="tuneline-curate-") as folder,
+        rare_collections(),
+        at_work_in(store),
+    ):
         out = Path(folder)
         job = Job(store, model, day, settings)
         log = read_day(store, model, day)

@@ -29,7 +29,7 @@ from tuneline.governance.production.review_rows import ReviewRow, review_rows
 from tuneline.governance.production.vocabulary import Decision
 from tuneline.production_logs.partition import folder_name
 from tuneline.run import now
-from tuneline.store import AlreadyThere, FileStore, S3Store, Store
+from tuneline.store import AlreadyThere, FileStore, S3Store, Store, at_work_in
 
 PREFIX = "labels"
 _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
@@ -105,7 +105,8 @@ def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> in
     # Name and time are those of this call, whatever the file says.
     time = now()
     named = [replace(label, by=by.strip(), at=time) for label in given]
-    labels = _made(named, rows, name)
+    with at_work_in(store):
+        labels = _made(named, rows, name)
     lines = "".join(json.dumps(asdict(label), ensure_ascii=False) + "\n" for label in labels)
     written = lines.encode()
     key = f"{PREFIX}/{folder_name(model)}/{hashlib.sha256(written).hexdigest()}.jsonl"
@@ -133,7 +134,8 @@ def read_labels(store: Store, model: str) -> Labels:
                 if rows is None:
                     rows = {row.request_id: row for row in review_rows(store, model)}
                 given = parse_labels(raw, store.uri_of(key), rows.keys())
-                labels = _made(given, rows, name)
+                with at_work_in(store):
+                    labels = _made(given, rows, name)
         except UserError as error:
             result.skipped.append(str(error))
             continue

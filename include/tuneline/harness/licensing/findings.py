@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tuneline.artifacts.base_model import BASE, StoredBase
+from tuneline.artifacts.base_model import BASE, DETECTORS, DetectorLicense, StoredBase
 from tuneline.artifacts.licenses import (
     OPEN_LICENSES,
     OPEN_PACKAGES,
@@ -20,11 +20,13 @@ from tuneline.models.license_rules import Circumstances, Role, judge
 from tuneline.models.license_table import Decision, Rule, normalise
 from tuneline.models.license_use import circumstances_of, generators_of
 from tuneline.models.package_licenses import PackageLicense
+from tuneline.models.preview import classifier_license
 from tuneline.run import Run
 
-Kind = Literal["base_model", "dataset", "generator", "package"]
+Kind = Literal["base_model", "detector", "dataset", "generator", "package"]
 _ROLES: dict[Kind, Role] = {
     "base_model": "model",
+    "detector": "package",
     "dataset": "data",
     "generator": "generator",
     "package": "package",
@@ -88,8 +90,12 @@ class Finding:
 COLUMNS = "kind name license read_from decision rule text accepted_by reason".split()
 
 
-def findings_of(config: PipelineConfig, base: BaseModel | StoredBase) -> list[Finding]:
-    """Judge the base model, the sources of the dataset, and the models that wrote answers of it.
+def findings_of(
+    config: PipelineConfig,
+    base: BaseModel | StoredBase,
+    detectors: Iterable[DetectorLicense] = (),
+) -> list[Finding]:
+    """Judge the base model, the dataset's sources, and the models that wrote or scrubbed rows.
 
     Returns:
         The findings, that of the base model first.
@@ -109,6 +115,27 @@ def findings_of(config: PipelineConfig, base: BaseModel | StoredBase) -> list[Fi
         found.append(
             _finding("generator", address, stated, "governance.generated_by", circumstances)
         )
+    # They are used and not handed on: nothing of them is in a release.
+    own_use = replace(
+        circumstances, use="research" if circumstances.use == "research" else "internal"
+    )
+    for detector in detectors:
+        named = (detector.address, detector.license, detector.license_source)
+        found.append(_finding("detector", *named, own_use))
+    return found
+
+
+def detector_licenses(config: PipelineConfig) -> list[DetectorLicense]:
+    """Return the licences of the models that find personal data; no weights are fetched.
+
+    Raises:
+        UserError: if a model is unknown.
+        RetryableError: if network or server failed.
+    """
+    found = []
+    for uri in config.data.pii_models:
+        license_id, source = classifier_license(uri, "data.pii_ner")
+        found.append(DetectorLicense(address=uri, license=license_id, license_source=source))
     return found
 
 
@@ -171,7 +198,9 @@ def open_of_run(run: Run) -> list[AskedLicense]:
     base = BASE.find(run)
     if base is None:
         return (OPEN_LICENSES.find(run) or OpenLicenses()).asked
-    return [f.asked for f in with_answers(run, findings_of(run.config, base)) if f.open]
+    detectors = DETECTORS.find(run)
+    findings = findings_of(run.config, base, detectors.models if detectors else ())
+    return [f.asked for f in with_answers(run, findings) if f.open]
 
 
 def open_packages_of_run(run: Run) -> list[AskedLicense]:
