@@ -31,7 +31,7 @@ AIRFLOW_FOLDERS = ("dags", "plugins", "localpods", "stack", "cluster")
 IMPORTED = {
     "ml": "torch transformers.models.auto peft pandas pyarrow.dataset great_expectations "
     "scipy.stats sklearn.linear_model matplotlib.pyplot boto3 sqlalchemy uvicorn httpx openai "
-    "moto.server spacy tuneline.training.loop.trainer tuneline.cli",
+    "moto.server tuneline.training.loop.trainer tuneline.cli",
     "airflow": "airflow.sdk airflow.providers.cncf.kubernetes.operators.pod "
     "airflow.dag_processing.dagbag great_expectations httpx",
 }

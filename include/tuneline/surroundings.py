@@ -15,8 +15,8 @@ from typing import Any
 from tuneline.code_identity import library_identity
 
 _REPORTED_PACKAGES = (
-    "torch transformers peft trl bitsandbytes datasketch great-expectations presidio-analyzer "
-    "spacy mlflow wandb gguf xllamacpp tensorrt-llm boto3 apache-airflow"
+    "torch transformers peft trl bitsandbytes datasketch great-expectations onnxruntime "
+    "presidio-analyzer mlflow wandb gguf xllamacpp tensorrt-llm boto3 apache-airflow"
 ).split()
 
 
