@@ -10,6 +10,7 @@ from tuneline.config import (
     presets_dir,
     read_yaml,
 )
+from tuneline.config.data import RAMPART
 from tuneline.errors import UserError
 
 DATA = {"data": {"source": "x.jsonl"}}
@@ -42,11 +43,29 @@ def test_layers_win_in_order_and_sections_merge():
         ({"name": "Bad Name"}, "name: "),
         ({"waivers": [{"item": "nope", "reason": "because of this"}]}, "'nope' is not an item"),
         ({"data": {"holdout_share": 0.4, "validation_share": 0.3}}, "leave 40 %"),
+        ({"data": {"pii_ner": "spaCy"}}, r"data\.pii_ner: spacy is not .*; true takes the usual"),
+        ({"data": {"pii_ner": " "}}, r"data\.pii_ner: name a model, or set false"),
+        ({"data": {"pii_ner": []}}, r"data\.pii_ner: name a model, or set false"),
+        ({"data": {"spacy_models": {"de": "x"}}}, r"data\.spacy_models: there is no such setting"),
     ],
 )
 def test_wrong_settings_are_named(layer, message):
     with pytest.raises(UserError, match=message):
         build_config(DATA, layer)
+
+
+@pytest.mark.parametrize(
+    ("ner", "models"),
+    [
+        (True, (RAMPART,)),
+        ("default", (RAMPART,)),
+        (False, ()),
+        (" hf://org/name@c ", ("hf://org/name@c",)),
+        (["default", "/models/own", "default"], (RAMPART, "/models/own")),
+    ],
+)
+def test_models_of_personal_data_are_named_by_their_addresses(ner, models):
+    assert build_config(DATA, {"data": {"pii_ner": ner}}).data.pii_models == models
 
 
 def test_all_wrong_fields_are_named_at_once():

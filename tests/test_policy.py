@@ -169,7 +169,7 @@ def dataset(tmp_path):
 # The laptop's preset is looser than the policy of production in these.
 IN_PRODUCTION = {
     "profile": "production",
-    "data": {"pii_leak_breach": "fail"},
+    "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail"},
     "evaluation": {
         "min_metric": 0.5,
         "max_regression": 0.03,
@@ -180,12 +180,16 @@ IN_PRODUCTION = {
 
 
 def test_the_preset_of_the_laptop_is_not_enough_for_production(tmp_path, dataset):
-    looser = {"data": {"pii_leak_breach": "warn"}, "evaluation": {"max_regression": 0.1}}
+    looser = {
+        "data": {"pii_leak_breach": "warn", "undeclared_language_breach": "warn"},
+        "evaluation": {"max_regression": 0.1},
+    }
     with pytest.raises(UserError) as refused:
         created(tmp_path, dataset, looser)
-    assert "data.pii_leak_breach is warn, the policy allows fail; evaluation.max_regression is" in (
-        str(refused.value)
-    )
+    said = str(refused.value)
+    assert "data.pii_leak_breach is warn, the policy allows fail; " in said
+    assert "data.undeclared_language_breach is warn, the policy allows fail; " in said
+    assert "evaluation.max_regression is" in said
 
 
 def created(tmp_path, dataset, settings, **fields):

@@ -148,7 +148,7 @@ def test_a_run_that_a_dag_starts_was_started_by_nobody(site):
 PRODUCTION = {
     "profile": "production",
     "approval": True,
-    "data": {"pii_leak_breach": "fail"},
+    "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail"},
     "evaluation": {
         "min_metric": 0.5,
         "max_regression": 0.03,

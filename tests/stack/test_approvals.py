@@ -40,7 +40,7 @@ LIMIT = {
 SETTINGS = {
     "profile": "production",
     "approval": True,
-    "data": {"pii_leak_breach": "fail", "pii_review": "ask"},
+    "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail", "pii_review": "ask"},
     "evaluation": {
         "min_metric": 0.5,
         "max_regression": 0.03,
