@@ -76,11 +76,9 @@ def classifier_license(uri: str, setting: str) -> tuple[str | None, str]:
     if isinstance(origin, WheelSource):
         return origin.wheel.license, origin.wheel.license_source
     with tempfile.TemporaryDirectory(prefix="tuneline-license-") as folder:
-        directory = origin
-        if isinstance(origin, Source):
-            seen = small_files(origin, Path(folder))
-            assert seen is not None, "files of buckets and hubs are listed"
-            directory = seen[0]
+        seen = (origin, {}) if isinstance(origin, Path) else small_files(origin, Path(folder))
+        assert seen is not None, "files of buckets and hubs are listed"
+        directory, _ = seen
         config = directory / "config.json"
         return read_license(directory, read_json(config) if config.is_file() else {})
 
