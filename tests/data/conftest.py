@@ -2,6 +2,7 @@
 
 import pytest
 from tests.lab.data_runs import DataLab, make_base
+from tests.lab.wheels import link_usual_wheel
 
 from tuneline.data.sample.make import make_sample
 
@@ -15,8 +16,10 @@ def base_dir(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Hashes of the models of these tests stay out of the user's cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    link_usual_wheel(cache)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNELINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TUNELINE_CACHE", str(cache))
         yield
 
 

