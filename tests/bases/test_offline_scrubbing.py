@@ -4,8 +4,17 @@ import pytest
 from tests.lab.data_runs import DataLab, chat, clean_rows
 from tests.lab.runs import value
 
+from tuneline.data.pii.find.models import fetch_entity_model
 from tuneline.models.cache import cache_root
 from tuneline.step import execute
+
+
+@pytest.fixture(autouse=True)
+def _forgotten():
+    """A process remembers the models that it has fetched."""
+    fetch_entity_model.cache_clear()
+    yield
+    fetch_entity_model.cache_clear()
 
 
 @pytest.mark.model
