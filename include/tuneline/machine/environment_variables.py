@@ -53,7 +53,7 @@ VARIABLES = (
         "TUNELINE_CACHE",
         ("steps", "the CLI", "the stack"),
         "`~/.cache/tuneline`",
-        "Folder of base models and of what is computed once for each of them.",
+        "Folder of models, of the wheels that hold them, and of what is computed once for each.",
     ),
     Variable(
         "TUNELINE_KEYS",
