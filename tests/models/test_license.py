@@ -46,6 +46,9 @@ def test_of_several_licences_all_bind(tmp_path):
 @pytest.mark.parametrize(
     ("text", "identifier"),
     [
+        ("under the Creative Commons Attribution 4.0\nInternational License.", "CC-BY-4.0"),
+        ("Attribution 4.0 International\n\n======", "CC-BY-4.0"),
+        ("Attribution-NonCommercial 4.0 International\n\n======", None),
         ("Qwen RESEARCH LICENSE AGREEMENT\n\nRelease Date", "LicenseRef-qwen-research"),
         ("Tongyi Qianwen LICENSE AGREEMENT\n\nRelease", "LicenseRef-tongyi-qianwen"),
         ("# Mistral AI Research License\n\nIf You want", "LicenseRef-MRL-0.1"),

@@ -38,6 +38,7 @@ _TEXTS = (
     (re.compile(r"Apache License,?\s+Version 2\.0", re.I), "Apache-2.0"),
     (re.compile(r"\bMIT License\b", re.I), "MIT"),
     (re.compile(r"Permission is hereby granted, free of charge, to any person", re.I), "MIT"),
+    (re.compile(r"(?:^|\bCommons )Attribution 4\.0\s+International\b", re.I | re.M), "CC-BY-4.0"),
     (re.compile(r"LLAMA 4 COMMUNITY LICENSE", re.I), "LicenseRef-llama4"),
     (re.compile(r"LLAMA 3\.3 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.3"),
     (re.compile(r"LLAMA 3\.2 COMMUNITY LICENSE", re.I), "LicenseRef-llama3.2"),
