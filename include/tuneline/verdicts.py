@@ -180,7 +180,7 @@ def checklist(run: Run) -> list[ItemStatus]:
 
 
 def check_item(run_uri: str, item_id: str) -> ItemStatus:
-    """Return the status of an item, for the check task that follows its pod."""
+    """Return the status of an item, for the task that judges it."""
     return status(Run.open(run_uri), item_id)
 
 
