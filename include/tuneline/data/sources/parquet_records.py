@@ -147,8 +147,8 @@ def _sizes(array: Any) -> np.ndarray:
     if pa.types.is_fixed_size_list(form):
         # An embedding, say. Its values are those of the whole array, whatever the slice.
         first, end = (at * form.list_size for at in (array.offset, array.offset + len(array)))
-        inner = _sizes(array.values)[first:end].reshape(len(array), form.list_size)
-        return inner.sum(axis=1) + _VALUE_BYTES
+        values = _sizes(array.values)[first:end].reshape(len(array), form.list_size)
+        return values.sum(axis=1) + _VALUE_BYTES
     if pa.types.is_nested(form):
         if not isinstance(array, pa.ListArray | pa.LargeListArray):
             raise pa.ArrowInvalid(f"columns of {form} can't be read")
