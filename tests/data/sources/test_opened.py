@@ -238,6 +238,13 @@ def test_objects_prefixes_and_globs_of_a_bucket(bucket, tmp_path):
     assert not list(tmp_path.glob("scratch/*")), "a fetched file goes when it has been read"
 
 
+def test_keys_of_other_programs_may_have_empty_parts(bucket, tmp_path):
+    bucket.put_object(Bucket="data", Key="raw//rows.jsonl", Body=jsonl(clean_rows(6)))
+    for address in ("s3://data/raw", "s3://data/raw//rows.jsonl", "s3://data/**"):
+        found = read(tmp_path, source=address)
+        assert {name for name, _, _ in found} == {"s3://data/raw//rows.jsonl"}
+
+
 def test_what_a_bucket_does_not_hold(bucket, tmp_path, monkeypatch):
     for address, words in {
         "s3://data/none.jsonl": r"s3://data/none\.jsonl does not exist",
