@@ -38,10 +38,7 @@ def check_surroundings(config: PipelineConfig) -> None:
     Raises:
         UserError: if the pool of the GPU steps, a right in the namespace or an image is missing.
     """
-    try:
-        _check_pool()
-    except (RetryableError, AirflowException) as error:
-        print(f"not checked, the pool {GPU_POOL}: {error}")
+    _check_pool()
     try:
         api = KubernetesHook(conn_id=_CONNECTION).api_client
         _check_rights(api, config.pods.namespace)
@@ -53,11 +50,11 @@ def check_surroundings(config: PipelineConfig) -> None:
 
 def _check_pool() -> None:
     try:
-        api = AirflowApi()
-    except UserError as error:
+        there = AirflowApi().has_pool(GPU_POOL)
+    except (RetryableError, UserError, AirflowException) as error:
         print(f"not checked, the pool {GPU_POOL}: {error}")
         return
-    if not api.has_pool(GPU_POOL):
+    if not there:
         raise UserError(
             f"Airflow has no pool {GPU_POOL!r}, so no training step would ever start; make it, a "
             f"slot for each GPU: airflow pools set {GPU_POOL} 1 'Steps that hold a GPU'"

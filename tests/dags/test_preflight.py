@@ -99,6 +99,10 @@ def test_a_missing_pool_is_named(surroundings):
 def test_what_may_not_be_asked_is_printed_and_passes(surroundings, monkeypatch, capsys):
     surroundings(node_status=403)
     assert "not checked, the namespace ml and the images: Forbidden" in capsys.readouterr().out
+    surroundings.records.failures.append(403)
+    surroundings()
+    said = capsys.readouterr().out
+    assert "not checked, the pool gpu: Airflow's API: GET /pools/gpu: 403" in said
     monkeypatch.delenv("AIRFLOW_CONN_TUNELINE_API")
     surroundings()
     assert "not checked, the pool gpu: there is no Airflow connection" in capsys.readouterr().out
