@@ -86,6 +86,10 @@ def test_what_the_cluster_lacks_is_named_with_the_remedy(surroundings, taken_awa
         surroundings(**taken_away)
 
 
+def test_a_node_with_more_images_than_it_reports_may_have_any(surroundings):
+    surroundings(images=tuple(f"registry/other:{n}" for n in range(50)))
+
+
 def test_images_of_a_registry_are_left_to_the_nodes(surroundings):
     surroundings({"image": "registry/ml:1", "gpus": 1, "gpu_image": "registry/gpu:1"}, images=())
 

@@ -18,6 +18,8 @@ from tuneline.progress import to_stderr
 from tuneline.run import Run
 
 _TRIES = 3
+# Seconds before the second try; twice as long before the third.
+_PAUSE_S = 10.0
 # The step that draws pairs of answers for people, and the one that moves the release pointer.
 _FOR_PEOPLE, _RELEASE = "prepare_review", "promote"
 
@@ -102,11 +104,12 @@ def _exit_code(code: int) -> int:
 
 def _carry_out(run: Run, *command: str) -> int:
     """Run a step in its own process, again if another try may help; return its exit code."""
-    for _ in range(_TRIES):
+    for tried in range(1, _TRIES + 1):
         program = [sys.executable, "-m", "tuneline.cli", *command[1:], "--run", run.uri]
         code = subprocess.run(program, check=False).returncode
-        if code != EXIT_RETRY:
+        if code != EXIT_RETRY or tried == _TRIES:
             break
+        time.sleep(_PAUSE_S * tried)
     return code
 
 
