@@ -42,7 +42,8 @@ _REMEDIES = {
     "gradient_accumulation": "lower data.max_tokens or training.effective_batch, raise pods.memory",
     "checkpointing": "clear the task train, so that it runs again",
     "quantization_verification": "set training.qlora: false, or choose another base model",
-    "loss_monitoring": "start a tracking server; if the loss rises, lower training.learning_rate",
+    "loss_monitoring": "if the loss jumps or rises, lower training.learning_rate; if nobody "
+    "watched it, start a tracking server",
     "holdout_performance": "add training rows or epochs; slices.json names the weak parts",
     "base_regression": "raise training.rehearsal_rows, or lower training.learning_rate",
     "determinism": "raise evaluation.determinism_prompts; flips.json says what mends it",
