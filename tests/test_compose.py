@@ -54,14 +54,18 @@ def test_dags_are_not_paused(resolved):
     assert environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] == "False"
 
 
-def test_pods_go_to_a_cluster_that_is_named(tmp_path, resolved):
+def test_pods_go_to_a_cluster_that_is_named(tmp_path, resolved, monkeypatch):
+    # Whoever starts the stack may have an account of their own in the shell.
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody's")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://elsewhere.example.com")
     kubeconfig = tmp_path / "config"
     kubeconfig.touch()
     named = compose(
         tmp_path,
         TUNELINE_KUBECONFIG=kubeconfig,
         TUNELINE_STORE="s3://bucket/prefix",
-        AWS_ENDPOINT_URL="https://s3.example.com",
+        S3_ENDPOINT_URL="https://s3.example.com",
+        S3_ACCESS_KEY="key",
         TUNELINE_IMAGE="registry/ml:1.2",
         TUNELINE_NAMESPACE="ml",
     )
@@ -78,6 +82,7 @@ def test_pods_go_to_a_cluster_that_is_named(tmp_path, resolved):
     assert mounted["/run/tuneline-cluster/kubeconfig"] == str(kubeconfig)
     assert environment["TUNELINE_STORE"] == "s3://bucket/prefix"
     assert environment["AWS_ENDPOINT_URL"] == "https://s3.example.com"
+    assert environment["AWS_ACCESS_KEY_ID"] == "key"
     assert environment["TUNELINE_IMAGE"] == "registry/ml:1.2"
     assert environment["TUNELINE_NAMESPACE"] == "ml"
 

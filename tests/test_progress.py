@@ -20,3 +20,11 @@ def test_the_last_line_of_a_step_stands_in_the_run(tmp_path, monkeypatch, capsys
     assert lab.run.in_progress() == {"checkpointing": "loading"}
     monkeypatch.setattr(run, "_SILENCE", timedelta())
     assert lab.run.in_progress() == {}
+
+
+def test_a_line_that_is_half_removed_is_no_error(tmp_path):
+    lab = Lab(tmp_path, {})
+    lab.run.note_progress("train", "step 3")
+    lab.run.note_progress("checkpointing", "loading")
+    (tmp_path / "store" / lab.run.key("progress", "train", ".line.json.sha256")).unlink()
+    assert lab.run.in_progress() == {"checkpointing": "loading"}

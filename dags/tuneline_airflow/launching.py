@@ -10,6 +10,7 @@ from tuneline.artifacts.people import too_few_approvers
 from tuneline.config import Model, find_model
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
+from tuneline.run import Run
 from tuneline.store import store_of
 from tuneline_airflow.rest import started_by_dag
 from tuneline_airflow.retries import fail_plainly, worker_retry_policy
@@ -71,10 +72,14 @@ def prepare_run(model_name: str) -> str:
         "approvers": [user.model_dump() for user in model.file.approvers],
         **({"trigger": trigger} if automatic else {}),
     }
-    run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model)
-    check_surroundings(run.config)
-    if is_needed(run) and (why := too_few_approvers(run)):
-        raise UserError(why)
+
+    def check(run: Run) -> None:
+        # Before it is written: whoever mends what is missing clears this task.
+        check_surroundings(run.config)
+        if is_needed(run) and (why := too_few_approvers(run)):
+            raise UserError(why)
+
+    run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model, check=check)
     record_waivers(run, run.meta["started_by"])
     if automatic and model.source and (files := run.meta["dataset_version"]):
         # Only now: a run that is refused tries nothing, and the next night starts another one.

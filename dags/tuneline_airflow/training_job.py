@@ -158,7 +158,9 @@ class TrainingJob(KubernetesJobOperator):
         namespace = self.job_request_obj.metadata.namespace
         self.job = self._find(namespace)
         if self.job is None:
-            self.job = self.create_job(self.job_request_obj)
+            # Known before the server answers: a task that is killed then ends its pods too.
+            self.job = self.job_request_obj
+            self.create_job(self.job_request_obj)
         else:
             self.log.info("Found the job %s of an earlier worker", self.job.metadata.name)
         name = self.job.metadata.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, cast
@@ -26,6 +26,7 @@ from tuneline.data.sources.files import find_here
 from tuneline.data.sources.records import check_file
 from tuneline.errors import TunelineError, UserError
 from tuneline.run import Run
+from tuneline.store import open_store
 
 # The choices of the form's tracking field.
 _TRACKERS = {
@@ -209,8 +210,9 @@ def create_run(
     *,
     model: Model | None = None,
     names: Mapping[str, str] | None = None,
+    check: Callable[[Run], object] | None = None,
 ) -> Run:
-    """Validate a filled form and create the run in the store.
+    """Validate a filled form and create the run in the store; a run that is refused leaves nothing.
 
     Args:
         fields: values of `form_fields()`; a missing one takes its default.
@@ -220,10 +222,11 @@ def create_run(
         where: file of `overrides`, for an error; None if they stand in the form.
         model: the model whose file lies below the form; None for a run without one.
         names: names of fields on a command line, for an error.
+        check: refuses a run before it is written.
 
     Raises:
-        UserError: if the form is wrong, dataset or base model can't be used, or the run id is
-            taken by a run with another configuration.
+        UserError: if the form is wrong, dataset or base model can't be used, `check` refuses the
+            run, or the run id is taken by a run with another configuration.
     """
     config = config_from_fields(fields, where, model.settings if model else None, names)
     if model and model.file_name and config.name != model.name:
@@ -236,7 +239,11 @@ def create_run(
     refuse_unbounded(config, read_policy())
     described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
     described["dataset_version"] = _dataset_version(config)
-    return Run.create(store, safe_run_id(run_id, model.suffix if model else ""), config, described)
+    name = safe_run_id(run_id, model.suffix if model else "")
+    if check is not None:
+        meta = {**described, "policy": read_policy().recorded()}
+        check(Run(open_store(store), f"runs/{name}", config, meta))
+    return Run.create(store, name, config, described)
 
 
 def _dataset_version(config: PipelineConfig) -> dict[str, str] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +13,7 @@ from tuneline import CONTRACT_VERSION
 from tuneline.catalogue import get_step, is_helper
 from tuneline.config import PipelineConfig, Policy, read_policy, validate_config
 from tuneline.config.policy import recorded_policy
-from tuneline.errors import StepNotRun, UserError
+from tuneline.errors import StepNotRun, TunelineError, UserError
 from tuneline.evidence import (
     Evidence,
     Record,
@@ -178,14 +179,16 @@ class Run:
     def in_progress(self) -> dict[str, str]:
         """Return the last line of each step that is running and has said how far it is."""
         lines = {}
-        for key in self.store.keys(self.key("progress")):
-            try:
-                line = json.loads(self.store.get_bytes(key))
-            except NotThere:
-                continue
-            # A step that was killed leaves its line behind.
-            if datetime.now(UTC) - datetime.fromisoformat(line["at"]) < _SILENCE:
-                lines[key.split("/")[-2]] = str(line["text"])
+        # A step that ends meanwhile takes its line away; whoever watches needs no error for it.
+        with suppress(TunelineError, OSError):
+            for key in self.store.keys(self.key("progress")):
+                try:
+                    line = json.loads(self.store.get_bytes(key))
+                except (TunelineError, OSError):
+                    continue
+                # A step that was killed leaves its line behind.
+                if datetime.now(UTC) - datetime.fromisoformat(line["at"]) < _SILENCE:
+                    lines[key.split("/")[-2]] = str(line["text"])
         return lines
 
     def find_evidence(self, item: str) -> Evidence | None:

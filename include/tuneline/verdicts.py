@@ -34,7 +34,7 @@ _AUDITS = {
 # What to do first about an item that does not pass.
 _REMEDIES = {
     "schema_validation": "read the rejected lines in quarantine/schema_validation and correct them",
-    "deduplication": "read pairs.parquet; correct rows that contradict each other at their source",
+    "deduplication": "read quarantine/deduplication; correct contradicting rows at their source",
     "token_length_audit": "raise data.max_tokens, or set data.too_long: split",
     "pii_scrubbing": "read a sample of rows: `tuneline data review-pii` replaces the estimate",
     "distribution_balancing": "add rows of the rare classes, or set data.reference_shares",
@@ -42,10 +42,11 @@ _REMEDIES = {
     "gradient_accumulation": "lower data.max_tokens or training.effective_batch, raise pods.memory",
     "checkpointing": "clear the task train, so that it runs again",
     "quantization_verification": "set training.qlora: false, or choose another base model",
-    "loss_monitoring": "start a tracking server; if the loss rises, lower training.learning_rate",
+    "loss_monitoring": "if the loss jumps or rises, lower training.learning_rate; if nobody "
+    "watched it, start a tracking server",
     "holdout_performance": "add training rows or epochs; slices.json names the weak parts",
     "base_regression": "raise training.rehearsal_rows, or lower training.learning_rate",
-    "determinism": "raise evaluation.determinism_prompts; changes.json shows what changed",
+    "determinism": "raise evaluation.determinism_prompts; flips.json says what mends it",
     "human_review": "run `make review`, or set evaluation.review: true",
     "latency_benchmark": "measure on deployment.target_hardware, or lower evaluation.load",
     "adapter_merging": "raise deployment.quality_rows, or set deployment.multi_tenant: true",
@@ -180,7 +181,7 @@ def checklist(run: Run) -> list[ItemStatus]:
 
 
 def check_item(run_uri: str, item_id: str) -> ItemStatus:
-    """Return the status of an item, for the check task that follows its pod."""
+    """Return the status of an item, for the task that judges it."""
     return status(Run.open(run_uri), item_id)
 
 

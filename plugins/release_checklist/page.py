@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from tuneline.catalogue import get_item
-from tuneline.evidence import Evidence, Measurement
+from tuneline.evidence import Evidence, Measurement, Verdict
 from tuneline.governance.release.canary_outcome import told_of
 from tuneline.run import Run
 from tuneline.verdicts import ItemStatus, LooserLimit, looser_limits
@@ -48,12 +48,7 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
         f'<span><b class="badge {escape(verdict)}">{escape(verdict)}</b>{count}</span>'
         for verdict, count in tally.most_common()
     )
-    refusing = [row.item for row in rows if row.stops_release]
-    release = (
-        f"Release refused by: {escape(', '.join(refusing))}."
-        if refusing
-        else "No critical item stands in the way of the release."
-    )
+    release = _release(rows)
     running = run.in_progress()
     now = "".join(
         f"<p>Running: <code>{escape(step)}</code> {escape(text)}</p>"
@@ -113,6 +108,19 @@ def document(body: str, *, live: bool = False) -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{again}'
         f"<title>Release checklist</title><style>{_STYLE}</style></head><body>{body}</body></html>"
     )
+
+
+def _release(rows: Sequence[ItemStatus]) -> str:
+    """Return what stands in the way of the release."""
+    stopping = [row for row in rows if row.stops_release]
+    refusing = [row.item for row in stopping if row.verdict != Verdict.NOT_RUN]
+    waiting = [row.item for row in stopping if row.verdict == Verdict.NOT_RUN]
+    said = [
+        f"{words}: {escape(', '.join(items))}."
+        for words, items in (("Release refused by", refusing), ("Not run yet", waiting))
+        if items
+    ]
+    return " ".join(said) or "No critical item stands in the way of the release."
 
 
 def _row(row: ItemStatus, evidence: Evidence | None) -> str:

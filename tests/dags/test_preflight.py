@@ -86,6 +86,10 @@ def test_what_the_cluster_lacks_is_named_with_the_remedy(surroundings, taken_awa
         surroundings(**taken_away)
 
 
+def test_a_node_with_more_images_than_it_reports_may_have_any(surroundings):
+    surroundings(images=tuple(f"registry/other:{n}" for n in range(50)))
+
+
 def test_images_of_a_registry_are_left_to_the_nodes(surroundings):
     surroundings({"image": "registry/ml:1", "gpus": 1, "gpu_image": "registry/gpu:1"}, images=())
 
@@ -99,6 +103,10 @@ def test_a_missing_pool_is_named(surroundings):
 def test_what_may_not_be_asked_is_printed_and_passes(surroundings, monkeypatch, capsys):
     surroundings(node_status=403)
     assert "not checked, the namespace ml and the images: Forbidden" in capsys.readouterr().out
+    surroundings.records.failures.append(403)
+    surroundings()
+    said = capsys.readouterr().out
+    assert "not checked, the pool gpu: Airflow's API: GET /pools/gpu: 403" in said
     monkeypatch.delenv("AIRFLOW_CONN_TUNELINE_API")
     surroundings()
     assert "not checked, the pool gpu: there is no Airflow connection" in capsys.readouterr().out

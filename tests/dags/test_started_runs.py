@@ -12,7 +12,7 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import AirflowFailException
 from tests.lab.airflow_api import airflow_api
 
-from tuneline.artifacts.people import Person, why_not
+from tuneline.artifacts.people import Person, approvals_needed, why_not
 from tuneline.config import merge
 from tuneline.run import Run
 
@@ -196,5 +196,9 @@ def test_a_run_that_nobody_could_release_is_refused_at_once(site, family):
         with refused:
             site.prepare("hr", "mine", "alice")
         assert site.prepare("hr", "other", "bob").meta["approvers"] == ["alice"]
+        # Nothing was left, so a cleared task finds what was added.
+        two = {**content, "settings": settings, "approvers": ["alice", "bob"]}
+        path.write_text(yaml.safe_dump(two))
+        assert approvals_needed(site.prepare("hr", site.night("hr"))) == 2
     finally:
         path.write_text(right)

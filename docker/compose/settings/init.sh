@@ -14,12 +14,18 @@ import json
 import os
 
 import boto3
+from botocore.exceptions import ClientError
 
 with open("/opt/airflow/passwords.json", "w") as handle:
     json.dump({"admin": os.environ["TUNELINE_ADMIN_PASSWORD"]}, handle)
 bucket = os.environ["TUNELINE_STORE"].removeprefix("s3://").split("/")[0]
 s3 = boto3.client("s3")
-if bucket not in [entry["Name"] for entry in s3.list_buckets()["Buckets"]]:
+# Keys of a store elsewhere may be good for this bucket alone.
+try:
+    s3.head_bucket(Bucket=bucket)
+except ClientError as error:
+    if error.response["Error"]["Code"] != "404":
+        raise
     s3.create_bucket(Bucket=bucket)
 PY
 airflow pools set gpu "${TUNELINE_GPU_SLOTS:-1}" "Tasks that hold a GPU"

@@ -20,7 +20,7 @@ from tuneline.cli.groups import (
 from tuneline.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tuneline.run import Run
     from tuneline.verdicts import ItemStatus
@@ -142,10 +142,10 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _all(arguments: argparse.Namespace) -> int:
-    from tuneline.cli.whole_run import run_all
+    from tuneline.cli.whole_run import refuse_questions, run_all
     from tuneline.verdicts import checklist
 
-    run = _created(arguments)
+    run = _created(arguments, refuse_questions)
     print(f"run {run.uri}", flush=True)
     code = run_all(run)
     print()
@@ -154,7 +154,7 @@ def _all(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _created(arguments: argparse.Namespace) -> Run:
+def _created(arguments: argparse.Namespace, check: Callable[[Run], object] | None = None) -> Run:
     import yaml
 
     from tuneline.config import read_yaml
@@ -175,7 +175,8 @@ def _created(arguments: argparse.Namespace) -> Run:
     }
     where = str(arguments.config) if arguments.config else None
     names = {"data": "--data", "base_model": "--base-model", "reason": "--reason"}
-    return create_run(fields, store, arguments.run_id or new_run_id(), where=where, names=names)
+    run_id = arguments.run_id or new_run_id()
+    return create_run(fields, store, run_id, where=where, names=names, check=check)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

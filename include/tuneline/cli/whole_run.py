@@ -2,7 +2,7 @@
 
 The steps, gates and verdicts are those of the DAG, one after the other. Nobody is asked, so a run
 that needs a person's answer is refused before it begins. A second call with the same run id goes
-on after the steps whose evidence is up to date.
+on after the steps whose evidence is up to date, and measures again what stopped the first.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import subprocess
 import sys
 import time
 
-from tuneline.catalogue import DATA_ORDER, RUN_ORDER, get_step, is_helper
-from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_RETRY, UserError
+from tuneline.catalogue import DATA_ORDER, RUN_ORDER, Item, Severity, get_step, is_helper
+from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_RETRY, EXIT_USER, UserError
+from tuneline.failures import ended_by_error
 from tuneline.progress import to_stderr
 from tuneline.run import Run
 
 _TRIES = 3
+# Seconds before the second try; twice as long before the third.
+_PAUSE_S = 10.0
 # The step that draws pairs of answers for people, and the one that moves the release pointer.
 _FOR_PEOPLE, _RELEASE = "prepare_review", "promote"
 
@@ -25,31 +28,33 @@ def run_all(run: Run) -> int:
     """Carry out every step of a run up to the release.
 
     Returns:
-        0 if it was released, 1 if an item stopped it, the exit code of a step that has failed.
-
-    Raises:
-        UserError: if the run asks people.
+        0 if it was released, 1 if an item stopped it or a step was killed, otherwise the exit code
+        of a step that has failed.
     """
-    from tuneline.freshness import Freshness
-
-    _refuse_questions(run)
     steps = [step.id for step in RUN_ORDER if step.id != _FOR_PEOPLE]
     for number, step in enumerate(steps, 1):
-        known = Freshness(run)
-        if step == _RELEASE or known.entry(step) is None or known.stale(step):
-            to_stderr(f"=== {step} ({number} of {len(steps)}): {get_step(step).title}")
-            if step == "lora_selection" and run.config.training.sweep_r:
-                _carry_out(run, "tuneline", "run", "sweep")
-            began = time.monotonic()
-            if code := _carry_out(run, *get_step(step).command):
-                return code
-            if stops := _verdict(run, step, time.monotonic() - began):
-                to_stderr(f"=== stopped: {stops}")
-                return EXIT_FAILED
+        if _is_done(run, step):
+            continue
+        to_stderr(f"=== {step} ({number} of {len(steps)}): {get_step(step).title}")
+        sweeps = step == "lora_selection" and run.config.training.sweep_r
+        if sweeps and (code := _carry_out(run, "tuneline", "run", "sweep")):
+            return _exit_code(code)
+        began = time.monotonic()
+        code = _carry_out(run, *get_step(step).command)
+        if code and not _goes_on_without(run, step, code):
+            return _exit_code(code)
+        if stops := _verdict(run, step, time.monotonic() - began):
+            to_stderr(f"=== stopped: {stops}")
+            return EXIT_FAILED
     return EXIT_OK
 
 
-def _refuse_questions(run: Run) -> None:
+def refuse_questions(run: Run) -> None:
+    """Refuse a run that asks people.
+
+    Raises:
+        UserError: naming the settings that do.
+    """
     from tuneline.governance.release.approvals import is_needed
     from tuneline.human_answers import critical_waivers
 
@@ -65,13 +70,46 @@ def _refuse_questions(run: Run) -> None:
         )
 
 
+def _is_done(run: Run, step: str) -> bool:
+    """Return True if a step need not be carried out again."""
+    from tuneline.freshness import Freshness
+    from tuneline.verdicts import status
+
+    known = Freshness(run)
+    if step == _RELEASE or known.entry(step) is None or known.stale(step):
+        return False
+    if step in DATA_ORDER and not run.store.exists(run.step_key(step, "gate.json")):
+        return False
+    found = None if is_helper(step) else run.find_evidence(step)
+    return found is None or not (ended_by_error(found) or status(run, step).stops_release)
+
+
+def _goes_on_without(run: Run, step: str, code: int) -> bool:
+    """Return True if a step that failed stops nothing, as in the DAG; its evidence says why."""
+    from tuneline.step import leave_killed
+
+    item = get_step(step)
+    if not isinstance(item, Item) or item.severity == Severity.CRITICAL or code == EXIT_USER:
+        return False
+    if not ended_by_error(run.find_evidence(step)):
+        why = f"its process ended with exit code {code} and left no reason; its output has the rest"
+        leave_killed(run.uri, step, why, {})
+    return not item.needed
+
+
+def _exit_code(code: int) -> int:
+    """Return the exit code of a command; a process that was killed has a negative one."""
+    return code if code > 0 else EXIT_FAILED
+
+
 def _carry_out(run: Run, *command: str) -> int:
     """Run a step in its own process, again if another try may help; return its exit code."""
-    for _ in range(_TRIES):
+    for tried in range(1, _TRIES + 1):
         program = [sys.executable, "-m", "tuneline.cli", *command[1:], "--run", run.uri]
         code = subprocess.run(program, check=False).returncode
-        if code != EXIT_RETRY:
+        if code != EXIT_RETRY or tried == _TRIES:
             break
+        time.sleep(_PAUSE_S * tried)
     return code
 
 

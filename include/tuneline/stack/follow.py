@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.errors import TunelineError, UserError
@@ -60,8 +61,10 @@ def _waiting_line(run: DagRun, state: str, tasks: Mapping[str, Task]) -> str | N
     if waiting:
         return f"waiting for a person: {', '.join(waiting)} (Required Actions in the UI)"
     if running:
-        uri = run.run_uri()
-        lines = Run.open(uri).in_progress() if uri else {}
+        uri, lines = run.run_uri(), dict[str, str]()
+        # A store that is away for a moment must not end what only watches.
+        with suppress(TunelineError):
+            lines = Run.open(uri).in_progress() if uri else {}
         return _fit("; ".join(f"{name:<26} {lines.get(name, 'running')}" for name in running))
     return "queued: another run of this DAG is active" if state == "queued" else None
 

@@ -149,14 +149,14 @@ class S3Store(Store):
 
     def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
         """See `Store.get_file`."""
-        staged, stored = self._download(key, destination)
+        staged, stored = self._download(require_key(key), destination)
         return settle(staged, destination, self.uri_of(key), [sha256 or stored])
 
     def get_foreign(self, key: str, destination: Path) -> None:
         """Copy an object that another program wrote, so that no hash of it is known.
 
         Args:
-            key: the object's key.
+            key: the object's key, in whatever form that program chose.
             destination: the local file, written whole; the server states its length.
 
         Raises:
@@ -172,7 +172,7 @@ class S3Store(Store):
 
         def fetch(staged: Path) -> None:
             nonlocal stored
-            answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+            answer = self._s3.get_object(Bucket=self.bucket, Key=self._below(key))
             stored = answer["Metadata"].get("sha256", _UNKNOWN)
             with staged.open("wb") as handle:
                 for block in answer["Body"].iter_chunks(BLOCK):
@@ -272,12 +272,12 @@ class S3Store(Store):
         return self._call("", ask)
 
     def etag(self, key: str) -> str:
-        """Return the server's tag of an object, which changes with its bytes.
+        """Return the server's tag of an object, which changes with its bytes; see `get_foreign`.
 
         Raises:
             NotThere: if there is no such object.
         """
-        head = partial(self._s3.head_object, Bucket=self.bucket, Key=self._name(key))
+        head = partial(self._s3.head_object, Bucket=self.bucket, Key=self._below(key))
         return str(self._call(key, head)["ETag"]).strip('"')
 
     def find(self, key: str) -> FileRef | None:

@@ -96,6 +96,17 @@ def test_rows_of_a_damaged_parquet_group_are_told_one_by_one(folder, tmp_path):
     assert [line for _, line, fault in found if not fault] == [1, 2, 3, 4, 9, 10]
 
 
+def test_columns_that_nobody_trains_on_lose_no_row(folder, tmp_path):
+    """Such as embeddings, which are lists of a fixed size, and facts by name."""
+    table = pq.read_table(folder / "d.parquet")
+    vectors = pa.array([[1.0, 2.0]] * len(table), pa.list_(pa.float32(), 2))
+    facts = pa.array([[("a", 1)]] * len(table), pa.map_(pa.string(), pa.int64()))
+    more = table.append_column("embedding", vectors).append_column("facts", facts)
+    pq.write_table(more, folder / "d.parquet", row_group_size=4)
+    found = read(tmp_path, source="data/d.parquet")
+    assert [(line, fault) for _, line, fault in found] == [(line, "") for line in range(1, 11)]
+
+
 def test_the_content_says_what_a_file_is(folder, tmp_path):
     (folder / "d.parquet").rename(folder / "g.jsonl")
     (folder / "b.jsonl.gz").rename(folder / "h.jsonl")
@@ -225,6 +236,13 @@ def test_objects_prefixes_and_globs_of_a_bucket(bucket, tmp_path):
     assert len({name for name, _, _ in read(tmp_path, source="s3://data")}) == 3
     assert len({name for name, _, _ in read(tmp_path, source="s3://data/*.jsonl")}) == 1
     assert not list(tmp_path.glob("scratch/*")), "a fetched file goes when it has been read"
+
+
+def test_keys_of_other_programs_may_have_empty_parts(bucket, tmp_path):
+    bucket.put_object(Bucket="data", Key="raw//rows.jsonl", Body=jsonl(clean_rows(6)))
+    for address in ("s3://data/raw", "s3://data/raw//rows.jsonl", "s3://data/**"):
+        found = read(tmp_path, source=address)
+        assert {name for name, _, _ in found} == {"s3://data/raw//rows.jsonl"}
 
 
 def test_what_a_bucket_does_not_hold(bucket, tmp_path, monkeypatch):

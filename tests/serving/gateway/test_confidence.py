@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tuneline.serving.gateway.confidence import is_low, mean_logprob, token_logprobs
@@ -31,3 +33,8 @@ def test_absent_logprobs_are_none_at_all(choice):
 def test_logprobs_are_read_from_llama_cpp_and_openai_shapes():
     content = [{"id": 1, "token": "a", "logprob": -0.25, "top_logprobs": []}, {"logprob": -2}]
     assert token_logprobs({"logprobs": {"content": content}}) == [-0.25, -2.0]
+
+
+def test_a_number_that_no_ledger_takes_is_no_confidence():
+    content = [{"logprob": json.loads(value)} for value in ("-1e999", "1e999", "-0.5")]
+    assert token_logprobs({"logprobs": {"content": content}}) == [-0.5]

@@ -90,7 +90,7 @@ def test_a_stream_that_makes_no_sense_falls_back(calm, small, large, stream, rea
     [
         (sent(TOKEN, last=EMPTY, pause_s=0.05), {}, "timeout"),
         (sent(last=TOKEN, pause_s=0.05), {"stream_timeout_s": 1.0}, "timeout"),
-        (sent(last=TOKEN), {"max_answer_bytes": 20_000}, "bad_response"),
+        (sent(last=TOKEN, pause_s=0.02), {"max_answer_bytes": 20_000}, "bad_response"),
         (sent(TOKEN, b'data: {"choices": 5}\n\n', pause_s=0.4), {}, "bad_response"),
     ],
 )

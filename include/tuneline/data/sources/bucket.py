@@ -6,7 +6,7 @@ from functools import partial
 
 from tuneline.data.sources.source_file import SourceFile, choose, fixed_folder, has_wildcard
 from tuneline.errors import UserError
-from tuneline.store import S3Store
+from tuneline.store import NotThere, S3Store
 
 
 def split_address(address: str) -> tuple[str, str]:
@@ -30,7 +30,7 @@ def find_in_bucket(address: str) -> list[SourceFile]:
     """
     bucket, key = split_address(address)
     store = S3Store(bucket, "")
-    if key and not key.endswith("/") and not has_wildcard(key) and store.exists(key):
+    if key and not key.endswith("/") and not has_wildcard(key) and _is_there(store, key):
         return [_file(store, address, key)]
     keys = choose(list(store.keys(fixed_folder(key).strip("/"))), key)
     if not keys:
@@ -39,6 +39,14 @@ def find_in_bucket(address: str) -> list[SourceFile]:
             "bucket and key"
         )
     return [_file(store, address, name) for name in keys]
+
+
+def _is_there(store: S3Store, key: str) -> bool:
+    try:
+        store.etag(key)
+    except NotThere:
+        return False
+    return True
 
 
 def _file(store: S3Store, address: str, key: str) -> SourceFile:

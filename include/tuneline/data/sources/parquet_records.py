@@ -144,6 +144,11 @@ def _sizes(array: Any) -> np.ndarray:
         return sizes[array.indices.fill_null(len(sizes) - 1).to_numpy(zero_copy_only=False)]
     if pa.types.is_struct(form):
         return sum((_sizes(field) for field in array.flatten()), np.zeros(len(array), np.int64))
+    if pa.types.is_fixed_size_list(form):
+        # An embedding, say. Its values are those of the whole array, whatever the slice.
+        first, end = (at * form.list_size for at in (array.offset, array.offset + len(array)))
+        values = _sizes(array.values)[first:end].reshape(len(array), form.list_size)
+        return values.sum(axis=1) + _VALUE_BYTES
     if pa.types.is_nested(form):
         if not isinstance(array, pa.ListArray | pa.LargeListArray):
             raise pa.ArrowInvalid(f"columns of {form} can't be read")

@@ -7,6 +7,7 @@ model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ def token_logprobs(choice: Any) -> list[float]:
     values = [entry.get("logprob") for entry in content or [] if isinstance(entry, dict)] or (
         logprobs.get("token_logprobs") or []
     )
-    return [float(value) for value in values if isinstance(value, int | float)]
+    # JSON has no number for infinity, but `1e999` is read as one, which no ledger takes.
+    numbers = (float(value) for value in values if isinstance(value, int | float))
+    return [number for number in numbers if math.isfinite(number)]
 
 
 def mean_logprob(values: Sequence[float]) -> float | None:

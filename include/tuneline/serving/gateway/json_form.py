@@ -116,7 +116,8 @@ class FormJudge:
 def _start() -> subprocess.Popen[bytes]:
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return subprocess.Popen(
-        [sys.executable, "-m", __name__],
+        # Nor does it import anything from the folder that the gateway was started in.
+        [sys.executable, "-P", "-m", __name__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -18,7 +18,7 @@ class LimitsConfig(Section):
         4_096,
         ge=1,
         description="Connections at once, as far as the process may open files; a new one closes "
-        "the one that idles for the longest.",
+        "an idle one.",
     )
     header_bytes: int = Field(
         32_768, ge=1_024, le=1 << 20, description="Largest request line with all headers."
