@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from tuneline.data.pii.scrubber import Scrubbed
+from tuneline.data.pii.replace.scrubber import Scrubbed
 
 EVERYTHING = re.compile(r"[^\W_]+")
 # What stands in edited text: capitalised names, numbers in their printed form, addresses.

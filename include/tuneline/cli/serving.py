@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,8 @@ from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
 from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
-    from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.data.pii.replace.placeholders import PlaceholderScrubber
+    from tuneline.serving.gateway.record_config import ProductionLogConfig
     from tuneline.serving.release.following.trials import CanaryOptions
     from tuneline.serving.release.released import Trust
 
@@ -205,11 +205,11 @@ def _gateway(arguments: argparse.Namespace) -> int:
     return run_gateway(arguments.config, _scrubber_for, watch=arguments.watch)
 
 
-def _scrubber_for(languages: Sequence[str]) -> PlaceholderScrubber:
+def _scrubber_for(config: ProductionLogConfig) -> PlaceholderScrubber:
     """Make the scrubber of the production log, which the gateway's own floor does not have."""
-    from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.data.pii.replace.placeholders import make_placeholder_scrubber
 
-    return PlaceholderScrubber(languages)
+    return make_placeholder_scrubber(config.languages, model=config.pii_model)
 
 
 def _engine(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,9 @@
 """pii_scrubbing: surrogates replace personal data and secrets, and the leak rate is measured.
 
-Tier 1 (patterns and checksums) runs on every row, tier 2 (names) where a profile demands it.
-Inside a row the same value gets the same surrogate in every turn; a JSON answer stays valid JSON.
+A token classifier, patterns and check digits find values, and inside a row the same value gets the
+same surrogate in every turn; a JSON answer stays valid JSON. Each scrubbed row is read again: a row
+in which a pattern finds more, or in which a replaced value or a part of it stands still, is
+rejected, and a maker of surrogates that lets values through fails the item.
 In every run canaries, made-up values in rows of the dataset, go through the same code. The share of
 them that can still be read afterwards is the leak rate; the upper end of its interval decides the
 verdict. A person's review of scrubbed rows gives a second estimate.
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
+from tuneline.data.pii.find.models import describe_models
+from tuneline.data.pii.find.texts import shared_parts
 from tuneline.data.pii.leak_estimate import (
     Trial,
     blind_spots,
@@ -28,12 +32,10 @@ from tuneline.data.pii.leak_estimate import (
     run_trial,
     seed_of,
 )
-from tuneline.data.pii.name_models import describe_models
 from tuneline.data.pii.profiles import uncovered_languages
+from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber, make_scrubber
 from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
 from tuneline.data.pii.review.form import ASK, answered, make_sheet
-from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii.shared_parts import shared_parts
 from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
@@ -56,17 +58,20 @@ CANARIES = "canaries.parquet"
 # The planted turns hold other people's words, so those that leaked lie in quarantine.
 LEAKED_CANARIES = "quarantine/leaked_canaries.parquet"
 REVIEW = "review.parquet"
-# The words, numbers and shared texts of a dataset are learnt from as many rows at the most. What is
-# looked for is in a thousandth of the rows, or more.
+# The shared texts of a dataset are learnt from as many rows at the most.
 LEARNT_ROWS = 1 << 15
+# Rows with hits that are worth the start of processes, each of which loads the model.
+LEAST_ROWS = 600
+# A row that keeps a value is rejected; more of them than this are a fault of the surrogates.
+MAX_VALUES_LEFT = 0.01
 
 
 def reason_to_reject(result: Scrubbed) -> str | None:
     """Return the reason for which a row is rejected, None if it stays."""
     if result.refused:
         return f"pii_refused: it holds {', '.join(result.refused)}, see data.pii_actions"
-    if result.residual:
-        return f"residual_pii: {result.residual} hits are left after scrubbing"
+    if left := result.residual + result.left:
+        return f"residual_pii: {left} hits are left after scrubbing"
     return None
 
 
@@ -75,15 +80,20 @@ def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
     hits = _hits(results)
     staying = [result for result in results if reason_to_reject(result) is None]
     rejected = len(results) - len(staying)
+    changed = sum(bool(result.hits) for result in results)
+    kept_values = sum(result.left > 0 for result in results)
     return [
         measure("rows_in", len(results), "rows"),
         measure("rows_kept", len(staying), "rows", ">=", 1),
         measure("rows_lost", len(results) - len(staying) - rejected, "rows", "==", 0),
-        measure("rows_changed", sum(bool(r.hits) for r in results), "rows"),
+        measure("rows_changed", changed, "rows"),
         measure("rows_rejected", rejected, "rows"),
         measure("rows_refused", sum(bool(r.refused) for r in results), "rows"),
         *(measure(f"found_{entity}", hits[entity], "hits") for entity in sorted(hits)),
         measure("residual_pattern_hits", sum(r.residual for r in staying), "hits", "==", 0),
+        measure(
+            "rows_with_values_left", kept_values / max(changed, 1), "share", "<=", MAX_VALUES_LEFT
+        ),
     ]
 
 
@@ -193,11 +203,10 @@ def _trial(ctx: StepContext, trial: Trial) -> None:
 
 
 def _make_scrubber(rows: StoredRows, config: DataConfig) -> Scrubber:
-    """Make a scrubber that knows the dataset, from rows at equal distances."""
+    """Make a scrubber that knows what the dataset's rows share, from rows at equal distances."""
     every = -(-len(rows) // LEARNT_ROWS)
     turns = [row.messages for row in rows.chosen([n % every == 0 for n in range(len(rows))])]
-    texts = [message["content"] for messages in turns for message in messages]
-    return make_scrubber(config, texts, shared_parts(turns))
+    return make_scrubber(config, shared_parts(turns))
 
 
 class _Counts:
@@ -210,7 +219,7 @@ class _Counts:
     def add(self, result: Scrubbed) -> None:
         """Count a row."""
         hits = tuple(sorted(result.hits.items()))
-        key = (hits, result.residual, result.refused, result.foreign)
+        key = (hits, result.residual, result.left, result.refused, result.foreign)
         if key not in self._known:
             self._known[key] = replace(result, messages=[], surrogates=())
         self.results.append(self._known[key])
@@ -231,7 +240,7 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config.data
     rows = rows_before(ctx)
     scrubber = _make_scrubber(rows, config)
-    workers = worker_count(len(rows))
+    workers = worker_count(len(rows), LEAST_ROWS)
     ctx.log(f"{len(rows)} rows, {workers} workers")
     counts = _Counts()
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
@@ -243,6 +252,7 @@ def run(ctx: StepContext) -> Evidence:
         [reason_to_reject(result) for result in results],
         hits=[result.hits.total() for result in results],
         residual_hits=[result.residual for result in results],
+        values_left=[result.left for result in results],
         undeclared_language=[int(result.foreign is not None) for result in results],
     )
     seed = seed_of(ctx.run.run_id, rows.column("row_id"))

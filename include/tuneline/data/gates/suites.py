@@ -21,7 +21,7 @@ from tuneline.data.pii.intervals import share_of
 from tuneline.data.pii.leak_limits import decides, leak_limit
 from tuneline.data.pii.profiles import scrubbed_entities, uncovered_languages
 from tuneline.data.pii.review.estimate import Reviewed
-from tuneline.data.pii_scrubbing import CANARIES, REVIEW
+from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
 from tuneline.data.sources.raw_record import BROKEN_FILE
 from tuneline.data.tables.rows import SPLITS, base_id
 
@@ -148,12 +148,14 @@ def _schema_validation(given: GateInput) -> list[Suite]:
 def _pii_scrubbing(given: GateInput) -> list[Suite]:
     data = given.config.data
     frame, rules = _rows(given)
-    frame["kept_residual"] = frame["residual_hits"].where(frame["kept"])
+    frame["kept_residual"] = (frame["residual_hits"] + frame["values_left"]).where(frame["kept"])
+    frame["keeps_values"] = (frame["values_left"] > 0).where(frame["hits"] > 0)
     frame["uncovered_languages"] = len(
         uncovered_languages(data.languages, data.pii_profile, data.name_models)
     )
     rules += [
         between("kept_residual", 0, 0),
+        mean("keeps_values", 0, MAX_VALUES_LEFT),
         between("uncovered_languages", 0, 0),
         mean("undeclared_language", 0, data.max_undeclared_language_share, severity="warning"),
     ]

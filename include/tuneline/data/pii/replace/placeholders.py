@@ -6,14 +6,16 @@ The scrubber is picklable and small: the process that uses it loads the model, o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Hit, Settings
 from tuneline.data.pii.find.texts import Shared, map_turn
 from tuneline.data.pii.languages import PATTERN_LANGUAGES
+from tuneline.data.pii.replace.scrubber import settings_of
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
 
@@ -45,27 +47,37 @@ class PlaceholderScrubber:
         An answer that is JSON stays JSON, unless personal data is in the name of a field.
         """
         detector = _detector(*self._key)
-        results = []
-        for messages, found in zip(batch, detector.rows(batch, Shared()), strict=True):
-            counts: Counter[str] = Counter()
+        return [
+            _scrubbed(messages, found, detector)
+            for messages, found in zip(batch, detector.rows(batch, Shared()), strict=True)
+        ]
 
-            def read(text: str, found=found, counts=counts) -> str:
-                return _replaced(text, found.get(text, ()), counts)
 
-            turns = [map_turn(message, read, None) for message in messages]
-            # Also over a whole JSON answer: inside it only values were visited.
-            again = [
-                _replaced(turn["content"], detector.shapes(turn["content"]), counts)
-                if turn["content"].lstrip().startswith("{")
-                else turn["content"]
-                for turn in turns
-            ]
-            scrubbed: list[Message] = [
-                {"role": turn["role"], "content": content}
-                for turn, content in zip(turns, again, strict=True)
-            ]
-            results.append((scrubbed, counts))
-        return results
+def _scrubbed(
+    messages: Sequence[Message], found: Mapping[str, Sequence[Hit]], detector: Detector
+) -> tuple[list[Message], Counter[str]]:
+    counts: Counter[str] = Counter()
+
+    def read(text: str) -> str:
+        return _replaced(text, found.get(text, ()), counts)
+
+    turns = [map_turn(message, read, None) for message in messages]
+    for number, turn in enumerate(turns):
+        # Inside a JSON answer only values were visited.
+        if turn["content"].lstrip().startswith("{"):
+            content = _replaced(turn["content"], detector.shapes(turn["content"]), counts)
+            turns[number] = {"role": turn["role"], "content": content}
+    return turns, counts
+
+
+def make_placeholder_scrubber(languages: Sequence[str], *, model: bool) -> PlaceholderScrubber:
+    """Make a scrubber with the model that the data phase uses, or with patterns alone.
+
+    Raises:
+        UserError: if the model can't be had, or nothing is known of a language.
+    """
+    settings = {"source": "log", "languages": list(languages), "pii_ner": model}
+    return PlaceholderScrubber(languages, settings_of(DataConfig.model_validate(settings)).models)
 
 
 @cache

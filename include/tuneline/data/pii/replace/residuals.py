@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.data.tables.rows import Message, Row, with_stand_ins
@@ -75,7 +75,8 @@ def left_values(text: str, replaced: Iterable[tuple[str, str]]) -> list[Span]:
         text: a text.
         replaced: entity and value of each replaced value.
     """
-    anywhere, names = {}, {}
+    anywhere: dict[str, str] = {}
+    names: dict[str, str] = {}
     for entity, value in replaced:
         words = re.findall(r"\w+", value)
         if sum(map(str.isdecimal, value)) > 3 or len(words) > 1:

@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 from stdnum import luhn
 
 _DRAWS = 8
-_LOCALES = dict(en="en_US", de="de_DE", fr="fr_FR", es="es_ES", it="it_IT", pt="pt_PT", nl="nl_NL")
+_LOCALES = "en_US de_DE fr_FR es_ES it_IT pt_PT nl_NL".split()
 # Words of which each can stand for another of its group.
 _NUMBERS = (
     "zero one two three four five six seven eight nine",
@@ -34,16 +34,18 @@ _NUMBERS = (
 _DIGITS = _NUMBERS[0].split()
 # Words that stay and identify nobody: parts of dates, spoken signs, kinds of streets and units.
 _KEPT = frozenset(
-    "the of and de del den der du da di la le el am st nd rd th nineteen hundred thousand plus dash "
-    "hyphen minus underscore dot space then double triple street avenue ave road lane drive court "
-    "place square hill row walk way circle boulevard blvd terrace parkway highway crescent close "
-    "gardens alley straße strasse weg platz allee gasse ring ufer rue chemin impasse quai route via "
-    "viale corso piazza calle avenida plaza paseo camino carretera rua travessa largo straat laan "
-    "plein gracht apt apartment suite unit flat floor room building box number no north south east "
-    "west upper lower old new www http https com org net info example mail gmail googlemail yahoo "
-    "hotmail outlook icloud aol proton live gmx web office test".split()
+    "the of and de del den der du da di la le el am st nd rd th nineteen hundred thousand plus "
+    "dash hyphen minus underscore dot space then double triple street avenue ave road lane drive "
+    "court place square hill row walk way circle boulevard blvd terrace parkway highway crescent "
+    "close gardens alley straße strasse weg platz allee gasse ring ufer rue chemin impasse quai "
+    "route via viale corso piazza calle avenida plaza paseo camino carretera rua travessa largo "
+    "straat laan plein gracht apt apartment suite unit flat floor room building box number no "
+    "north south east west upper lower old new www http https com org net info example mail gmail "
+    "googlemail yahoo hotmail outlook icloud aol proton live gmx web office test".split()
 )
-_STREET_END = re.compile(r"(?i)(straße|strasse|str|gasse|weg|platz|allee|straat|laan|plein|gracht)$")
+_STREET_END = re.compile(
+    r"(?i)(straße|strasse|str|gasse|weg|platz|allee|straat|laan|plein|gracht)$"
+)
 _PIECE = re.compile(r"(?<!['’])[^\W\d_]+(?:['’](?!s\b)[^\W\d_]+)*|\d+")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
 _YEAR = re.compile(r"(?:19|20)\d\d")
@@ -68,7 +70,7 @@ def words_of(language: str) -> Words:
     """Return Faker's words in a language, the English ones for a language it is not asked for."""
     from faker import Faker
 
-    fake = Faker(_LOCALES.get(language, "en_US"), use_weighting=False)
+    fake = Faker(next((n for n in _LOCALES if n[:2] == language), "en_US"), use_weighting=False)
     fake.seed_instance(0)
     drawn = [
         sorted({word for word in (draw() for _ in range(1_000)) if word.isalpha() and word[2:]})
@@ -77,7 +79,8 @@ def words_of(language: str) -> Words:
     short = [month[:3] for month in drawn[3]]
     groups = [*map(str.split, _NUMBERS), *drawn[3:], short]
     alike = {word.casefold(): group for group in groups for word in group}
-    return Words(*drawn[:3], alike | {"oh": _DIGITS, "sept": short})
+    given, family, towns = drawn[:3]
+    return Words(given, family, towns, alike | {"oh": _DIGITS, "sept": short})
 
 
 def tokens(value: str, entity: str = "") -> set[str]:
@@ -192,14 +195,17 @@ def other_chars(number: int, value: str) -> str:
     for char in value:
         number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
         place = number >> 33
-        if char in "123456789" and not made:
-            char = str((int(char) + place % 8) % 9 + 1)  # no zero in front
-        elif char.isdecimal():
-            char = str((int(char) + 1 + place % 9) % 10)
+        if char.isdecimal():
+            # No zero in front.
+            first = not made and int(char) > 0
+            made += str(
+                (int(char) + place % 8) % 9 + 1 if first else (int(char) + 1 + place % 9) % 10
+            )
         elif char.isalpha():
             letter = pick(string.ascii_lowercase, place, char.casefold())
-            char = letter.upper() if char.isupper() else letter
-        made += char
+            made += letter.upper() if char.isupper() else letter
+        else:
+            made += char
     return made
 
 
@@ -353,7 +359,9 @@ _MAKERS: dict[str, _Maker] = {
     "ID_NUMBER": _SHORT_DIGITS,
     "IBAN_CODE": _number(_iban),
     # ZIP codes below 005 are not in use.
-    "POSTAL_CODE": _number(lambda n, value: _in_form(re.sub(r"[^\W\d]", "X", value), f"{n % 100:02d}")),
+    "POSTAL_CODE": _number(
+        lambda n, value: _in_form(re.sub(r"[^\W\d]", "X", value), f"{n % 100:02d}")
+    ),
     "IP_ADDRESS": lambda row, draw, value: (
         f"2001:db8::{draw(value) % 65536:x}" if ":" in value else f"192.0.2.{draw(value) % 254 + 1}"
     ),
