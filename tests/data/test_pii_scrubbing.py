@@ -10,11 +10,11 @@ from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.canaries.kinds import KINDS
-from tuneline.data.pii.patterns import find
-from tuneline.data.pii.profiles import PROFILES, recognised, uncovered_languages
-from tuneline.data.pii.residuals import residual_hits
-from tuneline.data.pii.scrubber import Scrubber, make_scrubber
-from tuneline.data.pii.settings import Settings
+from tuneline.data.pii.find.entities import PROFILES, Settings
+from tuneline.data.pii.profiles import uncovered_languages
+from tuneline.data.pii.replace.residuals import residual_hits
+from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
+from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.sample.faults import PII_KINDS
 from tuneline.errors import UserError
 
@@ -30,13 +30,7 @@ def scrub(*messages, **settings):
 
 @pytest.fixture(scope="module")
 def named():
-    return make_scrubber(DataConfig(source="rows.jsonl"), [])
-
-
-def without_digit_rule(monkeypatch):
-    """Switch off the rules that take over where a pattern fails."""
-    monkeypatch.setattr("tuneline.data.pii.listening.Listener.said", lambda *_: {})
-    monkeypatch.setattr("tuneline.data.pii.patterns.numbers_near_words", lambda _: [])
+    return make_scrubber(DataConfig(source="rows.jsonl"))
 
 
 def test_clean_rows_stay_as_they_are(data_lab):
@@ -129,8 +123,9 @@ def test_scrubbing_twice_changes_nothing():
         m["content"][s.start : s.end] for s in once.surrogates for m in [once.messages[s.turn]]
     ]
     assert len(values) == 4
-    assert residual_hits(once.messages, values) == 0
-    assert residual_hits(once.messages, []) > 0
+    finder = Scrubber(Settings()).find
+    assert residual_hits(once.messages, values, finder) == 0
+    assert residual_hits(once.messages, [], finder) > 0
 
 
 def test_people_get_one_surrogate_everywhere(named):
@@ -153,9 +148,6 @@ def test_a_shared_system_prompt_stays_the_same_in_every_row(named):
 
 
 def test_profiles():
-    assert recognised(["gdpr"]) == ("PERSON",)
-    assert recognised(["gdpr", "hipaa"]) == ("PERSON", "LOCATION")
-    assert recognised(["pci"]) == ()
     assert PROFILES["pci"] < PROFILES["gdpr"]
 
 
@@ -206,28 +198,24 @@ def test_an_action_for_an_unknown_entity_is_the_users_error():
 def test_people_who_are_masked_are_masked_everywhere(named):
     config = DataConfig(source="rows.jsonl", pii_actions={"PERSON": "mask"})
     messages = chat("My name is Hannah Murphy.", "Dear Hannah Murphy, HANNAH MURPHY!")
-    (result,) = make_scrubber(config, []).scrub(["key"], [messages])
+    (result,) = make_scrubber(config).scrub(["key"], [messages])
     assert [m["content"] for m in result.messages] == [
         "My name is [PERSON].",
         "Dear [PERSON], [PERSON]!",
     ]
 
 
-@pytest.mark.parametrize(
-    ("entity", "verdict"), [("API_KEY", "fail"), ("PRIVATE_KEY", "fail"), ("US_SSN", "warn")]
-)
-def test_a_pattern_that_is_off_turns_the_verdict(data_lab, monkeypatch, entity, verdict):
-    without_digit_rule(monkeypatch)
-    monkeypatch.setattr(
-        "tuneline.data.pii.scrubber.find",
-        lambda text, languages=(), demanded=(): [
-            h for h in find(text, languages) if h.entity != entity
-        ],
-    )
-    lab = data_lab(clean_rows(20), pii_max_leak={**OFF, entity: 0.3})
+def test_surrogates_that_let_values_through_turn_the_verdict(data_lab, monkeypatch):
+    monkeypatch.setattr(Surrogates, "of", lambda self, entity, value: value)
+    rows = clean_rows(40)
+    for n in range(4):
+        said = f"{text(n)}, my card is {CARD} and I am Hannah Murphy"
+        rows[n] = {"messages": chat(said, answer("login", "Hello Ms Murphy"))}
+    lab = data_lab(rows)
     entry = lab.upto(ITEM)
-    assert value(entry, f"leak_{entity}") > 0.3
-    lab.agree(ITEM, verdict)
+    assert value(entry, "rows_with_values_left") > 0.5
+    assert {reject["reason"].partition(":")[0] for reject in lab.rejected(ITEM)} == {"residual_pii"}
+    lab.agree(ITEM, "fail")
 
 
 def test_leak_limits_are_shares():
@@ -235,7 +223,7 @@ def test_leak_limits_are_shares():
         DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 2})
 
 
-def test_rows_in_a_language_that_is_not_declared_are_warned_of(data_lab):
+def test_rows_in_a_language_that_is_not_declared_fail_or_warn(data_lab):
     rows = clean_rows(30)
     for n in range(5):
         german = f"Ich habe das Paket nicht erhalten und bitte Sie um eine Antwort, {text(n)}"
@@ -244,7 +232,10 @@ def test_rows_in_a_language_that_is_not_declared_are_warned_of(data_lab):
     entry = lab.upto(ITEM)
     assert value(entry, "undeclared_language_share") == pytest.approx(5 / 30)
     assert "16.7% of the rows are in a language that data.languages does not" in entry.summary
-    lab.agree(ITEM, "warn")
+    lab.agree(ITEM, "fail")
+    warned = data_lab(rows, undeclared_language_breach="warn")
+    warned.upto(ITEM)
+    warned.agree(ITEM, "warn")
     declared = data_lab(rows, languages=["en", "de"])
     assert declared.upto(ITEM).verdict == "pass"
     assert declared.gate(ITEM).verdict == "pass"

@@ -108,7 +108,7 @@ def _coverage_measurements(
     models = [
         measure(f"model_{code}", named, "text") for code, named in describe_models(config).items()
     ]
-    if config.name_model is not None:
+    if config.pii_models:
         models.append(measure("model_labels_ignored", "+".join(ignored) or "none", "text"))
     return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
@@ -121,13 +121,13 @@ def _coverage_measurements(
             "share",
             "<=",
             config.max_undeclared_language_share,
-            on_breach="warn",
+            on_breach=config.undeclared_language_breach,
         ),
     ]
 
 
 def _uncovered(config: DataConfig) -> dict[str, str]:
-    return uncovered_languages(config.languages, config.pii_profile, config.name_models)
+    return uncovered_languages(config.languages, config.pii_profile, dict.fromkeys(config.languages, "") if config.pii_models else {})
 
 
 def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:

@@ -149,15 +149,26 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     data = given.config.data
     frame, rules = _rows(given)
     frame["kept_residual"] = (frame["residual_hits"] + frame["values_left"]).where(frame["kept"])
-    frame["keeps_values"] = (frame["values_left"] > 0).where(frame["hits"] > 0)
+    changed = frame["hits"] > 0
+    if changed.any():
+        frame["keeps_values"] = (frame["values_left"] > 0).astype(float).where(changed)
+        rules.append(mean("keeps_values", 0, MAX_VALUES_LEFT))
     frame["uncovered_languages"] = len(
-        uncovered_languages(data.languages, data.pii_profile, data.name_models)
+        uncovered_languages(
+            data.languages,
+            data.pii_profile,
+            dict.fromkeys(data.languages, "") if data.pii_models else {},
+        )
     )
     rules += [
         between("kept_residual", 0, 0),
-        mean("keeps_values", 0, MAX_VALUES_LEFT),
         between("uncovered_languages", 0, 0),
-        mean("undeclared_language", 0, data.max_undeclared_language_share, severity="warning"),
+        mean(
+            "undeclared_language",
+            0,
+            data.max_undeclared_language_share,
+            severity="critical" if data.undeclared_language_breach == "fail" else "warning",
+        ),
     ]
     # A review of other data counts for nothing, of which the step warns.
     frame["foreign_reviews"] = given.measured.get("review_rows_of_other_data") or 0

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Hit, Settings
+from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn
 from tuneline.data.pii.languages import PATTERN_LANGUAGES
-from tuneline.data.pii.replace.scrubber import settings_of
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
+
+# System prompts that are remembered.
+_SYSTEM_PROMPTS = 256
 
 
 class PlaceholderScrubber:
@@ -47,10 +50,23 @@ class PlaceholderScrubber:
         An answer that is JSON stays JSON, unless personal data is in the name of a field.
         """
         detector = _detector(*self._key)
-        return [
-            _scrubbed(messages, found, detector)
-            for messages, found in zip(batch, detector.rows(batch, Shared()), strict=True)
-        ]
+        said = [[m for m in messages if m["role"] != "system"] for messages in batch]
+        results = []
+        for messages, own, found in zip(batch, said, detector.rows(said, Shared()), strict=True):
+            turns, counts = _scrubbed(own, found, detector)
+            left = iter(turns)
+            # Many requests have the same long system prompt, which is read once.
+            every = [
+                self._system(m["content"]) if m["role"] == "system" else (next(left), {})
+                for m in messages
+            ]
+            for _, more in every:
+                counts.update(more)
+            results.append(([turn for turn, _ in every], counts))
+        return results
+
+    def _system(self, text: str) -> tuple[Message, Counter[str]]:
+        return _system_turn(*self._key, text)
 
 
 def _scrubbed(
@@ -76,13 +92,24 @@ def make_placeholder_scrubber(languages: Sequence[str], *, model: bool) -> Place
     Raises:
         UserError: if the model can't be had, or nothing is known of a language.
     """
-    settings = {"source": "log", "languages": list(languages), "pii_ner": model}
-    return PlaceholderScrubber(languages, settings_of(DataConfig.model_validate(settings)).models)
+    config = DataConfig(source="log", pii_ner=model)
+    return PlaceholderScrubber(languages, model_directories(config))
 
 
 @cache
 def _detector(languages: tuple[str, ...], models: tuple[Path, ...]) -> Detector:
     return Detector(Settings(languages=languages, models=models))
+
+
+@lru_cache(maxsize=_SYSTEM_PROMPTS)
+def _system_turn(
+    languages: tuple[str, ...], models: tuple[Path, ...], text: str
+) -> tuple[Message, Counter[str]]:
+    detector = _detector(languages, models)
+    turn: Message = {"role": "system", "content": text}
+    (found,) = detector.rows([[turn]], Shared())
+    (scrubbed,), counts = _scrubbed([turn], found, detector)
+    return scrubbed, counts
 
 
 def _replaced(text: str, hits: Iterable[Hit], counts: Counter[str]) -> str:

@@ -18,7 +18,7 @@ from itertools import chain, islice, tee
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings, scrubbed_entities
-from tuneline.data.pii.find.models import fetch_entity_model
+from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn, shared_parts, texts_of
 from tuneline.data.pii.languages import foreign_language, likeliest
 from tuneline.data.pii.replace.residuals import (
@@ -284,11 +284,10 @@ def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
     Raises:
         UserError: if a model can't be had.
     """
-    fetched = (fetch_entity_model(config.name_model)[0],) if models and config.name_model else ()
     return Settings(
         entities=scrubbed_entities(config.pii_profile),
         languages=tuple(config.languages),
-        models=fetched,
+        models=model_directories(config) if models else (),
         labels=config.pii_ner_labels,
         recognizers=tuple(config.pii_recognizers),
         least_score=config.pii_recognizer_score,

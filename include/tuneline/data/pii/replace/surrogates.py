@@ -240,19 +240,21 @@ def _person(row: Surrogates, draw: Draw, value: str) -> str:
     )
 
 
-def _email(row: Surrogates, draw: Draw, value: str) -> str:
-    sign = _AT.search(value)
-    local, host = (value[: sign.start()], value[sign.end() :]) if sign else (value, "")
+def _local_part(row: Surrogates, draw: Draw, value: str) -> str:
+    """Return the name of another mailbox or user, which no two people of a dataset may share."""
 
     def word(match: re.Match[str]) -> str:
-        # Enough of them, so that no two people of a dataset are likely to share one.
         number = draw(match[0])
-        letter = string.ascii_lowercase[number // 4096 % 26]
-        return pick(row.words.family, number).lower() + letter
+        return pick(row.words.family, number) + string.ascii_lowercase[number // 4096 % 26]
 
-    made = _rewritten(draw, local, word)
+    return _rewritten(draw, value, word)
+
+
+def _email(row: Surrogates, draw: Draw, value: str) -> str:
+    sign = _AT.search(value)
     if sign is None:
-        return made
+        return _local_part(row, draw, value)
+    made, host = _local_part(row, draw, value[: sign.start()]), value[sign.end() :]
     dot = re.search(r"\s*\bdot\b\s*", host, re.IGNORECASE)
     other = pick(("mail.example", "example.com", "example.net", "example.org"), draw(host))
     return made + sign[0] + cased(other.replace(".", dot[0] if dot else "."), host)
@@ -303,13 +305,15 @@ def _number(make: Callable[[int, str], str], least: int = 0) -> _Maker:
     def maker(row: Surrogates, draw: Draw, value: str) -> str:
         digits = sum(map(str.isdecimal, value))
         words = {match[0].casefold() for match in _PIECE.finditer(value)}
-        if not digits or words & row.words.groups.keys():
+        if words & row.words.groups.keys():
             free = [word for word in _DIGITS if word not in words] or _DIGITS
 
             def said(match: re.Match[str]) -> str:
                 return pick(free, draw(f"{value}{match.start()}"))
 
             return _rewritten(draw, value, said)
+        if not digits:  # the name of a user
+            return _local_part(row, draw, value)
         return make(draw(value), value) if digits >= least else other_chars(draw(value), value)
 
     return maker
