@@ -14,7 +14,7 @@ from tuneline.config import PipelineConfig, build_config, merge, presets_dir, re
 from tuneline.config.limits import EXEMPT, LIMITS, item_of, limits_in
 from tuneline.config.policy import NAMES, policy_file
 from tuneline.data.pii.entities import NER_ENTITIES
-from tuneline.data.pii.leak_limits import leak_limit
+from tuneline.data.pii.measure.leak_estimate import leak_limit
 from tuneline.errors import UserError
 from tuneline.evaluation.forgetting import decision, texts
 from tuneline.evidence import measure

@@ -17,6 +17,7 @@ from importlib import resources
 
 from stdnum import iban, luhn
 
+from tuneline.data.pii.measure.plants import phrases
 from tuneline.data.pii.replace.scrubber import Scrubber
 
 ENGLISH = "en"
@@ -197,7 +198,7 @@ def _identity(draw: random.Random, form: str) -> str:
 
 def _birth(draw: random.Random, form: str, language: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1940, 2005)
-    name = MONTHS[language].split()[month - 1]
+    name = phrases()[language]["months"].split()[month - 1]
     if language != ENGLISH:
         named = f"{day} de {name} de {year}" if language == "es" else f"{day}. {name} {year}"
         if language == "fr":
@@ -241,7 +242,7 @@ def _url(draw: random.Random, form: str) -> str:
 
 def _date(draw: random.Random, form: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1990, 2026)
-    name = MONTHS[ENGLISH].split()[month - 1]
+    name = phrases()[ENGLISH]["months"].split()[month - 1]
     if form == "spaced":
         return draw.choice([f"{day} / {month} / {year}", f"{year} - {month:02d} - {day:02d}"])
     return draw.choice(

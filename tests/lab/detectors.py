@@ -22,14 +22,6 @@ class PatternDetector:
     def __init__(self, pattern, entity="ID_NUMBER", keep=None):
         self.pattern, self.entity, self.keep = pattern, entity, keep
 
-    def masking(self):
-        """The detector itself: its mark is no surrogate."""
-        return self
-
-    def scrub(self, keys, batch, workers=1):
-        """Scrub rows."""
-        return [self._row(messages) for messages in batch]
-
     def each(self, rows, workers=1):
         """Scrub rows one by one."""
         return (self._row(messages) for _, messages in rows)

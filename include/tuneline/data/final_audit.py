@@ -45,7 +45,7 @@ from tuneline.data.pii.replace.residuals import (
     surrogates_of,
 )
 from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
-from tuneline.data.pii.review.audit import asked_review
+from tuneline.data.pii.review.review import asked_review
 from tuneline.data.rendering.renderer import Renderer, chat_template
 from tuneline.data.rendering.template_parity import compare
 from tuneline.data.schema_validation import check_turns, markers_of

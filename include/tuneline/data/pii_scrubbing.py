@@ -22,7 +22,7 @@ from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
-from tuneline.data.pii.leak_estimate import (
+from tuneline.data.pii.measure.leak_estimate import (
     Trial,
     blind_spots,
     draw_carriers,
@@ -34,8 +34,14 @@ from tuneline.data.pii.leak_estimate import (
 )
 from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
-from tuneline.data.pii.review.form import ASK, answered, make_sheet
+from tuneline.data.pii.review.review import (
+    ASK,
+    PiiReview,
+    answered,
+    make_sheet,
+    read_review,
+    review_measurements,
+)
 from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
@@ -127,7 +133,11 @@ def _coverage_measurements(
 
 
 def _uncovered(config: DataConfig) -> dict[str, str]:
-    return uncovered_languages(config.languages, config.pii_profile, dict.fromkeys(config.languages, "") if config.pii_models else {})
+    return uncovered_languages(
+        config.languages,
+        config.pii_profile,
+        dict.fromkeys(config.languages, "") if config.pii_models else {},
+    )
 
 
 def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
@@ -144,7 +154,7 @@ def _summary(
     results: Sequence[Scrubbed],
     trial: Trial,
     leak_rates: Sequence[Measurement],
-    review: Reviewed | None,
+    review: PiiReview | None,
 ) -> str:
     limited = [entry for entry in leak_rates if entry.rule is not None]
     worst = max(limited, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
@@ -176,7 +186,7 @@ def _summary(
     return summary
 
 
-def _review(ctx: StepContext) -> Reviewed | None:
+def _review(ctx: StepContext) -> PiiReview | None:
     """Read the review that the configuration names and compare it with the rows that are kept."""
     address = ctx.config.data.pii_review
     if address is None:

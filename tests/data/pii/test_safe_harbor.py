@@ -3,7 +3,7 @@ from benchmarks.workloads.pii_sentences import leaked_sentences, make_sentences
 from tests.lab.data_runs import answer, chat, clean_rows
 from tests.lab.runs import value
 
-from tuneline.data.pii.canaries.kinds import KINDS
+from tuneline.data.pii.measure.plants import KINDS
 from tuneline.data.pii.patterns import find
 from tuneline.data.pii.safe_harbor import DEMANDED_ONLY
 from tuneline.data.pii.scrubber import Scrubber

@@ -16,14 +16,14 @@ from tuneline.artifacts.data import AUDIT
 from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
-from tuneline.data.pii.canaries.kinds import group_names
-from tuneline.data.pii.intervals import share_of
-from tuneline.data.pii.leak_limits import decides, leak_limit
+from tuneline.data.pii.measure.leak_estimate import decides, leak_limit
+from tuneline.data.pii.measure.plants import group_names
 from tuneline.data.pii.profiles import scrubbed_entities, uncovered_languages
-from tuneline.data.pii.review.estimate import Reviewed
+from tuneline.data.pii.review.review import PiiReview
 from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
 from tuneline.data.sources.raw_record import BROKEN_FILE
 from tuneline.data.tables.rows import SPLITS, base_id
+from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -210,7 +210,7 @@ def _review(given: GateInput) -> Suite:
 
     table = given.tables[REVIEW]
     missed = [[kind for kind in entry.split("+") if kind] for entry in table["missed"]]
-    review = Reviewed(list(table["weight"]), list(table["stratum"]), missed)
+    review = PiiReview(list(table["weight"]), list(table["stratum"]), missed)
     hits = {
         name.removeprefix("found_"): int(count)
         for name, count in given.measured.items()

@@ -53,7 +53,9 @@ _IS = LinearPattern(
     r"(?i)^\s*(?:(?:number|no|id|details|as|is|are|was|would be|will be|:|=|ist|lautet|es|est|è|é)"
     r"(?:\s+|$))*"
 )
-_LEAD = LinearPattern(r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+")
+_LEAD = LinearPattern(
+    r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
+)
 # An answer of these alone holds no value.
 _FILLER = frozenset(
     "yes no yeah yep nope ok okay sure thanks thank you please hi hello sorry what why wait hold on "
@@ -126,9 +128,7 @@ def _value(text: str, topic: str) -> tuple[int, int]:
     return start, start + len(trimmed)
 
 
-def repeated(
-    values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]
-) -> Iterator[Hit]:
+def repeated(values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]) -> Iterator[Hit]:
     """Yield where the values of a row stand in one of its texts, as whole words in any case.
 
     A single word of a name counts where it has a capital or a model takes it for one, since most

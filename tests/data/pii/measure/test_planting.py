@@ -1,14 +1,24 @@
-"""Canaries look like the dataset that they are planted in."""
+"""Canaries look like the dataset that they are planted in, and share no list with the detector."""
 
+import re
+import subprocess
+import sys
 from collections import Counter
 from random import Random
 
-from tuneline.data.pii.canaries.canary import FORMS, SPLIT, readable, tokens_of
-from tuneline.data.pii.canaries.carriers import find_carriers
-from tuneline.data.pii.canaries.kinds import KINDS, group_names, planted_groups
-from tuneline.data.pii.canaries.lists import lists
-from tuneline.data.pii.canaries.planting import make_canaries
-from tuneline.data.pii.canaries.register import measure_register, misspell
+from tuneline.data.pii.measure.leak_estimate import readable
+from tuneline.data.pii.measure.planting import find_carriers, make_canaries, measure_register
+from tuneline.data.pii.measure.plants import (
+    FORMS,
+    KINDS,
+    SPLIT,
+    Register,
+    group_names,
+    phrases,
+    planted_groups,
+    tokens_of,
+)
+from tuneline.data.pii.scrubber import Scrubbed
 
 ENGLISH = ["en"]
 
@@ -57,11 +67,11 @@ def test_every_kind_can_be_planted_in_every_form_and_is_readable_where_it_stands
     canaries = made(chat_rows(), list(KINDS))
     assert {canary.kind for canary in canaries} == set(KINDS)
     assert {canary.form for canary in canaries} == set(FORMS)
-    assert all(readable(canary, canary.messages) for canary in canaries)
+    assert all(readable(canary, Scrubbed(canary.messages)) for canary in canaries)
     for canary in canaries:
         assert tokens_of(planted(canary))[canary.probe.number] in planted(canary).casefold()
         gone = [{**m, "content": "§"} for m in canary.messages]
-        assert not readable(canary, gone)
+        assert not readable(canary, Scrubbed(gone))
 
 
 def test_the_same_seed_gives_the_same_canaries_and_another_gives_others():
@@ -111,26 +121,45 @@ def test_the_register_counts_shapes():
     register = measure_register(chat_rows())
     assert register.lower == register.unmarked == register.multi_turn == 1
     assert register.bare > 0.8
-    assert dict(register.separators)[""] > dict(register.separators)[" "] > 0.2
     assert measure_register(edited_rows()).lower == 0
 
 
-def test_failing_checksums_and_broken_addresses_are_measured():
-    cards = [turns(f"card 4111 1111 1111 11{n:02d}", "ok") for n in range(10, 60)]
-    assert measure_register(cards).invalid > 0.8
+def test_broken_addresses_are_measured():
     mails = [turns(f"write to user{n} (at) mail (dot) com", "ok") for n in range(30)]
     assert measure_register(mails).garbled > 0.7
     plain = [turns(f"write to user{n}@mail.com", "ok") for n in range(30)]
     assert measure_register(plain).garbled < 0.1
 
 
-def test_spelling_noise_is_measured_and_made():
-    rows = [turns("please cancel my subscription today", "ok")] * 20
-    rows += [turns("please cancel my subscrption today", "ok")]
-    share = measure_register(rows).misspelt
-    assert 0 < share < 0.1
-    assert misspell(Random(1), "subscription please", 1.0) != "subscription please"
-    assert misspell(Random(1), "subscription please", 0.0) == "subscription please"
+def test_only_chat_is_loose_and_its_ways_are_many():
+    nouns = phrases()["en"]["loose"]["nouns"]["PIN"]
+    chat, edited = (
+        [planted(c) for c in made(rows, ["PASSWORD"], per_kind=200) if c.kind == "PIN"]
+        for rows in (chat_rows(), edited_rows())
+    )
+    assert sum(any(noun in text for noun in nouns) for text in chat) > 20
+    assert not any(noun in text for text in edited for noun in nouns)
+    ways = {re.sub(r"\d+", "#", text) for text in chat}
+    assert len(ways) > 120
+
+
+def test_names_are_of_many_countries_and_of_no_list():
+    draw = Random(1)
+    people = [KINDS["PERSON"].draw(draw, Register(), "en")[1].text for _ in range(300)]
+    assert len(set(people)) > 290
+    code = (
+        "import sys, tuneline.data.pii.measure.planting; "
+        "sys.exit(any('.pii.find.patterns' in m or '.pii.find.detector' in m for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_long_turn_is_cut_and_its_frame_and_json_stay():
+    frame = "Classify the message of a customer of the shop: "
+    rows = [turns(f"{frame}{n}{' where is parcel' * 60} {n}", '{"intent": "x"}') for n in range(40)]
+    canaries = made(rows, ["EMAIL_ADDRESS"])
+    assert all(c.messages[0]["content"].startswith(frame) for c in canaries)
+    assert max(len(c.messages[0]["content"]) for c in canaries) < 600
 
 
 def test_languages_have_words_of_their_own():
@@ -148,4 +177,4 @@ def test_languages_have_words_of_their_own():
     ]
     canaries = make_canaries(rows, ["PHONE_NUMBER", "STREET_ADDRESS"], ["de"], 40, "1")
     assert {canary.group for canary in canaries} == {"PHONE_NUMBER.de", "STREET_ADDRESS.de"}
-    assert all(set(lists("phrases")[code]["kinds"]) <= set(KINDS) for code in lists("phrases"))
+    assert all(set(phrases()[code]["kinds"]) <= set(KINDS) for code in phrases())

@@ -4,20 +4,26 @@ import re
 from collections import Counter
 
 import pytest
-from tests.data.pii.canaries.test_planting import chat_rows, edited_rows
+from tests.data.pii.measure.test_planting import chat_rows, edited_rows
 from tests.lab.detectors import EDITED, EVERYTHING, LONG_NUMBERS, PatternDetector
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.intervals import Bounds, left_behind, share_of, weighted_count
-from tuneline.data.pii.leak_estimate import (
+from tuneline.data.pii.measure.leak_estimate import (
     blind_spots,
+    decides,
+    leak_limit,
     leak_measurements,
+    left_behind,
     left_measurements,
+    readable,
     run_trial,
     seed_of,
 )
-from tuneline.data.pii.leak_limits import decides, leak_limit
+from tuneline.data.pii.measure.planting import Canary, Token
+from tuneline.data.pii.scrubber import Scrubbed
+from tuneline.data.tables.rows import StandIn
+from tuneline.statistics import Bounds, share_of, weighted_count
 
 # A number in one turn, whatever the signs between its groups.
 ONE_TURN = re.compile(r"\+?\d(?:[ .,/()-]{0,4}\d){4,}")
@@ -79,6 +85,35 @@ def pieces_rows():
          for n, text in enumerate(row)]
         for k in range(40)
     ]  # fmt: skip
+
+
+def test_a_detector_that_is_blind_to_a_kind_is_named():
+    trial, config = trial_of(
+        PatternDetector(EVERYTHING, keep=re.compile("@| at ")), chat_rows(), pii_max_leak=0.2
+    )
+    assert broken(config, trial) == {"leak_EMAIL_ADDRESS_at_most"}
+
+
+@pytest.mark.parametrize(
+    ("before", "probe", "after", "surrogate", "leaks"),
+    [
+        ("call zora now", 1, "call mia now", "mia", False),
+        ("call zora now", 1, "call zora now then", None, True),
+        ("call zora now", 1, "call zora now", "zora", True),
+        ("call zora quin now", 1, "call zora falk now", "zora falk", True),
+        ("call zora, not zora", 1, "call mia, not zora", "mia", False),
+        ("pin 4 4 7 1", 1, "pin 4 2 0 9", "4 2 0 9", False),
+        ("pin 44 71", 1, "pin 44 71 ok", "44 71", True),
+        ("it is four two", 2, "it is four six", "four six", False),
+        ("card 4111 1111", 1, "card 4111 9023", "4111 9023", True),
+    ],
+)
+def test_a_surrogate_that_returns_the_value_is_a_leak(before, probe, after, surrogate, leaks):
+    user = {"role": "user", "content": before}
+    canary = Canary("PERSON", "en", "bare", "answer", [user], Token(0, probe))
+    start = after.index(surrogate) if surrogate else 0
+    spans = (StandIn(0, start, start + len(surrogate), "PERSON"),) if surrogate else ()
+    assert readable(canary, Scrubbed([{**user, "content": after}], spans)) is leaks
 
 
 def test_what_could_not_have_been_found_is_said():
@@ -167,7 +202,7 @@ def test_step_and_gate_pass_with_a_good_detector(data_lab, monkeypatch):
     ("profile", "verdict"), [(["gdpr"], "fail"), (["pci"], "warn")], ids=["demanded", "other"]
 )
 def test_a_detector_that_misses_a_type_turns_step_and_gate(data_lab, monkeypatch, profile, verdict):
-    addresses = re.compile(r"(?i)@|\bat\b|gmail|yahoo|hotmail|outlook|icloud|aol|\be?-?mail")
+    addresses = re.compile(r"(?i)@|\bat\b|\b(?:gmail|yahoo|hotmail|outlook|icloud|aol|e?-?mail)")
     use(monkeypatch, PatternDetector(EVERYTHING, keep=addresses))
     lab = data_lab(conversations(), pii_profile=profile, **LIMITS)
     entry = lab.upto(ITEM)

@@ -12,9 +12,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from tuneline.data.pii.canaries.carriers import asks_for_data
+from tuneline.artifacts.pii_review import DrawnRow
+from tuneline.data.pii.measure.planting import asks_for_data
 from tuneline.data.tables.rows import Row
 
 # From the most risky on; a row belongs to the first that fits.
@@ -30,26 +30,7 @@ _CAPITAL = re.compile(r"(?<=[^\W\d_][ ,])[A-ZÀ-Þ][^\W\d_]+")
 _RARE = 1
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A row that was drawn.
-
-    Attributes:
-        row_id: id of the row.
-        row_hash: hash of its turns.
-        stratum: one of `STRATA`.
-        weight: rows of the stratum over rows drawn from it.
-        text: the row as a person reads it, with surrogates as `[ENTITY]`.
-    """
-
-    row_id: str
-    row_hash: str
-    stratum: str
-    weight: float
-    text: str
-
-
-def draw_rows(rows: Sequence[Row], count: int = ROWS) -> list[Drawn]:
+def draw_rows(rows: Sequence[Row], count: int = ROWS) -> list[DrawnRow]:
     """Draw rows, the same for the same rows and count.
 
     Args:
@@ -67,12 +48,11 @@ def draw_rows(rows: Sequence[Row], count: int = ROWS) -> list[Drawn]:
     drawn = []
     for name, size in _share_out(sizes, min(count, len(rows))).items():
         for row_hash, number in sorted(strata[name])[:size]:
-            text = "\n\n".join(
-                f"{m['role']}: {t}"
-                for m, t in zip(rows[number].messages, shown[number], strict=True)
-            )
-            weight = sizes[name] / size
-            drawn.append(Drawn(rows[number].row_id, row_hash, name, weight, text))
+            row = rows[number]
+            said = zip(row.messages, shown[number], strict=True)
+            text = "\n\n".join(f"{message['role']}: {turn}" for message, turn in said)
+            found = {"row_id": row.row_id, "row_hash": row_hash, "stratum": name, "text": text}
+            drawn.append(DrawnRow(weight=sizes[name] / size, **found))
     return drawn
 
 

@@ -1,8 +1,8 @@
 """Estimate the personal data that scrubbing leaves behind, from canaries in the dataset's rows.
 
-The canaries go through the scrubber of the rows. Each tells whether one word or number of a made-up
-value can still be read, so the number of leaks is binomial and its interval exact. With the number
-of values that were found in the rows the share gives how many were missed.
+The canaries take the path of the rows, with surrogates. Each tells whether one word or number of a
+made-up value can still be read, so the number of leaks is binomial and its interval exact. With the
+number of values that were found in the rows the share gives how many were missed.
 """
 
 from __future__ import annotations
@@ -16,24 +16,73 @@ from math import isfinite
 from typing import Any
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.canaries.canary import Canary, readable
-from tuneline.data.pii.canaries.kinds import KINDS, entity_of
-from tuneline.data.pii.canaries.lists import lists
-from tuneline.data.pii.canaries.planting import make_canaries
-from tuneline.data.pii.intervals import Bounds, left_behind, share_of
-from tuneline.data.pii.leak_limits import decides, leak_limit
-from tuneline.data.pii.parts import LONGEST
-from tuneline.data.pii.profiles import scrubbed_entities
-from tuneline.data.pii.scrubber import Scrubber
+from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
+from tuneline.data.pii.find.entities import demanded, scrubbed_entities
+from tuneline.data.pii.measure.planting import Canary, make_canaries
+from tuneline.data.pii.measure.plants import (
+    KINDS,
+    SPOKEN,
+    entity_of,
+    phrases,
+    tokens_of,
+)
+from tuneline.data.pii.scrubber import Scrubbed, Scrubber
 from tuneline.data.tables.rows import Message, Row, chosen_of
 from tuneline.evidence import Measurement, measure
 from tuneline.machine.workers import worker_count
+from tuneline.statistics import Bounds, share_of, weighted_count
 
 # A form of which more than this leaks is named as one that the configuration does not find.
 WEAK_FORM = 0.25
 PER_ROWS = 1000
-# Canaries are planted in as many rows at the most; more rows show no more of how people write.
-CARRIER_ROWS = 1 << 14
+# Carriers are drawn from as many rows at the most; more rows show no more of how people write.
+MEASURED_ROWS = 1 << 14
+# Types that take a model, whose limit is `pii_max_leak_ner`.
+_NAMES = frozenset({"PERSON", "LOCATION"})
+# A surrogate may hold a shorter token, or one of these few, by chance.
+_LEAST_TELLING = 3
+_FEW = frozenset(
+    word[:size].casefold()
+    for words in phrases().values()
+    for word in [*SPOKEN, *words["months"].split()]
+    for size in (3, 20)
+)
+
+
+def readable(canary: Canary, scrubbed: Scrubbed) -> bool:
+    """Return True if the probe of a canary still stands in the scrubbed row.
+
+    The turn before and after scrubbing are aligned word by word, so that an equal word elsewhere
+    in the turn is not taken for it. Case and punctuation make no difference. In a surrogate it is
+    readable too, unless it is so short that chance puts it there; a surrogate that returns the
+    whole value is none.
+    """
+    # Unlike the standard library's, its time hardly grows where a word repeats.
+    from rapidfuzz.distance import LCSseq
+
+    turn, number = canary.probe.turn, canary.probe.number
+    before, text = canary.messages[turn]["content"], scrubbed.messages[turn]["content"]
+    if before == text:
+        return True
+    tokens, after, at = tokens_of(before), [], 0
+    for entry in sorted((s for s in scrubbed.surrogates if s.turn == turn), key=lambda s: s.start):
+        made = tokens_of(text[entry.start : entry.end])
+        if _returned(tokens, number, made):
+            return True
+        # Nothing in a surrogate is aligned.
+        after += [*tokens_of(text[at : entry.start]), ""]
+        at = entry.end
+    blocks = LCSseq.opcodes(tokens, [*after, *tokens_of(text[at:])])
+    return any(b.tag == "equal" and b.src_start <= number < b.src_end for b in blocks)
+
+
+def _returned(tokens: Sequence[str], number: int, made: Sequence[str]) -> bool:
+    """Return True if a surrogate holds a token, or is what stood around it."""
+    word = tokens[number]
+    if word in made and len(word) >= _LEAST_TELLING and word not in _FEW:
+        return True
+    starts = range(max(0, number - len(made) + 1), number + 1)
+    return any(list(tokens[start : start + len(made)]) == list(made) for start in starts)
 
 
 @dataclass(frozen=True)
@@ -87,21 +136,15 @@ def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
 
 
 def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
-    """Return the turns of rows that canaries are planted in: all, or a random part of many.
-
-    Of a long turn they have the beginning, since the scrubber reads it in parts.
-    """
+    """Return the turns of rows that canaries are planted in: all, or a random part of many."""
     numbers: Sequence[int] = range(len(rows))
-    if len(rows) > CARRIER_ROWS:
+    if len(rows) > MEASURED_ROWS:
         draw = random.Random(f"{seed}:carriers")  # noqa: S311 - reproducible, no secret
-        numbers = draw.sample(numbers, CARRIER_ROWS)
+        numbers = draw.sample(numbers, MEASURED_ROWS)
     chosen = bytearray(len(rows))
     for number in numbers:
         chosen[number] = 1
-    return [
-        [{**turn, "content": turn["content"][:LONGEST]} for turn in row.messages]
-        for row in chosen_of(rows, chosen)
-    ]
+    return [row.messages for row in chosen_of(rows, chosen)]
 
 
 def run_trial(
@@ -120,16 +163,34 @@ def run_trial(
     )
     # Neighbours share turns then, which the scrubber looks at once.
     canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
-    results = scrubber.masking().scrub(
-        [f"canary-{seed}-{number}" for number in range(len(canaries))],
-        [canary.messages for canary in canaries],
-        worker_count(len(canaries)),
-    )
+    rows_of = ((None, canary.messages) for canary in canaries)
+    results = list(scrubber.each(rows_of, worker_count(len(canaries))))
     leaked = [
-        not result.refused and readable(canary, result.messages)
+        not result.refused and readable(canary, result)
         for canary, result in zip(canaries, results, strict=True)
     ]
     return Trial(canaries, leaked, [result.messages for result in results])
+
+
+def leak_limit(group: str, config: DataConfig) -> float:
+    """Return the share of an entity, kind or `kind.language` that may leak."""
+    kind = group.partition(".")[0]
+    entity = entity_of(kind) if kind in KINDS else kind
+    given = config.pii_max_leak
+    if isinstance(given, dict):
+        for limits in (given, USUAL_LEAKS):
+            for name in (group, kind, entity):
+                if name in limits:
+                    return limits[name]
+        given = OTHER_LEAKS
+    return config.pii_max_leak_ner if entity in _NAMES else given
+
+
+def decides(group: str, profiles: Iterable[str]) -> bool:
+    """Return True if a profile demands the entity; a leak of another one only warns."""
+    kind = group.partition(".")[0]
+    wanted = demanded(profiles)
+    return kind in wanted or (kind in KINDS and entity_of(kind) in wanted)
 
 
 def leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
@@ -163,6 +224,22 @@ def form_measurements(trial: Trial) -> list[Measurement]:
             measure(f"leak_in_form_{form}_at_most", share.upper, "share"),
         )
     ]
+
+
+def left_behind(found: int, leak: Bounds) -> Bounds:
+    """Return how many values were missed, from those that were found and the share that leaks.
+
+    The count of values is Poisson, so `found` is Poisson too. The bounds put the ends of both
+    intervals together, which makes them wider than 95 %. A bound is infinite if everything may
+    leak.
+    """
+    seen = weighted_count([found], [1.0])
+    return Bounds(
+        *(
+            count * share / (1 - share) if share < 1 else float("inf")
+            for count, share in zip(seen, leak, strict=True)
+        )
+    )
 
 
 def left_measurements(trial: Trial, hits: Counter[str], rows: int) -> list[Measurement]:
@@ -199,7 +276,7 @@ def blind_spots(config: DataConfig, trial: Trial, custom: Sequence[str]) -> dict
     forms = trial.shares(lambda canary: canary.form)
     return {
         "types_not_looked_for": sorted(entities - set(scrubbed)),
-        "languages_without_canaries": sorted(set(config.languages) - lists("phrases").keys()),
+        "languages_without_canaries": sorted(set(config.languages) - phrases().keys()),
         "forms_that_leak": [form for form, share in forms.items() if share.value > WEAK_FORM],
         "entities_without_canaries": sorted({*custom, *scrubbed} - entities - KINDS.keys()),
     }

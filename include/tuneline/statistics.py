@@ -1,4 +1,4 @@
-"""Compute exact intervals of leak rates: of shares, of counts, and of weighted counts.
+"""Compute exact intervals of shares, of counts, and of weighted counts.
 
 Sources: Clopper and Pearson (1934) for a share; Garwood (1936) for a count; Fay and Feuer,
 "Confidence intervals for directly standardized rates: a method based on the gamma distribution"
@@ -62,19 +62,3 @@ def weighted_count(counts: Sequence[int], weights: Sequence[float]) -> Bounds:
         lower = variance / value * float(gammaincinv(value**2 / variance, TAIL))
     upper, spread = value + most, variance + most**2
     return Bounds(value, lower, spread / upper * float(gammaincinv(upper**2 / spread, 1 - TAIL)))
-
-
-def left_behind(found: int, leak: Bounds) -> Bounds:
-    """Return how many values were missed, from those that were found and the share that leaks.
-
-    The count of values is Poisson, so `found` is Poisson too. The bounds put the ends of both
-    intervals together, which makes them wider than 95 %. A bound is infinite if everything may
-    leak.
-    """
-    seen = weighted_count([found], [1.0])
-    return Bounds(
-        *(
-            count * share / (1 - share) if share < 1 else float("inf")
-            for count, share in zip(seen, leak, strict=True)
-        )
-    )
