@@ -1,7 +1,7 @@
 """Run a function over chunks of rows on all cores, each worker with its own state.
 
-Workers are processes, since patterns hold the interpreter lock and a model runs on one thread. The caller cuts the
-chunks, so results do not depend on the number of workers.
+Workers are processes, since patterns hold the interpreter lock and a model runs on one thread. The
+caller cuts the chunks, so results do not depend on the number of workers.
 """
 
 from __future__ import annotations

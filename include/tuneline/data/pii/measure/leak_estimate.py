@@ -26,7 +26,7 @@ from tuneline.data.pii.measure.plants import (
     phrases,
     tokens_of,
 )
-from tuneline.data.pii.scrubber import Scrubbed, Scrubber
+from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber
 from tuneline.data.tables.rows import Message, Row, chosen_of
 from tuneline.evidence import Measurement, measure
 from tuneline.machine.workers import worker_count

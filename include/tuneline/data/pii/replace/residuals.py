@@ -12,7 +12,7 @@ from tuneline.data.tables.rows import Message, Row, with_stand_ins
 
 # What a value begins with: a whole word or a sign, which is not in a word.
 _BEGIN = re.compile(r"(?<!\w)(?:\w+|[^\w\s])")
-_IN_WORD = re.compile(r"\w|[.,]\d")
+_IN_WORD = re.compile(r"\w")
 _NAMES = ("PERSON", "STREET_ADDRESS", "LOCATION")
 Span = tuple[int, int, str]
 Find = Callable[[str], Sequence[Hit]]

@@ -147,7 +147,7 @@ class Surrogates:
         key = (entity, value)
         if key not in self.given:
             self.given[key] = f"[{entity}]" if entity in self._masked else self._drawn(*key)
-        self.values[self.given[key]] = entity
+        self.values[self.given[key].strip()] = entity
         return self.given[key]
 
     def _drawn(self, entity: str, value: str) -> str:
