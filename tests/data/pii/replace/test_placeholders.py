@@ -1,9 +1,14 @@
 import json
+import pickle
 
 import pytest
 
-from tuneline.data.pii.placeholders import PlaceholderScrubber
+from tuneline.data.pii.replace.placeholders import PlaceholderScrubber, make_placeholder_scrubber
 from tuneline.errors import UserError
+
+
+def scrub(messages, languages=("en",)):
+    return PlaceholderScrubber(languages)([messages])[0]
 
 
 def turn(content, role="user"):
@@ -16,7 +21,7 @@ def test_values_become_placeholders_and_are_counted():
         turn("the key is sk-proj-abcdEFGH1234ijklMNOP5678"),
         turn("Where is order 12345?"),
     ]
-    scrubbed, counts = PlaceholderScrubber(["en"])(messages)
+    scrubbed, counts = scrub(messages)
     assert scrubbed[0]["content"] == (
         "I am [EMAIL_ADDRESS], call me on [PHONE_NUMBER] or [PHONE_NUMBER]"
     )
@@ -27,15 +32,15 @@ def test_values_become_placeholders_and_are_counted():
 
 def test_a_second_time_nothing_changes():
     messages = [turn("password: hunter22x, card 4111 1111 1111 1111, 10.1.2.3, ssn 219-09-9999")]
-    once, counts = PlaceholderScrubber(["en"])(messages)
+    once, counts = scrub(messages)
     assert sum(counts.values()) == 4
-    again, none = PlaceholderScrubber(["en"])(once)
+    again, none = scrub(once)
     assert (again, sum(none.values())) == (once, 0)
 
 
 def test_a_json_answer_stays_json_and_escapes_hide_nothing():
     answer = '{"reply": "write to jane.doe\\u0040example.org", "card": 4111111111111111}'
-    (scrubbed,), counts = PlaceholderScrubber(["en"])([turn(answer, "assistant")])
+    (scrubbed,), counts = scrub([turn(answer, "assistant")])
     assert json.loads(scrubbed["content"]) == {
         "reply": "write to [EMAIL_ADDRESS]",
         "card": "[CREDIT_CARD]",
@@ -45,17 +50,21 @@ def test_a_json_answer_stays_json_and_escapes_hide_nothing():
 
 def test_the_name_of_a_json_field_is_not_overlooked():
     answer = '{"jane.doe@example.org": {"state": "open"}}'
-    (scrubbed,), _ = PlaceholderScrubber(["en"])([turn(answer, "assistant")])
+    (scrubbed,), _ = scrub([turn(answer, "assistant")])
     assert "jane.doe" not in scrubbed["content"]
 
 
-def test_the_patterns_of_a_language_apply_if_it_is_named():
-    messages = [turn("Mein Kennwort lautet Sommer2024x, geboren am 3. März 1981")]
-    english, _ = PlaceholderScrubber(["en"])(messages)
-    german, counts = PlaceholderScrubber(["de"])(messages)
-    assert "Sommer2024x" in english[0]["content"]
-    assert "Sommer2024x" not in german[0]["content"]
-    assert counts["PASSWORD"] == 1
+def test_the_model_finds_names_and_a_system_prompt_is_read_once():
+    scrubber = make_placeholder_scrubber(["en", "de"], model=True)
+    system = turn("The customer is Anna Kowalczyk. " + "Be brief. " * 400, "system")
+    batch = [[system, turn(f"mein name ist jürgen müller, vorgang {n}")] for n in range(40)]
+    results = scrubber(batch)
+    for messages, counts in results:
+        assert [message["role"] for message in messages] == ["system", "user"]
+        assert "Kowalczyk" not in messages[0]["content"]
+        assert "müller" not in messages[1]["content"]
+        assert counts["PERSON"] >= 2
+    assert pickle.loads(pickle.dumps(scrubber))(batch) == results
 
 
 def test_a_language_without_patterns_is_refused():

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice, tee
@@ -98,17 +97,6 @@ class Scrubber:
         """Find personal data that has a form or a cue, by patterns and the user's recognisers."""
         return self._detector.shapes(text)
 
-    def masking(self) -> Scrubber:
-        """Return this scrubber with `[ENTITY]` in place of each surrogate.
-
-        What is left can then be told from a surrogate that happens to have the same digit.
-        """
-        other = copy(self)
-        other._masked = frozenset((*ENTITIES, *self.custom_entities)) - self._refused
-        actions = dict.fromkeys(other._masked, "mask") | dict.fromkeys(self._refused, "reject_row")
-        other._settings = replace(self._settings, actions=actions)
-        return other
-
     def scrub(
         self, keys: Sequence[str], batch: Sequence[Sequence[Message]], workers: int = 1
     ) -> list[Scrubbed]:
@@ -120,26 +108,24 @@ class Scrubber:
             workers: number of processes; the result does not depend on it.
         """
         shared = self._settings.shared or shared_parts(batch)
-        return list(self._each(zip(keys, batch, strict=True), shared, workers))
+        return list(self.each(zip(keys, batch, strict=True), workers, shared))
 
-    def each(self, rows: Iterable[_Keyed], workers: int = 1) -> Iterator[Scrubbed]:
+    def each(
+        self, rows: Iterable[_Keyed], workers: int = 1, shared: Shared | None = None
+    ) -> Iterator[Scrubbed]:
         """Yield the rows of a dataset scrubbed, while others are still read.
 
         Args:
             rows: key and turns of each row; without a key its turns are one.
             workers: number of processes; the result does not depend on it.
+            shared: parts that the rows share, where the settings know none.
         """
-        return self._each(rows, self._settings.shared or Shared(), workers)
-
-    def _each(self, rows: Iterable[_Keyed], shared: Shared, workers: int) -> Iterator[Scrubbed]:
+        shared = self._settings.shared or shared or Shared()
         given, kept = tee(rows)
-
-        def here() -> _Work:
-            return partial(self.scrub_chunk, shared)
-
-        make: Callable[[], _Work] = (
-            here if workers == 1 else partial(_chunk_scrubber, self._settings, shared)
-        )
+        make: Callable[[], _Work] = partial(_chunk_scrubber, self._settings, shared)
+        if workers == 1:
+            work = partial(self.scrub_chunk, shared)
+            make = lambda: work  # noqa: E731 - the model is loaded already
         chunks = iter(lambda: list(islice(given, CHUNK)), [])
         outcomes = chain.from_iterable(map_chunks(make, chunks, workers))
         for (scrubbed, foreign), (_, messages) in zip(outcomes, kept, strict=True):
@@ -154,6 +140,8 @@ class Scrubber:
             For each row its scrubbed form, None if nothing was found in it, and its undeclared
             language, if any.
         """
+        # What is remembered would depend on the chunks that this process has seen.
+        self._detector.forget()
         batch = [messages for _, messages in chunk]
         known = self._known(shared)
         outcomes: list[_Outcome] = []
@@ -205,21 +193,26 @@ class Scrubber:
             return "".join([*parts, text[at:]])
 
         def first(text: str) -> str:
-            return change(text, [(h.start, h.end, h.entity) for h in hits.get(text, ())])
+            return change(text, _spans(hits.get(text, ())))
 
         def again(text: str) -> str:
             taken = places(text, surrogates.values)
-            spans = [(h.start, h.end, h.entity) for h in self.find(text)]
-            spans = sorted({*spans, *left_values(text, replaced)})
+            spans = sorted({*_spans(self.find(text)), *left_values(text, replaced)})
             return change(text, [span for span in spans if not overlaps(Hit(*span), taken)])
 
-        labels = self._settings.label_field
+        def shaped(text: str) -> str:
+            taken = places(text, surrogates.values)
+            spans = _spans(self.find(text))
+            return change(text, [span for span in spans if not overlaps(Hit(*span), taken)])
+
         for number in range(MAX_PASSES):
             result.messages = [
-                m
-                if number and _is_shared(own, shared)
-                else map_turn(m, again if number else first, labels)
-                for own, m in zip(messages, result.messages, strict=True)
+                map_turn(
+                    message,
+                    shaped if _is_shared(own, shared) else again if number else first,
+                    self._settings.label_field,
+                )
+                for own, message in zip(messages, result.messages, strict=True)
             ]
             result.residual = residual_hits(result.messages, surrogates.values, self.find)
             result.left = self._left(messages, result.messages, shared, replaced)
@@ -244,6 +237,10 @@ class Scrubber:
         own = [m for old, m in zip(before, after, strict=True) if not _is_shared(old, shared)]
         texts = texts_of(own, self._settings.label_field)
         return sum(len(left_values(piece.text, replaced)) for piece in texts)
+
+
+def _spans(hits: Iterable[Hit]) -> list[Span]:
+    return [(hit.start, hit.end, hit.entity) for hit in hits]
 
 
 def _is_shared(message: Message, shared: Shared) -> bool:

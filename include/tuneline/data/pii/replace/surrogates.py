@@ -87,8 +87,8 @@ def tokens(value: str, entity: str = "") -> set[str]:
     """Return the tokens of a value that identify somebody.
 
     They are words of at least three letters (not in dates) that are no number and not public such
-    as "street" or "gmail", runs of at least three digits but years, "555" and zeros, and all digits
-    together from four on.
+    as "street" or "gmail", runs of at least three digits but years, zeros and those of the reserved
+    ranges, and all digits together from four on.
     """
     pieces = _TOKEN.findall(value.casefold())
     public = _KEPT | words_of("en").groups.keys()
@@ -97,7 +97,9 @@ def tokens(value: str, entity: str = "") -> set[str]:
         found = set()
     numbers = [piece for piece in pieces if piece.isdecimal()]
     digits = "".join(numbers) if entity != "DATE" else ""
-    found |= {n for n in numbers if len(n) > 2 and n != "555" and not _YEAR.fullmatch(n)}
+    found |= {
+        n for n in numbers if len(n) > 2 and n not in ("555", "192") and not _YEAR.fullmatch(n)
+    }
     return {t for t in found | ({digits} if len(digits) > 3 else set()) if t.strip("0")}
 
 
@@ -186,7 +188,7 @@ def cased(made: str, like: str) -> str:
     """Return a word in the case of another one."""
     if like.islower():
         return made.lower()
-    return made.upper() if like.isupper() and len(like) > 2 else made
+    return made.upper() if like.isupper() and len(like) > 1 else made
 
 
 def other_chars(number: int, value: str) -> str:
@@ -194,16 +196,12 @@ def other_chars(number: int, value: str) -> str:
     made = ""
     for char in value:
         number = (number * 6364136223846793005 + 1442695040888963407) % 2**64
-        place = number >> 33
         if char.isdecimal():
             # No zero in front.
-            first = not made and int(char) > 0
-            made += str(
-                (int(char) + place % 8) % 9 + 1 if first else (int(char) + 1 + place % 9) % 10
-            )
+            digits = string.digits[1:] if not made and char != "0" else string.digits
+            made += pick(digits, number >> 33, char)
         elif char.isalpha():
-            letter = pick(string.ascii_lowercase, place, char.casefold())
-            made += letter.upper() if char.isupper() else letter
+            made += cased(pick(string.ascii_lowercase, number >> 33, char.lower()), char + char)
         else:
             made += char
     return made
@@ -240,21 +238,19 @@ def _person(row: Surrogates, draw: Draw, value: str) -> str:
     )
 
 
-def _local_part(row: Surrogates, draw: Draw, value: str) -> str:
-    """Return the name of another mailbox or user, which no two people of a dataset may share."""
+def _email(row: Surrogates, draw: Draw, value: str) -> str:
+    """Return another mailbox, or the name of another user for a value without a host."""
+    sign = _AT.search(value)
 
     def word(match: re.Match[str]) -> str:
+        # Enough of them, so that no two people of a dataset are likely to share one.
         number = draw(match[0])
         return pick(row.words.family, number) + string.ascii_lowercase[number // 4096 % 26]
 
-    return _rewritten(draw, value, word)
-
-
-def _email(row: Surrogates, draw: Draw, value: str) -> str:
-    sign = _AT.search(value)
+    made = _rewritten(draw, value[: sign.start()] if sign else value, word)
     if sign is None:
-        return _local_part(row, draw, value)
-    made, host = _local_part(row, draw, value[: sign.start()]), value[sign.end() :]
+        return made
+    host = value[sign.end() :]
     dot = re.search(r"\s*\bdot\b\s*", host, re.IGNORECASE)
     other = pick(("mail.example", "example.com", "example.net", "example.org"), draw(host))
     return made + sign[0] + cased(other.replace(".", dot[0] if dot else "."), host)
@@ -273,19 +269,27 @@ def _street(row: Surrogates, draw: Draw, value: str) -> str:
 
 def _date(row: Surrogates, draw: Draw, value: str, *, same_year: bool = False) -> str:
     """Return another date in the same form; a year stays in its decade, so that an age does."""
-    starts = [match.start() for match in _PIECE.finditer(value)]
+    pieces = list(_PIECE.finditer(value))
+    long_year = any(_YEAR.fullmatch(piece[0]) for piece in pieces)
+    unknown: list[str] = []
+
+    def word(match: re.Match[str]) -> str:
+        unknown.append(match[0])
+        return match[0]
 
     def number(match: re.Match[str]) -> str:
         piece, drawn = match[0], draw(match[0])
         if len(piece) > 4:
             return other_chars(drawn, piece)
-        if len(piece) > 2 or (len(starts) > 1 and match.start() == starts[-1]):
+        is_last = len(pieces) > 2 and match.start() == pieces[-1].start()
+        if len(piece) > 2 or (is_last and not long_year):
             return piece if same_year else _year(drawn, piece)
         low, high = (1, 9) if int(piece) < 10 else (10, 12) if int(piece) <= 12 else (13, 28)
         return pick([str(day).zfill(len(piece)) for day in range(low, high + 1)], drawn, piece)
 
-    # An unknown word may be a number: with the value in it, the date is not taken.
-    made = _rewritten(draw, value, lambda match: value, row.words.groups, number)
+    made = _rewritten(draw, value, word, row.words.groups, number)
+    if unknown:  # which may be a number: no date is drawn
+        return value
     return _ORDINAL.sub(lambda m: m[1] + m[2] + _ENDS.get(m[2] if m[1] != "1" else "", "th"), made)
 
 
@@ -307,13 +311,9 @@ def _number(make: Callable[[int, str], str], least: int = 0) -> _Maker:
         words = {match[0].casefold() for match in _PIECE.finditer(value)}
         if words & row.words.groups.keys():
             free = [word for word in _DIGITS if word not in words] or _DIGITS
-
-            def said(match: re.Match[str]) -> str:
-                return pick(free, draw(f"{value}{match.start()}"))
-
-            return _rewritten(draw, value, said)
+            return _rewritten(draw, value, lambda m: pick(free, draw(f"{value}{m.start()}")))
         if not digits:  # the name of a user
-            return _local_part(row, draw, value)
+            return _email(row, draw, value)
         return make(draw(value), value) if digits >= least else other_chars(draw(value), value)
 
     return maker
@@ -345,7 +345,6 @@ def _iban(number: int, value: str) -> str:
     return _in_form(value, made, str.isalnum)
 
 
-_SHORT_DIGITS = _number(other_chars)
 # The secrets, and the hits of the user's own recognisers, get a placeholder.
 _MAKERS: dict[str, _Maker] = {
     "PERSON": _person,
@@ -360,7 +359,7 @@ _MAKERS: dict[str, _Maker] = {
     )(row, draw, value),
     # Numbers with the area 000 are never issued.
     "US_SSN": _number(lambda n, value: _in_form(value, f"00000{n % 10_000:04d}"), least=9),
-    "ID_NUMBER": _SHORT_DIGITS,
+    "ID_NUMBER": _number(other_chars),
     "IBAN_CODE": _number(_iban),
     # ZIP codes below 005 are not in use.
     "POSTAL_CODE": _number(
