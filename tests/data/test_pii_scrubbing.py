@@ -10,8 +10,8 @@ from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.entities import PROFILES, Settings
+from tuneline.data.pii.find.languages import uncovered_languages
 from tuneline.data.pii.measure.plants import KINDS
-from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.replace.residuals import residual_hits
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.replace.surrogates import Surrogates
@@ -73,7 +73,8 @@ def test_an_uncovered_language_fails(data_lab):
     entry = lab.upto(ITEM)
     assert "Not covered: fi" in entry.summary
     lab.agree(ITEM, "fail")
-    assert uncovered_languages(["en"], ["gdpr"], {"en": "a_model"}) == {}
+    own = DataConfig(source="rows.jsonl", languages=["fi"], pii_ner="/models/finnish")
+    assert uncovered_languages(own) == {}
 
 
 def test_a_hit_that_cannot_be_replaced_leaves_the_row(data_lab):

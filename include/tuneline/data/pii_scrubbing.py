@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
+from tuneline.data.pii.find.detector import THRESHOLDS
+from tuneline.data.pii.find.languages import MEASURED, uncovered_languages
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
 from tuneline.data.pii.measure.leak_estimate import (
@@ -32,7 +34,6 @@ from tuneline.data.pii.measure.leak_estimate import (
     run_trial,
     seed_of,
 )
-from tuneline.data.pii.profiles import uncovered_languages
 from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber, make_scrubber
 from tuneline.data.pii.review.review import (
     ASK,
@@ -115,12 +116,17 @@ def _coverage_measurements(
         measure(f"model_{code}", named, "text") for code, named in describe_models(config).items()
     ]
     if config.pii_models:
-        models.append(measure("model_labels_ignored", "+".join(ignored) or "none", "text"))
+        thresholds = " ".join(f"{group} {least:g}" for group, least in THRESHOLDS.items())
+        models += [
+            measure("model_labels_ignored", "+".join(ignored) or "none", "text"),
+            measure("model_thresholds", thresholds, "text"),
+        ]
     return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
+        measure("languages_measured", "+".join(MEASURED), "text"),
         *models,
-        measure("uncovered_languages", len(_uncovered(config)), "languages", "==", 0),
+        measure("uncovered_languages", len(uncovered_languages(config)), "languages", "==", 0),
         measure(
             "undeclared_language_share",
             _foreign(results).total() / len(results),
@@ -130,14 +136,6 @@ def _coverage_measurements(
             on_breach=config.undeclared_language_breach,
         ),
     ]
-
-
-def _uncovered(config: DataConfig) -> dict[str, str]:
-    return uncovered_languages(
-        config.languages,
-        config.pii_profile,
-        dict.fromkeys(config.languages, "") if config.pii_models else {},
-    )
 
 
 def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
@@ -173,7 +171,7 @@ def _summary(
         summary += " The review is of other data and does not count."
     else:
         summary += " No person has reviewed rows, so the leak is a model's guess."
-    for language, missing in _uncovered(config).items():
+    for language, missing in uncovered_languages(config).items():
         summary += f" Not covered: {language} ({missing})."
     foreign = _foreign(results)
     if foreign.total() > config.max_undeclared_language_share * len(results):

@@ -16,9 +16,10 @@ from tuneline.artifacts.data import AUDIT
 from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
+from tuneline.data.pii.find.entities import scrubbed_entities
+from tuneline.data.pii.find.languages import uncovered_languages
 from tuneline.data.pii.measure.leak_estimate import decides, leak_limit
 from tuneline.data.pii.measure.plants import group_names
-from tuneline.data.pii.profiles import scrubbed_entities, uncovered_languages
 from tuneline.data.pii.review.review import PiiReview
 from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
 from tuneline.data.sources.raw_record import BROKEN_FILE
@@ -153,13 +154,7 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     if changed.any():
         frame["keeps_values"] = (frame["values_left"] > 0).astype(float).where(changed)
         rules.append(mean("keeps_values", 0, MAX_VALUES_LEFT))
-    frame["uncovered_languages"] = len(
-        uncovered_languages(
-            data.languages,
-            data.pii_profile,
-            dict.fromkeys(data.languages, "") if data.pii_models else {},
-        )
-    )
+    frame["uncovered_languages"] = len(uncovered_languages(data))
     rules += [
         between("kept_residual", 0, 0),
         between("uncovered_languages", 0, 0),

@@ -13,9 +13,9 @@ from pathlib import Path
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Hit, Settings
+from tuneline.data.pii.find.languages import MEASURED
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn
-from tuneline.data.pii.languages import PATTERN_LANGUAGES
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
 
@@ -31,14 +31,14 @@ class PlaceholderScrubber:
         models: directories of the models that find personal data; without one patterns alone do.
 
     Raises:
-        UserError: if there are no patterns for a language.
+        UserError: if the search was not measured in a language.
     """
 
     def __init__(self, languages: Sequence[str], models: Sequence[Path] = ()) -> None:
-        if unknown := set(languages) - PATTERN_LANGUAGES:
+        if unknown := set(languages) - set(MEASURED):
             raise UserError(
-                f"there are no patterns of personal data for {', '.join(sorted(unknown))}; there "
-                f"are for {', '.join(sorted(PATTERN_LANGUAGES))}"
+                f"the search for personal data was not measured in {', '.join(sorted(unknown))}, "
+                f"but in {', '.join(MEASURED)}"
             )
         self._key = tuple(languages), tuple(models)
 

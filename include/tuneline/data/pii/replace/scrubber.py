@@ -17,9 +17,9 @@ from itertools import chain, islice, tee
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings, scrubbed_entities
+from tuneline.data.pii.find.languages import foreign_language, likeliest
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn, shared_parts, texts_of
-from tuneline.data.pii.languages import foreign_language, likeliest
 from tuneline.data.pii.replace.residuals import (
     Find,
     Span,
