@@ -402,18 +402,24 @@ def test_a_stop_while_the_store_is_down_leaves_the_rows_to_the_next_start(
 
 
 def test_a_row_that_cannot_be_made_costs_itself_only(start, small, section, store, monkeypatch):
-    made = ProductionLog._texts
+    made, read = ProductionLog._row, production_log.unscrubbed
 
-    def broken(self, entry):
-        if entry.call.request.body["messages"][0]["content"] == "poison":
+    def broken(self, entry, texts):
+        if texts[0][0]["content"] == "poison":
             raise RuntimeError("a row that no one foresaw")
-        return made(self, entry)
+        return made(self, entry, texts)
 
-    monkeypatch.setattr(ProductionLog, "_texts", broken)
+    def unreadable(call, attempt):
+        if call.request.body["messages"][0]["content"] == "unreadable":
+            raise RuntimeError("a request that no one foresaw")
+        return read(call, attempt)
+
+    monkeypatch.setattr(ProductionLog, "_row", broken)
+    monkeypatch.setattr(production_log, "unscrubbed", unreadable)
     gateway = start(small, production_log={**section, "flush_interval_s": 0.5})
-    for text in ("one", "poison", "two"):
+    for text in ("one", "poison", "unreadable", "two"):
         gateway.chat(messages=user(text))
-    wait_for(lambda: value(gateway, 'dropped_total{reason="row"}') == 1)
+    wait_for(lambda: value(gateway, 'dropped_total{reason="row"}') == 2)
     gateway.stop()
     assert [row["messages"][0]["content"] for row in rows_of(store)] == ["one", "two"]
 

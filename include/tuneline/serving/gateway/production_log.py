@@ -13,7 +13,8 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
@@ -174,13 +175,10 @@ class ProductionLog(BatchWriter[_Entry]):
             began = time.monotonic()
             while some := _at_once(left[len(done) :]):
                 done += some
-                for entry, texts in zip(some, self._texts(some), strict=True):
-                    try:
+                for entry, texts in self._texts(some):
+                    with self._one_row():
                         row = self._row(entry, texts)
                         lines[row.request_id] = row.line()
-                    except Exception as error:  # one row must not hold up others
-                        self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
-                    else:
                         rows[row.model, row.day].append(row)
                 if time.monotonic() - began > self._config.flush_interval_s:
                     break
@@ -230,23 +228,25 @@ class ProductionLog(BatchWriter[_Entry]):
             redactions=redactions,
         )
 
-    def _texts(self, entries: Sequence[_Entry]) -> list[LoggedTexts]:
-        """Return the scrubbed prompts and answers, without images and the prompts' tool calls."""
-        given = [
-            UnscrubbedTexts(
-                [
-                    {"role": message["role"], "content": "\n".join(message_texts(message))}
-                    for message in entry.call.request.messages
-                ],
-                "".join(entry.attempt.texts) if entry.attempt else None,
-                entry.call.request_id,
-            )
-            for entry in entries
-        ]
-        texts = scrubbed_texts(given, partial(self._process.scrub, self._scrub))
+    @contextmanager
+    def _one_row(self) -> Iterator[None]:
+        """Drop a row that can't be made, which must not hold up others."""
+        try:
+            yield
+        except Exception as error:
+            self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
+
+    def _texts(self, entries: Sequence[_Entry]) -> Iterator[tuple[_Entry, LoggedTexts]]:
+        """Yield entries with their scrubbed prompt and answer."""
+        given: list[tuple[_Entry, UnscrubbedTexts]] = []
+        for entry in entries:
+            with self._one_row():
+                given.append((entry, unscrubbed(entry.call, entry.attempt)))
+        scrub = partial(self._process.scrub, self._scrub)
+        texts = scrubbed_texts([texts for _, texts in given], scrub) if given else []
         if failed := sum(messages is None for messages, _, _ in texts):
             self._metrics.add(_UNSCRUBBED, failed)
-        return texts
+        return zip((entry for entry, _ in given), texts, strict=True)
 
     def _drop(self, reason: str, count: int, why: str) -> None:
         self._metrics.add(DROPPED, count, reason=reason)
@@ -296,6 +296,15 @@ class UnscrubbedTexts(NamedTuple):
             *([{"role": "assistant", "content": self.written}] if self.written is not None else []),
         ]
         return [{"role": known_role(t["role"]), "content": _valid(t["content"])} for t in turns]
+
+
+def unscrubbed(call: Call, attempt: Attempt | None) -> UnscrubbedTexts:
+    """Return the texts of a request, without images and the prompt's tool calls."""
+    turns = [
+        {"role": message["role"], "content": "\n".join(message_texts(message))}
+        for message in call.request.messages
+    ]
+    return UnscrubbedTexts(turns, "".join(attempt.texts) if attempt else None, call.request_id)
 
 
 # Prompt, answer, and what was removed from them; None each if scrubbing failed.
