@@ -472,7 +472,7 @@ def test_no_model_and_no_trainer_is_imported_for_it():
     ("fields", "match"),
     [
         ({"store": "ftp://x"}, "is not a store"),
-        ({"languages": ["tlh"]}, "not measured in tlh"),
+        ({"languages": ["tlh"]}, "not found in tlh"),
         ({"sample_rate": 1.5}, r"production_log\.sample_rate"),
         ({"part_seconds": 0}, r"production_log\.part_seconds"),
     ],

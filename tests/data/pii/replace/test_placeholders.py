@@ -67,6 +67,6 @@ def test_the_model_finds_names_and_a_system_prompt_is_read_once():
     assert pickle.loads(pickle.dumps(scrubber))(batch) == results
 
 
-def test_a_language_in_which_nothing_was_measured_is_refused():
-    with pytest.raises(UserError, match="was not measured in xx, but in de, en"):
+def test_an_unknown_language_is_refused():
+    with pytest.raises(UserError, match="not found in xx, but in de, en"):
         PlaceholderScrubber(["en", "xx"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Hit, Settings
-from tuneline.data.pii.find.languages import MEASURED
+from tuneline.data.pii.find.languages import MODEL_LANGUAGES
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn
 from tuneline.data.tables.rows import Message
@@ -31,14 +31,14 @@ class PlaceholderScrubber:
         models: directories of the models that find personal data; without one patterns alone do.
 
     Raises:
-        UserError: if the search was not measured in a language.
+        UserError: for a language that the usual model does not know.
     """
 
     def __init__(self, languages: Sequence[str], models: Sequence[Path] = ()) -> None:
-        if unknown := set(languages) - set(MEASURED):
+        if unknown := set(languages) - MODEL_LANGUAGES:
             raise UserError(
-                f"the search for personal data was not measured in {', '.join(sorted(unknown))}, "
-                f"but in {', '.join(MEASURED)}"
+                f"personal data is not found in {', '.join(sorted(unknown))}, but in "
+                + ", ".join(sorted(MODEL_LANGUAGES))
             )
         self._key = tuple(languages), tuple(models)
 
