@@ -50,6 +50,8 @@ LONGEST_TURN = 320
 TURNS_BEFORE, TURNS_AFTER = 2, 1
 # Fewer places of a sort would make canaries that are hardly more than copies of each other.
 LEAST_SPOTS = 3
+# If as many user turns hold no sign at all, or no letter next to a digit, something stripped them.
+STRIPPED_TURNS = 300
 # Shares are drawn towards the usual ones as if this many values had shown them.
 PRIOR = 10
 # Share of inserted values that stand in a plain answer of the assistant; of values as a turn of
@@ -79,11 +81,15 @@ _MAIL = re.compile(r"(?<!\S)[^\s@]+@[^\s@]+\.\w+")
 _GARBLED = re.compile(r"(?i)\w\s+@|@\s+\w|[(\[]at[)\]]|\bat\s+[\w-]+\s+dot\s+\w")
 # The sign or the dot before the ending is lost.
 _BROKEN = re.compile(
-    r"(?i)(?<![@\w])(?:gmail|yahoo|hotmail|outlook|aol|icloud)\b[ .]*com\b|"
+    r"(?i)(?<![@\w])\w*(?:gmail|yahoo|hotmail|outlook|aol|icloud)[ .]*com\b|"
     r"@(?:gmail|yahoo|hotmail|outlook|aol|icloud) ?com\b"
 )
 _WORD = re.compile(r"[^\W\d_]+")
-_PIECE = re.compile(r"\W*\d{2,6}\W*")
+_PIECE, _SHORT = re.compile(r"\W*\d{2,6}\W*"), re.compile(r"\W*\d{3,4}\W*")
+_SIGNS, _MIXED = re.compile(r"\w[@./:,-]"), re.compile(r"[^\W\d]\d|\d[^\W\d]")
+_BORDER = re.compile(r"(?<=[^\W\d])(?=\d)|(?<=\d)(?=[^\W\d])")
+# Two of these with words between them are two values, not groups of one.
+_RUN = re.compile(r"(?<!\w)\d{3,}(?![\w ])|(?<!\w)\d{3,}(?= [^\W\d]| ?$)")
 _MARKS = re.compile(r"[,.;:!?]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -251,24 +257,47 @@ def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
     Args:
         rows: turns of each row.
     """
-    users = [[m["content"] for m in row if m["role"] == "user"] for row in rows]
-    turns = [text for row in users for text in row if _WORD.search(text)]
-    found = [text for row in users for text in row for _ in _numbers_in(text)]
-    spelled = sum(_SPOKEN.search(text) is not None for row in users for text in row)
-    ends = sum(_ENDS.search(m["content"]) is not None for row in rows for m in row)
-    # A turn that holds hardly more than a number is a bare answer.
+    users = [m["content"] for row in rows for m in row if m["role"] == "user"]
+    turns = [text for text in users if _WORD.search(text)]
+    found = [text for text in users for _ in _numbers_in(text)]
+    # The last digits alone, and what holds hardly more than a number, is a bare answer.
+    short = sum(_SHORT.fullmatch(text) is not None for text in users)
     bare = sum(len(_WORD.findall(text)) <= 2 for text in found)
+    spelled = sum(_SPOKEN.search(text) is not None for text in users)
+    ends = sum(_ENDS.search(m["content"]) is not None for row in rows for m in row)
+    given = [asked for row in rows for asked in _numbers_asked_for(row)]
+    many = len(users) >= STRIPPED_TURNS
+    several = [len(runs) > 1 for runs in map(_RUN.findall, users) if runs]
     return Register(
         lower=_share(sum(text == text.lower() for text in turns), len(turns)),
         unmarked=_share(sum(not _MARKS.search(text) for text in turns), len(turns)),
-        bare=_near(bare, len(found), Register.bare),
+        stripped=many and not any(_SIGNS.search(text) for text in users),
+        spaced=many and not any(_MIXED.search(text) for text in users),
+        bare=_near(bare + short, len(found) + short, Register.bare),
+        asked=_near(sum(given), len(given), Register.asked),
+        several=_near(sum(several), len(several), Register.several),
         spelled=_near(spelled, len(found) + spelled, Register.spelled),
-        partial=_near(ends, len(found) + ends, Register.partial),
-        across=_share(sum(map(_given_in_pieces, users)), len(users)),
+        partial=_near(ends + short, len(found) + ends + short, Register.partial),
+        across=_share(sum(map(_given_in_pieces, rows)), len(rows)),
         garbled=_mails_like(_GARBLED, turns, Register.garbled),
         broken=_mails_like(_BROKEN, turns, Register.broken),
-        multi_turn=_share(sum(len(row) > 1 for row in users), len(users)),
+        multi_turn=_share(sum(len(_users_of(row)) > 1 for row in rows), len(rows)),
     )
+
+
+def _users_of(row: Sequence[Message]) -> list[int]:
+    return [turn for turn, message in enumerate(row) if message["role"] == "user"]
+
+
+def _numbers_asked_for(row: Sequence[Message]) -> list[bool]:
+    """Return for each turn of the user with a number whether a question for data was before it."""
+    return [
+        turn > 0
+        and row[turn - 1]["role"] == "assistant"
+        and asks_for_data(row[turn - 1]["content"])
+        for turn in _users_of(row)
+        if _SHORT.fullmatch(row[turn]["content"]) or _numbers_in(row[turn]["content"])
+    ]
 
 
 def _share(count: int, total: int) -> float:
@@ -280,9 +309,14 @@ def _near(count: int, total: int, usual: float) -> float:
     return (count + PRIOR * usual) / (total + PRIOR)
 
 
-def _given_in_pieces(turns: Sequence[str]) -> bool:
-    pieces = [_PIECE.fullmatch(text) is not None for text in turns]
-    return any(first and second for first, second in pairwise(pieces))
+def _given_in_pieces(row: Sequence[Message]) -> bool:
+    """Return True if two bare runs of digits follow each other, without another question."""
+    return any(
+        _PIECE.fullmatch(row[one]["content"])
+        and _PIECE.fullmatch(row[other]["content"])
+        and not any(asks_for_data(message["content"]) for message in row[one + 1 : other])
+        for one, other in pairwise(_users_of(row))
+    )
 
 
 def _mails_like(pattern: re.Pattern[str], turns: Sequence[str], usual: float) -> float:
@@ -327,9 +361,9 @@ class _Planter:
         form, value = self.entry.draw(self.draw, self.register, self.language)
         if form == SPLIT:
             return self._split(value)
-        if form == BARE:
-            return self._bare(value)
-        if self.answers and self._happens(max(self.register.bare, _OWN_TURN)):
+        if form == BARE or (form == PARTIAL and self._happens(self.register.bare)):
+            return self._bare(form, value)
+        if self.answers and self._happens(self.register.asked):
             spot = self.draw.choice(self.answers)
             return self._at((form, ANSWER, value), spot, self._answer(spot))
         if self.likes and form != PARTIAL and self._happens(_IN_PLACE):
@@ -373,22 +407,22 @@ class _Planter:
             return str(self.draw.choice(self.loose["answers"]))
         return self._phrase(self.words["answers"], spot)
 
-    def _bare(self, value: Value) -> Canary:
+    def _bare(self, form: str, value: Value) -> Canary:
         """Plant a value alone: after a question for it, or with its noun where nobody asked."""
+        if self.answers:
+            return self._at((form, ANSWER, value), self.draw.choice(self.answers), "{}")
         if self.after_reply and self._happens(self.loose_share):
             spot = self.draw.choice(self.after_reply)
             phrase = self._answer(spot) if self._happens(self.loose_share) else "{}"
             question = self.draw.choice(self.loose["questions"][self.kind])
-            return self._at((BARE, ANSWER, value), spot, phrase, question)
-        if self.answers:
-            return self._at((BARE, ANSWER, value), self.draw.choice(self.answers), "{}")
+            return self._at((form, ANSWER, value), spot, phrase, question)
         if self.after_reply and self.register.multi_turn >= DIALOGUE:
             spot = self.draw.choice(self.after_reply)
             question = self._phrase(self.words["questions"], spot)
-            return self._at((BARE, ANSWER, value), spot, "{}", question)
+            return self._at((form, ANSWER, value), spot, "{}", question)
         spot = self.draw.choice(self.turns)
         phrase = self._phrase(["{noun} {}"], spot) if self.kind in NEEDS_WORDS else "{}"
-        return self._at((BARE, MESSAGE, value), spot, phrase)
+        return self._at((form, MESSAGE, value), spot, phrase)
 
     def _at(
         self, given: tuple[str, str, Value], spot: Spot, phrase: str, question: str = ""
@@ -396,6 +430,11 @@ class _Planter:
         """Write a phrase with a value in place of the text at a spot, after a question if given."""
         messages = [*self.carriers.rows[spot.row]]
         text = messages[spot.turn]["content"]
+        if self.entry.number and self._happens(self.register.several):
+            # Who is asked for two numbers gives both.
+            other = str(self.draw.randint(1_000, 99_999))
+            both = self.draw.choice(["{{}} and {}", "{} and {{}}", "{{}}, {}"]).format(other)
+            phrase = phrase.replace("{}", both)
         before, after = (self._dress(words, text) for words in phrase.split("{}"))
         dressed = self._dress_value(given[2].text, text)
         start = spot.start + len(before)
@@ -441,7 +480,11 @@ class _Planter:
         return self._canary((SPLIT, ANSWER, value), messages, spans)
 
     def _dress_value(self, text: str, around: str) -> str:
-        return text if self.entry.cased else self._dress(text, around)
+        if self.entry.cased:
+            return text
+        if self.register.stripped:
+            text = re.sub(r"[^\w\s]", self.draw.choice(["", " "]), text)
+        return self._dress(_BORDER.sub(" ", text) if self.register.spaced else text, around)
 
     def _dress(self, text: str, around: str) -> str:
         """Give a text the case and the punctuation of the text around it."""

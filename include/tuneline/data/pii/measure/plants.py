@@ -1,7 +1,7 @@
 """Make up values of each kind of personal data, in the forms in which people give them.
 
 Nothing here reads the detector's patterns or lists. Given names and surnames are faker's of many
-countries, each as likely as the next, so that rare ones count; a fifth is put together from
+countries, each as likely as the next, so that rare ones count; a part is put together from
 syllables, since no list holds them all. Towns, roads and phrases are in `phrases.yaml`.
 """
 
@@ -38,7 +38,11 @@ class Register:
     Attributes:
         lower: share of turns without a capital.
         unmarked: share of turns without punctuation.
+        stripped: True if no turn holds a sign between or after words.
+        spaced: True if no letter stands next to a digit.
         bare: share of numbers that are (nearly) a turn of their own.
+        asked: share of numbers that answer a question for data.
+        several: share of turns with a number that hold another one, too.
         spelled: share of numbers that are given digit by digit, or in words.
         partial: share of numbers of which only the end is given.
         across: share of rows in which a number is given over successive turns.
@@ -49,7 +53,11 @@ class Register:
 
     lower: float = 0.0
     unmarked: float = 0.0
+    stripped: bool = False
+    spaced: bool = False
     bare: float = 0.15
+    asked: float = 0.4
+    several: float = 0.1
     spelled: float = 0.04
     partial: float = 0.15
     across: float = 0.0
@@ -163,7 +171,7 @@ def _number(ask: Ask, groups: Sequence[str]) -> Value:
         groups = _cut(_mistyped(ask.draw, number), [len(group) for group in groups])
     if ask.form == SPLIT:
         return Value(tuple(groups))
-    if ask.draw.random() < _ODD * ask.register.unmarked:
+    if number.isdigit() and ask.draw.random() < _ODD * ask.register.unmarked:
         sign = ask.pick(" ", " ", "-", ".")
         odd = (char + (sign if ask.draw.random() < 0.4 else "") for char in "".join(groups))
         return Value(("".join(odd).rstrip(sign),))
@@ -199,7 +207,7 @@ _COUNTRIES = (
 ).split()
 # Shares of people with a name of the language's countries, of surnames of another country than the
 # given name, of names in no list, and of names that are words as well.
-_AT_HOME, _MIXED, _UNLISTED, _WORDS = 0.4, 0.15, 0.2, 0.06
+_AT_HOME, _MIXED, _UNLISTED, _WORDS = 0.4, 0.15, 0.15, 0.05
 _PLAIN = re.compile(r"[\w'’ -]{2,}")
 
 
