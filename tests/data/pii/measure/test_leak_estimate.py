@@ -21,7 +21,7 @@ from tuneline.data.pii.measure.leak_estimate import (
     seed_of,
 )
 from tuneline.data.pii.measure.planting import Canary, Token
-from tuneline.data.pii.scrubber import Scrubbed
+from tuneline.data.pii.replace.scrubber import Scrubbed
 from tuneline.data.tables.rows import StandIn
 from tuneline.statistics import Bounds, share_of, weighted_count
 
@@ -173,11 +173,12 @@ def test_intervals_are_exact():
 
 
 ITEM = "pii_scrubbing"
-LIMITS = {"pii_canaries": 60, "pii_max_leak": 0.1, "pii_max_leak_ner": 0.15}
+LIMITS = {"pii_ner": True, "pii_canaries": 60, "pii_max_leak": 0.1, "pii_max_leak_ner": 0.15}
 
 
 def use(monkeypatch, detector):
     monkeypatch.setattr("tuneline.data.pii_scrubbing.make_scrubber", lambda *_: detector)
+    monkeypatch.setattr("tuneline.data.pii_scrubbing.describe_models", lambda _: {})
 
 
 def conversations():

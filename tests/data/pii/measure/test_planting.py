@@ -18,7 +18,7 @@ from tuneline.data.pii.measure.plants import (
     planted_groups,
     tokens_of,
 )
-from tuneline.data.pii.scrubber import Scrubbed
+from tuneline.data.pii.replace.scrubber import Scrubbed
 
 ENGLISH = ["en"]
 

@@ -124,11 +124,12 @@ def lab_of(data_lab, monkeypatch):
 
     detector = PatternDetector(re.compile(r"\d{5,}"), entity="PHONE_NUMBER")
     monkeypatch.setattr("tuneline.data.pii_scrubbing.make_scrubber", lambda *_: detector)
+    monkeypatch.setattr("tuneline.data.pii_scrubbing.describe_models", lambda _: {})
     rows = [
         {"messages": turns(f"call Zebulon on {n + 55500000} now", f"ok then number {n}")}
         for n in range(60)
     ]
-    return lambda **settings: data_lab(rows, pii_profile=["gdpr"], **settings)
+    return lambda **settings: data_lab(rows, pii_ner=True, pii_profile=["gdpr"], **settings)
 
 
 def test_what_a_person_finds_goes_into_the_evidence_and_turns_the_verdict(lab_of, tmp_path, capsys):

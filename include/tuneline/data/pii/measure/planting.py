@@ -45,7 +45,7 @@ ANSWER, REPLACED, INSERTED, MESSAGE = PLACES = ("answer", "replaced", "inserted"
 # enough variety, and the turns around the planted ones, which repeat, cost the detector little.
 MEASURED_ROWS, CARRIER_ROWS = 3_000, 200
 # Characters of a turn that are kept of its own; a model that reads a window of text sees no more.
-LONGEST_TURN = 320
+LONGEST_TURN = 240
 # Turns of a long conversation that go with the planted one.
 TURNS_BEFORE, TURNS_AFTER = 2, 1
 # Fewer places of a sort would make canaries that are hardly more than copies of each other.

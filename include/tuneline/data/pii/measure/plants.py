@@ -224,6 +224,14 @@ def _names_of(country: str) -> tuple[list[str], list[str]]:
     return given, plain("last_romanized_names", "unisex_last_names", "last_names")
 
 
+@cache
+def _cities() -> list[str]:
+    """Return towns of the countries that have a list of them."""
+    countries = ("en_IN", "de_DE", "nl_NL", "pl_PL", "pt_PT")
+    lists = (import_module(f"faker.providers.address.{c}").Provider.cities for c in countries)
+    return [city for cities in lists for city in cities[:150]]
+
+
 def names(ask: Ask) -> tuple[str, str]:
     """Return a given name and a surname."""
     draw = ask.draw
@@ -275,6 +283,8 @@ class _Gaps(dict[str, Any]):
             made = re.sub(r"[\W_]", "", names(ask)[name == "family"]).casefold()
         elif name in _DRAWN:
             made = _DRAWN[name](ask.draw)
+        elif name == "city":
+            made = ask.pick(*_cities())
         elif name in ("month", "mon"):
             month = self.ask.words("months").split()[self["m"] - 1]
             made = month if name == "month" else month[:3]
