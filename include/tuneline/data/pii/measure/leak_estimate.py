@@ -117,20 +117,18 @@ class Trial:
 
     def examples(self) -> dict[str, list[Any]]:
         """Return the columns of a table of the canaries that leaked, with the planted turn."""
-        leaks = [
-            (canary, scrubbed[canary.probe.turn]["content"])
-            for canary, leak, scrubbed in zip(
-                self.canaries, self.leaked, self.scrubbed, strict=True
+        names = ("entity", "form", "place", "before", "after")
+        rows = [
+            (
+                c.group,
+                c.form,
+                c.place,
+                *(turns[c.probe.turn]["content"] for turns in (c.messages, s)),
             )
+            for c, leak, s in zip(self.canaries, self.leaked, self.scrubbed, strict=True)
             if leak
         ]
-        return {
-            "entity": [canary.group for canary, _ in leaks],
-            "form": [canary.form for canary, _ in leaks],
-            "place": [canary.place for canary, _ in leaks],
-            "before": [canary.messages[canary.probe.turn]["content"] for canary, _ in leaks],
-            "after": [after for _, after in leaks],
-        }
+        return {name: [row[number] for row in rows] for number, name in enumerate(names)}
 
 
 def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
@@ -147,23 +145,14 @@ def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
     if len(rows) > MEASURED_ROWS:
         draw = random.Random(f"{seed}:carriers")  # noqa: S311 - reproducible, no secret
         numbers = draw.sample(numbers, MEASURED_ROWS)
-    chosen = bytearray(len(rows))
-    for number in numbers:
-        chosen[number] = 1
-    return [row.messages for row in chosen_of(rows, chosen)]
+    wanted = set(numbers)
+    return [row.messages for row in chosen_of(rows, [n in wanted for n in range(len(rows))])]
 
 
 def run_trial(
     scrubber: Scrubber, rows: Sequence[Sequence[Message]], config: DataConfig, seed: str
 ) -> Trial:
-    """Plant canaries in rows and scrub them as rows.
-
-    Args:
-        scrubber: the scrubber of the rows, which knows their words.
-        rows: turns of each row before scrubbing, at least one row.
-        config: the data section.
-        seed: seed of the canaries.
-    """
+    """Plant canaries in rows, at least one, and scrub them as rows."""
     canaries = make_canaries(
         rows, scrubbed_entities(config.pii_profile), config.languages, config.pii_canaries, seed
     )
@@ -171,8 +160,9 @@ def run_trial(
     canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
     rows_of = ((None, canary.messages) for canary in canaries)
     results = list(scrubber.each(rows_of, worker_count(len(canaries))))
+    # A row that is refused, or in which something was found to be left, is no row of the dataset.
     leaked = [
-        not result.refused and readable(canary, result)
+        not (result.refused or result.residual or result.left) and readable(canary, result)
         for canary, result in zip(canaries, results, strict=True)
     ]
     return Trial(canaries, leaked, [result.messages for result in results])
@@ -203,33 +193,21 @@ def leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
     """Return the share of leaks of each group; the upper end of its interval has the limit."""
     found = []
     for group, share in trial.shares(lambda canary: canary.group).items():
-        found += [
-            measure(f"leak_{group}", share.value, "share"),
-            measure(
-                f"leak_{group}_at_most",
-                share.upper,
-                "share",
-                "<=",
-                leak_limit(group, config),
-                on_breach=(
-                    config.pii_leak_breach if decides(group, config.pii_profile) else "warn"
-                ),
-            ),
-        ]
+        found.append(measure(f"leak_{group}", share.value, "share"))
+        limit = leak_limit(group, config)
+        breach = config.pii_leak_breach if decides(group, config.pii_profile) else "warn"
+        name = f"leak_{group}_at_most"
+        found.append(measure(name, share.upper, "share", "<=", limit, on_breach=breach))
     return found
 
 
 def form_measurements(trial: Trial) -> list[Measurement]:
     """Return the share of leaks of each form, over all kinds."""
-    shares = trial.shares(lambda canary: canary.form)
-    return [
-        entry
-        for form, share in sorted(shares.items())
-        for entry in (
-            measure(f"leak_in_form_{form}", share.value, "share"),
-            measure(f"leak_in_form_{form}_at_most", share.upper, "share"),
-        )
-    ]
+    found = []
+    for form, share in sorted(trial.shares(lambda canary: canary.form).items()):
+        found.append(measure(f"leak_in_form_{form}", share.value, "share"))
+        found.append(measure(f"leak_in_form_{form}_at_most", share.upper, "share"))
+    return found
 
 
 def left_behind(found: int, leak: Bounds) -> Bounds:

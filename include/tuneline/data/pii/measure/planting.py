@@ -101,25 +101,16 @@ class Token(NamedTuple):
     number: int
 
 
-@dataclass(frozen=True)
-class Canary:
-    """A row with a made-up value.
-
-    Attributes:
-        kind: kind of the value, an entity type or a part of one (see `plants.KINDS`).
-        language: language of the words around it.
-        form: one of `plants.FORMS`.
-        place: one of `PLACES`.
-        messages: turns of the row.
-        probe: the token of the value that is looked for, drawn among those that identify. One for
-            each canary, so that leaks are independent and their number is binomial.
-    """
+class Canary(NamedTuple):
+    """A row with a made-up value of a kind, in one of `FORMS` and `PLACES`."""
 
     kind: str
     language: str
     form: str
     place: str
     messages: list[Message]
+    # What is looked for, drawn among what identifies: one for each canary, so that leaks are
+    # independent and their number is binomial.
     probe: Token
 
     @property
@@ -139,20 +130,14 @@ class Spot(NamedTuple):
 
 @dataclass
 class Carriers:
-    """The rows of a dataset and the places in them.
-
-    Attributes:
-        rows: turns of each row.
-        answers: user turns after a question for a kind, by its group.
-        numbers: numbers of the dataset.
-        mails: e-mail addresses of the dataset.
-        turns: user turns by language; and turns of the assistant that are plain text.
-    """
+    """The rows of a dataset and the places in them."""
 
     rows: list[list[Message]]
+    # User turns after a question for a kind, by its group.
     answers: dict[str, list[Spot]] = field(default_factory=lambda: defaultdict(list))
     numbers: list[Spot] = field(default_factory=list)
     mails: list[Spot] = field(default_factory=list)
+    # User turns by language, and turns of the assistant that are plain text.
     turns: dict[str, list[Spot]] = field(default_factory=lambda: defaultdict(list))
     replies: list[Spot] = field(default_factory=list)
 
@@ -160,13 +145,7 @@ class Carriers:
 def find_carriers(
     rows: Sequence[Sequence[Message]], languages: Sequence[str], draw: Random
 ) -> Carriers:
-    """Find the places for values in rows.
-
-    Args:
-        rows: turns of each row, at least one row.
-        languages: declared languages that have phrases.
-        draw: source of chance, for the rows of a large dataset.
-    """
+    """Find the places for values in rows, at least one; of a large dataset in some of them."""
     numbers = sorted(draw.sample(range(len(rows)), min(CARRIER_ROWS, len(rows))))
     affixes = common_affixes(m["content"] for n in numbers for m in rows[n] if m["role"] == "user")
     found = Carriers([[_cut(message, affixes) for message in rows[n]] for n in numbers])
@@ -252,11 +231,7 @@ def _numbers_in(text: str) -> list[re.Match[str]]:
 
 
 def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
-    """Measure the register of rows.
-
-    Args:
-        rows: turns of each row.
-    """
+    """Measure the register of rows, given the turns of each."""
     users = [m["content"] for row in rows for m in row if m["role"] == "user"]
     turns = [text for text in users if _WORD.search(text)]
     found = [text for text in users for _ in _numbers_in(text)]
@@ -291,10 +266,9 @@ def _users_of(row: Sequence[Message]) -> list[int]:
 
 def _numbers_asked_for(row: Sequence[Message]) -> list[bool]:
     """Return for each turn of the user with a number whether a question for data was before it."""
+    before = [{"role": "", "content": ""}, *row]
     return [
-        turn > 0
-        and row[turn - 1]["role"] == "assistant"
-        and asks_for_data(row[turn - 1]["content"])
+        before[turn]["role"] == "assistant" and asks_for_data(before[turn]["content"])
         for turn in _users_of(row)
         if _SHORT.fullmatch(row[turn]["content"]) or _numbers_in(row[turn]["content"])
     ]
@@ -389,9 +363,8 @@ class _Planter:
     def _leading(self, form: str, spot: Spot) -> str:
         """Return words that lead to a value, with a gap for it."""
         if self._happens(self.loose_share):
-            lead, link, tail = (
-                self.draw.choice(self.loose[p]) for p in ("leads", "links", "tails")
-            )
+            words = (self.loose[part] for part in ("leads", "links", "tails"))
+            lead, link, tail = map(self.draw.choice, words)
             noun = self.draw.choice(self.loose["nouns"][self.kind])
             return f"{lead}{noun}{link}{{}}{tail}" if self._happens(_NAMED) else f"{lead}{{}}{tail}"
         own, general = list(self.own.get("phrases", ())), list(self.words["general"])
@@ -450,8 +423,7 @@ class _Planter:
         """Write words with a value between the sentences of a turn, or at one of its ends."""
         text = self.carriers.rows[spot.row][spot.turn]["content"]
         ends = [m.end() for m in _SENTENCE_END.finditer(text, spot.start, spot.end)]
-        inner = [end for end in ends if end < spot.end]
-        at = self.draw.choice([spot.start, spot.end, spot.end, *inner])
+        at = self.draw.choice([spot.start, spot.end, spot.end, *ends])
         phrase = self._leading(form, spot)
         marked = phrase[0].isupper() and at != spot.end
         before = " " if at > 0 and not text[at - 1].isspace() else ""

@@ -33,48 +33,35 @@ _TOKEN = re.compile(r"[^\W_]+")
 
 @dataclass(frozen=True)
 class Register:
-    """The register of a dataset's user turns: what few observations leave near the usual.
+    """The register of a dataset's user turns: shares, near the usual ones where little was seen."""
 
-    Attributes:
-        lower: share of turns without a capital.
-        unmarked: share of turns without punctuation.
-        stripped: True if no turn holds a sign between or after words.
-        spaced: True if no letter stands next to a digit.
-        bare: share of numbers that are (nearly) a turn of their own.
-        asked: share of numbers that answer a question for data.
-        several: share of turns with a number that hold another one, too.
-        spelled: share of numbers that are given digit by digit, or in words.
-        partial: share of numbers of which only the end is given.
-        across: share of rows in which a number is given over successive turns.
-        garbled: share of e-mail addresses that are spaced or spelled.
-        broken: share of e-mail addresses that lack a sign.
-        multi_turn: share of rows with more than one user turn.
-    """
-
+    # Of turns without a capital, and without punctuation.
     lower: float = 0.0
     unmarked: float = 0.0
+    # True if no turn holds a sign at a word, and if no letter stands next to a digit.
     stripped: bool = False
     spaced: bool = False
+    # Of numbers that are (nearly) a turn of their own, and that answer a question for data.
     bare: float = 0.15
     asked: float = 0.4
+    # Of turns with a number that hold another one, too.
     several: float = 0.1
+    # Of numbers that are given digit by digit or in words, and of which only the end is given.
     spelled: float = 0.04
     partial: float = 0.15
+    # Of rows in which a number is given over successive turns, and with several user turns.
     across: float = 0.0
+    multi_turn: float = 0.0
+    # Of e-mail addresses that are spaced or spelled, and that lack a sign.
     garbled: float = 0.14
     broken: float = 0.06
-    multi_turn: float = 0.0
 
 
 @dataclass(frozen=True)
 class Value:
-    """A made-up value.
+    """A made-up value, and its words that identify nobody (`street`, `gmail`), casefolded."""
 
-    Attributes:
-        parts: its text; more than one part if it is to be split over turns.
-        public: its words that identify nobody (`street`, `gmail`), casefolded.
-    """
-
+    # Several if it is to be split over turns.
     parts: tuple[str, ...]
     public: frozenset[str] = frozenset()
 
@@ -381,22 +368,16 @@ _ALL = (MISTYPED, PARTIAL, OBFUSCATED, SPLIT)
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of value.
-
-    Attributes:
-        make: makes up a value.
-        forms: its forms besides disclosed and bare.
-        entity: the entity type that it is part of.
-        cased: True if another case makes it another value.
-        number: True if it may stand in place of any number of the dataset.
-        weights: shares of forms that differ from the usual ones.
-    """
+    """A kind of value: its maker, and its forms besides disclosed and bare."""
 
     make: Callable[[Ask], Value]
     forms: tuple[str, ...] = ()
+    # The entity type that it is part of.
     entity: str = ""
+    # True if another case makes it another value, and if it may replace a number of the dataset.
     cased: bool = False
     number: bool = False
+    # Shares of forms that differ from the usual ones.
     weights: Mapping[str, float] | None = None
 
     def shares(self, register: Register) -> dict[str, float]:
