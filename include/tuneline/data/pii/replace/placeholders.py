@@ -6,8 +6,8 @@ The scrubber is picklable and small: the process that uses it loads the model, o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, lru_cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 from tuneline.config import DataConfig
@@ -49,41 +49,26 @@ class PlaceholderScrubber:
 
         An answer that is JSON stays JSON, unless personal data is in the name of a field.
         """
-        detector = _detector(*self._key)
+        # Many requests have the same long system prompt, which is read once.
         said = [[m for m in messages if m["role"] != "system"] for messages in batch]
-        results = []
-        for messages, own, found in zip(batch, said, detector.rows(said, Shared()), strict=True):
-            turns, counts = _scrubbed(own, found, detector)
-            left = iter(turns)
-            # Many requests have the same long system prompt, which is read once.
-            every = [
-                self._system(m["content"]) if m["role"] == "system" else (next(left), {})
-                for m in messages
-            ]
-            for _, more in every:
-                counts.update(more)
-            results.append(([turn for turn, _ in every], counts))
-        return results
+        found = _detector(*self._key).rows(said, Shared())
+        return [self._row(*row) for row in zip(batch, found, strict=True)]
 
-    def _system(self, text: str) -> tuple[Message, Counter[str]]:
-        return _system_turn(*self._key, text)
-
-
-def _scrubbed(
-    messages: Sequence[Message], found: Mapping[str, Sequence[Hit]], detector: Detector
-) -> tuple[list[Message], Counter[str]]:
-    counts: Counter[str] = Counter()
-
-    def read(text: str) -> str:
-        return _replaced(text, found.get(text, ()), counts)
-
-    turns = [map_turn(message, read, None) for message in messages]
-    for number, turn in enumerate(turns):
-        # Inside a JSON answer only values were visited.
-        if turn["content"].lstrip().startswith("{"):
-            content = _replaced(turn["content"], detector.shapes(turn["content"]), counts)
-            turns[number] = {"role": turn["role"], "content": content}
-    return turns, counts
+    def _row(
+        self, messages: Sequence[Message], found: Mapping[str, Sequence[Hit]]
+    ) -> tuple[list[Message], Counter[str]]:
+        counts: Counter[str] = Counter()
+        turns = []
+        for message in messages:
+            content = message["content"]
+            hits = _in_system(*self._key, content) if message["role"] == "system" else found
+            turn = map_turn(message, partial(_replaced, hits, counts), None)
+            # Inside a JSON answer only values were visited.
+            if (content := turn["content"]).lstrip().startswith("{"):
+                shapes = {content: _detector(*self._key).shapes(content)}
+                turn = {"role": turn["role"], "content": _replaced(shapes, counts, content)}
+            turns.append(turn)
+        return turns, counts
 
 
 def make_placeholder_scrubber(languages: Sequence[str], *, model: bool) -> PlaceholderScrubber:
@@ -102,19 +87,17 @@ def _detector(languages: tuple[str, ...], models: tuple[Path, ...]) -> Detector:
 
 
 @lru_cache(maxsize=_SYSTEM_PROMPTS)
-def _system_turn(
+def _in_system(
     languages: tuple[str, ...], models: tuple[Path, ...], text: str
-) -> tuple[Message, Counter[str]]:
-    detector = _detector(languages, models)
+) -> Mapping[str, Sequence[Hit]]:
+    """Return what is found in a system prompt."""
     turn: Message = {"role": "system", "content": text}
-    (found,) = detector.rows([[turn]], Shared())
-    (scrubbed,), counts = _scrubbed([turn], found, detector)
-    return scrubbed, counts
+    return _detector(languages, models).rows([[turn]], Shared())[0]
 
 
-def _replaced(text: str, hits: Iterable[Hit], counts: Counter[str]) -> str:
+def _replaced(found: Mapping[str, Sequence[Hit]], counts: Counter[str], text: str) -> str:
     parts, at = [], 0
-    for hit in hits:
+    for hit in found.get(text, ()):
         parts += [text[at : hit.start], f"[{hit.entity}]"]
         at = hit.end
         counts[hit.entity] += 1

@@ -47,7 +47,7 @@ class Scrubbed:
         messages: turns of the row.
         surrogates: spans of the surrogates in them.
         hits: number of hits by entity.
-        residual: number of hits of patterns that are left.
+        residual: number of pattern hits that are left.
         left: number of places where a replaced value, or what identifies it, stands still.
         refused: entities for which the row is to be rejected.
         foreign: undeclared language or script of the row.
@@ -181,35 +181,29 @@ class Scrubber:
         replaced = {(h.entity, text[h.start : h.end]) for text, some in hits.items() for h in some}
         surrogates.avoid(replaced)
 
-        def change(text: str, spans: Sequence[Span]) -> str:
+        def spans_of(text: str, *, first: bool, is_shared: bool) -> list[Span]:
+            if first and not is_shared:
+                return _spans(hits.get(text, ()))
+            taken = places(text, surrogates.values)
+            left = () if is_shared else left_values(text, replaced)
+            found = sorted({*_spans(self.find(text)), *left})
+            return [span for span in found if not overlaps(Hit(*span), taken)]
+
+        def change(text: str, **which: bool) -> str:
             parts, at = [], 0
-            for start, end, entity in spans:
-                if start < at:
-                    continue
-                replaced.add((entity, text[start:end]))
-                parts += [text[at:start], surrogates.of(entity, text[start:end])]
-                at = end
-                result.hits[entity] += 1
+            for start, end, entity in spans_of(text, **which):
+                if start >= at:
+                    replaced.add((entity, text[start:end]))
+                    parts += [text[at:start], surrogates.of(entity, text[start:end])]
+                    at = end
+                    result.hits[entity] += 1
             return "".join([*parts, text[at:]])
-
-        def first(text: str) -> str:
-            return change(text, _spans(hits.get(text, ())))
-
-        def again(text: str) -> str:
-            taken = places(text, surrogates.values)
-            spans = sorted({*_spans(self.find(text)), *left_values(text, replaced)})
-            return change(text, [span for span in spans if not overlaps(Hit(*span), taken)])
-
-        def shaped(text: str) -> str:
-            taken = places(text, surrogates.values)
-            spans = _spans(self.find(text))
-            return change(text, [span for span in spans if not overlaps(Hit(*span), taken)])
 
         for number in range(MAX_PASSES):
             result.messages = [
                 map_turn(
                     message,
-                    shaped if _is_shared(own, shared) else again if number else first,
+                    partial(change, first=not number, is_shared=_is_shared(own, shared)),
                     self._settings.label_field,
                 )
                 for own, message in zip(messages, result.messages, strict=True)

@@ -107,13 +107,14 @@ class Surrogates:
     """The surrogates of one row.
 
     Args:
-        key: key of the row, such as the hash of its source line.
+        key: key of the row, such as the hash of its turns.
         seed: seed of the draws.
         language: language of the row, ISO 639-1.
         known: surrogates that are settled already, `given` of another instance.
         masked: entities that get a typed placeholder such as `[PERSON]` instead.
 
     Attributes:
+        words: words of the row's language.
         given: surrogates by entity and value.
         values: entity of each surrogate in use.
     """
@@ -128,16 +129,11 @@ class Surrogates:
     ) -> None:
         self._masked = masked
         self._key = f"{seed}:{key}"
-        self._language = language
+        self.words = words_of(language)
         self.given: dict[tuple[str, str], str] = dict(known or {})
         self._names: dict[str, str] = {}
         self._avoided: set[str] = set()
         self.values: dict[str, str] = {}
-
-    @property
-    def words(self) -> Words:
-        """The words of the row's language."""
-        return words_of(self._language)
 
     def avoid(self, values: Iterable[tuple[str, str]]) -> None:
         """Share no token with some values of the row: entity and value of each."""
@@ -268,36 +264,30 @@ def _street(row: Surrogates, draw: Draw, value: str) -> str:
 
 
 def _date(row: Surrogates, draw: Draw, value: str, *, same_year: bool = False) -> str:
-    """Return another date in the same form; a year stays in its decade, so that an age does."""
+    """Return another date in the same form; a year keeps its decade, so that an age does."""
     pieces = list(_PIECE.finditer(value))
-    long_year = any(_YEAR.fullmatch(piece[0]) for piece in pieces)
-    unknown: list[str] = []
-
-    def word(match: re.Match[str]) -> str:
-        unknown.append(match[0])
-        return match[0]
+    two_digits = len(pieces) > 2 and not any(_YEAR.fullmatch(piece[0]) for piece in pieces)
+    words = {piece[0].casefold() for piece in pieces if piece[0].isalpha() and len(piece[0]) > 2}
+    if words - _KEPT - row.words.groups.keys():  # an unknown word may be a number
+        return value
 
     def number(match: re.Match[str]) -> str:
-        piece, drawn = match[0], draw(match[0])
-        if len(piece) > 4:
-            return other_chars(drawn, piece)
-        is_last = len(pieces) > 2 and match.start() == pieces[-1].start()
-        if len(piece) > 2 or (is_last and not long_year):
-            return piece if same_year else _year(drawn, piece)
-        low, high = (1, 9) if int(piece) < 10 else (10, 12) if int(piece) <= 12 else (13, 28)
-        return pick([str(day).zfill(len(piece)) for day in range(low, high + 1)], drawn, piece)
+        piece, low, high = match[0], 13, 28
+        if len(piece) == 4 or (two_digits and match.start() == pieces[-1].start()):
+            if same_year:
+                return piece
+            # The year of birth of nobody over 89.
+            low = int(piece) // 10 * 10 if len(piece) == 2 else max(1940, int(piece) // 10 * 10)
+            high = low + 9
+        elif len(piece) > 2:
+            return other_chars(draw(piece), piece)
+        elif int(piece) <= 12:
+            low, high = (1, 9) if int(piece) < 10 else (10, 12)
+        drawn = [str(value).zfill(len(piece)) for value in range(low, high + 1)]
+        return pick(drawn, draw(piece), piece)
 
-    made = _rewritten(draw, value, word, row.words.groups, number)
-    if unknown:  # which may be a number: no date is drawn
-        return value
+    made = _rewritten(draw, value, lambda match: match[0], row.words.groups, number)
     return _ORDINAL.sub(lambda m: m[1] + m[2] + _ENDS.get(m[2] if m[1] != "1" else "", "th"), made)
-
-
-def _year(number: int, piece: str) -> str:
-    if not _YEAR.fullmatch(piece):
-        return piece[:-1] + other_chars(number, piece[-1])
-    decade = max(1940, int(piece) // 10 * 10)  # nobody of over 89 must be known by a year
-    return pick([str(year) for year in range(decade, decade + 10)], number, piece)
 
 
 _Maker: TypeAlias = Callable[[Surrogates, Draw, str], str]
