@@ -14,7 +14,7 @@ from tuneline.cli.groups import (
     signer_of,
     store_uri,
 )
-from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
@@ -209,7 +209,11 @@ def _scrubber_for(config: ProductionLogConfig) -> PlaceholderScrubber:
     """Make the scrubber of the production log, which the gateway's own floor does not have."""
     from tuneline.data.pii.replace.placeholders import make_placeholder_scrubber
 
-    return make_placeholder_scrubber(config.languages, model=config.pii_model)
+    try:
+        return make_placeholder_scrubber(config.languages, model=config.pii_model)
+    except (UserError, RetryableError) as error:
+        hint = "; with pii_model: false patterns alone scrub the log, and names stay in it"
+        raise type(error)(f"production_log: {error}{hint if config.pii_model else ''}") from None
 
 
 def _engine(arguments: argparse.Namespace) -> int:

@@ -20,12 +20,15 @@ from tests.lab import scrubbers
 from tests.lab.upstream_server import UpstreamServer
 from tests.lab.waiting import wait_for
 
-from tuneline.errors import UserError
+from tuneline.cli.serving import _scrubber_for
+from tuneline.data.pii.find.models import fetch_entity_model
+from tuneline.errors import RetryableError, UserError
 from tuneline.production_logs.partition import days, read_day
 from tuneline.serving.gateway import production_log
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import load_config
 from tuneline.serving.gateway.production_log import ProductionLog, is_sampled
+from tuneline.serving.gateway.record_config import ProductionLogConfig
 from tuneline.serving.gateway.scrubbing import ScrubbingProcess
 from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
@@ -445,6 +448,22 @@ def test_nothing_is_logged_without_a_scrubber(write_config, small, section, star
     path = write_config([upstream_entry(small)], production_log=section)
     with pytest.raises(UserError, match="no scrubber"):
         create_app(load_config(path))
+
+
+def test_without_the_model_the_gateway_does_not_start(section, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    fetch_entity_model.cache_clear()
+    log = ProductionLogConfig.model_validate(section)
+    with pytest.raises(RetryableError, match=r"production_log: can't download.*pii_model: false"):
+        _scrubber_for(log)
+    patterns = _scrubber_for(log.model_copy(update={"pii_model": False}))
+    (turns, counts), *_ = patterns([user("I am Anna Smith, a@b.com")])
+    assert (turns[0]["content"], dict(counts)) == (
+        "I am Anna Smith, [EMAIL_ADDRESS]",
+        {"EMAIL_ADDRESS": 1},
+    )
 
 
 def test_no_model_and_no_trainer_is_imported_for_it():
