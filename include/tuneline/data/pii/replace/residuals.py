@@ -97,5 +97,5 @@ def left_values(text: str, replaced: Iterable[tuple[str, str]]) -> list[Span]:
 
 
 def _begins_sentence(text: str, start: int) -> bool:
-    before = text[:start].rstrip(" \t\"'“‘(*-")
+    before = text[max(0, start - 20) : start].rstrip(" \t\"'“‘(*-")
     return not before or before[-1] in ".!?:\n"

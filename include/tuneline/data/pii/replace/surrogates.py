@@ -49,7 +49,10 @@ _STREET_END = re.compile(
 _PIECE = re.compile(r"(?<!['’])[^\W\d_]+(?:['’](?!s\b)[^\W\d_]+)*|\d+")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
 _YEAR = re.compile(r"(?:19|20)\d\d")
-_AT = re.compile(r"(?i)\s*@\s*|\s*[(\[{<]?\bat\b[)\]}>]?\s*|\s+(?=[\w-]+\s?(?:\.|dot\b)\s?\w+$)")
+_AT = re.compile(
+    r"(?i)\s{0,3}@\s{0,3}|\s{0,3}[(\[{<]?\bat\b[)\]}>]?\s{0,3}|"
+    r"\s(?=[\w-]{1,64}\s?(?:\.|dot\b)\s?\w{1,24}$)"
+)
 _ORDINAL, _ENDS = re.compile(r"\b(\d?)(\d)(?:st|nd|rd|th)\b"), {"1": "st", "2": "nd", "3": "rd"}
 _EXPIRY = re.compile(r"(?:\d{1,2}|[^\W\d]{3,9}\.?)\W{1,3}(?:20)?\d\d")  # of a card
 
@@ -214,7 +217,7 @@ def _rewritten(
 
     def other(match: re.Match[str]) -> str:
         piece, lowered = match[0], match[0].casefold()
-        if lowered in _KEPT or value[match.end() :].casefold().startswith(" thousand"):
+        if lowered in _KEPT or value[match.end() : match.end() + 9].casefold() == " thousand":
             return piece
         if lowered in groups:
             return cased(pick(groups[lowered], draw(lowered), lowered), piece)
@@ -247,7 +250,7 @@ def _email(row: Surrogates, draw: Draw, value: str) -> str:
     if sign is None:
         return made
     host = value[sign.end() :]
-    dot = re.search(r"\s*\bdot\b\s*", host, re.IGNORECASE)
+    dot = re.search(r"(?i)\s{0,3}\bdot\b\s{0,3}", host)
     other = pick(("mail.example", "example.com", "example.net", "example.org"), draw(host))
     return made + sign[0] + cased(other.replace(".", dot[0] if dot else "."), host)
 
@@ -301,7 +304,7 @@ def _number(make: Callable[[int, str], str], least: int = 0) -> _Maker:
         words = {match[0].casefold() for match in _PIECE.finditer(value)}
         if words & row.words.groups.keys():
             free = [word for word in _DIGITS if word not in words] or _DIGITS
-            return _rewritten(draw, value, lambda m: pick(free, draw(f"{value}{m.start()}")))
+            return _rewritten(draw, value, lambda m: pick(free, draw(f"{m[0]}{m.start()}")))
         if not digits:  # the name of a user
             return _email(row, draw, value)
         return make(draw(value), value) if digits >= least else other_chars(draw(value), value)
