@@ -10,11 +10,11 @@ from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.entities import PROFILES, Settings
+from tuneline.data.pii.find.languages import uncovered_languages
 from tuneline.data.pii.measure.plants import KINDS
 from tuneline.data.pii.replace.residuals import residual_hits
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.replace.surrogates import Surrogates
-from tuneline.data.pii_scrubbing import uncovered_languages
 from tuneline.data.sample.faults import PII_KINDS
 from tuneline.errors import UserError
 

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
-from tuneline.config.data import RAMPART
 from tuneline.data.pii.find.detector import THRESHOLDS
-from tuneline.data.pii.find.languages import MEASURED_LANGUAGES, MODEL_LANGUAGES
+from tuneline.data.pii.find.languages import MEASURED, uncovered_languages
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
 from tuneline.data.pii.measure.leak_estimate import (
@@ -125,7 +124,7 @@ def _coverage_measurements(
     return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
-        measure("languages_measured", "+".join(sorted(MEASURED_LANGUAGES)), "text"),
+        measure("languages_measured", "+".join(MEASURED), "text"),
         *models,
         measure("uncovered_languages", len(uncovered_languages(config)), "languages", "==", 0),
         measure(
@@ -137,20 +136,6 @@ def _coverage_measurements(
             on_breach=config.undeclared_language_breach,
         ),
     ]
-
-
-def uncovered_languages(config: DataConfig) -> dict[str, str]:
-    """Return the declared languages that the usual model does not know, each with the reason.
-
-    A team that names another model answers for its languages.
-    """
-    usual = set(config.pii_models) <= {RAMPART}
-    known = ", ".join(sorted(MODEL_LANGUAGES))
-    return {
-        language: f"the usual model knows {known}; name another in data.pii_ner"
-        for language in sorted(set(config.languages))
-        if usual and language not in MODEL_LANGUAGES
-    }
 
 
 def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:

@@ -17,15 +17,11 @@ from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
 from tuneline.data.pii.find.entities import scrubbed_entities
+from tuneline.data.pii.find.languages import uncovered_languages
 from tuneline.data.pii.measure.leak_estimate import decides, leak_limit
 from tuneline.data.pii.measure.plants import group_names
 from tuneline.data.pii.review.review import PiiReview
-from tuneline.data.pii_scrubbing import (
-    CANARIES,
-    MAX_VALUES_LEFT,
-    REVIEW,
-    uncovered_languages,
-)
+from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
 from tuneline.data.sources.raw_record import BROKEN_FILE
 from tuneline.data.tables.rows import SPLITS, base_id
 from tuneline.statistics import share_of

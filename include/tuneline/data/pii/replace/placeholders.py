@@ -13,7 +13,7 @@ from pathlib import Path
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Hit, Settings
-from tuneline.data.pii.find.languages import MODEL_LANGUAGES
+from tuneline.data.pii.find.languages import MEASURED
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn
 from tuneline.data.tables.rows import Message
@@ -35,10 +35,10 @@ class PlaceholderScrubber:
     """
 
     def __init__(self, languages: Sequence[str], models: Sequence[Path] = ()) -> None:
-        if unknown := set(languages) - MODEL_LANGUAGES:
+        if unknown := set(languages) - set(MEASURED):
             raise UserError(
                 f"personal data is not found in {', '.join(sorted(unknown))}, but in "
-                + ", ".join(sorted(MODEL_LANGUAGES))
+                + ", ".join(MEASURED)
             )
         self._key = tuple(languages), tuple(models)
 
