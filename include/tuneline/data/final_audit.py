@@ -72,6 +72,7 @@ from tuneline.data.tables.rows import (
 )
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.machine.workers import map_chunks, worker_count
+from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -321,9 +322,10 @@ def _measurements(
         none("pii_scrubbing.rows_with_pattern_hits", with_pii),
         none("pii_scrubbing.labels_with_pattern_hits", labels_with_pii(rows, config), "labels"),
         measure("pii_scrubbing.rows_read_again", again[1], "rows"),
+        measure("pii_scrubbing.rows_with_model_hits", again[0], "rows"),
         measure(
-            "pii_scrubbing.rows_with_model_hits",
-            again[0] / max(again[1], 1),
+            "pii_scrubbing.rows_with_model_hits_at_least",
+            share_of(*again).lower if again[1] else 0.0,
             "share",
             "<=",
             MAX_FOUND_AGAIN,
