@@ -13,8 +13,7 @@ from tuneline.catalogue import Severity, get_item
 from tuneline.config import PipelineConfig, build_config, merge, presets_dir, read_policy
 from tuneline.config.limits import EXEMPT, LIMITS, item_of, limits_in
 from tuneline.config.policy import NAMES, policy_file
-from tuneline.data.pii.entities import NER_ENTITIES
-from tuneline.data.pii.leak_limits import leak_limit
+from tuneline.data.pii.measure.leak_estimate import leak_limit
 from tuneline.errors import UserError
 from tuneline.evaluation.forgetting import decision, texts
 from tuneline.evidence import measure
@@ -98,7 +97,7 @@ def test_what_unset_limits_stand_for_is_what_the_items_take():
     values = limits_in(made())
     assert values["evaluation.max_regression"] == decision.DEFAULT_LIMIT
     assert values["evaluation.max_perplexity_ratio"] == texts.DEFAULT_LIMIT
-    assert set(NAMES) == set(NER_ENTITIES)
+    assert set(NAMES) == {"PERSON", "LOCATION"}
     config = made().data
     for entity in ("EMAIL_ADDRESS", "STREET_ADDRESS", "other"):
         assert values[f"data.pii_max_leak.{entity}"] == leak_limit(entity, config)

@@ -18,34 +18,41 @@ Found = list[list[Span]]
 
 def tuneline_patterns(job: Job) -> Trial:
     """Try tier 1: patterns and checksums."""
-    from tuneline.data.pii.patterns import find
+    from tuneline.data.pii.find.detector import Detector
+    from tuneline.data.pii.find.entities import Settings
 
     def work(texts: Sequence[str]) -> Found:
-        return [[Span(h.start, h.end, h.entity) for h in find(text)] for text in texts]
+        # A detector remembers texts, so that each run has its own.
+        detector = Detector(Settings())
+        return [[Span(h.start, h.end, h.entity) for h in detector.shapes(text)] for text in texts]
 
     return _trial(job, __version__, work, SHAPED)
 
 
 def tuneline_recogniser(job: Job) -> Trial:
-    """Try tiers 1 and 2: patterns, and names by cues and spaCy."""
-    from tuneline.data.pii.cases import common_words
-    from tuneline.data.pii.entities import Recogniser
-    from tuneline.data.pii.hits import resolve
-    from tuneline.data.pii.patterns import find
+    """Try tiers 1 and 2: the usual model and patterns."""
+    from tuneline.config import DataConfig
+    from tuneline.data.pii.find.detector import Detector
+    from tuneline.data.pii.find.entities import Settings
+    from tuneline.data.pii.find.models import model_directories
+    from tuneline.data.pii.find.texts import Shared
 
-    words = common_words([row["text"] for row in read_lines(job["rows"])])
-    recogniser = Recogniser(job["model"], NAMED, (), words)
+    models = model_directories(DataConfig(source="rows"))
+    settings = Settings(entities=(*SHAPED, "ID_NUMBER", "STREET_ADDRESS", *NAMED), models=models)
 
     def work(texts: Sequence[str]) -> Found:
-        # The model is loaded once, but these words are counted again for each dataset.
-        common_words(texts)
-        named = recogniser.find(texts)
-        return [
-            [Span(h.start, h.end, h.entity) for h in resolve(text, [*find(text), *hits])]
-            for text, hits in zip(texts, named, strict=True)
-        ]
+        detector = Detector(settings)
+        found = []
+        for start in range(0, len(texts), job["batch"]):
+            some = texts[start : start + job["batch"]]
+            rows = detector.rows([[{"role": "user", "content": text}] for text in some], Shared())
+            found += [
+                [Span(h.start, h.end, h.entity) for h in hits.get(text, ())]
+                for text, hits in zip(some, rows, strict=True)
+            ]
+        return found
 
-    version = f"{__version__}, {version_of('spacy')}"
+    version = f"{__version__}, onnxruntime {version_of('onnxruntime')}"
     return _trial(job, version, work, (*SHAPED, *NAMED))
 
 
@@ -68,7 +75,7 @@ def presidio_patterns(job: Job) -> Trial:
 
 
 def presidio_recogniser(job: Job) -> Trial:
-    """Try Presidio's batch engine with the same spaCy model as ours."""
+    """Try Presidio's batch engine with a spaCy model."""
     from presidio_analyzer import AnalyzerEngine, BatchAnalyzerEngine
     from presidio_analyzer.nlp_engine import NlpEngineProvider
 

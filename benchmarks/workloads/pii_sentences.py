@@ -1,7 +1,7 @@
 """Make sentences with one piece of artificial personal data each, with labels.
 
 They are the edited text that a detector must find all of; what leaks in a dataset is measured in
-its own rows (`tuneline.data.pii.canaries`). Values are random. Each is written plainly, in lower
+its own rows (`tuneline.data.pii.measure`). Values are random. Each is written plainly, in lower
 case, in capitals and with spacing tricks, in sentences with and without a word that introduces it.
 """
 
@@ -15,11 +15,19 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from tuneline.data.pii.canaries.dates import MONTHS
-from tuneline.data.pii.checksums import check_digit, iban
-from tuneline.data.pii.languages import ENGLISH
-from tuneline.data.pii.scrubber import Scrubber
+from stdnum import iban, luhn
 
+from tuneline.data.pii.measure.plants import phrases
+from tuneline.data.pii.replace.scrubber import Scrubber
+
+ENGLISH = "en"
+MONTHS = {
+    "en": "January February March April May June July August September October November December",
+    "de": "Januar Februar März April Mai Juni Juli August September Oktober November Dezember",
+    "fr": "janvier février mars avril mai juin juillet août septembre octobre novembre décembre",
+    "es": "enero febrero marzo abril mayo junio julio agosto septiembre octubre noviembre "
+    "diciembre",
+}
 FORMS = ("plain", "lower", "upper", "spaced")
 PER_FORM = 8
 
@@ -140,7 +148,7 @@ def _phone(draw: random.Random, form: str) -> str:
 def _card(draw: random.Random, form: str) -> str:
     start = draw.choice(["4", "51", "55", "37", "6011"])
     digits = start + _digits(draw, (14 if start == "37" else 15) - len(start))
-    digits += check_digit(digits)
+    digits += luhn.calc_check_digit(digits)
     if form == "spaced":
         return draw.choice([_group(digits, 2, " "), " ".join(digits), _group(digits, 4, " - ")])
     return draw.choice([digits, _group(digits, 4, " "), _group(digits, 4, "-")])
@@ -154,7 +162,7 @@ def _iban(draw: random.Random, form: str) -> str:
             ("NL", "WXYZ" + _digits(draw, 10)),
         ]
     )
-    number = iban(country, account)
+    number = f"{country}{iban.calc_check_digits(f'{country}00{account}')}{account}"
     if form == "spaced":
         return draw.choice([_group(number, 4, " "), _group(number, 4, "-"), _group(number, 2, " ")])
     return number
@@ -190,7 +198,7 @@ def _identity(draw: random.Random, form: str) -> str:
 
 def _birth(draw: random.Random, form: str, language: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1940, 2005)
-    name = MONTHS[language].split()[month - 1]
+    name = phrases()[language]["months"].split()[month - 1]
     if language != ENGLISH:
         named = f"{day} de {name} de {year}" if language == "es" else f"{day}. {name} {year}"
         if language == "fr":
@@ -234,7 +242,7 @@ def _url(draw: random.Random, form: str) -> str:
 
 def _date(draw: random.Random, form: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1990, 2026)
-    name = MONTHS[ENGLISH].split()[month - 1]
+    name = phrases()[ENGLISH]["months"].split()[month - 1]
     if form == "spaced":
         return draw.choice([f"{day} / {month} / {year}", f"{year} - {month:02d} - {day:02d}"])
     return draw.choice(

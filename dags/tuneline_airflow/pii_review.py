@@ -27,7 +27,7 @@ class RowsPod(DealingPod):
 
     def deal(self, run: Run) -> list[Any]:
         """Return the rows of each form that nobody has answered."""
-        from tuneline.data.pii.review.form import open_forms
+        from tuneline.data.pii.review.review import open_forms
 
         return open_forms(run)
 
@@ -45,7 +45,7 @@ class ReviewRows(HITLOperator):
 
     def execute(self, context: Context) -> Any:
         """Show the rows, and wait for the time that the run's configuration gives."""
-        from tuneline.data.pii.review.form import form_body
+        from tuneline.data.pii.review.review import form_body
 
         run = Run.open(run_uri_of(context))
         self.body = form_body(run, self.numbers)
@@ -55,7 +55,7 @@ class ReviewRows(HITLOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         """Store what was found with the name of the user that Airflow recorded."""
-        from tuneline.data.pii.review.form import record_form
+        from tuneline.data.pii.review.review import record_form
 
         run = Run.open(run_uri_of(context))
         refuse_strangers(event, approvers_of(run))
@@ -68,7 +68,7 @@ class ReviewRows(HITLOperator):
         return answer
 
     def _make_form(self, run: Run) -> None:
-        from tuneline.data.pii.review.form import form_fields
+        from tuneline.data.pii.review.review import form_fields
 
         fields = form_fields(run, self.numbers)
         self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})

@@ -33,7 +33,7 @@ def test_each_system_finds_labelled_data(job, trial, least):
 
 
 def test_a_detector_that_finds_nothing_has_no_recall(job, monkeypatch):
-    monkeypatch.setattr("tuneline.data.pii.patterns.find", lambda text: [])
+    monkeypatch.setattr("tuneline.data.pii.find.detector.Detector.shapes", lambda _, text: ())
     assert conduct(pii_trials.tuneline_patterns(job)).scores["recall"] == 0.0
 
 

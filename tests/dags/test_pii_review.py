@@ -9,7 +9,7 @@ from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
 
 from tuneline.artifacts.pii_review import findings_of
-from tuneline.data.pii.review.form import READ_ALL
+from tuneline.data.pii.review.review import READ_ALL
 
 DRAW = "0123456789ab"
 

@@ -10,12 +10,13 @@ from tuneline.config import DataConfig
 from tuneline.data.final_audit import (
     Format,
     dataset_version,
+    found_again,
     leaking_rows,
     measure_format,
     rows_with_pii,
 )
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import Row, read_dataset, write_dataset
+from tuneline.data.tables.rows import Row, read_dataset, stored_dataset, write_dataset
 from tuneline.models import load_tokenizer
 from tuneline.verdicts import status
 
@@ -174,9 +175,6 @@ def test_the_parts(base_dir):
     assert (
         rows_with_pii(mail, {}, DataConfig(source="rows.jsonl", pii_allow=["ANNA@mail.com"])) == 0
     )
-    german = [row(1, "Telefon 4471 882910 bitte")]
-    assert rows_with_pii(german, {}, DataConfig(source="rows.jsonl")) == 0
-    assert rows_with_pii(german, {}, DataConfig(source="rows.jsonl", languages=["de"])) == 1
     visit = [row(1, "I was admitted on 3 March 2024")]
     assert rows_with_pii(visit, {}, DataConfig(source="rows.jsonl")) == 0
     assert rows_with_pii(visit, {}, DataConfig(source="rows.jsonl", pii_profile=["hipaa"])) == 1
@@ -184,3 +182,15 @@ def test_the_parts(base_dir):
 
 def test_the_sample_holds(sample_lab):
     assert broken(sample_lab.run.entry("final_audit")) == set()
+
+
+def test_the_model_reads_some_rows_again(tmp_path):
+    people = ["Hannah Murphy", "Jan Kowalczyk", "José García"]
+    rows = [row(n, f"hello, my name is {people[n % 3]} and I lost my card") for n in range(30)]
+    write_dataset(tmp_path / "rows.dataset", rows, [1.0] * len(rows))
+    stored, _ = stored_dataset(tmp_path / "rows.dataset")
+    config = DataConfig(source="rows.jsonl")
+    assert found_again(stored, {}, config) == (30, 30)
+    surrogates = {str(n): [people[n % 3]] for n in range(30)}
+    assert found_again(stored, surrogates, config) == (0, 30)
+    assert found_again(stored, {}, DataConfig(source="rows.jsonl", pii_ner=False)) == (0, 0)

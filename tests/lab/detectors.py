@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from tuneline.data.pii.scrubber import Scrubbed
+from tuneline.data.pii.replace.scrubber import Scrubbed
 
 EVERYTHING = re.compile(r"[^\W_]+")
 # What stands in edited text: capitalised names, numbers in their printed form, addresses.
@@ -21,14 +21,6 @@ class PatternDetector:
 
     def __init__(self, pattern, entity="ID_NUMBER", keep=None):
         self.pattern, self.entity, self.keep = pattern, entity, keep
-
-    def masking(self):
-        """The detector itself: its mark is no surrogate."""
-        return self
-
-    def scrub(self, keys, batch, workers=1):
-        """Scrub rows."""
-        return [self._row(messages) for messages in batch]
 
     def each(self, rows, workers=1):
         """Scrub rows one by one."""

@@ -9,7 +9,7 @@ from tests.lab.runs import Lab, exchange
 from tests.lab.tiny_task import TinyModels, conversation, make_tokenizer, save, teach
 
 from tuneline.artifacts.training import Canaries, Canary
-from tuneline.data.pii.surrogates import Surrogates
+from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import TRAIN, Row, StandIn, write_dataset
 from tuneline.evidence import measure
 

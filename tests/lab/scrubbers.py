@@ -4,26 +4,26 @@ import os
 import time
 
 
-def raises(turns):
+def raises(batch):
     """Raise an error that holds the text."""
-    if _is_personal(turns):
-        raise ValueError(turns)
-    return turns, {}
+    if _is_personal(batch):
+        raise ValueError(batch)
+    return [(turns, {}) for turns in batch]
 
 
-def dies(turns):
+def dies(batch):
     """End the process."""
-    if _is_personal(turns):
+    if _is_personal(batch):
         os._exit(1)
-    return turns, {}
+    return [(turns, {}) for turns in batch]
 
 
-def hangs(turns):
+def hangs(batch):
     """Take longer than a test."""
-    if _is_personal(turns):
+    if _is_personal(batch):
         time.sleep(600)
-    return turns, {}
+    return [(turns, {}) for turns in batch]
 
 
-def _is_personal(turns):
-    return any("@" in turn["content"] for turn in turns)
+def _is_personal(batch):
+    return any("@" in turn["content"] for turns in batch for turn in turns)

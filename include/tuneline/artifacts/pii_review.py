@@ -13,7 +13,14 @@ FOLDER = "data/pii_review"
 
 
 class DrawnRow(BaseModel):
-    """A scrubbed row that was drawn, see `tuneline.data.pii.review.draw.Drawn`."""
+    """A scrubbed row that was drawn, for a person to read.
+
+    Attributes:
+        row_hash: hash of its turns.
+        stratum: one of `tuneline.data.pii.review.rows_to_read.STRATA`.
+        weight: rows of the stratum over rows drawn from it.
+        text: the row as a person reads it, with surrogates as `[ENTITY]`.
+    """
 
     row_id: str
     row_hash: str

@@ -233,7 +233,7 @@ def _costs(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.data.pii.replace.placeholders import make_placeholder_scrubber
     from tuneline.serving.gateway.prices import Rates
     from tuneline.serving.usage_import.take import Settings, take
 
@@ -249,7 +249,7 @@ def _import(arguments: argparse.Namespace) -> int:
             users=arguments.users,
             rates=rates,
         ),
-        PlaceholderScrubber(arguments.language),
+        make_placeholder_scrubber(arguments.language, model=arguments.store is not None),
     )
     _tell(report, as_json=arguments.json)
     return EXIT_FAILED if report.rejected else EXIT_OK

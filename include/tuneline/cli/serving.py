@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +15,12 @@ from tuneline.cli.groups import (
     store_uri,
 )
 from tuneline.config.data import RAMPART
-from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
-    from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.data.pii.replace.placeholders import PlaceholderScrubber
+    from tuneline.serving.gateway.record_config import ProductionLogConfig
     from tuneline.serving.release.following.trials import CanaryOptions
     from tuneline.serving.release.released import Trust
 
@@ -218,11 +218,15 @@ def _gateway(arguments: argparse.Namespace) -> int:
     return run_gateway(arguments.config, _scrubber_for, watch=arguments.watch)
 
 
-def _scrubber_for(languages: Sequence[str]) -> PlaceholderScrubber:
+def _scrubber_for(config: ProductionLogConfig) -> PlaceholderScrubber:
     """Make the scrubber of the production log, which the gateway's own floor does not have."""
-    from tuneline.data.pii.placeholders import PlaceholderScrubber
+    from tuneline.data.pii.replace.placeholders import make_placeholder_scrubber
 
-    return PlaceholderScrubber(languages)
+    try:
+        return make_placeholder_scrubber(config.languages, model=config.pii_model)
+    except (UserError, RetryableError) as error:
+        hint = "; with pii_model: false patterns alone scrub the log, and names stay in it"
+        raise type(error)(f"production_log: {error}{hint if config.pii_model else ''}") from None
 
 
 def _engine(arguments: argparse.Namespace) -> int:

@@ -35,9 +35,17 @@ from tuneline.data.conversations.answer_checks import AnswerCounts, check_answer
 from tuneline.data.conversations.outcomes import Outcome
 from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.search import similarity_texts
-from tuneline.data.pii.residuals import residual_hits, surrogates_of
-from tuneline.data.pii.review.audit import asked_review
-from tuneline.data.pii.scrubber import CHUNK, shape_finder
+from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.entities import Settings
+from tuneline.data.pii.find.texts import Shared, shared_parts
+from tuneline.data.pii.replace.residuals import (
+    overlaps,
+    places,
+    residual_hits,
+    surrogates_of,
+)
+from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
+from tuneline.data.pii.review.review import asked_review
 from tuneline.data.rendering.renderer import Renderer, chat_template
 from tuneline.data.rendering.template_parity import compare
 from tuneline.data.schema_validation import check_turns, markers_of
@@ -64,10 +72,14 @@ from tuneline.data.tables.rows import (
 )
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.machine.workers import map_chunks, worker_count
+from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
 
+# Rows that the model reads again, drawn by their ids, and the share of them in which it may find
+# more: surrogates change the context of words that it was in doubt about.
+READ_AGAIN, MAX_FOUND_AGAIN = 1_024, 0.1
 # Rows in memory at once.
 _AT_ONCE = 1 << 12
 # The turns of a row, and the surrogates that were written into it.
@@ -226,6 +238,44 @@ def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
     )
 
 
+def found_again(
+    rows: StoredRows, surrogates: Mapping[str, Iterable[str]], config: DataConfig
+) -> tuple[int, int]:
+    """Have the model read some rows again, with long texts cut at other places.
+
+    Returns:
+        The number of rows in which it finds more than surrogates, and the number that it read.
+    """
+    settings = replace(settings_of(config), shifted=True)
+    if not settings.models:
+        return 0, 0
+    digests = [hashlib.sha256(row_id.encode()).digest() for row_id in rows.column("row_id")]
+    last = sorted(digests)[:READ_AGAIN][-1]
+    some = list(rows.chosen([digest <= last for digest in digests]))
+    shared = shared_parts([row.messages for row in some])
+    pieces = ((row.messages, list(surrogates.get(base_id(row.row_id), ()))) for row in some)
+    chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
+    make = partial(_model_counter, settings, shared)
+    return sum(map_chunks(make, chunks, worker_count(len(some), CHUNK))), len(some)
+
+
+def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Turns]], int]:
+    detector = Detector(settings)
+
+    def count(chunk: Sequence[_Turns]) -> int:
+        batch = detector.rows([messages for messages, _ in chunk], shared)
+        return sum(
+            any(
+                not overlaps(hit, places(text, dict.fromkeys(values, "")))
+                for text, hits in found.items()
+                for hit in hits
+            )
+            for found, (_, values) in zip(batch, chunk, strict=True)
+        )
+
+    return count
+
+
 def labels_with_pii(rows: Sequence[Row], config: DataConfig) -> int:
     """Count classes that are personal data; a CSV's column of classes may stand in no turn."""
     finder = shape_finder(config)
@@ -240,6 +290,7 @@ def _measurements(
     facts: Sequence[Row],
     found: Format,
     with_pii: int,
+    again: tuple[int, int],
     limit: int,
     config: DataConfig,
 ) -> list[Measurement]:
@@ -270,6 +321,15 @@ def _measurements(
         ),
         none("pii_scrubbing.rows_with_pattern_hits", with_pii),
         none("pii_scrubbing.labels_with_pattern_hits", labels_with_pii(rows, config), "labels"),
+        measure("pii_scrubbing.rows_read_again", again[1], "rows"),
+        measure("pii_scrubbing.rows_with_model_hits", again[0], "rows"),
+        measure(
+            "pii_scrubbing.rows_with_model_hits_at_least",
+            share_of(*again).lower if again[1] else 0.0,
+            "share",
+            "<=",
+            MAX_FOUND_AGAIN,
+        ),
         none("distribution_balancing.weights_out_of_range", outside),
     ]
 
@@ -296,11 +356,13 @@ def run(ctx: StepContext) -> Record:
     limit = min(config.max_tokens, base.context_length)
     with ThreadPoolExecutor(1) as beside:
         # In processes of its own, while this one renders and hashes.
-        counting = beside.submit(rows_with_pii, rows, surrogates_of(before), config)
+        surrogates = surrogates_of(before)
+        counting = beside.submit(rows_with_pii, rows, surrogates, config)
+        reading = beside.submit(found_again, rows, surrogates, config)
         renderer = Renderer(load_tokenizer(base.path), config.target_format)
         found = measure_format(rows, renderer)
         version = dataset_version(rows, weights)
-        with_pii = counting.result()
+        with_pii, again = counting.result(), reading.result()
     template = chat_template(renderer.tokenizer, config.target_format)
     document = DatasetDocument(
         name=ctx.config.name,
@@ -335,6 +397,7 @@ def run(ctx: StepContext) -> Record:
                 facts=facts,
                 found=found,
                 with_pii=with_pii,
+                again=again,
                 limit=limit,
                 config=config,
             ),

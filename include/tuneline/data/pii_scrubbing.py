@@ -1,7 +1,9 @@
 """pii_scrubbing: surrogates replace personal data and secrets, and the leak rate is measured.
 
-Tier 1 (patterns and checksums) runs on every row, tier 2 (names) where a profile demands it.
-Inside a row the same value gets the same surrogate in every turn; a JSON answer stays valid JSON.
+A token classifier, patterns and check digits find values, and inside a row the same value gets the
+same surrogate in every turn; a JSON answer stays valid JSON. Each scrubbed row is read again: a row
+in which a pattern finds more, or in which a replaced value or a part of it stands still, is
+rejected, and a maker of surrogates that lets values through fails the item.
 In every run canaries, made-up values in rows of the dataset, go through the same code. The share of
 them that can still be read afterwards is the leak rate; the upper end of its interval decides the
 verdict. A person's review of scrubbed rows gives a second estimate.
@@ -18,7 +20,11 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
-from tuneline.data.pii.leak_estimate import (
+from tuneline.data.pii.find.detector import THRESHOLDS
+from tuneline.data.pii.find.languages import MEASURED, uncovered_languages
+from tuneline.data.pii.find.models import describe_models
+from tuneline.data.pii.find.texts import shared_parts
+from tuneline.data.pii.measure.leak_estimate import (
     Trial,
     blind_spots,
     draw_carriers,
@@ -28,12 +34,15 @@ from tuneline.data.pii.leak_estimate import (
     run_trial,
     seed_of,
 )
-from tuneline.data.pii.name_models import describe_models
-from tuneline.data.pii.profiles import uncovered_languages
-from tuneline.data.pii.review.estimate import Reviewed, read_review, review_measurements
-from tuneline.data.pii.review.form import ASK, answered, make_sheet
-from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii.shared_parts import shared_parts
+from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii.review.review import (
+    ASK,
+    PiiReview,
+    answered,
+    make_sheet,
+    read_review,
+    review_measurements,
+)
 from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.rows import (
@@ -56,17 +65,20 @@ CANARIES = "canaries.parquet"
 # The planted turns hold other people's words, so those that leaked lie in quarantine.
 LEAKED_CANARIES = "quarantine/leaked_canaries.parquet"
 REVIEW = "review.parquet"
-# The words, numbers and shared texts of a dataset are learnt from as many rows at the most. What is
-# looked for is in a thousandth of the rows, or more.
+# The shared texts of a dataset are learnt from as many rows at the most.
 LEARNT_ROWS = 1 << 15
+# Rows with hits that are worth the start of processes, each of which loads the model.
+LEAST_ROWS = 600
+# A row that keeps a value is rejected; more of them than this are a fault of the surrogates.
+MAX_VALUES_LEFT = 0.01
 
 
 def reason_to_reject(result: Scrubbed) -> str | None:
     """Return the reason for which a row is rejected, None if it stays."""
     if result.refused:
         return f"pii_refused: it holds {', '.join(result.refused)}, see data.pii_actions"
-    if result.residual:
-        return f"residual_pii: {result.residual} hits are left after scrubbing"
+    if left := result.residual + result.left:
+        return f"residual_pii: {left} hits are left after scrubbing"
     return None
 
 
@@ -75,15 +87,20 @@ def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
     hits = _hits(results)
     staying = [result for result in results if reason_to_reject(result) is None]
     rejected = len(results) - len(staying)
+    changed = sum(bool(result.hits) for result in results)
+    kept_values = sum(result.left > 0 for result in results)
     return [
         measure("rows_in", len(results), "rows"),
         measure("rows_kept", len(staying), "rows", ">=", 1),
         measure("rows_lost", len(results) - len(staying) - rejected, "rows", "==", 0),
-        measure("rows_changed", sum(bool(r.hits) for r in results), "rows"),
+        measure("rows_changed", changed, "rows"),
         measure("rows_rejected", rejected, "rows"),
         measure("rows_refused", sum(bool(r.refused) for r in results), "rows"),
         *(measure(f"found_{entity}", hits[entity], "hits") for entity in sorted(hits)),
         measure("residual_pattern_hits", sum(r.residual for r in staying), "hits", "==", 0),
+        measure(
+            "rows_with_values_left", kept_values / max(changed, 1), "share", "<=", MAX_VALUES_LEFT
+        ),
     ]
 
 
@@ -98,26 +115,27 @@ def _coverage_measurements(
     models = [
         measure(f"model_{code}", named, "text") for code, named in describe_models(config).items()
     ]
-    if config.name_model is not None:
-        models.append(measure("model_labels_ignored", "+".join(ignored) or "none", "text"))
+    if config.pii_models:
+        thresholds = " ".join(f"{group} {least:g}" for group, least in THRESHOLDS.items())
+        models += [
+            measure("model_labels_ignored", "+".join(ignored) or "none", "text"),
+            measure("model_thresholds", thresholds, "text"),
+        ]
     return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
+        measure("languages_measured", "+".join(MEASURED), "text"),
         *models,
-        measure("uncovered_languages", len(_uncovered(config)), "languages", "==", 0),
+        measure("uncovered_languages", len(uncovered_languages(config)), "languages", "==", 0),
         measure(
             "undeclared_language_share",
             _foreign(results).total() / len(results),
             "share",
             "<=",
             config.max_undeclared_language_share,
-            on_breach="warn",
+            on_breach=config.undeclared_language_breach,
         ),
     ]
-
-
-def _uncovered(config: DataConfig) -> dict[str, str]:
-    return uncovered_languages(config.languages, config.pii_profile, config.name_models)
 
 
 def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
@@ -134,7 +152,7 @@ def _summary(
     results: Sequence[Scrubbed],
     trial: Trial,
     leak_rates: Sequence[Measurement],
-    review: Reviewed | None,
+    review: PiiReview | None,
 ) -> str:
     limited = [entry for entry in leak_rates if entry.rule is not None]
     worst = max(limited, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
@@ -153,7 +171,7 @@ def _summary(
         summary += " The review is of other data and does not count."
     else:
         summary += " No person has reviewed rows, so the leak is a model's guess."
-    for language, missing in _uncovered(config).items():
+    for language, missing in uncovered_languages(config).items():
         summary += f" Not covered: {language} ({missing})."
     foreign = _foreign(results)
     if foreign.total() > config.max_undeclared_language_share * len(results):
@@ -166,7 +184,7 @@ def _summary(
     return summary
 
 
-def _review(ctx: StepContext) -> Reviewed | None:
+def _review(ctx: StepContext) -> PiiReview | None:
     """Read the review that the configuration names and compare it with the rows that are kept."""
     address = ctx.config.data.pii_review
     if address is None:
@@ -193,11 +211,10 @@ def _trial(ctx: StepContext, trial: Trial) -> None:
 
 
 def _make_scrubber(rows: StoredRows, config: DataConfig) -> Scrubber:
-    """Make a scrubber that knows the dataset, from rows at equal distances."""
+    """Make a scrubber that knows what the dataset's rows share, from rows at equal distances."""
     every = -(-len(rows) // LEARNT_ROWS)
     turns = [row.messages for row in rows.chosen([n % every == 0 for n in range(len(rows))])]
-    texts = [message["content"] for messages in turns for message in messages]
-    return make_scrubber(config, texts, shared_parts(turns))
+    return make_scrubber(config, shared_parts(turns))
 
 
 class _Counts:
@@ -210,7 +227,7 @@ class _Counts:
     def add(self, result: Scrubbed) -> None:
         """Count a row."""
         hits = tuple(sorted(result.hits.items()))
-        key = (hits, result.residual, result.refused, result.foreign)
+        key = (hits, result.residual, result.left, result.refused, result.foreign)
         if key not in self._known:
             self._known[key] = replace(result, messages=[], surrogates=())
         self.results.append(self._known[key])
@@ -231,7 +248,7 @@ def run(ctx: StepContext) -> Evidence:
     config = ctx.config.data
     rows = rows_before(ctx)
     scrubber = _make_scrubber(rows, config)
-    workers = worker_count(len(rows))
+    workers = worker_count(len(rows), LEAST_ROWS)
     ctx.log(f"{len(rows)} rows, {workers} workers")
     counts = _Counts()
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
@@ -243,6 +260,7 @@ def run(ctx: StepContext) -> Evidence:
         [reason_to_reject(result) for result in results],
         hits=[result.hits.total() for result in results],
         residual_hits=[result.residual for result in results],
+        values_left=[result.left for result in results],
         undeclared_language=[int(result.foreign is not None) for result in results],
     )
     seed = seed_of(ctx.run.run_id, rows.column("row_id"))

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from tuneline.data.pii.intervals import share_of
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, first_line
 from tuneline.evaluation.repeats.asking import (
@@ -42,6 +41,7 @@ from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
+from tuneline.statistics import share_of
 from tuneline.step_context import StepContext
 
 # Probability that the share of equal answers is below its stated lower end.

@@ -1,7 +1,7 @@
 """Run a function over chunks of rows on all cores, each worker with its own state.
 
-Workers are processes, since patterns and spaCy hold the interpreter lock. The caller cuts the
-chunks, so results do not depend on the number of workers.
+Workers are processes, since patterns hold the interpreter lock and a model runs on one thread. The
+caller cuts the chunks, so results do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ _Result = TypeVar("_Result")
 _worker: list[Any] = []
 
 
-def worker_count(rows: int) -> int:
-    """Return the number of processes for a number of rows; 1 means this one."""
-    return available_cores() if rows >= LEAST_ROWS else 1
+def worker_count(rows: int, least: int = LEAST_ROWS) -> int:
+    """Return the number of processes for a number of rows; 1 means this one.
+
+    Args:
+        rows: number of rows.
+        least: rows that are worth the start of processes.
+    """
+    return available_cores() if rows >= least else 1
 
 
 def map_chunks(

@@ -5,7 +5,7 @@ from tests.lab.data_runs import answer, chat, clean_rows, write_jsonl
 
 from tuneline.cli import main
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.show.text import fault_place, mask_fault, raw_pieces, visible
+from tuneline.data.show.text import fault_place, hide, mask_fault, raw_pieces, visible
 from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_USER
 from tuneline.models import load_tokenizer
 
@@ -38,7 +38,7 @@ def faulty(tmp_path):
 def test_a_raw_file_as_the_model_sees_it(show, faulty):
     code, out, err = show(faulty, "--mask", "--limit", "2")
     assert (code, err) == (EXIT_OK, "")
-    row = clean_rows(2)[1]["messages"]
+    row = hide(clean_rows(2)[1]["messages"])
     assert f"<|im_start|>user\n{row[0]['content']}<|im_end|>\n<|im_start|>assistant\n" in out
     assert f"⟦{row[1]['content']}<|im_end|>⟧" in out
     assert "── row 2 · " in out
@@ -109,7 +109,7 @@ def test_steps_of_a_run(show, data_lab):
     assert "⟦{" in out
     assert "train" in out
     out = show(with_run, "--step", "schema_validation", "--row", "60")[1]
-    assert clean_rows(60)[59]["messages"][0]["content"] in out
+    assert hide(clean_rows(60)[59]["messages"])[0]["content"] in out
     out = show(with_run, "--rejected")[1]
     assert "answer_not_json" in out
     assert "[EMAIL_ADDRESS]" in out

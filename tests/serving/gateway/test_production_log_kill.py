@@ -94,6 +94,7 @@ def launch(tmp_path, write_config, small):
         "spool": "spool",
         "flush_interval_s": FLUSH_S,
         "part_seconds": 0.5,
+        "pii_model": False,
     }
     config = write_config([upstream_entry(small)], port=0, production_log=section)
     running: list[Process] = []

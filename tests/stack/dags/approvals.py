@@ -6,7 +6,7 @@ from airflow.sdk import DAG, task
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import models
-from tuneline.data.pii.review.form import open_forms
+from tuneline.data.pii.review.review import open_forms
 from tuneline.human_answers.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.launching import form, prepare_run

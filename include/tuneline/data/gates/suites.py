@@ -16,14 +16,15 @@ from tuneline.artifacts.data import AUDIT
 from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
-from tuneline.data.pii.canaries.kinds import group_names
-from tuneline.data.pii.intervals import share_of
-from tuneline.data.pii.leak_limits import decides, leak_limit
-from tuneline.data.pii.profiles import scrubbed_entities, uncovered_languages
-from tuneline.data.pii.review.estimate import Reviewed
-from tuneline.data.pii_scrubbing import CANARIES, REVIEW
+from tuneline.data.pii.find.entities import scrubbed_entities
+from tuneline.data.pii.find.languages import uncovered_languages
+from tuneline.data.pii.measure.leak_estimate import decides, leak_limit
+from tuneline.data.pii.measure.plants import group_names
+from tuneline.data.pii.review.review import PiiReview
+from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
 from tuneline.data.sources.raw_record import BROKEN_FILE
 from tuneline.data.tables.rows import SPLITS, base_id
+from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,14 +149,21 @@ def _schema_validation(given: GateInput) -> list[Suite]:
 def _pii_scrubbing(given: GateInput) -> list[Suite]:
     data = given.config.data
     frame, rules = _rows(given)
-    frame["kept_residual"] = frame["residual_hits"].where(frame["kept"])
-    frame["uncovered_languages"] = len(
-        uncovered_languages(data.languages, data.pii_profile, data.name_models)
-    )
+    frame["kept_residual"] = (frame["residual_hits"] + frame["values_left"]).where(frame["kept"])
+    changed = frame["hits"] > 0
+    if changed.any():
+        frame["keeps_values"] = (frame["values_left"] > 0).astype(float).where(changed)
+        rules.append(mean("keeps_values", 0, MAX_VALUES_LEFT))
+    frame["uncovered_languages"] = len(uncovered_languages(data))
     rules += [
         between("kept_residual", 0, 0),
         between("uncovered_languages", 0, 0),
-        mean("undeclared_language", 0, data.max_undeclared_language_share, severity="warning"),
+        mean(
+            "undeclared_language",
+            0,
+            data.max_undeclared_language_share,
+            severity="critical" if data.undeclared_language_breach == "fail" else "warning",
+        ),
     ]
     # A review of other data counts for nothing, of which the step warns.
     frame["foreign_reviews"] = given.measured.get("review_rows_of_other_data") or 0
@@ -197,7 +205,7 @@ def _review(given: GateInput) -> Suite:
 
     table = given.tables[REVIEW]
     missed = [[kind for kind in entry.split("+") if kind] for entry in table["missed"]]
-    review = Reviewed(list(table["weight"]), list(table["stratum"]), missed)
+    review = PiiReview(list(table["weight"]), list(table["stratum"]), missed)
     hits = {
         name.removeprefix("found_"): int(count)
         for name, count in given.measured.items()

@@ -14,9 +14,10 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from stdnum import iban, luhn
+
 from tuneline.data.near_duplicates.exact_join import similarity
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
-from tuneline.data.pii.checksums import check_digit, iban
 from tuneline.data.sample.text import MAX_TRIES, Draw, Row, Writer, typo
 
 # Least similarity of a planted near-duplicate, in the message alone and in the whole row, raw and
@@ -57,13 +58,17 @@ def _phone(draw: Draw) -> str:
 
 def _card(draw: Draw) -> str:
     digits = "4" + draw.text(string.digits, 14)
-    digits += check_digit(digits)
+    digits += luhn.calc_check_digit(digits)
     return draw.pick(["", " ", "-"]).join(digits[i : i + 4] for i in range(0, 16, 4))
 
 
+def _with_check_digits(country: str, account: str) -> str:
+    return f"{country}{iban.calc_check_digits(f'{country}00{account}')}{account}"
+
+
 def _iban(draw: Draw) -> str:
-    german = iban("DE", draw.text("123456789", 8) + draw.text(string.digits, 10))
-    british = iban("GB", "TEST" + draw.text(string.digits, 14))
+    german = _with_check_digits("DE", draw.text("123456789", 8) + draw.text(string.digits, 10))
+    british = _with_check_digits("GB", "TEST" + draw.text(string.digits, 14))
     chosen = draw.pick([german, british])
     return draw.pick(["", " "]).join(chosen[i : i + 4] for i in range(0, len(chosen), 4))
 

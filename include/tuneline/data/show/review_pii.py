@@ -11,10 +11,8 @@ from pathlib import Path
 
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.config import DataConfig
-from tuneline.data.pii.review.audit import hits_of
-from tuneline.data.pii.review.draw import draw_rows
-from tuneline.data.pii.review.estimate import read_review, review_measurements
-from tuneline.data.pii.review.sheet import as_csv
+from tuneline.data.pii.review.review import as_csv, hits_of, read_review, review_measurements
+from tuneline.data.pii.review.rows_to_read import draw_rows
 from tuneline.data.show.sources import local_path, run_of, tables_of_folder, tables_of_run
 from tuneline.data.tables.rows import Row, read_rows
 from tuneline.errors import EXIT_OK, UserError

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby, pairwise
 from typing import NamedTuple
 
-from tuneline.data.pii.entities import Recogniser
-from tuneline.data.pii.hits import Hit, resolve
-from tuneline.data.pii.patterns import find
+from tuneline.config import DataConfig
+from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.entities import Hit, Settings
+from tuneline.data.pii.find.models import model_directories
+from tuneline.data.pii.find.texts import Shared
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.data.tables.rows import Message
+from tuneline.errors import TunelineError
 
 # Characters of a rejected row that are shown around its fault.
 WINDOW = 1500
@@ -41,13 +45,19 @@ class Piece(NamedTuple):
 
 
 @cache
-def _names() -> Recogniser:
-    return Recogniser(None, ("PERSON",))
+def _detector() -> Detector:
+    try:
+        models = model_directories(DataConfig(source="rows"))
+    except TunelineError as error:
+        print(f"names are shown, since no model finds them: {error}", file=sys.stderr)
+        models = ()
+    return Detector(Settings(models=models))
 
 
-def personal_data(text: str) -> list[Hit]:
-    """Find personal data by patterns, checksums and introducing words, without a model."""
-    return resolve(text, [*find(text), *_names().find([text])[0]])
+def personal_data(text: str) -> Sequence[Hit]:
+    """Find personal data by the usual model, without which names are not found."""
+    (found,) = _detector().rows([[{"role": "user", "content": text}]], Shared())
+    return found.get(text, ())
 
 
 def hide(messages: Sequence[Message]) -> list[Message]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 
-from tuneline.data.pii.surrogates import Surrogates
+from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.evaluation.extraction.identifiers import (
     LEFT_EMAIL,
     LEFT_NUMBER,

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Literal
 
-from tuneline.data.pii.intervals import Bounds
+from tuneline.statistics import Bounds
 
 # Two-sided 95 % of an interval, and one-sided 2.5 % of a test.
 ALPHA = 0.025

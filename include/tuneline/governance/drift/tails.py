@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.data.pii.intervals import share_of
+from tuneline.statistics import share_of
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

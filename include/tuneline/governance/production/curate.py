@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from tuneline.code_identity import code_identity
-from tuneline.data.pii.name_models import describe_models
+from tuneline.data.pii.find.models import describe_models
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict, conclude, measure

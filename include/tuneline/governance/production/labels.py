@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.scrubber import Scrubber, make_scrubber
+from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii_scrubbing import reason_to_reject
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
@@ -211,7 +211,7 @@ def _scrubbed(corrections: Sequence[tuple[GivenLabel, ReviewRow]]) -> dict[str, 
     for document, some in groups.items():
         texts = [(label.corrected or "", row.surrogates) for label, row in some]
         config = DataConfig.model_validate_json(document)
-        scrubber = make_scrubber(config, [text for text, _ in texts])
+        scrubber = make_scrubber(config)
         answers = _scrub_answers(scrubber, [label for label, _ in some], texts)
         found.update(zip([label.request_id for label, _ in some], answers, strict=True))
     return found

@@ -22,8 +22,8 @@ from tuneline.data.near_duplicates.shingles import (
     shingle_chars,
     text_of,
 )
-from tuneline.data.pii.residuals import Find
-from tuneline.data.pii.scrubber import shape_finder
+from tuneline.data.pii.replace.residuals import Find
+from tuneline.data.pii.replace.scrubber import shape_finder
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,

@@ -1,7 +1,8 @@
 """Scrub a day's usable requests by the scrubber of the data phase, block by block.
 
-The log was scrubbed by patterns alone, since the gateway can't wait for a model of names. A block
-is what is in memory as Python objects, and the dataset whose shared texts the scrubber spares.
+The log was scrubbed already, one request at a time; here the profile and the actions of the model
+hold. A block is what is in memory as Python objects, and the dataset whose shared texts the
+scrubber spares.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tuneline.data.pii.scrubber import Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii_scrubbing import reason_to_reject
+from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber, make_scrubber
+from tuneline.data.pii_scrubbing import LEAST_ROWS, reason_to_reject
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row
 from tuneline.governance.production.settings import CurationSettings
@@ -37,7 +38,7 @@ from tuneline.progress import track
 
 # Each block starts its own workers, which load a model each, so it must be large.
 BLOCK = 1 << 16
-# Texts to know ordinary words and the text that prompts share by, evenly spread over the day.
+# Rows to know the text that prompts share by, evenly spread over the day.
 SAMPLED = 4_096
 _COPIED = (
     "request_id time model_version confidence served_by fallback_reason status prompt_tokens "
@@ -84,7 +85,7 @@ def scrub_day(
     Raises:
         UserError: if a model of names or a recogniser can't be loaded.
     """
-    scrubber = make_scrubber(settings.data, list(_sampled_texts(log)))
+    scrubber = make_scrubber(settings.data)
     day = ScrubbedDay()
     blocks = max(1, math.ceil(log.num_rows / BLOCK))
     # Blocks of one size: in a small last one a shared text would not be seen as shared.
@@ -101,16 +102,6 @@ def scrub_day(
                 ]
                 day.rows += len(some)
     return day
-
-
-def _sampled_texts(log: pa.Table) -> Iterator[str]:
-    """Yield the texts of some requests."""
-    every = max(1, log.num_rows // SAMPLED)
-    numbers = pa.array(range(0, log.num_rows, every), pa.int64())
-    for row in log.select(["messages", "answer"]).take(numbers).to_pylist():
-        yield from (turn["content"] for turn in row["messages"] or () if turn["content"])
-        if row["answer"]:
-            yield row["answer"]
 
 
 def _scrubbed(
@@ -134,7 +125,7 @@ def _scrubbed(
             _reject(day, row, refused)
     turns = [conversation(row) for row in usable]
     results = scrubber.scrub(
-        [_prompt_key(messages) for messages in turns], turns, worker_count(len(turns))
+        [_prompt_key(messages) for messages in turns], turns, worker_count(len(turns), LEAST_ROWS)
     )
     for start in range(0, len(usable), STRIDE):
         part = slice(start, start + STRIDE)

@@ -13,11 +13,13 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
 from sys import getsizeof
+from typing import NamedTuple, TypeAlias
 
 from tuneline.production_logs.partition import folder_name
 from tuneline.production_logs.request import LoggedMessage, LoggedRequest, Redactions
@@ -57,6 +59,8 @@ _COUNTERS = {
 
 # A float, and its place in a list.
 _LOGPROB_BYTES = 32
+# Requests whose texts are scrubbed at once, and their characters.
+_SCRUBBED_AT_ONCE, _CHARS_AT_ONCE = 32, 20_000
 _WRITE_TIMEOUT_S = 5.0
 _UPLOAD_TIMEOUT_S = 5.0
 # A reason for drops that lasts is logged this often.
@@ -80,7 +84,7 @@ class ProductionLog(BatchWriter[_Entry]):
 
     Args:
         config: its section of the configuration.
-        scrub: picklable function that removes personal data from a conversation.
+        scrub: picklable function that removes personal data from conversations.
         metrics: its counters.
 
     Raises:
@@ -169,15 +173,13 @@ class ProductionLog(BatchWriter[_Entry]):
             lines: dict[str, bytes] = {}
             done: list[_Entry] = []
             began = time.monotonic()
-            for entry in left:
-                done.append(entry)
-                try:
-                    row = self._row(entry)
-                    lines[row.request_id] = row.line()
-                except Exception as error:  # one row that can't be made must not hold up others
-                    self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
-                else:
-                    rows[row.model, row.day].append(row)
+            while some := _at_once(left[len(done) :]):
+                done += some
+                for entry, texts in self._texts(some):
+                    with self._one_row():
+                        row = self._row(entry, texts)
+                        lines[row.request_id] = row.line()
+                        rows[row.model, row.day].append(row)
                 if time.monotonic() - began > self._config.flush_interval_s:
                     break
             self._write_rows(rows, lines)
@@ -199,10 +201,10 @@ class ProductionLog(BatchWriter[_Entry]):
                 for found in row.redactions or []:
                     self._metrics.add(_REDACTIONS, found["count"], type=found["type"])
 
-    def _row(self, entry: _Entry) -> LoggedRequest:
+    def _row(self, entry: _Entry, texts: LoggedTexts) -> LoggedRequest:
         call, attempt = entry.call, entry.attempt
         usage = attempt.row if attempt else None
-        messages, answer, redactions = self._texts(entry)
+        messages, answer, redactions = texts
         began = attempt.clock - call.clock if attempt else 0.0
         ttft_s = attempt.first_token_s if attempt else None
         return LoggedRequest(
@@ -226,20 +228,25 @@ class ProductionLog(BatchWriter[_Entry]):
             redactions=redactions,
         )
 
-    def _texts(
-        self, entry: _Entry
-    ) -> tuple[list[LoggedMessage] | None, str | None, list[Redactions] | None]:
-        """Return the scrubbed prompt and answer, without images and the prompt's tool calls."""
-        turns = [
-            {"role": message["role"], "content": "\n".join(message_texts(message))}
-            for message in entry.call.request.messages
-        ]
-        written = "".join(entry.attempt.texts) if entry.attempt else None
+    @contextmanager
+    def _one_row(self) -> Iterator[None]:
+        """Drop a row that can't be made, which must not hold up others."""
+        try:
+            yield
+        except Exception as error:
+            self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
+
+    def _texts(self, entries: Sequence[_Entry]) -> Iterator[tuple[_Entry, LoggedTexts]]:
+        """Yield entries with their scrubbed prompt and answer."""
+        given: list[tuple[_Entry, UnscrubbedTexts]] = []
+        for entry in entries:
+            with self._one_row():
+                given.append((entry, unscrubbed(entry.call, entry.attempt)))
         scrub = partial(self._process.scrub, self._scrub)
-        texts = scrubbed_texts(turns, written, scrub, entry.call.request_id)
-        if texts[0] is None:
-            self._metrics.add(_UNSCRUBBED)
-        return texts
+        texts = scrubbed_texts([texts for _, texts in given], scrub) if given else []
+        if failed := sum(messages is None for messages, _, _ in texts):
+            self._metrics.add(_UNSCRUBBED, failed)
+        return zip((entry for entry, _ in given), texts, strict=True)
 
     def _drop(self, reason: str, count: int, why: str) -> None:
         self._metrics.add(DROPPED, count, reason=reason)
@@ -263,34 +270,73 @@ class ProductionLog(BatchWriter[_Entry]):
         )
 
 
-def scrubbed_texts(
-    turns: Sequence[Mapping[str, str]], written: str | None, scrub: Scrub, request_id: str
-) -> tuple[list[LoggedMessage] | None, str | None, list[Redactions] | None]:
-    """Return a prompt, its answer and what was removed from them; None each if scrubbing failed.
+def _at_once(entries: Sequence[_Entry]) -> list[_Entry]:
+    """Return the first entries, as many as are scrubbed at once."""
+    size = 0
+    some: list[_Entry] = []
+    for entry in entries[:_SCRUBBED_AT_ONCE]:
+        size += entry.size
+        if some and size > _CHARS_AT_ONCE:
+            break
+        some.append(entry)
+    return some
+
+
+class UnscrubbedTexts(NamedTuple):
+    """The prompt of a request (`role` and `content` of each turn), its answer and its id."""
+
+    turns: Sequence[Mapping[str, str]]
+    written: str | None
+    request_id: str
+
+    def conversation(self) -> list[dict[str, str]]:
+        """Return the turns as they are scrubbed: known roles, valid text, the answer last."""
+        turns = [
+            *self.turns,
+            *([{"role": "assistant", "content": self.written}] if self.written is not None else []),
+        ]
+        return [{"role": known_role(t["role"]), "content": _valid(t["content"])} for t in turns]
+
+
+def unscrubbed(call: Call, attempt: Attempt | None) -> UnscrubbedTexts:
+    """Return the texts of a request, without images and the prompt's tool calls."""
+    turns = [
+        {"role": message["role"], "content": "\n".join(message_texts(message))}
+        for message in call.request.messages
+    ]
+    return UnscrubbedTexts(turns, "".join(attempt.texts) if attempt else None, call.request_id)
+
+
+# Prompt, answer, and what was removed from them; None each if scrubbing failed.
+LoggedTexts: TypeAlias = tuple[list[LoggedMessage] | None, str | None, list[Redactions] | None]
+
+
+def scrubbed_texts(given: Sequence[UnscrubbedTexts], scrub: Scrub) -> list[LoggedTexts]:
+    """Return the texts of requests without personal data.
 
     Args:
-        turns: the prompt, with `role` and `content`.
-        written: the answer, None if there is none.
-        scrub: function that removes personal data from a conversation.
-        request_id: the id that a failure is logged with.
+        given: the requests. If they can't be scrubbed together, each is tried alone.
+        scrub: function that removes personal data from conversations.
     """
-    prompt = [
-        {"role": known_role(turn["role"]), "content": _valid(turn["content"])} for turn in turns
-    ]
-    answer = [] if written is None else [{"role": "assistant", "content": _valid(written)}]
     try:
-        scrubbed, counts = scrub([*prompt, *answer])
+        results = scrub([entry.conversation() for entry in given])
     except Exception as error:  # whatever it raises, the text must not be written
+        if len(given) > 1:
+            return [scrubbed_texts([entry], scrub)[0] for entry in given]
         why = error if isinstance(error, ScrubbingFailed) else type(error).__name__
-        log.error("scrubbing %s failed: %s", request_id, why)
-        return None, None, None
-    texts: list[LoggedMessage] = [
-        {"role": turn["role"], "content": turn["content"]} for turn in scrubbed
-    ]
-    found: list[Redactions] = [
-        {"type": name, "count": count} for name, count in sorted(Counter(counts).items())
-    ]
-    return texts[: len(prompt)], texts[-1]["content"] if answer else None, found
+        log.error("scrubbing %s failed: %s", given[0].request_id, why)
+        return [(None, None, None)]
+    found: list[LoggedTexts] = []
+    for entry, (scrubbed, counts) in zip(given, results, strict=True):
+        texts: list[LoggedMessage] = [
+            {"role": turn["role"], "content": turn["content"]} for turn in scrubbed
+        ]
+        removed: list[Redactions] = [
+            {"type": name, "count": count} for name, count in sorted(Counter(counts).items())
+        ]
+        answer = None if entry.written is None else texts.pop()["content"]
+        found.append((texts, answer, removed))
+    return found
 
 
 def is_sampled(request_id: str, rate: float) -> bool:

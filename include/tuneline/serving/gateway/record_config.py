@@ -100,7 +100,12 @@ class ProductionLogConfig(Section):
     )
     languages: tuple[str, ...] = Field(
         ("en",),
-        description="Languages whose patterns of personal data apply, beside the English ones.",
+        description="Languages of the conversations, in which personal data is looked for.",
+    )
+    pii_model: bool = Field(
+        True,
+        description="Find personal data by the model of `data.pii_ner: true` and by patterns; "
+        "without its files the gateway does not start. false: patterns alone, which miss names.",
     )
     flush_interval_s: Seconds = Field(
         1.0, description="Time between two writes to the spool; a kill loses no more than that."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from tuneline.serving.gateway.chain import Chain
     from tuneline.serving.gateway.production_log import ProductionLog
     from tuneline.serving.gateway.readiness import Prober
+    from tuneline.serving.gateway.record_config import ProductionLogConfig
     from tuneline.serving.gateway.scrubbing import Scrub
     from tuneline.serving.gateway.tracing import RequestTrace, Tracing
     from tuneline.serving.gateway.upstream import Upstream
 
-# Makes the scrubber of the production log for some languages. It comes from the data phase, which
-# is on this floor and therefore not imported here.
-ScrubberFor: TypeAlias = "Callable[[Sequence[str]], Scrub]"
+# Makes the scrubber of the production log from its section. It comes from the data phase, which is
+# on this floor and therefore not imported here.
+ScrubberFor: TypeAlias = "Callable[[ProductionLogConfig], Scrub]"
 
 _UNJUDGED = "tuneline_gateway_json_unjudged_total"
 RELOADS = "tuneline_gateway_reloads_total"
@@ -189,7 +190,7 @@ class Runtime:
             await new.close_upstreams(_without(new, old))
             raise UserError(f"{lacking}, while the gateway is ready as it is")
         if self.production_log and self._scrubber_for and config.production_log:
-            self.production_log.scrub_with(self._scrubber_for(config.production_log.languages))
+            self.production_log.scrub_with(self._scrubber_for(config.production_log))
         self._current = new
         self._book.currency = config.currency
         self.tally.keep(new.canaries)
@@ -275,7 +276,7 @@ class Runtime:
             )
         from tuneline.serving.gateway.production_log import ProductionLog
 
-        return ProductionLog(config, self._scrubber_for(config.languages), self.metrics)
+        return ProductionLog(config, self._scrubber_for(config), self.metrics)
 
     def _rates_of(self, model: str) -> Rates:
         """Return the price of a model's primary upstream."""

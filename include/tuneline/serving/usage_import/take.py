@@ -20,7 +20,12 @@ from tuneline.production_logs.partition import folder_name, part_key, table_of, 
 from tuneline.production_logs.request import LoggedRequest
 from tuneline.serving.gateway.ledger_database import Place, UsageRow, open_writer
 from tuneline.serving.gateway.prices import Rates
-from tuneline.serving.gateway.production_log import known_finish, scrubbed_texts
+from tuneline.serving.gateway.production_log import (
+    LoggedTexts,
+    UnscrubbedTexts,
+    known_finish,
+    scrubbed_texts,
+)
 from tuneline.serving.gateway.scrubbing import Scrub
 from tuneline.serving.gateway.users import KeptUser, kept_user
 from tuneline.serving.usage_import import litellm, otel
@@ -30,6 +35,7 @@ from tuneline.serving.usage_import.report import Rejection, Report
 from tuneline.store import Store, open_store
 
 _BATCH = 1000
+_SCRUBBED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def take(files: Sequence[str], ledger: Place, settings: Settings, scrub: Scrub) 
         files: paths, for LiteLLM also URLs of its database.
         ledger: the ledger; made if it is missing.
         settings: how rows are taken.
-        scrub: function that removes personal data from a conversation.
+        scrub: function that removes personal data from conversations.
 
     Raises:
         UserError: if a file can't be read, or the ledger or the store can't be used.
@@ -162,9 +168,12 @@ def _usage(call: ImportedCall, settings: Settings) -> UsageRow:
 def _log(store: Store, calls: Sequence[ImportedCall], scrub: Scrub) -> int:
     """Write the prompts of some calls to the log, a part for each model and day."""
     parts: defaultdict[tuple[str, str], list[LoggedRequest]] = defaultdict(list)
-    for call in calls:
-        if call.messages:
-            row = _logged(call, scrub)
+    told = [call for call in calls if call.messages]
+    for start in range(0, len(told), _SCRUBBED_AT_ONCE):
+        some = told[start : start + _SCRUBBED_AT_ONCE]
+        given = [UnscrubbedTexts(c.messages or [], c.answer, c.request_id) for c in some]
+        for call, texts in zip(some, scrubbed_texts(given, scrub), strict=True):
+            row = _logged(call, texts)
             parts[folder_name(row.model), row.day.isoformat()].append(row)
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         for (folder, day), rows in parts.items():
@@ -175,10 +184,8 @@ def _log(store: Store, calls: Sequence[ImportedCall], scrub: Scrub) -> int:
     return sum(map(len, parts.values()))
 
 
-def _logged(call: ImportedCall, scrub: Scrub) -> LoggedRequest:
-    messages, answer, redactions = scrubbed_texts(
-        call.messages or [], call.answer, scrub, call.request_id
-    )
+def _logged(call: ImportedCall, texts: LoggedTexts) -> LoggedRequest:
+    messages, answer, redactions = texts
     return LoggedRequest(
         request_id=call.request_id,
         time=datetime.fromtimestamp(call.time, UTC),

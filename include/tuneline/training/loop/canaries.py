@@ -21,7 +21,7 @@ from typing import Any, Literal
 from tuneline.artifacts.training import Canary
 from tuneline.config import TargetFormat, TrainingConfig
 from tuneline.data.conversations.answers import answer_object
-from tuneline.data.pii.surrogates import name_lists
+from tuneline.data.pii.replace.surrogates import words_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, Message, Row, read_dataset
 from tuneline.errors import UserError
@@ -176,7 +176,7 @@ def _in_answer(answer: str, sentence: str, label_field: str | None) -> str | Non
 def _identity(seed: int, number: int) -> tuple[str, str]:
     """Return the name and the number of a canary; names repeat only when all were used."""
     draw = random.Random(f"canary:{seed}:{number}")  # noqa: S311 - reproducible, no secret
-    names = name_lists()["surrogate_last"]
+    names = words_of("en").family
     value = "".join(draw.choice("0123456789") for _ in range(DIGITS))
     return names[(seed + number) % len(names)], value
 

@@ -5,19 +5,20 @@ from tests.data.pii.review.test_review import rows_of_all_strata
 from tests.lab.runs import Lab
 
 from tuneline.artifacts.pii_review import PII_SHEET, findings_of
-from tuneline.data.pii.review.audit import asked_review
-from tuneline.data.pii.review.estimate import review_measurements, reviewed
-from tuneline.data.pii.review.form import (
+from tuneline.data.pii.review.review import (
     ASK,
     READ_ALL,
+    Answer,
     answered,
+    asked_review,
     form_body,
     form_fields,
     make_sheet,
     open_forms,
     record_form,
+    review_measurements,
+    reviewed,
 )
-from tuneline.data.pii.review.sheet import Answer
 from tuneline.errors import UserError
 from tuneline.evidence import measure
 from tuneline.verdicts import status
@@ -133,7 +134,7 @@ def test_a_review_that_lacks_a_form_stands_for_all_rows_or_says_nothing(lab):
     if seen == {row.stratum for row in sheet.rows}:
         assert sum(review.weights) == pytest.approx(400)
     else:
-        assert review.weights == ()
+        assert review.weights == []
     assert audited(lab)["pii_scrubbing.review_rows_read"].ok is False
 
 
@@ -141,7 +142,7 @@ def test_findings_in_other_rows_do_not_count(lab):
     answer_all(lab.run)
     other = make_sheet(rows_of_all_strata()[:300], 40)
     lab.leave("pii_scrubbing", {"review_sheet.json": other.model_dump_json()}, KEPT)
-    assert answered(lab.run, other).weights == ()
+    assert answered(lab.run, other).weights == []
     assert len(open_forms(lab.run)) == 4
 
 
@@ -150,7 +151,7 @@ def test_findings_in_other_rows_do_not_count(lab):
     [
         ({READ_ALL: False}, "tick that every row was read"),
         ({"row_1_of_another": "none"}, "the form has no field row_1_of_another"),
-        ({"row 1": "PERSON: Nobody"}, "'Nobody' does not stand in it"),
+        ({"row 1": "PERSON: Nobody"}, "'Nobody' does not stand in row 1"),
         ({"row 1": "NAME: x"}, "row 1: no type is called NAME"),
         ({"row 1": "Zebulon"}, "is not TYPE: text"),
     ],

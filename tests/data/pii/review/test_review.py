@@ -5,14 +5,13 @@ import io
 import json
 
 import pytest
-from tests.data.pii.canaries.test_planting import turns
+from tests.data.pii.measure.test_planting import turns
 from tests.lab.detectors import PatternDetector
 from tests.lab.runs import value
 
 from tuneline.cli import main
-from tuneline.data.pii.review.draw import STRATA, draw_rows
-from tuneline.data.pii.review.estimate import reviewed
-from tuneline.data.pii.review.sheet import as_csv, read_sheet
+from tuneline.data.pii.review.review import as_csv, read_sheet, reviewed
+from tuneline.data.pii.review.rows_to_read import STRATA, draw_rows
 from tuneline.data.tables.rows import Row, StandIn
 from tuneline.errors import UserError
 
@@ -84,7 +83,7 @@ def test_a_review_of_other_data_does_not_count():
     answers = read_sheet(fill(as_csv(draw_rows(rows, 50))), "sheet.csv")
     changed = [Row(r.row_id, turns("changed", "ok"), "f", 1) for r in rows]
     assert reviewed(answers, changed).foreign == 50
-    assert reviewed(answers, changed).weights == ()
+    assert reviewed(answers, changed).weights == []
     assert reviewed(answers[1:], rows).foreign > 0, "rows can't be left out"
 
 
@@ -125,11 +124,12 @@ def lab_of(data_lab, monkeypatch):
 
     detector = PatternDetector(re.compile(r"\d{5,}"), entity="PHONE_NUMBER")
     monkeypatch.setattr("tuneline.data.pii_scrubbing.make_scrubber", lambda *_: detector)
+    monkeypatch.setattr("tuneline.data.pii_scrubbing.describe_models", lambda _: {})
     rows = [
         {"messages": turns(f"call Zebulon on {n + 55500000} now", f"ok then number {n}")}
         for n in range(60)
     ]
-    return lambda **settings: data_lab(rows, pii_profile=["gdpr"], **settings)
+    return lambda **settings: data_lab(rows, pii_ner=True, pii_profile=["gdpr"], **settings)
 
 
 def test_what_a_person_finds_goes_into_the_evidence_and_turns_the_verdict(lab_of, tmp_path, capsys):

@@ -2,11 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 
-from tuneline.data.pii.find.entities import Hit, Settings
-from tuneline.data.pii.find.texts import Shared
+from tuneline.data.pii.find.custom import CustomRecognisers
+from tuneline.data.pii.find.dialogue import answers, expected, repeated
+from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings
+from tuneline.data.pii.find.identifiers import find_identifiers, name_number
+from tuneline.data.pii.find.models import EntityModel, load_entity_model
+from tuneline.data.pii.find.patterns import find_patterns
+from tuneline.data.pii.find.texts import Plain, Shared, Text, plain, texts_of
+from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
+
+# Least score (1 - P(O)) of a word by group of types, and of one next to such a word. They cost least
+# on half of the labelled rows of docs/decisions/0052-personal-data-by-a-model.md, if a word of
+# personal data that is left costs as much as five clean words that are changed.
+THRESHOLDS = {
+    "name": 0.15,
+    "place": 0.3,
+    "place_neighbour": 0.05,
+    "number": 0.3,
+    "contact": 0.3,
+}
+_GROUPS = {
+    "PERSON": "name",
+    "STREET_ADDRESS": "place",
+    "LOCATION": "place",
+    "POSTAL_CODE": "place",
+    "EMAIL_ADDRESS": "contact",
+    "URL": "contact",
+}
+_PLACES = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
+# Characters between the parts of one address, and what stands between the words of others.
+_APART = 4
+# A unit that no model knows ("Apt.", "Suite", "and") may stand between them.
+_UNIT = 11
+_WITHIN = re.compile(r"[\s,.>/?]*[^\W\d_]+\.?[\s]*")
+_TITLE = 4
+# "40 x 30 x 15" is none.
+_SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
+_GAP = re.compile(r"[ ()/+'.-]{0,3}")
+# A number near a street or city may be a part of an address.
+_NEAR = 40
+# In a text of so few characters a number of four or five digits is a code rather than a quantity.
+_SHORT = 60
+_YEAR = re.compile(r"(?:19|20)\d\d")
+# Texts that are remembered, up to a length: chats repeat short ones.
+REMEMBERED, LONGEST = 20_000, 2_000
+# A value of so few characters is said again by chance.
+_LEAST_REPEATED = 3
+# Types of which the same value is no trace of a person elsewhere.
+_COMMON = frozenset({"LOCATION", "DATE", "AGE_OVER_89", "POSTAL_CODE", "URL"})
+_RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
 
 
 class Detector:
@@ -25,12 +76,30 @@ class Detector:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.custom_entities: tuple[str, ...] = ()
-        self.ignored_labels: tuple[str, ...] = ()
+        self._custom = None
+        if settings.recognizers:
+            self._custom = CustomRecognisers(
+                settings.recognizers, settings.languages, settings.least_score
+            )
+        self.custom_entities: tuple[str, ...] = self._custom.entities if self._custom else ()
+        self._wanted = frozenset((*settings.entities, *self.custom_entities))
+        self._models: list[EntityModel] = [
+            load_entity_model(path, self._wanted, settings.labels, shifted=settings.shifted)
+            for path in settings.models
+        ]
+        ignored = (label for model in self._models for label in model.ignored)
+        self.ignored_labels: tuple[str, ...] = tuple(sorted(set(ignored)))
+        self._read: OrderedDict[str, tuple[Word, ...]] = OrderedDict()
+        self._shaped = lru_cache(maxsize=REMEMBERED)(self._shapes)
 
     def shapes(self, text: str) -> tuple[Hit, ...]:
         """Find what has a form or a cue of its own; no model is asked."""
-        raise NotImplementedError
+        seen = plain(text)
+        return self._final(text, seen, self._shaped_of(seen.text))
+
+    def forget(self) -> None:
+        """Forget what models said of texts: with 8-bit weights it depends a little on the batch."""
+        self._read.clear()
 
     def rows(
         self, batch: Sequence[Sequence[Message]], shared: Shared
@@ -45,4 +114,229 @@ class Detector:
             For each row its texts (see `texts_of`) in which something was found, with the hits:
             in order, without overlaps, of wanted types, without what is allowed.
         """
-        raise NotImplementedError
+        pieces = [texts_of(messages, self._settings.label_field) for messages in batch]
+        cuts: dict[str, tuple[int, int]] = {}
+        for messages, own in zip(batch, pieces, strict=True):
+            for turn, text in {(piece.turn, piece.text) for piece in own}:
+                content, user = messages[turn]["content"], messages[turn]["role"] == "user"
+                if content not in shared.systems:
+                    whole = (0, len(text))
+                    cuts.setdefault(text, shared.affixes.cut(text) if user else whole)
+        words = self._words(cuts)
+        return [
+            self._row(messages, own, words) for messages, own in zip(batch, pieces, strict=True)
+        ]
+
+    def _row(
+        self, messages: Sequence[Message], own: Sequence[Text], words: Mapping[str, Sequence[Word]]
+    ) -> Mapping[str, tuple[Hit, ...]]:
+        asked = expected(messages)
+        texts = {piece.text: plain(piece.text) for piece in own}
+        found: dict[str, list[Hit]] = {}
+        for piece in own:
+            seen, read = texts[piece.text].text, words.get(piece.text, ())
+            if piece.text not in found:
+                shaped = self._shaped_of(seen)
+                found[piece.text] = [*shaped, *read_words(seen, _outside(read, shaped))]
+            found[piece.text] += answers(seen, asked[piece.turn], read)
+        values = [
+            (texts[text].text[hit.start : hit.end], hit.entity)
+            for text, hits in found.items()
+            for hit in self._resolved(hits)
+            if hit.entity not in _COMMON and hit.end - hit.start > _LEAST_REPEATED
+        ]
+        made: dict[str, tuple[Hit, ...]] = {}
+        for text, hits in found.items():
+            if values:
+                hits.extend(repeated(values, texts[text].text, words.get(text, ())))
+            if final := self._final(text, texts[text], self._resolved(hits)):
+                made[text] = final
+        return made
+
+    def _resolved(self, hits: Iterable[Hit]) -> list[Hit]:
+        return resolve(hit for hit in hits if hit.entity in self._wanted)
+
+    def _final(self, text: str, seen: Plain, hits: Iterable[Hit]) -> tuple[Hit, ...]:
+        """Return the hits in the original text that are not on the allow-list."""
+        placed = (Hit(*seen.span(hit.start, hit.end), hit.entity) for hit in hits)
+        allow = self._settings.allow
+        return tuple(hit for hit in placed if text[hit.start : hit.end].casefold() not in allow)
+
+    def _shaped_of(self, text: str) -> tuple[Hit, ...]:
+        return self._shaped(text) if len(text) <= LONGEST else self._shapes(text)
+
+    def _shapes(self, text: str) -> tuple[Hit, ...]:
+        hits = [*find_identifiers(text), *find_patterns(text, self._wanted)]
+        if self._custom is not None and text.strip():
+            hits += self._custom.find(text)
+        return tuple(self._resolved(hits))
+
+    def _words(self, cuts: Mapping[str, tuple[int, int]]) -> dict[str, Sequence[Word]]:
+        """Return the words of each text that the models take for personal data.
+
+        Args:
+            cuts: start and end of the part of each text that they read.
+        """
+        parts = {text: plain(text[start:end]).text for text, (start, end) in cuts.items()}
+        known = {part: self._read[part] for part in parts.values() if part in self._read}
+        new = list(dict.fromkeys(part for part in parts.values() if part not in known))
+        if new and self._models:
+            every = zip(*(model.words(new) for model in self._models), strict=True)
+            for part, some in zip(new, every, strict=True):
+                known[part] = tuple(sorted(word for words in some for word in words))
+                if len(part) <= LONGEST:
+                    self._read[part] = known[part]
+            while len(self._read) > REMEMBERED:
+                self._read.popitem(last=False)
+        moved: dict[str, Sequence[Word]] = {}
+        for text, part in parts.items():
+            by = len(plain(text[: cuts[text][0]]).text)
+            moved[text] = [
+                word._replace(start=word.start + by, end=word.end + by)
+                for word in known.get(part, ())
+            ]
+        return moved
+
+
+def _outside(words: Sequence[Word], hits: Sequence[Hit]) -> list[Word]:
+    """Return the words outside of hits without overlaps: "pin" is no street for its number."""
+    ends = [hit.end for hit in hits]
+    at = [bisect_left(ends, word.end) for word in words]
+    return [
+        word
+        for word, n in zip(words, at, strict=True)
+        if n == len(hits) or hits[n].start > word.start
+    ]
+
+
+def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
+    """Yield the hits that the words of a model make."""
+    kept = list(_surer(text, words))
+    run: list[Word] = []
+    for word in _numbers_of_words(text, kept):
+        if run and not _joins(text, run[-1], word):
+            yield from _run(text, run)
+            run = []
+        run.append(word)
+    if run:
+        yield from _run(text, run)
+
+
+def _surer(text: str, words: Sequence[Word]) -> Iterator[Word]:
+    """Yield the words that reach their threshold, and weaker ones right beside such a word."""
+    sure = [word.score >= THRESHOLDS[_group(word)] for word in words]
+    for at, word in enumerate(words):
+        beside = [other for other in (at - 1, at + 1) if 0 <= other < len(words) and sure[other]]
+        if sure[at] or (
+            word.score >= THRESHOLDS.get(f"{_group(word)}_neighbour", 1)
+            and any(_joins(text, *sorted((word, words[other]))) for other in beside)
+        ):
+            yield word
+
+
+def _group(word: Word) -> str:
+    return _GROUPS.get(word.entity, "number")
+
+
+def _numbers_of_words(text: str, words: Sequence[Word]) -> Iterator[Word]:
+    """Yield the words of some, groups of digits as numbers, without lone short numbers.
+
+    The model takes PINs, groups of a card and quantities for postal codes and house numbers. They
+    are ones only near a street or city.
+    """
+    streets = [
+        word
+        for word in words
+        if word.entity in _PLACES and any(map(str.isalpha, text[word.start : word.end]))
+    ]
+    group: list[Word] = []
+    for word in words:
+        digits = _is_number(text, word)
+        if group and not (digits and _GAP.fullmatch(text, group[-1].end, word.start)):
+            yield from _number(text, group, streets)
+            group = []
+        if digits:
+            group.append(word)
+        else:
+            yield word
+    if group:
+        yield from _number(text, group, streets)
+
+
+def _is_number(text: str, word: Word) -> bool:
+    return any(map(str.isdecimal, text[word.start : word.end])) and (
+        word.entity in ("STREET_ADDRESS", "POSTAL_CODE") or _group(word) == "number"
+    )
+
+
+def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterator[Word]:
+    """Yield a group of digits as parts of an address near one, as a number, or not at all."""
+    start, end = group[0].start, group[-1].end
+    at = bisect_left(streets, start, key=lambda street: street.start)
+    beside = (max(s.start - end, start - s.end) for s in streets[max(0, at - 1) : at + 1])
+    apart = min(beside, default=_NEAR + 1)
+    count = sum(map(str.isdecimal, text[start:end]))
+    placed = any(_group(word) == "place" for word in group)
+    if placed and (apart <= _APART or (apart <= _NEAR and count <= 5)):
+        yield from group
+    elif _YEAR.fullmatch(text, start, end):
+        return
+    elif not placed or count > 5 or _is_code(text, start, end):
+        yield from (word._replace(entity="ID_NUMBER") for word in group)
+
+
+def _is_code(text: str, start: int, end: int) -> bool:
+    """Return True for a lone number of four or five digits that hardly counts anything."""
+    value = text[start:end]
+    return (
+        value.isdecimal()
+        and len(value) >= 4
+        and not value.endswith("00")
+        and text[max(0, start - 1) : start] not in {*"$€£"}
+        and len(text) <= _SHORT
+    )
+
+
+def _joins(text: str, one: Word, other: Word) -> bool:
+    between = text[one.end : other.start]
+    if one.entity in _PLACES and other.entity in _PLACES:
+        return len(between) <= _APART or (
+            len(between) <= _UNIT and _WITHIN.fullmatch(between) is not None
+        )
+    # A full stop within a name follows an initial or title.
+    ends = one.entity == "PERSON" and "." in between and one.end - one.start > _TITLE
+    return _group(one) == _group(other) and not ends and _GAP.fullmatch(between) is not None
+
+
+def _run(text: str, run: Sequence[Word]) -> Iterator[Hit]:
+    start, end = run[0].start, run[-1].end
+    kinds = {word.entity for word in run}
+    if "STREET_ADDRESS" in kinds and kinds <= _PLACES:
+        # A single word without a number is "card" rather than a street.
+        single = len(run) == 1 and not any(map(str.isdecimal, text[start:end]))
+        if not single and not _SUM.fullmatch(text, start, end):
+            yield Hit(start, end, "STREET_ADDRESS")
+    elif kinds <= _PLACES:
+        for word in run:
+            digits = sum(map(str.isdecimal, text[word.start : word.end]))
+            # Beside a word that looks like a city four digits are a PIN as well.
+            code = word.entity == "POSTAL_CODE" and digits > 3 and (digits != 5 or len(kinds) == 1)
+            yield Hit(word.start, word.end, "ID_NUMBER" if code else word.entity)
+    elif _group(run[0]) == "number":
+        yield Hit(start, end, name_number(text, start, end))
+    else:
+        yield Hit(start, end, run[0].entity)
+
+
+def resolve(hits: Iterable[Hit]) -> list[Hit]:
+    """Return hits without overlaps, in order."""
+    ranked = sorted(set(hits), key=lambda h: (h.start, h.start - h.end))
+    merged: list[Hit] = []
+    for hit in ranked:
+        if merged and hit.start < merged[-1].end:
+            last = merged[-1]
+            first = min(last, hit, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end))
+            merged[-1] = Hit(last.start, max(last.end, hit.end), first.entity)
+        else:
+            merged.append(hit)
+    return merged

@@ -1,0 +1,383 @@
+"""A person's review of scrubbed rows: its sheet, its form in Airflow, and the estimate from it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tuneline.artifacts.data import SCRUBBED
+from tuneline.artifacts.pii_review import (
+    PII_SHEET,
+    DrawnRow,
+    PiiFindings,
+    PiiSheet,
+    findings_document,
+    findings_of,
+)
+from tuneline.config import DataConfig
+from tuneline.data.pii.measure.leak_estimate import PER_ROWS, decides, leak_limit
+from tuneline.data.pii.measure.plants import KINDS, entity_of
+from tuneline.data.pii.review.rows_to_read import draw_rows
+from tuneline.data.tables.rows import Row
+from tuneline.errors import UserError
+from tuneline.evidence import Evidence, Measurement, Record, measure
+from tuneline.machine.markdown import fenced
+from tuneline.run import Run, now
+from tuneline.statistics import Bounds, weighted_count
+from tuneline.store import local_file
+
+if TYPE_CHECKING:
+    from tuneline.step_context import StepContext
+
+GUESS = "a model's guess: canaries alone, no person has looked at rows"
+# `data.pii_review` when people are to be asked.
+ASK = "ask"
+# As many as a person reads without a break.
+ROWS_PER_FORM = 10
+READ_ALL = "read_all"
+COLUMNS = ("row_id", "row_hash", "stratum", "text", "missed")
+NONE = "none"
+TYPES = (*KINDS, "OTHER")
+BETWEEN = "|"
+# A spreadsheet takes a cell that begins with one of these for a formula.
+_FORMULA = tuple("=+-@\t\r")
+_LONGEST_CELL = 10_000_000
+_Missed = Sequence[tuple[str, str]]
+_HOW = f"write {NONE}, or what was missed, as TYPE: text {BETWEEN} TYPE: text"
+
+
+@dataclass(frozen=True)
+class PiiReview:
+    """Weight, stratum and missed entities (one for each piece) of each row that a person read.
+
+    A review with foreign rows, which this run would not have drawn, is of other data and void.
+    """
+
+    weights: list[float] = field(default_factory=list)
+    strata: list[str] = field(default_factory=list)
+    missed: list[list[str]] = field(default_factory=list)
+    foreign: int = 0
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the columns of the table of the review, which holds no text."""
+        missed = ["+".join(kinds) for kinds in self.missed]
+        return {"stratum": self.strata, "weight": self.weights, "missed": missed}
+
+    def left(self, kind: str | None = None) -> Bounds:
+        """Return how many pieces are left in all rows, of one entity or of all."""
+        weights = dict(zip(self.strata, self.weights, strict=True))
+        pieces = Counter(dict.fromkeys(weights, 0))
+        for stratum, kinds in zip(self.strata, self.missed, strict=True):
+            pieces[stratum] += sum(kind in (None, entry) for entry in kinds)
+        return weighted_count(list(pieces.values()), list(weights.values()))
+
+    def leaks(self, hits: Mapping[str, int]) -> dict[str, Bounds]:
+        """Return the share that leaks of each missed entity, given the values that were found."""
+        shares = {}
+        for kind in sorted({kind for entry in self.missed for kind in entry}):
+            found = hits.get(kind, 0)
+            shares[kind] = Bounds(*(n / (n + found) if n else 0.0 for n in self.left(kind)))
+        return shares
+
+
+def _review(rows: Iterable[tuple[DrawnRow, float, _Missed]]) -> PiiReview:
+    """Return the review of rows, each with its weight and what a person found in it."""
+    review = PiiReview([], [], [])
+    for row, weight, missed in rows:
+        review.weights.append(weight)
+        review.strata.append(row.stratum)
+        review.missed.append([entity_of(kind) if kind in KINDS else kind for kind, _ in missed])
+    return review
+
+
+class Answer(NamedTuple):
+    """What a person says of a row: file and line for errors, and type and text of each piece."""
+
+    where: str
+    row_id: str
+    row_hash: str
+    missed: _Missed
+
+
+def as_csv(drawn: Iterable[DrawnRow]) -> bytes:
+    """Return a sheet with an empty column for what was missed; no cell is a formula."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(COLUMNS)
+    for row in drawn:
+        text = f"'{row.text}" if row.text.startswith(_FORMULA) else row.text
+        writer.writerow([row.row_id, row.row_hash, row.stratum, text, ""])
+    # Spreadsheets take a file for UTF-8 only if it begins with its mark.
+    return out.getvalue().encode("utf-8-sig")
+
+
+def read_sheet(raw: bytes, name: str) -> list[Answer]:
+    """Read a filled sheet from its bytes; its name is for errors.
+
+    Raises:
+        UserError: if it is not such a sheet, a row has no answer or is there twice, or a type is
+            unknown. File and line are named.
+    """
+    before = csv.field_size_limit(_LONGEST_CELL)
+    try:
+        text = io.StringIO(raw.decode("utf-8-sig"), newline="")
+        answers = _answers(csv.DictReader(text, strict=True), name)
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{name}: not valid CSV: {error}") from None
+    finally:
+        csv.field_size_limit(before)
+    if not answers:
+        raise UserError(f"{name} holds no rows; `tuneline data review-pii` writes some")
+    return list(answers.values())
+
+
+def _answers(reader: csv.DictReader[str], name: str) -> dict[str, Answer]:
+    columns = ("row_id", "row_hash", "missed")
+    if lacking := sorted(set(columns) - set(reader.fieldnames or ())):
+        raise UserError(
+            f"{name}, line 1: the columns {' and '.join(lacking)} are missing; fill the file that "
+            "`tuneline data review-pii --out` wrote"
+        )
+    answers: dict[str, Answer] = {}
+    # A cell may hold line ends, so a row begins where the one before it ended.
+    line = reader.line_num + 1
+    for entry in reader:
+        where = f"{name}, line {line}"
+        row_id, row_hash, cell = ((entry[column] or "").strip() for column in columns)
+        if row_id in answers:
+            raise UserError(f"{where}: row {row_id} is there twice; keep one of the two")
+        answers[row_id] = Answer(where, row_id, row_hash, _missed(cell, where))
+        line = reader.line_num + 1
+    return answers
+
+
+def _missed(cell: str, where: str) -> tuple[tuple[str, str], ...]:
+    """Return the type and text of each piece that a person wrote into a cell."""
+    if not cell:
+        raise UserError(f"{where}: the column missed is empty; {_HOW}")
+    if cell.casefold() == NONE:
+        return ()
+    found = []
+    for piece in cell.split(BETWEEN):
+        kind, separator, text = (part.strip() for part in piece.partition(":"))
+        if not separator or not text:
+            raise UserError(f"{where}: {piece.strip()!r} is not TYPE: text; {_HOW}")
+        if kind.upper() not in TYPES:
+            raise UserError(f"{where}: no type is called {kind}; there are {', '.join(TYPES)}")
+        found.append((kind.upper(), text))
+    return tuple(found)
+
+
+def read_review(address: str, rows: Sequence[Row], scratch: Path) -> PiiReview:
+    """Read a filled sheet (path, `file://`, `s3://`) and hold it against the rows of a run.
+
+    Raises:
+        UserError: if it is missing, not a filled sheet, or names text that is not in its row.
+    """
+    try:
+        raw = local_file(address, scratch).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"data.pii_review: {address} can't be read: {error.strerror}; name a sheet that "
+            "`tuneline data review-pii` wrote"
+        ) from None
+    return reviewed(read_sheet(raw, address), rows)
+
+
+def reviewed(answers: Sequence[Answer], rows: Sequence[Row]) -> PiiReview:
+    """Hold answers against the rows that would be drawn from a run; texts must stand in them."""
+    drawn = draw_rows(rows, len(answers))
+    known = {(row.row_id, row.row_hash) for row in drawn}
+    foreign = sum((answer.row_id, answer.row_hash) not in known for answer in answers)
+    if foreign or len(known) != len(answers):
+        return PiiReview(foreign=max(foreign, 1))
+    rows_of = {row.row_id: row for row in drawn}
+    pairs = [(answer, rows_of[answer.row_id]) for answer in answers]
+    for answer, row in pairs:
+        _check_pieces(answer.missed, row.text, answer.where, answer.row_id)
+    return _review((row, row.weight, answer.missed) for answer, row in pairs)
+
+
+def _check_pieces(missed: _Missed, text: str, where: str, row: int | str) -> None:
+    for _, piece in missed:
+        if piece.casefold() not in text.casefold():
+            raise UserError(f"{where}: {piece!r} does not stand in row {row}; copy it from there")
+
+
+def make_sheet(rows: Sequence[Row], count: int) -> PiiSheet:
+    """Draw rows for people to read."""
+    drawn = draw_rows(rows, count)
+    named = "\n".join(f"{row.row_id} {row.row_hash}" for row in drawn)
+    return PiiSheet(draw_id=hashlib.sha256(named.encode()).hexdigest()[:12], rows=drawn)
+
+
+def open_forms(run: Run) -> list[list[int]]:
+    """Return the row numbers of each form that nobody has answered; none if nobody is asked."""
+    sheet = PII_SHEET.find(run) if run.config.data.pii_review == ASK else None
+    if sheet is None:
+        return []
+    done = {number for found in findings_of(run, sheet.draw_id) for number in found.missed}
+    numbers = range(1, len(sheet.rows) + 1)
+    forms = [list(numbers[n : n + ROWS_PER_FORM]) for n in range(0, len(numbers), ROWS_PER_FORM)]
+    return [form for form in forms if not done.issuperset(form)]
+
+
+def form_body(run: Run, numbers: Sequence[int]) -> str:
+    """Render rows of a run as Markdown, for the person who reads them."""
+    sheet = _sheet(run)
+    asked = (
+        "Scrubbing has replaced what it found by `[TYPE]`. Is anything left that tells who "
+        "somebody is, or a secret? Leave the field of a row empty if nothing is. Otherwise copy "
+        f"each piece as `TYPE: text`, several with `{BETWEEN}` between them. "
+        f"Types: {', '.join(TYPES)}."
+    )
+    texts = [f"### Row {number}\n\n{fenced(sheet.rows[number - 1].text)}" for number in numbers]
+    return "\n\n".join([asked, *texts])
+
+
+def form_fields(run: Run, numbers: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the fields of a form: JSON Schema keywords and a default for each."""
+    draw_id = _sheet(run).draw_id
+    hint = f"Empty, or TYPE: text {BETWEEN} TYPE: text"
+    text = {"type": ["string", "null"], "default": None, "description": hint}
+    tick = {"type": "boolean", "default": False, "title": "I have read every row of this form"}
+    fields = {_field(draw_id, number): {**text, "title": f"Row {number}"} for number in numbers}
+    return {**fields, READ_ALL: tick}
+
+
+def record_form(
+    run: Run, numbers: Sequence[int], given: Mapping[str, Any], reviewer: str
+) -> PiiFindings:
+    """Store what a person, the user that Airflow recorded, found in the rows of one form.
+
+    Raises:
+        UserError: if the rows were not all read, a piece is of no known type or does not stand in
+            its row, or other rows were drawn since the form was shown.
+    """
+    sheet, where = _sheet(run), f"review of {reviewer}"
+    known = {_field(sheet.draw_id, number): number for number in numbers}
+    stray = sorted(set(given) - set(known) - {READ_ALL})
+    if stray:
+        raise UserError(
+            f"{where}: the form has no field {stray[0]}; if other rows were drawn since it was "
+            "shown, read the new ones"
+        )
+    if given.get(READ_ALL) is not True:
+        raise UserError(
+            f"{where}: tick that every row was read; an empty field says that nothing was missed"
+        )
+    missed: dict[int, list[tuple[str, str]]] = {}
+    for name, number in known.items():
+        pieces = _missed(str(given.get(name) or NONE).strip() or NONE, f"row {number}")
+        _check_pieces(pieces, sheet.rows[number - 1].text, where, number)
+        missed[number] = list(pieces)
+    findings = PiiFindings(draw_id=sheet.draw_id, reviewer=reviewer, at=now(), missed=missed)
+    findings_document(sheet.draw_id, min(numbers)).put(run, findings)
+    return findings
+
+
+def answered(run: Run, sheet: PiiSheet) -> PiiReview:
+    """Return what people found in the rows of a sheet, so far as they were read.
+
+    Rows of a stratum that were not read are stood for by the others of it. While no row of a
+    stratum was read, the review is not one of all rows, and says nothing.
+    """
+    missed = {
+        number: pieces
+        for found in findings_of(run, sheet.draw_id)
+        for number, pieces in found.missed.items()
+        if 1 <= number <= len(sheet.rows)
+    }
+    read = {number: sheet.rows[number - 1] for number in sorted(missed)}
+    drawn = Counter(row.stratum for row in sheet.rows)
+    seen = Counter(row.stratum for row in read.values())
+    if seen.keys() != drawn.keys():
+        return PiiReview()
+    share = {stratum: drawn[stratum] / seen[stratum] for stratum in drawn}
+    return _review(
+        (row, row.weight * share[row.stratum], missed[number]) for number, row in read.items()
+    )
+
+
+def _sheet(run: Run) -> PiiSheet:
+    sheet = PII_SHEET.find(run)
+    if sheet is None:
+        raise UserError(f"no rows of {run.uri} were drawn for review; run pii_scrubbing first")
+    return sheet
+
+
+def _field(draw_id: str, number: int) -> str:
+    return f"row_{number}_{draw_id}"
+
+
+def review_measurements(
+    review: PiiReview | None, hits: Counter[str], rows: int, config: DataConfig
+) -> list[Measurement]:
+    """Return what the estimate rests on and, with a review, what a person found.
+
+    An entity fails if even the lower end of its interval is above its limit: a small review can
+    prove a leak, but not its absence.
+
+    Args:
+        review: the review; None without one.
+        hits: values found in all rows, by entity.
+        rows: number of rows that are kept.
+        config: the data section.
+    """
+    seen = 0 if review is None else len(review.weights)
+    basis = f"canaries and a person's review of {seen} rows" if seen else GUESS
+    found = [measure("leak_estimate_rests_on", basis, "text"), measure("review_rows", seen, "rows")]
+    if review is None:
+        return found
+    foreign = review.foreign
+    found.append(measure("review_rows_of_other_data", foreign, "rows", "==", 0, on_breach="warn"))
+    if not seen:
+        return found
+    left = review.left()
+    for name, value in (("", left.value), ("_at_least", left.lower), ("_at_most", left.upper)):
+        per_rows = round(value * PER_ROWS / rows, 4)
+        found.append(measure(f"review_left_per_1000_rows{name}", per_rows, "values per 1000 rows"))
+    for entity, share in review.leaks(hits).items():
+        name, limit = f"review_leak_{entity}", leak_limit(entity, config)
+        proven = measure(
+            f"{name}_at_least",
+            share.lower,
+            "share",
+            "<=",
+            limit,
+            on_breach="fail" if decides(entity, config.pii_profile) else "warn",
+        )
+        found += [
+            measure(name, share.value, "share"),
+            measure(f"{name}_at_most", share.upper, "share"),
+            proven,
+        ]
+    return found
+
+
+def asked_review(ctx: StepContext) -> list[Measurement]:
+    """Judge what people found in the scrubbed rows; nothing if nobody was asked."""
+    config = ctx.config.data
+    if config.pii_review != ASK:
+        return []
+    sheet, entry = PII_SHEET.read(ctx), ctx.entry(SCRUBBED.step)
+    review, drawn = answered(ctx.run, sheet), len(sheet.rows)
+    kept = next((m.value for m in entry.measurements if m.name == "rows_kept"), None)
+    measured = review_measurements(review, hits_of(entry), int(kept or drawn), config)
+    # That nobody has answered warns.
+    read = measure("review_rows_read", len(review.weights), "rows", ">=", drawn, on_breach="warn")
+    return [m.model_copy(update={"name": f"{SCRUBBED.step}.{m.name}"}) for m in [read, *measured]]
+
+
+def hits_of(entry: Evidence | Record) -> Counter[str]:
+    """Return the values that scrubbing found, by entity, as its evidence states them."""
+    found = [one for one in entry.measurements if one.name.startswith("found_")]
+    return Counter({one.name.removeprefix("found_"): int(one.value or 0) for one in found})

@@ -1,0 +1,102 @@
+"""Draw scrubbed rows for a person to look for personal data that was missed.
+
+Rows are drawn by risk: those in which a missed value is more likely are looked at more often, and
+count less each. The draw depends on the rows alone, so that it can be repeated: a sheet of other
+rows is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from tuneline.artifacts.pii_review import DrawnRow
+from tuneline.data.pii.measure.planting import asks_for_data
+from tuneline.data.tables.rows import Row
+
+# From the most risky on; a row belongs to the first that fits.
+STRATA = ("after_question", "digits", "names", "other")
+ROWS = 200
+# Half of the rows are shared out evenly among the strata, half by their sizes.
+_EVENLY = 0.5
+_DIGITS = re.compile(r"\d{3,}")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+# A capital that does not begin a sentence.
+_CAPITAL = re.compile(r"(?<=[^\W\d_][ ,])[A-ZÀ-Þ][^\W\d_]+")
+# A word of at most this many rows may be a name.
+_RARE = 1
+
+
+def draw_rows(rows: Sequence[Row], count: int = ROWS) -> list[DrawnRow]:
+    """Draw rows, the same for the same rows and count.
+
+    Args:
+        rows: scrubbed rows that are kept.
+        count: number of rows to draw; all if there are not more.
+    """
+    shown = [[_shown(row, turn) for turn in range(len(row.messages))] for row in rows]
+    words = Counter(
+        word for turns in shown for word in {w.casefold() for t in turns for w in _WORD.findall(t)}
+    )
+    strata: dict[str, list[tuple[str, int]]] = {name: [] for name in STRATA}
+    for number, (row, turns) in enumerate(zip(rows, shown, strict=True)):
+        strata[_stratum(row, turns, words)].append((_hash(row), number))
+    sizes = {name: len(members) for name, members in strata.items() if members}
+    drawn = []
+    for name, size in _share_out(sizes, min(count, len(rows))).items():
+        for row_hash, number in sorted(strata[name])[:size]:
+            row = rows[number]
+            said = zip(row.messages, shown[number], strict=True)
+            text = "\n\n".join(f"{message['role']}: {turn}" for message, turn in said)
+            found = {"row_id": row.row_id, "row_hash": row_hash, "stratum": name, "text": text}
+            drawn.append(DrawnRow(weight=sizes[name] / size, **found))
+    return drawn
+
+
+def _share_out(sizes: dict[str, int], count: int) -> dict[str, int]:
+    """Return how many rows to draw from each stratum, at least one."""
+    total = sum(sizes.values())
+    more = max(0, count - len(sizes))
+    wanted = {
+        name: min(size, 1 + int(more * (_EVENLY / len(sizes) + (1 - _EVENLY) * size / total)))
+        for name, size in sizes.items()
+    }
+    # What small strata can't use goes to the larger ones.
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        spare = max(0, count - sum(wanted.values()))
+        wanted[name] = min(sizes[name], wanted[name] + spare)
+    return wanted
+
+
+def _hash(row: Row) -> str:
+    turns = json.dumps([row.row_id, row.messages], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(turns.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _shown(row: Row, turn: int) -> str:
+    """Return a turn with its surrogates as `[ENTITY]`."""
+    text = row.messages[turn]["content"]
+    stand_ins = [entry for entry in row.stand_ins if entry.turn == turn]
+    for entry in sorted(stand_ins, key=lambda entry: -entry.start):
+        text = f"{text[: entry.start]}[{entry.entity}]{text[entry.end :]}"
+    return text
+
+
+def _stratum(row: Row, shown: Sequence[str], words: Counter[str]) -> str:
+    said = [
+        (turn, re.sub(r"\[[A-Z_]+\]", "", text))
+        for turn, text in enumerate(shown)
+        if row.messages[turn]["role"] != "system"
+    ]
+    for turn, text in said:
+        roles = [message["role"] for message in row.messages[max(0, turn - 1) : turn + 1]]
+        before = row.messages[turn - 1]["content"]
+        if roles == ["assistant", "user"] and text.strip() and asks_for_data(before):
+            return "after_question"
+    if any(_DIGITS.search(text) for _, text in said):
+        return "digits"
+    rare = any(words[word.casefold()] <= _RARE for _, t in said for word in _WORD.findall(t))
+    return "names" if rare or any(_CAPITAL.search(text) for _, text in said) else "other"

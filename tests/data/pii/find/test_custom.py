@@ -1,0 +1,108 @@
+import sys
+
+import pytest
+
+from tuneline.data.pii.find.custom import CustomRecognisers
+from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.entities import Settings
+from tuneline.data.pii.find.texts import Shared
+from tuneline.errors import UserError
+
+BADGE = {
+    "name": "badge",
+    "supported_entity": "BADGE",
+    "patterns": [{"name": "badge", "regex": r"\bB-\d{5}\b", "score": 0.6}],
+}
+WEAK = {
+    "name": "member",
+    "supported_entity": "MEMBER",
+    "context": ["member"],
+    "patterns": [{"name": "member", "regex": r"\b\d{6}\b", "score": 0.1}],
+}
+YAML = r"""
+recognizers:
+  - name: badge
+    type: custom
+    supported_languages: [{language: en}, {language: de}]
+    supported_entity: BADGE
+    patterns: [{name: badge, regex: "B-\\d{5}", score: 0.6}]
+  - name: titles
+    supported_entity: TITLE
+    supported_language: en
+    deny_list: [Sir Lancelot]
+  - {name: off, enabled: false, supported_entity: OFF, patterns: []}
+"""
+
+
+def found(recognisers, text):
+    return {(text[h.start : h.end], h.entity) for h in recognisers.find(text)}
+
+
+def test_written_out_in_the_configuration():
+    recognisers = CustomRecognisers([BADGE], ["en"], 0.4)
+    assert recognisers.entities == ("BADGE",)
+    assert found(recognisers, "I am B-12345, not C-12345.") == {("B-12345", "BADGE")}
+
+
+def test_context_words_raise_the_score():
+    recognisers = CustomRecognisers([WEAK], ["en"], 0.4)
+    assert found(recognisers, "Member 123456 here") == {("123456", "MEMBER")}
+    assert found(recognisers, "It took 123456 steps") == set()
+
+
+def test_a_yaml_file(tmp_path):
+    file = tmp_path / "recognisers.yaml"
+    file.write_text(YAML)
+    recognisers = CustomRecognisers([str(file)], ["en", "de"], 0.4)
+    assert recognisers.entities == ("BADGE", "TITLE")
+    assert found(recognisers, "Sir Lancelot, B-12345") == {
+        ("Sir Lancelot", "TITLE"),
+        ("B-12345", "BADGE"),
+    }
+
+
+def test_an_import_path(tmp_path, monkeypatch):
+    (tmp_path / "team_pii.py").write_text(
+        "from presidio_analyzer import Pattern, PatternRecognizer\n"
+        "class Badge(PatternRecognizer):\n"
+        "    def __init__(self):\n"
+        "        super().__init__('BADGE', patterns=[Pattern('b', r'B-\\d{5}', 0.9)])\n"
+        "badge = Badge()\n"
+        "other = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("Badge", "badge"):
+        recognisers = CustomRecognisers([f"team_pii:{name}"], ["en"], 0.4)
+        assert found(recognisers, "B-12345") == {("B-12345", "BADGE")}
+    with pytest.raises(UserError, match="is not a Presidio EntityRecognizer"):
+        CustomRecognisers(["team_pii:other"], ["en"], 0.4)
+    sys.modules.pop("team_pii")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("no_such_module:Badge", "'no_such_module:Badge' can't be loaded"),
+        ("nowhere.yaml", "nowhere.yaml can't be read"),
+        ({"name": "badge"}, "badge: "),
+        ({**BADGE, "supported_language": "fi"}, "they serve fi, and data.languages declares en"),
+    ],
+)
+def test_what_cannot_be_used_is_said(given, message):
+    with pytest.raises(UserError, match=message):
+        CustomRecognisers([given], ["en"], 0.4)
+
+
+def test_a_yaml_file_of_another_kind(tmp_path):
+    file = tmp_path / "other.yaml"
+    file.write_text("patterns: []")
+    with pytest.raises(UserError, match="has no list `recognizers`"):
+        CustomRecognisers([str(file)], ["en"], 0.4)
+
+
+def test_the_detector_runs_them_also_on_long_texts():
+    detector = Detector(Settings(recognizers=(BADGE,)))
+    assert detector.custom_entities == ("BADGE",)
+    text = "word " * 1_500 + "I am B-12345, card 4111 1111 1111 1111."
+    (found,) = detector.rows([[{"role": "user", "content": text}]], Shared())
+    assert [hit.entity for hit in found[text]] == ["BADGE", "CREDIT_CARD"]

@@ -1,0 +1,224 @@
+"""What leaks is measured in the dataset's own register, and each fault of a detector shows."""
+
+import re
+from collections import Counter
+
+import pytest
+from tests.data.pii.measure.test_planting import chat_rows, edited_rows
+from tests.lab.detectors import EDITED, EVERYTHING, LONG_NUMBERS, PatternDetector
+from tests.lab.runs import value
+
+from tuneline.config import DataConfig
+from tuneline.data.pii.measure.leak_estimate import (
+    blind_spots,
+    decides,
+    leak_limit,
+    leak_measurements,
+    left_behind,
+    left_measurements,
+    readable,
+    run_trial,
+    seed_of,
+)
+from tuneline.data.pii.measure.planting import Canary, Token
+from tuneline.data.pii.replace.scrubber import Scrubbed
+from tuneline.data.tables.rows import StandIn
+from tuneline.statistics import Bounds, share_of, weighted_count
+
+# A number in one turn, whatever the signs between its groups.
+ONE_TURN = re.compile(r"\+?\d(?:[ .,/()-]{0,4}\d){4,}")
+
+
+def trial_of(detector, rows, **settings):
+    config = DataConfig(source="x", pii_canaries=60, **settings)
+    return run_trial(detector, rows, config, "1"), config
+
+
+def broken(config, trial):
+    return {m.name for m in leak_measurements(config, trial) if m.ok is False}
+
+
+def share(trial, name, key=lambda canary: canary.group):
+    return trial.shares(key)[name].value
+
+
+def test_a_detector_that_takes_everything_passes():
+    trial, config = trial_of(
+        PatternDetector(EVERYTHING), chat_rows(), pii_max_leak=0.1, pii_profile=["hipaa"]
+    )
+    assert sum(trial.leaked) == 0
+    assert broken(config, trial) == set()
+
+
+def test_a_detector_that_takes_nothing_breaks_every_limit():
+    trial, config = trial_of(PatternDetector(re.compile("(?!)")), chat_rows())
+    assert all(trial.leaked)
+    limits = [m for m in leak_measurements(config, trial) if m.rule]
+    assert broken(config, trial) == {m.name for m in limits}
+
+
+def test_a_detector_of_edited_text_fails_in_chat():
+    detector = PatternDetector(EDITED)
+    edited, chat = (trial_of(detector, rows)[0] for rows in (edited_rows(), chat_rows()))
+    assert share(edited, "PERSON") < 0.2
+    assert share(chat, "PERSON") > 0.9
+    assert share(chat, "PHONE_NUMBER") > share(edited, "PHONE_NUMBER")
+
+
+def test_a_leak_across_turns_alone_is_caught():
+    # Each number is found in a turn of its own; what is given in pieces is not.
+    trial, _ = trial_of(PatternDetector(ONE_TURN), pieces_rows(), pii_profile=["pci"])
+    cards = {
+        form: trial.shares(lambda c: f"{c.kind} {c.form}")[f"CREDIT_CARD {form}"].value
+        for form in ("disclosed", "split")
+    }
+    assert cards["disclosed"] < 0.1
+    assert cards["split"] > 0.8
+    assert "split" in blind_spots(DataConfig(source="x"), trial, ())["forms_that_leak"]
+
+
+def pieces_rows():
+    row = ["need help", "first four of the card number?", "5674", "next", "5533", "next"]
+    roles = ("user", "assistant")
+    return [
+        [{"role": roles[n % 2], "content": f"{text} {k}" if n == 0 else text}
+         for n, text in enumerate(row)]
+        for k in range(40)
+    ]  # fmt: skip
+
+
+def test_a_detector_that_is_blind_to_a_kind_is_named():
+    trial, config = trial_of(
+        PatternDetector(EVERYTHING, keep=re.compile("@| at ")), chat_rows(), pii_max_leak=0.2
+    )
+    assert broken(config, trial) == {"leak_EMAIL_ADDRESS_at_most"}
+
+
+@pytest.mark.parametrize(
+    ("before", "probe", "after", "surrogate", "leaks"),
+    [
+        ("call zora now", 1, "call mia now", "mia", False),
+        ("call zora now", 1, "call zora now then", None, True),
+        ("call zora now", 1, "call zora now", "zora", True),
+        ("call zora quin now", 1, "call zora falk now", "zora falk", True),
+        ("call zora, not zora", 1, "call mia, not zora", "mia", False),
+        ("pin 4 4 7 1", 1, "pin 4 2 0 9", "4 2 0 9", False),
+        ("pin 44 71", 1, "pin 44 71 ok", "44 71", True),
+        ("it is four two", 2, "it is four six", "four six", False),
+        ("card 4111 1111", 1, "card 4111 9023", "4111 9023", True),
+    ],
+)
+def test_a_surrogate_that_returns_the_value_is_a_leak(before, probe, after, surrogate, leaks):
+    user = {"role": "user", "content": before}
+    canary = Canary("PERSON", "en", "bare", "answer", [user], Token(0, probe))
+    start = after.index(surrogate) if surrogate else 0
+    spans = (StandIn(0, start, start + len(surrogate), "PERSON"),) if surrogate else ()
+    assert readable(canary, Scrubbed([{**user, "content": after}], spans)) is leaks
+
+
+def test_what_could_not_have_been_found_is_said():
+    trial, _ = trial_of(PatternDetector(EVERYTHING), chat_rows())
+    spots = blind_spots(DataConfig(source="x", languages=["en", "fi"]), trial, ["LOYALTY_NUMBER"])
+    assert "LOCATION" in spots["types_not_looked_for"]
+    assert spots["languages_without_canaries"] == ["fi"]
+    assert spots["entities_without_canaries"] == ["LOYALTY_NUMBER"]
+    assert spots["forms_that_leak"] == []
+
+
+def test_limits_by_kind_and_what_they_decide():
+    usual = DataConfig(source="x")
+    assert leak_limit("CREDIT_CARD", usual) == leak_limit("PIN", usual) == 0.05
+    assert leak_limit("EMAIL_ADDRESS", usual) == 0.1
+    assert leak_limit("STREET_ADDRESS.de", usual) == 0.25
+    assert leak_limit("PERSON", usual) == 0.15
+    given = DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 0, "PASSWORD": 0.3})
+    assert leak_limit("CREDIT_CARD.de", given) == 0
+    assert leak_limit("PIN", given) == 0.3, "a PIN is part of the entity PASSWORD"
+    assert leak_limit("EMAIL_ADDRESS", given) == 0.1
+    assert leak_limit("EMAIL_ADDRESS", DataConfig(source="x", pii_max_leak=0.2)) == 0.2
+    assert decides("PIN", ["pci"])
+    assert not decides("US_SSN", ["pci"])
+
+
+def test_the_seed_is_of_the_run_and_of_the_rows():
+    assert seed_of("run", ["a"]) == seed_of("run", iter(["a"]))
+    assert len({seed_of("run", ["a"]), seed_of("other", ["a"]), seed_of("run", ["a", "b"])}) == 3
+
+
+def test_values_left_behind_follow_from_those_found():
+    trial, _ = trial_of(PatternDetector(EVERYTHING), chat_rows(), pii_profile=["pci"])
+    found = {m.name: m.value for m in left_measurements(trial, Counter(CREDIT_CARD=50), 1000)}
+    assert found["left_per_1000_rows_CREDIT_CARD"] == 0
+    assert 0 < found["left_per_1000_rows_CREDIT_CARD_at_most"] < 5
+    blind, _ = trial_of(PatternDetector(re.compile("(?!)")), chat_rows(), pii_profile=["pci"])
+    found = {m.name: m.value for m in left_measurements(blind, Counter(), 1000)}
+    assert found["left_per_1000_rows_CREDIT_CARD"] is None, "what leaks whole can't be counted"
+
+
+def test_intervals_are_exact():
+    from scipy.stats import binom, chi2
+
+    low, high = share_of(7, 200)[1:]
+    assert binom.cdf(7, 200, high) == pytest.approx(0.025)
+    assert binom.sf(6, 200, low) == pytest.approx(0.025)
+    assert share_of(0, 5).lower == 0
+    assert share_of(5, 5).upper == 1
+    # With equal weights a weighted count is Garwood's interval of a Poisson count.
+    assert weighted_count([4], [1.0]) == pytest.approx(
+        (4, chi2.ppf(0.025, 8) / 2, chi2.ppf(0.975, 10) / 2)
+    )
+    assert left_behind(10, Bounds(0.5, 0.5, 0.5)).value == pytest.approx(10)
+    with pytest.raises(ValueError, match="is not a share"):
+        share_of(0, 0)
+
+
+ITEM = "pii_scrubbing"
+LIMITS = {"pii_ner": True, "pii_canaries": 60, "pii_max_leak": 0.1, "pii_max_leak_ner": 0.15}
+
+
+def use(monkeypatch, detector):
+    monkeypatch.setattr("tuneline.data.pii_scrubbing.make_scrubber", lambda *_: detector)
+    monkeypatch.setattr("tuneline.data.pii_scrubbing.describe_models", lambda _: {})
+
+
+def conversations():
+    return [
+        {"messages": [*messages[:3], {"role": "assistant", "content": "thanks, one moment"}]}
+        for messages in chat_rows()
+    ]
+
+
+def test_step_and_gate_pass_with_a_good_detector(data_lab, monkeypatch):
+    use(monkeypatch, PatternDetector(EVERYTHING))
+    lab = data_lab(conversations(), pii_profile=["gdpr"], **LIMITS)
+    entry = lab.upto(ITEM)
+    lab.agree(ITEM, "pass")
+    assert value(entry, "leak_PERSON_at_most") == pytest.approx(share_of(0, 60).upper)
+    assert "a model's guess" in entry.summary
+    assert value(entry, "leak_estimate_rests_on").startswith("a model's guess")
+    assert len(value(entry, "canary_seed")) == 12
+
+
+@pytest.mark.parametrize(
+    ("profile", "verdict"), [(["gdpr"], "fail"), (["pci"], "warn")], ids=["demanded", "other"]
+)
+def test_a_detector_that_misses_a_type_turns_step_and_gate(data_lab, monkeypatch, profile, verdict):
+    addresses = re.compile(r"(?i)@|\bat\b|\b(?:gmail|yahoo|hotmail|outlook|icloud|aol|e?-?mail)")
+    use(monkeypatch, PatternDetector(EVERYTHING, keep=addresses))
+    lab = data_lab(conversations(), pii_profile=profile, **LIMITS)
+    entry = lab.upto(ITEM)
+    assert value(entry, "leak_EMAIL_ADDRESS") > 0.8
+    gate = lab.agree(ITEM, verdict)
+    assert "excess" in gate.summary
+
+
+def test_leaked_canaries_are_shown_in_quarantine_alone(data_lab, monkeypatch):
+    use(monkeypatch, PatternDetector(LONG_NUMBERS))
+    lab = data_lab(conversations(), pii_profile=["gdpr"], **LIMITS)
+    entry = lab.upto(ITEM)
+    leaked = lab.table(ITEM, "quarantine/leaked_canaries.parquet")
+    assert {"entity", "form", "place", "before", "after"} == leaked[0].keys()
+    table = lab.table(ITEM, "canaries.parquet")
+    assert set(table[0]) == {"entity", "form", "place", "leaked"}
+    assert sum(row["leaked"] for row in table) == len(leaked)
+    assert entry.verdict == "fail"

@@ -1,0 +1,72 @@
+import json
+import pickle
+
+import pytest
+
+from tuneline.data.pii.replace.placeholders import PlaceholderScrubber, make_placeholder_scrubber
+from tuneline.errors import UserError
+
+
+def scrub(messages, languages=("en",)):
+    return PlaceholderScrubber(languages)([messages])[0]
+
+
+def turn(content, role="user"):
+    return {"role": role, "content": content}
+
+
+def test_values_become_placeholders_and_are_counted():
+    messages = [
+        turn("I am jane.doe@example.org, call me on +1 202 555 0143 or +1 202 555 0199"),
+        turn("the key is sk-proj-abcdEFGH1234ijklMNOP5678"),
+        turn("Where is order 12345?"),
+    ]
+    scrubbed, counts = scrub(messages)
+    assert scrubbed[0]["content"] == (
+        "I am [EMAIL_ADDRESS], call me on [PHONE_NUMBER] or [PHONE_NUMBER]"
+    )
+    assert scrubbed[1]["content"] == "the key is [API_KEY]"
+    assert scrubbed[2] == messages[2]
+    assert counts == {"EMAIL_ADDRESS": 1, "PHONE_NUMBER": 2, "API_KEY": 1}
+
+
+def test_a_second_time_nothing_changes():
+    messages = [turn("password: hunter22x, card 4111 1111 1111 1111, 10.1.2.3, ssn 219-09-9999")]
+    once, counts = scrub(messages)
+    assert sum(counts.values()) == 4
+    again, none = scrub(once)
+    assert (again, sum(none.values())) == (once, 0)
+
+
+def test_a_json_answer_stays_json_and_escapes_hide_nothing():
+    answer = '{"reply": "write to jane.doe\\u0040example.org", "card": 4111111111111111}'
+    (scrubbed,), counts = scrub([turn(answer, "assistant")])
+    assert json.loads(scrubbed["content"]) == {
+        "reply": "write to [EMAIL_ADDRESS]",
+        "card": "[CREDIT_CARD]",
+    }
+    assert sum(counts.values()) == 2
+
+
+def test_the_name_of_a_json_field_is_not_overlooked():
+    answer = '{"jane.doe@example.org": {"state": "open"}}'
+    (scrubbed,), _ = scrub([turn(answer, "assistant")])
+    assert "jane.doe" not in scrubbed["content"]
+
+
+def test_the_model_finds_names_and_a_system_prompt_is_read_once():
+    scrubber = make_placeholder_scrubber(["en", "de"], model=True)
+    system = turn("The customer is Anna Kowalczyk. " + "Be brief. " * 400, "system")
+    batch = [[system, turn(f"mein name ist jürgen müller, vorgang {n}")] for n in range(40)]
+    results = scrubber(batch)
+    for messages, counts in results:
+        assert [message["role"] for message in messages] == ["system", "user"]
+        assert "Kowalczyk" not in messages[0]["content"]
+        assert "müller" not in messages[1]["content"]
+        assert counts["PERSON"] >= 2
+    assert pickle.loads(pickle.dumps(scrubber))(batch) == results
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(UserError, match="not found in xx, but in de, en"):
+        PlaceholderScrubber(["en", "xx"])
