@@ -343,7 +343,7 @@ def _pin(ask: Ask) -> Value:
     if ask.form == OBFUSCATED:
         halves = f"{code[: len(code) // 2]} {code[len(code) // 2 :]}"
         return Value((ask.pick(halves, "-".join(code), *[_spelled(ask, code)] * 3),))
-    chosen = (str(ask.draw.randint(1935, 2019)), code[0] * 4)
+    chosen = (str(ask.draw.randint(1935, 2019)), code[-1] * 4)
     return Value((ask.pick(*[code] * 8, *chosen),))
 
 
