@@ -21,7 +21,7 @@ from tuneline.data.pii.measure.leak_estimate import (
     seed_of,
 )
 from tuneline.data.pii.measure.planting import Canary, Token
-from tuneline.data.pii.replace.scrubber import Scrubbed
+from tuneline.data.pii.replace.scrubber import Scrubbed, make_scrubber
 from tuneline.data.tables.rows import StandIn
 from tuneline.statistics import Bounds, share_of, weighted_count
 
@@ -85,6 +85,17 @@ def pieces_rows():
          for n, text in enumerate(row)]
         for k in range(40)
     ]  # fmt: skip
+
+
+def test_the_detector_without_its_model_is_seen_to_find_numbers_and_no_streets():
+    config = DataConfig(source="x", pii_canaries=60, pii_ner=False)
+    trial = run_trial(make_scrubber(config), chat_rows(), config, "1")
+    assert share(trial, "STREET_ADDRESS") > 0.5
+    assert share(trial, "CREDIT_CARD") < 0.2
+    assert share(trial, "AWS_ACCESS_KEY") == share(trial, "PRIVATE_KEY") == 0
+    assert "leak_STREET_ADDRESS_at_most" in broken(config, trial)
+    spots = blind_spots(config, trial, ())
+    assert "BIRTH_DATE" in spots["types_not_compared_with_labels"]
 
 
 def test_a_detector_that_is_blind_to_a_kind_is_named():
