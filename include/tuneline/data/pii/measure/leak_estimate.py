@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
@@ -26,11 +26,14 @@ from tuneline.data.pii.measure.plants import (
     phrases,
     tokens_of,
 )
-from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber
 from tuneline.data.tables.rows import Message, Row, chosen_of
 from tuneline.evidence import Measurement, measure
 from tuneline.machine.workers import worker_count
 from tuneline.statistics import Bounds, share_of, weighted_count
+
+if TYPE_CHECKING:
+    # The review is shown in Airflow, whose environment has no detector.
+    from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber
 
 # A form of which more than this leaks is named as one that the configuration does not find.
 WEAK_FORM = 0.25
