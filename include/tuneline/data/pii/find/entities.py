@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tuneline.data.pii.find.texts import Shared
+from tuneline.errors import UserError
 from tuneline.machine.secret_shapes import SECRETS
 
 SEED = 7
@@ -109,3 +111,82 @@ class Settings:
     def entities_with(self, action: str) -> frozenset[str]:
         """Return the entities whose hits get an action."""
         return frozenset(entity for entity, given in self.actions.items() if given == action)
+
+
+# Labels of CoNLL, OntoNotes, WikiNER and of the public models for personal data, in capitals,
+# without prefix, signs and digits.
+_LABELS = {
+    "PERSON": "PER PERS PERSON NAME FULLNAME PREFIXNAME GIVENNAME FIRSTNAME MIDDLENAME LASTNAME "
+    "SURNAME FAMILYNAME PATIENT DOCTOR STAFF HCW",
+    "LOCATION": "LOC LOCATION GPE CITY PLACE TOWN STATE",
+    "STREET_ADDRESS": "ADDRESS STREETADDRESS STREET STREETNAME BUILDINGNUM BUILDINGNUMBER "
+    "SECONDARYADDRESS",
+    "EMAIL_ADDRESS": "EMAIL EMAILADDRESS MAIL",
+    "PHONE_NUMBER": "PHONE PHONENUMBER TEL TELEPHONE TELEPHONENUM MOBILE FAX",
+    "CREDIT_CARD": "CREDITCARD CREDITCARDNUMBER CARD CARDNUMBER",
+    "IBAN_CODE": "IBAN IBANCODE",
+    "US_SSN": "SSN USSSN SOCIALNUM SOCIALNUMBER SOCIALSECURITYNUMBER",
+    "ID_NUMBER": "ID IDNUM IDNUMBER IDCARD IDCARDNUM ACCOUNTNUM ACCOUNTNUMBER BANKACCOUNT "
+    "ROUTINGNUMBER GOVERNMENTID DRIVERLICENSE DRIVERLICENSENUM DRIVERSLICENSE PASSPORT "
+    "PASSPORTNUM TAXID TAXNUM TAXNUMBER USERNAME MEDICALRECORD",
+    "PASSWORD": "PASSWORD PASS PIN",
+    "BIRTH_DATE": "DOB DATEOFBIRTH BIRTHDATE",
+    "IP_ADDRESS": "IP IPADDRESS IPV",
+    "MAC_ADDRESS": "MAC MACADDRESS",
+    "URL": "URL",
+    "DATE": "DATE",
+    "POSTAL_CODE": "ZIP ZIPCODE POSTCODE POSTALCODE",
+}
+_ENTITY_OF = {label: entity for entity, labels in _LABELS.items() for label in labels.split()}
+_PREFIX = re.compile(r"^[BIOELSU][-_]")
+# The label of tokens outside of every entity.
+OUTSIDE = "O"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a model.
+
+    Attributes:
+        entity: entity type by label, with its prefix, for those that name one.
+        ignored: labels without prefix that name no entity type that is looked for.
+    """
+
+    entity: Mapping[str, str]
+    ignored: tuple[str, ...]
+
+
+def map_labels(
+    labels: Iterable[str], given: Mapping[str, str], wanted: Collection[str], model: str
+) -> Labels:
+    """Map the labels of a model to the entity types.
+
+    Args:
+        labels: every label of the model, in any spelling ("B-FIRST_NAME", "I-firstname1").
+        given: `data.pii_ner_labels`, entity type by label without prefix; wins.
+        wanted: entity types that are looked for.
+        model: address of the model, for errors.
+
+    Raises:
+        UserError: if no label maps to any entity type, or `given` names an unknown one.
+    """
+    unknown = sorted(set(given.values()) - _LABELS.keys())
+    if unknown:
+        raise UserError(
+            f"data.pii_ner_labels: no entity is called {', '.join(unknown)}; there are "
+            + ", ".join(_LABELS)
+        )
+    bare = {label: _PREFIX.sub("", label) for label in labels if label != OUTSIDE}
+    mapped = {
+        label: entity
+        for label, name in bare.items()
+        if (entity := given.get(name) or _ENTITY_OF.get(re.sub(r"[\W\d_]+", "", name.upper())))
+    }
+    if not mapped:
+        raise UserError(
+            f"data.pii_ner: the labels of {model} ({', '.join(sorted(set(bare.values())))}) "
+            "name no kind of personal data; name another model, or say what they mean in "
+            "data.pii_ner_labels, such as {LABEL_1: PERSON}"
+        )
+    ignored = {name for label, name in bare.items() if mapped.get(label) not in wanted}
+    return Labels(mapped, tuple(sorted(ignored)))

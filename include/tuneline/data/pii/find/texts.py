@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneline.data.conversations.answers import answer_object, dump_like
 from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
@@ -16,6 +19,9 @@ from tuneline.data.tables.rows import Message
 MIN_NUMBER_DIGITS = 9
 # A system prompt of at least this many rows belongs to the dataset, not to a person.
 SHARED_ROWS = 20
+# A character with the accents that follow it.
+_CLUSTER = re.compile("(?s).[\u0300-\u036f]*")
+_QUOTES = {"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "−": "-"}
 
 
 @dataclass(frozen=True)
@@ -91,3 +97,45 @@ def _map_json(value: Any, change: Callable[[str], str], label_field: str | None)
         changed = change(str(value))
         return value if changed == str(value) else changed
     return value
+
+
+class Plain(NamedTuple):
+    """A text as detectors read it, and where its characters stand in the original."""
+
+    text: str
+    starts: Sequence[int] | None = None
+    ends: Sequence[int] = ()
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Return the characters of the original for a span that is not empty."""
+        return (start, end) if self.starts is None else (self.starts[start], self.ends[end - 1])
+
+
+def plain(text: str) -> Plain:
+    """Return a text without invisible characters, in the usual form of each character.
+
+    Accents are part of their letters (NFKC), digits of any script are ASCII ones, and dashes,
+    quotes and spaces are the plain ones. Lone surrogates become question marks.
+    """
+    if text.isascii():
+        return Plain(text)
+    made: list[str] = []
+    starts: list[int] = []
+    ends: list[int] = []
+    for cluster in _CLUSTER.finditer(text):
+        start, end = cluster.span()
+        for char in "".join(map(_usual, unicodedata.normalize("NFKC", cluster[0]))):
+            made.append(char)
+            starts.append(start)
+            ends.append(end)
+    return Plain("".join(made), starts, ends)
+
+
+@cache
+def _usual(char: str) -> str:
+    """Return the plain form of a character, nothing for an invisible one."""
+    category = unicodedata.category(char)
+    if category == "Nd":
+        return str(unicodedata.decimal(char))
+    forms = {"Cf": "", "Cs": "?", "Pd": "-", "Zs": " ", "Pi": "'", "Pf": "'"}
+    return _QUOTES.get(char) or forms.get(category, char)

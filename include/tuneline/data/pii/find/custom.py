@@ -1,0 +1,159 @@
+"""Run recognisers that a team already has for Presidio, unchanged.
+
+They come as an import path, a YAML file or written out in the configuration, in the form of
+Presidio's `recognizers` list. Presidio's analyzer runs them over tokens only: context words count,
+but no model is loaded, so a recogniser that needs the entities of a model finds nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tuneline.data.pii.find.entities import Hit
+from tuneline.errors import UserError
+
+FIELD = "data.pii_recognizers"
+# Characters of a text that a recogniser sees at once, whose patterns may backtrack, and those that
+# neighbouring parts share.
+PART, OVERLAP = 2_000, 200
+
+
+class CustomRecognisers:
+    """Presidio's analyzer with the recognisers of the user.
+
+    Args:
+        given: import paths `module:Name` of a class or an instance, paths of YAML files, or
+            recognisers written out.
+        languages: declared languages.
+        least_score: lowest Presidio score of a hit that counts.
+
+    Raises:
+        UserError: if a recogniser can't be loaded, or none serves a declared language.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[str | Mapping[str, Any]],
+        languages: Sequence[str],
+        least_score: float,
+    ) -> None:
+        from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+
+        logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
+        recognisers = [r for entry in given for r in _load(entry)]
+        served = {recogniser.supported_language for recogniser in recognisers}
+        self._languages = [language for language in languages if language in served]
+        if not self._languages:
+            raise UserError(
+                f"{FIELD}: they serve {', '.join(sorted(served)) or 'no language'}, and "
+                f"data.languages declares {', '.join(languages)}; set supported_language"
+            )
+        self._analyzer = AnalyzerEngine(
+            registry=RecognizerRegistry(
+                recognizers=recognisers, supported_languages=list(self._languages)
+            ),
+            nlp_engine=_tokenizers(self._languages),
+            supported_languages=self._languages,
+            default_score_threshold=least_score,
+        )
+        self.entities = tuple(
+            sorted(
+                {
+                    entity
+                    for recogniser in recognisers
+                    if recogniser.supported_language in self._languages
+                    for entity in recogniser.supported_entities
+                }
+            )
+        )
+
+    def find(self, text: str) -> Iterator[Hit]:
+        """Yield the hits of the recognisers of each language."""
+        for at in range(0, max(1, len(text) - OVERLAP), PART - OVERLAP):
+            for language in self._languages:
+                for hit in self._analyzer.analyze(text[at : at + PART], language=language):
+                    yield Hit(at + hit.start, at + hit.end, hit.entity_type)
+
+
+def _tokenizers(languages: Sequence[str]) -> Any:
+    """Make an NLP engine that only splits texts into words, so that context words are seen."""
+    import spacy
+    from presidio_analyzer.nlp_engine import SpacyNlpEngine
+    from spacy.language import Language
+
+    def lowered(doc: Any) -> Any:
+        for token in doc:
+            token.lemma_ = token.lower_
+        return doc
+
+    Language.component("tuneline_lowered", func=lowered)
+    names = [{"lang_code": code, "model_name": code} for code in languages]
+    engine: Any = SpacyNlpEngine(models=names)
+    engine.nlp = {code: spacy.blank(code) for code in languages}
+    for pipeline in engine.nlp.values():
+        pipeline.add_pipe("tuneline_lowered")
+    return engine
+
+
+def _load(entry: str | Mapping[str, Any]) -> list[Any]:
+    if not isinstance(entry, str):
+        return _written_out(entry, FIELD)
+    if entry.endswith((".yaml", ".yml")):
+        return [r for found in _read(entry) for r in _written_out(found, f"{FIELD}: {entry}")]
+    return [_imported(entry)]
+
+
+def _imported(path: str) -> Any:
+    from presidio_analyzer import EntityRecognizer
+
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+        recogniser = found() if isinstance(found, type) else found
+    except Exception as error:  # the user's module may raise anything
+        raise UserError(
+            f"{FIELD}: {path!r} can't be loaded ({type(error).__name__}: {error}); write it as "
+            "module:Name, and install the module where the steps run"
+        ) from None
+    if not isinstance(recogniser, EntityRecognizer):
+        raise UserError(f"{FIELD}: {path!r} is not a Presidio EntityRecognizer")
+    return recogniser
+
+
+def _read(path: str) -> list[Mapping[str, Any]]:
+    import yaml
+
+    try:
+        document = yaml.safe_load(Path(path).read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{FIELD}: {path} can't be read: {str(error).splitlines()[0]}") from None
+    found = document.get("recognizers") if isinstance(document, dict) else None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise UserError(f"{FIELD}: {path} has no list `recognizers`, as Presidio's YAML files do")
+    return found
+
+
+def _written_out(entry: Mapping[str, Any], where: str) -> list[Any]:
+    """Make a recogniser for each language of an entry; none if the entry is not enabled."""
+    from presidio_analyzer import PatternRecognizer
+
+    settings = {key: value for key, value in entry.items() if key not in ("type", "enabled")}
+    if entry.get("enabled") is False:
+        return []
+    languages = settings.pop("supported_languages", None) or [
+        settings.pop("supported_language", "en")
+    ]
+    made = []
+    for language in languages:
+        own = {"language": language} if isinstance(language, str) else dict(language)
+        one = {**settings, "supported_language": own.pop("language"), **own}
+        try:
+            made.append(PatternRecognizer.from_dict(one))
+        except Exception as error:  # Presidio raises many kinds for a wrong entry
+            name = entry.get("name", "a recogniser without a name")
+            raise UserError(f"{where}: {name}: {str(error).splitlines()[0]}") from None
+    return made

@@ -1,0 +1,139 @@
+"""Find what has a fixed form and check digits, and name the kind of a number.
+
+Check digits name a kind; they never drop a number, for people mistype.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+
+import phonenumbers
+from stdnum import iban, luhn
+from stdnum.us import itin, ssn
+
+from tuneline.data.pii.find.entities import Hit
+from tuneline.machine.linear_pattern import WORD, LinearPattern
+from tuneline.machine.secret_shapes import find_secrets
+
+# Digits of a payment card (ISO/IEC 7812) and of a phone number (ITU-T E.164).
+_LEAST_CARD, _MOST_CARD = 13, 19
+_LEAST_PHONE, _MOST_PHONE = 7, 15
+_EMAIL = LinearPattern(
+    rf"(?:^|[^{WORD}.+%'-])([{WORD}+%'-]+(?:\.[{WORD}+%'-]+)*@"
+    rf"[\pL\pN][{WORD}-]*(?:\.[\pL\pN](?:[{WORD}-]*[\pL\pN])?)+)"
+)
+_DIGITS = LinearPattern(rf"(?:^|[^{WORD}.])(\d(?:[ .-]{{0,2}}\d){{11,}})(?:$|[^{WORD}])")
+_IBAN = LinearPattern(
+    rf"(?i)(?:^|[^{WORD}])([A-Z]{{2}}[ -]?\d[ -]?\d(?:[ -]?[A-Z0-9]{{1,4}}){{3,10}})"
+)
+_SSN = LinearPattern(
+    rf"(?:^|[^{WORD}.-])(\d{{3}}(?:-\d\d-|\.\d\d\.| \d\d )\d{{4}})(?:$|[^{WORD}-])"
+)
+_HOST = LinearPattern(rf"(?:^|[^{WORD}.:])([0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*[0-9A-Fa-f:])")
+_VERSION = re.compile(r"(?i)\b(?:v|version|firmware|build|release|driver)\W{0,3}$")
+_MAC = LinearPattern(
+    rf"(?i)(?:^|[^{WORD}:-])((?:[0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}|(?:[0-9a-f]{{2}}-){{5}}[0-9a-f]{{2}})"
+    rf"(?:$|[^{WORD}:-])"
+)
+# A number in the form of a phone number: with a prefix, or in groups.
+_PHONE = LinearPattern(
+    rf"(?:^|[^{WORD}.+-])(\+ ?\d(?:[ .()/-]{{0,3}}\d){{6,14}}|00? ?\d(?:[ .()/-]{{0,3}}\d){{6,13}}|"
+    r"(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]?\d{4})"
+    rf"(?:$|[^{WORD}-])"
+)
+_PHONE_CUE = re.compile(
+    r"(?i)\b(?:phone|tel|cell|mobil|call|text|fax|whatsapp|contact|ring|reach|handy|anruf|"
+    r"tél|appel|joindre|llam|móvil|celular|telefo)"
+)
+_SSN_CUE = re.compile(r"(?i)\b(?:ssn|social)\b")
+# Characters before a number in which a word says what it is.
+_REACH = 40
+
+
+def find_identifiers(text: str) -> Iterator[Hit]:
+    """Yield secrets, e-mail addresses and what check digits or a form confirm; they may overlap."""
+    yield from (Hit(*secret) for secret in find_secrets(text))
+    if "@" in text:
+        yield from (Hit(*span, "EMAIL_ADDRESS") for span in _EMAIL.spans(text))
+    if not any(map(str.isdecimal, text)):
+        return
+    yield from (Hit(*span, "CREDIT_CARD") for span in _cards(text))
+    yield from (Hit(*span, "IBAN_CODE") for span in _ibans(text))
+    yield from (Hit(*span, "US_SSN") for span in _SSN.spans(text))
+    yield from (Hit(*span, "MAC_ADDRESS") for span in _MAC.spans(text))
+    for start, end in _HOST.spans(text):
+        if _is_host(text[start:end]) and not _VERSION.search(text[max(0, start - 12) : start]):
+            yield Hit(start, end, "IP_ADDRESS")
+    for start, end in _PHONE.spans(text):
+        if _is_phone(text[start:end]):
+            yield Hit(start, end, "PHONE_NUMBER")
+
+
+def name_number(text: str, start: int, end: int) -> str:
+    """Return the entity type of a number, by its check digits, its form and the words before it."""
+    value = text[start:end]
+    digits = re.sub(r"\D", "", value)
+    before = text[max(0, start - _REACH) : start]
+    if _LEAST_CARD <= len(digits) <= _MOST_CARD and luhn.is_valid(digits):
+        return "CREDIT_CARD"
+    if iban.is_valid(value):
+        return "IBAN_CODE"
+    if len(digits) == 9 and (
+        _SSN_CUE.search(before)
+        or (not value.isdecimal() and (ssn.is_valid(value) or itin.is_valid(value)))
+    ):
+        return "US_SSN"
+    lettered = any(map(str.isalpha, value))
+    if _LEAST_PHONE <= len(digits) <= _MOST_PHONE and not lettered:
+        if _PHONE_CUE.search(before) or (not value.isdecimal() and _is_phone(value)):
+            return "PHONE_NUMBER"
+    return "ID_NUMBER"
+
+
+def _cards(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the groups of digits that together satisfy the check of card numbers (ISO 7812-1)."""
+    for first, last in _DIGITS.spans(text):
+        groups = [match.span() for match in re.finditer(r"\d+", text[first:last])]
+        at = 0
+        while at < len(groups):
+            digits, found = "", None
+            for number, (start, end) in enumerate(groups[at : at + _MOST_CARD]):
+                digits += text[first + start : first + end]
+                if len(digits) > _MOST_CARD:
+                    break
+                if len(digits) >= _LEAST_CARD and luhn.is_valid(digits) and len(set(digits)) > 1:
+                    found = number
+            if found is not None:
+                yield first + groups[at][0], first + groups[at + found][1]
+            at += 1 if found is None else found + 1
+
+
+def _ibans(text: str) -> Iterator[tuple[int, int]]:
+    for first, last in _IBAN.spans(text):
+        for end in range(last, first + 14, -1):
+            if iban.is_valid(text[first:end]):
+                yield first, end
+                break
+
+
+def _is_host(value: str) -> bool:
+    """Return True for an address of a machine of IPv4 or IPv6."""
+    try:
+        return bool(ipaddress.ip_address(value)) and any(map(str.isdecimal, value))
+    except ValueError:
+        return False
+
+
+@lru_cache(maxsize=4096)
+def _is_phone(value: str) -> bool:
+    """Return True for a number that some country's plan has, or that is grouped as in the US."""
+    for region in (None,) if value.startswith("+") else ("US", "GB", "DE", "FR", "ES", "IT", "NL"):
+        try:
+            if phonenumbers.is_valid_number(phonenumbers.parse(value, region)):
+                return True
+        except phonenumbers.NumberParseException:
+            continue
+    return False

@@ -1,0 +1,181 @@
+"""Find by a cue what the models do not know: dates of birth, passwords, codes, words for digits.
+
+RE2 runs the patterns, so their time is linear in the text. The first group of a pattern is the
+value. What each finds alone is in docs/decisions/0052-personal-data-by-a-model.md: a pattern that
+finds nothing on labelled rows goes, and what these miss needs a better model instead of a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+from tuneline.data.pii.find.entities import DEMANDED_ONLY, Hit
+from tuneline.machine.linear_pattern import WORD, LinearPattern
+
+# RE2's \b knows ASCII only.
+_B = rf"(?i)(?:^|[^{WORD}])"
+_E = rf"(?:$|[^{WORD}])"
+_MONTH = (
+    "jan(?:uary|uar|eiro|vier)?|ene(?:ro)?|gen(?:naio)?|f[eé][bv](?:ruary|ruar|rero|braio|ereiro|"
+    "rier|ruari)?|mar(?:ch|zo|ço|s)?|märz|maart|a[pbv]r(?:il|ile)?|may|mai|mayo|maio|mei|maggio|"
+    "jun[eiy]?|junio|junho|juin|giugno|jul[iy]?|julio|julho|juillet|luglio|aug(?:ust|ustus)?|"
+    "ago(?:sto)?|août|sep(?:t|tember|tembre|tiembre)?|set(?:embro|tembre)?|o[ck]t(?:ober|ubre|obre)?|"
+    "out(?:ubro)?|ott(?:obre)?|nov(?:ember|embre|iembre|embro)?|de[cz](?:ember|embro)?|dic(?:iembre|"
+    "embre)?|déc(?:embre)?"
+)
+_DAY = r"\d{1,2}(?:st|nd|rd|th|\.|º|er)?"
+_YEAR = r"(?:\d{4}|'?\d{2})"
+_DATE = (
+    r"\d{1,4} ?[./-] ?\d{1,2} ?[./-] ?\d{2,4}|\d{1,2} \d{1,2} \d{2,4}|\d{6}|\d{8}|"
+    rf"(?:the )?{_DAY} ?(?:of |de |di )?(?:{_MONTH})\.?,? ?(?:of |de |di )?{_YEAR}|"
+    rf"(?:{_MONTH})\.? (?:the )?{_DAY},? ?{_YEAR}"
+)
+_DIGIT = "zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple"
+_IS = r"(?: ?[:=#] ?| (?:number |no\.? )?(?:is|was|ist|lautet|es|est|è|é|to)(?: now| set to)?:? | )"
+_QUOTE = "[\"'“«(]?"
+
+
+class Pattern(NamedTuple):
+    """A pattern: its name, the entity type of what it finds, and the pattern."""
+
+    name: str
+    entity: str
+    pattern: LinearPattern
+    # A text without a digit has none.
+    digit: bool = True
+
+
+def _row(name: str, entity: str, pattern: str, *, digit: bool = True) -> Pattern:
+    return Pattern(name, entity, LinearPattern(pattern), digit)
+
+
+PATTERNS = (
+    _row(
+        "date of birth",
+        "BIRTH_DATE",
+        rf"{_B}(?:born|d\.?o\.?b\.?|birth(?:day|date)?|geboren|geb\.|geburts\w+|nac[ií]\w*|"
+        r"nascimento|nascit[ao]|nat[oa] il|nasci|née?|naissance|geboorte\w*)"
+        rf"[^\d\n]{{0,24}}?[^{WORD}]({_DATE}){_E}",
+    ),
+    _row(
+        "password",
+        "PASSWORD",
+        rf"{_B}(?:pass(?:word|wort|code|phrase|wd)?|pwd?|kennwort|contraseña|clave|senha|"
+        r"mot de passe|wachtwoord)(?: (?:for|of) (?:\w+ ){1,3}?| (?:i|that|she|he) \w+)?"
+        rf"{_IS}{_QUOTE}([^\s\"']*[0-9!#$%&*?_-][^\s\"'”»)]*)",
+        digit=False,
+    ),
+    _row(
+        "PIN or code",
+        "PASSWORD",
+        rf"{_B}(?:pin|otp|(?:security |access |verification )?code|passcode|tan|cv[vc]2?)"
+        rf"[^{WORD}\n]?[^\n\d]{{0,24}}[^{WORD}](\d{{3,8}}){_E}",
+    ),
+    _row(
+        "last digits",
+        "ID_NUMBER",
+        rf"{_B}(?:last (?:four|4|three|3)|ends? (?:in|with)|ending(?: in| with)?|letzten vier|"
+        r"endet auf|derniers chiffres|últim[oa]s (?:cuatro|quatro)|ultime quattro|laatste vier)"
+        rf"[^\n\d]{{0,24}}[^{WORD}](\d{{3,5}}){_E}",
+    ),
+    _row(
+        "expiry",
+        "CREDIT_CARD",
+        rf"{_B}(?:exp(?:iry|ires?|iration)?|valid (?:thru|until)|gültig bis|caduca|vencimiento|"
+        rf"scade|validade|expire|geldig tot)[^\n\d]{{0,12}}[^{WORD}]"
+        rf"((?:0?[1-9]|1[0-2]) ?[/-] ?(?:20)?\d\d){_E}",
+    ),
+    _row(
+        "e-mail in words",
+        "EMAIL_ADDRESS",
+        rf"{_B}([{WORD}.+-]+(?: ?(?:dot|\.|underscore|dash|_) ?[{WORD}-]+){{0,3}}"
+        rf" ?(?:@|[(\[{{<]at[)\]}}>]| at ) ?[{WORD}-]+"
+        rf"(?: ?(?:\.| dot |punkt|punto|point) ?[a-z]{{2,12}}){{1,3}})",
+        digit=False,
+    ),
+    _row(
+        "e-mail without @",
+        "EMAIL_ADDRESS",
+        rf"{_B}([{WORD}.+-]+ ?(?:[{WORD}-]+\.)+(?:com|net|org|edu|gov|info|de|fr|es|uk|io|me|it|nl|"
+        rf"pt|br|in)){_E}",
+        digit=False,
+    ),
+    _row(
+        "number in words",
+        "ID_NUMBER",
+        rf"{_B}((?:(?:{_DIGIT})[ ,-]+){{3,}}(?:{_DIGIT})){_E}",
+        digit=False,
+    ),
+    _row(
+        "spelled",
+        "ID_NUMBER",
+        r"(?:^|\s)((?:[\pL\pN][ -]){3,}[\pL\pN])(?:$|[\s.,!?])",
+        digit=False,
+    ),
+    _row(
+        "user name",
+        "ID_NUMBER",
+        rf"{_B}(?:user ?name|login|user ?id|benutzername|usuario|identifiant|utente|gebruikersnaam)"
+        rf"{_IS}([{WORD}.-]*[\d_.-][{WORD}.-]*)",
+        digit=False,
+    ),
+    _row("handle", "ID_NUMBER", rf"(?:^|[\s(,:])(@[{WORD}][{WORD}.]{{1,28}}[{WORD}])", digit=False),
+    _row(
+        "numbered document",
+        "ID_NUMBER",
+        rf"{_B}(?:passport|licen[cs]e|account|acct|policy|member(?:ship)?|patient|record|mrn|"
+        r"number plate|plate|vin|claim|confirmation|booking|reference|routing|ausweis\w*|konto\w*|"
+        r"pasaporte|cuenta|compte|passeport|conto|conta|rekening\w*)"
+        r"(?:[ -]?(?:number|no|nr|num|id|plate|code|nummer|número|numéro|numero))?\.?"
+        rf"(?: (?:is|was|ist|es|est|è|é))?[\s:#]{{1,3}}([A-Z0-9-]*\d[A-Z0-9-]*"
+        rf"(?:[ -][A-Z]{{0,3}}\d[A-Z0-9]*){{0,4}}){_E}",
+    ),
+    _row(
+        "social security number",
+        "US_SSN",
+        rf"{_B}(?:ssn|social(?: security)?)[^\d\n]{{0,30}}"
+        rf"(\d{{3}}[-. ]{{0,3}}\d{{2}}[-. ]{{0,3}}\d{{4}}|\d{{4}}){_E}",
+    ),
+    _row(
+        "phone",
+        "PHONE_NUMBER",
+        rf"{_B}(?:phone|tel\w*|cell|mobil\w*|call|text|fax|whatsapp|móvil|handy\w*|appel\w*|reach)"
+        rf"[^\d\n+(]{{0,30}}(\+?\(?\d(?:[ ()./-]{{0,3}}\d){{5,14}}){_E}",
+    ),
+    _row("URL", "URL", r"(?i)((?:https?|ftp)://[^\s<>\"']+|\bwww\.[^\s<>\"']+)", digit=False),
+    _row(
+        "date",
+        "DATE",
+        rf"{_B}({_DATE}|(?:the )?{_DAY} ?(?:of |de |di )?(?:{_MONTH})|"
+        rf"(?:{_MONTH})\.? (?:the )?\d{{1,2}}(?:st|nd|rd|th)?|(?:{_MONTH})\.?,? \d{{4}}){_E}",
+    ),
+    _row(
+        "postal code",
+        "POSTAL_CODE",
+        rf"{_B}(?:zip|zip ?code|post(?:al)? ?code|plz|postleitzahl|c\.?p\.?|cap|code postal|cep)"
+        rf"(?: (?:is|was|ist|es|est|è))?[^{WORD}]{{0,3}}"
+        rf"(\d(?: ?\d){{3,5}}(?: ?- ?\d{{4}})?|[a-z]{{1,2}}\d[a-z\d]? ?\d[a-z]{{2}}){_E}",
+    ),
+    _row(
+        "age over 89",
+        "AGE_OVER_89",
+        rf"{_B}(9\d|1[01]\d)[ -]?(?:years?[ -]old|y\.?o\.?|years of age|jahre|ans|años|anni|anos|"
+        rf"jaar){_E}",
+    ),
+)
+
+
+def find_patterns(text: str, wanted: Collection[str]) -> Iterator[Hit]:
+    """Yield what the patterns find; hits may overlap.
+
+    Args:
+        text: any text.
+        wanted: entity types; of `DEMANDED_ONLY` only those of them are looked for.
+    """
+    digit = any(map(str.isdecimal, text))
+    for row in PATTERNS:
+        if (row.digit and not digit) or (row.entity in DEMANDED_ONLY and row.entity not in wanted):
+            continue
+        for start, end in row.pattern.spans(text):
+            yield Hit(start, end, row.entity)

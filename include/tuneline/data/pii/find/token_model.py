@@ -1,0 +1,162 @@
+"""Find personal data by a token classifier in the ONNX format, on one thread.
+
+Such models hesitate between kinds of numbers and repeat "B-" inside a word, so whole words are
+judged, by the probability of any kind at all (1 - P(O)) of their surest piece; the kind is the one
+that is likeliest over the word. All scores fall as a text grows, hence short windows that overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tuneline.data.pii.find.entities import map_labels
+from tuneline.errors import UserError, first_line
+
+# Pieces of a window and those that neighbours share; a second look cuts at other places.
+WINDOW, SHIFTED_WINDOW, OVERLAP = 128, 104, 32
+# Windows of a batch; larger ones outgrow the cache of a core.
+BATCH = 8
+# Files of the weights, the first that is there.
+WEIGHTS = ("onnx/model_int8.onnx", "onnx/model_q4.onnx")
+# The vocabulary knows no word of this length: keys and rulings are for patterns.
+LONGEST_RUN = 100
+# Words with a lower score are not even noted.
+LEAST = 0.02
+# "j.kwan@tide.com" and "555-0134" are one word, without the full stop of the sentence.
+_WORD = re.compile(r"\w+(?:[.@-]\w+)*")
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN},}}")
+
+Row = np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Word(NamedTuple):
+    """A word that may be personal data: its characters, likeliest entity type and 1 - P(O)."""
+
+    start: int
+    end: int
+    entity: str
+    score: float
+
+
+class TokenModel:
+    """A token classifier.
+
+    Args:
+        directory: config.json, tokenizer.json and a file of `WEIGHTS`.
+        wanted: entity types that are looked for.
+        labels: entity type by label without prefix, for labels that are not known.
+        shifted: True to cut long texts at other places.
+
+    Attributes:
+        ignored: its labels that name nothing that is looked for.
+
+    Raises:
+        UserError: if it can't be loaded, or no label names an entity type.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        wanted: Collection[str],
+        labels: Mapping[str, str],
+        *,
+        shifted: bool = False,
+    ) -> None:
+        self._tokenizer, self._network, names = _load(directory)
+        self._tokenizer.enable_truncation(SHIFTED_WINDOW if shifted else WINDOW, stride=OVERLAP)
+        mapped = map_labels(names, labels, wanted, str(directory))
+        self.ignored = mapped.ignored
+        self._entities = sorted(set(mapped.entity.values()))
+        # Labels x entity types: adds up the labels of a type.
+        self._sums = np.array(
+            [[mapped.entity.get(name) == entity for entity in self._entities] for name in names],
+            np.float32,
+        )
+        self._inputs = {given.name for given in self._network.get_inputs()}
+
+    def words(self, texts: Sequence[str]) -> list[list[Word]]:
+        """Return the words of each text that may be personal data, in order.
+
+        Equal windows are read once; runs without white space of `LONGEST_RUN` characters are not
+        read.
+        """
+        evidence = [np.zeros((len(text), len(self._entities)), np.float32) for text in texts]
+        places: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
+        encodings = self._tokenizer.encode_batch([_LONG_RUN.sub(_blank, text) for text in texts])
+        for number, whole in enumerate(encodings):
+            for part in (whole, *whole.overflowing):
+                places.setdefault(tuple(part.ids), []).append((number, part))
+        # Windows of like length waste little on padding.
+        windows = sorted(places, key=len)
+        for first in range(0, len(windows), BATCH):
+            batch = windows[first : first + BATCH]
+            for window, rows in zip(batch, self._probabilities(batch), strict=True):
+                for number, part in places[window]:
+                    _note(evidence[number], part.offsets, rows)
+        return [list(self._read(text, rows)) for text, rows in zip(texts, evidence, strict=True)]
+
+    def _probabilities(self, batch: Sequence[Sequence[int]]) -> Row:
+        """Return windows x pieces x entity types; what is missing to 1 is that of no type."""
+        ids = np.zeros((len(batch), max(map(len, batch))), np.int64)
+        mask = np.zeros_like(ids)
+        for row, (own, pieces) in enumerate(zip(ids, batch, strict=True)):
+            own[: len(pieces)] = pieces
+            mask[row, : len(pieces)] = 1
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        logits = self._network.run(None, {name: given[name] for name in self._inputs})[0]
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        rows: Row = odds / odds.sum(-1, keepdims=True) @ self._sums
+        return rows
+
+    def _read(self, text: str, rows: Row) -> Iterator[Word]:
+        scores = rows.sum(1)
+        if not scores.size or scores.max() < LEAST:
+            return
+        for match in _WORD.finditer(text):
+            score = float(scores[match.start() : match.end()].max())
+            if score >= LEAST:
+                kind = int(rows[match.start() : match.end()].sum(0).argmax())
+                yield Word(*match.span(), self._entities[kind], score)
+
+
+def _note(evidence: Row, offsets: Sequence[tuple[int, int]], rows: Row) -> None:
+    """Note the pieces of a window; where windows overlap, the surer one counts."""
+    for (start, end), row in zip(offsets, rows, strict=False):
+        # [CLS] and [SEP] are empty.
+        if end > start and row.sum() > evidence[start].sum():
+            evidence[start:end] = row
+
+
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])
+
+
+def _load(directory: Path) -> tuple[Any, Any, list[str]]:
+    """Return tokenizer, network and the names of its labels."""
+    import onnxruntime
+    from tokenizers import Tokenizer
+
+    weights = next(path for name in WEIGHTS if (path := directory / name).is_file())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    try:
+        config = json.loads((directory / "config.json").read_text("utf-8"))
+        names = [config["id2label"][str(n)] for n in range(len(config["id2label"]))]
+        tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        network = onnxruntime.InferenceSession(
+            str(weights), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:
+        # A damaged file may raise any error of the libraries.
+        raise UserError(
+            f"data.pii_ner: {directory} can't be loaded as a token classifier "
+            f"({type(error).__name__}: {first_line(error)}); fetch it again"
+        ) from None
+    tokenizer.no_padding()
+    return tokenizer, network, names
