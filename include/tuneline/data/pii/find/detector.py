@@ -19,6 +19,8 @@ from tuneline.data.tables.rows import Message
 
 # Least score of a word by group of types.
 THRESHOLDS = {"name": 0.3, "place": 0.3, "number": 0.3, "contact": 0.3}
+# Least score of a word beside one that reaches its threshold.
+WEAK = 0.1
 _GROUPS = {
     "PERSON": "name",
     "STREET_ADDRESS": "place",
@@ -30,12 +32,19 @@ _GROUPS = {
 _PLACES = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
 # Characters between the parts of one address, and what stands between the words of others.
 _APART = 4
+# A unit that no model knows ("Apt.", "Suite", "and") may stand between them.
+_UNIT = 11
+_WITHIN = re.compile(r"[\s,.>/?]*[^\W\d_]+\.?[\s]*")
 _GAP = re.compile(r"[ ()/+'.-]{0,3}")
-# A plain number of so few digits is a house number or postal code only near a street or city.
-_LONE = re.compile(r"\d{1,5}(?:[.,]\d{1,2})?")
+# A number near a street or city may be a part of an address.
 _NEAR = 40
+# In so few words a number of four or five digits is a code rather than a quantity.
+_FEW = 12
+_YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
+# Types of which the same value is no trace of a person elsewhere.
+_COMMON = frozenset({"LOCATION", "DATE", "AGE_OVER_89", "POSTAL_CODE", "URL"})
 _RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
 
 
@@ -120,17 +129,18 @@ class Detector:
                 hits += self._shaped_of(seen)
                 hits += read_words(seen, words.get(seen, ()))
             hits += answers(seen, expected.get(piece.turn, frozenset()), words.get(seen, ()))
-        values = {
-            text[hit.start : hit.end]: hit.entity
+        values = [
+            (text[hit.start : hit.end], hit.entity)
             for text, hits in found.items()
-            for hit in resolve(text, hits)
-            if hit.entity not in ("LOCATION", "DATE", "AGE_OVER_89") and hit.end - hit.start > 3
-        }
-        for text, hits in repeated(values, found, words).items():
-            found[text] += hits
+            for hit in resolve(hits)
+            if hit.entity not in _COMMON and hit.end - hit.start > 3
+        ]
+        if values:
+            for text, hits in found.items():
+                hits += repeated(values, text, words.get(text, ()))
         made = {}
         for text, seen in texts.items():
-            hits = resolve(seen.text, found[seen.text])
+            hits = resolve(found[seen.text])
             final = self._final(text, [Hit(*seen.span(h.start, h.end), h.entity) for h in hits])
             if final:
                 made[text] = final
@@ -152,7 +162,7 @@ class Detector:
         hits = [*find_identifiers(text), *find_patterns(text, self._wanted)]
         if self._custom is not None and text.strip():
             hits += self._custom.find(text)
-        return tuple(resolve(text, hits))
+        return tuple(resolve(hits))
 
     def _words(self, texts: Sequence[str]) -> dict[str, tuple[Word, ...]]:
         """Return the words of each text that the models take for personal data."""
@@ -171,19 +181,9 @@ class Detector:
 
 def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
     """Yield the hits that the words of a model make."""
-    kept = [
-        word._replace(entity=_kind(text, word))
-        for word in words
-        if word.score >= THRESHOLDS[_GROUPS.get(_kind(text, word), "number")]
-    ]
-    lettered = [
-        word
-        for word in kept
-        if word.entity in _PLACES and any(map(str.isalpha, text[word.start : word.end]))
-    ]
-    kept = [word for word in kept if not _is_lone(text, word, lettered)]
+    kept = list(_surer(text, words))
     run: list[Word] = []
-    for word in kept:
+    for word in _numbers_of_words(text, kept):
         if run and not _joins(text, run[-1], word):
             yield from _run(text, run)
             run = []
@@ -192,47 +192,98 @@ def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
         yield from _run(text, run)
 
 
-def _kind(text: str, word: Word) -> str:
-    if word.entity in ("STREET_ADDRESS", "POSTAL_CODE"):
-        if sum(map(str.isdigit, text[word.start : word.end])) > 5:
-            return "ID_NUMBER"
-    return word.entity
+def _surer(text: str, words: Sequence[Word]) -> Iterator[Word]:
+    """Yield the words that reach their threshold, and weaker ones right beside such a word."""
+    sure = [word.score >= THRESHOLDS[_group(word)] for word in words]
+    for at, word in enumerate(words):
+        beside = [other for other in (at - 1, at + 1) if 0 <= other < len(words) and sure[other]]
+        if sure[at] or (
+            word.score >= WEAK
+            and any(_joins(text, *sorted((word, words[other]))) for other in beside)
+        ):
+            yield word
 
 
-def _is_lone(text: str, word: Word, lettered: Sequence[Word]) -> bool:
-    if word.entity not in ("STREET_ADDRESS", "POSTAL_CODE"):
-        return False
-    if not _LONE.fullmatch(text[word.start : word.end]):
-        return False
-    return not any(
-        other.start - word.end <= _NEAR and word.start - other.end <= _NEAR for other in lettered
+def _group(word: Word) -> str:
+    return _GROUPS.get(word.entity, "number")
+
+
+def _numbers_of_words(text: str, words: Sequence[Word]) -> Iterator[Word]:
+    """Yield the words of some, groups of digits as numbers, without lone short numbers.
+
+    The model takes PINs, groups of a card and quantities for postal codes and house numbers. They
+    are ones only near a street or city.
+    """
+    streets = [
+        word
+        for word in words
+        if word.entity in _PLACES and any(map(str.isalpha, text[word.start : word.end]))
+    ]
+    group: list[Word] = []
+    for word in [*words, None]:
+        digits = word is not None and _is_number(text, word)
+        if group and not (digits and _GAP.fullmatch(text[group[-1].end : word.start])):
+            yield from _number(text, group, streets)
+            group = []
+        if digits:
+            group.append(word)
+        elif word is not None:
+            yield word
+
+
+def _is_number(text: str, word: Word) -> bool:
+    return any(map(str.isdecimal, text[word.start : word.end])) and (
+        word.entity in ("STREET_ADDRESS", "POSTAL_CODE") or _group(word) == "number"
+    )
+
+
+def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterator[Word]:
+    """Yield a group of digits as parts of an address near one, as a number, or not at all."""
+    start, end = group[0].start, group[-1].end
+    apart = min((max(s.start - end, start - s.end) for s in streets), default=_NEAR + 1)
+    count = sum(map(str.isdecimal, text[start:end]))
+    placed = any(_group(word) == "place" for word in group)
+    if placed and (apart <= _APART or (apart <= _NEAR and count <= 5)):
+        yield from group
+    elif _YEAR.fullmatch(text, start, end):
+        return
+    elif not placed or count > 5 or _is_code(text, start, end):
+        yield from (word._replace(entity="ID_NUMBER") for word in group)
+
+
+def _is_code(text: str, start: int, end: int) -> bool:
+    """Return True for a lone number of four or five digits that hardly counts anything."""
+    value = text[start:end]
+    return (
+        value.isdecimal()
+        and len(value) >= 4
+        and not value.endswith("00")
+        and text[max(0, start - 1) : start] not in {*"$€£"}
+        and len(text.split()) <= _FEW
     )
 
 
 def _joins(text: str, one: Word, other: Word) -> bool:
     if one.entity in _PLACES and other.entity in _PLACES:
-        return other.start - one.end <= _APART
-    group = _GROUPS.get(one.entity, "number")
-    return group == _GROUPS.get(other.entity, "number") and bool(
-        _GAP.fullmatch(text[one.end : other.start])
-    )
+        between = text[one.end : other.start]
+        return len(between) <= _APART or (len(between) <= _UNIT and _WITHIN.fullmatch(between))
+    return _group(one) == _group(other) and bool(_GAP.fullmatch(text[one.end : other.start]))
 
 
 def _run(text: str, run: Sequence[Word]) -> Iterator[Hit]:
     start, end = run[0].start, run[-1].end
     kinds = {word.entity for word in run}
-    if kinds <= _PLACES:
-        if "STREET_ADDRESS" in kinds:
-            yield Hit(start, end, "STREET_ADDRESS")
-        else:
-            yield from (Hit(word.start, word.end, word.entity) for word in run)
-    elif _GROUPS.get(run[0].entity, "number") == "number":
+    if "STREET_ADDRESS" in kinds and kinds <= _PLACES:
+        yield Hit(start, end, "STREET_ADDRESS")
+    elif kinds <= _PLACES:
+        yield from (Hit(word.start, word.end, word.entity) for word in run)
+    elif _group(run[0]) == "number":
         yield Hit(start, end, name_number(text, start, end))
     else:
         yield Hit(start, end, run[0].entity)
 
 
-def resolve(text: str, hits: Iterable[Hit]) -> list[Hit]:
+def resolve(hits: Iterable[Hit]) -> list[Hit]:
     """Return hits without overlaps, in order."""
     ranked = sorted(set(hits), key=lambda h: (h.start, h.start - h.end))
     merged: list[Hit] = []

@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.data.pii.find.token_model import Word
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 
-# What is asked for, in the languages of the model; the first group that matches decides.
-_TOPICS = {
-    "EMAIL_ADDRESS": r"e-?mail|correo|courriel|adresse mail|mailadres\w*",
-    "PASSWORD": r"pass(?:word|code|phrase|wort)|pin|otp|one[- ]time|security (?:code|answer)|cvv2?|cvc|"
-    r"maiden name|contraseña|clave|mot de passe|kennwort|senha|wachtwoord",
-    "BIRTH_DATE": r"birth\w*|dob|d\.o\.b|geburts\w+|geboren|nacimiento|naissance|nascita|nascimento|"
-    r"geboorte\w*",
-    "STREET_ADDRESS": r"address|street|where do you live|adresse|anschrift|wohn\w+|dirección|domicilio|"
-    r"indirizzo|endereço|adres",
-    "PHONE_NUMBER": r"phone|mobile|cell|tel\w*|contact number|handy\w*|rufnummer|móvil|celular|numéro de",
-    "ID_NUMBER": r"(?:account|card|social|ssn|member\w*|policy|claim|booking|confirmation|order|"
-    r"reference|customer|licen[cs]e|passport|routing|id|last (?:four|4)|konto\w*|kunden\w*|"
-    r"cuenta|tarjeta|compte|carte|conto|conta|rekening\w*|klant\w*)[^.?!\n]{0,40}|number|digits|nummer|"
-    r"número|numéro|numero|user ?name|user ?id|login",
-    "PERSON": r"name|who am i (?:speaking|talking|chatting)|nombre|nom|nome|naam|heißen|llama\w*",
+# "the name of the shop" is somebody else's.
+_NOT_OF = r"(?: [^o]| o[^f]|[^ ])?"
+# Words for what is asked for, in the languages of the model.
+_CUES = {
+    "EMAIL_ADDRESS": r"e-?mail|mail ?address|correo|courriel|adresse mail|mailadres\w*",
+    "PASSWORD": r"pass(?:word|code|phrase|wort)|pin|otp|one[- ]time|security (?:code|answer)|cvv2?|"
+    r"cvc|maiden name|contraseña|clave|mot de passe|kennwort|senha|wachtwoord",
+    "BIRTH_DATE": r"birth\w*|dob|d\.o\.b|geburts\w+|geboren|nacimiento|naissance|nascita|"
+    r"nascimento|geboorte\w*",
+    "STREET_ADDRESS": r"address|where (?:do you|are you) liv\w+|adresse|anschrift|wohn\w+|"
+    r"dirección|domicilio|indirizzo|endereço|adres",
+    "PHONE_NUMBER": r"(?:phone|mobile|cell|contact) (?:number|no)|phone|telef\w*|handy\w*|"
+    r"rufnummer|móvil|celular",
+    "ID_NUMBER": rf"(?:number|nummer|número|numéro|numero){_NOT_OF}|\w+nummer|digits|ssn|"
+    r"social security|user ?name|user ?id|member id|account id|login",
+    "PERSON": rf"(?:name|nombre|nom|nome|naam){_NOT_OF}|who am i \w+ (?:to|with)|sie heißen|llama\w*",
 }
 _ASKED = {
     topic: LinearPattern(rf"(?i)(?:^|[^{WORD}])(?:{cues})(?:$|[^{WORD}])")
-    for topic, cues in _TOPICS.items()
+    for topic, cues in _CUES.items()
 }
-# A sentence that asks has a question mark or one of these.
 _REQUEST = LinearPattern(
-    rf"(?i)(?:^|[^{WORD}])(?:please|may i|can (?:you|i|we)|could|provide|enter|share|give|tell|send|"
-    r"confirm|verify|need|require|what|which|bitte|brauche|por favor|necesito|veuillez|besoin|"
-    rf"per favore|alstublieft|graag)(?:$|[^{WORD}])|\?|:\s*$"
+    rf"(?i)(?:^|[^{WORD}])(?:provide|enter|share|give|tell|send|type|confirm|verify|need|require|"
+    r"(?:may|can|could) (?:i|we) (?:please )?(?:have|get|know)|do you have|what|which|who|where|"
+    r"bitte|brauche|wie|was|welche\w*|por favor|necesito|cuál|qué|dígame|veuillez|besoin|quel\w*|"
+    rf"per favore|qual\w*|preciso|mi serve|alstublieft|graag|wat|welk\w*)(?:$|[^{WORD}])"
 )
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!\n]*")
 # Characters at the end of a turn in which the question is looked for.
 _END = 400
-# Words of an answer that may hold only a value.
-_SHORT, _LONG = 4, 16
+# Words of a question without a verb ("Account number?"), and of an answer that is only a value or
+# holds one.
+_BARE, _SHORT, _LONG = 5, 4, 16
 _NUMBER = re.compile(r"#?\w*\d[\w/.,-]*(?:[ -]\w{0,4}\d[\w/.-]*)*")
-_TOKEN = re.compile(r"\S+")
+_WORD = re.compile(r"\w+")
+# A longer value is hardly said twice.
+_MOST = 12
 _NAME = re.compile(r"[^\W\d_][^\W\d_'’.-]*(?: [^\W\d_][^\W\d_'’.-]*){0,3}")
+_PARTS = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
+# What stands between the name of a value and the value, and what begins an answer.
+_IS = LinearPattern(
+    r"(?i)^\s*(?:(?:number|no|id|details|as|is|are|was|would be|will be|:|=|ist|lautet|es|est|è|é)"
+    r"(?:\s+|$))*"
+)
+_LEAD = LinearPattern(r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+")
 # An answer of these alone holds no value.
 _FILLER = frozenset(
     "yes no yeah yep nope ok okay sure thanks thank you please hi hello sorry what why wait hold on "
@@ -55,12 +66,9 @@ def topics_of(text: str) -> frozenset[str]:
     """Return the entity types for which the end of a turn asks."""
     found: set[str] = set()
     for sentence in _SENTENCE.findall(text[-_END:]):
-        if next(_REQUEST.finditer(sentence), None) is None:
-            continue
-        found |= {topic for topic, cue in _ASKED.items() if next(cue.finditer(sentence), None)}
-    if found & {"EMAIL_ADDRESS", "PASSWORD"}:
-        found -= {"STREET_ADDRESS"}
-    return frozenset(found)
+        if len(sentence.split()) <= _BARE or any(_REQUEST.finditer(sentence)):
+            found |= {topic for topic, cue in _ASKED.items() if any(cue.finditer(sentence))}
+    return frozenset(found - {"STREET_ADDRESS"} if "EMAIL_ADDRESS" in found else found)
 
 
 def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterator[Hit]:
@@ -71,60 +79,84 @@ def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterato
         topics: entity types that it asks for.
         words: words of which a model thinks that they may be personal data.
     """
-    size = len(text.split())
-    if not topics or size > _LONG or "?" in text:
+    if not topics or len(text.split()) > _LONG or "?" in text:
         return
-    said = {word.casefold().strip(".,!") for word in text.split()}
-    value = size <= _SHORT and not said <= _FILLER
-    for topic in ("BIRTH_DATE", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"):
-        if topic in topics:
-            for match in _NUMBER.finditer(text):
+    for topic in topics:
+        start, end = _value(text, topic)
+        value = text[start:end]
+        size = len(value.split())
+        likely = [word for word in words if start <= word.start < end]
+        filler = {word.casefold().strip(".,!") for word in value.split()} & _FILLER
+        if topic in ("BIRTH_DATE", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"):
+            for match in _NUMBER.finditer(value):
                 if sum(map(str.isdigit, match[0])) >= 3 or size <= _SHORT:
-                    yield Hit(match.start(), match.start() + len(match[0].rstrip(".,")), topic)
-    if value and topics & {"PASSWORD", "EMAIL_ADDRESS"}:
-        topic = "PASSWORD" if "PASSWORD" in topics else "EMAIL_ADDRESS"
-        yield Hit(len(text) - len(text.lstrip()), len(text.rstrip(" .!")), topic)
-    if "STREET_ADDRESS" in topics and any(map(str.isdigit, text)) and size > 2:
-        yield Hit(len(text) - len(text.lstrip()), len(text.rstrip(" .!")), "STREET_ADDRESS")
-    if "PERSON" in topics:
-        yield from (Hit(w.start, w.end, "PERSON") for w in words if w.entity == "PERSON")
-        whole = text.strip(" .!,")
-        if value and _NAME.fullmatch(whole) and said.isdisjoint(_FILLER):
-            start = text.index(whole)
-            yield Hit(start, start + len(whole), "PERSON")
+                    first = start + match.start()
+                    yield Hit(first, first + len(match[0].rstrip(".,")), topic)
+        if topic in ("PASSWORD", "EMAIL_ADDRESS", "ID_NUMBER") and 0 < size <= _SHORT:
+            if not filler and (topic != "ID_NUMBER" or any(map(str.isdigit, value))):
+                yield Hit(start, end, topic)
+        if topic == "STREET_ADDRESS":
+            parts = [word for word in likely if word.entity in _PARTS]
+            if parts:
+                yield Hit(parts[0].start, parts[-1].end, topic)
+            elif any(map(str.isdigit, value)) and size > 2:
+                yield Hit(start, end, topic)
+        if topic == "PERSON":
+            names = [word for word in likely if word.entity == "PERSON"]
+            yield from (Hit(word.start, word.end, topic) for word in names)
+            if not names and not filler and size <= _SHORT and _NAME.fullmatch(value):
+                yield Hit(start, end, topic)
+
+
+def _value(text: str, topic: str) -> tuple[int, int]:
+    """Return where the value in an answer stands: after the words that name it, before others."""
+    start, end = 0, len(text)
+    cues = [(*match.span(), kind) for kind in _ASKED for match in _ASKED[kind].finditer(text)]
+    own = [last for _, last, kind in cues if kind == topic]
+    if own:
+        start = max(own)
+    elif (lead := next(_LEAD.finditer(text), None)) is not None:
+        start = lead.end()
+    after = [first for first, last, kind in cues if kind != topic and first >= start]
+    end = min(after, default=end)
+    start = start + next(_IS.finditer(text[start:])).end()
+    value = text[start:end]
+    trimmed = value.strip(" .!,;:'\"")
+    start += value.find(trimmed)
+    return start, start + len(trimmed)
 
 
 def repeated(
-    values: Mapping[str, str], texts: Iterable[str], words: Mapping[str, Sequence[Word]]
-) -> dict[str, list[Hit]]:
-    """Return where the values of a row stand in its texts as whole words, in any case.
+    values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]
+) -> Iterator[Hit]:
+    """Yield where the values of a row stand in one of its texts, as whole words in any case.
 
     A single word of a name counts where it has a capital or a model takes it for one, since most
-    names are words as well.
+    names are words as well ("mark", "will").
 
     Args:
-        values: entity type by value.
-        texts: texts of the row.
-        words: words of each text that a model takes for personal data.
+        values: values with their entity types.
+        text: a text of the row.
+        words: its words that a model takes for personal data.
     """
-    entities: dict[str, str] = {}
-    for value, entity in values.items():
-        entities.setdefault(" ".join(value.casefold().split()), entity)
+    entities: dict[tuple[str, ...], str] = {}
+    for value, entity in values:
+        parts = tuple(_WORD.findall(value.casefold()))
+        if 0 < len(parts) <= _MOST:
+            entities.setdefault(parts, entity)
+            entities.setdefault(("".join(parts),), entity)
         if entity == "PERSON":
-            for part in value.casefold().split():
-                if len(part) > 2:
-                    entities.setdefault(part.strip(".,'"), entity)
-    if not entities:
-        return {}
-    ordered = sorted(entities, key=len, reverse=True)
-    either = "|".join(re.escape(value).replace(r"\ ", r"\s+") for value in ordered)
-    pattern = re.compile(rf"(?<![\w@])(?:{either})(?![\w@])", re.IGNORECASE)
-    found: dict[str, list[Hit]] = {}
-    for text in texts:
-        likely = {word.start for word in words.get(text, ()) if word.entity == "PERSON"}
-        for match in pattern.finditer(text):
-            entity = entities.get(" ".join(match[0].casefold().split()), "PERSON")
-            single = entity == "PERSON" and not match[0].count(" ")
-            if not single or match[0][:1].isupper() or match.start() in likely:
-                found.setdefault(text, []).append(Hit(*match.span(), entity))
-    return found
+            entities.update({(part,): entity for part in parts if len(part) > 2})
+    sizes: dict[str, set[int]] = {}
+    for parts in entities:
+        sizes.setdefault(parts[0], set()).add(len(parts))
+    likely = {word.start for word in words if word.entity == "PERSON"}
+    spans = [match.span() for match in _WORD.finditer(text)]
+    said = [text[start:end].casefold() for start, end in spans]
+    for at, word in enumerate(said):
+        for size in sizes.get(word, ()):
+            found = entities.get(tuple(said[at : at + size]))
+            start, end = spans[at][0], spans[min(at + size, len(spans)) - 1][1]
+            named = found != "PERSON" or size > 1 or text[start].isupper() or start in likely
+            if found and named:
+                yield Hit(start, end, found)

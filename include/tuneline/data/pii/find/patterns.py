@@ -17,11 +17,11 @@ from tuneline.machine.linear_pattern import WORD, LinearPattern
 _B = rf"(?i)(?:^|[^{WORD}])"
 _E = rf"(?:$|[^{WORD}])"
 _MONTH = (
-    "jan(?:uary|uar|eiro|vier)?|ene(?:ro)?|gen(?:naio)?|f[eé][bv](?:ruary|ruar|rero|braio|ereiro|"
+    "jan(?:uary|uar|eiro|vier)?|enero|gennaio|f[eé][bv](?:ruary|ruar|rero|braio|ereiro|"
     "rier|ruari)?|mar(?:ch|zo|ço|s)?|märz|maart|a[pbv]r(?:il|ile)?|may|mai|mayo|maio|mei|maggio|"
     "jun[eiy]?|junio|junho|juin|giugno|jul[iy]?|julio|julho|juillet|luglio|aug(?:ust|ustus)?|"
-    "ago(?:sto)?|août|sep(?:t|tember|tembre|tiembre)?|set(?:embro|tembre)?|o[ck]t(?:ober|ubre|obre)?|"
-    "out(?:ubro)?|ott(?:obre)?|nov(?:ember|embre|iembre|embro)?|de[cz](?:ember|embro)?|dic(?:iembre|"
+    "agosto|août|sep(?:t|tember|tembre|tiembre)?|setembro|settembre|o[ck]t(?:ober|ubre|obre)?|"
+    "outubro|ott(?:obre)?|nov(?:ember|embre|iembre|embro)?|de[cz](?:ember|embro)?|dic(?:iembre|"
     "embre)?|déc(?:embre)?"
 )
 _DAY = r"\d{1,2}(?:st|nd|rd|th|\.|º|er)?"
@@ -31,6 +31,7 @@ _DATE = (
     rf"(?:the )?{_DAY} ?(?:of |de |di )?(?:{_MONTH})\.?,? ?(?:of |de |di )?{_YEAR}|"
     rf"(?:{_MONTH})\.? (?:the )?{_DAY},? ?{_YEAR}"
 )
+_TOP = "(?:com|net|org|edu|gov|info|io|me|co|de|fr|es|it|nl|pt|br|uk|in|eu|ch|at)"
 _DIGIT = "zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple"
 _IS = r"(?: ?[:=#] ?| (?:number |no\.? )?(?:is|was|ist|lautet|es|est|è|é|to)(?: now| set to)?:? | )"
 _QUOTE = "[\"'“«(]?"
@@ -69,8 +70,8 @@ PATTERNS = (
     _row(
         "PIN or code",
         "PASSWORD",
-        rf"{_B}(?:pin|otp|(?:security |access |verification )?code|passcode|tan|cv[vc]2?)"
-        rf"[^{WORD}\n]?[^\n\d]{{0,24}}[^{WORD}](\d{{3,8}}){_E}",
+        rf"{_B}(?:pin|otp|passcode|cv[vc]2?|(?:security|access|verification|one[- ]time|sms) code|"
+        rf"code (?:is|was)|code:)[^{WORD}\n](?:[^\n\d]{{0,22}}[^{WORD}\n\d])?(\d{{3,8}}){_E}",
     ),
     _row(
         "last digits",
@@ -91,14 +92,20 @@ PATTERNS = (
         "EMAIL_ADDRESS",
         rf"{_B}([{WORD}.+-]+(?: ?(?:dot|\.|underscore|dash|_) ?[{WORD}-]+){{0,3}}"
         rf" ?(?:@|[(\[{{<]at[)\]}}>]| at ) ?[{WORD}-]+"
-        rf"(?: ?(?:\.| dot |punkt|punto|point) ?[a-z]{{2,12}}){{1,3}})",
+        rf"(?:(?: ?\. ?| (?:dot|punkt|punto|point|ponto|punt) )(?:[a-z]{{2,12}} ?\. ?)?{_TOP}))",
         digit=False,
     ),
     _row(
         "e-mail without @",
         "EMAIL_ADDRESS",
-        rf"{_B}([{WORD}.+-]+ ?(?:[{WORD}-]+\.)+(?:com|net|org|edu|gov|info|de|fr|es|uk|io|me|it|nl|"
-        rf"pt|br|in)){_E}",
+        rf"{_B}([{WORD}.+-]+ (?:[{WORD}-]+\.)+(?:{_TOP})){_E}",
+        digit=False,
+    ),
+    _row(
+        "e-mail without marks",
+        "EMAIL_ADDRESS",
+        rf"{_B}((?:[{WORD}.+-]+ )?(?:\d+ )?[{WORD}.+-]*(?:g?mail|yahoo|hotmail|outlook|icloud|aol|gmx)"
+        rf"[ .]?(?:dot ?)?(?:com|net|de|fr|es|it|nl|co ?uk)|[{WORD}.+-]+ [{WORD}-]+ (?:dot )?com){_E}",
         digit=False,
     ),
     _row(
@@ -110,7 +117,8 @@ PATTERNS = (
     _row(
         "spelled",
         "ID_NUMBER",
-        r"(?:^|\s)((?:[\pL\pN][ -]){3,}[\pL\pN])(?:$|[\s.,!?])",
+        # No "x", or "2 x 4 x 8" is one.
+        r"(?i)(?:^|\s)((?:[a-wyzà-ÿ\d][ -]){3,}[a-wyzà-ÿ\d])(?:$|[\s.,!?])",
         digit=False,
     ),
     _row(
