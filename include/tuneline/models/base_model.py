@@ -18,6 +18,9 @@ FILES_FILE = "tuneline_files.json"
 _OURS = {ORIGIN_FILE, FILES_FILE}
 _INDEX = "model.safetensors.index.json"
 
+# The networks of a token classifier in ONNX, the faster one first.
+NETWORKS = ("onnx/model_int8.onnx", "onnx/model_q4.onnx")
+
 # Files that belong to a model. Pickled weights (*.bin, *.pt) are left out on purpose: loading
 # them runs code.
 _MODEL_PATTERNS = (
@@ -113,7 +116,7 @@ def _shards(directory: Path, present: Collection[str]) -> list[str]:
 
 def is_weights(name: str) -> bool:
     """Return True for a file of weights, whose size may be many gigabytes."""
-    return name.endswith(".safetensors")
+    return name.endswith((".safetensors", ".onnx"))
 
 
 def check_directory(
@@ -178,6 +181,18 @@ def model_files(directory: Path) -> list[Path]:
         for path in directory.iterdir()
         if path.is_file() and not path.name.startswith(".") and path.name not in _OURS
     )
+
+
+def classifier_files(directory: Path) -> dict[str, Path]:
+    """Return the files of a model by name, with the networks of a token classifier in ONNX."""
+    found = {path.name: path for path in model_files(directory)}
+    networks = {name: directory / name for name in NETWORKS}
+    return found | {name: path for name, path in networks.items() if path.is_file()}
+
+
+def is_classifier_file(name: str) -> bool:
+    """Return True for the name of a file that belongs to a token classifier."""
+    return is_model_file(name) or name in NETWORKS
 
 
 def digest_of(files: Mapping[str, str]) -> str:

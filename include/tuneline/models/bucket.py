@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.models.base_model import is_model_file
 from tuneline.models.cache import Log
-from tuneline.models.source import ListedSource
+from tuneline.models.source import BASE, Kind, ListedSource
 from tuneline.store.bucket import call_s3
 
 
@@ -19,7 +19,7 @@ class BucketSource(ListedSource):
     unchanged prefix costs one request.
     """
 
-    def __init__(self, uri: str, rest: str, _log: Log) -> None:
+    def __init__(self, uri: str, rest: str, _log: Log, kind: Kind = BASE) -> None:
         """List the prefix.
 
         Raises:
@@ -31,18 +31,20 @@ class BucketSource(ListedSource):
 
         self._bucket, _, prefix = rest.partition("/")
         if not self._bucket or not prefix.strip("/"):
-            raise UserError(f"base model {uri!r}: write s3://bucket/prefix")
+            raise UserError(f"{kind.title} {uri!r}: write s3://bucket/prefix")
         self._prefix = prefix.strip("/") + "/"
         # A new session: the default one keeps the first credentials that it saw.
         self._client = boto3.session.Session().client("s3")
-        self._objects: dict[str, Any] = call_s3(f"base model {uri!r}", self._list)
+        self._objects: dict[str, Any] = call_s3(
+            f"{kind.title} {uri!r}", lambda: self._list(kind.wanted)
+        )
         if not self._objects:
-            raise UserError(f"base model {uri!r}: there is no model file under that prefix")
+            raise UserError(f"{kind.title} {uri!r}: there is no model file under that prefix")
         key = "\n".join(
             " ".join((entry["Key"], str(entry["Size"]), entry["ETag"].strip('"')))
             for entry in self._objects.values()
         )
-        super().__init__(uri, name=f"s3-{self._bucket}", key=key, revision=None)
+        super().__init__(uri, kind, name=f"s3-{self._bucket}", key=key, revision=None)
 
     def sizes(self) -> dict[str, int]:
         """See `ListedSource.sizes`."""
@@ -51,8 +53,9 @@ class BucketSource(ListedSource):
     def fetch(self, name: str, folder: Path) -> None:
         """See `ListedSource.fetch`."""
         entry, target = self._objects[name], folder / name
+        target.parent.mkdir(exist_ok=True)
         call_s3(
-            f"base model {self.uri!r}",
+            f"{self.kind.title} {self.uri!r}",
             lambda: self._client.download_file(self._bucket, entry["Key"], str(target)),
         )
         found = target.stat().st_size
@@ -61,7 +64,7 @@ class BucketSource(ListedSource):
                 f"s3://{self._bucket}/{entry['Key']}: got {found} of {entry['Size']} bytes"
             )
 
-    def _list(self) -> dict[str, Any]:
+    def _list(self, wanted: Callable[[str], bool]) -> dict[str, Any]:
         pages = self._client.get_paginator("list_objects_v2").paginate(
             Bucket=self._bucket, Prefix=self._prefix
         )
@@ -70,4 +73,4 @@ class BucketSource(ListedSource):
             for page in pages
             for entry in page.get("Contents", [])
         }
-        return {name: found[name] for name in sorted(found) if is_model_file(name)}
+        return {name: found[name] for name in sorted(found) if wanted(name)}

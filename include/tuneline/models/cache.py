@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.errors import RetryableError
-from tuneline.models.base_model import FILES_FILE, model_files
+from tuneline.models.base_model import FILES_FILE, classifier_files, model_files
 from tuneline.store import sha256_file
 
 Log = Callable[[str], object]
@@ -106,18 +106,18 @@ def _install(entry: Path, fill: Callable[[Path], dict[str, str] | None]) -> dict
         shutil.rmtree(left, ignore_errors=True)
     staged = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
-        files = fill(staged) or {path.name: sha256_file(path) for path in model_files(staged)}
+        files = fill(staged)
+        here = classifier_files(staged)
+        files = files or {name: sha256_file(path) for name, path in here.items()}
         stored = {
-            path.name: {"sha256": files[path.name], "bytes": path.stat().st_size}
-            for path in model_files(staged)
+            name: {"sha256": files[name], "bytes": path.stat().st_size}
+            for name, path in here.items()
         }
         document = {"schema": "tuneline/model-files/1", "files": stored}
         (staged / FILES_FILE).write_text(json.dumps(document, indent=1), encoding="utf-8")
-        for path in staged.iterdir():
-            # Other users of a shared cache must be able to read it, like the directory itself.
-            if path.is_file():
-                path.chmod(0o644)
-        staged.chmod(0o755)
+        # Other users of a shared cache must be able to read it.
+        for path in (staged, *staged.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         staged.rename(entry)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
@@ -132,7 +132,7 @@ def _known_files(entry: Path) -> dict[str, str] | None:
         return None
     try:
         stored: dict[str, Any] = json.loads(listing.read_text(encoding="utf-8"))["files"]
-        sizes = {path.name: path.stat().st_size for path in model_files(entry)}
+        sizes = {name: path.stat().st_size for name, path in classifier_files(entry).items()}
         if sizes != {name: about["bytes"] for name, about in stored.items()}:
             return None
         return {name: str(about["sha256"]) for name, about in stored.items()}
@@ -140,7 +140,9 @@ def _known_files(entry: Path) -> dict[str, str] | None:
         return None
 
 
-def hash_directory(root: Path, directory: Path) -> dict[str, str]:
+def hash_directory(
+    root: Path, directory: Path, files: Mapping[str, Path] | None = None
+) -> dict[str, str]:
     """Return the SHA-256 of a user's model files, remembered by size and modification time.
 
     The hashes are remembered in the cache; nothing is written to the directory itself.
@@ -148,7 +150,10 @@ def hash_directory(root: Path, directory: Path) -> dict[str, str]:
     Args:
         root: cache directory.
         directory: the model's directory.
+        files: its files by name; those of a base model by default.
     """
+    if files is None:
+        files = {path.name: path for path in model_files(directory)}
     key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
     memory = root / "hashes" / f"{key}.json"
     known: Mapping[str, Any] = {}
@@ -158,14 +163,14 @@ def hash_directory(root: Path, directory: Path) -> dict[str, str]:
         except ValueError:
             known = {}
     fresh: dict[str, list[Any]] = {}
-    for path in model_files(directory):
+    for name, path in files.items():
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns]
-        remembered = known.get(path.name)
+        remembered = known.get(name)
         if remembered is not None and remembered[:2] == stamp:
-            fresh[path.name] = list(remembered)
+            fresh[name] = list(remembered)
         else:
-            fresh[path.name] = [*stamp, sha256_file(path)]
+            fresh[name] = [*stamp, sha256_file(path)]
     if fresh != known:
         with _disk_errors(memory):
             memory.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError, first_line
-from tuneline.models.base_model import is_model_file
 from tuneline.models.cache import Log
-from tuneline.models.source import ListedSource
+from tuneline.models.source import BASE, Kind, ListedSource
 from tuneline.store import sha256_file
 
 T = TypeVar("T")
@@ -28,21 +27,22 @@ class HubSource(ListedSource):
     tag is looked up each time; its commit is recorded.
     """
 
-    def __init__(self, uri: str, rest: str, log: Log) -> None:
+    def __init__(self, uri: str, rest: str, log: Log, kind: Kind = BASE) -> None:
         """Look the commit up.
 
         Raises:
             UserError: if the address is malformed, or the model unknown or gated.
             RetryableError: if the hub can't be reached.
         """
-        self._subject = f"base model {uri!r}"
-        self._repository, self._revision = repository_of(uri, rest)
+        self._subject = f"{kind.title} {uri!r}"
+        self._repository, self._revision = repository_of(uri, rest, kind)
         pinned = _COMMIT.fullmatch(self._revision)
         if not pinned:
             log(f"{uri}: {self._revision} is not a commit and may move; use the recorded one")
         commit = self._revision if pinned else str(self._info.sha)
         super().__init__(
             uri,
+            kind,
             name="hf-" + self._repository.replace("/", "--"),
             key=f"{self._repository} {commit}",
             revision=commit,
@@ -67,7 +67,7 @@ class HubSource(ListedSource):
     def sizes(self) -> dict[str, int]:
         """See `ListedSource.sizes`."""
         found = {entry.rfilename: entry.size or 0 for entry in self._info.siblings or []}
-        return {name: size for name, size in sorted(found.items()) if is_model_file(name)}
+        return {name: size for name, size in sorted(found.items()) if self.kind.wanted(name)}
 
     def fetch(self, name: str, folder: Path) -> None:
         """See `ListedSource.fetch`; the client goes on with a transfer that was interrupted.
@@ -96,7 +96,7 @@ class HubSource(ListedSource):
         shutil.rmtree(directory / ".cache", ignore_errors=True)
 
 
-def repository_of(uri: str, rest: str) -> tuple[str, str]:
+def repository_of(uri: str, rest: str, kind: Kind = BASE) -> tuple[str, str]:
     """Return the repository and the revision of an address.
 
     Raises:
@@ -105,7 +105,7 @@ def repository_of(uri: str, rest: str) -> tuple[str, str]:
     repository, _, revision = rest.strip("/").partition("@")
     if not _REPOSITORY.fullmatch(repository) or not revision:
         raise UserError(
-            f"base model {uri!r}: write hf://org/name@revision, the revision best a full commit"
+            f"{kind.title} {uri!r}: write hf://org/name@revision, the revision best a full commit"
         )
     return repository, revision
 

