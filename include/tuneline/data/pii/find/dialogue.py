@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.data.pii.find.token_model import Word
+from tuneline.data.tables.rows import Message
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 
 # "the name of the shop" is somebody else's.
@@ -14,8 +15,8 @@ _NOT_OF = r"(?: [^o]| o[^f]|[^ ])?"
 # Words for what is asked for, in the languages of the model.
 _CUES = {
     "EMAIL_ADDRESS": r"e-?mail|mail ?address|correo|courriel|adresse mail|mailadres\w*",
-    "PASSWORD": r"pass(?:word|code|phrase|wort)|pin|otp|one[- ]time|security (?:code|answer)|cvv2?|"
-    r"cvc|maiden name|contraseña|clave|mot de passe|kennwort|senha|wachtwoord",
+    "PASSWORD": r"pass(?:word|code|phrase|wort)|(?:your|the) pass|pin|otp|one[- ]time|"
+    r"security (?:code|answer)|cvv2?|cvc|maiden name|contraseña|clave|mot de passe|kennwort|senha|wachtwoord",
     "BIRTH_DATE": r"birth\w*|dob|d\.o\.b|geburts\w+|geboren|nacimiento|naissance|nascita|"
     r"nascimento|geboorte\w*",
     "STREET_ADDRESS": r"address|where (?:do you|are you) liv\w+|adresse|anschrift|wohn\w+|"
@@ -39,21 +40,25 @@ _REQUEST = LinearPattern(
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!\n]*")
 # Characters at the end of a turn in which the question is looked for.
 _END = 400
-# Words of a question without a verb ("Account number?"), and of an answer that is only a value or
+# Words of a piece of a number, of a question without a verb ("Account number?"), and of an answer that is only a value or
 # holds one.
-_BARE, _SHORT, _LONG = 5, 4, 16
-_NUMBER = re.compile(r"#?\w*\d[\w/.,-]*(?:[ -]\w{0,4}\d[\w/.-]*)*")
+_PIECE, _BARE, _SHORT, _LONG = 2, 7, 4, 16
+_NUMBER = LinearPattern(
+    rf"(#?[{WORD}]*\d[{WORD}/.,-]*(?:[ -](?:[{WORD}][{WORD}]?[{WORD}]?)?\d[{WORD}/.-]*)*)"
+)
+_NAME = LinearPattern(r"^\pL[\pL'.-]*(?: \pL[\pL'.-]*){0,3}$")
 _WORD = re.compile(r"\w+")
 # A longer value is hardly said twice.
 _MOST = 12
-_NAME = re.compile(r"[^\W\d_][^\W\d_'’.-]*(?: [^\W\d_][^\W\d_'’.-]*){0,3}")
 _PARTS = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
 # What stands between the name of a value and the value, and what begins an answer.
 _IS = LinearPattern(
     r"(?i)^\s*(?:(?:number|no|id|details|as|is|are|was|would be|will be|:|=|ist|lautet|es|est|è|é)"
     r"(?:\s+|$))*"
 )
-_LEAD = LinearPattern(r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+")
+_LEAD = LinearPattern(
+    r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
+)
 # An answer of these alone holds no value.
 _FILLER = frozenset(
     "yes no yeah yep nope ok okay sure thanks thank you please hi hello sorry what why wait hold on "
@@ -69,6 +74,25 @@ def topics_of(text: str) -> frozenset[str]:
         if len(sentence.split()) <= _BARE or any(_REQUEST.finditer(sentence)):
             found |= {topic for topic, cue in _ASKED.items() if any(cue.finditer(sentence))}
     return frozenset(found - {"STREET_ADDRESS"} if "EMAIL_ADDRESS" in found else found)
+
+
+def expected(messages: Sequence[Message]) -> list[frozenset[str]]:
+    """Return the entity types that each turn is expected to answer.
+
+    A number that is given in pieces leaves the question open ("ok", "go on").
+    """
+    topics: frozenset[str] = frozenset()
+    found: list[frozenset[str]] = []
+    piece = False
+    for message in messages:
+        said, user = message["content"], message["role"] == "user"
+        found.append(topics if user else frozenset())
+        size = len(said.split())
+        if user:
+            piece = size <= _PIECE and any(map(str.isdigit, said))
+        elif message["role"] == "assistant":
+            topics = topics_of(said) or (topics if piece and size <= _PIECE else frozenset())
+    return found
 
 
 def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterator[Hit]:
@@ -104,7 +128,7 @@ def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterato
         if topic == "PERSON":
             names = [word for word in likely if word.entity == "PERSON"]
             yield from (Hit(word.start, word.end, topic) for word in names)
-            if not names and not filler and size <= _SHORT and _NAME.fullmatch(value):
+            if not names and not filler and size <= _SHORT and _NAME.match(value):
                 yield Hit(start, end, topic)
 
 
@@ -126,9 +150,7 @@ def _value(text: str, topic: str) -> tuple[int, int]:
     return start, start + len(trimmed)
 
 
-def repeated(
-    values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]
-) -> Iterator[Hit]:
+def repeated(values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]) -> Iterator[Hit]:
     """Yield where the values of a row stand in one of its texts, as whole words in any case.
 
     A single word of a name counts where it has a capital or a model takes it for one, since most

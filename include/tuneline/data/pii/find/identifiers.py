@@ -8,7 +8,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import phonenumbers
 from stdnum import iban, luhn
@@ -21,6 +22,8 @@ from tuneline.machine.secret_shapes import find_secrets
 # Digits of a payment card (ISO/IEC 7812) and of a phone number (ITU-T E.164).
 _LEAST_CARD, _MOST_CARD = 13, 19
 _LEAST_PHONE, _MOST_PHONE = 7, 15
+# Characters of a run of digits in which cards are looked for.
+_LONGEST_RUN = 400
 _EMAIL = LinearPattern(
     rf"(?:^|[^{WORD}.+%'-])([{WORD}+%'-]+(?:\.[{WORD}+%'-]+)*@"
     rf"[\pL\pN][{WORD}-]*(?:\.[\pL\pN](?:[{WORD}-]*[\pL\pN])?)+)"
@@ -33,6 +36,9 @@ _SSN = LinearPattern(
     rf"(?:^|[^{WORD}.-])(\d{{3}}(?:-\d\d-|\.\d\d\.| \d\d )\d{{4}})(?:$|[^{WORD}-])"
 )
 _HOST = LinearPattern(rf"(?:^|[^{WORD}.:])([0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*[0-9A-Fa-f:])")
+_LONG_WORD = LinearPattern(r"(\S{20}\S*)")
+# Characters of the longest key.
+_MOST_KEY = 512
 _VERSION = re.compile(r"(?i)\b(?:v|version|firmware|build|release|driver)\W{0,3}$")
 _MAC = LinearPattern(
     rf"(?i)(?:^|[^{WORD}:-])((?:[0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}|(?:[0-9a-f]{{2}}-){{5}}[0-9a-f]{{2}})"
@@ -56,6 +62,7 @@ _REACH = 40
 def find_identifiers(text: str) -> Iterator[Hit]:
     """Yield secrets, e-mail addresses and what check digits or a form confirm; they may overlap."""
     yield from (Hit(*secret) for secret in find_secrets(text))
+    yield from _keys(text)
     if "@" in text:
         yield from (Hit(*span, "EMAIL_ADDRESS") for span in _EMAIL.spans(text))
     if not any(map(str.isdecimal, text)):
@@ -72,6 +79,47 @@ def find_identifiers(text: str) -> Iterator[Hit]:
             yield Hit(start, end, "PHONE_NUMBER")
 
 
+def _keys(text: str) -> Iterator[Hit]:
+    """Yield the keys of services that detect-secrets knows and `secret_shapes` does not.
+
+    Its patterns backtrack, so they see single words of a bounded length.
+    """
+    for first, last in _LONG_WORD.spans(text):
+        for plugin in _plugins() if last - first <= _MOST_KEY else ():
+            for value in plugin.analyze_string(text[first:last]):
+                start = text.index(value, first)
+                yield Hit(start, start + len(value), "API_KEY")
+
+
+@cache
+def _plugins() -> tuple[Any, ...]:
+    from detect_secrets.plugins import (
+        artifactory,
+        azure_storage_key,
+        discord,
+        ibm_cloud_iam,
+        mailchimp,
+        sendgrid,
+        slack,
+        square_oauth,
+        telegram_token,
+        twilio,
+    )
+
+    return (
+        artifactory.ArtifactoryDetector(),
+        azure_storage_key.AzureStorageKeyDetector(),
+        discord.DiscordBotTokenDetector(),
+        ibm_cloud_iam.IbmCloudIamDetector(),
+        mailchimp.MailchimpDetector(),
+        sendgrid.SendGridDetector(),
+        slack.SlackDetector(),
+        square_oauth.SquareOAuthDetector(),
+        telegram_token.TelegramBotTokenDetector(),
+        twilio.TwilioKeyDetector(),
+    )
+
+
 def name_number(text: str, start: int, end: int) -> str:
     """Return the entity type of a number, by its check digits, its form and the words before it."""
     value = text[start:end]
@@ -86,9 +134,9 @@ def name_number(text: str, start: int, end: int) -> str:
         or (not value.isdecimal() and (ssn.is_valid(value) or itin.is_valid(value)))
     ):
         return "US_SSN"
-    lettered = any(map(str.isalpha, value))
-    if _LEAST_PHONE <= len(digits) <= _MOST_PHONE and not lettered:
-        if _PHONE_CUE.search(before) or (not value.isdecimal() and _is_phone(value)):
+    if _LEAST_PHONE <= len(digits) <= _MOST_PHONE and not any(map(str.isalpha, value)):
+        grouped = not value.isdecimal()
+        if _PHONE_CUE.search(before) or (grouped and _is_phone(value)):
             return "PHONE_NUMBER"
     return "ID_NUMBER"
 
@@ -96,6 +144,8 @@ def name_number(text: str, start: int, end: int) -> str:
 def _cards(text: str) -> Iterator[tuple[int, int]]:
     """Yield the groups of digits that together satisfy the check of card numbers (ISO 7812-1)."""
     for first, last in _DIGITS.spans(text):
+        if last - first > _LONGEST_RUN:
+            continue
         groups = [match.span() for match in re.finditer(r"\d+", text[first:last])]
         at = 0
         while at < len(groups):

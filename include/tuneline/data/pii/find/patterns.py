@@ -1,7 +1,7 @@
 """Find by a cue what the models do not know: dates of birth, passwords, codes, words for digits.
 
-RE2 runs the patterns, so their time is linear in the text. The first group of a pattern is the
-value. What each finds alone is in docs/decisions/0052-personal-data-by-a-model.md: a pattern that
+RE2 runs the patterns, so their time is linear in the text. The group of a pattern that matched is
+the value. What each finds alone is in docs/decisions/0052-personal-data-by-a-model.md: a pattern that
 finds nothing on labelled rows goes, and what these miss needs a better model instead of a new one.
 """
 
@@ -33,7 +33,9 @@ _DATE = (
 )
 _TOP = "(?:com|net|org|edu|gov|info|io|me|co|de|fr|es|it|nl|pt|br|uk|in|eu|ch|at)"
 _DIGIT = "zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple"
-_IS = r"(?: ?[:=#] ?| (?:number |no\.? )?(?:is|was|ist|lautet|es|est|è|é|to)(?: now| set to)?:? | )"
+_IS = (
+    r"(?: ?[:=#] ?| (?:number |no\.? )?(?:is|was|ist|lautet|es|est|è|é|to)(?: now| set to)?:? | ) ?"
+)
 _QUOTE = "[\"'“«(]?"
 
 
@@ -45,10 +47,29 @@ class Pattern(NamedTuple):
     pattern: LinearPattern
     # A text without a digit has none.
     digit: bool = True
+    # Values that are none, casefolded.
+    but: frozenset[str] = frozenset()
 
 
-def _row(name: str, entity: str, pattern: str, *, digit: bool = True) -> Pattern:
-    return Pattern(name, entity, LinearPattern(pattern), digit)
+def _row(
+    name: str,
+    entity: str,
+    pattern: str,
+    *,
+    digit: bool = True,
+    but: frozenset[str] = frozenset(),
+) -> Pattern:
+    return Pattern(name, entity, LinearPattern(pattern), digit, but)
+
+
+# What is said of a password.
+_STATES = frozenset(
+    "again blocked changed correct done expired forgotten from have help here incorrect invalid link "
+    "locked lost needed option page please policy protected required reset right same screen secure "
+    "settings stolen strong that this update updated valid weak with working wrong your "
+    "abgelaufen falsch gesperrt nicht richtig sicher vergessen zurücksetzen bloqueada caducada "
+    "correcta incorrecta olvidada débil segura bloqué expiré incorrect oublié faible".split()
+)
 
 
 PATTERNS = (
@@ -57,21 +78,35 @@ PATTERNS = (
         "BIRTH_DATE",
         rf"{_B}(?:born|d\.?o\.?b\.?|birth(?:day|date)?|geboren|geb\.|geburts\w+|nac[ií]\w*|"
         r"nascimento|nascit[ao]|nat[oa] il|nasci|née?|naissance|geboorte\w*)"
-        rf"[^\d\n]{{0,24}}?[^{WORD}]({_DATE}){_E}",
+        rf"[^\d\n]{{0,24}}?[^{WORD}]({_DATE}){_E}|"
+        rf"{_B}({_DATE}) (?:geboren|is (?:my|his|her) (?:birthday|date of birth|dob)){_E}",
     ),
     _row(
         "password",
         "PASSWORD",
         rf"{_B}(?:pass(?:word|wort|code|phrase|wd)?|pwd?|kennwort|contraseña|clave|senha|"
         r"mot de passe|wachtwoord)(?: (?:for|of) (?:\w+ ){1,3}?| (?:i|that|she|he) \w+)?"
-        rf"{_IS}{_QUOTE}([^\s\"']*[0-9!#$%&*?_-][^\s\"'”»)]*)",
+        rf"{_IS}{_QUOTE}([^\s\"']*[0-9!#$%&*?_-][^\s\"'”»)]*|[^\s\"'.,]+ \d{{2,8}})|"
+        r"(?:^|[\s,:\"'])([^\s\"',:]*[0-9_!#$%&*]+[^\s\"',:]*)[\"']? (?:is|was|ist|es|est) "
+        r"(?:the|my|mein|das|mi|la|mon|le) (?:new )?(?:pass(?:word|code|wort)|pin|pwd|kennwort|"
+        rf"contraseña|clave|mot de passe|code|otp){_E}",
         digit=False,
+    ),
+    _row(
+        "password without a digit",
+        "PASSWORD",
+        rf"{_B}(?:pass(?:word|code|phrase|wort)|kennwort|contraseña|mot de passe)"
+        rf"(?: (?:is|was|ist|lautet|es|est))?(?: ?[:=] ?| ){_QUOTE}"
+        rf"([{WORD}]+)(?:$|[\s\"',;.!”»]+(?:$|[A-Z]|and |und |et |y |thanks|ok))",
+        digit=False,
+        but=_STATES,
     ),
     _row(
         "PIN or code",
         "PASSWORD",
-        rf"{_B}(?:pin|otp|passcode|cv[vc]2?|(?:security|access|verification|one[- ]time|sms) code|"
-        rf"code (?:is|was)|code:)[^{WORD}\n](?:[^\n\d]{{0,22}}[^{WORD}\n\d])?(\d{{3,8}}){_E}",
+        rf"{_B}(?:pin|otp|passcode|cv[vc]2?|(?:security|access|verification|one[- ]time|sms|the|my)"
+        rf" code|code (?:is|was)|code:)[^{WORD}\n](?:[^\n\d]{{0,22}}[^{WORD}\n\d])?"
+        rf"(\d{{3,8}}|\d[\d -]{{1,8}}\d){_E}",
     ),
     _row(
         "last digits",
@@ -128,7 +163,7 @@ PATTERNS = (
         rf"{_IS}([{WORD}.-]*[\d_.-][{WORD}.-]*)",
         digit=False,
     ),
-    _row("handle", "ID_NUMBER", rf"(?:^|[\s(,:])(@[{WORD}][{WORD}.]{{1,28}}[{WORD}])", digit=False),
+    _row("handle", "ID_NUMBER", rf"(?:^|[\s(,:])(@[{WORD}][{WORD}.]*[{WORD}])", digit=False),
     _row(
         "numbered document",
         "ID_NUMBER",
@@ -185,5 +220,6 @@ def find_patterns(text: str, wanted: Collection[str]) -> Iterator[Hit]:
     for row in PATTERNS:
         if (row.digit and not digit) or (row.entity in DEMANDED_ONLY and row.entity not in wanted):
             continue
-        for start, end in row.pattern.spans(text):
-            yield Hit(start, end, row.entity)
+        for match in row.pattern.finditer(text):
+            if match[match.lastindex].casefold() not in row.but:
+                yield Hit(*match.span(match.lastindex), row.entity)

@@ -21,7 +21,8 @@ from tuneline.models.base_model import NETWORKS
 
 # Pieces of a window and those that neighbours share; a second look cuts at other places.
 WINDOW, SHIFTED_WINDOW, OVERLAP = 128, 104, 32
-# Windows of a batch; larger ones outgrow the cache of a core.
+# Windows of a batch; larger ones outgrow the cache of a core. A network with 8-bit weights takes the
+# scale of its inputs from the whole batch, so its scores depend a little on the other windows.
 BATCH = 8
 # The vocabulary knows no word of this length: keys and rulings are for patterns.
 LONGEST_RUN = 100
