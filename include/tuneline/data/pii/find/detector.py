@@ -18,10 +18,16 @@ from tuneline.data.pii.find.texts import Plain, Shared, Text, plain, texts_of
 from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 
-# Least score (1 - P(O)) of a word by group of types, and of one beside such a word. They cost least
+# Least score (1 - P(O)) of a word by group of types, and of one next to such a word. They cost least
 # on half of the labelled rows of docs/decisions/0052-personal-data-by-a-model.md, if a word of
 # personal data that is left costs as much as five clean words that are changed.
-THRESHOLDS = {"name": 0.2, "place": 0.3, "number": 0.3, "contact": 0.3, "neighbour": 0.05}
+THRESHOLDS = {
+    "name": 0.15,
+    "place": 0.3,
+    "place_neighbour": 0.05,
+    "number": 0.3,
+    "contact": 0.3,
+}
 _GROUPS = {
     "PERSON": "name",
     "STREET_ADDRESS": "place",
@@ -37,6 +43,8 @@ _APART = 4
 _UNIT = 11
 _WITHIN = re.compile(r"[\s,.>/?]*[^\W\d_]+\.?[\s]*")
 _TITLE = 4
+# "40 x 30 x 15" is none.
+_SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
 _GAP = re.compile(r"[ ()/+'.-]{0,3}")
 # A number near a street or city may be a part of an address.
 _NEAR = 40
@@ -128,7 +136,8 @@ class Detector:
         for piece in own:
             seen, read = texts[piece.text].text, words.get(piece.text, ())
             if piece.text not in found:
-                found[piece.text] = [*self._shaped_of(seen), *read_words(seen, read)]
+                shaped = self._shaped_of(seen)
+                found[piece.text] = [*shaped, *read_words(seen, _outside(read, shaped))]
             found[piece.text] += answers(seen, asked[piece.turn], read)
         values = [
             (texts[text].text[hit.start : hit.end], hit.entity)
@@ -139,7 +148,7 @@ class Detector:
         made: dict[str, tuple[Hit, ...]] = {}
         for text, hits in found.items():
             if values:
-                hits += repeated(values, texts[text].text, words.get(text, ()))
+                hits.extend(repeated(values, texts[text].text, words.get(text, ())))
             if final := self._final(text, texts[text], self._resolved(hits)):
                 made[text] = final
         return made
@@ -189,6 +198,17 @@ class Detector:
         return moved
 
 
+def _outside(words: Sequence[Word], hits: Sequence[Hit]) -> list[Word]:
+    """Return the words outside of hits without overlaps: "pin" is no street for its number."""
+    ends = [hit.end for hit in hits]
+    at = [bisect_left(ends, word.end) for word in words]
+    return [
+        word
+        for word, n in zip(words, at, strict=True)
+        if n == len(hits) or hits[n].start > word.start
+    ]
+
+
 def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
     """Yield the hits that the words of a model make."""
     kept = list(_surer(text, words))
@@ -208,7 +228,7 @@ def _surer(text: str, words: Sequence[Word]) -> Iterator[Word]:
     for at, word in enumerate(words):
         beside = [other for other in (at - 1, at + 1) if 0 <= other < len(words) and sure[other]]
         if sure[at] or (
-            word.score >= THRESHOLDS["neighbour"]
+            word.score >= THRESHOLDS.get(f"{_group(word)}_neighbour", 1)
             and any(_joins(text, *sorted((word, words[other]))) for other in beside)
         ):
             yield word
@@ -292,7 +312,10 @@ def _run(text: str, run: Sequence[Word]) -> Iterator[Hit]:
     start, end = run[0].start, run[-1].end
     kinds = {word.entity for word in run}
     if "STREET_ADDRESS" in kinds and kinds <= _PLACES:
-        yield Hit(start, end, "STREET_ADDRESS")
+        # A single word without a number is "card" rather than a street.
+        single = len(run) == 1 and not any(map(str.isdecimal, text[start:end]))
+        if not single and not _SUM.fullmatch(text, start, end):
+            yield Hit(start, end, "STREET_ADDRESS")
     elif kinds <= _PLACES:
         for word in run:
             digits = sum(map(str.isdecimal, text[word.start : word.end]))

@@ -10,8 +10,6 @@ from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 
-# "the name of the shop" is somebody else's.
-_NOT_OF = r"(?: [^o]| o[^f]|[^ ])?"
 # Words for what is asked for, in the languages of the model.
 _CUES = {
     "EMAIL_ADDRESS": r"e-?mail|mail ?address|correo|courriel|adresse mail|mailadres\w*",
@@ -21,11 +19,12 @@ _CUES = {
     r"nascimento|geboorte\w*",
     "STREET_ADDRESS": r"address|where (?:do you|are you) liv\w+|adresse|anschrift|wohn\w+|"
     r"dirección|domicilio|indirizzo|endereço|adres",
+    "CREDIT_CARD": r"expir\w*|exp date|valid (?:until|thru)|gültig bis|caducidad|scadenza",
     "PHONE_NUMBER": r"(?:phone|mobile|cell|contact) (?:number|no)|phone|telef\w*|handy\w*|"
     r"rufnummer|móvil|celular",
-    "ID_NUMBER": rf"(?:number|nummer|número|numéro|numero){_NOT_OF}|\w+nummer|digits|ssn|"
+    "ID_NUMBER": rf"(?:number|nummer|número|numéro|numero)|\w+nummer|digits|ssn|"
     r"social security|user ?name|user ?id|member id|account id|login",
-    "PERSON": rf"(?:name|nombre|nom|nome|naam){_NOT_OF}|who am i \w+ (?:to|with)|sie heißen|llama\w*",
+    "PERSON": rf"(?:name|nombre|nom|nome|naam)|who am i \w+ (?:to|with)|sie heißen|(?:te|se) llama\w*",
 }
 _ASKED = {
     topic: LinearPattern(rf"(?i)(?:^|[^{WORD}])(?:{cues})(?:$|[^{WORD}])")
@@ -37,6 +36,9 @@ _REQUEST = LinearPattern(
     r"bitte|brauche|wie|was|welche\w*|por favor|necesito|cuál|qué|dígame|veuillez|besoin|quel\w*|"
     rf"per favore|qual\w*|preciso|mi serve|alstublieft|graag|wat|welk\w*)(?:$|[^{WORD}])"
 )
+# "the name of the shop" is somebody else's.
+_OTHERS = LinearPattern(r"(?i)\b(?:name|number|address)e?s? of\b")
+_NEVER = LinearPattern(r"(?i)\b(?:don'?t|do not|never|nicht|nunca|jamais)\b")
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!\n]*")
 # Characters at the end of a turn in which the question is looked for.
 _END = 400
@@ -50,6 +52,14 @@ _NAME = LinearPattern(r"^\pL[\pL'.-]*(?: \pL[\pL'.-]*){0,3}$")
 _WORD = re.compile(r"\w+")
 # A longer value is hardly said twice.
 _MOST = 12
+_MONTHS = LinearPattern(
+    r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mär|mai|okt|dez|ene|abr|ago|dic|"
+    r"janv|févr|avr|juin|juil|août|déc|gen|mag|giu|lug|set|ott|mei|out)"
+)
+_NUMBERED = frozenset({"BIRTH_DATE", "CREDIT_CARD", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"})
+# A price or year is no number of a person; an answer with fewer digits that is not short is none.
+_QUANTITY = re.compile(r"\d+[.,]\d\d|(?:19|20)\d\d")
+_FEW_DIGITS, _DATE_WORDS = 3, 8
 _PARTS = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
 # What stands between the name of a value and the value, and what begins an answer.
 _IS = LinearPattern(
@@ -57,7 +67,7 @@ _IS = LinearPattern(
     r"(?:\s+|$))*"
 )
 _LEAD = LinearPattern(
-    r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
+    r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|oh|um|well|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
 )
 # An answer of these alone holds no value.
 _FILLER = frozenset(
@@ -71,8 +81,10 @@ def topics_of(text: str) -> frozenset[str]:
     """Return the entity types for which the end of a turn asks."""
     found: set[str] = set()
     for sentence in _SENTENCE.findall(text[-_END:]):
-        if len(sentence.split()) <= _BARE or any(_REQUEST.finditer(sentence)):
-            found |= {topic for topic, cue in _ASKED.items() if any(cue.finditer(sentence))}
+        bare = len(sentence.split()) <= _BARE and not sentence.endswith(".")
+        if (bare or any(_REQUEST.finditer(sentence))) and not any(_NEVER.finditer(sentence)):
+            own = _OTHERS.sub(" ", sentence)
+            found |= {topic for topic, cue in _ASKED.items() if any(cue.finditer(own))}
     return frozenset(found - {"STREET_ADDRESS"} if "EMAIL_ADDRESS" in found else found)
 
 
@@ -110,15 +122,23 @@ def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterato
         value = text[start:end]
         size = len(value.split())
         likely = [word for word in words if start <= word.start < end]
+        said = value.casefold()
         filler = {word.casefold().strip(".,!") for word in value.split()} & _FILLER
-        if topic in ("BIRTH_DATE", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"):
+        if topic in _NUMBERED:
             for match in _NUMBER.finditer(value):
-                if sum(map(str.isdigit, match[0])) >= 3 or size <= _SHORT:
-                    first = start + match.start()
-                    yield Hit(first, first + len(match[0].rstrip(".,")), topic)
-        if topic in ("PASSWORD", "EMAIL_ADDRESS", "ID_NUMBER") and 0 < size <= _SHORT:
-            if not filler and (topic != "ID_NUMBER" or any(map(str.isdigit, value))):
-                yield Hit(start, end, topic)
+                number = match[0].rstrip(".,")
+                enough = sum(map(str.isdigit, number)) >= _FEW_DIGITS or size <= _SHORT
+                if enough and not (topic == "ID_NUMBER" and _QUANTITY.fullmatch(number)):
+                    yield Hit(start + match.start(), start + match.start() + len(number), topic)
+        whole = size <= _SHORT and not filler and value
+        digits = any(map(str.isdigit, value))
+        if (
+            (topic == "PASSWORD" and whole)
+            or (topic == "EMAIL_ADDRESS" and whole and (size <= 2 or "dot" in said or "@" in said))
+            or (topic == "ID_NUMBER" and whole and digits and not _QUANTITY.search(value))
+            or (topic == "BIRTH_DATE" and size <= _DATE_WORDS and any(_MONTHS.finditer(value)))
+        ):
+            yield Hit(start, end, topic)
         if topic == "STREET_ADDRESS":
             parts = [word for word in likely if word.entity in _PARTS]
             if parts:

@@ -164,7 +164,7 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
 def _ibans(text: str) -> Iterator[tuple[int, int]]:
     for first, last in _IBAN.spans(text):
         for end in range(last, first + 14, -1):
-            if iban.is_valid(text[first:end]):
+            if text[end - 1].isalnum() and iban.is_valid(text[first:end]):
                 yield first, end
                 break
 

@@ -1,4 +1,4 @@
-"""Identify the language of a text, and name those in which the detector was measured.
+"""Name the languages in which the search for personal data was measured, and identify a text's.
 
 A language is identified by its function words (after Grefenstette, "Comparing two language
 identification schemes", 1995) or by its script: enough to measure the share of rows in a language
@@ -11,10 +11,26 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-# The languages of the usual model, and those in which values were planted or labelled to measure
-# what the detector leaves.
-MODEL_LANGUAGES = frozenset("en de fr es it pt nl".split())
-MEASURED_LANGUAGES = frozenset("en de fr es".split())
+from tuneline.config import DataConfig
+from tuneline.config.data import RAMPART
+
+# Those of the usual model, which the patterns and questions for data know as well.
+MEASURED = ("de", "en", "es", "fr", "it", "nl", "pt")
+
+
+def uncovered_languages(config: DataConfig) -> dict[str, str]:
+    """Return the declared languages in which nobody has measured the search, each with the reason.
+
+    A team that names another model answers for its languages.
+    """
+    usual = set(config.pii_models) <= {RAMPART}
+    return {
+        language: f"the search was measured in {', '.join(MEASURED)}; name a model in data.pii_ner"
+        for language in sorted(set(config.languages))
+        if usual and language not in MEASURED
+    }
+
+
 # The commonest words of each language that the others do not have.
 _FUNCTION_WORDS = {
     "en": "the of and to is that it for you with was this are have my what can be please from when",

@@ -176,12 +176,11 @@ class TokenClassifier:
         # RoBERTa counts positions from its padding index on, so two of them hold no token.
         context = getattr(model.config, "max_position_embeddings", MOST_TOKENS) - 2
         tokenizer.model_max_length = min(MOST_TOKENS, context, tokenizer.model_max_length)
-        # A word has the label of its first token, as such models are trained (Devlin et al., 2019).
         self._pipeline = pipeline(
             "token-classification",
             model=model,
             tokenizer=tokenizer,
-            aggregation_strategy="first",
+            aggregation_strategy="simple",
             stride=min(OVERLAP, tokenizer.model_max_length // 4),
             batch_size=BATCH,
             device="cuda" if torch.cuda.is_available() else "cpu",
@@ -199,7 +198,7 @@ class TokenClassifier:
         return (self._pipeline(text) if text.strip() else [] for text in texts)
 
     def _words(self, text: str, found: Sequence[Mapping[str, Any]]) -> list[Word]:
-        words = []
+        words: list[Word] = []
         for group in found:
             entity = self._entity.get(f"B-{group['entity_group']}") or self._entity.get(
                 f"I-{group['entity_group']}", self._entity.get(group["entity_group"])
@@ -272,8 +271,14 @@ def _windows(text: str) -> list[tuple[int, int]]:
 
 
 def _trimmed(text: str, start: int, end: int, entity: str) -> Iterator[Word]:
-    """Yield a span without the signs at its ends, as a word that is sure."""
+    """Yield a span of whole words without the signs at its ends, as a word that is sure."""
     piece = text[start:end]
     first, last = len(piece) - len(piece.lstrip(_SIGNS)), len(piece.rstrip(_SIGNS))
     if first < last:
-        yield Word(start + first, start + last, entity, 1.0)
+        start, end = start + first, start + last
+        # A model may label only some of the pieces of a word.
+        while start > 0 and text[start - 1].isalnum() and text[start].isalnum():
+            start -= 1
+        while end < len(text) and text[end].isalnum() and text[end - 1].isalnum():
+            end += 1
+        yield Word(start, end, entity, 1.0)

@@ -86,8 +86,8 @@ PATTERNS = (
         "PASSWORD",
         rf"{_B}(?:pass(?:word|wort|code|phrase|wd)?|pwd?|kennwort|contraseña|clave|senha|"
         r"mot de passe|wachtwoord)(?: (?:for|of) (?:\w+ ){1,3}?| (?:i|that|she|he) \w+)?"
-        rf"{_IS}{_QUOTE}([^\s\"']*[0-9!#$%&*?_-][^\s\"'”»)]*|[^\s\"'.,]+ \d{{2,8}})|"
-        r"(?:^|[\s,:\"'])([^\s\"',:]*[0-9_!#$%&*]+[^\s\"',:]*)[\"']? (?:is|was|ist|es|est) "
+        rf"{_IS}{_QUOTE}([^\s\"']*(?:[0-9#$%&*_-]|[!?][^\s\"'])[^\s\"'”»)]*|[^\s\"'.,]+ \d{{2,8}})|"
+        r"(?:^|[\s,:\"'])([^\s\"',:]*[0-9_!#$%&*.]+[^\s\"',:.]+)[\"']? (?:is|was|ist|es|est) "
         r"(?:the|my|mein|das|mi|la|mon|le) (?:new )?(?:pass(?:word|code|wort)|pin|pwd|kennwort|"
         rf"contraseña|clave|mot de passe|code|otp){_E}",
         digit=False,
@@ -96,7 +96,7 @@ PATTERNS = (
         "password without a digit",
         "PASSWORD",
         rf"{_B}(?:pass(?:word|code|phrase|wort)|kennwort|contraseña|mot de passe)"
-        rf"(?: (?:is|was|ist|lautet|es|est))?(?: ?[:=] ?| ){_QUOTE}"
+        rf"(?: (?:is|was|ist|lautet|es|est)(?: ?[:=])? | ?[:=] ?){_QUOTE}"
         rf"([{WORD}]+)(?:$|[\s\"',;.!”»]+(?:$|[A-Z]|and |und |et |y |thanks|ok))",
         digit=False,
         but=_STATES,
@@ -120,7 +120,7 @@ PATTERNS = (
         "CREDIT_CARD",
         rf"{_B}(?:exp(?:iry|ires?|iration)?|valid (?:thru|until)|gültig bis|caduca|vencimiento|"
         rf"scade|validade|expire|geldig tot)[^\n\d]{{0,12}}[^{WORD}]"
-        rf"((?:0?[1-9]|1[0-2]) ?[/-] ?(?:20)?\d\d){_E}",
+        rf"((?:0?[1-9]|1[0-2]) ?[/-] ?(?:20)?\d\d|(?:{_MONTH})\.? (?:of )?{_YEAR}){_E}",
     ),
     _row(
         "e-mail in words",

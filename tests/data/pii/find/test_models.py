@@ -1,14 +1,12 @@
 import json
 
 import pytest
-from tests.data.pii.ner.tiny import save_tiny_model
-from tests.lab.data_runs import answer, chat, clean_rows, text
-from tests.lab.runs import value
+from tests.data.pii.find.tiny import save_tiny_model
 
-from tuneline.config import DataConfig
-from tuneline.data.pii.ner.fetched import fetch_entity_model, load_entity_model
-from tuneline.data.pii.ner.labels import map_labels
-from tuneline.data.pii.scrubber import make_scrubber
+from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.entities import Settings, map_labels
+from tuneline.data.pii.find.models import fetch_entity_model, load_entity_model
+from tuneline.data.pii.find.texts import Shared
 from tuneline.errors import UserError
 
 LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-LOC"]
@@ -22,8 +20,8 @@ def tiny(tmp_path_factory):
 
 
 def found(model, said):
-    (hits,) = model.find([said])
-    return [(said[h.start : h.end], h.entity) for h in hits]
+    (words,) = model.words([said])
+    return [(said[w.start : w.end], w.entity) for w in words]
 
 
 def test_words_of_one_entity_are_one_hit(tiny):
@@ -35,14 +33,12 @@ def test_words_of_one_entity_are_one_hit(tiny):
         ("meadow", "LOCATION"),
     ]
     assert model.ignored == ("ORG",)
-    assert model.find([]) == []
-    assert model.find(["", "acorn"]) == [[], []]
+    assert model.words([]) == []
+    assert model.words(["", "acorn"]) == [[], []]
 
 
-def test_what_no_profile_demands_is_left(tiny):
-    model = load_entity_model(tiny, {"PERSON"}, {})
-    assert found(model, "pebble in meadow") == [("pebble", "PERSON")]
-    assert model.ignored == ("LOC", "ORG")
+def test_labels_of_other_types_are_named(tiny):
+    assert load_entity_model(tiny, {"PERSON"}, {}).ignored == ("LOC", "ORG")
 
 
 def test_a_name_is_found_at_every_place_of_a_long_text(tiny):
@@ -56,23 +52,19 @@ def test_a_name_is_found_at_every_place_of_a_long_text(tiny):
 def test_the_batch_makes_no_difference(tiny):
     model = load_entity_model(tiny, {"PERSON"}, {})
     texts = [" ".join(["pebble", *["word"] * count]) for count in (1, 90, 3, 45, 0)] * 20
-    assert model.find(texts) == [model.find([one])[0] for one in texts]
+    assert model.words(texts) == [model.words([one])[0] for one in texts]
 
 
-def test_it_finds_a_name_that_the_other_detectors_miss(tiny):
-    row = chat("so pebble thistle rang me about the invoice", "I see.")
+def test_the_detector_takes_several_models(tiny, usual_model):
+    said = "so pebble thistle and dana kowalczyk rang me about the invoice"
     named = {}
-    for ner in (True, str(tiny)):
-        scrubber = make_scrubber(DataConfig(source="rows.jsonl", pii_ner=ner), [])
-        (result,) = scrubber.scrub(["key"], [row])
-        named[ner] = "pebble thistle" not in result.messages[0]["content"]
-    assert named == {True: False, str(tiny): True}
-
-
-def test_the_allow_list_counts_for_it_too(tiny):
-    config = DataConfig(source="rows.jsonl", pii_ner=str(tiny), pii_allow=["Pebble"])
-    (result,) = make_scrubber(config, []).scrub(["key"], [chat("so pebble rang me", "I see.")])
-    assert not result.hits
+    for models in ((tiny,), (usual_model, tiny)):
+        detector = Detector(Settings(models=models, allow=frozenset({"acorn"})))
+        (found,) = detector.rows([[{"role": "user", "content": said}]], Shared())
+        named[len(models)] = {said[h.start : h.end] for h in found[said]}
+    assert named[1] == {"pebble thistle"}
+    assert named[2] >= {"pebble thistle", "dana kowalczyk"}
+    assert "ORG" in detector.ignored_labels
 
 
 def test_labels_that_name_nothing_are_refused(tmp_path):
@@ -97,7 +89,7 @@ def test_labels_that_name_nothing_are_refused(tmp_path):
     ],
 )
 def test_labels_in_any_spelling(label, entity):
-    labels = map_labels(["B-EMAIL", label], {}, ["PERSON", "LOCATION", "PHONE_NUMBER"], "model")
+    labels = map_labels(["B-EMAIL", label], {}, ["PERSON"], "model")
     assert labels.entity.get(label) == entity
 
 
@@ -117,30 +109,8 @@ def test_what_is_no_such_model_is_refused(tiny, tmp_path):
 
 
 def test_gliner_says_how_to_install_its_package(tmp_path):
-    pytest.importorskip("tuneline.data.pii.ner.gliner")
     (tmp_path / "gliner_config.json").write_text(json.dumps({"model_name": "tiny"}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     directory, _ = fetch_entity_model(str(tmp_path))
     with pytest.raises(UserError, match=r"install it with .*gliner"):
         load_entity_model(directory, {"PERSON"}, {})
-
-
-def test_the_evidence_names_the_model_and_what_it_ignores(data_lab, tiny):
-    rows = clean_rows(20)
-    rows[3] = {"messages": chat(f"{text(3)} so pebble thistle said", answer("login", "I see."))}
-    settings = {"pii_ner": str(tiny), "pii_profile": ["gdpr"], "pii_max_leak_ner": 1.0}
-    entry = data_lab(rows, **settings).upto("pii_scrubbing")
-    _, digest = fetch_entity_model(str(tiny))
-    assert value(entry, "model_en") == f"{tiny} sha256:{digest}"
-    assert value(entry, "model_labels_ignored") == "LOC+ORG"
-    assert value(entry, "found_PERSON") == 1
-
-
-def test_spacy_is_the_usual_model():
-    assert DataConfig(source="x", pii_ner="spacy").pii_ner is True
-    assert DataConfig(source="x", pii_ner="hf://a/b@c", languages=["en", "da"]).name_models == {
-        "en": "hf://a/b@c",
-        "da": "hf://a/b@c",
-    }
-    with pytest.raises(ValueError, match="name a model"):
-        DataConfig(source="x", pii_ner=" ")

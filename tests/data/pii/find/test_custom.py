@@ -2,9 +2,10 @@ import sys
 
 import pytest
 
-from tuneline.data.pii.presidio import CustomRecognisers
-from tuneline.data.pii.scrubber import Scrubber
-from tuneline.data.pii.settings import Settings
+from tuneline.data.pii.find.custom import CustomRecognisers
+from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.entities import Settings
+from tuneline.data.pii.find.texts import Shared
 from tuneline.errors import UserError
 
 BADGE = {
@@ -99,11 +100,9 @@ def test_a_yaml_file_of_another_kind(tmp_path):
         CustomRecognisers([str(file)], ["en"], 0.4)
 
 
-def test_their_hits_are_replaced_and_may_have_actions():
-    row = [{"role": "user", "content": "I am B-12345, card 4111 1111 1111 1111."}]
-    scrubber = Scrubber(Settings(recognizers=(BADGE,)))
-    (result,) = scrubber.scrub(["key"], [row])
-    assert result.messages[0]["content"].startswith("I am [BADGE], card 4000")
-    assert dict(result.hits) == {"BADGE": 1, "CREDIT_CARD": 1}
-    refusing = Scrubber(Settings(recognizers=(BADGE,), actions={"BADGE": "reject_row"}))
-    assert refusing.scrub(["key"], [row])[0].refused == ("BADGE",)
+def test_the_detector_runs_them_also_on_long_texts():
+    detector = Detector(Settings(recognizers=(BADGE,)))
+    assert detector.custom_entities == ("BADGE",)
+    text = "word " * 1_500 + "I am B-12345, card 4111 1111 1111 1111."
+    (found,) = detector.rows([[{"role": "user", "content": text}]], Shared())
+    assert [hit.entity for hit in found[text]] == ["BADGE", "CREDIT_CARD"]

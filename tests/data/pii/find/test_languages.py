@@ -1,0 +1,28 @@
+import pytest
+
+from tuneline.data.pii.find.languages import foreign_language, likeliest
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Ich habe die Bestellung nicht erhalten und möchte das Geld zurück.", "de"),
+        ("Bonjour, je vous écris pour une commande qui n'est pas arrivée.", "fr"),
+        ("No recibí mi pedido y quiero que me devuelvan el dinero por favor.", "es"),
+        ("Я не получил свой заказ", "Cyrillic"),
+        ("我没有收到包裹", "Chinese or Japanese"),
+        ("the parcel is not here, I think", None),
+        ("Is der Zug late?", None),
+        ("ok 123", None),
+        ("", None),
+    ],
+)
+def test_the_language_of_a_row(text, language):
+    assert foreign_language(text, ["en"]) == language
+    if language in ("de", "fr", "es"):
+        assert foreign_language(text, ["en", language]) is None
+        assert likeliest(text, ["en", language]) == language
+
+
+def test_a_text_goes_to_the_first_language_where_nothing_tells():
+    assert likeliest("ok", ["de", "en"]) == "de"
