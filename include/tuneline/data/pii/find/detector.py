@@ -18,7 +18,7 @@ from tuneline.data.pii.find.texts import Plain, Shared, Text, plain, texts_of
 from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 
-# Least score (1 - P(O)) of a word by group of types, and of one next to such a word. They cost least
+# Least score (1 - P(O)) of a word by group of types, and of one next to a place. They cost least
 # on half of the labelled rows of docs/decisions/0052-personal-data-by-a-model.md, if a word of
 # personal data that is left costs as much as five clean words that are changed.
 THRESHOLDS = {

@@ -30,20 +30,6 @@ MOST_TOKENS, OVERLAP = 512, 64
 MOST_WORDS, OVERLAP_WORDS, LEAST = 200, 30, 0.5
 # The package declares an older transformers than ours, hence without its dependencies.
 INSTALL = ".venv-ml/bin/pip install --no-deps 'gliner>=0.2.29,<0.3' sentencepiece"
-# How GLiNER is asked for each entity type.
-ASKED = {
-    "PERSON": "person",
-    "LOCATION": "location",
-    "STREET_ADDRESS": "street address",
-    "EMAIL_ADDRESS": "email address",
-    "PHONE_NUMBER": "phone number",
-    "CREDIT_CARD": "credit card number",
-    "IBAN_CODE": "iban",
-    "US_SSN": "social security number",
-    "ID_NUMBER": "identity number",
-    "PASSWORD": "password",
-    "BIRTH_DATE": "date of birth",
-}
 # Signs that belong to no entity at its ends.
 _SIGNS = " \t\n.,;:!?\"'()[]"
 
@@ -240,7 +226,10 @@ class Gliner:
                 f"data.pii_ner: {directory} can't be loaded by GLiNER "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from None
-        self._entity_of = {name: entity for entity, name in ASKED.items() if entity in wanted}
+        named = {"US_SSN": "social security number", "PERSON": "person"}
+        self._entity_of = {
+            named.get(entity, entity.replace("_", " ").lower()): entity for entity in wanted
+        }
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
         """Return the words of each text that may be personal data, in order."""
