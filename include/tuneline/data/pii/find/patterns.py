@@ -138,8 +138,9 @@ PATTERNS = (
     _row(
         "e-mail without marks",
         "EMAIL_ADDRESS",
-        rf"{_B}((?:[{WORD}.+-]+ )?(?:\d+ )?[{WORD}.+-]*(?:g?mail|yahoo|hotmail|outlook|icloud|aol|gmx)"
-        rf"[ .]?(?:dot ?)?(?:com|net|de|fr|es|it|nl|co ?uk)|[{WORD}.+-]+ [{WORD}-]+ (?:dot )?com){_E}",
+        rf"{_B}((?:[{WORD}.+-]+ )?(?:\d+ )?[{WORD}.+-]*"
+        r"(?:g?mail|yahoo|hotmail|outlook|icloud|aol|gmx)[ .]?(?:dot ?)?"
+        rf"(?:com|net|de|fr|es|it|nl|co ?uk)|[{WORD}.+-]+ [{WORD}-]+ (?:dot )?com){_E}",
         digit=False,
     ),
     _row(
