@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.data.pii.find.token_model import Word
@@ -171,16 +171,17 @@ def _value(text: str, topic: str) -> tuple[int, int]:
     return start, start + len(trimmed)
 
 
-def repeated(values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]) -> Iterator[Hit]:
-    """Yield where the values of a row stand in one of its texts, as whole words in any case.
+def repeats_of(
+    values: Iterable[tuple[str, str]],
+) -> Callable[[str, Sequence[Word]], Iterator[Hit]]:
+    """Return a finder of the values of a row, as whole words in any case.
 
-    A single word of a name counts where it has a capital or a model takes it for one, since most
-    names are words as well ("mark", "will").
+    It takes a text and its words that a model takes for personal data. A single word of a name
+    counts where it has a capital or a model takes it for one, since most names are words as well
+    ("mark", "will").
 
     Args:
         values: values with their entity types.
-        text: a text of the row.
-        words: its words that a model takes for personal data.
     """
     entities: dict[tuple[str, ...], str] = {}
     for value, entity in values:
@@ -193,13 +194,17 @@ def repeated(values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]
     sizes: dict[str, set[int]] = {}
     for parts in entities:
         sizes.setdefault(parts[0], set()).add(len(parts))
-    likely = {word.start for word in words if word.entity == "PERSON"}
-    spans = [match.span() for match in _WORD.finditer(text)]
-    said = [text[start:end].casefold() for start, end in spans]
-    for at, word in enumerate(said):
-        for size in sizes.get(word, ()):
-            found = entities.get(tuple(said[at : at + size]))
-            start, end = spans[at][0], spans[min(at + size, len(spans)) - 1][1]
-            named = found != "PERSON" or size > 1 or text[start].isupper() or start in likely
-            if found and named:
-                yield Hit(start, end, found)
+
+    def find(text: str, words: Sequence[Word]) -> Iterator[Hit]:
+        likely = {word.start for word in words if word.entity == "PERSON"}
+        spans = [match.span() for match in _WORD.finditer(text)] if sizes else []
+        said = [text[start:end].casefold() for start, end in spans]
+        for at, word in enumerate(said):
+            for size in sizes.get(word, ()):
+                found = entities.get(tuple(said[at : at + size]))
+                start, end = spans[at][0], spans[min(at + size, len(spans)) - 1][1]
+                named = found != "PERSON" or size > 1 or text[start].isupper() or start in likely
+                if found and named:
+                    yield Hit(start, end, found)
+
+    return find
