@@ -34,7 +34,7 @@ def masked(detector, *turns, shared=None):
 
 FOUND = [
     # Names, addresses and numbers by the model, named by check digits and cues.
-    ("hi its dana kowalczyk", "hi its [PERSON]"),
+    ("my name is dana kowalczyk", "my name is [PERSON]"),
     ("this is Ms. van den Bosch again", "this is Ms. [PERSON] again"),
     ("I moved to 12 Elm Street, Apt. 4, Springfield IL 62704.", "I moved to [STREET_ADDRESS]."),
     ("ich wohne hauptstr. 5, 50667 köln", "ich wohne [STREET_ADDRESS]"),
@@ -137,7 +137,7 @@ def test_profiles_decide_what_counts(detectors):
 
 
 def test_offsets_are_those_of_the_original_text(detectors):
-    text = "mail jo\u200bdoe@mail.example.org \u2013 Jose\u0301 Mu\u0308ller, pin \uff14\uff14\uff17\uff11"
+    text = "mail jo\u200bdoe@mail.example.org \u2013 Jose\u0301 Mu\u0308ller, pin \uff14\uff14\uff17\uff11"  # noqa: E501
     (found,) = detectors["gdpr"].rows([row(f"u:{text}")], Shared())
     assert [text[hit.start : hit.end] for hit in found[text]] == [
         "jo\u200bdoe@mail.example.org",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.data.pii.find.entities import Hit
-from tuneline.errors import UserError
+from tuneline.errors import UserError, first_line
 
 FIELD = "data.pii_recognizers"
 # Characters of a text that a recogniser sees at once, whose patterns may backtrack, and those that
@@ -32,7 +32,8 @@ class CustomRecognisers:
         least_score: lowest Presidio score of a hit that counts.
 
     Raises:
-        UserError: if a recogniser can't be loaded, or none serves a declared language.
+        UserError: if Presidio is not installed, a recogniser can't be loaded, or none serves a
+            declared language.
     """
 
     def __init__(
@@ -41,8 +42,14 @@ class CustomRecognisers:
         languages: Sequence[str],
         least_score: float,
     ) -> None:
-        from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
-
+        try:
+            from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+        except ImportError:
+            raise UserError(
+                f"{FIELD}: Presidio is not installed; .venv-ml/bin/pip install -r "
+                "requirements/presidio.txt -c requirements/ml.constraints.txt, or build the image "
+                "with EXTRAS=requirements/presidio.txt"
+            ) from None
         logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
         recognisers = [r for entry in given for r in _load(entry)]
         served = {recogniser.supported_language for recogniser in recognisers}
@@ -60,16 +67,8 @@ class CustomRecognisers:
             supported_languages=self._languages,
             default_score_threshold=least_score,
         )
-        self.entities = tuple(
-            sorted(
-                {
-                    entity
-                    for recogniser in recognisers
-                    if recogniser.supported_language in self._languages
-                    for entity in recogniser.supported_entities
-                }
-            )
-        )
+        served_here = (r for r in recognisers if r.supported_language in self._languages)
+        self.entities = tuple(sorted({name for r in served_here for name in r.supported_entities}))
 
     def find(self, text: str) -> Iterator[Hit]:
         """Yield the hits of the recognisers of each language."""
@@ -100,60 +99,55 @@ def _tokenizers(languages: Sequence[str]) -> Any:
 
 
 def _load(entry: str | Mapping[str, Any]) -> list[Any]:
+    """Make the recognisers of an import path, a YAML file or an entry that is written out."""
     if not isinstance(entry, str):
         return _written_out(entry, FIELD)
     if entry.endswith((".yaml", ".yml")):
-        return [r for found in _read(entry) for r in _written_out(found, f"{FIELD}: {entry}")]
-    return [_imported(entry)]
-
-
-def _imported(path: str) -> Any:
+        return _read(entry)
     from presidio_analyzer import EntityRecognizer
 
-    module, _, name = path.partition(":")
+    module, _, name = entry.partition(":")
     try:
         found = getattr(import_module(module), name)
         recogniser = found() if isinstance(found, type) else found
     except Exception as error:  # the user's module may raise anything
         raise UserError(
-            f"{FIELD}: {path!r} can't be loaded ({type(error).__name__}: {error}); write it as "
+            f"{FIELD}: {entry!r} can't be loaded ({type(error).__name__}: {error}); write it as "
             "module:Name, and install the module where the steps run"
         ) from None
     if not isinstance(recogniser, EntityRecognizer):
-        raise UserError(f"{FIELD}: {path!r} is not a Presidio EntityRecognizer")
-    return recogniser
+        raise UserError(f"{FIELD}: {entry!r} is not a Presidio EntityRecognizer")
+    return [recogniser]
 
 
-def _read(path: str) -> list[Mapping[str, Any]]:
+def _read(path: str) -> list[Any]:
     import yaml
 
     try:
         document = yaml.safe_load(Path(path).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{FIELD}: {path} can't be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{FIELD}: {path} can't be read: {first_line(error)}") from None
     found = document.get("recognizers") if isinstance(document, dict) else None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise UserError(f"{FIELD}: {path} has no list `recognizers`, as Presidio's YAML files do")
-    return found
+    return [made for entry in found for made in _written_out(entry, f"{FIELD}: {path}")]
 
 
 def _written_out(entry: Mapping[str, Any], where: str) -> list[Any]:
     """Make a recogniser for each language of an entry; none if the entry is not enabled."""
     from presidio_analyzer import PatternRecognizer
 
-    settings = {key: value for key, value in entry.items() if key not in ("type", "enabled")}
     if entry.get("enabled") is False:
         return []
-    languages = settings.pop("supported_languages", None) or [
-        settings.pop("supported_language", "en")
-    ]
+    settings = {key: value for key, value in entry.items() if key not in ("type", "enabled")}
+    usual = settings.pop("supported_language", "en")
     made = []
-    for language in languages:
+    for language in settings.pop("supported_languages", None) or [usual]:
         own = {"language": language} if isinstance(language, str) else dict(language)
         one = {**settings, "supported_language": own.pop("language"), **own}
         try:
             made.append(PatternRecognizer.from_dict(one))
         except Exception as error:  # Presidio raises many kinds for a wrong entry
             name = entry.get("name", "a recogniser without a name")
-            raise UserError(f"{where}: {name}: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{where}: {name}: {first_line(error)}") from None
     return made

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 from tuneline.data.pii.find.custom import CustomRecognisers
-from tuneline.data.pii.find.dialogue import answers, expected, repeated
+from tuneline.data.pii.find.dialogue import answers, expected, repeats_of
 from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings
 from tuneline.data.pii.find.identifiers import find_identifiers, name_number
 from tuneline.data.pii.find.models import EntityModel, load_entity_model
@@ -18,7 +18,7 @@ from tuneline.data.pii.find.texts import Plain, Shared, Text, plain, texts_of
 from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 
-# Least score (1 - P(O)) of a word by group of types, and of one next to such a word. They cost least
+# Least score (1 - P(O)) of a word by group of types, and of one next to a place. They cost least
 # on half of the labelled rows of docs/decisions/0052-personal-data-by-a-model.md, if a word of
 # personal data that is left costs as much as five clean words that are changed.
 THRESHOLDS = {
@@ -139,16 +139,15 @@ class Detector:
                 shaped = self._shaped_of(seen)
                 found[piece.text] = [*shaped, *read_words(seen, _outside(read, shaped))]
             found[piece.text] += answers(seen, asked[piece.turn], read)
-        values = [
+        repeats = repeats_of(
             (texts[text].text[hit.start : hit.end], hit.entity)
             for text, hits in found.items()
             for hit in self._resolved(hits)
             if hit.entity not in _COMMON and hit.end - hit.start > _LEAST_REPEATED
-        ]
+        )
         made: dict[str, tuple[Hit, ...]] = {}
         for text, hits in found.items():
-            if values:
-                hits.extend(repeated(values, texts[text].text, words.get(text, ())))
+            hits.extend(repeats(texts[text].text, words.get(text, ())))
             if final := self._final(text, texts[text], self._resolved(hits)):
                 made[text] = final
         return made
@@ -179,6 +178,8 @@ class Detector:
         """
         parts = {text: plain(text[start:end]).text for text, (start, end) in cuts.items()}
         known = {part: self._read[part] for part in parts.values() if part in self._read}
+        for part in known:
+            self._read.move_to_end(part)
         new = list(dict.fromkeys(part for part in parts.values() if part not in known))
         if new and self._models:
             every = zip(*(model.words(new) for model in self._models), strict=True)

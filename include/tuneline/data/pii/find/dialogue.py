@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.data.pii.find.token_model import Word
@@ -14,7 +14,8 @@ from tuneline.machine.linear_pattern import WORD, LinearPattern
 _CUES = {
     "EMAIL_ADDRESS": r"e-?mail|mail ?address|correo|courriel|adresse mail|mailadres\w*",
     "PASSWORD": r"pass(?:word|code|phrase|wort)|(?:your|the) pass|pin|otp|one[- ]time|"
-    r"security (?:code|answer)|cvv2?|cvc|maiden name|contraseña|clave|mot de passe|kennwort|senha|wachtwoord",
+    r"security (?:code|answer)|cvv2?|cvc|maiden name|contraseña|clave|mot de passe|kennwort|senha|"
+    r"wachtwoord",
     "BIRTH_DATE": r"birth\w*|dob|d\.o\.b|geburts\w+|geboren|nacimiento|naissance|nascita|"
     r"nascimento|geboorte\w*",
     "STREET_ADDRESS": r"address|where (?:do you|are you) liv\w+|adresse|anschrift|wohn\w+|"
@@ -22,9 +23,9 @@ _CUES = {
     "CREDIT_CARD": r"expir\w*|exp date|valid (?:until|thru)|gültig bis|caducidad|scadenza",
     "PHONE_NUMBER": r"(?:phone|mobile|cell|contact) (?:number|no)|phone|telef\w*|handy\w*|"
     r"rufnummer|móvil|celular",
-    "ID_NUMBER": rf"(?:number|nummer|número|numéro|numero)|\w+nummer|digits|ssn|"
+    "ID_NUMBER": r"(?:number|nummer|número|numéro|numero)|\w+nummer|digits|ssn|"
     r"social security|user ?name|user ?id|member id|account id|login",
-    "PERSON": rf"(?:name|nombre|nom|nome|naam)|who am i \w+ (?:to|with)|sie heißen|(?:te|se) llama\w*",
+    "PERSON": r"name|nombre|nom|nome|naam|who am i \w+ (?:to|with)|sie heißen|(?:te|se) llama\w*",
 }
 _ASKED = {
     topic: LinearPattern(rf"(?i)(?:^|[^{WORD}])(?:{cues})(?:$|[^{WORD}])")
@@ -33,7 +34,7 @@ _ASKED = {
 _REQUEST = LinearPattern(
     rf"(?i)(?:^|[^{WORD}])(?:provide|enter|share|give|tell|send|type|confirm|verify|need|require|"
     r"(?:may|can|could) (?:i|we) (?:please )?(?:have|get|know)|do you have|what|which|who|where|"
-    r"bitte|brauche|wie|was|welche\w*|por favor|necesito|cuál|qué|dígame|veuillez|besoin|quel\w*|"
+    r"bitte|brauche|wie|welche\w*|por favor|necesito|cuál|qué|dígame|veuillez|besoin|quel\w*|"
     rf"per favore|qual\w*|preciso|mi serve|alstublieft|graag|wat|welk\w*)(?:$|[^{WORD}])"
 )
 # "the name of the shop" is somebody else's.
@@ -42,8 +43,8 @@ _NEVER = LinearPattern(r"(?i)\b(?:don'?t|do not|never|nicht|nunca|jamais)\b")
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!\n]*")
 # Characters at the end of a turn in which the question is looked for.
 _END = 400
-# Words of a piece of a number, of a question without a verb ("Account number?"), and of an answer that is only a value or
-# holds one.
+# Words of a piece of a number, of a question without a verb ("Account number?"), and of an answer
+# that is only a value or holds one.
 _PIECE, _BARE, _SHORT, _LONG = 2, 7, 4, 16
 _NUMBER = LinearPattern(
     rf"(#?[{WORD}]*\d[{WORD}/.,-]*(?:[ -](?:[{WORD}][{WORD}]?[{WORD}]?)?\d[{WORD}/.-]*)*)"
@@ -58,7 +59,7 @@ _MONTHS = LinearPattern(
 )
 _NUMBERED = frozenset({"BIRTH_DATE", "CREDIT_CARD", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"})
 # A price or year is no number of a person; an answer with fewer digits that is not short is none.
-_QUANTITY = re.compile(r"\d+[.,]\d\d|(?:19|20)\d\d")
+_QUANTITY = LinearPattern(r"^(?:\d+[.,]\d\d|(?:19|20)\d\d)$")
 _FEW_DIGITS, _DATE_WORDS = 3, 8
 _PARTS = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
 # What stands between the name of a value and the value, and what begins an answer.
@@ -71,9 +72,9 @@ _LEAD = LinearPattern(
 )
 # An answer of these alone holds no value.
 _FILLER = frozenset(
-    "yes no yeah yep nope ok okay sure thanks thank you please hi hello sorry what why wait hold on "
-    "moment ja nein nee danke bitte sí si no gracias oui non merci sim não obrigado grazie prego "
-    "of course right correct done great good i don't know know have dont not now it is the a".split()
+    "yes no yeah yep nope ok okay sure thanks thank you please hi hello sorry what why wait hold "
+    "on moment ja nein nee danke bitte sí si gracias oui non merci sim não obrigado grazie prego "
+    "of course right correct done great good i don't know have dont not now it is the a".split()
 )
 
 
@@ -128,14 +129,14 @@ def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterato
             for match in _NUMBER.finditer(value):
                 number = match[0].rstrip(".,")
                 enough = sum(map(str.isdigit, number)) >= _FEW_DIGITS or size <= _SHORT
-                if enough and not (topic == "ID_NUMBER" and _QUANTITY.fullmatch(number)):
+                if enough and not (topic == "ID_NUMBER" and _QUANTITY.match(number)):
                     yield Hit(start + match.start(), start + match.start() + len(number), topic)
         whole = size <= _SHORT and not filler and value
         digits = any(map(str.isdigit, value))
         if (
             (topic == "PASSWORD" and whole)
             or (topic == "EMAIL_ADDRESS" and whole and (size <= 2 or "dot" in said or "@" in said))
-            or (topic == "ID_NUMBER" and whole and digits and not _QUANTITY.search(value))
+            or (topic == "ID_NUMBER" and whole and digits and not _QUANTITY.match(value))
             or (topic == "BIRTH_DATE" and size <= _DATE_WORDS and any(_MONTHS.finditer(value)))
         ):
             yield Hit(start, end, topic)
@@ -170,16 +171,17 @@ def _value(text: str, topic: str) -> tuple[int, int]:
     return start, start + len(trimmed)
 
 
-def repeated(values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]) -> Iterator[Hit]:
-    """Yield where the values of a row stand in one of its texts, as whole words in any case.
+def repeats_of(
+    values: Iterable[tuple[str, str]],
+) -> Callable[[str, Sequence[Word]], Iterator[Hit]]:
+    """Return a finder of the values of a row, as whole words in any case.
 
-    A single word of a name counts where it has a capital or a model takes it for one, since most
-    names are words as well ("mark", "will").
+    It takes a text and its words that a model takes for personal data. A single word of a name
+    counts where it has a capital or a model takes it for one, since most names are words as well
+    ("mark", "will").
 
     Args:
         values: values with their entity types.
-        text: a text of the row.
-        words: its words that a model takes for personal data.
     """
     entities: dict[tuple[str, ...], str] = {}
     for value, entity in values:
@@ -192,13 +194,17 @@ def repeated(values: Iterable[tuple[str, str]], text: str, words: Sequence[Word]
     sizes: dict[str, set[int]] = {}
     for parts in entities:
         sizes.setdefault(parts[0], set()).add(len(parts))
-    likely = {word.start for word in words if word.entity == "PERSON"}
-    spans = [match.span() for match in _WORD.finditer(text)]
-    said = [text[start:end].casefold() for start, end in spans]
-    for at, word in enumerate(said):
-        for size in sizes.get(word, ()):
-            found = entities.get(tuple(said[at : at + size]))
-            start, end = spans[at][0], spans[min(at + size, len(spans)) - 1][1]
-            named = found != "PERSON" or size > 1 or text[start].isupper() or start in likely
-            if found and named:
-                yield Hit(start, end, found)
+
+    def find(text: str, words: Sequence[Word]) -> Iterator[Hit]:
+        likely = {word.start for word in words if word.entity == "PERSON"}
+        spans = [match.span() for match in _WORD.finditer(text)] if sizes else []
+        said = [text[start:end].casefold() for start, end in spans]
+        for at, word in enumerate(said):
+            for size in sizes.get(word, ()):
+                found = entities.get(tuple(said[at : at + size]))
+                start, end = spans[at][0], spans[min(at + size, len(spans)) - 1][1]
+                named = found != "PERSON" or size > 1 or text[start].isupper() or start in likely
+                if found and named:
+                    yield Hit(start, end, found)
+
+    return find

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from functools import cache, lru_cache
+from importlib import import_module
 from typing import Any
 
 import phonenumbers
@@ -93,30 +94,15 @@ def _keys(text: str) -> Iterator[Hit]:
 
 @cache
 def _plugins() -> tuple[Any, ...]:
-    from detect_secrets.plugins import (
-        artifactory,
-        azure_storage_key,
-        discord,
-        ibm_cloud_iam,
-        mailchimp,
-        sendgrid,
-        slack,
-        square_oauth,
-        telegram_token,
-        twilio,
+    names = (
+        "artifactory.Artifactory azure_storage_key.AzureStorageKey discord.DiscordBotToken "
+        "ibm_cloud_iam.IbmCloudIam mailchimp.Mailchimp sendgrid.SendGrid slack.Slack "
+        "square_oauth.SquareOAuth telegram_token.TelegramBotToken twilio.TwilioKey"
     )
-
-    return (
-        artifactory.ArtifactoryDetector(),
-        azure_storage_key.AzureStorageKeyDetector(),
-        discord.DiscordBotTokenDetector(),
-        ibm_cloud_iam.IbmCloudIamDetector(),
-        mailchimp.MailchimpDetector(),
-        sendgrid.SendGridDetector(),
-        slack.SlackDetector(),
-        square_oauth.SquareOAuthDetector(),
-        telegram_token.TelegramBotTokenDetector(),
-        twilio.TwilioKeyDetector(),
+    parts = (name.split(".") for name in names.split())
+    return tuple(
+        getattr(import_module(f"detect_secrets.plugins.{module}"), f"{plugin}Detector")()
+        for module, plugin in parts
     )
 
 

@@ -30,20 +30,6 @@ MOST_TOKENS, OVERLAP = 512, 64
 MOST_WORDS, OVERLAP_WORDS, LEAST = 200, 30, 0.5
 # The package declares an older transformers than ours, hence without its dependencies.
 INSTALL = ".venv-ml/bin/pip install --no-deps 'gliner>=0.2.29,<0.3' sentencepiece"
-# How GLiNER is asked for each entity type.
-ASKED = {
-    "PERSON": "person",
-    "LOCATION": "location",
-    "STREET_ADDRESS": "street address",
-    "EMAIL_ADDRESS": "email address",
-    "PHONE_NUMBER": "phone number",
-    "CREDIT_CARD": "credit card number",
-    "IBAN_CODE": "iban",
-    "US_SSN": "social security number",
-    "ID_NUMBER": "identity number",
-    "PASSWORD": "password",
-    "BIRTH_DATE": "date of birth",
-}
 # Signs that belong to no entity at its ends.
 _SIGNS = " \t\n.,;:!?\"'()[]"
 
@@ -135,19 +121,7 @@ def _check(directory: Path) -> None:
 
 
 class TokenClassifier:
-    """A token-classification model of transformers.
-
-    Args:
-        directory: its files: config.json, safetensors and a fast tokenizer.
-        wanted: entity types that are looked for.
-        labels: entity type by label without prefix, for labels that are not known.
-
-    Attributes:
-        ignored: its labels that name nothing that is looked for.
-
-    Raises:
-        UserError: if it can't be loaded, or no label names an entity type.
-    """
+    """A token-classification model of transformers, with a fast tokenizer."""
 
     def __init__(self, directory: Path, wanted: Collection[str], labels: Mapping[str, str]) -> None:
         # PyTorch takes seconds to import.
@@ -188,39 +162,21 @@ class TokenClassifier:
         )
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
-        """Return the words of each text that may be personal data, in order."""
-        return [
-            self._words(text, found) for text, found in zip(texts, self._each(texts), strict=True)
-        ]
+        """See `EntityModel.words`."""
+        return [list(self._words(text)) for text in texts]
 
-    def _each(self, texts: Sequence[str]) -> Iterator[Any]:
+    def _words(self, text: str) -> Iterator[Word]:
         # The pipeline refuses an empty text.
-        return (self._pipeline(text) if text.strip() else [] for text in texts)
-
-    def _words(self, text: str, found: Sequence[Mapping[str, Any]]) -> list[Word]:
-        words: list[Word] = []
-        for group in found:
-            entity = self._entity.get(f"B-{group['entity_group']}") or self._entity.get(
-                f"I-{group['entity_group']}", self._entity.get(group["entity_group"])
-            )
-            if entity:
-                words += _trimmed(text, group["start"], group["end"], entity)
-        return words
+        groups: list[dict[str, Any]] = self._pipeline(text) if text.strip() else []
+        for group in groups:
+            name = group["entity_group"]
+            known = (self._entity.get(f"{prefix}{name}") for prefix in ("B-", "I-", ""))
+            if (entity := next(filter(None, known), None)) is not None:
+                yield from _trimmed(text, group["start"], group["end"], entity)
 
 
 class Gliner:
-    """A GLiNER model, which finds whatever entity types it is asked for by name.
-
-    Args:
-        directory: its files: gliner_config.json, safetensors and tokenizer.
-        wanted: entity types that are looked for.
-
-    Attributes:
-        ignored: no labels, since it is asked only for what is looked for.
-
-    Raises:
-        UserError: if the package is not installed, or the model can't be loaded.
-    """
+    """A GLiNER model, which finds whatever entity types it is asked for by name."""
 
     ignored: tuple[str, ...] = ()
 
@@ -240,10 +196,13 @@ class Gliner:
                 f"data.pii_ner: {directory} can't be loaded by GLiNER "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from None
-        self._entity_of = {name: entity for entity, name in ASKED.items() if entity in wanted}
+        named = {"US_SSN": "social security number", "PERSON": "person"}
+        self._entity_of = {
+            named.get(entity, entity.replace("_", " ").lower()): entity for entity in wanted
+        }
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
-        """Return the words of each text that may be personal data, in order."""
+        """See `EntityModel.words`."""
         windows = [(number, *part) for number, text in enumerate(texts) for part in _windows(text)]
         found: list[dict[Word, None]] = [{} for _ in texts]
         if windows:

@@ -1,8 +1,8 @@
 """Find by a cue what the models do not know: dates of birth, passwords, codes, words for digits.
 
-RE2 runs the patterns, so their time is linear in the text. The group of a pattern that matched is
-the value. What each finds alone is in docs/decisions/0052-personal-data-by-a-model.md: a pattern that
-finds nothing on labelled rows goes, and what these miss needs a better model instead of a new one.
+RE2 runs the patterns, so their time is linear in the text. The group that matched is the value.
+docs/decisions/0052-personal-data-by-a-model.md has what each finds alone: a pattern that finds
+nothing on labelled rows goes, and what these miss needs a better model instead of a new one.
 """
 
 from __future__ import annotations
@@ -64,14 +64,13 @@ def _row(
 
 # What is said of a password.
 _STATES = frozenset(
-    "again blocked changed correct done expired forgotten from have help here incorrect invalid link "
-    "locked lost needed option page please policy protected required reset right same screen secure "
-    "settings stolen strong that this update updated valid weak with working wrong your "
-    "abgelaufen falsch gesperrt nicht richtig sicher vergessen zurücksetzen bloqueada caducada "
-    "correcta incorrecta olvidada débil segura bloqué expiré incorrect oublié faible".split()
+    "again blocked changed correct done expired forgotten from have help here incorrect "
+    "invalid link locked lost needed option page please policy protected required reset "
+    "right same screen secure settings stolen strong that this update updated valid weak "
+    "with working wrong your abgelaufen falsch gesperrt nicht richtig sicher vergessen "
+    "zurücksetzen bloqueada caducada correcta incorrecta olvidada débil segura bloqué expiré "
+    "incorrect oublié faible".split()
 )
-
-
 PATTERNS = (
     _row(
         "date of birth",
@@ -139,8 +138,9 @@ PATTERNS = (
     _row(
         "e-mail without marks",
         "EMAIL_ADDRESS",
-        rf"{_B}((?:[{WORD}.+-]+ )?(?:\d+ )?[{WORD}.+-]*(?:g?mail|yahoo|hotmail|outlook|icloud|aol|gmx)"
-        rf"[ .]?(?:dot ?)?(?:com|net|de|fr|es|it|nl|co ?uk)|[{WORD}.+-]+ [{WORD}-]+ (?:dot )?com){_E}",
+        rf"{_B}((?:[{WORD}.+-]+ )?(?:\d+ )?[{WORD}.+-]*"
+        r"(?:g?mail|yahoo|hotmail|outlook|icloud|aol|gmx)[ .]?(?:dot ?)?"
+        rf"(?:com|net|de|fr|es|it|nl|co ?uk)|[{WORD}.+-]+ [{WORD}-]+ (?:dot )?com){_E}",
         digit=False,
     ),
     _row(
@@ -221,5 +221,6 @@ def find_patterns(text: str, wanted: Collection[str]) -> Iterator[Hit]:
         if (row.digit and not digit) or (row.entity in DEMANDED_ONLY and row.entity not in wanted):
             continue
         for match in row.pattern.finditer(text):
-            if match[match.lastindex].casefold() not in row.but:
-                yield Hit(*match.span(match.lastindex), row.entity)
+            start, end = match.span(match.lastindex)
+            if text[start:end].casefold() not in row.but:
+                yield Hit(start, end, row.entity)

@@ -21,8 +21,8 @@ from tuneline.models.base_model import NETWORKS
 
 # Pieces of a window and those that neighbours share; a second look cuts at other places.
 WINDOW, SHIFTED_WINDOW, OVERLAP = 128, 104, 32
-# Windows of a batch; larger ones outgrow the cache of a core. A network with 8-bit weights takes the
-# scale of its inputs from the whole batch, so its scores depend a little on the other windows.
+# Windows of a batch; larger ones outgrow the cache of a core. A network with 8-bit weights takes
+# the scale of its inputs from the whole batch, so its scores depend a little on other windows.
 BATCH = 8
 # The vocabulary knows no word of this length: keys and rulings are for patterns.
 LONGEST_RUN = 100
@@ -45,16 +45,13 @@ class Word(NamedTuple):
 
 
 class TokenModel:
-    """A token classifier.
+    """A token classifier (see `models.EntityModel`).
 
     Args:
         directory: config.json, tokenizer.json and one of `NETWORKS`.
         wanted: entity types that are looked for.
         labels: entity type by label without prefix, for labels that are not known.
         shifted: True to cut long texts at other places.
-
-    Attributes:
-        ignored: its labels that name nothing that is looked for.
 
     Raises:
         UserError: if it can't be loaded, or no label names an entity type.
