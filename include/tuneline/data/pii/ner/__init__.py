@@ -1,1 +1,0 @@
-"""Recognise personal data by a token-classification or GLiNER model that an address names."""
