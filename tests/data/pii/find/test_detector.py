@@ -83,6 +83,8 @@ LEFT = [
     "why won't my passcode work?",
     "firmware 20.4.1 of the router, version 10.0.0.1",
     "I live in Berlin",
+    "it costs 4512 dollars",
+    "we have 1243 people and paid 1350",
     "Die Bestellung kam am 3.5.2024 nicht an, es waren 35 Euro.",
     "the error code 404 again",
     "ask Acme Support",

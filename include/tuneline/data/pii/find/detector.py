@@ -47,9 +47,18 @@ _TITLE = 4
 _SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
 _GAP = re.compile(r"[ ()/+'.-]{0,3}")
 # A number near a street or city may be a part of an address.
-_NEAR = 40
+_NEAR, _FEW_DIGITS = 40, 5
 # In a text of so few characters a number of four or five digits is a code rather than a quantity.
 _SHORT = 60
+# Words before a price, and after a quantity.
+_PAID = re.compile(
+    r"(?i)\b(?:paid|pay|costs?|price|amount|total|limit|worth|charged?|spent|preis|bezahlt|kostet|prix|payé|"
+    r"coûte|precio|cuesta|pagué)(?:\W+\w+){0,2}\W+$"
+)
+_UNIT_OF = re.compile(
+    r"(?i)\s?(?:dollars?|euros?|bucks|usd|eur|gbp|pounds?|rupees|rs|[€£%]|k[gm]?|gb|mb|mah|cc|miles|"
+    r"points|steps|people|pieces|items|times|days|hours)\b"
+)
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
@@ -137,7 +146,7 @@ class Detector:
             seen, read = texts[piece.text].text, words.get(piece.text, ())
             if piece.text not in found:
                 shaped = self._shaped_of(seen)
-                found[piece.text] = [*shaped, *read_words(seen, _outside(read, shaped))]
+                found[piece.text] = [*shaped, *read_words(seen, [*_outside(read, shaped)])]
             found[piece.text] += answers(seen, asked[piece.turn], read)
         repeats = repeats_of(
             (texts[text].text[hit.start : hit.end], hit.entity)
@@ -199,15 +208,15 @@ class Detector:
         return moved
 
 
-def _outside(words: Sequence[Word], hits: Sequence[Hit]) -> list[Word]:
-    """Return the words outside of hits without overlaps: "pin" is no street for its number."""
+def _outside(words: Sequence[Word], hits: Sequence[Hit]) -> Iterator[Word]:
+    """Yield the words outside of hits, and no place right before one: "pin" is no street."""
     ends = [hit.end for hit in hits]
-    at = [bisect_left(ends, word.end) for word in words]
-    return [
-        word
-        for word, n in zip(words, at, strict=True)
-        if n == len(hits) or hits[n].start > word.start
-    ]
+    for word in words:
+        at = bisect_left(ends, word.end)
+        before = hits[at].start - word.end if at < len(hits) else _NEAR
+        outside = at == len(hits) or hits[at].start > word.start
+        if outside and (word.entity not in _PLACES or not 0 <= before <= 1):
+            yield word
 
 
 def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
@@ -278,23 +287,29 @@ def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterat
     apart = min(beside, default=_NEAR + 1)
     count = sum(map(str.isdecimal, text[start:end]))
     placed = any(_group(word) == "place" for word in group)
-    if placed and (apart <= _APART or (apart <= _NEAR and count <= 5)):
+    if placed and count <= _FEW_DIGITS and _UNIT_OF.match(text, end):
+        return
+    if placed and (apart <= _APART or (apart <= _NEAR and count <= _FEW_DIGITS)):
         yield from group
     elif _YEAR.fullmatch(text, start, end):
         return
-    elif not placed or count > 5 or _is_code(text, start, end):
+    elif count > _FEW_DIGITS or not _is_quantity(text, start, end, placed):
         yield from (word._replace(entity="ID_NUMBER") for word in group)
 
 
-def _is_code(text: str, start: int, end: int) -> bool:
-    """Return True for a lone number of four or five digits that hardly counts anything."""
+def _is_quantity(text: str, start: int, end: int, placed: bool) -> bool:
+    """Return True for a number of a few digits that counts something.
+
+    One that the model takes for a part of an address is a code if it has four digits or five and
+    stands in a short text.
+    """
     value = text[start:end]
     return (
-        value.isdecimal()
-        and len(value) >= 4
-        and not value.endswith("00")
-        and text[max(0, start - 1) : start] not in {*"$€£"}
-        and len(text) <= _SHORT
+        value.endswith("00")
+        or text[max(0, start - 1) : start] in {*"$€£"}
+        or _PAID.search(text[max(0, start - _NEAR) : start]) is not None
+        or _UNIT_OF.match(text, end) is not None
+        or (placed and not (value.isdecimal() and len(value) >= 4 and len(text) <= _SHORT))
     )
 
 
