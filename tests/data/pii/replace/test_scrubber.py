@@ -20,6 +20,7 @@ LEFT = [
     ("Please ask Will about it.", [("PERSON", "Mark Will")], ["Will"]),
     ("ends in 1234, really", [("CREDIT_CARD", "4111 1111 1111 1234")], ["1234"]),
     ("in 2019 it was 1,234.50", [("ID_NUMBER", "AB-2019-1234")], []),
+    ("it was 1234.50, $1234, 1234 %, 1234 €", [("ID_NUMBER", "AB-1234")], []),
     ("in 2019", [("DATE", "3 May 2019")], []),
     ("on 3 may 2019", [("DATE", "3 May 2019")], ["3 may 2019"]),
     ("the pin is 4471.", [("PASSWORD", "4471")], ["4471"]),

@@ -68,8 +68,9 @@ def left_values(text: str, replaced: Iterable[tuple[str, str]]) -> list[Span]:
     """Return the spans of what identifies somebody by values that were replaced elsewhere.
 
     It is a whole value of at least four digits, or of several words, in upper or lower case; a run
-    of at least four digits of any value but a date, if it is no year; and a capitalised word of a
-    name, within a sentence: "Will you?" and "mark" are ordinary words, whoever is called so.
+    of at least four digits of any value but a date, if it is no year or amount; and a capitalised
+    word of a name, within a sentence: "Will you?" and "mark" are ordinary words, whoever is called
+    so.
 
     Args:
         text: a text.
@@ -80,13 +81,14 @@ def left_values(text: str, replaced: Iterable[tuple[str, str]]) -> list[Span]:
     for entity, value in replaced:
         words = re.findall(r"\w+", value)
         if sum(map(str.isdecimal, value)) > 3 or len(words) > 1:
-            anywhere[value.lower()] = entity
+            anywhere[value.strip().lower()] = entity
         runs = re.findall(r"\d{4,}", value) if entity not in ("DATE", "BIRTH_DATE") else ()
         anywhere.update((n, entity) for n in runs if not re.fullmatch(r"(?:19|20)\d\d", n))
         if entity in _NAMES and (entity == "PERSON" or len(words) == 1):
             names.update((w, entity) for w in words if len(w) > 2 and w.istitle())
     lowered = text.lower()
-    spans = places(lowered, anywhere) if len(lowered) == len(text) else places(text, anywhere)
+    spans = places(lowered if len(lowered) == len(text) else text, anywhere)
+    spans = [span for span in spans if not _is_amount(text, *span[:2])]
     taken = sorted(spans)
     spans += [
         span
@@ -94,6 +96,14 @@ def left_values(text: str, replaced: Iterable[tuple[str, str]]) -> list[Span]:
         if not _begins_sentence(text, span[0]) and not overlaps(Hit(*span), taken)
     ]
     return sorted(spans)
+
+
+def _is_amount(text: str, start: int, end: int) -> bool:
+    """Return True for a plain number that is a price, a share or a part of a longer number."""
+    if not text[start:end].isdecimal():
+        return False
+    before, after = text[max(0, start - 2) : start].rstrip(), text[end : end + 2]
+    return before[-1:] in tuple("$€£") or bool(re.match(r"[.,]\d| ?[%€£$]", after))
 
 
 def _begins_sentence(text: str, start: int) -> bool:
