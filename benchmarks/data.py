@@ -1,7 +1,7 @@
 """`data prepare` from raw rows to the dataset: every step, every gate, the final audit.
 
 No peer does all of it, so rows per second are given for the whole and for each step. Personal
-data is found by patterns and checksums (tier 1); `bench pii` measures the cost of names.
+data is found by patterns and checksums; `bench pii` measures the cost of the model.
 """
 
 from __future__ import annotations

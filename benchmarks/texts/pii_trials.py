@@ -17,7 +17,7 @@ Found = list[list[Span]]
 
 
 def tuneline_patterns(job: Job) -> Trial:
-    """Try tier 1: patterns and checksums."""
+    """Try the patterns and checksums."""
     from tuneline.data.pii.find.detector import Detector
     from tuneline.data.pii.find.entities import Settings
 

@@ -40,7 +40,7 @@ def test_a_detector_that_finds_nothing_has_no_recall(job, monkeypatch):
 def test_a_peer_that_is_not_installed_is_named_with_its_ratio(tmp_path, monkeypatch):
     monkeypatch.setattr(pii, "why_missing", lambda module: f"no {module}")
     report = pii.run(Options(tmp_path, lambda _: None, runs=1, rows=60))
-    assert report.value(pii.TIER_1, "recall") > 0.8
+    assert report.value(pii.PATTERNS, "recall") > 0.8
     assert report.ratios == {}
     reasons = {m.system: (m.reason, m.ratios) for m in report.not_measured}
     assert reasons[pii.NO_NER] == ("no presidio_analyzer", ("docs_per_s_vs_presidio_no_ner",))
@@ -52,6 +52,6 @@ def test_rows_without_labels_give_speed_and_say_that_there_is_no_recall(tmp_path
     source = tmp_path / "rows.jsonl"
     source.write_text('{"text": "Call me on 212-555-0142."}\n' * 30)
     report = pii.run(Options(tmp_path, lambda _: None, input=source, runs=1))
-    assert report.value(pii.TIER_1, "docs_per_s") > 0
-    assert report.value(pii.TIER_1, "recall") is None
+    assert report.value(pii.PATTERNS, "docs_per_s") > 0
+    assert report.value(pii.PATTERNS, "recall") is None
     assert "recall and precision" in [m.system for m in report.not_measured]
