@@ -1,7 +1,7 @@
-"""Benchmark personal data: the project's two tiers against Presidio, on one core.
+"""Benchmark finding personal data against Presidio, on one core.
 
-Tier 1 (patterns and check digits) runs against Presidio without an NLP engine, tiers 1 and 2
-together (with the model) against its `BatchAnalyzerEngine` with a spaCy model. All are scored on
+Patterns and check digits run against Presidio without an NLP engine, patterns with the model
+against its `BatchAnalyzerEngine` with a spaCy model. All are scored on
 the same entity types. Only detection is measured, not the replacement of hits.
 """
 
@@ -42,7 +42,7 @@ SYSTEMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 def run(options: Options) -> Report:
-    """Measure both tiers, each with its peer in turn."""
+    """Measure patterns alone and with the model, each with its peer in turn."""
     if options.input:
         rows, labelled = read_labelled(options.input, options.rows)
         source: dict[str, Any] = {"input": options.input.name}
