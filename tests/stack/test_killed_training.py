@@ -11,7 +11,6 @@ import yaml
 from tests.lab.ml_environment import ml
 from tests.lab.training_kills import Training
 
-from tuneline.data.sample.make import write_sample
 from tuneline.run import Run
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.rest import Airflow
@@ -70,11 +69,10 @@ print(max(float((ours[name] - theirs[name]).abs().max()) for name in ours))
 def training(running, tmp_path):
     """A run of a tiny base that has come to `train`."""
     ml("-c", MAKE_BASE, str(tmp_path / "base"))
-    write_sample(tmp_path / "sample.jsonl", tmp_path / "planted.json", 7)
     client = Airflow(running.layout())
     run = DagRun(client, "killed")
     settings = {"base_model": str(tmp_path / "base"), **SETTINGS}
-    run.trigger({"data": str(tmp_path / "sample.jsonl"), "overrides": yaml.safe_dump(settings)})
+    run.trigger({"data": "sample://support.jsonl", "overrides": yaml.safe_dump(settings)})
     training = Training(client, running.layout(), run)
     training.await_start(900)
     yield training
