@@ -21,7 +21,6 @@ from tuneline.data.pii.find.entities import demanded, scrubbed_entities
 from tuneline.data.pii.measure.planting import Canary, make_canaries
 from tuneline.data.pii.measure.plants import (
     KINDS,
-    SPOKEN,
     entity_of,
     phrases,
     tokens_of,
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 # A form of which more than this leaks is named as one that the configuration does not find.
 WEAK_FORM = 0.25
 PER_ROWS = 1000
-# Carriers are drawn from as many rows at the most; more rows show no more of how people write.
-MEASURED_ROWS = 1 << 14
+# The register and the carriers are of as many rows at the most; more show no other way of writing.
+MEASURED_ROWS = 3_000
 # Types that take a model, whose limit is `pii_max_leak_ner`.
 _NAMES = frozenset({"PERSON", "LOCATION"})
 # Types whose estimate was held against labelled text of other people, in English, and lay within a
@@ -53,7 +52,7 @@ _LEAST_TELLING = 3
 _FEW = frozenset(
     word[:size].casefold()
     for words in phrases().values()
-    for word in [*SPOKEN, *words["months"].split()]
+    for word in [*words.get("digit", ()), *words["month"]]
     for size in (3, 20)
 )
 
