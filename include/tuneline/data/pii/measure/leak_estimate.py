@@ -12,19 +12,14 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
 from tuneline.data.pii.find.entities import demanded, scrubbed_entities
 from tuneline.data.pii.measure.planting import Canary, make_canaries
-from tuneline.data.pii.measure.plants import (
-    KINDS,
-    entity_of,
-    phrases,
-    tokens_of,
-)
+from tuneline.data.pii.measure.plants import KINDS, entity_of, phrases, tokens_of
 from tuneline.data.tables.rows import Message, Row, chosen_of
 from tuneline.evidence import Measurement, measure
 from tuneline.machine.workers import worker_count
@@ -119,18 +114,15 @@ class Trial:
 
     def examples(self) -> dict[str, list[Any]]:
         """Return the columns of a table of the canaries that leaked, with the planted turn."""
-        names = ("entity", "form", "place", "before", "after")
-        rows = [
-            (
-                c.group,
-                c.form,
-                c.place,
-                *(turns[c.probe.turn]["content"] for turns in (c.messages, s)),
-            )
-            for c, leak, s in zip(self.canaries, self.leaked, self.scrubbed, strict=True)
-            if leak
-        ]
-        return {name: [row[number] for row in rows] for number, name in enumerate(names)}
+        rows = zip(self.canaries, self.leaked, self.scrubbed, strict=True)
+        leaks = [(canary, messages) for canary, leak, messages in rows if leak]
+        return {
+            "entity": [canary.group for canary, _ in leaks],
+            "form": [canary.form for canary, _ in leaks],
+            "place": [canary.place for canary, _ in leaks],
+            "before": [canary.messages[canary.probe.turn]["content"] for canary, _ in leaks],
+            "after": [messages[canary.probe.turn]["content"] for canary, messages in leaks],
+        }
 
 
 def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
@@ -143,12 +135,9 @@ def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
 
 def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
     """Return the turns of rows that canaries are planted in: all, or a random part of many."""
-    numbers: Sequence[int] = range(len(rows))
-    if len(rows) > MEASURED_ROWS:
-        draw = random.Random(f"{seed}:carriers")  # noqa: S311 - reproducible, no secret
-        numbers = draw.sample(numbers, MEASURED_ROWS)
-    wanted = set(numbers)
-    return [row.messages for row in chosen_of(rows, [n in wanted for n in range(len(rows))])]
+    flags = [number < MEASURED_ROWS for number in range(len(rows))]
+    random.Random(f"{seed}:carriers").shuffle(flags)  # noqa: S311 - reproducible, no secret
+    return [row.messages for row in chosen_of(rows, flags)]
 
 
 def run_trial(
@@ -173,90 +162,72 @@ def run_trial(
 def leak_limit(group: str, config: DataConfig) -> float:
     """Return the share of an entity, kind or `kind.language` that may leak."""
     kind = group.partition(".")[0]
-    entity = entity_of(kind) if kind in KINDS else kind
-    given = config.pii_max_leak
-    if isinstance(given, dict):
-        for limits in (given, USUAL_LEAKS):
-            for name in (group, kind, entity):
-                if name in limits:
-                    return limits[name]
-        given = OTHER_LEAKS
-    return config.pii_max_leak_ner if entity in _NAMES else given
+    entity, given = entity_of(kind), config.pii_max_leak
+    if not isinstance(given, dict):
+        return config.pii_max_leak_ner if entity in _NAMES else given
+    limits = {**USUAL_LEAKS, **given}
+    usual = config.pii_max_leak_ner if entity in _NAMES else OTHER_LEAKS
+    return next((limits[name] for name in (group, kind, entity) if name in limits), usual)
 
 
 def decides(group: str, profiles: Iterable[str]) -> bool:
     """Return True if a profile demands the entity; a leak of another one only warns."""
     kind = group.partition(".")[0]
-    wanted = demanded(profiles)
-    return kind in wanted or (kind in KINDS and entity_of(kind) in wanted)
+    return not {kind, entity_of(kind)}.isdisjoint(demanded(profiles))
 
 
 def leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
     """Return the share of leaks of each group; the upper end of its interval has the limit."""
     found = []
     for group, share in trial.shares(lambda canary: canary.group).items():
-        found.append(measure(f"leak_{group}", share.value, "share"))
-        limit = leak_limit(group, config)
+        name, limit = f"leak_{group}", leak_limit(group, config)
         breach = config.pii_leak_breach if decides(group, config.pii_profile) else "warn"
-        name = f"leak_{group}_at_most"
-        found.append(measure(name, share.upper, "share", "<=", limit, on_breach=breach))
+        found += [
+            measure(name, share.value, "share"),
+            measure(f"{name}_at_most", share.upper, "share", "<=", limit, on_breach=breach),
+        ]
     return found
 
 
 def form_measurements(trial: Trial) -> list[Measurement]:
     """Return the share of leaks of each form, over all kinds."""
-    found = []
-    for form, share in sorted(trial.shares(lambda canary: canary.form).items()):
-        found.append(measure(f"leak_in_form_{form}", share.value, "share"))
-        found.append(measure(f"leak_in_form_{form}_at_most", share.upper, "share"))
-    return found
+    return [
+        measure(f"leak_in_form_{form}{name}", value, "share")
+        for form, share in sorted(trial.shares(lambda canary: canary.form).items())
+        for name, value in (("", share.value), ("_at_most", share.upper))
+    ]
 
 
 def left_behind(found: int, leak: Bounds) -> Bounds:
     """Return how many values were missed, from those that were found and the share that leaks.
 
-    The count of values is Poisson, so `found` is Poisson too. The bounds put the ends of both
-    intervals together, which makes them wider than 95 %. A bound is infinite if everything may
-    leak.
+    The count of values is Poisson, so `found` is, too. The bounds put the ends of both intervals
+    together, which makes them wider than 95 %. A bound is infinite if everything may leak.
     """
     seen = weighted_count([found], [1.0])
-    return Bounds(
-        *(
-            count * share / (1 - share) if share < 1 else float("inf")
-            for count, share in zip(seen, leak, strict=True)
-        )
-    )
+    pairs = zip(seen, leak, strict=True)
+    return Bounds(*(n * share / (1 - share) if share < 1 else inf for n, share in pairs))
 
 
 def left_measurements(trial: Trial, hits: Counter[str], rows: int) -> list[Measurement]:
     """Return how many values of each entity are left behind per 1,000 rows, by the estimate.
 
-    Args:
-        trial: the canaries.
-        hits: values found in the rows, by entity.
-        rows: number of rows.
+    `hits` are the values that were found in the rows, by entity.
     """
     found = []
     for entity, share in trial.shares(lambda canary: entity_of(canary.kind)).items():
         left = left_behind(hits[entity], share)
-        for name, value in (("", left.value), ("_at_most", left.upper)):
+        for end, value in (("", left.value), ("_at_most", left.upper)):
             per_rows = value * PER_ROWS / rows
             # Where every canary leaks, what was found says nothing about what was not.
             known = round(per_rows, 4) if isfinite(per_rows) else None
-            found.append(
-                measure(f"left_per_1000_rows_{entity}{name}", known, "values per 1000 rows")
-            )
+            name = f"left_per_1000_rows_{entity}{end}"
+            found.append(measure(name, known, "values per 1000 rows"))
     return found
 
 
 def blind_spots(config: DataConfig, trial: Trial, custom: Sequence[str]) -> dict[str, list[str]]:
-    """Return what the configuration could not have found, or not have measured.
-
-    Args:
-        config: the data section.
-        trial: the canaries.
-        custom: entities of the user's own recognisers.
-    """
+    """Return what the configuration, with custom entities, could not have found or measured."""
     scrubbed = scrubbed_entities(config.pii_profile)
     entities = {entity_of(kind) for kind in KINDS}
     forms = trial.shares(lambda canary: canary.form)

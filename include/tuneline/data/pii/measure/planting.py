@@ -26,7 +26,6 @@ from tuneline.data.pii.measure.plants import (
     DIALOGUE,
     ENGLISH,
     KINDS,
-    NEEDS_WORDS,
     PARTIAL,
     SPLIT,
     Register,
@@ -61,8 +60,6 @@ _ASKED, _IN_PLACE, _OWN_TURN, _IN_REPLIES = 0.4, 0.3, 0.25, 0.12
 # Share of values that are given loosely in a dataset of nothing but dialogues without capitals and
 # punctuation, and of those the ones that name their kind.
 _LOOSE, _NAMED = 0.6, 0.8
-# Kinds with commas and dots that people leave out in chat.
-_ORNATE = frozenset({"PERSON", "STREET_ADDRESS", "BIRTH_DATE", "DATE", "LOCATION"})
 # A long turn asks for nothing in particular.
 _LONGEST_QUESTION = 240
 # Words by which a turn asks for something, in the languages with phrases.
@@ -226,14 +223,14 @@ def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
     mails = sum(any(one.search(text) for one in (_MAIL, _GARBLED)) for text in turns)
     many = len(users) >= STRIPPED_TURNS
     return Register(
-        lower=_share(sum(text == text.lower() for text in turns), len(turns)),
-        unmarked=_share(sum(not _MARKS.search(text) for text in turns), len(turns)),
+        lower=sum(text == text.lower() for text in turns) / max(len(turns), 1),
+        unmarked=sum(not _MARKS.search(text) for text in turns) / max(len(turns), 1),
         stripped=many and not any(map(_SIGN.search, users)),
         spaced=many and not any(map(_BORDER.search, users)),
         bare=_near(bare + short, len(found) + short, Register.bare),
         partial=_near(ends + short, len(found) + ends + short, Register.partial),
-        across=_share(sum(map(_given_in_pieces, rows)), len(rows)),
-        multi_turn=_share(sum(len(_users_of(row)) > 1 for row in rows), len(rows)),
+        across=sum(map(_given_in_pieces, rows)) / len(rows),
+        multi_turn=sum(len(_users_of(row)) > 1 for row in rows) / len(rows),
         garbled=_near(garbled, mails, Register.garbled),
     )
 
@@ -250,10 +247,6 @@ def _given_in_pieces(row: Sequence[Message]) -> bool:
         and not any(asks_for_data(message["content"]) for message in row[one + 1 : other])
         for one, other in pairwise(_users_of(row))
     )
-
-
-def _share(count: int, total: int) -> float:
-    return count / total if total else 0.0
 
 
 def _near(count: int, total: int, usual: float) -> float:
@@ -327,7 +320,7 @@ class _Planter:
             question = self._phrase(self.words["questions"], spot)
             return self._write(ANSWER, given, spot, "{}", question)
         spot = self.draw.choice(self.turns)
-        phrase = self._phrase(["{noun} {}"], spot) if self.kind in NEEDS_WORDS else "{}"
+        phrase = self._phrase(["{noun} {}"], spot) if self.entry.needs_words else "{}"
         return self._write(MESSAGE, given, spot, phrase)
 
     def _happens(self, share: float) -> bool:
@@ -399,7 +392,7 @@ class _Planter:
 
     def _dress(self, text: str, around: str) -> str:
         """Give a text the case and the punctuation of the text around it."""
-        if self.kind in _ORNATE and self._unmarked(around):
+        if self.entry.ornate and self._unmarked(around):
             text = re.sub(r",|(?<=[^\W\d])\.(?=\s|$)", "", text)
         letters = [char for char in around if char.isalpha()]
         if len(letters) < 2:
@@ -429,7 +422,7 @@ def make_canaries(
         entities: entity types to plant.
         languages: declared languages.
         per_kind: canaries of each kind, in each language in which it is written differently.
-        seed: seed of everything that is drawn.
+        seed: decides all that is drawn.
     """
     spoken = [name for name in languages if name in phrases()] or [ENGLISH]
     register = measure_register(rows)

@@ -96,12 +96,6 @@ def _words(language: str, *path: str) -> Any:
     return entry if entry or language == ENGLISH else _words(ENGLISH, *path)
 
 
-# Names are of these countries, in Latin letters, and more often of those of the language.
-_HOME = {"en": "en_US en_GB", "de": "de_DE de_AT", "fr": "fr_FR fr_CH", "es": "es_ES es_MX"}
-_COUNTRIES = (
-    "en_US en_GB en_IN en_PK en_KE en_NZ yo_NG zu_ZA id_ID de_DE fr_FR es_ES es_MX it_IT pt_BR "
-    "nl_NL pl_PL sv_SE fi_FI hu_HU ro_RO tr_TR ga_IE ja_JP zh_TW en_TH"
-).split()
 # Shares of people with a name of the language's countries, and of names in no list.
 _AT_HOME, _RARE = 0.4, 0.2
 _PLAIN = re.compile(r"[\w'’ -]{2,}")
@@ -117,8 +111,8 @@ def _listed(provider: str, *keys: str) -> list[str]:
 
 def _name(draw: Random, language: str) -> tuple[str, str]:
     """Return a given name and a surname of one country."""
-    home = _HOME.get(language, _HOME[ENGLISH]).split()
-    country = f"person.{draw.choice(home if draw.random() < _AT_HOME else _COUNTRIES)}"
+    at_home = draw.random() < _AT_HOME
+    country = f"person.{draw.choice(_words(language, 'home' if at_home else 'world'))}"
     given = _listed(country, "first_romanized_names", "first_names")
     family = _listed(country, "last_romanized_names", "unisex_last_names", "last_names")
     rare = [draw.random() < _RARE for _ in range(2)]
@@ -170,8 +164,8 @@ class _Gaps(dict[str, Any]):
         elif name == "yy":
             self[gap] = f"{self['y'] % 100:02d}"
         elif name == "city":
-            countries = ("en_IN", "de_DE", "nl_NL", "pl_PL", "pt_PT")
-            self[gap] = draw.choice(_listed(f"address.{draw.choice(countries)}", "cities"))
+            country = draw.choice(_words(ENGLISH, "listed_cities"))
+            self[gap] = draw.choice(_listed(f"address.{country}", "cities"))
         elif name in _RANGES:
             self[gap] = draw.choice(_RANGES[name])
         elif _words(self.language, "values", name.upper()):
@@ -236,16 +230,15 @@ _MAILBOX = 0.2
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of value."""
+    """A kind of value, with its traits in `phrases.yaml`."""
 
     name: str
-    # True if it is a number, which may replace one of the dataset and has all forms, and if another
-    # case makes it another value.
-    number: bool = False
-    cased: bool = False
     # The entity type that it is part of.
     entity: str = ""
-    # Shares of forms that differ from the usual ones.
+    number: bool = False
+    cased: bool = False
+    ornate: bool = False
+    needs_words: bool = False
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def shares(self, register: Register) -> dict[str, float]:
@@ -287,40 +280,14 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        # A first name alone is the most frequent mention of a person.
-        Kind("PERSON", weights={PARTIAL: 0.45, MISTYPED: 0.03, OBFUSCATED: 0.03}),
-        Kind("LOCATION"),
-        Kind("EMAIL_ADDRESS"),
-        Kind("PHONE_NUMBER", number=True),
-        Kind("CREDIT_CARD", number=True),
-        Kind("IBAN_CODE", number=True),
-        # Whoever asks for one mostly asks for its last four digits.
-        Kind("US_SSN", number=True, weights={PARTIAL: 0.6}),
-        Kind("IP_ADDRESS"),
-        Kind("MAC_ADDRESS"),
-        Kind("ID_NUMBER", number=True),
-        Kind("BIRTH_DATE"),
-        Kind("STREET_ADDRESS", weights={PARTIAL: 0.3}),
-        Kind("URL"),
-        Kind("DATE", weights={PARTIAL: 0.6}),
-        Kind("POSTAL_CODE"),
-        Kind("AGE_OVER_89"),
-        Kind("API_KEY", cased=True),
-        Kind("AWS_ACCESS_KEY", cased=True),
-        Kind("PASSWORD", cased=True),
-        Kind("PIN", entity="PASSWORD"),
-        Kind("PRIVATE_KEY", cased=True),
-    )
+    name: Kind(name, **entry.get("traits", {}))
+    for name, entry in phrases()[ENGLISH]["kinds"].items()
 }
-# Kinds that need words around them, without which nobody could say what they are.
-NEEDS_WORDS = frozenset({"PIN", "PASSWORD", "POSTAL_CODE", "AGE_OVER_89", "DATE", "LOCATION"})
 
 
 def entity_of(kind: str) -> str:
-    """Return the entity type of a kind."""
-    return KINDS[kind].entity or kind
+    """Return the entity type of a kind; the name itself if it is one."""
+    return (kind in KINDS and KINDS[kind].entity) or kind
 
 
 def group_name(kind: str, language: str) -> str:
