@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain, pairwise
+from itertools import chain
 from random import Random
 from typing import NamedTuple
 
@@ -43,7 +43,8 @@ ANSWER, REPLACED, INSERTED, MESSAGE = PLACES = ("answer", "replaced", "inserted"
 # Carriers are looked for in at most so many rows: enough variety, and the turns around the planted
 # ones, which repeat, cost the detector little.
 CARRIER_ROWS = 200
-# Characters of a turn that are kept of its own; a model that reads a window of text sees no more.
+# Characters of a turn that are kept of its own; a model that reads a window of text sees no more,
+# and a longer turn asks for nothing in particular.
 LONGEST_TURN = 240
 # Turns of a long conversation that go with the planted one.
 TURNS_BEFORE, TURNS_AFTER = 2, 1
@@ -60,8 +61,6 @@ _ASKED, _IN_PLACE, _OWN_TURN, _IN_REPLIES = 0.4, 0.3, 0.25, 0.12
 # Share of values that are given loosely in a dataset of nothing but dialogues without capitals and
 # punctuation, and of those the ones that name their kind.
 _LOOSE, _NAMED = 0.6, 0.8
-# A long turn asks for nothing in particular.
-_LONGEST_QUESTION = 240
 # Words by which a turn asks for something, in the languages with phrases.
 _ASKING = re.compile(
     r"(?i)\?|\b(?:what|whats|which|can|could|may|please|need|give|tell|enter|confirm|verify|"
@@ -69,7 +68,6 @@ _ASKING = re.compile(
 )
 # A run of at least five digits in groups, without an amount's or a decimal's signs around it.
 _NUMBER = re.compile(r"(?<![\w$€£.,/:-])\+?\(?\d(?:[ .()-]{0,2}\d){4,}(?![\w%]|[.,:/]\d)")
-_DATE = re.compile(r"\d{4}([-. ])\d{1,2}\1\d{1,2}|\d{1,2}([-. ])\d{1,2}\2(?:\d{4}|\d{2})")
 # The last digits alone, and words that say that these are the last ones.
 _PIECE, _SHORT = re.compile(r"\W*\d{2,6}\W*"), re.compile(r"\W*\d{3,4}\W*")
 _ENDS = re.compile(r"(?i)\blast (?:four|4|three|3)\b|\bend(?:s|ing)? (?:in|with|on)\b")
@@ -147,8 +145,9 @@ def find_carriers(
             if message["role"] == "user":
                 spot = Spot(number, turn, *affixes.cut(text))
                 found.turns[likeliest(text, languages)].append(spot)
-                found.numbers += _spots(spot, _numbers_in(text))
-                found.mails += _spots(spot, _MAIL.finditer(text))
+                for pattern, spots in ((_NUMBER, found.numbers), (_MAIL, found.mails)):
+                    matches = pattern.finditer(text, spot.start, spot.end)
+                    spots += [Spot(number, turn, *match.span()) for match in matches]
                 if turn and row[turn - 1]["role"] == "assistant":
                     for group in _asked_for(row[turn - 1]["content"], tuple(languages)):
                         found.answers[group].append(spot)
@@ -167,15 +166,6 @@ def _cut(message: Message, affixes: Affixes) -> Message:
     return {"role": role, "content": text[:start] + kept + text[end:]}
 
 
-def _spots(own: Spot, matches: Iterable[re.Match[str]]) -> list[Spot]:
-    """Return the spots of matches within the part of a turn that is its own."""
-    return [
-        Spot(own.row, own.turn, match.start(), match.end())
-        for match in matches
-        if own.start <= match.start() and match.end() <= own.end
-    ]
-
-
 def asks_for_data(turn: str) -> bool:
     """Return True if a turn of the assistant asks for personal data, in any language known."""
     return bool(_asked_for(turn, tuple(phrases())))
@@ -183,7 +173,7 @@ def asks_for_data(turn: str) -> bool:
 
 def _asked_for(question: str, languages: tuple[str, ...]) -> list[str]:
     """Return the groups that a turn of the assistant asks for, if it asks for little else."""
-    if len(question) > _LONGEST_QUESTION or not _ASKING.search(question):
+    if len(question) > LONGEST_TURN or not _ASKING.search(question):
         return []
     pattern, groups = _nouns(languages)
     named = pattern.findall(question)
@@ -205,16 +195,11 @@ def _nouns(languages: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, list[
     return re.compile(rf"(?i)\b(?:{'|'.join(nouns)})\b"), groups
 
 
-def _numbers_in(text: str) -> list[re.Match[str]]:
-    """Return the runs of five digits and more in a text, dates left out."""
-    return [match for match in _NUMBER.finditer(text) if not _DATE.fullmatch(match[0].strip())]
-
-
 def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
     """Measure the register of rows, given the turns of each."""
     users = [row[turn]["content"] for row in rows for turn in _users_of(row)]
     turns = [text for text in users if _WORD.search(text)]
-    found = [text for text in users for _ in _numbers_in(text)]
+    found = [text for text in users for _ in _NUMBER.finditer(text)]
     short = sum(_SHORT.fullmatch(text) is not None for text in users)
     # What holds hardly more than a number is a bare answer.
     bare = sum(len(_WORD.findall(text)) <= 2 for text in found)
@@ -241,11 +226,10 @@ def _users_of(row: Sequence[Message]) -> list[int]:
 
 def _given_in_pieces(row: Sequence[Message]) -> bool:
     """Return True if two bare runs of digits follow each other, without another question."""
+    texts = [message["content"] for message in row]
     return any(
-        _PIECE.fullmatch(row[one]["content"])
-        and _PIECE.fullmatch(row[other]["content"])
-        and not any(asks_for_data(message["content"]) for message in row[one + 1 : other])
-        for one, other in pairwise(_users_of(row))
+        _PIECE.fullmatch(one) and _PIECE.fullmatch(other) and not asks_for_data(between)
+        for one, between, other in zip(texts, texts[1:], texts[2:], strict=False)
     )
 
 
@@ -271,10 +255,11 @@ class _Planter:
             if spot.turn and carriers.rows[spot.row][spot.turn - 1]["role"] == "assistant"
         ]
         answers = carriers.answers.get(group_name(kind, language), [])
-        self.answers = answers if len(answers) >= LEAST_SPOTS else []
         likes = carriers.numbers if self.entry.number else []
         likes = carriers.mails if kind == "EMAIL_ADDRESS" else likes
-        self.likes = likes if len(likes) >= LEAST_SPOTS else []
+        self.answers, self.likes = (
+            spots if len(spots) >= LEAST_SPOTS else [] for spots in (answers, likes)
+        )
         self.loose = self.words.get("loose", {"nouns": {}})
         chat = register.unmarked * register.multi_turn
         self.loose_share = _LOOSE * chat if kind in self.loose["nouns"] else 0.0
@@ -287,9 +272,8 @@ class _Planter:
             return self._alone(given)
         if self.answers and self._happens(_ASKED):
             spot = self.draw.choice(self.answers)
-            loose = self._happens(self.loose_share)
-            answers = self.loose["answers"] if loose else self.words["answers"]
-            return self._write(ANSWER, given, spot, self._phrase(answers, spot))
+            words = self.loose if self._happens(self.loose_share) else self.words
+            return self._write(ANSWER, given, spot, self._phrase(words["answers"], spot))
         if self.likes and form != PARTIAL and self._happens(_IN_PLACE):
             return self._write(REPLACED, given, self.draw.choice(self.likes))
         spot = self.draw.choice(self.turns)
@@ -313,12 +297,9 @@ class _Planter:
             return self._write(ANSWER, given, self.draw.choice(self.answers))
         if self.after_reply and self.register.multi_turn >= DIALOGUE:
             spot = self.draw.choice(self.after_reply)
-            if self._happens(self.loose_share):
-                question = self.draw.choice(self.loose["questions"][self.kind])
-                phrase = self.draw.choice(["{}", self.draw.choice(self.loose["answers"])])
-                return self._write(ANSWER, given, spot, phrase, question)
-            question = self._phrase(self.words["questions"], spot)
-            return self._write(ANSWER, given, spot, "{}", question)
+            loose = self._happens(self.loose_share)
+            questions = self.loose["questions"][self.kind] if loose else self.words["questions"]
+            return self._write(ANSWER, given, spot, "{}", self._phrase(questions, spot))
         spot = self.draw.choice(self.turns)
         phrase = self._phrase(["{noun} {}"], spot) if self.entry.needs_words else "{}"
         return self._write(MESSAGE, given, spot, phrase)
@@ -415,14 +396,10 @@ def make_canaries(
     per_kind: int,
     seed: str,
 ) -> list[Canary]:
-    """Make canaries from the rows of a dataset; the same for a seed.
+    """Make canaries from the turns of rows, at least one of a user; the same for a seed.
 
-    Args:
-        rows: turns of each row, at least one row with a user turn.
-        entities: entity types to plant.
-        languages: declared languages.
-        per_kind: canaries of each kind, in each language in which it is written differently.
-        seed: decides all that is drawn.
+    There are `per_kind` of each kind of the entity types, in each of the declared languages in
+    which it is written differently.
     """
     spoken = [name for name in languages if name in phrases()] or [ENGLISH]
     register = measure_register(rows)

@@ -184,12 +184,14 @@ def _made(kind: str, form: str, draw: Random, language: str) -> Value:
     gaps = _Gaps(draw, form, language)
     parts = tuple(signs.format_map(gaps).split(" | "))
     # The year of a date identifies nobody.
+    if kind in KINDS and KINDS[kind].number:
+        parts = _number(kind, form, parts[0].split(), draw)
     public = _words(language, "public", kind) or ""
     return Value(parts, frozenset([*public.split(), str(gaps.get("y"))]))
 
 
-def _number(kind: str, form: str, groups: list[str], draw: Random, odd: float) -> tuple[str, ...]:
-    """Return the parts of a number as a person gives it, with a chance of groups of odd sizes."""
+def _number(kind: str, form: str, groups: list[str], draw: Random) -> tuple[str, ...]:
+    """Return the parts of a number as a person gives it, from groups of the usual sizes."""
     from stdnum import iban, luhn
 
     if kind == "CREDIT_CARD":
@@ -204,26 +206,24 @@ def _number(kind: str, form: str, groups: list[str], draw: Random, odd: float) -
         words = [draw.choice(["zero", "oh"]), *phrases()[ENGLISH]["digit"][1:]]
         spoken = words if draw.random() < 0.6 else string.digits
         return (" ".join(spoken[int(sign)] if sign.isdigit() else sign for sign in number),)
+    if form == MISTYPED and draw.random() < _ODD:
+        sign = draw.choice([" ", " ", "-", "."])
+        return ("".join(f"{digit}{draw.choice(['', sign])}" for digit in number).rstrip(sign),)
     if form == MISTYPED:
         # A digit too few, too many, or wrong.
         group = draw.randrange(len(groups))
         at, other = draw.randrange(len(groups[group])), draw.choice(string.digits)
         digits = draw.choice(["", groups[group][at] + other, other, other])
         groups[group] = groups[group][:at] + digits + groups[group][at + 1 :]
-    if form == SPLIT:
-        return tuple(groups)
-    if number.isdigit() and draw.random() < odd:
-        sign = draw.choice([" ", " ", "-", "."])
-        return ("".join(f"{digit}{draw.choice(['', sign])}" for digit in number).rstrip(sign),)
-    return (draw.choice(["", "", "", " ", "-"]).join(groups),)
+    return tuple(groups) if form == SPLIT else (draw.choice(["", "", "", " ", "-"]).join(groups),)
 
 
 # Shares of the forms before the register of the dataset is taken into account.
-_USUAL = {DISCLOSED: 0.6, MISTYPED: 0.06, OBFUSCATED: 0.04, SPLIT: 0.02}
+_USUAL = {DISCLOSED: 0.6, MISTYPED: 0.1, OBFUSCATED: 0.04, SPLIT: 0.02}
 # A dataset in which numbers stand alone gives half of its values so.
 _BARE_LEAST, _BARE_PART = 0.1, 0.5
-# Share of numbers in groups of other sizes than usual, in text without punctuation.
-_ODD = 0.1
+# Share of mistyped numbers that are in groups of other sizes than usual.
+_ODD = 0.5
 # Share of mailboxes whose host was said before, or is the one of another ("same domain").
 _MAILBOX = 0.2
 
@@ -247,8 +247,7 @@ class Kind:
         wanted = {**_USUAL, BARE: bare, PARTIAL: register.partial, **self.weights}
         if self.name == "EMAIL_ADDRESS":
             # Half of the garbled ones are spelled, half mistyped, as odds against those in order.
-            garbled = min(register.garbled, 0.9)
-            odds = (wanted[DISCLOSED] + bare) * garbled / (1 - garbled)
+            odds = (wanted[DISCLOSED] + bare) * register.garbled / (1 - register.garbled)
             wanted[OBFUSCATED] = wanted[MISTYPED] = odds / 2
             wanted[PARTIAL] = _MAILBOX * register.multi_turn
         dialogue = register.multi_turn >= DIALOGUE
@@ -269,12 +268,6 @@ class Kind:
         shares = self.shares(register)
         forms = draw.choices(list(shares), weights=list(shares.values()), k=CANDIDATES)
         values = [_made(self.name, form, draw, language) for form in forms]
-        if self.number:
-            odd = _ODD * register.unmarked
-            values = [
-                Value(_number(self.name, form, value.text.split(), draw, odd))
-                for form, value in zip(forms, values, strict=True)
-            ]
         sizes = [len(identifying(v.text, 0, len(v.text), v.public)) for v in values]
         return draw.choices(list(zip(forms, values, strict=True)), weights=sizes)[0]
 

@@ -323,11 +323,7 @@ def review_measurements(
     An entity fails if even the lower end of its interval is above its limit: a small review can
     prove a leak, but not its absence.
 
-    Args:
-        review: the review; None without one.
-        hits: values found in all rows, by entity.
-        rows: number of rows that are kept.
-        config: the data section.
+    `hits` are the values found in all rows, by entity; `rows` is the number of rows that are kept.
     """
     seen = 0 if review is None else len(review.weights)
     basis = f"canaries and a person's review of {seen} rows" if seen else GUESS

@@ -29,12 +29,7 @@ _CAPITAL = re.compile(r"(?<=[^\W\d_][ ,])[A-ZÀ-Þ][^\W\d_]+")
 
 
 def draw_rows(rows: Sequence[Row], count: int = ROWS) -> list[DrawnRow]:
-    """Draw rows, the same for the same rows and count.
-
-    Args:
-        rows: scrubbed rows that are kept.
-        count: number of rows to draw; all if there are not more.
-    """
+    """Draw some of the scrubbed rows, the same for the same rows and count; all if not more."""
     shown = [_shown(row) for row in rows]
     words = Counter(
         word for turns in shown for word in {w.casefold() for t in turns for w in _WORD.findall(t)}
