@@ -12,6 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,7 @@ COMPARED = frozenset(
     "PERSON LOCATION EMAIL_ADDRESS PHONE_NUMBER CREDIT_CARD IBAN_CODE US_SSN IP_ADDRESS ID_NUMBER "
     "STREET_ADDRESS URL POSTAL_CODE".split()
 )
-# A surrogate may hold a shorter token, or one of these few, by chance.
-_LEAST_TELLING = 3
+# A surrogate may hold one of these few by chance.
 _FEW = frozenset(
     word[:size].casefold()
     for words in phrases().values()
@@ -55,10 +55,9 @@ _FEW = frozenset(
 def readable(canary: Canary, scrubbed: Scrubbed) -> bool:
     """Return True if the probe of a canary still stands in the scrubbed row.
 
-    The turn before and after scrubbing are aligned word by word, so that an equal word elsewhere
-    in the turn is not taken for it. Case and punctuation make no difference. In a surrogate it is
-    readable too, unless it is so short that chance puts it there; a surrogate that returns the
-    whole value is none.
+    The turn before and after scrubbing are aligned word by word, whatever their case, so that an
+    equal word elsewhere in the turn is not taken for it. In a surrogate it is readable too, unless
+    chance may have put it there; a surrogate that returns the whole value is none.
     """
     # Unlike the standard library's, its time hardly grows where a word repeats.
     from rapidfuzz.distance import LCSseq
@@ -82,7 +81,7 @@ def readable(canary: Canary, scrubbed: Scrubbed) -> bool:
 def _returned(tokens: Sequence[str], number: int, made: Sequence[str]) -> bool:
     """Return True if a surrogate holds a token, or is what stood around it."""
     word = tokens[number]
-    if word in made and len(word) >= _LEAST_TELLING and word not in _FEW:
+    if word in made and len(word) > 2 and word not in _FEW:
         return True
     starts = range(max(0, number - len(made) + 1), number + 1)
     return any(list(tokens[start : start + len(made)]) == list(made) for start in starts)
@@ -114,23 +113,19 @@ class Trial:
 
     def examples(self) -> dict[str, list[Any]]:
         """Return the columns of a table of the canaries that leaked, with the planted turn."""
-        rows = zip(self.canaries, self.leaked, self.scrubbed, strict=True)
-        leaks = [(canary, messages) for canary, leak, messages in rows if leak]
-        return {
-            "entity": [canary.group for canary, _ in leaks],
-            "form": [canary.form for canary, _ in leaks],
-            "place": [canary.place for canary, _ in leaks],
-            "before": [canary.messages[canary.probe.turn]["content"] for canary, _ in leaks],
-            "after": [messages[canary.probe.turn]["content"] for canary, messages in leaks],
+        pairs = list(zip(self.canaries, self.scrubbed, strict=True))
+        table = {
+            **self.columns(),
+            "before": [c.messages[c.probe.turn]["content"] for c, _ in pairs],
+            "after": [messages[c.probe.turn]["content"] for c, messages in pairs],
         }
+        del table["leaked"]
+        return {name: list(compress(column, self.leaked)) for name, column in table.items()}
 
 
 def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
     """Return the seed of a run's canaries: the same for the same run and rows, and no other."""
-    digest = hashlib.sha256(run_id.encode())
-    for row_id in row_ids:
-        digest.update(row_id.encode())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256("".join([run_id, *row_ids]).encode()).hexdigest()[:12]
 
 
 def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
@@ -149,8 +144,8 @@ def run_trial(
     )
     # Neighbours share turns then, which the scrubber looks at once.
     canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
-    rows_of = ((None, canary.messages) for canary in canaries)
-    results = list(scrubber.each(rows_of, worker_count(len(canaries))))
+    planted = ((None, canary.messages) for canary in canaries)
+    results = list(scrubber.each(planted, worker_count(len(canaries))))
     # A row that is refused, or in which something was found to be left, is no row of the dataset.
     leaked = [
         not (result.refused or result.residual or result.left) and readable(canary, result)

@@ -2,9 +2,8 @@
 
 Where the dataset asks for a value of the kind, the canary is the answer; where it holds numbers or
 addresses, the canary takes the place of one; elsewhere a few words lead to it, in a turn of the
-dataset or as a whole turn. The words take the case and punctuation of the turns around them. Only
-shapes are counted to measure the register, so that nothing of the detector decides what a canary
-looks like.
+dataset or as a whole turn. The words take the case and punctuation of the turns around them. The
+register is measured by shapes alone: nothing of the detector decides what a canary looks like.
 """
 
 from __future__ import annotations
@@ -40,11 +39,9 @@ from tuneline.data.tables.rows import Message
 # Where a value stands: after a question of the dataset, in place of a number or address of the
 # dataset, between the sentences of a turn, or as a whole turn.
 ANSWER, REPLACED, INSERTED, MESSAGE = PLACES = ("answer", "replaced", "inserted", "message")
-# Carriers are looked for in at most so many rows: enough variety, and the turns around the planted
-# ones, which repeat, cost the detector little.
+# Carriers are looked for in at most so many rows; turns that repeat cost the detector little.
 CARRIER_ROWS = 200
-# Characters of a turn that are kept of its own; a model that reads a window of text sees no more,
-# and a longer turn asks for nothing in particular.
+# Characters that are kept of a turn; a longer one asks for nothing in particular.
 LONGEST_TURN = 240
 # Turns of a long conversation that go with the planted one.
 TURNS_BEFORE, TURNS_AFTER = 2, 1
@@ -74,9 +71,8 @@ _ENDS = re.compile(r"(?i)\blast (?:four|4|three|3)\b|\bend(?:s|ing)? (?:in|with|
 _MAIL = re.compile(r"(?<!\S)[^\s@]+@[^\s@]+\.\w+")
 # Spaced or spelled, or without the sign or the dot before the ending.
 _GARBLED = re.compile(
-    r"(?i)\w\s+@|@\s+\w|[(\[]at[)\]]|\bat\s+[\w-]+\s+dot\s+\w|"
-    r"(?<![@\w])\w*(?:gmail|yahoo|hotmail|outlook|aol|icloud)[ .]*com\b|"
-    r"@(?:gmail|yahoo|hotmail|outlook|aol|icloud) ?com\b"
+    r"(?i)\w\s+@|@\s+\w|[(\[]at[)\]]|\bat\s+[\w-]+\s+dot\s+\w|@\w+ ?com\b|"
+    r"(?<![@\w])\w*(?:gmail|yahoo|hotmail|outlook|aol|icloud)[ .]*com\b"
 )
 _WORD, _SIGN = re.compile(r"[^\W\d_]+"), re.compile(r"\w[@./:,-]")
 _BORDER = re.compile(r"(?<=[^\W\d_])(?=\d)|(?<=\d)(?=[^\W\d_])")
@@ -176,8 +172,9 @@ def _asked_for(question: str, languages: tuple[str, ...]) -> list[str]:
     if len(question) > LONGEST_TURN or not _ASKING.search(question):
         return []
     pattern, groups = _nouns(languages)
-    named = pattern.findall(question)
-    return sorted({group for noun in named for group in groups[noun.casefold()]})
+    return sorted(
+        {group for noun in pattern.findall(question) for group in groups[noun.casefold()]}
+    )
 
 
 @cache
@@ -197,7 +194,7 @@ def _nouns(languages: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, list[
 
 def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
     """Measure the register of rows, given the turns of each."""
-    users = [row[turn]["content"] for row in rows for turn in _users_of(row)]
+    users = [m["content"] for row in rows for m in row if m["role"] == "user"]
     turns = [text for text in users if _WORD.search(text)]
     found = [text for text in users for _ in _NUMBER.finditer(text)]
     short = sum(_SHORT.fullmatch(text) is not None for text in users)
@@ -215,13 +212,9 @@ def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
         bare=_near(bare + short, len(found) + short, Register.bare),
         partial=_near(ends + short, len(found) + ends + short, Register.partial),
         across=sum(map(_given_in_pieces, rows)) / len(rows),
-        multi_turn=sum(len(_users_of(row)) > 1 for row in rows) / len(rows),
+        multi_turn=sum(sum(m["role"] == "user" for m in row) > 1 for row in rows) / len(rows),
         garbled=_near(garbled, mails, Register.garbled),
     )
-
-
-def _users_of(row: Sequence[Message]) -> list[int]:
-    return [turn for turn, message in enumerate(row) if message["role"] == "user"]
 
 
 def _given_in_pieces(row: Sequence[Message]) -> bool:
@@ -257,9 +250,8 @@ class _Planter:
         answers = carriers.answers.get(group_name(kind, language), [])
         likes = carriers.numbers if self.entry.number else []
         likes = carriers.mails if kind == "EMAIL_ADDRESS" else likes
-        self.answers, self.likes = (
-            spots if len(spots) >= LEAST_SPOTS else [] for spots in (answers, likes)
-        )
+        self.answers = answers if len(answers) >= LEAST_SPOTS else []
+        self.likes = likes if len(likes) >= LEAST_SPOTS else []
         self.loose = self.words.get("loose", {"nouns": {}})
         chat = register.unmarked * register.multi_turn
         self.loose_share = _LOOSE * chat if kind in self.loose["nouns"] else 0.0
@@ -322,10 +314,8 @@ class _Planter:
             lead, link, tail = map(self.draw.choice, words)
             noun = self.draw.choice(self.loose["nouns"][self.kind])
             return f"{lead}{noun}{link}{{}}{tail}" if self._happens(_NAMED) else f"{lead}{{}}{tail}"
-        if form == PARTIAL and "partial" in self.own:
-            return self._phrase(self.own["partial"], spot)
-        if form == PARTIAL and self.entry.number:
-            return self._phrase(self.words["partial"], spot)
+        if form == PARTIAL and ("partial" in self.own or self.entry.number):
+            return self._phrase(self.own.get("partial", self.words["partial"]), spot)
         own, general = self.own.get("phrases", []), self.words["general"]
         # A person is hardly ever introduced by the word name.
         return self._phrase(own * (3 if len(own) > len(general) // 2 else 1) + general, spot)
@@ -353,8 +343,7 @@ class _Planter:
                 before = after = ""
             dressed = part if self.entry.cased else self._dress(self._stripped(part), text)
             content = before + dressed + after
-            start, end = len(before), len(before) + len(dressed)
-            found = identifying(content, start, end, value.public)
+            found = identifying(content, len(before), len(before + dressed), value.public)
             tokens += [Token(len(messages), token) for token in found]
             messages.append({"role": role, "content": content})
         messages += row[spot.turn + 1 :][:TURNS_AFTER]
@@ -362,8 +351,8 @@ class _Planter:
         system = [m for m in messages[:first] if m["role"] == "system"][:1]
         turn, token = self.draw.choice(tokens)
         probe = Token(turn + len(system) - first, token)
-        kept = [*system, *messages[first:]]
-        return Canary(self.kind, self.language, form, place, kept, probe)
+        messages = [*system, *messages[first:]]
+        return Canary(self.kind, self.language, form, place, messages, probe)
 
     def _stripped(self, text: str) -> str:
         """Return a value without signs, or with spaces around its digits, if all turns are so."""
@@ -375,12 +364,12 @@ class _Planter:
         """Give a text the case and the punctuation of the text around it."""
         if self.entry.ornate and self._unmarked(around):
             text = re.sub(r",|(?<=[^\W\d])\.(?=\s|$)", "", text)
-        letters = [char for char in around if char.isalpha()]
+        letters = "".join(filter(str.isalpha, around))
         if len(letters) < 2:
             return text.lower() if self._happens(self.register.lower) else text
-        if not any(char.isupper() for char in letters):
-            return text.lower()
-        return text.upper() if all(char.isupper() for char in letters) else text
+        if letters.isupper():
+            return text.upper()
+        return text.lower() if letters == letters.lower() else text
 
     def _unmarked(self, text: str) -> bool:
         """Return True if a text has no punctuation; for a very short one the register decides."""

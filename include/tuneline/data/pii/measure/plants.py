@@ -52,9 +52,8 @@ class Register:
 
 @dataclass(frozen=True)
 class Value:
-    """A made-up value, and its words that identify nobody (`street`, `gmail`), casefolded."""
+    """A made-up value, in parts for several turns, and its words that identify nobody, casefolded."""
 
-    # Several if it is to be split over turns.
     parts: tuple[str, ...]
     public: frozenset[str] = frozenset()
 
@@ -155,14 +154,8 @@ class _Gaps(dict[str, Any]):
             self.update({f"Given{number}": given, f"Family{number}": family})
         elif name in ("given", "family"):
             self[gap] = re.sub(r"[\W_]", "", self[gap.capitalize()]).casefold()
-        elif name == "typo":
-            known = self["Given"]
-            at = draw.randrange(1, len(known))
-            self[gap] = known[:at] + draw.choice(["", known[at - 1] * 2]) + known[at + 1 :]
         elif name == "spelled":
             self[gap] = draw.choice([" ", "-"]).join(self["Given"])
-        elif name == "yy":
-            self[gap] = f"{self['y'] % 100:02d}"
         elif name == "city":
             country = draw.choice(_words(ENGLISH, "listed_cities"))
             self[gap] = draw.choice(_listed(f"address.{country}", "cities"))
@@ -206,7 +199,8 @@ def _number(kind: str, form: str, groups: list[str], draw: Random) -> tuple[str,
         words = [draw.choice(["zero", "oh"]), *phrases()[ENGLISH]["digit"][1:]]
         spoken = words if draw.random() < 0.6 else string.digits
         return (" ".join(spoken[int(sign)] if sign.isdigit() else sign for sign in number),)
-    if form == MISTYPED and draw.random() < _ODD:
+    if form == MISTYPED and draw.random() < 0.5:
+        # Groups of other sizes than usual.
         sign = draw.choice([" ", " ", "-", "."])
         return ("".join(f"{digit}{draw.choice(['', sign])}" for digit in number).rstrip(sign),)
     if form == MISTYPED:
@@ -222,8 +216,6 @@ def _number(kind: str, form: str, groups: list[str], draw: Random) -> tuple[str,
 _USUAL = {DISCLOSED: 0.6, MISTYPED: 0.1, OBFUSCATED: 0.04, SPLIT: 0.02}
 # A dataset in which numbers stand alone gives half of its values so.
 _BARE_LEAST, _BARE_PART = 0.1, 0.5
-# Share of mistyped numbers that are in groups of other sizes than usual.
-_ODD = 0.5
 # Share of mailboxes whose host was said before, or is the one of another ("same domain").
 _MAILBOX = 0.2
 

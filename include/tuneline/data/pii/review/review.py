@@ -295,13 +295,13 @@ def answered(run: Run, sheet: PiiSheet) -> PiiReview:
         for number, pieces in found.missed.items()
         if 1 <= number <= len(sheet.rows)
     }
-    read = {number: sheet.rows[number - 1] for number in sorted(missed)}
+    read = [(sheet.rows[number - 1], missed[number]) for number in sorted(missed)]
     drawn = Counter(row.stratum for row in sheet.rows)
-    seen = Counter(row.stratum for row in read.values())
+    seen = Counter(row.stratum for row, _ in read)
     if seen.keys() != drawn.keys():
         return PiiReview()
     share = {stratum: drawn[stratum] / seen[stratum] for stratum in drawn}
-    return _review([(row, row.weight * share[row.stratum], missed[n]) for n, row in read.items()])
+    return _review([(row, row.weight * share[row.stratum], pieces) for row, pieces in read])
 
 
 def _sheet(run: Run) -> PiiSheet:
