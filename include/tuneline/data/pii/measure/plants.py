@@ -52,7 +52,7 @@ class Register:
 
 @dataclass(frozen=True)
 class Value:
-    """A made-up value, in parts for several turns, and its words that identify nobody, casefolded."""
+    """A made-up value in parts for turns, and its words (casefolded) that identify nobody."""
 
     parts: tuple[str, ...]
     public: frozenset[str] = frozenset()

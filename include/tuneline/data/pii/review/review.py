@@ -26,7 +26,7 @@ from tuneline.data.pii.measure.plants import KINDS, entity_of
 from tuneline.data.pii.review.rows_to_read import draw_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
-from tuneline.evidence import Evidence, Measurement, Record, measure
+from tuneline.evidence import Breach, Evidence, Measurement, Record, measure
 from tuneline.machine.markdown import fenced
 from tuneline.run import Run, now
 from tuneline.statistics import Bounds, weighted_count
@@ -339,7 +339,7 @@ def review_measurements(
         found.append(measure(f"review_left_per_1000_rows{end}", per_rows, "values per 1000 rows"))
     for entity, share in review.leaks(hits).items():
         name, limit = f"review_leak_{entity}", leak_limit(entity, config)
-        breach = "fail" if decides(entity, config.pii_profile) else "warn"
+        breach: Breach = "fail" if decides(entity, config.pii_profile) else "warn"
         found += [
             measure(name, share.value, "share"),
             measure(f"{name}_at_most", share.upper, "share"),
