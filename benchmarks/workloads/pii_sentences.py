@@ -198,7 +198,7 @@ def _identity(draw: random.Random, form: str) -> str:
 
 def _birth(draw: random.Random, form: str, language: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1940, 2005)
-    name = phrases()[language]["months"].split()[month - 1]
+    name = phrases()[language]["month"][month - 1]
     if language != ENGLISH:
         named = f"{day} de {name} de {year}" if language == "es" else f"{day}. {name} {year}"
         if language == "fr":
@@ -242,7 +242,7 @@ def _url(draw: random.Random, form: str) -> str:
 
 def _date(draw: random.Random, form: str) -> str:
     day, month, year = draw.randint(1, 28), draw.randint(1, 12), draw.randint(1990, 2026)
-    name = phrases()[ENGLISH]["months"].split()[month - 1]
+    name = phrases()[ENGLISH]["month"][month - 1]
     if form == "spaced":
         return draw.choice([f"{day} / {month} / {year}", f"{year} - {month:02d} - {day:02d}"])
     return draw.choice(

@@ -178,3 +178,5 @@ def test_languages_have_words_of_their_own():
     canaries = make_canaries(rows, ["PHONE_NUMBER", "STREET_ADDRESS"], ["de"], 40, "1")
     assert {canary.group for canary in canaries} == {"PHONE_NUMBER.de", "STREET_ADDRESS.de"}
     assert all(set(phrases()[code]["kinds"]) <= set(KINDS) for code in phrases())
+    for code, entry in phrases().items():
+        assert all(KINDS[kind].draw(Random(1), Register(), code)[1].text for kind in entry["kinds"])

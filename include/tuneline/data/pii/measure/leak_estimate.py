@@ -12,20 +12,15 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from itertools import compress
+from math import inf, isfinite
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
 from tuneline.data.pii.find.entities import demanded, scrubbed_entities
 from tuneline.data.pii.measure.planting import Canary, make_canaries
-from tuneline.data.pii.measure.plants import (
-    KINDS,
-    SPOKEN,
-    entity_of,
-    phrases,
-    tokens_of,
-)
+from tuneline.data.pii.measure.plants import KINDS, entity_of, phrases, tokens_of
 from tuneline.data.tables.rows import Message, Row, chosen_of
 from tuneline.evidence import Measurement, measure
 from tuneline.machine.workers import worker_count
@@ -38,8 +33,8 @@ if TYPE_CHECKING:
 # A form of which more than this leaks is named as one that the configuration does not find.
 WEAK_FORM = 0.25
 PER_ROWS = 1000
-# Carriers are drawn from as many rows at the most; more rows show no more of how people write.
-MEASURED_ROWS = 1 << 14
+# The register and the carriers are of as many rows at the most; more show no other way of writing.
+MEASURED_ROWS = 3_000
 # Types that take a model, whose limit is `pii_max_leak_ner`.
 _NAMES = frozenset({"PERSON", "LOCATION"})
 # Types whose estimate was held against labelled text of other people, in English, and lay within a
@@ -48,12 +43,11 @@ COMPARED = frozenset(
     "PERSON LOCATION EMAIL_ADDRESS PHONE_NUMBER CREDIT_CARD IBAN_CODE US_SSN IP_ADDRESS ID_NUMBER "
     "STREET_ADDRESS URL POSTAL_CODE".split()
 )
-# A surrogate may hold a shorter token, or one of these few, by chance.
-_LEAST_TELLING = 3
+# A surrogate may hold one of these few by chance.
 _FEW = frozenset(
     word[:size].casefold()
     for words in phrases().values()
-    for word in [*SPOKEN, *words["months"].split()]
+    for word in [*words.get("digit", ()), *words["month"]]
     for size in (3, 20)
 )
 
@@ -61,10 +55,9 @@ _FEW = frozenset(
 def readable(canary: Canary, scrubbed: Scrubbed) -> bool:
     """Return True if the probe of a canary still stands in the scrubbed row.
 
-    The turn before and after scrubbing are aligned word by word, so that an equal word elsewhere
-    in the turn is not taken for it. Case and punctuation make no difference. In a surrogate it is
-    readable too, unless it is so short that chance puts it there; a surrogate that returns the
-    whole value is none.
+    The turn before and after scrubbing are aligned word by word, whatever their case, so that an
+    equal word elsewhere in the turn is not taken for it. In a surrogate it is readable too, unless
+    chance may have put it there; a surrogate that returns the whole value is none.
     """
     # Unlike the standard library's, its time hardly grows where a word repeats.
     from rapidfuzz.distance import LCSseq
@@ -88,7 +81,7 @@ def readable(canary: Canary, scrubbed: Scrubbed) -> bool:
 def _returned(tokens: Sequence[str], number: int, made: Sequence[str]) -> bool:
     """Return True if a surrogate holds a token, or is what stood around it."""
     word = tokens[number]
-    if word in made and len(word) >= _LEAST_TELLING and word not in _FEW:
+    if word in made and len(word) > 2 and word not in _FEW:
         return True
     starts = range(max(0, number - len(made) + 1), number + 1)
     return any(list(tokens[start : start + len(made)]) == list(made) for start in starts)
@@ -120,36 +113,26 @@ class Trial:
 
     def examples(self) -> dict[str, list[Any]]:
         """Return the columns of a table of the canaries that leaked, with the planted turn."""
-        names = ("entity", "form", "place", "before", "after")
-        rows = [
-            (
-                c.group,
-                c.form,
-                c.place,
-                *(turns[c.probe.turn]["content"] for turns in (c.messages, s)),
-            )
-            for c, leak, s in zip(self.canaries, self.leaked, self.scrubbed, strict=True)
-            if leak
-        ]
-        return {name: [row[number] for row in rows] for number, name in enumerate(names)}
+        pairs = list(zip(self.canaries, self.scrubbed, strict=True))
+        table = {
+            **self.columns(),
+            "before": [c.messages[c.probe.turn]["content"] for c, _ in pairs],
+            "after": [messages[c.probe.turn]["content"] for c, messages in pairs],
+        }
+        del table["leaked"]
+        return {name: list(compress(column, self.leaked)) for name, column in table.items()}
 
 
 def seed_of(run_id: str, row_ids: Iterable[str]) -> str:
     """Return the seed of a run's canaries: the same for the same run and rows, and no other."""
-    digest = hashlib.sha256(run_id.encode())
-    for row_id in row_ids:
-        digest.update(row_id.encode())
-    return digest.hexdigest()[:12]
+    return hashlib.sha256("".join([run_id, *row_ids]).encode()).hexdigest()[:12]
 
 
 def draw_carriers(rows: Sequence[Row], seed: str) -> list[Sequence[Message]]:
     """Return the turns of rows that canaries are planted in: all, or a random part of many."""
-    numbers: Sequence[int] = range(len(rows))
-    if len(rows) > MEASURED_ROWS:
-        draw = random.Random(f"{seed}:carriers")  # noqa: S311 - reproducible, no secret
-        numbers = draw.sample(numbers, MEASURED_ROWS)
-    wanted = set(numbers)
-    return [row.messages for row in chosen_of(rows, [n in wanted for n in range(len(rows))])]
+    flags = [number < MEASURED_ROWS for number in range(len(rows))]
+    random.Random(f"{seed}:carriers").shuffle(flags)  # noqa: S311 - reproducible, no secret
+    return [row.messages for row in chosen_of(rows, flags)]
 
 
 def run_trial(
@@ -161,8 +144,8 @@ def run_trial(
     )
     # Neighbours share turns then, which the scrubber looks at once.
     canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
-    rows_of = ((None, canary.messages) for canary in canaries)
-    results = list(scrubber.each(rows_of, worker_count(len(canaries))))
+    planted = ((None, canary.messages) for canary in canaries)
+    results = list(scrubber.each(planted, worker_count(len(canaries))))
     # A row that is refused, or in which something was found to be left, is no row of the dataset.
     leaked = [
         not (result.refused or result.residual or result.left) and readable(canary, result)
@@ -174,90 +157,72 @@ def run_trial(
 def leak_limit(group: str, config: DataConfig) -> float:
     """Return the share of an entity, kind or `kind.language` that may leak."""
     kind = group.partition(".")[0]
-    entity = entity_of(kind) if kind in KINDS else kind
-    given = config.pii_max_leak
-    if isinstance(given, dict):
-        for limits in (given, USUAL_LEAKS):
-            for name in (group, kind, entity):
-                if name in limits:
-                    return limits[name]
-        given = OTHER_LEAKS
-    return config.pii_max_leak_ner if entity in _NAMES else given
+    entity, given = entity_of(kind), config.pii_max_leak
+    if not isinstance(given, dict):
+        return config.pii_max_leak_ner if entity in _NAMES else given
+    limits = {**USUAL_LEAKS, **given}
+    usual = config.pii_max_leak_ner if entity in _NAMES else OTHER_LEAKS
+    return next((limits[name] for name in (group, kind, entity) if name in limits), usual)
 
 
 def decides(group: str, profiles: Iterable[str]) -> bool:
     """Return True if a profile demands the entity; a leak of another one only warns."""
     kind = group.partition(".")[0]
-    wanted = demanded(profiles)
-    return kind in wanted or (kind in KINDS and entity_of(kind) in wanted)
+    return not {kind, entity_of(kind)}.isdisjoint(demanded(profiles))
 
 
 def leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
     """Return the share of leaks of each group; the upper end of its interval has the limit."""
     found = []
     for group, share in trial.shares(lambda canary: canary.group).items():
-        found.append(measure(f"leak_{group}", share.value, "share"))
-        limit = leak_limit(group, config)
+        name, limit = f"leak_{group}", leak_limit(group, config)
         breach = config.pii_leak_breach if decides(group, config.pii_profile) else "warn"
-        name = f"leak_{group}_at_most"
-        found.append(measure(name, share.upper, "share", "<=", limit, on_breach=breach))
+        found += [
+            measure(name, share.value, "share"),
+            measure(f"{name}_at_most", share.upper, "share", "<=", limit, on_breach=breach),
+        ]
     return found
 
 
 def form_measurements(trial: Trial) -> list[Measurement]:
     """Return the share of leaks of each form, over all kinds."""
-    found = []
-    for form, share in sorted(trial.shares(lambda canary: canary.form).items()):
-        found.append(measure(f"leak_in_form_{form}", share.value, "share"))
-        found.append(measure(f"leak_in_form_{form}_at_most", share.upper, "share"))
-    return found
+    return [
+        measure(f"leak_in_form_{form}{name}", value, "share")
+        for form, share in sorted(trial.shares(lambda canary: canary.form).items())
+        for name, value in (("", share.value), ("_at_most", share.upper))
+    ]
 
 
 def left_behind(found: int, leak: Bounds) -> Bounds:
     """Return how many values were missed, from those that were found and the share that leaks.
 
-    The count of values is Poisson, so `found` is Poisson too. The bounds put the ends of both
-    intervals together, which makes them wider than 95 %. A bound is infinite if everything may
-    leak.
+    The count of values is Poisson, so `found` is, too. The bounds put the ends of both intervals
+    together, which makes them wider than 95 %. A bound is infinite if everything may leak.
     """
     seen = weighted_count([found], [1.0])
-    return Bounds(
-        *(
-            count * share / (1 - share) if share < 1 else float("inf")
-            for count, share in zip(seen, leak, strict=True)
-        )
-    )
+    pairs = zip(seen, leak, strict=True)
+    return Bounds(*(n * share / (1 - share) if share < 1 else inf for n, share in pairs))
 
 
 def left_measurements(trial: Trial, hits: Counter[str], rows: int) -> list[Measurement]:
     """Return how many values of each entity are left behind per 1,000 rows, by the estimate.
 
-    Args:
-        trial: the canaries.
-        hits: values found in the rows, by entity.
-        rows: number of rows.
+    `hits` are the values that were found in the rows, by entity.
     """
     found = []
     for entity, share in trial.shares(lambda canary: entity_of(canary.kind)).items():
         left = left_behind(hits[entity], share)
-        for name, value in (("", left.value), ("_at_most", left.upper)):
+        for end, value in (("", left.value), ("_at_most", left.upper)):
             per_rows = value * PER_ROWS / rows
             # Where every canary leaks, what was found says nothing about what was not.
             known = round(per_rows, 4) if isfinite(per_rows) else None
-            found.append(
-                measure(f"left_per_1000_rows_{entity}{name}", known, "values per 1000 rows")
-            )
+            name = f"left_per_1000_rows_{entity}{end}"
+            found.append(measure(name, known, "values per 1000 rows"))
     return found
 
 
 def blind_spots(config: DataConfig, trial: Trial, custom: Sequence[str]) -> dict[str, list[str]]:
-    """Return what the configuration could not have found, or not have measured.
-
-    Args:
-        config: the data section.
-        trial: the canaries.
-        custom: entities of the user's own recognisers.
-    """
+    """Return what the configuration, with custom entities, could not have found or measured."""
     scrubbed = scrubbed_entities(config.pii_profile)
     entities = {entity_of(kind) for kind in KINDS}
     forms = trial.shares(lambda canary: canary.form)

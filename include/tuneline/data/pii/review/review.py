@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +26,7 @@ from tuneline.data.pii.measure.plants import KINDS, entity_of
 from tuneline.data.pii.review.rows_to_read import draw_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
-from tuneline.evidence import Evidence, Measurement, Record, measure
+from tuneline.evidence import Breach, Evidence, Measurement, Record, measure
 from tuneline.machine.markdown import fenced
 from tuneline.run import Run, now
 from tuneline.statistics import Bounds, weighted_count
@@ -56,7 +56,7 @@ _HOW = f"write {NONE}, or what was missed, as TYPE: text {BETWEEN} TYPE: text"
 class PiiReview:
     """Weight, stratum and missed entities (one for each piece) of each row that a person read.
 
-    A review with foreign rows, which this run would not have drawn, is of other data and void.
+    A review with foreign rows, which this run would not have drawn, is void.
     """
 
     weights: list[float] = field(default_factory=list)
@@ -86,14 +86,13 @@ class PiiReview:
         return shares
 
 
-def _review(rows: Iterable[tuple[DrawnRow, float, _Missed]]) -> PiiReview:
+def _review(rows: Sequence[tuple[DrawnRow, float, _Missed]]) -> PiiReview:
     """Return the review of rows, each with its weight and what a person found in it."""
-    review = PiiReview([], [], [])
-    for row, weight, missed in rows:
-        review.weights.append(weight)
-        review.strata.append(row.stratum)
-        review.missed.append([entity_of(kind) if kind in KINDS else kind for kind, _ in missed])
-    return review
+    return PiiReview(
+        [weight for _, weight, _ in rows],
+        [row.stratum for row, _, _ in rows],
+        [[entity_of(kind) for kind, _ in missed] for _, _, missed in rows],
+    )
 
 
 class Answer(NamedTuple):
@@ -127,7 +126,7 @@ def read_sheet(raw: bytes, name: str) -> list[Answer]:
     before = csv.field_size_limit(_LONGEST_CELL)
     try:
         text = io.StringIO(raw.decode("utf-8-sig"), newline="")
-        answers = _answers(csv.DictReader(text, strict=True), name)
+        answers = list(_answers(csv.DictReader(text, strict=True), name))
     except UnicodeDecodeError:
         raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
     except csv.Error as error:
@@ -136,27 +135,27 @@ def read_sheet(raw: bytes, name: str) -> list[Answer]:
         csv.field_size_limit(before)
     if not answers:
         raise UserError(f"{name} holds no rows; `tuneline data review-pii` writes some")
-    return list(answers.values())
+    return answers
 
 
-def _answers(reader: csv.DictReader[str], name: str) -> dict[str, Answer]:
+def _answers(reader: csv.DictReader[str], name: str) -> Iterator[Answer]:
     columns = ("row_id", "row_hash", "missed")
     if lacking := sorted(set(columns) - set(reader.fieldnames or ())):
         raise UserError(
             f"{name}, line 1: the columns {' and '.join(lacking)} are missing; fill the file that "
             "`tuneline data review-pii --out` wrote"
         )
-    answers: dict[str, Answer] = {}
+    seen = set()
     # A cell may hold line ends, so a row begins where the one before it ended.
     line = reader.line_num + 1
     for entry in reader:
         where = f"{name}, line {line}"
         row_id, row_hash, cell = ((entry[column] or "").strip() for column in columns)
-        if row_id in answers:
+        if row_id in seen:
             raise UserError(f"{where}: row {row_id} is there twice; keep one of the two")
-        answers[row_id] = Answer(where, row_id, row_hash, _missed(cell, where))
+        seen.add(row_id)
+        yield Answer(where, row_id, row_hash, _missed(cell, where))
         line = reader.line_num + 1
-    return answers
 
 
 def _missed(cell: str, where: str) -> tuple[tuple[str, str], ...]:
@@ -194,16 +193,16 @@ def read_review(address: str, rows: Sequence[Row], scratch: Path) -> PiiReview:
 
 def reviewed(answers: Sequence[Answer], rows: Sequence[Row]) -> PiiReview:
     """Hold answers against the rows that would be drawn from a run; texts must stand in them."""
-    drawn = draw_rows(rows, len(answers))
-    known = {(row.row_id, row.row_hash) for row in drawn}
-    foreign = sum((answer.row_id, answer.row_hash) not in known for answer in answers)
-    if foreign or len(known) != len(answers):
+    drawn = {(row.row_id, row.row_hash): row for row in draw_rows(rows, len(answers))}
+    foreign = sum((answer.row_id, answer.row_hash) not in drawn for answer in answers)
+    if foreign or len(drawn) != len(answers):
         return PiiReview(foreign=max(foreign, 1))
-    rows_of = {row.row_id: row for row in drawn}
-    pairs = [(answer, rows_of[answer.row_id]) for answer in answers]
-    for answer, row in pairs:
+    found = []
+    for answer in answers:
+        row = drawn[answer.row_id, answer.row_hash]
         _check_pieces(answer.missed, row.text, answer.where, answer.row_id)
-    return _review((row, row.weight, answer.missed) for answer, row in pairs)
+        found.append((row, row.weight, answer.missed))
+    return _review(found)
 
 
 def _check_pieces(missed: _Missed, text: str, where: str, row: int | str) -> None:
@@ -296,15 +295,13 @@ def answered(run: Run, sheet: PiiSheet) -> PiiReview:
         for number, pieces in found.missed.items()
         if 1 <= number <= len(sheet.rows)
     }
-    read = {number: sheet.rows[number - 1] for number in sorted(missed)}
+    read = [(sheet.rows[number - 1], missed[number]) for number in sorted(missed)]
     drawn = Counter(row.stratum for row in sheet.rows)
-    seen = Counter(row.stratum for row in read.values())
+    seen = Counter(row.stratum for row, _ in read)
     if seen.keys() != drawn.keys():
         return PiiReview()
     share = {stratum: drawn[stratum] / seen[stratum] for stratum in drawn}
-    return _review(
-        (row, row.weight * share[row.stratum], missed[number]) for number, row in read.items()
-    )
+    return _review([(row, row.weight * share[row.stratum], pieces) for row, pieces in read])
 
 
 def _sheet(run: Run) -> PiiSheet:
@@ -326,11 +323,7 @@ def review_measurements(
     An entity fails if even the lower end of its interval is above its limit: a small review can
     prove a leak, but not its absence.
 
-    Args:
-        review: the review; None without one.
-        hits: values found in all rows, by entity.
-        rows: number of rows that are kept.
-        config: the data section.
+    `hits` are the values found in all rows, by entity; `rows` is the number of rows that are kept.
     """
     seen = 0 if review is None else len(review.weights)
     basis = f"canaries and a person's review of {seen} rows" if seen else GUESS
@@ -341,24 +334,16 @@ def review_measurements(
     found.append(measure("review_rows_of_other_data", foreign, "rows", "==", 0, on_breach="warn"))
     if not seen:
         return found
-    left = review.left()
-    for name, value in (("", left.value), ("_at_least", left.lower), ("_at_most", left.upper)):
+    for end, value in zip(("", "_at_least", "_at_most"), review.left(), strict=True):
         per_rows = round(value * PER_ROWS / rows, 4)
-        found.append(measure(f"review_left_per_1000_rows{name}", per_rows, "values per 1000 rows"))
+        found.append(measure(f"review_left_per_1000_rows{end}", per_rows, "values per 1000 rows"))
     for entity, share in review.leaks(hits).items():
         name, limit = f"review_leak_{entity}", leak_limit(entity, config)
-        proven = measure(
-            f"{name}_at_least",
-            share.lower,
-            "share",
-            "<=",
-            limit,
-            on_breach="fail" if decides(entity, config.pii_profile) else "warn",
-        )
+        breach: Breach = "fail" if decides(entity, config.pii_profile) else "warn"
         found += [
             measure(name, share.value, "share"),
             measure(f"{name}_at_most", share.upper, "share"),
-            proven,
+            measure(f"{name}_at_least", share.lower, "share", "<=", limit, on_breach=breach),
         ]
     return found
 

@@ -26,18 +26,11 @@ _DIGITS = re.compile(r"\d{3,}")
 _WORD = re.compile(r"[^\W\d_]{3,}")
 # A capital that does not begin a sentence.
 _CAPITAL = re.compile(r"(?<=[^\W\d_][ ,])[A-ZÀ-Þ][^\W\d_]+")
-# A word of at most this many rows may be a name.
-_RARE = 1
 
 
 def draw_rows(rows: Sequence[Row], count: int = ROWS) -> list[DrawnRow]:
-    """Draw rows, the same for the same rows and count.
-
-    Args:
-        rows: scrubbed rows that are kept.
-        count: number of rows to draw; all if there are not more.
-    """
-    shown = [[_shown(row, turn) for turn in range(len(row.messages))] for row in rows]
+    """Draw some of the scrubbed rows, the same for the same rows and count; all if not more."""
+    shown = [_shown(row) for row in rows]
     words = Counter(
         word for turns in shown for word in {w.casefold() for t in turns for w in _WORD.findall(t)}
     )
@@ -76,27 +69,25 @@ def _hash(row: Row) -> str:
     return hashlib.sha256(turns.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _shown(row: Row, turn: int) -> str:
-    """Return a turn with its surrogates as `[ENTITY]`."""
-    text = row.messages[turn]["content"]
-    stand_ins = [entry for entry in row.stand_ins if entry.turn == turn]
-    for entry in sorted(stand_ins, key=lambda entry: -entry.start):
-        text = f"{text[: entry.start]}[{entry.entity}]{text[entry.end :]}"
-    return text
+def _shown(row: Row) -> list[str]:
+    """Return the turns of a row with surrogates as `[ENTITY]`."""
+    texts = [message["content"] for message in row.messages]
+    for entry in sorted(row.stand_ins, key=lambda entry: -entry.start):
+        text = texts[entry.turn]
+        texts[entry.turn] = f"{text[: entry.start]}[{entry.entity}]{text[entry.end :]}"
+    return texts
 
 
 def _stratum(row: Row, shown: Sequence[str], words: Counter[str]) -> str:
-    said = [
-        (turn, re.sub(r"\[[A-Z_]+\]", "", text))
-        for turn, text in enumerate(shown)
-        if row.messages[turn]["role"] != "system"
-    ]
-    for turn, text in said:
-        roles = [message["role"] for message in row.messages[max(0, turn - 1) : turn + 1]]
-        before = row.messages[turn - 1]["content"]
-        if roles == ["assistant", "user"] and text.strip() and asks_for_data(before):
+    roles = [message["role"] for message in row.messages]
+    said = [re.sub(r"\[[A-Z_]+\]", "", text) for text in shown]
+    for turn in range(1, len(said)):
+        answers = roles[turn - 1 : turn + 1] == ["assistant", "user"] and said[turn].strip()
+        if answers and asks_for_data(row.messages[turn - 1]["content"]):
             return "after_question"
-    if any(_DIGITS.search(text) for _, text in said):
+    text = "\n".join(one for role, one in zip(roles, said, strict=True) if role != "system")
+    if _DIGITS.search(text):
         return "digits"
-    rare = any(words[word.casefold()] <= _RARE for _, t in said for word in _WORD.findall(t))
-    return "names" if rare or any(_CAPITAL.search(text) for _, text in said) else "other"
+    # A word of no other row may be a name.
+    rare = any(words[word.casefold()] == 1 for word in _WORD.findall(text))
+    return "names" if rare or _CAPITAL.search(text) else "other"
