@@ -12,8 +12,8 @@ from tuneline.catalogue import STEPS
 ROOT = Path(__file__).parents[4]
 DOCKERFILE = ROOT / "docker/tensorrt-llm.Dockerfile"
 # `tuneline bench` is no step; GLiNER is for those who install it, since its pins fit no image; what
-# signs releases (requirements/signing.txt) is for those who sign, Presidio (requirements/presidio.txt)
-# for those who wrote recognisers for it.
+# signs releases (requirements/signing.txt) is for those who sign, Presidio for those who wrote
+# recognisers for it (requirements/presidio.txt).
 _SIGNING = {"model_signing", "sigstore", "securesystemslib"}
 _PRESIDIO = {"presidio_analyzer", "spacy"}
 _NOT_IN_IMAGES = {"benchmarks", "gliner", *_SIGNING, *_PRESIDIO}
