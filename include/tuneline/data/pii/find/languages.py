@@ -8,8 +8,9 @@ that nobody declared.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
+from itertools import chain
 
 from tuneline.config import DataConfig
 from tuneline.config.data import RAMPART
@@ -31,7 +32,7 @@ def uncovered_languages(config: DataConfig) -> dict[str, str]:
     }
 
 
-# The commonest words of each language that the others do not have.
+# The commonest words of each language; those that only one of them has count.
 _FUNCTION_WORDS = {
     "en": "the of and to is that it for you with was this are have my what can be please from when",
     "de": "der das und ist nicht ich ein eine zu den mit auf für von wie wir sie haben bitte mein",
@@ -41,17 +42,21 @@ _FUNCTION_WORDS = {
     "pt": "o os as um uma não você para meu minha com isso está obrigado posso quero são mas",
     "nl": "het een van ik niet zijn je dat voor met mijn wat kan naar heb graag hoe worden",
 }
-_SCRIPTS = {
-    "Greek": "\u0370-\u03ff",
-    "Cyrillic": "\u0400-\u04ff",
-    "Hebrew": "\u0590-\u05ff",
-    "Arabic": "\u0600-\u06ff",
-    "Devanagari": "\u0900-\u097f",
-    "Thai": "\u0e00-\u0e7f",
-    "Chinese or Japanese": "\u3040-\u30ff\u4e00-\u9fff",
-    "Korean": "\uac00-\ud7af",
+_USES = Counter(chain.from_iterable(words.split() for words in _FUNCTION_WORDS.values()))
+_OWN_WORDS = {
+    language: {word for word in words.split() if _USES[word] == 1 and len(word) > 1}
+    for language, words in _FUNCTION_WORDS.items()
 }
-_SCRIPT_LETTERS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
+_SCRIPTS = {
+    "Greek": re.compile("[\u0370-\u03ff]"),
+    "Cyrillic": re.compile("[\u0400-\u04ff]"),
+    "Hebrew": re.compile("[\u0590-\u05ff]"),
+    "Arabic": re.compile("[\u0600-\u06ff]"),
+    "Devanagari": re.compile("[\u0900-\u097f]"),
+    "Thai": re.compile("[\u0e00-\u0e7f]"),
+    "Chinese or Japanese": re.compile("[\u3040-\u30ff\u4e00-\u9fff]"),
+    "Korean": re.compile("[\uac00-\ud7af]"),
+}
 _WORD = re.compile(r"[^\W\d_]+")
 # Two words may be a quotation; more of them show the language.
 LEAST_WORDS = 3
@@ -59,22 +64,9 @@ LEAST_WORDS = 3
 LOOKED_AT = 600
 
 
-@cache
-def _own_words() -> dict[str, frozenset[str]]:
-    lists = {language: set(words.split()) for language, words in _FUNCTION_WORDS.items()}
-    return {
-        language: frozenset(
-            word
-            for word in words
-            if sum(word in other for other in lists.values()) == 1 and len(word) > 1
-        )
-        for language, words in lists.items()
-    }
-
-
 def _counts(text: str) -> dict[str, int]:
     words = set(_WORD.findall(text[:LOOKED_AT].lower()))
-    return {language: len(words & own) for language, own in _own_words().items()}
+    return {language: len(words & own) for language, own in _OWN_WORDS.items()}
 
 
 def foreign_language(text: str, declared: Iterable[str]) -> str | None:
@@ -84,11 +76,10 @@ def foreign_language(text: str, declared: Iterable[str]) -> str | None:
         The code of a language, the name of a script, or None if it is declared or unknown.
     """
     declared = set(declared)
-    if not text.isascii():
-        letters = len(_WORD.findall(text)) and sum(map(str.isalpha, text))
-        for script, pattern in _SCRIPT_LETTERS.items():
-            if letters and len(pattern.findall(text)) > letters / 2:
-                return script
+    letters = 0 if text.isascii() else sum(map(str.isalpha, text))
+    for script, pattern in _SCRIPTS.items() if letters else ():
+        if len(pattern.findall(text)) > letters / 2:
+            return script
     counts = _counts(text)
     language = max(counts, key=lambda name: counts[name])
     home = max((counts.get(name, 0) for name in declared), default=0)
@@ -99,7 +90,5 @@ def foreign_language(text: str, declared: Iterable[str]) -> str | None:
 
 def likeliest(text: str, languages: Sequence[str]) -> str:
     """Return the most likely language of a text, the first one if it is unknown."""
-    if len(languages) == 1:
-        return languages[0]
     counts = _counts(text)
     return max(languages, key=lambda name: counts.get(name, 0))
