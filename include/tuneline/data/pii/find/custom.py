@@ -51,24 +51,22 @@ class CustomRecognisers:
                 "with EXTRAS=requirements/presidio.txt"
             ) from None
         logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
-        recognisers = [r for entry in given for r in _load(entry)]
-        served = {recogniser.supported_language for recogniser in recognisers}
+        every = [made for entry in given for made in _load(entry)]
+        served = {recogniser.supported_language for recogniser in every}
         self._languages = [language for language in languages if language in served]
         if not self._languages:
             raise UserError(
                 f"{FIELD}: they serve {', '.join(sorted(served)) or 'no language'}, and "
                 f"data.languages declares {', '.join(languages)}; set supported_language"
             )
+        own = [one for one in every if one.supported_language in self._languages]
+        self.entities = tuple(sorted({name for one in own for name in one.supported_entities}))
         self._analyzer = AnalyzerEngine(
-            registry=RecognizerRegistry(
-                recognizers=recognisers, supported_languages=list(self._languages)
-            ),
+            registry=RecognizerRegistry(own, supported_languages=self._languages),
             nlp_engine=_tokenizers(self._languages),
             supported_languages=self._languages,
             default_score_threshold=least_score,
         )
-        served_here = (r for r in recognisers if r.supported_language in self._languages)
-        self.entities = tuple(sorted({name for r in served_here for name in r.supported_entities}))
 
     def find(self, text: str) -> Iterator[Hit]:
         """Yield the hits of the recognisers of each language."""
@@ -100,37 +98,32 @@ def _tokenizers(languages: Sequence[str]) -> Any:
 
 def _load(entry: str | Mapping[str, Any]) -> list[Any]:
     """Make the recognisers of an import path, a YAML file or an entry that is written out."""
-    if not isinstance(entry, str):
-        return _written_out(entry, FIELD)
-    if entry.endswith((".yaml", ".yml")):
-        return _read(entry)
+    import yaml
     from presidio_analyzer import EntityRecognizer
 
-    module, _, name = entry.partition(":")
+    if not isinstance(entry, str):
+        return _written_out(entry, FIELD)
+    if not entry.endswith((".yaml", ".yml")):
+        module, _, name = entry.partition(":")
+        try:
+            found = getattr(import_module(module), name)
+            recogniser = found() if isinstance(found, type) else found
+        except Exception as error:  # the user's module may raise anything
+            raise UserError(
+                f"{FIELD}: {entry!r} can't be loaded ({type(error).__name__}: {error}); write it "
+                "as module:Name, and install the module where the steps run"
+            ) from None
+        if not isinstance(recogniser, EntityRecognizer):
+            raise UserError(f"{FIELD}: {entry!r} is not a Presidio EntityRecognizer")
+        return [recogniser]
     try:
-        found = getattr(import_module(module), name)
-        recogniser = found() if isinstance(found, type) else found
-    except Exception as error:  # the user's module may raise anything
-        raise UserError(
-            f"{FIELD}: {entry!r} can't be loaded ({type(error).__name__}: {error}); write it as "
-            "module:Name, and install the module where the steps run"
-        ) from None
-    if not isinstance(recogniser, EntityRecognizer):
-        raise UserError(f"{FIELD}: {entry!r} is not a Presidio EntityRecognizer")
-    return [recogniser]
-
-
-def _read(path: str) -> list[Any]:
-    import yaml
-
-    try:
-        document = yaml.safe_load(Path(path).read_text("utf-8"))
+        document = yaml.safe_load(Path(entry).read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{FIELD}: {path} can't be read: {first_line(error)}") from None
-    found = document.get("recognizers") if isinstance(document, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise UserError(f"{FIELD}: {path} has no list `recognizers`, as Presidio's YAML files do")
-    return [made for entry in found for made in _written_out(entry, f"{FIELD}: {path}")]
+        raise UserError(f"{FIELD}: {entry} can't be read: {first_line(error)}") from None
+    listed = document.get("recognizers") if isinstance(document, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        raise UserError(f"{FIELD}: {entry} has no list `recognizers`, as Presidio's YAML files do")
+    return [made for one in listed for made in _written_out(one, f"{FIELD}: {entry}")]
 
 
 def _written_out(entry: Mapping[str, Any], where: str) -> list[Any]:
@@ -139,10 +132,12 @@ def _written_out(entry: Mapping[str, Any], where: str) -> list[Any]:
 
     if entry.get("enabled") is False:
         return []
-    settings = {key: value for key, value in entry.items() if key not in ("type", "enabled")}
-    usual = settings.pop("supported_language", "en")
+    settings = {"supported_language": "en", **entry}
+    settings.pop("type", None)
+    settings.pop("enabled", None)
+    languages = settings.pop("supported_languages", None) or [settings["supported_language"]]
     made = []
-    for language in settings.pop("supported_languages", None) or [usual]:
+    for language in languages:
         own = {"language": language} if isinstance(language, str) else dict(language)
         one = {**settings, "supported_language": own.pop("language"), **own}
         try:
