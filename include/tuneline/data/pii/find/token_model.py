@@ -1,4 +1,4 @@
-"""Find personal data by a token classifier in the ONNX format, on one thread.
+"""Find personal data by a token classifier: in the ONNX format on one thread, or by transformers.
 
 Such models hesitate between kinds of numbers and repeat "B-" inside a word, so whole words are
 judged, by the probability of any kind at all (1 - P(O)) of their surest piece; the kind is the one
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,8 @@ _WORD = re.compile(r"\w+(?:[.@-]\w+)*")
 _LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN},}}")
 
 Row = np.ndarray[Any, np.dtype[np.float32]]
+# Gives logits (windows x pieces x labels) for the numbers of pieces and their mask.
+Network = Callable[[Any, Any], Row]
 
 
 class Word(NamedTuple):
@@ -48,7 +50,7 @@ class TokenModel:
     """A token classifier (see `models.EntityModel`).
 
     Args:
-        directory: config.json, tokenizer.json and one of `NETWORKS`.
+        directory: config.json, tokenizer.json, and one of `NETWORKS` or safetensors.
         wanted: entity types that are looked for.
         labels: entity type by label without prefix, for labels that are not known.
         shifted: True to cut long texts at other places.
@@ -65,8 +67,9 @@ class TokenModel:
         *,
         shifted: bool = False,
     ) -> None:
-        self._tokenizer, self._network, names = _load(directory)
-        self._tokenizer.enable_truncation(SHIFTED_WINDOW if shifted else WINDOW, stride=OVERLAP)
+        self._tokenizer, self._network, names, context = _load(directory)
+        size = min(SHIFTED_WINDOW if shifted else WINDOW, context)
+        self._tokenizer.enable_truncation(size, stride=min(OVERLAP, size // 2))
         mapped = map_labels(names, labels, wanted, str(directory))
         self.ignored = mapped.ignored
         self._entities = sorted(set(mapped.entity.values()))
@@ -75,7 +78,6 @@ class TokenModel:
             [[mapped.entity.get(name) == entity for entity in self._entities] for name in names],
             np.float32,
         )
-        self._inputs = {given.name for given in self._network.get_inputs()}
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
         """Return the words of each text that may be personal data, in order.
@@ -106,8 +108,7 @@ class TokenModel:
         for row, (own, pieces) in enumerate(zip(ids, batch, strict=True)):
             own[: len(pieces)] = pieces
             mask[row, : len(pieces)] = 1
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        logits = self._network.run(None, {name: given[name] for name in self._inputs})[0]
+        logits = self._network(ids, mask)
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         rows: Row = odds / odds.sum(-1, keepdims=True) @ self._sums
         return rows
@@ -135,26 +136,63 @@ def _blank(match: re.Match[str]) -> str:
     return " " * len(match[0])
 
 
-def _load(directory: Path) -> tuple[Any, Any, list[str]]:
-    """Return tokenizer, network and the names of its labels."""
-    import onnxruntime
+def _load(directory: Path) -> tuple[Any, Network, list[str], int]:
+    """Return tokenizer, network, the names of its labels, and the most pieces that it reads."""
     from tokenizers import Tokenizer
 
-    weights = next(path for name in NETWORKS if (path := directory / name).is_file())
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    weights = next((path for name in NETWORKS if (path := directory / name).is_file()), None)
     try:
         config = json.loads((directory / "config.json").read_text("utf-8"))
-        names = [config["id2label"][str(n)] for n in range(len(config["id2label"]))]
+        # transformers leaves these two names out.
+        labels = config.get("id2label", {"0": "LABEL_0", "1": "LABEL_1"})
+        names = [labels[str(number)] for number in range(len(labels))]
+        # RoBERTa counts positions from its padding index on, so two of them hold no token.
+        context = int(config.get("max_position_embeddings", WINDOW + 2)) - 2
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        network = onnxruntime.InferenceSession(
-            str(weights), options, providers=["CPUExecutionProvider"]
-        )
+        network = _of_transformers(directory) if weights is None else _onnx(weights)
     except Exception as error:
         # A damaged file may raise any error of the libraries.
         raise UserError(
             f"data.pii_ner: {directory} can't be loaded as a token classifier "
-            f"({type(error).__name__}: {first_line(error)}); fetch it again"
+            f"({type(error).__name__}: {first_line(error)}); fetch it again, or save it with "
+            "save_pretrained"
         ) from None
     tokenizer.no_padding()
-    return tokenizer, network, names
+    return tokenizer, network, names, context
+
+
+def _onnx(weights: Path) -> Network:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(
+        str(weights), options, providers=["CPUExecutionProvider"]
+    )
+    inputs = {given.name for given in session.get_inputs()}
+
+    def logits(ids: Any, mask: Any) -> Row:
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        found: Row = session.run(None, {name: given[name] for name in inputs})[0]
+        return found
+
+    return logits
+
+
+def _of_transformers(directory: Path) -> Network:
+    # PyTorch takes seconds to import.
+    import torch
+    from transformers import AutoModelForTokenClassification
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForTokenClassification.from_pretrained(
+        directory, local_files_only=True, use_safetensors=True
+    ).to(device)
+
+    def logits(ids: Any, mask: Any) -> Row:
+        with torch.inference_mode():
+            given = (torch.from_numpy(array).to(device) for array in (ids, mask))
+            found: Row = model(*given).logits.float().cpu().numpy()
+        return found
+
+    return logits
