@@ -28,6 +28,8 @@ ENTITIES = (
     *"URL EMAIL_ADDRESS IBAN_CODE CREDIT_CARD US_SSN IP_ADDRESS MAC_ADDRESS BIRTH_DATE "
     "PHONE_NUMBER ID_NUMBER STREET_ADDRESS PERSON LOCATION POSTAL_CODE AGE_OVER_89 DATE".split(),
 )
+# Parts of an address.
+PLACES = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
 # Ordinary content unless a profile demands them: 45 CFR 164.514(b)(2)(i) removes all elements of
 # dates but the year, geographic units smaller than a state, web addresses and ages over 89.
 DEMANDED_ONLY = frozenset({"URL", "DATE", "POSTAL_CODE", "AGE_OVER_89", "PERSON", "LOCATION"})

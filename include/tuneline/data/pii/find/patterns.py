@@ -15,7 +15,7 @@ from tuneline.machine.linear_pattern import WORD, LinearPattern
 # RE2's \b knows ASCII only.
 _B = rf"(?i)(?:^|[^{WORD}])"
 _E = rf"(?:$|[^{WORD}])"
-_MONTH = (
+MONTH = (
     "jan(?:uary|uar|eiro|vier)?|enero|gennaio|f[eé][bv](?:ruary|ruar|rero|braio|ereiro|"
     "rier|ruari)?|mar(?:ch|zo|ço|s)?|märz|maart|a[pbv]r(?:il|ile)?|may|mai|mayo|maio|mei|maggio|"
     "jun[eiy]?|junio|junho|juin|giugno|jul[iy]?|julio|julho|juillet|luglio|aug(?:ust|ustus)?|"
@@ -27,8 +27,8 @@ _DAY = r"\d{1,2}(?:st|nd|rd|th|\.|º|er)?"
 _YEAR = r"(?:\d{4}|'?\d{2})"
 _DATE = (
     r"\d{1,4} ?[./-] ?\d{1,2} ?[./-] ?\d{2,4}|\d{1,2} \d{1,2} \d{2,4}|\d{6}|\d{8}|"
-    rf"(?:the )?{_DAY} ?(?:of |de |di )?(?:{_MONTH})\.?,? ?(?:of |de |di )?{_YEAR}|"
-    rf"(?:{_MONTH})\.? (?:the )?{_DAY},? ?{_YEAR}"
+    rf"(?:the )?{_DAY} ?(?:of |de |di )?(?:{MONTH})\.?,? ?(?:of |de |di )?{_YEAR}|"
+    rf"(?:{MONTH})\.? (?:the )?{_DAY},? ?{_YEAR}"
 )
 _TOP = "(?:com|net|org|edu|gov|info|io|me|co|de|fr|es|it|nl|pt|br|uk|in|eu|ch|at)"
 _DIGIT = "zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple"
@@ -65,7 +65,7 @@ _NUMBERS = {
     "CREDIT_CARD: expiry": rf"{_B}"
     rf"(?:exp(?:iry|ires?|iration)?|valid (?:thru|until)|gültig bis|caduca|vencimiento|"
     rf"scade|validade|expire|geldig tot)[^\n\d]{{0,12}}[^{WORD}]"
-    rf"((?:0?[1-9]|1[0-2]) ?[/-] ?(?:20)?\d\d|(?:{_MONTH})\.? (?:of )?{_YEAR}){_E}",
+    rf"((?:0?[1-9]|1[0-2]) ?[/-] ?(?:20)?\d\d|(?:{MONTH})\.? (?:of )?{_YEAR}){_E}",
     "ID_NUMBER: numbered document": rf"{_B}"
     rf"(?:passport|licen[cs]e|account|acct|policy|member(?:ship)?|patient|record|mrn|"
     r"number plate|plate|vin|claim|confirmation|booking|reference|routing|ausweis\w*|konto\w*|"
@@ -75,8 +75,8 @@ _NUMBERS = {
     rf"(?:[ -][A-Z]{{0,3}}\d[A-Z0-9]*){{0,4}}){_E}",
     "US_SSN: social security number": rf"{_B}(?:ssn|social(?: security)?)[^\d\n]{{0,30}}"
     rf"(\d{{3}}[-. ]{{0,3}}\d{{2}}[-. ]{{0,3}}\d{{4}}|\d{{4}}){_E}",
-    "DATE: date": rf"{_B}({_DATE}|(?:the )?{_DAY} ?(?:of |de |di )?(?:{_MONTH})|"
-    rf"(?:{_MONTH})\.? (?:the )?\d{{1,2}}(?:st|nd|rd|th)?|(?:{_MONTH})\.?,? \d{{4}}){_E}",
+    "DATE: date": rf"{_B}({_DATE}|(?:the )?{_DAY} ?(?:of |de |di )?(?:{MONTH})|"
+    rf"(?:{MONTH})\.? (?:the )?\d{{1,2}}(?:st|nd|rd|th)?|(?:{MONTH})\.?,? \d{{4}}){_E}",
     "POSTAL_CODE: postal code": rf"{_B}"
     rf"(?:zip|zip ?code|post(?:al)? ?code|plz|postleitzahl|c\.?p\.?|cap|code postal|cep)"
     rf"(?: (?:is|was|ist|es|est|è))?[^{WORD}]{{0,3}}"
