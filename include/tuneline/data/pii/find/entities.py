@@ -56,34 +56,28 @@ def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search looks for, and what becomes of the hits; picklable, each worker gets it.
-
-    Attributes:
-        entities: types that are looked for.
-        languages: declared languages, ISO 639-1.
-        models: directories of the models that find personal data; without one patterns alone do.
-        labels: entity type by label of such a model, for labels that are not known.
-        recognizers: Presidio recognisers of the user.
-        least_score: lowest Presidio score of a hit that counts.
-        shared: parts that the dataset's rows share; None if each batch shows its own.
-        label_field: field of a JSON answer that is left alone.
-        allow: texts that are never personal data, casefolded.
-        actions: action on the hits of an entity; the default is to replace them.
-        shifted: True for a second look, which cuts long texts at other places than the first.
-        seed: seed of the surrogates.
-    """
+    """What a search looks for, and what becomes of the hits; picklable, each worker gets it."""
 
     entities: tuple[str, ...] = scrubbed_entities(["gdpr"])
+    # ISO 639-1.
     languages: tuple[str, ...] = ("en",)
+    # Directories of the models that find personal data; without one patterns alone do.
     models: tuple[Path, ...] = ()
+    # Entity type by label of such a model, for labels that are not known.
     labels: Mapping[str, str] = field(default_factory=dict)
+    # Presidio recognisers of the user, and the lowest score of a hit that counts.
     recognizers: tuple[str | Mapping[str, Any], ...] = ()
     least_score: float = 0.4
+    # Parts that the dataset's rows share; None if each batch shows its own.
     shared: Shared | None = None
+    # Field of a JSON answer that is left alone, and texts that never count, casefolded.
     label_field: str | None = None
     allow: frozenset[str] = frozenset()
+    # Action on the hits of an entity; the default is to replace them.
     actions: Mapping[str, str] = field(default_factory=dict)
+    # True for a second look, which cuts long texts at other places than the first.
     shifted: bool = False
+    # Seed of the surrogates.
     seed: int = 7
 
     def entities_with(self, action: str) -> frozenset[str]:

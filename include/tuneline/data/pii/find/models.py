@@ -7,9 +7,8 @@ A directory is a token classifier (`token_model`) or a GLiNER model
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +22,7 @@ from tuneline.models.resolver import fetch_files
 GLINER_CONFIG = "gliner_config.json"
 BATCH = 16
 # Words of a window of GLiNER, which cuts longer texts off, and its least probability of an entity.
-MOST_WORDS, OVERLAP_WORDS, LEAST = 200, 30, 0.5
+MOST_WORDS, OVERLAP, LEAST = 200, 30, 0.5
 # The package declares an older transformers than ours, hence without its dependencies.
 INSTALL = ".venv-ml/bin/pip install --no-deps 'gliner>=0.2.29,<0.3' sentencepiece"
 
@@ -100,47 +99,42 @@ class Gliner:
     ignored: tuple[str, ...] = ()
 
     def __init__(self, directory: Path, wanted: Collection[str]) -> None:
-        if find_spec("gliner") is None:
+        try:
+            from gliner import GLiNER
+
+            self._model = GLiNER.from_pretrained(str(directory), local_files_only=True)
+        except ImportError:
             raise UserError(
                 f"data.pii_ner: {directory} is a GLiNER model, and the package gliner (Apache-2.0) "
                 f"is not installed; install it with {INSTALL}"
-            )
-        from gliner import GLiNER
-
-        try:
-            self._model = GLiNER.from_pretrained(str(directory), local_files_only=True)
+            ) from None
         except Exception as error:
             # A damaged file may raise any error of the library.
             raise UserError(
                 f"data.pii_ner: {directory} can't be loaded by GLiNER "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from None
-        named = {"US_SSN": "social security number", "PERSON": "person"}
-        self._entity_of = {
-            named.get(entity, entity.replace("_", " ").lower()): entity for entity in wanted
-        }
+        self._entity_of = {entity.replace("_", " ").lower(): entity for entity in wanted}
+        if "us ssn" in self._entity_of:
+            self._entity_of["social security number"] = self._entity_of.pop("us ssn")
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
         """See `EntityModel.words`."""
         windows = [(number, *part) for number, text in enumerate(texts) for part in _windows(text)]
-        found: list[set[Word]] = [set() for _ in texts]
         parts = [texts[number][start:end] for number, start, end in windows]
         labels = list(self._entity_of)
-        answers = (
-            self._model.inference(parts, labels, threshold=LEAST, batch_size=BATCH) if parts else []
-        )
-        for (number, start, _), entities in zip(windows, answers, strict=True):
-            for given in entities:
-                span = start + int(given["start"]), start + int(given["end"])
-                found[number].add(Word(*span, self._entity_of[given["label"]], 1.0))
+        answers = self._model.inference(parts, labels, threshold=LEAST, batch_size=BATCH)
+        found: list[set[Word]] = [set() for _ in texts]
+        for (number, at, _), entities in zip(windows, answers, strict=True):
+            for one in entities:
+                kind = self._entity_of[one["label"]]
+                found[number].add(Word(at + one["start"], at + one["end"], kind, 1.0))
         return [sorted(words) for words in found]
 
 
-def _windows(text: str) -> list[tuple[int, int]]:
-    """Return the parts of a text that are read at once, which overlap: start and end."""
+def _windows(text: str) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the parts of a text that are read at once, which overlap."""
     words = [match.span() for match in re.finditer(r"\S+", text)]
-    step = MOST_WORDS - OVERLAP_WORDS
-    return [
-        (words[at][0], words[min(at + MOST_WORDS, len(words)) - 1][1])
-        for at in range(0, max(len(words) - OVERLAP_WORDS, min(len(words), 1)), step)
-    ]
+    for at in range(0, max(len(words) - OVERLAP, min(len(words), 1)), MOST_WORDS - OVERLAP):
+        part = words[at : at + MOST_WORDS]
+        yield part[0][0], part[-1][1]
