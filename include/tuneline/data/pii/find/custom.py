@@ -98,51 +98,47 @@ def _tokenizers(languages: Sequence[str]) -> Any:
 
 def _load(entry: str | Mapping[str, Any]) -> list[Any]:
     """Make the recognisers of an import path, a YAML file or an entry that is written out."""
-    import yaml
-    from presidio_analyzer import EntityRecognizer
-
-    if not isinstance(entry, str):
-        return _written_out(entry, FIELD)
-    if not entry.endswith((".yaml", ".yml")):
-        module, _, name = entry.partition(":")
-        try:
-            found = getattr(import_module(module), name)
-            recogniser = found() if isinstance(found, type) else found
-        except Exception as error:  # the user's module may raise anything
-            raise UserError(
-                f"{FIELD}: {entry!r} can't be loaded ({type(error).__name__}: {error}); write it "
-                "as module:Name, and install the module where the steps run"
-            ) from None
-        if not isinstance(recogniser, EntityRecognizer):
-            raise UserError(f"{FIELD}: {entry!r} is not a Presidio EntityRecognizer")
-        return [recogniser]
     try:
-        document = yaml.safe_load(Path(entry).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{FIELD}: {entry} can't be read: {first_line(error)}") from None
-    listed = document.get("recognizers") if isinstance(document, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
-        raise UserError(f"{FIELD}: {entry} has no list `recognizers`, as Presidio's YAML files do")
-    return [made for one in listed for made in _written_out(one, f"{FIELD}: {entry}")]
+        if not isinstance(entry, str):
+            return _written_out(entry)
+        if entry.endswith((".yaml", ".yml")):
+            return _read(Path(entry))
+        module, _, name = entry.partition(":")
+        found = getattr(import_module(module), name)
+        recogniser = found() if isinstance(found, type) else found
+        if not hasattr(recogniser, "supported_entities"):
+            raise TypeError("it is not a Presidio EntityRecognizer")
+        return [recogniser]
+    except Exception as error:  # a user's module and Presidio may raise anything
+        named = entry if isinstance(entry, str) else entry.get("name", "an entry without a name")
+        raise UserError(
+            f"{FIELD}: {named!r} can't be loaded ({type(error).__name__}: {first_line(error)}); "
+            "give module:Name of a module that is installed where the steps run, a YAML file, or "
+            "an entry as in Presidio's list `recognizers`"
+        ) from None
 
 
-def _written_out(entry: Mapping[str, Any], where: str) -> list[Any]:
+def _read(path: Path) -> list[Any]:
+    import yaml
+
+    document = yaml.safe_load(path.read_text("utf-8"))
+    if not isinstance(document, dict) or not isinstance(document.get("recognizers"), list):
+        raise TypeError("it has no list `recognizers`, as Presidio's YAML files do")
+    return [made for entry in document["recognizers"] for made in _load(entry)]
+
+
+def _written_out(entry: Mapping[str, Any]) -> list[Any]:
     """Make a recogniser for each language of an entry; none if the entry is not enabled."""
     from presidio_analyzer import PatternRecognizer
 
-    if entry.get("enabled") is False:
-        return []
     settings = {"supported_language": "en", **entry}
     settings.pop("type", None)
-    settings.pop("enabled", None)
+    if settings.pop("enabled", True) is False:
+        return []
     languages = settings.pop("supported_languages", None) or [settings["supported_language"]]
     made = []
     for language in languages:
         own = {"language": language} if isinstance(language, str) else dict(language)
         one = {**settings, "supported_language": own.pop("language"), **own}
-        try:
-            made.append(PatternRecognizer.from_dict(one))
-        except Exception as error:  # Presidio raises many kinds for a wrong entry
-            name = entry.get("name", "a recogniser without a name")
-            raise UserError(f"{where}: {name}: {first_line(error)}") from None
+        made.append(PatternRecognizer.from_dict(one))
     return made

@@ -81,15 +81,14 @@ def _check(directory: Path) -> None:
     needed = [GLINER_CONFIG] if gliner else ["config.json", "tokenizer.json"]
     missing = [name for name in needed if not (directory / name).is_file()]
     onnx = any((directory / name).is_file() for name in NETWORKS)
+    # Pickled weights are left out on purpose: loading them runs code.
     if not onnx and not weight_files(directory):
         missing.append("model.safetensors (or model.safetensors.index.json with its shards)")
     if missing:
-        # Pickled weights are left out on purpose: loading them runs code.
-        kind = "GLiNER model" if gliner else "token-classification model of transformers"
         raise UserError(
-            f"data.pii_ner: {directory} is no {kind} that can be read safely: it lacks "
-            f"{', '.join(missing)}. Save model and fast tokenizer with save_pretrained(…, "
-            "safe_serialization=True)"
+            f"data.pii_ner: {directory} is no {'GLiNER model' if gliner else 'token classifier'} "
+            f"that can be read safely: it lacks {', '.join(missing)}. Save model and fast "
+            "tokenizer with save_pretrained(…, safe_serialization=True)"
         )
 
 
@@ -123,7 +122,7 @@ class Gliner:
         windows = [(number, *part) for number, text in enumerate(texts) for part in _windows(text)]
         parts = [texts[number][start:end] for number, start, end in windows]
         labels = list(self._entity_of)
-        answers = self._model.inference(parts, labels, threshold=LEAST, batch_size=BATCH)
+        answers = parts and self._model.inference(parts, labels, threshold=LEAST, batch_size=BATCH)
         found: list[set[Word]] = [set() for _ in texts]
         for (number, at, _), entities in zip(windows, answers, strict=True):
             for one in entities:

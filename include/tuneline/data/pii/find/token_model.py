@@ -52,7 +52,7 @@ class TokenModel:
     Args:
         directory: config.json, tokenizer.json, and one of `NETWORKS` or safetensors.
         wanted: entity types that are looked for.
-        labels: entity type by label without prefix, for labels that are not known.
+        labels: `data.pii_ner_labels`, see `map_labels`.
         shifted: True to cut long texts at other places.
 
     Raises:
@@ -80,16 +80,12 @@ class TokenModel:
         )
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
-        """Return the words of each text that may be personal data, in order.
-
-        Equal windows are read once; runs without white space of `LONGEST_RUN` characters are not
-        read.
-        """
+        """See `models.EntityModel`; equal windows are read once, very long words not at all."""
         evidence = [np.zeros((len(text), len(self._entities)), np.float32) for text in texts]
         places: dict[tuple[int, ...], list[tuple[int, Any]]] = {}
         for number, text in enumerate(texts):
             # One by one: the tokenizer's own threads and worker processes don't agree.
-            whole = self._tokenizer.encode(_LONG_RUN.sub(_blank, text))
+            whole = self._tokenizer.encode(_LONG_RUN.sub(lambda run: " " * len(run[0]), text))
             for part in (whole, *whole.overflowing):
                 places.setdefault(tuple(part.ids), []).append((number, part))
         # Windows of like length waste little on padding.
@@ -115,13 +111,10 @@ class TokenModel:
 
     def _read(self, text: str, rows: Row) -> Iterator[Word]:
         scores = rows.sum(1)
-        if not scores.size or scores.max() < LEAST:
-            return
-        for match in _WORD.finditer(text):
-            score = float(scores[match.start() : match.end()].max())
-            if score >= LEAST:
-                kind = int(rows[match.start() : match.end()].sum(0).argmax())
-                yield Word(*match.span(), self._entities[kind], score)
+        for match in _WORD.finditer(text) if scores.max(initial=0) >= LEAST else ():
+            own = slice(*match.span())
+            if (score := float(scores[own].max())) >= LEAST:
+                yield Word(*match.span(), self._entities[int(rows[own].sum(0).argmax())], score)
 
 
 def _note(evidence: Row, offsets: Sequence[tuple[int, int]], rows: Row) -> None:
@@ -130,10 +123,6 @@ def _note(evidence: Row, offsets: Sequence[tuple[int, int]], rows: Row) -> None:
         # [CLS] and [SEP] are empty.
         if end > start and row.sum() > evidence[start].sum():
             evidence[start:end] = row
-
-
-def _blank(match: re.Match[str]) -> str:
-    return " " * len(match[0])
 
 
 def _load(directory: Path) -> tuple[Any, Network, list[str], int]:
