@@ -1,8 +1,7 @@
 """Run recognisers that a team already has for Presidio, unchanged.
 
-They come as an import path, a YAML file or written out in the configuration, in the form of
-Presidio's `recognizers` list. Presidio's analyzer runs them over tokens only: context words count,
-but no model is loaded, so a recogniser that needs the entities of a model finds nothing.
+Presidio's analyzer runs them over tokens only: context words count, but no model is loaded, so a
+recogniser that needs the entities of a model finds nothing.
 """
 
 from __future__ import annotations
@@ -25,22 +24,13 @@ PART, OVERLAP = 2_000, 200
 class CustomRecognisers:
     """Presidio's analyzer with the recognisers of the user.
 
-    Args:
-        given: import paths `module:Name` of a class or an instance, paths of YAML files, or
-            recognisers written out.
-        languages: declared languages.
-        least_score: lowest Presidio score of a hit that counts.
-
     Raises:
         UserError: if Presidio is not installed, a recogniser can't be loaded, or none serves a
             declared language.
     """
 
     def __init__(
-        self,
-        given: Sequence[str | Mapping[str, Any]],
-        languages: Sequence[str],
-        least_score: float,
+        self, given: Sequence[str | Mapping[str, Any]], languages: Sequence[str], least_score: float
     ) -> None:
         try:
             from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
@@ -88,8 +78,7 @@ def _tokenizers(languages: Sequence[str]) -> Any:
         return doc
 
     Language.component("tuneline_lowered", func=lowered)
-    names = [{"lang_code": code, "model_name": code} for code in languages]
-    engine: Any = SpacyNlpEngine(models=names)
+    engine: Any = SpacyNlpEngine([{"lang_code": code, "model_name": code} for code in languages])
     engine.nlp = {code: spacy.blank(code) for code in languages}
     for pipeline in engine.nlp.values():
         pipeline.add_pipe("tuneline_lowered")

@@ -20,19 +20,10 @@ from tuneline.data.tables.rows import Message
 # Least score (1 - P(O)) of a word by group of types, and of one next to a place. They cost least
 # on half of the labelled rows of docs/decisions/0052-personal-data-by-a-model.md, if a word of
 # personal data that is left costs as much as five clean words that are changed.
-THRESHOLDS = {
-    "name": 0.15,
-    "place": 0.3,
-    "place_neighbour": 0.05,
-    "number": 0.3,
-    "contact": 0.3,
-}
-_GROUPS = {
-    **dict.fromkeys(PLACES, "place"),
-    "PERSON": "name",
-    "EMAIL_ADDRESS": "contact",
-    "URL": "contact",
-}
+THRESHOLDS = {"name": 0.15, "place": 0.3, "place_neighbour": 0.05, "number": 0.3, "contact": 0.3}
+_GROUPS = dict.fromkeys(PLACES, "place")
+_GROUPS |= {"PERSON": "name", "EMAIL_ADDRESS": "contact", "URL": "contact"}
+_NO_NUMBERS = _GROUPS.keys() - {"STREET_ADDRESS", "POSTAL_CODE"}
 # What stands between the parts of a value, and of an address: a few characters, or a unit that no
 # model knows ("Apt.", "Suite", "and").
 _GAP = re.compile(r"[ ()/+'.-]{0,3}")
@@ -65,10 +56,7 @@ _RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
 
 
 class Detector:
-    """A detector of personal data.
-
-    Args:
-        settings: what to look for.
+    """A detector of what its settings name.
 
     Attributes:
         custom_entities: types that the user's own recognisers find.
@@ -193,9 +181,8 @@ class Detector:
 
 def _outside(words: Sequence[Word], hits: Sequence[Hit]) -> Iterator[Word]:
     """Yield the words that lie in no hit."""
-    ends = [hit.end for hit in hits]
     for word in words:
-        at = bisect_left(ends, word.end)
+        at = bisect_left(hits, word.end, key=lambda hit: hit.end)
         if at == len(hits) or hits[at].start > word.start:
             yield word
 
@@ -207,16 +194,15 @@ def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
     are ones only near a street or city.
     """
 
+    def said(word: Word) -> str:
+        return text[word.start : word.end]
+
     def digits(one: Word, other: Word) -> bool:
-        number = _is_number(text, one) and _is_number(text, other)
+        number = _is_number(said(one), one) and _is_number(said(other), other)
         return number and _GAP.fullmatch(text, one.end, other.start) is not None
 
     kept = list(_surer(text, words))
-    streets = [
-        word
-        for word in kept
-        if word.entity in PLACES and any(map(str.isalpha, text[word.start : word.end]))
-    ]
+    streets = [word for word in kept if word.entity in PLACES and any(map(str.isalpha, said(word)))]
     groups = _runs(kept, digits)
     named = [word for group in groups for word in _number(text, group, streets)]
     for run in _runs(named, partial(_joins, text)):
@@ -252,17 +238,15 @@ def _group(word: Word) -> str:
     return _GROUPS.get(word.entity, "number")
 
 
-def _is_number(text: str, word: Word) -> bool:
-    return any(map(str.isdecimal, text[word.start : word.end])) and (
-        word.entity in ("STREET_ADDRESS", "POSTAL_CODE") or _group(word) == "number"
-    )
+def _is_number(said: str, word: Word) -> bool:
+    return any(map(str.isdecimal, said)) and word.entity not in _NO_NUMBERS
 
 
 def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterable[Word]:
     """Return a group of digits as parts of an address near one, as a number, or not at all."""
-    if not _is_number(text, group[0]):
-        return group
     start, end = group[0].start, group[-1].end
+    if not _is_number(text[start:end], group[0]):
+        return group
     at = bisect_left(streets, start, key=lambda street: street.start)
     near = (max(s.start - end, start - s.end) for s in streets[max(0, at - 1) : at + 1])
     few = sum(map(str.isdecimal, text[start:end])) <= _FEW_DIGITS
@@ -313,10 +297,9 @@ def _run(text: str, run: Sequence[Word]) -> Iterator[Hit]:
             # Beside a word that looks like a city four digits are a PIN as well.
             code = word.entity == "POSTAL_CODE" and digits > 3 and (digits != 5 or len(kinds) == 1)
             yield Hit(word.start, word.end, "ID_NUMBER" if code else word.entity)
-    elif _group(run[0]) == "number":
-        yield Hit(start, end, name_number(text, start, end))
     else:
-        yield Hit(start, end, run[0].entity)
+        number = _group(run[0]) == "number"
+        yield Hit(start, end, name_number(text, start, end) if number else run[0].entity)
 
 
 def resolve(hits: Iterable[Hit]) -> list[Hit]:

@@ -45,9 +45,11 @@ _NEVER = LinearPattern(r"(?i)\b(?:don'?t|do not|never|nicht|nunca|jamais)\b")
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!\n]*")
 # Characters at the end of a turn in which the question is looked for.
 _END = 400
-# Words of a piece of a number, of a question without a verb ("Account number?"), and of an answer
-# that is only a value or holds one.
-_PIECE, _BARE, _SHORT, _LONG = 2, 7, 4, 16
+# Words of a piece of a number, of a question without a verb ("Account number?"), of an answer that
+# is only a value or holds one, and of a date.
+_PIECE, _BARE, _SHORT, _LONG, _DATE_WORDS = 2, 7, 4, 16, 8
+# Digits of a number in an answer that is not short; a longer value is hardly said twice.
+_FEW_DIGITS, _MOST = 3, 12
 _NUMBER = LinearPattern(
     rf"(#?[{WORD}]*\d[{WORD}/.,-]*(?:[ -](?:[{WORD}][{WORD}]?[{WORD}]?)?\d[{WORD}/.-]*)*)"
 )
@@ -55,15 +57,11 @@ _NAME = LinearPattern(r"^\pL[\pL'.-]*(?: \pL[\pL'.-]*){0,3}$")
 _WORD = re.compile(r"\w+")
 # Signs around a value.
 _SIGNS = " .!,;:'\""
-# A longer value is hardly said twice.
-_MOST = 12
 _MONTH_OF = LinearPattern(rf"(?i)\b(?:{MONTH})\b")
 _NUMBERED = frozenset({"BIRTH_DATE", "CREDIT_CARD", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"})
 # An age over 89, which is all of an answer; and a price or year, which is no number of a person.
 _OLD = LinearPattern(rf"(?i)^{OLD}\b[^\d]*$")
 _QUANTITY = LinearPattern(r"^(?:\d+[.,]\d\d|(?:19|20)\d\d)$")
-# Digits of a number in an answer that is not short, and words of a date.
-_FEW_DIGITS, _DATE_WORDS = 3, 8
 # What a model may call the words of an answer.
 _PARTS = {"STREET_ADDRESS": PLACES, "PERSON": frozenset({"PERSON"})}
 # What stands between the name of a value and the value, and what begins an answer.
@@ -113,12 +111,12 @@ def expected(messages: Sequence[Message]) -> list[frozenset[str]]:
 
 
 def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterator[Hit]:
-    """Yield the values in an answer to a question for data.
+    """Yield the values in the answer to a question for some entity types.
 
     Args:
-        text: the turn after the question.
-        topics: entity types that it asks for.
-        words: words of which a model thinks that they may be personal data.
+        text: the answer.
+        topics: what the question asks for.
+        words: words of the answer that a model takes for personal data.
     """
     if not topics or len(text.split()) > _LONG or "?" in text:
         return

@@ -14,16 +14,15 @@ from typing import Any
 
 import phonenumbers
 from stdnum import iban, luhn
-from stdnum.us import itin, ssn
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 from tuneline.machine.secret_shapes import find_secrets
 
-# Digits of a payment card (ISO/IEC 7812) and of a phone number (ITU-T E.164).
-_CARD, _PHONE_DIGITS = range(13, 20), range(7, 16)
-# Characters of a run of digits in which cards are looked for.
-_LONGEST_RUN = 400
+# Digits of a payment card (ISO/IEC 7812), a phone number (ITU-T E.164), a social security number.
+_CARD, _PHONE_DIGITS, _SSN_DIGITS = range(13, 20), range(7, 16), 9
+# Characters of a run of digits in which cards are looked for, and of the longest key.
+_LONGEST_RUN, _MOST_KEY = 400, 512
 _EMAIL = LinearPattern(
     rf"(?:^|[^{WORD}.+%'-])([{WORD}+%'-]+(?:\.[{WORD}+%'-]+)*@"
     rf"[\pL\pN][{WORD}-]*(?:\.[\pL\pN](?:[{WORD}-]*[\pL\pN])?)+)"
@@ -37,8 +36,6 @@ _SSN = LinearPattern(
 )
 _HOST = LinearPattern(rf"(?:^|[^{WORD}.:])([0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*[0-9A-Fa-f:])")
 _LONG_WORD = LinearPattern(r"(\S{20}\S*)")
-# Characters of the longest key.
-_MOST_KEY = 512
 _VERSION = re.compile(r"(?i)\b(?:v|version|firmware|build|release|driver)\W{0,3}$")
 _MAC = LinearPattern(
     rf"(?i)(?:^|[^{WORD}:-])((?:[0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}|(?:[0-9a-f]{{2}}-){{5}}[0-9a-f]{{2}})"
@@ -84,10 +81,7 @@ def find_identifiers(text: str) -> Iterator[Hit]:
 
 
 def _keys(text: str) -> Iterator[Hit]:
-    """Yield the keys of services that detect-secrets knows and `secret_shapes` does not.
-
-    Its patterns backtrack, so they see single words of a bounded length.
-    """
+    """Yield the keys that detect-secrets knows; it backtracks, so it sees bounded words only."""
     for first, last in _LONG_WORD.spans(text):
         for plugin in _plugins() if last - first <= _MOST_KEY else ():
             for value in plugin.analyze_string(text[first:last]):
@@ -114,15 +108,10 @@ def name_number(text: str, start: int, end: int) -> str:
     before = text[max(0, start - _REACH) : start]
     if len(digits) in _CARD and luhn.is_valid(digits):
         return "CREDIT_CARD"
-    if iban.is_valid(value):
-        return "IBAN_CODE"
-    grouped = not value.isdecimal()
-    if len(digits) == 9 and (
-        _SSN_CUE.search(before) or (grouped and (ssn.is_valid(value) or itin.is_valid(value)))
-    ):
+    if len(digits) == _SSN_DIGITS and _SSN_CUE.search(before):
         return "US_SSN"
     phone = len(digits) in _PHONE_DIGITS and not any(map(str.isalpha, value))
-    if phone and (_PHONE_CUE.search(before) or (grouped and _is_phone(value))):
+    if phone and (_PHONE_CUE.search(before) or (not value.isdecimal() and _is_phone(value))):
         return "PHONE_NUMBER"
     return "ID_NUMBER"
 

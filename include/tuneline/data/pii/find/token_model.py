@@ -51,21 +51,12 @@ class TokenModel:
 
     Args:
         directory: config.json, tokenizer.json, and one of `NETWORKS` or safetensors.
-        wanted: entity types that are looked for.
-        labels: `data.pii_ner_labels`, see `map_labels`.
+        wanted, labels: see `map_labels`, whose errors it raises.
         shifted: True to cut long texts at other places.
-
-    Raises:
-        UserError: if it can't be loaded, or no label names an entity type.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        wanted: Collection[str],
-        labels: Mapping[str, str],
-        *,
-        shifted: bool = False,
+        self, directory: Path, wanted: Collection[str], labels: Mapping[str, str], *, shifted: bool
     ) -> None:
         self._tokenizer, self._network, names, context = _load(directory)
         size = min(SHIFTED_WINDOW if shifted else WINDOW, context)
@@ -74,10 +65,8 @@ class TokenModel:
         self.ignored = mapped.ignored
         self._entities = sorted(set(mapped.entity.values()))
         # Labels x entity types: adds up the labels of a type.
-        self._sums = np.array(
-            [[mapped.entity.get(name) == entity for entity in self._entities] for name in names],
-            np.float32,
-        )
+        rows = [[mapped.entity.get(name) == kind for kind in self._entities] for name in names]
+        self._sums = np.array(rows, np.float32)
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
         """See `models.EntityModel`; equal windows are read once, very long words not at all."""
