@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tuneline.data.pii.find.entities import Hit
 from tuneline.errors import UserError, first_line
 
@@ -91,7 +93,10 @@ def _load(entry: str | Mapping[str, Any]) -> list[Any]:
         if not isinstance(entry, str):
             return _written_out(entry)
         if entry.endswith((".yaml", ".yml")):
-            return _read(Path(entry))
+            document = yaml.safe_load(Path(entry).read_text("utf-8"))
+            if not isinstance(document, dict) or "recognizers" not in document:
+                raise TypeError("it has no list `recognizers`, as Presidio's YAML files do")
+            return [made for one in document["recognizers"] for made in _load(one)]
         module, _, name = entry.partition(":")
         found = getattr(import_module(module), name)
         recogniser = found() if isinstance(found, type) else found
@@ -105,15 +110,6 @@ def _load(entry: str | Mapping[str, Any]) -> list[Any]:
             "give module:Name of a module that is installed where the steps run, a YAML file, or "
             "an entry as in Presidio's list `recognizers`"
         ) from None
-
-
-def _read(path: Path) -> list[Any]:
-    import yaml
-
-    document = yaml.safe_load(path.read_text("utf-8"))
-    if not isinstance(document, dict) or not isinstance(document.get("recognizers"), list):
-        raise TypeError("it has no list `recognizers`, as Presidio's YAML files do")
-    return [made for entry in document["recognizers"] for made in _load(entry)]
 
 
 def _written_out(entry: Mapping[str, Any]) -> list[Any]:

@@ -30,8 +30,6 @@ _GAP = re.compile(r"[ ()/+'.-]{0,3}")
 _WITHIN = re.compile(r"(?s).{0,4}|(?=.{0,11}\Z)[\s,.>/?]*[^\W\d_]+\.?\s*")
 # "40 x 30 x 15" is no address.
 _SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
-# A full stop within a name follows an initial or title.
-_TITLE = 4
 # Characters from a street or city in which a number is part of an address, one of few digits too.
 _APART, _NEAR, _FEW_DIGITS = 4, 40, 5
 # A number of four or five digits is a code rather than a quantity in a text of so few characters.
@@ -48,7 +46,7 @@ _UNIT_OF = re.compile(
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
-# A value of so few characters is said again by chance.
+# A value of at most so many characters is said again by chance.
 _LEAST_REPEATED = 3
 # Types of which the same value is no trace of a person elsewhere.
 _COMMON = frozenset({"LOCATION", "DATE", "AGE_OVER_89", "POSTAL_CODE", "URL"})
@@ -141,8 +139,8 @@ class Detector:
         )
         made: dict[str, tuple[Hit, ...]] = {}
         for text, hits in found.items():
-            hits.extend(repeats(texts[text].text, words.get(text, ())))
-            if final := self._final(text, texts[text], self._resolved(hits)):
+            again = repeats(texts[text].text, words.get(text, ()))
+            if final := self._final(text, texts[text], self._resolved([*hits, *again])):
                 made[text] = final
         return made
 
@@ -266,21 +264,16 @@ def _is_quantity(text: str, start: int, end: int, placed: bool) -> bool:
     One that the model takes for a part of an address is a code if it has four digits or five and
     stands in a short text.
     """
-    value = text[start:end]
+    value, before = text[start:end], text[max(0, start - _NEAR) : start]
     code = value.isdecimal() and len(value) >= 4 and len(text) <= _SHORT
-    return (
-        value.endswith("00")
-        or _PAID.search(text[max(0, start - _NEAR) : start]) is not None
-        or (placed and not code)
-    )
+    return value.endswith("00") or bool(_PAID.search(before)) or (placed and not code)
 
 
 def _joins(text: str, one: Word, other: Word) -> bool:
     between = text[one.end : other.start]
     if one.entity in PLACES and other.entity in PLACES:
         return _WITHIN.fullmatch(between) is not None
-    ends = one.entity == "PERSON" and "." in between and one.end - one.start > _TITLE
-    return _group(one) == _group(other) and not ends and _GAP.fullmatch(between) is not None
+    return _group(one) == _group(other) and _GAP.fullmatch(between) is not None
 
 
 def _run(text: str, run: Sequence[Word]) -> Iterator[Hit]:

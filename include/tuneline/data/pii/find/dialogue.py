@@ -11,6 +11,8 @@ from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 
+# Finds hits in a text and its words that a model takes for personal data.
+Finder = Callable[[str, Sequence[Word]], Iterator[Hit]]
 # Words for what is asked for, in the languages of the model.
 _CUES = {
     "EMAIL_ADDRESS": r"e-?mail|mail ?address|correo|courriel|adresse mail|mailadres\w*",
@@ -70,7 +72,7 @@ _IS = LinearPattern(
     r"(?:\s+|$))*"
 )
 _LEAD = LinearPattern(
-    r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|oh|um|well|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
+    r"(?i)\W*(?:(?:yes|yeah|ya|sure|ok|oh|um|well|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
 )
 # An answer of these alone holds no value.
 _FILLER = frozenset(
@@ -96,9 +98,8 @@ def expected(messages: Sequence[Message]) -> list[frozenset[str]]:
 
     A number that is given in pieces leaves the question open ("ok", "go on").
     """
-    topics: frozenset[str] = frozenset()
+    topics, piece = frozenset[str](), False
     found: list[frozenset[str]] = []
-    piece = False
     for message in messages:
         said, user = message["content"], message["role"] == "user"
         found.append(topics if user else frozenset())
@@ -122,12 +123,13 @@ def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterato
         return
     for topic in topics:
         start, end = _value(text, topic)
-        value, size = text[start:end], len(text[start:end].split())
-        for match in _NUMBER.finditer(value) if topic in _NUMBERED else ():
-            number = match[0].rstrip(".,")
+        value = text[start:end]
+        size = len(value.split())
+        for first, last in _NUMBER.spans(value) if topic in _NUMBERED else ():
+            number = value[first:last].rstrip(".,")
             enough = size <= _SHORT or sum(map(str.isdigit, number)) >= _FEW_DIGITS
             if enough and not (topic == "ID_NUMBER" and _QUANTITY.match(number)):
-                yield Hit(start + match.start(), start + match.start() + len(number), topic)
+                yield Hit(start + first, start + first + len(number), topic)
         kinds = _PARTS.get(topic, frozenset())
         parts = [word for word in words if start <= word.start < end and word.entity in kinds]
         if topic == "STREET_ADDRESS" and parts:
@@ -150,7 +152,6 @@ def _is_whole(value: str, topic: str, size: int) -> bool:
         "EMAIL_ADDRESS": short and mail,
         "ID_NUMBER": short and digit and not _QUANTITY.match(value),
         "PERSON": short and _NAME.match(value),
-        "STREET_ADDRESS": size > 2 and digit,
         "BIRTH_DATE": size <= _DATE_WORDS and any(_MONTH_OF.finditer(value)),
         "AGE_OVER_89": _OLD.match(value),
     }
@@ -163,7 +164,7 @@ def _value(text: str, topic: str) -> tuple[int, int]:
     cues = [(*match.span(), kind) for kind in _ASKED for match in _ASKED[kind].finditer(text)]
     if own := [last for _, last, kind in cues if kind == topic]:
         start = max(own)
-    elif (lead := next(_LEAD.finditer(text), None)) is not None:
+    elif lead := _LEAD.match(text):
         start = lead.end()
     after = [first for first, _, kind in cues if kind != topic and first >= start]
     start += next(_IS.finditer(text[start:])).end()
@@ -173,14 +174,11 @@ def _value(text: str, topic: str) -> tuple[int, int]:
     return start, start + len(trimmed)
 
 
-def repeats_of(
-    values: Iterable[tuple[str, str]],
-) -> Callable[[str, Sequence[Word]], Iterator[Hit]]:
+def repeats_of(values: Iterable[tuple[str, str]]) -> Finder:
     """Return a finder of values, with their entity types, as whole words in any case.
 
-    It takes a text and its words that a model takes for personal data. A single word of a name
-    counts where a model takes it for one, or has a capital within a sentence: most names are words
-    as well ("mark", "will").
+    A single word of a name counts where a model takes it for one, or has a capital within a
+    sentence: most names are words as well ("mark", "will").
     """
     entities: dict[tuple[str, ...], str] = {}
     for value, entity in values:

@@ -8,6 +8,7 @@ that nobody declared.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -47,21 +48,12 @@ _OWN_WORDS = {
     language: {word for word in words.split() if _USES[word] == 1 and len(word) > 1}
     for language, words in _FUNCTION_WORDS.items()
 }
-_SCRIPTS = {
-    "Greek": re.compile("[\u0370-\u03ff]"),
-    "Cyrillic": re.compile("[\u0400-\u04ff]"),
-    "Hebrew": re.compile("[\u0590-\u05ff]"),
-    "Arabic": re.compile("[\u0600-\u06ff]"),
-    "Devanagari": re.compile("[\u0900-\u097f]"),
-    "Thai": re.compile("[\u0e00-\u0e7f]"),
-    "Chinese or Japanese": re.compile("[\u3040-\u30ff\u4e00-\u9fff]"),
-    "Korean": re.compile("[\uac00-\ud7af]"),
-}
+# The first words of the names of characters, where these are not the name of the script.
+_SCRIPTS = {"Hangul": "Korean"}
+_SCRIPTS |= dict.fromkeys(("Cjk", "Hiragana", "Katakana"), "Chinese or Japanese")
 _WORD = re.compile(r"[^\W\d_]+")
-# Two words may be a quotation; more of them show the language.
-LEAST_WORDS = 3
-# Characters at the beginning of a text that are looked at.
-LOOKED_AT = 600
+# Two words may be a quotation; more of them, in the first so many characters, show the language.
+LEAST_WORDS, LOOKED_AT = 3, 600
 
 
 def _counts(text: str) -> dict[str, int]:
@@ -76,10 +68,11 @@ def foreign_language(text: str, declared: Iterable[str]) -> str | None:
         The code of a language, the name of a script, or None if it is declared or unknown.
     """
     declared = set(declared)
-    letters = 0 if text.isascii() else sum(map(str.isalpha, text))
-    for script, pattern in _SCRIPTS.items() if letters else ():
-        if len(pattern.findall(text)) > letters / 2:
-            return script
+    names = (unicodedata.name(char, "?").split()[0].title() for char in text if char.isalpha())
+    scripts = [] if text.isascii() else [_SCRIPTS.get(name, name) for name in names]
+    script, count = next(iter(Counter(scripts).most_common(1)), ("Latin", 0))
+    if script != "Latin" and count > len(scripts) / 2:
+        return script
     counts = _counts(text)
     language = max(counts, key=lambda name: counts[name])
     home = max((counts.get(name, 0) for name in declared), default=0)
