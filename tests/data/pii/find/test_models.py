@@ -11,7 +11,8 @@ from tuneline.errors import UserError
 
 LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-LOC"]
 # Ordinary words, which no other detector takes for names.
-KNOWN = {"pebble": "B-PER", "thistle": "I-PER", "acorn": "B-ORG", "meadow": "I-LOC"}
+KNOWN = {"pebble": "B-PER", "thistle": "I-PER", "acorn": "B-ORG"}
+KNOWN |= {"meadow": "I-LOC", "北京": "I-LOC"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,12 @@ def test_a_name_is_found_at_every_place_of_a_long_text(tiny):
         words = ["word"] * 150
         words[place : place + 2] = ["pebble", "thistle"]
         assert found(model, " ".join(words)) == [("pebble", "PERSON"), ("thistle", "PERSON")], place
+
+
+def test_a_script_without_spaces_is_read_by_characters(tiny):
+    model = load_entity_model(tiny, {"LOCATION"}, {})
+    said = "字，" * 90 + "我住，北京，" + "字，" * 90
+    assert found(model, said) == [("北", "LOCATION"), ("京", "LOCATION")]
 
 
 def test_the_batch_makes_no_difference(tiny):

@@ -24,13 +24,13 @@ WINDOW, SHIFTED_WINDOW, OVERLAP = 128, 104, 32
 # Windows of a batch; larger ones outgrow the cache of a core. A network with 8-bit weights takes
 # the scale of its inputs from the whole batch, so its scores depend a little on other windows.
 BATCH = 8
-# The vocabulary knows no word of this length: keys and rulings are for patterns.
-LONGEST_RUN = 100
-# Words with a lower score are not even noted.
-LEAST = 0.02
-# "j.kwan@tide.com" and "555-0134" are one word, without the full stop of the sentence.
-_WORD = re.compile(r"\w+(?:[.@-]\w+)*")
-_LONG_RUN = re.compile(rf"\S{{{LONGEST_RUN},}}")
+# No vocabulary knows a word of this length, and words with a lower score are not even noted.
+LONGEST_RUN, LEAST = 100, 0.02
+# "j.kwan@tide.com" and "555-0134" are one word, without the full stop of the sentence; so is each
+# character of Thai, Chinese and Japanese, which put no spaces between words.
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:[.@-][^\W{_UNSPACED}]+)*")
+_LONG_RUN = re.compile(rf"[^\s{_UNSPACED}]{{{LONGEST_RUN},}}")
 
 Row = np.ndarray[Any, np.dtype[np.float32]]
 # Gives logits (windows x pieces x labels) for the numbers of pieces and their mask.
