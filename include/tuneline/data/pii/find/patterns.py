@@ -75,6 +75,9 @@ _NUMBERS = {
     rf"(?:[ -][A-Z]{{0,3}}\d[A-Z0-9]*){{0,4}}){_E}",
     "US_SSN: social security number": rf"{_B}(?:ssn|social(?: security)?)[^\d\n]{{0,30}}"
     rf"(\d{{3}}[-. ]{{0,3}}\d{{2}}[-. ]{{0,3}}\d{{4}}|\d{{4}}){_E}",
+    "PHONE_NUMBER: phone": rf"{_B}"
+    rf"(?:phone|tel\w*|cell|mobil\w*|call|text|fax|whatsapp|móvil|handy\w*|appel\w*|reach)"
+    rf"[^\d\n+(]{{0,30}}(\+?\(?\d(?:[ ()./-]{{0,3}}\d){{5,14}}){_E}",
     "DATE: date": rf"{_B}({_DATE}|(?:the )?{_DAY} ?(?:of |de |di )?(?:{MONTH})|"
     rf"(?:{MONTH})\.? (?:the )?\d{{1,2}}(?:st|nd|rd|th)?|(?:{MONTH})\.?,? \d{{4}}){_E}",
     "POSTAL_CODE: postal code": rf"{_B}"
