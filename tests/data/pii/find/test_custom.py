@@ -83,8 +83,8 @@ def test_an_import_path(tmp_path, monkeypatch):
     ("given", "message"),
     [
         ("no_such_module:Badge", "'no_such_module:Badge' can't be loaded"),
-        ("nowhere.yaml", "nowhere.yaml can't be read"),
-        ({"name": "badge"}, "badge: "),
+        ("nowhere.yaml", "'nowhere.yaml' can't be loaded"),
+        ({"name": "badge"}, "'badge' can't be loaded"),
         ({**BADGE, "supported_language": "fi"}, "they serve fi, and data.languages declares en"),
     ],
 )

@@ -87,6 +87,7 @@ LEFT = [
     "we have 1243 people and paid 1350",
     "Die Bestellung kam am 3.5.2024 nicht an, es waren 35 Euro.",
     "the error code 404 again",
+    "I can't open the login link.",
     "ask Acme Support",
 ]
 
@@ -118,6 +119,11 @@ TALKS = [
         ("u:my name is Mark Jansen", "a:ok", "u:they mark it as done"),
         ["my name is [PERSON]", "they mark it as done"],
     ),
+    # The first word of a sentence has a capital anyway.
+    (
+        ("u:my name is Dana Parcel", "a:ok", "u:Parcel arrived today. The Parcel is here"),
+        ["my name is [PERSON]", "Parcel arrived today. The [PERSON] is here"],
+    ),
     (("a:member kh-934961?", "u:yes kh 934961"), ["yes [ID_NUMBER]"]),
 ]
 
@@ -136,6 +142,19 @@ def test_profiles_decide_what_counts(detectors):
     ]
     assert masked(detectors["gdpr"], said)[0].startswith("[PERSON] of Dallas, zip 75201, born [")
     assert masked(detectors["pci"], said)[0].startswith("Ann Lee of Dallas")
+
+
+@pytest.mark.parametrize(
+    ("turns", "left"),
+    [
+        (("u:she is aged 97 and turned 93",), "she is aged [AGE_OVER_89] and turned [AGE_OVER_89]"),
+        (("a:May I have your age?", "u:its 93"), "its [AGE_OVER_89]"),
+        (("a:And how old is she?", "u:39"), "39"),
+        (("u:turn 45 degrees, age 35",), "turn 45 degrees, age 35"),
+    ],
+)
+def test_ages_over_89(detectors, turns, left):
+    assert masked(detectors["hipaa"], *turns)[-1] == left
 
 
 def test_offsets_are_those_of_the_original_text(detectors):

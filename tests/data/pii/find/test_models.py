@@ -11,7 +11,8 @@ from tuneline.errors import UserError
 
 LABELS = ["O", "B-PER", "I-PER", "B-ORG", "I-LOC"]
 # Ordinary words, which no other detector takes for names.
-KNOWN = {"pebble": "B-PER", "thistle": "I-PER", "acorn": "B-ORG", "meadow": "I-LOC"}
+KNOWN = {"pebble": "B-PER", "thistle": "I-PER", "acorn": "B-ORG"}
+KNOWN |= {"meadow": "I-LOC", "北京": "I-LOC"}
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +25,12 @@ def found(model, said):
     return [(said[w.start : w.end], w.entity) for w in words]
 
 
-def test_words_of_one_entity_are_one_hit(tiny):
+def test_words_that_a_model_knows(tiny):
     model = load_entity_model(tiny, {"PERSON", "LOCATION"}, {})
-    assert found(model, "we met (pebble thistle) and pebble, pebble thistle in meadow!") == [
-        ("pebble thistle", "PERSON"),
+    assert found(model, "we met (pebble thistle) and pebble in meadow!") == [
         ("pebble", "PERSON"),
-        ("pebble thistle", "PERSON"),
+        ("thistle", "PERSON"),
+        ("pebble", "PERSON"),
         ("meadow", "LOCATION"),
     ]
     assert model.ignored == ("ORG",)
@@ -46,7 +47,13 @@ def test_a_name_is_found_at_every_place_of_a_long_text(tiny):
     for place in range(0, 150, 7):
         words = ["word"] * 150
         words[place : place + 2] = ["pebble", "thistle"]
-        assert found(model, " ".join(words)) == [("pebble thistle", "PERSON")], place
+        assert found(model, " ".join(words)) == [("pebble", "PERSON"), ("thistle", "PERSON")], place
+
+
+def test_a_script_without_spaces_is_read_by_characters(tiny):
+    model = load_entity_model(tiny, {"LOCATION"}, {})
+    said = "字，" * 90 + "我住，北京，" + "字，" * 90
+    assert found(model, said) == [("北", "LOCATION"), ("京", "LOCATION")]
 
 
 def test_the_batch_makes_no_difference(tiny):
@@ -104,7 +111,7 @@ def test_what_is_no_such_model_is_refused(tiny, tmp_path):
         (tmp_path / name).write_bytes((tiny / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     directory, _ = fetch_entity_model(str(tmp_path))
-    with pytest.raises(UserError, match="can't be loaded as a token-classification model"):
+    with pytest.raises(UserError, match="can't be loaded as a token classifier"):
         load_entity_model(directory, {"PERSON"}, {})
 
 

@@ -33,13 +33,13 @@ def save_tiny_model(
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(torch.ones_like(weight) if "LayerNorm.weight" in name else weight * 0)
-        model.classifier.bias[0] = 0.1
+        model.classifier.bias[0] = 10
         embedding = model.bert.embeddings.word_embeddings.weight
         for word, label in label_of.items():
             number = labels.index(label)
             # Layer norm keeps the sign of a single large entry.
             embedding[vocabulary[word], number] = 1.0
-            model.classifier.weight[number, number] = 1.0
+            model.classifier.weight[number, number] = 10.0
     model.save_pretrained(directory)
     return directory
 

@@ -1,8 +1,7 @@
 """Run recognisers that a team already has for Presidio, unchanged.
 
-They come as an import path, a YAML file or written out in the configuration, in the form of
-Presidio's `recognizers` list. Presidio's analyzer runs them over tokens only: context words count,
-but no model is loaded, so a recogniser that needs the entities of a model finds nothing.
+Presidio's analyzer runs them over tokens only: context words count, but no model is loaded, so a
+recogniser that needs the entities of a model finds nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.errors import UserError, first_line
@@ -25,22 +26,13 @@ PART, OVERLAP = 2_000, 200
 class CustomRecognisers:
     """Presidio's analyzer with the recognisers of the user.
 
-    Args:
-        given: import paths `module:Name` of a class or an instance, paths of YAML files, or
-            recognisers written out.
-        languages: declared languages.
-        least_score: lowest Presidio score of a hit that counts.
-
     Raises:
         UserError: if Presidio is not installed, a recogniser can't be loaded, or none serves a
             declared language.
     """
 
     def __init__(
-        self,
-        given: Sequence[str | Mapping[str, Any]],
-        languages: Sequence[str],
-        least_score: float,
+        self, given: Sequence[str | Mapping[str, Any]], languages: Sequence[str], least_score: float
     ) -> None:
         try:
             from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
@@ -51,24 +43,22 @@ class CustomRecognisers:
                 "with EXTRAS=requirements/presidio.txt"
             ) from None
         logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
-        recognisers = [r for entry in given for r in _load(entry)]
-        served = {recogniser.supported_language for recogniser in recognisers}
+        every = [made for entry in given for made in _load(entry)]
+        served = {recogniser.supported_language for recogniser in every}
         self._languages = [language for language in languages if language in served]
         if not self._languages:
             raise UserError(
                 f"{FIELD}: they serve {', '.join(sorted(served)) or 'no language'}, and "
                 f"data.languages declares {', '.join(languages)}; set supported_language"
             )
+        own = [one for one in every if one.supported_language in self._languages]
+        self.entities = tuple(sorted({name for one in own for name in one.supported_entities}))
         self._analyzer = AnalyzerEngine(
-            registry=RecognizerRegistry(
-                recognizers=recognisers, supported_languages=list(self._languages)
-            ),
+            registry=RecognizerRegistry(own, supported_languages=self._languages),
             nlp_engine=_tokenizers(self._languages),
             supported_languages=self._languages,
             default_score_threshold=least_score,
         )
-        served_here = (r for r in recognisers if r.supported_language in self._languages)
-        self.entities = tuple(sorted({name for r in served_here for name in r.supported_entities}))
 
     def find(self, text: str) -> Iterator[Hit]:
         """Yield the hits of the recognisers of each language."""
@@ -90,8 +80,7 @@ def _tokenizers(languages: Sequence[str]) -> Any:
         return doc
 
     Language.component("tuneline_lowered", func=lowered)
-    names = [{"lang_code": code, "model_name": code} for code in languages]
-    engine: Any = SpacyNlpEngine(models=names)
+    engine: Any = SpacyNlpEngine([{"lang_code": code, "model_name": code} for code in languages])
     engine.nlp = {code: spacy.blank(code) for code in languages}
     for pipeline in engine.nlp.values():
         pipeline.add_pipe("tuneline_lowered")
@@ -100,54 +89,41 @@ def _tokenizers(languages: Sequence[str]) -> Any:
 
 def _load(entry: str | Mapping[str, Any]) -> list[Any]:
     """Make the recognisers of an import path, a YAML file or an entry that is written out."""
-    if not isinstance(entry, str):
-        return _written_out(entry, FIELD)
-    if entry.endswith((".yaml", ".yml")):
-        return _read(entry)
-    from presidio_analyzer import EntityRecognizer
-
-    module, _, name = entry.partition(":")
     try:
+        if not isinstance(entry, str):
+            return _written_out(entry)
+        if entry.endswith((".yaml", ".yml")):
+            document = yaml.safe_load(Path(entry).read_text("utf-8"))
+            if not isinstance(document, dict) or "recognizers" not in document:
+                raise TypeError("it has no list `recognizers`, as Presidio's YAML files do")
+            return [made for one in document["recognizers"] for made in _load(one)]
+        module, _, name = entry.partition(":")
         found = getattr(import_module(module), name)
         recogniser = found() if isinstance(found, type) else found
-    except Exception as error:  # the user's module may raise anything
+        if not hasattr(recogniser, "supported_entities"):
+            raise TypeError("it is not a Presidio EntityRecognizer")
+        return [recogniser]
+    except Exception as error:  # a user's module and Presidio may raise anything
+        named = entry if isinstance(entry, str) else entry.get("name", "an entry without a name")
         raise UserError(
-            f"{FIELD}: {entry!r} can't be loaded ({type(error).__name__}: {error}); write it as "
-            "module:Name, and install the module where the steps run"
+            f"{FIELD}: {named!r} can't be loaded ({type(error).__name__}: {first_line(error)}); "
+            "give module:Name of a module that is installed where the steps run, a YAML file, or "
+            "an entry as in Presidio's list `recognizers`"
         ) from None
-    if not isinstance(recogniser, EntityRecognizer):
-        raise UserError(f"{FIELD}: {entry!r} is not a Presidio EntityRecognizer")
-    return [recogniser]
 
 
-def _read(path: str) -> list[Any]:
-    import yaml
-
-    try:
-        document = yaml.safe_load(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{FIELD}: {path} can't be read: {first_line(error)}") from None
-    found = document.get("recognizers") if isinstance(document, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise UserError(f"{FIELD}: {path} has no list `recognizers`, as Presidio's YAML files do")
-    return [made for entry in found for made in _written_out(entry, f"{FIELD}: {path}")]
-
-
-def _written_out(entry: Mapping[str, Any], where: str) -> list[Any]:
+def _written_out(entry: Mapping[str, Any]) -> list[Any]:
     """Make a recogniser for each language of an entry; none if the entry is not enabled."""
     from presidio_analyzer import PatternRecognizer
 
-    if entry.get("enabled") is False:
+    settings = {"supported_language": "en", **entry}
+    settings.pop("type", None)
+    if settings.pop("enabled", True) is False:
         return []
-    settings = {key: value for key, value in entry.items() if key not in ("type", "enabled")}
-    usual = settings.pop("supported_language", "en")
+    languages = settings.pop("supported_languages", None) or [settings["supported_language"]]
     made = []
-    for language in settings.pop("supported_languages", None) or [usual]:
+    for language in languages:
         own = {"language": language} if isinstance(language, str) else dict(language)
         one = {**settings, "supported_language": own.pop("language"), **own}
-        try:
-            made.append(PatternRecognizer.from_dict(one))
-        except Exception as error:  # Presidio raises many kinds for a wrong entry
-            name = entry.get("name", "a recogniser without a name")
-            raise UserError(f"{where}: {name}: {first_line(error)}") from None
+        made.append(PatternRecognizer.from_dict(one))
     return made

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 
 from tuneline.data.pii.find.custom import CustomRecognisers
 from tuneline.data.pii.find.dialogue import answers, expected, repeats_of
-from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings
+from tuneline.data.pii.find.entities import ENTITIES, PLACES, Hit, Settings
 from tuneline.data.pii.find.identifiers import find_identifiers, name_number
 from tuneline.data.pii.find.models import EntityModel, load_entity_model
 from tuneline.data.pii.find.patterns import find_patterns
@@ -21,39 +20,24 @@ from tuneline.data.tables.rows import Message
 # Least score (1 - P(O)) of a word by group of types, and of one next to a place. They cost least
 # on half of the labelled rows of docs/decisions/0052-personal-data-by-a-model.md, if a word of
 # personal data that is left costs as much as five clean words that are changed.
-THRESHOLDS = {
-    "name": 0.15,
-    "place": 0.3,
-    "place_neighbour": 0.05,
-    "number": 0.3,
-    "contact": 0.3,
-}
-_GROUPS = {
-    "PERSON": "name",
-    "STREET_ADDRESS": "place",
-    "LOCATION": "place",
-    "POSTAL_CODE": "place",
-    "EMAIL_ADDRESS": "contact",
-    "URL": "contact",
-}
-_PLACES = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
-# Characters between the parts of one address, and what stands between the words of others.
-_APART = 4
-# A unit that no model knows ("Apt.", "Suite", "and") may stand between them.
-_UNIT = 11
-_WITHIN = re.compile(r"[\s,.>/?]*[^\W\d_]+\.?[\s]*")
-_TITLE = 4
-# "40 x 30 x 15" is none.
-_SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
+THRESHOLDS = {"name": 0.15, "place": 0.3, "place_neighbour": 0.05, "number": 0.3, "contact": 0.3}
+_GROUPS = dict.fromkeys(PLACES, "place")
+_GROUPS |= {"PERSON": "name", "EMAIL_ADDRESS": "contact", "URL": "contact"}
+_NO_NUMBERS = _GROUPS.keys() - {"STREET_ADDRESS", "POSTAL_CODE"}
+# What stands between the parts of a value, and of an address: a few characters, or a unit that no
+# model knows ("Apt.", "Suite", "and").
 _GAP = re.compile(r"[ ()/+'.-]{0,3}")
-# A number near a street or city may be a part of an address.
-_NEAR, _FEW_DIGITS = 40, 5
-# In a text of so few characters a number of four or five digits is a code rather than a quantity.
+_WITHIN = re.compile(r"(?s).{0,4}|(?=.{0,11}\Z)[\s,.>/?]*[^\W\d_]+\.?\s*")
+# "40 x 30 x 15" is no address.
+_SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
+# Characters from a street or city in which a number is part of an address, one of few digits too.
+_APART, _NEAR, _FEW_DIGITS = 4, 40, 5
+# A number of four or five digits is a code rather than a quantity in a text of so few characters.
 _SHORT = 60
-# Words before a price, and after a quantity.
+# What stands before a price, and after a quantity.
 _PAID = re.compile(
-    r"(?i)\b(?:paid|pay|costs?|price|amount|total|limit|worth|charged?|spent|preis|bezahlt|kostet|prix|payé|"
-    r"coûte|precio|cuesta|pagué)(?:\W+\w+){0,2}\W+$"
+    r"(?i)[$€£]\Z|\b(?:paid|pay|costs?|price|amount|total|limit|worth|charged?|spent|preis|bezahlt|"
+    r"kostet|prix|payé|coûte|precio|cuesta|pagué)(?:\W+\w+){0,2}\W+$"
 )
 _UNIT_OF = re.compile(
     r"(?i)\s?(?:dollars?|euros?|bucks|usd|eur|gbp|pounds?|rupees|rs|[€£%]|k[gm]?|gb|mb|mah|cc|miles|"
@@ -62,7 +46,7 @@ _UNIT_OF = re.compile(
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
-# A value of so few characters is said again by chance.
+# A value of at most so many characters is said again by chance.
 _LEAST_REPEATED = 3
 # Types of which the same value is no trace of a person elsewhere.
 _COMMON = frozenset({"LOCATION", "DATE", "AGE_OVER_89", "POSTAL_CODE", "URL"})
@@ -70,10 +54,7 @@ _RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
 
 
 class Detector:
-    """A detector of personal data.
-
-    Args:
-        settings: what to look for.
+    """A detector of what its settings name.
 
     Attributes:
         custom_entities: types that the user's own recognisers find.
@@ -85,20 +66,17 @@ class Detector:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._custom = None
-        if settings.recognizers:
-            self._custom = CustomRecognisers(
-                settings.recognizers, settings.languages, settings.least_score
-            )
+        own = (settings.recognizers, settings.languages, settings.least_score)
+        self._custom = CustomRecognisers(*own) if settings.recognizers else None
         self.custom_entities: tuple[str, ...] = self._custom.entities if self._custom else ()
         self._wanted = frozenset((*settings.entities, *self.custom_entities))
         self._models: list[EntityModel] = [
             load_entity_model(path, self._wanted, settings.labels, shifted=settings.shifted)
             for path in settings.models
         ]
-        ignored = (label for model in self._models for label in model.ignored)
-        self.ignored_labels: tuple[str, ...] = tuple(sorted(set(ignored)))
-        self._read: OrderedDict[str, tuple[Word, ...]] = OrderedDict()
+        ignored = {label for model in self._models for label in model.ignored}
+        self.ignored_labels = tuple(sorted(ignored))
+        self._read: dict[str, Sequence[Word]] = {}
         self._shaped = lru_cache(maxsize=REMEMBERED)(self._shapes)
 
     def shapes(self, text: str) -> tuple[Hit, ...]:
@@ -124,14 +102,19 @@ class Detector:
             in order, without overlaps, of wanted types, without what is allowed.
         """
         pieces = [texts_of(messages, self._settings.label_field) for messages in batch]
-        cuts: dict[str, tuple[int, int]] = {}
+        # What models read of each text, and the number of characters before it.
+        parts: dict[str, tuple[str, int]] = {}
         for messages, own in zip(batch, pieces, strict=True):
-            for turn, text in {(piece.turn, piece.text) for piece in own}:
-                content, user = messages[turn]["content"], messages[turn]["role"] == "user"
-                if content not in shared.systems:
-                    whole = (0, len(text))
-                    cuts.setdefault(text, shared.affixes.cut(text) if user else whole)
-        words = self._words(cuts)
+            for turn, text in own:
+                if text not in parts and messages[turn]["content"] not in shared.systems:
+                    user = messages[turn]["role"] == "user"
+                    start, end = shared.affixes.cut(text) if user else (0, len(text))
+                    parts[text] = plain(text[start:end]).text, len(plain(text[:start]).text)
+        read = self._words(dict.fromkeys(part for part, _ in parts.values()))
+        words = {
+            text: [word._replace(start=word.start + by, end=word.end + by) for word in read[part]]
+            for text, (part, by) in parts.items()
+        }
         return [
             self._row(messages, own, words) for messages, own in zip(batch, pieces, strict=True)
         ]
@@ -140,14 +123,14 @@ class Detector:
         self, messages: Sequence[Message], own: Sequence[Text], words: Mapping[str, Sequence[Word]]
     ) -> Mapping[str, tuple[Hit, ...]]:
         asked = expected(messages)
-        texts = {piece.text: plain(piece.text) for piece in own}
+        texts = {text: plain(text) for _, text in own}
         found: dict[str, list[Hit]] = {}
-        for piece in own:
-            seen, read = texts[piece.text].text, words.get(piece.text, ())
-            if piece.text not in found:
+        for turn, text in own:
+            seen, read = texts[text].text, words.get(text, ())
+            if text not in found:
                 shaped = self._shaped_of(seen)
-                found[piece.text] = [*shaped, *read_words(seen, [*_outside(read, shaped)])]
-            found[piece.text] += answers(seen, asked[piece.turn], read)
+                found[text] = [*shaped, *read_words(seen, [*_outside(read, shaped)])]
+            found[text] += answers(seen, asked[turn], read)
         repeats = repeats_of(
             (texts[text].text[hit.start : hit.end], hit.entity)
             for text, hits in found.items()
@@ -156,8 +139,8 @@ class Detector:
         )
         made: dict[str, tuple[Hit, ...]] = {}
         for text, hits in found.items():
-            hits.extend(repeats(texts[text].text, words.get(text, ())))
-            if final := self._final(text, texts[text], self._resolved(hits)):
+            again = repeats(texts[text].text, words.get(text, ()))
+            if final := self._final(text, texts[text], self._resolved([*hits, *again])):
                 made[text] = final
         return made
 
@@ -179,67 +162,72 @@ class Detector:
             hits += self._custom.find(text)
         return tuple(self._resolved(hits))
 
-    def _words(self, cuts: Mapping[str, tuple[int, int]]) -> dict[str, Sequence[Word]]:
-        """Return the words of each text that the models take for personal data.
-
-        Args:
-            cuts: start and end of the part of each text that they read.
-        """
-        parts = {text: plain(text[start:end]).text for text, (start, end) in cuts.items()}
-        known = {part: self._read[part] for part in parts.values() if part in self._read}
-        for part in known:
-            self._read.move_to_end(part)
-        new = list(dict.fromkeys(part for part in parts.values() if part not in known))
-        if new and self._models:
+    def _words(self, texts: Collection[str]) -> dict[str, Sequence[Word]]:
+        """Return the words of each text that the models take for personal data."""
+        found = {text: self._read.get(text, ()) for text in texts}
+        new = [text for text in texts if text not in self._read] if self._models else []
+        if new:
+            if len(self._read) + len(new) > REMEMBERED:
+                self._read.clear()
             every = zip(*(model.words(new) for model in self._models), strict=True)
-            for part, some in zip(new, every, strict=True):
-                known[part] = tuple(sorted(word for words in some for word in words))
-                if len(part) <= LONGEST:
-                    self._read[part] = known[part]
-            while len(self._read) > REMEMBERED:
-                self._read.popitem(last=False)
-        moved: dict[str, Sequence[Word]] = {}
-        for text, part in parts.items():
-            by = len(plain(text[: cuts[text][0]]).text)
-            moved[text] = [
-                word._replace(start=word.start + by, end=word.end + by)
-                for word in known.get(part, ())
-            ]
-        return moved
+            for text, some in zip(new, every, strict=True):
+                found[text] = sorted(word for words in some for word in words)
+                if len(text) <= LONGEST:
+                    self._read[text] = found[text]
+        return found
 
 
 def _outside(words: Sequence[Word], hits: Sequence[Hit]) -> Iterator[Word]:
-    """Yield the words outside of hits, and no place right before one: "pin" is no street."""
-    ends = [hit.end for hit in hits]
+    """Yield the words that lie in no hit."""
     for word in words:
-        at = bisect_left(ends, word.end)
-        before = hits[at].start - word.end if at < len(hits) else _NEAR
-        outside = at == len(hits) or hits[at].start > word.start
-        if outside and (word.entity not in _PLACES or not 0 <= before <= 1):
+        at = bisect_left(hits, word.end, key=lambda hit: hit.end)
+        if at == len(hits) or hits[at].start > word.start:
             yield word
 
 
 def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
-    """Yield the hits that the words of a model make."""
+    """Yield the hits that the words of a model make.
+
+    The model takes PINs, groups of a card and quantities for postal codes and house numbers. They
+    are ones only near a street or city.
+    """
+
+    def said(word: Word) -> str:
+        return text[word.start : word.end]
+
+    def digits(one: Word, other: Word) -> bool:
+        number = _is_number(said(one), one) and _is_number(said(other), other)
+        return number and _GAP.fullmatch(text, one.end, other.start) is not None
+
     kept = list(_surer(text, words))
+    streets = [word for word in kept if word.entity in PLACES and any(map(str.isalpha, said(word)))]
+    groups = _runs(kept, digits)
+    named = [word for group in groups for word in _number(text, group, streets)]
+    for run in _runs(named, partial(_joins, text)):
+        yield from _run(text, run)
+
+
+def _runs(words: Iterable[Word], joins: Callable[[Word, Word], bool]) -> Iterator[list[Word]]:
+    """Yield the runs of words each of which joins the one before."""
     run: list[Word] = []
-    for word in _numbers_of_words(text, kept):
-        if run and not _joins(text, run[-1], word):
-            yield from _run(text, run)
+    for word in words:
+        if run and not joins(run[-1], word):
+            yield run
             run = []
         run.append(word)
     if run:
-        yield from _run(text, run)
+        yield run
 
 
 def _surer(text: str, words: Sequence[Word]) -> Iterator[Word]:
     """Yield the words that reach their threshold, and weaker ones right beside such a word."""
     sure = [word.score >= THRESHOLDS[_group(word)] for word in words]
     for at, word in enumerate(words):
-        beside = [other for other in (at - 1, at + 1) if 0 <= other < len(words) and sure[other]]
-        if sure[at] or (
-            word.score >= THRESHOLDS.get(f"{_group(word)}_neighbour", 1)
-            and any(_joins(text, *sorted((word, words[other]))) for other in beside)
+        near = word.score >= THRESHOLDS.get(f"{_group(word)}_neighbour", 1)
+        if (
+            sure[at]
+            or (near and at > 0 and sure[at - 1] and _joins(text, words[at - 1], word))
+            or (near and sure[at + 1 : at + 2] == [True] and _joins(text, word, words[at + 1]))
         ):
             yield word
 
@@ -248,53 +236,26 @@ def _group(word: Word) -> str:
     return _GROUPS.get(word.entity, "number")
 
 
-def _numbers_of_words(text: str, words: Sequence[Word]) -> Iterator[Word]:
-    """Yield the words of some, groups of digits as numbers, without lone short numbers.
-
-    The model takes PINs, groups of a card and quantities for postal codes and house numbers. They
-    are ones only near a street or city.
-    """
-    streets = [
-        word
-        for word in words
-        if word.entity in _PLACES and any(map(str.isalpha, text[word.start : word.end]))
-    ]
-    group: list[Word] = []
-    for word in words:
-        digits = _is_number(text, word)
-        if group and not (digits and _GAP.fullmatch(text, group[-1].end, word.start)):
-            yield from _number(text, group, streets)
-            group = []
-        if digits:
-            group.append(word)
-        else:
-            yield word
-    if group:
-        yield from _number(text, group, streets)
+def _is_number(said: str, word: Word) -> bool:
+    return any(map(str.isdecimal, said)) and word.entity not in _NO_NUMBERS
 
 
-def _is_number(text: str, word: Word) -> bool:
-    return any(map(str.isdecimal, text[word.start : word.end])) and (
-        word.entity in ("STREET_ADDRESS", "POSTAL_CODE") or _group(word) == "number"
-    )
-
-
-def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterator[Word]:
-    """Yield a group of digits as parts of an address near one, as a number, or not at all."""
+def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterable[Word]:
+    """Return a group of digits as parts of an address near one, as a number, or not at all."""
     start, end = group[0].start, group[-1].end
+    if not _is_number(text[start:end], group[0]):
+        return group
     at = bisect_left(streets, start, key=lambda street: street.start)
-    beside = (max(s.start - end, start - s.end) for s in streets[max(0, at - 1) : at + 1])
-    apart = min(beside, default=_NEAR + 1)
-    count = sum(map(str.isdecimal, text[start:end]))
-    placed = any(_group(word) == "place" for word in group)
-    if placed and count <= _FEW_DIGITS and _UNIT_OF.match(text, end):
-        return
-    if placed and (apart <= _APART or (apart <= _NEAR and count <= _FEW_DIGITS)):
-        yield from group
-    elif _YEAR.fullmatch(text, start, end):
-        return
-    elif count > _FEW_DIGITS or not _is_quantity(text, start, end, placed):
-        yield from (word._replace(entity="ID_NUMBER") for word in group)
+    near = (max(s.start - end, start - s.end) for s in streets[max(0, at - 1) : at + 1])
+    few = sum(map(str.isdecimal, text[start:end])) <= _FEW_DIGITS
+    placed = any(word.entity in PLACES for word in group)
+    if few and _UNIT_OF.match(text, end):
+        return ()
+    if placed and min(near, default=_NEAR + 1) <= (_NEAR if few else _APART):
+        return group
+    if _YEAR.fullmatch(text, start, end) or (few and _is_quantity(text, start, end, placed)):
+        return ()
+    return [word._replace(entity="ID_NUMBER") for word in group]
 
 
 def _is_quantity(text: str, start: int, end: int, placed: bool) -> bool:
@@ -303,52 +264,41 @@ def _is_quantity(text: str, start: int, end: int, placed: bool) -> bool:
     One that the model takes for a part of an address is a code if it has four digits or five and
     stands in a short text.
     """
-    value = text[start:end]
-    return (
-        value.endswith("00")
-        or text[max(0, start - 1) : start] in {*"$€£"}
-        or _PAID.search(text[max(0, start - _NEAR) : start]) is not None
-        or _UNIT_OF.match(text, end) is not None
-        or (placed and not (value.isdecimal() and len(value) >= 4 and len(text) <= _SHORT))
-    )
+    value, before = text[start:end], text[max(0, start - _NEAR) : start]
+    code = value.isdecimal() and len(value) >= 4 and len(text) <= _SHORT
+    return value.endswith("00") or bool(_PAID.search(before)) or (placed and not code)
 
 
 def _joins(text: str, one: Word, other: Word) -> bool:
     between = text[one.end : other.start]
-    if one.entity in _PLACES and other.entity in _PLACES:
-        return len(between) <= _APART or (
-            len(between) <= _UNIT and _WITHIN.fullmatch(between) is not None
-        )
-    # A full stop within a name follows an initial or title.
-    ends = one.entity == "PERSON" and "." in between and one.end - one.start > _TITLE
-    return _group(one) == _group(other) and not ends and _GAP.fullmatch(between) is not None
+    if one.entity in PLACES and other.entity in PLACES:
+        return _WITHIN.fullmatch(between) is not None
+    return _group(one) == _group(other) and _GAP.fullmatch(between) is not None
 
 
 def _run(text: str, run: Sequence[Word]) -> Iterator[Hit]:
     start, end = run[0].start, run[-1].end
     kinds = {word.entity for word in run}
-    if "STREET_ADDRESS" in kinds and kinds <= _PLACES:
+    if "STREET_ADDRESS" in kinds and kinds <= PLACES:
         # A single word without a number is "card" rather than a street.
         single = len(run) == 1 and not any(map(str.isdecimal, text[start:end]))
         if not single and not _SUM.fullmatch(text, start, end):
             yield Hit(start, end, "STREET_ADDRESS")
-    elif kinds <= _PLACES:
+    elif kinds <= PLACES:
         for word in run:
             digits = sum(map(str.isdecimal, text[word.start : word.end]))
             # Beside a word that looks like a city four digits are a PIN as well.
             code = word.entity == "POSTAL_CODE" and digits > 3 and (digits != 5 or len(kinds) == 1)
             yield Hit(word.start, word.end, "ID_NUMBER" if code else word.entity)
-    elif _group(run[0]) == "number":
-        yield Hit(start, end, name_number(text, start, end))
     else:
-        yield Hit(start, end, run[0].entity)
+        number = _group(run[0]) == "number"
+        yield Hit(start, end, name_number(text, start, end) if number else run[0].entity)
 
 
 def resolve(hits: Iterable[Hit]) -> list[Hit]:
     """Return hits without overlaps, in order."""
-    ranked = sorted(set(hits), key=lambda h: (h.start, h.start - h.end))
     merged: list[Hit] = []
-    for hit in ranked:
+    for hit in sorted(set(hits), key=lambda h: (h.start, -h.end)):
         if merged and hit.start < merged[-1].end:
             last = merged[-1]
             first = min(last, hit, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from tuneline.data.pii.find.entities import Hit
+from tuneline.data.pii.find.entities import PLACES, Hit
+from tuneline.data.pii.find.patterns import MONTH, OLD
 from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 
+# Finds hits in a text and its words that a model takes for personal data.
+Finder = Callable[[str, Sequence[Word]], Iterator[Hit]]
 # Words for what is asked for, in the languages of the model.
 _CUES = {
     "EMAIL_ADDRESS": r"e-?mail|mail ?address|correo|courriel|adresse mail|mailadres\w*",
@@ -25,6 +28,7 @@ _CUES = {
     r"rufnummer|móvil|celular",
     "ID_NUMBER": r"(?:number|nummer|número|numéro|numero)|\w+nummer|digits|ssn|"
     r"social security|user ?name|user ?id|member id|account id|login",
+    "AGE_OVER_89": r"age|how old|alter|wie alt|edad|cuántos años|âge|età|idade|leeftijd",
     "PERSON": r"name|nombre|nom|nome|naam|who am i \w+ (?:to|with)|sie heißen|(?:te|se) llama\w*",
 }
 _ASKED = {
@@ -43,32 +47,32 @@ _NEVER = LinearPattern(r"(?i)\b(?:don'?t|do not|never|nicht|nunca|jamais)\b")
 _SENTENCE = re.compile(r"[^.?!\n]+[.?!\n]*")
 # Characters at the end of a turn in which the question is looked for.
 _END = 400
-# Words of a piece of a number, of a question without a verb ("Account number?"), and of an answer
-# that is only a value or holds one.
-_PIECE, _BARE, _SHORT, _LONG = 2, 7, 4, 16
+# Words of a piece of a number, of a question without a verb ("Account number?"), of an answer that
+# is only a value or holds one, and of a date.
+_PIECE, _BARE, _SHORT, _LONG, _DATE_WORDS = 2, 7, 4, 16, 8
+# Digits of a number in an answer that is not short; a longer value is hardly said twice.
+_FEW_DIGITS, _MOST = 3, 12
 _NUMBER = LinearPattern(
     rf"(#?[{WORD}]*\d[{WORD}/.,-]*(?:[ -](?:[{WORD}][{WORD}]?[{WORD}]?)?\d[{WORD}/.-]*)*)"
 )
 _NAME = LinearPattern(r"^\pL[\pL'.-]*(?: \pL[\pL'.-]*){0,3}$")
 _WORD = re.compile(r"\w+")
-# A longer value is hardly said twice.
-_MOST = 12
-_MONTHS = LinearPattern(
-    r"(?i)\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mär|mai|okt|dez|ene|abr|ago|dic|"
-    r"janv|févr|avr|juin|juil|août|déc|gen|mag|giu|lug|set|ott|mei|out)"
-)
+# Signs around a value.
+_SIGNS = " .!,;:'\""
+_MONTH_OF = LinearPattern(rf"(?i)\b(?:{MONTH})\b")
 _NUMBERED = frozenset({"BIRTH_DATE", "CREDIT_CARD", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"})
-# A price or year is no number of a person; an answer with fewer digits that is not short is none.
+# An age over 89, which is all of an answer; and a price or year, which is no number of a person.
+_OLD = LinearPattern(rf"(?i)^{OLD}\b[^\d]*$")
 _QUANTITY = LinearPattern(r"^(?:\d+[.,]\d\d|(?:19|20)\d\d)$")
-_FEW_DIGITS, _DATE_WORDS = 3, 8
-_PARTS = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
+# What a model may call the words of an answer.
+_PARTS = {"STREET_ADDRESS": PLACES, "PERSON": frozenset({"PERSON"})}
 # What stands between the name of a value and the value, and what begins an answer.
 _IS = LinearPattern(
     r"(?i)^\s*(?:(?:number|no|id|details|as|is|are|was|would be|will be|:|=|ist|lautet|es|est|è|é)"
     r"(?:\s+|$))*"
 )
 _LEAD = LinearPattern(
-    r"(?i)^\W*(?:(?:yes|yeah|ya|sure|ok|oh|um|well|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
+    r"(?i)\W*(?:(?:yes|yeah|ya|sure|ok|oh|um|well|hi|it'?s|it is|i'?m|i am|this is|my)\W+)+"
 )
 # An answer of these alone holds no value.
 _FILLER = frozenset(
@@ -78,7 +82,7 @@ _FILLER = frozenset(
 )
 
 
-def topics_of(text: str) -> frozenset[str]:
+def _topics_of(text: str) -> frozenset[str]:
     """Return the entity types for which the end of a turn asks."""
     found: set[str] = set()
     for sentence in _SENTENCE.findall(text[-_END:]):
@@ -94,27 +98,26 @@ def expected(messages: Sequence[Message]) -> list[frozenset[str]]:
 
     A number that is given in pieces leaves the question open ("ok", "go on").
     """
-    topics: frozenset[str] = frozenset()
+    topics, piece = frozenset[str](), False
     found: list[frozenset[str]] = []
-    piece = False
     for message in messages:
         said, user = message["content"], message["role"] == "user"
         found.append(topics if user else frozenset())
-        size = len(said.split())
+        short = len(said.split()) <= _PIECE
         if user:
-            piece = size <= _PIECE and any(map(str.isdigit, said))
+            piece = short and any(map(str.isdigit, said))
         elif message["role"] == "assistant":
-            topics = topics_of(said) or (topics if piece and size <= _PIECE else frozenset())
+            topics = _topics_of(said) or (topics if piece and short else frozenset())
     return found
 
 
 def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterator[Hit]:
-    """Yield the values in an answer to a question for data.
+    """Yield the values in the answer to a question for some entity types.
 
     Args:
-        text: the turn after the question.
-        topics: entity types that it asks for.
-        words: words of which a model thinks that they may be personal data.
+        text: the answer.
+        topics: what the question asks for.
+        words: words of the answer that a model takes for personal data.
     """
     if not topics or len(text.split()) > _LONG or "?" in text:
         return
@@ -122,66 +125,60 @@ def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterato
         start, end = _value(text, topic)
         value = text[start:end]
         size = len(value.split())
-        likely = [word for word in words if start <= word.start < end]
-        said = value.casefold()
-        filler = {word.casefold().strip(".,!") for word in value.split()} & _FILLER
-        if topic in _NUMBERED:
-            for match in _NUMBER.finditer(value):
-                number = match[0].rstrip(".,")
-                enough = sum(map(str.isdigit, number)) >= _FEW_DIGITS or size <= _SHORT
-                if enough and not (topic == "ID_NUMBER" and _QUANTITY.match(number)):
-                    yield Hit(start + match.start(), start + match.start() + len(number), topic)
-        whole = size <= _SHORT and not filler and value
-        digits = any(map(str.isdigit, value))
-        if (
-            (topic == "PASSWORD" and whole)
-            or (topic == "EMAIL_ADDRESS" and whole and (size <= 2 or "dot" in said or "@" in said))
-            or (topic == "ID_NUMBER" and whole and digits and not _QUANTITY.match(value))
-            or (topic == "BIRTH_DATE" and size <= _DATE_WORDS and any(_MONTHS.finditer(value)))
-        ):
+        for first, last in _NUMBER.spans(value) if topic in _NUMBERED else ():
+            number = value[first:last].rstrip(".,")
+            enough = size <= _SHORT or sum(map(str.isdigit, number)) >= _FEW_DIGITS
+            if enough and not (topic == "ID_NUMBER" and _QUANTITY.match(number)):
+                yield Hit(start + first, start + first + len(number), topic)
+        kinds = _PARTS.get(topic, frozenset())
+        parts = [word for word in words if start <= word.start < end and word.entity in kinds]
+        if topic == "STREET_ADDRESS" and parts:
+            yield Hit(parts[0].start, parts[-1].end, topic)
+        elif parts:
+            yield from (Hit(word.start, word.end, topic) for word in parts)
+        elif _is_whole(value, topic, size):
             yield Hit(start, end, topic)
-        if topic == "STREET_ADDRESS":
-            parts = [word for word in likely if word.entity in _PARTS]
-            if parts:
-                yield Hit(parts[0].start, parts[-1].end, topic)
-            elif any(map(str.isdigit, value)) and size > 2:
-                yield Hit(start, end, topic)
-        if topic == "PERSON":
-            names = [word for word in likely if word.entity == "PERSON"]
-            yield from (Hit(word.start, word.end, topic) for word in names)
-            if not names and not filler and size <= _SHORT and _NAME.match(value):
-                yield Hit(start, end, topic)
+
+
+def _is_whole(value: str, topic: str, size: int) -> bool:
+    """Return True if all of an answer, of a number of words, is the value that was asked for."""
+    said = value.casefold()
+    filler = {word.strip(".,!") for word in said.split()} & _FILLER
+    short = bool(value) and size <= _SHORT and not filler
+    digit = any(map(str.isdigit, value))
+    mail = size <= 2 or "dot" in said or "@" in said
+    taken = {
+        "PASSWORD": short,
+        "EMAIL_ADDRESS": short and mail,
+        "ID_NUMBER": short and digit and not _QUANTITY.match(value),
+        "PERSON": short and _NAME.match(value),
+        "BIRTH_DATE": size <= _DATE_WORDS and any(_MONTH_OF.finditer(value)),
+        "AGE_OVER_89": _OLD.match(value),
+    }
+    return bool(taken.get(topic))
 
 
 def _value(text: str, topic: str) -> tuple[int, int]:
     """Return where the value in an answer stands: after the words that name it, before others."""
-    start, end = 0, len(text)
+    start = 0
     cues = [(*match.span(), kind) for kind in _ASKED for match in _ASKED[kind].finditer(text)]
-    own = [last for _, last, kind in cues if kind == topic]
-    if own:
+    if own := [last for _, last, kind in cues if kind == topic]:
         start = max(own)
-    elif (lead := next(_LEAD.finditer(text), None)) is not None:
+    elif lead := _LEAD.match(text):
         start = lead.end()
-    after = [first for first, last, kind in cues if kind != topic and first >= start]
-    end = min(after, default=end)
-    start = start + next(_IS.finditer(text[start:])).end()
-    value = text[start:end]
-    trimmed = value.strip(" .!,;:'\"")
+    after = [first for first, _, kind in cues if kind != topic and first >= start]
+    start += next(_IS.finditer(text[start:])).end()
+    value = text[start : min(after, default=len(text))]
+    trimmed = value.strip(_SIGNS)
     start += value.find(trimmed)
     return start, start + len(trimmed)
 
 
-def repeats_of(
-    values: Iterable[tuple[str, str]],
-) -> Callable[[str, Sequence[Word]], Iterator[Hit]]:
-    """Return a finder of the values of a row, as whole words in any case.
+def repeats_of(values: Iterable[tuple[str, str]]) -> Finder:
+    """Return a finder of values, with their entity types, as whole words in any case.
 
-    It takes a text and its words that a model takes for personal data. A single word of a name
-    counts where it has a capital or a model takes it for one, since most names are words as well
-    ("mark", "will").
-
-    Args:
-        values: values with their entity types.
+    A single word of a name counts where a model takes it for one, or has a capital within a
+    sentence: most names are words as well ("mark", "will").
     """
     entities: dict[tuple[str, ...], str] = {}
     for value, entity in values:
@@ -203,8 +200,9 @@ def repeats_of(
             for size in sizes.get(word, ()):
                 found = entities.get(tuple(said[at : at + size]))
                 start, end = spans[at][0], spans[min(at + size, len(spans)) - 1][1]
-                named = found != "PERSON" or size > 1 or text[start].isupper() or start in likely
-                if found and named:
+                within = text[max(0, start - 3) : start].strip(" \"'(")[-1:] not in ("", *".?!\n")
+                named = size > 1 or start in likely or (text[start].isupper() and within)
+                if found and (found != "PERSON" or named):
                     yield Hit(start, end, found)
 
     return find

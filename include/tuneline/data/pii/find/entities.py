@@ -6,13 +6,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneline.data.pii.find.texts import Shared
 from tuneline.errors import UserError
 from tuneline.machine.secret_shapes import SECRETS
-
-SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,41 +25,21 @@ class Hit:
 # Where hits overlap, the type that is earlier in this list stays.
 ENTITIES = (
     *SECRETS,
-    "URL",
-    "EMAIL_ADDRESS",
-    "IBAN_CODE",
-    "CREDIT_CARD",
-    "US_SSN",
-    "IP_ADDRESS",
-    "MAC_ADDRESS",
-    "BIRTH_DATE",
-    "PHONE_NUMBER",
-    "ID_NUMBER",
-    "STREET_ADDRESS",
-    "PERSON",
-    "LOCATION",
-    "POSTAL_CODE",
-    "AGE_OVER_89",
-    "DATE",
+    *"URL EMAIL_ADDRESS IBAN_CODE CREDIT_CARD US_SSN IP_ADDRESS MAC_ADDRESS BIRTH_DATE "
+    "PHONE_NUMBER ID_NUMBER STREET_ADDRESS PERSON LOCATION POSTAL_CODE AGE_OVER_89 DATE".split(),
 )
+# Parts of an address.
+PLACES = frozenset({"STREET_ADDRESS", "LOCATION", "POSTAL_CODE"})
 # Ordinary content unless a profile demands them: 45 CFR 164.514(b)(2)(i) removes all elements of
 # dates but the year, geographic units smaller than a state, web addresses and ages over 89.
 DEMANDED_ONLY = frozenset({"URL", "DATE", "POSTAL_CODE", "AGE_OVER_89", "PERSON", "LOCATION"})
-# GDPR article 4(1): anything that identifies a person, directly or by number or location.
-_GDPR = (
-    "PERSON EMAIL_ADDRESS PHONE_NUMBER STREET_ADDRESS IP_ADDRESS MAC_ADDRESS CREDIT_CARD "
-    "IBAN_CODE US_SSN ID_NUMBER BIRTH_DATE"
-)
-# The identifiers of the safe-harbor method (45 CFR 164.514(b)(2)) that text can hold.
-_HIPAA = (
-    "PERSON LOCATION STREET_ADDRESS BIRTH_DATE PHONE_NUMBER EMAIL_ADDRESS US_SSN ID_NUMBER "
-    "IP_ADDRESS MAC_ADDRESS CREDIT_CARD IBAN_CODE URL DATE POSTAL_CODE AGE_OVER_89"
-)
-# PCI DSS 3.2 and 3.3: account numbers; secrets stand for sensitive authentication data.
-_PCI = "CREDIT_CARD"
 PROFILES: dict[str, frozenset[str]] = {
-    name: frozenset([*entities.split(), *SECRETS])
-    for name, entities in (("gdpr", _GDPR), ("hipaa", _HIPAA), ("pci", _PCI))
+    # Article 4(1): anything that identifies a person, directly or by number or location.
+    "gdpr": frozenset(ENTITIES) - DEMANDED_ONLY | {"PERSON"},
+    # The identifiers of the safe-harbor method (45 CFR 164.514(b)(2)) that text can hold.
+    "hipaa": frozenset(ENTITIES),
+    # PCI DSS 3.2 and 3.3: account numbers; secrets stand for sensitive authentication data.
+    "pci": frozenset({"CREDIT_CARD", *SECRETS}),
 }
 
 
@@ -78,35 +56,29 @@ def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search looks for, and what becomes of the hits; picklable, each worker gets it.
-
-    Attributes:
-        entities: types that are looked for.
-        languages: declared languages, ISO 639-1.
-        models: directories of the models that find personal data; without one patterns alone do.
-        labels: entity type by label of such a model, for labels that are not known.
-        recognizers: Presidio recognisers of the user.
-        least_score: lowest Presidio score of a hit that counts.
-        shared: parts that the dataset's rows share; None if each batch shows its own.
-        label_field: field of a JSON answer that is left alone.
-        allow: texts that are never personal data, casefolded.
-        actions: action on the hits of an entity; the default is to replace them.
-        shifted: True for a second look, which cuts long texts at other places than the first.
-        seed: seed of the surrogates.
-    """
+    """What a search looks for, and what becomes of the hits; picklable, each worker gets it."""
 
     entities: tuple[str, ...] = scrubbed_entities(["gdpr"])
+    # ISO 639-1.
     languages: tuple[str, ...] = ("en",)
+    # Directories of the models that find personal data; without one patterns alone do.
     models: tuple[Path, ...] = ()
+    # Entity type by label of such a model, for labels that are not known.
     labels: Mapping[str, str] = field(default_factory=dict)
+    # Presidio recognisers of the user, and the lowest score of a hit that counts.
     recognizers: tuple[str | Mapping[str, Any], ...] = ()
     least_score: float = 0.4
+    # Parts that the dataset's rows share; None if each batch shows its own.
     shared: Shared | None = None
+    # Field of a JSON answer that is left alone, and texts that never count, casefolded.
     label_field: str | None = None
     allow: frozenset[str] = frozenset()
+    # Action on the hits of an entity; the default is to replace them.
     actions: Mapping[str, str] = field(default_factory=dict)
+    # True for a second look, which cuts long texts at other places than the first.
     shifted: bool = False
-    seed: int = SEED
+    # Seed of the surrogates.
+    seed: int = 7
 
     def entities_with(self, action: str) -> frozenset[str]:
         """Return the entities whose hits get an action."""
@@ -114,21 +86,19 @@ class Settings:
 
 
 # Labels of CoNLL, OntoNotes, WikiNER and of the public models for personal data, in capitals,
-# without prefix, signs and digits.
+# without prefix, signs, digits and NUM or NUMBER at the end.
 _LABELS = {
     "PERSON": "PER PERS PERSON NAME FULLNAME PREFIXNAME GIVENNAME FIRSTNAME MIDDLENAME LASTNAME "
     "SURNAME FAMILYNAME PATIENT DOCTOR STAFF HCW",
     "LOCATION": "LOC LOCATION GPE CITY PLACE TOWN STATE",
-    "STREET_ADDRESS": "ADDRESS STREETADDRESS STREET STREETNAME BUILDINGNUM BUILDINGNUMBER "
-    "SECONDARYADDRESS",
+    "STREET_ADDRESS": "ADDRESS STREETADDRESS STREET STREETNAME BUILDING SECONDARYADDRESS",
     "EMAIL_ADDRESS": "EMAIL EMAILADDRESS MAIL",
-    "PHONE_NUMBER": "PHONE PHONENUMBER TEL TELEPHONE TELEPHONENUM MOBILE FAX",
-    "CREDIT_CARD": "CREDITCARD CREDITCARDNUMBER CARD CARDNUMBER",
+    "PHONE_NUMBER": "PHONE TEL TELEPHONE MOBILE FAX",
+    "CREDIT_CARD": "CREDITCARD CARD",
     "IBAN_CODE": "IBAN IBANCODE",
-    "US_SSN": "SSN USSSN SOCIALNUM SOCIALNUMBER SOCIALSECURITYNUMBER",
-    "ID_NUMBER": "ID IDNUM IDNUMBER IDCARD IDCARDNUM ACCOUNTNUM ACCOUNTNUMBER BANKACCOUNT "
-    "ROUTINGNUMBER GOVERNMENTID DRIVERLICENSE DRIVERLICENSENUM DRIVERSLICENSE PASSPORT "
-    "PASSPORTNUM TAXID TAXNUM TAXNUMBER USERNAME MEDICALRECORD",
+    "US_SSN": "SSN USSSN SOCIAL SOCIALSECURITY",
+    "ID_NUMBER": "ID IDCARD ACCOUNT BANKACCOUNT ROUTING GOVERNMENTID DRIVERLICENSE DRIVERSLICENSE "
+    "PASSPORT TAXID TAX USERNAME MEDICALRECORD",
     "PASSWORD": "PASSWORD PASS PIN",
     "BIRTH_DATE": "DOB DATEOFBIRTH BIRTHDATE",
     "IP_ADDRESS": "IP IPADDRESS IPV",
@@ -139,18 +109,11 @@ _LABELS = {
 }
 _ENTITY_OF = {label: entity for entity, labels in _LABELS.items() for label in labels.split()}
 _PREFIX = re.compile(r"^[BIOELSU][-_]")
-# The label of tokens outside of every entity.
-OUTSIDE = "O"
+_ENDING = re.compile(r"(?:NUM|NUMBER)$")
 
 
-@dataclass(frozen=True)
-class Labels:
-    """The labels of a model.
-
-    Attributes:
-        entity: entity type by label, with its prefix, for those that name one.
-        ignored: labels without prefix that name no entity type that is looked for.
-    """
+class Labels(NamedTuple):
+    """The labels of a model: entity type by label, and names of labels that are not looked for."""
 
     entity: Mapping[str, str]
     ignored: tuple[str, ...]
@@ -170,23 +133,23 @@ def map_labels(
     Raises:
         UserError: if no label maps to any entity type, or `given` names an unknown one.
     """
-    unknown = sorted(set(given.values()) - _LABELS.keys())
-    if unknown:
+    if unknown := sorted(set(given.values()) - _LABELS.keys()):
         raise UserError(
             f"data.pii_ner_labels: no entity is called {', '.join(unknown)}; there are "
             + ", ".join(_LABELS)
         )
-    bare = {label: _PREFIX.sub("", label) for label in labels if label != OUTSIDE}
-    mapped = {
-        label: entity
-        for label, name in bare.items()
-        if (entity := given.get(name) or _ENTITY_OF.get(re.sub(r"[\W\d_]+", "", name.upper())))
-    }
+    mapped: dict[str, str] = {}
+    # "O" is the label of what is outside of every entity.
+    names = {label: _PREFIX.sub("", label) for label in labels if label != "O"}
+    for label, name in names.items():
+        bare = _ENDING.sub("", re.sub(r"[\W\d_]+", "", name.upper()))
+        if entity := given.get(name) or _ENTITY_OF.get(bare):
+            mapped[label] = entity
     if not mapped:
         raise UserError(
-            f"data.pii_ner: the labels of {model} ({', '.join(sorted(set(bare.values())))}) "
+            f"data.pii_ner: the labels of {model} ({', '.join(sorted(set(names.values())))}) "
             "name no kind of personal data; name another model, or say what they mean in "
             "data.pii_ner_labels, such as {LABEL_1: PERSON}"
         )
-    ignored = {name for label, name in bare.items() if mapped.get(label) not in wanted}
+    ignored = {name for label, name in names.items() if mapped.get(label) not in wanted}
     return Labels(mapped, tuple(sorted(ignored)))

@@ -14,17 +14,15 @@ from typing import Any
 
 import phonenumbers
 from stdnum import iban, luhn
-from stdnum.us import itin, ssn
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 from tuneline.machine.secret_shapes import find_secrets
 
-# Digits of a payment card (ISO/IEC 7812) and of a phone number (ITU-T E.164).
-_LEAST_CARD, _MOST_CARD = 13, 19
-_LEAST_PHONE, _MOST_PHONE = 7, 15
-# Characters of a run of digits in which cards are looked for.
-_LONGEST_RUN = 400
+# Digits of a payment card (ISO/IEC 7812), a phone number (ITU-T E.164), a social security number.
+_CARD, _PHONE_DIGITS, _SSN_DIGITS = range(13, 20), range(7, 16), 9
+# Characters of a run of digits in which cards are looked for, and of the longest key.
+_LONGEST_RUN, _MOST_KEY = 400, 512
 _EMAIL = LinearPattern(
     rf"(?:^|[^{WORD}.+%'-])([{WORD}+%'-]+(?:\.[{WORD}+%'-]+)*@"
     rf"[\pL\pN][{WORD}-]*(?:\.[\pL\pN](?:[{WORD}-]*[\pL\pN])?)+)"
@@ -38,8 +36,6 @@ _SSN = LinearPattern(
 )
 _HOST = LinearPattern(rf"(?:^|[^{WORD}.:])([0-9A-Fa-f]*[.:][0-9A-Fa-f.:]*[0-9A-Fa-f:])")
 _LONG_WORD = LinearPattern(r"(\S{20}\S*)")
-# Characters of the longest key.
-_MOST_KEY = 512
 _VERSION = re.compile(r"(?i)\b(?:v|version|firmware|build|release|driver)\W{0,3}$")
 _MAC = LinearPattern(
     rf"(?i)(?:^|[^{WORD}:-])((?:[0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}|(?:[0-9a-f]{{2}}-){{5}}[0-9a-f]{{2}})"
@@ -69,9 +65,13 @@ def find_identifiers(text: str) -> Iterator[Hit]:
     if not any(map(str.isdecimal, text)):
         return
     yield from (Hit(*span, "CREDIT_CARD") for span in _cards(text))
-    yield from (Hit(*span, "IBAN_CODE") for span in _ibans(text))
     yield from (Hit(*span, "US_SSN") for span in _SSN.spans(text))
     yield from (Hit(*span, "MAC_ADDRESS") for span in _MAC.spans(text))
+    for first, last in _IBAN.spans(text):
+        # What follows an IBAN may look like a part of it.
+        ends = (end for end in range(last, first + 14, -1) if text[end - 1].isalnum())
+        if end := next((end for end in ends if iban.is_valid(text[first:end])), None):
+            yield Hit(first, end, "IBAN_CODE")
     for start, end in _HOST.spans(text):
         if _is_host(text[start:end]) and not _VERSION.search(text[max(0, start - 12) : start]):
             yield Hit(start, end, "IP_ADDRESS")
@@ -81,10 +81,7 @@ def find_identifiers(text: str) -> Iterator[Hit]:
 
 
 def _keys(text: str) -> Iterator[Hit]:
-    """Yield the keys of services that detect-secrets knows and `secret_shapes` does not.
-
-    Its patterns backtrack, so they see single words of a bounded length.
-    """
+    """Yield the keys that detect-secrets knows; it backtracks, so it sees bounded words only."""
     for first, last in _LONG_WORD.spans(text):
         for plugin in _plugins() if last - first <= _MOST_KEY else ():
             for value in plugin.analyze_string(text[first:last]):
@@ -93,17 +90,15 @@ def _keys(text: str) -> Iterator[Hit]:
 
 
 @cache
-def _plugins() -> tuple[Any, ...]:
+def _plugins() -> list[Any]:
     names = (
         "artifactory.Artifactory azure_storage_key.AzureStorageKey discord.DiscordBotToken "
         "ibm_cloud_iam.IbmCloudIam mailchimp.Mailchimp sendgrid.SendGrid slack.Slack "
         "square_oauth.SquareOAuth telegram_token.TelegramBotToken twilio.TwilioKey"
     )
     parts = (name.split(".") for name in names.split())
-    return tuple(
-        getattr(import_module(f"detect_secrets.plugins.{module}"), f"{plugin}Detector")()
-        for module, plugin in parts
-    )
+    modules = ((import_module(f"detect_secrets.plugins.{module}"), name) for module, name in parts)
+    return [getattr(module, f"{name}Detector")() for module, name in modules]
 
 
 def name_number(text: str, start: int, end: int) -> str:
@@ -111,19 +106,13 @@ def name_number(text: str, start: int, end: int) -> str:
     value = text[start:end]
     digits = re.sub(r"\D", "", value)
     before = text[max(0, start - _REACH) : start]
-    if _LEAST_CARD <= len(digits) <= _MOST_CARD and luhn.is_valid(digits):
+    if len(digits) in _CARD and luhn.is_valid(digits):
         return "CREDIT_CARD"
-    if iban.is_valid(value):
-        return "IBAN_CODE"
-    if len(digits) == 9 and (
-        _SSN_CUE.search(before)
-        or (not value.isdecimal() and (ssn.is_valid(value) or itin.is_valid(value)))
-    ):
+    if len(digits) == _SSN_DIGITS and _SSN_CUE.search(before):
         return "US_SSN"
-    if _LEAST_PHONE <= len(digits) <= _MOST_PHONE and not any(map(str.isalpha, value)):
-        grouped = not value.isdecimal()
-        if _PHONE_CUE.search(before) or (grouped and _is_phone(value)):
-            return "PHONE_NUMBER"
+    phone = len(digits) in _PHONE_DIGITS and not any(map(str.isalpha, value))
+    if phone and (_PHONE_CUE.search(before) or (not value.isdecimal() and _is_phone(value))):
+        return "PHONE_NUMBER"
     return "ID_NUMBER"
 
 
@@ -133,26 +122,18 @@ def _cards(text: str) -> Iterator[tuple[int, int]]:
         if last - first > _LONGEST_RUN:
             continue
         groups = [match.span() for match in re.finditer(r"\d+", text[first:last])]
-        at = 0
-        while at < len(groups):
-            digits, found = "", None
-            for number, (start, end) in enumerate(groups[at : at + _MOST_CARD]):
-                digits += text[first + start : first + end]
-                if len(digits) > _MOST_CARD:
+        taken = 0
+        for at, (start, _) in enumerate(groups):
+            digits, found = "", taken
+            for part in groups[at:] if start >= taken else ():
+                digits += text[first + part[0] : first + part[1]]
+                if len(digits) > _CARD[-1]:
                     break
-                if len(digits) >= _LEAST_CARD and luhn.is_valid(digits) and len(set(digits)) > 1:
-                    found = number
-            if found is not None:
-                yield first + groups[at][0], first + groups[at + found][1]
-            at += 1 if found is None else found + 1
-
-
-def _ibans(text: str) -> Iterator[tuple[int, int]]:
-    for first, last in _IBAN.spans(text):
-        for end in range(last, first + 14, -1):
-            if text[end - 1].isalnum() and iban.is_valid(text[first:end]):
-                yield first, end
-                break
+                if len(digits) in _CARD and luhn.is_valid(digits) and len(set(digits)) > 1:
+                    found = part[1]
+            if found > taken:
+                yield first + start, first + found
+                taken = found
 
 
 def _is_host(value: str) -> bool:

@@ -8,8 +8,10 @@ that nobody declared.
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cache
+from itertools import chain
 
 from tuneline.config import DataConfig
 from tuneline.config.data import RAMPART
@@ -31,7 +33,7 @@ def uncovered_languages(config: DataConfig) -> dict[str, str]:
     }
 
 
-# The commonest words of each language that the others do not have.
+# The commonest words of each language; those that only one of them has count.
 _FUNCTION_WORDS = {
     "en": "the of and to is that it for you with was this are have my what can be please from when",
     "de": "der das und ist nicht ich ein eine zu den mit auf für von wie wir sie haben bitte mein",
@@ -41,40 +43,22 @@ _FUNCTION_WORDS = {
     "pt": "o os as um uma não você para meu minha com isso está obrigado posso quero são mas",
     "nl": "het een van ik niet zijn je dat voor met mijn wat kan naar heb graag hoe worden",
 }
-_SCRIPTS = {
-    "Greek": "\u0370-\u03ff",
-    "Cyrillic": "\u0400-\u04ff",
-    "Hebrew": "\u0590-\u05ff",
-    "Arabic": "\u0600-\u06ff",
-    "Devanagari": "\u0900-\u097f",
-    "Thai": "\u0e00-\u0e7f",
-    "Chinese or Japanese": "\u3040-\u30ff\u4e00-\u9fff",
-    "Korean": "\uac00-\ud7af",
+_USES = Counter(chain.from_iterable(words.split() for words in _FUNCTION_WORDS.values()))
+_OWN_WORDS = {
+    language: {word for word in words.split() if _USES[word] == 1 and len(word) > 1}
+    for language, words in _FUNCTION_WORDS.items()
 }
-_SCRIPT_LETTERS = {name: re.compile(f"[{letters}]") for name, letters in _SCRIPTS.items()}
+# The first words of the names of characters, where these are not the name of the script.
+_SCRIPTS = {"Hangul": "Korean"}
+_SCRIPTS |= dict.fromkeys(("Cjk", "Hiragana", "Katakana"), "Chinese or Japanese")
 _WORD = re.compile(r"[^\W\d_]+")
-# Two words may be a quotation; more of them show the language.
-LEAST_WORDS = 3
-# Characters at the beginning of a text that are looked at.
-LOOKED_AT = 600
-
-
-@cache
-def _own_words() -> dict[str, frozenset[str]]:
-    lists = {language: set(words.split()) for language, words in _FUNCTION_WORDS.items()}
-    return {
-        language: frozenset(
-            word
-            for word in words
-            if sum(word in other for other in lists.values()) == 1 and len(word) > 1
-        )
-        for language, words in lists.items()
-    }
+# Two words may be a quotation; more of them, in the first so many characters, show the language.
+LEAST_WORDS, LOOKED_AT = 3, 600
 
 
 def _counts(text: str) -> dict[str, int]:
     words = set(_WORD.findall(text[:LOOKED_AT].lower()))
-    return {language: len(words & own) for language, own in _own_words().items()}
+    return {language: len(words & own) for language, own in _OWN_WORDS.items()}
 
 
 def foreign_language(text: str, declared: Iterable[str]) -> str | None:
@@ -84,11 +68,11 @@ def foreign_language(text: str, declared: Iterable[str]) -> str | None:
         The code of a language, the name of a script, or None if it is declared or unknown.
     """
     declared = set(declared)
-    if not text.isascii():
-        letters = len(_WORD.findall(text)) and sum(map(str.isalpha, text))
-        for script, pattern in _SCRIPT_LETTERS.items():
-            if letters and len(pattern.findall(text)) > letters / 2:
-                return script
+    names = (unicodedata.name(char, "?").split()[0].title() for char in text if char.isalpha())
+    scripts = [] if text.isascii() else [_SCRIPTS.get(name, name) for name in names]
+    script, count = next(iter(Counter(scripts).most_common(1)), ("Latin", 0))
+    if script != "Latin" and count > len(scripts) / 2:
+        return script
     counts = _counts(text)
     language = max(counts, key=lambda name: counts[name])
     home = max((counts.get(name, 0) for name in declared), default=0)
@@ -99,7 +83,5 @@ def foreign_language(text: str, declared: Iterable[str]) -> str | None:
 
 def likeliest(text: str, languages: Sequence[str]) -> str:
     """Return the most likely language of a text, the first one if it is unknown."""
-    if len(languages) == 1:
-        return languages[0]
     counts = _counts(text)
     return max(languages, key=lambda name: counts.get(name, 0))

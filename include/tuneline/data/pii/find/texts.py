@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,12 +26,7 @@ _QUOTES = {"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "−": "-"}
 
 @dataclass(frozen=True)
 class Shared:
-    """The parts that many rows share, which belong to none of them.
-
-    Attributes:
-        systems: system prompts of many rows.
-        affixes: what nearly all user turns begin and end with.
-    """
+    """System prompts of many rows, and what nearly all user turns begin and end with."""
 
     systems: frozenset[str] = frozenset()
     affixes: Affixes = field(default_factory=Affixes)
@@ -39,19 +34,14 @@ class Shared:
 
 def shared_parts(batch: Iterable[Sequence[Message]]) -> Shared:
     """Return the system prompts that many rows have, and what nearly all user turns share."""
-    systems: Counter[str] = Counter()
-    users: set[str] = set()
+    said: dict[str, Counter[str]] = defaultdict(Counter)
     for message in chain.from_iterable(batch):
-        if message["role"] == "system":
-            systems[message["content"]] += 1
-        elif message["role"] == "user":
-            users.add(message["content"])
-    many = frozenset(text for text, count in systems.items() if count >= SHARED_ROWS)
-    return Shared(many, common_affixes(users))
+        said[message["role"]][message["content"]] += 1
+    many = (text for text, count in said["system"].items() if count >= SHARED_ROWS)
+    return Shared(frozenset(many), common_affixes(said["user"]))
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """A text of a row: a turn, or a value of a JSON answer, and the number of its turn."""
 
     turn: int
@@ -119,16 +109,14 @@ def plain(text: str) -> Plain:
     """
     if text.isascii():
         return Plain(text)
-    made: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    for cluster in _CLUSTER.finditer(text):
-        start, end = cluster.span()
-        for char in "".join(map(_usual, unicodedata.normalize("NFKC", cluster[0]))):
-            made.append(char)
-            starts.append(start)
-            ends.append(end)
-    return Plain("".join(made), starts, ends)
+    made = [
+        (char, *cluster.span())
+        for cluster in _CLUSTER.finditer(text)
+        for char in "".join(map(_usual, unicodedata.normalize("NFKC", cluster[0])))
+    ]
+    return Plain(
+        "".join(char for char, *_ in made), [at for _, at, _ in made], [e for *_, e in made]
+    )
 
 
 @cache
