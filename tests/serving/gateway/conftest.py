@@ -42,7 +42,7 @@ class Gateway:
     """A running gateway with a client that holds a key of it."""
 
     def __init__(self, config_path: Path, key: str, ledger: Path) -> None:
-        app = create_app(load_config(config_path), lambda log: PlaceholderScrubber(log.languages))
+        app = create_app(load_config(config_path), lambda log: PlaceholderScrubber(tuple(log.languages)))
         self.runtime = app.state.runtime
         self.clock = self.runtime.keys._clock = Clock()
         self.key = key

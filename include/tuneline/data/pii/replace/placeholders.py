@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache, partial
+from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 from tuneline.config import DataConfig
@@ -16,6 +17,7 @@ from tuneline.data.pii.find.entities import Hit, Settings
 from tuneline.data.pii.find.languages import MEASURED
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn
+from tuneline.data.pii.replace.scrubber import replace_hits
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
 
@@ -23,10 +25,11 @@ from tuneline.errors import UserError
 _SYSTEM_PROMPTS = 256
 
 
+@dataclass(frozen=True)
 class PlaceholderScrubber:
     """A scrubber of conversations.
 
-    Args:
+    Attributes:
         languages: languages of the conversations.
         models: directories of the models that find personal data; without one patterns alone do.
 
@@ -34,13 +37,15 @@ class PlaceholderScrubber:
         UserError: for a language that the usual model does not know.
     """
 
-    def __init__(self, languages: Sequence[str], models: Sequence[Path] = ()) -> None:
-        if unknown := set(languages) - set(MEASURED):
+    languages: tuple[str, ...]
+    models: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.languages) - set(MEASURED):
             raise UserError(
                 f"personal data is not found in {', '.join(sorted(unknown))}, but in "
                 + ", ".join(MEASURED)
             )
-        self._key = tuple(languages), tuple(models)
 
     def __call__(
         self, batch: Sequence[Sequence[Message]]
@@ -51,23 +56,29 @@ class PlaceholderScrubber:
         """
         # Many requests have the same long system prompt, which is read once.
         said = [[m for m in messages if m["role"] != "system"] for messages in batch]
-        found = _detector(*self._key).rows(said, Shared())
+        found = _detector(self).rows(said, Shared())
         return [self._row(*row) for row in zip(batch, found, strict=True)]
 
     def _row(
         self, messages: Sequence[Message], found: Mapping[str, Sequence[Hit]]
     ) -> tuple[list[Message], Counter[str]]:
         counts: Counter[str] = Counter()
-        turns = []
+
+        def change(text: str, hits: Sequence[Hit]) -> str:
+            return replace_hits(text, hits, lambda entity, _: f"[{entity}]", counts)
+
+        turns: list[Message] = []
         for message in messages:
-            content = message["content"]
-            hits = _in_system(*self._key, content) if message["role"] == "system" else found
-            turn = map_turn(message, partial(_replaced, hits, counts), None)
+            if message["role"] == "system":
+                text = message["content"]
+                content = change(text, _in_system(self, text))
+            else:
+                turn = map_turn(message, lambda text: change(text, found.get(text, ())), None)
+                content = turn["content"]
             # Inside a JSON answer only values were visited.
-            if (content := turn["content"]).lstrip().startswith("{"):
-                shapes = {content: _detector(*self._key).shapes(content)}
-                turn = {"role": turn["role"], "content": _replaced(shapes, counts, content)}
-            turns.append(turn)
+            if content.lstrip().startswith("{"):
+                content = change(content, _detector(self).shapes(content))
+            turns.append({"role": message["role"], "content": content})
         return turns, counts
 
 
@@ -78,27 +89,15 @@ def make_placeholder_scrubber(languages: Sequence[str], *, model: bool) -> Place
         UserError: if the model can't be had, or nothing is known of a language.
     """
     config = DataConfig(source="log", pii_ner=model)
-    return PlaceholderScrubber(languages, model_directories(config))
+    return PlaceholderScrubber(tuple(languages), model_directories(config))
 
 
 @cache
-def _detector(languages: tuple[str, ...], models: tuple[Path, ...]) -> Detector:
-    return Detector(Settings(languages=languages, models=models))
+def _detector(scrubber: PlaceholderScrubber) -> Detector:
+    return Detector(Settings(languages=scrubber.languages, models=scrubber.models))
 
 
 @lru_cache(maxsize=_SYSTEM_PROMPTS)
-def _in_system(
-    languages: tuple[str, ...], models: tuple[Path, ...], text: str
-) -> Mapping[str, Sequence[Hit]]:
-    """Return what is found in a system prompt."""
+def _in_system(scrubber: PlaceholderScrubber, text: str) -> Sequence[Hit]:
     turn: Message = {"role": "system", "content": text}
-    return _detector(languages, models).rows([[turn]], Shared())[0]
-
-
-def _replaced(found: Mapping[str, Sequence[Hit]], counts: Counter[str], text: str) -> str:
-    parts, at = [], 0
-    for hit in found.get(text, ()):
-        parts += [text[at : hit.start], f"[{hit.entity}]"]
-        at = hit.end
-        counts[hit.entity] += 1
-    return "".join([*parts, text[at:]])
+    return _detector(scrubber).rows([[turn]], Shared())[0].get(text, ())

@@ -12,21 +12,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice, tee
+from itertools import chain, compress, islice, tee
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.detector import Detector, resolve
 from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings, scrubbed_entities
 from tuneline.data.pii.find.languages import foreign_language, likeliest
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn, shared_parts, texts_of
 from tuneline.data.pii.replace.residuals import (
     Find,
-    Span,
     left_values,
-    overlaps,
     places,
     residual_hits,
+    without_surrogates,
 )
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import Message, StandIn
@@ -63,10 +62,6 @@ class Scrubbed:
 
 
 _Keyed = tuple[str | None, Sequence[Message]]
-_Chunk = Sequence[_Keyed]
-# The row where anything was found in it, and its undeclared language: clean rows stay here.
-_Outcome = tuple[Scrubbed | None, str | None]
-_Work = Callable[[_Chunk], list[_Outcome]]
 
 
 class Scrubber:
@@ -90,8 +85,9 @@ class Scrubber:
                 f"data.pii_actions: no entity is called {', '.join(sorted(unknown))}; there are "
                 + ", ".join(known)
             )
-        self._masked = settings.entities_with("mask")
-        self._refused = settings.entities_with("reject_row")
+
+    def __reduce__(self) -> tuple[type[Scrubber], tuple[Settings]]:
+        return Scrubber, (self._settings,)  # each process loads the model itself
 
     def find(self, text: str) -> tuple[Hit, ...]:
         """Find personal data that has a form or a cue, by patterns and the user's recognisers."""
@@ -107,8 +103,7 @@ class Scrubber:
             batch: turns of each row.
             workers: number of processes; the result does not depend on it.
         """
-        shared = self._settings.shared or shared_parts(batch)
-        return list(self.each(zip(keys, batch, strict=True), workers, shared))
+        return list(self.each(zip(keys, batch, strict=True), workers, shared_parts(batch)))
 
     def each(
         self, rows: Iterable[_Keyed], workers: int = 1, shared: Shared | None = None
@@ -120,54 +115,42 @@ class Scrubber:
             workers: number of processes; the result does not depend on it.
             shared: parts that the rows share, where the settings know none.
         """
-        shared = self._settings.shared or shared or Shared()
         given, kept = tee(rows)
-        make: Callable[[], _Work] = partial(_chunk_scrubber, self._settings, shared)
-        if workers == 1:
-            work = partial(self.scrub_chunk, shared)
-            make = lambda: work  # noqa: E731 - the model is loaded already
+        work = partial(self._scrub_chunk, self._settings.shared or shared or Shared())
         chunks = iter(lambda: list(islice(given, CHUNK)), [])
-        outcomes = chain.from_iterable(map_chunks(make, chunks, workers))
-        for (scrubbed, foreign), (_, messages) in zip(outcomes, kept, strict=True):
-            result = scrubbed or Scrubbed(list(messages))
-            result.foreign = foreign
-            yield result
+        results = chain.from_iterable(map_chunks(partial(partial, work), chunks, workers))
+        for result, (_, messages) in zip(results, kept, strict=True):
+            # The turns of clean rows stay here.
+            yield result if result.hits else replace(result, messages=list(messages))
 
-    def scrub_chunk(self, shared: Shared, chunk: _Chunk) -> list[_Outcome]:
-        """Scrub some of a dataset's rows.
-
-        Returns:
-            For each row its scrubbed form, None if nothing was found in it, and its undeclared
-            language, if any.
-        """
+    def _scrub_chunk(self, shared: Shared, chunk: Sequence[_Keyed]) -> list[Scrubbed]:
         # What is remembered would depend on the chunks that this process has seen.
         self._detector.forget()
-        batch = [messages for _, messages in chunk]
-        known = self._known(shared)
-        outcomes: list[_Outcome] = []
-        for (key, messages), hits in zip(chunk, self._detector.rows(batch, shared), strict=True):
+        found = self._detector.rows([messages for _, messages in chunk], shared)
+        # What is in shared texts is replaced alike in every row.
+        masked = self._settings.entities_with("mask")
+        make = partial(Surrogates, seed=self._settings.seed, masked=masked)
+        parts = {*shared.systems, shared.affixes.prefix, shared.affixes.suffix}
+        prompts = {text: self.find(text) for text in sorted(parts)}
+        known = make("shared")
+        for text, hits in prompts.items():
+            for hit in hits:
+                known.of(hit.entity, text[hit.start : hit.end])
+        results: list[Scrubbed] = []
+        for (key, messages), own in zip(chunk, found, strict=True):
             said = _said(messages, shared)
-            result = None
+            result = Scrubbed([])
             # In a JSON answer the names of fields are looked at as well.
-            if hits or any(self.find(message["content"]) for message in messages):
-                surrogates = Surrogates(
-                    _key_of(messages) if key is None else key,
-                    self._settings.seed,
-                    likeliest(said, list(self._settings.languages)),
-                    known,
-                    self._masked,
-                )
+            if own or any(self.find(message["content"]) for message in messages):
+                language = likeliest(said, list(self._settings.languages))
+                row_key = _key_of(messages) if key is None else key
+                surrogates = make(row_key, language=language, known=known.given)
+                said_to_all = {m["content"] for m in messages} & prompts.keys()
+                hits = {**own, **{text: prompts[text] for text in said_to_all}}
                 result = self._row(messages, hits, shared, surrogates)
-            outcomes.append((result, foreign_language(said, self._settings.languages)))
-        return outcomes
-
-    def _known(self, shared: Shared) -> dict[tuple[str, str], str]:
-        """Return the surrogates of the values in shared texts: the same in every row."""
-        surrogates = Surrogates("shared", self._settings.seed, masked=self._masked)
-        for text in sorted({*shared.systems, shared.affixes.prefix, shared.affixes.suffix}):
-            for hit in self.find(text):
-                surrogates.of(hit.entity, text[hit.start : hit.end])
-        return surrogates.given
+            result.foreign = foreign_language(said, self._settings.languages)
+            results.append(result)
+        return results
 
     def _row(
         self,
@@ -177,68 +160,63 @@ class Scrubber:
         surrogates: Surrogates,
     ) -> Scrubbed:
         """Scrub a row until nothing is found but surrogates, in at most three passes."""
+        label = self._settings.label_field
         result = Scrubbed(list(messages))
-        replaced = {(h.entity, text[h.start : h.end]) for text, some in hits.items() for h in some}
+        is_own = [message["content"] not in shared.systems for message in messages]
+        texts = {piece.text for piece in texts_of(messages, label)} & hits.keys()
+        replaced = {(hit.entity, text[hit.start : hit.end]) for text in texts for hit in hits[text]}
         surrogates.avoid(replaced)
 
-        def spans_of(text: str, *, first: bool, is_shared: bool) -> list[Span]:
-            if first and not is_shared:
-                return _spans(hits.get(text, ()))
-            taken = places(text, surrogates.values)
-            left = () if is_shared else left_values(text, replaced)
-            found = sorted({*_spans(self.find(text)), *left})
-            return [span for span in found if not overlaps(Hit(*span), taken)]
+        def surrogate(entity: str, value: str) -> str:
+            replaced.add((entity, value))
+            return surrogates.of(entity, value)
 
-        def change(text: str, **which: bool) -> str:
-            parts, at = [], 0
-            for start, end, entity in spans_of(text, **which):
-                if start >= at:
-                    replaced.add((entity, text[start:end]))
-                    parts += [text[at:start], surrogates.of(entity, text[start:end])]
-                    at = end
-                    result.hits[entity] += 1
-            return "".join([*parts, text[at:]])
+        def change(text: str, *, first: bool, own: bool) -> str:
+            found = hits.get(text, ())
+            if not first:
+                left = left_values(text, replaced) if own else ()
+                found = resolve(
+                    without_surrogates(text, [*self.find(text), *left], surrogates.values)
+                )
+            return replace_hits(text, found, surrogate, result.hits)
 
         for number in range(MAX_PASSES):
             result.messages = [
-                map_turn(
-                    message,
-                    partial(change, first=not number, is_shared=_is_shared(own, shared)),
-                    self._settings.label_field,
-                )
-                for own, message in zip(messages, result.messages, strict=True)
+                map_turn(message, partial(change, first=not number, own=own), label)
+                for own, message in zip(is_own, result.messages, strict=True)
             ]
             result.residual = residual_hits(result.messages, surrogates.values, self.find)
-            result.left = self._left(messages, result.messages, shared, replaced)
+            pieces = texts_of([*compress(result.messages, is_own)], label)
+            result.left = sum(len(left_values(piece.text, replaced)) for piece in pieces)
             if not result.residual and not result.left:
                 break
         result.surrogates = tuple(
-            StandIn(turn, start, end, entity)
+            StandIn(turn, place.start, place.end, place.entity)
             for turn, message in enumerate(result.messages)
-            for start, end, entity in places(message["content"], surrogates.values)
+            for place in places(message["content"], surrogates.values)
         )
-        result.refused = tuple(sorted(self._refused & result.hits.keys()))
+        refused = self._settings.entities_with("reject_row")
+        result.refused = tuple(sorted(refused & result.hits.keys()))
         return result
 
-    def _left(
-        self,
-        before: Sequence[Message],
-        after: Sequence[Message],
-        shared: Shared,
-        replaced: Iterable[tuple[str, str]],
-    ) -> int:
-        """Count the places where values stand still, outside of labels and of shared texts."""
-        own = [m for old, m in zip(before, after, strict=True) if not _is_shared(old, shared)]
-        texts = texts_of(own, self._settings.label_field)
-        return sum(len(left_values(piece.text, replaced)) for piece in texts)
 
+def replace_hits(
+    text: str, hits: Iterable[Hit], make: Callable[[str, str], str], counts: Counter[str]
+) -> str:
+    """Return a text with something else for each hit, and count the hits by entity.
 
-def _spans(hits: Iterable[Hit]) -> list[Span]:
-    return [(hit.start, hit.end, hit.entity) for hit in hits]
-
-
-def _is_shared(message: Message, shared: Shared) -> bool:
-    return message["role"] == "system" and message["content"] in shared.systems
+    Args:
+        text: a text.
+        hits: hits in it, in order without overlaps.
+        make: maker of what takes the place of a value, from its entity and itself.
+        counts: the counts, which grow.
+    """
+    parts, at = [], 0
+    for hit in hits:
+        parts += [text[at : hit.start], make(hit.entity, text[hit.start : hit.end])]
+        at = hit.end
+        counts[hit.entity] += 1
+    return "".join([*parts, text[at:]])
 
 
 def _said(messages: Sequence[Message], shared: Shared) -> str:
@@ -258,11 +236,6 @@ def _key_of(messages: Sequence[Message]) -> str:
     """
     text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _chunk_scrubber(settings: Settings, shared: Shared) -> _Work:
-    """Make the function that scrubs chunks in a worker."""
-    return partial(Scrubber(settings).scrub_chunk, shared)
 
 
 def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
@@ -294,13 +267,10 @@ def shape_finder(config: DataConfig) -> Find:
 
 
 def make_scrubber(config: DataConfig, shared: Shared | None = None) -> Scrubber:
-    """Make the scrubber that a configuration asks for.
+    """Make the scrubber that a configuration asks for; its errors are those of `Scrubber`.
 
     Args:
         config: profiles, languages, actions, allow-list and recognisers.
         shared: parts that its rows share; None if each batch shows its own.
-
-    Raises:
-        UserError: if a model or recogniser can't be loaded, or an action names an unknown entity.
     """
     return Scrubber(replace(settings_of(config), shared=shared))
