@@ -38,7 +38,7 @@ from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared, shared_parts
-from tuneline.data.pii.replace.residuals import residual_hits, without_surrogates
+from tuneline.data.pii.replace.residuals import other_hits, residual_hits
 from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
 from tuneline.data.pii.review.review import asked_review
 from tuneline.data.rendering.renderer import Renderer, chat_template
@@ -268,7 +268,7 @@ def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Tu
     def count(chunk: Sequence[_Turns]) -> int:
         batch = detector.rows([messages for messages, _ in chunk], shared)
         return sum(
-            any(without_surrogates(text, hits, values) for text, hits in found.items())
+            any(other_hits(text, hits, values) for text, hits in found.items())
             for found, (_, values) in zip(batch, chunk, strict=True)
         )
 

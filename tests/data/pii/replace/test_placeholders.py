@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from tuneline.data.pii.replace.placeholders import PlaceholderScrubber, make_placeholder_scrubber
+from tuneline.data.pii.replace.scrubber import PlaceholderScrubber, make_placeholder_scrubber
 from tuneline.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Replace the personal data in the turns of rows by surrogates, batch by batch.
+"""Replace the personal data in conversations: in rows by surrogates, in logs by placeholders.
 
 Inside a row the same value gets the same surrogate in every turn. A JSON answer stays valid JSON:
 its strings are scrubbed one by one, its label is left alone.
@@ -11,22 +11,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, lru_cache, partial
 from itertools import chain, compress, islice, tee
+from pathlib import Path
 
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import Detector, resolve
 from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings, scrubbed_entities
-from tuneline.data.pii.find.languages import foreign_language, likeliest
+from tuneline.data.pii.find.languages import MEASURED, foreign_language, likeliest
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn, shared_parts, texts_of
-from tuneline.data.pii.replace.residuals import (
-    Find,
-    left_values,
-    places,
-    residual_hits,
-    without_surrogates,
-)
+from tuneline.data.pii.replace.residuals import left_values, other_hits, places, residual_hits
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
@@ -36,6 +31,8 @@ MAX_PASSES = 3
 # Rows that a worker gets at once. The number is fixed: the batches of a model must not depend on
 # the number of workers.
 CHUNK = 512
+# System prompts of a log that are remembered.
+_SYSTEM_PROMPTS = 256
 
 
 @dataclass
@@ -61,7 +58,9 @@ class Scrubbed:
     foreign: str | None = None
 
 
-_Keyed = tuple[str | None, Sequence[Message]]
+_Turns = Sequence[Message]
+_Found = Mapping[str, Sequence[Hit]]
+_Keyed = tuple[str | None, _Turns]
 
 
 class Scrubber:
@@ -94,15 +93,9 @@ class Scrubber:
         return self._detector.shapes(text)
 
     def scrub(
-        self, keys: Sequence[str], batch: Sequence[Sequence[Message]], workers: int = 1
+        self, keys: Sequence[str], batch: Sequence[_Turns], workers: int = 1
     ) -> list[Scrubbed]:
-        """Scrub rows.
-
-        Args:
-            keys: a key of each row, which decides its surrogates.
-            batch: turns of each row.
-            workers: number of processes; the result does not depend on it.
-        """
+        """Scrub rows, each with a key, which decides its surrogates; see `each`."""
         return list(self.each(zip(keys, batch, strict=True), workers, shared_parts(batch)))
 
     def each(
@@ -127,57 +120,56 @@ class Scrubber:
         # What is remembered would depend on the chunks that this process has seen.
         self._detector.forget()
         found = self._detector.rows([messages for _, messages in chunk], shared)
-        # What is in shared texts is replaced alike in every row.
         masked = self._settings.entities_with("mask")
         make = partial(Surrogates, seed=self._settings.seed, masked=masked)
-        parts = {*shared.systems, shared.affixes.prefix, shared.affixes.suffix}
-        prompts = {text: self.find(text) for text in sorted(parts)}
+        # What is in shared texts is replaced alike in every row.
         known = make("shared")
+        parts = sorted({*shared.systems, shared.affixes.prefix, shared.affixes.suffix})
+        prompts = {text: self.find(text) for text in parts}
         for text, hits in prompts.items():
-            for hit in hits:
-                known.of(hit.entity, text[hit.start : hit.end])
+            replace_hits(text, hits, known.of, Counter())
         results: list[Scrubbed] = []
         for (key, messages), own in zip(chunk, found, strict=True):
             said = _said(messages, shared)
             result = Scrubbed([])
             # In a JSON answer the names of fields are looked at as well.
             if own or any(self.find(message["content"]) for message in messages):
-                language = likeliest(said, list(self._settings.languages))
-                row_key = _key_of(messages) if key is None else key
-                surrogates = make(row_key, language=language, known=known.given)
-                said_to_all = {m["content"] for m in messages} & prompts.keys()
-                hits = {**own, **{text: prompts[text] for text in said_to_all}}
-                result = self._row(messages, hits, shared, surrogates)
+                # Equal conversations stay equal, whatever else their source lines hold.
+                text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+                digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+                surrogates = make(
+                    digest if key is None else key,
+                    language=likeliest(said, list(self._settings.languages)),
+                    given=dict(known.given),
+                )
+                result = self._row(messages, {**own, **prompts}, shared, surrogates)
             result.foreign = foreign_language(said, self._settings.languages)
             results.append(result)
         return results
 
     def _row(
-        self,
-        messages: Sequence[Message],
-        hits: Mapping[str, Sequence[Hit]],
-        shared: Shared,
-        surrogates: Surrogates,
+        self, messages: _Turns, hits: _Found, shared: Shared, surrogates: Surrogates
     ) -> Scrubbed:
         """Scrub a row until nothing is found but surrogates, in at most three passes."""
         label = self._settings.label_field
         result = Scrubbed(list(messages))
         is_own = [message["content"] not in shared.systems for message in messages]
-        texts = {piece.text for piece in texts_of(messages, label)} & hits.keys()
-        replaced = {(hit.entity, text[hit.start : hit.end]) for text in texts for hit in hits[text]}
+        replaced = {
+            (hit.entity, piece.text[hit.start : hit.end]): None
+            for piece in texts_of(messages, label)
+            for hit in hits.get(piece.text, ())
+        }
         surrogates.avoid(replaced)
 
         def surrogate(entity: str, value: str) -> str:
-            replaced.add((entity, value))
+            replaced[entity, value] = None
             return surrogates.of(entity, value)
 
         def change(text: str, *, first: bool, own: bool) -> str:
-            found = hits.get(text, ())
+            found: Sequence[Hit] = hits.get(text, ())
             if not first:
-                left = left_values(text, replaced) if own else ()
-                found = resolve(
-                    without_surrogates(text, [*self.find(text), *left], surrogates.values)
-                )
+                left = [*self.find(text), *(left_values(text, replaced) if own else ())]
+                found = resolve(other_hits(text, left, surrogates.values))
             return replace_hits(text, found, surrogate, result.hits)
 
         for number in range(MAX_PASSES):
@@ -200,16 +192,21 @@ class Scrubber:
         return result
 
 
+def _said(messages: _Turns, shared: Shared) -> str:
+    """Return what a row says itself, without the parts that rows share."""
+    return "\n".join(
+        shared.affixes.own(m["content"]) if m["role"] == "user" else m["content"]
+        for m in messages
+        if m["role"] != "system"
+    )
+
+
 def replace_hits(
     text: str, hits: Iterable[Hit], make: Callable[[str, str], str], counts: Counter[str]
 ) -> str:
-    """Return a text with something else for each hit, and count the hits by entity.
+    """Replace hits, in order without overlaps, and count them by entity.
 
-    Args:
-        text: a text.
-        hits: hits in it, in order without overlaps.
-        make: maker of what takes the place of a value, from its entity and itself.
-        counts: the counts, which grow.
+    `make` returns what takes a value's place, from its entity and itself.
     """
     parts, at = [], 0
     for hit in hits:
@@ -219,31 +216,8 @@ def replace_hits(
     return "".join([*parts, text[at:]])
 
 
-def _said(messages: Sequence[Message], shared: Shared) -> str:
-    """Return what a row says itself, without the parts that rows share."""
-    return "\n".join(
-        shared.affixes.own(m["content"]) if m["role"] == "user" else m["content"]
-        for m in messages
-        if m["role"] != "system"
-    )
-
-
-def _key_of(messages: Sequence[Message]) -> str:
-    """Return the key of a row's surrogates.
-
-    Equal conversations get equal surrogates and stay equal, whatever else their source lines hold;
-    different ones get different surrogates, by which deduplication tells them apart.
-    """
-    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
 def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
-    """Return the settings that a configuration asks for, with its model's files on this machine.
-
-    Args:
-        config: profiles, languages, models, actions, allow-list and recognisers.
-        models: False for patterns alone.
+    """Return the settings that a configuration asks for, with its models' files or none.
 
     Raises:
         UserError: if a model can't be had.
@@ -261,16 +235,88 @@ def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
     )
 
 
-def shape_finder(config: DataConfig) -> Find:
+def shape_finder(config: DataConfig) -> Callable[[str], Sequence[Hit]]:
     """Return a finder of personal data with a form or a cue, as configured; no model is asked."""
     return Detector(settings_of(config, models=False)).shapes
 
 
 def make_scrubber(config: DataConfig, shared: Shared | None = None) -> Scrubber:
-    """Make the scrubber that a configuration asks for; its errors are those of `Scrubber`.
+    """Make a scrubber as configured; without parts that its rows share each batch shows its own.
 
-    Args:
-        config: profiles, languages, actions, allow-list and recognisers.
-        shared: parts that its rows share; None if each batch shows its own.
+    Raises:
+        UserError: if a model or recogniser can't be loaded, or an action names an unknown entity.
     """
     return Scrubber(replace(settings_of(config), shared=shared))
+
+
+@dataclass(frozen=True)
+class PlaceholderScrubber:
+    """A scrubber of texts that are logged as they come, by typed placeholders.
+
+    It is picklable and small: the process that uses it loads the model, once.
+
+    Attributes:
+        languages: languages of the conversations.
+        models: directories of the models that find personal data; without one patterns alone do.
+
+    Raises:
+        UserError: for a language that the usual model does not know.
+    """
+
+    languages: tuple[str, ...]
+    models: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.languages) - set(MEASURED):
+            raise UserError(
+                f"personal data is not found in {', '.join(sorted(unknown))}, but in "
+                + ", ".join(MEASURED)
+            )
+
+    def __call__(self, batch: Sequence[_Turns]) -> list[tuple[list[Message], Counter[str]]]:
+        """Return conversations with placeholders such as `[EMAIL_ADDRESS]`, and their number.
+
+        An answer that is JSON stays JSON, unless personal data is in the name of a field.
+        """
+        # Many requests have the same long system prompt, which is read once.
+        said = [[m for m in messages if m["role"] != "system"] for messages in batch]
+        found = _detector(self).rows(said, Shared())
+        return [self._row(*row) for row in zip(batch, found, strict=True)]
+
+    def _row(self, messages: _Turns, own: _Found) -> tuple[list[Message], Counter[str]]:
+        counts: Counter[str] = Counter()
+
+        def change(found: _Found, text: str) -> str:
+            return replace_hits(text, found.get(text, ()), lambda entity, _: f"[{entity}]", counts)
+
+        turns: list[Message] = []
+        for message in messages:
+            is_system = message["role"] == "system"
+            found = _in_system(self, message["content"]) if is_system else own
+            turn = map_turn(message, partial(change, found), None)
+            # Inside a JSON answer only values were visited.
+            if (content := turn["content"]).lstrip().startswith("{"):
+                shapes = {content: _detector(self).shapes(content)}
+                turn = {"role": turn["role"], "content": change(shapes, content)}
+            turns.append(turn)
+        return turns, counts
+
+
+def make_placeholder_scrubber(languages: Sequence[str], *, model: bool) -> PlaceholderScrubber:
+    """Make a scrubber with the model that the data phase uses, or with patterns alone.
+
+    Raises:
+        UserError: if the model can't be had, or nothing is known of a language.
+    """
+    config = DataConfig(source="log", pii_ner=model)
+    return PlaceholderScrubber(tuple(languages), model_directories(config))
+
+
+@cache
+def _detector(scrubber: PlaceholderScrubber) -> Detector:
+    return Detector(Settings(languages=scrubber.languages, models=scrubber.models))
+
+
+@lru_cache(maxsize=_SYSTEM_PROMPTS)
+def _in_system(scrubber: PlaceholderScrubber, text: str) -> _Found:
+    return _detector(scrubber).rows([[{"role": "system", "content": text}]], Shared())[0]

@@ -3,7 +3,7 @@
 A surrogate is drawn by a hash of the row and the value. Since the row is part of the key,
 surrogates can't be matched across rows, and nobody can test whether a name is in the dataset by
 computing its surrogate. Numbers lie in ranges that are never issued (RFC 5737, RFC 3849, RFC 2606,
-555-01xx, a failing check digit); names, addresses and towns are Faker's, in the row's language.
+555-01xx, a failing check digit); names and addresses are Faker's, in the row's language.
 
 No surrogate shares an identifying token (see `tokens`) with any value of its row: another one is
 drawn then, and after eight draws a placeholder such as `[PERSON]` takes the value's place.
@@ -15,7 +15,8 @@ import hashlib
 import random
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -28,16 +29,12 @@ _DRAWS = 8
 _LOCALES = "en_US de_DE fr_FR es_ES it_IT pt_PT nl_NL".split()
 # Words that identify nobody: of names and signs, and of surrogates.
 _KEPT = frozenset(
-    "the of and de del den der du da di la le el dot www http https com org net example "
-    "test".split()
+    "the of and de del den der du da di la le el www http https com org net example test".split()
 )
 _NAME = re.compile(r"(?<!['’])[^\W\d_]+(?:['’](?!s\b)[^\W\d_]+)*|\d+")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
 _CHAR = re.compile(r"[^\W_]")
 _YEAR = re.compile(r"(?:19|20)\d\d")
-# The signs of an address, also in words; the date on a card.
-_AT, _DOT = re.compile(r"(?i)\s?@\s?|\W{1,3}at\W{1,3}"), re.compile(r"(?i)\sdot\s")
-_EXPIRY = re.compile(r"(?:\d{1,2}|[^\W\d]{3,9}\.?)\W{1,3}(?:20)?\d\d")
 
 Draw: TypeAlias = Callable[[str], int]  # a number for a part of a value, the same one in a row
 
@@ -76,38 +73,29 @@ def tokens(value: str, entity: str = "") -> set[str]:
     return {token for token in found if len(token) > 2 and token.strip("0")}
 
 
+@dataclass
 class Surrogates:
     """The surrogates of one row.
 
-    Args:
+    Attributes:
         key: key of the row, such as the hash of its turns.
         seed: seed of the draws.
         language: language of the row, ISO 639-1.
-        known: surrogates that are settled already, `given` of another instance.
         masked: entities that get a typed placeholder such as `[PERSON]` instead.
-
-    Attributes:
-        given: surrogates by entity and value.
+        given: surrogates by entity and value, with those that are settled already.
         values: entity of each surrogate in use.
         names: name of another person by casefolded word.
         avoided: tokens that no surrogate may have.
     """
 
-    def __init__(
-        self,
-        key: str,
-        seed: int,
-        language: str = "en",
-        known: Mapping[tuple[str, str], str] | None = None,
-        masked: frozenset[str] = frozenset(),
-    ) -> None:
-        self.language = language
-        self._makers = {entity: make for entity, make in _MAKERS.items() if entity not in masked}
-        self._key = f"{seed}:{key}"
-        self.given: dict[tuple[str, str], str] = dict(known or {})
-        self.values: dict[str, str] = {}
-        self.names: dict[str, str] = {}
-        self.avoided: set[str] = set()
+    key: str
+    seed: int
+    language: str = "en"
+    masked: frozenset[str] = frozenset()
+    given: dict[tuple[str, str], str] = field(default_factory=dict)
+    values: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    avoided: set[str] = field(default_factory=set)
 
     def avoid(self, values: Iterable[tuple[str, str]]) -> None:
         """Share no token with some values of the row: entity and value of each."""
@@ -124,17 +112,18 @@ class Surrogates:
 
     def _drawn(self, entity: str, value: str) -> str:
         self.avoid([(entity, value)])
-        for attempt in range(_DRAWS if entity in self._makers else 0):
-            draw = partial(self._number, entity, attempt)
-            made = cased(self._makers[entity](self, draw, value), value)
+        for attempt in range(_DRAWS if entity in _MAKERS.keys() - self.masked else 0):
+            draw = partial(self._draw, entity, attempt)
+            made = cased(_MAKERS[entity](self, draw, value), value)
             if made.casefold() != value.casefold() and not tokens(made, entity) & self.avoided:
                 return made
         return f"[{entity}]"
 
-    def _number(self, entity: str, attempt: int, part: str) -> int:
+    def _draw(self, entity: str, attempt: int, part: str) -> int:
         canonical = re.sub(r"[\W_]+", "", part.casefold())
-        text = f"{self._key}:{entity}:{canonical}:{attempt or ''}".encode("utf-8", "replace")
-        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+        text = f"{self.seed}:{self.key}:{entity}:{canonical}:{attempt or ''}"
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).digest()
+        return int.from_bytes(digest[:8], "big")
 
     def fake(self, number: int) -> Faker:
         """Return what draws addresses in the row's language."""
@@ -181,14 +170,9 @@ def _person(row: Surrogates, draw: Draw, value: str) -> str:
     return _NAME.sub(other, value)
 
 
-def _email(row: Surrogates, draw: Draw, value: str) -> str:
-    """Return an address in the same form, or the name of a user for a value without a host."""
-    user, _, host = row.fake(draw(value)).ascii_safe_email().partition("@")
-    at, dot = _AT.search(value), _DOT.search(value)
-    return (f"{user}{at[0]}{host}" if at else user).replace(".", dot[0] if dot else ".")
-
-
 def _street(row: Surrogates, draw: Draw, value: str) -> str:
+    if not re.search(r"[^\W\d_]{3}", value):  # a house number alone
+        return other_chars(draw(value), value)
     # The same one for "12 Maple St" and "12 Maple Street, Boise".
     return row.fake(draw("".join(_TOKEN.findall(value)[:2]))).street_address().strip()
 
@@ -218,18 +202,11 @@ def _date(row: Surrogates, draw: Draw, value: str, *, same_year: bool = False) -
 
 
 def _number(make: Callable[[int, str], str]) -> _Maker:
-    """Return a maker of numbers, also of their last digits, and of numbers in words.
-
-    Args:
-        make: maker of a number that is never issued, from a number that is drawn and the value's
-            letters and digits, from the last one on.
-    """
+    """Return a maker of numbers: what `make` returns for letters and digits stands at their end."""
 
     def maker(row: Surrogates, draw: Draw, value: str) -> str:
         number, words = draw(value), value.split()
-        if not any(map(str.isdecimal, value)):
-            if len(words) == 1:  # the name of a user
-                return _email(row, draw, value)
+        if len(words) > 1 and not any(map(str.isdecimal, value)):  # a number in words
             value = "0" * len(words)
         bare = "".join(_CHAR.findall(value))
         chars = iter(make(number, bare).rjust(len(bare), "0")[-len(bare) :])
@@ -253,15 +230,13 @@ _Maker: TypeAlias = Callable[[Surrogates, Draw, str], str]
 # The secrets, and the hits of the user's own recognisers, get a placeholder.
 _MAKERS: dict[str, _Maker] = {
     "PERSON": _person,
-    "EMAIL_ADDRESS": _email,
+    "EMAIL_ADDRESS": lambda row, draw, value: row.fake(draw(value)).ascii_safe_email(),
     "BIRTH_DATE": _date,
     "DATE": partial(_date, same_year=True),
     "STREET_ADDRESS": _street,
     "LOCATION": lambda row, draw, value: row.fake(draw(value)).city(),
     "PHONE_NUMBER": _number(_phone),
-    "CREDIT_CARD": lambda row, draw, value: (_date if _EXPIRY.fullmatch(value) else _number(_card))(
-        row, draw, value
-    ),
+    "CREDIT_CARD": _number(_card),
     # Numbers with the area 000 are never issued.
     "US_SSN": _number(lambda number, bare: f"{number % 10_000:04d}"),
     "ID_NUMBER": _number(other_chars),
