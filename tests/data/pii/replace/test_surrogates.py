@@ -40,7 +40,7 @@ FORMS = [
     ("DATE", "May 3rd, 2019", r"\d+ [A-Z][a-z]+ 2019"),
     ("STREET_ADDRESS", "204 east 9th street apt 5b", r"\d+ [a-z. ]+\d*"),
     ("STREET_ADDRESS", "LINDENWEG 14A", r"\d+ [A-Z. ]+\d*"),
-    ("PHONE_NUMBER", "(415) 867-5309", r"\((?:202|303|404|505|606)\) 555-01\d\d"),
+    ("PHONE_NUMBER", "(415) 867-5309", r"\([2-9]02\) 555-01\d\d"),
     ("PHONE_NUMBER", "+49 170 1234567", r"\+11 \d{3} 55501\d\d"),
     ("ID_NUMBER", "four four seven double two", r"[1-9]{5}"),
     ("ID_NUMBER", "jane_doe", r"[a-z]{4}_[a-z]{3}"),

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache, partial
-from itertools import chain, compress, islice, tee
+from itertools import chain, compress, islice
 from pathlib import Path
 
 from tuneline.config import DataConfig
@@ -76,6 +76,7 @@ class Scrubber:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._detector = Detector(settings)
+        self.find = self._detector.shapes  # what has a form or a cue
         self.custom_entities = self._detector.custom_entities
         self.ignored_labels = self._detector.ignored_labels
         known = (*ENTITIES, *self.custom_entities)
@@ -88,10 +89,6 @@ class Scrubber:
     def __reduce__(self) -> tuple[type[Scrubber], tuple[Settings]]:
         return Scrubber, (self._settings,)  # each process loads the model itself
 
-    def find(self, text: str) -> tuple[Hit, ...]:
-        """Find personal data that has a form or a cue, by patterns and the user's recognisers."""
-        return self._detector.shapes(text)
-
     def scrub(
         self, keys: Sequence[str], batch: Sequence[_Turns], workers: int = 1
     ) -> list[Scrubbed]:
@@ -101,20 +98,17 @@ class Scrubber:
     def each(
         self, rows: Iterable[_Keyed], workers: int = 1, shared: Shared | None = None
     ) -> Iterator[Scrubbed]:
-        """Yield the rows of a dataset scrubbed, while others are still read.
+        """Return the rows of a dataset scrubbed, some while others are still read.
 
         Args:
             rows: key and turns of each row; without a key its turns are one.
             workers: number of processes; the result does not depend on it.
             shared: parts that the rows share, where the settings know none.
         """
-        given, kept = tee(rows)
+        given = iter(rows)
         work = partial(self._scrub_chunk, self._settings.shared or shared or Shared())
         chunks = iter(lambda: list(islice(given, CHUNK)), [])
-        results = chain.from_iterable(map_chunks(partial(partial, work), chunks, workers))
-        for result, (_, messages) in zip(results, kept, strict=True):
-            # The turns of clean rows stay here.
-            yield result if result.hits else replace(result, messages=list(messages))
+        return chain.from_iterable(map_chunks(partial(partial, work), chunks, workers))
 
     def _scrub_chunk(self, shared: Shared, chunk: Sequence[_Keyed]) -> list[Scrubbed]:
         # What is remembered would depend on the chunks that this process has seen.
@@ -131,7 +125,7 @@ class Scrubber:
         results: list[Scrubbed] = []
         for (key, messages), own in zip(chunk, found, strict=True):
             said = _said(messages, shared)
-            result = Scrubbed([])
+            result = Scrubbed(list(messages))
             # In a JSON answer the names of fields are looked at as well.
             if own or any(self.find(message["content"]) for message in messages):
                 # Equal conversations stay equal, whatever else their source lines hold.

@@ -59,9 +59,8 @@ def words_of(language: str, kind: str) -> Sequence[str]:
 def tokens(value: str, entity: str = "") -> set[str]:
     """Return the tokens of a value that identify somebody.
 
-    They are words of at least three letters (not in dates) that are not in every surrogate such as
-    "example", runs of at least three digits but years, zeros and those of the reserved ranges, and
-    all digits together from four on.
+    They are words of at least three letters but those of all surrogates, runs of at least three
+    digits but years and those of reserved ranges, and all digits together from four on.
     """
     pieces = [piece for piece in _TOKEN.findall(value.casefold()) if piece not in _KEPT]
     numbers = [piece for piece in pieces if piece.isdecimal()]
@@ -215,11 +214,6 @@ def _number(make: Callable[[int, str], str]) -> _Maker:
     return maker
 
 
-def _phone(number: int, bare: str) -> str:
-    area = number // 100 % 5 + 2
-    return f"{area}0{area}55501{number % 100:02d}".rjust(len(bare), "1")
-
-
 def _card(number: int, bare: str) -> str:
     digits = "4" + str(number % 1000).zfill(len(bare) - 2)
     # With any check digit but the right one, no such card can exist.
@@ -235,7 +229,9 @@ _MAKERS: dict[str, _Maker] = {
     "DATE": partial(_date, same_year=True),
     "STREET_ADDRESS": _street,
     "LOCATION": lambda row, draw, value: row.fake(draw(value)).city(),
-    "PHONE_NUMBER": _number(_phone),
+    "PHONE_NUMBER": _number(
+        lambda number, bare: f"{number % 8 + 2}0255501{number // 8 % 100:02d}".rjust(len(bare), "1")
+    ),
     "CREDIT_CARD": _number(_card),
     # Numbers with the area 000 are never issued.
     "US_SSN": _number(lambda number, bare: f"{number % 10_000:04d}"),
