@@ -31,8 +31,6 @@ MAX_PASSES = 3
 # Rows that a worker gets at once. The number is fixed: the batches of a model must not depend on
 # the number of workers.
 CHUNK = 512
-# System prompts of a log that are remembered.
-_SYSTEM_PROMPTS = 256
 
 
 @dataclass
@@ -81,9 +79,9 @@ class Scrubber:
         self.ignored_labels = self._detector.ignored_labels
         known = (*ENTITIES, *self.custom_entities)
         if unknown := settings.actions.keys() - set(known):
+            names = ", ".join(sorted(unknown))
             raise UserError(
-                f"data.pii_actions: no entity is called {', '.join(sorted(unknown))}; there are "
-                + ", ".join(known)
+                f"data.pii_actions: no entity is called {names}; there are {', '.join(known)}"
             )
 
     def __reduce__(self) -> tuple[type[Scrubber], tuple[Settings]]:
@@ -245,9 +243,7 @@ def make_scrubber(config: DataConfig, shared: Shared | None = None) -> Scrubber:
 
 @dataclass(frozen=True)
 class PlaceholderScrubber:
-    """A scrubber of texts that are logged as they come, by typed placeholders.
-
-    It is picklable and small: the process that uses it loads the model, once.
+    """A scrubber of logged conversations; the process that it is sent to loads the model, once.
 
     Attributes:
         languages: languages of the conversations.
@@ -262,10 +258,8 @@ class PlaceholderScrubber:
 
     def __post_init__(self) -> None:
         if unknown := set(self.languages) - set(MEASURED):
-            raise UserError(
-                f"personal data is not found in {', '.join(sorted(unknown))}, but in "
-                + ", ".join(MEASURED)
-            )
+            names, known = ", ".join(sorted(unknown)), ", ".join(MEASURED)
+            raise UserError(f"personal data is not found in {names}, but in {known}")
 
     def __call__(self, batch: Sequence[_Turns]) -> list[tuple[list[Message], Counter[str]]]:
         """Return conversations with placeholders such as `[EMAIL_ADDRESS]`, and their number.
@@ -311,6 +305,6 @@ def _detector(scrubber: PlaceholderScrubber) -> Detector:
     return Detector(Settings(languages=scrubber.languages, models=scrubber.models))
 
 
-@lru_cache(maxsize=_SYSTEM_PROMPTS)
+@lru_cache(maxsize=256)
 def _in_system(scrubber: PlaceholderScrubber, text: str) -> _Found:
     return _detector(scrubber).rows([[{"role": "system", "content": text}]], Shared())[0]

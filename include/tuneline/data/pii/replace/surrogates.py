@@ -187,6 +187,8 @@ def _date(row: Surrogates, draw: Draw, value: str, *, same_year: bool = False) -
             # The year of birth of nobody over 89.
             decade = max(piece[:-1], "194" if len(piece) == 4 else "")
             return piece if same_year else f"{decade}{(int(piece[-1]) + 1 + number % 9) % 10}"
+        if len(piece) > 2:
+            return other_chars(number, piece)
         low, high = ((1, 9), (10, 12), (13, 28))[(int(piece) > 9) + (int(piece) > 12)]
         made = low + (int(piece) - low + 1 + number % (high - low)) % (high - low + 1)
         return str(made).zfill(len(piece))
