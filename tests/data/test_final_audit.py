@@ -171,7 +171,12 @@ def test_the_parts(base_dir):
     assert leaking_rows(good, good, 0.8) == 0
     mail = [row(1, "anna@mail.com")]
     assert rows_with_pii(mail, {}, DataConfig(source="rows.jsonl")) == 1
-    assert rows_with_pii(mail, {"1": ["anna@mail.com"]}, DataConfig(source="rows.jsonl")) == 0
+    assert (
+        rows_with_pii(
+            mail, {"1": [("EMAIL_ADDRESS", "anna@mail.com")]}, DataConfig(source="rows.jsonl")
+        )
+        == 0
+    )
     assert (
         rows_with_pii(mail, {}, DataConfig(source="rows.jsonl", pii_allow=["ANNA@mail.com"])) == 0
     )
@@ -191,6 +196,6 @@ def test_the_model_reads_some_rows_again(tmp_path):
     stored, _ = stored_dataset(tmp_path / "rows.dataset")
     config = DataConfig(source="rows.jsonl")
     assert found_again(stored, {}, config) == (30, 30)
-    surrogates = {str(n): [people[n % 3]] for n in range(30)}
+    surrogates = {str(n): [("PERSON", people[n % 3])] for n in range(30)}
     assert found_again(stored, surrogates, config) == (0, 30)
     assert found_again(stored, {}, DataConfig(source="rows.jsonl", pii_ner=False)) == (0, 0)

@@ -233,7 +233,7 @@ def _costs(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from tuneline.data.pii.replace.placeholders import make_placeholder_scrubber
+    from tuneline.data.pii.replace.scrubber import make_placeholder_scrubber
     from tuneline.serving.gateway.prices import Rates
     from tuneline.serving.usage_import.take import Settings, take
 

@@ -19,7 +19,7 @@ from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
-    from tuneline.data.pii.replace.placeholders import PlaceholderScrubber
+    from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
     from tuneline.serving.gateway.record_config import ProductionLogConfig
     from tuneline.serving.release.following.trials import CanaryOptions
     from tuneline.serving.release.released import Trust
@@ -220,7 +220,7 @@ def _gateway(arguments: argparse.Namespace) -> int:
 
 def _scrubber_for(config: ProductionLogConfig) -> PlaceholderScrubber:
     """Make the scrubber of the production log, which the gateway's own floor does not have."""
-    from tuneline.data.pii.replace.placeholders import make_placeholder_scrubber
+    from tuneline.data.pii.replace.scrubber import make_placeholder_scrubber
 
     try:
         return make_placeholder_scrubber(config.languages, model=config.pii_model)

@@ -38,12 +38,7 @@ from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared, shared_parts
-from tuneline.data.pii.replace.residuals import (
-    overlaps,
-    places,
-    residual_hits,
-    surrogates_of,
-)
+from tuneline.data.pii.replace.residuals import other_hits, residual_hits
 from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
 from tuneline.data.pii.review.review import asked_review
 from tuneline.data.rendering.renderer import Renderer, chat_template
@@ -68,6 +63,7 @@ from tuneline.data.tables.rows import (
     base_id,
     column_of,
     stored_dataset,
+    surrogates_of,
     with_stand_ins,
 )
 from tuneline.evidence import Measurement, Record, measure
@@ -222,11 +218,18 @@ def _outcomes(rows: Iterable[Row]) -> Iterator[list[Outcome]]:
     return iter(lambda: list(islice(outcomes, _AT_ONCE)), [])
 
 
+def _with_surrogates(
+    rows: Iterable[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]]
+) -> Iterator[_Turns]:
+    for row in rows:
+        yield row.messages, [value for _, value in surrogates.get(base_id(row.row_id), ())]
+
+
 def rows_with_pii(
-    rows: Sequence[Row], surrogates: Mapping[str, Iterable[str]], config: DataConfig
+    rows: Sequence[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
 ) -> int:
     """Count rows in which patterns still find personal data other than surrogates."""
-    pieces = ((row.messages, list(surrogates.get(base_id(row.row_id), ()))) for row in rows)
+    pieces = _with_surrogates(rows, surrogates)
     chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
     return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
 
@@ -239,7 +242,7 @@ def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
 
 
 def found_again(
-    rows: StoredRows, surrogates: Mapping[str, Iterable[str]], config: DataConfig
+    rows: StoredRows, surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
 ) -> tuple[int, int]:
     """Have the model read some rows again, with long texts cut at other places.
 
@@ -253,7 +256,7 @@ def found_again(
     last = sorted(digests)[:READ_AGAIN][-1]
     some = list(rows.chosen([digest <= last for digest in digests]))
     shared = shared_parts([row.messages for row in some])
-    pieces = ((row.messages, list(surrogates.get(base_id(row.row_id), ()))) for row in some)
+    pieces = _with_surrogates(some, surrogates)
     chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
     make = partial(_model_counter, settings, shared)
     return sum(map_chunks(make, chunks, worker_count(len(some), CHUNK))), len(some)
@@ -265,11 +268,7 @@ def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Tu
     def count(chunk: Sequence[_Turns]) -> int:
         batch = detector.rows([messages for messages, _ in chunk], shared)
         return sum(
-            any(
-                not overlaps(hit, places(text, dict.fromkeys(values, "")))
-                for text, hits in found.items()
-                for hit in hits
-            )
+            any(other_hits(text, hits, values) for text, hits in found.items())
             for found, (_, values) in zip(batch, chunk, strict=True)
         )
 

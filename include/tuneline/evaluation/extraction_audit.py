@@ -18,7 +18,7 @@ from tuneline.artifacts.data import SCRUBBED
 from tuneline.artifacts.training import CANARIES, MERGED, Canary
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rows import TRAIN, VALIDATION, Row, read_rows
+from tuneline.data.tables.rows import TRAIN, VALIDATION, Row, read_rows, surrogates_of
 from tuneline.evaluation.extraction.findings import (
     Finding,
     judge_canaries,
@@ -26,7 +26,7 @@ from tuneline.evaluation.extraction.findings import (
     judge_written,
     not_tried,
 )
-from tuneline.evaluation.extraction.identifiers import draw, find_identifiers, surrogates_of
+from tuneline.evaluation.extraction.identifiers import draw, find_identifiers
 from tuneline.evaluation.extraction.preferred import (
     CANARY_VALUES,
     VALUES,

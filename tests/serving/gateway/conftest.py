@@ -11,7 +11,7 @@ import yaml
 from tests.lab.upstream_server import ServerThread, UpstreamServer
 from tests.lab.waiting import wait_for
 
-from tuneline.data.pii.replace.placeholders import PlaceholderScrubber
+from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
 from tuneline.serving.gateway.app import create_app
 from tuneline.serving.gateway.config import load_config
 from tuneline.serving.gateway.keys import add_key
@@ -42,7 +42,9 @@ class Gateway:
     """A running gateway with a client that holds a key of it."""
 
     def __init__(self, config_path: Path, key: str, ledger: Path) -> None:
-        app = create_app(load_config(config_path), lambda log: PlaceholderScrubber(log.languages))
+        app = create_app(
+            load_config(config_path), lambda log: PlaceholderScrubber(tuple(log.languages))
+        )
         self.runtime = app.state.runtime
         self.clock = self.runtime.keys._clock = Clock()
         self.key = key

@@ -276,6 +276,16 @@ def test_text_that_cannot_be_scrubbed_is_not_written(
     assert_nowhere(tmp_path)
 
 
+def test_what_scrubs_has_no_secret(monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "planted")
+    process = ScrubbingProcess()
+    assert process.scrub(list, []) == []
+    environment = Path(f"/proc/{process._process.pid}/environ").read_bytes()
+    process.close()
+    assert b"PYTHONPATH" in environment
+    assert b"planted" not in environment
+
+
 def test_a_text_that_is_not_unicode_costs_no_other_row(start, small, section, store):
     gateway = start(small, production_log=section)
     body = json.dumps(ask()).replace("a b c", "half \\ud83d pair, nul \\u0000")

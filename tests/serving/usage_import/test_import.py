@@ -427,7 +427,7 @@ def test_texts_that_can_not_be_scrubbed_are_not_written(importing, tmp_path, mon
     def fail(*_):
         raise ValueError(MAIL)
 
-    monkeypatch.setattr("tuneline.data.pii.replace.placeholders.PlaceholderScrubber.__call__", fail)
+    monkeypatch.setattr("tuneline.data.pii.replace.scrubber.PlaceholderScrubber.__call__", fail)
     importing("litellm", write_lines(tmp_path / "s.jsonl", spend_row()))
     (logged,) = importing.logged()
     assert (logged["messages"], logged["answer"]) == (None, None)

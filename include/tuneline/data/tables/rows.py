@@ -226,6 +226,16 @@ def with_stand_ins(rows: Sequence[Row]) -> Iterable[Row]:
     return chosen_of(rows, list(map(bool, column_of(rows, "stand_ins"))))
 
 
+def surrogates_of(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
+    """Return the surrogates in scrubbed rows by row id: entity and value of each."""
+    return {
+        row.row_id: [
+            (s.entity, row.messages[s.turn]["content"][s.start : s.end]) for s in row.stand_ins
+        ]
+        for row in with_stand_ins(rows)
+    }
+
+
 def column_of(rows: Sequence[Row], name: str) -> list[Any]:
     """Return an attribute of all rows."""
     if isinstance(rows, StoredRows):

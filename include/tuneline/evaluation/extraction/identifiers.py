@@ -60,17 +60,6 @@ def bare(text: str) -> str:
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
-def surrogates_of(rows: Sequence[Row]) -> dict[str, list[tuple[str, str]]]:
-    """Return the surrogates of scrubbed rows by row id: entity and value of each."""
-    return {
-        row.row_id: [
-            (s.entity, row.messages[s.turn]["content"][s.start : s.end]) for s in row.stand_ins
-        ]
-        for row in rows
-        if row.stand_ins
-    }
-
-
 def find_identifiers(
     rows: Sequence[Row],
     surrogates: Mapping[str, Sequence[tuple[str, str]]],

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tuneline.machine.child_environment import child_environment
+from tuneline.machine.child_environment import bare_environment
 from tuneline.serving.gateway import json_text
 
 # A larger one is left to the engine.
@@ -114,7 +113,6 @@ class FormJudge:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return subprocess.Popen(
         # Nor does it import anything from the folder that the gateway was started in.
         [sys.executable, "-P", "-m", __name__],
@@ -122,7 +120,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         # What judges texts from outside gets no secret, and no Ctrl-C.
-        env={**kept, "PYTHONPATH": child_environment()["PYTHONPATH"]},
+        env=bare_environment(),
         start_new_session=True,
     )
 

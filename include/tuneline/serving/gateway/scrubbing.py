@@ -14,6 +14,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
+from tuneline.machine.child_environment import bare_environment
+
 Conversation: TypeAlias = Sequence[dict[str, str]]
 ScrubbedConversation: TypeAlias = tuple[Conversation, Mapping[str, int]]
 # Function from conversations to themselves without personal data, each with the number of removed
@@ -51,6 +53,8 @@ class ScrubbingProcess:
             [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            # What reads texts from outside gets no secret.
+            env=bare_environment(),
             start_new_session=True,
         )
         theirs.close()

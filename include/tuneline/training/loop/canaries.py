@@ -176,7 +176,7 @@ def _in_answer(answer: str, sentence: str, label_field: str | None) -> str | Non
 def _identity(seed: int, number: int) -> tuple[str, str]:
     """Return the name and the number of a canary; names repeat only when all were used."""
     draw = random.Random(f"canary:{seed}:{number}")  # noqa: S311 - reproducible, no secret
-    names = words_of("en").family
+    names = words_of("en", "last_name")
     value = "".join(draw.choice("0123456789") for _ in range(DIGITS))
     return names[(seed + number) % len(names)], value
 

@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from tuneline.data.pii.replace.placeholders import PlaceholderScrubber, make_placeholder_scrubber
+from tuneline.data.pii.replace.scrubber import PlaceholderScrubber, make_placeholder_scrubber
 from tuneline.errors import UserError
 
 
@@ -69,4 +69,4 @@ def test_the_model_finds_names_and_a_system_prompt_is_read_once():
 
 def test_an_unknown_language_is_refused():
     with pytest.raises(UserError, match="not found in xx, but in de, en"):
-        PlaceholderScrubber(["en", "xx"])
+        PlaceholderScrubber(("en", "xx"))

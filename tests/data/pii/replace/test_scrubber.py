@@ -31,7 +31,7 @@ LEFT = [
 
 @pytest.mark.parametrize(("said", "values", "left"), LEFT)
 def test_what_is_left_of_values(said, values, left):
-    assert [said[start:end] for start, end, _ in left_values(said, values)] == left
+    assert [said[hit.start : hit.end] for hit in left_values(said, values)] == left
 
 
 def rows_of(people):

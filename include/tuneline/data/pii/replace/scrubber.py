@@ -1,4 +1,4 @@
-"""Replace the personal data in the turns of rows by surrogates, batch by batch.
+"""Replace the personal data in conversations: in rows by surrogates, in logs by placeholders.
 
 Inside a row the same value gets the same surrogate in every turn. A JSON answer stays valid JSON:
 its strings are scrubbed one by one, its label is left alone.
@@ -11,23 +11,17 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import chain, islice, tee
+from functools import cache, lru_cache, partial
+from itertools import chain, compress, islice
+from pathlib import Path
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.detector import Detector, resolve
 from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings, scrubbed_entities
-from tuneline.data.pii.find.languages import foreign_language, likeliest
+from tuneline.data.pii.find.languages import MEASURED, foreign_language, likeliest
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn, shared_parts, texts_of
-from tuneline.data.pii.replace.residuals import (
-    Find,
-    Span,
-    left_values,
-    overlaps,
-    places,
-    residual_hits,
-)
+from tuneline.data.pii.replace.residuals import left_values, other_hits, places, residual_hits
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
@@ -62,11 +56,9 @@ class Scrubbed:
     foreign: str | None = None
 
 
-_Keyed = tuple[str | None, Sequence[Message]]
-_Chunk = Sequence[_Keyed]
-# The row where anything was found in it, and its undeclared language: clean rows stay here.
-_Outcome = tuple[Scrubbed | None, str | None]
-_Work = Callable[[_Chunk], list[_Outcome]]
+_Turns = Sequence[Message]
+_Found = Mapping[str, Sequence[Hit]]
+_Keyed = tuple[str | None, _Turns]
 
 
 class Scrubber:
@@ -82,166 +74,117 @@ class Scrubber:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._detector = Detector(settings)
+        self.find = self._detector.shapes  # what has a form or a cue
         self.custom_entities = self._detector.custom_entities
         self.ignored_labels = self._detector.ignored_labels
         known = (*ENTITIES, *self.custom_entities)
         if unknown := settings.actions.keys() - set(known):
+            names = ", ".join(sorted(unknown))
             raise UserError(
-                f"data.pii_actions: no entity is called {', '.join(sorted(unknown))}; there are "
-                + ", ".join(known)
+                f"data.pii_actions: no entity is called {names}; there are {', '.join(known)}"
             )
-        self._masked = settings.entities_with("mask")
-        self._refused = settings.entities_with("reject_row")
 
-    def find(self, text: str) -> tuple[Hit, ...]:
-        """Find personal data that has a form or a cue, by patterns and the user's recognisers."""
-        return self._detector.shapes(text)
+    def __reduce__(self) -> tuple[type[Scrubber], tuple[Settings]]:
+        return Scrubber, (self._settings,)  # each process loads the model itself
 
     def scrub(
-        self, keys: Sequence[str], batch: Sequence[Sequence[Message]], workers: int = 1
+        self, keys: Sequence[str], batch: Sequence[_Turns], workers: int = 1
     ) -> list[Scrubbed]:
-        """Scrub rows.
-
-        Args:
-            keys: a key of each row, which decides its surrogates.
-            batch: turns of each row.
-            workers: number of processes; the result does not depend on it.
-        """
-        shared = self._settings.shared or shared_parts(batch)
-        return list(self.each(zip(keys, batch, strict=True), workers, shared))
+        """Scrub rows, each with a key, which decides its surrogates; see `each`."""
+        return list(self.each(zip(keys, batch, strict=True), workers, shared_parts(batch)))
 
     def each(
         self, rows: Iterable[_Keyed], workers: int = 1, shared: Shared | None = None
     ) -> Iterator[Scrubbed]:
-        """Yield the rows of a dataset scrubbed, while others are still read.
+        """Return the rows of a dataset scrubbed, some while others are still read.
 
         Args:
             rows: key and turns of each row; without a key its turns are one.
             workers: number of processes; the result does not depend on it.
             shared: parts that the rows share, where the settings know none.
         """
-        shared = self._settings.shared or shared or Shared()
-        given, kept = tee(rows)
-        make: Callable[[], _Work] = partial(_chunk_scrubber, self._settings, shared)
-        if workers == 1:
-            work = partial(self.scrub_chunk, shared)
-            make = lambda: work  # noqa: E731 - the model is loaded already
+        given = iter(rows)
+        work = partial(self._scrub_chunk, self._settings.shared or shared or Shared())
         chunks = iter(lambda: list(islice(given, CHUNK)), [])
-        outcomes = chain.from_iterable(map_chunks(make, chunks, workers))
-        for (scrubbed, foreign), (_, messages) in zip(outcomes, kept, strict=True):
-            result = scrubbed or Scrubbed(list(messages))
-            result.foreign = foreign
-            yield result
+        return chain.from_iterable(map_chunks(partial(partial, work), chunks, workers))
 
-    def scrub_chunk(self, shared: Shared, chunk: _Chunk) -> list[_Outcome]:
-        """Scrub some of a dataset's rows.
-
-        Returns:
-            For each row its scrubbed form, None if nothing was found in it, and its undeclared
-            language, if any.
-        """
+    def _scrub_chunk(self, shared: Shared, chunk: Sequence[_Keyed]) -> list[Scrubbed]:
         # What is remembered would depend on the chunks that this process has seen.
         self._detector.forget()
-        batch = [messages for _, messages in chunk]
-        known = self._known(shared)
-        outcomes: list[_Outcome] = []
-        for (key, messages), hits in zip(chunk, self._detector.rows(batch, shared), strict=True):
+        found = self._detector.rows([messages for _, messages in chunk], shared)
+        masked = self._settings.entities_with("mask")
+        make = partial(Surrogates, seed=self._settings.seed, masked=masked)
+        # What is in shared texts is replaced alike in every row.
+        known = make("shared")
+        parts = sorted({*shared.systems, shared.affixes.prefix, shared.affixes.suffix})
+        prompts = {text: self.find(text) for text in parts}
+        for text, hits in prompts.items():
+            replace_hits(text, hits, known.of, Counter())
+        results: list[Scrubbed] = []
+        for (key, messages), own in zip(chunk, found, strict=True):
             said = _said(messages, shared)
-            result = None
+            result = Scrubbed(list(messages))
             # In a JSON answer the names of fields are looked at as well.
-            if hits or any(self.find(message["content"]) for message in messages):
-                surrogates = Surrogates(
-                    _key_of(messages) if key is None else key,
-                    self._settings.seed,
-                    likeliest(said, list(self._settings.languages)),
-                    known,
-                    self._masked,
+            if own or any(self.find(message["content"]) for message in messages):
+                # Equal conversations stay equal, whatever else their source lines hold.
+                text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+                digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+                surrogates = make(
+                    digest if key is None else key,
+                    language=likeliest(said, list(self._settings.languages)),
+                    given=dict(known.given),
                 )
-                result = self._row(messages, hits, shared, surrogates)
-            outcomes.append((result, foreign_language(said, self._settings.languages)))
-        return outcomes
-
-    def _known(self, shared: Shared) -> dict[tuple[str, str], str]:
-        """Return the surrogates of the values in shared texts: the same in every row."""
-        surrogates = Surrogates("shared", self._settings.seed, masked=self._masked)
-        for text in sorted({*shared.systems, shared.affixes.prefix, shared.affixes.suffix}):
-            for hit in self.find(text):
-                surrogates.of(hit.entity, text[hit.start : hit.end])
-        return surrogates.given
+                result = self._row(messages, {**own, **prompts}, shared, surrogates)
+            result.foreign = foreign_language(said, self._settings.languages)
+            results.append(result)
+        return results
 
     def _row(
-        self,
-        messages: Sequence[Message],
-        hits: Mapping[str, Sequence[Hit]],
-        shared: Shared,
-        surrogates: Surrogates,
+        self, messages: _Turns, hits: _Found, shared: Shared, surrogates: Surrogates
     ) -> Scrubbed:
         """Scrub a row until nothing is found but surrogates, in at most three passes."""
+        label = self._settings.label_field
         result = Scrubbed(list(messages))
-        replaced = {(h.entity, text[h.start : h.end]) for text, some in hits.items() for h in some}
+        is_own = [message["content"] not in shared.systems for message in messages]
+        replaced = {
+            (hit.entity, piece.text[hit.start : hit.end]): None
+            for piece in texts_of(messages, label)
+            for hit in hits.get(piece.text, ())
+        }
         surrogates.avoid(replaced)
 
-        def spans_of(text: str, *, first: bool, is_shared: bool) -> list[Span]:
-            if first and not is_shared:
-                return _spans(hits.get(text, ()))
-            taken = places(text, surrogates.values)
-            left = () if is_shared else left_values(text, replaced)
-            found = sorted({*_spans(self.find(text)), *left})
-            return [span for span in found if not overlaps(Hit(*span), taken)]
+        def surrogate(entity: str, value: str) -> str:
+            replaced[entity, value] = None
+            return surrogates.of(entity, value)
 
-        def change(text: str, **which: bool) -> str:
-            parts, at = [], 0
-            for start, end, entity in spans_of(text, **which):
-                if start >= at:
-                    replaced.add((entity, text[start:end]))
-                    parts += [text[at:start], surrogates.of(entity, text[start:end])]
-                    at = end
-                    result.hits[entity] += 1
-            return "".join([*parts, text[at:]])
+        def change(text: str, *, first: bool, own: bool) -> str:
+            found: Sequence[Hit] = hits.get(text, ())
+            if not first:
+                left = [*self.find(text), *(left_values(text, replaced) if own else ())]
+                found = resolve(other_hits(text, left, surrogates.values))
+            return replace_hits(text, found, surrogate, result.hits)
 
         for number in range(MAX_PASSES):
             result.messages = [
-                map_turn(
-                    message,
-                    partial(change, first=not number, is_shared=_is_shared(own, shared)),
-                    self._settings.label_field,
-                )
-                for own, message in zip(messages, result.messages, strict=True)
+                map_turn(message, partial(change, first=not number, own=own), label)
+                for own, message in zip(is_own, result.messages, strict=True)
             ]
             result.residual = residual_hits(result.messages, surrogates.values, self.find)
-            result.left = self._left(messages, result.messages, shared, replaced)
+            pieces = texts_of([*compress(result.messages, is_own)], label)
+            result.left = sum(len(left_values(piece.text, replaced)) for piece in pieces)
             if not result.residual and not result.left:
                 break
         result.surrogates = tuple(
-            StandIn(turn, start, end, entity)
+            StandIn(turn, place.start, place.end, place.entity)
             for turn, message in enumerate(result.messages)
-            for start, end, entity in places(message["content"], surrogates.values)
+            for place in places(message["content"], surrogates.values)
         )
-        result.refused = tuple(sorted(self._refused & result.hits.keys()))
+        refused = self._settings.entities_with("reject_row")
+        result.refused = tuple(sorted(refused & result.hits.keys()))
         return result
 
-    def _left(
-        self,
-        before: Sequence[Message],
-        after: Sequence[Message],
-        shared: Shared,
-        replaced: Iterable[tuple[str, str]],
-    ) -> int:
-        """Count the places where values stand still, outside of labels and of shared texts."""
-        own = [m for old, m in zip(before, after, strict=True) if not _is_shared(old, shared)]
-        texts = texts_of(own, self._settings.label_field)
-        return sum(len(left_values(piece.text, replaced)) for piece in texts)
 
-
-def _spans(hits: Iterable[Hit]) -> list[Span]:
-    return [(hit.start, hit.end, hit.entity) for hit in hits]
-
-
-def _is_shared(message: Message, shared: Shared) -> bool:
-    return message["role"] == "system" and message["content"] in shared.systems
-
-
-def _said(messages: Sequence[Message], shared: Shared) -> str:
+def _said(messages: _Turns, shared: Shared) -> str:
     """Return what a row says itself, without the parts that rows share."""
     return "\n".join(
         shared.affixes.own(m["content"]) if m["role"] == "user" else m["content"]
@@ -250,27 +193,23 @@ def _said(messages: Sequence[Message], shared: Shared) -> str:
     )
 
 
-def _key_of(messages: Sequence[Message]) -> str:
-    """Return the key of a row's surrogates.
+def replace_hits(
+    text: str, hits: Iterable[Hit], make: Callable[[str, str], str], counts: Counter[str]
+) -> str:
+    """Replace hits, in order without overlaps, and count them by entity.
 
-    Equal conversations get equal surrogates and stay equal, whatever else their source lines hold;
-    different ones get different surrogates, by which deduplication tells them apart.
+    `make` returns what takes a value's place, from its entity and itself.
     """
-    text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _chunk_scrubber(settings: Settings, shared: Shared) -> _Work:
-    """Make the function that scrubs chunks in a worker."""
-    return partial(Scrubber(settings).scrub_chunk, shared)
+    parts, at = [], 0
+    for hit in hits:
+        parts += [text[at : hit.start], make(hit.entity, text[hit.start : hit.end])]
+        at = hit.end
+        counts[hit.entity] += 1
+    return "".join([*parts, text[at:]])
 
 
 def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
-    """Return the settings that a configuration asks for, with its model's files on this machine.
-
-    Args:
-        config: profiles, languages, models, actions, allow-list and recognisers.
-        models: False for patterns alone.
+    """Return the settings that a configuration asks for, with its models' files or none.
 
     Raises:
         UserError: if a model can't be had.
@@ -288,19 +227,84 @@ def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
     )
 
 
-def shape_finder(config: DataConfig) -> Find:
+def shape_finder(config: DataConfig) -> Callable[[str], Sequence[Hit]]:
     """Return a finder of personal data with a form or a cue, as configured; no model is asked."""
     return Detector(settings_of(config, models=False)).shapes
 
 
 def make_scrubber(config: DataConfig, shared: Shared | None = None) -> Scrubber:
-    """Make the scrubber that a configuration asks for.
-
-    Args:
-        config: profiles, languages, actions, allow-list and recognisers.
-        shared: parts that its rows share; None if each batch shows its own.
+    """Make a scrubber as configured; without parts that its rows share each batch shows its own.
 
     Raises:
         UserError: if a model or recogniser can't be loaded, or an action names an unknown entity.
     """
     return Scrubber(replace(settings_of(config), shared=shared))
+
+
+@dataclass(frozen=True)
+class PlaceholderScrubber:
+    """A scrubber of logged conversations; the process that it is sent to loads the model, once.
+
+    Attributes:
+        languages: languages of the conversations.
+        models: directories of the models that find personal data; without one patterns alone do.
+
+    Raises:
+        UserError: for a language that the usual model does not know.
+    """
+
+    languages: tuple[str, ...]
+    models: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.languages) - set(MEASURED):
+            names, known = ", ".join(sorted(unknown)), ", ".join(MEASURED)
+            raise UserError(f"personal data is not found in {names}, but in {known}")
+
+    def __call__(self, batch: Sequence[_Turns]) -> list[tuple[list[Message], Counter[str]]]:
+        """Return conversations with placeholders such as `[EMAIL_ADDRESS]`, and their number.
+
+        An answer that is JSON stays JSON, unless personal data is in the name of a field.
+        """
+        # Many requests have the same long system prompt, which is read once.
+        said = [[m for m in messages if m["role"] != "system"] for messages in batch]
+        found = _detector(self).rows(said, Shared())
+        return [self._row(*row) for row in zip(batch, found, strict=True)]
+
+    def _row(self, messages: _Turns, own: _Found) -> tuple[list[Message], Counter[str]]:
+        counts: Counter[str] = Counter()
+
+        def change(found: _Found, text: str) -> str:
+            return replace_hits(text, found.get(text, ()), lambda entity, _: f"[{entity}]", counts)
+
+        turns: list[Message] = []
+        for message in messages:
+            is_system = message["role"] == "system"
+            found = _in_system(self, message["content"]) if is_system else own
+            turn = map_turn(message, partial(change, found), None)
+            # Inside a JSON answer only values were visited.
+            if (content := turn["content"]).lstrip().startswith("{"):
+                shapes = {content: _detector(self).shapes(content)}
+                turn = {"role": turn["role"], "content": change(shapes, content)}
+            turns.append(turn)
+        return turns, counts
+
+
+def make_placeholder_scrubber(languages: Sequence[str], *, model: bool) -> PlaceholderScrubber:
+    """Make a scrubber with the model that the data phase uses, or with patterns alone.
+
+    Raises:
+        UserError: if the model can't be had, or nothing is known of a language.
+    """
+    config = DataConfig(source="log", pii_ner=model)
+    return PlaceholderScrubber(tuple(languages), model_directories(config))
+
+
+@cache
+def _detector(scrubber: PlaceholderScrubber) -> Detector:
+    return Detector(Settings(languages=scrubber.languages, models=scrubber.models))
+
+
+@lru_cache(maxsize=256)
+def _in_system(scrubber: PlaceholderScrubber, text: str) -> _Found:
+    return _detector(scrubber).rows([[{"role": "system", "content": text}]], Shared())[0]
