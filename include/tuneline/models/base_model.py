@@ -19,7 +19,8 @@ _OURS = {ORIGIN_FILE, FILES_FILE}
 _INDEX = "model.safetensors.index.json"
 
 # The networks of a token classifier in ONNX, the faster one first.
-NETWORKS = ("onnx/model_int8.onnx", "onnx/model_q4.onnx")
+INT8 = "onnx/model_int8.onnx"
+NETWORKS = (INT8, "onnx/model_q4.onnx")
 
 # Files that belong to a model. Pickled weights (*.bin, *.pt) are left out on purpose: loading
 # them runs code.

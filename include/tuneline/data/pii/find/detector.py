@@ -84,10 +84,6 @@ class Detector:
         seen = plain(text)
         return self._final(text, seen, self._shaped_of(seen.text))
 
-    def forget(self) -> None:
-        """Forget what models said of texts: with 8-bit weights it depends a little on the batch."""
-        self._read.clear()
-
     def rows(
         self, batch: Sequence[Sequence[Message]], shared: Shared
     ) -> list[Mapping[str, tuple[Hit, ...]]]:

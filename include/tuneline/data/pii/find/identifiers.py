@@ -1,6 +1,7 @@
 """Find what has a fixed form and check digits, and name the kind of a number.
 
-Check digits name a kind; they never drop a number, for people mistype.
+Check digits name a kind; they never drop a number, for people mistype. The libraries that know them
+are imported where they are used: Airflow's environment, which judges the evidence, lacks them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
-
-import phonenumbers
-from stdnum import iban, luhn
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.machine.linear_pattern import WORD, LinearPattern
@@ -64,6 +62,8 @@ def find_identifiers(text: str) -> Iterator[Hit]:
         yield from (Hit(*span, "EMAIL_ADDRESS") for span in _EMAIL.spans(text))
     if not any(map(str.isdecimal, text)):
         return
+    from stdnum import iban
+
     yield from (Hit(*span, "CREDIT_CARD") for span in _cards(text))
     yield from (Hit(*span, "US_SSN") for span in _SSN.spans(text))
     yield from (Hit(*span, "MAC_ADDRESS") for span in _MAC.spans(text))
@@ -103,6 +103,8 @@ def _plugins() -> list[Any]:
 
 def name_number(text: str, start: int, end: int) -> str:
     """Return the entity type of a number, by its check digits, its form and the words before it."""
+    from stdnum import luhn
+
     value = text[start:end]
     digits = re.sub(r"\D", "", value)
     before = text[max(0, start - _REACH) : start]
@@ -118,6 +120,8 @@ def name_number(text: str, start: int, end: int) -> str:
 
 def _cards(text: str) -> Iterator[tuple[int, int]]:
     """Yield the groups of digits that together satisfy the check of card numbers (ISO 7812-1)."""
+    from stdnum import luhn
+
     for first, last in _DIGITS.spans(text):
         if last - first > _LONGEST_RUN:
             continue
@@ -147,6 +151,8 @@ def _is_host(value: str) -> bool:
 @lru_cache(maxsize=4096)
 def _is_phone(value: str) -> bool:
     """Return True for a number that some country's plan has, or that is grouped as in the US."""
+    import phonenumbers
+
     for region in (None,) if value.startswith("+") else ("US", "GB", "DE", "FR", "ES", "IT", "NL"):
         try:
             if phonenumbers.is_valid_number(phonenumbers.parse(value, region)):

@@ -17,12 +17,13 @@ import numpy as np
 
 from tuneline.data.pii.find.entities import map_labels
 from tuneline.errors import UserError, first_line
-from tuneline.models.base_model import NETWORKS
+from tuneline.models.base_model import INT8, NETWORKS
 
 # Pieces of a window and those that neighbours share; a second look cuts at other places.
 WINDOW, SHIFTED_WINDOW, OVERLAP = 128, 104, 32
 # Windows of a batch; larger ones outgrow the cache of a core. A network with 8-bit weights takes
-# the scale of its inputs from the whole batch, so its scores depend a little on other windows.
+# the scale of its inputs from the whole batch: it reads one window at a time, so that what it says
+# of a text never depends on others, and equal rows stay equal.
 BATCH = 8
 # No vocabulary knows a word of this length, and words with a lower score are not even noted.
 LONGEST_RUN, LEAST = 100, 0.02
@@ -59,6 +60,7 @@ class TokenModel:
         self, directory: Path, wanted: Collection[str], labels: Mapping[str, str], *, shifted: bool
     ) -> None:
         self._tokenizer, self._network, names, context = _load(directory)
+        self._batch = 1 if (directory / INT8).is_file() else BATCH
         size = min(SHIFTED_WINDOW if shifted else WINDOW, context)
         self._tokenizer.enable_truncation(size, stride=min(OVERLAP, size // 2))
         mapped = map_labels(names, labels, wanted, str(directory))
@@ -79,8 +81,8 @@ class TokenModel:
                 places.setdefault(tuple(part.ids), []).append((number, part))
         # Windows of like length waste little on padding.
         windows = sorted(places, key=len)
-        for first in range(0, len(windows), BATCH):
-            batch = windows[first : first + BATCH]
+        for first in range(0, len(windows), self._batch):
+            batch = windows[first : first + self._batch]
             for window, rows in zip(batch, self._probabilities(batch), strict=True):
                 for number, part in places[window]:
                     _note(evidence[number], part.offsets, rows)

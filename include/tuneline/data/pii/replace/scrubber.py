@@ -109,8 +109,6 @@ class Scrubber:
         return chain.from_iterable(map_chunks(partial(partial, work), chunks, workers))
 
     def _scrub_chunk(self, shared: Shared, chunk: Sequence[_Keyed]) -> list[Scrubbed]:
-        # What is remembered would depend on the chunks that this process has seen.
-        self._detector.forget()
         found = self._detector.rows([messages for _, messages in chunk], shared)
         masked = self._settings.entities_with("mask")
         make = partial(Surrogates, seed=self._settings.seed, masked=masked)
