@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from stdnum import luhn
 
 if TYPE_CHECKING:
     from faker import Faker
@@ -217,6 +216,8 @@ def _number(make: Callable[[int, str], str]) -> _Maker:
 
 
 def _card(number: int, bare: str) -> str:
+    from stdnum import luhn
+
     digits = "4" + str(number % 1000).zfill(len(bare) - 2)
     # With any check digit but the right one, no such card can exist.
     return f"{digits}{(int(luhn.calc_check_digit(digits)) + 1 + number // 1000 % 9) % 10}"
