@@ -124,6 +124,16 @@ TALKS = [
         ("u:my name is Dana Parcel", "a:ok", "u:Parcel arrived today. The Parcel is here"),
         ["my name is [PERSON]", "Parcel arrived today. The [PERSON] is here"],
     ),
+    # A date of birth in another form.
+    (
+        (
+            "a:date of birth?",
+            "u:14 march 1991",
+            "a:thanks",
+            "u:yes March 14th 1991, not 3 may 2026",
+        ),
+        ["[BIRTH_DATE]", "yes [BIRTH_DATE], not 3 may 2026"],
+    ),
     (("a:member kh-934961?", "u:yes kh 934961"), ["yes [ID_NUMBER]"]),
 ]
 

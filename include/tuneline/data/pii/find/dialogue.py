@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from tuneline.data.pii.find.entities import PLACES, Hit
-from tuneline.data.pii.find.patterns import MONTH, OLD
+from tuneline.data.pii.find.patterns import MONTH, OLD, find_patterns
 from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 from tuneline.machine.linear_pattern import WORD, LinearPattern
@@ -57,6 +57,8 @@ _NUMBER = LinearPattern(
 )
 _NAME = LinearPattern(r"^\pL[\pL'.-]*(?: \pL[\pL'.-]*){0,3}$")
 _WORD = re.compile(r"\w+")
+# Digits of a date; more of them are no day, month or year.
+_DIGITS = re.compile(r"(?<!\d)\d{1,4}(?!\d)")
 # Signs around a value.
 _SIGNS = " .!,;:'\""
 _MONTH_OF = LinearPattern(rf"(?i)\b(?:{MONTH})\b")
@@ -178,10 +180,14 @@ def repeats_of(values: Iterable[tuple[str, str]]) -> Finder:
     """Return a finder of values, with their entity types, as whole words in any case.
 
     A single word of a name counts where a model takes it for one, or has a capital within a
-    sentence: most names are words as well ("mark", "will").
+    sentence: most names are words as well ("mark", "will"). A date of birth is found in any form
+    that has its numbers.
     """
     entities: dict[tuple[str, ...], str] = {}
+    births: list[set[int]] = []
     for value, entity in values:
+        if entity == "BIRTH_DATE":
+            births.append(_numbers_in(value))
         parts = tuple(_WORD.findall(value.casefold()))
         if 0 < len(parts) <= _MOST:
             entities.setdefault(parts, entity)
@@ -204,5 +210,13 @@ def repeats_of(values: Iterable[tuple[str, str]]) -> Finder:
                 named = size > 1 or start in likely or (text[start].isupper() and within)
                 if found and (found != "PERSON" or named):
                     yield Hit(start, end, found)
+        for date in find_patterns(text, {"DATE"}) if births else ():
+            said_again = _numbers_in(text[date.start : date.end])
+            if len(said_again) > 1 and any(said_again <= birth for birth in births):
+                yield Hit(date.start, date.end, "BIRTH_DATE")
 
     return find
+
+
+def _numbers_in(text: str) -> set[int]:
+    return {int(digits) for digits in _DIGITS.findall(text)}

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
-
 if TYPE_CHECKING:
     from faker import Faker
 
