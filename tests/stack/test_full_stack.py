@@ -100,6 +100,10 @@ def test_every_verdict_is_the_expected_one_for_the_expected_reason(released, tas
     if rows["cost_tracking"].verdict == "warn":
         # The tiny model may have answered before a request could be cut off.
         expected["cost_tracking"] = ("warn", "_cut_off is 0, must be >= 1")
+    if rows["gradient_accumulation"].verdict == "warn":
+        # The answers that the check drew may have equally many tokens.
+        because = "difference_if_normalised_per_micro_batch is 0"
+        expected["gradient_accumulation"] = ("warn", because)
     found = {
         name: (
             row.verdict.value,

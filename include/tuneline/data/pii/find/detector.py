@@ -50,7 +50,9 @@ REMEMBERED, LONGEST = 20_000, 2_000
 _LEAST_REPEATED = 3
 # Types of which the same value is no trace of a person elsewhere.
 _COMMON = frozenset({"LOCATION", "DATE", "AGE_OVER_89", "POSTAL_CODE", "URL"})
+# What a team's own recogniser finds is more than a number.
 _RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
+_OF_A_TEAM = _RANK["ID_NUMBER"] - 0.5
 
 
 class Detector:
@@ -297,7 +299,7 @@ def resolve(hits: Iterable[Hit]) -> list[Hit]:
     for hit in sorted(set(hits), key=lambda h: (h.start, -h.end)):
         if merged and hit.start < merged[-1].end:
             last = merged[-1]
-            first = min(last, hit, key=lambda h: (_RANK.get(h.entity, len(_RANK)), h.start - h.end))
+            first = min(last, hit, key=lambda h: (_RANK.get(h.entity, _OF_A_TEAM), h.start - h.end))
             merged[-1] = Hit(last.start, max(last.end, hit.end), first.entity)
         else:
             merged.append(hit)

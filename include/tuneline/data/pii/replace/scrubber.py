@@ -124,8 +124,9 @@ class Scrubber:
             result = Scrubbed(list(messages))
             # In a JSON answer the names of fields are looked at as well.
             if own or any(self.find(message["content"]) for message in messages):
-                # Equal conversations stay equal, whatever else their source lines hold.
-                text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
+                # Equal prompts stay equal, so that contradicting answers are still found.
+                prompt = messages[:-1] or messages
+                text = json.dumps(prompt, ensure_ascii=False, sort_keys=True)
                 digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
                 surrogates = make(
                     digest if key is None else key,
