@@ -17,8 +17,9 @@ NO_FAULT = "none"
 REQUESTS = 2
 # A delay beyond any limit of the chain, as a share of it.
 _TOO_SLOW = 1.5
-# Events of a stream that come before its first token: the role.
-_OPENING_EVENTS = 1
+# Events of a stream that come before its first token (the role), and after its last one (why it
+# ended, its usage).
+_OPENING_EVENTS, _CLOSING_EVENTS = 1, 2
 _RECOVERS_WITHIN = 60.0
 _PAUSE = 0.1
 
@@ -152,7 +153,7 @@ class Chain:
         model still takes over.
         """
         name = "dies_midstream"
-        passed_on = self.window + _OPENING_EVENTS + 1
+        passed_on = self.window + _OPENING_EVENTS + 1 + _CLOSING_EVENTS
         found = []
         for prompt in prompts:
             one = self._cut(name, "error", [prompt], events=passed_on)
