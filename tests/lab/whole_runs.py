@@ -58,7 +58,7 @@ TINY_BASE = {
     "training": {
         **TINY["training"],
         "epochs": 10,
-        "max_steps": 160,
+        "max_steps": 90,
         "effective_batch": 16,
         "learning_rate": 5e-3,
     },
