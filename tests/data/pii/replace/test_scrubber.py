@@ -67,11 +67,15 @@ def scrub(scrubber, people):
     return list(scrubber.each([(None, row) for row in rows_of(people)]))
 
 
-def test_equal_rows_stay_equal_and_others_share_nothing(scrubber):
-    first, again, other = scrub(scrubber, [PEOPLE[0]]), scrub(scrubber, [PEOPLE[0]]), None
+def test_equal_prompts_stay_equal_and_others_share_nothing(scrubber):
+    (row,) = rows_of([PEOPLE[0]])
+    first, again = scrub(scrubber, [PEOPLE[0]]), scrub(scrubber, [PEOPLE[0]])
     assert first == again
-    other = next(scrubber.each([(None, [*rows_of([PEOPLE[0]])[0][:1], *chat("x", "y")[1:]])]))
-    assert other.messages[0] != first[0].messages[0]
+    other = next(scrubber.each([(None, [*row[:-1], {"role": "assistant", "content": "y"}])]))
+    assert other.messages[:-1] == first[0].messages[:-1]
+    thanks = {"role": "user", "content": f"{row[-2]['content']} Thanks."}
+    other = next(scrubber.each([(None, [*row[:-2], thanks, row[-1]])]))
+    assert not other.messages[-2]["content"].startswith(first[0].messages[-2]["content"])
 
 
 def test_values_that_a_maker_returns_are_counted(scrubber, monkeypatch):
