@@ -124,6 +124,7 @@ TALKS = [
         ("u:my name is Dana Parcel", "a:ok", "u:Parcel arrived today. The Parcel is here"),
         ["my name is [PERSON]", "Parcel arrived today. The [PERSON] is here"],
     ),
+    (("u:my birthday is 12 april",), ["my birthday is [BIRTH_DATE]"]),
     # A date of birth in another form.
     (
         (

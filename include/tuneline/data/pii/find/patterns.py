@@ -30,6 +30,8 @@ _DATE = (
     rf"(?:the )?{_DAY} ?(?:of |de |di )?(?:{MONTH})\.?,? ?(?:of |de |di )?{_YEAR}|"
     rf"(?:{MONTH})\.? (?:the )?{_DAY},? ?{_YEAR}"
 )
+# A birthday is told without its year.
+_BIRTHDAY = rf"{_DATE}|(?:the )?{_DAY} ?(?:of |de |di )?(?:{MONTH})|(?:{MONTH})\.? (?:the )?{_DAY}"
 _TOP = "(?:com|net|org|edu|gov|info|io|me|co|de|fr|es|it|nl|pt|br|uk|in|eu|ch|at)"
 _DIGIT = "zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple"
 _IS = (
@@ -52,8 +54,8 @@ _NUMBERS = {
     "BIRTH_DATE: date of birth": rf"{_B}"
     rf"(?:born|d\.?o\.?b\.?|birth(?:day|date)?|geboren|geb\.|geburts\w+|nac[ií]\w*|"
     r"nascimento|nascit[ao]|nat[oa] il|nasci|née?|naissance|geboorte\w*)"
-    rf"[^\d\n]{{0,24}}?[^{WORD}]({_DATE}){_E}|"
-    rf"{_B}({_DATE}) (?:geboren|is (?:my|his|her) (?:birthday|date of birth|dob)){_E}",
+    rf"[^\d\n]{{0,24}}?[^{WORD}]({_BIRTHDAY}){_E}|"
+    rf"{_B}({_BIRTHDAY}) (?:geboren|is (?:my|his|her|the) (?:birthday|date of birth|dob)){_E}",
     "PASSWORD: PIN or code": rf"{_B}"
     rf"(?:pin|otp|passcode|cv[vc]2?|(?:security|access|verification|one[- ]time|sms|the|my)"
     rf" code|code (?:is|was)|code:)[^{WORD}\n](?:[^\n\d]{{0,22}}[^{WORD}\n\d])?"
