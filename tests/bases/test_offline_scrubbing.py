@@ -30,3 +30,10 @@ def test_a_pod_without_an_index_scrubs_by_the_model(tiny, tmp_path, monkeypatch)
     evidence = execute("pii_scrubbing", lab.run.uri)
     assert value(evidence, "found_PERSON") >= 1
     assert list((cache_root() / "models").glob("arcjet*"))
+    # The final audit is another pod.
+    for item in ("deduplication", "token_length_audit", "distribution_balancing"):
+        execute(item, lab.run.uri)
+    fetch_entity_model.cache_clear()
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "other"))
+    execute("final_audit", lab.run.uri)
+    assert list((cache_root() / "models").glob("arcjet*"))

@@ -13,6 +13,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -357,7 +358,8 @@ def run(ctx: StepContext) -> Record:
         # In processes of its own, while this one renders and hashes.
         surrogates = surrogates_of(before)
         counting = beside.submit(rows_with_pii, rows, surrogates, config)
-        reading = beside.submit(found_again, rows, surrogates, config)
+        # The thread looks for the model's files where this step does: in the store of its run.
+        reading = beside.submit(copy_context().run, found_again, rows, surrogates, config)
         renderer = Renderer(load_tokenizer(base.path), config.target_format)
         found = measure_format(rows, renderer)
         version = dataset_version(rows, weights)
