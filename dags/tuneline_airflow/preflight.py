@@ -1,4 +1,4 @@
-"""What a run needs of Airflow and of the cluster, asked before its first pod.
+"""Check what a run needs from Airflow and the cluster before its first pod.
 
 Without these checks a run waits for ever (a pool that does not exist) or fails after the data phase
 (an image that no node can get). What may not be asked is printed, and passes.

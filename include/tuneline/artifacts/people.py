@@ -136,7 +136,7 @@ def approvals_needed(run: Run) -> int:
 def too_few_approvers(run: Run) -> str | None:
     """Return why a release of a run could never be approved, one sentence; None if it can."""
     users, needed, started_by = approvers_of(run), approvals_needed(run), run.meta.get("started_by")
-    # An id that is unknown is no name of nobody.
+    # An unknown id must not match an unknown name.
     able = [user.name for user in users if not started_by or started_by not in (user.name, user.id)]
     if run.config.profile != "production" or not users or len(able) >= needed:
         return None

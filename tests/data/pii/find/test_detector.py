@@ -169,7 +169,10 @@ def test_ages_over_89(detectors, turns, left):
 
 
 def test_offsets_are_those_of_the_original_text(detectors):
-    text = "mail jo\u200bdoe@mail.example.org \u2013 Jose\u0301 Mu\u0308ller, pin \uff14\uff14\uff17\uff11"  # noqa: E501
+    text = (
+        "mail jo\u200bdoe@mail.example.org \u2013 Jose\u0301 Mu\u0308ller, "
+        "pin \uff14\uff14\uff17\uff11"
+    )
     (found,) = detectors["gdpr"].rows([row(f"u:{text}")], Shared())
     assert [text[hit.start : hit.end] for hit in found[text]] == [
         "jo\u200bdoe@mail.example.org",

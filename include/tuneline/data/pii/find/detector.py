@@ -46,9 +46,9 @@ _UNIT_OF = re.compile(
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
-# A value of at most so many characters is said again by chance.
+# A value of at most this many characters may repeat by chance.
 _LEAST_REPEATED = 3
-# Types of which the same value is no trace of a person elsewhere.
+# Types whose values say nothing about the person where they repeat.
 _COMMON = frozenset({"LOCATION", "DATE", "AGE_OVER_89", "POSTAL_CODE", "URL"})
 # What a team's own recogniser finds is more than a number.
 _RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
@@ -82,7 +82,7 @@ class Detector:
         self._shaped = lru_cache(maxsize=REMEMBERED)(self._shapes)
 
     def shapes(self, text: str) -> tuple[Hit, ...]:
-        """Find what has a form or a cue of its own; no model is asked."""
+        """Find values by their form or by a cue word, without a model."""
         seen = plain(text)
         return self._final(text, seen, self._shaped_of(seen.text))
 

@@ -63,7 +63,7 @@ _DIGITS = re.compile(r"(?<!\d)\d{1,4}(?!\d)")
 _SIGNS = " .!,;:'\""
 _MONTH_OF = LinearPattern(rf"(?i)\b(?:{MONTH})\b")
 _NUMBERED = frozenset({"BIRTH_DATE", "CREDIT_CARD", "PHONE_NUMBER", "ID_NUMBER", "PASSWORD"})
-# An age over 89, which is all of an answer; and a price or year, which is no number of a person.
+# An answer that is only an age over 89; a price or a year, which identifies nobody.
 _OLD = LinearPattern(rf"(?i)^{OLD}\b[^\d]*$")
 _QUANTITY = LinearPattern(r"^(?:\d+[.,]\d\d|(?:19|20)\d\d)$")
 # What a model may call the words of an answer.

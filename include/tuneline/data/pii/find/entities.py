@@ -56,7 +56,7 @@ def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a search looks for, and what becomes of the hits; picklable, each worker gets it."""
+    """The settings of a search and of the replacement of its hits; picklable for workers."""
 
     entities: tuple[str, ...] = scrubbed_entities(["gdpr"])
     # ISO 639-1.

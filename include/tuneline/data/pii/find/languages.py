@@ -52,7 +52,7 @@ _OWN_WORDS = {
 _SCRIPTS = {"Hangul": "Korean"}
 _SCRIPTS |= dict.fromkeys(("Cjk", "Hiragana", "Katakana"), "Chinese or Japanese")
 _WORD = re.compile(r"[^\W\d_]+")
-# Two words may be a quotation; more of them, in the first so many characters, show the language.
+# Two words may be a quotation; more, within the first characters of a text, show its language.
 LEAST_WORDS, LOOKED_AT = 3, 600
 
 

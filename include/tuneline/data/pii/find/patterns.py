@@ -30,7 +30,7 @@ _DATE = (
     rf"(?:the )?{_DAY} ?(?:of |de |di )?(?:{MONTH})\.?,? ?(?:of |de |di )?{_YEAR}|"
     rf"(?:{MONTH})\.? (?:the )?{_DAY},? ?{_YEAR}"
 )
-# A birthday is told without its year.
+# People often give a birthday without its year.
 _BIRTHDAY = rf"{_DATE}|(?:the )?{_DAY} ?(?:of |de |di )?(?:{MONTH})|(?:{MONTH})\.? (?:the )?{_DAY}"
 _TOP = "(?:com|net|org|edu|gov|info|io|me|co|de|fr|es|it|nl|pt|br|uk|in|eu|ch|at)"
 _DIGIT = "zero|oh|one|two|three|four|five|six|seven|eight|nine|double|triple"

@@ -146,7 +146,7 @@ def run_trial(
     canaries.sort(key=lambda canary: [turn["content"] for turn in canary.messages[::-1]])
     planted = ((None, canary.messages) for canary in canaries)
     results = list(scrubber.each(planted, worker_count(len(canaries))))
-    # A row that is refused, or in which something was found to be left, is no row of the dataset.
+    # Rows that are refused, or in which something is left, do not go into the dataset.
     leaked = [
         not (result.refused or result.residual or result.left) and readable(canary, result)
         for canary, result in zip(canaries, results, strict=True)

@@ -28,8 +28,7 @@ from tuneline.errors import UserError
 from tuneline.machine.workers import map_chunks
 
 MAX_PASSES = 3
-# Rows that a worker gets at once. The number is fixed: the batches of a model must not depend on
-# the number of workers.
+# Rows that a worker gets at once; fixed, so that a result never depends on the number of workers.
 CHUNK = 512
 
 
