@@ -9,8 +9,7 @@ from tests.lab.data_runs import answer, chat, clean_rows, text
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.find.entities import PROFILES, Settings
-from tuneline.data.pii.find.languages import uncovered_languages
+from tuneline.data.pii.find.entities import PROFILES, Settings, uncovered_languages
 from tuneline.data.pii.measure.plants import KINDS
 from tuneline.data.pii.replace.residuals import residual_hits
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber

@@ -21,7 +21,7 @@ from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import THRESHOLDS
-from tuneline.data.pii.find.languages import MEASURED, uncovered_languages
+from tuneline.data.pii.find.entities import MEASURED, uncovered_languages
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
 from tuneline.data.pii.measure.leak_estimate import (

@@ -16,8 +16,7 @@ from tuneline.artifacts.data import AUDIT
 from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
-from tuneline.data.pii.find.entities import scrubbed_entities
-from tuneline.data.pii.find.languages import uncovered_languages
+from tuneline.data.pii.find.entities import scrubbed_entities, uncovered_languages
 from tuneline.data.pii.measure.leak_estimate import decides, leak_limit
 from tuneline.data.pii.measure.plants import group_names
 from tuneline.data.pii.review.review import PiiReview

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tuneline.config import DataConfig
+from tuneline.config.data import RAMPART
 from tuneline.data.pii.find.texts import Shared
 from tuneline.errors import UserError
 from tuneline.machine.secret_shapes import SECRETS
@@ -52,6 +54,23 @@ def scrubbed_entities(profiles: Iterable[str]) -> tuple[str, ...]:
     """Return the entity types that are scrubbed: the demanded ones and all that always identify."""
     wanted = demanded(profiles)
     return tuple(name for name in ENTITIES if name in wanted or name not in DEMANDED_ONLY)
+
+
+# Those of the usual model, which the patterns and questions for data know as well.
+MEASURED = ("de", "en", "es", "fr", "it", "nl", "pt")
+
+
+def uncovered_languages(config: DataConfig) -> dict[str, str]:
+    """Return the declared languages in which nobody has measured the search, each with the reason.
+
+    A team that names another model answers for its languages.
+    """
+    usual = set(config.pii_models) <= {RAMPART}
+    return {
+        language: f"the search was measured in {', '.join(MEASURED)}; name a model in data.pii_ner"
+        for language in sorted(set(config.languages))
+        if usual and language not in MEASURED
+    }
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from itertools import chain, compress, islice
 from pathlib import Path
 
 from tuneline.config import DataConfig
+from tuneline.data.conversations.languages import foreign_language, likeliest
 from tuneline.data.pii.find.detector import Detector, resolve
-from tuneline.data.pii.find.entities import ENTITIES, Hit, Settings, scrubbed_entities
-from tuneline.data.pii.find.languages import MEASURED, foreign_language, likeliest
+from tuneline.data.pii.find.entities import ENTITIES, MEASURED, Hit, Settings, scrubbed_entities
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, map_turn, shared_parts, texts_of
 from tuneline.data.pii.replace.residuals import left_values, other_hits, places, residual_hits

@@ -1,8 +1,7 @@
-"""Name the languages in which the search for personal data was measured, and identify a text's.
+"""Identify the language of a text, by its function words or by its script.
 
-A language is identified by its function words (after Grefenstette, "Comparing two language
-identification schemes", 1995) or by its script: enough to measure the share of rows in a language
-that nobody declared.
+After Grefenstette, "Comparing two language identification schemes", 1995: enough to measure the
+share of rows in a language that nobody declared.
 """
 
 from __future__ import annotations
@@ -12,26 +11,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import chain
-
-from tuneline.config import DataConfig
-from tuneline.config.data import RAMPART
-
-# Those of the usual model, which the patterns and questions for data know as well.
-MEASURED = ("de", "en", "es", "fr", "it", "nl", "pt")
-
-
-def uncovered_languages(config: DataConfig) -> dict[str, str]:
-    """Return the declared languages in which nobody has measured the search, each with the reason.
-
-    A team that names another model answers for its languages.
-    """
-    usual = set(config.pii_models) <= {RAMPART}
-    return {
-        language: f"the search was measured in {', '.join(MEASURED)}; name a model in data.pii_ner"
-        for language in sorted(set(config.languages))
-        if usual and language not in MEASURED
-    }
-
 
 # The commonest words of each language; those that only one of them has count.
 _FUNCTION_WORDS = {

@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.data.pii.find.languages import foreign_language, likeliest
+from tuneline.data.conversations.languages import foreign_language, likeliest
 
 
 @pytest.mark.parametrize(
