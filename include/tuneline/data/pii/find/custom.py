@@ -1,7 +1,6 @@
-"""Run recognisers that a team already has for Presidio, unchanged.
+"""Run recognisers that a team already has for Presidio, unchanged, over tokens alone.
 
-Presidio's analyzer runs them over tokens only: context words count, but no model is loaded, so a
-recogniser that needs the entities of a model finds nothing.
+No model is loaded, so a recogniser that needs the entities of one finds nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ class CustomRecognisers:
     """Presidio's analyzer with the recognisers of the user.
 
     Raises:
-        UserError: if Presidio is not installed, a recogniser can't be loaded, or none serves a
-            declared language.
+        UserError: without Presidio, or if none of them can be loaded for a declared language.
     """
 
     def __init__(

@@ -60,10 +60,6 @@ _OF_A_TEAM = _RANK["ID_NUMBER"] - 0.5
 class Detector:
     """A detector of what its settings name.
 
-    Attributes:
-        custom_entities: types that the user's own recognisers find.
-        ignored_labels: labels of the models that name nothing that is looked for.
-
     Raises:
         UserError: if a model or recogniser can't be loaded.
     """
@@ -72,6 +68,7 @@ class Detector:
         self._settings = settings
         own = (settings.recognizers, settings.languages, settings.least_score)
         self._custom = CustomRecognisers(*own) if settings.recognizers else None
+        # Types that the user's own recognisers find, and labels of the models that name no type.
         self.custom_entities: tuple[str, ...] = self._custom.entities if self._custom else ()
         self._wanted = frozenset((*settings.entities, *self.custom_entities))
         self._models: list[EntityModel] = [
@@ -91,11 +88,7 @@ class Detector:
     def rows(
         self, batch: Sequence[Sequence[Message]], shared: Shared
     ) -> list[Mapping[str, tuple[Hit, ...]]]:
-        """Find everything in some rows, each distinct text of which a model reads once.
-
-        Args:
-            batch: turns of each row.
-            shared: parts that rows share, which no model reads.
+        """Find everything in the turns of some rows; no model reads what they share.
 
         Returns:
             For each row its texts (see `texts_of`) in which something was found, with the hits:
@@ -188,8 +181,7 @@ def _outside(words: Sequence[Word], hits: Sequence[Hit]) -> Iterator[Word]:
 def read_words(text: str, words: Sequence[Word]) -> Iterator[Hit]:
     """Yield the hits that the words of a model make.
 
-    The model takes PINs, groups of a card and quantities for postal codes and house numbers. They
-    are ones only near a street or city.
+    What it takes for a house number or postal code, such as a PIN, is one only near a place.
     """
 
     def said(word: Word) -> str:
@@ -259,10 +251,8 @@ def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterab
 
 
 def _is_quantity(text: str, start: int, end: int, placed: bool) -> bool:
-    """Return True for a number of a few digits that counts something.
-
-    One that the model takes for a part of an address is a code if it has four digits or five and
-    stands in a short text.
+    """Return True for a number of a few digits that counts something; placed: for the model one of
+    an address, which is a code if it has four digits or five and stands in a short text.
     """
     value, before = text[start:end], text[max(0, start - _NEAR) : start]
     code = value.isdecimal() and len(value) >= 4 and len(text) <= _SHORT

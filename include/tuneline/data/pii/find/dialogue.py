@@ -96,10 +96,7 @@ def _topics_of(text: str) -> frozenset[str]:
 
 
 def expected(messages: Sequence[Message]) -> list[frozenset[str]]:
-    """Return the entity types that each turn is expected to answer.
-
-    A number that is given in pieces leaves the question open ("ok", "go on").
-    """
+    """Return what each turn is asked for; a number in pieces leaves a question open ("go on")."""
     topics, piece = frozenset[str](), False
     found: list[frozenset[str]] = []
     for message in messages:
@@ -114,12 +111,9 @@ def expected(messages: Sequence[Message]) -> list[frozenset[str]]:
 
 
 def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterator[Hit]:
-    """Yield the values in the answer to a question for some entity types.
+    """Yield the values of some entity types in the answer to a question for them.
 
-    Args:
-        text: the answer.
-        topics: what the question asks for.
-        words: words of the answer that a model takes for personal data.
+    `words` are those of the answer that a model takes for personal data.
     """
     if not topics or len(text.split()) > _LONG or "?" in text:
         return

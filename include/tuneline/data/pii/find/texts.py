@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tuneline.data.conversations.answers import answer_object, dump_like
+from tuneline.data.conversations.answers import map_texts
 from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
 from tuneline.data.tables.rows import Message
 
-# A number in a JSON answer with fewer digits identifies nobody.
-MIN_NUMBER_DIGITS = 9
 # A system prompt of at least this many rows belongs to the dataset, not to a person.
 SHARED_ROWS = 20
 # A character with the accents that follow it.
@@ -49,7 +47,7 @@ class Text(NamedTuple):
 
 
 def texts_of(messages: Sequence[Message], label_field: str | None) -> list[Text]:
-    """Return the texts of a row, in the order in which `map_turn` visits them."""
+    """Return the texts of a row, in the order in which `map_texts` visits them."""
     found: list[Text] = []
     for turn, message in enumerate(messages):
 
@@ -57,36 +55,8 @@ def texts_of(messages: Sequence[Message], label_field: str | None) -> list[Text]
             found.append(Text(turn, text))
             return text
 
-        map_turn(message, note, label_field)
+        map_texts(message, note, label_field)
     return found
-
-
-def map_turn(message: Message, change: Callable[[str], str], label_field: str | None) -> Message:
-    """Apply a change to the texts of a turn; JSON answers stay JSON, labels stay as they are."""
-    content = message["content"]
-    value = answer_object(content) if message["role"] == "assistant" else None
-    if value is None:
-        return {"role": message["role"], "content": change(content)}
-    changed = _map_json(value, change, label_field)
-    if changed == value:
-        return message
-    return {"role": message["role"], "content": dump_like(changed, content)}
-
-
-def _map_json(value: Any, change: Callable[[str], str], label_field: str | None) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {
-            key: entry if key == label_field else _map_json(entry, change, label_field)
-            for key, entry in value.items()
-        }
-    if isinstance(value, list):
-        return [_map_json(entry, change, label_field) for entry in value]
-    if isinstance(value, int | float) and len(str(value)) >= MIN_NUMBER_DIGITS:
-        changed = change(str(value))
-        return value if changed == str(value) else changed
-    return value
 
 
 class Plain(NamedTuple):

@@ -48,12 +48,9 @@ class Word(NamedTuple):
 
 
 class TokenModel:
-    """A token classifier (see `models.EntityModel`).
+    """A token classifier (see `models.EntityModel`); `shifted` cuts long texts at other places.
 
-    Args:
-        directory: config.json, tokenizer.json, and one of `NETWORKS` or safetensors.
-        wanted, labels: see `map_labels`, whose errors it raises.
-        shifted: True to cut long texts at other places.
+    Its directory holds config.json, tokenizer.json, and one of `NETWORKS` or safetensors.
     """
 
     def __init__(

@@ -53,11 +53,9 @@ _FEW = frozenset(
 
 
 def readable(canary: Canary, scrubbed: Scrubbed) -> bool:
-    """Return True if the probe of a canary still stands in the scrubbed row.
+    """Return True if the probe of a canary still stands in the scrubbed row, or in a surrogate.
 
-    The turn before and after scrubbing are aligned word by word, whatever their case, so that an
-    equal word elsewhere in the turn is not taken for it. In a surrogate it is readable too, unless
-    chance may have put it there; a surrogate that returns the whole value is none.
+    The turns before and after are aligned word by word, so that no equal word elsewhere counts.
     """
     # Unlike the standard library's, its time hardly grows where a word repeats.
     from rapidfuzz.distance import LCSseq
@@ -196,8 +194,8 @@ def form_measurements(trial: Trial) -> list[Measurement]:
 def left_behind(found: int, leak: Bounds) -> Bounds:
     """Return how many values were missed, from those that were found and the share that leaks.
 
-    The count of values is Poisson, so `found` is, too. The bounds put the ends of both intervals
-    together, which makes them wider than 95 %. A bound is infinite if everything may leak.
+    The count of values is Poisson. The bounds put the ends of both intervals together, which makes
+    them wider than 95 %; a bound is infinite if everything may leak.
     """
     seen = weighted_count([found], [1.0])
     pairs = zip(seen, leak, strict=True)
@@ -205,10 +203,7 @@ def left_behind(found: int, leak: Bounds) -> Bounds:
 
 
 def left_measurements(trial: Trial, hits: Counter[str], rows: int) -> list[Measurement]:
-    """Return how many values of each entity are left behind per 1,000 rows, by the estimate.
-
-    `hits` are the values that were found in the rows, by entity.
-    """
+    """Return how many values of each entity are left per 1,000 rows; `hits` were found in them."""
     found = []
     for entity, share in trial.shares(lambda canary: entity_of(canary.kind)).items():
         left = left_behind(hits[entity], share)

@@ -1,9 +1,6 @@
 """Plant made-up values into rows of a dataset, in its register.
 
-Where the dataset asks for a value of the kind, the canary is the answer; where it holds numbers or
-addresses, the canary takes the place of one; elsewhere a few words lead to it, in a turn of the
-dataset or as a whole turn. The words take the case and punctuation of the turns around them. The
-register is measured by shapes alone: nothing of the detector decides what a canary looks like.
+The register is measured by shapes alone: nothing of the detector decides what a canary looks like.
 """
 
 from __future__ import annotations
@@ -179,15 +176,13 @@ def _asked_for(question: str, languages: tuple[str, ...]) -> list[str]:
 
 @cache
 def _nouns(languages: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, list[str]]]:
-    """Return a pattern of the nouns of all groups, and the groups of each.
-
-    The longest is first: `email address` does not ask for an address.
-    """
+    """Return a pattern of the nouns of all groups, and the groups of each."""
     groups: dict[str, list[str]] = defaultdict(list)
     for language in languages:
         for kind, entry in phrases()[language]["kinds"].items():
             for noun in entry["nouns"]:
                 groups[noun.casefold()].append(group_name(kind, language))
+    # The longest is first: `email address` does not ask for an address.
     nouns = map(re.escape, sorted(groups, key=len, reverse=True))
     return re.compile(rf"(?i)\b(?:{'|'.join(nouns)})\b"), groups
 
@@ -323,10 +318,7 @@ class _Planter:
     def _write(
         self, place: str, given: tuple[str, Value], spot: Spot, phrase: str = "{}", asked: str = ""
     ) -> Canary:
-        """Write a phrase with a value in place of the text at a spot, after a question if given.
-
-        The parts of a split value go to successive turns, with short words between them.
-        """
+        """Write a phrase with a value in place of the text at a spot, after a question if given."""
         (form, value), row = given, self.carriers.rows[spot.row]
         role, text = row[spot.turn]["role"], row[spot.turn]["content"]
         reply = row[spot.turn - 1]["content"] if spot.turn else ""
@@ -336,6 +328,7 @@ class _Planter:
         before, after = (self._dress(words, text) for words in phrase.split("{}"))
         before, after = text[: spot.start] + before, after + text[spot.end :]
         tokens = []
+        # The parts of a split value go to successive turns, with short words between them.
         for number, part in enumerate(value.parts if form == SPLIT else [value.text]):
             if number:
                 said = self._dress(self.draw.choice(self.words["acknowledgements"]), reply)
@@ -385,10 +378,9 @@ def make_canaries(
     per_kind: int,
     seed: str,
 ) -> list[Canary]:
-    """Make canaries from the turns of rows, at least one of a user; the same for a seed.
+    """Make `per_kind` canaries of each kind and language that is written differently, from rows.
 
-    There are `per_kind` of each kind of the entity types, in each of the declared languages in
-    which it is written differently.
+    At least one turn must be a user's. They are the same for a seed.
     """
     spoken = [name for name in languages if name in phrases()] or [ENGLISH]
     register = measure_register(rows)

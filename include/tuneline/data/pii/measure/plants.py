@@ -137,10 +137,7 @@ _SIGNS = {
 
 
 class _Gaps(dict[str, Any]):
-    """The words for the gaps of a template, each drawn when it is needed.
-
-    A number at the end tells gaps of one list apart; a capital gives the word one.
-    """
+    """The words for the gaps of a template; a number tells gaps of one list apart."""
 
     def __init__(self, draw: Random, form: str, language: str) -> None:
         super().__init__()
@@ -252,10 +249,9 @@ class Kind:
         }
 
     def draw(self, draw: Random, register: Register, language: str) -> tuple[str, Value]:
-        """Draw a form and a value, with a probability in proportion to its tokens.
+        """Draw a form and a value, with a probability in proportion to its words and numbers.
 
-        What leaks is counted in words and numbers, as on labelled text, so a value of many of them
-        weighs more.
+        Leaks are counted in these, as on labelled text.
         """
         shares = self.shares(register)
         forms = draw.choices(list(shares), weights=list(shares.values()), k=CANDIDATES)
@@ -281,10 +277,7 @@ def group_name(kind: str, language: str) -> str:
 
 
 def planted_groups(entities: Iterable[str], languages: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the kinds of entity types, each with the languages that have words for it.
-
-    A kind that is written alike in all languages is planted in the first one declared.
-    """
+    """Return the kinds of entity types, each with the languages that have words for it, or one."""
     wanted = set(entities)
     known = [language for language in languages if language in phrases()] or [ENGLISH]
     found = []

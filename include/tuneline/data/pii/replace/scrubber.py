@@ -16,11 +16,12 @@ from itertools import chain, compress, islice
 from pathlib import Path
 
 from tuneline.config import DataConfig
+from tuneline.data.conversations.answers import map_texts
 from tuneline.data.conversations.languages import foreign_language, likeliest
 from tuneline.data.pii.find.detector import Detector, resolve
 from tuneline.data.pii.find.entities import ENTITIES, MEASURED, Hit, Settings, scrubbed_entities
 from tuneline.data.pii.find.models import model_directories
-from tuneline.data.pii.find.texts import Shared, map_turn, shared_parts, texts_of
+from tuneline.data.pii.find.texts import Shared, shared_parts, texts_of
 from tuneline.data.pii.replace.residuals import left_values, other_hits, places, residual_hits
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import Message, StandIn
@@ -34,24 +35,17 @@ CHUNK = 512
 
 @dataclass
 class Scrubbed:
-    """A scrubbed row.
-
-    Attributes:
-        messages: turns of the row.
-        surrogates: spans of the surrogates in them.
-        hits: number of hits by entity.
-        residual: number of pattern hits that are left.
-        left: number of places where a replaced value, or what identifies it, stands still.
-        refused: entities for which the row is to be rejected.
-        foreign: undeclared language or script of the row.
-    """
+    """A scrubbed row, with the number of its hits by entity."""
 
     messages: list[Message]
     surrogates: tuple[StandIn, ...] = ()
     hits: Counter[str] = field(default_factory=Counter)
+    # Pattern hits that are left, and places where a replaced value, or a part of it, stands still.
     residual: int = 0
     left: int = 0
+    # Entities for which the row is to be rejected.
     refused: tuple[str, ...] = ()
+    # Undeclared language or script of the row.
     foreign: str | None = None
 
 
@@ -62,9 +56,6 @@ _Keyed = tuple[str | None, _Turns]
 
 class Scrubber:
     """A scrubber of batches of rows.
-
-    Args:
-        settings: what to look for and what to do about it.
 
     Raises:
         UserError: if a model or recogniser can't be loaded, or an action names an unknown entity.
@@ -97,10 +88,8 @@ class Scrubber:
     ) -> Iterator[Scrubbed]:
         """Return the rows of a dataset scrubbed, some while others are still read.
 
-        Args:
-            rows: key and turns of each row; without a key its turns are one.
-            workers: number of processes; the result does not depend on it.
-            shared: parts that the rows share, where the settings know none.
+        Each has a key and turns; without a key its prompt is one. `shared` parts of the rows count
+        where the settings know none. The result does not depend on the number of workers.
         """
         given = iter(rows)
         work = partial(self._scrub_chunk, self._settings.shared or shared or Shared())
@@ -164,7 +153,7 @@ class Scrubber:
 
         for number in range(MAX_PASSES):
             result.messages = [
-                map_turn(message, partial(change, first=not number, own=own), label)
+                map_texts(message, partial(change, first=not number, own=own), label)
                 for own, message in zip(is_own, result.messages, strict=True)
             ]
             result.residual = residual_hits(result.messages, surrogates.values, self.find)
@@ -194,10 +183,7 @@ def _said(messages: _Turns, shared: Shared) -> str:
 def replace_hits(
     text: str, hits: Iterable[Hit], make: Callable[[str, str], str], counts: Counter[str]
 ) -> str:
-    """Replace hits, in order without overlaps, and count them by entity.
-
-    `make` returns what takes a value's place, from its entity and itself.
-    """
+    """Replace hits by what `make` returns for their entity and value, and count them by entity."""
     parts, at = [], 0
     for hit in hits:
         parts += [text[at : hit.start], make(hit.entity, text[hit.start : hit.end])]
@@ -241,11 +227,7 @@ def make_scrubber(config: DataConfig, shared: Shared | None = None) -> Scrubber:
 
 @dataclass(frozen=True)
 class PlaceholderScrubber:
-    """A scrubber of logged conversations; the process that it is sent to loads the model, once.
-
-    Attributes:
-        languages: languages of the conversations.
-        models: directories of the models that find personal data; without one patterns alone do.
+    """A scrubber of logged conversations; the process that it is sent to loads the models, once.
 
     Raises:
         UserError: for a language that the usual model does not know.
@@ -279,7 +261,7 @@ class PlaceholderScrubber:
         for message in messages:
             is_system = message["role"] == "system"
             found = _in_system(self, message["content"]) if is_system else own
-            turn = map_turn(message, partial(change, found), None)
+            turn = map_texts(message, partial(change, found), None)
             # Inside a JSON answer only values were visited.
             if (content := turn["content"]).lstrip().startswith("{"):
                 shapes = {content: _detector(self).shapes(content)}

@@ -72,26 +72,19 @@ def tokens(value: str, entity: str = "") -> set[str]:
 
 @dataclass
 class Surrogates:
-    """The surrogates of one row.
-
-    Attributes:
-        key: key of the row, such as the hash of its turns.
-        seed: seed of the draws.
-        language: language of the row, ISO 639-1.
-        masked: entities that get a typed placeholder such as `[PERSON]` instead.
-        given: surrogates by entity and value, with those that are settled already.
-        values: entity of each surrogate in use.
-        names: name of another person by casefolded word.
-        avoided: tokens that no surrogate may have.
-    """
+    """The surrogates of one row, drawn by its key, such as the hash of its prompt, and a seed."""
 
     key: str
     seed: int
     language: str = "en"
+    # Entities that get a typed placeholder such as `[PERSON]` instead.
     masked: frozenset[str] = frozenset()
+    # Surrogates by entity and value, with those that are settled already.
     given: dict[tuple[str, str], str] = field(default_factory=dict)
+    # Entity of each surrogate in use, and the word that takes a word's place in names.
     values: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    # Tokens that no surrogate may have.
     avoided: set[str] = field(default_factory=set)
 
     def avoid(self, values: Iterable[tuple[str, str]]) -> None:

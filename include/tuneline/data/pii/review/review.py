@@ -54,7 +54,7 @@ _HOW = f"write {NONE}, or what was missed, as TYPE: text {BETWEEN} TYPE: text"
 
 @dataclass(frozen=True)
 class PiiReview:
-    """Weight, stratum and missed entities (one for each piece) of each row that a person read.
+    """Weight, stratum and missed entities of each row that a person read.
 
     A review with foreign rows, which this run would not have drawn, is void.
     """
@@ -284,10 +284,9 @@ def record_form(
 
 
 def answered(run: Run, sheet: PiiSheet) -> PiiReview:
-    """Return what people found in the rows of a sheet, so far as they were read.
+    """Return what people found in the rows of a sheet; nothing while a stratum was not read.
 
-    Rows of a stratum that were not read are stood for by the others of it. While no row of a
-    stratum was read, the review is not one of all rows, and says nothing.
+    Those rows of a stratum that were read count for the others of it.
     """
     missed = {
         number: pieces
@@ -321,9 +320,7 @@ def review_measurements(
     """Return what the estimate rests on and, with a review, what a person found.
 
     An entity fails if even the lower end of its interval is above its limit: a small review can
-    prove a leak, but not its absence.
-
-    `hits` are the values found in all rows, by entity; `rows` is the number of rows that are kept.
+    prove a leak, but not its absence. `hits` were found in the `rows` that are kept.
     """
     seen = 0 if review is None else len(review.weights)
     basis = f"canaries and a person's review of {seen} rows" if seen else GUESS

@@ -1,8 +1,6 @@
-"""Draw scrubbed rows for a person to look for personal data that was missed.
+"""Draw scrubbed rows, the risky ones more often, for a person to look for what was missed.
 
-Rows are drawn by risk: those in which a missed value is more likely are looked at more often, and
-count less each. The draw depends on the rows alone, so that it can be repeated: a sheet of other
-rows is recognised.
+The draw depends on the rows alone, so that a sheet of other rows is recognised.
 """
 
 from __future__ import annotations
