@@ -13,7 +13,7 @@ DEV := .venv-dev
 BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 
-.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-vllm lint types format docs hooks bench python
+.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-vllm lint ratchet types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -63,8 +63,11 @@ test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environm
 test-fast: $(DEV)/tuneline-stamp ## the same without the full-stack and the slow tests
 	@$(PYTHON) scripts/run_tests.py fast $(T)
 
-lint: $(DEV)/tuneline-stamp ## check format, style, complexity, spelling and import directions
+lint: $(DEV)/tuneline-stamp ## check format, style, complexity, spelling, imports and the size
 	@scripts/lint.sh
+
+ratchet: python ## lower the numbers of scripts/ratchet.json, which may only fall, to today's
+	@$(PYTHON) scripts/ratchet.py --lower
 
 types: setup ## check types with mypy, in both environments
 	@scripts/types.sh

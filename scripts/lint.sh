@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# lint.sh [--fix]: format, style, complexity, spelling, and the direction of imports.
+# lint.sh [--fix]: format, style, complexity, spelling, the direction of imports, and the size.
 # Needs only .venv-dev, which `make lint` builds.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -17,4 +17,5 @@ $bin/ruff check --quiet "${sources[@]}" || failed=1
 $bin/codespell || failed=1
 PYTHONPATH=include:.:dags:plugins $bin/lint-imports --no-logo --cache-dir .tuneline/import-graph \
   || failed=1
+$bin/python scripts/ratchet.py || failed=1
 exit $failed

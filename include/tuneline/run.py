@@ -13,6 +13,7 @@ from tuneline import CONTRACT_VERSION
 from tuneline.catalogue import get_step, is_helper
 from tuneline.config import PipelineConfig, Policy, read_policy, validate_config
 from tuneline.config.policy import recorded_policy
+from tuneline.config.retired import current
 from tuneline.errors import StepNotRun, TunelineError, UserError
 from tuneline.evidence import (
     Evidence,
@@ -145,7 +146,7 @@ class Run:
                 f"{uri} was made for contract {meta.get('contract')}, this image speaks "
                 f"{CONTRACT_VERSION}; use the image that matches the DAG"
             )
-        valid = validate_config(config, f"{uri}/config.json")
+        valid = validate_config(current(config), f"{uri}/config.json")
         return cls(store, prefix, valid, meta, hash_sections(config))
 
     def observed_by(self, step: str) -> Run:

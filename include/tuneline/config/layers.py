@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tuneline.config.pipeline import PipelineConfig
+from tuneline.config.retired import refusal
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 
@@ -148,6 +149,8 @@ def explain(entry: Any, root: type[BaseModel] = PipelineConfig) -> str:
     """
     field = ".".join(str(part) for part in entry["loc"]) or "configuration"
     if entry["type"] == "extra_forbidden":
+        if root is PipelineConfig and (gone := refusal(field)):
+            return f"{field}: {gone}"
         return f"{field}: there is no such setting{_nearest(entry['loc'], root)}"
     if entry["type"] == "missing":
         return f"{field}: is required"

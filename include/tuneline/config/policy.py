@@ -29,6 +29,7 @@ from tuneline.config.limits import (
     near_limit,
 )
 from tuneline.config.pipeline import PipelineConfig
+from tuneline.config.retired import current, refusal
 from tuneline.config.section import Section
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
@@ -88,7 +89,7 @@ def _check(given: Mapping[str, Any]) -> None:
     for path, value in leaves(given, ""):
         limit = limit_of(path)
         if limit is None:
-            raise ValueError(f"{path} is not a limit{near_limit(path)}")
+            raise ValueError(f"{path} {refusal(path) or f'is not a limit{near_limit(path)}'}")
         if not limit.fits(value):
             wanted = " or ".join(map(str, limit.levels)) or "a number"
             raise ValueError(f"{path} must be {wanted} or null, not {value!r}")
@@ -137,10 +138,12 @@ class Policy:
     Attributes:
         text: the text of the file.
         where: its place, for errors.
+        stored: whether a run recorded it; limits of earlier versions are left out then.
     """
 
     text: str
     where: str
+    stored: bool = False
 
     @property
     def sha256(self) -> str:
@@ -159,8 +162,13 @@ class Policy:
         Raises:
             UserError: if it is not a policy.
         """
+        document = parse_yaml(self.text, self.where)
+        if self.stored:
+            layers = {name: current(document.get(name) or {}) for name in ("limits", "laptop")}
+            models = {k: current(v) for k, v in (document.get("models") or {}).items()}
+            document = {**document, **layers, "models": models}
         try:
-            return PolicyFile.model_validate(parse_yaml(self.text, self.where))
+            return PolicyFile.model_validate(document)
         except ValidationError as error:
             problems = "; ".join(explain(entry, PolicyFile) for entry in error.errors())
             raise UserError(f"{self.where}: {problems}") from None
@@ -291,4 +299,4 @@ def recorded_policy(record: Mapping[str, Any] | None, where: str) -> Policy:
 @cache
 def _of_text(text: str, where: str) -> Policy:
     # A checklist asks for the policy of its run once for each item.
-    return Policy(text, where)
+    return Policy(text, where, stored=True)
