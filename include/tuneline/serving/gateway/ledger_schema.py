@@ -35,7 +35,7 @@ USAGE = Table(
     Column("attempt", Integer, primary_key=True),
     # Unix time at which the attempt began.
     Column("time", Double, nullable=False),
-    # request, ping, warmup or imported.
+    # request, ping or warmup; imported in rows that an earlier version took from another gateway.
     Column("kind", Text, nullable=False),
     # Name of the API key.
     Column("key", Text, nullable=False),
