@@ -75,7 +75,7 @@ def _add_keys(commands: Commands) -> None:
     )
     for name, (kind, metavar, text) in _LIMITS.items():
         create.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
-    create.add_argument("--no-log", action="store_true", help="keep its requests out of the logs")
+    create.add_argument("--no-log", action="store_true", help="keep its requests out of the log")
     create.set_defaults(command=_create)
     listed = actions.add_parser("list", help="list the keys and what they may do")
     _add_file(listed)

@@ -303,8 +303,8 @@ def test_a_full_ledger_refuses_what_it_could_not_count(start, small, tmp_path, m
 
 
 def test_threads_of_the_gateway_end_with_it(start, small):
-    gateway = start(small, request_log={"dir": "requests"})
-    names = {"usage ledger", "request log"}
+    gateway = start(small)
+    names = {"usage ledger", "budgets"}
     assert names <= {thread.name for thread in threading.enumerate()}
     gateway.stop()
     assert not names & {thread.name for thread in threading.enumerate()}

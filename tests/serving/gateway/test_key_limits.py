@@ -30,18 +30,6 @@ def test_the_command_makes_a_key_with_its_limits_and_shows_it_once(tmp_path, cap
     assert "sha256" not in record
 
 
-def test_the_older_command_works_on_the_same_file(tmp_path, capsys):
-    path = tmp_path / "keys.json"
-    assert main(["keys", "create", "alice", "--keys", str(path), "--tokens-per-day", "5"]) == 0
-    assert main(["gateway-key", "bob", "--keys", str(path)]) == 0
-    alice, bob = capsys.readouterr().out.split()
-    ring = KeyRing(path)
-    assert (ring.name_of(alice), ring.name_of(bob)) == ("alice", "bob")
-    # Neither command costs the other's key its limits.
-    assert ring.grant_of("alice").limits.tokens_per_day == 5
-    assert not ring.grant_of("bob").limits
-
-
 def test_the_file_of_the_environment_is_taken(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TUNELINE_KEYS", str(tmp_path / "keys.json"))
     assert main(["keys", "create", "alice"]) == 0

@@ -18,12 +18,7 @@ from tuneline.errors import UserError
 from tuneline.serving.gateway.config_fields import FilePath, Name, Seconds
 from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
 from tuneline.serving.gateway.limits import LimitsConfig
-from tuneline.serving.gateway.record_config import (
-    LedgerConfig,
-    ProductionLogConfig,
-    RequestLogConfig,
-    TracingConfig,
-)
+from tuneline.serving.gateway.record_config import LedgerConfig, ProductionLogConfig, TracingConfig
 from tuneline.serving.gateway.structured_log import LogConfig
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
@@ -145,9 +140,6 @@ class GatewayConfig(Section):
     )
     readiness: ReadinessConfig = Field(ReadinessConfig(), description="When the gateway is ready.")
     drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
-    request_log: RequestLogConfig | None = Field(
-        None, description="Opt-in log for drift detection."
-    )
     production_log: ProductionLogConfig | None = Field(
         None, description="Scrubbed requests in the store, one partition a day."
     )
@@ -238,6 +230,10 @@ def _explain(problem: Any) -> str:
     field = ""
     for part in problem["loc"]:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    if field == "request_log":
+        return (
+            "`request_log` is gone; use `production_log`, in a store `file:///dir` on this machine"
+        )
     if problem["type"] == "extra_forbidden":
         return f"`{field}`: unknown key; docs/gateway.md lists the known ones"
     why = problem["msg"].removeprefix("Value error, ")

@@ -60,7 +60,7 @@ def new_key(
 
     Args:
         name: its name in the ledger and the log.
-        logged: False to keep its requests out of the request log and the production log.
+        logged: False to keep its requests out of the production log.
         models: ids of the models that it may ask for; all if there are none.
         limits: its rates and budgets.
 

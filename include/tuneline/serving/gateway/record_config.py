@@ -62,29 +62,6 @@ class LedgerConfig(Section):
         return place
 
 
-class RequestLogConfig(Section):
-    """Requests kept for drift detection; nothing is kept without this section."""
-
-    dir: FilePath = Field(description="Folder of the daily files `requests-YYYY-MM-DD.jsonl`.")
-    log_prompts: bool = Field(
-        False, description="Keep the redacted text; otherwise only counts and times."
-    )
-    redact: str | None = Field(
-        None,
-        description="`module:function` from text to text, applied to every text before it is "
-        "written; `none` keeps it as it came. Needed with `log_prompts`.",
-    )
-    queue_limit: int = Field(
-        10_000, ge=1, description="Lines that may wait; beyond it lines are dropped."
-    )
-
-    @model_validator(mode="after")
-    def _redaction_is_a_choice(self) -> RequestLogConfig:
-        if self.log_prompts and self.redact is None:
-            raise ValueError("log_prompts needs redact: a `module:function`, or `none`")
-        return self
-
-
 class ProductionLogConfig(Section):
     """Scrubbed requests and answers, kept in the store; nothing is kept without this section."""
 

@@ -24,7 +24,6 @@ from tuneline.serving.gateway.ledger_database import UsageRow
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import Outcome
 from tuneline.serving.gateway.prices import Rates
-from tuneline.serving.gateway.request_log import DROPPED, RequestLog
 from tuneline.serving.gateway.spending import SpendingBook
 from tuneline.serving.gateway.tally import Tally
 
@@ -53,7 +52,6 @@ _COUNTERS = {
     "tuneline_gateway_confidence_unknown_total": "Answers to be judged without logprobs.",
     _UNJUDGED: "Answers that nobody could hold against the JSON Schema of their request.",
     RELOADS: "Configuration files read while the gateway ran, by whether they were taken over.",
-    DROPPED: "Lines of the request log that were dropped.",
 }
 _HISTOGRAMS = {
     "tuneline_gateway_request_seconds": "Time from a request to the end of its answer.",
@@ -84,8 +82,8 @@ class Runtime:
         scrubber_for: function that makes the scrubber of the production log.
 
     Raises:
-        UserError: if the keys file, the ledger, a tokenizer, the redaction function, the spool
-            or the store's address cannot be used.
+        UserError: if the keys file, the ledger, a tokenizer, the spool or the store's
+            address cannot be used.
     """
 
     def __init__(self, config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -> None:
@@ -97,9 +95,6 @@ class Runtime:
         self.in_flight = 0
         self.keys = KeyRing(config.keys_file)
         self.metrics = Metrics()
-        self.request_log = (
-            RequestLog(config.request_log, self.metrics) if config.request_log else None
-        )
         self.production_log = self._make_production_log(config)
         self.tracing = _make_tracing(config)
         self.ledger = Ledger(
@@ -165,8 +160,6 @@ class Runtime:
         """Start the writers and the pings."""
         self.ledger.start()
         self._book.start()
-        if self.request_log:
-            self.request_log.start()
         if self.production_log:
             self.production_log.start()
         self._current.start()
@@ -217,8 +210,6 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._retiring, return_exceptions=True)
         await self._current.stop()
-        if self.request_log:
-            await asyncio.to_thread(self.request_log.close)
         if self.production_log:
             await asyncio.to_thread(self.production_log.close)
         await asyncio.to_thread(self._judge.close)
@@ -228,7 +219,7 @@ class Runtime:
             await asyncio.to_thread(self.tracing.close)
 
     def log_request(self, call: Call, attempt: Attempt | None, status: Outcome) -> None:
-        """Count a request that has ended, and hand it to the logs unless its key is not logged.
+        """Count a request that has ended, and hand it to the log unless its key is not logged.
 
         Args:
             call: the request.
@@ -236,12 +227,9 @@ class Runtime:
             status: how it ended.
         """
         self.tally.note(call, attempt, status, self._current.share_of(call.model))
-        logged = self.keys.is_logged(call.key)
-        if self.request_log and logged:
-            self.request_log.note(call, attempt)
         # Vectors are no text that could be learned from.
         if self.production_log and call.request.api is not EMBEDDINGS:
-            if logged:
+            if self.keys.is_logged(call.key):
                 self.production_log.note(call, attempt, status)
             else:
                 self.production_log.note_unlogged()
