@@ -7,16 +7,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from inspect import isfunction, ismethod
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tuneline.serving.gateway.api import APIS
 from tuneline.serving.gateway.chat import ChatEndpoint, authenticate
@@ -50,7 +46,7 @@ def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -
         finally:
             await runtime.stop()
 
-    app = _Gateway(
+    app = Starlette(
         routes=[
             *(
                 Route(f"/v1{api.path}", ChatEndpoint(runtime, api), methods=["POST"])
@@ -73,29 +69,6 @@ def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -
     )
     app.state.runtime = runtime
     return app
-
-
-class _Gateway(Starlette):
-    """Starlette with a straight way to the endpoints that are ASGI applications.
-
-    These see their own errors through; routing and middleware would cost a tenth of a request.
-    """
-
-    def __init__(self, routes: list[Route], **settings: Any) -> None:
-        super().__init__(routes=routes, **settings)
-        self._direct: dict[tuple[str, str], ASGIApp] = {
-            (method, route.path): ServerErrorMiddleware(route.app, handler=_own_error)
-            for route in routes
-            if not isfunction(route.endpoint) and not ismethod(route.endpoint)
-            for method in route.methods or ()
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        app = self._direct.get((scope.get("method", ""), scope.get("path", "")))
-        if app is None:
-            await super().__call__(scope, receive, send)
-        else:
-            await app(scope, receive, send)
 
 
 class _Answers:
