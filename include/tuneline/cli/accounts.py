@@ -15,7 +15,7 @@ from tuneline.errors import EXIT_OK, UserError
 from tuneline.machine.checkout import stack_home
 
 if TYPE_CHECKING:
-    from tuneline.serving.gateway.costs import ApiPrice
+    from tuneline.serving.gateway.ledger.reports import ApiPrice
 
 _LIMITS = {
     "requests_at_once": (int, "N", "requests under way (half of the gateway's)"),
@@ -122,8 +122,7 @@ def _serving() -> Path:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.key_limits import parse_limits
-    from tuneline.serving.gateway.keys import add_key
+    from tuneline.serving.gateway.accounts.keys import add_key, parse_limits
 
     stated = {name: getattr(arguments, name) for name in _LIMITS}
     stated = {name: value for name, value in stated.items() if value is not None}
@@ -135,7 +134,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.keys import read_keys
+    from tuneline.serving.gateway.accounts.keys import read_keys
 
     records = read_keys(_keys_file(arguments))
     if arguments.json:
@@ -155,7 +154,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.keys import revoke_key
+    from tuneline.serving.gateway.accounts.keys import revoke_key
 
     path = _keys_file(arguments)
     revoke_key(path, arguments.name)
@@ -164,8 +163,14 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 
 def _costs(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.cost_table import as_csv, as_json, as_table, told
-    from tuneline.serving.gateway.costs import break_even, costs
+    from tuneline.serving.gateway.ledger.reports import (
+        as_csv,
+        as_json,
+        as_table,
+        break_even,
+        costs,
+        describe,
+    )
 
     if arguments.hourly_cost is not None and arguments.against is None:
         raise UserError("--hourly-cost needs --against IN,OUT, the price of the API")
@@ -182,7 +187,7 @@ def _costs(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write(as_table(by, groups, price))
         if compared:
-            sys.stdout.write(told(compared, groups[0].currency))
+            sys.stdout.write(describe(compared, groups[0].currency))
     return EXIT_OK
 
 
@@ -207,7 +212,7 @@ def _amount(text: str) -> float:
 
 
 def _price(text: str) -> ApiPrice:
-    from tuneline.serving.gateway.costs import ApiPrice
+    from tuneline.serving.gateway.ledger.reports import ApiPrice
 
     amounts = text.split(",")
     if len(amounts) != 2:

@@ -20,7 +20,7 @@ from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
-    from tuneline.serving.gateway.record_config import ProductionLogConfig
+    from tuneline.serving.gateway.config import ProductionLogConfig
     from tuneline.serving.release.following.trials import CanaryOptions
     from tuneline.serving.release.released import Trust
 
@@ -208,7 +208,7 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 
 def _gateway(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.server import run_gateway
+    from tuneline.serving.gateway.app.server import run_gateway
 
     return run_gateway(arguments.config, _scrubber_for, watch=arguments.watch)
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from tests.lab.api_server import ApiServer
 
+from tuneline.serving.gateway.chain.attempt import UsageReports
 from tuneline.serving.gateway.protocol import Usage
-from tuneline.serving.gateway.reports import UsageReports
 
 from .conftest import text_of, upstream_entry
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.config import GatewayConfig, load_config
-from tuneline.serving.gateway.prices import PriceConfig
+from tuneline.serving.gateway.upstream_config import PriceConfig
 
 DOCS = Path(__file__).parents[3] / "docs" / "gateway.md"
 

@@ -24,12 +24,11 @@ from tuneline.cli.serving import _scrubber_for
 from tuneline.data.pii.find.models import fetch_entity_model
 from tuneline.errors import RetryableError, UserError
 from tuneline.production_logs.partition import days, read_day
-from tuneline.serving.gateway import production_log
-from tuneline.serving.gateway.app import create_app
-from tuneline.serving.gateway.config import load_config
-from tuneline.serving.gateway.production_log import ProductionLog, is_sampled
-from tuneline.serving.gateway.record_config import ProductionLogConfig
-from tuneline.serving.gateway.scrubbing import ScrubbingProcess
+from tuneline.serving.gateway.app.routes import create_app
+from tuneline.serving.gateway.config import ProductionLogConfig, load_config
+from tuneline.serving.gateway.logs import production_log
+from tuneline.serving.gateway.logs.production_log import ProductionLog, is_sampled
+from tuneline.serving.gateway.logs.scrubbing import ScrubbingProcess
 from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
@@ -483,9 +482,9 @@ def test_without_the_model_the_gateway_does_not_start(section, tmp_path, monkeyp
 
 def test_no_model_and_no_trainer_is_imported_for_it():
     code = (
-        "import sys, tuneline.serving.gateway.production_log\n"
+        "import sys, tuneline.serving.gateway.logs.production_log\n"
         "from tuneline.cli.serving import _scrubber_for\n"
-        "from tuneline.serving.gateway.record_config import ProductionLogConfig\n"
+        "from tuneline.serving.gateway.config import ProductionLogConfig\n"
         "log = ProductionLogConfig(store='file:///s', spool='/s', languages=('en', 'de'))\n"
         "_scrubber_for(log)([[{'role': 'user', 'content': 'Anna Smith, a@b.com'}]])\n"
         "heavy = 'torch transformers spacy presidio_analyzer pandas sklearn'.split()\n"

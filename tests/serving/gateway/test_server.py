@@ -16,9 +16,9 @@ import yaml
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.gateway.server import run_gateway
-from tuneline.serving.gateway.usage import usage_by_key
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.app.server import run_gateway
+from tuneline.serving.gateway.ledger.reports import usage_by_key
 from tuneline.serving.server_process import free_port
 
 from .conftest import ask, upstream_entry
