@@ -4,7 +4,7 @@ set -euo pipefail
 home=/var/lib/tuneline
 if [[ ! -e $home/keys.json ]]; then
   umask 077
-  tuneline gateway-key first --keys "$home/keys.json" > "$home/first-key"
+  tuneline keys create first --keys "$home/keys.json" > "$home/first-key"
   echo "a first API key was made: docker compose exec gateway cat $home/first-key"
 fi
 cat > "$home/settings.yaml" <<YAML

@@ -12,9 +12,9 @@ import yaml
 from tests.lab.api_server import ApiServer
 from tests.lab.upstream_server import ServerThread
 
-from tuneline.serving.gateway.app import create_app
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.app.routes import create_app
 from tuneline.serving.gateway.config import load_config
-from tuneline.serving.gateway.keys import add_key
 
 
 def main(folder: Path) -> None:

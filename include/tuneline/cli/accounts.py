@@ -1,4 +1,4 @@
-"""Commands around money: API keys, costs, and usage of other gateways."""
+"""Commands around money: API keys and costs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.cli.groups import Commands, add_json_argument
-from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+from tuneline.errors import EXIT_OK, UserError
 from tuneline.machine.checkout import stack_home
 
 if TYPE_CHECKING:
-    from tuneline.serving.gateway.costs import ApiPrice
-    from tuneline.serving.usage_import.report import Report
+    from tuneline.serving.gateway.ledger.reports import ApiPrice
 
 _LIMITS = {
     "requests_at_once": (int, "N", "requests under way (half of the gateway's)"),
@@ -30,7 +29,7 @@ _LIMITS = {
 
 
 def add_accounts(commands: Commands) -> None:
-    """Add `tuneline keys`, `costs` and `usage`."""
+    """Add `tuneline keys` and `costs`."""
     _add_keys(commands)
     costs = commands.add_parser("costs", help="sum up what requests cost")
     _add_ledger(costs)
@@ -59,9 +58,6 @@ def add_accounts(commands: Commands) -> None:
     form.add_argument("--csv", action="store_true", help="print CSV")
     form.add_argument("--json", action="store_true", help="print JSON")
     costs.set_defaults(command=_costs)
-    usage = commands.add_parser("usage", help="take over the usage of other gateways")
-    actions = usage.add_subparsers(required=True, metavar="ACTION")
-    _add_import(actions)
 
 
 def _add_keys(commands: Commands) -> None:
@@ -79,7 +75,7 @@ def _add_keys(commands: Commands) -> None:
     )
     for name, (kind, metavar, text) in _LIMITS.items():
         create.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
-    create.add_argument("--no-log", action="store_true", help="keep its requests out of the logs")
+    create.add_argument("--no-log", action="store_true", help="keep its requests out of the log")
     create.set_defaults(command=_create)
     listed = actions.add_parser("list", help="list the keys and what they may do")
     _add_file(listed)
@@ -89,48 +85,6 @@ def _add_keys(commands: Commands) -> None:
     revoke.add_argument("name", help="name of the key")
     _add_file(revoke)
     revoke.set_defaults(command=_revoke)
-
-
-def _add_import(actions: Commands) -> None:
-    taken = actions.add_parser("import", help="take rows into the ledger and the production log")
-    taken.add_argument(
-        "--from",
-        dest="source",
-        required=True,
-        choices=("litellm", "otel"),
-        help="LiteLLM's table LiteLLM_SpendLogs, or spans of OpenTelemetry (GenAI)",
-    )
-    taken.add_argument(
-        "files",
-        nargs="+",
-        metavar="FILE",
-        help="JSON, JSON lines or CSV; for otel OTLP JSON lines; for litellm also a database's URL",
-    )
-    _add_ledger(taken)
-    taken.add_argument(
-        "--store", metavar="URI", help="also take prompts, scrubbed, into this store's log (none)"
-    )
-    taken.add_argument(
-        "--language",
-        action="append",
-        default=[],
-        help="language whose patterns of personal data apply beside the English ones; repeatable",
-    )
-    taken.add_argument(
-        "--price",
-        type=_price,
-        metavar="IN,OUT",
-        help="price of a million prompt and completion tokens, for rows without a cost (0)",
-    )
-    taken.add_argument("--currency", default="USD", help="currency of the costs (USD)")
-    taken.add_argument(
-        "--users",
-        choices=("hash", "plain", "none"),
-        default="hash",
-        help="what is kept of a row's user (hash)",
-    )
-    add_json_argument(taken, "print counts and rejected lines as JSON")
-    taken.set_defaults(command=_import)
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
@@ -168,8 +122,7 @@ def _serving() -> Path:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.key_limits import parse_limits
-    from tuneline.serving.gateway.keys import add_key
+    from tuneline.serving.gateway.accounts.keys import add_key, parse_limits
 
     stated = {name: getattr(arguments, name) for name in _LIMITS}
     stated = {name: value for name, value in stated.items() if value is not None}
@@ -181,7 +134,7 @@ def _create(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.keys import read_keys
+    from tuneline.serving.gateway.accounts.keys import read_keys
 
     records = read_keys(_keys_file(arguments))
     if arguments.json:
@@ -201,7 +154,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.keys import revoke_key
+    from tuneline.serving.gateway.accounts.keys import revoke_key
 
     path = _keys_file(arguments)
     revoke_key(path, arguments.name)
@@ -210,8 +163,14 @@ def _revoke(arguments: argparse.Namespace) -> int:
 
 
 def _costs(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.cost_table import as_csv, as_json, as_table, told
-    from tuneline.serving.gateway.costs import break_even, costs
+    from tuneline.serving.gateway.ledger.reports import (
+        as_csv,
+        as_json,
+        as_table,
+        break_even,
+        costs,
+        describe,
+    )
 
     if arguments.hourly_cost is not None and arguments.against is None:
         raise UserError("--hourly-cost needs --against IN,OUT, the price of the API")
@@ -228,40 +187,8 @@ def _costs(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write(as_table(by, groups, price))
         if compared:
-            sys.stdout.write(told(compared, groups[0].currency))
+            sys.stdout.write(describe(compared, groups[0].currency))
     return EXIT_OK
-
-
-def _import(arguments: argparse.Namespace) -> int:
-    from tuneline.data.pii.replace.scrubber import make_placeholder_scrubber
-    from tuneline.serving.gateway.prices import Rates
-    from tuneline.serving.usage_import.take import Settings, take
-
-    price = arguments.price
-    rates = Rates(price.prompt / 1e3, price.completion / 1e3) if price else Rates(0.0, 0.0)
-    report = take(
-        arguments.files,
-        _ledger(arguments),
-        Settings(
-            source=arguments.source,
-            store=arguments.store,
-            currency=arguments.currency,
-            users=arguments.users,
-            rates=rates,
-        ),
-        make_placeholder_scrubber(arguments.language, model=arguments.store is not None),
-    )
-    _tell(report, as_json=arguments.json)
-    return EXIT_FAILED if report.rejected else EXIT_OK
-
-
-def _tell(report: Report, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report.document(), indent=1))
-        return
-    for rejection in report.rejected:
-        print(f"{rejection.place}: {rejection.reason}", file=sys.stderr)
-    print(report.summary())
 
 
 def _moment(text: str) -> datetime:
@@ -285,7 +212,7 @@ def _amount(text: str) -> float:
 
 
 def _price(text: str) -> ApiPrice:
-    from tuneline.serving.gateway.costs import ApiPrice
+    from tuneline.serving.gateway.ledger.reports import ApiPrice
 
     amounts = text.split(",")
     if len(amounts) != 2:

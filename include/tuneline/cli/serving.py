@@ -1,4 +1,4 @@
-"""Commands around serving: fetch a base model, serve a release, the gateway and its keys."""
+"""Commands around serving: fetch a base model, serve a release, the gateway."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tuneline.serving.probes.engine_probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
-    from tuneline.serving.gateway.record_config import ProductionLogConfig
+    from tuneline.serving.gateway.config import ProductionLogConfig
     from tuneline.serving.release.following.trials import CanaryOptions
     from tuneline.serving.release.released import Trust
 
 
 def add_serving(commands: Commands) -> None:
-    """Add `tuneline model`, `gateway`, `engine`, `probe`, `gateway-key` and `calibrate`."""
+    """Add `tuneline model`, `gateway`, `engine`, `probe` and `calibrate`."""
     model = commands.add_parser("model", help="fetch models")
     actions = model.add_subparsers(required=True, metavar="ACTION")
     pull = actions.add_parser(
@@ -84,11 +84,6 @@ def add_serving(commands: Commands) -> None:
         help="adapter that must answer: its name, or its place in llama.cpp, from 0",
     )
     probe.set_defaults(command=_probe)
-    key = commands.add_parser("gateway-key", help="make an API key for the gateway")
-    key.add_argument("name", help="name of the key's owner")
-    key.add_argument("--keys", required=True, type=Path, metavar="FILE", help="the keys file")
-    key.add_argument("--no-log", action="store_true", help="keep its requests out of the logs")
-    key.set_defaults(command=_gateway_key)
     add_calibrate(commands)
 
 
@@ -213,7 +208,7 @@ def _pull(arguments: argparse.Namespace) -> int:
 
 
 def _gateway(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.server import run_gateway
+    from tuneline.serving.gateway.app.server import run_gateway
 
     return run_gateway(arguments.config, _scrubber_for, watch=arguments.watch)
 
@@ -262,10 +257,3 @@ def _probe(arguments: argparse.Namespace) -> int:
     )
     print(f"{arguments.kind}: {'yes' if result.ok else 'no'}, {result.reason}")
     return EXIT_OK if result.ok else EXIT_FAILED
-
-
-def _gateway_key(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.gateway.keys import add_key
-
-    print(add_key(arguments.keys, arguments.name, logged=not arguments.no_log))
-    return EXIT_OK

@@ -29,13 +29,13 @@ from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import ALIAS, candidate, server_of
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.base import ServedModel
-from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.gateway.usage import (
+from tuneline.serving.gateway.ledger.reports import (
     KeyUsage,
     UpstreamTotals,
     totals_by_upstream,
     usage_by_key,
 )
+from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.release.released import THROUGHPUT
 from tuneline.step_context import StepContext
 

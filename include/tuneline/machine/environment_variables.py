@@ -65,7 +65,7 @@ VARIABLES = (
         "TUNELINE_LEDGER",
         ("the CLI",),
         "that of the local stack",
-        "Usage ledger that `tuneline costs` and `usage import` work on: a file or a URL.",
+        "Usage ledger that `tuneline costs` works on: a file or a URL.",
     ),
     Variable(
         "TUNELINE_PRESETS",

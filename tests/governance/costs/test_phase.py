@@ -6,7 +6,7 @@ import pytest
 from tests.lab.runs import broken
 
 from tuneline.governance.costs.phase import Phase, Received, Tokens, bounded, exact, killed
-from tuneline.serving.gateway.ledger_database import UsageRow
+from tuneline.serving.gateway.ledger.database import UsageRow
 
 
 def row(request_id, completion=10, attempt=1, **fields):

@@ -12,9 +12,9 @@ from tests.lab.upstream_server import ServerThread, UpstreamServer
 from tests.lab.waiting import wait_for
 
 from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
-from tuneline.serving.gateway.app import create_app
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.app.routes import create_app
 from tuneline.serving.gateway.config import load_config
-from tuneline.serving.gateway.keys import add_key
 
 # Health as it was at the start: pings neither see a fault before a request meets it, nor fail
 # where the machine is busy with other things.

@@ -9,10 +9,8 @@ import httpx
 import pytest
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.api import CHAT
-from tuneline.serving.gateway.key_limits import Limits
-from tuneline.serving.gateway.keys import add_key, revoke_key
-from tuneline.serving.gateway.protocol import parse_request
+from tuneline.serving.gateway.accounts.keys import KeyLimits, add_key, revoke_key
+from tuneline.serving.gateway.request import CHAT, parse_request
 
 from .conftest import ask, upstream_entry
 
@@ -43,7 +41,7 @@ def limited(start, tmp_path):
 
     def run(*servers, models=(), config=None, **limits):
         path = tmp_path / "keys.json"
-        key = add_key(path, "alice", models=models, limits=Limits(**limits))
+        key = add_key(path, "alice", models=models, limits=KeyLimits(**limits))
         gateway = start(*servers, **(config or {}))
         gateway.wait_ready()
         return gateway, Client(gateway, key)

@@ -5,8 +5,8 @@ import json
 import pytest
 from tests.lab.api_server import ApiServer
 
+from tuneline.serving.gateway.chain.attempt import UsageReports
 from tuneline.serving.gateway.protocol import Usage
-from tuneline.serving.gateway.reports import UsageReports
 
 from .conftest import text_of, upstream_entry
 
@@ -153,7 +153,7 @@ def test_tool_calls_pass_through_and_count(start, small, sends_usage):
 
 def test_embeddings(start, small, large, tmp_path):
     section = {"store": (tmp_path / "store").as_uri(), "spool": "spool"}
-    gateway = start(small, large, request_log={"dir": "requests"}, production_log=section)
+    gateway = start(small, large, production_log=section)
     body = {"model": "support", "input": ["one two", "three"]}
     response = gateway.client.post("/v1/embeddings", json=body)
     assert [entry["embedding"][0] for entry in response.json()["data"]] == [7.0, 5.0]

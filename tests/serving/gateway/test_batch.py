@@ -1,7 +1,7 @@
 import pytest
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.batch import BatchWriter, UnfitItem
+from tuneline.serving.gateway.ledger.writer import BatchWriter, UnfitItem
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_items_are_written_in_order_and_all_of_them(disk):
 
 
 def test_a_failed_batch_stays_and_is_written_once_the_disk_is_free(disk, monkeypatch):
-    monkeypatch.setattr("tuneline.serving.gateway.batch._RETRY_AFTER_S", 0.02)
+    monkeypatch.setattr("tuneline.serving.gateway.ledger.writer._RETRY_AFTER_S", 0.02)
     disk.full = True
     writer = BatchWriter("test", disk.write, limit=2, interval_s=0.01)
     writer.start()

@@ -1,9 +1,9 @@
 import pytest
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.breaker import Breaker, Circuit
-from tuneline.serving.gateway.fallback_config import BreakerConfig
-from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.attempt_status import AttemptStatus
+from tuneline.serving.gateway.chain.upstream import Breaker, Circuit
+from tuneline.serving.gateway.upstream_config import BreakerConfig
 
 from .conftest import upstream_entry
 
@@ -33,38 +33,49 @@ def ask(breaker, outcome):
 
 
 def test_failures_in_a_row_open_it_and_a_success_starts_anew(breaker):
-    for outcome in (Outcome.TIMEOUT, Outcome.TIMEOUT, Outcome.OK, Outcome.TIMEOUT):
+    for outcome in (
+        AttemptStatus.TIMEOUT,
+        AttemptStatus.TIMEOUT,
+        AttemptStatus.OK,
+        AttemptStatus.TIMEOUT,
+    ):
         ask(breaker, outcome)
-    ask(breaker, Outcome.DIED_MIDSTREAM)
+    ask(breaker, AttemptStatus.DIED_MIDSTREAM)
     assert breaker.state is Circuit.CLOSED
-    ask(breaker, Outcome.UPSTREAM_5XX)
+    ask(breaker, AttemptStatus.UPSTREAM_5XX)
     assert breaker.state is Circuit.OPEN
     assert not breaker.passes
     assert breaker.retry_after_s() == 5
 
 
 def test_a_share_of_failures_within_the_window_opens_it(breaker, clock):
-    for outcome in (Outcome.TIMEOUT, Outcome.OK) * 2:
+    for outcome in (AttemptStatus.TIMEOUT, AttemptStatus.OK) * 2:
         ask(breaker, outcome)
     # Old ones no longer count: there are too few to judge.
     clock.now = 11
-    for outcome in (Outcome.OK, Outcome.TIMEOUT, Outcome.OK, Outcome.TIMEOUT, Outcome.OK):
+    for outcome in (
+        AttemptStatus.OK,
+        AttemptStatus.TIMEOUT,
+        AttemptStatus.OK,
+        AttemptStatus.TIMEOUT,
+        AttemptStatus.OK,
+    ):
         ask(breaker, outcome)
     assert breaker.state is Circuit.CLOSED
-    ask(breaker, Outcome.TIMEOUT)
+    ask(breaker, AttemptStatus.TIMEOUT)
     assert breaker.state is Circuit.OPEN
 
 
 @pytest.mark.parametrize(
     "outcome",
     [
-        Outcome.LOW_CONFIDENCE,
-        Outcome.INVALID_JSON,
-        Outcome.CLIENT_ERROR,
-        Outcome.CONTEXT_OVERFLOW,
-        Outcome.CLIENT_ABORTED,
-        Outcome.BUDGET_SPENT,
-        Outcome.UPSTREAM_BUSY,
+        AttemptStatus.LOW_CONFIDENCE,
+        AttemptStatus.INVALID_JSON,
+        AttemptStatus.CLIENT_ERROR,
+        AttemptStatus.CONTEXT_OVERFLOW,
+        AttemptStatus.CLIENT_ABORTED,
+        AttemptStatus.BUDGET_SPENT,
+        AttemptStatus.UPSTREAM_BUSY,
     ],
 )
 def test_what_is_not_the_servers_failure_opens_nothing(breaker, outcome):
@@ -75,7 +86,7 @@ def test_what_is_not_the_servers_failure_opens_nothing(breaker, outcome):
 
 def opened(breaker):
     for _ in range(LIMITS.failures):
-        ask(breaker, Outcome.CONNECT_ERROR)
+        ask(breaker, AttemptStatus.CONNECT_ERROR)
     return breaker
 
 
@@ -86,19 +97,19 @@ def test_half_open_one_request_tries_it(breaker, clock):
     trial = breaker.begin()
     assert trial
     assert not breaker.passes
-    breaker.end(Outcome.TIMEOUT, trial=trial)
+    breaker.end(AttemptStatus.TIMEOUT, trial=trial)
     assert breaker.state is Circuit.OPEN
     clock.now = 10
-    ask(breaker, Outcome.OK)
+    ask(breaker, AttemptStatus.OK)
     assert breaker.state is Circuit.CLOSED
-    ask(breaker, Outcome.TIMEOUT)
+    ask(breaker, AttemptStatus.TIMEOUT)
     assert breaker.state is Circuit.CLOSED
 
 
 def test_a_trial_that_says_nothing_lets_the_next_one_try(breaker, clock):
     opened(breaker)
     clock.now = 5
-    ask(breaker, Outcome.CLIENT_ABORTED)
+    ask(breaker, AttemptStatus.CLIENT_ABORTED)
     assert breaker.state is Circuit.HALF_OPEN
     assert breaker.passes
 
@@ -106,8 +117,8 @@ def test_a_trial_that_says_nothing_lets_the_next_one_try(breaker, clock):
 def test_requests_sent_before_it_opened_decide_nothing(breaker, clock):
     early = [breaker.begin() for _ in range(4)]
     for trial in early[:3]:
-        breaker.end(Outcome.TIMEOUT, trial=trial)
-    breaker.end(Outcome.OK, trial=early[3])
+        breaker.end(AttemptStatus.TIMEOUT, trial=trial)
+    breaker.end(AttemptStatus.OK, trial=early[3])
     assert breaker.state is Circuit.OPEN
 
 

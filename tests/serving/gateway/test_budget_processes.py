@@ -16,14 +16,16 @@ import pytest
 from tests.lab.postgres import PostgresServer, why_not
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.costs import costs
-from tuneline.serving.gateway.key_limits import Limits
-from tuneline.serving.gateway.keys import add_key, revoke_key
-from tuneline.serving.gateway.ledger import Ledger
-from tuneline.serving.gateway.ledger_database import UsageRow, open_writer, reading
-from tuneline.serving.gateway.ledger_schema import SPENDING
+from tuneline.serving.gateway.accounts.keys import KeyLimits, add_key, revoke_key
+from tuneline.serving.gateway.ledger.database import SPENDING, UsageRow, open_writer, reading
+from tuneline.serving.gateway.ledger.reports import (
+    costs,
+    rows_between,
+    totals_by_upstream,
+    usage_by_key,
+)
+from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.gateway.usage import rows_between, totals_by_upstream, usage_by_key
 
 from .conftest import upstream_entry
 from .test_usage import ROW, Ended
@@ -84,7 +86,7 @@ def gateway(folder, small, ledger=None, keys=None, **limits) -> GatewayProcess:
         # A replica has the keys of the first.
         path.write_text(keys.read_text())
     else:
-        made.keys["alice"] = add_key(path, "alice", limits=Limits(**limits))
+        made.keys["alice"] = add_key(path, "alice", limits=KeyLimits(**limits))
     return made
 
 

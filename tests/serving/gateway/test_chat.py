@@ -6,7 +6,7 @@ import httpx
 import pytest
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.usage import totals_by_upstream
+from tuneline.serving.gateway.ledger.reports import totals_by_upstream
 
 from .conftest import ask, text_of, upstream_entry
 
@@ -250,7 +250,7 @@ def test_a_client_that_leaves_while_waiting_stops_the_upstream(start, small):
 
 
 def test_a_new_key_works_without_a_restart(start, small, tmp_path):
-    from tuneline.serving.gateway.keys import add_key
+    from tuneline.serving.gateway.accounts.keys import add_key
 
     gateway = start(small)
     fresh = add_key(tmp_path / "keys.json", "late")
@@ -288,7 +288,7 @@ def test_a_full_ledger_refuses_what_it_could_not_count(start, small, tmp_path, m
     gateway.rows(1)
     blocker = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     blocker.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr("tuneline.serving.gateway.chat._LEDGER_PATIENCE_S", 0.1)
+    monkeypatch.setattr("tuneline.serving.gateway.app.completions._LEDGER_PATIENCE_S", 0.1)
     statuses = [gateway.chat().status_code for _ in range(8)]
     assert statuses[:3] == [200] * 3
     assert statuses[-1] == 503
@@ -303,8 +303,8 @@ def test_a_full_ledger_refuses_what_it_could_not_count(start, small, tmp_path, m
 
 
 def test_threads_of_the_gateway_end_with_it(start, small):
-    gateway = start(small, request_log={"dir": "requests"})
-    names = {"usage ledger", "request log"}
+    gateway = start(small)
+    names = {"usage ledger", "budgets"}
     assert names <= {thread.name for thread in threading.enumerate()}
     gateway.stop()
     assert not names & {thread.name for thread in threading.enumerate()}

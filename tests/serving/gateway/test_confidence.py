@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from tuneline.serving.gateway.confidence import is_low, mean_logprob, token_logprobs
-from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
+from tuneline.serving.gateway.chain.acceptance import is_low
+from tuneline.serving.gateway.protocol import mean_logprob, token_logprobs
+from tuneline.serving.gateway.upstream_config import LowConfidenceConfig
 
 MEAN = LowConfidenceConfig(min_mean_logprob=-1.0)
 WEAKEST = LowConfidenceConfig(min_mean_logprob=-1.0, min_token_logprob=-3.0)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.config import GatewayConfig, load_config
-from tuneline.serving.gateway.prices import PriceConfig
+from tuneline.serving.gateway.upstream_config import PriceConfig
 
 DOCS = Path(__file__).parents[3] / "docs" / "gateway.md"
 
@@ -43,7 +43,6 @@ def test_paths_are_beside_the_file_and_defaults_are_safe(tmp_path):
     assert config.ledger.path == tmp_path / "usage.db"
     assert config.host == "127.0.0.1"
     assert config.port == 8000
-    assert config.request_log is None
     assert config.upstreams[1].base_url == "https://models.example/v1"
 
 
@@ -73,7 +72,7 @@ def set_in(config: dict, path: str, value: object) -> dict:
         ("models.0.chain", [], ["`models[0].chain`"]),
         ("models.0.chain", ["small", "small"], ["chain of support", "small"]),
         ("models.0.low_confidence", {"min_mean_logprob": 0.5}, ["min_mean_logprob", "less than 0"]),
-        ("request_log", {"dir": "r", "log_prompts": True}, ["`request_log`", "redact"]),
+        ("request_log", {"dir": "r"}, ["`request_log` is gone", "production_log"]),
         ("ledger", {}, ["`ledger`", "path", "url"]),
         ("ledger", {"path": "a.db", "url": "sqlite:///b.db"}, ["`ledger`", "either"]),
         ("ledger.url", "mysql://h/db", ["`ledger.url`", "postgresql://"]),

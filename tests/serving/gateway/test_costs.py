@@ -8,8 +8,8 @@ import pytest
 
 from tuneline.cli import main
 from tuneline.errors import UserError
-from tuneline.serving.gateway.costs import ApiPrice, break_even, costs
-from tuneline.serving.gateway.ledger_database import open_writer, url_of
+from tuneline.serving.gateway.ledger.database import open_writer, url_of
+from tuneline.serving.gateway.ledger.reports import ApiPrice, break_even, costs
 
 from .test_usage import ROW
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.gateway.accounts.keys import add_key
 
 from .conftest import ask, upstream_entry
 from .test_server import Process

@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tuneline.serving.gateway.http_answer import AnswerTooLarge, BrokenConnection
-from tuneline.serving.gateway.http_client import CannotConnect, HttpClient
+from tuneline.serving.gateway.chain.http_answer import AnswerTooLarge, BrokenConnection
+from tuneline.serving.gateway.chain.http_client import CannotConnect, HttpClient
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HEADERS = {"authorization": "Bearer secret"}

@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from tuneline.serving.gateway.json_form import FormJudge, JsonForm, json_form_of
+from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm, json_form_of
 
 ORDER = {
     "type": "object",
@@ -32,7 +32,7 @@ def asked(schema: object) -> dict:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch):
     # The process may start slowly on a machine that others use.
-    monkeypatch.setattr("tuneline.serving.gateway.json_form._PATIENCE_S", 60)
+    monkeypatch.setattr("tuneline.serving.gateway.chain.json_form._PATIENCE_S", 60)
 
 
 @pytest.fixture(scope="module")

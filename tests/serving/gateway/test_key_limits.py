@@ -4,8 +4,14 @@ import pytest
 
 from tuneline.cli import main
 from tuneline.errors import UserError
-from tuneline.serving.gateway.key_limits import Limits, parse_limits
-from tuneline.serving.gateway.keys import KeyRing, add_key, read_keys, revoke_key
+from tuneline.serving.gateway.accounts.keys import (
+    KeyLimits,
+    KeyRing,
+    add_key,
+    parse_limits,
+    read_keys,
+    revoke_key,
+)
 
 
 def test_the_command_makes_a_key_with_its_limits_and_shows_it_once(tmp_path, capsys):
@@ -18,7 +24,7 @@ def test_the_command_makes_a_key_with_its_limits_and_shows_it_once(tmp_path, cap
     grant = KeyRing(path).grant_of("alice")
     assert grant is not None
     assert (grant.allows("support"), grant.allows("other"), grant.logged) == (True, False, False)
-    assert grant.limits == Limits(requests_per_minute=3, tokens_per_day=1000, cost_per_month=2.5)
+    assert grant.limits == KeyLimits(requests_per_minute=3, tokens_per_day=1000, cost_per_month=2.5)
     assert main(["keys", "list", "--keys", str(path)]) == 0
     listed = capsys.readouterr().out
     assert "models=support" in listed
@@ -28,18 +34,6 @@ def test_the_command_makes_a_key_with_its_limits_and_shows_it_once(tmp_path, cap
     (record,) = json.loads(capsys.readouterr().out)["keys"]
     assert record["limits"]["cost_per_month"] == 2.5
     assert "sha256" not in record
-
-
-def test_the_older_command_works_on_the_same_file(tmp_path, capsys):
-    path = tmp_path / "keys.json"
-    assert main(["keys", "create", "alice", "--keys", str(path), "--tokens-per-day", "5"]) == 0
-    assert main(["gateway-key", "bob", "--keys", str(path)]) == 0
-    alice, bob = capsys.readouterr().out.split()
-    ring = KeyRing(path)
-    assert (ring.name_of(alice), ring.name_of(bob)) == ("alice", "bob")
-    # Neither command costs the other's key its limits.
-    assert ring.grant_of("alice").limits.tokens_per_day == 5
-    assert not ring.grant_of("bob").limits
 
 
 def test_the_file_of_the_environment_is_taken(tmp_path, capsys, monkeypatch):

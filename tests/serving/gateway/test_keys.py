@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.keys import KeyRing, add_key, new_key, read_keys
+from tuneline.serving.gateway.accounts.keys import KeyRing, add_key, new_key, read_keys
 
 INCLUDE = Path(__file__).parents[3] / "include"
 
@@ -65,7 +65,7 @@ def test_two_at_once_lose_none(tmp_path):
     path = tmp_path / "keys.json"
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path\n"
-        "from tuneline.serving.gateway.keys import add_key\n"
+        "from tuneline.serving.gateway.accounts.keys import add_key\n"
         "for i in range(10): add_key(Path(sys.argv[2]), f'{sys.argv[3]}-{i}')"
     )
     running = [

@@ -20,8 +20,8 @@ import pytest
 from tests.lab.upstream_server import UpstreamServer
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.gateway.ledger_database import _SqliteWriter
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.ledger.database import _SqliteWriter
 
 from .conftest import ask, upstream_entry
 from .test_server import Process

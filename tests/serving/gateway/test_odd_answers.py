@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tuneline.serving.gateway.sse import LONGEST_EVENT, SseParser
+from tuneline.serving.gateway.protocol import LONGEST_EVENT, SseParser
 
 from .conftest import text_of, upstream_entry
 

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from tuneline.serving.gateway.prices import PriceConfig
+from tuneline.serving.gateway.upstream_config import PriceConfig
 
 
 def test_listed_prices_are_per_thousand_tokens():

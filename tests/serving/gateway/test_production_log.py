@@ -24,12 +24,11 @@ from tuneline.cli.serving import _scrubber_for
 from tuneline.data.pii.find.models import fetch_entity_model
 from tuneline.errors import RetryableError, UserError
 from tuneline.production_logs.partition import days, read_day
-from tuneline.serving.gateway import production_log
-from tuneline.serving.gateway.app import create_app
-from tuneline.serving.gateway.config import load_config
-from tuneline.serving.gateway.production_log import ProductionLog, is_sampled
-from tuneline.serving.gateway.record_config import ProductionLogConfig
-from tuneline.serving.gateway.scrubbing import ScrubbingProcess
+from tuneline.serving.gateway.app.routes import create_app
+from tuneline.serving.gateway.config import ProductionLogConfig, load_config
+from tuneline.serving.gateway.logs import production_log
+from tuneline.serving.gateway.logs.production_log import ProductionLog, is_sampled
+from tuneline.serving.gateway.logs.scrubbing import ScrubbingProcess
 from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
@@ -53,6 +52,14 @@ QUESTION = (
     "{US_SSN}, from {IP_ADDRESS}. My token is {API_KEY} and my password is {PASSWORD}\n"
     "-----BEGIN RSA PRIVATE KEY-----\n{PRIVATE_KEY}\n-----END RSA PRIVATE KEY-----"
 ).format(**PLANTED)
+
+
+def test_without_the_section_nothing_of_a_prompt_is_kept(start, small, tmp_path):
+    gateway = start(small)
+    gateway.chat(messages=[{"role": "user", "content": "my card is 4111-1111-1111-1111"}])
+    gateway.stop()
+    for file in tmp_path.rglob("*"):
+        assert file.is_dir() or b"4111" not in file.read_bytes()
 
 
 class Leaky(UpstreamServer):
@@ -300,8 +307,7 @@ def test_a_text_that_is_not_unicode_costs_no_other_row(start, small, section, st
 
 
 def test_a_key_can_be_left_out_while_the_gateway_runs(start, small, section, store, tmp_path):
-    requests = {"request_log": {"dir": "requests"}, "production_log": section}
-    gateway = start(small, **requests)
+    gateway = start(small, production_log=section)
     gateway.chat()
     keys = tmp_path / "keys.json"
     document = json.loads(keys.read_text())
@@ -313,8 +319,6 @@ def test_a_key_can_be_left_out_while_the_gateway_runs(start, small, section, sto
     assert value(gateway, 'skipped_total{reason="key"}') == 2
     gateway.stop()
     assert len(rows_of(store)) == 1
-    lines = [path.read_text().splitlines() for path in (tmp_path / "requests").iterdir()]
-    assert list(map(len, lines)) == [1]
 
 
 def test_a_sample_is_drawn_by_request_id(start, small, section, store):
@@ -478,9 +482,9 @@ def test_without_the_model_the_gateway_does_not_start(section, tmp_path, monkeyp
 
 def test_no_model_and_no_trainer_is_imported_for_it():
     code = (
-        "import sys, tuneline.serving.gateway.production_log\n"
+        "import sys, tuneline.serving.gateway.logs.production_log\n"
         "from tuneline.cli.serving import _scrubber_for\n"
-        "from tuneline.serving.gateway.record_config import ProductionLogConfig\n"
+        "from tuneline.serving.gateway.config import ProductionLogConfig\n"
         "log = ProductionLogConfig(store='file:///s', spool='/s', languages=('en', 'de'))\n"
         "_scrubber_for(log)([[{'role': 'user', 'content': 'Anna Smith, a@b.com'}]])\n"
         "heavy = 'torch transformers spacy presidio_analyzer pandas sklearn'.split()\n"

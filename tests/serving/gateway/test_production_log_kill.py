@@ -16,7 +16,7 @@ import pytest
 from tests.lab.waiting import wait_for
 
 from tuneline.production_logs.partition import days, read_day
-from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.store import Store, open_store
 
 from .conftest import ask, upstream_entry

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 from starlette.routing import Route
 from tests.lab.api_server import ApiServer
 
-from tuneline.serving.gateway.openapi import document
+from tuneline.serving.gateway.app.routes import document
 
 from .conftest import upstream_entry
 

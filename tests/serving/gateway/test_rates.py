@@ -2,14 +2,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tuneline.serving.gateway.rates import Minute, Request, whole_seconds
+from tuneline.serving.gateway.accounts.admission import Minute, RateEntry, whole_seconds
 
 
 def test_the_window_slides():
     minute = Minute()
     for at in (0.0, 10.0):
         assert minute.wait_for_request(2, at) == 0
-        minute.add(Request(at, 5))
+        minute.add(RateEntry(at, 5))
     assert minute.wait_for_request(2, 20.0) == 40.0
     assert minute.wait_for_request(2, 59.9) == pytest.approx(0.1)
     assert minute.wait_for_request(2, 60.0) == 0
@@ -17,12 +17,12 @@ def test_the_window_slides():
 
 def test_tokens_count_as_claimed_and_then_as_taken():
     minute = Minute()
-    first = Request(0.0, 100)
+    first = RateEntry(0.0, 100)
     minute.add(first)
     assert minute.wait_for_tokens(100, 1.0) == 59.0
     minute.change(first, 30)
     assert minute.wait_for_tokens(100, 1.0) == 0
-    minute.add(Request(30.0, 80))
+    minute.add(RateEntry(30.0, 80))
     assert minute.wait_for_tokens(100, 31.0) == 29.0
     # What has left the window changes it no more.
     assert minute.wait_for_tokens(100, 61.0) == 0
@@ -36,7 +36,7 @@ def test_never_more_than_the_limit_in_any_minute(pauses, limit):
     for pause in pauses:
         now += pause
         if minute.wait_for_request(limit, now) == 0:
-            minute.add(Request(now, 1))
+            minute.add(RateEntry(now, 1))
             passed.append(now)
     for at in passed:
         assert sum(at - 60 < other <= at for other in passed) <= limit
@@ -49,7 +49,7 @@ def test_the_stated_wait_is_long_enough(requests):
     minute, now = Minute(), 0.0
     for pause, tokens in requests:
         now += pause
-        minute.add(Request(now, tokens))
+        minute.add(RateEntry(now, tokens))
     if wait := minute.wait_for_tokens(60, now):
         assert minute.wait_for_tokens(60, now + wait) == 0
 

@@ -113,7 +113,7 @@ def test_pings_rest_while_tokens_flow(start, small):
 
 
 def test_pings_and_warm_up_are_in_the_ledger_and_not_on_any_key(start, small):
-    from tuneline.serving.gateway.usage import totals_by_upstream, usage_by_key
+    from tuneline.serving.gateway.ledger.reports import totals_by_upstream, usage_by_key
 
     # No ping that the end cuts off, whose tokens would be an estimate.
     gateway = start(small, readiness=EAGER | {"ping_interval_s": 30, "stale_after_s": 60})

@@ -10,8 +10,8 @@ from tests.lab.steady_load import SteadyLoad
 from tests.lab.waiting import wait_for
 from tests.serving.gateway.conftest import upstream_entry
 
+from tuneline.serving.gateway.app.server import fingerprint
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.gateway.reload import fingerprint
 
 ASKED = [{"role": "user", "content": "a b c"}]
 QUICK = {"ping_interval_s": 0.2, "ping_timeout_s": 10.0, "stale_after_s": 15.0}

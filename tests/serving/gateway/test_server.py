@@ -16,9 +16,9 @@ import yaml
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.gateway.server import run_gateway
-from tuneline.serving.gateway.usage import usage_by_key
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.app.server import run_gateway
+from tuneline.serving.gateway.ledger.reports import usage_by_key
 from tuneline.serving.server_process import free_port
 
 from .conftest import ask, upstream_entry
@@ -157,7 +157,7 @@ def test_answers_do_not_wait_for_a_delayed_acknowledgement(launch):
 
 
 def test_no_key_and_no_prompt_in_log_or_files(launch, small, tmp_path):
-    process = launch(request_log={"dir": "requests"})
+    process = launch()
     body = ask(messages=[{"role": "user", "content": "the-prompt"}])
     assert process.client.post("/v1/chat/completions", json=body).status_code == 200
     wrong = {"authorization": "Bearer tl-a-wrong-key"}

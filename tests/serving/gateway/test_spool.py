@@ -4,15 +4,16 @@ from datetime import date
 import pytest
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.spool import Spool, SpoolFull
-from tuneline.serving.gateway.uploads import (
+from tuneline.serving.gateway.logs.spool import (
     DROPPED,
     FAILURES,
     UPLOADED_PARTS,
     UPLOADED_ROWS,
+    Spool,
+    SpoolFull,
     Uploader,
 )
+from tuneline.serving.gateway.metrics import Metrics
 from tuneline.store import FileStore
 
 DAY = date(2026, 11, 26)
@@ -154,7 +155,7 @@ def test_the_wait_after_failures_grows_to_a_minute(open_spool, tmp_path, metrics
             raise RetryableError("down")
 
     uploader = Uploader(spool, Down(tmp_path / "store"), metrics)
-    monkeypatch.setattr("tuneline.serving.gateway.uploads.time.monotonic", lambda: 0.0)
+    monkeypatch.setattr("tuneline.serving.gateway.logs.spool.time.monotonic", lambda: 0.0)
     waits = []
     for _ in range(8):
         uploader._upload_sealed()

@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.serving.gateway.sse import SseParser, event
+from tuneline.serving.gateway.protocol import SseParser, event
 
 STREAM = (
     b": keep-alive\n\ndata: one\n\nevent: x\ndata:two\nid: 7\n\n"

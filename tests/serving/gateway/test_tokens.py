@@ -2,7 +2,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.tokens import TokenCounter, message_texts
+from tuneline.serving.gateway.chain.upstream import TokenCounter, message_texts
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.gateway.structured_log import JsonFormatter
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.app.server import JsonFormatter
 
 from .conftest import ask, upstream_entry
 from .test_server import Process
@@ -133,7 +133,7 @@ def test_a_refused_request_is_traced_as_well(start, small, collector):
 
 def test_without_the_section_opentelemetry_is_not_loaded():
     code = (
-        "import sys, tuneline.serving.gateway.server\n"
+        "import sys, tuneline.serving.gateway.app.server\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
     include = Path(__file__).parents[3] / "include"

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from tuneline.serving.gateway.outcome import Outcome, UpstreamFault
-from tuneline.serving.gateway.upstream import Upstream
+from tuneline.serving.gateway.attempt_status import AttemptStatus, UpstreamFault
+from tuneline.serving.gateway.chain.upstream import Upstream
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
 BODY = json.dumps({"messages": []}).encode()
@@ -92,7 +92,7 @@ def test_a_new_connection_that_breaks_is_the_servers_fault(ask):
             return server, caught.value
 
     server, fault = asyncio.run(main())
-    assert fault.outcome == Outcome.CONNECTION_LOST
+    assert fault.outcome == AttemptStatus.CONNECTION_LOST
     assert server.requests == 1
 
 
@@ -107,7 +107,7 @@ def test_an_answer_that_has_begun_is_not_asked_for_again():
             return server, caught.value
 
     server, fault = asyncio.run(main())
-    assert fault.outcome == Outcome.CONNECTION_LOST
+    assert fault.outcome == AttemptStatus.CONNECTION_LOST
     assert server.requests == 2
 
 
@@ -126,7 +126,7 @@ def test_an_answer_that_is_too_large_is_a_failure_of_the_upstream():
             ):
                 with pytest.raises(UpstreamFault, match=r"more than 1,000 bytes \(`max_") as fault:
                     await asked
-                assert fault.value.outcome is Outcome.BAD_RESPONSE
+                assert fault.value.outcome is AttemptStatus.BAD_RESPONSE
             await upstream.aclose()
 
     asyncio.run(main())

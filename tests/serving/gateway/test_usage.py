@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.serving.gateway.ledger import Ledger
-from tuneline.serving.gateway.ledger_database import UsageRow, open_writer
-from tuneline.serving.gateway.usage import totals_by_upstream, usage_by_key
+from tuneline.serving.gateway.ledger.database import UsageRow, open_writer
+from tuneline.serving.gateway.ledger.reports import totals_by_upstream, usage_by_key
+from tuneline.serving.gateway.ledger.writer import Ledger
 
 ROW = UsageRow(
     request_id="r1",

@@ -12,8 +12,8 @@ from tests.serving.release.test_follow import Site, ready_body
 
 from tuneline.artifacts.releases import read_release
 from tuneline.governance.release.verify import verify
-from tuneline.serving.gateway.keys import add_key
-from tuneline.serving.gateway.tally import is_drawn
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.chain.canary import is_drawn
 
 USERS, SHARE = 24, 0.4
 

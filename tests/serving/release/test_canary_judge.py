@@ -7,7 +7,7 @@ from bisect import bisect_left
 
 import pytest
 
-from tuneline.serving.gateway.tally import BOUNDS, Counts
+from tuneline.serving.gateway.chain.canary import BOUNDS, ArmCounts
 from tuneline.serving.release.canary.evidence import Block, Dispersion, NotWorse, Worse, nearest
 from tuneline.serving.release.canary.judge import MARGINS, SLOW, Judge, since
 
@@ -31,9 +31,9 @@ def canary(seed, rates=RATES, slower=1.0, looks=LOOKS, bursts=0.0):
     In a share of the looks, drawn for each arm by itself, all answers take four times as long.
     """
     draw = random.Random(seed)
-    judge, candidate, released = Judge(), Counts(), Counts()
+    judge, candidate, released = Judge(), ArmCounts(), ArmCounts()
     for _ in range(looks):
-        arms = Counts(), Counts()
+        arms = ArmCounts(), ArmCounts()
         late = [4.0 if draw.random() < bursts else 1.0 for _ in arms]
         for _ in range(PER_LOOK):
             if draw.random() < SHARE:
@@ -50,7 +50,7 @@ def canary(seed, rates=RATES, slower=1.0, looks=LOOKS, bursts=0.0):
 def plus(before, new):
     hits = {name: before.hits.get(name, 0) + count for name, count in new.hits.items()}
     seconds = [a + b for a, b in zip(before.seconds, new.seconds, strict=True)]
-    return Counts(before.requests + new.requests, hits, seconds)
+    return ArmCounts(before.requests + new.requests, hits, seconds)
 
 
 def outcomes(**how):
@@ -151,15 +151,15 @@ def test_the_nearest_rates_lie_a_margin_apart_around_the_rate():
 
 
 def test_a_gateway_that_counts_from_zero_again_loses_nothing():
-    first = Counts(10, {"errors": 1}, [0] * 44 + [10])
-    again = Counts(4, {"errors": 2}, [0] * 44 + [4])
+    first = ArmCounts(10, {"errors": 1}, [0] * 44 + [10])
+    again = ArmCounts(4, {"errors": 2}, [0] * 44 + [4])
     assert since(first, again) is again
-    assert since(Counts(6, {"errors": 1}, [0] * 44 + [6]), first).requests == 4
+    assert since(ArmCounts(6, {"errors": 1}, [0] * 44 + [6]), first).requests == 4
 
 
 def test_slow_is_what_the_release_seldom_is():
     judge = Judge()
     seconds = [0] * (len(BOUNDS) + 1)
     seconds[5], seconds[20] = 80, 20
-    counts = Counts(100, {}, seconds)
+    counts = ArmCounts(100, {}, seconds)
     assert SLOW in judge.look(counts, counts).reason

@@ -23,7 +23,7 @@ from tuneline.artifacts.release_log import Withdrawn
 from tuneline.artifacts.releases import read_release
 from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.machine.child_environment import child_environment
-from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.release.following.engines import EngineProcess, take_over
 from tuneline.serving.release.following.status import read_status
 from tuneline.serving.release.following.units import Unit

@@ -12,7 +12,7 @@ from tests.serving.release.test_canary_judge import RATES, answer, plus
 from tuneline.artifacts.release_log import read_log
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.governance.release.canary import CanaryLog
-from tuneline.serving.gateway.tally import Counts
+from tuneline.serving.gateway.chain.canary import ArmCounts
 from tuneline.serving.release.canary.judge import Judge
 from tuneline.serving.release.following.trials import CanaryOptions, Trials
 from tuneline.store import open_store
@@ -29,7 +29,7 @@ class House:
         self.said = []
         for version in "12":
             release(self.store, "a", version)
-        self.arms = Counts(), Counts()
+        self.arms = ArmCounts(), ArmCounts()
         self.draw = random.Random(3)
         self.follow()
 
@@ -41,7 +41,7 @@ class House:
 
     def serve(self, requests, rates=RATES):
         for _ in range(requests):
-            arms = Counts(), Counts()
+            arms = ArmCounts(), ArmCounts()
             answer(self.draw, arms[0], rates, 1.0)
             answer(self.draw, arms[1], RATES, 1.0)
             self.arms = tuple(plus(*pair) for pair in zip(self.arms, arms, strict=True))
@@ -112,7 +112,7 @@ def test_a_gateway_that_counts_anew_adds_to_what_was_seen(house):
     house.look()
     house.follow()
     # More requests than before, so that the numbers alone would not show it.
-    house.arms = Counts(), Counts()
+    house.arms = ArmCounts(), ArmCounts()
     house.serve(40)
     assert "70 answers do not decide" in house.look(began=2.0)
 

@@ -23,7 +23,7 @@ from tuneline.machine.child_environment import child_environment
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
-from tuneline.serving.gateway.process import Answer, GatewayProcess
+from tuneline.serving.gateway.process import GatewayAnswer, GatewayProcess
 from tuneline.serving.probes import engine_probe
 from tuneline.serving.probes.engine_probe import ProbeResult
 from tuneline.serving.probes.kubernetes_probes import engine_probes
@@ -212,7 +212,7 @@ class ProbeTrial:
 
     def drain_gateway(self) -> None:
         """Send SIGTERM to the gateway: it turns unready first and finishes running answers."""
-        answers: list[Answer] = []
+        answers: list[GatewayAnswer] = []
 
         def ask() -> None:
             extra = {"ignore_eos": True}

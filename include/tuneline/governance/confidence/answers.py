@@ -13,7 +13,7 @@ from tuneline.harness.kept_answers import KeptAnswers, request_key
 from tuneline.harness.subjects import Served
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.base import ServedModel
-from tuneline.serving.gateway.confidence import mean_logprob
+from tuneline.serving.gateway.protocol import mean_logprob
 from tuneline.step_context import StepContext
 
 Told = tuple[str, list[float]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneline.evidence import Measurement, measure
-from tuneline.serving.gateway.ledger_database import UsageRow
+from tuneline.serving.gateway.ledger.database import UsageRow
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tuneline.governance.production.settings import CurationSettings
 from tuneline.governance.production.vocabulary import Stratum
-from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.attempt_status import AttemptStatus
 
 # The gateway samples its log by a hash of the same id: drawn by that one, the two would agree.
 _SALT = "review:"
@@ -40,7 +40,7 @@ def stratum_of(
     if fallback_reason is not None:
         return Stratum.FALLBACK
     doubtful = confidence is not None and confidence < settings.governance.min_confidence
-    if doubtful or status == Outcome.LOW_CONFIDENCE:
+    if doubtful or status == AttemptStatus.LOW_CONFIDENCE:
         return Stratum.LOW_CONFIDENCE
     if novelty is not None and novelty >= settings.curation.novel_share:
         return Stratum.NOVEL

@@ -19,13 +19,15 @@ from tuneline.data.conversations.turn_checks import (
 )
 from tuneline.data.tables.rows import Message
 from tuneline.governance.production.vocabulary import Reason
-from tuneline.serving.gateway.outcome import Outcome
+from tuneline.serving.gateway.attempt_status import AttemptStatus
 
 Refusal = tuple[Reason, str | None]
 
 # An answer whose tokens were improbable has come whole.
-_ANSWERED = frozenset({Outcome.OK, Outcome.LOW_CONFIDENCE})
-_BROKEN = frozenset({Outcome.DIED_MIDSTREAM, Outcome.CONNECTION_LOST, Outcome.CLIENT_ABORTED})
+_ANSWERED = frozenset({AttemptStatus.OK, AttemptStatus.LOW_CONFIDENCE})
+_BROKEN = frozenset(
+    {AttemptStatus.DIED_MIDSTREAM, AttemptStatus.CONNECTION_LOST, AttemptStatus.CLIENT_ABORTED}
+)
 _TOOL_ROLES = frozenset({"tool", "function"})
 _FINISHES = {
     "tool_calls": Reason.TOOL_USE,

@@ -6,26 +6,174 @@ variables that the file only names.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from tuneline.config import read_yaml
-from tuneline.config.addresses import is_allowed
+from tuneline.config.addresses import HttpUrl, is_allowed
 from tuneline.config.section import Section
 from tuneline.errors import UserError
-from tuneline.serving.gateway.config_fields import FilePath, Name, Seconds
-from tuneline.serving.gateway.fallback_config import LowConfidenceConfig
-from tuneline.serving.gateway.limits import LimitsConfig
-from tuneline.serving.gateway.record_config import (
-    LedgerConfig,
-    ProductionLogConfig,
-    RequestLogConfig,
-    TracingConfig,
+from tuneline.serving.gateway.upstream_config import (
+    EnvName,
+    FilePath,
+    LowConfidenceConfig,
+    Name,
+    Seconds,
+    UpstreamConfig,
 )
-from tuneline.serving.gateway.structured_log import LogConfig
-from tuneline.serving.gateway.upstream_config import UpstreamConfig
+
+# What the ledger keeps of the request's field `user`.
+KeptUser: TypeAlias = Literal["hash", "plain", "none"]
+
+
+class ClientLimits(Section):
+    """What a client may send, and how long it may take."""
+
+    connections: int = Field(
+        4_096,
+        ge=1,
+        description="Connections at once, as far as the process may open files; a new one closes "
+        "an idle one.",
+    )
+    header_bytes: int = Field(
+        32_768, ge=1_024, le=1 << 20, description="Largest request line with all headers."
+    )
+    header_timeout_s: Seconds = Field(
+        10.0, description="Time for the request line and the headers, from the first byte on."
+    )
+    body_timeout_s: Seconds = Field(30.0, description="Time for the body.")
+    idle_timeout_s: Seconds = Field(
+        75.0, description="Time that a connection without a request is kept open."
+    )
+    write_timeout_s: Seconds = Field(
+        60.0, description="Longest time that a client may stop reading its answer."
+    )
+    json_depth: int = Field(
+        64, ge=8, le=512, description="How deep lists and objects of a body may be nested."
+    )
+    json_values: int = Field(
+        20_000, ge=100, description="Lists, objects and fields that a body may have."
+    )
+
+
+class LogConfig(Section):
+    """The gateway's own log, on stderr."""
+
+    format: Literal["text", "json"] = Field(
+        "text", description="`json` writes a JSON object a line, with the facts as fields."
+    )
+
+
+def _ledger_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        parts = urlsplit("")
+    if parts.scheme not in ("postgresql", "sqlite"):
+        raise ValueError("must be a URL such as postgresql://user@host:5432/database")
+    if parts.password or "password=" in parts.query:
+        raise ValueError("must hold no password; set PGPASSWORD or PGPASSFILE instead")
+    return url
+
+
+class LedgerConfig(Section):
+    """The usage ledger."""
+
+    path: FilePath | None = Field(None, description="The SQLite file; made when missing.")
+    url: Annotated[str, AfterValidator(_ledger_url)] | None = Field(
+        None,
+        description="A database in place of the file, `postgresql://user@host:5432/database`, "
+        "which several gateways may share. A password comes from `PGPASSWORD` or `PGPASSFILE`.",
+    )
+    users: KeptUser = Field(
+        "hash",
+        description="What is kept of a request's `user`: its hash (`hash`), up to 64 characters of "
+        "it (`plain`) or nothing (`none`).",
+    )
+    queue_limit: int = Field(
+        10_000,
+        ge=1,
+        description="Rows that may wait to be written; beyond it new requests get 503, since "
+        "what cannot be counted is not served.",
+    )
+    flush_interval_s: Seconds = Field(0.25, description="Time between two writes.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> LedgerConfig:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("give either path, a SQLite file, or url, a database")
+        return self
+
+    @property
+    def place(self) -> Path | str:
+        """The file or the URL."""
+        place = self.path or self.url
+        assert place is not None
+        return place
+
+
+class ProductionLogConfig(Section):
+    """Scrubbed requests and answers, kept in the store; nothing is kept without this section."""
+
+    store: str = Field(
+        description="Root of the store, `file:///dir` or `s3://bucket/prefix`; rows go to "
+        "`logs/<model>/<day>/` below it."
+    )
+    spool: FilePath = Field(
+        description="Folder of this gateway alone, for rows that the store does not have yet."
+    )
+    sample_rate: float = Field(
+        1.0, ge=0, le=1, description="Share of the requests that is logged, drawn by request id."
+    )
+    languages: tuple[str, ...] = Field(
+        ("en",),
+        description="Languages of the conversations, in which personal data is looked for.",
+    )
+    pii_model: bool = Field(
+        True,
+        description="Find personal data by the model of `data.pii_ner: true` and by patterns; "
+        "without its files the gateway does not start. false: patterns alone, which miss names.",
+    )
+    flush_interval_s: Seconds = Field(
+        1.0, description="Time between two writes to the spool; a kill loses no more than that."
+    )
+    part_seconds: Seconds = Field(60.0, description="Age at which rows are uploaded.")
+    part_rows: int = Field(
+        5_000, ge=1, le=1_000_000, description="Number of rows that are uploaded sooner."
+    )
+    queue_limit: int = Field(
+        10_000, ge=1, description="Requests that may wait for the spool; more are dropped."
+    )
+    queue_bytes: int = Field(
+        64 << 20, ge=1, description="Bytes of requests and answers that may wait in memory."
+    )
+    spool_bytes: int = Field(
+        1 << 30, ge=1, description="Bytes that the spool may hold; more are dropped."
+    )
+
+
+class TracingConfig(Section):
+    """Traces of requests for an OpenTelemetry collector; none are made without this section."""
+
+    endpoint: HttpUrl = Field(
+        "http://127.0.0.1:4318/v1/traces", description="Where spans go, by OTLP over HTTP."
+    )
+    service_name: str = Field(
+        "tuneline-gateway", min_length=1, description="Name of the service in the traces."
+    )
+    sample_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the requests that is traced, where the client has not decided.",
+    )
+    headers_env: EnvName | None = Field(
+        None, description="Environment variable that holds headers for it: `name=value,…`."
+    )
 
 
 class CanaryConfig(Section):
@@ -145,17 +293,14 @@ class GatewayConfig(Section):
     )
     readiness: ReadinessConfig = Field(ReadinessConfig(), description="When the gateway is ready.")
     drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
-    request_log: RequestLogConfig | None = Field(
-        None, description="Opt-in log for drift detection."
-    )
     production_log: ProductionLogConfig | None = Field(
         None, description="Scrubbed requests in the store, one partition a day."
     )
     max_body_bytes: int = Field(
         1_000_000, ge=1_000, description="Largest request body; more gets 413."
     )
-    limits: LimitsConfig = Field(
-        LimitsConfig(), description="What a client may send, and how long it may take."
+    limits: ClientLimits = Field(
+        ClientLimits(), description="What a client may send, and how long it may take."
     )
     log: LogConfig = Field(LogConfig(), description="The gateway's own log.")
     tracing: TracingConfig | None = Field(None, description="OpenTelemetry traces.")
@@ -215,6 +360,14 @@ def load_config(path: Path) -> GatewayConfig:
     return check_config(read_yaml(path), path, path.resolve().parent)
 
 
+def fingerprint(path: Path) -> str:
+    """Return what identifies the content of a configuration file, 16 hex digits; "" without one."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
 def check_config(document: Any, path: Path, base: Path) -> GatewayConfig:
     """Check the content of a configuration file.
 
@@ -238,6 +391,10 @@ def _explain(problem: Any) -> str:
     field = ""
     for part in problem["loc"]:
         field += f"[{part}]" if isinstance(part, int) else f".{part}" if field else str(part)
+    if field == "request_log":
+        return (
+            "`request_log` is gone; use `production_log`, in a store `file:///dir` on this machine"
+        )
     if problem["type"] == "extra_forbidden":
         return f"`{field}`: unknown key; docs/gateway.md lists the known ones"
     why = problem["msg"].removeprefix("Value error, ")

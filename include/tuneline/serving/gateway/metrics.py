@@ -18,7 +18,6 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
-
 # From the overhead of a gateway to a long answer on a CPU.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _LIMITS = (*map(floatToGoString, SECONDS), "+Inf")

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tuneline.errors import RetryableError
-from tuneline.serving.gateway.keys import add_key
+from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.server_process import ServerProcess
 
 START_SECONDS = 60.0
@@ -23,7 +23,7 @@ _LISTENING = "gateway on http://"
 
 
 @dataclass(frozen=True)
-class Answer:
+class GatewayAnswer:
     """An answer of the gateway to a chat completion.
 
     Attributes:
@@ -168,7 +168,7 @@ class GatewayProcess(ServerProcess):
         key: str = "trial",
         timeout: float = 60.0,
         extra: Mapping[str, Any] | None = None,
-    ) -> Answer:
+    ) -> GatewayAnswer:
         """Ask for one chat completion, decoded greedily."""
         body = {
             "model": model,
@@ -189,8 +189,8 @@ class GatewayProcess(ServerProcess):
             )
             document = response.json()
         except (httpx.TransportError, ValueError):
-            return Answer(0, {}, None, None, time.perf_counter() - started)
-        return Answer(
+            return GatewayAnswer(0, {}, None, None, time.perf_counter() - started)
+        return GatewayAnswer(
             response.status_code,
             document,
             response.headers.get("x-tuneline-served-by"),

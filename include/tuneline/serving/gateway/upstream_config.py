@@ -2,16 +2,150 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from tuneline.config.addresses import HttpUrl, host_of, is_loopback
 from tuneline.config.section import Section
-from tuneline.serving.gateway.config_fields import EnvName, FilePath, Name, Seconds
-from tuneline.serving.gateway.fallback_config import BreakerConfig
-from tuneline.serving.gateway.http_answer import ANSWER_LIMIT
-from tuneline.serving.gateway.prices import PriceConfig
+
+_SECONDS_PER_HOUR = 3600.0
+# The largest answer that is taken, unless an upstream's section sets another limit.
+ANSWER_LIMIT = 64_000_000
+
+
+def _from_files_folder(path: Path, info: ValidationInfo) -> Path:
+    base = (info.context or {}).get("base")
+    return Path(base, path.expanduser()) if base else path.expanduser()
+
+
+def _env_set(name: str) -> str:
+    if not os.environ.get(name):
+        raise ValueError(f"the environment variable {name} is not set")
+    return name
+
+
+# Relative paths are taken from the configuration file's folder, wherever the gateway is started.
+FilePath = Annotated[Path, AfterValidator(_from_files_folder)]
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][\w.:@/+-]*$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+# Keys and other secrets are in the environment; the file only names the variable.
+EnvName = Annotated[str, AfterValidator(_env_set)]
+
+
+class BreakerConfig(Section):
+    """When an upstream that keeps failing is left alone, and for how long."""
+
+    failures: int = Field(
+        5, ge=1, le=10_000, description="Failures in a row that open the circuit."
+    )
+    error_share: float = Field(
+        0.5, gt=0, le=1, description="Share of failures within the window that opens it too."
+    )
+    window_s: float = Field(30.0, gt=0, le=3600, description="Length of that window.")
+    window_requests: int = Field(
+        20, ge=2, le=100_000, description="Attempts that the window must hold to be judged."
+    )
+    open_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="Time for which nothing is sent; then one request at a time tries it.",
+    )
+
+
+class LowConfidenceConfig(Section):
+    """The limits below which an answer is not trusted (natural logarithms; 0 is certainty)."""
+
+    min_mean_logprob: float = Field(
+        lt=0,
+        description="Fall back when the mean log-probability of the answer's tokens is below "
+        "this. Calibrate it on validation rows.",
+    )
+    min_token_logprob: float | None = Field(
+        None, lt=0, description="Fall back when the weakest token is below this."
+    )
+    stream_window_tokens: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="Hold back this many first tokens of a stream and judge them; 0 leaves "
+        "streams unjudged.",
+    )
+    stream_min_mean_logprob: float | None = Field(
+        None,
+        lt=0,
+        description="The limit for the mean of the tokens that are held back; None takes "
+        "`min_mean_logprob`. The first tokens are not as sure as all.",
+    )
+
+
+@dataclass(frozen=True)
+class TokenRates:
+    """Cost of 1,000 prompt and 1,000 completion tokens, in the ledger's currency."""
+
+    per_1k_prompt: float
+    per_1k_completion: float
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Return the cost of one attempt, in the ledger's currency."""
+        return (
+            prompt_tokens * self.per_1k_prompt + completion_tokens * self.per_1k_completion
+        ) / 1000.0
+
+
+class PriceConfig(Section):
+    """Either both prices per 1,000 tokens, or an hourly cost with a measured throughput."""
+
+    per_1k_prompt: float | None = Field(None, ge=0, description="Price of 1,000 prompt tokens.")
+    per_1k_completion: float | None = Field(
+        None, ge=0, description="Price of 1,000 completion tokens."
+    )
+    hourly_cost: float | None = Field(
+        None, ge=0, description="What the upstream's machine costs in an hour."
+    )
+    completion_tokens_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="Completion tokens that machine writes in a second under its usual load, "
+        "as the latency benchmark measured it.",
+    )
+    prompt_tokens_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="Prompt tokens that machine reads in a second. Leave it out when the "
+        "completion throughput was measured with prompts included: prompts are then free, "
+        "since their time is already in the price of the completion.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> PriceConfig:
+        listed = (self.per_1k_prompt, self.per_1k_completion)
+        derived = (self.hourly_cost, self.completion_tokens_per_second)
+        if None not in listed and derived == (None, None) and self.prompt_tokens_per_second is None:
+            return self
+        if None not in derived and listed == (None, None):
+            return self
+        raise ValueError(
+            "give either per_1k_prompt and per_1k_completion, or hourly_cost and "
+            "completion_tokens_per_second"
+        )
+
+    def rates(self) -> TokenRates:
+        """Return the two rates, derived from the hourly cost where no price is listed."""
+        if self.per_1k_prompt is not None and self.per_1k_completion is not None:
+            return TokenRates(self.per_1k_prompt, self.per_1k_completion)
+        assert self.hourly_cost is not None
+        assert self.completion_tokens_per_second is not None
+        per_second = self.hourly_cost / _SECONDS_PER_HOUR
+        prompt = self.prompt_tokens_per_second
+        return TokenRates(
+            per_1k_prompt=1000.0 * per_second / prompt if prompt else 0.0,
+            per_1k_completion=1000.0 * per_second / self.completion_tokens_per_second,
+        )
 
 
 def _no_request_fields(body: dict[str, Any]) -> dict[str, Any]:

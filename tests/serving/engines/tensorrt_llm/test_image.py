@@ -88,7 +88,7 @@ def lacking(dockerfile: str) -> set[str]:
     steps = [step.module for step in STEPS if step.engine]
     assert len(steps) == 13
     have, providers = installed(dockerfile), packages_distributions()
-    asked = foreign_imports([*steps, "tuneline.cli", "tuneline.serving.gateway.server"])
+    asked = foreign_imports([*steps, "tuneline.cli", "tuneline.serving.gateway.app.server"])
     return {name for name in asked if not have & {key(d) for d in providers.get(name, [name])}}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tuneline.serving.gateway.tally import BOUNDS, ERRORS, FALLBACKS, LOW, Counts
+from tuneline.serving.gateway.chain.canary import BOUNDS, ERRORS, FALLBACKS, LOW, ArmCounts
 from tuneline.serving.release.canary.evidence import (
     NOTHING,
     Block,
@@ -73,8 +73,8 @@ class Known:
     """
 
     shares: dict[str, Share]
-    candidate: Counts = field(default_factory=Counts)
-    released: Counts = field(default_factory=Counts)
+    candidate: ArmCounts = field(default_factory=ArmCounts)
+    released: ArmCounts = field(default_factory=ArmCounts)
     bucket: int | None = None
 
     def fits(self) -> bool:
@@ -149,9 +149,9 @@ class Judge:
 
     def begin_again(self) -> None:
         """Expect counts from zero, as after a restart of the gateway; what was seen stays seen."""
-        self._seen = Counts(), Counts()
+        self._seen = ArmCounts(), ArmCounts()
 
-    def look(self, candidate: Counts, released: Counts) -> Verdict:
+    def look(self, candidate: ArmCounts, released: ArmCounts) -> Verdict:
         """Take the counts of both arms so far, and return what they say."""
         new = since(self._seen[0], candidate), since(self._seen[1], released)
         self._seen = candidate, released
@@ -163,7 +163,7 @@ class Judge:
             self._bucket = _bucket_of(released)
         return self.verdict
 
-    def _block(self, name: str, candidate: Counts, released: Counts) -> Block | None:
+    def _block(self, name: str, candidate: ArmCounts, released: ArmCounts) -> Block | None:
         if name != SLOW:
             hits = candidate.hits.get(name, 0), released.hits.get(name, 0)
         elif self._bucket is None:
@@ -186,22 +186,22 @@ class Judge:
         return Verdict(None, f"{requests} answers do not decide about {', '.join(open_)}")
 
 
-def since(before: Counts, now: Counts) -> Counts:
+def since(before: ArmCounts, now: ArmCounts) -> ArmCounts:
     """Return what was added to counts; all of it if the counting has begun again."""
     if now.requests < before.requests:
         return now
-    return Counts(
+    return ArmCounts(
         now.requests - before.requests,
         {name: count - before.hits.get(name, 0) for name, count in now.hits.items()},
         [new - old for new, old in zip(now.seconds, before.seconds, strict=True)],
     )
 
 
-def _later(counts: Counts, bucket: int) -> int:
+def _later(counts: ArmCounts, bucket: int) -> int:
     return sum(counts.seconds[bucket + 1 :])
 
 
-def _bucket_of(released: Counts) -> int:
+def _bucket_of(released: ArmCounts) -> int:
     """Return the bucket up to which answers are not slow."""
     below = 0
     for bucket, count in enumerate(released.seconds):

@@ -132,7 +132,7 @@ def _absolute(given: Mapping[str, Any], base: Path) -> dict[str, Any]:
         return {**section, key: str(base / Path(value).expanduser())} if value else dict(section)
 
     found |= whole(found, "keys_file")
-    for name, key in (("ledger", "path"), ("request_log", "dir"), ("production_log", "spool")):
+    for name, key in (("ledger", "path"), ("production_log", "spool")):
         if found.get(name):
             found[name] = whole(found[name], key)
     if found.get("upstreams"):

@@ -12,7 +12,7 @@ import httpx
 
 from tuneline.config.addresses import is_loopback
 from tuneline.files import write_whole
-from tuneline.serving.gateway.reload import fingerprint
+from tuneline.serving.gateway.config import fingerprint
 
 _HEAD = "# Written by `tuneline follow`, which overwrites changes"
 _WITHIN_SECONDS = 3.0

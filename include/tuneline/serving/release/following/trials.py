@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.errors import TunelineError
-from tuneline.serving.gateway.tally import Counts
+from tuneline.serving.gateway.chain.canary import ArmCounts
 from tuneline.serving.release.canary.judge import Judge, Verdict
 from tuneline.serving.release.following.trial_state import (
     TrialState,
@@ -177,7 +177,7 @@ class Trials:
                 # Another gateway, or the same after a restart.
                 trial.judge.begin_again()
                 trial.counting = counts["began"]
-            arms = (Counts(**counts[arm]) for arm in ("candidate", "released"))
+            arms = (ArmCounts(**counts[arm]) for arm in ("candidate", "released"))
             trial.verdict = trial.judge.look(*arms)
             self._keep()
         late = time.time() - trial.began > trial.hours * _HOUR_SECONDS

@@ -1,0 +1,1 @@
+"""The application: socket, routes, one request from first byte to last."""

@@ -1,0 +1,384 @@
+"""The gateway as a Starlette application."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from tuneline.serving.gateway.app.completions import ChatEndpoint, authenticate
+from tuneline.serving.gateway.app.runtime import Runtime, ScrubberFor
+from tuneline.serving.gateway.config import GatewayConfig
+from tuneline.serving.gateway.request import (
+    APIS,
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    MODEL,
+    Api,
+    ApiError,
+    unknown_model,
+)
+
+log = logging.getLogger("tuneline.gateway")
+
+_ABOUT = {
+    CHAT: "The answer of a model to a conversation, whole or as server-sent events.",
+    COMPLETIONS: "How a model goes on from a text, whole or as server-sent events.",
+    EMBEDDINGS: "The vectors of texts, where the model's engine has them.",
+}
+_FAULTS = {
+    400: "The request is wrong; the message names the field.",
+    401: "There is no valid key.",
+    403: "The key has no right to that model.",
+    404: "There is no such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not sent as JSON.",
+    429: "Too much is asked for at once, or by this key; Retry-After says when to try again.",
+    500: "The gateway failed.",
+    502: "No engine could answer.",
+    503: "No engine has a free place, or the gateway shuts down.",
+    504: "No engine answered in time.",
+}
+_HEADERS = {
+    "x-request-id": "The id of the request in ledger and log.",
+    "x-tuneline-served-by": "The upstream that answered.",
+    "x-tuneline-fallback-reason": "Why the upstream before it was left, if one was.",
+    "x-tuneline-attempts": "Every attempt and its end.",
+    "x-tuneline-skipped": "The upstreams that were passed over, and why.",
+}
+_KEY: list[dict[str, list[str]]] = [{"key": []}]
+
+
+class ChatPage:
+    """The page, read once.
+
+    The browser may run the page's own script and style, known by their hashes, and talk to this
+    gateway; nothing else, from nowhere else.
+    """
+
+    def __init__(self) -> None:
+        text = files(__package__).joinpath("page.html").read_text("utf-8")
+        self._body = text.encode()
+        self._headers = {
+            "content-security-policy": "; ".join(
+                [
+                    "default-src 'none'",
+                    f"script-src {_hash_of('script', text)}",
+                    f"style-src {_hash_of('style', text)}",
+                    "img-src data:",
+                    "connect-src 'self'",
+                    "base-uri 'none'",
+                    "form-action 'none'",
+                    "frame-ancestors 'none'",
+                ]
+            ),
+            "cache-control": "no-cache",
+            "cross-origin-opener-policy": "same-origin",
+            "referrer-policy": "no-referrer",
+            "x-content-type-options": "nosniff",
+        }
+
+    def response(self) -> Response:
+        """Return the page."""
+        return Response(self._body, media_type="text/html", headers=self._headers)
+
+
+def _hash_of(tag: str, text: str) -> str:
+    """Return the hash of the one inline element with a tag, as a CSP source."""
+    (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+@cache
+def document() -> bytes:
+    """Return the OpenAPI document (version 3.1) as JSON."""
+    paths: dict[str, Any] = {f"/v1{api.path}": {"post": _operation(api)} for api in APIS}
+    paths |= {
+        "/v1/models": {"get": _get("The models that can be asked for.", "ModelList", [401])},
+        "/v1/models/{model}": {
+            "get": _get("A model.", "Model", [401, 404])
+            | {
+                "parameters": [
+                    {
+                        "name": "model",
+                        "in": "path",
+                        "required": True,
+                        "schema": {"type": "string", "minLength": 1},
+                    }
+                ]
+            }
+        },
+        "/v1/health/live": {"get": _get("Whether the process runs.", "Health", [], key=False)},
+        "/v1/health/ready": {"get": _readiness()},
+        "/metrics": {"get": _text("Counters in Prometheus' text format.", "text/plain")},
+        "/": {"get": _text("A page to chat on.", "text/html")},
+        "/openapi.json": {
+            "get": _get("This document.", None, [], key=False),
+        },
+    }
+    whole = {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Tuneline gateway",
+            "version": "1",
+            "description": "OpenAI's API in front of the engines of released models.",
+        },
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(),
+        },
+    }
+    return json.dumps(whole, separators=(",", ":")).encode()
+
+
+def _operation(api: Api) -> dict[str, Any]:
+    """Return the entry of an API that asks an engine."""
+    content: dict[str, Any] = {"application/json": {"schema": _ref(_answer_of(api))}}
+    if api.streams:
+        # Events whose data is a JSON object, until one with `[DONE]`.
+        event = _object(["data"], data={"type": "string"})
+        content["text/event-stream"] = {"schema": event}
+    headers = {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
+    }
+    return {
+        "summary": _ABOUT[api],
+        "security": _KEY,
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _request_schema(api)}},
+        },
+        "responses": {
+            "200": {"description": "The answer.", "headers": headers, "content": content},
+            **_faults(*_FAULTS),
+        },
+    }
+
+
+def _request_schema(api: Api) -> dict[str, Any]:
+    fields = {name: field.schema for name, field in sorted(api.fields.items())}
+    optional = {
+        name: {"anyOf": [schema, {"type": "null"}]}
+        for name, schema in fields.items()
+        if name != api.required
+    }
+    return {
+        "type": "object",
+        "required": ["model", api.required],
+        "properties": {"model": MODEL.schema, api.required: fields[api.required], **optional},
+        "additionalProperties": False,
+        "description": "The gateway's owner may let more fields pass (`upstreams[].fields`).",
+    }
+
+
+def _answer_of(api: Api) -> str:
+    return "Embeddings" if api is EMBEDDINGS else "Answer"
+
+
+def _get(text: str, schema: str | None, faults: list[int], *, key: bool = True) -> dict[str, Any]:
+    content = {"schema": _ref(schema) if schema else {"type": "object"}}
+    return {
+        "summary": text,
+        "security": _KEY if key else [],
+        "responses": {
+            "200": {"description": text, "content": {"application/json": content}},
+            **_faults(*faults),
+        },
+    }
+
+
+def _readiness() -> dict[str, Any]:
+    entry = _get("Whether every model can be answered.", "Health", [], key=False)
+    entry["responses"]["503"] = {
+        "description": "It can't; `message` says why.",
+        "content": {"application/json": {"schema": _ref("Health")}},
+    }
+    return entry
+
+
+def _text(text: str, media_type: str) -> dict[str, Any]:
+    content = {media_type: {"schema": {"type": "string"}}}
+    return {
+        "summary": text,
+        "security": [],
+        "responses": {"200": {"description": text, "content": content}},
+    }
+
+
+def _faults(*statuses: int) -> dict[str, Any]:
+    content = {"application/json": {"schema": _ref("Error")}}
+    return {
+        str(status): {"description": _FAULTS[status], "content": content} for status in statuses
+    }
+
+
+def _ref(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+def _schemas() -> dict[str, Any]:
+    text, texts = {"type": "string"}, {"type": ["string", "null"]}
+    choices = {"type": "array", "items": {"type": "object"}}
+    error = _object(
+        ["message", "type", "param", "code"], message=text, type=text, param=texts, code=texts
+    )
+    return {
+        "Error": _object(["error"], error=error),
+        "Answer": _object(["choices"], choices=choices, usage={"type": "object"}),
+        "Embeddings": _object(["data"], data=choices, usage={"type": "object"}),
+        "Model": _object(
+            ["id", "object", "created", "owned_by"],
+            id=text,
+            object={"const": "model"},
+            created={"type": "integer"},
+            owned_by=text,
+        ),
+        "ModelList": _object(
+            ["object", "data"],
+            object={"const": "list"},
+            data={"type": "array", "items": _ref("Model")},
+        ),
+        "Health": _object(["object", "message", "status"], object=text, message=text, status=text),
+    }
+
+
+def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -> Starlette:
+    """Build the application; its `state.runtime` is the `Runtime`.
+
+    Args:
+        config: the configuration.
+        scrubber_for: see `Runtime`.
+
+    Raises:
+        UserError: see `Runtime`.
+    """
+    runtime = Runtime(config, scrubber_for)
+    answers = _Answers(runtime)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await runtime.start()
+        try:
+            yield
+        finally:
+            await runtime.stop()
+
+    app = Starlette(
+        routes=[
+            *(
+                Route(f"/v1{api.path}", ChatEndpoint(runtime, api), methods=["POST"])
+                for api in APIS
+            ),
+            Route("/v1/models", answers.models),
+            Route("/v1/models/{model:path}", answers.model),
+            Route("/v1/health/live", answers.live),
+            Route("/v1/health/ready", answers.ready),
+            Route("/metrics", answers.metrics),
+            Route("/openapi.json", answers.openapi),
+            *([Route("/", answers.page)] if config.chat_page else []),
+        ],
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            Exception: _own_error,
+        },
+        lifespan=lifespan,
+    )
+    app.state.runtime = runtime
+    return app
+
+
+class _Answers:
+    """The endpoints that ask no engine. Probes answer as NVIDIA NIM does, for existing probes."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
+        self._page = ChatPage()
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": list(self._allowed(request).values())})
+
+    async def model(self, request: Request) -> Response:
+        entry = self._allowed(request).get(request.path_params["model"])
+        if entry is None:
+            raise unknown_model()
+        return JSONResponse(entry)
+
+    def _allowed(self, request: Request) -> dict[str, dict[str, object]]:
+        """Return the models that the key of a request may ask for, by id."""
+        grant = self._runtime.keys.grant_of(authenticate(self._runtime, request))
+        return {
+            asked: {"id": asked, **self._entry}
+            for asked, chain in self._runtime.chains.items()
+            if grant and grant.allows(chain.config.id)
+        }
+
+    async def live(self, _: Request) -> Response:
+        return JSONResponse(_health("Service is live", "live"))
+
+    async def ready(self, _: Request) -> Response:
+        reason = self._runtime.why_not_ready()
+        body = _health(reason or "Service is ready", "not_ready" if reason else "ready")
+        body["upstreams"] = self._runtime.prober.states()
+        body["circuits"] = self._runtime.prober.circuits()
+        body["behind"] = self._runtime.behind()
+        body["canary"] = self._runtime.tally.read()
+        body["reload"] = asdict(self._runtime.reload)
+        if reason is None:
+            return JSONResponse(body)
+        state = "draining" if self._runtime.draining else "not_ready"
+        return JSONResponse(body, 503, headers={"x-tuneline-server-state": state})
+
+    async def metrics(self, request: Request) -> Response:
+        page, media_type = self._runtime.metrics.page(request.headers.get("accept", ""))
+        return Response(page, headers={"content-type": media_type})
+
+    async def openapi(self, _: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
+    async def page(self, _: Request) -> Response:
+        return self._page.response()
+
+
+def _health(message: str, status: str) -> dict[str, object]:
+    return {"object": "health.response", "message": message, "status": status}
+
+
+async def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return ApiError(error.status_code, f"{error.detail}.").response(error.headers)
+
+
+async def _own_error(request: Request, error: Exception) -> Response:
+    # The server logs the traceback; the client gets no details.
+    log.error("%s failed: %s", request.url.path, type(error).__name__)
+    return ApiError(500, "The gateway failed.").response()

@@ -1,0 +1,1 @@
+"""The chain of upstreams that answers a request."""

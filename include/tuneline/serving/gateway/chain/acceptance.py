@@ -1,0 +1,106 @@
+"""Whether an answer is accepted, where another upstream could answer instead.
+
+Two measures of confidence are comparable between short and long answers: the mean log-probability
+per token, in nats, and the weakest token. Thresholds have to be calibrated on validation rows of
+the same model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tuneline.serving.gateway.attempt_status import AttemptStatus
+from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm
+from tuneline.serving.gateway.protocol import SseParser, choices_of, load_json, mean_logprob
+from tuneline.serving.gateway.upstream_config import LowConfidenceConfig
+
+
+def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool = False) -> bool:
+    """Return True if an answer with these log-probabilities should not be trusted.
+
+    Args:
+        values: log-probability of each token, in nats.
+        limits: the limits.
+        window: True if these are the first tokens of a stream.
+
+    Without log-probabilities the confidence is unknown, which is not low: otherwise an upstream
+    that does not report them would send every request to the fallback.
+    """
+    mean = mean_logprob(values)
+    if mean is None:
+        return False
+    least = (limits.stream_min_mean_logprob if window else None) or limits.min_mean_logprob
+    if mean < least:
+        return True
+    return limits.min_token_logprob is not None and min(values) < limits.min_token_logprob
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """The limits of confidence and the form of JSON; None judges nothing.
+
+    Attributes:
+        judge: who holds a form against an answer.
+    """
+
+    limits: LowConfidenceConfig | None = None
+    form: JsonForm | None = None
+    judge: FormJudge | None = None
+
+    @property
+    def window(self) -> int:
+        """The tokens of a stream that are held back and judged."""
+        return self.limits.stream_window_tokens if self.limits else 0
+
+    async def of_reply(
+        self, logprobs: Sequence[float], payload: Mapping[str, Any]
+    ) -> AttemptStatus | None:
+        """Return why a whole answer is not trusted, None if it is.
+
+        Args:
+            logprobs: log-probability of each of its tokens, in nats.
+            payload: the answer.
+        """
+        if self.form is not None:
+            messages = [choice.get("message") for choice in choices_of(payload)]
+            contents = [m.get("content") for m in messages if isinstance(m, dict)]
+            if not await self._all_fit(contents):
+                return AttemptStatus.INVALID_JSON
+        if self.limits is not None and is_low(logprobs, self.limits):
+            return AttemptStatus.LOW_CONFIDENCE
+        return None
+
+    async def of_window(
+        self, logprobs: Sequence[float], whole: Sequence[bytes] | None
+    ) -> AttemptStatus | None:
+        """Return why a stream is not trusted by what was held back of it, None if it is.
+
+        Args:
+            logprobs: log-probability of each token so far, in nats.
+            whole: the events of a stream that has ended already; None if more are to come, whose
+                form nobody can judge yet.
+        """
+        if self.form is not None and whole is not None and self.window:
+            contents: dict[Any, str] = {}
+            for data in whole:
+                (stated,) = SseParser().feed(data)
+                for choice in choices_of(load_json(stated)):
+                    delta = choice.get("delta")
+                    piece = delta.get("content") if isinstance(delta, dict) else None
+                    if isinstance(piece, str):
+                        place = choice.get("index")
+                        contents[place] = contents.get(place, "") + piece
+            if not await self._all_fit(list(contents.values())):
+                return AttemptStatus.INVALID_JSON
+        if self.limits is not None and self.window and is_low(logprobs, self.limits, window=True):
+            return AttemptStatus.LOW_CONFIDENCE
+        return None
+
+    async def _all_fit(self, contents: Sequence[Any]) -> bool:
+        # A call of a tool has no content; its arguments have a schema of their own.
+        texts = [text for text in contents if isinstance(text, str) and text]
+        if self.form is None or self.judge is None or not texts:
+            return True
+        return await self.judge.accepts(self.form, texts)

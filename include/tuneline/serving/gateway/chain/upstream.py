@@ -1,0 +1,452 @@
+"""One upstream: requests, answers, and the faults of either side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from tuneline.errors import UserError
+from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
+from tuneline.serving.gateway.chain.http_answer import AnswerTooLarge, BrokenConnection, HttpAnswer
+from tuneline.serving.gateway.chain.http_client import CannotConnect, HttpClient
+from tuneline.serving.gateway.protocol import load_json
+from tuneline.serving.gateway.request import CHAT, Api
+from tuneline.serving.gateway.upstream_config import BreakerConfig, TokenRates, UpstreamConfig
+
+_UNKNOWN = "not checked yet"
+_FAILURES = frozenset(
+    {
+        AttemptStatus.CONNECT_ERROR,
+        AttemptStatus.CONNECTION_LOST,
+        AttemptStatus.TIMEOUT,
+        AttemptStatus.UPSTREAM_5XX,
+        AttemptStatus.UPSTREAM_REFUSED,
+        AttemptStatus.BAD_RESPONSE,
+        AttemptStatus.DIED_MIDSTREAM,
+    }
+)
+# These say nothing about the upstream: the client or the time budget ended them, or it is busy,
+# which it says at once and which passes by itself.
+_NEITHER = frozenset(
+    {AttemptStatus.CLIENT_ABORTED, AttemptStatus.BUDGET_SPENT, AttemptStatus.UPSTREAM_BUSY}
+)
+# Shorter than the 5 s after which uvicorn and llama.cpp close an idle connection:
+# a request on a connection that is being closed would look like a dead engine.
+_KEEPALIVE_S = 3.0
+Headers: TypeAlias = Mapping[str, str]
+_NO_HEADERS: Headers = {}
+# How an engine answers that does not have an API: there is no such path, or it says so.
+_NOT_OFFERED = frozenset({404, 405, 501})
+_FREE = TokenRates(0.0, 0.0)
+# Byte-level BPE vocabularies average about four bytes of English text to a token.
+_BYTES_PER_TOKEN = 4
+# A chat template wraps a message in about four tokens (two markers, role, newline)
+# and opens the answer with three; an estimate, and marked as one.
+_PER_MESSAGE = 4
+_PER_ANSWER = 3
+
+
+@dataclass
+class UpstreamHealth:
+    """The last known state of an upstream; used in the event loop only.
+
+    Pings and real traffic write it, the probes read it. A refused connection or an error counts
+    at once. A slow answer does not: a busy engine looks like one that hangs, until too long
+    passes without a token.
+    """
+
+    listed: bool = False
+    warm: bool = False
+    # Whether pings carry the system turn of its prompts.
+    keeps_prefix: bool = False
+    error: str | None = _UNKNOWN
+    last_proof: float | None = None
+    # Set when a request met a fault, so that the next ping does not wait its turn.
+    suspect: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def note_token(self) -> None:
+        """Note a token."""
+        self.last_proof = time.monotonic()
+        self.error = None
+
+    def failed(self, why: str) -> None:
+        """Note that it cannot answer, beyond doubt."""
+        self.error = why
+
+    def restarted(self) -> None:
+        """Note that nothing listens: the next server starts cold."""
+        self.listed = self.warm = False
+
+    def note_fault(self, outcome: AttemptStatus, detail: str) -> None:
+        """Note a request that ended in a fault."""
+        if outcome is AttemptStatus.CONNECT_ERROR:
+            self.failed(detail)
+            self.restarted()
+        self.suspect.set()
+
+    def proof_age(self) -> float:
+        """Return the seconds since the last token; infinite before the first."""
+        return float("inf") if self.last_proof is None else time.monotonic() - self.last_proof
+
+    def is_out(self, stale_after_s: float) -> bool:
+        """Return True if it is known not to be ready; before the first check nothing is known."""
+        return self.error != _UNKNOWN and self.why_not_ready(stale_after_s) is not None
+
+    def why_not_ready(self, stale_after_s: float) -> str | None:
+        """Return why it should get no traffic, None if it is ready."""
+        if self.error is not None:
+            return self.error
+        if not self.listed:
+            return "its model list has not been read"
+        if not self.warm:
+            return "the warm-up has not finished"
+        if self.proof_age() > stale_after_s:
+            return f"no token for {self.proof_age():.0f} s"
+        return None
+
+
+class Circuit(StrEnum):
+    """The state of a circuit."""
+
+    CLOSED = "closed"
+    HALF_OPEN = "half_open"
+    OPEN = "open"
+
+
+class Breaker:
+    """The circuit of one upstream; used in the event loop only.
+
+    Args:
+        config: its limits.
+        clock: monotonic clock, in seconds.
+    """
+
+    def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._in_a_row = 0
+        # Time and whether it failed, of each attempt within the window.
+        self._recent: deque[tuple[float, bool]] = deque()
+        self._failed_recently = 0
+        self._opened_at: float | None = None
+        self._trial = False
+
+    @property
+    def state(self) -> Circuit:
+        """The state at this moment."""
+        if self._opened_at is None:
+            return Circuit.CLOSED
+        waited = self._clock() - self._opened_at
+        return Circuit.HALF_OPEN if waited >= self._config.open_s else Circuit.OPEN
+
+    @property
+    def passes(self) -> bool:
+        """Whether a request may be sent; `begin` has to follow."""
+        state = self.state
+        return state is Circuit.CLOSED or (state is Circuit.HALF_OPEN and not self._trial)
+
+    def begin(self) -> bool:
+        """Note that a request is sent; True if it is the trial of a half-open circuit."""
+        if self.state is Circuit.CLOSED:
+            return False
+        self._trial = True
+        return True
+
+    def retry_after_s(self) -> float:
+        """Return the seconds until a request may be sent again."""
+        if self._opened_at is None:
+            return 0.0
+        return max(0.0, self._config.open_s - (self._clock() - self._opened_at))
+
+    def end(self, outcome: AttemptStatus, *, trial: bool) -> None:
+        """Note the end of a request.
+
+        Args:
+            outcome: how it ended.
+            trial: what `begin` returned.
+        """
+        if trial:
+            self._trial = False
+        if outcome in _NEITHER:
+            return
+        failed = outcome in _FAILURES
+        if self._opened_at is not None:
+            # Requests that were sent before the circuit opened decide nothing any more.
+            if trial:
+                self._open() if failed else self._close()
+            return
+        self._in_a_row = self._in_a_row + 1 if failed else 0
+        self._remember(failed)
+        if failed and (self._in_a_row >= self._config.failures or self._share_is_reached()):
+            self._open()
+
+    def _remember(self, failed: bool) -> None:
+        now = self._clock()
+        self._recent.append((now, failed))
+        self._failed_recently += failed
+        while self._recent[0][0] < now - self._config.window_s:
+            self._failed_recently -= self._recent.popleft()[1]
+
+    def _share_is_reached(self) -> bool:
+        count = len(self._recent)
+        enough = count >= self._config.window_requests
+        return enough and self._failed_recently >= self._config.error_share * count
+
+    def _open(self) -> None:
+        self._opened_at = self._clock()
+
+    def _close(self) -> None:
+        self._opened_at = None
+        self._in_a_row = self._failed_recently = 0
+        self._recent.clear()
+
+
+class TokenCounter:
+    """ArmCounts tokens by a `tokenizer.json`, or by bytes without one.
+
+    Args:
+        path: the tokenizer file, or None.
+
+    Raises:
+        UserError: if the file is missing or not a tokenizer.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._tokenizer: Any = None
+        if path is not None:
+            from tokenizers import Tokenizer
+
+            try:
+                self._tokenizer = Tokenizer.from_file(str(path))
+            except Exception as error:  # the library raises bare Exception
+                raise UserError(f"{path}: not a tokenizer.json: {error}") from None
+
+    def text(self, text: str, *, chunks: int = 0) -> int:
+        """Count the tokens of a text.
+
+        Args:
+            text: the text.
+            chunks: number of stream chunks that it came in. Engines send about one token a
+                chunk, which is a better guess than bytes without a tokenizer.
+        """
+        if not text:
+            return 0
+        whole = text.encode("utf-8", "replace")
+        if self._tokenizer is not None:
+            encoding = self._tokenizer.encode(whole.decode("utf-8"), add_special_tokens=False)
+            return len(encoding.ids)
+        return chunks or -(-len(whole) // _BYTES_PER_TOKEN)
+
+    def messages(self, messages: Iterable[Any]) -> int:
+        """Count the tokens of a chat prompt, with an estimate for the template."""
+        total = _PER_ANSWER
+        for message in messages:
+            total += _PER_MESSAGE + self.text("\n".join(message_texts(message)))
+        return total
+
+    def prompts(self, prompts: Iterable[Any]) -> int:
+        """Count the tokens of prompts without a template: texts, or lists of token ids."""
+        return sum(self.text(one) if isinstance(one, str) else len(one) for one in prompts)
+
+
+def message_texts(message: Any) -> list[str]:
+    """Return the texts of a chat message: its string, or the text parts of its list of parts."""
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, str):
+        return [content]
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        return [text for text in texts if isinstance(text, str)]
+    return []
+
+
+class Upstream:
+    """One OpenAI-compatible server.
+
+    Args:
+        config: its section of the configuration.
+
+    Raises:
+        UserError: if its tokenizer file cannot be read.
+    """
+
+    def __init__(self, config: UpstreamConfig) -> None:
+        self.config = config
+        self.name = config.name
+        self.rates = config.price.rates() if config.price else _FREE
+        self.counter = TokenCounter(config.tokenizer)
+        self.health = UpstreamHealth()
+        self.breaker = Breaker(config.breaker)
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        if config.api_key_env:
+            headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
+        self._client = HttpClient(
+            config.base_url,
+            headers,
+            connect_timeout_s=config.connect_timeout_s,
+            keepalive_s=_KEEPALIVE_S,
+            proxy=_proxy_for(config),
+        )
+        self._path = urlsplit(config.base_url).path
+
+    async def complete(
+        self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
+    ) -> tuple[dict[str, Any], bytes]:
+        """Ask for a whole answer.
+
+        Args:
+            body: the request.
+            timeout_s: time for the answer, in seconds.
+            api: the API to ask by.
+            headers: headers beside the usual ones.
+
+        Returns:
+            The answer, parsed and as it came.
+
+        Raises:
+            UpstreamFault: if there is no usable answer.
+            ClientFault: if the request itself is wrong.
+        """
+        async with _within(timeout_s, "no answer"):
+            response = await self._client.send("POST", self._path + api.path, body, headers)
+            content = await response.read(self.config.max_answer_bytes)
+        if not api.falls_back and response.status in _NOT_OFFERED:
+            raise ClientFault(HTTPStatus.BAD_REQUEST, _not_offered(api))
+        _check_status(response.status, content)
+        payload = _json(content)
+        if not isinstance(payload, dict) or not isinstance(payload.get(api.holds), list):
+            raise UpstreamFault(AttemptStatus.BAD_RESPONSE, f"the answer has no list `{api.holds}`")
+        return payload, content
+
+    async def open_stream(
+        self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
+    ) -> HttpAnswer:
+        """Ask for a stream; the response is open and must be closed by the caller.
+
+        Args:
+            body: the request.
+            timeout_s: time for the head of the response, in seconds.
+            api: the API to ask by.
+            headers: headers beside the usual ones.
+
+        Raises:
+            UpstreamFault: if no stream began.
+            ClientFault: if the request itself is wrong.
+        """
+        async with _within(timeout_s, "no stream"):
+            response = await self._client.send("POST", self._path + api.path, body, headers)
+            ok = response.status == HTTPStatus.OK
+            content = b"" if ok else await response.read(self.config.max_answer_bytes)
+        _check_status(response.status, content)
+        return response
+
+    async def listed_models(self, timeout_s: float) -> list[str]:
+        """Return the ids of the models that it lists.
+
+        Raises:
+            UpstreamFault: if it gives no list.
+        """
+        payload = await self._list(self._path + "/models", timeout_s)
+        entries = payload.get("data") if isinstance(payload, dict) else None
+        if not isinstance(entries, list):
+            raise UpstreamFault(AttemptStatus.BAD_RESPONSE, "its list of models cannot be read")
+        return [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
+
+    async def loaded_adapters(self, timeout_s: float) -> list[int]:
+        """Return the places of the adapters that a llama.cpp server has loaded.
+
+        Raises:
+            UpstreamFault: if it gives no list.
+        """
+        root = self._path.removesuffix("/v1")
+        entries = await self._list(root + "/lora-adapters", timeout_s)
+        if not isinstance(entries, list):
+            raise UpstreamFault(AttemptStatus.BAD_RESPONSE, "its list of adapters cannot be read")
+        return [entry["id"] for entry in entries if isinstance(entry, dict) and "id" in entry]
+
+    async def _list(self, path: str, timeout_s: float) -> Any:
+        async with _within(timeout_s, "no list"):
+            response = await self._client.send("GET", path)
+            content = await response.read(self.config.max_answer_bytes)
+        try:
+            _check_status(response.status, content)
+        except ClientFault as fault:
+            raise UpstreamFault(AttemptStatus.UPSTREAM_REFUSED, str(fault), fault.status) from None
+        return _json(content)
+
+    async def aclose(self) -> None:
+        """Close its idle connections."""
+        self._client.close()
+
+
+@asynccontextmanager
+async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
+    """Turn a missed deadline or a broken connection into an upstream's fault."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except CannotConnect:
+        raise UpstreamFault(AttemptStatus.CONNECT_ERROR, "cannot connect") from None
+    except AnswerTooLarge as large:
+        detail = f"the answer is too large: {large} (`max_answer_bytes`)"
+        raise UpstreamFault(AttemptStatus.BAD_RESPONSE, detail) from None
+    except BrokenConnection as broken:
+        raise UpstreamFault(
+            AttemptStatus.CONNECTION_LOST, f"connection broken ({broken})"
+        ) from None
+    except TimeoutError:
+        raise UpstreamFault(AttemptStatus.TIMEOUT, f"{missing} within {seconds:g} s") from None
+
+
+def _not_offered(api: Api) -> dict[str, object]:
+    return {
+        "message": f"This model has no {api.operation}: its engine does not offer them.",
+        "type": "invalid_request_error",
+        "code": f"{api.operation}_not_offered",
+    }
+
+
+def _proxy_for(config: UpstreamConfig) -> str | None:
+    """Return the proxy that the environment names for a server, None for the engine next door."""
+    if config.is_local or proxy_bypass(config.host):
+        return None
+    proxies = getproxies()
+    return proxies.get(urlsplit(config.base_url).scheme) or proxies.get("all")
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return load_json(content)
+    except ValueError:
+        return None
+
+
+def _check_status(status: int, content: bytes) -> None:
+    if status == HTTPStatus.OK:
+        return
+    detail = f"HTTP {status}"
+    if status >= 500:
+        raise UpstreamFault(AttemptStatus.UPSTREAM_5XX, detail, status)
+    if status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise UpstreamFault(AttemptStatus.UPSTREAM_BUSY, detail, status)
+    if status == HTTPStatus.REQUEST_TIMEOUT:
+        raise UpstreamFault(AttemptStatus.TIMEOUT, detail, status)
+    if status < 400 or status in (401, 403, 404, 405):
+        raise UpstreamFault(AttemptStatus.UPSTREAM_REFUSED, detail, status)
+    payload = _json(content)
+    # Some engines do not wrap the error.
+    error = payload.get("error", payload) if isinstance(payload, dict) else None
+    if not isinstance(error, dict):
+        error = {"message": "The model's server refused the request.", "type": "invalid_request"}
+    raise ClientFault(status, error)

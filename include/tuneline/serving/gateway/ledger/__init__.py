@@ -1,0 +1,1 @@
+"""The usage ledger: written in batches, summed up by reports."""

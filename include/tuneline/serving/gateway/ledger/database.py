@@ -1,0 +1,464 @@
+"""Where a usage ledger lies: a SQLite file, or a PostgreSQL database that gateways share."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import quote
+
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    Column,
+    Connection,
+    Double,
+    Engine,
+    Index,
+    Integer,
+    MetaData,
+    NullPool,
+    Table,
+    Text,
+    create_engine,
+    inspect,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    SQLAlchemyError,
+)
+
+from tuneline.errors import RetryableError, TunelineError, UserError, first_line
+
+VERSION = 2
+_METADATA = MetaData()
+USAGE = Table(
+    "usage",
+    _METADATA,
+    Column("request_id", Text, primary_key=True),
+    # From 1, in the order of the chain.
+    Column("attempt", Integer, primary_key=True),
+    # Unix time at which the attempt began.
+    Column("time", Double, nullable=False),
+    # request, ping or warmup; imported in rows that an earlier version took from another gateway.
+    Column("kind", Text, nullable=False),
+    # Name of the API key.
+    Column("key", Text, nullable=False),
+    # The model id that the client asked for.
+    Column("model", Text, nullable=False),
+    Column("upstream", Text, nullable=False),
+    # The upstream's own model id.
+    Column("model_served", Text, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    # Of the prompt tokens, those that the upstream had cached.
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    # 1: counted by the gateway, not reported.
+    Column("estimated", Integer, nullable=False),
+    Column("cost", Double, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("latency_ms", Double, nullable=False),
+    # NULL when nothing was streamed.
+    Column("ttft_ms", Double),
+    # NULL when log-probabilities were not asked for.
+    Column("mean_logprob", Double),
+    # How the attempt ended.
+    Column("status", Text, nullable=False),
+    # 1: this answer went to the client.
+    Column("served", Integer, nullable=False),
+    # Why the attempt before was left; NULL on the first.
+    Column("fallback_reason", Text),
+    # The client's own user, as `ledger.users` lets it be kept; empty if it named none.
+    Column("user_id", Text, nullable=False),
+    Index("usage_by_time", "time"),
+    sqlite_with_rowid=False,
+)
+SPENDING = Table(
+    "spending",
+    _METADATA,
+    # A day or a month, UTC: 2026-11-26 or 2026-11.
+    Column("period", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("currency", Text, primary_key=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("cost", Double, nullable=False),
+    sqlite_with_rowid=False,
+)
+_VERSION = Table("ledger_version", _METADATA, Column("version", Integer, primary_key=True))
+# Adds a row of sums to those that are there.
+ADD = """
+ON CONFLICT (period, key, currency)
+DO UPDATE SET tokens = spending.tokens + excluded.tokens, cost = spending.cost + excluded.cost
+"""
+# Ordered: two gateways that add to the same rows lock them in the same order.
+_POSTGRES_TRIGGER = (
+    f"""
+CREATE FUNCTION spend_usage() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+INSERT INTO spending (period, key, currency, tokens, cost)
+SELECT to_char(to_timestamp(time) AT TIME ZONE 'UTC', form), key, currency,
+       sum(prompt_tokens + completion_tokens), sum(cost)
+FROM fresh CROSS JOIN (VALUES ('YYYY-MM-DD'), ('YYYY-MM')) AS forms (form)
+WHERE kind = 'request' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+{ADD};
+RETURN NULL;
+END $$
+""",  # noqa: S608 (our own names)
+    """
+CREATE TRIGGER spend_usage AFTER INSERT ON usage REFERENCING NEW TABLE AS fresh
+FOR EACH STATEMENT EXECUTE FUNCTION spend_usage()
+""",
+)
+# Any number that no other program is likely to lock by.
+_LOCK = "SELECT pg_advisory_xact_lock(7241902655)"
+# A SQLite file by its path, or a database by its URL.
+LedgerLocation: TypeAlias = "Path | str"
+_DAY_S = 86_400
+_SQLITE_WAITS_S = 10.0
+_CONNECT_WITHIN_S = 5
+_KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+# Errors of a row, such as a number that no column holds: another try can't succeed.
+UNFIT = (
+    *(ArithmeticError, LookupError, TypeError, ValueError),
+    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError),
+    *(DataError, IntegrityError),
+)
+# A statement that hangs must not hold the ledger's writer for ever.
+_STATEMENT_LIMIT = "-c statement_timeout=15s"
+
+
+def prepare(connection: Connection) -> bool:
+    """Make the tables in an empty database; leave those of this version as they are.
+
+    Args:
+        connection: a connection in a transaction.
+
+    Returns:
+        False if there are other tables in their place.
+    """
+    sqlite = connection.dialect.name == "sqlite"
+    if not sqlite:
+        # Gateways that start together must not all make the tables.
+        connection.exec_driver_sql(_LOCK)
+    names = set(inspect(connection).get_table_names())
+    if _VERSION.name in names:
+        return is_current(connection)
+    # A SQLite file is the ledger's own; a PostgreSQL database may have other tables.
+    if names if sqlite else names & _METADATA.tables.keys():
+        return False
+    _METADATA.create_all(connection)
+    for statement in () if sqlite else _POSTGRES_TRIGGER:
+        connection.exec_driver_sql(statement)
+    connection.execute(_VERSION.insert().values(version=VERSION))
+    return True
+
+
+def is_current(connection: Connection) -> bool:
+    """Return True if the database is a ledger of this version."""
+    if not inspect(connection).has_table(_VERSION.name):
+        return False
+    return connection.execute(select(_VERSION.c.version)).scalars().all() == [VERSION]
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """One attempt; the schema explains the columns."""
+
+    request_id: str
+    attempt: int
+    time: float
+    kind: str
+    key: str
+    model: str
+    upstream: str
+    model_served: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: bool
+    cost: float
+    currency: str
+    latency_ms: float
+    ttft_ms: float | None
+    mean_logprob: float | None
+    status: str
+    served: bool
+    fallback_reason: str | None
+    user_id: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(UsageRow))
+
+# In C: a batch must not keep the interpreter from the event loop.
+_VALUES = attrgetter(*COLUMNS)
+
+_NAMES = ", ".join(COLUMNS)
+
+# A batch whose commit was in doubt is written again without billing twice.
+_ONCE = "ON CONFLICT DO NOTHING"
+
+_PLACES = f"({', '.join('?' * len(COLUMNS))})"
+
+# SQLite gives the interpreter back for every statement, and behind a busy event loop it takes a
+# switch to get it again: with one row a statement the writer falls behind at 2,000 rows a second.
+_ROWS_A_STATEMENT = 100
+
+_SQLITE_SPEND = (
+    f"INSERT INTO spending (period, key, currency, tokens, cost) VALUES (?, ?, ?, ?, ?) {ADD}"  # noqa: S608 (our own names)
+)
+
+# One statement and one parameter for the whole batch: one round trip, however many rows.
+_POSTGRES_INSERT = (
+    f"INSERT INTO usage ({_NAMES}) SELECT {_NAMES} "  # noqa: S608 (our own column names)
+    f"FROM json_populate_recordset(NULL::usage, %s::json) {_ONCE}"
+)
+
+
+class Writer(Protocol):
+    """A ledger that is open for writing."""
+
+    def insert(self, rows: Sequence[UsageRow]) -> int:
+        """Write rows in one transaction; return how many of them were new."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+def periods(time: float) -> tuple[str, str]:
+    """Return the day and the month of a Unix time, UTC, as `spending` names them."""
+    return _periods(int(time // _DAY_S))
+
+
+@lru_cache(maxsize=8)
+def _periods(day: int) -> tuple[str, str]:
+    text = datetime.fromtimestamp(day * _DAY_S, UTC).strftime("%Y-%m-%d")
+    return text, text[:7]
+
+
+def open_writer(place: LedgerLocation) -> Writer:
+    """Open a ledger for writing; make it if it is missing.
+
+    Raises:
+        UserError: if the place is not a ledger of this version, or cannot be opened.
+        RetryableError: if a database server cannot be reached.
+    """
+    url = url_of(place)
+    if database := _file_of(url):
+        try:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            # For its owner alone; SQLite gives its other files the same mode.
+            database.touch(mode=0o600)
+        except OSError as error:
+            raise UserError(
+                f"{database}: the usage ledger cannot be opened: {error.strerror}"
+            ) from None
+    engine = _engine(url)
+    try:
+        with explained(url, "opened"):
+            with engine.begin() as connection:
+                if not prepare(connection):
+                    raise _other(url)
+            if database:
+                return _SqliteWriter(database)
+        return _PostgresWriter(engine)
+    finally:
+        if database:
+            engine.dispose()
+
+
+@contextmanager
+def reading(place: LedgerLocation) -> Iterator[Connection]:
+    """Open a ledger for reading; a running gateway may be writing to it.
+
+    Raises:
+        UserError: if the place is missing or not a ledger of this version.
+        RetryableError: if a database server cannot be reached.
+    """
+    url = url_of(place)
+    if (database := _file_of(url)) and not database.is_file():
+        raise UserError(f"{database}: no such usage ledger")
+    engine = reader(url)
+    try:
+        with explained(url, "read"), engine.connect() as connection:
+            if not is_current(connection):
+                raise _other(url)
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def reader(url: URL) -> Engine:
+    """Return the engine of a ledger that is only read."""
+    if not (database := _file_of(url)):
+        return _engine(url)
+    uri = f"file:{quote(str(database.resolve()))}?mode=ro"
+
+    def connect() -> sqlite3.Connection:
+        return sqlite3.connect(uri, uri=True, timeout=_SQLITE_WAITS_S, check_same_thread=False)
+
+    return create_engine("sqlite://", creator=connect, poolclass=NullPool)
+
+
+def url_of(place: LedgerLocation) -> URL:
+    """Return the URL of a ledger.
+
+    Raises:
+        UserError: if it is neither a path, nor a URL of SQLite or PostgreSQL.
+    """
+    if isinstance(place, Path) or "://" not in place:
+        return URL.create("sqlite", database=str(place))
+    try:
+        url = make_url(place)
+    except (ArgumentError, ValueError):
+        # The URL is not quoted: it may hold a password.
+        raise UserError(
+            "the ledger's URL is not one; write postgresql://user@host:5432/database"
+        ) from None
+    if url.drivername in ("sqlite", "postgresql") and url.database:
+        return url if url.drivername == "sqlite" else url.set(drivername="postgresql+psycopg")
+    raise UserError(
+        "a ledger is a SQLite file, sqlite:///PATH or postgresql://user@host:5432/database, not "
+        + url.render_as_string(hide_password=True)
+    )
+
+
+def _engine(url: URL) -> Engine:
+    if database := _file_of(url):
+        return create_engine(URL.create("sqlite", database=str(database)))
+    arguments: dict[str, Any] = {"connect_timeout": _CONNECT_WITHIN_S, **_KEEPALIVES}
+    if "options" not in url.query:
+        arguments["options"] = _STATEMENT_LIMIT
+    # A connection that a restart of the server has cut is replaced, not used.
+    return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
+
+
+def _file_of(url: URL) -> Path | None:
+    return Path(url.database or "") if url.drivername == "sqlite" else None
+
+
+def _other(url: URL) -> UserError:
+    place = _file_of(url) or url.render_as_string(hide_password=True)
+    return UserError(f"{place}: not a usage ledger of version {VERSION}; name another")
+
+
+@contextmanager
+def explained(url: URL, done: str) -> Iterator[None]:
+    """Turn a database's errors into a sentence without a password.
+
+    Args:
+        url: the ledger.
+        done: what cannot be done to it.
+
+    Raises:
+        UserError: in place of an error of the database.
+        RetryableError: if its server cannot be reached.
+    """
+    try:
+        yield
+    except TunelineError:
+        raise
+    except (SQLAlchemyError, sqlite3.Error, ModuleNotFoundError) as error:
+        cause: BaseException = error
+        if isinstance(error, DBAPIError) and error.orig is not None:
+            cause = error.orig
+        place = _file_of(url) or url.render_as_string(hide_password=True)
+        message = f"{place}: the usage ledger cannot be {done}: {first_line(cause)}"
+        if isinstance(error, OperationalError) and not _file_of(url):
+            raise RetryableError(message) from None
+        raise UserError(message) from None
+
+
+class _SqliteWriter:
+    """A SQLite file; the plain driver is the fastest way in."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, timeout=_SQLITE_WAITS_S, check_same_thread=False)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        # One fsync per batch, not per request, so full durability costs nothing here.
+        self._connection.execute("PRAGMA synchronous=FULL")
+
+    def insert(self, rows: Sequence[UsageRow]) -> int:
+        with self._connection:
+            if self._add(rows) == len(rows):
+                self._spend(rows)
+                return len(rows)
+            # Some were there already. Which ones, only a statement for each row can tell.
+            self._connection.rollback()
+        with self._connection:
+            fresh = [row for row in rows if self._add([row])]
+            self._spend(fresh)
+        return len(fresh)
+
+    def _add(self, rows: Sequence[UsageRow]) -> int:
+        """Insert rows; return how many of them were new."""
+        count = 0
+        for first in range(0, len(rows), _ROWS_A_STATEMENT):
+            some = rows[first : first + _ROWS_A_STATEMENT]
+            places = ", ".join([_PLACES] * len(some))
+            statement = f"INSERT INTO usage ({_NAMES}) VALUES {places} {_ONCE}"  # noqa: S608 (our own column names)
+            values = [*chain.from_iterable(map(_VALUES, some))]
+            count += self._connection.execute(statement, values).rowcount
+        return count
+
+    def _spend(self, rows: Sequence[UsageRow]) -> None:
+        sums: dict[tuple[int, str, str], list[float]] = {}
+        for row in rows:
+            if row.kind == "request":
+                place = (int(row.time // _DAY_S), row.key, row.currency)
+                spent = sums.setdefault(place, [0, 0.0])
+                spent[0] += row.prompt_tokens + row.completion_tokens
+                spent[1] += row.cost
+        self._connection.executemany(
+            _SQLITE_SPEND,
+            [
+                (period, key, currency, *spent)
+                for (day, key, currency), spent in sums.items()
+                for period in periods(day * _DAY_S)
+            ],
+        )
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class _PostgresWriter:
+    """A PostgreSQL database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def insert(self, rows: Sequence[UsageRow]) -> int:
+        batch = json.dumps([_plain(row) for row in rows])
+        with self._engine.begin() as connection:
+            return connection.exec_driver_sql(_POSTGRES_INSERT, (batch,)).rowcount
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _plain(row: UsageRow) -> dict[str, Any]:
+    """Return a row as PostgreSQL's JSON takes it: no booleans for numbers, no NaN, no NUL."""
+    return {name: _value(getattr(row, name)) for name in COLUMNS}
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.replace("\0", "") if isinstance(value, str) else value

@@ -1,0 +1,441 @@
+"""Costs as a table for people, as CSV and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, Literal, TypeAlias, get_args
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Executable,
+    Text,
+    and_,
+    case,
+    cast,
+    distinct,
+    func,
+    select,
+)
+
+from tuneline.errors import UserError
+from tuneline.serving.gateway.ledger.database import (
+    COLUMNS,
+    USAGE,
+    LedgerLocation,
+    UsageRow,
+    periods,
+    reading,
+)
+
+By: TypeAlias = Literal["key", "user", "model", "day"]
+GROUPS: tuple[By, ...] = get_args(By)
+_MILLION = 1e6
+_DAY_S = 86_400
+_SECONDS_PER_HOUR = 3600.0
+# Paid for by clients, here or at another gateway; pings and warm-up are not.
+_PAID = ("request", "imported")
+# A spreadsheet would take text that begins so for a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_COLUMNS = ("requests", "attempts", "prompt_tokens", "completion_tokens", "cost", "currency")
+
+
+@dataclass(frozen=True)
+class KeyUsage:
+    """Usage of one API key: its requests, and the tokens and cost of all their attempts."""
+
+    key: str
+    requests: int
+    attempts: int
+    prompt_tokens: int
+    completion_tokens: int
+    estimated_attempts: int
+    cost: float
+    currency: str
+
+
+@dataclass(frozen=True)
+class UpstreamTotals:
+    """Totals of one upstream, to compare with its counters.
+
+    Reported tokens come from the upstream's usage fields and must agree with its counters. The
+    gateway counted the estimated ones, of attempts that ended before usage came; they bound the
+    difference. Pings and warm-up are included, since the upstream counts them too.
+    `cached_tokens` of the reported prompt tokens were not computed again; some engines count
+    only the computed ones.
+    """
+
+    upstream: str
+    model_served: str
+    attempts: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated_attempts: int
+    estimated_prompt_tokens: int
+    estimated_completion_tokens: int
+    own_attempts: int
+    cost: float
+    currency: str
+
+
+def usage_by_key(
+    place: LedgerLocation, since: datetime | None = None, until: datetime | None = None
+) -> list[KeyUsage]:
+    """Read usage and cost per API key, without the gateway's own pings and imported rows.
+
+    Args:
+        place: the ledger's file or URL; a running gateway may be writing to it.
+        since: first moment that is counted, with a time zone; None counts from the start.
+        until: first moment that is no longer counted; None counts to the end.
+
+    Returns:
+        One row per key and currency, by name.
+
+    Raises:
+        UserError: if the ledger is missing or none, or a time has no zone.
+        RetryableError: if a database server cannot be reached.
+    """
+    u = USAGE.c
+    query = (
+        select(
+            u.key,
+            func.count(distinct(u.request_id)),
+            func.count(),
+            total(u.prompt_tokens),
+            total(u.completion_tokens),
+            total(u.estimated),
+            func.sum(u.cost),
+            u.currency,
+        )
+        .where(u.kind == "request", within(since, until))
+        .group_by(u.key, u.currency)
+        .order_by(u.key, u.currency)
+    )
+    return [KeyUsage(*row) for row in rows_of(place, query)]
+
+
+def totals_by_upstream(
+    place: LedgerLocation, since: datetime | None = None, until: datetime | None = None
+) -> list[UpstreamTotals]:
+    """Read totals per upstream and model, pings and warm-up included, imported rows left out.
+
+    Args and Raises are those of `usage_by_key`.
+
+    Returns:
+        One row per upstream, model and currency, by name.
+    """
+    u = USAGE.c
+    reported = 1 - u.estimated
+    query = (
+        select(
+            u.upstream,
+            u.model_served,
+            func.count(),
+            total(u.prompt_tokens * reported),
+            total(u.cached_tokens),
+            total(u.completion_tokens * reported),
+            total(u.estimated),
+            total(u.prompt_tokens * u.estimated),
+            total(u.completion_tokens * u.estimated),
+            total(case((u.kind != "request", 1), else_=0)),
+            func.sum(u.cost),
+            u.currency,
+        )
+        .where(u.kind != "imported", within(since, until))
+        .group_by(u.upstream, u.model_served, u.currency)
+        .order_by(u.upstream, u.model_served, u.currency)
+    )
+    return [UpstreamTotals(*row) for row in rows_of(place, query)]
+
+
+def rows_between(
+    place: LedgerLocation, since: datetime | None = None, until: datetime | None = None
+) -> list[UsageRow]:
+    """Read the attempts themselves, pings and warm-up left out, in the order in which they began.
+
+    Args and Raises are those of `usage_by_key`.
+    """
+    u = USAGE.c
+    query = (
+        select(*(u[name] for name in COLUMNS))
+        .where(u.kind == "request", within(since, until))
+        .order_by(u.time, u.attempt)
+    )
+    return [UsageRow(*row) for row in rows_of(place, query)]
+
+
+def rows_of(place: LedgerLocation, query: Executable) -> list[tuple[Any, ...]]:
+    """Run a query over a ledger.
+
+    Raises:
+        UserError, RetryableError: see `reading`.
+    """
+    with reading(place) as connection:
+        return [tuple(row) for row in connection.execute(query)]
+
+
+def within(since: datetime | None, until: datetime | None) -> ColumnElement[bool]:
+    """Return the condition that an attempt began in a window of time.
+
+    Raises:
+        UserError: if a time has no zone.
+    """
+    conditions = [USAGE.c.time >= _epoch(since)] if since else []
+    if until:
+        conditions.append(USAGE.c.time < _epoch(until))
+    return and_(True, *conditions)
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """Return a sum of whole numbers; PostgreSQL's would be a decimal number."""
+    return cast(func.sum(column), BigInteger)
+
+
+def _epoch(moment: datetime) -> float:
+    if moment.tzinfo is None:
+        raise UserError(f"{moment.isoformat()} has no time zone; add one, such as +00:00")
+    return moment.timestamp()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Usage of one key, user, model or day.
+
+    Attributes:
+        name: of the key, the user (empty: none was named), the model, or the day in UTC.
+        attempts: attempts at upstreams; a request that fell back has more than one.
+        prompt_tokens: of all attempts, as `completion_tokens` and `cost`.
+        served_prompt_tokens: of the attempts whose answer was served, as
+            `served_completion_tokens`: what an API would have billed.
+    """
+
+    name: str
+    requests: int
+    attempts: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    currency: str
+    served_prompt_tokens: int
+    served_completion_tokens: int
+
+
+@dataclass(frozen=True)
+class ApiPrice:
+    """What an API bills for a million prompt and completion tokens, in the ledger's currency."""
+
+    prompt: float
+    completion: float
+
+    def of(self, group: Group) -> float:
+        """Return what the served tokens of a group would have cost."""
+        return (
+            group.served_prompt_tokens * self.prompt
+            + group.served_completion_tokens * self.completion
+        ) / _MILLION
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """Whether machines are cheaper than an API.
+
+    Attributes:
+        cost: what all requests cost by the ledger.
+        api_cost: what they would have cost at the API.
+        requests_per_hour: from the first request of the window to its last, over an hour at least.
+        from_requests_per_hour: requests of the same mix in an hour, from which on a machine is
+            cheaper; None without its price, or if the API costs nothing.
+    """
+
+    cost: float
+    api_cost: float
+    requests_per_hour: float
+    from_requests_per_hour: float | None
+
+
+def costs(
+    place: LedgerLocation, by: By, since: datetime | None = None, until: datetime | None = None
+) -> list[Group]:
+    """Sum up the ledger, imported rows included, pings and warm-up left out.
+
+    Args:
+        place: the ledger's file or URL.
+        by: what makes a group.
+        since: first moment that is counted; None counts from the start.
+        until: first moment that is no longer counted; None counts to the end.
+
+    Returns:
+        One row per group and currency; days in their order, the others by cost, the dearest first.
+
+    Raises:
+        UserError, RetryableError: see `usage_by_key`.
+    """
+    u = USAGE.c
+    group, served = _group(by), u.served
+    query = (
+        select(
+            group,
+            func.count(distinct(u.request_id)),
+            func.count(),
+            total(u.prompt_tokens),
+            total(u.completion_tokens),
+            func.sum(u.cost),
+            u.currency,
+            total(u.prompt_tokens * served),
+            total(u.completion_tokens * served),
+        )
+        .where(u.kind.in_(_PAID), within(since, until))
+        .group_by(group, u.currency)
+    )
+    found = [Group(_name(by, row[0]), *row[1:]) for row in rows_of(place, query)]
+    if by == "day":
+        return sorted(found, key=lambda g: (g.name, g.currency))
+    return sorted(found, key=lambda g: (-g.cost, g.name, g.currency))
+
+
+def break_even(
+    place: LedgerLocation,
+    groups: Sequence[Group],
+    price: ApiPrice,
+    *,
+    hourly_cost: float | None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+) -> BreakEven:
+    """Compare what requests cost with the price of an API.
+
+    Args:
+        place: the ledger's file or URL.
+        groups: all groups of the window, see `costs`.
+        price: the API's.
+        hourly_cost: what the machines cost in an hour, busy or not; None leaves the rate out.
+        since: as for `costs`.
+        until: as for `costs`.
+
+    Raises:
+        UserError: if the ledger has more than one currency, or none of its requests is in the
+            window.
+    """
+    if len(currencies := {group.currency for group in groups}) > 1:
+        raise UserError(
+            f"one API price can't be held against {', '.join(sorted(currencies))}; "
+            "choose a window of one currency by --since and --until"
+        )
+    if not groups:
+        raise UserError("the ledger has no requests in that window to compare with an API")
+    u = USAGE.c
+    query = select(func.min(u.time), func.max(u.time), func.count(distinct(u.request_id))).where(
+        u.kind.in_(_PAID), within(since, until)
+    )
+    ((first, last, requests),) = rows_of(place, query)
+    api_cost = sum(map(price.of, groups))
+    hours = max((last - first) / _SECONDS_PER_HOUR, 1.0)
+    return BreakEven(
+        cost=sum(group.cost for group in groups),
+        api_cost=api_cost,
+        requests_per_hour=requests / hours,
+        from_requests_per_hour=(
+            hourly_cost * requests / api_cost if hourly_cost is not None and api_cost else None
+        ),
+    )
+
+
+def _group(by: By) -> ColumnElement[str]:
+    u = USAGE.c
+    if by == "day":
+        # Days since 1970: an expression that both databases have.
+        return cast(cast(func.floor(u.time / _DAY_S), u.attempt.type), Text)
+    return {"key": u.key, "user": u.user_id, "model": u.model}[by]
+
+
+def _name(by: By, value: str) -> str:
+    return periods(int(value) * _DAY_S)[0] if by == "day" else value
+
+
+def as_table(by: str, groups: Sequence[Group], price: ApiPrice | None) -> str:
+    """Return an aligned table with a line of sums for each currency."""
+    head = [by, *_COLUMNS, *(["api_cost"] if price else [])]
+    lines = [head, *(_cells(group.name or "(none)", group, price) for group in groups)]
+    for currency in sorted({group.currency for group in groups}):
+        some = [group for group in groups if group.currency == currency]
+        lines.append(_cells("total", _sum(some), price))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def as_csv(by: str, groups: Sequence[Group], price: ApiPrice | None) -> str:
+    """Return CSV with full numbers; a name that looks like a formula begins with an apostrophe."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([by, *_COLUMNS, *(["api_cost"] if price else [])])
+    for group in groups:
+        name = f"'{group.name}" if group.name.startswith(_FORMULA) else group.name
+        values = [getattr(group, column) for column in _COLUMNS]
+        writer.writerow([name, *values, *([price.of(group)] if price else [])])
+    return out.getvalue()
+
+
+def as_json(
+    by: str, groups: Sequence[Group], price: ApiPrice | None, compared: BreakEven | None
+) -> str:
+    """Return JSON: the groups and, against an API, the comparison."""
+    rows = [
+        {
+            by: group.name,
+            **{name: getattr(group, name) for name in _COLUMNS},
+            **({"api_cost": price.of(group)} if price else {}),
+        }
+        for group in groups
+    ]
+    document: dict[str, object] = {"by": by, "rows": rows}
+    if compared:
+        document["against"] = asdict(compared)
+    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+
+
+def describe(compared: BreakEven, currency: str) -> str:
+    """Return the comparison with an API in sentences."""
+    text = (
+        f"These requests cost {compared.cost:.6f} {currency}; at the API's price they would have "
+        f"cost {compared.api_cost:.6f}."
+    )
+    if compared.from_requests_per_hour is not None:
+        text += (
+            f" The machines are cheaper from {compared.from_requests_per_hour:.1f} such requests "
+            f"an hour; there were {compared.requests_per_hour:.1f}."
+        )
+    return text + "\n"
+
+
+def _cells(name: str, group: Group, price: ApiPrice | None) -> list[str]:
+    cells = [name, f"{group.requests}", f"{group.attempts}"]
+    cells += [f"{group.prompt_tokens}", f"{group.completion_tokens}"]
+    cells += [f"{group.cost:.6f}", group.currency]
+    return [*cells, f"{price.of(group):.6f}"] if price else cells
+
+
+def _sum(groups: Sequence[Group]) -> Group:
+    return Group(
+        name="total",
+        requests=sum(g.requests for g in groups),
+        attempts=sum(g.attempts for g in groups),
+        prompt_tokens=sum(g.prompt_tokens for g in groups),
+        completion_tokens=sum(g.completion_tokens for g in groups),
+        cost=sum(g.cost for g in groups),
+        currency=groups[0].currency,
+        served_prompt_tokens=sum(g.served_prompt_tokens for g in groups),
+        served_completion_tokens=sum(g.served_completion_tokens for g in groups),
+    )

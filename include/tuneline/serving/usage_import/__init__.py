@@ -1,1 +1,0 @@
-"""Usage of gateways that are not ours, taken into the ledger and the production log."""
