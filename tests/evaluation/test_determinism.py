@@ -9,7 +9,7 @@ from tests.lab.unsteady_engine import UnsteadyEngine
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.evaluation.determinism import Repeats, identical_share, judge, prompts_for
-from tuneline.evaluation.repeats.flips import closed, first_difference
+from tuneline.evaluation.repeated_prompts.answers import closed, first_difference
 from tuneline.serving.client.client import EngineClient
 from tuneline.step import execute
 
@@ -71,7 +71,7 @@ def unsteady(lab, tmp_path, monkeypatch):
 
     def measure(fault, *, dies_after=None, rows=40, **evaluation):
         engine = UnsteadyEngine(fault, dies_after)
-        monkeypatch.setattr("tuneline.evaluation.repeats.serving.serve", engine.serve)
+        monkeypatch.setattr("tuneline.evaluation.repeated_prompts.asking.serve", engine.serve)
         bench = lab(evaluation=evaluation)
         bench.leave_dataset(dataset_rows({"train": 4, "validation": rows}))
         model = tmp_path / "model.gguf"
@@ -110,30 +110,17 @@ def test_a_sample_that_is_too_small_decides_nothing(unsteady):
 
 
 def test_answers_that_differ_in_batches_only(unsteady):
-    def fault(asked):
-        return asked.together and asked.body.get("cache_prompt") is not False
-
-    bench, _ = unsteady(fault)
+    bench, _ = unsteady(lambda asked: asked.together)
     evidence = bench.execute("determinism")
     assert evidence.verdict == "fail"
     assert value(evidence, "identical_structure_alone") == 1.0
     assert value(evidence, "identical_structure_restarted") == 1.0
     assert value(evidence, "identical_structure_batched") < 0.2
-    assert value(evidence, "mended_by") == "`cache_prompt: false` in each request"
     assert value(evidence, "first_token_became") in ("o", "ot", "oth", "other")
     assert value(evidence, "first_token_was") in "billing login shipping"
     assert value(evidence, "first_differing_token") > 1
     assert "in a batch, token" in evidence.summary
-    tried = bench.document("determinism", "flips.json")["settings"]
-    assert tried[0]["name"] == "as configured"
-    assert [entry["flipped"] == 0 for entry in tried] == [False, False, True]
-
-
-def test_answers_that_only_one_slot_mends(unsteady):
-    bench, engine = unsteady(lambda asked: asked.together)
-    evidence = bench.execute("determinism")
-    assert value(evidence, "mended_by") == "`deployment.parallel: 1`"
-    assert engine.slots[-1] == 1
+    assert bench.document("determinism", "flips.json")["first"]["mode"] == "batched"
 
 
 def test_answers_that_differ_after_a_restart_only(unsteady):
@@ -143,9 +130,7 @@ def test_answers_that_differ_after_a_restart_only(unsteady):
     assert value(evidence, "identical_structure_alone") == 1.0
     assert value(evidence, "identical_structure_batched") == 1.0
     assert value(evidence, "identical_structure_restarted") == 0.0
-    assert value(evidence, "mended_by") is None
     assert "after a restart, token" in evidence.summary
-    assert "no setting mends it: `top_k: 1` in each request (8 still flip)" in evidence.summary
 
 
 def test_a_flip_of_one_in_twenty_prompts(unsteady):
@@ -163,15 +148,6 @@ def test_a_flip_of_one_in_twenty_prompts(unsteady):
     # At most 0.2161 of prompts flip where one of 20 did, by tables of Clopper and Pearson.
     assert value(evidence, "prompts_that_repeat_alone_at_least") == 0.7839
     assert "1 changed alone (at least 78.3 % keep their structure)" in evidence.summary
-
-
-def test_a_flip_that_does_not_come_again_is_mended_by_nothing(unsteady):
-    once = iter([True])
-    bench, _ = unsteady(lambda asked: asked.times == 1 and next(once, False))
-    evidence = bench.execute("determinism")
-    assert evidence.verdict == "fail"
-    assert value(evidence, "mended_by") is None
-    assert "it did not come again in a second try" in evidence.summary
 
 
 def test_a_server_that_dies_leaves_its_answers_and_a_failed_item(unsteady):
@@ -242,7 +218,6 @@ def test_an_engine_that_samples_fails(scored_lab, tiny_models, monkeypatch):
     evidence = bench.execute("determinism")
     assert evidence.verdict == "fail"
     assert value(evidence, "identical_bytes_alone") < 1.0
-    assert value(evidence, "mended_by") == "`top_k: 1` in each request"
 
 
 def test_too_few_validation_rows_are_the_users_error(scored_lab):

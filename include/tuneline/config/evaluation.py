@@ -40,19 +40,6 @@ class SlicesConfig(Section):
     )
 
 
-class ParaphrasesConfig(Section):
-    """The search for hold-out rows that say what a training row says in other words."""
-
-    max_excess: float = Field(
-        0.05,
-        ge=0,
-        le=1,
-        description="Share of the hold-out that may resemble rows of training more than such rows "
-        "resemble each other; its lower end must not lie above.",
-    )
-    on_excess: Literal["warn", "fail"] = Field("warn", description="Verdict on more of them.")
-
-
 class ExtractionConfig(Section):
     """The extraction audit: what the tuned model writes out of its training rows."""
 
@@ -174,7 +161,6 @@ class EvaluationConfig(Section):
     )
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
     slices: SlicesConfig = SlicesConfig()
-    paraphrases: ParaphrasesConfig = ParaphrasesConfig()
     extraction: ExtractionConfig = ExtractionConfig()
     max_regression: float | None = Field(
         None,
@@ -301,13 +287,6 @@ class EvaluationConfig(Section):
         None,
         description="Fail human_review while pairs lack votes; false only warns. null: "
         "true in production where a review is asked for.",
-    )
-    review_judge_pairs: int = Field(
-        0,
-        ge=0,
-        le=5000,
-        description="Pairs beyond those of people that a judge is to vote on. Its votes inform "
-        "once `tuneline review import --judge` has read them.",
     )
 
     @field_validator("reviewers")

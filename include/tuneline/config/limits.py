@@ -114,7 +114,6 @@ LIMITS: tuple[Limit, ...] = (
         "evaluation.against_released.margin",
         "evaluation.slices.worse_by",
         "evaluation.slices.min_rows",
-        "evaluation.paraphrases.max_excess",
     ),
     Limit(
         "evaluation.against_released.enabled",
@@ -123,7 +122,6 @@ LIMITS: tuple[Limit, ...] = (
         levels=(False, True),
     ),
     Limit("evaluation.slices.on_worse", "holdout_performance", "higher", levels=_BREACH),
-    Limit("evaluation.paraphrases.on_excess", "holdout_performance", "higher", levels=_BREACH),
     *_limits("base_regression", "lower", "evaluation.max_regression", unset=0.03),
     *_limits("base_regression", "lower", "evaluation.max_perplexity_ratio", unset=1.5),
     *_limits(
@@ -167,7 +165,6 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "evaluation.latency_warmup",
         "evaluation.load.seconds",
         "evaluation.review_pairs",
-        "evaluation.review_judge_pairs",
         "deployment.quality_rows",
         "governance.fallback.calibration_rows",
     ),

@@ -8,8 +8,7 @@ since callers act on that; the share of equal bytes is reported beside it.
 
 The number of prompts follows from what is to be shown: without a flip, n prompts show with 95 %
 confidence that a share of 0.05^(1/n) of prompts at least answers the same (the exact bound of
-Clopper and Pearson, 1934). Where answers flip, the evidence names the first token that differs, and
-settings are tried until one mends it.
+Clopper and Pearson, 1934). Where answers flip, the evidence names the first token that differs.
 """
 
 from __future__ import annotations
@@ -21,20 +20,26 @@ from functools import partial
 
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, first_line
-from tuneline.evaluation.repeats.asking import (
+from tuneline.evaluation.repeated_prompts.answers import (
+    ServedForm,
+    View,
+    first_flip,
+    flipped,
+    flipped_in,
+    other_forms,
+    tokens_of,
+    view_of,
+)
+from tuneline.evaluation.repeated_prompts.asking import (
     ALONE,
     BATCHED,
     MODES,
     RESTARTED,
-    Answers,
-    Plan,
+    RepeatedAnswers,
+    RepeatPlan,
     Repeats,
     ask,
 )
-from tuneline.evaluation.repeats.flips import View, first_flip, flipped, flipped_in, view_of
-from tuneline.evaluation.repeats.forms import Form, other_forms
-from tuneline.evaluation.repeats.remedies import Tried, mended_by, sentence, try_settings
-from tuneline.evaluation.repeats.serving import serving, tokens_of
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.answers import structure_of
 from tuneline.harness.rows import validation_rows
@@ -131,73 +136,40 @@ def shown(repeats: Sequence[Repeats], view: View, to_show: float) -> list[Measur
 
 
 def _collect(
-    ctx: StepContext, model: ServedModel, rows: Sequence[Row], plan: Plan, file: str
-) -> Answers:
+    ctx: StepContext, model: ServedModel, rows: Sequence[Row], plan: RepeatPlan, file: str
+) -> RepeatedAnswers:
     """Ask every row in every way; the answers are written also if the server dies."""
-    answers = Answers(rows)
+    answers = RepeatedAnswers(rows)
     try:
-        ask(partial(serving, ctx, model, plan.parallel), rows, plan, answers, log=ctx.log)
+        ask(ctx, model, plan, answers)
     finally:
         ctx.write_json(file, [asdict(entry) for entry in answers.repeats()])
     return answers
 
 
 def _explain(
-    ctx: StepContext,
-    model: ServedModel,
-    rows: Sequence[Row],
-    plan: Plan,
-    *,
-    repeats: Sequence[Repeats],
-    view: View,
+    ctx: StepContext, repeats: Sequence[Repeats], view: View
 ) -> tuple[list[str], list[Measurement]]:
-    """Find the first token that differs, and the setting that mends it.
-
-    Returns:
-        Both in sentences, and their measurements; nothing if no answer flips.
-    """
-    flipping = flipped(repeats, view)
-    if not flipping:
+    """Return the first token that differs, in a sentence and as measurements, if one does."""
+    flip = first_flip(repeats, view, tokens_of(ctx)) if flipped(repeats, view) else None
+    if flip is None:
         return [], []
-    flip = first_flip(repeats, view, tokens_of(ctx))
-    assert flip is not None, "an answer flips"
-    served = partial(serving, ctx, model, plan.parallel)
-    tried = try_settings(
-        served,
-        rows,
-        flipping,
-        plan,
-        engine=model.engine,
-        label_field=ctx.config.data.label_field,
-        log=ctx.log,
-    )
-    ctx.write_json("flips.json", {"first": asdict(flip), "settings": [asdict(t) for t in tried]})
-    return (
-        [f"the first to differ: {flip.text()}", sentence(tried)],
-        [
-            measure("prompts_that_flip", len(flipping), "prompts"),
-            measure("first_differing_row", flip.row_id, "row"),
-            measure("first_differing_token", flip.token, "token"),
-            measure("first_token_was", flip.was, "token"),
-            measure("first_token_became", flip.became, "token"),
-            *_of_settings(tried),
-        ],
-    )
-
-
-def _of_settings(tried: Sequence[Tried]) -> list[Measurement]:
-    return [
-        measure("settings_tried", len(tried) - 1, "settings"),
-        measure("mended_by", mended_by(tried), "setting"),
+    ctx.write_json("flips.json", {"first": asdict(flip)})
+    return [f"the first to differ: {flip.text()}"], [
+        measure("prompts_that_flip", len(flipped(repeats, view)), "prompts"),
+        measure("first_differing_row", flip.row_id, "row"),
+        measure("first_differing_token", flip.token, "token"),
+        measure("first_token_was", flip.was, "token"),
+        measure("first_token_became", flip.became, "token"),
     ]
 
 
 def _compare_forms(
     ctx: StepContext,
-    forms: Sequence[Form],
+    forms: Sequence[ServedForm],
     shipped: Sequence[Repeats],
     rows: Sequence[Row],
-    plan: Plan,
+    plan: RepeatPlan,
 ) -> tuple[list[str], list[Measurement]]:
     """Ask the other forms of the model; return what they show and what was not tried."""
     said, found = [], []
@@ -234,7 +206,7 @@ def _compare_forms(
 _WAYS = {ALONE: "alone", BATCHED: "in batches of {}", RESTARTED: "after a restart"}
 
 
-def _finding(repeats: Sequence[Repeats], view: View, plan: Plan, title: str) -> str:
+def _finding(repeats: Sequence[Repeats], view: View, plan: RepeatPlan, title: str) -> str:
     """State what the answers show, and no more than their interval supports."""
     asked = _asked(repeats)
     ways = [_WAYS[mode].format(plan.parallel) for mode in asked]
@@ -265,7 +237,7 @@ def run(ctx: StepContext) -> Evidence:
     settings = ctx.config.evaluation
     wanted = settings.determinism_prompts or prompts_for(settings.identical_share_to_show)
     rows = validation_rows(ctx, wanted, need=2)
-    plan = Plan(
+    plan = RepeatPlan(
         settings.determinism_repeats,
         parallel=max(2, ctx.config.deployment.parallel),
         max_tokens=min(
@@ -276,7 +248,7 @@ def run(ctx: StepContext) -> Evidence:
     answers = _collect(ctx, chosen.model, rows, plan, "repeats.json")
     repeats = answers.repeats()
     view = view_of(ctx.config.data.label_field, answers.cut)
-    flips, of_flips = _explain(ctx, chosen.model, rows, plan, repeats=repeats, view=view)
+    flips, of_flips = _explain(ctx, repeats, view)
     forms = other_forms(ctx, chosen, wanted=settings.determinism_forms == "all")
     others, of_forms = _compare_forms(ctx, forms, repeats, rows, plan)
     title = get_engine(chosen.model.engine).title

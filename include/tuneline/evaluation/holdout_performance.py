@@ -1,14 +1,13 @@
 """holdout_performance: the candidate does the task, better than what could be had without it.
 
-Method: both models answer the same hold-out rows through a real server, on the bytes that
-ship. The metric fits the task (`harness/answers`). It has a 95 % interval, and so has the paired
-gain over the base, over the base given a fair chance, and over answers without a model; the lower
-ends decide (`holdout/gate.py`). The hold-out itself is checked too: its share of the rows,
-that no row of it or near-duplicate was in training or validation (an exact comparison,
-independent of deduplication), that it holds few paraphrases of training rows, and that no access
-in its ledger chose anything. A candidate that started from released weights is not asked what those
-were trained on; one that has been scored before is not asked again. Parts of the hold-out on which
-it is clearly worse than on the rest are named.
+Method: both models answer the same hold-out rows through a real server, on the bytes that ship. The
+metric fits the task (`harness/answers`). It has a 95 % interval, and so has the paired gain over
+the base, over the base given a fair chance, and over answers without a model; the lower ends decide
+(`holdout/gate.py`). The hold-out itself is checked too: its share of the rows, that no row of it or
+near-duplicate was in training or validation (an exact comparison, independent of deduplication),
+and that no access in its ledger chose anything. A candidate that started from released weights is
+not asked what those were trained on; one that has been scored before is not asked again. Parts of
+the hold-out on which it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
 margin at most, by the lower end of the interval (`harness/judged.py`).
@@ -136,7 +135,7 @@ def run(ctx: StepContext) -> Evidence:
     decision = decide(ctx, task, asked, of_split(seen, TRAIN), answers)
     against = compare_with_released(ctx, asked, decision.tuned)
     likely = expected_likelihoods(ctx, task, chosen, asked)
-    found = inspect(ctx, opened, asked, decision.tuned.scores)
+    found = inspect(ctx, asked, decision.tuned.scores)
 
     HOLDOUT_ANSWERS.write(
         ctx,

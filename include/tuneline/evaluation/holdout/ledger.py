@@ -3,21 +3,26 @@
 A hold-out that something is chosen on stops being one. `open_holdout` is how a step gets its rows:
 it first records the run, the time, the purpose and the candidate. An entry is one write-once object
 under `ledger/holdout/<sha256 of the hold-out>/` in the store, so the ledger spans all runs that use
-the same hold-out. What the hold-out shares with others has a history too; see `shared_rows`.
+the same hold-out.
+
+The identity of a hold-out is a hash over all of its rows, so one more row makes it another one,
+with another ledger. Its rows have been chosen on all the same. A choice therefore leaves the hashes
+of the hold-out's questions under `ledger/rows/`, with which other hold-outs are compared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tuneline.artifacts.data import DATASET
+from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
-from tuneline.evaluation.holdout.shared_rows import Overlap, Overlaps, note_rows, overlaps
-from tuneline.harness.rows import of_split
+from tuneline.harness.rows import asked, of_split
 from tuneline.run import now
 from tuneline.step_context import StepContext
 from tuneline.store import AlreadyThere, Store
@@ -26,6 +31,10 @@ from tuneline.surroundings import airflow_identity
 Purpose = Literal["score", "review", "choose"]
 # A blind look at answers that are scored already chooses nothing.
 HARMLESS: frozenset[str] = frozenset({"score", "review"})
+_QUESTIONS = "ledger/rows"
+_HASH_BYTES = 8
+# Reads from a bucket wait for the network.
+_READERS = 16
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,21 @@ class Access:
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """Another hold-out on which something was chosen and which has rows of this one.
+
+    Attributes:
+        holdout: its identity.
+        rows: ids of the rows of this hold-out that it has too.
+        choices: the accesses to it that chose something.
+    """
+
+    holdout: str
+    rows: list[str]
+    choices: list[Access]
+
+
+@dataclass(frozen=True)
 class Opened:
     """The dataset of a run with its hold-out, after the access has been recorded.
 
@@ -66,14 +90,14 @@ class Opened:
         seen: rows of training and validation.
         sha256: identity of the hold-out.
         earlier: the accesses before this one, oldest first.
-        shared: what it shares with other hold-outs that were used.
+        inherited: the other hold-outs with rows of this one on which something was chosen.
     """
 
     held: list[Row]
     seen: list[Row]
     sha256: str
     earlier: list[Access]
-    shared: Overlaps
+    inherited: list[Inherited]
 
     def scored(self, candidate_sha256: str) -> list[Access]:
         """Return the earlier scorings of a model on these very rows."""
@@ -142,7 +166,7 @@ def open_holdout(
         [row for row in rows if row.split != HOLDOUT],
         identity,
         earlier,
-        overlaps(store, identity, held, ctx.log),
+        _inherited(store, identity, held),
     )
     access = Access(
         at=now(),
@@ -156,9 +180,9 @@ def open_holdout(
         by=by,
         note=note,
     )
+    if choosing([access]):
+        _note_questions(store, identity, held)
     note_access(store, identity, access)
-    if not opened.shared.noted:
-        note_rows(store, identity, held)
     return opened
 
 
@@ -167,7 +191,37 @@ def choosing(accesses: Sequence[Access]) -> list[Access]:
     return [access for access in accesses if access.purpose not in HARMLESS]
 
 
-def history_of(store: Store, shared: Sequence[Overlap]) -> list[Access]:
-    """Return the accesses to other hold-outs with which rows are shared, oldest first."""
-    found = [access for each in shared for access in read_ledger(store, each.holdout)]
-    return sorted(found, key=lambda access: access.at)
+def _questions(rows: Iterable[Row]) -> Mapping[bytes, list[str]]:
+    """Return the row ids by a hash of the row's question, whatever its case and punctuation."""
+    found: dict[bytes, list[str]] = {}
+    for row in rows:
+        text = normalise(asked(row)) or asked(row)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        found.setdefault(digest[:_HASH_BYTES], []).append(row.row_id)
+    return found
+
+
+def _note_questions(store: Store, holdout: str, rows: Sequence[Row]) -> None:
+    try:
+        hashes = b"".join(sorted(_questions(rows)))
+        store.put_bytes(f"{_QUESTIONS}/{holdout}", hashes, once=True)
+    except AlreadyThere:
+        # An earlier choice on the same hold-out has left the same bytes.
+        return
+
+
+def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherited]:
+    """Find the other hold-outs on which something was chosen and that have rows of this one."""
+    own = _questions(rows)
+    # Earlier versions wrote a day before the identity.
+    others = {key: key.rpartition("/")[2].rpartition("-")[2] for key in store.keys(_QUESTIONS)}
+    keys = sorted(key for key, other in others.items() if other != holdout)
+    found = []
+    with ThreadPoolExecutor(_READERS) as pool:
+        for key, raw in zip(keys, pool.map(store.get_bytes, keys), strict=True):
+            hashes = {raw[at : at + _HASH_BYTES] for at in range(0, len(raw), _HASH_BYTES)}
+            shared = [row_id for each in own.keys() & hashes for row_id in own[each]]
+            choices = choosing(read_ledger(store, others[key])) if shared else []
+            if choices:
+                found.append(Inherited(others[key], sorted(shared), choices))
+    return found

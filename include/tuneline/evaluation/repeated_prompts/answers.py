@@ -1,4 +1,7 @@
-"""Where two answers to the same prompt part: in their structure, and at which token."""
+"""Where two answers to the same prompt part, and the other forms that replicas may serve.
+
+The forms are the merged model, the adapter next to its base, and quantised variants.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,16 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from tuneline.artifacts.deployment import REFERENCE
+from tuneline.artifacts.training import MERGED
 from tuneline.data.conversations.answers import answer_object
-from tuneline.evaluation.repeats.asking import MODES, Repeats
+from tuneline.errors import TunelineError, first_line
+from tuneline.evaluation.repeated_prompts.asking import MODES, Repeats
 from tuneline.harness.answers import structure_of
+from tuneline.harness.served_apart import run_adapter
+from tuneline.harness.served_models import Candidate, engine_of, unquantised, untuned
+from tuneline.serving.engines.base import ServedModel
+from tuneline.step_context import StepContext
 
 View = Callable[[str], str]
 Tokens = Callable[[str], Sequence[str]]
@@ -128,3 +138,92 @@ def first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int, 
         if was != became:
             return number, was, became
     raise ValueError("equal answers have no differing token")
+
+
+def tokens_of(ctx: StepContext) -> Callable[[str], list[str]]:
+    """Return a function that splits an answer into its tokens."""
+    from tuneline.models.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(MERGED.fetch(ctx))
+
+    def split(text: str) -> list[str]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [tokenizer.decode([token]) for token in ids]
+
+    return split
+
+
+MERGED_F16, APART = "merged_f16", "apart"
+
+
+@dataclass(frozen=True)
+class ServedForm:
+    """A form of the tuned model that does not ship.
+
+    Attributes:
+        name: its name in the evidence.
+        model: its bytes; None if it was not tried.
+        why_not: why it was not tried.
+    """
+
+    name: str
+    model: ServedModel | None
+    why_not: str = ""
+
+
+def other_forms(ctx: StepContext, chosen: Candidate, *, wanted: bool) -> list[ServedForm]:
+    """Return every form that the run knows of but the one that ships.
+
+    Quantised variants that were not chosen are no longer in the run. An engine that compiles has
+    only the form that it was built of.
+
+    Args:
+        ctx: the step.
+        chosen: what ships.
+        wanted: whether the run asks for them to be tried.
+    """
+    compiled = engine_of(ctx).form == "engine"
+    found = [
+        _form(ctx, name, make, wanted=wanted, compiled=compiled)
+        for name, make in {MERGED_F16: unquantised, APART: _apart}.items()
+        if name != _shipped_as(chosen)
+    ]
+    gone = [
+        name
+        for name in ctx.config.deployment.measured_variants
+        if name not in (chosen.variant, REFERENCE)
+    ]
+    return [
+        *found,
+        *(ServedForm(name, None, "its bytes were not kept in the run") for name in gone),
+    ]
+
+
+def _shipped_as(chosen: Candidate) -> str:
+    if chosen.model.adapter is not None:
+        return APART
+    return MERGED_F16 if chosen.variant == REFERENCE else chosen.variant
+
+
+def _form(
+    ctx: StepContext,
+    name: str,
+    make: Callable[[StepContext], ServedModel],
+    *,
+    wanted: bool,
+    compiled: bool,
+) -> ServedForm:
+    if compiled:
+        return ServedForm(name, None, "the engine is built of one form")
+    if not wanted:
+        return ServedForm(name, None, "evaluation.determinism_forms is `shipped`")
+    try:
+        return ServedForm(name, make(ctx))
+    except TunelineError as error:
+        return ServedForm(name, None, first_line(error))
+
+
+def _apart(ctx: StepContext) -> ServedModel:
+    # The adapter first: without one no base has to be made.
+    adapter = run_adapter(ctx, engine_of(ctx))
+    return untuned(ctx).beside(adapter)

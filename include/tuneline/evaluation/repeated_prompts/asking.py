@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from tuneline.data.tables.rows import Row
+from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.client.client import EngineClient
+from tuneline.serving.engines.base import ServedModel
+from tuneline.step_context import StepContext
 
 ALONE, BATCHED, RESTARTED = MODES = ("alone", "batched", "restarted")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A change of requests or server that may make answers repeat themselves.
-
-    Attributes:
-        name: how a person makes the change.
-        extra: fields of each request.
-        environment: variables of the server's process.
-        parallel: slots of the server; None leaves those of the plan.
-    """
-
-    name: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    parallel: int | None = None
-
-
-AS_CONFIGURED = Setting("as configured")
-# Starts a server with a setting, and gives a client of it.
-Serving = Callable[[Setting], AbstractContextManager[EngineClient]]
-
-
-@dataclass(frozen=True)
-class Plan:
+class RepeatPlan:
     """How prompts are repeated.
 
     Attributes:
         repeats: times that each prompt is asked alone, and in batches.
         parallel: requests of a batch.
         max_tokens: tokens of an answer that are compared.
-        restart: whether the server is started again and every prompt asked once more.
     """
 
     repeats: int
     parallel: int
     max_tokens: int
-    restart: bool = True
 
 
 @dataclass(frozen=True)
@@ -76,7 +54,7 @@ class Repeats:
         return answers[1:] if mode == ALONE else answers
 
 
-class Answers:
+class RepeatedAnswers:
     """The answers to some rows, as they come.
 
     Attributes:
@@ -89,9 +67,7 @@ class Answers:
         self._texts: dict[str, dict[str, list[str]]] = {row.row_id: {} for row in rows}
 
     def add(self, row: Row, mode: str, result: ChatResult) -> None:
-        """Take an answer; one to another row is left out."""
-        if row.row_id not in self._texts:
-            return
+        """Take an answer to one of the rows."""
         self._texts[row.row_id].setdefault(mode, []).append(result.text)
         if result.finish_reason == "length":
             self.cut.add(result.text)
@@ -105,68 +81,58 @@ class Answers:
         ]
 
 
-def ask(
-    serving: Serving,
-    everyone: Sequence[Row],
-    plan: Plan,
-    answers: Answers,
-    *,
-    setting: Setting = AS_CONFIGURED,
-    log: Callable[[str], None] = lambda _: None,
-) -> None:
+@contextmanager
+def _serving(ctx: StepContext, model: ServedModel, parallel: int) -> Iterator[EngineClient]:
+    threads = scoring_threads()
+    with (
+        serve(model, ctx.config.deployment, threads=threads, parallel=parallel) as server,
+        server.client() as client,
+    ):
+        yield client
+
+
+def ask(ctx: StepContext, model: ServedModel, plan: RepeatPlan, answers: RepeatedAnswers) -> None:
     """Ask rows in every mode; what came before an error stays in the answers.
 
     Args:
-        serving: starts a server.
-        everyone: the rows of the batches: those of `answers` and their companions.
+        ctx: the step.
+        model: the model that is served.
         plan: how often, and how many at once.
         answers: takes the answers to its rows.
-        setting: what is changed.
-        log: takes a line of progress.
 
     Raises:
         TunelineError: if the server does not start or stops answering.
     """
-    with serving(setting) as client:
-        log(f"asking {len(answers.rows)} prompts {plan.repeats} times alone")
+    prompts = f"{len(answers.rows)} prompts"
+    with _serving(ctx, model, plan.parallel) as client:
+        ctx.log(f"asking {prompts} {plan.repeats} times alone")
         for _ in range(plan.repeats):
-            _ask_alone(client, plan, answers, ALONE, setting)
-        log(f"asking {len(everyone)} prompts {plan.repeats} times in batches of {plan.parallel}")
+            _ask_alone(client, plan, answers, ALONE)
+        ctx.log(f"asking {prompts} {plan.repeats} times in batches of {plan.parallel}")
         for turn in range(plan.repeats):
-            _ask_together(client, everyone, plan, answers, setting=setting, turn=turn)
-    if plan.restart:
-        log(f"asking {len(answers.rows)} prompts after a restart of the server")
-        with serving(setting) as client:
-            _ask_alone(client, plan, answers, RESTARTED, setting)
+            _ask_together(client, plan, answers, turn)
+    ctx.log(f"asking {prompts} after a restart of the server")
+    with _serving(ctx, model, plan.parallel) as client:
+        _ask_alone(client, plan, answers, RESTARTED)
 
 
-def _ask_alone(
-    client: EngineClient, plan: Plan, answers: Answers, mode: str, setting: Setting
-) -> None:
+def _ask_alone(client: EngineClient, plan: RepeatPlan, answers: RepeatedAnswers, mode: str) -> None:
     for row in answers.rows:
-        result = client.chat(row.prompt, max_tokens=plan.max_tokens, extra=setting.extra)
-        answers.add(row, mode, result)
+        answers.add(row, mode, client.chat(row.prompt, max_tokens=plan.max_tokens))
 
 
 def _ask_together(
-    client: EngineClient,
-    everyone: Sequence[Row],
-    plan: Plan,
-    answers: Answers,
-    *,
-    setting: Setting,
-    turn: int,
+    client: EngineClient, plan: RepeatPlan, answers: RepeatedAnswers, turn: int
 ) -> None:
-    """Ask all rows in an order of this turn's own, so that each has other companions."""
-    order = list(everyone)
+    """Ask all rows in this turn's order, so that each has other companions."""
+    order = list(answers.rows)
     random.Random(turn).shuffle(order)  # noqa: S311 - the same batches in every run
-    # The last ones would be answered with fewer and fewer beside them.
+    # The last ones would be answered with fewer and fewer next to them.
     company = order[: plan.parallel - 1]
     results = client.complete_batch(
         [row.prompt for row in (*order, *company)],
         concurrency=plan.parallel,
         max_tokens=plan.max_tokens,
-        extra=setting.extra,
     )
     for row, result in zip(order, results, strict=False):
         answers.add(row, BATCHED, result)

@@ -1,0 +1,1 @@
+"""What `determinism` repeats, and where answers part."""

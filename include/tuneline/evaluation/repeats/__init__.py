@@ -1,1 +1,0 @@
-"""What `determinism` repeats, where answers part, and which setting mends it."""
