@@ -122,8 +122,8 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "/small/file")
 
-    monkeypatch.setattr("tuneline.data.sample.make.write_sample", full)
-    command = ["data", "sample", "--out", "x", "--planted", "y"]
+    monkeypatch.setattr("tuneline.data.show.command.show", full)
+    command = ["data", "show", "x"]
     assert main(command) == 75
     error = capsys.readouterr().err
     assert error.startswith("tuneline: can't write /small/file: No space left on device; free")
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("tuneline.data.sample.make.write_sample", broken)
+    monkeypatch.setattr("tuneline.data.show.command.show", broken)
     with pytest.raises(OSError, match="Input/output error"):
         main(command)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -12,7 +13,6 @@ from benchmarks.contest.trial import Job, Trial
 from benchmarks.training.rows import sample_conversations
 from benchmarks.training.trials import config_of, lora_of, read_batches
 from tuneline import __version__
-from tuneline.data.sample.text import Draw
 from tuneline.data.tables.rows import Message
 
 Conversations = list[list[Message]]
@@ -40,13 +40,14 @@ class Recipe:
 def with_shuffled_answers(count: int, seed: int) -> Conversations:
     """Rows of the sample with each other's answers: labels without meaning."""
     rows = sample_conversations(count, seed)
-    answers = Draw(seed + 1).shuffled([turns[-1] for turns in rows])
+    rng = random.Random(seed + 1)  # noqa: S311 - a workload, no secret
+    answers = rng.sample([turns[-1] for turns in rows], len(rows))
     return [[*turns[:-1], answer] for turns, answer in zip(rows, answers, strict=True)]
 
 
 def with_scrambled_words(count: int, seed: int) -> Conversations:
     """General questions that are answered with words of the sample in no order."""
-    draw = Draw(seed)
+    rng = random.Random(seed)  # noqa: S311 - a workload, no secret
     prompts = resources.files("tuneline.training.loop").joinpath("rehearsal_prompts.txt")
     asked = prompts.read_text(encoding="utf-8").splitlines()
     words = [
@@ -57,8 +58,8 @@ def with_scrambled_words(count: int, seed: int) -> Conversations:
     ]
     return [
         [
-            {"role": "user", "content": draw.pick(asked)},
-            {"role": "assistant", "content": " ".join(draw.pick(words) for _ in range(24))},
+            {"role": "user", "content": rng.choice(asked)},
+            {"role": "assistant", "content": " ".join(rng.choice(words) for _ in range(24))},
         ]
         for _ in range(count)
     ]

@@ -1,11 +1,12 @@
 """Make customer messages with labelled personal data, and score a detector on them.
 
-Values and their sentences are those of `pii_sentences`; the messages around them are phrases of the
+Values and their sentences are those of `pii_sentences`; the sentences around them are from the
 sample, with order numbers and amounts. Half of the messages hold no personal data.
 """
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,18 +58,18 @@ def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
     """
     from benchmarks.workloads.pii_sentences import make_sentences
     from benchmarks.workloads.support_chat import sentence
-    from tuneline.data.sample.text import Draw, load_phrases
 
-    draw, phrases = Draw(seed), load_phrases()
+    rng = random.Random(seed)  # noqa: S311 - a workload, no secret
     entities = (*SHAPED, *NAMED)
     per_form = -(-rows // (2 * len(entities) * FORMS))
-    valued = draw.shuffled(make_sentences(entities, seed, per_form))[: rows // 2]
+    valued = list(make_sentences(entities, seed, per_form))
+    rng.shuffle(valued)
 
     def fillers() -> list[str]:
-        return [sentence(phrases, draw) for _ in range(draw.below(MOST_SENTENCES + 1))]
+        return [sentence(rng) for _ in range(rng.randint(0, MOST_SENTENCES))]
 
     found: list[Labelled] = []
-    for given in valued:
+    for given in valued[: rows // 2]:
         before, after = " ".join(fillers()), " ".join(fillers())
         if given.form in ("lower", "upper"):
             before, after = (getattr(part, given.form)() for part in (before, after))
@@ -76,9 +77,10 @@ def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
         text = " ".join(filter(None, (before, given.text, after)))
         found.append({"text": text, "spans": [[start, start + len(given.value), given.entity]]})
     while len(found) < rows:
-        text = " ".join([sentence(phrases, draw), *fillers()])
+        text = " ".join([sentence(rng), *fillers()])
         found.append({"text": text, "spans": []})
-    return draw.shuffled(found)
+    rng.shuffle(found)
+    return found
 
 
 def read_labelled(path: Path, most: int | None) -> tuple[list[Labelled], bool]:

@@ -1,74 +1,79 @@
-"""Conversations for a workload: the sample's phrases, combined at random with a seed.
+"""Conversations for a workload: clean rows of the sample, or their sentences combined at random.
 
-Unlike in the sample, nothing is planted and rows may be alike: they are only counted.
+Unlike in the sample, combined rows may be alike: they are only counted.
 """
 
 from __future__ import annotations
 
+import json
+import random
+import re
+import string
+from functools import cache
 from typing import Any
 
 from benchmarks.contest.options import Options
 from benchmarks.workloads.input_rows import read_conversations
-from tuneline.data.sample.text import Draw, load_phrases, system_prompt
+from tuneline.data.sample import PLANTED, SUPPORT
 from tuneline.data.tables.rows import Message
 
 SEED = 7
 # Sentences of a message and of an answer; with the system prompt about 160 tokens a row.
 MOST_SENTENCES = 8
+_ORDER = re.compile(r"\b[A-Za-z]-\d{5}\b")
 
 
-def sentence(phrases: dict[str, Any], draw: Draw) -> str:
-    """Return a sentence of a customer that names nobody."""
-    intent = phrases["intents"][draw.pick(list(phrases["intents"]))]
-    asks = [ask for topic in intent["topics"] for ask in topic["asks"]]
-    chosen = draw.pick(draw.pick([phrases["openings"], intent["contexts"], asks]))
-    return str(chosen).format(**_slots(phrases, draw))
+@cache
+def clean_rows() -> list[list[Message]]:
+    """Return the rows of the sample in which no fault is planted."""
+    planted = {fault["line"] for fault in json.loads(PLANTED.read_bytes())["planted"]}
+    lines = enumerate(SUPPORT.read_bytes().splitlines(), start=1)
+    return [json.loads(line)["messages"] for number, line in lines if number not in planted]
+
+
+@cache
+def _sentences() -> tuple[list[str], list[str]]:
+    """Return the sentences of the customers, and the answers to them."""
+    asked = [part for row in clean_rows() for part in re.split(r"(?<=[.?!]) ", row[1]["content"])]
+    replies = [json.loads(row[2]["content"])["reply"] for row in clean_rows()]
+    return list(dict.fromkeys(asked)), list(dict.fromkeys(replies))
+
+
+def sentence(rng: random.Random, *, answer: bool = False) -> str:
+    """Return a sentence of a customer, or an answer; it names nobody, its order is a new one."""
+
+    def order(_: re.Match[str]) -> str:
+        return f"{rng.choice(string.ascii_uppercase)}-{rng.randrange(10_000, 100_000)}"
+
+    return _ORDER.sub(order, rng.choice(_sentences()[answer]))
 
 
 def make_conversations(rows: int, seed: int = SEED) -> list[list[Message]]:
-    """Make rows of a system prompt, a message of some sentences and an answer.
+    """Make rows of a system prompt, a message of some sentences and an answer."""
+    rng = random.Random(seed)  # noqa: S311 - a workload, no secret
+    system = clean_rows()[0][0]["content"]
 
-    Args:
-        rows: number of rows.
-        seed: seed of the generator.
-    """
-    draw, phrases = Draw(seed), load_phrases()
-    system = system_prompt(list(phrases["intents"]))
-    acts = [
-        act
-        for intent in phrases["intents"].values()
-        for topic in intent["topics"]
-        for act in topic["acts"]
-    ]
+    def text(*, answer: bool) -> str:
+        count = rng.randint(1, MOST_SENTENCES)
+        return " ".join(sentence(rng, answer=answer) for _ in range(count))
 
-    def row() -> list[Message]:
-        asked = [sentence(phrases, draw) for _ in range(1 + draw.below(MOST_SENTENCES))]
-        answered = [
-            f"{draw.pick(phrases['leads'])} {draw.pick(acts)}.".format(**_slots(phrases, draw))
-            for _ in range(1 + draw.below(MOST_SENTENCES))
-        ]
-        return [
+    return [
+        [
             {"role": "system", "content": system},
-            {"role": "user", "content": " ".join(asked)},
-            {"role": "assistant", "content": " ".join(answered)},
+            {"role": "user", "content": text(answer=False)},
+            {"role": "assistant", "content": text(answer=True)},
         ]
-
-    return [row() for _ in range(rows)]
+        for _ in range(rows)
+    ]
 
 
 def conversations(options: Options, rows: int) -> tuple[list[list[Message]], dict[str, Any]]:
-    """Return the conversations of `--input`, or generated ones, and what the report says of them.
+    """Return the conversations of `--input`, or made ones, and what the report says of them.
 
     Args:
         options: of the benchmark.
-        rows: rows to generate where `--rows` names no number.
+        rows: rows to make where `--rows` names no number.
     """
     if options.input:
         return read_conversations(options.input, options.rows), {"input": options.input.name}
     return make_conversations(options.rows or rows), {"seed": SEED}
-
-
-def _slots(phrases: dict[str, Any], draw: Draw) -> dict[str, str]:
-    slots = {name: draw.pick(words) for name, words in phrases["slots"].items()}
-    slots["order"] = draw.text("ABCDEFGHKLMPRT", 1) + "-" + draw.text("123456789", 5)
-    return slots

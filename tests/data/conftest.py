@@ -1,10 +1,12 @@
 """Fixtures of the data phase: a base model, runs over small datasets, one over the sample."""
 
+import json
+
 import pytest
 from tests.lab.data_runs import DataLab, make_base
 from tests.lab.wheels import link_usual_wheel
 
-from tuneline.data.sample.make import make_sample
+from tuneline.data.sample import PLANTED, SUPPORT
 
 
 @pytest.fixture(scope="session")
@@ -38,16 +40,15 @@ def data_lab(tmp_path, base_dir):
 @pytest.fixture(scope="session")
 def sample_lab(tmp_path_factory, base_dir):
     """The whole data phase over the sample, names included, and what was planted in it."""
-    lines, planted = make_sample(7)
     lab = DataLab(
         tmp_path_factory.mktemp("sample"),
         base_dir,
-        lines,
+        SUPPORT.read_bytes().splitlines(),
         pii_profile=["gdpr"],
         pii_ner=True,
         max_tokens=1024,
     )
     lab.upto("distribution_balancing")
     lab.step("final_audit")
-    lab.planted = planted["planted"]
+    lab.planted = json.loads(PLANTED.read_bytes())["planted"]
     return lab

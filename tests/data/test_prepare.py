@@ -20,7 +20,7 @@ from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.cli import main as cli
 from tuneline.data import distribution_balancing
 from tuneline.data.prepare import prepare
-from tuneline.data.sample.make import make_sample
+from tuneline.data.sample import SUPPORT
 from tuneline.errors import UserError
 from tuneline.evidence import load_evidence
 
@@ -252,7 +252,7 @@ def test_killed_at_any_point_then_run_again(call, base_dir, tmp_path):
 
 @pytest.mark.long
 def test_the_sample_in_other_files_and_another_order(call, tmp_path):
-    lines, _ = make_sample(7)
+    lines = SUPPORT.read_bytes().splitlines()
     (tmp_path / "drawn.yaml").write_text(f"{SETTINGS}max_train_rows: 300\nmax_holdout_rows: 60\n")
     assert call(lines, config="drawn.yaml") == 0
     random.Random(9).shuffle(lines)

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from kubernetes import client, config
 from tests.lab.tasks import TaskStateStore, context_of, prepared_run
-from tests.lab.whole_runs import SAMPLE
 
 from tuneline.catalogue import get_step
+from tuneline.data.sample import SUPPORT
 from tuneline.launch import create_run
 from tuneline.run import Run
 from tuneline.store import open_store
@@ -136,7 +136,7 @@ class PodLog(threading.Thread):
 
 def small_run(store: str, cluster: Cluster) -> Run:
     """Make a run on the sample dataset, which is put into the store."""
-    data = open_store(store).put_file("data/sample.jsonl", SAMPLE).uri
+    data = open_store(store).put_file("data/sample.jsonl", SUPPORT).uri
     image = os.environ.get("TUNELINE_TEST_IMAGE", "tuneline/ml:local")
     pods = {"namespace": cluster.namespace, "image": image, "memory": "6Gi"}
     overrides = yaml.safe_dump({**SETTINGS, "pods": pods})

@@ -9,10 +9,8 @@ from pathlib import Path
 import yaml
 from tests.lab.ml_environment import ml
 
-from tuneline.data import sample
 from tuneline.stack.dag_run import DagRun
 
-SAMPLE = Path(sample.__file__).with_name("support.jsonl")
 # As little work as every item bears, with the limits as shipped but for one.
 TINY = {
     # The hold-out shrinks with the training rows; with 32 rows its interval is narrow enough.

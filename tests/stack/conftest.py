@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.lab.whole_runs import SAMPLE, short_rows
+from tests.lab.whole_runs import short_rows
 
+from tuneline.data.sample import SUPPORT
 from tuneline.serving.server_process import free_port
 from tuneline.stack.layout import Layout, find_layout
 
@@ -132,6 +133,6 @@ def taken():
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sample")
-    lines = SAMPLE.read_bytes().splitlines(keepends=True)
+    lines = SUPPORT.read_bytes().splitlines(keepends=True)
     (folder / "sample.jsonl").write_bytes(b"".join(short_rows(lines)))
     return folder / "sample.jsonl"

@@ -3,7 +3,7 @@
 import pytest
 from tests.lab.whole_runs import TINY, finish, trigger
 
-from tuneline.data.sample.free_text import write_free_text
+from tuneline.data.sample import FREE_TEXT
 from tuneline.run import Run
 from tuneline.stack.rest import Airflow
 from tuneline.verdicts import checklist
@@ -31,10 +31,8 @@ def client(running):
     made.close()
 
 
-def test_free_text_goes_from_raw_rows_to_a_release(client, tmp_path):
-    source = tmp_path / "notes.jsonl"
-    write_free_text(source, 7)
-    run = trigger(client, "free-text", source, SETTINGS)
+def test_free_text_goes_from_raw_rows_to_a_release(client):
+    run = trigger(client, "free-text", FREE_TEXT, SETTINGS)
     state, _, failures = finish(run, 5000)
     assert state == "success", failures
     made = Run.open(run.run_uri())

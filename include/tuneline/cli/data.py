@@ -6,30 +6,15 @@ import argparse
 from pathlib import Path
 
 from tuneline.cli.groups import Commands, add_json_argument
-from tuneline.errors import EXIT_OK, UserError
 
 
 def add_data(commands: Commands) -> None:
     """Add `tuneline data` and its actions."""
-    data = commands.add_parser("data", help="prepare, show or make a dataset, without Airflow")
+    data = commands.add_parser("data", help="prepare or show a dataset, without Airflow")
     actions = data.add_subparsers(required=True, metavar="ACTION")
     _add_prepare(actions)
     _add_show(actions)
     _add_review(actions)
-    sample = actions.add_parser("sample", help="write a sample dataset")
-    sample.add_argument("--out", required=True, type=Path, metavar="FILE", help="JSONL to write")
-    sample.add_argument(
-        "--kind",
-        choices=["support", "free-text"],
-        default="support",
-        help="support messages with labels and planted faults (support), or 400 notes that are "
-        "answered with free text, without any",
-    )
-    sample.add_argument(
-        "--planted", type=Path, metavar="FILE", help="list of planted faults; support needs it"
-    )
-    sample.add_argument("--seed", type=int, default=7, help="seed of everything random (7)")
-    sample.set_defaults(command=_sample)
 
 
 def _add_prepare(actions: Commands) -> None:
@@ -119,18 +104,3 @@ def _review(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         return write(arguments.target, arguments.out, arguments.rows)
     return read(arguments.target, arguments.labels, as_json=arguments.json)
-
-
-def _sample(arguments: argparse.Namespace) -> int:
-    from tuneline.data.sample.free_text import write_free_text
-    from tuneline.data.sample.make import counts_table, write_sample
-
-    if arguments.kind == "free-text":
-        if arguments.planted is not None:
-            raise UserError("free-text has no planted faults; leave --planted out")
-        print(f"{write_free_text(arguments.out, arguments.seed)} rows in {arguments.out}")
-        return EXIT_OK
-    if arguments.planted is None:
-        raise UserError("name a file for the list of planted faults: --planted FILE")
-    print(counts_table(write_sample(arguments.out, arguments.planted, arguments.seed)))
-    return EXIT_OK

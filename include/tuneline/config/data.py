@@ -108,7 +108,7 @@ class SourcesConfig(Section):
 
     def license_of(self, address: str) -> str | None:
         """Return the licence of one of the dataset's addresses, None if none is declared."""
-        known = SAMPLE_LICENSE if address == SAMPLE else None
+        known = SAMPLE_LICENSE if address.startswith("sample://") else None
         return self.licenses.get(address, self.license or known)
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from tests.lab.nights import release
 from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import conversation
 
-from tuneline.data.sample.free_text import make_free_text
+from tuneline.data.sample import FREE_TEXT
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
 from tuneline.evaluation.holdout import against_released, fair_base
@@ -77,7 +77,7 @@ def label_rows(splits=SPLITS):
 
 @cache
 def notes():
-    return [json.loads(line)["messages"] for line in make_free_text(3, sum(SPLITS.values()))]
+    return [json.loads(line)["messages"] for line in FREE_TEXT.read_bytes().splitlines()]
 
 
 def text_rows():

@@ -8,15 +8,17 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable
-from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote
 
-from tuneline.config.data import SAMPLE
+from tuneline.data.sample import SAMPLES
 from tuneline.data.sources.source_file import ENDINGS, SourceFile, ending_of, has_wildcard, is_data
 from tuneline.errors import UserError
 
-KINDS = f"a path, a folder, a glob, a file://, s3:// or hf://datasets/… address, or {SAMPLE}"
+KINDS = (
+    "a path, a folder, a glob, a file://, s3:// or hf://datasets/… address, or "
+    f"{' or '.join(SAMPLES)}"
+)
 
 
 def find_files(addresses: Iterable[str]) -> list[SourceFile]:
@@ -56,9 +58,8 @@ def _find(address: str, *, ask_servers: bool = True) -> list[SourceFile]:
     if address.startswith("file://"):
         path = unquote(address.removeprefix("file://").removeprefix("localhost"))
         return _find_local(address, path, as_uri=True)
-    if address == SAMPLE:
-        sample = resources.files("tuneline.data.sample").joinpath("support.jsonl")
-        return [SourceFile(address, address, address, Path(str(sample)))]
+    if address in SAMPLES:
+        return [SourceFile(address, address, address, SAMPLES[address])]
     if "://" in address:
         raise UserError(f"{address}: unknown kind of address; give {KINDS}")
     return _find_local(address, os.path.expanduser(address), as_uri=False)
