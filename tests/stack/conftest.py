@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.lab.whole_runs import SAMPLE, short_rows
 
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack.layout import Layout, find_layout
 
 ROOT = Path(__file__).parents[2]

@@ -30,7 +30,7 @@ from tuneline.serving.gateway.config import load_config
 from tuneline.serving.gateway.production_log import ProductionLog, is_sampled
 from tuneline.serving.gateway.record_config import ProductionLogConfig
 from tuneline.serving.gateway.scrubbing import ScrubbingProcess
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.store import open_store
 
 from .conftest import ask, upstream_entry

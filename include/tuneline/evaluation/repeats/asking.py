@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tuneline.data.tables.rows import Row
-from tuneline.serving.client.chat_protocol import ChatResult
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import ChatResult, EngineClient
 
 ALONE, BATCHED, RESTARTED = MODES = ("alone", "batched", "restarted")
 

@@ -18,7 +18,7 @@ from tuneline.harness.answers import find_object
 from tuneline.harness.subjects import Endpoint
 from tuneline.human_answers.ballots import all_pairs, cast, sheet_of
 from tuneline.run import Run
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 
 # Room for a short reason; a judge that thinks aloud before its answer needs more.
 MAX_TOKENS = 400

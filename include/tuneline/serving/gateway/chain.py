@@ -25,10 +25,10 @@ from tuneline.serving.gateway.doubts import Doubts
 from tuneline.serving.gateway.json_form import FormJudge, JsonForm, json_form_of
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.outcome import ClientFault, Outcome, UpstreamFault
-from tuneline.serving.gateway.overflow import is_overflow
 from tuneline.serving.gateway.protocol import upstream_body, without_logprobs
 from tuneline.serving.gateway.stream import OpenStream
 from tuneline.serving.gateway.upstream import Upstream
+from tuneline.serving.protocol import is_overflow
 
 log = logging.getLogger("tuneline.gateway")
 

@@ -13,7 +13,6 @@ from typing import Any, TypeGuard
 
 from starlette.responses import Response
 
-from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.gateway import json_text
 from tuneline.serving.gateway.api import (
     CHAT,
@@ -25,6 +24,7 @@ from tuneline.serving.gateway.api import (
     Field,
 )
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
+from tuneline.serving.protocol import adapter_fields
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 _WRITTEN = ("content", "refusal", "text")
