@@ -178,7 +178,7 @@ def _starters(upstream: str, folder: Path) -> dict[str, Callable[[ExitStack], Sy
 
 def _litellm(stack: ExitStack, upstream: str, folder: Path) -> System:
     """LiteLLM's proxy with its master key; further keys and its log need PostgreSQL."""
-    from tuneline.serving.server_process import free_port
+    from tuneline.serving.processes import free_port
 
     python = bench_python()
     reason = why_missing("litellm", python)

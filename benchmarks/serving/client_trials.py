@@ -53,7 +53,7 @@ def scores(seen: Sequence[Seen], server: Sequence[Seen]) -> dict[str, float]:
 def ours(job: Job) -> Trial:
     """Tuneline's client, a closed loop."""
     from tuneline.harness.load_client import drive
-    from tuneline.serving.client.client import EngineClient
+    from tuneline.serving.client import EngineClient
 
     def work(prompts: Sequence[Any]) -> tuple[list[Seen], list[Seen]]:
         of_server(job["url"])

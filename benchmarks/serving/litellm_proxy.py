@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from tuneline.errors import TunelineError
-from tuneline.serving.server_process import ServerProcess
+from tuneline.serving.processes import ServerProcess
 
 START_SECONDS = 180.0
 KEY = "sk-bench"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.contest.peers import INSTALL
 from tuneline.errors import TunelineError
-from tuneline.serving.server_process import ServerProcess, free_port
+from tuneline.serving.processes import ServerProcess, free_port
 
 _START_SECONDS = 60.0
 

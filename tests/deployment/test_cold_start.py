@@ -13,7 +13,7 @@ from tuneline.harness.load_client import drive
 from tuneline.harness.served_models import hashed
 from tuneline.serving.engines.engine_server import EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.server_process import free_port, wait_for
+from tuneline.serving.processes import free_port, wait_for
 
 COLD = [Start(1.0, 0.5, 0.1, 0)] * 3
 WARM = WarmStart(True, True, 1.5, 0.1, 0.1, 0)

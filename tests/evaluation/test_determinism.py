@@ -10,7 +10,7 @@ from tests.lab.unsteady_engine import UnsteadyEngine
 from tuneline.errors import RetryableError, UserError
 from tuneline.evaluation.determinism import Repeats, identical_share, judge, prompts_for
 from tuneline.evaluation.repeated_prompts.answers import closed, first_difference
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import EngineClient
 from tuneline.step import execute
 
 

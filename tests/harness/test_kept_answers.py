@@ -14,7 +14,7 @@ from tests.lab.http_server import Handler, serving
 from tuneline.harness.asking import collect, keys_of
 from tuneline.harness.kept_answers import KEPT_SECONDS, KeptAnswers, request_key
 from tuneline.harness.subjects import Endpoint
-from tuneline.serving.client.chat_protocol import EngineError
+from tuneline.serving.client import EngineError
 
 PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(40)]
 LIMITS = [8] * 20 + [16] * 20

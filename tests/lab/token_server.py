@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from benchmarks.serving.token_stream import Behaviour, TokenStream
 
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import EngineClient
 from tuneline.serving.engines.engine_server import Counters
 
 DIED = "ended with exit code -9: it said nothing"

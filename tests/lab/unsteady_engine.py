@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.lab.http_server import Handler, serving
 
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import EngineClient
 
 
 class Asked(SimpleNamespace):

@@ -11,7 +11,7 @@ import pytest
 from tests.lab.whole_runs import short_rows
 
 from tuneline.data.sample import SUPPORT
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack.layout import Layout, find_layout
 
 ROOT = Path(__file__).parents[2]

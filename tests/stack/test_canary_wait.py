@@ -7,7 +7,7 @@ from tests.lab.runs import Lab
 from tests.lab.site import ROOT, Site
 
 from tuneline.governance.release.canary import CanaryLog
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack.layout import Layout
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(1500)]

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack.ports import is_free, require_free
 
 

@@ -6,7 +6,7 @@ import pytest
 from tests.lab.http_server import Handler, serving
 
 from tuneline.errors import TunelineError
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack import airflow, rest
 from tuneline.stack.dag_run import DagRun
 

@@ -10,7 +10,7 @@ from tests.lab.runs import Lab
 from tests.lab.site import Site
 
 from tuneline.human_answers import ballots
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack.layout import Layout
 
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from tests.lab.site import ROOT, Site
 from tuneline.catalogue import ITEMS, STEPS, Group
 from tuneline.evidence import measure
 from tuneline.launch import form_fields
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack.layout import Layout
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]

@@ -16,7 +16,7 @@ from tuneline.artifacts.training import TRAINED, TrackedRun
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.training import loss_monitoring, sync_tracking
 from tuneline.training.tracking.local_mlflow import database_uri, note_server, running_server
 from tuneline.training.tracking.mlflow_run import Place, find_place, open_mlflow

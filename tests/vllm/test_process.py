@@ -18,7 +18,7 @@ from tuneline.errors import RetryableError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.engines.vllm.server import VllmServer
 from tuneline.serving.probes import engine_probe
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 

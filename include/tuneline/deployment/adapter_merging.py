@@ -54,7 +54,7 @@ from tuneline.harness.served_models import (
 )
 from tuneline.models.base_model import BaseModel, read_json
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.serving.client.chat_protocol import ChatResult
+from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.adapter_limits import DORA_ENGINES
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.engine_server import EngineServer

@@ -27,13 +27,12 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.load_client import Timing, drive
 from tuneline.harness.rows import dataset_rows, validation_rows
 from tuneline.harness.served_models import candidate, server_of
-from tuneline.serving.client.chat_protocol import Messages
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.probes import engine_probe
-from tuneline.serving.server_process import free_port, wait_for
+from tuneline.serving.processes import free_port, wait_for
 from tuneline.step_context import StepContext
 
 # Fresh processes of each kind; the median counts, since the machine may be busy during one.

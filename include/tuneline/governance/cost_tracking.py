@@ -27,7 +27,7 @@ from tuneline.governance.costs.traffic import (
 )
 from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import ALIAS, candidate, server_of
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.ledger.reports import (
     KeyUsage,

@@ -17,8 +17,7 @@ from tuneline.harness.kept_answers import KeptAnswers, request_key
 from tuneline.harness.served_models import Candidate, untuned
 from tuneline.harness.subjects import Served, Subject
 from tuneline.models.cache import cache_root
-from tuneline.serving.client.chat_protocol import ChatResult, Messages
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import ChatResult, EngineClient, Messages
 from tuneline.serving.engines.base import ServedModel
 from tuneline.step_context import StepContext
 

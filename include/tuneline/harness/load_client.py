@@ -12,7 +12,7 @@ since a chunk may hold several. Requests carry `ignore_eos`, as there: each gene
 tokens that it was given, so that the load does not depend on where a model ends.
 
 A request's clock starts when it is written to a connection that is open already, and each byte of
-its answer is stamped as it comes (`serving/client/timed_stream.py`): what this client does with an
+its answer is stamped as it comes (`serving/timed_stream.py`): what this client does with an
 answer is not measured.
 """
 
@@ -27,9 +27,8 @@ from itertools import pairwise
 
 from tuneline.errors import TunelineError
 from tuneline.machine.garbage import no_collections
-from tuneline.serving.client.chat_protocol import ChatResult, Messages
-from tuneline.serving.client.client import EngineClient
-from tuneline.serving.client.timed_stream import Exchange, Link, read_answer
+from tuneline.serving.client import ChatResult, EngineClient, Messages
+from tuneline.serving.timed_stream import Exchange, Link, read_answer, streamed_request
 
 # Known to llama.cpp, vLLM and SGLang: the end-of-answer token is never chosen.
 _SAME_WORK = {"ignore_eos": True}
@@ -151,7 +150,7 @@ def _requests(
 ) -> list[bytes]:
     """Return the requests as bytes, made before any clock starts."""
     return [
-        client.streamed_request(messages, max_tokens=wanted, extra=_SAME_WORK)
+        streamed_request(client, messages, max_tokens=wanted, extra=_SAME_WORK)
         for messages, wanted in zip(prompts, tokens, strict=True)
     ]
 

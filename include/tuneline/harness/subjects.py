@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from tuneline.config import DeploymentConfig
 from tuneline.errors import UserError
 from tuneline.harness.served_models import scoring_threads, serve
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import EngineClient
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 

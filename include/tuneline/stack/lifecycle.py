@@ -17,7 +17,7 @@ from pathlib import Path
 from tuneline.config import PodConfig
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.stack import airflow, locks, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.layout import LOOPBACK, Layout, main_dag_id

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tuneline.files import write_whole
-from tuneline.machine.process_start import started
+from tuneline.serving.processes import DetachedProcess, wait_for
 
 
 @dataclass(frozen=True)
@@ -51,20 +47,10 @@ class ServiceTable:
     def start(self, service: Service) -> None:
         """Start a service and write its output to a new log."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.logs.mkdir(parents=True, exist_ok=True)
-        with (self.logs / f"{service.name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                list(service.argv),
-                env=dict(service.env),
-                cwd=service.cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log = self.logs / f"{service.name}.log"
+        process = DetachedProcess.start(service.argv, log, service.env, service.cwd)
         entry = {
-            "pid": process.pid,
-            "started": started(process.pid),
+            **process.record,
             "at": time.time(),
             "stop_seconds": service.stop_seconds,
             "notes": dict(service.notes),
@@ -75,18 +61,10 @@ class ServiceTable:
         """Return the names of all services that were started and not stopped."""
         return sorted(path.stem for path in self.folder.glob("*.json"))
 
-    def find(self, name: str) -> psutil.Process | None:
+    def find(self, name: str) -> DetachedProcess | None:
         """Return the process of a service, None if it does not run."""
         entry = self._entry(name)
-        if entry is None:
-            return None
-        try:
-            process = psutil.Process(entry["pid"])
-            same = started(process.pid) == entry.get("started")
-            alive = process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return None
-        return process if same and alive else None
+        return DetachedProcess.find(entry) if entry else None
 
     def started_at(self, name: str) -> datetime:
         """Return the time at which a service was started, 1970 for one that was not."""
@@ -108,17 +86,17 @@ class ServiceTable:
         """
         process, entry = self.find(name), self._entry(name)
         if process is not None and entry is not None:
-            family = [process, *_children(process)]
+            family = process.family()
             for how, seconds in (
                 (signal.SIGINT, float(entry["stop_seconds"])),
                 (signal.SIGTERM, 5.0),
                 (signal.SIGKILL, 5.0),
             ):
                 # The leader passes SIGINT on in its own way; later signals go to each process.
-                targets = [process] if how == signal.SIGINT else family
-                for target in targets:
-                    _send(target, how)
-                family = _left(family, seconds)
+                for target in [process] if how == signal.SIGINT else family:
+                    target.signal(how)
+                wait_for(partial(_ended, family), seconds)
+                family = [one for one in family if one.alive()]
                 if not family:
                     break
         self._file(name).unlink(missing_ok=True)
@@ -135,33 +113,5 @@ class ServiceTable:
         return entry
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _send(process: psutil.Process, how: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(how)
-
-
-def _left(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Wait for processes to end, and return those that did not."""
-    deadline = time.monotonic() + seconds
-    left = family
-    while left and time.monotonic() < deadline:
-        left = [process for process in left if _alive(process)]
-        time.sleep(0.1)
-    return left
-
-
-def _alive(process: psutil.Process) -> bool:
-    with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):
-        # A child of this process stays a zombie until it is waited for.
-        os.waitpid(process.pid, os.WNOHANG)
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def _ended(family: Sequence[DetachedProcess]) -> bool:
+    return not any(process.alive() for process in family)

@@ -10,7 +10,7 @@ from tuneline.evaluation.latency.table import (
     table,
 )
 from tuneline.harness.load_client import Timing, timing_of
-from tuneline.serving.client.chat_protocol import ChatResult, Usage
+from tuneline.serving.client import ChatResult, Usage
 from tuneline.serving.engines.engine_server import Counters
 
 GOAL = Objective(max_ttft=1.0, max_tpot=0.1)

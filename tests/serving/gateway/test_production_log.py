@@ -29,7 +29,7 @@ from tuneline.serving.gateway.config import ProductionLogConfig, load_config
 from tuneline.serving.gateway.logs import production_log
 from tuneline.serving.gateway.logs.production_log import ProductionLog, is_sampled
 from tuneline.serving.gateway.logs.scrubbing import ScrubbingProcess
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 from tuneline.store import open_store
 
 from .conftest import ask, upstream_entry

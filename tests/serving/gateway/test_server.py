@@ -19,7 +19,7 @@ from tuneline.errors import UserError
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.gateway.app.server import run_gateway
 from tuneline.serving.gateway.ledger.reports import usage_by_key
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 
 from .conftest import ask, upstream_entry
 

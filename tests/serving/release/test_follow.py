@@ -24,10 +24,10 @@ from tuneline.artifacts.releases import read_release
 from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.processes import DetachedProcess, free_port
 from tuneline.serving.release.following.engines import EngineProcess, take_over
 from tuneline.serving.release.following.status import read_status
 from tuneline.serving.release.following.units import Unit
-from tuneline.serving.server_process import free_port
 from tuneline.store import open_store
 
 CLI = [sys.executable, "-m", "tuneline.cli"]
@@ -393,7 +393,7 @@ def test_an_engine_is_found_again_after_a_step_of_the_clock(tmp_path, monkeypatc
     """And another process of the same id is not taken for it."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         unit = Unit("llama_cpp", ())
-        engine = EngineProcess(unit, 1, psutil.Process(process.pid), tmp_path / "log", 60.0)
+        engine = EngineProcess(unit, 1, DetachedProcess(process.pid), tmp_path / "log", 60.0)
         record = tmp_path / "engines.json"
         record.write_text(json.dumps([engine.record]))
         real = psutil.Process.create_time

@@ -10,7 +10,7 @@ from typing import Any
 from tuneline.evidence import Measurement, measure
 from tuneline.harness.load_client import Timing, drive
 from tuneline.machine.quantity import quantity
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.engine_server import EngineServer
 from tuneline.serving.engines.identity import query_gpus

@@ -20,14 +20,14 @@ from tuneline.errors import TunelineError
 from tuneline.evidence import Measurement, measure
 from tuneline.harness.served_models import ALIAS, server_of
 from tuneline.machine.child_environment import child_environment
-from tuneline.serving.client.chat_protocol import ChatResult, Messages
+from tuneline.serving.client import ChatResult, Messages
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import GatewayAnswer, GatewayProcess
 from tuneline.serving.probes import engine_probe
 from tuneline.serving.probes.engine_probe import ProbeResult
 from tuneline.serving.probes.kubernetes_probes import engine_probes
-from tuneline.serving.server_process import free_port, wait_for
+from tuneline.serving.processes import free_port, wait_for
 
 # Settings of the gateway's readiness, short so that the trial takes seconds.
 GATEWAY = {

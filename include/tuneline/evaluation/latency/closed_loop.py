@@ -10,7 +10,7 @@ from tuneline.errors import TunelineError
 from tuneline.evaluation.latency.table import Level, Objective, summarise
 from tuneline.evaluation.latency.workload import Workload
 from tuneline.harness.load_client import Timing, drive
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import EngineClient
 from tuneline.serving.engines.engine_server import Counters, EngineServer
 
 # A request without an answer after this long has failed.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tuneline.data.tables.rows import Row
 from tuneline.harness.quantiles import percentile
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 
 # The token that ends an answer is generated too. It also makes every answer two tokens long, which
 # a time per output token needs.

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from tuneline.data.tables.rows import Row
 from tuneline.harness.served_models import scoring_threads, serve
-from tuneline.serving.client.chat_protocol import ChatResult
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import ChatResult, EngineClient
 from tuneline.serving.engines.base import ServedModel
 from tuneline.step_context import StepContext
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.gateway.process import GatewayProcess
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tuneline.errors import RetryableError
 from tuneline.governance.chain_trial.asking import Client, Seen
 from tuneline.governance.chain_trial.faulty_link import Fault, FaultyLink
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines.engine_server import EngineServer
 
 NO_FAULT = "none"

@@ -11,7 +11,7 @@ from tuneline.harness.answers import Task
 from tuneline.harness.asking import CHUNK
 from tuneline.harness.kept_answers import KeptAnswers, request_key
 from tuneline.harness.subjects import Served
-from tuneline.serving.client.chat_protocol import ChatResult
+from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.protocol import mean_logprob
 from tuneline.step_context import StepContext

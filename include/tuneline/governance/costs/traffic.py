@@ -21,12 +21,12 @@ from tuneline.errors import RetryableError
 from tuneline.evidence import Measurement
 from tuneline.governance.costs.phase import Phase, Received, Tokens, bounded, exact, killed
 from tuneline.harness.served_models import ALIAS
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines.engine_server import EngineServer
 from tuneline.serving.gateway.ledger.database import UsageRow
 from tuneline.serving.gateway.ledger.reports import rows_between
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 
 # Requests of each kind. Few, so that the step stays under a minute on two cores.
 STREAMS, ABORTS, FALLBACKS, TIMEOUTS, RETRIES, AFTERWARDS = 4, 3, 2, 2, 2, 2

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tuneline.serving.adapter_fields import adapter_fields
-from tuneline.serving.client.chat_protocol import Messages
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.probes import engine_probe
-from tuneline.serving.server_process import ServerProcess
+from tuneline.serving.processes import DetachedProcess, ServerProcess
+from tuneline.serving.protocol import adapter_fields
 
 # A small model is up in a second; large ones read tens of gigabytes from disk first.
 START_SECONDS = 600.0
@@ -125,11 +124,7 @@ class EngineServer(ServerProcess, ABC):
 
     def memory_bytes(self) -> int:
         """Return the resident memory of the server's processes, in bytes."""
-        import psutil
-
-        server = psutil.Process(self.pid)
-        family = [server, *server.children(recursive=True)]
-        return sum(int(process.memory_info().rss) for process in family)
+        return DetachedProcess(self.pid).memory_bytes()
 
     @abstractmethod
     def find_url(self) -> str | None:

@@ -15,7 +15,7 @@ import httpx
 
 from tuneline.errors import RetryableError
 from tuneline.serving.gateway.accounts.keys import add_key
-from tuneline.serving.server_process import ServerProcess
+from tuneline.serving.processes import ServerProcess
 
 START_SECONDS = 60.0
 _CONNECT_WITHIN = 5.0

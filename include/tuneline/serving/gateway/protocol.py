@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -14,14 +13,6 @@ import orjson
 DONE = b"[DONE]"
 # Far more than a token with twenty alternatives, or the arguments of a tool in one piece.
 LONGEST_EVENT = 1_000_000
-# llama.cpp has a type of error for it, OpenAI's API a code.
-_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
-# What vLLM, TensorRT-LLM and SGLang say.
-_WORDS = re.compile(
-    r"maximum (?:context|model) length|should not exceed max_(?:seq_len|num_tokens|input_len)"
-    r"|longer than the model's context|context size has been exceeded",
-    re.IGNORECASE,
-)
 _WRITTEN = ("content", "refusal", "text")
 # More than any request has; a ledger holds no number beyond 2**63, and a negative one would give a
 # budget back.
@@ -107,14 +98,6 @@ class SseParser:
 def event(data: bytes) -> bytes:
     """Return an event as it is sent."""
     return b"data: " + data.replace(b"\n", b"\ndata: ") + b"\n\n"
-
-
-def is_overflow(error: Mapping[str, object]) -> bool:
-    """Return True if an OpenAI-style `error` object says that the prompt is too long."""
-    if _KINDS & {error.get("type"), error.get("code")}:
-        return True
-    message = error.get("message")
-    return isinstance(message, str) and _WORDS.search(message) is not None
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from starlette.responses import Response
 
-from tuneline.serving.adapter_fields import adapter_fields
 from tuneline.serving.gateway.protocol import dump_json, load_json
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
+from tuneline.serving.protocol import adapter_fields
 
 # More choices than this, over all prompts of a request, are a mistake, or an attack on the budget
 # of a key.

@@ -22,8 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tuneline.serving.adapter_fields import adapter_fields
-from tuneline.serving.metrics_text import read_metrics
+from tuneline.serving.protocol import adapter_fields, read_metrics
 
 # What reading the answers of something that is no healthy engine may raise.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, http.client.HTTPException)

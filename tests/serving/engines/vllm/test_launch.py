@@ -30,9 +30,9 @@ def launched():
 
     def start(program, grace=30.0):
         code = (
-            "import sys; from tuneline.serving import supervised; "
-            f"supervised.GRACE_SECONDS = {grace}; "
-            f"sys.exit(supervised.supervise([sys.executable, '-c', {program!r}]))"
+            "import sys; from tuneline.serving import processes; "
+            f"processes.GRACE_SECONDS = {grace}; "
+            f"sys.exit(processes.supervise([sys.executable, '-c', {program!r}]))"
         )
         process = subprocess.Popen(
             [sys.executable, "-c", code],

@@ -21,7 +21,7 @@ from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines.base import Compatibility, Engine, Form, ModelFacts, ServedModel
 from tuneline.serving.engines.divergence import Divergence
 from tuneline.serving.engines.engine_server import Counters, EngineServer, ServeRequest

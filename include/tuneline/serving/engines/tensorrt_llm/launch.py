@@ -5,7 +5,7 @@
 `trtllm-serve` 1.2 names a model after the last part of its folder and has no option for it, so an
 engine's folder gets a link of that name, and a checkpoint a copy of it that transformers 4 reads,
 with links to its weights. Everything else goes to `trtllm-serve` as it is. With
-`--stop-with-stdin` this process stays beside it (see `tuneline.serving.supervised`).
+`--stop-with-stdin` this process stays beside it (see `tuneline.serving.processes`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tuneline.serving.engines.tensorrt_llm.portable import copy_portable
-from tuneline.serving.supervised import supervise
+from tuneline.serving.processes import supervise
 
 # The PyTorch backend gives iteration statistics on request only, the TensorRT backend always.
 _STATISTICS = "enable_iter_perf_stats: true\n"

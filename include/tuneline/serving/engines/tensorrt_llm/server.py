@@ -16,7 +16,7 @@ import httpx
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.serving.client.chat_protocol import EngineUnavailable, Messages
+from tuneline.serving.client import EngineUnavailable, Messages
 from tuneline.serving.engines.base import arguments
 from tuneline.serving.engines.engine_server import Counters, EngineServer, ServeRequest
 from tuneline.serving.engines.identity import gpu_memory_used
@@ -24,7 +24,7 @@ from tuneline.serving.engines.tensorrt_llm.commands import ENGINE_FOLDER, TOKENI
 from tuneline.serving.engines.tensorrt_llm.identity import read_limits
 from tuneline.serving.engines.tensorrt_llm.stats import add_up
 from tuneline.serving.probes import engine_probe
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 
 Backend = Literal["tensorrt", "pytorch"]
 

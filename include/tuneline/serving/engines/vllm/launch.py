@@ -19,7 +19,7 @@ from importlib.util import find_spec
 
 from tuneline.errors import EXIT_USER
 from tuneline.machine.cores import default_threads
-from tuneline.serving.supervised import supervise
+from tuneline.serving.processes import supervise
 
 ERROR_PREFIX = "error: "
 NOT_INSTALLED = "vllm is not installed in this image"

@@ -17,12 +17,12 @@ from tuneline.errors import RetryableError, TunelineError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import read_json
-from tuneline.serving.client.chat_protocol import Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines.base import arguments
 from tuneline.serving.engines.engine_server import Counters, EngineServer, ServeRequest
 from tuneline.serving.engines.vllm.log import start_error
 from tuneline.serving.probes import engine_probe
-from tuneline.serving.server_process import free_port
+from tuneline.serving.processes import free_port
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 

@@ -33,11 +33,11 @@ from tuneline.serving.gateway.protocol import (
     SseParser,
     choices_of,
     event,
-    is_overflow,
     load_json,
     without_logprobs,
 )
 from tuneline.serving.gateway.request import upstream_body
+from tuneline.serving.protocol import is_overflow
 
 log = logging.getLogger("tuneline.gateway")
 

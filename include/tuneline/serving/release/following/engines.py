@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.machine.child_environment import child_environment
-from tuneline.machine.process_start import started
 from tuneline.serving.probes import engine_probe
+from tuneline.serving.processes import DetachedProcess, free_port, last_line
 from tuneline.serving.release.following.units import Unit
-from tuneline.serving.server_process import free_port
 
 State = Literal["starting", "ready", "failed"]
 
@@ -72,7 +66,7 @@ class EngineProcess:
     """
 
     def __init__(
-        self, unit: Unit, port: int, process: psutil.Process, log: Path, start_seconds: float
+        self, unit: Unit, port: int, process: DetachedProcess, log: Path, start_seconds: float
     ) -> None:
         self.unit = unit
         self.port = port
@@ -87,19 +81,10 @@ class EngineProcess:
     def start(cls, unit: Unit, launch: Launch) -> EngineProcess:
         """Start the engine of a unit; `look` says when it is ready."""
         port = free_port()
-        launch.folder.mkdir(parents=True, exist_ok=True)
-        path = launch.folder / f"engine-{port}.log"
-        with path.open("wb") as log:
-            process = subprocess.Popen(
-                launch.command(unit, port),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=child_environment(OMP_WAIT_POLICY="PASSIVE"),
-                # A Ctrl-C in the follower's terminal is not for it.
-                start_new_session=True,
-            )
-        return cls(unit, port, psutil.Process(process.pid), path, launch.start_seconds)
+        log = launch.folder / f"engine-{port}.log"
+        environment = child_environment(OMP_WAIT_POLICY="PASSIVE")
+        process = DetachedProcess.start(launch.command(unit, port), log, environment)
+        return cls(unit, port, process, log, launch.start_seconds)
 
     @property
     def url(self) -> str:
@@ -111,8 +96,7 @@ class EngineProcess:
         """What another follower needs to take it over."""
         releases = [[release.name, release.version] for release in self.unit.releases]
         return {
-            "pid": self._process.pid,
-            "started": started(self._process.pid),
+            **self._process.record,
             "port": self.port,
             "releases": releases,
             "log": str(self._log),
@@ -126,7 +110,7 @@ class EngineProcess:
         """
         if self.state == "failed":
             return
-        if not self.alive():
+        if not self._process.alive():
             self._fail(f"it ended: {self._last_words()}")
             return
         now = time.monotonic()
@@ -143,42 +127,25 @@ class EngineProcess:
         elif now - self._proved > _HANGS_SECONDS:
             self._fail(f"no token for {now - self._proved:.0f} s: {lacking}")
 
-    def alive(self) -> bool:
-        """Return True while its process runs."""
-        with contextlib.suppress(psutil.Error, ChildProcessError):
-            # A child stays a zombie until it is waited for.
-            os.waitpid(self._process.pid, os.WNOHANG)
-        try:
-            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return False
-
     def memory_bytes(self) -> int:
         """Return the resident memory of its processes, in bytes; 0 once it has ended."""
-        try:
-            family = [self._process, *self._process.children(recursive=True)]
-            return sum(int(process.memory_info().rss) for process in family)
-        except psutil.Error:
-            return 0
+        return self._process.memory_bytes()
 
     def begin_stop(self) -> None:
         """Send SIGTERM: it finishes its requests."""
         self._deadline = time.monotonic() + _STOP_SECONDS
-        with contextlib.suppress(psutil.Error):
-            self._process.terminate()
+        self._process.signal(signal.SIGTERM)
 
     def stopped(self) -> bool:
         """Return True once it has ended; after its time it is killed."""
-        if self.alive() and time.monotonic() > self._deadline:
-            self.kill()
-        return not self.alive()
+        alive = self._process.alive()
+        if alive and time.monotonic() > self._deadline:
+            self._process.kill()
+        return not alive
 
     def kill(self) -> None:
         """End all of its processes at once."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(psutil.Error):
-            self._process.wait(_KILL_SECONDS)
+        self._process.kill()
 
     def _fail(self, reason: str) -> None:
         self.state, self.reason = "failed", reason
@@ -195,11 +162,8 @@ class EngineProcess:
         return None
 
     def _last_words(self) -> str:
-        try:
-            lines = self._log.read_text(errors="replace").strip().splitlines()
-        except OSError:
-            lines = []
-        return f"{lines[-1].strip() if lines else 'it printed nothing'} (log: {self._log})"
+        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        return f"{last_line(text)} (log: {self._log})"
 
 
 def take_over(
@@ -227,19 +191,16 @@ def take_over(
         return []
     found = []
     for record in records:
-        start = record.get("started")
-        if start is None or started(record["pid"]) != start:
+        process = DetachedProcess.find(record)
+        if process is None:
             continue
         try:
-            process = psutil.Process(record["pid"])
             unit = unit_of([(name, version) for name, version in record["releases"]])
-        except psutil.NoSuchProcess:
-            continue
         except RetryableError:
             raise
         except TunelineError as error:
             say(f"stopping an engine of an earlier follower: {error}")
-            process.terminate()
+            process.signal(signal.SIGTERM)
             continue
         log = Path(record["log"])
         found.append(EngineProcess(unit, record["port"], process, log, start_seconds))

@@ -9,7 +9,7 @@ import pytest
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import RetryableError, TunelineError
-from tuneline.serving.server_process import ServerProcess
+from tuneline.serving.processes import ServerProcess
 
 READY = "print('ready', flush=True); "
 SLEEP = "import time; time.sleep(60)"

@@ -1,4 +1,4 @@
-"""Run a server as a child process: start it, wait until it is ready, drain it, end it."""
+"""Servers as processes: start them, wait until they are ready, drain and end them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+
+import psutil
 
 from tuneline.errors import TunelineError
+
+# Time of a supervised server to drain after standard input has closed, in seconds.
+GRACE_SECONDS = 30.0
+# A process that was killed is gone within these seconds.
+_KILL_SECONDS = 5.0
+# Of the fields behind the name of the program; proc(5) calls it `starttime`, the 22nd.
+_START_TICKS = 19
 
 
 def free_port() -> int:
@@ -35,12 +45,42 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> float:
     Returns:
         The seconds that it took; infinite if the condition did not become true.
     """
-    started = time.monotonic()
-    while time.monotonic() - started < seconds:
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
         if condition():
-            return time.monotonic() - started
+            return time.monotonic() - began
         time.sleep(0.05)
     return float("inf")
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a program's output that is not empty."""
+    return (text.strip().splitlines() or ["it said nothing"])[-1].strip()
+
+
+def run_child(command: Sequence[str], what: str, environment: Mapping[str, str]) -> str:
+    """Run a program to its end and return its output.
+
+    Args:
+        command: the command line.
+        what: the beginning of the error's sentence, such as "the conversion failed".
+        environment: its environment.
+
+    Raises:
+        TunelineError: if it failed, with its exit code and its last line.
+    """
+    done = subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    output = done.stdout.decode(errors="replace")
+    if done.returncode != 0:
+        raise TunelineError(f"{what} (exit code {done.returncode}): {last_line(output)}")
+    return output
 
 
 class ServerProcess(ABC):
@@ -125,7 +165,7 @@ class ServerProcess(ABC):
 
     def last_words(self) -> str:
         """Return the last line of its output."""
-        return (self.read_log().strip().splitlines() or ["it said nothing"])[-1]
+        return last_line(self.read_log())
 
     def __enter__(self) -> Self:
         self.start()
@@ -145,14 +185,14 @@ class ServerProcess(ABC):
         Raises:
             TunelineError: if it ended or was not ready in time; see `start_error`.
         """
-        started = time.monotonic()
+        began = time.monotonic()
         self.launch()
         try:
-            self._wait_until_ready(started + self.start_seconds)
+            self._wait_until_ready(began + self.start_seconds)
         except BaseException:
             self.kill()
             raise
-        self.load_seconds = time.monotonic() - started
+        self.load_seconds = time.monotonic() - began
 
     def launch(self) -> None:
         """Start the process without waiting, for callers that watch it start."""
@@ -235,3 +275,148 @@ class ServerProcess(ABC):
         if self._own_log is not None:
             self._own_log.unlink(missing_ok=True)
             self._own_log = None
+
+
+def _start_of(pid: int) -> str | None:
+    """Return the start of a process, in ticks of one boot of the machine; None if there is none.
+
+    A step of the system's clock does not move it, as it does the time of day that psutil makes of
+    it.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    # The name, in parentheses, may hold blanks and parentheses.
+    return f"{boot}:{stat.rpartition(')')[2].split()[_START_TICKS]}"
+
+
+class DetachedProcess:
+    """A process that outlives the one that started it, and is found again by its record.
+
+    Args:
+        pid: its id.
+
+    Raises:
+        psutil.NoSuchProcess: if it has ended.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._process = psutil.Process(pid)
+        self._started = _start_of(pid)
+
+    @classmethod
+    def start(
+        cls,
+        command: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+    ) -> Self:
+        """Start a process with a session of its own, so that a Ctrl-C here does not reach it."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env=environment,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return cls(process.pid)
+
+    @classmethod
+    def find(cls, record: Mapping[str, Any]) -> Self | None:
+        """Return the process of a record; None if it has ended, also if its id was used again."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = cls(record["pid"])
+            if process._started == record.get("started") and process.alive():
+                return process
+        return None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What finds it again."""
+        return {"pid": self.pid, "started": self._started}
+
+    def alive(self) -> bool:
+        """Return True while it runs."""
+        with contextlib.suppress(ChildProcessError):
+            # A child stays a zombie until it is waited for.
+            os.waitpid(self.pid, os.WNOHANG)
+        with contextlib.suppress(psutil.Error):
+            is_it = _start_of(self.pid) == self._started
+            return is_it and self._process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+    def family(self) -> list[DetachedProcess]:
+        """Return it and the processes that it has started."""
+        found = [self]
+        with contextlib.suppress(psutil.Error):
+            for child in self._process.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    found.append(DetachedProcess(child.pid))
+        return found
+
+    def memory_bytes(self) -> int:
+        """Return the resident memory of its family, in bytes; 0 once it has ended."""
+        with contextlib.suppress(psutil.Error):
+            return sum(int(one._process.memory_info().rss) for one in self.family())
+        return 0
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        with contextlib.suppress(psutil.Error):
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End its process group at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(psutil.Error):
+            self._process.wait(_KILL_SECONDS)
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run a server that starts processes of its own, and let none of them outlive it.
+
+    The caller makes this process the leader of a process group. It forwards SIGTERM and SIGINT to
+    the server, ends it when standard input closes, that is with the process that started this one,
+    and kills what is left of the group once the server has ended.
+
+    Returns:
+        Its exit code, as a shell gives it: 128 and the number of a signal that ended it.
+    """
+    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: server.send_signal(number))
+    threading.Thread(target=_end_with_input, args=(server,), daemon=True).start()
+    code = server.wait()
+    _kill_rest_of_group()
+    return code if code >= 0 else 128 - code
+
+
+def _end_with_input(server: subprocess.Popen[bytes]) -> None:
+    while os.read(0, 4096):
+        pass
+    server.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+    # Still here: the server hangs. The group includes this process.
+    os.killpg(0, signal.SIGKILL)
+
+
+def _kill_rest_of_group() -> None:
+    """Kill the other processes of this process group, if this process leads it."""
+    own = os.getpid()
+    if os.getpgrp() != own:
+        return
+    for pid in psutil.pids():
+        with contextlib.suppress(ProcessLookupError):
+            if pid != own and os.getpgid(pid) == own:
+                os.kill(pid, signal.SIGKILL)

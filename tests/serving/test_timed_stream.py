@@ -8,9 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tuneline.serving.client.chat_protocol import ContextOverflow, EngineError, EngineUnavailable
-from tuneline.serving.client.client import EngineClient
-from tuneline.serving.client.timed_stream import Link, read_answer
+from tuneline.serving.client import ContextOverflow, EngineClient, EngineError, EngineUnavailable
+from tuneline.serving.timed_stream import Link, read_answer, streamed_request
 
 HELLO = [{"role": "user", "content": "hello"}]
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
@@ -88,7 +87,7 @@ def replies(*answers, pause=0.0, close=False):
 def ask(url, count=1, timeout=2.0):
     """Ask one after the other on one link; the exchanges."""
     with EngineClient(url, model="stub", timeout=timeout) as client:
-        request = client.streamed_request(HELLO, max_tokens=2)
+        request = streamed_request(client, HELLO, max_tokens=2)
 
     async def all_of_them():
         link = Link(url, timeout)

@@ -1,20 +1,20 @@
 """The client against a real engine, and against answers that no engine should give."""
 
-import asyncio
 import json
 import time
 
 import pytest
 from tests.lab.http_server import Handler, serving
 
-from tuneline.serving.client.chat_protocol import (
+from tuneline.serving.client import (
     ContextOverflow,
+    EngineClient,
     EngineError,
     EngineUnavailable,
     StreamCollector,
     parse_answer,
 )
-from tuneline.serving.client.client import EngineClient
+from tuneline.serving.protocol import read_metrics
 
 HELLO = [{"role": "user", "content": "hello 123"}]
 
@@ -65,15 +65,6 @@ def test_token_ids_are_continued_as_they_are(engine):
         assert both[0] == answer
         with pytest.raises(ContextOverflow):
             client.continue_batch([ids * 500], concurrency=1, max_tokens=4)
-
-
-def test_the_same_from_async_code(engine):
-    async def ask():
-        client = engine.client()
-        async with client.async_http(1) as http:
-            return await client.achat(HELLO, http=http, max_tokens=4)
-
-    assert asyncio.run(ask()).text == engine.client().chat(HELLO, max_tokens=4).text
 
 
 def test_sampling_is_seeded(engine):
@@ -171,3 +162,29 @@ def test_an_answer_without_usage_counts_nothing():
     ):
         collector.feed(line)
     assert collector.result().ttft is None
+
+
+METRICS = """\
+# HELP vllm:generation_tokens_total Number of generation tokens processed.
+# TYPE vllm:generation_tokens_total counter
+vllm:generation_tokens_total{engine="0",model_name="a model } of mine"} 3.0
+vllm:generation_tokens_total{engine="1",model_name="m"} 4.0 1795678347595
+vllm:steps_bucket{le="1.0"} 2.0
+vllm:steps_bucket{le="+Inf"} 5.0
+vllm:steps_count{engine="0"} 5.0
+
+llamacpp:n_decode_total 17
+"""
+
+
+def test_series_of_one_name_are_added_up():
+    assert read_metrics(METRICS) == {
+        "vllm:generation_tokens_total": 7.0,
+        "vllm:steps_count": 5.0,
+        "llamacpp:n_decode_total": 17.0,
+    }
+
+
+def test_what_is_not_a_number_is_refused():
+    with pytest.raises(ValueError, match="could not convert"):
+        read_metrics("<html lang=en>\n")

@@ -11,6 +11,7 @@ clock starts, a request is one write, each piece of an answer gets its time and 
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -20,10 +21,13 @@ from urllib.parse import urlsplit
 
 import h11
 
-from tuneline.serving.client.chat_protocol import (
+from tuneline.serving.client import (
+    CHAT_PATH,
     ChatResult,
+    EngineClient,
     EngineError,
     EngineUnavailable,
+    Messages,
     StreamCollector,
     raise_for_status,
 )
@@ -241,28 +245,28 @@ class Link:
             self._connection.close()
 
 
-def post(url: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """Return the bytes of a POST request with a JSON body.
-
-    Args:
-        url: address of the server, which may end in a path.
-        path: path below it.
-        headers: more header fields.
-        body: the JSON.
-    """
-    address = urlsplit(url)
+def streamed_request(
+    client: EngineClient,
+    messages: Messages,
+    *,
+    max_tokens: int,
+    extra: Mapping[str, Any] | None = None,
+) -> bytes:
+    """Return the bytes of a request for a streamed answer; the options are those of `chat`."""
+    body = client.chat_body(messages, max_tokens=max_tokens, stream=True, extra=extra)
+    data = json.dumps(body).encode()
+    address = urlsplit(client.base_url)
     fields = {
         "Host": address.netloc.rpartition("@")[2],
         "Content-Type": "application/json",
         "Accept": "text/event-stream",
-        "Content-Length": str(len(body)),
-        **headers,
+        "Content-Length": str(len(data)),
+        **client.headers,
     }
     writer = h11.Connection(h11.CLIENT)
-    request = h11.Request(
-        method="POST", target=address.path.rstrip("/") + path, headers=list(fields.items())
-    )
-    parts = [writer.send(request), writer.send(h11.Data(body)), writer.send(h11.EndOfMessage())]
+    target = address.path.rstrip("/") + CHAT_PATH
+    request = h11.Request(method="POST", target=target, headers=list(fields.items()))
+    parts = [writer.send(request), writer.send(h11.Data(data)), writer.send(h11.EndOfMessage())]
     return b"".join(part for part in parts if part)
 
 

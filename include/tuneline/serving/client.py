@@ -1,0 +1,466 @@
+"""A client for OpenAI-compatible engines: single requests, batches and streams."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from tuneline.errors import RetryableError, TunelineError
+from tuneline.serving.protocol import is_overflow, read_metrics
+
+Messages = Sequence[Mapping[str, str]]
+
+
+class EngineError(TunelineError):
+    """The engine refused a request or broke its protocol."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ContextOverflow(EngineError):
+    """The prompt is longer than the engine's context."""
+
+
+class EngineUnavailable(RetryableError):
+    """The engine can't be reached, is still loading, or timed out."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A generated token: its text and its natural-log probability."""
+
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request as the engine counted them; all 0 when it gave no counts.
+
+    Attributes:
+        prompt_tokens: tokens of the rendered prompt.
+        completion_tokens: generated tokens.
+        cached_tokens: prompt tokens that came from the engine's prefix cache.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ChatResult:
+    """One answer.
+
+    Attributes:
+        text: the answer.
+        finish_reason: the engine's reason, `stop` or `length`.
+        usage: tokens as the engine counted them.
+        ttft: time to the first content, in seconds; None without streaming.
+        total: time from sending to the last byte, in seconds.
+        chunk_times: time of each content chunk, in seconds; empty without streaming.
+        logprobs: log-probabilities of the generated tokens, if requested.
+    """
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    ttft: float | None
+    total: float
+    chunk_times: tuple[float, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
+    """Read a chat completion that was not streamed.
+
+    Raises:
+        EngineError: if the document is not a chat completion.
+    """
+    try:
+        choice = document["choices"][0]
+        text = choice["message"]["content"] or ""
+    except (KeyError, IndexError, TypeError):
+        raise EngineError(f"the engine's answer is not a chat completion: {document}") from None
+    return ChatResult(
+        text=text,
+        finish_reason=str(choice.get("finish_reason")),
+        ttft=None,
+        total=total,
+        logprobs=tuple(_logprobs(choice)),
+        usage=_usage(document),
+    )
+
+
+def _continuation(document: Mapping[str, Any]) -> str:
+    try:
+        return str(document["choices"][0]["text"])
+    except (KeyError, IndexError, TypeError):
+        raise EngineError(f"the engine's answer is not a text completion: {document}") from None
+
+
+class StreamCollector:
+    """Collects a stream of chat chunks (server-sent events) with the time of each."""
+
+    def __init__(self, started: float) -> None:
+        """Start collecting; `started` is the `time.perf_counter()` of the request."""
+        self._started = started
+        self._parts: list[str] = []
+        self._times: list[float] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._counted: Mapping[str, Any] = {}
+        self._finish = ""
+        self._complete = False
+
+    def feed(self, line: str, at: float | None = None) -> None:
+        """Take one line of the stream.
+
+        Args:
+            line: the line.
+            at: when it came, by `time.perf_counter()`; None for now.
+
+        Raises:
+            EngineError: if the engine reported an error in the stream.
+        """
+        if not line.startswith("data:"):
+            return
+        payload = line.removeprefix("data:").strip()
+        if payload == "[DONE]":
+            self._complete = True
+            return
+        document = json.loads(payload)
+        if "error" in document:
+            raise EngineError(f"the engine broke off: {document['error']}")
+        if document.get("usage"):
+            self._counted = document
+        for choice in document.get("choices", []):
+            content = choice.get("delta", {}).get("content")
+            if content:
+                self._parts.append(content)
+                now = time.perf_counter() if at is None else at
+                self._times.append(now - self._started)
+            self._logprobs.extend(_logprobs(choice))
+            self._finish = choice.get("finish_reason") or self._finish
+
+    @property
+    def begun(self) -> bool:
+        """Whether a part of the answer is there."""
+        return bool(self._times)
+
+    def result(self, ended: float | None = None) -> ChatResult:
+        """Return the whole answer.
+
+        Args:
+            ended: when its last byte came, by `time.perf_counter()`; None for now.
+
+        Raises:
+            EngineError: if the stream ended before its end mark.
+        """
+        if not self._complete:
+            raise EngineError("the engine's stream ended before its end mark")
+        return ChatResult(
+            text="".join(self._parts),
+            finish_reason=self._finish,
+            ttft=self._times[0] if self._times else None,
+            total=(time.perf_counter() if ended is None else ended) - self._started,
+            chunk_times=tuple(self._times),
+            logprobs=tuple(self._logprobs),
+            usage=_usage(self._counted),
+        )
+
+
+def _usage(document: Mapping[str, Any]) -> Usage:
+    usage = document.get("usage") or {}
+    details = usage.get("prompt_tokens_details") or {}
+    return Usage(
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+        cached_tokens=int(details.get("cached_tokens") or 0),
+    )
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Iterator[TokenLogprob]:
+    for entry in (choice.get("logprobs") or {}).get("content") or []:
+        yield TokenLogprob(str(entry["token"]), float(entry["logprob"]))
+
+
+def _error(text: str) -> dict[str, Any]:
+    """Return the error in an answer; trtllm-serve does not wrap it in `error`."""
+    try:
+        document = json.loads(text)
+        error = document.get("error", document)
+    except (ValueError, AttributeError):
+        return {}
+    return error if isinstance(error, dict) else {"message": str(error)}
+
+
+def raise_for_status(status: int, text: str) -> None:
+    """Raise the exception for an engine's error answer.
+
+    Raises:
+        ContextOverflow: if the prompt is too long.
+        EngineUnavailable: if it is busy or loading, or a gateway in between failed.
+        EngineError: for any other status of 400 and above.
+    """
+    if status < 400:
+        return
+    error = _error(text)
+    message = str(error.get("message") or text[:200] or f"status {status}")
+    if is_overflow({**error, "message": message}):
+        raise ContextOverflow(f"the prompt does not fit the engine's context: {message}", status)
+    if status in (429, 502, 503, 504):
+        raise EngineUnavailable(f"the engine answered {status}: {message}")
+    raise EngineError(f"the engine answered {status}: {message}", status)
+
+
+# Long enough for a full answer of a small model on a busy laptop.
+DEFAULT_TIMEOUT = 300.0
+CHAT_PATH, _CONTINUE = "/v1/chat/completions", "/v1/completions"
+# llama.cpp's server may close a kept connection while the next request is written to it, which
+# then fails. A new connection costs a fraction of a millisecond.
+_KEPT_CONNECTIONS = 0
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
+
+class EngineClient:
+    """A client of one engine, for several threads."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        model: str = "default",
+        timeout: float = DEFAULT_TIMEOUT,
+        fields: Mapping[str, Any] | None = None,
+        api_key: str | None = None,
+    ) -> None:
+        """Create a client.
+
+        Args:
+            base_url: `http://host:port`, without `/v1`.
+            model: model name that is sent with each request.
+            timeout: time without a byte after which a request fails, in seconds.
+            fields: more fields of every request, which the request's own take precedence over;
+                they choose an adapter.
+            api_key: key that is sent as a bearer token; None for an engine that asks for none.
+        """
+        self.base_url = base_url.rstrip("/")
+        self.model = model
+        self.fields = dict(fields or {})
+        self.timeout = timeout
+        self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers=self.headers,
+            timeout=httpx.Timeout(timeout, connect=10.0),
+            limits=httpx.Limits(max_keepalive_connections=_KEPT_CONNECTIONS),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = 0,
+        logprobs: bool = False,
+        stream: bool = False,
+        extra: Mapping[str, Any] | None = None,
+        on_begin: Callable[[], None] | None = None,
+    ) -> ChatResult:
+        """Ask for one chat completion.
+
+        Args:
+            messages: `[{"role": …, "content": …}]`.
+            max_tokens: length limit of the answer, in tokens.
+            temperature: temperature of the sampling; 0 is greedy.
+            seed: seed of the sampling; None leaves it to the engine.
+            logprobs: whether to request the probabilities of the generated tokens.
+            stream: whether to stream the answer; needed for `ttft`.
+            extra: more fields of the request, for example `{"cache_prompt": False}` or
+                `{"lora": [{"id": 0, "scale": 1.0}]}` for llama.cpp.
+            on_begin: called once when the first part of a streamed answer is there.
+
+        Raises:
+            ContextOverflow: if the prompt is too long.
+            EngineError: if the engine refused the request or broke the protocol.
+            EngineUnavailable: if it can't be reached, is loading, or timed out.
+        """
+        body = self.chat_body(
+            messages,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            logprobs=logprobs,
+            stream=stream,
+            extra=extra,
+        )
+        started = time.perf_counter()
+        with self._faults():
+            if not stream:
+                answer = self._http.post(CHAT_PATH, json=body)
+                raise_for_status(answer.status_code, answer.text)
+                return parse_answer(answer.json(), time.perf_counter() - started)
+            with self._http.stream("POST", CHAT_PATH, json=body) as response:
+                if response.status_code >= 400:
+                    raise_for_status(response.status_code, response.read().decode(errors="replace"))
+                collector = StreamCollector(started)
+                for line in response.iter_lines():
+                    collector.feed(line)
+                    if on_begin is not None and collector.begun:
+                        on_begin()
+                        on_begin = None
+                return collector.result()
+
+    def chat_body(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int | None = 0,
+        logprobs: bool = False,
+        stream: bool = False,
+        extra: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Return the JSON body of a request; the options are those of `chat`."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "messages": [dict(message) for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stream": stream,
+        }
+        if seed is not None:
+            body["seed"] = seed
+        if logprobs:
+            body["logprobs"] = True
+        if stream:
+            body["stream_options"] = {"include_usage": True}
+        return {**body, **self.fields, **(extra or {})}
+
+    def complete_batch(
+        self,
+        batch: Sequence[Messages],
+        *,
+        concurrency: int,
+        on_answer: Callable[[int, ChatResult], None] | None = None,
+        **options: Any,
+    ) -> list[ChatResult]:
+        """Answer many prompts, `concurrency` at a time; results in the order of the prompts.
+
+        Args:
+            batch: messages of each prompt.
+            concurrency: number of requests in flight (a closed loop).
+            on_answer: called with the number of a prompt and its result, as soon as it is there.
+            options: see `chat`.
+
+        Raises:
+            TunelineError: if a request failed; those that wait are cancelled.
+        """
+
+        def one(messages: Messages) -> ChatResult:
+            return self.chat(messages, **options)
+
+        return _batch(one, batch, concurrency, on_answer)
+
+    def continue_batch(
+        self,
+        batch: Sequence[Sequence[int]],
+        *,
+        concurrency: int,
+        max_tokens: int,
+    ) -> list[str]:
+        """Go on from many sequences of token ids, greedily; texts in the order of the sequences.
+
+        The engine adds nothing to the ids, neither a chat template nor a first token.
+
+        Args:
+            batch: token ids of each sequence.
+            concurrency: number of requests in flight (a closed loop).
+            max_tokens: length limit of a continuation, in tokens.
+
+        Raises:
+            TunelineError: if a request failed; those that wait are cancelled.
+        """
+
+        def one(ids: Sequence[int]) -> str:
+            body = {"model": self.model, "prompt": list(ids), "max_tokens": max_tokens}
+            body |= {"temperature": 0.0, "seed": 0, **self.fields}
+            with self._faults():
+                answer = self._http.post(_CONTINUE, json=body)
+                raise_for_status(answer.status_code, answer.text)
+                return _continuation(answer.json())
+
+        return _batch(one, batch, concurrency)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the engine's Prometheus metrics by name; see `read_metrics`."""
+        with self._faults():
+            answer = self._http.get("/metrics")
+            raise_for_status(answer.status_code, answer.text)
+            return read_metrics(answer.text)
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Translate the errors of a request into errors of the engine."""
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise _unavailable(self.base_url, error) from error
+        except ValueError as error:
+            raise EngineError(f"{self.base_url} did not answer with JSON: {error}") from error
+
+
+def _batch(
+    one: Callable[[Asked], Answered],
+    batch: Sequence[Asked],
+    concurrency: int,
+    on_answer: Callable[[int, Answered], None] | None = None,
+) -> list[Answered]:
+    """Ask for each of a batch in threads; `on_answer` is called in this one."""
+    pool = ThreadPoolExecutor(concurrency)
+    try:
+        numbers = {pool.submit(one, asked): number for number, asked in enumerate(batch)}
+        for done in as_completed(numbers):
+            answered = done.result()
+            if on_answer is not None:
+                on_answer(numbers[done], answered)
+        return [done.result() for done in numbers]
+    finally:
+        # After a failure nobody waits for the requests under way.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _unavailable(base_url: str, error: httpx.HTTPError) -> EngineUnavailable:
+    if isinstance(error, httpx.TimeoutException):
+        return EngineUnavailable(f"{base_url} did not answer in time ({type(error).__name__})")
+    return EngineUnavailable(f"{base_url} can't be reached: {error or type(error).__name__}")

@@ -1,1 +1,0 @@
-"""An HTTP client of OpenAI-compatible servers."""
