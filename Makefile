@@ -48,8 +48,8 @@ down: ## stop everything that the stack started
 status: ## list the running services
 	@$(STACK) status
 
-test: $(DEV)/tuneline-stamp ## run all tests, lint and types; T="path …" runs these tests alone
-	@$(PYTHON) scripts/run_tests.py all $(T)
+test: $(DEV)/tuneline-stamp ## run all tests; T="path …" these alone, CHANGED=1 those near a change
+	@$(PYTHON) scripts/run_tests.py all $(T) $(CHANGED:%=--changed %)
 
 test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out since they take long
 	@$(PYTHON) scripts/run_tests.py long $(T)

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
+from changed_tests import SECONDS, changed_files, choose, fitting
+
 ROOT = Path(__file__).resolve().parents[1]
 DURATIONS = ROOT / "tests" / "durations.json"
 MEASURED = ROOT / ".tuneline" / "test-durations.json"
@@ -242,6 +244,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", choices=MARKS)
     parser.add_argument("paths", nargs="*", metavar="PATH")
+    parser.add_argument("--changed", metavar="COMMIT", help="only what a change since it reaches")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ["OMP_WAIT_POLICY"] = ONE_THREAD["OMP_WAIT_POLICY"]
@@ -254,6 +257,8 @@ def main() -> int:
     try:
         if arguments.paths:
             return run_paths(arguments.which, arguments.paths)
+        if arguments.changed:
+            return run_suite(MARKS["fast"], arguments.changed)
         return run_suite(MARKS[arguments.which])
     except KeyboardInterrupt:
         return 130
@@ -285,8 +290,11 @@ def run_paths(which: str, paths: list[str]) -> int:
     return _summary(failed)
 
 
-def run_suite(marks: str) -> int:
-    """Run all tests with these marks, lint and types in lanes, and print what took longest."""
+def run_suite(marks: str, changed: str = "") -> int:
+    """Run all tests with these marks, lint and types in lanes, and print what took longest.
+
+    With a commit (see `changed_files`) only tests that the change since then reaches, and lint.
+    """
     installing = threading.Thread(target=_install_programs)
     installing.start()
     _set_up()
@@ -300,12 +308,13 @@ def run_suite(marks: str) -> int:
         # What is slow to make and never changed is made once for all files.
         os.environ["SHARED_TEST_MODELS"] = f"{folder}/shared"
         Path(folder, "shared").mkdir()
-        suite = Suite(_entries(known), marks, Path(folder))
+        suite = Suite(_reached(_entries(known), changed), marks, Path(folder))
         suite.run()
     done = sorted(suite.done, key=lambda entry: -entry.took)
-    # To become DURATIONS, which needs those alone that are not over in a moment.
-    measured = {entry.name: round(entry.took) for entry in done if entry.took > 10}
-    MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=1) + "\n")
+    if not changed:
+        # To become DURATIONS, which needs those alone that are not over in a moment.
+        measured = {entry.name: round(entry.took) for entry in done if entry.took > 10}
+        MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=1) + "\n")
     print("=== the slowest")
     for entry in done[:20]:
         print(f"{entry.took:6.0f} s (cpu {entry.cpu:5.0f}) {entry.name}")
@@ -326,6 +335,17 @@ def _entries(known: dict[str, float]) -> list[Entry]:
     for entry in entries:
         entry.seconds = known.get(entry.name, entry.seconds)
     return entries
+
+
+def _reached(entries: list[Entry], changed: str) -> list[Entry]:
+    """Return the entries that a change reaches, as many as run within two minutes."""
+    if not changed:
+        return entries
+    seconds = {entry.name: entry.seconds for entry in entries if entry.environment}
+    reached = choose(seconds, changed_files(changed), seconds)
+    chosen = fitting(reached, seconds, SECONDS * (os.cpu_count() or 1))
+    print(f"=== {len(chosen)} of the {len(reached)} files of tests that the change reaches")
+    return [entry for entry in entries if entry.name in ("lint", *chosen)]
 
 
 def _set_up(*arguments: str) -> None:
