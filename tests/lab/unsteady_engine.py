@@ -19,7 +19,6 @@ class Asked(SimpleNamespace):
     """What a fault may depend on.
 
     Attributes:
-        body: the request.
         question: its last turn.
         together: whether another request was under way meanwhile.
         start: number of the server's start, from 1.
@@ -35,7 +34,6 @@ class UnsteadyEngine:
         self.dies_after = dies_after
         self.starts = 0
         self.slots: list[int] = []
-        self.environments: list[dict[str, str]] = []
         self.requests = 0
         self._times: Counter[str] = Counter()
 
@@ -68,14 +66,16 @@ class UnsteadyEngine:
                 if engine.dies_after is not None and number > engine.dies_after:
                     self.close_connection = True
                     return
-                self.answer(json.dumps(engine._answer(body, start, together)).encode())
+                self.answer(
+                    json.dumps(
+                        engine._answer(body["messages"][-1]["content"], start, together)
+                    ).encode()
+                )
 
         return OfEngine
 
-    def _answer(self, body: dict[str, Any], start: int, together: bool) -> dict[str, Any]:
-        question = body["messages"][-1]["content"]
+    def _answer(self, question: str, start: int, together: bool) -> dict[str, Any]:
         asked = Asked(
-            body=body,
             question=question,
             together=together,
             start=start,
