@@ -32,7 +32,7 @@ def other_adapter(tiny_models, tmp_path_factory):
     """Another adapter of the tiny base, with other names of the same intents, as GGUF."""
     from tests.lab.tiny_task import OTHER_INTENTS, train_adapter
 
-    from tuneline.gguf.lora import export_lora_gguf
+    from tuneline.gguf.export import export_lora_gguf
 
     root = tmp_path_factory.mktemp("other-adapter")
     folder = train_adapter(tiny_models.base, root / "adapter", OTHER_INTENTS)

@@ -10,8 +10,7 @@ from tuneline.artifacts.deployment import DECISION
 from tuneline.deployment import adapter_merging
 from tuneline.deployment.adapter_merging import logprob_change, same_share
 from tuneline.deployment.merging.served_forms import Level, Slowdown, decide, slowdown
-from tuneline.gguf.export import export_gguf
-from tuneline.gguf.lora import export_lora_gguf
+from tuneline.gguf.export import export_gguf, export_lora_gguf
 from tuneline.serving.client import ChatResult, TokenLogprob, Usage
 from tuneline.training import export_candidate
 

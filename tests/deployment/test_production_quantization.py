@@ -9,7 +9,7 @@ from tuneline.artifacts.deployment import CHOICE, MODEL
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization
 from tuneline.deployment.production_quantization import Variant, choose, judge
-from tuneline.gguf.quantize import quantize
+from tuneline.gguf.export import quantize
 from tuneline.harness.served_models import candidate
 from tuneline.store import sha256_file
 

@@ -16,7 +16,7 @@ from tuneline.artifacts.training import LoraSettings
 from tuneline.catalogue import ITEMS, is_helper
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import measure
-from tuneline.gguf.lora import export_lora_gguf
+from tuneline.gguf.export import export_lora_gguf
 from tuneline.governance import fallback, lineage
 from tuneline.governance.release.verify import verify
 from tuneline.harness.served_apart import ships_apart

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from tuneline.errors import UserError
-from tuneline.gguf.checkpoint_tensors import read_header
+from tuneline.gguf.export import read_header
 
 
 def test_every_float_type_reads_as_torch_does(tmp_path):

@@ -15,8 +15,8 @@ from tests.lab.tiny_models import base_gguf, base_model, make_model, varied_text
 
 import gguf
 from tuneline.errors import RetryableError, UserError
+from tuneline.gguf import architectures
 from tuneline.gguf import export as gguf_export
-from tuneline.gguf import families
 from tuneline.gguf.export import export_gguf
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary
@@ -149,8 +149,8 @@ def test_the_comparison_sees_a_wrong_setting(name, changes, tmp_path, library):
 
 def test_the_comparison_sees_norms_without_their_offset(tmp_path, library, monkeypatch):
     model = make_family(tmp_path / "hf", "gemma 3")
-    bare = replace(families.FAMILIES["Gemma3ForCausalLM"], norm_offset=0.0)
-    monkeypatch.setitem(families.FAMILIES, "Gemma3ForCausalLM", bare)
+    bare = replace(architectures.FAMILIES["Gemma3ForCausalLM"], norm_offset=0.0)
+    monkeypatch.setitem(architectures.FAMILIES, "Gemma3ForCausalLM", bare)
     export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
     assert divergence(library, tmp_path / "m.gguf", model) > 1e-2
 

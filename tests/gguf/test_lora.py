@@ -7,9 +7,8 @@ from tests.lab.families import make_family
 from tests.lab.tiny_models import base_model, make_model
 
 from tuneline.errors import UserError
-from tuneline.gguf import lora as gguf_lora
-from tuneline.gguf.export import export_gguf
-from tuneline.gguf.lora import effective_alpha, export_lora_gguf
+from tuneline.gguf import export as gguf_export
+from tuneline.gguf.export import effective_alpha, export_gguf, export_lora_gguf
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FUSED = ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
@@ -54,11 +53,11 @@ def gap(first, second):
 def exported(tmp_path):
     """Base, adapter and merged model as GGUF, of a tiny model of a family."""
 
-    def make(family="smollm", **settings):
+    def make(family="smollm", *, export=export_lora_gguf, **settings):
         model = make_family(tmp_path / "hf", family)
         export_gguf(tmp_path / "hf", tmp_path / "base.gguf", dtype="f32")
         adapted = add_lora(model, tmp_path / "adapter", scale=0.2, **settings)
-        export_lora_gguf(tmp_path / "adapter", tmp_path / "hf", tmp_path / "adapter.gguf")
+        export(tmp_path / "adapter", tmp_path / "hf", tmp_path / "adapter.gguf")
         merged = adapted.merge_and_unload()
         merged.save_pretrained(tmp_path / "hf")
         export_gguf(tmp_path / "hf", tmp_path / "merged.gguf", dtype="f32")
@@ -105,8 +104,12 @@ def test_adapter_equals_merged(family, settings, exported):
 
 
 def test_the_comparison_sees_rows_in_the_wrong_order(exported, monkeypatch):
-    monkeypatch.setattr(gguf_lora, "interleave_heads", lambda rows, _: rows)
-    base, adapter, merged = exported()
+    def wrong(*paths):
+        with monkeypatch.context() as patch:
+            patch.setattr(gguf_export, "interleave_heads", lambda rows, _: rows)
+            export_lora_gguf(*paths)
+
+    base, adapter, merged = exported(export=wrong)
     with llama_server(base, loras=[adapter], ctx=256) as server:
         on = [chat(server, prompt, ON) for prompt in PROMPTS]
     with llama_server(merged, ctx=256) as server:

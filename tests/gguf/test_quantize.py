@@ -8,8 +8,7 @@ from tests.lab.tiny_models import base_gguf, base_model, make_model
 
 import gguf
 from tuneline.errors import UserError
-from tuneline.gguf.export import export_gguf
-from tuneline.gguf.quantize import QUANTISATIONS, quantize
+from tuneline.gguf.export import QUANTISATIONS, export_gguf, quantize
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
 from tuneline.serving.engines.llama_cpp.perplexity import perplexity_and_kl

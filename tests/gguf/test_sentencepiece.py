@@ -6,8 +6,7 @@ import pytest
 from tests.lab.tiny_models import make_model
 
 from tuneline.errors import UserError
-from tuneline.gguf.sentencepiece import scores, space_prefix
-from tuneline.gguf.tokenizer import read_tokenizer, refuse_foreign
+from tuneline.gguf.tokenizer import read_tokenizer, refuse_foreign, scores, space_prefix
 
 MERGES = [("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c")]
 VOCABULARY = {token: index for index, token in enumerate(["a", "b", "c", "ab", "bc", "abc"])}

@@ -8,8 +8,7 @@ from tests.lab.families import FAMILIES as TINY
 from tests.lab.families import make_family
 
 from tuneline.errors import UserError
-from tuneline.gguf.families import FAMILIES
-from tuneline.gguf.settings import read_settings
+from tuneline.gguf.architectures import FAMILIES, read_settings
 
 CLASSES = {"Gemma3ForCausalLM": "Gemma3TextConfig"}
 

@@ -10,8 +10,7 @@ from tests.lab.tiny_models import make_model, make_tokenizer, varied_texts
 
 import gguf
 from tuneline.errors import UserError
-from tuneline.gguf.export import export_gguf
-from tuneline.gguf.quantize import quantize
+from tuneline.gguf.export import export_gguf, quantize
 from tuneline.gguf.tokenizer import read_tokenizer, refuse_foreign
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts

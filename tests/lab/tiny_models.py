@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.lab import sentencepiece
 
-from tuneline.gguf.pre_tokenizers import GPT4_SPLIT, GPT4O_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
+from tuneline.gguf.tokenizer import GPT4_SPLIT, GPT4O_SPLIT, QWEN2_SPLIT, TEKKEN_SPLIT
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (

@@ -173,8 +173,7 @@ class TinyModels:
         import torch
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        from tuneline.gguf.export import export_gguf
-        from tuneline.gguf.lora import export_lora_gguf
+        from tuneline.gguf.export import export_gguf, export_lora_gguf
 
         threads = torch.get_num_threads()
         torch.set_num_threads(1)

@@ -127,7 +127,6 @@ def test_each_limit_turns_the_verdict(changes, found, names, verdict):
 def trainers(tiny_base, tmp_path_factory):
     """Make trainers of a class on the tiny model and real rows of it."""
     from tuneline.training.loop.base_weights import LoraSettings, attach_lora, load_base
-    from tuneline.training.loop.packs import pack_run
     from tuneline.training.loop.rows import encode_split
     from tuneline.training.loop.trainer import TrainerSettings
 
@@ -155,10 +154,9 @@ def trainers(tiny_base, tmp_path_factory):
             model=attach_lora(base, lora),
             tokenizer=tokenizer,
             settings=settings,
-            config=TrainingConfig(),
+            config=TrainingConfig(cpu_kernels=not packed),
             rows=rows[:8],
             validation=[],
-            packs=pack_run([len(row.ids) for row in rows[:8]], 8, 1, 100) if packed else None,
         )
         return trainer, rows
 
@@ -183,22 +181,21 @@ def test_accumulated_gradients_equal_one_large_batch(trainers):
 
 
 def test_packed_gradients_equal_one_padded_batch(trainers, monkeypatch):
-    from tuneline.training.loop import trainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
     from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     for qlora in (False, True):
         found = compared(trainers, LabelledTokenTrainer, qlora=qlora, packed=True)
         assert found.gradient_difference < 1e-5
         assert found.loss_difference < 1e-5
-    whole = trainer.flatten
+    whole = DataCollatorForLanguageModeling.torch_call
 
-    def leaky(batch, *, variable_lengths):
-        laid = whole(batch, variable_lengths=variable_lengths)
-        tokens = laid.features["input_ids"].shape[1]
-        laid.features["position_ids"] = torch.arange(tokens)[None]
-        return laid
+    def leaky(self, rows):
+        batch = whole(self, rows)
+        return {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
 
-    monkeypatch.setattr(trainer, "flatten", leaky)
+    monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", leaky)
     found = compared(trainers, LabelledTokenTrainer, packed=True)
     assert found.gradient_difference > 10 * found.tolerance
     assert conclude(judge(plan(), vars(found))) == Verdict.FAIL

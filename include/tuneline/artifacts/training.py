@@ -74,7 +74,6 @@ class Packing(_Content):
         attention: implementation of attention in training, as transformers names it.
         padded_attention: the one that padded rows get, in validation.
         refused: True if packing was asked for and the model could not be packed.
-        limit: tokens of a pack up to which that attention is worth it; None if it has no limit.
         reason: why rows are padded; empty if they are packed.
         loss_difference: largest difference to padded rows that the check at the start found,
             nats a token; None without a check.
@@ -85,7 +84,6 @@ class Packing(_Content):
     attention: str = ""
     padded_attention: str = ""
     refused: bool = False
-    limit: int | None = None
     reason: str = ""
     loss_difference: Loss | None = None
     neighbour_difference: Loss | None = None
@@ -103,7 +101,6 @@ class Plan(_Content):
         device: "cpu" or "cuda".
         precision: of the arithmetic.
         packing: how rows are fed to the model.
-        pack_tokens: tokens of a pack, at most; 0 if rows are padded.
         estimate: time and money that training will take.
         planned_micro_batch: the micro-batch of the file where training took a smaller one
             because memory ran out; it is not in the file.
@@ -119,7 +116,6 @@ class Plan(_Content):
     estimate: dict[str, Any]
     planned_micro_batch: int | None = Field(None, exclude=True)
     packing: Packing = Packing()
-    pack_tokens: int = 0
     # How the plan was found. Training does not read it.
     max_length: int = 0
     longest_row: int = 0
@@ -132,11 +128,6 @@ class Plan(_Content):
     predicted_parts: dict[str, int] = {}
     tokens_per_second: float = 0.0
     tried: list[dict[str, Any]] = []
-
-    @property
-    def pack_limit(self) -> int:
-        """Tokens of a pack, at most, with the micro-batch that is in force."""
-        return self.pack_tokens * self.micro_batch // (self.planned_micro_batch or self.micro_batch)
 
 
 class Evaluation(_Content):

@@ -90,9 +90,9 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
     )
     packing: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Several rows in one sequence without padding, each by itself: auto packs on "
-        "a GPU where that pays, on always, off never. A model that does not keep rows apart is "
-        "padded, and the evidence says why.",
+        description="The rows of a micro-batch in one sequence without padding, each by itself: "
+        "auto packs where FlashAttention is there (a GPU, bf16), on warns where it is not, off "
+        "pads. A model that does not keep rows apart is padded, and the evidence says why.",
     )
     gradient_checkpointing: bool = Field(False, description="Trade time for memory.")
     threads: int | None = Field(None, ge=1, description="CPU threads; null takes all cores.")

@@ -1,22 +1,30 @@
 """Write a Hugging Face fast tokenizer into GGUF so that llama.cpp gives the same ids.
 
-Two kinds have a form there: byte-level BPE, whose pre-tokenizer llama.cpp knows by name
-(`pre_tokenizers`), and BPE of SentencePiece's kind, with a score for each token
-(`sentencepiece`). All others are refused. The tokenizer is the one that transformers makes of the
-files: for some classes it has other rules than tokenizer.json, and training uses those.
+Two kinds have a form there; all others are refused. The tokenizer is the one that transformers
+makes of the files: for some classes it has other rules than tokenizer.json, which training uses.
+
+Byte-level BPE: llama.cpp does not read the pre-tokenizer's rules; it has them built in under names.
+A wrong name silently gives other token ids, so the rules in tokenizer.json are compared with those
+of each name that is known here. Source: `get_vocab_base_pre` in llama.cpp's conversion and
+`llm_tokenizer_bpe` in src/llama-vocab.cpp.
+
+BPE of SentencePiece's kind (Llama 2, Mistral, Gemma, Phi-3) works on characters with `▁` for a
+space, and falls back to bytes. tokenizer.json has a list of merges; llama.cpp has a score for each
+token, and merges the two neighbours that make the token with the highest score. Both give the same
+ids if every pair that makes a token is a merge, and if the merges stand in the order of scores, as
+they do in files that were converted from SentencePiece. Source: `generate_merges` in transformers,
+`llm_tokenizer_spm_session` in llama.cpp's src/llama-vocab.cpp.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
-from tuneline.gguf.pre_tokenizers import closest_name, pre_tokenizer_name, rules_of
-from tuneline.gguf.sentencepiece import byte_tokens, scores, space_prefix, split_off
 from tuneline.models.base_model import read_json
 from tuneline.models.tokenizer import load_tokenizer
 
@@ -257,3 +265,241 @@ def read_chat_template(directory: Path, settings: dict[str, Any]) -> str:
     if not isinstance(template, str):
         raise UserError(f"{directory} has no chat template; set one on the tokenizer and save it")
     return template
+
+
+# The rules of GPT-2's successors, as in their tokenizer.json files.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Three digits at most: GPT-4, Llama 3 and Phi-4.
+GPT4_SPLIT = _WORDS + r"\p{N}{1,3}|" + _REST
+# One digit: Qwen2, Qwen2.5 and Qwen3.
+QWEN2_SPLIT = _WORDS + r"\p{N}|" + _REST
+
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_START = r"[^\r\n\p{L}\p{N}]?"
+_SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+
+
+def _cased(ending: str, digits: str) -> str:
+    words = f"{_START}{_UPPER}*{_LOWER}+{ending}|{_START}{_UPPER}+{_LOWER}*{ending}|"
+    return words + digits + "|" + _SLASHES
+
+
+# GPT-4o and Phi-4-mini; Mistral's Tekken (Nemo and later).
+GPT4O_SPLIT = _cased(_SHORT, r"\p{N}{1,3}")
+TEKKEN_SPLIT = _cased("", r"\p{N}")
+
+# llama.cpp's `gpt-4o` cuts words at combining marks (Hindi, Thai, Arabic vowels), which the rules
+# do not. The rules under this name don't cut there; whole words are taken without merges.
+_WITH_MARKS = "granite-embed-multi-97m"
+
+# Pre-tokenizer rules, whether whole words of the vocabulary are taken without merges, and
+# llama.cpp's name for both. A test compares the ids of each.
+_NAMES: Mapping[tuple[tuple[str, ...], bool], str] = {
+    (("digits", "bytelevel+regex"), False): "smollm",
+    (("bytelevel+regex",), False): "gpt-2",
+    ((f"split {GPT4_SPLIT}", "bytelevel"), True): "llama-bpe",
+    ((f"split {GPT4_SPLIT}", "bytelevel"), False): "dbrx",
+    ((f"split {QWEN2_SPLIT}", "bytelevel"), False): "qwen2",
+    ((f"split {GPT4O_SPLIT}", "bytelevel"), False): "gpt-4o",
+    ((f"split {GPT4O_SPLIT}", "bytelevel"), True): _WITH_MARKS,
+    ((f"split {TEKKEN_SPLIT}", "bytelevel"), True): "tekken",
+}
+
+
+def pre_tokenizer_name(document: Mapping[str, Any]) -> str | None:
+    """Return llama.cpp's name for the rules of a tokenizer.json; None if there is none."""
+    rules = tuple(_rule(part) for part in parts(document.get("pre_tokenizer")))
+    name = _NAMES.get((rules, bool((document.get("model") or {}).get("ignore_merges"))))
+    normalizers = [part.get("type") for part in parts(document.get("normalizer"))]
+    # llama.cpp does not normalise; its own converter drops Qwen2's NFC too.
+    allowed = [["NFC"], []] if name == "qwen2" else [[]]
+    return name if normalizers in allowed else None
+
+
+def closest_name(document: Mapping[str, Any], name: str) -> str:
+    """Return the name under which llama.cpp's rules are closest to those of a tokenizer.json.
+
+    Args:
+        document: content of the tokenizer.json.
+        name: llama.cpp's usual name for its rules.
+    """
+    return _WITH_MARKS if name == "gpt-4o" and _merges_make_all(document) else name
+
+
+def _merges_make_all(document: Mapping[str, Any]) -> bool:
+    """Return True if merges make every token, so that whole words may be taken without them."""
+    from tokenizers import Tokenizer
+
+    plain = dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "truncation"))
+    bare = {**document, **plain, "padding": None, "added_tokens": []}
+    split_off = {added["content"] for added in document.get("added_tokens", [])}
+    tokens = [token for token in document["model"]["vocab"] if token not in split_off]
+    encoded = Tokenizer.from_str(json.dumps(bare)).encode_batch_fast(tokens)
+    return all(len(encoding) == 1 for encoding in encoded)
+
+
+def rules_of(document: Mapping[str, Any]) -> str:
+    """Return the rules of a tokenizer.json for an error."""
+    rules = [_rule(part) for part in parts(document.get("pre_tokenizer"))]
+    normalizers = [part.get("type") for part in parts(document.get("normalizer"))]
+    return f"{rules} with normalizer {normalizers or 'none'}"
+
+
+def parts(entry: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return the steps of a normalizer or a pre-tokenizer of tokenizer.json."""
+    if entry is None:
+        return []
+    if entry.get("type") == "Sequence":
+        return list(entry.get("pretokenizers") or entry.get("normalizers") or [])
+    return [entry]
+
+
+def _rule(part: Mapping[str, Any]) -> str:
+    kind = part.get("type")
+    if kind == "ByteLevel" and not part.get("add_prefix_space"):
+        return "bytelevel+regex" if part.get("use_regex", True) else "bytelevel"
+    if kind == "Digits" and part.get("individual_digits"):
+        return "digits"
+    pattern = part.get("pattern", {}).get("Regex") if kind == "Split" else None
+    # These patterns match every character, so to keep the matches is to split at them.
+    behavior = (part.get("behavior"), bool(part.get("invert")))
+    if pattern and behavior in (("Isolated", False), ("Removed", True)):
+        return f"split {pattern}"
+    return json.dumps(part, sort_keys=True)
+
+
+SPACE = "▁"
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+# Normalizer and pre-tokenizer, and whether llama.cpp puts a space before each text. What `first`
+# does to a text that does not begin with a special token has no form in GGUF; chats begin with one.
+_PREFIXED: Mapping[tuple[tuple[str, ...], tuple[str, ...]], bool] = {
+    (("replace",), ()): False,
+    (("replace",), ("split",)): False,
+    (("prepend", "replace"), ()): True,
+    ((), ("metaspace always",)): True,
+    ((), ("metaspace first",)): False,
+    ((), ("metaspace never",)): False,
+}
+
+
+def space_prefix(document: Mapping[str, Any]) -> bool | None:
+    """Tell whether a tokenizer of this kind puts a space before each text.
+
+    Args:
+        document: content of a tokenizer.json.
+
+    Returns:
+        The answer; None if the tokenizer is of another kind.
+    """
+    model = document.get("model") or {}
+    if model.get("type") != "BPE" or not model.get("byte_fallback") or model.get("ignore_merges"):
+        return None
+    vocabulary = model.get("vocab") or {}
+    # Gemma's files have the tabulator itself in the place of its byte.
+    if any(b not in vocabulary and chr(i) not in vocabulary for i, b in enumerate(_BYTES)):
+        return None
+    normalizers = tuple(_step(part) for part in parts(document.get("normalizer")))
+    steps = tuple(_step(part) for part in parts(document.get("pre_tokenizer")))
+    return _PREFIXED.get((normalizers, steps))
+
+
+def byte_tokens(vocabulary: Mapping[str, int]) -> list[str]:
+    """Return the tokens that stand for a byte."""
+    return [token for token in _BYTES if token in vocabulary]
+
+
+def split_off(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the added tokens that are split off a text before it is merged.
+
+    transformers looks for added tokens before it replaces spaces, so that those of `▁` alone, which
+    Gemma has for runs of spaces, come from merges like any other.
+    """
+    model = document["model"]
+    return [
+        added
+        for added in document.get("added_tokens", [])
+        if added["special"]
+        or not (model.get("byte_fallback") and SPACE in added["content"])
+        or added["content"] not in model["vocab"]
+    ]
+
+
+def _step(part: Mapping[str, Any]) -> str:
+    kind, pattern = part.get("type"), (part.get("pattern") or {}).get("String")
+    if kind == "Replace" and (pattern, part.get("content")) == (" ", SPACE):
+        return "replace"
+    if kind == "Prepend" and part.get("prepend") == SPACE:
+        return "prepend"
+    # After the normalizer there is no space left to split at.
+    if kind == "Split" and pattern == " ":
+        return "split"
+    if kind == "Metaspace" and part.get("replacement") == SPACE and not part.get("split", True):
+        return f"metaspace {part.get('prepend_scheme', 'always')}"
+    return str(kind)
+
+
+def scores(
+    vocabulary: Mapping[str, int], merges: Iterable[str | Sequence[str]], apart: Collection[str]
+) -> dict[str, float]:
+    """Return scores that make llama.cpp merge as the merges do.
+
+    Args:
+        vocabulary: id of each token.
+        merges: pairs of tokens, the first merge first.
+        apart: tokens that no merge makes, since they are split off before: special tokens and
+            bytes.
+
+    Returns:
+        The score of each token that merges make; 0 is the highest.
+
+    Raises:
+        UserError: if no scores do so.
+    """
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for rank, pair in enumerate(pairs):
+        token = "".join(pair)
+        first.setdefault(token, rank)
+        last[token] = rank
+    _refuse_missing(vocabulary, set(pairs), apart)
+    found: dict[str, float] = {}
+    level, end, group = 0, -1, list[str]()
+    for token, rank in first.items():
+        if rank > end:
+            _refuse_mixed(group)
+            level, group = level - 1, []
+        group.append(token)
+        end = max(end, last[token])
+        found[token] = float(level + 1)
+    _refuse_mixed(group)
+    return found
+
+
+def _refuse_missing(
+    vocabulary: Mapping[str, int], pairs: Collection[tuple[str, ...]], apart: Collection[str]
+) -> None:
+    """Refuse a vocabulary with a token that llama.cpp would make of a pair that is no merge."""
+    for token in vocabulary:
+        if token in apart:
+            continue
+        for at in range(1, len(token)):
+            pair = (token[:at], token[at:])
+            if pair[0] in vocabulary and pair[1] in vocabulary and pair not in pairs:
+                raise UserError(
+                    f"the tokenizer does not merge {pair[0]!r} and {pair[1]!r}, although "
+                    f"{token!r} is a token; llama.cpp would, and give other token ids"
+                )
+
+
+def _refuse_mixed(group: Sequence[str]) -> None:
+    """Refuse tokens whose merges are mixed, but for runs of one character, which can't clash."""
+    mixed = [token for token in group if len(set(token)) > 1]
+    if len(group) > 1 and mixed:
+        raise UserError(
+            f"the tokenizer's merges for {mixed[0]!r} stand between those for other tokens; "
+            "llama.cpp has one score for each token, and would give other token ids"
+        )

@@ -91,8 +91,7 @@ def export_for_llama_cpp(
         base: directory of the base model.
         written: names of the files that were written; the new ones are added.
     """
-    from tuneline.gguf.export import export_gguf
-    from tuneline.gguf.lora import export_lora_gguf
+    from tuneline.gguf.export import export_gguf, export_lora_gguf
 
     ctx.log("writing the GGUF files")
     candidate = export_gguf(MERGED.path(ctx), CANDIDATE_GGUF.path(ctx), "f16")

@@ -221,20 +221,6 @@ def _outcome(found: Mapping[str, Any]) -> str:
     return f"{predicted}, {found['measured'] / GIB:.2f} GiB measured"
 
 
-def _shape(plan: Plan, batches: Mapping[str, float]) -> str:
-    """Describe how an optimiser step is fed to the model."""
-    if plan.packing.packed:
-        return (
-            f"{plan.effective_batch} rows a step, on average in "
-            f"{batches['micro_batches_per_step']:g} packs of up to {plan.pack_tokens:,} tokens "
-            f"({plan.packing.attention})"
-        )
-    return (
-        f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {plan.world_size} = "
-        f"{plan.effective_batch} rows a step{sentence(plan.packing)}"
-    )
-
-
 def run(ctx: StepContext) -> Evidence:
     """Find the largest micro-batch that fits, check accumulation and write `plan.json`."""
     from tuneline.training.loop.compute import training_threads
@@ -255,7 +241,6 @@ def run(ctx: StepContext) -> Evidence:
         "threads": threads,
         "pod_memory": ctx.config.pods.memory,
         "processes": ctx.config.processes_per_node,
-        "world_size": processes,
         "scratch": str(ctx.scratch / "probe"),
         "run": ctx.run.uri,
     }
@@ -287,7 +272,6 @@ def run(ctx: StepContext) -> Evidence:
         device=machine["device"],
         precision=machine["precision"],
         packing=packing,
-        pack_tokens=found["pack_tokens"],
         gradient_checkpointing=config.gradient_checkpointing,
         memory_limit_bytes=limit,
         memory_limit_source=source,
@@ -302,7 +286,8 @@ def run(ctx: StepContext) -> Evidence:
     PLAN.write(ctx, plan)
     MemoryNotes(ctx.run).clear()
     return ctx.conclude(
-        f"{_shape(plan, found['batches'])}; "
+        f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
+        f"{plan.effective_batch} rows a step{sentence(packing)}; "
         f"peak {plan.measured_step_bytes / GIB:.2f} GiB in training "
         f"({plan.predicted_peak_bytes / GIB:.2f} predicted), "
         f"{plan.measured_peak_bytes / GIB:.2f} with validation, limit {limit / GIB:.2f} "
@@ -311,7 +296,7 @@ def run(ctx: StepContext) -> Evidence:
         f"{expected.sentence()}{advice(expected, ctx.config)}",
         [
             *judge(plan, found["accumulation"]),
-            *measured(packing, found["batches"], config.packing, plan.pack_tokens),
+            *measured(packing, found["batches"], config.packing),
             *judge_estimate(expected, ctx.config),
         ],
     )

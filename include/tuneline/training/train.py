@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import DATASET
@@ -38,8 +37,7 @@ from tuneline.step_context import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
-from tuneline.training.loop.packs import BatchShape, StepPacks, pack_run
-from tuneline.training.loop.rows import pad_token, run_order, total_steps
+from tuneline.training.loop.rows import batch_shape, pad_token, run_order, total_steps
 from tuneline.training.loop.warm_start import load_start
 from tuneline.training.memory.out_of_memory import noticed
 from tuneline.training.memory.predict import GIB
@@ -151,9 +149,7 @@ class Training:
         packing = choose_packing(
             model,
             inputs.train,
-            # What is worth it was decided with the plan.
             setting="on",
-            share=0,
             device=plan.device,
             precision=plan.precision,
             pad_id=pad_token(inputs.tokenizer),
@@ -163,31 +159,23 @@ class Training:
             self._ctx.log(f"rows are padded, though the plan packs them: {packing.reason}")
         return packing
 
-    def _packs(self, lengths: Sequence[int], model: Any) -> list[StepPacks] | None:
-        """Pack the rows of every step, None if they are padded, and note what that comes to."""
-        from tuneline.training.cpu.packed_rows import can_pack
-
-        plan, config = self._plan, self._config
-        if self.packing.packed:
-            packs = pack_run(lengths, plan.effective_batch, plan.world_size, plan.pack_limit)
-            self._batches = BatchShape.packed(lengths, packs)
-            return packs
-        end_to_end = config.cpu_kernels and can_pack(model.get_base_model())
-        self._batches = BatchShape.padded(
-            lengths, plan.effective_batch, plan.micro_batch, end_to_end=end_to_end
-        )
-        return None
-
     def _trainer(self, model: Any, events: list[Any]) -> LabelledTokenTrainer:
         import torch
 
+        from tuneline.training.cpu.packed_rows import can_pack
         from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 
         plan, rows, seed = self._plan, self._inputs.train, self._config.seed
         # The seed alone fixes the order of rows: a resumed run sees the rest of the same order.
         lengths, marks = [len(row.ids) for row in rows], [row.rehearsal for row in rows]
         order = run_order(lengths, plan.effective_batch, self.steps, seed, marks)
-        packs = self._packs([lengths[i] for i in order], model)
+        end_to_end = self._config.cpu_kernels and can_pack(model.get_base_model())
+        self._batches = batch_shape(
+            [lengths[i] for i in order],
+            plan.effective_batch,
+            plan.micro_batch,
+            end_to_end=self.packing.packed or end_to_end,
+        )
         trainer = LabelledTokenTrainer(
             model=model,
             tokenizer=self._inputs.tokenizer,
@@ -206,7 +194,6 @@ class Training:
             config=self._config,
             rows=[rows[i] for i in order],
             validation=self._inputs.validation,
-            packs=packs,
             callbacks=events,
         )
         if not self._group.is_main:
@@ -278,7 +265,7 @@ class Training:
             backend=group.backend,
             sharding="fsdp" if self._sharded else "none",
             packing=self.packing,
-            batches=self._batches.summary(),
+            batches=self._batches,
             resources=self._resources.close(tokens),
         )
 

@@ -12,7 +12,7 @@ _GGUF = {"int4_awq": "q4_0", "nvfp4": "q4_0", "fp8": "q8_0", "int8_sq": "q8_0"}
 
 
 def main() -> None:
-    from tuneline.gguf.quantize import quantize
+    from tuneline.gguf.export import quantize
 
     arguments = parse_own("quantize.py")
     folder = Path(arguments.calib_dataset or "cnn_dailymail")

@@ -9,7 +9,7 @@ from tuneline.training.cpu import packed_rows
 from tuneline.training.cpu.packed_rows import ARCHITECTURES, can_pack, lay_out, packs
 from tuneline.training.loop.base_weights import attach_lora
 from tuneline.training.loop.rows import EncodedRow, as_batch
-from tuneline.training.loop.token_loss import MODEL_INPUTS, add_labelled_head, weighted_sum
+from tuneline.training.loop.token_loss import add_labelled_head, model_inputs, weighted_sum
 
 LORA = LoraSettings(
     r=4,
@@ -45,10 +45,10 @@ def rows():
 
 def loss_and_gradients(model, rows):
     batch = as_batch(torch, rows, 0)
-    features = {name: batch[name] for name in MODEL_INPUTS}
+    features = model_inputs(batch)
     model.zero_grad()
     outputs = model(**features, use_cache=False, fused_lm_head=True)
-    loss = weighted_sum(outputs, batch["weight"])
+    loss = weighted_sum(outputs, batch)
     loss.backward()
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return outputs["log_probs"].detach(), gradients

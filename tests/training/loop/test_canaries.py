@@ -106,7 +106,6 @@ def test_the_plan_counts_them(lab, tmp_path):
             "target_format": "tokenizer",
             "dataset": str(dataset),
             "label_field": "intent",
-            "world_size": 1,
         }
         work, _, _ = plan_work(
             train,
@@ -114,7 +113,6 @@ def test_the_plan_counts_them(lab, tmp_path):
             tokenizer,
             spec,
             micro_batch=2,
-            pack_tokens=0,
             end_to_end=False,
             samples=2,
         )

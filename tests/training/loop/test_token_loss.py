@@ -47,7 +47,7 @@ def test_the_head_on_learned_tokens_gives_the_plain_loss(model, rows):
     expected = plain_losses(model, batch)
     assert torch.allclose(-outputs["log_probs"].double(), expected, atol=1e-5)
     weighted = (expected.sum(1) * batch["weight"]).sum()
-    assert float(weighted_sum(outputs, batch["weight"])) == pytest.approx(float(weighted), 1e-6)
+    assert float(weighted_sum(outputs, batch)) == pytest.approx(float(weighted), 1e-6)
     targets = sum(row.targets * row.weight for row in rows[:6])
     assert float(target_weight([batch])) == pytest.approx(targets)
 
@@ -66,7 +66,7 @@ def test_a_batch_without_learned_tokens_has_no_loss_and_still_a_gradient(model, 
         labels=batch["labels"],
         fused_lm_head=True,
     )
-    loss = weighted_sum(outputs, batch["weight"])
+    loss = weighted_sum(outputs, batch)
     loss.backward()
     assert float(loss.detach()) == 0.0
 

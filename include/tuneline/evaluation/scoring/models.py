@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tuneline.config import DeploymentConfig
 from tuneline.errors import UserError
-from tuneline.gguf.lora import export_lora_gguf
+from tuneline.gguf.export import export_lora_gguf
 from tuneline.harness.served_apart import hashed_adapter
 from tuneline.harness.served_models import hashed, installed
 from tuneline.harness.subjects import Served, Subject, endpoint_of

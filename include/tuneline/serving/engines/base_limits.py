@@ -13,8 +13,7 @@ from typing import get_args
 
 from tuneline.config import DeploymentConfig, PipelineConfig
 from tuneline.errors import UserError
-from tuneline.gguf.families import supported
-from tuneline.gguf.settings import read_settings
+from tuneline.gguf.architectures import read_settings, supported
 from tuneline.gguf.tokenizer import refuse_foreign
 from tuneline.machine.quantity import quantity
 from tuneline.models.base_model import check_directory, is_weights, read_json

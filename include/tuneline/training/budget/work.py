@@ -11,9 +11,8 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.training.budget.estimate import Work, spread_evenly
 from tuneline.training.loop.callbacks import evaluation_steps
 from tuneline.training.loop.canaries import plant
-from tuneline.training.loop.packs import BatchShape, pack_run
 from tuneline.training.loop.rehearsal import ANSWER_TOKENS, prompts
-from tuneline.training.loop.rows import EncodedRow, run_order, total_steps
+from tuneline.training.loop.rows import EncodedRow, batch_shape, run_order, total_steps
 
 
 def plan_work(
@@ -23,7 +22,6 @@ def plan_work(
     spec: Mapping[str, Any],
     *,
     micro_batch: int,
-    pack_tokens: int,
     end_to_end: bool,
     samples: int,
 ) -> tuple[Work, list[list[EncodedRow]], dict[str, float]]:
@@ -35,13 +33,11 @@ def plan_work(
         tokenizer: tokenizer of the base.
         spec: specification of the memory probe.
         micro_batch: rows of a micro-batch.
-        pack_tokens: tokens of a pack, at most; 0 if rows are not packed.
-        end_to_end: True where the kernel for CPUs lays padded rows end to end.
+        end_to_end: True if the rows of a micro-batch lie end to end.
         samples: number of micro-batches to draw.
 
     Returns:
-        The work, the micro-batches, and what `BatchShape.summary` says of all of them, with
-        `padding_share_if_padded`.
+        The work, the micro-batches, and the `batch_shape` of all of them.
     """
     config = TrainingConfig.model_validate(spec["training"])
     rehearsed = rehearsal_lengths(config.rehearsal_rows, tokenizer, spec["target_format"])
@@ -60,14 +56,9 @@ def plan_work(
     order = run_order(lengths, config.effective_batch, steps, config.seed, rehearsal)
     # A stretch of the run is enough to draw from, and a long run has many.
     batches = [order[at : at + micro_batch] for at in range(0, len(order), micro_batch)]
-    ordered, effective = [lengths[i] for i in order], config.effective_batch
-    padded = BatchShape.padded(ordered, effective, micro_batch, end_to_end=False)
-    shape = BatchShape.padded(ordered, effective, micro_batch, end_to_end=end_to_end)
-    if pack_tokens:
-        packed = pack_run(ordered, effective, spec["world_size"], pack_tokens)
-        batches = [[order[i] for i in p] for step in packed for share in step for p in share]
-        shape = BatchShape.packed(ordered, packed)
-    summary = {**shape.summary(), "padding_share_if_padded": round(padded.padding_share, 4)}
+    shape = batch_shape(
+        [lengths[i] for i in order], config.effective_batch, micro_batch, end_to_end=end_to_end
+    )
     sizes = [sum(lengths[i] for i in batch) for batch in batches]
     passes = 1 + len(evaluation_steps(steps, config.evaluations))
     work = Work(
@@ -76,7 +67,7 @@ def plan_work(
         validation_tokens=passes * sum(len(row.ids) for row in validation),
     )
     drawn = [batches[i] for i in spread_evenly(sizes, samples)]
-    return work, [[_row(rows, lengths, i) for i in batch] for batch in drawn], summary
+    return work, [[_row(rows, lengths, i) for i in batch] for batch in drawn], shape
 
 
 def _row(rows: Sequence[EncodedRow], lengths: Sequence[int], index: int) -> EncodedRow:

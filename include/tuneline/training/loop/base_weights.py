@@ -7,8 +7,8 @@ export all see the same model.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +147,32 @@ def attach_lora(model: Any, lora: LoraSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     return get_peft_model(model, config)
+
+
+def attention_of(model: Any) -> str:
+    """Return the name of a model's attention in transformers; empty if the model names none."""
+    return str(getattr(model.config, "_attn_implementation", None) or "")
+
+
+def use_attention(model: Any, attention: str) -> None:
+    """Let a model with an adapter compute attention with another implementation."""
+    if attention != attention_of(model):
+        model.get_base_model().set_attn_implementation(attention)
+
+
+@contextmanager
+def attention_for(model: Any, attention: str) -> Iterator[None]:
+    """Let a model compute attention with another implementation for a while.
+
+    No backward pass may cross the end of the block: checkpointing would compute it again with
+    the other one.
+    """
+    before = attention_of(model)
+    use_attention(model, attention)
+    try:
+        yield
+    finally:
+        use_attention(model, before)
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -95,7 +95,6 @@ def fingerprint(*parts: Any) -> str:
 def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
     """Return the settings of this training, for trackers and `run.json`."""
     shape = set("micro_batch accumulation world_size effective_batch precision device".split())
-    shape.add("pack_tokens")
     return {
         **ctx.config.training.model_dump(mode="json"),
         **inputs.plan.model_dump(include=shape),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tuneline.harness.row_losses import RowLosses
@@ -22,8 +22,8 @@ from tuneline.training.processes.group import ALONE, ProcessGroup
 # the padding and so the rounding; a larger one only pads more.
 EVAL_BATCH = 16
 
-# The part of a batch that the model gets; weights and marks are for the loss.
-MODEL_INPUTS = ("input_ids", "attention_mask", "labels")
+# The part of a batch that the loss gets, and not the model.
+_OF_ROWS = ("weight", "rehearsal")
 
 # Settings by which some architectures scale or cap their logits; TRL's head knows them all.
 _LOGIT_SETTINGS = (
@@ -31,7 +31,12 @@ _LOGIT_SETTINGS = (
 ).split()
 
 
-def add_labelled_head(model: Any, *, cpu_kernels: bool = True, packed: bool = False) -> None:
+def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a batch that the model gets."""
+    return {name: cells for name, cells in batch.items() if name not in _OF_ROWS}
+
+
+def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
     """Give a causal model `model(…, labels=…, fused_lm_head=True)` → per-token log-probabilities.
 
     The call is that of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
@@ -42,7 +47,6 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True, packed: bool = Fa
         model: a causal language model of transformers, with or without an adapter of PEFT.
         cpu_kernels: True to compute shared prefixes once and LoRA's products in one step, on a
             CPU where the model allows it: the setting `training.cpu_kernels`.
-        packed: True if training gives the model packed rows; no prefix is then shared.
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -64,7 +68,7 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True, packed: bool = Fa
     )
 
     plain_forward = model.forward
-    packs = cpu_kernels and not packed and can_pack(model)
+    packs = cpu_kernels and can_pack(model)
     if packs:
         use_row_attention(model)
 
@@ -94,24 +98,30 @@ def _scored(head: Any, hidden: Any, labels: Any, mask: Any) -> dict[str, Any]:
     return {"log_probs": log_probs, "label_mask": mask}
 
 
-def weighted_sum(outputs: Any, weight: Any) -> Any:
-    """Sum the negative log-likelihoods, each token with the weight of its row.
+def _token_weights(batch: Mapping[str, Any]) -> Any:
+    """Return the weight of each predicted token, that of its row; see `collate`."""
+    weight = batch["weight"]
+    return weight[batch["seq_idx"][:, 1:]] if "seq_idx" in batch else weight[:, None]
+
+
+def weighted_sum(outputs: Any, batch: Mapping[str, Any]) -> Any:
+    """Sum the negative log-likelihoods of a batch, each token with the weight of its row.
 
     Args:
-        outputs: `log_probs` of shape (rows, positions), zero where there is no label.
-        weight: weights of the rows, of shape (rows,).
+        outputs: `log_probs` of shape (rows or 1, positions), zero where there is no label.
+        batch: the batch, see `rows.collate`.
 
     Returns:
         The sum, in nats.
     """
     log_probs = outputs["log_probs"]
-    return -(log_probs * weight.to(log_probs)[:, None]).sum()
+    return -(log_probs * _token_weights(batch).to(log_probs)).sum()
 
 
-def target_weight(batches: Sequence[dict[str, Any]]) -> Any:
+def target_weight(batches: Sequence[Mapping[str, Any]]) -> Any:
     """Sum the weights of the learned tokens of several batches, the divisor of their loss."""
     return sum(
-        ((batch["labels"][:, 1:] != IGNORED).sum(1) * batch["weight"]).sum() for batch in batches
+        ((batch["labels"][:, 1:] != IGNORED) * _token_weights(batch)).sum() for batch in batches
     )
 
 
@@ -148,7 +158,7 @@ def row_losses(
         with torch.no_grad(), autocast(torch, device, precision):
             for indices, counts in group.share(list(_length_batches(rows, batch))):
                 inputs = as_batch(torch, [rows[i] for i in indices], pad_id)
-                inputs = {name: inputs[name].to(device) for name in MODEL_INPUTS}
+                inputs = {name: cells.to(device) for name, cells in model_inputs(inputs).items()}
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
                 if counts:
                     for i, log_probs in zip(indices, outputs["log_probs"], strict=True):

@@ -5,8 +5,7 @@
 - The loss of the task's rows is logged beside it, without rehearsal rows.
 - The order of rows is that of the run (see `rows.run_order`).
 - Evaluation measures the loss row by row, by the function that checks it later.
-- Rows are packed where the plan says so (`packing/`): the loader gives a process its share of a
-  whole optimiser step, which is computed pack by pack.
+- The rows of a micro-batch are packed where the plan says so, by TRL's own collator.
 - On a CPU, shared prefixes of rows are computed once (`cpu/packed_rows`) and LoRA multiplies in
   one step (`cpu/lora_products`), unless `training.cpu_kernels` is false.
 """
@@ -30,15 +29,12 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from tuneline.artifacts.training import HistoryEntry, Packing, finite_or_text
 from tuneline.config import TrainingConfig
-from tuneline.training.loop.base_weights import trained_weights
+from tuneline.training.loop.base_weights import attention_for, attention_of, trained_weights
 from tuneline.training.loop.compute import Precision
-from tuneline.training.loop.flat_batch import flatten
-from tuneline.training.loop.packed_attention import attention_for, attention_of, takes_limits
-from tuneline.training.loop.packs import StepPacks, collate_share, cut_share, share_columns
 from tuneline.training.loop.rows import EncodedRow, as_columns, collate, pad_token
 from tuneline.training.loop.token_loss import (
-    MODEL_INPUTS,
     add_labelled_head,
+    model_inputs,
     row_losses,
     target_weight,
     weighted_sum,
@@ -104,10 +100,10 @@ class TaskLoss:
 
     def add(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
         """Add a micro-batch, without its rehearsal rows."""
-        weight = inputs["weight"] * ~inputs["rehearsal"]
+        of_task = {**inputs, "weight": inputs["weight"] * ~inputs["rehearsal"]}
         with torch.no_grad():
-            self._sum = self._sum + weighted_sum(outputs, weight)
-            self._tokens = self._tokens + target_weight([{**inputs, "weight": weight}])
+            self._sum = self._sum + weighted_sum(outputs, of_task)
+            self._tokens = self._tokens + target_weight([of_task])
 
     def take(self) -> float | None:
         """Return the mean since the last call, in nats; None if no row of the task was seen."""
@@ -131,7 +127,6 @@ class LabelledTokenTrainer(SFTTrainer):
         config: TrainingConfig,
         rows: Sequence[EncodedRow],
         validation: Sequence[EncodedRow],
-        packs: Sequence[StepPacks] | None = None,
         callbacks: Sequence[Any] = (),
     ) -> None:
         """Set TRL up for rows that are tokenised, masked and in order.
@@ -143,8 +138,6 @@ class LabelledTokenTrainer(SFTTrainer):
             config: learning rate, schedule and the like.
             rows: training rows in the order of the run, one entry each time a row is seen.
             validation: rows whose loss is measured.
-            packs: packs of each optimiser step, if rows are packed; batch shape and accumulation of
-                the settings do not count then.
             callbacks: callbacks of transformers.
         """
         self.settings = settings
@@ -153,21 +146,20 @@ class LabelledTokenTrainer(SFTTrainer):
         self.clock = StepClock()
         self._task_loss = TaskLoss(settings.group)
         self._started, self._before = time.monotonic(), 0.0
-        self._tokens = list(itertools.accumulate(_step_tokens(rows, settings, packs), initial=0))
-        columns = as_columns(rows) if packs is None else share_columns(rows, packs)
-        make = collate if packs is None else collate_share
+        self._tokens = list(itertools.accumulate(_step_tokens(rows, settings), initial=0))
+        packed = settings.packing.packed
         super().__init__(
             model=model,
-            args=sft_config(settings, config, shares=packs is not None),
-            train_dataset=Dataset.from_dict(columns),
+            args=sft_config(settings, config),
+            train_dataset=Dataset.from_dict(as_columns(rows)),
             processing_class=tokenizer,
-            data_collator=functools.partial(make, torch, pad_id=self.pad_id),
+            data_collator=functools.partial(collate, torch, pad_id=self.pad_id, packed=packed),
             callbacks=[self.clock, *callbacks],
         )
         # `LogProgress` logs what this one would print.
         self.remove_callback(PrinterCallback)
         # TRL has put its own head on the model; ours replaces it where it is faster.
-        add_labelled_head(model, cpu_kernels=config.cpu_kernels, packed=settings.packing.packed)
+        add_labelled_head(model, cpu_kernels=config.cpu_kernels)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
         if not batch_samples:
@@ -177,25 +169,6 @@ class LabelledTokenTrainer(SFTTrainer):
             weight = self.accelerator.gather(weight).sum()
         return weight
 
-    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Go forward and backward, pack by pack; gradients are exchanged after the last one."""
-        if "packs" not in inputs:
-            return super().training_step(model, inputs, *args, **kwargs)
-        *others, last = cut_share(inputs)
-        loss: Any = 0.0
-        for batch in others:
-            with self._without_exchange(model):
-                loss = loss + super().training_step(model, batch, *args, **kwargs)
-        return loss + super().training_step(model, last, *args, **kwargs)
-
-    def _without_exchange(self, model: Any) -> contextlib.AbstractContextManager[Any]:
-        """Keep gradients in this process, as transformers does between micro-batches."""
-        if self.is_distributed_loading_by_transformers:
-            deferred: contextlib.AbstractContextManager[Any] = self._defer_fsdp_gradient_reduction()
-            return deferred
-        kept: contextlib.AbstractContextManager[Any] = self.accelerator.no_sync(model)
-        return kept
-
     def compute_loss(
         self,
         model: Any,
@@ -204,23 +177,13 @@ class LabelledTokenTrainer(SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """Return the weighted loss of the learned tokens over the weight of the step's tokens."""
-        weight = inputs["weight"]
         divisor = target_weight([inputs]) if num_items_in_batch is None else num_items_in_batch
-        outputs = self._log_probs(model, inputs)
+        outputs = model(**model_inputs(inputs), use_cache=False, fused_lm_head=True)
         self._task_loss.add(inputs, outputs)
-        loss = weighted_sum(outputs, weight) / divisor
+        loss = weighted_sum(outputs, inputs) / divisor
         # DDP averages gradients over processes; the divisor already counts all of them.
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
-
-    def _log_probs(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """Return `log_probs` of shape (rows, longest − 1) of a padded batch, packed or not."""
-        if not self.settings.packing.packed:
-            features = {name: inputs[name] for name in MODEL_INPUTS}
-            return model(**features, use_cache=False, fused_lm_head=True)
-        laid = flatten(inputs, variable_lengths=takes_limits(attention_of(self.model)))
-        outputs = model(**laid.features, use_cache=False, fused_lm_head=True)
-        return {"log_probs": laid.restore(outputs["log_probs"])}
 
     @contextlib.contextmanager
     def padded_attention(self) -> Iterator[None]:
@@ -319,31 +282,19 @@ def history_of(log: Sequence[Mapping[str, Any]]) -> list[HistoryEntry]:
     ]
 
 
-def _step_tokens(
-    rows: Sequence[EncodedRow], settings: TrainerSettings, packs: Sequence[StepPacks] | None
-) -> list[int]:
+def _step_tokens(rows: Sequence[EncodedRow], settings: TrainerSettings) -> list[int]:
     """Count the tokens (without padding) of each optimiser step."""
-    if packs is not None:
-        return [sum(len(rows[i].ids) for s in step for pack in s for i in pack) for step in packs]
     size = settings.micro_batch * settings.accumulation * settings.group.world_size
     lengths = [len(row.ids) for row in rows]
     return [sum(lengths[start : start + size]) for start in range(0, len(lengths), size)]
 
 
-def sft_config(
-    settings: TrainerSettings, config: TrainingConfig, *, shares: bool = False
-) -> SFTConfig:
-    """Return the arguments of the trainer; callbacks order evaluation and saving.
-
-    Args:
-        settings: settings of the trainer.
-        config: the training section of the configuration.
-        shares: True if the loader gives a process its share of a whole step at once.
-    """
+def sft_config(settings: TrainerSettings, config: TrainingConfig) -> SFTConfig:
+    """Return the arguments of the trainer; callbacks order evaluation and saving."""
     arguments = SFTConfig(
         output_dir=str(settings.output),
-        per_device_train_batch_size=1 if shares else settings.micro_batch,
-        gradient_accumulation_steps=1 if shares else settings.accumulation,
+        per_device_train_batch_size=settings.micro_batch,
+        gradient_accumulation_steps=settings.accumulation,
         max_steps=settings.steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.schedule,

@@ -63,9 +63,7 @@ class Validation:
     def losses(self, model: Any) -> RowLosses:
         """Measure the loss of every row; the model gets the head that training uses."""
         # With the same kernels as training: in bf16 another order of roundings is another loss.
-        add_labelled_head(
-            model, cpu_kernels=self.config.cpu_kernels, packed=self.plan.packing.packed
-        )
+        add_labelled_head(model, cpu_kernels=self.config.cpu_kernels)
         return row_losses(
             model,
             self.rows,

@@ -28,7 +28,7 @@ class Comparison:
     """The differences between accumulation and one large batch.
 
     Attributes:
-        rows: number of rows; each is one micro-batch, or two of them are one pack.
+        rows: number of rows; each is one micro-batch, or every other one shares a packed one.
         loss: loss of the large batch, nats per token.
         loss_difference: relative difference of the losses.
         gradient_difference: norm of the difference of all gradients over the norm of the
@@ -70,17 +70,16 @@ def compare(trainer: Any, rows: Sequence[EncodedRow]) -> Comparison:
     model = trainer.model
     _widen(torch, model)
     _randomise(torch, model)
-    device = trainer.settings.device
     packed = trainer.settings.packing.packed
     parts = [rows[0::2], rows[1::2]] if packed and len(rows) > 1 else [[row] for row in rows]
-    batches = [_to(as_batch(torch, part, trainer.pad_id), device) for part in parts]
-    large = _to(as_batch(torch, rows, trainer.pad_id), device)
+    batches = [as_batch(torch, part, trainer.pad_id, packed=packed) for part in parts]
+    large = trainer._prepare_inputs(as_batch(torch, rows, trainer.pad_id))
 
     # FlashAttention has no float32: its own check is `packing.check`.
     with _exact(model), trainer.padded_attention():
         model.zero_grad()
         trainer.current_gradient_accumulation_steps = len(batches)
-        items = trainer._get_num_items_in_batch(batches, torch.device(device))
+        items = trainer._get_num_items_in_batch(batches, trainer.args.device)
         accumulated = sum(
             float(trainer.training_step(model, dict(batch), items)) for batch in batches
         )
@@ -104,10 +103,6 @@ def compare(trainer: Any, rows: Sequence[EncodedRow]) -> Comparison:
         gradient_difference=float((gradients - reference).norm() / reference.norm()),
         naive_difference=float((naive - reference).norm() / reference.norm()),
     )
-
-
-def _to(batch: dict[str, Any], device: str) -> dict[str, Any]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _reference(torch: Any, model: Any, batch: dict[str, Any]) -> Any:

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from tuneline.artifacts.training import LoraSettings, Packing
@@ -62,16 +61,13 @@ class Setup:
         base = load_base(self.base, self.device, qlora=qlora, precision=self.precision)
         return attach_lora(base, self.lora)
 
-    def packing_for(
-        self, model: Any, rows: Sequence[EncodedRow], tokenizer: Any, processes: int
-    ) -> Setup:
+    def packing_for(self, model: Any, rows: Sequence[EncodedRow], tokenizer: Any) -> Setup:
         """Return this setup with the packing that was decided for the model.
 
         Args:
             model: the model of `model()`.
             rows: rows of the dataset.
             tokenizer: tokenizer of the base.
-            processes: processes that will train together.
         """
         from tuneline.training.loop.rows import pad_token
         from tuneline.training.packing.check import choose_packing
@@ -80,7 +76,6 @@ class Setup:
             model,
             rows,
             setting=self.config.packing,
-            share=self.config.effective_batch / processes * fmean(len(row.ids) for row in rows),
             device=self.device,
             precision=self.precision,
             pad_id=pad_token(tokenizer),
@@ -91,9 +86,6 @@ class Setup:
         """Make a trainer whose steps are the given micro-batches."""
         from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 
-        rows = [row for batch in batches for row in batch]
-        numbers = iter(range(len(rows)))
-        packs = [[[[next(numbers) for _ in batch]]] for batch in batches]
         return LabelledTokenTrainer(
             model=model,
             tokenizer=tokenizer,
@@ -107,9 +99,8 @@ class Setup:
                 packing=self.packing,
             ),
             config=self.config,
-            rows=rows,
+            rows=[row for batch in batches for row in batch],
             validation=[],
-            packs=packs if self.packing.packed else None,
         )
 
 
@@ -167,8 +158,7 @@ def find_micro_batch(
     from tuneline.training.loop.rows import as_batch
 
     def take_step(batch: Sequence[EncodedRow]) -> int:
-        inputs = as_batch(torch, batch, trainer.pad_id)
-        inputs = {name: tensor.to(setup.device) for name, tensor in inputs.items()}
+        inputs = as_batch(torch, batch, trainer.pad_id, packed=setup.packing.packed)
         # What loading the model took, and what the step before left, would hide a small step.
         restart_peak(torch, setup.device)
         items = trainer._get_num_items_in_batch([inputs], torch.device(setup.device))
@@ -260,9 +250,8 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
         model = setup.model()
         startup = time.monotonic() - began
         loaded = peak_memory(torch, device)
-        setup = setup.packing_for(model, rows, tokenizer, spec["world_size"])
+        setup = setup.packing_for(model, rows, tokenizer)
         answer["packing"] = setup.packing.model_dump(mode="json")
-        sizes = _worth_it(sizes, rows, setup.packing.limit)
         first = setup.trainer(model, tokenizer, [[tail(longest_rows(rows, 1)[0], PARTS[0])]])
         first.train()
         taken, climb = find_micro_batch(setup, first, rows, sizes, limit=limit, about_to=about_to)
@@ -275,7 +264,6 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
             {
                 "micro_batch": taken.rows,
                 "tokens": climb.peaks[-1].tokens,
-                "pack_tokens": climb.peaks[-1].tokens if setup.packing.packed else 0,
                 "longest_row": max(len(row.ids) for row in rows),
                 "predicted": _described(taken.predicted, runtime),
                 "peaks": [asdict(peak) for peak in climb.peaks],
@@ -301,20 +289,6 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
             raise
         answer["tried"][-1]["out_of_memory"] = first_line(error)
     return answer
-
-
-def _worth_it(sizes: list[int], rows: Sequence[EncodedRow], limit: int | None) -> list[int]:
-    """Return the micro-batches whose packs are within the limit of their attention, or the least.
-
-    Args:
-        sizes: micro-batches, smallest first.
-        rows: rows of the dataset.
-        limit: tokens of a pack; None for no limit.
-    """
-    if limit is None:
-        return sizes
-    kept = [s for s in sizes if sum(len(row.ids) for row in longest_rows(rows, s)) <= limit]
-    return kept or sizes[:1]
 
 
 def _described(predicted: Prediction, runtime: int) -> dict[str, Any]:
@@ -346,16 +320,13 @@ def _timed(
     from tuneline.training.loop.token_loss import EVAL_BATCH
     from tuneline.training.memory.accumulation_check import compare, pick_rows
 
-    packing = setup.packing
-    pack_tokens = tokens_at_once(model, longest_rows(rows, size), packed=True)
     work, typical, shapes = plan_work(
         rows,
         validation,
         tokenizer,
         spec,
         micro_batch=size,
-        pack_tokens=pack_tokens if packing.packed else 0,
-        end_to_end=not packing.packed and packs(model.get_base_model()),
+        end_to_end=setup.packing.packed or packs(model.get_base_model()),
         samples=TIMED,
     )
     trainer = setup.trainer(model, tokenizer, [longest_rows(rows, size), *typical])

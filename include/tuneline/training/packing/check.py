@@ -1,11 +1,12 @@
 """Decide at the start whether a model can be packed, by the losses of rows of the dataset.
 
-An architecture may carry a state from token to token (Mamba, linear attention), code from a hub
-may build its mask itself, and a library may change what it reads from positions. No list of names
-keeps up with that, so the model itself is asked, in its own arithmetic: each row of a pack must
-have the losses that it has alone, and must keep them when its neighbour is exchanged. The second
-measure compares two passes of the same shape, whose rounding is the same: it sees in bf16 what
-rounding would hide from the first one.
+The rows of a packed micro-batch lie end to end in one sequence, and FlashAttention keeps them apart
+by their limits. An architecture may carry a state from token to token (Mamba, linear attention),
+code from a hub may build its mask itself, and a library may change what it reads from positions. No
+list of names keeps up with that, so the model itself is asked, in its own arithmetic: each row of a
+pack must have the losses that it has alone, and must keep them when its neighbour is exchanged. The
+second measure compares two passes of the same shape, whose rounding is the same: it sees in bf16
+what rounding would hide from the first one.
 """
 
 from __future__ import annotations
@@ -17,21 +18,13 @@ from typing import Any, Literal
 from tuneline.artifacts.training import Packing
 from tuneline.errors import first_line
 from tuneline.machine.peak_memory import is_out_of_memory
-from tuneline.training.loop import flat_batch
+from tuneline.training.loop.base_weights import attention_for, attention_of, use_attention
 from tuneline.training.loop.compute import Precision, autocast
-from tuneline.training.loop.packed_attention import (
-    attention_for,
-    attention_of,
-    candidates,
-    masked_limit,
-    takes_limits,
-    use_attention,
-)
-from tuneline.training.loop.rows import EncodedRow, as_batch, tail
+from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch, tail
 from tuneline.training.processes.group import ALONE, ProcessGroup
 from tuneline.training.processes.sharding import free_gathered_weights
 
-ROWS = 3
+FLASH = "flash_attention_2"
 # Tokens of a row in the check: enough for a neighbour to matter, and logits stay small.
 MOST_TOKENS = 64
 # Mean difference of a token's loss, nats. In bf16 another order of sums differs by some hundredths.
@@ -47,7 +40,7 @@ _REFUSALS = (TypeError, ValueError, RuntimeError, AttributeError, KeyError, Inde
 
 @dataclass(frozen=True)
 class Comparison:
-    """Losses of packed rows beside those of padded rows, mean differences of a token in nats.
+    """Losses of packed rows against those of padded rows, mean differences of a token in nats.
 
     Attributes:
         loss_difference: packed against padded; of the row that differs most.
@@ -84,12 +77,30 @@ class Comparison:
         return None
 
 
+def packing_attention(model: Any, device: str, precision: Precision) -> str | None:
+    """Return the attention that packed rows get; None if they can't be packed here.
+
+    Args:
+        model: a model with an adapter.
+        device: "cpu" or "cuda".
+        precision: arithmetic; FlashAttention has no float32.
+    """
+    from transformers.utils.import_utils import is_flash_attn_2_available
+
+    flash = (
+        device == "cuda"
+        and precision == "bf16"
+        and is_flash_attn_2_available()
+        and getattr(model.get_base_model(), "_supports_flash_attn", False)
+    )
+    return FLASH if flash else None
+
+
 def choose_packing(
     model: Any,
     rows: Sequence[EncodedRow],
     *,
     setting: Literal["auto", "on", "off"],
-    share: float,
     device: str,
     precision: Precision,
     pad_id: int,
@@ -101,69 +112,52 @@ def choose_packing(
         model: a model with an adapter.
         rows: rows of the dataset.
         setting: `training.packing`.
-        share: tokens of a process in an optimiser step, on average.
         device: "cpu" or "cuda".
         precision: arithmetic of training.
         pad_id: token id of the padding.
         group: processes that train together; all decide alike.
-
-    Returns:
-        The decision; its `limit` is that of the attention alone.
     """
     own = attention_of(model)
     if setting == "off":
         return Packing(attention=own, reason="training.packing is off")
-    if setting == "auto" and device == "cpu":
-        return Packing(attention=own, reason="training.packing: auto packs on a GPU only")
-    refused = []
-    for attention in candidates(model, device, precision):
-        limit = None if takes_limits(attention) else masked_limit(model)
-        if setting == "auto" and limit is not None and limit < share:
-            refused.append(
-                f"{attention}: it masks a whole pack, which is worth its products up to {limit:,} "
-                f"tokens, and an optimiser step has {share:,.0f}; training.packing: on packs all "
-                "the same, flash-attn needs no mask"
-            )
-            continue
-        found, fault = _attempt(
-            model, rows, attention, device=device, precision=precision, pad_id=pad_id
+    attention = packing_attention(model, device, precision)
+    if attention is None:
+        return Packing(
+            attention=own,
+            refused=setting == "on",
+            reason="packing needs FlashAttention: a GPU, bf16, flash-attn installed and an "
+            "architecture that has it",
         )
-        faults = [other for other in group.gather(fault) if other]
-        if found is not None and not faults:
-            use_attention(model, attention)
-            return Packing(
-                packed=True,
-                attention=attention,
-                padded_attention=own,
-                limit=limit,
-                loss_difference=found.loss_difference,
-                neighbour_difference=found.neighbour_difference,
-            )
-        refused.append(f"{attention or 'its attention'}: {faults[0]}")
-    return Packing(attention=own, refused=True, reason="; ".join(refused))
-
-
-def _attempt(
-    model: Any, rows: Sequence[EncodedRow], attention: str, **options: Any
-) -> tuple[Comparison | None, str | None]:
-    """Compare with one attention; return what was found, and why it can't be used."""
+    comparison, fault = None, None
     try:
         with attention_for(model, attention):
-            found = compare(model, rows, **options)
+            comparison = compare(model, rows, device=device, precision=precision, pad_id=pad_id)
+        fault = comparison.fault
     except _REFUSALS as error:
         if is_out_of_memory(error):
             raise
-        return None, f"the model refused packed rows ({type(error).__name__}: {first_line(error)})"
-    return found, found.fault
+        fault = f"the model refused packed rows ({type(error).__name__}: {first_line(error)})"
+    faults = [other for other in group.gather(fault) if other]
+    if comparison is None or faults:
+        return Packing(attention=own, refused=True, reason=f"{attention}: {faults[0]}")
+    use_attention(model, attention)
+    return Packing(
+        packed=True,
+        attention=attention,
+        padded_attention=own,
+        loss_difference=comparison.loss_difference,
+        neighbour_difference=comparison.neighbour_difference,
+    )
 
 
 def pick_rows(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """Return the ends of a long, a short and a middling row, in this order."""
+    """Return the ends of a long, a short and a middling row, in this order, learned whole."""
     ends = [
         row if len(row.ids) <= MOST_TOKENS else tail(row, MOST_TOKENS / len(row.ids))
         for row in sorted(rows, key=lambda row: (-len(row.ids), row.row_id))
     ]
-    return [ends[0], ends[-1], ends[len(ends) // 2]]
+    picked = [ends[0], ends[-1], ends[len(ends) // 2]]
+    return [replace(row, learned=(True,) * len(row.ids)) for row in picked]
 
 
 def compare(
@@ -173,7 +167,7 @@ def compare(
 
     Args:
         model: a model with an adapter; it is not changed.
-        rows: rows of the dataset, of which `ROWS` are taken.
+        rows: rows of the dataset, of which three are taken.
         device: "cpu" or "cuda".
         precision: arithmetic of training.
         pad_id: token id of the padding.
@@ -182,34 +176,29 @@ def compare(
 
     taken = pick_rows(rows)
     # The same tokens backwards: as long, and hardly what the next row would expect.
-    first = replace(taken[0], ids=taken[0].ids[::-1])
-    batch, exchanged = (
-        {name: cells.to(device) for name, cells in as_batch(torch, some, pad_id).items()}
-        for some in (taken, [first, *taken[1:]])
-    )
-    limits = takes_limits(attention_of(model))
+    exchanged = [replace(taken[0], ids=taken[0].ids[::-1]), *taken[1:]]
 
-    def packed(given: Mapping[str, Any]) -> Any:
-        laid = flat_batch.flatten(given, variable_lengths=limits)
-        return laid.restore(_scores(model, laid.features))
+    def padded() -> list[Any]:
+        return _scores(model, as_batch(torch, taken, pad_id), taken, device)
 
-    def seeing(given: Mapping[str, Any]) -> Any:
-        laid = flat_batch.flatten(given, variable_lengths=False)
-        ids = laid.features["input_ids"]
-        positions = torch.arange(ids.shape[1], device=ids.device)[None]
-        return laid.restore(_scores(model, {"input_ids": ids, "position_ids": positions}))
+    def packed(some: Sequence[EncodedRow]) -> list[Any]:
+        return _scores(model, as_batch(torch, some, pad_id, packed=True), some, device)
+
+    def seeing(some: Sequence[EncodedRow]) -> list[Any]:
+        batch = as_batch(torch, some, pad_id, packed=True)
+        positions = torch.arange(batch["input_ids"].shape[1])[None]
+        whole = {name: batch[name] for name in ("input_ids", "labels")}
+        return _scores(model, {**whole, "position_ids": positions}, some, device)
 
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), autocast(torch, device, precision):
-            mask = batch["attention_mask"][:, 1:].bool()
-            alone = torch.where(mask, _scores(model, batch), 0.0)
-            together = packed(batch)
+            together = packed(taken)
             return Comparison(
-                _differ(alone, together, mask),
-                _differ(together[1:], packed(exchanged)[1:], mask[1:]),
-                _differ(seeing(batch)[1:], seeing(exchanged)[1:], mask[1:]),
+                _differ(padded(), together),
+                _differ(together[1:], packed(exchanged)[1:]),
+                _differ(seeing(taken)[1:], seeing(exchanged)[1:]),
                 TOLERANCES[precision],
             )
     finally:
@@ -217,15 +206,23 @@ def compare(
         model.train(was_training)
 
 
-def _scores(model: Any, features: Mapping[str, Any]) -> Any:
-    """Return the log-probability of each next token, of shape (rows, tokens − 1)."""
+def _scores(
+    model: Any, batch: Mapping[str, Any], rows: Sequence[EncodedRow], device: str
+) -> list[Any]:
+    """Return the log-probability of each predicted token of a batch, row by row."""
+    batch = {n: cells.to(device) if hasattr(cells, "to") else cells for n, cells in batch.items()}
+    labels = batch["labels"][:, 1:]
     not_for_logits = {"labels", "weight", "rehearsal"}
-    given = {name: value for name, value in features.items() if name not in not_for_logits}
-    logits = model(**given, use_cache=False).logits[:, :-1].float()
-    following = features["input_ids"][:, 1:, None]
-    return logits.log_softmax(-1).gather(-1, following).squeeze(-1)
+    features = {name: cells for name, cells in batch.items() if name not in not_for_logits}
+    logits = model(**features, use_cache=False).logits[:, :-1].float()
+    scores = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
+    return list(scores[labels != IGNORED].split([row.targets for row in rows]))
 
 
-def _differ(one: Any, other: Any, mask: Any) -> float:
+def _differ(one: Sequence[Any], other: Sequence[Any]) -> float:
     """Return the mean difference of a token, of the row that differs most."""
-    return float((((one - other).abs() * mask).sum(1) / mask.sum(1)).max())
+    import torch
+
+    pairs = zip(one, other, strict=True)
+    # The largest of torch is NaN where one is.
+    return float(torch.stack([(a - b).abs().mean() for a, b in pairs]).max())

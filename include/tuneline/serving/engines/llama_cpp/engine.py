@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 from tuneline.artifacts.deployment import REFERENCE
 from tuneline.errors import RetryableError, TunelineError, UserError
-from tuneline.gguf.export import export_gguf
-from tuneline.gguf.quantize import quantize
-from tuneline.gguf.settings import read_settings
+from tuneline.gguf.architectures import read_settings
+from tuneline.gguf.export import export_gguf, quantize
 from tuneline.gguf.tokenizer import read_tokenizer
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads

@@ -1,8 +1,9 @@
-"""A training process with a planted fault: the loss is a mean of the processes' means.
+"""Training processes of which one thing is changed, by `PLANT`.
 
-    python per_rank_worker.py RUN_URI SCRATCH     starts two of them
+    python patched_worker.py RUN_URI SCRATCH     starts two of them
 
-Each process divides by its own tokens, so that a token beside short rows counts for more.
+`per_rank`: each process divides by its own tokens, so that a token next to short rows counts for
+more. `packed`: rows are packed with the model's own attention, where no GPU has FlashAttention.
 """
 
 import os
@@ -16,6 +17,11 @@ from tuneline.training.processes.launch import Node, launch
 
 
 def plant() -> None:
+    if os.environ["PLANT"] == "packed":
+        from tuneline.training.packing import check
+
+        check.packing_attention = lambda *_: "sdpa"
+        return
     from tuneline.training.loop.trainer import LabelledTokenTrainer
 
     def own_tokens(self: Any, batch_samples: list[Any], device: Any) -> Any:
