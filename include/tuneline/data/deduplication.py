@@ -4,8 +4,8 @@ Rows are compared by their question (every turn but the last answer and the syst
 the text that nearly all prompts share, surrogates of personal data masked): equal ones first, then
 MinHash candidates verified by exact Jaccard similarity. One row of each cluster stays, and with it
 a few that differ from it in their personal data alone, since before scrubbing no two were alike.
-The exact join, which is independent of MinHash, then compares training and validation with the rows
-that are held out from them. The hold-out is never changed: near-duplicates of it leave training.
+A search by other permutations then compares training and validation with the rows that are held out
+from them. The hold-out is never changed: near-duplicates of it leave training.
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def _conclude(
         measure("near_pairs_with_other_answers", found.near_conflicts, "clusters"),
         measure("label_conflicts", sum(found.conflict), "rows"),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
-        measure("missed_by_minhash", found.missed, "rows"),
+        measure("missed_by_first_search", found.missed, "rows"),
         measure("cross_split_near_duplicates", leaks, "rows", "<=", 0),
         measure("torn_conversations", _torn(found), "conversations", "==", 0),
         *(measure(f"{split}_rows", splits[split], "rows", ">=", 1) for split in SPLITS),

@@ -23,7 +23,7 @@ def test_the_bytes_are_those_that_the_docs_count(path):
 
 
 def test_their_addresses_name_them():
-    assert [file.local for file in find_files(SAMPLES)] == [FREE_TEXT, SUPPORT]
+    assert [file.local for file in find_files(SAMPLES)] == [SUPPORT, FREE_TEXT]
 
 
 def test_copies_are_near_duplicates_of_their_originals():

@@ -1,7 +1,7 @@
 """Decide which rows are duplicates or contradictions, which of them stay, and the split of each.
 
 Pure functions over rows: conflicts, clusters of near-duplicates (by MinHash), the row that stays of
-each, the split by cluster, and a search by the exact join across the split.
+each, the split by cluster, and a second search across the split.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import numpy as np
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.boilerplate import common_affixes
 from tuneline.data.near_duplicates.conversations import tie_conversations
-from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.masked import masked_prompt
-from tuneline.data.near_duplicates.minhash import near_pairs
+from tuneline.data.near_duplicates.minhash import near_pairs, nearest
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import assign, cluster_hash, plan
 from tuneline.data.near_duplicates.templates import differs_in_values_alone, varieties
@@ -38,8 +37,8 @@ class Deduplicated:
         exact_duplicates: number of rows that left as equal to another.
         near_pairs: number of pairs of near-duplicates with different texts.
         near_conflicts: number of clusters of different texts with different answers.
-        missed: number of near-duplicates across the split that only the exact join found.
-        cross_similarity: greatest similarity, by the exact join, of a kept row of training or
+        missed: number of near-duplicates across the split that only the second search found.
+        cross_similarity: greatest similarity, from the threshold on, of a kept row of training or
             validation to a row of a split that is held out from it.
         conversation: number of the group of rows that share its split, as they share a cluster or
             a conversation; None for a row that left before the split, and of an own hold-out.
@@ -249,7 +248,7 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
 
 
 def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float) -> None:
-    """Reject the near-duplicates across the split that MinHash missed; the hold-out stays."""
+    """Reject the near-duplicates across the split that the first search missed."""
     for number, (index, (other, similarity)) in enumerate(_leaks(found, threshold).items(), 1):
         found.missed = number
         where = f"{rows[other].source_file} line {rows[other].source_line}"
@@ -271,8 +270,6 @@ def _leaks(found: Deduplicated, threshold: float) -> dict[int, tuple[int, float]
         (members[VALIDATION], members[TRAIN]),
         (members[HOLDOUT], members[TRAIN] + members[VALIDATION]),
     ):
-        near = cross_similarities(
-            [found.texts[i] for i in free], [found.texts[i] for i in held], threshold
-        )
+        near = nearest([found.texts[i] for i in free], [found.texts[i] for i in held], threshold)
         leaks |= {free[i]: (held[j], similarity) for i, (j, similarity) in near.items()}
     return leaks
