@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
+from tuneline.data.near_duplicates.deduplicate import Deduplicated, advise, deduplicate
 from tuneline.data.near_duplicates.phrases import (
     FORMAT_SHARE,
     Ngrams,
@@ -28,11 +29,9 @@ from tuneline.data.near_duplicates.phrases import (
     repeated_sentences,
     thin,
 )
-from tuneline.data.near_duplicates.search import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash
-from tuneline.data.removal.conflicts import advise
-from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
+from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,

@@ -32,9 +32,9 @@ from tuneline.artifacts.data import (
 from tuneline.bases import base_of
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
-from tuneline.data.conversations.answer_checks import AnswerCounts, check_answers
-from tuneline.data.conversations.outcomes import Outcome
-from tuneline.data.near_duplicates.search import similarity_texts
+from tuneline.data.conversations.answers import AnswerCounts, check_answers
+from tuneline.data.conversations.reading import Outcome
+from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
@@ -42,8 +42,7 @@ from tuneline.data.pii.find.texts import Shared, shared_parts
 from tuneline.data.pii.replace.residuals import other_hits, residual_hits
 from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
 from tuneline.data.pii.review.review import asked_review
-from tuneline.data.rendering.renderer import Renderer, chat_template
-from tuneline.data.rendering.template_parity import compare
+from tuneline.data.rendering.renderer import Renderer, chat_template, compare
 from tuneline.data.schema_validation import check_turns, markers_of
 from tuneline.data.tables.dataset_card import (
     card,

@@ -8,7 +8,7 @@ import pytest
 
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
 from tuneline.data.sample import FREE_TEXT, PLANTED, SAMPLES, SUPPORT
-from tuneline.data.sources.files import find_files
+from tuneline.data.sources.find_files import find_files
 
 DIGESTS = {
     SUPPORT: "db3083c4a17704a4e6472c101d92553fdf258ebec401ee25d1656a7f1f68dcfd",

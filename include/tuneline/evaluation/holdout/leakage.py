@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.data.near_duplicates.boilerplate import common_affixes
-from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.near_duplicates.compared_text import compared_texts
 from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.tables.rows import Row, base_id
 from tuneline.harness.rows import asked
@@ -45,8 +44,7 @@ def near_duplicates(held: Sequence[Row], seen: Sequence[Row], threshold: float) 
         A leak for each such hold-out row, with the most similar other row.
     """
     own = [asked(row) for row in (*held, *seen)]
-    affixes = common_affixes(own)
-    texts = [normalise(affixes.own(text)) or normalise(text) for text in own]
+    texts = compared_texts(own, own)
     sides = [1] * len(held) + [0] * len(seen)
     best: dict[int, tuple[float, int]] = {}
     for other, row, similarity in cross_pairs(texts, sides, threshold):

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.deduplicate import find_clusters
 from tuneline.data.near_duplicates.minhash import nearest
-from tuneline.data.near_duplicates.search import find_clusters, similarity_texts
 from tuneline.data.tables.rows import Row
 from tuneline.governance.production.tables import Rejected, batches_of, compared_row, weight_of
 from tuneline.governance.production.vocabulary import Reason

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuneline.config import DataConfig
+from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.minhash import nearest
-from tuneline.data.near_duplicates.search import similarity_texts
 from tuneline.data.near_duplicates.shingles import (
     TEXT_BITS,
     Hashes,

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from tuneline.data.conversations.answers import answer_object, dump_like
-from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
+from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
 from tuneline.data.tables.rows import Message
 
 # A number in a JSON answer with fewer digits identifies nobody.
