@@ -1,8 +1,7 @@
-"""Votes by file: what spreadsheets make of a sheet, and records as the Argilla SDK writes them."""
+"""Votes by file: what spreadsheets make of a sheet."""
 
 import csv
 import io
-import json
 
 import pytest
 from tests.lab.reviews import for_model, key_of, prepared
@@ -30,13 +29,13 @@ def sheet(bench, tmp_path):
     return rows, lambda given, **how: _read_in(bench, path, given, **how)
 
 
-def _read_in(bench, path, rows, *, delimiter=",", encoding="utf-8", before="", **options):
+def _read_in(bench, path, rows, *, delimiter=",", encoding="utf-8", before=""):
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, rows[0].keys(), delimiter=delimiter)
     writer.writeheader()
     writer.writerows(rows)
     path.write_bytes((before + out.getvalue()).encode(encoding))
-    return review_files.import_file(bench.run, path, imported_by="ops", **options)
+    return review_files.import_file(bench.run, path, imported_by="ops")
 
 
 def vote_on(rows, choice="A", **more):
@@ -66,7 +65,7 @@ def test_a_sheet_that_a_spreadsheet_saved_is_read(bench, sheet, saved):
     rows, read_in = sheet
     choices = ["a", "B", "TIE", "Both bad"] + [""] * 16
     given = [{**row, "choice": c, "comment": "hm"} for row, c in zip(rows, choices, strict=True)]
-    assert read_in(given, **saved).votes == {"ann": 4}
+    assert read_in(given, **saved) == {"ann": 4}
     (ballot,) = ballots.ballots(bench.run)
     assert [mark.choice for mark in ballot.marks] == ["A", "B", "tie", "both bad"]
     assert (ballot.source, ballot.imported_by, ballot.marks[0].comment) == ("csv", "ops", "hm")
@@ -75,7 +74,7 @@ def test_a_sheet_that_a_spreadsheet_saved_is_read(bench, sheet, saved):
 def test_reviewers_of_one_file_stay_apart(bench, sheet):
     rows, read_in = sheet
     both = [*vote_on(rows), *vote_on(rows, "B", reviewer="ben")]
-    assert read_in(both).votes == {"ann": 20, "ben": 20}
+    assert read_in(both) == {"ann": 20, "ben": 20}
     evidence = bench.execute("human_review")
     assert (value(evidence, "reviewers"), value(evidence, "votes_from_files")) == (2, 40)
 
@@ -126,75 +125,6 @@ def test_a_file_for_pairs_that_were_drawn_again_is_refused(bench, sheet):
         read_in(vote_on(rows))
 
 
-def argilla(bench, tmp_path):
-    path = tmp_path / "records.json"
-    review_files.export_file(bench.run, path)
-    return path, json.loads(path.read_text())
-
-
-def answered(records, path, values_by_user):
-    """Records as `Dataset.records.to_json` writes them when users have answered."""
-    for record in records:
-        record["_server_id"] = "5f0e8f5e-0000-4000-8000-000000000000"
-        record["responses"] = {
-            "choice": [{"value": v, "user_id": user} for user, v in values_by_user.items()],
-            "comment": [{"value": "fine", "user_id": next(iter(values_by_user))}],
-        }
-    path.write_text(json.dumps(records))
-
-
-def test_records_of_argilla_go_out_and_come_back_with_their_users(bench, tmp_path):
-    path, records = argilla(bench, tmp_path)
-    assert set(records[0]) == {
-        "id", "fields", "metadata", "suggestions", "responses", "vectors", "_server_id",
-    }  # fmt: skip
-    answered(records, path, {"uuid-1": "A", "uuid-2": "both bad"})
-    users = {"uuid-1": "ann", "uuid-2": "ben"}
-    found = review_files.import_file(bench.run, path, imported_by="ops", users=users)
-    assert found.votes == {"ann": 20, "ben": 20}
-    first = ballots.ballots(bench.run)[0]
-    assert (first.source, first.reviewer, first.marks[0].comment) == ("argilla", "ann", "fine")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "why"),
-    [
-        (lambda records: {"records": records}, "expected a list of Argilla records"),
-        (lambda records: [{"text": "x"}], "record 1: metadata is missing or no object"),
-        (
-            lambda records: [{**records[0], "responses": {"choice": ["A"]}}],
-            r"record 1, responses\.choice: expected a text value and a user_id",
-        ),
-        (
-            lambda records: [
-                {**records[0], "responses": {"choice": [{"value": "A", "user_id": "u"}]}}
-            ],
-            "record 1, reviewer: u is not assigned",
-        ),
-    ],
-)
-def test_a_wrong_record_is_named(bench, tmp_path, spoil, why):
-    path, records = argilla(bench, tmp_path)
-    path.write_text(json.dumps(spoil(records)))
-    with pytest.raises(UserError, match=why):
-        review_files.import_file(bench.run, path, imported_by="ops")
-
-
-def test_a_judge_gets_its_own_pairs_and_is_no_reviewer(tmp_path):
-    settings = {"review": True, "review_pairs": 4, "review_judge_pairs": 6, "reviewers": ["ann"]}
-    bench = Lab(tmp_path, {"evaluation": settings})
-    prepared(bench, holdout=14)
-    path = tmp_path / "judge.csv"
-    assert review_files.export_file(bench.run, path) == 4
-    assert review_files.export_file(bench.run, path, for_judge=True) == 10
-    rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-    assert _read_in(bench, path, vote_on(rows), judge="gpt").votes == {"gpt": 10}
-    evidence = bench.execute("human_review")
-    assert evidence.summary == "not reviewed: no vote counts"
-    with pytest.raises(UserError, match=r"pair: there is no pair '5'"):
-        _read_in(bench, path, vote_on(rows, reviewer="ann"))
-
-
 def test_the_command_exports_imports_and_judges_again(bench, tmp_path, capsys):
     path = tmp_path / "votes.csv"
     run = ["--run", bench.run.uri]
@@ -220,9 +150,8 @@ def test_the_command_exports_imports_and_judges_again(bench, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["export", "--out", "votes.xlsx"], "name a .csv file, or a .json file"),
+        (["export", "--out", "votes.xlsx"], "name a .csv file"),
         (["import", "nowhere.csv"], "nowhere.csv can't be read: No such file"),
-        (["import", "nowhere.csv", "--user", "x"], "--user x: write ID=NAME"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(bench, capsys, arguments, why):
@@ -240,4 +169,4 @@ def test_a_text_that_looks_like_a_formula_is_none_and_comes_back(bench, tmp_path
     review_files.export_file(bench.run, path, reviewer="ann")
     rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     assert rows[0]["A"] == "'=1+1"
-    assert _read_in(bench, path, vote_on(rows)).votes == {"ann": 20}
+    assert _read_in(bench, path, vote_on(rows)) == {"ann": 20}

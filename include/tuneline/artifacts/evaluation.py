@@ -79,20 +79,16 @@ class ReviewKey(BaseModel):
 
 
 class Mark(BaseModel):
-    """A choice on one pair, one of `CHOICES`, and what the reviewer says of it.
-
-    `steady` is set for a judge that was asked twice: True if its choice stayed with the answer when
-    the sides were swapped.
-    """
+    """A choice on one pair, one of `CHOICES`, and what the reviewer says of it."""
 
     model_config = ConfigDict(frozen=True)
 
     pair: int
     choice: str
     comment: str = ""
-    steady: bool | None = None
 
 
+# Argilla and endpoints of judges are read only: earlier versions took votes from them.
 Source = Literal["airflow", "terminal", "csv", "argilla", "endpoint"]
 
 
@@ -106,9 +102,8 @@ class Ballot(BaseModel):
         at: the time, RFC 3339.
         marks: the choices.
         comment: what the reviewer says of all of them.
-        judge: True if a model voted and not a person.
-        imported_by: the user who read the file in, or had the judge asked; None for votes that were
-            cast directly.
+        judge: True if a model voted, which earlier versions allowed; such votes do not count.
+        imported_by: the user who read the file in; None for votes that were cast directly.
     """
 
     review_id: str
@@ -132,7 +127,6 @@ class Vote(BaseModel):
     source: Source = "airflow"
     at: str = ""
     comment: str = ""
-    steady: bool | None = None
 
 
 class ReviewVotes(BaseModel):
@@ -140,7 +134,6 @@ class ReviewVotes(BaseModel):
 
     review_id: str
     votes: list[Vote]
-    judge_votes: list[Vote] = []
     comments: dict[str, list[str]] = {}
 
 
@@ -150,8 +143,6 @@ HOLDOUT_SCORES = Artifact("holdout_performance", "answers.parquet")
 # Left where a release could be compared.
 RELEASED_ANSWERS = Lines("holdout_performance", "released_answers.jsonl", ReleasedAnswer)
 REVIEW_PAIRS = Document("prepare_review", "pairs.json", ReviewSheet)
-# Further pairs of the same draw, for a judge.
-JUDGE_PAIRS = Document("prepare_review", "judge_pairs.json", ReviewSheet)
 REVIEW_KEY = Document("prepare_review", "quarantine/review_key.json", ReviewKey)
 # The votes that counted, as the item leaves them.
 COUNTED_VOTES = Document("human_review", "votes.json", ReviewVotes)

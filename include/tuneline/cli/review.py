@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tuneline.cli.groups import Commands, add_run_argument
-from tuneline.errors import EXIT_OK, UserError
+from tuneline.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from tuneline.run import Run
@@ -23,25 +23,6 @@ def add_review(commands: Commands) -> None:
     vote.set_defaults(command=_vote)
     _add_export(actions)
     _add_import(actions)
-    _add_judge(actions)
-
-
-def _add_judge(actions: Commands) -> None:
-    judge = actions.add_parser(
-        "judge",
-        help="have a model vote on the pairs, each in both orders; its votes decide nothing",
-    )
-    judge.add_argument(
-        "model",
-        metavar="URL#MODEL",
-        help="an OpenAI-compatible endpoint and its model; questions and answers are sent there",
-    )
-    add_run_argument(judge)
-    judge.add_argument("--api-key-env", metavar="NAME", help="variable with the endpoint's key")
-    judge.add_argument(
-        "--parallel", type=int, default=4, metavar="N", help="requests at once (default 4)"
-    )
-    judge.set_defaults(command=_ask_judge)
 
 
 def _add_export(actions: Commands) -> None:
@@ -52,31 +33,18 @@ def _add_export(actions: Commands) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help=".csv for spreadsheets, .json for Argilla 2",
+        help="a .csv file, for spreadsheets",
     )
     export.add_argument(
         "--reviewer", default="", metavar="NAME", help="name to write into the column reviewer"
-    )
-    export.add_argument(
-        "--judge", action="store_true", help="add the pairs that only a judge votes on"
     )
     export.set_defaults(command=_export)
 
 
 def _add_import(actions: Commands) -> None:
     reader = actions.add_parser("import", help="read a file of votes and judge the review again")
-    reader.add_argument("file", type=Path, metavar="FILE", help=".csv, or .json of Argilla records")
+    reader.add_argument("file", type=Path, metavar="FILE", help="the filled .csv file")
     add_run_argument(reader)
-    reader.add_argument(
-        "--judge", metavar="MODEL", help="the model that voted; its votes inform and decide nothing"
-    )
-    reader.add_argument(
-        "--user",
-        action="append",
-        default=[],
-        metavar="ID=NAME",
-        help="name of an Argilla user; may be given several times",
-    )
     reader.set_defaults(command=_import)
 
 
@@ -107,7 +75,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from tuneline.human_answers.review_files import export_file
 
     run = _prepared(arguments.run)
-    count = export_file(run, arguments.out, reviewer=arguments.reviewer, for_judge=arguments.judge)
+    count = export_file(run, arguments.out, reviewer=arguments.reviewer)
     print(f"{arguments.out}: {count} pairs; `tuneline review import` reads the filled file")
     return EXIT_OK
 
@@ -118,41 +86,10 @@ def _import(arguments: argparse.Namespace) -> int:
     from tuneline.run import Run
 
     run = Run.open(arguments.run)
-    imported = import_file(
-        run,
-        arguments.file,
-        imported_by=this_user(),
-        judge=arguments.judge,
-        users=_users(arguments.user),
-    )
-    for name, count in imported.votes.items():
+    votes = import_file(run, arguments.file, imported_by=this_user())
+    for name, count in votes.items():
         print(f"{arguments.file}: {count} votes of {name} stored")
     return _judged(run)
-
-
-def _ask_judge(arguments: argparse.Namespace) -> int:
-    from tuneline.evaluation.review.llm_judge import judge_pairs
-    from tuneline.harness.subjects import endpoint_of
-    from tuneline.human_answers.terminal import this_user
-
-    endpoint = endpoint_of(arguments.model, arguments.api_key_env, arguments.parallel)
-    run = _prepared(arguments.run)
-    judged = judge_pairs(run, endpoint, asked_by=this_user())
-    print(
-        f"{endpoint.model}: {len(judged.marks)} votes on {judged.pairs} pairs stored; "
-        f"{judged.steady} stayed with their answer when the sides were swapped, the others are ties"
-    )
-    return _judged(run)
-
-
-def _users(given: list[str]) -> dict[str, str]:
-    names = {}
-    for pair in given:
-        user, separator, name = pair.partition("=")
-        if not (user and separator and name):
-            raise UserError(f"--user {pair}: write ID=NAME")
-        names[user] = name
-    return names
 
 
 def _prepared(uri: str) -> Run:

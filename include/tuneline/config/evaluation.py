@@ -302,13 +302,6 @@ class EvaluationConfig(Section):
         description="Fail human_review while pairs lack votes; false only warns. null: "
         "true in production where a review is asked for.",
     )
-    review_judge_pairs: int = Field(
-        0,
-        ge=0,
-        le=5000,
-        description="Pairs beyond those of people that a judge is to vote on. Its votes inform "
-        "once `tuneline review import --judge` has read them.",
-    )
 
     @field_validator("reviewers")
     @classmethod

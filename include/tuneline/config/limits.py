@@ -167,7 +167,6 @@ EXEMPT: Mapping[str, tuple[str, ...]] = {
         "evaluation.latency_warmup",
         "evaluation.load.seconds",
         "evaluation.review_pairs",
-        "evaluation.review_judge_pairs",
         "deployment.quality_rows",
         "governance.fallback.calibration_rows",
     ),

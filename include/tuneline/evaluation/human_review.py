@@ -3,9 +3,7 @@
 Method: the votes of a blind A/B review give a win rate with a Wilson interval (ties count half)
 and the exact sign test, which decides at a stated level. Both count pairs and not votes: the
 majority of the votes on a pair decides it. Votes count if they were given to the pairs of this very
-review by people who were asked. Where a judge voted on many more pairs, prediction-powered
-inference combines its votes with those of people for information
-(`review/prediction_powered.py`). Without a vote the evidence says so.
+review by people who were asked. Without a vote the evidence says so.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ from collections.abc import Mapping, Sequence
 
 from tuneline.artifacts.evaluation import (
     COUNTED_VOTES,
-    JUDGE_PAIRS,
     REVIEW_KEY,
     REVIEW_PAIRS,
     KeyEntry,
@@ -66,7 +63,7 @@ def run(ctx: StepContext) -> Evidence:
     shown = REVIEW_PAIRS.read(ctx)
     for document in documents(ctx.run):
         document.note(ctx)
-    wrong = _contradictions(ctx, shown.pairs, key)
+    wrong = contradictions(shown.pairs, key.pairs, answers_by_row(ctx))
     if key.review_id != shown.review_id or wrong:
         return _refused(ctx, wrong, same_review=key.review_id == shown.review_id)
     where = ctx.run.store.uri_of(ctx.run.key(FOLDER))
@@ -76,7 +73,6 @@ def run(ctx: StepContext) -> Evidence:
         ReviewVotes(
             review_id=key.review_id,
             votes=votes.people,
-            judge_votes=votes.judges,
             comments=votes.comments,
         ),
     )
@@ -98,11 +94,6 @@ def _too_few(ctx: StepContext) -> Breach:
     if required is None:
         required = ctx.config.profile == "production" and ctx.config.evaluation.review
     return "fail" if required else "warn"
-
-
-def _contradictions(ctx: StepContext, people: Sequence[ReviewPair], key: ReviewKey) -> list[int]:
-    judged = JUDGE_PAIRS.read(ctx).pairs if JUDGE_PAIRS.exists(ctx) else []
-    return contradictions([*people, *judged], key.pairs, answers_by_row(ctx))
 
 
 def _refused(ctx: StepContext, wrong: Sequence[int], *, same_review: bool) -> Evidence:
@@ -133,11 +124,9 @@ def _judged(ctx: StepContext, votes: Cast, key: ReviewKey, shown: Sequence[int])
         return ctx.conclude(f"not reviewed: no vote counts{votes.left_out()}", measured)
     sentences = []
     against_base = count(votes.people, base)
-    judge = judgement.consult(votes.people, votes.judges, base, settings.review_alpha)
     if against_base.pairs:
-        measured += judgement.against_base(against_base, settings.review_alpha, judge)
+        measured += judgement.against_base(against_base, settings.review_alpha)
         sentences.append(_sentence(against_base, "base", settings.review_alpha))
-        sentences.append(_judge_sentence(judge))
     against_released = count(votes.people, released)
     if against_released.pairs:
         measured += judgement.against_released(against_released, settings.review_alpha)
@@ -171,26 +160,6 @@ def _sentence(outcome: Outcome, other: str, alpha: float) -> str:
     return (
         f"{found}, which chance could explain at the level {alpha:g}: about "
         f"{outcome.pairs_needed(alpha)} pairs would decide with a probability of 80 %"
-    )
-
-
-def _judge_sentence(judge: judgement.Judge | None) -> str:
-    if judge is None:
-        return ""
-    agreed = (
-        ""
-        if judge.agreement is None
-        else f", which agrees with people on {judge.agreement:.0%} of {judge.compared} pairs"
-    )
-    names = ", ".join(judge.names)
-    if judge.combined is None:
-        return (
-            f"the {judge.votes} votes of the judge {names}{agreed} are not used, since too few "
-            "pairs have votes of both or of the judge alone"
-        )
-    return (
-        f"with {judge.votes} votes of the judge {names}{agreed}: win rate "
-        f"{judge.combined.win_rate.text()}, which informs"
     )
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from tuneline.artifacts.deployment import CHOICE
 from tuneline.artifacts.evaluation import (
     HOLDOUT_ANSWERS,
-    JUDGE_PAIRS,
     RELEASED_ANSWERS,
     REVIEW_KEY,
     REVIEW_PAIRS,
@@ -63,39 +62,31 @@ class Drawn:
     Attributes:
         answered: number of rows that both models answered.
         different: number of rows on which their answers differ.
-        people: the pairs for people.
-        judge: further pairs, for a judge alone.
+        pairs: the pairs.
     """
 
     answered: int
     different: int
-    people: list[Chosen]
-    judge: list[Chosen]
+    pairs: list[Chosen]
 
 
-def draw(
-    rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, judged: int, seed: int
-) -> Drawn:
+def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed: int) -> Drawn:
     """Draw the pairs of one comparison, from the rows on which the answers differ.
 
     Args:
         rows: the rows.
         answers: the answers.
         other: the model that the tuned one is compared with.
-        pairs: pairs for people.
-        judged: pairs for a judge alone.
+        pairs: most pairs.
         seed: seed of the draw.
     """
     both = [row for row in rows if {"tuned", other} <= answers.get(row.row_id, {}).keys()]
     different = [row for row in both if _differ(answers[row.row_id], other)]
     texts = {r.row_id: (answers[r.row_id]["tuned"], answers[r.row_id][other]) for r in different}
     kinds = strata(different, texts)
-    drawn = balanced(different, kinds, pairs + judged, seed)
-    if judged:
-        # What people say of the judge holds for all pairs only if theirs are a random part.
-        drawn = secrets.SystemRandom().sample(drawn, len(drawn))
+    drawn = balanced(different, kinds, pairs, seed)
     chosen = [Chosen(row, other, str(kinds[row.row_id])) for row in drawn]
-    return Drawn(len(both), len(different), chosen[:pairs], chosen[pairs:])
+    return Drawn(len(both), len(different), chosen)
 
 
 def _differ(answers: Mapping[str, str], other: str) -> bool:
@@ -116,7 +107,7 @@ def answers_by_row(ctx: StepContext) -> dict[str, dict[str, str]]:
 
 
 def shuffle_pairs(
-    chosen: Sequence[Chosen], answers: Answers, first: int = 1
+    chosen: Sequence[Chosen], answers: Answers
 ) -> tuple[list[ReviewPair], list[KeyEntry]]:
     """Build the pairs in random order, and their key.
 
@@ -126,7 +117,6 @@ def shuffle_pairs(
     Args:
         chosen: the rows to show.
         answers: the answers.
-        first: the number of the first pair.
 
     Returns:
         The pairs as reviewers see them, and the key.
@@ -134,7 +124,7 @@ def shuffle_pairs(
     random = secrets.SystemRandom()
     tuned_first = _sides([given.other for given in chosen], random)
     pairs, key = [], []
-    for number, place in enumerate(random.sample(range(len(chosen)), len(chosen)), first):
+    for number, place in enumerate(random.sample(range(len(chosen)), len(chosen)), 1):
         given, row = chosen[place], chosen[place].row
         sides: tuple[Side, Side] = ("tuned", given.other)
         if not tuned_first[place]:
@@ -169,20 +159,14 @@ def run(ctx: StepContext) -> Record:
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
     answers = answers_by_row(ctx)
     held = open_holdout(ctx, "review", CHOICE.read(ctx).sha256).held
-    judged, pairs = settings.review_judge_pairs, settings.review_pairs
-    base = draw(held, answers, "base", pairs=pairs, judged=judged, seed=seed)
-    released = draw(held, answers, "released", pairs=pairs, judged=0, seed=seed)
+    base = draw(held, answers, "base", pairs=settings.review_pairs, seed=seed)
+    released = draw(held, answers, "released", pairs=settings.review_pairs, seed=seed)
     review_id = _review_id()
-    shown, key = shuffle_pairs([*base.people, *released.people], answers)
-    for_judge, judge_key = shuffle_pairs(base.judge, answers, first=len(shown) + 1)
+    shown, key = shuffle_pairs([*base.pairs, *released.pairs], answers)
     REVIEW_PAIRS.write(
         ctx, ReviewSheet(review_id=review_id, instructions=INSTRUCTIONS, pairs=shown)
     )
-    if for_judge:
-        JUDGE_PAIRS.write(
-            ctx, ReviewSheet(review_id=review_id, instructions=INSTRUCTIONS, pairs=for_judge)
-        )
-    REVIEW_KEY.write(ctx, ReviewKey(review_id=review_id, pairs=[*key, *judge_key]))
+    REVIEW_KEY.write(ctx, ReviewKey(review_id=review_id, pairs=key))
     return _record(ctx, base, released)
 
 
@@ -192,22 +176,21 @@ def _review_id() -> str:
 
 
 def _record(ctx: StepContext, base: Drawn, released: Drawn) -> Record:
-    people = [*base.people, *released.people]
+    pairs = [*base.pairs, *released.pairs]
     with_released = (
-        f" and {len(released.people)} from {released.different} rows on which those of the "
+        f" and {len(released.pairs)} from {released.different} rows on which those of the "
         "released model do"
-        if released.people
+        if released.pairs
         else ""
     )
     return ctx.record(
-        f"{len(people)} blind pairs: {len(base.people)} from {base.different} rows on which the "
+        f"{len(pairs)} blind pairs: {len(base.pairs)} from {base.different} rows on which the "
         f"answers of the base differ{with_released}",
         [
-            measure("pairs", len(people), "pairs"),
+            measure("pairs", len(pairs), "pairs"),
             measure("identical_answers", base.answered - base.different, "rows"),
-            measure("pairs_with_base", len(base.people), "pairs"),
-            measure("pairs_with_released", len(released.people), "pairs"),
-            measure("pairs_for_judge", len(base.judge), "pairs"),
-            measure("strata", len({given.stratum for given in people}), "strata"),
+            measure("pairs_with_base", len(base.pairs), "pairs"),
+            measure("pairs_with_released", len(released.pairs), "pairs"),
+            measure("strata", len({given.stratum for given in pairs}), "strata"),
         ],
     )

@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from tuneline.artifacts.artifact import RunDocument
 from tuneline.artifacts.evaluation import (
     CHOICES,
-    JUDGE_PAIRS,
     REVIEW_PAIRS,
     Ballot,
     Mark,
-    ReviewPair,
     ReviewSheet,
     Source,
 )
@@ -64,12 +62,6 @@ def assignments_of(run: Run) -> list[Assignment]:
         settings.votes_per_pair,
         settings.review_pairs_per_task,
     )
-
-
-def all_pairs(run: Run, sheet: ReviewSheet) -> list[ReviewPair]:
-    """Return the pairs of people and those that are for a judge alone."""
-    more = JUDGE_PAIRS.find(run)
-    return [*sheet.pairs, *(more.pairs if more else [])]
 
 
 def deal(
@@ -124,7 +116,6 @@ def cast(
     marks: Sequence[Mark],
     *,
     comment: str = "",
-    judge: bool = False,
     imported_by: str | None = None,
     name: str | None = None,
 ) -> Ballot:
@@ -137,7 +128,6 @@ def cast(
         source: how the votes were taken.
         marks: the votes.
         comment: what the reviewer says of all of them.
-        judge: True if a model voted.
         imported_by: the user who read them in from a file.
         name: name of the ballot, whose content is then replaced; a new one by default.
 
@@ -153,8 +143,7 @@ def cast(
         )
     if not reviewer.strip():
         raise UserError("votes: a vote needs the name of its reviewer")
-    pairs = all_pairs(run, sheet) if judge else sheet.pairs
-    check_marks(marks, {pair.pair for pair in pairs}, where)
+    check_marks(marks, {pair.pair for pair in sheet.pairs}, where)
     ballot = Ballot(
         review_id=review_id,
         reviewer=reviewer.strip(),
@@ -162,7 +151,6 @@ def cast(
         at=now(),
         marks=list(marks),
         comment=comment.strip(),
-        judge=judge,
         imported_by=imported_by,
     )
     content = hashlib.sha256(ballot.model_dump_json().encode()).hexdigest()[:12]

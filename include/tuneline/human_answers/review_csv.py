@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from tuneline.artifacts.evaluation import ReviewPair
 from tuneline.errors import UserError
-from tuneline.human_answers.given_votes import GivenVote
 
 _TEXTS = ("prompt", "A", "B")
 COLUMNS = ("review_id", "pair", *_TEXTS, "choice", "reviewer", "comment")
@@ -17,6 +17,29 @@ _NEEDED = ("review_id", "pair", "choice", "reviewer")
 _FORMULA = tuple("=+-@\t\r")
 _LONGEST_CELL = 10_000_000
 _DELIMITERS = ",;\t"
+
+
+@dataclass(frozen=True)
+class GivenVote:
+    """A vote as a sheet states it, before it is checked.
+
+    Attributes:
+        where: file and line, for errors.
+        review_id: the review that the sheet was written for.
+        pair: the pair's number, as text.
+        choice: the choice, as text.
+        reviewer: the reviewer's name.
+        comment: what the reviewer says.
+        texts: what the sheet shows of the pair (`prompt`, `A`, `B`), where it does.
+    """
+
+    where: str
+    review_id: str
+    pair: str
+    choice: str
+    reviewer: str
+    comment: str
+    texts: Mapping[str, str]
 
 
 def written(review_id: str, pairs: Iterable[ReviewPair], reviewer: str) -> bytes:
@@ -35,7 +58,7 @@ def _cell(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULA) else text
 
 
-def read(raw: bytes, name: str, judge: str | None = None) -> list[GivenVote]:
+def read(raw: bytes, name: str) -> list[GivenVote]:
     """Read a filled sheet; rows without a choice are no votes yet and are passed over.
 
     Spreadsheets save it in their own way: with a mark of its encoding, in UTF-16, with semicolons
@@ -44,7 +67,6 @@ def read(raw: bytes, name: str, judge: str | None = None) -> list[GivenVote]:
     Args:
         raw: the sheet's bytes.
         name: its name, for errors.
-        judge: the name of the model that voted, which then stands for the column `reviewer`.
 
     Raises:
         UserError: if it is not such a sheet. File and line are named.
@@ -56,7 +78,7 @@ def read(raw: bytes, name: str, judge: str | None = None) -> list[GivenVote]:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         columns = [column.strip() for column in reader.fieldnames or ()]
         reader.fieldnames = columns
-        _check_columns(columns, f"{name}, line {1 + skipped}", judge)
+        _check_columns(columns, f"{name}, line {1 + skipped}")
         votes: list[GivenVote] = []
         line = reader.line_num + 1
         for entry in reader:
@@ -64,7 +86,7 @@ def read(raw: bytes, name: str, judge: str | None = None) -> list[GivenVote]:
             if None in entry:
                 raise UserError(f"{where}: more cells than columns; quote the texts")
             if (entry["choice"] or "").strip():
-                votes.append(_vote(entry, where, judge))
+                votes.append(_vote(entry, where))
             # A cell may hold line ends.
             line = reader.line_num + 1
         return votes
@@ -92,9 +114,8 @@ def _delimiter(text: str) -> str:
     return max(_DELIMITERS, key=first.count)
 
 
-def _check_columns(columns: Sequence[str], where: str, judge: str | None) -> None:
-    needed = [name for name in _NEEDED if not (judge and name == "reviewer")]
-    missing = [name for name in needed if name not in columns]
+def _check_columns(columns: Sequence[str], where: str) -> None:
+    missing = [name for name in _NEEDED if name not in columns]
     if missing:
         raise UserError(
             f"{where}: the columns {', '.join(missing)} are missing; fill the file that "
@@ -105,7 +126,7 @@ def _check_columns(columns: Sequence[str], where: str, judge: str | None) -> Non
         raise UserError(f"{where}: the column {repeated[0]} is there twice; keep one")
 
 
-def _vote(entry: dict[str, str | None], where: str, judge: str | None) -> GivenVote:
+def _vote(entry: dict[str, str | None], where: str) -> GivenVote:
     def cell(name: str) -> str:
         return (entry.get(name) or "").strip()
 
@@ -115,7 +136,7 @@ def _vote(entry: dict[str, str | None], where: str, judge: str | None) -> GivenV
         cell("review_id"),
         cell("pair"),
         cell("choice"),
-        judge or cell("reviewer").removeprefix("'"),
+        cell("reviewer").removeprefix("'"),
         cell("comment"),
         texts,
     )

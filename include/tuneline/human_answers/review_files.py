@@ -1,21 +1,18 @@
-"""Votes of reviewers without a login: pairs out to a file, and the filled file in.
+"""Votes of reviewers without a login: pairs out to a CSV sheet, and the filled sheet in.
 
-Two forms: CSV for spreadsheets, and records of Argilla 2 (`Dataset.records.to_json`), where each
-response carries its user. A file is taken whole or not at all.
+A sheet is taken whole or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from tuneline.artifacts.evaluation import CHOICES, Mark, ReviewPair, Source
+from tuneline.artifacts.evaluation import CHOICES, Mark, ReviewPair
 from tuneline.errors import UserError
-from tuneline.human_answers import review_argilla, review_csv
-from tuneline.human_answers.ballots import all_pairs, cast, sheet_of
-from tuneline.human_answers.given_votes import GivenVote
+from tuneline.human_answers import review_csv
+from tuneline.human_answers.ballots import cast, sheet_of
 from tuneline.run import Run
 
 _HOW = f"write {', '.join(CHOICES[:-1])} or {CHOICES[-1]}"
@@ -24,21 +21,13 @@ _CHOICE_OF = {choice.casefold(): choice for choice in CHOICES}
 _COMPARED = 2000
 
 
-@dataclass(frozen=True)
-class Imported:
-    """The number of votes that were read, by reviewer."""
-
-    votes: Mapping[str, int]
-
-
-def export_file(run: Run, out: Path, *, reviewer: str = "", for_judge: bool = False) -> int:
+def export_file(run: Run, out: Path, *, reviewer: str = "") -> int:
     """Write the pairs of a review, with empty places for the votes.
 
     Args:
         run: the run.
-        out: a `.csv` file, or a `.json` file of Argilla records.
+        out: a `.csv` file.
         reviewer: a name to write into the column `reviewer`.
-        for_judge: whether to write the pairs that only a judge votes on, too.
 
     Returns:
         The number of pairs.
@@ -47,79 +36,54 @@ def export_file(run: Run, out: Path, *, reviewer: str = "", for_judge: bool = Fa
         UserError: if the pairs were not prepared, or the file can't be written.
     """
     sheet = sheet_of(run)
-    pairs = all_pairs(run, sheet) if for_judge else sheet.pairs
-    if out.suffix == ".csv":
-        raw = review_csv.written(sheet.review_id, pairs, reviewer)
-    elif out.suffix == ".json":
-        raw = review_argilla.written(sheet.review_id, pairs)
-    else:
-        raise UserError(f"--out {out}: name a .csv file, or a .json file of Argilla records")
+    if out.suffix != ".csv":
+        raise UserError(f"--out {out}: name a .csv file")
     try:
-        out.write_bytes(raw)
+        out.write_bytes(review_csv.written(sheet.review_id, sheet.pairs, reviewer))
     except OSError as error:
         raise UserError(f"{out} can't be written: {error.strerror}") from None
-    return len(pairs)
+    return len(sheet.pairs)
 
 
-def import_file(
-    run: Run,
-    path: Path,
-    *,
-    imported_by: str,
-    judge: str | None = None,
-    users: Mapping[str, str] | None = None,
-) -> Imported:
-    """Read a filled file and store its votes, one ballot for each reviewer.
+def import_file(run: Run, path: Path, *, imported_by: str) -> dict[str, int]:
+    """Read a filled sheet and store its votes, one ballot for each reviewer.
 
     Args:
         run: the run.
-        path: a `.csv` file, or a `.json` file of Argilla records.
+        path: the sheet.
         imported_by: the user who reads the file in.
-        judge: the name of the model that voted; None if people did.
-        users: names of Argilla users by their id; a response of another one keeps the id.
+
+    Returns:
+        The number of votes of each reviewer.
 
     Raises:
-        UserError: if a line is wrong, for another review, or not by an assigned reviewer. File
-            and line (or record) and field are named.
+        UserError: if a line is wrong, for another review, or not by an assigned reviewer. File,
+            line and field are named.
     """
     sheet = sheet_of(run)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
-    source: Source = "argilla" if path.suffix == ".json" else "csv"
-    if source == "argilla":
-        given = review_argilla.read(raw, str(path), users or {})
-    else:
-        given = review_csv.read(raw, str(path), judge)
-    pairs = all_pairs(run, sheet) if judge else sheet.pairs
-    # A judge is no reviewer, and is never taken for one.
-    assigned = [] if judge else run.config.evaluation.reviewer_names
-    votes = [_checked(vote, sheet.review_id, pairs, assigned) for vote in given]
+    given = review_csv.read(raw, str(path))
+    assigned = run.config.evaluation.reviewer_names
+    votes = [_checked(vote, sheet.review_id, sheet.pairs, assigned) for vote in given]
     _check_repeats(given)
     if not votes:
         raise UserError(f"{path} holds no vote; fill the column choice ({_HOW})")
     counts: dict[str, int] = {}
     for name, group in groupby(sorted(votes, key=_reviewer), key=_reviewer):
         marks = [mark for _, mark in group]
-        cast(
-            run,
-            sheet.review_id,
-            judge or name,
-            source,
-            marks,
-            judge=judge is not None,
-            imported_by=imported_by,
-        )
-        counts[judge or name] = len(marks)
-    return Imported(counts)
+        cast(run, sheet.review_id, name, "csv", marks, imported_by=imported_by)
+        counts[name] = len(marks)
+    return counts
 
 
 def _reviewer(vote: tuple[str, Mark]) -> str:
     return vote[0]
 
 
-def _check_repeats(given: Sequence[GivenVote]) -> None:
+def _check_repeats(given: Sequence[review_csv.GivenVote]) -> None:
     seen: dict[tuple[str, str], str] = {}
     for vote in given:
         key = (vote.reviewer, vote.pair)
@@ -132,7 +96,7 @@ def _check_repeats(given: Sequence[GivenVote]) -> None:
 
 
 def _checked(
-    vote: GivenVote, review_id: str, pairs: Sequence[ReviewPair], assigned: Sequence[str]
+    vote: review_csv.GivenVote, review_id: str, pairs: Sequence[ReviewPair], assigned: Sequence[str]
 ) -> tuple[str, Mark]:
     """Return a vote's reviewer and its mark."""
     if vote.review_id != review_id:
@@ -161,7 +125,7 @@ def _checked(
     return vote.reviewer, Mark(pair=number, choice=choice, comment=vote.comment)
 
 
-def _check_texts(vote: GivenVote, pair: ReviewPair) -> None:
+def _check_texts(vote: review_csv.GivenVote, pair: ReviewPair) -> None:
     """Refuse a row whose texts are those of another pair, as after sorting a single column."""
     for name, text in vote.texts.items():
         if _plain(text) != _plain(getattr(pair, name)):

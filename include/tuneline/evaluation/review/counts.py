@@ -117,9 +117,3 @@ def count(votes: Sequence[Vote], key: Mapping[int, KeyEntry]) -> Outcome:
         reviewers=tuple(sorted({vote.reviewer for vote in counted})),
         votes=len(counted),
     )
-
-
-def steadiness(steady: Sequence[bool | None]) -> float | None:
-    """Return the share of votes that stayed with their answer, None if no vote was asked twice."""
-    asked = [one for one in steady if one is not None]
-    return sum(asked) / len(asked) if asked else None

@@ -3,65 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from tuneline.artifacts.evaluation import KeyEntry, Vote
 from tuneline.evaluation.review.agreement import krippendorff_alpha
-from tuneline.evaluation.review.counts import Outcome, by_pair, preference, score, steadiness
-from tuneline.evaluation.review.prediction_powered import (
-    LEAST_PAIRS,
-    PredictionPowered,
-    prediction_powered,
-)
+from tuneline.evaluation.review.counts import Outcome, by_pair, preference
 from tuneline.evidence import Breach, Measurement, measure
-from tuneline.harness.intervals import Interval
 
 Key = Mapping[int, KeyEntry]
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What a judge's votes add.
-
-    Attributes:
-        names: the models that voted.
-        votes: number of their votes.
-        agreement: share of the pairs that people and the judge both decided alike, None without a
-            pair that both voted on.
-        compared: number of those pairs.
-        steadiness: share of its votes that stayed with their answer when the sides were swapped,
-            None if it was not asked twice.
-        combined: the win rate from both kinds of votes, None if there are too few.
-    """
-
-    names: tuple[str, ...]
-    votes: int
-    agreement: float | None
-    compared: int
-    steadiness: float | None
-    combined: PredictionPowered | None
-
-
-def consult(people: Sequence[Vote], judges: Sequence[Vote], key: Key, alpha: float) -> Judge | None:
-    """Combine the votes of people with those of a judge; None without a judge."""
-    if not judges:
-        return None
-    human = {p: score(votes, key[p]) for p, votes in by_pair(people).items() if p in key}
-    model = {p: score(votes, key[p]) for p, votes in by_pair(judges).items() if p in key}
-    both, alone = sorted(set(human) & set(model)), sorted(set(model) - set(human))
-    combined = None
-    if len(both) >= LEAST_PAIRS and len(alone) > 1:
-        combined = prediction_powered(
-            [human[p] for p in both], [model[p] for p in both], [model[p] for p in alone], alpha
-        )
-    return Judge(
-        tuple(sorted({vote.reviewer for vote in judges})),
-        len(judges),
-        sum(human[p] == model[p] for p in both) / len(both) if both else None,
-        len(both),
-        steadiness([vote.steady for vote in judges]),
-        combined,
-    )
 
 
 def participation(
@@ -87,12 +35,12 @@ def participation(
     ]
 
 
-def against_base(outcome: Outcome, alpha: float, judge: Judge | None) -> list[Measurement]:
+def against_base(outcome: Outcome, alpha: float) -> list[Measurement]:
     """Measure the comparison with the base, which decides.
 
     It fails if people prefer the base at the level. If they lean to the tuned model and chance
     could explain it, it is inconclusive and says how many pairs would do; if they do not lean to
-    it, more pairs promise nothing and it warns. A judge's votes inform and decide nothing.
+    it, more pairs promise nothing and it warns.
     """
     leans = outcome.wins > outcome.losses
     undecided: Breach = "inconclusive" if leans else "warn"
@@ -111,7 +59,7 @@ def against_base(outcome: Outcome, alpha: float, judge: Judge | None) -> list[Me
     ]
     if preferred == "neither" and leans:
         stated.append(measure("pairs_needed", outcome.pairs_needed(alpha), "pairs"))
-    return [*stated, *(_combined(judge) if judge else [])]
+    return stated
 
 
 def against_released(outcome: Outcome, alpha: float) -> list[Measurement]:
@@ -148,26 +96,4 @@ def _counts(outcome: Outcome, prefix: str) -> list[Measurement]:
         measure(f"{prefix}losses", outcome.losses, "pairs"),
         measure(f"{prefix}ties", outcome.ties, "pairs"),
         measure(f"{prefix}both_bad", outcome.both_bad, "pairs"),
-    ]
-
-
-def _combined(judge: Judge) -> list[Measurement]:
-    agreed = None if judge.agreement is None else round(judge.agreement, 4)
-    steady = None if judge.steadiness is None else round(judge.steadiness, 4)
-    stated = [
-        measure("judge", ", ".join(judge.names), "model"),
-        measure("judge_votes", judge.votes, "votes"),
-        measure("judge_agrees_with_people", agreed, "share"),
-        measure("judge_keeps_its_choice_when_swapped", steady, "share"),
-    ]
-    if judge.combined is None:
-        return stated
-    rate: Interval = judge.combined.win_rate
-    return [
-        *stated,
-        measure("judge_weight", judge.combined.weight, "share"),
-        measure("pairs_judged_alone", judge.combined.judged, "pairs"),
-        measure("combined_win_rate", round(rate.value, 4), "share", noise=round(rate.error, 4)),
-        measure("combined_win_rate_upper", round(rate.upper, 4), "share"),
-        measure("combined_win_rate_lower", round(rate.lower, 4), "share"),
     ]

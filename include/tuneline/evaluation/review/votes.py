@@ -16,14 +16,12 @@ class Cast:
 
     Attributes:
         people: votes of people that count, one for each pair and reviewer.
-        judges: votes of models.
         comments: what reviewers said of all their votes, by reviewer.
         of_earlier_reviews: votes on pairs that were drawn before.
         unassigned: votes on these pairs by each reviewer who was not asked, by name.
     """
 
     people: list[Vote]
-    judges: list[Vote]
     comments: dict[str, list[str]]
     of_earlier_reviews: int
     unassigned: dict[str, int]
@@ -63,11 +61,12 @@ def sort_votes(
     """
     pairs = {entry.pair for entry in key}
     people: dict[tuple[int, str], Vote] = {}
-    judges: dict[tuple[int, str], Vote] = {}
     comments: dict[str, list[str]] = {}
     unassigned: dict[str, int] = {}
     earlier = 0
     for ballot in ballots:
+        if ballot.judge:
+            continue
         if ballot.review_id != review_id:
             earlier += len(ballot.marks)
             continue
@@ -75,14 +74,13 @@ def sort_votes(
         if not name:
             raise UserError(f"{where}: a ballot of {ballot.at} needs the name of its reviewer")
         check_marks(ballot.marks, pairs, f"{where}, votes of {name}")
-        if not ballot.judge and reviewers and name not in reviewers:
+        if reviewers and name not in reviewers:
             unassigned[name] = unassigned.get(name, 0) + len(ballot.marks)
             continue
-        kept = judges if ballot.judge else people
-        kept.update({(vote.pair, name): vote for vote in _votes(ballot, name)})
+        people.update({(vote.pair, name): vote for vote in _votes(ballot, name)})
         if ballot.comment:
             comments.setdefault(name, []).append(ballot.comment)
-    return Cast(list(people.values()), list(judges.values()), comments, earlier, unassigned)
+    return Cast(list(people.values()), comments, earlier, unassigned)
 
 
 def _votes(ballot: Ballot, name: str) -> list[Vote]:
@@ -94,7 +92,6 @@ def _votes(ballot: Ballot, name: str) -> list[Vote]:
             source=ballot.source,
             at=ballot.at,
             comment=mark.comment,
-            steady=mark.steady,
         )
         for mark in ballot.marks
     ]
