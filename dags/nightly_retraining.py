@@ -71,7 +71,7 @@ def _form() -> dict[str, Param]:
 @fail_plainly()
 def compare_data(model_name: str) -> dict[str, Any] | None:
     """Compare tonight's data with the released model's; None, which skips the rest, if equal."""
-    from tuneline.data.sources.dataset_version import dataset_version
+    from tuneline.data.sources.find_files import dataset_version
     from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
     from tuneline.governance.retraining import nightly
     from tuneline.governance.retraining.spending import over_budget

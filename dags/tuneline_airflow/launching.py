@@ -44,7 +44,7 @@ def store_uri() -> str:
 @fail_plainly()
 def prepare_run(model_name: str) -> str:
     """Validate the form, create the run, record its starter, and return its URI."""
-    from tuneline.data.sources.dataset_version import DatasetVersion
+    from tuneline.data.sources.find_files import DatasetVersion
     from tuneline.governance.release.approvals import is_needed
     from tuneline.governance.retraining.nightly import note_tried
     from tuneline.human_answers import record_waivers

@@ -22,7 +22,7 @@ from tuneline.config import (
     read_policy,
 )
 from tuneline.config.policy import refuse_unbounded
-from tuneline.data.sources.files import find_here
+from tuneline.data.sources.find_files import find_here
 from tuneline.data.sources.records import check_file
 from tuneline.errors import TunelineError, UserError
 from tuneline.run import Run
@@ -248,7 +248,7 @@ def create_run(
 
 def _dataset_version(config: PipelineConfig) -> dict[str, str] | None:
     """Return the fingerprints of the source files, None if a server does not give them now."""
-    from tuneline.data.sources.dataset_version import dataset_version
+    from tuneline.data.sources.find_files import dataset_version
 
     try:
         return dataset_version(config.data.sources).files

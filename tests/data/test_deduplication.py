@@ -4,7 +4,8 @@ from collections import Counter
 from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
 from tests.lab.runs import value
 
-from tuneline.data.near_duplicates.search import deduplicate, find_conflicts, similarity_texts
+from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.deduplicate import deduplicate, find_conflicts
 from tuneline.data.tables.rows import Row, StandIn
 
 ITEM = "deduplication"
@@ -63,16 +64,16 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
         for r in rows[:60]
     ]
     monkeypatch.setattr(
-        "tuneline.data.near_duplicates.search.near_pairs", lambda texts, threshold: []
+        "tuneline.data.near_duplicates.deduplicate.near_pairs", lambda texts, threshold: []
     )
     lab = data_lab(rows)
     entry = lab.upto(ITEM)
-    # MinHash is blind; the exact join takes out the rows that it missed.
-    assert value(entry, "missed_by_minhash") > 5
+    # The first search is blind; the second takes out the rows that it missed.
+    assert value(entry, "missed_by_first_search") > 5
     assert value(entry, "cross_split_near_duplicates") == 0
     assert "cross_split_duplicate" in {code(r) for r in lab.rejected(ITEM)}
     # With both blind here, the leak stays in and the search of the final audit finds it.
-    monkeypatch.setattr("tuneline.data.near_duplicates.search.cross_similarities", lambda *_: {})
+    monkeypatch.setattr("tuneline.data.near_duplicates.deduplicate.nearest", lambda *_: {})
     for name in ("deduplication", "token_length_audit", "distribution_balancing"):
         lab.step(name)
     record = lab.step("final_audit")
@@ -238,15 +239,15 @@ def test_scrubbing_takes_no_row_away_that_was_different(data_lab):
 
 
 def test_the_gate_counts_the_varieties(data_lab, monkeypatch):
-    from tuneline.data.near_duplicates import search
+    from tuneline.data.near_duplicates import deduplicate
 
     rows = clean_rows(120)
     rows += [
         {"messages": chat(f"{text(200)} call me back on 20255501{n}", answer("login", "We will."))}
         for n in range(30, 36)
     ]
-    right = search.varieties
-    monkeypatch.setattr(search, "varieties", lambda *given: right(*given[:3], 9))
+    right = deduplicate.varieties
+    monkeypatch.setattr(deduplicate, "varieties", lambda *given: right(*given[:3], 9))
     lab = data_lab(rows, pii_profile=["gdpr"])
     assert value(lab.upto(ITEM), "equal_only_after_masking_kept") == 5
     assert "varieties" in str(lab.gate(ITEM))

@@ -9,10 +9,10 @@ from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.conversations.formats import FORMS
-from tuneline.data.conversations.outcomes import convert, number_repeats
+from tuneline.data.conversations.reading import convert, number_repeats
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.schema_validation import validate
-from tuneline.data.sources.raw_record import RawRecord
+from tuneline.data.sources.streams import RawRecord
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
 

@@ -4,8 +4,8 @@ Rows are compared by their question (every turn but the last answer and the syst
 the text that nearly all prompts share, surrogates of personal data masked): equal ones first, then
 MinHash candidates verified by exact Jaccard similarity. One row of each cluster stays, and with it
 a few that differ from it in their personal data alone, since before scrubbing no two were alike.
-The exact join, which is independent of MinHash, then compares training and validation with the rows
-that are held out from them. The hold-out is never changed: near-duplicates of it leave training.
+A search by other permutations then compares training and validation with the rows that are held out
+from them. The hold-out is never changed: near-duplicates of it leave training.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
+from tuneline.data.near_duplicates.deduplicate import Deduplicated, advise, deduplicate
 from tuneline.data.near_duplicates.phrases import (
     FORMAT_SHARE,
     Ngrams,
@@ -28,11 +29,9 @@ from tuneline.data.near_duplicates.phrases import (
     repeated_sentences,
     thin,
 )
-from tuneline.data.near_duplicates.search import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash
-from tuneline.data.removal.conflicts import advise
-from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
+from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,
@@ -227,7 +226,7 @@ def _conclude(
         measure("near_pairs_with_other_answers", found.near_conflicts, "clusters"),
         measure("label_conflicts", sum(found.conflict), "rows"),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
-        measure("missed_by_minhash", found.missed, "rows"),
+        measure("missed_by_first_search", found.missed, "rows"),
         measure("cross_split_near_duplicates", leaks, "rows", "<=", 0),
         measure("torn_conversations", _torn(found), "conversations", "==", 0),
         *(measure(f"{split}_rows", splits[split], "rows", ">=", 1) for split in SPLITS),

@@ -27,10 +27,10 @@ from tuneline.data.balance.class_shares import (
     figures_of,
 )
 from tuneline.data.balance.prompt_groups import group_prompts
-from tuneline.data.near_duplicates.search import similarity_texts
+from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.split import cluster_hash, draw
-from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
+from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     HOLDOUT,
     TRAIN,

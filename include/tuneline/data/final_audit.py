@@ -32,18 +32,17 @@ from tuneline.artifacts.data import (
 from tuneline.bases import base_of
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
-from tuneline.data.conversations.answer_checks import AnswerCounts, check_answers
-from tuneline.data.conversations.outcomes import Outcome
-from tuneline.data.near_duplicates.exact_join import cross_similarities
-from tuneline.data.near_duplicates.search import similarity_texts
+from tuneline.data.conversations.answers import AnswerCounts, check_answers
+from tuneline.data.conversations.reading import Outcome
+from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared, shared_parts
 from tuneline.data.pii.replace.residuals import other_hits, residual_hits
 from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
 from tuneline.data.pii.review.review import asked_review
-from tuneline.data.rendering.renderer import Renderer, chat_template
-from tuneline.data.rendering.template_parity import compare
+from tuneline.data.rendering.renderer import Renderer, chat_template, compare
 from tuneline.data.schema_validation import check_turns, markers_of
 from tuneline.data.tables.dataset_card import (
     card,
@@ -145,14 +144,10 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
         limit: Jaccard similarity from which two rows are near-duplicates.
     """
     stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
-    members: dict[str, list[str]] = {split: [] for split in SPLITS}
     known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
     texts = similarity_texts(known, before)
-    for text, split in zip(texts, column_of(rows, "split"), strict=True):
-        members[split].append(text)
-    to_holdout = cross_similarities(members[TRAIN] + members[VALIDATION], members[HOLDOUT], limit)
-    to_validation = cross_similarities(members[TRAIN], members[VALIDATION], limit)
-    return len(to_holdout.keys() | to_validation.keys())
+    sides = [SPLITS.index(split) for split in column_of(rows, "split")]
+    return len({number for number, _, _ in cross_pairs(texts, sides, limit)})
 
 
 def torn_rows(rows: Sequence[Row]) -> int:

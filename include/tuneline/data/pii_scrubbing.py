@@ -43,18 +43,18 @@ from tuneline.data.pii.review.review import (
     read_review,
     review_measurements,
 )
-from tuneline.data.removal.judge import conclude
 from tuneline.data.tables.rejects import write_decisions
+from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
     Row,
     StoredRows,
+    TableWriter,
     read_rows,
     rows_before,
     scrubbed,
     write_audit,
 )
-from tuneline.data.tables.table_writer import TableWriter
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.machine.workers import worker_count
 

@@ -19,16 +19,17 @@ import numpy as np
 from tuneline.artifacts.data import AUDIT, REJECTED, UNSCRUBBED, audit_of, rejected_of
 from tuneline.bases import base_of
 from tuneline.config import DataConfig
-from tuneline.data.conversations.answer_checks import AnswerCounts, check_answers
+from tuneline.data.conversations.answers import AnswerCounts, check_answers
 from tuneline.data.conversations.formats import Malformed
-from tuneline.data.conversations.outcomes import (
+from tuneline.data.conversations.reading import (
     NOT_SELECTED,
     FileForm,
     Outcome,
+    Records,
     left_out,
     number_repeats,
+    read_dataset,
 )
-from tuneline.data.conversations.reading import Records, read_dataset
 from tuneline.data.conversations.tool_calls import added_markers, plain_turns
 from tuneline.data.conversations.turn_checks import (
     ALPACA_MARKERS,
@@ -39,14 +40,11 @@ from tuneline.data.conversations.turn_checks import (
     check_roles,
     check_unicode,
 )
-from tuneline.data.removal.judge import conclude
-from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.rendering.template_parity import compare
-from tuneline.data.sources.raw_record import BROKEN_FILE
+from tuneline.data.rendering.renderer import Renderer, compare
+from tuneline.data.sources.streams import BROKEN_FILE
 from tuneline.data.tables.rejects import REJECT_COLUMNS
-from tuneline.data.tables.rows import ROW_COLUMNS, Message, class_key
-from tuneline.data.tables.spool import Spool
-from tuneline.data.tables.table_writer import TableWriter
+from tuneline.data.tables.removed_rows import conclude
+from tuneline.data.tables.rows import ROW_COLUMNS, Message, Spool, TableWriter, class_key
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from tests.lab.tiny_models import TEMPLATE, make_tokenizer
 
 from tuneline.data.conversations.formats import Malformed
 from tuneline.data.conversations.tool_calls import plain_turns, read_conversation, uses_tools
-from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.rendering.template_parity import compare
+from tuneline.data.rendering.renderer import Renderer, compare
 
 # As the Hermes and Qwen templates do it: tools in the system turn, answers in a user turn.
 HERMES = (

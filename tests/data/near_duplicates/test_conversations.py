@@ -6,11 +6,11 @@ from tests.lab.data_runs import answer, chat, clean_rows, text
 from tests.lab.runs import value
 
 from tuneline.config import CsvMapping, DataConfig
-from tuneline.data.conversations.outcomes import convert
+from tuneline.data.conversations.reading import convert
 from tuneline.data.final_audit import torn_conversations
-from tuneline.data.near_duplicates import search
-from tuneline.data.near_duplicates.conversations import tie_conversations
-from tuneline.data.sources.csv_records import CsvForm
+from tuneline.data.near_duplicates import deduplicate
+from tuneline.data.near_duplicates.split import tie_conversations
+from tuneline.data.sources.csv_files import CsvForm
 from tuneline.data.sources.records import read_records
 from tuneline.data.tables.rows import Row, StandIn
 
@@ -89,12 +89,12 @@ def test_no_conversation_is_torn_and_a_torn_one_fails_step_and_gate(data_lab, mo
         "holdout",
     }
     # The planted fault: every row is split by itself.
-    split = search.assign
+    split = deduplicate.assign
     monkeypatch.setattr(
-        search,
+        deduplicate,
         "assign",
         lambda labels, hashes, counts: split(
-            labels, [search.cluster_hash(f"{n}") for n in range(len(labels))], counts
+            labels, [deduplicate.cluster_hash(f"{n}") for n in range(len(labels))], counts
         ),
     )
     torn = data_lab(rows + clean_rows(60))

@@ -9,18 +9,23 @@ from datasketch import MinHash, MinHashLSH
 from tuneline.data.near_duplicates.minhash import (
     BANDS_MANY,
     BINS,
+    BITS,
     ROUNDS,
+    SEED,
     _factors,
+    alike_by_marks,
     band_keys,
     bands_for,
     candidates,
     jaccard,
+    marks,
     near_pairs,
     signatures,
 )
 from tuneline.data.near_duplicates.shingles import (
     LONG,
     SHORT,
+    Shingled,
     char_grams,
     normalise,
     shingle_chars,
@@ -51,7 +56,7 @@ def smallest_values(hashes):
     """The sketch of one set by its definition: bins, rounds, and a hash of each empty bin."""
     mask = (1 << 32) - 1
     low = [int(value) & mask for value in hashes]
-    factors = [int(factor) for factor in _factors()]
+    factors = [int(factor) for factor in _factors(SEED)]
     sketch = [mask] * BINS
     for factor in factors[:ROUNDS]:
         free = [value == mask for value in sketch]
@@ -148,6 +153,39 @@ def test_bands_follow_rows_and_threshold():
     count, width = bands_for(10**6, 0.5)
     assert count * width <= BINS
     assert 1 - (1 - 0.5**width) ** count >= 0.99
+
+
+def sets(count, size, seed=3):
+    draw = random.Random(seed)
+    originals = [set(draw.sample(range(10**9), size)) for _ in range(count)]
+    changed = []
+    for number, members in enumerate(originals):
+        gone = draw.sample(sorted(members), number * size // (2 * count))
+        changed.append((members - set(gone)) | set(draw.sample(range(10**9), len(gone))))
+    return originals, changed
+
+
+@pytest.mark.parametrize("size", [12, 150, 2000])
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 1.0])
+def test_marks_rule_out_no_pair_that_reaches_the_threshold(size, threshold):
+    left, right = sets(60, size)
+    members = [sorted(one) for one in [*left, *right]]
+    # Shingles of a text repeat; that changes no set.
+    repeated = [one + one[:5] for one in members]
+    hashes = np.array([h for one in repeated for h in one], dtype=np.uint64)
+    sizes = np.array([len(one) for one in repeated])
+    bits = marks(Shingled(hashes, np.concatenate(([0], np.cumsum(sizes)))))
+    pairs = np.indices((60, 60)).reshape(2, -1).T + np.array([0, 60])
+    passed = alike_by_marks(bits, sizes, pairs, threshold)
+    near = [
+        number
+        for number, (i, j) in enumerate(pairs.tolist())
+        if len(left[i] & right[j - 60]) >= threshold * len(left[i] | right[j - 60])
+    ]
+    assert near
+    assert set(near) <= set(passed.tolist())
+    if size < BITS / 2:
+        assert len(passed) < len(near) + 80, "unlike pairs are ruled out"
 
 
 def test_pairs_across_the_length_limit_are_found():

@@ -2,10 +2,9 @@ import pytest
 from tests.lab.data_runs import chat
 from tests.lab.tiny_models import make_tokenizer, varied_texts
 
-from tuneline.data.rendering import template_parity
-from tuneline.data.rendering.piecewise import BATCH
-from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.rendering.template_parity import compare
+from tuneline.data.rendering import renderer
+from tuneline.data.rendering.pieces import BATCH
+from tuneline.data.rendering.renderer import Renderer, compare
 
 NO_SYSTEM = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
@@ -79,6 +78,6 @@ def test_rows_are_encoded_by_transformers_where_the_tokenizer_alone_differs(toke
 
 def test_both_ways_may_run_at_once(tokenizer, monkeypatch):
     """Neither way changes the tokenizer while the other one uses it."""
-    monkeypatch.setattr(template_parity, "BATCH", 7)
+    monkeypatch.setattr(renderer, "BATCH", 7)
     found = compare(rows(700), Renderer(tokenizer, "tokenizer"))
     assert all(p.tokens_equal for p in found)

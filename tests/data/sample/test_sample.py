@@ -8,7 +8,7 @@ import pytest
 
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
 from tuneline.data.sample import FREE_TEXT, PLANTED, SAMPLES, SUPPORT
-from tuneline.data.sources.files import find_files
+from tuneline.data.sources.find_files import find_files
 
 DIGESTS = {
     SUPPORT: "db3083c4a17704a4e6472c101d92553fdf258ebec401ee25d1656a7f1f68dcfd",
@@ -23,7 +23,7 @@ def test_the_bytes_are_those_that_the_docs_count(path):
 
 
 def test_their_addresses_name_them():
-    assert [file.local for file in find_files(SAMPLES)] == [FREE_TEXT, SUPPORT]
+    assert [file.local for file in find_files(SAMPLES)] == [SUPPORT, FREE_TEXT]
 
 
 def test_copies_are_near_duplicates_of_their_originals():

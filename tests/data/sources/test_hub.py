@@ -8,7 +8,7 @@ from tests.lab.data_runs import clean_rows
 from tests.lab.hub_server import COMMIT, in_a_process
 from tests.lab.hub_server import hub as hub_of
 
-from tuneline.data.sources.hub import parse_address
+from tuneline.data.sources.find_files import parse_address
 
 ROWS = b"".join(json.dumps(row).encode() + b"\n" for row in clean_rows(5))
 FILES = {
@@ -30,7 +30,7 @@ def read(address, tmp_path, **environment):
     """Name and origin of each file of a dataset, and its records."""
     return in_a_process(
         "from tuneline.config import DataConfig\n"
-        "from tuneline.data.sources.opened import open_files",
+        "from tuneline.data.sources.records import open_files",
         "[[o.file.name, o.file.origin, len(list(o.records()))]"
         " for o in open_files(DataConfig(source=sys.argv[1]), Path(sys.argv[2]))]",
         address,

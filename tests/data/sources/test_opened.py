@@ -12,9 +12,8 @@ from tests.lab.runs import value
 from tests.lab.s3_server import s3
 
 from tuneline.config import DataConfig
-from tuneline.data.sources import byte_streams
-from tuneline.data.sources.opened import open_files
-from tuneline.data.sources.records import count_records, read_records
+from tuneline.data.sources import streams
+from tuneline.data.sources.records import count_records, open_files, read_records
 from tuneline.errors import RetryableError, UserError
 
 
@@ -156,7 +155,7 @@ def test_the_step_keeps_what_is_whole_and_warns(folder, data_lab):
 
 
 def test_a_gzip_bomb_is_a_broken_file(folder, data_lab, monkeypatch):
-    monkeypatch.setattr(byte_streams, "_UNPACKED_BYTES", 8 << 20)
+    monkeypatch.setattr(streams, "_UNPACKED_BYTES", 8 << 20)
     sound = clean_rows(10)
     bomb = gzip.compress(jsonl(sound) + b"x" * (32 << 20) + b"\n" + jsonl(sound))
     (folder / "b.jsonl.gz").write_bytes(bomb)
@@ -169,7 +168,7 @@ def test_a_gzip_bomb_is_a_broken_file(folder, data_lab, monkeypatch):
 
 
 def test_a_dictionary_of_long_texts_is_not_written_out(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(byte_streams, "_UNPACKED_BYTES", 80 << 20)
+    monkeypatch.setattr(streams, "_UNPACKED_BYTES", 80 << 20)
     texts = pa.array(["short", "x" * (4 << 20), "x" * (65 << 20)])
     chosen = pa.array([0, 1, 2, 0, 1, 1, *[1] * 1018], pa.int32())
     table = pa.table({"prompt": pa.DictionaryArray.from_arrays(chosen, texts)})
@@ -183,7 +182,7 @@ def test_a_dictionary_of_long_texts_is_not_written_out(folder, tmp_path, monkeyp
 
 
 def test_a_table_that_unpacks_to_gigabytes_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(byte_streams, "_UNPACKED_BYTES", 8 << 20)
+    monkeypatch.setattr(streams, "_UNPACKED_BYTES", 8 << 20)
     table = pa.table({"prompt": ["x" * (16 << 20)]})
     pq.write_table(table, folder / "d.parquet", compression="zstd", use_dictionary=False)
     found = read(tmp_path, source=["data/a.jsonl", "data/d.parquet"])

@@ -6,10 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tuneline.config import CsvMapping
-from tuneline.data.sources.csv_records import CsvForm
-from tuneline.data.sources.files import find_files
-from tuneline.data.sources.records import check_file, count_records, read_records
-from tuneline.data.sources.strict_json import parse_json
+from tuneline.data.sources.csv_files import CsvForm
+from tuneline.data.sources.find_files import find_files
+from tuneline.data.sources.records import check_file, count_records, parse_json, read_records
 from tuneline.errors import UserError
 
 

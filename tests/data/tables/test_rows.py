@@ -6,11 +6,11 @@ import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import chat
 
+from tuneline.data.conversations.reading import Outcome
 from tuneline.data.tables import rejects as reject_tables
 from tuneline.data.tables import rows as tables
-from tuneline.data.tables import table_writer
 from tuneline.data.tables.rejects import Reject
-from tuneline.data.tables.rows import Row, StandIn, StoredRows
+from tuneline.data.tables.rows import Row, Spool, StandIn, StoredRows
 
 ROWS = [
     Row("a", chat("hi 🎉", "ho", "Be brief."), "f.jsonl", 1, label="x", own_holdout=True, raw="{}"),
@@ -21,7 +21,7 @@ ROWS = [
 
 @pytest.fixture(params=[1, 2, 100])
 def parts(request, monkeypatch):
-    monkeypatch.setattr(table_writer, "PART_ROWS", request.param)
+    monkeypatch.setattr(tables, "PART_ROWS", request.param)
 
 
 @pytest.mark.usefixtures("parts")
@@ -126,7 +126,7 @@ def peak_of(work):
 
 
 def test_a_pass_over_stored_rows_holds_one_part(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_writer, "PART_ROWS", 64)
+    monkeypatch.setattr(tables, "PART_ROWS", 64)
 
     def made(count):
         return (Row(f"{n:016x}", chat("hi " * 50, "ho"), "f.jsonl", n) for n in range(count))
@@ -151,3 +151,17 @@ def test_rejects_of_several_tables_are_joined(tmp_path):
         reject_tables.write_rejects(tmp_path / name, part)
     reject_tables.join_rejects(tmp_path / "x" / "all", [tmp_path / name for name in "abc"])
     assert reject_tables.read_rejects(tmp_path / "x" / "all") == rejects
+
+
+def test_batches_come_back_in_order_any_number_of_times(tmp_path):
+    spool: Spool[Outcome] = Spool(tmp_path / "spool")
+    assert list(spool) == []
+    batches = [
+        [Outcome("a", "f", 1, "raw \ud800", own_holdout=False, messages=[{"role": "user"}])],
+        [],
+        [Outcome("b", "f", 2, "", own_holdout=True, reason="code: why")] * 2,
+    ]
+    for batch in batches:
+        spool.add(batch)
+    assert list(spool) == batches
+    assert list(spool) == batches

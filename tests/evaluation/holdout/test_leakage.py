@@ -1,8 +1,7 @@
 import numpy as np
 
-from tuneline.data.near_duplicates import exact_join, minhash
-from tuneline.data.near_duplicates.exact_join import cross_similarities
-from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.near_duplicates import minhash
+from tuneline.data.near_duplicates.shingles import char_grams, normalise
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
 
@@ -26,8 +25,10 @@ def test_near_duplicates_agree_with_sets():
     for threshold in (0.3, 0.6, 0.9):
         found = {leak.row_id: leak.similarity for leak in near_duplicates(held, seen, threshold)}
         normal = [normalise(row.messages[1]["content"]) for row in (*held, *seen)]
-        expected = cross_similarities(normal[:4], normal[4:], threshold)
-        assert found == {f"h{at}": round(value, 4) for at, (_, value) in expected.items()}
+        sets = [char_grams(text) for text in normal]
+        best = [max(len(a & b) / len(a | b) for b in sets[4:]) for a in sets[:4]]
+        expected = {f"h{at}": round(s, 4) for at, s in enumerate(best) if s >= threshold}
+        assert found == expected
     leaks = near_duplicates(held, seen, 0.8)
     assert {(leak.row_id, leak.other_id, leak.other_split) for leak in leaks} == {
         ("h0", "t0", "train"),
@@ -35,14 +36,14 @@ def test_near_duplicates_agree_with_sets():
     }
 
 
-def test_a_blind_minhash_and_a_blind_exact_join_do_not_blind_the_witness(monkeypatch):
+def test_a_blind_minhash_does_not_blind_the_witness(monkeypatch):
     text = "my card was charged twice for one order"
     rows = [row("h", text, "holdout"), row("t", f"{text} please", "train")]
     monkeypatch.setattr(minhash, "candidates", lambda keys: np.empty((0, 2), dtype=np.int64))
-    monkeypatch.setattr(exact_join, "alike", lambda *_: np.empty(0, dtype=np.int64))
+    monkeypatch.setattr(minhash, "cross_candidates", lambda *_: np.empty((0, 2), dtype=np.int64))
     texts = [r.messages[1]["content"] for r in rows]
     assert minhash.near_pairs(texts, 0.8) == []
-    assert cross_similarities(texts[:1], texts[1:], 0.8) == {}
+    assert minhash.cross_pairs(texts[:1], texts[1:], 0.8) == []
     assert [leak.row_id for leak in near_duplicates(rows[:1], rows[1:], 0.8)] == ["h"]
 
 
@@ -56,13 +57,6 @@ def test_long_texts_are_compared_by_words():
     turned = " ".join(words[100:] + words[:100])
     leaks = near_duplicates([row("h", long, "holdout")], [row("t", turned, "train")], 0.8)
     assert [(leak.row_id, leak.other_id) for leak in leaks] == [("h", "t")]
-
-
-def test_rows_in_many_blocks_are_all_compared(monkeypatch):
-    monkeypatch.setattr("tuneline.evaluation.holdout.leakage.BLOCK", 3)
-    held = [row(f"h{i}", f"unique question number {i} {'z' * i}", "holdout") for i in range(10)]
-    seen = [row("t", held[8].messages[1]["content"], "train")]
-    assert "h8" in {leak.row_id for leak in near_duplicates(held, seen, 0.99)}
 
 
 def test_ids_are_compared_without_the_part_number():

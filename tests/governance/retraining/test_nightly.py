@@ -7,7 +7,7 @@ from tests.lab.canaries import ASKED, release
 from tests.lab.releases import bare_release
 
 from tuneline.config import build_config
-from tuneline.data.sources.dataset_version import dataset_version
+from tuneline.data.sources.find_files import dataset_version
 from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.retraining.nightly import decide, note_tried
 from tuneline.launch import create_run

@@ -5,7 +5,7 @@ from datetime import date
 import pytest
 from tests.lab.runs import Lab
 
-from tuneline.data.sources.dataset_version import DatasetVersion
+from tuneline.data.sources.find_files import DatasetVersion
 from tuneline.evidence import measure
 from tuneline.governance.retraining.drift import Look, note_retraining
 from tuneline.governance.retraining.nightly import note_tried

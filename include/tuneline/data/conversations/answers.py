@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tuneline.data.sources.strict_json import parse_json
+from tuneline.config import DataConfig
+from tuneline.data.conversations.reading import Outcome
+from tuneline.data.conversations.turn_checks import check_unicode
+from tuneline.data.sources.records import parse_json
 from tuneline.data.tables.rows import Message
+from tuneline.errors import UserError
 
 _STYLES: tuple[dict[str, Any], ...] = tuple(
     {"separators": separators, "ensure_ascii": ensure_ascii}
@@ -70,3 +75,98 @@ def _map_json(value: Any, change: Callable[[str], str], label_field: str | None)
         changed = change(str(value))
         return value if changed == str(value) else changed
     return value
+
+
+# Above this share of JSON objects, answers of another kind are faults.
+JSON_MAJORITY = 0.5
+
+
+@dataclass
+class AnswerCounts:
+    """The forms of a dataset's answers.
+
+    Attributes:
+        answers: number of answers that are text, not a call of a tool.
+        objects: number of them that are JSON objects.
+        labelled: number of these that have the label field.
+    """
+
+    answers: int = 0
+    objects: int = 0
+    labelled: int = 0
+
+    def add(self, outcomes: Iterable[Outcome], config: DataConfig) -> None:
+        """Count the answers of rows; those whose JSON hides broken text take a reason."""
+        for outcome, value in _parsed(outcomes):
+            if value is not None and "\\u" in outcome.messages[-1]["content"]:
+                decoded = json.dumps(value, ensure_ascii=False)
+                outcome.reason = check_unicode([{"role": "assistant", "content": decoded}])
+            if outcome.reason is not None:
+                continue
+            self.answers += 1
+            if isinstance(value, dict):
+                self.objects += 1
+                self.labelled += config.label_field in value
+
+
+def check_answers(
+    outcomes: Sequence[Outcome], config: DataConfig, counts: AnswerCounts | None = None
+) -> None:
+    """Check answers by the schema, or by the form of most answers; take their labels.
+
+    Without a schema, answers must be JSON objects when most of the dataset's are, and have the
+    label field when most of those objects have it.
+
+    Args:
+        outcomes: rows of the dataset.
+        config: settings with the schema and the label field.
+        counts: counts of all rows of the dataset; None if `outcomes` are all.
+    """
+    if counts is None:
+        counts = AnswerCounts()
+        counts.add(outcomes, config)
+    name = config.label_field
+    pairs = list(_parsed(outcomes))
+    if config.answer_schema is not None:
+        _check_schema(pairs, config.answer_schema)
+    elif name is None or counts.objects <= JSON_MAJORITY * counts.answers:
+        return
+    else:
+        for outcome, value in pairs:
+            if not isinstance(value, dict):
+                outcome.reason = "answer_not_json: most answers are JSON objects, this one is not"
+    if name is None or counts.labelled <= JSON_MAJORITY * counts.objects:
+        return
+    for outcome, value in pairs:
+        label = value.get(name) if isinstance(value, dict) else None
+        if label is not None and not isinstance(label, dict | list) and str(label).strip():
+            # A row that breaks the schema has a class too: its class loses the row.
+            outcome.label = str(label) if outcome.label is None else outcome.label
+        elif outcome.reason is None:
+            outcome.reason = f"answer_without_label: the answer has no text in {name!r}"
+
+
+def _parsed(outcomes: Iterable[Outcome]) -> Iterator[tuple[Outcome, Any]]:
+    """Yield the rows that are kept and end in a text, with the JSON value of that."""
+    for outcome in outcomes:
+        conversation = outcome.conversation
+        if outcome.reason is None and not (conversation and conversation.ends_in_call):
+            yield outcome, parse_answer(outcome.messages[-1]["content"])
+
+
+def _check_schema(pairs: Iterable[tuple[Outcome, Any]], schema: dict[str, Any]) -> None:
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise UserError(f"data.answer_schema is not a JSON Schema: {error.message}") from None
+    validator = Draft202012Validator(schema)
+    for outcome, value in pairs:
+        if value is None:
+            outcome.reason = "answer_not_json: data.answer_schema asks for JSON"
+            continue
+        fault = next(validator.iter_errors(value), None)
+        if fault is not None:
+            where = "/".join(map(str, fault.absolute_path)) or "its top level"
+            outcome.reason = f"answer_schema: at {where}, {fault.validator} is not met"

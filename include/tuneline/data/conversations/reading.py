@@ -2,29 +2,218 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tuneline.artifacts.data import SOURCES
-from tuneline.config import DataConfig
-from tuneline.data.conversations.outcomes import (
-    FileForm,
-    Outcome,
-    file_form,
-    keep_form,
-    outcomes_of,
-)
-from tuneline.data.sources.opened import open_files
-from tuneline.data.tables.spool import Spool
+from tuneline.config import CsvMapping, DataConfig
+from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
+from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
+from tuneline.data.sources.records import open_files
+from tuneline.data.sources.streams import RawRecord
+from tuneline.data.tables.rejects import Reject
+from tuneline.data.tables.rows import Message, Row, Spool
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
+
+NOT_SELECTED = "not_selected"
+# Fields that hold the id of a conversation, unless `data.conversation_field` names another.
+CONVERSATION_FIELDS = ("conversation_id", "dialogue_id", "dialog_id", "thread_id")
+
+
+@dataclass
+class Outcome:
+    """One record on its way through schema_validation.
+
+    `parsed` is True if the record could be parsed, `own_form` is the form that it has then.
+    """
+
+    row_id: str
+    source_file: str
+    source_line: int
+    raw: str
+    own_holdout: bool
+    label: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    conversation: Conversation | None = None
+    reason: str | None = None
+    tokens_equal: bool | None = None
+    mask_exact: bool | None = None
+    n_tokens: int = 0
+    conversation_key: str | None = None
+    parsed: bool = False
+    own_form: str | None = None
+
+    @property
+    def code(self) -> str:
+        """The reason without its detail, empty for a row that is kept."""
+        return (self.reason or "").split(":", 1)[0]
+
+    def row(self) -> Row:
+        """Return the row of a record that is kept."""
+        return Row(
+            self.row_id,
+            self.messages,
+            self.source_file,
+            self.source_line,
+            label=self.label,
+            own_holdout=self.own_holdout,
+            n_tokens=self.n_tokens,
+            raw=self.raw,
+            conversation=self.conversation_key,
+        )
+
+    def reject(self) -> Reject:
+        """Return the reject of a record that is not kept."""
+        assert self.reason is not None
+        place = (self.source_file, self.source_line)
+        return Reject(self.row_id, "schema_validation", self.reason, *place, self.raw)
+
+
+@dataclass(frozen=True)
+class FileForm:
+    """The form of a file, with the share of its records that have it."""
+
+    source_file: str
+    form: str | None
+    confidence: float
+
+
+def select(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> None:
+    """Mark the rows that a CSV mapping leaves out; see `left_out`."""
+    outcomes = list(outcomes)
+    for number, reason in left_out(outcomes, mapping).items():
+        outcomes[number].reason = reason
+
+
+def left_out(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> dict[int, str]:
+    """Return the rows that a CSV mapping leaves out (`keep_labels`, `max_per_label`).
+
+    In a class with too many rows those with the lowest hashes stay, whatever their order. The
+    dataset's own hold-out is selected from on its own.
+
+    Returns:
+        The reason, by the number of the row.
+    """
+    found: dict[int, str] = {}
+    if mapping is None:
+        return found
+    classes: dict[tuple[bool, str | None], list[tuple[str, int]]] = {}
+    for number, outcome in enumerate(outcomes):
+        if outcome.reason is not None:
+            continue
+        if mapping.keep_labels and outcome.label not in mapping.keep_labels:
+            found[number] = f"{NOT_SELECTED}: its class is not in data.csv.keep_labels"
+        elif mapping.max_per_label is not None:
+            key = (outcome.own_holdout, outcome.label)
+            classes.setdefault(key, []).append((outcome.row_id, number))
+    for rows in classes.values():
+        for _, number in sorted(rows)[mapping.max_per_label :]:
+            found[number] = f"{NOT_SELECTED}: over data.csv.max_per_label"
+    return found
+
+
+def convert(
+    records: Iterable[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
+) -> tuple[list[Outcome], FileForm]:
+    """Turn a file's records into turns, and reject those that do not have the file's form."""
+    outcomes = list(outcomes_of(records, source_file, config, own_holdout=own_holdout))
+    form = file_form(source_file, Counter(o.own_form for o in outcomes if o.parsed), config)
+    for outcome in outcomes:
+        keep_form(outcome, form, config)
+    return outcomes, form
+
+
+def outcomes_of(
+    records: Iterable[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
+) -> Iterator[Outcome]:
+    """Turn records into turns, each by its own form, so that no record has to wait.
+
+    The form of the file is known after the last one; see `keep_form`.
+    """
+    for record in records:
+        outcome = Outcome(
+            _digest(record.raw), source_file, record.source_line, record.raw, own_holdout
+        )
+        outcome.label = record.label
+        outcome.reason = record.fault
+        if record.fault is None:
+            outcome.conversation_key = _conversation_key(record, config.conversation_field)
+            _take_turns(outcome, record.value, config)
+        yield outcome
+
+
+def _take_turns(outcome: Outcome, value: Any, config: DataConfig) -> None:
+    outcome.parsed = True
+    outcome.own_form = form_of(value)
+    form = outcome.own_form if config.format == "auto" else config.format
+    try:
+        if form is None:
+            raise Malformed(f"unknown_format: {describe(value)}")
+        if form == "messages" and uses_tools(value):
+            outcome.conversation = read_conversation(value)
+        else:
+            outcome.messages = to_messages(value, form)
+    except Malformed as error:
+        outcome.reason = str(error)
+
+
+def file_form(source_file: str, forms: Counter[str | None], config: DataConfig) -> FileForm:
+    """Return the form of a file: the configured one, or that of most records."""
+    if config.format != "auto":
+        return FileForm(source_file, config.format, 1.0)
+    return FileForm(source_file, *detect(forms.elements()))
+
+
+def keep_form(outcome: Outcome, file: FileForm, config: DataConfig) -> None:
+    """Reject a record that does not have the form of its file, if that was detected."""
+    own, form = outcome.own_form, file.form
+    if config.format != "auto" or not outcome.parsed or (own == form and form is not None):
+        return
+    outcome.messages = []
+    if form is None:
+        outcome.reason = "unknown_format: the record has none of the known forms"
+    else:
+        what = own or (outcome.reason or "").removeprefix("unknown_format: ")
+        outcome.reason = f"unknown_format: {what} in a file of {form}"
+
+
+def _conversation_key(record: RawRecord, name: str | None) -> str | None:
+    """Return a digest of the id of a record's conversation, None without one."""
+    told: Any = record.conversation
+    if told is None and isinstance(record.value, dict):
+        names = CONVERSATION_FIELDS if name is None else (name,)
+        told = next((record.value[n] for n in names if record.value.get(n) is not None), None)
+    if isinstance(told, bool) or not isinstance(told, str | int) or not str(told).strip():
+        return None
+    return _digest(str(told))
+
+
+def _digest(raw: str) -> str:
+    return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def number_repeats(outcomes: Iterable[Outcome], seen: Counter[str] | None = None) -> None:
+    """Number the ids of records with equal text: `id`, `id-2`, `id-3`.
+
+    Args:
+        outcomes: records in order.
+        seen: how often each id came in earlier calls.
+    """
+    seen = Counter() if seen is None else seen
+    for outcome in outcomes:
+        seen[outcome.row_id] += 1
+        if seen[outcome.row_id] > 1:
+            outcome.row_id = f"{outcome.row_id}-{seen[outcome.row_id]}"
+
 
 # Records in memory at once.
 _AT_ONCE = 1 << 12

@@ -18,7 +18,7 @@ from typing import Any
 from tuneline.data.conversations.formats import Malformed, form_of, text_of, to_messages
 from tuneline.data.conversations.turn_checks import check_injection, check_unicode
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
-from tuneline.data.sources.strict_json import parse_json
+from tuneline.data.sources.records import parse_json
 from tuneline.data.tables.rows import Message
 
 _TURN_FIELDS = ("tool_calls", "function_call", "tool_call_id")

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from tuneline.artifacts.data import AUDIT, REJECTED
 from tuneline.catalogue import DATA_ORDER, data_item_before
 from tuneline.data.gates.expectations import store_docs, validate
-from tuneline.data.gates.removal import removal_suites
-from tuneline.data.gates.suites import SUITES, GateInput, Suite
+from tuneline.data.gates.suites import SUITES, GateInput, Suite, removal_suites
 from tuneline.data.pii_scrubbing import CANARIES, REVIEW
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Verdict, worse

@@ -21,7 +21,8 @@ from tuneline.data.pii.measure.leak_estimate import decides, leak_limit
 from tuneline.data.pii.measure.plants import group_names
 from tuneline.data.pii.review.review import PiiReview
 from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
-from tuneline.data.sources.raw_record import BROKEN_FILE
+from tuneline.data.sources.streams import BROKEN_FILE
+from tuneline.data.tables.removed_rows import ASKED_FOR, levels_of
 from tuneline.data.tables.rows import SPLITS, base_id
 from tuneline.statistics import share_of
 
@@ -325,3 +326,35 @@ SUITES: dict[str, Callable[[GateInput], list[Suite]]] = {
     "token_length_audit": _token_length_audit,
     "distribution_balancing": _distribution_balancing,
 }
+
+
+def removal_suites(item: str, given: GateInput) -> list[Suite]:
+    """Return the suites on what an item took out; rows that a setting asks for are left out."""
+    levels = levels_of(item, given.config.data)
+    audit = given.tables[AUDIT]
+    frame = audit.loc[~audit["reason"].isin(ASKED_FOR), ["class", "kept"]]
+    if not len(frame):
+        return []
+    removed = 1 - frame["kept"].astype(int)
+    # A column for each rule: two rules of one kind on one column would replace each other.
+    frame = frame.assign(removed=removed, removed_at_most=removed)
+    suites = [
+        Suite(
+            "removed_rows",
+            frame,
+            [
+                mean("removed", 0, levels.warn, severity="warning"),
+                mean("removed_at_most", 0, levels.fail),
+            ],
+        )
+    ]
+    classes = frame.groupby("class")["removed"].agg(["mean", "count"]).reset_index()
+    classes = classes[classes["count"] >= levels.least]
+    if len(classes):
+        classes = classes.assign(share=classes["mean"], share_at_most=classes["mean"])
+        rules = [
+            between("share", 0, levels.class_warn, severity="warning"),
+            between("share_at_most", 0, levels.class_fail),
+        ]
+        suites.append(Suite("removed_rows_of_classes", classes, rules))
+    return suites

@@ -5,7 +5,7 @@ sketches of Dahlgaard, Knudsen and Thorup, "Fast similarity sketching" (2017), w
 same similarity with some five hash values for each shingle in place of 128. Functions are pure and
 work on batches, so that a distributed engine can map them. Of each text only the band keys and a
 bitmap are kept; the shingles of candidates are made a second time when they are verified. The
-witness of this search, which misses few pairs but not none, is `exact_join`.
+witness of this search, which misses few pairs but not none, is `witness`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.data.near_duplicates.bitmaps import alike_by_marks, marks
 from tuneline.data.near_duplicates.shingles import (
     HASH_BITS,
     LONG,
@@ -46,7 +45,8 @@ BINS, ROUNDS = 128, 5
 _BIN_BITS = (BINS - 1).bit_length()
 _BIN_SHIFT = np.uint32(32 - _BIN_BITS)
 _EMPTY = np.uint32(0xFFFFFFFF)
-SEED = 1
+# Of the permutations, and of those of a second search.
+SEED, SECOND_SEED = 1, 2
 _HASH = np.uint64((1 << HASH_BITS) - 1)
 # Cells that are filled at once.
 _FILLED = 1 << 12
@@ -57,11 +57,16 @@ BANDS_FEW, BANDS_MANY = (25, 5), (21, 6)
 MAX_BUCKET = 64
 # Pairs verified at once.
 PAIRS = 1 << 12
+# Bits of a bitmap. Two sets of some two hundred grams that share half of them differ in over a
+# hundred of these bits; near-duplicates differ in up to fifty.
+BITS = 512
+# 64-bit words of a bitmap that are compared first: nearly all pairs differ too much in these.
+_FIRST_WORDS = 2
 # Pairs whose bitmaps are compared at once.
 CHECKED = 1 << 16
 
 
-def signatures(shingled: Shingled) -> Signatures:
+def signatures(shingled: Shingled, seed: int = SEED) -> Signatures:
     """Sketch sets of shingles, so that two agree in each value with their Jaccard similarity.
 
     In each round every shingle falls into one of the bins. A bin takes the smallest value of the
@@ -70,6 +75,7 @@ def signatures(shingled: Shingled) -> Signatures:
 
     Args:
         shingled: at least one shingle of every text; repeats change nothing.
+        seed: of the permutations.
 
     Returns:
         Shape (texts, 128); the values of a text depend on no other text.
@@ -78,7 +84,7 @@ def signatures(shingled: Shingled) -> Signatures:
     cells = np.full(len(shingled) * BINS, _EMPTY)
     first = np.repeat(np.arange(0, len(cells), BINS), counts)
     hashes = shingled.hashes.astype(np.uint32)
-    for number, factor in enumerate(_factors()[:ROUNDS]):
+    for number, factor in enumerate(_factors(seed)[:ROUNDS]):
         # The upper bits name the bin. In one bin they are equal, so the values need not lose them.
         values = hashes * factor
         cell = first + (values >> _BIN_SHIFT)
@@ -91,11 +97,11 @@ def signatures(shingled: Shingled) -> Signatures:
         if 2 * np.count_nonzero(unfinished) < len(unfinished):
             left = np.flatnonzero(unfinished[first >> _BIN_BITS])
             hashes, first = hashes[left], first[left]
-    _fill(cells, shingled, counts)
+    _fill(cells, shingled, counts, seed)
     return cells.reshape(-1, BINS)
 
 
-def _fill(cells: NDArray[np.uint32], shingled: Shingled, counts: Indices) -> None:
+def _fill(cells: NDArray[np.uint32], shingled: Shingled, counts: Indices, seed: int) -> None:
     """Give every empty cell the smallest value of the hash that belongs to its bin."""
     empty = np.flatnonzero(cells == _EMPTY)
     text, number = np.divmod(empty, BINS)
@@ -105,15 +111,15 @@ def _fill(cells: NDArray[np.uint32], shingled: Shingled, counts: Indices) -> Non
         ends = np.cumsum(times)
         skipped = shingled.offsets[text[part]] - (ends - times)
         at = np.arange(ends[-1]) + np.repeat(skipped, times)
-        factors = np.repeat(_factors()[ROUNDS + number[part]], times)
+        factors = np.repeat(_factors(seed)[ROUNDS + number[part]], times)
         values = shingled.hashes[at].astype(np.uint32) * factors
         cells[empty[part]] = np.minimum.reduceat(values, ends - times)
 
 
 @cache
-def _factors() -> NDArray[np.uint32]:
+def _factors(seed: int) -> NDArray[np.uint32]:
     """Return the odd factors that spread hashes anew, one of each round and of each bin."""
-    drawn = np.random.default_rng(SEED).integers(1 << 31, size=ROUNDS + BINS, dtype=np.uint32)
+    drawn = np.random.default_rng(seed).integers(1 << 31, size=ROUNDS + BINS, dtype=np.uint32)
     return drawn << np.uint32(1) | np.uint32(1)
 
 
@@ -194,6 +200,29 @@ def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tup
         yield ranked[same] & low, ranked[same + distance] & low
 
 
+def cross_candidates(left: Hashes, right: Hashes) -> Indices:
+    """Return the pairs of a left and a right row that agree in a whole band.
+
+    Args:
+        left: hashes from `band_keys`, shape (bands, rows).
+        right: the same of the other rows.
+
+    Returns:
+        Shape (pairs, 2), each pair once, in order.
+    """
+    rows = max(1, right.shape[1])
+    found = [np.empty(0, dtype=np.int64)]
+    for ours, theirs in zip(left, right, strict=True):
+        order = np.argsort(theirs, kind="stable")
+        ranked = theirs[order]
+        first = np.searchsorted(ranked, ours, side="left")
+        times = np.minimum(np.searchsorted(ranked, ours, side="right") - first, MAX_BUCKET)
+        run = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+        other = order[np.repeat(first, times) + run]
+        found.append(np.repeat(np.arange(len(ours)), times) * rows + other)
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), rows), axis=1)
+
+
 def jaccard(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> NDArray[np.float64]:
     """Compute the exact Jaccard similarity of the sets of shingles of pairs of texts.
 
@@ -229,6 +258,47 @@ def _sets(texts: Sequence[str], shingle: Shingle) -> Any:
     return csr_array((np.ones(len(members), dtype=bool), members, ends), shape=shape)
 
 
+def marks(shingled: Shingled) -> Hashes:
+    """Return the bitmap of every text of a batch; of sets larger than a bitmap nearly all are set.
+
+    Returns:
+        Shape (texts, `BITS` / 64): bit b is set if the last bits of one of the text's hashes are b.
+    """
+    first = np.arange(len(shingled), dtype=np.int64) * BITS
+    cells = (shingled.hashes & np.uint64(BITS - 1)).astype(np.int64)
+    cells += np.repeat(first, np.diff(shingled.offsets))
+    present = np.zeros(len(shingled) * BITS, dtype=np.uint8)
+    present[cells] = 1
+    return np.packbits(present).view(np.uint64).reshape(-1, BITS // 64)
+
+
+def alike_by_marks(bits: Hashes, most: Indices, pairs: Indices, threshold: float) -> Indices:
+    """Return the pairs that may reach a Jaccard similarity, by their `marks`.
+
+    Sets with a similarity of at least t have a symmetric difference of at most
+    `(1 - t) / (1 + t)` of the sum of their sizes, and each differing bit is of a member of it
+    (Sandes et al., "Bitmap filter: speeding up exact set similarity joins with bitwise operations",
+    2020). No pair that reaches the threshold is ruled out.
+
+    Args:
+        bits: the marks of all texts.
+        most: most members that the set of each text can have.
+        pairs: numbers of both texts of each pair, shape (pairs, 2).
+        threshold: the Jaccard similarity.
+
+    Returns:
+        Positions in `pairs` of those that may reach it, in order.
+    """
+    i, j = pairs.T
+    spare = (most[i] + most[j]) * ((1 - threshold) / (1 + threshold)) + 1e-9
+    left_over = np.arange(len(pairs))
+    for words in (slice(0, _FIRST_WORDS), slice(_FIRST_WORDS, None)):
+        x, y = (bits[side[left_over], words] for side in (i, j))
+        spare = spare - np.bitwise_count(x ^ y).sum(axis=1)
+        left_over, spare = left_over[spare >= 0], spare[spare >= 0]
+    return left_over
+
+
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
     """Find the pairs of texts that are near-duplicates.
 
@@ -240,12 +310,42 @@ def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, f
         `(i, j, similarity)` with i < j, in order; the greater similarity if both kinds of shingles
         apply.
     """
+    return _near(texts, None, threshold, SEED)
+
+
+def cross_pairs(
+    left: Sequence[str], right: Sequence[str], threshold: float
+) -> list[tuple[int, int, float]]:
+    """Find the near-duplicates of one list in another, by other permutations than `near_pairs`.
+
+    Returns:
+        `(i, j, similarity)`, i of the left list and j of the right one, in order.
+    """
+    pairs = _near([*left, *right], len(left), threshold, SECOND_SEED)
+    return [(i, j - len(left), similarity) for i, j, similarity in pairs]
+
+
+def nearest(
+    left: Sequence[str], right: Sequence[str], threshold: float
+) -> dict[int, tuple[int, float]]:
+    """Return, for each left text near to a right one, the nearest of these and the similarity."""
+    best: dict[int, tuple[int, float]] = {}
+    for i, j, similarity in cross_pairs(left, right, threshold):
+        if i not in best or similarity > best[i][1]:
+            best[i] = (j, similarity)
+    return best
+
+
+def _near(
+    texts: Sequence[str], first: int | None, threshold: float, seed: int
+) -> list[tuple[int, int, float]]:
+    """Find near-duplicates among all texts, or across the first ones and the others."""
     pairs = [np.empty((0, 2), dtype=np.int64)]
     similarities = [np.empty(0)]
-    short, long = _indexed(texts, threshold)
+    short, long = _indexed(texts, threshold, seed)
     kinds: tuple[tuple[_Indexed, Shingle], ...] = ((short, shingle_chars), (long, shingle_words))
     for indexed, shingle in kinds:
-        for part, values in _verified(texts, _possible(indexed, threshold), shingle):
+        for part, values in _verified(texts, _possible(indexed, first, threshold), shingle):
             near = np.flatnonzero(values >= threshold)
             pairs.append(part[near])
             similarities.append(values[near])
@@ -294,9 +394,14 @@ class _Indexed:
     sizes: Indices
 
 
-def _possible(indexed: _Indexed, threshold: float) -> Indices:
+def _possible(indexed: _Indexed, first: int | None, threshold: float) -> Indices:
     """Return the pairs that agree in a band and that their bitmaps don't rule out."""
-    pairs = candidates(indexed.keys)
+    if first is None:
+        pairs = candidates(indexed.keys)
+    else:
+        at = int(np.searchsorted(indexed.members, first))
+        pairs = cross_candidates(indexed.keys[:, :at], indexed.keys[:, at:])
+        pairs[:, 1] += at
     left_over = [
         start
         + alike_by_marks(indexed.bits, indexed.sizes, pairs[start : start + CHECKED], threshold)
@@ -305,7 +410,7 @@ def _possible(indexed: _Indexed, threshold: float) -> Indices:
     return indexed.members[pairs[np.concatenate([np.empty(0, dtype=np.int64), *left_over])]]
 
 
-def _indexed(texts: Sequence[str], threshold: float) -> tuple[_Indexed, _Indexed]:
+def _indexed(texts: Sequence[str], threshold: float, seed: int) -> tuple[_Indexed, _Indexed]:
     """Index short and long texts."""
     bands = bands_for(len(texts), threshold)
 
@@ -313,17 +418,17 @@ def _indexed(texts: Sequence[str], threshold: float) -> tuple[_Indexed, _Indexed
         words = words_of(texts[batch])
         short, long = words.lengths <= SHORT, words.lengths > LONG
         return (
-            _index(chars_of(words.chosen(short)), np.flatnonzero(short) + batch.start, bands),
-            _index(grams_of(words.chosen(long)), np.flatnonzero(long) + batch.start, bands),
+            _index(chars_of(words.chosen(short)), np.flatnonzero(short) + batch.start, bands, seed),
+            _index(grams_of(words.chosen(long)), np.flatnonzero(long) + batch.start, bands, seed),
         )
 
-    _factors()
+    _factors(seed)
     short, long = zip(index(slice(0, 0)), *in_threads(index, batches(texts)), strict=True)
     return _joined(short), _joined(long)
 
 
-def _index(shingled: Shingled, members: Indices, bands: tuple[int, int]) -> _Indexed:
-    keys = band_keys(signatures(shingled), bands)
+def _index(shingled: Shingled, members: Indices, bands: tuple[int, int], seed: int) -> _Indexed:
+    keys = band_keys(signatures(shingled, seed), bands)
     return _Indexed(members, keys, marks(shingled), np.diff(shingled.offsets))
 
 

@@ -9,11 +9,88 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tuneline.config import DataConfig
-from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION
+from tuneline.data.near_duplicates.compared_text import masked_prompt
+from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row
+
+# The empty prefix, from which every conversation starts.
+_START = b""
+
+
+def tie_conversations(rows: Iterable[Row], cluster: Sequence[int]) -> list[int]:
+    """Return the group of each row: rows of equal groups share a cluster or a conversation.
+
+    Args:
+        rows: the rows that are split; they are read twice.
+        cluster: number of the cluster of near-duplicates of each row.
+
+    Returns:
+        For each row the smallest index of a row of its group.
+    """
+    clusters: dict[int, list[int]] = defaultdict(list)
+    named: dict[str, list[int]] = defaultdict(list)
+    for index, (row, number) in enumerate(zip(rows, cluster, strict=True)):
+        clusters[number].append(index)
+        if row.conversation is not None:
+            named[row.conversation].append(index)
+    groups = (*clusters.values(), *named.values(), *_continuations(rows))
+    ties = [(group[0], other) for group in groups for other in group[1:]]
+    return smallest_of_group(len(cluster), ties)
+
+
+def smallest_of_group(count: int, ties: Sequence[tuple[int, int]]) -> list[int]:
+    """Return for each number below `count` the smallest of those that ties connect with it."""
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.array(ties, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(ties)), (ends[0], ends[1])), (count, count))
+    labels = connected_components(graph, directed=False)[1]
+    _, first, group = np.unique(labels, return_index=True, return_inverse=True)
+    return list(first[group].tolist())
+
+
+def _continuations(rows: Iterable[Row]) -> list[list[int]]:
+    """Return groups of rows, each a prompt with the prompts that continue it in one way only."""
+    if all(sum(m["role"] == "user" for m in row.prompt) < 2 for row in rows):
+        return []
+    paths = [_path(row) for row in rows]
+    ends: dict[bytes, list[int]] = defaultdict(list)
+    for index, path in enumerate(paths):
+        ends[path[-1] if path else _START].append(index)
+    ways: dict[bytes, set[bytes]] = defaultdict(set)
+    later: dict[bytes, list[int]] = defaultdict(list)
+    for index, path in enumerate(paths):
+        # A prompt is continued by an exchange: the answer and the next question.
+        for at in range(len(path) - 1):
+            if path[at] in ends:
+                ways[path[at]].add(path[at + 1])
+                later[path[at]].append(index)
+    return [[*ends[end], *later[end]] for end, found in ways.items() if len(found) == 1]
+
+
+@lru_cache(maxsize=1 << 16)
+def _digest(role: str, text: str) -> bytes:
+    """Return the digest of a turn; rows of one conversation repeat its turns."""
+    turn = f"{role}\x00{normalise(text)}"
+    return hashlib.sha256(turn.encode("utf-8", "surrogatepass")).digest()
+
+
+def _path(row: Row) -> list[bytes]:
+    """Return a digest of the prompt up to each of its user turns, surrogates masked."""
+    state = hashlib.sha256()
+    path = []
+    for role, text in masked_prompt(row):
+        state.update(_digest(role, text))
+        if role == "user":
+            path.append(state.digest())
+    return path
 
 
 @dataclass(frozen=True)

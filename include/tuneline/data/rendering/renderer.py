@@ -7,16 +7,111 @@ training and serving would see different prompts, and the row can't be used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from tuneline.config import TargetFormat
-from tuneline.data.rendering.piecewise import PieceEncoder
-from tuneline.data.rendering.template_outline import Outline, shows_every_use
+from tuneline.data.rendering.pieces import BATCH, PieceEncoder
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
+
+Render = Callable[[Sequence[Message], bool], str]
+
+
+class _LookedAt(Exception):
+    """A template used a content for something else than writing it."""
+
+
+def _refuse(*_: Any) -> Any:
+    raise _LookedAt
+
+
+class _Content(str):
+    """A text that can be written and joined to others; any other operator raises an error."""
+
+    __slots__ = ()
+
+    def __add__(self, other: str) -> _Content:
+        return _Content(f"{self}{other}")
+
+    def __radd__(self, other: str) -> _Content:
+        return _Content(f"{other}{self}")
+
+    __bool__ = __contains__ = __getitem__ = __hash__ = __iter__ = __len__ = __repr__ = _refuse
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __mod__ = _refuse
+
+
+class Outline:
+    """Renders turns of a template whose constructs can't look at contents unseen.
+
+    Args:
+        render: the template itself, as a function of the turns and of `ask`.
+    """
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+        self._of_roles = lru_cache(maxsize=1024)(self._outline)
+        # No template and no row holds this mark.
+        self._mark = secrets.token_hex(16)
+
+    def text(self, messages: Sequence[Message], ask: bool) -> str:
+        """Render turns; `ask` adds the prompt for the model's answer."""
+        outline = self._of_roles(tuple(message["role"] for message in messages), ask)
+        if outline is None:
+            return self._render(messages, ask)
+        head, *rest = outline
+        parts = [head]
+        for index, after in rest:
+            parts += (messages[index]["content"], after)
+        return "".join(parts)
+
+    def _outline(self, roles: tuple[str, ...], ask: bool) -> tuple[Any, ...] | None:
+        """Return the text before the first content, then each content's turn and text after."""
+        turns: list[Message] = [
+            {"role": role, "content": _Content(f"<{self._mark} {index}>")}
+            for index, role in enumerate(roles)
+        ]
+        try:
+            text = self._render(turns, ask)
+        except _LookedAt:
+            return None
+        head, *rest = re.split(f"<{self._mark} ([0-9]+)>", text)
+        return (head, *((int(i), t) for i, t in zip(rest[::2], rest[1::2], strict=True)))
+
+
+def shows_every_use(template: str, environment: Any) -> bool:
+    """Return True if a template has only constructs to which `_Content` answers for itself.
+
+    Filters, calls, assignments and the formatting of texts may read a text without asking it, and
+    so does `~`, unless its result is written at once.
+
+    Args:
+        template: the Jinja source.
+        environment: the Jinja environment that compiles it.
+    """
+    from jinja2 import nodes
+
+    known = (
+        *(nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.ExprStmt, nodes.CondExpr),
+        *(nodes.Name, nodes.Getitem, nodes.Getattr, nodes.Slice, nodes.Const, nodes.List),
+        *(nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Add),
+    )
+    tree = environment.parse(template)
+    written = {id(node) for output in tree.find_all(nodes.Output) for node in output.nodes}
+    return all(
+        isinstance(node, known)
+        or (isinstance(node, nodes.Concat) and id(node) in written)
+        or (isinstance(node, nodes.Mod) and isinstance(node.right, nodes.Const))
+        or (isinstance(node, nodes.Test) and node.name in ("defined", "none", "string"))
+        or (isinstance(node, nodes.Call) and getattr(node.node, "name", "") == "raise_exception")
+        for node in tree.find_all(nodes.Node)
+    )
+
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -267,3 +362,84 @@ def _compiled(template: str) -> Any:
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     return _compile_jinja_template(template)
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """The comparison of one row.
+
+    Attributes:
+        reason: reason why the row can't be trained on (`code: detail`), None if it can.
+        tokens_equal: True if both ways give the same token ids; None if nothing was rendered.
+        mask_exact: True if exactly the assistant's tokens can be marked, and there are some.
+        tokens: number of tokens by transformers, 0 if nothing was rendered.
+    """
+
+    reason: str | None
+    tokens_equal: bool | None = None
+    mask_exact: bool | None = None
+    tokens: int = 0
+
+
+def compare(rows: Sequence[Sequence[Message]], renderer: Renderer) -> Iterator[Parity]:
+    """Render rows both ways.
+
+    Args:
+        rows: the turns of each row, the last one the assistant's.
+        renderer: the target model's renderer.
+    """
+    with ThreadPoolExecutor(1) as worker:
+        for start in range(0, len(rows), BATCH):
+            yield from _compare_batch(rows[start : start + BATCH], renderer, worker)
+
+
+def _compare_batch(
+    rows: Sequence[Sequence[Message]], renderer: Renderer, worker: ThreadPoolExecutor
+) -> Iterator[Parity]:
+    reasons = [_refusal(messages, renderer) for messages in rows]
+    good = [m for m, reason in zip(rows, reasons, strict=True) if reason is None]
+    ours = worker.submit(renderer.render, good)
+    theirs = renderer.template_ids(good) if good else []
+    pairs = zip(ours.result(), theirs, strict=True)
+    for messages, refusal in zip(rows, reasons, strict=True):
+        if refusal is not None:
+            yield Parity(refusal)
+            continue
+        example, ids = next(pairs)
+        exact = example.loss_mask is not None and any(example.loss_mask)
+        reason = None if exact else _boundary(messages, example.text, renderer)
+        yield Parity(reason, example.ids == ids, exact, len(ids))
+
+
+def _refusal(messages: Sequence[Message], renderer: Renderer) -> str | None:
+    """Return the reason if the template refuses a row, or leaves out one of its turns."""
+    try:
+        text = renderer.text(messages)
+    except TemplateRefused as error:
+        return f"template_refused: {str(error)[:120]}"
+    missing = _left_out(messages, text)
+    if missing is None:
+        return None
+    turn = f"turn {missing + 1} ({messages[missing]['role']})"
+    return f"turn_left_out: the template does not write {turn}"
+
+
+def _left_out(messages: Sequence[Message], text: str) -> int | None:
+    """Return the first turn that a rendered text does not hold.
+
+    Answers before the last may be shortened: templates of reasoning models drop the thoughts.
+    """
+    last = len(messages) - 1
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and index < last:
+            continue
+        if message["content"].strip() not in text:
+            return index
+    return None
+
+
+def _boundary(messages: Sequence[Message], text: str, renderer: Renderer) -> str:
+    """Return the reason why no mask covers exactly the answers."""
+    if text.startswith(renderer.text(messages[:-1], ask=True)):
+        return "mask_boundary: the answer's first token would merge with the prompt's last"
+    return "mask_boundary: the row does not start with what the template asks the model with"

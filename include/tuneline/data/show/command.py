@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
-from tuneline.data.show.sources import Shown, gather
+from tuneline.data.show.rows import Shown, gather
 from tuneline.data.show.text import (
     Piece,
     hide,

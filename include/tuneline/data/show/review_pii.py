@@ -13,7 +13,7 @@ from tuneline.artifacts.data import SCRUBBED
 from tuneline.config import DataConfig
 from tuneline.data.pii.review.review import as_csv, hits_of, read_review, review_measurements
 from tuneline.data.pii.review.rows_to_read import draw_rows
-from tuneline.data.show.sources import local_path, run_of, tables_of_folder, tables_of_run
+from tuneline.data.show.rows import local_path, run_of, tables_of_folder, tables_of_run
 from tuneline.data.tables.rows import Row, read_rows
 from tuneline.errors import EXIT_OK, UserError
 from tuneline.evidence import Evidence, load_evidence

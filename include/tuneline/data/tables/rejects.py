@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of
-from tuneline.data.tables import table_writer
+from tuneline.data.tables import rows as row_tables
 from tuneline.data.tables.rows import (
     Row,
+    TableWriter,
     base_id,
     chosen_of,
     class_key,
     column_of,
+    schema_of,
     write_audit,
 )
-from tuneline.data.tables.table_writer import TableWriter, schema_of
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -57,7 +58,7 @@ def join_rejects(path: Path, tables: Iterable[Path]) -> None:
     with pq.ParquetWriter(path, schema_of(REJECT_COLUMNS)) as joined:
         for table in tables:
             with pq.ParquetFile(table) as file:
-                for batch in file.iter_batches(table_writer.PART_ROWS):
+                for batch in file.iter_batches(row_tables.PART_ROWS):
                     joined.write_batch(batch)
 
 
@@ -115,7 +116,7 @@ def _with_raw_lines(
     with pq.ParquetFile(path) as file:
         lines = (
             line
-            for batch in file.iter_batches(table_writer.PART_ROWS, columns=["row_id", "raw"])
+            for batch in file.iter_batches(row_tables.PART_ROWS, columns=["row_id", "raw"])
             for line in zip(batch["row_id"].to_pylist(), batch["raw"].to_pylist(), strict=True)
         )
         row_id, raw = next(lines)

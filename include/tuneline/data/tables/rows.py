@@ -8,24 +8,92 @@ text. Their names stand in `tuneline.artifacts.data`.
 from __future__ import annotations
 
 import hashlib
+import pickle
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from itertools import accumulate, compress
+from itertools import accumulate, compress, islice
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from tuneline.artifacts.data import rows_of
 from tuneline.catalogue import data_item_before
-from tuneline.data.tables import table_writer
-from tuneline.data.tables.table_writer import TableWriter
 from tuneline.errors import UserError
 from tuneline.store import local_file
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tuneline.step_context import StepContext
+
+# Rows that are in memory at once, and in a row group of a table.
+PART_ROWS = 1 << 12
+
+
+def schema_of(names: Iterable[str]) -> pa.Schema:
+    """Return the schema of a table with these columns."""
+    import pyarrow as pa
+
+    text = pa.string()
+    surrogate = [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", text)]
+    types = {
+        "messages": pa.list_(pa.struct([("role", text), ("content", text)])),
+        "own_holdout": pa.bool_(),
+        "weight": pa.float64(),
+        "n_tokens": pa.int32(),
+        "source_line": pa.int64(),
+        "raw": pa.large_string(),
+        "stand_ins": pa.list_(pa.struct(surrogate)),
+    }
+    return pa.schema([(name, types.get(name, text)) for name in names])
+
+
+class TableWriter:
+    """Write a Parquet table part by part; used with `with`.
+
+    Args:
+        path: the file.
+        names: its columns, which are attributes of the entries.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        import pyarrow.parquet as pq
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._names = names
+        self._schema = schema_of(names)
+        self._file = pq.ParquetWriter(path, self._schema)
+        self.rows = 0
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.rows:
+            self._write([], {})
+        self._file.close()
+
+    def write(self, entries: Iterable[Any], **more: Iterable[Any]) -> None:
+        """Add entries, of which one part at a time is held; `more` gives columns instead."""
+        entries = iter(entries)
+        columns = {name: iter(values) for name, values in more.items()}
+        while part := list(islice(entries, PART_ROWS)):
+            self._write(part, {n: list(islice(v, len(part))) for n, v in columns.items()})
+
+    def _write(self, part: Sequence[Any], more: Mapping[str, list[Any]]) -> None:
+        import pyarrow as pa
+
+        columns = {
+            name: more[name] if name in more else list(map(attrgetter(name), part))
+            for name in self._names
+        }
+        if "stand_ins" in columns:
+            columns["stand_ins"] = [list(map(asdict, spans)) for spans in columns["stand_ins"]]
+        self._file.write_table(pa.Table.from_pydict(columns, self._schema))
+        self.rows += len(part)
+
 
 Message = dict[str, str]
 
@@ -143,7 +211,7 @@ class StoredRows(Sequence[Row]):
             fields = [field for field in file.schema_arrow if field.name in _FIELDS]
             schema = pa.schema(fields)
             with ipc.new_file(mapped, schema) as layout:
-                for batch in file.iter_batches(table_writer.PART_ROWS, columns=schema.names):
+                for batch in file.iter_batches(PART_ROWS, columns=schema.names):
                     layout.write_batch(batch.cast(schema))
         with pa.memory_map(str(mapped)) as source:
             reader = ipc.open_file(source)
@@ -344,3 +412,30 @@ def fetch_dataset(address: str, scratch: Path, title: str = "") -> Path:
     if not path.is_file():
         raise UserError(f"{title or address} does not exist; name a dataset.parquet")
     return path
+
+
+_Item = TypeVar("_Item")
+
+
+class Spool(Generic[_Item]):
+    """Batches of objects, written once and read in order, any number of times.
+
+    Args:
+        path: a file in a step's scratch folder, which no other process writes to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._path.write_bytes(b"")
+        self._batches = 0
+
+    def add(self, batch: Sequence[_Item]) -> None:
+        """Add a batch."""
+        with self._path.open("ab") as file:
+            pickle.dump(batch, file, protocol=pickle.HIGHEST_PROTOCOL)
+        self._batches += 1
+
+    def __iter__(self) -> Iterator[Sequence[_Item]]:
+        with self._path.open("rb") as file:
+            for _ in range(self._batches):
+                yield pickle.load(file)  # noqa: S301 - written by this process

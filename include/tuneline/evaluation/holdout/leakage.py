@@ -1,25 +1,19 @@
-"""Prove that training and validation hold neither a hold-out row nor a near-duplicate of one.
+"""Show that training and validation hold neither a hold-out row nor a near-duplicate of one.
 
-This is the independent witness of the separation. Two rows are alike by the definition of the data
-steps (the same text of a row, the same shingles, the same threshold), but the search is another on
-purpose: the data steps remove and audit near-duplicates by MinHash and by the exact join, which
-both work on hashes and skip pairs by filters. Here every pair of rows is compared, by a product of
-sparse matrices over the n-gram strings. It is short enough to be checked by reading, and a fault in
-either of the other two shows here.
+Two rows are alike by the definition of the data steps (the same text of a row, the same shingles,
+the same threshold); the search is the one of `final_audit`, which shares nothing else with the one
+that removed the duplicates. It finds 999 of 1,000 pairs at the threshold, and more above it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.data.near_duplicates.boilerplate import common_affixes
-from tuneline.data.near_duplicates.shingles import LONG, SHORT, char_grams, normalise, word_grams
+from tuneline.data.near_duplicates.compared_text import compared_texts
+from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.tables.rows import Row, base_id
 from tuneline.harness.rows import asked
-
-# Hold-out rows of one product, so that its result stays small.
-BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -50,38 +44,13 @@ def near_duplicates(held: Sequence[Row], seen: Sequence[Row], threshold: float) 
         A leak for each such hold-out row, with the most similar other row.
     """
     own = [asked(row) for row in (*held, *seen)]
-    affixes = common_affixes(own)
-    texts = [normalise(affixes.own(text)) or normalise(text) for text in own]
+    texts = compared_texts(own, own)
+    sides = [1] * len(held) + [0] * len(seen)
     best: dict[int, tuple[float, int]] = {}
-    short = [at for at, text in enumerate(texts) if len(text) <= SHORT]
-    long = [at for at, text in enumerate(texts) if len(text) > LONG]
-    for grams, among in ((char_grams, short), (word_grams, long)):
-        first = sum(at < len(held) for at in among)
-        for a, b, similarity in _alike([texts[at] for at in among], first, grams, threshold):
-            found = (similarity, among[b] - len(held))
-            best[among[a]] = max(best.get(among[a], found), found)
+    for other, row, similarity in cross_pairs(texts, sides, threshold):
+        found = (similarity, other - len(held))
+        best[row] = max(best.get(row, found), found)
     return [
         Leak(held[row].row_id, seen[col].row_id, seen[col].split, round(similarity, 4))
         for row, (similarity, col) in sorted(best.items())
     ]
-
-
-def _alike(
-    texts: Sequence[str], first: int, grams: Callable[[str], frozenset[str]], threshold: float
-) -> Iterator[tuple[int, int, float]]:
-    """Yield the pairs at or above the threshold of one of the first texts and one of the others."""
-    import numpy as np
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    if not 0 < first < len(texts):
-        return
-    # Each row has a 1 in the column of each shingle of its text.
-    rows = CountVectorizer(analyzer=grams, binary=True, dtype=np.int32).fit_transform(texts)
-    sizes = np.diff(rows.indptr)
-    others = rows[first:].T
-    for start in range(0, first, BLOCK):
-        shared = (rows[start : min(start + BLOCK, first)] @ others).tocoo()
-        a, b = start + shared.row, first + shared.col
-        similarity = shared.data / (sizes[a] + sizes[b] - shared.data)
-        for at in np.flatnonzero(similarity >= threshold).tolist():
-            yield int(a[at]), int(b[at]), float(similarity[at])

@@ -2,7 +2,7 @@
 
 As in `deduplication`, rows are compared by their prompt without the system turn and the text that
 nearly all prompts share, surrogates masked. Within a day MinHash finds the clusters, of which one
-row stays; the exact join compares the rows that stay with one earlier day at a time.
+row stays; these are compared with one earlier day at a time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tuneline.data.near_duplicates.exact_join import cross_similarities
-from tuneline.data.near_duplicates.search import find_clusters, similarity_texts
+from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.deduplicate import find_clusters
+from tuneline.data.near_duplicates.minhash import nearest
 from tuneline.data.tables.rows import Row
 from tuneline.governance.production.tables import Rejected, batches_of, compared_row, weight_of
 from tuneline.governance.production.vocabulary import Reason
@@ -130,7 +131,7 @@ def drop_seen_before(
         texts: prompts of its rows.
         threshold: Jaccard similarity from which two prompts are near-duplicates.
     """
-    near = cross_similarities(requests.texts_that_stay, texts, threshold)
+    near = nearest(requests.texts_that_stay, texts, threshold)
     gone = {requests.stays[at]: match for at, match in near.items()}
     requests.leave(gone)
     return [

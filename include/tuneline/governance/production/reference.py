@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tuneline.config import DataConfig
-from tuneline.data.near_duplicates.exact_join import cross_similarities
-from tuneline.data.near_duplicates.search import similarity_texts
+from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.minhash import nearest
 from tuneline.data.near_duplicates.shingles import (
     TEXT_BITS,
     Hashes,
@@ -121,7 +121,7 @@ def resemblances(
     found: dict[int, Resemblance] = {}
     others = sorted(reference.texts.keys() - set(SPLITS))
     for split in (*_FIRST, *others):
-        near = cross_similarities(texts, reference.texts.get(split, []), threshold)
+        near = nearest(texts, reference.texts.get(split, []), threshold)
         for number, (other, similarity) in near.items():
             row = Resemblance(split, reference.ids[split][other], round(similarity, 4))
             found.setdefault(number, row)

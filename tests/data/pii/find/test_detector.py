@@ -6,7 +6,7 @@ import random
 import pytest
 from tests.lab.hostile_texts import FRAGMENTS, REPEATED, filled, seconds
 
-from tuneline.data.near_duplicates.boilerplate import Affixes
+from tuneline.data.near_duplicates.compared_text import Affixes
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Hit, Settings
 from tuneline.data.pii.find.texts import Shared

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from tuneline.data.conversations.answers import map_texts
-from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
+from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
 from tuneline.data.tables.rows import Message
 
 # A system prompt of at least this many rows belongs to the dataset, not to a person.

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.conversations.languages import likeliest
-from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
+from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
 from tuneline.data.pii.measure.plants import (
     BARE,
     DIALOGUE,

@@ -7,8 +7,7 @@ from tests.lab.runs import value
 
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
-from tuneline.data.removal.judge import REMOVED
-from tuneline.data.removal.levels import levels_of
+from tuneline.data.tables.removed_rows import REMOVED, levels_of
 
 
 def removed(lab, item):

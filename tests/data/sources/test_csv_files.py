@@ -4,10 +4,8 @@ import io
 import pytest
 
 from tuneline.config import CsvMapping, DataConfig
-from tuneline.data.sources.csv_dialect import DELIMITERS, HEAD_BYTES, Dialect, find_dialect
-from tuneline.data.sources.csv_records import CsvForm
-from tuneline.data.sources.opened import open_files
-from tuneline.data.sources.records import read_records
+from tuneline.data.sources.csv_files import DELIMITERS, HEAD_BYTES, CsvForm, Dialect, find_dialect
+from tuneline.data.sources.records import open_files, read_records
 from tuneline.errors import UserError
 
 MAPPING = CsvMapping(user="{text}", assistant="{intent}", label="intent")

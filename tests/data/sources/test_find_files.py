@@ -2,8 +2,7 @@ import os
 
 import pytest
 
-from tuneline.data.sources.files import find_files, find_here
-from tuneline.data.sources.source_file import choose, ending_of
+from tuneline.data.sources.find_files import choose, ending_of, find_files, find_here
 from tuneline.errors import UserError
 
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from tests.lab.tiny_models import make_tokenizer, varied_texts
 
-from tuneline.data.rendering.piecewise import BATCH, PieceEncoder, cutting_points
+from tuneline.data.rendering.pieces import BATCH, PieceEncoder, cutting_points
 
 
 @pytest.fixture

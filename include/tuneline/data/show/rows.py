@@ -213,9 +213,9 @@ def _raw_rows(
     config: PipelineConfig, renderer: Renderer, *, rejected: bool, row: int | None
 ) -> list[Shown]:
     """Read rows of a raw file as schema_validation does; `--row` also takes a rejected one."""
-    from tuneline.data.conversations.outcomes import Outcome, convert, number_repeats, select
+    from tuneline.data.conversations.reading import Outcome, convert, number_repeats, select
     from tuneline.data.schema_validation import validate
-    from tuneline.data.sources.opened import open_files
+    from tuneline.data.sources.records import open_files
 
     data = config.data
     most = max(SAMPLE_ROWS, row or 0)

@@ -1,8 +1,7 @@
 from tests.lab.data_runs import chat
 
 from tuneline.config import DataConfig
-from tuneline.data.near_duplicates.search import deduplicate
-from tuneline.data.removal.conflicts import advise
+from tuneline.data.near_duplicates.deduplicate import advise, deduplicate
 from tuneline.data.tables.rows import Row
 
 CONFIG = DataConfig(source="rows.jsonl")

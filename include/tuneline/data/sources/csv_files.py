@@ -1,23 +1,120 @@
-"""The delimiter and quoting of a CSV or TSV file: named by a setting, or found in its beginning.
-
-Each known delimiter is tried on the first records. The one whose header has the columns that the
-mapping names wins, then the one under which most records have as many fields as the header. Quotes
-are taken as text if they break more records than they hold together.
-"""
+"""Read the records of a CSV or TSV file; a bad record becomes one with a fault."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
+from tuneline.config import CsvMapping
 from tuneline.config.data import CsvDelimiter, CsvQuoting
-from tuneline.data.sources.byte_streams import BrokenStream
+from tuneline.data.sources.find_files import ending_of
+from tuneline.data.sources.streams import (
+    BrokenStream,
+    RawRecord,
+    broken_file,
+    head_of,
+    invalid_utf8,
+    line_too_long,
+    lines,
+    show_bytes,
+)
+from tuneline.errors import UserError
+
+_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+
+def columns_of(template: str, where: str) -> list[str]:
+    """Return the columns that a template names.
+
+    Raises:
+        UserError: if a brace stands alone, or a name is empty.
+    """
+    names = []
+    for piece in _PIECE.finditer(template):
+        if piece[0] in ("{{", "}}"):
+            continue
+        name = (piece[1] or "").removesuffix("!j")
+        if not name:
+            raise UserError(
+                f"{where}: {piece[0]!r} at character {piece.start()} names no column; "
+                "write {column}, and {{ or }} for a brace"
+            )
+        names.append(name)
+    return names
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """Fill a template with the values of one record."""
+
+    def put(piece: re.Match[str]) -> str:
+        if piece[0] in ("{{", "}}"):
+            return piece[0][0]
+        name = piece[1]
+        if name.endswith("!j"):
+            return json.dumps(values[name.removesuffix("!j")], ensure_ascii=False)
+        return values[name]
+
+    return _PIECE.sub(put, template)
+
+
+def wanted_columns(mapping: CsvMapping) -> list[str]:
+    """Return the columns that a mapping names.
+
+    Raises:
+        UserError: if a template is malformed.
+    """
+    wanted: dict[str, None] = {}
+    for field in ("system", "user", "assistant"):
+        template = getattr(mapping, field)
+        if template is not None:
+            wanted |= dict.fromkeys(columns_of(template, f"data.csv.{field}"))
+    for column in (mapping.label, mapping.conversation):
+        if column is not None:
+            wanted[column] = None
+    return list(wanted)
+
+
+def check_columns(mapping: CsvMapping, header: Sequence[str], name: str, dialect: str) -> None:
+    """Check that a file has the columns that its mapping names.
+
+    Args:
+        mapping: the mapping.
+        header: the file's columns.
+        name: the file's name in errors.
+        dialect: the delimiter and quoting with which it was read, for errors.
+
+    Raises:
+        UserError: if a column is missing; the message names each.
+    """
+    missing = [column for column in wanted_columns(mapping) if column not in header]
+    if missing:
+        raise UserError(
+            f"{name} has no column {', '.join(map(repr, missing))}, which data.csv names; "
+            f"its columns are {', '.join(map(repr, header))}, read with {dialect} "
+            "(data.csv_delimiter, data.csv_quoting)"
+        )
+
+
+def apply_mapping(mapping: CsvMapping, values: Mapping[str, str]) -> dict[str, Any]:
+    """Make a record in the messages form from the values of a CSV record."""
+    turns = [("system", mapping.system), ("user", mapping.user), ("assistant", mapping.assistant)]
+    return {
+        "messages": [
+            {"role": role, "content": fill(template, values)}
+            for role, template in turns
+            if template is not None
+        ]
+    }
+
 
 # A quoted field may span lines; an opening quote that is never closed must not swallow the file,
 # so a record that is longer than this counts as broken.
@@ -318,3 +415,99 @@ def _try(lines: Sequence[bytes], dialect: Dialect) -> _Trial | None:
 def _quote_of(dialect: Dialect) -> bytes:
     """Return a pattern of the dialect's quote, which matches nothing if quotes are text."""
     return _QUOTES[dialect.quoting][0].encode() or b"(?!)"
+
+
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class CsvForm:
+    """What the configuration says about CSV files.
+
+    Attributes:
+        mapping: the templates that make turns of columns; None takes columns as fields.
+        delimiter: the delimiter of every file, or `auto`.
+        quoting: the quoting of every file, or `auto`.
+    """
+
+    mapping: CsvMapping | None = None
+    delimiter: CsvDelimiter = "auto"
+    quoting: CsvQuoting = "auto"
+
+    def dialect_of(self, path: Path) -> Dialect:
+        """Return the dialect of a file, which is found in its beginning unless it is named.
+
+        Raises:
+            UserError: if a template of the mapping is malformed.
+        """
+        return find_dialect(
+            head_of(path, HEAD_BYTES).removeprefix(_BOM),
+            delimiter=self.delimiter,
+            quoting=self.quoting,
+            tab_first=ending_of(path.name) == ".tsv",
+            columns=wanted_columns(self.mapping) if self.mapping is not None else (),
+        )
+
+
+def read_csv(path: Path, name: str, form: CsvForm) -> Iterator[RawRecord]:
+    """Read the records of a file; see `records.read_records`."""
+    csv.field_size_limit(1 << 30)
+    dialect, mapping = form.dialect_of(path), form.mapping
+    records = cut_records(lines(path), dialect)
+    try:
+        first = next(records)
+        header = dialect.fields(first.data.removeprefix(_BOM))
+    except BrokenStream as error:
+        raise UserError(f"{name} can't be read: {error}; write the file again") from None
+    except (StopIteration, csv.Error, UnicodeDecodeError):
+        raise UserError(
+            f"{name}: its first line is not a CSV header in UTF-8; name the columns there"
+        ) from None
+    if len(set(header)) != len(header) or not all(header):
+        raise UserError(
+            f"{name}: every column needs a name of its own, line 1 has {header}, read with "
+            f"{dialect} (data.csv_delimiter, data.csv_quoting)"
+        )
+    if mapping is not None:
+        check_columns(mapping, header, name, str(dialect))
+    last = first
+    try:
+        for last in records:
+            if last.size:
+                yield line_too_long(last.number, last.data, last.size)
+            else:
+                yield _csv_record(last.number, last.data, header, dialect, mapping)
+    except BrokenStream as error:
+        yield broken_file(last.number + last.lines, error)
+
+
+def _csv_record(
+    number: int, data: bytes, header: list[str], dialect: Dialect, mapping: CsvMapping | None
+) -> RawRecord:
+    raw = show_bytes(data)
+    if not data.strip():
+        return RawRecord(number, raw, None, "blank_line")
+    try:
+        fields = dialect.fields(data)
+    except UnicodeDecodeError as error:
+        return invalid_utf8(number, data, error)
+    except csv.Error as error:
+        return RawRecord(number, raw, None, f"broken_csv: {error}")
+    if len(fields) != len(header):
+        return RawRecord(number, raw, None, _ragged(len(fields), len(header), dialect))
+    value: dict[str, Any] = dict(zip(header, fields, strict=True))
+    if mapping is None:
+        return RawRecord(number, raw, value)
+    label = value[mapping.label].strip() or None if mapping.label else None
+    thread = value[mapping.conversation].strip() or None if mapping.conversation else None
+    turns = apply_mapping(mapping, value)
+    return RawRecord(number, raw, turns, label=label, conversation=thread)
+
+
+def _ragged(found: int, columns: int, dialect: Dialect) -> str:
+    """Return the fault of a record with too few or too many fields."""
+    fault = f"broken_csv: {found} fields under {columns} columns, "
+    if found < columns:
+        return f"{fault}{columns - found} too few (a value or a delimiter is missing)"
+    delimiter = DELIMITERS[dialect.delimiter]
+    return f"{fault}{found - columns} too many (a value that holds {delimiter!r} needs quotes)"

@@ -3,8 +3,8 @@ import gzip
 import pyarrow as pa
 import pytest
 
-from tuneline.data.sources import byte_streams
-from tuneline.data.sources.byte_streams import (
+from tuneline.data.sources import streams
+from tuneline.data.sources.streams import (
     BrokenStream,
     compression_of,
     count_lines,
@@ -75,7 +75,7 @@ def test_a_damaged_stream_gives_what_can_be_read(tmp_path, packed, why):
 
 
 def test_a_line_without_end_is_cut_and_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(byte_streams, "MAX_LINE_BYTES", 100_000)
+    monkeypatch.setattr(streams, "MAX_LINE_BYTES", 100_000)
     path = tmp_path / "rows"
     path.write_bytes(b"a\n" + b"x" * 300_000 + b"\nb\n")
     assert [(line[:1], len(line), size) for line, size in lines(path)] == [

@@ -1,7 +1,7 @@
 """Decide which rows are duplicates or contradictions, which of them stay, and the split of each.
 
 Pure functions over rows: conflicts, clusters of near-duplicates (by MinHash), the row that stays of
-each, the split by cluster, and a search by the exact join across the split.
+each, the split by cluster, and a second search across the split.
 """
 
 from __future__ import annotations
@@ -10,18 +10,24 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
+from statistics import median
 
 from tuneline.config import DataConfig
-from tuneline.data.near_duplicates.boilerplate import common_affixes
-from tuneline.data.near_duplicates.conversations import tie_conversations
-from tuneline.data.near_duplicates.exact_join import cross_similarities
-from tuneline.data.near_duplicates.masked import masked_prompt
-from tuneline.data.near_duplicates.minhash import near_pairs
+from tuneline.data.near_duplicates.compared_text import (
+    differs_in_values_alone,
+    similarity_texts,
+    varieties,
+)
+from tuneline.data.near_duplicates.minhash import near_pairs, nearest
 from tuneline.data.near_duplicates.shingles import normalise
-from tuneline.data.near_duplicates.split import assign, cluster_hash, plan
-from tuneline.data.near_duplicates.templates import differs_in_values_alone, varieties
+from tuneline.data.near_duplicates.split import (
+    assign,
+    cluster_hash,
+    plan,
+    smallest_of_group,
+    tie_conversations,
+)
+from tuneline.data.tables.removed_rows import CONFLICT_SHARE
 from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, chosen_of, column_of
 
 
@@ -38,8 +44,8 @@ class Deduplicated:
         exact_duplicates: number of rows that left as equal to another.
         near_pairs: number of pairs of near-duplicates with different texts.
         near_conflicts: number of clusters of different texts with different answers.
-        missed: number of near-duplicates across the split that only the exact join found.
-        cross_similarity: greatest similarity, by the exact join, of a kept row of training or
+        missed: number of near-duplicates across the split that only the second search found.
+        cross_similarity: greatest similarity, from the threshold on, of a kept row of training or
             validation to a row of a split that is held out from it.
         conversation: number of the group of rows that share its split, as they share a cluster or
             a conversation; None for a row that left before the split, and of an own hold-out.
@@ -58,23 +64,6 @@ class Deduplicated:
     cross_similarity: list[float] = field(default_factory=list)
     conversation: list[int | None] = field(default_factory=list)
     variety: list[bool] = field(default_factory=list)
-
-
-def similarity_texts(rows: Iterable[Row], among: Iterable[Row] | None = None) -> list[str]:
-    """Return the normalised text by which each row is compared.
-
-    Args:
-        rows: the rows.
-        among: the whole dataset, whose shared text is left out; None for `rows` itself.
-    """
-    own = list(map(_masked, rows))
-    affixes = common_affixes(own if among is None else list(map(_masked, among)))
-    return [normalise(affixes.own(text)) or normalise(text) for text in own]
-
-
-def _masked(row: Row) -> str:
-    """Return the turns before the answer, surrogates of personal data replaced by their type."""
-    return "\n".join(text for _, text in masked_prompt(row))
 
 
 def find_conflicts(rows: Sequence[Row]) -> list[list[int]]:
@@ -118,18 +107,15 @@ def find_clusters(texts: Sequence[str], threshold: float) -> tuple[list[int], in
         The cluster of each text (the smallest row number in it), and the number of pairs of
         different texts that are near-duplicates.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     numbers: dict[str, int] = {}
     distinct = [numbers.setdefault(text, len(numbers)) for text in texts]
     pairs = near_pairs(list(numbers), threshold)
-    ends = np.array([pair[:2] for pair in pairs], dtype=np.int64).reshape(-1, 2).T
-    shape = (len(numbers), len(numbers))
-    near = coo_array((np.ones(len(pairs)), (ends[0], ends[1])), shape)
-    labels = connected_components(near, directed=False)[1][distinct]
-    _, first, cluster = np.unique(labels, return_index=True, return_inverse=True)
-    return first[cluster].tolist(), len(pairs)
+    # The first row with a text has a smaller number than any row with a later text.
+    first: dict[int, int] = {}
+    for row, number in enumerate(distinct):
+        first.setdefault(number, row)
+    groups = smallest_of_group(len(numbers), [(i, j) for i, j, _ in pairs])
+    return [first[groups[number]] for number in distinct], len(pairs)
 
 
 def keep_of_cluster(rows: Sequence[Row], members: Sequence[int], policy: str) -> list[int]:
@@ -249,7 +235,7 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
 
 
 def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float) -> None:
-    """Reject the near-duplicates across the split that MinHash missed; the hold-out stays."""
+    """Reject the near-duplicates across the split that the first search missed."""
     for number, (index, (other, similarity)) in enumerate(_leaks(found, threshold).items(), 1):
         found.missed = number
         where = f"{rows[other].source_file} line {rows[other].source_line}"
@@ -271,8 +257,61 @@ def _leaks(found: Deduplicated, threshold: float) -> dict[int, tuple[int, float]
         (members[VALIDATION], members[TRAIN]),
         (members[HOLDOUT], members[TRAIN] + members[VALIDATION]),
     ):
-        near = cross_similarities(
-            [found.texts[i] for i in free], [found.texts[i] for i in held], threshold
-        )
+        near = nearest([found.texts[i] for i in free], [found.texts[i] for i in held], threshold)
         leaks |= {free[i]: (held[j], similarity) for i, (j, similarity) in near.items()}
     return leaks
+
+
+# Share of the rows of a prompt from which one answer dominates the others.
+DOMINANT = 2 / 3
+
+
+def advise(rows: Sequence[Row], reasons: Sequence[str | None], policy: str) -> str:
+    """Return a sentence on what to set, empty if few rows left as contradictions.
+
+    Args:
+        rows: every row that came in.
+        reasons: why each row leaves, None for a row that stays.
+        policy: the setting `data.label_conflicts`.
+    """
+    contradicts = [(reason or "").startswith("label_conflict") for reason in reasons]
+    gone = sum(contradicts)
+    if not gone or gone < CONFLICT_SHARE * len(rows):
+        return ""
+    groups = [group for group in find_conflicts(rows) if any(contradicts[i] for i in group)]
+    dominated = [group for group in groups if _dominates(rows, group)]
+    spread = [group for group in groups if not _dominates(rows, group)]
+    said = [f"{gone} rows contradict others, on {len(groups)} prompts."]
+    if dominated and policy == "reject_all":
+        said.append(
+            f"Set data.label_conflicts to keep_majority: on {len(dominated)} of these prompts one "
+            "answer has at least two thirds of the rows, and a row with it would stay."
+        )
+    if spread:
+        said.append(_on_spread(rows, spread))
+    return " ".join(said)
+
+
+def _dominates(rows: Sequence[Row], group: Sequence[int]) -> bool:
+    counts = Counter(meaning(rows[index]) for index in group)
+    return counts.most_common(1)[0][1] >= DOMINANT * len(group)
+
+
+def _on_spread(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> str:
+    """Say what to do about prompts whose answers are spread."""
+    prompts = [[m for m in rows[group[0]].prompt if m["role"] != "system"] for group in groups]
+    where = f"On {len(groups)} prompts no answer has two thirds of the rows"
+    single = [turns[0]["content"] for turns in prompts if len(turns) == 1]
+    if 2 * len(single) >= len(prompts):
+        words = median(len(text.split()) for text in single)
+        return (
+            f"{where}; {len(single)} of them are a single turn (its median length is "
+            f"{words:g} words), which alone does not decide: put the turns before it into "
+            "data.source, as messages or by a column that data.csv.user names."
+        )
+    if all(rows[index].label is None for group in groups for index in group):
+        return (
+            f"{where}, and answers are texts, not classes: set data.label_conflicts to keep if "
+            "several answers are right."
+        )
+    return f"{where}: have their classes reviewed, they are listed in quarantine."

@@ -1,4 +1,4 @@
-from tuneline.data.near_duplicates.boilerplate import Affixes, common_affixes
+from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
 
 BEFORE = "Classify this message of a customer of the bank: "
 AFTER = "\n\nAnswer with one word of the list above."

@@ -1,0 +1,170 @@
+"""The text by which a row is compared: no system turn, no text that nearly all prompts share, such
+as an instruction before each message, and surrogates of personal data replaced by their type.
+
+Rows that differ in their personal data alone are equal in this text. Before scrubbing they were
+different: a name or a number more is what a model learns to copy or to ignore, so several of them
+stay (`varieties`). Equal source rows get equal surrogates and different ones do not, so the
+scrubbed rows still tell how many there were.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import ceil
+from os.path import commonprefix
+
+from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.tables.rows import Row
+
+# The common text of fewer rows may be chance; a shorter text ("I would like to") is a coincidence
+# and does no harm.
+MIN_ROWS, MIN_CHARS = 8, 20
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Affixes:
+    """The prefix and the suffix that nearly all texts share; empty if there is none."""
+
+    prefix: str = ""
+    suffix: str = ""
+
+    def cut(self, text: str) -> tuple[int, int]:
+        """Return start and end of the text's own part, of the whole text if that part is blank."""
+        start = len(self.prefix) if self.prefix and text.startswith(self.prefix) else 0
+        end = len(text)
+        if self.suffix and text.endswith(self.suffix) and end - len(self.suffix) >= start:
+            end -= len(self.suffix)
+        return (start, end) if text[start:end].strip() else (0, len(text))
+
+    def own(self, text: str) -> str:
+        """Return the text's own part."""
+        start, end = self.cut(text)
+        return text[start:end]
+
+
+def common_affixes(texts: Iterable[str]) -> Affixes:
+    """Return the longest prefix and suffix that at least 80 % of the distinct texts share."""
+    distinct = sorted(set(texts))
+    if len(distinct) < MIN_ROWS:
+        return Affixes()
+    prefix = _shared_prefix(distinct)
+    suffix = _shared_prefix(sorted(text[::-1] for text in distinct))[::-1]
+    return Affixes(prefix, suffix)
+
+
+def _shared_prefix(ordered: Sequence[str]) -> str:
+    """Return the longest prefix that 80 % of sorted texts share; these texts are adjacent."""
+    window = ceil(SHARE * len(ordered))
+    best = ""
+    for first, last in zip(ordered, ordered[window - 1 :], strict=False):
+        if last.startswith(first[: len(best) + 1]):
+            best = max(best, commonprefix([first, last]), key=len)  # noqa: RUF071 - no paths
+    return best if len(best) >= MIN_CHARS else ""
+
+
+def masked_prompt(row: Row) -> Iterator[tuple[str, str]]:
+    """Give the role and the masked text of each turn before the answer."""
+    for number, message in enumerate(row.prompt):
+        if message["role"] != "system":
+            yield message["role"], masked_turn(row, number)
+
+
+def masked_turn(row: Row, number: int) -> str:
+    """Return the text of a turn, its surrogates replaced by their type."""
+    text = row.messages[number]["content"]
+    for span in sorted(row.stand_ins, key=lambda span: -span.start):
+        if span.turn == number:
+            text = f"{text[: span.start]}{span.entity}{text[span.end :]}"
+    return text
+
+
+_Form = tuple[str, ...]
+
+
+def masked_form(row: Row) -> _Form | None:
+    """Return the turns of a row with its surrogates masked, None if its prompt holds none."""
+    last = len(row.messages) - 1
+    if all(span.turn == last for span in row.stand_ins):
+        return None
+    # The class of a row decides what its answer means.
+    meant = normalise(masked_turn(row, last)) if row.label is None else row.label
+    return (*(normalise(text) for _, text in masked_prompt(row)), meant)
+
+
+def varieties(
+    rows: Sequence[Row], kept: Sequence[int], members: Iterable[int], most: int
+) -> list[int]:
+    """Return the rows of a cluster that stay beside the kept ones, as they differ in values alone.
+
+    Args:
+        rows: every row.
+        kept: rows of the cluster that stay in any case.
+        members: all its rows that could stay.
+        most: rows of one masked form that may stay, the kept one among them.
+
+    Returns:
+        Row numbers; of rows with equal values the one with the smallest row id.
+    """
+    if most < 2:
+        return []
+    seen: dict[_Form, set[_Form]] = defaultdict(set)
+    for index in kept:
+        form = masked_form(rows[index])
+        if form is not None:
+            seen[form].add(_asked(rows[index]))
+    if not seen:
+        return []
+    chosen = []
+    for index in sorted(members, key=lambda index: rows[index].row_id):
+        form = masked_form(rows[index])
+        if (
+            form is None
+            or form not in seen
+            or len(seen[form]) >= most
+            or _asked(rows[index]) in seen[form]
+        ):
+            continue
+        seen[form].add(_asked(rows[index]))
+        chosen.append(index)
+    return chosen
+
+
+def differs_in_values_alone(row: Row, kept: Iterable[Row]) -> bool:
+    """Return True if a row equals none of the kept ones, but one of them once both are masked."""
+    form = masked_form(row)
+    if form is None:
+        return False
+    kept = list(kept)
+    return any(masked_form(other) == form for other in kept) and all(
+        _asked(other) != _asked(row) for other in kept
+    )
+
+
+def _asked(row: Row) -> _Form:
+    """Return the turns before the answer, as they are."""
+    return tuple(normalise(m["content"]) for m in row.prompt if m["role"] != "system")
+
+
+def similarity_texts(rows: Iterable[Row], among: Iterable[Row] | None = None) -> list[str]:
+    """Return the normalised text by which each row is compared.
+
+    Args:
+        rows: the rows.
+        among: the whole dataset, whose shared text is left out; None for `rows` itself.
+    """
+    own = list(map(_masked, rows))
+    return compared_texts(own, own if among is None else list(map(_masked, among)))
+
+
+def compared_texts(own: Sequence[str], among: Iterable[str]) -> list[str]:
+    """Return texts without what nearly all of `among` share, normalised; none becomes empty."""
+    affixes = common_affixes(among)
+    return [normalise(affixes.own(text)) or normalise(text) for text in own]
+
+
+def _masked(row: Row) -> str:
+    """Return the turns before the answer, surrogates of personal data replaced by their type."""
+    return "\n".join(text for _, text in masked_prompt(row))

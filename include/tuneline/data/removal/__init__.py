@@ -1,1 +1,0 @@
-"""What data items take out: how much, why, from which classes, and what to set instead."""

@@ -1,0 +1,408 @@
+"""Find the files that addresses name: paths, folders, globs, `s3://`, `hf://datasets/…`.
+
+Files come in the order of their names, each once, with the name that rows and errors give.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote
+
+from pydantic import BaseModel, ConfigDict
+
+from tuneline.data.sample import SAMPLES
+from tuneline.errors import UserError
+from tuneline.models.hub import call_hub
+from tuneline.store import NotThere, S3Store, sha256_file
+
+JSONL_ENDINGS = (".jsonl", ".ndjson")
+CSV_ENDINGS = (".csv", ".tsv")
+PARQUET_ENDINGS = (".parquet",)
+ENDINGS = (*JSONL_ENDINGS, *CSV_ENDINGS, *PARQUET_ENDINGS)
+PACKED_ENDINGS = (".gz", ".gzip", ".zst", ".zstd")
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a dataset.
+
+    Attributes:
+        name: its name in rows and errors: the address as the configuration writes it.
+        address: the entry of the configuration that names it.
+        origin: its full address, a hub's revision pinned to its commit.
+        local: its path on this machine, None for a file on a server.
+        download: a function that brings it to a given path; None for a local file.
+        tag: a function that asks the server for a tag of its bytes; None for a local file, and
+            where `origin` names a commit.
+    """
+
+    name: str
+    address: str
+    origin: str
+    local: Path | None = None
+    download: Callable[[Path], None] | None = field(default=None, repr=False)
+    tag: Callable[[], str] | None = field(default=None, repr=False)
+
+    def fingerprint(self) -> str:
+        """Return a text that changes when the file's bytes do, without fetching them.
+
+        Raises:
+            UserError: if the file is gone, or the server refuses it.
+            RetryableError: if the server failed.
+        """
+        if self.local is not None:
+            return f"sha256:{sha256_file(self.local)}"
+        return f"etag:{self.tag()}" if self.tag else "commit"
+
+    def fetch(self, scratch: Path) -> Path:
+        """Bring the file to this machine; a local file stays where it is.
+
+        Raises:
+            UserError: if the server refuses it.
+            RetryableError: if the server failed.
+        """
+        if self.download is None:
+            assert self.local is not None
+            return self.local
+        target = scratch / self.name.rpartition("/")[2]
+        scratch.mkdir(parents=True, exist_ok=True)
+        self.download(target)
+        return target
+
+
+def ending_of(name: str) -> str:
+    """Return the ending of a file's name in lower case, without that of a compression."""
+    stem, ending = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] if ending in PACKED_ENDINGS else ending
+
+
+def is_csv(name: str) -> bool:
+    """Return True if a file is a CSV or TSV by its ending."""
+    return ending_of(name) in CSV_ENDINGS
+
+
+def is_data(name: str) -> bool:
+    """Return True if a file of a folder belongs to the dataset by its ending and isn't hidden."""
+    return not name.startswith(".") and ending_of(name) in ENDINGS
+
+
+def choose(names: Sequence[str], wanted: str) -> list[str]:
+    """Choose the files on a server that a path names: itself, all below it, or a glob's.
+
+    Args:
+        names: relative POSIX paths.
+        wanted: a file, a folder, a glob (`*` stays within a folder, `**` does not), or empty
+            for all.
+    """
+    if wanted in names:
+        return [wanted]
+    if _WILDCARD.search(wanted):
+        pattern = _glob_pattern(wanted)
+        chosen = [name for name in names if pattern.fullmatch(name)]
+    else:
+        folder = wanted.rstrip("/") + "/" if wanted.strip("/") else ""
+        chosen = [name for name in names if name.startswith(folder)]
+    return sorted(
+        name
+        for name in chosen
+        if is_data(name.rpartition("/")[2])
+        and not any(part.startswith(".") for part in name.split("/"))
+    )
+
+
+def fixed_folder(pattern: str) -> str:
+    """Return the folder above a pattern's first wildcard, empty for the root."""
+    match = _WILDCARD.search(pattern)
+    return pattern[: match.start()].rpartition("/")[0] if match else pattern
+
+
+def has_wildcard(text: str) -> bool:
+    """Return True if a path is a glob."""
+    return _WILDCARD.search(text) is not None
+
+
+def _glob_pattern(text: str) -> re.Pattern[str]:
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]{0,255}\])", text)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = []
+    for piece in pieces:
+        if piece in known:
+            parts.append(known[piece])
+        elif piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
+            inner = piece[1:-1].replace("\\", "\\\\")
+            parts.append(f"[{'^' + inner[1:] if inner.startswith('!') else inner}]")
+        else:
+            parts.append(re.escape(piece))
+    try:
+        return re.compile("".join(parts), re.S)
+    except re.error:
+        raise UserError(f"{text!r} is not a pattern for files; check its brackets") from None
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Split `s3://bucket/key` into bucket and key.
+
+    Raises:
+        UserError: if it names no bucket.
+    """
+    bucket, _, key = address.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise UserError(f"{address} names no bucket; write s3://bucket/key")
+    return bucket, key
+
+
+def find_in_bucket(address: str) -> list[SourceFile]:
+    """Find the objects that an address names.
+
+    Raises:
+        UserError: if there are none, or the server refuses access.
+        RetryableError: if the server failed.
+    """
+    bucket, key = split_address(address)
+    store = S3Store(bucket, "")
+    if key and not key.endswith("/") and not has_wildcard(key) and _is_there(store, key):
+        return [_file(store, address, key)]
+    keys = choose(list(store.keys(fixed_folder(key).strip("/"))), key)
+    if not keys:
+        raise UserError(
+            f"{address} does not exist: there is no JSONL, CSV or Parquet file there; check "
+            "bucket and key"
+        )
+    return [_file(store, address, name) for name in keys]
+
+
+def _is_there(store: S3Store, key: str) -> bool:
+    try:
+        store.etag(key)
+    except NotThere:
+        return False
+    return True
+
+
+def _file(store: S3Store, address: str, key: str) -> SourceFile:
+    uri = store.uri_of(key)
+    return SourceFile(
+        uri, address, uri, download=partial(store.get_foreign, key), tag=partial(store.etag, key)
+    )
+
+
+_ADDRESS = re.compile(
+    r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A dataset's repository, its revision and the path in it (empty for all files)."""
+
+    repository: str
+    revision: str
+    path: str
+
+
+def parse_address(address: str) -> HubAddress:
+    """Take an address apart; without a revision it is `main`.
+
+    Raises:
+        UserError: if it does not name a dataset.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise UserError(
+            f"{address} is not a dataset on the hub; write "
+            "hf://datasets/owner/name@revision/path, the revision best a full commit"
+        )
+    # A slash in a revision is written %2F, as the hub's own addresses have it.
+    revision = unquote(match["revision"] or "main")
+    return HubAddress(match["repository"], revision, (match["path"] or "").strip("/"))
+
+
+def find_on_hub(address: str) -> list[SourceFile]:
+    """Find the files of a dataset on the hub that an address names.
+
+    Raises:
+        UserError: if the hub knows no such dataset or revision, or has no data file there.
+        RetryableError: if the hub can't be reached.
+    """
+    wanted = parse_address(address)
+    commit, names = call_hub(f"dataset {address!r}", lambda: _list(wanted))
+    chosen = choose(names, wanted.path)
+    if not chosen:
+        raise UserError(
+            f"{address} does not exist: the repository has no JSONL, CSV or Parquet file there"
+        )
+    root = f"hf://datasets/{wanted.repository}"
+    given = address.removeprefix(root).partition("/")[0]
+    return [
+        SourceFile(
+            f"{root}{given}/{name}",
+            address,
+            f"{root}@{commit}/{name}",
+            download=partial(_download, address, wanted.repository, commit, name),
+        )
+        for name in chosen
+    ]
+
+
+def _list(wanted: HubAddress) -> tuple[str, list[str]]:
+    from huggingface_hub import HfApi
+
+    info = HfApi().dataset_info(wanted.repository, revision=wanted.revision)
+    return str(info.sha), [entry.rfilename for entry in info.siblings or []]
+
+
+def _download(address: str, repository: str, commit: str, name: str, target: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    folder = target.parent / "hub"
+    found = call_hub(
+        f"dataset {address!r}",
+        lambda: hf_hub_download(
+            repository, name, repo_type="dataset", revision=commit, local_dir=folder
+        ),
+    )
+    Path(found).replace(target)
+    shutil.rmtree(folder)
+
+
+KINDS = (
+    "a path, a folder, a glob, a file://, s3:// or hf://datasets/… address, or "
+    f"{' or '.join(SAMPLES)}"
+)
+
+
+def find_files(addresses: Iterable[str]) -> list[SourceFile]:
+    """Find the files that addresses name, each file once.
+
+    Raises:
+        UserError: if an address is malformed, or names nothing that can hold a dataset.
+        RetryableError: if a server failed.
+    """
+    found: dict[str, SourceFile] = {}
+    for address in addresses:
+        for file in _find(address):
+            found.setdefault(file.origin, file)
+    if not found:
+        raise UserError(f"no dataset was named; give {KINDS}")
+    return list(found.values())
+
+
+def find_here(addresses: Iterable[str]) -> list[SourceFile]:
+    """Find local files; addresses on a server are only checked for their form."""
+    return [file for address in addresses for file in _find(address, ask_servers=False)]
+
+
+def _find(address: str, *, ask_servers: bool = True) -> list[SourceFile]:
+    if not address.strip():
+        raise UserError(f"no dataset was named; give {KINDS}")
+    if address.startswith("s3://"):
+        split_address(address)
+        return find_in_bucket(address) if ask_servers else []
+    if address.startswith("hf://"):
+        parse_address(address)
+        return find_on_hub(address) if ask_servers else []
+    if address.startswith("file://"):
+        path = unquote(address.removeprefix("file://").removeprefix("localhost"))
+        return _find_local(address, path, as_uri=True)
+    if address in SAMPLES:
+        return [SourceFile(address, address, address, SAMPLES[address])]
+    if "://" in address:
+        raise UserError(f"{address}: unknown kind of address; give {KINDS}")
+    return _find_local(address, os.path.expanduser(address), as_uri=False)
+
+
+def _find_local(address: str, path: str, *, as_uri: bool) -> list[SourceFile]:
+    whole = Path(path)
+    if "\0" in path:
+        raise UserError(f"{address!r} is not a path; give {KINDS}")
+    if whole.is_dir():
+        paths = _below(whole, address)
+        if not paths:
+            raise UserError(f"{address} is a folder without JSONL, CSV or Parquet files")
+    elif whole.exists() or not has_wildcard(path):
+        if not whole.is_file():
+            raise UserError(f"{address} does not exist; check the path of the dataset")
+        return [SourceFile(address, address, whole.absolute().as_uri(), whole)]
+    else:
+        matches = map(Path, glob.glob(path, recursive=True))
+        paths = sorted(p for p in matches if p.is_file() and ending_of(p.name) in ENDINGS)
+        if not paths:
+            raise UserError(f"{address} matches no JSONL, CSV or Parquet file; check the pattern")
+    return [SourceFile(_name(p, as_uri=as_uri), address, p.absolute().as_uri(), p) for p in paths]
+
+
+def _below(folder: Path, address: str) -> list[Path]:
+    """Find every data file in a folder, without hidden ones."""
+
+    def stop(error: OSError) -> None:
+        raise UserError(f"{address}: {error.filename} can't be read: {error.strerror}")
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if is_data(name)]
+    return sorted(found)
+
+
+def _name(path: Path, *, as_uri: bool) -> str:
+    if as_uri:
+        return path.absolute().as_uri()
+    # A name that is not UTF-8 must not stop the tables that hold it.
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+_NAMED = 3
+
+
+class DatasetVersion(BaseModel):
+    """The version of a model's data.
+
+    Attributes:
+        files: fingerprint of each file, by its address.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    files: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of all fingerprints; of 64 characters."""
+        return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
+
+
+def dataset_version(addresses: Sequence[str]) -> DatasetVersion:
+    """Return the version of the data that addresses name now.
+
+    Raises:
+        UserError: if an address names nothing, or a server refuses it.
+        RetryableError: if a server failed.
+    """
+    return DatasetVersion(files={f.origin: f.fingerprint() for f in find_files(addresses)})
+
+
+def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Return what changed between the files of two versions, as part of a sentence."""
+    kinds = {
+        "new": sorted(new.keys() - old.keys()),
+        "changed": sorted(name for name in new.keys() & old.keys() if new[name] != old[name]),
+        "gone": sorted(old.keys() - new.keys()),
+    }
+    return "; ".join(f"{kind}: {_names(found)}" for kind, found in kinds.items() if found)
+
+
+def _names(files: Sequence[str]) -> str:
+    shown = ", ".join(name.rsplit("/", 1)[-1] for name in files[:_NAMED])
+    more = len(files) - _NAMED
+    return f"{shown} and {more} more" if more > 0 else shown
