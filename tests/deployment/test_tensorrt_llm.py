@@ -187,7 +187,7 @@ def test_what_is_built_is_what_is_served_later(trtllm_lab, trtllm_image):
 
 
 def test_an_engine_that_answers_nothing_is_not_identified(trtllm_lab, trtllm_image, monkeypatch):
-    monkeypatch.setattr("tuneline.serving.engines.engine_server.START_SECONDS", 6.0)
+    monkeypatch.setattr("tuneline.serving.engines.server.START_SECONDS", 6.0)
     from dataclasses import replace
 
     from tuneline.serving.engines.tensorrt_llm.engine import TensorRtLlm

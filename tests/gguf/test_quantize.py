@@ -12,7 +12,7 @@ from tuneline.gguf.export import export_gguf
 from tuneline.gguf.quantize import QUANTISATIONS, quantize
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
-from tuneline.serving.engines.llama_cpp.perplexity import perplexity_and_kl
+from tuneline.serving.engines.llama_cpp.scoring import perplexity_and_kl
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tuneline.cli.groups import (
 )
 from tuneline.config.data import RAMPART
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
-from tuneline.serving.probes.engine_probe import KINDS, probe
+from tuneline.serving.engines.probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.replace.scrubber import PlaceholderScrubber

@@ -28,7 +28,7 @@ from tuneline.governance.costs.traffic import (
 from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import ALIAS, candidate, server_of
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.usage import (
     KeyUsage,

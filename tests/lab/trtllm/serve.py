@@ -93,7 +93,7 @@ def main() -> None:
         cache = (options.get("kv_cache_config") or {}).get("max_tokens", limits["max_seq_len"])
         if cache < limits["max_seq_len"]:
             die(f"RuntimeError: a sequence of {limits['max_seq_len']} does not fit the KV cache")
-        from tuneline.serving.engines.llama_cpp.server import READY_PREFIX, server_command
+        from tuneline.serving.engines.llama_cpp.launch import READY_PREFIX, server_command
 
         command = server_command(
             file,

@@ -10,10 +10,10 @@ from tests.lab.waiting import wait_for
 
 from tuneline.errors import UserError
 from tuneline.governance.release.verify import verify
-from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.server import ServeRequest
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.probes import engine_probe
 from tuneline.serving.release.released import serve_request, upstream_of
 from tuneline.store import CorruptObject, open_store
 

@@ -8,7 +8,7 @@ from tuneline.artifacts.release_log import Withdrawn
 from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance.release.pointer import read_pointer, record
-from tuneline.serving.engines.llama_cpp.server import build_parser
+from tuneline.serving.engines.llama_cpp.launch import build_parser
 from tuneline.serving.release import serve
 from tuneline.store import CorruptObject, open_store
 
@@ -45,7 +45,7 @@ def test_the_released_weights_are_served(store, tmp_path):
     with pytest.raises(Replaced) as replaced:
         serve.run_engine(store.uri, **OPTIONS)
     (command,) = replaced.value.args
-    assert command[1:3] == ["-m", "tuneline.serving.engines.llama_cpp.server"]
+    assert command[1:3] == ["-m", "tuneline.serving.engines.llama_cpp.launch"]
     parsed = build_parser().parse_args(command[3:])
     assert parsed.model == tmp_path / "cache" / "released" / "a" / "1" / "model.gguf"
     assert parsed.model.read_bytes() == b"w"

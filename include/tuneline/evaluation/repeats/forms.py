@@ -9,7 +9,7 @@ from tuneline.artifacts.deployment import REFERENCE
 from tuneline.errors import TunelineError, first_line
 from tuneline.harness.served_apart import run_adapter
 from tuneline.harness.served_models import Candidate, engine_of, unquantised, untuned
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 MERGED, APART = "merged_f16", "apart"

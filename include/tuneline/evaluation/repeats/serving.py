@@ -10,7 +10,7 @@ from tuneline.artifacts.training import MERGED
 from tuneline.evaluation.repeats.asking import Setting
 from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.serving.client import EngineClient
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 

@@ -28,8 +28,13 @@ from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.files import inside, sha256_file
 from tuneline.models.source import at_once
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.release.limits import ServedLimits, largest, served_limits, threads_here
+from tuneline.serving.engines.server import (
+    ServedSizes,
+    ServeRequest,
+    largest,
+    served_sizes,
+    threads_here,
+)
 from tuneline.store import Store
 
 # The latency benchmark's measurement of the best throughput, completion tokens per second.
@@ -163,10 +168,10 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
     return ServeRequest(model, name, parallel, context, threads=threads, host=host, port=port)
 
 
-def _limits_of(release: Release) -> ServedLimits:
+def _limits_of(release: Release) -> ServedSizes:
     with readable(f"{release.uri}: engine"):
         identity = {"engine": release.engine, **(release.manifest.engine or {})}
-        return served_limits(EngineIdentity.model_validate(identity))
+        return served_sizes(EngineIdentity.model_validate(identity))
 
 
 def _shared_base(releases: Sequence[Release]) -> BaseForm:

@@ -10,7 +10,7 @@ from tuneline.gguf.export import export_gguf
 from tuneline.serving.engines.divergence import compare_logits
 from tuneline.serving.engines.llama_cpp import lib as llama_cpp_lib
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
-from tuneline.serving.engines.llama_cpp.perplexity import (
+from tuneline.serving.engines.llama_cpp.scoring import (
     perplexity_and_kl,
     sequence_losses,
     tokenize_texts,

@@ -9,8 +9,8 @@ from tests.lab.trtllm import H100, L4
 from tuneline.errors import UserError
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import BuildRequest
-from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.engines.engine import BuildRequest
+from tuneline.serving.engines.server import ServeRequest
 from tuneline.serving.engines.tensorrt_llm.identity import IDENTITY_FILE, read_limits
 from tuneline.store import sha256_file
 
@@ -145,7 +145,7 @@ def test_an_adapter_of_a_higher_rank_than_was_built_for(built, image, tiny_dir, 
 
 def test_a_base_is_built_once_for_a_gpu(image, tiny_dir, tmp_path, monkeypatch, other_gpu):
     from tuneline.models.base_model import describe
-    from tuneline.serving.engines.identity import hash_tree
+    from tuneline.serving.engines.engine import hash_tree
 
     monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
     base = describe(str(tiny_dir), tiny_dir, hash_tree(tiny_dir))

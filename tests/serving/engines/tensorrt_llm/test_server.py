@@ -19,9 +19,9 @@ from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.client import ContextOverflow
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer, start_error
-from tuneline.serving.probes import engine_probe
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm.engine import TrtllmServer, start_error
 from tuneline.serving.processes import free_port
 
 STORY = [{"role": "user", "content": "tell a story"}]

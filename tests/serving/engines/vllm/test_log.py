@@ -3,7 +3,7 @@
 import pytest
 
 from tuneline.errors import RetryableError, TunelineError, UserError
-from tuneline.serving.engines.vllm.log import cause, start_error
+from tuneline.serving.engines.vllm.launch import cause, start_error
 
 WORKER = "(Worker pid=7) ERROR 11-26 07:45:01 [multiproc_executor.py:1063] "
 NOISE = """\

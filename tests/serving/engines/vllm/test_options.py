@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.vllm import server as server_module
-from tuneline.serving.engines.vllm.server import kv_cache_bytes, lora_rank, serve_options
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.vllm import launch as server_module
+from tuneline.serving.engines.vllm.launch import kv_cache_bytes, lora_rank, serve_options
 
 
 @pytest.fixture

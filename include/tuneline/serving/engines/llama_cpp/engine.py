@@ -22,15 +22,15 @@ from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.base import Compatibility, Engine, Form, ModelFacts, ServedModel
 from tuneline.serving.engines.divergence import Divergence
-from tuneline.serving.engines.engine_server import Counters, EngineServer, ServeRequest
-from tuneline.serving.engines.llama_cpp.perplexity import (
+from tuneline.serving.engines.engine import Compatibility, Engine, Form, ModelFacts, ServedModel
+from tuneline.serving.engines.llama_cpp.launch import ERROR_PREFIX, READY_PREFIX, server_command
+from tuneline.serving.engines.llama_cpp.scoring import (
     perplexity_and_kl,
     sequence_losses,
     tokenize_texts,
 )
-from tuneline.serving.engines.llama_cpp.server import ERROR_PREFIX, READY_PREFIX, server_command
+from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
 
 # Our lines may follow half a line of the engine's: its log threads write to the same file.
 _READY = re.compile(re.escape(READY_PREFIX) + r"(http\S+)\n")

@@ -18,8 +18,8 @@ from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.models.base_model import read_json
-from tuneline.serving.engines.identity import machine_identity, query_gpus
-from tuneline.serving.engines.tensorrt_llm.commands import ENGINE_FOLDER, PYTHON
+from tuneline.serving.engines.engine import machine_identity, query_gpus
+from tuneline.serving.engines.tensorrt_llm.build import ENGINE_FOLDER, PYTHON
 from tuneline.store import sha256_file
 
 IDENTITY_FILE = "engine_identity.json"

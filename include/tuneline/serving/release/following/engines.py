@@ -13,7 +13,7 @@ from typing import Literal
 
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.machine.child_environment import child_environment
-from tuneline.serving.probes import engine_probe
+from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.processes import DetachedProcess, free_port, last_line
 from tuneline.serving.release.following.units import Unit
 

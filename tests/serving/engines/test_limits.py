@@ -11,8 +11,8 @@ from tuneline.config import build_config
 from tuneline.errors import UserError
 from tuneline.launch import create_run
 from tuneline.models.preview import sizes_of
-from tuneline.serving.engines.base import read_facts
-from tuneline.serving.engines.base_limits import refuse_engine, refuse_unfit
+from tuneline.serving.engines.engine import read_facts
+from tuneline.serving.engines.limits import refuse_engine, refuse_unfit
 
 
 @pytest.fixture(scope="session")

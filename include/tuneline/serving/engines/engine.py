@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import platform
+import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,8 +19,114 @@ from tuneline.errors import UserError
 from tuneline.models.base_model import BaseModel, digest_of, read_json
 from tuneline.models.cache import Log
 from tuneline.serving.engines.divergence import Divergence
-from tuneline.serving.engines.engine_server import EngineServer, ServeRequest
-from tuneline.serving.engines.registry import known_architectures
+from tuneline.serving.engines.server import EngineServer, ServeRequest
+from tuneline.store import sha256_file
+
+_TABLE = Path(__file__).with_name("architectures.json")
+
+# Code that lists the architectures of an installed engine, by import name. It runs in a
+# child process: these imports take seconds, and some register signal handlers or GPU contexts.
+_LIVE = {
+    "vllm": "from vllm import ModelRegistry; "
+    "print('\\n'.join(ModelRegistry.get_supported_archs()))",
+    "sglang": "from sglang.srt.models.registry import ModelRegistry; "
+    "print('\\n'.join(ModelRegistry.get_supported_archs()))",
+    "tensorrt_llm": "from tensorrt_llm.models import MODEL_MAP; print('\\n'.join(MODEL_MAP))",
+}
+
+
+@cache
+def known_architectures(engine: str) -> tuple[frozenset[str], str, bool]:
+    """List the architectures that an engine supports.
+
+    Returns:
+        Their names, the source, and whether that is the installed engine itself.
+    """
+    # An engine's package has its name.
+    if engine in _LIVE and importlib.util.find_spec(engine) is not None:
+        listed = _ask(_LIVE[engine])
+        if listed:
+            return listed, f"the model registry of the installed {engine}", True
+    table = json.loads(_TABLE.read_text(encoding="utf-8"))[engine]
+    return frozenset(table["architectures"]), str(table["source"]), False
+
+
+def _ask(code: str) -> frozenset[str]:
+    try:
+        answer = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return frozenset()
+    if answer.returncode != 0:
+        return frozenset()
+    # Engines print notices as well; architecture names are single words.
+    return frozenset(line for line in answer.stdout.split("\n") if line.isidentifier())
+
+
+def hash_tree(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a directory, by relative path."""
+    return {
+        path.relative_to(directory).as_posix(): sha256_file(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def hash_files(path: Path) -> tuple[str, dict[str, str]]:
+    """Return one hash of a file or a folder, and the SHA-256 of each file by name."""
+    files = {path.name: sha256_file(path)} if path.is_file() else hash_tree(path)
+    return whole_digest(path, files), files
+
+
+def whole_digest(path: Path, files: Mapping[str, str]) -> str:
+    """Return one hash of a file, or of a folder: that of the list of its files' hashes.
+
+    Args:
+        path: the file or folder.
+        files: the SHA-256 of each file by name.
+    """
+    return files[path.name] if path.is_file() else digest_of(files)
+
+
+def machine_identity() -> dict[str, Any]:
+    """Return the platform and the GPUs, to which built engines are tied.
+
+    GPUs come from `nvidia-smi`: a TensorRT engine names none in its own files and fails at
+    load on another compute capability.
+    """
+    return {
+        "os": platform.system(),
+        "arch": platform.machine(),
+        "gpus": query_gpus(),
+    }
+
+
+def query_gpus() -> list[dict[str, str]]:
+    """Return name, compute capability, memory and driver of each NVIDIA GPU; [] without any."""
+    fields = ("name", "compute_cap", "memory.total", "driver_version")
+    return [dict(zip(fields, row, strict=False)) for row in _query(fields, "csv,noheader")]
+
+
+def gpu_memory_used() -> int:
+    """Return the memory in use on all GPUs, in bytes; 0 without any."""
+    # In MiB without its unit.
+    rows = _query(("memory.used",), "csv,noheader,nounits")
+    return sum(int(row[0]) for row in rows if row[0].isdigit()) << 20
+
+
+def _query(fields: Sequence[str], form: str) -> list[list[str]]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", f"--format={form}"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except subprocess.TimeoutExpired:
+        return []
+    if answer.returncode != 0:
+        return []
+    return [line.split(", ") for line in answer.stdout.splitlines() if line.strip()]
+
 
 # What an engine loads: one GGUF file, a Hugging Face folder, or a folder that was compiled.
 Form = Literal["gguf", "checkpoint", "engine"]

@@ -4,7 +4,7 @@ A child process loads a checkpoint with the options that it is served with. For 
 the log-probabilities of the whole vocabulary after each scored position, and the parent compares
 two checkpoints; for losses it writes those of the given tokens alone.
 
-    python -m tuneline.serving.engines.vllm.distributions < request.json
+    python -m tuneline.serving.engines.vllm.scoring < request.json
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from tuneline.errors import UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.serving.engines.divergence import Divergence, compare_logits, summary
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.vllm.launch import serve_environment
-from tuneline.serving.engines.vllm.log import start_error
-from tuneline.serving.engines.vllm.server import serve_options
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.vllm.launch import serve_environment, serve_options, start_error
 
 
 def distances(

@@ -8,8 +8,8 @@ from tests.lab.engines import llama_server
 from tests.lab.http_server import Handler, serving
 
 from tuneline.cli import main
-from tuneline.serving.probes import engine_probe
-from tuneline.serving.probes.engine_probe import live, ready
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.probe import live, ready
 
 METRICS = (
     "llamacpp:n_decode_total {}\nllamacpp:prompt_tokens_total 9\nllamacpp:requests_processing {}\n"

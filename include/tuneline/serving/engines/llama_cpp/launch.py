@@ -1,6 +1,6 @@
 """Run llama.cpp's own OpenAI-compatible server in this process, through xllamacpp.
 
-    python -m tuneline.serving.engines.llama_cpp.server --model model.gguf --port 8081
+    python -m tuneline.serving.engines.llama_cpp.launch --model model.gguf --port 8081
 
 Once it serves, it prints `listening at http://host:port` on its standard output. SIGTERM
 lets running requests finish (for `--grace` seconds at most), then ends with 0. It listens on
@@ -39,7 +39,7 @@ def server_command(model: Path, *switches: str, **options: object) -> list[str]:
         switches: options without a value.
         options: options with a value, by their names without dashes.
     """
-    command = [sys.executable, "-m", "tuneline.serving.engines.llama_cpp.server"]
+    command = [sys.executable, "-m", "tuneline.serving.engines.llama_cpp.launch"]
     command += ["--model", str(model), *switches]
     for name, value in options.items():
         command += [f"--{name}", str(value)]
@@ -49,7 +49,7 @@ def server_command(model: Path, *switches: str, **options: object) -> list[str]:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tuneline.serving.engines.llama_cpp.server",
+        prog="python -m tuneline.serving.engines.llama_cpp.launch",
         description="Serve a GGUF model with llama.cpp's OpenAI-compatible server.",
     )
     parser.add_argument("--model", type=Path, required=True, help="GGUF file")
