@@ -430,9 +430,3 @@ class Engine:
             UserError: if a run can't start the engine.
         """
         raise UserError(f"{self.name} can't be started by a run")
-
-
-def arguments(options: Mapping[str, Any]) -> list[str]:
-    """Return options as command-line arguments, those with the value None left out."""
-    given = {flag: str(value) for flag, value in options.items() if value is not None}
-    return [part for option in given.items() for part in option]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tuneline.artifacts.deployment import EngineIdentity
+from tuneline.errors import RetryableError, TunelineError
+from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import available_cores, configured_threads
 from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines import probe as engine_probe
@@ -19,6 +23,12 @@ from tuneline.serving.protocol import adapter_fields
 START_SECONDS = 600.0
 # Within which a started server must generate its first token, seconds.
 TOKEN_SECONDS = 30.0
+# Of a release that states no limits of its engine.
+DEFAULT_PARALLEL, DEFAULT_CONTEXT = 2, 2048
+
+
+# A pattern of an engine's words, the error that they mean, and what to do.
+Cause = tuple[str, type[TunelineError], str]
 
 
 @dataclass(frozen=True)
@@ -82,12 +92,30 @@ class EngineServer(ServerProcess, ABC):
     """The server of an engine as a child process; ready once it has generated a token.
 
     Attributes:
+        title: the engine's name in sentences.
         request: the model and the sizes that it was started with.
         base_url: `http://host:port`; empty before it listens.
     """
 
-    request: ServeRequest
+    title: ClassVar[str]
     base_url: str = ""
+
+    def __init__(self, request: ServeRequest, command: Sequence[str], **environment: str) -> None:
+        """Describe a server; `start` or a `with` block starts it.
+
+        Args:
+            request: the model and the sizes.
+            command: the command line; it ends when its standard input closes.
+            environment: more environment variables.
+        """
+        self.request = request
+        super().__init__(
+            command,
+            start_seconds=request.start_seconds,
+            environment=child_environment(PYTHONUNBUFFERED="1", **environment),
+            # The pipe ties its life to ours: it ends when the pipe closes, however we die.
+            stdin=subprocess.PIPE,
+        )
 
     @property
     def alias(self) -> str:
@@ -128,9 +156,22 @@ class EngineServer(ServerProcess, ABC):
         """Return the resident memory of the server's processes, in bytes."""
         return DetachedProcess(self.pid).memory_bytes()
 
-    @abstractmethod
     def find_url(self) -> str | None:
-        """Return the address once the server listens, None before."""
+        """Return the address once the server listens and has loaded the weights, None before."""
+        return self.url if engine_probe.listens(self.url, 2.0) else None
+
+    def start_error(self, code: int | None, lacking: str) -> TunelineError:
+        """Return the error that its log states, or a retryable one if its time ran out."""
+        if code is None:
+            return RetryableError(
+                f"{self.title} with {self.request.model} was not ready after "
+                f"{self.start_seconds:.0f} s: {lacking}"
+            )
+        return self.end_error(code, self.read_log())
+
+    @abstractmethod
+    def end_error(self, code: int, log: str) -> TunelineError:
+        """Return the error of a server that ended before it was ready."""
 
     def waiting_for(self) -> str | None:
         """Return None once it listens and has generated a token."""
@@ -173,10 +214,6 @@ class EngineServer(ServerProcess, ABC):
         """Return the engine's token ids of texts; special tokens are recognised."""
 
 
-# Of a release that states no limits of its engine.
-DEFAULT_PARALLEL, DEFAULT_CONTEXT = 2, 2048
-
-
 @dataclass(frozen=True)
 class ServedSizes:
     """The sizes that an engine's server is started with.
@@ -193,11 +230,11 @@ class ServedSizes:
 
     @classmethod
     def of(cls, request: ServeRequest) -> ServedSizes:
-        """Return the limits that a server was started with."""
+        """Return the sizes that a server was started with."""
         return cls(request.parallel, request.context_tokens, request.threads)
 
     def as_stated(self) -> dict[str, int | None]:
-        """Return the limits as an engine's identity states them."""
+        """Return the sizes as an engine's identity states them."""
         return {
             "max_batch_size": self.parallel,
             "max_total_tokens": self.context_tokens,
@@ -206,14 +243,11 @@ class ServedSizes:
 
 
 def served_sizes(identity: EngineIdentity) -> ServedSizes:
-    """Return the limits that a release of an engine is served with.
+    """Return the sizes that a release of an engine is served with.
 
     What its server was started with counts; a built engine may bear more than that.
     """
-    return _limits(identity.served or identity.limits)
-
-
-def _limits(stated: Mapping[str, Any]) -> ServedSizes:
+    stated = identity.served or identity.limits
     return ServedSizes(
         int(stated.get("max_batch_size") or DEFAULT_PARALLEL),
         int(stated.get("max_total_tokens") or DEFAULT_CONTEXT),
@@ -221,13 +255,13 @@ def _limits(stated: Mapping[str, Any]) -> ServedSizes:
     )
 
 
-def largest(limits: Iterable[ServedSizes]) -> ServedSizes:
-    """Return limits that are enough for several releases on one engine."""
-    each = list(limits)
-    threads = [limit.threads for limit in each if limit.threads is not None]
+def largest(sizes: Iterable[ServedSizes]) -> ServedSizes:
+    """Return sizes that are enough for several releases on one engine."""
+    each = list(sizes)
+    threads = [one.threads for one in each if one.threads is not None]
     return ServedSizes(
-        max(limit.parallel for limit in each),
-        max(limit.context_tokens for limit in each),
+        max(one.parallel for one in each),
+        max(one.context_tokens for one in each),
         max(threads, default=None),
     )
 
@@ -246,3 +280,17 @@ def threads_here(measured: int | None) -> int | None:
     if configured is not None or measured is None:
         return configured
     return min(measured, available_cores())
+
+
+def known_cause(text: str, causes: Sequence[Cause]) -> tuple[str, type[TunelineError], str] | None:
+    """Return the words of the first known cause in a text, its error and its remedy, or None."""
+    for pattern, kind, remedy in causes:
+        if found := re.search(pattern, text, re.M):
+            return found.group(0).strip().rstrip("."), kind, remedy
+    return None
+
+
+def arguments(options: Mapping[str, Any]) -> list[str]:
+    """Return options as command-line arguments, those with the value None left out."""
+    given = {flag: str(value) for flag, value in options.items() if value is not None}
+    return [part for option in given.items() for part in option]

@@ -31,21 +31,6 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_GRACE = 20.0
 
 
-def server_command(model: Path, *switches: str, **options: object) -> list[str]:
-    """Return the command line that serves a GGUF file.
-
-    Args:
-        model: GGUF file.
-        switches: options without a value.
-        options: options with a value, by their names without dashes.
-    """
-    command = [sys.executable, "-m", "tuneline.serving.engines.llama_cpp.launch"]
-    command += ["--model", str(model), *switches]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    return command
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(

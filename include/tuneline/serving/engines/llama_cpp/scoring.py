@@ -3,7 +3,10 @@
 The measures are the perplexity of both files and the KL divergence from the reference to the
 quantised one, token by token over the whole vocabulary, as `llama-perplexity --kl-divergence`
 computes it (llama.cpp, tools/perplexity). A child process evaluates the bytes that ship. The
-losses of one file alone are for a comparison with another engine.
+losses of one file alone are for a comparison with another engine: whole answers to one question
+share its prompt, which is evaluated once, and several questions share a batch, since a batch of a
+few tokens takes nearly as long as one of many. A sequence that shares nothing is evaluated alone:
+in company it would be rounded otherwise, which a comparison with another engine would see.
 
     python -m tuneline.serving.engines.llama_cpp.scoring < request.json > result.json
 """
@@ -13,19 +16,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tuneline.errors import TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
-from tuneline.serving.engines.divergence import Divergence, compare_logits, log_softmax, summary
-from tuneline.serving.engines.llama_cpp.lib import Token
+from tuneline.serving.engines.divergence import (
+    Divergence,
+    Row,
+    compare_logits,
+    log_softmax,
+    summary,
+)
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel, Token
+from tuneline.serving.processes import last_line
 
 # llama.cpp computes at most 512 tokens at once; more sequences than this make the mask costly.
 BATCH_TOKENS, BATCH_SEQUENCES = 512, 32
@@ -164,43 +172,33 @@ def _add(batch: Batch, group: _Group, common: int) -> None:
 
 
 def perplexity_and_kl(
-    ref_gguf: Path,
-    quant_gguf: Path,
-    token_sequences: Sequence[Sequence[int]],
+    reference: Path,
+    other: Path,
+    rows: Sequence[Row],
     *,
-    score_from: Sequence[int] | None = None,
     threads: int | None = None,
     adapter: Path | None = None,
 ) -> Divergence:
-    """Compare two GGUF files on given tokens, in a child process.
+    """Compare two GGUF files of one model, or one with itself, in a child process.
 
     Args:
-        ref_gguf: the reference, usually f16.
-        quant_gguf: the quantised file, with the same vocabulary.
-        token_sequences: sequences of at least two token ids.
-        score_from: index of the first scored token of each sequence, so that answers count and
-            prompts do not; None scores all tokens but the first.
+        reference: the reference, usually f16.
+        other: the quantised file, with the same vocabulary.
+        rows: the rows.
         threads: number of threads; None takes `default_threads()`.
         adapter: GGUF adapter of both files; None without one.
 
     Raises:
-        UserError: if a file can't be loaded, or there is no token to score.
+        UserError: if a file can't be loaded.
         TunelineError: if the engine failed.
     """
-    request = {
-        "reference": str(ref_gguf),
-        "quantised": str(quant_gguf),
-        "sequences": [[int(token) for token in sequence] for sequence in token_sequences],
-        "score_from": [int(index) for index in score_from] if score_from is not None else None,
-        "threads": threads or default_threads(),
-        "adapter": str(adapter) if adapter is not None else None,
-    }
-    return Divergence(**_in_child("compare", request))
+    request = {"other": str(other), "rows": rows}
+    return Divergence(**_in_child("compare", reference, request, threads, adapter))
 
 
 def sequence_losses(
-    gguf: Path,
-    token_sequences: Sequence[Sequence[int]],
+    model: Path,
+    sequences: Sequence[Sequence[int]],
     scored: Sequence[Sequence[bool]],
     *,
     threads: int | None = None,
@@ -208,89 +206,54 @@ def sequence_losses(
 ) -> list[float]:
     """Return the loss of a GGUF file on tokens of each sequence, in nats, in a child process.
 
+    Neighbours that have all tokens before the scored ones in common are evaluated together, which
+    saves work. The options are those of `perplexity_and_kl`.
+
     Args:
-        gguf: a model file.
-        token_sequences: sequences of token ids. Neighbours that have all tokens before the scored
-            ones in common are evaluated together, which saves work.
+        model: a model file.
+        sequences: token ids.
         scored: for each token of each sequence, whether it counts; a first one never does.
-        threads: number of threads; None takes `default_threads()`.
-        adapter: GGUF adapter of the file; None without one.
 
     Returns:
         The negative log-likelihood of each sequence's scored tokens, summed; 0 without any.
-
-    Raises:
-        UserError: if the file can't be loaded.
-        TunelineError: if the engine failed.
     """
     request = {
-        "model": str(gguf),
-        "sequences": [[int(token) for token in sequence] for sequence in token_sequences],
+        "sequences": [[int(token) for token in sequence] for sequence in sequences],
         "scored": [[bool(flag) for flag in flags] for flags in scored],
-        "threads": threads or default_threads(),
-        "adapter": str(adapter) if adapter is not None else None,
     }
-    return [float(loss) for loss in _in_child("score", request)["losses"]]
+    return list(_in_child("score", model, request, threads, adapter)["losses"])
 
 
 def tokenize_texts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
     """Return llama.cpp's token ids of texts; special tokens are recognised.
 
-    Args:
-        gguf: a model file.
-        texts: the texts.
-
     Raises:
         UserError: if the file can't be loaded.
         TunelineError: if the engine failed.
     """
-    answer = _in_child("tokenize", {"model": str(gguf), "texts": list(texts)})
-    return [[int(token) for token in ids] for ids in answer["ids"]]
+    return list(_in_child("tokenize", gguf, {"texts": list(texts)})["ids"])
 
 
-def _compare(request: dict[str, Any]) -> dict[str, Any]:
-    from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
-
-    sequences = request["sequences"]
-    starts = request["score_from"] or [1] * len(sequences)
-    if len(starts) != len(sequences):
-        raise UserError(f"{len(sequences)} sequences but {len(starts)} places to score from")
-    context = max((len(sequence) for sequence in sequences), default=0)
-    parts = []
-    library = LlamaLibrary()
-    options: dict[str, Any] = {"context": max(context, 2), "threads": request["threads"]}
-    if request["adapter"] is not None:
-        options["adapter"] = Path(request["adapter"])
+def _compare(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    rows = request["rows"]
+    library, options["context"] = LlamaLibrary(), max(len(ids) for ids, _ in rows)
     with (
-        LlamaModel(library, Path(request["reference"]), **options) as reference,
-        LlamaModel(library, Path(request["quantised"]), **options) as quantised,
+        LlamaModel(library, Path(request["model"]), **options) as reference,
+        LlamaModel(library, Path(request["other"]), **options) as other,
     ):
-        if reference.vocab_size != quantised.vocab_size:
+        if reference.vocab_size != other.vocab_size:
             raise UserError("the two files have different vocabularies; compare one model's files")
-        for sequence, start in zip(sequences, starts, strict=True):
-            first = max(1, start)
-            if len(sequence) <= first:
-                continue
+        parts = []
+        for ids, first in rows:
             # The logits after token i predict token i + 1.
-            scored = slice(first - 1, len(sequence) - 1)
-            parts.append(
-                compare_logits(
-                    reference.logits(sequence)[scored],
-                    quantised.logits(sequence)[scored],
-                    np.asarray(sequence[first:]),
-                )
-            )
+            before, after = (model.logits(ids)[first - 1 : -1] for model in (reference, other))
+            parts.append(compare_logits(before, after, (ids, first)))
     return asdict(summary(parts))
 
 
-def _score(request: dict[str, Any]) -> dict[str, Any]:
-    from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
-
+def _score(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     sequences = request["sequences"]
     batches = plan_batches(sequences, request["scored"])
-    options: dict[str, Any] = {"threads": request["threads"]}
-    if request["adapter"] is not None:
-        options["adapter"] = Path(request["adapter"])
     if batches:
         options["context"] = max(len(batch.tokens) for batch in batches)
         options["sequences"] = max(len(batch.targets) for batch in batches)
@@ -304,42 +267,53 @@ def _score(request: dict[str, Any]) -> dict[str, Any]:
     return {"losses": losses}
 
 
-def _tokenize(request: dict[str, Any]) -> dict[str, Any]:
-    from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
-
-    with LlamaModel(LlamaLibrary(), Path(request["model"]), context=64) as model:
+def _tokenize(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    with LlamaModel(LlamaLibrary(), Path(request["model"]), context=64, **options) as model:
         return {"ids": [model.tokenize(text) for text in request["texts"]]}
 
 
-def _in_child(action: str, request: dict[str, Any]) -> dict[str, Any]:
+def _in_child(
+    action: str,
+    model: Path,
+    request: Mapping[str, Any],
+    threads: int | None = None,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    asked = {
+        **request,
+        "model": str(model),
+        "threads": threads or default_threads(),
+        "adapter": adapter and str(adapter),
+    }
     # A failed assertion in C++ must not start a debugger.
     environment = child_environment(OMP_WAIT_POLICY="PASSIVE", GGML_NO_BACKTRACE="1")
     answer = subprocess.run(
         [sys.executable, "-m", __name__, action],
-        input=json.dumps(request),
+        input=json.dumps(asked),
         capture_output=True,
         text=True,
         env=environment,
         check=False,
     )
     try:
-        result = json.loads(answer.stdout)
+        result: dict[str, Any] = json.loads(answer.stdout)
     except ValueError:
-        lines = answer.stderr.strip().splitlines()
-        reason = lines[-1] if lines else "no message"
+        reason = last_line(answer.stderr)
         raise TunelineError(f"llama.cpp ended with code {answer.returncode}: {reason}") from None
     if "error" in result:
         kind = UserError if result["user_error"] else TunelineError
         raise kind(result["error"])
-    return dict(result)
+    return result
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Run the child process: one request on standard input, one answer on standard output."""
-    action = (argv if argv is not None else sys.argv[1:])[0]
     request = json.load(sys.stdin)
+    adapter = request["adapter"]
+    options = {"threads": request["threads"], "adapter": adapter and Path(adapter)}
+    act = {"compare": _compare, "score": _score, "tokenize": _tokenize}[sys.argv[1]]
     try:
-        answer = {"compare": _compare, "score": _score, "tokenize": _tokenize}[action](request)
+        answer = act(request, options)
     except TunelineError as error:
         answer = {"error": str(error), "user_error": isinstance(error, UserError)}
     json.dump(answer, sys.stdout)

@@ -7,18 +7,43 @@ programs run in NVIDIA's own Python, `python` on the image's PATH, and never in 
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import UserError
 from tuneline.models.base_model import is_weights, model_files, read_json
-from tuneline.serving.engines.engine import BuildRequest, arguments, query_gpus, read_facts
+from tuneline.serving.engines.engine import BuildRequest, query_gpus, read_facts
+from tuneline.serving.engines.server import arguments
+from tuneline.serving.processes import run_child
 
 CONFIG, TOKENIZER_CONFIG = "config.json", "tokenizer_config.json"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
+
+# Folder of the conversion scripts in NVIDIA's release image.
+EXAMPLES = Path("/app/tensorrt_llm/examples")
+# NVIDIA's Python in that image.
+PYTHON = "python"
+
+# Quantisations of quantize.py, with the least compute capability. All of them calibrate.
+QUANTISATIONS = {"int4_awq": 8.0, "int8_sq": 8.0, "fp8": 8.9, "nvfp4": 10.0}
+
+# Folder of convert_checkpoint.py for an architecture; the others are not tested here.
+CONVERTERS = {
+    "LlamaForCausalLM": "models/core/llama",
+    "MistralForCausalLM": "models/core/llama",
+    "Qwen2ForCausalLM": "models/core/qwen",
+    "Qwen3ForCausalLM": "models/core/qwen",
+}
+
+# What the served folder consists of.
+ENGINE_FOLDER, TOKENIZER_FOLDER = "engine", "tokenizer"
+# Tokens of all requests in one step. Prompts are not split, so the longest one must fit.
+MAX_NUM_TOKENS = 8192
+# A test of two answers at once is part of several steps.
+LEAST_BATCH = 2
 
 
 def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,30 +104,6 @@ def copy_portable(source: Path, target: Path, *, weights: bool) -> None:
 
 def _write(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
-
-
-# Folder of the conversion scripts in NVIDIA's release image.
-EXAMPLES = Path("/app/tensorrt_llm/examples")
-# NVIDIA's Python in that image.
-PYTHON = "python"
-
-# Quantisations of quantize.py, with the least compute capability. All of them calibrate.
-QUANTISATIONS = {"int4_awq": 8.0, "int8_sq": 8.0, "fp8": 8.9, "nvfp4": 10.0}
-
-# Folder of convert_checkpoint.py for an architecture; the others are not tested here.
-CONVERTERS = {
-    "LlamaForCausalLM": "models/core/llama",
-    "MistralForCausalLM": "models/core/llama",
-    "Qwen2ForCausalLM": "models/core/qwen",
-    "Qwen3ForCausalLM": "models/core/qwen",
-}
-
-# What the served folder consists of.
-ENGINE_FOLDER, TOKENIZER_FOLDER = "engine", "tokenizer"
-# Tokens of all requests in one step. Prompts are not split, so the longest one must fit.
-MAX_NUM_TOKENS = 8192
-# A test of two answers at once is part of several steps.
-LEAST_BATCH = 2
 
 
 class Workplace:
@@ -188,13 +189,8 @@ def run_command(command: Sequence[str]) -> None:
     Raises:
         TunelineError: if it failed, with its last line.
     """
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        lines = (answer.stderr.strip() or answer.stdout.strip()).splitlines()
-        name = Path(command[1] if command[0] == PYTHON else command[0]).name
-        raise TunelineError(
-            f"{name} ended with code {answer.returncode}: {lines[-1] if lines else 'no message'}"
-        )
+    name = Path(command[1] if command[0] == PYTHON else command[0]).name
+    run_child(command, f"{name} failed", os.environ)
 
 
 def _conversion(request: BuildRequest, folder: str, work: Workplace) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -13,22 +12,18 @@ from typing import Any, ClassVar
 import httpx
 
 from tuneline.artifacts.deployment import REFERENCE
-from tuneline.errors import RetryableError, TunelineError
-from tuneline.machine.child_environment import child_environment
+from tuneline.errors import TunelineError
 from tuneline.machine.cores import default_threads
 from tuneline.models.cache import Log
 from tuneline.serving.client import Messages
-from tuneline.serving.engines import probe as engine_probe
-from tuneline.serving.engines.divergence import Divergence
+from tuneline.serving.engines.divergence import Divergence, rows_of
 from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
 from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
 from tuneline.serving.engines.vllm.launch import (
     DRAIN_SECONDS,
     NOT_INSTALLED,
-    Dtype,
     is_cpu_build,
     launch_command,
-    serve_options,
     start_error,
 )
 from tuneline.serving.engines.vllm.quantize import quantise
@@ -89,7 +84,7 @@ class Vllm(Engine):
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Compare log-probabilities over the whole vocabulary, as vLLM serves each checkpoint."""
-        return distances(reference, others, sequences, starts, request)
+        return distances(reference, others, rows_of(sequences, starts), request)
 
     def losses(
         self,
@@ -107,7 +102,7 @@ class Vllm(Engine):
 
     def command(self, request: ServeRequest) -> list[str]:
         """Return the command line of the server."""
-        return launch_command(request, serve_options(request))
+        return launch_command(request)
 
 
 class VllmServer(EngineServer):
@@ -117,49 +112,19 @@ class VllmServer(EngineServer):
         server.client().chat([…], max_tokens=32)
     """
 
+    title = "vLLM"
     # Longer than vLLM itself takes to drain and to end its processes.
     stop_seconds = DRAIN_SECONDS + 10.0
     poll_seconds = 0.2
     # vLLM's engine and its workers are processes of their own.
     own_group = True
 
-    def __init__(
-        self,
-        request: ServeRequest,
-        *,
-        dtype: Dtype | None = None,
-        prefix_caching: bool = True,
-        eager: bool | None = None,
-    ) -> None:
-        """Describe a server; `start` or a `with` block starts it.
-
-        Args:
-            request: the model and the sizes; its adapters are PEFT folders.
-            dtype: see `serve_options`.
-            prefix_caching: see `serve_options`.
-            eager: see `serve_options`.
-        """
-        self.request = replace(
-            request,
-            threads=request.threads or default_threads(),
-            # vLLM does not print the port that it would choose.
-            port=request.port or free_port(),
-        )
-        options = serve_options(
-            self.request, dtype=dtype, prefix_caching=prefix_caching, eager=eager
-        )
-        super().__init__(
-            launch_command(self.request, options, "--stop-with-stdin"),
-            start_seconds=request.start_seconds,
-            environment=child_environment(PYTHONUNBUFFERED="1"),
-            # The pipe ties its life to ours: it ends when the pipe closes, however we die.
-            stdin=subprocess.PIPE,
-        )
-
-    def find_url(self) -> str | None:
-        """Return the address once the health route answers: the weights are loaded."""
-        url = f"http://{self.request.host}:{self.request.port}"
-        return url if engine_probe.listens(url, 2.0) else None
+    def __init__(self, request: ServeRequest) -> None:
+        """Describe a server; the adapters of the request are PEFT folders."""
+        # vLLM does not print the port that it would choose.
+        threads, port = request.threads or default_threads(), request.port or free_port()
+        request = replace(request, threads=threads, port=port)
+        super().__init__(request, launch_command(request, "--stop-with-stdin"))
 
     def counters(self) -> Counters:
         """Read the counters; a request generates one token in each step that it is part of."""
@@ -191,11 +156,6 @@ class VllmServer(EngineServer):
         answer.raise_for_status()
         return [int(token) for token in answer.json()["tokens"]]
 
-    def start_error(self, code: int | None, lacking: str) -> TunelineError:
-        """Return the error that its log states, or a retryable one if its time ran out."""
-        model = self.request.model
-        if code is None:
-            return RetryableError(
-                f"vLLM with {model} was not ready after {self.start_seconds:.0f} s: {lacking}"
-            )
-        return start_error(model, code, self.read_log(), self.last_words())
+    def end_error(self, code: int, log: str) -> TunelineError:
+        """Return the error that its log states."""
+        return start_error(self.request.model, code, log)

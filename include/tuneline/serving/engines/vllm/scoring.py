@@ -24,55 +24,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.errors import UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
-from tuneline.serving.engines.divergence import Divergence, compare_logits, summary
+from tuneline.serving.engines.divergence import Divergence, Row, compare_folders
 from tuneline.serving.engines.server import ServeRequest
 from tuneline.serving.engines.vllm.launch import serve_environment, serve_options, start_error
 
 
 def distances(
-    reference: Path,
-    others: Mapping[str, Path],
-    sequences: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    request: ServeRequest,
+    reference: Path, others: Mapping[str, Path], rows: Sequence[Row], request: ServeRequest
 ) -> dict[str, Divergence]:
-    """Return the distance of each checkpoint from the reference; see `Engine.distances`.
+    """Return the distance of each checkpoint from the reference.
 
     Raises:
-        UserError: if there is no token to score, or a checkpoint can't be loaded.
+        UserError: if a checkpoint can't be loaded.
         TunelineError: if vLLM failed.
     """
-    # The distribution after token i is that of token i + 1; nothing comes before the first.
-    scored = [
-        (list(map(int, ids)), max(1, start))
-        for ids, start in zip(sequences, starts, strict=True)
-        if len(ids) > max(1, start)
-    ]
-    if not scored:
-        raise UserError("there is no token to score; give sequences of at least two tokens")
     with tempfile.TemporaryDirectory() as scratch:
         expected = Path(scratch) / "reference"
-        _evaluate(reference, scored, request, expected)
+        _evaluate(reference, rows, request, expected)
         found = {}
         for number, (name, model) in enumerate(others.items()):
-            answered = Path(scratch) / str(number)
-            if model == reference:
-                answered = expected
-            else:
-                _evaluate(model, scored, request, answered)
-            found[name] = summary(
-                [
-                    compare_logits(
-                        np.load(_row(expected, row)),
-                        np.load(_row(answered, row)),
-                        np.asarray(ids[first:]),
-                    )
-                    for row, (ids, first) in enumerate(scored)
-                ]
-            )
+            answered = expected if model == reference else Path(scratch) / str(number)
+            if model != reference:
+                _evaluate(model, rows, request, answered)
+            found[name] = compare_folders(expected, answered, rows)
     return found
 
 
@@ -101,18 +77,14 @@ def losses(
         folder = Path(scratch) / "losses"
         _evaluate(model, list(asked.values()), request, folder, whole=False)
         for place, number in enumerate(asked):
-            given = np.load(_row(folder, place)).astype(np.float64)
+            given = np.load(folder / f"{place}.npy").astype(np.float64)
             sums[number] = -float(given[np.asarray(scored[number][1:], dtype=bool)].sum())
     return sums
 
 
-def _row(folder: Path, number: int) -> Path:
-    return folder / f"{number}.npy"
-
-
 def _evaluate(
     model: Path,
-    scored: Sequence[tuple[list[int], int]],
+    rows: Sequence[Row],
     request: ServeRequest,
     folder: Path,
     *,
@@ -122,16 +94,16 @@ def _evaluate(
 
     Args:
         model: the checkpoint.
-        scored: token ids of each row and the index of the first token that counts.
+        rows: the rows.
         request: the sizes that it is served with.
         folder: where the arrays are written.
         whole: True for arrays (tokens, vocabulary); False for the given tokens' own, (tokens,).
     """
     folder.mkdir()
     # One token is generated after each row, since vLLM does not evaluate a prompt alone.
-    context = max(len(ids) for ids, _ in scored) + 1
+    context = max(len(ids) for ids, _ in rows) + 1
     sizes = replace(request, model=model, parallel=1, context_tokens=context)
-    options = serve_options(sizes, prefix_caching=False)
+    options = serve_options(sizes)
     adapter = request.answering_adapter
     asked = {
         "model": str(model),
@@ -143,7 +115,7 @@ def _evaluate(
         "adapter": adapter and str(adapter),
         "rank": options.get("--max-lora-rank"),
         "whole": whole,
-        "scored": scored,
+        "rows": rows,
     }
     environment = child_environment(**serve_environment(request.threads or default_threads()))
     with tempfile.TemporaryFile() as log:
@@ -164,9 +136,7 @@ def _evaluate(
             child.wait()
         if child.returncode != 0:
             log.seek(0)
-            text = log.read().decode(errors="replace")
-            last = (text.strip().splitlines() or ["it said nothing"])[-1]
-            raise start_error(model, child.returncode, text, last)
+            raise start_error(model, child.returncode, log.read().decode(errors="replace"))
 
 
 def _write(asked: Mapping[str, Any]) -> None:
@@ -201,11 +171,11 @@ def _write(asked: Mapping[str, Any]) -> None:
         detokenize=False,
     )
     read = _dense if asked["whole"] else _given
-    for number, (ids, first) in enumerate(asked["scored"]):
+    for number, (ids, first) in enumerate(asked["rows"]):
         prompt = {"prompt_token_ids": ids}
         answer = llm.generate(prompt, options, use_tqdm=False, lora_request=adapter)[0]
-        rows = [read(answer.prompt_logprobs, at) for at in range(first, len(ids))]
-        np.save(_row(Path(asked["folder"]), number), np.stack(rows))
+        scores = [read(answer.prompt_logprobs, at) for at in range(first, len(ids))]
+        np.save(Path(asked["folder"]) / f"{number}.npy", np.stack(scores))
 
 
 def _dense(flat: Any, position: int) -> NDArray[np.float32]:
