@@ -19,7 +19,7 @@ from tuneline.errors import RetryableError, UserError
 from tuneline.governance.release.verify import verify
 from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
-from tuneline.serving.release.released import serve_request
+from tuneline.serving.following.release import serve_request
 from tuneline.store import S3Store
 
 ROWS = task_rows({"train": 240, "validation": 30, "holdout": 48})

@@ -14,8 +14,8 @@ from typing import Literal
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.following.targets import Unit
 from tuneline.serving.processes import DetachedProcess, free_port, last_line
-from tuneline.serving.release.following.units import Unit
 
 State = Literal["starting", "ready", "failed"]
 

@@ -19,23 +19,21 @@ from tuneline.errors import TunelineError
 from tuneline.files import write_whole
 from tuneline.machine.free_memory import free_memory
 from tuneline.machine.redaction import redact
-from tuneline.serving.release.canary.limits import candidate_limits
-from tuneline.serving.release.following.candidates import Candidates
-from tuneline.serving.release.following.document import (
+from tuneline.serving.following.canaries import CanaryOptions, Candidates, Trials
+from tuneline.serving.following.chain import candidate_limits
+from tuneline.serving.following.engines import EngineProcess, Launch, take_over
+from tuneline.serving.following.gateway_file import (
     Facts,
+    GatewayFile,
+    GatewayState,
     Served,
     Tried,
     allowed,
     gateway_document,
 )
-from tuneline.serving.release.following.engines import EngineProcess, Launch, take_over
-from tuneline.serving.release.following.failure import Failure
-from tuneline.serving.release.following.gateway_file import GatewayFile, GatewayState
-from tuneline.serving.release.following.status import EngineRow, ModelRow, Status
-from tuneline.serving.release.following.trials import CanaryOptions, Trials
-from tuneline.serving.release.following.units import Unit, Units
-from tuneline.serving.release.following.wanted import Pointers, Wanted
-from tuneline.serving.release.released import Trust
+from tuneline.serving.following.release import Trust
+from tuneline.serving.following.status import EngineRow, ModelRow, Status
+from tuneline.serving.following.targets import Failure, Pointers, Unit, Units, Wanted
 from tuneline.store import Store
 
 Say = Callable[[str], None]

@@ -8,8 +8,8 @@ from tests.lab.releases import opened, release
 
 from tuneline.artifacts.calibration import Calibration, Threshold
 from tuneline.config.served_chain import FallbackConfig
+from tuneline.serving.following.chain import ChainSettings, served_chain, settings_of
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.release.chain import ChainSettings, served_chain, settings_of
 from tuneline.store import open_store
 
 NEW = {"name": "support-b", "base_url": "http://127.0.0.1:8081/v1", "model": "support"}

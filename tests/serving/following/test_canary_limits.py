@@ -1,13 +1,12 @@
 """A candidate is judged by its own threshold, unless that would make it look better."""
 
 import pytest
-from tests.serving.release.test_chain import calibration
+from tests.serving.following.test_chain import calibration
 
 from tuneline.config.served_chain import FallbackConfig
+from tuneline.serving.following.chain import ChainSettings, candidate_limits
+from tuneline.serving.following.gateway_file import Served, Tried, gateway_document
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.release.canary.limits import candidate_limits
-from tuneline.serving.release.chain import ChainSettings
-from tuneline.serving.release.following.document import Served, Tried, gateway_document
 
 EIGHT = FallbackConfig(stream_window_tokens=8)
 RELEASED = ChainSettings(EIGHT, calibration(-0.4, -0.7))

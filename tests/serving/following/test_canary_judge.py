@@ -7,9 +7,9 @@ from bisect import bisect_left
 
 import pytest
 
+from tuneline.serving.following.canaries import MARGINS, SLOW, Judge, since
+from tuneline.serving.following.e_values import Block, Dispersion, NotWorse, Worse, nearest
 from tuneline.serving.gateway.tally import BOUNDS, Counts
-from tuneline.serving.release.canary.evidence import Block, Dispersion, NotWorse, Worse, nearest
-from tuneline.serving.release.canary.judge import MARGINS, SLOW, Judge, since
 
 # Of 200 canaries with an error probability of 5 %, more than this go wrong once in 10,000 times.
 CANARIES, MOST_WRONG = 200, 23

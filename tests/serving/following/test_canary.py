@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tests.lab import fake_engine
 from tests.lab.waiting import wait_for
-from tests.serving.release.test_follow import Site, ready_body
+from tests.serving.following.test_follow import Site, ready_body
 
 from tuneline.artifacts.releases import read_release
 from tuneline.governance.release.verify import verify

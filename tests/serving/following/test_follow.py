@@ -23,11 +23,11 @@ from tuneline.artifacts.release_log import Withdrawn
 from tuneline.artifacts.releases import read_release
 from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.machine.child_environment import child_environment
+from tuneline.serving.following.engines import EngineProcess, take_over
+from tuneline.serving.following.status import read_status
+from tuneline.serving.following.targets import Unit
 from tuneline.serving.gateway.keys import add_key
 from tuneline.serving.processes import DetachedProcess, free_port
-from tuneline.serving.release.following.engines import EngineProcess, take_over
-from tuneline.serving.release.following.status import read_status
-from tuneline.serving.release.following.units import Unit
 from tuneline.store import open_store
 
 CLI = [sys.executable, "-m", "tuneline.cli"]

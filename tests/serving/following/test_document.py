@@ -8,9 +8,9 @@ from tests.lab.releases import opened, release
 
 from tuneline.artifacts.deployment import WarmUp
 from tuneline.config.served_chain import FallbackConfig
+from tuneline.serving.following.chain import ChainSettings
+from tuneline.serving.following.gateway_file import Facts, Served, gateway_document
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.release.chain import ChainSettings
-from tuneline.serving.release.following.document import Facts, Served, gateway_document
 from tuneline.store import CorruptObject, open_store
 
 SETTINGS = {"keys_file": "/k.json", "ledger": {"path": "/u.sqlite"}}

@@ -7,14 +7,13 @@ from dataclasses import asdict
 
 import pytest
 from tests.lab.canaries import ASKED, release
-from tests.serving.release.test_canary_judge import RATES, answer, plus
+from tests.serving.following.test_canary_judge import RATES, answer, plus
 
 from tuneline.artifacts.release_log import read_log
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.governance.release.canary import CanaryLog
+from tuneline.serving.following.canaries import CanaryOptions, Judge, Trials
 from tuneline.serving.gateway.tally import Counts
-from tuneline.serving.release.canary.judge import Judge
-from tuneline.serving.release.following.trials import CanaryOptions, Trials
 from tuneline.store import open_store
 
 NONE = ReleaseCanaryConfig()

@@ -13,8 +13,8 @@ from tuneline.governance.release.verify import verify
 from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.following.release import serve_request, upstream_of
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.release.released import serve_request, upstream_of
 from tuneline.store import CorruptObject, open_store
 
 ROWS = range(1000, 1012)
