@@ -10,8 +10,8 @@ import pytest
 import yaml
 from tests.lab.commands import call
 
+from tuneline.serving.following.command import read_settings
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.release.following.command import read_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = set(

@@ -30,7 +30,7 @@ _SCHEDULED: dict[str, Any] = {
 def ask_sweep(run_uri: str) -> list[list[str]]:
     """Return the command of each rank's pod; without any, the sweep is skipped."""
     from tuneline.run import Run
-    from tuneline.serving.engines.adapter_limits import ranks_asked
+    from tuneline.serving.engines.limits import ranks_asked
 
     ranks = ranks_asked(Run.open(run_uri))
     return [["tuneline", "run", "sweep", "--r", str(r)] for r in ranks]

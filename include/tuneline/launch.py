@@ -283,8 +283,7 @@ def check_inputs(config: PipelineConfig) -> None:
     """
     from tuneline.models import check_address
     from tuneline.models.preview import preview
-    from tuneline.serving.engines.adapter_limits import refuse_unservable
-    from tuneline.serving.engines.base_limits import refuse_unfit
+    from tuneline.serving.engines.limits import refuse_unfit, refuse_unservable
 
     refuse_without_floor(config)
     refuse_unservable(config.training, config.deployment)

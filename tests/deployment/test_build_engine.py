@@ -10,7 +10,7 @@ from tuneline.errors import RetryableError, TunelineError
 from tuneline.evidence import measure
 from tuneline.models import package_metadata
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp, LlamaServer
-from tuneline.serving.probes.engine_probe import ProbeResult
+from tuneline.serving.engines.probe import ProbeResult
 from tuneline.store import sha256_file
 from tuneline.verdicts import status
 
@@ -106,7 +106,7 @@ def test_an_engine_that_loads_but_answers_nothing_is_not_built(exported_lab, mon
     def silent(*_):
         return ProbeResult(False, "it answered without a token", 0.0)
 
-    monkeypatch.setattr("tuneline.serving.probes.engine_probe.ready", silent)
+    monkeypatch.setattr("tuneline.serving.engines.probe.ready", silent)
 
     def hasty(_, request):
         return LlamaServer(replace(request, start_seconds=3.0))

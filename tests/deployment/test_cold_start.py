@@ -11,7 +11,7 @@ from tuneline.deployment.cold_start import Start, WarmStart, judge, shared_syste
 from tuneline.errors import RetryableError
 from tuneline.harness.load_client import drive
 from tuneline.harness.served_models import hashed
-from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.serving.engines.server import EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.processes import free_port, wait_for
 

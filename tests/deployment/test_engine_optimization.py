@@ -4,7 +4,7 @@ from tests.lab.runs import broken, values
 
 from tuneline.deployment import build_engine, engine_optimization
 from tuneline.deployment.engine_optimization import Throughput, judge
-from tuneline.serving.engines.base import Compatibility
+from tuneline.serving.engines.engine import Compatibility
 
 
 def execute(lab):

@@ -4,14 +4,14 @@ from tests.lab.runs import broken
 
 from tuneline.deployment import health_checks
 from tuneline.deployment.probes import trial as probe_trial
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
-from tuneline.serving.probes.engine_probe import ProbeResult
-from tuneline.serving.probes.kubernetes_probes import (
+from tuneline.deployment.probes.kubernetes import (
     engine_probes,
     gateway_probes,
     restart_after,
     startup_budget,
 )
+from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.probe import ProbeResult
 
 
 def execute(lab):
@@ -42,9 +42,7 @@ def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkey
             f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
         ]
 
-    monkeypatch.setattr(
-        "tuneline.serving.probes.kubernetes_probes.engine_probe_command", port_alone
-    )
+    monkeypatch.setattr("tuneline.deployment.probes.kubernetes.engine_probe_command", port_alone)
     evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
     assert {"hung_liveness_probe", "hung_readiness_probe"} <= broken(evidence)

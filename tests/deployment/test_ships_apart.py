@@ -24,7 +24,7 @@ from tuneline.harness.served_models import candidate, serve
 from tuneline.models.base_model import digest_of
 from tuneline.run import Run
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
-from tuneline.serving.release.released import serve_request
+from tuneline.serving.following.release import serve_request
 from tuneline.store import CorruptObject, sha256_file
 
 # Both speeds of the tiny models are those of HTTP; the limit is another test's matter.

@@ -19,7 +19,7 @@ from tuneline.errors import RetryableError, UserError
 from tuneline.governance.release.verify import verify
 from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
-from tuneline.serving.release.released import serve_request
+from tuneline.serving.following.release import serve_request
 from tuneline.store import S3Store
 
 ROWS = task_rows({"train": 240, "validation": 30, "holdout": 48})
@@ -187,7 +187,7 @@ def test_what_is_built_is_what_is_served_later(trtllm_lab, trtllm_image):
 
 
 def test_an_engine_that_answers_nothing_is_not_identified(trtllm_lab, trtllm_image, monkeypatch):
-    monkeypatch.setattr("tuneline.serving.engines.engine_server.START_SECONDS", 6.0)
+    monkeypatch.setattr("tuneline.serving.engines.server.START_SECONDS", 6.0)
     from dataclasses import replace
 
     from tuneline.serving.engines.tensorrt_llm.engine import TensorRtLlm

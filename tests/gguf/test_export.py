@@ -20,7 +20,7 @@ from tuneline.gguf import export as gguf_export
 from tuneline.gguf.export import export_gguf
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary
-from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts
+from tuneline.serving.engines.llama_cpp.scoring import tokenize_texts
 
 TOKENS = [7, 300, 41, 2, 99, 480, 12, 12, 65, 200, 31, 8] * 4
 

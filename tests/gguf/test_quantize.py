@@ -11,7 +11,7 @@ from tuneline.errors import UserError
 from tuneline.gguf.export import QUANTISATIONS, export_gguf, quantize
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
-from tuneline.serving.engines.llama_cpp.perplexity import perplexity_and_kl
+from tuneline.serving.engines.llama_cpp.scoring import perplexity_and_kl
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +61,11 @@ def test_a_quantised_file(kind, tiny, tmp_path):
 
 
 def test_more_bits_err_less(tiny, tmp_path):
-    sequences = [list(range(20 + i, 80 + i)) for i in range(4)]
+    rows = [(list(range(20 + i, 80 + i)), 1) for i in range(4)]
     kl = {}
     for kind in ("q8_0", "q5_1", "q4_0"):
         quantize(tiny, tmp_path / f"{kind}.gguf", kind)
-        kl[kind] = perplexity_and_kl(tiny, tmp_path / f"{kind}.gguf", sequences).mean_kl
+        kl[kind] = perplexity_and_kl(tiny, tmp_path / f"{kind}.gguf", rows).mean_kl
     assert 0 < kl["q8_0"] < kl["q5_1"] < kl["q4_0"]
     assert kl["q8_0"] < 0.01
 
@@ -97,7 +97,9 @@ def test_the_base_model_at_8_bit(tmp_path):
         "Water boils at 100 degrees Celsius at sea level; on a mountain it boils sooner.",
         "I am sorry to hear that your parcel has not arrived. I have asked the carrier about it.",
     ]
-    found = perplexity_and_kl(base_gguf(), report.path, tokenizer(texts)["input_ids"])
+    found = perplexity_and_kl(
+        base_gguf(), report.path, [(ids, 1) for ids in tokenizer(texts)["input_ids"]]
+    )
     assert 0 < found.mean_kl < 0.02
     assert found.perplexity == pytest.approx(found.reference_perplexity, rel=0.05)
     assert found.same_top_token > 0.85

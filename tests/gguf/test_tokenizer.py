@@ -13,7 +13,7 @@ from tuneline.errors import UserError
 from tuneline.gguf.export import export_gguf, quantize
 from tuneline.gguf.tokenizer import read_tokenizer, refuse_foreign
 from tuneline.models import load_tokenizer
-from tuneline.serving.engines.llama_cpp.perplexity import tokenize_texts
+from tuneline.serving.engines.llama_cpp.scoring import tokenize_texts
 
 
 def differing(directory, path, texts):

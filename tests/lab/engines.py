@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.serving.engines.engine_server import ServeRequest
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.server import ServeRequest
 
 
 def llama_server(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from benchmarks.serving.token_stream import Behaviour, TokenStream
 
 from tuneline.serving.client import EngineClient
-from tuneline.serving.engines.engine_server import Counters
+from tuneline.serving.engines.server import Counters
 
 DIED = "ended with exit code -9: it said nothing"
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from tests.lab.releases import log_release
 
+from tuneline.serving.following.release import newest_release
 from tuneline.serving.gateway.accounts.keys import KeyRing
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
 from tuneline.store import open_store
 

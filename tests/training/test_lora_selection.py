@@ -10,7 +10,7 @@ from tuneline.artifacts.training import LoraSettings
 from tuneline.config import build_config
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
-from tuneline.serving.engines.adapter_limits import rank_limit, refuse_unservable
+from tuneline.serving.engines.limits import rank_limit, refuse_unservable
 from tuneline.training import lora_selection
 from tuneline.training.loop.base_weights import linear_modules
 from tuneline.training.lora_selection import resolve_targets

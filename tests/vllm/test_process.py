@@ -16,8 +16,8 @@ from tests.vllm.reference import prompts, request
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.machine.child_environment import child_environment
-from tuneline.serving.engines.vllm.server import VllmServer
-from tuneline.serving.probes import engine_probe
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.vllm.engine import VllmServer
 from tuneline.serving.processes import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,7 @@ def test_it_ends_with_the_process_that_started_it(tiny):
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from tests.vllm.reference import request\n"
-        "from tuneline.serving.engines.vllm.server import VllmServer\n"
+        "from tuneline.serving.engines.vllm.engine import VllmServer\n"
         f"server = VllmServer(request(Path({str(tiny.base)!r}), port={port}))\n"
         "server.start()\nprint(server.pid, flush=True)\nsys.stdin.read()\n"
     )

@@ -12,7 +12,7 @@ from tests.vllm.reference import prompts, request, served, share_equal
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.vllm import quantize
-from tuneline.serving.engines.vllm.server import VllmServer
+from tuneline.serving.engines.vllm.engine import VllmServer
 
 ENGINE = get_engine("vllm")
 

@@ -4,7 +4,7 @@ import pytest
 from tests.lab.tiny_models import base_model
 from tests.vllm.reference import generated, request, served, share_equal
 
-from tuneline.serving.engines.vllm.server import VllmServer
+from tuneline.serving.engines.vllm.engine import VllmServer
 
 ROWS, TOKENS = 20, 24
 TOPICS = ("a refund", "a lost parcel", "a broken login", "an invoice", "a new address")

@@ -7,8 +7,8 @@ import pytest
 from tests.vllm.reference import generated, prompts, request, served, share_equal
 
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.vllm.server import VllmServer
-from tuneline.serving.probes import engine_probe
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.vllm.engine import VllmServer
 
 ROWS = 100
 

@@ -16,13 +16,13 @@ from tuneline.cli.groups import (
 )
 from tuneline.config.data import RAMPART
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
-from tuneline.serving.probes.engine_probe import KINDS, probe
+from tuneline.serving.engines.probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
+    from tuneline.serving.following.canaries import CanaryOptions
+    from tuneline.serving.following.release import Trust
     from tuneline.serving.gateway.config import ProductionLogConfig
-    from tuneline.serving.release.following.trials import CanaryOptions
-    from tuneline.serving.release.released import Trust
 
 
 def add_serving(commands: Commands) -> None:
@@ -158,7 +158,7 @@ def _add_follow(commands: Commands) -> None:
 
 
 def _follow(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.release.following.command import run_follower, show_status
+    from tuneline.serving.following.command import run_follower, show_status
 
     if arguments.status:
         return show_status(arguments.folder)
@@ -182,7 +182,7 @@ def _follow(arguments: argparse.Namespace) -> int:
 def _canary(arguments: argparse.Namespace) -> CanaryOptions:
     """Return how new releases are tried, recorded where this floor alone can."""
     from tuneline.governance.release.canary import CanaryLog
-    from tuneline.serving.release.following.trials import CanaryOptions
+    from tuneline.serving.following.canaries import CanaryOptions
     from tuneline.store import open_store
 
     if not 0 <= arguments.canary < 1:
@@ -225,7 +225,7 @@ def _scrubber_for(config: ProductionLogConfig) -> PlaceholderScrubber:
 
 
 def _engine(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.release.serve import run_engine
+    from tuneline.serving.following.command import run_engine
 
     return run_engine(
         store_uri(arguments),

@@ -55,9 +55,9 @@ from tuneline.harness.served_models import (
 from tuneline.models.base_model import BaseModel, read_json
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.client import ChatResult
-from tuneline.serving.engines.adapter_limits import DORA_ENGINES
-from tuneline.serving.engines.base import Engine, ServedModel
-from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.serving.engines.engine import Engine, ServedModel
+from tuneline.serving.engines.limits import DORA_ENGINES
+from tuneline.serving.engines.server import EngineServer
 from tuneline.step_context import StepContext
 
 # Rows that transformers answers in float32 (seconds each), and rows that the engine answers.

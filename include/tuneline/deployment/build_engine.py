@@ -29,9 +29,8 @@ from tuneline.harness.rows import calibration_texts, dataset_rows, validation_ro
 from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import BuildRequest, Engine, ServedModel
-from tuneline.serving.engines.identity import machine_identity
-from tuneline.serving.release.limits import ServedLimits
+from tuneline.serving.engines.engine import BuildRequest, Engine, ServedModel, machine_identity
+from tuneline.serving.engines.server import ServedSizes
 from tuneline.step_context import StepContext
 
 
@@ -101,7 +100,7 @@ def run(ctx: StepContext) -> Record:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
         load_seconds, memory = server.load_seconds, server.memory_bytes()
         started = server.request
-    served = ServedLimits.of(started)
+    served = ServedSizes.of(started)
     choice = CHOICE.read(ctx)
     stated = {
         "engine": engine.name,

@@ -28,10 +28,10 @@ from tuneline.harness.load_client import Timing, drive
 from tuneline.harness.rows import dataset_rows, validation_rows
 from tuneline.harness.served_models import candidate, server_of
 from tuneline.serving.client import EngineClient, Messages
-from tuneline.serving.engines.base import ServedModel
-from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.engines.server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.probes import engine_probe
 from tuneline.serving.processes import free_port, wait_for
 from tuneline.step_context import StepContext
 

@@ -24,7 +24,7 @@ from tuneline.harness.load_client import Timing, drive, errors_of
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.serving.engines import all_engines, get_engine
-from tuneline.serving.engines.base import Compatibility, Engine, ServedModel, read_facts
+from tuneline.serving.engines.engine import Compatibility, Engine, ServedModel, read_facts
 from tuneline.step_context import StepContext
 
 REQUESTS, MAX_TOKENS = 12, 24

@@ -10,15 +10,15 @@ of the Kubernetes specification left in `probes.json`.
 
 from __future__ import annotations
 
-from tuneline.deployment.probes.trial import ProbeTrial
-from tuneline.evidence import Evidence, measure
-from tuneline.harness.served_models import ALIAS, candidate
-from tuneline.serving.probes.kubernetes_probes import (
+from tuneline.deployment.probes.kubernetes import (
     engine_probes,
     gateway_probes,
     restart_after,
     startup_budget,
 )
+from tuneline.deployment.probes.trial import ProbeTrial
+from tuneline.evidence import Evidence, measure
+from tuneline.harness.served_models import ALIAS, candidate
 from tuneline.step_context import StepContext
 
 # Least share of the weights in memory once a token was generated; not all may be needed.

@@ -42,9 +42,9 @@ from tuneline.harness.served_models import (
     untuned,
 )
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.divergence import Divergence
-from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.serving.engines.engine import Engine, ServedModel
+from tuneline.serving.engines.server import ServeRequest
 from tuneline.step_context import StepContext
 
 

@@ -45,7 +45,7 @@ from tuneline.harness.answers import structure_of
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.statistics import share_of
 from tuneline.step_context import StepContext
 

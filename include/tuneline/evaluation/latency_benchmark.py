@@ -38,9 +38,8 @@ from tuneline.harness.hardware import Machine, differences, this_machine
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate, serve
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import ServedModel
-from tuneline.serving.engines.engine_server import EngineServer
-from tuneline.serving.release.limits import ServedLimits, served_limits
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.engines.server import EngineServer, ServedSizes, served_sizes
 from tuneline.step_context import StepContext
 
 
@@ -59,7 +58,7 @@ class Bench:
     workload: Workload
     closed: ClosedLoop
     tried: tuple[OpenLoop, ...]
-    limits: ServedLimits
+    limits: ServedSizes
     warmed: int
 
     @property
@@ -84,7 +83,7 @@ def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
     """Warm a started server up, and measure it at every level and with the declared load."""
     settings = ctx.config.evaluation
     goal = objective(settings)
-    limits = ServedLimits.of(server.request)
+    limits = ServedSizes.of(server.request)
     workload = read_workload(ctx, server)
     chosen = settings.latency_warmup
     warmed = limits.parallel if chosen is None else chosen
@@ -105,7 +104,7 @@ def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
     return Bench(workload, closed, tuple(tried), limits, warmed)
 
 
-def measure_model(ctx: StepContext, model: ServedModel, served: ServedLimits | None) -> Bench:
+def measure_model(ctx: StepContext, model: ServedModel, served: ServedSizes | None) -> Bench:
     """Measure a model on a server of its own, with the threads that it is served with."""
     threads = served.threads if served else None
     with serve(model, ctx.config.deployment, threads=threads) as server:
@@ -156,7 +155,7 @@ def run(ctx: StepContext) -> Evidence:
     goal = objective(settings)
     chosen = candidate(ctx)
     identified = ENGINE_IDENTITY.find(ctx.run) is not None
-    served = served_limits(ENGINE_IDENTITY.read(ctx)) if identified else None
+    served = served_sizes(ENGINE_IDENTITY.read(ctx)) if identified else None
     engine = get_engine(chosen.model.engine)
     bench = measure_model(ctx, chosen.model, served)
     machine, on_gpu = this_machine(), engine.on_gpu()

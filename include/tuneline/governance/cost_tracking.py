@@ -28,7 +28,8 @@ from tuneline.governance.costs.traffic import (
 from tuneline.harness.rows import trial_prompts
 from tuneline.harness.served_models import ALIAS, candidate, server_of
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.following.release import THROUGHPUT
 from tuneline.serving.gateway.ledger.reports import (
     KeyUsage,
     UpstreamTotals,
@@ -36,7 +37,6 @@ from tuneline.serving.gateway.ledger.reports import (
     usage_by_key,
 )
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.release.released import THROUGHPUT
 from tuneline.step_context import StepContext
 
 # Two keys with different numbers of requests: sums swapped between keys show.

@@ -39,9 +39,9 @@ from tuneline.harness.served_models import (
     server_of,
     untuned,
 )
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.following.chain import ChainSettings, low_confidence, served_chain
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.release.chain import ChainSettings, low_confidence, served_chain
 from tuneline.step_context import StepContext
 
 SECOND_ID = "second"

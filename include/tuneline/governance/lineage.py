@@ -60,7 +60,7 @@ from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 from tuneline.verdicts import Grounds, status

@@ -18,7 +18,7 @@ from tuneline.harness.served_models import Candidate, untuned
 from tuneline.harness.subjects import Served, Subject
 from tuneline.models.cache import cache_root
 from tuneline.serving.client import ChatResult, EngineClient, Messages
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 # Prompts in one batch, between two signs of progress.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuneline.machine.cores import available_cores
-from tuneline.serving.engines.identity import query_gpus
+from tuneline.serving.engines.engine import query_gpus
 
 # Kinds of machines, which no CPU has in its name.
 _KINDS = frozenset({"any", "ci", "cloud", "desktop", "laptop", "local", "server", "workstation"})

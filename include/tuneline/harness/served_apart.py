@@ -17,8 +17,13 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.models.base_model import digest_of
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import Engine, ServedAdapter, ServedModel
-from tuneline.serving.engines.identity import hash_files, whole_digest
+from tuneline.serving.engines.engine import (
+    Engine,
+    ServedAdapter,
+    ServedModel,
+    hash_files,
+    whole_digest,
+)
 from tuneline.step_context import StepContext
 from tuneline.store import CorruptObject
 

@@ -33,9 +33,8 @@ from tuneline.harness.served_apart import chosen_apart, released_apart
 from tuneline.machine.cores import available_cores, busy_cores, default_threads
 from tuneline.models.base_model import BaseModel, digest_of
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import Engine, ServedModel
-from tuneline.serving.engines.engine_server import EngineServer, ServeRequest
-from tuneline.serving.engines.identity import hash_files, whole_digest
+from tuneline.serving.engines.engine import Engine, ServedModel, hash_files, whole_digest
+from tuneline.serving.engines.server import EngineServer, ServeRequest
 from tuneline.step_context import StepContext
 
 # The model's name in the API of a server that a step starts.

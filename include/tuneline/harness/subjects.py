@@ -17,7 +17,7 @@ from tuneline.errors import UserError
 from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.serving.client import EngineClient
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 
 _ENDPOINT = re.compile(r"(?P<url>https?://[^#]+?)/?(?:/v1/?)?(?:#(?P<model>.+))?$")
 

@@ -11,7 +11,7 @@ from tuneline.artifacts.governance import ReleasePointer
 from tuneline.config.data import SAMPLE
 from tuneline.errors import EXIT_OK, TunelineError
 from tuneline.exits import guarded
-from tuneline.serving.release.released import newest_release
+from tuneline.serving.following.release import newest_release
 from tuneline.stack import release
 from tuneline.stack.demo import demo, show_addresses
 from tuneline.stack.layout import find_layout, main_dag_id

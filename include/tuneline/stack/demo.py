@@ -20,7 +20,7 @@ from tuneline.data.tables.rows import VALIDATION, Message, read_dataset
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
 from tuneline.launch import check_inputs, config_from_fields
 from tuneline.run import Run
-from tuneline.serving.release.released import newest_release
+from tuneline.serving.following.release import newest_release
 from tuneline.stack import airflow, locks, release, review, timings, tracking
 from tuneline.stack.dag_run import DagRun
 from tuneline.stack.follow import follow

@@ -14,8 +14,8 @@ import yaml
 from tuneline.config import read_policy
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
+from tuneline.serving.following.status import Status, read_status
 from tuneline.serving.gateway.accounts.keys import add_key
-from tuneline.serving.release.following.status import Status, read_status
 from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, Say, Stack

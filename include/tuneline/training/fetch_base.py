@@ -24,7 +24,7 @@ from tuneline.models.resolver import fetch_cached, origin_of
 from tuneline.models.source import Source
 from tuneline.models.wheel import keep_wheel
 from tuneline.run import Run
-from tuneline.serving.engines.base_limits import refuse_unfit
+from tuneline.serving.engines.limits import refuse_unfit
 from tuneline.step_context import StepContext
 
 

@@ -19,7 +19,7 @@ from tuneline.bases import base_of
 from tuneline.config import TrainingConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.serving.engines.adapter_limits import rank_limit, refuse_unservable, refuse_unserved
+from tuneline.serving.engines.limits import rank_limit, refuse_unservable, refuse_unserved
 from tuneline.step_context import StepContext
 from tuneline.training.loop.base_weights import linear_modules, module_kinds
 from tuneline.training.loop.warm_start import WarmStart, find_warm_start

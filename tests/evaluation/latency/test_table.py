@@ -11,7 +11,7 @@ from tuneline.evaluation.latency.table import (
 )
 from tuneline.harness.load_client import Timing, timing_of
 from tuneline.serving.client import ChatResult, Usage
-from tuneline.serving.engines.engine_server import Counters
+from tuneline.serving.engines.server import Counters
 
 GOAL = Objective(max_ttft=1.0, max_tpot=0.1)
 

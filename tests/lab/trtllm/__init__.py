@@ -31,7 +31,7 @@ class TrtllmImage:
     """
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
-        from tuneline.serving.engines.tensorrt_llm import commands
+        from tuneline.serving.engines.tensorrt_llm import build as commands
 
         self._patch, self._root = patch, root
         self.bin, self._site = root / "bin", root / "site"

@@ -93,17 +93,12 @@ def main() -> None:
         cache = (options.get("kv_cache_config") or {}).get("max_tokens", limits["max_seq_len"])
         if cache < limits["max_seq_len"]:
             die(f"RuntimeError: a sequence of {limits['max_seq_len']} does not fit the KV cache")
-        from tuneline.serving.engines.llama_cpp.server import READY_PREFIX, server_command
+        from tuneline.serving.engines import get_engine
+        from tuneline.serving.engines.llama_cpp.launch import READY_PREFIX
+        from tuneline.serving.engines.server import ServeRequest
 
-        command = server_command(
-            file,
-            alias="worker",
-            host="127.0.0.1",
-            port=0,
-            parallel=limits["max_batch_size"],
-            ctx=limits["max_seq_len"],
-            threads=1,
-        )
+        sizes = limits["max_batch_size"], limits["max_seq_len"]
+        command = get_engine("llama_cpp").command(ServeRequest(file, "worker", *sizes, threads=1))
         # Its pipe stays open, so it outlives this process as an MPI worker would.
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
             assert worker.stdout is not None

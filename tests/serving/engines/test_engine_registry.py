@@ -8,9 +8,8 @@ import pytest
 from tuneline.errors import UserError
 from tuneline.serving.engines import ENGINE_NAMES, all_engines, get_engine
 from tuneline.serving.engines import registry as registry_module
-from tuneline.serving.engines.base import BuildRequest, read_facts
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.registry import known_architectures
+from tuneline.serving.engines.engine import BuildRequest, known_architectures, read_facts
+from tuneline.serving.engines.server import ServeRequest
 
 
 def facts(tmp_path, **config):

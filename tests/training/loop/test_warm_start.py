@@ -14,7 +14,7 @@ from tests.lab.training_runs import TrainingLab
 
 from tuneline.artifacts.training import ADAPTER_WEIGHTS
 from tuneline.errors import UserError
-from tuneline.serving.engines.adapter_limits import ranks_asked
+from tuneline.serving.engines.limits import ranks_asked
 from tuneline.store import CorruptObject, sha256_file
 from tuneline.training import train
 from tuneline.training.loop.warm_start import first_misfit

@@ -25,7 +25,7 @@ from tuneline.harness.intervals import Z95, Interval
 from tuneline.harness.row_losses import RowLosses
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import request_for
-from tuneline.serving.engines.base import Engine, ServedModel
+from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 

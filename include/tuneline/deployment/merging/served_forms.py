@@ -11,9 +11,8 @@ from tuneline.evidence import Measurement, measure
 from tuneline.harness.load_client import Timing, drive
 from tuneline.machine.quantity import quantity
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.base import Engine, ServedModel
-from tuneline.serving.engines.engine_server import EngineServer
-from tuneline.serving.engines.identity import query_gpus
+from tuneline.serving.engines.engine import Engine, ServedModel, query_gpus
+from tuneline.serving.engines.server import EngineServer
 
 # Tokens of every answer: enough for a steady TPOT; on two cores both forms take half a minute.
 MAX_TOKENS = 24

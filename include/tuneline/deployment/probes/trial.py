@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.config import DeploymentConfig
+from tuneline.deployment.probes.kubernetes import engine_probes
 from tuneline.errors import TunelineError
 from tuneline.evidence import Measurement, measure
 from tuneline.harness.served_models import ALIAS, server_of
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.client import ChatResult, Messages
-from tuneline.serving.engines.base import ServedModel
-from tuneline.serving.engines.engine_server import START_SECONDS, EngineServer
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.engines.probe import ProbeResult
+from tuneline.serving.engines.server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import GatewayAnswer, GatewayProcess
-from tuneline.serving.probes import engine_probe
-from tuneline.serving.probes.engine_probe import ProbeResult
-from tuneline.serving.probes.kubernetes_probes import engine_probes
 from tuneline.serving.processes import free_port, wait_for
 
 # Settings of the gateway's readiness, short so that the trial takes seconds.

@@ -15,7 +15,7 @@ from tuneline.harness.asking import ask_kept
 from tuneline.harness.judged import Judged, judge, not_worse
 from tuneline.harness.non_inferiority import NonInferiority
 from tuneline.harness.served_models import released_model
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 _WORSE = "worse_than_released_by"

@@ -30,7 +30,7 @@ from tuneline.harness.served_models import (
     untuned,
 )
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 

@@ -11,7 +11,7 @@ from tuneline.evaluation.latency.table import Level, Objective, summarise
 from tuneline.evaluation.latency.workload import Workload
 from tuneline.harness.load_client import Timing, drive
 from tuneline.serving.client import EngineClient
-from tuneline.serving.engines.engine_server import Counters, EngineServer
+from tuneline.serving.engines.server import Counters, EngineServer
 
 # A request without an answer after this long has failed.
 REQUEST_SECONDS = 60.0

@@ -11,7 +11,7 @@ from tuneline.evaluation.latency.metrics import claimed, unclaimed_text
 from tuneline.evaluation.latency.open_loop import Capacity, OpenLoop
 from tuneline.evaluation.latency.table import Level, Objective, sustained
 from tuneline.evidence import Measurement, measure
-from tuneline.serving.release.limits import ServedLimits
+from tuneline.serving.engines.server import ServedSizes
 
 # The checklist asks for at least four levels.
 MIN_LEVELS = 4
@@ -105,7 +105,7 @@ def judge_load(
     yield measure("client_late", round(declared.late, 4), "s", "<=", MAX_LATE, on_breach="warn")
 
 
-def judge_limits(measured: ServedLimits, served: ServedLimits | None) -> Iterator[Measurement]:
+def judge_limits(measured: ServedSizes, served: ServedSizes | None) -> Iterator[Measurement]:
     """Compare the limits of the measured server with those that the release serves.
 
     Args:

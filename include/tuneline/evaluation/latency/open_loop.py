@@ -24,7 +24,7 @@ from tuneline.evaluation.latency.table import Level, Objective, summarise, susta
 from tuneline.evaluation.latency.workload import Workload
 from tuneline.harness.load_client import Timing, drive_open
 from tuneline.harness.quantiles import samples_needed
-from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.serving.engines.server import EngineServer
 
 # Rates that are tried below one that did not hold.
 _MORE_TRIES = 2

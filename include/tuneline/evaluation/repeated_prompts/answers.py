@@ -17,7 +17,7 @@ from tuneline.evaluation.repeated_prompts.asking import MODES, Repeats
 from tuneline.harness.answers import structure_of
 from tuneline.harness.served_apart import run_adapter
 from tuneline.harness.served_models import Candidate, engine_of, unquantised, untuned
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 View = Callable[[str], str]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tuneline.data.tables.rows import Row
 from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.serving.client import ChatResult, EngineClient
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 ALONE, BATCHED, RESTARTED = MODES = ("alone", "batched", "restarted")

@@ -11,7 +11,7 @@ from tuneline.errors import RetryableError
 from tuneline.governance.chain_trial.asking import Client, Seen
 from tuneline.governance.chain_trial.faulty_link import Fault, FaultyLink
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.serving.engines.server import EngineServer
 
 NO_FAULT = "none"
 REQUESTS = 2

@@ -12,7 +12,7 @@ from tuneline.harness.asking import CHUNK
 from tuneline.harness.kept_answers import KeptAnswers, request_key
 from tuneline.harness.subjects import Served
 from tuneline.serving.client import ChatResult
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.gateway.protocol import mean_logprob
 from tuneline.step_context import StepContext
 

@@ -16,7 +16,7 @@ from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import candidate
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import ServedModel
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
 

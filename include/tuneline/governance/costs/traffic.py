@@ -22,7 +22,7 @@ from tuneline.evidence import Measurement
 from tuneline.governance.costs.phase import Phase, Received, Tokens, bounded, exact, killed
 from tuneline.harness.served_models import ALIAS
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.engine_server import EngineServer
+from tuneline.serving.engines.server import EngineServer
 from tuneline.serving.gateway.ledger.database import UsageRow
 from tuneline.serving.gateway.ledger.reports import rows_between
 from tuneline.serving.gateway.process import GatewayProcess

@@ -11,7 +11,7 @@ from tuneline.artifacts.release_log import Canary, Released, RolledBack, read_lo
 from tuneline.artifacts.releases import find_version, previous_version, read_release
 from tuneline.config.release_canary import ReleaseCanaryConfig
 from tuneline.errors import UserError
-from tuneline.serving.release.chain import settings_of
+from tuneline.serving.following.chain import settings_of
 from tuneline.store import Store
 
 Outcome = Literal["due", "under_way", "promoted", "withdrawn", "left"]

@@ -11,7 +11,7 @@ from tuneline.errors import TunelineError
 from tuneline.evidence import Measurement, measure
 from tuneline.harness.licensing.findings import COLUMNS, Finding, of_packages, with_answers
 from tuneline.models.package_licenses import Environment, installed
-from tuneline.serving.engines.base import Engine
+from tuneline.serving.engines.engine import Engine
 from tuneline.step_context import StepContext
 
 # Measurements that begin so count for the item license_audit, whichever step made them.

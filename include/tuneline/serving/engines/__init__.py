@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from tuneline.errors import UserError
 
 if TYPE_CHECKING:
-    from tuneline.serving.engines.base import Engine
+    from tuneline.serving.engines.engine import Engine
 
 # SGLang and TGI are rows of the compatibility table; no run can choose to ship them.
 _CLASSES = {
     "llama_cpp": "llama_cpp.engine:LlamaCpp",
     "vllm": "vllm.engine:Vllm",
-    "sglang": "base:Engine",
-    "tgi": "base:Engine",
+    "sglang": "engine:Engine",
+    "tgi": "engine:Engine",
     "tensorrt_llm": "tensorrt_llm.engine:TensorRtLlm",
-    "tensorrt_llm_pytorch": "tensorrt_llm.pytorch:TensorRtLlmPytorch",
+    "tensorrt_llm_pytorch": "tensorrt_llm.engine:TensorRtLlmPytorch",
 }
 ENGINE_NAMES = tuple(_CLASSES)
 

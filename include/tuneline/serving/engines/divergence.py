@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.errors import UserError
 
+# Token ids, and the index of the first one that counts.
+Row = tuple[list[int], int]
 # Negative log-likelihood under each of two models, KL divergence (nats) and equal top token, of
 # the tokens of one sequence.
 Comparison = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
@@ -36,25 +39,36 @@ class Divergence:
     same_top_token: float
 
 
-def compare_logits(
-    reference: NDArray[np.float32], other: NDArray[np.float32], targets: NDArray[np.int64]
-) -> Comparison:
-    """Compare two sets of logits token by token.
+def rows_of(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Row]:
+    """Return the rows with a token that counts: their token ids, and the index of the first one.
 
-    Args:
-        reference: logits or log-probabilities of shape (tokens, vocabulary).
-        other: the same of the other model.
-        targets: the actual next tokens, shape (tokens,).
+    A row's first token never counts, since nothing comes before it.
+
+    Raises:
+        UserError: if there is none.
+    """
+    rows = [(list(map(int, ids)), max(1, at)) for ids, at in zip(sequences, starts, strict=True)]
+    rows = [(ids, first) for ids, first in rows if len(ids) > first]
+    if not rows:
+        raise UserError("there is no token to score; give sequences of at least two tokens")
+    return rows
+
+
+def compare_logits(
+    reference: NDArray[np.float32], other: NDArray[np.float32], row: Row
+) -> Comparison:
+    """Compare logits or log-probabilities of two models, shape (tokens that count, vocabulary).
 
     Returns:
         Negative log-likelihood under each, KL divergence (nats), equal top token; all (tokens,).
     """
-    first, second = log_softmax(reference), log_softmax(other)
-    rows = np.arange(len(targets))
+    first, second = map(log_softmax, (reference, other))
+    ids, start = row
+    targets = np.arange(len(ids) - start), ids[start:]
     divergence = (np.exp(first) * (first - second)).sum(axis=1)
     return (
-        -first[rows, targets],
-        -second[rows, targets],
+        -first[targets],
+        -second[targets],
         # Rounding may turn an exact zero into a small negative number.
         np.maximum(divergence, 0.0),
         first.argmax(axis=1) == second.argmax(axis=1),
@@ -67,14 +81,17 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def summary(parts: Sequence[Comparison]) -> Divergence:
-    """Return the distance over all tokens of several sequences.
+def compare_folders(reference: Path, other: Path, rows: Sequence[Row]) -> Divergence:
+    """Compare the arrays `0.npy`, `1.npy`, … that two models have left for rows."""
+    parts = []
+    for number, row in enumerate(rows):
+        first, second = (np.load(folder / f"{number}.npy") for folder in (reference, other))
+        parts.append(compare_logits(first, second, row))
+    return summary(parts)
 
-    Raises:
-        UserError: if there is no token.
-    """
-    if not parts:
-        raise UserError("there is no token to score; give sequences of at least two tokens")
+
+def summary(parts: Sequence[Comparison]) -> Divergence:
+    """Return the distance over all tokens of several rows."""
     before, after, divergence, same = (
         np.concatenate(values) for values in zip(*parts, strict=True)
     )
@@ -88,3 +105,19 @@ def summary(parts: Sequence[Comparison]) -> Divergence:
         mean_kl_error=float(error),
         same_top_token=float(same.mean()),
     )
+
+
+def perplexity(checkpoint: Path, rows: Sequence[Row]) -> Divergence:
+    """Return the perplexity of a checkpoint as its distance from itself, by transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval().to(device)
+    parts = []
+    with torch.inference_mode():
+        for ids, start in rows:
+            logits = model(torch.tensor([ids], device=device)).logits[0]
+            scored = logits[start - 1 : -1].float().cpu().numpy()
+            parts.append(compare_logits(scored, scored, (ids, start)))
+    return summary(parts)

@@ -32,7 +32,7 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import Evidence, FileRef, Verdict, measure
 from tuneline.failures import ended_by_error
 from tuneline.run import Run
-from tuneline.serving.engines.adapter_limits import ranks_asked
+from tuneline.serving.engines.limits import ranks_asked
 from tuneline.step import execute, store_output
 from tuneline.step_context import StepContext
 from tuneline.store import NotThere, Store, open_store

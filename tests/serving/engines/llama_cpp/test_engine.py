@@ -6,7 +6,7 @@ import shutil
 from tests.lab.tiny_models import make_tokenizer
 
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import read_facts
+from tuneline.serving.engines.engine import read_facts
 
 ENGINE = get_engine("llama_cpp")
 

@@ -7,9 +7,8 @@ import pytest
 from tests.lab.tiny_models import make_model
 
 from tuneline.gguf.export import export_gguf
-from tuneline.serving.engines.llama_cpp import packing
-from tuneline.serving.engines.llama_cpp.packing import plan_batches
-from tuneline.serving.engines.llama_cpp.perplexity import sequence_losses
+from tuneline.serving.engines.llama_cpp import scoring as packing
+from tuneline.serving.engines.llama_cpp.scoring import plan_batches, sequence_losses
 
 SYSTEM = [400, 401, 402, 403]
 

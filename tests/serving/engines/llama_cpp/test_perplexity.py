@@ -7,22 +7,23 @@ from tests.lab.tiny_models import make_model
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.gguf.export import export_gguf
-from tuneline.serving.engines.divergence import compare_logits
+from tuneline.serving.engines.divergence import compare_logits, rows_of
 from tuneline.serving.engines.llama_cpp import lib as llama_cpp_lib
 from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
-from tuneline.serving.engines.llama_cpp.perplexity import (
+from tuneline.serving.engines.llama_cpp.scoring import (
     perplexity_and_kl,
     sequence_losses,
     tokenize_texts,
 )
 
 SEQUENCES = [[int(t) for t in np.random.default_rng(i).integers(3, 480, 40)] for i in range(5)]
+ROWS = [(ids, 1) for ids in SEQUENCES]
 
 
 def test_the_formula():
     reference = np.log(np.array([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]], np.float32))
     other = np.log(np.array([[0.25, 0.5, 0.25], [0.8, 0.1, 0.1]], np.float32)) + 3
-    before, after, kl, same = compare_logits(reference, other, np.array([0, 2]))
+    before, after, kl, same = compare_logits(reference, other, ([9, 0, 2], 1))
     assert before == pytest.approx([np.log(2), np.log(10)])
     assert after == pytest.approx([np.log(4), np.log(10)])
     assert kl == pytest.approx([0.25 * np.log(2), 0.0], abs=1e-6)
@@ -30,7 +31,7 @@ def test_the_formula():
 
 
 def test_a_file_against_itself(tiny_gguf):
-    found = perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES)
+    found = perplexity_and_kl(tiny_gguf, tiny_gguf, ROWS)
     assert found.tokens == 5 * 39
     assert found.mean_kl == 0
     assert found.same_top_token == 1
@@ -45,19 +46,19 @@ def test_perplexity_equals_transformers(tmp_path):
         for sequence in SEQUENCES:
             ids = torch.tensor([sequence])
             losses.append(float(model(ids, labels=ids).loss))
-    found = perplexity_and_kl(tmp_path / "m.gguf", tmp_path / "m.gguf", SEQUENCES)
+    found = perplexity_and_kl(tmp_path / "m.gguf", tmp_path / "m.gguf", ROWS)
     assert found.perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-3)
 
 
 def test_only_answers_are_scored(tiny_gguf):
-    found = perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES, score_from=[30] * 5)
+    found = perplexity_and_kl(tiny_gguf, tiny_gguf, rows_of(SEQUENCES, [30] * 5))
     assert found.tokens == 5 * 10
 
 
 def test_losses_of_marked_tokens(tiny_gguf):
     marked = [[False] * 10 + [True] * 30] * 5
     found = sequence_losses(tiny_gguf, SEQUENCES, marked)
-    same = perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES, score_from=[10] * 5)
+    same = perplexity_and_kl(tiny_gguf, tiny_gguf, rows_of(SEQUENCES, [10] * 5))
     assert np.exp(sum(found) / (5 * 30)) == pytest.approx(same.perplexity, rel=1e-6)
     # The first token is predicted by nothing.
     assert sequence_losses(tiny_gguf, SEQUENCES[:1], [[True] + [False] * 39]) == [0.0]
@@ -66,16 +67,14 @@ def test_losses_of_marked_tokens(tiny_gguf):
 def test_another_model_is_far_away(tiny_gguf, tmp_path):
     make_model(tmp_path / "hf", initializer_range=0.3)
     export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
-    found = perplexity_and_kl(tiny_gguf, tmp_path / "m.gguf", SEQUENCES)
+    found = perplexity_and_kl(tiny_gguf, tmp_path / "m.gguf", ROWS)
     assert found.mean_kl > 0.5
     assert found.same_top_token < 0.5
 
 
-def test_what_can_not_be_compared(tiny_gguf, tmp_path):
+def test_what_can_not_be_compared(tmp_path):
     with pytest.raises(UserError, match="no token to score"):
-        perplexity_and_kl(tiny_gguf, tiny_gguf, [[5]])
-    with pytest.raises(UserError, match="5 sequences but 2 places"):
-        perplexity_and_kl(tiny_gguf, tiny_gguf, SEQUENCES, score_from=[1, 2])
+        rows_of([[5]], [0])
     (tmp_path / "text.gguf").write_text("no model")
     with pytest.raises(UserError, match="can't load"):
         tokenize_texts(tmp_path / "text.gguf", ["a"])
@@ -84,7 +83,7 @@ def test_what_can_not_be_compared(tiny_gguf, tmp_path):
 def test_a_crash_in_the_engine_does_not_take_this_process(tiny_gguf):
     # A token id outside the vocabulary ends llama.cpp or makes it refuse; either is one sentence.
     with pytest.raises(TunelineError, match=r"llama\.cpp"):
-        perplexity_and_kl(tiny_gguf, tiny_gguf, [[5, 6, 10**6]])
+        perplexity_and_kl(tiny_gguf, tiny_gguf, [([5, 6, 10**6], 1)])
 
 
 def test_another_library_layout_is_refused(monkeypatch):

@@ -18,7 +18,7 @@ STORY = [{"role": "user", "content": "tell a story"}]
 
 def test_a_missing_file_is_the_users_error(tmp_path):
     missing = tmp_path / "none.gguf"
-    server = "tuneline.serving.engines.llama_cpp.server"
+    server = "tuneline.serving.engines.llama_cpp.launch"
     answer = call(sys.executable, "-m", server, "--model", missing, PYTHONPATH="include:.")
     assert answer.returncode == 2
     assert answer.stderr == f"error: {missing} does not exist\n"

@@ -4,7 +4,7 @@ import pytest
 from tests.lab.trtllm import TrtllmImage
 
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import BuildRequest
+from tuneline.serving.engines.engine import BuildRequest
 from tuneline.serving.engines.tensorrt_llm.identity import installed_versions
 
 

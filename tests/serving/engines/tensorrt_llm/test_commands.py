@@ -8,11 +8,10 @@ from tests.lab.trtllm.parser import FLAGS, Refused, parse
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import BuildRequest
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.tensorrt_llm.commands import QUANTISATIONS, build_commands
-from tuneline.serving.engines.tensorrt_llm.engine import VERSION
-from tuneline.serving.engines.tensorrt_llm.server import serve_arguments
+from tuneline.serving.engines.engine import BuildRequest
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm.build import QUANTISATIONS, build_commands
+from tuneline.serving.engines.tensorrt_llm.engine import VERSION, serve_arguments
 
 ENGINE = get_engine("tensorrt_llm")
 TEXTS = ("one row", "another row")

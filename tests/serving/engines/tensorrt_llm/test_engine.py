@@ -9,9 +9,9 @@ from tests.lab.trtllm import H100, L4
 from tuneline.errors import UserError
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import BuildRequest
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.tensorrt_llm.identity import IDENTITY_FILE, read_limits
+from tuneline.serving.engines.engine import BuildRequest
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm.identity import IDENTITY_FILE, read_sizes
 from tuneline.store import sha256_file
 
 ENGINE = get_engine("tensorrt_llm")
@@ -57,8 +57,8 @@ def test_the_limits_are_those_that_were_built_and_not_those_asked_for(built, cop
     config = json.loads(path.read_text())
     config["build_config"]["max_seq_len"] = 256
     path.write_text(json.dumps(config))
-    assert read_limits(copy).max_total_tokens == 256
-    assert read_limits(built).max_total_tokens == 512
+    assert read_sizes(copy).max_total_tokens == 256
+    assert read_sizes(built).max_total_tokens == 512
 
 
 def test_an_engine_of_this_pod_is_served(built):
@@ -145,7 +145,7 @@ def test_an_adapter_of_a_higher_rank_than_was_built_for(built, image, tiny_dir, 
 
 def test_a_base_is_built_once_for_a_gpu(image, tiny_dir, tmp_path, monkeypatch, other_gpu):
     from tuneline.models.base_model import describe
-    from tuneline.serving.engines.identity import hash_tree
+    from tuneline.serving.engines.engine import hash_tree
 
     monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
     base = describe(str(tiny_dir), tiny_dir, hash_tree(tiny_dir))
@@ -154,7 +154,7 @@ def test_a_base_is_built_once_for_a_gpu(image, tiny_dir, tmp_path, monkeypatch, 
     first, second = engine.untuned(base, lines.append), engine.untuned(base, lines.append)
     assert first == second
     assert lines == [f"building an engine of the base model {tiny_dir} (once)"]
-    assert read_limits(first.path).max_total_tokens == 256
+    assert read_sizes(first.path).max_total_tokens == 256
     assert engine.server(request_for(first.path, context=256))
     other_gpu(*H100)
     assert engine.untuned(base, lines.append).path != first.path

@@ -7,15 +7,15 @@ import pytest
 from tuneline.errors import UserError
 from tuneline.models.base_model import read_json
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.base import BuildRequest
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.tensorrt_llm import commands
-from tuneline.serving.engines.tensorrt_llm.portable import (
+from tuneline.serving.engines.engine import BuildRequest
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm import build as commands
+from tuneline.serving.engines.tensorrt_llm.build import (
     copy_portable,
     portable_config,
     portable_tokenizer_config,
 )
-from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer
+from tuneline.serving.engines.tensorrt_llm.engine import TrtllmServer
 
 
 def test_the_rotary_base_stands_where_transformers_4_looks(tiny_dir, tmp_path):

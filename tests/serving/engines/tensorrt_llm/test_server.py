@@ -15,13 +15,13 @@ from tests.lab.commands import call
 from tests.lab.trtllm import H100
 from tests.lab.waiting import wait_for
 
-from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.errors import RetryableError, UserError
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.client import ContextOverflow
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer, start_error
-from tuneline.serving.probes import engine_probe
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm.engine import TrtllmServer, start_error
 from tuneline.serving.processes import free_port
 
 STORY = [{"role": "user", "content": "tell a story"}]
@@ -182,12 +182,12 @@ def test_start_errors_name_the_cause(image, built, other_gpu, tmp_path):
 
 def test_errors_of_logs_that_only_a_gpu_can_give(tmp_path):
     memory = "[TRT-LLM] [E] torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"
-    error = start_error(tmp_path, 1, memory, "")
+    error = start_error(tmp_path, 1, memory)
     assert "CUDA out of memory" in str(error)
     assert "lower deployment.parallel" in str(error)
     raised = "Traceback\nmpi4py.MPI.Exception: bad rank\nRuntimeError: Executor worker died\n"
-    assert str(start_error(tmp_path, 1, raised, "")).endswith("Executor worker died (exit code 1)")
-    assert isinstance(start_error(tmp_path, 3, "nothing", "last line"), TunelineError)
+    assert str(start_error(tmp_path, 1, raised)).endswith("Executor worker died (exit code 1)")
+    assert str(start_error(tmp_path, 3, "nothing")).endswith("nothing (exit code 3)")
 
 
 def test_the_pytorch_backend_serves_the_checkpoint(image, tiny_dir):

@@ -3,7 +3,7 @@
 import pytest
 
 from tuneline.errors import RetryableError, TunelineError, UserError
-from tuneline.serving.engines.vllm.log import cause, start_error
+from tuneline.serving.engines.vllm.launch import cause, start_error
 
 WORKER = "(Worker pid=7) ERROR 11-26 07:45:01 [multiproc_executor.py:1063] "
 NOISE = """\
@@ -38,7 +38,7 @@ DIED = (
 
 
 def error_of(log):
-    return start_error("model", 1, log, "the last line")
+    return start_error("model", 1, log)
 
 
 @pytest.mark.parametrize(
@@ -86,5 +86,5 @@ def test_a_wrong_option_is_named():
 def test_a_log_without_an_error_gives_its_last_line():
     assert cause("INFO all is well\n") is None
     assert error_of("INFO all is well\n").args == (
-        "vLLM can't serve model (exit code 1): the last line",
+        "vLLM can't serve model (exit code 1): INFO all is well",
     )

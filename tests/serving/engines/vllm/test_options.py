@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.vllm import server as server_module
-from tuneline.serving.engines.vllm.server import kv_cache_bytes, lora_rank, serve_options
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.vllm import launch
+from tuneline.serving.engines.vllm.launch import kv_cache_bytes, lora_rank, serve_options
 
 
 @pytest.fixture
@@ -18,12 +18,12 @@ def asked(tiny_dir):
 
 @pytest.fixture
 def on_cpu(monkeypatch):
-    monkeypatch.setattr(server_module, "is_cpu_build", lambda: True)
+    monkeypatch.setattr(launch, "is_cpu_build", lambda: True)
 
 
 @pytest.fixture
 def on_gpu(monkeypatch):
-    monkeypatch.setattr(server_module, "is_cpu_build", lambda: False)
+    monkeypatch.setattr(launch, "is_cpu_build", lambda: False)
 
 
 def adapter(folder, **config):
@@ -41,10 +41,9 @@ def test_a_gpu_computes_in_the_type_of_the_checkpoint(asked, on_gpu):
 
 
 def test_a_cpu_computes_in_float32_with_a_bounded_cache(asked, on_cpu):
-    options = serve_options(asked, prefix_caching=False)
+    options = serve_options(asked)
     assert options["--dtype"] == "float32"
     assert "--enforce-eager" in options
-    assert "--no-enable-prefix-caching" in options
     assert options["--kv-cache-memory-bytes"] == kv_cache_bytes(asked, "float32")
 
 

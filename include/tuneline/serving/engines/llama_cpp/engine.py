@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -12,28 +12,28 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tuneline.artifacts.deployment import REFERENCE
-from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.errors import TunelineError, UserError
 from tuneline.gguf.architectures import read_settings
 from tuneline.gguf.export import export_gguf, quantize
 from tuneline.gguf.tokenizer import read_tokenizer
-from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.base import Compatibility, Engine, Form, ModelFacts, ServedModel
-from tuneline.serving.engines.divergence import Divergence
-from tuneline.serving.engines.engine_server import Counters, EngineServer, ServeRequest
-from tuneline.serving.engines.llama_cpp.perplexity import (
+from tuneline.serving.engines.divergence import Divergence, rows_of
+from tuneline.serving.engines.engine import Compatibility, Engine, Form, ModelFacts, ServedModel
+from tuneline.serving.engines.llama_cpp import launch
+from tuneline.serving.engines.llama_cpp.scoring import (
     perplexity_and_kl,
     sequence_losses,
     tokenize_texts,
 )
-from tuneline.serving.engines.llama_cpp.server import ERROR_PREFIX, READY_PREFIX, server_command
+from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest, arguments
+from tuneline.serving.processes import last_line
 
 # Our lines may follow half a line of the engine's: its log threads write to the same file.
-_READY = re.compile(re.escape(READY_PREFIX) + r"(http\S+)\n")
-_ERROR = re.compile(re.escape(ERROR_PREFIX) + r"(.+)")
+_READY = re.compile(re.escape(launch.READY_PREFIX) + r"(http\S+)\n")
+_ERROR = re.compile(re.escape(launch.ERROR_PREFIX) + r"(.+)")
 # llama.cpp's log: time, level E, function, message.
 _LOG_ERROR = re.compile(r"^[\d.]+ E (?:.*?: )?(.+)$", re.M)
 _PROMPT, _COMPLETION = "llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total"
@@ -99,14 +99,10 @@ class LlamaCpp(Engine):
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Compare logits over the whole vocabulary, in a child process for each variant."""
+        rows = rows_of(sequences, starts)
         return {
             name: perplexity_and_kl(
-                reference,
-                path,
-                sequences,
-                score_from=starts,
-                threads=request.threads,
-                adapter=request.answering_adapter,
+                reference, path, rows, threads=request.threads, adapter=request.answering_adapter
             )
             for name, path in others.items()
         }
@@ -119,9 +115,8 @@ class LlamaCpp(Engine):
         request: ServeRequest,
     ) -> list[float] | None:
         """Score the tokens of a GGUF file, in a child process."""
-        threads = request.threads or default_threads()
         adapter = request.answering_adapter
-        return sequence_losses(model, sequences, scored, threads=threads, adapter=adapter)
+        return sequence_losses(model, sequences, scored, threads=request.threads, adapter=adapter)
 
     def server(self, request: ServeRequest) -> LlamaServer:
         """Return a server of a GGUF file."""
@@ -129,7 +124,7 @@ class LlamaCpp(Engine):
 
     def command(self, request: ServeRequest) -> list[str]:
         """Return the command line of the server."""
-        return _command(request)
+        return server_command(request)
 
 
 class LlamaServer(EngineServer):
@@ -139,22 +134,16 @@ class LlamaServer(EngineServer):
         server.client().chat([…], max_tokens=32)
     """
 
+    title = "llama.cpp"
     # Longer than the server itself takes to drain.
     stop_seconds = 25.0
     poll_seconds = 0.02
 
     def __init__(self, request: ServeRequest) -> None:
         """Describe a server; `start` or a `with` block starts it."""
-        self.request = replace(request, threads=request.threads or default_threads())
-        super().__init__(
-            _command(self.request, "--stop-with-stdin"),
-            start_seconds=request.start_seconds,
-            environment=child_environment(
-                PYTHONUNBUFFERED="1", OMP_WAIT_POLICY="PASSIVE", GGML_NO_BACKTRACE="1"
-            ),
-            # The pipe ties its life to ours: it ends when the pipe closes, however we die.
-            stdin=subprocess.PIPE,
-        )
+        request = replace(request, threads=request.threads or default_threads())
+        command = server_command(request, "--stop-with-stdin")
+        super().__init__(request, command, OMP_WAIT_POLICY="PASSIVE", GGML_NO_BACKTRACE="1")
 
     def find_url(self) -> str | None:
         """Return the address that the server has printed."""
@@ -194,31 +183,27 @@ class LlamaServer(EngineServer):
         """Return the token ids of the file's own tokenizer."""
         return tokenize_texts(self.request.model, texts)
 
-    def start_error(self, code: int | None, lacking: str) -> TunelineError:
-        """Return the error that its log states, or a retryable one if its time ran out."""
+    def end_error(self, code: int, log: str) -> TunelineError:
+        """Return the error that its log states."""
         model = self.request.model
-        if code is None:
-            return RetryableError(
-                f"llama.cpp with {model} was not ready after {self.start_seconds:.0f} s: {lacking}"
-            )
-        log = self.read_log()
         stated = _ERROR.findall(log)
         if stated and code == UserError.exit_code:
             return UserError(stated[-1])
         # The first error line names the cause, those after it only that loading failed.
-        causes = _LOG_ERROR.findall(log) or stated or [self.last_words()]
+        causes = _LOG_ERROR.findall(log) or stated or [last_line(log)]
         return TunelineError(f"llama.cpp can't serve {model} (exit code {code}): {causes[0]}")
 
 
-def _command(request: ServeRequest, *switches: str) -> list[str]:
+def server_command(request: ServeRequest, *switches: str) -> list[str]:
+    """Return the command line that serves a GGUF file; `switches` are options without a value."""
     options: dict[str, object] = {
-        "alias": request.alias,
-        "host": request.host,
-        "port": request.port,
-        "parallel": request.parallel,
-        "ctx": request.context_tokens,
+        "--model": request.model,
+        "--alias": request.alias,
+        "--host": request.host,
+        "--port": request.port,
+        "--parallel": request.parallel,
+        "--ctx": request.context_tokens,
+        "--threads": request.threads,
     }
-    if request.threads is not None:
-        options["threads"] = request.threads
     loras = [part for path in request.adapters.values() for part in ("--lora", str(path))]
-    return server_command(request.model, *switches, *loras, **options)
+    return [sys.executable, "-m", launch.__name__, *arguments(options), *switches, *loras]

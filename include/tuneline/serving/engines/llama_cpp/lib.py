@@ -6,7 +6,7 @@ fields of one are set, after they were compared with their documented defaults, 
 another layout is refused instead of misread. Source: llama.cpp, include/llama.h.
 
 A failed assertion in C++ ends the process, so use this in a child process, as
-`tuneline.serving.engines.llama_cpp.perplexity` does.
+`tuneline.serving.engines.llama_cpp.scoring` does.
 """
 
 from __future__ import annotations

@@ -9,60 +9,138 @@ the engine's files, the tokenizer with its chat template, and `engine_identity.j
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import subprocess
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-import numpy as np
+import httpx
 
 from tuneline.artifacts.deployment import REFERENCE, BuildReport
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.models.base_model import BaseModel, read_json
 from tuneline.models.cache import Log, cache_root, cached_model
-from tuneline.serving.engines.base import (
+from tuneline.models.tokenizer import load_tokenizer
+from tuneline.serving.client import EngineUnavailable, Messages
+from tuneline.serving.engines.divergence import (
+    Divergence,
+    Row,
+    compare_folders,
+    perplexity,
+    rows_of,
+)
+from tuneline.serving.engines.engine import (
     BuildRequest,
     Compatibility,
+    Engine,
     Form,
     ModelFacts,
     ServedModel,
+    gpu_memory_used,
+    hash_files,
+    query_gpus,
 )
-from tuneline.serving.engines.divergence import Divergence, compare_logits, summary
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.identity import hash_files, query_gpus
-from tuneline.serving.engines.tensorrt_llm.commands import (
+from tuneline.serving.engines.server import (
+    Cause,
+    Counters,
+    EngineServer,
+    ServeRequest,
+    arguments,
+    known_cause,
+)
+from tuneline.serving.engines.tensorrt_llm.build import (
     CONVERTERS,
     ENGINE_FOLDER,
     PYTHON,
     TOKENIZER_FOLDER,
     Workplace,
     build_commands,
+    copy_portable,
     lacking,
     obstacle,
     run_command,
 )
 from tuneline.serving.engines.tensorrt_llm.identity import (
-    read_limits,
-    refuse_adapters,
-    refuse_foreign,
-    refuse_sizes,
+    installed_versions,
+    read_sizes,
+    refuse_unservable,
     write_identity,
 )
-from tuneline.serving.engines.tensorrt_llm.of_nvidias_image import OfNvidiasImage
-from tuneline.serving.engines.tensorrt_llm.portable import copy_portable
-from tuneline.serving.engines.tensorrt_llm.server import TrtllmServer, launch_command
+from tuneline.serving.processes import free_port, last_line, run_child
 
 VERSION = "1.2.1"
+Backend = Literal["tensorrt", "pytorch"]
 
-_LOGITS = "tuneline.serving.engines.tensorrt_llm.logits"
+# A reading of an idle engine's statistics waits two seconds for a step.
+METRICS_SECONDS = 30.0
+# The KV cache holds every slot's context, and as much again for prefixes that were answered before.
+_CACHE_FACTOR = 2
+_MODULE, _LOGITS = (
+    f"tuneline.serving.engines.tensorrt_llm.{name}" for name in ("launch", "logits")
+)
+# What the log says of a failed start, and what to do.
+_CAUSES: Sequence[Cause] = (
+    (
+        r"incompatible device, expecting compute.*",
+        UserError,
+        "build the engine again on this GPU",
+    ),
+    (r"version tag does not match.*", UserError, "build the engine again in this image"),
+    (
+        r"max_\w+ \[\d+\] is greater than build_config\.[^\[]*\[\d+\]",
+        UserError,
+        "build the engine for more",
+    ),
+    (r"No GPU devices found.*", UserError, "give the pod a GPU"),
+    (
+        r"(?i)Failed to bind socket[^\n]*|address already in use",
+        RetryableError,
+        "wait until the port is free",
+    ),
+    (
+        r"(?i)^.*out of memory.*",
+        TunelineError,
+        "lower deployment.parallel or context_tokens, or take a larger GPU",
+    ),
+)
+_RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", re.M)
 
 
-class TensorRtLlm(OfNvidiasImage):
+class _NvidiaImage(Engine):
+    """Both backends run in NVIDIA's image, on GPUs alone, and are given merged models alone."""
+
+    serves_adapters: ClassVar[bool] = False
+    backend: ClassVar[Backend]
+
+    def interpreter(self) -> str | None:
+        """Return NVIDIA's Python."""
+        return PYTHON
+
+    def version(self) -> str:
+        """Return the version of TensorRT-LLM in this image."""
+        return f"tensorrt_llm {installed_versions()['tensorrt_llm'] or 'not installed here'}"
+
+    def on_gpu(self) -> bool:
+        """Return True where it can be started: it runs on nothing else."""
+        return self.missing() is None
+
+    def server(self, request: ServeRequest) -> TrtllmServer:
+        """Return a server of a built engine or a checkpoint."""
+        return TrtllmServer(request, self.backend)
+
+    def command(self, request: ServeRequest) -> list[str]:
+        """Return the command line of the server."""
+        return launch_command(request, self.backend)
+
+
+class TensorRtLlm(_NvidiaImage):
     """TensorRT-LLM 1.2.1 with built engines.
 
     Attributes:
@@ -72,6 +150,7 @@ class TensorRtLlm(OfNvidiasImage):
 
     title: ClassVar[str] = "TensorRT-LLM"
     form: ClassVar[Form] = "engine"
+    backend = "tensorrt"
     parallel: int = BuildRequest.max_batch_size
     context_tokens: int = BuildRequest.max_total_tokens
 
@@ -189,21 +268,20 @@ class TensorRtLlm(OfNvidiasImage):
             UserError: if a row is longer than the engines' context.
             TunelineError: if an engine gives no logits.
         """
-        longest = max((len(ids) for ids in sequences), default=0)
-        limit = read_limits(reference).max_total_tokens
+        rows = rows_of(sequences, starts)
+        longest = max(len(ids) for ids, _ in rows)
+        limit = read_sizes(reference).max_total_tokens
         if longest >= limit:
             raise UserError(
                 f"a row has {longest} tokens, the engines were built for {limit} with at least one "
                 "of an answer; raise deployment.context_tokens"
             )
         with tempfile.TemporaryDirectory(prefix="tuneline-logits-") as scratch:
-            first = _logits(reference, sequences, starts, Path(scratch) / "reference")
+            first = _logits(reference, rows, Path(scratch) / "reference")
             found = {}
             for name, path in others.items():
-                second = first
-                if path != reference:
-                    second = _logits(path, sequences, starts, Path(scratch) / name)
-                found[name] = _compared(first, second, sequences, starts)
+                second = first if path == reference else _logits(path, rows, Path(scratch) / name)
+                found[name] = compare_folders(first, second, rows)
                 if second != first:
                     shutil.rmtree(second)
         return found
@@ -215,23 +293,16 @@ class TensorRtLlm(OfNvidiasImage):
             UserError: if it was built for another GPU or version or for less, or its bytes are
                 others.
         """
-        self._refuse(request)
-        return TrtllmServer(request, "tensorrt")
+        refuse_unservable(request)
+        return super().server(request)
 
     def command(self, request: ServeRequest) -> list[str]:
         """Return the command line of the server; see `server`."""
-        self._refuse(request)
-        return launch_command(request, "tensorrt")
-
-    def _refuse(self, request: ServeRequest) -> None:
-        refuse_foreign(request.model)
-        refuse_sizes(request.model, request.parallel, request.context_tokens)
-        refuse_adapters(request.model, request.adapters)
+        refuse_unservable(request)
+        return super().command(request)
 
 
-def _logits(
-    engine: Path, sequences: Sequence[Sequence[int]], starts: Sequence[int], out: Path
-) -> Path:
+def _logits(engine: Path, rows: Sequence[Row], out: Path) -> Path:
     """Have NVIDIA's Python write the logits of an engine; return their folder."""
     out.mkdir()
     tokenizer = engine / TOKENIZER_FOLDER
@@ -239,34 +310,235 @@ def _logits(
         "engine": str(engine / ENGINE_FOLDER),
         "tokenizer": str(tokenizer),
         "vocabulary": int(read_json(tokenizer / "config.json")["vocab_size"]),
-        "sequences": [list(map(int, ids)) for ids in sequences],
-        "starts": [max(1, start) for start in starts],
+        "rows": rows,
         "out": str(out),
     }
-    answer = subprocess.run(
-        [PYTHON, "-m", _LOGITS],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=False,
-    )
-    if answer.returncode != 0:
-        lines = answer.stderr.strip().splitlines()
-        raise TunelineError(
-            f"TensorRT-LLM gives no logits (code {answer.returncode}): "
-            f"{lines[-1] if lines else 'no message'}"
-        )
+    asked = out.with_suffix(".json")
+    asked.write_text(json.dumps(request))
+    command = [PYTHON, "-m", _LOGITS, str(asked)]
+    run_child(command, "TensorRT-LLM gives no logits", child_environment())
     return out
 
 
-def _compared(
-    first: Path, second: Path, sequences: Sequence[Sequence[int]], starts: Sequence[int]
-) -> Divergence:
-    parts: list[Any] = []
-    for number, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
-        targets = np.asarray(ids[max(1, start) :])
-        if len(targets):
-            before, after = (np.load(folder / f"{number}.npy") for folder in (first, second))
-            parts.append(compare_logits(before, after, targets))
-    return summary(parts)
+class TensorRtLlmPytorch(_NvidiaImage):
+    """`trtllm-serve` on a Hugging Face directory."""
+
+    title: ClassVar[str] = "TensorRT-LLM (PyTorch backend)"
+    backend = "pytorch"
+
+    def missing(self) -> str | None:
+        """Return what keeps the engine from being started here, None if nothing does."""
+        return lacking("trtllm-serve")
+
+    def make_variant(
+        self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log
+    ) -> Path:
+        """Return the checkpoint itself: it ships as it was exported."""
+        if name != REFERENCE:
+            raise UserError(f"{self.name} has no variant {name}; use {REFERENCE}")
+        return source
+
+    def distances(
+        self,
+        reference: Path,
+        others: Mapping[str, Path],
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        request: ServeRequest,
+    ) -> dict[str, Divergence]:
+        """Return the perplexity of the one variant that there is.
+
+        transformers computes it in float32 of the same checkpoint: trtllm-serve gives no
+        probabilities of a prompt. There is no distance to measure.
+        """
+        foreign = [name for name, path in others.items() if path != reference]
+        if foreign:
+            raise UserError(f"{self.name} has no variant {', '.join(foreign)}; use {REFERENCE}")
+        return dict.fromkeys(others, perplexity(reference, rows_of(sequences, starts)))
+
+
+class TrtllmServer(EngineServer):
+    """A trtllm-serve process; ready once it has generated a token.
+
+    with TrtllmServer(ServeRequest(Path("built"), "model", 4, 1024), "tensorrt") as server:
+        server.client().chat([…], max_tokens=32)
+    """
+
+    title = "TensorRT-LLM"
+    # uvicorn finishes running answers after SIGTERM; then the engine frees the GPU.
+    stop_seconds = 40.0
+    poll_seconds = 0.2
+    # trtllm-serve starts the engine in further processes.
+    own_group = True
+
+    def __init__(self, request: ServeRequest, backend: Backend) -> None:
+        """Describe a server; `start` or a `with` block starts it.
+
+        Args:
+            request: the model and the sizes.
+            backend: `tensorrt` for a built engine, `pytorch` for a checkpoint.
+        """
+        # trtllm-serve refuses port 0.
+        request = replace(request, port=request.port or free_port())
+        self.backend = backend
+        self._totals = Counters(0, 0)
+        super().__init__(request, launch_command(request, backend, "--stop-with-stdin"))
+
+    def launch(self) -> None:
+        """Start the process without waiting; its totals start at zero."""
+        self._totals = Counters(0, 0)
+        super().launch()
+
+    def memory_bytes(self) -> int:
+        """Return the memory in use on the GPUs, in bytes.
+
+        The weights lie there and not in the memory of a process. It is all of the memory in use,
+        since a container sees other process ids than the driver; a step's pod has its GPUs to
+        itself.
+        """
+        return gpu_memory_used()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all of its processes; SIGTERM to the server alone, as in a pod."""
+        if number == signal.SIGTERM:
+            self._running().send_signal(number)
+        else:
+            super().signal(number)
+
+    def counters(self) -> Counters:
+        """Read the statistics since the last reading and add them to the totals.
+
+        A reading takes the entries away, and the engine keeps only the latest thousand or so.
+        Others who read `/metrics` take entries away from this; the probe does, before it finds
+        the engine ready.
+        """
+        url = f"{self.url}/metrics"
+        try:
+            answer = httpx.get(url, timeout=METRICS_SECONDS, trust_env=False)
+            answer.raise_for_status()
+            steps = answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineUnavailable(f"{url} gives no statistics: {error}") from error
+        self._totals = _add_up(self._totals, steps)
+        return self._totals
+
+    def with_adapter(self, name: str) -> dict[str, Any]:
+        """Refuse: the engine is compiled of the merged model.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"TensorRT-LLM can't answer with the adapter {name}: what it serves here is the merged "
+            "model"
+        )
+
+    def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
+        """Compare with the chat template that trtllm-serve was started with.
+
+        The server has no route that renders. So the template and the tokenizer of its folder give
+        the ids here, by the same library, and the server itself confirms their number: it counts
+        the tokens of the prompt that it rendered.
+        """
+        tokenizer = self._tokenizer()
+        rendered = tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+        )
+        if rendered != text or self.tokenize([text]) != [list(ids)]:
+            return False
+        with self.client() as client:
+            answer = client.chat(messages, max_tokens=1)
+        return answer.usage.prompt_tokens == len(ids)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of the tokenizer that trtllm-serve was started with.
+
+        The server has no route that tokenises; it loads the same files with the same library.
+        """
+        encoded = self._tokenizer()(list(texts), add_special_tokens=False)
+        return [[int(token) for token in ids] for ids in encoded["input_ids"]]
+
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(tokenizer_folder(self.request.model, self.backend))
+
+    def end_error(self, code: int, log: str) -> TunelineError:
+        """Return the error that its log states."""
+        return start_error(self.request.model, code, log)
+
+
+def _add_up(before: Counters, steps: Sequence[Mapping[str, Any]]) -> Counters:
+    """Return totals with more entries of `/metrics` added, one for each step of the engine.
+
+    A prompt is computed in one step, which also gives the first token of its answer; each later
+    step that a request is part of gives one token more. `numCtxTokens` leaves out what came from
+    the prefix cache.
+    """
+    batches = [step.get("inflightBatchingStats") or {} for step in steps]
+    names = ("numContextRequests", "numGenRequests")
+    requests = [sum(int(batch.get(name, 0)) for name in names) for batch in batches]
+    return Counters(
+        before.prompt_tokens + sum(int(batch.get("numCtxTokens", 0)) for batch in batches),
+        before.completion_tokens + sum(requests),
+        before.steps + sum(1 for count in requests if count),
+        before.step_requests + sum(requests),
+    )
+
+
+def start_error(model: Path, code: int, log: str) -> TunelineError:
+    """Return the error of a server that ended before it was ready, by its output."""
+    said = f"TensorRT-LLM can't serve {model}"
+    if known := known_cause(log, _CAUSES):
+        words, kind, remedy = known
+        return kind(f"{said}: {words}; {remedy}")
+    raised = _RAISED.findall(log)
+    return TunelineError(
+        f"{said}: {raised[-1][1] if raised else last_line(log)} (exit code {code})"
+    )
+
+
+def tokenizer_folder(model: Path, backend: Backend) -> Path:
+    """Return the folder of the tokenizer that a model is served with."""
+    return model / TOKENIZER_FOLDER if backend == "tensorrt" else model
+
+
+def launch_command(request: ServeRequest, backend: Backend, *switches: str) -> list[str]:
+    """Return the command line of the launcher; its own options come first.
+
+    Args:
+        request: the model and the sizes.
+        backend: `tensorrt` for a built engine, `pytorch` for a checkpoint.
+        switches: switches of the launcher.
+    """
+    command = [sys.executable, "-m", _MODULE, "--alias", request.alias, *switches]
+    if backend == "pytorch":
+        command.append("--checkpoint")
+    command += ["--cache-tokens", str(_CACHE_FACTOR * request.parallel * request.context_tokens)]
+    model, *options = serve_arguments(request, backend)
+    return [*command, model, *options]
+
+
+def serve_arguments(request: ServeRequest, backend: Backend) -> list[str]:
+    """Return the arguments of trtllm-serve; the first is the model.
+
+    An engine refuses a larger batch or more tokens than it was built for, and trtllm-serve asks
+    for 2048 requests and 8192 tokens unless it is told otherwise.
+    """
+    options: dict[str, Any] = {
+        "--backend": backend,
+        "--host": request.host,
+        "--port": request.port,
+        "--max_batch_size": request.parallel,
+    }
+    if backend == "pytorch":
+        return [
+            str(request.model),
+            *arguments({**options, "--max_seq_len": request.context_tokens}),
+        ]
+    sizes = read_sizes(request.model)
+    options |= {
+        "--tokenizer": tokenizer_folder(request.model, backend),
+        "--max_num_tokens": sizes.max_num_tokens,
+        "--max_seq_len": sizes.max_total_tokens,
+        "--tp_size": sizes.world_size,
+    }
+    return [str(request.model / ENGINE_FOLDER), *arguments(options)]

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.models.base_model import read_json
-from tuneline.serving.engines.identity import machine_identity, query_gpus
-from tuneline.serving.engines.tensorrt_llm.commands import ENGINE_FOLDER, PYTHON
+from tuneline.serving.engines.engine import machine_identity, query_gpus
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.tensorrt_llm.build import ENGINE_FOLDER, PYTHON
 from tuneline.store import sha256_file
 
 IDENTITY_FILE = "engine_identity.json"
@@ -40,7 +42,7 @@ print(json.dumps({"tensorrt_llm": version("tensorrt_llm"), "tensorrt": version("
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineSizes:
     """The sizes that an engine was built for, from its own config.json.
 
     Attributes:
@@ -60,8 +62,8 @@ class Limits:
     world_size: int
 
 
-def read_limits(folder: Path) -> Limits:
-    """Read the limits of the engine in a served folder.
+def read_sizes(folder: Path) -> EngineSizes:
+    """Read the sizes of the engine in a served folder.
 
     Raises:
         UserError: if its config.json is missing or is not that of an engine.
@@ -71,7 +73,7 @@ def read_limits(folder: Path) -> Limits:
     try:
         build, mapping = config["build_config"], config["pretrained_config"].get("mapping") or {}
         plugins, lora = build.get("plugin_config") or {}, build.get("lora_config") or {}
-        return Limits(
+        return EngineSizes(
             int(build["max_batch_size"]),
             int(build["max_input_len"]),
             int(build["max_seq_len"]),
@@ -107,7 +109,7 @@ def write_identity(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         The content, without the hashes of the files.
     """
     config = read_json(folder / ENGINE_FOLDER / "config.json")
-    pretrained, limits = config.get("pretrained_config") or {}, read_limits(folder)
+    pretrained = config.get("pretrained_config") or {}
     machine = machine_identity()
     installed = installed_versions()
     identity = {
@@ -118,7 +120,7 @@ def write_identity(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         "driver": machine["gpus"][0]["driver_version"] if machine["gpus"] else None,
         **machine,
         **{name: pretrained.get(name) for name in ("dtype", "quantization", "mapping")},
-        "limits": vars(limits),
+        "limits": vars(read_sizes(folder)),
         **facts,
     }
     files = {name: sha256_file(path) for name, path in _files(folder).items()}
@@ -143,110 +145,96 @@ def read_identity(folder: Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuse an engine that was built for another GPU or version, or whose bytes are others.
+def refuse_unservable(request: ServeRequest) -> None:
+    """Refuse to start an engine on another machine, or for more, than it was built for.
 
     Raises:
         UserError: with what it was built for, what this pod has, and what to do.
     """
-    identity = read_identity(folder)
-    _refuse_version(identity)
-    _refuse_gpu(identity, read_limits(folder).world_size)
-    _refuse_bytes(folder, identity.get("files") or {})
+    identity, sizes = read_identity(request.model), read_sizes(request.model)
+    reasons = chain(
+        _other_versions(identity),
+        _other_gpus(identity, sizes.world_size),
+        _other_bytes(request.model, identity.get("files") or {}),
+        _too_small(request, sizes),
+    )
+    for reason in reasons:
+        raise UserError(reason)
 
 
-def refuse_sizes(folder: Path, parallel: int, context_tokens: int) -> None:
-    """Refuse to start an engine for more than it was built for.
-
-    Args:
-        folder: the folder that is served.
-        parallel: requests served at once.
-        context_tokens: context of one request, in tokens.
-
-    Raises:
-        UserError: if the engine was built for less.
-    """
-    limits = read_limits(folder)
-    if context_tokens > limits.max_total_tokens:
-        raise UserError(
-            f"deployment.context_tokens is {context_tokens}, the engine was built for "
-            f"{limits.max_total_tokens} tokens (max_seq_len); lower it, or build the engine again"
-        )
-    if parallel > limits.max_batch_size:
-        raise UserError(
-            f"deployment.parallel is {parallel}, the engine was built for {limits.max_batch_size} "
-            "requests at once (max_batch_size); lower it, or build the engine again"
-        )
-
-
-def refuse_adapters(folder: Path, adapters: Mapping[str, Path]) -> None:
-    """Refuse adapters that the engine was not built for.
-
-    Raises:
-        UserError: if one has a higher rank than the engine, or the engine takes none.
-    """
-    limit = read_limits(folder).max_lora_rank
-    for name, path in adapters.items():
-        rank = int(read_json(path / "adapter_config.json")["r"])
-        if not limit:
-            raise UserError(
-                f"the engine was built without adapters, so it can't serve {name}; it is compiled "
-                "of the merged model"
-            )
-        if rank > limit:
-            raise UserError(
-                f"the adapter {name} has rank {rank}, the engine was built for {limit} "
-                "(max_lora_rank); build it with a higher one"
-            )
-
-
-def _refuse_version(identity: Mapping[str, Any]) -> None:
+def _other_versions(identity: Mapping[str, Any]) -> Iterator[str]:
     built = str(identity.get("version", "")).removeprefix("tensorrt_llm ")
     installed = installed_versions()
     have = installed["tensorrt_llm"]
     if built != have:
-        raise UserError(
+        yield (
             f"the engine was built by TensorRT-LLM {built}, this image has "
             f"{have or 'none'}: serve it in the image of {built}, or {_AGAIN}"
         )
     if identity.get("tensorrt") and identity["tensorrt"] != installed["tensorrt"]:
-        raise UserError(
+        yield (
             f"the engine was built by TensorRT {identity['tensorrt']}, this image has "
             f"{installed['tensorrt']}: serve it in the image that built it, or {_AGAIN}"
         )
 
 
-def _refuse_gpu(identity: Mapping[str, Any], needed: int) -> None:
+def _other_gpus(identity: Mapping[str, Any], needed: int) -> Iterator[str]:
     built, here = (identity.get("gpus") or [{}])[0], query_gpus()
     wanted = f"SM {built.get('compute_cap')} ({built.get('name')})"
     if not here:
-        raise UserError(f"the engine was built for {wanted}, this pod has no GPU: serve it on one")
+        yield f"the engine was built for {wanted}, this pod has no GPU: serve it on one"
     for gpu in here[:needed]:
         if gpu["compute_cap"] != built.get("compute_cap"):
-            raise UserError(
+            yield (
                 f"the engine was built for {wanted}, this pod has {gpu['compute_cap']} "
                 f"({gpu['name']}): serve it on the former, or {_AGAIN}"
             )
     if len(here) < needed:
-        raise UserError(
+        yield (
             f"the engine was built for {needed} GPUs, this pod has {len(here)}: give it more, or "
             f"{_AGAIN}"
         )
     if identity.get("arch") not in (None, platform.machine()):
-        raise UserError(
+        yield (
             f"the engine was built on {identity['arch']}, this pod is {platform.machine()}: "
             f"{_AGAIN}"
         )
 
 
-def _refuse_bytes(folder: Path, stated: Mapping[str, str]) -> None:
+def _other_bytes(folder: Path, stated: Mapping[str, str]) -> Iterator[str]:
     found = {name: _remembered_sha256(path) for name, path in _files(folder).items()}
     other = sorted(n for n in {*found, *stated} if found.get(n) != stated.get(n))
     if other:
-        raise UserError(
+        yield (
             f"the engine's files differ from {IDENTITY_FILE} in {', '.join(other)}; fetch the "
             "release again, or run build_engine again"
         )
+
+
+def _too_small(request: ServeRequest, sizes: EngineSizes) -> Iterator[str]:
+    if request.context_tokens > sizes.max_total_tokens:
+        yield (
+            f"deployment.context_tokens is {request.context_tokens}, the engine was built for "
+            f"{sizes.max_total_tokens} tokens (max_seq_len); lower it, or build the engine again"
+        )
+    if request.parallel > sizes.max_batch_size:
+        yield (
+            f"deployment.parallel is {request.parallel}, the engine was built for "
+            f"{sizes.max_batch_size} requests at once (max_batch_size); lower it, or build the "
+            "engine again"
+        )
+    for name, path in request.adapters.items():
+        rank = int(read_json(path / "adapter_config.json")["r"])
+        if not sizes.max_lora_rank:
+            yield (
+                f"the engine was built without adapters, so it can't serve {name}; it is compiled "
+                "of the merged model"
+            )
+        if rank > sizes.max_lora_rank:
+            yield (
+                f"the adapter {name} has rank {rank}, the engine was built for "
+                f"{sizes.max_lora_rank} (max_lora_rank); build it with a higher one"
+            )
 
 
 def _files(folder: Path) -> dict[str, Path]:

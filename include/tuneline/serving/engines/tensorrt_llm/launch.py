@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneline.serving.engines.tensorrt_llm.portable import copy_portable
+from tuneline.serving.engines.tensorrt_llm.build import copy_portable
 from tuneline.serving.processes import supervise
 
 # The PyTorch backend gives iteration statistics on request only, the TensorRT backend always.

@@ -1,6 +1,6 @@
 """The logits that a built engine gives at the answers of rows, in NVIDIA's own Python.
 
-    python -m tuneline.serving.engines.tensorrt_llm.logits < request.json
+    python -m tuneline.serving.engines.tensorrt_llm.logits request.json
 
 trtllm-serve gives no probabilities of a prompt, so the engine is loaded by the LLM API, as NVIDIA's
 own evaluation does it (examples/llm-eval in the TensorRT-LLM repository). The engine must have been
@@ -20,7 +20,7 @@ import numpy as np
 
 def main() -> int:
     """Write one array of shape (answer tokens, vocabulary), float32, for each sequence."""
-    request = json.load(sys.stdin)
+    request = json.loads(Path(sys.argv[1]).read_text())
     from tensorrt_llm._tensorrt_engine import LLM
     from tensorrt_llm.llmapi import KvCacheConfig, SamplingParams
 
@@ -28,9 +28,7 @@ def main() -> int:
     cache = KvCacheConfig(enable_block_reuse=False)
     model: Any = LLM(model=request["engine"], tokenizer=request["tokenizer"], kv_cache_config=cache)
     params = SamplingParams(max_tokens=1, return_context_logits=True)
-    for number, (ids, start) in enumerate(
-        zip(request["sequences"], request["starts"], strict=True)
-    ):
+    for number, (ids, start) in enumerate(request["rows"]):
         logits = model.generate(ids, params).context_logits
         if logits is None:
             raise SystemExit("the engine gives no context logits; build it for them")

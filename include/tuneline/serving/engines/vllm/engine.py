@@ -7,23 +7,31 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import httpx
 
 from tuneline.artifacts.deployment import REFERENCE
+from tuneline.errors import TunelineError
+from tuneline.machine.cores import default_threads
 from tuneline.models.cache import Log
-from tuneline.serving.engines.base import Compatibility, Engine, ModelFacts
-from tuneline.serving.engines.divergence import Divergence
-from tuneline.serving.engines.engine_server import ServeRequest
-from tuneline.serving.engines.identity import query_gpus
-from tuneline.serving.engines.vllm.distributions import distances, losses
-from tuneline.serving.engines.vllm.launch import NOT_INSTALLED
-from tuneline.serving.engines.vllm.quantize import quantise
-from tuneline.serving.engines.vllm.server import (
-    VllmServer,
+from tuneline.serving.client import Messages
+from tuneline.serving.engines.divergence import Divergence, rows_of
+from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
+from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
+from tuneline.serving.engines.vllm.launch import (
+    DRAIN_SECONDS,
+    NOT_INSTALLED,
     is_cpu_build,
     launch_command,
-    serve_options,
+    start_error,
 )
+from tuneline.serving.engines.vllm.quantize import quantise
+from tuneline.serving.engines.vllm.scoring import distances, losses
+from tuneline.serving.processes import free_port
+
+_PROMPT, _CACHED = "vllm:prompt_tokens_total", "vllm:prompt_tokens_cached_total"
+_COMPLETION, _STEPS = "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count"
 
 
 class Vllm(Engine):
@@ -76,7 +84,7 @@ class Vllm(Engine):
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Compare log-probabilities over the whole vocabulary, as vLLM serves each checkpoint."""
-        return distances(reference, others, sequences, starts, request)
+        return distances(reference, others, rows_of(sequences, starts), request)
 
     def losses(
         self,
@@ -94,4 +102,60 @@ class Vllm(Engine):
 
     def command(self, request: ServeRequest) -> list[str]:
         """Return the command line of the server."""
-        return launch_command(request, serve_options(request))
+        return launch_command(request)
+
+
+class VllmServer(EngineServer):
+    """A vLLM server as a child process; ready once it has generated a token.
+
+    with VllmServer(ServeRequest(Path("checkpoint"), "model", 4, 1024)) as server:
+        server.client().chat([…], max_tokens=32)
+    """
+
+    title = "vLLM"
+    # Longer than vLLM itself takes to drain and to end its processes.
+    stop_seconds = DRAIN_SECONDS + 10.0
+    poll_seconds = 0.2
+    # vLLM's engine and its workers are processes of their own.
+    own_group = True
+
+    def __init__(self, request: ServeRequest) -> None:
+        """Describe a server; the adapters of the request are PEFT folders."""
+        # vLLM does not print the port that it would choose.
+        threads, port = request.threads or default_threads(), request.port or free_port()
+        request = replace(request, threads=threads, port=port)
+        super().__init__(request, launch_command(request, "--stop-with-stdin"))
+
+    def counters(self) -> Counters:
+        """Read the counters; a request generates one token in each step that it is part of."""
+        metrics = self.metrics()
+        generated = metrics[_COMPLETION]
+        return Counters(
+            int(metrics[_PROMPT] - metrics.get(_CACHED, 0.0)),
+            int(generated),
+            metrics[_STEPS],
+            generated,
+        )
+
+    def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
+        """Compare the token ids that the checkpoint's chat template gives."""
+        body = {"messages": list(messages), "add_generation_prompt": True}
+        return self._tokens(body) == list(ids)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of the checkpoint's tokenizer."""
+        return [self._tokens({"prompt": text, "add_special_tokens": False}) for text in texts]
+
+    def _tokens(self, body: Mapping[str, Any]) -> list[int]:
+        answer = httpx.post(
+            f"{self.base_url}/tokenize",
+            json={"model": self.alias, **body},
+            timeout=60.0,
+            trust_env=False,
+        )
+        answer.raise_for_status()
+        return [int(token) for token in answer.json()["tokens"]]
+
+    def end_error(self, code: int, log: str) -> TunelineError:
+        """Return the error that its log states."""
+        return start_error(self.request.model, code, log)

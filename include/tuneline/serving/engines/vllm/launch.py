@@ -12,17 +12,232 @@ The caller makes it the leader of a process group.
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import re
+import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from tuneline.errors import EXIT_USER
+from tuneline.errors import EXIT_USER, RetryableError, TunelineError, UserError
 from tuneline.machine.cores import default_threads
-from tuneline.serving.processes import supervise
+from tuneline.models.base_model import read_json
+from tuneline.serving.engines.server import Cause, ServeRequest, arguments, known_cause
+from tuneline.serving.processes import last_line, supervise
 
 ERROR_PREFIX = "error: "
 NOT_INSTALLED = "vllm is not installed in this image"
+
+# `MaxLoRARanks` in vllm/config/lora.py: `--max-lora-rank` takes no other value.
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Running requests may take this long to finish after SIGTERM, in seconds.
+DRAIN_SECONDS = 20
+# Tokens of a block of the KV cache on a CPU (`check_and_update_config` in vllm/platforms/cpu.py).
+_BLOCK = 128
+# The cache holds every slot's context, and as much again for prefixes that were answered before.
+_CACHE_FACTOR = 2
+_BYTES = {"float32": 4, "bfloat16": 2}
+# The last line of a traceback, behind the prefix of vLLM's own log lines if it has one.
+_RAISED = re.compile(
+    r"^(?:\([^)]*pid=\d+\) )?(?:ERROR [\d-]+ [\d:]+ \[[^\]]+\] )?"
+    r"(?P<kind>[A-Za-z_][\w.]*(?:Error|Exception)): (?P<message>.+)$",
+    re.M,
+)
+# pydantic names the field first, and the cause on the next line.
+_INVALID = re.compile(r"^[^\S\n]+(?:Value error, |Assertion failed, )(?P<message>.+)$", re.M)
+_USAGE = re.compile(r"^.*\bvllm[^:\n]{0,80}: error: (?P<message>.+)$", re.M)
+_OURS = re.compile(rf"^{re.escape(ERROR_PREFIX)}(?P<message>.+)$", re.M)
+# A worker that a signal ended says nothing itself; the exceptions are those of its readers.
+_KILLED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -(?P<signal>\d+)\)")
+# What its readers raise; the engine may end before it can write the line above.
+_NO_WRITER = "cancelled"
+# What pydantic and vLLM append to a message for developers.
+_APPENDIX = re.compile(r" \[type=\w+, input_value=.*$|, please check the stack trace above.*$")
+
+_CAUSES: Sequence[Cause] = (
+    (
+        r"max_model_len .* is greater than the derived",
+        UserError,
+        "lower deployment.context_tokens to what the model was made for",
+    ),
+    (
+        r"does not recognize this architecture|are not supported for now",
+        UserError,
+        "choose another base model or engine",
+    ),
+    (
+        r"Unsupported CPU attention configuration|head size .* is not supported",
+        UserError,
+        "vLLM serves heads of this size on a GPU only; choose another base model or llama_cpp",
+    ),
+    (
+        r"LoRA rank .* is greater than|does not yet support DoRA|modules_to_save",
+        UserError,
+        "train an adapter that vLLM loads (docs/training.md), or ship the merged model",
+    ),
+    (
+        r"ended by SIGILL",
+        UserError,
+        "its kernels use instructions that this machine lacks (those for four-bit weights need AMX "
+        "where the CPU names it); set deployment.variants: [f16], or serve on another machine",
+    ),
+    (
+        r"'_OpNamespace' '\w+' object has no attribute",
+        UserError,
+        "this build of vLLM lacks that kernel for the CPU of this machine (those for four-bit "
+        "weights need AVX-512); set deployment.variants: [f16], or serve on another machine",
+    ),
+    (
+        r"is not installed in this image",
+        UserError,
+        "choose the image of vLLM (docker/vllm.Dockerfile), or run `make setup-vllm`",
+    ),
+    (
+        # Memory that may be free later: another process holds it now.
+        r"Available memory on node|Free memory on device|Address already in use",
+        RetryableError,
+        "free it or wait until it is free",
+    ),
+    (
+        r"(?i)ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory",
+        TunelineError,
+        "give the pod more memory, or lower deployment.parallel",
+    ),
+)
+
+
+def is_cpu_build() -> bool:
+    """Return True if the installed vLLM runs on the CPU; vLLM decides by its version as well."""
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:
+        return False
+
+
+def serve_options(request: ServeRequest) -> dict[str, Any]:
+    """Return the options of `vllm serve` that have a value, an empty one for a switch.
+
+    On a CPU weights and activations are float32, since an answer in 16 bits depends there on the
+    requests that are served at the same time; a quantised checkpoint is computed in bfloat16, since
+    its kernels know no float32. Nor is the model compiled there: the first start would take half a
+    minute longer, and answers are not faster.
+    """
+    on_cpu = is_cpu_build()
+    dtype = "auto"
+    if on_cpu:
+        quantised = "quantization_config" in read_json(request.model / "config.json")
+        dtype = "bfloat16" if quantised else "float32"
+    options: dict[str, Any] = {
+        "--host": request.host,
+        "--port": request.port,
+        "--served-model-name": request.alias,
+        "--max-model-len": request.context_tokens,
+        "--max-num-seqs": request.parallel,
+        "--dtype": dtype,
+        # Requests state how they sample; defaults of the checkpoint must not add to it.
+        "--generation-config": "vllm",
+        "--shutdown-timeout": DRAIN_SECONDS,
+        "--enable-prefix-caching": "",
+    }
+    if on_cpu:
+        options["--enforce-eager"] = ""
+        # Without it vLLM takes nine tenths of the machine's memory.
+        options["--kv-cache-memory-bytes"] = kv_cache_bytes(request, dtype)
+    if request.adapters:
+        needed = max(lora_rank(path) for path in request.adapters.values())
+        # One above all of them is left to vLLM, which names the ranks that it takes.
+        rank = next((allowed for allowed in LORA_RANKS if allowed >= needed), needed)
+        options |= {"--enable-lora": "", "--max-lora-rank": rank}
+        options["--max-loras"] = len(request.adapters)
+    return options
+
+
+def launch_command(request: ServeRequest, *switches: str) -> list[str]:
+    """Return the command line that serves a request.
+
+    Args:
+        request: the model and the sizes.
+        switches: switches of the launcher.
+    """
+    command = [sys.executable, "-m", "tuneline.serving.engines.vllm.launch", *switches]
+    if request.threads is not None:
+        command += ["--threads", str(request.threads)]
+    loras = [f"{name}={path}" for name, path in request.adapters.items()]
+    given = [part for part in arguments(serve_options(request)) if part]
+    return [*command, str(request.model), *given, *(["--lora-modules", *loras] if loras else [])]
+
+
+def kv_cache_bytes(request: ServeRequest, dtype: str) -> int:
+    """Return the size of the KV cache on a CPU, in bytes.
+
+    It holds keys and values of each layer for the context of every slot, in whole blocks.
+
+    Raises:
+        UserError: if the model's config.json is missing.
+    """
+    config = read_json(request.model / "config.json")
+    config = config.get("text_config") or config
+    heads = int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    width = int(config.get("head_dim") or config["hidden_size"] // heads)
+    size = _BYTES[dtype]
+    per_block = 2 * int(config["num_hidden_layers"]) * kv_heads * width * size * _BLOCK
+    # One block more: block 0 is a placeholder that holds nothing.
+    blocks = request.parallel * math.ceil(request.context_tokens / _BLOCK) * _CACHE_FACTOR + 1
+    return blocks * per_block
+
+
+def lora_rank(adapter: Path) -> int:
+    """Return the rank of an adapter, the largest if modules differ."""
+    config = read_json(adapter / "adapter_config.json")
+    return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 1)
+
+
+def cause(log: str) -> str | None:
+    """Return the message of the first exception in a log; None if there is none.
+
+    The first one names the cause; later ones say that a process ended because of it.
+    """
+    if stated := _OURS.search(log) or _USAGE.search(log):
+        return stated["message"].strip()
+    # Its readers may be quicker with their exceptions than the engine is with this line.
+    if killed := _KILLED.search(log):
+        return f"a worker was ended by {_signal_name(int(killed['signal']))}"
+    raised = _RAISED.search(log)
+    if raised is None:
+        return None
+    message = raised["message"]
+    if message == _NO_WRITER:
+        return "a worker ended without a word, as one does that a signal ended"
+    if raised["kind"].endswith("ValidationError") and (
+        invalid := _INVALID.search(log, raised.end())
+    ):
+        message = invalid["message"]
+    # The first sentence says it; what follows is advice on flags that this project sets.
+    sentence = re.split(r"(?<=[a-z)])\. (?=[A-Z])", _APPENDIX.sub("", message))[0]
+    return sentence.strip().rstrip(".")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def start_error(model: Path, code: int, log: str) -> TunelineError:
+    """Return the error of a server that ended before it was ready, by its output."""
+    said, found = f"vLLM can't serve {model}", cause(log)
+    if found is None:
+        return TunelineError(f"{said} (exit code {code}): {last_line(log)}")
+    if known := known_cause(found, _CAUSES):
+        _, kind, remedy = known
+        return kind(f"{said}: {found}; {remedy}")
+    return TunelineError(f"{said}: {found} (exit code {code})")
 
 
 def serve_environment(threads: int) -> dict[str, str]:

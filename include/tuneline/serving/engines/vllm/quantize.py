@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.models.base_model import read_json
+from tuneline.serving.processes import run_child
 
 # Weights of a group share a scale; larger groups make smaller files.
 GROUPS = (128, 64, 32)
@@ -90,14 +90,7 @@ def quantise(source: Path, target: Path, texts: Sequence[str]) -> Path:
         environment = child_environment(
             packages(), HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE", TQDM_DISABLE="1"
         )
-        done = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
-    if done.returncode != 0:
-        words = done.stdout.decode(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise TunelineError(
-            f"llm-compressor failed on {source} (exit code {done.returncode}): {words[-1]}"
-        )
+        run_child(command, f"llm-compressor failed on {source}", environment)
     return target
 
 

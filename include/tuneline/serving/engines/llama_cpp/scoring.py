@@ -1,0 +1,324 @@
+"""Measure the distance of a quantised file from its reference by the engine's own logits.
+
+The measures are the perplexity of both files and the KL divergence from the reference to the
+quantised one, token by token over the whole vocabulary, as `llama-perplexity --kl-divergence`
+computes it (llama.cpp, tools/perplexity). A child process evaluates the bytes that ship. The
+losses of one file alone are for a comparison with another engine: whole answers to one question
+share its prompt, which is evaluated once, and several questions share a batch, since a batch of a
+few tokens takes nearly as long as one of many. A sequence that shares nothing is evaluated alone:
+in company it would be rounded otherwise, which a comparison with another engine would see.
+
+    python -m tuneline.serving.engines.llama_cpp.scoring < request.json > result.json
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tuneline.errors import TunelineError, UserError
+from tuneline.machine.child_environment import child_environment
+from tuneline.machine.cores import default_threads
+from tuneline.serving.engines.divergence import (
+    Divergence,
+    Row,
+    compare_logits,
+    log_softmax,
+    summary,
+)
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel, Token
+from tuneline.serving.processes import last_line
+
+# llama.cpp computes at most 512 tokens at once; more sequences than this make the mask costly.
+BATCH_TOKENS, BATCH_SEQUENCES = 512, 32
+
+
+@dataclass
+class Batch:
+    """Tokens to evaluate, and what is read from the logits.
+
+    Attributes:
+        tokens: the tokens.
+        targets: for each sequence, by its number, the row of logits and the token id that
+            is looked up in it.
+    """
+
+    tokens: list[Token] = field(default_factory=list)
+    targets: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    number: int
+    ids: list[int]
+    places: list[int]
+
+    @property
+    def prefix(self) -> list[int]:
+        """The tokens before the first one that counts."""
+        return self.ids[: self.places[0]]
+
+    @property
+    def rest(self) -> list[int]:
+        """The other tokens that something is predicted from."""
+        return self.ids[self.places[0] : self.places[-1]]
+
+
+# Neighbours with the same prefix.
+_Group = list[_Scored]
+
+
+def plan_batches(
+    sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]]
+) -> list[Batch]:
+    """Return batches that give the logits before each scored token.
+
+    A batch is larger than `BATCH_TOKENS` only where it holds one sequence.
+
+    Args:
+        sequences: token ids.
+        scored: for each token of each sequence, whether it counts; a first one never does.
+    """
+    alone: list[list[_Group]] = []
+    shared: list[list[_Group]] = [[]]
+    for group in _groups(sequences, scored):
+        if len(group) == 1:
+            alone.append([group])
+        elif _fits([*shared[-1], group]):
+            shared[-1].append(group)
+        else:
+            shared.append([group])
+    return [_batch(groups) for groups in (*alone, *shared) if groups]
+
+
+def _fits(groups: Sequence[_Group]) -> bool:
+    """Return True if groups fit one batch, what all their prompts begin with counted once."""
+    common = _common(groups)
+    tokens = common + sum(
+        len(group[0].prefix) - common + sum(len(one.rest) for one in group) for group in groups
+    )
+    return tokens <= BATCH_TOKENS and sum(map(len, groups)) <= BATCH_SEQUENCES
+
+
+def _common(groups: Sequence[_Group]) -> int:
+    """Return the number of tokens that all prompts begin with, such as a system turn.
+
+    The last token of a prompt is never among them, so that each has logits of its own.
+    """
+    first, *others = (group[0].prefix for group in groups)
+    count = len(first) - 1
+    for prefix in others:
+        count = min(count, len(prefix) - 1)
+        count = next((at for at in range(count) if prefix[at] != first[at]), count)
+    return count
+
+
+def _groups(
+    sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]]
+) -> Iterator[_Group]:
+    """Yield neighbours with the same prefix, as many as fit a batch."""
+    known = (
+        _Scored(number, list(ids), [at for at, flag in enumerate(flags) if flag and at > 0])
+        for number, (ids, flags) in enumerate(zip(sequences, scored, strict=True))
+    )
+    counted = (one for one in known if one.places)
+    for _, neighbours in groupby(counted, key=lambda one: one.prefix):
+        group: _Group = []
+        for one in neighbours:
+            if group and not _fits([[*group, one]]):
+                yield group
+                group = []
+            group.append(one)
+        yield group
+
+
+def _batch(groups: Sequence[_Group]) -> Batch:
+    """Lay out what all prompts begin with, then each prompt and what follows it."""
+    batch, common = Batch(), _common(groups)
+    everything = tuple(range(sum(map(len, groups))))
+    start = groups[0][0].prefix[:common]
+    batch.tokens += [Token(token, at, everything, wanted=False) for at, token in enumerate(start)]
+    for group in groups:
+        _add(batch, group, common)
+    return batch
+
+
+def _add(batch: Batch, group: _Group, common: int) -> None:
+    """Add the own part of a prompt, and what follows it in each sequence of a group."""
+    rows = sum(token.wanted for token in batch.tokens)
+    places = tuple(range(len(batch.targets), len(batch.targets) + len(group)))
+    prefix = group[0].prefix
+    batch.tokens += [
+        Token(prefix[at], at, places, wanted=at == len(prefix) - 1)
+        for at in range(common, len(prefix))
+    ]
+    after_prompt, rows = rows, rows + 1
+    for place, one in zip(places, group, strict=True):
+        first, *others = one.places
+        targets = [(after_prompt, one.ids[first])]
+        wanted = {at - 1 for at in others}
+        for at, token in enumerate(one.rest, first):
+            batch.tokens.append(Token(token, at, (place,), wanted=at in wanted))
+            if at in wanted:
+                targets.append((rows, one.ids[at + 1]))
+                rows += 1
+        batch.targets[one.number] = targets
+
+
+def perplexity_and_kl(
+    reference: Path,
+    other: Path,
+    rows: Sequence[Row],
+    *,
+    threads: int | None = None,
+    adapter: Path | None = None,
+) -> Divergence:
+    """Compare two GGUF files of one model, or one with itself, in a child process.
+
+    Args:
+        reference: the reference, usually f16.
+        other: the quantised file, with the same vocabulary.
+        rows: the rows.
+        threads: number of threads; None takes `default_threads()`.
+        adapter: GGUF adapter of both files; None without one.
+
+    Raises:
+        UserError: if a file can't be loaded.
+        TunelineError: if the engine failed.
+    """
+    request = {"other": str(other), "rows": rows}
+    return Divergence(**_in_child("compare", reference, request, threads, adapter))
+
+
+def sequence_losses(
+    model: Path,
+    sequences: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
+    *,
+    threads: int | None = None,
+    adapter: Path | None = None,
+) -> list[float]:
+    """Return the loss of a GGUF file on tokens of each sequence, in nats, in a child process.
+
+    Neighbours that have all tokens before the scored ones in common are evaluated together, which
+    saves work. The options are those of `perplexity_and_kl`.
+
+    Args:
+        model: a model file.
+        sequences: token ids.
+        scored: for each token of each sequence, whether it counts; a first one never does.
+
+    Returns:
+        The negative log-likelihood of each sequence's scored tokens, summed; 0 without any.
+    """
+    request = {
+        "sequences": [[int(token) for token in sequence] for sequence in sequences],
+        "scored": [[bool(flag) for flag in flags] for flags in scored],
+    }
+    return list(_in_child("score", model, request, threads, adapter)["losses"])
+
+
+def tokenize_texts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
+    """Return llama.cpp's token ids of texts; special tokens are recognised.
+
+    Raises:
+        UserError: if the file can't be loaded.
+        TunelineError: if the engine failed.
+    """
+    return list(_in_child("tokenize", gguf, {"texts": list(texts)})["ids"])
+
+
+def _compare(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    rows = request["rows"]
+    library, options["context"] = LlamaLibrary(), max(len(ids) for ids, _ in rows)
+    with (
+        LlamaModel(library, Path(request["model"]), **options) as reference,
+        LlamaModel(library, Path(request["other"]), **options) as other,
+    ):
+        if reference.vocab_size != other.vocab_size:
+            raise UserError("the two files have different vocabularies; compare one model's files")
+        parts = []
+        for ids, first in rows:
+            # The logits after token i predict token i + 1.
+            before, after = (model.logits(ids)[first - 1 : -1] for model in (reference, other))
+            parts.append(compare_logits(before, after, (ids, first)))
+    return asdict(summary(parts))
+
+
+def _score(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    sequences = request["sequences"]
+    batches = plan_batches(sequences, request["scored"])
+    if batches:
+        options["context"] = max(len(batch.tokens) for batch in batches)
+        options["sequences"] = max(len(batch.targets) for batch in batches)
+    losses = [0.0] * len(sequences)
+    with LlamaModel(LlamaLibrary(), Path(request["model"]), **options) as model:
+        for batch in batches:
+            known = log_softmax(model.evaluate(batch.tokens))
+            for number, targets in batch.targets.items():
+                rows, ids = map(list, zip(*targets, strict=True))
+                losses[number] = -float(known[rows, ids].sum())
+    return {"losses": losses}
+
+
+def _tokenize(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    with LlamaModel(LlamaLibrary(), Path(request["model"]), context=64, **options) as model:
+        return {"ids": [model.tokenize(text) for text in request["texts"]]}
+
+
+def _in_child(
+    action: str,
+    model: Path,
+    request: Mapping[str, Any],
+    threads: int | None = None,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    asked = {
+        **request,
+        "model": str(model),
+        "threads": threads or default_threads(),
+        "adapter": adapter and str(adapter),
+    }
+    # A failed assertion in C++ must not start a debugger.
+    environment = child_environment(OMP_WAIT_POLICY="PASSIVE", GGML_NO_BACKTRACE="1")
+    answer = subprocess.run(
+        [sys.executable, "-m", __name__, action],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    try:
+        result: dict[str, Any] = json.loads(answer.stdout)
+    except ValueError:
+        reason = last_line(answer.stderr)
+        raise TunelineError(f"llama.cpp ended with code {answer.returncode}: {reason}") from None
+    if "error" in result:
+        kind = UserError if result["user_error"] else TunelineError
+        raise kind(result["error"])
+    return result
+
+
+def main() -> int:
+    """Run the child process: one request on standard input, one answer on standard output."""
+    request = json.load(sys.stdin)
+    adapter = request["adapter"]
+    options = {"threads": request["threads"], "adapter": adapter and Path(adapter)}
+    act = {"compare": _compare, "score": _score, "tokenize": _tokenize}[sys.argv[1]]
+    try:
+        answer = act(request, options)
+    except TunelineError as error:
+        answer = {"error": str(error), "user_error": isinstance(error, UserError)}
+    json.dump(answer, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""The distance between checkpoints, and a checkpoint's losses, by vLLM's own log-probabilities.
+
+A child process loads a checkpoint with the options that it is served with. For a distance it writes
+the log-probabilities of the whole vocabulary after each scored position, and the parent compares
+two checkpoints; for losses it writes those of the given tokens alone.
+
+    python -m tuneline.serving.engines.vllm.scoring < request.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.machine.child_environment import child_environment
+from tuneline.machine.cores import default_threads
+from tuneline.serving.engines.divergence import Divergence, Row, compare_folders
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.vllm.launch import serve_environment, serve_options, start_error
+
+
+def distances(
+    reference: Path, others: Mapping[str, Path], rows: Sequence[Row], request: ServeRequest
+) -> dict[str, Divergence]:
+    """Return the distance of each checkpoint from the reference.
+
+    Raises:
+        UserError: if a checkpoint can't be loaded.
+        TunelineError: if vLLM failed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        expected = Path(scratch) / "reference"
+        _evaluate(reference, rows, request, expected)
+        found = {}
+        for number, (name, model) in enumerate(others.items()):
+            answered = expected if model == reference else Path(scratch) / str(number)
+            if model != reference:
+                _evaluate(model, rows, request, answered)
+            found[name] = compare_folders(expected, answered, rows)
+    return found
+
+
+def losses(
+    model: Path,
+    sequences: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
+    request: ServeRequest,
+) -> list[float]:
+    """Return the loss of a checkpoint on tokens of each sequence; see `Engine.losses`.
+
+    Raises:
+        UserError: if the checkpoint can't be loaded.
+        TunelineError: if vLLM failed.
+    """
+    # Of one token alone nothing is predicted.
+    asked = {
+        number: ([int(token) for token in ids], 1)
+        for number, ids in enumerate(sequences)
+        if len(ids) > 1 and any(scored[number][1:])
+    }
+    sums = [0.0] * len(sequences)
+    if not asked:
+        return sums
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "losses"
+        _evaluate(model, list(asked.values()), request, folder, whole=False)
+        for place, number in enumerate(asked):
+            given = np.load(folder / f"{place}.npy").astype(np.float64)
+            sums[number] = -float(given[np.asarray(scored[number][1:], dtype=bool)].sum())
+    return sums
+
+
+def _evaluate(
+    model: Path,
+    rows: Sequence[Row],
+    request: ServeRequest,
+    folder: Path,
+    *,
+    whole: bool = True,
+) -> None:
+    """Write the log-probabilities of a checkpoint, one array for each row.
+
+    Args:
+        model: the checkpoint.
+        rows: the rows.
+        request: the sizes that it is served with.
+        folder: where the arrays are written.
+        whole: True for arrays (tokens, vocabulary); False for the given tokens' own, (tokens,).
+    """
+    folder.mkdir()
+    # One token is generated after each row, since vLLM does not evaluate a prompt alone.
+    context = max(len(ids) for ids, _ in rows) + 1
+    sizes = replace(request, model=model, parallel=1, context_tokens=context)
+    options = serve_options(sizes)
+    adapter = request.answering_adapter
+    asked = {
+        "model": str(model),
+        "folder": str(folder),
+        "dtype": options["--dtype"],
+        "context": context,
+        "eager": "--enforce-eager" in options,
+        "cache_bytes": options.get("--kv-cache-memory-bytes"),
+        "adapter": adapter and str(adapter),
+        "rank": options.get("--max-lora-rank"),
+        "whole": whole,
+        "rows": rows,
+    }
+    environment = child_environment(**serve_environment(request.threads or default_threads()))
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        try:
+            child.communicate(json.dumps(asked).encode())
+        finally:
+            # The engine is a process of its own, which goes on if the child was killed.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        if child.returncode != 0:
+            log.seek(0)
+            raise start_error(model, child.returncode, log.read().decode(errors="replace"))
+
+
+def _write(asked: Mapping[str, Any]) -> None:
+    from vllm.lora.request import LoRARequest
+
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        asked["model"],
+        dtype=asked["dtype"],
+        max_model_len=asked["context"],
+        max_num_seqs=1,
+        # A row is evaluated in one piece.
+        max_num_batched_tokens=max(asked["context"], 2048),
+        enforce_eager=asked["eager"],
+        kv_cache_memory_bytes=asked["cache_bytes"],
+        enable_prefix_caching=False,
+        generation_config="vllm",
+        max_logprobs=-1,
+        logprobs_mode="raw_logprobs",
+        disable_log_stats=True,
+        **({"enable_lora": True, "max_lora_rank": asked["rank"]} if asked["adapter"] else {}),
+    )
+    adapter = LoRARequest("adapter", 1, asked["adapter"]) if asked["adapter"] else None
+    # Tokens stay ids: to spell out the whole vocabulary at each position would take minutes.
+    options = SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        # All of the vocabulary, or none but the token of the prompt.
+        prompt_logprobs=-1 if asked["whole"] else 0,
+        flat_logprobs=True,
+        detokenize=False,
+    )
+    read = _dense if asked["whole"] else _given
+    for number, (ids, first) in enumerate(asked["rows"]):
+        prompt = {"prompt_token_ids": ids}
+        answer = llm.generate(prompt, options, use_tqdm=False, lora_request=adapter)[0]
+        scores = [read(answer.prompt_logprobs, at) for at in range(first, len(ids))]
+        np.save(Path(asked["folder"]) / f"{number}.npy", np.stack(scores))
+
+
+def _dense(flat: Any, position: int) -> NDArray[np.float32]:
+    """Return the log-probabilities at a position of vLLM's flat lists, in the order of ids."""
+    part = slice(flat.start_indices[position], flat.end_indices[position])
+    ids = np.asarray(flat.token_ids[part])
+    values = np.full(int(ids.max()) + 1, -np.inf, dtype=np.float32)
+    values[ids] = flat.logprobs[part]
+    return values
+
+
+def _given(flat: Any, position: int) -> np.float32:
+    """Return the log-probability of the prompt's own token, which vLLM lists first."""
+    return np.float32(flat.logprobs[flat.start_indices[position]])
+
+
+def main() -> int:
+    """Run the child process: one request on standard input."""
+    _write(json.load(sys.stdin))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,610 @@
+"""Canaries: a new release answers a share of the keys until a rule decides.
+
+Four shares of the requests are compared: errors, answers of low confidence, answers by a fallback,
+and slow answers. With a probability of at most `false_withdrawal` a candidate that is worse in
+none of them is ever withdrawn, and with at most `false_promotion` one that is worse by its margin
+in any of them is ever promoted, however often is looked. Requests that come in bursts count for as
+much as they tell, which needs looks further apart than a burst is long.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import TypeAdapter, ValidationError
+
+from tuneline.config.release_canary import ReleaseCanaryConfig
+from tuneline.errors import TunelineError
+from tuneline.files import write_whole
+from tuneline.serving.following.e_values import (
+    NOTHING,
+    Block,
+    Dispersion,
+    NotWorse,
+    Progress,
+    Worse,
+)
+from tuneline.serving.following.engines import EngineProcess
+from tuneline.serving.following.gateway_file import Facts
+from tuneline.serving.following.targets import Unit, Units, Wanted
+from tuneline.serving.gateway.chain.canary import BOUNDS, ERRORS, FALLBACKS, LOW, ArmCounts
+
+Outcome = Literal["promote", "withdraw"]
+
+# An answer counts as slow if it takes longer than this share of the release's first answers.
+_FAST_SHARE = 0.75
+SLOW = "slow answers"
+# The differences that are not accepted, in shares of the requests.
+MARGINS = {ERRORS: 0.02, LOW: 0.05, FALLBACKS: 0.05, SLOW: 0.1}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a canary has come to.
+
+    Attributes:
+        outcome: None while neither is certain.
+        reason: why, one sentence.
+    """
+
+    outcome: Outcome | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """Evidence about one share of the requests.
+
+    Attributes:
+        worse: evidence that the candidate's share is larger.
+        not_worse: evidence that it is not larger by the margin.
+        dispersion: variance between the looks.
+    """
+
+    worse: Progress = NOTHING
+    not_worse: Progress = NOTHING
+    dispersion: Dispersion = field(default_factory=Dispersion)
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a judge has seen.
+
+    Attributes:
+        shares: the evidence about each share, by its name.
+        candidate: the candidate's counts at the last look.
+        released: those of the release.
+        bucket: the bucket of the latency up to which answers are not slow.
+    """
+
+    shares: dict[str, Share]
+    candidate: ArmCounts = field(default_factory=ArmCounts)
+    released: ArmCounts = field(default_factory=ArmCounts)
+    bucket: int | None = None
+
+    def fits(self) -> bool:
+        """Return False if its latencies were counted in other buckets."""
+        buckets = len(BOUNDS) + 1
+        return {len(c.seconds) for c in (self.candidate, self.released)} == {buckets}
+
+
+class _Comparison:
+    """One share of the requests, compared between the candidate and the release.
+
+    Args:
+        margin: the difference that is not accepted.
+        known: the evidence so far.
+    """
+
+    def __init__(self, margin: float, known: Share) -> None:
+        self.worse = Worse(known.worse)
+        self.not_worse = NotWorse(margin, known.not_worse)
+        self._dispersion = known.dispersion
+
+    @property
+    def known(self) -> Share:
+        """The evidence so far."""
+        return Share(self.worse.progress, self.not_worse.progress, self._dispersion)
+
+    def add(self, block: Block) -> None:
+        """Add a block, weighed by the dispersion of those before it."""
+        factor = self._dispersion.factor
+        self.worse.add(block, factor)
+        self.not_worse.add(block, factor)
+        self._dispersion = self._dispersion.with_block(block)
+
+
+class Judge:
+    """Decides on a canary from counts that only grow.
+
+    Args:
+        margins: the difference of each share that is not accepted.
+        false_withdrawal: probability of withdrawing a candidate that is worse in nothing.
+        false_promotion: probability of promoting one that is worse by a margin.
+        known: what an earlier judge of the same canary had seen.
+
+    Raises:
+        ValueError: if that one compared other shares.
+    """
+
+    def __init__(
+        self,
+        margins: Mapping[str, float] = MARGINS,
+        *,
+        false_withdrawal: float = 0.05,
+        false_promotion: float = 0.05,
+        known: Known | None = None,
+    ) -> None:
+        # Any of the shares may withdraw, so they divide the error among them; all of them have
+        # to speak for a promotion, so each has the whole.
+        self._withdraw_at = math.log(len(margins) / false_withdrawal)
+        self._promote_at = math.log(1 / false_promotion)
+        known = known or Known(dict.fromkeys(margins, Share()))
+        if known.shares.keys() != margins.keys() or not known.fits():
+            raise ValueError("it compared other shares")
+        self._shares = {n: _Comparison(m, known.shares[n]) for n, m in margins.items()}
+        self._seen = known.candidate, known.released
+        self._bucket = known.bucket
+
+    @property
+    def known(self) -> Known:
+        """All that it has seen, for another judge to go on with."""
+        shares = {name: share.known for name, share in self._shares.items()}
+        return Known(shares, *self._seen, self._bucket)
+
+    def begin_again(self) -> None:
+        """Expect counts from zero, as after a restart of the gateway; what was seen stays seen."""
+        self._seen = ArmCounts(), ArmCounts()
+
+    def look(self, candidate: ArmCounts, released: ArmCounts) -> Verdict:
+        """Take the counts of both arms so far, and return what they say."""
+        new = since(self._seen[0], candidate), since(self._seen[1], released)
+        self._seen = candidate, released
+        for name, share in self._shares.items():
+            block = self._block(name, *new)
+            if block is not None:
+                share.add(block)
+        if self._bucket is None and released.requests:
+            self._bucket = _bucket_of(released)
+        return self.verdict
+
+    def _block(self, name: str, candidate: ArmCounts, released: ArmCounts) -> Block | None:
+        if name != SLOW:
+            hits = candidate.hits.get(name, 0), released.hits.get(name, 0)
+        elif self._bucket is None:
+            # The first answers only say what is slow.
+            return None
+        else:
+            hits = _later(candidate, self._bucket), _later(released, self._bucket)
+        return Block(candidate.requests, hits[0], released.requests, hits[1])
+
+    @property
+    def verdict(self) -> Verdict:
+        """What all that it has seen says."""
+        requests = max(s.worse.progress.seen.candidate for s in self._shares.values())
+        for name, share in self._shares.items():
+            if share.worse.log_e >= self._withdraw_at:
+                return Verdict("withdraw", f"more {name} than the release after {requests} answers")
+        open_ = [n for n, s in self._shares.items() if s.not_worse.log_e < self._promote_at]
+        if not open_:
+            return Verdict("promote", f"as good as the release after {requests} answers")
+        return Verdict(None, f"{requests} answers do not decide about {', '.join(open_)}")
+
+
+def since(before: ArmCounts, now: ArmCounts) -> ArmCounts:
+    """Return what was added to counts; all of it if the counting has begun again."""
+    if now.requests < before.requests:
+        return now
+    return ArmCounts(
+        now.requests - before.requests,
+        {name: count - before.hits.get(name, 0) for name, count in now.hits.items()},
+        [new - old for new, old in zip(now.seconds, before.seconds, strict=True)],
+    )
+
+
+def _later(counts: ArmCounts, bucket: int) -> int:
+    return sum(counts.seconds[bucket + 1 :])
+
+
+def _bucket_of(released: ArmCounts) -> int:
+    """Return the bucket up to which answers are not slow."""
+    below = 0
+    for bucket, count in enumerate(released.seconds):
+        below += count
+        if below >= _FAST_SHARE * released.requests:
+            return bucket
+    return len(BOUNDS) - 1
+
+
+_FILE = "canaries.json"
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """A canary that is not decided.
+
+    Attributes:
+        version: the version that is tried.
+        began: Unix time of its begin.
+        counting: Unix time at which the gateway began its counts, None before the first of them.
+        known: what was seen of it.
+    """
+
+    version: str
+    began: float
+    counting: float | None
+    known: Known
+
+
+_STATES: TypeAdapter[dict[str, TrialState]] = TypeAdapter(dict[str, TrialState])
+
+
+def read_trials(folder: Path) -> dict[str, TrialState]:
+    """Return the canaries that an earlier follower of a folder left, by model.
+
+    Raises:
+        ValueError: if they can't be read.
+    """
+    try:
+        return _STATES.validate_json((folder / _FILE).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValidationError) as error:
+        raise ValueError(f"{folder / _FILE} can't be read ({type(error).__name__})") from None
+
+
+def write_trials(folder: Path, trials: Mapping[str, TrialState]) -> None:
+    """Replace them in one step.
+
+    Raises:
+        OSError: if they can't be written.
+    """
+    write_whole(folder / _FILE, _STATES.dump_json(dict(trials)))
+
+
+_HOUR_SECONDS = 3600.0
+
+
+class Records(Protocol):
+    """Where canaries are recorded; the release log is on a floor above this one."""
+
+    def due(self, name: str, version: str) -> bool:
+        """Return True if a released version has not come through a canary yet."""
+
+    def started(self, name: str, version: str, share: float) -> None:
+        """Record that a canary has begun."""
+
+    def promoted(self, name: str, version: str, share: float, reason: str) -> None:
+        """Record that a version has come through its canary."""
+
+    def withdrawn(self, name: str, version: str, share: float, reason: str) -> None:
+        """Withdraw a version, and release the one before it again."""
+
+    def go_back(self, name: str) -> None:
+        """Release the version before again, if a withdrawal of the released one broke off."""
+
+
+@dataclass(frozen=True)
+class CanaryOptions:
+    """How new releases are tried, where they do not say so themselves.
+
+    Attributes:
+        share: share of the keys that go to the new release, from 0 to 1; 0 tries only releases
+            that ask for it.
+        hours: a canary that is not decided by then is withdrawn.
+        records: where it is recorded.
+        look_seconds: least time between two looks at the counts, longer than the bursts of slow
+            answers or errors are.
+    """
+
+    share: float
+    hours: float
+    records: Records
+    look_seconds: float
+
+    def terms(self, asked: ReleaseCanaryConfig) -> tuple[float, float]:
+        """Return share and hours of a release: its own, if it asks for a canary."""
+        return (asked.share, asked.hours) if asked.share else (self.share, self.hours)
+
+
+@dataclass
+class _Trial:
+    version: str
+    share: float
+    hours: float
+    judge: Judge = field(default_factory=Judge)
+    began: float = field(default_factory=time.time)
+    counting: float | None = None
+    looked: float = -math.inf
+    verdict: Verdict = field(default_factory=lambda: Verdict(None, "no answers yet"))
+    is_under_way: bool = False
+    recorded: bool = False
+
+    @property
+    def state(self) -> TrialState:
+        """What the next follower needs."""
+        return TrialState(self.version, self.began, self.counting, self.judge.known)
+
+
+class Trials:
+    """The canaries of all models.
+
+    Args:
+        options: how new releases are tried.
+        folder: the follower's folder, where undecided ones are kept for the next follower.
+        say: takes one line for the log.
+    """
+
+    def __init__(self, options: CanaryOptions, folder: Path, say: Callable[[str], None]) -> None:
+        self._options = options
+        self._folder = folder
+        self._say = say
+        self._trials: dict[str, _Trial] = {}
+        self._passed: set[tuple[str, str]] = set()
+        # What an earlier follower left, and what was written last.
+        self._left: dict[str, TrialState] = {}
+        self._kept: dict[str, TrialState] | None = None
+        try:
+            self._left = read_trials(folder)
+        except ValueError as error:
+            say(f"canaries begin again: {error}")
+
+    def share(self, name: str) -> float:
+        """Return the share of the keys that go to a model's candidate."""
+        return self._trials[name].share
+
+    def wants(self, name: str, version: str, asked: ReleaseCanaryConfig) -> bool:
+        """Return True while a version is not to answer more than its share.
+
+        A withdrawn one stays at its share, which ends when the pointer has moved.
+
+        Args:
+            name: the model.
+            version: its released version.
+            asked: what the version asks for.
+
+        Raises:
+            TunelineError: if the release log can't be read now.
+        """
+        if (name, version) in self._passed:
+            return False
+        trial = self._trials.get(name)
+        if trial is None or trial.version != version:
+            share, hours = self._options.terms(asked)
+            if not share or not self._options.records.due(name, version):
+                self._left.pop(name, None)
+                self._passed.add((name, version))
+                return False
+            self._trials[name] = self._trial(name, _Trial(version, share, hours))
+        return True
+
+    def begin(self, name: str) -> None:
+        """Record that the canary of a model's release is under way, once.
+
+        Raises:
+            TunelineError: if it can't be recorded now.
+        """
+        trial = self._trials[name]
+        if not trial.is_under_way:
+            self._options.records.started(name, trial.version, trial.share)
+            trial.is_under_way = True
+            self._keep()
+            what = f"{name}@{trial.version} is tried on {trial.share:.0%} of the keys"
+            self._say(what if trial.counting is None else f"{what} again: {trial.verdict.reason}")
+
+    def reason(self, name: str, version: str) -> str | None:
+        """Return how the canary of a version stands, None if it has none."""
+        trial = self._trials.get(name)
+        if trial is None or trial.version != version or (name, version) in self._passed:
+            return None
+        if not trial.is_under_way:
+            return None
+        return f"it is tried on {trial.share:.0%} of the keys: {trial.verdict.reason}"
+
+    def look(self, name: str, counts: Mapping[str, Any] | None) -> None:
+        """Judge a canary by what its gateway has counted so far.
+
+        Args:
+            name: the model.
+            counts: counts of `candidate` and `released`, and when they `began`; None if the
+                gateway has none.
+
+        Raises:
+            TunelineError: if the outcome can't be recorded now; the next look tries again.
+        """
+        trial = self._trials[name]
+        is_time = time.monotonic() - trial.looked >= self._options.look_seconds
+        if trial.verdict.outcome is None and counts is not None and is_time:
+            trial.looked = time.monotonic()
+            if counts["began"] != trial.counting:
+                # Another gateway, or the same after a restart.
+                trial.judge.begin_again()
+                trial.counting = counts["began"]
+            arms = (ArmCounts(**counts[arm]) for arm in ("candidate", "released"))
+            trial.verdict = trial.judge.look(*arms)
+            self._keep()
+        late = time.time() - trial.began > trial.hours * _HOUR_SECONDS
+        if trial.verdict.outcome is None and late:
+            why = f"undecided after {trial.hours:g} hours: {trial.verdict.reason}"
+            trial.verdict = Verdict("withdraw", why)
+        if trial.verdict.outcome is not None and not trial.recorded:
+            self._record(name, trial)
+            trial.recorded = True
+            self._keep()
+
+    def _trial(self, name: str, new: _Trial) -> _Trial:
+        """Return the canary that an earlier follower left undecided, or a new one."""
+        left = self._left.pop(name, None)
+        if left is None or left.version != new.version:
+            return new
+        try:
+            judge = Judge(known=left.known)
+        except ValueError as error:
+            self._say(f"the canary of {name}@{new.version} begins again: {error}")
+            return new
+        return replace(
+            new, judge=judge, began=left.began, counting=left.counting, verdict=judge.verdict
+        )
+
+    def _keep(self) -> None:
+        """Write the undecided canaries for the next follower."""
+        states = {
+            name: trial.state
+            for name, trial in self._trials.items()
+            if (trial.is_under_way or trial.counting is not None) and not trial.recorded
+        }
+        # Those that are not looked at yet stay as they were left.
+        states = self._left | states
+        if states == self._kept:
+            return
+        try:
+            write_trials(self._folder, states)
+            self._kept = states
+        except OSError as error:
+            # A verdict is worth more than a restart that begins again.
+            self._say(f"the state of canaries can't be written: {error}")
+
+    def _record(self, name: str, trial: _Trial) -> None:
+        records, reason = self._options.records, trial.verdict.reason
+        if trial.verdict.outcome == "promote":
+            records.promoted(name, trial.version, trial.share, reason)
+            self._passed.add((name, trial.version))
+            self._say(f"{name}@{trial.version} is promoted: {reason}")
+            return
+        self._say(f"{name}@{trial.version} is withdrawn: {reason}")
+        try:
+            records.withdrawn(name, trial.version, trial.share, reason)
+        except TunelineError as error:
+            self._say(f"{name}@{trial.version} can't be withdrawn now: {error}")
+            raise
+
+
+Tell = Callable[[str, str], None]
+
+
+class Candidates:
+    """Which engines are candidates, what they are tried beside, and what has come of it.
+
+    Args:
+        trials: the canaries.
+        units: the units of releases.
+        facts: what releases state.
+        tell: says something about a subject, until it changes.
+    """
+
+    def __init__(self, trials: Trials, units: Units, facts: Facts, tell: Tell) -> None:
+        self._trials = trials
+        self._units = units
+        self._facts = facts
+        self._tell = tell
+        self._engines: dict[str, EngineProcess] = {}
+
+    def of(self, name: str) -> tuple[EngineProcess, float] | None:
+        """Return the candidate of a model and its share of the keys, None if it has none."""
+        engine = self._engines.get(name)
+        return (engine, self._trials.share(name)) if engine else None
+
+    def reason(self, name: str, version: str) -> str | None:
+        """Return how the canary of a version stands, None if it has none."""
+        return self._trials.reason(name, version)
+
+    def unit_beside(
+        self, wanted: Wanted, served: Sequence[EngineProcess], engines: Sequence[EngineProcess]
+    ) -> Unit | None:
+        """Return the unit of the version before where a canary needs it and nothing else serves.
+
+        Args:
+            wanted: a model's released version and the one before.
+            served: the engines of its chain.
+            engines: all engines.
+        """
+        if wanted.previous is None or _beside(wanted, served) or not self._wants(wanted):
+            return None
+        for engine in engines:
+            if engine.unit.serves(wanted.name, wanted.previous):
+                return engine.unit
+        try:
+            return self._units.of([(wanted.name, wanted.previous)])[0]
+        except TunelineError as error:
+            why = f"{wanted.name}@{wanted.version} has nothing to be compared with: {error}"
+            self._tell("canary", why)
+            return None
+
+    def standing(
+        self,
+        wanted: Wanted,
+        target: EngineProcess,
+        served: Sequence[EngineProcess],
+        engines: Sequence[EngineProcess],
+    ) -> list[EngineProcess] | None:
+        """Return the chain beside which a release is tried, None if it is to answer everybody.
+
+        Args:
+            wanted: a model's released version and the one before.
+            target: the engine of the released version, which is ready.
+            served: the engines of its chain until now.
+            engines: all engines.
+
+        Returns:
+            The chain; empty while nobody serves yet and the version before is on its way.
+        """
+        self._engines.pop(wanted.name, None)
+        wants = self._wants(wanted) if wanted.previous else False
+        if wants is False:
+            return None
+        before = [e for e in engines if _serves(e, wanted, str(wanted.previous))]
+        chain = _beside(wanted, served) or [e for e in before if e.state == "ready"]
+        if not chain:
+            # Requests go before the comparison: what can answer does, once anybody answered.
+            return [] if before and not served else None
+        if wants is None:
+            return chain
+        try:
+            self._trials.begin(wanted.name)
+        except TunelineError as error:
+            self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
+            return chain
+        self._engines[wanted.name] = target
+        return chain
+
+    def look(self, counts: Mapping[str, Any]) -> None:
+        """Judge the canaries that are under way.
+
+        Args:
+            counts: what the gateway has counted, by the candidate's upstream.
+        """
+        for name, engine in self._engines.items():
+            upstream = self._units.upstream(engine.unit, name, "")["name"]
+            try:
+                self._trials.look(name, counts.get(str(upstream)))
+                self._tell("canary", "")
+            except TunelineError as error:
+                self._tell("canary", f"a canary's outcome can't be recorded: {error}")
+
+    def keep(self, names: Sequence[str], ready: Sequence[EngineProcess]) -> None:
+        """Forget candidates of models that are gone, and engines that are not ready."""
+        self._engines = {n: e for n, e in self._engines.items() if n in names and e in ready}
+
+    def _wants(self, wanted: Wanted) -> bool | None:
+        """Return whether a release is to be tried, None if that can't be known now."""
+        try:
+            release = self._units.of([(wanted.name, wanted.version)])[0].releases[0]
+            asked = self._facts.settings(release).canary
+            return self._trials.wants(wanted.name, wanted.version, asked)
+        except TunelineError as error:
+            self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
+            return None
+
+
+def _serves(engine: EngineProcess, wanted: Wanted, version: str) -> bool:
+    return engine.unit.serves(wanted.name, version)
+
+
+def _beside(wanted: Wanted, served: Sequence[EngineProcess]) -> list[EngineProcess]:
+    """Return the engines of a chain that are ready and not of the released version."""
+    return [e for e in served if e.state == "ready" and not _serves(e, wanted, wanted.version)]

@@ -1,0 +1,267 @@
+"""The gateway's configuration, written from what is served, and what the gateway says of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tuneline.artifacts.releases import Release, readable
+from tuneline.config.addresses import host_of, is_loopback
+from tuneline.files import write_whole
+from tuneline.serving.following.chain import ChainSettings, served_chain, settings_of
+from tuneline.serving.following.release import (
+    fetch_tokenizer,
+    languages,
+    price,
+    upstream_of,
+    warm_up_system,
+)
+from tuneline.serving.gateway.config import GatewayConfig, fingerprint
+
+# Settings of a gateway that serves nothing.
+_NOTHING: dict[str, Any] = {
+    "keys_file": "keys.json",
+    "ledger": {"path": "usage.sqlite"},
+    "production_log": {"store": "file:///store", "spool": "spool"},
+}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A released version that is tried on a share of the keys.
+
+    Attributes:
+        entry: the gateway's entry of its engine.
+        share: the share.
+        limits: the limits of confidence of its answers; None takes those of the chain.
+    """
+
+    entry: Mapping[str, Any]
+    share: float
+    limits: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Served:
+    """What answers for one model.
+
+    Attributes:
+        name: the model, which is the id that clients ask for.
+        released: the released version, which need not be served yet.
+        chain: the gateway's entries of its engines, the primary first.
+        settings: what the primary's release is served with.
+        tried: a released version that is tried beside it.
+    """
+
+    name: str
+    released: str
+    chain: tuple[Mapping[str, Any], ...]
+    settings: ChainSettings = field(default_factory=ChainSettings)
+    tried: Tried | None = None
+
+
+def gateway_document(
+    settings: Mapping[str, Any],
+    models: Sequence[Served],
+    spoken: Sequence[str],
+    currencies: Sequence[str],
+) -> dict[str, Any]:
+    """Return the whole configuration of a gateway.
+
+    Upstreams and models of the settings stay as they are. A model of the settings that has the
+    name of a released one gives it its fields, which go before those of the release, and, after
+    the released versions, its chain, such as a larger model. A larger model that a release names
+    is left out unless the settings allow its host, and the key that it asks for.
+
+    Args:
+        settings: what the gateway's owner has set.
+        models: what is served.
+        spoken: languages of the data of the served releases.
+        currencies: currencies of their prices, the one to be used first.
+    """
+    own = {model["id"]: dict(model) for model in settings.get("models") or []}
+    upstreams = [dict(entry) for entry in settings.get("upstreams") or []]
+    known = {entry["name"] for entry in upstreams}
+    hosts, keys = allowed(settings)
+    for model in models:
+        fields = own.pop(model.name, {})
+        behind = [name for name in fields.get("chain", []) if name in known]
+        served = served_chain(
+            model.name,
+            model.chain,
+            model.settings.within(hosts, keys),
+            behind=behind,
+        )
+        upstreams += served.upstreams
+        chain = served.model["chain"]
+        if len(chain) == 1:
+            # Nobody to fall back to, so there is nothing to judge.
+            fields.pop("low_confidence", None)
+        entry: dict[str, Any] = {"chain": chain, "released": model.released}
+        if model.tried is not None:
+            upstreams.append(dict(model.tried.entry))
+            entry["canary"] = {"upstream": model.tried.entry["name"], "share": model.tried.share}
+            # Where the chain is not judged, or by limits of the owner, so is the candidate.
+            if model.tried.limits and "low_confidence" in served.model.keys() - fields.keys():
+                entry["canary"]["low_confidence"] = model.tried.limits
+        own[model.name] = served.model | fields | entry
+    unique = {entry["name"]: entry for entry in upstreams}
+    document = {**settings, "upstreams": list(unique.values()), "models": list(own.values())}
+    document.pop("upstream_keys", None)
+    named = [host_of(entry["base_url"]) for entry in settings.get("upstreams") or []]
+    document["allowed_hosts"] = list(hosts) if hosts else named
+    if currencies:
+        document.setdefault("currency", currencies[0])
+    if spoken and document.get("production_log"):
+        section = {"languages": list(spoken), **document["production_log"]}
+        document["production_log"] = section
+    return document
+
+
+def allowed(settings: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, str]]:
+    """Return the hosts that releases may name, and the variables that go to them as keys."""
+    return settings.get("allowed_hosts") or (), settings.get("upstream_keys") or {}
+
+
+class Facts:
+    """A reader of what releases state for the gateway; it reads each release once.
+
+    Args:
+        folder: folder of the tokenizers.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[tuple[str, str], tuple[dict[str, Any], list[str], str | None]] = {}
+        self._settings: dict[tuple[str, str], ChainSettings] = {}
+
+    def settings(self, release: Release) -> ChainSettings:
+        """Return what a release is served with."""
+        return self._settings[release.name, release.version]
+
+    def of(self, release: Release) -> tuple[dict[str, Any], list[str], str | None]:
+        """Return the fields of a release's upstream, its languages and its currency.
+
+        The tokenizer counts the tokens of answers that broke off, for which an engine states no
+        usage. The price applies where the release states one.
+        """
+        return self._known[release.name, release.version]
+
+    def read(self, release: Release) -> None:
+        """Read a release, before anything is served by it.
+
+        Raises:
+            UserError: if a file of it is missing.
+            CorruptObject: if a file has other bytes than it states, or a gateway would refuse what
+                it says: one release must not keep others from being served.
+        """
+        settings = settings_of(release)
+        fields: dict[str, Any] = {}
+        if tokenizer := fetch_tokenizer(release, self._folder):
+            fields["tokenizer"] = str(tokenizer)
+        if system := warm_up_system(release):
+            fields["warmup_system"] = system
+        cost = price(release)
+        if cost:
+            fields["price"] = {
+                "hourly_cost": cost.hourly_cost,
+                "completion_tokens_per_second": cost.tokens_per_second,
+            }
+        currencies, spoken = [cost.currency] if cost else [], languages(release) or []
+        entry = {**upstream_of(release, 0, "http://127.0.0.1/v1"), **fields}
+        # Two of them, since one alone is not judged.
+        chain = (entry, {**entry, "name": f"{entry['name']}-before"})
+        served = Served(release.name, release.version, chain, settings)
+        with readable(f"what {release.uri} states for the gateway"):
+            GatewayConfig.model_validate(gateway_document(_NOTHING, [served], spoken, currencies))
+        self._settings[release.name, release.version] = settings
+        currency = currencies[0] if currencies else None
+        self._known[release.name, release.version] = fields, spoken, currency
+
+
+_HEAD = "# Written by `tuneline follow`, which overwrites changes"
+_WITHIN_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class GatewayState:
+    """What a gateway says of its configuration.
+
+    Attributes:
+        taken: fingerprint of the file that it serves.
+        refused: fingerprint of a later file that it refused, None if it refused none.
+        retiring: older configurations that still have requests.
+        canary: counts of both arms of each canary, by the candidate's upstream.
+    """
+
+    taken: str
+    refused: str | None
+    retiring: int
+    canary: Mapping[str, Any]
+
+
+class GatewayFile:
+    """The file that a gateway watches.
+
+    Args:
+        path: the file.
+        url: address of the gateway, without `/v1`.
+    """
+
+    def __init__(self, path: Path, url: str) -> None:
+        self.path = path
+        self.url = url
+        self._document: Mapping[str, Any] | None = None
+        self._tries = 0
+        self.fingerprint = fingerprint(path)
+
+    def write(self, document: Mapping[str, Any]) -> bool:
+        """Replace the file in one step if its content differs; return True if it did."""
+        if document == self._document:
+            return False
+        self._document, self._tries = document, 0
+        self._replace()
+        return True
+
+    def offer_again(self) -> None:
+        """Have the gateway look once more at a file that it refused."""
+        self._tries += 1
+        self._replace()
+
+    def entries(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the engines of each released model in the file as it is; {} without a file."""
+        try:
+            document = json.loads(self.path.read_text().partition("\n")[2])
+            # What an earlier release has named elsewhere is not taken over.
+            known = {e["name"]: e for e in document["upstreams"] if is_loopback(e["base_url"])}
+            chains = {m["id"]: m["chain"] for m in document["models"] if "released" in m}
+            return {
+                name: engines
+                for name, chain in chains.items()
+                if (engines := [known[entry] for entry in chain if entry in known])
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def state(self) -> GatewayState | None:
+        """Ask the gateway; None if it does not answer."""
+        url = f"{self.url}/v1/health/ready"
+        try:
+            body = httpx.get(url, timeout=_WITHIN_SECONDS, trust_env=False).json()
+            found = body["reload"]
+            return GatewayState(found["taken"], found["refused"], found["retiring"], body["canary"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None
+
+    def _replace(self) -> None:
+        # JSON is YAML without quoting rules. The head makes another try another file.
+        again = f"; try {self._tries + 1}" if self._tries else ""
+        text = f"{_HEAD}{again}.\n{json.dumps(self._document, indent=1)}\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self.path, text.encode())
+        self.fingerprint = fingerprint(self.path)

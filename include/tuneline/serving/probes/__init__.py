@@ -1,1 +1,0 @@
-"""Health probes of engines: the command and a pod's probe block."""

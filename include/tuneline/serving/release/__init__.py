@@ -1,1 +1,0 @@
-"""Find the released model and serve it."""

@@ -1,1 +1,0 @@
-"""Compare a candidate with the release on live requests, and decide."""

@@ -1,0 +1,173 @@
+"""A new release on a share of the keys: promoted if it is as good, withdrawn if it is not."""
+
+import json
+import threading
+from contextlib import suppress
+
+import httpx
+import pytest
+from tests.lab import fake_engine
+from tests.lab.waiting import wait_for
+from tests.serving.following.test_follow import Site, ready_body
+
+from tuneline.artifacts.releases import read_release
+from tuneline.governance.release.verify import verify
+from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.chain.canary import is_drawn
+
+USERS, SHARE = 24, 0.4
+
+
+@pytest.fixture
+def site(tmp_path):
+    made = Site(tmp_path)
+    made.keys = {f"user-{n}": add_key(made.folder / "keys.json", f"user-{n}") for n in range(USERS)}
+    made.release("1")
+    made.serve()
+    made.follow("--canary", str(SHARE), "--canary-look", "1")
+    try:
+        made.wait_served("1")
+        yield made
+    finally:
+        for what in ("gateway", "follower"):
+            made.stop(what)
+
+
+def events(site, version):
+    raw = site.store.get_bytes(f"models/a/{version}/release.jsonl").decode()
+    return [json.loads(line) for line in raw.splitlines()]
+
+
+def wait_tried(site, version):
+    """Wait until the gateway listens and has the candidate."""
+
+    def tried():
+        with suppress(httpx.TransportError):
+            return f"a-{version}" in ready_body(site)["canary"]
+
+    wait_for(tried, 40, "the canary")
+
+
+class Users:
+    """All users ask at once, again and again; notes who answered whom."""
+
+    def __init__(self, site):
+        self.site, self.stop = site, threading.Event()
+        self.answers = {name: [] for name in site.keys}
+        self.threads = [threading.Thread(target=self.ask, args=item) for item in site.keys.items()]
+
+    def ask(self, name, key):
+        url = f"http://127.0.0.1:{self.site.port}/v1/chat/completions"
+        body = {"model": "a", "messages": [{"role": "user", "content": "hello"}]}
+        with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=30) as client:
+            while not self.stop.wait(0.02):
+                answer = client.post(url, json=body)
+                trail = answer.headers.get("x-tuneline-attempts")
+                self.answers[name].append((answer.status_code, trail))
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    @property
+    def statuses(self):
+        return {status for answers in self.answers.values() for status, _ in answers}
+
+
+def test_an_equal_release_is_promoted(site):
+    # Just above one of the bounds that seconds are counted by, and 0.17 s below the next: what else
+    # the machine does makes few answers slow.
+    fake_engine.behave(site.engines, **{"1": 0.7, "2": 0.7})
+    site.release("2")
+    wait_for(lambda: "a@2 is tried on 40% of the keys" in site.log(), 40)
+    wait_tried(site, "2")
+    with Users(site) as users:
+        wait_for(lambda: "a@2 is promoted" in site.log(), 120, "a promotion")
+    assert users.statuses == {200}
+    # A key is answered by one version as long as it is tried; the drawn ones by the new one.
+    for name, answers in users.answers.items():
+        first = next(trail for _, trail in answers)
+        assert first == ("a-2" if is_drawn("a-2", SHARE, name) else "a-1")
+    site.wait_served("2")
+    wait_for(lambda: site.status().complete)
+    assert read_release(site.store, "a").version == "2"
+    kinds = [(event["event"], event.get("outcome")) for event in events(site, "2")]
+    assert kinds == [("released", None), ("canary", "started"), ("canary", "promoted")]
+    assert verify(site.store.uri_of("models/a/2/manifest.json")) == []
+
+
+@pytest.mark.parametrize(("behaviour", "why"), [("error", "fallbacks"), (0.4, "slow answers")])
+def test_a_worse_release_is_withdrawn_and_nobody_gets_an_error(site, behaviour, why):
+    fake_engine.behave(site.engines, **{"1": 0.01, "2": 0.01})
+    site.release("2")
+    wait_tried(site, "2")
+    with Users(site) as users:
+        fake_engine.behave(site.engines, **{"1": 0.01, "2": behaviour})
+        wait_for(lambda: "a@2 is withdrawn" in site.log(), 120, "a withdrawal")
+        wait_for(lambda: read_release(site.store, "a").version == "1")
+        wait_for(lambda: site.status().complete, 30)
+    assert users.statuses == {200}
+    wait_for(lambda: events(site, "2")[-1]["event"] == "withdrawn")
+    last = events(site, "1")[-1]
+    assert (last["event"], last["by"]) == ("rolled_back", "canary")
+    assert f"more {why} than the release" in last["reason"]
+    assert events(site, "2")[-2]["outcome"] == "withdrawn"
+    for version in "12":
+        assert verify(site.store.uri_of(f"models/a/{version}/manifest.json")) == []
+    # The next release is tried again.
+    site.release("3")
+    wait_tried(site, "3")
+
+
+def state(site):
+    return json.loads((site.folder / "state" / "canaries.json").read_text())["a"]
+
+
+def test_a_new_follower_goes_on_where_the_one_before_was(site):
+    """Killed in the middle: the share of the keys stays, and so does all that was seen."""
+    # Slow, so that nothing is decided while the follower starts again.
+    fake_engine.behave(site.engines, **{"1": 1.0, "2": 1.0})
+    site.release("2")
+    wait_tried(site, "2")
+    with Users(site) as users:
+        wait_for(lambda: state(site)["known"]["candidate"]["requests"] > 20, 60)
+        follower = site.processes.pop("follower")
+        follower.kill()
+        follower.wait()
+        before = state(site)
+        site.follow("--canary", str(SHARE), "--canary-look", "1")
+        wait_for(lambda: "is tried on 40% of the keys again" in site.log(), 40)
+        wait_for(lambda: state(site)["known"]["candidate"]["requests"] > 40, 60)
+    after = state(site)
+    assert (after["began"], after["counting"]) == (before["began"], before["counting"])
+    assert users.statuses == {200}
+    for name, answers in users.answers.items():
+        drawn = "a-2" if is_drawn("a-2", SHARE, name) else "a-1"
+        assert {trail for _, trail in answers} == {drawn}
+    assert [e.get("outcome") for e in events(site, "2")] == [None, "started"]
+
+
+def test_a_release_that_names_its_share_is_tried_without_flags(tmp_path):
+    """Also if follower and engines start from nothing, with the version before to compare with."""
+    made = Site(tmp_path)
+    made.release("1")
+    made.release("2", settings={"governance": {"canary": {"share": 0.25, "hours": 2}}})
+    made.serve()
+    made.follow()
+    try:
+        wait_for(lambda: "a@2 is tried on 25% of the keys" in made.log(), 60)
+        wait_tried(made, "2")
+        wait_for(lambda: made.status().models[0].served == "1")
+        assert made.status().models[0].released == "2"
+        # One that names none is switched to at once.
+        made.release("3")
+        wait_for(lambda: made.status().models[0].served == "3", 40)
+    finally:
+        for what in ("gateway", "follower"):
+            made.stop(what)
