@@ -3,8 +3,7 @@
 On a CPU with SmolLM2-135M, both get the same model, rows, LoRA, effective batch and schedule. TRL
 first tries its settings; the fastest of them is measured. Tokens are those of the rows, without
 padding. Rows of one task mostly begin alike and our training computes a shared prefix once, so a
-second workload has the same rows without a shared prefix. Short rows are then trained packed and
-padded (`benchmarks/training/packing`). On a GPU see `benchmarks/training/gpu`.
+second workload has the same rows without a shared prefix. On a GPU see `benchmarks/training/gpu`.
 """
 
 from __future__ import annotations
@@ -14,13 +13,10 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.contest.contest import Contest, System, score_results
-from benchmarks.contest.machine import describe
-from benchmarks.contest.options import Options
-from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
+from benchmarks.contest.contest import Contest, Options, System, score_results
+from benchmarks.contest.report import NotMeasured, Report, Result, describe, ratio, summarise
 from benchmarks.contest.trial import Sample
 from benchmarks.training import gpu as train_gpu
-from benchmarks.training import packing
 from benchmarks.training.rows import (
     batches_of,
     computed_share,
@@ -103,12 +99,11 @@ def run(options: Options) -> Report:
         results += _results(samples, suffix)
         ratios |= _ratios(results, suffix)
     missing = [] if OWN_PREFIXES in workloads else [_no_second_workload()]
-    short = packing.measure(options, contest, job, packing.ON_CPU)
     on_gpu = train_gpu.measure(options, contest, describe(), base)
     return Report(
-        {**about, "seed": SEED, **short.workload, **on_gpu.workload},
-        [*results, *short.results, *on_gpu.results],
-        {**ratios, **short.ratios, **on_gpu.ratios},
+        {**about, "seed": SEED, **on_gpu.workload},
+        [*results, *on_gpu.results],
+        {**ratios, **on_gpu.ratios},
         [*missing, *on_gpu.not_measured],
     )
 

@@ -1,8 +1,7 @@
 """The GPU part of the training benchmark: a model of the shape of Llama-3.1-8B, random weights.
 
 LoRA in bf16 and QLoRA in NF4, micro-batch 2. Every row has 2,048 tokens, as rows packed to that
-length have: neither side has anything left to pad or to pack. Short rows are then trained packed
-and padded (`benchmarks/training/packing`).
+length have: neither side has anything left to pad or to pack.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.contest import Contest, System, score_results
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Contest, Options, System, score_results
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio
-from benchmarks.training import packing
 from benchmarks.training.rows import random_rows, write_rows
 from benchmarks.training.trials import UNITS
 from benchmarks.workloads.random_llama import LINEAR_LAYERS, LLAMA_8B, write_random_llama
@@ -26,14 +23,12 @@ ROW, BATCH = 2048, 2
 WARM_UP, STEPS = 3, 10
 RUNS = 3
 SEED = 7
-SUFFIX = "_gpu"
 METHODS = {"LoRA": False, "QLoRA": True}
 RATIOS = (
     "gpu_lora_tokens_per_s_vs_trl",
     "gpu_lora_memory_vs_trl",
     "gpu_qlora_tokens_per_s_vs_trl",
     "gpu_qlora_memory_vs_trl",
-    f"{packing.RATIO}{SUFFIX}",
 )
 MODULE = "benchmarks.training.trials"
 
@@ -65,19 +60,13 @@ def measure(
     """
     reason = why_not(machine)
     if reason is not None:
-        what = "GPU: Llama-3.1-8B shape, LoRA, QLoRA and packing"
+        what = "GPU: Llama-3.1-8B shape, LoRA and QLoRA"
         missing = NotMeasured(what, reason, RATIOS)
         return Report({}, [], {}, [missing])
     options.log("GPU: writing a random model of the shape of Llama-3.1-8B (16 GB)")
     base = write_random_llama(options.folder / "llama-8b", LLAMA_8B, tokenizer)
     job = gpu_job(options.folder, base, LLAMA_8B, ROW, "cuda")
-    long = contend(options, contest, job)
-    short = packing.measure(options, contest, {**job, "qlora": False}, packing.ON_GPU, SUFFIX)
-    return Report(
-        {**long.workload, **short.workload},
-        [*long.results, *short.results],
-        {**long.ratios, **short.ratios},
-    )
+    return contend(options, contest, job)
 
 
 def gpu_job(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,34 +100,6 @@ def random_rows(count: int, length: int, vocabulary: range, seed: int) -> list[E
     rng = random.Random(seed)  # noqa: S311 - a workload, no secret
     drawn = [tuple(rng.choice(vocabulary) for _ in range(length)) for _ in range(count)]
     return [EncodedRow(f"row-{i}", ids, (True,) * length, 1.0) for i, ids in enumerate(drawn)]
-
-
-def mixed_rows(
-    count: int, longest: int, median: int, vocabulary: range, seed: int
-) -> list[EncodedRow]:
-    """Rows of random tokens, most of them short and a few long, as instructions often are.
-
-    Lengths are log-normal; one row has the greatest length. The second half of a row is in the
-    loss.
-
-    Args:
-        count: of rows.
-        longest: tokens of the longest row.
-        median: tokens of a row in the middle.
-        vocabulary: token ids to draw from.
-        seed: of the draw.
-    """
-    from tuneline.training.loop.rows import EncodedRow
-
-    rng = random.Random(seed)  # noqa: S311 - a workload, no secret
-    lengths = [round(rng.lognormvariate(log(median), 0.6)) for _ in range(count - 1)]
-    rows = []
-    for number, drawn in enumerate([longest, *lengths]):
-        length = max(8, min(drawn, longest))
-        ids = tuple(rng.choice(vocabulary) for _ in range(length))
-        learned = tuple(place >= length // 2 for place in range(length))
-        rows.append(EncodedRow(f"row-{number}", ids, learned, 1.0))
-    return rows
 
 
 def write_rows(path: Path, rows: Sequence[EncodedRow]) -> str:

@@ -12,12 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.contest.peers import version_of
-from benchmarks.contest.trial import Job, Trial
+from benchmarks.contest.trial import Job, Trial, version_of
 from benchmarks.training.rows import batches_of, read_rows
 from benchmarks.training.step_window import StepWindow
 from tuneline import __version__
-from tuneline.errors import UserError
 
 # Units of what a trial scores.
 UNITS = {
@@ -52,58 +50,6 @@ def tuneline(job: Job) -> Trial:
     trainer.add_callback(window)
     tokens = _tokens(batches, job["warm_up"])
     return _trial(torch, job, trainer, window, version=__version__, tokens=tokens)
-
-
-def short_rows(job: Job) -> Trial:
-    """Our trainer on short rows, packed or padded, within the same tokens of a micro-batch.
-
-    Kernels for CPUs are off: on a CPU this runs what a GPU would.
-    """
-    from tuneline.training.loop.compute import load_torch
-
-    torch = load_torch(job["threads"], job["seed"])
-    from tuneline.models import load_tokenizer
-    from tuneline.training.loop.packs import pack_run
-    from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
-    from tuneline.training.memory.probe import Setup
-
-    base, batches = Path(job["base"]), read_batches(job)
-    setting = "on" if job["packed"] else "off"
-    config = config_of(job).model_copy(update={"packing": setting, "cpu_kernels": False})
-    setup = Setup(base, lora_of(job), config, job["precision"], job["device"], Path(job["scratch"]))
-    rows = list(chain.from_iterable(batches))
-    tokenizer, model = load_tokenizer(base), setup.model()
-    packing = setup.packing_for(model, rows, tokenizer, 1).packing
-    if packing.refused:
-        raise UserError(f"{base} can't be packed: {packing.reason}")
-    limit = min(job["most_tokens"], packing.limit or job["most_tokens"])
-    micro_batch = job["micro_batch"]
-    window = StepWindow(job["warm_up"])
-    trainer = LabelledTokenTrainer(
-        model=model,
-        tokenizer=tokenizer,
-        settings=TrainerSettings(
-            output=Path(job["scratch"]) / "short",
-            micro_batch=micro_batch,
-            accumulation=job["batch"] // micro_batch,
-            steps=job["steps"],
-            precision=job["precision"],
-            device=job["device"],
-            packing=packing,
-        ),
-        config=config,
-        rows=rows,
-        validation=[],
-        packs=(
-            pack_run([len(row.ids) for row in rows], job["batch"], 1, limit)
-            if packing.packed
-            else None
-        ),
-        callbacks=[window],
-    )
-    tokens = _tokens(batches, job["warm_up"])
-    version = f"{__version__}, {packing.attention}"
-    return _trial(torch, job, trainer, window, version=version, tokens=tokens)
 
 
 def read_batches(job: Job) -> list[Any]:

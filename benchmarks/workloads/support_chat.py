@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 from benchmarks.workloads.input_rows import read_conversations
 from tuneline.data.sample.text import Draw, load_phrases, system_prompt
 from tuneline.data.tables.rows import Message

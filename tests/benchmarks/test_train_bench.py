@@ -4,11 +4,9 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from benchmarks.contest.contest import Contest
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Contest, Options
 from benchmarks.contest.trial import Sample, conduct
 from benchmarks.training import gpu as train_gpu
-from benchmarks.training import packing
 from benchmarks.training import trials as train_trials
 from benchmarks.training.rows import (
     batches_of,
@@ -215,9 +213,7 @@ def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, 
         ours = system.name == train.OURS
         own = train.OWN_PREFIXES in settings["rows"]
         return {
-            "tokens_per_s": (200.0 if own or system.name == packing.PACKED else 300.0)
-            if ours or system.name == packing.PACKED
-            else 100.0,
+            "tokens_per_s": (200.0 if own else 300.0) if ours else 100.0,
             "tokens_per_cpu_s": 50.0,
             "peak_memory": 1000.0 if ours else 1500.0,
             "training_loss": 1.0,
@@ -236,7 +232,6 @@ def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, 
         "tokens_per_s_vs_trl_no_shared_prefix": 2.0,
         "memory_vs_trl_no_shared_prefix": 1.5,
         "tokens_per_cpu_s_vs_trl_no_shared_prefix": 1.0,
-        packing.RATIO: 2.0,
     }
     [missing] = report.not_measured
     assert missing.reason == "there is none"
@@ -282,7 +277,7 @@ def test_the_gpu_part_runs_but_for_the_device(base, tmp_path):
     model = write_random_llama(tmp_path / "llama", TINY, base)
     job = {**train_gpu.gpu_job(tmp_path, model, TINY, 32, "cpu"), "threads": 1}
     found = train_gpu.contend(settings, InProcess(tmp_path, log.append, one_core=False), job)
-    assert {*found.ratios, f"{packing.RATIO}{train_gpu.SUFFIX}"} == set(train_gpu.RATIOS)
+    assert found.ratios.keys() == set(train_gpu.RATIOS)
     assert all(value > 0 for value in found.ratios.values())
     value = {(r.system, r.metric): r.value for r in found.results}
     # Random weights on random rows: what is learned is nothing, on either side.
@@ -290,30 +285,6 @@ def test_the_gpu_part_runs_but_for_the_device(base, tmp_path):
         losses = [value[f"{who}, {method}", "gpu_training_loss"] for who in ("tuneline", "TRL")]
         assert losses[0] == pytest.approx(losses[1], abs=0.05)
         assert fmean(losses) == pytest.approx(6.24, abs=0.1)  # ln 512
-
-
-def test_short_rows_are_the_same_training_packed_and_padded(base, tmp_path):
-    settings, contest = options(tmp_path, runs=1), InProcess(tmp_path, print, one_core=False)
-    shape = packing.Shape(
-        effective_batch=8, micro_batch=2, longest=64, median=10, warm_up=1, steps=3
-    )
-    job = {**train_gpu.gpu_job(tmp_path, base, TINY, 32, "cpu"), "threads": 1}
-    job |= {"precision": "fp32", "checkpointing": False, "qlora": False}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "VOCABULARY", range(3, 480))
-        found = packing.measure(settings, contest, job, shape, "_tiny")
-    assert found.ratios.keys() == {"short_rows_packed_vs_padded_tiny"}
-    assert found.workload["short_rows_padding_share_tiny"] > 0.1
-    losses = [r.value for r in found.results if r.metric == "short_rows_training_loss_tiny"]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
-
-
-def test_the_best_runs_are_compared():
-    def runs(*speeds):
-        return [Sample("1", 1, 1.0, 1.0, 1.0, {"tokens_per_s": speed}) for speed in speeds]
-
-    samples = {packing.PACKED: runs(10.0, 30.0), packing.PADDED: runs(20.0, 5.0)}
-    assert packing.best_ratio(samples) == 1.5
 
 
 def test_random_weights_load_as_the_products_base(base, tmp_path):
