@@ -3,7 +3,7 @@
 import pytest
 from tests.serving.release.test_chain import calibration
 
-from tuneline.config.served_chain import FallbackConfig
+from tuneline.config.governance import FallbackConfig
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.serving.release.canary.limits import candidate_limits
 from tuneline.serving.release.chain import ChainSettings

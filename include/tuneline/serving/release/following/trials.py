@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuneline.config.release_canary import ReleaseCanaryConfig
+from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.errors import TunelineError
 from tuneline.serving.gateway.tally import Counts
 from tuneline.serving.release.canary.judge import Judge, Verdict
