@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.contest.options import Options
-from benchmarks.contest.peers import version_of
+from benchmarks.contest.contest import Options
 from benchmarks.contest.report import Report, Result, summarise
+from benchmarks.contest.trial import version_of
 from benchmarks.workloads.input_rows import read_conversations
 from benchmarks.workloads.support_chat import SEED, make_conversations
 from tuneline.config import DeploymentConfig

@@ -11,8 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.contest.contest import Contest, System
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Contest, Options, System
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.contest.trial import Job, Sample, Trial
 from benchmarks.workloads.input_rows import write_lines

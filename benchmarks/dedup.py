@@ -13,20 +13,25 @@ from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.contest.contest import Contest, System, speed_results
-from benchmarks.contest.options import Options
-from benchmarks.contest.peers import bench_python, why_missing
-from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
+from benchmarks.contest.contest import (
+    Contest,
+    Options,
+    System,
+    bench_python,
+    speed_results,
+    why_missing,
+)
+from benchmarks.contest.report import NotMeasured, Report, Result, ratio
 from benchmarks.contest.trial import Sample
 from benchmarks.texts.dedup_trials import THRESHOLD, Pair, groups, plain
 from benchmarks.workloads.input_rows import read_texts, write_lines
-from benchmarks.workloads.near_duplicates import CHAT_WORDS, FEW_WORDS, SEED, make_corpus
+from benchmarks.workloads.near_duplicates import CHAT_WORDS, SEED, make_corpus
 
 ROWS = 10_000
 RUNS = 5
 # With more rows a run is long enough for fewer of them.
 MANY_ROWS, RUNS_OF_MANY = 50_000, 2
-SHORT_ROWS = 20_000
+CHAT_ROWS = 20_000
 # With more rows, the peers' indexes take tens of gigabytes.
 MOST_ROWS = 200_000
 # The number of rows with which a larger number is compared.
@@ -37,12 +42,11 @@ TOO_MANY = f"more than {MOST_ROWS:,} rows would need too much memory"
 OURS = "tuneline"
 MODULE = "benchmarks.texts.dedup_trials"
 TRIAL = f"{MODULE}:tuneline"
-# rensa's own benchmarks use 8 bands; 16 find nearly all pairs, and many false ones.
-RENSA = {"rensa": 16, "rensa (8 bands)": 8}
+# 16 bands find nearly all pairs, and many false ones.
+RENSA, BANDS = "rensa", 16
 CHAT_RATIO = "docs_per_s_vs_rensa_chat_texts"
 RATIOS = {
-    "docs_per_s_vs_rensa": "rensa",
-    "docs_per_s_vs_rensa_8_bands": "rensa (8 bands)",
+    "docs_per_s_vs_rensa": RENSA,
     "docs_per_s_vs_datasketch_bulk": "datasketch",
     "docs_per_s_vs_datasketch_bulk_xxhash": "datasketch (xxHash)",
 }
@@ -62,10 +66,9 @@ def run(options: Options) -> Report:
     results = speed_results(contest.measure(systems, job, runs), "docs")
     found = {name: ratio(results, "docs_per_s", OURS, peer) for name, peer in RATIOS.items()}
     if options.input is None:
-        results += _short(options, contest)
         chat = _chat(options, contest, systems, runs)
         results += chat
-        found[CHAT_RATIO] = ratio(chat, "docs_per_s_chat_texts", OURS, "rensa")
+        found[CHAT_RATIO] = ratio(chat, "docs_per_s_chat_texts", OURS, RENSA)
     ratios = {name: value for name, value in found.items() if value is not None}
     return Report(workload, results, ratios, missing)
 
@@ -80,24 +83,12 @@ def _job(options: Options, texts: list[str]) -> dict[str, Any]:
     }
 
 
-def _short(options: Options, contest: Contest) -> list[Result]:
-    """Measure recall and precision of ours on texts as short as a chat message."""
-    texts = make_corpus(SHORT_ROWS, lengths=FEW_WORDS)
-    distinct = list({plain(text): text for text in texts}.values())
-    options.log(f"{len(distinct)} short texts")
-    sample = contest.run(System(OURS, TRIAL), _job(options, distinct))
-    return [
-        summarise(OURS, sample.version, f"{metric}_short_texts", [value], "share")
-        for metric, value in sample.scores.items()
-    ]
-
-
 def _chat(options: Options, contest: Contest, systems: list[System], runs: int) -> list[Result]:
     """Measure ours and rensa on texts of 100 to 400 characters."""
-    texts = make_corpus(SHORT_ROWS, lengths=CHAT_WORDS)
+    texts = make_corpus(CHAT_ROWS, lengths=CHAT_WORDS)
     distinct = list({plain(text): text for text in texts}.values())
     options.log(f"{len(distinct)} texts of 100 to 400 characters")
-    chosen = [system for system in systems if system.name in (OURS, "rensa")]
+    chosen = [system for system in systems if system.name in (OURS, RENSA)]
     measured = speed_results(contest.measure(chosen, _job(options, distinct), runs), "docs")
     return [replace(result, metric=f"{result.metric}_chat_texts") for result in measured]
 
@@ -131,13 +122,10 @@ def contenders() -> tuple[list[System], list[NotMeasured]]:
         System("datasketch (xxHash)", f"{MODULE}:datasketch", {"xxhash": True}),
     ]
     python = bench_python()
-    reason = why_missing("rensa", python)
+    reason = why_missing(RENSA, python)
     if reason is None:
-        trial = f"{MODULE}:rensa"
-        systems += [System(name, trial, {"bands": n}, python) for name, n in RENSA.items()]
-        return systems, []
-    without = (*(name for name, peer in RATIOS.items() if peer in RENSA), CHAT_RATIO)
-    return systems, [NotMeasured("rensa", reason, without)]
+        return [*systems, System(RENSA, f"{MODULE}:rensa", {"bands": BANDS}, python)], []
+    return systems, [NotMeasured(RENSA, reason, ("docs_per_s_vs_rensa", CHAT_RATIO))]
 
 
 def exact_pairs(texts: list[str]) -> set[Pair]:

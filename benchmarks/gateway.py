@@ -14,9 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.contest import Contest, System
-from benchmarks.contest.options import Options
-from benchmarks.contest.peers import bench_python, why_missing
+from benchmarks.contest.contest import Contest, Options, System, bench_python, why_missing
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
 from benchmarks.contest.trial import Sample
 from benchmarks.serving.bench_server import own_process

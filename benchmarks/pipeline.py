@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 from benchmarks.contest.report import Report, summarise
 from tuneline import __version__
 from tuneline.errors import UserError

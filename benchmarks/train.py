@@ -13,10 +13,8 @@ from dataclasses import replace
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.contest.contest import Contest, System, score_results
-from benchmarks.contest.machine import describe
-from benchmarks.contest.options import Options
-from benchmarks.contest.report import NotMeasured, Report, Result, ratio, summarise
+from benchmarks.contest.contest import Contest, Options, System, score_results
+from benchmarks.contest.report import NotMeasured, Report, Result, describe, ratio, summarise
 from benchmarks.contest.trial import Sample
 from benchmarks.training import gpu as train_gpu
 from benchmarks.training.rows import (

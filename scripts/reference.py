@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.cli import parser
 from tuneline.config import ModelFile, PipelineConfig, User
+from tuneline.config.section import Limit
 from tuneline.evidence import Evidence, Record
 from tuneline.machine.environment_variables import VARIABLES, Variable
 
@@ -232,9 +233,15 @@ def _table(fields: Any) -> list[str]:
     for name, field in fields:
         lines.append(
             f"| `{name}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} "
-            f"| {_cell(field.description or _section_text(field))} |"
+            f"| {_cell(field.description or _section_text(field))}{_limit(field)} |"
         )
     return lines
+
+
+def _limit(field: FieldInfo) -> str:
+    """Return that the policy bounds a field, and which way is stricter; empty for others."""
+    marks = (mark for mark in field.metadata if isinstance(mark, Limit))
+    return next((f" **Limit, stricter is {mark.stricter}.**" for mark in marks), "")
 
 
 def _nested(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

@@ -7,19 +7,37 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.catalogue import BENCHES, load
-from benchmarks.contest.machine import describe
-from benchmarks.contest.options import Options
-from benchmarks.contest.report import Report, show
+from benchmarks.contest.contest import Options
+from benchmarks.contest.report import Report, describe, show
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError
 
 ALL = "all"
 RESULTS = Path("bench") / "results.json"
+# Names, and what each compares. Each is a module of `benchmarks` with a function `run`.
+BENCHES = {
+    "dedup": "near-duplicates against datasketch and rensa",
+    "pii": "personal data against Presidio, without and with its NER",
+    "tokens": "the token audit against the bare tokenizer",
+    "data": "`data prepare` from raw rows to the dataset, step by step",
+    "train": "training against TRL's SFTTrainer",
+    "gateway": "what the gateway adds to a request and a stream, beside other gateways",
+    "drift": "detection of drift and false alarms, on public sets of intents",
+    "coldstart": "the first request to a fresh server, cold and warmed up",
+    "pipeline": "the orchestration's share of the latest demo run",
+}
+
+
+def load(name: str) -> Callable[[Options], Report]:
+    """Return the function `run` of a benchmark."""
+    found: Callable[[Options], Report] = import_module(f"benchmarks.{name}").run
+    return found
 
 
 def bench(

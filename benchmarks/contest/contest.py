@@ -25,6 +25,26 @@ from tuneline.machine.child_environment import child_environment
 Log = Callable[[str], None]
 
 RUN_SECONDS = 1800.0
+INSTALL = "`make bench` builds the environment of the peers"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of one benchmark.
+
+    Attributes:
+        folder: folder for its files, deleted afterwards.
+        log: function that takes one line of progress.
+        input: file of rows to use in place of generated ones.
+        runs: number of runs of each system, None for the benchmark's default.
+        rows: number of rows to generate or to take of the input, None for the default or all.
+    """
+
+    folder: Path
+    log: Log
+    input: Path | None = None
+    runs: int | None = None
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +53,7 @@ class System:
 
     Attributes:
         name: name in the results.
-        trial: `module:function`, see `worker`.
+        trial: `module:function`, see `trial`.
         options: settings that are added to the job.
         python: interpreter that has it installed, None for this one.
     """
@@ -84,7 +104,7 @@ class Contest:
         job_file.write_text(json.dumps({"core": core, **job, **(system.options or {})}))
         out.unlink(missing_ok=True)
         python = str(system.python or sys.executable)
-        command = [python, "-m", "benchmarks.contest.worker", system.trial, str(job_file), str(out)]
+        command = [python, "-m", "benchmarks.contest.trial", system.trial, str(job_file), str(out)]
         started = time.monotonic()
         try:
             done = subprocess.run(
@@ -146,3 +166,27 @@ def score_results(name: str, runs: Sequence[Sample]) -> list[Result]:
         summarise(name, runs[0].version, metric, [s.scores[metric] for s in runs], "share")
         for metric in runs[0].scores
     ]
+
+
+def bench_python() -> Path:
+    """Return the interpreter of the peers: `$TUNELINE_BENCH_PYTHON` or that of `.venv-bench`."""
+    named = os.environ.get("TUNELINE_BENCH_PYTHON")
+    return Path(named) if named else project_root() / ".venv-bench" / "bin" / "python"
+
+
+def why_missing(module: str, python: Path | None = None) -> str | None:
+    """Return the reason that a peer can't be measured, None if it can.
+
+    Args:
+        module: name of its Python module.
+        python: interpreter that should have it installed, None for this one.
+    """
+    if python is not None and not python.is_file():
+        return f"there is no {python}; {INSTALL}"
+    question = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
+    command = [str(python or sys.executable), "-c", question]
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode == 0:
+        return None
+    where = f"the environment of {python}" if python else "this environment"
+    return f"{module} is not installed in {where}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -44,7 +46,7 @@ class Report:
         ratios: ratios of medians, by the names of the contract.
         not_measured: systems without results.
         bench: name of the benchmark.
-        machine: description of the machine as the benchmark began, see `machine.describe`.
+        machine: description of the machine as the benchmark began, see `describe`.
     """
 
     workload: Mapping[str, Any]
@@ -148,3 +150,24 @@ def _cell(result: Result) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def describe() -> dict[str, Any]:
+    """Describe the processor, cores, accelerator and memory of this machine, and its load.
+
+    Returns:
+        `cpu`, `cores` (those that this process may use), `gpu` (None without one), `memory_gib`,
+        `python`, and `load`: the mean number of running processes over the last minute. A load
+        above the number of cores means that other work used some of them.
+    """
+    from tuneline.harness.hardware import this_machine
+
+    machine = this_machine()
+    return {
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "gpu": machine.gpus[0] if machine.gpus else None,
+        "memory_gib": machine.memory_gib,
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+    }

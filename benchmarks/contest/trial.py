@@ -1,14 +1,22 @@
-"""One run of one system, in a worker process.
+"""One run of one system, in a separate process.
 
-It needs only Python's standard library, since it also runs in the environment of the peers.
+    python -m benchmarks.contest.trial benchmarks.texts.dedup_trials:rensa job.json sample.json
+
+The function takes the job and returns a `Trial`; the sample holds time and memory of the run. A job
+may name the `core` that the process is pinned to. It needs only Python's standard library, since it
+also runs in the environment of the peers.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +85,29 @@ def read_lines(path: str) -> list[Any]:
     """Return the values of a JSONL file."""
     with Path(path).open(encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]
+
+
+def version_of(*packages: str) -> str:
+    """Return the versions of installed packages in the form of a result."""
+    if len(packages) == 1:
+        return version(packages[0])
+    return ", ".join(f"{package} {version(package)}" for package in packages)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the trial that the arguments name."""
+    # Set before a library loads its OpenMP runtime: spinning workers slow everything else down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    where, job_file, out = arguments
+    job = json.loads(Path(job_file).read_text())
+    if job.get("core") is not None:
+        # Set before libraries count the cores to size their thread pools.
+        os.sched_setaffinity(0, {job["core"]})
+    module, function = where.split(":")
+    trial: Trial = getattr(import_module(module), function)(job)
+    Path(out).write_text(json.dumps(asdict(conduct(trial))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.contest.peers import INSTALL
+from benchmarks.contest.contest import INSTALL
 from tuneline.errors import TunelineError
 from tuneline.serving.processes import ServerProcess, free_port
 

@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from benchmarks.contest.peers import version_of
-from benchmarks.contest.trial import Job, Trial, read_lines
+from benchmarks.contest.trial import Job, Trial, read_lines, version_of
 from tuneline import __version__
 
 THRESHOLD = 0.8

@@ -69,16 +69,10 @@ def window_looks(reference: Reference, parts: Sequence[tuple[Pool, Draws]]) -> d
     return look(reference, night, {})
 
 
-def called(reference: Reference, looks: dict[str, Look], night: int) -> bool:
-    """Return True if a night is called drift, when all the nights before it gave no evidence.
-
-    Args:
-        reference: the reference.
-        looks: what was seen.
-        night: number of the night in its year, from 0.
-    """
+def called(reference: Reference, looks: dict[str, Look]) -> bool:
+    """Return True if the first night of a watch is called drift."""
     return any(
-        float(Years(1, night).p_values(found.log_e[None], found.tally[None], found.test)[0])
+        float(Years(1).p_values(found.log_e[None], found.tally[None], found.test)[0])
         < reference.limit(name)
         for name, found in looks.items()
     )
@@ -89,11 +83,10 @@ class Years:
 
     Args:
         years: number of years.
-        first: number of the first night, from 0; the money of earlier nights is lost.
     """
 
-    def __init__(self, years: int, first: int = 0) -> None:
-        self._first = self._night = first
+    def __init__(self, years: int) -> None:
+        self._night = 0
         self._log_wealth: Floats | None = None
         self._least = np.ones(years)
         self._blocks: dict[int, Any] = dict.fromkeys(BLOCKS, 0)
@@ -116,20 +109,10 @@ class Years:
         for size in BLOCKS:
             self._blocks[size] = self._blocks[size] + tally
             if self._night % size == 0:
-                if self._night - self._first >= size:
-                    found.append(test(self._blocks[size]) / block_money(size))
+                found.append(test(self._blocks[size]) / block_money(size))
                 self._blocks[size] = 0
         self._least = np.min(found, axis=0)
         return self._least
-
-
-@dataclass(frozen=True)
-class Drift:
-    """A drift in simulated years: a share of every night, from a given night on."""
-
-    pool: Pool
-    share: float
-    night: int
 
 
 def simulate(
@@ -140,7 +123,6 @@ def simulate(
     years: int,
     window: int,
     rng: np.random.Generator,
-    drift: Drift | None = None,
     nights: int,
 ) -> NDArray[np.int64]:
     """Return the night of the first alarm of each year, from 0; `nights` if there was none.
@@ -152,7 +134,6 @@ def simulate(
         years: years to simulate.
         window: prompts of a night.
         rng: source of chance.
-        drift: what is planted, None for null years.
         nights: nights of a year to simulate.
     """
     purses = {name: Years(years) for name in ("novelty_share", "length_psi", "label_mix", "mmd2")}
@@ -163,7 +144,6 @@ def simulate(
         seen = _night(
             reference,
             usual,
-            drift if drift and night >= drift.night else None,
             null_looks,
             years=years,
             window=window,
@@ -183,21 +163,15 @@ def simulate(
 def _night(
     reference: Reference,
     usual: Pool,
-    drift: Drift | None,
     null_looks: Sequence[dict[str, Look]],
     *,
     years: int,
     window: int,
     rng: np.random.Generator,
 ) -> Iterator[tuple[str, Floats, Draws, Test]]:
-    planted = round(window * drift.share) if drift else 0
-    drawn = rng.integers(len(usual.prompts), size=(years, window - planted))
+    drawn = rng.integers(len(usual.prompts), size=(years, window))
     lengths = lengths_of(usual.prompts)[drawn]
     distances = usual.night.distances[drawn]
-    if drift:
-        extra = rng.integers(len(drift.pool.prompts), size=(years, planted))
-        lengths = np.hstack([lengths, lengths_of(drift.pool.prompts)[extra]])
-        distances = np.hstack([distances, drift.pool.night.distances[extra]])
     novelty = reference.novelty
     yield "novelty_share", novelty.log_e(distances), novelty.tally(distances), novelty.test
     long, short = reference.long, reference.short

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.contest import Contest, System, score_results
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Contest, Options, System, score_results
 from benchmarks.contest.report import NotMeasured, Report, Result, ratio
 from benchmarks.training.rows import random_rows, write_rows
 from benchmarks.training.trials import UNITS

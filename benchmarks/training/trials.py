@@ -12,8 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.contest.peers import version_of
-from benchmarks.contest.trial import Job, Trial
+from benchmarks.contest.trial import Job, Trial, version_of
 from benchmarks.training.rows import batches_of, read_rows
 from benchmarks.training.step_window import StepWindow
 from tuneline import __version__

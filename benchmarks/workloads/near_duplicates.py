@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 SEED = 7
-# Fewest and most words of a text, about 588 characters; texts as short as a chat message are
-# compared by their characters, and so are those of 100 to 400 characters.
-WORDS, FEW_WORDS, CHAT_WORDS = (85, 135), (8, 40), (19, 75)
+# Fewest and most words of a text, about 588 characters; texts of 100 to 400 characters are compared
+# by their characters.
+WORDS, CHAT_WORDS = (85, 135), (19, 75)
 VOCABULARY = 30_000
 SENTENCE_WORDS = (6, 18)
 PLANTED_SHARE = 0.13

@@ -12,7 +12,7 @@ import string
 from functools import cache
 from typing import Any
 
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 from benchmarks.workloads.input_rows import read_conversations
 from tuneline.data.sample import PLANTED, SUPPORT
 from tuneline.data.tables.rows import Message

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tuneline.artifacts.people import Person
 from tuneline.config import Model
-from tuneline.human_answers import license_answers
+from tuneline.licenses import answers as license_answers
 from tuneline.run import Run
 from tuneline_airflow.people import RecordedApproval, asked, reason_field
 
@@ -23,7 +23,7 @@ class LicenseApproval(RecordedApproval):
 
     def question(self, run: Run, context: Context) -> str | None:
         """Show the licences of base model and data that wait for a person."""
-        from tuneline.governance.licensing.question import question_text
+        from tuneline.licenses.duties import question_text
 
         waiting = _open(run)
         return question_text(run, waiting) if waiting else None
@@ -44,6 +44,6 @@ def approve_license(model: Model) -> LicenseApproval:
 
 
 def _open(run: Run) -> list[AskedLicense]:
-    from tuneline.harness.licensing.findings import open_of_run
+    from tuneline.licenses.findings import open_of_run
 
     return open_of_run(run)

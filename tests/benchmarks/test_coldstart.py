@@ -1,6 +1,6 @@
 import pytest
 from benchmarks.coldstart import COLD, WARMED, run, start_results
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 
 from tuneline.deployment.cold_start import Start, WarmStart
 from tuneline.errors import TunelineError

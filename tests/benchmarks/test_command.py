@@ -2,7 +2,7 @@ import json
 
 import pytest
 from benchmarks.contest import command
-from benchmarks.contest.catalogue import BENCHES, load
+from benchmarks.contest.command import BENCHES, load
 from benchmarks.contest.report import Report, summarise
 
 from tuneline.cli import main

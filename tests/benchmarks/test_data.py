@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 from benchmarks.contest.trial import conduct
 from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.support_chat import make_conversations

@@ -2,8 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks.contest.options import Options
-from benchmarks.contest.peers import bench_python, why_missing
+from benchmarks.contest.contest import Options, bench_python, why_missing
 from benchmarks.contest.trial import conduct
 from benchmarks.texts.dedup_trials import chars_of, pair_scores, plain, tuneline, words_of
 from benchmarks.workloads.input_rows import write_lines
@@ -15,10 +14,8 @@ from tuneline.data.near_duplicates.shingles import char_grams, normalise, word_g
 
 def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(dedup, "SHORT_ROWS", 1000)
+    monkeypatch.setattr(dedup, "CHAT_ROWS", 1000)
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=400))
-    assert report.value("tuneline", "recall_short_texts") >= 0.99
-    assert report.value("tuneline", "precision_short_texts") == 1.0
     assert report.value("tuneline", "recall") >= 0.99
     assert report.value("tuneline", "precision") == 1.0
     assert report.value("tuneline", "recall_chat_texts") >= 0.99
@@ -38,7 +35,7 @@ def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, 
     why_missing("rensa", bench_python()) is not None, reason="`make bench` installs the peers"
 )
 def test_rensa_runs_in_its_own_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(dedup, "SHORT_ROWS", 300)
+    monkeypatch.setattr(dedup, "CHAT_ROWS", 300)
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=300))
     assert report.value("rensa", "recall") > 0.9
     assert report.ratios["docs_per_s_vs_rensa"] > 0

@@ -5,9 +5,9 @@ import random
 
 import numpy as np
 import pytest
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
+from benchmarks.drift import data_folder, public_cases
 from benchmarks.texts.drift_nights import Years
-from benchmarks.workloads.drift_prompts import data_folder, public_cases
 
 from benchmarks import drift
 from tuneline.errors import UserError
@@ -19,8 +19,6 @@ WORDS = "track cancel return refund parcel order invoice card address account to
 
 def test_rows_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setattr(drift, "YEAR", 5)
-    monkeypatch.setattr(drift, "DRIFT_NIGHT", 2)
-    monkeypatch.setattr(drift, "MOST_DELAY", 3)
     rng = random.Random(1)
     source = tmp_path / "rows.jsonl"
     texts = [f"please {' '.join(rng.choices(WORDS, k=7))}" for _ in range(400)]

@@ -6,7 +6,7 @@ from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 from benchmarks.contest.trial import WARM_UP, Sample, conduct
 from benchmarks.serving.litellm_proxy import LitellmProxy
 from benchmarks.serving.mock_upstream import MODEL

@@ -1,7 +1,6 @@
 import pytest
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 from benchmarks.contest.trial import conduct
-from benchmarks.texts import pii_trials
 from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.labelled_text import make_labelled
 
@@ -17,10 +16,10 @@ def job(tmp_path_factory):
 @pytest.mark.parametrize(
     ("trial", "least"),
     [
-        (pii_trials.tuneline_patterns, 0.9),
-        (pii_trials.presidio_patterns, 0.5),
-        (pii_trials.tuneline_recogniser, 0.8),
-        (pii_trials.presidio_recogniser, 0.5),
+        (pii.tuneline_patterns, 0.9),
+        (pii.presidio_patterns, 0.5),
+        (pii.tuneline_recogniser, 0.8),
+        (pii.presidio_recogniser, 0.5),
     ],
 )
 def test_each_system_finds_labelled_data(job, trial, least):
@@ -28,13 +27,13 @@ def test_each_system_finds_labelled_data(job, trial, least):
     assert sample.items == 300
     assert sample.scores["recall"] >= least
     assert sample.scores["precision"] > 0.5
-    named = trial in (pii_trials.tuneline_recogniser, pii_trials.presidio_recogniser)
+    named = trial in (pii.tuneline_recogniser, pii.presidio_recogniser)
     assert ("recall_PERSON" in sample.scores) == named
 
 
 def test_a_detector_that_finds_nothing_has_no_recall(job, monkeypatch):
     monkeypatch.setattr("tuneline.data.pii.find.detector.Detector.shapes", lambda _, text: ())
-    assert conduct(pii_trials.tuneline_patterns(job)).scores["recall"] == 0.0
+    assert conduct(pii.tuneline_patterns(job)).scores["recall"] == 0.0
 
 
 def test_a_peer_that_is_not_installed_is_named_with_its_ratio(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import json
 import os
 
 import pytest
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Options
 
 from benchmarks import pipeline
 from tuneline.errors import UserError

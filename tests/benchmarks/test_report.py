@@ -1,7 +1,6 @@
 import json
 
-from benchmarks.contest.machine import describe
-from benchmarks.contest.report import NotMeasured, Report, Result, ratio, show, summarise
+from benchmarks.contest.report import NotMeasured, Report, Result, describe, ratio, show, summarise
 
 
 def report(missing=()):

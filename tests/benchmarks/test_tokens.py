@@ -1,13 +1,12 @@
 import pytest
 from benchmarks.contest.trial import conduct, read_lines
-from benchmarks.texts import token_trials
 from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.support_chat import make_conversations
 from tests.lab.tiny_models import make_tokenizer
 
 from benchmarks import tokens
 
-TRIALS = [token_trials.audit, token_trials.count, token_trials.raw]
+TRIALS = [tokens.audit, tokens.count, tokens.raw]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +36,7 @@ def test_one_wrong_count_shows(job, tmp_path):
     reference = read_lines(job["reference"])
     reference[3] += 1
     wrong = {**job, "reference": write_lines(tmp_path / "reference.jsonl", reference)}
-    assert conduct(token_trials.raw(wrong)).scores["equal_counts"] == pytest.approx(149 / 150)
+    assert conduct(tokens.raw(wrong)).scores["equal_counts"] == pytest.approx(149 / 150)
 
 
 def test_conversations_are_the_same_for_a_seed():

@@ -4,8 +4,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-from benchmarks.contest.contest import Contest
-from benchmarks.contest.options import Options
+from benchmarks.contest.contest import Contest, Options
 from benchmarks.contest.trial import Sample, conduct
 from benchmarks.training import gpu as train_gpu
 from benchmarks.training import trials as train_trials

@@ -8,7 +8,7 @@ from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT
 from tuneline.deployment import build_engine
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.evidence import measure
-from tuneline.models import package_metadata
+from tuneline.licenses import stated
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp, LlamaServer
 from tuneline.serving.engines.probe import ProbeResult
 from tuneline.store import sha256_file
@@ -41,7 +41,7 @@ def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
 def test_the_packages_beside_the_engine_count_for_the_licence_audit(exported_lab, monkeypatch):
     planted = entry(name="planted", version="1", license="AGPL", expression=None)
     monkeypatch.setattr(
-        package_metadata,
+        stated,
         "stated_licenses",
         lambda: [entry(name="xllamacpp", version="1", license="MIT", expression=None), planted],
     )
@@ -59,7 +59,7 @@ def test_the_packages_beside_the_engine_count_for_the_licence_audit(exported_lab
 
 def test_an_engine_that_is_not_among_the_packages_is_said_to_be_unseen(exported_lab, monkeypatch):
     other = [entry(name="elsewhere", version="1", license="MIT", expression=None)]
-    monkeypatch.setattr(package_metadata, "stated_licenses", lambda: other)
+    monkeypatch.setattr(stated, "stated_licenses", lambda: other)
     lab = exported_lab(deployment={"parallel": 1, "context_tokens": 256})
     lab.leave("license_audit", {}, [measure("base_model_allowed", True, "flag", "==", True)])
     record = lab.execute("build_engine", build_engine.run)

@@ -12,7 +12,7 @@ LISTS = {
     "an engine": ["vllm/engine.py", "__init__.py", "architectures.json", "test_engine_registry.py"],
     "a row format": ["formats.py", "config/data.py", "test_formats.py", "docs/your-data.md"],
     "a metric": ["task.py", "choice.py", "config/evaluation.py", "test_answers.py"],
-    "a benchmark": ["contest/catalogue.py", "test_dedup.py", "docs/benchmarks.md"],
+    "a benchmark": ["contest/command.py", "test_dedup.py", "docs/benchmarks.md"],
 }
 
 

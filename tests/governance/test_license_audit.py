@@ -13,12 +13,10 @@ from tuneline.config import build_config
 from tuneline.config.data import RAMPART
 from tuneline.evidence import conclude
 from tuneline.governance import license_audit
-from tuneline.governance.licensing.question import question_text
-from tuneline.harness.licensing.findings import of_packages, open_of_run
-from tuneline.harness.licensing.packages import package_measurements
-from tuneline.human_answers import license_answers
-from tuneline.models import package_licenses
-from tuneline.models.package_licenses import PackageLicense, installed, read
+from tuneline.licenses import answers as license_answers
+from tuneline.licenses.duties import question_text
+from tuneline.licenses.findings import of_packages, open_of_run, package_measurements
+from tuneline.licenses.packages import PackageLicense, installed, read
 
 REASON = "read by the legal team; internal and commercial use is fine"
 
@@ -105,7 +103,7 @@ def test_a_stated_licence_fills_a_gap_and_corrects_nothing(monkeypatch):
         entry(name="other", expression="AGPL-3.0-only"),
         entry(name="vllm"),
     ]
-    monkeypatch.setattr(package_licenses.package_metadata, "stated_licenses", lambda: packages)
+    monkeypatch.setattr(packages.metadata, "stated_licenses", lambda: packages)
     found = installed(stated={"some-thing": "mit", "other": "MIT"}).packages
     assert [package.license for package in found] == ["MIT", "AGPL-3.0-only", "Apache-2.0"]
     assert found[0].read_from == "governance.package_licenses"

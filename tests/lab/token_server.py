@@ -4,7 +4,7 @@ import asyncio
 import threading
 from types import SimpleNamespace
 
-from benchmarks.serving.token_stream import Behaviour, TokenStream
+from tests.lab.token_stream import Behaviour, TokenStream
 
 from tuneline.serving.client import EngineClient
 from tuneline.serving.engines.server import Counters

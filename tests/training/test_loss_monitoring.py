@@ -7,7 +7,7 @@ import pytest
 from tests.lab.runs import broken
 
 from tuneline.artifacts.training import TrainedRun, Trip
-from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.training import LossRulesConfig
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
 from tuneline.training.loop.loss_rules import Curve

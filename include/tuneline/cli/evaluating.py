@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tuneline.cli.groups import Commands, add_json_argument, add_run_argument
 from tuneline.config import DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
-from tuneline.config.layers import explain
+from tuneline.config.pipeline import explain
 from tuneline.errors import EXIT_OK, UserError
 
 

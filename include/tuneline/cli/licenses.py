@@ -35,7 +35,7 @@ def add_licenses(commands: Commands) -> None:
 
 
 def _waiting(run: Run) -> list[AskedLicense]:
-    from tuneline.harness.licensing.findings import open_of_run, open_packages_of_run
+    from tuneline.licenses.findings import open_of_run, open_packages_of_run
 
     found = {a.subject: a for a in [*open_of_run(run), *open_packages_of_run(run)]}
     return list(found.values())
@@ -44,7 +44,7 @@ def _waiting(run: Run) -> list[AskedLicense]:
 def _show(arguments: argparse.Namespace) -> int:
     import json
 
-    from tuneline.governance.licensing.question import question_text
+    from tuneline.licenses.duties import question_text
     from tuneline.run import Run
 
     run = Run.open(arguments.run)
@@ -60,14 +60,15 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _accept(arguments: argparse.Namespace) -> int:
     from tuneline.artifacts.people import Person
-    from tuneline.human_answers import YES, license_answers
+    from tuneline.human_answers import YES
     from tuneline.human_answers.terminal import this_user
+    from tuneline.licenses import answers
     from tuneline.run import Run
 
     run = Run.open(arguments.run)
     waiting = _waiting(run)
     by = f"{this_user()} (command line)"
-    license_answers.record(run, waiting, YES, Person(by), arguments.reason)
+    answers.record(run, waiting, YES, Person(by), arguments.reason)
     for asked in waiting:
         print(f"accepted by {by}: {asked.name} ({asked.license})")
     print(f"now run `tuneline step license_audit --run {run.uri}` again")

@@ -6,12 +6,14 @@ YAML (`overrides`, `--config`), a field of the trigger form or an option of the 
 
 from __future__ import annotations
 
-from tuneline.config.curation import CurationConfig
 from tuneline.config.data import CsvMapping, DataConfig, SourceFormat, TargetFormat
 from tuneline.config.deployment import DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.governance import GovernanceConfig, Waiver
-from tuneline.config.layers import (
+from tuneline.config.model_file import CurationConfig, Model, ModelFile, find_model, models
+from tuneline.config.pipeline import (
+    PipelineConfig,
+    PodConfig,
     build_config,
     check_sections,
     merge,
@@ -20,8 +22,6 @@ from tuneline.config.layers import (
     read_yaml,
     validate_config,
 )
-from tuneline.config.model_file import Model, ModelFile, find_model, models
-from tuneline.config.pipeline import PipelineConfig, PodConfig
 from tuneline.config.policy import Looser, Policy, read_policy
 from tuneline.config.section import User
 from tuneline.config.training import TrainingConfig

@@ -5,11 +5,11 @@ Each class below holds the settings of one item; in YAML all of them are keys of
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tuneline.config.section import Section
+from tuneline.config.section import BREACH, Limit, Section
 
 TargetFormat = Literal["tokenizer", "chatml", "llama3", "alpaca"]
 DataItem = Literal[
@@ -131,7 +131,7 @@ class SchemaValidationConfig(Section):
     answer_schema: dict[str, Any] | None = Field(
         None, description="JSON Schema that every answer must satisfy; null takes any text."
     )
-    max_rejected_share: float = Field(
+    max_rejected_share: Annotated[float, Limit("schema_validation", "lower")] = Field(
         0.25, ge=0, le=1, description="Share of malformed rows above which the schema item fails."
     )
 
@@ -139,7 +139,7 @@ class SchemaValidationConfig(Section):
 class DeduplicationConfig(Section):
     """Settings of deduplication, which also splits the rows."""
 
-    near_duplicate_jaccard: float = Field(
+    near_duplicate_jaccard: Annotated[float, Limit("deduplication", "lower")] = Field(
         0.8, gt=0, le=1, description="Jaccard similarity from which two rows are near-duplicates."
     )
     template_repeats: int = Field(
@@ -178,7 +178,7 @@ class TokenLengthAuditConfig(Section):
     too_long: Literal["reject", "split"] = Field(
         "reject", description="Treatment of rows over the limit; they are never cut."
     )
-    max_too_long_share: float = Field(
+    max_too_long_share: Annotated[float, Limit("token_length_audit", "lower")] = Field(
         0.05, ge=0, le=1, description="Share of over-long rows above which the item fails."
     )
 
@@ -192,12 +192,12 @@ class PiiScrubbingConfig(Section):
     languages: list[str] = Field(
         ["en"], min_length=1, description="Languages of the rows, as ISO 639-1 codes."
     )
-    max_undeclared_language_share: float = Field(
+    max_undeclared_language_share: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
         0.02, ge=0, le=1, description="Share of rows that may be in another language."
     )
-    undeclared_language_breach: Literal["fail", "warn"] = Field(
-        "fail", description="Verdict if more than that are."
-    )
+    undeclared_language_breach: Annotated[
+        Literal["fail", "warn"], Limit("pii_scrubbing", "higher", levels=BREACH)
+    ] = Field("fail", description="Verdict if more than that are.")
     pii_ner: bool | str | list[str] = Field(
         True,
         description=f"Models that find personal data besides patterns: true takes the usual one, "
@@ -214,7 +214,7 @@ class PiiScrubbingConfig(Section):
         [],
         description="Presidio recognisers of your own: module:Name, a YAML file, or written out.",
     )
-    pii_recognizer_score: float = Field(
+    pii_recognizer_score: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
         0.4, ge=0, le=1, description="Lowest score at which a hit of these recognisers counts."
     )
     pii_actions: dict[str, Literal["replace", "mask", "reject_row"]] = Field(
@@ -226,18 +226,18 @@ class PiiScrubbingConfig(Section):
     pii_canaries: int = Field(
         200, ge=20, description="Canaries of each kind of personal data, planted in every run."
     )
-    pii_max_leak: float | dict[str, float] = Field(
+    pii_max_leak: Annotated[float | dict[str, float], Limit("pii_scrubbing", "lower")] = Field(
         USUAL_LEAKS,
         description="Share of an entity that may leak, by the upper end of its interval: a number "
         "for all but names and places, or a map by entity; what it does not name keeps the "
         "default, which is 0.05 for all but these.",
     )
-    pii_max_leak_ner: float = Field(
+    pii_max_leak_ner: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
         0.15, ge=0, le=1, description="The same for names and places, which models find."
     )
-    pii_leak_breach: Literal["fail", "warn"] = Field(
-        "fail", description="Verdict if more than that may leak by the canaries."
-    )
+    pii_leak_breach: Annotated[
+        Literal["fail", "warn"], Limit("pii_scrubbing", "higher", levels=BREACH)
+    ] = Field("fail", description="Verdict if more than that may leak by the canaries.")
     pii_review: str | None = Field(
         None,
         description="Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address; "
@@ -282,10 +282,10 @@ class DistributionBalancingConfig(Section):
     """Settings of distribution_balancing."""
 
     min_rows_per_class: int = Field(8, ge=1, description="Fewer training rows in a class warn.")
-    max_class_ratio: float = Field(
+    max_class_ratio: Annotated[float, Limit("distribution_balancing", "lower")] = Field(
         4.0, ge=1, description="Largest class over median class; more is sampled down."
     )
-    max_upsampling: float = Field(
+    max_upsampling: Annotated[float, Limit("distribution_balancing", "lower")] = Field(
         3.0, ge=1, description="Largest weight that a rare class gets, never more."
     )
     balancing: Literal["both", "sample", "weigh", "report"] = Field(
@@ -335,22 +335,22 @@ _CLASS_FAIL["distribution_balancing"] = 0.7
 class RemovalConfig(Section):
     """Limits on the rows that each data item takes out, without those that a setting asks for."""
 
-    removed_share_warn: dict[DataItem, float] = Field(
+    removed_share_warn: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
         _REMOVED_WARN,
         description="Share of its rows that an item may take out before it warns, by item; an "
         "item that the map does not name keeps its default. So with the three below.",
     )
-    removed_share_fail: dict[DataItem, float] = Field(
+    removed_share_fail: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
         _REMOVED_FAIL,
         description="The share above which it fails; schema_validation and token_length_audit "
         "have max_rejected_share and max_too_long_share unless they are named here.",
     )
-    class_removed_share_warn: dict[DataItem, float] = Field(
+    class_removed_share_warn: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
         _CLASS_WARN,
         description="Share of the rows of one class that an item may take out before it warns; "
         "classes below min_rows_per_class are not judged.",
     )
-    class_removed_share_fail: dict[DataItem, float] = Field(
+    class_removed_share_fail: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
         _CLASS_FAIL, description="The share of the rows of one class above which it fails."
     )
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tuneline.config.section import Section
+from tuneline.config.section import Limit, Section
 
 EngineName = Literal["llama_cpp", "vllm", "tensorrt_llm", "tensorrt_llm_pytorch"]
 # Images of the steps that start an engine; llama.cpp is in the image of the other steps.
@@ -41,15 +41,17 @@ class DeploymentConfig(Section):
         "engine. llama_cpp: f16, q8_0, q5_1, q5_0, q4_1, q4_0; vllm: f16, w4a16; tensorrt_llm: "
         "f16, fp8, int4_awq, int8_sq, nvfp4; tensorrt_llm_pytorch: f16.",
     )
-    max_metric_drop: float = Field(
+    max_metric_drop: Annotated[float, Limit("production_quantization", "lower")] = Field(
         0.05,
         gt=0,
         lt=1,
         description="Largest loss of the task metric against f16, by the upper end of its 95 % "
         "interval.",
     )
-    max_kl: float = Field(0.05, gt=0, description="Largest mean KL divergence from f16, nats.")
-    max_merge_loss: float = Field(
+    max_kl: Annotated[float, Limit("production_quantization", "lower")] = Field(
+        0.05, gt=0, description="Largest mean KL divergence from f16, nats."
+    )
+    max_merge_loss: Annotated[float, Limit("adapter_merging", "lower")] = Field(
         0.05,
         gt=0,
         description="After QLoRA: largest share of perplexity that the merged model may lose "

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneline.config.section import Section, User
+from tuneline.config.section import BREACH, Limit, Section, User
 
 
 class AgainstReleasedConfig(Section):
     """The comparison with the released model, on the hold-out rows of the run."""
 
-    enabled: bool = Field(
+    enabled: Annotated[bool, Limit("holdout_performance", "higher", levels=(False, True))] = Field(
         True, description="Compare with the released model, if there is one under the same name."
     )
-    margin: float = Field(
+    margin: Annotated[float, Limit("holdout_performance", "lower")] = Field(
         0.02,
         gt=0,
         lt=1,
@@ -27,40 +27,42 @@ class AgainstReleasedConfig(Section):
 class SlicesConfig(Section):
     """The comparison of parts of the hold-out (label, prompt length, language, source)."""
 
-    min_rows: int = Field(10, ge=2, description="Rows below which a part is not judged alone.")
-    worse_by: float = Field(
+    min_rows: Annotated[int, Limit("holdout_performance", "lower")] = Field(
+        10, ge=2, description="Rows below which a part is not judged alone."
+    )
+    worse_by: Annotated[float, Limit("holdout_performance", "lower")] = Field(
         0.1,
         gt=0,
         le=1,
         description="How far the metric of a part must lie below that of all other rows, beyond "
         "chance, to be clearly worse.",
     )
-    on_worse: Literal["warn", "fail"] = Field(
-        "warn", description="Verdict on a part that is clearly worse."
-    )
+    on_worse: Annotated[
+        Literal["warn", "fail"], Limit("holdout_performance", "higher", levels=BREACH)
+    ] = Field("warn", description="Verdict on a part that is clearly worse.")
 
 
 class ExtractionConfig(Section):
     """The extraction audit: what the tuned model writes out of its training rows."""
 
-    identifiers: int = Field(
+    identifiers: Annotated[int, Limit("pii_scrubbing", "higher")] = Field(
         128, ge=1, description="Identifiers of training rows that are tried; all if there are less."
     )
-    max_written_out: float = Field(
+    max_written_out: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
         0.05,
         ge=0,
         lt=1,
         description="Share of the identifiers in training rows that the model may write out, "
         "beyond the base and chance.",
     )
-    max_preferred: float = Field(
+    max_preferred: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
         0.15,
         ge=0,
         lt=1,
         description="Share of the identifiers that the model may hold likelier than 15 others of "
         "the same shape, beyond the base and chance.",
     )
-    max_exposed_canaries: float = Field(
+    max_exposed_canaries: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
         0.1,
         ge=0,
         lt=1,
@@ -86,7 +88,7 @@ class LoadConfig(Section):
     replicas: int = Field(
         1, ge=1, description="Servers that share the load; one of them is measured with its part."
     )
-    headroom: float = Field(
+    headroom: Annotated[float, Limit("latency_benchmark", "higher")] = Field(
         0.25, ge=0, description="Share of the load that servers must bear beyond it."
     )
     seconds: float = Field(
@@ -127,31 +129,31 @@ class EvaluationConfig(Section):
         "tool_calls names and arguments, chrf and rouge_l the likeness of free texts; auto "
         "chooses by the expected answers.",
     )
-    numeric_tolerance: float = Field(
+    numeric_tolerance: Annotated[float, Limit("holdout_performance", "lower")] = Field(
         1e-4, ge=0, lt=1, description="Largest relative difference of two equal numbers."
     )
     max_new_tokens: int = Field(48, ge=1, description="Limit of an answer, in tokens.")
-    min_gain: float = Field(
+    min_gain: Annotated[float, Limit("holdout_performance", "higher")] = Field(
         0.0,
         ge=-1,
         le=1,
         description="The lower end of the gain over the base must exceed it, also where the base "
         "is shown examples.",
     )
-    min_gain_over_trivial: float = Field(
+    min_gain_over_trivial: Annotated[float, Limit("holdout_performance", "higher")] = Field(
         0.0,
         ge=-1,
         le=1,
         description="The lower end of the gain over a constant answer must exceed it; that over "
         "the nearest training row should.",
     )
-    min_metric: float | None = Field(
+    min_metric: Annotated[float | None, Limit("holdout_performance", "higher", unset=0.0)] = Field(
         None,
         ge=0,
         le=1,
         description="The lower end of the task metric must reach it; required in production.",
     )
-    fair_base_shots: int = Field(
+    fair_base_shots: Annotated[int, Limit("holdout_performance", "higher")] = Field(
         3, ge=0, le=32, description="Training rows that the base is shown as examples."
     )
     fair_base_rows: int | None = Field(
@@ -162,20 +164,20 @@ class EvaluationConfig(Section):
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
     slices: SlicesConfig = SlicesConfig()
     extraction: ExtractionConfig = ExtractionConfig()
-    max_regression: float | None = Field(
+    max_regression: Annotated[float | None, Limit("base_regression", "lower", unset=0.03)] = Field(
         None,
         gt=0,
         le=1,
         description="Allowed drop on general questions, as a share; null takes 0.03.",
     )
-    max_category_regression: float = Field(
+    max_category_regression: Annotated[float, Limit("base_regression", "lower")] = Field(
         0.1,
         gt=0,
         le=1,
         description="Allowed drop in one category of general questions, as a share, where it is "
         "more than chance.",
     )
-    regression_to_see: float = Field(
+    regression_to_see: Annotated[float, Limit("base_regression", "lower")] = Field(
         0.05,
         gt=0,
         le=1,
@@ -194,12 +196,14 @@ class EvaluationConfig(Section):
     regression_texts: int | None = Field(
         None, ge=2, description="General texts whose perplexity is measured; null takes all."
     )
-    max_perplexity_ratio: float | None = Field(
+    max_perplexity_ratio: Annotated[
+        float | None, Limit("base_regression", "lower", unset=1.5)
+    ] = Field(
         None,
         gt=1,
         description="Allowed perplexity on general texts, as a multiple of the base's; null takes "
         "1.5.",
-    )
+    )  # fmt: skip
     determinism_prompts: int | None = Field(
         None,
         ge=2,
@@ -219,10 +223,10 @@ class EvaluationConfig(Section):
         description="Forms of the model that are tried: the one that ships, or also the merged one "
         "in f16 and the adapter apart, if the run has them.",
     )
-    min_identical_share: float = Field(
+    min_identical_share: Annotated[float, Limit("determinism", "higher")] = Field(
         1.0, ge=0, le=1, description="Share of repeats with the same parsed answer."
     )
-    identical_share_to_show: float = Field(
+    identical_share_to_show: Annotated[float, Limit("determinism", "higher")] = Field(
         0.9,
         gt=0,
         lt=1,
@@ -246,9 +250,13 @@ class EvaluationConfig(Section):
         description="Requests before the latency benchmark that are not counted; null takes one "
         "for each slot of the engine.",
     )
-    max_ttft_seconds: float = Field(2.0, gt=0, description="Objective: time to first token.")
-    max_tpot_seconds: float = Field(0.2, gt=0, description="Objective: time per output token.")
-    objective_share: float = Field(
+    max_ttft_seconds: Annotated[float, Limit("latency_benchmark", "lower")] = Field(
+        2.0, gt=0, description="Objective: time to first token."
+    )
+    max_tpot_seconds: Annotated[float, Limit("latency_benchmark", "lower")] = Field(
+        0.2, gt=0, description="Objective: time per output token."
+    )
+    objective_share: Annotated[float, Limit("latency_benchmark", "higher")] = Field(
         0.9,
         gt=0,
         le=1,
@@ -277,7 +285,7 @@ class EvaluationConfig(Section):
     review_pairs_per_task: int = Field(
         5, ge=1, le=20, description="Pairs in one task of a reviewer."
     )
-    review_alpha: float = Field(
+    review_alpha: Annotated[float, Limit("human_review", "lower")] = Field(
         0.05,
         gt=0,
         lt=0.5,

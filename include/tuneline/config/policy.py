@@ -8,32 +8,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from tuneline.catalogue import Severity, get_item
-from tuneline.config.data import DataConfig
-from tuneline.config.layers import explain, parse_yaml
-from tuneline.config.limits import (
-    OTHER,
-    Value,
+from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS, DataConfig
+from tuneline.config.pipeline import (
+    LIMITS,
+    PipelineConfig,
+    explain,
     item_of,
-    leaves,
     limit_of,
-    limits_in,
     near_limit,
+    parse_yaml,
 )
-from tuneline.config.pipeline import PipelineConfig
 from tuneline.config.retired import current, refusal
-from tuneline.config.section import Section
+from tuneline.config.section import Section, Value
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 
+# In a map of limits: whatever the map does not name.
+OTHER = "other"
 # Entities whose leaks have a limit of their own unless data.pii_max_leak names them.
 NAMES = ("PERSON", "LOCATION")
 
@@ -216,6 +217,36 @@ def _value(path: str, values: Mapping[str, Value]) -> Value:
         if name in values:
             return values[name]
     return None
+
+
+def limits_in(config: BaseModel) -> dict[str, Value]:
+    """Return the value of each limit in a configuration, by its path."""
+    found: dict[str, Value] = {}
+    for path, limit in LIMITS.items():
+        value: Any = attrgetter(path)(config)
+        if path == "data.pii_max_leak":
+            value = _leaks(value)
+        elif value is None:
+            value = limit.unset
+        found |= dict(leaves(value, path))
+    return found
+
+
+def _leaks(value: float | Mapping[str, float]) -> Mapping[str, float]:
+    """Return the limits on leaks by entity, those included that the setting does not name."""
+    if not isinstance(value, Mapping):
+        return {OTHER: value}
+    # docs/data.md: a map that does not name an entity keeps its default.
+    return {OTHER: OTHER_LEAKS, **USUAL_LEAKS, **value}
+
+
+def leaves(content: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested maps by their paths."""
+    if not isinstance(content, Mapping):
+        yield path, content
+        return
+    for name, value in content.items():
+        yield from leaves(value, f"{path}.{name}" if path else str(name))
 
 
 @cache

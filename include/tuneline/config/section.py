@@ -1,8 +1,10 @@
-"""The base of all sections of the configuration."""
+"""The base of all sections of the configuration, and what marks a field as a limit."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
@@ -35,3 +37,49 @@ class User(Section):
     @model_serializer
     def _written(self) -> str | dict[str, str]:
         return self.name if self.id is None else {"id": self.id, "name": self.name}
+
+
+Value = float | bool | str | None
+BREACH = ("warn", "fail")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Metadata of a field that is a limit, which a policy bounds (`tuneline.config.policy`).
+
+    Attributes:
+        item: the item whose verdict it decides; empty for a map whose keys are the items.
+        stricter: the direction in which it becomes stricter.
+        unset: the value that it stands for while it is null.
+        levels: its values from the loosest to the strictest, where they are not numbers.
+    """
+
+    item: str
+    stricter: Literal["lower", "higher"]
+    unset: float | None = None
+    levels: tuple[bool | str, ...] = ()
+
+    def rank(self, value: Value) -> float:
+        """Return a number that grows as a value becomes looser."""
+        if self.levels:
+            return -self.levels.index(value)
+        assert isinstance(value, int | float)
+        number = float(value)
+        return number if self.stricter == "lower" else -number
+
+    def fits(self, value: object) -> bool:
+        """Return True if a policy may state the value."""
+        if value is None:
+            return True
+        if self.levels:
+            return value in self.levels
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def limits_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Limit]]:
+    """Yield the limits below a section by their paths; a map is one limit for each of its keys."""
+    for name, field in section.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from limits_of(kind, f"{prefix}{name}.")
+        yield from ((prefix + name, mark) for mark in field.metadata if isinstance(mark, Limit))

@@ -2,12 +2,107 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneline.config.adapter import AdapterConfig
-from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.section import Limit, Section
+
+MAX_RANK = 512
+
+
+class AdapterConfig(Section):
+    """The LoRA adapter."""
+
+    r: int = Field(16, ge=1, le=MAX_RANK, description="LoRA rank.")
+    alpha: int | None = Field(None, ge=1, description="LoRA alpha; null takes 2 × r.")
+    dropout: float = Field(0.05, ge=0, lt=1, description="LoRA dropout.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Modules that get an adapter."
+    )
+    rslora: bool = Field(False, description="Scale by alpha/sqrt(r) (rank-stabilised LoRA).")
+    dora: bool = Field(False, description="Weight-decomposed LoRA.")
+    warm_start: Literal["none", "released"] = Field(
+        "none",
+        description="Weights that the adapter starts from: new ones (none), or those of the "
+        "released adapter, which must have the same base, modules, rank and alpha. While nothing "
+        "is released, training starts from new ones.",
+    )
+    sweep_r: list[int] = Field(
+        [],
+        description="Ranks to try on the validation rows before training; [] takes r as it is. "
+        "Alpha keeps its ratio to r. With a warm start the rank is that of the released adapter, "
+        "and no rank is tried.",
+    )
+    sweep_share: float = Field(
+        0.25, gt=0, le=1, description="Share of the run's epochs that each rank is tried for."
+    )
+    sweep_steps: int | None = Field(
+        None, ge=1, description="Optimiser steps that each rank is tried for, above sweep_share."
+    )
+
+    @property
+    def alpha_over_r(self) -> float:
+        """The ratio of alpha to r that the settings state."""
+        return 2.0 if self.alpha is None else self.alpha / self.r
+
+    def alpha_for(self, r: int) -> int:
+        """Return the alpha of another rank at the same ratio."""
+        return max(1, round(self.alpha_over_r * r))
+
+    @field_validator("sweep_r")
+    @classmethod
+    def _several_ranks(cls, ranks: list[int]) -> list[int]:
+        if len(ranks) == 1 or len(set(ranks)) < len(ranks):
+            raise ValueError("name at least two different ranks, or none to take r as it is")
+        wrong = [r for r in ranks if not 1 <= r <= MAX_RANK]
+        if wrong:
+            raise ValueError(f"a rank lies between 1 and {MAX_RANK}, not at {wrong[0]}")
+        return ranks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_whole_modules(cls, settings: Any) -> Any:
+        if isinstance(settings, dict) and "modules_to_save" in settings:
+            raise ValueError(
+                "modules_to_save: no serving engine loads an adapter that carries whole modules; "
+                "leave it out and name linear layers in target_modules"
+            )
+        return settings
+
+
+class LossRulesConfig(Section):
+    """Limits from which a loss curve is in trouble."""
+
+    spike_factor: Annotated[float, Limit("loss_monitoring", "lower")] = Field(
+        3.0, gt=1, description="Training loss over its running median that counts as a spike."
+    )
+    spike_streak: Annotated[int, Limit("loss_monitoring", "lower")] = Field(
+        3, ge=1, description="Spikes in a row that stop training; fewer only warn."
+    )
+    divergence_share: Annotated[float, Limit("loss_monitoring", "lower")] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of the progress made, or of the lowest training loss, that may be "
+        "lost again before training counts as diverged.",
+    )
+    overfit_ratio: Annotated[float, Limit("loss_monitoring", "lower")] = Field(
+        1.2,
+        gt=1,
+        description="Last over best validation loss that stops training: overfitting while the "
+        "training loss falls, divergence while it rises.",
+    )
+    plateau_evaluations: int | None = Field(
+        3,
+        ge=2,
+        description="Validation passes without a better loss that stop training; null goes on.",
+    )
+    plateau_nats: float = Field(
+        0.001,
+        ge=0,
+        description="A fall of the validation loss by less does not count, nats.",
+    )
 
 
 class TrainingConfig(AdapterConfig, LossRulesConfig):
@@ -107,7 +202,7 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
         "auto shards a base that would fill most of a GPU.",
     )
     seed: int = Field(7, ge=0, description="Seed of everything random.")
-    max_perplexity_ratio: float = Field(
+    max_perplexity_ratio: Annotated[float, Limit("quantization_verification", "lower")] = Field(
         1.5, gt=1, description="QLoRA: perplexity over the unquantised base's, at most."
     )
 

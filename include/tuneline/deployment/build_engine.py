@@ -24,9 +24,9 @@ from tuneline.artifacts.training import MERGED
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.evidence import Measurement, Record, measure
-from tuneline.harness.licensing.packages import audit_engine_packages
 from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
+from tuneline.licenses.findings import audit_engine_packages
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import BuildRequest, Engine, ServedModel, machine_identity
@@ -117,7 +117,9 @@ def run(ctx: StepContext) -> Record:
     }
     # What a built engine states of itself takes precedence over what was asked for.
     ENGINE_IDENTITY.write(ctx, EngineIdentity.model_validate({**stated, **report.identity}))
-    packages, seen = audit_engine_packages(ctx, engine)
+    packages, seen = audit_engine_packages(
+        ctx, engine.interpreter(), engine.version().partition(" ")[0]
+    )
     ctx.write_json(ENGINE_REPORT.name, {**report.model_dump(), "answered": answer.text})
     return _record(
         ctx,

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from tuneline.artifacts.calibration import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
 from tuneline.config import read_policy
-from tuneline.config.served_chain import FallbackConfig
+from tuneline.config.governance import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.chain_trial.asking import Client
 from tuneline.governance.chain_trial.faults import (

@@ -2,7 +2,7 @@
 
 It runs before training, since a model that may not be used need not be trained. The licence of
 the base and of the models that find personal data are read from the models, those of packages from
-their metadata, those of the data from the configuration. The rules in `models/license_rules.yaml`
+their metadata, those of the data from the configuration. The rules in `licenses/rules.yaml`
 decide: allowed, refused, or a person has to read the text. The answer of that person is kept in the
 run and counts for the licence that was shown, and for no other.
 
@@ -20,16 +20,17 @@ from tuneline.artifacts.licenses import AUDITED, LICENSE_ANSWERS, OPEN_LICENSES,
 from tuneline.bases import base_of
 from tuneline.config import PipelineConfig
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.licensing.duties import write_duties
-from tuneline.harness.licensing.findings import (
+from tuneline.licenses.duties import write_duties
+from tuneline.licenses.findings import (
     Finding,
     detector_licenses,
     findings_of,
     of_packages,
+    package_measurements,
     with_answers,
+    write_findings,
 )
-from tuneline.harness.licensing.packages import package_measurements, write_findings
-from tuneline.models.package_licenses import installed
+from tuneline.licenses.packages import installed
 from tuneline.serving.engines import get_engine
 from tuneline.step_context import StepContext
 

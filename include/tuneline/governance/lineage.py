@@ -43,7 +43,6 @@ from tuneline.evidence import Evidence, Measurement, Verdict, breach_in, measure
 from tuneline.failures import ended_by_error
 from tuneline.freshness import Freshness
 from tuneline.governance.documents.write import add_documents
-from tuneline.governance.licensing.duties import license_files
 from tuneline.governance.release import policy_record
 from tuneline.governance.release.basis import BASIS
 from tuneline.governance.release.environments import (
@@ -58,6 +57,7 @@ from tuneline.governance.release.signature import SIGNATURE, sign, stated
 from tuneline.governance.release.verify import version_differences
 from tuneline.harness.served_apart import ships_apart
 from tuneline.harness.served_models import candidate
+from tuneline.licenses.duties import license_files
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel

@@ -17,7 +17,7 @@ from tuneline.artifacts.base_model import BASE, DETECTORS, Detectors, StoredBase
 from tuneline.bases.of_run import local_copy
 from tuneline.bases.shelf import Shelf, in_place
 from tuneline.evidence import Record, measure
-from tuneline.harness.licensing.findings import detector_licenses
+from tuneline.licenses.findings import detector_licenses
 from tuneline.models.cache import cache_root, hash_directory
 from tuneline.models.preview import Preview, sizes_of, small_files
 from tuneline.models.resolver import fetch_cached, origin_of

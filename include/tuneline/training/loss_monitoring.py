@@ -23,7 +23,7 @@ from tuneline.artifacts.training import (
     TrainedRun,
     Trip,
 )
-from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.training import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.step_context import StepContext
 from tuneline.training.loop.loss_rules import (

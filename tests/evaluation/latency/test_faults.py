@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from benchmarks.serving.token_stream import Behaviour
 from tests.lab.runs import broken, value, values
+from tests.lab.token_stream import Behaviour
 
 SOON = {"requests_per_s": 20.0, "seconds": 1.5}
 

@@ -9,7 +9,7 @@ from tests.lab.dying_store import DyingStore, Killed
 
 from tuneline.artifacts.release_log import Withdrawn, read_log
 from tuneline.artifacts.releases import read_release
-from tuneline.config.release_canary import ReleaseCanaryConfig
+from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.errors import UserError
 from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.release.canary_outcome import (

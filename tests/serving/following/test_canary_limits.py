@@ -3,7 +3,7 @@
 import pytest
 from tests.serving.following.test_chain import calibration
 
-from tuneline.config.served_chain import FallbackConfig
+from tuneline.config.governance import FallbackConfig
 from tuneline.serving.following.chain import ChainSettings, candidate_limits
 from tuneline.serving.following.gateway_file import Served, Tried, gateway_document
 from tuneline.serving.gateway.config import GatewayConfig

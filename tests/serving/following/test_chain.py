@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tests.lab.releases import opened, release
 
 from tuneline.artifacts.calibration import Calibration, Threshold
-from tuneline.config.served_chain import FallbackConfig
+from tuneline.config.governance import FallbackConfig
 from tuneline.serving.following.chain import ChainSettings, served_chain, settings_of
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.store import open_store

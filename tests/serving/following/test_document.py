@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tests.lab.releases import opened, release
 
 from tuneline.artifacts.deployment import WarmUp
-from tuneline.config.served_chain import FallbackConfig
+from tuneline.config.governance import FallbackConfig
 from tuneline.serving.following.chain import ChainSettings
 from tuneline.serving.following.gateway_file import Facts, Served, gateway_document
 from tuneline.serving.gateway.config import GatewayConfig

@@ -10,7 +10,7 @@ from tests.lab.canaries import ASKED, release
 from tests.serving.following.test_canary_judge import RATES, answer, plus
 
 from tuneline.artifacts.release_log import read_log
-from tuneline.config.release_canary import ReleaseCanaryConfig
+from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.governance.release.canary import CanaryLog
 from tuneline.serving.following.canaries import CanaryOptions, Judge, Trials
 from tuneline.serving.gateway.chain.canary import ArmCounts

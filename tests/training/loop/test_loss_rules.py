@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.training import LossRulesConfig
 from tuneline.training.loop.loss_rules import (
     Curve,
     Watch,

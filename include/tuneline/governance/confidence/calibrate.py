@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tuneline.artifacts.calibration import BY_HAND, CALIBRATION, Calibration, Confidence
-from tuneline.config.served_chain import FallbackConfig
+from tuneline.config.governance import FallbackConfig
 from tuneline.errors import UserError
 from tuneline.governance.confidence.answers import ask_for_confidence, confidences
 from tuneline.governance.confidence.threshold import find_threshold

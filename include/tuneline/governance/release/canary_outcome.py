@@ -9,7 +9,7 @@ from typing import Literal
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.release_log import Canary, Released, RolledBack, read_log, withdrawal
 from tuneline.artifacts.releases import find_version, previous_version, read_release
-from tuneline.config.release_canary import ReleaseCanaryConfig
+from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.errors import UserError
 from tuneline.serving.following.chain import settings_of
 from tuneline.store import Store

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.config.keyless import KeylessConfig
+from tuneline.config.governance import KeylessConfig
 from tuneline.errors import RetryableError, UserError, first_line
 
 # The name of the format in the manifest.

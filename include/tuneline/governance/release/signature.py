@@ -22,7 +22,7 @@ from typing import Any
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.releases import MANIFEST_FILE
 from tuneline.config import GovernanceConfig
-from tuneline.config.keyless import KeylessConfig
+from tuneline.config.governance import KeylessConfig
 from tuneline.errors import UserError, first_line
 from tuneline.governance.release import keyless
 from tuneline.governance.release.keyless import Identity

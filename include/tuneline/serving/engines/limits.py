@@ -15,12 +15,10 @@ from tuneline.config import DeploymentConfig, PipelineConfig, TrainingConfig
 from tuneline.errors import UserError
 from tuneline.gguf.architectures import read_settings, supported
 from tuneline.gguf.tokenizer import refuse_foreign
+from tuneline.licenses.rules import circumstances_of, judge, normalise
 from tuneline.machine.quantity import quantity
 from tuneline.models.base_model import check_directory, is_weights, read_json
 from tuneline.models.license import read_license
-from tuneline.models.license_rules import judge
-from tuneline.models.license_table import normalise
-from tuneline.models.license_use import circumstances_of
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ModelFacts, read_facts

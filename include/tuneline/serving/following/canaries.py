@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import TypeAdapter, ValidationError
 
-from tuneline.config.release_canary import ReleaseCanaryConfig
+from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.errors import TunelineError
 from tuneline.files import write_whole
 from tuneline.serving.following.e_values import (

@@ -13,8 +13,7 @@ from typing import Any
 
 from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
 from tuneline.artifacts.releases import CONFIG_FILE, Release, readable
-from tuneline.config.release_canary import ReleaseCanaryConfig
-from tuneline.config.served_chain import FallbackConfig, LargerModel
+from tuneline.config.governance import FallbackConfig, LargerModel, ReleaseCanaryConfig
 
 LARGER = "larger"
 

@@ -18,7 +18,7 @@ from tuneline.artifacts.training import (
     Evaluation,
     Trip,
 )
-from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.training import LossRulesConfig
 from tuneline.progress import LOG_SECONDS
 from tuneline.store import sha256_file
 from tuneline.training.loop.base_weights import save_adapter

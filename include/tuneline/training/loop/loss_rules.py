@@ -19,7 +19,7 @@ from statistics import fmean, median, variance
 from typing import Any
 
 from tuneline.artifacts.training import Trip
-from tuneline.config.loss_rules import LossRulesConfig
+from tuneline.config.training import LossRulesConfig
 
 FLOOR_NATS = 0.5
 SPIKE_WINDOW = 10  # logged steps whose median a spike is compared with

@@ -6,11 +6,18 @@ import pytest
 import yaml
 
 from tuneline.config import build_config
+from tuneline.licenses.rules import (
+    Circumstances,
+    Joined,
+    Named,
+    circumstances_of,
+    find_rule,
+    judge,
+    normalise,
+    parse,
+    table,
+)
 from tuneline.models.license import to_spdx
-from tuneline.models.license_expression import Joined, Named, parse
-from tuneline.models.license_rules import Circumstances, judge
-from tuneline.models.license_table import find_rule, normalise, table
-from tuneline.models.license_use import circumstances_of
 
 CASES = yaml.safe_load((Path(__file__).parent / "license_cases.yaml").read_text())
 _WORST = ("allowed", "person", "refused")

@@ -1,7 +1,7 @@
 """Print what every installed distribution states of its licence, as JSON.
 
 Only the standard library is used, so that an engine's own Python can run this file:
-`python package_metadata.py`. Fields and their order of trust are those of PEP 639.
+`python stated.py`. Fields and their order of trust are those of PEP 639.
 """
 
 import json

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneline.errors import TunelineError
-from tuneline.models import package_metadata
+from tuneline.licenses import stated as metadata
+from tuneline.licenses.rules import NONE, find_rule, normalise, table
 from tuneline.models.license import license_of_text
-from tuneline.models.license_table import NONE, find_rule, normalise, table
 
 _LONGEST_NAME = 60
 _SECONDS = 120.0
@@ -65,7 +65,7 @@ def installed(python: str | None = None, stated: Mapping[str, str] | None = None
         TunelineError: if the other Python can't be asked.
     """
     if python is None:
-        raw: dict[str, Any] = {"prefix": sys.prefix, "packages": package_metadata.stated_licenses()}
+        raw: dict[str, Any] = {"prefix": sys.prefix, "packages": metadata.stated_licenses()}
     else:
         raw = _asked(python)
     known = {_plain(name): (p.license, p.source) for name, p in table().packages.items()}
@@ -75,7 +75,7 @@ def installed(python: str | None = None, stated: Mapping[str, str] | None = None
 
 
 def _asked(python: str) -> dict[str, Any]:
-    command = [python, "-I", str(package_metadata.__file__)]
+    command = [python, "-I", str(metadata.__file__)]
     try:
         done = subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
         found: dict[str, Any] = json.loads(done.stdout)

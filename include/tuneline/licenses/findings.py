@@ -1,27 +1,40 @@
-"""The licences of a run, each with the rule or the person that decided on it."""
+"""The licences of a run and of the engine's packages, each with the rule or person that decided."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import csv
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 from tuneline.artifacts.base_model import BASE, DETECTORS, DetectorLicense, StoredBase
 from tuneline.artifacts.licenses import (
+    ENGINE_PACKAGES,
     OPEN_LICENSES,
     OPEN_PACKAGES,
     AskedLicense,
     OpenLicenses,
 )
 from tuneline.config import PipelineConfig
-from tuneline.harness.licensing.carried import acceptances
+from tuneline.errors import TunelineError
+from tuneline.evidence import Measurement, measure
+from tuneline.licenses.answers import acceptances
+from tuneline.licenses.packages import PackageLicense, installed
+from tuneline.licenses.rules import (
+    Circumstances,
+    Decision,
+    Role,
+    Rule,
+    circumstances_of,
+    generators_of,
+    judge,
+    normalise,
+)
 from tuneline.models import BaseModel
-from tuneline.models.license_rules import Circumstances, Role, judge
-from tuneline.models.license_table import Decision, Rule, normalise
-from tuneline.models.license_use import circumstances_of, generators_of
-from tuneline.models.package_licenses import PackageLicense
 from tuneline.models.preview import classifier_license
 from tuneline.run import Run
+from tuneline.step_context import StepContext
 
 Kind = Literal["base_model", "detector", "dataset", "generator", "package"]
 _ROLES: dict[Kind, Role] = {
@@ -209,3 +222,60 @@ def open_packages_of_run(run: Run) -> list[AskedLicense]:
     stated = [document.find(run) or OpenLicenses() for document in (OPEN_LICENSES, OPEN_PACKAGES)]
     found = {a.subject: a for listed in stated for a in listed.asked if a.kind == "package"}
     return [asked for subject, asked in found.items() if subject not in answered]
+
+
+# Measurements that begin so count for the item license_audit, whichever step made them.
+ITEM = "license_audit."
+
+
+def package_measurements(findings: Sequence[Finding], prefix: str = "") -> list[Measurement]:
+    """Judge the packages of an environment.
+
+    Args:
+        findings: one for each package.
+        prefix: what the names of the measurements begin with.
+    """
+    refused = sum(finding.decision == "refused" for finding in findings)
+    unclear = sum(finding.open for finding in findings)
+    return [
+        measure(f"{prefix}packages_audited", len(findings), "packages", ">=", 1),
+        measure(f"{prefix}packages_refused", refused, "packages", "==", 0),
+        measure(f"{prefix}packages_without_rule", unclear, "packages", "==", 0, on_breach="warn"),
+    ]
+
+
+def write_findings(path: Path, findings: Sequence[Finding]) -> None:
+    """Write findings as CSV, a row for each."""
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(COLUMNS)
+        writer.writerows(finding.row for finding in findings)
+
+
+def audit_engine_packages(
+    ctx: StepContext, python: str | None, package: str
+) -> tuple[list[Measurement], str]:
+    """Judge the packages of the environment in which the engine has just answered.
+
+    Args:
+        ctx: the step that started it; it leaves `packages.csv`.
+        python: the Python of the engine; None for that of this process.
+        package: the engine's package, which has to be among those that are found.
+
+    Returns:
+        Measurements of the item license_audit, and a sentence on what was seen.
+    """
+    try:
+        found = installed(python, ctx.config.governance.package_licenses)
+        if not found.has(package):
+            # They are those of another environment.
+            raise TunelineError(f"{package} is not among the packages of {found.prefix}")
+    except TunelineError as error:
+        seen = measure(f"{ITEM}packages_seen", False, "flag", "==", True, on_breach="warn")
+        return [seen], f"the packages beside it can't be seen: {error}"
+    findings = with_answers(ctx.run, of_packages(found.packages, ctx.config))
+    write_findings(ENGINE_PACKAGES.path(ctx), findings)
+    OPEN_PACKAGES.write(ctx, OpenLicenses(asked=[f.asked for f in findings if f.open]))
+    seen = measure(f"{ITEM}packages_seen", True, "flag", "==", True, on_breach="warn")
+    said = f"{len(findings)} packages lie beside it in {found.prefix}"
+    return [seen, *package_measurements(findings, ITEM)], said

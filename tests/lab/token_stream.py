@@ -1,24 +1,17 @@
 """A server of streamed chat completions whose every token has a known time, and its own record.
 
-    python -m benchmarks.serving.token_stream --first 0.05 --token 0.01
-
 It speaks HTTP/1.1 and server-sent events by itself, on asyncio's sockets, so that what a client
 measures does not depend on a library that both of them use. `GET /timings` gives the times that the
-server itself saw since the last time it was asked. It takes a free port of the loopback interface,
-prints its address, and ends when its standard input closes.
+server itself saw since the last time it was asked.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import json
-import sys
-import threading
 import time
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -191,31 +184,3 @@ def _send(writer: StreamWriter, document: dict[str, Any]) -> None:
 
 def _chunk(writer: StreamWriter, data: bytes) -> None:
     writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-
-
-async def _serve(behaviour: Behaviour) -> None:
-    stream, ended = TokenStream(behaviour), asyncio.Event()
-    await stream.listen()
-    print(stream.url, flush=True)
-    loop = asyncio.get_running_loop()
-
-    def leave_with_parent() -> None:
-        sys.stdin.read()
-        loop.call_soon_threadsafe(ended.set)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-    await ended.wait()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until standard input closes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.token_stream")
-    parser.add_argument("--first", type=float, default=Behaviour.first)
-    parser.add_argument("--token", type=float, default=Behaviour.token)
-    given = parser.parse_args(arguments)
-    asyncio.run(_serve(Behaviour(first=given.first, token=given.token)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,1 +1,0 @@
-"""The question to people about licences, and the files of a release that licences ask for."""
