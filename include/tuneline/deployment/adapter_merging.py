@@ -52,8 +52,7 @@ from tuneline.harness.served_models import (
     unquantised,
     untuned,
 )
-from tuneline.models.base_model import BaseModel, read_json
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.adapter_limits import DORA_ENGINES
 from tuneline.serving.engines.base import Engine, ServedModel

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.models.gguf_layout import Array
+from tuneline.models.gguf_import import Array
 
 
 @dataclass(frozen=True)

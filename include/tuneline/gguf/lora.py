@@ -19,7 +19,7 @@ from tuneline.gguf.file import PlannedTensor, Written, write_tensors
 from tuneline.gguf.settings import read_settings
 from tuneline.gguf.tensor_names import tensor_names
 from tuneline.models.base_model import read_json
-from tuneline.models.gguf_layout import Array, interleave_heads
+from tuneline.models.gguf_import import Array, interleave_heads
 
 _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.gguf.file import PlannedTensor, Written, write_tensors
-from tuneline.models.gguf_layout import Array
+from tuneline.models.gguf_import import Array
 
 # Our names, with the GGML type and llama.cpp's number of the file type (llama.h, llama_ftype).
 QUANTISATIONS = {

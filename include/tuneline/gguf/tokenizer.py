@@ -17,8 +17,7 @@ from typing import Any
 from tuneline.errors import UserError
 from tuneline.gguf.pre_tokenizers import closest_name, pre_tokenizer_name, rules_of
 from tuneline.gguf.sentencepiece import byte_tokens, scores, space_prefix, split_off
-from tuneline.models.base_model import read_json
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer, read_json
 
 # Tokens with which chat models end a turn, where it is not their end-of-sequence token.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")

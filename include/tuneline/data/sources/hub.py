@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 from tuneline.data.sources.source_file import SourceFile, choose
 from tuneline.errors import UserError
-from tuneline.models.hub import call_hub
+from tuneline.models.origins import call_hub
 
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?",

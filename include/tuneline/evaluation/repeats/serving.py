@@ -46,7 +46,7 @@ def serving(
 
 def tokens_of(ctx: StepContext) -> Callable[[str], list[str]]:
     """Return a function that splits an answer into its tokens."""
-    from tuneline.models.tokenizer import load_tokenizer
+    from tuneline.models.base_model import load_tokenizer
 
     tokenizer = load_tokenizer(MERGED.fetch(ctx))
 

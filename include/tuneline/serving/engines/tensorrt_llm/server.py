@@ -15,7 +15,7 @@ import httpx
 
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.client.chat_protocol import EngineUnavailable, Messages
 from tuneline.serving.engines.base import arguments
 from tuneline.serving.engines.engine_server import Counters, EngineServer, ServeRequest
