@@ -282,7 +282,7 @@ def check_inputs(config: PipelineConfig) -> None:
         UserError: if one of them is refused.
     """
     from tuneline.models import check_address
-    from tuneline.models.preview import preview
+    from tuneline.models.resolver import preview
     from tuneline.serving.engines.limits import refuse_unfit, refuse_unservable
 
     refuse_without_floor(config)

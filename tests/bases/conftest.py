@@ -5,7 +5,7 @@ from tests.lab import s3_server
 from tests.lab.runs import Lab
 from tests.lab.tiny_models import make_model
 
-from tuneline.models.bucket import BucketSource
+from tuneline.models.origins import BucketSource
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
 from tuneline.evaluation.forgetting.origin import find_origin
 from tuneline.models import load_tokenizer, resolve
-from tuneline.models.bucket import BucketSource
+from tuneline.models.origins import BucketSource
 from tuneline.store import CorruptObject
 
 ORIGIN = "s3://models/team/tiny"

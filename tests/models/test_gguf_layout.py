@@ -5,7 +5,7 @@ import pytest
 
 import gguf
 from tuneline.errors import UserError
-from tuneline.models.gguf_layout import (
+from tuneline.models.gguf_import import (
     PER_BLOCK,
     TOP_LEVEL,
     interleave_heads,

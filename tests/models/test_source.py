@@ -7,8 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tuneline.errors import RetryableError
-from tuneline.models.hub import HubSource
-from tuneline.models.source import at_once
+from tuneline.models.origins import HubSource, at_once
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

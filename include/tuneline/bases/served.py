@@ -17,7 +17,7 @@ from tuneline.artifacts.releases import MODEL_FILE
 from tuneline.bases.of_run import stored_base
 from tuneline.models import BaseModel, cache_root, resolve
 from tuneline.models.cache import Log, cached_model
-from tuneline.models.source import at_once
+from tuneline.models.origins import at_once
 from tuneline.step_context import StepContext
 from tuneline.store import AlreadyThere, CorruptObject, Store, sha256_file
 

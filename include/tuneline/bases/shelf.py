@@ -22,7 +22,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import FileRef
 from tuneline.models.base_model import BaseModel, describe
 from tuneline.models.cache import require_space
-from tuneline.models.source import ListedSource, Source, at_once
+from tuneline.models.origins import ListedSource, Source, at_once
 from tuneline.run import Run
 from tuneline.store import AlreadyThere, CorruptObject, FileStore, NotThere, Store, sha256_file
 

@@ -52,8 +52,7 @@ from tuneline.harness.served_models import (
     unquantised,
     untuned,
 )
-from tuneline.models.base_model import BaseModel, read_json
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
 from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.limits import DORA_ENGINES

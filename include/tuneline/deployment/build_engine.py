@@ -27,7 +27,7 @@ from tuneline.evidence import Measurement, Record, measure
 from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
 from tuneline.licenses.findings import audit_engine_packages
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import BuildRequest, Engine, ServedModel, machine_identity
 from tuneline.serving.engines.server import ServedSizes

@@ -41,7 +41,7 @@ from tuneline.harness.served_models import (
     unquantised,
     untuned,
 )
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines.divergence import Divergence
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.server import ServeRequest

@@ -32,9 +32,8 @@ from numpy.typing import NDArray
 from tuneline.errors import RetryableError, UserError
 from tuneline.gguf.architectures import Settings, read_settings
 from tuneline.gguf.tokenizer import model_name, read_tokenizer, write_tokenizer
-from tuneline.models.base_model import read_json, weight_files
-from tuneline.models.gguf_layout import Array, interleave_heads
-from tuneline.models.license import read_license
+from tuneline.models.base_model import read_json, read_license, weight_files
+from tuneline.models.gguf_import import Array, interleave_heads
 
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 

@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.errors import UserError
-from tuneline.models.base_model import read_json
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer, read_json
 
 # Tokens with which chat models end a turn, where it is not their end-of-sequence token.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")

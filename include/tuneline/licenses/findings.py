@@ -32,7 +32,7 @@ from tuneline.licenses.rules import (
     normalise,
 )
 from tuneline.models import BaseModel
-from tuneline.models.preview import classifier_license
+from tuneline.models.resolver import classifier_license
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 

@@ -16,7 +16,7 @@ from typing import Any
 from tuneline.errors import TunelineError
 from tuneline.licenses import stated as metadata
 from tuneline.licenses.rules import NONE, find_rule, normalise, table
-from tuneline.models.license import license_of_text
+from tuneline.models.base_model import license_of_text
 
 _LONGEST_NAME = 60
 _SECONDS = 120.0

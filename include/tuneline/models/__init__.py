@@ -1,9 +1,8 @@
 """Base models: `resolve` turns a URI into a checked directory with a known licence and hash."""
 
-from tuneline.models.base_model import BaseModel, check_directory, weight_files
+from tuneline.models.base_model import BaseModel, check_directory, load_tokenizer, weight_files
 from tuneline.models.cache import cache_root
 from tuneline.models.resolver import check_address, resolve
-from tuneline.models.tokenizer import load_tokenizer
 
 __all__ = [
     "BaseModel",

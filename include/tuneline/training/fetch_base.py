@@ -19,10 +19,8 @@ from tuneline.bases.shelf import Shelf, in_place
 from tuneline.evidence import Record, measure
 from tuneline.licenses.findings import detector_licenses
 from tuneline.models.cache import cache_root, hash_directory
-from tuneline.models.preview import Preview, sizes_of, small_files
-from tuneline.models.resolver import fetch_cached, origin_of
-from tuneline.models.source import Source
-from tuneline.models.wheel import keep_wheel
+from tuneline.models.origins import Source, keep_wheel
+from tuneline.models.resolver import Preview, fetch_cached, origin_of, sizes_of, small_files
 from tuneline.run import Run
 from tuneline.serving.engines.limits import refuse_unfit
 from tuneline.step_context import StepContext

@@ -10,7 +10,7 @@ from tests.lab.tiny_models import make_model
 from tuneline.config import build_config
 from tuneline.errors import UserError
 from tuneline.launch import create_run
-from tuneline.models.preview import sizes_of
+from tuneline.models.resolver import sizes_of
 from tuneline.serving.engines.engine import read_facts
 from tuneline.serving.engines.limits import refuse_engine, refuse_unfit
 

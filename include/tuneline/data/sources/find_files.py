@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tuneline.data.sample import SAMPLES
 from tuneline.errors import UserError
-from tuneline.models.hub import call_hub
+from tuneline.models.origins import call_hub
 from tuneline.store import NotThere, S3Store, sha256_file
 
 JSONL_ENDINGS = (".jsonl", ".ndjson")

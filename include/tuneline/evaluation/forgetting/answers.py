@@ -24,7 +24,7 @@ from tuneline.harness.served_models import (
     scoring_threads,
     untuned,
 )
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 

@@ -142,7 +142,7 @@ def first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int, 
 
 def tokens_of(ctx: StepContext) -> Callable[[str], list[str]]:
     """Return a function that splits an answer into its tokens."""
-    from tuneline.models.tokenizer import load_tokenizer
+    from tuneline.models.base_model import load_tokenizer
 
     tokenizer = load_tokenizer(MERGED.fetch(ctx))
 

@@ -17,8 +17,7 @@ from tuneline.gguf.architectures import read_settings, supported
 from tuneline.gguf.tokenizer import refuse_foreign
 from tuneline.licenses.rules import circumstances_of, judge, normalise
 from tuneline.machine.quantity import quantity
-from tuneline.models.base_model import check_directory, is_weights, read_json
-from tuneline.models.license import read_license
+from tuneline.models.base_model import check_directory, is_weights, read_json, read_license
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ModelFacts, read_facts

