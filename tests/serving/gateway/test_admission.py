@@ -131,7 +131,7 @@ def test_requests_under_way_can_not_all_pass_through_the_rest(limited, small):
 
 
 @pytest.mark.parametrize(
-    ("absurd", "status"), [(10**18, 200), (10**400, 200), (-5, 400), (True, 400), ("many", 400)]
+    ("absurd", "status"), [(10**18, 200), (10**400, 400), (-5, 400), (True, 400), ("many", 400)]
 )
 def test_an_absurd_number_of_tokens_is_no_fault_of_the_gateway(limited, small, absurd, status):
     gateway, alice = limited(small, tokens_per_day=10_000, cost_per_day=1.0)

@@ -1,18 +1,21 @@
-"""OpenAI's protocol, as far as a gateway has to read it.
+"""Requests and errors of OpenAI's API, as far as a gateway has to read them.
 
 Requests are passed on unchanged except for the fields that route, count and judge, and for those
-that an upstream does not take. Errors have OpenAI's shape, so that clients of that API can read
-them.
+that an upstream does not take. What the bodies below know is checked before an engine is asked, and
+published in the OpenAPI document. Other fields reach an upstream only where its configuration names
+them: engines have some that choose a server, a cache or code. Errors have OpenAI's shape, so that
+clients of that API can read them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NotRequired
 
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from tuneline.serving.gateway.protocol import dump_json, load_json
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
@@ -23,25 +26,137 @@ from tuneline.serving.protocol import adapter_fields
 MOST_CHOICES = 128
 # OpenAI's own limit.
 MOST_INPUTS = 2_048
-_INTEGER = {"type": "integer"}
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 # What a value takes in memory besides its text: the object, and its place in another one.
 _BYTES_PER_VALUE = 100
 _SHOWN_NAME = 64
 
+# Not `str`: JSON can state lone surrogates, which engines send when they cut a character.
+Text = InstanceOf[str]
+Object = InstanceOf[dict[str, Any]]
+# Lists end at the first wrong item, however many a client sends.
+Objects = Annotated[list[Object], Field(fail_fast=True)]
+# 1e999 is read as infinity, which no JSON can state.
+Number = Annotated[float, Field(allow_inf_nan=False)]
+# JSON knows no difference between 1 and 1.0.
+_WHOLE: dict[str, Any] = {"multiple_of": 1, "json_schema_extra": {"type": "integer"}}
+Integer = Annotated[float, Field(**_WHOLE)]
+Count = Annotated[float, Field(ge=1, **_WHOLE)]
+Choices = Annotated[float, Field(ge=1, le=MOST_CHOICES, **_WHOLE)]
+Alternatives = Annotated[float, Field(ge=0, le=20, **_WHOLE)]
+Tokens = Annotated[list[Integer], Field(min_length=1, fail_fast=True)]
+Prompts = (
+    Text
+    | Tokens
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_CHOICES, fail_fast=True)]
+)
+Inputs = (
+    Text
+    | Tokens
+    | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
+    | Annotated[list[Tokens], Field(min_length=1, max_length=MOST_INPUTS, fail_fast=True)]
+)
 
-class Field(NamedTuple):
-    """A field of a request body.
 
-    Attributes:
-        accepts: function that returns True for a value of the right type.
-        says: the type in words, as an error states it after "must be".
-        schema: the type as JSON Schema.
-    """
+class Message(TypedDict):
+    """A turn of a conversation; its other fields are the engine's."""
 
-    accepts: Callable[[Any], bool]
-    says: str
-    schema: dict[str, Any]
+    role: Text
+    content: NotRequired[Text | Objects | None]
+
+
+def _described(must_be: str) -> Any:
+    """Return an optional field, with its type in words as an error states it."""
+    return Field(None, description=must_be)
+
+
+class Body(BaseModel):
+    """What every body has; a description is what an error states after "must be"."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={
+            "additionalProperties": False,
+            "description": "The gateway's owner may let more fields pass (`upstreams[].fields`).",
+        },
+    )
+    model: str = Field(min_length=1, description="the id of a model; GET /v1/models lists them")
+
+
+class _Sampled(Body):
+    frequency_penalty: Number | None = _described("a number")
+    logit_bias: Object | None = _described("an object")
+    n: Choices | None = _described(f"a whole number from 1 to {MOST_CHOICES}")
+    presence_penalty: Number | None = _described("a number")
+    seed: Integer | None = _described("a whole number")
+    stop: Text | Annotated[list[Text], Field(fail_fast=True)] | None = _described(
+        "a string or a list of strings"
+    )
+    stream: bool | None = _described("true or false")
+    stream_options: Object | None = _described("an object")
+    temperature: Number | None = _described("a number")
+    top_p: Number | None = _described("a number")
+    user: Text | None = _described("a string")
+
+
+class ChatBody(_Sampled):
+    """The body of a chat completion; fields of any type are passed on as they are."""
+
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)] = Field(
+        description="a list with at least one message"
+    )
+    logprobs: bool | None = _described("true or false")
+    max_completion_tokens: Count | None = _described("a whole number of at least 1")
+    max_tokens: Count | None = _described("a whole number of at least 1")
+    metadata: Object | None = _described("an object")
+    parallel_tool_calls: bool | None = _described("true or false")
+    response_format: Object | None = _described("an object")
+    tool_choice: Text | Object | None = _described("a string or an object")
+    tools: Objects | None = _described("a list of objects")
+    top_logprobs: Alternatives | None = _described("a whole number from 0 to 20")
+    audio: Any = None
+    function_call: Any = None
+    functions: Any = None
+    modalities: Any = None
+    moderation: Any = None
+    prediction: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
+    reasoning_effort: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    store: Any = None
+    verbosity: Any = None
+    web_search_options: Any = None
+
+
+class CompletionsBody(_Sampled):
+    """The body of a completion."""
+
+    prompt: Prompts = Field(
+        description=f"a string, a list of token ids, or a list of at most {MOST_CHOICES} of either"
+    )
+    best_of: Choices | None = _described(f"a whole number from 1 to {MOST_CHOICES}")
+    echo: bool | None = _described("true or false")
+    logprobs: Alternatives | None = _described("a whole number from 0 to 20")
+    # 0 only reads the prompt, with its log-probabilities where `echo` asks for them.
+    max_tokens: Annotated[float, Field(ge=0, **_WHOLE)] | None = _described(
+        "a whole number of at least 0"
+    )
+    suffix: Text | None = _described("a string")
+
+
+class EmbeddingsBody(Body):
+    """The body of a request for embeddings."""
+
+    input: Inputs = Field(
+        description=f"a string, a list of token ids, or a list of at most {MOST_INPUTS} of either"
+    )
+    dimensions: Count | None = _described("a whole number of at least 1")
+    encoding_format: Literal["float", "base64"] | None = _described("float or base64")
+    user: Text | None = _described("a string")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,232 +166,34 @@ class Api:
     Attributes:
         operation: its name in OpenTelemetry's GenAI conventions.
         path: where it lies below `/v1`.
+        body: what its requests are checked by.
+        prompt: the field that holds the prompt.
         holds: the field of an answer that makes it one.
-        required: the fields that a request must have, beside `model`.
-        fields: the known fields by name.
         streams: True if an answer can be streamed.
         falls_back: False if another model's answer is no substitute.
     """
 
     operation: str
     path: str
-    holds: str
-    required: str
-    fields: Mapping[str, Field]
+    body: type[Body]
+    prompt: str
+    holds: str = "choices"
     streams: bool = True
     falls_back: bool = True
 
 
-def _is_integer(value: Any) -> bool:
-    # JSON knows no difference between 1 and 1.0; True is an int in Python only.
-    return type(value) is int or (type(value) is float and value.is_integer())
-
-
-def _integer(least: int | None = None, most: int | None = None) -> Field:
-    bounds = {"minimum": least, "maximum": most}
-    says = "a whole number"
-    if most is not None:
-        says += f" from {least} to {most}"
-    elif least is not None:
-        says += f" of at least {least}"
-
-    def accepts(value: Any) -> bool:
-        return (
-            _is_integer(value)
-            and (least is None or value >= least)
-            and (most is None or value <= most)
-        )
-
-    schema = _INTEGER | {name: bound for name, bound in bounds.items() if bound is not None}
-    return Field(accepts, says, schema)
-
-
-def _is_object(value: Any) -> bool:
-    return type(value) is dict
-
-
-def _list_of(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: type(value) is list and all(map(accepts, value))
-
-
-def _is_text(value: Any) -> bool:
-    return type(value) is str
-
-
-def _either(says: str, *fields: Field) -> Field:
-    return Field(
-        lambda value: any(field.accepts(value) for field in fields),
-        says,
-        {"anyOf": [field.schema for field in fields]},
-    )
-
-
-def _one_of(*values: str) -> Field:
-    return Field(lambda value: value in values, " or ".join(values), {"enum": list(values)})
-
-
-# 1e999 is read as infinity, which no JSON can state.
-_NUMBER = Field(
-    lambda value: type(value) is int or (type(value) is float and math.isfinite(value)),
-    "a number",
-    {"type": "number"},
-)
-
-_BOOLEAN = Field(lambda value: type(value) is bool, "true or false", {"type": "boolean"})
-
-_TEXT = Field(_is_text, "a string", {"type": "string"})
-
-_OBJECT = Field(_is_object, "an object", {"type": "object"})
-
-_OBJECTS = Field(
-    _list_of(_is_object), "a list of objects", {"type": "array", "items": {"type": "object"}}
-)
-
-_TEXTS = Field(
-    _list_of(_is_text), "a list of strings", {"type": "array", "items": {"type": "string"}}
-)
-
-# Passed on as it is.
-_ANYTHING = Field(lambda _: True, "anything", {})
-
-_CONTENT = _either("a string or a list of objects", _TEXT, _OBJECTS)
-
-
-def _is_message(value: Any) -> bool:
-    if not _is_object(value) or type(value.get("role")) is not str:
-        return False
-    content = value.get("content")
-    return content is None or _CONTENT.accepts(content)
-
-
-_MESSAGE = {
-    "type": "object",
-    "required": ["role"],
-    "properties": {
-        "role": {"type": "string"},
-        "content": {"anyOf": [*_CONTENT.schema["anyOf"], {"type": "null"}]},
-    },
-}
-
-_MESSAGES = Field(
-    lambda value: _list_of(_is_message)(value) and bool(value),
-    "a list with at least one message",
-    {"type": "array", "minItems": 1, "items": _MESSAGE},
-)
-
-_TOKENS = {"type": "array", "minItems": 1, "items": _INTEGER}
-
-
-def _prompts(most: int) -> Field:
-    several = {"type": "array", "minItems": 1, "maxItems": most}
-    return Field(
-        lambda value: (
-            _is_text(value)
-            or _is_tokens(value)
-            or (
-                bool(value)
-                and (_list_of(_is_text)(value) or _list_of(_is_tokens)(value))
-                and len(value) <= most
-            )
-        ),
-        f"a string, a list of token ids, or a list of at most {most} of either",
-        {
-            "anyOf": [
-                {"type": "string"},
-                _TOKENS,
-                {**several, "items": {"type": "string"}},
-                {**several, "items": _TOKENS},
-            ]
-        },
-    )
-
-
-def _is_tokens(value: Any) -> bool:
-    return _list_of(_is_integer)(value) and bool(value)
-
-
-MODEL = Field(
-    lambda value: _is_text(value) and bool(value),
-    "the id of a model; GET /v1/models lists them",
-    {"type": "string", "minLength": 1},
-)
-
-_SAMPLING = {
-    "frequency_penalty": _NUMBER,
-    "logit_bias": _OBJECT,
-    "n": _integer(1, MOST_CHOICES),
-    "presence_penalty": _NUMBER,
-    "seed": _integer(),
-    "stop": _either("a string or a list of strings", _TEXT, _TEXTS),
-    "stream": _BOOLEAN,
-    "stream_options": _OBJECT,
-    "temperature": _NUMBER,
-    "top_p": _NUMBER,
-    "user": _TEXT,
-}
-
-CHAT = Api(
-    operation="chat",
-    path="/chat/completions",
-    holds="choices",
-    required="messages",
-    fields={
-        "messages": _MESSAGES,
-        "logprobs": _BOOLEAN,
-        "max_completion_tokens": _integer(1),
-        "max_tokens": _integer(1),
-        "metadata": _OBJECT,
-        "parallel_tool_calls": _BOOLEAN,
-        "response_format": _OBJECT,
-        "tool_choice": _either("a string or an object", _TEXT, _OBJECT),
-        "tools": _OBJECTS,
-        "top_logprobs": _integer(0, 20),
-        **_SAMPLING,
-        **dict.fromkeys(
-            (
-                *("audio", "function_call", "functions", "modalities", "moderation", "prediction"),
-                *("prompt_cache_key", "prompt_cache_options", "prompt_cache_retention"),
-                *("reasoning_effort", "safety_identifier", "service_tier", "store", "verbosity"),
-                "web_search_options",
-            ),
-            _ANYTHING,
-        ),
-    },
-)
-
-COMPLETIONS = Api(
-    operation="text_completion",
-    path="/completions",
-    holds="choices",
-    required="prompt",
-    fields={
-        "prompt": _prompts(MOST_CHOICES),
-        "best_of": _integer(1, MOST_CHOICES),
-        "echo": _BOOLEAN,
-        "logprobs": _integer(0, 20),
-        # 0 only reads the prompt, with its log-probabilities where `echo` asks for them.
-        "max_tokens": _integer(0),
-        "suffix": _TEXT,
-        **_SAMPLING,
-    },
-)
-
+CHAT = Api("chat", "/chat/completions", ChatBody, "messages")
+COMPLETIONS = Api("text_completion", "/completions", CompletionsBody, "prompt")
+# Vectors of two models can't be compared.
 EMBEDDINGS = Api(
-    operation="embeddings",
-    path="/embeddings",
+    "embeddings",
+    "/embeddings",
+    EmbeddingsBody,
+    "input",
     holds="data",
-    required="input",
-    fields={
-        "input": _prompts(MOST_INPUTS),
-        "dimensions": _integer(1),
-        "encoding_format": _one_of("float", "base64"),
-        "user": _TEXT,
-    },
     streams=False,
-    # Vectors of two models can't be compared.
     falls_back=False,
 )
-
 APIS = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 
@@ -349,14 +266,14 @@ class ApiRequest:
         """The prompt as messages; each text of another API than chat is a user's."""
         if self.api is CHAT:
             return list(self.body["messages"])
-        return [{"role": "user", "content": text} for text in self.prompts if _is_text(text)]
+        return [{"role": "user", "content": text} for text in self.prompts if isinstance(text, str)]
 
     @property
     def prompts(self) -> list[Any]:
         """The prompts: texts and lists of token ids; a conversation is one."""
         if self.api is CHAT:
             return [None]
-        given = self.body[self.api.required]
+        given = self.body[self.api.prompt]
         if isinstance(given, str) or isinstance(given[0], int | float):
             return [given]
         return list(given)
@@ -375,7 +292,7 @@ class ApiRequest:
     @property
     def more_fields(self) -> set[str]:
         """The fields that are not of OpenAI's API."""
-        return self.body.keys() - self.api.fields.keys() - {"model"}
+        return self.body.keys() - self.api.body.model_fields.keys()
 
 
 def unknown_model() -> ApiError:
@@ -425,7 +342,10 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int, max_values: int) -> A
     # Few signs can't make many values, which spares most bodies the walk.
     if brackets > max_depth or brackets + raw.count(b":") > max_values:
         _check_shape(body, max_depth, max_values)
-    _check_fields(api, body)
+    try:
+        api.body.model_validate(body)
+    except ValidationError as error:
+        raise _wrong_field(api, error) from None
     options = body.get("stream_options") or {}
     logprobs = body.get("logprobs")
     # One character beyond ASCII makes a text four times as wide.
@@ -473,28 +393,17 @@ def refuse_more_fields(request: ApiRequest, taken: Collection[str]) -> None:
         )
 
 
-def _check_fields(api: Api, body: dict[str, Any]) -> None:
-    if not MODEL.accepts(body.get("model")):
-        raise ApiError(400, f"`model` must be {MODEL.says}.", param="model")
-    if body.get(api.required) is None:
-        says = api.fields[api.required].says
-        raise ApiError(400, f"`{api.required}` must be {says}.", param=api.required)
-    for name, value in body.items():
-        field = api.fields.get(name)
-        if field is not None and value is not None and not field.accepts(value):
-            raise _wrong_field(name, value, field)
-
-
-def _wrong_field(name: str, value: Any, field: Field) -> ApiError:
-    if name == "messages" and isinstance(value, list):
-        for number, message in enumerate(value):
-            place = f"messages[{number}]"
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                return ApiError(400, f"`{place}` must be an object with a `role`.", param=place)
-            if not field.accepts([message]):
-                says = "must be a string or a list of objects"
-                return ApiError(400, f"`{place}.content` {says}.", param=f"{place}.content")
-    return ApiError(400, f"`{name}` must be {field.says}.", param=name)
+def _wrong_field(api: Api, error: ValidationError) -> ApiError:
+    """Return the error of the first field that is wrong, without its value."""
+    name, *path = error.errors(include_url=False, include_context=False, include_input=False)[0][
+        "loc"
+    ]
+    place, says = str(name), api.body.model_fields[str(name)].description
+    if name == "messages" and path:
+        place, says = f"messages[{path[0]}]", "an object with a `role`"
+        if "content" in path:
+            place, says = f"{place}.content", "a string or a list of objects"
+    return ApiError(400, f"`{place}` must be {says}.", param=place)
 
 
 def _check_shape(body: Any, max_depth: int, max_values: int) -> None:

@@ -15,6 +15,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from pydantic.json_schema import models_json_schema
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,7 +30,6 @@ from tuneline.serving.gateway.request import (
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
-    MODEL,
     Api,
     ApiError,
     unknown_model,
@@ -38,9 +38,9 @@ from tuneline.serving.gateway.request import (
 log = logging.getLogger("tuneline.gateway")
 
 _ABOUT = {
-    CHAT: "The answer of a model to a conversation, whole or as server-sent events.",
-    COMPLETIONS: "How a model goes on from a text, whole or as server-sent events.",
-    EMBEDDINGS: "The vectors of texts, where the model's engine has them.",
+    CHAT.path: "The answer of a model to a conversation, whole or as server-sent events.",
+    COMPLETIONS.path: "How a model goes on from a text, whole or as server-sent events.",
+    EMBEDDINGS.path: "The vectors of texts, where the model's engine has them.",
 }
 _FAULTS = {
     400: "The request is wrong; the message names the field.",
@@ -63,7 +63,6 @@ _HEADERS = {
     "x-tuneline-attempts": "Every attempt and its end.",
     "x-tuneline-skipped": "The upstreams that were passed over, and why.",
 }
-_KEY: list[dict[str, list[str]]] = [{"key": []}]
 
 
 class ChatPage:
@@ -107,32 +106,88 @@ def _hash_of(tag: str, text: str) -> str:
     return f"'sha256-{digest}'"
 
 
+def _object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _ref(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _schemas() -> dict[str, Any]:
+    text, texts = {"type": "string"}, {"type": ["string", "null"]}
+    objects = {"type": "array", "items": {"type": "object"}}
+    entry = {"object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": text}
+    _, bodies = models_json_schema(
+        [(api.body, "validation") for api in APIS], ref_template="#/components/schemas/{model}"
+    )
+    return bodies["$defs"] | {
+        "Error": _object(error=_object(message=text, type=text, param=texts, code=texts)),
+        "Answer": _object(choices=objects),
+        "Embeddings": _object(data=objects),
+        "Model": _object(id=text, **entry),
+        "ModelList": _object(
+            object={"const": "list"}, data={"type": "array", "items": _ref("Model")}
+        ),
+        "Health": _object(object=text, message=text, status=text),
+    }
+
+
+def _operation(
+    summary: str, content: dict[str, Any], *faults: int, key: bool = True
+) -> dict[str, Any]:
+    """Return an operation with its answer, by media type, and its errors."""
+    answers = {"200": {"description": summary, "content": _media(content)}}
+    for status in faults:
+        answers[str(status)] = {
+            "description": _FAULTS[status],
+            "content": _media({"application/json": _ref("Error")}),
+        }
+    return {"summary": summary, "security": [{"key": []}] if key else [], "responses": answers}
+
+
+def _media(content: dict[str, Any]) -> dict[str, Any]:
+    return {kind: {"schema": schema} for kind, schema in content.items()}
+
+
+def _asking(api: Api) -> dict[str, Any]:
+    """Return the operation of an API that asks an engine."""
+    content = {"application/json": _ref("Answer" if api.holds == "choices" else "Embeddings")}
+    if api.streams:
+        # Events whose data is a JSON object, until one with `[DONE]`.
+        content["text/event-stream"] = _object(data={"type": "string"})
+    operation = _operation(_ABOUT[api.path], content, *_FAULTS)
+    operation["responses"]["200"]["headers"] = {
+        name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
+    }
+    body = _media({"application/json": _ref(api.body.__name__)})
+    return operation | {"requestBody": {"required": True, "content": body}}
+
+
 @cache
 def document() -> bytes:
     """Return the OpenAPI document (version 3.1) as JSON."""
-    paths: dict[str, Any] = {f"/v1{api.path}": {"post": _operation(api)} for api in APIS}
-    paths |= {
-        "/v1/models": {"get": _get("The models that can be asked for.", "ModelList", [401])},
-        "/v1/models/{model}": {
-            "get": _get("A model.", "Model", [401, 404])
-            | {
-                "parameters": [
-                    {
-                        "name": "model",
-                        "in": "path",
-                        "required": True,
-                        "schema": {"type": "string", "minLength": 1},
-                    }
-                ]
-            }
-        },
-        "/v1/health/live": {"get": _get("Whether the process runs.", "Health", [], key=False)},
-        "/v1/health/ready": {"get": _readiness()},
-        "/metrics": {"get": _text("Counters in Prometheus' text format.", "text/plain")},
-        "/": {"get": _text("A page to chat on.", "text/html")},
-        "/openapi.json": {
-            "get": _get("This document.", None, [], key=False),
-        },
+    text, health = {"type": "string"}, {"application/json": _ref("Health")}
+    ready = _operation("Whether every model can be answered.", health, key=False)
+    ready["responses"]["503"] = {
+        "description": "It can't; `message` says why.",
+        "content": _media(health),
+    }
+    model = _operation("A model.", {"application/json": _ref("Model")}, 401, 404)
+    model["parameters"] = [
+        {"name": "model", "in": "path", "required": True, "schema": {**text, "minLength": 1}}
+    ]
+    models = {"application/json": _ref("ModelList")}
+    answers = {
+        "/v1/models": _operation("The models that can be asked for.", models, 401),
+        "/v1/models/{model}": model,
+        "/v1/health/live": _operation("Whether the process runs.", health, key=False),
+        "/v1/health/ready": ready,
+        "/metrics": _operation("Counters of Prometheus.", {"text/plain": text}, key=False),
+        "/": _operation("A page to chat on.", {"text/html": text}, key=False),
+        "/openapi.json": _operation(
+            "This document.", {"application/json": {"type": "object"}}, key=False
+        ),
     }
     whole = {
         "openapi": "3.1.0",
@@ -141,128 +196,14 @@ def document() -> bytes:
             "version": "1",
             "description": "OpenAI's API in front of the engines of released models.",
         },
-        "paths": paths,
+        "paths": {path: {"get": operation} for path, operation in answers.items()}
+        | {f"/v1{api.path}": {"post": _asking(api)} for api in APIS},
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
             "schemas": _schemas(),
         },
     }
     return json.dumps(whole, separators=(",", ":")).encode()
-
-
-def _operation(api: Api) -> dict[str, Any]:
-    """Return the entry of an API that asks an engine."""
-    content: dict[str, Any] = {"application/json": {"schema": _ref(_answer_of(api))}}
-    if api.streams:
-        # Events whose data is a JSON object, until one with `[DONE]`.
-        event = _object(["data"], data={"type": "string"})
-        content["text/event-stream"] = {"schema": event}
-    headers = {
-        name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()
-    }
-    return {
-        "summary": _ABOUT[api],
-        "security": _KEY,
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": _request_schema(api)}},
-        },
-        "responses": {
-            "200": {"description": "The answer.", "headers": headers, "content": content},
-            **_faults(*_FAULTS),
-        },
-    }
-
-
-def _request_schema(api: Api) -> dict[str, Any]:
-    fields = {name: field.schema for name, field in sorted(api.fields.items())}
-    optional = {
-        name: {"anyOf": [schema, {"type": "null"}]}
-        for name, schema in fields.items()
-        if name != api.required
-    }
-    return {
-        "type": "object",
-        "required": ["model", api.required],
-        "properties": {"model": MODEL.schema, api.required: fields[api.required], **optional},
-        "additionalProperties": False,
-        "description": "The gateway's owner may let more fields pass (`upstreams[].fields`).",
-    }
-
-
-def _answer_of(api: Api) -> str:
-    return "Embeddings" if api is EMBEDDINGS else "Answer"
-
-
-def _get(text: str, schema: str | None, faults: list[int], *, key: bool = True) -> dict[str, Any]:
-    content = {"schema": _ref(schema) if schema else {"type": "object"}}
-    return {
-        "summary": text,
-        "security": _KEY if key else [],
-        "responses": {
-            "200": {"description": text, "content": {"application/json": content}},
-            **_faults(*faults),
-        },
-    }
-
-
-def _readiness() -> dict[str, Any]:
-    entry = _get("Whether every model can be answered.", "Health", [], key=False)
-    entry["responses"]["503"] = {
-        "description": "It can't; `message` says why.",
-        "content": {"application/json": {"schema": _ref("Health")}},
-    }
-    return entry
-
-
-def _text(text: str, media_type: str) -> dict[str, Any]:
-    content = {media_type: {"schema": {"type": "string"}}}
-    return {
-        "summary": text,
-        "security": [],
-        "responses": {"200": {"description": text, "content": content}},
-    }
-
-
-def _faults(*statuses: int) -> dict[str, Any]:
-    content = {"application/json": {"schema": _ref("Error")}}
-    return {
-        str(status): {"description": _FAULTS[status], "content": content} for status in statuses
-    }
-
-
-def _ref(name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}
-
-
-def _object(required: list[str], **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": required, "properties": properties}
-
-
-def _schemas() -> dict[str, Any]:
-    text, texts = {"type": "string"}, {"type": ["string", "null"]}
-    choices = {"type": "array", "items": {"type": "object"}}
-    error = _object(
-        ["message", "type", "param", "code"], message=text, type=text, param=texts, code=texts
-    )
-    return {
-        "Error": _object(["error"], error=error),
-        "Answer": _object(["choices"], choices=choices, usage={"type": "object"}),
-        "Embeddings": _object(["data"], data=choices, usage={"type": "object"}),
-        "Model": _object(
-            ["id", "object", "created", "owned_by"],
-            id=text,
-            object={"const": "model"},
-            created={"type": "integer"},
-            owned_by=text,
-        ),
-        "ModelList": _object(
-            ["object", "data"],
-            object={"const": "list"},
-            data={"type": "array", "items": _ref("Model")},
-        ),
-        "Health": _object(["object", "message", "status"], object=text, message=text, status=text),
-    }
 
 
 def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -> Starlette:
