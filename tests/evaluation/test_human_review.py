@@ -8,7 +8,7 @@ from tuneline.artifacts.evaluation import REVIEW_PAIRS, Ballot, Mark
 from tuneline.errors import UserError
 from tuneline.evaluation import prepare_review
 from tuneline.evaluation.holdout.ledger import holdout_sha256, read_ledger
-from tuneline.evaluation.prepare_review import Chosen
+from tuneline.evaluation.prepare_review import DrawnPair
 from tuneline.human_answers import ballots
 
 
@@ -57,7 +57,7 @@ def test_equal_answers_are_not_shown(review):
 def test_sides_differ_from_one_preparation_to_the_next(review):
     held = review[0].held_out()
     answers = {row.row_id: {"base": "b", "tuned": "t"} for row in held}
-    chosen = [Chosen(row, "base") for row in held]
+    chosen = [DrawnPair(row, "base") for row in held]
     drawn = {
         tuple((k.row_id, k.A) for k in prepare_review.shuffle_pairs(chosen, answers)[1])
         for _ in range(20)

@@ -1,31 +1,323 @@
 """human_review: people who cannot know which model wrote an answer prefer the tuned one.
 
 Method: the votes of a blind A/B review give a win rate with a Wilson interval (ties count half)
-and the exact sign test, which decides at a stated level. Both count pairs and not votes: the
-majority of the votes on a pair decides it. Votes count if they were given to the pairs of this very
-review by people who were asked. Without a vote the evidence says so.
+and the exact sign test, which decides at a stated level. Both count pairs and not votes: several
+votes on a pair are opinions on the same pair, and their majority decides it. Votes count if they
+were given to the pairs of this very review by people who were asked. Without a vote the evidence
+says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 from tuneline.artifacts.evaluation import (
+    BOTH_BAD,
     COUNTED_VOTES,
     REVIEW_KEY,
     REVIEW_PAIRS,
+    Ballot,
     KeyEntry,
     ReviewKey,
     ReviewPair,
     ReviewVotes,
+    Vote,
 )
+from tuneline.errors import UserError
 from tuneline.evaluation.prepare_review import answers_by_row, shown_as
-from tuneline.evaluation.review import judgement
-from tuneline.evaluation.review.counts import Outcome, count
-from tuneline.evaluation.review.votes import Cast, sort_votes
 from tuneline.evidence import Breach, Evidence, Measurement, measure
-from tuneline.human_answers.ballots import FOLDER, ballots, documents
+from tuneline.harness.intervals import Interval, sign_test, wilson
+from tuneline.human_answers.ballots import FOLDER, ballots, check_marks, documents
 from tuneline.step_context import StepContext
+
+# The pairs of a review by their number, with the models on their sides.
+Key = Mapping[int, KeyEntry]
+# Probability with which a review of the size that is said to be needed decides.
+_POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The votes of a review, sorted by whether they count.
+
+    Attributes:
+        people: votes of people that count, one for each pair and reviewer.
+        comments: what reviewers said of all their votes, by reviewer.
+        of_earlier_reviews: votes on pairs that were drawn before.
+        unassigned: votes on these pairs by each reviewer who was not asked, by name.
+    """
+
+    people: list[Vote]
+    comments: dict[str, list[str]]
+    of_earlier_reviews: int
+    unassigned: dict[str, int]
+
+    def left_out(self) -> str:
+        """Return a part of a sentence on the votes that do not count, empty if all do."""
+        parts = []
+        if self.of_earlier_reviews:
+            parts.append(
+                f"{self.of_earlier_reviews} votes do not count, since they were given to pairs "
+                "that were drawn before"
+            )
+        for name, number in sorted(self.unassigned.items()):
+            parts.append(f"{number} votes of {name} do not count, who is not assigned")
+        return "".join(f"; {part}" for part in parts)
+
+
+def sort_votes(
+    given: Sequence[Ballot],
+    review_id: str,
+    key: Sequence[KeyEntry],
+    reviewers: Sequence[str],
+    where: str,
+) -> Votes:
+    """Choose the votes that count: of this review, by people who were asked, the last on each pair.
+
+    Args:
+        given: the ballots in the order in which they were cast.
+        review_id: the review that is judged.
+        key: its pairs.
+        reviewers: the users who were asked; empty if everyone was.
+        where: the ballots' place, for an error.
+
+    Raises:
+        UserError: if a ballot of this review names a pair or a choice that does not exist, or no
+            reviewer.
+    """
+    pairs = {entry.pair for entry in key}
+    people: dict[tuple[int, str], Vote] = {}
+    comments: dict[str, list[str]] = {}
+    unassigned: Counter[str] = Counter()
+    earlier = 0
+    for ballot in given:
+        if ballot.judge:
+            continue
+        if ballot.review_id != review_id:
+            earlier += len(ballot.marks)
+            continue
+        name = ballot.reviewer.strip()
+        if not name:
+            raise UserError(f"{where}: a ballot of {ballot.at} needs the name of its reviewer")
+        check_marks(ballot.marks, pairs, f"{where}, votes of {name}")
+        if reviewers and name not in reviewers:
+            unassigned[name] += len(ballot.marks)
+            continue
+        shared = {"reviewer": name, "source": ballot.source, "at": ballot.at}
+        for mark in ballot.marks:
+            people[mark.pair, name] = Vote(**mark.model_dump(), **shared)
+        if ballot.comment:
+            comments.setdefault(name, []).append(ballot.comment)
+    return Votes(list(people.values()), comments, earlier, unassigned)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """The pairs that the tuned model won, lost and tied, each by the majority of its votes.
+
+    Attributes:
+        both_bad: pairs on which most votes call both answers bad; they are among the ties.
+    """
+
+    wins: int
+    losses: int
+    ties: int
+    both_bad: int
+    reviewers: tuple[str, ...]
+    votes: int
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs with at least one vote."""
+        return self.wins + self.losses + self.ties
+
+    @property
+    def win_rate(self) -> Interval:
+        """Share of pairs won by the tuned model, ties as halves; at least one pair is needed."""
+        return wilson(self.wins + self.ties / 2, self.pairs)
+
+    @property
+    def p_value(self) -> float:
+        """P-value of the exact sign test: wins and losses are equally likely."""
+        return sign_test(self.wins, self.losses)
+
+    def preferred(self, alpha: float, other: str) -> str:
+        """Return the model that people prefer at a level, `tuned` or the other; else `neither`."""
+        if self.p_value > alpha:
+            return "neither"
+        return "tuned" if self.wins > self.losses else other
+
+    def pairs_needed(self, alpha: float) -> int:
+        """Return how many pairs would show the preference with a probability of 80 %.
+
+        By the sample size of the sign test (Noether, 1987), if the preference goes on as seen so
+        far. The share of wins is Laplace's, (wins + 1) / (decided + 2), since a few pairs that
+        agree do not say that all will. Pairs that tie decide nothing and come on top.
+        """
+        decided = self.wins + self.losses
+        lean = abs((self.wins + 1) / (decided + 2) - 0.5)
+        if lean == 0:
+            return 0
+        normal = NormalDist()
+        z = normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(_POWER)
+        # Even if all agree, fewer pairs have no p-value below the level.
+        least = math.ceil(1 - math.log2(alpha))
+        return math.ceil(max(least, z * z / (4 * lean * lean)) * self.pairs / decided)
+
+
+def preference(vote: Vote, entry: KeyEntry) -> str:
+    """Return what a vote prefers: `tuned`, `other`, `tie` or `both bad`."""
+    if vote.choice not in ("A", "B"):
+        return vote.choice
+    chosen = entry.A if vote.choice == "A" else entry.B
+    return "tuned" if chosen == "tuned" else "other"
+
+
+def by_pair(votes: Iterable[Vote]) -> dict[int, list[Vote]]:
+    """Return the votes on each pair."""
+    found: dict[int, list[Vote]] = {}
+    for vote in votes:
+        found.setdefault(vote.pair, []).append(vote)
+    return found
+
+
+def count(votes: Sequence[Vote], key: Key) -> Preference:
+    """Look up the models behind the sides, and count pairs for and against the tuned model.
+
+    Args:
+        votes: the votes that count, one for each pair and reviewer.
+        key: the pairs; votes on others are left out.
+    """
+    pairs = {pair: given for pair, given in by_pair(votes).items() if pair in key}
+    balances = []
+    for pair, given in pairs.items():
+        counted = Counter(preference(vote, key[pair]) for vote in given)
+        balances.append(counted["tuned"] - counted["other"])
+    bad = (sum(vote.choice == BOTH_BAD for vote in given) / len(given) for given in pairs.values())
+    return Preference(
+        wins=sum(balance > 0 for balance in balances),
+        losses=sum(balance < 0 for balance in balances),
+        ties=balances.count(0),
+        both_bad=sum(share > 0.5 for share in bad),
+        reviewers=tuple(sorted({vote.reviewer for given in pairs.values() for vote in given})),
+        votes=sum(map(len, pairs.values())),
+    )
+
+
+def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
+    """Return alpha: 1 if all agree, 0 if they agree as often as by chance, below if less often.
+
+    Source: K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), for nominal values
+    by any number of reviewers.
+
+    Args:
+        units: for each unit (pair) the values that reviewers gave it. Units with fewer than two
+            have nothing to compare and are left out.
+
+    Returns:
+        None if no unit has two values, or all values are the same: nothing could have differed.
+    """
+    paired = [Counter(unit) for unit in units if len(unit) > 1]
+    totals = sum(paired, Counter[Hashable]())
+    n = totals.total()
+    # Pairs of values within units that differ, each weighted by the unit's size.
+    observed = sum(
+        sum(times * (unit.total() - times) for times in unit.values()) / (unit.total() - 1)
+        for unit in paired
+    )
+    expected = sum(times * (n - times) for times in totals.values())
+    return None if expected == 0 else 1 - (n - 1) * observed / expected
+
+
+def participation(
+    votes: Sequence[Vote], shown: Sequence[int], per_pair: int, short: Breach
+) -> list[Measurement]:
+    """Measure whether enough people voted on enough pairs.
+
+    Args:
+        votes: the votes that count.
+        shown: the pairs that were shown.
+        per_pair: votes that each pair needs.
+        short: what too few votes do to the verdict.
+    """
+    on_pair = by_pair(votes)
+    lacking = sum(len(on_pair.get(pair, ())) < per_pair for pair in shown)
+    reviewers = len({vote.reviewer for vote in votes})
+    return [
+        measure("votes", len(votes), "votes", ">=", 1, on_breach=short),
+        measure("reviewers", reviewers, "people", ">=", 1, on_breach=short),
+        measure("pairs_voted_on", len(on_pair), "pairs", ">=", len(shown), on_breach=short),
+        measure("votes_per_pair_asked_for", per_pair, "votes"),
+        measure("pairs_short_of_votes", lacking, "pairs", "==", 0, on_breach=short),
+    ]
+
+
+def against_base(outcome: Preference, alpha: float) -> list[Measurement]:
+    """Measure the comparison with the base, which decides.
+
+    It fails if people prefer the base at the level. If they lean to the tuned model and chance
+    could explain it, it is inconclusive and says how many pairs would do; if they do not lean to
+    it, more pairs promise nothing and it warns.
+    """
+    leans = outcome.wins > outcome.losses
+    undecided: Breach = "inconclusive" if leans else "warn"
+    preferred = outcome.preferred(alpha, "base")
+    stated = [
+        *_counts(outcome, ""),
+        measure("preferred", preferred, "model", "!=", "base"),
+        measure(
+            "sign_test_p",
+            round(outcome.p_value, 5),
+            "p",
+            "<=",
+            alpha,
+            on_breach=undecided,
+        ),
+    ]
+    if preferred == "neither" and leans:
+        stated.append(measure("pairs_needed", outcome.pairs_needed(alpha), "pairs"))
+    return stated
+
+
+def against_released(outcome: Preference, alpha: float) -> list[Measurement]:
+    """Measure the comparison with the released model: it fails if people prefer that one."""
+    preferred = outcome.preferred(alpha, "released")
+    return [
+        *_counts(outcome, "released_"),
+        measure("released_sign_test_p", round(outcome.p_value, 5), "p"),
+        measure("released_preferred", preferred, "model", "!=", "released"),
+    ]
+
+
+def agreement(votes: Sequence[Vote], key: Key) -> list[Measurement]:
+    """Measure how far reviewers agree on the pairs that several voted on."""
+    several = {pair: given for pair, given in by_pair(votes).items() if len(given) > 1}
+    if not several:
+        return []
+    units = [[preference(vote, key[pair]) for vote in given] for pair, given in several.items()]
+    alpha = krippendorff_alpha(units)
+    rounded = None if alpha is None else round(alpha, 4)
+    return [
+        measure("pairs_with_several_votes", len(several), "pairs"),
+        measure("krippendorff_alpha", rounded, "alpha"),
+    ]
+
+
+def _counts(outcome: Preference, prefix: str) -> list[Measurement]:
+    rate = outcome.win_rate
+    return [
+        measure(f"{prefix}win_rate", round(rate.value, 4), "share", noise=round(rate.error, 4)),
+        measure(f"{prefix}win_rate_upper", round(rate.upper, 4), "share"),
+        measure(f"{prefix}win_rate_lower", round(rate.lower, 4), "share"),
+        measure(f"{prefix}wins", outcome.wins, "pairs"),
+        measure(f"{prefix}losses", outcome.losses, "pairs"),
+        measure(f"{prefix}ties", outcome.ties, "pairs"),
+        measure(f"{prefix}both_bad", outcome.both_bad, "pairs"),
+    ]
 
 
 def contradictions(
@@ -50,33 +342,6 @@ def contradictions(
         ):
             wrong.append(pair.pair)
     return wrong
-
-
-def run(ctx: StepContext) -> Evidence:
-    """Count the votes that reviewers left, or say that there are none."""
-    cast = ballots(ctx.run)
-    short = _too_few(ctx)
-    if not cast:
-        nothing = measure("votes", 0, "votes", ">=", 1, on_breach=short)
-        return ctx.conclude(f"not reviewed: {_why_not(ctx)}", [nothing])
-    key = REVIEW_KEY.read(ctx)
-    shown = REVIEW_PAIRS.read(ctx)
-    for document in documents(ctx.run):
-        document.note(ctx)
-    wrong = contradictions(shown.pairs, key.pairs, answers_by_row(ctx))
-    if key.review_id != shown.review_id or wrong:
-        return _refused(ctx, wrong, same_review=key.review_id == shown.review_id)
-    where = ctx.run.store.uri_of(ctx.run.key(FOLDER))
-    votes = sort_votes(cast, key.review_id, key.pairs, ctx.config.evaluation.reviewer_names, where)
-    COUNTED_VOTES.write(
-        ctx,
-        ReviewVotes(
-            review_id=key.review_id,
-            votes=votes.people,
-            comments=votes.comments,
-        ),
-    )
-    return _judged(ctx, votes, key, [pair.pair for pair in shown.pairs])
 
 
 def _why_not(ctx: StepContext) -> str:
@@ -110,42 +375,36 @@ def _refused(ctx: StepContext, wrong: Sequence[int], *, same_review: bool) -> Ev
     )
 
 
-def _judged(ctx: StepContext, votes: Cast, key: ReviewKey, shown: Sequence[int]) -> Evidence:
+def _conclude(ctx: StepContext, votes: Votes, key: ReviewKey, shown: Sequence[int]) -> Evidence:
     settings = ctx.config.evaluation
     entries = {entry.pair: entry for entry in key.pairs}
     base = {pair: entry for pair, entry in entries.items() if entry.other == "base"}
     released = {pair: entry for pair, entry in entries.items() if entry.other == "released"}
+    from_files = sum(vote.source in ("csv", "argilla") for vote in votes.people)
     measured = [
-        *judgement.participation(votes.people, shown, settings.votes_per_pair, _too_few(ctx)),
-        *_left_out(votes),
+        *participation(votes.people, shown, settings.votes_per_pair, _too_few(ctx)),
+        measure("votes_from_files", from_files, "votes"),
+        measure("votes_of_earlier_reviews", votes.of_earlier_reviews, "votes"),
+        measure("votes_not_assigned", sum(votes.unassigned.values()), "votes"),
         measure("sign_test_level", settings.review_alpha, "p"),
     ]
     if not votes.people:
         return ctx.conclude(f"not reviewed: no vote counts{votes.left_out()}", measured)
     sentences = []
-    against_base = count(votes.people, base)
-    if against_base.pairs:
-        measured += judgement.against_base(against_base, settings.review_alpha)
-        sentences.append(_sentence(against_base, "base", settings.review_alpha))
-    against_released = count(votes.people, released)
-    if against_released.pairs:
-        measured += judgement.against_released(against_released, settings.review_alpha)
-        sentences.append(_sentence(against_released, "released model", settings.review_alpha))
-    agreed = judgement.agreement(votes.people, entries)
+    outcome = count(votes.people, base)
+    if outcome.pairs:
+        measured += against_base(outcome, settings.review_alpha)
+        sentences.append(_sentence(outcome, "base", settings.review_alpha))
+    outcome = count(votes.people, released)
+    if outcome.pairs:
+        measured += against_released(outcome, settings.review_alpha)
+        sentences.append(_sentence(outcome, "released model", settings.review_alpha))
+    agreed = agreement(votes.people, entries)
     summary = "; ".join(filter(None, [*sentences, _agreement_sentence(agreed)]))
     return ctx.conclude(summary + votes.left_out(), [*measured, *agreed])
 
 
-def _left_out(votes: Cast) -> list[Measurement]:
-    from_files = sum(vote.source in ("csv", "argilla") for vote in votes.people)
-    return [
-        measure("votes_from_files", from_files, "votes"),
-        measure("votes_of_earlier_reviews", votes.of_earlier_reviews, "votes"),
-        measure("votes_not_assigned", sum(votes.unassigned.values()), "votes"),
-    ]
-
-
-def _sentence(outcome: Outcome, other: str, alpha: float) -> str:
+def _sentence(outcome: Preference, other: str, alpha: float) -> str:
     names = ", ".join(outcome.reviewers)
     bad = f" ({outcome.both_bad} of them with both answers bad)" if outcome.both_bad else ""
     found = (
@@ -172,3 +431,30 @@ def _agreement_sentence(agreed: Sequence[Measurement]) -> str:
         f"reviewers agree with Krippendorff's alpha = {alpha} on "
         f"{values['pairs_with_several_votes']} pairs"
     )
+
+
+def run(ctx: StepContext) -> Evidence:
+    """Count the votes that reviewers left, or say that there are none."""
+    cast = ballots(ctx.run)
+    short = _too_few(ctx)
+    if not cast:
+        nothing = measure("votes", 0, "votes", ">=", 1, on_breach=short)
+        return ctx.conclude(f"not reviewed: {_why_not(ctx)}", [nothing])
+    key = REVIEW_KEY.read(ctx)
+    shown = REVIEW_PAIRS.read(ctx)
+    for document in documents(ctx.run):
+        document.note(ctx)
+    wrong = contradictions(shown.pairs, key.pairs, answers_by_row(ctx))
+    if key.review_id != shown.review_id or wrong:
+        return _refused(ctx, wrong, same_review=key.review_id == shown.review_id)
+    where = ctx.run.store.uri_of(ctx.run.key(FOLDER))
+    votes = sort_votes(cast, key.review_id, key.pairs, ctx.config.evaluation.reviewer_names, where)
+    COUNTED_VOTES.write(
+        ctx,
+        ReviewVotes(
+            review_id=key.review_id,
+            votes=votes.people,
+            comments=votes.comments,
+        ),
+    )
+    return _conclude(ctx, votes, key, [pair.pair for pair in shown.pairs])

@@ -6,14 +6,21 @@ drawn from the operating system's randomness, so that no seed of the run reveals
 is paired with the base and, where holdout_performance asked the released model, with that one too;
 reviewers can't tell the two kinds apart. Answers that are equal word for word are not shown, since
 there is nothing to prefer; their number is noted.
+
+The draw is balanced over label, length of the question and disagreement: a row is drawn next if the
+values that it has in the three are the rarest among those drawn so far (the minimisation of Pocock
+and Simon, 1975, in place of a cell for each combination: ten pairs can't fill the 60 cells of ten
+labels). So the win rate speaks of all kinds of rows alike, and not of the most frequent one.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from tuneline.artifacts.deployment import CHOICE
 from tuneline.artifacts.evaluation import (
@@ -30,7 +37,6 @@ from tuneline.artifacts.evaluation import (
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.holdout.ledger import open_holdout
-from tuneline.evaluation.review.draw import balanced, strata
 from tuneline.evidence import Record, measure
 from tuneline.harness.rows import asked
 from tuneline.step_context import StepContext
@@ -42,12 +48,15 @@ INSTRUCTIONS = (
     "from pair to pair."
 )
 
+# Two answers that share fewer of their words are far apart.
+_NEAR = 0.5
+_LENGTHS = ("short", "middling", "long")
 # The answers to each row, by row id and model.
 Answers = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Chosen:
+class DrawnPair:
     """A row to show, the model that the tuned one is compared with, and the row's stratum."""
 
     row: Row
@@ -56,7 +65,7 @@ class Chosen:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PairDraw:
     """The pairs of one comparison.
 
     Attributes:
@@ -67,10 +76,10 @@ class Drawn:
 
     answered: int
     different: int
-    pairs: list[Chosen]
+    pairs: list[DrawnPair]
 
 
-def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed: int) -> Drawn:
+def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed: int) -> PairDraw:
     """Draw the pairs of one comparison, from the rows on which the answers differ.
 
     Args:
@@ -85,8 +94,8 @@ def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed
     texts = {r.row_id: (answers[r.row_id]["tuned"], answers[r.row_id][other]) for r in different}
     kinds = strata(different, texts)
     drawn = balanced(different, kinds, pairs, seed)
-    chosen = [Chosen(row, other, str(kinds[row.row_id])) for row in drawn]
-    return Drawn(len(both), len(different), chosen)
+    chosen = [DrawnPair(row, other, str(kinds[row.row_id])) for row in drawn]
+    return PairDraw(len(both), len(different), chosen)
 
 
 def _differ(answers: Mapping[str, str], other: str) -> bool:
@@ -107,7 +116,7 @@ def answers_by_row(ctx: StepContext) -> dict[str, dict[str, str]]:
 
 
 def shuffle_pairs(
-    chosen: Sequence[Chosen], answers: Answers
+    chosen: Sequence[DrawnPair], answers: Answers
 ) -> tuple[list[ReviewPair], list[KeyEntry]]:
     """Build the pairs in random order, and their key.
 
@@ -154,6 +163,71 @@ def shown_as(answer: str) -> str:
     return answer if parsed is None else json.dumps(parsed, indent=1, ensure_ascii=False)
 
 
+@dataclass(frozen=True)
+class Stratum:
+    """The kind of a pair: label of its row, length of its question, distance of its answers."""
+
+    label: str
+    length: str
+    distance: str
+
+    def __str__(self) -> str:
+        return f"{self.label}, {self.length} question, answers {self.distance}"
+
+
+def strata(rows: Sequence[Row], answers: Mapping[str, tuple[str, str]]) -> dict[str, Stratum]:
+    """Return the stratum of each row, by row id.
+
+    Args:
+        rows: the rows.
+        answers: the two answers to each, by row id.
+    """
+    lengths = sorted(len(asked(row)) for row in rows)
+    edges = [lengths[len(lengths) * part // 3] for part in (1, 2)] if lengths else []
+    return {
+        row.row_id: Stratum(
+            row.label or "no label",
+            _LENGTHS[sum(len(asked(row)) >= edge for edge in edges)],
+            "near" if similarity(*answers[row.row_id]) >= _NEAR else "far apart",
+        )
+        for row in rows
+    }
+
+
+def similarity(first: str, second: str) -> float:
+    """Return the share of the words of both texts that are in both, 1.0 for two empty ones."""
+    a, b = set(first.casefold().split()), set(second.casefold().split())
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
+def balanced(rows: Sequence[Row], kinds: Mapping[str, Stratum], count: int, seed: int) -> list[Row]:
+    """Draw rows so that labels, lengths and distances are nearly even.
+
+    Ties are broken by a hash of the seed and the row's id, so that added rows disturb the draw
+    little.
+
+    Args:
+        rows: the rows.
+        kinds: the stratum of each, by row id.
+        count: rows to draw; all if there are fewer.
+        seed: the seed.
+    """
+    waiting = sorted(rows, key=lambda row: sha256(f"{seed}:{row.row_id}".encode()).hexdigest())
+    drawn: list[Row] = []
+    seen: Counter[tuple[str, str]] = Counter()
+
+    def marks(row: Row) -> list[tuple[str, str]]:
+        return list(vars(kinds[row.row_id]).items())
+
+    while waiting and len(drawn) < count:
+        # `min` keeps the first of equals, and so the order of the hash.
+        chosen = min(waiting, key=lambda row: sum(seen[mark] for mark in marks(row)))
+        waiting.remove(chosen)
+        drawn.append(chosen)
+        seen.update(marks(chosen))
+    return drawn
+
+
 def run(ctx: StepContext) -> Record:
     """Choose rows whose answers differ, shuffle their sides and hide the key."""
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
@@ -175,7 +249,7 @@ def _review_id() -> str:
     return f"r{secrets.token_hex(8)}"
 
 
-def _record(ctx: StepContext, base: Drawn, released: Drawn) -> Record:
+def _record(ctx: StepContext, base: PairDraw, released: PairDraw) -> Record:
     pairs = [*base.pairs, *released.pairs]
     with_released = (
         f" and {len(released.pairs)} from {released.different} rows on which those of the "

@@ -1,7 +1,7 @@
 from collections import Counter
 
 from tuneline.data.tables.rows import Row
-from tuneline.evaluation.review.draw import balanced, similarity, strata
+from tuneline.evaluation.prepare_review import balanced, similarity, strata
 
 
 def rows_of(labels, words=lambda number: number % 40 + 1):

@@ -1,1 +1,0 @@
-"""The blind review: its draw of pairs, its counts, and the statistics that decide it."""
