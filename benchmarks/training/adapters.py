@@ -80,11 +80,11 @@ def trained(job: Job) -> Trial:
 
     load_torch(job["threads"], job["seed"])
     from tuneline.models import load_tokenizer
-    from tuneline.training.memory.probe import Setup
+    from tuneline.training.resources.probe import TrainingSetup
 
     base = Path(job["base"])
     scratch = Path(job["scratch"])
-    setup = Setup(
+    setup = TrainingSetup(
         base=base,
         lora=lora_of(job),
         config=config_of(job),
