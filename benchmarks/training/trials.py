@@ -33,12 +33,12 @@ def tuneline(job: Job) -> Trial:
 
     torch = load_torch(job["threads"], job["seed"])
     from tuneline.models import load_tokenizer
-    from tuneline.training.memory.probe import Setup
+    from tuneline.training.resources.probe import TrainingSetup
 
     base = Path(job["base"])
     window = StepWindow(job["warm_up"])
     batches = read_batches(job)
-    setup = Setup(
+    setup = TrainingSetup(
         base=base,
         lora=lora_of(job),
         config=config_of(job),

@@ -17,7 +17,7 @@ from tuneline import CONTRACT_VERSION
 from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
 from tuneline.machine.environment_variables import seconds_from
-from tuneline.training.memory.out_of_memory import after_kill
+from tuneline.training.resources.out_of_memory import after_kill
 from tuneline_airflow.open_lineage import step_lineage
 from tuneline_airflow.pod_images import note_image
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory

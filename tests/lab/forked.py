@@ -1,6 +1,5 @@
 """Processes that start with torch imported already, which saves each of them seconds."""
 
-import json
 import multiprocessing
 import os
 import sys
@@ -9,6 +8,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from tuneline.training.resources.probe import ProbeReport, ProbeSpec
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
     [
@@ -16,8 +17,8 @@ _context.set_forkserver_preload(
         "tuneline.training.train",
         "tuneline.training.loop.trainer",
         "tuneline.training.loop.checkpoints",
-        "tuneline.training.budget.resources",
-        "tuneline.training.memory.probe",
+        "tuneline.training.resources.spending",
+        "tuneline.training.resources.probe",
     ]
 )
 
@@ -50,17 +51,16 @@ def _train(run_uri: str, log: str, environment: Mapping[str, str]) -> int:
     return main(["run", "train", "--run", run_uri])
 
 
-def forked_probe(spec: Mapping[str, Any], scratch: Path) -> Any:
+def forked_probe(spec: ProbeSpec, scratch: Path) -> ProbeReport:
     """Do what `gradient_accumulation.in_process` does, without its import of torch."""
-    asked, answered = scratch / "probe.json", scratch / "probed.json"
-    asked.write_text(json.dumps(spec))
-    process = fork(_probe, asked, answered)
+    report = scratch / "probed.json"
+    process = fork(_probe, spec, report)
     process.join()
     assert process.exitcode == 0
-    return json.loads(answered.read_text())
+    return ProbeReport.read(report)
 
 
-def _probe(asked: Path, answered: Path) -> None:
-    from tuneline.training.memory.probe import measure_step
+def _probe(spec: ProbeSpec, report: Path) -> None:
+    from tuneline.training.resources.probe import measure_step
 
-    answered.write_text(json.dumps(measure_step(json.loads(asked.read_text()), answered)))
+    measure_step(spec, report)

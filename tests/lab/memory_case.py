@@ -9,7 +9,12 @@ from pathlib import Path
 from tuneline.config import TrainingConfig
 from tuneline.training.loop.compute import load_torch
 from tuneline.training.loop.rows import EncodedRow, tail
-from tuneline.training.memory.probe import PARTS, Setup, find_micro_batch, longest_rows
+from tuneline.training.resources.probe import (
+    PARTS,
+    TrainingSetup,
+    find_micro_batch,
+    longest_rows,
+)
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -44,7 +49,7 @@ def predicted_over_measured(
         r=16, alpha=32, dropout=config.dropout, target_modules=LAYERS, rslora=False, dora=False
     )
     precision = "bf16" if config.qlora else "fp32"
-    setup = Setup(base.path, lora, config, precision, "cpu", Path(tempfile.mkdtemp()))
+    setup = TrainingSetup(base.path, lora, config, precision, "cpu", Path(tempfile.mkdtemp()))
     data = random_rows(40, tokens, learned, shared)
     tokenizer, model = load_tokenizer(base.path), setup.model()
     first = setup.trainer(model, tokenizer, [[tail(longest_rows(data, 1)[0], PARTS[0])]])

@@ -18,9 +18,9 @@ from tuneline.training.processes.launch import Node, launch
 
 def plant() -> None:
     if os.environ["PLANT"] == "packed":
-        from tuneline.training.packing import check
+        from tuneline.training.resources import checks
 
-        check.packing_attention = lambda *_: "sdpa"
+        checks.packing_attention = lambda *_: "sdpa"
         return
     from tuneline.training.loop.trainer import LabelledTokenTrainer
 

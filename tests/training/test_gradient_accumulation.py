@@ -1,6 +1,6 @@
 """The micro-batch fits, the effective batch is exact, and accumulating changes nothing."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,7 @@ from tests.lab.forked import forked_probe
 from tests.lab.runs import broken, value
 from tests.lab.training_runs import MAX_TOKENS, make_rows
 
-from tuneline.artifacts.training import Packing
+from tuneline.artifacts.training import LoraSettings, Packing
 from tuneline.config import TrainingConfig
 from tuneline.data.tables.rows import write_dataset
 from tuneline.errors import RetryableError, UserError
@@ -23,9 +23,17 @@ from tuneline.training.gradient_accumulation import (
     judge,
     largest_safe,
 )
-from tuneline.training.memory.out_of_memory import Failure, MemoryNotes
-from tuneline.training.memory.predict import GIB
-from tuneline.training.memory.probe import measure_step
+from tuneline.training.resources.checks import AccumulationCheck
+from tuneline.training.resources.estimate import Speed, Work
+from tuneline.training.resources.out_of_memory import GIB, Failure, MemoryNotes
+from tuneline.training.resources.probe import (
+    MeasuredBatch,
+    PredictedPeak,
+    ProbeReport,
+    ProbeSpec,
+    TriedBatch,
+    measure_step,
+)
 
 
 def plan(**changes):
@@ -52,13 +60,9 @@ def plan(**changes):
     return Plan(**{**given, **changes})
 
 
-SAME = {
-    "rows": 4,
-    "loss_difference": 1e-7,
-    "gradient_difference": 1e-6,
-    "naive_difference": 0.05,
-    "tolerance": 1e-4,
-}
+SAME = AccumulationCheck(
+    rows=4, loss=2.0, loss_difference=1e-7, gradient_difference=1e-6, naive_difference=0.05
+)
 BLIND = "difference_if_normalised_per_micro_batch"
 
 
@@ -71,34 +75,59 @@ def test_micro_batches_reach_the_effective_batch_or_are_refused():
         candidates(8, 3, None)
 
 
-def test_the_largest_micro_batch_that_was_measured_within_the_limit_is_taken():
-    ruled_out = {"micro_batch": 8, "predicted": {"total": 900}}
-    too_low = {"micro_batch": 4, "predicted": {"total": 400}, "measured": 600}
-    right = {"micro_batch": 2, "predicted": {"total": 200}, "measured": 300}
-    asked = []
+def tried(micro_batch, predicted, measured=None, out_of_memory=None):
+    """A micro-batch in the probe's report; bytes."""
+    peak = PredictedPeak(parts={}, total=predicted)
+    if measured is None:
+        return TriedBatch(micro_batch=micro_batch, predicted=peak, out_of_memory=out_of_memory)
+    return MeasuredBatch(
+        micro_batch=micro_batch,
+        predicted=peak,
+        tokens=100,
+        longest_row=50,
+        peaks=[],
+        measured_step=measured,
+        measured=measured,
+        work=Work(9, 4000, 2000),
+        batches={},
+        speed=Speed((100, 110), (1.0, 1.1), 100, 1.0, 1.0),
+        accumulation=SAME,
+    )
+
+
+def probe_of(answers, asked):
+    """A probe whose report depends on the largest size that is left."""
 
     def probe(left):
         asked.append(left)
-        return {"limit": 500, "tried": [ruled_out, too_low] if left[0] == 8 else [right]}
+        return ProbeReport(
+            device="cpu", precision="fp32", limit=500, limit_source="a test", tried=answers[left[0]]
+        )
 
-    taken, tried = largest_safe([8, 4, 2, 1], probe)
+    return probe
+
+
+def test_the_largest_micro_batch_that_was_measured_within_the_limit_is_taken():
+    too_low, right = tried(4, 400, 600), tried(2, 200, 300)
+    asked = []
+    probe = probe_of({8: [tried(8, 900), too_low], 4: [too_low], 2: [right]}, asked)
+    _, taken, found = largest_safe([8, 4, 2, 1], probe)
     assert asked == [[8, 4, 2, 1], [2, 1]]
     assert taken.micro_batch == 2
-    assert [attempt.micro_batch for attempt in tried] == [8, 4, 2]
-    taken, _ = largest_safe([4], lambda left: {"limit": 500, "tried": [too_low]})
-    assert not taken.fits
+    assert [attempt.micro_batch for attempt in found] == [8, 4, 2]
+    report, taken, _ = largest_safe([4], probe)
+    assert taken.measured > report.limit
 
 
 def test_a_micro_batch_that_runs_out_of_memory_makes_place_for_the_next():
-    full = {"micro_batch": 8, "predicted": {"total": 400}, "out_of_memory": "can't allocate"}
-    right = {"micro_batch": 4, "predicted": {"total": 200}, "measured": 300}
-    answers = {8: full, 4: right}
-    taken, tried = largest_safe([8, 4], lambda left: {"limit": 500, "tried": [answers[left[0]]]})
+    full = "can't allocate"
+    answers = {8: [tried(8, 400, out_of_memory=full)], 4: [tried(4, 200, 300)]}
+    _, taken, found = largest_safe([8, 4], probe_of(answers, []))
     assert taken.micro_batch == 4
-    assert [attempt.fits for attempt in tried] == [False, True]
-    least = full | {"micro_batch": 1}
+    assert [attempt.out_of_memory for attempt in found] == [full, None]
+    least = probe_of({1: [tried(1, 400, out_of_memory=full)]}, [])
     with pytest.raises(UserError, match=r"micro-batch of 1 runs out of memory .*checkpointing"):
-        largest_safe([1], lambda left: {"limit": 500, "tried": [least]})
+        largest_safe([1], least)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +147,7 @@ def test_a_micro_batch_that_runs_out_of_memory_makes_place_for_the_next():
     ],
 )
 def test_each_limit_turns_the_verdict(changes, found, names, verdict):
-    measurements = judge(plan(**changes), SAME | found)
+    measurements = judge(plan(**changes), replace(SAME, **found))
     assert broken(measurements) == names
     assert conclude(measurements) == verdict
 
@@ -164,10 +193,10 @@ def trainers(tiny_base, tmp_path_factory):
 
 
 def compared(trainers, kind, **options):
-    from tuneline.training.memory.accumulation_check import compare, pick_rows
+    from tuneline.training.resources.checks import check_accumulation
 
     trainer, rows = trainers(kind, **options)
-    return compare(trainer, pick_rows(rows))
+    return check_accumulation(trainer, rows)
 
 
 def test_accumulated_gradients_equal_one_large_batch(trainers):
@@ -177,7 +206,7 @@ def test_accumulated_gradients_equal_one_large_batch(trainers):
     assert found.gradient_difference < 1e-5
     assert found.loss_difference < 1e-5
     assert found.naive_difference > 3 * found.tolerance
-    assert conclude(judge(plan(), vars(found))) == Verdict.PASS
+    assert conclude(judge(plan(), found)) == Verdict.PASS
 
 
 def test_packed_gradients_equal_one_padded_batch(trainers, monkeypatch):
@@ -198,7 +227,7 @@ def test_packed_gradients_equal_one_padded_batch(trainers, monkeypatch):
     monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", leaky)
     found = compared(trainers, LabelledTokenTrainer, packed=True)
     assert found.gradient_difference > 10 * found.tolerance
-    assert conclude(judge(plan(), vars(found))) == Verdict.FAIL
+    assert conclude(judge(plan(), found)) == Verdict.FAIL
 
 
 def test_normalising_per_micro_batch_is_found(trainers):
@@ -213,7 +242,7 @@ def test_normalising_per_micro_batch_is_found(trainers):
 
     found = compared(trainers, PerMicroBatch)
     assert found.gradient_difference > 10 * found.tolerance
-    measurements = judge(plan(), vars(found))
+    measurements = judge(plan(), found)
     assert conclude(measurements) == Verdict.FAIL
     assert "gradient_difference" in broken(measurements)
 
@@ -226,7 +255,7 @@ def test_dropping_the_weights_of_rows_is_found(trainers):
             inputs = {**inputs, "weight": inputs["weight"] * 0 + 1}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    assert conclude(judge(plan(), vars(compared(trainers, Unweighted)))) == Verdict.FAIL
+    assert conclude(judge(plan(), compared(trainers, Unweighted))) == Verdict.FAIL
 
 
 def test_a_4bit_base_is_compared_as_exactly(trainers):
@@ -327,19 +356,46 @@ class Killed:
     returncode, stderr = -9, ""
 
 
-def test_a_probe_that_fails_says_why(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="the memory probe failed: KeyError: 'training'"):
-        in_process({"sizes": [4]}, tmp_path)
+@pytest.fixture
+def spec(tiny_base, tmp_path):
+    """The specification of a probe whose dataset is not there."""
+    lora = LoraSettings(
+        r=4, alpha=8, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False
+    )
+    return ProbeSpec(
+        run=f"file://{tmp_path}/runs/r",
+        base=tiny_base,
+        dataset=tmp_path / "missing.parquet",
+        lora=lora,
+        training=TrainingConfig(),
+        target_format="tokenizer",
+        label_field=None,
+        max_tokens=MAX_TOKENS,
+        threads=1,
+        pod_memory="8Gi",
+        processes=1,
+        scratch=tmp_path,
+        sizes=[4],
+    )
+
+
+def test_a_probe_that_fails_says_why(spec, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"the memory probe failed: .*/runs/r"):
+        in_process(spec, tmp_path)
     monkeypatch.setattr(gradient_accumulation.subprocess, "run", lambda *a, **k: Killed())
     with pytest.raises(RetryableError, match=r"micro-batches \[4\] was killed by signal 9"):
-        in_process({"sizes": [4]}, tmp_path)
+        in_process(spec, tmp_path)
 
 
-def test_a_probe_that_is_killed_while_it_measures_has_run_out_of_memory(tmp_path, monkeypatch):
+def test_a_probe_that_is_killed_while_it_measures_has_run_out_of_memory(
+    spec, tmp_path, monkeypatch
+):
+    report = probe_of({4: [tried(4, 400)]}, [])([4])
+
     def run(command, **options):
-        Path(command[-1]).write_text(json.dumps({"limit": 5, "tried": [{"micro_batch": 4}]}))
+        report.write(Path(command[-1]))
         return Killed()
 
     monkeypatch.setattr(gradient_accumulation.subprocess, "run", run)
-    [tried] = in_process({"sizes": [4]}, tmp_path)["tried"]
-    assert tried["out_of_memory"] == "killed while its memory was measured"
+    last = in_process(spec, tmp_path).last
+    assert (last.micro_batch, last.out_of_memory) == (4, "killed while its memory was measured")

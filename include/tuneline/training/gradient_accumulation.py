@@ -11,58 +11,42 @@ micro-batches of the run, so hours and cost are estimated, and an estimate above
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from tuneline.artifacts.data import DATASET
-from tuneline.artifacts.training import LORA, PLAN, Packing, Plan
+from tuneline.artifacts.training import LORA, PLAN, Plan
 from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.step_context import StepContext
-from tuneline.training.budget.estimate import Speed, Work, advice, estimate
-from tuneline.training.budget.estimate import judge as judge_estimate
-from tuneline.training.memory.out_of_memory import ADVICE, MemoryNotes, allowed, micro_batches
-from tuneline.training.memory.predict import GIB
-from tuneline.training.packing.evidence import measured, sentence
+from tuneline.training.resources.checks import (
+    AccumulationCheck,
+    packing_measurements,
+    packing_sentence,
+)
+from tuneline.training.resources.estimate import Estimate, advice, estimate
+from tuneline.training.resources.estimate import judge as judge_estimate
+from tuneline.training.resources.out_of_memory import (
+    ADVICE,
+    GIB,
+    MemoryNotes,
+    allowed,
+    micro_batches,
+)
+from tuneline.training.resources.probe import MeasuredBatch, ProbeReport, ProbeSpec, TriedBatch
 
 # Prediction and measurement may differ by this share before the prediction is doubted.
 MODEL_ERROR = 0.10
 # A normalisation per micro-batch must show this many times more clearly than rounding.
 POWER = 3.0
 
-Probe = Callable[[Sequence[int]], Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One micro-batch that was tried, with the answer of the probe."""
-
-    micro_batch: int
-    found: Mapping[str, Any]
-    limit: int
-
-    @property
-    def predicted(self) -> int:
-        """Predicted peak, bytes."""
-        return int(self.found["predicted"]["total"])
-
-    @property
-    def measured(self) -> int | None:
-        """Measured peak, bytes; None if the prediction ruled it out or memory ran out."""
-        return int(self.found["measured"]) if "measured" in self.found else None
-
-    @property
-    def fits(self) -> bool:
-        """True if it was measured within the limit."""
-        return self.measured is not None and self.measured <= self.limit
+Probe = Callable[[Sequence[int]], ProbeReport]
 
 
 def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -> list[int]:
@@ -88,40 +72,43 @@ def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -
     return [micro_batch]
 
 
-def largest_safe(sizes: Sequence[int], probe: Probe) -> tuple[Attempt, list[Attempt]]:
+def largest_safe(
+    sizes: Sequence[int], probe: Probe
+) -> tuple[ProbeReport, MeasuredBatch, list[TriedBatch]]:
     """Probe micro-batches until one is measured within the limit.
 
     Args:
         sizes: micro-batches to choose among.
-        probe: climbs to the largest micro-batch that fits, see `memory.probe`.
+        probe: climbs to the largest micro-batch that fits, see `resources.probe`.
 
     Returns:
-        The micro-batch that is taken (the smallest if none fits) and all that were tried.
+        The last report, the micro-batch that is taken (the smallest if none fits), and all that
+        were tried.
 
     Raises:
         UserError: if memory ran out with the smallest one.
     """
-    tried: list[Attempt] = []
+    tried: list[TriedBatch] = []
     left = list(sizes)
     while left:
-        answer = probe(left)
-        limit = int(answer["limit"])
-        tried += [Attempt(int(found["micro_batch"]), found, limit) for found in answer["tried"]]
-        if tried[-1].fits:
+        report = probe(left)
+        tried += report.tried
+        last = report.last
+        if isinstance(last, MeasuredBatch) and last.measured <= report.limit:
             break
-        left = [size for size in left if size < tried[-1].micro_batch]
-    if tried[-1].measured is None:
+        left = [size for size in left if size < last.micro_batch]
+    if not isinstance(last, MeasuredBatch):
         raise UserError(
-            f"a micro-batch of {tried[-1].micro_batch} runs out of memory "
-            f"({tried[-1].found['out_of_memory']}), and there is no smaller one to try: {ADVICE}"
+            f"a micro-batch of {last.micro_batch} runs out of memory "
+            f"({last.out_of_memory}), and there is no smaller one to try: {ADVICE}"
         )
-    return tried[-1], tried
+    return report, last, tried
 
 
-def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
+def judge(plan: Plan, accumulation: AccumulationCheck) -> list[Measurement]:
     """Return the measurements of a plan and of its accumulation check."""
     reached = plan.micro_batch * plan.accumulation * plan.world_size
-    tolerance = float(accumulation["tolerance"])
+    tolerance = accumulation.tolerance
     # The prediction is of training steps; the measured peak includes a validation pass.
     error = plan.predicted_peak_bytes / plan.measured_step_bytes - 1
     limit = round(plan.memory_limit_bytes / GIB, 3)
@@ -136,28 +123,26 @@ def judge(plan: Plan, accumulation: Mapping[str, Any]) -> list[Measurement]:
         measure(
             "prediction_error", round(abs(error), 4), "share", "<=", MODEL_ERROR, on_breach="warn"
         ),
-        measure("loss_difference", accumulation["loss_difference"], "share", "<=", tolerance),
-        measure(
-            "gradient_difference", accumulation["gradient_difference"], "share", "<=", tolerance
-        ),
+        measure("loss_difference", accumulation.loss_difference, "share", "<=", tolerance),
+        measure("gradient_difference", accumulation.gradient_difference, "share", "<=", tolerance),
         measure(
             "difference_if_normalised_per_micro_batch",
-            accumulation["naive_difference"],
+            accumulation.naive_difference,
             "share",
             ">=",
             POWER * tolerance,
             on_breach="warn",
         ),
-        measure("compared_rows", accumulation["rows"], "rows", ">=", 2),
+        measure("compared_rows", accumulation.rows, "rows", ">=", 2),
         measure("tokens_per_second", round(plan.tokens_per_second, 1), "1/s"),
     ]
 
 
-def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
+def in_process(spec: ProbeSpec, scratch: Path) -> ProbeReport:
     """Run the memory probe in a fresh process.
 
     Returns:
-        Its answer. If the kernel killed it, the answer that it left before, with its last size
+        Its report. If the kernel killed it, the report that it left before, with its last size
         marked `out_of_memory`.
 
     Raises:
@@ -165,26 +150,25 @@ def in_process(spec: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
         UserError: if it refused its input.
     """
     asked, answered = scratch / "probe.json", scratch / "probed.json"
-    asked.write_text(json.dumps(dict(spec)))
+    asked.write_text(spec.model_dump_json())
     answered.unlink(missing_ok=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tuneline.training.memory.probe", str(asked), str(answered)],
+        [sys.executable, "-m", "tuneline.training.resources.probe", str(asked), str(answered)],
         env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode == 0:
-        found: dict[str, Any] = json.loads(answered.read_text())
-        return found
+        return ProbeReport.read(answered)
     if done.returncode == -signal.SIGKILL and answered.exists():
         # Linux kills what takes most where memory runs out; nothing else is known to do it here.
-        found = json.loads(answered.read_text())
-        found["tried"][-1]["out_of_memory"] = "killed while its memory was measured"
-        return found
+        report = ProbeReport.read(answered)
+        report.last.out_of_memory = "killed while its memory was measured"
+        return report
     if done.returncode < 0:
         raise RetryableError(
-            f"the memory probe with micro-batches {spec['sizes']} was killed by signal "
+            f"the memory probe with micro-batches {spec.sizes} was killed by signal "
             f"{-done.returncode}; set training.memory_limit_gib or a smaller training.micro_batch"
         )
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -211,14 +195,15 @@ def sizes_left(ctx: StepContext) -> list[int]:
     return left
 
 
-def _outcome(found: Mapping[str, Any]) -> str:
+def _outcome(tried: TriedBatch) -> str:
     """Describe what a micro-batch was predicted to take and what it took."""
-    if "out_of_memory" in found:
-        return f"out of memory ({found['out_of_memory']})"
-    predicted = f"{found['predicted']['total'] / GIB:.2f} GiB predicted"
-    if "measured" not in found:
+    if tried.out_of_memory is not None:
+        return f"out of memory ({tried.out_of_memory})"
+    assert tried.predicted is not None
+    predicted = f"{tried.predicted.total / GIB:.2f} GiB predicted"
+    if not isinstance(tried, MeasuredBatch):
         return f"{predicted}, not tried"
-    return f"{predicted}, {found['measured'] / GIB:.2f} GiB measured"
+    return f"{predicted}, {tried.measured / GIB:.2f} GiB measured"
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -226,77 +211,83 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.training.loop.compute import training_threads
 
     config = ctx.config.training
-    processes = ctx.config.world_size
     sizes = sizes_left(ctx)
-    base = base_of(ctx)
-    threads = max(1, training_threads(config) // ctx.config.processes_per_node)
-    common = {
-        "base": str(base.path),
-        "dataset": str(DATASET.fetch(ctx)),
-        "lora": LORA.read(ctx).model_dump(),
-        "training": config.model_dump(mode="json"),
-        "target_format": ctx.config.data.target_format,
-        "label_field": ctx.config.data.label_field,
-        "max_tokens": ctx.config.data.max_tokens,
-        "threads": threads,
-        "pod_memory": ctx.config.pods.memory,
-        "processes": ctx.config.processes_per_node,
-        "scratch": str(ctx.scratch / "probe"),
-        "run": ctx.run.uri,
-    }
+    spec = ProbeSpec(
+        run=ctx.run.uri,
+        base=base_of(ctx).path,
+        dataset=DATASET.fetch(ctx),
+        lora=LORA.read(ctx),
+        training=config,
+        target_format=ctx.config.data.target_format,
+        label_field=ctx.config.data.label_field,
+        max_tokens=ctx.config.data.max_tokens,
+        threads=max(1, training_threads(config) // ctx.config.processes_per_node),
+        pod_memory=ctx.config.pods.memory,
+        processes=ctx.config.processes_per_node,
+        scratch=ctx.scratch / "probe",
+        sizes=sizes,
+    )
 
-    machine: dict[str, Any] = {}
-
-    def probe(left: Sequence[int]) -> Mapping[str, Any]:
-        machine.update(in_process({**common, "sizes": list(left)}, ctx.scratch))
-        for found in machine["tried"]:
+    def probe(left: Sequence[int]) -> ProbeReport:
+        report = in_process(spec.model_copy(update={"sizes": list(left)}), ctx.scratch)
+        for tried in report.tried:
             ctx.log(
-                f"micro-batch {found['micro_batch']}: {_outcome(found)}, "
-                f"limit {machine['limit'] / GIB:.2f} GiB"
+                f"micro-batch {tried.micro_batch}: {_outcome(tried)}, "
+                f"limit {report.limit / GIB:.2f} GiB"
             )
-        return dict(machine)
+        return report
 
-    taken, tried = largest_safe(sizes, probe)
-    found, limit, source = taken.found, taken.limit, machine["limit_source"]
-    assert taken.measured is not None
-    expected = estimate(Work(**found["work"]), Speed(**found["speed"]), ctx.config)
-    packing = Packing.model_validate(machine["packing"])
-    plan = Plan(
+    report, taken, tried = largest_safe(sizes, probe)
+    estimated = estimate(taken.work, taken.speed, ctx.config)
+    plan = _plan(ctx, spec, report, taken, estimated).model_copy(
+        update={"tried": [each.model_dump(mode="json", exclude_none=True) for each in tried]}
+    )
+    PLAN.write(ctx, plan)
+    MemoryNotes(ctx.run).clear()
+    limit = report.limit
+    return ctx.conclude(
+        f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × "
+        f"{plan.world_size} = {plan.effective_batch} rows a step{packing_sentence(plan.packing)}; "
+        f"peak {plan.measured_step_bytes / GIB:.2f} GiB in training "
+        f"({plan.predicted_peak_bytes / GIB:.2f} predicted), "
+        f"{plan.measured_peak_bytes / GIB:.2f} with validation, limit {limit / GIB:.2f} "
+        f"({report.limit_source}){'' if taken.measured <= limit else f': {ADVICE}'}; accumulated "
+        f"gradients differ from one large batch by {taken.accumulation.gradient_difference:.1e}; "
+        f"{estimated.sentence()}{advice(estimated, ctx.config)}",
+        [
+            *judge(plan, taken.accumulation),
+            *packing_measurements(plan.packing, taken.batches, config.packing),
+            *judge_estimate(estimated, ctx.config),
+        ],
+    )
+
+
+def _plan(
+    ctx: StepContext,
+    spec: ProbeSpec,
+    report: ProbeReport,
+    taken: MeasuredBatch,
+    estimated: Estimate,
+) -> Plan:
+    config, processes = ctx.config.training, ctx.config.world_size
+    return Plan(
         micro_batch=taken.micro_batch,
         accumulation=config.effective_batch // (taken.micro_batch * processes),
         world_size=processes,
         effective_batch=config.effective_batch,
-        max_length=ctx.config.data.max_tokens,
-        longest_row=found["longest_row"],
-        threads=threads,
-        device=machine["device"],
-        precision=machine["precision"],
-        packing=packing,
+        max_length=spec.max_tokens,
+        longest_row=taken.longest_row,
+        threads=spec.threads,
+        device=report.device,
+        precision=report.precision,
+        packing=report.packing,
         gradient_checkpointing=config.gradient_checkpointing,
-        memory_limit_bytes=limit,
-        memory_limit_source=source,
-        predicted_peak_bytes=taken.predicted,
+        memory_limit_bytes=report.limit,
+        memory_limit_source=report.limit_source,
+        predicted_peak_bytes=taken.predicted.total,
         measured_peak_bytes=taken.measured,
-        measured_step_bytes=int(found["measured_step"]),
-        predicted_parts=found["predicted"]["parts"],
-        tokens_per_second=expected.tokens_per_second / processes,
-        estimate=asdict(expected),
-        tried=[dict(attempt.found) for attempt in tried],
-    )
-    PLAN.write(ctx, plan)
-    MemoryNotes(ctx.run).clear()
-    return ctx.conclude(
-        f"micro-batch {plan.micro_batch} × accumulation {plan.accumulation} × {processes} = "
-        f"{plan.effective_batch} rows a step{sentence(packing)}; "
-        f"peak {plan.measured_step_bytes / GIB:.2f} GiB in training "
-        f"({plan.predicted_peak_bytes / GIB:.2f} predicted), "
-        f"{plan.measured_peak_bytes / GIB:.2f} with validation, limit {limit / GIB:.2f} "
-        f"({source}){'' if taken.fits else f': {ADVICE}'}; accumulated gradients differ from one "
-        f"large batch by {found['accumulation']['gradient_difference']:.1e}; "
-        f"{expected.sentence()}{advice(expected, ctx.config)}",
-        [
-            *judge(plan, found["accumulation"]),
-            *measured(packing, found["batches"], config.packing),
-            *judge_estimate(expected, ctx.config),
-        ],
+        measured_step_bytes=taken.measured_step,
+        predicted_parts=taken.predicted.parts,
+        tokens_per_second=estimated.tokens_per_second / processes,
+        estimate=asdict(estimated),
     )

@@ -37,15 +37,23 @@ from tuneline.step_context import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch
 from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
-from tuneline.training.loop.rows import batch_shape, pad_token, run_order, total_steps
+from tuneline.training.loop.rows import (
+    batch_shape,
+    evaluation_steps,
+    pad_token,
+    run_order,
+    total_steps,
+)
 from tuneline.training.loop.warm_start import load_start
-from tuneline.training.memory.out_of_memory import noticed
-from tuneline.training.memory.predict import GIB
-from tuneline.training.packing.evidence import measured as measured_packing
-from tuneline.training.packing.evidence import sentence as packing_sentence
 from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
 from tuneline.training.processes.launch import Node, launch, must_launch
 from tuneline.training.processes.sharding import gpu_memory, load_sharded_base, shards_base
+from tuneline.training.resources.checks import (
+    choose_packing,
+    packing_measurements,
+    packing_sentence,
+)
+from tuneline.training.resources.out_of_memory import GIB, noticed
 from tuneline.training.tracking.session import Tracking, track
 from tuneline.training.tracking.tracked_run import describe
 
@@ -86,8 +94,8 @@ class Training:
     def _events(self) -> list[Any]:
         """Restore the checkpoint, and list what happens between the steps."""
         # Imported here, as torch has to be configured first (`load_torch`).
-        from tuneline.training.budget.spending import Resources
         from tuneline.training.loop import callbacks, checkpoints
+        from tuneline.training.resources.spending import Resources
 
         ctx, config, group = self._ctx, self._config, self._group
         key = ctx.run.key("work", "train")
@@ -107,7 +115,7 @@ class Training:
         self._ending = checkpoints.EndOnSignal(group, ctx.log)
         self._resources = Resources(ctx, self._plan)
         everywhere = [
-            callbacks.EvaluateAt(callbacks.evaluation_steps(self.steps, config.evaluations)),
+            callbacks.EvaluateAt(evaluation_steps(self.steps, config.evaluations)),
             checkpoints.ShareRandomState(group),
             self._watcher,
             self._ending,
@@ -141,8 +149,6 @@ class Training:
         Returns:
             The decision; padding if the plan pads, or if the check fails.
         """
-        from tuneline.training.packing.check import choose_packing
-
         plan, inputs = self._plan, self._inputs
         if not plan.packing.packed:
             return plan.packing
@@ -325,7 +331,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
 
 
 def _record(ctx: StepContext, trained: TrainedRun) -> Record:
-    from tuneline.training.budget.spending import measured, memory_note
+    from tuneline.training.resources.spending import measured, memory_note
 
     checkpoints = Checkpoints.model_validate_json(CHECKPOINTS.path(ctx).read_text())
     losses, best = checkpoints.losses, checkpoints.best_step
@@ -352,7 +358,7 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
             measure("peak_memory", round(trained.peak_memory_bytes / GIB, 3), "GiB"),
             measure("saving_seconds", trained.saving_seconds, "s"),
             *started,
-            *measured_packing(trained.packing, trained.batches, ctx.config.training.packing),
+            *packing_measurements(trained.packing, trained.batches, ctx.config.training.packing),
             *measured(trained.resources),
         ],
         rows={HISTORY.name: trained.steps},

@@ -88,8 +88,8 @@ def test_training_sees_them_and_the_dataset_does_not(lab):
 
 
 def test_the_plan_counts_them(lab, tmp_path):
-    from tuneline.training.budget.work import plan_work
     from tuneline.training.loop.rows import encode_split
+    from tuneline.training.resources.probe import ProbeSpec, plan_work
 
     bench = lab()
     dataset = bench.artifact("distribution_balancing", "dataset.parquet")
@@ -100,13 +100,10 @@ def test_the_plan_counts_them(lab, tmp_path):
     )
 
     def tokens(**settings):
-        training = TrainingConfig(effective_batch=2, epochs=1, **settings).model_dump()
-        spec = {
-            "training": training,
-            "target_format": "tokenizer",
-            "dataset": str(dataset),
-            "label_field": "intent",
-        }
+        training = TrainingConfig(effective_batch=2, epochs=1, **settings)
+        spec = ProbeSpec.model_construct(
+            training=training, target_format="tokenizer", dataset=dataset, label_field="intent"
+        )
         work, _, _ = plan_work(
             train,
             validation,

@@ -25,12 +25,6 @@ from tuneline.training.loop.base_weights import save_adapter
 from tuneline.training.loop.loss_rules import Watch
 
 
-def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """Return the steps after which to evaluate: evenly spread, the last one among them."""
-    count = min(steps, evaluations)
-    return {round(i * steps / count) for i in range(1, count + 1)}
-
-
 def folder_of(step: int) -> str:
     """Return the name of the folder that holds the adapter of an evaluation."""
     return f"step-{step:06d}"

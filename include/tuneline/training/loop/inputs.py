@@ -16,7 +16,7 @@ from tuneline.step_context import StepContext
 from tuneline.training.loop.canaries import plant
 from tuneline.training.loop.rehearsal import rehearsal_rows
 from tuneline.training.loop.rows import EncodedRow, encode_split
-from tuneline.training.memory.out_of_memory import MemoryNotes, fitting
+from tuneline.training.resources.out_of_memory import MemoryNotes, fitting
 
 
 @dataclass(frozen=True)

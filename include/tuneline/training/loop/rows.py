@@ -106,6 +106,12 @@ def total_steps(rows: int, effective_batch: int, epochs: float, max_steps: int |
     return min(steps, max_steps) if max_steps else max(1, steps)
 
 
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """Return the steps after which to evaluate: evenly spread, the last one among them."""
+    count = min(steps, evaluations)
+    return {round(i * steps / count) for i in range(1, count + 1)}
+
+
 def run_order(
     lengths: Sequence[int],
     effective_batch: int,

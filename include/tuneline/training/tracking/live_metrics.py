@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from transformers import TrainerCallback
 
-from tuneline.training.memory.predict import GIB
+from tuneline.training.resources.out_of_memory import GIB
 from tuneline.training.tracking.tracked_run import Tracker
 
 NAMES = {

@@ -7,7 +7,7 @@ from tuneline.artifacts.training import read_history
 from tuneline.config import build_config
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
-from tuneline.training.budget.estimate import (
+from tuneline.training.resources.estimate import (
     Speed,
     Work,
     advice,
@@ -16,7 +16,7 @@ from tuneline.training.budget.estimate import (
     judge,
     spread_evenly,
 )
-from tuneline.training.budget.spending import Spent, StopOnLimit, reached
+from tuneline.training.resources.spending import Spent, StopOnLimit, reached
 
 WORK = Work(steps=100, tokens=360_000, validation_tokens=20_000)
 SPEED = Speed(

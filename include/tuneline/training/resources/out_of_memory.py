@@ -20,6 +20,7 @@ from tuneline.machine.peak_memory import is_out_of_memory
 from tuneline.run import Run
 from tuneline.store import NotThere
 
+GIB = 1 << 30
 # Steps whose memory follows from the micro-batch.
 STEPS = ("gradient_accumulation", "train")
 # What else helps where no smaller micro-batch is left.

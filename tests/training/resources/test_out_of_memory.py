@@ -9,7 +9,7 @@ from tuneline.errors import RetryableError, UserError
 from tuneline.machine.peak_memory import is_out_of_memory
 from tuneline.training import train
 from tuneline.training.loop.checkpoints import LiveCheckpoints
-from tuneline.training.memory.out_of_memory import (
+from tuneline.training.resources.out_of_memory import (
     Failure,
     MemoryNotes,
     after_kill,

@@ -19,15 +19,14 @@ from tuneline.artifacts.training import LoraSettings, Packing
 from tuneline.config import TrainingConfig
 from tuneline.evidence import Verdict
 from tuneline.models import load_tokenizer
-from tuneline.training import gradient_accumulation
+from tuneline.training import gradient_accumulation, train
 from tuneline.training.loop import trainer as loop_trainer
 from tuneline.training.loop.base_weights import attach_lora, attention_of, linear_modules
 from tuneline.training.loop.checkpoints import LiveCheckpoints
 from tuneline.training.loop.rows import EncodedRow
 from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
-from tuneline.training.memory.probe import measure_step
-from tuneline.training.packing import check
-from tuneline.training.packing.evidence import measured, sentence
+from tuneline.training.resources import checks
+from tuneline.training.resources.probe import measure_step
 
 # Float32 sums in another order, over nine steps of Adam: losses in nats, weights absolute.
 TOLERANCE = 1e-4
@@ -69,7 +68,7 @@ def rows():
 @pytest.fixture
 def by_mask(monkeypatch):
     """Pack with the model's own attention."""
-    monkeypatch.setattr(check, "packing_attention", lambda model, *_: attention_of(model))
+    monkeypatch.setattr(checks, "packing_attention", lambda model, *_: attention_of(model))
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ def adapted(folder, kind, **options):
 
 def choose(model, rows, setting="on", **options):
     known = {"device": "cpu", "precision": "fp32", "pad_id": 0, **options}
-    return check.choose_packing(model, rows, setting=setting, **known)
+    return checks.choose_packing(model, rows, setting=setting, **known)
 
 
 def step(model, folder, rows, packing):
@@ -186,7 +185,7 @@ def test_a_model_that_refuses_packed_rows_is_padded(tmp_path, rows, by_mask, mon
 
 def test_losses_that_are_off_in_another_way_are_caught():
     def fault(loss=0.0, neighbour=0.0, visible=1.0):
-        return check.Comparison(loss, neighbour, visible, TOLERANCE).fault
+        return checks.FlatteningCheck(loss, neighbour, visible, TOLERANCE).fault
 
     assert fault() is None
     assert "differ by 0.01 nats" in fault(loss=0.01)
@@ -202,11 +201,11 @@ def test_rows_are_packed_by_flash_attention_alone(tmp_path, rows, monkeypatch):
         packing = choose(model, rows, setting)
         assert "packing needs FlashAttention" in packing.reason
         assert packing.refused == (setting == "on")
-    assert check.packing_attention(model, "cuda", "bf16") is None
+    assert checks.packing_attention(model, "cuda", "bf16") is None
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
-    assert check.packing_attention(model, "cuda", "bf16") == check.FLASH
-    assert check.packing_attention(model, "cuda", "fp32") is None
-    assert check.packing_attention(model, "cpu", "bf16") is None
+    assert checks.packing_attention(model, "cuda", "bf16") == checks.FLASH
+    assert checks.packing_attention(model, "cuda", "fp32") is None
+    assert checks.packing_attention(model, "cpu", "bf16") is None
 
 
 @pytest.mark.parametrize(("written", "read"), [("on", "on"), ("off", "off"), ("auto", "auto")])
@@ -218,19 +217,19 @@ def test_the_setting_may_be_written_in_yaml_without_quotes(written, read):
 def test_the_evidence_says_how_and_why():
     shape = {"padding_share": 0.0, "padding_share_if_padded": 0.2}
     packed = Packing(packed=True, attention="sdpa", loss_difference=1e-7, neighbour_difference=0.0)
-    found = {m.name: m for m in measured(packed, shape, "auto")}
+    found = {m.name: m for m in checks.packing_measurements(packed, shape, "auto")}
     assert found["packing"].value == "packed"
     assert found["packed_loss_difference"].value == 1e-7
-    assert sentence(packed) == ", rows packed (sdpa)"
+    assert checks.packing_sentence(packed) == ", rows packed (sdpa)"
     padded = Packing(refused=True, reason="sdpa: its rows see each other")
-    [asked] = [m for m in measured(padded, shape, "on") if m.name == "packing"]
+    [asked] = [m for m in checks.packing_measurements(padded, shape, "on") if m.name == "packing"]
     assert (asked.ok, asked.on_breach) == (False, "warn")
     assert asked.value == "end to end by training.cpu_kernels"
-    free, *_ = measured(padded, {**shape, "padding_share": 0.2}, "auto")
+    free, *_ = checks.packing_measurements(padded, {**shape, "padding_share": 0.2}, "auto")
     assert free.ok is not False
     assert free.value == "padded"
-    assert sentence(padded) == ", rows padded: sdpa: its rows see each other"
-    assert sentence(Packing(reason="training.packing is off")) == ""
+    assert checks.packing_sentence(padded) == ", rows padded: sdpa: its rows see each other"
+    assert checks.packing_sentence(Packing(reason="training.packing is off")) == ""
 
 
 def equal(ours, theirs):
@@ -257,7 +256,7 @@ def padded(tmp_path_factory, tiny_base):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_packed_training_is_padded_training(lab, padded, by_mask, monkeypatch, checkpointing):
     attention = []
-    monkeypatch.setattr(check, "packing_attention", lambda *_: "eager")
+    monkeypatch.setattr(checks, "packing_attention", lambda *_: "eager")
     passes, losses = [], loop_trainer.row_losses
 
     def measured(model, *args, **options):
@@ -301,7 +300,7 @@ def test_a_killed_training_resumes_padded_in_smaller_micro_batches(
         with pytest.raises(KeyboardInterrupt):
             run.resume()
     # The machine of the next try has less memory, and no FlashAttention.
-    monkeypatch.setattr(check, "packing_attention", lambda *_: None)
+    monkeypatch.setattr(checks, "packing_attention", lambda *_: None)
     run.leave_plan(2, **PLAN)
     evidence = run.resume()
     assert run.trained["resumed_from"] == 3
@@ -325,7 +324,7 @@ def test_a_model_that_fails_the_check_is_trained_padded_and_the_record_says_why(
 def test_a_leak_without_the_check_would_show_in_the_losses(
     lab, padded, by_mask, leaky, monkeypatch
 ):
-    monkeypatch.setattr(check, "choose_packing", lambda *_, **__: PLAN["packing"])
+    monkeypatch.setattr(train, "choose_packing", lambda *_, **__: PLAN["packing"])
     run = lab(packing="on", cpu_kernels=False)
     run.train(**PLAN)
     first = [next(e["loss"] for e in r.history if "loss" in e) for r in (run, padded)]

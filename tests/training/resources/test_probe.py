@@ -11,8 +11,8 @@ from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.free_memory import cgroup_free
 from tuneline.machine.quantity import quantity
-from tuneline.training.memory.limit import FREE_SHARE, memory_limit
-from tuneline.training.memory.predict import GIB, Climb, Peak
+from tuneline.training.resources.out_of_memory import GIB
+from tuneline.training.resources.probe import FREE_SHARE, Climb, Peak, memory_limit
 
 # A model that takes 1,000 bytes, and 10 bytes for each token of rows of 8 tokens.
 START = [Peak(2, 1020), Peak(4, 1040)]

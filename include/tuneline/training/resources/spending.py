@@ -19,7 +19,7 @@ from tuneline.evidence import Measurement, measure
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 from tuneline.store import NotThere
-from tuneline.training.budget.estimate import (
+from tuneline.training.resources.estimate import (
     HOUR,
     compare,
     devices_of,
@@ -27,7 +27,7 @@ from tuneline.training.budget.estimate import (
     money,
     price_of,
 )
-from tuneline.training.memory.out_of_memory import MemoryNotes
+from tuneline.training.resources.out_of_memory import MemoryNotes
 
 # Interval at which the time spent is stored: a killed try loses no more than this.
 NOTE_SECONDS = 30.0

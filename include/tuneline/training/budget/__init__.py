@@ -1,1 +1,0 @@
-"""Time and money of a training run: estimated, tracked and limited."""

@@ -1,1 +1,0 @@
-"""Predict, measure and limit the memory of a training step."""

@@ -1,1 +1,0 @@
-"""Several rows in one sequence, without padding, and without one row seeing another."""

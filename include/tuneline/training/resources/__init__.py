@@ -1,0 +1,1 @@
+"""Whether a training fits, how long it takes, what it costs."""
