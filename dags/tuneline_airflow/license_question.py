@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from tuneline.artifacts.people import Person
 from tuneline.config import Model
-from tuneline.human_answers import license_answers
+from tuneline.people import license_answers
 from tuneline.run import Run
 from tuneline_airflow.people import RecordedApproval, asked, reason_field
 

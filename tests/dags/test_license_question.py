@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import (
 from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
 
-from tuneline.human_answers import license_answers
+from tuneline.people import license_answers
 
 REASON = "the legal team has read it: commercial use is granted"
 

@@ -16,9 +16,9 @@ from tuneline.governance import license_audit
 from tuneline.governance.licensing.question import question_text
 from tuneline.harness.licensing.findings import of_packages, open_of_run
 from tuneline.harness.licensing.packages import package_measurements
-from tuneline.human_answers import license_answers
 from tuneline.models import package_licenses
 from tuneline.models.package_licenses import PackageLicense, installed, read
+from tuneline.people import license_answers
 
 REASON = "read by the legal team; internal and commercial use is fine"
 

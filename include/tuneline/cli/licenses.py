@@ -60,8 +60,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _accept(arguments: argparse.Namespace) -> int:
     from tuneline.artifacts.people import Person
-    from tuneline.human_answers import YES, license_answers
-    from tuneline.human_answers.terminal import this_user
+    from tuneline.people import license_answers
+    from tuneline.people.approvals import YES
+    from tuneline.people.terminal import this_user
     from tuneline.run import Run
 
     run = Run.open(arguments.run)

@@ -24,7 +24,7 @@ from tuneline.evaluation.review import judgement
 from tuneline.evaluation.review.counts import Outcome, count
 from tuneline.evaluation.review.votes import Cast, sort_votes
 from tuneline.evidence import Breach, Evidence, Measurement, measure
-from tuneline.human_answers.ballots import FOLDER, ballots, documents
+from tuneline.people.ballots import FOLDER, ballots, documents
 from tuneline.step_context import StepContext
 
 

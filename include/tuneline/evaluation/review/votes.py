@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.evaluation import Ballot, KeyEntry, Vote
 from tuneline.errors import UserError
-from tuneline.human_answers.ballots import check_marks
+from tuneline.people.ballots import check_marks
 
 
 @dataclass(frozen=True)

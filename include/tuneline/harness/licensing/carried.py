@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.licenses import AUDITED, ENGINE_PACKAGES, Subject
 from tuneline.artifacts.releases import CONFIG_FILE, Release, released
-from tuneline.human_answers import YES
-from tuneline.human_answers.license_answers import last_answers
+from tuneline.people.approvals import YES
+from tuneline.people.license_answers import last_answers
 from tuneline.run import Run
 
 # What `circumstances_of` and `generators_of` read of the configuration.

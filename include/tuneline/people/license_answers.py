@@ -13,7 +13,7 @@ from tuneline.artifacts.licenses import (
 )
 from tuneline.artifacts.people import Person
 from tuneline.errors import UserError
-from tuneline.human_answers import ABOUT_LICENSES, YES, record_approval
+from tuneline.people.approvals import ABOUT_LICENSES, YES, record_approval
 from tuneline.run import Run, now
 
 
