@@ -9,8 +9,8 @@ from datetime import date
 import pytest
 from tests.lab.postgres import PostgresServer, why_not
 
+from tuneline.artifacts.request_log import days, read_day
 from tuneline.cli import main
-from tuneline.production_logs.partition import days, read_day
 from tuneline.serving.gateway.costs import costs
 from tuneline.serving.gateway.usage import usage_by_key
 from tuneline.store import open_store

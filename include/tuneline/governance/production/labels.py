@@ -20,6 +20,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.request_log import folder_name
 from tuneline.config import DataConfig
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii_scrubbing import reason_to_reject
@@ -36,7 +37,6 @@ from tuneline.governance.production.settings import data_settings
 from tuneline.governance.production.vocabulary import Decision
 from tuneline.machine.markdown import fenced
 from tuneline.people.sheets import Entry, read_sheet, written
-from tuneline.production_logs.partition import folder_name
 from tuneline.run import now
 from tuneline.store import AlreadyThere, FileStore, NotThere, S3Store, Store, at_work_in
 

@@ -8,8 +8,8 @@ import threading
 import time
 from pathlib import Path
 
+from tuneline.artifacts.request_log import part_key, table_of, write_part
 from tuneline.errors import first_line
-from tuneline.production_logs.partition import part_key, table_of, write_part
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.gateway.spool import Spool
 from tuneline.store import Store

@@ -15,9 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from tuneline.artifacts.request_log import (
+    LoggedRequest,
+    folder_name,
+    part_key,
+    table_of,
+    write_part,
+)
 from tuneline.errors import UserError
-from tuneline.production_logs.partition import folder_name, part_key, table_of, write_part
-from tuneline.production_logs.request import LoggedRequest
 from tuneline.serving.gateway.ledger_database import Place, UsageRow, open_writer
 from tuneline.serving.gateway.prices import Rates
 from tuneline.serving.gateway.production_log import (
