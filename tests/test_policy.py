@@ -7,7 +7,6 @@ import pytest
 from pydantic import BaseModel
 from tests.lab.runs import Lab
 
-from tuneline import human_answers
 from tuneline.artifacts.people import Person
 from tuneline.catalogue import Severity, get_item
 from tuneline.config import PipelineConfig, build_config, merge, presets_dir, read_policy
@@ -18,6 +17,7 @@ from tuneline.errors import UserError
 from tuneline.evaluation.forgetting import decision, texts
 from tuneline.evidence import measure
 from tuneline.launch import create_run
+from tuneline.people import approvals
 from tuneline.step import execute
 from tuneline.verdicts import status
 
@@ -329,7 +329,7 @@ def test_a_waiver_of_the_item_is_no_waiver_of_its_limit(tmp_path, dataset):
 
 def test_a_run_with_a_waiver_is_made_and_records_the_policy(tmp_path, dataset):
     run = created(tmp_path, dataset, {"evaluation": {"min_gain": -1}, "waivers": [LIMIT]})
-    assert [w.limit for w in human_answers.critical_waivers(run)] == ["evaluation.min_gain"]
+    assert [w.limit for w in approvals.critical_waivers(run)] == ["evaluation.min_gain"]
     assert run.meta["policy"] == read_policy().recorded()
     assert run.policy.sha256 == read_policy().sha256
 
@@ -401,13 +401,13 @@ def test_an_item_that_the_policy_does_not_name_keeps_its_default(policy):
 
 def lab(tmp_path, *, started_by="alice", approver=None, **settings):
     made = Lab(tmp_path, settings)
-    human_answers.record_waivers(made.run, started_by)
+    approvals.record_waivers(made.run, started_by)
     if approver:
-        human_answers.note_question(made.run, "approve_waivers")
-        given = human_answers.record_approval(
+        approvals.note_question(made.run, "approve_waivers")
+        given = approvals.record_approval(
             made.run, "approve_waivers", "Approve", Person(approver), "agreed with the owner"
         )
-        human_answers.record_waivers(made.run, started_by, given)
+        approvals.record_waivers(made.run, started_by, given)
     made.leave("holdout_performance", {}, [HOLDS])
     return made
 

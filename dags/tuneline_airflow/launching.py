@@ -47,7 +47,7 @@ def prepare_run(model_name: str) -> str:
     from tuneline.data.sources.find_files import DatasetVersion
     from tuneline.governance.release.approvals import is_needed
     from tuneline.governance.retraining.nightly import note_tried
-    from tuneline.human_answers import record_waivers
+    from tuneline.people.approvals import record_waivers
     from tuneline_airflow.preflight import check_surroundings
 
     context: Any = get_current_context()

@@ -22,11 +22,10 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.hitl import HITLUser
 
-from tuneline import human_answers
 from tuneline.artifacts.people import Person, approvers_of
 from tuneline.config import Model, User
-from tuneline.human_answers import review_form
-from tuneline.human_answers.ballots import assignments_of
+from tuneline.people import approvals, blind_review
+from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.notify import announcers
 from tuneline_airflow.pods import StepPod, run_uri_of
@@ -118,17 +117,17 @@ class WaiverApproval(RecordedApproval):
         """Note the waivers of critical items that are asked about, and show them."""
         from tuneline.governance.release.request import waivers_question
 
-        if not human_answers.critical_waivers(run):
+        if not approvals.critical_waivers(run):
             return None
-        human_answers.note_question(run, human_answers.ABOUT_WAIVERS)
+        approvals.note_question(run, approvals.ABOUT_WAIVERS)
         return waivers_question(run, checklist_url(context))
 
     def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
         """Record the answer; a yes makes the waivers count."""
-        about = human_answers.ABOUT_WAIVERS
-        answer = human_answers.record_approval(run, about, decision, by, reason)
+        about = approvals.ABOUT_WAIVERS
+        answer = approvals.record_approval(run, about, decision, by, reason)
         if decision == self.APPROVE:
-            human_answers.record_waivers(run, run.meta.get("started_by"), answer)
+            approvals.record_waivers(run, run.meta.get("started_by"), answer)
 
 
 class ReleaseApproval(RecordedApproval):
@@ -141,12 +140,12 @@ class ReleaseApproval(RecordedApproval):
 
         if not is_needed(run):
             return None
-        human_answers.note_question(run, human_answers.ABOUT_RELEASE)
+        approvals.note_question(run, approvals.ABOUT_RELEASE)
         return release_question(run, checklist_url(context))
 
     def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
         """Record the answer."""
-        human_answers.record_approval(run, human_answers.ABOUT_RELEASE, decision, by, reason)
+        approvals.record_approval(run, approvals.ABOUT_RELEASE, decision, by, reason)
 
     def stays_open(self, run: Run) -> bool:
         """Return True if a second approver has to answer."""
@@ -187,7 +186,7 @@ class ReviewPairs(HITLOperator):
         run = _run(context)
         if self.assignment["reviewer"] is not None:
             self.assigned_users = assigned(self._asked(run))
-        self.body = review_form.review_body(run, self.assignment["pairs"])
+        self.body = blind_review.review_body(run, self.assignment["pairs"])
         self._make_form(run)
         self.response_timeout = timedelta(hours=run.config.evaluation.review_hours)
         return super().execute(context)
@@ -203,7 +202,7 @@ class ReviewPairs(HITLOperator):
             pairs, given = self.assignment["pairs"], event["params_input"] or {}
             reviewer = self.assignment["reviewer"] or answerer(event)
             with asking_again():
-                review_form.record_form(run, pairs, given, reviewer)
+                blind_review.record_form(run, pairs, given, reviewer)
         return answer
 
     def _asked(self, run: Run) -> list[User]:
@@ -214,7 +213,7 @@ class ReviewPairs(HITLOperator):
         return [user for user in run.config.evaluation.reviewers if user.name == reviewer]
 
     def _make_form(self, run: Run) -> None:
-        fields = review_form.form_fields(run, self.assignment["pairs"])
+        fields = blind_review.form_fields(run, self.assignment["pairs"])
         params = {name: Param(**field) for name, field in fields.items()}
         self.params = ParamsDict(params)
 
@@ -273,7 +272,7 @@ def review_pairs(model: Model, dealt: Any) -> Any:
 def approve_waivers(model: Model) -> WaiverApproval:
     """Make the task that asks whether failures and looser limits of critical items are accepted."""
     return WaiverApproval(
-        task_id=human_answers.ABOUT_WAIVERS,
+        task_id=approvals.ABOUT_WAIVERS,
         **asked(model, retries=20),
         subject="Accept this of critical items?",
         params=reason_field("Why you decide so; needed for a yes."),
@@ -283,7 +282,7 @@ def approve_waivers(model: Model) -> WaiverApproval:
 def approve_release(model: Model) -> ReleaseApproval:
     """Make the task that asks for approval of the release, when all evidence is there."""
     return ReleaseApproval(
-        task_id=human_answers.ABOUT_RELEASE,
+        task_id=approvals.ABOUT_RELEASE,
         **asked(model, retries=20),
         subject="Release this model?",
         params=reason_field("Why you decide so; kept in the release log."),

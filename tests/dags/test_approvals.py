@@ -8,11 +8,11 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskA
 from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
 
-from tuneline import human_answers
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.artifacts.people import APPROVALS, WAIVERS
 from tuneline.config import Model, ModelFile
 from tuneline.evidence import measure
+from tuneline.people import approvals
 from tuneline.verdicts import status
 from tuneline_airflow.people import approve_release, approve_waivers
 
@@ -33,7 +33,7 @@ def lab(tmp_path):
     meta = {**made.run.meta, "started_by": "alice", "approvers": ["alice", "bob"]}
     made.run.meta.update(meta)
     made.run.store.put_bytes(made.run.key("run.json"), json.dumps(meta).encode())
-    human_answers.record_waivers(made.run, "alice")
+    approvals.record_waivers(made.run, "alice")
     made.leave("holdout_performance", {}, [measure("m", 0, "rows", "<=", 0)])
     return made
 

@@ -10,7 +10,7 @@ from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
 
 from tuneline.config import Model, ModelFile
-from tuneline.human_answers import ballots, review_form
+from tuneline.people import ballots, blind_review
 from tuneline_airflow.people import review_pairs
 
 
@@ -82,7 +82,7 @@ def test_a_question_names_its_reviewer_its_pairs_and_its_time(dag, bench, asked)
 
 
 def filled(bench, pairs, value="Tie"):
-    names = review_form.form_fields(bench.run, pairs)
+    names = blind_review.form_fields(bench.run, pairs)
     return {name: value if name.startswith("pair") else None for name in names}
 
 

@@ -9,7 +9,7 @@ from tuneline.errors import UserError
 from tuneline.evaluation import prepare_review
 from tuneline.evaluation.holdout.ledger import holdout_sha256, read_ledger
 from tuneline.evaluation.prepare_review import DrawnPair
-from tuneline.human_answers import ballots
+from tuneline.people import ballots
 
 
 @pytest.fixture

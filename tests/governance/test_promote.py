@@ -8,7 +8,6 @@ from tests.governance.conftest import BROKEN, HOLDS, MEASURED
 from tests.lab.dying_store import DyingStore, Killed
 from tests.lab.releases import log_release
 
-from tuneline import human_answers
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
 from tuneline.artifacts.people import APPROVALS, Person
 from tuneline.artifacts.releases import read_release
@@ -17,6 +16,7 @@ from tuneline.errors import UserError
 from tuneline.governance import promote
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.verify import verify
+from tuneline.people import approvals
 from tuneline.verdicts import status
 
 
@@ -51,8 +51,8 @@ def earlier_release(lab, version="before"):
 
 def answer(lab, subject, decision, name, reason="seen with the owner of the service"):
     """Put a question as its task does, and answer it."""
-    human_answers.note_question(lab.run, subject)
-    human_answers.record_approval(lab.run, subject, decision, Person(name), reason)
+    approvals.note_question(lab.run, subject)
+    approvals.record_approval(lab.run, subject, decision, Person(name), reason)
 
 
 def refused(lab):
@@ -214,7 +214,7 @@ def test_an_approval_of_another_release_does_not_count(ready_lab):
 
 def test_an_approval_without_a_hash_does_not_count(ready_lab):
     lab = ready_lab(approval=True)
-    human_answers.record_approval(lab.run, "approve_release", "Approve", Person("bob"))
+    approvals.record_approval(lab.run, "approve_release", "Approve", Person("bob"))
     assert "it was given for the manifest without a ha" in refused(lab)
 
 
@@ -245,11 +245,11 @@ def test_a_run_that_no_person_started_needs_two_approvers(ready_lab):
     answer(lab, "approve_release", "Approve", "bob")
     assert "bob alone has approved the release" in refused(lab)
     # The same person is no second one, whatever name an answer has.
-    human_answers.record_approval(lab.run, "approve_release", "Approve", Person("rob", "bob"))
+    approvals.record_approval(lab.run, "approve_release", "Approve", Person("rob", "bob"))
     assert "rob alone has approved the release" in refused(lab)
     # A no in between takes the yes before it back.
     answer(lab, "approve_release", "Reject", "bob")
-    human_answers.record_approval(lab.run, "approve_release", "Approve", Person("carol", "7"))
+    approvals.record_approval(lab.run, "approve_release", "Approve", Person("carol", "7"))
     assert "carol alone has approved the release" in refused(lab)
     answer(lab, "approve_release", "Approve", "bob")
     lab.execute("promote")
@@ -263,9 +263,9 @@ def test_four_eyes_hold_whatever_ids_airflow_has(ready_lab, user_id):
     lab.run.meta.update(approvers=approvers)
 
     def say(name, known_as):
-        human_answers.note_question(lab.run, "approve_release")
+        approvals.note_question(lab.run, "approve_release")
         who = Person(name, known_as)
-        return human_answers.record_approval(lab.run, "approve_release", "Approve", who)
+        return approvals.record_approval(lab.run, "approve_release", "Approve", who)
 
     with pytest.raises(UserError, match="alice started the run"):
         say("alice", user_id)
@@ -296,7 +296,7 @@ def test_all_reasons_are_named_at_once(ready_lab):
 def test_a_waiver_and_a_refusal_are_logged_with_the_release(ready_lab):
     reason = "the task has no stable order of answers"
     lab = ready_lab(waivers=[{"item": "determinism", "reason": reason}])
-    human_answers.record_waivers(lab.run, "erin")
+    approvals.record_waivers(lab.run, "erin")
     answer(lab, "approve_release", "Reject", "carol")
     lab.execute("promote")
     waived, answered, released = log_lines(lab)
@@ -323,11 +323,11 @@ def test_a_looser_critical_limit_refuses_the_release(finished_lab):
 
 def test_a_looser_critical_limit_that_is_accepted_is_in_manifest_and_log(finished_lab):
     lab = finished_lab(name="model", profile="production", **LOOSE, waivers=[LIMIT])
-    human_answers.note_question(lab.run, "approve_waivers")
-    given = human_answers.record_approval(
+    approvals.note_question(lab.run, "approve_waivers")
+    given = approvals.record_approval(
         lab.run, "approve_waivers", "Approve", Person("bob"), "agreed with the product owner"
     )
-    human_answers.record_waivers(lab.run, "alice", given)
+    approvals.record_waivers(lab.run, "alice", given)
     lab.execute("lineage")
     lab.execute("promote")
     manifest = json.loads((lab.root / "store/models/model/test/manifest.json").read_text())

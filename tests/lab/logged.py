@@ -6,8 +6,13 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from tuneline.production_logs.partition import folder_name, part_key, table_of, write_part
-from tuneline.production_logs.request import LoggedRequest
+from tuneline.artifacts.request_log import (
+    LoggedRequest,
+    folder_name,
+    part_key,
+    table_of,
+    write_part,
+)
 from tuneline.store import Store
 
 MODEL = "support"

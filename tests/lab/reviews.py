@@ -7,7 +7,7 @@ from typing import Any
 from tests.lab.runs import Lab, dataset_rows
 
 from tuneline.artifacts.evaluation import REVIEW_KEY, KeyEntry, Mark, Source
-from tuneline.human_answers import ballots
+from tuneline.people import ballots
 
 
 def leave_answers(bench: Lab, holdout: int = 12, *, equal: int = 0, released: bool = False) -> None:

@@ -20,7 +20,7 @@ from tuneline.catalogue import ITEMS
 from tuneline.evidence import measure
 from tuneline.governance.release.approvals import refusal
 from tuneline.governance.release.manifest import write_manifest
-from tuneline.human_answers import ballots
+from tuneline.people import ballots
 from tuneline.run import Run
 from tuneline.serving.processes import free_port
 from tuneline.stack.layout import Layout

@@ -261,14 +261,13 @@ def answer_labels(production, run_id):
         "the question for labels",
         600,
     )
-    body = production.client.call("GET", details).json()["body"]
-    numbers = [line.split()[2] for line in body.splitlines() if line.startswith("### Row ")][:4]
-    labels = "\n".join(f"{number} accept" for number in numbers)
+    fields = dict.fromkeys(production.client.call("GET", details).json()["params"])
+    decisions = [name for name in fields if name.startswith("decision_")][:4]
     production.client.call(
         "PATCH",
         details,
         chosen_options=["Send labels"],
-        params_input={"labels": labels},
+        params_input={**fields, **dict.fromkeys(decisions, "accept")},
     )
 
 

@@ -9,7 +9,7 @@ from tests.lab.reviews import prepared
 from tests.lab.runs import Lab
 from tests.lab.site import Site
 
-from tuneline.human_answers import ballots
+from tuneline.people import ballots
 from tuneline.serving.processes import free_port
 from tuneline.stack.layout import Layout
 

@@ -60,9 +60,9 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _accept(arguments: argparse.Namespace) -> int:
     from tuneline.artifacts.people import Person
-    from tuneline.human_answers import YES
-    from tuneline.human_answers.terminal import this_user
     from tuneline.licenses import answers
+    from tuneline.people.approvals import YES
+    from tuneline.people.terminal import this_user
     from tuneline.run import Run
 
     run = Run.open(arguments.run)

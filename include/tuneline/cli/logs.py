@@ -122,11 +122,12 @@ def _drift(arguments: argparse.Namespace) -> int:
 
 
 def _review(arguments: argparse.Namespace) -> int:
-    from tuneline.governance.production.labels import open_rows, read_labels
-    from tuneline.governance.production.review_rows import (
+    from tuneline.governance.production.labels import (
         as_csv,
         as_jsonl,
+        open_rows,
         parse_days,
+        read_labels,
         review_rows,
     )
 
@@ -143,11 +144,9 @@ def _review(arguments: argparse.Namespace) -> int:
         if days is None or days[0].isoformat() <= row.day <= days[1].isoformat()
     ]
     if out is None:
-        sys.stdout.write(as_jsonl(rows))
+        sys.stdout.write(as_jsonl(rows).decode())
         return EXIT_OK
-    # Spreadsheets take a file for UTF-8 only if it begins with its mark.
-    encoding = "utf-8-sig" if out.suffix == ".csv" else "utf-8"
-    _write(out, (as_csv(rows) if out.suffix == ".csv" else as_jsonl(rows)).encode(encoding))
+    _write(out, as_csv(rows) if out.suffix == ".csv" else as_jsonl(rows))
     print(f"{out}: {len(rows)} rows wait for a decision")
     return EXIT_OK
 
@@ -166,7 +165,7 @@ def _label(arguments: argparse.Namespace) -> int:
 
 
 def _answers(arguments: argparse.Namespace) -> int:
-    from tuneline.governance.production.sheet import take_answers
+    from tuneline.governance.production.labels import take_answers
 
     count = take_answers(_store(arguments), arguments.model, arguments.name)
     print(f"{count} labels stored")

@@ -49,7 +49,7 @@ def _add_import(actions: Commands) -> None:
 
 
 def _vote(arguments: argparse.Namespace) -> int:
-    from tuneline.human_answers import terminal
+    from tuneline.people import terminal
 
     terminal.check_terminal()
     run = _prepared(arguments.run)
@@ -72,7 +72,7 @@ def _resume(state: str) -> str:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from tuneline.human_answers.review_files import export_file
+    from tuneline.people.blind_review import export_file
 
     run = _prepared(arguments.run)
     count = export_file(run, arguments.out, reviewer=arguments.reviewer)
@@ -81,8 +81,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from tuneline.human_answers.review_files import import_file
-    from tuneline.human_answers.terminal import this_user
+    from tuneline.people.blind_review import import_file
+    from tuneline.people.terminal import this_user
     from tuneline.run import Run
 
     run = Run.open(arguments.run)

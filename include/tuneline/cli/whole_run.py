@@ -56,7 +56,7 @@ def refuse_questions(run: Run) -> None:
         UserError: naming the settings that do.
     """
     from tuneline.governance.release.approvals import is_needed
-    from tuneline.human_answers import critical_waivers
+    from tuneline.people.approvals import critical_waivers
 
     questions = {
         "approval": is_needed(run),

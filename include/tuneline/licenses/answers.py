@@ -25,7 +25,7 @@ from tuneline.artifacts.licenses import (
 from tuneline.artifacts.people import Person
 from tuneline.artifacts.releases import CONFIG_FILE, Release, released
 from tuneline.errors import UserError
-from tuneline.human_answers import ABOUT_LICENSES, YES, record_approval
+from tuneline.people.approvals import ABOUT_LICENSES, YES, record_approval
 from tuneline.run import Run, now
 
 

@@ -6,7 +6,7 @@ import json
 import subprocess
 
 from tuneline.errors import UserError
-from tuneline.human_answers.terminal import check_terminal
+from tuneline.people.terminal import check_terminal
 from tuneline.run import Run
 from tuneline.stack.layout import Layout
 from tuneline.store import open_store

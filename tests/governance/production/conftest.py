@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from tests.lab.logged import DAY, MODEL, put
 
+from tuneline.artifacts.request_log import LoggedRequest
 from tuneline.governance.production.curate import curate
 from tuneline.governance.production.curated_day import CuratedDay
 from tuneline.governance.production.settings import read_settings
-from tuneline.production_logs.request import LoggedRequest
 from tuneline.store import Store, open_store
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.lab.data_runs import make_base, text
 from tests.lab.logged import DAY, MODEL, logged, put
 
+from tuneline.artifacts.request_log import folder_name
 from tuneline.cli import main
 from tuneline.errors import TunelineError
 from tuneline.evidence import Verdict
@@ -17,7 +18,6 @@ from tuneline.governance.production.curate import curate
 from tuneline.governance.production.curated_day import CURATED, REJECTED, REVIEW, open_day
 from tuneline.governance.production.settings import read_settings
 from tuneline.governance.production.vocabulary import Reason
-from tuneline.production_logs.partition import folder_name
 
 
 def table(day, name, tmp_path):

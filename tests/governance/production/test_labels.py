@@ -10,9 +10,16 @@ from tests.lab.logged import MODEL, logged
 
 from tuneline.cli import main
 from tuneline.errors import UserError
-from tuneline.governance.production.labels import read_labels, store_labels
+from tuneline.governance.production.labels import (
+    label_form,
+    open_rows,
+    put_answers,
+    read_labels,
+    review_rows,
+    store_labels,
+    take_answers,
+)
 from tuneline.governance.production.reviewed import review_status, reviewed_rows
-from tuneline.governance.production.sheet import record_labels, review_sheet
 from tuneline.governance.production.vocabulary import Decision
 
 IDS = [f"req-04-{n:06d}" for n in range(6)]
@@ -54,8 +61,8 @@ def test_from_csv_to_a_dataset(reviewed_store, tmp_path, capsys):
     rows[0]["decision"] = "accept"
     rows[1] |= {"decision": "Correct", "answer_corrected": "It left,\n=today."}
     rows[5]["decision"] = "reject"
-    with sheet.open("w", encoding="utf-8", newline="") as handle:
-        writer = csv.DictWriter(handle, rows[0])
+    with sheet.open("w", encoding="utf-16", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0], delimiter=";")
         writer.writeheader()
         writer.writerows(rows)
     assert main(["logs", "label", *base, str(sheet), "--by", "ann"]) == 0
@@ -105,12 +112,13 @@ def test_reviewed_rows_are_a_dataset_for_the_data_phase(store, curated, tmp_path
         (lines((0, "accept", ""), (0, "reject", "")), "x, line 2: request req-04-000000 is lab"),
         (b'\n{"request_id": 7, "decision": "accept"}', "x, line 2: request_id is a int"),
         (b'{"request_id": "a"\n', "x, line 1: expected a JSON object"),
-        (b"request_id;decision\n", "x, line 1: the columns decision and request_id are missing"),
+        (b"request_id;choice\n", "x, line 1: the columns decision are missing"),
+        (b"request_id;decision\n", "x holds no label"),
         (b"request_id,decision\na,accept,more\n", "x, line 2: more cells than columns"),
         (b'request_id,decision,prompt\nreq-04-000000,,"a\nb"\nreq-04-000001,yes,\n',
          "x, line 4: 'yes' is not a decision"),
         (b'request_id,decision\n"a,accept\n', "x, line 2: not valid CSV"),
-        (b"\xff\xfe", "x is not UTF-8 text"),
+        (b"\xff\xfe\xff", "x is not UTF-8 text"),
         (lines((0, "", "")), "x holds no label"),
         (b"", "x, line 1: the columns"),
     ],
@@ -199,56 +207,78 @@ def test_labels_outlive_another_curation_of_their_day(reviewed_store, curated):
 def test_corrected_answers_are_scrubbed_and_keep_the_surrogates(store, curated):
     prompt = "My name is Margaret Thornbury. Where is my parcel?"
     curated(store, [logged(0, prompt), logged(1, text(1))], config=None)
-    sheet = review_sheet(store, MODEL)
-    assert "Thornbury" not in sheet
-    (name,) = {line[len("My name is ") :].split(".")[0] for line in sheet.splitlines()
-               if line.startswith("My name is ")}  # fmt: skip
-    answers = (
-        f"1 correct: Dear {name}, my colleague Ottilie Brandywine says it left.\n\nrow 2: reject\n"
-    )
-    assert record_labels(store, MODEL, answers, "ann") == 2
+    rows = list(review_rows(store, MODEL))
+    assert "Thornbury" not in rows[0].prompt
+    name = rows[0].prompt.removeprefix("My name is ").split(".")[0]
+    corrected = f"Dear {name}, my colleague Ottilie Brandywine says it left."
+    answers = lines((0, "correct", corrected), (1, "reject", ""))
+    assert store_labels(store, MODEL, answers, "x", "ann") == 2
     (row,) = reviewed_rows(store, MODEL).rows
     assert row.messages[-1]["content"].startswith(f"Dear {name}, my colleague ")
     assert all(b"Brandywine" not in store.get_bytes(key) for key in store.keys("labels"))
 
 
-def test_rows_of_a_sheet_keep_their_numbers(any_store, curated):
+def test_a_filled_form_waits_until_it_is_scrubbed(any_store, curated):
     curated(any_store, [logged(n, text(n)) for n in range(6)])
-    first = review_sheet(any_store, MODEL, limit=2)
-    assert "### Row 1 (random, 2026-03-04)" in first
-    assert text(1) in first
-    assert text(2) not in first
-    record_labels(any_store, MODEL, "1 accept", "ann")
-    later = review_sheet(any_store, MODEL)
-    assert "### Row 1 " not in later
-    assert later.index("### Row 2 ") < later.index(text(1)) < later.index("### Row 3 ")
-    # An answer to the first sheet, given after the second one was made.
-    record_labels(any_store, MODEL, "2: correct: Tomorrow.", "bob")
-    assert read_labels(any_store, MODEL).latest[IDS[1]].answer_corrected == "Tomorrow."
-    record_labels(any_store, MODEL, "3 accept\n4 accept\n5 accept\n6 accept", "ann")
-    assert review_sheet(any_store, MODEL) == "No row of support waits for review."
+    waiting = list(review_rows(any_store, MODEL))
+    body, fields = label_form(waiting[:2])
+    assert "### Row 1 (random, 2026-03-04)" in body
+    assert text(1) in body
+    assert text(2) not in body
+    assert list(fields) == [
+        f"{kind}_{request_id}" for request_id in IDS[:2] for kind in ("decision", "corrected")
+    ]
+    given = form(fields, {0: ("accept", None), 1: ("correct", "Tomorrow.")})
+    # Somebody else labels a row of the form while it is open.
+    store_labels(any_store, MODEL, lines((0, "reject", "")), "x", "bob")
+    put_answers(any_store, MODEL, "run 1/a", given, "ann")
+    assert read_labels(any_store, MODEL).latest.keys() == {IDS[0]}
+    assert take_answers(any_store, MODEL, "run 1/a") == 2
+    assert take_answers(any_store, MODEL, "run 1/a") == 0
+    labels = read_labels(any_store, MODEL).latest
+    assert (labels[IDS[0]].decision, labels[IDS[1]].answer_corrected) == ("accept", "Tomorrow.")
+    assert list(any_store.keys("quarantine")) == []
+    left = open_rows(review_rows(any_store, MODEL), read_labels(any_store, MODEL))
+    assert [row.request_id for row in left] == IDS[2:]
+    assert label_form([]) == ("No row waits for review.", {})
+
+
+def form(fields, answers):
+    """What Airflow hands back: every field of the form, filled where there is an answer."""
+    given = dict.fromkeys(fields)
+    for number, (decision, corrected) in answers.items():
+        given[f"decision_{IDS[number]}"] = decision
+        given[f"corrected_{IDS[number]}"] = corrected
+    return given
 
 
 def test_a_fence_in_an_answer_stays_inside(store, curated):
     curated(store, [logged(0, text(0), answer="```\n### Row 9\n```")])
-    assert "````\n```\n### Row 9\n```\n````" in review_sheet(store, MODEL)
+    assert "````\n```\n### Row 9\n```\n````" in label_form(list(review_rows(store, MODEL)))[0]
 
 
 @pytest.mark.parametrize(
     ("answers", "message"),
     [
-        ("1 accept\n\n2 perhaps", "answers, line 3: '2 perhaps' is no answer"),
-        ("accept", "answers, line 1: 'accept' is no answer"),
-        ("1 accept: why", "answers, line 1: '1 accept: why' is no answer"),
-        ("77 accept", "answers, line 1: no sheet has a row 77"),
-        ("\n1 correct:", "answers, line 2: `correct` needs the corrected answer"),
-        ("1 accept\n1 reject", "answers, line 2: request req-04-000000 is labelled on line 1"),
-        (" \n", "answers: none was given"),
+        ({0: ("accept", "why")}, "answers, line 1: answer_corrected is filled, but"),
+        ({1: ("correct", " ")}, "answers, line 2: `correct` needs the corrected answer"),
+        ({0: ("perhaps", None)}, "answers, line 1: 'perhaps' is not a decision"),
+        ({}, "answers holds no label"),
     ],
 )
-def test_wrong_answers_to_a_sheet_are_named(reviewed_store, answers, message):
-    review_sheet(reviewed_store, MODEL)
+def test_wrong_answers_in_a_form_are_named(reviewed_store, answers, message):
+    _, fields = label_form(list(review_rows(reviewed_store, MODEL)))
     with pytest.raises(UserError) as caught:
-        record_labels(reviewed_store, MODEL, answers, "ann")
+        put_answers(reviewed_store, MODEL, "x", form(fields, answers), "ann")
     assert message in str(caught.value)
-    assert list(reviewed_store.keys("labels")) == []
+    gone = {"decision_nope": "accept", "corrected_nope": None}
+    with pytest.raises(UserError, match="request 'nope' is not in review"):
+        put_answers(reviewed_store, MODEL, "x", gone, "ann")
+    assert list(reviewed_store.keys("quarantine")) == list(reviewed_store.keys("labels")) == []
+
+
+def test_answers_typed_for_an_earlier_version_are_refused(reviewed_store):
+    key = f"quarantine/answers/{MODEL}/x/answers.json"
+    reviewed_store.put_bytes(key, b'{"text": "1 accept", "by": "ann"}')
+    with pytest.raises(UserError, match="typed for an earlier version"):
+        take_answers(reviewed_store, MODEL, "x")

@@ -6,12 +6,12 @@ import pytest
 from tests.governance.conftest import BROKEN, MEASURED
 from tests.lab.releases import log_release
 
-from tuneline import human_answers
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestEvidence
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import measure
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.request import release_question, waivers_question
+from tuneline.people import approvals
 
 TAB = "http://host/dags/d/runs/r/plugin/release-checklist"
 GAIN = [
@@ -116,7 +116,7 @@ def test_the_question_about_waivers_shows_value_limit_and_reason(finished_lab):
     assert "Reason: the base already answers everything" in text
     others = text.split("## Other limits")[1]
     assert "evaluation.max\\_ttft\\_seconds is 9.0, the policy allows at most 2" in others
-    assert human_answers.critical_waivers(lab.run)
+    assert approvals.critical_waivers(lab.run)
 
 
 def test_a_waiver_that_waives_nothing_says_so(finished_lab):

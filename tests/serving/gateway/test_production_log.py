@@ -20,10 +20,10 @@ from tests.lab import scrubbers
 from tests.lab.upstream_server import UpstreamServer
 from tests.lab.waiting import wait_for
 
+from tuneline.artifacts.request_log import days, read_day
 from tuneline.cli.serving import _scrubber_for
 from tuneline.data.pii.find.models import fetch_entity_model
 from tuneline.errors import RetryableError, UserError
-from tuneline.production_logs.partition import days, read_day
 from tuneline.serving.gateway.app.routes import create_app
 from tuneline.serving.gateway.config import ProductionLogConfig, load_config
 from tuneline.serving.gateway.logs import production_log

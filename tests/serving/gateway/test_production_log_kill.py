@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.lab.waiting import wait_for
 
-from tuneline.production_logs.partition import days, read_day
+from tuneline.artifacts.request_log import days, read_day
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.store import Store, open_store
 

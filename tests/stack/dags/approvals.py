@@ -7,7 +7,7 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import models
 from tuneline.data.pii.review.review import open_forms
-from tuneline.human_answers.ballots import assignments_of
+from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.launching import form, prepare_run
 from tuneline_airflow.people import approve_release, approve_waivers, review_pairs

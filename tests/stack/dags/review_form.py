@@ -6,7 +6,7 @@ from dataclasses import asdict
 from airflow.sdk import DAG, task
 
 from tuneline.config import Model, ModelFile
-from tuneline.human_answers.ballots import assignments_of
+from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.people import review_pairs
 

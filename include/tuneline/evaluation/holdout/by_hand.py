@@ -18,7 +18,7 @@ from tuneline.evaluation.holdout.ledger import (
     read_ledger,
 )
 from tuneline.harness.rows import of_split
-from tuneline.human_answers.terminal import this_user
+from tuneline.people.terminal import this_user
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 

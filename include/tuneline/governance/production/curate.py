@@ -18,6 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from tuneline.artifacts.request_log import PREFIX as LOGS
+from tuneline.artifacts.request_log import folder_name, read_day
 from tuneline.code_identity import code_identity
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.rendering.renderer import Renderer
@@ -48,8 +50,6 @@ from tuneline.governance.production.tables import (
 )
 from tuneline.machine.garbage import rare_collections
 from tuneline.models import load_tokenizer, resolve
-from tuneline.production_logs.partition import PREFIX as LOGS
-from tuneline.production_logs.partition import folder_name, read_day
 from tuneline.store import Store, at_work_in, sha256_file
 
 _SCRUBBED = "scrubbed.parquet"

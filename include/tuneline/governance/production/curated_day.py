@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuneline.artifacts.request_log import folder_name
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict
-from tuneline.production_logs.partition import folder_name
 from tuneline.store import NotThere, Store
 
 PREFIX = "curated"

@@ -1,8 +1,9 @@
-"""Labels in the store, `labels/<model>/`: written once, and read together with dropped files.
+"""People's labels: the rows that wait for one, the sheets and forms that take them, and the store.
 
-A file written here is named after the hash of its bytes. Each of its lines carries the scrubbed
-prompt and answer, so that it stays good when its day is curated again. A file of any other name
-was dropped there by hand: it is checked as `tuneline logs label` does, and its texts are looked up.
+A file in `labels/<model>/` that was written here is named after the hash of its bytes. Each of its
+lines carries the scrubbed prompt and answer, so that it stays good when its day is curated again. A
+file of any other name was dropped there by hand: it is checked as `tuneline logs label` does, and
+its texts are looked up.
 """
 
 from __future__ import annotations
@@ -10,31 +11,106 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, date, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from tuneline.artifacts.request_log import folder_name
 from tuneline.config import DataConfig
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii_scrubbing import reason_to_reject
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
-from tuneline.governance.production.curated_day import check_model
-from tuneline.governance.production.label_files import GivenLabel, parse_labels
-from tuneline.governance.production.review_rows import ReviewRow, review_rows
+from tuneline.governance.production.curated_day import (
+    REVIEW,
+    check_model,
+    curated_days,
+    open_day,
+    parse_day,
+)
+from tuneline.governance.production.settings import data_settings
 from tuneline.governance.production.vocabulary import Decision
-from tuneline.production_logs.partition import folder_name
+from tuneline.machine.markdown import fenced
+from tuneline.people.sheets import Entry, read_sheet, written
 from tuneline.run import now
-from tuneline.store import AlreadyThere, FileStore, S3Store, Store, at_work_in
+from tuneline.store import AlreadyThere, FileStore, NotThere, S3Store, Store, at_work_in
 
 PREFIX = "labels"
+COLUMNS = ("request_id", "prompt", "answer", "stratum", "decision", "answer_corrected")
 _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
-# Stands for a surrogate while an answer is scrubbed: a private character is no part of a name.
+# Is in the place of a surrogate while an answer is scrubbed: a private character is no part of a
+# name.
 _MARK = "\ue000{}\ue001"
+# More than this nobody reads in one sitting.
+ROWS_OF_FORM = 20
+_DECISION, _CORRECTED = "decision_", "corrected_"
+_INSTRUCTIONS = (
+    "Decide on each answer. Accepted and corrected answers become training data. Leave personal "
+    "data out; names and numbers below are not real ones."
+)
+
+
+@dataclass(frozen=True)
+class ReviewRow:
+    """A row that was drawn for review.
+
+    Attributes:
+        request_id: id of the request.
+        day: its day, YYYY-MM-DD.
+        messages: its scrubbed prompt.
+        answer: its scrubbed answer.
+        stratum: the stratum it was drawn from.
+        inclusion_probability: the probability with which it was drawn.
+        surrogates: texts in it that were written in place of personal data.
+        data: settings of the data phase that it was scrubbed by.
+    """
+
+    request_id: str
+    day: str
+    messages: list[Message]
+    answer: str
+    stratum: str
+    inclusion_probability: float
+    surrogates: list[str]
+    data: DataConfig
+
+    @property
+    def prompt(self) -> str:
+        """The prompt as a person reads it: each turn with its role, unless there is one alone."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+
+
+_STORED = tuple(entry.name for entry in fields(ReviewRow) if entry.name != "data")
+
+
+@dataclass(frozen=True)
+class GivenLabel:
+    """A label as a sheet states it.
+
+    Attributes:
+        where: file and line.
+        request_id: the request.
+        decision: the decision.
+        corrected: the corrected answer, not scrubbed; None unless the decision is `correct`.
+        by: the labeller, if the sheet names one.
+        at: the time of the label, if the sheet states one, RFC 3339 in UTC.
+        cells: everything that the row holds.
+    """
+
+    where: str
+    request_id: str
+    decision: Decision
+    corrected: str | None
+    by: str | None
+    at: str | None
+    cells: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,13 +157,239 @@ class Labels:
     skipped: list[str] = field(default_factory=list)
 
 
+def parse_days(text: str) -> tuple[date, date]:
+    """Return the first and the last day of `A..B`, or of a day alone.
+
+    Raises:
+        UserError: if it is neither, or ends before it begins.
+    """
+    first, separator, last = text.partition("..")
+    days = parse_day(first), parse_day(last if separator else first)
+    if days[0] > days[1]:
+        raise UserError(f"--days {text} ends before it begins; write the earlier day first")
+    return days
+
+
+def review_rows(
+    store: Store, model: str, days: Collection[date] | None = None
+) -> Iterator[ReviewRow]:
+    """Yield the rows that were drawn for review, day by day.
+
+    Args:
+        store: the store.
+        model: the model.
+        days: the days; None for all.
+    """
+    for day in curated_days(store, model):
+        if days is not None and day not in days:
+            continue
+        curated = open_day(store, model, day)
+        if curated is None or not curated.rows(REVIEW):
+            continue
+        data = data_settings(curated.evidence.settings)
+        with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
+            path = Path(scratch) / REVIEW
+            curated.fetch(REVIEW, path)
+            with path.open(encoding="utf-8") as lines:
+                for line in lines:
+                    entry = json.loads(line)
+                    yield ReviewRow(**{name: entry[name] for name in _STORED}, data=data)
+
+
+def open_rows(rows: Iterable[ReviewRow], labels: Labels) -> list[ReviewRow]:
+    """Return the rows that nobody has labelled."""
+    return [row for row in rows if row.request_id not in labels.latest]
+
+
+def as_jsonl(rows: Iterable[ReviewRow]) -> bytes:
+    """Return rows as JSON lines with empty columns for the decision."""
+    return "".join(json.dumps(_cells(row), ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def as_csv(rows: Iterable[ReviewRow]) -> bytes:
+    """Return rows as a sheet with empty columns for the decision."""
+    return written(COLUMNS, map(_cells, rows))
+
+
+def _cells(row: ReviewRow) -> dict[str, str]:
+    return {name: getattr(row, name, "") for name in COLUMNS}
+
+
+def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """Render rows as Markdown, with the fields of a form for the first of them.
+
+    A field is named after its request, so that no answer lands on another row.
+
+    Returns:
+        The text, and JSON Schema keywords and a default for each field.
+    """
+    rows = rows[:ROWS_OF_FORM]
+    parts = [_INSTRUCTIONS] if rows else ["No row waits for review."]
+    for number, row in enumerate(rows, 1):
+        texts = (("Prompt", row.prompt), ("Answer", row.answer))
+        shown = "\n\n".join(f"**{name}**\n\n{fenced(text)}" for name, text in texts)
+        parts.append(f"### Row {number} ({row.stratum}, {row.day})\n\n{shown}")
+    return "\n\n".join(parts), form_fields([row.request_id for row in rows])
+
+
+def form_fields(ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the fields of a form for some requests."""
+    found: dict[str, dict[str, Any]] = {}
+    for number, request_id in enumerate(ids, 1):
+        text = {"type": ["string", "null"], "default": None}
+        choices = [None, *map(str, Decision)]
+        found[_DECISION + request_id] = {**text, "enum": choices, "title": f"Row {number}"}
+        found[_CORRECTED + request_id] = {
+            **text,
+            "format": "multiline",
+            "title": f"Row {number}: the answer as it should be, if you correct it",
+        }
+    return found
+
+
+def ids_of_form(given: Mapping[str, Any]) -> list[str]:
+    """Return the requests of a form that was filled in."""
+    return [name.removeprefix(_DECISION) for name in given if name.startswith(_DECISION)]
+
+
+def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], by: str) -> None:
+    """Put a filled form aside.
+
+    Corrected answers may hold personal data, and the scrubber is not where people are asked. So
+    they wait in `quarantine/answers/<model>/` until `take_answers` scrubs and stores them.
+
+    Args:
+        store: the store.
+        model: the model.
+        name: a name that they are found by.
+        given: values by the name of the field.
+        by: the labeller.
+
+    Raises:
+        UserError: if an answer is wrong, or none was given; nothing is stored.
+    """
+    raw = "".join(
+        json.dumps(
+            {
+                "request_id": request_id,
+                "decision": given[_DECISION + request_id] or "",
+                "answer_corrected": given.get(_CORRECTED + request_id) or "",
+            }
+        )
+        + "\n"
+        for request_id in ids_of_form(given)
+    )
+    parse_labels(raw.encode(), "answers", [row.request_id for row in review_rows(store, model)])
+    document = json.dumps({"labels": raw, "by": by}, ensure_ascii=False)
+    store.put_bytes(_answers_key(model, name), document.encode())
+
+
+def take_answers(store: Store, model: str, name: str) -> int:
+    """Scrub and store the answers that were put aside, and delete them there.
+
+    Returns:
+        The number of labels; 0 if none were put aside by that name.
+
+    Raises:
+        UserError: if an answer is wrong; see `store_labels`.
+    """
+    key = _answers_key(model, name)
+    try:
+        document = json.loads(store.get_bytes(key))
+    except NotThere:
+        return 0
+    if "labels" not in document:
+        raise UserError(
+            f"{store.uri_of(key)} was typed for an earlier version of Tuneline; delete it, and "
+            "label its rows by `tuneline logs review` and `tuneline logs label`"
+        )
+    count = store_labels(store, model, document["labels"].encode(), "answers", document["by"])
+    store.delete_prefix(key.removesuffix("/answers.json"))
+    return count
+
+
+def _answers_key(model: str, name: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    return f"quarantine/answers/{folder_name(model)}/{safe}/answers.json"
+
+
+def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[GivenLabel]:
+    """Read a sheet of labels; rows without a decision are not labels yet and are passed over.
+
+    Args:
+        raw: its bytes.
+        name: its name, for errors.
+        known: ids of the requests that are in review; None takes any.
+
+    Raises:
+        UserError: if it is no sheet, or a row names an unknown request or decision, lacks a
+            corrected answer or repeats a request. File and line are named.
+    """
+    labels: dict[str, GivenLabel] = {}
+    advice = "fill the file that `tuneline logs review` wrote"
+    for entry in read_sheet(raw, name, ("request_id", "decision"), advice):
+        label = _label(entry, known)
+        if label is None:
+            continue
+        if label.request_id in labels:
+            earlier = labels[label.request_id].where.rpartition(", ")[2]
+            raise UserError(
+                f"{label.where}: request {label.request_id} is labelled on {earlier} already; keep "
+                "one of the two"
+            )
+        labels[label.request_id] = label
+    if not labels:
+        raise UserError(f"{name} holds no label; fill the column decision with {_decisions()}")
+    return list(labels.values())
+
+
+def _label(entry: Entry, known: Collection[str] | None) -> GivenLabel | None:
+    where, given = entry.where, entry.text("decision").lower()
+    if not given:
+        return None
+    if given not in set(Decision):
+        raise UserError(f"{where}: {given!r} is not a decision; write {_decisions()}")
+    request_id = entry.text("request_id")
+    if known is not None and request_id not in known:
+        raise UserError(
+            f"{where}: request {request_id!r} is not in review; `tuneline logs review` lists "
+            "those that are"
+        )
+    decision, corrected = Decision(given), entry.text("answer_corrected")
+    if decision == Decision.CORRECT and not corrected:
+        raise UserError(f"{where}: `correct` needs the corrected answer in answer_corrected")
+    if decision != Decision.CORRECT and corrected:
+        raise UserError(
+            f"{where}: answer_corrected is filled, but the decision is {decision}; write "
+            "`correct`, or empty it"
+        )
+    by, at = entry.text("by") or None, _time(entry.text("at"), where)
+    return GivenLabel(where, request_id, decision, corrected or None, by, at, entry.cells)
+
+
+def _time(text: str, where: str) -> str | None:
+    if not text:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{where}: {text!r} is not a time; write it as RFC 3339") from None
+    time = time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _decisions() -> str:
+    *some, last = Decision
+    return f"{', '.join(some)} or {last}"
+
+
 def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> int:
     """Check a file of labels, scrub its corrected answers, and store it.
 
     Args:
         store: the store.
         model: the model.
-        raw: the file's bytes, CSV or JSON lines.
+        raw: the file's bytes, see `read_sheet`.
         name: its name, for errors.
         by: the labeller.
 
@@ -148,14 +450,9 @@ def read_labels(store: Store, model: str) -> Labels:
     return result
 
 
-def open_rows(rows: Iterable[ReviewRow], labels: Labels) -> list[ReviewRow]:
-    """Return the rows that nobody has labelled."""
-    return [row for row in rows if row.request_id not in labels.latest]
-
-
 def _bytes(store: Store, key: str) -> bytes:
     """Read a file that may have been put there by hand, so that the store knows no hash of it."""
-    with TemporaryDirectory(prefix="tuneline-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         path = Path(scratch) / "labels"
         if isinstance(store, S3Store):
             store.get_foreign(key, path)
@@ -177,9 +474,9 @@ def _own(raw: bytes, name: str, where: str) -> list[Label]:
     labels = parse_labels(raw, where, None)
     columns = {entry.name for entry in fields(Label)}
     for label in labels:
-        if label.entry.keys() != columns:
+        if label.cells.keys() != columns:
             raise UserError(f"{label.where}: not as it was written; give the file another name")
-    return [Label(**{**label.entry, "decision": label.decision}) for label in labels]
+    return [Label(**{**label.cells, "decision": label.decision}) for label in labels]
 
 
 def _made(given: Sequence[GivenLabel], rows: Mapping[str, ReviewRow], file: str) -> list[Label]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from tuneline.artifacts.request_log import days, folder_name
 from tuneline.config import Model
 from tuneline.data.tables.rows import Message
 from tuneline.governance.production.curated_day import check_model, curated_days, open_day
-from tuneline.governance.production.labels import Label, open_rows, read_labels
-from tuneline.governance.production.review_rows import review_rows
+from tuneline.governance.production.labels import Label, open_rows, read_labels, review_rows
 from tuneline.governance.production.vocabulary import Decision
-from tuneline.production_logs.partition import days, folder_name
 from tuneline.store import AlreadyThere, Store
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tuneline.artifacts.request_log import folder_name
 from tuneline.config import (
     CurationConfig,
     DataConfig,
@@ -24,7 +25,6 @@ from tuneline.config import (
     read_yaml,
 )
 from tuneline.errors import UserError
-from tuneline.production_logs.partition import folder_name
 from tuneline.store import Store, open_store
 
 # The settings need a dataset; this one is never opened.

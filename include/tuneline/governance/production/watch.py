@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.releases import open_release, read_release
+from tuneline.artifacts.request_log import folder_name, read_day
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
 from tuneline.governance.drift.prompts import (
@@ -42,7 +43,6 @@ from tuneline.governance.production.curated_day import (
     open_day,
 )
 from tuneline.governance.retraining.drift import Look
-from tuneline.production_logs.partition import folder_name, read_day
 from tuneline.store import NotThere, Store
 
 REPORT_SCHEMA = "tuneline/drift-look/1"

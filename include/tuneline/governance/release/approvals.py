@@ -19,7 +19,7 @@ from tuneline.artifacts.people import (
 )
 from tuneline.catalogue import ITEMS
 from tuneline.errors import TunelineError
-from tuneline.human_answers import ABOUT_RELEASE, YES
+from tuneline.people.approvals import ABOUT_RELEASE, YES
 from tuneline.run import Run
 from tuneline.store import NotThere
 

@@ -16,7 +16,7 @@ from tuneline.config import Waiver
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, Verdict
 from tuneline.governance.release.compare import changes
-from tuneline.human_answers import critical_waivers
+from tuneline.people.approvals import critical_waivers
 from tuneline.run import Run
 from tuneline.verdicts import ItemStatus, LooserLimit, checklist, looser_limits
 

@@ -21,8 +21,7 @@ from functools import partial
 from sys import getsizeof
 from typing import NamedTuple, TypeAlias
 
-from tuneline.production_logs.partition import folder_name
-from tuneline.production_logs.request import LoggedMessage, LoggedRequest, Redactions
+from tuneline.artifacts.request_log import LoggedMessage, LoggedRequest, Redactions, folder_name
 from tuneline.serving.gateway.attempt_status import AttemptStatus
 from tuneline.serving.gateway.chain.attempt import Attempt, Call
 from tuneline.serving.gateway.chain.upstream import message_texts

@@ -13,8 +13,8 @@ from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+from tuneline.artifacts.request_log import part_key, table_of, write_part
 from tuneline.errors import UserError, first_line
-from tuneline.production_logs.partition import part_key, table_of, write_part
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.store import Store
 

@@ -13,7 +13,7 @@ from tests.lab.reviews import for_model, key_of, leave_answers, prepared
 from tests.lab.runs import Lab, value
 
 from tuneline.errors import UserError
-from tuneline.human_answers import ballots, terminal
+from tuneline.people import ballots, terminal
 
 COMMAND = [sys.executable, "-m", "tuneline.cli", "review", "vote", "--run"]
 WAIT = 60

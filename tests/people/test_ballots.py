@@ -9,7 +9,7 @@ from tests.lab.runs import Lab
 
 from tuneline.artifacts.evaluation import Mark
 from tuneline.errors import UserError
-from tuneline.human_answers import ballots
+from tuneline.people import ballots
 
 
 def test_pairs_are_dealt_in_slices_of_five_to_every_reviewer_in_turn():

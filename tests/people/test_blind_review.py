@@ -10,7 +10,7 @@ from tests.lab.runs import Lab, value, values
 from tuneline.artifacts.evaluation import REVIEW_PAIRS
 from tuneline.cli import main
 from tuneline.errors import UserError
-from tuneline.human_answers import ballots, review_files
+from tuneline.people import ballots, blind_review
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def bench(tmp_path):
 def sheet(bench, tmp_path):
     """The exported sheet: its rows, and a way to save them changed and read them in."""
     path = tmp_path / "votes.csv"
-    review_files.export_file(bench.run, path, reviewer="ann")
+    blind_review.export_file(bench.run, path, reviewer="ann")
     rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     return rows, lambda given, **how: _read_in(bench, path, given, **how)
 
@@ -35,7 +35,7 @@ def _read_in(bench, path, rows, *, delimiter=",", encoding="utf-8", before=""):
     writer.writeheader()
     writer.writerows(rows)
     path.write_bytes((before + out.getvalue()).encode(encoding))
-    return review_files.import_file(bench.run, path, imported_by="ops")
+    return blind_review.import_file(bench.run, path, imported_by="ops")
 
 
 def vote_on(rows, choice="A", **more):
@@ -55,6 +55,7 @@ def test_the_sheet_tells_nothing_of_the_models(bench, sheet):
 @pytest.mark.parametrize(
     "saved",
     [
+        {"encoding": "utf-8", "delimiter": "|"},
         {"encoding": "utf-8-sig", "delimiter": ";"},
         {"encoding": "utf-16", "delimiter": "\t"},
         {"encoding": "utf-8-sig", "delimiter": ";", "before": "sep=;\r\n"},
@@ -166,7 +167,7 @@ def test_a_text_that_looks_like_a_formula_is_none_and_comes_back(bench, tmp_path
     raw = sheet.model_dump_json(by_alias=True).encode()
     bench.run.store.put_bytes(REVIEW_PAIRS.key(bench.run), raw)
     path = tmp_path / "votes.csv"
-    review_files.export_file(bench.run, path, reviewer="ann")
+    blind_review.export_file(bench.run, path, reviewer="ann")
     rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
     assert rows[0]["A"] == "'=1+1"
     assert _read_in(bench, path, vote_on(rows)) == {"ann": 20}

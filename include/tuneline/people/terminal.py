@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.evaluation import BOTH_BAD, Ballot, Mark, ReviewPair, ReviewSheet
 from tuneline.errors import UserError
-from tuneline.human_answers.ballots import cast, document_of, sheet_of
+from tuneline.people.ballots import cast, document_of, sheet_of
 from tuneline.run import Run
 
 CHOICE_OF = {"a": "A", "b": "B", "t": "tie", "x": BOTH_BAD}

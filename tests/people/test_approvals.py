@@ -3,9 +3,9 @@ import json
 import pytest
 from tests.lab.runs import Lab
 
-from tuneline import human_answers
 from tuneline.artifacts.people import Person
 from tuneline.errors import UserError
+from tuneline.people import approvals
 from tuneline.verdicts import valid_waivers
 
 WHY = "looked at the rows with the owner"
@@ -16,7 +16,7 @@ def make_run(tmp_path, waivers=()):
 
 
 def approved(run, name):
-    return human_answers.record_approval(run, "approve_waivers", "Approve", Person(name), WHY)
+    return approvals.record_approval(run, "approve_waivers", "Approve", Person(name), WHY)
 
 
 CRITICAL = {"item": "pii_scrubbing", "reason": "synthetic data only"}
@@ -25,11 +25,11 @@ OPTIONAL = {"item": "cold_start", "reason": "served from a warm pool"}
 
 def test_a_critical_waiver_counts_only_once_a_person_approved_it(tmp_path):
     run = make_run(tmp_path, [CRITICAL, OPTIONAL])
-    assert [w.item for w in human_answers.critical_waivers(run)] == ["pii_scrubbing"]
-    human_answers.record_waivers(run, "alice")
+    assert [w.item for w in approvals.critical_waivers(run)] == ["pii_scrubbing"]
+    approvals.record_waivers(run, "alice")
     assert set(valid_waivers(run)) == {"cold_start"}
-    human_answers.note_question(run, "approve_waivers")
-    human_answers.record_waivers(run, "alice", approved(run, "bob"))
+    approvals.note_question(run, "approve_waivers")
+    approvals.record_waivers(run, "alice", approved(run, "bob"))
     waivers = valid_waivers(run)
     assert waivers["pii_scrubbing"].approved_by == "bob"
     assert waivers["pii_scrubbing"].approval.reason == WHY
@@ -39,20 +39,20 @@ def test_a_critical_waiver_counts_only_once_a_person_approved_it(tmp_path):
 
 def test_waivers_of_a_run_that_nobody_started_do_not_count(tmp_path):
     run = make_run(tmp_path, [OPTIONAL])
-    human_answers.record_waivers(run, None)
+    approvals.record_waivers(run, None)
     assert valid_waivers(run) == {}
 
 
 def test_a_run_without_waivers_leaves_no_file(tmp_path):
     run = make_run(tmp_path)
-    human_answers.record_waivers(run, "alice")
+    approvals.record_waivers(run, "alice")
     assert not run.store.exists(run.key("waivers.json"))
 
 
 def test_approvals_are_kept_in_order(tmp_path):
     run = make_run(tmp_path)
-    human_answers.record_approval(run, "approve_release", "Reject", Person("bob"))
-    human_answers.record_approval(run, "approve_release", "Approve", Person("carol", "7"))
+    approvals.record_approval(run, "approve_release", "Reject", Person("bob"))
+    approvals.record_approval(run, "approve_release", "Approve", Person("carol", "7"))
     kept = json.loads(run.store.get_bytes(run.key("approvals.json")))["approvals"]
     assert [(a["decision"], a["by"]) for a in kept] == [("Reject", "bob"), ("Approve", "carol")]
 
@@ -60,8 +60,8 @@ def test_approvals_are_kept_in_order(tmp_path):
 def test_an_approval_of_waivers_counts_for_its_own_run_alone(tmp_path):
     """Two runs of one configuration: the answer of one is copied into the other."""
     runs = [Lab(tmp_path, {"waivers": [CRITICAL]}, name).run for name in ("one", "two")]
-    human_answers.note_question(runs[0], "approve_waivers")
-    human_answers.record_waivers(runs[0], "alice", approved(runs[0], "bob"))
+    approvals.note_question(runs[0], "approve_waivers")
+    approvals.record_waivers(runs[0], "alice", approved(runs[0], "bob"))
     copied = runs[0].store.get_bytes(runs[0].key("waivers.json"))
     runs[1].store.put_bytes(runs[1].key("waivers.json"), copied)
     assert [set(valid_waivers(run)) for run in runs] == [{"pii_scrubbing"}, set()]
@@ -71,9 +71,9 @@ def test_an_approval_of_waivers_counts_for_its_own_run_alone(tmp_path):
 def test_accepting_a_waiver_needs_a_reason(tmp_path, reason):
     run = make_run(tmp_path, [CRITICAL])
     with pytest.raises(UserError, match="needs a reason of at least 10 characters"):
-        human_answers.record_approval(run, "approve_waivers", "Approve", Person("bob"), reason)
+        approvals.record_approval(run, "approve_waivers", "Approve", Person("bob"), reason)
     assert not run.store.exists(run.key("approvals.json"))
-    human_answers.record_approval(run, "approve_waivers", "Reject", Person("bob"), reason)
+    approvals.record_approval(run, "approve_waivers", "Reject", Person("bob"), reason)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +90,12 @@ def test_accepting_a_waiver_needs_a_reason(tmp_path, reason):
 def test_who_may_approve(tmp_path, person, profile, why):
     run = Lab(tmp_path, {"profile": profile}).run
     run.meta.update(approvers=["bob", "alice"], started_by="alice")
-    human_answers.note_question(run, "approve_waivers")
+    approvals.note_question(run, "approve_waivers")
     if why is None:
-        human_answers.record_approval(run, "approve_waivers", "Approve", person, WHY)
+        approvals.record_approval(run, "approve_waivers", "Approve", person, WHY)
         return
     with pytest.raises(UserError) as refused:
-        human_answers.record_approval(run, "approve_waivers", "Approve", person, WHY)
+        approvals.record_approval(run, "approve_waivers", "Approve", person, WHY)
     assert why in str(refused.value)
 
 
@@ -103,9 +103,9 @@ def test_who_may_approve(tmp_path, person, profile, why):
 def test_nobody_in_particular_approves_nothing_in_production(tmp_path, name):
     run = Lab(tmp_path, {"profile": "production"}).run
     with pytest.raises(UserError, match="Airflow does not know who answered"):
-        human_answers.record_approval(run, "approve_waivers", "Approve", Person(name), WHY)
+        approvals.record_approval(run, "approve_waivers", "Approve", Person(name), WHY)
 
 
 def test_a_release_without_a_manifest_is_not_asked_about(tmp_path):
     with pytest.raises(UserError, match="has no manifest to approve; run lineage first"):
-        human_answers.note_question(make_run(tmp_path), "approve_release")
+        approvals.note_question(make_run(tmp_path), "approve_release")

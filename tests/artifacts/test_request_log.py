@@ -5,8 +5,10 @@ from datetime import UTC, date, datetime
 import pyarrow.parquet as pq
 import pytest
 
-from tuneline.production_logs.partition import (
+from tuneline.artifacts.request_log import (
+    COLUMNS,
     SCHEMA,
+    LoggedRequest,
     days,
     folder_name,
     part_key,
@@ -14,7 +16,6 @@ from tuneline.production_logs.partition import (
     table_of,
     write_part,
 )
-from tuneline.production_logs.request import COLUMNS, LoggedRequest
 from tuneline.store import CorruptObject, open_store
 
 DAY = date(2026, 11, 26)

@@ -1,0 +1,1 @@
+"""What people decide: waivers, approvals, votes, and the sheets that they fill in."""

@@ -1,0 +1,253 @@
+"""A blind review without a terminal: pairs as a sheet to fill in, or as a form of Airflow.
+
+A sheet is taken whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tuneline.artifacts.evaluation import BOTH_BAD, CHOICES, Mark, ReviewPair
+from tuneline.errors import UserError
+from tuneline.machine.markdown import fenced
+from tuneline.people.ballots import cast, sheet_of
+from tuneline.people.sheets import Entry, read_sheet, written
+from tuneline.run import Run
+
+COLUMNS = ("review_id", "pair", "prompt", "A", "B", "choice", "reviewer", "comment")
+_NEEDED = ("review_id", "pair", "choice", "reviewer")
+_ADVICE = "fill the file that `tuneline review export` wrote"
+_HOW = f"write {', '.join(CHOICES[:-1])} or {CHOICES[-1]}"
+_CHOICE_OF = {choice.casefold(): choice for choice in CHOICES}
+# Spreadsheets cut longer cells, and no two answers agree for so long and differ then.
+_COMPARED = 2000
+
+
+def export_file(run: Run, out: Path, *, reviewer: str = "") -> int:
+    """Write the pairs of a review, with empty places for the votes.
+
+    Args:
+        run: the run.
+        out: a `.csv` file.
+        reviewer: a name to write into the column `reviewer`.
+
+    Returns:
+        The number of pairs.
+
+    Raises:
+        UserError: if the pairs were not prepared, or the file can't be written.
+    """
+    sheet = sheet_of(run)
+    if out.suffix != ".csv":
+        raise UserError(f"--out {out}: name a .csv file")
+    try:
+        given = {"review_id": sheet.review_id, "reviewer": reviewer}
+        rows = ({**given, **pair.model_dump()} for pair in sheet.pairs)
+        out.write_bytes(written(COLUMNS, rows))
+    except OSError as error:
+        raise UserError(f"{out} can't be written: {error.strerror}") from None
+    return len(sheet.pairs)
+
+
+def import_file(run: Run, path: Path, *, imported_by: str) -> dict[str, int]:
+    """Read a filled sheet and store its votes, one ballot for each reviewer.
+
+    Args:
+        run: the run.
+        path: the sheet.
+        imported_by: the user who reads the file in.
+
+    Returns:
+        The number of votes of each reviewer.
+
+    Raises:
+        UserError: if a line is wrong, for another review, or not by an assigned reviewer. File,
+            line and field are named.
+    """
+    sheet = sheet_of(run)
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    given = [v for v in read_sheet(raw, str(path), _NEEDED, _ADVICE) if v.text("choice")]
+    assigned = run.config.evaluation.reviewer_names
+    votes = [_checked(vote, sheet.review_id, sheet.pairs, assigned) for vote in given]
+    _check_repeats(given)
+    if not votes:
+        raise UserError(f"{path} holds no vote; fill the column choice ({_HOW})")
+    counts: dict[str, int] = {}
+    for name, group in groupby(sorted(votes, key=_reviewer), key=_reviewer):
+        marks = [mark for _, mark in group]
+        cast(run, sheet.review_id, name, "csv", marks, imported_by=imported_by)
+        counts[name] = len(marks)
+    return counts
+
+
+def _reviewer(vote: tuple[str, Mark]) -> str:
+    return vote[0]
+
+
+def _check_repeats(given: Sequence[Entry]) -> None:
+    seen: dict[tuple[str, str], str] = {}
+    for vote in given:
+        key = (vote.text("reviewer"), vote.text("pair"))
+        if key in seen:
+            raise UserError(
+                f"{vote.where}, pair: {key[0]} has voted on pair {key[1]} on "
+                f"{seen[key].rpartition(', ')[2]} already; keep one of the two"
+            )
+        seen[key] = vote.where
+
+
+def _checked(
+    vote: Entry, review_id: str, pairs: Sequence[ReviewPair], assigned: Sequence[str]
+) -> tuple[str, Mark]:
+    """Return a vote's reviewer and its mark."""
+    given, pair = vote.text("review_id"), vote.text("pair")
+    choice, reviewer = vote.text("choice"), vote.text("reviewer")
+    if given != review_id:
+        raise UserError(
+            f"{vote.where}, review_id: the file is for the review {given or '(none)'}, but this "
+            f"run's pairs are of the review {review_id}; export them again and vote anew"
+        )
+    shown = {str(pair.pair): pair for pair in pairs}
+    if pair not in shown:
+        numbers = [entry.pair for entry in pairs]
+        raise UserError(
+            f"{vote.where}, pair: there is no pair {pair!r}; the pairs are {min(numbers)} to "
+            f"{max(numbers)}"
+        )
+    if choice.casefold() not in _CHOICE_OF:
+        raise UserError(f"{vote.where}, choice: {choice!r} is not a choice; {_HOW}")
+    if not reviewer:
+        raise UserError(f"{vote.where}, reviewer: a vote needs the name of its reviewer")
+    if assigned and reviewer not in assigned:
+        raise UserError(
+            f"{vote.where}, reviewer: {reviewer} is not assigned to this review; "
+            f"evaluation.reviewers names {', '.join(assigned)}"
+        )
+    _check_texts(vote, shown[pair])
+    mark = Mark(
+        pair=shown[pair].pair,
+        choice=_CHOICE_OF[choice.casefold()],
+        comment=vote.text("comment"),
+    )
+    return reviewer, mark
+
+
+def _check_texts(vote: Entry, pair: ReviewPair) -> None:
+    """Refuse a row whose texts are those of another pair, as after sorting a single column."""
+    for name in ("prompt", "A", "B"):
+        if name in vote.cells and _plain(vote.text(name)) != _plain(getattr(pair, name)):
+            raise UserError(
+                f"{vote.where}, {name}: this is not the text of pair {pair.pair}; the file was "
+                "sorted or edited, so export the pairs again"
+            )
+
+
+def _plain(text: str) -> str:
+    """Return a text without what spreadsheets change: line ends and spaces."""
+    return " ".join(text.split())[:_COMPARED]
+
+
+COMMENT = "comment"
+# What the form shows for each choice.
+LABELS = {"A": "A is better", "B": "B is better", "tie": "Tie", BOTH_BAD: "Both are bad"}
+_CHOICE_OF_LABEL = {label: choice for choice, label in LABELS.items()}
+
+
+def review_body(run: Run, numbers: Collection[int]) -> str:
+    """Render pairs of a run as Markdown, for the person who votes.
+
+    Raises:
+        UserError: if the pairs were not prepared, or there is no such pair.
+    """
+    return "\n\n".join([sheet_of(run).instructions, *map(_pair, _shown(run, numbers))])
+
+
+def form_fields(run: Run, numbers: Collection[int]) -> dict[str, dict[str, Any]]:
+    """Return the fields of the form: JSON Schema keywords and a default for each.
+
+    The name of a field holds the review's id, so that votes given for earlier pairs fit no field.
+
+    Raises:
+        UserError: see `review_body`.
+    """
+    review_id = sheet_of(run).review_id
+    fields: dict[str, dict[str, Any]] = {
+        _field(review_id, pair.pair): {
+            "type": ["string", "null"],
+            "default": None,
+            "enum": [None, *LABELS.values()],
+            "title": f"Pair {pair.pair}",
+        }
+        for pair in _shown(run, numbers)
+    }
+    fields[COMMENT] = {
+        "type": ["string", "null"],
+        "default": None,
+        "format": "multiline",
+        "title": "Comment",
+        "description": "What the votes do not say, such as why both answers are bad.",
+    }
+    return fields
+
+
+def record_form(run: Run, numbers: Collection[int], given: Mapping[str, Any], reviewer: str) -> int:
+    """Store what a reviewer filled in.
+
+    Args:
+        run: the run.
+        numbers: the pairs that were shown.
+        given: values by the name of the field.
+        reviewer: the user that Airflow recorded.
+
+    Returns:
+        The number of votes.
+
+    Raises:
+        UserError: if no pair was voted on, a choice does not exist, or the pairs were drawn again
+            since the form was shown.
+    """
+    review_id = sheet_of(run).review_id
+    known = {_field(review_id, number): number for number in numbers}
+    stray = sorted(set(given) - set(known) - {COMMENT})
+    if stray:
+        raise UserError(
+            f"votes of {reviewer}: the form has no field {stray[0]}; if the pairs were drawn again "
+            "since it was shown, vote on the new ones"
+        )
+    marks = [
+        Mark(pair=number, choice=_CHOICE_OF_LABEL.get(str(given[name]), str(given[name])))
+        for name, number in known.items()
+        if given.get(name)
+    ]
+    if not marks:
+        raise UserError(f"votes of {reviewer}: no vote was given; vote on at least one pair")
+    comment = str(given.get(COMMENT) or "")
+    cast(run, review_id, reviewer, "airflow", marks, comment=comment)
+    return len(marks)
+
+
+def _field(review_id: str, number: int) -> str:
+    return f"pair_{number}_{review_id}"
+
+
+def _shown(run: Run, numbers: Collection[int]) -> list[ReviewPair]:
+    sheet = sheet_of(run)
+    found = [pair for pair in sheet.pairs if pair.pair in numbers]
+    if len(found) < len(numbers):
+        raise UserError(
+            f"the review of {run.uri} has {len(sheet.pairs)} pairs and not those that were dealt "
+            "out; they were drawn again, so clear prepare_review, which deals them out"
+        )
+    return found
+
+
+def _pair(pair: ReviewPair) -> str:
+    texts = [("Question", pair.prompt), ("A", pair.A), ("B", pair.B)]
+    shown = "\n\n".join(f"**{name}**\n\n{fenced(text)}" for name, text in texts)
+    return f"### Pair {pair.pair}\n\n{shown}"
