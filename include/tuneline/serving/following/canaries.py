@@ -40,6 +40,8 @@ MARGINS = {ERRORS: 0.02, LOW: 0.05, FALLBACKS: 0.05, SLOW: 0.1}
 _FILE = "canaries.json"
 _HOUR_SECONDS = 3600.0
 
+Tell = Callable[[str, str], None]
+
 
 @dataclass(frozen=True)
 class Ruling:
@@ -426,9 +428,6 @@ class Canaries:
         except TunelineError as error:
             self._say(f"{name}@{canary.version} can't be withdrawn now: {error}")
             raise
-
-
-Tell = Callable[[str, str], None]
 
 
 class Candidates:

@@ -24,6 +24,8 @@ from tuneline.store import CorruptObject, Store
 # It is tried again after this long, then after twice as long, and so on.
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 5.0, 300.0
 
+FOLLOWED_FILE = "followed.json"
+
 
 @dataclass
 class Failure:
@@ -151,9 +153,6 @@ class EngineUnits:
                 raise
             self._known[key] = release, facts
         return self._known[key][0]
-
-
-FOLLOWED_FILE = "followed.json"
 
 
 @dataclass(frozen=True)
