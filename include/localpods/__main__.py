@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from localpods.resources import count_gpus
+from localpods.objects import count_gpus
 from localpods.server import serve
 from localpods.state import SetupError, StateDir
 

@@ -9,9 +9,7 @@ import copy
 import re
 import uuid
 
-from localpods.objects import Json, name_suffix, now
-from localpods.replies import bad_request, invalid
-from localpods.resources import parse_quantity
+from localpods.objects import Json, bad_request, invalid, name_suffix, now, parse_quantity
 
 # Names of pods, containers and volumes become names of files and hosts.
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"

@@ -15,9 +15,8 @@ import time
 from dataclasses import dataclass, field
 
 from localpods.admission import admit_pod
-from localpods.collection import Collection
-from localpods.events import EventLog
-from localpods.lifecycle import Kubelet
+from localpods.collection import Collection, EventLog
+from localpods.kubelet import Kubelet
 from localpods.objects import (
     Json,
     describe,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.lab.pods import Api
 
-from localpods.digests import digest_of
+from localpods.kubelet import digest_of
 
 
 def install(folder: Path, name: str, record: str) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from localpods.environment import ContainerConfigError, build_command
-from localpods.images import Image
+from localpods.environment import ContainerConfigError, Image, build_command
 from localpods.state import StateDir
 
 IMAGE = Image(

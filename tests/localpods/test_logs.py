@@ -10,7 +10,7 @@ import pytest
 from kubernetes import client
 from tests.lab.pods import NAMESPACE, Api, state_of
 
-from localpods.logs import LogWriter, log_time, read_log
+from localpods.containers import LogWriter, log_time, read_log
 
 
 def read(path: Path, **query: Any) -> bytes:

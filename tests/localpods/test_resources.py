@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from localpods.resources import parse_quantity
+from localpods.objects import parse_quantity
 
 
 @pytest.mark.parametrize(

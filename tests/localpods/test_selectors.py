@@ -2,8 +2,8 @@
 
 import pytest
 
-from localpods.replies import ApiError
-from localpods.selectors import Selector
+from localpods.collection import Selector
+from localpods.objects import ApiError
 
 
 def selected(selector: str, labels: dict[str, str] | None) -> bool:

@@ -18,6 +18,15 @@ from tuneline.serving.protocol import is_overflow, read_metrics
 
 Messages = Sequence[Mapping[str, str]]
 
+# Long enough for a full answer of a small model on a busy laptop.
+DEFAULT_TIMEOUT = 300.0
+CHAT_PATH, _CONTINUE = "/v1/chat/completions", "/v1/completions"
+# llama.cpp's server may close a kept connection while the next request is written to it, which
+# then fails. A new connection costs a fraction of a millisecond.
+_KEPT_CONNECTIONS = 0
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
 
 class EngineError(TunelineError):
     """The engine refused a request or broke its protocol."""
@@ -221,17 +230,6 @@ def raise_for_status(status: int, text: str) -> None:
     if status in (429, 502, 503, 504):
         raise EngineUnavailable(f"the engine answered {status}: {message}")
     raise EngineError(f"the engine answered {status}: {message}", status)
-
-
-# Long enough for a full answer of a small model on a busy laptop.
-DEFAULT_TIMEOUT = 300.0
-CHAT_PATH, _CONTINUE = "/v1/chat/completions", "/v1/completions"
-# llama.cpp's server may close a kept connection while the next request is written to it, which
-# then fails. A new connection costs a fraction of a millisecond.
-_KEPT_CONNECTIONS = 0
-
-Asked = TypeVar("Asked")
-Answered = TypeVar("Answered")
 
 
 class EngineClient:

@@ -7,8 +7,15 @@ from bisect import bisect_left
 
 import pytest
 
-from tuneline.serving.following.canaries import MARGINS, SLOW, Judge, since
-from tuneline.serving.following.e_values import Block, Dispersion, NotWorse, Worse, nearest
+from tuneline.serving.following.canaries import MARGINS, SLOW, CanaryRule, since
+from tuneline.serving.following.e_values import (
+    Block,
+    Dispersion,
+    Progress,
+    add_not_worse,
+    add_worse,
+    nearest,
+)
 from tuneline.serving.gateway.chain.canary import BOUNDS, ArmCounts
 
 # Of 200 canaries with an error probability of 5 %, more than this go wrong once in 10,000 times.
@@ -31,7 +38,7 @@ def canary(seed, rates=RATES, slower=1.0, looks=LOOKS, bursts=0.0):
     In a share of the looks, drawn for each arm by itself, all answers take four times as long.
     """
     draw = random.Random(seed)
-    judge, candidate, released = Judge(), ArmCounts(), ArmCounts()
+    rule, candidate, released = CanaryRule(), ArmCounts(), ArmCounts()
     for _ in range(looks):
         arms = ArmCounts(), ArmCounts()
         late = [4.0 if draw.random() < bursts else 1.0 for _ in arms]
@@ -41,9 +48,9 @@ def canary(seed, rates=RATES, slower=1.0, looks=LOOKS, bursts=0.0):
             else:
                 answer(draw, arms[1], RATES, late[1])
         candidate, released = plus(candidate, arms[0]), plus(released, arms[1])
-        found = judge.look(candidate, released)
-        if found.outcome:
-            return found.outcome
+        found = rule.look(candidate, released)
+        if found.action:
+            return found.action
     return None
 
 
@@ -99,6 +106,10 @@ def test_candidates_worse_by_a_margin_are_seldom_promoted():
     assert found.count("promote") <= MOST_WRONG
 
 
+def add(progress, block, margin):
+    return add_not_worse(progress, block, margin) if margin else add_worse(progress, block)
+
+
 @pytest.mark.parametrize(("candidate", "released"), [(3, 5), (1, 9), (6, 2)])
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.9])
 def test_no_e_value_has_an_expectation_above_one_under_its_null(candidate, released, rate):
@@ -107,13 +118,11 @@ def test_no_e_value_has_an_expectation_above_one_under_its_null(candidate, relea
         total = 0.0
         for hits in itertools.product(range(candidate + 1), range(released + 1)):
             block = Block(candidate, hits[0], released, hits[1])
-            process = NotWorse(margin) if margin else Worse()
-            process.add(Block(50, 20, 50, 10))
-            before = process.log_e
-            process.add(block)
+            before = add(Progress(), Block(50, 20, 50, 10), margin)
+            after = add(before, block, margin)
             chance = binomial(hits[0], candidate, min(rate + margin, 1.0))
             chance *= binomial(hits[1], released, rate)
-            total += chance * math.exp(process.log_e - before)
+            total += chance * math.exp(after.log_e - before.log_e)
         assert total <= 1 + 1e-9
 
 
@@ -158,8 +167,8 @@ def test_a_gateway_that_counts_from_zero_again_loses_nothing():
 
 
 def test_slow_is_what_the_release_seldom_is():
-    judge = Judge()
+    rule = CanaryRule()
     seconds = [0] * (len(BOUNDS) + 1)
     seconds[5], seconds[20] = 80, 20
     counts = ArmCounts(100, {}, seconds)
-    assert SLOW in judge.look(counts, counts).reason
+    assert SLOW in rule.look(counts, counts).reason

@@ -5,7 +5,7 @@ from tests.serving.following.test_chain import calibration
 
 from tuneline.config.governance import FallbackConfig
 from tuneline.serving.following.chain import ChainSettings, candidate_limits
-from tuneline.serving.following.gateway_file import Served, Tried, gateway_document
+from tuneline.serving.following.gateway_file import CanaryEntry, ServedEntry, gateway_document
 from tuneline.serving.gateway.config import GatewayConfig
 
 EIGHT = FallbackConfig(stream_window_tokens=8)
@@ -52,8 +52,8 @@ def served(limits, *, chain=("a-1", "a-0"), **owner):
     def entry(name):
         return {"name": name, "base_url": "http://127.0.0.1:4711/v1", "model": "a"}
 
-    tried = Tried(entry("a-2"), 0.1, limits)
-    model = Served("a", "2", tuple(map(entry, chain)), RELEASED, tried)
+    tried = CanaryEntry(entry("a-2"), 0.1, limits)
+    model = ServedEntry("a", "2", tuple(map(entry, chain)), RELEASED, tried)
     owned = {"models": [{"id": "a", **owner}]} if owner else {}
     document = gateway_document({**SETTINGS, **owned}, [model], [], [])
     return GatewayConfig.model_validate(document).models[-1]

@@ -9,7 +9,7 @@ from tests.lab.releases import opened, release
 from tuneline.artifacts.deployment import WarmUp
 from tuneline.config.governance import FallbackConfig
 from tuneline.serving.following.chain import ChainSettings
-from tuneline.serving.following.gateway_file import Facts, Served, gateway_document
+from tuneline.serving.following.gateway_file import ServedEntry, gateway_document, read_facts
 from tuneline.serving.gateway.config import GatewayConfig
 from tuneline.store import CorruptObject, open_store
 
@@ -23,9 +23,7 @@ def store(tmp_path):
 
 def facts(store, tmp_path, files):
     release(store, files)
-    found, known = opened(store), Facts(tmp_path / "releases")
-    known.read(found)
-    return known.of(found)
+    return read_facts(opened(store), tmp_path / "releases")
 
 
 def entry(name="a-1", **fields):
@@ -43,10 +41,10 @@ def test_tokens_are_counted_and_priced_as_the_release_says(store, tmp_path):
         "config.json": json.dumps(settings).encode(),
         "evidence/latency_benchmark/evidence.json": json.dumps(latency).encode(),
     }
-    fields, spoken, currency = facts(store, tmp_path, files)
-    served = Served("a", "1", (entry(**fields),))
+    found = facts(store, tmp_path, files)
+    served = ServedEntry("a", "1", (entry(**found.fields),))
     logged = {"production_log": {"store": "file:///s", "spool": "/spool"}}
-    document = gateway_document({**SETTINGS, **logged}, [served], spoken, [currency])
+    document = gateway_document({**SETTINGS, **logged}, [served], found.languages, [found.currency])
     config = GatewayConfig.model_validate(document)
     (upstream,) = config.upstreams
     assert upstream.tokenizer.read_bytes() == b"{}"
@@ -58,15 +56,16 @@ def test_tokens_are_counted_and_priced_as_the_release_says(store, tmp_path):
 
 
 def test_a_release_that_was_never_measured_is_served_without_price(store, tmp_path):
-    assert facts(store, tmp_path, {}) == ({}, [], None)
+    found = facts(store, tmp_path, {})
+    assert (found.fields, found.languages, found.currency) == ({}, (), None)
 
 
 def test_the_warm_up_begins_as_the_prompts_of_the_release_do(store, tmp_path):
     stated = WarmUp(system="Answer in JSON.", share=0.98, rows=400)
     files = {"warm_up.json": stated.model_dump_json(by_alias=True).encode()}
-    fields, _, _ = facts(store, tmp_path, files)
+    fields = facts(store, tmp_path, files).fields
     assert fields == {"warmup_system": "Answer in JSON."}
-    document = gateway_document(SETTINGS, [Served("a", "1", (entry(**fields),))], [], [])
+    document = gateway_document(SETTINGS, [ServedEntry("a", "1", (entry(**fields),))], [], [])
     assert GatewayConfig.model_validate(document).upstreams[0].warmup_system == "Answer in JSON."
 
 
@@ -74,7 +73,7 @@ def test_a_tokenizer_that_was_changed_is_refused(store, tmp_path):
     release(store, {"tokenizer.json": b"{}"})
     store.put_bytes("models/a/1/tokenizer.json", b"[]")
     with pytest.raises(CorruptObject):
-        Facts(tmp_path / "releases").read(opened(store))
+        read_facts(opened(store), tmp_path / "releases")
 
 
 def test_what_the_owner_has_set_stays_and_stands_behind_the_releases():
@@ -87,7 +86,7 @@ def test_what_the_owner_has_set_stays_and_stands_behind_the_releases():
         "models": [{"id": "a", "chain": ["larger"], "low_confidence": low}, other],
         "max_in_flight": 7,
     }
-    served = Served("a", "2", (entry("a-2"), entry("a-1")))
+    served = ServedEntry("a", "2", (entry("a-2"), entry("a-1")))
     config = GatewayConfig.model_validate(gateway_document(settings, [served], [], []))
     chains = {model.id: model.chain for model in config.models}
     assert chains == {"a": ("a-2", "a-1", "larger"), "other": ("larger",)}
@@ -98,7 +97,7 @@ def test_what_the_owner_has_set_stays_and_stands_behind_the_releases():
 def test_one_upstream_alone_is_not_judged():
     low = {"min_mean_logprob": -1.0}
     settings = {**SETTINGS, "models": [{"id": "a", "chain": [], "low_confidence": low}]}
-    served = Served("a", "1", (entry(),))
+    served = ServedEntry("a", "1", (entry(),))
     config = GatewayConfig.model_validate(gateway_document(settings, [served], [], []))
     assert config.models[0].low_confidence is None
 
@@ -115,7 +114,7 @@ def test_a_release_names_no_host_and_no_key_that_the_owner_does_not(monkeypatch)
     chosen = FallbackConfig.model_validate(
         {"larger": larger, "allowed_hosts": ["models.example.com"]}
     )
-    served = Served("a", "1", (entry(),), ChainSettings(chosen))
+    served = ServedEntry("a", "1", (entry(),), ChainSettings(chosen))
     allowed = {"allowed_hosts": ["models.example.com"]}
     keys = {"upstream_keys": {"models.example.com": "LARGE"}}
     for settings, chain in (

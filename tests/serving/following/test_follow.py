@@ -25,7 +25,7 @@ from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.following.engines import EngineProcess, take_over
 from tuneline.serving.following.status import read_status
-from tuneline.serving.following.targets import Unit
+from tuneline.serving.following.targets import EngineUnit
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.processes import DetachedProcess, free_port
 from tuneline.store import open_store
@@ -392,7 +392,7 @@ def test_a_withdrawal_that_broke_off_is_completed(anywhere):
 def test_an_engine_is_found_again_after_a_step_of_the_clock(tmp_path, monkeypatch):
     """And another process of the same id is not taken for it."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        unit = Unit("llama_cpp", ())
+        unit = EngineUnit("llama_cpp", ())
         engine = EngineProcess(unit, 1, DetachedProcess(process.pid), tmp_path / "log", 60.0)
         record = tmp_path / "engines.json"
         record.write_text(json.dumps([engine.record]))

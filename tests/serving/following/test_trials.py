@@ -12,7 +12,7 @@ from tests.serving.following.test_canary_judge import RATES, answer, plus
 from tuneline.artifacts.release_log import read_log
 from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.governance.release.canary import CanaryLog
-from tuneline.serving.following.canaries import CanaryOptions, Judge, Trials
+from tuneline.serving.following.canaries import Canaries, CanaryOptions, CanaryRule
 from tuneline.serving.gateway.chain.canary import ArmCounts
 from tuneline.store import open_store
 
@@ -34,9 +34,9 @@ class House:
 
     def follow(self, share=0.1, hours=24.0, asked=NONE):
         options = CanaryOptions(share, hours, CanaryLog(self.store), look_seconds=0.0)
-        self.trials = Trials(options, self.folder, self.said.append)
-        if self.trials.wants("a", "2", asked):
-            self.trials.begin("a")
+        self.canaries = Canaries(options, self.folder, self.said.append)
+        if self.canaries.wants("a", "2", asked):
+            self.canaries.begin("a")
 
     def serve(self, requests, rates=RATES):
         for _ in range(requests):
@@ -47,8 +47,8 @@ class House:
 
     def look(self, began=1.0):
         candidate, released = map(asdict, self.arms)
-        self.trials.look("a", {"began": began, "candidate": candidate, "released": released})
-        return self.trials.reason("a", "2")
+        self.canaries.look("a", {"began": began, "candidate": candidate, "released": released})
+        return self.canaries.reason("a", "2")
 
     @property
     def outcomes(self):
@@ -66,11 +66,11 @@ def house(tmp_path):
 
 
 def whole(arms):
-    """What one judge says who sees the same looks without an interruption."""
-    judge = Judge()
+    """What one rule says who sees the same looks without an interruption."""
+    rule = CanaryRule()
     for pair in arms:
-        verdict = judge.look(*pair)
-    return verdict
+        ruling = rule.look(*pair)
+    return ruling
 
 
 def test_a_new_follower_goes_on_with_all_that_was_seen(house):
@@ -79,14 +79,14 @@ def test_a_new_follower_goes_on_with_all_that_was_seen(house):
         house.serve(20)
         seen.append(house.arms)
         house.look()
-        before = house.trials.reason("a", "2")
+        before = house.canaries.reason("a", "2")
         began = house.kept["a"]["began"]
         house.follow()
         # Nothing is lost, nothing counts twice, and its hours go on.
-        assert house.trials.reason("a", "2") == before
+        assert house.canaries.reason("a", "2") == before
         assert house.look() == before
         assert house.kept["a"]["began"] == began
-    assert house.trials.reason("a", "2").endswith(whole(seen).reason)
+    assert house.canaries.reason("a", "2").endswith(whole(seen).reason)
     assert "60 answers do not decide" in before
     assert house.said[-1] == f"a@2 is tried on 10% of the keys again: {whole(seen).reason}"
     assert house.outcomes == ["released", "started"]
@@ -103,7 +103,7 @@ def test_it_is_promoted_by_what_both_followers_saw(house):
     assert house.kept == {}
     # The next follower has nothing to try.
     house.follow()
-    assert house.trials.reason("a", "2") is None
+    assert house.canaries.reason("a", "2") is None
 
 
 def test_a_gateway_that_counts_anew_adds_to_what_was_seen(house):
@@ -168,6 +168,6 @@ def test_the_release_goes_before_the_flags_of_the_follower(tmp_path):
 
 def test_without_flags_only_a_release_that_asks_for_it_is_tried(house):
     house.follow(share=0.0)
-    assert house.trials.reason("a", "2") is None
+    assert house.canaries.reason("a", "2") is None
     house.follow(share=0.0, asked=ReleaseCanaryConfig(share=0.25))
-    assert house.trials.share("a") == 0.25
+    assert house.canaries.share("a") == 0.25

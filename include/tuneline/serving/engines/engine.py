@@ -34,6 +34,9 @@ _LIVE = {
     "tensorrt_llm": "from tensorrt_llm.models import MODEL_MAP; print('\\n'.join(MODEL_MAP))",
 }
 
+# What an engine loads: one GGUF file, a Hugging Face folder, or a folder that was compiled.
+Form = Literal["gguf", "checkpoint", "engine"]
+
 
 @cache
 def known_architectures(engine: str) -> tuple[frozenset[str], str, bool]:
@@ -126,10 +129,6 @@ def _query(fields: Sequence[str], form: str) -> list[list[str]]:
     if answer.returncode != 0:
         return []
     return [line.split(", ") for line in answer.stdout.splitlines() if line.strip()]
-
-
-# What an engine loads: one GGUF file, a Hugging Face folder, or a folder that was compiled.
-Form = Literal["gguf", "checkpoint", "engine"]
 
 
 @dataclass(frozen=True)

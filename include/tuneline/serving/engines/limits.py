@@ -29,6 +29,23 @@ GPU_ENGINES = ("tensorrt_llm", "tensorrt_llm_pytorch")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _GIB = 2**30
 
+# The largest rank that an engine's server takes.
+# vLLM: `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 and 512 (`MaxLoRARanks` in
+#   vllm/config/lora.py); the server is started with the next one above the adapter's rank.
+# TensorRT-LLM: `max_lora_rank` of `LoraConfig` is 64 by default; it reserves workspace and has
+#   no ceiling (tensorrt_llm/lora_helper.py, in 1.3 _torch/peft/lora/config.py).
+#   `deployment.max_lora_rank` is the value that yours is started with.
+# llama.cpp: takes the rank from the adapter's tensors (src/llama-adapter.cpp), no limit.
+MAX_RANK = {"vllm": 512, "tensorrt_llm": 64, "tensorrt_llm_pytorch": 64}
+# Engines that load a weight-decomposed adapter: TensorRT-LLM's engine path by its DoRA plugin
+# (`trtllm-build --dora_plugin`). vLLM raises "vLLM does not yet support DoRA"
+# (vllm/lora/peft_helper.py); llama.cpp's convert_lora_to_gguf.py knows lora_A and lora_B only.
+DORA_ENGINES = ("tensorrt_llm",)
+# Modules that engines don't take from an adapter: vLLM refuses `modules_to_save`
+# (vllm/lora/peft_helper.py) and most of its models a LoRA on the head or the embeddings;
+# llama.cpp's converter takes neither.
+UNSERVED = ("lm_head", "embed_tokens", "embed_out", "wte")
+
 
 def refuse_unfit(directory: Path, sizes: Mapping[str, int], config: PipelineConfig) -> None:
     """Refuse a base model that the run can't take to its end.
@@ -128,26 +145,6 @@ def refuse_size(
             f"pods.memory ({config.pods.memory}); raise it to {math.ceil(1.2 * needed / _GIB)}Gi "
             "or more, or choose a smaller base model"
         )
-
-
-# The largest rank that an engine's server takes.
-# vLLM: `--max-lora-rank` takes 1, 8, 16, 32, 64, 128, 256, 320 and 512 (`MaxLoRARanks` in
-#   vllm/config/lora.py); the server is started with the next one above the adapter's rank.
-# TensorRT-LLM: `max_lora_rank` of `LoraConfig` is 64 by default; it reserves workspace and has
-#   no ceiling (tensorrt_llm/lora_helper.py, in 1.3 _torch/peft/lora/config.py).
-#   `deployment.max_lora_rank` is the value that yours is started with.
-# llama.cpp: takes the rank from the adapter's tensors (src/llama-adapter.cpp), no limit.
-MAX_RANK = {"vllm": 512, "tensorrt_llm": 64, "tensorrt_llm_pytorch": 64}
-
-# Engines that load a weight-decomposed adapter: TensorRT-LLM's engine path by its DoRA plugin
-# (`trtllm-build --dora_plugin`). vLLM raises "vLLM does not yet support DoRA"
-# (vllm/lora/peft_helper.py); llama.cpp's convert_lora_to_gguf.py knows lora_A and lora_B only.
-DORA_ENGINES = ("tensorrt_llm",)
-
-# Modules that engines don't take from an adapter: vLLM refuses `modules_to_save`
-# (vllm/lora/peft_helper.py) and most of its models a LoRA on the head or the embeddings;
-# llama.cpp's converter takes neither.
-UNSERVED = ("lm_head", "embed_tokens", "embed_out", "wte")
 
 
 def rank_limit(deployment: DeploymentConfig) -> int | None:

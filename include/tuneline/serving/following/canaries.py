@@ -22,37 +22,37 @@ from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.errors import TunelineError
 from tuneline.files import write_whole
 from tuneline.serving.following.e_values import (
-    NOTHING,
     Block,
     Dispersion,
-    NotWorse,
     Progress,
-    Worse,
+    add_not_worse,
+    add_worse,
 )
 from tuneline.serving.following.engines import EngineProcess
-from tuneline.serving.following.gateway_file import Facts
-from tuneline.serving.following.targets import Unit, Units, Wanted
+from tuneline.serving.following.targets import EngineUnit, EngineUnits, Target
 from tuneline.serving.gateway.chain.canary import BOUNDS, ERRORS, FALLBACKS, LOW, ArmCounts
-
-Outcome = Literal["promote", "withdraw"]
 
 # An answer counts as slow if it takes longer than this share of the release's first answers.
 _FAST_SHARE = 0.75
 SLOW = "slow answers"
 # The differences that are not accepted, in shares of the requests.
 MARGINS = {ERRORS: 0.02, LOW: 0.05, FALLBACKS: 0.05, SLOW: 0.1}
+_FILE = "canaries.json"
+_HOUR_SECONDS = 3600.0
+
+Tell = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Ruling:
     """What a canary has come to.
 
     Attributes:
-        outcome: None while neither is certain.
+        action: None while neither is certain.
         reason: why, one sentence.
     """
 
-    outcome: Outcome | None
+    action: Literal["promote", "withdraw"] | None
     reason: str
 
 
@@ -66,14 +66,23 @@ class Share:
         dispersion: variance between the looks.
     """
 
-    worse: Progress = NOTHING
-    not_worse: Progress = NOTHING
+    worse: Progress = field(default_factory=Progress)
+    not_worse: Progress = field(default_factory=Progress)
     dispersion: Dispersion = field(default_factory=Dispersion)
+
+    def with_block(self, block: Block, margin: float) -> Share:
+        """Return the evidence with one more block, weighed by the dispersion before it."""
+        factor = self.dispersion.factor
+        return Share(
+            add_worse(self.worse, block, factor),
+            add_not_worse(self.not_worse, block, margin, factor),
+            self.dispersion.with_block(block),
+        )
 
 
 @dataclass(frozen=True)
-class Known:
-    """All that a judge has seen.
+class CanaryProgress:
+    """All that a rule has seen.
 
     Attributes:
         shares: the evidence about each share, by its name.
@@ -93,40 +102,14 @@ class Known:
         return {len(c.seconds) for c in (self.candidate, self.released)} == {buckets}
 
 
-class _Comparison:
-    """One share of the requests, compared between the candidate and the release.
-
-    Args:
-        margin: the difference that is not accepted.
-        known: the evidence so far.
-    """
-
-    def __init__(self, margin: float, known: Share) -> None:
-        self.worse = Worse(known.worse)
-        self.not_worse = NotWorse(margin, known.not_worse)
-        self._dispersion = known.dispersion
-
-    @property
-    def known(self) -> Share:
-        """The evidence so far."""
-        return Share(self.worse.progress, self.not_worse.progress, self._dispersion)
-
-    def add(self, block: Block) -> None:
-        """Add a block, weighed by the dispersion of those before it."""
-        factor = self._dispersion.factor
-        self.worse.add(block, factor)
-        self.not_worse.add(block, factor)
-        self._dispersion = self._dispersion.with_block(block)
-
-
-class Judge:
+class CanaryRule:
     """Decides on a canary from counts that only grow.
 
     Args:
         margins: the difference of each share that is not accepted.
         false_withdrawal: probability of withdrawing a candidate that is worse in nothing.
         false_promotion: probability of promoting one that is worse by a margin.
-        known: what an earlier judge of the same canary had seen.
+        known: what an earlier rule of the same canary had seen.
 
     Raises:
         ValueError: if that one compared other shares.
@@ -138,62 +121,58 @@ class Judge:
         *,
         false_withdrawal: float = 0.05,
         false_promotion: float = 0.05,
-        known: Known | None = None,
+        known: CanaryProgress | None = None,
     ) -> None:
         # Any of the shares may withdraw, so they divide the error among them; all of them have
         # to speak for a promotion, so each has the whole.
         self._withdraw_at = math.log(len(margins) / false_withdrawal)
         self._promote_at = math.log(1 / false_promotion)
-        known = known or Known(dict.fromkeys(margins, Share()))
+        known = known or CanaryProgress(dict.fromkeys(margins, Share()))
         if known.shares.keys() != margins.keys() or not known.fits():
             raise ValueError("it compared other shares")
-        self._shares = {n: _Comparison(m, known.shares[n]) for n, m in margins.items()}
-        self._seen = known.candidate, known.released
-        self._bucket = known.bucket
-
-    @property
-    def known(self) -> Known:
-        """All that it has seen, for another judge to go on with."""
-        shares = {name: share.known for name, share in self._shares.items()}
-        return Known(shares, *self._seen, self._bucket)
+        self._margins = margins
+        self.known = known
 
     def begin_again(self) -> None:
         """Expect counts from zero, as after a restart of the gateway; what was seen stays seen."""
-        self._seen = ArmCounts(), ArmCounts()
+        self.known = replace(self.known, candidate=ArmCounts(), released=ArmCounts())
 
-    def look(self, candidate: ArmCounts, released: ArmCounts) -> Verdict:
+    def look(self, candidate: ArmCounts, released: ArmCounts) -> Ruling:
         """Take the counts of both arms so far, and return what they say."""
-        new = since(self._seen[0], candidate), since(self._seen[1], released)
-        self._seen = candidate, released
-        for name, share in self._shares.items():
-            block = self._block(name, *new)
-            if block is not None:
-                share.add(block)
-        if self._bucket is None and released.requests:
-            self._bucket = _bucket_of(released)
-        return self.verdict
+        known, bucket = self.known, self.known.bucket
+        new = since(known.candidate, candidate), since(known.released, released)
+        shares = dict(known.shares)
+        for name, margin in self._margins.items():
+            if (block := self._block(name, *new)) is not None:
+                shares[name] = shares[name].with_block(block, margin)
+        if bucket is None and released.requests:
+            bucket = _bucket_of(released)
+        self.known = CanaryProgress(shares, candidate, released, bucket)
+        return self.ruling
 
     def _block(self, name: str, candidate: ArmCounts, released: ArmCounts) -> Block | None:
+        bucket = self.known.bucket
         if name != SLOW:
             hits = candidate.hits.get(name, 0), released.hits.get(name, 0)
-        elif self._bucket is None:
+        elif bucket is None:
             # The first answers only say what is slow.
             return None
         else:
-            hits = _later(candidate, self._bucket), _later(released, self._bucket)
+            hits = sum(candidate.seconds[bucket + 1 :]), sum(released.seconds[bucket + 1 :])
         return Block(candidate.requests, hits[0], released.requests, hits[1])
 
     @property
-    def verdict(self) -> Verdict:
+    def ruling(self) -> Ruling:
         """What all that it has seen says."""
-        requests = max(s.worse.progress.seen.candidate for s in self._shares.values())
-        for name, share in self._shares.items():
+        shares = self.known.shares
+        requests = max(share.worse.seen.candidate for share in shares.values())
+        for name, share in shares.items():
             if share.worse.log_e >= self._withdraw_at:
-                return Verdict("withdraw", f"more {name} than the release after {requests} answers")
-        open_ = [n for n, s in self._shares.items() if s.not_worse.log_e < self._promote_at]
+                return Ruling("withdraw", f"more {name} than the release after {requests} answers")
+        open_ = [n for n, share in shares.items() if share.not_worse.log_e < self._promote_at]
         if not open_:
-            return Verdict("promote", f"as good as the release after {requests} answers")
-        return Verdict(None, f"{requests} answers do not decide about {', '.join(open_)}")
+            return Ruling("promote", f"as good as the release after {requests} answers")
+        return Ruling(None, f"{requests} answers do not decide about {', '.join(open_)}")
 
 
 def since(before: ArmCounts, now: ArmCounts) -> ArmCounts:
@@ -207,10 +186,6 @@ def since(before: ArmCounts, now: ArmCounts) -> ArmCounts:
     )
 
 
-def _later(counts: ArmCounts, bucket: int) -> int:
-    return sum(counts.seconds[bucket + 1 :])
-
-
 def _bucket_of(released: ArmCounts) -> int:
     """Return the bucket up to which answers are not slow."""
     below = 0
@@ -221,11 +196,8 @@ def _bucket_of(released: ArmCounts) -> int:
     return len(BOUNDS) - 1
 
 
-_FILE = "canaries.json"
-
-
 @dataclass(frozen=True)
-class TrialState:
+class CanaryState:
     """A canary that is not decided.
 
     Attributes:
@@ -238,36 +210,10 @@ class TrialState:
     version: str
     began: float
     counting: float | None
-    known: Known
+    known: CanaryProgress
 
 
-_STATES: TypeAdapter[dict[str, TrialState]] = TypeAdapter(dict[str, TrialState])
-
-
-def read_trials(folder: Path) -> dict[str, TrialState]:
-    """Return the canaries that an earlier follower of a folder left, by model.
-
-    Raises:
-        ValueError: if they can't be read.
-    """
-    try:
-        return _STATES.validate_json((folder / _FILE).read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValidationError) as error:
-        raise ValueError(f"{folder / _FILE} can't be read ({type(error).__name__})") from None
-
-
-def write_trials(folder: Path, trials: Mapping[str, TrialState]) -> None:
-    """Replace them in one step.
-
-    Raises:
-        OSError: if they can't be written.
-    """
-    write_whole(folder / _FILE, _STATES.dump_json(dict(trials)))
-
-
-_HOUR_SECONDS = 3600.0
+_STATES: TypeAdapter[dict[str, CanaryState]] = TypeAdapter(dict[str, CanaryState])
 
 
 class Records(Protocol):
@@ -313,25 +259,25 @@ class CanaryOptions:
 
 
 @dataclass
-class _Trial:
+class _Canary:
     version: str
     share: float
     hours: float
-    judge: Judge = field(default_factory=Judge)
+    rule: CanaryRule = field(default_factory=CanaryRule)
     began: float = field(default_factory=time.time)
     counting: float | None = None
     looked: float = -math.inf
-    verdict: Verdict = field(default_factory=lambda: Verdict(None, "no answers yet"))
+    ruling: Ruling = field(default_factory=lambda: Ruling(None, "no answers yet"))
     is_under_way: bool = False
     recorded: bool = False
 
     @property
-    def state(self) -> TrialState:
+    def state(self) -> CanaryState:
         """What the next follower needs."""
-        return TrialState(self.version, self.began, self.counting, self.judge.known)
+        return CanaryState(self.version, self.began, self.counting, self.rule.known)
 
 
-class Trials:
+class Canaries:
     """The canaries of all models.
 
     Args:
@@ -344,19 +290,21 @@ class Trials:
         self._options = options
         self._folder = folder
         self._say = say
-        self._trials: dict[str, _Trial] = {}
+        self._canaries: dict[str, _Canary] = {}
         self._passed: set[tuple[str, str]] = set()
         # What an earlier follower left, and what was written last.
-        self._left: dict[str, TrialState] = {}
-        self._kept: dict[str, TrialState] | None = None
+        self._left: dict[str, CanaryState] = {}
+        self._kept: dict[str, CanaryState] | None = None
         try:
-            self._left = read_trials(folder)
-        except ValueError as error:
-            say(f"canaries begin again: {error}")
+            self._left = _STATES.validate_json((folder / _FILE).read_bytes())
+        except FileNotFoundError:
+            pass
+        except (OSError, ValidationError) as error:
+            say(f"canaries begin again: {folder / _FILE} can't be read ({type(error).__name__})")
 
     def share(self, name: str) -> float:
         """Return the share of the keys that go to a model's candidate."""
-        return self._trials[name].share
+        return self._canaries[name].share
 
     def wants(self, name: str, version: str, asked: ReleaseCanaryConfig) -> bool:
         """Return True while a version is not to answer more than its share.
@@ -373,14 +321,14 @@ class Trials:
         """
         if (name, version) in self._passed:
             return False
-        trial = self._trials.get(name)
-        if trial is None or trial.version != version:
+        canary = self._canaries.get(name)
+        if canary is None or canary.version != version:
             share, hours = self._options.terms(asked)
             if not share or not self._options.records.due(name, version):
                 self._left.pop(name, None)
                 self._passed.add((name, version))
                 return False
-            self._trials[name] = self._trial(name, _Trial(version, share, hours))
+            self._canaries[name] = self._resumed(name, _Canary(version, share, hours))
         return True
 
     def begin(self, name: str) -> None:
@@ -389,22 +337,22 @@ class Trials:
         Raises:
             TunelineError: if it can't be recorded now.
         """
-        trial = self._trials[name]
-        if not trial.is_under_way:
-            self._options.records.started(name, trial.version, trial.share)
-            trial.is_under_way = True
+        canary = self._canaries[name]
+        if not canary.is_under_way:
+            self._options.records.started(name, canary.version, canary.share)
+            canary.is_under_way = True
             self._keep()
-            what = f"{name}@{trial.version} is tried on {trial.share:.0%} of the keys"
-            self._say(what if trial.counting is None else f"{what} again: {trial.verdict.reason}")
+            what = f"{name}@{canary.version} is tried on {canary.share:.0%} of the keys"
+            self._say(what if canary.counting is None else f"{what} again: {canary.ruling.reason}")
 
     def reason(self, name: str, version: str) -> str | None:
         """Return how the canary of a version stands, None if it has none."""
-        trial = self._trials.get(name)
-        if trial is None or trial.version != version or (name, version) in self._passed:
+        canary = self._canaries.get(name)
+        if canary is None or canary.version != version or (name, version) in self._passed:
             return None
-        if not trial.is_under_way:
+        if not canary.is_under_way:
             return None
-        return f"it is tried on {trial.share:.0%} of the keys: {trial.verdict.reason}"
+        return f"it is tried on {canary.share:.0%} of the keys: {canary.ruling.reason}"
 
     def look(self, name: str, counts: Mapping[str, Any] | None) -> None:
         """Judge a canary by what its gateway has counted so far.
@@ -417,105 +365,98 @@ class Trials:
         Raises:
             TunelineError: if the outcome can't be recorded now; the next look tries again.
         """
-        trial = self._trials[name]
-        is_time = time.monotonic() - trial.looked >= self._options.look_seconds
-        if trial.verdict.outcome is None and counts is not None and is_time:
-            trial.looked = time.monotonic()
-            if counts["began"] != trial.counting:
+        canary = self._canaries[name]
+        is_time = time.monotonic() - canary.looked >= self._options.look_seconds
+        if canary.ruling.action is None and counts is not None and is_time:
+            canary.looked = time.monotonic()
+            if counts["began"] != canary.counting:
                 # Another gateway, or the same after a restart.
-                trial.judge.begin_again()
-                trial.counting = counts["began"]
+                canary.rule.begin_again()
+                canary.counting = counts["began"]
             arms = (ArmCounts(**counts[arm]) for arm in ("candidate", "released"))
-            trial.verdict = trial.judge.look(*arms)
+            canary.ruling = canary.rule.look(*arms)
             self._keep()
-        late = time.time() - trial.began > trial.hours * _HOUR_SECONDS
-        if trial.verdict.outcome is None and late:
-            why = f"undecided after {trial.hours:g} hours: {trial.verdict.reason}"
-            trial.verdict = Verdict("withdraw", why)
-        if trial.verdict.outcome is not None and not trial.recorded:
-            self._record(name, trial)
-            trial.recorded = True
+        late = time.time() - canary.began > canary.hours * _HOUR_SECONDS
+        if canary.ruling.action is None and late:
+            why = f"undecided after {canary.hours:g} hours: {canary.ruling.reason}"
+            canary.ruling = Ruling("withdraw", why)
+        if canary.ruling.action is not None and not canary.recorded:
+            self._record(name, canary)
+            canary.recorded = True
             self._keep()
 
-    def _trial(self, name: str, new: _Trial) -> _Trial:
+    def _resumed(self, name: str, new: _Canary) -> _Canary:
         """Return the canary that an earlier follower left undecided, or a new one."""
         left = self._left.pop(name, None)
         if left is None or left.version != new.version:
             return new
         try:
-            judge = Judge(known=left.known)
+            rule = CanaryRule(known=left.known)
         except ValueError as error:
             self._say(f"the canary of {name}@{new.version} begins again: {error}")
             return new
-        return replace(
-            new, judge=judge, began=left.began, counting=left.counting, verdict=judge.verdict
-        )
+        return replace(new, rule=rule, began=left.began, counting=left.counting, ruling=rule.ruling)
 
     def _keep(self) -> None:
         """Write the undecided canaries for the next follower."""
         states = {
-            name: trial.state
-            for name, trial in self._trials.items()
-            if (trial.is_under_way or trial.counting is not None) and not trial.recorded
+            name: canary.state
+            for name, canary in self._canaries.items()
+            if (canary.is_under_way or canary.counting is not None) and not canary.recorded
         }
         # Those that are not looked at yet stay as they were left.
         states = self._left | states
         if states == self._kept:
             return
         try:
-            write_trials(self._folder, states)
+            write_whole(self._folder / _FILE, _STATES.dump_json(states))
             self._kept = states
         except OSError as error:
-            # A verdict is worth more than a restart that begins again.
+            # A ruling is worth more than a restart that begins again.
             self._say(f"the state of canaries can't be written: {error}")
 
-    def _record(self, name: str, trial: _Trial) -> None:
-        records, reason = self._options.records, trial.verdict.reason
-        if trial.verdict.outcome == "promote":
-            records.promoted(name, trial.version, trial.share, reason)
-            self._passed.add((name, trial.version))
-            self._say(f"{name}@{trial.version} is promoted: {reason}")
+    def _record(self, name: str, canary: _Canary) -> None:
+        records, reason = self._options.records, canary.ruling.reason
+        if canary.ruling.action == "promote":
+            records.promoted(name, canary.version, canary.share, reason)
+            self._passed.add((name, canary.version))
+            self._say(f"{name}@{canary.version} is promoted: {reason}")
             return
-        self._say(f"{name}@{trial.version} is withdrawn: {reason}")
+        self._say(f"{name}@{canary.version} is withdrawn: {reason}")
         try:
-            records.withdrawn(name, trial.version, trial.share, reason)
+            records.withdrawn(name, canary.version, canary.share, reason)
         except TunelineError as error:
-            self._say(f"{name}@{trial.version} can't be withdrawn now: {error}")
+            self._say(f"{name}@{canary.version} can't be withdrawn now: {error}")
             raise
-
-
-Tell = Callable[[str, str], None]
 
 
 class Candidates:
     """Which engines are candidates, what they are tried beside, and what has come of it.
 
     Args:
-        trials: the canaries.
+        canaries: the canaries.
         units: the units of releases.
-        facts: what releases state.
         tell: says something about a subject, until it changes.
     """
 
-    def __init__(self, trials: Trials, units: Units, facts: Facts, tell: Tell) -> None:
-        self._trials = trials
+    def __init__(self, canaries: Canaries, units: EngineUnits, tell: Tell) -> None:
+        self._canaries = canaries
         self._units = units
-        self._facts = facts
         self._tell = tell
         self._engines: dict[str, EngineProcess] = {}
 
     def of(self, name: str) -> tuple[EngineProcess, float] | None:
         """Return the candidate of a model and its share of the keys, None if it has none."""
         engine = self._engines.get(name)
-        return (engine, self._trials.share(name)) if engine else None
+        return (engine, self._canaries.share(name)) if engine else None
 
     def reason(self, name: str, version: str) -> str | None:
         """Return how the canary of a version stands, None if it has none."""
-        return self._trials.reason(name, version)
+        return self._canaries.reason(name, version)
 
     def unit_beside(
-        self, wanted: Wanted, served: Sequence[EngineProcess], engines: Sequence[EngineProcess]
-    ) -> Unit | None:
+        self, wanted: Target, served: Sequence[EngineProcess], engines: Sequence[EngineProcess]
+    ) -> EngineUnit | None:
         """Return the unit of the version before where a canary needs it and nothing else serves.
 
         Args:
@@ -537,7 +478,7 @@ class Candidates:
 
     def standing(
         self,
-        wanted: Wanted,
+        wanted: Target,
         target: EngineProcess,
         served: Sequence[EngineProcess],
         engines: Sequence[EngineProcess],
@@ -565,7 +506,7 @@ class Candidates:
         if wants is None:
             return chain
         try:
-            self._trials.begin(wanted.name)
+            self._canaries.begin(wanted.name)
         except TunelineError as error:
             self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
             return chain
@@ -581,7 +522,7 @@ class Candidates:
         for name, engine in self._engines.items():
             upstream = self._units.upstream(engine.unit, name, "")["name"]
             try:
-                self._trials.look(name, counts.get(str(upstream)))
+                self._canaries.look(name, counts.get(str(upstream)))
                 self._tell("canary", "")
             except TunelineError as error:
                 self._tell("canary", f"a canary's outcome can't be recorded: {error}")
@@ -590,21 +531,21 @@ class Candidates:
         """Forget candidates of models that are gone, and engines that are not ready."""
         self._engines = {n: e for n, e in self._engines.items() if n in names and e in ready}
 
-    def _wants(self, wanted: Wanted) -> bool | None:
+    def _wants(self, wanted: Target) -> bool | None:
         """Return whether a release is to be tried, None if that can't be known now."""
         try:
-            release = self._units.of([(wanted.name, wanted.version)])[0].releases[0]
-            asked = self._facts.settings(release).canary
-            return self._trials.wants(wanted.name, wanted.version, asked)
+            self._units.of([(wanted.name, wanted.version)])
+            asked = self._units.facts(wanted.name, wanted.version).settings.canary
+            return self._canaries.wants(wanted.name, wanted.version, asked)
         except TunelineError as error:
             self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
             return None
 
 
-def _serves(engine: EngineProcess, wanted: Wanted, version: str) -> bool:
+def _serves(engine: EngineProcess, wanted: Target, version: str) -> bool:
     return engine.unit.serves(wanted.name, version)
 
 
-def _beside(wanted: Wanted, served: Sequence[EngineProcess]) -> list[EngineProcess]:
+def _beside(wanted: Target, served: Sequence[EngineProcess]) -> list[EngineProcess]:
     """Return the engines of a chain that are ready and not of the released version."""
     return [e for e in served if e.state == "ready" and not _serves(e, wanted, wanted.version)]

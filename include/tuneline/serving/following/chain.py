@@ -17,6 +17,8 @@ from tuneline.config.governance import FallbackConfig, LargerModel, ReleaseCanar
 
 LARGER = "larger"
 
+_WINDOW = "stream_window_tokens"
+
 
 @dataclass(frozen=True)
 class ServedChain:
@@ -163,6 +165,3 @@ def candidate_limits(released: ChainSettings, candidate: ChainSettings) -> dict[
     # Whole answers alone, or streams by as many first tokens.
     judges_the_same = theirs.keys() == own.keys() and theirs.get(_WINDOW) == own.get(_WINDOW)
     return own if same_target and judges_the_same else None
-
-
-_WINDOW = "stream_window_tokens"

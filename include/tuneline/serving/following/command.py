@@ -36,6 +36,8 @@ CONFIG_FILE = "gateway.yaml"
 # While an engine starts or drains, the next look comes sooner.
 _HURRY_SECONDS = 0.25
 
+_LOOK_SECONDS = 10.0
+
 
 def run_follower(
     store_uri: str,
@@ -201,9 +203,6 @@ def _binaries(given: Sequence[str]) -> dict[str, Path]:
 
 def _say(text: str) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", flush=True)
-
-
-_LOOK_SECONDS = 10.0
 
 
 def run_engine(

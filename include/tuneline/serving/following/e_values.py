@@ -127,74 +127,44 @@ class Dispersion:
 class Progress:
     """How far a process has come: the sum of its blocks, and the logarithm of its e-value."""
 
-    seen: Block
-    log_e: float
+    seen: Block = Block(0, 0, 0, 0)
+    log_e: float = 0.0
 
 
-NOTHING = Progress(Block(0, 0, 0, 0), 0.0)
-
-
-class Worse:
-    """Evidence against "the candidate's rate is not above the release's".
+def add_worse(progress: Progress, block: Block, dispersion: float = 1.0) -> Progress:
+    """Bet on a block, by what was seen before, that the candidate's rate is above the release's.
 
     Args:
-        progress: how far it had come before.
+        progress: the evidence against "it is not above" so far.
+        block: the new outcomes.
+        dispersion: how many outcomes count as one, from the blocks before.
     """
-
-    def __init__(self, progress: Progress = NOTHING) -> None:
-        self._seen, self.log_e = progress.seen, progress.log_e
-
-    @property
-    def progress(self) -> Progress:
-        """How far it has come."""
-        return Progress(self._seen, self.log_e)
-
-    def add(self, block: Block, dispersion: float = 1.0) -> None:
-        """Bet on a block by what was seen before it.
-
-        Args:
-            block: the new outcomes.
-            dispersion: how many outcomes count as one, from the blocks before.
-        """
-        candidate, released = map(_inside, self._seen.rates())
-        total = block.candidate + block.released
-        if candidate > released and total:
-            mean = (block.candidate * candidate + block.released * released) / total
-            bet = block.log_likelihood(candidate, released)
-            self.log_e += _gain(bet - block.log_likelihood(mean, mean), dispersion)
-        self._seen += block
+    candidate, released = map(_inside, progress.seen.rates())
+    total, gain = block.candidate + block.released, 0.0
+    if candidate > released and total:
+        mean = (block.candidate * candidate + block.released * released) / total
+        bet = block.log_likelihood(candidate, released)
+        gain = _gain(bet - block.log_likelihood(mean, mean), dispersion)
+    return Progress(progress.seen + block, progress.log_e + gain)
 
 
-class NotWorse:
-    """Evidence against "the candidate's rate is above the release's by at least a margin".
+def add_not_worse(
+    progress: Progress, block: Block, margin: float, dispersion: float = 1.0
+) -> Progress:
+    """Bet on a block, by what was seen before, that both rates are the same.
 
     Args:
+        progress: the evidence against "the candidate's rate is above by the margin" so far.
+        block: the new outcomes.
         margin: the difference of the rates that is not accepted.
-        progress: how far it had come before.
+        dispersion: how many outcomes count as one, from the blocks before.
     """
-
-    def __init__(self, margin: float, progress: Progress = NOTHING) -> None:
-        self._margin = margin
-        self._seen, self.log_e = progress.seen, progress.log_e
-
-    @property
-    def progress(self) -> Progress:
-        """How far it has come."""
-        return Progress(self._seen, self.log_e)
-
-    def add(self, block: Block, dispersion: float = 1.0) -> None:
-        """Bet on a block by what was seen before it: that both rates are the same.
-
-        Args:
-            block: the new outcomes.
-            dispersion: how many outcomes count as one, from the blocks before.
-        """
-        rate = _inside(self._seen.pooled())
-        if block.candidate and block.released:
-            candidate, released = nearest(rate, block.candidate, block.released, self._margin)
-            bet = block.log_likelihood(rate, rate)
-            self.log_e += _gain(bet - block.log_likelihood(candidate, released), dispersion)
-        self._seen += block
+    rate, gain = _inside(progress.seen.pooled()), 0.0
+    if block.candidate and block.released:
+        candidate, released = nearest(rate, block.candidate, block.released, margin)
+        bet = block.log_likelihood(rate, rate)
+        gain = _gain(bet - block.log_likelihood(candidate, released), dispersion)
+    return Progress(progress.seen + block, progress.log_e + gain)
 
 
 def nearest(rate: float, candidate: int, released: int, margin: float) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from typing import Literal
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.engines import probe as engine_probe
-from tuneline.serving.following.targets import Unit
+from tuneline.serving.following.targets import EngineUnit
 from tuneline.serving.processes import DetachedProcess, free_port, last_line
 
 State = Literal["starting", "ready", "failed"]
@@ -44,7 +44,7 @@ class Launch:
     start_seconds: float
     binaries: Mapping[str, Path]
 
-    def command(self, unit: Unit, port: int) -> list[str]:
+    def command(self, unit: EngineUnit, port: int) -> list[str]:
         """Return the command line of the engine of a unit."""
         place = self.binaries.get(unit.engine)
         program = [str(place / "tuneline")] if place else [sys.executable, "-m", "tuneline.cli"]
@@ -66,7 +66,7 @@ class EngineProcess:
     """
 
     def __init__(
-        self, unit: Unit, port: int, process: DetachedProcess, log: Path, start_seconds: float
+        self, unit: EngineUnit, port: int, process: DetachedProcess, log: Path, start_seconds: float
     ) -> None:
         self.unit = unit
         self.port = port
@@ -78,7 +78,7 @@ class EngineProcess:
         self._looked = self._proved = time.monotonic()
 
     @classmethod
-    def start(cls, unit: Unit, launch: Launch) -> EngineProcess:
+    def start(cls, unit: EngineUnit, launch: Launch) -> EngineProcess:
         """Start the engine of a unit; `look` says when it is ready."""
         port = free_port()
         log = launch.folder / f"engine-{port}.log"
@@ -168,7 +168,7 @@ class EngineProcess:
 
 def take_over(
     path: Path,
-    unit_of: Callable[[list[tuple[str, str]]], Unit],
+    unit_of: Callable[[list[tuple[str, str]]], EngineUnit],
     start_seconds: float,
     say: Callable[[str], None],
 ) -> list[EngineProcess]:

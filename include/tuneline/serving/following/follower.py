@@ -19,21 +19,20 @@ from tuneline.errors import TunelineError
 from tuneline.files import write_whole
 from tuneline.machine.free_memory import free_memory
 from tuneline.machine.redaction import redact
-from tuneline.serving.following.canaries import CanaryOptions, Candidates, Trials
+from tuneline.serving.following.canaries import Canaries, CanaryOptions, Candidates
 from tuneline.serving.following.chain import candidate_limits
 from tuneline.serving.following.engines import EngineProcess, Launch, take_over
 from tuneline.serving.following.gateway_file import (
-    Facts,
+    CanaryEntry,
     GatewayFile,
     GatewayState,
-    Served,
-    Tried,
+    ServedEntry,
     allowed,
     gateway_document,
 )
 from tuneline.serving.following.release import Trust
 from tuneline.serving.following.status import EngineRow, ModelRow, Status
-from tuneline.serving.following.targets import Failure, Pointers, Unit, Units, Wanted
+from tuneline.serving.following.targets import EngineUnit, EngineUnits, Failure, Pointers, Target
 from tuneline.store import Store
 
 Say = Callable[[str], None]
@@ -95,20 +94,19 @@ class Follower:
         self._gateway = gateway
         self._folder = folder
         self._say = say
-        self._facts = Facts(folder / "releases")
-        self._units = Units(store, self._facts, options.trust)
+        self._units = EngineUnits(store, folder / "releases", options.trust)
         go_back = options.canary.records.go_back
         self._pointers = Pointers(store, folder, options.trust, self._units.admit, go_back)
         self._engines: list[EngineProcess] = []
         self._leaving: dict[EngineProcess, float] = {}
         self._stopping: list[EngineProcess] = []
-        self._wanted: list[Wanted] = []
+        self._wanted: list[Target] = []
         self._found: tuple[float, list[str]] | None = None
         self._failures: dict[str, Failure] = {}
         # The engines of each model's chain, as they were written last.
         self._chains: dict[str, list[EngineProcess]] = {}
-        trials = Trials(options.canary, folder, say)
-        self._candidates = Candidates(trials, self._units, self._facts, self._tell)
+        canaries = Canaries(options.canary, folder, say)
+        self._candidates = Candidates(canaries, self._units, self._tell)
         # Whether an engine may stay as a fallback, decided once.
         self._stays: dict[EngineProcess, bool] = {}
         # Entries of the file that was there before: a model keeps them until it has an engine.
@@ -120,7 +118,7 @@ class Follower:
     def take_over(self) -> None:
         """Take over the engines of an earlier follower of the same folder."""
 
-        def unit_of(versions: list[tuple[str, str]]) -> Unit:
+        def unit_of(versions: list[tuple[str, str]]) -> EngineUnit:
             return self._units.of(versions)[0]
 
         path = self._folder / ENGINES_FILE
@@ -189,7 +187,7 @@ class Follower:
             self._found = now, model_names(self._store)
         return self._found[1]
 
-    def _targets(self) -> list[Unit]:
+    def _targets(self) -> list[EngineUnit]:
         """Return the units that are to be served."""
         fit = []
         for wanted in self._wanted:
@@ -216,7 +214,7 @@ class Follower:
             self._failures.pop(engine.unit.key, None)
             self._say(f"the engine of {engine.unit.key} has written a token")
 
-    def _start_missing(self, targets: Sequence[Unit]) -> None:
+    def _start_missing(self, targets: Sequence[EngineUnit]) -> None:
         # What is on its way out frees the memory that the new one may need.
         if self._stopping:
             return
@@ -231,7 +229,7 @@ class Follower:
                 self._engines.append(engine)
                 self._write_engines()
 
-    def _missing_previous(self) -> list[Unit]:
+    def _missing_previous(self) -> list[EngineUnit]:
         """Return the units to fall back to that are not running, as far as memory goes."""
         if not self._options.keep_previous:
             return []
@@ -247,7 +245,7 @@ class Follower:
                     self._fail(f"{wanted.name}@{wanted.previous}", str(error))
         return []
 
-    def _chain(self, wanted: Wanted, targets: Sequence[Unit]) -> list[EngineProcess]:
+    def _chain(self, wanted: Target, targets: Sequence[EngineUnit]) -> list[EngineProcess]:
         """Return the engines that answer for a model, the primary first."""
         unit = next((u for u in targets if u.serves(wanted.name, wanted.version)), None)
         target = self._engine_of(unit) if unit else None
@@ -271,27 +269,31 @@ class Follower:
         return [target, previous] if stays else [target]
 
     def _document(self) -> dict[str, Any]:
-        served, spoken, currencies = [], [], []
+        served: list[ServedEntry] = []
+        spoken: list[str] = []
+        currencies: list[str] = []
         released = {wanted.name: wanted.version for wanted in self._wanted}
         for name, engines in self._chains.items():
             entries, settings = [], []
             candidate, share = self._candidates.of(name) or (None, 0.0)
             for engine in [*engines, *([candidate] if candidate else [])]:
-                release = next(r for r in engine.unit.releases if r.name == name)
-                fields, languages, currency = self._facts.of(release)
-                entries.append({**self._entry(engine, name), **fields})
-                settings.append(self._facts.settings(release))
-                spoken += languages
-                currencies += [currency] if currency else []
+                version = next(r.version for r in engine.unit.releases if r.name == name)
+                facts = self._units.facts(name, version)
+                entries.append({**self._entry(engine, name), **facts.fields})
+                settings.append(facts.settings)
+                spoken += facts.languages
+                currencies += [facts.currency] if facts.currency else []
             tried = None
             if candidate:
-                tried = Tried(entries.pop(), share, candidate_limits(settings[0], settings[-1]))
-            served.append(Served(name, released[name], tuple(entries), settings[0], tried))
+                tried = CanaryEntry(
+                    entries.pop(), share, candidate_limits(settings[0], settings[-1])
+                )
+            served.append(ServedEntry(name, released[name], tuple(entries), settings[0], tried))
             left_out = settings[0].fallback.refusal(*allowed(self._options.settings))
             self._tell(f"larger model of {name}", f"{name}: {left_out}" if left_out else "")
         for name, version in released.items():
             if name not in self._chains and name in self._inherited:
-                served.append(Served(name, version, tuple(self._inherited[name])))
+                served.append(ServedEntry(name, version, tuple(self._inherited[name])))
         return gateway_document(
             self._options.settings, served, list(dict.fromkeys(spoken)), currencies
         )
@@ -308,7 +310,7 @@ class Follower:
             self._offered = time.monotonic()
             self._gateway.offer_again()
 
-    def _stop_unused(self, targets: Sequence[Unit], state: GatewayState | None) -> None:
+    def _stop_unused(self, targets: Sequence[EngineUnit], state: GatewayState | None) -> None:
         """Stop engines that nobody asks any more, once their last request has ended."""
         self._stopping = [engine for engine in self._stopping if not engine.stopped()]
         asked = {id(engine) for chain in self._chains.values() for engine in chain}
@@ -335,7 +337,7 @@ class Follower:
             w.previous is not None and engine.unit.serves(w.name, w.previous) for w in self._wanted
         )
 
-    def _engine_of(self, unit: Unit) -> EngineProcess | None:
+    def _engine_of(self, unit: EngineUnit) -> EngineProcess | None:
         return next((engine for engine in self._engines if engine.unit == unit), None)
 
     def _ready(self, name: str, version: str) -> EngineProcess | None:

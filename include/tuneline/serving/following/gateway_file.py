@@ -10,19 +10,17 @@ from typing import Any
 
 import httpx
 
-from tuneline.artifacts.releases import Release, readable
+from tuneline.artifacts.deployment import WARM_UP_FILE, WarmUp
+from tuneline.artifacts.releases import CONFIG_FILE, Release, readable
 from tuneline.config.addresses import host_of, is_loopback
 from tuneline.files import write_whole
 from tuneline.serving.following.chain import ChainSettings, served_chain, settings_of
-from tuneline.serving.following.release import (
-    fetch_tokenizer,
-    languages,
-    price,
-    upstream_of,
-    warm_up_system,
-)
+from tuneline.serving.following.release import THROUGHPUT, fetch_tokenizer, upstream_of
 from tuneline.serving.gateway.config import GatewayConfig, fingerprint
 
+_HEAD = "# Written by `tuneline follow`, which overwrites changes"
+_WITHIN_SECONDS = 3.0
+_LATENCY = "evidence/latency_benchmark/evidence.json"
 # Settings of a gateway that serves nothing.
 _NOTHING: dict[str, Any] = {
     "keys_file": "keys.json",
@@ -32,7 +30,7 @@ _NOTHING: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Tried:
+class CanaryEntry:
     """A released version that is tried on a share of the keys.
 
     Attributes:
@@ -47,7 +45,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedEntry:
     """What answers for one model.
 
     Attributes:
@@ -62,12 +60,12 @@ class Served:
     released: str
     chain: tuple[Mapping[str, Any], ...]
     settings: ChainSettings = field(default_factory=ChainSettings)
-    tried: Tried | None = None
+    tried: CanaryEntry | None = None
 
 
 def gateway_document(
     settings: Mapping[str, Any],
-    models: Sequence[Served],
+    models: Sequence[ServedEntry],
     spoken: Sequence[str],
     currencies: Sequence[str],
 ) -> dict[str, Any]:
@@ -128,64 +126,72 @@ def allowed(settings: Mapping[str, Any]) -> tuple[Sequence[str], Mapping[str, st
     return settings.get("allowed_hosts") or (), settings.get("upstream_keys") or {}
 
 
-class Facts:
-    """A reader of what releases state for the gateway; it reads each release once.
+@dataclass(frozen=True)
+class ReleaseFacts:
+    """What a release states for the gateway.
 
-    Args:
-        folder: folder of the tokenizers.
+    Attributes:
+        settings: what it is served with.
+        fields: more fields of its upstream: the tokenizer, which counts the tokens of answers that
+            broke off, for which an engine states no usage; the system turn of a warm-up, which an
+            adapter has none of, since where adapters share an engine no prompt is kept; the price.
+        languages: languages of its data.
+        currency: currency of the price; None without one.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._known: dict[tuple[str, str], tuple[dict[str, Any], list[str], str | None]] = {}
-        self._settings: dict[tuple[str, str], ChainSettings] = {}
+    settings: ChainSettings
+    fields: Mapping[str, Any]
+    languages: tuple[str, ...]
+    currency: str | None
 
-    def settings(self, release: Release) -> ChainSettings:
-        """Return what a release is served with."""
-        return self._settings[release.name, release.version]
 
-    def of(self, release: Release) -> tuple[dict[str, Any], list[str], str | None]:
-        """Return the fields of a release's upstream, its languages and its currency.
+def read_facts(release: Release, folder: Path) -> ReleaseFacts:
+    """Read what a release states, before anything is served by it.
 
-        The tokenizer counts the tokens of answers that broke off, for which an engine states no
-        usage. The price applies where the release states one.
-        """
-        return self._known[release.name, release.version]
+    Args:
+        release: the release.
+        folder: folder of the tokenizers.
 
-    def read(self, release: Release) -> None:
-        """Read a release, before anything is served by it.
-
-        Raises:
-            UserError: if a file of it is missing.
-            CorruptObject: if a file has other bytes than it states, or a gateway would refuse what
-                it says: one release must not keep others from being served.
-        """
-        settings = settings_of(release)
-        fields: dict[str, Any] = {}
-        if tokenizer := fetch_tokenizer(release, self._folder):
-            fields["tokenizer"] = str(tokenizer)
-        if system := warm_up_system(release):
+    Raises:
+        UserError: if a file of it is missing.
+        CorruptObject: if a file has other bytes than it states, or a gateway would refuse what
+            it says: one release must not keep others from being served.
+    """
+    settings, currency = settings_of(release), None
+    fields: dict[str, Any] = {}
+    if tokenizer := fetch_tokenizer(release, folder):
+        fields["tokenizer"] = str(tokenizer)
+    warm_up = None if release.apart is not None else release.read(WARM_UP_FILE)
+    with readable(f"{WARM_UP_FILE} of {release.uri}"):
+        if warm_up and (system := WarmUp.model_validate_json(warm_up).system):
             fields["warmup_system"] = system
-        cost = price(release)
-        if cost:
+    throughput, config = _throughput(release), release.read(CONFIG_FILE)
+    with readable(f"{CONFIG_FILE} of {release.uri}"):
+        stated = json.loads(config) if config else {}
+        languages = tuple(str(code) for code in stated.get("data", {}).get("languages") or ())
+        if throughput and stated:
+            costs = stated["governance"]
             fields["price"] = {
-                "hourly_cost": cost.hourly_cost,
-                "completion_tokens_per_second": cost.tokens_per_second,
+                "hourly_cost": float(costs["machine_cost_per_hour"]),
+                "completion_tokens_per_second": throughput,
             }
-        currencies, spoken = [cost.currency] if cost else [], languages(release) or []
-        entry = {**upstream_of(release, 0, "http://127.0.0.1/v1"), **fields}
-        # Two of them, since one alone is not judged.
-        chain = (entry, {**entry, "name": f"{entry['name']}-before"})
-        served = Served(release.name, release.version, chain, settings)
-        with readable(f"what {release.uri} states for the gateway"):
-            GatewayConfig.model_validate(gateway_document(_NOTHING, [served], spoken, currencies))
-        self._settings[release.name, release.version] = settings
-        currency = currencies[0] if currencies else None
-        self._known[release.name, release.version] = fields, spoken, currency
+            currency = str(costs["currency"])
+    entry = {**upstream_of(release, 0, "http://127.0.0.1/v1"), **fields}
+    # Two of them, since one alone is not judged.
+    chain = (entry, {**entry, "name": f"{entry['name']}-before"})
+    served = ServedEntry(release.name, release.version, chain, settings)
+    with readable(f"what {release.uri} states for the gateway"):
+        document = gateway_document(_NOTHING, [served], languages, [currency] if currency else [])
+        GatewayConfig.model_validate(document)
+    return ReleaseFacts(settings, fields, languages, currency)
 
 
-_HEAD = "# Written by `tuneline follow`, which overwrites changes"
-_WITHIN_SECONDS = 3.0
+def _throughput(release: Release) -> float:
+    """Return the best throughput that was measured, completion tokens per second; 0 for none."""
+    raw = release.read(_LATENCY)
+    with readable(f"{_LATENCY} of {release.uri}"):
+        entries = json.loads(raw)["measurements"] if raw else []
+        return float({entry["name"]: entry["value"] for entry in entries}.get(THROUGHPUT) or 0)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,17 @@
-"""The released model of a store: its version, its weights on this machine and its price."""
+"""A released version of a store on this machine: its files, and how it is served."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuneline.artifacts.deployment import WARM_UP_FILE, BaseForm, EngineIdentity, WarmUp
+from tuneline.artifacts.deployment import BaseForm, EngineIdentity
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.release_log import read_log, withdrawal
 from tuneline.artifacts.releases import (
     ADAPTER_FILE,
-    CONFIG_FILE,
     MODEL_FILE,
     Release,
     find_version,
@@ -42,7 +39,6 @@ THROUGHPUT = "peak_tokens_per_s"
 # The name in the API of a base that adapters are served on.
 BASE_ALIAS = "base"
 _TOKENIZER = "tokenizer.json"
-_LATENCY = "evidence/latency_benchmark/evidence.json"
 
 
 class Trust(Protocol):
@@ -53,21 +49,6 @@ class Trust(Protocol):
 
     def in_release(self, release: Release) -> list[str]:
         """Return how a version differs from one that the signer has released."""
-
-
-@dataclass(frozen=True)
-class Price:
-    """The cost of the machine that serves a release, and its throughput.
-
-    Attributes:
-        hourly_cost: cost of the machine for an hour, in `currency`.
-        tokens_per_second: completion tokens per second, the time for prompts included.
-        currency: ISO 4217 code.
-    """
-
-    hourly_cost: float
-    tokens_per_second: float
-    currency: str
 
 
 def newest_release(store: Store, name: str | None = None) -> ReleasePointer | None:
@@ -146,9 +127,9 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
             of one base on one engine.
         CorruptObject: if bytes are not those that were evaluated.
     """
-    limits = largest(_limits_of(release) for release in releases)
-    parallel, context = limits.parallel, limits.context_tokens
-    threads = threads_here(limits.threads)
+    sizes = largest(_sizes_of(release) for release in releases)
+    parallel, context = sizes.parallel, sizes.context_tokens
+    threads = threads_here(sizes.threads)
     if len(releases) > 1 or releases[0].apart is not None:
         base = _shared_base(releases)
         adapters = {adapter_name(release): _fetch_adapter(release, folder) for release in releases}
@@ -168,7 +149,7 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
     return ServeRequest(model, name, parallel, context, threads=threads, host=host, port=port)
 
 
-def _limits_of(release: Release) -> ServedSizes:
+def _sizes_of(release: Release) -> ServedSizes:
     with readable(f"{release.uri}: engine"):
         identity = {"engine": release.engine, **(release.manifest.engine or {})}
         return served_sizes(EngineIdentity.model_validate(identity))
@@ -246,7 +227,7 @@ def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
         "version": release.version,
     }
     if release.manifest.engine:
-        entry["context_tokens"] = _limits_of(release).context_tokens
+        entry["context_tokens"] = _sizes_of(release).context_tokens
     apart = release.apart
     if apart is not None:
         entry["model"] = BASE_ALIAS
@@ -269,53 +250,3 @@ def fetch_tokenizer(release: Release, folder: Path) -> Path | None:
     target = folder / release.name / release.version
     _fetch(release, {_TOKENIZER: ref}, target)
     return target / _TOKENIZER
-
-
-def warm_up_system(release: Release) -> str | None:
-    """Return the system turn that a release's prompts begin with, None if it states none.
-
-    An adapter beside its base has none: where adapters share an engine, no prompt is kept.
-
-    Raises:
-        CorruptObject: if the file has other bytes than the release states, or can't be read.
-    """
-    raw = None if release.apart is not None else release.read(WARM_UP_FILE)
-    with readable(f"{WARM_UP_FILE} of {release.uri}"):
-        return WarmUp.model_validate_json(raw).system if raw else None
-
-
-def price(release: Release) -> Price | None:
-    """Return the price of serving a release, from its settings and its latency benchmark.
-
-    Returns:
-        The price; None if the release was never measured.
-
-    Raises:
-        CorruptObject: if a file has other bytes than the release states, or can't be read.
-    """
-    settings, raw = _settings(release), release.read(_LATENCY)
-    if settings is None or raw is None:
-        return None
-    with readable(f"{_LATENCY} of {release.uri}"):
-        measured = {entry["name"]: entry["value"] for entry in json.loads(raw)["measurements"]}
-        throughput = float(measured.get(THROUGHPUT) or 0)
-    if not throughput:
-        return None
-    with readable(f"{CONFIG_FILE} of {release.uri}"):
-        governance = settings["governance"]
-        hourly, currency = float(governance["machine_cost_per_hour"]), governance["currency"]
-    return Price(hourly, throughput, str(currency))
-
-
-def languages(release: Release) -> list[str] | None:
-    """Return the languages of the data of a release; None if the release does not state them."""
-    settings = _settings(release) or {}
-    with readable(f"{CONFIG_FILE} of {release.uri}"):
-        found = settings.get("data", {}).get("languages")
-        return None if found is None else [str(code) for code in found]
-
-
-def _settings(release: Release) -> dict[str, Any] | None:
-    raw = release.read(CONFIG_FILE)
-    with readable(f"{CONFIG_FILE} of {release.uri}"):
-        return None if raw is None else dict(json.loads(raw))

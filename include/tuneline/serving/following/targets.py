@@ -17,12 +17,14 @@ from tuneline.artifacts.release_log import read_line, read_log, withdrawal
 from tuneline.artifacts.releases import Release, read_release, readable, standing_moves
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.files import write_whole
-from tuneline.serving.following.gateway_file import Facts
+from tuneline.serving.following.gateway_file import ReleaseFacts, read_facts
 from tuneline.serving.following.release import Trust, adapter_name, open_version, upstream_of
 from tuneline.store import CorruptObject, Store
 
 # It is tried again after this long, then after twice as long, and so on.
 _RETRY_SECONDS, _LONGEST_RETRY_SECONDS = 5.0, 300.0
+
+FOLLOWED_FILE = "followed.json"
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Unit:
+class EngineUnit:
     """The releases that one engine serves.
 
     Attributes:
@@ -75,23 +77,23 @@ class Unit:
         return any((r.name, r.version) == (name, version) for r in self.releases)
 
 
-class Units:
+class EngineUnits:
     """Groups versions into units; what a release says is read once, since it never changes.
 
     Args:
         store: the store of the releases.
-        facts: what releases state for the gateway.
+        folder: folder of the releases' tokenizers.
         trust: whose releases are served; None serves all.
     """
 
-    def __init__(self, store: Store, facts: Facts, trust: Trust | None) -> None:
+    def __init__(self, store: Store, folder: Path, trust: Trust | None) -> None:
         self._store = store
-        self._facts = facts
+        self._folder = folder
         self._trust = trust
-        self._known: dict[tuple[str, str], Release] = {}
+        self._known: dict[tuple[str, str], tuple[Release, ReleaseFacts]] = {}
         self._refused: dict[tuple[str, str], Failure] = {}
 
-    def of(self, versions: Iterable[tuple[str, str]]) -> list[Unit]:
+    def of(self, versions: Iterable[tuple[str, str]]) -> list[EngineUnit]:
         """Return the units of versions of different models.
 
         Args:
@@ -106,7 +108,7 @@ class Units:
             # What has no base to share is a group of its own.
             base = release.apart.base.sha256 if release.apart else f"{name}@{version}"
             groups.setdefault((release.engine, base), []).append(release)
-        return [Unit(engine, tuple(found)) for (engine, _), found in groups.items()]
+        return [EngineUnit(engine, tuple(found)) for (engine, _), found in groups.items()]
 
     def admit(self, name: str, version: str, sha256: str) -> None:
         """Refuse a version that can't be served here.
@@ -125,7 +127,11 @@ class Units:
                 f"{release.uri} has SHA-256 {release.sha256}, the pointer of {name} says {sha256}"
             )
 
-    def upstream(self, unit: Unit, name: str, base_url: str) -> dict[str, object]:
+    def facts(self, name: str, version: str) -> ReleaseFacts:
+        """Return what a version states for the gateway, once `of` has read it."""
+        return self._known[name, version][1]
+
+    def upstream(self, unit: EngineUnit, name: str, base_url: str) -> dict[str, object]:
         """Return the gateway's entry of a model on the engine of a unit."""
         place = next(i for i, release in enumerate(unit.releases) if release.name == name)
         return upstream_of(unit.releases[place], place, base_url)
@@ -139,21 +145,18 @@ class Units:
                 raise UserError(refused.reason)
             try:
                 release = open_version(self._store, name, version, trust=self._trust)
-                self._facts.read(release)
+                facts = read_facts(release, self._folder)
             except RetryableError:
                 raise
             except TunelineError as error:
                 refused.note(str(error))
                 raise
-            self._known[key] = release
-        return self._known[key]
-
-
-FOLLOWED_FILE = "followed.json"
+            self._known[key] = release, facts
+        return self._known[key][0]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Target:
     """What is to be served of one model.
 
     Attributes:
@@ -169,7 +172,7 @@ class Wanted:
     move: str | None = None
 
 
-_KEPT: TypeAdapter[dict[str, Wanted]] = TypeAdapter(dict[str, Wanted])
+_KEPT: TypeAdapter[dict[str, Target]] = TypeAdapter(dict[str, Target])
 
 
 @dataclass
@@ -205,7 +208,7 @@ class Pointers:
                 "before; restore it, or delete it to follow the pointers as they are"
             ) from None
 
-    def wanted(self, names: Sequence[str]) -> list[Wanted]:
+    def wanted(self, names: Sequence[str]) -> list[Target]:
         """Return what is to be served, in order; models without a release are left out.
 
         What was followed before stands for what can't be read now, or is refused.
@@ -213,7 +216,7 @@ class Pointers:
         self.unread = ""
         return [found for name in names if (found := self._wanted(name)) is not None]
 
-    def _wanted(self, name: str) -> Wanted | None:
+    def _wanted(self, name: str) -> Target | None:
         try:
             pointer = read_release(self.store, name)
             if pointer is None:
@@ -255,9 +258,9 @@ class Pointers:
         why = self._withdrawal(pointer, version)
         if why is None:
             self.admit(name, version, pointer.manifest_sha256)
-            self._keep(Wanted(name, version, before[0], move))
+            self._keep(Target(name, version, before[0], move))
             return None
-        self._keep(Wanted(name, before[0] or "", before[1], move))
+        self._keep(Target(name, before[0] or "", before[1], move))
         try:
             self.go_back(name)
         except TunelineError as error:
@@ -287,7 +290,7 @@ class Pointers:
             lines += [line for line in map(read_line, pointer.lines) if line.version == version]
         return withdrawal(lines)
 
-    def _keep(self, wanted: Wanted) -> None:
+    def _keep(self, wanted: Target) -> None:
         if self._kept.get(wanted.name) != wanted:
             kept = {**self._kept, wanted.name: wanted}
             write_whole(self.folder / FOLLOWED_FILE, _KEPT.dump_json(kept, indent=1))

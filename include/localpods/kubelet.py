@@ -5,38 +5,159 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
 
-from localpods.collection import Collection
+from localpods.collection import Collection, EventLog
 from localpods.containers import ContainerRun, reap
-from localpods.digests import digest_of
-from localpods.environment import ContainerConfigError, build_command
-from localpods.events import EventLog
-from localpods.images import ImageMap, ImageMissing
+from localpods.environment import ContainerConfigError, ImageMap, ImageMissing, build_command
 from localpods.objects import (
+    GPU_ANNOTATION,
+    LOOPBACK,
     NODE_NAME,
     Json,
+    Unschedulable,
+    choose_gpus,
     describe,
     is_deleting,
     is_finished,
+    memory_limit,
     now,
     phase_of,
     seconds_since,
     uid_of,
 )
-from localpods.pod_status import fail, pod_status, scheduled
-from localpods.resources import GPU_ANNOTATION, Unschedulable, choose_gpus, memory_limit
 from localpods.state import StateDir
 
-log = logging.getLogger("localpods")
+# The form in which clusters report images that come from no registry.
+_SCHEME = "localpods://sha256:"
 
+# The reason and message of a pod that was ended as a whole, by the cause.
+_ENDINGS = {
+    "deadline": (
+        "DeadlineExceeded",
+        "Pod was active on the node longer than the specified deadline",
+    ),
+    "shutdown": ("Terminated", "Pod was terminated in response to imminent node shutdown."),
+}
+_LOST = "the server that ran the pod has ended"
+log = logging.getLogger("localpods")
 # The interval at which a container whose image or secret is missing is tried again.
 _RETRY_S = 1.0
 _TICK_S = 0.05
 # Killed processes take a moment to end.
 _SHUTDOWN_MARGIN_S = 5.0
+
+
+def digest_of(folders: Iterable[str]) -> str:
+    """Return the digest of the packages beside some folders of programs, as an `imageID`.
+
+    Args:
+        folders: `bin` of each virtual environment.
+
+    Returns:
+        Empty if none of them belongs to an environment with packages.
+    """
+    found = [
+        (str(site), site.stat().st_mtime_ns)
+        for folder in folders
+        for site in sorted((Path(folder).parent / "lib").glob("python3*/site-packages"))
+    ]
+    return _digest(tuple(found)) if found else ""
+
+
+@lru_cache(maxsize=32)
+def _digest(sites: tuple[tuple[str, int], ...]) -> str:
+    """Hash the records of some folders; installing a package changes the folder's time."""
+    digest = hashlib.sha256()
+    for site, _ in sites:
+        for record in sorted(Path(site).glob("*.dist-info/RECORD")):
+            digest.update(record.parent.name.encode() + b"\0")
+            digest.update(hashlib.sha256(record.read_bytes()).digest())
+    return _SCHEME + digest.hexdigest()
+
+
+def pod_status(pod: Json, runs: Mapping[str, ContainerRun]) -> Json:
+    """Return the status of a scheduled pod from the runs of its containers, by name."""
+    containers = [_container(spec, runs.get(spec["name"])) for spec in pod["spec"]["containers"]]
+    status: Json = {
+        **pod["status"],
+        "phase": _phase(containers),
+        "hostIP": LOOPBACK,
+        "podIP": LOOPBACK,
+        "containerStatuses": containers,
+    }
+    for run in runs.values():
+        if run.exit and run.cause in _ENDINGS:
+            status |= fail(*_ENDINGS[run.cause])
+    return status
+
+
+def fail(reason: str, message: str) -> Json:
+    """Return the part of a status that says that a pod as a whole failed."""
+    return {"phase": "Failed", "reason": reason, "message": message}
+
+
+def lost(pod: Json) -> Json:
+    """Return the status of an unfinished pod whose server has ended."""
+    status = {**pod["status"], **fail("NodeLost", _LOST)}
+    end = {"exitCode": 137, "reason": "ContainerStatusUnknown", "finishedAt": now()}
+    status["containerStatuses"] = [
+        {**container, "ready": False, "state": {"terminated": {**running, **end}}}
+        if (running := container["state"].get("running"))
+        else container
+        for container in status.get("containerStatuses") or []
+    ]
+    return status
+
+
+def scheduled(truth: bool, reason: str = "", message: str = "") -> Json:
+    """Return the condition that says that a pod can run, or why it cannot yet."""
+    state = {"type": "PodScheduled", "status": str(truth), "lastTransitionTime": now()}
+    return {**state, "reason": reason, "message": message} if reason else state
+
+
+def _container(spec: Json, run: ContainerRun | None) -> Json:
+    state = _state(spec, run)
+    running = "running" in state
+    return {
+        "name": spec["name"],
+        "image": spec["image"],
+        "imageID": run.image_id if run else "",
+        "restartCount": 0,
+        "state": state,
+        "ready": running,
+    }
+
+
+def _state(spec: Json, run: ContainerRun | None) -> Json:
+    if run is None:
+        return {"waiting": {"reason": "ContainerCreating"}}
+    if run.exit is not None:
+        message = run.message()
+        terminated = {
+            "exitCode": run.exit.code,
+            "reason": run.exit.reason,
+            "startedAt": run.started_at or run.exit.finished_at,
+            "finishedAt": run.exit.finished_at,
+        }
+        return {"terminated": {**terminated, "message": message} if message else terminated}
+    if run.started_at is not None:
+        return {"running": {"startedAt": run.started_at}}
+    reason, message = run.waiting or ("ContainerCreating", "")
+    return {"waiting": {"reason": reason, "message": message}}
+
+
+def _phase(containers: list[Json]) -> str:
+    states = [container["state"] for container in containers]
+    if all("terminated" in state for state in states):
+        failed = any(state["terminated"]["exitCode"] for state in states)
+        return "Failed" if failed else "Succeeded"
+    return "Pending" if all("waiting" in state for state in states) else "Running"
 
 
 class Kubelet:
