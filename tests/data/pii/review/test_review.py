@@ -10,7 +10,7 @@ from tests.lab.detectors import PatternDetector
 from tests.lab.runs import value
 
 from tuneline.cli import main
-from tuneline.data.pii.review.review import as_csv, read_sheet, reviewed
+from tuneline.data.pii.review.review import as_csv, read_answers, reviewed
 from tuneline.data.pii.review.rows_to_read import STRATA, draw_rows
 from tuneline.data.tables.rows import Row, StandIn
 from tuneline.errors import UserError
@@ -68,11 +68,11 @@ def test_the_estimate_counts_rows_by_their_weight():
     rows = rows_of_all_strata()
     sheet = as_csv(draw_rows(rows, 100))
     names = fill(sheet, lambda row: "PERSON: Zebulon" if "Zebulon" in row["text"] else "none")
-    review = reviewed(read_sheet(names, "sheet.csv"), rows)
+    review = reviewed(read_answers(names, "sheet.csv"), rows)
     assert review.left().value == pytest.approx(50)
     assert review.left().lower < 50 < review.left().upper
     assert review.leaks({"PERSON": 150})["PERSON"].value == pytest.approx(0.25)
-    clean = reviewed(read_sheet(fill(sheet), "sheet.csv"), rows)
+    clean = reviewed(read_answers(fill(sheet), "sheet.csv"), rows)
     assert clean.left().value == 0
     assert clean.left().upper > 0
     assert clean.leaks({}) == {}
@@ -80,7 +80,7 @@ def test_the_estimate_counts_rows_by_their_weight():
 
 def test_a_review_of_other_data_does_not_count():
     rows = rows_of_all_strata()
-    answers = read_sheet(fill(as_csv(draw_rows(rows, 50))), "sheet.csv")
+    answers = read_answers(fill(as_csv(draw_rows(rows, 50))), "sheet.csv")
     changed = [Row(r.row_id, turns("changed", "ok"), "f", 1) for r in rows]
     assert reviewed(answers, changed).foreign == 50
     assert reviewed(answers, changed).weights == []
@@ -100,21 +100,26 @@ def test_a_sheet_that_is_not_well_filled_is_refused(missed, words):
     rows = rows_of_all_strata()
     sheet = fill(as_csv(draw_rows(rows, 20)), lambda _: missed)
     with pytest.raises(UserError, match=words):
-        reviewed(read_sheet(sheet, "sheet.csv"), rows)
+        reviewed(read_answers(sheet, "sheet.csv"), rows)
+
+
+def test_a_sheet_as_a_spreadsheet_saves_it_is_read():
+    answers = read_answers("sep=;\nmissed;row_id;row_hash\nnone;a;1\n".encode("utf-16"), "s.csv")
+    assert [(one.where, one.row_id, one.missed) for one in answers] == [("s.csv, line 3", "a", ())]
 
 
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
         (b"\xff\xfe\x00", "not UTF-8"),
-        (b"a,b\n1,2\n", "columns missed and row_hash and row_id are missing"),
+        (b"a,b\n1,2\n", "columns row_id and row_hash and missed are missing"),
         (b"row_id,row_hash,missed\n", "holds no rows"),
         (b"row_id,row_hash,missed\na,b,none\na,b,none\n", "row a is there twice"),
     ],
 )
 def test_another_file_is_refused(raw, words):
     with pytest.raises(UserError, match=words):
-        read_sheet(raw, "sheet.csv")
+        read_answers(raw, "sheet.csv")
 
 
 @pytest.fixture

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +26,7 @@ from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Breach, Evidence, Measurement, Record, measure
 from tuneline.machine.markdown import fenced
+from tuneline.people.sheets import read_sheet, written
 from tuneline.run import Run, now
 from tuneline.statistics import Bounds, weighted_count
 from tuneline.store import local_file
@@ -45,9 +44,6 @@ COLUMNS = ("row_id", "row_hash", "stratum", "text", "missed")
 NONE = "none"
 TYPES = (*KINDS, "OTHER")
 BETWEEN = "|"
-# A spreadsheet takes a cell that begins with one of these for a formula.
-_FORMULA = tuple("=+-@\t\r")
-_LONGEST_CELL = 10_000_000
 _Missed = Sequence[tuple[str, str]]
 _HOW = f"write {NONE}, or what was missed, as TYPE: text {BETWEEN} TYPE: text"
 
@@ -105,57 +101,27 @@ class Answer(NamedTuple):
 
 
 def as_csv(drawn: Iterable[DrawnRow]) -> bytes:
-    """Return a sheet with an empty column for what was missed; no cell is a formula."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out)
-    writer.writerow(COLUMNS)
-    for row in drawn:
-        text = f"'{row.text}" if row.text.startswith(_FORMULA) else row.text
-        writer.writerow([row.row_id, row.row_hash, row.stratum, text, ""])
-    # Spreadsheets take a file for UTF-8 only if it begins with its mark.
-    return out.getvalue().encode("utf-8-sig")
+    """Return a sheet with an empty column for what was missed."""
+    return written(COLUMNS, (row.model_dump() for row in drawn))
 
 
-def read_sheet(raw: bytes, name: str) -> list[Answer]:
-    """Read a filled sheet from its bytes; its name is for errors.
+def read_answers(raw: bytes, name: str) -> list[Answer]:
+    """Read a filled sheet from its bytes (see `people.sheets`); its name is for errors.
 
     Raises:
         UserError: if it is not such a sheet, a row has no answer or is there twice, or a type is
             unknown. File and line are named.
     """
-    before = csv.field_size_limit(_LONGEST_CELL)
-    try:
-        text = io.StringIO(raw.decode("utf-8-sig"), newline="")
-        answers = list(_answers(csv.DictReader(text, strict=True), name))
-    except UnicodeDecodeError:
-        raise UserError(f"{name} is not UTF-8 text; save it as UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{name}: not valid CSV: {error}") from None
-    finally:
-        csv.field_size_limit(before)
+    advice = "fill the file that `tuneline data review-pii --out` wrote"
+    answers: dict[str, Answer] = {}
+    for entry in read_sheet(raw, name, ("row_id", "row_hash", "missed"), advice):
+        row_id, missed = entry.text("row_id"), _missed(entry.text("missed"), entry.where)
+        if row_id in answers:
+            raise UserError(f"{entry.where}: row {row_id} is there twice; keep one of the two")
+        answers[row_id] = Answer(entry.where, row_id, entry.text("row_hash"), missed)
     if not answers:
         raise UserError(f"{name} holds no rows; `tuneline data review-pii` writes some")
-    return answers
-
-
-def _answers(reader: csv.DictReader[str], name: str) -> Iterator[Answer]:
-    columns = ("row_id", "row_hash", "missed")
-    if lacking := sorted(set(columns) - set(reader.fieldnames or ())):
-        raise UserError(
-            f"{name}, line 1: the columns {' and '.join(lacking)} are missing; fill the file that "
-            "`tuneline data review-pii --out` wrote"
-        )
-    seen = set()
-    # A cell may hold line ends, so a row begins where the one before it ended.
-    line = reader.line_num + 1
-    for entry in reader:
-        where = f"{name}, line {line}"
-        row_id, row_hash, cell = ((entry[column] or "").strip() for column in columns)
-        if row_id in seen:
-            raise UserError(f"{where}: row {row_id} is there twice; keep one of the two")
-        seen.add(row_id)
-        yield Answer(where, row_id, row_hash, _missed(cell, where))
-        line = reader.line_num + 1
+    return list(answers.values())
 
 
 def _missed(cell: str, where: str) -> tuple[tuple[str, str], ...]:
@@ -188,7 +154,7 @@ def read_review(address: str, rows: Sequence[Row], scratch: Path) -> PiiReview:
             f"data.pii_review: {address} can't be read: {error.strerror}; name a sheet that "
             "`tuneline data review-pii` wrote"
         ) from None
-    return reviewed(read_sheet(raw, address), rows)
+    return reviewed(read_answers(raw, address), rows)
 
 
 def reviewed(answers: Sequence[Answer], rows: Sequence[Row]) -> PiiReview:
