@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -24,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tuneline.errors import EXIT_OK, TunelineError, UserError
 from tuneline.serving.gateway.app.routes import create_app
-from tuneline.serving.gateway.app.runtime import RELOADS, Runtime, ScrubberFor
+from tuneline.serving.gateway.app.runtime import Runtime, ScrubberFor
 from tuneline.serving.gateway.config import ClientLimits, GatewayConfig, fingerprint, load_config
 from tuneline.serving.gateway.ledger.writer import GatheredLines
 from tuneline.serving.gateway.metrics import Metrics
@@ -61,7 +60,6 @@ _CUT_OFF_S = 1
 _BACKLOG = 2048
 # A log whose reader is stuck must not hold up the end.
 _LAST_LINES_S = 2.0
-_LOST = "tuneline_gateway_log_lost_total"
 _SWITCH_S = 0.0005
 
 
@@ -333,11 +331,11 @@ class Reloader:
             await self._runtime.change(config)
         except TunelineError as error:
             state.refused = found
-            self._runtime.metrics.add(RELOADS, outcome="refused")
+            self._runtime.metrics.reloads.labels("refused").inc()
             log.error("the configuration stays as it was: %s", error)
             return
         state.taken, state.refused = found, None
-        self._runtime.metrics.add(RELOADS, outcome="taken")
+        self._runtime.metrics.reloads.labels("taken").inc()
         models = ", ".join(f"{model.id} ({' -> '.join(model.chain)})" for model in config.models)
         log.info("configuration %s taken over, models: %s", found, models or "none")
 
@@ -414,8 +412,7 @@ def run_gateway(
 
 def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:
     """Send the log to stderr by a thread."""
-    metrics.counter(_LOST, "Lines of the gateway's own log that could not be written.")
-    lines = GatheredLines(sys.stderr.fileno(), partial(metrics.add, _LOST))
+    lines = GatheredLines(sys.stderr.fileno(), metrics.log_lost.inc)
     handler = logging.StreamHandler(lines)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if config.log.format == "json" else plain)

@@ -324,7 +324,7 @@ class Chain:
             for attempt in left:
                 self.recorder.record(attempt, served=False)
             for name, why in walk.skipped.items():
-                self._metrics.add("tuneline_gateway_skipped_total", upstream=name, reason=why)
+                self._metrics.skipped.labels(name, why).inc()
         chosen.trail = _trail([*left, chosen.attempt])
         chosen.skipped = _skipped(walk)
         return chosen
@@ -490,8 +490,7 @@ class Chain:
 
     def _count_unknown(self, attempt: Attempt, *, judged: bool) -> None:
         if judged and not attempt.logprobs:
-            name = "tuneline_gateway_confidence_unknown_total"
-            self._metrics.add(name, upstream=attempt.upstream.name)
+            self._metrics.confidence_unknown.labels(attempt.upstream.name).inc()
 
 
 def _trail(attempts: list[Attempt]) -> str:
