@@ -328,7 +328,7 @@ class Runtime:
             await old.await_idle()
         finally:
             self.reload.retiring -= 1
-        await old.close_upstreams(_without(old, new))
+            await old.close_upstreams(_without(old, new))
 
     async def stop(self) -> None:
         """Stop the pings, close the connections, write what waits to be written."""

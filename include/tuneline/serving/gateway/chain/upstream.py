@@ -356,10 +356,10 @@ class Upstream:
 
         A server may close a kept connection just when a request is written to it: llama.cpp's
         does so after some hundred requests, without announcing it. If not a byte of an answer
-        came, the request is sent once more; a request that breaks on a new connection is the
-        server's fault and is not tried again.
+        came, the request is sent again; a request that breaks on a new connection is the
+        server's fault and is not.
         """
-        while True:
+        for left in (2, 1, 0):
             reused: list[bool] = []
             try:
                 return await self._session.request(
@@ -376,8 +376,9 @@ class Upstream:
                 )
             except (ServerDisconnectedError, ClientOSError) as error:
                 # A message that is no text is the head of an answer.
-                if not reused or not isinstance(getattr(error, "message", ""), str):
+                if not (left and reused and isinstance(getattr(error, "message", ""), str)):
                     raise
+        raise AssertionError
 
     async def complete(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
