@@ -1,4 +1,13 @@
-"""The gateway as a process: its socket, its signals and its drain."""
+"""The gateway as a process: clients' connections, its log, reloads, signals and the drain.
+
+uvicorn waits for ever for the rest of a request's head, keeps headers of any size, waits for ever
+on a client that stops reading, and opens connections until no file can be opened. Each of these
+lets one client hold memory and places that others need, so `ClientConnection` sets limits.
+
+SIGHUP asks for a reload, and with `--watch` every change of the file does. Upstreams and models are
+exchanged at once, when the new ones have proven that they answer; requests under way finish on
+the old ones. A file that can't be taken leaves everything as it was, and the log says why.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tuneline.errors import EXIT_OK, TunelineError, UserError
@@ -376,27 +386,8 @@ def run_gateway(
     app = create_app(config, scrubber_for)
     listener = _listen(config)
     lines = _begin_log(config, app.state.runtime.metrics)
-    server = _DrainingServer(
-        uvicorn.Config(
-            app,
-            http=connection_class(
-                config.limits, connections_at_most(config.limits, config.max_in_flight)
-            ),
-            ws="none",
-            timeout_keep_alive=math.ceil(config.limits.idle_timeout_s),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            # Nothing here needs the client's address.
-            proxy_headers=False,
-            server_header=False,
-            # Named, since uvicorn would fall back to its slow ones without a word.
-            loop="uvloop",
-            timeout_graceful_shutdown=_CUT_OFF_S,
-        ),
-        app.state.runtime,
-        Reloader(config_path, app.state.runtime, taken, watch=watch),
-    )
+    reloader = Reloader(config_path, app.state.runtime, taken, watch=watch)
+    server = _DrainingServer(_server_config(app, config), app.state.runtime, reloader)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     models = ", ".join(model.id for model in config.models)
@@ -408,6 +399,25 @@ def run_gateway(
     finally:
         lines.close(_LAST_LINES_S)
     return EXIT_OK
+
+
+def _server_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
+    most = connections_at_most(config.limits, config.max_in_flight)
+    return uvicorn.Config(
+        app,
+        http=connection_class(config.limits, most),
+        ws="none",
+        timeout_keep_alive=math.ceil(config.limits.idle_timeout_s),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        # Nothing here needs the client's address.
+        proxy_headers=False,
+        server_header=False,
+        # Named, since uvicorn would fall back to its slow ones without a word.
+        loop="uvloop",
+        timeout_graceful_shutdown=_CUT_OFF_S,
+    )
 
 
 def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:

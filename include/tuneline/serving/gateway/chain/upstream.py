@@ -1,4 +1,9 @@
-"""One upstream: requests, answers, and the faults of either side."""
+"""One upstream: its health and its circuit, requests and answers, and the faults of either side.
+
+Closed, a circuit lets everything pass. Open, nothing, so that no request waits for a server that
+is known to be broken. After a while it is half-open: one request at a time tries the upstream, and
+its end closes or opens the circuit. The pattern is Nygard's ("Release It!", 2007).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Where a usage ledger lies: a SQLite file, or a PostgreSQL database that gateways share."""
+"""The usage ledger's tables, in a SQLite file or a PostgreSQL database that gateways share.
+
+`usage` has a row for each attempt. `spending` has the sums that budgets are held against. A row
+that is new in `usage` is added to them in the same transaction, so that the two agree after a
+crash, with several gateways, and after a batch that was written twice. Only requests are spent:
+not pings, and not what another gateway answered. In PostgreSQL a trigger adds them; SQLite's fire
+for each row and cost half of an insertion again, so there the writer adds the sums of a batch.
+"""
 
 from __future__ import annotations
 

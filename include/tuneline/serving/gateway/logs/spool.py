@@ -1,4 +1,10 @@
-"""The uploader of the production log: sealed parts of the spool become Parquet in the store."""
+"""The spool of the production log: lines on this machine's disk until the store has them.
+
+Lines are appended to one file for each model and day, `<model>/<day>/<part>.jsonl`. A file that is
+full or old enough is sealed: it becomes the Parquet part of that name in the store, then it is
+deleted. The name is drawn once, so an upload that is repeated replaces its own part and doubles no
+row.
+"""
 
 from __future__ import annotations
 
