@@ -1,4 +1,4 @@
-"""What our gateway adds to a request and to a stream, beside other gateways.
+"""What our gateway adds to a request and to a stream, and what other gateways do.
 
 All stand in front of one upstream that answers at once: the difference to asking it directly is the
 gateway's own. Keys and a log in SQLite are on where a gateway has them; ours has both, with the
@@ -20,7 +20,7 @@ from benchmarks.contest.trial import Sample
 from benchmarks.serving.bench_server import own_process
 from benchmarks.serving.litellm_proxy import KEY, LitellmProxy
 from benchmarks.serving.mock_upstream import CHUNKS, MODEL
-from benchmarks.serving.peer_gateways import PeerGateway, ferrogw, portkey, vllm_router
+from benchmarks.serving.peer_gateways import PeerGateway, ferrogw, portkey
 from benchmarks.serving.request_trials import CONNECTIONS, STREAMS, memory_growth
 from benchmarks.workloads.input_rows import read_texts
 from benchmarks.workloads.near_duplicates import SEED, make_corpus
@@ -33,7 +33,7 @@ RUNS = 5
 MEMORY_REQUESTS, MEMORY_PER_ROW = 200_000, 10
 MODEL_ID = "bench"
 DIRECT, OURS, LITELLM = "direct", "tuneline", "litellm"
-PEERS = (LITELLM, "portkey", "ferrogw", "ferrogw+log", "vllm-router")
+PEERS = (LITELLM, "portkey", "ferrogw")
 UNITS = {
     "p50": "ms",
     "p99": "ms",
@@ -133,8 +133,7 @@ def _ratios(results: Sequence[Result]) -> dict[str, float]:
 
 
 def _ratio_names(peer: str) -> tuple[str, ...]:
-    plain = peer.replace("-", "_").replace("+", "_")
-    return tuple(f"{metric}_vs_{plain}" for metric in COMPARED)
+    return tuple(f"{metric}_vs_{peer}" for metric in COMPARED)
 
 
 def _starters(upstream: str, folder: Path) -> dict[str, Callable[[ExitStack], System]]:
@@ -158,18 +157,13 @@ def _starters(upstream: str, folder: Path) -> dict[str, Callable[[ExitStack], Sy
 
         return start
 
-    def go(*, logged: bool) -> Callable[[], PeerGateway]:
-        return lambda: ferrogw(python, upstream, MODEL, folder, logged=logged)
-
     return {
         LITELLM: lambda stack: _litellm(stack, upstream, folder),
         "portkey": started(
             lambda: portkey(python, upstream, folder), lambda: _npm_version(python, "gateway")
         ),
-        "ferrogw": started(go(logged=False), lambda: _version(python, "ferrogw")),
-        "ferrogw+log": started(go(logged=True), lambda: _version(python, "ferrogw")),
-        "vllm-router": started(
-            lambda: vllm_router(python, upstream, folder), lambda: _version(python, "vllm-router")
+        "ferrogw": started(
+            lambda: ferrogw(python, upstream, MODEL, folder), lambda: _version(python, "ferrogw")
         ),
     }
 

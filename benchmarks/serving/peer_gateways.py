@@ -1,4 +1,4 @@
-"""Other gateways as child processes, each with what it has of keys and of a log in SQLite."""
+"""Other gateways as child processes, each with what it has of keys in SQLite."""
 
 from __future__ import annotations
 
@@ -67,38 +67,19 @@ class PeerGateway(ServerProcess):
         return TunelineError(f"{self.name} did not start: {self.last_words()}")
 
 
-def ferrogw(python: Path, upstream: str, model: str, folder: Path, *, logged: bool) -> PeerGateway:
-    """ferrogw, with its keys in SQLite; `logged` keeps each request in SQLite as well.
+def ferrogw(python: Path, upstream: str, model: str, folder: Path) -> PeerGateway:
+    """ferrogw, with its keys in SQLite.
 
     Raises:
         TunelineError: if it is not installed.
     """
-    name = "ferrogw+log" if logged else "ferrogw"
-    home = folder / name
+    home = folder / "ferrogw"
     home.mkdir(parents=True, exist_ok=True)
-    stages = ("before_request", "after_request", "on_error") if logged else ()
     config = home / "config.json"
-    document = {
-        "strategy": {"mode": "fallback"},
-        "targets": [{"virtual_key": "openai", "models": [model]}],
-        "plugins": [
-            {
-                "name": "request-logger",
-                "type": "logging",
-                "stage": stage,
-                "enabled": True,
-                "config": {"level": "info", "persist": True},
-            }
-            for stage in stages
-        ],
-    }
-    config.write_text(json.dumps(document))
+    targets = [{"virtual_key": "openai", "models": [model]}]
+    config.write_text(json.dumps({"strategy": {"mode": "fallback"}, "targets": targets}))
     port = free_port()
     key = "fgw_" + "a" * 40
-    store = {
-        "REQUEST_LOG_STORE_BACKEND": "sqlite",
-        "REQUEST_LOG_STORE_DSN": str(home / "requests.db"),
-    }
     environment = {
         "PORT": str(port),
         "GATEWAY_CONFIG": str(config),
@@ -109,10 +90,9 @@ def ferrogw(python: Path, upstream: str, model: str, folder: Path, *, logged: bo
         "RATE_LIMIT_RPS": "0",
         "API_KEY_STORE_BACKEND": "sqlite",
         "API_KEY_STORE_DSN": str(home / "keys.db"),
-        **(store if logged else {}),
     }
     command = [_program(python.parent / "ferrogw")]
-    return PeerGateway(name, command, port=port, folder=home, key=key, environment=environment)
+    return PeerGateway("ferrogw", command, port=port, folder=home, key=key, environment=environment)
 
 
 def portkey(python: Path, upstream: str, folder: Path) -> PeerGateway:
@@ -129,19 +109,6 @@ def portkey(python: Path, upstream: str, folder: Path) -> PeerGateway:
     command = [node, _program(prefix / "build" / "start-server.js"), f"--port={port}", "--headless"]
     headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"{upstream}/v1"}
     return PeerGateway("portkey", command, port=port, folder=folder, key="unused", headers=headers)
-
-
-def vllm_router(python: Path, upstream: str, folder: Path) -> PeerGateway:
-    """vLLM's router, with its one API key; it has no ledger.
-
-    Raises:
-        TunelineError: if it is not installed.
-    """
-    port, key = free_port(), "sk-bench"
-    command = [_program(python.parent / "vllm-router"), "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--worker-urls", upstream, "--policy", "round_robin"]
-    command += ["--api-key", key, "--prometheus-port", str(free_port())]
-    return PeerGateway("vllm-router", command, port=port, folder=folder, key=key)
 
 
 def _program(path: Path) -> str:

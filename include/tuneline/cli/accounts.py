@@ -138,16 +138,17 @@ def _list(arguments: argparse.Namespace) -> int:
 
     records = read_keys(_keys_file(arguments))
     if arguments.json:
-        shown = [{k: v for k, v in record.items() if k != "sha256"} for record in records]
+        shown = [record.stated(exclude={"sha256"}) for record in records]
         print(json.dumps({"keys": shown}, indent=1))
         return EXIT_OK
     for record in records:
-        words = [record["name"], record["created_at"] or "-"]
-        if "revoked_at" in record:
-            words.append(f"revoked={record['revoked_at']}")
-        words.append(f"models={','.join(record.get('models', [])) or 'all'}")
-        words += [f"{name}={value:g}" for name, value in record.get("limits", {}).items()]
-        if not record.get("log", True):
+        words = [record.name, record.created_at or "-"]
+        if record.revoked_at:
+            words.append(f"revoked={record.revoked_at}")
+        words.append(f"models={','.join(record.models or ()) or 'all'}")
+        limits = record.limits.model_dump(exclude_none=True)
+        words += [f"{name}={value:g}" for name, value in limits.items()]
+        if not record.log:
             words.append("not logged")
         print("  ".join(words))
     return EXIT_OK

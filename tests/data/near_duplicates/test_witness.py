@@ -4,10 +4,13 @@ from itertools import combinations
 
 import pytest
 from benchmarks.dedup import exact_pairs
-from benchmarks.workloads.near_duplicates import CHAT_WORDS, FEW_WORDS, WORDS, make_corpus
+from benchmarks.workloads.near_duplicates import CHAT_WORDS, WORDS, make_corpus
 
 from tuneline.data.near_duplicates import minhash, witness
 from tuneline.data.near_duplicates.shingles import SHORT, char_grams, normalise, word_grams
+
+# Fewest and most words of a text that is compared by its characters.
+FEW_WORDS = (8, 40)
 
 
 def corpus(rows, lengths):

@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from tuneline.errors import UserError
+from tuneline.governance.release import registry as registry_module
 from tuneline.serving.engines import ENGINE_NAMES, all_engines, get_engine
-from tuneline.serving.engines import registry as registry_module
 from tuneline.serving.engines.engine import BuildRequest, known_architectures, read_facts
 from tuneline.serving.engines.server import ServeRequest
 

@@ -23,7 +23,7 @@ def test_the_command_makes_a_key_with_its_limits_and_shows_it_once(tmp_path, cap
     assert plain not in path.read_text()
     grant = KeyRing(path).grant_of("alice")
     assert grant is not None
-    assert (grant.allows("support"), grant.allows("other"), grant.logged) == (True, False, False)
+    assert (grant.allows("support"), grant.allows("other"), grant.log) == (True, False, False)
     assert grant.limits == KeyLimits(requests_per_minute=3, tokens_per_day=1000, cost_per_month=2.5)
     assert main(["keys", "list", "--keys", str(path)]) == 0
     listed = capsys.readouterr().out
@@ -39,7 +39,7 @@ def test_the_command_makes_a_key_with_its_limits_and_shows_it_once(tmp_path, cap
 def test_the_file_of_the_environment_is_taken(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TUNELINE_KEYS", str(tmp_path / "keys.json"))
     assert main(["keys", "create", "alice"]) == 0
-    assert [record["name"] for record in read_keys(tmp_path / "keys.json")] == ["alice"]
+    assert [record.name for record in read_keys(tmp_path / "keys.json")] == ["alice"]
 
 
 def test_a_revoked_key_opens_nothing_and_its_name_stays_taken(tmp_path, capsys):

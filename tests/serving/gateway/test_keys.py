@@ -22,7 +22,7 @@ def test_the_file_is_private_and_holds_no_key(tmp_path):
     assert plain not in text
     assert plain.removeprefix("tl-") not in text
     assert hashlib.sha256(plain.encode()).hexdigest() in text
-    assert [record["name"] for record in read_keys(path)] == ["alice", "bob"]
+    assert [record.name for record in read_keys(path)] == ["alice", "bob"]
     assert len({plain, second}) == 2
 
 
@@ -32,7 +32,7 @@ def test_a_ring_knows_its_keys_only(tmp_path):
     ring = KeyRing(path)
     assert (ring.name_of(alice), ring.name_of(bob)) == ("alice", "bob")
     record = new_key("alice")[1]
-    for wrong in ("", "tl-", alice[:-1], alice + "x", alice.upper(), record["sha256"]):
+    for wrong in ("", "tl-", alice[:-1], alice + "x", alice.upper(), record.sha256):
         assert ring.name_of(wrong) is None
 
 
@@ -96,7 +96,7 @@ def test_a_wrong_file_is_refused_without_quoting_it(tmp_path, text, word):
 
 def test_the_same_name_twice_in_a_file_is_refused(tmp_path):
     path = tmp_path / "keys.json"
-    path.write_text(json.dumps({"keys": [new_key("a")[1], new_key("a")[1]]}))
+    path.write_text(json.dumps({"keys": [new_key("a")[1].stated() for _ in range(2)]}))
     with pytest.raises(UserError, match="same name"):
         KeyRing(path)
 

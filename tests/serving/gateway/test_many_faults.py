@@ -21,7 +21,7 @@ from tests.lab.upstream_server import UpstreamServer
 from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.accounts.keys import add_key
-from tuneline.serving.gateway.ledger.database import _SqliteWriter
+from tuneline.serving.gateway.ledger.database import LedgerWriter
 
 from .conftest import ask, upstream_entry
 from .test_server import Process
@@ -186,13 +186,13 @@ def test_an_upstream_that_is_killed_in_the_middle(start, small, large):
 
 
 def test_a_ledger_that_falls_behind_slows_requests_down(start, small, monkeypatch):
-    insert = _SqliteWriter.insert
+    insert = LedgerWriter.insert
 
     def slow(self, rows):
         time.sleep(0.05 * len(rows))
         return insert(self, rows)
 
-    monkeypatch.setattr(_SqliteWriter, "insert", slow)
+    monkeypatch.setattr(LedgerWriter, "insert", slow)
     gateway = start(
         upstream_entry(small, **PATIENT), ledger={"path": "usage.db", "queue_limit": 16}
     )

@@ -4,15 +4,7 @@ from datetime import date
 import pytest
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.serving.gateway.logs.spool import (
-    DROPPED,
-    FAILURES,
-    UPLOADED_PARTS,
-    UPLOADED_ROWS,
-    Spool,
-    SpoolFull,
-    Uploader,
-)
+from tuneline.serving.gateway.logs.spool import Spool, SpoolFull, Uploader
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.store import FileStore
 
@@ -37,10 +29,7 @@ def open_spool(tmp_path):
 
 @pytest.fixture
 def metrics():
-    made = Metrics()
-    for name in (DROPPED, FAILURES, UPLOADED_PARTS, UPLOADED_ROWS):
-        made.counter(name, name)
-    return made
+    return Metrics()
 
 
 def test_a_part_is_sealed_by_rows_by_age_and_at_the_end(open_spool):
@@ -142,8 +131,8 @@ def test_a_torn_line_is_dropped_and_counted(open_spool, tmp_path, metrics):
     again = open_spool()
     assert not (tmp_path / "spool" / "part.scratch").exists()
     Uploader(again, store, metrics)._upload_sealed()
-    assert f'{DROPPED}{{reason="torn"}} 1' in metrics.text()
-    assert f"{UPLOADED_ROWS} 2" in metrics.text()
+    assert 'tuneline_gateway_production_log_dropped_total{reason="torn"} 1' in metrics.text()
+    assert "tuneline_gateway_production_log_uploaded_rows_total 2" in metrics.text()
 
 
 def test_the_wait_after_failures_grows_to_a_minute(open_spool, tmp_path, metrics, monkeypatch):
@@ -162,5 +151,5 @@ def test_the_wait_after_failures_grows_to_a_minute(open_spool, tmp_path, metrics
         waits.append(uploader._not_before)
     for number, wait in enumerate(waits):
         assert min(60, 2**number) / 2 <= wait <= min(60, 2**number)
-    assert f"{FAILURES} 8" in metrics.text()
+    assert "tuneline_gateway_production_log_upload_failures_total 8" in metrics.text()
     assert len(spool.sealed()) == 1

@@ -1,9 +1,16 @@
-"""Kept connections that the server drops: a request on one is sent again, and only then."""
+"""Upstreams over bare sockets: connections that are dropped, answers that are none, proxies."""
 
 import asyncio
+import datetime
+import ipaddress
 import json
+import ssl
+from contextlib import asynccontextmanager
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tuneline.serving.gateway.attempt_status import AttemptStatus, UpstreamFault
 from tuneline.serving.gateway.chain.upstream import Upstream
@@ -74,7 +81,7 @@ def test_streams_and_lists_of_models_are_sent_again_too():
         async with Server(answered=1) as server:
             for _ in range(2):
                 response = await server.upstream.open_stream(BODY, 5)
-                assert await response.read() == ANSWER
+                assert await response.content.read() == ANSWER
                 response.close()
             with pytest.raises(UpstreamFault, match="its list of models cannot be read"):
                 await server.upstream.listed_models(5)
@@ -130,3 +137,242 @@ def test_an_answer_that_is_too_large_is_a_failure_of_the_upstream():
             await upstream.aclose()
 
     asyncio.run(main())
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+KEPT = OK + b"content-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
+
+
+class Script:
+    """A server that answers every request with the next of its answers, `None` closing."""
+
+    def __init__(self, *answers: bytes | None, later: bytes = b"") -> None:
+        self.answers = list(answers)
+        self.later = later
+        self.heads: list[bytes] = []
+        self.connections = 0
+        self.drained = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                self.heads.append(head.lower())
+                length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                await reader.readexactly(int(length or 0))
+                if (answer := self.answers.pop(0)) is None:
+                    break
+                writer.write(answer)
+                await writer.drain()
+                self.drained = True
+                await asyncio.sleep(0.05 if self.later else 0)
+                writer.write(self.later)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+
+
+@asynccontextmanager
+async def asked(script: Script, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"):
+    """An upstream behind a script; a proxy of the environment is one for other hosts."""
+    server = await asyncio.start_server(script.serve, "127.0.0.1", 0, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    url = f"{'https' if tls else 'http'}://{host}:{port}/v1"
+    upstream = Upstream(UpstreamConfig(name="a", base_url=url, model="m", connect_timeout_s=0.5))
+    try:
+        yield upstream
+    finally:
+        await upstream.aclose()
+        server.close()
+
+
+async def fault_at(config: UpstreamConfig) -> AttemptStatus:
+    upstream = Upstream(config)
+    try:
+        with pytest.raises(UpstreamFault) as caught:
+            await upstream.complete(BODY, 5)
+        return caught.value.outcome
+    finally:
+        await upstream.aclose()
+
+
+def fault_of(*answers: bytes | None) -> UpstreamFault:
+    async def main():
+        async with asked(Script(*answers)) as upstream:
+            with pytest.raises(UpstreamFault) as caught:
+                await upstream.complete(BODY, 5)
+            return caught.value
+
+    return asyncio.run(asyncio.wait_for(main(), 10))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"220 mail.example.org ESMTP\r\n\r\n",
+        OK + b"x: " + b"a" * 2_000_000 + b"\r\n\r\n",
+        OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
+        OK + b"transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n",
+        None,
+    ],
+    ids=["not HTTP", "endless head", "two lengths", "broken off", "closed"],
+)
+def test_what_is_no_answer_breaks_the_connection(answer):
+    # The script closes its side after it.
+    fault = fault_of(answer, None)
+    assert fault.outcome in (AttemptStatus.CONNECTION_LOST, AttemptStatus.TIMEOUT)
+
+
+def test_a_redirect_is_not_followed():
+    moved = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
+    assert fault_of(moved).outcome is AttemptStatus.UPSTREAM_REFUSED
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_bytes_that_nobody_asked_for_end_a_kept_connection(late):
+    """An answer put behind another (response splitting) must not answer the next request."""
+    forged = KEPT.replace(b"hi", b"no")
+    first = KEPT if late else KEPT + forged
+
+    async def main():
+        script = Script(first, KEPT, later=forged if late else b"")
+        async with asked(script) as upstream:
+            for _ in range(2):
+                assert (await upstream.complete(BODY, 5))[1] == ANSWER
+                await asyncio.sleep(0.2)
+        return script.connections
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)) == 2
+
+
+def test_a_stream_that_is_not_read_makes_the_server_wait():
+    size = 64 << 20
+
+    async def main():
+        script = Script(OK + b"content-length: %d\r\n\r\n" % size + bytes(size))
+        async with asked(script) as upstream:
+            response = await upstream.open_stream(BODY, 5)
+            await asyncio.sleep(0.3)
+            assert not script.drained
+            read = 0
+            while part := await response.content.readany():
+                read += len(part)
+            assert read == size
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+
+def test_nobody_listening_and_no_answer_to_a_handshake_cannot_connect():
+    async def main():
+        async with asked(Script()) as upstream:
+            gone = upstream.config
+            silent = gone.model_copy(update={"base_url": gone.base_url.replace("http:", "https:")})
+            for config in (silent, gone.model_copy(update={"base_url": "http://127.0.0.1:1/v1"})):
+                assert await fault_at(config) is AttemptStatus.CONNECT_ERROR
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_a_plain_server_behind_a_proxy_is_asked_by_its_whole_url(monkeypatch):
+    async def main():
+        script = Script(KEPT)
+        server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("http_proxy", f"http://me:p%40ss@127.0.0.1:{port}")
+        url = "http://engine.example:8000/v1"
+        upstream = Upstream(UpstreamConfig(name="a", base_url=url, model="m"))
+        assert (await upstream.complete(BODY, 5))[1] == ANSWER
+        await upstream.aclose()
+        server.close()
+        return script.heads[0]
+
+    head = asyncio.run(asyncio.wait_for(main(), 10))
+    assert head.startswith(b"post http://engine.example:8000/v1/chat/completions http/1.1\r\n")
+    assert b"proxy-authorization: basic bwu6cebzcw==\r\n" in head
+
+
+@pytest.fixture
+def tls(tmp_path, monkeypatch) -> ssl.SSLContext:
+    """A server's context with a certificate that the client trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    plain = serialization.NoEncryption()
+    both = tmp_path / "server.pem"
+    kind = serialization.PrivateFormat.PKCS8
+    both.write_bytes(certificate.public_bytes(pem) + key.private_bytes(pem, kind, plain))
+    trusted = tmp_path / "ca.pem"
+    trusted.write_bytes(certificate.public_bytes(pem))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    return context
+
+
+async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A proxy that tunnels to whatever it is asked for."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    method, target, _ = head.split(b" ", 2)
+    assert method == b"CONNECT"
+    host, _, port = target.decode().rpartition(":")
+    far_reader, far_writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    await asyncio.gather(copy(reader, far_writer), copy(far_reader, writer))
+
+
+def test_tls_is_checked_directly_and_through_a_proxy(tls, monkeypatch):
+    async def main():
+        script = Script(KEPT, KEPT)
+        async with asked(script, tls) as upstream:
+            assert (await upstream.complete(BODY, 5))[1] == ANSWER
+            proxy = await asyncio.start_server(tunnel, "127.0.0.1", 0)
+            port = proxy.sockets[0].getsockname()[1]
+            monkeypatch.setenv("https_proxy", f"http://me:secret@127.0.0.1:{port}")
+            # An address of this machine that is not its loopback, so that the proxy is taken.
+            monkeypatch.setattr(UpstreamConfig, "is_local", False)
+            behind = Upstream(upstream.config)
+            assert (await behind.complete(BODY, 5))[1] == ANSWER
+            await behind.aclose()
+            proxy.close()
+            # A proxy's own key stays with the proxy, the server's key with the server.
+            assert script.heads[1].startswith(b"post /v1/chat/completions http/1.1\r\n")
+            assert b"proxy" not in script.heads[1]
+            monkeypatch.delenv("https_proxy")
+            # Without the authority the certificate is worth nothing.
+            monkeypatch.delenv("SSL_CERT_FILE")
+            assert await fault_at(upstream.config) is AttemptStatus.CONNECT_ERROR
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+
+def test_a_proxy_that_refuses_is_no_connection_and_sees_no_key(monkeypatch):
+    monkeypatch.setenv("ENGINE_KEY", "secret")
+
+    async def main():
+        refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"
+        script = Script(refusal)
+        server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+        url = "https://engine.example/v1"
+        config = UpstreamConfig(name="a", base_url=url, model="m", api_key_env="ENGINE_KEY")
+        assert await fault_at(config) is AttemptStatus.CONNECT_ERROR
+        server.close()
+        assert b"secret" not in script.heads[0]
+
+    asyncio.run(asyncio.wait_for(main(), 10))

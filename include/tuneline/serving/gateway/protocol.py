@@ -1,4 +1,9 @@
-"""OpenAI's answers and streams, as far as a gateway has to read them."""
+"""OpenAI's answers and streams, as far as a gateway has to read them.
+
+orjson refuses texts that Python's own reader takes, such as lone surrogates, which an engine sends
+when it cuts an answer inside a character. What it refuses is tried again by the standard library.
+One difference stays: integers beyond 64 bits become floats.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tuneline.serving.gateway.accounts.keys import Budget, Grant, KeyLimits, KeyRing
+from tuneline.serving.gateway.accounts.keys import Budget, KeyLimits, KeyRecord, KeyRing
 from tuneline.serving.gateway.accounts.spending import SpendingReader, Spent
 from tuneline.serving.gateway.chain.attempt import Attempt, Call
 from tuneline.serving.gateway.config import KeptUser
@@ -30,7 +30,6 @@ from tuneline.serving.gateway.upstream_config import TokenRates
 _LONGEST = 64
 _HASH_DIGITS = 16
 MINUTE_S = 60.0
-REFUSALS = "tuneline_gateway_refusals_total"
 _BYTES_PER_TOKEN = 4
 # Claimed for an answer whose length the client leaves open.
 _UNSTATED_TOKENS = 256
@@ -281,7 +280,6 @@ class Admission:
         self._under_way = _UnderWay()
         self._minutes: dict[str, Minute] = {}
         ledger.on_taken = self._add_usage
-        metrics.counter(REFUSALS, "Requests refused by a limit of their key, by limit.")
 
     def enter(self, request_id: str, key: str, places: int) -> None:
         """Take a place for a request; `release` has to follow.
@@ -295,7 +293,7 @@ class Admission:
             ApiError: 429 if the key has as many under way as it may.
         """
         if not self._places.take(request_id, key, places):
-            self._metrics.add(REFUSALS, limit="requests_at_once")
+            self._metrics.refusals.labels("requests_at_once").inc()
             most = self._places.limit(key, places)
             raise _too_many(f"This API key may have {most} requests under way, and has")
 
@@ -311,7 +309,7 @@ class Admission:
             ApiError: 429 if that is too much together with the other requests.
         """
         if not self._places.hold(request_id, size, most):
-            self._metrics.add(REFUSALS, limit="bytes_at_once")
+            self._metrics.refusals.labels("bytes_at_once").inc()
             raise _too_many("The requests under way are as large as they may be together")
 
     def admit(self, call: Call) -> Call:
@@ -328,7 +326,7 @@ class Admission:
         if grant is None:
             raise ApiError(401, "The API key was revoked.", code="invalid_api_key")
         if not grant.allows(call.model):
-            self._metrics.add(REFUSALS, limit="models")
+            self._metrics.refusals.labels("models").inc()
             raise ApiError(
                 403,
                 "This API key may not use that model; GET /v1/models lists those that it may.",
@@ -353,7 +351,7 @@ class Admission:
             self._minutes[claim.key].change(claim.request, took.tokens)
         self._ended.append(claim)
 
-    def _take(self, call: Call, grant: Grant) -> None:
+    def _take(self, call: Call, grant: KeyRecord) -> None:
         self._settle()
         self._check_budgets(grant)
         claim = _Claim(call.key, periods(self._clock()), self._claimed(call))
@@ -393,7 +391,7 @@ class Admission:
         while self._ended and self._ended[0].ended_at <= written:
             self._under_way.remove(self._ended.popleft())
 
-    def _check_budgets(self, grant: Grant) -> None:
+    def _check_budgets(self, grant: KeyRecord) -> None:
         if not (budgets := grant.limits.budgets):
             return
         now = self._clock()
@@ -404,7 +402,7 @@ class Admission:
             spent = sums.get((period, grant.name), _NOTHING).of(budget)
             under_way = self._under_way.of(period, grant.name).of(budget)
             if spent + under_way >= budget.amount:
-                self._metrics.add(REFUSALS, limit=budget.name)
+                self._metrics.refusals.labels(budget.name).inc()
                 raise _refusal(budget, period, now, spent >= budget.amount)
 
     def _check_rates(self, limits: KeyLimits, minute: Minute, now: float) -> None:
@@ -414,7 +412,7 @@ class Admission:
         ]
         for what, limit, wait_for in checks:
             if limit is not None and (wait := wait_for(limit, now)) > 0:
-                self._metrics.add(REFUSALS, limit=f"{what}_per_minute")
+                self._metrics.refusals.labels(f"{what}_per_minute").inc()
                 raise ApiError(
                     429,
                     f"This API key may use {limit} {what} per minute, and has; try again in "

@@ -1,4 +1,4 @@
-"""API keys: made here, shown once, stored only as SHA-256, beside what they may do.
+"""API keys: made here, shown once, stored only as SHA-256, with what they may do.
 
 A key is 32 random bytes, so one round of SHA-256 is enough: there is no weak password to guess,
 which is what a slow hash (scrypt) protects.
@@ -10,18 +10,19 @@ import fcntl
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuneline.errors import TunelineError, UserError
 
@@ -29,11 +30,17 @@ log = logging.getLogger("tuneline.gateway")
 
 Period: TypeAlias = Literal["day", "month"]
 Unit: TypeAlias = Literal["tokens", "cost"]
+
 _PREFIX = "tl-"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
 # How long a running gateway may go on without looking whether the file changed.
 _RELOAD_AFTER_S = 1.0
+_BUDGETS: tuple[tuple[str, Unit, Period], ...] = (
+    ("tokens_per_day", "tokens", "day"),
+    ("tokens_per_month", "tokens", "month"),
+    ("cost_per_day", "cost", "day"),
+    ("cost_per_month", "cost", "month"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,21 +58,27 @@ class Budget:
     amount: float
 
 
-@dataclass(frozen=True)
-class KeyLimits:
+def _limit(kind: str = "a whole number") -> Any:
+    says = f"must be {kind} above 0; `keys revoke` ends a key"
+    return Field(None, gt=0, allow_inf_nan=None if "whole" in kind else False, description=says)
+
+
+class KeyLimits(BaseModel):
     """The limits of a key; None sets no limit. Periods are days and months in UTC.
 
     Attributes:
         requests_at_once: requests under way; None takes a share of the gateway's.
     """
 
-    requests_at_once: int | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    tokens_per_day: int | None = None
-    tokens_per_month: int | None = None
-    cost_per_day: float | None = None
-    cost_per_month: float | None = None
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    requests_at_once: int | None = _limit()
+    requests_per_minute: int | None = _limit()
+    tokens_per_minute: int | None = _limit()
+    tokens_per_day: int | None = _limit()
+    tokens_per_month: int | None = _limit()
+    cost_per_day: float | None = _limit("a number")
+    cost_per_month: float | None = _limit("a number")
 
     @cached_property
     def budgets(self) -> tuple[Budget, ...]:
@@ -83,67 +96,77 @@ class KeyLimits:
 
     def __bool__(self) -> bool:
         """Return True if anything is limited."""
-        return bool(self.stated())
+        return self != NO_LIMITS
 
-    def stated(self) -> dict[str, float]:
-        """Return the limits that are set, by name."""
-        return {name: value for name in LIMITS if (value := getattr(self, name)) is not None}
-
-
-LIMITS = tuple(field.name for field in fields(KeyLimits))
 
 NO_LIMITS = KeyLimits()
 
-_BUDGETS: tuple[tuple[str, Unit, Period], ...] = (
-    ("tokens_per_day", "tokens", "day"),
-    ("tokens_per_month", "tokens", "month"),
-    ("cost_per_day", "cost", "day"),
-    ("cost_per_month", "cost", "month"),
-)
+
+class KeyRecord(BaseModel):
+    """A key as the keys file stores it, and what it may do.
+
+    Requests of one with `"log": false` are not logged; one with `models` may ask for these alone;
+    one with `revoked_at` opens nothing.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    name: str = Field(pattern=_NAME, description="is missing or not a plain name")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="must be 64 lower-case hex digits")
+    created_at: str | None = Field(None, description="must be a time")
+    log: bool = Field(True, description="must be true or false")
+    models: tuple[str, ...] | None = Field(
+        None, min_length=1, description="must be a list of at least one model id"
+    )
+    limits: KeyLimits = NO_LIMITS
+    revoked_at: str | None = Field(
+        None, description="must be the time at which the key was revoked"
+    )
+
+    def allows(self, model: str) -> bool:
+        """Return True if the key may ask for a model, by its id without a version."""
+        return self.models is None or model in self.models
+
+    def stated(self, **leaving_out: Any) -> dict[str, Any]:
+        """Return what the file states of it."""
+        return self.model_dump(exclude_defaults=True, exclude_none=True, mode="json", **leaving_out)
 
 
-def parse_limits(stated: Any, where: str) -> KeyLimits:
-    """Read limits as the keys file states them.
+class _KeysFile(BaseModel):
+    keys: list[KeyRecord]
+
+
+def parse_limits(stated: dict[str, Any], where: str) -> KeyLimits:
+    """Read limits by name.
 
     Args:
-        stated: a mapping of limits by name, or None.
+        stated: the limits.
         where: the place, for messages.
 
     Raises:
         UserError: if a name is unknown, or an amount is not a positive number.
     """
-    if stated is None:
-        return NO_LIMITS
-    if not isinstance(stated, Mapping):
-        raise UserError(f'{where} must be an object such as {{"tokens_per_day": 100000}}')
-    if unknown := sorted(set(map(str, stated)) - set(LIMITS)):
-        raise UserError(f"{where}.{unknown[0]} is unknown; limits are {', '.join(LIMITS)}")
-    return KeyLimits(**{name: _amount(name, value, where) for name, value in stated.items()})
+    try:
+        return KeyLimits.model_validate(stated)
+    except ValidationError as error:
+        raise _wrong(KeyLimits, _problem(error)["loc"], where) from None
 
 
-def _amount(name: str, value: Any, where: str) -> Any:
-    money = name.startswith("cost")
-    kinds = (int, float) if money else (int,)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value < math.inf:
-        number = "a number" if money else "a whole number"
-        raise UserError(f"{where}.{name} must be {number} above 0; `keys revoke` ends a key")
-    return float(value) if money else value
+def _problem(error: ValidationError) -> Any:
+    """Return the first problem, without the value: someone may have put a plain key there."""
+    return error.errors(include_url=False, include_context=False, include_input=False)[0]
 
 
-class KeyRecord(TypedDict):
-    """A key as the keys file stores it.
-
-    Requests of one with `"log": false` are not logged; one with `models` may ask for these alone;
-    one with `revoked_at` opens nothing. `limits` are those of `KeyLimits`.
-    """
-
-    name: str
-    sha256: str
-    created_at: str
-    log: NotRequired[bool]
-    models: NotRequired[list[str]]
-    limits: NotRequired[dict[str, float]]
-    revoked_at: NotRequired[str]
+def _wrong(model: type[BaseModel], path: Sequence[int | str], where: str) -> UserError:
+    """Return the error of a field of a key, or of its limits."""
+    if path and path[0] == "limits":
+        return _wrong(KeyLimits, path[1:], f"{where}.limits")
+    if not path:
+        return UserError(f'{where} must be an object such as {{"tokens_per_day": 100000}}')
+    field = model.model_fields.get(str(path[0]))
+    known = ", ".join(model.model_fields)
+    says = f"is unknown; limits are {known}" if field is None else field.description
+    return UserError(f"{where}.{path[0]} {says}")
 
 
 def new_key(
@@ -167,20 +190,20 @@ def new_key(
     Raises:
         UserError: if the name has characters that are not safe in a log.
     """
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         raise UserError(
             f"{name!r} cannot name an API key: use 1 to 64 letters, digits, dots, dashes, "
             "underscores or @, starting with a letter or digit"
         )
     plain = _PREFIX + secrets.token_urlsafe(32)
-    record: KeyRecord = {"name": name, "sha256": _digest(plain), "created_at": _now()}
-    if not logged:
-        record["log"] = False
-    if models:
-        record["models"] = list(models)
-    if limits:
-        record["limits"] = limits.stated()
-    return plain, record
+    return plain, KeyRecord(
+        name=name,
+        sha256=hashlib.sha256(plain.encode()).hexdigest(),
+        created_at=_now(),
+        log=logged,
+        models=tuple(models) or None,
+        limits=limits,
+    )
 
 
 def add_key(
@@ -204,7 +227,7 @@ def add_key(
     """
     plain, record = new_key(name, logged=logged, models=models, limits=limits)
     with _changing(path) as records:
-        if any(known["name"] == name for known in records):
+        if any(known.name == name for known in records):
             # Also a revoked one: its usage stands in the ledger under this name.
             raise UserError(f"{path}: a key named {name} exists; choose another name")
         records.append(record)
@@ -223,12 +246,12 @@ def revoke_key(path: Path, name: str) -> None:
     if not path.exists():
         raise UserError(f"{path}: no such keys file")
     with _changing(path) as records:
-        record = next((known for known in records if known["name"] == name), None)
+        record = next((known for known in records if known.name == name), None)
         if record is None:
             raise UserError(f"{path}: no key is named {name}; `tuneline keys list` names them")
-        if revoked := record.get("revoked_at"):
-            raise UserError(f"{path}: the key {name} was revoked at {revoked}")
-        record["revoked_at"] = _now()
+        if record.revoked_at:
+            raise UserError(f"{path}: the key {name} was revoked at {record.revoked_at}")
+        record.revoked_at = _now()
 
 
 @contextmanager
@@ -241,7 +264,8 @@ def _changing(path: Path) -> Iterator[list[KeyRecord]]:
             fcntl.flock(lock, fcntl.LOCK_EX)
             records = read_keys(path) if path.exists() else []
             yield records
-            _write_whole(path, json.dumps({"keys": records}, indent=1) + "\n")
+            stated = {"keys": [record.stated() for record in records]}
+            _write_whole(path, json.dumps(stated, indent=1) + "\n")
     except OSError as error:
         raise TunelineError(f"{path}: the key cannot be stored: {error.strerror}") from None
 
@@ -253,7 +277,7 @@ def read_keys(path: Path) -> list[KeyRecord]:
         UserError: if it cannot be read, or an entry is wrong.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        records = _KeysFile.model_validate_json(path.read_bytes()).keys
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such keys file; make one with the first key by "
@@ -261,75 +285,24 @@ def read_keys(path: Path) -> list[KeyRecord]:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: the keys file cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise UserError(f"{path}: the keys file is not JSON") from None
-    entries = data.get("keys") if isinstance(data, dict) else None
-    if not isinstance(entries, list):
-        raise UserError(f'{path}: the keys file must be {{"keys": [{{"name", "sha256"}}, …]}}')
-    records: list[KeyRecord] = []
-    for number, entry in enumerate(entries):
-        record = _record(entry, f"{path}: keys[{number}]")
-        if any(known["name"] == record["name"] for known in records):
+    except ValidationError as error:
+        problem = _problem(error)
+        if problem["type"] == "json_invalid":
+            raise UserError(f"{path}: the keys file is not JSON") from None
+        if len(problem["loc"]) < 2:
             raise UserError(
-                f"{path}: keys[{number}] has the same name as an earlier key: {record['name']}"
+                f'{path}: the keys file must be {{"keys": [{{"name", "sha256"}}, …]}}'
+            ) from None
+        _, number, *place = problem["loc"]
+        raise _wrong(KeyRecord, place or ["name"], f"{path}: keys[{number}]") from None
+    names: set[str] = set()
+    for number, record in enumerate(records):
+        if record.name in names:
+            raise UserError(
+                f"{path}: keys[{number}] has the same name as an earlier key: {record.name}"
             )
-        records.append(record)
+        names.add(record.name)
     return records
-
-
-def _record(entry: Any, where: str) -> KeyRecord:
-    """Return an entry of the file, as it is, so that a change of another key keeps it."""
-    fields = entry if isinstance(entry, dict) else {}
-    name, digest = fields.get("name"), fields.get("sha256")
-    # The message never quotes the entry: someone may have put a plain key there.
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UserError(f"{where}.name is missing or not a plain name")
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-        raise UserError(f"{where}.sha256 must be 64 lower-case hex digits")
-    logged, models = fields.get("log", True), fields.get("models")
-    if not isinstance(logged, bool):
-        raise UserError(f"{where}.log must be true or false")
-    if models is not None and not _is_list_of_names(models):
-        raise UserError(f"{where}.models must be a list of at least one model id")
-    revoked = fields.get("revoked_at")
-    if revoked is not None and not isinstance(revoked, str):
-        raise UserError(f"{where}.revoked_at must be the time at which the key was revoked")
-    created = str(fields.get("created_at") or "")
-    record: KeyRecord = {"name": name, "sha256": digest, "created_at": created}
-    if not logged:
-        record["log"] = False
-    if models:
-        record["models"] = models
-    if limits := parse_limits(fields.get("limits"), f"{where}.limits").stated():
-        record["limits"] = limits
-    if revoked is not None:
-        record["revoked_at"] = revoked
-    return record
-
-
-def _is_list_of_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
-
-
-@dataclass(frozen=True)
-class Grant:
-    """What a key may do.
-
-    Attributes:
-        name: its name in the ledger and the log.
-        models: the models that it may ask for, None for all.
-        limits: its rates and budgets.
-        logged: True if its requests may be logged.
-    """
-
-    name: str
-    models: frozenset[str] | None
-    limits: KeyLimits
-    logged: bool
-
-    def allows(self, model: str) -> bool:
-        """Return True if the key may ask for a model, by its id without a version."""
-        return self.models is None or model in self.models
 
 
 class KeyRing:
@@ -363,23 +336,23 @@ class KeyRing:
         self._follow_file()
         return self._names.get(hashlib.sha256(plain.encode("utf-8", "surrogateescape")).digest())
 
-    def grant_of(self, name: str) -> Grant | None:
+    def grant_of(self, name: str) -> KeyRecord | None:
         """Return what a key may do, None if it is unknown or revoked by now."""
         return self._grants.get(name)
 
-    def grants(self) -> list[Grant]:
+    def grants(self) -> list[KeyRecord]:
         """Return the grants of all keys that are in force."""
         return list(self._grants.values())
 
     def is_logged(self, name: str) -> bool:
         """Return True if the requests of a key may be logged; those of a removed one may not."""
         grant = self._grants.get(name)
-        return grant is not None and grant.logged
+        return grant is not None and grant.log
 
     def _take(self, records: list[KeyRecord]) -> None:
-        valid = [record for record in records if "revoked_at" not in record]
-        self._names = {bytes.fromhex(record["sha256"]): record["name"] for record in valid}
-        self._grants = {record["name"]: _grant(record) for record in valid}
+        valid = [record for record in records if record.revoked_at is None]
+        self._names = {bytes.fromhex(record.sha256): record.name for record in valid}
+        self._grants = {record.name: record for record in valid}
 
     def _follow_file(self) -> None:
         now = self._clock()
@@ -406,22 +379,8 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _digest(plain: str) -> str:
-    return hashlib.sha256(plain.encode("utf-8")).hexdigest()
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _grant(record: KeyRecord) -> Grant:
-    models = record.get("models")
-    return Grant(
-        name=record["name"],
-        models=frozenset(models) if models else None,
-        limits=parse_limits(record.get("limits"), "limits"),
-        logged=record.get("log", True),
-    )
 
 
 def _write_whole(path: Path, text: str) -> None:

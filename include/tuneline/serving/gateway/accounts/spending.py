@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 from sqlalchemy import Engine, select
 
 from tuneline.errors import first_line
-from tuneline.serving.gateway.accounts.keys import Budget, Grant
+from tuneline.serving.gateway.accounts.keys import Budget, KeyRecord
 from tuneline.serving.gateway.ledger.database import (
     SPENDING,
     LedgerLocation,
@@ -39,8 +39,6 @@ _CLOSE_TIMEOUT_S = 5.0
 _MANY_KEYS = 500
 # Shares of a budget that are reported, the highest first.
 ALARM_SHARES = (1.0, 0.8)
-ALARMS = "tuneline_gateway_budget_alarms_total"
-_FAILURES = "tuneline_gateway_budget_read_failures_total"
 
 
 class Spent(NamedTuple):
@@ -99,7 +97,7 @@ class SpendingReader:
         place: LedgerLocation,
         *,
         currency: str,
-        grants: Callable[[], list[Grant]],
+        grants: Callable[[], list[KeyRecord]],
         progress: Callable[[], tuple[int, int]],
         metrics: Metrics,
         clock: Callable[[], float] = time.time,
@@ -114,8 +112,6 @@ class SpendingReader:
         self._failing = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="budgets", daemon=True)
-        metrics.counter(ALARMS, "Keys that reached a share of a budget, by budget and per cent.")
-        metrics.counter(_FAILURES, "Readings of the ledger's sums that failed.")
         self.view = View({}, 0)
         with explained(url_of(place), "read"):
             self.look()
@@ -153,7 +149,7 @@ class SpendingReader:
             try:
                 self.look()
             except Exception as error:  # whatever a driver raises, the last sums hold
-                self._metrics.add(_FAILURES)
+                self._metrics.budget_read_failures.inc()
                 if not self._failing:
                     log.error("budgets: the ledger's sums cannot be read: %s", first_line(error))
                 self._failing = True
@@ -183,7 +179,7 @@ class SpendingReader:
             self._reported = {p: s for p, s in self._reported.items() if p[:2] != place[:2]}
         self._reported[place] = reached
         percent = f"{reached:.0%}".rstrip("%")
-        self._metrics.add(ALARMS, budget=budget.name, percent=percent)
+        self._metrics.budget_alarms.labels(budget.name, percent).inc()
         unit = "tokens" if budget.unit == "tokens" else self.currency
         log.warning(
             "budget: key %s has spent %s %% of %s in %s (%g of %g %s)",

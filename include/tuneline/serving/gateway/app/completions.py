@@ -307,10 +307,10 @@ class _Exchange:
     def _note(self) -> None:
         seconds = time.perf_counter() - self._began
         metrics = self._runtime.metrics
-        metrics.add("tuneline_gateway_requests_total", model=self._model, status=str(self._status))
+        metrics.requests.labels(self._model, str(self._status)).inc()
         if self._model:
-            name = "tuneline_gateway_request_seconds"
-            metrics.observe(name, seconds, model=self._model, stream=str(self._stream).lower())
+            stream = str(self._stream).lower()
+            metrics.request_seconds.labels(self._model, stream).observe(seconds)
         facts = {
             "request_id": self._id,
             "operation": self._api.operation,

@@ -7,7 +7,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from tuneline.errors import UserError
@@ -41,23 +40,6 @@ _LOOK_S = 0.05
 # Makes the scrubber of the production log from its section. It comes from the data phase, which is
 # on this floor and therefore not imported here.
 ScrubberFor: TypeAlias = "Callable[[ProductionLogConfig], Scrub]"
-_UNJUDGED = "tuneline_gateway_json_unjudged_total"
-RELOADS = "tuneline_gateway_reloads_total"
-_COUNTERS = {
-    "tuneline_gateway_requests_total": "Chat requests, by model asked for and HTTP status.",
-    "tuneline_gateway_attempts_total": "Attempts at upstreams, by how they ended.",
-    "tuneline_gateway_fallbacks_total": "Attempts made because an earlier one was left.",
-    "tuneline_gateway_skipped_total": "Upstreams that a request passed over, by reason.",
-    "tuneline_gateway_tokens_total": "Tokens written to the ledger.",
-    "tuneline_gateway_cost_total": "Cost written to the ledger.",
-    "tuneline_gateway_confidence_unknown_total": "Answers to be judged without logprobs.",
-    _UNJUDGED: "Answers that nobody could hold against the JSON Schema of their request.",
-    RELOADS: "Configuration files read while the gateway ran, by whether they were taken over.",
-}
-_HISTOGRAMS = {
-    "tuneline_gateway_request_seconds": "Time from a request to the end of its answer.",
-    "tuneline_gateway_time_to_first_token_seconds": "Time from asking to a stream's first token.",
-}
 
 
 def pinned_models(config: GatewayConfig) -> dict[str, ModelConfig]:
@@ -262,7 +244,7 @@ class Runtime:
             users=config.ledger.users,
             metrics=self.metrics,
         )
-        self._judge = FormJudge(partial(self.metrics.add, _UNJUDGED))
+        self._judge = FormJudge(self.metrics.json_unjudged.inc)
         self._current = Routing(config, self.ledger, self.metrics, self._judge)
         self.tally = CanaryCounts()
         self.tally.keep(self._current.canaries)
@@ -346,7 +328,7 @@ class Runtime:
             await old.await_idle()
         finally:
             self.reload.retiring -= 1
-        await old.close_upstreams(_without(old, new))
+            await old.close_upstreams(_without(old, new))
 
     async def stop(self) -> None:
         """Stop the pings, close the connections, write what waits to be written."""
@@ -422,26 +404,20 @@ class Runtime:
             tokens[row.upstream, row.estimated, "completion"] += row.completion_tokens
             costs[row.currency] += row.cost
         for (upstream, estimated, kind), count in tokens.items():
-            labels = {"upstream": upstream, "estimated": str(estimated).lower(), "type": kind}
-            self.metrics.add("tuneline_gateway_tokens_total", count, **labels)
+            self.metrics.tokens.labels(upstream, str(estimated).lower(), kind).inc(count)
         for currency, cost in costs.items():
-            self.metrics.add("tuneline_gateway_cost_total", cost, currency=currency)
+            self.metrics.cost.labels(currency).inc(cost)
 
     def _declare_metrics(self) -> None:
-        for name, text in _COUNTERS.items():
-            self.metrics.counter(name, text)
-        for name, text in _HISTOGRAMS.items():
-            self.metrics.histogram(name, text)
-
         def gauge(name: str, text: str, read: Callable[[], float]) -> None:
-            self.metrics.gauge(f"tuneline_gateway_{name}", text, lambda: {(): float(read())})
+            self.metrics.gauge(name, text, lambda: {(): float(read())})
 
         gauge("in_flight", "Requests under way.", lambda: self.in_flight)
         gauge("ledger_pending", "Ledger rows not yet written.", lambda: self.ledger.pending)
         ready = "1 while /v1/health/ready answers 200."
         gauge("ready", ready, lambda: self.why_not_ready() is None)
         self.metrics.gauge(
-            "tuneline_gateway_circuit_open",
+            "circuit_open",
             "1 while nothing is sent to the upstream, 0.5 while single requests try it.",
             lambda: {
                 (("upstream", name),): {Circuit.OPEN: 1.0, Circuit.HALF_OPEN: 0.5}.get(state, 0.0)
@@ -449,7 +425,7 @@ class Runtime:
             },
         )
         self.metrics.gauge(
-            "tuneline_gateway_release_behind",
+            "release_behind",
             "1 while a released version of the model is not served yet.",
             lambda: {
                 (("model", model.id),): float(model.id in self.behind())
@@ -457,7 +433,7 @@ class Runtime:
             },
         )
         self.metrics.gauge(
-            "tuneline_gateway_upstream_ready",
+            "upstream_ready",
             "1 while the upstream is ready.",
             lambda: {
                 (("upstream", name),): float(state == "ready")

@@ -1,4 +1,13 @@
-"""The gateway as a process: its socket, its signals and its drain."""
+"""The gateway as a process: clients' connections, its log, reloads, signals and the drain.
+
+uvicorn waits for ever for the rest of a request's head, keeps headers of any size, waits for ever
+on a client that stops reading, and opens connections until no file can be opened. Each of these
+lets one client hold memory and places that others need, so `ClientConnection` sets limits.
+
+SIGHUP asks for a reload, and with `--watch` every change of the file does. Upstreams and models are
+exchanged at once, when the new ones have proven that they answer; requests under way finish on
+the old ones. A file that can't be taken leaves everything as it was, and the log says why.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +24,16 @@ import time
 from collections import Counter
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from tuneline.errors import EXIT_OK, TunelineError, UserError
 from tuneline.serving.gateway.app.routes import create_app
-from tuneline.serving.gateway.app.runtime import RELOADS, Runtime, ScrubberFor
+from tuneline.serving.gateway.app.runtime import Runtime, ScrubberFor
 from tuneline.serving.gateway.config import ClientLimits, GatewayConfig, fingerprint, load_config
 from tuneline.serving.gateway.ledger.writer import GatheredLines
 from tuneline.serving.gateway.metrics import Metrics
@@ -61,7 +70,6 @@ _CUT_OFF_S = 1
 _BACKLOG = 2048
 # A log whose reader is stuck must not hold up the end.
 _LAST_LINES_S = 2.0
-_LOST = "tuneline_gateway_log_lost_total"
 _SWITCH_S = 0.0005
 
 
@@ -333,11 +341,11 @@ class Reloader:
             await self._runtime.change(config)
         except TunelineError as error:
             state.refused = found
-            self._runtime.metrics.add(RELOADS, outcome="refused")
+            self._runtime.metrics.reloads.labels("refused").inc()
             log.error("the configuration stays as it was: %s", error)
             return
         state.taken, state.refused = found, None
-        self._runtime.metrics.add(RELOADS, outcome="taken")
+        self._runtime.metrics.reloads.labels("taken").inc()
         models = ", ".join(f"{model.id} ({' -> '.join(model.chain)})" for model in config.models)
         log.info("configuration %s taken over, models: %s", found, models or "none")
 
@@ -378,27 +386,8 @@ def run_gateway(
     app = create_app(config, scrubber_for)
     listener = _listen(config)
     lines = _begin_log(config, app.state.runtime.metrics)
-    server = _DrainingServer(
-        uvicorn.Config(
-            app,
-            http=connection_class(
-                config.limits, connections_at_most(config.limits, config.max_in_flight)
-            ),
-            ws="none",
-            timeout_keep_alive=math.ceil(config.limits.idle_timeout_s),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            # Nothing here needs the client's address.
-            proxy_headers=False,
-            server_header=False,
-            # Named, since uvicorn would fall back to its slow ones without a word.
-            loop="uvloop",
-            timeout_graceful_shutdown=_CUT_OFF_S,
-        ),
-        app.state.runtime,
-        Reloader(config_path, app.state.runtime, taken, watch=watch),
-    )
+    reloader = Reloader(config_path, app.state.runtime, taken, watch=watch)
+    server = _DrainingServer(_server_config(app, config), app.state.runtime, reloader)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     models = ", ".join(model.id for model in config.models)
@@ -412,10 +401,28 @@ def run_gateway(
     return EXIT_OK
 
 
+def _server_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
+    most = connections_at_most(config.limits, config.max_in_flight)
+    return uvicorn.Config(
+        app,
+        http=connection_class(config.limits, most),
+        ws="none",
+        timeout_keep_alive=math.ceil(config.limits.idle_timeout_s),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        # Nothing here needs the client's address.
+        proxy_headers=False,
+        server_header=False,
+        # Named, since uvicorn would fall back to its slow ones without a word.
+        loop="uvloop",
+        timeout_graceful_shutdown=_CUT_OFF_S,
+    )
+
+
 def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:
     """Send the log to stderr by a thread."""
-    metrics.counter(_LOST, "Lines of the gateway's own log that could not be written.")
-    lines = GatheredLines(sys.stderr.fileno(), partial(metrics.add, _LOST))
+    lines = GatheredLines(sys.stderr.fileno(), metrics.log_lost.inc)
     handler = logging.StreamHandler(lines)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if config.log.format == "json" else plain)

@@ -298,18 +298,8 @@ class Recorder:
             _ = attempt.row
         self._ledger.put(attempt)
         name = attempt.upstream.name
-        self._metrics.add(
-            "tuneline_gateway_attempts_total", upstream=name, outcome=str(attempt.outcome)
-        )
+        self._metrics.attempts.labels(name, str(attempt.outcome)).inc()
         if attempt.first_token_s is not None:
-            self._metrics.observe(
-                "tuneline_gateway_time_to_first_token_seconds",
-                attempt.first_token_s,
-                upstream=name,
-            )
+            self._metrics.first_token_seconds.labels(name).observe(attempt.first_token_s)
         if attempt.fallback_reason is not None:
-            self._metrics.add(
-                "tuneline_gateway_fallbacks_total",
-                model=attempt.call.model,
-                reason=attempt.fallback_reason,
-            )
+            self._metrics.fallbacks.labels(attempt.call.model, attempt.fallback_reason).inc()

@@ -59,7 +59,7 @@ class _Counting:
 
 
 class CanaryCounts:
-    """ArmCounts the requests of both arms of every canary."""
+    """Counts the requests of both arms of every canary."""
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], _Counting] = {}

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Generic, TypeAlias, TypeVar
 
+from aiohttp import ClientError, ClientResponse
+
 from tuneline.errors import first_line
 from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
 from tuneline.serving.gateway.chain.acceptance import Acceptance
 from tuneline.serving.gateway.chain.attempt import Attempt, Call, Recorder, Reply
-from tuneline.serving.gateway.chain.http_answer import BrokenConnection, HttpAnswer
 from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm, json_form_of
 from tuneline.serving.gateway.chain.upstream import Upstream
 from tuneline.serving.gateway.config import ModelConfig
@@ -61,7 +62,7 @@ class StreamReply(Reply):
         hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
-    def __init__(self, attempt: Attempt, response: HttpAnswer, *, hide_logprobs: bool) -> None:
+    def __init__(self, attempt: Attempt, response: ClientResponse, *, hide_logprobs: bool) -> None:
         super().__init__(attempt)
         self._response = response
         self._hide_logprobs = hide_logprobs
@@ -119,15 +120,16 @@ class StreamReply(Reply):
 
     async def read_end(self) -> None:
         """Read the rest after the last event, so that the connection can serve again."""
-        with suppress(TimeoutError, BrokenConnection):
+        with suppress(TimeoutError, ClientError):
             async with asyncio.timeout(_END_WITHIN_S):
-                await self._response.read()
+                while await self._response.content.readany():
+                    pass
 
     async def _advance(self) -> None:
         """Read one chunk; a fault is kept until everything before it has been passed on."""
         try:
             async with asyncio.timeout_at(min(self._deadline, self._end)):
-                chunk = await self._response.part()
+                chunk = await self._response.content.readany()
             self._bytes_left -= len(chunk)
             if self._bytes_left < 0:
                 raise ValueError("it is too large (`max_answer_bytes`)")
@@ -143,8 +145,8 @@ class StreamReply(Reply):
             whole = self._end < self._deadline
             detail = "it takes too long (`stream_timeout_s`)" if whole else "no token in time"
             self._fault = UpstreamFault(AttemptStatus.TIMEOUT, detail)
-        except BrokenConnection as broken:
-            detail = f"the stream broke off ({broken})"
+        except ClientError as broken:
+            detail = f"the stream broke off ({type(broken).__name__})"
             self._fault = UpstreamFault(AttemptStatus.CONNECTION_LOST, detail)
         except UpstreamFault as fault:
             self._fault = fault
@@ -322,7 +324,7 @@ class Chain:
             for attempt in left:
                 self.recorder.record(attempt, served=False)
             for name, why in walk.skipped.items():
-                self._metrics.add("tuneline_gateway_skipped_total", upstream=name, reason=why)
+                self._metrics.skipped.labels(name, why).inc()
         chosen.trail = _trail([*left, chosen.attempt])
         chosen.skipped = _skipped(walk)
         return chosen
@@ -488,8 +490,7 @@ class Chain:
 
     def _count_unknown(self, attempt: Attempt, *, judged: bool) -> None:
         if judged and not attempt.logprobs:
-            name = "tuneline_gateway_confidence_unknown_total"
-            self._metrics.add(name, upstream=attempt.upstream.name)
+            self._metrics.confidence_unknown.labels(attempt.upstream.name).inc()
 
 
 def _trail(attempts: list[Attempt]) -> str:

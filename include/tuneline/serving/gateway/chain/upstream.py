@@ -1,25 +1,47 @@
-"""One upstream: requests, answers, and the faults of either side."""
+"""One upstream: its health and its circuit, requests and answers, and the faults of either side.
+
+Closed, a circuit lets everything pass. Open, nothing, so that no request waits for a server that
+is known to be broken. After a while it is half-open: one request at a time tries the upstream, and
+its end closes or opens the circuit. The pattern is Nygard's ("Release It!", 2007).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientHttpProxyError,
+    ClientOSError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    ConnectionTimeoutError,
+    DummyCookieJar,
+    ServerDisconnectedError,
+    TCPConnector,
+    TraceConfig,
+    encode_basic_auth,
+)
+from yarl import URL
+
 from tuneline.errors import UserError
 from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
-from tuneline.serving.gateway.chain.http_answer import AnswerTooLarge, BrokenConnection, HttpAnswer
-from tuneline.serving.gateway.chain.http_client import CannotConnect, HttpClient
 from tuneline.serving.gateway.protocol import load_json
 from tuneline.serving.gateway.request import CHAT, Api
 from tuneline.serving.gateway.upstream_config import BreakerConfig, TokenRates, UpstreamConfig
@@ -213,7 +235,7 @@ class Breaker:
 
 
 class TokenCounter:
-    """ArmCounts tokens by a `tokenizer.json`, or by bytes without one.
+    """Counts tokens by a `tokenizer.json`, or by bytes without one.
 
     Args:
         path: the tokenizer file, or None.
@@ -271,8 +293,26 @@ def message_texts(message: Any) -> list[str]:
     return []
 
 
+class _Connector(TCPConnector):
+    """Kept connections, without those on which a server sent what nobody asked for.
+
+    An answer put behind another one (response splitting) must not answer the next request.
+    """
+
+    async def _get(self, key: Any, traces: list[Any]) -> Any:
+        while (kept := await super()._get(key, traces)) is not None:
+            if kept.protocol is not None and not kept.protocol.should_close:
+                return kept
+            kept.close()
+        return None
+
+
+async def _note_reuse(_: Any, context: Any, __: Any) -> None:
+    context.trace_request_ctx.append(True)
+
+
 class Upstream:
-    """One OpenAI-compatible server.
+    """One OpenAI-compatible server; its requests belong to one event loop.
 
     Args:
         config: its section of the configuration.
@@ -288,17 +328,62 @@ class Upstream:
         self.counter = TokenCounter(config.tokenizer)
         self.health = UpstreamHealth()
         self.breaker = Breaker(config.breaker)
-        headers = {"content-type": "application/json", "accept-encoding": "identity"}
+        self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if config.api_key_env:
-            headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
-        self._client = HttpClient(
-            config.base_url,
-            headers,
-            connect_timeout_s=config.connect_timeout_s,
-            keepalive_s=_KEEPALIVE_S,
-            proxy=_proxy_for(config),
+            self._headers["authorization"] = f"Bearer {os.environ[config.api_key_env]}"
+        self._proxy, key = _proxy_for(config)
+        # Without a tunnel a proxy reads it from the request itself.
+        tunnels = config.base_url.startswith("https:")
+        self._proxy_headers = key if tunnels else None
+        self._headers |= {} if tunnels else key
+
+    @cached_property
+    def _session(self) -> ClientSession:
+        tls: ssl.SSLContext | bool = True
+        if self.config.base_url.startswith("https:"):
+            # As elsewhere, SSL_CERT_FILE names other authorities than the usual ones.
+            tls = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
+        reuse = TraceConfig()
+        reuse.on_connection_reuseconn.append(_note_reuse)
+        return ClientSession(
+            connector=_Connector(limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=tls),
+            skip_auto_headers=("Accept", "User-Agent"),
+            cookie_jar=DummyCookieJar(),
+            timeout=ClientTimeout(sock_connect=self.config.connect_timeout_s),
+            auto_decompress=False,
+            trace_configs=[reuse],
         )
-        self._path = urlsplit(config.base_url).path
+
+    async def _send(
+        self, method: str, url: str, body: bytes | None = None, headers: Headers = _NO_HEADERS
+    ) -> ClientResponse:
+        """Send a request; the body of the answer is still to be read.
+
+        A server may close a kept connection just when a request is written to it: llama.cpp's
+        does so after some hundred requests, without announcing it. If not a byte of an answer
+        came, the request is sent again; a request that breaks on a new connection is the
+        server's fault and is not.
+        """
+        for left in (2, 1, 0):
+            reused: list[bool] = []
+            try:
+                return await self._session.request(
+                    method,
+                    url,
+                    data=body,
+                    # Not the session's, which go to a proxy too.
+                    headers={**self._headers, **headers},
+                    # The key of one server is not sent to another.
+                    allow_redirects=False,
+                    trace_request_ctx=reused,
+                    proxy=self._proxy,
+                    proxy_headers=self._proxy_headers,
+                )
+            except (ServerDisconnectedError, ClientOSError) as error:
+                # A message that is no text is the head of an answer.
+                if not (left and reused and isinstance(getattr(error, "message", ""), str)):
+                    raise
+        raise AssertionError
 
     async def complete(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
@@ -309,7 +394,7 @@ class Upstream:
             body: the request.
             timeout_s: time for the answer, in seconds.
             api: the API to ask by.
-            headers: headers beside the usual ones.
+            headers: headers besides the usual ones.
 
         Returns:
             The answer, parsed and as it came.
@@ -319,8 +404,8 @@ class Upstream:
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no answer"):
-            response = await self._client.send("POST", self._path + api.path, body, headers)
-            content = await response.read(self.config.max_answer_bytes)
+            response = await self._send("POST", self.config.base_url + api.path, body, headers)
+            content = await self._read(response)
         if not api.falls_back and response.status in _NOT_OFFERED:
             raise ClientFault(HTTPStatus.BAD_REQUEST, _not_offered(api))
         _check_status(response.status, content)
@@ -331,25 +416,42 @@ class Upstream:
 
     async def open_stream(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
-    ) -> HttpAnswer:
+    ) -> ClientResponse:
         """Ask for a stream; the response is open and must be closed by the caller.
 
         Args:
             body: the request.
             timeout_s: time for the head of the response, in seconds.
             api: the API to ask by.
-            headers: headers beside the usual ones.
+            headers: headers besides the usual ones.
 
         Raises:
             UpstreamFault: if no stream began.
             ClientFault: if the request itself is wrong.
         """
         async with _within(timeout_s, "no stream"):
-            response = await self._client.send("POST", self._path + api.path, body, headers)
+            response = await self._send("POST", self.config.base_url + api.path, body, headers)
             ok = response.status == HTTPStatus.OK
-            content = b"" if ok else await response.read(self.config.max_answer_bytes)
+            content = b"" if ok else await self._read(response)
         _check_status(response.status, content)
         return response
+
+    async def _read(self, response: ClientResponse) -> bytes:
+        """Return the whole body; the connection is closed if that is not waited for."""
+        limit, parts, size = self.config.max_answer_bytes, [], 0
+        try:
+            while part := await response.content.readany():
+                size += len(part)
+                if size > limit:
+                    raise UpstreamFault(
+                        AttemptStatus.BAD_RESPONSE,
+                        f"the answer has more than {limit:,} bytes (`max_answer_bytes`)",
+                    )
+                parts.append(part)
+        except BaseException:
+            response.close()
+            raise
+        return b"".join(parts)
 
     async def listed_models(self, timeout_s: float) -> list[str]:
         """Return the ids of the models that it lists.
@@ -357,7 +459,7 @@ class Upstream:
         Raises:
             UpstreamFault: if it gives no list.
         """
-        payload = await self._list(self._path + "/models", timeout_s)
+        payload = await self._list(self.config.base_url + "/models", timeout_s)
         entries = payload.get("data") if isinstance(payload, dict) else None
         if not isinstance(entries, list):
             raise UpstreamFault(AttemptStatus.BAD_RESPONSE, "its list of models cannot be read")
@@ -369,16 +471,16 @@ class Upstream:
         Raises:
             UpstreamFault: if it gives no list.
         """
-        root = self._path.removesuffix("/v1")
+        root = self.config.base_url.removesuffix("/v1")
         entries = await self._list(root + "/lora-adapters", timeout_s)
         if not isinstance(entries, list):
             raise UpstreamFault(AttemptStatus.BAD_RESPONSE, "its list of adapters cannot be read")
         return [entry["id"] for entry in entries if isinstance(entry, dict) and "id" in entry]
 
-    async def _list(self, path: str, timeout_s: float) -> Any:
+    async def _list(self, url: str, timeout_s: float) -> Any:
         async with _within(timeout_s, "no list"):
-            response = await self._client.send("GET", path)
-            content = await response.read(self.config.max_answer_bytes)
+            response = await self._send("GET", url)
+            content = await self._read(response)
         try:
             _check_status(response.status, content)
         except ClientFault as fault:
@@ -386,8 +488,9 @@ class Upstream:
         return _json(content)
 
     async def aclose(self) -> None:
-        """Close its idle connections."""
-        self._client.close()
+        """Close its connections."""
+        if "_session" in vars(self):
+            await self._session.close()
 
 
 @asynccontextmanager
@@ -396,15 +499,11 @@ async def _within(seconds: float, missing: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield
-    except CannotConnect:
+    except (ClientConnectorError, ClientHttpProxyError, ConnectionTimeoutError):
         raise UpstreamFault(AttemptStatus.CONNECT_ERROR, "cannot connect") from None
-    except AnswerTooLarge as large:
-        detail = f"the answer is too large: {large} (`max_answer_bytes`)"
-        raise UpstreamFault(AttemptStatus.BAD_RESPONSE, detail) from None
-    except BrokenConnection as broken:
-        raise UpstreamFault(
-            AttemptStatus.CONNECTION_LOST, f"connection broken ({broken})"
-        ) from None
+    except ClientError as broken:
+        detail = f"connection broken ({type(broken).__name__})"
+        raise UpstreamFault(AttemptStatus.CONNECTION_LOST, detail) from None
     except TimeoutError:
         raise UpstreamFault(AttemptStatus.TIMEOUT, f"{missing} within {seconds:g} s") from None
 
@@ -417,12 +516,17 @@ def _not_offered(api: Api) -> dict[str, object]:
     }
 
 
-def _proxy_for(config: UpstreamConfig) -> str | None:
-    """Return the proxy that the environment names for a server, None for the engine next door."""
-    if config.is_local or proxy_bypass(config.host):
-        return None
-    proxies = getproxies()
-    return proxies.get(urlsplit(config.base_url).scheme) or proxies.get("all")
+def _proxy_for(config: UpstreamConfig) -> tuple[URL | None, dict[str, str]]:
+    """Return the proxy that the environment names, none for the engine next door, and its key."""
+    proxies = {} if config.is_local or proxy_bypass(config.host) else getproxies()
+    named = proxies.get(urlsplit(config.base_url).scheme) or proxies.get("all")
+    if not named:
+        return None, {}
+    url = URL(named)
+    key = (
+        {"proxy-authorization": encode_basic_auth(url.user, url.password or "")} if url.user else {}
+    )
+    return url.with_user(None), key
 
 
 def _json(content: bytes) -> Any:

@@ -1,19 +1,22 @@
-"""Where a usage ledger lies: a SQLite file, or a PostgreSQL database that gateways share."""
+"""The usage ledger's tables, in a SQLite file or a PostgreSQL database that gateways share.
+
+`usage` has a row for each attempt. `spending` has the sums that budgets are held against. A row
+that is new in `usage` is added to them in the same transaction, so that the two agree after a
+crash, with several gateways, and after a batch that was written twice. Only requests are spent:
+not pings, and not what another gateway answered. In PostgreSQL a trigger adds them; SQLite's fire
+for each row and cost half of an insertion again, so there the writer adds the sums of a batch.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
-from itertools import chain
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from sqlalchemy import (
@@ -30,15 +33,18 @@ from sqlalchemy import (
     Table,
     Text,
     create_engine,
+    event,
     inspect,
     make_url,
     select,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
     DBAPIError,
     IntegrityError,
+    InterfaceError,
     OperationalError,
     SQLAlchemyError,
 )
@@ -130,13 +136,20 @@ _LOCK = "SELECT pg_advisory_xact_lock(7241902655)"
 LedgerLocation: TypeAlias = "Path | str"
 _DAY_S = 86_400
 _SQLITE_WAITS_S = 10.0
+# SQLite gives the interpreter back for every statement, and behind a busy event loop it takes a
+# switch to get it again: with one row a statement the writer falls behind at 2,000 rows a second.
+_ROWS_A_STATEMENT = 250
 _CONNECT_WITHIN_S = 5
 _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 # Errors of a row, such as a number that no column holds: another try can't succeed.
 UNFIT = (
-    *(ArithmeticError, LookupError, TypeError, ValueError),
-    *(sqlite3.DataError, sqlite3.IntegrityError, sqlite3.InterfaceError),
-    *(DataError, IntegrityError),
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    DataError,
+    IntegrityError,
+    InterfaceError,
 )
 # A statement that hangs must not hold the ledger's writer for ever.
 _STATEMENT_LIMIT = "-c statement_timeout=15s"
@@ -151,18 +164,18 @@ def prepare(connection: Connection) -> bool:
     Returns:
         False if there are other tables in their place.
     """
-    sqlite = connection.dialect.name == "sqlite"
-    if not sqlite:
+    is_sqlite = connection.dialect.name == "sqlite"
+    if not is_sqlite:
         # Gateways that start together must not all make the tables.
         connection.exec_driver_sql(_LOCK)
     names = set(inspect(connection).get_table_names())
     if _VERSION.name in names:
         return is_current(connection)
     # A SQLite file is the ledger's own; a PostgreSQL database may have other tables.
-    if names if sqlite else names & _METADATA.tables.keys():
+    if names if is_sqlite else names & _METADATA.tables.keys():
         return False
     _METADATA.create_all(connection)
-    for statement in () if sqlite else _POSTGRES_TRIGGER:
+    for statement in () if is_sqlite else _POSTGRES_TRIGGER:
         connection.exec_driver_sql(statement)
     connection.execute(_VERSION.insert().values(version=VERSION))
     return True
@@ -204,40 +217,6 @@ class UsageRow:
 
 COLUMNS = tuple(field.name for field in fields(UsageRow))
 
-# In C: a batch must not keep the interpreter from the event loop.
-_VALUES = attrgetter(*COLUMNS)
-
-_NAMES = ", ".join(COLUMNS)
-
-# A batch whose commit was in doubt is written again without billing twice.
-_ONCE = "ON CONFLICT DO NOTHING"
-
-_PLACES = f"({', '.join('?' * len(COLUMNS))})"
-
-# SQLite gives the interpreter back for every statement, and behind a busy event loop it takes a
-# switch to get it again: with one row a statement the writer falls behind at 2,000 rows a second.
-_ROWS_A_STATEMENT = 100
-
-_SQLITE_SPEND = (
-    f"INSERT INTO spending (period, key, currency, tokens, cost) VALUES (?, ?, ?, ?, ?) {ADD}"  # noqa: S608 (our own names)
-)
-
-# One statement and one parameter for the whole batch: one round trip, however many rows.
-_POSTGRES_INSERT = (
-    f"INSERT INTO usage ({_NAMES}) SELECT {_NAMES} "  # noqa: S608 (our own column names)
-    f"FROM json_populate_recordset(NULL::usage, %s::json) {_ONCE}"
-)
-
-
-class Writer(Protocol):
-    """A ledger that is open for writing."""
-
-    def insert(self, rows: Sequence[UsageRow]) -> int:
-        """Write rows in one transaction; return how many of them were new."""
-
-    def close(self) -> None:
-        """Close the connection."""
-
 
 def periods(time: float) -> tuple[str, str]:
     """Return the day and the month of a Unix time, UTC, as `spending` names them."""
@@ -250,14 +229,14 @@ def _periods(day: int) -> tuple[str, str]:
     return text, text[:7]
 
 
-def open_writer(place: LedgerLocation) -> Writer:
+def open_writer(location: LedgerLocation) -> LedgerWriter:
     """Open a ledger for writing; make it if it is missing.
 
     Raises:
-        UserError: if the place is not a ledger of this version, or cannot be opened.
+        UserError: if the location is not a ledger of this version, or cannot be opened.
         RetryableError: if a database server cannot be reached.
     """
-    url = url_of(place)
+    url = url_of(location)
     if database := _file_of(url):
         try:
             database.parent.mkdir(parents=True, exist_ok=True)
@@ -268,17 +247,67 @@ def open_writer(place: LedgerLocation) -> Writer:
                 f"{database}: the usage ledger cannot be opened: {error.strerror}"
             ) from None
     engine = _engine(url)
-    try:
-        with explained(url, "opened"):
-            with engine.begin() as connection:
-                if not prepare(connection):
-                    raise _other(url)
-            if database:
-                return _SqliteWriter(database)
-        return _PostgresWriter(engine)
-    finally:
-        if database:
-            engine.dispose()
+    with explained(url, "opened"), engine.begin() as connection:
+        if not prepare(connection):
+            raise _other(url)
+    if database:
+        # Not before it is known to be a ledger.
+        event.listen(engine, "connect", _make_durable)
+        engine.dispose()
+    return LedgerWriter(engine)
+
+
+class LedgerWriter:
+    """A ledger that is open for writing."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        is_sqlite = engine.dialect.name == "sqlite"
+        insert = sqlite.insert if is_sqlite else postgresql.insert
+        # A batch whose commit was in doubt is written again without billing twice.
+        self._add = insert(USAGE).on_conflict_do_nothing()
+        self._add_new = self._add.returning(USAGE.c.request_id, USAGE.c.attempt)
+        # In PostgreSQL the trigger spends.
+        self._spend = _adding_up() if is_sqlite else None
+
+    def insert(self, rows: Sequence[UsageRow]) -> int:
+        """Write rows in one transaction; return how many of them were new."""
+        values = [
+            {**vars(row), "estimated": int(row.estimated), "served": int(row.served)}
+            for row in rows
+        ]
+        with self._engine.begin() as connection:
+            new = {tuple(key) for key in connection.execute(self._add_new, values)}
+            spent = _sums([row for row in rows if (row.request_id, row.attempt) in new])
+            if self._spend is not None and spent:
+                connection.execute(self._spend, spent)
+        return len(new)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+
+def _adding_up() -> sqlite.Insert:
+    """Return the statement that adds sums to those that are there."""
+    add = sqlite.insert(SPENDING)
+    more = {name: SPENDING.c[name] + add.excluded[name] for name in ("tokens", "cost")}
+    return add.on_conflict_do_update(index_elements=list(SPENDING.primary_key), set_=more)
+
+
+def _sums(rows: Sequence[UsageRow]) -> list[dict[str, Any]]:
+    """Return what requests take of each day and month, by key and currency."""
+    sums: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in rows:
+        if row.kind == "request":
+            for period in periods(row.time):
+                names = {"period": period, "key": row.key, "currency": row.currency}
+                spent = sums.setdefault(
+                    (period, row.key, row.currency), {**names, "tokens": 0, "cost": 0.0}
+                )
+                spent["tokens"] += row.prompt_tokens + row.completion_tokens
+                spent["cost"] += row.cost
+    return list(sums.values())
 
 
 @contextmanager
@@ -339,12 +368,22 @@ def url_of(place: LedgerLocation) -> URL:
 
 def _engine(url: URL) -> Engine:
     if database := _file_of(url):
-        return create_engine(URL.create("sqlite", database=str(database)))
+        return create_engine(
+            URL.create("sqlite", database=str(database)),
+            connect_args={"timeout": _SQLITE_WAITS_S},
+            insertmanyvalues_page_size=_ROWS_A_STATEMENT,
+        )
     arguments: dict[str, Any] = {"connect_timeout": _CONNECT_WITHIN_S, **_KEEPALIVES}
     if "options" not in url.query:
         arguments["options"] = _STATEMENT_LIMIT
     # A connection that a restart of the server has cut is replaced, not used.
     return create_engine(url, connect_args=arguments, pool_pre_ping=True, pool_size=2)
+
+
+def _make_durable(connection: sqlite3.Connection, _: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    # One fsync per batch, not per request, so full durability costs nothing here.
+    connection.execute("PRAGMA synchronous=FULL")
 
 
 def _file_of(url: URL) -> Path | None:
@@ -381,84 +420,3 @@ def explained(url: URL, done: str) -> Iterator[None]:
         if isinstance(error, OperationalError) and not _file_of(url):
             raise RetryableError(message) from None
         raise UserError(message) from None
-
-
-class _SqliteWriter:
-    """A SQLite file; the plain driver is the fastest way in."""
-
-    def __init__(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path, timeout=_SQLITE_WAITS_S, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode=WAL")
-        # One fsync per batch, not per request, so full durability costs nothing here.
-        self._connection.execute("PRAGMA synchronous=FULL")
-
-    def insert(self, rows: Sequence[UsageRow]) -> int:
-        with self._connection:
-            if self._add(rows) == len(rows):
-                self._spend(rows)
-                return len(rows)
-            # Some were there already. Which ones, only a statement for each row can tell.
-            self._connection.rollback()
-        with self._connection:
-            fresh = [row for row in rows if self._add([row])]
-            self._spend(fresh)
-        return len(fresh)
-
-    def _add(self, rows: Sequence[UsageRow]) -> int:
-        """Insert rows; return how many of them were new."""
-        count = 0
-        for first in range(0, len(rows), _ROWS_A_STATEMENT):
-            some = rows[first : first + _ROWS_A_STATEMENT]
-            places = ", ".join([_PLACES] * len(some))
-            statement = f"INSERT INTO usage ({_NAMES}) VALUES {places} {_ONCE}"  # noqa: S608 (our own column names)
-            values = [*chain.from_iterable(map(_VALUES, some))]
-            count += self._connection.execute(statement, values).rowcount
-        return count
-
-    def _spend(self, rows: Sequence[UsageRow]) -> None:
-        sums: dict[tuple[int, str, str], list[float]] = {}
-        for row in rows:
-            if row.kind == "request":
-                place = (int(row.time // _DAY_S), row.key, row.currency)
-                spent = sums.setdefault(place, [0, 0.0])
-                spent[0] += row.prompt_tokens + row.completion_tokens
-                spent[1] += row.cost
-        self._connection.executemany(
-            _SQLITE_SPEND,
-            [
-                (period, key, currency, *spent)
-                for (day, key, currency), spent in sums.items()
-                for period in periods(day * _DAY_S)
-            ],
-        )
-
-    def close(self) -> None:
-        self._connection.close()
-
-
-class _PostgresWriter:
-    """A PostgreSQL database."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def insert(self, rows: Sequence[UsageRow]) -> int:
-        batch = json.dumps([_plain(row) for row in rows])
-        with self._engine.begin() as connection:
-            return connection.exec_driver_sql(_POSTGRES_INSERT, (batch,)).rowcount
-
-    def close(self) -> None:
-        self._engine.dispose()
-
-
-def _plain(row: UsageRow) -> dict[str, Any]:
-    """Return a row as PostgreSQL's JSON takes it: no booleans for numbers, no NaN, no NUL."""
-    return {name: _value(getattr(row, name)) for name in COLUMNS}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value.replace("\0", "") if isinstance(value, str) else value

@@ -1,14 +1,14 @@
-"""Costs as a table for people, as CSV and as JSON."""
+"""Sums of the ledger: what keys, users, models and days cost, and totals per upstream."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -34,7 +34,6 @@ from tuneline.serving.gateway.ledger.database import (
 )
 
 By: TypeAlias = Literal["key", "user", "model", "day"]
-GROUPS: tuple[By, ...] = get_args(By)
 _MILLION = 1e6
 _DAY_S = 86_400
 _SECONDS_PER_HOUR = 3600.0
@@ -84,13 +83,55 @@ class UpstreamTotals:
     currency: str
 
 
+_U = USAGE.c
+
+
+def _total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """Return a sum of whole numbers; PostgreSQL's would be a decimal number."""
+    return cast(func.sum(column), BigInteger)
+
+
+# By the field that they fill, unless a report sums something else under that name.
+_SUMS: dict[str, ColumnElement[Any]] = {
+    "requests": func.count(distinct(_U.request_id)),
+    "attempts": func.count(),
+    "prompt_tokens": _total(_U.prompt_tokens),
+    "completion_tokens": _total(_U.completion_tokens),
+    "cost": func.sum(_U.cost),
+    "currency": _U.currency,
+    "estimated_attempts": _total(_U.estimated),
+    "estimated_prompt_tokens": _total(_U.prompt_tokens * _U.estimated),
+    "estimated_completion_tokens": _total(_U.completion_tokens * _U.estimated),
+    "served_prompt_tokens": _total(_U.prompt_tokens * _U.served),
+    "served_completion_tokens": _total(_U.completion_tokens * _U.served),
+    "cached_tokens": _total(_U.cached_tokens),
+    "own_attempts": _total(case((_U.kind != "request", 1), else_=0)),
+}
+# A report has a line for each group and currency.
+Line = TypeVar("Line", "KeyUsage", "UpstreamTotals", "Group")
+
+
+def _grouped(
+    location: LedgerLocation,
+    line: type[Line],
+    groups: Mapping[str, ColumnElement[Any]],
+    *conditions: ColumnElement[bool],
+    **sums: ColumnElement[Any],
+) -> list[Line]:
+    """Return the lines of a report in their order."""
+    columns = {**_SUMS, **groups, **sums}
+    by = [*groups.values(), _U.currency]
+    query = select(*(columns[field.name] for field in fields(line))).where(*conditions)
+    return [line(*row) for row in rows_of(location, query.group_by(*by).order_by(*by))]
+
+
 def usage_by_key(
-    place: LedgerLocation, since: datetime | None = None, until: datetime | None = None
+    location: LedgerLocation, since: datetime | None = None, until: datetime | None = None
 ) -> list[KeyUsage]:
     """Read usage and cost per API key, without the gateway's own pings and imported rows.
 
     Args:
-        place: the ledger's file or URL; a running gateway may be writing to it.
+        location: the ledger's file or URL; a running gateway may be writing to it.
         since: first moment that is counted, with a time zone; None counts from the start.
         until: first moment that is no longer counted; None counts to the end.
 
@@ -101,27 +142,12 @@ def usage_by_key(
         UserError: if the ledger is missing or none, or a time has no zone.
         RetryableError: if a database server cannot be reached.
     """
-    u = USAGE.c
-    query = (
-        select(
-            u.key,
-            func.count(distinct(u.request_id)),
-            func.count(),
-            total(u.prompt_tokens),
-            total(u.completion_tokens),
-            total(u.estimated),
-            func.sum(u.cost),
-            u.currency,
-        )
-        .where(u.kind == "request", within(since, until))
-        .group_by(u.key, u.currency)
-        .order_by(u.key, u.currency)
-    )
-    return [KeyUsage(*row) for row in rows_of(place, query)]
+    conditions = _U.kind == "request", within(since, until)
+    return _grouped(location, KeyUsage, {"key": _U.key}, *conditions)
 
 
 def totals_by_upstream(
-    place: LedgerLocation, since: datetime | None = None, until: datetime | None = None
+    location: LedgerLocation, since: datetime | None = None, until: datetime | None = None
 ) -> list[UpstreamTotals]:
     """Read totals per upstream and model, pings and warm-up included, imported rows left out.
 
@@ -130,53 +156,40 @@ def totals_by_upstream(
     Returns:
         One row per upstream, model and currency, by name.
     """
-    u = USAGE.c
-    reported = 1 - u.estimated
-    query = (
-        select(
-            u.upstream,
-            u.model_served,
-            func.count(),
-            total(u.prompt_tokens * reported),
-            total(u.cached_tokens),
-            total(u.completion_tokens * reported),
-            total(u.estimated),
-            total(u.prompt_tokens * u.estimated),
-            total(u.completion_tokens * u.estimated),
-            total(case((u.kind != "request", 1), else_=0)),
-            func.sum(u.cost),
-            u.currency,
-        )
-        .where(u.kind != "imported", within(since, until))
-        .group_by(u.upstream, u.model_served, u.currency)
-        .order_by(u.upstream, u.model_served, u.currency)
+    reported = 1 - _U.estimated
+    return _grouped(
+        location,
+        UpstreamTotals,
+        {"upstream": _U.upstream, "model_served": _U.model_served},
+        _U.kind != "imported",
+        within(since, until),
+        prompt_tokens=_total(_U.prompt_tokens * reported),
+        completion_tokens=_total(_U.completion_tokens * reported),
     )
-    return [UpstreamTotals(*row) for row in rows_of(place, query)]
 
 
 def rows_between(
-    place: LedgerLocation, since: datetime | None = None, until: datetime | None = None
+    location: LedgerLocation, since: datetime | None = None, until: datetime | None = None
 ) -> list[UsageRow]:
     """Read the attempts themselves, pings and warm-up left out, in the order in which they began.
 
     Args and Raises are those of `usage_by_key`.
     """
-    u = USAGE.c
     query = (
-        select(*(u[name] for name in COLUMNS))
-        .where(u.kind == "request", within(since, until))
-        .order_by(u.time, u.attempt)
+        select(*(_U[name] for name in COLUMNS))
+        .where(_U.kind == "request", within(since, until))
+        .order_by(_U.time, _U.attempt)
     )
-    return [UsageRow(*row) for row in rows_of(place, query)]
+    return [UsageRow(*row) for row in rows_of(location, query)]
 
 
-def rows_of(place: LedgerLocation, query: Executable) -> list[tuple[Any, ...]]:
+def rows_of(location: LedgerLocation, query: Executable) -> list[tuple[Any, ...]]:
     """Run a query over a ledger.
 
     Raises:
         UserError, RetryableError: see `reading`.
     """
-    with reading(place) as connection:
+    with reading(location) as connection:
         return [tuple(row) for row in connection.execute(query)]
 
 
@@ -186,15 +199,10 @@ def within(since: datetime | None, until: datetime | None) -> ColumnElement[bool
     Raises:
         UserError: if a time has no zone.
     """
-    conditions = [USAGE.c.time >= _epoch(since)] if since else []
+    conditions = [_U.time >= _epoch(since)] if since else []
     if until:
-        conditions.append(USAGE.c.time < _epoch(until))
+        conditions.append(_U.time < _epoch(until))
     return and_(True, *conditions)
-
-
-def total(column: ColumnElement[int]) -> ColumnElement[int]:
-    """Return a sum of whole numbers; PostgreSQL's would be a decimal number."""
-    return cast(func.sum(column), BigInteger)
 
 
 def _epoch(moment: datetime) -> float:
@@ -260,12 +268,12 @@ class BreakEven:
 
 
 def costs(
-    place: LedgerLocation, by: By, since: datetime | None = None, until: datetime | None = None
+    location: LedgerLocation, by: By, since: datetime | None = None, until: datetime | None = None
 ) -> list[Group]:
     """Sum up the ledger, imported rows included, pings and warm-up left out.
 
     Args:
-        place: the ledger's file or URL.
+        location: the ledger's file or URL.
         by: what makes a group.
         since: first moment that is counted; None counts from the start.
         until: first moment that is no longer counted; None counts to the end.
@@ -276,31 +284,16 @@ def costs(
     Raises:
         UserError, RetryableError: see `usage_by_key`.
     """
-    u = USAGE.c
-    group, served = _group(by), u.served
-    query = (
-        select(
-            group,
-            func.count(distinct(u.request_id)),
-            func.count(),
-            total(u.prompt_tokens),
-            total(u.completion_tokens),
-            func.sum(u.cost),
-            u.currency,
-            total(u.prompt_tokens * served),
-            total(u.completion_tokens * served),
-        )
-        .where(u.kind.in_(_PAID), within(since, until))
-        .group_by(group, u.currency)
-    )
-    found = [Group(_name(by, row[0]), *row[1:]) for row in rows_of(place, query)]
+    conditions = _U.kind.in_(_PAID), within(since, until)
+    found = _grouped(location, Group, {"name": _group(by)}, *conditions)
+    found = [replace(group, name=_name(by, group.name)) for group in found]
     if by == "day":
         return sorted(found, key=lambda g: (g.name, g.currency))
     return sorted(found, key=lambda g: (-g.cost, g.name, g.currency))
 
 
 def break_even(
-    place: LedgerLocation,
+    location: LedgerLocation,
     groups: Sequence[Group],
     price: ApiPrice,
     *,
@@ -311,7 +304,7 @@ def break_even(
     """Compare what requests cost with the price of an API.
 
     Args:
-        place: the ledger's file or URL.
+        location: the ledger's file or URL.
         groups: all groups of the window, see `costs`.
         price: the API's.
         hourly_cost: what the machines cost in an hour, busy or not; None leaves the rate out.
@@ -329,11 +322,10 @@ def break_even(
         )
     if not groups:
         raise UserError("the ledger has no requests in that window to compare with an API")
-    u = USAGE.c
-    query = select(func.min(u.time), func.max(u.time), func.count(distinct(u.request_id))).where(
-        u.kind.in_(_PAID), within(since, until)
+    query = select(func.min(_U.time), func.max(_U.time), func.count(distinct(_U.request_id))).where(
+        _U.kind.in_(_PAID), within(since, until)
     )
-    ((first, last, requests),) = rows_of(place, query)
+    ((first, last, requests),) = rows_of(location, query)
     api_cost = sum(map(price.of, groups))
     hours = max((last - first) / _SECONDS_PER_HOUR, 1.0)
     return BreakEven(
@@ -347,11 +339,10 @@ def break_even(
 
 
 def _group(by: By) -> ColumnElement[str]:
-    u = USAGE.c
     if by == "day":
         # Days since 1970: an expression that both databases have.
-        return cast(cast(func.floor(u.time / _DAY_S), u.attempt.type), Text)
-    return {"key": u.key, "user": u.user_id, "model": u.model}[by]
+        return cast(cast(func.floor(_U.time / _DAY_S), _U.attempt.type), Text)
+    return {"key": _U.key, "user": _U.user_id, "model": _U.model}[by]
 
 
 def _name(by: By, value: str) -> str:
@@ -428,14 +419,6 @@ def _cells(name: str, group: Group, price: ApiPrice | None) -> list[str]:
 
 
 def _sum(groups: Sequence[Group]) -> Group:
-    return Group(
-        name="total",
-        requests=sum(g.requests for g in groups),
-        attempts=sum(g.attempts for g in groups),
-        prompt_tokens=sum(g.prompt_tokens for g in groups),
-        completion_tokens=sum(g.completion_tokens for g in groups),
-        cost=sum(g.cost for g in groups),
-        currency=groups[0].currency,
-        served_prompt_tokens=sum(g.served_prompt_tokens for g in groups),
-        served_completion_tokens=sum(g.served_completion_tokens for g in groups),
-    )
+    numbers = [field.name for field in fields(Group) if field.name not in ("name", "currency")]
+    sums = {name: sum(getattr(group, name) for group in groups) for name in numbers}
+    return replace(groups[0], name="total", **sums)

@@ -29,10 +29,6 @@ from tuneline.serving.gateway.config import ProductionLogConfig
 from tuneline.serving.gateway.ledger.writer import BatchWriter
 from tuneline.serving.gateway.logs.scrubbing import Scrub, ScrubbingFailed, ScrubbingProcess
 from tuneline.serving.gateway.logs.spool import (
-    DROPPED,
-    FAILURES,
-    UPLOADED_PARTS,
-    UPLOADED_ROWS,
     Spool,
     SpoolFull,
     Uploader,
@@ -42,20 +38,6 @@ from tuneline.store import open_store
 
 log = logging.getLogger("tuneline.gateway")
 
-_ROWS = "tuneline_gateway_production_log_rows_total"
-_SKIPPED = "tuneline_gateway_production_log_skipped_total"
-_REDACTIONS = "tuneline_gateway_production_log_redactions_total"
-_UNSCRUBBED = "tuneline_gateway_production_log_scrub_failures_total"
-_COUNTERS = {
-    _ROWS: "Requests written to the spool of the production log.",
-    _SKIPPED: "Requests left out of the production log, by sampling or by their key.",
-    _REDACTIONS: "Values removed before a request was logged, by type.",
-    _UNSCRUBBED: "Requests logged without text, since scrubbing failed.",
-    DROPPED: "Requests that the production log lost, by reason.",
-    UPLOADED_ROWS: "Requests uploaded to the store.",
-    UPLOADED_PARTS: "Parts uploaded to the store.",
-    FAILURES: "Uploads that failed and are tried again.",
-}
 # A float, and its place in a list.
 _LOGPROB_BYTES = 32
 # Requests whose texts are scrubbed at once, and their characters.
@@ -136,7 +118,7 @@ class ProductionLog(BatchWriter[_Entry]):
             status: how it ended.
         """
         if not is_sampled(call.request_id, self._config.sample_rate):
-            self._metrics.add(_SKIPPED, reason="sample")
+            self._metrics.log_skipped.labels("sample").inc()
             return
         size = call.request.memory
         if attempt is not None:
@@ -150,7 +132,7 @@ class ProductionLog(BatchWriter[_Entry]):
 
     def note_unlogged(self) -> None:
         """Count a request whose key is not logged."""
-        self._metrics.add(_SKIPPED, reason="key")
+        self._metrics.log_skipped.labels("key").inc()
 
     def close(self, timeout_s: float = _WRITE_TIMEOUT_S) -> list[_Entry]:
         """Write the waiting requests, try to upload them and stop."""
@@ -195,10 +177,10 @@ class ProductionLog(BatchWriter[_Entry]):
             except SpoolFull:
                 self._drop("disk", len(some), "the spool is full")
                 continue
-            self._metrics.add(_ROWS, len(some), model=model)
+            self._metrics.logged_rows.labels(model).inc(len(some))
             for row in some:
                 for found in row.redactions or []:
-                    self._metrics.add(_REDACTIONS, found["count"], type=found["type"])
+                    self._metrics.redactions.labels(found["type"]).inc(found["count"])
 
     def _row(self, entry: _Entry, texts: LoggedTexts) -> LoggedRequest:
         call, attempt = entry.call, entry.attempt
@@ -244,26 +226,25 @@ class ProductionLog(BatchWriter[_Entry]):
         scrub = partial(self._process.scrub, self._scrub)
         texts = scrubbed_texts([texts for _, texts in given], scrub) if given else []
         if failed := sum(messages is None for messages, _, _ in texts):
-            self._metrics.add(_UNSCRUBBED, failed)
+            self._metrics.scrub_failures.inc(failed)
         return zip((entry for entry, _ in given), texts, strict=True)
 
     def _drop(self, reason: str, count: int, why: str) -> None:
-        self._metrics.add(DROPPED, count, reason=reason)
+        self._metrics.log_dropped.labels(reason).inc(count)
         now = time.monotonic()
         if now - self._reported.get(reason, -math.inf) > _REPORT_AGAIN_S:
             self._reported[reason] = now
-            log.error("production log: requests are dropped: %s; %s counts them", why, DROPPED)
+            name = "tuneline_gateway_production_log_dropped_total"
+            log.error("production log: requests are dropped: %s; %s counts them", why, name)
 
     def _declare_metrics(self) -> None:
-        for name, text in _COUNTERS.items():
-            self._metrics.counter(name, text)
         self._metrics.gauge(
-            "tuneline_gateway_production_log_pending",
+            "production_log_pending",
             "Requests that wait for the spool.",
             lambda: {(): float(self.pending)},
         )
         self._metrics.gauge(
-            "tuneline_gateway_production_log_spool_bytes",
+            "production_log_spool_bytes",
             "Bytes in the spool, which the store does not have yet.",
             lambda: {(): float(self._spool.size)},
         )

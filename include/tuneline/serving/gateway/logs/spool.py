@@ -1,4 +1,10 @@
-"""The uploader of the production log: sealed parts of the spool become Parquet in the store."""
+"""The spool of the production log: lines on this machine's disk until the store has them.
+
+Lines are appended to one file for each model and day, `<model>/<day>/<part>.jsonl`. A file that is
+full or old enough is sealed: it becomes the Parquet part of that name in the store, then it is
+deleted. The name is drawn once, so an upload that is repeated replaces its own part and doubles no
+row.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +29,6 @@ log = logging.getLogger("tuneline.gateway")
 _SUFFIX = ".jsonl"
 # A part is read into memory as a whole to become Parquet.
 _PART_BYTES = 32 << 20
-UPLOADED_ROWS = "tuneline_gateway_production_log_uploaded_rows_total"
-UPLOADED_PARTS = "tuneline_gateway_production_log_uploaded_parts_total"
-FAILURES = "tuneline_gateway_production_log_upload_failures_total"
-DROPPED = "tuneline_gateway_production_log_dropped_total"
 _LOOK_S = 0.5
 _LONGEST_WAIT_S = 60.0
 
@@ -237,15 +239,15 @@ class Uploader:
             model_folder, day = path.parts[-3:-1]
             key = part_key(model_folder, day, path.stem)
             write_part(self._store, key, table, self._spool.scratch)
-            self._metrics.add(UPLOADED_ROWS, table.num_rows)
-            self._metrics.add(UPLOADED_PARTS)
+            self._metrics.uploaded_rows.inc(table.num_rows)
+            self._metrics.uploaded_parts.inc()
         if torn:
-            self._metrics.add(DROPPED, torn, reason="torn")
+            self._metrics.log_dropped.labels("torn").inc(torn)
             log.error("production log: %d torn lines of %s dropped", torn, path.name)
         self._spool.remove(path)
 
     def _failed(self, error: Exception) -> None:
-        self._metrics.add(FAILURES)
+        self._metrics.upload_failures.inc()
         # Half of the wait is drawn, so that gateways don't come back all at once.
         wait = min(_LONGEST_WAIT_S, 2.0**self._failures) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
         self._not_before = time.monotonic() + wait
