@@ -146,7 +146,7 @@ def _cpu_seconds() -> float:
 def _job(recipe: Recipe, seed: int, folder: Path, options: Options) -> dict[str, Any]:
     from tuneline.config import TrainingConfig
     from tuneline.models import load_tokenizer, resolve
-    from tuneline.training.loop.compute import choose_precision, training_threads
+    from tuneline.training.loop.model import choose_precision, training_threads
 
     base, config = resolve(BASE, log=options.log).path, TrainingConfig()
     rows = recipe.conversations(recipe.steps * BATCH + 1, seed)

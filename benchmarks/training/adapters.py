@@ -76,7 +76,7 @@ RECIPES = (
 
 def trained(job: Job) -> Trial:
     """Train an adapter by the product's own trainer, and export the merged model as GGUF."""
-    from tuneline.training.loop.compute import load_torch
+    from tuneline.training.loop.model import load_torch
 
     load_torch(job["threads"], job["seed"])
     from tuneline.models import load_tokenizer

@@ -155,7 +155,7 @@ def test_each_limit_turns_the_verdict(changes, found, names, verdict):
 @pytest.fixture(scope="module")
 def trainers(tiny_base, tmp_path_factory):
     """Make trainers of a class on the tiny model and real rows of it."""
-    from tuneline.training.loop.base_weights import LoraSettings, attach_lora, load_base
+    from tuneline.training.loop.model import LoraSettings, attach_lora, load_base
     from tuneline.training.loop.rows import encode_split
     from tuneline.training.loop.trainer import TrainerSettings
 

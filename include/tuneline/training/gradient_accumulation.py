@@ -208,7 +208,7 @@ def _outcome(tried: TriedBatch) -> str:
 
 def run(ctx: StepContext) -> Evidence:
     """Find the largest micro-batch that fits, check accumulation and write `plan.json`."""
-    from tuneline.training.loop.compute import training_threads
+    from tuneline.training.loop.model import training_threads
 
     config = ctx.config.training
     sizes = sizes_left(ctx)

@@ -31,9 +31,8 @@ from tuneline.errors import first_line
 from tuneline.machine.free_memory import CGROUP, cgroup_free
 from tuneline.machine.peak_memory import is_out_of_memory, peak_memory, restart_peak
 from tuneline.machine.quantity import quantity
-from tuneline.training.loop.canaries import plant
-from tuneline.training.loop.compute import Precision, choose_precision, device_of, load_torch
-from tuneline.training.loop.rehearsal import ANSWER_TOKENS, prompts
+from tuneline.training.loop.extra_rows import ANSWER_TOKENS, plant, prompts
+from tuneline.training.loop.model import Precision, choose_precision, device_of, load_torch
 from tuneline.training.loop.rows import (
     EncodedRow,
     as_batch,
@@ -224,7 +223,7 @@ class TrainingSetup:
 
     def model(self) -> Any:
         """Load the real model with its adapter."""
-        from tuneline.training.loop.base_weights import attach_lora, load_base
+        from tuneline.training.loop.model import attach_lora, load_base
 
         qlora = self.config.qlora
         base = load_base(self.base, self.device, qlora=qlora, precision=self.precision)
@@ -290,17 +289,17 @@ def longest_rows(rows: Sequence[EncodedRow], count: int) -> list[EncodedRow]:
 def tokens_at_once(model: Any, rows: Sequence[EncodedRow], *, packed: bool) -> int:
     """Count the tokens that the model sees for a micro-batch.
 
-    Rows are padded to the longest if they are not packed; where `packed_rows` is in use they are
+    Rows are padded to the longest if they are not packed; where `cpu_kernels` are in use they are
     laid end to end, and a shared prefix counts once.
     """
     if packed:
         return sum(len(row.ids) for row in rows)
     import torch
 
-    from tuneline.training.cpu.packed_rows import lay_out, packs
+    from tuneline.training.loop.cpu_kernels import lay_out, shares_prefixes
 
     batch = as_batch(torch, rows, 0)
-    if packs(model.get_base_model()):
+    if shares_prefixes(model.get_base_model()):
         return int(lay_out(batch["input_ids"], batch["attention_mask"]).ids.numel())
     return int(batch["input_ids"].numel())
 
@@ -624,7 +623,7 @@ class _Probe:
         """Time the trainer's steps and a validation pass; read the peak; check accumulation."""
         import torch
 
-        from tuneline.training.cpu.packed_rows import packs
+        from tuneline.training.loop.cpu_kernels import shares_prefixes
         from tuneline.training.loop.token_loss import EVAL_BATCH
 
         setup, rows, validation = self._setup, self._rows, self._validation
@@ -634,7 +633,7 @@ class _Probe:
             self._tokenizer,
             self._spec,
             micro_batch=micro_batch,
-            end_to_end=setup.packing.packed or packs(model.get_base_model()),
+            end_to_end=setup.packing.packed or shares_prefixes(model.get_base_model()),
             samples=TIMED,
         )
         trainer = setup.trainer(model, self._tokenizer, [longest_rows(rows, micro_batch), *typical])
