@@ -17,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,8 +77,7 @@ from tuneline.training.resources.checks import (
     packing_sentence,
 )
 from tuneline.training.resources.out_of_memory import GIB, MemoryNotes, fitting, noticed
-from tuneline.training.tracking.session import Tracking, track
-from tuneline.training.tracking.tracked_run import describe
+from tuneline.training.tracking.runs import Description, Tracking, describe
 
 if TYPE_CHECKING:
     from tuneline.training.loop.trainer import LabelledTokenTrainer
@@ -195,12 +196,12 @@ class Training:
             self._config.max_steps,
         )
         self._restored = ctx.scratch / "restored"
-        events = [*self._events(), *tracking.callbacks()]
+        events = self._events(tracking)
         model = self._model()
         self.packing = self._packing(model)
         self.trainer = self._trainer(model, events)
 
-    def _events(self) -> list[Any]:
+    def _events(self, tracking: Tracking) -> list[Any]:
         """Restore the checkpoint, and list what happens between the steps."""
         # Imported here, as torch has to be configured first (`load_torch`).
         from tuneline.training.loop import callbacks
@@ -233,8 +234,8 @@ class Training:
             return everywhere
         # The first process saves and reports for all, and its clock decides.
         by_clock = callbacks.SaveByClock(config.checkpoint_minutes)
-        progress = callbacks.LogProgress(ctx.log)
-        return [*everywhere, self._keeper, self._saver, by_clock, self._resources.limit, progress]
+        reports = [callbacks.LogProgress(ctx.log), callbacks.ReportLive(tracking)]
+        return [*everywhere, self._keeper, self._saver, by_clock, self._resources.limit, *reports]
 
     def _model(self) -> Any:
         """Load the base, whole or this process's part of it, and put the adapter on it."""
@@ -402,6 +403,31 @@ def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) 
         ctx.log(f"gradient_accumulation planned for {plan.device}, this machine has {found}")
 
 
+@contextmanager
+def _track(
+    trackers: Sequence[str], description: Description, *, out: Path, log: Callable[[str], None]
+) -> Iterator[Tracking]:
+    """Open the runs of trackers for the time of training; W&B's files go below `out`."""
+    tracking = Tracking()
+    if "mlflow" in trackers:
+        from tuneline.training.tracking.mlflow_run import open_mlflow
+
+        tracking.add(open_mlflow(description, log))
+    if "wandb" in trackers:
+        from tuneline.training.tracking.wandb_run import open_wandb
+
+        tracking.add(open_wandb(description, out, log))
+    for run in tracking.runs:
+        if run.url:
+            log(f"watch it live in {run.title}: {run.url}")
+    try:
+        yield tracking
+    except BaseException:
+        tracking.close(failed=True)
+        raise
+    tracking.close(failed=False)
+
+
 def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
     """Read, train under the trackers' eyes, and record."""
     inputs = read_inputs(ctx)
@@ -420,7 +446,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
     )
     trackers = ctx.config.training.tracking if group.is_main else []
     with (
-        track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
+        _track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
         noticed(ctx.run, ctx.step, plan),
     ):
         training = Training(ctx, inputs, tracking, group)
@@ -431,7 +457,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
     trained = trained.model_copy(
         update={
             "tracking": tracking.runs,
-            "tracking_seconds": tracking.seconds,
+            "tracking_seconds": round(tracking.seconds, 4),
             "hyperparameters": settings,
         }
     )

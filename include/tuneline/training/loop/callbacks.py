@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
@@ -172,6 +172,32 @@ class LogProgress(TrainerCallback):
             f"step {done} of {state.max_steps}: loss {logs['loss']:.4f}, "
             f"{logs['tokens_per_second']:.0f} tokens/s, {left:.0f} s left"
         )
+
+
+class LiveTracking(Protocol):
+    """What `ReportLive` reports to."""
+
+    def begin(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Take the log entries before the first step."""
+
+    def log(self, step: int, entry: Mapping[str, Any], device: str) -> None:
+        """Take a log entry of a step."""
+
+
+class ReportLive(TrainerCallback):
+    """Reports each log entry to the trackers."""
+
+    def __init__(self, tracking: LiveTracking) -> None:
+        self.tracking = tracking
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        self.tracking.begin(state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        if state.is_world_process_zero:
+            self.tracking.log(state.global_step, logs, args.device.type)
 
 
 class LiveCheckpoints:
