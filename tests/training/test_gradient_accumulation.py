@@ -367,13 +367,7 @@ def spec(tiny_base, tmp_path):
         base=tiny_base,
         dataset=tmp_path / "missing.parquet",
         lora=lora,
-        training=TrainingConfig(),
-        target_format="tokenizer",
-        label_field=None,
-        max_tokens=MAX_TOKENS,
         threads=1,
-        pod_memory="8Gi",
-        processes=1,
         scratch=tmp_path,
         sizes=[4],
     )

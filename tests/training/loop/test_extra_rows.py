@@ -7,7 +7,7 @@ from tests.lab.runs import Lab, broken
 from tests.lab.training_runs import make_rows
 
 from tuneline.artifacts.training import CANARIES
-from tuneline.config import TrainingConfig
+from tuneline.config import TrainingConfig, build_config
 from tuneline.data.tables.rows import read_dataset, write_dataset
 from tuneline.errors import UserError
 from tuneline.harness.general_questions import load_suite
@@ -92,7 +92,7 @@ def test_training_sees_them_and_the_dataset_does_not(lab):
 
 def test_the_plan_counts_them(lab, tmp_path):
     from tuneline.training.loop.rows import encode_split
-    from tuneline.training.resources.probe import ProbeSpec, plan_work
+    from tuneline.training.resources.probe import plan_work
 
     bench = lab()
     dataset = bench.artifact("distribution_balancing", "dataset.parquet")
@@ -103,15 +103,14 @@ def test_the_plan_counts_them(lab, tmp_path):
     )
 
     def tokens(**settings):
-        training = TrainingConfig(effective_batch=2, epochs=1, **settings)
-        spec = ProbeSpec.model_construct(
-            training=training, target_format="tokenizer", dataset=dataset, label_field="intent"
-        )
+        training = {"effective_batch": 2, "epochs": 1, **settings}
+        sections = {"data": {"source": "x", "label_field": "intent"}, "training": training}
         work, _, _ = plan_work(
             train,
             validation,
             tokenizer,
-            spec,
+            build_config(sections),
+            dataset,
             micro_batch=2,
             end_to_end=False,
             samples=2,
