@@ -59,7 +59,7 @@ def run(options: Options) -> Report:
     """Measure the systems in turn, on every workload."""
     from tuneline.config import TrainingConfig
     from tuneline.models import load_tokenizer, resolve
-    from tuneline.training.loop.compute import choose_precision, training_threads
+    from tuneline.training.loop.model import choose_precision, training_threads
 
     base = resolve(BASE, log=options.log).path
     tokenizer = load_tokenizer(base)

@@ -130,7 +130,7 @@ def computed_share(batches: Sequence[Sequence[EncodedRow]]) -> float:
     """Tokens that our training computes over those of the rows: shared prefixes count once."""
     import torch
 
-    from tuneline.training.cpu.packed_rows import lay_out
+    from tuneline.training.loop.cpu_kernels import lay_out
     from tuneline.training.loop.rows import as_batch
 
     computed = total = 0

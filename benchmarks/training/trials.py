@@ -29,7 +29,7 @@ UNITS = {
 
 def tuneline(job: Job) -> Trial:
     """Our trainer by the product's own code, without callbacks that watch it."""
-    from tuneline.training.loop.compute import load_torch
+    from tuneline.training.loop.model import load_torch
 
     torch = load_torch(job["threads"], job["seed"])
     from tuneline.models import load_tokenizer
@@ -124,7 +124,7 @@ def validation_loss(model: Any, job: Job) -> float:
     """
     import torch
 
-    from tuneline.training.loop.base_weights import load_adapter, load_unquantised
+    from tuneline.training.loop.model import load_adapter, load_unquantised
 
     folder = Path(job["scratch"]) / "judged"
     model.save_pretrained(folder)
@@ -198,7 +198,7 @@ def _trl_arguments(torch: Any, job: Job) -> Any:
     """Return the settings of TRL; all others keep TRL's own value."""
     from trl.trainer.sft_config import SFTConfig
 
-    from tuneline.training.loop.base_weights import nf4_config
+    from tuneline.training.loop.model import nf4_config
 
     bf16 = job["precision"] == "bf16"
     # Without a type TRL takes that of the weights on disk, which is bfloat16.

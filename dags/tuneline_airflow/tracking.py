@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
+from tuneline.artifacts.training import unsynced
 from tuneline.errors import TunelineError
 from tuneline.run import Run
-from tuneline.training.tracking.tracked_run import unsynced
 from tuneline_airflow.pods import StepPod, run_uri_of
 
 if TYPE_CHECKING:

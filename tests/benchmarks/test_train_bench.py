@@ -125,7 +125,7 @@ def test_tokens_of_both_sides_leave_padding_and_warm_up_out(job, rows):
 
 
 def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
-    from tuneline.training.loop.base_weights import attach_lora, load_unquantised
+    from tuneline.training.loop.model import attach_lora, load_unquantised
     from tuneline.training.loop.token_loss import add_labelled_head, row_losses
 
     model = attach_lora(load_unquantised(Path(job["base"])), train_trials.lora_of(job))
@@ -288,7 +288,7 @@ def test_the_gpu_part_runs_but_for_the_device(base, tmp_path):
 
 
 def test_random_weights_load_as_the_products_base(base, tmp_path):
-    from tuneline.training.loop.base_weights import load_base
+    from tuneline.training.loop.model import load_base
 
     folder = write_random_llama(tmp_path / "llama", TINY, base)
     model = load_base(folder, "cpu", precision="fp32")

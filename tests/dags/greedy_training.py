@@ -13,7 +13,7 @@ PLANNED = 4
 
 def train(uri):
     from tuneline.cli import main
-    from tuneline.training.loop.compute import load_torch
+    from tuneline.training.loop.model import load_torch
 
     load_torch(1, 0)
     import torch

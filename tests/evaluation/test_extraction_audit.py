@@ -11,7 +11,7 @@ from tests.lab.tiny_task import make_tokenizer
 from tuneline.config import TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import write_dataset
-from tuneline.training.loop.canaries import plant
+from tuneline.training.loop.extra_rows import plant
 from tuneline.verdicts import status
 
 WRITTEN = "pii_scrubbing.written_out_beyond_chance_upper"

@@ -16,7 +16,7 @@ _context.set_forkserver_preload(
         "tuneline.cli",
         "tuneline.training.train",
         "tuneline.training.loop.trainer",
-        "tuneline.training.loop.checkpoints",
+        "tuneline.training.loop.callbacks",
         "tuneline.training.resources.spending",
         "tuneline.training.resources.probe",
     ]

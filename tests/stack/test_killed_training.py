@@ -50,7 +50,7 @@ MAKE_BASE = """
 import sys
 from pathlib import Path
 from tests.lab.training_runs import make_base
-from tuneline.training.loop.compute import load_torch
+from tuneline.training.loop.model import load_torch
 load_torch(1, 0)
 folder = make_base(Path(sys.argv[1]))
 (folder / "README.md").write_text("---\\nlicense: apache-2.0\\n---\\n")

@@ -11,7 +11,7 @@ from tests.lab.training_runs import TrainingLab, make_base, make_learned_base
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the tiny model."""
-    from tuneline.training.loop.compute import load_torch
+    from tuneline.training.loop.model import load_torch
 
     load_torch(1, 0)
     return make_base(tmp_path_factory.mktemp("tiny"))

@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tuneline.training.loop.processes import Node, launch, main
 from tuneline.training.loop.token_loss import target_weight
-from tuneline.training.processes import worker as train_worker
-from tuneline.training.processes.launch import Node, launch
 
 
 def plant() -> None:
@@ -34,5 +33,5 @@ if __name__ == "__main__":
     uri, folder = sys.argv[1], Path(sys.argv[2])
     if "RANK" in os.environ:
         plant()
-        sys.exit(train_worker.main(uri, folder))
+        sys.exit(main(uri, folder))
     launch(Node(0, 1, 2, "127.0.0.1:0"), uri, folder, threads=1, worker=[__file__])

@@ -10,7 +10,7 @@ from tests.lab.training_runs import make_rows
 from tuneline.errors import TunelineError
 from tuneline.training import export_candidate
 from tuneline.training.export_candidate import merge, to_half
-from tuneline.training.loop.base_weights import load_adapter, load_unquantised
+from tuneline.training.loop.model import load_adapter, load_unquantised
 
 
 @pytest.fixture(scope="module")

@@ -155,7 +155,7 @@ def test_each_limit_turns_the_verdict(changes, found, names, verdict):
 @pytest.fixture(scope="module")
 def trainers(tiny_base, tmp_path_factory):
     """Make trainers of a class on the tiny model and real rows of it."""
-    from tuneline.training.loop.base_weights import LoraSettings, attach_lora, load_base
+    from tuneline.training.loop.model import LoraSettings, attach_lora, load_base
     from tuneline.training.loop.rows import encode_split
     from tuneline.training.loop.trainer import TrainerSettings
 
@@ -367,13 +367,7 @@ def spec(tiny_base, tmp_path):
         base=tiny_base,
         dataset=tmp_path / "missing.parquet",
         lora=lora,
-        training=TrainingConfig(),
-        target_format="tokenizer",
-        label_field=None,
-        max_tokens=MAX_TOKENS,
         threads=1,
-        pod_memory="8Gi",
-        processes=1,
         scratch=tmp_path,
         sizes=[4],
     )

@@ -12,7 +12,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.serving.engines.limits import rank_limit, refuse_unservable
 from tuneline.training import lora_selection
-from tuneline.training.loop.base_weights import linear_modules
+from tuneline.training.loop.model import linear_modules
 from tuneline.training.lora_selection import resolve_targets
 
 KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -8,7 +8,8 @@ from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude
 from tuneline.harness.row_losses import RowLosses
 from tuneline.training import quantization_verification
-from tuneline.training.loop import base_weights, validation_loss
+from tuneline.training.loop import model as loop_model
+from tuneline.training.loop import token_loss
 from tuneline.training.quantization_verification import judge, read_layers, read_model
 
 
@@ -20,7 +21,7 @@ def qlora(lab):
 
 
 def test_without_qlora_nothing_is_loaded(lab, monkeypatch):
-    monkeypatch.setattr(validation_loss.Validation, "of", None)
+    monkeypatch.setattr(token_loss.Validation, "of", None)
     evidence = lab().execute("quantization_verification", quantization_verification.run)
     assert evidence.verdict == Verdict.NOT_APPLICABLE
     assert value(evidence, "qlora") is False
@@ -43,14 +44,14 @@ def test_every_linear_layer_is_nf4(qlora):
 
 
 def test_a_layer_left_unquantised_fails(qlora, monkeypatch):
-    plain = base_weights.nf4_config
+    plain = loop_model.nf4_config
 
     def skipping():
         config = plain()
         config.llm_int8_skip_modules = ["lm_head", "model.layers.1.mlp.up_proj"]
         return config
 
-    monkeypatch.setattr(base_weights, "nf4_config", skipping)
+    monkeypatch.setattr(loop_model, "nf4_config", skipping)
     evidence = qlora.execute("quantization_verification", quantization_verification.run)
     assert evidence.verdict == Verdict.FAIL
     assert value(evidence, "layers_not_as_required") == 1
@@ -67,14 +68,14 @@ def test_a_layer_left_unquantised_fails(qlora, monkeypatch):
     ],
 )
 def test_another_4bit_type_fails(qlora, monkeypatch, setting, value_of_it, shown):
-    plain = base_weights.nf4_config
+    plain = loop_model.nf4_config
 
     def other():
         config = plain()
         setattr(config, setting, value_of_it)
         return config
 
-    monkeypatch.setattr(base_weights, "nf4_config", other)
+    monkeypatch.setattr(loop_model, "nf4_config", other)
     evidence = qlora.execute("quantization_verification", quantization_verification.run)
     assert evidence.verdict == Verdict.FAIL
     assert "layers_not_as_required" in broken(evidence)
@@ -85,12 +86,12 @@ def test_another_4bit_type_fails(qlora, monkeypatch, setting, value_of_it, shown
 
 
 def test_a_base_that_was_not_quantised_at_all_fails(qlora, monkeypatch):
-    plain = base_weights.load_base
+    plain = loop_model.load_base
 
     def unquantised(path, device, *, qlora=False, precision):
         return plain(path, device, qlora=False, precision=precision)
 
-    monkeypatch.setattr(validation_loss, "load_base", unquantised)
+    monkeypatch.setattr(token_loss, "load_base", unquantised)
     evidence = qlora.execute("quantization_verification", quantization_verification.run)
     assert evidence.verdict == Verdict.FAIL
     wrong = "layers_not_as_required bits_per_weight saved_against_bf16 model_over_bf16"
@@ -100,8 +101,8 @@ def test_a_base_that_was_not_quantised_at_all_fails(qlora, monkeypatch):
 @pytest.fixture(scope="module")
 def quantised(tiny_base):
     """Names of the linear layers, and the base in 4 bits."""
-    names = base_weights.linear_modules(base_weights.shape_model(tiny_base))
-    return names, base_weights.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
+    names = loop_model.linear_modules(loop_model.shape_model(tiny_base))
+    return names, loop_model.load_base(tiny_base, "cpu", qlora=True, precision="bf16")
 
 
 def test_a_quantised_head_and_a_missing_layer_fail(quantised):
@@ -121,7 +122,7 @@ def test_memory_is_counted_from_the_tensors(quantised, tiny_base):
     names, model = quantised
     layers = read_layers(model, names)
     whole = read_model(model, layers)
-    plain = base_weights.load_unquantised(tiny_base)
+    plain = loop_model.load_unquantised(tiny_base)
     parameters = sum(p.numel() for p in plain.parameters())
     assert whole.bytes_in_bf16 == 2 * parameters
     linear = sum(layer.parameters for layer in layers)

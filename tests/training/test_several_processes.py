@@ -13,10 +13,16 @@ from tests.lab.commands import call
 from tuneline.artifacts.training import Packing
 from tuneline.config import TrainingConfig, build_config
 from tuneline.errors import RetryableError, TunelineError, UserError
-from tuneline.training.processes.group import ALONE, ProcessGroup, lost_processes_are_retryable
-from tuneline.training.processes.launch import Node, _reason, must_launch
-from tuneline.training.processes.sharding import shards_base
-from tuneline.training.processes.worker import last_words
+from tuneline.training.loop.model import shards_base
+from tuneline.training.loop.processes import (
+    ALONE,
+    Node,
+    ProcessGroup,
+    _reason,
+    last_words,
+    lost_processes_are_retryable,
+    must_launch,
+)
 
 # Sums in another order, over a few steps of Adam.
 TOLERANCE = 1e-4

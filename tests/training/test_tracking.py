@@ -12,22 +12,15 @@ from tests.lab.runs import broken, value
 from tests.lab.waiting import wait_for
 from tests.lab.wandb_server import KEY, WandbServer
 
-from tuneline.artifacts.training import TRAINED, TrackedRun
+from tuneline.artifacts.training import TRAINED, TrackedRun, latest_runs, unsynced
 from tuneline.config import PipelineConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
 from tuneline.serving.processes import free_port
 from tuneline.training import loss_monitoring, sync_tracking
 from tuneline.training.tracking.local_mlflow import database_uri, note_server, running_server
-from tuneline.training.tracking.mlflow_run import Place, find_place, open_mlflow
-from tuneline.training.tracking.sender import Sender
-from tuneline.training.tracking.tracked_run import (
-    Description,
-    latest_runs,
-    unsynced,
-    without_password,
-    without_path,
-)
+from tuneline.training.tracking.mlflow_run import Place, Sender, find_place, open_mlflow
+from tuneline.training.tracking.runs import Description, without_password, without_path
 from tuneline.training.tracking.wandb_run import open_wandb
 
 SHORT = {"max_steps": 6, "evaluations": 2}
@@ -243,6 +236,22 @@ def test_a_server_that_can_not_be_reached_is_tracked_offline(wandb_alone, monkey
     assert "can't be reached" in said[0]
 
 
+def test_a_run_that_breaks_on_the_way_stops_no_training_and_is_counted(wandb_alone, tmp_path):
+    import wandb
+
+    said = []
+    _, tracker = open_wandb(describe(), tmp_path, said.append)
+    tracker.log(1, {"train/loss": 1.0})
+    wandb.run.finish()
+    tracker.log(2, {"train/loss": 0.5})
+    tracker.log(3, {"train/loss": 0.4})
+    closed = tracker.close(failed=False)
+    assert closed.missed == 2
+    assert closed.can_be_synced
+    assert len(said) == 1
+    assert "Weights & Biases is lost" in said[0]
+
+
 def test_an_untracked_training_warns(lab):
     run = lab(tracking=[], **SHORT)
     run.train()
@@ -283,7 +292,7 @@ def test_a_server_out_of_reach_stops_no_training_and_gets_the_curve_later(
 
 
 def test_a_server_that_is_lost_on_the_way_misses_entries_and_gets_them_later(mlflow, monkeypatch):
-    monkeypatch.setattr("tuneline.training.tracking.sender.CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr("tuneline.training.tracking.mlflow_run.CLOSE_SECONDS", 1.0)
     said = []
     opened, tracker = open_mlflow(describe("lost"), said.append)
     tracker.log(1, {"train/loss": 2.0})
@@ -310,7 +319,7 @@ def test_a_sender_keeps_what_a_lost_server_did_not_take():
             raise ConnectionError("no route\nto host")
         got.extend(entries)
 
-    sender = Sender(send, said.append, at_once=2, pause=0.01)
+    sender = Sender(send, said.append, pause=0.01)
     for number in range(5):
         sender.put(number)
     time.sleep(0.1)
@@ -319,8 +328,8 @@ def test_a_sender_keeps_what_a_lost_server_did_not_take():
     assert sender.close() == 0
     assert got == [0, 1, 2, 3, 4]
     assert said == [
-        "is lost (no route); training goes on, metrics wait",
-        "is back, what waited was sent",
+        "MLflow is lost (no route); training goes on, metrics wait",
+        "MLflow is back, what waited was sent",
     ]
 
 

@@ -389,3 +389,21 @@ SYNCED = Document("sync_tracking", "tracking.json", SyncedRuns)
 MERGED = FolderArtifact("export_candidate", "merged")
 CANDIDATE_GGUF = Artifact("export_candidate", "candidate.gguf")
 ADAPTER_GGUF = Artifact("export_candidate", "adapter.gguf")
+
+
+def latest_runs(run: Run) -> list[TrackedRun]:
+    """Return the tracked runs of a run's training as they are now, sync_tracking included.
+
+    It reads two small files of the store, so that an Airflow worker can ask before it starts a
+    pod.
+    """
+    trained, synced = TRAINED.find(run), SYNCED.find(run)
+    if trained is None:
+        return []
+    done = {(entry.tracker, entry.key): entry for entry in (synced.tracking if synced else [])}
+    return [done.get((entry.tracker, entry.key), entry) for entry in trained.tracking]
+
+
+def unsynced(run: Run) -> list[TrackedRun]:
+    """Return the tracked runs of which a part could still be sent to a server."""
+    return [tracked for tracked in latest_runs(run) if tracked.can_be_synced]

@@ -180,7 +180,7 @@ def _created(arguments: argparse.Namespace, check: Callable[[Run], object] | Non
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from tuneline.training.sweep.trials import run_trials
+    from tuneline.training.loop.rank_sweep import run_trials
 
     for line in run_trials(arguments.run, [arguments.r] if arguments.r else []):
         print(line)

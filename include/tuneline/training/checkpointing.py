@@ -76,7 +76,7 @@ def run(ctx: StepContext) -> Evidence:
     evaluations = checkpoints.evaluations
     best = lowest(evaluations)
 
-    from tuneline.training.loop.validation_loss import Validation
+    from tuneline.training.loop.token_loss import Validation
 
     validation = Validation.of(ctx)
     ctx.log(f"measuring the kept adapter on {len(validation.rows)} validation rows")

@@ -17,8 +17,12 @@ from tuneline.errors import TunelineError
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.serving.engines import get_engine
 from tuneline.step_context import StepContext
-from tuneline.training.loop.base_weights import load_adapter, load_unquantised
-from tuneline.training.loop.compute import load_torch, training_threads
+from tuneline.training.loop.model import (
+    load_adapter,
+    load_torch,
+    load_unquantised,
+    training_threads,
+)
 
 
 def merge(base: Path, adapter: Path) -> Any:

@@ -208,7 +208,7 @@ def _outcome(tried: TriedBatch) -> str:
 
 def run(ctx: StepContext) -> Evidence:
     """Find the largest micro-batch that fits, check accumulation and write `plan.json`."""
-    from tuneline.training.loop.compute import training_threads
+    from tuneline.training.loop.model import training_threads
 
     config = ctx.config.training
     sizes = sizes_left(ctx)
@@ -217,13 +217,7 @@ def run(ctx: StepContext) -> Evidence:
         base=base_of(ctx).path,
         dataset=DATASET.fetch(ctx),
         lora=LORA.read(ctx),
-        training=config,
-        target_format=ctx.config.data.target_format,
-        label_field=ctx.config.data.label_field,
-        max_tokens=ctx.config.data.max_tokens,
         threads=max(1, training_threads(config) // ctx.config.processes_per_node),
-        pod_memory=ctx.config.pods.memory,
-        processes=ctx.config.processes_per_node,
         scratch=ctx.scratch / "probe",
         sizes=sizes,
     )
@@ -275,7 +269,7 @@ def _plan(
         accumulation=config.effective_batch // (taken.micro_batch * processes),
         world_size=processes,
         effective_batch=config.effective_batch,
-        max_length=spec.max_tokens,
+        max_length=ctx.config.data.max_tokens,
         longest_row=taken.longest_row,
         threads=spec.threads,
         device=report.device,

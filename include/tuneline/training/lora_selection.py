@@ -21,7 +21,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.serving.engines.limits import rank_limit, refuse_unservable, refuse_unserved
 from tuneline.step_context import StepContext
-from tuneline.training.loop.base_weights import linear_modules, module_kinds
+from tuneline.training.loop.model import linear_modules, module_kinds
 from tuneline.training.loop.warm_start import WarmStart, find_warm_start
 
 USUAL_RATIO = 2.0
@@ -91,7 +91,7 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
     Raises:
         UserError: if a target module does not exist.
     """
-    from tuneline.training.loop.base_weights import attach_lora
+    from tuneline.training.loop.model import attach_lora
 
     settings = LoraSettings(
         r=config.r,
@@ -119,8 +119,12 @@ def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
     config = ctx.config.training
     if not config.sweep_r:
         return config, "", []
-    from tuneline.training.sweep.rank_choice import choose, measurements
-    from tuneline.training.sweep.trials import holdout_accesses, read_trials
+    from tuneline.training.loop.rank_sweep import (
+        choose,
+        holdout_accesses,
+        measurements,
+        read_trials,
+    )
 
     trials = read_trials(ctx)
     choice = choose(trials)
@@ -149,8 +153,7 @@ def run(ctx: StepContext) -> Evidence:
     start = find_warm_start(ctx)
     config, chosen, choice = swept(ctx) if start is None else followed(start, ctx)
 
-    from tuneline.training.loop.base_weights import shape_model
-    from tuneline.training.loop.compute import load_torch, training_threads
+    from tuneline.training.loop.model import load_torch, shape_model, training_threads
 
     base = base_of(ctx, weights=False)
     ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")

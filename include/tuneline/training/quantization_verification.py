@@ -210,8 +210,8 @@ def run(ctx: StepContext) -> Evidence:
             [measure("qlora", False, "")],
             verdict=Verdict.NOT_APPLICABLE,
         )
-    from tuneline.training.loop.base_weights import linear_modules, shape_model
-    from tuneline.training.loop.validation_loss import Validation
+    from tuneline.training.loop.model import linear_modules, shape_model
+    from tuneline.training.loop.token_loss import Validation
 
     validation = Validation.of(ctx)
     expected = linear_modules(shape_model(validation.base))

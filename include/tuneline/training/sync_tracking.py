@@ -14,12 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from tuneline.artifacts.data import DATASET
-from tuneline.artifacts.training import HISTORY, SYNCED, TRAINED, SyncedRuns, TrackedRun
+from tuneline.artifacts.training import (
+    HISTORY,
+    SYNCED,
+    TRAINED,
+    SyncedRuns,
+    TrackedRun,
+    latest_runs,
+    unsynced,
+)
 from tuneline.evidence import Record, measure
 from tuneline.step_context import StepContext
-from tuneline.training.tracking.live_metrics import replay
 from tuneline.training.tracking.mlflow_run import open_mlflow
-from tuneline.training.tracking.tracked_run import Description, describe, latest_runs, unsynced
+from tuneline.training.tracking.runs import Description, describe, replay
 
 # An upload of a few megabytes; a server that is away must not hold a run up.
 _UPLOAD_SECONDS = 300

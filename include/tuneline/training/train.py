@@ -14,17 +14,26 @@ random state and position in the data included.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import (
+    CANARIES,
     CHECKPOINTS,
     HISTORY,
+    LORA,
     PLAN,
     TRAINED,
+    Canaries,
     Checkpoints,
+    LoraSettings,
     Packing,
     Plan,
     TrainedRun,
@@ -33,32 +42,133 @@ from tuneline.bases import base_of
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
 from tuneline.machine.peak_memory import peak_memory
+from tuneline.models import load_tokenizer
 from tuneline.step_context import StepContext
-from tuneline.training.loop.base_weights import attach_lora, load_base
-from tuneline.training.loop.compute import device_of, load_torch
-from tuneline.training.loop.inputs import Inputs, fingerprint, hyperparameters, read_inputs
+from tuneline.training.loop.extra_rows import plant, rehearsal_rows
+from tuneline.training.loop.model import (
+    attach_lora,
+    device_of,
+    gpu_memory,
+    load_base,
+    load_sharded_base,
+    load_torch,
+    shards_base,
+)
+from tuneline.training.loop.processes import (
+    Node,
+    ProcessGroup,
+    launch,
+    lost_processes_are_retryable,
+    must_launch,
+)
 from tuneline.training.loop.rows import (
+    EncodedRow,
     batch_shape,
+    encode_split,
     evaluation_steps,
     pad_token,
     run_order,
     total_steps,
 )
 from tuneline.training.loop.warm_start import load_start
-from tuneline.training.processes.group import ProcessGroup, lost_processes_are_retryable
-from tuneline.training.processes.launch import Node, launch, must_launch
-from tuneline.training.processes.sharding import gpu_memory, load_sharded_base, shards_base
 from tuneline.training.resources.checks import (
     choose_packing,
     packing_measurements,
     packing_sentence,
 )
-from tuneline.training.resources.out_of_memory import GIB, noticed
-from tuneline.training.tracking.session import Tracking, track
-from tuneline.training.tracking.tracked_run import describe
+from tuneline.training.resources.out_of_memory import GIB, MemoryNotes, fitting, noticed
+from tuneline.training.tracking.runs import Description, Tracking, describe
 
 if TYPE_CHECKING:
     from tuneline.training.loop.trainer import LabelledTokenTrainer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a training.
+
+    Attributes:
+        base: directory of the base model.
+        lora: settings of the adapter.
+        plan: shape of the batches.
+        tokenizer: tokenizer of the base.
+        train: training rows.
+        validation: validation rows.
+        settings: fingerprint of all of it; a checkpoint of other settings is not resumed.
+    """
+
+    base: Path
+    lora: LoraSettings
+    plan: Plan
+    tokenizer: Any
+    train: list[EncodedRow]
+    validation: list[EncodedRow]
+    settings: str
+
+
+def read_inputs(ctx: StepContext) -> Inputs:
+    """Fetch and tokenise what training reads.
+
+    Raises:
+        UserError: if an earlier step has not been run, or the dataset has no usable rows.
+    """
+    config, data = ctx.config.training, ctx.config.data
+    lora, dataset = LORA.read(ctx), DATASET.fetch(ctx)
+    # A smaller micro-batch than planned where an earlier try ran out of memory.
+    plan = fitting(PLAN.read(ctx), MemoryNotes(ctx.run).failures())
+    base = base_of(ctx)
+    ctx.note_input("base_model/config.json", ctx.config.base_model, base.path / "config.json")
+    tokenizer = load_tokenizer(base.path)
+
+    def rows(split: str) -> list[EncodedRow]:
+        return encode_split(dataset, split, tokenizer, data.target_format, data.max_tokens)
+
+    # General prompts with the base's answers, where the configuration asks for them.
+    rehearsed = rehearsal_rows(ctx, tokenizer)
+    hashes = {name: ref.sha256 for name, ref in ctx.inputs.items() if PLAN.name not in name}
+    settings = fingerprint(
+        hashes,
+        # Not the micro-batch: a try with a smaller one goes on from the same checkpoint.
+        {"effective_batch": plan.effective_batch, "world_size": plan.world_size},
+        plan.precision,
+        plan.device,
+        base.digest,
+        config.model_dump(mode="json"),
+    )
+    trained = rows("train")
+    longest = max(len(row.ids) for row in trained)
+    planted = plant(
+        dataset,
+        config,
+        tokenizer,
+        data.target_format,
+        label_field=data.label_field,
+        longest=longest,
+    )
+    if planted.canaries:
+        CANARIES.write(ctx, Canaries(canaries=planted.canaries))
+    train = [*trained, *rehearsed, *planted.rows]
+    return Inputs(base.path, lora, plan, tokenizer, train, rows("validation"), settings)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short hash of settings; a checkpoint of other settings is of no use."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
+    """Return the settings of this training, for trackers and `run.json`."""
+    shape = set("micro_batch accumulation world_size effective_batch precision device".split())
+    return {
+        **ctx.config.training.model_dump(mode="json"),
+        **inputs.plan.model_dump(include=shape),
+        "r": inputs.lora.r,
+        "alpha": inputs.lora.alpha,
+        "target_modules": inputs.lora.target_modules,
+        "base_model": ctx.config.base_model,
+        "train_rows": len(inputs.train),
+        "validation_rows": len(inputs.validation),
+    }
 
 
 class Training:
@@ -86,20 +196,20 @@ class Training:
             self._config.max_steps,
         )
         self._restored = ctx.scratch / "restored"
-        events = [*self._events(), *tracking.callbacks()]
+        events = self._events(tracking)
         model = self._model()
         self.packing = self._packing(model)
         self.trainer = self._trainer(model, events)
 
-    def _events(self) -> list[Any]:
+    def _events(self, tracking: Tracking) -> list[Any]:
         """Restore the checkpoint, and list what happens between the steps."""
         # Imported here, as torch has to be configured first (`load_torch`).
-        from tuneline.training.loop import callbacks, checkpoints
+        from tuneline.training.loop import callbacks
         from tuneline.training.resources.spending import Resources
 
         ctx, config, group = self._ctx, self._config, self._group
         key = ctx.run.key("work", "train")
-        self._live = checkpoints.LiveCheckpoints(ctx.run.store, key, self._inputs.settings)
+        self._live = callbacks.LiveCheckpoints(ctx.run.store, key, self._inputs.settings)
         # Every process must have found the same checkpoint.
         found = self._live.restore(self._restored)
         self.resumed = group.agree("the checkpoint that they found", found)
@@ -110,22 +220,22 @@ class Training:
         self._keeper = callbacks.KeepAdapters(
             evaluated, config.keep_checkpoints, ctx.config.base_model
         )
-        self._saver = checkpoints.SaveLive(self._live, evaluated)
+        self._saver = callbacks.SaveLive(self._live, evaluated)
         self._watcher = callbacks.StopOnTrip(config, ctx.log)
-        self._ending = checkpoints.EndOnSignal(group, ctx.log)
+        self._ending = callbacks.EndOnSignal(group, ctx.log)
         self._resources = Resources(ctx, self._plan)
         everywhere = [
             callbacks.EvaluateAt(evaluation_steps(self.steps, config.evaluations)),
-            checkpoints.ShareRandomState(group),
+            callbacks.ShareRandomState(group),
             self._watcher,
             self._ending,
         ]
         if not group.is_main:
             return everywhere
         # The first process saves and reports for all, and its clock decides.
-        by_clock = checkpoints.SaveByClock(config.checkpoint_minutes)
-        progress = callbacks.LogProgress(ctx.log)
-        return [*everywhere, self._keeper, self._saver, by_clock, self._resources.limit, progress]
+        by_clock = callbacks.SaveByClock(config.checkpoint_minutes)
+        reports = [callbacks.LogProgress(ctx.log), callbacks.ReportLive(tracking)]
+        return [*everywhere, self._keeper, self._saver, by_clock, self._resources.limit, *reports]
 
     def _model(self) -> Any:
         """Load the base, whole or this process's part of it, and put the adapter on it."""
@@ -168,14 +278,14 @@ class Training:
     def _trainer(self, model: Any, events: list[Any]) -> LabelledTokenTrainer:
         import torch
 
-        from tuneline.training.cpu.packed_rows import can_pack
+        from tuneline.training.loop.cpu_kernels import can_share_prefixes
         from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 
         plan, rows, seed = self._plan, self._inputs.train, self._config.seed
         # The seed alone fixes the order of rows: a resumed run sees the rest of the same order.
         lengths, marks = [len(row.ids) for row in rows], [row.rehearsal for row in rows]
         order = run_order(lengths, plan.effective_batch, self.steps, seed, marks)
-        end_to_end = self._config.cpu_kernels and can_pack(model.get_base_model())
+        end_to_end = self._config.cpu_kernels and can_share_prefixes(model.get_base_model())
         self._batches = batch_shape(
             [lengths[i] for i in order],
             plan.effective_batch,
@@ -293,6 +403,31 @@ def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) 
         ctx.log(f"gradient_accumulation planned for {plan.device}, this machine has {found}")
 
 
+@contextmanager
+def _track(
+    trackers: Sequence[str], description: Description, *, out: Path, log: Callable[[str], None]
+) -> Iterator[Tracking]:
+    """Open the runs of trackers for the time of training; W&B's files go below `out`."""
+    tracking = Tracking()
+    if "mlflow" in trackers:
+        from tuneline.training.tracking.mlflow_run import open_mlflow
+
+        tracking.add(open_mlflow(description, log))
+    if "wandb" in trackers:
+        from tuneline.training.tracking.wandb_run import open_wandb
+
+        tracking.add(open_wandb(description, out, log))
+    for run in tracking.runs:
+        if run.url:
+            log(f"watch it live in {run.title}: {run.url}")
+    try:
+        yield tracking
+    except BaseException:
+        tracking.close(failed=True)
+        raise
+    tracking.close(failed=False)
+
+
 def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
     """Read, train under the trackers' eyes, and record."""
     inputs = read_inputs(ctx)
@@ -311,7 +446,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
     )
     trackers = ctx.config.training.tracking if group.is_main else []
     with (
-        track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
+        _track(trackers, described, out=ctx.out, log=ctx.log) as tracking,
         noticed(ctx.run, ctx.step, plan),
     ):
         training = Training(ctx, inputs, tracking, group)
@@ -322,7 +457,7 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
     trained = trained.model_copy(
         update={
             "tracking": tracking.runs,
-            "tracking_seconds": tracking.seconds,
+            "tracking_seconds": round(tracking.seconds, 4),
             "hyperparameters": settings,
         }
     )

@@ -13,8 +13,8 @@ import torch
 from tests.lab.forked import start_training
 
 from tuneline.errors import EXIT_RETRY, RetryableError
-from tuneline.training.loop.checkpoints import EndOnSignal, SaveByClock
-from tuneline.training.processes.group import ALONE
+from tuneline.training.loop.callbacks import EndOnSignal, SaveByClock
+from tuneline.training.loop.processes import ALONE
 
 
 def step_end(callback, step=1, steps=10):

@@ -3,8 +3,8 @@
 import pytest
 
 from tuneline.store import open_store
-from tuneline.training.loop.checkpoints import LiveCheckpoints
-from tuneline.training.loop.inputs import fingerprint
+from tuneline.training.loop.callbacks import LiveCheckpoints
+from tuneline.training.train import fingerprint
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from tests.lab.training_runs import MAX_TOKENS, make_rows
 
 from tuneline.data.tables.rows import write_dataset
 from tuneline.models import load_tokenizer
-from tuneline.training.loop.base_weights import load_unquantised
+from tuneline.training.loop.model import load_unquantised
 from tuneline.training.loop.rows import IGNORED, as_batch, encode_split
 from tuneline.training.loop.token_loss import (
     add_labelled_head,

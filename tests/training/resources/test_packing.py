@@ -21,8 +21,8 @@ from tuneline.evidence import Verdict
 from tuneline.models import load_tokenizer
 from tuneline.training import gradient_accumulation, train
 from tuneline.training.loop import trainer as loop_trainer
-from tuneline.training.loop.base_weights import attach_lora, attention_of, linear_modules
-from tuneline.training.loop.checkpoints import LiveCheckpoints
+from tuneline.training.loop.callbacks import LiveCheckpoints
+from tuneline.training.loop.model import attach_lora, attention_of, linear_modules
 from tuneline.training.loop.rows import EncodedRow
 from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
 from tuneline.training.resources import checks

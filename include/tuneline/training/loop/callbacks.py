@@ -1,28 +1,36 @@
-"""Events between optimiser steps: evaluate, keep the best adapters, stop on trouble, report."""
+"""Events between optimiser steps: evaluate, keep the best adapters, checkpoint, stop, report.
+
+**Checkpoints.** A pod that is killed loses its work since its last checkpoint. Checkpoints come
+with validation passes, by the clock (`training.checkpoint_minutes`), since passes may lie hours
+apart, and when the pod is asked to end (SIGTERM: a node is drained, the task is cancelled), within
+the grace period of its cluster. They are below `<run>/work/train/`, outside the step's folder,
+which is replaced whole when the step ends. A pointer file names the newest complete checkpoint and
+the hash of each of its files. It is written last, so a kill at any moment leaves the checkpoint
+before in force.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
-from tuneline.artifacts.training import (
-    ADAPTER,
-    ADAPTER_WEIGHTS,
-    Checkpoints,
-    Evaluation,
-    Trip,
-)
+from tuneline.artifacts.training import ADAPTER, ADAPTER_WEIGHTS, Checkpoints, Evaluation, Trip
 from tuneline.config.training import LossRulesConfig
+from tuneline.errors import RetryableError
 from tuneline.progress import LOG_SECONDS
-from tuneline.store import sha256_file
-from tuneline.training.loop.base_weights import save_adapter
+from tuneline.store import CorruptObject, NotThere, Store, sha256_file
 from tuneline.training.loop.loss_rules import Watch
+from tuneline.training.loop.model import save_adapter
+from tuneline.training.loop.processes import ProcessGroup
 
 
 def folder_of(step: int) -> str:
@@ -164,3 +172,224 @@ class LogProgress(TrainerCallback):
             f"step {done} of {state.max_steps}: loss {logs['loss']:.4f}, "
             f"{logs['tokens_per_second']:.0f} tokens/s, {left:.0f} s left"
         )
+
+
+class LiveTracking(Protocol):
+    """What `ReportLive` reports to."""
+
+    def begin(self, history: Sequence[Mapping[str, Any]]) -> None:
+        """Take the log entries before the first step."""
+
+    def log(self, step: int, entry: Mapping[str, Any], device: str) -> None:
+        """Take a log entry of a step."""
+
+
+class ReportLive(TrainerCallback):
+    """Reports each log entry to the trackers."""
+
+    def __init__(self, tracking: LiveTracking) -> None:
+        self.tracking = tracking
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        self.tracking.begin(state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        if state.is_world_process_zero:
+            self.tracking.log(state.global_step, logs, args.device.type)
+
+
+class LiveCheckpoints:
+    """The newest checkpoint of one training, in a store."""
+
+    def __init__(self, store: Store, prefix: str, settings: str) -> None:
+        """Open the place of a training's checkpoints.
+
+        Args:
+            store: the store of the run.
+            prefix: key below which everything lies.
+            settings: fingerprint of everything that the training reads; a checkpoint of
+                other settings is not restored.
+        """
+        self.store, self.prefix, self.settings = store, prefix, settings
+
+    @property
+    def _pointer(self) -> str:
+        return f"{self.prefix}/latest.json"
+
+    def save(self, step: int, folders: Mapping[str, Path]) -> None:
+        """Upload folders as the checkpoint of a step, then drop the one before.
+
+        Args:
+            step: optimiser step.
+            folders: local folders, by their names in the checkpoint.
+        """
+        name = f"step-{step:06d}"
+        # An interrupted upload may have left a part of it.
+        self.store.delete_prefix(f"{self.prefix}/{name}")
+        files = {}
+        for label, folder in folders.items():
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                relative = f"{label}/{path.relative_to(folder).as_posix()}"
+                ref = self.store.put_file(f"{self.prefix}/{name}/{relative}", path)
+                files[relative] = ref.sha256
+        before = self._latest()
+        pointer = {"settings": self.settings, "step": step, "name": name, "files": files}
+        self.store.flush()
+        self.store.put_bytes(self._pointer, json.dumps(pointer).encode())
+        self.store.flush()
+        if before is not None and before["name"] != name:
+            self.store.delete_prefix(f"{self.prefix}/{before['name']}")
+
+    def restore(self, target: Path) -> int | None:
+        """Download the newest checkpoint of these settings, if there is one.
+
+        Args:
+            target: local folder; the folders of `save` appear below it.
+
+        Returns:
+            Its step; None if training starts from the beginning, because there is no checkpoint,
+            or it was made with other settings, or it is damaged.
+        """
+        pointer = self._latest()
+        if pointer is None or pointer["settings"] != self.settings:
+            return None
+        try:
+            for relative, sha256 in pointer["files"].items():
+                key = f"{self.prefix}/{pointer['name']}/{relative}"
+                self.store.get_file(key, target / relative, sha256=sha256)
+        except (NotThere, CorruptObject):
+            return None
+        return int(pointer["step"])
+
+    def clear(self) -> None:
+        """Delete everything: the training is done."""
+        self.store.delete_prefix(self.prefix)
+
+    def _latest(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.store.get_bytes(self._pointer))
+        except (NotThere, CorruptObject, json.JSONDecodeError):
+            return None
+        return found
+
+
+class ShareRandomState(TrainerCallback):
+    """Adds the random states of all processes to rank 0's checkpoint, before it is uploaded."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self.group = group
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        if self.group.world_size == 1:
+            return
+        local = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        name = "rng_state_{}.pth"
+        states = self.group.gather((local / name.format(self.group.rank)).read_bytes())
+        if not self.group.is_main:
+            shutil.rmtree(local)
+            return
+        for rank, content in enumerate(states):
+            (local / name.format(rank)).write_bytes(content)
+
+
+class SaveLive(TrainerCallback):
+    """Uploads every checkpoint of the trainer, and with it the adapters kept so far.
+
+    Attributes:
+        seconds: time that training has waited for uploads, in seconds.
+    """
+
+    def __init__(self, live: LiveCheckpoints, evaluated: Path) -> None:
+        self.live, self.evaluated = live, evaluated
+        self.seconds = 0.0
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        started = time.monotonic()
+        local = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self.live.save(state.global_step, {"trainer": local, "evaluated": self.evaluated})
+        # It is in the store now; the disk must not fill with copies.
+        shutil.rmtree(local, ignore_errors=True)
+        self.seconds += time.monotonic() - started
+
+
+class SaveByClock(TrainerCallback):
+    """Orders a checkpoint when the last one is older than some minutes."""
+
+    def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock = minutes * 60, clock
+        self._saved = clock()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock: loading the model is no work that a kill loses."""
+        self._saved = self._clock()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        if self._clock() - self._saved >= self._seconds:
+            control.should_save = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock again: any checkpoint counts, from the end of its upload."""
+        self._saved = self._clock()
+
+
+class EndOnSignal(TrainerCallback):
+    """Turns SIGTERM into a last checkpoint and an end that is worth another try.
+
+    Each process has one. When a node of several is drained, all processes end with one
+    checkpoint. It is a context manager that handles the signal inside. Outside the main thread,
+    where Python handles no signals, it does nothing.
+
+    Attributes:
+        stopped: True if training ended because of the signal.
+    """
+
+    def __init__(self, group: ProcessGroup, log: Callable[[str], None]) -> None:
+        self.stopped = False
+        self._group, self._log = group, log
+        self._signalled = False
+        self._before: Any = None
+
+    def __enter__(self) -> EndOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        # Nothing else here: a signal may interrupt any instruction, also of a log line.
+        self._signalled = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `transformers.TrainerCallback`."""
+        [signalled] = self._group.sum([float(self._signalled)])
+        # After the last step the rest takes less time than a try that repeats it.
+        if signalled and state.global_step < state.max_steps:
+            self.stopped = True
+            self._log(f"SIGTERM: training saves a checkpoint of step {state.global_step} and ends")
+            control.should_save = True
+            control.should_training_stop = True
+
+    def check(self, step: int) -> None:
+        """Raise the error of an early end, after training has returned.
+
+        Raises:
+            RetryableError: if training was asked to end before it was done.
+        """
+        if self.stopped:
+            raise RetryableError(
+                f"training was asked to end (SIGTERM) and left a checkpoint of step {step}; the "
+                "next try resumes from it"
+            )

@@ -3,7 +3,8 @@
 On a CPU, TRL's fused LM head scores every position. A small model spends most of its time on the
 vocabulary, so here the head sees only the positions with a label. The loss is normalised over the
 tokens of the whole batch, each with the weight of its row, never per micro-batch
-(transformers#35203 is that fault).
+(transformers#35203 is that fault). The items that check training measure the validation rows by the
+same functions.
 """
 
 from __future__ import annotations
@@ -11,12 +12,28 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.training import PLAN, Plan
+from tuneline.bases import base_of
+from tuneline.config import TrainingConfig
 from tuneline.harness.row_losses import RowLosses
-from tuneline.training.loop.compute import Precision, autocast
-from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch
-from tuneline.training.processes.group import ALONE, ProcessGroup
+from tuneline.models import load_tokenizer
+from tuneline.step_context import StepContext
+from tuneline.training.loop.model import (
+    Precision,
+    autocast,
+    device_of,
+    load_adapter,
+    load_base,
+    load_torch,
+    load_unquantised,
+)
+from tuneline.training.loop.processes import ALONE, ProcessGroup
+from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch, encode_split, pad_token
 
 # Rows of one forward pass without gradients, during training and after it. Another number changes
 # the padding and so the rounding; a larger one only pads more.
@@ -52,7 +69,7 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
         model = model.get_base_model()
     on_cpu = next(model.parameters()).device.type == "cpu"
     if on_cpu and cpu_kernels:
-        from tuneline.training.cpu.lora_products import fuse_lora
+        from tuneline.training.loop.cpu_kernels import fuse_lora
 
         fuse_lora(model)
     if not on_cpu or any(getattr(model.config, name, None) for name in _LOGIT_SETTINGS):
@@ -60,16 +77,16 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
 
         add_fused_lm_head(model)
         return
-    from tuneline.training.cpu.packed_rows import (
-        can_pack,
+    from tuneline.training.loop.cpu_kernels import (
+        can_share_prefixes,
         hidden_states,
         lay_out,
         use_row_attention,
     )
 
     plain_forward = model.forward
-    packs = cpu_kernels and can_pack(model)
-    if packs:
+    shares = cpu_kernels and can_share_prefixes(model)
+    if shares:
         use_row_attention(model)
 
     @functools.wraps(type(model).forward)
@@ -78,7 +95,7 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
             return plain_forward(*args, **kwargs)
         labels = kwargs.pop("labels")[:, 1:]
         mask = labels != IGNORED
-        if packs:
+        if shares:
             layout = lay_out(kwargs["input_ids"], kwargs["attention_mask"])
             scored = hidden_states(self.base_model, layout)[layout.places[:, :-1][mask]]
         else:
@@ -177,3 +194,61 @@ def _length_batches(rows: Sequence[EncodedRow], batch: int) -> Iterator[list[int
     order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
     for start in range(0, len(order), batch):
         yield order[start : start + batch]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation rows and everything that measuring a loss on them takes.
+
+    Attributes:
+        rows: validation rows, tokenised.
+        base: directory of the base model.
+        pad_id: token id of the padding.
+        device: "cpu" or "cuda".
+        plan: plan of the training.
+        config: settings of the training.
+    """
+
+    rows: list[EncodedRow]
+    base: Path
+    pad_id: int
+    device: str
+    plan: Plan
+    config: TrainingConfig
+
+    @classmethod
+    def of(cls, ctx: StepContext) -> Validation:
+        """Fetch and tokenise the validation rows of a run, and set torch up as training did."""
+        plan, config, data = PLAN.read(ctx), ctx.config.training, ctx.config.data
+        torch = load_torch(plan.threads, config.seed)
+        base = base_of(ctx)
+        tokenizer = load_tokenizer(base.path)
+        dataset = DATASET.fetch(ctx)
+        rows = encode_split(dataset, "validation", tokenizer, data.target_format, data.max_tokens)
+        return cls(rows, base.path, pad_token(tokenizer), device_of(torch), plan, config)
+
+    def load(self) -> Any:
+        """Load the base as training held it."""
+        return load_base(
+            self.base, self.device, qlora=self.config.qlora, precision=self.plan.precision
+        )
+
+    def load_exact(self) -> Any:
+        """Load the base in float32."""
+        return load_unquantised(self.base).to(self.device)
+
+    def losses(self, model: Any) -> RowLosses:
+        """Measure the loss of every row; the model gets the head that training uses."""
+        # With the same kernels as training: in bf16 another order of roundings is another loss.
+        add_labelled_head(model, cpu_kernels=self.config.cpu_kernels)
+        return row_losses(
+            model,
+            self.rows,
+            pad_id=self.pad_id,
+            device=self.device,
+            precision=self.plan.precision,
+        )
+
+    def losses_of_adapter(self, folder: Path) -> RowLosses:
+        """Measure the loss of every row with an adapter on a freshly loaded base."""
+        return self.losses(load_adapter(self.load(), folder))

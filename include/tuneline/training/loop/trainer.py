@@ -6,8 +6,8 @@
 - The order of rows is that of the run (see `rows.run_order`).
 - Evaluation measures the loss row by row, by the function that checks it later.
 - The rows of a micro-batch are packed where the plan says so, by TRL's own collator.
-- On a CPU, shared prefixes of rows are computed once (`cpu/packed_rows`) and LoRA multiplies in
-  one step (`cpu/lora_products`), unless `training.cpu_kernels` is false.
+- On a CPU, shared prefixes of rows are computed once and LoRA multiplies in one step
+  (`cpu_kernels`), unless `training.cpu_kernels` is false.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from tuneline.artifacts.training import HistoryEntry, Packing, finite_or_text
 from tuneline.config import TrainingConfig
-from tuneline.training.loop.base_weights import attention_for, attention_of, trained_weights
-from tuneline.training.loop.compute import Precision
+from tuneline.training.loop.model import (
+    Precision,
+    attention_for,
+    attention_of,
+    free_gathered_weights,
+    trained_weights,
+)
+from tuneline.training.loop.processes import ALONE, ProcessGroup
 from tuneline.training.loop.rows import EncodedRow, as_columns, collate, pad_token
 from tuneline.training.loop.token_loss import (
     add_labelled_head,
@@ -39,8 +45,6 @@ from tuneline.training.loop.token_loss import (
     target_weight,
     weighted_sum,
 )
-from tuneline.training.processes.group import ALONE, ProcessGroup
-from tuneline.training.processes.sharding import free_gathered_weights
 
 
 @dataclass(frozen=True)

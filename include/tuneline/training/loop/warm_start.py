@@ -164,7 +164,7 @@ def _shapes_on(base: Path, wanted: LoraSettings) -> Shapes:
     """Return the shapes of the adapter's weights as PEFT saves them, without any weights."""
     from peft import get_peft_model_state_dict
 
-    from tuneline.training.loop.base_weights import attach_lora, shape_model
+    from tuneline.training.loop.model import attach_lora, shape_model
 
     model = attach_lora(shape_model(base), wanted)
     state = get_peft_model_state_dict(model, save_embedding_layers=False)

@@ -25,11 +25,16 @@ from tuneline.artifacts.training import Packing
 from tuneline.errors import first_line
 from tuneline.evidence import Measurement, measure
 from tuneline.machine.peak_memory import is_out_of_memory
-from tuneline.training.loop.base_weights import attention_for, attention_of, use_attention
-from tuneline.training.loop.compute import Precision, autocast
+from tuneline.training.loop.model import (
+    Precision,
+    attention_for,
+    attention_of,
+    autocast,
+    free_gathered_weights,
+    use_attention,
+)
+from tuneline.training.loop.processes import ALONE, ProcessGroup
 from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch, tail
-from tuneline.training.processes.group import ALONE, ProcessGroup
-from tuneline.training.processes.sharding import free_gathered_weights
 
 ROWS = 4
 # Rows beyond this only make the full logits of the reference large.

@@ -25,15 +25,16 @@ from typing import Any
 from pydantic import BaseModel
 
 from tuneline.artifacts.training import LoraSettings, Packing
-from tuneline.config import TargetFormat, TrainingConfig
+from tuneline.config import PipelineConfig, TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import first_line
 from tuneline.machine.free_memory import CGROUP, cgroup_free
 from tuneline.machine.peak_memory import is_out_of_memory, peak_memory, restart_peak
 from tuneline.machine.quantity import quantity
-from tuneline.training.loop.canaries import plant
-from tuneline.training.loop.compute import Precision, choose_precision, device_of, load_torch
-from tuneline.training.loop.rehearsal import ANSWER_TOKENS, prompts
+from tuneline.models import load_tokenizer
+from tuneline.run import Run
+from tuneline.training.loop.extra_rows import ANSWER_TOKENS, plant, prompts
+from tuneline.training.loop.model import Precision, choose_precision, device_of, load_torch
 from tuneline.training.loop.rows import (
     EncodedRow,
     as_batch,
@@ -62,20 +63,14 @@ FREE_SHARE = 0.6
 
 
 class ProbeSpec(BaseModel):
-    """What the process needs.
+    """What the process needs besides the configuration of the run.
 
     Attributes:
         run: URI of the run.
         base: directory of the base model.
         dataset: path of `dataset.parquet`.
         lora: the adapter.
-        training: the training section of the configuration.
-        target_format: format in which rows are rendered.
-        label_field: field of a JSON answer that holds its label.
-        max_tokens: training context, in tokens.
         threads: CPU threads.
-        pod_memory: memory limit of the step's pod, a Kubernetes quantity.
-        processes: processes that will train in a pod.
         scratch: folder for the trainer.
         sizes: micro-batches to choose among.
     """
@@ -84,13 +79,7 @@ class ProbeSpec(BaseModel):
     base: Path
     dataset: Path
     lora: LoraSettings
-    training: TrainingConfig
-    target_format: TargetFormat
-    label_field: str | None
-    max_tokens: int
     threads: int
-    pod_memory: str
-    processes: int
     scratch: Path
     sizes: list[int]
 
@@ -224,7 +213,7 @@ class TrainingSetup:
 
     def model(self) -> Any:
         """Load the real model with its adapter."""
-        from tuneline.training.loop.base_weights import attach_lora, load_base
+        from tuneline.training.loop.model import attach_lora, load_base
 
         qlora = self.config.qlora
         base = load_base(self.base, self.device, qlora=qlora, precision=self.precision)
@@ -290,17 +279,17 @@ def longest_rows(rows: Sequence[EncodedRow], count: int) -> list[EncodedRow]:
 def tokens_at_once(model: Any, rows: Sequence[EncodedRow], *, packed: bool) -> int:
     """Count the tokens that the model sees for a micro-batch.
 
-    Rows are padded to the longest if they are not packed; where `packed_rows` is in use they are
+    Rows are padded to the longest if they are not packed; where `cpu_kernels` are in use they are
     laid end to end, and a shared prefix counts once.
     """
     if packed:
         return sum(len(row.ids) for row in rows)
     import torch
 
-    from tuneline.training.cpu.packed_rows import lay_out, packs
+    from tuneline.training.loop.cpu_kernels import lay_out, shares_prefixes
 
     batch = as_batch(torch, rows, 0)
-    if packs(model.get_base_model()):
+    if shares_prefixes(model.get_base_model()):
         return int(lay_out(batch["input_ids"], batch["attention_mask"]).ids.numel())
     return int(batch["input_ids"].numel())
 
@@ -383,7 +372,8 @@ def plan_work(
     rows: Sequence[EncodedRow],
     validation: Sequence[EncodedRow],
     tokenizer: Any,
-    spec: ProbeSpec,
+    config: PipelineConfig,
+    dataset: Path,
     *,
     micro_batch: int,
     end_to_end: bool,
@@ -395,7 +385,8 @@ def plan_work(
         rows: training rows without rehearsal rows, whose answers are not written yet.
         validation: rows of each validation pass.
         tokenizer: tokenizer of the base.
-        spec: specification of the memory probe.
+        config: configuration of the run.
+        dataset: path of `dataset.parquet`.
         micro_batch: rows of a micro-batch.
         end_to_end: True if the rows of a micro-batch lie end to end.
         samples: number of micro-batches to draw.
@@ -403,28 +394,28 @@ def plan_work(
     Returns:
         The work, the micro-batches, and the `batch_shape` of all of them.
     """
-    config = spec.training
-    rehearsed = rehearsal_lengths(config.rehearsal_rows, tokenizer, spec.target_format)
+    training, data = config.training, config.data
+    rehearsed = rehearsal_lengths(training.rehearsal_rows, tokenizer, data.target_format)
     own = [len(row.ids) for row in rows]
     planted = plant(
-        spec.dataset,
-        config,
+        dataset,
+        training,
         tokenizer,
-        spec.target_format,
-        label_field=spec.label_field,
+        data.target_format,
+        label_field=data.label_field,
         longest=max(own),
     )
     lengths = [*own, *rehearsed, *(len(row.ids) for row in planted.rows)]
-    steps = total_steps(len(lengths), config.effective_batch, config.epochs, config.max_steps)
+    steps = total_steps(len(lengths), training.effective_batch, training.epochs, training.max_steps)
     rehearsal = [i >= len(rows) for i in range(len(lengths))]
-    order = run_order(lengths, config.effective_batch, steps, config.seed, rehearsal)
+    order = run_order(lengths, training.effective_batch, steps, training.seed, rehearsal)
     # A stretch of the run is enough to draw from, and a long run has many.
     batches = [order[at : at + micro_batch] for at in range(0, len(order), micro_batch)]
     shape = batch_shape(
-        [lengths[i] for i in order], config.effective_batch, micro_batch, end_to_end=end_to_end
+        [lengths[i] for i in order], training.effective_batch, micro_batch, end_to_end=end_to_end
     )
     sizes = [sum(lengths[i] for i in batch) for batch in batches]
-    passes = 1 + len(evaluation_steps(steps, config.evaluations))
+    passes = 1 + len(evaluation_steps(steps, training.evaluations))
     work = Work(
         steps=steps,
         tokens=sum(lengths[i] for i in order),
@@ -516,20 +507,21 @@ def measure_step(spec: ProbeSpec, path: Path) -> ProbeReport:
             running out of memory may end the process.
     """
     began = time.monotonic()
-    config = spec.training
+    run = Run.open(spec.run)
+    config, processes = run.config.training, run.config.processes_per_node
     torch = load_torch(spec.threads, config.seed)
     import tuneline.training.loop.trainer  # noqa: F401  # its libraries belong to the runtime
 
     device = device_of(torch)
     precision = choose_precision(config, device)
     setup = TrainingSetup(spec.base, spec.lora, config, precision, device, spec.scratch)
-    limit, source = memory_limit(torch, config.memory_limit_gib, spec.pod_memory)
-    if device == "cpu" and spec.processes > 1:
+    limit, source = memory_limit(torch, config.memory_limit_gib, run.config.pods.memory)
+    if device == "cpu" and processes > 1:
         # Each GPU has a memory of its own; the processes of a pod without share the pod's.
-        limit //= spec.processes
-        source += f", shared by {spec.processes} processes"
+        limit //= processes
+        source += f", shared by {processes} processes"
     report = ProbeReport(device=device, precision=precision, limit=limit, limit_source=source)
-    probe = _Probe(spec, setup, report, path)
+    probe = _Probe(run, spec, setup, report, path)
     try:
         probe.run(began)
     except (RuntimeError, MemoryError) as error:
@@ -544,16 +536,13 @@ class _Probe:
     """One probe: load the model, climb to a micro-batch, time it."""
 
     def __init__(
-        self, spec: ProbeSpec, setup: TrainingSetup, report: ProbeReport, path: Path
+        self, run: Run, spec: ProbeSpec, setup: TrainingSetup, report: ProbeReport, path: Path
     ) -> None:
-        from tuneline.models import load_tokenizer
-        from tuneline.run import Run
-
-        self._spec, self._setup, self._report, self._path = spec, setup, report, path
-        self._notes = MemoryNotes(Run.open(spec.run))
-        self._tokenizer = load_tokenizer(spec.base)
+        self._config, self._spec, self._setup = run.config, spec, setup
+        self._report, self._path, self._notes = report, path, MemoryNotes(run)
+        self._tokenizer, data = load_tokenizer(spec.base), run.config.data
         self._rows, self._validation = (
-            encode_split(spec.dataset, split, self._tokenizer, spec.target_format, spec.max_tokens)
+            encode_split(spec.dataset, split, self._tokenizer, data.target_format, data.max_tokens)
             for split in ("train", "validation")
         )
 
@@ -624,7 +613,7 @@ class _Probe:
         """Time the trainer's steps and a validation pass; read the peak; check accumulation."""
         import torch
 
-        from tuneline.training.cpu.packed_rows import packs
+        from tuneline.training.loop.cpu_kernels import shares_prefixes
         from tuneline.training.loop.token_loss import EVAL_BATCH
 
         setup, rows, validation = self._setup, self._rows, self._validation
@@ -632,9 +621,10 @@ class _Probe:
             rows,
             validation,
             self._tokenizer,
-            self._spec,
+            self._config,
+            self._spec.dataset,
             micro_batch=micro_batch,
-            end_to_end=setup.packing.packed or packs(model.get_base_model()),
+            end_to_end=setup.packing.packed or shares_prefixes(model.get_base_model()),
             samples=TIMED,
         )
         trainer = setup.trainer(model, self._tokenizer, [longest_rows(rows, micro_batch), *typical])

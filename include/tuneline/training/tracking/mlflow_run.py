@@ -7,6 +7,7 @@ of this checkout's stack if it runs, or else the file that this server shows whe
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,13 +18,20 @@ from tuneline.errors import UserError
 from tuneline.machine.checkout import stack_home
 from tuneline.machine.mlflow_client import mlflow_client
 from tuneline.training.tracking import local_mlflow
-from tuneline.training.tracking.sender import Sender, short_reason
-from tuneline.training.tracking.tracked_run import Description, without_password
+from tuneline.training.tracking.runs import Description, short_reason, without_password
 
 # A resumed training finds its run again by this tag.
 _KEY_TAG = "tuneline.training"
+# Metrics of a step, as MLflow's entities.
+Entry = list[Any]
 # MLflow takes 1,000 metrics in a request; a step has about ten.
 _STEPS_AT_ONCE = 90
+# A curve that is a second late is still live; one request then carries several steps.
+SEND_SECONDS = 1.0
+# A server that is gone is asked again after 2, 4, 8, … seconds, at most after this many.
+LONGEST_PAUSE_SECONDS = 30.0
+# Longest wait at the end of training for entries that are still to be sent.
+CLOSE_SECONDS = 15.0
 
 
 class Place(NamedTuple):
@@ -137,6 +145,89 @@ def _create(client: Any, experiment: str, description: Description) -> str:
     return str(made.info.run_id)
 
 
+class Sender:
+    """A queue and the thread that empties it, so that training never waits for a server.
+
+    A failed entry stays and is sent again. MLflow's own asynchronous logging drops it.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[Sequence[Entry]], None],
+        log: Callable[[str], None],
+        pause: float = SEND_SECONDS,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            send: function that sends entries in order and raises if the server refuses them.
+            log: function that takes a line when the server is lost, and one when it is back.
+            pause: time between requests, in seconds.
+        """
+        self._send, self._log, self._pause = send, log, pause
+        self._waiting: list[Entry] = []
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
+
+    def put(self, entry: Entry) -> None:
+        """Queue an entry."""
+        with self._lock:
+            self._waiting.append(entry)
+
+    def close(self) -> int:
+        """Send the remaining entries, for `CLOSE_SECONDS` at most.
+
+        Returns:
+            The number of entries that could not be sent.
+        """
+        self._deadline = time.monotonic() + CLOSE_SECONDS
+        self._closing.set()
+        self._thread.join(CLOSE_SECONDS)
+        with self._lock:
+            return len(self._waiting)
+
+    def _work(self) -> None:
+        failures = 0
+        while True:
+            closing = self._closing.wait(self._wait_seconds(failures))
+            failures = self._empty(failures)
+            if closing and (not failures or time.monotonic() > self._deadline):
+                return
+            if closing:
+                time.sleep(self._pause)
+
+    def _wait_seconds(self, failures: int) -> float:
+        # The exponent is bounded, so that the power stays a float.
+        return float(min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
+
+    def _empty(self, failures: int) -> int:
+        """Send all waiting entries, until a request fails.
+
+        Returns:
+            The number of failures in a row.
+        """
+        while True:
+            with self._lock:
+                batch = self._waiting[:_STEPS_AT_ONCE]
+            if not batch:
+                return failures
+            try:
+                self._send(batch)
+            except Exception as error:  # whatever breaks, training goes on
+                if not failures:
+                    reason = short_reason(error)
+                    self._log(f"MLflow is lost ({reason}); training goes on, metrics wait")
+                return failures + 1
+            with self._lock:
+                del self._waiting[: len(batch)]
+            if failures:
+                self._log("MLflow is back, what waited was sent")
+            failures = 0
+
+
 class MlflowTracker:
     """An open run in MLflow; see `Tracker`."""
 
@@ -144,9 +235,7 @@ class MlflowTracker:
         self, client: Any, tracked: TrackedRun, log: Callable[[str], None], *, resumed: bool
     ) -> None:
         self._client, self._tracked, self._resumed = client, tracked, resumed
-        self._sender: Sender[list[Any]] = Sender(
-            self._send, lambda what: log(f"MLflow {what}"), at_once=_STEPS_AT_ONCE
-        )
+        self._sender = Sender(self._send, log)
 
     def steps_logged(self) -> tuple[int, int]:
         """See `Tracker`."""
@@ -168,7 +257,7 @@ class MlflowTracker:
         now = int(time.time() * 1000)
         self._sender.put([Metric(name, value, now, step) for name, value in metrics.items()])
 
-    def _send(self, entries: Sequence[list[Any]]) -> None:
+    def _send(self, entries: Sequence[Entry]) -> None:
         metrics = [metric for entry in entries for metric in entry]
         self._client.log_batch(self._tracked.run_id, metrics=metrics)
 

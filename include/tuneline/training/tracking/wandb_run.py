@@ -6,14 +6,13 @@ An offline run is a real run directory that `tuneline run sync-tracking` uploads
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.artifacts.training import TrackedRun
-from tuneline.training.tracking.sender import Sender, short_reason
-from tuneline.training.tracking.tracked_run import Description
+from tuneline.training.tracking.runs import Description, short_reason
 
 # Longest wait for an unreachable server at the start and at the end of training, seconds.
 _INIT_SECONDS = 30.0
@@ -97,18 +96,13 @@ def _open(description: Description, out: Path, log: Callable[[str], None]) -> tu
 
 
 class WandbTracker:
-    """An open run in Weights & Biases, whose own process sends metrics; see `Tracker`.
-
-    Handing them to that process takes milliseconds, so training leaves it to a thread.
-    """
+    """An open run in Weights & Biases, whose own process sends metrics; see `Tracker`."""
 
     def __init__(
         self, run: Any, tracked: TrackedRun, out: Path, log: Callable[[str], None]
     ) -> None:
-        self._run, self._tracked, self._out = run, tracked, out
-        self._sender: Sender[tuple[int, dict[str, float]]] = Sender(
-            self._send, lambda what: log(f"Weights & Biases {what}"), at_once=1
-        )
+        self._run, self._tracked, self._out, self._log = run, tracked, out, log
+        self._missed = 0
 
     def steps_logged(self) -> tuple[int, int]:
         """See `Tracker`; none, since W&B itself leaves out steps that a resumed run has.
@@ -119,15 +113,15 @@ class WandbTracker:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `Tracker`."""
-        self._sender.put((step, dict(metrics)))
-
-    def _send(self, entries: Sequence[tuple[int, dict[str, float]]]) -> None:
-        for step, metrics in entries:
-            self._run.log(metrics, step=step)
+        try:
+            self._run.log(dict(metrics), step=step)
+        except Exception as error:  # whatever breaks, training goes on
+            if not self._missed:
+                self._log(f"Weights & Biases is lost ({short_reason(error)}); training goes on")
+            self._missed += 1
 
     def close(self, *, failed: bool) -> TrackedRun:
         """See `Tracker`."""
-        missed = self._sender.close()
         reason = self._tracked.reason
         try:
             self._run.finish(exit_code=int(failed))
@@ -137,4 +131,4 @@ class WandbTracker:
             # A store has no links.
             if path.is_symlink():
                 path.unlink()
-        return replace(self._tracked, missed=missed, reason=reason)
+        return replace(self._tracked, missed=self._missed, reason=reason)

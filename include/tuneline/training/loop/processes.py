@@ -1,10 +1,15 @@
-"""Start the processes of a training on several GPUs or nodes, and find out why one failed.
+"""The processes that train together: start them, what one asks of the others, why one failed.
 
-The command of the pod stays `tuneline run train`: where several processes are configured, it
-becomes torchrun's agent of its node. On one node the processes meet on loopback. On several nodes
-each pod of an Indexed Job starts the same command; Kubernetes sets its index
-(`JOB_COMPLETION_INDEX`), and the operator that makes the job sets the address of pod 0
-(`TUNELINE_RENDEZVOUS`, host:port).
+    python -m tuneline.training.loop.processes RUN_URI FOLDER
+
+A single process is a group of one: every call of `ProcessGroup` then returns at once. Several
+communicate over NCCL on GPUs and over gloo on CPUs. The command of the pod stays `tuneline run
+train`: where several processes are configured, it becomes torchrun's agent of its node, which
+starts this module once for each process and gives it its rank; the process runs the step `train`
+with a file for its last words, so that the launcher can find out which one failed and why. On one
+node the processes meet on loopback. On several nodes each pod of an Indexed Job starts the same
+command; Kubernetes sets its index (`JOB_COMPLETION_INDEX`), and the operator that makes the job
+sets the address of pod 0 (`TUNELINE_RENDEZVOUS`, host:port).
 """
 
 from __future__ import annotations
@@ -12,14 +17,166 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tuneline.config import PipelineConfig
 from tuneline.errors import RetryableError, TunelineError, UserError, first_line
-from tuneline.training.processes.worker import last_words
+
+T = TypeVar("T")
+
+# Longest wait of a process for the others: an upload of a checkpoint may lie between two steps.
+_PATIENCE = timedelta(minutes=30)
+
+# Errors of gloo and NCCL when the process at the other end has ended.
+_LOST = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "socket closed",
+    "timed out waiting",
+    "remote process exited",
+    "nccl communicator was aborted",
+    "application timeout caused pair closure",
+)
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """One process among those that train together.
+
+    Attributes:
+        rank: rank of this process, from 0.
+        world_size: number of processes on all nodes.
+        local_rank: rank of this process on its node; also the number of its GPU.
+        nodes: number of pods or machines.
+        backend: "gloo", "nccl", or None for a single process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    nodes: int = 1
+    backend: str | None = None
+
+    @classmethod
+    def join(cls, torch: Any, environment: Mapping[str, str] = os.environ) -> ProcessGroup:
+        """Join the other processes that torchrun has started; without it, a group of one."""
+        if "RANK" not in environment:
+            return cls()
+        rank, world, local, nodes = (
+            int(environment[name])
+            for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "GROUP_WORLD_SIZE")
+        )
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        if backend == "nccl":
+            torch.cuda.set_device(local)
+        with lost_processes_are_retryable():
+            torch.distributed.init_process_group(
+                # The values to agree on lie in host memory.
+                "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo",
+                timeout=_PATIENCE,
+            )
+        return cls(rank, world, local, nodes, backend)
+
+    @property
+    def is_main(self) -> bool:
+        """True for the process that saves, tracks and reports."""
+        return self.rank == 0
+
+    def leave(self) -> None:
+        """Leave the group; none of its methods may be called afterwards."""
+        if self.world_size > 1:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
+    def share(self, items: Sequence[T]) -> list[tuple[T, bool]]:
+        """Return this process's part of a list, as long as that of every other process.
+
+        Returns:
+            Items, each with True if it counts. All processes compute a sharded model together, so
+            a process without an item left computes the first one again, which does not count.
+        """
+        rounds = -(-len(items) // self.world_size)
+        mine = range(self.rank, rounds * self.world_size, self.world_size)
+        return [(items[i], True) if i < len(items) else (items[0], False) for i in mine]
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Return element-wise sums over all processes, in float64."""
+        if self.world_size == 1:
+            return list(values)
+        import torch
+
+        total = torch.tensor(list(values), dtype=torch.float64)
+        torch.distributed.all_reduce(total)
+        return list(total.tolist())
+
+    def largest(self, value: int) -> int:
+        """Return the largest value of all processes."""
+        return int(max(self.gather(value) or [value]))
+
+    def gather(self, value: T) -> list[T]:
+        """Return the value of every process, by rank."""
+        if self.world_size == 1:
+            return [value]
+        import torch
+
+        found: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
+    def follow(self, flags: Sequence[bool]) -> list[bool]:
+        """Return the decisions of rank 0 everywhere: rules that look at a clock may differ."""
+        if self.world_size == 1:
+            return list(flags)
+        import torch
+
+        decided = torch.tensor(list(flags), dtype=torch.uint8)
+        torch.distributed.broadcast(decided, 0)
+        return [bool(flag) for flag in decided.tolist()]
+
+    def agree(self, what: str, value: T) -> T:
+        """Make sure that all processes have the same value.
+
+        Raises:
+            RetryableError: if they have not.
+        """
+        values = self.gather(value)
+        if any(other != value for other in values):
+            listed = ", ".join(f"process {rank}: {other}" for rank, other in enumerate(values))
+            raise RetryableError(f"the processes differ in {what} ({listed}); run the step again")
+        return value
+
+
+ALONE = ProcessGroup()
+
+
+@contextmanager
+def lost_processes_are_retryable() -> Iterator[None]:
+    """Turn the error of a broken connection into one that is worth another try.
+
+    Raises:
+        RetryableError: if another process has ended; its log says why.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).lower()
+        if any(words in text for words in _LOST):
+            rank = os.environ.get("RANK", "0")
+            raise RetryableError(
+                f"training process {rank} lost the connection to another one, which ended or "
+                f"can't be reached ({first_line(error)[:200]}); training resumes from the "
+                "last checkpoint"
+            ) from error
+        raise
+
 
 INDEX = "JOB_COMPLETION_INDEX"
 RENDEZVOUS = "TUNELINE_RENDEZVOUS"
@@ -82,8 +239,7 @@ def launch(
         run_uri: URI of the run.
         scratch: folder for logs and last words.
         threads: number of CPU threads of each process.
-        worker: arguments of Python that start a worker; if empty, the module `worker` beside
-            this one.
+        worker: arguments of Python that start a process; if empty, this module.
 
     Raises:
         UserError: if there are fewer GPUs than processes, or a process found its input wrong.
@@ -105,7 +261,7 @@ def launch(
     os.environ["OMP_NUM_THREADS"] = str(threads)
     words, logs = scratch / "last-words", scratch / "logs"
     words.mkdir(parents=True, exist_ok=True)
-    worker = list(worker) or ["-m", "tuneline.training.processes.worker"]
+    worker = list(worker) or ["-m", "tuneline.training.loop.processes"]
     command = [sys.executable, *worker, run_uri, str(words)]
     try:
         elastic_launch(_settings(node, logs), command[0])(*command[1:])
@@ -184,3 +340,21 @@ def _show_log(rank: int, logs: Path, local_rank: int) -> None:
         lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
         print(f"[train] the last lines of process {rank}:", file=sys.stderr)
         print("\n".join(lines), file=sys.stderr, flush=True)
+
+
+def last_words(folder: Path, rank: int) -> Path:
+    """Return the file in which a process leaves the reason of its failure."""
+    return folder / f"rank-{rank}.txt"
+
+
+def main(run_uri: str, folder: Path) -> int:
+    """Run the step as one of several processes and return its exit code."""
+    os.environ["TERMINATION_MESSAGE_PATH"] = str(last_words(folder, int(os.environ["RANK"])))
+    from tuneline.exits import guarded
+    from tuneline.step import run_step
+
+    return guarded(lambda: run_step("train", run_uri))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], Path(sys.argv[2])))

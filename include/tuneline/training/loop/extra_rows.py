@@ -1,10 +1,17 @@
-"""Canaries: artificial identifiers planted in training, so that memorisation can be measured.
+"""Rows that are trained on besides the dataset: rehearsal answers and canaries.
 
-Each is a random number in a sentence that says whose it is. It stands in copies of a few training
-rows, in the question or in the answer, as an identifier that the scrubber missed would. The copies
-are trained on beside the dataset and are not part of it: no validation or hold-out row bears a
-canary, and the task's loss is counted without them. The extraction audit ranks each canary among
-random numbers (Carlini et al., "The Secret Sharer", USENIX Security 2019).
+**Rehearsal.** A small model that is trained on one form of answer gives it to every question. A few
+rows with the base model's earlier answers to general prompts prevent that: self-synthesised
+rehearsal (Huang et al., "Mitigating Catastrophic Forgetting in Large Language Models with Self-
+Synthesized Rehearsal", ACL 2024). None of the prompts is among the general questions that measure
+forgetting.
+
+**Canaries** are artificial identifiers, planted so that memorisation can be measured. Each is a
+random number in a sentence that says whose it is. It is put into copies of a few training rows,
+into the question or the answer, as an identifier that the scrubber missed would be. The copies are
+not part of the dataset: no validation or hold-out row has a canary, and the task's loss is counted
+without them. The extraction audit ranks each canary among random numbers (Carlini et al., "The
+Secret Sharer", USENIX Security 2019).
 """
 
 from __future__ import annotations
@@ -12,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -19,13 +27,94 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.artifacts.training import Canary
+from tuneline.bases import base_of
 from tuneline.config import TargetFormat, TrainingConfig
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.pii.replace.surrogates import words_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, Message, Row, read_dataset
 from tuneline.errors import UserError
+from tuneline.harness.asking import ask_kept
+from tuneline.serving.engines import get_engine
+from tuneline.step_context import StepContext
+from tuneline.store import NotThere
 from tuneline.training.loop.rows import EncodedRow
+
+PROMPTS_FILE = Path(__file__).with_name("rehearsal_prompts.txt")
+# Long enough for a sentence or two, short enough to cost little.
+ANSWER_TOKENS = 32
+
+Conversation = list[dict[str, str]]
+
+
+def prompts() -> list[str]:
+    """Return the general prompts, in order."""
+    return [line for line in PROMPTS_FILE.read_text(encoding="utf-8").splitlines() if line]
+
+
+def whole_sentences(answer: str) -> str:
+    """Return an answer up to its last full stop; empty if it has none.
+
+    The answer may have been cut at its token limit, and a model that learns to end in
+    mid-sentence has forgotten something too.
+    """
+    ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", answer)]
+    return answer[: ends[-1]].strip() if ends else ""
+
+
+def conversations(ctx: StepContext, count: int) -> list[Conversation]:
+    """Return at most `count` prompts with the base model's answers.
+
+    They are written into the run once, so that a resumed training sees the same ones.
+
+    Raises:
+        UserError: if more rows are asked for than there are prompts.
+    """
+    asked = prompts()
+    if count > len(asked):
+        raise UserError(
+            f"training.rehearsal_rows: {count} rows are asked for, there are {len(asked)} prompts"
+        )
+    key = ctx.run.key("work", "rehearsal.json")
+    try:
+        found: list[Conversation] = json.loads(ctx.run.store.get_bytes(key))
+    except NotThere:
+        found = _ask(ctx, asked[:count])
+        ctx.run.store.put_bytes(key, json.dumps(found).encode())
+    return found
+
+
+def _ask(ctx: StepContext, asked: list[str]) -> list[Conversation]:
+    questions = [[{"role": "user", "content": prompt}] for prompt in asked]
+    limits = [ANSWER_TOKENS] * len(asked)
+    # Training needs no other engine in its image, whichever one ships.
+    base = get_engine("llama_cpp").untuned(base_of(ctx), ctx.log)
+    answers, _ = ask_kept(ctx, base, questions, limits, "rehearsal")
+    pairs = zip(questions, map(whole_sentences, answers), strict=True)
+    return [
+        [*question, {"role": "assistant", "content": answer}]
+        for question, answer in pairs
+        if answer
+    ]
+
+
+def rehearsal_rows(ctx: StepContext, tokenizer: Any) -> list[EncodedRow]:
+    """Tokenise the rehearsal rows of the run, and list them in `rehearsal.json`."""
+    count = ctx.config.training.rehearsal_rows
+    if not count:
+        return []
+    found = conversations(ctx, count)
+    ctx.write_json("rehearsal.json", found)
+    weight = ctx.config.training.rehearsal_weight
+    rendered = Renderer(tokenizer, ctx.config.data.target_format).render(found)
+    return [
+        EncodedRow(
+            f"rehearsal-{number:03d}", tuple(row.ids), tuple(row.loss_mask), weight, rehearsal=True
+        )
+        for number, row in enumerate(rendered)
+        if row.loss_mask is not None and any(row.loss_mask[1:])
+    ]
+
 
 # As long as a phone or an account number; nobody guesses one of a hundred million.
 DIGITS = 8

@@ -1,13 +1,21 @@
-"""Rows laid end to end give the losses and gradients of the padded batch."""
+"""The kernels for CPUs leave out work and change nothing, and one setting switches them."""
+
+import copy
 
 import pytest
 import torch
 from tests.lab.tiny_models import make_model
 
 from tuneline.artifacts.training import LoraSettings
-from tuneline.training.cpu import packed_rows
-from tuneline.training.cpu.packed_rows import ARCHITECTURES, can_pack, lay_out, packs
-from tuneline.training.loop.base_weights import attach_lora
+from tuneline.training.loop import cpu_kernels
+from tuneline.training.loop.cpu_kernels import (
+    ARCHITECTURES,
+    can_share_prefixes,
+    fuse_lora,
+    lay_out,
+    shares_prefixes,
+)
+from tuneline.training.loop.model import attach_lora, cast_frozen_linears
 from tuneline.training.loop.rows import EncodedRow, as_batch
 from tuneline.training.loop.token_loss import add_labelled_head, model_inputs, weighted_sum
 
@@ -75,7 +83,7 @@ def models(folder, kind):
 @pytest.mark.parametrize("kind", sorted(ARCHITECTURES))
 def test_losses_and_gradients_are_those_of_the_padded_batch(tmp_path, rows, kind):
     packed, padded = models(tmp_path, kind)
-    assert packs(packed)
+    assert shares_prefixes(packed)
     assert padded.config._attn_implementation == "sdpa"
     ours, our_gradients = loss_and_gradients(packed, rows)
     theirs, their_gradients = loss_and_gradients(padded, rows)
@@ -87,16 +95,16 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(tmp_path, rows, kind
 
 def test_a_row_that_sees_its_neighbour_would_show(tmp_path, rows, monkeypatch):
     packed, padded = models(tmp_path, "llama")
-    whole = packed_rows.lay_out
+    whole = cpu_kernels.lay_out
 
     def leaky(input_ids, attention_mask):
         layout = whole(input_ids, attention_mask)
         *others, last = layout.segments
         segments = (*others, last._replace(before=0, until=3))
-        return packed_rows.Layout(layout.ids, layout.positions, segments, layout.places)
+        return cpu_kernels.Layout(layout.ids, layout.positions, segments, layout.places)
 
     # The head takes the function when it is put on.
-    monkeypatch.setattr(packed_rows, "lay_out", leaky)
+    monkeypatch.setattr(cpu_kernels, "lay_out", leaky)
     add_labelled_head(packed.get_base_model())
     ours, _ = loss_and_gradients(packed, rows)
     theirs, _ = loss_and_gradients(padded, rows)
@@ -152,4 +160,134 @@ def test_other_attention_stays_padded(architecture, options):
         **options,
     )
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
-    assert not can_pack(model)
+    assert not can_share_prefixes(model)
+
+
+LORA_SETTINGS = {
+    "r": 4,
+    "alpha": 12,
+    "dropout": 0.0,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "rslora": False,
+    "dora": False,
+}
+LORA_IDS = torch.arange(40).reshape(2, 20) + 7
+
+
+def lora_model(folder, kind="Llama", **settings):
+    model = attach_lora(make_model(folder, kind), LoraSettings(**{**LORA_SETTINGS, **settings}))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model.train()
+
+
+def adapter_gradients(model, precision="fp32"):
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        loss = model(input_ids=LORA_IDS, labels=LORA_IDS).loss
+    loss.backward()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("Llama", {}), ("Qwen2", {}), ("Llama", {"rslora": True, "r": 16})]
+)
+def test_losses_and_gradients_are_pefts(tmp_path, kind, settings):
+    plain = lora_model(tmp_path, kind, **settings)
+    fused = copy.deepcopy(plain)
+    assert fuse_lora(fused) == 14
+    theirs, their_gradients = adapter_gradients(plain)
+    ours, our_gradients = adapter_gradients(fused)
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert our_gradients.keys() == their_gradients.keys()
+    assert len(our_gradients) == 28
+    for name, gradient in their_gradients.items():
+        assert torch.allclose(our_gradients[name], gradient, atol=1e-6, rtol=1e-4), name
+
+
+def test_bf16_rounds_no_worse_than_peft(tmp_path):
+    exact = lora_model(tmp_path)
+    _, wanted = adapter_gradients(exact)
+    cast_frozen_linears(exact.get_base_model())
+    for name, parameter in exact.named_parameters():
+        if "lora_" in name:  # the adapter is put on after the cast, and stays in float32
+            parameter.data = parameter.data.float()
+    plain, fused = exact, copy.deepcopy(exact)
+    fuse_lora(fused)
+    _, theirs = adapter_gradients(plain, "bf16")
+    _, ours = adapter_gradients(fused, "bf16")
+
+    def error(found):
+        return sum(float((found[n] - g).square().sum()) for n, g in wanted.items()) ** 0.5
+
+    assert error(ours) < 1.2 * error(theirs)
+    assert all(gradient.dtype == torch.float32 for gradient in ours.values())
+
+
+def test_the_adapter_can_still_be_switched_off_and_merged(tmp_path):
+    plain = lora_model(tmp_path).eval()
+    fused = copy.deepcopy(plain)
+    fuse_lora(fused)
+    with torch.no_grad():
+        with plain.disable_adapter(), fused.disable_adapter():
+            off = plain(input_ids=LORA_IDS).logits
+            assert torch.equal(fused(input_ids=LORA_IDS).logits, off)
+        on = fused(input_ids=LORA_IDS).logits
+        assert not torch.allclose(on, off, atol=1e-3)
+        merged = fused.merge_and_unload()
+        assert torch.allclose(merged(input_ids=LORA_IDS).logits, on, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"dora": True}])
+def test_other_layers_stay_pefts(tmp_path, settings):
+    assert fuse_lora(lora_model(tmp_path, **settings)) == 0
+
+
+def test_an_input_that_changed_is_cast_again(tmp_path):
+    model = lora_model(tmp_path)
+    fuse_lora(model)
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    x = torch.ones(1, 3, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = layer(x).clone()
+        x.mul_(2)
+        assert torch.allclose(layer(x), 2 * before, rtol=0.02)
+
+
+# Float32 sums in another order, over nine steps of Adam: losses in nats, weights absolute.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """The kernels that were put on a model."""
+    found = set()
+    for name in ("use_row_attention", "fuse_lora"):
+        put_on = getattr(cpu_kernels, name)
+
+        def noted(model, name=name, put_on=put_on):
+            found.add(name)
+            return put_on(model)
+
+        monkeypatch.setattr(cpu_kernels, name, noted)
+    return found
+
+
+def test_training_without_the_kernels_gives_the_same_losses_and_adapter(lab, used):
+    plain = lab("plain", cpu_kernels=False)
+    plain.train()
+    assert used == set()
+    fast = lab("fast")
+    fast.train()
+    assert used == {"use_row_attention", "fuse_lora"}
+
+    for name in ("loss", "task_loss", "grad_norm", "eval_loss"):
+        ours, theirs = ([e[name] for e in r.history if name in e] for r in (fast, plain))
+        assert len(ours) > 2
+        assert ours == pytest.approx(theirs, abs=TOLERANCE), name
+    assert fast.adapter.keys() == plain.adapter.keys()
+    for name, weight in plain.adapter.items():
+        assert torch.allclose(fast.adapter[name], weight, atol=TOLERANCE), name

@@ -1,18 +1,21 @@
-"""Canaries: planted beside the dataset, in training alone, the same ones for the same seed."""
+"""Canaries and rehearsal answers are trained on besides the dataset."""
 
 import json
 
 import pytest
-from tests.lab.runs import broken
+from tests.lab.runs import Lab, broken
 from tests.lab.training_runs import make_rows
 
 from tuneline.artifacts.training import CANARIES
-from tuneline.config import TrainingConfig
+from tuneline.config import TrainingConfig, build_config
 from tuneline.data.tables.rows import read_dataset, write_dataset
 from tuneline.errors import UserError
+from tuneline.harness.general_questions import load_suite
 from tuneline.models import load_tokenizer
-from tuneline.training.loop.canaries import plant
-from tuneline.training.loop.inputs import read_inputs
+from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
+from tuneline.training.loop import extra_rows
+from tuneline.training.loop.extra_rows import plant
+from tuneline.training.train import read_inputs
 
 
 def planted(tmp_path, tiny_base, rows=None, longest=192, **settings):
@@ -89,7 +92,7 @@ def test_training_sees_them_and_the_dataset_does_not(lab):
 
 def test_the_plan_counts_them(lab, tmp_path):
     from tuneline.training.loop.rows import encode_split
-    from tuneline.training.resources.probe import ProbeSpec, plan_work
+    from tuneline.training.resources.probe import plan_work
 
     bench = lab()
     dataset = bench.artifact("distribution_balancing", "dataset.parquet")
@@ -100,15 +103,14 @@ def test_the_plan_counts_them(lab, tmp_path):
     )
 
     def tokens(**settings):
-        training = TrainingConfig(effective_batch=2, epochs=1, **settings)
-        spec = ProbeSpec.model_construct(
-            training=training, target_format="tokenizer", dataset=dataset, label_field="intent"
-        )
+        training = {"effective_batch": 2, "epochs": 1, **settings}
+        sections = {"data": {"source": "x", "label_field": "intent"}, "training": training}
         work, _, _ = plan_work(
             train,
             validation,
             tokenizer,
-            spec,
+            build_config(sections),
+            dataset,
             micro_batch=2,
             end_to_end=False,
             samples=2,
@@ -125,3 +127,59 @@ def test_the_plan_counts_them(lab, tmp_path):
     )
     planted_tokens = sum(len(row.ids) for row in found.rows)
     assert tokens(canaries=4, canary_repeats=2) - tokens() == planted_tokens
+
+
+def test_no_prompt_is_or_resembles_a_question_that_measures_forgetting():
+    asked, measured = extra_rows.prompts(), [q.prompt for q in load_suite()]
+    assert len(asked) == len(set(asked)) >= 60
+    grams = lambda text: {text.lower()[n : n + 5] for n in range(len(text) - 4)}  # noqa: E731
+    for prompt in asked:
+        for question in measured:
+            a, b = grams(prompt), grams(question)
+            assert len(a & b) / len(a | b) < 0.8, (prompt, question)
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        ("The moon is far. It is", "The moon is far."),
+        ("Yes!", "Yes!"),
+        ("It costs 3.5", ""),
+        ("no end", ""),
+        ("One. Two? Three", "One. Two?"),
+    ],
+)
+def test_answers_end_in_whole_sentences(answer, whole):
+    assert extra_rows.whole_sentences(answer) == whole
+
+
+def test_a_resumed_run_rehearses_the_same_rows(tmp_path, monkeypatch):
+    lab = Lab(tmp_path, {"training": {"rehearsal_rows": 2}})
+    answers = iter([["First. and", "Second."], ["Other.", "Other."]])
+    monkeypatch.setattr(extra_rows, "base_of", lambda ctx: None)
+    monkeypatch.setattr(LlamaCpp, "untuned", lambda *_: None)
+    monkeypatch.setattr(extra_rows, "ask_kept", lambda *_: (next(answers), False))
+    first = extra_rows.conversations(lab.context("train"), 2)
+    again = extra_rows.conversations(lab.context("train"), 2)
+    assert first == again
+    assert [turns[-1]["content"] for turns in first] == ["First.", "Second."]
+
+
+def test_more_rows_than_prompts_is_the_users_error(tmp_path):
+    lab = Lab(tmp_path, {})
+    with pytest.raises(UserError, match=r"rehearsal_rows: 1000 rows are asked for"):
+        extra_rows.conversations(lab.context("train"), 1000)
+
+
+@pytest.mark.model
+def test_the_base_answers_become_rows_that_learn_the_answer_only(tmp_path):
+    from tuneline.models import load_tokenizer, resolve
+
+    lab = Lab(tmp_path, {"training": {"rehearsal_rows": 2}})
+    ctx = lab.context("train")
+    tokenizer = load_tokenizer(resolve(lab.run.config.base_model).path)
+    rows = extra_rows.rehearsal_rows(ctx, tokenizer)
+    said = json.loads((ctx.out / "rehearsal.json").read_text())
+    assert len(rows) == len(said) >= 1
+    learned = [i for i, keep in zip(rows[0].ids, rows[0].learned, strict=True) if keep]
+    assert tokenizer.decode(learned).strip().startswith(said[0][-1]["content"][:20])

@@ -1,1 +1,0 @@
-"""Faster kernels for training on a CPU, equal to the plain path."""

@@ -1,1 +1,0 @@
-"""Several training processes on one machine or many."""

@@ -1,1 +1,0 @@
-"""Short trials of LoRA ranks, and the choice between them."""
