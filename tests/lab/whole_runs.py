@@ -10,7 +10,7 @@ import yaml
 from tests.lab.ml_environment import ml
 
 from tuneline.data import sample
-from tuneline.stack.dag_run import DagRun
+from tuneline.stack.runs import DagRun
 
 SAMPLE = Path(sample.__file__).with_name("support.jsonl")
 # As little work as every item bears, with the limits as shipped but for one.
