@@ -132,7 +132,10 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
     threads = threads_here(sizes.threads)
     if len(releases) > 1 or releases[0].apart is not None:
         base = _shared_base(releases)
-        adapters = {adapter_name(release): _fetch_adapter(release, folder) for release in releases}
+        adapters = {
+            adapter_name(one): _fetch(one, one.adapter_files(), folder, ADAPTER_FILE, "adapter")
+            for one in releases
+        }
         model = fetch_form(releases[0].store, base, print)
         return ServeRequest(
             model,
@@ -144,7 +147,10 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
             host=host,
             port=port,
         )
-    model = _fetch_model(releases[0], folder)
+    refs = releases[0].model_files()
+    if not refs:
+        raise UserError(f"{releases[0].uri} states no model; release a version that has one")
+    model = _fetch(releases[0], refs, folder, MODEL_FILE)
     name = releases[0].name
     return ServeRequest(model, name, parallel, context, threads=threads, host=host, port=port)
 
@@ -182,24 +188,15 @@ def _shared_base(releases: Sequence[Release]) -> BaseForm:
     return first.apart.base
 
 
-def _fetch_model(release: Release, folder: Path) -> Path:
-    refs = release.model_files()
-    if not refs:
-        raise UserError(f"{release.uri} states no model; release a version that has one")
-    target = folder / release.name / release.version
-    _fetch(release, refs, target)
-    return target / MODEL_FILE if MODEL_FILE in refs else target
+def _fetch(
+    release: Release, refs: Mapping[str, FileRef], folder: Path, file: str, below: str = ""
+) -> Path:
+    """Fetch files, unless they are there with the bytes that the release states.
 
-
-def _fetch_adapter(release: Release, folder: Path) -> Path:
-    refs = release.adapter_files()
-    target = folder / release.name / release.version / "adapter"
-    _fetch(release, refs, target)
-    return target / ADAPTER_FILE if ADAPTER_FILE in refs else target
-
-
-def _fetch(release: Release, refs: Mapping[str, FileRef], target: Path) -> None:
-    """Fetch files into a folder, unless they are there with the bytes that the release states."""
+    Returns:
+        The one of that name if it is among them, else their folder.
+    """
+    target = folder / release.name / release.version / below
 
     def one(name: str) -> None:
         path = inside(target, name)
@@ -210,6 +207,7 @@ def _fetch(release: Release, refs: Mapping[str, FileRef], target: Path) -> None:
         release.fetch(refs[name], path)
 
     at_once(one, refs)
+    return target / file if file in refs else target
 
 
 def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
@@ -247,6 +245,4 @@ def fetch_tokenizer(release: Release, folder: Path) -> Path | None:
     ref = release.find(_TOKENIZER)
     if ref is None:
         return None
-    target = folder / release.name / release.version
-    _fetch(release, {_TOKENIZER: ref}, target)
-    return target / _TOKENIZER
+    return _fetch(release, {_TOKENIZER: ref}, folder, _TOKENIZER)
