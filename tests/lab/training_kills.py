@@ -11,9 +11,9 @@ import psutil
 from tests.lab.waiting import wait_for
 
 from tuneline.run import Run
-from tuneline.stack.dag_run import DagRun
+from tuneline.stack.airflow import Airflow
 from tuneline.stack.layout import Layout, main_dag_id
-from tuneline.stack.rest import Airflow
+from tuneline.stack.runs import DagRun
 from tuneline.store import NotThere
 
 RESUMED = re.compile(r"resuming from the checkpoint of step (\d+) of (\d+)")

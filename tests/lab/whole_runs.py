@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from tests.lab.ml_environment import ml
 
-from tuneline.stack.dag_run import DagRun
+from tuneline.stack.runs import DagRun
 
 # As little work as every item bears, with the limits as shipped but for one.
 TINY = {

@@ -5,7 +5,7 @@ from tests.lab.whole_runs import TINY, finish, trigger
 
 from tuneline.data.sample import FREE_TEXT
 from tuneline.run import Run
-from tuneline.stack.rest import Airflow
+from tuneline.stack.airflow import Airflow
 from tuneline.verdicts import checklist
 
 pytestmark = [

@@ -11,8 +11,8 @@ from tuneline.catalogue import ITEMS, Severity
 from tuneline.data.tables.rows import read_dataset
 from tuneline.evidence import load_evidence
 from tuneline.run import Run
+from tuneline.stack.airflow import Airflow
 from tuneline.stack.layout import LOOPBACK
-from tuneline.stack.rest import Airflow
 from tuneline.stack.timings import breakdown
 from tuneline.verdicts import checklist
 

@@ -12,8 +12,8 @@ from tests.lab.ml_environment import ml
 from tests.lab.training_kills import Training
 
 from tuneline.run import Run
-from tuneline.stack.dag_run import DagRun
-from tuneline.stack.rest import Airflow
+from tuneline.stack.airflow import Airflow
+from tuneline.stack.runs import DagRun
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(1500)]
 

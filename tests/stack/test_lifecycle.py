@@ -8,12 +8,11 @@ import psutil
 import pytest
 from tests.stack.conftest import interrupt, output_until
 
-from tuneline.stack import locks
-from tuneline.stack.airflow import COMPONENTS
-from tuneline.stack.dag_run import DagRun
+from tuneline.stack import services
+from tuneline.stack.airflow import COMPONENTS, Airflow
 from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, PODS, Stack
-from tuneline.stack.ports import is_free
-from tuneline.stack.rest import Airflow
+from tuneline.stack.runs import DagRun
+from tuneline.stack.services import is_free
 from tuneline.stack.tracking import TRACKING
 
 ROWS = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{}"}]}\n'
@@ -56,7 +55,7 @@ def test_a_taken_port_stops_everything_before_it_starts(
 
 
 def test_a_second_demo_is_refused(commands, data):
-    with locks.held(commands.layout().home / "demo.lock", "a demo"):
+    with services.held(commands.layout().home / "demo.lock", "a demo"):
         done = commands.run("demo", "--data", str(data))
     assert done.returncode == 2
     assert "a demo is running already (process" in done.stderr

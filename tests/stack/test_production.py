@@ -21,9 +21,9 @@ from tuneline.config import merge
 from tuneline.data.tables.rows import read_dataset
 from tuneline.governance.production.curated_day import open_day
 from tuneline.run import Run
-from tuneline.stack.dag_run import DagRun
-from tuneline.stack.processes import ServiceTable
-from tuneline.stack.rest import Airflow
+from tuneline.stack.airflow import Airflow
+from tuneline.stack.runs import DagRun
+from tuneline.stack.services import ServiceTable
 from tuneline.store import open_store
 
 pytestmark = [

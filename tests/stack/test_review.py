@@ -10,7 +10,7 @@ from tests.lab.commands import call
 from tests.lab.runs import Lab
 
 from tuneline.errors import UserError
-from tuneline.stack.review import last_run
+from tuneline.stack.demo import last_run
 
 ROOT = Path(__file__).parents[2]
 

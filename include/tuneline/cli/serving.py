@@ -225,7 +225,7 @@ def _scrubber_for(config: ProductionLogConfig) -> PlaceholderScrubber:
 
 
 def _engine(arguments: argparse.Namespace) -> int:
-    from tuneline.serving.following.command import run_engine
+    from tuneline.serving.following.release import run_engine
 
     return run_engine(
         store_uri(arguments),

@@ -287,40 +287,25 @@ class EngineClient:
         messages: Messages,
         *,
         max_tokens: int,
-        temperature: float = 0.0,
-        seed: int | None = 0,
-        logprobs: bool = False,
         stream: bool = False,
-        extra: Mapping[str, Any] | None = None,
         on_begin: Callable[[], None] | None = None,
+        **options: Any,
     ) -> ChatResult:
         """Ask for one chat completion.
 
         Args:
             messages: `[{"role": …, "content": …}]`.
             max_tokens: length limit of the answer, in tokens.
-            temperature: temperature of the sampling; 0 is greedy.
-            seed: seed of the sampling; None leaves it to the engine.
-            logprobs: whether to request the probabilities of the generated tokens.
             stream: whether to stream the answer; needed for `ttft`.
-            extra: more fields of the request, for example `{"cache_prompt": False}` or
-                `{"lora": [{"id": 0, "scale": 1.0}]}` for llama.cpp.
             on_begin: called once when the first part of a streamed answer is there.
+            options: the other fields of `chat_body`.
 
         Raises:
             ContextOverflow: if the prompt is too long.
             EngineError: if the engine refused the request or broke the protocol.
             EngineUnavailable: if it can't be reached, is loading, or timed out.
         """
-        body = self.chat_body(
-            messages,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
-            logprobs=logprobs,
-            stream=stream,
-            extra=extra,
-        )
+        body = self.chat_body(messages, max_tokens=max_tokens, stream=stream, **options)
         started = time.perf_counter()
         with self._faults():
             if not stream:
@@ -349,7 +334,18 @@ class EngineClient:
         stream: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Return the JSON body of a request; the options are those of `chat`."""
+        """Return the JSON body of a request.
+
+        Args:
+            messages: see `chat`.
+            max_tokens: see `chat`.
+            temperature: temperature of the sampling; 0 is greedy.
+            seed: seed of the sampling; None leaves it to the engine.
+            logprobs: whether to request the probabilities of the generated tokens.
+            stream: see `chat`.
+            extra: more fields, for example `{"cache_prompt": False}` or
+                `{"lora": [{"id": 0, "scale": 1.0}]}` for llama.cpp.
+        """
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [dict(message) for message in messages],

@@ -12,11 +12,10 @@ from tuneline.config.data import SAMPLE
 from tuneline.errors import EXIT_OK, TunelineError
 from tuneline.exits import guarded
 from tuneline.serving.following.release import newest_release
-from tuneline.stack import release
-from tuneline.stack.demo import demo, show_addresses
+from tuneline.stack import serving
+from tuneline.stack.demo import demo, review, show_addresses
 from tuneline.stack.layout import find_layout, main_dag_id
 from tuneline.stack.lifecycle import Stack
-from tuneline.stack.review import review
 from tuneline.store import open_store
 
 _began = time.monotonic()
@@ -44,10 +43,10 @@ def _up(arguments: argparse.Namespace) -> int:
     stack = Stack(find_layout(), say)
     with stack.changing():
         newest = newest_release(open_store(stack.layout.store))
-        release.check_port(stack)
+        serving.check_port(stack)
         try:
             stack.up()
-            release.serve(stack, say)
+            serving.serve(stack, say)
             stack.await_tracking()
         except BaseException:
             stack.stop_started()
@@ -63,7 +62,7 @@ def _up(arguments: argparse.Namespace) -> int:
 
 def _await_model(stack: Stack, newest: ReleasePointer) -> None:
     try:
-        release.await_served(stack, newest.name, newest.version)
+        serving.await_served(stack, newest.name, newest.version)
     except TunelineError as error:
         # The stack is up all the same, and the follower goes on trying.
         say(str(error))

@@ -1,4 +1,4 @@
-"""`make demo`: a whole run, its verdicts, and the released model behind the gateway."""
+"""`make demo`: a whole run, its verdicts and the released model, served; and `make review`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from tuneline.artifacts.data import DATASET
 from tuneline.config import check_sections, read_yaml
 from tuneline.config.data import SAMPLE
 from tuneline.data.tables.rows import VALIDATION, Message, read_dataset
-from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError
 from tuneline.launch import check_inputs, config_from_fields
+from tuneline.people.terminal import check_terminal
 from tuneline.run import Run
 from tuneline.serving.following.release import newest_release
-from tuneline.stack import airflow, locks, release, review, timings, tracking
-from tuneline.stack.dag_run import DagRun
-from tuneline.stack.follow import follow
-from tuneline.stack.layout import Layout
-from tuneline.stack.lifecycle import Say, Stack
-from tuneline.stack.rest import Airflow
+from tuneline.stack import airflow, serving, timings, tracking
+from tuneline.stack.airflow import Airflow
+from tuneline.stack.layout import Layout, Say
+from tuneline.stack.lifecycle import Stack
+from tuneline.stack.runs import DagRun, follow
+from tuneline.stack.services import held
 from tuneline.store import open_store
 
 _PRESET = "laptop"
+
+REVIEW_COMMAND = "make review"
 
 
 def demo(layout: Layout, data: str, config: str, say: Say) -> int:
@@ -43,7 +46,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
         TunelineError: if a service did not start.
     """
     layout.make_home()
-    with locks.held(layout.home / "demo.lock", "a demo"):
+    with held(layout.home / "demo.lock", "a demo"):
         stack = Stack(layout, say)
         client = Airflow(layout)
         run: DagRun | None = None
@@ -68,10 +71,10 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
 
 def _start(stack: Stack, say: Say) -> None:
     with stack.changing():
-        release.check_port(stack)
+        serving.check_port(stack)
         try:
             stack.up()
-            release.serve(stack, say)
+            serving.serve(stack, say)
             if "scheduler" in stack.started:
                 stack.end_active_runs()
         except BaseException:
@@ -125,7 +128,7 @@ def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) 
     show_addresses(layout)
     if found.find_evidence("holdout_performance") is not None:
         print(
-            f"\nCompare its answers with the base's yourself, blind:  {review.COMMAND}", flush=True
+            f"\nCompare its answers with the base's yourself, blind:  {REVIEW_COMMAND}", flush=True
         )
     if state != "success" or verdicts:
         say("the model was not released: a critical item failed or the run broke")
@@ -140,8 +143,8 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
     if newest is None:
         raise TunelineError("the run succeeded, but the store holds no released model")
     with stack.changing():
-        release.serve(stack, say)
-    release.await_served(stack, newest.name, newest.version)
+        serving.serve(stack, say)
+    serving.await_served(stack, newest.name, newest.version)
     say(f"the gateway serves {newest.name} {newest.version}: {stack.layout.gateway_url}/v1")
     question = _question(run)
     body = {
@@ -150,9 +153,9 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
         "temperature": 0,
         "max_tokens": run.config.evaluation.max_new_tokens,
     }
-    answer = release.ask(stack.layout, body)
+    answer = serving.ask(stack.layout, body)
     print(f"\nQuestion: {question[-1]['content']}\nAnswer:   {answer}\n")
-    print(f"Ask it yourself:\n  {release.curl_line(stack.layout, body)}\n")
+    print(f"Ask it yourself:\n  {serving.curl_line(stack.layout, body)}\n")
     print(f"or on a page, with the same key:  {stack.layout.gateway_url}/\n", flush=True)
 
 
@@ -169,7 +172,7 @@ def show_addresses(layout: Layout) -> None:
     """Print where the services are, and how to get in."""
     print(f"\nAirflow UI: {layout.ui_url}  {_login(layout)}")
     print(f"MLflow:     {tracking.address(layout)}")
-    print(f"Gateway:    {layout.gateway_url}  API key {release.api_key(layout)}", flush=True)
+    print(f"Gateway:    {layout.gateway_url}  API key {serving.api_key(layout)}", flush=True)
 
 
 def _login(layout: Layout) -> str:
@@ -181,3 +184,39 @@ def _setup_seconds(layout: Layout) -> float:
         return float(json.loads((layout.home / "setup.json").read_text())["seconds"])
     except (FileNotFoundError, ValueError, KeyError):
         return 0.0
+
+
+def review(layout: Layout) -> int:
+    """Open the review of the last run that has answers to compare.
+
+    Returns:
+        The exit code of `tuneline review vote`.
+
+    Raises:
+        UserError: if there is no such run, or no terminal.
+    """
+    check_terminal()
+    run = last_run(layout.store)
+    print(f"the review of {run.uri}", flush=True)
+    command = [str(layout.ml_bin / "tuneline"), "review", "vote", "--run", run.uri]
+    return subprocess.run(command, check=False).returncode
+
+
+def last_run(store_uri: str) -> Run:
+    """Return the run that was made last among those whose hold-out was answered.
+
+    Raises:
+        UserError: if there is none.
+    """
+    store = open_store(store_uri)
+    made = sorted(
+        (json.loads(store.get_bytes(key))["created_at"], key.removesuffix("/run.json"))
+        for key in store.keys("runs")
+        if key.count("/") == 2 and key.endswith("/run.json")
+    )
+    for _, prefix in reversed(made):
+        if store.exists(f"{prefix}/evaluation/holdout_performance/evidence.json"):
+            return Run.open(store.uri_of(prefix))
+    raise UserError(
+        f"no run in {store_uri} has answers to compare; `make demo` makes one on sample data"
+    )

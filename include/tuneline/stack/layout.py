@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tuneline.machine.checkout import project_root, stack_home
 from tuneline.training.tracking import local_mlflow
 
 LOOPBACK = "127.0.0.1"
+# Takes a line of progress.
+Say = Callable[[str], None]
 
 _MAIN_DAG = "finetune_to_production"
 _HIGHEST_PORT = 65535

@@ -18,12 +18,11 @@ from tuneline.config import PodConfig
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
 from tuneline.serving.processes import free_port
-from tuneline.stack import airflow, locks, tracking
-from tuneline.stack.dag_run import DagRun
-from tuneline.stack.layout import LOOPBACK, Layout, main_dag_id
-from tuneline.stack.ports import require_free
-from tuneline.stack.processes import Service, ServiceTable
-from tuneline.stack.rest import Airflow
+from tuneline.stack import airflow, tracking
+from tuneline.stack.airflow import Airflow
+from tuneline.stack.layout import LOOPBACK, Layout, Say, main_dag_id
+from tuneline.stack.runs import DagRun
+from tuneline.stack.services import Service, ServiceTable, held, require_free
 
 PODS = "localpods"
 FOLLOWER = "follower"
@@ -45,8 +44,6 @@ _CREDENTIALS = (
     "MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN"
 ).split()
 
-Say = Callable[[str], None]
-
 
 class Stack:
     """The services of one checkout.
@@ -67,7 +64,7 @@ class Stack:
     def changing(self) -> Iterator[None]:
         """Keep other commands from starting or stopping services meanwhile."""
         self.layout.make_home()
-        with locks.held(self.layout.home / "stack.lock", "starting or stopping the stack"):
+        with held(self.layout.home / "stack.lock", "starting or stopping the stack"):
             yield
 
     def up(self) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tuneline.errors import UserError
 from tuneline.stack.layout import LOOPBACK, Layout
-from tuneline.stack.processes import Service
+from tuneline.stack.services import Service
 from tuneline.training.tracking import local_mlflow
 
 TRACKING = "mlflow"

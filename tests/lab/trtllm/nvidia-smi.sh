@@ -3,7 +3,7 @@ case "$*" in
   line="$TRTLLM_LAB_GPU, $TRTLLM_LAB_SM, 23034 MiB, 570.133.20" ;;
 "--query-gpu=memory.used --format=csv,noheader,nounits")
   # The memory of the workers, whose weights lie in folders of this name.
-  line=$(ps -ewwo rss,args | awk '/[l]lama_cpp.server.*trtllm-lab-/ {s += $1} END {print int(s / 1024)}') ;;
+  line=$(ps -ewwo rss,args | awk '/[l]lama_cpp.launch.*trtllm-lab-/ {s += $1} END {print int(s / 1024)}') ;;
 *)
   echo "Field is not a valid field to query." >&2
   exit 2 ;;

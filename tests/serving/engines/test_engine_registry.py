@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.governance.release import registry as registry_module
 from tuneline.serving.engines import ENGINE_NAMES, all_engines, get_engine
+from tuneline.serving.engines import engine as engine_module
 from tuneline.serving.engines.engine import BuildRequest, known_architectures, read_facts
 from tuneline.serving.engines.server import ServeRequest
 
@@ -68,7 +68,7 @@ def test_an_installed_engine_is_asked_itself(tmp_path, monkeypatch):
 
 
 def test_the_table_holds_every_engine_but_ours():
-    table = json.loads(registry_module._TABLE.read_text())
+    table = json.loads(engine_module._TABLE.read_text())
     assert set(table) == set(ENGINE_NAMES) - {"llama_cpp"}
 
 

@@ -9,7 +9,7 @@ from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.serving.engines.llama_cpp.launch import build_parser
-from tuneline.serving.following import command as serve
+from tuneline.serving.following import release as serve
 from tuneline.store import CorruptObject, open_store
 
 OPTIONS = {"names": (), "host": "127.0.0.1", "port": 8081, "parallel": 2, "wait": False}

@@ -1,42 +1,35 @@
-"""`tuneline follow` and `tuneline engine`: the follower and a release's engine as processes."""
+"""`tuneline follow`: the follower as a process, its signals and its end."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tuneline.artifacts.governance import ReleasePointer
-from tuneline.artifacts.releases import Release
 from tuneline.config import read_yaml
 from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
 from tuneline.files import private_folder
 from tuneline.machine.redaction import redact
-from tuneline.models.cache import cache_root
-from tuneline.serving.engines import ENGINE_NAMES, get_engine
+from tuneline.serving.engines import ENGINE_NAMES
 from tuneline.serving.following.canaries import CanaryOptions
 from tuneline.serving.following.engines import Launch
 from tuneline.serving.following.follower import Follower, Options
 from tuneline.serving.following.gateway_file import GatewayFile
-from tuneline.serving.following.release import Trust, newest_release, open_version, serve_request
+from tuneline.serving.following.release import Trust
 from tuneline.serving.following.status import read_status
 from tuneline.serving.gateway.config import check_config
-from tuneline.store import Store, open_store
+from tuneline.store import open_store
 
 CONFIG_FILE = "gateway.yaml"
 # While an engine starts or drains, the next look comes sooner.
 _HURRY_SECONDS = 0.25
-
-_LOOK_SECONDS = 10.0
 
 
 def run_follower(
@@ -203,88 +196,3 @@ def _binaries(given: Sequence[str]) -> dict[str, Path]:
 
 def _say(text: str) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}", flush=True)
-
-
-def run_engine(
-    store_uri: str,
-    *,
-    names: Sequence[str],
-    versions: Sequence[str] = (),
-    host: str,
-    port: int,
-    parallel: int | None,
-    wait: bool,
-    trust: Trust | None = None,
-) -> int:
-    """Fetch the released weights and replace this process by the engine that serves them.
-
-    Args:
-        store_uri: the store.
-        names: names of the models; none takes the model released last. Several must be adapters
-            of one base, and a request names the adapter that answers.
-        versions: `NAME@VERSION` of what is served in place of the released versions, with
-            `@SHA256` of the manifest behind it where only that one is to be served.
-        host: address to listen on.
-        port: port to listen on.
-        parallel: requests served at once; None takes the number that was measured.
-        wait: whether to wait for a first release.
-        trust: whose releases are served; None serves all.
-
-    Raises:
-        UserError: if nothing is released and `wait` is off, a version may not be served here, the
-            release's engine is not installed here, or several releases do not share one base.
-    """
-    store = open_store(store_uri)
-    wanted: Sequence[str | None] = list(dict.fromkeys(names)) or [None]
-    found = [_pinned(store, text, trust) for text in versions]
-    found = found or [_released(store, _find(store, name, wait), trust) for name in wanted]
-    release = found[0]
-    engine = get_engine(release.engine)
-    lacking = engine.missing()
-    if lacking is not None:
-        raise UserError(
-            f"{release.name} {release.version} is served by {engine.name}, which can't be started "
-            f"here: {lacking}; run this command in the image of that engine"
-        )
-    request = serve_request(found, cache_root() / "released", host, port)
-    argv = engine.command(replace(request, parallel=parallel or request.parallel))
-    served = ", ".join(f"{release.name} {release.version}" for release in found)
-    print(f"serving {served} with {engine.title} on {host}:{port}", flush=True)
-    for place, adapter in enumerate(request.adapters):
-        print(f"adapter {place}: {adapter}", flush=True)
-    os.execv(argv[0], argv)
-
-
-def _pinned(store: Store, text: str, trust: Trust | None) -> Release:
-    name, _, rest = text.partition("@")
-    version, _, sha256 = rest.partition("@")
-    if not name or not version:
-        raise UserError(f"--release {text}: name a version as MODEL@VERSION")
-    return open_version(store, name, version, sha256 or None, trust)
-
-
-def _released(store: Store, pointer: ReleasePointer, trust: Trust | None) -> Release:
-    """Return the version that a pointer names, if it may be served.
-
-    Raises:
-        UserError: if it was withdrawn, or pointer or version are not what the host trusts.
-    """
-    name, version = pointer.name, pointer.version
-    if trust is not None and (differences := trust.in_pointer(store, name, version)):
-        raise UserError(f"{name} {version} is not served here: {'; '.join(differences)}")
-    return open_version(store, name, version, pointer.manifest_sha256, trust)
-
-
-def _find(store: Store, name: str | None, wait: bool) -> ReleasePointer:
-    announced = False
-    while (pointer := newest_release(store, name)) is None:
-        if not wait:
-            raise UserError(
-                f"{store.uri} holds no released model{f' named {name}' if name else ''}; "
-                "a run of finetune_to_production makes one"
-            )
-        if not announced:
-            print(f"waiting for a released model in {store.uri}", flush=True)
-            announced = True
-        time.sleep(_LOOK_SECONDS)
-    return pointer

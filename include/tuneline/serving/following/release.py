@@ -1,9 +1,12 @@
-"""A released version of a store on this machine: its files, and how it is served."""
+"""A released version of a store on this machine: its files, and the engine that serves it."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +27,9 @@ from tuneline.bases.served import fetch_form
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.files import inside, sha256_file
+from tuneline.models.cache import cache_root
 from tuneline.models.origins import at_once
+from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.server import (
     ServedSizes,
     ServeRequest,
@@ -32,13 +37,15 @@ from tuneline.serving.engines.server import (
     served_sizes,
     threads_here,
 )
-from tuneline.store import Store
+from tuneline.store import Store, open_store
 
 # The latency benchmark's measurement of the best throughput, completion tokens per second.
 THROUGHPUT = "peak_tokens_per_s"
 # The name in the API of a base that adapters are served on.
 BASE_ALIAS = "base"
 _TOKENIZER = "tokenizer.json"
+# Between two looks for a first release.
+_LOOK_SECONDS = 10.0
 
 
 class Trust(Protocol):
@@ -132,7 +139,10 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
     threads = threads_here(sizes.threads)
     if len(releases) > 1 or releases[0].apart is not None:
         base = _shared_base(releases)
-        adapters = {adapter_name(release): _fetch_adapter(release, folder) for release in releases}
+        adapters = {
+            adapter_name(one): _fetch(one, one.adapter_files(), folder, ADAPTER_FILE, "adapter")
+            for one in releases
+        }
         model = fetch_form(releases[0].store, base, print)
         return ServeRequest(
             model,
@@ -144,7 +154,10 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
             host=host,
             port=port,
         )
-    model = _fetch_model(releases[0], folder)
+    refs = releases[0].model_files()
+    if not refs:
+        raise UserError(f"{releases[0].uri} states no model; release a version that has one")
+    model = _fetch(releases[0], refs, folder, MODEL_FILE)
     name = releases[0].name
     return ServeRequest(model, name, parallel, context, threads=threads, host=host, port=port)
 
@@ -182,24 +195,15 @@ def _shared_base(releases: Sequence[Release]) -> BaseForm:
     return first.apart.base
 
 
-def _fetch_model(release: Release, folder: Path) -> Path:
-    refs = release.model_files()
-    if not refs:
-        raise UserError(f"{release.uri} states no model; release a version that has one")
-    target = folder / release.name / release.version
-    _fetch(release, refs, target)
-    return target / MODEL_FILE if MODEL_FILE in refs else target
+def _fetch(
+    release: Release, refs: Mapping[str, FileRef], folder: Path, file: str, below: str = ""
+) -> Path:
+    """Fetch files, unless they are there with the bytes that the release states.
 
-
-def _fetch_adapter(release: Release, folder: Path) -> Path:
-    refs = release.adapter_files()
-    target = folder / release.name / release.version / "adapter"
-    _fetch(release, refs, target)
-    return target / ADAPTER_FILE if ADAPTER_FILE in refs else target
-
-
-def _fetch(release: Release, refs: Mapping[str, FileRef], target: Path) -> None:
-    """Fetch files into a folder, unless they are there with the bytes that the release states."""
+    Returns:
+        The one of that name if it is among them, else their folder.
+    """
+    target = folder / release.name / release.version / below
 
     def one(name: str) -> None:
         path = inside(target, name)
@@ -210,6 +214,7 @@ def _fetch(release: Release, refs: Mapping[str, FileRef], target: Path) -> None:
         release.fetch(refs[name], path)
 
     at_once(one, refs)
+    return target / file if file in refs else target
 
 
 def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
@@ -247,6 +252,89 @@ def fetch_tokenizer(release: Release, folder: Path) -> Path | None:
     ref = release.find(_TOKENIZER)
     if ref is None:
         return None
-    target = folder / release.name / release.version
-    _fetch(release, {_TOKENIZER: ref}, target)
-    return target / _TOKENIZER
+    return _fetch(release, {_TOKENIZER: ref}, folder, _TOKENIZER)
+
+
+def run_engine(
+    store_uri: str,
+    *,
+    names: Sequence[str],
+    versions: Sequence[str] = (),
+    host: str,
+    port: int,
+    parallel: int | None,
+    wait: bool,
+    trust: Trust | None = None,
+) -> int:
+    """Fetch the released weights and replace this process by the engine that serves them.
+
+    Args:
+        store_uri: the store.
+        names: names of the models; none takes the model released last. Several must be adapters
+            of one base, and a request names the adapter that answers.
+        versions: `NAME@VERSION` of what is served in place of the released versions, with
+            `@SHA256` of the manifest behind it where only that one is to be served.
+        host: address to listen on.
+        port: port to listen on.
+        parallel: requests served at once; None takes the number that was measured.
+        wait: whether to wait for a first release.
+        trust: whose releases are served; None serves all.
+
+    Raises:
+        UserError: if nothing is released and `wait` is off, a version may not be served here, the
+            release's engine is not installed here, or several releases do not share one base.
+    """
+    store = open_store(store_uri)
+    wanted: Sequence[str | None] = list(dict.fromkeys(names)) or [None]
+    found = [_pinned(store, text, trust) for text in versions]
+    found = found or [_released(store, _find(store, name, wait), trust) for name in wanted]
+    release = found[0]
+    engine = get_engine(release.engine)
+    lacking = engine.missing()
+    if lacking is not None:
+        raise UserError(
+            f"{release.name} {release.version} is served by {engine.name}, which can't be started "
+            f"here: {lacking}; run this command in the image of that engine"
+        )
+    request = serve_request(found, cache_root() / "released", host, port)
+    argv = engine.command(replace(request, parallel=parallel or request.parallel))
+    served = ", ".join(f"{release.name} {release.version}" for release in found)
+    print(f"serving {served} with {engine.title} on {host}:{port}", flush=True)
+    for place, adapter in enumerate(request.adapters):
+        print(f"adapter {place}: {adapter}", flush=True)
+    os.execv(argv[0], argv)
+
+
+def _pinned(store: Store, text: str, trust: Trust | None) -> Release:
+    name, _, rest = text.partition("@")
+    version, _, sha256 = rest.partition("@")
+    if not name or not version:
+        raise UserError(f"--release {text}: name a version as MODEL@VERSION")
+    return open_version(store, name, version, sha256 or None, trust)
+
+
+def _released(store: Store, pointer: ReleasePointer, trust: Trust | None) -> Release:
+    """Return the version that a pointer names, if it may be served.
+
+    Raises:
+        UserError: if it was withdrawn, or pointer or version are not what the host trusts.
+    """
+    name, version = pointer.name, pointer.version
+    if trust is not None and (differences := trust.in_pointer(store, name, version)):
+        raise UserError(f"{name} {version} is not served here: {'; '.join(differences)}")
+    return open_version(store, name, version, pointer.manifest_sha256, trust)
+
+
+def _find(store: Store, name: str | None, wait: bool) -> ReleasePointer:
+    announced = False
+    while (pointer := newest_release(store, name)) is None:
+        if not wait:
+            raise UserError(
+                f"{store.uri} holds no released model{f' named {name}' if name else ''}; "
+                "a run of finetune_to_production makes one"
+            )
+        if not announced:
+            print(f"waiting for a released model in {store.uri}", flush=True)
+            announced = True
+        time.sleep(_LOOK_SECONDS)
+    return pointer

@@ -127,7 +127,7 @@ def test_a_command_that_fails_is_one_sentence(no_gpu, tiny_dir, tmp_path):
     for name in ("trtllm-build", "trtllm-serve"):
         script(no_gpu, name, "exit 0")
     script(no_gpu, "python", "echo first >&2; echo 'CUDA out of memory' >&2; exit 3")
-    said = r"convert_checkpoint\.py ended with code 3: CUDA out of memory"
+    said = r"convert_checkpoint\.py failed \(exit code 3\): CUDA out of memory"
     with pytest.raises(TunelineError, match=said):
         ENGINE.build(BuildRequest(tiny_dir, tmp_path / "out"))
     assert not (tmp_path / "out-work").exists()

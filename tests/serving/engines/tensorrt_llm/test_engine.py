@@ -65,71 +65,64 @@ def test_an_engine_of_this_pod_is_served(built):
     assert ENGINE.command(request_for(built))[-2:] == ["--tp_size", "1"]
 
 
-def test_an_engine_of_another_gpu(built, other_gpu):
+def other_tensorrt(copy):
+    path = copy / IDENTITY_FILE
+    path.write_text(path.read_text().replace("10.13.3.9", "10.9.0.34"))
+
+
+def flipped(name):
+    def plant(copy):
+        raw = bytearray((copy / name).read_bytes())
+        raw[-3] ^= 1
+        (copy / name).write_bytes(raw)
+
+    return plant
+
+
+def other_files(copy):
+    (copy / "engine/rank1.engine").write_bytes(b"another")
+    (copy / "tokenizer/chat_template.jinja").unlink()
+
+
+@pytest.mark.parametrize(
+    ("plant", "sizes", "said"),
+    [
+        (other_tensorrt, {}, r"built by TensorRT 10\.9\.0\.34, this image has 10\.13"),
+        (flipped("engine/rank0.engine"), {}, "json in engine/rank0.engine; fetch the"),
+        (flipped("tokenizer/tokenizer.json"), {}, "json in tokenizer/tokenizer.json; fetch the"),
+        (other_files, {}, r"in engine/rank1\.engine, tokenizer/chat_template\.jinja"),
+        (lambda copy: (copy / IDENTITY_FILE).unlink(), {}, "says which GPU .* build it again"),
+        (None, {"context": 1024}, "context_tokens is 1024, the engine was built for 512"),
+        (None, {"parallel": 4}, "parallel is 4, the engine was built for 2 requests"),
+    ],
+)
+def test_an_engine_that_is_not_what_it_says_or_too_small_is_refused(copy, plant, sizes, said):
+    if plant:
+        plant(copy)
+    for start in (ENGINE.server, ENGINE.command):
+        with pytest.raises(UserError, match=said):
+            start(request_for(copy, **sizes))
+
+
+def test_an_engine_is_refused_by_another_gpu_by_none_and_by_another_version(
+    built, image, other_gpu, monkeypatch
+):
+    image.version("1.2.0")
+    try:
+        with pytest.raises(UserError, match=r"1\.2\.1, this image has 1\.2\.0: serve it in the"):
+            ENGINE.server(request_for(built))
+    finally:
+        image.version("1.2.1")
     other_gpu(*H100)
     said = (
         r"built for SM 8\.9 \(NVIDIA L4\), this pod has 9\.0 \(NVIDIA H100 80GB HBM3\): "
         r"serve it on the former, or build it again here"
     )
     with pytest.raises(UserError, match=said):
-        ENGINE.server(request_for(built))
-    with pytest.raises(UserError, match=said):
         ENGINE.command(request_for(built))
-
-
-def test_an_engine_on_a_pod_without_a_gpu(built, image, monkeypatch):
     monkeypatch.setenv("TRTLLM_LAB_GPUS", "0")
     with pytest.raises(UserError, match=r"built for SM 8\.9 .*this pod has no GPU"):
         ENGINE.server(request_for(built))
-
-
-def test_an_engine_of_another_version(built, image):
-    image.version("1.2.0")
-    try:
-        said = r"built by TensorRT-LLM 1\.2\.1, this image has 1\.2\.0: serve it in the image of"
-        with pytest.raises(UserError, match=said):
-            ENGINE.server(request_for(built))
-    finally:
-        image.version("1.2.1")
-
-
-def test_an_engine_of_another_tensorrt(copy):
-    path = copy / IDENTITY_FILE
-    path.write_text(path.read_text().replace("10.13.3.9", "10.9.0.34"))
-    with pytest.raises(UserError, match=r"built by TensorRT 10\.9\.0\.34, this image has 10\.13"):
-        ENGINE.server(request_for(copy))
-
-
-@pytest.mark.parametrize("name", ["engine/rank0.engine", "tokenizer/tokenizer.json"])
-def test_a_flipped_byte(copy, name):
-    raw = bytearray((copy / name).read_bytes())
-    raw[-3] ^= 1
-    (copy / name).write_bytes(raw)
-    with pytest.raises(UserError, match=f"differ from engine_identity.json in {name}; fetch the"):
-        ENGINE.server(request_for(copy))
-
-
-def test_a_file_too_many_or_too_few(copy):
-    (copy / "engine/rank1.engine").write_bytes(b"another")
-    (copy / "tokenizer/chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"in engine/rank1\.engine, tokenizer/chat_template\.jinja"):
-        ENGINE.command(request_for(copy))
-
-
-def test_an_engine_without_an_identity(copy):
-    (copy / IDENTITY_FILE).unlink()
-    with pytest.raises(UserError, match=r"nothing says which GPU .* build it again"):
-        ENGINE.server(request_for(copy))
-
-
-def test_more_context_than_was_built_for(built):
-    with pytest.raises(UserError, match=r"context_tokens is 1024, the engine was built for 512"):
-        ENGINE.server(request_for(built, context=1024))
-
-
-def test_a_larger_batch_than_was_built_for(built):
-    with pytest.raises(UserError, match=r"parallel is 4, the engine was built for 2 requests"):
-        ENGINE.server(request_for(built, parallel=4))
 
 
 def test_an_adapter_of_a_higher_rank_than_was_built_for(built, image, tiny_dir, tmp_path):

@@ -66,6 +66,35 @@ _KV_UNIFIED = (35, 0x0100)
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
+_POINTER, _INT, _TEXT, _BOOL = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_bool
+_INTS, _FLOATS = ctypes.POINTER(_INT), ctypes.POINTER(ctypes.c_float)
+# The functions that are called, with the types of their results and their arguments.
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "llama_log_set": (None, [_LOG, _POINTER]),
+    "llama_backend_init": (None, []),
+    "llama_model_default_params": (_Params, []),
+    "llama_context_default_params": (_Params, []),
+    "llama_model_load_from_file": (_POINTER, [_TEXT, _Params]),
+    "llama_model_free": (None, [_POINTER]),
+    "llama_init_from_model": (_POINTER, [_POINTER, _Params]),
+    "llama_free": (None, [_POINTER]),
+    "llama_adapter_lora_init": (_POINTER, [_POINTER, _TEXT]),
+    "llama_set_adapters_lora": (
+        _INT,
+        [_POINTER, ctypes.POINTER(_POINTER), ctypes.c_size_t, _FLOATS],
+    ),
+    "llama_model_get_vocab": (_POINTER, [_POINTER]),
+    "llama_vocab_n_tokens": (_INT, [_POINTER]),
+    "llama_tokenize": (_INT, [_POINTER, _TEXT, _INT, _INTS, _INT, _BOOL, _BOOL]),
+    "llama_batch_init": (_Batch, [_INT, _INT, _INT]),
+    "llama_batch_free": (None, [_Batch]),
+    "llama_decode": (_INT, [_POINTER, _Batch]),
+    "llama_get_logits": (_FLOATS, [_POINTER]),
+    "llama_get_memory": (_POINTER, [_POINTER]),
+    "llama_memory_clear": (None, [_POINTER, _BOOL]),
+}
+
+
 class LlamaLibrary:
     """The loaded library; it keeps messages instead of printing them."""
 
@@ -82,41 +111,7 @@ class LlamaLibrary:
         self.lib: Any = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
         self.messages: list[str] = []
         self._log = _LOG(lambda _, text, __: self.messages.append(text.decode(errors="replace")))
-        pointer, integer, text = ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p
-        ints = ctypes.POINTER(ctypes.c_int32)
-        signatures: dict[str, tuple[Any, list[Any]]] = {
-            "llama_log_set": (None, [_LOG, pointer]),
-            "llama_backend_init": (None, []),
-            "llama_model_default_params": (_Params, []),
-            "llama_context_default_params": (_Params, []),
-            "llama_model_load_from_file": (pointer, [text, _Params]),
-            "llama_model_free": (None, [pointer]),
-            "llama_init_from_model": (pointer, [pointer, _Params]),
-            "llama_free": (None, [pointer]),
-            "llama_adapter_lora_init": (pointer, [pointer, text]),
-            "llama_set_adapters_lora": (
-                integer,
-                [
-                    pointer,
-                    ctypes.POINTER(pointer),
-                    ctypes.c_size_t,
-                    ctypes.POINTER(ctypes.c_float),
-                ],
-            ),
-            "llama_model_get_vocab": (pointer, [pointer]),
-            "llama_vocab_n_tokens": (integer, [pointer]),
-            "llama_tokenize": (
-                integer,
-                [pointer, text, integer, ints, integer, ctypes.c_bool, ctypes.c_bool],
-            ),
-            "llama_batch_init": (_Batch, [integer, integer, integer]),
-            "llama_batch_free": (None, [_Batch]),
-            "llama_decode": (integer, [pointer, _Batch]),
-            "llama_get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
-            "llama_get_memory": (pointer, [pointer]),
-            "llama_memory_clear": (None, [pointer, ctypes.c_bool]),
-        }
-        for name, (result, arguments) in signatures.items():
+        for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self.lib, name, None)
             if function is None:
                 raise self._unknown(f"it does not export {name}")

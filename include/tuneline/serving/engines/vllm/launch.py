@@ -21,13 +21,15 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tuneline.errors import EXIT_USER, RetryableError, TunelineError, UserError
 from tuneline.machine.cores import default_threads
-from tuneline.models.base_model import read_json
-from tuneline.serving.engines.server import Cause, ServeRequest, arguments, known_cause
 from tuneline.serving.processes import last_line, supervise
+
+if TYPE_CHECKING:
+    # What is imported when it is needed keeps the launcher's own process small.
+    from tuneline.serving.engines.server import Cause, ServeRequest
 
 ERROR_PREFIX = "error: "
 NOT_INSTALLED = "vllm is not installed in this image"
@@ -126,6 +128,8 @@ def serve_options(request: ServeRequest) -> dict[str, Any]:
     its kernels know no float32. Nor is the model compiled there: the first start would take half a
     minute longer, and answers are not faster.
     """
+    from tuneline.models.base_model import read_json
+
     on_cpu = is_cpu_build()
     dtype = "auto"
     if on_cpu:
@@ -163,6 +167,8 @@ def launch_command(request: ServeRequest, *switches: str) -> list[str]:
         request: the model and the sizes.
         switches: switches of the launcher.
     """
+    from tuneline.serving.engines.server import arguments
+
     command = [sys.executable, "-m", "tuneline.serving.engines.vllm.launch", *switches]
     if request.threads is not None:
         command += ["--threads", str(request.threads)]
@@ -179,6 +185,8 @@ def kv_cache_bytes(request: ServeRequest, dtype: str) -> int:
     Raises:
         UserError: if the model's config.json is missing.
     """
+    from tuneline.models.base_model import read_json
+
     config = read_json(request.model / "config.json")
     config = config.get("text_config") or config
     heads = int(config["num_attention_heads"])
@@ -193,6 +201,8 @@ def kv_cache_bytes(request: ServeRequest, dtype: str) -> int:
 
 def lora_rank(adapter: Path) -> int:
     """Return the rank of an adapter, the largest if modules differ."""
+    from tuneline.models.base_model import read_json
+
     config = read_json(adapter / "adapter_config.json")
     return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 1)
 
@@ -231,6 +241,8 @@ def _signal_name(number: int) -> str:
 
 def start_error(model: Path, code: int, log: str) -> TunelineError:
     """Return the error of a server that ended before it was ready, by its output."""
+    from tuneline.serving.engines.server import known_cause
+
     said, found = f"vLLM can't serve {model}", cause(log)
     if found is None:
         return TunelineError(f"{said} (exit code {code}): {last_line(log)}")

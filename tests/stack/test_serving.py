@@ -7,7 +7,7 @@ from tests.lab.releases import log_release
 from tuneline.serving.following.release import newest_release
 from tuneline.serving.gateway.accounts.keys import KeyRing
 from tuneline.serving.gateway.config import GatewayConfig
-from tuneline.stack import release
+from tuneline.stack import serving
 from tuneline.store import open_store
 
 
@@ -25,7 +25,7 @@ def test_the_newest_release_is_found(layout):
 
 
 def test_the_settings_are_a_gateways_configuration(layout):
-    whole = {**release.gateway_settings(layout), "upstreams": [], "models": []}
+    whole = {**serving.gateway_settings(layout), "upstreams": [], "models": []}
     config = GatewayConfig.model_validate(whole)
     assert config.port == layout.gateway_port
     assert config.production_log.store == layout.store
@@ -34,23 +34,23 @@ def test_the_settings_are_a_gateways_configuration(layout):
 
 
 def test_requests_are_logged_as_the_user_says(layout):
-    section = release.gateway_settings(replace(layout, log_sample_rate=0.1))
+    section = serving.gateway_settings(replace(layout, log_sample_rate=0.1))
     assert section["production_log"]["sample_rate"] == 0.1
-    assert "production_log" not in release.gateway_settings(replace(layout, log_sample_rate=0.0))
+    assert "production_log" not in serving.gateway_settings(replace(layout, log_sample_rate=0.0))
 
 
 def test_the_key_is_private_stays_and_opens_the_gateway(layout):
-    key = release.api_key(layout)
-    assert release.api_key(layout) == key
+    key = serving.api_key(layout)
+    assert serving.api_key(layout) == key
     path = layout.home / "serving" / "api-key"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert KeyRing(layout.home / "serving" / "keys.json").name_of(key) == "demo"
     path.unlink()
-    assert release.api_key(layout) != key
+    assert serving.api_key(layout) != key
 
 
 def test_the_curl_line_names_a_file_with_the_request(layout):
-    line = release.curl_line(layout, {"model": "a", "messages": []})
+    line = serving.curl_line(layout, {"model": "a", "messages": []})
     body = layout.home / "serving" / "request.json"
     assert json.loads(body.read_text()) == {"model": "a", "messages": []}
     assert f"-d @{body}" in line

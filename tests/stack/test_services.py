@@ -1,3 +1,5 @@
+"""Services outlive their command; their ports and locks are those of one stack."""
+
 import json
 import os
 import subprocess
@@ -8,7 +10,9 @@ import psutil
 import pytest
 from tests.lab.waiting import wait_for
 
-from tuneline.stack.processes import Service, ServiceTable
+from tuneline.errors import UserError
+from tuneline.serving.processes import free_port
+from tuneline.stack.services import Service, ServiceTable, held, is_free, require_free
 
 # A service with a child; the child ignores SIGINT, as one in the middle of work may.
 STUBBORN = """
@@ -98,3 +102,65 @@ def test_a_damaged_note_is_not_a_service(table):
     (table.folder / "thing.json").write_text("{")
     assert table.find("thing") is None
     assert table.stop("thing") is False
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from tuneline.stack.services import held
+with held(Path(sys.argv[1]), "a demo"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    path = tmp_path / "demo.lock"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield path, process
+
+
+def test_a_second_one_is_refused_with_the_first_ones_process(holder):
+    path, process = holder
+    refused = pytest.raises(
+        UserError, match=rf"a demo is running already \(process {process.pid}\)"
+    )
+    with refused, held(path, "a demo"):
+        pass
+
+
+def test_the_lock_ends_with_its_holder_however_that_ends(holder):
+    path, process = holder
+    process.kill()
+    process.wait()
+    with held(path, "a demo"):
+        assert path.exists()
+
+
+def test_it_can_be_held_again(tmp_path):
+    for _ in range(2):
+        with held(tmp_path / "a.lock", "a test"):
+            pass
+
+
+def test_a_taken_port_is_named_with_its_holder_and_the_way_out(taken):
+    assert not is_free(taken)
+    with pytest.raises(UserError) as refusal:
+        require_free(taken, "the gateway", "TUNELINE_GATEWAY_PORT")
+    message = str(refusal.value)
+    assert f"port {taken} for the gateway is taken by" in message
+    assert f"process {os.getpid()}" in message
+    assert "TUNELINE_GATEWAY_PORT=" in message
+
+
+def test_a_picked_port_is_free():
+    port = free_port()
+    assert is_free(port)
+    require_free(port, "a test", "X")

@@ -1,10 +1,12 @@
-"""A run is ended for good, whatever the scheduler makes of it meanwhile."""
+"""A run is followed line by line, and ended for good whatever the scheduler makes of it."""
+
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
-from tuneline.stack import dag_run
-from tuneline.stack.dag_run import DagRun
+from tuneline.stack import runs
+from tuneline.stack.runs import DagRun
 
 
 class Api:
@@ -25,7 +27,7 @@ class Api:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(dag_run, "_LOOK_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(runs, "_LOOK_AGAIN_SECONDS", 0)
 
 
 def test_a_run_that_stays_ended_is_ended_once():
@@ -47,4 +49,19 @@ def test_a_run_that_is_gone_or_will_not_end_holds_nobody_up():
     assert gone.patches == 1
     stubborn = Api(["success"])
     DagRun(stubborn, "one").stop()
-    assert stubborn.patches == dag_run._STOP_TRIES
+    assert stubborn.patches == runs._STOP_TRIES
+
+
+def test_a_store_that_can_not_be_read_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_STILL_SECONDS", -1.0)
+    monkeypatch.setattr(runs, "_POLL_SECONDS", 0.0)
+    states = iter(("running", "success"))
+    train = {"task_id": "train", "try_number": 1, "state": "running", "duration": None}
+    run = SimpleNamespace(
+        state=lambda: next(states),
+        tasks=lambda: [train],
+        run_uri=lambda: f"{tmp_path.as_uri()}/runs/a",
+    )
+    lines = []
+    assert runs.follow(run, lines.append) == "success"
+    assert [line.split() for line in lines] == [["train", "running"]]

@@ -1,19 +1,27 @@
-"""Services: processes in separate groups that outlive the command that started them."""
+"""Services: processes that outlive the command that started them, their ports and locks."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import signal
+import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tuneline.errors import UserError
 from tuneline.files import write_whole
 from tuneline.serving.processes import DetachedProcess, wait_for
+from tuneline.stack.layout import LOOPBACK
 
 
 @dataclass(frozen=True)
@@ -115,3 +123,78 @@ class ServiceTable:
 
 def _ended(family: Sequence[DetachedProcess]) -> bool:
     return not any(process.alive() for process in family)
+
+
+@contextlib.contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock for the length of a block.
+
+    Args:
+        path: the lock file.
+        what: the activity that the lock stands for, for the message ("a demo").
+
+    Raises:
+        UserError: if another process holds it; the message names the process.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise UserError(
+                f"{what} is running already (process {holder}); wait for it to end or stop it"
+            ) from None
+        handle.seek(0)
+        handle.truncate()
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def is_free(port: int) -> bool:
+    """Return True if a server can listen on this port of the loopback address."""
+    with socket.socket() as probe:
+        # Servers set this option, so that a port in TIME_WAIT counts as free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def require_free(port: int, what: str, setting: str) -> None:
+    """Raise an error if another program has the port.
+
+    Args:
+        port: port to listen on.
+        what: service that wants to listen there, for the message.
+        setting: environment variable that chooses another port.
+
+    Raises:
+        UserError: if it is taken; the message names the program where the system shows it.
+    """
+    if not is_free(port):
+        raise UserError(
+            f"port {port} for {what} is taken by {_holder(port)}; stop it, or choose another "
+            f"port with {setting}={port + 1}"
+        )
+
+
+def _holder(port: int) -> str:
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        return "another program"
+    for connection in connections:
+        listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+        # An address is a pair of host and port.
+        if listens and tuple(connection.laddr)[1] == port and connection.pid:
+            try:
+                process = psutil.Process(connection.pid)
+                return f"{process.name()} (process {process.pid})"
+            except psutil.Error:
+                break
+    return "another program"

@@ -17,10 +17,9 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.serving.following.status import Status, read_status
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.stack.airflow import write_private
-from tuneline.stack.layout import LOOPBACK, Layout
-from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, Say, Stack
-from tuneline.stack.ports import require_free
-from tuneline.stack.processes import Service
+from tuneline.stack.layout import LOOPBACK, Layout, Say
+from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, Stack
+from tuneline.stack.services import Service, require_free
 
 _KEY_NAME = "demo"
 # A small model loads in seconds; a large one reads gigabytes first.
