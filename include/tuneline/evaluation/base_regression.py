@@ -17,13 +17,13 @@ from dataclasses import dataclass
 
 from tuneline.config import EvaluationConfig
 from tuneline.errors import UserError
-from tuneline.evaluation.forgetting.answers import Pair, Reply
 from tuneline.evaluation.forgetting.decision import (
     DEFAULT_LIMIT,
     MISS,
     CategoryRow,
     Limits,
     by_category,
+    compare_texts,
     fails_early,
     judge,
     lost_categories,
@@ -31,8 +31,7 @@ from tuneline.evaluation.forgetting.decision import (
     plan_looks,
     questions_needed,
 )
-from tuneline.evaluation.forgetting.origin import find_origin
-from tuneline.evaluation.forgetting.texts import compare_texts
+from tuneline.evaluation.forgetting.pair import Pair, Reply, find_origin
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.general_questions import Question, load_suite, paragraphs
 from tuneline.harness.intervals import Paired, paired, share

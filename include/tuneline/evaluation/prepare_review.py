@@ -36,7 +36,7 @@ from tuneline.artifacts.evaluation import (
 )
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
-from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evaluation.scoring.ledger import open_holdout
 from tuneline.evidence import Record, measure
 from tuneline.harness.rows import asked
 from tuneline.step_context import StepContext

@@ -18,7 +18,7 @@ CALIBRATION_ROWS = 256
 def dataset_rows(ctx: StepContext) -> list[Row]:
     """Read the training and validation rows of the run's dataset.
 
-    Those of the hold-out come from `evaluation.holdout.ledger.open_holdout` alone.
+    Those of the hold-out come from `evaluation.scoring.ledger.open_holdout` alone.
     """
     rows, _ = read_dataset(DATASET.fetch(ctx))
     return rows

@@ -22,6 +22,7 @@ from statistics import NormalDist
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.harness.general_questions import Question
 from tuneline.harness.intervals import Paired, paired
+from tuneline.harness.row_losses import RowLosses
 
 # Chance of a false alarm over all questions, and in all categories together.
 LEVEL, CATEGORY_LEVEL = 0.0035, 0.001
@@ -233,3 +234,55 @@ def judge(
         measure("only_tuned_right", result.only_second, "questions"),
         measure("mcnemar_p", round(result.p_value, 6), "p"),
     ]
+
+
+# Training on one task makes prose of other kinds a little less likely; answers get worse only
+# with more than that.
+DEFAULT_RATIO = 1.5
+
+
+@dataclass(frozen=True)
+class TextFindings:
+    """The measurements on general texts, and what they say in a part of a sentence."""
+
+    measurements: list[Measurement]
+    sentence: str
+
+    @property
+    def failed(self) -> bool:
+        """True if the texts alone decide that the model fails."""
+        return any(measured.ok is False for measured in self.measurements)
+
+
+def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> TextFindings:
+    """Compare the perplexity of the tuned model with that of the base, paired by text.
+
+    The lower end of the 95 % interval of their ratio decides: only more than the limit beyond
+    chance fails.
+
+    Args:
+        losses: losses of base and tuned model; None if the engine does not tell them.
+        limit: allowed ratio; None takes `DEFAULT_RATIO`.
+    """
+    if losses is None:
+        why = "not measured: the engine does not tell the probabilities of given tokens"
+        return TextFindings(
+            [measure("perplexity_ratio", why, "")], f"perplexity on general texts {why}"
+        )
+    base, tuned = losses
+    ratio = tuned.ratio_to(base)
+    allowed = limit or DEFAULT_RATIO
+    # A model that holds texts impossible has an error that JSON has no number for.
+    noise = round(ratio.error, 4) if math.isfinite(ratio.error) else None
+    return TextFindings(
+        [
+            measure("texts", len(base.sums), "texts"),
+            measure("base_perplexity", round(base.perplexity, 4), "perplexity"),
+            measure("tuned_perplexity", round(tuned.perplexity, 4), "perplexity"),
+            measure("perplexity_ratio", round(ratio.value, 4), "ratio", noise=noise),
+            measure("perplexity_ratio_lower", round(ratio.lower, 4), "ratio", "<=", allowed),
+            measure("perplexity_ratio_upper", round(ratio.upper, 4), "ratio"),
+        ],
+        f"the perplexity on {len(base.sums)} general texts is {ratio.value:.3f} times that of the "
+        f"base [{ratio.lower:.3f}, {ratio.upper:.3f}] (limit {allowed:g})",
+    )

@@ -1,4 +1,8 @@
-"""Have both models answer general questions, and measure their losses on general texts.
+"""Both models: the base of the first release and the candidate, asked the same in the same way.
+
+Forgetting adds up: when each night trains on the merged model of the night before, every night may
+lose a little within its limit, and nobody sees the sum. So general ability is held against the
+base of the first release of the model, however many releases lie between.
 
 Of a choice, an engine that tells the probability of given tokens compares the likelihoods of whole
 answers: no wording of a generated answer hides what the model knows, and it is faster. An engine
@@ -10,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneline.artifacts.releases import Release, ancestry, released
+from tuneline.artifacts.training import MERGED
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.errors import UserError
-from tuneline.evaluation.forgetting.origin import Origin
+from tuneline.evidence import Measurement, measure
 from tuneline.harness.asking import ask, ask_kept, kept
 from tuneline.harness.general_questions import Question, check_answer
 from tuneline.harness.row_losses import RowLosses
@@ -24,13 +30,96 @@ from tuneline.harness.served_models import (
     scoring_threads,
     untuned,
 )
+from tuneline.models import BaseModel, resolve
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines.base import ServedModel
 from tuneline.step_context import StepContext
 
+_WEIGHTS = ".safetensors"
+
 
 @dataclass(frozen=True)
-class Side:
+class Origin:
+    """The base model that general ability is measured against.
+
+    Attributes:
+        base: the base of the first release; the run's own while nothing is released.
+        releases: releases since then, up to the one that the run would replace.
+        whole: True if the manifests lead back to a release that none came before.
+        descends: True if the run's base is that model, or a merged model of one of the releases.
+    """
+
+    base: BaseModel
+    releases: int
+    whole: bool = True
+    descends: bool = True
+
+    @property
+    def name(self) -> str:
+        """The base, and how far back it lies, for a sentence."""
+        if not self.releases:
+            return f"the base {self.base.uri}"
+        count = "1 release" if self.releases == 1 else f"{self.releases} releases"
+        return f"the first base {self.base.uri}, {count} back,"
+
+    def measurements(self) -> list[Measurement]:
+        """State the base, its distance, and that the line of releases has only one."""
+        return [
+            measure("measured_against", self.base.uri, ""),
+            measure("measured_against_digest", self.base.digest, "sha256"),
+            measure("releases_since_that_base", self.releases, "releases"),
+            measure("base_descends_from_the_first", self.descends, "flag", "==", True),
+            measure("manifests_lead_to_first", self.whole, "flag", "==", True, on_breach="warn"),
+        ]
+
+
+def find_origin(ctx: StepContext) -> Origin:
+    """Find the base of the first release of the run's model.
+
+    Raises:
+        UserError: if that base can't be fetched, or is another model at its address now.
+    """
+    own = base_of(ctx)
+    latest = released(ctx.run)
+    if latest is None:
+        return Origin(own, 0)
+    line = list(ancestry(latest))
+    first = line[-1]
+    whole = first.manifest.previous_version is None
+    stated = first.manifest.base_model
+    if stated.get("digest") == own.digest:
+        return Origin(own, len(line), whole)
+    base = resolve(str(stated.get("uri")), log=ctx.log)
+    if base.digest != stated.get("digest"):
+        raise UserError(
+            f"base_regression measures against the base of the first release, {base.uri}, which "
+            f"has the digest {base.digest[:12]} now and had {str(stated.get('digest'))[:12]} in "
+            f"{first.uri}; put that model back there"
+        )
+    return Origin(base, len(line), whole, descends=_is_merged(own, line))
+
+
+def _is_merged(base: BaseModel, line: Sequence[Release]) -> bool:
+    """Return True if a base has the weights that a release was merged to, wherever it lies."""
+    weights = {sha256 for name, sha256 in base.files.items() if name.endswith(_WEIGHTS)}
+    return bool(weights) and any(weights <= _merged_weights(release) for release in line)
+
+
+def _merged_weights(release: Release) -> set[str]:
+    try:
+        artifacts = release.artifacts(MERGED.step)
+    except UserError:
+        return set()
+    folder = f"{MERGED.name}/"
+    return {
+        ref.sha256
+        for ref in artifacts
+        if ref.name.startswith(folder) and ref.name.endswith(_WEIGHTS)
+    }
+
+
+@dataclass(frozen=True)
+class AskedModel:
     """One of the two models: what it is called, its bytes, and how its prompts are rendered."""
 
     name: str
@@ -63,8 +152,8 @@ class Pair:
         tokenizer = load_tokenizer(origin.base.path)
         # A base without a template of its own is asked in the form that training used.
         own = "tokenizer" if isinstance(tokenizer.chat_template, str) else target
-        self.base = Side("base model", untuned(ctx, origin.base), Renderer(tokenizer, own))
-        self.tuned = Side("tuned model", chosen.model, tuned)
+        self.base = AskedModel("base model", untuned(ctx, origin.base), Renderer(tokenizer, own))
+        self.tuned = AskedModel("tuned model", chosen.model, tuned)
         self.cached, self.likelihood, self.chosen = True, True, 0
 
     def answer(self, questions: Sequence[Question]) -> tuple[list[Reply], list[Reply]]:
@@ -103,7 +192,9 @@ class Pair:
             found.append(RowLosses(tuple(sums), targets, (1.0,) * len(texts)))
         return found[0], found[1]
 
-    def _choose(self, side: Side, rows: dict[int, list[RenderedExample]]) -> dict[int, int] | None:
+    def _choose(
+        self, side: AskedModel, rows: dict[int, list[RenderedExample]]
+    ) -> dict[int, int] | None:
         """Return the place of the likeliest choice of each question; None without losses.
 
         A tie counts for a wrong choice.
@@ -124,7 +215,7 @@ class Pair:
         return chosen
 
     def _losses(
-        self, side: Side, sequences: list[list[int]], scored: list[list[bool]]
+        self, side: AskedModel, sequences: list[list[int]], scored: list[list[bool]]
     ) -> list[float] | None:
         ctx, engine = self._ctx, engine_of(self._ctx)
 
@@ -145,7 +236,7 @@ class Pair:
         return numbers if len(numbers) == len(sequences) else None
 
     def _replies(
-        self, side: Side, questions: Sequence[Question], chosen: dict[int, int]
+        self, side: AskedModel, questions: Sequence[Question], chosen: dict[int, int]
     ) -> list[Reply]:
         """Return the reply to each question, after asking those without a chosen answer."""
         asked = [number for number in range(len(questions)) if number not in chosen]

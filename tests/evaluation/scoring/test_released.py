@@ -11,7 +11,7 @@ from tests.lab.tiny_task import conversation, task_rows
 
 from tuneline.artifacts.training import LoraSettings
 from tuneline.errors import UserError
-from tuneline.evaluation.holdout.trained_rows import seen_by
+from tuneline.evaluation.scoring.ledger import seen_by
 from tuneline.store import sha256_file
 
 # Enough for a sample of 48 rows to decide in both directions.

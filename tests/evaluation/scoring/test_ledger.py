@@ -12,17 +12,16 @@ from tests.lab.tiny_task import task_rows
 
 import tuneline
 from tuneline.cli import main
-from tuneline.evaluation.holdout import fair_base
-from tuneline.evaluation.holdout.ledger import holdout_sha256, open_holdout, read_ledger
+from tuneline.evaluation.scoring import gate
+from tuneline.evaluation.scoring.ledger import holdout_sha256, open_holdout, read_ledger
 from tuneline.harness import asking
 from tuneline.harness.rows import dataset_rows
 
 PACKAGE = Path(tuneline.__file__).parent
-# Who may read hold-out rows past the ledger: the ledger itself, the list of its entries, which
-# needs the hold-out's name, and `tuneline data show`, which shows a file to a person.
+# Who may read hold-out rows past the ledger: the ledger itself, and `tuneline data show`, which
+# shows a file to a person.
 READERS = {
-    "evaluation/holdout/ledger.py",
-    "evaluation/holdout/by_hand.py",
+    "evaluation/scoring/ledger.py",
     "data/show/sources.py",
 }
 
@@ -89,7 +88,7 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     again = Lab(bench.root, {"base_model": bench.run.config.base_model}, "again")
     again.leave_dataset(task_rows(SPLITS))
     again.leave_shipped(bench.artifact("production_quantization", "model.gguf"))
-    for asks in (asking, fair_base):
+    for asks in (asking, gate):
         monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
     second = again.execute("holdout_performance")
     found = values(second)
@@ -119,7 +118,7 @@ def test_a_step_that_died_while_it_asked_goes_on_where_it_was(scored_lab, monkey
     with pytest.raises(Died):
         bench.execute("holdout_performance")
     before = len(sent)
-    for asks in (asking, fair_base):
+    for asks in (asking, gate):
         monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
     evidence = bench.execute("holdout_performance")
     # Those that were under way with the 21st are lost.

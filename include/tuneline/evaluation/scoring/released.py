@@ -9,7 +9,7 @@ from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
 from tuneline.artifacts.releases import Release, released
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
-from tuneline.evaluation.holdout.trained_rows import Seen, seen_by
+from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.harness.asking import ask_kept
 from tuneline.harness.judged import Judged, judge, not_worse
@@ -143,7 +143,7 @@ def _sentence(version: str, found: NonInferiority) -> str:
     )
 
 
-def _doubt(seen: Seen) -> str:
+def _doubt(seen: SeenRows) -> str:
     if not seen.unknown:
         return ""
     return f" (it may have seen some of them: the rows of {', '.join(seen.unknown)} are gone)"
@@ -165,7 +165,7 @@ def _identity(release: Release) -> list[Measurement]:
     ]
 
 
-def _rows_measured(seen: Seen, compared: int) -> list[Measurement]:
+def _rows_measured(seen: SeenRows, compared: int) -> list[Measurement]:
     return [
         measure("rows_released_model_saw", len(seen.ids), "rows"),
         measure("rows_compared_with_released", compared, "rows"),

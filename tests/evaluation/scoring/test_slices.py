@@ -10,7 +10,7 @@ from tests.lab.runs import broken, values
 
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.tables.rows import Row
-from tuneline.evaluation.holdout.slices import (
+from tuneline.evaluation.scoring.slices import (
     chance_of_sums,
     find_slices,
     slice_measurements,
@@ -116,7 +116,7 @@ def test_permutations_agree_with_exact_and_with_the_normal_approximation(monkeyp
     assert mannwhitneyu(low, np.sort(halves)[20:], alternative="less").pvalue < 1e-3
     total = float(halves.sum()) * 20 / 120 - 3
     [exact] = chance_of_sums(halves, [total], [20])
-    monkeypatch.setattr("tuneline.evaluation.holdout.slices.MOST_PERMUTED", 10)
+    monkeypatch.setattr("tuneline.evaluation.scoring.slices.MOST_PERMUTED", 10)
     [approximate] = chance_of_sums(halves, [total], [20])
     assert approximate == pytest.approx(exact, abs=0.02)
 

@@ -14,7 +14,8 @@ from tests.lab.tiny_task import conversation
 from tuneline.data.sample.free_text import make_free_text
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
-from tuneline.evaluation.holdout import against_released, fair_base
+from tuneline.evaluation.scoring import gate
+from tuneline.evaluation.scoring import released as against
 from tuneline.harness.asking import Answers
 from tuneline.verdicts import status
 
@@ -49,15 +50,15 @@ class Planted:
         self.patch.setattr(
             holdout_performance, "ask_both", lambda *_, **__: Answers(base, list(tuned), False)
         )
-        self.patch.setattr(fair_base, "untuned", lambda *_: None)
-        self.patch.setattr(fair_base, "ask_kept", lambda *_: (shots or nothing, False))
+        self.patch.setattr(gate, "untuned", lambda *_: None)
+        self.patch.setattr(gate, "ask_kept", lambda *_: (shots or nothing, False))
         if released is not None:
             earlier = Lab(self.lab.root, {"name": self.lab.run.config.name}, "night-1")
             earlier.leave_dataset(runs.dataset_rows({"train": 5}))
             old = self.lab.root / "old.gguf"
             old.write_bytes(b"the released model")
             release(earlier, {"model.gguf": old}, base=self.base_dir)
-            self.patch.setattr(against_released, "ask_kept", lambda *_: (list(released), False))
+            self.patch.setattr(against, "ask_kept", lambda *_: (list(released), False))
         evidence = self.lab.execute("holdout_performance")
         return evidence, values(evidence)
 
@@ -282,7 +283,7 @@ def test_the_base_is_shown_examples_of_different_labels_within_its_context(plant
         return [""] * len(prompts), False
 
     bench.judge(bench.expected, shots=[""] * 20)
-    bench.patch.setattr(fair_base, "ask_kept", answer)
+    bench.patch.setattr(gate, "ask_kept", answer)
     evidence = bench.lab.execute("holdout_performance")
     assert values(evidence)["fair_base_rows"] == len(asked) == 20
     system, *shots, question = asked[0]
@@ -309,9 +310,9 @@ def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others():
     rows = [row for row in label_rows({"train": 4}) if row.pop("weight")]
     made = [Row(**{**row, "n_tokens": n}) for row, n in zip(rows, (100, 400, 40, 40), strict=True)]
     first, second = made[2:]
-    assert fair_base.fitting_shots(made[0], [first, second], 200) == [first, second]
-    assert fair_base.fitting_shots(made[0], [first, second], 150) == [first]
-    assert fair_base.fitting_shots(made[0], [first, second], 100) == []
-    assert fair_base.fitting_shots(made[1], [first], 200) is None
+    assert gate.fitting_shots(made[0], [first, second], 200) == [first, second]
+    assert gate.fitting_shots(made[0], [first, second], 150) == [first]
+    assert gate.fitting_shots(made[0], [first, second], 100) == []
+    assert gate.fitting_shots(made[1], [first], 200) is None
     # The evidence does not say that every row had all of them.
-    assert fair_base._asked_as(2, 1) == "an instruction and up to 2 examples"
+    assert gate._asked_as(2, 1) == "an instruction and up to 2 examples"

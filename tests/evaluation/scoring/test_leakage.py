@@ -4,7 +4,7 @@ from tuneline.data.near_duplicates import exact_join, minhash
 from tuneline.data.near_duplicates.exact_join import cross_similarities
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import Row
-from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
+from tuneline.evaluation.scoring.leakage import near_duplicates, same_ids
 
 
 def row(row_id, text, split):
@@ -59,7 +59,7 @@ def test_long_texts_are_compared_by_words():
 
 
 def test_rows_in_many_blocks_are_all_compared(monkeypatch):
-    monkeypatch.setattr("tuneline.evaluation.holdout.leakage.BLOCK", 3)
+    monkeypatch.setattr("tuneline.evaluation.scoring.leakage.BLOCK", 3)
     held = [row(f"h{i}", f"unique question number {i} {'z' * i}", "holdout") for i in range(10)]
     seen = [row("t", held[8].messages[1]["content"], "train")]
     assert "h8" in {leak.row_id for leak in near_duplicates(held, seen, 0.99)}

@@ -8,22 +8,33 @@ the same hold-out.
 The identity of a hold-out is a hash over all of its rows, so one more row makes it another one,
 with another ledger. Its rows have been chosen on all the same. A choice therefore leaves the hashes
 of the hold-out's questions under `ledger/rows/`, with which other hold-outs are compared.
+
+A released model was trained on the rows of its own run, and if that one started from the weights of
+a release before it, on the rows of that run too. A hold-out row among them is no test of the
+released model, nor of a model that starts from its weights; `seen_by` finds them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.releases import Release, find_version
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
+from tuneline.errors import UserError
+from tuneline.evaluation.scoring.leakage import near_duplicates
 from tuneline.harness.rows import asked, of_split
-from tuneline.run import now
+from tuneline.human_answers.terminal import this_user
+from tuneline.run import Run, now
 from tuneline.step_context import StepContext
 from tuneline.store import AlreadyThere, Store
 from tuneline.surroundings import airflow_identity
@@ -82,7 +93,7 @@ class Inherited:
 
 
 @dataclass(frozen=True)
-class Opened:
+class Holdout:
     """The dataset of a run with its hold-out, after the access has been recorded.
 
     Attributes:
@@ -146,7 +157,7 @@ def open_holdout(
     *,
     by: str = "",
     note: str = "",
-) -> Opened:
+) -> Holdout:
     """Record an access to the hold-out of the run, then return its rows.
 
     Args:
@@ -161,7 +172,7 @@ def open_holdout(
     identity = holdout_sha256(held)
     store = ctx.run.store
     earlier = read_ledger(store, identity)
-    opened = Opened(
+    opened = Holdout(
         held,
         [row for row in rows if row.split != HOLDOUT],
         identity,
@@ -225,3 +236,104 @@ def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherite
             if choices:
                 found.append(Inherited(others[key], sorted(shared), choices))
     return found
+
+
+def record_access(run_uri: str, purpose: Purpose, note: str) -> int:
+    """Record that somebody used the hold-out of a run.
+
+    Args:
+        run_uri: the run.
+        purpose: what it was used for.
+        note: what was chosen, or looked at.
+
+    Returns:
+        The number of accesses before this one.
+
+    Raises:
+        UserError: if there is no such run, its dataset is not made, or it has no hold-out.
+    """
+    with _context(run_uri) as ctx:
+        opened = open_holdout(ctx, purpose, "", by=this_user(), note=note)
+        if not opened.held:
+            raise UserError(f"the dataset of {run_uri} has no hold-out row")
+        return len(opened.earlier)
+
+
+def accesses_of(run_uri: str) -> list[Access]:
+    """Return the accesses to the hold-out of a run, oldest first; this is none."""
+    with _context(run_uri) as ctx:
+        rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
+        return read_ledger(ctx.run.store, holdout_sha256(of_split(rows, HOLDOUT)))
+
+
+@contextmanager
+def _context(run_uri: str) -> Iterator[StepContext]:
+    """Return the surroundings of a step that leaves nothing but its entry in the ledger."""
+    run = Run.open(run_uri)
+    with tempfile.TemporaryDirectory(prefix="tuneline-holdout-") as folder:
+        place = Path(folder)
+        yield StepContext(run, "by hand", out=place, quarantine=place, scratch=place)
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """The hold-out rows that the trainings behind some weights have seen.
+
+    Attributes:
+        ids: ids of the rows.
+        unknown: versions whose training rows are no longer in the store.
+    """
+
+    ids: frozenset[str] = frozenset()
+    unknown: tuple[str, ...] = ()
+
+
+def seen_by(ctx: StepContext, version: str, held: Sequence[Row]) -> SeenRows:
+    """Find the hold-out rows that a released version has seen, by their text or nearly so.
+
+    Args:
+        ctx: the step.
+        version: a version of the run's model.
+        held: the hold-out rows.
+    """
+    texts: dict[str, Row] = {}
+    unknown = []
+    for name, release in _weights_behind(ctx, version):
+        rows = None if release is None else _trained_on(release, ctx.scratch / "earlier" / name)
+        if rows is None:
+            unknown.append(name)
+        else:
+            texts.update((_text(row), row) for row in rows)
+    same = {row.row_id for row in held if _text(row) in texts}
+    rest = [row for row in held if row.row_id not in same]
+    alike = near_duplicates(rest, list(texts.values()), ctx.config.data.near_duplicate_jaccard)
+    return SeenRows(frozenset(same | {leak.row_id for leak in alike}), tuple(unknown))
+
+
+def _text(row: Row) -> str:
+    return normalise(asked(row))
+
+
+def _weights_behind(ctx: StepContext, version: str) -> list[tuple[str, Release | None]]:
+    """Return a version and those whose weights it started from, None for one that is gone."""
+    found: list[tuple[str, Release | None]] = []
+    wanted: str | None = version
+    while wanted is not None:
+        release = find_version(ctx.run.store, ctx.config.name, wanted)
+        found.append((wanted, release))
+        lora = release.manifest.hyperparameters.get("lora") if release else None
+        start = (lora or {}).get("started_from")
+        wanted = start["version"] if start else None
+    return found
+
+
+def _trained_on(release: Release, folder: Path) -> list[Row] | None:
+    """Return the training and validation rows of a release; None if they are gone."""
+    ref = release.artifact(DATASET.step, DATASET.name)
+    if ref is None:
+        return None
+    try:
+        rows, _ = read_dataset(release.fetch(ref, folder / DATASET.name))
+    except UserError:
+        return None
+    return rows
