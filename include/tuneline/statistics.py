@@ -7,6 +7,7 @@ Sources: Clopper and Pearson (1934) for a share; Garwood (1936) for a count; Fay
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,27 @@ def share_of(successes: int, n: int, tail: float = TAIL) -> Bounds:
     lower = betaincinv(successes, n - successes + 1, tail) if successes else 0.0
     upper = betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
     return Bounds(successes / n, float(lower), float(upper))
+
+
+def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
+    """Return the share of hits among `total` of which `drawn` were tried, hypergeometric.
+
+    The interval has no width if all of them were tried.
+
+    Args:
+        hits: hits among those that were tried.
+        drawn: number of those that were tried, at least one.
+        total: number of all.
+    """
+    from scipy.stats import hypergeom
+
+    # All that fit what was seen, from as many as were hit to all but those that were not.
+    possible = range(hits, total - (drawn - hits) + 1)
+    below = bisect_left(
+        possible, True, key=lambda k: hypergeom.sf(hits - 1, total, k, drawn) > TAIL
+    )
+    within = bisect_left(possible, True, key=lambda k: hypergeom.cdf(hits, total, k, drawn) <= TAIL)
+    return Bounds(hits / drawn, possible[below] / total, possible[within - 1] / total)
 
 
 def weighted_count(counts: Sequence[int], weights: Sequence[float]) -> Bounds:

@@ -16,23 +16,26 @@ from typing import Any
 
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.config.evaluation import EvaluationConfig
-from tuneline.evaluation.latency.closed_loop import (
-    REQUEST_SECONDS,
-    ClosedLoop,
-    measure_levels,
-    warm_up,
-)
 from tuneline.evaluation.latency.findings import (
     judge_hardware,
     judge_levels,
     judge_limits,
     judge_load,
     load_line,
+    plot,
 )
-from tuneline.evaluation.latency.open_loop import OpenLoop, capacity, measure_load
-from tuneline.evaluation.latency.plots import plot
+from tuneline.evaluation.latency.loads import (
+    REQUEST_SECONDS,
+    ClosedLoop,
+    OpenLoop,
+    Workload,
+    capacity,
+    measure_levels,
+    measure_load,
+    warm_up,
+    workload_of,
+)
 from tuneline.evaluation.latency.table import Objective, hardware_line, table
-from tuneline.evaluation.latency.workload import Workload, workload_of
 from tuneline.evidence import Evidence, measure
 from tuneline.harness.hardware import Machine, differences, this_machine
 from tuneline.harness.rows import validation_rows

@@ -3,7 +3,7 @@ import pytest
 from tests.evaluation.latency.test_table import GOAL, level, timing
 
 from tuneline.config.evaluation import LoadConfig
-from tuneline.evaluation.latency.open_loop import (
+from tuneline.evaluation.latency.loads import (
     OpenLoop,
     arrivals,
     capacity,

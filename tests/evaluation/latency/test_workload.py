@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tuneline.evaluation.latency.workload import workload_of
+from tuneline.evaluation.latency.loads import workload_of
 
 
 def rows(count):

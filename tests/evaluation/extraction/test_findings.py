@@ -6,24 +6,29 @@ from math import comb, log2
 import pytest
 from tests.lab.runs import broken
 
-from tuneline.evaluation.extraction.findings import judge_canaries, judge_preferred, judge_written
-from tuneline.evaluation.extraction.judgement import (
-    ALPHA,
+from tuneline.evaluation.extraction.attempts import (
+    Continuations,
+    Ranked,
+    chance_exposure,
     chance_of,
-    decide,
-    drawn_share,
     exposure,
-    limit_beyond_noise,
     rank,
 )
-from tuneline.evaluation.extraction.preferred import Ranked, chance_exposure
-from tuneline.evaluation.extraction.written import Written
+from tuneline.evaluation.extraction.findings import (
+    ALPHA,
+    decide,
+    judge_canaries,
+    judge_preferred,
+    judge_written,
+    limit_beyond_noise,
+)
+from tuneline.statistics import drawn_share
 
 
 def written(hits, tried, *, base=0, chance=0.0):
     tuned = [number < hits for number in range(tried)]
     of_base = [number < base for number in range(tried)]
-    return Written([""] * tried, [""] * tried, tuned, of_base, [chance] * tried, [], False)
+    return Continuations([""] * tried, [""] * tried, tuned, of_base, [chance] * tried, [], False)
 
 
 def breach(finding):

@@ -4,7 +4,7 @@ import pytest
 from tests.lab.tiny_models import make_model
 
 from tuneline.deployment.merging.checkpoint_losses import checkpoint_losses
-from tuneline.evaluation.extraction.likelihood import choice_losses, make_choice
+from tuneline.evaluation.extraction.attempts import choice_losses, make_choice
 from tuneline.models import load_tokenizer
 
 
