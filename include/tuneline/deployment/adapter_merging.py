@@ -29,8 +29,7 @@ from tuneline.artifacts.training import ADAPTER, MERGED
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
-from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
-from tuneline.deployment.merging.loss_parity import compare_losses
+from tuneline.deployment.merging.checkpoints import LogitParity, compare_checkpoints, compare_losses
 from tuneline.deployment.merging.served_forms import (
     FormSpeed,
     Room,

@@ -3,7 +3,7 @@
 import pytest
 from tests.lab.tiny_models import make_model
 
-from tuneline.deployment.merging.checkpoint_losses import checkpoint_losses
+from tuneline.deployment.merging.checkpoints import checkpoint_losses
 from tuneline.evaluation.extraction.attempts import choice_losses, make_choice
 from tuneline.models import load_tokenizer
 

@@ -25,7 +25,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelSpeed:
     """The speed of a server with a number of requests under way.
 
     Attributes:
@@ -54,11 +54,11 @@ class FormSpeed:
         memory_bytes: resident memory of the server's processes, in bytes.
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[LevelSpeed, ...]
     memory_bytes: int
 
     @property
-    def full(self) -> Level:
+    def full(self) -> LevelSpeed:
         """The speed with all slots taken."""
         return self.levels[-1]
 
@@ -93,9 +93,9 @@ def measure_form(server: EngineServer, prompts: Sequence[Messages], parallel: in
     return FormSpeed(tuple(levels), server.memory_bytes())
 
 
-def _level(concurrency: int, timings: Sequence[Timing], speeds: Sequence[float]) -> Level:
+def _level(concurrency: int, timings: Sequence[Timing], speeds: Sequence[float]) -> LevelSpeed:
     good = [timing for timing in timings if timing.ok]
-    return Level(
+    return LevelSpeed(
         concurrency,
         round(median(timing.ttft for timing in good), 4) if good else 0.0,
         round(median(timing.tpot for timing in good), 5) if good else 0.0,
@@ -113,7 +113,7 @@ class Slowdown:
     error: float
 
 
-def slowdown(merged: Level, apart: Level) -> Slowdown | None:
+def slowdown(merged: LevelSpeed, apart: LevelSpeed) -> Slowdown | None:
     """Return the loss of throughput against the merged model; None if that generated nothing."""
     if not merged.tokens_per_s:
         return None

@@ -10,7 +10,7 @@ from tests.lab.runs import broken, values
 
 from tuneline.artifacts.training import Plan
 from tuneline.deployment import adapter_merging
-from tuneline.deployment.merging.loss_parity import (
+from tuneline.deployment.merging.checkpoints import (
     ScoredRows,
     compare_adapter,
     compare_engine,
