@@ -5,9 +5,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from tuneline.harness.answers import Task
-from tuneline.harness.bootstrap import mean_difference, mean_interval
-from tuneline.harness.intervals import Interval, paired, wilson
 from tuneline.harness.judged import compare, judge, not_worse, rows_needed
+from tuneline.statistics import Interval, mean_difference, mean_interval, paired, wilson
 
 LABELS = ("billing", "login", "shipping")
 F1 = Task("macro_f1", labels=LABELS)

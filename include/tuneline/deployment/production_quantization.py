@@ -29,7 +29,6 @@ from tuneline.harness.answers import choose_task
 from tuneline.harness.hardware import this_machine
 from tuneline.harness.judged import judge as judge_answers
 from tuneline.harness.judged import not_worse
-from tuneline.harness.non_inferiority import rows_for
 from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.harness.served_apart import keep_apart, run_adapter, ships_apart
 from tuneline.harness.served_models import (
@@ -45,6 +44,7 @@ from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.divergence import Divergence
 from tuneline.serving.engines.engine_server import ServeRequest
+from tuneline.statistics import rows_for
 from tuneline.step_context import StepContext
 
 

@@ -34,8 +34,8 @@ from tuneline.evaluation.forgetting.decision import (
 from tuneline.evaluation.forgetting.pair import Pair, Reply, find_origin
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.harness.general_questions import Question, load_suite, paragraphs
-from tuneline.harness.intervals import Paired, paired, share
 from tuneline.harness.served_models import candidate
+from tuneline.statistics import Paired, paired, share
 from tuneline.step_context import StepContext
 
 # A base that does not know more than this beyond chance has nothing that could be seen to be lost.

@@ -30,7 +30,6 @@ from tuneline.governance.chain_trial.faults import (
 )
 from tuneline.governance.chain_trial.faulty_link import FaultyLink
 from tuneline.governance.confidence.calibrate import by_hand, calibrate
-from tuneline.harness.intervals import Z95
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import (
     ALIAS,
@@ -42,6 +41,7 @@ from tuneline.harness.served_models import (
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.release.chain import ChainSettings, low_confidence, served_chain
+from tuneline.statistics import Z95
 from tuneline.step_context import StepContext
 
 SECOND_ID = "second"

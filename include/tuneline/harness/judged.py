@@ -13,13 +13,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tuneline.harness.answers import Task
-from tuneline.harness.bootstrap import limits, macro_f1, mean_difference, mean_interval
-from tuneline.harness.intervals import Interval, Paired, paired, share, sign_test
-from tuneline.harness.non_inferiority import (
+from tuneline.statistics import (
     Z_SHOWN,
+    Interval,
     NonInferiority,
+    Paired,
+    bootstrap_limits,
+    macro_f1,
+    mean_difference,
+    mean_interval,
     non_inferiority,
     of_interval,
+    paired,
+    share,
+    sign_test,
 )
 
 if TYPE_CHECKING:
@@ -63,7 +70,7 @@ class Judged:
         have no spread to draw from.
         """
         value = self._f1(_ones(len(self.scores)))
-        lower, upper, error = limits(len(self.scores), self._f1)
+        lower, upper, error = bootstrap_limits(len(self.scores), self._f1)
         accuracy = share(self.right)
         return Interval(
             float(value[0]),
@@ -141,7 +148,7 @@ def f1_difference(first: Judged, second: Judged) -> Interval:
         return second._f1(weights) - first._f1(weights)
 
     value = float(statistic(_ones(len(first.scores)))[0])
-    lower, upper, error = limits(len(first.scores), statistic)
+    lower, upper, error = bootstrap_limits(len(first.scores), statistic)
     accuracy = paired(first.right, second.right).difference
     return Interval(
         value,

@@ -19,8 +19,7 @@ from tuneline.deployment.merging.checkpoints import (
 from tuneline.errors import TunelineError
 from tuneline.evidence import conclude
 from tuneline.gguf.export import export_gguf
-from tuneline.harness.intervals import Interval
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import Interval, RowLosses
 from tuneline.store import sha256_file
 from tuneline.training import checkpointing
 

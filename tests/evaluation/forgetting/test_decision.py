@@ -21,8 +21,7 @@ from tuneline.evaluation.forgetting.decision import (
 )
 from tuneline.evidence import conclude
 from tuneline.harness.general_questions import Question, load_suite
-from tuneline.harness.intervals import Paired, paired, paired_counts
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import Paired, RowLosses, paired, paired_counts
 
 LIMITS = Limits(drop=0.03, category=0.1, to_see=0.05)
 FIRST = 400

@@ -12,8 +12,8 @@ from tuneline.evaluation.scoring.reference_likelihood import (
     last_answer,
     logprob_gain,
 )
-from tuneline.harness.row_losses import RowLosses
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
+from tuneline.statistics import RowLosses
 
 
 def values(measurements):

@@ -23,11 +23,10 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import TunelineError
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.gguf.tokenizer import END_OF_TURN
-from tuneline.harness.intervals import Z95, Interval
-from tuneline.harness.row_losses import RowLosses
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import request_for
 from tuneline.serving.engines.base import Engine, ServedModel
+from tuneline.statistics import Z95, Interval, RowLosses
 from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 

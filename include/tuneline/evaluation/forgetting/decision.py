@@ -21,8 +21,7 @@ from statistics import NormalDist
 
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.harness.general_questions import Question
-from tuneline.harness.intervals import Paired, paired
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import Paired, RowLosses, paired
 
 # Chance of a false alarm over all questions, and in all categories together.
 LEVEL, CATEGORY_LEVEL = 0.0035, 0.001

@@ -22,7 +22,6 @@ from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.harness.asking import ask, ask_kept, kept
 from tuneline.harness.general_questions import Question, check_answer
-from tuneline.harness.row_losses import RowLosses
 from tuneline.harness.served_models import (
     Candidate,
     engine_of,
@@ -33,6 +32,7 @@ from tuneline.harness.served_models import (
 from tuneline.models import BaseModel, resolve
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines.base import ServedModel
+from tuneline.statistics import RowLosses
 from tuneline.step_context import StepContext
 
 _WEIGHTS = ".safetensors"

@@ -24,10 +24,10 @@ from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError
 from tuneline.evaluation.latency.table import Level, Objective, summarise, sustained, table
 from tuneline.harness.load_client import Timing, drive, drive_open
-from tuneline.harness.quantiles import percentile, samples_needed
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines.engine_server import Counters, EngineServer
+from tuneline.statistics import percentile, samples_needed
 
 # The token that ends an answer is generated too. It also makes every answer two tokens long, which
 # a time per output token needs.

@@ -41,11 +41,10 @@ from tuneline.evaluation.scoring.answer_tables import (
 from tuneline.evidence import Breach, Measurement, Rule, measure
 from tuneline.harness.answers import Task
 from tuneline.harness.asking import Answers, ask_kept
-from tuneline.harness.bootstrap import RESAMPLES, SEED
-from tuneline.harness.intervals import Interval, Paired
 from tuneline.harness.judged import Judged, compare, judge, rows_needed, smallest_shown
 from tuneline.harness.rows import asked, spread
 from tuneline.harness.served_models import untuned
+from tuneline.statistics import RESAMPLES, SEED, Interval, Paired
 from tuneline.step_context import StepContext
 
 

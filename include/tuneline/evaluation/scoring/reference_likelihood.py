@@ -20,8 +20,6 @@ from tuneline.evidence import Measurement, measure
 from tuneline.failures import one_line
 from tuneline.harness.answers import Task
 from tuneline.harness.asking import kept
-from tuneline.harness.intervals import Z95, Interval
-from tuneline.harness.row_losses import RowLosses
 from tuneline.harness.served_models import (
     Candidate,
     engine_of,
@@ -31,6 +29,7 @@ from tuneline.harness.served_models import (
 )
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines.base import ServedModel
+from tuneline.statistics import Z95, Interval, RowLosses
 from tuneline.step_context import StepContext
 
 

@@ -13,9 +13,9 @@ from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.harness.asking import ask_kept
 from tuneline.harness.judged import Judged, judge, not_worse
-from tuneline.harness.non_inferiority import NonInferiority
 from tuneline.harness.served_models import released_model
 from tuneline.serving.engines.base import ServedModel
+from tuneline.statistics import NonInferiority
 from tuneline.step_context import StepContext
 
 _WORSE = "worse_than_released_by"

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.tables.rows import Row
 from tuneline.evidence import Measurement, measure
-from tuneline.harness.intervals import wilson
 from tuneline.harness.languages import language_of
 from tuneline.harness.rows import asked
+from tuneline.statistics import wilson
 
 # Chance that a hold-out without a worse part is said to have one.
 ALPHA = 0.05

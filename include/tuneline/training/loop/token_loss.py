@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import RowLosses
 from tuneline.training.loop.compute import Precision, autocast
 from tuneline.training.loop.rows import IGNORED, EncodedRow, as_batch
 from tuneline.training.processes.group import ALONE, ProcessGroup

@@ -10,8 +10,8 @@ from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import PLAN, Plan
 from tuneline.bases import base_of
 from tuneline.config import TrainingConfig
-from tuneline.harness.row_losses import RowLosses
 from tuneline.models import load_tokenizer
+from tuneline.statistics import RowLosses
 from tuneline.step_context import StepContext
 from tuneline.training.loop.base_weights import load_adapter, load_base, load_unquantised
 from tuneline.training.loop.compute import device_of, load_torch

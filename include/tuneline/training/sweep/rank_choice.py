@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from tuneline.artifacts.training import Trial
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import RowLosses
 
 RULE = (
     "the smallest r whose validation loss is within one standard error (paired by row) of the "
