@@ -52,7 +52,7 @@ def scores(seen: Sequence[Seen], server: Sequence[Seen]) -> dict[str, float]:
 
 def ours(job: Job) -> Trial:
     """Tuneline's client, a closed loop."""
-    from tuneline.harness.load_client import drive
+    from tuneline.asking.load import drive
     from tuneline.serving.client.client import EngineClient
 
     def work(prompts: Sequence[Any]) -> tuple[list[Seen], list[Seen]]:

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.workloads.input_rows import read_texts
+from tuneline.asking.general_questions import load_questions
 from tuneline.errors import UserError
 from tuneline.governance.drift.prompts import Prompt
-from tuneline.harness.general_questions import load_questions
 
 FOLDER = "TUNELINE_BENCH_DATA"
 SEED = 7

@@ -13,14 +13,13 @@ from tests.lab.tiny_task import conversation, task_rows
 
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY
 from tuneline.artifacts.training import LoraSettings
+from tuneline.asking.models import candidate, serve, ships_apart
 from tuneline.catalogue import ITEMS, is_helper
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import measure
 from tuneline.gguf.lora import export_lora_gguf
 from tuneline.governance import fallback, lineage
 from tuneline.governance.release.verify import verify
-from tuneline.harness.served_apart import ships_apart
-from tuneline.harness.served_models import candidate, serve
 from tuneline.models.base_model import digest_of
 from tuneline.run import Run
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer

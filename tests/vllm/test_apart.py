@@ -10,7 +10,7 @@ from tests.lab.tiny_task import INTENTS, OTHER_INTENTS, conversation, task_rows,
 from tests.vllm.reference import request
 
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY
-from tuneline.harness.served_models import candidate, serve
+from tuneline.asking.models import candidate, serve
 from tuneline.models import load_tokenizer
 from tuneline.models.base_model import digest_of
 from tuneline.serving.engines import get_engine

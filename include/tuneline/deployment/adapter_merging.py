@@ -26,6 +26,16 @@ from pathlib import Path
 
 from tuneline.artifacts.deployment import DECISION, REFERENCE, Decision
 from tuneline.artifacts.training import ADAPTER, MERGED
+from tuneline.asking.models import (
+    engine_of,
+    hashed,
+    run_adapter,
+    scoring_threads,
+    serve,
+    unquantised,
+    untuned,
+)
+from tuneline.asking.rows import dataset_rows, validation_rows
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
@@ -41,16 +51,6 @@ from tuneline.deployment.merging.served_forms import (
     slowdown,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.rows import dataset_rows, validation_rows
-from tuneline.harness.served_apart import run_adapter
-from tuneline.harness.served_models import (
-    engine_of,
-    hashed,
-    scoring_threads,
-    serve,
-    unquantised,
-    untuned,
-)
 from tuneline.models.base_model import BaseModel, read_json
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.client.chat_protocol import ChatResult

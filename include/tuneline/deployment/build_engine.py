@@ -21,12 +21,12 @@ from tuneline.artifacts.deployment import (
     EngineIdentity,
 )
 from tuneline.artifacts.training import MERGED
+from tuneline.asking.models import chosen_variant, hashed, serve, unquantised
+from tuneline.asking.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.harness.licensing.packages import audit_engine_packages
-from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
-from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import BuildRequest, Engine, ServedModel

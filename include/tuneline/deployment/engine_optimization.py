@@ -19,10 +19,10 @@ from tuneline.artifacts.deployment import (
     EngineIdentity,
 )
 from tuneline.artifacts.training import MERGED
+from tuneline.asking.load import Timing, drive, errors_of
+from tuneline.asking.models import candidate, serve
+from tuneline.asking.rows import validation_rows
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.load_client import Timing, drive, errors_of
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate, serve
 from tuneline.serving.engines import all_engines, get_engine
 from tuneline.serving.engines.base import Compatibility, Engine, ServedModel, read_facts
 from tuneline.step_context import StepContext

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tuneline.asking.models import ALIAS, candidate, server_of
 from tuneline.config import DeploymentConfig
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.served_models import ALIAS, candidate, server_of
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.engines.base import ServedModel

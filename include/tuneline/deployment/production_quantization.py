@@ -20,26 +20,27 @@ from typing import Any
 
 from tuneline.artifacts.deployment import CHECKPOINT, CHOICE, MODEL, REFERENCE, Apart, Choice
 from tuneline.artifacts.training import MERGED
+from tuneline.asking.hardware import this_machine
+from tuneline.asking.models import (
+    engine_of,
+    hashed,
+    keep_apart,
+    request_for,
+    run_adapter,
+    scoring_threads,
+    serve,
+    ships_apart,
+    unquantised,
+    untuned,
+)
+from tuneline.asking.rows import calibration_texts, dataset_rows, validation_rows
+from tuneline.asking.tasks import choose_task, not_worse
+from tuneline.asking.tasks import judge as judge_answers
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import choose_task
-from tuneline.harness.hardware import this_machine
-from tuneline.harness.judged import judge as judge_answers
-from tuneline.harness.judged import not_worse
-from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
-from tuneline.harness.served_apart import keep_apart, run_adapter, ships_apart
-from tuneline.harness.served_models import (
-    engine_of,
-    hashed,
-    request_for,
-    scoring_threads,
-    serve,
-    unquantised,
-    untuned,
-)
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.serving.engines.divergence import Divergence

@@ -15,6 +15,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneline.asking.general_questions import Question, load_suite, paragraphs
+from tuneline.asking.models import candidate
 from tuneline.config import EvaluationConfig
 from tuneline.errors import UserError
 from tuneline.evaluation.forgetting.decision import (
@@ -33,8 +35,6 @@ from tuneline.evaluation.forgetting.decision import (
 )
 from tuneline.evaluation.forgetting.pair import Pair, Reply, find_origin
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.general_questions import Question, load_suite, paragraphs
-from tuneline.harness.served_models import candidate
 from tuneline.statistics import Paired, paired, share
 from tuneline.step_context import StepContext
 

@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 
+from tuneline.asking.answer_values import structure_of
+from tuneline.asking.models import candidate
+from tuneline.asking.rows import validation_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, first_line
 from tuneline.evaluation.repeated_prompts.answers import (
@@ -41,9 +44,6 @@ from tuneline.evaluation.repeated_prompts.asking import (
     ask,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import structure_of
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.statistics import share_of

@@ -16,6 +16,8 @@ from typing import Any
 
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.artifacts.training import CANARIES, MERGED, Canary
+from tuneline.asking.models import candidate
+from tuneline.asking.rows import dataset_rows, of_split
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, VALIDATION, Row, read_rows, surrogates_of
@@ -40,8 +42,6 @@ from tuneline.evaluation.extraction.findings import (
 )
 from tuneline.evaluation.extraction.identifiers import draw, find_identifiers
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import dataset_rows, of_split
-from tuneline.harness.served_models import candidate
 from tuneline.models import load_tokenizer
 from tuneline.step_context import StepContext
 

@@ -1,7 +1,7 @@
 """holdout_performance: the candidate does the task, better than what could be had without it.
 
 Method: both models answer the same hold-out rows through a real server, on the bytes that ship. The
-metric fits the task (`harness/answers`). It has a 95 % interval, and so has the paired gain over
+metric fits the task (`asking/tasks.py`). It has a 95 % interval, and so has the paired gain over
 the base, over the base given a fair chance, and over answers without a model; the lower ends decide
 (`scoring/gate.py`). The hold-out itself is checked too: its share of the rows, that no row of it or
 near-duplicate was in training or validation (an exact comparison, independent of deduplication),
@@ -10,7 +10,7 @@ not asked what those were trained on; one that has been scored before is not ask
 the hold-out on which it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
-margin at most, by the lower end of the interval (`harness/judged.py`).
+margin at most, by the lower end of the interval (`asking/tasks.py`).
 
 Of free text, the likelihood of the expected answers under both models is stated beside the scores
 (`scoring/reference_likelihood.py`); it decides nothing.
@@ -23,6 +23,10 @@ from dataclasses import asdict
 
 from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, HOLDOUT_SCORES, AnswerPair
 from tuneline.artifacts.training import LORA
+from tuneline.asking.asking import ask_both
+from tuneline.asking.models import Candidate, candidate
+from tuneline.asking.rows import of_split
+from tuneline.asking.tasks import choose_task
 from tuneline.data.tables.rows import TRAIN, Row
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.answer_tables import (
@@ -48,10 +52,6 @@ from tuneline.evaluation.scoring.slices import (
     slices_document,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import choose_task
-from tuneline.harness.asking import ask_both
-from tuneline.harness.rows import of_split
-from tuneline.harness.served_models import Candidate, candidate
 from tuneline.step_context import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
+from tuneline.asking.hardware import Machine, differences, this_machine
+from tuneline.asking.models import candidate, serve
+from tuneline.asking.rows import validation_rows
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.evaluation.latency.findings import (
     judge_hardware,
@@ -37,9 +40,6 @@ from tuneline.evaluation.latency.loads import (
 )
 from tuneline.evaluation.latency.table import Objective, hardware_line, table
 from tuneline.evidence import Evidence, measure
-from tuneline.harness.hardware import Machine, differences, this_machine
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate, serve
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.engines.engine_server import EngineServer

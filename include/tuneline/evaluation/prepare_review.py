@@ -34,11 +34,11 @@ from tuneline.artifacts.evaluation import (
     ReviewSheet,
     Side,
 )
+from tuneline.asking.rows import asked
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.scoring.ledger import open_holdout
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import asked
 from tuneline.step_context import StepContext
 
 INSTRUCTIONS = (

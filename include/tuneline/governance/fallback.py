@@ -17,6 +17,14 @@ from dataclasses import asdict, dataclass
 
 from tuneline.artifacts.calibration import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
+from tuneline.asking.models import (
+    ALIAS,
+    candidate,
+    released_model,
+    server_of,
+    untuned,
+)
+from tuneline.asking.rows import validation_rows
 from tuneline.config import read_policy
 from tuneline.config.served_chain import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
@@ -30,14 +38,6 @@ from tuneline.governance.chain_trial.faults import (
 )
 from tuneline.governance.chain_trial.faulty_link import FaultyLink
 from tuneline.governance.confidence.calibrate import by_hand, calibrate
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import (
-    ALIAS,
-    candidate,
-    released_model,
-    server_of,
-    untuned,
-)
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.release.chain import ChainSettings, low_confidence, served_chain

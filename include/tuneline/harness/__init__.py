@@ -1,1 +1,1 @@
-"""Ask models and judge their answers: what evaluation, deployment and governance share."""
+"""Licences of a run and of its engine."""

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
+from tuneline.asking.tasks import choose_task
 from tuneline.cli import main
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
 from tuneline.data.sample.free_text import NoteWriter, make_free_text
 from tuneline.data.sample.text import Draw
 from tuneline.errors import UserError
-from tuneline.harness.answers import choose_task
 
 # The bytes of seed 7 on every platform and Python version.
 SHA256 = "e861aadf70a38e3eb06f5b33fc59e992f29d63475f9c257e45930d7c46c963e5"

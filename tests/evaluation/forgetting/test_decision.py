@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tests.lab.runs import broken
 
+from tuneline.asking.general_questions import Question, load_suite
 from tuneline.evaluation.forgetting import decision
 from tuneline.evaluation.forgetting.decision import (
     CategoryRow,
@@ -20,7 +21,6 @@ from tuneline.evaluation.forgetting.decision import (
     questions_needed,
 )
 from tuneline.evidence import conclude
-from tuneline.harness.general_questions import Question, load_suite
 from tuneline.statistics import Paired, RowLosses, paired, paired_counts
 
 LIMITS = Limits(drop=0.03, category=0.1, to_see=0.05)

@@ -7,9 +7,9 @@ import pytest
 from tests.lab.nights import release
 from tests.lab.runs import Lab, broken, values
 
+from tuneline.asking.general_questions import Question, load_questions
 from tuneline.errors import UserError
 from tuneline.evaluation import base_regression
-from tuneline.harness.general_questions import Question, load_questions
 
 QUESTIONS, LOST_A_NIGHT = 60, 6
 # With so few questions, limits between the loss of one night and that of two.

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from tests.evaluation.latency.test_table import GOAL, level, timing
 
+from tuneline.asking.load import Timing
 from tuneline.config.evaluation import LoadConfig
 from tuneline.evaluation.latency.loads import (
     OpenLoop,
@@ -10,7 +11,6 @@ from tuneline.evaluation.latency.loads import (
     most_at_once,
     queue_growth,
 )
-from tuneline.harness.load_client import Timing
 
 GOOD, SLOW = [timing()] * 8, [timing(ttft=3)] * 8
 

@@ -8,11 +8,11 @@ from tests.lab.http_server import Handler, serving
 from tests.lab.runs import write_dataset
 from tests.lab.tiny_task import INTENTS, task_rows
 
+from tuneline.asking.asking import Endpoint
 from tuneline.cli import main
 from tuneline.config import DeploymentConfig
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.command import ScoreTarget, subject_of
-from tuneline.harness.subjects import Endpoint
 
 
 @pytest.fixture

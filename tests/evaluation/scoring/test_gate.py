@@ -11,12 +11,12 @@ from tests.lab.nights import release
 from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import conversation
 
+from tuneline.asking.asking import Answers
 from tuneline.data.sample.free_text import make_free_text
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
 from tuneline.evaluation.scoring import gate
 from tuneline.evaluation.scoring import released as against
-from tuneline.harness.asking import Answers
 from tuneline.verdicts import status
 
 SPLITS = {"train": 280, "validation": 30, "holdout": 66}

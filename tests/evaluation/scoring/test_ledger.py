@@ -11,11 +11,11 @@ from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import task_rows
 
 import tuneline
+from tuneline.asking import asking
+from tuneline.asking.rows import dataset_rows
 from tuneline.cli import main
 from tuneline.evaluation.scoring import gate
 from tuneline.evaluation.scoring.ledger import holdout_sha256, open_holdout, read_ledger
-from tuneline.harness import asking
-from tuneline.harness.rows import dataset_rows
 
 PACKAGE = Path(tuneline.__file__).parent
 # Who may read hold-out rows past the ledger: the ledger itself, and `tuneline data show`, which

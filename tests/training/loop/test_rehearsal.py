@@ -5,8 +5,8 @@ import json
 import pytest
 from tests.lab.runs import Lab
 
+from tuneline.asking.general_questions import load_suite
 from tuneline.errors import UserError
-from tuneline.harness.general_questions import load_suite
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 from tuneline.training.loop import rehearsal
 

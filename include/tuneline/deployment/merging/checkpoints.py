@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.training import ADAPTER, ADAPTER_LOSSES, ADAPTER_WEIGHTS, MERGED
+from tuneline.asking.models import request_for
+from tuneline.asking.rows import validation_rows
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import TunelineError
 from tuneline.evidence import Breach, Measurement, measure
 from tuneline.gguf.tokenizer import END_OF_TURN
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import request_for
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.statistics import Z95, Interval, RowLosses
 from tuneline.step_context import StepContext

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import median, stdev
 from typing import Any
 
+from tuneline.asking.load import Timing, drive
 from tuneline.evidence import Measurement, measure
-from tuneline.harness.load_client import Timing, drive
 from tuneline.machine.quantity import quantity
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.engines.base import Engine, ServedModel

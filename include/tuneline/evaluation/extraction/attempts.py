@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.training import Canary
+from tuneline.asking.asking import let_continue, let_continue_kept
+from tuneline.asking.models import Candidate, scoring_threads, untuned
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.extraction.identifiers import (
@@ -24,8 +26,6 @@ from tuneline.evaluation.extraction.identifiers import (
     random_numbers,
     text_before,
 )
-from tuneline.harness.asking import let_continue, let_continue_kept
-from tuneline.harness.served_models import Candidate, scoring_threads, untuned
 from tuneline.step_context import StepContext
 
 # Random values that a continuation is compared with, to know how often it is right by chance.

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from tuneline.asking.general_questions import Question
 from tuneline.evidence import Breach, Measurement, measure
-from tuneline.harness.general_questions import Question
 from tuneline.statistics import Paired, RowLosses, paired
 
 # Chance of a false alarm over all questions, and in all categories together.

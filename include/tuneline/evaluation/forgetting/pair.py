@@ -16,19 +16,19 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.releases import Release, ancestry, released
 from tuneline.artifacts.training import MERGED
-from tuneline.bases import base_of
-from tuneline.data.rendering.renderer import RenderedExample, Renderer
-from tuneline.errors import UserError
-from tuneline.evidence import Measurement, measure
-from tuneline.harness.asking import ask, ask_kept, kept
-from tuneline.harness.general_questions import Question, check_answer
-from tuneline.harness.served_models import (
+from tuneline.asking.asking import ask, ask_kept, kept
+from tuneline.asking.general_questions import Question, check_answer
+from tuneline.asking.models import (
     Candidate,
     engine_of,
     request_for,
     scoring_threads,
     untuned,
 )
+from tuneline.bases import base_of
+from tuneline.data.rendering.renderer import RenderedExample, Renderer
+from tuneline.errors import UserError
+from tuneline.evidence import Measurement, measure
 from tuneline.models import BaseModel, resolve
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines.base import ServedModel

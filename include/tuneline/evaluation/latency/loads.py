@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from tuneline.asking.load import Timing, drive, drive_open
 from tuneline.config.evaluation import LoadConfig
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError
 from tuneline.evaluation.latency.table import Level, Objective, summarise, sustained, table
-from tuneline.harness.load_client import Timing, drive, drive_open
 from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines.engine_server import Counters, EngineServer

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tuneline.harness.load_client import Timing, errors_of
+from tuneline.asking.load import Timing, errors_of
 from tuneline.statistics import percentile, quantile, samples_needed
 
 # Share of a level's requests that must meet the objective for the level to count.

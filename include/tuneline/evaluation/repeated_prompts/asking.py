@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tuneline.asking.models import scoring_threads, serve
 from tuneline.data.tables.rows import Row
-from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines.base import ServedModel

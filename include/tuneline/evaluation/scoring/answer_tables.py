@@ -12,17 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.evaluation import HOLDOUT_SCORES
+from tuneline.asking.answer_values import canonical
+from tuneline.asking.asking import Served, keys_of
+from tuneline.asking.models import Candidate
+from tuneline.asking.rows import asked
+from tuneline.asking.tasks import Judged
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.scoring.ledger import Holdout
 from tuneline.evaluation.scoring.slices import groups_of
 from tuneline.evidence import Measurement, measure
-from tuneline.harness.answers import canonical
-from tuneline.harness.asking import keys_of
-from tuneline.harness.judged import Judged
-from tuneline.harness.rows import asked
-from tuneline.harness.served_models import Candidate
-from tuneline.harness.subjects import Served
 from tuneline.step_context import StepContext
 from tuneline.store import CorruptObject, NotThere
 

@@ -16,6 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneline.asking.asking import KeptAnswers, Served, Subject, collect, endpoint_of
+from tuneline.asking.models import hashed, hashed_adapter, installed
+from tuneline.asking.rows import of_split
+from tuneline.asking.tasks import Metric, choose_task, judge
 from tuneline.config import DeploymentConfig
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.tables.rows import fetch_dataset, read_dataset
@@ -23,14 +27,6 @@ from tuneline.errors import UserError
 from tuneline.evaluation.scoring.answer_tables import score_table
 from tuneline.evaluation.scoring.slices import find_slices, slice_sentence, slices_document
 from tuneline.gguf.lora import export_lora_gguf
-from tuneline.harness.answers import Metric, choose_task
-from tuneline.harness.asking import collect
-from tuneline.harness.judged import judge
-from tuneline.harness.kept_answers import KeptAnswers
-from tuneline.harness.rows import of_split
-from tuneline.harness.served_apart import hashed_adapter
-from tuneline.harness.served_models import hashed, installed
-from tuneline.harness.subjects import Served, Subject, endpoint_of
 from tuneline.models import resolve
 from tuneline.progress import track
 

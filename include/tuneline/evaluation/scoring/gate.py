@@ -30,6 +30,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tuneline.asking.asking import Answers, ask_kept
+from tuneline.asking.models import untuned
+from tuneline.asking.rows import asked, spread
+from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed, smallest_shown
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Message, Row
 from tuneline.evaluation.scoring.answer_tables import (
@@ -39,11 +43,6 @@ from tuneline.evaluation.scoring.answer_tables import (
     wrong_rows,
 )
 from tuneline.evidence import Breach, Measurement, Rule, measure
-from tuneline.harness.answers import Task
-from tuneline.harness.asking import Answers, ask_kept
-from tuneline.harness.judged import Judged, compare, judge, rows_needed, smallest_shown
-from tuneline.harness.rows import asked, spread
-from tuneline.harness.served_models import untuned
 from tuneline.statistics import RESAMPLES, SEED, Interval, Paired
 from tuneline.step_context import StepContext
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from tuneline.asking.rows import asked
 from tuneline.data.near_duplicates.boilerplate import common_affixes
 from tuneline.data.near_duplicates.shingles import LONG, SHORT, char_grams, normalise, word_grams
 from tuneline.data.tables.rows import Row, base_id
-from tuneline.harness.rows import asked
 
 # Hold-out rows of one product, so that its result stays small.
 BLOCK = 256

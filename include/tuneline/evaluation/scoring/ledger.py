@@ -28,11 +28,11 @@ from typing import Any, Literal
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import Release, find_version
+from tuneline.asking.rows import asked, of_split
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.leakage import near_duplicates
-from tuneline.harness.rows import asked, of_split
 from tuneline.human_answers.terminal import this_user
 from tuneline.run import Run, now
 from tuneline.step_context import StepContext

@@ -12,21 +12,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.bases import base_of
-from tuneline.data.rendering.renderer import RenderedExample, Renderer
-from tuneline.data.tables.rows import Row
-from tuneline.errors import UserError
-from tuneline.evidence import Measurement, measure
-from tuneline.failures import one_line
-from tuneline.harness.answers import Task
-from tuneline.harness.asking import kept
-from tuneline.harness.served_models import (
+from tuneline.asking.asking import kept
+from tuneline.asking.models import (
     Candidate,
     engine_of,
     request_for,
     scoring_threads,
     untuned,
 )
+from tuneline.asking.tasks import Task
+from tuneline.bases import base_of
+from tuneline.data.rendering.renderer import RenderedExample, Renderer
+from tuneline.data.tables.rows import Row
+from tuneline.errors import UserError
+from tuneline.evidence import Measurement, measure
+from tuneline.failures import one_line
 from tuneline.models.tokenizer import load_tokenizer
 from tuneline.serving.engines.base import ServedModel
 from tuneline.statistics import Z95, Interval, RowLosses

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
 from tuneline.artifacts.releases import Release, released
+from tuneline.asking.asking import ask_kept
+from tuneline.asking.models import released_model
+from tuneline.asking.tasks import Judged, judge, not_worse
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
 from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
 from tuneline.evidence import Breach, Measurement, measure
-from tuneline.harness.asking import ask_kept
-from tuneline.harness.judged import Judged, judge, not_worse
-from tuneline.harness.served_models import released_model
 from tuneline.serving.engines.base import ServedModel
 from tuneline.statistics import NonInferiority
 from tuneline.step_context import StepContext

@@ -17,11 +17,11 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from tuneline.asking.languages import language_of
+from tuneline.asking.rows import asked
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.tables.rows import Row
 from tuneline.evidence import Measurement, measure
-from tuneline.harness.languages import language_of
-from tuneline.harness.rows import asked
 from tuneline.statistics import wilson
 
 # Chance that a hold-out without a worse part is said to have one.

@@ -6,11 +6,9 @@ import json
 from collections.abc import Sequence
 
 from tuneline.artifacts.calibration import Confidence
+from tuneline.asking.asking import CHUNK, KeptAnswers, Served, request_key
+from tuneline.asking.tasks import Task
 from tuneline.data.tables.rows import Row
-from tuneline.harness.answers import Task
-from tuneline.harness.asking import CHUNK
-from tuneline.harness.kept_answers import KeptAnswers, request_key
-from tuneline.harness.subjects import Served
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.engines.base import ServedModel
 from tuneline.serving.gateway.confidence import mean_logprob

@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tuneline.asking.asking import ask_kept
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import UserError
-from tuneline.harness.asking import ask_kept
 from tuneline.serving.engines import get_engine
 from tuneline.step_context import StepContext
 from tuneline.store import NotThere

@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.harness.languages import language_of
+from tuneline.asking.languages import language_of
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 import pytest
 from tests.lab.runs import Lab, dataset_rows
 
+from tuneline.asking.rows import spread, trial_prompts, validation_rows
 from tuneline.errors import UserError
-from tuneline.harness.rows import spread, trial_prompts, validation_rows
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.harness.hardware import Machine, differences
+from tuneline.asking.hardware import Machine, differences
 
 H100 = Machine("Intel(R) Xeon(R) Platinum 8480+", 16, 128, ("NVIDIA H100 80GB HBM3",))
 TWO_A100 = Machine("AMD EPYC 7763 64-Core Processor", 64, 512, ("NVIDIA A100-SXM4-80GB",) * 2)

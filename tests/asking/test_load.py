@@ -6,7 +6,7 @@ import pytest
 from benchmarks.serving.token_stream import Behaviour
 from tests.lab.token_server import TokenServer
 
-from tuneline.harness.load_client import drive, drive_open
+from tuneline.asking.load import drive, drive_open
 
 PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(12)]
 

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tuneline.harness.general_questions import (
+from tuneline.asking.general_questions import (
     CHECKS,
     FORMATS,
     Question,

@@ -11,9 +11,14 @@ import time
 import pytest
 from tests.lab.http_server import Handler, serving
 
-from tuneline.harness.asking import collect, keys_of
-from tuneline.harness.kept_answers import KEPT_SECONDS, KeptAnswers, request_key
-from tuneline.harness.subjects import Endpoint
+from tuneline.asking.asking import (
+    KEPT_SECONDS,
+    Endpoint,
+    KeptAnswers,
+    collect,
+    keys_of,
+    request_key,
+)
 from tuneline.serving.client.chat_protocol import EngineError
 
 PROMPTS = [[{"role": "user", "content": f"question {number}"}] for number in range(40)]
@@ -23,10 +28,10 @@ LIMITS = [8] * 20 + [16] * 20
 ASK = """
 import sys
 from pathlib import Path
-from tests.harness.test_kept_answers import LIMITS, PROMPTS
-from tuneline.harness.asking import collect
-from tuneline.harness.kept_answers import KeptAnswers
-from tuneline.harness.subjects import Endpoint
+from tests.asking.test_asking import LIMITS, PROMPTS
+from tuneline.asking.asking import collect
+from tuneline.asking.asking import KeptAnswers
+from tuneline.asking.asking import Endpoint
 
 with KeptAnswers(Path(sys.argv[2])) as kept:
     subject = Endpoint(sys.argv[1], "m", parallel=2)

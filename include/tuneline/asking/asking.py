@@ -1,26 +1,233 @@
 """Ask models many prompts, and keep their answers as they come.
 
-A request is known by its key: a hash of all that decides its answer (the model's bytes, the
-engine's version and sizes, the messages, the token limit). What has been answered before under the
-same key is not asked again.
+A model is bytes that an engine here serves, or an endpoint that runs already. Both are asked
+through an `EngineClient`, so that whoever asks need not know which it is.
+
+A request is known by its key: a hash of all that decides its answer (the bytes of the model, the
+version and sizes of the engine, the messages, the token limit). What has been answered before under
+the same key is not asked again. Answers are kept in a file that only grows. Each is appended as
+soon as it is there, in one write that ends with a line break. A process that is killed therefore
+loses the requests that were under way and no answer before them. What is not a whole line (the last
+one of a process that died while it wrote, or of a full disk) counts as not there. Several processes
+may append to one file.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
 
-from tuneline.harness.kept_answers import KeptAnswers, request_key
-from tuneline.harness.served_models import Candidate, untuned
-from tuneline.harness.subjects import Served, Subject
+from tuneline.asking.models import Candidate, scoring_threads, serve, untuned
+from tuneline.config import DeploymentConfig
+from tuneline.errors import UserError
 from tuneline.models.cache import cache_root
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.client.client import EngineClient
+from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.step_context import StepContext
+
+# A file of the cache that nobody has used for so long is removed, seconds.
+KEPT_SECONDS = 60 * 24 * 3600.0
+
+
+def request_key(*parts: Any) -> str:
+    """Return the key of a request: a hash of all that decides its answer, as JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class KeptAnswers(Mapping[str, str]):
+    """The answers in a file, by the keys of their requests.
+
+    Args:
+        path: the file; it and its folder are made with the first answer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self._answers: dict[str, str] = {}
+        if path.is_file():
+            # The clock of its last use, for `in_cache`.
+            path.touch()
+            self._answers.update(filter(None, map(_answer, path.read_bytes().split(b"\n"))))
+
+    @classmethod
+    def in_cache(cls, name: str) -> KeptAnswers:
+        """Return the file of that name in the cache; remove those that nobody uses any more."""
+        folder = cache_root() / "answers"
+        _forget_unused(folder)
+        return cls(folder / f"{name}.jsonl")
+
+    def __getitem__(self, key: str) -> str:
+        """Return the answer to a request."""
+        return self._answers[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._answers)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def add(self, key: str, answer: str) -> None:
+        """Append an answer."""
+        if self._file is None:
+            self._file = self._open()
+        line = json.dumps([key, answer], ensure_ascii=True).encode() + b"\n"
+        os.write(self._file, line)
+        self._answers[key] = answer
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            # Otherwise the next answer would continue the torn line, and be lost with it.
+            os.write(file, b"\n")
+        return file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _answer(line: bytes) -> tuple[str, str] | None:
+    """Return the key and the answer of a line; None if it is not a whole one."""
+    try:
+        key, answer = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return (key, answer) if isinstance(key, str) and isinstance(answer, str) else None
+
+
+def _forget_unused(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    oldest = time.time() - KEPT_SECONDS
+    for path in folder.glob("*.jsonl"):
+        try:
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+        except FileNotFoundError:
+            # Another process was faster.
+            continue
+
+
+_ENDPOINT = re.compile(r"(?P<url>https?://[^#]+?)/?(?:/v1/?)?(?:#(?P<model>.+))?$")
+
+
+class Subject(Protocol):
+    """A model that can be asked."""
+
+    @property
+    def parallel(self) -> int:
+        """Requests that are sent at once."""
+
+    def identity(self) -> list[Any]:
+        """Return all that decides its answers beside the requests, as JSON."""
+
+    def client(self) -> AbstractContextManager[EngineClient]:
+        """Make it ready, and return a client of it; leaving the context ends what was started."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """Bytes that their engine serves here, with the slots and the context of a deployment."""
+
+    model: ServedModel
+    deployment: DeploymentConfig
+
+    @property
+    def parallel(self) -> int:
+        """The deployment's slots."""
+        return self.deployment.parallel
+
+    def identity(self) -> list[Any]:
+        """Return the hash of the bytes, the engine's version and the sizes it is started with."""
+        version = get_engine(self.model.engine).version()
+        sizes = [self.deployment.parallel, self.deployment.context_tokens]
+        return [self.model.sha256, version, *sizes]
+
+    @contextmanager
+    def client(self) -> Iterator[EngineClient]:
+        """Start the engine.
+
+        Raises:
+            UserError: if it can't be started here.
+            TunelineError: if it does not answer.
+        """
+        with (
+            serve(self.model, self.deployment, threads=scoring_threads()) as server,
+            server.client() as client,
+        ):
+            yield client
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible endpoint that somebody else runs: a gateway, an engine, an API.
+
+    Attributes:
+        url: `http://host:port`, without `/v1`.
+        model: the model id that requests ask for.
+        api_key: its key; None for an endpoint that asks for none.
+        parallel: requests that are sent at once.
+    """
+
+    url: str
+    model: str
+    api_key: str | None = None
+    parallel: int = 4
+
+    def identity(self) -> list[Any]:
+        """Return its address and model id. The bytes behind them may change unseen."""
+        return ["endpoint", self.url, self.model]
+
+    def client(self) -> EngineClient:
+        """Return a client; nothing is started."""
+        return EngineClient(self.url, model=self.model, api_key=self.api_key)
+
+
+def endpoint_of(address: str, api_key_env: str | None, parallel: int) -> Endpoint:
+    """Return the endpoint that an address names.
+
+    Args:
+        address: `https://host/v1#MODEL_ID`.
+        api_key_env: environment variable with its key; None for an endpoint that asks for none.
+        parallel: requests that are sent at once.
+
+    Raises:
+        UserError: if the address names no model, or the variable is not set.
+    """
+    found = _ENDPOINT.match(address)
+    if found is None or not found["model"]:
+        raise UserError(
+            f"{address}: name the model behind the endpoint, as in https://host/v1#MODEL_ID"
+        )
+    key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not key:
+        raise UserError(f"--api-key-env {api_key_env}: the variable is not set")
+    return Endpoint(found["url"], found["model"], key, parallel)
+
 
 # Prompts in one batch, between two signs of progress.
 CHUNK = 32
