@@ -124,13 +124,16 @@ def test_a_torn_last_line_is_dropped_and_the_next_answer_is_whole(tmp_path):
     path = tmp_path / "answers.jsonl"
     with KeptAnswers(path) as kept:
         kept.add("a", "first\nwith a line break")
+        kept.add("loss", 2.5)
         kept.add("b", "second")
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 4)
     with KeptAnswers(path) as kept:
-        assert dict(kept) == {"a": "first\nwith a line break"}
+        assert dict(kept) == {"a": "first\nwith a line break", "loss": 2.5}
         kept.add("c", "third \udcff")
-    assert dict(KeptAnswers(path)) == {"a": "first\nwith a line break", "c": "third \udcff"}
+    assert dict(KeptAnswers(path)) == {
+        "a": "first\nwith a line break", "loss": 2.5, "c": "third \udcff",
+    }  # fmt: skip
 
 
 def test_several_writers_lose_nothing(tmp_path):

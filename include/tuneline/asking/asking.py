@@ -22,15 +22,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, Self
 
-from tuneline.asking.models import Candidate, scoring_threads, serve, untuned
+from tuneline.asking.models import (
+    Candidate,
+    engine_of,
+    request_for,
+    scoring_threads,
+    serve,
+    untuned,
+)
 from tuneline.config import DeploymentConfig
 from tuneline.errors import UserError
 from tuneline.models.cache import cache_root
-from tuneline.serving.client.chat_protocol import ChatResult, Messages
+from tuneline.serving.client.chat_protocol import Messages
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
@@ -46,8 +54,8 @@ def request_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class KeptAnswers(Mapping[str, str]):
-    """The answers in a file, by the keys of their requests.
+class KeptAnswers(Mapping[str, Any]):
+    """The answers in a file, by the keys of their requests: texts, or losses.
 
     Args:
         path: the file; it and its folder are made with the first answer.
@@ -56,7 +64,7 @@ class KeptAnswers(Mapping[str, str]):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None
-        self._answers: dict[str, str] = {}
+        self._answers: dict[str, Any] = {}
         if path.is_file():
             # The clock of its last use, for `in_cache`.
             path.touch()
@@ -69,7 +77,7 @@ class KeptAnswers(Mapping[str, str]):
         _forget_unused(folder)
         return cls(folder / f"{name}.jsonl")
 
-    def __getitem__(self, key: str) -> str:
+    def __getitem__(self, key: str) -> Any:
         """Return the answer to a request."""
         return self._answers[key]
 
@@ -79,7 +87,7 @@ class KeptAnswers(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._answers)
 
-    def add(self, key: str, answer: str) -> None:
+    def add(self, key: str, answer: str | float) -> None:
         """Append an answer."""
         if self._file is None:
             self._file = self._open()
@@ -110,20 +118,20 @@ class KeptAnswers(Mapping[str, str]):
             self._file = None
 
 
-def _answer(line: bytes) -> tuple[str, str] | None:
+def _answer(line: bytes) -> tuple[str, str | float] | None:
     """Return the key and the answer of a line; None if it is not a whole one."""
     try:
         key, answer = json.loads(line)
     except (ValueError, TypeError):
         return None
-    return (key, answer) if isinstance(key, str) and isinstance(answer, str) else None
+    return (key, answer) if isinstance(key, str) and isinstance(answer, str | float) else None
 
 
 def _forget_unused(folder: Path) -> None:
     if not folder.is_dir():
         return
     oldest = time.time() - KEPT_SECONDS
-    for path in folder.glob("*.jsonl"):
+    for path in folder.glob("*.json*"):
         try:
             if path.stat().st_mtime < oldest:
                 path.unlink()
@@ -150,7 +158,7 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
-class Served:
+class LocalModel:
     """Bytes that their engine serves here, with the slots and the context of a deployment."""
 
     model: ServedModel
@@ -235,12 +243,12 @@ CHUNK = 32
 TokenIds = Sequence[int]
 Batch = tuple[int, list[int]]
 Batches = list[Batch]
-Prompt = TypeVar("Prompt")
-Answer = TypeVar("Answer")
+# Sends requests of one limit by their numbers, and says each answer as soon as it is there.
+Send = Callable[[EngineClient, list[int], int, Callable[[int, str], None]], object]
 
 
 @dataclass(frozen=True)
-class Answers:
+class BothAnswers:
     """The answers of both models to the same prompts, in their order.
 
     `base_cached` is True if those of the base came from the cache.
@@ -273,32 +281,53 @@ def ask(
         what: the model's name in the progress.
         known: answers that the model gave elsewhere, by the key of the request.
     """
-    subject = Served(model, ctx.config.deployment)
-    return _ask(ctx, subject, prompts, limits, what, scope=ctx.run.uri, known=known)[0]
+    subject = LocalModel(model, ctx.config.deployment)
+    with _kept(subject, ctx.run.uri) as kept_answers:
+        progress = _progress(ctx, what)
+        return collect(subject, prompts, limits, kept_answers, known=known, progress=progress)[0]
 
 
-def _ask(
+def ask_kept(
     ctx: StepContext,
-    subject: Subject,
+    model: ServedModel,
     prompts: Sequence[Messages],
     limits: Sequence[int],
     what: str,
-    *,
-    scope: str,
-    known: Mapping[str, str] | None = None,
 ) -> tuple[list[str], bool]:
-    """Ask through the cache; `scope` is shared by those who may see each other's answers."""
-    with KeptAnswers.in_cache(request_key(scope, subject.identity())) as kept_answers:
-        return collect(
-            subject,
-            prompts,
-            limits,
-            kept_answers,
-            known=known,
-            progress=lambda batches: ctx.progress(
-                batches, len(batches), f"{what}, batches of prompts"
-            ),
-        )
+    """Ask a model what no run has asked it before; see `ask` for the arguments.
+
+    Returns:
+        The answers in order, and True if all came from the cache.
+    """
+    subject = LocalModel(model, ctx.config.deployment)
+    with _kept(subject) as kept_answers:
+        return collect(subject, prompts, limits, kept_answers, progress=_progress(ctx, what))
+
+
+def ask_both(
+    ctx: StepContext,
+    chosen: Candidate,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    *,
+    known: Mapping[str, str] | None = None,
+) -> BothAnswers:
+    """Ask the candidate and the base the same prompts; see `ask`.
+
+    The base is not asked again what it has answered before, whichever run asked it.
+    """
+    tuned = ask(ctx, chosen.model, prompts, limits, "tuned model", known=known)
+    base, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model")
+    return BothAnswers(base, tuned, cached)
+
+
+def _kept(subject: Subject, scope: str = "") -> KeptAnswers:
+    """Return the kept answers of a model; `scope` is shared by those who may see them."""
+    return KeptAnswers.in_cache(request_key(scope, subject.identity()))
+
+
+def _progress(ctx: StepContext, what: str) -> Callable[[Batches], Iterable[Batch]]:
+    return lambda batches: ctx.progress(batches, len(batches), f"{what}, batches of prompts")
 
 
 def keys_of(subject: Subject, prompts: Sequence[Messages], limits: Sequence[int]) -> list[str]:
@@ -332,37 +361,33 @@ def collect(
     Returns:
         The answers in order, and True if none had to be asked for.
     """
+
+    def send(
+        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, str], None]
+    ) -> None:
+        client.complete_batch(
+            [prompts[number] for number in numbers],
+            concurrency=subject.parallel,
+            max_tokens=limit,
+            on_answer=lambda at, result: arrived(numbers[at], result.text),
+        )
+
     keys = keys_of(subject, prompts, limits)
-    found = {key: told[key] for told in (known or {}, kept_answers) for key in keys if key in told}
-    missing = {key: at for at, key in enumerate(keys) if key not in found}
-    if missing:
-        batches = _batches_of_a_limit(sorted(missing.values()), limits)
-        with subject.client() as client:
-            for limit, numbers in progress(batches):
-
-                def keep(at: int, result: ChatResult, numbers: list[int] = numbers) -> None:
-                    kept_answers.add(keys[numbers[at]], result.text)
-
-                results = client.complete_batch(
-                    [prompts[number] for number in numbers],
-                    concurrency=subject.parallel,
-                    max_tokens=limit,
-                    on_answer=keep,
-                )
-                found.update(
-                    (keys[n], result.text) for n, result in zip(numbers, results, strict=True)
-                )
-    return [found[key] for key in keys], not missing
+    answers = {**kept_answers, **(known or {})}
+    add = kept_answers.add
+    return _missing_alone(subject, keys, limits, answers, keep=add, send=send, progress=progress)
 
 
-def let_continue(
+def continue_tokens(
     ctx: StepContext,
     model: ServedModel,
     prompts: Sequence[TokenIds],
     limits: Sequence[int],
     what: str,
-) -> list[str]:
-    """Let a model go on from token ids, greedily, and return its texts in order.
+    *,
+    shared: bool = False,
+) -> tuple[list[str], bool]:
+    """Let a model go on from token ids, greedily.
 
     Args:
         ctx: the step.
@@ -370,32 +395,108 @@ def let_continue(
         prompts: the token ids of each request, of any part of a rendered row.
         limits: the largest number of tokens of each continuation.
         what: the model's name in the progress.
+        shared: True to keep the texts, and to take those that any run has kept. Those of a
+            candidate are not kept: they may hold what nobody should keep.
+
+    Returns:
+        The texts in order, and True if all came from the cache.
     """
+    subject = LocalModel(model, ctx.config.deployment)
+    identity = subject.identity()
+    keys = [
+        request_key(identity, "continue", list(ids), limit)
+        for ids, limit in zip(prompts, limits, strict=True)
+    ]
 
-    def send(client: EngineClient, batch: Sequence[TokenIds], limit: int) -> list[str]:
-        parallel = ctx.config.deployment.parallel
-        return client.continue_batch(batch, concurrency=parallel, max_tokens=limit)
+    def send(
+        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, str], None]
+    ) -> None:
+        batch = [prompts[number] for number in numbers]
+        texts = client.continue_batch(batch, concurrency=subject.parallel, max_tokens=limit)
+        for number, text in zip(numbers, texts, strict=True):
+            arrived(number, text)
 
-    return _in_batches(ctx, model, prompts, limits, what, send=send)
+    ask_for = partial(
+        _missing_alone, subject, keys, limits, send=send, progress=_progress(ctx, what)
+    )
+    if not shared:
+        return ask_for({}, keep=lambda *_: None)
+    with _kept(subject) as kept_answers:
+        return ask_for(kept_answers, keep=kept_answers.add)
 
 
-def _in_batches(
+def losses(
     ctx: StepContext,
     model: ServedModel,
-    prompts: Sequence[Prompt],
-    limits: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
     what: str,
     *,
-    send: Callable[[EngineClient, Sequence[Prompt], int], list[str]],
-) -> list[str]:
-    """Serve a model and send it the prompts in batches of one limit each."""
-    batches = _batches_of_a_limit(range(len(prompts)), limits)
-    answers: dict[int, str] = {}
-    with Served(model, ctx.config.deployment).client() as client:
-        for limit, numbers in ctx.progress(batches, len(batches), f"{what}, batches of prompts"):
-            texts = send(client, [prompts[number] for number in numbers], limit)
-            answers.update(zip(numbers, texts, strict=True))
-    return [answers[number] for number in range(len(prompts))]
+    shared: bool = False,
+) -> tuple[list[float] | None, bool]:
+    """Measure a model's loss on given tokens of each sequence, on the engine that ships.
+
+    Args:
+        ctx: the step.
+        model: the model.
+        sequences: token ids of rows.
+        scored: for each token of each sequence, whether it counts.
+        what: the model's name in the log.
+        shared: True to keep the losses, and to take those that any run has kept.
+
+    Returns:
+        The loss of each sequence, in nats, and True if all came from the cache. No losses if the
+        engine reports no probability of given tokens.
+    """
+    subject = LocalModel(model, ctx.config.deployment)
+    request = request_for(model, ctx.config.deployment, threads=scoring_threads())
+
+    def measured(numbers: Sequence[int]) -> list[float] | None:
+        ctx.log(f"{what}: losses of {len(numbers)} texts")
+        chosen = [list(sequences[n]) for n in numbers], [list(scored[n]) for n in numbers]
+        found = engine_of(ctx).losses(model.path, *chosen, request)
+        return None if found is None else list(found)
+
+    if not shared:
+        return measured(range(len(sequences))), False
+    identity = subject.identity()
+    keys = [
+        request_key(identity, "losses", list(ids), list(flags))
+        for ids, flags in zip(sequences, scored, strict=True)
+    ]
+    with _kept(subject) as kept_answers:
+        missing = [number for number, key in enumerate(keys) if key not in kept_answers]
+        found = measured(missing) if missing else []
+        if found is None:
+            return None, False
+        for number, loss in zip(missing, found, strict=True):
+            kept_answers.add(keys[number], loss)
+        return [kept_answers[key] for key in keys], not missing
+
+
+def _missing_alone(
+    subject: Subject,
+    keys: Sequence[str],
+    limits: Sequence[int],
+    answers: Mapping[str, str],
+    *,
+    keep: Callable[[str, str], object],
+    send: Send,
+    progress: Callable[[Batches], Iterable[Batch]],
+) -> tuple[list[str], bool]:
+    """Ask what has no answer yet; return all answers in order, and True if nothing was asked."""
+    found = {key: answers[key] for key in keys if key in answers}
+    missing = {key: at for at, key in enumerate(keys) if key not in found}
+
+    def arrived(number: int, text: str) -> None:
+        found[keys[number]] = text
+        keep(keys[number], text)
+
+    if missing:
+        with subject.client() as client:
+            for limit, numbers in progress(_batches_of_a_limit(sorted(missing.values()), limits)):
+                send(client, numbers, limit, arrived)
+    return [found[key] for key in keys], not missing
 
 
 def _batches_of_a_limit(numbers: Iterable[int], limits: Sequence[int]) -> Batches:
@@ -408,87 +509,3 @@ def _batches_of_a_limit(numbers: Iterable[int], limits: Sequence[int]) -> Batche
         for limit, group in sorted(groups.items())
         for at in range(0, len(group), CHUNK)
     ]
-
-
-def ask_both(
-    ctx: StepContext,
-    chosen: Candidate,
-    prompts: Sequence[Messages],
-    limits: Sequence[int],
-    *,
-    known: Mapping[str, str] | None = None,
-) -> Answers:
-    """Ask the candidate and the base the same prompts; see `ask`.
-
-    The base is not asked again what it has answered before, whichever run asked it.
-    """
-    tuned = ask(ctx, chosen.model, prompts, limits, "tuned model", known=known)
-    base, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model")
-    return Answers(base, tuned, cached)
-
-
-def ask_kept(
-    ctx: StepContext,
-    model: ServedModel,
-    prompts: Sequence[Messages],
-    limits: Sequence[int],
-    what: str,
-) -> tuple[list[str], bool]:
-    """Ask a model what no run has asked it before; see `ask` for the arguments.
-
-    Returns:
-        The answers in order, and True if all came from the cache.
-    """
-    subject = Served(model, ctx.config.deployment)
-    return _ask(ctx, subject, prompts, limits, what, scope="")
-
-
-def let_continue_kept(
-    ctx: StepContext,
-    model: ServedModel,
-    prompts: Sequence[TokenIds],
-    limits: Sequence[int],
-    what: str,
-) -> tuple[list[str], bool]:
-    """Do what `let_continue` does, or take what the model wrote to the very same requests."""
-    return kept(
-        ctx,
-        model,
-        [list(map(list, prompts)), list(limits)],
-        what,
-        lambda: let_continue(ctx, model, prompts, limits, what),
-    )
-
-
-def kept(
-    ctx: StepContext,
-    model: ServedModel,
-    requests: list[Any],
-    what: str,
-    answer: Callable[[], list[Answer]],
-) -> tuple[list[Answer], bool]:
-    """Return what a model answers to requests, or what it answered to the same ones before.
-
-    Args:
-        ctx: the step.
-        model: the model.
-        requests: all that decides the answers beside model and engine, as JSON.
-        what: the model's name in the log.
-        answer: asks the model; its answers must be JSON.
-
-    Returns:
-        The answers in order, and True if they came from the cache.
-    """
-    asked = [*Served(model, ctx.config.deployment).identity(), *requests]
-    path = cache_root() / "answers" / f"{request_key(*asked)}.json"
-    if path.is_file():
-        try:
-            return list(json.loads(path.read_text())), True
-        except ValueError:
-            ctx.log(f"{path} is damaged; the {what} is asked again")
-    answers = answer()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_suffix(f".{os.getpid()}")
-    staged.write_text(json.dumps(answers, ensure_ascii=False))
-    staged.replace(path)
-    return answers, False

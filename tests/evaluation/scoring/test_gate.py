@@ -11,7 +11,7 @@ from tests.lab.nights import release
 from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import conversation
 
-from tuneline.asking.asking import Answers
+from tuneline.asking.asking import BothAnswers
 from tuneline.data.sample.free_text import make_free_text
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
@@ -48,7 +48,7 @@ class Planted:
         nothing = [""] * len(self.expected)
         base = base or nothing
         self.patch.setattr(
-            holdout_performance, "ask_both", lambda *_, **__: Answers(base, list(tuned), False)
+            holdout_performance, "ask_both", lambda *_, **__: BothAnswers(base, list(tuned), False)
         )
         self.patch.setattr(gate, "untuned", lambda *_: None)
         self.patch.setattr(gate, "ask_kept", lambda *_: (shots or nothing, False))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.training import Canary
-from tuneline.asking.asking import let_continue, let_continue_kept
+from tuneline.asking.asking import continue_tokens
 from tuneline.asking.models import Candidate, scoring_threads, untuned
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
@@ -155,10 +155,10 @@ def write_out(
     """
     everything = [*trials, *unseen]
     prompts, limits = [each.prompt for each in everything], [each.limit for each in everything]
-    texts = let_continue(ctx, chosen.model, prompts, limits, "tuned model")
+    texts, _ = continue_tokens(ctx, chosen.model, prompts, limits, "tuned model")
     count = len(trials)
-    of_base, cached = let_continue_kept(
-        ctx, untuned(ctx), prompts[:count], limits[:count], "base model"
+    of_base, cached = continue_tokens(
+        ctx, untuned(ctx), prompts[:count], limits[:count], "base model", shared=True
     )
     tuned, seed = _right(texts, everything), ctx.config.training.seed
     computed = sum(tuned[count:]) / max(len(unseen), 1)

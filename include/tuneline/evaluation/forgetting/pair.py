@@ -16,13 +16,10 @@ from dataclasses import dataclass
 
 from tuneline.artifacts.releases import Release, ancestry, released
 from tuneline.artifacts.training import MERGED
-from tuneline.asking.asking import ask, ask_kept, kept
+from tuneline.asking.asking import ask, ask_kept, losses
 from tuneline.asking.general_questions import Question, check_answer
 from tuneline.asking.models import (
     Candidate,
-    engine_of,
-    request_for,
-    scoring_threads,
     untuned,
 )
 from tuneline.bases import base_of
@@ -209,31 +206,18 @@ class Pair:
             return None
         rest, chosen = iter(sums), {}
         for number, choices in rows.items():
-            losses = [next(rest) for _ in choices]
-            likeliest = min(range(1, len(losses)), key=losses.__getitem__)
-            chosen[number] = 0 if losses[0] < losses[likeliest] else likeliest
+            sums = [next(rest) for _ in choices]
+            likeliest = min(range(1, len(sums)), key=sums.__getitem__)
+            chosen[number] = 0 if sums[0] < sums[likeliest] else likeliest
         return chosen
 
     def _losses(
         self, side: AskedModel, sequences: list[list[int]], scored: list[list[bool]]
     ) -> list[float] | None:
-        ctx, engine = self._ctx, engine_of(self._ctx)
-
-        def measured() -> list[float | None]:
-            ctx.log(f"{side.name}: scoring {len(sequences)} texts")
-            request = request_for(side.model, ctx.config.deployment, threads=scoring_threads())
-            losses = engine.losses(side.model.path, sequences, scored, request)
-            return [None] if losses is None else list(losses)
-
-        if side is self.base:
-            found, cached = kept(
-                ctx, side.model, ["losses", sequences, scored], side.name, measured
-            )
-            self.cached = self.cached and cached
-        else:
-            found = measured()
-        numbers = [loss for loss in found if loss is not None]
-        return numbers if len(numbers) == len(sequences) else None
+        of_base = side is self.base
+        found, cached = losses(self._ctx, side.model, sequences, scored, side.name, shared=of_base)
+        self.cached = self.cached and (cached or not of_base)
+        return found
 
     def _replies(
         self, side: AskedModel, questions: Sequence[Question], chosen: dict[int, int]

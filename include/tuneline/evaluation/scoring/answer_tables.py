@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.evaluation import HOLDOUT_SCORES
 from tuneline.asking.answer_values import canonical
-from tuneline.asking.asking import Served, keys_of
+from tuneline.asking.asking import LocalModel, keys_of
 from tuneline.asking.models import Candidate
 from tuneline.asking.rows import asked
 from tuneline.asking.tasks import Judged
@@ -96,7 +96,7 @@ def score_table(
 def _keys(
     ctx: StepContext, chosen: Candidate, rows: Sequence[Row], limits: Sequence[int]
 ) -> list[str]:
-    subject = Served(chosen.model, ctx.config.deployment)
+    subject = LocalModel(chosen.model, ctx.config.deployment)
     return keys_of(subject, [row.prompt for row in rows], limits)
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.asking.asking import KeptAnswers, Served, Subject, collect, endpoint_of
+from tuneline.asking.asking import KeptAnswers, LocalModel, Subject, collect, endpoint_of
 from tuneline.asking.models import hashed, hashed_adapter, installed
 from tuneline.asking.rows import of_split
 from tuneline.asking.tasks import Metric, choose_task, judge
@@ -85,7 +85,7 @@ def subject_of(asked: ScoreTarget, scratch: Path, log: Log) -> Subject:
         if not adapter.exists():
             raise UserError(f"--adapter {adapter} does not exist")
         model = model.beside(hashed_adapter(adapter))
-    return Served(model, asked.deployment)
+    return LocalModel(model, asked.deployment)
 
 
 def score(

@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tuneline.asking.asking import Answers, ask_kept
+from tuneline.asking.asking import BothAnswers, ask_kept
 from tuneline.asking.models import untuned
 from tuneline.asking.rows import asked, spread
 from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed, smallest_shown
@@ -141,7 +141,7 @@ def undecided_sentence(claims: list[Claim]) -> str:
     )
 
 
-# Answers that are tried as the constant one, and training rows that they are tried on.
+# BothAnswers that are tried as the constant one, and training rows that they are tried on.
 CONSTANTS, TRIED_ON = 30, 200
 # Training rows that are searched for the most similar one; more are drawn from.
 SEARCHED = 20_000
@@ -395,7 +395,7 @@ class HoldoutResult:
 
 
 def decide(
-    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], answers: Answers
+    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], answers: BothAnswers
 ) -> HoldoutResult:
     """Judge base and candidate, compare the candidate with all it must beat, write the tables.
 

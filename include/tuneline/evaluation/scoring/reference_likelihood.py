@@ -12,12 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.asking.asking import kept
+from tuneline.asking.asking import losses
 from tuneline.asking.models import (
     Candidate,
-    engine_of,
-    request_for,
-    scoring_threads,
     untuned,
 )
 from tuneline.asking.tasks import Task
@@ -28,7 +25,6 @@ from tuneline.errors import UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.failures import one_line
 from tuneline.models.tokenizer import load_tokenizer
-from tuneline.serving.engines.base import ServedModel
 from tuneline.statistics import Z95, Interval, RowLosses
 from tuneline.step_context import StepContext
 
@@ -84,14 +80,14 @@ class Likelihoods:
             f"{gain.upper:+.3f}] nats)"
         )
 
-    def _losses(self, sums: Sequence[float | None]) -> RowLosses:
+    def _losses(self, logprobs: Sequence[float | None]) -> RowLosses:
         known = [
             (-found, count)
-            for found, count in zip(sums, self.tokens, strict=True)
+            for found, count in zip(logprobs, self.tokens, strict=True)
             if found is not None and count is not None
         ]
-        losses, targets = zip(*known, strict=True)
-        return RowLosses(losses, targets, (1.0,) * len(known))
+        sums, targets = zip(*known, strict=True)
+        return RowLosses(sums, targets, (1.0,) * len(known))
 
 
 def logprob_gain(base: RowLosses, tuned: RowLosses) -> Interval:
@@ -150,8 +146,8 @@ def expected_likelihoods(
         return _unknown(len(rows), "no row's answer could be told from its prompt in its context")
     sequences, scored = [rendered[number].ids for number in masks], list(masks.values())
     try:
-        tuned = _logprobs(ctx, chosen.model, sequences, scored, "tuned model")
-        base = tuned and _logprobs(ctx, untuned(ctx), sequences, scored, "base model", cached=True)
+        tuned, _ = losses(ctx, chosen.model, sequences, scored, "tuned model")
+        base, _ = losses(ctx, untuned(ctx), sequences, scored, "base model", shared=True)
     except UserError as error:
         # It decides nothing, so the item is judged without it.
         return _unknown(len(rows), one_line(str(error)))
@@ -161,8 +157,8 @@ def expected_likelihoods(
     places = {number: place for place, number in enumerate(masks)}
     at = [places.get(number) for number in range(len(rows))]
     return Likelihoods(
-        tuple(None if place is None else base[place] for place in at),
-        tuple(None if place is None else tuned[place] for place in at),
+        tuple(None if place is None else -base[place] for place in at),
+        tuple(None if place is None else -tuned[place] for place in at),
         tuple(None if place is None else sum(scored[place]) for place in at),
     )
 
@@ -179,26 +175,3 @@ def last_answer(row: RenderedExample) -> list[bool]:
 
 def _unknown(rows: int, why: str) -> Likelihoods:
     return Likelihoods((None,) * rows, (None,) * rows, (None,) * rows, why)
-
-
-def _logprobs(
-    ctx: StepContext,
-    model: ServedModel,
-    sequences: list[list[int]],
-    scored: list[list[bool]],
-    what: str,
-    *,
-    cached: bool = False,
-) -> list[float] | None:
-    """Return the log-probability of each sequence's scored tokens; None if it is not told."""
-
-    def measured() -> list[float | None]:
-        ctx.log(f"{what}: likelihood of {len(sequences)} expected answers")
-        request = request_for(model, ctx.config.deployment, threads=scoring_threads())
-        losses = engine_of(ctx).losses(model.path, sequences, scored, request)
-        return [None] if losses is None else list(losses)
-
-    asked = ["losses", sequences, scored]
-    found = kept(ctx, model, asked, what, measured)[0] if cached else measured()
-    known = [-loss for loss in found if loss is not None]
-    return known if len(known) == len(sequences) else None

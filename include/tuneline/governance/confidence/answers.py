@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from tuneline.artifacts.calibration import Confidence
-from tuneline.asking.asking import CHUNK, KeptAnswers, Served, request_key
+from tuneline.asking.asking import CHUNK, KeptAnswers, LocalModel, request_key
 from tuneline.asking.tasks import Task
 from tuneline.data.tables.rows import Row
 from tuneline.serving.client.chat_protocol import ChatResult
@@ -31,7 +31,7 @@ def ask_for_confidence(
         rows: the rows.
         max_tokens: limit of an answer's length.
     """
-    subject = Served(model, ctx.config.deployment)
+    subject = LocalModel(model, ctx.config.deployment)
     scope = request_key(ctx.run.uri, subject.identity(), "log-probabilities")
     keys = [request_key(list(map(dict, row.prompt)), max_tokens) for row in rows]
     with KeptAnswers.in_cache(scope) as kept:
