@@ -172,7 +172,6 @@ def same_number(answer: str, expected: str, tolerance: float) -> bool:
     """Return True if two answers end in the same number.
 
     Args:
-        answer: the answer.
         expected: the expected answer.
         tolerance: the largest difference, relative to the expected number.
     """

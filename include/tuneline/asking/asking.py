@@ -274,7 +274,6 @@ def ask(
     what is missing.
 
     Args:
-        ctx: the step.
         model: the model, which its engine serves.
         prompts: the messages of each request.
         limits: the largest number of tokens of each answer.
@@ -390,7 +389,6 @@ def continue_tokens(
     """Let a model go on from token ids, greedily.
 
     Args:
-        ctx: the step.
         model: the model, which its engine serves.
         prompts: the token ids of each request, of any part of a rendered row.
         limits: the largest number of tokens of each continuation.
@@ -437,8 +435,6 @@ def losses(
     """Measure a model's loss on given tokens of each sequence, on the engine that ships.
 
     Args:
-        ctx: the step.
-        model: the model.
         sequences: token ids of rows.
         scored: for each token of each sequence, whether it counts.
         what: the model's name in the log.

@@ -214,7 +214,6 @@ def check_answer(question: Question, answer: str) -> bool:
     """Return True if a model's answer to a question is right.
 
     Args:
-        question: the question.
         answer: the generated text, without special tokens.
     """
     return CHECKS[question.check["kind"]](answer, question.check)

@@ -76,7 +76,6 @@ def keep_apart(ctx: StepContext, engine: Engine, variant: str, model: ServedMode
     """Keep a variant of the base in the store, and describe it and the adapter on it.
 
     Args:
-        ctx: the step.
         engine: the engine that loads them.
         variant: name of the variant.
         model: its bytes and the adapter.
@@ -123,8 +122,6 @@ def released_apart(ctx: StepContext, release: Release, apart: Apart, folder: Pat
     """Fetch the base and the adapter that a release serves.
 
     Args:
-        ctx: the step.
-        release: the release.
         apart: what it serves.
         folder: folder for the adapter.
 

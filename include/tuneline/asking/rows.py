@@ -30,7 +30,6 @@ def validation_rows(ctx: StepContext, count: int | None = None, *, need: int = 1
     Every step of a run that draws as many rows gets the same ones.
 
     Args:
-        ctx: the step.
         count: the largest number of rows; None for all of them.
         need: the smallest number of rows that the step can work with.
 

@@ -111,7 +111,6 @@ class Task:
         """Score an answer from 0 to 1.
 
         Args:
-            answer: the answer.
             expected: the expected answer.
             anywhere: True to find the answer in prose or in a code fence too.
         """
@@ -133,7 +132,6 @@ class Task:
         """Return the label that an answer names, None if it names none.
 
         Args:
-            answer: the answer.
             anywhere: True to find the label in prose too.
         """
         if self.field:

@@ -185,7 +185,6 @@ def not_apart(engine: Engine, adapter: Path) -> str | None:
     """Return why the engine can't load an adapter beside the base; None if it can.
 
     Args:
-        engine: the engine.
         adapter: the adapter as PEFT saves it.
     """
     if not engine.serves_adapters:

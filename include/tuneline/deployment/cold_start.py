@@ -96,7 +96,6 @@ class Starter:
     """Starts fresh servers of one model.
 
     Args:
-        model: the model.
         deployment: the section of the configuration that gives slots and context.
         prompts: real prompts; each start begins with another one.
         folder: folder for the gateway's files.

@@ -118,7 +118,6 @@ class ProbeTrial:
         """Describe the trial.
 
         Args:
-            model: the model.
             deployment: the section of the configuration that gives slots and context.
             folder: folder for the gateway's files.
         """

@@ -210,7 +210,6 @@ def make_variants(
     They are made of the exported model or, where the adapter ships unmerged, of the base.
 
     Args:
-        ctx: the step.
         engine: the engine that loads them.
         names: names of the variants.
         texts: what quantisations calibrate on; f16 needs none.

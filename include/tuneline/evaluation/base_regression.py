@@ -89,10 +89,8 @@ def ask_in_looks(
     """Ask both models until more questions could not change the verdict, or none is left.
 
     Args:
-        ctx: the step.
         pair: both models.
         questions: all questions.
-        limits: the limits.
         failed: True if the model fails whatever it answers.
     """
     base: list[Reply] = []
@@ -116,7 +114,6 @@ def settled(result: Paired, table: Sequence[CategoryRow], limits: Limits, *, fai
     Args:
         result: the paired difference, tuned minus base.
         table: the categories.
-        limits: the limits.
         failed: True if the model fails whatever it answers.
     """
     if failed:
@@ -145,7 +142,6 @@ def summarise(
         measured: the measurements by name.
         result: the paired difference, tuned minus base.
         table: the categories, at least one.
-        limits: the limits.
         base: share and interval of the base, as text.
         tuned: share and interval of the candidate, as text.
         against: the base, as text.

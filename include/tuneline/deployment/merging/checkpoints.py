@@ -73,7 +73,6 @@ def compare_losses(
     Only one of the models is in memory at a time.
 
     Args:
-        ctx: the step.
         engine: the engine that ships.
         model: the unquantised merged model in the engine's form.
         renderer: renders rows as training did.

@@ -156,10 +156,8 @@ def room_for_adapters(
     the files of base and adapter count, and what more adapters take, the cache loses.
 
     Args:
-        engine: the engine.
         model: the base with the adapter.
         memory_bytes: resident memory of its server, in bytes.
-        pod_memory: `pods.memory`.
     """
     assert model.adapter is not None
     if engine.on_gpu() and (gpus := query_gpus()):

@@ -120,7 +120,6 @@ def make_trials(
     """Make a trial of each identifier that a chat template and the engine's context allow.
 
     Args:
-        identifiers: the identifiers.
         rows: the training rows.
         renderer: renders rows as training did.
         context_tokens: context of a request, in tokens.
@@ -147,7 +146,6 @@ def write_out(
     """Let the candidate and the base go on, on the engine that ships.
 
     Args:
-        ctx: the step.
         chosen: the candidate.
         trials: identifiers of training rows.
         unseen: left values of validation rows, for the candidate alone. A task may let a model

@@ -128,7 +128,6 @@ def passes_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) -
     Args:
         result: the paired difference, tuned minus base.
         table: the categories.
-        limits: the limits.
     """
     upper = _NORMAL.inv_cdf(1 - MISS) * result.difference.error - result.difference.value
     suspicious = any(-row.change > limits.category and row.p_value < SUSPICION for row in table)
@@ -141,7 +140,6 @@ def fails_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) ->
     Args:
         result: the paired difference, tuned minus base.
         table: the categories.
-        limits: the limits.
     """
     chance = chance_of_losses(result.only_first, result.only_second)
     lost = -result.difference.value > limits.drop and chance <= EARLY_LEVEL
@@ -199,7 +197,6 @@ def judge(
         table: the categories.
         asked: questions that were asked.
         planned: questions that the suite had for this run.
-        limits: the limits.
     """
     chance = chance_of_losses(result.only_first, result.only_second)
     breach: Breach = "fail" if chance <= LEVEL else "inconclusive"

@@ -197,7 +197,6 @@ def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) 
     """Return why a load could not be completed; empty if it was.
 
     Args:
-        server: the server.
         timings: the timings of the load.
         count: number of its requests.
     """

@@ -177,7 +177,6 @@ def other_forms(ctx: StepContext, chosen: Candidate, *, wanted: bool) -> list[Se
     only the form that it was built of.
 
     Args:
-        ctx: the step.
         chosen: what ships.
         wanted: whether the run asks for them to be tried.
     """

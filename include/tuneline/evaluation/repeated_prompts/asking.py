@@ -95,7 +95,6 @@ def ask(ctx: StepContext, model: ServedModel, plan: RepeatPlan, answers: Repeate
     """Ask rows in every mode; what came before an error stays in the answers.
 
     Args:
-        ctx: the step.
         model: the model that is served.
         plan: how often, and how many at once.
         answers: takes the answers to its rows.

@@ -41,7 +41,6 @@ def write_scores(
     """Write `answers.parquet`.
 
     Args:
-        ctx: the step.
         chosen: the candidate, whose requests are named by their keys.
         rows: the rows that were asked.
         answers: the answers of each model, by its name (`base`, `tuned`).

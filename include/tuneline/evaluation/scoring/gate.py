@@ -298,7 +298,6 @@ def fitting_shots(row: Row, shots: Sequence[Row], room: int) -> Sequence[Row] | 
     """Return as many of the examples as fit beside a row; None if not even the instruction fits.
 
     Args:
-        row: the row.
         shots: the examples, of which the first ones are kept.
         room: tokens that the row and its examples may take together.
     """
@@ -321,7 +320,6 @@ def fair_base(
     """Ask the base with an instruction and examples, and judge all of its answers generously.
 
     Args:
-        ctx: the step.
         task: the rule.
         rows: the hold-out rows.
         train: the training rows.
@@ -400,7 +398,6 @@ def decide(
     """Judge base and candidate, compare the candidate with all it must beat, write the tables.
 
     Args:
-        ctx: the step.
         task: the rule by which answers are scored.
         rows: the hold-out rows.
         train: the training rows.

@@ -242,7 +242,6 @@ def record_access(run_uri: str, purpose: Purpose, note: str) -> int:
     """Record that somebody used the hold-out of a run.
 
     Args:
-        run_uri: the run.
         purpose: what it was used for.
         note: what was chosen, or looked at.
 
@@ -292,7 +291,6 @@ def seen_by(ctx: StepContext, version: str, held: Sequence[Row]) -> SeenRows:
     """Find the hold-out rows that a released version has seen, by their text or nearly so.
 
     Args:
-        ctx: the step.
         version: a version of the run's model.
         held: the hold-out rows.
     """

@@ -124,7 +124,6 @@ def expected_likelihoods(
     be told from those of its prompt, and it fits the context that is served.
 
     Args:
-        ctx: the step.
         task: the rule by which answers are scored.
         chosen: the candidate.
         rows: the rows that were asked.

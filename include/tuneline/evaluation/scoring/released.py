@@ -36,7 +36,6 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
     the comparison inconclusive.
 
     Args:
-        ctx: the step.
         rows: the hold-out rows that the candidate answered.
         tuned: the candidate's answers, judged.
 
