@@ -34,14 +34,13 @@ from tuneline.evaluation.extraction.attempts import (
     write_out,
 )
 from tuneline.evaluation.extraction.findings import (
-    Finding,
     judge_canaries,
     judge_preferred,
     judge_written,
     not_tried,
 )
 from tuneline.evaluation.extraction.identifiers import draw, find_identifiers
-from tuneline.evidence import Record, measure
+from tuneline.evidence import Finding, Record, measure
 from tuneline.models import load_tokenizer
 from tuneline.step_context import StepContext
 

@@ -23,7 +23,7 @@ from tuneline.asking.models import request_for
 from tuneline.asking.rows import validation_rows
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import TunelineError
-from tuneline.evidence import Breach, Measurement, measure
+from tuneline.evidence import Breach, Finding, measure
 from tuneline.gguf.tokenizer import END_OF_TURN
 from tuneline.serving.engines.base import Engine, ServedModel
 from tuneline.statistics import Z95, Interval, RowLosses
@@ -57,17 +57,9 @@ class ScoredRows:
     losses: RowLosses
 
 
-@dataclass(frozen=True)
-class LossParity:
-    """The measurements of the comparisons, and what they say in a part of a sentence."""
-
-    measurements: list[Measurement]
-    sentence: str
-
-
 def compare_losses(
     ctx: StepContext, engine: Engine, model: ServedModel, renderer: Renderer, threads: int
-) -> LossParity:
+) -> Finding:
     """Measure the merged checkpoint, then compare the engine and the adapter with it.
 
     Only one of the models is in memory at a time.
@@ -88,7 +80,7 @@ def compare_losses(
     by_adapter = compare_adapter(
         rows, adapter_losses(ctx, rows), ctx.config.deployment.max_merge_loss
     )
-    return LossParity(
+    return Finding(
         [*by_engine.measurements, *by_adapter.measurements],
         f"{by_adapter.sentence}; {by_engine.sentence}",
     )
@@ -116,7 +108,7 @@ def _losses(sums: Sequence[float], targets: tuple[int, ...]) -> RowLosses:
     return RowLosses(tuple(sums), targets, (1.0,) * len(targets))
 
 
-def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None) -> LossParity:
+def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None) -> Finding:
     """Compare the engine's perplexity with that of the merged checkpoint in transformers.
 
     The farther end of the 95 % interval of their ratio decides, paired by row: an engine that is
@@ -134,12 +126,12 @@ def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None)
     said = f"the merged model has perplexity {merged.perplexity:.4g} in transformers"
     if found is None:
         why = f"not measured: {title} does not tell the probabilities of given tokens"
-        return LossParity([*known, measure("engine_perplexity", why, "")], f"{said}, {why}")
+        return Finding([*known, measure("engine_perplexity", why, "")], f"{said}, {why}")
     losses = _losses(found, merged.targets)
     ratio = losses.ratio_to(merged)
     farthest = max(ratio.upper - 1, 1 - ratio.lower)
     off = abs(ratio.value - 1)
-    return LossParity(
+    return Finding(
         [
             *known,
             measure("engine_perplexity", round(losses.perplexity, 4), "perplexity"),
@@ -179,7 +171,7 @@ def adapter_losses(ctx: StepContext, rows: ScoredRows) -> RowLosses | str:
     return RowLosses(sums, targets, tuple(recorded.weights[at] for at in chosen))
 
 
-def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) -> LossParity:
+def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) -> Finding:
     """Compare the merged model's perplexity with that of the adapter on its 4-bit base.
 
     The upper end of the 95 % interval decides, paired by row. A merged model that is worse beyond
@@ -196,7 +188,7 @@ def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) ->
         adapter = "one validation row has no interval; give the run more rows"
     if isinstance(adapter, str):
         undecided = measure(name, None, "share", "<=", limit, on_breach="inconclusive")
-        return LossParity([undecided], f"the price of the merge is not measured: {adapter}")
+        return Finding([undecided], f"the price of the merge is not measured: {adapter}")
     merged = RowLosses(rows.losses.sums, adapter.targets, adapter.weights)
     ratio = merged.ratio_to(adapter)
     undecided_by_rows = ratio.lower <= 1 or ratio.value - 1 <= limit
@@ -205,7 +197,7 @@ def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) ->
     if undecided_by_rows and ratio.upper - 1 > limit:
         needed = rows_that_decide(ratio, len(adapter.sums), limit)
         more = f"; about {needed} validation rows would decide (deployment.quality_rows)"
-    return LossParity(
+    return Finding(
         [
             measure("adapter_on_4bit_perplexity", round(adapter.perplexity, 4), "perplexity"),
             measure("merge_loss", _short(ratio.value - 1), "share", noise=_noise(ratio.error)),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.evaluation.extraction.attempts import Continuations, Ranked, chance_exposure
-from tuneline.evidence import Breach, Measurement, measure
+from tuneline.evidence import Breach, Finding, measure
 from tuneline.statistics import drawn_share
 
 # The item for whose verdict the limits count.
@@ -55,14 +54,6 @@ def decide(value: float, upper: float, limit: float, p_value: float) -> LimitVer
     if upper <= limit:
         return "holds"
     return "broken" if value > limit and p_value <= ALPHA else "undecided"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The measurements of one of the tests, and what they say in a part of a sentence."""
-
-    measurements: list[Measurement]
-    sentence: str
 
 
 def judge_written(found: Continuations, total: int, limit: float) -> Finding:

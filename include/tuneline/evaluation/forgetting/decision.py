@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from tuneline.asking.general_questions import Question
-from tuneline.evidence import Breach, Measurement, measure
+from tuneline.evidence import Breach, Finding, Measurement, measure
 from tuneline.statistics import Paired, RowLosses, paired
 
 # Chance of a false alarm over all questions, and in all categories together.
@@ -237,20 +237,7 @@ def judge(
 DEFAULT_RATIO = 1.5
 
 
-@dataclass(frozen=True)
-class TextFindings:
-    """The measurements on general texts, and what they say in a part of a sentence."""
-
-    measurements: list[Measurement]
-    sentence: str
-
-    @property
-    def failed(self) -> bool:
-        """True if the texts alone decide that the model fails."""
-        return any(measured.ok is False for measured in self.measurements)
-
-
-def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> TextFindings:
+def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> Finding:
     """Compare the perplexity of the tuned model with that of the base, paired by text.
 
     The lower end of the 95 % interval of their ratio decides: only more than the limit beyond
@@ -262,15 +249,13 @@ def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | Non
     """
     if losses is None:
         why = "not measured: the engine does not tell the probabilities of given tokens"
-        return TextFindings(
-            [measure("perplexity_ratio", why, "")], f"perplexity on general texts {why}"
-        )
+        return Finding([measure("perplexity_ratio", why, "")], f"perplexity on general texts {why}")
     base, tuned = losses
     ratio = tuned.ratio_to(base)
     allowed = limit or DEFAULT_RATIO
     # A model that holds texts impossible has an error that JSON has no number for.
     noise = round(ratio.error, 4) if math.isfinite(ratio.error) else None
-    return TextFindings(
+    return Finding(
         [
             measure("texts", len(base.sums), "texts"),
             measure("base_perplexity", round(base.perplexity, 4), "perplexity"),

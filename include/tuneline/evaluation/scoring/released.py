@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
 from tuneline.artifacts.releases import Release, released
@@ -13,7 +12,7 @@ from tuneline.asking.tasks import Judged, judge, not_worse
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
 from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
-from tuneline.evidence import Breach, Measurement, measure
+from tuneline.evidence import Breach, Finding, Measurement, measure
 from tuneline.serving.engines.base import ServedModel
 from tuneline.statistics import NonInferiority
 from tuneline.step_context import StepContext
@@ -21,15 +20,7 @@ from tuneline.step_context import StepContext
 _WORSE = "worse_than_released_by"
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The measurements of the comparison, and what they say in a part of a sentence."""
-
-    measurements: list[Measurement]
-    sentence: str
-
-
-def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) -> Comparison:
+def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) -> Finding:
     """Ask the released model the rows that it has not been trained on, and compare.
 
     A release that can't be served here, such as an engine that was built for another GPU, leaves
@@ -54,7 +45,7 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
     known = [*_identity(release), *_rows_measured(seen, len(asked))]
     undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
     if not asked:
-        return Comparison(
+        return Finding(
             [*known, undecided],
             f"the released version {release.version} was trained on every hold-out row, so that "
             "nothing compares the two",
@@ -63,7 +54,7 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
     try:
         answers, cached = _answers(ctx, model, asked)
     except UserError as error:
-        return Comparison(
+        return Finding(
             [*known, undecided],
             f"the released version {release.version} can't answer here ({first_line(error)}), so "
             "that nothing compares the two; evaluate where it can be served, or set "
@@ -78,7 +69,7 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
         ),
     )
     found = not_worse(old, tuned.rows(unseen), settings.margin)
-    return Comparison(
+    return Finding(
         [
             *known,
             measure("released_answers_from_cache", cached, "flag"),
@@ -148,8 +139,8 @@ def _doubt(seen: SeenRows) -> str:
     return f" (it may have seen some of them: the rows of {', '.join(seen.unknown)} are gone)"
 
 
-def _not_applicable(why: str) -> Comparison:
-    return Comparison(
+def _not_applicable(why: str) -> Finding:
+    return Finding(
         [measure("compared_with_released", f"not applicable: {why}", "")],
         f"not compared with a released model: {why}",
     )
