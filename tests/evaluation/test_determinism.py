@@ -71,7 +71,7 @@ def unsteady(lab, tmp_path, monkeypatch):
 
     def measure(fault, *, dies_after=None, rows=40, **evaluation):
         engine = UnsteadyEngine(fault, dies_after)
-        monkeypatch.setattr("tuneline.evaluation.repeated_prompts.asking.serve", engine.serve)
+        monkeypatch.setattr("tuneline.evaluation.repeated_prompts.asking.server_of", engine.serve)
         bench = lab(evaluation=evaluation)
         bench.leave_dataset(dataset_rows({"train": 4, "validation": rows}))
         model = tmp_path / "model.gguf"

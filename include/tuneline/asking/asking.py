@@ -32,7 +32,7 @@ from tuneline.asking.models import (
     engine_of,
     request_for,
     scoring_threads,
-    serve,
+    server_of,
     untuned,
 )
 from tuneline.config import DeploymentConfig
@@ -184,7 +184,7 @@ class LocalModel:
             TunelineError: if it does not answer.
         """
         with (
-            serve(self.model, self.deployment, threads=scoring_threads()) as server,
+            server_of(self.model, self.deployment, threads=scoring_threads()) as server,
             server.client() as client,
         ):
             yield client

@@ -10,8 +10,6 @@ it lies in the store once, by its hash, whichever adapters are served on it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -353,7 +351,7 @@ def server_of(
     parallel: int | None = None,
     port: int = 0,
 ) -> EngineServer:
-    """Return a server of a model on its engine, not yet started; see `request_for`.
+    """Return a server of a model on its engine, which `with` starts; see `request_for`.
 
     Raises:
         UserError: if the engine can't be started here.
@@ -362,21 +360,3 @@ def server_of(
         model, deployment, alias=alias, threads=threads, parallel=parallel, port=port
     )
     return installed(model.engine).server(request)
-
-
-@contextmanager
-def serve(
-    model: ServedModel,
-    deployment: DeploymentConfig,
-    *,
-    threads: int | None = None,
-    parallel: int | None = None,
-) -> Iterator[EngineServer]:
-    """Run a server of a model on its engine; see `request_for`.
-
-    Raises:
-        UserError: if the engine can't be started here.
-        TunelineError: if it does not answer.
-    """
-    with server_of(model, deployment, threads=threads, parallel=parallel) as server:
-        yield server

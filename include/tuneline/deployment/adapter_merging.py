@@ -31,7 +31,7 @@ from tuneline.asking.models import (
     hashed,
     run_adapter,
     scoring_threads,
-    serve,
+    server_of,
     unquantised,
     untuned,
 )
@@ -215,7 +215,7 @@ def serve_form(
     """Serve a model; ask it rows, compare how it reads them, and measure its speed."""
     deployment = ctx.config.deployment
     rows = dataset_rows(ctx)
-    with serve(model, deployment) as server:
+    with server_of(model, deployment) as server:
         rendered = differing_prompts(renderer, asked, server)
         tokenised = differing_rows(renderer, rows, server)
         results = ask_server(server, asked)

@@ -28,7 +28,7 @@ from tuneline.asking.models import (
     request_for,
     run_adapter,
     scoring_threads,
-    serve,
+    server_of,
     ships_apart,
     unquantised,
     untuned,
@@ -124,7 +124,7 @@ def ask_variant(
 ) -> tuple[list[str], dict[str, Any]]:
     """Have a server of the variant answer the rows; return its answers, speed and memory."""
     deployment = ctx.config.deployment
-    with serve(model, deployment, threads=threads) as server, server.client() as client:
+    with server_of(model, deployment, threads=threads) as server, server.client() as client:
         start = time.perf_counter()
         results = client.complete_batch(
             [row.prompt for row in rows],

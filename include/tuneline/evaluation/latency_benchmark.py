@@ -16,7 +16,7 @@ from typing import Any
 
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.asking.hardware import Machine, differences, this_machine
-from tuneline.asking.models import candidate, serve
+from tuneline.asking.models import candidate, server_of
 from tuneline.asking.rows import validation_rows
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.evaluation.latency.findings import (
@@ -111,7 +111,7 @@ def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
 def measure_model(ctx: StepContext, model: ServedModel, served: ServedLimits | None) -> Bench:
     """Measure a model on a server of its own, with the threads that it is served with."""
     threads = served.threads if served else None
-    with serve(model, ctx.config.deployment, threads=threads) as server:
+    with server_of(model, ctx.config.deployment, threads=threads) as server:
         return measure_server(ctx, server)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tuneline.asking.models import scoring_threads, serve
+from tuneline.asking.models import scoring_threads, server_of
 from tuneline.data.tables.rows import Row
 from tuneline.serving.client.chat_protocol import ChatResult
 from tuneline.serving.client.client import EngineClient
@@ -85,7 +85,7 @@ class RepeatedAnswers:
 def _serving(ctx: StepContext, model: ServedModel, parallel: int) -> Iterator[EngineClient]:
     threads = scoring_threads()
     with (
-        serve(model, ctx.config.deployment, threads=threads, parallel=parallel) as server,
+        server_of(model, ctx.config.deployment, threads=threads, parallel=parallel) as server,
         server.client() as client,
     ):
         yield client
