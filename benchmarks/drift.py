@@ -33,12 +33,12 @@ from benchmarks.contest.trial import Job, Trial, read_lines
 from benchmarks.texts.drift_nights import Pool, called, simulate, window_looks
 from benchmarks.workloads.input_rows import read_texts, write_lines
 from tuneline import __version__
+from tuneline.asking.general_questions import load_questions
 from tuneline.errors import UserError
 from tuneline.governance.drift.budget import YEAR
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Reference, texts_of
 from tuneline.governance.drift.watch import compare
-from tuneline.harness.general_questions import load_questions
 
 OURS = "tuneline"
 WINDOW = 500

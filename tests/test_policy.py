@@ -14,7 +14,7 @@ from tuneline.config.pipeline import LIMITS, item_of
 from tuneline.config.policy import NAMES, limits_in, policy_file
 from tuneline.data.pii.measure.leak_estimate import leak_limit
 from tuneline.errors import UserError
-from tuneline.evaluation.forgetting import decision, texts
+from tuneline.evaluation.forgetting import decision
 from tuneline.evidence import measure
 from tuneline.launch import create_run
 from tuneline.people import approvals
@@ -204,7 +204,7 @@ def test_no_preset_is_looser_than_the_shipped_policy(preset):
 def test_what_unset_limits_stand_for_is_what_the_items_take():
     values = limits_in(made())
     assert values["evaluation.max_regression"] == decision.DEFAULT_LIMIT
-    assert values["evaluation.max_perplexity_ratio"] == texts.DEFAULT_LIMIT
+    assert values["evaluation.max_perplexity_ratio"] == decision.DEFAULT_RATIO
     assert set(NAMES) == {"PERSON", "LOCATION"}
     config = made().data
     for entity in ("EMAIL_ADDRESS", "STREET_ADDRESS", "other"):

@@ -160,7 +160,7 @@ def describe() -> dict[str, Any]:
         `python`, and `load`: the mean number of running processes over the last minute. A load
         above the number of cores means that other work used some of them.
     """
-    from tuneline.harness.hardware import this_machine
+    from tuneline.asking.hardware import this_machine
 
     machine = this_machine()
     return {

@@ -10,6 +10,7 @@ import json
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache, lru_cache
 from pathlib import Path
@@ -221,6 +222,19 @@ def measure(
         ok=None if rule is None else holds(value, rule, limit),
         on_breach=on_breach,
     )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Measurements, and what they say in a part of a sentence."""
+
+    measurements: list[Measurement]
+    sentence: str
+
+    @property
+    def failed(self) -> bool:
+        """True if one of the rules is broken."""
+        return any(measured.ok is False for measured in self.measurements)
 
 
 def _for_json(value: Any) -> Scalar:

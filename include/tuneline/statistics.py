@@ -1,14 +1,27 @@
-"""Compute exact intervals of shares, of counts, and of weighted counts.
+"""Confidence intervals and tests: of shares, counts, paired differences, quantiles and losses.
 
-Sources: Clopper and Pearson (1934) for a share; Garwood (1936) for a count; Fay and Feuer,
-"Confidence intervals for directly standardized rates: a method based on the gamma distribution"
-(Statistics in Medicine 16, 1997), for a weighted sum of counts, which is never too narrow.
+Sources: Wilson (1927), and Clopper and Pearson (1934), for a share; Garwood (1936) for a count; Fay
+and Feuer, "Confidence intervals for directly standardized rates: a method based on the gamma
+distribution" (Statistics in Medicine 16, 1997), for a weighted sum of counts, which is never too
+narrow; Agresti and Min (2005), "Simple improved confidence intervals for comparing matched
+proportions", for a paired difference; the exact binomial form of the test of McNemar (1947), which
+is the sign test on the rows where the two disagree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Weights = NDArray[np.int64]
+    Statistic = Callable[[Weights], NDArray[np.float64]]
 
 # Probability that a bound is wrong, on each side: two-sided 95 %.
 TAIL = 0.025
@@ -42,6 +55,27 @@ def share_of(successes: int, n: int, tail: float = TAIL) -> Bounds:
     return Bounds(successes / n, float(lower), float(upper))
 
 
+def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
+    """Return the share of hits among `total` of which `drawn` were tried, hypergeometric.
+
+    The interval has no width if all of them were tried.
+
+    Args:
+        hits: hits among those that were tried.
+        drawn: number of those that were tried, at least one.
+        total: number of all.
+    """
+    from scipy.stats import hypergeom
+
+    # All that fit what was seen, from as many as were hit to all but those that were not.
+    possible = range(hits, total - (drawn - hits) + 1)
+    below = bisect_left(
+        possible, True, key=lambda k: hypergeom.sf(hits - 1, total, k, drawn) > TAIL
+    )
+    within = bisect_left(possible, True, key=lambda k: hypergeom.cdf(hits, total, k, drawn) <= TAIL)
+    return Bounds(hits / drawn, possible[below] / total, possible[within - 1] / total)
+
+
 def weighted_count(counts: Sequence[int], weights: Sequence[float]) -> Bounds:
     """Return a weighted sum of independent counts with its interval.
 
@@ -62,3 +96,478 @@ def weighted_count(counts: Sequence[int], weights: Sequence[float]) -> Bounds:
         lower = variance / value * float(gammaincinv(value**2 / variance, TAIL))
     upper, spread = value + most, variance + most**2
     return Bounds(value, lower, spread / upper * float(gammaincinv(upper**2 / spread, 1 - TAIL)))
+
+
+# Two-sided 95 % of the normal distribution.
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % confidence interval and standard error."""
+
+    value: float
+    lower: float
+    upper: float
+    error: float
+
+    def text(self) -> str:
+        """Return the estimate and its interval, as `0.923 [0.860, 0.960]`."""
+        return f"{self.value:.3f} [{self.lower:.3f}, {self.upper:.3f}]"
+
+
+def share(right: Sequence[bool]) -> Interval:
+    """Return the share of true values with its Wilson score interval.
+
+    Args:
+        right: a flag for each row, at least one.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    return wilson(sum(right), len(right))
+
+
+def wilson(successes: float, n: float) -> Interval:
+    """Return the Wilson score interval of `successes` in `n`; both may be fractional (ties).
+
+    Raises:
+        ValueError: if `n` is not positive.
+    """
+    if n <= 0:
+        raise ValueError("a share needs at least one row")
+    p = successes / n
+    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    spread = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
+    # The interval's half-width over z is a standard error that is not zero at p = 0 or 1.
+    return Interval(p, max(0.0, centre - spread), min(1.0, centre + spread), round(spread / Z95, 6))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The difference of two shares measured on the same rows.
+
+    Attributes:
+        difference: the second share minus the first.
+        only_first: rows on which only the first is right.
+        only_second: rows on which only the second is right.
+        p_value: two-sided p-value of McNemar's exact test.
+    """
+
+    difference: Interval
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Return how much more often the second is right than the first, on the same rows.
+
+    The interval is Agresti and Min's: Wald's on counts with half a row added to each cell.
+    Its width is not zero even if the two always agree.
+
+    Args:
+        first: a flag for each row.
+        second: a flag for each row, in the same order.
+
+    Raises:
+        ValueError: if there are no rows, or not as many of both.
+    """
+    if not first or len(first) != len(second):
+        raise ValueError(f"paired shares need equal rows, got {len(first)} and {len(second)}")
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    gained = sum(b and not a for a, b in zip(first, second, strict=True))
+    return paired_counts(lost, gained, len(first))
+
+
+def paired_counts(lost: int, gained: int, n: int) -> Paired:
+    """Return the paired difference of counts; see `paired`.
+
+    Args:
+        lost: rows on which only the first is right.
+        gained: rows on which only the second is right.
+        n: all rows, at least one.
+    """
+    size, up, down = n + 2, gained + 0.5, lost + 0.5
+    centre = (up - down) / size
+    error = math.sqrt(up + down - (up - down) ** 2 / size) / size
+    interval = Interval(
+        (gained - lost) / n,
+        max(-1.0, centre - Z95 * error),
+        min(1.0, centre + Z95 * error),
+        round(error, 6),
+    )
+    return Paired(interval, lost, gained, sign_test(gained, lost))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Return the two-sided p-value of the exact sign test: wins and losses are equally likely."""
+    n = wins + losses
+    if n == 0:
+        return 1.0
+    tail = sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def samples_needed(share: float) -> int:
+    """Return the smallest sample that a quantile can be claimed of.
+
+    Args:
+        share: the share of values below the quantile, between 0 and 1: 0.95 for p95.
+    """
+    return math.ceil(math.log(TAIL) / math.log(max(share, 1 - share)))
+
+
+def percentile(values: Sequence[float], q: float) -> float:
+    """Return a percentile, `q` from 0 to 100; NaN of no values."""
+    import numpy as np
+
+    return float(np.percentile(values, q)) if values else math.nan
+
+
+def quantile(values: Sequence[float], share: float) -> Bounds | None:
+    """Return a quantile with an interval of 95 % at least; None if the sample is too small for it.
+
+    The interval lies between two order statistics whose ranks follow from the binomial distribution
+    (Conover, *Practical Nonparametric Statistics*, 3rd ed., section 3.2; Hahn and Meeker,
+    *Statistical Intervals*, section 5.2). It holds for independent values of any distribution.
+
+    Args:
+        values: the sample, in any order.
+        share: the share of values below the quantile, between 0 and 1.
+    """
+    from scipy.stats import binom
+
+    n = len(values)
+    if n < samples_needed(share):
+        return None
+    ordered = sorted(values)
+    lower, upper = (int(binom.ppf(tail, n, share)) for tail in (TAIL, 1 - TAIL))
+    # Ranks count from 1; the upper one is the first that a quantile exceeds too rarely.
+    return Bounds(percentile(ordered, 100 * share), ordered[lower - 1], ordered[upper])
+
+
+# The exponential of more is beyond a float.
+_LARGEST_EXPONENT = 700.0
+
+
+@dataclass(frozen=True)
+class RowLosses:
+    """Losses of rows.
+
+    Attributes:
+        sums: negative log-likelihood of each row's learned tokens, in nats.
+        targets: number of learned tokens of each row.
+        weights: weight of each row.
+    """
+
+    sums: tuple[float, ...]
+    targets: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean loss of a token over the weighted rows, in nats."""
+        total = sum(w * n for w, n in zip(self.weights, self.targets, strict=True))
+        return sum(w * s for w, s in zip(self.weights, self.sums, strict=True)) / total
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean loss."""
+        return _exponential(self.mean)
+
+    @property
+    def standard_error(self) -> float:
+        """The standard error of the mean over the draw of rows (ratio estimator)."""
+        return _ratio_error(self.sums, self.targets, self.weights, self.mean)
+
+    def log_ratio_error(self, other: RowLosses) -> float:
+        """Return the standard error of the difference to another model's mean on the same rows."""
+        differences = [a - b for a, b in zip(self.sums, other.sums, strict=True)]
+        return _ratio_error(differences, self.targets, self.weights, self.mean - other.mean)
+
+    def ratio_to(self, other: RowLosses) -> Interval:
+        """Return the perplexity over another model's on the same rows, paired by row.
+
+        The 95 % interval is that of the difference of the mean losses, normal, exponentiated.
+        """
+        difference, error = self.mean - other.mean, self.log_ratio_error(other)
+        ratio = _exponential(difference)
+        return Interval(
+            ratio,
+            _exponential(difference - Z95 * error),
+            _exponential(difference + Z95 * error),
+            ratio * error,
+        )
+
+
+def _exponential(value: float) -> float:
+    return math.exp(min(value, _LARGEST_EXPONENT))
+
+
+def _ratio_error(
+    sums: Sequence[float], targets: Sequence[int], weights: Sequence[float], mean: float
+) -> float:
+    """Return the standard error of a ratio of sums (Cochran, Sampling Techniques, 6.3)."""
+    count = len(sums)
+    if count < 2:
+        return 0.0
+    residuals = [w * (s - mean * n) for s, n, w in zip(sums, targets, weights, strict=True)]
+    total = sum(w * n for w, n in zip(weights, targets, strict=True))
+    return math.sqrt(count / (count - 1) * sum(r * r for r in residuals)) / total
+
+
+# One-sided 80 % of the normal distribution: the power that a larger sample is planned for.
+_Z_POWER = 0.841621
+# Standard errors between a limit and what is shown to lie beyond it with that power.
+Z_SHOWN = Z95 + _Z_POWER
+# Halvings of an interval of width 2: far below any rounding of the evidence.
+_HALVINGS = 60
+
+MarginVerdict = Literal["not worse", "worse", "undecided"]
+
+
+def score_interval(gained: int, lost: int, rows: int) -> Interval:
+    """Return the difference of two paired shares with Tango's 95 % score interval.
+
+    "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design" (Statistics in Medicine 17, 1998): the differences that the score test
+    does not reject. It keeps its coverage where two models hardly ever disagree, which is the usual
+    case here and where Wald's interval fails.
+
+    Args:
+        gained: rows on which only the new model is right.
+        lost: rows on which only the old model is right.
+        rows: all rows, at least one.
+
+    Raises:
+        ValueError: if there are no rows, or fewer than the two models disagree on.
+    """
+    if rows < max(1, gained + lost):
+        raise ValueError(f"{gained} + {lost} rows differ of {rows}")
+    value = (gained - lost) / rows
+
+    def score(difference: float) -> float:
+        return _score(gained, lost, rows, difference)
+
+    lower = _root(lambda d: score(d) - Z95, -1.0, value)
+    upper = _root(lambda d: score(d) + Z95, value, 1.0)
+    return Interval(value, lower, upper, round((upper - lower) / (2 * Z95), 6))
+
+
+def _score(gained: int, lost: int, rows: int, difference: float) -> float:
+    """Return Tango's statistic of a hypothetical difference; it falls as the difference grows."""
+    a = 2 * rows
+    b = -gained - lost + (2 * rows - gained + lost) * difference
+    c = -lost * difference * (1 - difference)
+    # The share of rows that only the old model gets right, most likely under the hypothesis.
+    share = (math.sqrt(max(0.0, b * b - 4 * a * c)) - b) / (2 * a)
+    variance = rows * (2 * share + difference * (1 - difference))
+    distance = gained - lost - rows * difference
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+    """Return where a falling function crosses zero between two points."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return (low + high) / 2
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """The comparison of a new model with an old one on the same rows, against a margin.
+
+    The new one is not inferior if the lower end of the two-sided 95 % interval is not below minus
+    the margin (ICH E9 and E10: one-sided, 2.5 %).
+
+    Attributes:
+        difference: share right of the new model minus that of the old one.
+        gained: rows on which only the new model is right, or scores higher.
+        lost: rows on which only the old model is right, or scores higher.
+        rows: all rows.
+        margin: share of the rows, or part of the metric, by which the new model may be worse.
+        spread: mean square of the differences of single rows.
+        fewest: rows on which models that always agree are shown to be not worse.
+    """
+
+    difference: Interval
+    gained: int
+    lost: int
+    rows: int
+    margin: float
+    spread: float
+    fewest: int
+
+    @property
+    def decision(self) -> MarginVerdict:
+        """`worse` if the old model is better beyond chance and the margin may be exceeded."""
+        if self.difference.lower >= -self.margin:
+            return "not worse"
+        return "worse" if self.difference.upper < 0 else "undecided"
+
+    @property
+    def rows_needed(self) -> int:
+        """Rows that decide with a probability of 80 % if models go on to differ as they did.
+
+        Where the difference measured is within the margin, they are those that show it; else
+        those that show the new model to be worse.
+        """
+        z, value = Z_SHOWN, self.difference.value
+        # A better model is planned for as an equal one.
+        least = min(value, 0.0)
+        distance = self.margin + least if least > -self.margin else -least
+        needed = z * z * max(0.0, self.spread - least * least) / (distance * distance)
+        return max(math.ceil(needed), self.fewest, self.rows + 1)
+
+
+def rows_for(margin: float) -> int:
+    """Return the rows on which a model that always agrees is shown to be not worse.
+
+    Two models that never disagree have the interval -z²/(n + z²) to z²/(n + z²).
+
+    Args:
+        margin: share of the rows by which the new model may be worse.
+    """
+    return math.ceil(Z95 * Z95 * (1 - margin) / margin)
+
+
+def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInferiority:
+    """Compare two models on the same rows.
+
+    Args:
+        old: whether each answer of the old model is right, at least one.
+        new: the same of the new model, in the same order.
+        margin: share of the rows by which the new model may be worse.
+
+    Raises:
+        ValueError: if there are no rows, or not as many of both.
+    """
+    lost = sum(a and not b for a, b in zip(old, new, strict=True))
+    gained = sum(b and not a for a, b in zip(old, new, strict=True))
+    interval = score_interval(gained, lost, len(old))
+    rows = len(old)
+    spread = (gained + lost) / rows
+    return NonInferiority(interval, gained, lost, rows, margin, spread, rows_for(margin))
+
+
+def of_interval(found: Paired, rows: int, margin: float, spread: float) -> NonInferiority:
+    """Compare two models by the difference of a metric that is no share of right rows.
+
+    Args:
+        found: metric of the new model minus that of the old one, with an interval that never has a
+            width of zero.
+        rows: all rows.
+        margin: how much lower the metric of the new model may be.
+        spread: mean square of the differences of single rows.
+    """
+    # Models that never differ have an error of 1 over the rows (`bootstrap.mean_difference`).
+    fewest = math.ceil(Z95 / margin)
+    return NonInferiority(
+        found.difference, found.only_second, found.only_first, rows, margin, spread, fewest
+    )
+
+
+# Bootstrap: rows are drawn with replacement (Efron, 1979; the paired form for comparing two systems
+# on the same rows is Koehn's, "Statistical Significance Tests for Machine Translation Evaluation",
+# 2004), and the interval holds the middle 95 % of the resampled values. On few rows, or where rows
+# hardly differ, that is too narrow, and of width zero if they do not differ at all. So two rows are
+# added, as Agresti and Coull (1998) and Agresti and Min (2005) do for shares: scores of 0 and 1 to
+# one model's, and to differences ±√½, which together have the variance of the four half rows that
+# Agresti and Min add.
+RESAMPLES = 4000
+SEED = 20050
+# Counts of rows that are held at once: 32 MB.
+_BLOCK = 4_000_000
+_ADDED = math.sqrt(0.5)
+
+
+def mean_interval(scores: Sequence[float]) -> Interval:
+    """Return the mean of graded scores with its 95 % interval.
+
+    Args:
+        scores: a score from 0 to 1 for each row, at least one.
+
+    Raises:
+        ValueError: if there are no rows.
+    """
+    if not scores:
+        raise ValueError("a mean needs at least one row")
+    value = sum(scores) / len(scores)
+    lower, upper, error = _mean_limits([*scores, 0.0, 1.0])
+    return Interval(value, max(0.0, min(lower, value)), min(1.0, max(upper, value)), error)
+
+
+def mean_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Return how much higher the second mean is, with its 95 % interval, paired by row.
+
+    Raises:
+        ValueError: if there are no rows, or not as many of both.
+    """
+    if not first or len(first) != len(second):
+        raise ValueError(f"paired scores need equal rows, got {len(first)} and {len(second)}")
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    value = sum(differences) / len(differences)
+    lower, upper, error = _mean_limits([*differences, -_ADDED, _ADDED])
+    return Interval(value, max(-1.0, min(lower, value)), min(1.0, max(upper, value)), error)
+
+
+def _mean_limits(values: Sequence[float]) -> tuple[float, float, float]:
+    import numpy as np
+
+    array = np.asarray(values)
+    return bootstrap_limits(len(array), lambda weights: weights @ array / len(array))
+
+
+def bootstrap_limits(rows: int, statistic: Statistic) -> tuple[float, float, float]:
+    """Return both ends of the 95 % interval of a statistic, and its standard error.
+
+    Args:
+        rows: number of rows.
+        statistic: takes how often each row was drawn (shape resamples × rows) and returns the
+            value of each resample.
+    """
+    import numpy as np
+
+    drawn = np.concatenate([statistic(weights) for weights in _weights(rows)])
+    lower, upper = np.quantile(drawn, [0.025, 0.975])
+    return float(lower), float(upper), round(float(drawn.std()), 6)
+
+
+def _weights(rows: int) -> Iterator[Weights]:
+    import numpy as np
+
+    random = np.random.default_rng(SEED)
+    block = max(1, min(RESAMPLES, _BLOCK // rows))
+    for start in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - start)
+        yield random.multinomial(rows, np.full(rows, 1 / rows), size=size)
+
+
+def macro_f1(
+    weights: Any, wanted: Sequence[str | None], named: Sequence[str | None]
+) -> NDArray[np.float64]:
+    """Return the macro-F1 of weighted rows: the mean of the F1 of every label that is wanted.
+
+    Args:
+        weights: weight of each row in each resample, shape resamples × rows.
+        wanted: the expected label of each row.
+        named: the label that each answer names, None for none.
+
+    Returns:
+        A value for each resample. A label that a resample does not want is left out of its mean.
+    """
+    import numpy as np
+
+    labels = sorted({label for label in wanted if label is not None})
+    want = np.array([[label == other for other in labels] for label in wanted], dtype=float)
+    name = np.array([[label == other for other in labels] for label in named], dtype=float)
+    found, expected, answered = weights @ (want * name), weights @ want, weights @ name
+    total = expected + answered
+    f1 = np.divide(2 * found, total, out=np.zeros_like(found, dtype=float), where=total > 0)
+    there = expected > 0
+    mean: NDArray[np.float64] = (f1 * there).sum(axis=1) / np.maximum(1, there.sum(axis=1))
+    return mean

@@ -9,7 +9,7 @@ import pytest
 from tuneline.artifacts.base_model import BASE
 from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
-from tuneline.evaluation.forgetting.origin import find_origin
+from tuneline.evaluation.forgetting.pair import find_origin
 from tuneline.models import load_tokenizer, resolve
 from tuneline.models.origins import BucketSource
 from tuneline.store import CorruptObject

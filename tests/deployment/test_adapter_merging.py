@@ -9,7 +9,7 @@ from tests.lab.tiny_task import make_tokenizer, task_rows, train
 from tuneline.artifacts.deployment import DECISION
 from tuneline.deployment import adapter_merging
 from tuneline.deployment.adapter_merging import logprob_change, same_share
-from tuneline.deployment.merging.served_forms import Level, Slowdown, decide, slowdown
+from tuneline.deployment.merging.served_forms import LevelSpeed, Slowdown, decide, slowdown
 from tuneline.gguf.export import export_gguf, export_lora_gguf
 from tuneline.serving.client import ChatResult, TokenLogprob, Usage
 from tuneline.training import export_candidate
@@ -258,11 +258,11 @@ def test_policy_and_numbers_decide():
 
 
 def test_the_slowdown_is_that_of_all_slots_with_its_noise():
-    merged, apart = Level(4, 0.1, 0.01, 100.0, 3.0, 0), Level(4, 0.1, 0.01, 60.0, 2.0, 0)
+    merged, apart = LevelSpeed(4, 0.1, 0.01, 100.0, 3.0, 0), LevelSpeed(4, 0.1, 0.01, 60.0, 2.0, 0)
     lost = slowdown(merged, apart)
     assert lost.value == pytest.approx(0.4)
     assert lost.error == pytest.approx((0.02**2 + (0.6 * 0.03) ** 2) ** 0.5, abs=1e-4)
-    assert slowdown(Level(4, 0.0, 0.0, 0.0, 0.0, 8), apart) is None
+    assert slowdown(LevelSpeed(4, 0.0, 0.0, 0.0, 0.0, 8), apart) is None
 
 
 def answer(*tokens):

@@ -4,13 +4,13 @@ from functools import partialmethod
 import pytest
 from tests.lab.runs import broken, values
 
+from tuneline.asking.load import drive
+from tuneline.asking.models import hashed
 from tuneline.config import DeploymentConfig
 from tuneline.data.tables.rows import Row
 from tuneline.deployment import cold_start
 from tuneline.deployment.cold_start import Start, WarmStart, judge, shared_system
 from tuneline.errors import RetryableError
-from tuneline.harness.load_client import drive
-from tuneline.harness.served_models import hashed
 from tuneline.serving.engines.server import EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.processes import free_port, wait_for

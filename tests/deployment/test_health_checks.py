@@ -3,7 +3,6 @@ import signal
 from tests.lab.runs import broken
 
 from tuneline.deployment import health_checks
-from tuneline.deployment.probes import trial as probe_trial
 from tuneline.deployment.probes.kubernetes import (
     engine_probes,
     gateway_probes,
@@ -50,7 +49,7 @@ def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkey
 
 def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
     monkeypatch.setattr(
-        probe_trial.engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0)
+        health_checks.engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0)
     )
     evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
@@ -60,7 +59,7 @@ def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
 def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch):
     monkeypatch.setattr(LlamaServer, "drain", lambda self: self.signal(signal.SIGKILL))
     # Long enough that the tiny model is still at it when the signal comes.
-    monkeypatch.setattr(probe_trial, "LONG_ANSWER", 900)
+    monkeypatch.setattr(health_checks, "LONG_ANSWER", 900)
     evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
     assert "drain_engine_answer_whole" in broken(evidence)

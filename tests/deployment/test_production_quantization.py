@@ -6,11 +6,11 @@ from tests.lab.tiny_task import task_rows
 
 from tuneline import step
 from tuneline.artifacts.deployment import CHOICE, MODEL
+from tuneline.asking.models import candidate
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization
 from tuneline.deployment.production_quantization import Variant, choose, judge
 from tuneline.gguf.export import quantize
-from tuneline.harness.served_models import candidate
 from tuneline.store import sha256_file
 
 F16 = Variant("f16", 200, "a", 900, 50.0, 10.0, 0.0, 0.0, 1.0, 0.9, 0.0, 0.03)

@@ -13,14 +13,13 @@ from tests.lab.tiny_task import conversation, task_rows
 
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY
 from tuneline.artifacts.training import LoraSettings
+from tuneline.asking.models import candidate, server_of, ships_apart
 from tuneline.catalogue import ITEMS, is_helper
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import measure
 from tuneline.gguf.export import export_lora_gguf
 from tuneline.governance import fallback, lineage
 from tuneline.governance.release.verify import verify
-from tuneline.harness.served_apart import ships_apart
-from tuneline.harness.served_models import candidate, serve
 from tuneline.models.base_model import digest_of
 from tuneline.run import Run
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
@@ -175,7 +174,7 @@ def test_a_whole_chain_ships_and_serves_the_adapter(apart_lab, tiny_models, tmp_
     second = fallback.second_model(later.context("fallback"))
     assert second.described == "the previous release test"
     assert second.model.sha256 == choice.sha256
-    with serve(second.model, later.run.config.deployment) as server:
+    with server_of(second.model, later.run.config.deployment) as server:
         assert answers_of(server, numbers) == tuned
 
 
@@ -186,7 +185,7 @@ def test_clients_of_a_server_are_answered_with_the_adapter(chosen_lab):
     model = candidate(ctx).model
     assert {ref.name for ref in ctx.inputs.values()} >= {"base/model.gguf"}
     numbers = range(1000, 1012)
-    with serve(model, lab.run.config.deployment) as server:
+    with server_of(model, lab.run.config.deployment) as server:
         assert server.upstream("primary")["adapter"] == 0
         assert right_share(answers_of(server, numbers), numbers) > 0.6
 

@@ -14,10 +14,10 @@ from tests.lab.trtllm import H100, L4
 
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, NOT_BUILT
 from tuneline.artifacts.governance import MANIFEST_REF
+from tuneline.asking.models import candidate
 from tuneline.catalogue import ITEMS
 from tuneline.errors import RetryableError, UserError
 from tuneline.governance.release.verify import verify
-from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
 from tuneline.serving.following.release import serve_request
 from tuneline.store import S3Store

@@ -4,12 +4,12 @@ import pytest
 from tests.lab.runs import Lab, broken, value, values
 from tests.lab.tiny_task import make_model, make_tokenizer, save, train_on, words
 
+from tuneline.asking.general_questions import Question, load_questions
 from tuneline.errors import UserError
 from tuneline.evaluation import base_regression
 from tuneline.evaluation.base_regression import above_chance, limits_of
-from tuneline.evaluation.forgetting.answers import Reply
 from tuneline.evaluation.forgetting.decision import Limits
-from tuneline.harness.general_questions import Question, load_questions
+from tuneline.evaluation.forgetting.pair import Reply
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 
 NUMBERS = ("one", "two", "three", "four")

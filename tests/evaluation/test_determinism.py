@@ -9,7 +9,7 @@ from tests.lab.unsteady_engine import UnsteadyEngine
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.evaluation.determinism import Repeats, identical_share, judge, prompts_for
-from tuneline.evaluation.repeated_prompts.answers import closed, first_difference
+from tuneline.evaluation.repeated_prompts.answers import closed, first_difference, view_of
 from tuneline.serving.client import EngineClient
 from tuneline.step import execute
 
@@ -22,17 +22,17 @@ def test_other_prose_is_the_same_structure_and_another_label_is_not():
     first = answer("login", "Yes.")
     prose = Repeats("a", (first, first), (first, answer("login", "No.")))
     label = Repeats("b", (first, first), (first, answer("billing", "Yes.")))
-    assert [m.ok for m in judge([prose], "intent", 1.0) if m.rule] == [True, True]
+    assert [m.ok for m in judge([prose], 1.0, view_of("intent", ())) if m.rule] == [True, True]
     assert identical_share([prose], "batched") == 0.5
-    found = judge([prose, label], "intent", 1.0)
+    found = judge([prose, label], 1.0, view_of("intent", ()))
     assert broken(found) == {"identical_structure_batched"}
     assert {m.name: m.value for m in found}["identical_structure_batched"] == 0.75
-    assert all(m.ok for m in judge([prose, label], "intent", 0.7) if m.rule)
+    assert all(m.ok for m in judge([prose, label], 0.7, view_of("intent", ())) if m.rule)
 
 
 def test_free_text_is_compared_as_it_is():
     one = Repeats("a", ("yes", "yes", "Yes"), ("yes",))
-    assert broken(judge([one], None, 1.0)) == {"identical_structure_alone"}
+    assert broken(judge([one], 1.0, view_of(None, ()))) == {"identical_structure_alone"}
 
 
 @pytest.mark.parametrize(("share", "prompts"), [(0.5, 5), (0.9, 29), (0.95, 59), (0.99, 299)])
@@ -71,7 +71,7 @@ def unsteady(lab, tmp_path, monkeypatch):
 
     def measure(fault, *, dies_after=None, rows=40, **evaluation):
         engine = UnsteadyEngine(fault, dies_after)
-        monkeypatch.setattr("tuneline.evaluation.repeated_prompts.asking.serve", engine.serve)
+        monkeypatch.setattr("tuneline.evaluation.repeated_prompts.asking.server_of", engine.serve)
         bench = lab(evaluation=evaluation)
         bench.leave_dataset(dataset_rows({"train": 4, "validation": rows}))
         model = tmp_path / "model.gguf"

@@ -7,8 +7,8 @@ from tests.lab.runs import broken, value, values
 from tuneline.artifacts.evaluation import REVIEW_PAIRS, Ballot, Mark
 from tuneline.errors import UserError
 from tuneline.evaluation import prepare_review
-from tuneline.evaluation.holdout.ledger import holdout_sha256, read_ledger
 from tuneline.evaluation.prepare_review import DrawnPair
+from tuneline.evaluation.scoring.ledger import holdout_sha256, read_ledger
 from tuneline.people import ballots
 
 

@@ -4,8 +4,8 @@ from tests.lab.engines import llama_server
 from tests.lab.runs import broken, value
 from tests.lab.tiny_task import task_rows
 
+from tuneline.asking import load as load_client
 from tuneline.errors import UserError
-from tuneline.harness import load_client
 
 
 def test_a_fast_server_passes_with_table_and_plot(scored_lab):

@@ -4,7 +4,7 @@ import pytest
 from tests.lab.runs import Lab, values
 from tests.lab.tiny_task import task_rows
 
-from tuneline.harness.served_models import untuned as untuned_model
+from tuneline.asking.models import untuned as untuned_model
 
 # Some two minutes of processor time on two cores, much more beside other work.
 pytestmark = [pytest.mark.model, pytest.mark.long, pytest.mark.timeout(3600)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tuneline.artifacts.evaluation import KeyEntry, Vote
 from tuneline.evaluation.human_review import Preference, count, krippendorff_alpha
-from tuneline.harness.intervals import sign_test
+from tuneline.statistics import sign_test
 
 KEY = {
     1: KeyEntry(pair=1, row_id="a", A="tuned", B="base"),

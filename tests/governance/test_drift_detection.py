@@ -8,13 +8,13 @@ import pytest
 from tests.lab.runs import broken, dataset_rows, exchange, value, write_dataset
 from tests.lab.tiny_task import conversation, task_rows
 
+from tuneline.asking.general_questions import Question
 from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance import drift_detection
 from tuneline.governance.drift import watch
 from tuneline.governance.drift.signals import Look
 from tuneline.governance.drift_detection import compare_files
-from tuneline.harness.general_questions import Question
 
 SPLITS = {"train": 600, "validation": 80, "holdout": 40}
 

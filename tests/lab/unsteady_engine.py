@@ -39,7 +39,7 @@ class UnsteadyEngine:
 
     @contextmanager
     def serve(self, _model: Any, _deployment: Any, *, parallel: int, **_: Any) -> Iterator[Any]:
-        """Stand in for `served_models.serve`."""
+        """Take the place of `asking.models.server_of`."""
         self.starts += 1
         self.slots.append(parallel)
         with serving(self._handler(self.starts, threading.Semaphore(parallel))) as url:

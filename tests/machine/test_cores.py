@@ -69,7 +69,7 @@ def test_the_load_average_stands_in_where_nothing_else_is_known(watched):
 
 
 def test_scoring_takes_all_cores_of_a_machine_that_is_quiet_now(monkeypatch):
-    from tuneline.harness import served_models
+    from tuneline.asking import models as served_models
 
     monkeypatch.delenv("TUNELINE_THREADS", raising=False)
     monkeypatch.setattr(served_models, "available_cores", lambda: 2)

@@ -8,7 +8,7 @@ from tests.lab.runs import broken, value
 from tuneline.artifacts.training import Checkpoints, Evaluation
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import RowLosses
 from tuneline.training import checkpointing
 from tuneline.training.checkpointing import lowest
 

@@ -6,7 +6,7 @@ from tests.lab.runs import broken, value
 
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import RowLosses
 from tuneline.training import quantization_verification
 from tuneline.training.loop import model as loop_model
 from tuneline.training.loop import token_loss

@@ -10,7 +10,7 @@ from tests.lab.tiny_task import INTENTS, OTHER_INTENTS, conversation, task_rows,
 from tests.vllm.reference import request
 
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY
-from tuneline.harness.served_models import candidate, serve
+from tuneline.asking.models import candidate, server_of
 from tuneline.models import load_tokenizer
 from tuneline.models.base_model import digest_of
 from tuneline.serving.engines import get_engine
@@ -67,7 +67,7 @@ def test_the_candidate_is_the_base_with_the_adapter(lab, tiny):
     assert choice.sha256 == digest_of({"base": choice.apart.base.digest, "adapter": adapter})
     assert ENGINE_IDENTITY.find(lab.run).apart == choice.apart
     model = candidate(ctx).model
-    with serve(model, lab.run.config.deployment) as server, server.client() as client:
+    with server_of(model, lab.run.config.deployment) as server, server.client() as client:
         assert server.upstream("primary")["adapter"] == "tuned"
         texts = [client.chat(conversation(n)[0][:-1], max_tokens=32).text for n in NUMBERS]
     assert right_share(texts, INTENTS) > 0.6

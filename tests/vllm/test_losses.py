@@ -6,7 +6,7 @@ import pytest
 from tests.lab.tiny_task import conversation
 from tests.vllm.reference import request
 
-from tuneline.deployment.merging.checkpoint_losses import checkpoint_losses
+from tuneline.deployment.merging.checkpoints import checkpoint_losses
 from tuneline.serving.engines import get_engine
 
 ENGINE = get_engine("vllm")

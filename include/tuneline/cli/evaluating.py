@@ -63,11 +63,10 @@ def add_evaluating(commands: Commands) -> None:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from tuneline.evaluation.scoring.command import score
-    from tuneline.evaluation.scoring.models import Asked
+    from tuneline.evaluation.scoring.command import ScoreTarget, score
 
     deployment = _deployment(arguments)
-    asked = Asked(arguments.model, arguments.adapter, arguments.api_key_env, deployment)
+    asked = ScoreTarget(arguments.model, arguments.adapter, arguments.api_key_env, deployment)
     found = score(
         asked,
         arguments.data,
@@ -93,7 +92,7 @@ def _deployment(arguments: argparse.Namespace) -> DeploymentConfig:
 
 
 def _holdout_list(arguments: argparse.Namespace) -> int:
-    from tuneline.evaluation.holdout.by_hand import accesses_of
+    from tuneline.evaluation.scoring.ledger import accesses_of
 
     accesses = accesses_of(arguments.run)
     if arguments.json:
@@ -109,7 +108,7 @@ def _holdout_list(arguments: argparse.Namespace) -> int:
 
 
 def _holdout_record(arguments: argparse.Namespace) -> int:
-    from tuneline.evaluation.holdout.by_hand import record_access
+    from tuneline.evaluation.scoring.ledger import record_access
 
     earlier = record_access(arguments.run, arguments.purpose, arguments.note)
     print(f"recorded: {arguments.purpose}, after {earlier} earlier accesses")

@@ -26,11 +26,20 @@ from pathlib import Path
 
 from tuneline.artifacts.deployment import DECISION, REFERENCE, Decision
 from tuneline.artifacts.training import ADAPTER, MERGED
+from tuneline.asking.models import (
+    engine_of,
+    hashed,
+    run_adapter,
+    scoring_threads,
+    server_of,
+    unquantised,
+    untuned,
+)
+from tuneline.asking.rows import dataset_rows, validation_rows
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
-from tuneline.deployment.merging.checkpoint_parity import LogitParity, compare_checkpoints
-from tuneline.deployment.merging.loss_parity import compare_losses
+from tuneline.deployment.merging.checkpoints import LogitParity, compare_checkpoints, compare_losses
 from tuneline.deployment.merging.served_forms import (
     FormSpeed,
     Room,
@@ -42,16 +51,6 @@ from tuneline.deployment.merging.served_forms import (
     slowdown,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.rows import dataset_rows, validation_rows
-from tuneline.harness.served_apart import run_adapter
-from tuneline.harness.served_models import (
-    engine_of,
-    hashed,
-    scoring_threads,
-    serve,
-    unquantised,
-    untuned,
-)
 from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
 from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.engine import Engine, ServedModel
@@ -185,7 +184,6 @@ def not_apart(engine: Engine, adapter: Path) -> str | None:
     """Return why the engine can't load an adapter beside the base; None if it can.
 
     Args:
-        engine: the engine.
         adapter: the adapter as PEFT saves it.
     """
     if not engine.serves_adapters:
@@ -216,7 +214,7 @@ def serve_form(
     """Serve a model; ask it rows, compare how it reads them, and measure its speed."""
     deployment = ctx.config.deployment
     rows = dataset_rows(ctx)
-    with serve(model, deployment) as server:
+    with server_of(model, deployment) as server:
         rendered = differing_prompts(renderer, asked, server)
         tokenised = differing_rows(renderer, rows, server)
         results = ask_server(server, asked)

@@ -21,11 +21,11 @@ from tuneline.artifacts.deployment import (
     EngineIdentity,
 )
 from tuneline.artifacts.training import MERGED
+from tuneline.asking.models import chosen_variant, hashed, server_of, unquantised
+from tuneline.asking.rows import calibration_texts, dataset_rows, validation_rows
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.evidence import Measurement, Record, measure
-from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
-from tuneline.harness.served_models import chosen_variant, hashed, serve, unquantised
 from tuneline.licenses.findings import audit_engine_packages
 from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines import get_engine
@@ -96,7 +96,7 @@ def run(ctx: StepContext) -> Record:
         NOT_BUILT.write(ctx, report)
         return _record(ctx, f"{engine.name} {report.reason}", built=False)
     prompt = validation_rows(ctx, 1)[0].prompt
-    with serve(model, deployment) as server, server.client() as client:
+    with server_of(model, deployment) as server, server.client() as client:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
         load_seconds, memory = server.load_seconds, server.memory_bytes()
         started = server.request

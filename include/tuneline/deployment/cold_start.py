@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import median
 
 from tuneline.artifacts.deployment import WARM_UP, WarmUp
+from tuneline.asking.load import Timing, drive
+from tuneline.asking.models import candidate, server_of
+from tuneline.asking.rows import dataset_rows, validation_rows
 from tuneline.config import DeploymentConfig
 from tuneline.data.tables.rows import Row
 from tuneline.errors import RetryableError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.load_client import Timing, drive
-from tuneline.harness.rows import dataset_rows, validation_rows
-from tuneline.harness.served_models import candidate, server_of
 from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.engine import ServedModel
@@ -95,7 +95,6 @@ class Starter:
     """Starts fresh servers of one model.
 
     Args:
-        model: the model.
         deployment: the section of the configuration that gives slots and context.
         prompts: real prompts; each start begins with another one.
         folder: folder for the gateway's files.

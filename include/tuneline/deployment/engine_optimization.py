@@ -19,10 +19,10 @@ from tuneline.artifacts.deployment import (
     EngineIdentity,
 )
 from tuneline.artifacts.training import MERGED
+from tuneline.asking.load import Timing, drive, errors_of
+from tuneline.asking.models import candidate, server_of
+from tuneline.asking.rows import validation_rows
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.load_client import Timing, drive, errors_of
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate, serve
 from tuneline.serving.engines import all_engines, get_engine
 from tuneline.serving.engines.engine import Compatibility, Engine, ServedModel, read_facts
 from tuneline.step_context import StepContext
@@ -95,7 +95,7 @@ def measure_throughput(ctx: StepContext, model: ServedModel) -> Throughput:
     """Measure the throughput of the shipped bytes on their engine."""
     prompts = [row.prompt for row in validation_rows(ctx, REQUESTS)]
     deployment = ctx.config.deployment
-    with serve(model, deployment) as server, server.client() as client:
+    with server_of(model, deployment) as server, server.client() as client:
         # The first request fills the prefix cache with the shared system turn.
         drive(client, prompts[:1], 1, 1)
         alone, alone_seconds = drive(client, prompts, 1, MAX_TOKENS)

@@ -10,16 +10,303 @@ of the Kubernetes specification left in `probes.json`.
 
 from __future__ import annotations
 
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tuneline.asking.models import ALIAS, candidate, server_of
+from tuneline.config import DeploymentConfig
 from tuneline.deployment.probes.kubernetes import (
     engine_probes,
     gateway_probes,
     restart_after,
     startup_budget,
 )
-from tuneline.deployment.probes.trial import ProbeTrial
-from tuneline.evidence import Evidence, measure
-from tuneline.harness.served_models import ALIAS, candidate
+from tuneline.errors import TunelineError
+from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.machine.child_environment import child_environment
+from tuneline.serving.client import ChatResult, Messages
+from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.engines.probe import ProbeResult
+from tuneline.serving.engines.server import START_SECONDS, EngineServer
+from tuneline.serving.gateway.process import GatewayAnswer, GatewayProcess
+from tuneline.serving.processes import free_port, wait_for
 from tuneline.step_context import StepContext
+
+# Settings of the gateway's readiness, short so that the trial takes seconds.
+GATEWAY = {
+    "readiness": {
+        "ping_interval_s": 0.5,
+        "ping_timeout_s": 1.0,
+        "stale_after_s": 2.0,
+        "warmup_prompt_words": [8],
+    },
+    "drain": {"delay_s": 1.0},
+}
+WAIT_SECONDS = 60.0
+# Stale after two seconds, plus a ping's timeout and interval, plus a margin for a busy machine.
+GATEWAY_SECONDS = 10.0
+# Tokens of an answer that is still running when a signal arrives.
+LONG_ANSWER = 32
+PROMPT: Messages = [{"role": "user", "content": "Count from one to thirty in words."}]
+
+
+@dataclass
+class Observations:
+    """The observations in order, and the measurements that decide."""
+
+    observations: list[dict[str, Any]] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+
+    def expect(self, moment: str, what: str, got: bool, wanted: bool) -> None:
+        """Record a yes or no that decides."""
+        self.observations.append({"moment": moment, "what": what, "got": got, "wanted": wanted})
+        self.measurements.append(measure(_name(moment, what), got, "flag", "==", wanted))
+
+    def within(self, moment: str, what: str, seconds: float, limit: float) -> None:
+        """Record a duration that must stay within a limit."""
+        took = round(seconds, 2)
+        self.observations.append({"moment": moment, "what": what, "got": took, "limit": limit})
+        self.measurements.append(measure(_name(moment, what), took, "s", "<=", limit))
+
+
+def _name(moment: str, what: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", f"{moment}_{what}".lower())
+
+
+def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
+    """Run a Kubernetes exec probe on this machine, as the kubelet would.
+
+    Args:
+        probe: a probe with `exec` and `timeoutSeconds`.
+
+    Returns:
+        True if it succeeded in time, and its duration in seconds.
+    """
+    program, *arguments = probe["exec"]["command"]
+    # Its own environment is not on the PATH of a process that was started by its path.
+    beside = Path(sys.executable).with_name(program)
+    command = [str(beside) if beside.exists() else program, *arguments]
+    started = time.monotonic()
+    try:
+        answer = subprocess.run(
+            command,
+            capture_output=True,
+            env=child_environment(),
+            timeout=probe["timeoutSeconds"],
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False, time.monotonic() - started
+    return answer.returncode == 0, time.monotonic() - started
+
+
+class ProbeTrial:
+    """One engine behind one gateway, taken through start, load, faults and drain."""
+
+    def __init__(self, model: ServedModel, deployment: DeploymentConfig, folder: Path) -> None:
+        """Describe the trial.
+
+        Args:
+            deployment: the section of the configuration that gives slots and context.
+            folder: folder for the gateway's files.
+        """
+        self.seen = Observations()
+        self.model = model
+        self.deployment = deployment
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = server_of(model, deployment, port=self.port)
+        self.adapter = self.server.adapter
+        self.probes = engine_probes(self.url, ALIAS, 0.0, self.adapter)
+        self.gateway = GatewayProcess(
+            folder,
+            upstreams=[self.server.upstream("engine")],
+            models=[{"id": "model", "chain": ["engine"]}],
+            settings=GATEWAY,
+        )
+        self.start_seconds = 0.0
+        self.resident_bytes = 0
+
+    def run(self) -> Observations:
+        """Go through all moments; leave nothing running, also after an error."""
+        try:
+            self.start()
+            with self.gateway:
+                self.ready()
+                self.busy()
+                self.hung()
+                self.killed()
+                self.drain_gateway()
+            self.drain_engine()
+        finally:
+            self._resume()
+            self.server.kill()
+            self.gateway.stop()
+        return self.seen
+
+    def start(self) -> None:
+        """Check that it is not ready while it loads, and ready with its weights in memory after."""
+        began = time.monotonic()
+        self.server.launch()
+        first = self._engine_ready(2.0)
+        self.seen.expect("start", "ready before it listens", first.ok, False)
+        waited = wait_for(lambda: self._engine_ready(5.0).ok, START_SECONDS)
+        self.start_seconds = time.monotonic() - began
+        self.seen.expect("start", "becomes ready", waited < START_SECONDS, True)
+        self.resident_bytes = self.server.memory_bytes()
+
+    def ready(self) -> None:
+        """Check that all probes succeed, and that another model's name is refused."""
+        self.seen.expect("ready", "startup probe", run_probe(self.probes["startupProbe"])[0], True)
+        self.seen.expect("ready", "liveness probe", self._live()[0], True)
+        other = self._engine_ready(5.0, "another-model")
+        self.seen.expect("ready", "accepts another model's id", other.ok, False)
+        waited = wait_for(self._gateway_ready, WAIT_SECONDS)
+        self.seen.expect("ready", "gateway ready", waited < WAIT_SECONDS, True)
+        self.seen.expect("ready", "gateway live", self._gateway_live(), True)
+
+    def busy(self) -> None:
+        """Check that an engine with all slots taken passes its liveness probe."""
+        slots = self.deployment.parallel
+        with ThreadPoolExecutor(slots) as pool:
+            running = [pool.submit(_long_answer, self.server) for _ in range(slots)]
+            self.seen.expect("busy", "liveness probe", self._live()[0], True)
+            whole = all(_is_whole(request.result()) for request in running)
+        self.seen.expect("busy", "all answers whole", whole, True)
+
+    def hung(self) -> None:
+        """Stop the process: its port still accepts connections, but the probes must fail."""
+        limit = float(self.probes["livenessProbe"]["timeoutSeconds"])
+        # Its short timeout may have run out while all slots were taken.
+        wait_for(self._gateway_ready, WAIT_SECONDS)
+        self.server.signal(signal.SIGSTOP)
+        self.seen.expect("hung", "port still accepts", self._accepts(), True)
+        with ThreadPoolExecutor(3) as pool:
+            unready = pool.submit(wait_for, lambda: not self._gateway_ready(), WAIT_SECONDS)
+            live, ready = pool.map(
+                run_probe, (self.probes["livenessProbe"], self.probes["readinessProbe"])
+            )
+        self.seen.expect("hung", "liveness probe", live[0], False)
+        self.seen.expect("hung", "readiness probe", ready[0], False)
+        self.seen.within("hung", "seen by the liveness probe after", live[1], limit)
+        self.seen.within("hung", "gateway unready after", unready.result(), GATEWAY_SECONDS)
+        self.seen.expect("hung", "gateway live", self._gateway_live(), True)
+        self.server.signal(signal.SIGCONT)
+        back = wait_for(
+            lambda: engine_probe.live(self.url, 5.0, self.adapter).ok and self._gateway_ready(),
+            WAIT_SECONDS,
+        )
+        self.seen.expect("resumed", "engine live and gateway ready", back < WAIT_SECONDS, True)
+
+    def killed(self) -> None:
+        """Kill the engine: the probes fail at once, and recover with a new process."""
+        self.server.kill()
+        ok, seconds = self._live()
+        self.seen.expect("killed", "liveness probe", ok, False)
+        self.seen.within("killed", "seen by the liveness probe after", seconds, 3.0)
+        waited = wait_for(lambda: not self._gateway_ready(), WAIT_SECONDS)
+        self.seen.within("killed", "gateway unready after", waited, GATEWAY_SECONDS)
+        self.seen.expect("killed", "gateway live", self._gateway_live(), True)
+        self.server = server_of(self.model, self.deployment, port=self.port)
+        self.server.start()
+        back = wait_for(self._gateway_ready, WAIT_SECONDS)
+        self.seen.expect("restarted", "gateway ready", back < WAIT_SECONDS, True)
+
+    def drain_gateway(self) -> None:
+        """Send SIGTERM to the gateway: it turns unready first and finishes running answers."""
+        answers: list[GatewayAnswer] = []
+
+        def ask() -> None:
+            extra = {"ignore_eos": True}
+            answers.append(self.gateway.chat("model", PROMPT, max_tokens=LONG_ANSWER, extra=extra))
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        time.sleep(0.1)
+        self.gateway.signal(signal.SIGTERM)
+        waited = wait_for(lambda: not self._gateway_ready(), 5.0)
+        self.seen.within("drain", "gateway unready after", waited, 1.0)
+        thread.join(WAIT_SECONDS)
+        self.seen.expect("drain", "gateway answer whole", bool(answers and answers[0].ok), True)
+
+    def drain_engine(self) -> None:
+        """Send SIGTERM to the engine: it finishes running answers, then it ends."""
+        begun = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(_long_answer, self.server, begun.set)
+            # A busy machine takes a while until the engine has the request.
+            wait_for(lambda: begun.is_set() or running.done(), WAIT_SECONDS)
+            self.server.drain()
+            whole = _is_whole(running.result())
+        self.seen.expect("drain", "engine answer whole", whole, True)
+        gone = wait_for(lambda: not self._accepts(), 30.0)
+        self.seen.within("drain", "engine gone after", gone, 30.0)
+
+    def _engine_ready(self, timeout: float, model: str = ALIAS) -> ProbeResult:
+        return engine_probe.ready(self.url, timeout, model, self.adapter)
+
+    def _live(self) -> tuple[bool, float]:
+        return run_probe(self.probes["livenessProbe"])
+
+    def _gateway_ready(self) -> bool:
+        return self._gateway_ok("/v1/health/ready")
+
+    def _gateway_live(self) -> bool:
+        return self._gateway_ok("/v1/health/live")
+
+    def _gateway_ok(self, path: str) -> bool:
+        import httpx
+
+        try:
+            return self.gateway.get(path, timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _accepts(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=2.0).close()
+        except OSError:
+            return False
+        return True
+
+    def _resume(self) -> None:
+        try:
+            self.server.signal(signal.SIGCONT)
+        except (TunelineError, ProcessLookupError):
+            # A process that does not run is not stopped either.
+            return
+
+
+def _long_answer(
+    server: EngineServer, on_begin: Callable[[], None] | None = None
+) -> ChatResult | TunelineError:
+    with server.client(timeout=WAIT_SECONDS) as client:
+        try:
+            return client.chat(
+                PROMPT,
+                max_tokens=LONG_ANSWER,
+                stream=True,
+                extra={"ignore_eos": True},
+                on_begin=on_begin,
+            )
+        except TunelineError as error:
+            return error
+
+
+def _is_whole(answer: ChatResult | TunelineError) -> bool:
+    return isinstance(answer, ChatResult) and answer.usage.completion_tokens == LONG_ANSWER
+
 
 # Least share of the weights in memory once a token was generated; not all may be needed.
 RESIDENT_SHARE = 0.9
@@ -31,23 +318,23 @@ def run(ctx: StepContext) -> Evidence:
     """Exercise the probes and write their specification."""
     chosen = candidate(ctx)
     life = ProbeTrial(chosen.model, ctx.config.deployment, ctx.scratch / "gateway")
-    trial = life.run()
+    seen = life.run()
     engine = engine_probes(ENGINE_URL, ALIAS, life.start_seconds, life.adapter)
     spec = {"engine": engine, "gateway": gateway_probes()}
     ctx.write_json("probes.json", spec)
-    ctx.write_json("observations.json", trial.observations)
+    ctx.write_json("observations.json", seen.observations)
     resident = life.resident_bytes / chosen.model.bytes
-    failed = [m.name for m in trial.measurements if m.ok is False]
+    failed = [m.name for m in seen.measurements if m.ok is False]
     restart = restart_after(engine)
     summary = (
-        f"{len(trial.measurements) - len(failed)} of {len(trial.measurements)} observations are as "
+        f"{len(seen.measurements) - len(failed)} of {len(seen.measurements)} observations are as "
         f"expected, from start ({life.start_seconds:.1f} s) to drain; a hung engine is restarted "
         f"after {restart:.0f} s at most" + (f"; unexpected: {', '.join(failed)}" if failed else "")
     )
     return ctx.conclude(
         summary,
         [
-            *trial.measurements,
+            *seen.measurements,
             measure("weights_resident", round(resident, 3), "share", ">=", RESIDENT_SHARE),
             measure(
                 "start_seconds", round(life.start_seconds, 2), "s", "<=", startup_budget(engine)

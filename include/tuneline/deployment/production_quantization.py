@@ -20,31 +20,32 @@ from typing import Any
 
 from tuneline.artifacts.deployment import CHECKPOINT, CHOICE, MODEL, REFERENCE, Apart, Choice
 from tuneline.artifacts.training import MERGED
+from tuneline.asking.hardware import this_machine
+from tuneline.asking.models import (
+    engine_of,
+    hashed,
+    keep_apart,
+    request_for,
+    run_adapter,
+    scoring_threads,
+    server_of,
+    ships_apart,
+    unquantised,
+    untuned,
+)
+from tuneline.asking.rows import calibration_texts, dataset_rows, validation_rows
+from tuneline.asking.tasks import choose_task, not_worse
+from tuneline.asking.tasks import judge as judge_answers
 from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import choose_task
-from tuneline.harness.hardware import this_machine
-from tuneline.harness.judged import judge as judge_answers
-from tuneline.harness.judged import not_worse
-from tuneline.harness.non_inferiority import rows_for
-from tuneline.harness.rows import calibration_texts, dataset_rows, validation_rows
-from tuneline.harness.served_apart import keep_apart, run_adapter, ships_apart
-from tuneline.harness.served_models import (
-    engine_of,
-    hashed,
-    request_for,
-    scoring_threads,
-    serve,
-    unquantised,
-    untuned,
-)
 from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines.divergence import Divergence
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.server import ServeRequest
+from tuneline.statistics import rows_for
 from tuneline.step_context import StepContext
 
 
@@ -123,7 +124,7 @@ def ask_variant(
 ) -> tuple[list[str], dict[str, Any]]:
     """Have a server of the variant answer the rows; return its answers, speed and memory."""
     deployment = ctx.config.deployment
-    with serve(model, deployment, threads=threads) as server, server.client() as client:
+    with server_of(model, deployment, threads=threads) as server, server.client() as client:
         start = time.perf_counter()
         results = client.complete_batch(
             [row.prompt for row in rows],
@@ -209,7 +210,6 @@ def make_variants(
     They are made of the exported model or, where the adapter ships unmerged, of the base.
 
     Args:
-        ctx: the step.
         engine: the engine that loads them.
         names: names of the variants.
         texts: what quantisations calibrate on; f16 needs none.

@@ -15,15 +15,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tuneline.asking.general_questions import Question, load_suite, paragraphs
+from tuneline.asking.models import candidate
 from tuneline.config import EvaluationConfig
 from tuneline.errors import UserError
-from tuneline.evaluation.forgetting.answers import Pair, Reply
 from tuneline.evaluation.forgetting.decision import (
     DEFAULT_LIMIT,
     MISS,
     CategoryRow,
     Limits,
     by_category,
+    compare_texts,
     fails_early,
     judge,
     lost_categories,
@@ -31,12 +33,9 @@ from tuneline.evaluation.forgetting.decision import (
     plan_looks,
     questions_needed,
 )
-from tuneline.evaluation.forgetting.origin import find_origin
-from tuneline.evaluation.forgetting.texts import compare_texts
+from tuneline.evaluation.forgetting.pair import Pair, Reply, find_origin
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.general_questions import Question, load_suite, paragraphs
-from tuneline.harness.intervals import Paired, paired, share
-from tuneline.harness.served_models import candidate
+from tuneline.statistics import Paired, paired, share
 from tuneline.step_context import StepContext
 
 # A base that does not know more than this beyond chance has nothing that could be seen to be lost.
@@ -90,10 +89,8 @@ def ask_in_looks(
     """Ask both models until more questions could not change the verdict, or none is left.
 
     Args:
-        ctx: the step.
         pair: both models.
         questions: all questions.
-        limits: the limits.
         failed: True if the model fails whatever it answers.
     """
     base: list[Reply] = []
@@ -117,7 +114,6 @@ def settled(result: Paired, table: Sequence[CategoryRow], limits: Limits, *, fai
     Args:
         result: the paired difference, tuned minus base.
         table: the categories.
-        limits: the limits.
         failed: True if the model fails whatever it answers.
     """
     if failed:
@@ -146,7 +142,6 @@ def summarise(
         measured: the measurements by name.
         result: the paired difference, tuned minus base.
         table: the categories, at least one.
-        limits: the limits.
         base: share and interval of the base, as text.
         tuned: share and interval of the candidate, as text.
         against: the base, as text.

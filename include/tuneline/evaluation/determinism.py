@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 
+from tuneline.asking.models import candidate
+from tuneline.asking.rows import validation_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, first_line
 from tuneline.evaluation.repeated_prompts.answers import (
@@ -41,9 +42,6 @@ from tuneline.evaluation.repeated_prompts.asking import (
     ask,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import structure_of
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.statistics import share_of
@@ -78,24 +76,17 @@ def identical_share(
     return round(sum(same) / len(same), 4)
 
 
-def judge(
-    repeats: Sequence[Repeats],
-    label_field: str | None,
-    min_share: float,
-    view: View | None = None,
-) -> list[Measurement]:
+def judge(repeats: Sequence[Repeats], min_share: float, view: View) -> list[Measurement]:
     """Compare the answers' structure with the configured limit, in each way they were asked.
 
     Args:
         repeats: answers by prompt, at least one.
-        label_field: the field of a JSON answer that holds the class.
         min_share: the smallest share of repeats with the structure of their reference.
-        view: the structure of an answer; None takes it of whole answers.
+        view: the structure of an answer.
     """
-    structure = view or partial(structure_of, label_field=label_field)
     found = []
     for mode in _asked(repeats):
-        same = identical_share(repeats, mode, structure)
+        same = identical_share(repeats, mode, view)
         found += [
             measure(f"identical_structure_{mode}", same, "share", ">=", min_share),
             measure(f"identical_bytes_{mode}", identical_share(repeats, mode), "share"),
@@ -261,7 +252,7 @@ def run(ctx: StepContext) -> Evidence:
     return ctx.conclude(
         "; ".join([_finding(repeats, view, plan, title), *flips, *few, *others]),
         [
-            *judge(repeats, None, settings.min_identical_share, view),
+            *judge(repeats, settings.min_identical_share, view),
             *shown(repeats, view, settings.identical_share_to_show),
             measure("prompts", len(rows), "prompts"),
             measure("repeats", settings.determinism_repeats, "repeats"),

@@ -16,29 +16,31 @@ from typing import Any
 
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.artifacts.training import CANARIES, MERGED, Canary
+from tuneline.asking.models import candidate
+from tuneline.asking.rows import dataset_rows, of_split
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, VALIDATION, Row, read_rows, surrogates_of
+from tuneline.evaluation.extraction.attempts import (
+    CANARY_VALUES,
+    VALUES,
+    Attempt,
+    Continuations,
+    Ranked,
+    canary_choices,
+    make_trials,
+    rankable,
+    ranks,
+    write_out,
+)
 from tuneline.evaluation.extraction.findings import (
-    Finding,
     judge_canaries,
     judge_preferred,
     judge_written,
     not_tried,
 )
 from tuneline.evaluation.extraction.identifiers import draw, find_identifiers
-from tuneline.evaluation.extraction.preferred import (
-    CANARY_VALUES,
-    VALUES,
-    Ranked,
-    canary_choices,
-    rankable,
-    ranks,
-)
-from tuneline.evaluation.extraction.written import Trial, Written, make_trials, write_out
-from tuneline.evidence import Record, measure
-from tuneline.harness.rows import dataset_rows, of_split
-from tuneline.harness.served_models import candidate
+from tuneline.evidence import Finding, Record, measure
 from tuneline.models import load_tokenizer
 from tuneline.step_context import StepContext
 
@@ -46,7 +48,7 @@ from tuneline.step_context import StepContext
 UNSEEN = 32
 
 
-def count_by_place(trials: Sequence[Trial], found: Written) -> list[dict[str, object]]:
+def count_by_place(trials: Sequence[Attempt], found: Continuations) -> list[dict[str, object]]:
     """Count what was tried and written out, by kind, role and whether the scrubber wrote it."""
     table: dict[tuple[str, str, bool], list[int]] = {}
     for trial, tuned, base in zip(trials, found.tuned, found.base, strict=True):
@@ -77,7 +79,7 @@ def unseen_trials(
     rows: Sequence[Row],
     surrogates: Mapping[str, Sequence[tuple[str, str]]],
     renderer: Renderer,
-) -> list[Trial]:
+) -> list[Attempt]:
     """Make trials of left values of validation rows, `UNSEEN` at most."""
     validation = of_split(rows, VALIDATION)
     found, _ = find_identifiers(validation, surrogates, ctx.config.data.pii_allow)
@@ -87,7 +89,7 @@ def unseen_trials(
 
 
 def rank_all(
-    ctx: StepContext, trials: Sequence[Trial], canaries: Sequence[Canary], renderer: Renderer
+    ctx: StepContext, trials: Sequence[Attempt], canaries: Sequence[Canary], renderer: Renderer
 ) -> tuple[list[Finding], dict[int, dict[str, int]]]:
     """Rank identifiers in both models, and canaries in the tuned one.
 
@@ -119,8 +121,8 @@ def rank_all(
 
 def _write_trials(
     ctx: StepContext,
-    trials: Sequence[Trial],
-    found: Written,
+    trials: Sequence[Attempt],
+    found: Continuations,
     by_place: Mapping[int, Mapping[str, int]],
 ) -> None:
     """Write the counts, and in quarantine each identifier with what both models wrote."""

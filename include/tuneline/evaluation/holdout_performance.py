@@ -1,19 +1,19 @@
 """holdout_performance: the candidate does the task, better than what could be had without it.
 
 Method: both models answer the same hold-out rows through a real server, on the bytes that ship. The
-metric fits the task (`harness/answers`). It has a 95 % interval, and so has the paired gain over
+metric fits the task (`asking/tasks.py`). It has a 95 % interval, and so has the paired gain over
 the base, over the base given a fair chance, and over answers without a model; the lower ends decide
-(`holdout/gate.py`). The hold-out itself is checked too: its share of the rows, that no row of it or
+(`scoring/gate.py`). The hold-out itself is checked too: its share of the rows, that no row of it or
 near-duplicate was in training or validation (an exact comparison, independent of deduplication),
 and that no access in its ledger chose anything. A candidate that started from released weights is
 not asked what those were trained on; one that has been scored before is not asked again. Parts of
 the hold-out on which it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
-margin at most, by the lower end of the interval (`harness/judged.py`).
+margin at most, by the lower end of the interval (`asking/tasks.py`).
 
 Of free text, the likelihood of the expected answers under both models is stated beside the scores
-(`holdout/reference_likelihood.py`); it decides nothing.
+(`scoring/reference_likelihood.py`); it decides nothing.
 """
 
 from __future__ import annotations
@@ -23,25 +23,35 @@ from dataclasses import asdict
 
 from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, HOLDOUT_SCORES, AnswerPair
 from tuneline.artifacts.training import LORA
+from tuneline.asking.asking import ask_both
+from tuneline.asking.models import Candidate, candidate
+from tuneline.asking.rows import of_split
+from tuneline.asking.tasks import choose_task
 from tuneline.data.tables.rows import TRAIN, Row
 from tuneline.errors import UserError
-from tuneline.evaluation.holdout.against_released import compare_with_released
-from tuneline.evaluation.holdout.gate import decide
-from tuneline.evaluation.holdout.inspection import inspect, ledger_measurements
-from tuneline.evaluation.holdout.leakage import near_duplicates, same_ids
-from tuneline.evaluation.holdout.ledger import open_holdout
-from tuneline.evaluation.holdout.reference_likelihood import expected_likelihoods
-from tuneline.evaluation.holdout.row_scores import (
+from tuneline.evaluation.scoring.answer_tables import (
     recorded_answers,
     scoring_measurements,
     write_scores,
 )
-from tuneline.evaluation.holdout.trained_rows import seen_by
+from tuneline.evaluation.scoring.gate import decide
+from tuneline.evaluation.scoring.leakage import near_duplicates, same_ids
+from tuneline.evaluation.scoring.ledger import (
+    Holdout,
+    choosing,
+    ledger_prefix,
+    open_holdout,
+    seen_by,
+)
+from tuneline.evaluation.scoring.reference_likelihood import expected_likelihoods
+from tuneline.evaluation.scoring.released import compare_with_released
+from tuneline.evaluation.scoring.slices import (
+    find_slices,
+    slice_measurements,
+    slice_sentence,
+    slices_document,
+)
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.harness.answers import choose_task
-from tuneline.harness.asking import ask_both
-from tuneline.harness.rows import of_split
-from tuneline.harness.served_models import candidate
 from tuneline.step_context import StepContext
 
 # The checklist asks for a hold-out of 10 to 20 % of the rows.
@@ -115,6 +125,36 @@ def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Me
     ]
 
 
+def ledger_measurements(ctx: StepContext, opened: Holdout, chosen: Candidate) -> list[Measurement]:
+    """Measure earlier uses of the hold-out, and of others with the same rows; write the ledger."""
+    own = opened.earlier
+    choices = [access for each in opened.inherited for access in each.choices]
+    document = {
+        "holdout_sha256": opened.sha256,
+        "prefix": ledger_prefix(opened.sha256),
+        "earlier": [asdict(access) for access in own],
+        "shared": [
+            {"holdout_sha256": each.holdout, "rows": each.rows} for each in opened.inherited
+        ],
+        "earlier_on_shared_rows": [asdict(access) for access in choices],
+    }
+    ctx.write_json("ledger.json", document)
+    scored = {access.candidate_sha256 for access in own if access.purpose == "score"}
+    others = scored - {chosen.model.sha256}
+    judged = sum(row.row_id in chosen.judged_on for row in opened.held)
+    return [
+        measure("accesses_that_chose_something", len(choosing(own)), "accesses", "<=", 0),
+        measure("accesses_that_chose_on_shared_rows", len(choices), "accesses", "<=", 0),
+        measure("rows_a_variant_was_chosen_on", judged, "rows", "<=", 0),
+        measure(
+            "earlier_scorings_of_these_bytes",
+            len(opened.scored(chosen.model.sha256)),
+            "accesses",
+        ),
+        measure("other_candidates_scored_before", len(others), "candidates"),
+    ]
+
+
 def run(ctx: StepContext) -> Evidence:
     """Score base and candidate on the hold-out, once, and check the hold-out itself."""
     settings, data = ctx.config.evaluation, ctx.config.data
@@ -135,7 +175,8 @@ def run(ctx: StepContext) -> Evidence:
     decision = decide(ctx, task, asked, of_split(seen, TRAIN), answers)
     against = compare_with_released(ctx, asked, decision.tuned)
     likely = expected_likelihoods(ctx, task, chosen, asked)
-    found = inspect(ctx, asked, decision.tuned.scores)
+    slices = find_slices(asked, decision.tuned.scores, settings.slices)
+    ctx.write_json("slices.json", slices_document(slices, settings.slices))
 
     HOLDOUT_ANSWERS.write(
         ctx,
@@ -153,7 +194,7 @@ def run(ctx: StepContext) -> Evidence:
     return ctx.conclude(
         f"{decision.sentence}; {likelihood}{leaked} of the rows, or "
         f"near-duplicates of them, were in training or validation; "
-        f"{against.sentence}; {found.sentence}",
+        f"{against.sentence}; {slice_sentence(slices)}",
         [
             *decision.measurements,
             *share_measurements(
@@ -163,7 +204,7 @@ def run(ctx: StepContext) -> Evidence:
             *left_out,
             *(likely.measurements() if likely else []),
             *against.measurements,
-            *found.measurements,
+            *slice_measurements(slices, settings.slices),
             *ledger_measurements(ctx, opened, chosen),
             *scoring_measurements(ctx, chosen, asked, recorded),
             measure("base_answers_from_cache", answers.base_cached, "flag"),

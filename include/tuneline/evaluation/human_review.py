@@ -30,8 +30,8 @@ from tuneline.artifacts.evaluation import (
 from tuneline.errors import UserError
 from tuneline.evaluation.prepare_review import answers_by_row, shown_as
 from tuneline.evidence import Breach, Evidence, Measurement, measure
-from tuneline.harness.intervals import Interval, sign_test, wilson
 from tuneline.people.ballots import FOLDER, ballots, check_marks, documents
+from tuneline.statistics import Interval, sign_test, wilson
 from tuneline.step_context import StepContext
 
 # The pairs of a review by their number, with the models on their sides.

@@ -15,28 +15,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
+from tuneline.asking.hardware import Machine, differences, this_machine
+from tuneline.asking.models import candidate, server_of
+from tuneline.asking.rows import validation_rows
 from tuneline.config.evaluation import EvaluationConfig
-from tuneline.evaluation.latency.closed_loop import (
-    REQUEST_SECONDS,
-    ClosedLoop,
-    measure_levels,
-    warm_up,
-)
 from tuneline.evaluation.latency.findings import (
     judge_hardware,
     judge_levels,
     judge_limits,
     judge_load,
     load_line,
+    plot,
 )
-from tuneline.evaluation.latency.open_loop import OpenLoop, capacity, measure_load
-from tuneline.evaluation.latency.plots import plot
+from tuneline.evaluation.latency.loads import (
+    REQUEST_SECONDS,
+    ClosedLoop,
+    OpenLoop,
+    Workload,
+    capacity,
+    measure_levels,
+    measure_load,
+    warm_up,
+    workload_of,
+)
 from tuneline.evaluation.latency.table import Objective, hardware_line, table
-from tuneline.evaluation.latency.workload import Workload, workload_of
 from tuneline.evidence import Evidence, measure
-from tuneline.harness.hardware import Machine, differences, this_machine
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate, serve
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.engines.server import EngineServer, ServedSizes, served_sizes
@@ -107,7 +110,7 @@ def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
 def measure_model(ctx: StepContext, model: ServedModel, served: ServedSizes | None) -> Bench:
     """Measure a model on a server of its own, with the threads that it is served with."""
     threads = served.threads if served else None
-    with serve(model, ctx.config.deployment, threads=threads) as server:
+    with server_of(model, ctx.config.deployment, threads=threads) as server:
         return measure_server(ctx, server)
 
 

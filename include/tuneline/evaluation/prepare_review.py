@@ -34,11 +34,11 @@ from tuneline.artifacts.evaluation import (
     ReviewSheet,
     Side,
 )
+from tuneline.asking.rows import asked
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
-from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evaluation.scoring.ledger import open_holdout
 from tuneline.evidence import Record, measure
-from tuneline.harness.rows import asked
 from tuneline.step_context import StepContext
 
 INSTRUCTIONS = (
@@ -83,8 +83,6 @@ def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed
     """Draw the pairs of one comparison, from the rows on which the answers differ.
 
     Args:
-        rows: the rows.
-        answers: the answers.
         other: the model that the tuned one is compared with.
         pairs: most pairs.
         seed: seed of the draw.
@@ -125,7 +123,6 @@ def shuffle_pairs(
 
     Args:
         chosen: the rows to show.
-        answers: the answers.
 
     Returns:
         The pairs as reviewers see them, and the key.
@@ -179,7 +176,6 @@ def strata(rows: Sequence[Row], answers: Mapping[str, tuple[str, str]]) -> dict[
     """Return the stratum of each row, by row id.
 
     Args:
-        rows: the rows.
         answers: the two answers to each, by row id.
     """
     lengths = sorted(len(asked(row)) for row in rows)
@@ -207,10 +203,8 @@ def balanced(rows: Sequence[Row], kinds: Mapping[str, Stratum], count: int, seed
     little.
 
     Args:
-        rows: the rows.
         kinds: the stratum of each, by row id.
         count: rows to draw; all if there are fewer.
-        seed: the seed.
     """
     waiting = sorted(rows, key=lambda row: sha256(f"{seed}:{row.row_id}".encode()).hexdigest())
     drawn: list[Row] = []

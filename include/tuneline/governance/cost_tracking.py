@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 
+from tuneline.asking.models import ALIAS, candidate, server_of
+from tuneline.asking.rows import trial_prompts
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.costs.phase import Tokens
 from tuneline.governance.costs.traffic import (
@@ -25,8 +27,6 @@ from tuneline.governance.costs.traffic import (
     unseen_tokens,
     upstreams,
 )
-from tuneline.harness.rows import trial_prompts
-from tuneline.harness.served_models import ALIAS, candidate, server_of
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.following.release import THROUGHPUT

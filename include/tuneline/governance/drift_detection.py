@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.data import DATASET
+from tuneline.asking.general_questions import load_questions
 from tuneline.data.tables.rows import fetch_dataset
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
@@ -33,7 +34,6 @@ from tuneline.governance.drift.rehearsal import (
     smallest_called,
 )
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare
-from tuneline.harness.general_questions import load_questions
 from tuneline.step_context import StepContext
 
 BASELINE_SCHEMA = "tuneline/drift-baseline/1"

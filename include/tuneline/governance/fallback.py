@@ -17,6 +17,14 @@ from dataclasses import asdict, dataclass
 
 from tuneline.artifacts.calibration import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
+from tuneline.asking.models import (
+    ALIAS,
+    candidate,
+    released_model,
+    server_of,
+    untuned,
+)
+from tuneline.asking.rows import validation_rows
 from tuneline.config import read_policy
 from tuneline.config.governance import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
@@ -30,18 +38,10 @@ from tuneline.governance.chain_trial.faults import (
 )
 from tuneline.governance.chain_trial.faulty_link import FaultyLink
 from tuneline.governance.confidence.calibrate import by_hand, calibrate
-from tuneline.harness.intervals import Z95
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import (
-    ALIAS,
-    candidate,
-    released_model,
-    server_of,
-    untuned,
-)
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.following.chain import ChainSettings, low_confidence, served_chain
 from tuneline.serving.gateway.process import GatewayProcess
+from tuneline.statistics import Z95
 from tuneline.step_context import StepContext
 
 SECOND_ID = "second"

@@ -36,6 +36,7 @@ from tuneline.artifacts.releases import (
     released,
 )
 from tuneline.artifacts.training import ADAPTER, HISTORY, LORA, MERGED, PLAN
+from tuneline.asking.models import candidate, ships_apart
 from tuneline.bases import base_of
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
@@ -55,8 +56,6 @@ from tuneline.governance.release.lock import lock_files
 from tuneline.governance.release.manifest import put_once, store_files, write_manifest
 from tuneline.governance.release.signature import SIGNATURE, sign, stated
 from tuneline.governance.release.verify import version_differences
-from tuneline.harness.served_apart import ships_apart
-from tuneline.harness.served_models import candidate
 from tuneline.licenses.duties import license_files
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
-from tuneline.harness.row_losses import RowLosses
+from tuneline.statistics import RowLosses
 from tuneline.step_context import StepContext
 
 QUANT_TYPE = "nf4"

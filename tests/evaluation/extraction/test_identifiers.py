@@ -5,10 +5,11 @@ from tests.lab.tiny_task import make_tokenizer
 
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row, StandIn, surrogates_of
-from tuneline.evaluation.extraction.candidates import candidates, distinct_candidates
 from tuneline.evaluation.extraction.identifiers import (
     LEFT_EMAIL,
     LEFT_NUMBER,
+    candidates,
+    distinct_candidates,
     draw,
     find_identifiers,
     text_before,

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from tests.lab.runs import broken
 
+from tuneline.asking.general_questions import Question, load_suite
 from tuneline.evaluation.forgetting import decision
 from tuneline.evaluation.forgetting.decision import (
     CategoryRow,
     Limits,
     by_category,
     chance_of_losses,
+    compare_texts,
     fails_early,
     judge,
     passes_early,
@@ -19,8 +21,7 @@ from tuneline.evaluation.forgetting.decision import (
     questions_needed,
 )
 from tuneline.evidence import conclude
-from tuneline.harness.general_questions import Question, load_suite
-from tuneline.harness.intervals import Paired, paired, paired_counts
+from tuneline.statistics import Paired, RowLosses, paired, paired_counts
 
 LIMITS = Limits(drop=0.03, category=0.1, to_see=0.05)
 FIRST = 400
@@ -210,3 +211,38 @@ def test_each_category_has_both_shares_and_its_changes():
     ]
     assert table[1].p_value == pytest.approx(1 / 32)
     assert isinstance(paired([True], [True]), Paired)
+
+
+TARGETS = (80, 100, 120, 90)
+
+
+def losses(per_token, noise=0.0):
+    sums = (n * (per_token + (noise if at % 2 else -noise)) for at, n in enumerate(TARGETS))
+    return RowLosses(tuple(sums), TARGETS, (1.0,) * len(TARGETS))
+
+
+def test_a_model_that_finds_texts_as_likely_passes():
+    findings = compare_texts((losses(3.0), losses(3.05)), None)
+    assert broken(findings.measurements) == set()
+    assert values_of(findings)["perplexity_ratio"] == pytest.approx(1.0513, abs=1e-3)
+    assert "1.051 times that of the base" in findings.sentence
+
+
+def test_a_model_that_forgot_prose_fails():
+    findings = compare_texts((losses(3.0), losses(3.8, noise=0.05)), None)
+    assert broken(findings.measurements) == {"perplexity_ratio_lower"}
+    assert broken(compare_texts((losses(3.0), losses(3.8)), 3.0).measurements) == set()
+
+
+def test_what_only_chance_puts_beyond_the_limit_passes():
+    assert broken(compare_texts((losses(3.0), losses(3.45, noise=0.6)), None).measurements) == set()
+
+
+def test_an_engine_without_probabilities_says_so():
+    findings = compare_texts(None, None)
+    assert "does not tell the probabilities" in findings.sentence
+    assert findings.measurements[0].rule is None
+
+
+def values_of(findings):
+    return {m.name: m.value for m in findings.measurements}

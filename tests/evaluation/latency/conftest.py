@@ -32,7 +32,7 @@ def stub_bench(lab, tmp_path, monkeypatch):
             def serve(model, deployment, *, threads=None):
                 yield server
 
-            monkeypatch.setattr(latency_benchmark, "serve", serve)
+            monkeypatch.setattr(latency_benchmark, "server_of", serve)
             return bench.execute("latency_benchmark"), bench, server
 
     return execute

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from tuneline.asking.load import Timing, timing_of
 from tuneline.evaluation.latency.table import (
     Objective,
     hardware_line,
@@ -9,7 +10,6 @@ from tuneline.evaluation.latency.table import (
     sustained,
     table,
 )
-from tuneline.harness.load_client import Timing, timing_of
 from tuneline.serving.client import ChatResult, Usage
 from tuneline.serving.engines.server import Counters
 

@@ -8,11 +8,11 @@ from tests.lab.http_server import Handler, serving
 from tests.lab.runs import write_dataset
 from tests.lab.tiny_task import INTENTS, task_rows
 
+from tuneline.asking.asking import Endpoint
 from tuneline.cli import main
 from tuneline.config import DeploymentConfig
 from tuneline.errors import UserError
-from tuneline.evaluation.scoring.models import Asked, subject_of
-from tuneline.harness.subjects import Endpoint
+from tuneline.evaluation.scoring.command import ScoreTarget, subject_of
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_gguf_file_is_served_and_scored(dataset, tmp_path, capsys, tiny_models
 
 def asked_for(model, **more):
     settings = {"adapter": None, "api_key_env": None, "deployment": DeploymentConfig()}
-    return Asked(model, **{**settings, **more})
+    return ScoreTarget(model, **{**settings, **more})
 
 
 def test_addresses_of_endpoints(tmp_path):

@@ -7,10 +7,10 @@ from tests.lab.runs import Lab, broken
 from tests.lab.training_runs import make_rows
 
 from tuneline.artifacts.training import CANARIES
+from tuneline.asking.general_questions import load_suite
 from tuneline.config import TrainingConfig, build_config
 from tuneline.data.tables.rows import read_dataset, write_dataset
 from tuneline.errors import UserError
-from tuneline.harness.general_questions import load_suite
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 from tuneline.training.loop import extra_rows

@@ -15,7 +15,7 @@ from tuneline.cli import main
 from tuneline.config import build_config
 from tuneline.data.tables.rows import read_dataset
 from tuneline.errors import TunelineError, UserError
-from tuneline.evaluation.holdout.ledger import open_holdout
+from tuneline.evaluation.scoring.ledger import open_holdout
 from tuneline.evidence import Verdict, conclude, measure
 from tuneline.run import Run
 from tuneline.step import execute, store_output

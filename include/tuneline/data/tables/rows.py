@@ -346,7 +346,7 @@ def read_dataset(path: Path, *, holdout: bool = False) -> tuple[list[Row], list[
     Args:
         path: the file.
         holdout: whether rows of the hold-out are read too. A step that judges or trains a model
-            takes them from `evaluation.holdout.ledger.open_holdout`, which records that it did.
+            takes them from `evaluation.scoring.ledger.open_holdout`, which records that it did.
     """
     import pyarrow.parquet as pq
 

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import median, stdev
 from typing import Any
 
+from tuneline.asking.load import Timing, drive
 from tuneline.evidence import Measurement, measure
-from tuneline.harness.load_client import Timing, drive
 from tuneline.machine.quantity import quantity
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.engine import Engine, ServedModel, query_gpus
@@ -24,7 +24,7 @@ _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Level:
+class LevelSpeed:
     """The speed of a server with a number of requests under way.
 
     Attributes:
@@ -53,11 +53,11 @@ class FormSpeed:
         memory_bytes: resident memory of the server's processes, in bytes.
     """
 
-    levels: tuple[Level, ...]
+    levels: tuple[LevelSpeed, ...]
     memory_bytes: int
 
     @property
-    def full(self) -> Level:
+    def full(self) -> LevelSpeed:
         """The speed with all slots taken."""
         return self.levels[-1]
 
@@ -92,9 +92,9 @@ def measure_form(server: EngineServer, prompts: Sequence[Messages], parallel: in
     return FormSpeed(tuple(levels), server.memory_bytes())
 
 
-def _level(concurrency: int, timings: Sequence[Timing], speeds: Sequence[float]) -> Level:
+def _level(concurrency: int, timings: Sequence[Timing], speeds: Sequence[float]) -> LevelSpeed:
     good = [timing for timing in timings if timing.ok]
-    return Level(
+    return LevelSpeed(
         concurrency,
         round(median(timing.ttft for timing in good), 4) if good else 0.0,
         round(median(timing.tpot for timing in good), 5) if good else 0.0,
@@ -112,7 +112,7 @@ class Slowdown:
     error: float
 
 
-def slowdown(merged: Level, apart: Level) -> Slowdown | None:
+def slowdown(merged: LevelSpeed, apart: LevelSpeed) -> Slowdown | None:
     """Return the loss of throughput against the merged model; None if that generated nothing."""
     if not merged.tokens_per_s:
         return None
@@ -155,10 +155,8 @@ def room_for_adapters(
     the files of base and adapter count, and what more adapters take, the cache loses.
 
     Args:
-        engine: the engine.
         model: the base with the adapter.
         memory_bytes: resident memory of its server, in bytes.
-        pod_memory: `pods.memory`.
     """
     assert model.adapter is not None
     if engine.on_gpu() and (gpus := query_gpus()):

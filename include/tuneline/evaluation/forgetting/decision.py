@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from tuneline.evidence import Breach, Measurement, measure
-from tuneline.harness.general_questions import Question
-from tuneline.harness.intervals import Paired, paired
+from tuneline.asking.general_questions import Question
+from tuneline.evidence import Breach, Finding, Measurement, measure
+from tuneline.statistics import Paired, RowLosses, paired
 
 # Chance of a false alarm over all questions, and in all categories together.
 LEVEL, CATEGORY_LEVEL = 0.0035, 0.001
@@ -128,7 +128,6 @@ def passes_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) -
     Args:
         result: the paired difference, tuned minus base.
         table: the categories.
-        limits: the limits.
     """
     upper = _NORMAL.inv_cdf(1 - MISS) * result.difference.error - result.difference.value
     suspicious = any(-row.change > limits.category and row.p_value < SUSPICION for row in table)
@@ -141,7 +140,6 @@ def fails_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) ->
     Args:
         result: the paired difference, tuned minus base.
         table: the categories.
-        limits: the limits.
     """
     chance = chance_of_losses(result.only_first, result.only_second)
     lost = -result.difference.value > limits.drop and chance <= EARLY_LEVEL
@@ -199,7 +197,6 @@ def judge(
         table: the categories.
         asked: questions that were asked.
         planned: questions that the suite had for this run.
-        limits: the limits.
     """
     chance = chance_of_losses(result.only_first, result.only_second)
     breach: Breach = "fail" if chance <= LEVEL else "inconclusive"
@@ -233,3 +230,40 @@ def judge(
         measure("only_tuned_right", result.only_second, "questions"),
         measure("mcnemar_p", round(result.p_value, 6), "p"),
     ]
+
+
+# Training on one task makes prose of other kinds a little less likely; answers get worse only
+# with more than that.
+DEFAULT_RATIO = 1.5
+
+
+def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> Finding:
+    """Compare the perplexity of the tuned model with that of the base, paired by text.
+
+    The lower end of the 95 % interval of their ratio decides: only more than the limit beyond
+    chance fails.
+
+    Args:
+        losses: losses of base and tuned model; None if the engine does not tell them.
+        limit: allowed ratio; None takes `DEFAULT_RATIO`.
+    """
+    if losses is None:
+        why = "not measured: the engine does not tell the probabilities of given tokens"
+        return Finding([measure("perplexity_ratio", why, "")], f"perplexity on general texts {why}")
+    base, tuned = losses
+    ratio = tuned.ratio_to(base)
+    allowed = limit or DEFAULT_RATIO
+    # A model that holds texts impossible has an error that JSON has no number for.
+    noise = round(ratio.error, 4) if math.isfinite(ratio.error) else None
+    return Finding(
+        [
+            measure("texts", len(base.sums), "texts"),
+            measure("base_perplexity", round(base.perplexity, 4), "perplexity"),
+            measure("tuned_perplexity", round(tuned.perplexity, 4), "perplexity"),
+            measure("perplexity_ratio", round(ratio.value, 4), "ratio", noise=noise),
+            measure("perplexity_ratio_lower", round(ratio.lower, 4), "ratio", "<=", allowed),
+            measure("perplexity_ratio_upper", round(ratio.upper, 4), "ratio"),
+        ],
+        f"the perplexity on {len(base.sums)} general texts is {ratio.value:.3f} times that of the "
+        f"base [{ratio.lower:.3f}, {ratio.upper:.3f}] (limit {allowed:g})",
+    )

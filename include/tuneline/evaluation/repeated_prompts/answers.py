@@ -11,12 +11,11 @@ from itertools import zip_longest
 
 from tuneline.artifacts.deployment import REFERENCE
 from tuneline.artifacts.training import MERGED
+from tuneline.asking.answer_values import structure_of
+from tuneline.asking.models import Candidate, engine_of, run_adapter, unquantised, untuned
 from tuneline.data.conversations.answers import answer_object
 from tuneline.errors import TunelineError, first_line
 from tuneline.evaluation.repeated_prompts.asking import MODES, Repeats
-from tuneline.harness.answers import structure_of
-from tuneline.harness.served_apart import run_adapter
-from tuneline.harness.served_models import Candidate, engine_of, unquantised, untuned
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
@@ -178,7 +177,6 @@ def other_forms(ctx: StepContext, chosen: Candidate, *, wanted: bool) -> list[Se
     only the form that it was built of.
 
     Args:
-        ctx: the step.
         chosen: what ships.
         wanted: whether the run asks for them to be tried.
     """

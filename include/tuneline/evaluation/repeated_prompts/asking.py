@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from tuneline.asking.models import scoring_threads, server_of
 from tuneline.data.tables.rows import Row
-from tuneline.harness.served_models import scoring_threads, serve
 from tuneline.serving.client import ChatResult, EngineClient
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
@@ -84,7 +84,7 @@ class RepeatedAnswers:
 def _serving(ctx: StepContext, model: ServedModel, parallel: int) -> Iterator[EngineClient]:
     threads = scoring_threads()
     with (
-        serve(model, ctx.config.deployment, threads=threads, parallel=parallel) as server,
+        server_of(model, ctx.config.deployment, threads=threads, parallel=parallel) as server,
         server.client() as client,
     ):
         yield client
@@ -94,7 +94,6 @@ def ask(ctx: StepContext, model: ServedModel, plan: RepeatPlan, answers: Repeate
     """Ask rows in every mode; what came before an error stays in the answers.
 
     Args:
-        ctx: the step.
         model: the model that is served.
         plan: how often, and how many at once.
         answers: takes the answers to its rows.

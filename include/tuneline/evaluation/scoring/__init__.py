@@ -1,1 +1,1 @@
-"""Score any model on the training or validation rows of a dataset, outside of a run."""
+"""The hold-out and its ledger, and models scored on it or on other rows of a dataset."""

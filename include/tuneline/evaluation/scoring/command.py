@@ -1,8 +1,9 @@
 """`tuneline score`: ask a model the rows of a dataset, and state how often it is right.
 
-The rows are those of training or validation. The hold-out is read through a run alone, where its
-ledger records who did; see `evaluation.holdout.ledger`. A call that was stopped goes on where it
-was if it is given the same `--out`.
+The model is bytes for an engine, or an endpoint that runs. The rows are those of training or
+validation. The hold-out is read through a run alone, where its ledger records who did; see
+`evaluation.scoring.ledger`. A call that was stopped goes on where it was if it is given the same
+`--out`.
 """
 
 from __future__ import annotations
@@ -10,26 +11,85 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tuneline.asking.asking import KeptAnswers, LocalModel, Subject, collect, endpoint_of
+from tuneline.asking.models import hashed, hashed_adapter, installed
+from tuneline.asking.rows import of_split
+from tuneline.asking.tasks import Metric, choose_task, judge
+from tuneline.config import DeploymentConfig
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.tables.rows import fetch_dataset, read_dataset
 from tuneline.errors import UserError
-from tuneline.evaluation.holdout.row_scores import score_table
-from tuneline.evaluation.holdout.slices import find_slices, slice_sentence, slices_document
-from tuneline.evaluation.scoring.models import Asked, subject_of
-from tuneline.harness.answers import Metric, choose_task
-from tuneline.harness.asking import collect
-from tuneline.harness.judged import judge
-from tuneline.harness.kept_answers import KeptAnswers
-from tuneline.harness.rows import of_split
+from tuneline.evaluation.scoring.answer_tables import score_table
+from tuneline.evaluation.scoring.slices import find_slices, slice_sentence, slices_document
+from tuneline.gguf.export import export_lora_gguf
+from tuneline.models import resolve
 from tuneline.progress import track
+
+Log = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class ScoreTarget:
+    """What the command line says of a model.
+
+    Attributes:
+        model: an endpoint, a GGUF file, a folder, or the address of a base model.
+        adapter: an adapter beside it, as a folder of PEFT or a GGUF file.
+        api_key_env: environment variable with the endpoint's key.
+        deployment: the engine and its sizes.
+    """
+
+    model: str
+    adapter: Path | None
+    api_key_env: str | None
+    deployment: DeploymentConfig
+
+
+def subject_of(asked: ScoreTarget, scratch: Path, log: Log) -> Subject:
+    """Return the model that an address names.
+
+    Args:
+        asked: the address and what goes with it.
+        scratch: folder for an adapter that has to be converted.
+        log: function that takes one line of progress.
+
+    Raises:
+        UserError: if the address, the adapter or the key is wrong, or the engine is not here.
+    """
+    if asked.model.startswith(("http://", "https://")):
+        if asked.adapter:
+            raise UserError("--adapter can't be sent to an endpoint; name its model id there")
+        return endpoint_of(asked.model, asked.api_key_env, asked.deployment.parallel)
+    path, engine = Path(asked.model), installed(asked.deployment.engine)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; name a GGUF file")
+        if engine.form != "gguf":
+            raise UserError(f"{engine.name} does not load GGUF files; give --engine llama_cpp")
+        if asked.adapter and asked.adapter.is_dir():
+            raise UserError(f"--adapter {asked.adapter}: beside a GGUF file give the adapter's too")
+        model = hashed(engine.name, path)
+        adapter = asked.adapter
+    else:
+        base = resolve(asked.model, log=log)
+        model, adapter = engine.untuned(base, log), asked.adapter
+        if adapter and adapter.is_dir() and engine.form == "gguf":
+            adapter = scratch / "adapter.gguf"
+            export_lora_gguf(asked.adapter or adapter, base.path, adapter)
+    if adapter is not None:
+        if not adapter.exists():
+            raise UserError(f"--adapter {adapter} does not exist")
+        model = model.beside(hashed_adapter(adapter))
+    return LocalModel(model, asked.deployment)
 
 
 def score(
-    asked: Asked,
+    asked: ScoreTarget,
     data: str,
     out: Path,
     *,

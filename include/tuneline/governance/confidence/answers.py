@@ -6,11 +6,9 @@ import json
 from collections.abc import Sequence
 
 from tuneline.artifacts.calibration import Confidence
+from tuneline.asking.asking import CHUNK, KeptAnswers, LocalModel, request_key
+from tuneline.asking.tasks import Task
 from tuneline.data.tables.rows import Row
-from tuneline.harness.answers import Task
-from tuneline.harness.asking import CHUNK
-from tuneline.harness.kept_answers import KeptAnswers, request_key
-from tuneline.harness.subjects import Served
 from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.gateway.protocol import mean_logprob
@@ -33,7 +31,7 @@ def ask_for_confidence(
         rows: the rows.
         max_tokens: limit of an answer's length.
     """
-    subject = Served(model, ctx.config.deployment)
+    subject = LocalModel(model, ctx.config.deployment)
     scope = request_key(ctx.run.uri, subject.identity(), "log-probabilities")
     keys = [request_key(list(map(dict, row.prompt)), max_tokens) for row in rows]
     with KeptAnswers.in_cache(scope) as kept:

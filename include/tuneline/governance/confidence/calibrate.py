@@ -7,13 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tuneline.artifacts.calibration import BY_HAND, CALIBRATION, Calibration, Confidence
+from tuneline.asking.models import candidate
+from tuneline.asking.rows import validation_rows
+from tuneline.asking.tasks import Task, choose_task
 from tuneline.config.governance import FallbackConfig
 from tuneline.errors import UserError
 from tuneline.governance.confidence.answers import ask_for_confidence, confidences
 from tuneline.governance.confidence.threshold import find_threshold
-from tuneline.harness.answers import Task, choose_task
-from tuneline.harness.rows import validation_rows
-from tuneline.harness.served_models import candidate
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import ceil, floor
 
 from tuneline.artifacts.calibration import Share, Threshold
-from tuneline.harness.intervals import wilson
+from tuneline.statistics import wilson
 
 # With fewer even all of them caught would leave the share between a half and one.
 MIN_WRONG = 5

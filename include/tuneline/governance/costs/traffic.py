@@ -17,10 +17,10 @@ from typing import Any
 
 import httpx
 
+from tuneline.asking.models import ALIAS
 from tuneline.errors import RetryableError
 from tuneline.evidence import Measurement
 from tuneline.governance.costs.phase import Phase, Received, Tokens, bounded, exact, killed
-from tuneline.harness.served_models import ALIAS
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.server import EngineServer
 from tuneline.serving.gateway.ledger.database import UsageRow

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneline.artifacts.training import Canary
+from tuneline.asking.asking import ask_kept
 from tuneline.bases import base_of
 from tuneline.config import TargetFormat, TrainingConfig
 from tuneline.data.conversations.answers import answer_object
@@ -34,7 +35,6 @@ from tuneline.data.pii.replace.surrogates import words_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, Message, Row, read_dataset
 from tuneline.errors import UserError
-from tuneline.harness.asking import ask_kept
 from tuneline.serving.engines import get_engine
 from tuneline.step_context import StepContext
 from tuneline.store import NotThere

@@ -33,9 +33,9 @@ from tuneline.data.tables.rows import HOLDOUT
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import Evidence, FileRef, Measurement, Verdict, measure
 from tuneline.failures import ended_by_error
-from tuneline.harness.row_losses import RowLosses
 from tuneline.run import Run
 from tuneline.serving.engines.limits import ranks_asked
+from tuneline.statistics import RowLosses
 from tuneline.step import execute, store_output
 from tuneline.step_context import StepContext
 from tuneline.store import NotThere, Store, open_store

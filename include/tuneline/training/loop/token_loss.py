@@ -20,8 +20,8 @@ from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.training import PLAN, Plan
 from tuneline.bases import base_of
 from tuneline.config import TrainingConfig
-from tuneline.harness.row_losses import RowLosses
 from tuneline.models import load_tokenizer
+from tuneline.statistics import RowLosses
 from tuneline.step_context import StepContext
 from tuneline.training.loop.model import (
     Precision,

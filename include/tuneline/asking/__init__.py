@@ -1,0 +1,1 @@
+"""Ask the models of a run, and say what their answers are worth."""

@@ -1,0 +1,213 @@
+"""What an answer says: its JSON, its tool calls, the number that it ends in, its words.
+
+An answer arrives as plain text. Tool calls are written as the template of the model writes them:
+JSON objects with `name` and `arguments` (ChatML, Qwen, Mistral) or `parameters` (Llama 3), alone,
+in a list, in tags, or in the form of the API of OpenAI (`function`, `tool_calls`, arguments as
+text).
+
+chrF is the F-score of character n-grams up to 6 with a recall weight of 2 (Popović, 2015), as
+sacrebleu computes it for one sentence. ROUGE-L is the F-measure of the longest common subsequence
+of words (Lin, 2004). The subsequence is rapidfuzz's; the words are split here, since the packages
+for ROUGE drop every letter outside of a to z, and with it all that is written in other scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from tuneline.data.conversations.answers import answer_object
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.chrf import CHRF
+
+
+def find_object(text: str) -> dict[str, Any] | None:
+    """Return the first JSON object in a text, also in prose or in a code fence, or None."""
+    decoder = json.JSONDecoder()
+    start = text.find("{")
+    while start >= 0:
+        try:
+            value, _ = decoder.raw_decode(text, start)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            return value
+        start = text.find("{", start + 1)
+    return None
+
+
+def canonical(value: Any) -> str:
+    """Return the same text for equal JSON values, whatever their spacing or order."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def structure_of(text: str, label_field: str | None) -> str:
+    """Return the parsed structure of an answer: its keys, and each value that is not free text.
+
+    Strings other than the label are prose, of which only the presence counts. An answer that
+    is not a JSON object is its own structure.
+
+    Args:
+        text: the answer.
+        label_field: the field that holds the class; None without a class.
+    """
+    parsed = answer_object(text)
+    if parsed is None:
+        return text
+
+    def reduce(key: str | None, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: reduce(str(name), inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [reduce(None, inner) for inner in value]
+        return "…" if isinstance(value, str) and key != label_field else value
+
+    return canonical(reduce(None, parsed))
+
+
+@dataclass(frozen=True, order=True)
+class ToolCall:
+    """A call: the tool's name, and its arguments as canonical JSON."""
+
+    name: str
+    arguments: str
+
+
+def tool_calls(text: str) -> list[ToolCall]:
+    """Return the calls of an answer, sorted; empty if it calls nothing.
+
+    Parallel calls have no order, so that answers compare as sets that may hold a call twice.
+    """
+    return sorted(call for value in _json_values(text) for call in _calls(value))
+
+
+def same_calls(answer: str, expected: str) -> bool:
+    """Return True if an answer makes the expected calls: each name, and every argument's value.
+
+    Where no call is expected, an answer without a call is right, whatever it says (the category
+    `irrelevance` of the Berkeley Function-Calling Leaderboard).
+    """
+    return tool_calls(answer) == tool_calls(expected)
+
+
+def _json_values(text: str) -> Iterator[Any]:
+    """Yield the JSON objects and lists of a text that lie in no other."""
+    decoder = json.JSONDecoder()
+    at = 0
+    while at < len(text):
+        if text[at] not in "{[":
+            at += 1
+            continue
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            at += 1
+            continue
+        yield value
+
+
+def _calls(value: Any) -> Iterator[ToolCall]:
+    if isinstance(value, list):
+        for entry in value:
+            yield from _calls(entry)
+    if not isinstance(value, dict):
+        return
+    for nested in ("tool_calls", "function"):
+        if isinstance(value.get(nested), list | dict):
+            yield from _calls(value[nested])
+            return
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return
+    if isinstance(value.get("name"), str) and isinstance(arguments, dict):
+        yield ToolCall(value["name"], canonical(_plain_numbers(arguments)))
+
+
+def _plain_numbers(value: Any) -> Any:
+    """Write 2.0 as 2, which JSON does not tell apart."""
+    if isinstance(value, dict):
+        return {key: _plain_numbers(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain_numbers(entry) for entry in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# GSM8K and the datasets made after it write the result behind this mark.
+_MARK = "####"
+_NUMBER = re.compile(r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?")
+_ALONE = re.compile(rf"\W{{0,3}}{_NUMBER.pattern}\W{{0,3}}")
+
+
+def final_number(text: str) -> float | None:
+    """Return the number behind the last `####`, else the last number of a text, or None.
+
+    Commas between groups of three digits are read as separators; currency and percent signs are
+    ignored.
+    """
+    _, mark, behind = text.rpartition(_MARK)
+    found = _NUMBER.findall(behind) if mark else []
+    found = found[:1] or _NUMBER.findall(text)[-1:]
+    if not found:
+        return None
+    value = float(found[0].replace(",", "").replace("\u2212", "-"))
+    return value if math.isfinite(value) else None
+
+
+def states_number(text: str) -> bool:
+    """Return True if an answer is a number alone, or names its result behind `####`."""
+    _, mark, behind = text.rpartition(_MARK)
+    return bool(_ALONE.fullmatch((behind if mark else text).strip()))
+
+
+def same_number(answer: str, expected: str, tolerance: float) -> bool:
+    """Return True if two answers end in the same number.
+
+    Args:
+        expected: the expected answer.
+        tolerance: the largest difference, relative to the expected number.
+    """
+    got, want = final_number(answer), final_number(expected)
+    if got is None or want is None:
+        return False
+    return math.isclose(got, want, rel_tol=0.0, abs_tol=tolerance * abs(want))
+
+
+# Scripts that put no space between words: each character counts as one.
+_NO_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f"
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W{_NO_SPACES}]+")
+
+
+@cache
+def _chrf() -> CHRF:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
+
+
+def chrf(answer: str, expected: str) -> float:
+    """Return the sentence-level chrF of an answer, from 0 to 1."""
+    return float(_chrf().sentence_score(answer, [expected]).score) / 100
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without marks."""
+    return _WORD.findall(text.lower())
+
+
+def rouge_l(answer: str, expected: str) -> float:
+    """Return the ROUGE-L F-measure of an answer, from 0 to 1; 0 if either has no word."""
+    from rapidfuzz.distance import LCSseq
+
+    got, want = words_of(answer), words_of(expected)
+    if not got or not want:
+        return 0.0
+    return 2 * LCSseq.similarity(got, want) / (len(got) + len(want))

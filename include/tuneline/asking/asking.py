@@ -1,0 +1,506 @@
+"""Ask models many prompts, and keep their answers as they come.
+
+A model is bytes that an engine here serves, or an endpoint that runs already. Both are asked
+through an `EngineClient`, so that whoever asks need not know which it is.
+
+A request is known by its key: a hash of all that decides its answer (the bytes of the model, the
+version and sizes of the engine, the messages, the token limit). What has been answered before under
+the same key is not asked again. Answers are kept in a file that only grows. Each is appended as
+soon as it is there, in one write that ends with a line break. A process that is killed therefore
+loses the requests that were under way and no answer before them. What is not a whole line (the last
+one of a process that died while it wrote, or of a full disk) counts as not there. Several processes
+may append to one file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from tuneline.asking.models import (
+    Candidate,
+    engine_of,
+    request_for,
+    scoring_threads,
+    server_of,
+    untuned,
+)
+from tuneline.config import DeploymentConfig
+from tuneline.errors import UserError
+from tuneline.models.cache import cache_root
+from tuneline.serving.client import EngineClient, Messages
+from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.step_context import StepContext
+
+# A file of the cache that nobody has used for so long is removed, seconds.
+KEPT_SECONDS = 60 * 24 * 3600.0
+
+
+def request_key(*parts: Any) -> str:
+    """Return the key of a request: a hash of all that decides its answer, as JSON."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class KeptAnswers(Mapping[str, Any]):
+    """The answers in a file, by the keys of their requests: texts, or losses.
+
+    Args:
+        path: the file; it and its folder are made with the first answer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self._answers: dict[str, Any] = {}
+        if path.is_file():
+            # The clock of its last use, for `in_cache`.
+            path.touch()
+            self._answers.update(filter(None, map(_answer, path.read_bytes().split(b"\n"))))
+
+    @classmethod
+    def in_cache(cls, name: str) -> KeptAnswers:
+        """Return the file of that name in the cache; remove those that nobody uses any more."""
+        folder = cache_root() / "answers"
+        _forget_unused(folder)
+        return cls(folder / f"{name}.jsonl")
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the answer to a request."""
+        return self._answers[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._answers)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def add(self, key: str, answer: str | float) -> None:
+        """Append an answer."""
+        if self._file is None:
+            self._file = self._open()
+        line = json.dumps([key, answer], ensure_ascii=True).encode() + b"\n"
+        os.write(self._file, line)
+        self._answers[key] = answer
+
+    def _open(self) -> int:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            # Otherwise the next answer would continue the torn line, and be lost with it.
+            os.write(file, b"\n")
+        return file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+def _answer(line: bytes) -> tuple[str, str | float] | None:
+    """Return the key and the answer of a line; None if it is not a whole one."""
+    try:
+        key, answer = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return (key, answer) if isinstance(key, str) and isinstance(answer, str | float) else None
+
+
+def _forget_unused(folder: Path) -> None:
+    if not folder.is_dir():
+        return
+    oldest = time.time() - KEPT_SECONDS
+    for path in folder.glob("*.json*"):
+        try:
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+        except FileNotFoundError:
+            # Another process was faster.
+            continue
+
+
+_ENDPOINT = re.compile(r"(?P<url>https?://[^#]+?)/?(?:/v1/?)?(?:#(?P<model>.+))?$")
+
+
+class Subject(Protocol):
+    """A model that can be asked."""
+
+    @property
+    def parallel(self) -> int:
+        """Requests that are sent at once."""
+
+    def identity(self) -> list[Any]:
+        """Return all that decides its answers beside the requests, as JSON."""
+
+    def client(self) -> AbstractContextManager[EngineClient]:
+        """Make it ready, and return a client of it; leaving the context ends what was started."""
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """Bytes that their engine serves here, with the slots and the context of a deployment."""
+
+    model: ServedModel
+    deployment: DeploymentConfig
+
+    @property
+    def parallel(self) -> int:
+        """The deployment's slots."""
+        return self.deployment.parallel
+
+    def identity(self) -> list[Any]:
+        """Return the hash of the bytes, the engine's version and the sizes it is started with."""
+        version = get_engine(self.model.engine).version()
+        sizes = [self.deployment.parallel, self.deployment.context_tokens]
+        return [self.model.sha256, version, *sizes]
+
+    @contextmanager
+    def client(self) -> Iterator[EngineClient]:
+        """Start the engine.
+
+        Raises:
+            UserError: if it can't be started here.
+            TunelineError: if it does not answer.
+        """
+        with (
+            server_of(self.model, self.deployment, threads=scoring_threads()) as server,
+            server.client() as client,
+        ):
+            yield client
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An OpenAI-compatible endpoint that somebody else runs: a gateway, an engine, an API.
+
+    Attributes:
+        url: `http://host:port`, without `/v1`.
+        model: the model id that requests ask for.
+        api_key: its key; None for an endpoint that asks for none.
+        parallel: requests that are sent at once.
+    """
+
+    url: str
+    model: str
+    api_key: str | None = None
+    parallel: int = 4
+
+    def identity(self) -> list[Any]:
+        """Return its address and model id. The bytes behind them may change unseen."""
+        return ["endpoint", self.url, self.model]
+
+    def client(self) -> EngineClient:
+        """Return a client; nothing is started."""
+        return EngineClient(self.url, model=self.model, api_key=self.api_key)
+
+
+def endpoint_of(address: str, api_key_env: str | None, parallel: int) -> Endpoint:
+    """Return the endpoint that an address names.
+
+    Args:
+        address: `https://host/v1#MODEL_ID`.
+        api_key_env: environment variable with its key; None for an endpoint that asks for none.
+        parallel: requests that are sent at once.
+
+    Raises:
+        UserError: if the address names no model, or the variable is not set.
+    """
+    found = _ENDPOINT.match(address)
+    if found is None or not found["model"]:
+        raise UserError(
+            f"{address}: name the model behind the endpoint, as in https://host/v1#MODEL_ID"
+        )
+    key = os.environ.get(api_key_env) if api_key_env else None
+    if api_key_env and not key:
+        raise UserError(f"--api-key-env {api_key_env}: the variable is not set")
+    return Endpoint(found["url"], found["model"], key, parallel)
+
+
+# Prompts in one batch, between two signs of progress.
+CHUNK = 32
+
+TokenIds = Sequence[int]
+Batch = tuple[int, list[int]]
+Batches = list[Batch]
+# Sends requests of one limit by their numbers, and says each answer as soon as it is there.
+Send = Callable[[EngineClient, list[int], int, Callable[[int, str], None]], object]
+
+
+@dataclass(frozen=True)
+class BothAnswers:
+    """The answers of both models to the same prompts, in their order.
+
+    `base_cached` is True if those of the base came from the cache.
+    """
+
+    base: list[str]
+    tuned: list[str]
+    base_cached: bool
+
+
+def ask(
+    ctx: StepContext,
+    model: ServedModel,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    what: str,
+    *,
+    known: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Ask a model all prompts, greedily, and return its answers in order.
+
+    Answers are kept for this run as they come: a step that was killed and is run again asks only
+    what is missing.
+
+    Args:
+        model: the model, which its engine serves.
+        prompts: the messages of each request.
+        limits: the largest number of tokens of each answer.
+        what: the model's name in the progress.
+        known: answers that the model gave elsewhere, by the key of the request.
+    """
+    subject = LocalModel(model, ctx.config.deployment)
+    with _kept(subject, ctx.run.uri) as kept_answers:
+        progress = _progress(ctx, what)
+        return collect(subject, prompts, limits, kept_answers, known=known, progress=progress)[0]
+
+
+def ask_kept(
+    ctx: StepContext,
+    model: ServedModel,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    what: str,
+) -> tuple[list[str], bool]:
+    """Ask a model what no run has asked it before; see `ask` for the arguments.
+
+    Returns:
+        The answers in order, and True if all came from the cache.
+    """
+    subject = LocalModel(model, ctx.config.deployment)
+    with _kept(subject) as kept_answers:
+        return collect(subject, prompts, limits, kept_answers, progress=_progress(ctx, what))
+
+
+def ask_both(
+    ctx: StepContext,
+    chosen: Candidate,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    *,
+    known: Mapping[str, str] | None = None,
+) -> BothAnswers:
+    """Ask the candidate and the base the same prompts; see `ask`.
+
+    The base is not asked again what it has answered before, whichever run asked it.
+    """
+    tuned = ask(ctx, chosen.model, prompts, limits, "tuned model", known=known)
+    base, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model")
+    return BothAnswers(base, tuned, cached)
+
+
+def _kept(subject: Subject, scope: str = "") -> KeptAnswers:
+    """Return the kept answers of a model; `scope` is shared by those who may see them."""
+    return KeptAnswers.in_cache(request_key(scope, subject.identity()))
+
+
+def _progress(ctx: StepContext, what: str) -> Callable[[Batches], Iterable[Batch]]:
+    return lambda batches: ctx.progress(batches, len(batches), f"{what}, batches of prompts")
+
+
+def keys_of(subject: Subject, prompts: Sequence[Messages], limits: Sequence[int]) -> list[str]:
+    """Return the key of each request to a model."""
+    identity = subject.identity()
+    return [
+        request_key(identity, list(map(dict, prompt)), limit)
+        for prompt, limit in zip(prompts, limits, strict=True)
+    ]
+
+
+def collect(
+    subject: Subject,
+    prompts: Sequence[Messages],
+    limits: Sequence[int],
+    kept_answers: KeptAnswers,
+    *,
+    known: Mapping[str, str] | None = None,
+    progress: Callable[[Batches], Iterable[Batch]] = iter,
+) -> tuple[list[str], bool]:
+    """Ask a model what it has not been asked, and keep each answer as soon as it is there.
+
+    Args:
+        subject: the model.
+        prompts: the messages of each request; equal requests are sent once.
+        limits: the largest number of tokens of each answer.
+        kept_answers: the file of its answers.
+        known: more answers of the model, by the key of the request.
+        progress: iterates over the batches of requests and shows it.
+
+    Returns:
+        The answers in order, and True if none had to be asked for.
+    """
+
+    def send(
+        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, str], None]
+    ) -> None:
+        client.complete_batch(
+            [prompts[number] for number in numbers],
+            concurrency=subject.parallel,
+            max_tokens=limit,
+            on_answer=lambda at, result: arrived(numbers[at], result.text),
+        )
+
+    keys = keys_of(subject, prompts, limits)
+    answers = {**kept_answers, **(known or {})}
+    add = kept_answers.add
+    return _missing_alone(subject, keys, limits, answers, keep=add, send=send, progress=progress)
+
+
+def continue_tokens(
+    ctx: StepContext,
+    model: ServedModel,
+    prompts: Sequence[TokenIds],
+    limits: Sequence[int],
+    what: str,
+    *,
+    shared: bool = False,
+) -> tuple[list[str], bool]:
+    """Let a model go on from token ids, greedily.
+
+    Args:
+        model: the model, which its engine serves.
+        prompts: the token ids of each request, of any part of a rendered row.
+        limits: the largest number of tokens of each continuation.
+        what: the model's name in the progress.
+        shared: True to keep the texts, and to take those that any run has kept. Those of a
+            candidate are not kept: they may hold what nobody should keep.
+
+    Returns:
+        The texts in order, and True if all came from the cache.
+    """
+    subject = LocalModel(model, ctx.config.deployment)
+    identity = subject.identity()
+    keys = [
+        request_key(identity, "continue", list(ids), limit)
+        for ids, limit in zip(prompts, limits, strict=True)
+    ]
+
+    def send(
+        client: EngineClient, numbers: list[int], limit: int, arrived: Callable[[int, str], None]
+    ) -> None:
+        batch = [prompts[number] for number in numbers]
+        texts = client.continue_batch(batch, concurrency=subject.parallel, max_tokens=limit)
+        for number, text in zip(numbers, texts, strict=True):
+            arrived(number, text)
+
+    ask_for = partial(
+        _missing_alone, subject, keys, limits, send=send, progress=_progress(ctx, what)
+    )
+    if not shared:
+        return ask_for({}, keep=lambda *_: None)
+    with _kept(subject) as kept_answers:
+        return ask_for(kept_answers, keep=kept_answers.add)
+
+
+def losses(
+    ctx: StepContext,
+    model: ServedModel,
+    sequences: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]],
+    what: str,
+    *,
+    shared: bool = False,
+) -> tuple[list[float] | None, bool]:
+    """Measure a model's loss on given tokens of each sequence, on the engine that ships.
+
+    Args:
+        sequences: token ids of rows.
+        scored: for each token of each sequence, whether it counts.
+        what: the model's name in the log.
+        shared: True to keep the losses, and to take those that any run has kept.
+
+    Returns:
+        The loss of each sequence, in nats, and True if all came from the cache. No losses if the
+        engine reports no probability of given tokens.
+    """
+    subject = LocalModel(model, ctx.config.deployment)
+    request = request_for(model, ctx.config.deployment, threads=scoring_threads())
+
+    def measured(numbers: Sequence[int]) -> list[float] | None:
+        ctx.log(f"{what}: losses of {len(numbers)} texts")
+        chosen = [list(sequences[n]) for n in numbers], [list(scored[n]) for n in numbers]
+        found = engine_of(ctx).losses(model.path, *chosen, request)
+        return None if found is None else list(found)
+
+    if not shared:
+        return measured(range(len(sequences))), False
+    identity = subject.identity()
+    keys = [
+        request_key(identity, "losses", list(ids), list(flags))
+        for ids, flags in zip(sequences, scored, strict=True)
+    ]
+    with _kept(subject) as kept_answers:
+        missing = [number for number, key in enumerate(keys) if key not in kept_answers]
+        found = measured(missing) if missing else []
+        if found is None:
+            return None, False
+        for number, loss in zip(missing, found, strict=True):
+            kept_answers.add(keys[number], loss)
+        return [kept_answers[key] for key in keys], not missing
+
+
+def _missing_alone(
+    subject: Subject,
+    keys: Sequence[str],
+    limits: Sequence[int],
+    answers: Mapping[str, str],
+    *,
+    keep: Callable[[str, str], object],
+    send: Send,
+    progress: Callable[[Batches], Iterable[Batch]],
+) -> tuple[list[str], bool]:
+    """Ask what has no answer yet; return all answers in order, and True if nothing was asked."""
+    found = {key: answers[key] for key in keys if key in answers}
+    missing = {key: at for at, key in enumerate(keys) if key not in found}
+
+    def arrived(number: int, text: str) -> None:
+        found[keys[number]] = text
+        keep(keys[number], text)
+
+    if missing:
+        with subject.client() as client:
+            for limit, numbers in progress(_batches_of_a_limit(sorted(missing.values()), limits)):
+                send(client, numbers, limit, arrived)
+    return [found[key] for key in keys], not missing
+
+
+def _batches_of_a_limit(numbers: Iterable[int], limits: Sequence[int]) -> Batches:
+    """Return batches of requests of one limit each, as the limit and the numbers of requests."""
+    groups: dict[int, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(limits[number], []).append(number)
+    return [
+        (limit, group[at : at + CHUNK])
+        for limit, group in sorted(groups.items())
+        for at in range(0, len(group), CHUNK)
+    ]

@@ -1,0 +1,93 @@
+"""Rows of the run's dataset as models are asked them: a prompt and its expected answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from tuneline.artifacts.data import DATASET
+from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import TRAIN, VALIDATION, Message, Row, read_dataset
+from tuneline.errors import UserError
+from tuneline.step_context import StepContext
+
+# Training rows that a quantisation may calibrate on.
+CALIBRATION_ROWS = 256
+
+
+def dataset_rows(ctx: StepContext) -> list[Row]:
+    """Read the training and validation rows of the run's dataset.
+
+    Those of the hold-out come from `evaluation.scoring.ledger.open_holdout` alone.
+    """
+    rows, _ = read_dataset(DATASET.fetch(ctx))
+    return rows
+
+
+def validation_rows(ctx: StepContext, count: int | None = None, *, need: int = 1) -> list[Row]:
+    """Draw rows of the validation split evenly over their labels; see `spread`.
+
+    Every step of a run that draws as many rows gets the same ones.
+
+    Args:
+        count: the largest number of rows; None for all of them.
+        need: the smallest number of rows that the step can work with.
+
+    Raises:
+        UserError: if the dataset has fewer validation rows than needed.
+    """
+    rows = of_split(dataset_rows(ctx), VALIDATION)
+    if len(rows) < need:
+        raise UserError(
+            f"{ctx.step} needs at least {need} validation rows, the dataset has {len(rows)}; "
+            "raise data.validation_share or give more rows"
+        )
+    return spread(rows, len(rows) if count is None else count, ctx.config.training.seed)
+
+
+def trial_prompts(ctx: StepContext, count: int) -> list[list[Message]]:
+    """Return prompts of validation rows, repeated if there are fewer than `count`.
+
+    Raises:
+        UserError: if the validation split is empty.
+    """
+    rows = validation_rows(ctx, count)
+    return [rows[number % len(rows)].prompt for number in range(count)]
+
+
+def calibration_texts(rows: Sequence[Row], renderer: Renderer) -> list[str]:
+    """Return the rendered training rows that quantisations calibrate on."""
+    trained = [row for row in rows if row.split == TRAIN][:CALIBRATION_ROWS]
+    return [renderer.text(row.messages) for row in trained]
+
+
+def asked(row: Row) -> str:
+    """Return all turns of a row's prompt but the system turn, which rows share."""
+    return "\n".join(turn["content"] for turn in row.prompt if turn["role"] != "system")
+
+
+def of_split(rows: Sequence[Row], split: str) -> list[Row]:
+    """Return the rows of one split, in order."""
+    return [row for row in rows if row.split == split]
+
+
+def spread(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """Draw rows evenly over the labels, the same ones for the same seed.
+
+    Takes a row of each label in turn. Within a label the order follows a hash of the seed
+    and the row's id, so that added rows disturb the draw little.
+    """
+
+    def order(row: Row) -> str:
+        return sha256(f"{seed}:{row.row_id}".encode()).hexdigest()
+
+    groups: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=order):
+        groups.setdefault(row.label or "", []).append(row)
+    drawn: list[Row] = []
+    queues = [groups[label] for label in sorted(groups)]
+    while len(drawn) < min(count, len(rows)):
+        for queue in queues:
+            if queue and len(drawn) < count:
+                drawn.append(queue.pop(0))
+    return drawn

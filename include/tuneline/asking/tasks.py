@@ -1,0 +1,475 @@
+"""The metric of a task, the score of an answer, and the scores of a model, alone and compared.
+
+Answers are judged strictly: a JSON answer is the whole text, parsed as JSON. JSON wrapped in prose
+would break its caller, so it counts as wrong; how often it happens is reported next to the metric,
+and the base is also judged without it.
+
+What decides is the kind of the metric. Shares of right answers keep the intervals made for shares:
+Wilson alone, Agresti and Min for a difference, Tango against a margin. Graded scores (chrF,
+ROUGE-L) and macro-F1 take the paired bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import field as attribute
+from typing import TYPE_CHECKING, Any, Literal
+
+from tuneline.asking.answer_values import (
+    canonical,
+    chrf,
+    final_number,
+    find_object,
+    rouge_l,
+    same_calls,
+    same_number,
+    states_number,
+    tool_calls,
+    words_of,
+)
+from tuneline.data.conversations.answers import answer_object
+from tuneline.errors import UserError
+from tuneline.statistics import (
+    Z_SHOWN,
+    Interval,
+    NonInferiority,
+    Paired,
+    bootstrap_limits,
+    macro_f1,
+    mean_difference,
+    mean_interval,
+    non_inferiority,
+    of_interval,
+    paired,
+    share,
+    sign_test,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Metric = Literal["json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"]
+# Far below any rounding that an answer states on purpose, far above that of a float.
+TOLERANCE = 1e-4
+_GRADED = ("chrf", "rouge_l")
+_NAMES = {
+    "exact": "exact match",
+    "number": "numeric match",
+    "tool_calls": "tool-call match",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+}
+_FENCE = re.compile(r"```\w*+\n?(.*?)```", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The rule by which an answer is scored.
+
+    Attributes:
+        metric: `json_field` compares one field of a JSON answer, `exact` the whole answer,
+            `number` the number that it ends in, `tool_calls` names and arguments; `chrf` and
+            `rouge_l` say how alike two texts are. `macro_f1` compares labels as the first two do
+            and counts every label alike.
+        field: the field that holds the label; empty if the whole answer is the label.
+        tolerance: the largest relative difference of `number`.
+        why: why this metric was chosen.
+        labels: all labels as they are expected, where there are few.
+    """
+
+    metric: Metric
+    field: str = ""
+    tolerance: float = TOLERANCE
+    why: str = attribute(default="", compare=False)
+    labels: tuple[str, ...] = attribute(default=(), compare=False)
+
+    @property
+    def name(self) -> str:
+        """The metric's name as it stands in evidence."""
+        if self.metric == "json_field":
+            return f"{self.field} accuracy"
+        if self.metric == "macro_f1":
+            return f"{self.field} macro-F1".strip()
+        return _NAMES[self.metric]
+
+    @property
+    def graded(self) -> bool:
+        """True if an answer can be partly right."""
+        return self.metric in _GRADED
+
+    @property
+    def has_labels(self) -> bool:
+        """True if an answer names one label of a few."""
+        return self.metric in ("json_field", "macro_f1") or bool(self.labels)
+
+    def score(self, answer: str, expected: str, *, anywhere: bool = False) -> float:
+        """Score an answer from 0 to 1.
+
+        Args:
+            expected: the expected answer.
+            anywhere: True to find the answer in prose or in a code fence too.
+        """
+        if self.graded:
+            compare = chrf if self.metric == "chrf" else rouge_l
+            strict = compare(answer, expected)
+            return max(strict, compare(_unfenced(answer), expected)) if anywhere else strict
+        return float(self._right(answer, expected, anywhere=anywhere))
+
+    def right(self, answer: str, expected: str) -> bool:
+        """Return True if an answer is wholly right."""
+        return self.score(answer, expected) == 1.0
+
+    def right_anywhere(self, answer: str, expected: str) -> bool:
+        """Return True if the answer, or the one found in its prose, is wholly right."""
+        return self.score(answer, expected, anywhere=True) == 1.0
+
+    def label(self, answer: str, *, anywhere: bool = False) -> str | None:
+        """Return the label that an answer names, None if it names none.
+
+        Args:
+            anywhere: True to find the label in prose too.
+        """
+        if self.field:
+            value = find_object(answer) if anywhere else answer_object(answer)
+            if value is None or self.field not in value:
+                return None
+            found = value[self.field]
+            return found if isinstance(found, str) else canonical(found)
+        if anywhere and self.labels:
+            return self._only_label_in(answer)
+        return _whole(answer)
+
+    def _right(self, answer: str, expected: str, *, anywhere: bool) -> bool:
+        if self.metric == "number":
+            return same_number(answer, expected, self.tolerance)
+        if self.metric == "tool_calls":
+            return same_calls(answer, expected)
+        if self.field:
+            got = find_object(answer) if anywhere else answer_object(answer)
+            return self._same_label(got, answer_object(expected))
+        if _whole(answer) == _whole(expected):
+            return True
+        return anywhere and self._found(answer, expected)
+
+    def _found(self, answer: str, expected: str) -> bool:
+        if self.labels:
+            return self._only_label_in(answer) == _whole(expected)
+        value = find_object(answer) if answer_object(expected) is not None else None
+        if value is not None:
+            return canonical(value) == _whole(expected)
+        return _whole(_unfenced(answer)) == _whole(expected)
+
+    def _only_label_in(self, text: str) -> str | None:
+        """Return the one label whose words stand in a text; None if there is none or several."""
+        lowered = text.lower()
+        found = [
+            label
+            for label in self.labels
+            if re.search(rf"(?<!\w){re.escape(label.lower())}(?!\w)", lowered)
+        ]
+        # "not a refund" would also name "refund": the longer label holds the shorter one.
+        whole = [a for a in found if not any(a != b and a.lower() in b.lower() for b in found)]
+        return whole[0] if len(whole) == 1 else None
+
+    def _same_label(self, got: Mapping[str, Any] | None, want: Mapping[str, Any] | None) -> bool:
+        if got is None or want is None or self.field not in got or self.field not in want:
+            return False
+        return canonical(got[self.field]) == canonical(want[self.field])
+
+
+def _whole(text: str) -> str:
+    """Return the same text for answers that are equal: JSON by value, text up to white space."""
+    value = answer_object(text)
+    return " ".join(text.split()) if value is None else canonical(value)
+
+
+def _unfenced(text: str) -> str:
+    fenced = _FENCE.search(text)
+    return fenced.group(1) if fenced else text
+
+
+# Whole answers that repeat count as labels: so few kinds, as a share of the rows and at most.
+CLOSED_SHARE, CLOSED_KINDS = 0.5, 200
+# Longer answers can be written in many ways, so that equality says little of them.
+SHORT_WORDS = 3
+
+
+def choose_task(
+    metric: Literal["auto"] | Metric,
+    field: str | None,
+    expected: Sequence[str],
+    tolerance: float = TOLERANCE,
+) -> Task:
+    """Choose the metric by the configuration and the expected answers.
+
+    `auto` takes, in this order: the label field, if every expected answer is JSON that has it;
+    tool calls, if half of the answers make some; numbers, if every answer is one or names one
+    behind `####`; equality, for answers that repeat or are short, and for JSON; chrF for the rest,
+    which is free text.
+
+    Args:
+        metric: the configured one.
+        field: the label field of a JSON answer.
+        expected: the expected answers.
+        tolerance: the largest relative difference of numbers.
+
+    Raises:
+        UserError: if the expected answers do not have what the configured metric compares.
+    """
+    chosen = _auto(field, expected) if metric == "auto" else _configured(metric, field, expected)
+    return replace(chosen, tolerance=tolerance, labels=_labels(chosen, expected))
+
+
+def _auto(field: str | None, expected: Sequence[str]) -> Task:
+    if field and expected and not _lacking(field, expected):
+        return Task("json_field", field, why=f"every expected answer is JSON with {field!r}")
+    count = len(expected)
+    calling = sum(bool(tool_calls(text)) for text in expected)
+    if expected and calling >= count / 2:
+        return Task("tool_calls", why=f"{calling} of {count} expected answers call a tool")
+    if expected and all(map(states_number, expected)):
+        return Task("number", why="every expected answer is a number or ends in one")
+    kinds = len(_kinds(expected))
+    if kinds <= min(CLOSED_SHARE * count, CLOSED_KINDS):
+        return Task("exact", why=f"{count} expected answers have {kinds} different texts")
+    words = statistics.median(map(_words, expected)) if expected else 0
+    if words <= SHORT_WORDS:
+        return Task("exact", why="most expected answers are JSON or have at most three words")
+    return Task("chrf", why=f"the expected answers are free text of {words:g} words (median)")
+
+
+def _configured(metric: Metric, field: str | None, expected: Sequence[str]) -> Task:
+    why = f"evaluation.metric is {metric}"
+    if metric == "json_field" and not field:
+        raise UserError("evaluation.metric is json_field, but data.label_field is not set; name it")
+    if metric == "json_field" or (metric == "macro_f1" and field):
+        assert field is not None
+        lacking = _lacking(field, expected)
+        if lacking:
+            raise UserError(
+                f"{why}, but {len(lacking)} of {len(expected)} expected answers have no field "
+                f"{field!r} (the first: {lacking[0][:60]!r}); set data.label_field or "
+                "evaluation.metric: exact"
+            )
+        return Task(metric, field, why=why)
+    if metric == "number":
+        without = [text for text in expected if final_number(text) is None]
+        if without:
+            raise UserError(
+                f"{why}, but {len(without)} of {len(expected)} expected answers hold no number "
+                f"(the first: {without[0][:60]!r}); choose another evaluation.metric"
+            )
+    if metric == "tool_calls" and not any(map(tool_calls, expected)):
+        raise UserError(
+            f"{why}, but none of the {len(expected)} expected answers calls a tool; choose "
+            "another evaluation.metric"
+        )
+    return Task(metric, why=why)
+
+
+def _lacking(field: str, expected: Sequence[str]) -> list[str]:
+    return [text for text in expected if field not in (answer_object(text) or {})]
+
+
+def _kinds(expected: Sequence[str]) -> list[str]:
+    return sorted({" ".join(text.split()) for text in expected})
+
+
+def _words(text: str) -> int:
+    """Return the words of a text; JSON is compared by value and counts as none."""
+    return 0 if answer_object(text) is not None else len(words_of(text))
+
+
+def _labels(task: Task, expected: Sequence[str]) -> tuple[str, ...]:
+    """Return the labels that the answers name, where each is one of a few."""
+    if task.field:
+        named = {task.label(text) for text in expected}
+        return tuple(sorted(name for name in named if name is not None))
+    if task.metric not in ("exact", "macro_f1"):
+        return ()
+    if any(answer_object(text) is not None for text in expected):
+        return ()
+    kinds = _kinds(expected)
+    few = len(kinds) <= min(CLOSED_SHARE * len(expected), CLOSED_KINDS)
+    return tuple(kinds) if few or task.metric == "macro_f1" else ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The answers of one model, judged.
+
+    Attributes:
+        task: the rule.
+        scores: score of each row from 0 to 1.
+        wanted: the expected label of each row; empty if the task has no labels.
+        named: the label that each answer names, None for none; empty if the task has no labels.
+    """
+
+    task: Task
+    scores: tuple[float, ...]
+    wanted: tuple[str | None, ...] = ()
+    named: tuple[str | None, ...] = ()
+
+    @property
+    def interval(self) -> Interval:
+        """The metric with its 95 % interval."""
+        if self.task.metric == "macro_f1":
+            return self.macro_f1
+        return mean_interval(self.scores) if self.task.graded else share(self.right)
+
+    @property
+    def right(self) -> list[bool]:
+        """Whether each answer is wholly right."""
+        return [score == 1.0 for score in self.scores]
+
+    @property
+    def macro_f1(self) -> Interval:
+        """The mean of the F1 of every expected label, with its 95 % interval.
+
+        The interval is no narrower than that of the share of right labels: rows that are all right
+        have no spread to draw from.
+        """
+        value = self._f1(_ones(len(self.scores)))
+        lower, upper, error = bootstrap_limits(len(self.scores), self._f1)
+        accuracy = share(self.right)
+        return Interval(
+            float(value[0]),
+            max(0.0, min(lower, value[0] - (accuracy.value - accuracy.lower))),
+            min(1.0, max(upper, value[0] + (accuracy.upper - accuracy.value))),
+            max(error, accuracy.error),
+        )
+
+    def rows(self, keep: Sequence[bool]) -> Judged:
+        """Return the judgement of some rows alone.
+
+        Args:
+            keep: whether to keep each row.
+        """
+        return Judged(
+            self.task,
+            tuple(s for s, kept in zip(self.scores, keep, strict=True) if kept),
+            tuple(w for w, kept in zip(self.wanted, keep, strict=False) if kept),
+            tuple(n for n, kept in zip(self.named, keep, strict=False) if kept),
+        )
+
+    def _f1(self, weights: Any) -> NDArray[np.float64]:
+        return macro_f1(weights, self.wanted, self.named)
+
+
+def judge(
+    task: Task, answers: Sequence[str], expected: Sequence[str], *, anywhere: bool = False
+) -> Judged:
+    """Judge the answers of a model.
+
+    Args:
+        task: the rule.
+        answers: an answer for each row.
+        expected: the expected answer of each row.
+        anywhere: True to find answers in prose too.
+
+    Raises:
+        ValueError: if there are not as many of both.
+    """
+    pairs = list(zip(answers, expected, strict=True))
+    scores = tuple(task.score(got, want, anywhere=anywhere) for got, want in pairs)
+    if not task.has_labels:
+        return Judged(task, scores)
+    wanted = tuple(task.label(want) for _, want in pairs)
+    named = tuple(task.label(got, anywhere=anywhere) for got, _ in pairs)
+    return Judged(task, scores, wanted, named)
+
+
+def compare(first: Judged, second: Judged) -> Paired:
+    """Return how much better the second model is than the first, on the same rows.
+
+    The rows on which only one is right are, for graded scores, those on which it scores higher, and
+    the p-value is that of the sign test on them.
+    """
+    if not first.task.graded:
+        found = paired(first.right, second.right)
+        if first.task.metric != "macro_f1":
+            return found
+        return Paired(
+            f1_difference(first, second), found.only_first, found.only_second, found.p_value
+        )
+    pairs = list(zip(first.scores, second.scores, strict=True))
+    lower, higher = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
+    difference = mean_difference(first.scores, second.scores)
+    return Paired(difference, lower, higher, sign_test(higher, lower))
+
+
+def f1_difference(first: Judged, second: Judged) -> Interval:
+    """Return the macro-F1 of the second model minus that of the first, with its 95 % interval.
+
+    The interval is no narrower than that of the difference of the shares of right labels.
+    """
+
+    def statistic(weights: Any) -> NDArray[np.float64]:
+        return second._f1(weights) - first._f1(weights)
+
+    value = float(statistic(_ones(len(first.scores)))[0])
+    lower, upper, error = bootstrap_limits(len(first.scores), statistic)
+    accuracy = paired(first.right, second.right).difference
+    return Interval(
+        value,
+        max(-1.0, min(lower, value - (accuracy.value - accuracy.lower))),
+        min(1.0, max(upper, value + (accuracy.upper - accuracy.value))),
+        max(error, accuracy.error),
+    )
+
+
+def not_worse(old: Judged, new: Judged, margin: float) -> NonInferiority:
+    """Compare a new model with an old one on the same rows, against a margin.
+
+    Args:
+        old: the answers of the old model.
+        new: those of the new model.
+        margin: how much lower the metric of the new model may be.
+    """
+    if not old.task.graded and old.task.metric != "macro_f1":
+        return non_inferiority(old.right, new.right, margin)
+    found, rows = compare(old, new), len(old.scores)
+    if old.task.graded:
+        squares = [(b - a) ** 2 for a, b in zip(old.scores, new.scores, strict=True)]
+        spread = sum(squares) / rows
+    else:
+        spread = found.difference.error**2 * rows + found.difference.value**2
+    return of_interval(found, rows, margin, spread)
+
+
+def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
+    """Return the rows that show a difference above a limit with a probability of 80 %.
+
+    The models are taken to go on to differ as they did. The planned sample has an error that
+    shrinks with the root of its size.
+
+    Args:
+        difference: the difference that was measured.
+        rows: number of rows that it was measured on.
+        limit: the limit that it must exceed.
+
+    Returns:
+        The number of rows, at least one more than there are; None if the difference is not above
+        the limit, so that no number of rows is expected to show it.
+    """
+    distance = difference.value - limit
+    if distance <= 0:
+        return None
+    variance = difference.error**2 * rows
+    return max(rows + 1, math.ceil(variance * (Z_SHOWN / distance) ** 2))
+
+
+def smallest_shown(difference: Interval, limit: float) -> float:
+    """Return the smallest difference that such rows show above a limit, with a chance of 80 %."""
+    return limit + Z_SHOWN * difference.error
+
+
+def _ones(rows: int) -> Any:
+    import numpy as np
+
+    return np.ones((1, rows))

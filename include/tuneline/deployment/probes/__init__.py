@@ -1,1 +1,0 @@
-"""Exercise the probes of an engine against faults."""

@@ -1,0 +1,395 @@
+"""The requests of the benchmark, and the loads that a server is driven with.
+
+Prompts are validation rows, so the system turn that they share comes from the prefix cache, as in
+production. The answer to each has as many tokens as the row's own answer, so that lengths follow
+the data together with their prompts.
+
+Closed loops hold a number of requests under way. The declared load is an open loop of Poisson
+arrivals: users do not wait for each other, so their requests are sent at their own times and every
+latency counts from there. A server that is too slow gathers a queue, which a closed loop can't
+show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tuneline.asking.load import Timing, drive, drive_open
+from tuneline.config.evaluation import LoadConfig
+from tuneline.data.tables.rows import Row
+from tuneline.errors import TunelineError
+from tuneline.evaluation.latency.table import Level, Objective, summarise, sustained, table
+from tuneline.serving.client import EngineClient, Messages
+from tuneline.serving.engines.server import Counters, EngineServer
+from tuneline.statistics import percentile, samples_needed
+
+# The token that ends an answer is generated too. It also makes every answer two tokens long, which
+# a time per output token needs.
+_END = 1
+# Its multiples, taken modulo 1, fill the unit interval evenly wherever a sequence of them begins
+# and ends (Kronecker's sequence of the golden ratio).
+_GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: its messages and the tokens of its answer."""
+
+    messages: Messages
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The distribution of lengths, in tokens."""
+
+    count: int
+    mean: float
+    p50: float
+    p95: float
+    longest: int
+
+
+def lengths_of(values: Sequence[int]) -> Lengths:
+    """Summarise lengths; at least one is needed."""
+    mean = round(sum(values) / len(values), 2)
+    return Lengths(len(values), mean, percentile(values, 50), percentile(values, 95), max(values))
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests in the order in which they are sent, over and over.
+
+    Attributes:
+        requests: the requests.
+        expected: lengths of the rows' answers, before the cap.
+        capped: answers that the cap shortens.
+    """
+
+    requests: tuple[Request, ...]
+    expected: Lengths
+    capped: int
+
+    def take(self, start: int, count: int) -> list[Request]:
+        """Return requests from a place on; after the last one comes the first again."""
+        return [self.requests[(start + n) % len(self.requests)] for n in range(count)]
+
+    def last(self, count: int) -> list[Request]:
+        """Return requests from the end, which `take` comes to last."""
+        return self.take(-count, count)
+
+
+def workload_of(rows: Sequence[Row], tokens: Sequence[int], cap: int) -> Workload:
+    """Make a workload of rows, whose every stretch has about the same lengths as the whole.
+
+    Args:
+        rows: the rows, at least one.
+        tokens: number of tokens of each row's answer.
+        cap: longest answer, in tokens.
+    """
+    full = [count + _END for count in tokens]
+    by_length = sorted(range(len(rows)), key=lambda number: full[number])
+    places = sorted(range(len(rows)), key=lambda place: place * _GOLDEN % 1.0)
+    # `places[k]` is the moment of the k-th shortest answer.
+    moments = dict(zip(places, by_length, strict=True))
+    order = [moments[place] for place in range(len(rows))]
+    return Workload(
+        tuple(Request(rows[number].prompt, min(full[number], max(2, cap))) for number in order),
+        lengths_of(full),
+        sum(count > cap for count in full),
+    )
+
+
+# A request without an answer after this long has failed.
+REQUEST_SECONDS = 60.0
+# Tokens of an answer in the warm-up: enough to prefill and decode once on every slot.
+_WARM_UP_TOKENS = 8
+# So many failures in a row are no coincidence; every further one might wait for its time-out.
+_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class ClosedLoop:
+    """What was measured.
+
+    Attributes:
+        levels: the levels that were begun, in order.
+        stopped: why the levels are not complete; empty if they are.
+    """
+
+    levels: tuple[Level, ...]
+    stopped: str = ""
+
+
+def warm_up(client: EngineClient, workload: Workload, count: int, slots: int) -> None:
+    """Send requests that are not counted; what fails here fails again when it counts."""
+    requests = workload.last(count)
+    prompts = [request.messages for request in requests]
+    tokens = [min(_WARM_UP_TOKENS, request.tokens) for request in requests]
+    if prompts:
+        drive(client, prompts, slots, tokens, give_up=_FAILURES)
+
+
+def measure_levels(
+    server: EngineServer,
+    workload: Workload,
+    concurrency: Sequence[int],
+    requests: int,
+    goal: Objective,
+) -> ClosedLoop:
+    """Drive a server at each concurrency level, until one can't be completed.
+
+    Every request takes the next prompt, so that, with enough prompts, none is answered from
+    the prefix cache of the same prompt.
+
+    Args:
+        server: the server, which has started.
+        workload: the requests, in the order in which they are sent; repeated if too few.
+        concurrency: the levels.
+        requests: number of requests at each level; never fewer than two per concurrent one.
+        goal: the objective.
+    """
+    levels: list[Level] = []
+    at = 0
+    with server.client(timeout=REQUEST_SECONDS) as client:
+        for level in concurrency:
+            count = max(requests, 2 * level)
+            batch = workload.take(at, count)
+            at += count
+            before = counters(server)
+            timings, seconds = drive(
+                client,
+                [request.messages for request in batch],
+                level,
+                [request.tokens for request in batch],
+                give_up=max(_FAILURES, level),
+            )
+            # A server that hangs would be waited for once more.
+            after = counters(server) if any(timing.ok for timing in timings) else None
+            size = batch_between(before, after)
+            levels.append(summarise(level, timings, seconds, size, goal))
+            stopped = reason_to_stop(server, timings, count)
+            if stopped:
+                return ClosedLoop(tuple(levels), f"{stopped} at {level} at once")
+    return ClosedLoop(tuple(levels))
+
+
+def counters(server: EngineServer) -> Counters | None:
+    """Read an engine's counters; None if it does not answer."""
+    try:
+        return server.counters()
+    except TunelineError:
+        return None
+
+
+def batch_between(before: Counters | None, after: Counters | None) -> float:
+    """Return the mean requests in a decoding step between two readings; NaN if one is missing."""
+    return after.batch_since(before) if before and after else math.nan
+
+
+def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) -> str:
+    """Return why a load could not be completed; empty if it was.
+
+    Args:
+        timings: the timings of the load.
+        count: number of its requests.
+    """
+    ended = server.ended()
+    if ended is not None:
+        return f"the server {ended}"
+    if len(timings) < count or not any(timing.ok for timing in timings):
+        error = next((timing.error for timing in reversed(timings) if not timing.ok), "")
+        return f"requests failed one after the other ({error})"
+    return ""
+
+
+# Rates that are tried below one that did not hold.
+_MORE_TRIES = 2
+# Of the goodput of a closed loop, what an open one may hold: arrivals come in bursts.
+_BELOW_GOODPUT = 0.8
+# A load of fewer requests claims no median; one that is so rare is not waited for endlessly.
+_LEAST = samples_needed(0.5)
+_LONGER = 4
+
+
+@dataclass(frozen=True)
+class OpenLoop:
+    """One rate of arrivals.
+
+    Attributes:
+        rate: planned arrivals at one server, requests/s.
+        row: the requests, summarised; times count from the planned arrivals.
+        queue_growth: by how much TTFT grew with each second, in seconds; about 0 where a server
+            keeps up.
+        late: the longest that the client itself sent a request too late, in seconds.
+        stopped: why it is not complete; empty if it is.
+    """
+
+    rate: float
+    row: Level
+    queue_growth: float
+    late: float
+    stopped: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """True if enough requests met the objective."""
+        return self.row.within and not self.stopped
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return {
+            "requests_per_s_planned": round(self.rate, 4),
+            "queue_growth": None if math.isnan(self.queue_growth) else round(self.queue_growth, 4),
+            "client_late_s": round(self.late, 5),
+            "stopped": self.stopped,
+            **table([self.row])[0],
+        }
+
+
+def arrivals(count: int, rate: float, seed: int) -> list[float]:
+    """Return the times of a Poisson process that has `count` arrivals in `count / rate` seconds.
+
+    Given their number, the arrivals of a Poisson process are uniform: so the mean rate is exactly
+    the declared one in each run, and only the bursts are random.
+    """
+    drawn = np.random.default_rng(seed).uniform(0.0, count / rate, count)
+    return [float(moment) for moment in np.sort(drawn)]
+
+
+def most_at_once(timings: Sequence[Timing]) -> int:
+    """Return the largest number of requests that were under way at the same time."""
+    changes = [(timing.arrived, 1) for timing in timings]
+    changes += [(timing.arrived + timing.total, -1) for timing in timings]
+    return int(max(np.cumsum([change for _, change in sorted(changes)])))
+
+
+def queue_growth(timings: Sequence[Timing]) -> float:
+    """Return the slope of TTFT over the planned arrival, in seconds a second.
+
+    A queue that a server does not work off grows by 1 - capacity / load.
+    """
+    done = [timing for timing in timings if timing.ok]
+    if len(done) < 2:
+        return math.nan
+    arrived = [timing.arrived for timing in done]
+    if min(arrived) == max(arrived):
+        return 0.0
+    slope, _ = np.polyfit(arrived, [timing.ttft for timing in done], 1)
+    return float(slope)
+
+
+def measure_rate(
+    server: EngineServer,
+    workload: Workload,
+    rate: float,
+    *,
+    seconds: float,
+    seed: int,
+    goal: Objective,
+) -> OpenLoop:
+    """Send requests at a rate.
+
+    Args:
+        server: the server, which has started.
+        workload: the requests.
+        rate: arrivals, requests/s.
+        seconds: how long requests arrive, in seconds; up to four times as long if too few would.
+        seed: seed of the arrivals.
+        goal: the objective.
+    """
+    count = max(math.ceil(rate * seconds), min(_LEAST, math.ceil(rate * _LONGER * seconds)))
+    batch = workload.take(0, count)
+    before = counters(server)
+    with server.client(timeout=REQUEST_SECONDS) as client:
+        timings, took = drive_open(
+            client,
+            [request.messages for request in batch],
+            arrivals(count, rate, seed),
+            [request.tokens for request in batch],
+        )
+    size = batch_between(before, counters(server) if any(t.ok for t in timings) else None)
+    return OpenLoop(
+        rate,
+        summarise(most_at_once(timings), timings, took, size, goal),
+        queue_growth(timings),
+        max(timing.late for timing in timings),
+        reason_to_stop(server, timings, count),
+    )
+
+
+def measure_load(
+    server: EngineServer,
+    workload: Workload,
+    load: LoadConfig,
+    levels: Sequence[Level],
+    *,
+    seed: int,
+    goal: Objective,
+) -> list[OpenLoop]:
+    """Send the declared load of one server, and lower ones until a rate holds.
+
+    Args:
+        server: the server, which has started.
+        workload: the requests.
+        load: the declared load.
+        levels: the closed loops, which say what may hold.
+        seed: seed of the arrivals.
+        goal: the objective.
+
+    Returns:
+        The rates in the order in which they were tried; the first one is the declared load.
+    """
+    rate = load.rate_of_a_replica
+    assert rate is not None
+    tried: list[OpenLoop] = []
+    for _ in range(1 + _MORE_TRIES):
+        found = measure_rate(server, workload, rate, seconds=load.seconds, seed=seed, goal=goal)
+        tried.append(found)
+        if found.holds or found.stopped:
+            break
+        best = sustained(levels)
+        guess = _BELOW_GOODPUT * best.goodput_per_s if best else 0.0
+        rate = guess if 0 < guess < rate else rate / 2
+    return tried
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one server bears, and how many the declared load needs.
+
+    Attributes:
+        goodput: requests/s that one server answers within the objective; 0 if none is known.
+        replicas: servers that the declared load needs with its headroom; None without a declared
+            load, or if one server bears nothing.
+        users: users of one server, headroom kept.
+    """
+
+    goodput: float
+    replicas: int | None
+    users: int
+
+
+def capacity(load: LoadConfig, levels: Sequence[Level], tried: Sequence[OpenLoop]) -> Capacity:
+    """Return what one server bears, by what was measured.
+
+    An open loop that did not hold bounds what closed loops promise: then the highest rate that
+    held counts. Otherwise the best of all levels that are within the objective counts.
+    """
+    held = max((run.row.goodput_per_s for run in tried if run.holds), default=0.0)
+    best = sustained(levels)
+    goodput = held
+    if (not tried or tried[0].holds) and best is not None:
+        goodput = max(held, tried[0].rate if tried else 0.0, best.goodput_per_s)
+    with_headroom = 1 + load.headroom
+    replicas = None
+    if load.rate is not None and goodput > 0:
+        # A float's last digits must not ask for one more.
+        replicas = math.ceil(load.rate * with_headroom / goodput - 1e-9)
+    per_user = load.requests_per_user_per_minute / 60
+    return Capacity(goodput, replicas, math.floor(goodput / with_headroom / per_user + 1e-9))

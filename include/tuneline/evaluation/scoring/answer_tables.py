@@ -1,0 +1,229 @@
+"""The score of every hold-out row, and the answers that a model has left in earlier runs.
+
+`answers.parquet` has a line for each row, so that every number of the evidence can be computed
+again. It is also the record of a scoring: if the ledger says that the same bytes have been scored
+on the hold-out, the answers of that run are taken from there, and nobody is asked twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tuneline.artifacts.evaluation import HOLDOUT_SCORES
+from tuneline.asking.answer_values import canonical
+from tuneline.asking.asking import LocalModel, keys_of
+from tuneline.asking.models import Candidate
+from tuneline.asking.rows import asked
+from tuneline.asking.tasks import Judged
+from tuneline.data.conversations.answers import answer_object
+from tuneline.data.tables.rows import Row
+from tuneline.evaluation.scoring.ledger import Holdout
+from tuneline.evaluation.scoring.slices import groups_of
+from tuneline.evidence import Measurement, measure
+from tuneline.step_context import StepContext
+from tuneline.store import CorruptObject, NotThere
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def write_scores(
+    ctx: StepContext,
+    chosen: Candidate,
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Sequence[float]],
+    *,
+    more: Mapping[str, Sequence[float | int | None]],
+) -> None:
+    """Write `answers.parquet`.
+
+    Args:
+        chosen: the candidate, whose requests are named by their keys.
+        rows: the rows that were asked.
+        answers: the answers of each model, by its name (`base`, `tuned`).
+        scores: the score of each answer, from 0 to 1, by the same names.
+        more: further columns.
+    """
+    import pyarrow.parquet as pq
+
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
+    keys = _keys(ctx, chosen, rows, limits)
+    table = score_table(rows, answers, scores, tuned_request=keys, **more)
+    described = {"candidate_sha256": chosen.model.sha256, "max_new_tokens": str(limits[0])}
+    pq.write_table(table.replace_schema_metadata(described), HOLDOUT_SCORES.path(ctx))
+
+
+def score_table(
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Sequence[float]],
+    **more: Sequence[str] | Sequence[float | int | None],
+) -> pa.Table:
+    """Return a table with the answers of models to rows, and the score of each.
+
+    Args:
+        rows: the rows that were asked.
+        answers: the answers of each model, by its name.
+        scores: the score of each answer, from 0 to 1, by the same names.
+        more: further columns.
+    """
+    import pyarrow as pa
+
+    groups = groups_of(rows)
+    prompts = [asked(row) for row in rows]
+    return pa.table(
+        {
+            "row_id": [row.row_id for row in rows],
+            "split": [row.split for row in rows],
+            "label": [row.label for row in rows],
+            "language": groups["language"],
+            "source": [row.source_file for row in rows],
+            "source_line": [row.source_line for row in rows],
+            "prompt": prompts,
+            "prompt_chars": [len(prompt) for prompt in prompts],
+            "expected": [row.answer for row in rows],
+            **{who: list(texts) for who, texts in answers.items()},
+            **{f"{who}_score": list(map(float, of_who)) for who, of_who in scores.items()},
+            **more,
+        }
+    )
+
+
+def _keys(
+    ctx: StepContext, chosen: Candidate, rows: Sequence[Row], limits: Sequence[int]
+) -> list[str]:
+    subject = LocalModel(chosen.model, ctx.config.deployment)
+    return keys_of(subject, [row.prompt for row in rows], limits)
+
+
+def recorded_answers(ctx: StepContext, chosen: Candidate, opened: Holdout) -> dict[str, str]:
+    """Return what the candidate's bytes have answered to this hold-out, by the key of the request.
+
+    A run that was deleted has left none, and its candidate is asked again.
+    """
+    found: dict[str, str] = {}
+    for run in dict.fromkeys(access.run for access in opened.scored(chosen.model.sha256)):
+        found.update(_answers_of(ctx, run, chosen.model.sha256))
+    return found
+
+
+def _answers_of(ctx: StepContext, run: str, candidate_sha256: str) -> Iterable[tuple[str, str]]:
+    import pyarrow.parquet as pq
+
+    store, scratch = ctx.run.store, ctx.scratch / "recorded.parquet"
+    prefix = f"{store.uri}/"
+    if not run.startswith(prefix):
+        return []
+    key = f"{run.removeprefix(prefix)}/evaluation/{HOLDOUT_SCORES.step}/{HOLDOUT_SCORES.name}"
+    try:
+        ref = store.get_file(key, scratch)
+    except NotThere:
+        return []
+    except CorruptObject as error:
+        ctx.log(f"{error}; its answers are not taken")
+        return []
+    table = pq.read_table(scratch)
+    if (table.schema.metadata or {}).get(b"candidate_sha256") != candidate_sha256.encode():
+        return []
+    if run != ctx.run.uri:
+        # This step's own file is about to be replaced, so that no hash of it would stay true.
+        ctx.note_input(f"recorded/{run.rpartition('/')[2]}/{HOLDOUT_SCORES.name}", ref.uri, scratch)
+    return zip(table["tuned_request"].to_pylist(), table["tuned"].to_pylist(), strict=True)
+
+
+def scoring_measurements(
+    ctx: StepContext, chosen: Candidate, rows: Sequence[Row], recorded: Mapping[str, str]
+) -> list[Measurement]:
+    """State how many answers are those of an earlier scoring of the same bytes.
+
+    Asking them again with other limits would be another look at the same rows.
+    """
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
+    taken = sum(key in recorded for key in _keys(ctx, chosen, rows, limits))
+    again = len(rows) - taken if recorded else 0
+    return [
+        measure("candidate_answers_recorded", taken, "rows"),
+        measure("rows_asked_again_otherwise", again, "rows", "<=", 0, on_breach="warn"),
+    ]
+
+
+# Rows that a person reads through.
+SHOWN = 50
+
+
+def wrong_rows(rows: Sequence[Row], answers: Sequence[str], judged: Judged) -> list[dict[str, Any]]:
+    """Return the rows with the lowest scores, worst first; none that is wholly right."""
+    ranked = sorted(range(len(rows)), key=lambda at: judged.scores[at])
+    return [
+        {
+            "row_id": rows[at].row_id,
+            "expected": rows[at].answer,
+            "got": answers[at],
+            "score": round(judged.scores[at], 4),
+        }
+        for at in ranked[:SHOWN]
+        if judged.scores[at] < 1.0
+    ]
+
+
+def by_field(expected: Sequence[str], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """Return how often each field of a JSON answer has the expected value, by model.
+
+    Args:
+        expected: the expected answers.
+        answers: the answers of each model, by its name.
+
+    Returns:
+        For each field: its name, the rows that expect it, and the share right of each model. Empty
+        unless every expected answer is a JSON object.
+    """
+    wanted = [answer_object(text) for text in expected]
+    objects = [value for value in wanted if value is not None]
+    if len(objects) < len(wanted):
+        return []
+    got = {who: [answer_object(text) or {} for text in texts] for who, texts in answers.items()}
+    table = []
+    for name in dict.fromkeys(key for value in objects for key in value):
+        at = [number for number, value in enumerate(objects) if name in value]
+        entry: dict[str, Any] = {"field": name, "rows": len(at)}
+        for who, values in got.items():
+            right = sum(
+                name in values[n] and canonical(values[n][name]) == canonical(objects[n][name])
+                for n in at
+            )
+            entry[who] = round(right / len(at), 4)
+        table.append(entry)
+    return table
+
+
+def confusion(judged: Judged) -> dict[str, Any]:
+    """Return how often each expected label was answered with each other one.
+
+    Returns:
+        `labels` are the expected ones, in order. `counts[i][j]` are rows of label i that were
+        answered with label j; the last two columns are answers with another label, and without any.
+    """
+    labels = sorted({label for label in judged.wanted if label is not None})
+    counts = Counter(zip(judged.wanted, judged.named, strict=True))
+    table = []
+    for wanted in labels:
+        row = [counts[wanted, named] for named in labels]
+        none = counts[wanted, None]
+        total = sum(n for (label, _), n in counts.items() if label == wanted)
+        table.append([*row, total - sum(row) - none, none])
+    return {"labels": labels, "columns": [*labels, "(another)", "(none)"], "counts": table}
+
+
+def label_measurements(name: str, judged: Judged) -> list[Measurement]:
+    """State the macro-F1 of a model whose answers are labels."""
+    if not judged.wanted:
+        return []
+    found = judged.macro_f1
+    return [
+        measure(f"{name}_macro_f1", round(found.value, 4), "share", noise=round(found.error, 4)),
+        measure(f"{name}_macro_f1_lower", round(found.lower, 4), "share"),
+        measure(f"{name}_macro_f1_upper", round(found.upper, 4), "share"),
+    ]

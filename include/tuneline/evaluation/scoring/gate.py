@@ -1,0 +1,586 @@
+"""Decide whether the candidate is good enough: against the base, trivial answers and a floor.
+
+The candidate must be better than the base as it is asked, better than the base at its best, and
+better than a constant answer, each by the lower end of the paired interval; and its metric must
+reach the configured floor. It must beat every one of them, so that no correction for several
+comparisons is due (an intersection-union test).
+
+An interval decides a claim in one of three ways. Its lower end is above the limit: the claim is
+shown. The estimate itself is not above the limit: the claim fails, and more rows are not expected
+to show it. Otherwise the hold-out is too small for the question: the claim is inconclusive, and the
+number of rows that would show it is stated (at a power of 80 %, if the models go on to differ as
+they did).
+
+A base that scores 0 because it wraps its JSON in prose, or because nobody gave it the labels, says
+nothing of what training taught. So the base is also judged with its answer found in prose, and
+asked with an instruction and a few training rows as examples. The examples are the same for every
+row, so that the engine evaluates them once; they are spread over the labels.
+
+A tuned model that a constant answer equals has learned no task. One that a table of its own
+training rows equals may still be of use (it writes what no row says), but not for the task that the
+metric measures: the answers of the nearest training rows warn where the candidate is not shown to
+be better; where it is shown to be worse than them, production stops.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tuneline.asking.asking import BothAnswers, ask_kept
+from tuneline.asking.models import untuned
+from tuneline.asking.rows import asked, spread
+from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed, smallest_shown
+from tuneline.data.conversations.answers import answer_object
+from tuneline.data.tables.rows import Message, Row
+from tuneline.evaluation.scoring.answer_tables import (
+    by_field,
+    confusion,
+    label_measurements,
+    wrong_rows,
+)
+from tuneline.evidence import Breach, Measurement, Rule, measure
+from tuneline.statistics import RESAMPLES, SEED, Interval, Paired
+from tuneline.step_context import StepContext
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about the candidate.
+
+    Attributes:
+        name: name of the estimate in the evidence.
+        about: what is claimed, for a sentence: "better than the base".
+        estimate: the estimate with its interval.
+        rows: number of rows that it was measured on.
+        limit: the limit.
+        rule: `>` or `>=`.
+    """
+
+    name: str
+    about: str
+    estimate: Interval
+    rows: int
+    limit: float
+    rule: Rule = ">"
+
+    @property
+    def shown(self) -> bool:
+        """True if the interval lies above the limit."""
+        lower = round(self.estimate.lower, 4)
+        return lower >= self.limit if self.rule == ">=" else lower > self.limit
+
+    @property
+    def rows_needed(self) -> int | None:
+        """Rows that would show an undecided claim; None if it is shown, or fails."""
+        if self.shown:
+            return None
+        return rows_needed(self.estimate, self.rows, self.limit)
+
+    @property
+    def breach(self) -> Breach:
+        """The verdict if the claim is not shown."""
+        return "inconclusive" if self.rows_needed is not None else "fail"
+
+    def measurements(self, breach: Breach | None = None) -> list[Measurement]:
+        """State the estimate and its interval, whose lower end decides.
+
+        Args:
+            breach: the verdict if the claim is not shown; None decides by the estimate.
+        """
+        found = self.estimate
+        stated = [
+            measure(self.name, round(found.value, 4), "share", noise=round(found.error, 4)),
+            measure(
+                f"{self.name}_lower",
+                round(found.lower, 4),
+                "share",
+                self.rule,
+                self.limit,
+                on_breach=breach or self.breach,
+            ),
+            measure(f"{self.name}_upper", round(found.upper, 4), "share"),
+        ]
+        if self.rows_needed is not None:
+            stated.append(measure(f"rows_needed_for_{self.name}", self.rows_needed, "rows"))
+        return stated
+
+
+def size_measurements(claims: list[Claim], gain: Claim) -> list[Measurement]:
+    """Say what the hold-out can show, and how many more rows the undecided claims need.
+
+    Args:
+        claims: the claims that decide.
+        gain: the one over the base as it is asked.
+    """
+    seen = smallest_shown(gain.estimate, gain.limit)
+    stated = [measure("smallest_gain_shown_at_80_percent", round(seen, 4), "share")]
+    more = more_rows(claims)
+    if more is not None:
+        stated.append(measure("more_rows_needed", more, "rows"))
+    return stated
+
+
+def more_rows(claims: list[Claim]) -> int | None:
+    """Return how many more rows the undecided claims need; None if all are decided."""
+    missing = [c.rows_needed - c.rows for c in claims if c.rows_needed is not None]
+    return max(missing, default=None)
+
+
+def undecided_sentence(claims: list[Claim]) -> str:
+    """Return a part of a sentence that names the claims which need more rows; empty if none do."""
+    open_claims = [claim.about for claim in claims if claim.rows_needed is not None]
+    if not open_claims:
+        return ""
+    return (
+        f"; these rows do not show that it is {' and '.join(open_claims)}: "
+        f"about {more_rows(claims)} more rows are needed to show it with a probability of 80 %"
+    )
+
+
+# BothAnswers that are tried as the constant one, and training rows that they are tried on.
+CONSTANTS, TRIED_ON = 30, 200
+# Training rows that are searched for the most similar one; more are drawn from.
+SEARCHED = 20_000
+# Hold-out rows that are compared at once: their similarities take 10 MB.
+_BLOCK = 64
+
+
+def constant_answer(task: Task, train: Sequence[Row], seed: int) -> str:
+    """Return the training answer that, given to every row, scores best on the training rows.
+
+    For a task with labels it is an answer with the most frequent one.
+
+    Args:
+        task: the rule.
+        train: the training rows, at least one.
+        seed: seed of the rows that free texts are tried on.
+    """
+    if task.has_labels:
+        named = [task.label(row.answer) for row in train]
+        [(most, _)] = Counter(named).most_common(1)
+        return train[named.index(most)].answer
+    often = [text for text, _ in Counter(row.answer for row in train).most_common(CONSTANTS)]
+    tried = [row.answer for row in spread(train, TRIED_ON, seed)]
+    return max(often, key=lambda text: sum(task.score(text, expected) for expected in tried))
+
+
+def nearest_answers(train: Sequence[Row], rows: Sequence[Row], seed: int) -> list[str]:
+    """Return the answer of the most similar training row for each row.
+
+    Similar are questions with a high cosine of their TF-IDF vectors over n-grams of 2 to 4
+    characters within words.
+
+    Args:
+        train: the training rows, at least one; `SEARCHED` of them are searched.
+        rows: the rows to answer.
+        seed: seed of the draw of training rows.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    known = spread(train, SEARCHED, seed)
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    vectors = vectorizer.fit_transform([f"{asked(row)} " for row in known]).T.tocsr()
+    questions = vectorizer.transform([f"{asked(row)} " for row in rows])
+    best: list[int] = []
+    for start in range(0, len(rows), _BLOCK):
+        similarity = (questions[start : start + _BLOCK] @ vectors).toarray()
+        best += similarity.argmax(axis=1).tolist()
+    return [known[at].answer for at in best]
+
+
+ANSWERS = "fair_base_answers.jsonl"
+# Labels are named in the instruction while they are this few, and short.
+NAMED_LABELS, LABEL_CHARACTERS = 100, 2000
+# Tokens that the template adds around the turns of an example.
+TEMPLATE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """A form in which the base was asked and judged.
+
+    Attributes:
+        name: what was done, for a sentence.
+        judged: its answers.
+        keep: whether each hold-out row was asked in this form.
+    """
+
+    name: str
+    judged: Judged
+    keep: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class FairBase:
+    """The forms of the base, and what is measured of them."""
+
+    forms: tuple[PromptForm, ...]
+    measurements: tuple[Measurement, ...]
+
+
+def instruction_for(task: Task, answer: str) -> str:
+    """Return the instruction that the base gets.
+
+    Args:
+        task: the rule by which answers are judged.
+        answer: an expected answer, for the keys of JSON.
+    """
+    labels = ", ".join(task.labels)
+    known = task.labels if len(labels) <= LABEL_CHARACTERS else ()
+    named = f" one of: {labels}" if 0 < len(known) <= NAMED_LABELS else ""
+    if task.field:
+        value = f' The value of "{task.field}" is{named}.' if named else ""
+        return (
+            "Answer with one JSON object of the same form as in the examples, and with nothing "
+            f"else.{value}"
+        )
+    if named:
+        return f"Answer with{named}. Write nothing else."
+    if task.metric == "number":
+        return "End your answer with the final number, as in the examples."
+    if task.metric == "tool_calls":
+        return "Call tools in exactly the form of the examples, and write nothing else."
+    if answer.lstrip().startswith("{"):
+        return "Answer with one JSON object of the same form as in the examples, and nothing else."
+    return "Answer in the form, length and style of the examples."
+
+
+def tokens_of(row: Row) -> int:
+    """Return the tokens of a rendered row; those of a row that was not counted are estimated."""
+    return row.n_tokens or sum(_estimate(turn["content"]) for turn in row.messages)
+
+
+def _estimate(text: str) -> int:
+    """Return more tokens than a text is likely to have: one for two bytes, and the template's."""
+    return len(text.encode()) // 2 + TEMPLATE_TOKENS
+
+
+def choose_shots(rows: Sequence[Row], count: int, room: int, seed: int) -> list[Row]:
+    """Choose training rows as examples: different labels, and no more than there is room for.
+
+    Args:
+        rows: the training rows.
+        count: the largest number of examples.
+        room: tokens that all of them may take.
+        seed: seed of the draw.
+    """
+    chosen: list[Row] = []
+    if count == 0:
+        return chosen
+    for row in spread(rows, 8 * count, seed):
+        if tokens_of(row) <= room and len(chosen) < count:
+            chosen.append(row)
+            room -= tokens_of(row)
+    return chosen
+
+
+def fair_prompt(row: Row, instruction: str, shots: Sequence[Row]) -> list[Message]:
+    """Return a prompt with an instruction and examples before the row's own turns.
+
+    The instruction follows the row's system turn. Without one it begins the first user turn, since
+    some templates have no place for a system turn.
+    """
+    system = [turn for turn in row.prompt if turn["role"] == "system"]
+    turns = [turn for shot in shots for turn in shot.messages if turn["role"] != "system"]
+    turns += [turn for turn in row.prompt if turn["role"] != "system"]
+    if system:
+        text = f"{system[0]['content']}\n\n{instruction}"
+        return [{"role": "system", "content": text}, *turns]
+    first = {**turns[0], "content": f"{instruction}\n\n{turns[0]['content']}"}
+    return [first, *turns[1:]]
+
+
+def fitting_shots(row: Row, shots: Sequence[Row], room: int) -> Sequence[Row] | None:
+    """Return as many of the examples as fit beside a row; None if not even the instruction fits.
+
+    Args:
+        shots: the examples, of which the first ones are kept.
+        room: tokens that the row and its examples may take together.
+    """
+    left = room - tokens_of(row)
+    if left < 0:
+        return None
+    kept = [n for n in range(len(shots) + 1) if sum(map(tokens_of, shots[:n])) <= left]
+    return shots[: kept[-1]]
+
+
+def _room(ctx: StepContext, instruction: str) -> int:
+    """Return the tokens that a request has left beside the instruction and the answer."""
+    context, answer = ctx.config.deployment.context_tokens, ctx.config.evaluation.max_new_tokens
+    return context - answer - _estimate(instruction)
+
+
+def fair_base(
+    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
+) -> FairBase:
+    """Ask the base with an instruction and examples, and judge all of its answers generously.
+
+    Args:
+        task: the rule.
+        rows: the hold-out rows.
+        train: the training rows.
+        plain: the base's answers to the rows as they are.
+    """
+    settings, seed = ctx.config.evaluation, ctx.config.training.seed
+    count = settings.fair_base_rows or len(rows)
+    drawn = {row.row_id for row in spread(rows, count, seed)}
+    asked = [row for row in rows if row.row_id in drawn]
+    instruction = instruction_for(task, rows[0].answer)
+    # Rows longer than most get fewer examples, so that one long row does not take them from all.
+    room = _room(ctx, instruction)
+    usual = int(statistics.quantiles(map(tokens_of, asked), n=10)[-1]) if len(asked) > 1 else 0
+    shots = choose_shots(train, settings.fair_base_shots, room - usual, seed)
+    fitting = [fitting_shots(row, shots, room) for row in asked]
+    prompts = [
+        row.prompt if kept is None else fair_prompt(row, instruction, kept)
+        for row, kept in zip(asked, fitting, strict=True)
+    ]
+    fewer = sum(kept is None or len(kept) < len(shots) for kept in fitting)
+    limits = [settings.max_new_tokens] * len(asked)
+    answers, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
+    _write(ctx, asked, answers)
+    described = {"instruction": instruction, "examples": [row.row_id for row in shots]}
+    ctx.write_json("fair_base.json", described)
+    expected = [row.answer for row in rows]
+    keep = tuple(row.row_id in drawn for row in rows)
+    helped = judge(task, answers, [row.answer for row in asked], anywhere=True)
+    generous = judge(task, plain, expected, anywhere=True)
+    return FairBase(
+        (
+            PromptForm("its answer found in prose", generous, (True,) * len(rows)),
+            PromptForm(_asked_as(len(shots), fewer), helped, keep),
+        ),
+        (
+            measure("fair_base_examples", len(shots), "rows"),
+            measure("fair_base_rows", len(asked), "rows"),
+            measure("fair_base_rows_with_fewer_examples", fewer, "rows"),
+            measure("fair_base_answers_from_cache", cached, "flag"),
+        ),
+    )
+
+
+def _asked_as(shots: int, fewer: int) -> str:
+    """Name the form with examples: not all rows had room for them."""
+    return f"an instruction and {'up to ' if fewer else ''}{shots} examples"
+
+
+def _write(ctx: StepContext, rows: Sequence[Row], answers: Sequence[str]) -> None:
+    with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
+        for row, answer in zip(rows, answers, strict=True):
+            entry = {"row_id": row.row_id, "expected": row.answer, "base": answer}
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+@dataclass(frozen=True)
+class HoldoutResult:
+    """What the hold-out shows of the candidate.
+
+    Attributes:
+        base: the base's answers, judged.
+        tuned: the candidate's answers, judged.
+        measurements: all that was measured, with the rules that decide.
+        sentence: what it says, for the summary.
+    """
+
+    base: Judged
+    tuned: Judged
+    measurements: list[Measurement]
+    sentence: str
+
+
+def decide(
+    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], answers: BothAnswers
+) -> HoldoutResult:
+    """Judge base and candidate, compare the candidate with all it must beat, write the tables.
+
+    Args:
+        task: the rule by which answers are scored.
+        rows: the hold-out rows.
+        train: the training rows.
+        answers: the answers of base and candidate to the hold-out rows.
+    """
+    settings = ctx.config.evaluation
+    expected = [row.answer for row in rows]
+    base, tuned = (judge(task, texts, expected) for texts in (answers.base, answers.tuned))
+    gained = compare(base, tuned)
+    gain = Claim("gain", "better than the base", gained.difference, len(rows), settings.min_gain)
+    chance = fair_base(ctx, task, rows, train, answers.base)
+    form, fair = hardest_form(chance, tuned, settings.min_gain)
+    constant, nearest = against_trivial(ctx, tuned, rows, train)
+    claims = [gain, fair, constant, *floor_claims(tuned.interval, len(rows), settings.min_metric)]
+    named = {"base": answers.base, "tuned": answers.tuned}
+    write_tables(ctx, rows, named, {"base": base, "tuned": tuned})
+    return HoldoutResult(
+        base,
+        tuned,
+        [
+            measure("metric", task.name, ""),
+            measure("metric_chosen_because", task.why, ""),
+            *score_measurements(base.interval, tuned.interval, gain, settings.min_metric, claims),
+            *difference_counts(gained, graded=task.graded),
+            *size_measurements(claims, gain),
+            measure("fair_base_form", form.name, ""),
+            measure("fair_base_metric", round(form.judged.interval.value, 4), "share"),
+            *fair.measurements(),
+            *chance.measurements,
+            *constant.measurements(),
+            *nearest.measurements(nearest_breach(nearest, ctx.config.profile)),
+            *form_measurements(task, named, expected),
+            *label_measurements("base", base),
+            *label_measurements("tuned", tuned),
+            *_resampling(task),
+        ],
+        f"{task.name} on {len(rows)} hold-out rows: tuned {tuned.interval.text()}, base "
+        f"{base.interval.text()}; {_gain_sentence(gain)}; over the base with {form.name} "
+        f"{fair.estimate.value:+.3f}, over a constant answer {constant.estimate.value:+.3f}, over "
+        f"the nearest training row {nearest.estimate.value:+.3f}{_doubt(nearest)}"
+        f"{undecided_sentence(claims)}",
+    )
+
+
+def hardest_form(chance: FairBase, tuned: Judged, min_gain: float) -> tuple[PromptForm, Claim]:
+    """Return the form of the base over which the candidate's gain is the least certain.
+
+    Args:
+        chance: the base in its forms.
+        tuned: the candidate's answers.
+        min_gain: the limit of the gain.
+    """
+    found = []
+    for form in chance.forms:
+        difference = compare(form.judged, tuned.rows(form.keep)).difference
+        about = f"better than the base with {form.name}"
+        rows = len(form.judged.scores)
+        found.append((form, Claim("gain_over_fair_base", about, difference, rows, min_gain)))
+    return min(found, key=lambda pair: pair[1].estimate.lower)
+
+
+def against_trivial(
+    ctx: StepContext, tuned: Judged, rows: Sequence[Row], train: Sequence[Row]
+) -> tuple[Claim, Claim]:
+    """Compare the candidate with one constant answer, and with those of nearest training rows."""
+    seed, limit = ctx.config.training.seed, ctx.config.evaluation.min_gain_over_trivial
+    expected = [row.answer for row in rows]
+    found = []
+    for name, about, texts in (
+        (
+            "gain_over_constant",
+            "better than one constant answer",
+            [constant_answer(tuned.task, train, seed)] * len(rows),
+        ),
+        (
+            "gain_over_nearest_row",
+            "better than the answers of the nearest training rows",
+            nearest_answers(train, rows, seed),
+        ),
+    ):
+        difference = compare(judge(tuned.task, texts, expected), tuned).difference
+        found.append(Claim(name, about, difference, len(rows), limit))
+    return found[0], found[1]
+
+
+def nearest_breach(nearest: Claim, profile: str) -> Breach:
+    """Return what it means that the candidate is not shown to beat the nearest training rows."""
+    worse = nearest.estimate.upper < nearest.limit
+    return "fail" if worse and profile == "production" else "warn"
+
+
+def floor_claims(tuned: Interval, rows: int, floor: float | None) -> list[Claim]:
+    """Return the claim that the metric reaches the configured floor; none without a floor."""
+    if floor is None:
+        return []
+    return [Claim("tuned_metric", f"at {floor:g} or above", tuned, rows, floor, ">=")]
+
+
+def score_measurements(
+    base: Interval, tuned: Interval, gain: Claim, floor: float | None, claims: Sequence[Claim]
+) -> list[Measurement]:
+    """State the metric of both models and the gain, whose lower end decides.
+
+    Args:
+        base: the metric of the base.
+        tuned: the metric of the candidate.
+        gain: the claim that it is better than the base.
+        floor: the configured floor, None for none.
+        claims: all claims that decide, with that of the floor.
+    """
+    found: list[Measurement] = []
+    for name, interval in (("base", base), ("tuned", tuned)):
+        floors = [c for c in claims if c.name == f"{name}_metric"]
+        found += floors[0].measurements() if floors else _stated(f"{name}_metric", interval)
+    return [*found, measure("min_metric", floor, "share"), *gain.measurements()]
+
+
+def _stated(name: str, interval: Interval) -> list[Measurement]:
+    return [
+        measure(name, round(interval.value, 4), "share", noise=round(interval.error, 4)),
+        measure(f"{name}_lower", round(interval.lower, 4), "share"),
+        measure(f"{name}_upper", round(interval.upper, 4), "share"),
+    ]
+
+
+def difference_counts(found: Paired, *, graded: bool) -> list[Measurement]:
+    """State on how many rows one model does better, and the sign test on them."""
+    test, right = ("sign_test_p", "better") if graded else ("mcnemar_p", "right")
+    return [
+        measure(test, round(found.p_value, 6), "p"),
+        measure(f"only_base_{right}", found.only_first, "rows"),
+        measure(f"only_tuned_{right}", found.only_second, "rows"),
+    ]
+
+
+def form_measurements(
+    task: Task, answers: Mapping[str, Sequence[str]], expected: Sequence[str]
+) -> Iterator[Measurement]:
+    """Measure how much of the metric is form: valid JSON, and right with its JSON found in prose.
+
+    Args:
+        task: the task; only a field of JSON has a form.
+        answers: the answers of each model, by its name.
+        expected: the expected answers.
+    """
+    if not task.field:
+        return
+    for who, texts in answers.items():
+        valid = sum(answer_object(text) is not None for text in texts)
+        loose = sum(map(task.right_anywhere, texts, expected))
+        yield measure(f"{who}_valid_json", round(valid / len(texts), 4), "share")
+        yield measure(f"{who}_right_ignoring_form", round(loose / len(texts), 4), "share")
+
+
+def write_tables(
+    ctx: StepContext,
+    rows: Sequence[Row],
+    answers: Mapping[str, Sequence[str]],
+    judged: Mapping[str, Judged],
+) -> None:
+    """Write the rows that were wrong, the fields of JSON answers, and the confused labels."""
+    ctx.write_json("wrong_rows.json", wrong_rows(rows, answers["tuned"], judged["tuned"]))
+    fields = by_field([row.answer for row in rows], answers)
+    if fields:
+        ctx.write_json("by_field.json", fields)
+    if judged["tuned"].wanted:
+        ctx.write_json("confusion.json", {who: confusion(one) for who, one in judged.items()})
+
+
+def _doubt(nearest: Claim) -> str:
+    """Say that a gain over the nearest training rows is not shown; empty if it is, or is none."""
+    return " (which chance could explain)" if nearest.rows_needed is not None else ""
+
+
+def _gain_sentence(gain: Claim) -> str:
+    compared = "is more than" if gain.shown else "must be more than"
+    return f"the lower end of the gain, {gain.estimate.lower:.3f}, {compared} {gain.limit:g}"
+
+
+def _resampling(task: Task) -> list[Measurement]:
+    if not task.graded and not task.has_labels:
+        return []
+    return [
+        measure("bootstrap_resamples", RESAMPLES, "resamples"),
+        measure("bootstrap_seed", SEED, "seed"),
+    ]

@@ -1,0 +1,337 @@
+"""The hold-out and the ledger of every access to it.
+
+A hold-out that something is chosen on stops being one. `open_holdout` is how a step gets its rows:
+it first records the run, the time, the purpose and the candidate. An entry is one write-once object
+under `ledger/holdout/<sha256 of the hold-out>/` in the store, so the ledger spans all runs that use
+the same hold-out.
+
+The identity of a hold-out is a hash over all of its rows, so one more row makes it another one,
+with another ledger. Its rows have been chosen on all the same. A choice therefore leaves the hashes
+of the hold-out's questions under `ledger/rows/`, with which other hold-outs are compared.
+
+A released model was trained on the rows of its own run, and if that one started from the weights of
+a release before it, on the rows of that run too. A hold-out row among them is no test of the
+released model, nor of a model that starts from its weights; `seen_by` finds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.releases import Release, find_version
+from tuneline.asking.rows import asked, of_split
+from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
+from tuneline.errors import UserError
+from tuneline.evaluation.scoring.leakage import near_duplicates
+from tuneline.people.terminal import this_user
+from tuneline.run import Run, now
+from tuneline.step_context import StepContext
+from tuneline.store import AlreadyThere, Store
+from tuneline.surroundings import airflow_identity
+
+Purpose = Literal["score", "review", "choose"]
+# A blind look at answers that are scored already chooses nothing.
+HARMLESS: frozenset[str] = frozenset({"score", "review"})
+_QUESTIONS = "ledger/rows"
+_HASH_BYTES = 8
+# Reads from a bucket wait for the network.
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class Access:
+    """One access to a hold-out.
+
+    Attributes:
+        at: its time, RFC 3339.
+        purpose: what the rows were read for; see `Purpose`.
+        run: URI of the run.
+        step: the step, or the command.
+        candidate_sha256: hash of the model that was judged; empty if none was.
+        rows: rows of the hold-out.
+        airflow: the Airflow task; None outside of Airflow.
+        repeat: True if the same model had been scored on the same hold-out before.
+        by: who recorded it, as the operating system names them; empty for a step.
+        note: what was chosen.
+    """
+
+    at: str
+    purpose: str
+    run: str
+    step: str
+    candidate_sha256: str
+    rows: int
+    airflow: dict[str, Any] | None = None
+    repeat: bool = False
+    by: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """Another hold-out on which something was chosen and which has rows of this one.
+
+    Attributes:
+        holdout: its identity.
+        rows: ids of the rows of this hold-out that it has too.
+        choices: the accesses to it that chose something.
+    """
+
+    holdout: str
+    rows: list[str]
+    choices: list[Access]
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The dataset of a run with its hold-out, after the access has been recorded.
+
+    Attributes:
+        held: rows of the hold-out.
+        seen: rows of training and validation.
+        sha256: identity of the hold-out.
+        earlier: the accesses before this one, oldest first.
+        inherited: the other hold-outs with rows of this one on which something was chosen.
+    """
+
+    held: list[Row]
+    seen: list[Row]
+    sha256: str
+    earlier: list[Access]
+    inherited: list[Inherited]
+
+    def scored(self, candidate_sha256: str) -> list[Access]:
+        """Return the earlier scorings of a model on these very rows."""
+        return [
+            access
+            for access in self.earlier
+            if access.purpose == "score" and access.candidate_sha256 == candidate_sha256
+        ]
+
+
+def holdout_sha256(rows: Sequence[Row]) -> str:
+    """Return the identity of a hold-out: a hash of its rows that does not depend on their order."""
+    digest = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: row.row_id):
+        line = [row.row_id, [[turn["role"], turn["content"]] for turn in row.messages]]
+        digest.update(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def ledger_prefix(holdout: str) -> str:
+    """Return the prefix of a hold-out's entries in the store."""
+    return f"ledger/holdout/{holdout}"
+
+
+def note_access(store: Store, holdout: str, access: Access) -> None:
+    """Record an access; entries are never replaced."""
+    body = json.dumps(asdict(access), ensure_ascii=False).encode()
+    name = f"{access.at.replace(':', '')}-{hashlib.sha256(body).hexdigest()[:12]}.json"
+    try:
+        store.put_bytes(f"{ledger_prefix(holdout)}/{name}", body, once=True)
+    except AlreadyThere:
+        # The name holds the hash of the entry, so the object there is this very entry.
+        return
+
+
+def read_ledger(store: Store, holdout: str) -> list[Access]:
+    """Return all accesses to a hold-out, oldest first."""
+    keys = sorted(store.keys(ledger_prefix(holdout)))
+    return [Access(**json.loads(store.get_bytes(key))) for key in keys]
+
+
+def open_holdout(
+    ctx: StepContext,
+    purpose: Purpose,
+    candidate_sha256: str,
+    *,
+    by: str = "",
+    note: str = "",
+) -> Holdout:
+    """Record an access to the hold-out of the run, then return its rows.
+
+    Args:
+        ctx: the step that reads.
+        purpose: the purpose of the access.
+        candidate_sha256: hash of the model that is judged; empty if none is.
+        by: who records it; empty for a step.
+        note: what was chosen.
+    """
+    rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
+    held = of_split(rows, HOLDOUT)
+    identity = holdout_sha256(held)
+    store = ctx.run.store
+    earlier = read_ledger(store, identity)
+    opened = Holdout(
+        held,
+        [row for row in rows if row.split != HOLDOUT],
+        identity,
+        earlier,
+        _inherited(store, identity, held),
+    )
+    access = Access(
+        at=now(),
+        purpose=purpose,
+        run=ctx.run.uri,
+        step=ctx.step,
+        candidate_sha256=candidate_sha256,
+        rows=len(held),
+        airflow=airflow_identity(),
+        repeat=purpose == "score" and bool(opened.scored(candidate_sha256)),
+        by=by,
+        note=note,
+    )
+    if choosing([access]):
+        _note_questions(store, identity, held)
+    note_access(store, identity, access)
+    return opened
+
+
+def choosing(accesses: Sequence[Access]) -> list[Access]:
+    """Return the accesses whose purpose chooses something, which a hold-out must never serve."""
+    return [access for access in accesses if access.purpose not in HARMLESS]
+
+
+def _questions(rows: Iterable[Row]) -> Mapping[bytes, list[str]]:
+    """Return the row ids by a hash of the row's question, whatever its case and punctuation."""
+    found: dict[bytes, list[str]] = {}
+    for row in rows:
+        text = normalise(asked(row)) or asked(row)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        found.setdefault(digest[:_HASH_BYTES], []).append(row.row_id)
+    return found
+
+
+def _note_questions(store: Store, holdout: str, rows: Sequence[Row]) -> None:
+    try:
+        hashes = b"".join(sorted(_questions(rows)))
+        store.put_bytes(f"{_QUESTIONS}/{holdout}", hashes, once=True)
+    except AlreadyThere:
+        # An earlier choice on the same hold-out has left the same bytes.
+        return
+
+
+def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherited]:
+    """Find the other hold-outs on which something was chosen and that have rows of this one."""
+    own = _questions(rows)
+    # Earlier versions wrote a day before the identity.
+    others = {key: key.rpartition("/")[2].rpartition("-")[2] for key in store.keys(_QUESTIONS)}
+    keys = sorted(key for key, other in others.items() if other != holdout)
+    found = []
+    with ThreadPoolExecutor(_READERS) as pool:
+        for key, raw in zip(keys, pool.map(store.get_bytes, keys), strict=True):
+            hashes = {raw[at : at + _HASH_BYTES] for at in range(0, len(raw), _HASH_BYTES)}
+            shared = [row_id for each in own.keys() & hashes for row_id in own[each]]
+            choices = choosing(read_ledger(store, others[key])) if shared else []
+            if choices:
+                found.append(Inherited(others[key], sorted(shared), choices))
+    return found
+
+
+def record_access(run_uri: str, purpose: Purpose, note: str) -> int:
+    """Record that somebody used the hold-out of a run.
+
+    Args:
+        purpose: what it was used for.
+        note: what was chosen, or looked at.
+
+    Returns:
+        The number of accesses before this one.
+
+    Raises:
+        UserError: if there is no such run, its dataset is not made, or it has no hold-out.
+    """
+    with _context(run_uri) as ctx:
+        opened = open_holdout(ctx, purpose, "", by=this_user(), note=note)
+        if not opened.held:
+            raise UserError(f"the dataset of {run_uri} has no hold-out row")
+        return len(opened.earlier)
+
+
+def accesses_of(run_uri: str) -> list[Access]:
+    """Return the accesses to the hold-out of a run, oldest first; this is none."""
+    with _context(run_uri) as ctx:
+        rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
+        return read_ledger(ctx.run.store, holdout_sha256(of_split(rows, HOLDOUT)))
+
+
+@contextmanager
+def _context(run_uri: str) -> Iterator[StepContext]:
+    """Return the surroundings of a step that leaves nothing but its entry in the ledger."""
+    run = Run.open(run_uri)
+    with tempfile.TemporaryDirectory(prefix="tuneline-holdout-") as folder:
+        place = Path(folder)
+        yield StepContext(run, "by hand", out=place, quarantine=place, scratch=place)
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """The hold-out rows that the trainings behind some weights have seen.
+
+    Attributes:
+        ids: ids of the rows.
+        unknown: versions whose training rows are no longer in the store.
+    """
+
+    ids: frozenset[str] = frozenset()
+    unknown: tuple[str, ...] = ()
+
+
+def seen_by(ctx: StepContext, version: str, held: Sequence[Row]) -> SeenRows:
+    """Find the hold-out rows that a released version has seen, by their text or nearly so.
+
+    Args:
+        version: a version of the run's model.
+        held: the hold-out rows.
+    """
+    texts: dict[str, Row] = {}
+    unknown = []
+    for name, release in _weights_behind(ctx, version):
+        rows = None if release is None else _trained_on(release, ctx.scratch / "earlier" / name)
+        if rows is None:
+            unknown.append(name)
+        else:
+            texts.update((_text(row), row) for row in rows)
+    same = {row.row_id for row in held if _text(row) in texts}
+    rest = [row for row in held if row.row_id not in same]
+    alike = near_duplicates(rest, list(texts.values()), ctx.config.data.near_duplicate_jaccard)
+    return SeenRows(frozenset(same | {leak.row_id for leak in alike}), tuple(unknown))
+
+
+def _text(row: Row) -> str:
+    return normalise(asked(row))
+
+
+def _weights_behind(ctx: StepContext, version: str) -> list[tuple[str, Release | None]]:
+    """Return a version and those whose weights it started from, None for one that is gone."""
+    found: list[tuple[str, Release | None]] = []
+    wanted: str | None = version
+    while wanted is not None:
+        release = find_version(ctx.run.store, ctx.config.name, wanted)
+        found.append((wanted, release))
+        lora = release.manifest.hyperparameters.get("lora") if release else None
+        start = (lora or {}).get("started_from")
+        wanted = start["version"] if start else None
+    return found
+
+
+def _trained_on(release: Release, folder: Path) -> list[Row] | None:
+    """Return the training and validation rows of a release; None if they are gone."""
+    ref = release.artifact(DATASET.step, DATASET.name)
+    if ref is None:
+        return None
+    try:
+        rows, _ = read_dataset(release.fetch(ref, folder / DATASET.name))
+    except UserError:
+        return None
+    return rows

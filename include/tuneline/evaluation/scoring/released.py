@@ -1,0 +1,177 @@
+"""Compare the candidate with the released model: the bytes that serve now, on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
+from tuneline.artifacts.releases import Release, released
+from tuneline.asking.asking import ask_kept
+from tuneline.asking.models import released_model
+from tuneline.asking.tasks import Judged, judge, not_worse
+from tuneline.data.tables.rows import Row
+from tuneline.errors import UserError, first_line
+from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
+from tuneline.evidence import Breach, Finding, Measurement, measure
+from tuneline.serving.engines.engine import ServedModel
+from tuneline.statistics import NonInferiority
+from tuneline.step_context import StepContext
+
+_WORSE = "worse_than_released_by"
+
+
+def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) -> Finding:
+    """Ask the released model the rows that it has not been trained on, and compare.
+
+    A release that can't be served here, such as an engine that was built for another GPU, leaves
+    the comparison inconclusive.
+
+    Args:
+        rows: the hold-out rows that the candidate answered.
+        tuned: the candidate's answers, judged.
+
+    Raises:
+        UserError: if the release has no model.
+    """
+    settings = ctx.config.evaluation.against_released
+    if not settings.enabled:
+        return _not_applicable("evaluation.against_released is switched off")
+    release = released(ctx.run)
+    if release is None:
+        return _not_applicable("nothing is released yet")
+    seen = seen_by(ctx, release.version, rows)
+    unseen = [row.row_id not in seen.ids for row in rows]
+    asked = [row for row, ours in zip(rows, unseen, strict=True) if ours]
+    known = [*_identity(release), *_rows_measured(seen, len(asked))]
+    undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
+    if not asked:
+        return Finding(
+            [*known, undecided],
+            f"the released version {release.version} was trained on every hold-out row, so that "
+            "nothing compares the two",
+        )
+    model = released_model(ctx, release)
+    try:
+        answers, cached = _answers(ctx, model, asked)
+    except UserError as error:
+        return Finding(
+            [*known, undecided],
+            f"the released version {release.version} can't answer here ({first_line(error)}), so "
+            "that nothing compares the two; evaluate where it can be served, or set "
+            "evaluation.against_released.enabled: false",
+        )
+    old = judge(tuned.task, answers, [row.answer for row in asked])
+    RELEASED_ANSWERS.write(
+        ctx,
+        (
+            ReleasedAnswer(row_id=row.row_id, expected=row.answer, released=answer)
+            for row, answer in zip(asked, answers, strict=True)
+        ),
+    )
+    found = not_worse(old, tuned.rows(unseen), settings.margin)
+    return Finding(
+        [
+            *known,
+            measure("released_answers_from_cache", cached, "flag"),
+            measure("released_metric", round(old.interval.value, 4), "share"),
+            *difference_measurements(found, surely_unseen=not seen.unknown),
+        ],
+        _sentence(release.version, found) + _doubt(seen),
+    )
+
+
+def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> list[Measurement]:
+    """State the difference, whose lower end decides.
+
+    Args:
+        found: the comparison.
+        surely_unseen: True if the released model has seen none of the rows. If it may have, that
+            speaks for it, so a candidate that is not worse passes, but none fails by it.
+    """
+    difference = found.difference
+    noise = round(difference.error, 4)
+    proven = found.decision == "worse" and surely_unseen
+    breach: Breach = "fail" if proven else "inconclusive"
+    stated = [
+        measure("difference_to_released", round(difference.value, 4), "share", noise=noise),
+        measure("difference_to_released_lower", round(difference.lower, 4), "share"),
+        measure("difference_to_released_upper", round(difference.upper, 4), "share"),
+        # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
+        measure(
+            _WORSE,
+            round(0.0 - difference.lower, 4),
+            "share",
+            "<=",
+            found.margin,
+            noise=noise,
+            on_breach=breach,
+        ),
+        measure("only_released_right", found.lost, "rows"),
+        measure("only_candidate_right", found.gained, "rows"),
+    ]
+    if found.decision == "undecided":
+        stated.append(measure("rows_needed_to_decide", found.rows_needed, "rows"))
+    return stated
+
+
+def _sentence(version: str, found: NonInferiority) -> str:
+    value, lower, margin = found.difference.value, found.difference.lower, found.margin
+    against = (
+        f"against the released version {version} on {found.rows} rows: {value:+.3f}, at the lower "
+        f"end {lower:+.3f}"
+    )
+    if found.decision == "not worse":
+        return f"{against}, which the margin of {margin:g} allows"
+    if found.decision == "worse":
+        return (
+            f"{against}: worse than what serves now beyond chance, and a loss of more than the "
+            f"margin of {margin:g} is not excluded"
+        )
+    return (
+        f"{against}, beyond the margin of {margin:g}, yet it may be chance: about "
+        f"{found.rows_needed} rows would decide"
+    )
+
+
+def _doubt(seen: SeenRows) -> str:
+    if not seen.unknown:
+        return ""
+    return f" (it may have seen some of them: the rows of {', '.join(seen.unknown)} are gone)"
+
+
+def _not_applicable(why: str) -> Finding:
+    return Finding(
+        [measure("compared_with_released", f"not applicable: {why}", "")],
+        f"not compared with a released model: {why}",
+    )
+
+
+def _identity(release: Release) -> list[Measurement]:
+    engine = release.manifest.engine or {}
+    served = " ".join(str(engine.get(name, "")) for name in ("engine", "version")).strip()
+    return [
+        measure("compared_with_released", release.version, "version"),
+        measure("released_engine", served or None, ""),
+    ]
+
+
+def _rows_measured(seen: SeenRows, compared: int) -> list[Measurement]:
+    return [
+        measure("rows_released_model_saw", len(seen.ids), "rows"),
+        measure("rows_compared_with_released", compared, "rows"),
+        measure(
+            "earlier_trainings_without_rows",
+            len(seen.unknown),
+            "versions",
+            "==",
+            0,
+            on_breach="warn",
+        ),
+    ]
+
+
+def _answers(ctx: StepContext, model: ServedModel, rows: Sequence[Row]) -> tuple[list[str], bool]:
+    """Serve the released bytes, or take what they answered to the very same prompts before."""
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
+    prompts = [row.prompt for row in rows]
+    return ask_kept(ctx, model, prompts, limits, "released model")

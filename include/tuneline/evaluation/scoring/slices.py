@@ -1,0 +1,256 @@
+"""Find the parts of the hold-out on which the candidate is clearly worse than on the rest.
+
+A mean over all rows can hide a class that collapsed. Rows are grouped by label, by quartile of the
+prompt's length, by language and by source; each group is compared with all other rows. The test is
+one-sided: exact for scores of 0 and 1 (Fisher's), a permutation test for others. Since many groups
+are looked at, the p-values are corrected by Holm's method (1979) over all groups of all kinds, so
+that a hold-out without a worse group is said to have one with a probability of 5 % at most. A
+difference must also matter: it is at least `worse_by`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from tuneline.asking.languages import language_of
+from tuneline.asking.rows import asked
+from tuneline.config.evaluation import SlicesConfig
+from tuneline.data.tables.rows import Row
+from tuneline.evidence import Measurement, measure
+from tuneline.statistics import wilson
+
+# Chance that a hold-out without a worse part is said to have one.
+ALPHA = 0.05
+# Draws of a permutation test: enough for 5 % after the correction for some hundreds of groups.
+DRAWS = 20_000
+# Scores that are permuted at once, and rows from which the normal distribution stands in.
+PERMUTED_CELLS, MOST_PERMUTED = 2_000_000, 4_000
+# Named in the evidence's sentence.
+NAMED = 3
+
+Scores = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A group of rows, and how the candidate does on it.
+
+    Attributes:
+        kind: `label`, `prompt length`, `language` or `source`.
+        value: what the rows have in common.
+        rows: their number.
+        mean, lower, upper: mean score with its 95 % interval (Wilson's).
+        rest: mean score of all other rows.
+        p_value: one-sided, for a mean below the rest's; None if it was not judged.
+        corrected: the p-value after Holm's correction; None if it was not judged.
+        worse: whether it is clearly worse than the rest.
+    """
+
+    kind: str
+    value: str
+    rows: int
+    mean: float
+    lower: float
+    upper: float
+    rest: float | None
+    p_value: float | None = None
+    corrected: float | None = None
+    worse: bool = False
+
+    @property
+    def gap(self) -> float:
+        """By how much its mean lies below that of the rest."""
+        return 0.0 if self.rest is None else self.rest - self.mean
+
+    def text(self) -> str:
+        """Return the slice for a sentence."""
+        rest = "" if self.rest is None else f" (other rows {self.rest:.2f})"
+        return f"{self.kind} {self.value}: {self.mean:.2f} on {self.rows} rows{rest}"
+
+
+@dataclass(frozen=True)
+class Slices:
+    """All groups, the worst first.
+
+    Attributes:
+        judged: groups with enough rows.
+        not_judged: groups that are too small.
+        kinds_alike: kinds for which all rows are in one group, so that there is no rest.
+    """
+
+    judged: tuple[Slice, ...]
+    not_judged: tuple[Slice, ...]
+    kinds_alike: tuple[str, ...]
+
+    @property
+    def worse(self) -> list[Slice]:
+        """The groups that are clearly worse than the rest."""
+        return [each for each in self.judged if each.worse]
+
+
+def groups_of(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return, for each kind of group, the group of each row."""
+    texts = [asked(row) for row in rows]
+    return {
+        "label": [row.label or "without a label" for row in rows],
+        "prompt length": _quartiles([len(text) for text in texts]),
+        "language": [language_of(text) for text in texts],
+        "source": [row.source_file for row in rows],
+    }
+
+
+def _quartiles(lengths: Sequence[int]) -> list[str]:
+    """Return the quartile of each length, named by its limits in characters."""
+    cuts = sorted({int(cut) for cut in np.quantile(lengths, (0, 0.25, 0.5, 0.75, 1))})
+    if len(cuts) == 1:
+        return [f"{cuts[0]} characters"] * len(lengths)
+    named = {
+        high: f"{from_} to {high} characters" if from_ < high else f"{high} characters"
+        for from_, high in ((low + (at > 0), high) for at, (low, high) in enumerate(pairwise(cuts)))
+    }
+    return [named[min(high for high in named if length <= high)] for length in lengths]
+
+
+def find_slices(rows: Sequence[Row], scores: Sequence[float], config: SlicesConfig) -> Slices:
+    """Compare every group of rows with all other rows.
+
+    Args:
+        rows: the rows that were asked.
+        scores: the candidate's score of each row, from 0 to 1.
+        config: the smallest group, and the smallest difference that matters.
+    """
+    values = np.asarray(scores, dtype=np.float64)
+    large: list[Slice] = []
+    not_judged: list[Slice] = []
+    sums, alike = [], []
+    for kind, names in groups_of(rows).items():
+        of_row = np.array(names)
+        members = {name: of_row == name for name in sorted(set(names))}
+        if len(members) == 1:
+            alike.append(kind)
+            continue
+        for name, inside in members.items():
+            found = _compared(kind, name, values, inside)
+            if found.rows < config.min_rows:
+                not_judged.append(found)
+            else:
+                large.append(found)
+                sums.append(float(values[inside].sum()))
+    chances = chance_of_sums(values, sums, [each.rows for each in large]) if large else []
+    judged = _corrected(large, chances, config.worse_by)
+    ordered = sorted(judged, key=lambda each: (not each.worse, each.corrected, -each.gap))
+    return Slices(tuple(ordered), tuple(not_judged), tuple(alike))
+
+
+def _compared(kind: str, name: str, values: Scores, inside: npt.NDArray[np.bool_]) -> Slice:
+    interval = wilson(float(values[inside].sum()), int(inside.sum()))
+    rest = round(float(values[~inside].mean()), 4)
+    mean, lower, upper = (round(v, 4) for v in (interval.value, interval.lower, interval.upper))
+    return Slice(kind, name, int(inside.sum()), mean, lower, upper, rest)
+
+
+def chance_of_sums(values: Scores, sums: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """Return how likely a group drawn at random has so low a sum of scores.
+
+    Args:
+        values: the scores of all rows, from 0 to 1.
+        sums: the sum of each group.
+        sizes: the rows of each group.
+    """
+    from scipy.stats import hypergeom, norm
+
+    rows, drawn = len(values), np.asarray(sizes)
+    if bool(np.isin(values, (0.0, 1.0)).all()):
+        found = hypergeom.cdf(np.round(sums), rows, int(values.sum()), drawn)
+    elif rows <= MOST_PERMUTED:
+        found = _permuted(values, np.asarray(sums), drawn)
+    else:
+        # The permutation distribution's own mean and variance.
+        error = np.sqrt(values.var() * drawn * (rows - drawn) / (rows - 1))
+        found = norm.cdf((np.asarray(sums) - drawn * values.mean()) / np.maximum(error, 1e-12))
+    return [float(p) for p in found]
+
+
+def _permuted(values: Scores, sums: Scores, sizes: npt.NDArray[np.int_]) -> Scores:
+    """Count random orders of the scores whose first ones have so low a sum."""
+    random, lower = np.random.default_rng(0), np.zeros(len(sums))
+    at_once = max(1, PERMUTED_CELLS // len(values))
+    for start in range(0, DRAWS, at_once):
+        count = min(at_once, DRAWS - start)
+        orders = random.permuted(np.tile(values, (count, 1)), axis=1)
+        drawn = np.cumsum(orders, axis=1)[:, sizes - 1]
+        # Sums of the same scores differ by rounding.
+        lower += np.count_nonzero(drawn <= sums + 1e-9, axis=0)
+    return (lower + 1) / (DRAWS + 1)
+
+
+def _corrected(
+    groups: Sequence[Slice], chances: Sequence[float], worse_by: float
+) -> Iterator[Slice]:
+    """Yield the groups with their p-values and Holm's correction of them."""
+    highest = 0.0
+    ordered = sorted(zip(chances, range(len(groups)), groups, strict=True))
+    for rank, (p_value, _, each) in enumerate(ordered):
+        highest = min(1.0, max(highest, p_value * (len(ordered) - rank)))
+        yield replace(
+            each,
+            p_value=p_value,
+            corrected=highest,
+            worse=highest <= ALPHA and each.gap >= worse_by,
+        )
+
+
+def slice_measurements(found: Slices, config: SlicesConfig) -> list[Measurement]:
+    """State how many groups are clearly worse, and which is the worst."""
+    worst = found.judged[0] if found.judged else None
+    limit = measure(
+        "slices_clearly_worse", len(found.worse), "slices", "<=", 0, on_breach=config.on_worse
+    )
+    return [
+        limit,
+        measure("slices_judged", len(found.judged), "slices"),
+        measure("slices_too_small_to_judge", len(found.not_judged), "slices"),
+        *(
+            [
+                measure("worst_slice", f"{worst.kind} {worst.value}", ""),
+                measure("worst_slice_metric", worst.mean, "share"),
+                measure("worst_slice_rows", worst.rows, "rows"),
+                measure("worst_slice_below_the_rest", round(worst.gap, 4), "share"),
+            ]
+            if worst
+            else []
+        ),
+    ]
+
+
+def slice_sentence(found: Slices) -> str:
+    """Name the groups that are clearly worse in a part of a sentence."""
+    if not found.judged:
+        return "no part of it has enough rows to be judged alone"
+    if not found.worse:
+        small = f"; {len(found.not_judged)} were too small to judge" if found.not_judged else ""
+        return f"none of {len(found.judged)} parts of it is shown to be clearly worse{small}"
+    named = "; ".join(each.text() for each in found.worse[:NAMED])
+    more = len(found.worse) - NAMED
+    return f"clearly worse than the rest: {named}" + (f" and {more} more" if more > 0 else "")
+
+
+def slices_document(found: Slices, config: SlicesConfig) -> dict[str, object]:
+    """Return the content of `slices.json`."""
+    return {
+        "correction": "Holm, over all judged slices",
+        "alpha": ALPHA,
+        "worse_by": config.worse_by,
+        "min_rows": config.min_rows,
+        "kinds_with_one_value": list(found.kinds_alike),
+        "judged": [asdict(each) for each in found.judged],
+        "not_judged": [
+            {**asdict(each), "why": f"fewer than {config.min_rows} rows"}
+            for each in found.not_judged
+        ],
+    }

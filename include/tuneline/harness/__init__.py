@@ -1,1 +1,0 @@
-"""Ask models and judge their answers: what evaluation, deployment and governance share."""

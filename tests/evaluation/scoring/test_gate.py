@@ -1,0 +1,318 @@
+"""Planted answers: what passes, what fails, and what too few rows can't say."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+from tests.lab import runs
+from tests.lab.nights import release
+from tests.lab.runs import Lab, broken, values
+from tests.lab.tiny_task import conversation
+
+from tuneline.asking.asking import BothAnswers
+from tuneline.data.sample import FREE_TEXT
+from tuneline.data.tables.rows import Row
+from tuneline.evaluation import holdout_performance
+from tuneline.evaluation.scoring import gate
+from tuneline.evaluation.scoring import released as against
+from tuneline.verdicts import status
+
+SPLITS = {"train": 280, "validation": 30, "holdout": 66}
+CONSTANT = {"gain_over_constant_lower"}
+FAIR = {"gain_over_fair_base_lower"}
+
+
+@dataclass
+class Planted:
+    """Hold-out rows, and the evidence of the item for answers to them."""
+
+    rows: list[dict[str, Any]]
+    lab: Lab
+    patch: Any
+    base_dir: Any
+    held: list[dict[str, Any]] = field(init=False)
+    expected: list[str] = field(init=False)
+
+    def __post_init__(self):
+        self.held = [row for row in self.rows if row["split"] == "holdout"]
+        self.expected = [row["messages"][-1]["content"] for row in self.held]
+        self.lab.leave_dataset(self.rows)
+        model = self.lab.root / "shipped.gguf"
+        model.write_bytes(b"the candidate")
+        self.lab.leave_shipped(model)
+
+    def judge(self, tuned, base=None, shots=None, released=None):
+        """Run the item; the base answers nothing unless something is planted."""
+        nothing = [""] * len(self.expected)
+        base = base or nothing
+        self.patch.setattr(
+            holdout_performance, "ask_both", lambda *_, **__: BothAnswers(base, list(tuned), False)
+        )
+        self.patch.setattr(gate, "untuned", lambda *_: None)
+        self.patch.setattr(gate, "ask_kept", lambda *_: (shots or nothing, False))
+        if released is not None:
+            earlier = Lab(self.lab.root, {"name": self.lab.run.config.name}, "night-1")
+            earlier.leave_dataset(runs.dataset_rows({"train": 5}))
+            old = self.lab.root / "old.gguf"
+            old.write_bytes(b"the released model")
+            release(earlier, {"model.gguf": old}, base=self.base_dir)
+            self.patch.setattr(against, "ask_kept", lambda *_: (list(released), False))
+        evidence = self.lab.execute("holdout_performance")
+        return evidence, values(evidence)
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch, request):
+    def make(rows, **overrides):
+        base_dir = request.getfixturevalue("tiny_models").base if overrides.pop("night", 0) else ""
+        return Planted(rows, Lab(tmp_path, overrides), monkeypatch, base_dir)
+
+    return make
+
+
+def label_rows(splits=SPLITS):
+    return runs.dataset_rows(splits, lambda number: conversation(1000 + number))
+
+
+@cache
+def notes():
+    return [json.loads(line)["messages"] for line in FREE_TEXT.read_bytes().splitlines()]
+
+
+def text_rows():
+    return runs.dataset_rows(SPLITS, lambda number: (notes()[number], None))
+
+
+def made_rows(answer, splits=SPLITS):
+    """Rows of made-up questions, answered by a function of the row's number."""
+
+    def make(number):
+        question = conversation(1000 + number)[0][1]
+        return [question, {"role": "assistant", "content": answer(number)}], None
+
+    return runs.dataset_rows(splits, make)
+
+
+def right_on(count, expected, wrong):
+    return [text if n < count else wrong for n, text in enumerate(expected)]
+
+
+WRONG = json.dumps({"intent": "unknown", "reply": "We look at it."})
+
+
+def test_a_good_classifier_passes(planted):
+    bench = planted(label_rows(), evaluation={"min_metric": 0.8})
+    evidence, found = bench.judge(right_on(62, bench.expected, WRONG))
+    assert evidence.verdict == "pass", broken(evidence)
+    assert found["metric"] == "intent accuracy"
+    assert found["tuned_metric"] == pytest.approx(62 / 66, abs=1e-4)
+    assert "more_rows_needed" not in found
+    wrong = bench.lab.document("holdout_performance", "wrong_rows.json")
+    assert [row["row_id"] for row in wrong] == [row["row_id"] for row in bench.held[62:]]
+    assert wrong[0]["got"] == WRONG
+    assert wrong[0]["score"] == 0.0
+    confused = bench.lab.document("holdout_performance", "confusion.json")["tuned"]
+    assert confused["labels"] == ["billing", "login", "shipping"]
+    assert sum(row[n] for n, row in enumerate(confused["counts"])) == 62
+    assert sum(row[3] for row in confused["counts"]) == 4
+    fields = bench.lab.document("holdout_performance", "by_field.json")
+    assert fields[0] == {"field": "intent", "rows": 66, "base": 0.0, "tuned": 0.9394}
+    assert fields[1]["tuned"] == 1.0
+
+
+def test_constant_answers_fail_though_the_base_scores_nothing(planted):
+    bench = planted(label_rows())
+    evidence, found = bench.judge([bench.expected[0]] * 66)
+    assert found["gain_lower"] > 0
+    assert evidence.verdict == "fail"
+    assert broken(evidence) >= CONSTANT
+    assert not broken(evidence) & {"gain_lower", *FAIR}
+
+
+def test_a_gain_in_form_alone_fails(planted):
+    """5 of 66 right; the base scores 0 only because its JSON stands in prose."""
+    bench = planted(label_rows())
+    prose = [f"Sure, here it is: {text} I hope that helps!" for text in bench.expected]
+    evidence, found = bench.judge(
+        right_on(5, bench.expected, WRONG), base=right_on(12, prose, "I do not know.")
+    )
+    assert (found["base_metric"], found["tuned_metric"]) == (0.0, 0.0758)
+    assert "gain_lower" not in broken(evidence)
+    assert evidence.verdict == "fail"
+    assert broken(evidence) >= FAIR
+    assert found["fair_base_form"] == "its answer found in prose"
+    assert found["gain_over_fair_base"] == pytest.approx(-7 / 66, abs=1e-4)
+
+
+def test_a_base_that_needs_only_examples_is_not_beaten(planted):
+    bench = planted(label_rows())
+    evidence, found = bench.judge(
+        right_on(50, bench.expected, WRONG), shots=right_on(56, bench.expected, WRONG)
+    )
+    assert evidence.verdict == "fail"
+    # The nearest training rows are right on two of three.
+    assert broken(evidence) == {*FAIR, "gain_over_nearest_row_lower"}
+    assert found["fair_base_form"] == "an instruction and 3 examples"
+    assert found["fair_base_metric"] == pytest.approx(56 / 66, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("floor", "verdict"), [(0.8, "pass"), (0.88, "inconclusive"), (0.95, "fail")]
+)
+def test_the_floor_is_reached_missed_or_undecided(planted, floor, verdict):
+    bench = planted(label_rows(), evaluation={"min_metric": floor})
+    evidence, found = bench.judge(right_on(60, bench.expected, WRONG))
+    assert evidence.verdict == verdict
+    assert broken(evidence) == (set() if verdict == "pass" else {"tuned_metric_lower"})
+    assert ("more_rows_needed" in found) is (verdict == "inconclusive")
+
+
+@pytest.mark.parametrize("profile", ["laptop", "production"])
+def test_a_holdout_too_small_is_inconclusive_and_says_how_many_rows_are_needed(planted, profile):
+    splits = {"train": 60, "validation": 12, "holdout": 12}
+    bench = planted(label_rows(splits), profile=profile, evaluation={"min_metric": 0.1})
+    base = right_on(5, bench.expected, WRONG)
+    evidence, found = bench.judge(right_on(8, bench.expected, WRONG), base=base)
+    assert evidence.verdict == "inconclusive", broken(evidence)
+    assert found["gain"] > 0 > found["gain_lower"]
+    assert found["more_rows_needed"] >= found["rows_needed_for_gain"] - 12 > 0
+    assert f"about {found['more_rows_needed']} more rows are needed" in evidence.summary
+    assert status(bench.lab.run, "holdout_performance").stops_release is (profile == "production")
+
+
+def test_no_gain_fails_however_few_the_rows(planted):
+    splits = {"train": 60, "validation": 12, "holdout": 12}
+    bench = planted(label_rows(splits))
+    half = right_on(6, bench.expected, WRONG)
+    evidence, found = bench.judge(half, base=half)
+    assert evidence.verdict == "fail"
+    assert "rows_needed_for_gain" not in found
+
+
+@pytest.mark.parametrize(("profile", "verdict"), [("laptop", "warn"), ("production", "fail")])
+def test_a_model_worse_than_a_table_of_its_training_rows(planted, profile, verdict):
+    # The label is the question's first word, so that the most similar row has it.
+    def make(number):
+        intent = ("billing", "login", "shipping")[number % 3]
+        own = conversation(1000 + number)[0][1]["content"].split()[:4]
+        return runs.exchange(f"{f'{intent}desk ' * 6}{' '.join(own)}", intent), intent
+
+    settings = {"min_metric": 0.5}
+    rows = runs.dataset_rows(SPLITS, make)
+    bench = planted(rows, profile=profile, evaluation=settings)
+    evidence, found = bench.judge(right_on(48, bench.expected, WRONG))
+    assert broken(evidence) == {"gain_over_nearest_row_lower"}
+    assert evidence.verdict == verdict
+    assert found["gain_over_nearest_row_upper"] < 0
+
+
+def test_free_text_passes_if_it_says_what_is_expected(planted):
+    bench = planted(text_rows(), night=True, evaluation={"against_released": {"margin": 0.05}})
+    said = [text.replace("Three", "Two") for text in bench.expected]
+    asked = [row["messages"][0]["content"] for row in bench.held]
+    evidence, found = bench.judge(said, base=asked, shots=asked, released=said)
+    assert evidence.verdict == "pass", broken(evidence)
+    assert found["metric"] == "chrF"
+    assert found["metric_chosen_because"].startswith("the expected answers are free text")
+    assert 0.9 < found["tuned_metric"] < 1.0
+    assert found["bootstrap_seed"] == 20050
+    assert found["difference_to_released"] == 0.0
+
+
+def test_fluent_answers_to_other_questions_fail(planted):
+    bench = planted(text_rows())
+    fluent = bench.expected[1:] + bench.expected[:1]
+    evidence, found = bench.judge(fluent, base=["I am a helpful assistant."] * 66)
+    # They do beat a base that does not know the task.
+    assert "gain_lower" not in broken(evidence)
+    assert evidence.verdict == "fail"
+    assert broken(evidence) >= CONSTANT
+    worst = bench.lab.document("holdout_performance", "wrong_rows.json")
+    assert len(worst) == 50
+    assert worst[0]["score"] == min(row["score"] for row in worst) < found["tuned_metric"]
+
+
+def test_free_text_better_than_the_base_and_worse_than_the_released_model_fails(planted):
+    bench = planted(text_rows(), night=True)
+    # Each answer without its last word of every sentence.
+    worse = [" ".join(s.rpartition(" ")[0] for s in text.split(". ")) for text in bench.expected]
+    evidence, found = bench.judge(worse, released=bench.expected)
+    assert broken(evidence) == {"worse_than_released_by"}
+    assert evidence.verdict == "fail"
+    assert found["difference_to_released_upper"] < 0
+    assert found["only_released_right"] == 66
+
+
+@pytest.mark.parametrize(
+    ("factor", "tolerance", "verdict"),
+    [(1.0, 1e-4, "pass"), (1.01, 1e-4, "fail"), (1.01, 0.02, "pass")],
+)
+def test_numbers_beyond_the_tolerance_are_wrong(planted, factor, tolerance, verdict):
+    bench = planted(
+        made_rows(lambda number: f"It takes {number} steps.\n#### {number * 37 + 100}"),
+        evaluation={"numeric_tolerance": tolerance},
+    )
+    said = [f"So it is {int(text.split()[-1]) * factor:.2f}." for text in bench.expected]
+    evidence, found = bench.judge(said)
+    assert found["metric"] == "numeric match"
+    assert evidence.verdict == verdict, broken(evidence)
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0, "pass"), (1, "fail")])
+def test_a_tool_call_with_a_wrong_argument_is_wrong(planted, shift, verdict):
+    def call(number):
+        arguments = {"order": f"A-{1000 + number}", "days": 2}
+        return f"<tool_call>\n{json.dumps({'name': 'find', 'arguments': arguments})}\n</tool_call>"
+
+    bench = planted(made_rows(call))
+    numbers = range(310, 376)
+    evidence, found = bench.judge([call(number + shift) for number in numbers])
+    assert found["metric"] == "tool-call match"
+    assert found["tuned_metric"] == 1.0 - shift
+    assert evidence.verdict == verdict, broken(evidence)
+
+
+def test_the_base_is_shown_examples_of_different_labels_within_its_context(planted):
+    bench = planted(label_rows(), evaluation={"fair_base_rows": 20})
+    asked = []
+
+    def answer(_ctx, _model, prompts, *_):
+        asked.extend(prompts)
+        return [""] * len(prompts), False
+
+    bench.judge(bench.expected, shots=[""] * 20)
+    bench.patch.setattr(gate, "ask_kept", answer)
+    evidence = bench.lab.execute("holdout_performance")
+    assert values(evidence)["fair_base_rows"] == len(asked) == 20
+    system, *shots, question = asked[0]
+    assert system["content"].startswith(runs.SYSTEM)
+    assert 'The value of "intent" is one of: billing, login, shipping.' in system["content"]
+    assert [turn["role"] for turn in shots] == ["user", "assistant"] * 3
+    assert len({json.loads(turn["content"])["intent"] for turn in shots[1::2]}) == 3
+    questions = {row["messages"][1]["content"] for row in bench.held}
+    assert question["content"] in questions
+    assert not questions & {turn["content"] for turn in shots}
+
+
+@pytest.mark.parametrize(("context", "examples"), [(256, 1), (200, 0), (140, 0)])
+def test_examples_stop_where_the_context_is_full(planted, context, examples):
+    # A row has 40 tokens, as has each example; the instruction and the answer take the rest.
+    bench = planted(label_rows(), deployment={"context_tokens": context})
+    _, found = bench.judge(bench.expected)
+    assert found["fair_base_examples"] == examples
+    described = bench.lab.document("holdout_performance", "fair_base.json")
+    assert len(described["examples"]) == examples
+
+
+def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others():
+    rows = [row for row in label_rows({"train": 4}) if row.pop("weight")]
+    made = [Row(**{**row, "n_tokens": n}) for row, n in zip(rows, (100, 400, 40, 40), strict=True)]
+    first, second = made[2:]
+    assert gate.fitting_shots(made[0], [first, second], 200) == [first, second]
+    assert gate.fitting_shots(made[0], [first, second], 150) == [first]
+    assert gate.fitting_shots(made[0], [first, second], 100) == []
+    assert gate.fitting_shots(made[1], [first], 200) is None
+    # The evidence does not say that every row had all of them.
+    assert gate._asked_as(2, 1) == "an instruction and up to 2 examples"

@@ -1,0 +1,162 @@
+"""A part of the hold-out that collapsed is named, and chance is not taken for one."""
+
+import random
+from statistics import mean
+
+import numpy as np
+import pytest
+from scipy.stats import fisher_exact, mannwhitneyu
+from tests.lab.runs import broken, values
+
+from tuneline.config.evaluation import SlicesConfig
+from tuneline.data.tables.rows import Row
+from tuneline.evaluation.scoring.slices import (
+    chance_of_sums,
+    find_slices,
+    slice_measurements,
+    slice_sentence,
+)
+
+CONFIG = SlicesConfig()
+
+
+def row(number, label, text="where is my parcel", source="rows.jsonl"):
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "{}"}]
+    return Row(f"row-{number}", turns, source, number + 1, label=label, split="holdout")
+
+
+def rows_of(labels, **more):
+    return [row(number, label, **more) for number, label in enumerate(labels)]
+
+
+def test_a_class_that_collapsed_is_named_though_the_total_is_high():
+    labels = [f"intent-{number % 10}" for number in range(400)]
+    right = [label != "intent-7" for label in labels]
+    found = find_slices(rows_of(labels), right, CONFIG)
+    assert mean(right) == pytest.approx(0.9)
+    assert [(each.kind, each.value, each.rows) for each in found.worse] == [
+        ("label", "intent-7", 40)
+    ]
+    [worst] = found.worse
+    assert (worst.mean, worst.rest) == (0.0, 1.0)
+    measurements = slice_measurements(found, CONFIG)
+    assert broken(measurements) == {"slices_clearly_worse"}
+    assert {m.on_breach for m in measurements if m.ok is False} == {"warn"}
+    assert "label intent-7: 0.00 on 40 rows" in slice_sentence(found)
+    failing = SlicesConfig(on_worse="fail")
+    assert {m.on_breach for m in slice_measurements(found, failing) if m.ok is False} == {"fail"}
+
+
+def test_other_kinds_of_parts_are_compared_too():
+    long, german = "a very long question about my parcel and the " * 9, "warum ist meine Karte weg"
+    rows = [
+        row(n, "same", text=long if n % 4 == 0 else german if n % 4 == 1 else "where is my card")
+        for n in range(200)
+    ]
+    rows = [
+        Row(r.row_id, r.messages, "b.csv" if n < 30 else "a.csv", 1, label="same")
+        for n, r in enumerate(rows)
+    ]
+    found = find_slices(rows, [n % 4 != 1 for n in range(200)], CONFIG)
+    assert found.kinds_alike == ("label",)
+    assert ("language", "de") in {(each.kind, each.value) for each in found.worse}
+    assert {each.kind for each in found.judged} == {"prompt length", "language", "source"}
+    by_source = find_slices(rows, [n >= 30 for n in range(200)], CONFIG)
+    assert [(w.kind, w.value) for w in by_source.worse] == [("source", "b.csv")]
+
+
+def test_small_parts_are_said_to_be_not_judged():
+    labels = ["big"] * 50 + ["rare"] * 3
+    found = find_slices(rows_of(labels), [True] * 50 + [False] * 3, CONFIG)
+    assert [(each.value, each.mean) for each in found.not_judged] == [("rare", 0.0)]
+    assert values_of(found)["slices_too_small_to_judge"] == 1
+    assert found.worse == []
+
+
+def test_nothing_to_compare_is_said():
+    found = find_slices(rows_of(["one"] * 30), [True] * 30, CONFIG)
+    assert found.kinds_alike == ("label", "prompt length", "language", "source")
+    assert "no part of it has enough rows" in slice_sentence(found)
+    assert "worst_slice" not in values_of(found)
+
+
+def values_of(found):
+    return {m.name: m.value for m in slice_measurements(found, CONFIG)}
+
+
+@pytest.mark.parametrize("fractional", [False, True])
+def test_chance_is_rarely_taken_for_a_worse_part(fractional):
+    draw, alarms = random.Random(5), 0
+    labels = [f"intent-{number % 20}" for number in range(300)]
+    for _ in range(4 if fractional else 200):
+        scores = [
+            draw.choice((0.0, 0.4, 0.9, 1.0)) if fractional else float(draw.random() < 0.7)
+            for _ in labels
+        ]
+        alarms += bool(find_slices(rows_of(labels), scores, CONFIG).worse)
+    # 5 % at most in theory; 18 of 200 would be seen once in 100 times at 5 %.
+    assert alarms <= (1 if fractional else 18)
+
+
+def test_chances_are_those_of_fisher():
+    values = np.array([1.0] * 60 + [0.0] * 40)
+    [p] = chance_of_sums(values, [3.0], [12])
+    table = [[3, 9], [57, 31]]
+    assert p == pytest.approx(fisher_exact(table, alternative="less").pvalue, rel=1e-9)
+
+
+def test_permutations_agree_with_exact_and_with_the_normal_approximation(monkeypatch):
+    draw = np.random.default_rng(2)
+    halves = draw.choice([0.0, 0.5, 1.0], 120)
+    low = np.sort(halves)[:20]
+    [p] = chance_of_sums(halves, [float(halves[:20].sum())], [20])
+    assert 0.0001 < p <= 1
+    [tiny] = chance_of_sums(halves, [float(low.sum())], [20])
+    assert tiny < 1e-3
+    assert mannwhitneyu(low, np.sort(halves)[20:], alternative="less").pvalue < 1e-3
+    total = float(halves.sum()) * 20 / 120 - 3
+    [exact] = chance_of_sums(halves, [total], [20])
+    monkeypatch.setattr("tuneline.evaluation.scoring.slices.MOST_PERMUTED", 10)
+    [approximate] = chance_of_sums(halves, [total], [20])
+    assert approximate == pytest.approx(exact, abs=0.02)
+
+
+def test_a_difference_that_does_not_matter_is_none():
+    labels = ["a"] * 3000 + ["b"] * 3000
+    right = [n % 100 < 97 for n in range(3000)] + [n % 100 < 92 for n in range(3000)]
+    found = find_slices(rows_of(labels), right, CONFIG)
+    assert found.judged[0].corrected < 1e-6
+    assert found.worse == []
+    assert [w.value for w in find_slices(rows_of(labels), right, SlicesConfig(worse_by=0.04)).worse]
+
+
+def test_the_step_names_a_class_that_collapsed(scored_lab, tiny_models):
+    """The keywords of one class are swapped in its questions' labels, which no model can know."""
+    from tests.evaluation.conftest import SPLITS
+    from tests.lab.tiny_task import task_rows
+
+    rows = task_rows(SPLITS)
+    for held in rows:
+        if held["split"] == "holdout" and held["label"] == "login":
+            text = held["messages"][1]["content"]
+            held["messages"][1]["content"] = text.replace("password", "invoice")
+    bench = scored_lab(rows=rows, evaluation={"slices": {"worse_by": 0.1}})
+    evidence = bench.execute("holdout_performance")
+    assert broken(evidence) == {"slices_clearly_worse"}
+    assert evidence.verdict == "warn"
+    assert values(evidence)["worst_slice"] == "label login"
+    assert "clearly worse than the rest: label login" in evidence.summary
+    document = bench.document("holdout_performance", "slices.json")
+    assert document["correction"].startswith("Holm")
+    assert document["judged"][0]["value"] == "login"
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(bench.artifact("holdout_performance", "answers.parquet")).to_pylist()
+    of_class = [line["tuned_score"] for line in table if line["label"] == "login"]
+    assert mean(of_class) == pytest.approx(document["judged"][0]["mean"], abs=1e-4)
+    assert mean(line["tuned_score"] for line in table) == pytest.approx(
+        values(evidence)["tuned_metric"], abs=1e-4
+    )
+    assert mean(line["base_score"] for line in table) == pytest.approx(
+        values(evidence)["base_metric"], abs=1e-4
+    )
