@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from tests.lab.runs import Lab
 
 from tuneline import human_answers
-from tuneline.artifacts.people import Person
+from tuneline.artifacts.answers import Person
 from tuneline.catalogue import Severity, get_item
 from tuneline.config import PipelineConfig, build_config, merge, presets_dir, read_policy
 from tuneline.config.pipeline import LIMITS, item_of

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import Param, get_current_context, task
 
-from tuneline.artifacts.people import too_few_approvers
+from tuneline.artifacts.answers import too_few_approvers
 from tuneline.config import Model, find_model
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields

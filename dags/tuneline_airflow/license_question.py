@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tuneline.artifacts.people import Person
+from tuneline.artifacts.answers import Person
 from tuneline.config import Model
 from tuneline.licenses import answers as license_answers
 from tuneline.run import Run
@@ -13,7 +13,7 @@ from tuneline_airflow.people import RecordedApproval, asked, reason_field
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from tuneline.artifacts.licenses import AskedLicense
+    from tuneline.artifacts.governance import AskedLicense
 
 
 class LicenseApproval(RecordedApproval):

@@ -23,7 +23,7 @@ from airflow.sdk.exceptions import (
 from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline import human_answers
-from tuneline.artifacts.people import Person, approvers_of
+from tuneline.artifacts.answers import Person, approvers_of
 from tuneline.config import Model, User
 from tuneline.human_answers import review_form
 from tuneline.human_answers.ballots import assignments_of

@@ -9,7 +9,7 @@ from airflow.providers.standard.operators.hitl import HITLOperator
 from airflow.sdk import Param
 from airflow.sdk.definitions.param import ParamsDict
 
-from tuneline.artifacts.people import approvers_of
+from tuneline.artifacts.answers import approvers_of
 from tuneline.config import Model
 from tuneline.run import Run
 from tuneline_airflow.people import DealingPod, answerer, asked, refuse_strangers

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tuneline.artifacts.environments import PodImage, image_of
+from tuneline.artifacts.governance import PodImage, image_of
 from tuneline.errors import TunelineError
 from tuneline.run import Run
 

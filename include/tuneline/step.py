@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.environments import keep_packages
+from tuneline.artifacts.governance import keep_packages
 from tuneline.catalogue import Severity, get_step, is_helper
-from tuneline.code_identity import other_code, unknown_code
 from tuneline.config import read_policy
+from tuneline.environment import airflow_identity, other_code, own_code, unknown_code
 from tuneline.errors import EXIT_OK, RetryableError, StepNotRun, TunelineError, UserError
 from tuneline.evidence import Evidence, FileRef, Record, dump
 from tuneline.failures import (
@@ -35,11 +35,10 @@ from tuneline.failures import (
     one_line,
     set_partial,
 )
-from tuneline.machine.garbage import rare_collections
+from tuneline.machine.memory import rare_collections
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 from tuneline.store import at_work_in
-from tuneline.surroundings import airflow_identity, own_code
 
 
 def execute(step: str, run_uri: str) -> Evidence | Record | None:

@@ -7,7 +7,7 @@ import pytest
 from tests.lab.releases import release
 from tests.lab.runs import broken, value
 
-from tuneline.artifacts.calibration import BY_HAND, Calibration, Threshold
+from tuneline.artifacts.governance import BY_HAND, Calibration, Threshold
 from tuneline.governance import fallback
 from tuneline.governance.chain_trial.asking import Seen
 from tuneline.governance.chain_trial.faults import report

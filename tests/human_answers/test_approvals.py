@@ -4,7 +4,7 @@ import pytest
 from tests.lab.runs import Lab
 
 from tuneline import human_answers
-from tuneline.artifacts.people import Person
+from tuneline.artifacts.answers import Person
 from tuneline.errors import UserError
 from tuneline.verdicts import valid_waivers
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from tuneline.artifacts.calibration import CALIBRATION, CONFIDENCES, Calibration, Confidence
+from tuneline.artifacts.governance import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
 from tuneline.config import read_policy
 from tuneline.config.governance import FallbackConfig

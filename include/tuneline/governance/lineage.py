@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.artifact import Artifact
-from tuneline.artifacts.calibration import CALIBRATION
 from tuneline.artifacts.data import DATASET, DATASET_CARD, DATASET_VERSION, SCRUBBED
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, ENGINE_REPORT, WARM_UP
 from tuneline.artifacts.governance import (
+    CALIBRATION,
     MANIFEST_REF,
     DatasetFile,
     Manifest,
@@ -41,7 +41,6 @@ from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, breach_in, measure
 from tuneline.failures import ended_by_error
-from tuneline.freshness import Freshness
 from tuneline.governance.documents.write import add_documents
 from tuneline.governance.release import policy_record
 from tuneline.governance.release.basis import BASIS
@@ -63,7 +62,7 @@ from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.base import ServedModel
 from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
-from tuneline.verdicts import Grounds, status
+from tuneline.verdicts import Freshness, Grounds, status
 
 # A gateway counts tokens with it where an engine reports none.
 TOKENIZER = Artifact(MERGED.step, f"{MERGED.name}/tokenizer.json")

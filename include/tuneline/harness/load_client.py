@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tuneline.errors import TunelineError
-from tuneline.machine.garbage import no_collections
+from tuneline.machine.memory import no_collections
 from tuneline.serving.client.chat_protocol import ChatResult, Messages
 from tuneline.serving.client.client import EngineClient
 from tuneline.serving.client.timed_stream import Exchange, Link, read_answer

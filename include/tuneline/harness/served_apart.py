@@ -1,7 +1,7 @@
 """The candidate of a run that ships the adapter unmerged: a base in its engine's form, and both.
 
 The base is shared: what was made of it lies in the store once, by its hash, whichever adapters are
-served on it. See `tuneline.bases.served`.
+served on it. See `tuneline.bases`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from pathlib import Path
 from tuneline.artifacts.deployment import DECISION, AdapterForm, Apart, BaseForm, Choice
 from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, Release
 from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF
-from tuneline.bases import base_of
-from tuneline.bases.served import fetch_form, keep_form, own_files
+from tuneline.bases import base_of, fetch_form, keep_form, own_files
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.models.base_model import digest_of

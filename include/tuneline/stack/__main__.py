@@ -10,7 +10,6 @@ import time
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.config.data import SAMPLE
 from tuneline.errors import EXIT_OK, TunelineError
-from tuneline.exits import guarded
 from tuneline.serving.release.released import newest_release
 from tuneline.stack import release
 from tuneline.stack.demo import demo, show_addresses
@@ -18,6 +17,7 @@ from tuneline.stack.layout import find_layout, main_dag_id
 from tuneline.stack.lifecycle import Stack
 from tuneline.stack.review import review
 from tuneline.store import open_store
+from tuneline.terminal import guarded
 
 _began = time.monotonic()
 

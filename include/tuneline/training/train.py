@@ -33,7 +33,7 @@ from tuneline.artifacts.training import (
 from tuneline.bases import base_of
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
-from tuneline.machine.peak_memory import peak_memory
+from tuneline.machine.memory import peak_memory
 from tuneline.step_context import StepContext
 from tuneline.training.loop.base_weights import attach_lora, load_base
 from tuneline.training.loop.compute import device_of, load_torch

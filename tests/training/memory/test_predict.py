@@ -9,7 +9,7 @@ import pytest
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
-from tuneline.machine.free_memory import cgroup_free
+from tuneline.machine.memory import cgroup_free
 from tuneline.machine.quantity import quantity
 from tuneline.training.memory.limit import FREE_SHARE, memory_limit
 from tuneline.training.memory.predict import GIB, Climb, Peak

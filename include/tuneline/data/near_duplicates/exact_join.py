@@ -36,7 +36,7 @@ from tuneline.data.near_duplicates.shingles import (
     text_of,
     word_grams,
 )
-from tuneline.machine.threads import in_threads
+from tuneline.machine.cores import in_threads
 
 # Hashes are counted in a table of this many cells: only rare or frequent matters.
 _CELLS = 1 << 20

@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 from tuneline.artifacts.data import DATASET
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
+from tuneline.environment import airflow_identity
 from tuneline.evaluation.holdout.shared_rows import Overlap, Overlaps, note_rows, overlaps
 from tuneline.harness.rows import of_split
 from tuneline.run import now
 from tuneline.step_context import StepContext
 from tuneline.store import AlreadyThere, Store
-from tuneline.surroundings import airflow_identity
 
 Purpose = Literal["score", "review", "choose"]
 # A blind look at answers that are scored already chooses nothing.

@@ -25,7 +25,7 @@ from tuneline.harness.asking import collect
 from tuneline.harness.judged import judge
 from tuneline.harness.kept_answers import KeptAnswers
 from tuneline.harness.rows import of_split
-from tuneline.progress import track
+from tuneline.terminal import track
 
 
 def score(

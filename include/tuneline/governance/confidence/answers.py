@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from tuneline.artifacts.calibration import Confidence
+from tuneline.artifacts.governance import Confidence
 from tuneline.data.tables.rows import Row
 from tuneline.harness.answers import Task
 from tuneline.harness.asking import CHUNK

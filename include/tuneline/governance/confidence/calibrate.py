@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tuneline.artifacts.calibration import BY_HAND, CALIBRATION, Calibration, Confidence
+from tuneline.artifacts.governance import BY_HAND, CALIBRATION, Calibration, Confidence
 from tuneline.config.governance import FallbackConfig
 from tuneline.errors import UserError
 from tuneline.governance.confidence.answers import ask_for_confidence, confidences

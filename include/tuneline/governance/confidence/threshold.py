@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, floor
 
-from tuneline.artifacts.calibration import Share, Threshold
+from tuneline.artifacts.governance import Share, Threshold
 from tuneline.harness.intervals import wilson
 
 # With fewer even all of them caught would leave the share between a half and one.

@@ -14,8 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from tuneline.artifacts.governance import ManifestFile
-from tuneline.artifacts.licenses import AUDITED, ENGINE_PACKAGES
+from tuneline.artifacts.governance import AUDITED, ENGINE_PACKAGES, ManifestFile
 from tuneline.artifacts.releases import ADAPTER_FOLDER, CONFIG_FILE, MODEL_FILE, Release
 from tuneline.catalogue import ITEMS, Item
 from tuneline.errors import TunelineError

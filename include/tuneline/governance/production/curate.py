@@ -18,9 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from tuneline.code_identity import code_identity
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.rendering.renderer import Renderer
+from tuneline.environment import code_identity
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict, conclude, measure
 from tuneline.governance.production.audit import audit
@@ -46,7 +46,7 @@ from tuneline.governance.production.tables import (
     write_curated,
     write_rejected,
 )
-from tuneline.machine.garbage import rare_collections
+from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
 from tuneline.production_logs.partition import PREFIX as LOGS
 from tuneline.production_logs.partition import folder_name, read_day

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
-from tuneline.artifacts.people import (
+from tuneline.artifacts.answers import (
     APPROVALS,
     Approval,
     Approvals,
     approvals_needed,
     why_not,
 )
+from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
 from tuneline.catalogue import ITEMS
 from tuneline.errors import TunelineError
 from tuneline.human_answers import ABOUT_RELEASE, YES

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tuneline.artifacts.environments import find_packages, image_of
-from tuneline.artifacts.governance import StepEnvironment
+from tuneline.artifacts.governance import StepEnvironment, find_packages, image_of
 from tuneline.catalogue import ITEMS, STEPS
-from tuneline.code_identity import other_code
+from tuneline.environment import environment, other_code
 from tuneline.evidence import Evidence, Measurement, Record, breach_in, measure
 from tuneline.run import Run
-from tuneline.surroundings import environment
 
 _OWN = "lineage"
 

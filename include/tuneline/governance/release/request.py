@@ -9,8 +9,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
+from tuneline.artifacts.answers import approvals_needed
 from tuneline.artifacts.governance import MANIFEST_REF
-from tuneline.artifacts.people import approvals_needed
 from tuneline.artifacts.releases import find_version, released
 from tuneline.config import Waiver
 from tuneline.errors import TunelineError

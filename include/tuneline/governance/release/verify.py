@@ -36,8 +36,8 @@ from tuneline.governance.release.signature import (
     require_usable,
     signature_difference,
 )
-from tuneline.progress import track
 from tuneline.store import CorruptObject, NotThere, Store, open_store
+from tuneline.terminal import track
 
 # Hashing takes a core each; reading from a server waits more than it works.
 _AT_ONCE = 8

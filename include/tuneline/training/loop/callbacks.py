@@ -19,8 +19,8 @@ from tuneline.artifacts.training import (
     Trip,
 )
 from tuneline.config.training import LossRulesConfig
-from tuneline.progress import LOG_SECONDS
 from tuneline.store import sha256_file
+from tuneline.terminal import LOG_SECONDS
 from tuneline.training.loop.base_weights import save_adapter
 from tuneline.training.loop.loss_rules import Watch
 

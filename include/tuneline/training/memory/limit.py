@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tuneline.machine.free_memory import CGROUP, cgroup_free
+from tuneline.machine.memory import CGROUP, cgroup_free
 from tuneline.machine.quantity import quantity
 from tuneline.training.memory.predict import GIB
 

@@ -163,7 +163,7 @@ def find_micro_batch(
     """
     import torch
 
-    from tuneline.machine.peak_memory import peak_memory, restart_peak
+    from tuneline.machine.memory import peak_memory, restart_peak
     from tuneline.training.loop.rows import as_batch
 
     def take_step(batch: Sequence[EncodedRow]) -> int:
@@ -211,7 +211,7 @@ def measure_step(spec: Mapping[str, Any], result: Path) -> dict[str, Any]:
     config = TrainingConfig.model_validate(spec["training"])
     torch = load_torch(spec["threads"], config.seed)
     import tuneline.training.loop.trainer  # noqa: F401  # its libraries belong to the runtime
-    from tuneline.machine.peak_memory import is_out_of_memory, peak_memory
+    from tuneline.machine.memory import is_out_of_memory, peak_memory
     from tuneline.models import load_tokenizer
     from tuneline.run import Run
     from tuneline.training.loop.rows import encode_split
@@ -340,7 +340,7 @@ def _timed(
     """Time the trainer's steps and a validation pass; read the peak; check accumulation."""
     import torch
 
-    from tuneline.machine.peak_memory import peak_memory, restart_peak
+    from tuneline.machine.memory import peak_memory, restart_peak
     from tuneline.training.budget.work import plan_work
     from tuneline.training.cpu.packed_rows import packs
     from tuneline.training.loop.token_loss import EVAL_BATCH

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tuneline.artifacts.training import Packing
 from tuneline.errors import first_line
-from tuneline.machine.peak_memory import is_out_of_memory
+from tuneline.machine.memory import is_out_of_memory
 from tuneline.training.loop import flat_batch
 from tuneline.training.loop.compute import Precision, autocast
 from tuneline.training.loop.packed_attention import (

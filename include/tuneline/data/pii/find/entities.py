@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from tuneline.data.pii.find.texts import Shared
 from tuneline.errors import UserError
-from tuneline.machine.secret_shapes import SECRETS
+from tuneline.machine.redaction import SECRETS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,54 @@
-"""Turn what a command raises into one sentence, an exit code and a termination message."""
+"""What a command says to terminal, log and Kubernetes: progress, an error, its exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, disk_full
 from tuneline.machine.redaction import redact
+
+T = TypeVar("T")
+
+# Often enough to show life in a task log, rarely enough not to fill it.
+LOG_SECONDS = 10.0
+
+
+def to_stderr(line: str) -> None:
+    """Print a line to stderr at once."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def track(
+    items: Iterable[T], total: int | None, what: str, log: Callable[[str], None] = to_stderr
+) -> Iterator[T]:
+    """Yield the items and show the progress.
+
+    Args:
+        items: the items.
+        total: their number, None if unknown.
+        what: the name of the work.
+        log: takes a line where there is no terminal.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track as bar
+
+        yield from bar(items, description=what, total=total, console=Console(stderr=True))
+        return
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last >= LOG_SECONDS:
+            last = time.monotonic()
+            passed = last - start
+            left = f" of {total}, {passed / done * (total - done):.0f} s left" if total else ""
+            log(f"{what}: {done}{left} ({passed:.0f} s)")
+
 
 _INTERRUPTED = 130
 
