@@ -18,12 +18,11 @@ from airflow.sdk.exceptions import (
 )
 
 from tuneline.errors import RetryableError
-from tuneline.machine.environment_variables import seconds_from
 from tuneline.run import Run
 from tuneline_airflow.canary_trigger import CanaryDecided
 from tuneline_airflow.pods import RUN_URI
 from tuneline_airflow.rest import note_run
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
+from tuneline_airflow.retries import fail_plainly, seconds_from, worker_retry_policy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

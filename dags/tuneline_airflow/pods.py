@@ -16,13 +16,12 @@ from kubernetes.client import models as k8s
 from tuneline import CONTRACT_VERSION
 from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
-from tuneline.machine.environment_variables import seconds_from
 from tuneline.training.memory.out_of_memory import after_kill
 from tuneline_airflow.open_lineage import step_lineage
 from tuneline_airflow.pod_images import note_image
 from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
 from tuneline_airflow.pod_start import WatchfulPodManager
-from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
+from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay, seconds_from
 from tuneline_airflow.step_errors import goes_on_without, judge
 
 if TYPE_CHECKING:

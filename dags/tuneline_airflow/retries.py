@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,19 +22,47 @@ from airflow.sdk import (
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.machine.environment_variables import seconds_from
 from tuneline_airflow.pod_reasons import exit_code
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+_log = logging.getLogger(__name__)
 
 # `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the operator
 # puts that message into the exception that it raises. `StepPod` adds a message of the same form
 # where the container could not.
 REASON = re.compile(r"^(user_error|retryable|error): (.*)", re.MULTILINE)
 
+# Durations that variables may state (docs/reference/environment.md).
+_SECONDS = {
+    "TUNELINE_POD_POLL_SECONDS": 5.0,
+    "TUNELINE_RETRY_SECONDS": 20.0,
+    "TUNELINE_WAIT_SECONDS": 60.0,
+}
+
 # Exit codes of the contract: 1 is a failure of the step, 2 the user's error.
 HOPELESS_EXIT_CODES = (1, 2)
+
+
+def seconds_from(name: str) -> float:
+    """Return the duration that a variable states, in seconds.
+
+    A value that is not a positive number is logged and replaced by the default: these
+    variables are read while a DAG file is imported, where an error would hide the DAG.
+    """
+    default = _SECONDS[name]
+    text = os.environ.get(name)
+    if not text:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        _log.warning("%s is %r, not a positive number; %g seconds hold", name, text, default)
+        return default
+    return seconds
 
 
 def retry_delay() -> timedelta:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
-from tuneline.machine.environment_variables import seconds_from
 from tuneline_airflow.rest import AirflowApi
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
+from tuneline_airflow.retries import fail_plainly, seconds_from, worker_retry_policy
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
