@@ -1,7 +1,7 @@
 """Likeness of prompts: hashed n-grams of characters and words, and the mean of the nearest ten.
 
 No model and no vocabulary: n-grams that training never had count in full, which makes a new topic
-far from everything. docs/decisions/0009 has the measurements against other embeddings.
+far from everything. docs/decisions/0060 has the measurements against other embeddings.
 """
 
 from __future__ import annotations
