@@ -116,7 +116,7 @@ def start_run(model_name: str, main: str) -> str:
 def say_outcome(model_name: str, main: str) -> None:
     """Note whether the night's model was released, or why the old one stays."""
     from tuneline.artifacts.releases import read_release
-    from tuneline.governance.release.canary_outcome import canary_state
+    from tuneline.governance.release.canary import canary_state
     from tuneline.governance.retraining.nightly import why_kept
     from tuneline.store import open_store
 

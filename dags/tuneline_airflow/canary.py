@@ -48,7 +48,7 @@ class AwaitCanary(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Skip the task if no canary was asked for, end it if it is decided, else wait."""
         # Reading releases takes imports that the DAG processor has no use for.
-        from tuneline.governance.release.canary_outcome import SLACK, canary_state, why_none
+        from tuneline.governance.release.canary import SLACK, canary_state, why_none
 
         with fail_plainly():
             run = Run.open(self.run_uri)

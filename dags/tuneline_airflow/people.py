@@ -116,7 +116,7 @@ class WaiverApproval(RecordedApproval):
 
     def question(self, run: Run, context: Context) -> str | None:
         """Note the waivers of critical items that are asked about, and show them."""
-        from tuneline.governance.release.request import waivers_question
+        from tuneline.governance.release.approvals import waivers_question
 
         if not human_answers.critical_waivers(run):
             return None
@@ -136,8 +136,7 @@ class ReleaseApproval(RecordedApproval):
 
     def question(self, run: Run, context: Context) -> str | None:
         """Note the manifest that is asked about, and show what the evidence says."""
-        from tuneline.governance.release.approvals import is_needed
-        from tuneline.governance.release.request import release_question
+        from tuneline.governance.release.approvals import is_needed, release_question
 
         if not is_needed(run):
             return None

@@ -9,7 +9,7 @@ from typing import Any
 
 from tuneline.catalogue import get_item
 from tuneline.evidence import Evidence, Measurement, Verdict
-from tuneline.governance.release.canary_outcome import told_of
+from tuneline.governance.release.canary import told_of
 from tuneline.run import Run
 from tuneline.verdicts import ItemStatus, LooserLimit, looser_limits
 

@@ -16,10 +16,10 @@ from itertools import cycle
 from pathlib import Path
 
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.costs.phase import Tokens
-from tuneline.governance.costs.traffic import (
+from tuneline.governance.gateway.billing import (
     KEY,
     MAX_TOKENS,
+    Tokens,
     Traffic,
     models,
     unseen_tokens,

@@ -20,16 +20,16 @@ from tuneline.artifacts.releases import released
 from tuneline.config import read_policy
 from tuneline.config.governance import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.chain_trial.asking import Client
-from tuneline.governance.chain_trial.faults import (
+from tuneline.governance.gateway.confidence import by_hand, calibrate
+from tuneline.governance.gateway.faults import (
     NO_FAULT,
     REQUESTS,
     Chain,
+    Client,
     FaultReport,
     Prompts,
 )
-from tuneline.governance.chain_trial.faulty_link import FaultyLink
-from tuneline.governance.confidence.calibrate import by_hand, calibrate
+from tuneline.governance.gateway.faulty_link import FaultyLink
 from tuneline.harness.intervals import Z95
 from tuneline.harness.rows import validation_rows
 from tuneline.harness.served_models import (

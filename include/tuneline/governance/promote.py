@@ -16,7 +16,7 @@ from tuneline.artifacts.releases import read_release
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Record, measure
-from tuneline.governance.documents.lineage_statement import (
+from tuneline.governance.documents.statements import (
     lock_lineage_statement,
     write_lineage_statement,
 )

@@ -10,8 +10,8 @@ from tuneline import human_answers
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestEvidence
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import measure
+from tuneline.governance.release.approvals import release_question, waivers_question
 from tuneline.governance.release.manifest import write_manifest
-from tuneline.governance.release.request import release_question, waivers_question
 
 TAB = "http://host/dags/d/runs/r/plugin/release-checklist"
 GAIN = [

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.governance import Manifest, PointerMove
+from tuneline.artifacts.release_log import Canary, Line, RolledBack, Waived, Withdrawn, read_log
 from tuneline.artifacts.releases import CONFIG_FILE, Release, find_version, read_release
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import load_evidence
+from tuneline.governance.release.pointer import read_pointer
 from tuneline.governance.release.verify import Version
 from tuneline.store import Store, open_store
 
@@ -182,3 +185,165 @@ def _by(change: Change) -> str:
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return f"  ({numbers[1] - numbers[0]:+.4g})" if len(numbers) == 2 else ""
+
+
+_SHORT = 12
+# Pixels of the drawing.
+_WIDTH, _LINE, _PAD, _GAP = 760, 18, 12, 28
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One time that a version was released or returned to.
+
+    Attributes:
+        move: the move of the pointer.
+        facts: what the version was made of, one line each; empty if its manifest is gone.
+        events: what happened to it, one line each.
+        in_service: whether the pointer is there now.
+    """
+
+    move: PointerMove
+    facts: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    in_service: bool = False
+
+    @property
+    def title(self) -> str:
+        """One line that names it."""
+        how = "rolled back to" if self.move.event == "rolled_back" else "released"
+        now = ", in service" if self.in_service else ""
+        return f"{self.move.version}  {how} {self.move.at}{now}"
+
+
+def ancestors(store: Store, name: str) -> list[Ancestor]:
+    """Return the releases of a model, newest first.
+
+    Raises:
+        UserError: if nothing was released under this name.
+        CorruptObject: if the pointer is damaged.
+    """
+    pointer = read_pointer(store, name).pointer
+    if pointer is None:
+        raise UserError(f"{store.uri} has no release of {name!r}; check the name and the store")
+    found = []
+    for place, move in enumerate(pointer.history, 1):
+        facts, events = _version(store, name, move.version)
+        found.append(Ancestor(move, facts, events, place == len(pointer.history)))
+    return found[::-1]
+
+
+def _version(store: Store, name: str, version: str) -> tuple[list[str], list[str]]:
+    try:
+        release = find_version(store, name, version)
+    except TunelineError as error:
+        return [str(error)], []
+    if release is None:
+        return ["its manifest is gone"], []
+    try:
+        lines = read_log(store, name, version).lines()
+    except TunelineError as error:
+        return _facts(release.manifest), [str(error)]
+    return _facts(release.manifest), [text for line in lines if (text := _told(line))]
+
+
+def _facts(manifest: Manifest) -> list[str]:
+    """Return what a version was made of."""
+    data, base, code = manifest.dataset, manifest.base_model, manifest.code
+    engine = manifest.engine or {}
+    facts = [
+        f"base     {base.get('uri', '?')}  {_short(base.get('digest'))}",
+        f"dataset  {_short(data.get('version'))}  {data.get('rows', '?')} rows",
+        *(
+            f"source   {source.get('name')}  {_short(source.get('sha256'))}"
+            for source in data.get("sources") or []
+        ),
+        f"code     {_short(code.get('commit')) if code.get('commit') else 'no commit'}"
+        f"  ({code.get('note', '')})",
+        f"engine   {engine.get('engine', 'none')}  {engine.get('version', '')}".rstrip(),
+    ]
+    verdicts = [entry.verdict for entry in manifest.evidence.values()]
+    if verdicts:
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
+        facts.append(f"items    {counts}")
+    if manifest.parent is not None:
+        facts.append(f"parent   {manifest.parent.version}")
+    if manifest.reason:
+        facts.append(f"reason   {manifest.reason}")
+    return facts
+
+
+def _told(line: Line) -> str | None:
+    """Return an event that a reader of the ancestry wants to know, None for the others."""
+    event = line.event
+    match event:
+        case Waived():
+            return f"{line.at}  {event.item} waived by {event.by}: {event.reason}"
+        case Canary():
+            return f"{line.at}  canary of {event.share:.0%} {event.outcome}: {event.summary}"
+        case RolledBack():
+            return f"{line.at}  rolled back to from {event.previous_version}: {event.reason}"
+        case Withdrawn():
+            return f"{line.at}  withdrawn: {event.reason}"
+        case _:
+            return None
+
+
+def _short(value: object) -> str:
+    return str(value or "?")[:_SHORT]
+
+
+def tree_text(name: str, line: Sequence[Ancestor]) -> str:
+    """Draw the ancestry as text, newest first."""
+    parts = [name]
+    for place, one in enumerate(line):
+        last = place == len(line) - 1
+        parts.append(f"{'└' if last else '├'}─ {one.title}")
+        stem = " " if last else "│"
+        parts += [f"{stem}    {text}" for text in (*one.facts, *one.events)]
+        parts += [] if last else ["│"]
+    return "\n".join(parts)
+
+
+def as_svg(name: str, line: Sequence[Ancestor]) -> str:
+    """Draw the ancestry as SVG, newest on top; each box stands on the release before it."""
+    boxes, top = [], _PAD
+    for place, one in enumerate(line):
+        texts = [one.title, *one.facts, *one.events]
+        height = len(texts) * _LINE + 2 * _PAD
+        boxes.append(_box(texts, top, height, in_service=one.in_service))
+        top += height
+        if place < len(line) - 1:
+            middle = _WIDTH / 2
+            boxes.append(
+                f'<path d="M{middle:.0f} {top + _GAP} V{top + 6}" stroke="#555" '
+                'marker-end="url(#arrow)"/>'
+            )
+            top += _GAP
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH + 2 * _PAD}" '
+        f'height="{top + _PAD}" font-family="monospace" font-size="12">\n'
+        f"<title>Releases of {html.escape(name)}</title>\n"
+        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="4" refY="4" markerWidth="8" '
+        'markerHeight="8" orient="auto"><path d="M0 0 L8 4 L0 8 z" fill="#555"/></marker></defs>\n'
+        + "\n".join(boxes)
+        + "\n</svg>\n"
+    )
+
+
+def _box(texts: Sequence[str], top: int, height: int, *, in_service: bool) -> str:
+    fill, edge = ("#e8f5e9", "#2e7d32") if in_service else ("#f5f5f5", "#9e9e9e")
+    # Longer lines would leave the box; the text has them whole.
+    fits = (_WIDTH - 2 * _PAD) // 7
+    rows = []
+    for number, text in enumerate(texts):
+        shown = html.escape(text if len(text) <= fits else text[: fits - 1] + "…")
+        weight = "bold" if number == 0 else "normal"
+        rows.append(
+            f'<text x="{2 * _PAD}" y="{top + _PAD + (number + 1) * _LINE - 5}" '
+            f'font-weight="{weight}" xml:space="preserve">{shown}</text>'
+        )
+    return (
+        f'<rect x="{_PAD}" y="{top}" width="{_WIDTH}" height="{height}" rx="6" fill="{fill}" '
+        f'stroke="{edge}"/>\n' + "\n".join(rows)
+    )

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tuneline.governance.confidence.threshold import find_threshold
+from tuneline.governance.gateway.confidence import find_threshold
 
 TARGET = {"caught_share": 0.5, "false_alarm_share": 0.1}
 

@@ -1,17 +1,11 @@
-"""Bets on the tail of a score: more extreme prompts than the reference accounts for.
-
-The share of production that may lie beyond a threshold while nothing has drifted is bounded from
-above by the reference's own scores (Clopper and Pearson, Biometrika 1934), so that a small
-reference raises no alarm by its own chance, on any night of the year. Bets pay for prompts beyond
-the thresholds at odds against that bound; such a night's product is an e-value for every
-distribution below the bound (a conformal test martingale by bins; Vovk, Gammerman and Shafer,
-Algorithmic Learning in a Random World, 2nd edition, chapter 8).
-"""
+"""Bets against drift: tails, tests and the budget of a year."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,3 +192,112 @@ def share_test(tally: Counts, shares: Floats, rows: int) -> Floats:
 def rate_bound(count: int, total: int, error: float) -> float:
     """Return the upper Clopper-Pearson bound of a rate; 1 where nothing was counted."""
     return share_of(count, total, error).upper if total else 1.0
+
+
+# Nights for which a budget of false alarms lasts. Then the bets start again with a new one.
+YEAR = 365
+# Money for the first night. A mismatch of training and production shows as soon as a model serves.
+FIRST_NIGHT = 0.25
+# Nights that are tested together, and the part of the budget for these tests.
+BLOCKS = {7: 0.125, 28: 0.125}
+SLOW, SINGLE = 0.25, 0.5
+
+
+def night_money(night: int) -> float:
+    """Return the share of a year's money that starts to bet on a night, counted from 0."""
+    return FIRST_NIGHT if night == 0 else (1 - FIRST_NIGHT) / (YEAR - 1)
+
+
+def block_money(nights: int) -> float:
+    """Return the part of the budget for one test of a block of nights."""
+    return BLOCKS[nights] / (YEAR // nights)
+
+
+@dataclass
+class Wealth:
+    """What the bets of one signal have come to.
+
+    Attributes:
+        nights: nights of this year that were bet on.
+        p_value: anytime-valid p-value, the smallest so far this year.
+        log_wealth: logarithm of the running wealth by alternative, shape (alternatives,).
+        rise: largest sum of log e-values up to tonight by alternative, over all first nights.
+        began: the first night of that sum by alternative, the estimate of the change point.
+        recent: tallies of the last nights, the latest last.
+    """
+
+    nights: int = 0
+    p_value: float = 1.0
+    log_wealth: Floats = field(default_factory=lambda: np.empty(0))
+    rise: Floats = field(default_factory=lambda: np.empty(0))
+    began: list[str] = field(default_factory=list)
+    recent: list[Counts] = field(default_factory=list)
+
+    def bet(self, log_e: Floats, tally: Counts, test: Callable[[Counts], Floats], day: str) -> None:
+        """Take a night.
+
+        Args:
+            log_e: its log e-values by alternative, shape (alternatives,).
+            tally: its counts, which can be added over nights.
+            test: function from a tally to its p-value.
+            day: its date.
+        """
+        if self.nights == YEAR or len(self.log_wealth) != len(log_e):
+            # A new year, or another reference: what was bet on before is no more.
+            self.nights, self.p_value = 0, 1.0
+            self.log_wealth = np.full(len(log_e), -np.inf)
+            self.rise, self.began = np.zeros(len(log_e)), [day] * len(log_e)
+            self.recent = []
+        money = night_money(self.nights)
+        self.log_wealth = np.logaddexp(self.log_wealth, math.log(money)) + log_e
+        self.nights += 1
+        slow = math.exp(-max(0.0, self._log_total()))
+        single = float(test(tally)) / (SINGLE * money)
+        if self.recent and len(self.recent[-1]) != len(tally):
+            self.recent = []
+        self.recent = [*self.recent, tally][-max(BLOCKS) :]
+        blocks = [
+            float(test(np.sum(self.recent[-size:], axis=0))) / block_money(size)
+            for size in BLOCKS
+            if self.nights % size == 0 and len(self.recent) >= size
+        ]
+        self.p_value = min(self.p_value, slow / SLOW, single, *blocks)
+        self.began = [
+            day if rise <= 0 else was for rise, was in zip(self.rise, self.began, strict=True)
+        ]
+        self.rise = np.maximum(self.rise, 0) + log_e
+
+    def _log_total(self) -> float:
+        """Return the logarithm of all money: what was bet, and what waits for its night."""
+        spent = FIRST_NIGHT + (self.nights - 1) * night_money(1)
+        bet = np.logaddexp.reduce(self.log_wealth) - math.log(len(self.log_wealth))
+        return float(np.logaddexp(bet, math.log(max(1 - spent, 1e-300))))
+
+    @property
+    def since(self) -> str | None:
+        """The night on which the strongest alternative began to win, None before the first bet."""
+        return self.began[int(np.argmax(self.rise))] if self.began else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as plain types."""
+        # An empty purse (-inf) has no form in JSON; -1e9 is as empty.
+        return {
+            "nights": self.nights,
+            "p_value": self.p_value,
+            "log_wealth": [round(float(max(v, -1e9)), 6) for v in self.log_wealth],
+            "rise": [round(float(v), 6) for v in self.rise],
+            "began": self.began,
+            "recent": [[int(count) for count in tally] for tally in self.recent],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Wealth:
+        """Return the wealth of `as_dict`."""
+        return cls(
+            int(document["nights"]),
+            float(document["p_value"]),
+            np.array(document["log_wealth"], dtype=float),
+            np.array(document["rise"], dtype=float),
+            [str(day) for day in document["began"]],
+            [np.array(tally, dtype=np.int64) for tally in document["recent"]],
+        )

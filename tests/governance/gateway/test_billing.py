@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from tests.lab.runs import broken
 
-from tuneline.governance.costs.phase import Phase, Received, Tokens, bounded, exact, killed
+from tuneline.governance.gateway.billing import Phase, Received, Tokens, bounded, exact, killed
 from tuneline.serving.gateway.ledger_database import UsageRow
 
 
