@@ -24,11 +24,10 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, get_current_context, t
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import Model, find_model, merge
-from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of
-from tuneline_airflow.launching import store_uri
+from tuneline_airflow.failures import fail_plainly, worker_retry_policy
+from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of, store_uri
 from tuneline_airflow.notify import Announce
 from tuneline_airflow.rest import AirflowApi, leave_note, start_main
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 from tuneline_airflow.waiting import RunEnds
 
 

@@ -5,7 +5,7 @@ from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 
 from tuneline.errors import RetryableError, UserError
-from tuneline_airflow.retries import StepRetryPolicy, seconds_from, worker_retry_policy
+from tuneline_airflow.failures import StepRetryPolicy, seconds_from, worker_retry_policy
 
 
 def pod(code=None):

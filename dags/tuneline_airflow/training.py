@@ -1,9 +1,4 @@
-"""Training on one node, as a pod, or on several nodes, as an Indexed Job.
-
-The run's configuration (`pods.nodes`) decides; the task is the same. The pods of a job find each
-other by pod 0's name in the headless Service `tuneline-training`
-(`deploy/training-service.yaml`).
-"""
+"""Training in pods: one, a job of several nodes, a sweep of ranks; what trackers still lack."""
 
 from __future__ import annotations
 
@@ -14,15 +9,33 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.job import JOB_NAME_PREFIX, KubernetesJobOperator
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk import task
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
 from tuneline.config import PodConfig
-from tuneline_airflow.pod_reasons import exit_code, last_words
-from tuneline_airflow.pod_start import WatchfulPodManager
-from tuneline_airflow.pods import StepPod, pod_name, run_uri_of
-from tuneline_airflow.retries import HOPELESS_EXIT_CODES, REASON
+from tuneline.errors import TunelineError
+from tuneline.run import Run
+from tuneline.training.tracking.tracked_run import unsynced
+from tuneline_airflow.failures import (
+    HOPELESS_EXIT_CODES,
+    REASON,
+    StepRetryPolicy,
+    exit_code,
+    fail_plainly,
+    last_words,
+    retry_delay,
+    worker_retry_policy,
+)
+from tuneline_airflow.pods import (
+    GPU_POOL,
+    RUN_URI,
+    StepPod,
+    WatchfulPodManager,
+    pod_name,
+    run_uri_of,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -286,3 +299,64 @@ def _rendezvous(name: str) -> k8s.V1EnvVar:
     port = _PORTS[number % len(_PORTS)]
     host = f"{JOB_NAME_PREFIX}{name}-0.{_service()}"
     return k8s.V1EnvVar(name="TUNELINE_RENDEZVOUS", value=f"{host}:{port}")
+
+
+# The scheduler reads these before a mapped task's operator exists, when the operator's own
+# defaults are not there yet.
+_SCHEDULED: dict[str, Any] = {
+    "pool": GPU_POOL,
+    "retries": 2,
+    "retry_delay": retry_delay(),
+    "retry_policy": StepRetryPolicy(),
+    "map_index_template": "r = {{ task.cmds[4] }}",
+}
+
+
+@task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
+def ask_sweep(run_uri: str) -> list[list[str]]:
+    """Return the command of each rank's pod; without any, the sweep is skipped."""
+    from tuneline.run import Run
+    from tuneline.serving.engines.adapter_limits import ranks_asked
+
+    ranks = ranks_asked(Run.open(run_uri))
+    return [["tuneline", "run", "sweep", "--r", str(r)] for r in ranks]
+
+
+def try_ranks(commands: Any) -> Any:
+    """Make one pod for each command, in the GPU's pool, so that trials run one by one."""
+    return StepPod.partial(task_id="sweep", gpus=True, **_SCHEDULED).expand(command=commands)
+
+
+def sweep() -> tuple[Any, Any]:
+    """Make the task that lists the ranks to try and the pods that try them."""
+    asked = ask_sweep(RUN_URI)
+    return asked, try_ranks(asked)
+
+
+class SyncPod(StepPod):
+    """A pod that is started only if a run was not tracked live.
+
+    The pod finds out whether there is a key, since workers never see one. No task waits for this
+    one, and an error skips it, since a release does not depend on a tracker.
+    """
+
+    def execute(self, context: Context) -> Any:
+        """Run the pod, or skip the task."""
+        run_uri = run_uri_of(context)
+        try:
+            waiting = unsynced(Run.open(run_uri))
+        except TunelineError as error:
+            raise AirflowSkipException(_later(run_uri, error)) from None
+        if not waiting:
+            raise AirflowSkipException("nothing to sync: each tracker got the run live")
+        try:
+            return super().execute(context)
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            raise AirflowSkipException(_later(run_uri, error)) from None
+
+
+def _later(run_uri: str, error: Exception) -> str:
+    return f"not synced; `tuneline run sync-tracking --run {run_uri}` does it later: {error}"
