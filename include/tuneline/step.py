@@ -99,12 +99,7 @@ def refuse_other_policy(run: Run) -> None:
 
 
 def _refuse_other_code(context: StepContext) -> None:
-    """Refuse other code than that of the DAG in production, before any work; warn on a laptop.
-
-    Raises:
-        UserError: if the run is one of production and its DAG or this step runs code that nobody
-            can tell, or code of another commit than the other.
-    """
+    """Refuse other code than that of the DAG in production, before any work; warn on a laptop."""
     dag = context.run.meta.get("code")
     if not dag:
         return
@@ -155,11 +150,7 @@ def _resources(context: StepContext) -> Iterator[None]:
 
 
 def _store_error(context: StepContext, error: Exception) -> tuple[Evidence | Record, bool]:
-    """Store failed evidence of an item whose step raised, with its partial results.
-
-    Returns:
-        The evidence, and True if later steps need what the step did not leave.
-    """
+    """Store failed evidence of an item whose step raised, with its partial results."""
     if not isinstance(error, TunelineError):
         traceback.print_exception(error)
     why = explain(error)
@@ -173,11 +164,7 @@ def _store_error(context: StepContext, error: Exception) -> tuple[Evidence | Rec
 
 
 def _fall_back(context: StepContext) -> str:
-    """Have an item leave the plainest form of what later steps need, if its module knows one.
-
-    Returns:
-        What it left, as a part of a sentence; empty if it left nothing.
-    """
+    """Have an item leave the plainest form of what later steps need, if its module knows one."""
     try:
         module = importlib.import_module(context.item.module)
         plain: Callable[[StepContext], str] | None = getattr(module, "fall_back", None)

@@ -164,12 +164,7 @@ def _rows(phase: Phase) -> list[Measurement]:
 
 
 def _bounds(phase: Phase, seen: int) -> list[Measurement]:
-    """Judge what was billed for attempts that were cut off.
-
-    Args:
-        phase: the phase.
-        seen: pieces that clients got of answers whose usage they were not told.
-    """
+    """Judge what was billed for attempts that were cut off."""
     name = phase.name
     counted = sum(row.completion_tokens for row in phase.cut_rows)
     missed = phase.engine.completion - phase.booked.completion
@@ -355,11 +350,7 @@ class Traffic:
         return Phase(name, received, rows, engine, cut, unseen)
 
     def _counters(self) -> Tokens:
-        """Return the engine's counters, once they stand still.
-
-        Raises:
-            RetryableError: if they do not.
-        """
+        """Return the engine's counters, once they stand still."""
         deadline = time.monotonic() + _SETTLES_WITHIN
         before: Tokens | None = None
         while time.monotonic() < deadline:

@@ -276,11 +276,7 @@ class Chain:
             self._recover(prompts[0])
 
     def _recover(self, prompt: Messages) -> None:
-        """Wait until the release answers again, so that one fault does not add to the next.
-
-        Raises:
-            RetryableError: if it does not.
-        """
+        """Wait until the release answers again, so that one fault does not add to the next."""
         deadline = time.monotonic() + _RECOVERS_WITHIN
         seen: Seen | None = None
         while time.monotonic() < deadline:

@@ -136,15 +136,7 @@ def _without_logs(job: Job, out: Path) -> CuratedDay:
 def _curated(
     job: Job, logged: pa.Table, scrubbed: ScrubbedDay, inputs: list[FileRef], out: Path
 ) -> CurationEvidence:
-    """Write the files of a day and return its evidence.
-
-    Args:
-        job: the day.
-        logged: id and weight of each logged request.
-        scrubbed: the outcome of their scrubbing, whose table is in `out`.
-        inputs: what was read so far.
-        out: folder for the files.
-    """
+    """Write the files of a day and return its evidence."""
     requests = read_requests(out / _SCRUBBED, scrubbed.sample)
     threshold = job.settings.data.near_duplicate_jaccard
     rejected = [*scrubbed.rejected, *merge_within_day(requests, threshold)]

@@ -103,9 +103,6 @@ class CanaryLog:
         """Return the last version before that was not withdrawn, rather one that was proven.
 
         One whose own canary was not decided, since another was released over it, is passed over.
-
-        Raises:
-            UserError: if there is none.
         """
         doubted: str | None = None
         for move in reversed(standing_moves(pointer.history)[:-1]):
