@@ -35,7 +35,7 @@ from benchmarks.workloads.input_rows import read_texts, write_lines
 from tuneline import __version__
 from tuneline.asking.general_questions import load_questions
 from tuneline.errors import UserError
-from tuneline.governance.drift.budget import YEAR
+from tuneline.governance.drift.bets import YEAR
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Reference, texts_of
 from tuneline.governance.drift.watch import compare

@@ -206,11 +206,7 @@ def _system(
 
 
 def _answers(system: System, folder: Path) -> None:
-    """Send a few requests to a peer that listens, until it also answers.
-
-    Raises:
-        TunelineError: if it does not.
-    """
+    """Send a few requests to a peer that listens, until it also answers."""
     Contest(folder, lambda _: None, one_core=False).run(system, {"requests": 2, "text": "Hello"})
 
 

@@ -24,6 +24,7 @@ from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import Model, find_model
+from tuneline_airflow.failures import fail_plainly, worker_retry_policy
 from tuneline_airflow.family import (
     DRIFT,
     LOGS,
@@ -32,13 +33,12 @@ from tuneline_airflow.family import (
     dag_id,
     dags_of,
     settings_of,
+    store_uri,
 )
-from tuneline_airflow.launching import store_uri
-from tuneline_airflow.log_review import label_rows
-from tuneline_airflow.model_pod import ModelPod
 from tuneline_airflow.notify import Announce
+from tuneline_airflow.people import label_rows
+from tuneline_airflow.pods import ModelPod
 from tuneline_airflow.rest import leave_note, start_main
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 from tuneline_airflow.waiting import BackfillDays
 
 # A backfill of many days on a small machine.

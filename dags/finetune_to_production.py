@@ -30,15 +30,18 @@ from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.config import Model
-from tuneline_airflow.canary import AwaitCanary
-from tuneline_airflow.family import MAIN, dags_of, settings_of
-from tuneline_airflow.launching import form, prepare_run
-from tuneline_airflow.license_question import approve_license
+from tuneline_airflow.family import MAIN, dags_of, form, prepare_run, settings_of
 from tuneline_airflow.notify import announcers
-from tuneline_airflow.people import approve_release, approve_waivers, review_pairs
-from tuneline_airflow.pii_review import review_rows
+from tuneline_airflow.people import (
+    approve_license,
+    approve_release,
+    approve_waivers,
+    review_pairs,
+    review_rows,
+)
 from tuneline_airflow.steps import tasks_of
-from tuneline_airflow.sweep import sweep
+from tuneline_airflow.training import sweep
+from tuneline_airflow.waiting import AwaitCanary
 
 TOOLTIPS = {
     Group.PREPARE: "Settings, base model and licences, before anything is computed",

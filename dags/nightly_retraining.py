@@ -24,11 +24,10 @@ from airflow.sdk import DAG, CronTriggerTimetable, Param, get_current_context, t
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import Model, find_model, merge
-from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of
-from tuneline_airflow.launching import store_uri
+from tuneline_airflow.failures import fail_plainly, worker_retry_policy
+from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of, store_uri
 from tuneline_airflow.notify import Announce
 from tuneline_airflow.rest import AirflowApi, leave_note, start_main
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 from tuneline_airflow.waiting import RunEnds
 
 
@@ -116,7 +115,7 @@ def start_run(model_name: str, main: str) -> str:
 def say_outcome(model_name: str, main: str) -> None:
     """Note whether the night's model was released, or why the old one stays."""
     from tuneline.artifacts.releases import read_release
-    from tuneline.governance.release.canary_outcome import canary_state
+    from tuneline.governance.release.canary import canary_state
     from tuneline.governance.retraining.nightly import why_kept
     from tuneline.store import open_store
 

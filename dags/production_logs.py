@@ -32,11 +32,10 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.config import Model, find_model
 from tuneline.evidence import Verdict
-from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of
-from tuneline_airflow.launching import store_uri
-from tuneline_airflow.model_pod import ModelPod
+from tuneline_airflow.failures import fail_plainly, worker_retry_policy
+from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of, store_uri
+from tuneline_airflow.pods import ModelPod
 from tuneline_airflow.rest import leave_note
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 if TYPE_CHECKING:
     from tuneline.governance.production.curated_day import CuratedDay

@@ -16,10 +16,9 @@ from airflow.sdk import DAG, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.config import Model
-from tuneline_airflow.family import ROLLBACK, dags_of, settings_of
-from tuneline_airflow.launching import store_uri
+from tuneline_airflow.failures import fail_plainly, worker_retry_policy
+from tuneline_airflow.family import ROLLBACK, dags_of, settings_of, store_uri
 from tuneline_airflow.rest import leave_note
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
 
 
 def build(model: Model) -> DAG:

@@ -23,7 +23,6 @@ from tuneline.cli import parser
 from tuneline.config import ModelFile, PipelineConfig, User
 from tuneline.config.section import Limit
 from tuneline.evidence import Evidence, Record
-from tuneline.machine.environment_variables import VARIABLES, Variable
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
@@ -48,7 +47,6 @@ def pages() -> dict[Path, str]:
     made = {
         "settings.md": settings_page(),
         "model-files.md": model_files_page(),
-        "environment.md": environment_page(),
         "cli.md": cli_page(),
         "evidence.md": evidence_page(),
     }
@@ -138,41 +136,6 @@ def model_files_page() -> str:
     for name, section in nested.items():
         lines += ["", f"## {name}", "", _first_sentence(section), ""]
         lines += _table(section.model_fields.items())
-    return "\n".join(lines) + "\n"
-
-
-def environment_page() -> str:
-    """Return the tables of environment variables."""
-
-    def table(variables: list[Variable]) -> list[str]:
-        rows = [
-            f"| `{v.name}` | {', '.join(v.readers)} | {v.default} | {_cell(v.purpose)} |"
-            for v in variables
-        ]
-        return ["| variable | read by | default | purpose |", "|---|---|---|---|", *rows]
-
-    compose = [v for v in VARIABLES if v.readers == ("docker-compose.yaml",)]
-    internal = [v for v in VARIABLES if v.internal]
-    yours = [v for v in VARIABLES if v not in compose and v not in internal]
-    lines = ["# Environment variables", "", _MADE, "", "## To set", "", *table(yours), ""]
-    lines += ["## Of docker-compose.yaml", "", *table(compose), ""]
-    lines += ["## Set by the project itself", "", *table(internal), ""]
-    lines += [
-        "## Of other software",
-        "",
-        "These keep their usual meaning. `make up` hands them on to local pods, credentials as a",
-        "secret; on a cluster, put them into a secret that `TUNELINE_POD_SECRETS` names.",
-        "",
-        "| variables | of |",
-        "|---|---|",
-        "| `AWS_ENDPOINT_URL`, `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, "
-        "`AWS_SESSION_TOKEN` | the store |",
-        "| `HF_ENDPOINT`, `HF_TOKEN` | the Hugging Face hub |",
-        "| `MLFLOW_TRACKING_URI`, `MLFLOW_TRACKING_USERNAME`, `MLFLOW_TRACKING_PASSWORD`, "
-        "`MLFLOW_TRACKING_TOKEN` | [MLflow](../tracking.md) |",
-        "| `WANDB_API_KEY`, `WANDB_BASE_URL`, `WANDB_MODE` | [Weights & Biases](../tracking.md) |",
-        "| `HTTPS_PROXY`, `NO_PROXY`, `SSL_CERT_FILE`, `REQUESTS_CA_BUNDLE` | connections |",
-    ]
     return "\n".join(lines) + "\n"
 
 

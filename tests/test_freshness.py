@@ -9,9 +9,8 @@ from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.training import LORA
 from tuneline.errors import UserError
 from tuneline.evidence import measure
-from tuneline.freshness import Freshness
 from tuneline.run import Run
-from tuneline.verdicts import check_item, checklist, status
+from tuneline.verdicts import Freshness, check_item, checklist, status
 
 HOLDS = measure("limit_holds", True, "flag", "==", True)
 ROWS = Artifact("deduplication", "rows.parquet")

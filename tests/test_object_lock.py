@@ -8,7 +8,7 @@ import pytest
 from tests.lab.s3_server import s3
 
 from tuneline.config.governance import GovernanceConfig
-from tuneline.governance.release.lock import lock_files
+from tuneline.governance.release.manifest import lock_files
 from tuneline.store import open_store
 
 

@@ -4,11 +4,11 @@ from datetime import timedelta
 
 from tests.lab.runs import Lab
 
-from tuneline import progress, run
+from tuneline import run, terminal
 
 
 def test_the_last_line_of_a_step_stands_in_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
     lab = Lab(tmp_path, {})
     assert lab.run.in_progress() == {}
     context = lab.context("train")

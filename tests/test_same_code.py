@@ -3,9 +3,9 @@
 import pytest
 from tests.lab.runs import Lab
 
-from tuneline.artifacts.environments import find_packages
+from tuneline.artifacts.governance import find_packages
 from tuneline.catalogue import get_step
-from tuneline.code_identity import code_identity, other_code
+from tuneline.environment import code_identity, other_code
 from tuneline.errors import UserError
 from tuneline.evidence import measure
 from tuneline.run import Run

@@ -6,7 +6,7 @@ import json
 import pytest
 from tests.lab.runs import Lab, values
 
-from tuneline.artifacts.people import waivers_sha256
+from tuneline.artifacts.answers import waivers_sha256
 from tuneline.catalogue import get_step
 from tuneline.cli import main
 from tuneline.errors import RetryableError, StepNotRun, UserError

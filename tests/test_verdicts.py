@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.lab.runs import Lab
 
-from tuneline.artifacts.people import waivers_sha256
+from tuneline.artifacts.answers import waivers_sha256
 from tuneline.evidence import measure
 from tuneline.verdicts import check_item, checklist, status
 

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tuneline.machine.peak_memory import resident_peak
+from tuneline.machine.memory import resident_peak
 
 # Items that are processed before the clock starts, so that a library's first use is not timed.
 WARM_UP = 20

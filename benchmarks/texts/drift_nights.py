@@ -16,18 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.governance.drift import signals
-from tuneline.governance.drift.budget import (
+from tuneline.governance.drift.bets import (
     BLOCKS,
     FIRST_NIGHT,
     SINGLE,
     SLOW,
     block_money,
     night_money,
+    share_test,
 )
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Night, Reference, lengths_of
 from tuneline.governance.drift.signals import Look
-from tuneline.governance.drift.tails import share_test
 from tuneline.governance.drift.watch import look
 
 Floats = NDArray[np.float64]

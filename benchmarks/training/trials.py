@@ -93,7 +93,7 @@ def trl(job: Job) -> Trial:
 def _trial(
     torch: Any, job: Job, trainer: Any, window: StepWindow, *, version: str, tokens: int | None
 ) -> Trial:
-    from tuneline.machine.peak_memory import peak_memory
+    from tuneline.machine.memory import peak_memory
 
     def work(_: Sequence[Any]) -> int:
         trainer.train()

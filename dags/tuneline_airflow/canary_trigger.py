@@ -18,7 +18,7 @@ from tuneline.errors import RetryableError, TunelineError
 from tuneline.store import open_store
 
 if TYPE_CHECKING:
-    from tuneline.governance.release.canary_outcome import CanaryState
+    from tuneline.governance.release.canary import CanaryState
 
 _DECIDED = ("promoted", "withdrawn", "left")
 # A client of S3 takes longer to make than to ask; all triggers of a store share one.
@@ -80,7 +80,7 @@ class CanaryDecided(BaseTrigger):
     def look(self) -> tuple[str | None, str]:
         """Look at the store once; the outcome is None while there is nothing to tell."""
         # Reading releases takes imports that the DAG processor has no use for.
-        from tuneline.governance.release.canary_outcome import canary_state
+        from tuneline.governance.release.canary import canary_state
 
         try:
             state = canary_state(_open(self.store), self.name, self.version)

@@ -1,21 +1,26 @@
-"""The DAGs of each model: the same five, made from its file in `config/models`.
-
-The ids of a file's DAGs end in `__<model>`; a project without a file has the plain ids. A model
-whose file can't be used keeps its DAGs' ids, with one task that fails with the reason, and leaves
-the other models alone.
-"""
+"""The DAGs of each model, the form that starts a run, and the task that makes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import DAG, Asset, get_parsing_context, task
+from airflow.sdk import DAG, Asset, Param, get_current_context, get_parsing_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from tuneline.config import Model, models
+from tuneline.artifacts.answers import too_few_approvers
+from tuneline.config import Model, find_model, models
+from tuneline.errors import UserError
+from tuneline.launch import create_run, form_fields
+from tuneline.run import Run
+from tuneline.store import store_of
+from tuneline_airflow.failures import fail_plainly, worker_retry_policy
 from tuneline_airflow.notify import announcers
+from tuneline_airflow.rest import started_by_dag
+
+if TYPE_CHECKING:
+    pass
 
 START = pendulum.datetime(2025, 1, 1, tz="UTC")
 
@@ -100,3 +105,79 @@ def _broken(name: str, problem: str) -> DAG:
 
         read_model_file()
     return dag
+
+
+def form(model: Model) -> dict[str, Param]:
+    """Return the trigger form of a model, one `Param` for each field.
+
+    Fields that its file answers show that answer; None in the others leaves its settings alone.
+    """
+    known = {"preset": model.file.preset}
+    if isinstance(model.source, str):
+        known["data"] = model.source
+    params = {}
+    for name, spec in form_fields().items():
+        schema = {key: value for key, value in spec.items() if key != "default"}
+        params[name] = Param(known.get(name, spec["default"]), **schema)
+    return params
+
+
+def store_uri() -> str:
+    """Return the store of the workers.
+
+    Raises:
+        UserError: if none is set.
+    """
+    return store_of("the workers")
+
+
+@task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
+def prepare_run(model_name: str) -> str:
+    """Validate the form, create the run, record its starter, and return its URI."""
+    from tuneline.data.sources.find_files import DatasetVersion
+    from tuneline.governance.release.approvals import is_needed
+    from tuneline.governance.retraining.nightly import note_tried
+    from tuneline.people.approvals import record_waivers
+    from tuneline_airflow.preflight import check_surroundings
+
+    context: Any = get_current_context()
+    dag_run = context["dag_run"]
+    # Keys of the conf that no Param declares arrive here too, and `create_run` refuses them.
+    fields = {**dict(context["params"]), **(dag_run.conf or {})}
+    trigger = fields.pop("trigger", None)
+    automatic = started_by_dag(dag_run, trigger)
+    if trigger is not None and not automatic:
+        print("`trigger` is not taken from the conf: no run that it names has started this one")
+    bundle = getattr(context["ti"], "bundle_instance", None)
+    model = find_model(model_name)
+    meta = {
+        # A run that a DAG starts has the name of the API's user, who answers for nothing.
+        "started_by": None if automatic else dag_run.triggering_user_name,
+        "airflow": {
+            "dag_id": dag_run.dag_id,
+            "run_id": dag_run.run_id,
+            "run_type": str(dag_run.run_type),
+            "bundle_version": getattr(bundle, "version", None),
+        },
+        "approvers": [user.model_dump() for user in model.file.approvers],
+        **({"trigger": trigger} if automatic else {}),
+    }
+
+    def check(run: Run) -> None:
+        # Before it is written: whoever mends what is missing clears this task.
+        check_surroundings(run.config)
+        if is_needed(run) and (why := too_few_approvers(run)):
+            raise UserError(why)
+
+    run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model, check=check)
+    record_waivers(run, run.meta["started_by"])
+    if automatic and model.source and (files := run.meta["dataset_version"]):
+        # Only now: a run that is refused tries nothing, and the next night starts another one.
+        version = DatasetVersion(files=files)
+        note_tried(run.store, model_name, version, model.settings_digest, run.run_id)
+    context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))
+    engine_pods = run.config.engine_pods.model_dump(mode="json")
+    context["ti"].xcom_push(key="engine_pods", value=engine_pods)
+    context["ti"].xcom_push(key="deadlines", value=run.config.deadlines)
+    return run.uri

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -22,17 +22,21 @@ from airflow.sdk.exceptions import (
 )
 from airflow.sdk.execution_time.hitl import HITLUser
 
-from tuneline.artifacts.people import Person, approvers_of
-from tuneline.config import Model, User
+from tuneline.artifacts.answers import Person, approvers_of
+from tuneline.config import Model, User, find_model
+from tuneline.licenses import answers as license_answers
 from tuneline.people import approvals, blind_review
 from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
+from tuneline_airflow.failures import asking_again, fail_plainly, patiently
+from tuneline_airflow.family import store_uri
 from tuneline_airflow.notify import announcers
 from tuneline_airflow.pods import StepPod, run_uri_of
-from tuneline_airflow.retries import asking_again, fail_plainly, patiently
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from tuneline.artifacts.governance import AskedLicense
 
 _VOTE = "Send votes"
 _SKIP = "Skip the review"
@@ -115,7 +119,7 @@ class WaiverApproval(RecordedApproval):
 
     def question(self, run: Run, context: Context) -> str | None:
         """Note the waivers of critical items that are asked about, and show them."""
-        from tuneline.governance.release.request import waivers_question
+        from tuneline.governance.release.approvals import waivers_question
 
         if not approvals.critical_waivers(run):
             return None
@@ -135,8 +139,7 @@ class ReleaseApproval(RecordedApproval):
 
     def question(self, run: Run, context: Context) -> str | None:
         """Note the manifest that is asked about, and show what the evidence says."""
-        from tuneline.governance.release.approvals import is_needed
-        from tuneline.governance.release.request import release_question
+        from tuneline.governance.release.approvals import is_needed, release_question
 
         if not is_needed(run):
             return None
@@ -324,3 +327,171 @@ def person(event: dict[str, Any]) -> Person:
     user_id = user.get("id")
     name = str(user.get("name") or user_id or "")
     return Person(name, None if user_id is None else str(user_id))
+
+
+class LicenseApproval(RecordedApproval):
+    """A question about licences: the answer and its reason are kept, a rejection stops the run."""
+
+    rejected = "the licences"
+
+    def question(self, run: Run, context: Context) -> str | None:
+        """Show the licences of base model and data that wait for a person."""
+        from tuneline.licenses.duties import question_text
+
+        waiting = _open(run)
+        return question_text(run, waiting) if waiting else None
+
+    def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
+        """Keep the answer for the licences that were shown."""
+        license_answers.record(run, _open(run), decision, by, reason)
+
+
+def approve_license(model: Model) -> LicenseApproval:
+    """Make the task that asks whether licences which the rules leave open may be used."""
+    return LicenseApproval(
+        task_id="approve_license",
+        **asked(model),
+        subject="May these licences be used?",
+        params=reason_field("Who read the licence, and what it allows. An approval needs it."),
+    )
+
+
+def _open(run: Run) -> list[AskedLicense]:
+    from tuneline.licenses.findings import open_of_run
+
+    return open_of_run(run)
+
+
+_SEND_FOUND, _SKIP_ROWS = "Send what was found", "Skip these rows"
+
+
+class RowsPod(DealingPod):
+    """The pod that scrubs, whose task deals out the rows that people are asked to read."""
+
+    def deal(self, run: Run) -> list[Any]:
+        """Return the rows of each form that nobody has answered."""
+        from tuneline.data.pii.review.review import open_forms
+
+        return open_forms(run)
+
+
+class ReviewRows(HITLOperator):
+    """A task that shows some scrubbed rows and takes what one person found in them.
+
+    Args:
+        numbers: the numbers of the rows.
+    """
+
+    def __init__(self, *, numbers: list[int], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.numbers = numbers
+
+    def execute(self, context: Context) -> Any:
+        """Show the rows, and wait for the time that the run's configuration gives."""
+        from tuneline.data.pii.review.review import form_body
+
+        run = Run.open(run_uri_of(context))
+        self.body = form_body(run, self.numbers)
+        self._make_form(run)
+        self.response_timeout = timedelta(hours=run.config.data.pii_review_hours)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Store what was found with the name of the user that Airflow recorded."""
+        from tuneline.data.pii.review.review import record_form
+
+        run = Run.open(run_uri_of(context))
+        refuse_strangers(event, approvers_of(run))
+        # The operator is made anew for the answer.
+        self._make_form(run)
+        answer = super().execute_complete(context, event)
+        if _SEND_FOUND in event["chosen_options"]:
+            with asking_again():
+                record_form(run, self.numbers, event["params_input"] or {}, answerer(event))
+        return answer
+
+    def _make_form(self, run: Run) -> None:
+        from tuneline.data.pii.review.review import form_fields
+
+        fields = form_fields(run, self.numbers)
+        self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
+
+
+def review_rows(model: Model, dealt: Any) -> Any:
+    """Make the tasks that ask what was missed in the rows which a `RowsPod` has dealt out."""
+    return ReviewRows.partial(
+        task_id="review_rows",
+        **asked(model),
+        subject="Is personal data left in these rows?",
+        options=[_SEND_FOUND, _SKIP_ROWS],
+        # A review without an answer is what the evidence states, not a failure.
+        defaults=_SKIP_ROWS,
+        map_index_template="rows {{ task.numbers | join(', ') }}",
+    ).expand(numbers=dealt)
+
+
+_SEND_LABELS, _LATER = "Send labels", "Go on without"
+
+
+class LabelRows(HITLOperator):
+    """A task that shows rows of some days and takes one person's labels.
+
+    Args:
+        model_name: the model.
+        days: template of the days, `YYYY-MM-DD..YYYY-MM-DD`.
+    """
+
+    template_fields = (*HITLOperator.template_fields, "days")
+
+    def __init__(self, *, model_name: str, days: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.model_name = model_name
+        self.days = days
+
+    def execute(self, context: Context) -> Any:
+        """Show the open rows, and wait."""
+        from tuneline.governance.production import labels
+        from tuneline.store import open_store
+
+        store, model = open_store(store_uri()), self.model_name
+        first, last = (date.fromisoformat(day) for day in self.days.split(".."))
+        days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+        rows = labels.review_rows(store, model, days)
+        waiting = labels.open_rows(rows, labels.read_labels(store, model))
+        self.body, fields = labels.label_form(waiting)
+        self._make_form(fields)
+        return super().execute(context)
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Put the labels aside with the name of the user that Airflow recorded."""
+        from tuneline.governance.production.labels import form_fields, ids_of_form, put_answers
+        from tuneline.store import open_store
+
+        refuse_strangers(event, find_model(self.model_name).file.approvers)
+        given = event["params_input"] or {}
+        # The operator is made anew for the answer; rows may have been labelled since.
+        shown = form_fields(ids_of_form(given))
+        self._make_form({name: field for name, field in shown.items() if name in given})
+        answer = super().execute_complete(context, event)
+        if _SEND_LABELS in event["chosen_options"]:
+            store, run = open_store(store_uri()), context["dag_run"]
+            with asking_again():
+                put_answers(store, self.model_name, run.run_id, given, answerer(event))
+        return answer
+
+    def _make_form(self, fields: dict[str, dict[str, Any]]) -> None:
+        self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
+
+
+def label_rows(model: Model) -> LabelRows:
+    """Make the task that asks for labels of the drifted days."""
+    return LabelRows(
+        task_id="label_rows",
+        model_name=model.name,
+        days="{{ ti.xcom_pull(task_ids='decide')['days'] }}",
+        subject="Production drifted: which of these answers are right?",
+        options=[_SEND_LABELS, _LATER],
+        defaults=_LATER,
+        **asked(model),
+        response_timeout=timedelta(hours=model.file.drift.review_hours),
+    )

@@ -2,34 +2,126 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import logging
 import os
 import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.cncf.kubernetes.utils.pod_manager import PodPhase
+from airflow.providers.cncf.kubernetes.utils.pod_manager import PodManager, PodPhase
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from kubernetes.client import models as k8s
+from kubernetes.client.exceptions import ApiException
 
 from tuneline import CONTRACT_VERSION
-from tuneline.config import PodConfig
-from tuneline.errors import TunelineError
-from tuneline.machine.environment_variables import seconds_from
+from tuneline.artifacts.governance import PodImage, image_of
+from tuneline.config import Model, PodConfig
+from tuneline.errors import TunelineError, first_line
+from tuneline.run import Run
 from tuneline.training.resources.out_of_memory import after_kill
+from tuneline_airflow.failures import (
+    REASON,
+    StepRetryPolicy,
+    ending_reason,
+    goes_on_without,
+    judge,
+    memory_limit,
+    out_of_memory,
+    pending_reason,
+    retry_delay,
+    seconds_from,
+)
 from tuneline_airflow.open_lineage import step_lineage
-from tuneline_airflow.pod_images import note_image
-from tuneline_airflow.pod_reasons import ending_reason, memory_limit, out_of_memory
-from tuneline_airflow.pod_start import WatchfulPodManager
-from tuneline_airflow.retries import REASON, StepRetryPolicy, retry_delay
-from tuneline_airflow.step_errors import goes_on_without, judge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+    from kubernetes.client import models as k8s
+
+    from tuneline.config import PodConfig
+
+_log = logging.getLogger(__name__)
+
+
+def note_image(
+    pod: k8s.V1Pod | None, run_uri: Callable[[], str], step: str, container: str
+) -> None:
+    """Store name and digest of the image of a pod beside its run, for lineage.
+
+    The step's own work counts without it: what can't be stored is logged.
+
+    Args:
+        pod: the pod with its last status.
+        run_uri: function that returns the URI of the run; it is asked where there is an image.
+        step: the step that the pod carried out.
+        container: name of the container that did.
+    """
+    statuses = getattr(getattr(pod, "status", None), "container_statuses", None) or []
+    found = next((s for s in statuses if s.name == container and s.image_id), None)
+    if pod is None or found is None:
+        return
+    ran = PodImage(image=found.image, image_id=found.image_id, pod=pod.metadata.name)
+    try:
+        image_of(step).put(Run.open(run_uri()), ran)
+    except TunelineError as error:
+        _log.warning("The image %s of %s is not noted for lineage: %s", ran.image_id, step, error)
+
+
+# A reason that has not changed is logged again after this time.
+LOG_AGAIN_SECONDS = 120.0
+
+
+class WatchfulPodManager(PodManager):
+    """A `PodManager` that explains a pending pod."""
+
+    async def await_pod_start(
+        self,
+        pod: k8s.V1Pod,
+        schedule_timeout: int = 120,
+        startup_timeout: int = 120,
+        check_interval: int = 1,
+    ) -> None:
+        """Wait for the pod to leave `Pending`; see `PodManager.await_pod_start`."""
+        explaining = asyncio.create_task(self._explain(pod, check_interval))
+        try:
+            await super().await_pod_start(pod, schedule_timeout, startup_timeout, check_interval)
+        finally:
+            explaining.cancel()
+            with suppress(asyncio.CancelledError):
+                await explaining
+
+    async def _explain(self, pod: k8s.V1Pod, interval: float) -> None:
+        """Log the reason that a pod is pending, again and again."""
+        started, logged_at, logged = time.monotonic(), 0.0, None
+        while True:
+            reason = self.why_pending(pod)
+            now = time.monotonic()
+            if reason and (reason != logged or now - logged_at >= LOG_AGAIN_SECONDS):
+                if logged is None:
+                    # The provider opens a group that the UI shows folded until it is closed.
+                    self.log.info("::endgroup::")
+                logged, logged_at = reason, now
+                self.log.warning("The pod has been pending for %.0f s: %s", now - started, reason)
+            await asyncio.sleep(interval)
+
+    def why_not_started(self, pod: Any, error: BaseException) -> str:
+        """Return the reason that the pod is pending, or else the error of waiting for it."""
+        return self.why_pending(pod) or first_line(error)
+
+    def why_pending(self, pod: Any) -> str | None:
+        """Return the reason that the pod is pending now, according to the API server."""
+        with suppress(ApiException):
+            return pending_reason(self.read_pod(pod))
+        return None
+
 
 RUN_URI = "{{ ti.xcom_pull(task_ids='prepare_run') }}"
 GPU_POOL = "gpu"
@@ -328,3 +420,58 @@ def _secrets() -> list[k8s.V1EnvFromSource]:
         for name in names.split(",")
         if name.strip()
     ]
+
+
+class ModelPod(StepPod):
+    """The pod of `tuneline logs <action>` for a model, sized by the `pods` section of its file.
+
+    Args:
+        task_id: id of the task.
+        model: the model.
+        action: the action.
+        chosen: id of the task that chose the store and the options, and returned them by name.
+        options: names of the options that it chose; one that is empty is left out.
+        arguments: what follows them; may hold templates.
+    """
+
+    def __init__(
+        self,
+        *,
+        task_id: str,
+        model: Model,
+        action: str,
+        chosen: str,
+        options: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        values = f"ti.xcom_pull(task_ids='{chosen}')"
+        given = [
+            f"{{{{ '--{name}=' ~ {values}['{name}'] if {values}['{name}'] else '' }}}}"
+            for name in ("store", *options)
+        ]
+        command = ["tuneline", "logs", action, "--model", model.name]
+        super().__init__(task_id=task_id, command=command, arguments=[*given, *arguments], **kwargs)
+        self.model = model
+
+    def execute(self, context: Context) -> Any:
+        """Size the pod and run it to its end."""
+        self.cmds = [argument for argument in self.cmds if argument]
+        pods = self.model.pods
+        self.apply(pods)
+        return self.carry_out(context, pods)
+
+    def carry_out(self, context: Context, pods: PodConfig) -> Any:
+        """Name the pod by the run of its DAG, and run it to its end."""
+        ti = context["ti"]
+        self.name = pod_name(f"{ti.dag_id}/{ti.run_id}", self.task_id, ti.try_number)
+        return super(StepPod, self).execute(context)
+
+    def why_failed(self, pod: k8s.V1Pod, context: Context | None) -> str | None:
+        """Return `<kind>: <sentence>`; see `StepPod.why_failed`."""
+        if not self.not_started and out_of_memory(pod):
+            return (
+                f"user_error: the pod ran out of memory (limit {memory_limit(pod)}); give it more "
+                "(settings: {pods: {memory: …}} in the model's file)"
+            )
+        return f"retryable: {self.not_started}" if self.not_started else ending_reason(pod)

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, TriggerRule
 
 from tuneline.catalogue import DATA_ORDER, Helper, Item
-from tuneline_airflow.people import PairsPod
-from tuneline_airflow.pii_review import RowsPod
+from tuneline_airflow.failures import fail_plainly, judge, worker_retry_policy
+from tuneline_airflow.people import PairsPod, RowsPod
 from tuneline_airflow.pods import RUN_URI, StepPod
-from tuneline_airflow.retries import fail_plainly, worker_retry_policy
-from tuneline_airflow.step_errors import judge
-from tuneline_airflow.tracking import SyncPod
-from tuneline_airflow.training_job import TrainingPods
+from tuneline_airflow.training import SyncPod, TrainingPods
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

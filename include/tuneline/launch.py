@@ -10,7 +10,6 @@ from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, TypeAdapter
 
-from tuneline.code_identity import code_identity
 from tuneline.config import (
     Model,
     PipelineConfig,
@@ -24,6 +23,7 @@ from tuneline.config import (
 from tuneline.config.policy import refuse_unbounded
 from tuneline.data.sources.find_files import find_here
 from tuneline.data.sources.records import check_file
+from tuneline.environment import code_identity
 from tuneline.errors import TunelineError, UserError
 from tuneline.run import Run
 from tuneline.store import open_store

@@ -20,10 +20,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.environments import keep_packages
+from tuneline.artifacts.governance import keep_packages
 from tuneline.catalogue import Severity, get_step, is_helper
-from tuneline.code_identity import other_code, unknown_code
 from tuneline.config import read_policy
+from tuneline.environment import airflow_identity, other_code, own_code, unknown_code
 from tuneline.errors import EXIT_OK, RetryableError, StepNotRun, TunelineError, UserError
 from tuneline.evidence import Evidence, FileRef, Record, dump
 from tuneline.failures import (
@@ -35,11 +35,10 @@ from tuneline.failures import (
     one_line,
     set_partial,
 )
-from tuneline.machine.garbage import rare_collections
+from tuneline.machine.memory import rare_collections
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 from tuneline.store import at_work_in
-from tuneline.surroundings import airflow_identity, own_code
 
 
 def execute(step: str, run_uri: str) -> Evidence | Record | None:
@@ -100,12 +99,7 @@ def refuse_other_policy(run: Run) -> None:
 
 
 def _refuse_other_code(context: StepContext) -> None:
-    """Refuse other code than that of the DAG in production, before any work; warn on a laptop.
-
-    Raises:
-        UserError: if the run is one of production and its DAG or this step runs code that nobody
-            can tell, or code of another commit than the other.
-    """
+    """Refuse other code than that of the DAG in production, before any work; warn on a laptop."""
     dag = context.run.meta.get("code")
     if not dag:
         return
@@ -156,11 +150,7 @@ def _resources(context: StepContext) -> Iterator[None]:
 
 
 def _store_error(context: StepContext, error: Exception) -> tuple[Evidence | Record, bool]:
-    """Store failed evidence of an item whose step raised, with its partial results.
-
-    Returns:
-        The evidence, and True if later steps need what the step did not leave.
-    """
+    """Store failed evidence of an item whose step raised, with its partial results."""
     if not isinstance(error, TunelineError):
         traceback.print_exception(error)
     why = explain(error)
@@ -174,11 +164,7 @@ def _store_error(context: StepContext, error: Exception) -> tuple[Evidence | Rec
 
 
 def _fall_back(context: StepContext) -> str:
-    """Have an item leave the plainest form of what later steps need, if its module knows one.
-
-    Returns:
-        What it left, as a part of a sentence; empty if it left nothing.
-    """
+    """Have an item leave the plainest form of what later steps need, if its module knows one."""
     try:
         module = importlib.import_module(context.item.module)
         plain: Callable[[StepContext], str] | None = getattr(module, "fall_back", None)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from tuneline.catalogue import Item, get_item, get_step
 from tuneline.config import PipelineConfig
+from tuneline.environment import airflow_identity, environment
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import (
     Evidence,
@@ -23,9 +24,8 @@ from tuneline.evidence import (
     conclude,
 )
 from tuneline.files import inside
-from tuneline.progress import LOG_SECONDS, to_stderr, track
 from tuneline.run import Run, now
-from tuneline.surroundings import airflow_identity, environment
+from tuneline.terminal import LOG_SECONDS, to_stderr, track
 
 T = TypeVar("T")
 

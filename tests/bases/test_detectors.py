@@ -5,7 +5,7 @@ import shutil
 import pytest
 from tests.lab.wheels import pin_tiny_classifier
 
-from tuneline.artifacts.base_model import DETECTORS
+from tuneline.artifacts.training import DETECTORS
 from tuneline.config.data import RAMPART
 from tuneline.errors import RetryableError
 from tuneline.models.cache import cache_root

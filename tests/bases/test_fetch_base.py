@@ -6,7 +6,7 @@ import pytest
 from tests.lab.hub_server import COMMIT, hub, in_a_process
 from tests.lab.runs import values
 
-from tuneline.artifacts.base_model import BASE
+from tuneline.artifacts.training import BASE
 from tuneline.errors import UserError
 from tuneline.training.fetch_base import address_of
 

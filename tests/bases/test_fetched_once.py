@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tuneline.artifacts.base_model import BASE
+from tuneline.artifacts.training import BASE
 from tuneline.bases import base_of
 from tuneline.errors import RetryableError, UserError
 from tuneline.evaluation.forgetting.pair import find_origin

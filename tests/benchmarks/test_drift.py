@@ -11,8 +11,7 @@ from benchmarks.texts.drift_nights import Years
 
 from benchmarks import drift
 from tuneline.errors import UserError
-from tuneline.governance.drift.budget import Wealth
-from tuneline.governance.drift.tails import calibrate
+from tuneline.governance.drift.bets import Wealth, calibrate
 
 WORDS = "track cancel return refund parcel order invoice card address account today monday".split()
 

@@ -48,19 +48,6 @@ def test_a_perfect_detector_scores_one_and_each_fault_costs():
     assert detection_scores(ROWS, [[Span(9, 24, "EMAIL_ADDRESS")], []], SHAPED)["recall"] == 1.0
 
 
-def test_only_the_requested_types_count():
-    scores = detection_scores(ROWS, [[MAIL, NAME], [Span(0, 5, "DATE")]], SHAPED)
-    assert scores["recall"] == scores["precision"] == 1.0
-    assert "recall_PERSON" not in scores
-
-
-def test_lower_case_names_have_a_separate_score():
-    rows = [{"text": "ann called", "spans": [[0, 3, "PERSON"]]}, *ROWS]
-    scores = detection_scores(rows, [[], [NAME], []], NAMED)
-    assert scores["recall_names_lower_case"] == 0.0
-    assert scores["recall"] == 0.5
-
-
 def test_files_of_presidio_research_are_read(tmp_path):
     path = tmp_path / "set.json"
     span = {"entity_type": "GPE", "start_position": 0, "end_position": 5}

@@ -16,7 +16,6 @@ from benchmarks.training.rows import (
     without_common_prefix,
     write_rows,
 )
-from benchmarks.training.step_window import StepWindow
 from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.random_llama import write_random_llama
 from tests.lab.tiny_models import make_model
@@ -132,30 +131,6 @@ def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
     add_labelled_head(model.get_base_model())
     expected = row_losses(model, rows[1], batch=4, pad_id=0, device="cpu", precision="fp32")
     assert train_trials.validation_loss(model, job) == pytest.approx(expected.mean, rel=1e-4)
-
-
-class State:
-    def __init__(self, step):
-        self.global_step = step
-
-
-def test_the_window_leaves_warm_up_out(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr("benchmarks.training.step_window.time.perf_counter", lambda: clock[0])
-    window = StepWindow(1)
-    for step in range(3):
-        window.on_step_begin(None, State(step), None)
-        clock[0] += 100.0 if step == 0 else 2.0
-        clock[0] += 0.5
-    window.on_train_end(None, State(3), None)
-    assert window.seconds == pytest.approx(5.0)
-
-
-def test_a_training_that_ends_within_the_warm_up_has_no_time():
-    window = StepWindow(2)
-    window.on_step_begin(None, State(0), None)
-    with pytest.raises(ValueError, match="ended after 1 steps"):
-        window.on_train_end(None, State(1), None)
 
 
 class FakeContest:
@@ -285,25 +260,6 @@ def test_the_gpu_part_runs_but_for_the_device(base, tmp_path):
         losses = [value[f"{who}, {method}", "gpu_training_loss"] for who in ("tuneline", "TRL")]
         assert losses[0] == pytest.approx(losses[1], abs=0.05)
         assert fmean(losses) == pytest.approx(6.24, abs=0.1)  # ln 512
-
-
-def test_random_weights_load_as_the_products_base(base, tmp_path):
-    from tuneline.training.loop.model import load_base
-
-    folder = write_random_llama(tmp_path / "llama", TINY, base)
-    model = load_base(folder, "cpu", precision="fp32")
-    weights = dict(model.named_parameters())
-    deviation = float(weights["model.layers.1.mlp.up_proj.weight"].detach().std())
-    assert deviation == pytest.approx(0.02, rel=0.05)
-    assert bool((weights["model.norm.weight"] == 1).all())
-
-
-def test_trl_on_a_gpu_takes_what_is_installed():
-    bare = train_gpu.trl_settings(2048, lambda name: None)
-    assert (bare["liger"], bare["packing"], bare["attention"]) == (False, False, "sdpa")
-    full = train_gpu.trl_settings(2048, lambda name: object())
-    assert (full["liger"], full["packing"]) == (True, True)
-    assert full["attention"] == "flash_attention_2"
 
 
 def test_a_missing_gpu_is_named():

@@ -12,8 +12,7 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes import client
 from tests.lab.waiting import wait_for
 
-from tuneline.artifacts.base_model import BASE
-from tuneline.artifacts.training import TRAINED
+from tuneline.artifacts.training import BASE, TRAINED
 from tuneline.catalogue import DATA_ORDER
 
 # Steps of the data phase that read the base model: its tokenizer, no weights.

@@ -8,8 +8,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskA
 from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
 
+from tuneline.artifacts.answers import APPROVALS, WAIVERS
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
-from tuneline.artifacts.people import APPROVALS, WAIVERS
 from tuneline.config import Model, ModelFile
 from tuneline.evidence import measure
 from tuneline.people import approvals

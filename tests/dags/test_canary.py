@@ -22,8 +22,8 @@ from tests.lab.runs import Lab
 from tuneline.errors import RetryableError
 from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.release.rollback import roll_back
-from tuneline_airflow.canary import AwaitCanary
 from tuneline_airflow.canary_trigger import CanaryDecided
+from tuneline_airflow.waiting import AwaitCanary
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = {"dag_run": SimpleNamespace(dag_id="main", run_id="b")}

@@ -7,7 +7,7 @@ from tests.lab.runs import Lab
 from tuneline import verdicts
 from tuneline.errors import RetryableError
 from tuneline.evidence import Verdict, measure
-from tuneline_airflow.step_errors import judge
+from tuneline_airflow.failures import judge
 
 
 @pytest.fixture

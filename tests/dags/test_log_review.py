@@ -10,7 +10,7 @@ from tests.lab.tasks import context_of
 from tuneline.config import DataConfig
 from tuneline.governance.production import labels
 from tuneline.store import open_store
-from tuneline_airflow import log_review
+from tuneline_airflow import people
 
 ROWS = [
     labels.ReviewRow(
@@ -31,20 +31,20 @@ ROWS = [
 def store(tmp_path, monkeypatch):
     uri = (tmp_path / "store").as_uri()
     model = SimpleNamespace(file=SimpleNamespace(approvers=[]))
-    monkeypatch.setattr(log_review, "store_uri", lambda: uri)
-    monkeypatch.setattr(log_review, "find_model", lambda _: model)
+    monkeypatch.setattr(people, "store_uri", lambda: uri)
+    monkeypatch.setattr(people, "find_model", lambda _: model)
     monkeypatch.setattr(labels, "review_rows", lambda *_: iter(ROWS))
     return open_store(uri)
 
 
 def operator():
-    return log_review.LabelRows(
+    return people.LabelRows(
         task_id="label_rows",
         model_name="support",
         days="2026-03-04..2026-03-05",
         subject="Which are right?",
-        options=[log_review._SEND, log_review._LATER],
-        defaults=log_review._LATER,
+        options=[people._SEND_LABELS, people._LATER],
+        defaults=people._LATER,
     )
 
 
@@ -56,7 +56,7 @@ def context():
 
 def answer(given):
     return {
-        "chosen_options": [log_review._SEND],
+        "chosen_options": [people._SEND_LABELS],
         "params_input": given,
         "responded_at": datetime.now(UTC),
         "responded_by_user": {"id": "7", "name": "ann"},

@@ -14,8 +14,8 @@ from tests.lab.tasks import TaskStateStore, context_of, prepared_run
 from tests.lab.waiting import wait_for
 
 from tuneline.config import PodConfig
-from tuneline_airflow.retries import StepRetryPolicy
-from tuneline_airflow.training_job import TrainingPods
+from tuneline_airflow.failures import StepRetryPolicy
+from tuneline_airflow.training import TrainingPods
 
 # Says when it begins, and goes on for as long as the file is not there.
 SCRIPT = "echo began >> {folder}/log; until [ -e {folder}/end ]; do sleep 0.1; done; {then}"

@@ -8,7 +8,7 @@ from airflow.sdk.exceptions import AirflowException, TaskAwaitingInput
 from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
 
-from tuneline.artifacts.pii_review import findings_of
+from tuneline.artifacts.answers import findings_of
 from tuneline.data.pii.review.review import READ_ALL
 
 DRAW = "0123456789ab"

@@ -16,8 +16,8 @@ from tests.lab.tasks import connect, prepared_run
 from tuneline.config import PodConfig
 from tuneline.run import Run
 from tuneline.training.resources.out_of_memory import MemoryNotes
+from tuneline_airflow.failures import StepRetryPolicy
 from tuneline_airflow.pods import StepPod
-from tuneline_airflow.retries import StepRetryPolicy
 
 
 @pytest.fixture

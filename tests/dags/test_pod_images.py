@@ -3,8 +3,8 @@
 from kubernetes.client import models as k8s
 from tests.lab.runs import Lab
 
-from tuneline.artifacts.environments import image_of
-from tuneline_airflow.pod_images import note_image
+from tuneline.artifacts.governance import image_of
+from tuneline_airflow.pods import note_image
 
 DIGEST = "registry/tuneline-ml@sha256:" + "d" * 64
 

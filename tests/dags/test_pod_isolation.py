@@ -6,7 +6,7 @@ from tuneline.catalogue import STEPS, get_step
 from tuneline.config import PodConfig
 from tuneline_airflow.pods import pod_name
 from tuneline_airflow.steps import pod_of
-from tuneline_airflow.training_job import TrainingJob
+from tuneline_airflow.training import TrainingJob
 
 URI = "s3://bucket/prefix/runs/r1"
 

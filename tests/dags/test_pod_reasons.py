@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from kubernetes.client import models as k8s
 
-from tuneline_airflow.pod_reasons import (
+from tuneline_airflow.failures import (
     ending_reason,
     exit_code,
     memory_limit,

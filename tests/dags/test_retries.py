@@ -5,7 +5,7 @@ from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 
 from tuneline.errors import RetryableError, UserError
-from tuneline_airflow.retries import StepRetryPolicy, worker_retry_policy
+from tuneline_airflow.failures import StepRetryPolicy, seconds_from, worker_retry_policy
 
 
 def pod(code=None):
@@ -68,3 +68,10 @@ def test_worker_tasks_retry_only_when_the_surroundings_failed():
     assert worker_retry_policy.evaluate(RetryableError("s3"), 1, 2).action == RetryAction.RETRY
     assert worker_retry_policy.evaluate(UserError("typo"), 1, 2).action == RetryAction.FAIL
     assert worker_retry_policy.evaluate(KeyError("bug"), 1, 2).action == RetryAction.FAIL
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("", 20), ("1.5", 1.5), ("soon", 20), ("-3", 20)])
+def test_a_duration_falls_back_to_its_default(monkeypatch, caplog, value, seconds):
+    monkeypatch.setenv("TUNELINE_RETRY_SECONDS", value)
+    assert seconds_from("TUNELINE_RETRY_SECONDS") == seconds
+    assert bool(caplog.records) == (value in ("soon", "-3"))

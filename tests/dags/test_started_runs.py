@@ -12,7 +12,7 @@ from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import AirflowFailException
 from tests.lab.airflow_api import airflow_api
 
-from tuneline.artifacts.people import Person, approvals_needed, why_not
+from tuneline.artifacts.answers import Person, approvals_needed, why_not
 from tuneline.config import merge
 from tuneline.run import Run
 

@@ -18,8 +18,8 @@ from tests.lab.tasks import prepared_run
 from tests.lab.waiting import wait_for
 
 from tuneline.config import PodConfig
-from tuneline_airflow.retries import StepRetryPolicy
-from tuneline_airflow.training_job import PART, SERVICE, TrainingJob, TrainingPods
+from tuneline_airflow.failures import StepRetryPolicy
+from tuneline_airflow.training import PART, SERVICE, TrainingJob, TrainingPods
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 URI = "file:///x/runs/manual__2026-10-18T00:31:53.123456+00:00" + "z" * 60

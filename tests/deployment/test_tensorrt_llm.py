@@ -62,7 +62,7 @@ def trtllm_lab(trtllm_image, tiny_models, tmp_path, monkeypatch):
 def test_the_tiny_model_through_every_step(trtllm_lab, trtllm_image, tmp_path, monkeypatch):
     monkeypatch.setattr(S3Store, "MULTIPART_BYTES", 5 << 20)
     monkeypatch.setenv("TRTLLM_LAB_PADDING", str(6 << 20))
-    monkeypatch.setattr("tuneline.surroundings.own_code", lambda: CLEAN_CODE)
+    monkeypatch.setattr("tuneline.environment.own_code", lambda: CLEAN_CODE)
     with s3(monkeypatch, "tuneline"):
         lab = trtllm_lab("s3://tuneline/team", target_hardware="nvidia-l4")
         leave_the_rest(lab)

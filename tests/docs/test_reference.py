@@ -8,7 +8,6 @@ import pytest
 from pydantic import BaseModel
 
 from tuneline.config import PipelineConfig
-from tuneline.machine.environment_variables import VARIABLES, seconds_from
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
@@ -16,14 +15,14 @@ SOURCES = [
     *(ROOT / "benchmarks").rglob("*.py"),
 ]
 COMPOSE = [ROOT / "docker-compose.yaml", *(ROOT / "docker").rglob("*")]
-TABLE = ROOT / "include" / "tuneline" / "machine" / "environment_variables.py"
+PAGE = ROOT / "docs" / "reference" / "environment.md"
 
 
 def names_in(paths):
     """The variables of ours that files name; a name that ends in _ is the start of one."""
     found = set()
     for path in paths:
-        if path.is_file() and path != TABLE and "__pycache__" not in path.parts:
+        if path.is_file() and "__pycache__" not in path.parts:
             text = path.read_text(encoding="utf-8", errors="ignore")
             found |= set(re.findall(r"\bTUNELINE_[A-Z_]+\b", text))
     return found
@@ -59,24 +58,7 @@ def test_every_setting_is_described():
             assert section or field.description, f"{model.__name__}.{name} has no description"
 
 
-def test_every_variable_that_the_code_names_is_in_the_table():
-    known = {variable.name for variable in VARIABLES}
-    assert names_in(SOURCES) | names_in(COMPOSE) == known
-
-
-def test_variables_of_compose_alone_are_named_there():
-    alone = {v.name for v in VARIABLES if v.readers == ("docker-compose.yaml",)}
-    assert alone == alone & names_in(COMPOSE)
-    assert not alone & names_in(SOURCES)
-
-
-def test_each_variable_stands_once():
-    names = [variable.name for variable in VARIABLES]
-    assert len(set(names)) == len(names)
-
-
-@pytest.mark.parametrize(("value", "seconds"), [("", 20), ("1.5", 1.5), ("soon", 20), ("-3", 20)])
-def test_a_duration_falls_back_to_its_default(monkeypatch, caplog, value, seconds):
-    monkeypatch.setenv("TUNELINE_RETRY_SECONDS", value)
-    assert seconds_from("TUNELINE_RETRY_SECONDS") == seconds
-    assert bool(caplog.records) == (value in ("soon", "-3"))
+def test_the_page_of_variables_names_those_of_the_code_and_no_others():
+    listed = re.findall(r"^\| `(TUNELINE_[A-Z_]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(set(listed)) == len(listed)
+    assert names_in(SOURCES) | names_in(COMPOSE) == set(listed)

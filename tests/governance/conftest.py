@@ -73,7 +73,7 @@ def finished_lab(
 ) -> Callable[..., Lab]:
     """Make a run of which every step before lineage is done and every limit holds."""
     monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path_factory.getbasetemp() / "tiny-cache"))
-    monkeypatch.setattr("tuneline.surroundings.own_code", lambda: CLEAN_CODE)
+    monkeypatch.setattr("tuneline.environment.own_code", lambda: CLEAN_CODE)
 
     def make(
         code: dict[str, Any] = CLEAN_CODE, without: str | None = None, **overrides: Any

@@ -8,8 +8,8 @@ from tests.lab.runs import broken, value
 
 from tuneline.governance import cost_tracking
 from tuneline.governance.cost_tracking import REQUESTS
-from tuneline.governance.costs import traffic
-from tuneline.governance.costs.traffic import Traffic
+from tuneline.governance.gateway import billing as traffic
+from tuneline.governance.gateway.billing import Traffic
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.gateway.process import GatewayProcess
 

@@ -7,10 +7,9 @@ import pytest
 from tests.lab.releases import release
 from tests.lab.runs import broken, value
 
-from tuneline.artifacts.calibration import BY_HAND, Calibration, Threshold
+from tuneline.artifacts.governance import BY_HAND, Calibration, Threshold
 from tuneline.governance import fallback
-from tuneline.governance.chain_trial.asking import Seen
-from tuneline.governance.chain_trial.faults import report
+from tuneline.governance.gateway.faults import Seen, report
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 
 # Real answers of the tiny models take far less.
@@ -120,7 +119,7 @@ def test_a_chain_whose_second_model_is_gone_fails(chain_lab, monkeypatch):
                 self.kill()
 
     monkeypatch.setattr("tuneline.serving.engines.llama_cpp.engine.LlamaServer", Gone)
-    monkeypatch.setattr("tuneline.governance.chain_trial.faults.Chain._recover", lambda *_: None)
+    monkeypatch.setattr("tuneline.governance.gateway.faults.Chain._recover", lambda *_: None)
     evidence = chain_lab().execute("fallback")
     assert evidence.verdict == "fail"
     assert {"garbage_as_expected", "hung_as_expected", "killed_as_expected"} <= broken(evidence)

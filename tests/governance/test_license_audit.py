@@ -8,7 +8,7 @@ from tests.lab.nights import release
 from tests.lab.runs import broken, value
 from tests.lab.tiny_models import make_model
 
-from tuneline.artifacts.people import Person
+from tuneline.artifacts.answers import Person
 from tuneline.config import build_config
 from tuneline.config.data import RAMPART
 from tuneline.evidence import conclude

@@ -7,8 +7,7 @@ import pytest
 from tests.governance.conftest import CLEAN_CODE, HOLDS, MEASURED, SHIPPED
 from tests.lab.runs import broken, value
 
-from tuneline.artifacts.environments import PodImage, image_of
-from tuneline.artifacts.governance import MANIFEST_REF, Manifest
+from tuneline.artifacts.governance import MANIFEST_REF, Manifest, PodImage, image_of
 from tuneline.evidence import measure
 from tuneline.governance import lineage
 from tuneline.governance.release.verify import verify
@@ -176,7 +175,7 @@ def test_dirty_code_fails_in_production(finished_lab, profile, verdict):
 def test_a_step_of_another_commit_fails_in_production(finished_lab, monkeypatch, profile, verdict):
     lab = finished_lab(profile=profile)
     with monkeypatch.context() as patch:
-        patch.setattr("tuneline.surroundings.own_code", lambda: {**CLEAN_CODE, "commit": "b" * 40})
+        patch.setattr("tuneline.environment.own_code", lambda: {**CLEAN_CODE, "commit": "b" * 40})
         lab.leave("fallback", {}, [HOLDS, MEASURED])
     evidence = lab.execute("lineage")
     assert evidence.verdict == verdict

@@ -8,8 +8,8 @@ from tests.governance.conftest import BROKEN, HOLDS, MEASURED
 from tests.lab.dying_store import DyingStore, Killed
 from tests.lab.releases import log_release
 
+from tuneline.artifacts.answers import APPROVALS, Person
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
-from tuneline.artifacts.people import APPROVALS, Person
 from tuneline.artifacts.releases import read_release
 from tuneline.cli import review
 from tuneline.errors import UserError

@@ -39,7 +39,7 @@ def predicted_over_measured(
     """Climb to a micro-batch, then train two real steps of it and read the peak."""
     torch = load_torch(2, 7)
     import tuneline.training.loop.trainer  # noqa: F401  # its libraries belong to the runtime
-    from tuneline.machine.peak_memory import peak_memory, restart_peak
+    from tuneline.machine.memory import peak_memory, restart_peak
     from tuneline.models import load_tokenizer, resolve
     from tuneline.training.loop.model import LoraSettings
 

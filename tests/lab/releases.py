@@ -18,7 +18,7 @@ from tuneline.artifacts.releases import (
     pointer_key,
     read_release,
 )
-from tuneline.bases.served import keep_form
+from tuneline.bases import keep_form
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.pointer import last_move, read_pointer, record
 from tuneline.run import Run

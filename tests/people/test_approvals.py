@@ -3,7 +3,7 @@ import json
 import pytest
 from tests.lab.runs import Lab
 
-from tuneline.artifacts.people import Person
+from tuneline.artifacts.answers import Person
 from tuneline.errors import UserError
 from tuneline.people import approvals
 from tuneline.verdicts import valid_waivers

@@ -13,9 +13,8 @@ from tests.lab.reviews import leave_answers
 from tests.lab.runs import Lab
 from tests.lab.site import ROOT, Site
 
+from tuneline.artifacts.answers import APPROVALS, WAIVERS, PiiSheet, findings_of
 from tuneline.artifacts.governance import Manifest, ManifestFile, ManifestRef
-from tuneline.artifacts.people import APPROVALS, WAIVERS
-from tuneline.artifacts.pii_review import PiiSheet, findings_of
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import measure
 from tuneline.governance.release.approvals import refusal

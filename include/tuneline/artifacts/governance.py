@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from tuneline.artifacts.artifact import Document, FileName, FolderName
+from tuneline.artifacts.artifact import Artifact, Document, FileName, FolderName, Lines, RunDocument
+from tuneline.environment import all_packages, hash_packages
+from tuneline.run import Run
 
 
 class _Governed(BaseModel):
@@ -237,3 +241,202 @@ class ReleasePointer(_Governed):
 
 
 MANIFEST_REF = Document("lineage", "manifest_ref.json", ManifestRef)
+
+
+class _Stated(BaseModel):
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+
+class Share(_Stated):
+    """A share with its 95 % interval."""
+
+    value: float
+    lower: float
+    upper: float
+
+
+class Threshold(_Stated):
+    """A limit of the mean log-probability per token, in nats.
+
+    Attributes:
+        tokens: the first tokens that the mean is taken over; None for the whole answer.
+        value: answers below it are not trusted; None if none is set.
+        caught: share of the wrong answers below it; None if nothing could be measured.
+        false_alarms: share of the right answers below it, expected of the next ones.
+        reason: one sentence.
+    """
+
+    tokens: int | None = None
+    value: float | None = None
+    caught: Share | None = None
+    false_alarms: Share | None = None
+    reason: str
+
+
+class Calibration(_Stated):
+    """`calibration.json`: the thresholds of a model on its engine.
+
+    Attributes:
+        candidate_sha256: hash of the bytes that answered.
+        engine: the engine and its version.
+        rows: validation rows that were asked.
+        wrong: how many were answered wrongly.
+        max_tokens: limit of an answer's length.
+        caught_share: the share of wrong answers that was to be caught.
+        false_alarm_share: the share of right answers that might be sent on.
+        whole: the threshold of whole answers.
+        stream: the threshold of the beginning of a stream.
+    """
+
+    schema_: str = Field("tuneline/calibration/1", alias="schema")
+    candidate_sha256: str
+    engine: str
+    rows: int
+    wrong: int
+    max_tokens: int
+    caught_share: float
+    false_alarm_share: float
+    whole: Threshold
+    stream: Threshold
+
+
+class Confidence(_Stated):
+    """The confidence of one answer.
+
+    Attributes:
+        row_id: the row.
+        right: whether the answer is right.
+        tokens: number of its tokens.
+        whole: mean log-probability of its tokens, in nats; None if the engine stated none.
+        beginning: that of the tokens that a stream is judged by.
+    """
+
+    row_id: str
+    right: bool
+    tokens: int
+    whole: float | None
+    beginning: float | None
+
+
+CALIBRATION_FILE = "calibration.json"
+CALIBRATION = Document("fallback", CALIBRATION_FILE, Calibration)
+CONFIDENCES = Lines("fallback", "confidences.jsonl", Confidence)
+# By `tuneline calibrate`; the item takes it over if it is of the same bytes and target.
+BY_HAND = RunDocument(CALIBRATION_FILE, Calibration)
+
+
+# Kind, name and licence of a thing.
+Subject = tuple[str, str, str]
+
+
+class AskedLicense(BaseModel):
+    """A licence that a person decides on.
+
+    Attributes:
+        kind: `base_model`, `detector`, `dataset`, `generator` or `package`.
+        name: what is under the licence.
+        license: its SPDX id or expression, or `NOASSERTION`.
+        why: the rule that asks for a person.
+        text: address of the licence's text, empty where none is known.
+    """
+
+    kind: str
+    name: str
+    license: str
+    why: str
+    text: str = ""
+
+    @property
+    def subject(self) -> Subject:
+        """The thing and the licence that an answer counts for; it counts for no other."""
+        return self.kind, self.name, self.license
+
+
+class LicenseAnswer(BaseModel):
+    """A person's answer.
+
+    Attributes:
+        asked: the licences that were shown.
+        decision: `Approve` or `Reject`.
+        by: who answered, as Airflow recorded it or as the system's login names the user.
+        reason: why, in the person's words.
+        at: RFC 3339.
+    """
+
+    asked: list[AskedLicense]
+    decision: str
+    by: str
+    reason: str
+    at: str
+
+
+class LicenseAnswers(BaseModel):
+    """The answers, oldest first."""
+
+    answers: list[LicenseAnswer] = []
+
+
+class OpenLicenses(BaseModel):
+    """`open_licenses.json`: the licences that nobody has decided on yet."""
+
+    asked: list[AskedLicense] = []
+
+
+LICENSE_ANSWERS = RunDocument("license_answers.json", LicenseAnswers)
+OPEN_LICENSES = Document("license_audit", "open_licenses.json", OpenLicenses)
+# One line for each licence that was judged.
+AUDITED = Artifact("license_audit", "licenses.csv")
+NOTICE = Artifact("license_audit", "NOTICE")
+LICENSES = Artifact("license_audit", "LICENSES.md")
+# Folder for the licence files of the base model.
+LICENSE_TEXTS = "licenses"
+# Packages of the environment in which the engine answered, and those of them that are open.
+ENGINE_PACKAGES = Artifact("build_engine", "packages.csv")
+OPEN_PACKAGES = Document("build_engine", "open_licenses.json", OpenLicenses)
+
+
+class Packages(RootModel[dict[str, str]]):
+    """Version by package, of everything that a process could import."""
+
+
+class PodImage(BaseModel):
+    """The image that a step's pod ran, by the status of the pod.
+
+    Attributes:
+        image: its name, as the pod asked for it.
+        image_id: what the cluster ran, in most clusters the name with the digest.
+        pod: name of the pod.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    image: str
+    image_id: str
+    pod: str = ""
+
+
+def image_of(step: str) -> RunDocument[PodImage]:
+    """Return the document that says which image the pod of a step ran."""
+    return RunDocument(f"images/{step}.json", PodImage)
+
+
+def keep_packages(run: Run, environment: Mapping[str, Any]) -> None:
+    """Keep the packages of this process in the run, if they are those of an environment."""
+    digest = environment.get("packages_sha256")
+    installed = all_packages()
+    if digest != hash_packages(installed):
+        return
+    key = _packages(str(digest)).key(run)
+    if not run.store.exists(key):
+        run.store.put_bytes(key, json.dumps(installed).encode())
+
+
+def find_packages(run: Run, environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return every package of an environment; those of its evidence where no more are known."""
+    found = _packages(str(environment.get("packages_sha256"))).find(run)
+    stated: dict[str, str] = environment.get("packages", {})
+    return stated if found is None else found.root
+
+
+def _packages(digest: str) -> RunDocument[Packages]:
+    return RunDocument(f"environments/{digest}.json", Packages)

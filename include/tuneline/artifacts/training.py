@@ -11,11 +11,71 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
-from tuneline.artifacts.artifact import Artifact, Document, FolderArtifact
+from tuneline.artifacts.artifact import Artifact, Document, FileName, FolderArtifact
 
 if TYPE_CHECKING:
     from tuneline.run import Run
     from tuneline.step_context import StepContext
+
+
+class StoredFile(BaseModel):
+    """One file of a base model.
+
+    Attributes:
+        sha256: hash of its bytes.
+        bytes: its size, bytes.
+        mtime_ns: its time of modification when it was hashed, for a file in a directory.
+    """
+
+    sha256: str
+    bytes: int
+    mtime_ns: int | None = None
+
+
+class StoredBase(BaseModel):
+    """`base.json`: a base model where every pod finds it, described as `models.BaseModel` is.
+
+    Attributes:
+        place: URI of the folder that holds its files.
+        files: its files by name.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    uri: str
+    place: str
+    digest: str
+    license: str | None
+    license_source: str
+    revision: str
+    architecture: str
+    context_length: int
+    vocab_size: int
+    files: dict[FileName, StoredFile]
+
+
+class DetectorLicense(BaseModel):
+    """The licence of a model that finds personal data.
+
+    Attributes:
+        address: where the model comes from.
+        license: SPDX identifier, None if none is stated.
+        license_source: where it is stated, or the places that were searched.
+    """
+
+    address: str
+    license: str | None
+    license_source: str
+
+
+class Detectors(BaseModel):
+    """`detectors.json`: the models that find personal data in the rows of a run."""
+
+    models: list[DetectorLicense] = []
+
+
+BASE = Document("fetch_base", "base.json", StoredBase)
+DETECTORS = Document("fetch_base", "detectors.json", Detectors)
 
 
 def finite_or_text(value: float) -> int | float | str:

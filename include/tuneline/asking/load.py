@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tuneline.errors import TunelineError
-from tuneline.machine.garbage import no_collections
+from tuneline.machine.memory import no_collections
 from tuneline.serving.client import ChatResult, EngineClient, Messages
 from tuneline.serving.timed_stream import Exchange, Link, read_answer, streamed_request
 

@@ -29,8 +29,7 @@ from tuneline.artifacts.deployment import (
 )
 from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, Release
 from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
-from tuneline.bases import base_of
-from tuneline.bases.served import fetch_form, keep_form, own_files
+from tuneline.bases import base_of, fetch_form, keep_form, own_files
 from tuneline.config import DeploymentConfig
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef

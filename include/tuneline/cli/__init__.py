@@ -19,7 +19,7 @@ from tuneline.cli import (
     runs,
     serving,
 )
-from tuneline.exits import guarded
+from tuneline.terminal import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
 # It must be set before torch or llama.cpp load their runtime.

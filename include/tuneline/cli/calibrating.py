@@ -38,7 +38,7 @@ def add_calibrate(commands: Commands) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    from tuneline.governance.confidence.calibrate import as_text, calibrate_run
+    from tuneline.governance.gateway.confidence import as_text, calibrate_run
 
     found = calibrate_run(
         arguments.run,

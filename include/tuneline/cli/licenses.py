@@ -9,7 +9,7 @@ from tuneline.cli.groups import Commands, add_json_argument, add_run_argument
 from tuneline.errors import EXIT_OK
 
 if TYPE_CHECKING:
-    from tuneline.artifacts.licenses import AskedLicense
+    from tuneline.artifacts.governance import AskedLicense
     from tuneline.run import Run
 
 
@@ -59,7 +59,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _accept(arguments: argparse.Namespace) -> int:
-    from tuneline.artifacts.people import Person
+    from tuneline.artifacts.answers import Person
     from tuneline.licenses import answers
     from tuneline.people.approvals import YES
     from tuneline.people.terminal import this_user

@@ -94,11 +94,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _lineage(arguments: argparse.Namespace) -> int:
-    from tuneline.governance.release.family import ancestors, as_svg, as_text
+    from tuneline.governance.release.compare import ancestors, as_svg, tree_text
     from tuneline.store import open_store
 
     line = ancestors(open_store(store_uri(arguments)), arguments.model)
-    print(as_text(arguments.model, line))
+    print(tree_text(arguments.model, line))
     if arguments.svg:
         arguments.svg.write_text(as_svg(arguments.model, line), encoding="utf-8")
     return EXIT_OK

@@ -110,9 +110,8 @@ def _judged(run: Run) -> int:
 
     Votes that come after `lineage` change nothing of the version that its manifest describes.
     """
-    from tuneline.freshness import Freshness
     from tuneline.step import execute
-    from tuneline.verdicts import status
+    from tuneline.verdicts import Freshness, status
 
     execute("human_review", run.uri)
     row = status(run, "human_review")

@@ -14,8 +14,8 @@ import time
 from tuneline.catalogue import DATA_ORDER, RUN_ORDER, Item, Severity, get_step, is_helper
 from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_RETRY, EXIT_USER, UserError
 from tuneline.failures import ended_by_error
-from tuneline.progress import to_stderr
 from tuneline.run import Run
+from tuneline.terminal import to_stderr
 
 _TRIES = 3
 # Seconds before the second try; twice as long before the third.
@@ -72,8 +72,7 @@ def refuse_questions(run: Run) -> None:
 
 def _is_done(run: Run, step: str) -> bool:
     """Return True if a step need not be carried out again."""
-    from tuneline.freshness import Freshness
-    from tuneline.verdicts import status
+    from tuneline.verdicts import Freshness, status
 
     known = Freshness(run)
     if step == _RELEASE or known.entry(step) is None or known.stale(step):

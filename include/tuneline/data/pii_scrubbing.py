@@ -17,8 +17,8 @@ from dataclasses import replace
 from itertools import tee
 from typing import TYPE_CHECKING, Any
 
+from tuneline.artifacts.answers import PII_SHEET
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
-from tuneline.artifacts.pii_review import PII_SHEET
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.detector import THRESHOLDS
 from tuneline.data.pii.find.entities import MEASURED, uncovered_languages

@@ -18,10 +18,10 @@ from pathlib import Path
 from tuneline.asking.models import ALIAS, candidate, server_of
 from tuneline.asking.rows import trial_prompts
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.costs.phase import Tokens
-from tuneline.governance.costs.traffic import (
+from tuneline.governance.gateway.billing import (
     KEY,
     MAX_TOKENS,
+    Tokens,
     Traffic,
     models,
     unseen_tokens,

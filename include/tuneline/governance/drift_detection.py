@@ -84,7 +84,7 @@ def compare_files(
     if state is not None:
         state.write_text(json.dumps(report.state.as_dict()), encoding="utf-8")
     if plot is not None:
-        from tuneline.governance.drift.plot import draw
+        from tuneline.governance.drift.watch import draw
 
         draw(report, plot)
     return report.as_dict()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
-from tuneline.artifacts.calibration import CALIBRATION, CONFIDENCES, Calibration, Confidence
+from tuneline.artifacts.governance import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
 from tuneline.asking.models import (
     ALIAS,
@@ -28,16 +28,16 @@ from tuneline.asking.rows import validation_rows
 from tuneline.config import read_policy
 from tuneline.config.governance import FallbackConfig
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.chain_trial.asking import Client
-from tuneline.governance.chain_trial.faults import (
+from tuneline.governance.gateway.confidence import by_hand, calibrate
+from tuneline.governance.gateway.faults import (
     NO_FAULT,
     REQUESTS,
     Chain,
+    Client,
     FaultReport,
     Prompts,
 )
-from tuneline.governance.chain_trial.faulty_link import FaultyLink
-from tuneline.governance.confidence.calibrate import by_hand, calibrate
+from tuneline.governance.gateway.faulty_link import FaultyLink
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.following.chain import ChainSettings, low_confidence, served_chain
 from tuneline.serving.gateway.process import GatewayProcess

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from tuneline.artifacts.base_model import DETECTORS, DetectorLicense
-from tuneline.artifacts.licenses import AUDITED, LICENSE_ANSWERS, OPEN_LICENSES, OpenLicenses
+from tuneline.artifacts.governance import AUDITED, LICENSE_ANSWERS, OPEN_LICENSES, OpenLicenses
+from tuneline.artifacts.training import DETECTORS, DetectorLicense
 from tuneline.bases import base_of
 from tuneline.config import PipelineConfig
 from tuneline.evidence import Evidence, Measurement, measure

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.artifact import Artifact
-from tuneline.artifacts.calibration import CALIBRATION
 from tuneline.artifacts.data import DATASET, DATASET_CARD, DATASET_VERSION, SCRUBBED
 from tuneline.artifacts.deployment import CHOICE, ENGINE_IDENTITY, ENGINE_REPORT, WARM_UP
 from tuneline.artifacts.governance import (
+    CALIBRATION,
     MANIFEST_REF,
     DatasetFile,
     Manifest,
@@ -42,27 +42,29 @@ from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, Verdict, breach_in, measure
 from tuneline.failures import ended_by_error
-from tuneline.freshness import Freshness
 from tuneline.governance.documents.write import add_documents
-from tuneline.governance.release import policy_record
-from tuneline.governance.release.basis import BASIS
-from tuneline.governance.release.environments import (
+from tuneline.governance.release.manifest import (
     environment_measurements,
     environments,
+    lock_files,
     other_steps,
+    policy_files,
+    policy_measurements,
+    policy_of,
+    put_once,
     seeds,
+    store_files,
+    write_manifest,
 )
-from tuneline.governance.release.lock import lock_files
-from tuneline.governance.release.manifest import put_once, store_files, write_manifest
 from tuneline.governance.release.signature import SIGNATURE, sign, stated
-from tuneline.governance.release.verify import version_differences
+from tuneline.governance.release.verify import BASIS, version_differences
 from tuneline.licenses.duties import license_files
 from tuneline.run import Run
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
-from tuneline.verdicts import Grounds, status
+from tuneline.verdicts import Freshness, Grounds, status
 
 # A gateway counts tokens with it where an engine reports none.
 TOKENIZER = Artifact(MERGED.step, f"{MERGED.name}/tokenizer.json")
@@ -273,7 +275,7 @@ def describe(
         seeds=seeds(ctx.run),
         previous_version=parent.version if parent else None,
         parent=parent,
-        policy=policy_record.stated(ctx.run),
+        policy=policy_of(ctx.run),
         signature=stated(config.governance),
         basis=BASIS,
         files=files,
@@ -307,7 +309,7 @@ def run(ctx: StepContext) -> Evidence:
     as_decided = _ships_as_decided(ctx, model)
     others = measured_otherwise(ctx, model)
     stale = Freshness(ctx.run, deep=True).outdated(i.id for i in ITEMS if i.id != ctx.step)
-    files = {**collect_files(ctx, model), **evidence_files, **policy_record.copied(ctx)}
+    files = {**collect_files(ctx, model), **evidence_files, **policy_files(ctx)}
     manifest = describe(ctx, evidences, store_files(ctx, prefix, files))
     manifest = add_documents(ctx, manifest, files)
     manifest_sha256 = write_manifest(store, prefix, manifest)
@@ -334,7 +336,7 @@ def run(ctx: StepContext) -> Evidence:
             *([measure("ships_as_decided", as_decided, "flag", "==", True)] if model else []),
             measure("candidate_sha256", model.sha256 if model else None, "sha256"),
             *code_measurements(code, ctx.config.profile),
-            *policy_record.measurements(ctx.run),
+            *policy_measurements(ctx.run),
             *locks,
             *environment_measurements(code, surroundings, ctx.config.profile),
         ],

@@ -8,16 +8,15 @@ the statement of `lineage`, which has no place in the manifest, is written besid
 
 from __future__ import annotations
 
+from tuneline.artifacts.answers import APPROVALS, Approvals
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
-from tuneline.artifacts.people import APPROVALS, Approvals
 from tuneline.artifacts.release_log import Approved, Event, Released, Waived
 from tuneline.artifacts.releases import read_release
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Record, measure
-from tuneline.freshness import Freshness
-from tuneline.governance.documents.lineage_statement import (
+from tuneline.governance.documents.statements import (
     lock_lineage_statement,
     write_lineage_statement,
 )
@@ -34,7 +33,7 @@ from tuneline.governance.release.verify import promotion_differences
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 from tuneline.store import Changed
-from tuneline.verdicts import checklist, looser_limits, valid_waivers
+from tuneline.verdicts import Freshness, checklist, looser_limits, valid_waivers
 
 
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:

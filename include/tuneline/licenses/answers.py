@@ -13,7 +13,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneline.artifacts.licenses import (
+from tuneline.artifacts.answers import Person
+from tuneline.artifacts.governance import (
     AUDITED,
     ENGINE_PACKAGES,
     LICENSE_ANSWERS,
@@ -22,7 +23,6 @@ from tuneline.artifacts.licenses import (
     LicenseAnswers,
     Subject,
 )
-from tuneline.artifacts.people import Person
 from tuneline.artifacts.releases import CONFIG_FILE, Release, released
 from tuneline.errors import UserError
 from tuneline.people.approvals import ABOUT_LICENSES, YES, record_approval

@@ -6,8 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tuneline.artifacts.base_model import BASE, StoredBase
-from tuneline.artifacts.licenses import (
+from tuneline.artifacts.governance import (
     AUDITED,
     ENGINE_PACKAGES,
     LICENSE_TEXTS,
@@ -15,7 +14,8 @@ from tuneline.artifacts.licenses import (
     NOTICE,
     AskedLicense,
 )
-from tuneline.bases.shelf import directory_of
+from tuneline.artifacts.training import BASE, StoredBase
+from tuneline.bases import directory_of
 from tuneline.config import PipelineConfig
 from tuneline.errors import TunelineError, UserError
 from tuneline.licenses.findings import Finding

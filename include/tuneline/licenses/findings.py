@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from tuneline.artifacts.base_model import BASE, DETECTORS, DetectorLicense, StoredBase
-from tuneline.artifacts.licenses import (
+from tuneline.artifacts.governance import (
     ENGINE_PACKAGES,
     OPEN_LICENSES,
     OPEN_PACKAGES,
     AskedLicense,
     OpenLicenses,
 )
+from tuneline.artifacts.training import BASE, DETECTORS, DetectorLicense, StoredBase
 from tuneline.config import PipelineConfig
 from tuneline.errors import TunelineError
 from tuneline.evidence import Measurement, measure

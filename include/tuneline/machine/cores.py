@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from tuneline.errors import UserError
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    """Results in the order of the items; no more of them wait than there are cores.
+
+    Args:
+        work: takes an item; must not depend on the order.
+        items: batches.
+    """
+    cores = available_cores()
+    if cores == 1:
+        yield from map(work, items)
+        return
+    with ThreadPoolExecutor(cores) as pool:
+        ahead: deque[Future[_Result]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > cores:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _STAT = Path("/proc/stat")

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from tuneline.machine.cores import available_cores
-from tuneline.machine.garbage import THRESHOLDS
+from tuneline.machine.memory import THRESHOLDS
 
 # Starting processes and loading a model in each takes seconds; fewer rows are faster in this one.
 LEAST_ROWS = 4_000

@@ -277,11 +277,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _shards(directory: Path, present: Collection[str]) -> list[str]:
-    """Return the shards that the index names.
-
-    Raises:
-        UserError: if one of them is not among the files that are present.
-    """
+    """Return the shards that the index names."""
     shards = sorted(set(read_json(directory / _INDEX).get("weight_map", {}).values()))
     missing = [name for name in shards if name not in present]
     if missing or not shards:

@@ -163,11 +163,7 @@ def check_address(uri: str) -> None:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """Return the scheme (empty for a path) and the rest of an address.
-
-    Raises:
-        UserError: if it is empty, or the scheme is unknown.
-    """
+    """Return the scheme (empty for a path) and the rest of an address."""
     if not uri.strip():
         raise UserError(f"no base model was named; {_forms()}")
     match = _SCHEME.fullmatch(uri.strip())

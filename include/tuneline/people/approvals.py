@@ -6,8 +6,7 @@ of a review lie in `ballots`, the forms and files that take them beside it.
 
 from __future__ import annotations
 
-from tuneline.artifacts.governance import MANIFEST_REF
-from tuneline.artifacts.people import (
+from tuneline.artifacts.answers import (
     APPROVALS,
     WAIVERS,
     Approval,
@@ -19,6 +18,7 @@ from tuneline.artifacts.people import (
     waivers_sha256,
     why_not,
 )
+from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.catalogue import Severity, get_item
 from tuneline.config import Waiver
 from tuneline.errors import UserError

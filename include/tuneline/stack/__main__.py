@@ -10,13 +10,13 @@ import time
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.config.data import SAMPLE
 from tuneline.errors import EXIT_OK, TunelineError
-from tuneline.exits import guarded
 from tuneline.serving.following.release import newest_release
 from tuneline.stack import serving
 from tuneline.stack.demo import demo, review, show_addresses
 from tuneline.stack.layout import find_layout, main_dag_id
 from tuneline.stack.lifecycle import Stack
 from tuneline.store import open_store
+from tuneline.terminal import guarded
 
 _began = time.monotonic()
 

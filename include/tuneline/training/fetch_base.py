@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tuneline.artifacts.base_model import BASE, DETECTORS, Detectors, StoredBase
-from tuneline.bases.of_run import local_copy
-from tuneline.bases.shelf import Shelf, in_place
+from tuneline.artifacts.training import BASE, DETECTORS, Detectors, StoredBase
+from tuneline.bases import Shelf, in_place, local_copy
 from tuneline.evidence import Record, measure
 from tuneline.licenses.findings import detector_licenses
 from tuneline.models.cache import cache_root, hash_directory

@@ -41,7 +41,7 @@ from tuneline.artifacts.training import (
 from tuneline.bases import base_of
 from tuneline.errors import UserError
 from tuneline.evidence import Record, measure
-from tuneline.machine.peak_memory import peak_memory
+from tuneline.machine.memory import peak_memory
 from tuneline.models import load_tokenizer
 from tuneline.step_context import StepContext
 from tuneline.training.loop.extra_rows import plant, rehearsal_rows

@@ -8,7 +8,7 @@ from airflow.sdk import DAG, TriggerRule, get_current_context, task
 from tuneline.catalogue import get_item
 from tuneline.run import Run
 from tuneline_airflow.steps import pod_of
-from tuneline_airflow.sweep import sweep
+from tuneline_airflow.training import sweep
 
 with DAG("sweep") as dag:
 

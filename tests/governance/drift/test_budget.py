@@ -3,8 +3,17 @@
 import numpy as np
 import pytest
 
-from tuneline.governance.drift.budget import BLOCKS, SINGLE, SLOW, YEAR, Wealth, night_money
-from tuneline.governance.drift.tails import LEVELS, calibrate, rate_log_e
+from tuneline.governance.drift.bets import (
+    BLOCKS,
+    LEVELS,
+    SINGLE,
+    SLOW,
+    YEAR,
+    Wealth,
+    calibrate,
+    night_money,
+    rate_log_e,
+)
 
 
 def test_money_and_budget_are_spent_once():

@@ -6,10 +6,9 @@ import random
 import pytest
 
 from tuneline.errors import UserError
-from tuneline.governance.drift.plot import draw
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import SHARES, Reference
-from tuneline.governance.drift.watch import WatchState, compare
+from tuneline.governance.drift.watch import WatchState, compare, draw
 
 VERBS = "track cancel return refund find change delay lose damage send open pay".split()
 THINGS = "parcel order invoice card address account voucher box label receipt".split()

@@ -9,8 +9,7 @@ from tests.lab.signatures import key_pair
 
 from tuneline.artifacts.governance import Manifest
 from tuneline.evidence import measure
-from tuneline.governance.release.basis import BASIS, basis_of
-from tuneline.governance.release.verify import examine
+from tuneline.governance.release.verify import BASIS, basis_of, examine
 
 MANIFEST = "models/model/test/manifest.json"
 

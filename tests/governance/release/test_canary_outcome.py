@@ -11,8 +11,8 @@ from tuneline.artifacts.release_log import Withdrawn, read_log
 from tuneline.artifacts.releases import read_release
 from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.errors import UserError
-from tuneline.governance.release.canary import CanaryLog
-from tuneline.governance.release.canary_outcome import (
+from tuneline.governance.release.canary import (
+    CanaryLog,
     canary_state,
     is_awaited,
     told_of,

@@ -11,7 +11,7 @@ from tests.lab.signatures import key_pair
 
 from tuneline.artifacts.governance import Manifest, ManifestFile
 from tuneline.artifacts.release_log import Released
-from tuneline.governance.release.lineage_check import lineage_differences
+from tuneline.governance.release.log_check import lineage_differences
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.pointer import last_move, read_pointer, record
 from tuneline.governance.release.verify import examine

@@ -9,8 +9,8 @@ from tests.lab.releases import log_release
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestEvidence
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import measure
+from tuneline.governance.release.approvals import release_question, waivers_question
 from tuneline.governance.release.manifest import write_manifest
-from tuneline.governance.release.request import release_question, waivers_question
 from tuneline.people import approvals
 
 TAB = "http://host/dags/d/runs/r/plugin/release-checklist"

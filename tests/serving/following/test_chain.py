@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 from tests.lab.releases import opened, release
 
-from tuneline.artifacts.calibration import Calibration, Threshold
+from tuneline.artifacts.governance import Calibration, Threshold
 from tuneline.config.governance import FallbackConfig
 from tuneline.serving.following.chain import ChainSettings, served_chain, settings_of
 from tuneline.serving.gateway.config import GatewayConfig

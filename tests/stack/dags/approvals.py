@@ -9,9 +9,8 @@ from tuneline.config import models
 from tuneline.data.pii.review.review import open_forms
 from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
-from tuneline_airflow.launching import form, prepare_run
-from tuneline_airflow.people import approve_release, approve_waivers, review_pairs
-from tuneline_airflow.pii_review import review_rows
+from tuneline_airflow.family import form, prepare_run
+from tuneline_airflow.people import approve_release, approve_waivers, review_pairs, review_rows
 
 # The test names the folder of its model in TUNELINE_MODELS.
 (model,) = models()

@@ -6,7 +6,7 @@ from tests.lab.runs import value
 
 from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError
-from tuneline.machine.peak_memory import is_out_of_memory
+from tuneline.machine.memory import is_out_of_memory
 from tuneline.training import train
 from tuneline.training.loop.callbacks import LiveCheckpoints
 from tuneline.training.resources.out_of_memory import (

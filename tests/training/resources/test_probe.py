@@ -9,7 +9,7 @@ import pytest
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 from tuneline.machine.child_environment import child_environment
-from tuneline.machine.free_memory import cgroup_free
+from tuneline.machine.memory import cgroup_free
 from tuneline.machine.quantity import quantity
 from tuneline.training.resources.out_of_memory import GIB
 from tuneline.training.resources.probe import FREE_SHARE, Climb, Peak, memory_limit

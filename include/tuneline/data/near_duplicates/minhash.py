@@ -35,7 +35,7 @@ from tuneline.data.near_duplicates.shingles import (
     text_of,
     words_of,
 )
-from tuneline.machine.threads import in_threads
+from tuneline.machine.cores import in_threads
 
 Signatures = NDArray[np.uint32]
 Shingle = Callable[[Sequence[str]], Shingled]

@@ -28,7 +28,7 @@ from tuneline.evaluation.scoring.answer_tables import score_table
 from tuneline.evaluation.scoring.slices import find_slices, slice_sentence, slices_document
 from tuneline.gguf.export import export_lora_gguf
 from tuneline.models import resolve
-from tuneline.progress import track
+from tuneline.terminal import track
 
 Log = Callable[[str], object]
 

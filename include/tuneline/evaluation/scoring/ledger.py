@@ -31,13 +31,13 @@ from tuneline.artifacts.releases import Release, find_version
 from tuneline.asking.rows import asked, of_split
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
+from tuneline.environment import airflow_identity
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.leakage import near_duplicates
 from tuneline.people.terminal import this_user
 from tuneline.run import Run, now
 from tuneline.step_context import StepContext
 from tuneline.store import AlreadyThere, Store
-from tuneline.surroundings import airflow_identity
 
 Purpose = Literal["score", "review", "choose"]
 # A blind look at answers that are scored already chooses nothing.

@@ -20,12 +20,11 @@ from cyclonedx.model.component import Component, ComponentType, Pedigree
 from cyclonedx.model.license import License, LicenseAcknowledgement
 from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output.json import JsonV1Dot7
+from packageurl import PackageURL
 
 from tuneline import __version__
 from tuneline.evidence import Verdict
-from tuneline.governance.documents.facts import Facts
-from tuneline.governance.documents.metrics import Metric, metrics
-from tuneline.governance.documents.packages import purl
+from tuneline.governance.documents.facts import Facts, Metric, metrics
 
 _DATASET = "dataset"
 _SHORTCOMINGS = (Verdict.FAIL, Verdict.NOT_RUN, Verdict.INCONCLUSIVE, Verdict.WARN, Verdict.WAIVED)
@@ -191,3 +190,8 @@ def _data(facts: Facts) -> dict[str, Any]:
             ]
         },
     }
+
+
+def purl(name: str, version: str) -> PackageURL:
+    """Return the package URL of a version of a Python package."""
+    return PackageURL("pypi", None, name.replace("_", "-").lower(), version)

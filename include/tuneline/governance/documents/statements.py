@@ -7,6 +7,7 @@ subject of every statement is the model's bytes; that of `lineage` names the man
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,25 @@ from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
 from in_toto_attestation.v1.statement import Statement
 
 from tuneline import CONTRACT_VERSION, __version__
-from tuneline.artifacts.releases import CONFIG_FILE, MANIFEST_FILE, model_prefix
-from tuneline.evidence import Measurement, Verdict
-from tuneline.governance.documents.facts import Facts, ItemFacts
-from tuneline.governance.documents.packages import purl
+from tuneline.artifacts.artifact import Artifact
+from tuneline.artifacts.governance import Manifest, ManifestFile, ManifestRef
+from tuneline.artifacts.releases import (
+    CONFIG_FILE,
+    LINEAGE_EVIDENCE,
+    LINEAGE_STATEMENTS,
+    MANIFEST_FILE,
+    Release,
+    manifest_key,
+    model_prefix,
+)
+from tuneline.catalogue import get_item
+from tuneline.evidence import Measurement, Verdict, load_evidence
+from tuneline.governance.documents.bill_of_materials import purl
+from tuneline.governance.documents.envelope import kept_or_signed, plain
+from tuneline.governance.documents.facts import UNSTATED, Facts, ItemFacts
+from tuneline.governance.release.manifest import lock_files
+from tuneline.step_context import StepContext
+from tuneline.verdicts import status
 
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 PROVENANCE = "https://slsa.dev/provenance/v1"
@@ -184,3 +200,56 @@ def _dependencies(facts: Facts) -> Iterable[Mapping[str, Any]]:
 
 def _file(name: str, sha256: str) -> dict[str, Any]:
     return {"name": name, "digest": {"sha256": sha256}}
+
+
+_EVIDENCE = Artifact(UNSTATED, "evidence.json")
+
+
+def write_lineage_statement(ctx: StepContext, reference: ManifestRef) -> str:
+    """Ship the evidence of `lineage` and the statement about it.
+
+    What an earlier try left is replaced: it has released nothing, or the version would not be
+    released again.
+
+    Args:
+        ctx: the step that promotes.
+        reference: the manifest that it releases.
+
+    Returns:
+        SHA-256 of the statement's file.
+
+    Raises:
+        UserError: if the signing key can't be used.
+    """
+    store, config = ctx.run.store, ctx.config
+    prefix = model_prefix(config.name, reference.version)
+    raw = store.get_bytes(_EVIDENCE.key(ctx.run))
+    shipped = store.put_bytes(f"{prefix}/{LINEAGE_EVIDENCE}", raw)
+    manifest = Manifest.model_validate_json(
+        store.get_bytes(manifest_key(config.name, reference.version), sha256=reference.sha256)
+    )
+    row = status(ctx.run, UNSTATED)
+    facts = ItemFacts(
+        get_item(UNSTATED),
+        Verdict(row.verdict),
+        row.summary,
+        row.because,
+        load_evidence(raw, LINEAGE_EVIDENCE),
+        [ManifestFile(name=LINEAGE_EVIDENCE, sha256=shipped.sha256, bytes=shipped.bytes)],
+    )
+    statement = lineage_result(Facts(Release(store, manifest)), facts, reference.sha256)
+    plainly, signed = (f"{prefix}/{name}" for name in LINEAGE_STATEMENTS)
+    content, key = plain(statement), plainly
+    if config.governance.signing_key is not None:
+        private = Path(config.governance.signing_key)
+        content, key = kept_or_signed(store, signed, content, private), signed
+    store.put_bytes(key, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def lock_lineage_statement(ctx: StepContext, version: str) -> list[Measurement]:
+    """Lock the two files as `lineage` has locked the others, if the run asks for it."""
+    store, prefix = ctx.run.store, model_prefix(ctx.config.name, version)
+    names = (LINEAGE_EVIDENCE, *LINEAGE_STATEMENTS)
+    keys = [key for name in names if store.exists(key := f"{prefix}/{name}")]
+    return lock_files(store, keys, ctx.config.governance)

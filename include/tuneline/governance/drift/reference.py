@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.governance.drift.prompts import Prompt
-from tuneline.governance.drift.similarity import MOST_CHARS, Embedding, strangeness
-from tuneline.governance.drift.tails import Tail, calibrate
+from tuneline.governance.drift.bets import Tail, calibrate
+from tuneline.governance.drift.prompts import MOST_CHARS, Embedding, Prompt, strangeness
 
 Floats = NDArray[np.float64]
 

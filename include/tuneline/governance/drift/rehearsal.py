@@ -21,10 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from tuneline.governance.drift.prompts import Prompt
+from tuneline.governance.drift.prompts import Embedding, Prompt
 from tuneline.governance.drift.prompts import Reference as Prompts
 from tuneline.governance.drift.reference import Reference, texts_of
-from tuneline.governance.drift.similarity import Embedding
 from tuneline.governance.drift.watch import DriftReport, compare
 
 # Parts of a night that are planted, in turn until one is called.

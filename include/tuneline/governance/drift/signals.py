@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.governance.drift.budget import YEAR
+from tuneline.governance.drift.bets import YEAR, Tail, calibrate, rate_bound, rate_log_e, share_test
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Night, Reference, lengths_of
-from tuneline.governance.drift.tails import Tail, calibrate, rate_bound, rate_log_e, share_test
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

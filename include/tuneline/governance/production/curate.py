@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from tuneline.artifacts.request_log import PREFIX as LOGS
 from tuneline.artifacts.request_log import folder_name, read_day
-from tuneline.code_identity import code_identity
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.rendering.renderer import Renderer
+from tuneline.environment import code_identity
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict, conclude, measure
 from tuneline.governance.production.audit import audit
@@ -48,7 +48,7 @@ from tuneline.governance.production.tables import (
     write_curated,
     write_rejected,
 )
-from tuneline.machine.garbage import rare_collections
+from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
 from tuneline.store import Store, at_work_in, sha256_file
 
@@ -136,15 +136,7 @@ def _without_logs(job: Job, out: Path) -> CuratedDay:
 def _curated(
     job: Job, logged: pa.Table, scrubbed: ScrubbedDay, inputs: list[FileRef], out: Path
 ) -> CurationEvidence:
-    """Write the files of a day and return its evidence.
-
-    Args:
-        job: the day.
-        logged: id and weight of each logged request.
-        scrubbed: the outcome of their scrubbing, whose table is in `out`.
-        inputs: what was read so far.
-        out: folder for the files.
-    """
+    """Write the files of a day and return its evidence."""
     requests = read_requests(out / _SCRUBBED, scrubbed.sample)
     threshold = job.settings.data.near_duplicate_jaccard
     rejected = [*scrubbed.rejected, *merge_within_day(requests, threshold)]

@@ -270,11 +270,7 @@ def _pointer(store: Store, root: str) -> _Pointer | None:
 def _put_missing(
     store: Store, prefix: str, files: Path, names: Sequence[str], *, anew: bool = False
 ) -> None:
-    """Write the files that the folder lacks, or all of them.
-
-    Raises:
-        RetryableError: if the store failed, or other runs keep sweeping the folder.
-    """
+    """Write the files that the folder lacks, or all of them."""
     for left in reversed(range(_TRIES)):
         try:
             for name in names:

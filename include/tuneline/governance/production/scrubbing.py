@@ -34,7 +34,7 @@ from tuneline.governance.production.tables import (
 from tuneline.governance.production.usable import Refusal, conversation, refusal
 from tuneline.governance.production.vocabulary import Reason
 from tuneline.machine.workers import worker_count
-from tuneline.progress import track
+from tuneline.terminal import track
 
 # Each block starts its own workers, which load a model each, so it must be large.
 BLOCK = 1 << 16

@@ -162,7 +162,7 @@ def _keep(
     if report is not None and not document["days"] and store.exists(f"{prefix}/report.json"):
         return read_look(store, model, until)
     if report is not None and scratch is not None and report.state.history:
-        from tuneline.governance.drift.plot import draw
+        from tuneline.governance.drift.watch import draw
 
         draw(report, scratch / "drift.png")
         store.put_file(f"{prefix}/drift.png", scratch / "drift.png")

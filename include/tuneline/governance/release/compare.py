@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.governance import Manifest, PointerMove
+from tuneline.artifacts.release_log import Canary, Line, RolledBack, Waived, Withdrawn, read_log
 from tuneline.artifacts.releases import CONFIG_FILE, Release, find_version, read_release
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import load_evidence
+from tuneline.governance.release.pointer import read_pointer
 from tuneline.governance.release.verify import Version
 from tuneline.store import Store, open_store
 
@@ -182,3 +186,132 @@ def _by(change: Change) -> str:
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return f"  ({numbers[1] - numbers[0]:+.4g})" if len(numbers) == 2 else ""
+
+
+_SHORT = 12
+# Columns of the drawing; longer lines are broken.
+_WIDTH = 110
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """One time that a version was released or returned to.
+
+    Attributes:
+        move: the move of the pointer.
+        facts: what the version was made of, one line each; empty if its manifest is gone.
+        events: what happened to it, one line each.
+        in_service: whether the pointer is there now.
+    """
+
+    move: PointerMove
+    facts: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    in_service: bool = False
+
+    @property
+    def title(self) -> str:
+        """One line that names it."""
+        how = "rolled back to" if self.move.event == "rolled_back" else "released"
+        now = ", in service" if self.in_service else ""
+        return f"{self.move.version}  {how} {self.move.at}{now}"
+
+
+def ancestors(store: Store, name: str) -> list[Ancestor]:
+    """Return the releases of a model, newest first.
+
+    Raises:
+        UserError: if nothing was released under this name.
+        CorruptObject: if the pointer is damaged.
+    """
+    pointer = read_pointer(store, name).pointer
+    if pointer is None:
+        raise UserError(f"{store.uri} has no release of {name!r}; check the name and the store")
+    found = []
+    for place, move in enumerate(pointer.history, 1):
+        facts, events = _version(store, name, move.version)
+        found.append(Ancestor(move, facts, events, place == len(pointer.history)))
+    return found[::-1]
+
+
+def _version(store: Store, name: str, version: str) -> tuple[list[str], list[str]]:
+    try:
+        release = find_version(store, name, version)
+    except TunelineError as error:
+        return [str(error)], []
+    if release is None:
+        return ["its manifest is gone"], []
+    try:
+        lines = read_log(store, name, version).lines()
+    except TunelineError as error:
+        return _facts(release.manifest), [str(error)]
+    return _facts(release.manifest), [text for line in lines if (text := _told(line))]
+
+
+def _facts(manifest: Manifest) -> list[str]:
+    """Return what a version was made of."""
+    data, base, code = manifest.dataset, manifest.base_model, manifest.code
+    engine = manifest.engine or {}
+    facts = [
+        f"base     {base.get('uri', '?')}  {_short(base.get('digest'))}",
+        f"dataset  {_short(data.get('version'))}  {data.get('rows', '?')} rows",
+        *(
+            f"source   {source.get('name')}  {_short(source.get('sha256'))}"
+            for source in data.get("sources") or []
+        ),
+        f"code     {_short(code.get('commit')) if code.get('commit') else 'no commit'}"
+        f"  ({code.get('note', '')})",
+        f"engine   {engine.get('engine', 'none')}  {engine.get('version', '')}".rstrip(),
+    ]
+    verdicts = [entry.verdict for entry in manifest.evidence.values()]
+    if verdicts:
+        counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(sorted(verdicts)))
+        facts.append(f"items    {counts}")
+    if manifest.parent is not None:
+        facts.append(f"parent   {manifest.parent.version}")
+    if manifest.reason:
+        facts.append(f"reason   {manifest.reason}")
+    return facts
+
+
+def _told(line: Line) -> str | None:
+    """Return an event that a reader of the ancestry wants to know, None for the others."""
+    event = line.event
+    match event:
+        case Waived():
+            return f"{line.at}  {event.item} waived by {event.by}: {event.reason}"
+        case Canary():
+            return f"{line.at}  canary of {event.share:.0%} {event.outcome}: {event.summary}"
+        case RolledBack():
+            return f"{line.at}  rolled back to from {event.previous_version}: {event.reason}"
+        case Withdrawn():
+            return f"{line.at}  withdrawn: {event.reason}"
+        case _:
+            return None
+
+
+def _short(value: object) -> str:
+    return str(value or "?")[:_SHORT]
+
+
+def tree_text(name: str, line: Sequence[Ancestor]) -> str:
+    """Draw the ancestry as text, newest first."""
+    parts = [name]
+    for place, one in enumerate(line):
+        last = place == len(line) - 1
+        parts.append(f"{'└' if last else '├'}─ {one.title}")
+        stem = " " if last else "│"
+        parts += [f"{stem}    {text}" for text in (*one.facts, *one.events)]
+        parts += [] if last else ["│"]
+    return "\n".join(parts)
+
+
+def as_svg(name: str, line: Sequence[Ancestor]) -> str:
+    """Draw the same as SVG, which asks nobody for its font."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(record=True, width=_WIDTH, file=io.StringIO())
+    console.print(Text(tree_text(name, line)))
+    drawing = console.export_svg(title=f"Releases of {name}")
+    return re.sub(r"@font-face *\{[^}]*\}", "", drawing)

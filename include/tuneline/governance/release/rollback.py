@@ -82,12 +82,7 @@ def _check_history(pointer: ReleasePointer, target: str) -> None:
 
 
 def _check_log(store: Store, name: str, target: str) -> str:
-    """Return the hash of the manifest that a version was released with.
-
-    Raises:
-        UserError: if it has no log, or must not be served any more; the message says who withdrew
-            it, and why.
-    """
+    """Return the hash of the manifest that a version was released with."""
     lines = read_log(store, name, target).lines()
     if not lines:
         raise UserError(f"{name} {target} has no release log; restore it")

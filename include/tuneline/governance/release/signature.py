@@ -211,11 +211,7 @@ class _Covered:
 
 
 def _covered(config: Any, signature: bytes) -> dict[str, str]:
-    """Return the files that a signature covers: algorithm and hash by name.
-
-    Raises:
-        Exception: of any kind, if the signature is not that of the configured signer.
-    """
+    """Return the files that a signature covers: algorithm and hash by name."""
     found = _Covered()
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         path = Path(scratch) / SIGNATURE
@@ -284,11 +280,7 @@ def _refused(what: str, path: Path, error: Exception) -> UserError:
 
 
 def _library(module: str = "signing") -> ModuleType:
-    """Import a module of the library.
-
-    Raises:
-        UserError: if it is not installed.
-    """
+    """Import a module of the library."""
     import importlib
 
     try:

@@ -6,38 +6,246 @@ Nothing is copied: every hash is computed where the bytes lie, several files at 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tuneline.artifacts.artifact import fault
-from tuneline.artifacts.governance import Manifest
+from tuneline.artifacts.data import SourceKept
+from tuneline.artifacts.governance import Basis, Manifest, ManifestEvidence
 from tuneline.artifacts.release_log import LOG_FILE, Released, read_log
 from tuneline.artifacts.releases import (
     LINEAGE_EVIDENCE,
     LINEAGE_STATEMENTS,
     MANIFEST_FILE,
+    POLICY_FILE,
     Release,
     manifest_key,
     model_prefix,
 )
 from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
-from tuneline.governance.release.basis import copy_differences
-from tuneline.governance.release.dataset_check import check_sources, dataset_difference
+from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.governance.release.keyless import Identity
-from tuneline.governance.release.lineage_check import lineage_differences
-from tuneline.governance.release.logs_check import pointer_differences
+from tuneline.governance.release.log_check import lineage_differences, pointer_differences
 from tuneline.governance.release.signature import (
     SIGNATURE,
     require_usable,
     signature_difference,
 )
-from tuneline.progress import track
-from tuneline.store import CorruptObject, NotThere, Store, open_store
+from tuneline.store import CorruptObject, NotThere, S3Store, Store, open_store, sha256_file
+from tuneline.terminal import track
+from tuneline.verdicts import OUT_OF_DATE
+
+# By path; `*` stands for any key. A longer path goes before a shorter one.
+BASIS: dict[str, Basis] = {
+    "schema": "declared",
+    "created_at": "declared",
+    "name": "checked",
+    "version": "checked",
+    "run": "declared",
+    "started_by": "declared",
+    "airflow_run": "declared",
+    "reason": "declared",
+    "base_model": "declared",
+    "dataset": "checked",
+    "dataset.source": "declared",
+    "dataset_file": "checked",
+    "dataset_file.rows": "declared",
+    "code": "declared",
+    "hyperparameters": "declared",
+    "hyperparameters.lora": "checked",
+    "hyperparameters.plan": "checked",
+    "engine": "checked",
+    "evidence": "checked",
+    "evidence.*.because": "declared",
+    "environments": "declared",
+    "seeds": "declared",
+    "previous_version": "checked",
+    "parent": "checked",
+    "policy": "declared",
+    "policy.sha256": "checked",
+    "signature": "checked",
+    "basis": "declared",
+    "files": "checked",
+}
+# A person accepted what the evidence says, or it was withdrawn.
+_BETTER_THAN_EVIDENCE = (Verdict.WAIVED, Verdict.NOT_RUN)
+
+
+def basis_of(path: str) -> Basis:
+    """Return whether a value of a manifest is checked or declared.
+
+    Args:
+        path: its path, such as `evidence.fallback.verdict`; without indices of lists.
+    """
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        for known, basis in BASIS.items():
+            pattern = known.split(".")
+            if len(pattern) == length and all(
+                a in ("*", b) for a, b in zip(pattern, parts, strict=False)
+            ):
+                return basis
+    return "declared"
+
+
+def copy_differences(store: Store, manifest: Manifest) -> Iterator[str]:
+    """Compare what the manifest repeats with the files of the release that it was copied from.
+
+    A file that is missing or has other bytes than the manifest states is left to the hashes. A
+    manifest without a basis, as they were written before, promises no copies.
+    """
+    if not manifest.basis:
+        return
+    release = Release(store, manifest)
+    dataset = {k: v for k, v in manifest.dataset.items() if k != "source"}
+    for path, copy, name in (
+        ("dataset", dataset, "dataset.json"),
+        ("hyperparameters.lora", manifest.hyperparameters.get("lora"), "lora.json"),
+        ("hyperparameters.plan", manifest.hyperparameters.get("plan"), "plan.json"),
+        ("engine", manifest.engine, "identity.json"),
+    ):
+        raw = _read(release, name)
+        if raw is not None and json.loads(raw) != copy:
+            yield f"{release.uri}: {path} is not what {name} of the release says"
+    policy = release.find(POLICY_FILE)
+    stated_policy = manifest.policy.sha256 if manifest.policy else None
+    if stated_policy != (policy.sha256 if policy else None):
+        yield f"{release.uri}: policy.sha256 is not the hash of {POLICY_FILE} of the release"
+    for item, stated in manifest.evidence.items():
+        yield from _evidence_differences(release, item, stated)
+    for entry in manifest.files:
+        folder, _, name = entry.name.rpartition("/")
+        item = folder.removeprefix("evidence/")
+        if name == "evidence.json" and item not in manifest.evidence:
+            yield f"{release.uri} states no verdict of {item}, but ships {entry.name}"
+    parent = manifest.parent.version if manifest.parent else None
+    if manifest.previous_version != parent:
+        yield f"{release.uri}: previous_version is not the version of its parent"
+
+
+def _evidence_differences(release: Release, item: str, stated: ManifestEvidence) -> Iterator[str]:
+    raw = _read(release, stated.file)
+    if raw is None:
+        return
+    try:
+        evidence = Evidence.model_validate_json(raw)
+    except ValidationError as error:
+        yield f"{release.uri}: {stated.file} is no evidence: {error.errors()[0]['msg']}"
+        return
+    if wrong := [name for name, holds in _agreements(item, stated, evidence).items() if not holds]:
+        yield (
+            f"{release.uri}: {', '.join(wrong)} of {item} "
+            f"{'is' if len(wrong) == 1 else 'are'} not what {stated.file} says"
+        )
+
+
+def _agreements(item: str, stated: ManifestEvidence, evidence: Evidence) -> dict[str, bool]:
+    """Return of each word of an item's entry whether its evidence bears it.
+
+    Gates and audits make a verdict worse and add to the summary, never the other way.
+    """
+    verdict = Verdict(stated.verdict) if stated.verdict in set(Verdict) else None
+    borne = verdict is not None and worse(verdict, evidence.verdict) == verdict
+    return {
+        "item": evidence.item == item,
+        "phase": evidence.phase == stated.phase,
+        "severity": evidence.severity == stated.severity,
+        "summary": stated.summary.removeprefix(OUT_OF_DATE) == evidence.summary
+        or stated.summary.startswith(f"{evidence.summary} (but "),
+        "verdict": borne or verdict in _BETTER_THAN_EVIDENCE,
+    }
+
+
+def _read(release: Release, name: str) -> Any:
+    """Return a file of the release; None if it has none, or one that its hash does not fit."""
+    try:
+        return release.read(name)
+    except TunelineError:
+        return None
+
+
+_SOURCES = TypeAdapter(list[SourceKept])
+
+
+def dataset_difference(store: Store, manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Recompute the hash of the dataset that training read.
+
+    Returns:
+        Differences, and what could not be compared; one sentence each.
+    """
+    stated = manifest.dataset_file
+    if stated is None:
+        return [], [f"the manifest of {manifest.version} states no hash of its dataset"]
+    uri = store.uri_of(stated.key)
+    try:
+        ref = store.rehash(stated.key)
+    except NotThere:
+        return [f"{uri}, the dataset of {manifest.version}, is missing"], []
+    except TunelineError as error:
+        return [str(error)], []
+    if ref.sha256 != stated.sha256:
+        return [
+            f"{uri} is not the dataset of {manifest.version}: its SHA-256 is {ref.sha256}, the "
+            f"manifest says {stated.sha256}"
+        ], []
+    if ref.bytes != stated.bytes:
+        return [f"{uri} has {ref.bytes} bytes, the manifest says {stated.bytes}"], []
+    return [], []
+
+
+def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Recompute the hashes of the files that the dataset was read from.
+
+    Files of this machine and of buckets are read again. A file of a hub is not fetched.
+
+    Returns:
+        Differences, and what could not be compared; one sentence each.
+    """
+    differences, unchecked = [], []
+    try:
+        sources = _SOURCES.validate_python(manifest.dataset.get("sources") or [])
+    except ValidationError as error:
+        return [f"the sources of {manifest.version} are damaged: {error.errors()[0]['msg']}"], []
+    for source in sources:
+        try:
+            hashing = _hashing_of(source)
+            found = hashing() if hashing else None
+        except (TunelineError, OSError) as error:
+            unchecked.append(f"{source.name}, a source of the dataset: {error}")
+            continue
+        if found is None:
+            unchecked.append(
+                f"{source.name}, a source of the dataset, can't be read from here; its hash is as "
+                "it was declared"
+            )
+        elif found != source.sha256:
+            differences.append(
+                f"{source.name}, a source of the dataset, has changed since: its SHA-256 is "
+                f"{found}, the manifest says {source.sha256}"
+            )
+    return differences, unchecked
+
+
+def _hashing_of(source: SourceKept) -> Callable[[], str] | None:
+    """Return a function that hashes a source; None if it can't be read from here."""
+    place = urlparse(source.origin or source.name)
+    if place.scheme == "s3" and place.netloc:
+        bucket, key = S3Store(place.netloc, ""), place.path.lstrip("/")
+        return lambda: bucket.hash_foreign(key)
+    path = Path(unquote(place.path) if place.scheme == "file" else source.name)
+    # A relative path was meant from the folder in which the run was started.
+    if place.scheme in ("", "file") and path.is_absolute() and path.is_file():
+        return lambda: sha256_file(path)
+    return None
+
 
 # Hashing takes a core each; reading from a server waits more than it works.
 _AT_ONCE = 8

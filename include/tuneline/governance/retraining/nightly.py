@@ -18,7 +18,7 @@ from tuneline.artifacts.release_log import read_log, withdrawal
 from tuneline.artifacts.releases import Release, open_release, read_release
 from tuneline.data.sources.find_files import DatasetVersion, difference
 from tuneline.errors import TunelineError
-from tuneline.governance.release.canary_outcome import is_awaited
+from tuneline.governance.release.canary import is_awaited
 from tuneline.run import Run, now
 from tuneline.store import NotThere, Store
 from tuneline.verdicts import checklist

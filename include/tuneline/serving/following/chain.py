@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tuneline.artifacts.calibration import CALIBRATION_FILE, Calibration
+from tuneline.artifacts.governance import CALIBRATION_FILE, Calibration
 from tuneline.artifacts.releases import CONFIG_FILE, Release, readable
 from tuneline.config.governance import FallbackConfig, LargerModel, ReleaseCanaryConfig
 

@@ -17,7 +17,7 @@ from typing import Any
 from tuneline.artifacts.releases import model_names
 from tuneline.errors import TunelineError
 from tuneline.files import write_whole
-from tuneline.machine.free_memory import free_memory
+from tuneline.machine.memory import free_memory
 from tuneline.machine.redaction import redact
 from tuneline.serving.following.canaries import Canaries, CanaryOptions, Candidates
 from tuneline.serving.following.chain import candidate_limits

@@ -23,7 +23,7 @@ from tuneline.artifacts.releases import (
     read_release,
     readable,
 )
-from tuneline.bases.served import fetch_form
+from tuneline.bases import fetch_form
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.files import inside, sha256_file

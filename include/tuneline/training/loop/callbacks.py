@@ -26,8 +26,8 @@ from transformers import TrainerCallback
 from tuneline.artifacts.training import ADAPTER, ADAPTER_WEIGHTS, Checkpoints, Evaluation, Trip
 from tuneline.config.training import LossRulesConfig
 from tuneline.errors import RetryableError
-from tuneline.progress import LOG_SECONDS
 from tuneline.store import CorruptObject, NotThere, Store, sha256_file
+from tuneline.terminal import LOG_SECONDS
 from tuneline.training.loop.loss_rules import Watch
 from tuneline.training.loop.model import save_adapter
 from tuneline.training.loop.processes import ProcessGroup

@@ -350,8 +350,8 @@ def last_words(folder: Path, rank: int) -> Path:
 def main(run_uri: str, folder: Path) -> int:
     """Run the step as one of several processes and return its exit code."""
     os.environ["TERMINATION_MESSAGE_PATH"] = str(last_words(folder, int(os.environ["RANK"])))
-    from tuneline.exits import guarded
     from tuneline.step import run_step
+    from tuneline.terminal import guarded
 
     return guarded(lambda: run_step("train", run_uri))
 

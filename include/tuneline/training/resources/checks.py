@@ -24,7 +24,7 @@ from typing import Any, Literal
 from tuneline.artifacts.training import Packing
 from tuneline.errors import first_line
 from tuneline.evidence import Measurement, measure
-from tuneline.machine.peak_memory import is_out_of_memory
+from tuneline.machine.memory import is_out_of_memory
 from tuneline.training.loop.model import (
     Precision,
     attention_for,

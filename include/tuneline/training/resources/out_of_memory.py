@@ -16,7 +16,7 @@ from typing import Any
 
 from tuneline.artifacts.training import Plan
 from tuneline.errors import RetryableError, UserError, first_line
-from tuneline.machine.peak_memory import is_out_of_memory
+from tuneline.machine.memory import is_out_of_memory
 from tuneline.run import Run
 from tuneline.store import NotThere
 

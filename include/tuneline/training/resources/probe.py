@@ -28,8 +28,7 @@ from tuneline.artifacts.training import LoraSettings, Packing
 from tuneline.config import PipelineConfig, TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import first_line
-from tuneline.machine.free_memory import CGROUP, cgroup_free
-from tuneline.machine.peak_memory import is_out_of_memory, peak_memory, restart_peak
+from tuneline.machine.memory import CGROUP, cgroup_free, is_out_of_memory, peak_memory, restart_peak
 from tuneline.machine.quantity import quantity
 from tuneline.models import load_tokenizer
 from tuneline.run import Run

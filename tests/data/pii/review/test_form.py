@@ -4,7 +4,7 @@ import pytest
 from tests.data.pii.review.test_review import rows_of_all_strata
 from tests.lab.runs import Lab
 
-from tuneline.artifacts.pii_review import PII_SHEET, findings_of
+from tuneline.artifacts.answers import PII_SHEET, findings_of
 from tuneline.data.pii.review.review import (
     ASK,
     READ_ALL,

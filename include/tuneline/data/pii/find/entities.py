@@ -12,7 +12,7 @@ from tuneline.config import DataConfig
 from tuneline.config.data import RAMPART
 from tuneline.data.pii.find.texts import Shared
 from tuneline.errors import UserError
-from tuneline.machine.secret_shapes import SECRETS
+from tuneline.machine.redaction import SECRETS
 
 
 @dataclass(frozen=True, slots=True)

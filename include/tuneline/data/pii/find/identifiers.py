@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneline.data.pii.find.entities import Hit
 from tuneline.machine.linear_pattern import WORD, LinearPattern
-from tuneline.machine.secret_shapes import find_secrets
+from tuneline.machine.redaction import find_secrets
 
 # Digits of a payment card (ISO/IEC 7812), a phone number (ITU-T E.164), a social security number.
 _CARD, _PHONE_DIGITS, _SSN_DIGITS = range(13, 20), range(7, 16), 9

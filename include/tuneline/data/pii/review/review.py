@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tuneline.artifacts.data import SCRUBBED
-from tuneline.artifacts.pii_review import (
+from tuneline.artifacts.answers import (
     PII_SHEET,
     DrawnRow,
     PiiFindings,
@@ -18,6 +17,7 @@ from tuneline.artifacts.pii_review import (
     findings_document,
     findings_of,
 )
+from tuneline.artifacts.data import SCRUBBED
 from tuneline.config import DataConfig
 from tuneline.data.pii.measure.leak_estimate import PER_ROWS, decides, leak_limit
 from tuneline.data.pii.measure.plants import KINDS, entity_of

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from tuneline.artifacts.pii_review import DrawnRow
+from tuneline.artifacts.answers import DrawnRow
 from tuneline.data.pii.measure.planting import asks_for_data
 from tuneline.data.tables.rows import Row
 

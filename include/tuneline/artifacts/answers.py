@@ -1,0 +1,240 @@
+"""What people answered: approvals, votes, waivers, sheets of personal data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from tuneline.artifacts.artifact import Document, RunDocument
+from tuneline.config import User
+from tuneline.run import Run
+
+if TYPE_CHECKING:
+    from tuneline.run import Run
+
+# Names under which Airflow records a user who is nobody in particular.
+_NOBODY = ("", "unknown", "anonymous")
+
+
+@dataclass(frozen=True)
+class Person:
+    """The user who answered, as Airflow recorded it.
+
+    Attributes:
+        name: the user's name; empty if Airflow recorded none.
+        id: the user's id.
+    """
+
+    name: str
+    id: str | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """Both ways in which a name may mean the user."""
+        return {self.name, self.id or self.name}
+
+    def is_one_of(self, users: Iterable[User]) -> bool:
+        """Return True if users of the configuration include this one; an id decides if known."""
+        return any(
+            user.name in self.names if user.id is None or self.id is None else user.id == self.id
+            for user in users
+        )
+
+
+class Approval(BaseModel):
+    """The answer of a person to the task `subject`.
+
+    Attributes:
+        by: name of the user that Airflow recorded.
+        by_id: id of that user, where Airflow tells ids from names.
+        reason: why, in that user's words.
+        about: SHA-256 of what was asked about: of the manifest for a release, for waivers see
+            `waivers_sha256`.
+    """
+
+    subject: str
+    decision: str
+    by: str
+    by_id: str | None = None
+    at: str
+    reason: str = ""
+    about: str | None = None
+
+    @property
+    def person(self) -> Person:
+        """The user who gave it."""
+        return Person(self.by, self.by_id)
+
+
+class Approvals(BaseModel):
+    """The answers of people, oldest first.
+
+    Attributes:
+        asked: what each question that was put last is about, by task; see `Approval.about`.
+    """
+
+    approvals: list[Approval] = []
+    asked: dict[str, str] = {}
+
+
+class RecordedWaiver(BaseModel):
+    """A failure that somebody accepts, or a limit that is looser than the policy allows.
+
+    Attributes:
+        limit: the setting whose looser limit is accepted; None accepts the failure of the item.
+        by: the user who started the run with this waiver; None if a schedule did.
+        approval: the approval of the waiver of a critical item.
+    """
+
+    item: str
+    limit: str | None = None
+    reason: str
+    by: str | None = None
+    at: str = ""
+    approval: Approval | None = None
+
+    @property
+    def approved_by(self) -> str | None:
+        """The user who approved it."""
+        return self.approval.by if self.approval else None
+
+
+class Waivers(BaseModel):
+    """Every waiver of a run's configuration, whether it counts or not."""
+
+    waivers: list[RecordedWaiver] = []
+
+
+WAIVERS = RunDocument("waivers.json", Waivers)
+APPROVALS = RunDocument("approvals.json", Approvals)
+
+
+def waivers_sha256(run: Run) -> str:
+    """Return the hash of what the approval of waivers is about: the run and its configuration."""
+    config = run.store.get_bytes(run.key("config.json"))
+    return hashlib.sha256(run.run_id.encode() + b"\0" + config).hexdigest()
+
+
+def approvers_of(run: Run) -> list[User]:
+    """Return the users who may approve something of a run; empty if everybody may."""
+    return [User.model_validate(user) for user in run.meta.get("approvers") or []]
+
+
+def approvals_needed(run: Run) -> int:
+    """Return how many people have to approve a release.
+
+    With `approvers`, two people see it before it is in production: whoever started the run, and an
+    approver. Where no person is known to have started it, two approvers do.
+    """
+    production = run.config.profile == "production"
+    return 2 if production and approvers_of(run) and not run.meta.get("started_by") else 1
+
+
+def too_few_approvers(run: Run) -> str | None:
+    """Return why a release of a run could never be approved, one sentence; None if it can."""
+    users, needed, started_by = approvers_of(run), approvals_needed(run), run.meta.get("started_by")
+    # An unknown id must not match an unknown name.
+    able = [user.name for user in users if not started_by or started_by not in (user.name, user.id)]
+    if run.config.profile != "production" or not users or len(able) >= needed:
+        return None
+    why = f"{started_by} started it" if started_by else "no person started it"
+    return (
+        f"profile: production: the release of this run needs the yes of {needed} of its approvers "
+        f"who did not start it ({why}), and the model's file names {len(able)} such "
+        f"({', '.join(able) or 'nobody'}); name more in `approvers`"
+    )
+
+
+def stranger(run: Run, person: Person) -> str | None:
+    """Return why a person has no say in a run; None if it is an approver, or none are named."""
+    approvers = approvers_of(run)
+    if not approvers or person.is_one_of(approvers):
+        return None
+    names = ", ".join(user.name for user in approvers)
+    return f"{person.name or 'nobody'} is not an approver ({names})"
+
+
+def why_not(run: Run, person: Person) -> str | None:
+    """Return why the yes of a person does not count for a run; None if it does.
+
+    With `approvers` in the model's file, only they may approve. Under `profile: production` they
+    may not approve what they started themselves, and somebody has to be known by name.
+    """
+    approvers, production = approvers_of(run), run.config.profile == "production"
+    if why := stranger(run, person):
+        return why
+    if production and person.name.casefold() in _NOBODY:
+        return "Airflow does not know who answered, which profile: production requires"
+    if production and approvers and run.meta.get("started_by") in person.names:
+        return (
+            f"{person.name} started the run, and under profile: production another approver has to "
+            f"answer ({', '.join(user.name for user in approvers)})"
+        )
+    return None
+
+
+FOLDER = "data/pii_review"
+
+
+class DrawnRow(BaseModel):
+    """A scrubbed row that was drawn, for a person to read.
+
+    Attributes:
+        row_hash: hash of its turns.
+        stratum: one of `tuneline.data.pii.review.rows_to_read.STRATA`.
+        weight: rows of the stratum over rows drawn from it.
+        text: the row as a person reads it, with surrogates as `[ENTITY]`.
+    """
+
+    row_id: str
+    row_hash: str
+    stratum: str
+    weight: float
+    text: str
+
+
+class PiiSheet(BaseModel):
+    """Every row that was drawn; a row's number is its place, from 1.
+
+    Attributes:
+        draw_id: hash of the rows, so that answers count for these rows alone.
+    """
+
+    draw_id: str
+    rows: list[DrawnRow]
+
+
+class PiiFindings(BaseModel):
+    """The personal data that one person found in some of the rows.
+
+    Attributes:
+        reviewer: the user that Airflow recorded.
+        missed: by row number the type and text of each piece that was missed; an empty list for
+            a row in which nothing was.
+    """
+
+    draw_id: str
+    reviewer: str
+    at: str
+    missed: dict[int, list[tuple[str, str]]]
+
+
+PII_SHEET = Document("pii_scrubbing", "review_sheet.json", PiiSheet)
+
+
+def findings_document(draw_id: str, first_row: int) -> RunDocument[PiiFindings]:
+    """Return the document of the answer to one form, by the first row that it shows."""
+    return RunDocument(f"{FOLDER}/{draw_id}/rows-{first_row:04d}.json", PiiFindings)
+
+
+def findings_of(run: Run, draw_id: str) -> Iterator[PiiFindings]:
+    """Yield what people found in the rows of a draw."""
+    prefix = run.key("")
+    for key in run.store.keys(run.key(FOLDER, draw_id)):
+        found = RunDocument(key.removeprefix(prefix), PiiFindings).find(run)
+        if found is not None and found.draw_id == draw_id:
+            yield found

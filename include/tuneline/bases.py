@@ -1,0 +1,351 @@
+"""The base model of a run: fetched once, stored, given to every step, kept as it is served."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from pydantic import ValidationError
+
+from tuneline.artifacts.deployment import REFERENCE, BaseForm
+from tuneline.artifacts.releases import MODEL_FILE
+from tuneline.artifacts.training import BASE, StoredBase, StoredFile
+from tuneline.errors import UserError
+from tuneline.evidence import FileRef
+from tuneline.models import BaseModel, cache_root, resolve
+from tuneline.models.base_model import describe, is_weights
+from tuneline.models.cache import Log, cached_model, find_cached, require_space
+from tuneline.models.origins import ListedSource, Source, at_once
+from tuneline.run import Run
+from tuneline.step_context import StepContext
+from tuneline.store import (
+    AlreadyThere,
+    CorruptObject,
+    FileStore,
+    NotThere,
+    Store,
+    open_store,
+    sha256_file,
+)
+
+
+class Shelf:
+    """The shelf of a run."""
+
+    def __init__(self, run: Run) -> None:
+        """Open the shared volume where there is one, else the run's store."""
+        volume = os.environ.get("TUNELINE_BASES")
+        self._store: Store = FileStore(Path(volume)) if volume else run.store
+        self._prefix = "" if volume else "bases/"
+
+    def find(self, entry: str) -> StoredBase | None:
+        """Return the listing of a model that lies here whole, None without one."""
+        key = f"{self._prefix}{entry}.json"
+        try:
+            return StoredBase.model_validate_json(self._store.get_bytes(key))
+        except NotThere:
+            return None
+        except ValidationError as error:
+            raise CorruptObject(
+                f"{self._store.uri_of(key)} is not a valid listing of a base model "
+                f"({error.errors()[0]}); delete it and fetch the model again"
+            ) from None
+
+    def put(
+        self, source: Source, here: Path, sizes: Mapping[str, int], scratch: Path
+    ) -> StoredBase:
+        """Put a model here, file by file; files that lie here already are kept.
+
+        Args:
+            source: where the files come from.
+            here: a folder that holds some or all of them.
+            sizes: all of its files by name, with their sizes in bytes.
+            scratch: a folder for files on their way.
+
+        Raises:
+            CorruptObject: if a file of the same name lies here with other bytes.
+            RetryableError: if network, server or disk failed.
+        """
+        folder = f"{self._prefix}{source.entry}"
+        files: dict[str, StoredFile] = {}
+
+        def transfer(name: str) -> None:
+            key = f"{folder}/{name}"
+            ref = self._store.find(key)
+            # An object of another size is not that file; writing it once more says so.
+            if ref is None or sizes[name] not in (0, ref.bytes):
+                ref = self._put_one(source, key, here / name, scratch)
+            files[name] = self._noted(key, ref)
+
+        at_once(transfer, sizes)
+        hashes = {name: files[name].sha256 for name in sorted(files)}
+        model = describe(source.uri, here, hashes, revision=source.revision)
+        listing = _listing(model, self._store.uri_of(folder), dict(sorted(files.items())))
+        text = listing.model_dump_json(indent=1)
+        # Another one was faster, with the same files.
+        with suppress(AlreadyThere):
+            self._store.put_bytes(f"{folder}.json", text.encode(), once=True)
+        return listing
+
+    def _put_one(self, source: Source, key: str, local: Path, scratch: Path) -> FileRef:
+        with tempfile.TemporaryDirectory(dir=scratch) as way:
+            path = local
+            if not path.exists():
+                assert isinstance(source, ListedSource), "other sources are on this machine whole"
+                require_space(Path(way), source.sizes()[local.name])
+                source.fetch(local.name, Path(way))
+                path = Path(way) / local.name
+            try:
+                return self._store.put_file(key, path, once=True, link=True)
+            except AlreadyThere:
+                there = self._store.find(key)
+                if there is None or there.sha256 != sha256_file(path):
+                    raise CorruptObject(
+                        f"{self._store.uri_of(key)} differs from {local.name} of {source.uri}; "
+                        "delete it and fetch the model again"
+                    ) from None
+                return there
+
+    def _noted(self, key: str, ref: FileRef) -> StoredFile:
+        path = directory_of(self._store.uri_of(key))
+        stamp = None if path is None else path.stat().st_mtime_ns
+        return StoredFile(sha256=ref.sha256, bytes=ref.bytes, mtime_ns=stamp)
+
+
+def in_place(uri: str, directory: Path, hashes: Mapping[str, str]) -> StoredBase:
+    """List a directory that pods see themselves, where its files stay.
+
+    Args:
+        uri: the address that was requested.
+        directory: the directory.
+        hashes: SHA-256 of its files by name.
+    """
+    files = {
+        name: StoredFile(
+            sha256=sha256,
+            bytes=(directory / name).stat().st_size,
+            mtime_ns=(directory / name).stat().st_mtime_ns,
+        )
+        for name, sha256 in hashes.items()
+    }
+    return _listing(describe(uri, directory, hashes), directory.as_uri(), files)
+
+
+def _listing(model: BaseModel, place: str, files: dict[str, StoredFile]) -> StoredBase:
+    return StoredBase(
+        **{
+            name: getattr(model, name)
+            for name in StoredBase.model_fields.keys() - {"place", "files"}
+        },
+        place=place,
+        files=files,
+    )
+
+
+def directory_of(uri: str) -> Path | None:
+    """Return the path of a `file://` URI, None for any other."""
+    parsed = urlparse(uri)
+    return Path(unquote(parsed.path)) if parsed.scheme == "file" else None
+
+
+def check_files(directory: Path, base: StoredBase) -> None:
+    """Compare a directory with the listing of a model, by hash where size or time differ.
+
+    Raises:
+        UserError: if a file is missing or has other bytes.
+    """
+    for name, file in base.files.items():
+        path = directory / name
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not there: the base model of this run lies on a disk that this machine "
+                "does not see, or was deleted; run `tuneline run fetch-base` again"
+            )
+        stat = path.stat()
+        if (stat.st_size, stat.st_mtime_ns) == (file.bytes, file.mtime_ns):
+            continue
+        if sha256_file(path) != file.sha256:
+            raise UserError(
+                f"{path} has changed since the run fetched its base model; restore it, or delete "
+                f"{directory} if it is a copy in the store, and start a new run"
+            )
+
+
+def base_of(ctx: StepContext, *, weights: bool = True) -> BaseModel:
+    """Return the base model of a step's run as a directory.
+
+    A run whose fetch_base was not run fetches the model from its address.
+
+    Args:
+        ctx: the step.
+        weights: False where configuration, tokenizer and licence are enough; the directory may
+            then lack the weights.
+
+    Raises:
+        UserError: if the files are not where the run left them, or differ.
+        CorruptObject: if a file from the store has other bytes than it was stored with.
+        RetryableError: if network, server or disk failed.
+    """
+    stored = stored_base(ctx)
+    if stored is None:
+        return resolve(ctx.config.base_model, log=ctx.log)
+    return described(stored, local_copy(stored, cache_root(), ctx.log, weights=weights))
+
+
+def stored_base(ctx: StepContext) -> StoredBase | None:
+    """Return where the run's base model lies, None if fetch_base was not run."""
+    above = ctx.run.meta.get("trial_of")
+    if above is not None:
+        return BASE.find(Run.open(above))
+    try:
+        ctx.entry(BASE.step)
+    except UserError:
+        return None
+    return BASE.read(ctx)
+
+
+def described(stored: StoredBase, directory: Path) -> BaseModel:
+    """Return a stored model with its files in a directory."""
+    facts = stored.model_dump(exclude={"place", "files"})
+    hashes = {name: file.sha256 for name, file in stored.files.items()}
+    return BaseModel(**facts, path=directory, files=hashes)
+
+
+def local_copy(stored: StoredBase, root: Path, log: Log, *, weights: bool) -> Path:
+    """Return a directory with a stored model: the stored one, or one in the cache.
+
+    Args:
+        stored: the model.
+        root: the cache.
+        log: function that takes one line of progress.
+        weights: whether its weights are needed.
+    """
+    directory = directory_of(stored.place)
+    if directory is not None:
+        check_files(directory, stored)
+        return directory
+    # On the machine that fetched it, the cache has the model under its own name already.
+    if cached := find_cached(root, stored.place.rpartition("/")[2]):
+        return cached
+    wanted = [name for name in stored.files if weights or not is_weights(name)]
+    total = sum(stored.files[name].bytes for name in wanted)
+
+    def fill(target: Path) -> dict[str, str]:
+        require_space(target, total)
+        log(f"taking the base model ({total / 1e6:.0f} MB) from {stored.place}")
+        store = open_store(stored.place)
+        hashes = {name: stored.files[name].sha256 for name in wanted}
+        at_once(lambda n: store.get_file(n, target / n, sha256=hashes[n]), wanted)
+        return hashes
+
+    kind = "base" if weights else "base-text"
+    return cached_model(root, kind, stored.digest, fill, log=log)[0]
+
+
+# Beside the shelf's entries, which are named by where a base came from.
+PREFIX = "bases/served"
+
+
+def own_files(ctx: StepContext, base: BaseModel) -> BaseForm:
+    """Describe the files of a base model itself, which an engine loads as they are."""
+    stored = stored_base(ctx)
+    return BaseForm(
+        uri=base.uri,
+        digest=base.digest,
+        variant=REFERENCE,
+        key=None if stored is None else _key_in(ctx.run.store, stored),
+        sha256=base.digest,
+        files=dict(base.files),
+    )
+
+
+def keep_form(
+    store: Store, path: Path, files: Mapping[str, str], form: BaseForm, log: Log
+) -> BaseForm:
+    """Put a form into the store, unless it lies there already.
+
+    Args:
+        store: the store.
+        path: the file, or the folder with the files.
+        files: the names that they get in the store, and their hashes.
+        form: its description.
+        log: function that takes one line of progress.
+
+    Returns:
+        The description with the place.
+
+    Raises:
+        CorruptObject: if the store has other bytes under that hash.
+    """
+    folder = f"{PREFIX}/{form.sha256}"
+    log(f"keeping the base model's {form.variant} in {store.uri_of(folder)}")
+    for name, sha256 in files.items():
+        key = f"{folder}/{name}"
+        try:
+            store.put_file(key, path if path.is_file() else path / name, once=True)
+        except AlreadyThere:
+            found = store.find(key)
+            if found is None or found.sha256 != sha256:
+                raise CorruptObject(
+                    f"{store.uri_of(key)} has other bytes than its name says; delete it and run "
+                    "production_quantization again"
+                ) from None
+    return form.model_copy(update={"key": folder, "files": dict(files)})
+
+
+def fetch_form(
+    store: Store, form: BaseForm, log: Log, own: Callable[[], BaseModel] | None = None
+) -> Path:
+    """Return the file or the folder of a form on this machine, compared with its hashes.
+
+    Args:
+        store: the store that holds it, if a store does.
+        form: its description.
+        log: function that takes one line of progress.
+        own: function that returns the base model where a run has it already, for a form that is
+            its own files.
+
+    Raises:
+        UserError: if a file is missing.
+        CorruptObject: if a file has other bytes.
+    """
+    if form.key is None or (form.made_by is None and own is not None):
+        base = own() if own is not None else resolve(form.uri, log=log)
+        if base.digest != form.digest:
+            raise CorruptObject(
+                f"{base.uri} has the digest {base.digest}, but the adapter was evaluated on "
+                f"{form.digest}; restore that version of the base model"
+            )
+        return base.path
+    folder = _cached(store, form, log)
+    differing = [n for n, sha256 in form.files.items() if sha256_file(folder / n) != sha256]
+    if differing:
+        shutil.rmtree(folder)
+        raise CorruptObject(
+            f"{folder} had other bytes than the base that was evaluated in {', '.join(differing)} "
+            "and was deleted; try again"
+        )
+    return folder / MODEL_FILE if list(form.files) == [MODEL_FILE] else folder
+
+
+def _cached(store: Store, form: BaseForm, log: Log) -> Path:
+    def fill(target: Path) -> dict[str, str]:
+        log(f"taking the base model from {store.uri_of(str(form.key))}")
+        at_once(
+            lambda n: store.get_file(f"{form.key}/{n}", target / n, sha256=form.files[n]),
+            form.files,
+        )
+        return form.files
+
+    return cached_model(cache_root(), "served-base", form.sha256, fill, log=log)[0]
+
+
+def _key_in(store: Store, stored: StoredBase) -> str | None:
+    """Return the key of a base's folder; None if it lies outside of the store."""
+    inside = stored.place.startswith(store.uri_of("bases/"))
+    return store.key_of(stored.place) if inside else None

@@ -1,1 +1,0 @@
-"""The confidence threshold of a release, set on validation rows."""

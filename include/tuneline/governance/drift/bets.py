@@ -1,0 +1,303 @@
+"""Bets against drift: tails, tests and the budget of a year."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuneline.statistics import share_of
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+# Shares of the reference beyond each threshold.
+LEVELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+# A tail that is a tenth heavier is not drift; no two sources of prompts agree more closely.
+TOLERANCE = 1.1
+# Shares of a night's prompts that came from elsewhere, as the bets suppose.
+CONTAMINATION = (0.01, 0.03, 0.1, 0.3)
+# How the prompts from elsewhere lie, as a distribution of their p-values: P(p <= u) = u ** power,
+# or evenly below a level.
+POWERS = (0.1, 0.3)
+EVEN_BELOW = (0.01, 0.03, 0.1, 0.3)
+# Levels that a single night is tested at. Smaller ones have too few prompts in a night.
+NIGHT_LEVEL = 0.009
+# Rows that are taken to agree with the reference before any is checked.
+PRIOR_ROWS = 200
+# Checked scores to expect beyond a threshold for their number to be told from chance.
+LEAST_BEYOND = 10
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Thresholds of a score, and bounds on the share of the null beyond each.
+
+    Attributes:
+        thresholds: falling scores, shape (k,); a score is beyond one if it is at least as large.
+        shares: shares of the null beyond them as estimated, rising, shape (k,).
+        bounds: upper bounds of these shares, shape (k,).
+        odds: log odds of each alternative in each bin, shape (alternatives, k + 1).
+        reference: sorted scores of the reference.
+    """
+
+    thresholds: Floats
+    shares: Floats
+    bounds: Floats
+    odds: Floats
+    reference: Floats
+
+    def log_e(self, scores: Floats) -> Floats:
+        """Return the log e-values of nights.
+
+        Args:
+            scores: scores of the prompts of each night, shape (..., prompts).
+
+        Returns:
+            One for each alternative, shape (..., alternatives).
+        """
+        beyond = self._beyond(scores)
+        ends = np.zeros_like(beyond[..., :1]), np.full_like(beyond[..., :1], scores.shape[-1])
+        bins = np.diff(np.concatenate([ends[0], beyond, ends[1]], axis=-1), axis=-1)
+        return np.asarray(bins @ self.odds.T)
+
+    def tally(self, scores: Floats) -> Counts:
+        """Return counts of nights that can be added: beyond each threshold, and of all prompts."""
+        total = np.full((*scores.shape[:-1], 1), scores.shape[-1])
+        return np.concatenate([self._beyond(scores), total], axis=-1)
+
+    def test(self, tally: Counts) -> Floats:
+        """Return the p-value of a tally: Fisher's exact test at each threshold, corrected."""
+        wide = self.shares >= NIGHT_LEVEL
+        if not wide.any():
+            return np.ones(tally.shape[:-1])
+        kept = np.append(wide, True)
+        return share_test(tally[..., kept], self.shares[wide], len(self.reference))
+
+    def _beyond(self, scores: Floats) -> Counts:
+        """Return the number of scores beyond each threshold, shape (..., k)."""
+        found = [(scores >= threshold).sum(axis=-1) for threshold in self.thresholds]
+        return np.stack(found, axis=-1) if found else np.empty((*scores.shape[:-1], 0), np.int64)
+
+    def p_values(self, scores: Floats) -> Floats:
+        """Return the conformal p-value of each score."""
+        return conformal_p(self.reference, scores)
+
+
+def conformal_p(reference: Floats, scores: Floats) -> Floats:
+    """Return the share of a sorted reference that is at least as extreme, the score included."""
+    beyond = len(reference) - np.searchsorted(reference, scores, side="left")
+    return (beyond + 1) / (len(reference) + 1)
+
+
+def calibrate(scores: Floats, checked: Floats, error: float, points: float = 0.0) -> Tail:
+    """Return the tail of a score, calibrated on a reference.
+
+    Args:
+        scores: scores of the reference; large ones are extreme.
+        checked: scores of prompts of the same source that the reference was not made of. They may
+            be more extreme than the reference's own if a split or a crowd of writers lies between
+            them; the bounds are raised accordingly.
+        error: probability that any bound is too low.
+        points: gain of a tail, as a share of all prompts, that is not drift.
+    """
+    from scipy.stats import beta
+
+    reference = np.sort(scores)
+    rows = len(reference)
+    ranks = sorted({max(1, int(level * rows)) for level in LEVELS})
+    thresholds = np.unique(reference[[rows - rank for rank in ranks]])[::-1]
+    beyond = rows - np.searchsorted(reference, thresholds, side="left")
+    # A score that all share has a threshold with everything beyond it, which says nothing.
+    thresholds, beyond = thresholds[beyond < rows], beyond[beyond < rows]
+    bounds = beta.ppf(1 - error / len(LEVELS), beyond + 1, rows - beyond)
+    heavier = TOLERANCE * excess(reference, thresholds, checked)
+    shares = np.maximum.accumulate(np.minimum(heavier * beyond / rows + points, 1 - 1e-6))
+    bounds = np.maximum.accumulate(np.minimum(heavier * bounds + points, 1 - 1e-6))
+    return Tail(thresholds, shares, bounds, _log_odds(bounds), reference)
+
+
+def excess(reference: Floats, thresholds: Floats, checked: Floats) -> Floats:
+    """Return how many times more checked scores than reference scores lie beyond each threshold.
+
+    It is at least 1. The share of checked scores is drawn towards the reference's as if
+    `PRIOR_ROWS` rows had been seen to agree. Thresholds that few checked scores can be beyond take
+    the figure of the next one.
+    """
+    usual = (len(reference) - np.searchsorted(reference, thresholds, side="left")) / len(reference)
+    told = usual * len(checked) >= LEAST_BEYOND
+    if not told.any():
+        return np.ones(len(thresholds))
+    seen = (checked[:, None] >= thresholds).sum(axis=0)
+    share = (seen + PRIOR_ROWS * usual) / (len(checked) + PRIOR_ROWS)
+    times = np.maximum(1.0, share / usual)
+    return np.asarray(np.where(told, times, times[int(np.argmax(told))]))
+
+
+def _log_odds(bounds: Floats) -> Floats:
+    """Return the log odds of each alternative by bin; each has a mean of 1 under the bounds."""
+    below = np.append(bounds, 1.0)
+    mass = np.maximum(np.diff(below, prepend=0.0), 1e-12)
+    elsewhere = [below**power for power in POWERS]
+    elsewhere += [np.minimum(below / level, 1.0) for level in EVEN_BELOW]
+    rows = []
+    for cumulative in elsewhere:
+        ratio = np.diff(cumulative, prepend=0.0) / mass
+        # Odds must fall from the extreme bin on, or a lighter tail would win.
+        ratio = np.minimum.accumulate(ratio)
+        rows += [np.log1p(share * (ratio - 1)) for share in CONTAMINATION]
+    return np.array(rows)
+
+
+def rate_log_e(count: int, total: int, bound: float, rates: Sequence[float]) -> Floats:
+    """Return the log e-value of `count` events in `total` for each supposed rate.
+
+    Args:
+        count: events of a night.
+        total: prompts of the night.
+        bound: largest rate that is not drift.
+        rates: alternatives, each above the bound and below 1.
+    """
+    supposed = np.array(rates, dtype=float)
+    won = count * np.log(supposed / bound)
+    return np.asarray(won + (total - count) * np.log((1 - supposed) / (1 - bound)))
+
+
+def share_test(tally: Counts, shares: Floats, rows: int) -> Floats:
+    """Return the p-value of counts that are larger than a reference's shares: Fisher's exact test.
+
+    Args:
+        tally: events by share, and the total last, shape (..., shares + 1).
+        shares: largest shares of the reference that are not drift, shape (shares,).
+        rows: rows of the reference.
+
+    Returns:
+        The smallest p-value of each tally, corrected for the number of shares.
+    """
+    from scipy.stats import hypergeom
+
+    events, total = tally[..., :-1], tally[..., -1:]
+    usual = np.minimum(np.ceil(shares * rows), rows)
+    cases = np.stack(np.broadcast_arrays(events, usual.astype(np.int64), total)).reshape(3, -1)
+    # SciPy takes a tenth of a millisecond for each; small counts are often the same.
+    (k, known, n), inverse = np.unique(cases, axis=1, return_inverse=True)
+    p = hypergeom.sf(k - 1, rows + n, known + k, n)[inverse.ravel()].reshape(events.shape)
+    return np.asarray(np.minimum(1.0, p.min(axis=-1) * len(shares)))
+
+
+def rate_bound(count: int, total: int, error: float) -> float:
+    """Return the upper Clopper-Pearson bound of a rate; 1 where nothing was counted."""
+    return share_of(count, total, error).upper if total else 1.0
+
+
+# Nights for which a budget of false alarms lasts. Then the bets start again with a new one.
+YEAR = 365
+# Money for the first night. A mismatch of training and production shows as soon as a model serves.
+FIRST_NIGHT = 0.25
+# Nights that are tested together, and the part of the budget for these tests.
+BLOCKS = {7: 0.125, 28: 0.125}
+SLOW, SINGLE = 0.25, 0.5
+
+
+def night_money(night: int) -> float:
+    """Return the share of a year's money that starts to bet on a night, counted from 0."""
+    return FIRST_NIGHT if night == 0 else (1 - FIRST_NIGHT) / (YEAR - 1)
+
+
+def block_money(nights: int) -> float:
+    """Return the part of the budget for one test of a block of nights."""
+    return BLOCKS[nights] / (YEAR // nights)
+
+
+@dataclass
+class Wealth:
+    """What the bets of one signal have come to.
+
+    Attributes:
+        nights: nights of this year that were bet on.
+        p_value: anytime-valid p-value, the smallest so far this year.
+        log_wealth: logarithm of the running wealth by alternative, shape (alternatives,).
+        rise: largest sum of log e-values up to tonight by alternative, over all first nights.
+        began: the first night of that sum by alternative, the estimate of the change point.
+        recent: tallies of the last nights, the latest last.
+    """
+
+    nights: int = 0
+    p_value: float = 1.0
+    log_wealth: Floats = field(default_factory=lambda: np.empty(0))
+    rise: Floats = field(default_factory=lambda: np.empty(0))
+    began: list[str] = field(default_factory=list)
+    recent: list[Counts] = field(default_factory=list)
+
+    def bet(self, log_e: Floats, tally: Counts, test: Callable[[Counts], Floats], day: str) -> None:
+        """Take a night.
+
+        Args:
+            log_e: its log e-values by alternative, shape (alternatives,).
+            tally: its counts, which can be added over nights.
+            test: function from a tally to its p-value.
+            day: its date.
+        """
+        if self.nights == YEAR or len(self.log_wealth) != len(log_e):
+            # A new year, or another reference: what was bet on before is no more.
+            self.nights, self.p_value = 0, 1.0
+            self.log_wealth = np.full(len(log_e), -np.inf)
+            self.rise, self.began = np.zeros(len(log_e)), [day] * len(log_e)
+            self.recent = []
+        money = night_money(self.nights)
+        self.log_wealth = np.logaddexp(self.log_wealth, math.log(money)) + log_e
+        self.nights += 1
+        slow = math.exp(-max(0.0, self._log_total()))
+        single = float(test(tally)) / (SINGLE * money)
+        if self.recent and len(self.recent[-1]) != len(tally):
+            self.recent = []
+        self.recent = [*self.recent, tally][-max(BLOCKS) :]
+        blocks = [
+            float(test(np.sum(self.recent[-size:], axis=0))) / block_money(size)
+            for size in BLOCKS
+            if self.nights % size == 0 and len(self.recent) >= size
+        ]
+        self.p_value = min(self.p_value, slow / SLOW, single, *blocks)
+        self.began = [
+            day if rise <= 0 else was for rise, was in zip(self.rise, self.began, strict=True)
+        ]
+        self.rise = np.maximum(self.rise, 0) + log_e
+
+    def _log_total(self) -> float:
+        """Return the logarithm of all money: what was bet, and what waits for its night."""
+        spent = FIRST_NIGHT + (self.nights - 1) * night_money(1)
+        bet = np.logaddexp.reduce(self.log_wealth) - math.log(len(self.log_wealth))
+        return float(np.logaddexp(bet, math.log(max(1 - spent, 1e-300))))
+
+    @property
+    def since(self) -> str | None:
+        """The night on which the strongest alternative began to win, None before the first bet."""
+        return self.began[int(np.argmax(self.rise))] if self.began else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state as plain types."""
+        # An empty purse (-inf) has no form in JSON; -1e9 is as empty.
+        return {
+            "nights": self.nights,
+            "p_value": self.p_value,
+            "log_wealth": [round(float(max(v, -1e9)), 6) for v in self.log_wealth],
+            "rise": [round(float(v), 6) for v in self.rise],
+            "began": self.began,
+            "recent": [[int(count) for count in tally] for tally in self.recent],
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Wealth:
+        """Return the wealth of `as_dict`."""
+        return cls(
+            int(document["nights"]),
+            float(document["p_value"]),
+            np.array(document["log_wealth"], dtype=float),
+            np.array(document["rise"], dtype=float),
+            [str(day) for day in document["began"]],
+            [np.array(tally, dtype=np.int64) for tally in document["recent"]],
+        )

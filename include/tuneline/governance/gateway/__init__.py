@@ -1,0 +1,1 @@
+"""What cost_tracking and fallback do with a real gateway: billing, planted faults, confidence."""
