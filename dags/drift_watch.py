@@ -101,8 +101,8 @@ def _form() -> dict[str, Param]:
 @fail_plainly()
 def choose_days(model_name: str) -> dict[str, Any] | None:
     """Choose the last day that is compared; None, which skips the rest, after a backfill."""
+    from tuneline.governance.production.drift_look import last_day
     from tuneline.governance.production.settings import write_settings
-    from tuneline.governance.production.watch import last_day
     from tuneline.store import open_store
 
     context: Any = get_current_context()
@@ -129,7 +129,7 @@ def choose_days(model_name: str) -> dict[str, Any] | None:
 @fail_plainly()
 def decide(model_name: str) -> dict[str, str]:
     """Decide what the look starts, and say so in the run's note."""
-    from tuneline.governance.production.watch import read_look
+    from tuneline.governance.production.drift_look import read_look
     from tuneline.governance.retraining import drift
     from tuneline.store import open_store
 
@@ -175,8 +175,8 @@ def ask_for_labels(model_name: str) -> str:
 @fail_plainly()
 def start_retraining(model_name: str, main: str) -> str | None:
     """Start the main DAG once for this drift; None, with a note, if too few rows are reviewed."""
+    from tuneline.governance.production.drift_look import read_look
     from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
-    from tuneline.governance.production.watch import read_look
     from tuneline.governance.retraining.drift import note_retraining
     from tuneline.governance.retraining.spending import over_budget
     from tuneline.launch import safe_run_id

@@ -2,8 +2,9 @@
 
 Reads the requests that the gateway logged on one day (UTC), removes personal data and secrets with
 the full scrubber, removes near-duplicates, draws rows for review, and writes the curated day with
-its evidence: requests in = rows kept + rows rejected, each with its reason. `gate_day` checks the
-tables in the store with Great Expectations; only a day that passes is announced to `drift_watch`.
+its evidence: requests in = rows kept + rows rejected, each with its reason. Great Expectations
+checks the day before it takes the place of the one before; only a day that passes is announced to
+`drift_watch`.
 
 **A run for a day replaces that day whole**, so any day can be run again: *Trigger* with `day`, a
 backfill from the UI, or `airflow backfill create --dag-id production_logs --from-date … --to-date …
@@ -38,7 +39,7 @@ from tuneline_airflow.pods import ModelPod
 from tuneline_airflow.rest import leave_note
 
 if TYPE_CHECKING:
-    from tuneline.governance.production.curated_day import CuratedDay
+    from tuneline.governance.production.curated_days import CuratedDay
 
 
 def build(model: Model) -> DAG:
@@ -58,7 +59,7 @@ def build(model: Model) -> DAG:
             chosen="choose_day",
             options=["day", "sample", "config"],
         )
-        chosen >> curate >> gate_day(model.name) >> check_day(model.name, asset)
+        chosen >> curate >> check_day(model.name, asset)
     dag.params = ParamsDict(_form())
     return dag
 
@@ -116,26 +117,6 @@ def choose_day(model_name: str) -> dict[str, Any]:
     }
 
 
-def gate_day(model_name: str) -> Any:
-    """Make the task that checks the tables of the day with Great Expectations."""
-
-    @task(task_id="gate_day", retries=2, retry_policy=worker_retry_policy)
-    def gate() -> None:
-        from tuneline.governance.production import day_gate
-
-        context: Any = get_current_context()
-        curated = curated_in(context, model_name)
-        result = day_gate.gate_day(curated)
-        print(f"{curated.evidence.day}: {result.verdict}: {result.summary}")
-        if result.docs:
-            print(f"Data Docs: {result.docs}")
-        if result.verdict == Verdict.FAIL:
-            leave_note(context, f"{curated.evidence.day}: {result.summary}")
-            raise AirflowFailException(f"{curated.evidence.day}: {result.summary}")
-
-    return gate()
-
-
 def check_day(model_name: str, asset: Asset) -> Any:
     """Make the task that reads the evidence of the day and announces the day as curated."""
 
@@ -154,7 +135,7 @@ def check_day(model_name: str, asset: Asset) -> Any:
 
 def curated_in(context: Any, model_name: str) -> CuratedDay:
     """Return the day that a run has curated."""
-    from tuneline.governance.production.curated_day import open_day
+    from tuneline.governance.production.curated_days import open_day
     from tuneline.store import open_store
 
     chosen = context["ti"].xcom_pull(task_ids="choose_day")

@@ -19,7 +19,7 @@ from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import read_release
 from tuneline.config import merge
 from tuneline.data.tables.rows import read_dataset
-from tuneline.governance.production.curated_day import open_day
+from tuneline.governance.production.curated_days import open_day
 from tuneline.run import Run
 from tuneline.stack.airflow import Airflow
 from tuneline.stack.runs import DagRun
@@ -199,8 +199,8 @@ def looked_at(production, day):
 def test_ordinary_days_start_nothing(production, ordinary):
     for day in ORDINARY:
         curated = open_day(production.store, MODEL, day)
-        gate = json.loads(production.store.get_bytes(f"{curated.prefix}/gate.json"))
-        assert gate["verdict"] == "pass"
+        assert curated.evidence.verdict == "pass"
+        assert production.store.exists(f"{curated.prefix}/data_docs/index.html")
     assert [run["dag_run_id"] for run in production.runs(MAIN)] == ["first"]
     notes = [run["note"] or "" for run in production.runs(DRIFT)]
     assert any("look like the training data" in note for note in notes), notes

@@ -79,7 +79,7 @@ def _add_config(action: argparse.ArgumentParser) -> None:
 
 
 def _store(arguments: argparse.Namespace) -> Store:
-    from tuneline.governance.production.curated_day import check_model
+    from tuneline.governance.production.curated_days import check_model
     from tuneline.store import open_store
 
     check_model(arguments.model)
@@ -88,7 +88,7 @@ def _store(arguments: argparse.Namespace) -> Store:
 
 def _curate(arguments: argparse.Namespace) -> int:
     from tuneline.governance.production.curate import curate
-    from tuneline.governance.production.curated_day import parse_day
+    from tuneline.governance.production.curated_days import parse_day
     from tuneline.governance.production.settings import read_settings
 
     settings = read_settings(
@@ -108,9 +108,9 @@ def _curate(arguments: argparse.Namespace) -> int:
 
 
 def _drift(arguments: argparse.Namespace) -> int:
-    from tuneline.governance.production.curated_day import parse_day
+    from tuneline.governance.production.curated_days import parse_day
+    from tuneline.governance.production.drift_look import look_at
     from tuneline.governance.production.settings import read_settings
-    from tuneline.governance.production.watch import look_at
 
     settings, store = read_settings(arguments.config), _store(arguments)
     look = look_at(store, arguments.model, parse_day(arguments.until), settings.governance)

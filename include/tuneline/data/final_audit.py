@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -150,30 +150,13 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
     return len({number for number, _, _ in cross_pairs(texts, sides, limit)})
 
 
-def torn_rows(rows: Sequence[Row]) -> int:
-    """Count source rows whose pieces (`row_id#k`) lie in more than one split."""
-    splits: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        splits[base_id(row.row_id)].add(row.split)
-    return sum(len(found) > 1 for found in splits.values())
-
-
-def torn_conversations(rows: Sequence[Row], before: Sequence[Row]) -> int:
-    """Count conversations that the dataset names whose rows lie in more than one split.
-
-    The dataset's own hold-out is taken as it is and does not count.
-
-    Args:
-        rows: the dataset.
-        before: the rows after scrubbing, which know their conversations.
-    """
-    named = {row.row_id: row.conversation for row in before if not row.own_holdout}
-    splits: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        conversation = named.get(base_id(row.row_id))
-        if conversation is not None:
-            splits[conversation].add(row.split)
-    return sum(len(found) > 1 for found in splits.values())
+def torn(groups: Iterable[Hashable], splits: Iterable[str]) -> int:
+    """Count the groups, None excepted, whose rows lie in more than one split."""
+    found: dict[Hashable, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        if group is not None:
+            found[group].add(split)
+    return sum(len(sides) > 1 for sides in found.values())
 
 
 def repeated_rows(rows: Sequence[Row]) -> int:
@@ -294,6 +277,10 @@ def _measurements(
     leaking = leaking_rows(rows, before, config.near_duplicate_jaccard)
     outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
 
+    sources, splits = [base_id(row.row_id) for row in facts], column_of(rows, "split")
+    # The dataset's own hold-out is taken as it is and does not count.
+    named = {row.row_id: row.conversation for row in before.facts() if not row.own_holdout}
+
     def none(name: str, count: int, unit: str = "rows") -> Measurement:
         return measure(name, count, unit, "==", 0)
 
@@ -305,10 +292,10 @@ def _measurements(
         measure("token_length_audit.tokens_max", max(found.lengths), "tokens", "<=", limit),
         none("token_length_audit.stale_counts", stale),
         measure("deduplication.cross_split_near_duplicates", leaking, "rows", "<=", 0),
-        none("deduplication.rows_torn_across_splits", torn_rows(facts)),
+        none("deduplication.rows_torn_across_splits", torn(sources, splits)),
         none(
             "deduplication.conversations_torn_across_splits",
-            torn_conversations(facts, before.facts()),
+            torn(map(named.get, sources), splits),
             "conversations",
         ),
         measure(

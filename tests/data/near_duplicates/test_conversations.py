@@ -7,7 +7,7 @@ from tests.lab.runs import value
 
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.reading import convert
-from tuneline.data.final_audit import torn_conversations
+from tuneline.data.final_audit import torn
 from tuneline.data.near_duplicates import deduplicate
 from tuneline.data.near_duplicates.split import tie_conversations
 from tuneline.data.sources.csv_files import CsvForm
@@ -103,16 +103,9 @@ def test_no_conversation_is_torn_and_a_torn_one_fails_step_and_gate(data_lab, mo
 
 
 def test_the_final_audit_finds_a_named_conversation_in_two_splits():
-    before = [row(n, f"q{n}", conversation="x") for n in range(3)]
-    before.append(row(3, "q3", conversation="x", own_holdout=True))
-    splits = ["train", "train", "train", "holdout"]
-    rows = [
-        Row(f"{b.row_id}#0", b.messages, "rows.jsonl", 1, split=split)
-        for b, split in zip(before, splits, strict=True)
-    ]
-    assert torn_conversations(rows, [*before[:3], row(9, "z")]) == 0
-    moved = [*rows[:2], Row("0002", [], "rows.jsonl", 1, split="holdout")]
-    assert torn_conversations(moved, before) == 1
+    named = ["x", "x", "x", None, None]
+    assert torn(named, ["train", "train", "train", "holdout", "train"]) == 0
+    assert torn(named, ["train", "train", "holdout", "holdout", "train"]) == 1
 
 
 def keys(path, config, form=None):

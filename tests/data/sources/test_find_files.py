@@ -92,6 +92,8 @@ def test_globs_on_servers_are_those_of_a_shell():
     assert choose(keys, "[!x]*") == ["a.jsonl"]
     assert choose(keys, "x/y/d.txt") == ["x/y/d.txt"]
     assert choose(keys, "none") == []
+    with pytest.raises(UserError, match="'x\\*\\*' is not a pattern for files"):
+        choose(keys, "x**")
 
 
 def test_endings():

@@ -1,5 +1,6 @@
 """A day of logged requests becomes a curated day; nothing is lost, and no name is left."""
 
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 
@@ -9,28 +10,39 @@ import pytest
 from tests.lab.data_runs import make_base, text
 from tests.lab.logged import DAY, MODEL, logged, put
 
-from tuneline.artifacts.request_log import folder_name
+from tuneline.artifacts.request_log import folder_name, read_day
 from tuneline.cli import main
-from tuneline.errors import TunelineError
+from tuneline.data.gates.expectations import validate
+from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import Verdict
 from tuneline.governance.production import curate as module
 from tuneline.governance.production.curate import curate
-from tuneline.governance.production.curated_day import CURATED, REJECTED, REVIEW, open_day
+from tuneline.governance.production.curated_days import REQUESTS, open_day
+from tuneline.governance.production.day_suite import day_suite
 from tuneline.governance.production.settings import read_settings
-from tuneline.governance.production.vocabulary import Reason
+from tuneline.governance.production.usable import Reason
+from tuneline.store import open_store
 
 
-def table(day, name, tmp_path):
-    assert day.fetch(name, tmp_path / name)
-    return pq.read_table(tmp_path / name).to_pylist()
+def table(day, tmp_path):
+    assert day.fetch(tmp_path / REQUESTS)
+    return pq.read_table(tmp_path / REQUESTS).to_pylist()
+
+
+def rows_kept(day, tmp_path):
+    return [row for row in table(day, tmp_path) if row["reason"] is None]
+
+
+def gone(day, tmp_path):
+    return {row["request_id"]: row for row in table(day, tmp_path) if row["reason"]}
 
 
 def reasons(day, tmp_path):
-    return {row["request_id"]: row["reason"] for row in table(day, REJECTED, tmp_path)}
+    return {request_id: row["reason"] for request_id, row in gone(day, tmp_path).items()}
 
 
 def reviewed(day, tmp_path):
-    return {row["request_id"] for row in table(day, CURATED, tmp_path) if row["in_review"]}
+    return {row["request_id"] for row in table(day, tmp_path) if row["in_review"]}
 
 
 def objects(store, prefix="curated"):
@@ -39,13 +51,14 @@ def objects(store, prefix="curated"):
 
 def test_a_clean_day_is_kept_whole(any_store, curated, tmp_path):
     day = curated(any_store, [logged(n, text(n)) for n in range(30)])
-    rows = table(day, CURATED, tmp_path)
+    rows = rows_kept(day, tmp_path)
     assert [row["request_id"] for row in rows] == [f"req-04-{n:06d}" for n in range(30)]
     assert [row["messages"][0]["content"] for row in rows] == [text(n) for n in range(30)]
     assert {(row["seen"], row["weight"]) for row in rows} == {(1, 1.0)}
     assert day.evidence.verdict == Verdict.PASS
     assert (day.evidence.requests_in, day.evidence.rows_kept) == (30, 30)
-    assert table(day, REJECTED, tmp_path) == []
+    assert gone(day, tmp_path) == {}
+    assert "requests" in any_store.get_bytes(f"{day.prefix}/data_docs/index.html").decode()
     assert open_day(any_store, MODEL, DAY) == day
 
 
@@ -74,6 +87,7 @@ def test_each_request_that_cannot_be_used_has_its_reason(store, curated, tmp_pat
     expected = [reason for _, reason in UNUSABLE]
     found = reasons(day, tmp_path)
     assert [found[row.request_id] for row in broken] == expected
+    assert all(row["messages"] is row["answer"] is None for row in gone(day, tmp_path).values())
     assert day.evidence.rows_kept == 10
     assert sum(day.evidence.rejected.values()) == len(broken)
 
@@ -86,7 +100,7 @@ def test_answers_of_another_upstream_and_doubtful_ones_stay(store, curated, tmp_
         logged(4, text(4), messages=[{"role": "developer", "content": "Be brief."},
                                      {"role": "user", "content": text(4)}]),
     ]  # fmt: skip
-    kept = table(curated(store, rows), CURATED, tmp_path)
+    kept = rows_kept(curated(store, rows), tmp_path)
     strata = ["fallback", "low_confidence", "low_confidence", "random"]
     assert [row["stratum"] for row in kept] == strata
     assert kept[3]["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -106,7 +120,7 @@ def test_rows_that_the_settings_refuse(store, curated, tmp_path):
     day = curated(store, rows, config=config, base_model=str(base))
     found = reasons(day, tmp_path)
     assert list(found.values()) == [Reason.PII_REFUSED, Reason.TOO_LONG]
-    (kept,) = table(day, CURATED, tmp_path)
+    (kept,) = rows_kept(day, tmp_path)
     assert 0 < kept["n_tokens"] <= 60
 
 
@@ -118,7 +132,7 @@ def test_repeated_questions_keep_their_frequency(store, curated, tmp_path):
         logged(4, text(4)),
     ]
     day = curated(store, rows)
-    kept = {row["request_id"]: row for row in table(day, CURATED, tmp_path)}
+    kept = {row["request_id"]: row for row in rows_kept(day, tmp_path)}
     # The model's own answer stays, not the earlier one of another upstream.
     assert list(kept) == ["req-04-000002", "req-04-000004"]
     assert (kept["req-04-000002"]["seen"], kept["req-04-000002"]["weight"]) == (3, 7.0)
@@ -133,12 +147,12 @@ def test_a_question_of_an_earlier_day_is_seen_before(store, curated, tmp_path):
     curated(store, [logged(n, text(n), day=before) for n in range(3)])
     rows = [logged(9, text(1)), logged(10, text(1)), logged(11, text(20))]
     day = curated(store, rows)
-    gone = {row["request_id"]: row for row in table(day, REJECTED, tmp_path)}
-    assert gone["req-04-000009"]["reason"] == Reason.SEEN_BEFORE
-    assert gone["req-04-000009"]["of"] == "req-02-000001"
-    assert gone["req-04-000009"]["of_day"] == "2026-03-02"
-    assert (gone["req-04-000009"]["seen"], gone["req-04-000009"]["weight"]) == (2, 2.0)
-    assert gone["req-04-000010"]["of"] == "req-04-000009"
+    left = gone(day, tmp_path)
+    assert left["req-04-000009"]["reason"] == Reason.SEEN_BEFORE
+    assert left["req-04-000009"]["of"] == "req-02-000001"
+    assert left["req-04-000009"]["of_day"] == "2026-03-02"
+    assert (left["req-04-000009"]["seen"], left["req-04-000009"]["weight"]) == (2, 2.0)
+    assert left["req-04-000010"]["of"] == "req-04-000009"
     assert [ref.name for ref in day.evidence.inputs] == ["logs", "curated/2026-03-02"]
     config = tmp_path / "short.yaml"
     config.write_text("data: {pii_ner: false}\ncuration: {lookback_days: 1}\n")
@@ -153,7 +167,7 @@ def test_names_and_addresses_are_gone_from_everything_written(store, curated, tm
         *(logged(n, text(n)) for n in range(10, 20)),
     ]  # fmt: skip
     day = curated(store, rows, config=None, sample_rate=1.0)
-    kept = table(day, CURATED, tmp_path)
+    kept = rows_kept(day, tmp_path)
     for written in [*objects(store).values(), json.dumps(kept, default=str).encode()]:
         assert b"Thornbury" not in written
         assert b"14 Elm" not in written
@@ -193,7 +207,7 @@ def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(store, c
         logged(3, "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."),
     ]
     day = curated(store, rows, reference=address, sample_rate=1.0)
-    kept = table(day, CURATED, tmp_path)
+    kept = rows_kept(day, tmp_path)
     assert [row["resembles"] for row in kept] == ["holdout", "train", None]
     assert [row["resembles_row"] for row in kept] == ["h1", "t25", None]
     assert [row["stratum"] for row in kept] == [None, "random", "novel"]
@@ -217,7 +231,7 @@ def test_the_review_sample_has_known_probabilities(store, curated, tmp_path):
     day = curated(store, [*rows, logged(99, text(99))], config=config)
     assert len(first - reviewed(day, tmp_path)) <= 1
     full = curated(store, rows, config=config, sample_rate=1.0)
-    assert full.rows(REVIEW) == 28
+    assert len(reviewed(full, tmp_path)) == 28
 
 
 def test_the_same_input_gives_the_same_bytes(any_store, curated, tmp_path, without_names):
@@ -293,11 +307,116 @@ def test_wrong_settings_are_named(section, message, tmp_path):
         read_settings(path)
 
 
+def test_a_day_whose_requests_all_left_is_kept(store, curated):
+    day = curated(store, [logged(n, "hello", status="timeout") for n in range(3)])
+    assert (day.evidence.verdict, day.evidence.rows_kept) == (Verdict.PASS, 0)
+
+
+def test_texts_that_could_not_be_scrubbed_are_in_no_table(store, curated, tmp_path):
+    config = tmp_path / "settings.yaml"
+    config.write_text("data: {pii_ner: false, pii_actions: {EMAIL_ADDRESS: reject_row}}\n")
+    rows = [logged(1, "Write to jane.roe@mail-host.org."), logged(2, text(2))]
+    day = curated(store, rows, config=config)
+    assert reasons(day, tmp_path) == {"req-04-000001": Reason.PII_REFUSED}
+    assert b"jane.roe" not in b"".join(objects(store).values())
+
+
+def as_of_version_1(store, day):
+    """Make a stored day one that an earlier version curated."""
+    key, pointer = f"{day.prefix}/evidence.json", f"{day.prefix.rpartition('/')[0]}/current.json"
+    raw = store.get_bytes(key).replace(b"tuneline/curated/2", b"tuneline/curated/1")
+    store.put_bytes(key, raw)
+    document = json.loads(store.get_bytes(pointer))
+    document["evidence_sha256"] = hashlib.sha256(raw).hexdigest()
+    store.put_bytes(pointer, json.dumps(document).encode())
+
+
+def test_a_day_of_an_earlier_version_is_named_and_can_be_curated_again(store, curated, capsys):
+    before = DAY - timedelta(days=1)
+    rows = [logged(n, text(n), day=before) for n in range(3)]
+    as_of_version_1(store, curated(store, rows))
+    with pytest.raises(UserError, match="curate` for this day again"):
+        open_day(store, MODEL, before)
+    assert curated(store, [logged(1, text(1))]).evidence.rows_kept == 1
+    assert "left out: " in capsys.readouterr().err
+    assert curated(store, rows).evidence.rows_kept == 3
+    assert open_day(store, MODEL, before).evidence.rows_kept == 3
+
+
+ROWS = [
+    *(logged(n, text(n), sample_rate=0.5) for n in range(8)),
+    logged(8, text(1)),
+    logged(9, text(9), status="timeout"),
+]
+
+
+def with_column(name, value, row=0):
+    def edit(table):
+        at, kind = table.schema.get_field_index(name), table.schema.field(name)
+        values = table[name].to_pylist()
+        values[row] = value
+        return table.set_column(at, kind, pa.array(values, kind.type))
+
+    return edit
+
+
+# Request 0 stays, 8 is a duplicate, 9 has no answer.
+FAULTS = [
+    (lambda t: t.slice(1), "row count to equal"),
+    (lambda t: pa.concat_tables([t, t.slice(0, 1)]), "requests.request_id"),
+    (with_column("request_id", None), "requests.request_id"),
+    (with_column("request_id", "req-x"), "requests.of_the_log"),
+    (with_column("time", datetime(2026, 3, 5, tzinfo=UTC)), "requests.of_the_day"),
+    (with_column("seen", 9), "requests.counted"),
+    (with_column("seen", 0), "requests.seen"),
+    (with_column("weight", 2.5), "requests.counted_weight"),
+    (with_column("weight", 0.5), "requests.weight"),
+    (with_column("similarity", 1.5), "requests.similarity"),
+    (with_column("novelty", -0.1), "requests.novelty"),
+    (with_column("inclusion_probability", 1.5), "requests.inclusion_probability"),
+    (with_column("inclusion_probability", None), "requests.offered_without_chance"),
+    (with_column("in_review", False), "requests.offered"),
+    (with_column("in_review", True, 9), "requests.offered_and_gone"),
+    (with_column("stratum", "other"), "requests.stratum"),
+    (with_column("resembles", "holdout"), "requests.offered_like"),
+    (with_column("answer", None), "requests.kept_without_text"),
+    (with_column("of", None, 8), "requests.replaced_by_nothing"),
+    (with_column("reason", "mood", 9), "requests.reason"),
+    (with_column("reason", "no_text", 8), "requests.counted"),
+]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, without_names):
+    """The table of a day, what the log says, and the number of rows that are offered."""
+    root = tmp_path_factory.mktemp("day")
+    store = open_store((root / "store").as_uri())
+    put(store, ROWS, root)
+    day = curate(store, MODEL, DAY, read_settings(without_names))
+    day.fetch(root / REQUESTS)
+    offered = sum(count.in_review for count in day.evidence.strata.values())
+    return root / REQUESTS, read_day(store, MODEL, DAY), offered
+
+
+@pytest.mark.parametrize(("edit", "where"), FAULTS)
+def test_each_planted_fault_breaks_an_expectation(written, tmp_path, edit, where):
+    path, log, offered = written
+    pq.write_table(edit(pq.read_table(path)), tmp_path / REQUESTS)
+    suite = day_suite(tmp_path / REQUESTS, log, DAY, offered)
+    verdict, failures, _ = validate([suite], tmp_path / "gx")
+    assert verdict == Verdict.FAIL
+    assert any(where in failure for failure in failures), failures
+
+
 def test_a_lost_request_stops_the_day(store, curated, monkeypatch):
     before = curated(store, [logged(n, text(n)) for n in range(5)])
-    write = module.write_rejected
-    monkeypatch.setattr(module, "write_rejected", lambda path, gone: write(path, gone[1:]))
-    rows = [logged(1, text(1)), logged(2, text(2), status="timeout"), logged(3, text(3))]
-    with pytest.raises(TunelineError, match=r"does not add up.*requests_lost is 1"):
+    write = module.write_requests
+
+    def losing(path, facts, scrubbed, requests):
+        write(path, facts.slice(1), scrubbed, requests[1:])
+
+    monkeypatch.setattr(module, "write_requests", losing)
+    rows = [logged(2, text(2), status="timeout"), logged(3, text(3)), logged(4, text(4))]
+    with pytest.raises(TunelineError, match=r"does not add up.*row count to equal"):
         curated(store, rows)
     assert open_day(store, MODEL, DAY) == before

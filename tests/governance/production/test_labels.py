@@ -11,6 +11,7 @@ from tests.lab.logged import MODEL, logged
 from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance.production.labels import (
+    Decision,
     label_form,
     open_rows,
     put_answers,
@@ -20,7 +21,8 @@ from tuneline.governance.production.labels import (
     take_answers,
 )
 from tuneline.governance.production.reviewed import review_status, reviewed_rows
-from tuneline.governance.production.vocabulary import Decision
+
+pytestmark = pytest.mark.usefixtures("ungated")
 
 IDS = [f"req-04-{n:06d}" for n in range(6)]
 

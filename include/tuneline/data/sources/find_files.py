@@ -103,12 +103,20 @@ def choose(names: Sequence[str], wanted: str) -> list[str]:
         names: relative POSIX paths.
         wanted: a file, a folder, a glob (`*` stays within a folder, `**` does not), or empty
             for all.
+
+    Raises:
+        UserError: if it is no pattern.
     """
     if wanted in names:
         return [wanted]
     if _WILDCARD.search(wanted):
-        pattern = _glob_pattern(wanted)
-        chosen = [name for name in names if pattern.fullmatch(name)]
+        from fsspec.utils import glob_translate
+
+        try:
+            pattern = re.compile(glob_translate(wanted))
+        except (ValueError, re.error) as error:
+            raise UserError(f"{wanted!r} is not a pattern for files: {error}") from None
+        chosen = [name for name in names if pattern.match(name)]
     else:
         folder = wanted.rstrip("/") + "/" if wanted.strip("/") else ""
         chosen = [name for name in names if name.startswith(folder)]
@@ -129,24 +137,6 @@ def fixed_folder(pattern: str) -> str:
 def has_wildcard(text: str) -> bool:
     """Return True if a path is a glob."""
     return _WILDCARD.search(text) is not None
-
-
-def _glob_pattern(text: str) -> re.Pattern[str]:
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[!?\]?[^\]]{0,255}\])", text)
-    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = []
-    for piece in pieces:
-        if piece in known:
-            parts.append(known[piece])
-        elif piece.startswith("[") and piece.endswith("]") and len(piece) > 2:
-            inner = piece[1:-1].replace("\\", "\\\\")
-            parts.append(f"[{'^' + inner[1:] if inner.startswith('!') else inner}]")
-        else:
-            parts.append(re.escape(piece))
-    try:
-        return re.compile("".join(parts), re.S)
-    except re.error:
-        raise UserError(f"{text!r} is not a pattern for files; check its brackets") from None
 
 
 def split_address(address: str) -> tuple[str, str]:

@@ -1,62 +1,55 @@
 """`tuneline logs curate`: from a day's logged requests to rows that people can review.
 
-Requests that can't be used are rejected, the others scrubbed; one row of each question stays. Rows
-that resemble a dataset are marked, and rows are drawn for review. The day is audited before it
-takes the place of the one before.
+Requests that can't be used leave, the others are scrubbed; one row of each question stays. Rows
+that resemble a dataset are marked, and rows are drawn for review. The day is checked by Great
+Expectations before it takes the place of the one before.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
-from datetime import UTC, date, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from tuneline.artifacts.request_log import PREFIX as LOGS
 from tuneline.artifacts.request_log import folder_name, read_day
+from tuneline.data.gates.expectations import validate
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.environment import code_identity
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict, conclude, measure
-from tuneline.governance.production.audit import audit
-from tuneline.governance.production.comparison import Compared, Job, compare, findings
-from tuneline.governance.production.curated_day import (
-    CURATED,
-    REJECTED,
-    REVIEW,
+from tuneline.governance.production.curated_days import (
+    REQUESTS,
     CuratedDay,
     CurationEvidence,
     StoredFile,
+    StratumCount,
     check_model,
     open_day,
+    open_days,
     publish,
 )
-from tuneline.governance.production.duplicates import merge_within_day, read_requests
+from tuneline.governance.production.day_suite import day_suite
+from tuneline.governance.production.requests import (
+    FACTS,
+    Request,
+    requests_of,
+    staying,
+    write_requests,
+)
+from tuneline.governance.production.review_sample import compare, draw_sample, merge_within_day
 from tuneline.governance.production.scrubbing import ScrubbedDay, scrub_day
 from tuneline.governance.production.settings import CurationSettings
-from tuneline.governance.production.tables import (
-    batches_of,
-    surrogates_of,
-    weight_of,
-    write_curated,
-    write_rejected,
-)
+from tuneline.governance.production.usable import MERGED
 from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
 from tuneline.store import Store, at_work_in, sha256_file
-
-_SCRUBBED = "scrubbed.parquet"
-_REVIEWED_COLUMNS = (
-    "request_id messages answer stand_ins stratum in_review inclusion_probability seen weight "
-    "confidence served_by fallback_reason resembles novelty"
-).split()
 
 
 def curate(store: Store, model: str, day: date, settings: CurationSettings) -> CuratedDay:
@@ -74,7 +67,7 @@ def curate(store: Store, model: str, day: date, settings: CurationSettings) -> C
 
     Raises:
         UserError: if the model's name, the day or the reference is wrong.
-        TunelineError: if the audit finds a request lost; the day before stays in force.
+        TunelineError: if the day does not add up; the one before stays in force.
     """
     check_model(model)
     if day > datetime.now(UTC).date():
@@ -84,87 +77,112 @@ def curate(store: Store, model: str, day: date, settings: CurationSettings) -> C
         rare_collections(),
         at_work_in(store),
     ):
-        out = Path(folder)
-        job = Job(store, model, day, settings)
-        log = read_day(store, model, day)
+        out, log = Path(folder), read_day(store, model, day)
         if not log.num_rows:
-            return _without_logs(job, out)
-        path = out / _SCRUBBED
+            return _without_logs(store, model, day, settings, out)
+        requests = requests_of(log)
         renderer, base = _renderer(settings)
-        scrubbed = scrub_day(log, settings, renderer, path)
-        weights = [weight_of(rate) for rate in log["sample_rate"].to_pylist()]
-        ids = pa.table(
-            {
-                "request_id": log["request_id"].cast(pa.string()),
-                "weight": pa.array(weights, pa.float64()),
+        scrubbed = scrub_day(log, requests, settings, renderer, out / "scrubbed.parquet")
+        # The texts of the log are most of what is in memory, and not needed again.
+        facts = log.select(FACTS.names).cast(FACTS)
+        del log
+        merge_within_day(requests, settings.data.near_duplicate_jaccard)
+        back = range(1, settings.curation.lookback_days + 1)
+        earlier = open_days(store, model, [day - timedelta(days=n) for n in back])
+        inputs = [_logs(store, model, day, scrubbed, len(requests)), *base]
+        inputs += compare(requests, earlier, settings, scrubbed.sample)
+        strata = draw_sample(requests, settings)
+        write_requests(out / REQUESTS, facts, out / "scrubbed.parquet", requests)
+        checked = _checked(model, day, out, facts, strata)
+        measurements = [*checked, *_measurements(requests, scrubbed, settings)]
+        made = _evidence(model, day, requests, scrubbed, measurements=measurements, strata=strata)
+        evidence = made.model_copy(
+            update={
+                "inputs": inputs,
+                "files": [_stored(out / REQUESTS, len(requests))],
+                "settings": settings.document(),
+                "code": code_identity(),
             }
         )
-        logs = FileRef(
-            name="logs",
-            uri=store.uri_of(f"{LOGS}/{folder_name(model)}/{day}"),
-            sha256=scrubbed.digest.hexdigest(),
-            bytes=scrubbed.bytes,
-            rows=log.num_rows,
-        )
-        # The texts of the log are most of what is in memory, and not needed again.
-        del log
-        evidence = _curated(job, ids, scrubbed, [logs, *base], out)
         return publish(store, model, day, evidence, out)
 
 
-def _without_logs(job: Job, out: Path) -> CuratedDay:
-    before = open_day(job.store, job.model, job.day)
+def _without_logs(
+    store: Store, model: str, day: date, settings: CurationSettings, out: Path
+) -> CuratedDay:
+    before = open_day(store, model, day)
     if before is not None and before.evidence.requests_in:
         print(
-            f"the logs of {job.model} of {job.day} are gone; the curated day stays as it is",
+            f"the logs of {model} of {day} are gone; the curated day stays as it is",
             file=sys.stderr,
         )
         return before
     evidence = CurationEvidence(
-        model=job.model,
-        day=job.day.isoformat(),
+        model=model,
+        day=day.isoformat(),
         verdict=Verdict.NOT_APPLICABLE,
-        summary=f"{job.model} has no logged requests of {job.day}",
+        summary=f"{model} has no logged requests of {day}",
         requests_in=0,
         rows_kept=0,
-        settings=job.settings.document(),
+        settings=settings.document(),
         code=code_identity(),
     )
-    return publish(job.store, job.model, job.day, evidence, out)
+    return publish(store, model, day, evidence, out)
 
 
-def _curated(
-    job: Job, logged: pa.Table, scrubbed: ScrubbedDay, inputs: list[FileRef], out: Path
-) -> CurationEvidence:
-    """Write the files of a day and return its evidence."""
-    requests = read_requests(out / _SCRUBBED, scrubbed.sample)
-    threshold = job.settings.data.near_duplicate_jaccard
-    rejected = [*scrubbed.rejected, *merge_within_day(requests, threshold)]
-    compared = compare(job, requests, rejected, scrubbed.sample)
-    found, strata = findings(out / _SCRUBBED, requests, compared, job.settings)
-    write_curated(out / CURATED, out / _SCRUBBED, requests.stays, found)
-    write_rejected(out / REJECTED, rejected)
-    review_rows = _write_review(out / REVIEW, out / CURATED, job.day)
-    measurements = [
-        *audit(logged, out / CURATED, out / REJECTED, out / REVIEW),
-        *_measurements(scrubbed, compared, job.settings),
-    ]
-    verdict = conclude(measurements)
+def _logs(store: Store, model: str, day: date, scrubbed: ScrubbedDay, rows: int) -> FileRef:
+    return FileRef(
+        name="logs",
+        uri=store.uri_of(f"{LOGS}/{folder_name(model)}/{day}"),
+        sha256=scrubbed.digest.hexdigest(),
+        bytes=scrubbed.bytes,
+        rows=rows,
+    )
+
+
+def _checked(
+    model: str, day: date, out: Path, facts: pa.Table, strata: Mapping[str, StratumCount]
+) -> list[Measurement]:
+    """Check the table as it was written.
+
+    Raises:
+        TunelineError: if an expectation is broken.
+    """
+    offered = sum(count.in_review for count in strata.values())
+    suite = day_suite(out / REQUESTS, facts, day, offered)
+    verdict, failures, count = validate([suite], out / "gx")
     if verdict == Verdict.FAIL:
-        broken = ", ".join(f"{m.name} is {m.value}" for m in measurements if m.ok is False)
         raise TunelineError(
-            f"the curation of {job.model}, {job.day}, is not stored, since it does not add up: "
-            f"{broken}"
+            f"the curation of {model}, {day}, is not stored, since it does not add up: "
+            f"{'; '.join(failures)}"
         )
-    rows = {CURATED: len(requests.stays), REJECTED: len(rejected), REVIEW: review_rows}
-    reasons = Counter(str(entry.reason) for entry in rejected)
+    return [
+        measure("expectations", count, "expectations"),
+        measure("expectations_broken", len(failures), "expectations", "==", 0),
+    ]
+
+
+def _evidence(
+    model: str,
+    day: date,
+    requests: Sequence[Request],
+    scrubbed: ScrubbedDay,
+    *,
+    measurements: list[Measurement],
+    strata: dict[str, StratumCount],
+) -> CurationEvidence:
+    reasons = Counter(str(r.reason) for r in requests if r.reason is not None)
+    left = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    kept, gone = len(staying(requests)), reasons.total()
+    offered = sum(count.in_review for count in strata.values())
     return CurationEvidence(
-        model=job.model,
-        day=job.day.isoformat(),
-        verdict=verdict,
-        summary=_summary(job, logged.num_rows, rows, reasons),
-        requests_in=logged.num_rows,
-        rows_kept=rows[CURATED],
+        model=model,
+        day=day.isoformat(),
+        verdict=conclude(measurements),
+        summary=f"{len(requests)} requests to {model} on {day}: {kept} rows kept, {gone} rejected"
+        f"{f' ({left})' if left else ''}; {offered} for review",
+        requests_in=len(requests),
+        rows_kept=kept,
         rejected=dict(sorted(reasons.items())),
         redactions={
             "gateway": dict(sorted(scrubbed.logged.items())),
@@ -172,10 +190,6 @@ def _curated(
         },
         strata=strata,
         measurements=measurements,
-        inputs=[*inputs, *compared.inputs],
-        files=[_stored(out / name, count) for name, count in rows.items()],
-        settings=job.settings.document(),
-        code=code_identity(),
     )
 
 
@@ -192,35 +206,20 @@ def _renderer(settings: CurationSettings) -> tuple[Renderer | None, list[FileRef
     return Renderer(load_tokenizer(base.path), settings.data.target_format), [ref]
 
 
-def _write_review(path: Path, curated: Path, day: date) -> int:
-    """Write the rows that were drawn for review; return their number."""
-    count = 0
-    with path.open("w", encoding="utf-8") as out:
-        for batch in batches_of(curated, _REVIEWED_COLUMNS):
-            for entry in batch.filter(batch.column("in_review")).to_pylist():
-                out.write(json.dumps(_review_row(entry, day), ensure_ascii=False) + "\n")
-                count += 1
-    return count
-
-
-def _review_row(entry: dict[str, Any], day: date) -> dict[str, Any]:
-    surrogates = surrogates_of(entry)
-    del entry["stand_ins"], entry["in_review"]
-    request_id = entry.pop("request_id")
-    return {"request_id": request_id, "day": day.isoformat(), **entry, "surrogates": surrogates}
-
-
 def _measurements(
-    scrubbed: ScrubbedDay, compared: Compared, settings: CurationSettings
+    requests: Sequence[Request], scrubbed: ScrubbedDay, settings: CurationSettings
 ) -> list[Measurement]:
-    data = settings.data
-    resembling = Counter(near.split for near in compared.resembles.values())
-    models = [
-        measure(f"model_{code}", named, "text") for code, named in describe_models(data).items()
-    ]
+    data, rows = settings.data, staying(requests)
+    resembling = Counter(row.resembles for row in rows if row.resembles is not None)
+    merged = sum(request.reason in MERGED for request in requests)
     return [
+        measure("requests_in", len(requests), "requests"),
+        measure("rows_kept", len(rows), "rows"),
+        measure("requests_rejected", len(requests) - len(rows), "requests"),
+        measure("requests_merged", merged, "requests"),
+        measure("review_rows", sum(row.in_review for row in rows), "rows"),
         *(measure(f"resembling_{name}", n, "rows") for name, n in sorted(resembling.items())),
-        *models,
+        *(measure(f"model_{code}", name, "text") for code, name in describe_models(data).items()),
         measure(
             "undeclared_language_share",
             scrubbed.foreign / max(scrubbed.rows, 1),
@@ -230,11 +229,3 @@ def _measurements(
             on_breach="warn",
         ),
     ]
-
-
-def _summary(job: Job, requests: int, rows: Mapping[str, int], reasons: Counter[str]) -> str:
-    left = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-    return (
-        f"{requests} requests to {job.model} on {job.day}: {rows[CURATED]} rows kept, "
-        f"{rows[REJECTED]} rejected{f' ({left})' if left else ''}; {rows[REVIEW]} for review"
-    )

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, date, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,28 @@ from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii_scrubbing import reason_to_reject
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
-from tuneline.governance.production.curated_day import (
-    REVIEW,
+from tuneline.governance.production.curated_days import (
     check_model,
     curated_days,
-    open_day,
+    open_days,
     parse_day,
 )
 from tuneline.governance.production.settings import data_settings
-from tuneline.governance.production.vocabulary import Decision
 from tuneline.machine.markdown import fenced
 from tuneline.people.sheets import Entry, read_sheet, written
 from tuneline.run import now
 from tuneline.store import AlreadyThere, FileStore, NotThere, S3Store, Store, at_work_in
 
 PREFIX = "labels"
+REVIEWED = (
+    "request_id",
+    "messages",
+    "answer",
+    "stand_ins",
+    "stratum",
+    "in_review",
+    "inclusion_probability",
+)
 COLUMNS = ("request_id", "prompt", "answer", "stratum", "decision", "answer_corrected")
 _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
 # Is in the place of a surrogate while an answer is scrubbed: a private character is no part of a
@@ -53,6 +61,14 @@ _INSTRUCTIONS = (
     "Decide on each answer. Accepted and corrected answers become training data. Leave personal "
     "data out; names and numbers below are not real ones."
 )
+
+
+class Decision(StrEnum):
+    """A person's decision on an answer."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    CORRECT = "correct"
 
 
 @dataclass(frozen=True)
@@ -85,9 +101,6 @@ class ReviewRow:
         if len(self.messages) == 1:
             return self.messages[0]["content"]
         return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
-
-
-_STORED = tuple(entry.name for entry in fields(ReviewRow) if entry.name != "data")
 
 
 @dataclass(frozen=True)
@@ -180,20 +193,28 @@ def review_rows(
         model: the model.
         days: the days; None for all.
     """
-    for day in curated_days(store, model):
-        if days is not None and day not in days:
-            continue
-        curated = open_day(store, model, day)
-        if curated is None or not curated.rows(REVIEW):
-            continue
+    known = curated_days(store, model)
+    for curated in open_days(store, model, [d for d in known if days is None or d in days]):
         data = data_settings(curated.evidence.settings)
         with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-            path = Path(scratch) / REVIEW
-            curated.fetch(REVIEW, path)
-            with path.open(encoding="utf-8") as lines:
-                for line in lines:
-                    entry = json.loads(line)
-                    yield ReviewRow(**{name: entry[name] for name in _STORED}, data=data)
+            for batch in curated.requests(Path(scratch), REVIEWED):
+                for entry in batch.filter(batch["in_review"]).to_pylist():
+                    yield ReviewRow(
+                        entry["request_id"],
+                        curated.evidence.day,
+                        entry["messages"],
+                        entry["answer"],
+                        entry["stratum"],
+                        entry["inclusion_probability"],
+                        surrogates_of(entry),
+                        data,
+                    )
+
+
+def surrogates_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the texts of the surrogates in a row's turns and answer."""
+    texts = [*(turn["content"] for turn in entry["messages"]), entry["answer"]]
+    return sorted({texts[p["turn"]][p["start"] : p["end"]] for p in entry["stand_ins"] or ()})
 
 
 def open_rows(rows: Iterable[ReviewRow], labels: Labels) -> list[ReviewRow]:
@@ -279,6 +300,8 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
         + "\n"
         for request_id in ids_of_form(given)
     )
+    if not raw:
+        raise UserError("answers: no row was shown, so that there is none to label")
     parse_labels(raw.encode(), "answers", [row.request_id for row in review_rows(store, model)])
     document = json.dumps({"labels": raw, "by": by}, ensure_ascii=False)
     store.put_bytes(_answers_key(model, name), document.encode())

@@ -1,77 +1,286 @@
-"""Draw rows for review: from strata, by a hash of the request id, with known probabilities."""
+"""Which rows of a day are new, which resemble a dataset, and which of them people are asked about.
+
+As in `deduplication`, rows are compared by their prompt without the system turn and the text that
+nearly all prompts share, surrogates masked.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tuneline.config import DataConfig
+from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.deduplicate import find_clusters
+from tuneline.data.near_duplicates.minhash import nearest
+from tuneline.data.near_duplicates.shingles import (
+    TEXT_BITS,
+    Hashes,
+    batches,
+    distinct,
+    shingle_chars,
+    text_of,
+)
+from tuneline.data.pii.replace.residuals import Find
+from tuneline.data.pii.replace.scrubber import shape_finder
+from tuneline.data.tables.rows import (
+    HOLDOUT,
+    SPLITS,
+    TRAIN,
+    VALIDATION,
+    Row,
+    StandIn,
+    fetch_dataset,
+)
+from tuneline.errors import UserError
+from tuneline.evidence import FileRef
+from tuneline.governance.production.curated_days import CuratedDay, StratumCount
+from tuneline.governance.production.requests import STRIDE, Request, compared_row, staying
 from tuneline.governance.production.settings import CurationSettings
-from tuneline.governance.production.vocabulary import Stratum
-from tuneline.serving.gateway.attempt_status import AttemptStatus
+from tuneline.governance.production.usable import LOW_CONFIDENCE, Reason
+from tuneline.store import sha256_file
 
+# The split that a row resembles is the first of these: held out is what must not be trained on.
+_FIRST = (HOLDOUT, VALIDATION, TRAIN)
+_GRAM = np.uint64((1 << (64 - TEXT_BITS)) - 1)
 # The gateway samples its log by a hash of the same id: drawn by that one, the two would agree.
 _SALT = "review:"
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A row's chance to be reviewed.
+class Stratum(StrEnum):
+    """The group of rows that a row is drawn for review from; the first that fits."""
 
-    Attributes:
-        chosen: True if it is.
-        probability: the probability with which a row of its stratum is.
-    """
-
-    chosen: bool
-    probability: float
+    FALLBACK = "fallback"
+    LOW_CONFIDENCE = "low_confidence"
+    NOVEL = "novel"
+    RANDOM = "random"
 
 
-def stratum_of(
-    *,
-    fallback_reason: str | None,
-    status: str,
-    confidence: float | None,
-    novelty: float | None,
+@dataclass
+class Reference:
+    """A dataset's prompts by split, normalised, and the file that they come from."""
+
+    file: FileRef
+    ids: dict[str, list[str]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+
+def merge_within_day(requests: Sequence[Request], threshold: float) -> None:
+    """Leave one row of each cluster: the first that the model itself answered, else the first."""
+    rows = staying(requests)
+    clusters, _ = find_clusters([row.text for row in rows], threshold)
+    members: dict[int, list[Request]] = defaultdict(list)
+    for row, root in zip(rows, clusters, strict=True):
+        members[root].append(row)
+    for group in members.values():
+        kept = min(group, key=lambda row: row.fallback_reason is not None)
+        for row in group:
+            if row is not kept:
+                row.leave(Reason.DUPLICATE if row.text == kept.text else Reason.NEAR_DUPLICATE)
+                row.of = kept.request_id
+        kept.seen, kept.weight = len(group), sum(row.weight for row in group)
+
+
+def compare(
+    requests: Sequence[Request],
+    earlier: Iterable[CuratedDay],
     settings: CurationSettings,
-) -> Stratum:
-    """Return the stratum of a row, the first that fits."""
-    if fallback_reason is not None:
-        return Stratum.FALLBACK
-    doubtful = confidence is not None and confidence < settings.governance.min_confidence
-    if doubtful or status == AttemptStatus.LOW_CONFIDENCE:
-        return Stratum.LOW_CONFIDENCE
-    if novelty is not None and novelty >= settings.curation.novel_share:
-        return Stratum.NOVEL
-    return Stratum.RANDOM
+    sample: Sequence[Row],
+) -> list[FileRef]:
+    """Compare the rows that stay with earlier days, then with the reference.
+
+    Rows whose question an earlier day has leave with all that was merged into them.
+
+    Args:
+        requests: the requests of the day.
+        earlier: the days in which a question counts as seen, the latest first.
+        settings: the settings.
+        sample: rows of the day, for the text that prompts share.
+
+    Returns:
+        The files that were read.
+
+    Raises:
+        UserError: if the reference is no dataset.
+    """
+    threshold = settings.data.near_duplicate_jaccard
+    inputs: list[FileRef] = []
+    known = known_grams([])
+    for day in earlier:
+        inputs.append(day.ref)
+        ids, texts = _prompts(day, sample)
+        rows = staying(requests)
+        near = nearest([row.text for row in rows], texts, threshold)
+        for number, (other, similarity) in near.items():
+            row = rows[number]
+            row.leave(Reason.SEEN_BEFORE)
+            row.of, row.of_day, row.similarity = ids[other], day.evidence.day, round(similarity, 4)
+        if settings.reference is None:
+            known = known_grams([texts], known)
+    rows = staying(requests)
+    if settings.reference is not None:
+        reference = read_reference(settings.reference, settings.data, sample)
+        inputs.append(reference.file)
+        _mark(rows, reference, threshold)
+        known = known_grams(reference.texts.values())
+    if len(known):
+        shares = novelty([row.text for row in rows], known)
+        for row, share in zip(rows, shares, strict=True):
+            row.novelty = share
+    return inputs
 
 
-def draw(ids: Sequence[str], strata: Sequence[Stratum], settings: CurationSettings) -> list[Drawn]:
-    """Draw rows for review.
+def _prompts(day: CuratedDay, sample: Sequence[Row]) -> tuple[list[str], list[str]]:
+    """Return the request ids of a day's rows, and their prompts as those of this day."""
+    ids: list[str] = []
+    texts: list[str] = []
+    columns = ("request_id", "messages", "stand_ins", "reason")
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
+        for batch in day.requests(Path(scratch), columns):
+            entries = batch.filter(batch["reason"].is_null()).to_pylist()
+            ids += [entry["request_id"] for entry in entries]
+            texts += similarity_texts(map(compared_row, entries), sample)
+    return ids, texts
+
+
+def _mark(rows: Sequence[Request], reference: Reference, threshold: float) -> None:
+    """Note the row of the reference that each row resembles, a held-out one first."""
+    others = sorted(reference.texts.keys() - set(SPLITS))
+    for split in (*_FIRST, *others):
+        near = nearest([row.text for row in rows], reference.texts.get(split, []), threshold)
+        for number, (other, similarity) in near.items():
+            row = rows[number]
+            if row.resembles is None:
+                row.resembles, row.resembles_row = split, reference.ids[split][other]
+                row.similarity = round(similarity, 4)
+
+
+def draw_sample(requests: Sequence[Request], settings: CurationSettings) -> dict[str, StratumCount]:
+    """Draw the rows to review from their strata.
 
     With a rate every row is drawn with that probability; without one each stratum gives the rows
     with the lowest hashes, as many as its quota.
 
-    Args:
-        ids: request ids.
-        strata: stratum of each.
-        settings: the rate or the quotas.
+    Returns:
+        The size of each stratum.
     """
-    rate = settings.sample_rate
-    if rate is not None:
-        return [Drawn(position(name) < rate, rate) for name in ids]
-    members: dict[Stratum, list[int]] = defaultdict(list)
-    for number, stratum in enumerate(strata):
-        members[stratum].append(number)
-    drawn: dict[int, Drawn] = {}
-    for stratum, numbers in members.items():
-        quota = settings.curation.quota(stratum)
-        probability = min(1.0, quota / len(numbers))
-        ordered = sorted(numbers, key=lambda number: (position(ids[number]), ids[number]))
-        for rank, number in enumerate(ordered):
-            drawn[number] = Drawn(rank < quota, probability)
-    return [drawn[number] for number in range(len(ids))]
+    strata: dict[Stratum, list[Request]] = defaultdict(list)
+    for row in staying(requests):
+        # A reviewed row may be trained on, and one like a held-out row must not.
+        if row.resembles != HOLDOUT:
+            strata[_stratum_of(row, settings)].append(row)
+    sizes: dict[str, StratumCount] = {}
+    for stratum, rows in sorted(strata.items()):
+        quota, rate = settings.curation.quota(stratum), settings.sample_rate
+        probability = min(1.0, quota / len(rows)) if rate is None else rate
+        ordered = sorted(rows, key=lambda row: (position(row.request_id), row.request_id))
+        for rank, row in enumerate(ordered):
+            row.stratum, row.inclusion_probability = str(stratum), probability
+            row.in_review = rank < quota if rate is None else position(row.request_id) < rate
+        sizes[str(stratum)] = StratumCount(
+            rows=len(rows),
+            in_review=sum(row.in_review for row in rows),
+            inclusion_probability=probability,
+        )
+    return sizes
+
+
+def _stratum_of(row: Request, settings: CurationSettings) -> Stratum:
+    """Return the stratum of a row, the first that fits."""
+    if row.fallback_reason is not None:
+        return Stratum.FALLBACK
+    doubtful = row.confidence is not None and row.confidence < settings.governance.min_confidence
+    if doubtful or row.status == LOW_CONFIDENCE:
+        return Stratum.LOW_CONFIDENCE
+    if row.novelty is not None and row.novelty >= settings.curation.novel_share:
+        return Stratum.NOVEL
+    return Stratum.RANDOM
+
+
+def read_reference(address: str, config: DataConfig, sample: Sequence[Row]) -> Reference:
+    """Read the prompts of a dataset.
+
+    Args:
+        address: path, `file://` or `s3://` address of a `dataset.parquet`.
+        config: settings of the data phase, for personal data with a shape, which is masked.
+        sample: rows of the day, for the text that prompts share.
+
+    Raises:
+        UserError: if it does not exist or is no dataset.
+    """
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
+        path = fetch_dataset(address, Path(scratch), f"--reference {address}")
+        find = shape_finder(config)
+        try:
+            with pq.ParquetFile(path) as table:
+                file = FileRef(
+                    name="reference",
+                    uri=address,
+                    sha256=sha256_file(path),
+                    bytes=path.stat().st_size,
+                    rows=table.metadata.num_rows,
+                )
+                found = Reference(file)
+                for batch in table.iter_batches(STRIDE, columns=["row_id", "messages", "split"]):
+                    _add(found, batch, find, sample)
+        except (OSError, ValueError, KeyError, pa.ArrowException):
+            raise UserError(
+                f"--reference {address} is not a dataset of the data phase (a Parquet file with "
+                "the columns row_id, messages and split)"
+            ) from None
+    return found
+
+
+def _add(found: Reference, batch: pa.RecordBatch, find: Find, sample: Sequence[Row]) -> None:
+    entries = batch.to_pylist()
+    rows = [_masked_row(entry["row_id"], entry["messages"], find) for entry in entries]
+    texts = similarity_texts(rows, sample)
+    for entry, text in zip(entries, texts, strict=True):
+        found.ids.setdefault(entry["split"], []).append(entry["row_id"])
+        found.texts.setdefault(entry["split"], []).append(text)
+
+
+def _masked_row(row_id: str, messages: list[dict[str, str]], find: Find) -> Row:
+    """Return a row whose surrogates are marked; a dataset does not say where they are."""
+    places = tuple(
+        StandIn(turn, hit.start, hit.end, hit.entity)
+        for turn, message in enumerate(messages[:-1])
+        for hit in find(message["content"])
+    )
+    return Row(row_id, messages, "", 0, stand_ins=places)
+
+
+def known_grams(texts: Iterable[Sequence[str]], known: Hashes | None = None) -> Hashes:
+    """Return the sorted hashes of the character 5-grams of texts, and of those known before."""
+    known = np.empty(0, dtype=np.uint64) if known is None else known
+    for some in texts:
+        parts = [np.unique(distinct(shingle_chars(some[part])) & _GRAM) for part in batches(some)]
+        known = np.unique(np.concatenate([known, *parts]))
+    return known
+
+
+def novelty(texts: Sequence[str], known: Hashes) -> list[float]:
+    """Return for each text the share of its character 5-grams that are not known."""
+    shares: list[float] = []
+    for part in batches(texts):
+        keys = distinct(shingle_chars(texts[part]))
+        grams = keys & _GRAM
+        at = np.minimum(np.searchsorted(known, grams), max(len(known) - 1, 0))
+        fresh = known[at] != grams if len(known) else np.ones(len(grams), dtype=bool)
+        count = part.stop - part.start
+        total = np.bincount(text_of(keys), minlength=count)
+        new = np.bincount(text_of(keys), weights=fresh, minlength=count)
+        shares += np.round(new / np.maximum(total, 1), 4).tolist()
+    return shares
 
 
 def position(request_id: str) -> float:

@@ -12,9 +12,14 @@ from typing import Any
 from tuneline.artifacts.request_log import days, folder_name
 from tuneline.config import Model
 from tuneline.data.tables.rows import Message
-from tuneline.governance.production.curated_day import check_model, curated_days, open_day
-from tuneline.governance.production.labels import Label, open_rows, read_labels, review_rows
-from tuneline.governance.production.vocabulary import Decision
+from tuneline.governance.production.curated_days import check_model, curated_days, open_days
+from tuneline.governance.production.labels import (
+    Decision,
+    Label,
+    open_rows,
+    read_labels,
+    review_rows,
+)
 from tuneline.store import AlreadyThere, Store
 
 
@@ -145,12 +150,12 @@ def _row(label: Label) -> ReviewedRow:
 def review_status(store: Store, model: str) -> ReviewStatus:
     """Return how far a model's requests have come."""
     reviewed = reviewed_rows(store, model)
-    curated = [(day, open_day(store, model, day)) for day in curated_days(store, model)]
+    curated = curated_days(store, model)
     waiting = open_rows(review_rows(store, model), read_labels(store, model))
     return ReviewStatus(
         days_logged=[day.isoformat() for day in days(store, model)],
-        days_curated=[day.isoformat() for day, _ in curated],
-        rows_curated=sum(found.evidence.rows_kept for _, found in curated if found is not None),
+        days_curated=[day.isoformat() for day in curated],
+        rows_curated=sum(day.evidence.rows_kept for day in open_days(store, model, curated)),
         in_review=len(waiting),
         labelled=len(reviewed.rows) + reviewed.rejected,
         reviewed=len(reviewed.rows),

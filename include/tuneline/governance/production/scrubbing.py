@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber, make_scrubber
+from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.pii.replace.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii_scrubbing import LEAST_ROWS, reason_to_reject
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row
-from tuneline.governance.production.settings import CurationSettings
-from tuneline.governance.production.tables import (
-    SCRUBBED,
+from tuneline.governance.production.requests import (
     STRIDE,
-    Rejected,
+    TEXTS,
+    Request,
+    batches_of,
     compared_row,
-    weight_of,
 )
-from tuneline.governance.production.usable import Refusal, conversation, refusal
-from tuneline.governance.production.vocabulary import Reason
+from tuneline.governance.production.settings import CurationSettings
+from tuneline.governance.production.usable import Reason, Refusal, conversation, refusal
 from tuneline.machine.workers import worker_count
 from tuneline.terminal import track
 
@@ -40,21 +40,16 @@ from tuneline.terminal import track
 BLOCK = 1 << 16
 # Rows to know the text that prompts share by, evenly spread over the day.
 SAMPLED = 4_096
-_COPIED = (
-    "request_id time model_version confidence served_by fallback_reason status prompt_tokens "
-    "completion_tokens sample_rate"
-).split()
 
 
 @dataclass
 class ScrubbedDay:
-    """The outcome of a day's scrubbing.
+    """What scrubbing a day found.
 
     Attributes:
         digest: hash over the logged requests, however they are spread over parts.
         bytes: size of what was hashed.
-        rows: number of rows in the table of scrubbed requests.
-        rejected: the requests that are not in it.
+        rows: number of rows in the table of scrubbed texts.
         sample: some of the rows, for the text that prompts share.
         logged: number of values that the gateway had removed, by type.
         found: number of values that this scrubbing replaced, by type.
@@ -64,7 +59,6 @@ class ScrubbedDay:
     digest: Any = field(default_factory=hashlib.sha256)
     bytes: int = 0
     rows: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
     sample: list[Row] = field(default_factory=list)
     logged: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
@@ -72,15 +66,20 @@ class ScrubbedDay:
 
 
 def scrub_day(
-    log: pa.Table, settings: CurationSettings, renderer: Renderer | None, path: Path
+    log: pa.Table,
+    requests: Sequence[Request],
+    settings: CurationSettings,
+    renderer: Renderer | None,
+    path: Path,
 ) -> ScrubbedDay:
-    """Write a table of a day's usable requests, scrubbed.
+    """Write a table of the scrubbed texts of a day; requests without one leave.
 
     Args:
         log: the logged requests, from `read_day`.
+        requests: the same, which get their reason, or the number of their row.
         settings: the settings.
         renderer: renderer of the base model, to count tokens; None to count none.
-        path: the table to write, of `SCRUBBED`.
+        path: the table to write, of `TEXTS`.
 
     Raises:
         UserError: if a model of names or a recogniser can't be loaded.
@@ -91,57 +90,53 @@ def scrub_day(
     # Blocks of one size: in a small last one a shared text would not be seen as shared.
     size = math.ceil(log.num_rows / blocks)
     every = max(1, log.num_rows // SAMPLED)
-    with pq.ParquetWriter(path, SCRUBBED, compression="zstd") as writer:
+    with pq.ParquetWriter(path, TEXTS, compression="zstd") as writer:
         for number in track(range(blocks), blocks, "scrubbing"):
-            for some in _scrubbed(
-                log.slice(number * size, size), scrubber, renderer, settings, day
-            ):
-                writer.write_table(pa.Table.from_pylist(some, SCRUBBED))
+            start = number * size
+            usable, turns = _usable(log.slice(start, size), requests[start : start + size], day)
+            keys = [_prompt_key(messages) for messages in turns]
+            results = scrubber.scrub(keys, turns, worker_count(len(turns), LEAST_ROWS))
+            for first in range(0, len(usable), STRIDE):
+                part = slice(first, first + STRIDE)
+                some = _entries(usable[part], results[part], renderer, settings, day)
+                writer.write_table(pa.Table.from_pylist(some, TEXTS))
                 day.sample += [
                     compared_row(entry) for n, entry in enumerate(some, day.rows) if n % every == 0
                 ]
                 day.rows += len(some)
+    _note_texts(path, requests, day.sample)
     return day
 
 
-def _scrubbed(
-    block: pa.Table,
-    scrubber: Scrubber,
-    renderer: Renderer | None,
-    settings: CurationSettings,
-    day: ScrubbedDay,
-) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a block, some at a time; note everything else in `day`."""
-    usable: list[dict[str, Any]] = []
-    for row in _rows(block):
-        line = json.dumps(row, default=str, separators=(",", ":")).encode()
-        day.digest.update(line)
-        day.bytes += len(line)
-        day.logged.update({entry["type"]: entry["count"] for entry in row["redactions"] or ()})
-        refused = refusal(row)
-        if refused is None:
-            usable.append(row)
-        else:
-            _reject(day, row, refused)
-    turns = [conversation(row) for row in usable]
-    results = scrubber.scrub(
-        [_prompt_key(messages) for messages in turns], turns, worker_count(len(turns), LEAST_ROWS)
-    )
-    for start in range(0, len(usable), STRIDE):
-        part = slice(start, start + STRIDE)
-        yield _entries(usable[part], results[part], renderer, settings, day)
+def _note_texts(path: Path, requests: Sequence[Request], sample: Sequence[Row]) -> None:
+    """Give each request that has one its prompt, normalised."""
+    rows = (request for request in requests if request.row is not None)
+    for batch in batches_of(path, ("messages", "stand_ins")):
+        texts = similarity_texts(map(compared_row, batch.to_pylist()), sample)
+        for text in texts:
+            next(rows).text = text
 
 
-def _rows(block: pa.Table) -> Iterator[dict[str, Any]]:
+def _usable(
+    block: pa.Table, requests: Sequence[Request], day: ScrubbedDay
+) -> tuple[list[Request], list[list[Message]]]:
+    """Return the requests of a block that can be used, and their turns."""
+    usable: list[Request] = []
+    turns: list[list[Message]] = []
     for start in range(0, block.num_rows, STRIDE):
-        yield from block.slice(start, STRIDE).to_pylist()
-
-
-def _reject(day: ScrubbedDay, row: Mapping[str, Any], refused: Refusal) -> None:
-    reason, detail = refused
-    day.rejected.append(
-        Rejected(row["request_id"], reason, weight_of(row["sample_rate"]), detail=detail)
-    )
+        some = requests[start : start + STRIDE]
+        for row, request in zip(block.slice(start, STRIDE).to_pylist(), some, strict=True):
+            line = json.dumps(row, default=str, separators=(",", ":")).encode()
+            day.digest.update(line)
+            day.bytes += len(line)
+            day.logged.update({entry["type"]: entry["count"] for entry in row["redactions"] or ()})
+            refused = refusal(row)
+            if refused is None:
+                usable.append(request)
+                turns.append(conversation(row))
+            else:
+                request.leave(*refused)
+    return usable, turns
 
 
 def _prompt_key(messages: Sequence[Message]) -> str:
@@ -153,25 +148,25 @@ def _prompt_key(messages: Sequence[Message]) -> str:
 
 
 def _entries(
-    rows: Sequence[Mapping[str, Any]],
+    requests: Sequence[Request],
     results: Sequence[Scrubbed],
     renderer: Renderer | None,
     settings: CurationSettings,
     day: ScrubbedDay,
 ) -> list[dict[str, Any]]:
-    """Return the rows that stay after scrubbing and, with a base model, fit its context."""
+    """Return the texts of what stays after scrubbing and, with a base model, fits its context."""
     counts = _token_counts(renderer, [result.messages for result in results])
-    entries = []
-    for row, result, n_tokens in zip(rows, results, counts, strict=True):
+    entries: list[dict[str, Any]] = []
+    for request, result, n_tokens in zip(requests, results, counts, strict=True):
         refused = _refusal_after(result, n_tokens, settings)
         if refused is not None:
-            _reject(day, row, refused)
+            request.leave(*refused)
             continue
         day.found.update(result.hits)
         day.foreign += result.foreign is not None
+        request.row = day.rows + len(entries)
         entries.append(
             {
-                **{name: row[name] for name in _COPIED},
                 "messages": result.messages[:-1],
                 "answer": result.messages[-1]["content"],
                 "stand_ins": [asdict(place) for place in result.surrogates],

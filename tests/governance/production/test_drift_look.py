@@ -11,9 +11,11 @@ from tests.lab.runs import Lab, dataset_rows, exchange
 from tuneline.cli import main
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
-from tuneline.governance.production.curate import curate
+from tuneline.governance.production import curate
+from tuneline.governance.production.drift_look import last_day, look_at, read_look
 from tuneline.governance.production.settings import read_settings
-from tuneline.governance.production.watch import last_day, look_at, read_look
+
+pytestmark = pytest.mark.usefixtures("ungated")
 
 THINGS = ("parcel", "invoice", "refund", "password", "order", "voucher", "address", "card")
 ASKS = ("where is my", "please change the", "i cannot find the", "what happened to my")

@@ -7,15 +7,11 @@ import pytest
 from tests.lab.data_runs import text
 from tests.lab.logged import DAY, MODEL, logged
 
+from tuneline.artifacts.training import StoredFile
 from tuneline.evidence import Verdict
-from tuneline.governance.production.curated_day import (
-    CURATED,
-    CurationEvidence,
-    StoredFile,
-    curated_days,
-    open_day,
-    publish,
-)
+from tuneline.governance.production import curated_days
+from tuneline.governance.production.curated_days import CurationEvidence, open_day, publish
+from tuneline.governance.production.requests import REQUESTS
 from tuneline.store.directory import FileStore
 
 
@@ -27,7 +23,7 @@ def content(folder, word):
     """A day's files and evidence; `word` decides all bytes."""
     folder.mkdir(exist_ok=True)
     files = []
-    for name in (CURATED, "rejected.parquet", "review.jsonl"):
+    for name in (REQUESTS,):
         raw = f"{name} {word}".encode() * 50
         (folder / name).write_bytes(raw)
         digest = hashlib.sha256(raw).hexdigest()
@@ -50,13 +46,12 @@ def put_day(store, folder, word):
 def check_whole(store, tmp_path):
     """The day in force, every file verified."""
     day = open_day(store, MODEL, DAY)
-    for file in day.evidence.files:
-        assert day.fetch(file.name, tmp_path / "fetched")
-        assert (tmp_path / "fetched").read_bytes().endswith(day.evidence.summary.encode())
+    assert day.fetch(tmp_path / "fetched")
+    assert (tmp_path / "fetched").read_bytes().endswith(day.evidence.summary.encode())
     return day
 
 
-@pytest.mark.parametrize("writes", range(6))
+@pytest.mark.parametrize("writes", range(4))
 def test_a_kill_between_files_leaves_the_old_day_or_the_new_one(
     any_store, tmp_path, monkeypatch, writes
 ):
@@ -74,12 +69,12 @@ def test_a_kill_between_files_leaves_the_old_day_or_the_new_one(
 
     with monkeypatch.context() as patch:
         patch.setattr(type(any_store), method, dying)
-        if writes < 5:
+        if writes < 3:
             with pytest.raises(Killed):
                 put_day(any_store, tmp_path, "new")
         else:
             put_day(any_store, tmp_path, "new")
-    assert check_whole(any_store, tmp_path).evidence.summary == ("new" if writes == 5 else "old")
+    assert check_whole(any_store, tmp_path).evidence.summary == ("new" if writes == 3 else "old")
     put_day(any_store, tmp_path, "new")
     assert check_whole(any_store, tmp_path).evidence.summary == "new"
 
@@ -96,7 +91,7 @@ def test_only_the_day_before_is_left_beside_the_one_in_force(any_store, tmp_path
 def test_a_reader_who_began_before_the_switch_can_finish(any_store, tmp_path):
     day = put_day(any_store, tmp_path, "one")
     put_day(any_store, tmp_path, "two")
-    assert day.fetch(CURATED, tmp_path / "fetched")
+    assert day.fetch(tmp_path / "fetched")
 
 
 def test_runs_at_the_same_time_leave_one_whole_day(store, tmp_path):
@@ -126,7 +121,7 @@ def test_runs_at_the_same_time_leave_one_whole_day(store, tmp_path):
 
 def test_a_file_that_was_deleted_is_put_back(store, tmp_path):
     day = put_day(store, tmp_path, "one")
-    (store.root / day.prefix / CURATED).unlink()
+    (store.root / day.prefix / REQUESTS).unlink()
     put_day(store, tmp_path, "one")
     check_whole(store, tmp_path)
 

@@ -1,9 +1,9 @@
 """A curated day in the store: `curated/<model>/<day>/`, replaced whole or not at all.
 
     current.json                 the folder in force; written last, in one piece
-    <content>-<generation>/      evidence.json and the files that it lists
+    <content>-<generation>/      evidence.json, the table that it lists, the pages of its gate
 
-A folder is named after its evidence, which holds the hash of every file, and after its generation,
+A folder is named after its evidence, which holds the hash of the table, and after its generation,
 one more than that of the folder before. A killed run leaves an unfinished folder that no pointer
 names; the next run overwrites or removes it. The folder before stays until the one after next, for
 whoever is still reading it.
@@ -13,32 +13,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from tuneline.artifacts.request_log import folder_name
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict
+from tuneline.governance.production.requests import batches_of
 from tuneline.store import NotThere, Store
 
 PREFIX = "curated"
-EVIDENCE, CURATED, REJECTED, REVIEW = (
-    "evidence.json",
-    "curated.parquet",
-    "rejected.parquet",
-    "review.jsonl",
-)
-SCHEMA: Literal["tuneline/curated/1"] = "tuneline/curated/1"
+EVIDENCE, REQUESTS, DOCS = "evidence.json", "requests.parquet", "data_docs"
+SCHEMA: Literal["tuneline/curated/2"] = "tuneline/curated/2"
 _POINTER = "current.json"
-_POINTER_SCHEMA = "tuneline/curated-pointer/1"
-# A switch during a read is seen when the files are gone; reading again then finds the new ones.
 _TRIES = 3
+_POINTER_SCHEMA = "tuneline/curated-pointer/1"
 
 
 class _Strict(BaseModel):
@@ -66,13 +63,13 @@ class CurationEvidence(_Strict):
     """The evidence of a curated day. It holds no time, so that equal input gives equal bytes.
 
     Attributes:
-        schema_: `tuneline/curated/1`.
+        schema_: `tuneline/curated/2`.
         model: the model that clients asked for.
         day: the day, YYYY-MM-DD.
         verdict: not_applicable without logged requests.
         summary: one sentence for a person.
         requests_in: logged requests.
-        rows_kept: rows of `curated.parquet`.
+        rows_kept: rows of `requests.parquet` without a reason.
         rejected: number of requests that are no row, by reason.
         redactions: number of removed values by type: by the gateway, and by this curation.
         strata: the review sample.
@@ -83,7 +80,7 @@ class CurationEvidence(_Strict):
         code: the code that ran.
     """
 
-    schema_: Literal["tuneline/curated/1"] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal["tuneline/curated/2"] = Field(default=SCHEMA, alias="schema")
     model: str
     day: str
     verdict: Verdict
@@ -103,13 +100,6 @@ class CurationEvidence(_Strict):
         """Return its bytes in the store."""
         document = self.model_dump(mode="json", by_alias=True)
         return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode()
-
-
-@dataclass(frozen=True)
-class _Pointer:
-    generation: int
-    folder: str
-    evidence_sha256: str
 
 
 @dataclass(frozen=True)
@@ -133,21 +123,38 @@ class CuratedDay:
         """The URI of its folder."""
         return self.store.uri_of(self.prefix)
 
-    def fetch(self, name: str, path: Path) -> bool:
-        """Copy one of its files, verified; return False if it has none of that name.
+    @property
+    def ref(self) -> FileRef:
+        """A reference to its evidence."""
+        return FileRef(
+            name=f"curated/{self.evidence.day}",
+            uri=self.store.uri_of(f"{self.prefix}/{EVIDENCE}"),
+            sha256=self.evidence_sha256,
+            bytes=len(self.evidence.dump()),
+            rows=self.evidence.rows_kept,
+        )
+
+    def fetch(self, path: Path) -> bool:
+        """Copy the table of its requests, verified; return False if it has none.
 
         Raises:
             CorruptObject: if the bytes are not the ones that the evidence states.
         """
         for file in self.evidence.files:
-            if file.name == name:
-                self.store.get_file(f"{self.prefix}/{name}", path, sha256=file.sha256)
-                return True
-        return False
+            self.store.get_file(f"{self.prefix}/{file.name}", path, sha256=file.sha256)
+        return bool(self.evidence.files)
 
-    def rows(self, name: str) -> int:
-        """Return the number of rows of one of its files, 0 without that file."""
-        return next((file.rows for file in self.evidence.files if file.name == name), 0)
+    def requests(self, scratch: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield columns of its requests, some rows at a time.
+
+        Args:
+            scratch: folder for the table.
+            columns: names of the columns.
+        """
+        path = scratch / f"{self.evidence.day}-{REQUESTS}"
+        if self.fetch(path):
+            yield from batches_of(path, columns)
+            path.unlink()
 
 
 def check_model(model: str) -> str:
@@ -196,22 +203,25 @@ def open_day(store: Store, model: str, day: date) -> CuratedDay | None:
 
     Raises:
         CorruptObject: if its evidence is not the one that was written.
+        UserError: if an earlier version of Tuneline curated it.
     """
-    root = _root(model, day)
-    for left in reversed(range(_TRIES)):
-        pointer = _pointer(store, root)
-        if pointer is None:
-            return None
-        prefix = f"{root}/{pointer.folder}"
+    try:
+        return _open(store, _root(model, day))
+    except NotThere:
+        # Another run has put a day in its place since the pointer was read.
+        return _open(store, _root(model, day))
+
+
+def open_days(store: Store, model: str, days: Iterable[date]) -> Iterator[CuratedDay]:
+    """Yield the curated days with rows; one of an earlier version is named on stderr."""
+    for day in days:
         try:
-            raw = store.get_bytes(f"{prefix}/{EVIDENCE}", sha256=pointer.evidence_sha256)
-        except NotThere:
-            if not left:
-                raise
+            found = open_day(store, model, day)
+        except UserError as error:
+            print(f"tuneline: left out: {error}", file=sys.stderr)
             continue
-        evidence = CurationEvidence.model_validate_json(raw)
-        return CuratedDay(store, prefix, evidence, pointer.evidence_sha256)
-    return None
+        if found is not None and found.evidence.rows_kept:
+            yield found
 
 
 def publish(
@@ -224,61 +234,86 @@ def publish(
         model: the model.
         day: the day.
         evidence: its evidence; it lists the files.
-        files: the local folder with them.
+        files: the local folder with them, and with what the gate left in `gx`.
 
     Returns:
         The day as it is in the store. If its content is what is there already, nothing is written.
     """
+    # Not for whoever only reads a day: the gates know all of the data phase.
+    from tuneline.data.gates.expectations import store_docs
+
     root = _root(model, day)
     before = _pointer(store, root)
     raw = evidence.dump()
     digest = hashlib.sha256(raw).hexdigest()
+    generation = before.get("generation", 0) + 1
     names = [EVIDENCE, *(file.name for file in evidence.files)]
-    if before is not None and before.evidence_sha256 == digest:
-        prefix = f"{root}/{before.folder}"
-        if all(store.exists(f"{prefix}/{name}") for name in names):
-            return CuratedDay(store, prefix, evidence, digest)
-    generation = before.generation + 1 if before else 1
-    pointer = _Pointer(generation, f"{digest[:16]}-{generation}", digest)
-    prefix = f"{root}/{pointer.folder}"
+    if before.get("evidence_sha256") == digest:
+        made = CuratedDay(store, f"{root}/{before['folder']}", evidence, digest)
+        if all(store.exists(f"{made.prefix}/{name}") for name in names):
+            return made
+    folder = f"{digest[:16]}-{generation}"
+    made = CuratedDay(store, f"{root}/{folder}", evidence, digest)
     (files / EVIDENCE).write_bytes(raw)
-    _put_missing(store, prefix, files, names, anew=True)
-    document = {"schema": _POINTER_SCHEMA, **asdict(pointer)}
+    _put(made, names, files, anew=True)
+    store_docs(store, f"{made.prefix}/{DOCS}", files / "gx")
+    document = {
+        "schema": _POINTER_SCHEMA,
+        "generation": generation,
+        "folder": folder,
+        "evidence_sha256": digest,
+    }
     store.flush()
     store.put_bytes(f"{root}/{_POINTER}", json.dumps(document, indent=1).encode())
     store.flush()
     # A run that began long ago may find its folder swept by a later one.
-    _put_missing(store, prefix, files, names)
+    _put(made, names, files)
     _sweep(store, root, generation)
-    return CuratedDay(store, prefix, evidence, digest)
+    return made
 
 
 def _root(model: str, day: date) -> str:
     return f"{PREFIX}/{folder_name(model)}/{day.isoformat()}"
 
 
-def _pointer(store: Store, root: str) -> _Pointer | None:
+def _pointer(store: Store, root: str) -> dict[str, Any]:
+    """Return what is in force, empty if nothing is."""
     try:
-        document = json.loads(store.get_bytes(f"{root}/{_POINTER}"))
+        found: dict[str, Any] = json.loads(store.get_bytes(f"{root}/{_POINTER}"))
     except NotThere:
+        return {}
+    return found
+
+
+def _open(store: Store, root: str) -> CuratedDay | None:
+    pointer = _pointer(store, root)
+    if not pointer:
         return None
-    return _Pointer(
-        int(document["generation"]), str(document["folder"]), str(document["evidence_sha256"])
-    )
+    prefix, digest = f"{root}/{pointer['folder']}", pointer["evidence_sha256"]
+    raw = store.get_bytes(f"{prefix}/{EVIDENCE}", sha256=digest)
+    if json.loads(raw).get("schema") != SCHEMA:
+        raise UserError(
+            f"{store.uri_of(root)} was curated by an earlier version of Tuneline; run `tuneline "
+            "logs curate` for this day again"
+        )
+    return CuratedDay(store, prefix, CurationEvidence.model_validate_json(raw), digest)
 
 
-def _put_missing(
-    store: Store, prefix: str, files: Path, names: Sequence[str], *, anew: bool = False
-) -> None:
-    """Write the files that the folder lacks, or all of them."""
+def _put(day: CuratedDay, names: Sequence[str], files: Path, *, anew: bool = False) -> None:
+    """Write the files that the folder lacks, or all of them.
+
+    Raises:
+        RetryableError: if the store failed, or other runs keep sweeping the folder.
+    """
     for left in reversed(range(_TRIES)):
         try:
             for name in names:
-                if anew or not store.exists(f"{prefix}/{name}"):
-                    store.put_file(f"{prefix}/{name}", files / name)
+                key = f"{day.prefix}/{name}"
+                if anew or not day.store.exists(key):
+                    day.store.put_file(key, files / name)
         except (RetryableError, FileNotFoundError) as error:
             if not left:
-                raise RetryableError(f"{store.uri_of(prefix)} can't be written: {error}") from error
+                raise RetryableError(f"{day.uri} can't be written: {error}") from error
         else:
             return
 
@@ -287,18 +322,8 @@ def _sweep(store: Store, root: str, generation: int) -> None:
     """Delete the folders of the generations before the last one."""
     # What another run deletes meanwhile is gone, which is all that is wanted.
     with suppress(FileNotFoundError):
-        _delete_older(store, root, generation)
-
-
-def _delete_older(store: Store, root: str, generation: int) -> None:
-    for folder in sorted(set(_folders(store, root))):
-        number = folder.rpartition("-")[2]
-        if number.isdigit() and int(number) < generation - 1:
-            store.delete_prefix(f"{root}/{folder}")
-
-
-def _folders(store: Store, root: str) -> Iterator[str]:
-    for key in store.keys(root):
-        folder, inside, _ = key.removeprefix(f"{root}/").partition("/")
-        if inside:
-            yield folder
+        inside = (key.removeprefix(f"{root}/").partition("/") for key in list(store.keys(root)))
+        for folder in sorted({name for name, below, _ in inside if below}):
+            number = folder.rpartition("-")[2]
+            if number.isdigit() and int(number) < generation - 1:
+                store.delete_prefix(f"{root}/{folder}")

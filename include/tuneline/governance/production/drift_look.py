@@ -4,8 +4,8 @@
     drift/<model>/looks/<day>/report.json   what this look found, with its plot beside it
 
 A look at a day that was looked at before changes nothing: each day is one bet of the year's budget.
-The texts are those of the curated days, scrubbed like the training data. A request that was merged
-into a near-duplicate counts with the duplicate's text, so that frequent questions stay frequent.
+The texts are those of the curated days, scrubbed like the training data, of merged requests too, so
+that frequent questions stay frequent.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.governance import ReleasePointer
@@ -35,10 +33,7 @@ from tuneline.governance.drift.prompts import (
 )
 from tuneline.governance.drift.reference import Reference
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare
-from tuneline.governance.production.curated_day import (
-    CURATED,
-    REJECTED,
-    CuratedDay,
+from tuneline.governance.production.curated_days import (
     curated_days,
     open_day,
 )
@@ -46,8 +41,6 @@ from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store
 
 REPORT_SCHEMA = "tuneline/drift-look/1"
-# Days in which the row is found that a later duplicate was merged into.
-_LOOKBACK = 60
 
 
 def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -> Look:
@@ -124,8 +117,7 @@ def _compare(
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
     state, seen = _state(store, model, release.version)
     fresh = [day for day in _unseen(store, model, pointer, seen) if day <= until]
-    texts = _Texts(store, model, scratch)
-    days = {str(day): texts.requests(day, labels) for day in fresh}
+    days = {str(day): _prompts(store, model, day, labels, scratch) for day in fresh}
     told = {day: found for day, found in days.items() if len(found) >= MIN_WINDOW}
     reference = Reference.fit(
         prompts["train"],
@@ -210,62 +202,29 @@ def _summary(
     )
 
 
-class _Texts:
-    """The texts of requests, from the curated days that they stand in."""
-
-    def __init__(self, store: Store, model: str, scratch: Path) -> None:
-        self._store, self._model, self._scratch = store, model, scratch
-        self._known: dict[str, dict[str, str]] = {}
-
-    def requests(self, day: date, labels: frozenset[str]) -> list[Prompt]:
-        """Return every logged request of a day, one without a usable text as such."""
-        curated = open_day(self._store, self._model, day)
-        if curated is None:
-            return []
-        texts = dict(self._of_day(str(day)))
-        merged = {
-            entry["request_id"]: (entry["of"], entry["of_day"] or str(day))
-            for entry in self._table(curated, REJECTED, ["request_id", "of", "of_day"])
-            if entry["of"]
-        }
-        for name, kept in merged.items():
-            # Of two like requests of today, the one that stayed may be like one of an earlier day.
-            request, its_day = merged.get(kept[0], kept)
-            text = self._of_day(its_day).get(request)
-            if text is not None:
-                texts[name] = text
-        return [
-            Prompt(
-                number,
-                texts.get(row["request_id"]),
-                label_of(row["answer"], labels),
-                row["confidence"],
-                row["fallback_reason"] is not None,
-            )
-            for number, row in enumerate(self._logged(day), 1)
-        ]
-
-    def _logged(self, day: date) -> Iterable[dict[str, Any]]:
-        columns = ["request_id", "answer", "confidence", "fallback_reason"]
-        return read_day(self._store, self._model, day).select(columns).to_pylist()
-
-    def _of_day(self, day: str) -> dict[str, str]:
-        if day not in self._known:
-            curated = open_day(self._store, self._model, date.fromisoformat(day))
-            rows = self._table(curated, CURATED, ["request_id", "messages"]) if curated else ()
-            found = ((row["request_id"], last_user_turn(row["messages"])) for row in rows)
-            self._known[day] = {name: text for name, text in found if text is not None}
-            if len(self._known) > _LOOKBACK:
-                self._known.pop(next(iter(self._known)))
-        return self._known[day]
-
-    def _table(self, day: CuratedDay, name: str, columns: list[str]) -> list[dict[str, Any]]:
-        path = self._scratch / f"{day.evidence.day}-{name}"
-        if not day.fetch(name, path):
-            return []
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
-        path.unlink()
-        return rows
+def _prompts(
+    store: Store, model: str, day: date, labels: frozenset[str], scratch: Path
+) -> list[Prompt]:
+    """Return every logged request of a day, one without a usable text as such."""
+    curated = open_day(store, model, day)
+    if curated is None:
+        return []
+    texts = {
+        entry["request_id"]: last_user_turn(entry["messages"])
+        for batch in curated.requests(scratch, ("request_id", "messages"))
+        for entry in batch.filter(batch["messages"].is_valid()).to_pylist()
+    }
+    columns = ["request_id", "answer", "confidence", "fallback_reason"]
+    return [
+        Prompt(
+            number,
+            texts.get(row["request_id"]),
+            label_of(row["answer"], labels),
+            row["confidence"],
+            row["fallback_reason"] is not None,
+        )
+        for number, row in enumerate(read_day(store, model, day).select(columns).to_pylist(), 1)
+    ]
 
 
 def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, set[date]]:
