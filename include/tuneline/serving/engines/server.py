@@ -245,7 +245,7 @@ class ServedSizes:
 def served_sizes(identity: EngineIdentity) -> ServedSizes:
     """Return the sizes that a release of an engine is served with.
 
-    What its server was started with counts; a built engine may bear more than that.
+    What its server was started with counts; a built engine may take more than that.
     """
     stated = identity.served or identity.limits
     return ServedSizes(
