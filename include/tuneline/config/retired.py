@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 # The setting, or a whole section, and why it is gone or what to write instead.
-RETIRED: dict[str, str] = {}
+RETIRED: dict[str, str] = {
+    "evaluation.review_judge_pairs": "a model's votes decided nothing and are not taken any more; "
+    "people vote in human_review",
+    "evaluation.paraphrases": "the search for paraphrases of training rows only warned, and was "
+    "blind where rows are alike anyway; lower data.near_duplicate_jaccard for a sharper check",
+}
 # The old path and the new one.
 RENAMED: dict[str, str] = {}
 

@@ -79,23 +79,6 @@ BASIS: dict[str, Basis] = {
 _BETTER_THAN_EVIDENCE = (Verdict.WAIVED, Verdict.NOT_RUN)
 
 
-def basis_of(path: str) -> Basis:
-    """Return whether a value of a manifest is checked or declared.
-
-    Args:
-        path: its path, such as `evidence.fallback.verdict`; without indices of lists.
-    """
-    parts = path.split(".")
-    for length in range(len(parts), 0, -1):
-        for known, basis in BASIS.items():
-            pattern = known.split(".")
-            if len(pattern) == length and all(
-                a in ("*", b) for a, b in zip(pattern, parts, strict=False)
-            ):
-                return basis
-    return "declared"
-
-
 def copy_differences(store: Store, manifest: Manifest) -> Iterator[str]:
     """Compare what the manifest repeats with the files of the release that it was copied from.
 
