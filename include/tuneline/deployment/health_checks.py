@@ -95,8 +95,8 @@ def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
     """
     program, *arguments = probe["exec"]["command"]
     # Its own environment is not on the PATH of a process that was started by its path.
-    beside = Path(sys.executable).with_name(program)
-    command = [str(beside) if beside.exists() else program, *arguments]
+    own = Path(sys.executable).with_name(program)
+    command = [str(own) if own.exists() else program, *arguments]
     started = time.monotonic()
     try:
         answer = subprocess.run(

@@ -165,17 +165,17 @@ def run(ctx: StepContext) -> Evidence:
     target = deployment.target_hardware
     differing = differences(target, machine, on_gpu=on_gpu)
     line = hardware_line(bench.closed.levels, machine.text(), goal)
-    bears = capacity(settings.load, bench.closed.levels, bench.tried)
+    per_server = capacity(settings.load, bench.closed.levels, bench.tried)
     written = report(ctx, bench, machine, engine.name, engine.version())
-    written |= {"hardware": line, "hardware_differences": differing, "capacity": asdict(bears)}
+    written |= {"hardware": line, "hardware_differences": differing, "capacity": asdict(per_server)}
     ctx.write_json("latency.json", written)
     plot(bench.closed.levels, bench.tried, goal, ctx.out / "latency.png")
     measured_on = machine.computed_on(on_gpu=on_gpu) if differing else target
     return ctx.conclude(
-        summary(bench, line, [load_line(settings.load, bench.tried, bears, goal), *differing]),
+        summary(bench, line, [load_line(settings.load, bench.tried, per_server, goal), *differing]),
         [
             *judge_levels(bench.closed, bench.stopped),
-            *judge_load(settings.load, bench.tried, bears, goal),
+            *judge_load(settings.load, bench.tried, per_server, goal),
             *judge_limits(bench.limits, served),
             *judge_hardware(measured_on, target, differing),
             measure("answer_tokens_p50", bench.workload.expected.p50, "tokens"),

@@ -117,7 +117,7 @@ def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None)
     Args:
         title: the engine's name.
         merged: losses of the merged checkpoint.
-        found: the engine's loss on each row; None if it does not tell them.
+        found: the engine's loss on each row; None if it reports none.
     """
     known = [
         measure("rows_scored", len(merged.sums), "rows"),

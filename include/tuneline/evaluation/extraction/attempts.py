@@ -215,7 +215,7 @@ def make_choice(
     """
     sequences = encode([before + value for value in values])
     same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
-    # Each keeps a token of its own, also one that is the beginning of another.
+    # Each keeps a token that no other has, also one that is the beginning of another.
     shared = min(sum(1 for _ in same), min(map(len, sequences)) - 1)
     return ValueChoice(sequences[0][:shared], [sequence[shared:] for sequence in sequences])
 

@@ -149,7 +149,7 @@ def judge_canaries(found: Ranked, places: Sequence[str], limit: float) -> Findin
 
     Args:
         found: their ranks among random numbers.
-        places: where each stands, `prompt` or `answer`.
+        places: where each was planted, `prompt` or `answer`.
         limit: share that may be likelier than all random numbers; raised to the noise where there
             are few.
     """

@@ -34,7 +34,7 @@ SUSPICION = 0.02
 # Chance with which a loss counts as one that would be seen.
 POWER = 0.8
 DEFAULT_LIMIT = 0.03
-# Each look has so many times the questions of the one before, all told.
+# Each look has so many times the questions of the one before, in total.
 GROWTH = 2.5
 _NORMAL = NormalDist()
 
@@ -244,7 +244,7 @@ def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | Non
     chance fails.
 
     Args:
-        losses: losses of base and tuned model; None if the engine does not tell them.
+        losses: losses of base and tuned model; None if the engine reports none.
         limit: allowed ratio; None takes `DEFAULT_RATIO`.
     """
     if losses is None:

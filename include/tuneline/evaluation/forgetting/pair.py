@@ -147,7 +147,7 @@ class Pair:
         target = ctx.config.data.target_format
         tuned = Renderer(load_tokenizer(base_of(ctx).path), target)
         tokenizer = load_tokenizer(origin.base.path)
-        # A base without a template of its own is asked in the form that training used.
+        # A base without a template is asked in the form that training used.
         own = "tokenizer" if isinstance(tokenizer.chat_template, str) else target
         self.base = AskedModel("base model", untuned(ctx, origin.base), Renderer(tokenizer, own))
         self.tuned = AskedModel("tuned model", chosen.model, tuned)

@@ -72,23 +72,23 @@ def _of_level(level: Level) -> Iterator[Measurement]:
 
 
 def judge_load(
-    load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal: Objective
+    load: LoadConfig, tried: Sequence[OpenLoop], capacity: Capacity, goal: Objective
 ) -> Iterator[Measurement]:
     """Judge the declared load, and state the servers that it needs.
 
     Args:
         load: the declared load.
         tried: the open loops, the declared rate first; empty if none was run.
-        bears: what one server bears.
+        capacity: of one server.
         goal: the objective.
     """
     yield measure("declared_load", load.rate, "requests/s")
-    yield measure("sustained_goodput", round(bears.goodput, 3), "requests/s")
-    yield measure("users_per_server", bears.users, "users")
+    yield measure("sustained_goodput", round(capacity.goodput, 3), "requests/s")
+    yield measure("users_per_server", capacity.users, "users")
     if load.rate is None:
         return
     yield measure("replicas_declared", load.replicas, "servers")
-    yield measure("replicas_needed", bears.replicas, "servers")
+    yield measure("replicas_needed", capacity.replicas, "servers")
     if not tried:
         yield measure("good_share_at_load", None, "share", ">=", goal.share)
         return
@@ -130,7 +130,9 @@ def judge_hardware(
     yield measure("hardware_differences", "; ".join(differing) or "none", "hardware")
 
 
-def load_line(load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal: Objective) -> str:
+def load_line(
+    load: LoadConfig, tried: Sequence[OpenLoop], capacity: Capacity, goal: Objective
+) -> str:
     """Say whether the declared load holds, and how many servers it needs."""
     if load.rate is None:
         return "no load is declared (evaluation.load), so only the lowest level had to hold"
@@ -149,10 +151,10 @@ def load_line(load: LoadConfig, tried: Sequence[OpenLoop], bears: Capacity, goal
     )
     if not declared.holds and declared.queue_growth > 0:
         line += f", and TTFT grew by {declared.queue_growth:.2g} s each second"
-    if bears.replicas is None:
+    if capacity.replicas is None:
         return f"{line}; no rate was found that one server bears"
-    servers = "server" if bears.replicas == 1 else "servers"
-    return f"{line}; by its goodput the load needs {bears.replicas} such {servers}"
+    servers = "server" if capacity.replicas == 1 else "servers"
+    return f"{line}; by its goodput the load needs {capacity.replicas} such {servers}"
 
 
 def plot(levels: Sequence[Level], tried: Sequence[OpenLoop], goal: Objective, path: Path) -> None:

@@ -366,7 +366,7 @@ class Capacity:
     Attributes:
         goodput: requests/s that one server answers within the objective; 0 if none is known.
         replicas: servers that the declared load needs with its headroom; None without a declared
-            load, or if one server bears nothing.
+            load, or if one server sustains nothing.
         users: users of one server, headroom kept.
     """
 

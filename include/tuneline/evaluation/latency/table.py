@@ -183,15 +183,15 @@ _MS = 1000.0
 
 
 def claimed(requests: int) -> list[int]:
-    """Return the percentiles that a number of requests bears."""
+    """Return the percentiles that a number of requests allows."""
     return [q for q in PERCENTILES if requests >= samples_needed(q / 100)]
 
 
 def unclaimed_text(requests: int) -> str:
     """Name the percentiles that are not claimed; empty if all are."""
-    bears = claimed(requests)
+    allowed = claimed(requests)
     return ", ".join(
-        f"p{q} (needs {samples_needed(q / 100)} requests)" for q in PERCENTILES if q not in bears
+        f"p{q} (needs {samples_needed(q / 100)} requests)" for q in PERCENTILES if q not in allowed
     )
 
 
@@ -252,9 +252,9 @@ def _times(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def _without_intervals(seconds: Sequence[float], requests: int) -> dict[str, Any]:
-    values, bears = [_MS * value for value in seconds], claimed(requests)
+    values, allowed = [_MS * value for value in seconds], claimed(requests)
     shown = {
-        f"p{q}": round(percentile(values, q), 3) if values and q in bears else None
+        f"p{q}": round(percentile(values, q), 3) if values and q in allowed else None
         for q in PERCENTILES
     }
     return {"unit": "ms", **_spread(values), **shown}

@@ -73,7 +73,7 @@ def view_of(label_field: str | None, cut: Collection[str]) -> View:
 def closed(text: str) -> str:
     """Close the strings, lists and objects that a cut JSON answer leaves open.
 
-    An answer that is no JSON object even then is returned as it is.
+    An answer that even then is not a JSON object is returned as it is.
     """
     closers: list[str] = []
     quoted = escaped = False

@@ -22,6 +22,7 @@ from tuneline.data.tables.rows import Row
 from tuneline.evaluation.scoring.ledger import Holdout
 from tuneline.evaluation.scoring.slices import groups_of
 from tuneline.evidence import Measurement, measure
+from tuneline.statistics import Interval
 from tuneline.step_context import StepContext
 from tuneline.store import CorruptObject, NotThere
 
@@ -217,13 +218,15 @@ def confusion(judged: Judged) -> dict[str, Any]:
     return {"labels": labels, "columns": [*labels, "(another)", "(none)"], "counts": table}
 
 
+def stated(name: str, found: Interval, unit: str = "share") -> list[Measurement]:
+    """State an estimate with its noise and both ends of its interval."""
+    return [
+        measure(name, round(found.value, 4), unit, noise=round(found.error, 4)),
+        measure(f"{name}_lower", round(found.lower, 4), unit),
+        measure(f"{name}_upper", round(found.upper, 4), unit),
+    ]
+
+
 def label_measurements(name: str, judged: Judged) -> list[Measurement]:
     """State the macro-F1 of a model whose answers are labels."""
-    if not judged.wanted:
-        return []
-    found = judged.macro_f1
-    return [
-        measure(f"{name}_macro_f1", round(found.value, 4), "share", noise=round(found.error, 4)),
-        measure(f"{name}_macro_f1_lower", round(found.lower, 4), "share"),
-        measure(f"{name}_macro_f1_upper", round(found.upper, 4), "share"),
-    ]
+    return stated(f"{name}_macro_f1", judged.macro_f1) if judged.wanted else []

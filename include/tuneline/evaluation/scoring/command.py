@@ -39,7 +39,7 @@ class ScoreTarget:
 
     Attributes:
         model: an endpoint, a GGUF file, a folder, or the address of a base model.
-        adapter: an adapter beside it, as a folder of PEFT or a GGUF file.
+        adapter: an adapter on it, as a folder of PEFT or a GGUF file.
         api_key_env: environment variable with the endpoint's key.
         deployment: the engine and its sizes.
     """

@@ -40,6 +40,7 @@ from tuneline.evaluation.scoring.answer_tables import (
     by_field,
     confusion,
     label_measurements,
+    stated,
     wrong_rows,
 )
 from tuneline.evidence import Breach, Measurement, Rule, measure
@@ -511,16 +512,8 @@ def score_measurements(
     found: list[Measurement] = []
     for name, interval in (("base", base), ("tuned", tuned)):
         floors = [c for c in claims if c.name == f"{name}_metric"]
-        found += floors[0].measurements() if floors else _stated(f"{name}_metric", interval)
+        found += floors[0].measurements() if floors else stated(f"{name}_metric", interval)
     return [*found, measure("min_metric", floor, "share"), *gain.measurements()]
-
-
-def _stated(name: str, interval: Interval) -> list[Measurement]:
-    return [
-        measure(name, round(interval.value, 4), "share", noise=round(interval.error, 4)),
-        measure(f"{name}_lower", round(interval.lower, 4), "share"),
-        measure(f"{name}_upper", round(interval.upper, 4), "share"),
-    ]
 
 
 def difference_counts(found: Paired, *, graded: bool) -> list[Measurement]:

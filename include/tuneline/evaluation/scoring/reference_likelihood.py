@@ -22,6 +22,7 @@ from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
+from tuneline.evaluation.scoring.answer_tables import stated
 from tuneline.evidence import Measurement, measure
 from tuneline.failures import one_line
 from tuneline.models.base_model import load_tokenizer
@@ -108,11 +109,7 @@ def _stated(name: str, found: Interval) -> list[Measurement]:
     # A model that holds an answer impossible has numbers that JSON does not know.
     if not all(map(math.isfinite, (found.value, found.error))):
         return [measure(name, "an expected answer is impossible for a model", "")]
-    return [
-        measure(name, round(found.value, 4), "nats per token", noise=round(found.error, 4)),
-        measure(f"{name}_lower", round(found.lower, 4), "nats per token"),
-        measure(f"{name}_upper", round(found.upper, 4), "nats per token"),
-    ]
+    return stated(name, found, "nats per token")
 
 
 def expected_likelihoods(

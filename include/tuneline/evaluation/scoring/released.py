@@ -11,6 +11,7 @@ from tuneline.asking.models import released_model
 from tuneline.asking.tasks import Judged, judge, not_worse
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
+from tuneline.evaluation.scoring.answer_tables import stated
 from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
 from tuneline.evidence import Breach, Finding, Measurement, measure
 from tuneline.serving.engines.engine import ServedModel
@@ -92,10 +93,8 @@ def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> li
     noise = round(difference.error, 4)
     proven = found.decision == "worse" and surely_unseen
     breach: Breach = "fail" if proven else "inconclusive"
-    stated = [
-        measure("difference_to_released", round(difference.value, 4), "share", noise=noise),
-        measure("difference_to_released_lower", round(difference.lower, 4), "share"),
-        measure("difference_to_released_upper", round(difference.upper, 4), "share"),
+    measured = [
+        *stated("difference_to_released", difference),
         # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
         measure(
             _WORSE,
@@ -110,8 +109,8 @@ def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> li
         measure("only_candidate_right", found.gained, "rows"),
     ]
     if found.decision == "undecided":
-        stated.append(measure("rows_needed_to_decide", found.rows_needed, "rows"))
-    return stated
+        measured.append(measure("rows_needed_to_decide", found.rows_needed, "rows"))
+    return measured
 
 
 def _sentence(version: str, found: NonInferiority) -> str:

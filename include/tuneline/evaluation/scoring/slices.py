@@ -28,7 +28,7 @@ from tuneline.statistics import wilson
 ALPHA = 0.05
 # Draws of a permutation test: enough for 5 % after the correction for some hundreds of groups.
 DRAWS = 20_000
-# Scores that are permuted at once, and rows from which the normal distribution stands in.
+# Scores that are permuted at once, and rows from which the normal distribution is used.
 PERMUTED_CELLS, MOST_PERMUTED = 2_000_000, 4_000
 # Named in the evidence's sentence.
 NAMED = 3
