@@ -300,6 +300,8 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
         + "\n"
         for request_id in ids_of_form(given)
     )
+    if not raw:
+        raise UserError("answers: no row was shown, so that there is none to label")
     parse_labels(raw.encode(), "answers", [row.request_id for row in review_rows(store, model)])
     document = json.dumps({"labels": raw, "by": by}, ensure_ascii=False)
     store.put_bytes(_answers_key(model, name), document.encode())
