@@ -30,8 +30,6 @@ class CanaryDecided(BaseTrigger):
 
     Args:
         store: URI of the store.
-        name: the model.
-        version: the version.
         begin_by: Unix time by which a follower has to have begun it.
         hours: length of the canary, hours.
         slack_seconds: time beyond its end until it counts as forgotten.

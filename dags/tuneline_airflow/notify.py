@@ -34,7 +34,6 @@ class Announce(BaseNotifier):
 
     Args:
         event: the kind of event.
-        model: the model.
         text: what happened; None takes the exception of a failed task.
     """
 

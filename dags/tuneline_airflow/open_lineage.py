@@ -24,7 +24,6 @@ def step_lineage(run_uri: str, step: str) -> OperatorLineage | None:
     """Return inputs, outputs and test results of a step; None if it left no evidence.
 
     Args:
-        run_uri: URI of the run.
         step: id of the item or helper step.
     """
     from airflow.providers.openlineage.extractors import OperatorLineage

@@ -166,7 +166,6 @@ def start_main(
     Args:
         context: context of the task that starts it.
         main: id of the main DAG.
-        run_id: id of the run.
         reason: why it is started.
         overrides: settings above the model's file.
         more: what `run.json` keeps besides the DAG, run and task that started it.

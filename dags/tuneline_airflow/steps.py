@@ -40,11 +40,7 @@ class StepTasks:
 
 
 class Gate(BaseOperator):
-    """The task `gate_<item>`: derive the verdict of a data item from its audit table, and judge it.
-
-    Args:
-        item_id: the item.
-    """
+    """The task `gate_<item>`: derive the verdict of a data item from its audit table, and judge it."""
 
     template_fields = ("run_uri",)
 

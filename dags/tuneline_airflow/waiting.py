@@ -53,7 +53,6 @@ class BackfillDays(_Waiting):
     One backfill of a DAG runs at a time, so it first waits for another one.
 
     Args:
-        task_id: id of the task.
         target: the DAG that is backfilled.
         days: template of the first and the last day, `YYYY-MM-DD..YYYY-MM-DD`; empty
             skips the task.
@@ -134,7 +133,6 @@ class RunEnds(_Waiting):
     A run whose last task is deferred has done its work, and only waits for what comes of it.
 
     Args:
-        task_id: id of the task.
         target: the DAG of the run.
         run_id: template of the run's id.
         hours: the longest wait, hours.

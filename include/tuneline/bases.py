@@ -122,7 +122,6 @@ def in_place(uri: str, directory: Path, hashes: Mapping[str, str]) -> StoredBase
 
     Args:
         uri: the address that was requested.
-        directory: the directory.
         hashes: SHA-256 of its files by name.
     """
     files = {
@@ -182,7 +181,6 @@ def base_of(ctx: StepContext, *, weights: bool = True) -> BaseModel:
     A run whose fetch_base was not run fetches the model from its address.
 
     Args:
-        ctx: the step.
         weights: False where configuration, tokenizer and licence are enough; the directory may
             then lack the weights.
 
@@ -270,7 +268,6 @@ def keep_form(
     """Put a form into the store, unless it lies there already.
 
     Args:
-        store: the store.
         path: the file, or the folder with the files.
         files: the names that they get in the store, and their hashes.
         form: its description.

@@ -57,7 +57,6 @@ def write_whole(path: Path, data: bytes, *, lasting: bool = True) -> None:
     """Replace a file in one step; its owner alone may read it.
 
     Args:
-        path: the file.
         data: its new bytes.
         lasting: whether the disk has to hold it when this returns.
     """

@@ -126,7 +126,6 @@ class Run:
     """One run.
 
     Attributes:
-        store: the store.
         prefix: the run's prefix in it, `runs/<run_id>`.
         config: the run's configuration.
         meta: the content of `run.json`.
@@ -170,7 +169,6 @@ class Run:
         if another run in Airflow has made it.
 
         Args:
-            store_uri: the store.
             run_id: the run's name.
             config: the configuration.
             meta: further fields of `run.json`.

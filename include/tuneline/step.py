@@ -46,7 +46,6 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
 
     Args:
         step: id of an item or helper step.
-        run_uri: URI of the run.
 
     Returns:
         The content of `evidence.json` (an item) or `record.json` (a helper step); None if
@@ -193,7 +192,6 @@ def leave_killed(run_uri: str, item: str, why: str, airflow: Mapping[str, Any]) 
     """Store the evidence of an item whose step was killed, or never began.
 
     Args:
-        run_uri: URI of the run.
         item: id of the item.
         why: the reason and what to do.
         airflow: the Airflow task, as in `Evidence.airflow`.

@@ -35,7 +35,6 @@ class StepContext:
     """The surroundings of a step at work.
 
     Attributes:
-        run: the run.
         step: id of the item or helper step.
         out: the folder for what the step leaves.
         quarantine: the folder for raw text of people.

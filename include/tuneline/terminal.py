@@ -29,7 +29,6 @@ def track(
     """Yield the items and show the progress.
 
     Args:
-        items: the items.
         total: their number, None if unknown.
         what: the name of the work.
         log: takes a line where there is no terminal.

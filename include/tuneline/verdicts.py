@@ -33,7 +33,6 @@ class Stale:
     """Why the evidence of a step is out of date.
 
     Attributes:
-        step: the step.
         because: which input of which step has changed, as a sentence.
         root: the step before it whose own input changed, which is to be run again first; None if
             it is this one.
@@ -49,7 +48,6 @@ class Freshness:
     """What is up to date in a run, as it is at the first look.
 
     Attributes:
-        run: the run.
         deep: whether the hashes with which the store holds the artifacts are compared too, one
             request for each, so that an artifact that was swapped beside its record shows.
     """
@@ -243,8 +241,6 @@ def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus
     """Return the status of one item of a run.
 
     Args:
-        run: the run.
-        item_id: id of the item.
         grounds: the grounds of the run, where the caller has them already.
 
     Raises:
@@ -344,7 +340,6 @@ class Grounds:
     """What the verdicts of a run rest on beside each item's own evidence, looked up once.
 
     Attributes:
-        run: the run.
         fresh: what is up to date in it.
     """
 

@@ -103,7 +103,7 @@ def test_a_stated_licence_fills_a_gap_and_corrects_nothing(monkeypatch):
         entry(name="other", expression="AGPL-3.0-only"),
         entry(name="vllm"),
     ]
-    monkeypatch.setattr(packages.metadata, "stated_licenses", lambda: packages)
+    monkeypatch.setattr("tuneline.licenses.stated.stated_licenses", lambda: packages)
     found = installed(stated={"some-thing": "mit", "other": "MIT"}).packages
     assert [package.license for package in found] == ["MIT", "AGPL-3.0-only", "Apache-2.0"]
     assert found[0].read_from == "governance.package_licenses"

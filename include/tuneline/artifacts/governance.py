@@ -104,7 +104,6 @@ class Parent(_Governed):
     """The release that was in service when the version was made.
 
     Attributes:
-        version: its version.
         manifest_sha256: hash of its manifest.
     """
 
@@ -304,7 +303,6 @@ class Confidence(_Stated):
     """The confidence of one answer.
 
     Attributes:
-        row_id: the row.
         right: whether the answer is right.
         tokens: number of its tokens.
         whole: mean log-probability of its tokens, in nats; None if the engine stated none.

@@ -201,7 +201,6 @@ class Log:
     """The release log of a version as it lies in the store.
 
     Attributes:
-        uri: its address.
         stored: its bytes as they were read, None without a log.
         texts: its lines.
     """

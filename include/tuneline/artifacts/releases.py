@@ -260,9 +260,6 @@ def find_version(
     """Return a version of a model, None if the store has no manifest of it.
 
     Args:
-        store: the store.
-        name: name of the model.
-        version: the version.
         sha256: hash that the bytes of the manifest must have; None takes them as they are.
 
     Raises:

@@ -41,7 +41,6 @@ def is_allowed(url: str, hosts: Iterable[str], *, plain: bool = True) -> bool:
     """Return True if the host of a URL is one of `hosts`, whatever their case.
 
     Args:
-        url: the address.
         hosts: hosts; one may be listed as `http://host`.
         plain: whether `http://` needs no host that is listed with it.
     """

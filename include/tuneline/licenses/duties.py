@@ -37,7 +37,6 @@ def write_duties(ctx: StepContext, findings: Sequence[Finding], base: Path) -> i
     """Write the files; return the number of duties that people have to see to.
 
     Args:
-        ctx: the step.
         findings: those of base model and data.
         base: directory of the base model.
     """
@@ -149,7 +148,6 @@ def question_text(run: Run, asked: Sequence[AskedLicense]) -> str:
     """Render what a person has to know who decides on licences.
 
     Args:
-        run: the run.
         asked: the licences.
     """
     governance = run.config.governance

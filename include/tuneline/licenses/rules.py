@@ -276,7 +276,6 @@ class Circumstances:
     """What a licence is judged for.
 
     Attributes:
-        use: the use.
         monthly_users: monthly active users of the licensee; None if nobody said.
         in_eu: whether the licensee is at home in the European Union; None if nobody said.
         multimodal: whether the base model takes more than text.

@@ -150,11 +150,7 @@ _CREDENTIALS = LinearPattern(r"(://)[^\s/@]+@")
 
 
 def redact(text: str) -> str:
-    """Return a text without secrets: values of secret variables, and what has a secret's shape.
-
-    Args:
-        text: the text.
-    """
+    """Return a text without secrets: values of secret variables, and what has a secret's shape."""
     for value in _secret_values():
         text = text.replace(value, MASK)
     text = _SIGNED.sub(rf"\1{MASK}", _CREDENTIALS.sub(rf"\1{MASK}@", text))

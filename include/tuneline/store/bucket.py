@@ -50,7 +50,6 @@ def put_parts(
 
     Args:
         s3: the client.
-        path: the file.
         part_bytes: size of a part.
         where: bucket and key.
         digest: hex SHA-256 of the whole file.

@@ -49,7 +49,6 @@ def store_docs(store: Store, folder: str, root: Path) -> str | None:
     """Store the Data Docs of a call in place of those before; return their first page's address.
 
     Args:
-        store: the store.
         folder: their folder in the store.
         root: the folder that `validate` worked in; without docs in it nothing is stored.
     """

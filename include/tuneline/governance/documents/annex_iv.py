@@ -243,7 +243,6 @@ class Answer:
     """What a release tells of one point.
 
     Attributes:
-        point: the point.
         facts: sentences from the manifest.
         items: what the items say, None for `lineage`, whose verdict is not in the manifest.
         declared: lines of what the provider declared.
@@ -278,7 +277,6 @@ def answers(facts: Facts, declared: Mapping[str, str]) -> list[Answer]:
     """Return what a release tells of each point that asks for something.
 
     Args:
-        facts: the release.
         declared: texts of the provider, by point.
     """
     return [_answer(point, facts, declared) for point in points() if not point.heading]
@@ -288,7 +286,6 @@ def annex_iv(facts: Facts, declared: Mapping[str, str] | None = None) -> str:
     """Write the page, in Markdown.
 
     Args:
-        facts: the release.
         declared: texts by point, above those of the run's settings.
     """
     settings = facts.config.get("governance", {}).get("annex_iv") or {}

@@ -117,7 +117,6 @@ class ItemFacts:
     """What a release says of one item.
 
     Attributes:
-        item: the item.
         verdict: as the manifest states it; `not_run` if it states none.
         summary: one sentence from its evidence.
         because: the broken limits, or why it was waived.

@@ -85,7 +85,6 @@ def lineage_result(facts: Facts, one: ItemFacts, manifest_sha256: str) -> dict[s
     """Return the statement of `lineage`, which is about the manifest as well.
 
     Args:
-        facts: the release.
         one: what the run says of `lineage`.
         manifest_sha256: hash of the manifest that it verified.
     """

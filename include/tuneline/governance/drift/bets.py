@@ -240,7 +240,6 @@ class Wealth:
             log_e: its log e-values by alternative, shape (alternatives,).
             tally: its counts, which can be added over nights.
             test: function from a tally to its p-value.
-            day: its date.
         """
         if self.nights == YEAR or len(self.log_wealth) != len(log_e):
             # A new year, or another reference: what was bet on before is no more.

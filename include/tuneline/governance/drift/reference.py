@@ -45,7 +45,6 @@ class Night:
     """The requests of one day, embedded once.
 
     Attributes:
-        day: its date.
         prompts: all requests.
         with_text: those whose text is known.
         matrix: a row of unit length for each of `with_text`.

@@ -46,7 +46,6 @@ class Driver:
     """A prompt that drives a signal.
 
     Attributes:
-        day: its day.
         line: its line in the log.
         why: what is unusual about it.
         text: the prompt, None if it was not logged.
@@ -173,8 +172,6 @@ def rate(
     """Look for more unsure answers, or more answers by another model.
 
     Args:
-        reference: the reference.
-        night: the night.
         name: `low_confidence_rate` or `fallback_rate`.
         first: events and answers of the first nights, which are the reference of what training
             can't tell.
@@ -204,7 +201,6 @@ def rate_bets(
     """Return the log e-values of a night, and the largest share of events that is not drift.
 
     Args:
-        reference: the reference.
         name: the signal.
         first: events and answers that are the reference of the rate.
         events: events of the night.

@@ -32,7 +32,6 @@ class NightEntry:
     """One night in the history of a watch.
 
     Attributes:
-        day: its date.
         prompts: requests.
         without_text: requests whose text was not logged.
         values: value by signal.
@@ -93,7 +92,6 @@ class Measure:
     """One signal against its limit.
 
     Attributes:
-        name: its name.
         value: its value in the last night that it was looked at.
         p_value: anytime-valid p-value, the smallest of the year.
         limit: its share of the false alarms of a year.
@@ -207,8 +205,6 @@ def look(reference: Reference, night: Night, first: dict[str, tuple[int, int]]) 
     """Look at one night by every signal that it has data for.
 
     Args:
-        reference: the reference.
-        night: the night.
         first: counts of the first nights by rate; tonight's are added while they are needed.
     """
     found = {name: see(reference, night) for name, see in signals.TEXT_SIGNALS.items()}

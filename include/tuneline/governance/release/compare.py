@@ -27,7 +27,6 @@ class Change:
 
     Attributes:
         section: what it belongs to.
-        name: its name.
         before: the value in the first release, None if it has none.
         after: the value in the second release, None if it has none.
     """

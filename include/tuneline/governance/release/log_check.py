@@ -58,8 +58,6 @@ def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -
     """Compare the pointer of a model with its logs.
 
     Args:
-        store: the store.
-        name: the model.
         version: the version that is looked at; its log and that of the released one have to be
             there.
         whole: whether the logs of all other versions are compared too. Of a version whose folder
@@ -246,9 +244,6 @@ def lineage_differences(
     """Compare the statement of `lineage` of a version.
 
     Args:
-        store: the store.
-        name: the model.
-        version: its version.
         manifest_sha256: hash of the version's manifest.
         signer: who must have signed the release. A key signs the statement as well, an identity
             the files of the manifest alone.

@@ -149,7 +149,6 @@ def environments(run: Run, shipping: Sequence[str]) -> list[StepEnvironment]:
     """Return the environments of the run's steps, each once for all steps that share it.
 
     Args:
-        run: the run.
         shipping: helper steps of which something ships. Others may end while lineage is at work,
             and the manifest of a second try would differ.
     """

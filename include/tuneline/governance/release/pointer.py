@@ -40,8 +40,6 @@ class Pointed:
     """The release pointer of a model as it was read.
 
     Attributes:
-        store: the store.
-        name: the model.
         pointer: the pointer, None if nothing was released.
         tag: the store's tag of its bytes, None without a pointer.
     """

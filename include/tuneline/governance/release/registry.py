@@ -31,7 +31,6 @@ def register(run: Run, reference: ManifestRef) -> tuple[str, list[Measurement]]:
     """Register the version that a run has released.
 
     Args:
-        run: the run.
         reference: the manifest of its version.
 
     Returns:

@@ -24,8 +24,6 @@ def roll_back(
     """Release an earlier version of a model again.
 
     Args:
-        store: the store.
-        name: the model.
         version: the version; None takes the one that was released before.
         by: who does it.
         reason: why, in one sentence.

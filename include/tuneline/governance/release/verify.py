@@ -251,13 +251,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Version:
-    """The place of a model version.
-
-    Attributes:
-        store: the store.
-        name: the model.
-        version: its version.
-    """
+    """The place of a model version."""
 
     store: Store
     name: str

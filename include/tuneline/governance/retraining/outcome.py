@@ -20,7 +20,6 @@ class Outcome(BaseModel):
         at: time of the last of them, RFC 3339.
         report: URI of the report that it rests on, None without one.
         dag_id: DAG of the run; None if an earlier version wrote it.
-        run_id: the run.
     """
 
     model_config = ConfigDict(frozen=True)

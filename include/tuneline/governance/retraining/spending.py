@@ -17,8 +17,6 @@ def spent(store: Store, name: str, month: date) -> float:
     running, or whose run was cleaned up, counts nothing.
 
     Args:
-        store: the store.
-        name: the model.
         month: any day of the month, UTC.
 
     Returns:
