@@ -3,7 +3,7 @@ import signal
 from tests.lab.runs import broken
 
 from tuneline.deployment import health_checks
-from tuneline.deployment.probes.kubernetes import (
+from tuneline.deployment.health_checks import (
     engine_probes,
     gateway_probes,
     restart_after,
@@ -41,7 +41,7 @@ def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkey
             f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
         ]
 
-    monkeypatch.setattr("tuneline.deployment.probes.kubernetes.engine_probe_command", port_alone)
+    monkeypatch.setattr("tuneline.deployment.health_checks.engine_probe_command", port_alone)
     evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
     assert {"hung_liveness_probe", "hung_readiness_probe"} <= broken(evidence)

@@ -11,7 +11,7 @@ LISTS = {
     "an item": ["catalogue.py", "suites.py", "test_deduplication.py", "docs/data.md"],
     "an engine": ["vllm/engine.py", "__init__.py", "architectures.json", "test_engine_registry.py"],
     "a row format": ["formats.py", "config/data.py", "test_formats.py", "docs/your-data.md"],
-    "a metric": ["task.py", "choice.py", "config/evaluation.py", "test_answers.py"],
+    "a metric": ["asking/tasks.py", "config/evaluation.py", "test_tasks.py"],
     "a benchmark": ["contest/command.py", "test_dedup.py", "docs/benchmarks.md"],
 }
 

@@ -4,8 +4,8 @@ Method: both models answer the same hold-out rows through a real server, on the 
 metric fits the task (`asking/tasks.py`). It has a 95 % interval, and so has the paired gain over
 the base, over the base given a fair chance, and over answers without a model; the lower ends decide
 (`scoring/gate.py`). The hold-out itself is checked too: its share of the rows, that no row of it or
-near-duplicate was in training or validation (an exact comparison, independent of deduplication),
-and that no access in its ledger chose anything. A candidate that started from released weights is
+near-duplicate was in training or validation (by a search that is independent of deduplication), and
+that no access in its ledger chose anything. A candidate that started from released weights is
 not asked what those were trained on; one that has been scored before is not asked again. Parts of
 the hold-out on which it is clearly worse than on the rest are named.
 
@@ -35,12 +35,13 @@ from tuneline.evaluation.scoring.answer_tables import (
     write_scores,
 )
 from tuneline.evaluation.scoring.gate import decide
-from tuneline.evaluation.scoring.leakage import near_duplicates, same_ids
 from tuneline.evaluation.scoring.ledger import (
     Holdout,
     choosing,
     ledger_prefix,
+    near_duplicates,
     open_holdout,
+    same_ids,
     seen_by,
 )
 from tuneline.evaluation.scoring.reference_likelihood import expected_likelihoods

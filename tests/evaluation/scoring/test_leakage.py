@@ -3,7 +3,7 @@ import numpy as np
 from tuneline.data.near_duplicates import minhash
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
 from tuneline.data.tables.rows import Row
-from tuneline.evaluation.scoring.leakage import near_duplicates, same_ids
+from tuneline.evaluation.scoring.ledger import near_duplicates, same_ids
 
 
 def row(row_id, text, split):

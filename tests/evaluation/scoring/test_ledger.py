@@ -22,7 +22,7 @@ PACKAGE = Path(tuneline.__file__).parent
 # shows a file to a person.
 READERS = {
     "evaluation/scoring/ledger.py",
-    "data/show/sources.py",
+    "data/show/rows.py",
 }
 
 

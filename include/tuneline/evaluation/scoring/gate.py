@@ -93,7 +93,7 @@ class Claim:
             breach: the verdict if the claim is not shown; None decides by the estimate.
         """
         found = self.estimate
-        stated = [
+        measured = [
             measure(self.name, round(found.value, 4), "share", noise=round(found.error, 4)),
             measure(
                 f"{self.name}_lower",
@@ -106,8 +106,8 @@ class Claim:
             measure(f"{self.name}_upper", round(found.upper, 4), "share"),
         ]
         if self.rows_needed is not None:
-            stated.append(measure(f"rows_needed_for_{self.name}", self.rows_needed, "rows"))
-        return stated
+            measured.append(measure(f"rows_needed_for_{self.name}", self.rows_needed, "rows"))
+        return measured
 
 
 def size_measurements(claims: list[Claim], gain: Claim) -> list[Measurement]:
@@ -118,11 +118,11 @@ def size_measurements(claims: list[Claim], gain: Claim) -> list[Measurement]:
         gain: the one over the base as it is asked.
     """
     seen = smallest_shown(gain.estimate, gain.limit)
-    stated = [measure("smallest_gain_shown_at_80_percent", round(seen, 4), "share")]
+    measured = [measure("smallest_gain_shown_at_80_percent", round(seen, 4), "share")]
     more = more_rows(claims)
     if more is not None:
-        stated.append(measure("more_rows_needed", more, "rows"))
-    return stated
+        measured.append(measure("more_rows_needed", more, "rows"))
+    return measured
 
 
 def more_rows(claims: list[Claim]) -> int | None:
@@ -412,7 +412,12 @@ def decide(
     chance = fair_base(ctx, task, rows, train, answers.base)
     form, fair = hardest_form(chance, tuned, settings.min_gain)
     constant, nearest = against_trivial(ctx, tuned, rows, train)
-    claims = [gain, fair, constant, *floor_claims(tuned.interval, len(rows), settings.min_metric)]
+    claims = [gain, fair, constant]
+    metric = stated("tuned_metric", tuned.interval)
+    if (floor := settings.min_metric) is not None:
+        about = f"at {floor:g} or above"
+        claims.append(Claim("tuned_metric", about, tuned.interval, len(rows), floor, ">="))
+        metric = claims[-1].measurements()
     named = {"base": answers.base, "tuned": answers.tuned}
     write_tables(ctx, rows, named, {"base": base, "tuned": tuned})
     return HoldoutResult(
@@ -421,7 +426,10 @@ def decide(
         [
             measure("metric", task.name, ""),
             measure("metric_chosen_because", task.why, ""),
-            *score_measurements(base.interval, tuned.interval, gain, settings.min_metric, claims),
+            *stated("base_metric", base.interval),
+            *metric,
+            measure("min_metric", floor, "share"),
+            *gain.measurements(),
             *difference_counts(gained, graded=task.graded),
             *size_measurements(claims, gain),
             measure("fair_base_form", form.name, ""),
@@ -466,54 +474,23 @@ def against_trivial(
     """Compare the candidate with one constant answer, and with those of nearest training rows."""
     seed, limit = ctx.config.training.seed, ctx.config.evaluation.min_gain_over_trivial
     expected = [row.answer for row in rows]
-    found = []
-    for name, about, texts in (
-        (
-            "gain_over_constant",
-            "better than one constant answer",
-            [constant_answer(tuned.task, train, seed)] * len(rows),
-        ),
-        (
-            "gain_over_nearest_row",
-            "better than the answers of the nearest training rows",
-            nearest_answers(train, rows, seed),
-        ),
-    ):
+
+    def claim(name: str, about: str, texts: Sequence[str]) -> Claim:
         difference = compare(judge(tuned.task, texts, expected), tuned).difference
-        found.append(Claim(name, about, difference, len(rows), limit))
-    return found[0], found[1]
+        return Claim(name, f"better than {about}", difference, len(rows), limit)
+
+    constant = [constant_answer(tuned.task, train, seed)] * len(rows)
+    nearest = nearest_answers(train, rows, seed)
+    return (
+        claim("gain_over_constant", "one constant answer", constant),
+        claim("gain_over_nearest_row", "the answers of the nearest training rows", nearest),
+    )
 
 
 def nearest_breach(nearest: Claim, profile: str) -> Breach:
     """Return what it means that the candidate is not shown to beat the nearest training rows."""
     worse = nearest.estimate.upper < nearest.limit
     return "fail" if worse and profile == "production" else "warn"
-
-
-def floor_claims(tuned: Interval, rows: int, floor: float | None) -> list[Claim]:
-    """Return the claim that the metric reaches the configured floor; none without a floor."""
-    if floor is None:
-        return []
-    return [Claim("tuned_metric", f"at {floor:g} or above", tuned, rows, floor, ">=")]
-
-
-def score_measurements(
-    base: Interval, tuned: Interval, gain: Claim, floor: float | None, claims: Sequence[Claim]
-) -> list[Measurement]:
-    """State the metric of both models and the gain, whose lower end decides.
-
-    Args:
-        base: the metric of the base.
-        tuned: the metric of the candidate.
-        gain: the claim that it is better than the base.
-        floor: the configured floor, None for none.
-        claims: all claims that decide, with that of the floor.
-    """
-    found: list[Measurement] = []
-    for name, interval in (("base", base), ("tuned", tuned)):
-        floors = [c for c in claims if c.name == f"{name}_metric"]
-        found += floors[0].measurements() if floors else stated(f"{name}_metric", interval)
-    return [*found, measure("min_metric", floor, "share"), *gain.measurements()]
 
 
 def difference_counts(found: Paired, *, graded: bool) -> list[Measurement]:

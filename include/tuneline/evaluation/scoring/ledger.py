@@ -12,6 +12,10 @@ of the hold-out's questions under `ledger/rows/`, with which other hold-outs are
 A released model was trained on the rows of its own run, and if that one started from the weights of
 a release before it, on the rows of that run too. A hold-out row among them is no test of the
 released model, nor of a model that starts from its weights; `seen_by` finds them.
+
+Two rows are alike by the definition of the data steps (the same text of a row, the same shingles,
+the same threshold); the search is the one of `final_audit`, which shares nothing else with the one
+that removed the duplicates. It finds 999 of 1,000 pairs at the threshold, and more above it.
 """
 
 from __future__ import annotations
@@ -29,11 +33,12 @@ from typing import Any, Literal
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import Release, find_version
 from tuneline.asking.rows import asked, of_split
+from tuneline.data.near_duplicates.compared_text import compared_texts
 from tuneline.data.near_duplicates.shingles import normalise
-from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset
+from tuneline.data.near_duplicates.witness import cross_pairs
+from tuneline.data.tables.rows import HOLDOUT, Row, base_id, read_dataset
 from tuneline.environment import airflow_identity
 from tuneline.errors import UserError
-from tuneline.evaluation.scoring.leakage import near_duplicates
 from tuneline.people.terminal import this_user
 from tuneline.run import Run, now
 from tuneline.step_context import StepContext
@@ -335,3 +340,43 @@ def _trained_on(release: Release, folder: Path) -> list[Row] | None:
     except UserError:
         return None
     return rows
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A hold-out row and the most similar row of another split."""
+
+    row_id: str
+    other_id: str
+    other_split: str
+    similarity: float
+
+
+def same_ids(held: Sequence[Row], seen: Sequence[Row]) -> list[str]:
+    """Return the hold-out rows whose source row (the id without its part `#k`) was seen too."""
+    elsewhere = {base_id(row.row_id) for row in seen}
+    return sorted(row.row_id for row in held if base_id(row.row_id) in elsewhere)
+
+
+def near_duplicates(held: Sequence[Row], seen: Sequence[Row], threshold: float) -> list[Leak]:
+    """Find the hold-out rows whose question resembles that of a row that was seen.
+
+    Args:
+        held: rows of the hold-out.
+        seen: rows of training and validation.
+        threshold: Jaccard similarity from which two rows are near-duplicates.
+
+    Returns:
+        A leak for each such hold-out row, with the most similar other row.
+    """
+    own = [asked(row) for row in (*held, *seen)]
+    texts = compared_texts(own, own)
+    sides = [1] * len(held) + [0] * len(seen)
+    best: dict[int, tuple[float, int]] = {}
+    for other, row, similarity in cross_pairs(texts, sides, threshold):
+        found = (similarity, other - len(held))
+        best[row] = max(best.get(row, found), found)
+    return [
+        Leak(held[row].row_id, seen[col].row_id, seen[col].split, round(similarity, 4))
+        for row, (similarity, col) in sorted(best.items())
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
-from tuneline.artifacts.releases import Release, released
+from tuneline.artifacts.releases import released
 from tuneline.asking.asking import ask_kept
 from tuneline.asking.models import released_model
 from tuneline.asking.tasks import Judged, judge, not_worse
@@ -14,7 +14,6 @@ from tuneline.errors import UserError, first_line
 from tuneline.evaluation.scoring.answer_tables import stated
 from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
 from tuneline.evidence import Breach, Finding, Measurement, measure
-from tuneline.serving.engines.engine import ServedModel
 from tuneline.statistics import NonInferiority
 from tuneline.step_context import StepContext
 
@@ -43,7 +42,16 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
     seen = seen_by(ctx, release.version, rows)
     unseen = [row.row_id not in seen.ids for row in rows]
     asked = [row for row, ours in zip(rows, unseen, strict=True) if ours]
-    known = [*_identity(release), *_rows_measured(seen, len(asked))]
+    engine = release.manifest.engine or {}
+    served = " ".join(str(engine.get(name, "")) for name in ("engine", "version")).strip()
+    gone = len(seen.unknown)
+    known = [
+        measure("compared_with_released", release.version, "version"),
+        measure("released_engine", served or None, ""),
+        measure("rows_released_model_saw", len(seen.ids), "rows"),
+        measure("rows_compared_with_released", len(asked), "rows"),
+        measure("earlier_trainings_without_rows", gone, "versions", "==", 0, on_breach="warn"),
+    ]
     undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
     if not asked:
         return Finding(
@@ -53,7 +61,10 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
         )
     model = released_model(ctx, release)
     try:
-        answers, cached = _answers(ctx, model, asked)
+        limits = [ctx.config.evaluation.max_new_tokens] * len(asked)
+        prompts = [row.prompt for row in asked]
+        # What the released bytes answered to the very same prompts before is taken.
+        answers, cached = ask_kept(ctx, model, prompts, limits, "released model")
     except UserError as error:
         return Finding(
             [*known, undecided],
@@ -143,34 +154,3 @@ def _not_applicable(why: str) -> Finding:
         [measure("compared_with_released", f"not applicable: {why}", "")],
         f"not compared with a released model: {why}",
     )
-
-
-def _identity(release: Release) -> list[Measurement]:
-    engine = release.manifest.engine or {}
-    served = " ".join(str(engine.get(name, "")) for name in ("engine", "version")).strip()
-    return [
-        measure("compared_with_released", release.version, "version"),
-        measure("released_engine", served or None, ""),
-    ]
-
-
-def _rows_measured(seen: SeenRows, compared: int) -> list[Measurement]:
-    return [
-        measure("rows_released_model_saw", len(seen.ids), "rows"),
-        measure("rows_compared_with_released", compared, "rows"),
-        measure(
-            "earlier_trainings_without_rows",
-            len(seen.unknown),
-            "versions",
-            "==",
-            0,
-            on_breach="warn",
-        ),
-    ]
-
-
-def _answers(ctx: StepContext, model: ServedModel, rows: Sequence[Row]) -> tuple[list[str], bool]:
-    """Serve the released bytes, or take what they answered to the very same prompts before."""
-    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
-    prompts = [row.prompt for row in rows]
-    return ask_kept(ctx, model, prompts, limits, "released model")
