@@ -91,7 +91,7 @@ class ServerProcess(ABC):
     Attributes:
         stop_seconds: time to drain between SIGTERM and SIGKILL, in seconds.
         poll_seconds: pause between two looks at a starting server, in seconds.
-        own_group: whether it leads a process group of its own. Signals and `kill` then reach
+        own_group: whether it leads a process group. Signals and `kill` then reach
             the processes that it starts as well; SIGTERM of `stop` goes to the server alone.
         start_seconds: longest time until it is ready, in seconds.
         load_seconds: duration of the last `start`, in seconds.
@@ -315,7 +315,7 @@ class DetachedProcess:
         environment: Mapping[str, str],
         cwd: Path | None = None,
     ) -> Self:
-        """Start a process with a session of its own, so that a Ctrl-C here does not reach it."""
+        """Start a process in a new session, so that a Ctrl-C here does not reach it."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -24,7 +24,7 @@ from typing import Any
 
 from tuneline.serving.protocol import adapter_fields, read_metrics
 
-# What reading the answers of something that is no healthy engine may raise.
+# What reading the answers of anything but a healthy engine may raise.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, http.client.HTTPException)
 KINDS = ("live", "ready", "startup")
 # Pause between two readings of a busy engine's counters.

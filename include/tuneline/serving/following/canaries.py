@@ -40,7 +40,7 @@ MARGINS = {ERRORS: 0.02, LOW: 0.05, FALLBACKS: 0.05, SLOW: 0.1}
 _FILE = "canaries.json"
 _HOUR_SECONDS = 3600.0
 
-Tell = Callable[[str, str], None]
+Report = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
@@ -436,13 +436,13 @@ class Candidates:
     Args:
         canaries: the canaries.
         units: the units of releases.
-        tell: says something about a subject, until it changes.
+        report: says something about a subject, until it changes.
     """
 
-    def __init__(self, canaries: Canaries, units: EngineUnits, tell: Tell) -> None:
+    def __init__(self, canaries: Canaries, units: EngineUnits, report: Report) -> None:
         self._canaries = canaries
         self._units = units
-        self._tell = tell
+        self._report = report
         self._engines: dict[str, EngineProcess] = {}
 
     def of(self, name: str) -> tuple[EngineProcess, float] | None:
@@ -473,7 +473,7 @@ class Candidates:
             return self._units.of([(wanted.name, wanted.previous)])[0]
         except TunelineError as error:
             why = f"{wanted.name}@{wanted.version} has nothing to be compared with: {error}"
-            self._tell("canary", why)
+            self._report("canary", why)
             return None
 
     def standing(
@@ -508,7 +508,7 @@ class Candidates:
         try:
             self._canaries.begin(wanted.name)
         except TunelineError as error:
-            self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
+            self._report("canary", f"no canary can be recorded, so nothing is switched: {error}")
             return chain
         self._engines[wanted.name] = target
         return chain
@@ -523,9 +523,9 @@ class Candidates:
             upstream = self._units.upstream(engine.unit, name, "")["name"]
             try:
                 self._canaries.look(name, counts.get(str(upstream)))
-                self._tell("canary", "")
+                self._report("canary", "")
             except TunelineError as error:
-                self._tell("canary", f"a canary's outcome can't be recorded: {error}")
+                self._report("canary", f"a canary's outcome can't be recorded: {error}")
 
     def keep(self, names: Sequence[str], ready: Sequence[EngineProcess]) -> None:
         """Forget candidates of models that are gone, and engines that are not ready."""
@@ -538,7 +538,7 @@ class Candidates:
             asked = self._units.facts(wanted.name, wanted.version).settings.canary
             return self._canaries.wants(wanted.name, wanted.version, asked)
         except TunelineError as error:
-            self._tell("canary", f"no canary can be recorded, so nothing is switched: {error}")
+            self._report("canary", f"no canary can be recorded, so nothing is switched: {error}")
             return None
 
 

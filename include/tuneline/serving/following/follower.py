@@ -106,14 +106,14 @@ class Follower:
         # The engines of each model's chain, as they were written last.
         self._chains: dict[str, list[EngineProcess]] = {}
         canaries = Canaries(options.canary, folder, say)
-        self._candidates = Candidates(canaries, self._units, self._tell)
+        self._candidates = Candidates(canaries, self._units, self._report)
         # Whether an engine may stay as a fallback, decided once.
         self._stays: dict[EngineProcess, bool] = {}
         # Entries of the file that was there before: a model keeps them until it has an engine.
         self._inherited = gateway.entries()
         self._looked = self._offered = -math.inf
         self._recorded = ""
-        self._told: dict[str, str] = {}
+        self._reported: dict[str, str] = {}
 
     def take_over(self) -> None:
         """Take over the engines of an earlier follower of the same folder."""
@@ -173,13 +173,13 @@ class Follower:
             why = self._pointers.unread
         except (TunelineError, OSError) as error:
             why = str(error)
-        self._tell(
+        self._report(
             "store", f"the store can't be followed, what is served stays: {why}" if why else ""
         )
         for name in {*self._pointers.refused, *(row.name for row in self._wanted)}:
             refused = self._pointers.refused.get(name)
             text = f"{name}: its release pointer is not followed: {refused}" if refused else ""
-            self._tell(f"pointer of {name}", text)
+            self._report(f"pointer of {name}", text)
 
     def _search(self) -> list[str]:
         now = time.monotonic()
@@ -290,7 +290,7 @@ class Follower:
                 )
             served.append(ServedEntry(name, released[name], tuple(entries), settings[0], tried))
             left_out = settings[0].fallback.refusal(*allowed(self._options.settings))
-            self._tell(f"larger model of {name}", f"{name}: {left_out}" if left_out else "")
+            self._report(f"larger model of {name}", f"{name}: {left_out}" if left_out else "")
         for name, version in released.items():
             if name not in self._chains and name in self._inherited:
                 served.append(ServedEntry(name, version, tuple(self._inherited[name])))
@@ -303,9 +303,9 @@ class Follower:
 
     def _offer_again(self, state: GatewayState | None) -> None:
         if state is None or state.refused != self._gateway.fingerprint:
-            self._tell("gateway", "")
+            self._report("gateway", "")
             return
-        self._tell("gateway", "the gateway refuses its configuration; its log says why")
+        self._report("gateway", "the gateway refuses its configuration; its log says why")
         if time.monotonic() - self._offered > _OFFER_AGAIN_SECONDS:
             self._offered = time.monotonic()
             self._gateway.offer_again()
@@ -351,11 +351,11 @@ class Follower:
             tries = f" after {failure.count} tries" if failure.count > 1 else ""
             self._say(f"{key} is not served{tries}: {failure.reason}")
 
-    def _tell(self, subject: str, text: str) -> None:
+    def _report(self, subject: str, text: str) -> None:
         """Say something once, until it changes."""
         text = redact(text)
-        if self._told.get(subject, "") != text:
-            self._told[subject] = text
+        if self._reported.get(subject, "") != text:
+            self._reported[subject] = text
             self._say(text or f"{subject}: all is well again")
 
     def _summary(self) -> str:
@@ -390,7 +390,7 @@ class Follower:
             EngineRow(engine.unit.key, engine.port, engine.state, engine.reason)
             for engine in self._engines
         ]
-        status = Status(models, engines, switched, self._told.get("gateway") or None)
+        status = Status(models, engines, switched, self._reported.get("gateway") or None)
         status.write(self._folder)
         return status
 

@@ -179,7 +179,7 @@ def _shared_base(releases: Sequence[Release]) -> BaseForm:
         if release.apart is None:
             raise UserError(
                 f"{release.name} {release.version} was released merged, so it shares no "
-                "base with others; serve it by an engine of its own, or release it with "
+                "base with others; serve it by another engine, or release it with "
                 "deployment.multi_tenant: true"
             )
         assert first.apart is not None

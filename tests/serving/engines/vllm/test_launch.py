@@ -1,16 +1,29 @@
-"""The launcher: no process of the server outlives it, whichever way it ends."""
+"""vLLM's launcher: processes, options, and the causes of a failed start."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from tests.lab.waiting import wait_for
 
+from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
-from tuneline.serving.engines.vllm.launch import serve_environment
+from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.vllm import launch
+from tuneline.serving.engines.vllm.launch import (
+    cause,
+    kv_cache_bytes,
+    lora_rank,
+    serve_environment,
+    serve_options,
+    start_error,
+)
 
 # A server that has a worker, which goes on if the server is killed; both ids are printed.
 SERVER = (
@@ -107,3 +120,163 @@ def test_nothing_leaves_the_machine():
     assert {given[name] for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE")} == {
         "1"
     }
+
+
+@pytest.fixture
+def asked(tiny_dir):
+    return ServeRequest(tiny_dir, "m", 4, 512)
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(launch, "is_cpu_build", lambda: True)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    monkeypatch.setattr(launch, "is_cpu_build", lambda: False)
+
+
+def adapter(folder, **config):
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_a_gpu_computes_in_the_type_of_the_checkpoint(asked, on_gpu):
+    options = serve_options(asked)
+    assert options["--dtype"] == "auto"
+    assert "--enforce-eager" not in options
+    assert "--kv-cache-memory-bytes" not in options
+    assert "--enable-prefix-caching" in options
+
+
+def test_a_cpu_computes_in_float32_with_a_bounded_cache(asked, on_cpu):
+    options = serve_options(asked)
+    assert options["--dtype"] == "float32"
+    assert "--enforce-eager" in options
+    assert options["--kv-cache-memory-bytes"] == kv_cache_bytes(asked, "float32")
+
+
+def test_a_quantised_checkpoint_is_computed_in_16_bits(asked, on_cpu, tmp_path):
+    config = json.loads((asked.model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert serve_options(replace(asked, model=tmp_path))["--dtype"] == "bfloat16"
+
+
+def test_the_cache_holds_every_slot_twice(asked):
+    # Two layers, two key-value heads of 16, four bytes, keys and values, blocks of 128 tokens.
+    block = 2 * 2 * 2 * 16 * 4 * 128
+    assert kv_cache_bytes(asked, "float32") == (4 * 4 * 2 + 1) * block
+    assert kv_cache_bytes(replace(asked, context_tokens=513), "float32") == (4 * 5 * 2 + 1) * block
+    assert kv_cache_bytes(asked, "bfloat16") == (4 * 4 * 2 + 1) * block // 2
+
+
+@pytest.mark.parametrize(("rank", "given"), [(1, 1), (5, 8), (16, 16), (257, 320), (600, 600)])
+def test_the_rank_is_rounded_up_to_one_that_vllm_takes(asked, on_cpu, tmp_path, rank, given):
+    adapters = {"a": adapter(tmp_path / "a", r=1), "b": adapter(tmp_path / "b", r=rank)}
+    options = serve_options(replace(asked, adapters=adapters))
+    assert options["--max-lora-rank"] == given
+    assert options["--max-loras"] == 2
+    command = get_engine("vllm").command(replace(asked, adapters=adapters))
+    at = command.index("--lora-modules")
+    assert command[at + 1 :] == [f"{name}={path}" for name, path in adapters.items()]
+
+
+def test_the_rank_of_a_single_module_counts(tmp_path):
+    assert lora_rank(adapter(tmp_path / "a", r=4, rank_pattern={"q_proj": 12})) == 12
+
+
+def test_the_command_runs_in_this_environment(asked, on_gpu):
+    command = get_engine("vllm").command(asked)
+    assert "tuneline.serving.engines.vllm.launch" in command
+    assert "" not in command
+    assert command[command.index("--max-model-len") + 1] == "512"
+    assert command[command.index("--max-num-seqs") + 1] == "4"
+    assert command[command.index("--served-model-name") + 1] == "m"
+
+
+WORKER = "(Worker pid=7) ERROR 11-26 07:45:01 [multiproc_executor.py:1063] "
+NOISE = """\
+(APIServer pid=5) WARNING 11-26 07:41:44 [system_utils.py:255] This can cause fd limit errors like \
+`OSError: [Errno 24] Too many open files`. Consider increasing with ulimit -n
+(Worker pid=7) ERROR 11-26 07:45:01 [multiproc_executor.py:1063] Traceback (most recent call last):
+(Worker pid=7) ERROR 11-26 07:45:01 [multiproc_executor.py:1063]     raise ValueError(
+"""
+LATER = """
+(EngineCore pid=6) ERROR 11-26 07:45:01 [core.py:1510] RuntimeError: Worker failed with error 'x'
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+"""
+TOO_LONG = """\
+Traceback (most recent call last):
+pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig
+  Value error, User-specified max_model_len (99999) is greater than the derived max_model_len \
+(max_position_embeddings=2048.0 or model_max_length=None in model's config.json). To allow \
+overriding this maximum, set the env var VLLM_ALLOW_LONG_MAX_MODEL_LEN=1. [type=value_error, \
+input_value=ArgsKwargs((), {}), input_type=ArgsKwargs]
+"""
+MEMORY = (
+    "ValueError: Available memory on node 0 (17.43/23.54 GiB) on kv cache allocation is less than "
+    "requested memory for kv (93.13 GiB). Decrease --kv-cache-memory-bytes.\n"
+)
+# A worker that a signal ended leaves no traceback of its own.
+DIED = (
+    "(EngineCore pid=6) ERROR 11-26 07:45:01 [multiproc_executor.py:315] Worker proc VllmWorker-0 "
+    "died unexpectedly (exit code: -{}), shutting down executor.\n"
+    '(EngineCore pid=6) ERROR 11-26 07:45:01 [core.py:1512]     raise RuntimeError("cancelled")\n'
+    "(EngineCore pid=6) ERROR 11-26 07:45:01 [core.py:1512] RuntimeError: cancelled\n"
+)
+
+
+def error_of(log):
+    return start_error("model", 1, log)
+
+
+@pytest.mark.parametrize(
+    ("log", "kind", "words"),
+    [
+        (TOO_LONG, UserError, r"\(99999\) is greater than .*config\.json\); lower deployment\.con"),
+        (WORKER + "ValueError: LoRA rank 16 is greater than max_lora_rank 8.\n", UserError, "ship"),
+        (WORKER + MEMORY, RetryableError, r"\(93\.13 GiB\); free it"),
+        ("OSError: [Errno 98] Address already in use\n", RetryableError, "Address already in use"),
+        (
+            WORKER + "ValueError: No available memory for the cache blocks. Try increasing it.\n",
+            TunelineError,
+            "cache blocks; give the pod more memory",
+        ),
+        (
+            WORKER + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.\n",
+            TunelineError,
+            "CUDA out of memory; give the pod more memory",
+        ),
+        (DIED.format(4), UserError, r"ended by SIGILL; its kernels.*deployment\.variants: \[f16\]"),
+        (
+            WORKER + "AttributeError: '_OpNamespace' '_C' object has no attribute 'gemm_x'\n",
+            UserError,
+            r"'gemm_x'; this build of vLLM lacks .*deployment\.variants: \[f16\]",
+        ),
+        (DIED.format(9), TunelineError, "ended by SIGKILL; give the pod more memory"),
+        (DIED.format(11), TunelineError, r"ended by SIGSEGV \(exit code 1\)"),
+        (DIED.partition("\n")[2], TunelineError, r"ended without a word.*\(exit code 1\)"),
+        ("error: vllm is not installed in this image\n", UserError, "image; choose the image"),
+        (WORKER + "KeyError: 'model.layers.0'\n", TunelineError, r"layers\.0' \(exit code 1\)"),
+    ],
+)
+def test_the_first_error_is_the_cause(log, kind, words):
+    error = error_of(NOISE + log + LATER)
+    assert type(error) is kind
+    assert error.args[0].startswith("vLLM can't serve model: ")
+    with pytest.raises(kind, match=words):
+        raise error
+
+
+def test_a_wrong_option_is_named():
+    assert cause("usage: vllm serve\nvllm serve: error: argument --x: no\n") == "argument --x: no"
+
+
+def test_a_log_without_an_error_gives_its_last_line():
+    assert cause("INFO all is well\n") is None
+    assert error_of("INFO all is well\n").args == (
+        "vLLM can't serve model (exit code 1): INFO all is well",
+    )

@@ -109,7 +109,7 @@ def _fits(groups: Sequence[_Group]) -> bool:
 def _common(groups: Sequence[_Group]) -> int:
     """Return the number of tokens that all prompts begin with, such as a system turn.
 
-    The last token of a prompt is never among them, so that each has logits of its own.
+    The last token of a prompt is never among them, so that each has its own logits.
     """
     first, *others = (group[0].prefix for group in groups)
     count = len(first) - 1

@@ -61,7 +61,7 @@ def portable_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise UserError(
             "the model's layers have different rotary embeddings, which the engine path of "
-            "TensorRT-LLM can't be told; use deployment.engine: tensorrt_llm_pytorch"
+            "TensorRT-LLM has no setting for; use deployment.engine: tensorrt_llm_pytorch"
         )
     scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
     if "rope_theta" in rope:

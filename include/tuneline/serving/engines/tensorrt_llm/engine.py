@@ -520,7 +520,7 @@ def serve_arguments(request: ServeRequest, backend: Backend) -> list[str]:
     """Return the arguments of trtllm-serve; the first is the model.
 
     An engine refuses a larger batch or more tokens than it was built for, and trtllm-serve asks
-    for 2048 requests and 8192 tokens unless it is told otherwise.
+    for 2048 requests and 8192 tokens by default.
     """
     options: dict[str, Any] = {
         "--backend": backend,
