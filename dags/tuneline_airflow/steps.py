@@ -40,7 +40,7 @@ class StepTasks:
 
 
 class Gate(BaseOperator):
-    """The task `gate_<item>`: derive the verdict of a data item from its audit table, and judge it."""
+    """The task `gate_<item>`: derive the verdict of a data item from its audit table again."""
 
     template_fields = ("run_uri",)
 
