@@ -215,7 +215,7 @@ def ending_reason(pod: Any) -> str | None:
         message = _one_line(getattr(status, "message", None))
         return f"retryable: the cluster ended the pod ({reason}: {message})"
     if getattr(status, "phase", None) in _UNENDED and not _ended(pod):
-        return "retryable: the pod was deleted while it was at work"
+        return "retryable: the pod was deleted while it was running"
     return None
 
 

@@ -162,7 +162,7 @@ def check_files(directory: Path, base: StoredBase) -> None:
         path = directory / name
         if not path.is_file():
             raise UserError(
-                f"{path} is not there: the base model of this run lies on a disk that this machine "
+                f"{path} is not there: the base model of this run is on a disk that this machine "
                 "does not see, or was deleted; run `tuneline run fetch-base` again"
             )
         stat = path.stat()

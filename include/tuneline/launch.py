@@ -306,7 +306,7 @@ def refuse_without_floor(config: PipelineConfig) -> None:
     if config.profile == "production" and config.evaluation.min_metric is None:
         raise UserError(
             "evaluation.min_metric is not set, and profile: production requires it; set the lowest "
-            "metric on the hold-out that the task bears, as a share (for example `evaluation: "
+            "metric on the hold-out that the task allows, as a share (for example `evaluation: "
             "{min_metric: 0.8}`)"
         )
 

@@ -164,7 +164,7 @@ _REMEDIES = {
     "watched it, start a tracking server",
     "holdout_performance": "add training rows or epochs; slices.json names the weak parts",
     "base_regression": "raise training.rehearsal_rows, or lower training.learning_rate",
-    "determinism": "raise evaluation.determinism_prompts; flips.json says what mends it",
+    "determinism": "raise evaluation.determinism_prompts; flips.json has the flipped answers",
     "human_review": "run `make review`, or set evaluation.review: true",
     "latency_benchmark": "measure on deployment.target_hardware, or lower evaluation.load",
     "adapter_merging": "raise deployment.quality_rows, or set deployment.multi_tenant: true",
@@ -326,7 +326,7 @@ class LooserLimit:
     def told(self) -> str:
         """Who accepts it and why, as a part of a sentence."""
         if self.waiver is None:
-            return "nobody has accepted it"
+            return "no one has accepted it"
         by = self.waiver.approved_by or self.waiver.by
         return f"accepted by {by}: {self.waiver.reason}"
 

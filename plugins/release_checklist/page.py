@@ -77,4 +77,4 @@ def _release(rows: Sequence[ItemStatus]) -> str:
         for words, items in (("Release refused by", refusing), ("Not run yet", waiting))
         if items
     ]
-    return " ".join(said) or "No critical item stands in the way of the release."
+    return " ".join(said) or "No critical item blocks the release."

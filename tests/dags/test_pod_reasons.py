@@ -117,5 +117,5 @@ def test_a_pod_that_was_deleted_at_work_is_worth_another_try():
             phase="Running", container_statuses=[container(running=k8s.V1ContainerStateRunning())]
         )
     )
-    assert ending_reason(last_seen) == "retryable: the pod was deleted while it was at work"
+    assert ending_reason(last_seen) == "retryable: the pod was deleted while it was running"
     assert ending_reason(ended(1, "Error")) is None

@@ -259,7 +259,7 @@ def test_comments_are_kept(review):
 def test_nobody_answered_is_said(review):
     bench, _ = review
     evidence = bench.execute("human_review")
-    assert (evidence.verdict, evidence.summary) == ("warn", "not reviewed: nobody answered")
+    assert (evidence.verdict, evidence.summary) == ("warn", "not reviewed: no one answered")
 
 
 def test_nothing_to_prefer_is_said(lab):

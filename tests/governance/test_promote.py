@@ -173,7 +173,7 @@ def test_a_model_swapped_beside_its_record_refuses(ready_lab):
 
 def test_a_run_that_asks_for_approval_is_refused_without_one(ready_lab):
     lab = ready_lab(approval=True)
-    assert "nobody has approved the release" in refused(lab)
+    assert "no one has approved the release" in refused(lab)
 
 
 def test_only_the_last_answer_to_the_release_counts(ready_lab):
@@ -181,7 +181,7 @@ def test_only_the_last_answer_to_the_release_counts(ready_lab):
     answer(lab, "approve_release", "Approve", "bob")
     answer(lab, "approve_release", "Reject", "carol")
     answer(lab, "approve_waivers", "Approve", "dave")
-    assert "nobody has approved the release" in refused(lab)
+    assert "no one has approved the release" in refused(lab)
 
 
 def test_an_approved_release_names_who_approved_it(ready_lab):
@@ -278,7 +278,7 @@ def test_four_eyes_hold_whatever_ids_airflow_has(ready_lab, user_id):
 
 def test_the_policy_can_ask_for_an_approval_that_the_run_does_not(ready_lab, policy):
     policy(approval=True)
-    assert "nobody has approved the release" in refused(ready_lab())
+    assert "no one has approved the release" in refused(ready_lab())
 
 
 def test_all_reasons_are_named_at_once(ready_lab):
@@ -393,7 +393,7 @@ def test_the_second_of_two_promotions_at_once_is_told(ready_lab, monkeypatch):
         with pytest.raises(UserError) as told:
             lab.execute("promote")
     assert str(told.value).startswith(
-        "model is not promoted: rival was released while this promotion was at work"
+        "model is not promoted: rival was released while this promotion was running"
     )
     assert not (lab.root / "store/models/model/test/release.jsonl").exists()
     pointer = json.loads(pointer_file(lab).read_text())

@@ -205,7 +205,7 @@ def test_limits_looser_than_the_policy_stand_in_red_on_top(tmp_path, client, mon
     assert '<div class="looser">' in page
     assert '<td class="no">evaluation.min_gain is -1.0, the policy allows at least 0' in page
     assert '<td class="">evaluation.min_identical_share is 0.5' in page
-    assert "nobody has accepted it" in page
+    assert "no one has accepted it" in page
 
 
 def test_a_run_within_the_policy_has_no_such_box(lab, client):

@@ -259,7 +259,7 @@ def test_an_untracked_training_warns(lab):
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert value(evidence, "live_tracking") == "none"
     assert "live_tracking" in broken(evidence)
-    assert "nobody could watch it live" in evidence.summary
+    assert "no one could watch it live" in evidence.summary
     assert evidence.verdict == Verdict.WARN
 
 
@@ -276,7 +276,7 @@ def test_a_server_out_of_reach_stops_no_training_and_gets_the_curve_later(
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert value(evidence, "live_tracking") == "unreachable"
     assert "live_tracking" in broken(evidence)
-    assert "nobody could watch it live" in evidence.summary
+    assert "no one could watch it live" in evidence.summary
 
     away = run.execute("sync_tracking", sync_tracking.run)
     assert "nothing was sent" in away.summary

@@ -197,7 +197,7 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no day (2026-11-26) and no RFC 3339 time"
+            f"{text!r} is neither a day (2026-11-26) nor an RFC 3339 time"
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -208,7 +208,7 @@ def _amount(text: str) -> float:
     except ValueError:
         amount = -1.0
     if not 0 <= amount < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of 0 or more")
     return amount
 
 

@@ -28,7 +28,7 @@ def add_evaluating(commands: Commands) -> None:
     score.add_argument("--data", required=True, metavar="DATASET", help="a dataset.parquet")
     score.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for results")
     score.add_argument("--split", choices=("validation", "train"), default="validation")
-    score.add_argument("--adapter", type=Path, metavar="PATH", help="adapter beside the model")
+    score.add_argument("--adapter", type=Path, metavar="PATH", help="adapter for the model")
     score.add_argument("--engine", default="llama_cpp", help="engine that serves it (llama_cpp)")
     score.add_argument("--parallel", type=int, default=4, help="requests sent at once (4)")
     score.add_argument("--context", type=int, default=1024, help="context in tokens (1024)")
@@ -56,7 +56,7 @@ def add_evaluating(commands: Commands) -> None:
         choices=("choose", "review"),
         required=True,
         help="choose: something was decided on it (a prompt, a threshold, a checkpoint), so that "
-        "it is no test any more; review: answers were looked at and nothing was decided",
+        "it is no longer a test; review: answers were looked at and nothing was decided",
     )
     record.add_argument("--note", required=True, help="what was chosen or looked at")
     record.set_defaults(command=_holdout_record)

@@ -25,7 +25,7 @@ def add_licenses(commands: Commands) -> None:
     show.set_defaults(command=_show)
     accept = actions.add_parser(
         "accept",
-        help="accept them; the answer bears the name of your login",
+        help="accept them; the answer is recorded under your login name",
         description="Accept the licences that `tuneline licenses show` lists. In Airflow the task "
         "approve_license asks the same; use that where other people rely on who answered.",
     )

@@ -43,7 +43,7 @@ def add_serving(commands: Commands) -> None:
     gateway.add_argument(
         "--watch",
         action="store_true",
-        help="take over changes of the file unasked, and wait for it if it is missing; SIGHUP "
+        help="reload the file when it changes, and wait for it if it is missing; SIGHUP "
         "has it read again in any case",
     )
     gateway.set_defaults(command=_gateway)

@@ -39,7 +39,7 @@ class CsvMapping(Section):
     user: str = Field(description="Template of the user turn; {column} is replaced.")
     assistant: str = Field(
         description="Template of the answer; {column} is replaced, {column!j} as a JSON string, "
-        "and {{ }} stand for braces."
+        "and {{ }} are braces."
     )
     system: str | None = Field(None, description="Template of the system turn.")
     label: str | None = Field(None, description="Column that holds the class of the row.")
@@ -62,7 +62,7 @@ class SourcesConfig(Section):
         f"JSONL, CSV, TSV or Parquet files, a list of these, or {SAMPLE}, a sample."
     )
     holdout: str | list[str] | None = Field(
-        None, description="The dataset's own hold-out, named alike; then none is split off."
+        None, description="The dataset's own hold-out, an address like `source`; then none is split off."
     )
     format: SourceFormat = Field("auto", description="Form of the rows; auto detects it.")
     target_format: TargetFormat = Field(

@@ -74,7 +74,7 @@ class DeploymentConfig(Section):
     )
     multi_tenant: bool = Field(
         False,
-        description="Several adapters share one base: ship the adapter beside the base, where the "
+        description="Several adapters share one base: ship the adapter apart from the base, where the "
         "engine can load it and max_adapter_slowdown allows it.",
     )
     max_adapter_slowdown: float = Field(

@@ -83,13 +83,13 @@ class LoadConfig(Section):
         None, ge=1, description="Users at the busiest time; in place of requests_per_s."
     )
     requests_per_user_per_minute: float = Field(
-        1.0, gt=0, description="Requests of one user; also counts the users that a server bears."
+        1.0, gt=0, description="Requests of one user; also counts the users that a server can carry."
     )
     replicas: int = Field(
         1, ge=1, description="Servers that share the load; one of them is measured with its part."
     )
     headroom: Annotated[float, Limit("latency_benchmark", "higher")] = Field(
-        0.25, ge=0, description="Share of the load that servers must bear beyond it."
+        0.25, ge=0, description="Spare load that servers must be able to carry, as a share."
     )
     seconds: float = Field(
         30.0,

@@ -156,7 +156,7 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
         "audit to measure how exposed they are. For a trial run: the model then holds them.",
     )
     canary_repeats: int = Field(
-        4, ge=1, le=100, description="Copies of training rows that each canary stands in."
+        4, ge=1, le=100, description="Number of training rows that each canary is in."
     )
     micro_batch: int | None = Field(
         None, ge=1, description="Rows per forward pass; null takes the largest safe one."

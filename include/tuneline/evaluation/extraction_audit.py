@@ -165,7 +165,7 @@ def run(ctx: StepContext) -> Record:
         findings.append(not_tried(len(identifiers), limits.max_written_out))
     findings += ranked
     nothing = (
-        f"no identifier stands in the {len(rows)} training rows and no canary was planted, so that "
+        f"no identifier is in the {len(rows)} training rows and no canary was planted, so that "
         "there is nothing to extract: nothing was measured"
     )
     return ctx.record(

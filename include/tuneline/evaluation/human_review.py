@@ -349,8 +349,8 @@ def _why_not(ctx: StepContext) -> str:
         return "the review is switched off"
     sheet = REVIEW_PAIRS.find(ctx.run)
     if sheet is not None and not sheet.pairs:
-        return "both models answer every row alike, so that there is nothing to prefer"
-    return "nobody answered"
+        return "both models answer every row in the same way, so that there is nothing to prefer"
+    return "no one answered"
 
 
 def _too_few(ctx: StepContext) -> Breach:
@@ -366,7 +366,7 @@ def _refused(ctx: StepContext, wrong: Sequence[int], *, same_review: bool) -> Ev
         f"pairs {', '.join(map(str, wrong))} show" if wrong else "the pairs of another review show"
     )
     return ctx.conclude(
-        f"no vote was counted: {what} other answers than the key says, so that nobody knows what "
+        f"no vote was counted: {what} other answers than the key says, so it is unknown what "
         "the votes prefer; run prepare_review and the review again",
         [
             measure("pairs_that_contradict_the_key", len(wrong), "pairs", "==", 0),
@@ -415,7 +415,7 @@ def _sentence(outcome: Preference, other: str, alpha: float) -> str:
     if outcome.preferred(alpha, other) != "neither":
         return found
     if outcome.wins <= outcome.losses:
-        return f"{found}, which is no preference for the tuned model"
+        return f"{found}, which does not prefer the tuned model"
     return (
         f"{found}, which chance could explain at the level {alpha:g}: about "
         f"{outcome.pairs_needed(alpha)} pairs would decide with a probability of 80 %"

@@ -166,12 +166,12 @@ def run(ctx: StepContext) -> Evidence:
     finding = (
         f"the ledger does not add up ({', '.join(broken)})"
         if broken
-        else "every token is counted alike by the ledger, the clients and the engine"
+        else "every token is counted the same by the ledger, the clients and the engine"
     )
     unbooked = sum(int(m.value or 0) for m in checks if m.name.endswith("_tokens_not_booked"))
     wrong = (
         f"of streams, fallbacks and requests that were cut off, {unbooked} tokens were generated "
-        "that nobody was told of"
+        "that were not reported to any client"
     )
     currency = ctx.config.governance.currency
     hourly = ctx.config.governance.machine_cost_per_hour

@@ -89,9 +89,9 @@ def summarise(findings: Sequence[Finding], use: str, run_uri: str) -> str:
     stated += [f"{f.name} finds personal data, {f.license}" for f in detectors]
     packages = sum(f.kind == "package" for f in findings)
     stated.append(
-        f"{packages} packages beside the engine"
+        f"{packages} packages of the engine's environment"
         if packages
-        else "the packages beside the engine can't be seen here; build_engine reads them"
+        else "the engine's packages can't be seen here; build_engine reads them"
     )
     refused = [f for f in findings if f.decision == "refused"]
     waiting = [f for f in findings if f.open]

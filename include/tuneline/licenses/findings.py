@@ -272,10 +272,10 @@ def audit_engine_packages(
             raise TunelineError(f"{package} is not among the packages of {found.prefix}")
     except TunelineError as error:
         seen = measure(f"{ITEM}packages_seen", False, "flag", "==", True, on_breach="warn")
-        return [seen], f"the packages beside it can't be seen: {error}"
+        return [seen], f"the packages of its environment can't be seen: {error}"
     findings = with_answers(ctx.run, of_packages(found.packages, ctx.config))
     write_findings(ENGINE_PACKAGES.path(ctx), findings)
     OPEN_PACKAGES.write(ctx, OpenLicenses(asked=[f.asked for f in findings if f.open]))
     seen = measure(f"{ITEM}packages_seen", True, "flag", "==", True, on_breach="warn")
-    said = f"{len(findings)} packages lie beside it in {found.prefix}"
+    said = f"{len(findings)} packages of its environment are in {found.prefix}"
     return [seen, *package_measurements(findings, ITEM)], said

@@ -133,10 +133,10 @@ def _tracking(runs: Sequence[TrackedRun]) -> list[Measurement]:
 
 def _tracking_summary(runs: Sequence[TrackedRun]) -> str:
     if not runs:
-        return "no tracker was asked for, nobody could watch it live"
+        return "no tracker was asked for, no one could watch it live"
     clauses = [_tracked_clause(run) for run in runs]
     if all(run.mode != "online" for run in runs):
-        clauses.append("nobody could watch it live")
+        clauses.append("no one could watch it live")
     return ", ".join(clauses)
 
 

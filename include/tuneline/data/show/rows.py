@@ -95,7 +95,7 @@ def gather(
         if table is not None:
             if rejected and any(shown.reject is None for shown in table):
                 raise UserError(
-                    f"{path} holds the rows that are in; rejected ones lie in "
+                    f"{path} holds the rows that are in; rejected ones are in "
                     "quarantine/rejected.parquet"
                 )
             return Source(table, renderer)

@@ -465,7 +465,7 @@ def read_csv(path: Path, name: str, form: CsvForm) -> Iterator[RawRecord]:
         ) from None
     if len(set(header)) != len(header) or not all(header):
         raise UserError(
-            f"{name}: every column needs a name of its own, line 1 has {header}, read with "
+            f"{name}: every column needs its own name, line 1 has {header}, read with "
             f"{dialect} (data.csv_delimiter, data.csv_quoting)"
         )
     if mapping is not None:

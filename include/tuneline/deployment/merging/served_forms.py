@@ -184,14 +184,14 @@ def decide(
         obstacle = "no throughput could be measured"
     if obstacle is None and lost is not None and lost.value > limit:
         obstacle = (
-            f"beside it this one costs {lost.value:.0%} of the throughput, more than "
+            f"on top of it this one costs {lost.value:.0%} of the throughput, more than "
             f"max_adapter_slowdown ({limit:.0%}) allows"
         )
     if obstacle is not None or lost is None:
         return "merge", f"several adapters were to share one base, but {obstacle}"
     return (
         "apart",
-        f"several adapters share one base: beside it this one costs {lost.value:.0%} of the "
+        f"several adapters share one base: on top of it this one costs {lost.value:.0%} of the "
         f"throughput, at most {limit:.0%} are allowed",
     )
 

@@ -152,7 +152,7 @@ def load_line(
     if not declared.holds and declared.queue_growth > 0:
         line += f", and TTFT grew by {declared.queue_growth:.2g} s each second"
     if capacity.replicas is None:
-        return f"{line}; no rate was found that one server bears"
+        return f"{line}; no rate was found that one server can carry"
     servers = "server" if capacity.replicas == 1 else "servers"
     return f"{line}; by its goodput the load needs {capacity.replicas} such {servers}"
 

@@ -72,7 +72,7 @@ def subject_of(asked: ScoreTarget, scratch: Path, log: Log) -> Subject:
         if engine.form != "gguf":
             raise UserError(f"{engine.name} does not load GGUF files; give --engine llama_cpp")
         if asked.adapter and asked.adapter.is_dir():
-            raise UserError(f"--adapter {asked.adapter}: beside a GGUF file give the adapter's too")
+            raise UserError(f"--adapter {asked.adapter}: with a GGUF file give the adapter's too")
         model = hashed(engine.name, path)
         adapter = asked.adapter
     else:

@@ -139,7 +139,7 @@ def expected_likelihoods(
         if one.loss_mask is not None and len(one.ids) <= longest
     }
     if not masks:
-        return _unknown(len(rows), "no row's answer could be told from its prompt in its context")
+        return _unknown(len(rows), "no row's answer could be scored within its context")
     sequences, scored = [rendered[number].ids for number in masks], list(masks.values())
     try:
         tuned, _ = losses(ctx, chosen.model, sequences, scored, "tuned model")

@@ -323,7 +323,7 @@ def read_texts(path: Path) -> dict[str, str]:
     texts = {str(point): text for point, text in document.items()}
     wrong = next((point for point, text in texts.items() if not isinstance(text, str)), None)
     if wrong is not None:
-        raise UserError(f"{path}: {wrong} is no text; put it into quotes")
+        raise UserError(f"{path}: {wrong} must be a string; quote it")
     try:
         require_points(texts)
     except ValueError as error:

@@ -360,7 +360,7 @@ class Traffic:
                 return now
             before = now
             time.sleep(_PAUSE)
-        raise RetryableError("the engine went on generating although nobody asked it")
+        raise RetryableError("the engine went on generating although no request was open")
 
     def _rows(self, since: datetime, requests: int) -> list[UsageRow]:
         """Return the ledger's rows since a moment, once so many requests have one."""

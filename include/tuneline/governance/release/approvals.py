@@ -80,10 +80,10 @@ def refusal(run: Run) -> str | None:
     answer, reference = last_answer(run), MANIFEST_REF.find(run)
     ask = f"answer the task {ABOUT_RELEASE} in Airflow"
     if answer is None:
-        return f"nobody has approved the release, which is asked for (`approval: true`); {ask}"
+        return f"no one has approved the release, which is asked for (`approval: true`); {ask}"
     if answer.decision != YES:
         why = f": {answer.reason}" if answer.reason else ""
-        return f"nobody has approved the release; {answer.by} has rejected it{why}"
+        return f"no one has approved the release; {answer.by} has rejected it{why}"
     fault = why_not(run, answer.person)
     if fault:
         return f"the approval does not count: {fault}; {ask}"
@@ -192,7 +192,7 @@ def waivers_question(run: Run, tab: str) -> str:
         ("## Asked for", [_waiver(waiver, looser) for waiver in wanted]),
         ("## Other limits looser than the policy", [_looser(one) for one in others]),
     ]
-    note = "Accept only what you would stand for: name and reason go into the release log."
+    note = "Accept only what you can answer for: name and reason go into the release log."
     return "\n\n".join([*(_section(t, lines) for t, lines in sections if lines), note])
 
 

@@ -151,7 +151,7 @@ def _plainly(token: str = "") -> Iterator[None]:
         raise UserError(f"governance.keyless.trust_config: {first_line(error)}") from None
     except ValueError as error:
         raise UserError(
-            f"governance.keyless.trust_config: it is no client trust configuration: "
+            f"governance.keyless.trust_config: it is not a client trust configuration: "
             f"{_without(token, first_line(error))}"
         ) from None
     # Its clients raise what their transports raise, and wrap some of it without a message.

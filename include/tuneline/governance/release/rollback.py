@@ -87,7 +87,7 @@ def _check_log(store: Store, name: str, target: str) -> str:
     for line in lines:
         if isinstance(line.event, Withdrawn):
             raise UserError(
-                f"{name} {target} was withdrawn at {line.at} by {line.event.by or 'nobody known'}: "
+                f"{name} {target} was withdrawn at {line.at} by {line.event.by or 'an unknown person'}: "
                 f"{line.event.reason}"
             )
     return lines[0].previous_sha256

@@ -121,7 +121,7 @@ def _evidence_differences(release: Release, item: str, stated: ManifestEvidence)
     try:
         evidence = Evidence.model_validate_json(raw)
     except ValidationError as error:
-        yield f"{release.uri}: {stated.file} is no evidence: {error.errors()[0]['msg']}"
+        yield f"{release.uri}: {stated.file} is not evidence: {error.errors()[0]['msg']}"
         return
     if wrong := [name for name, holds in _agreements(item, stated, evidence).items() if not holds]:
         yield (

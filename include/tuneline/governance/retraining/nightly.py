@@ -157,4 +157,4 @@ def why_kept(store: Store, run_id: str) -> str:
         return "; ".join(f"{row.item} failed: {row.because}" for row in failed)
     if stopping:
         return f"{stopping[0].item}: {stopping[0].because}"
-    return "it ended before the release, or nobody approved it"
+    return "it ended before the release, or no one approved it"

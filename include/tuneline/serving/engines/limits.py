@@ -196,7 +196,7 @@ def refuse_unservable(training: TrainingConfig, deployment: DeploymentConfig) ->
     # Merged, it is a model like any other.
     if training.dora and deployment.multi_tenant and engine not in DORA_ENGINES:
         raise UserError(
-            f"training.dora: {engine} can't load a DoRA adapter beside its base; set dora or "
+            f"training.dora: {engine} can't load a DoRA adapter apart from its base; set dora or "
             "deployment.multi_tenant to false"
         )
 

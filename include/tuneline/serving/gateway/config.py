@@ -202,7 +202,7 @@ class ModelConfig(Section):
         "byte. An attempt gets at most what is left of it.",
     )
     canary: CanaryConfig | None = Field(
-        None, description="A candidate beside the chain. The follower writes it."
+        None, description="A release on trial, next to the chain. The follower writes it."
     )
     released: str | None = Field(
         None,
@@ -329,9 +329,9 @@ class GatewayConfig(Section):
                     raise ValueError(f"the chain of model {model.id} names no upstream: {name}")
             candidate = model.canary.upstream if model.canary else None
             if candidate is not None and (candidate in model.chain or candidate not in upstreams):
-                raise ValueError(f"the canary of model {model.id} must be an upstream of its own")
+                raise ValueError(f"the canary of model {model.id} must be a separate upstream")
             if model.low_confidence and len(model.chain) == 1:
-                raise ValueError(f"model {model.id} has low_confidence but nobody to fall back to")
+                raise ValueError(f"model {model.id} has low_confidence but no upstream to fall back to")
         return self
 
 

@@ -66,7 +66,7 @@ class Metrics(Collector):
         )
         self.json_unjudged = counter(
             "json_unjudged",
-            "Answers that nobody could hold against the JSON Schema of their request.",
+            "Answers that could not be checked against the JSON Schema of their request.",
         )
         self.tokens = counter(
             "tokens", "Tokens written to the ledger.", "upstream", "estimated", "type"
@@ -82,7 +82,7 @@ class Metrics(Collector):
         )
         self.reloads = counter(
             "reloads",
-            "Configuration files read while the gateway ran, by whether they were taken over.",
+            "Configuration files read while the gateway ran, by whether they were applied.",
             "outcome",
         )
         self.log_lost = counter("log_lost", "Lines of the gateway's own log that were not written.")

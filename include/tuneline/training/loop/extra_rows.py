@@ -183,7 +183,7 @@ def plant(
         if len(bearers) < config.canary_repeats:
             raise UserError(
                 f"training.canaries: {config.canaries} canaries, each in {config.canary_repeats} "
-                f"rows of its own, do not fit into {len(trained)} training rows, of which the "
+                f"extra rows, do not fit into {len(trained)} training rows, of which the "
                 "longest have no room; ask for fewer, or give the run more rows"
             )
         canaries.append(_describe(place, value, bearers))

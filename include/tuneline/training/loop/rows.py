@@ -88,7 +88,7 @@ def encode_split(
     for (row, weight), example in zip(chosen, rendered, strict=True):
         where = f"{dataset.name}, row {row.row_id} ({row.source_file} line {row.source_line})"
         if example.loss_mask is None or not any(example.loss_mask[1:]):
-            raise UserError(f"{where}: its answer has no token of its own; reject the row")
+            raise UserError(f"{where}: its answer has no token; reject the row")
         if not (math.isfinite(weight) and weight > 0):
             raise UserError(f"{where}: weight {weight} is not positive")
         if len(example.ids) > max_tokens:

@@ -157,7 +157,7 @@ def _shapes_of_file(path: Path) -> Shapes:
             names = list(file.keys())  # the file itself can't be iterated over
             return {name: file.get_slice(name).get_shape() for name in names}
     except SafetensorError as error:
-        raise UserError(f"{path.name} of the release is no safetensors file: {error}") from None
+        raise UserError(f"{path.name} of the release is not a safetensors file: {error}") from None
 
 
 def _shapes_on(base: Path, wanted: LoraSettings) -> Shapes:

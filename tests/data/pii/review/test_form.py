@@ -151,7 +151,7 @@ def test_findings_in_other_rows_do_not_count(lab):
     [
         ({READ_ALL: False}, "tick that every row was read"),
         ({"row_1_of_another": "none"}, "the form has no field row_1_of_another"),
-        ({"row 1": "PERSON: Nobody"}, "'Nobody' does not stand in row 1"),
+        ({"row 1": "PERSON: Nobody"}, "'Nobody' is not in row 1"),
         ({"row 1": "NAME: x"}, "row 1: no type is called NAME"),
         ({"row 1": "Zebulon"}, "is not TYPE: text"),
     ],

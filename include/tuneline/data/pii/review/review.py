@@ -174,7 +174,7 @@ def reviewed(answers: Sequence[Answer], rows: Sequence[Row]) -> PiiReview:
 def _check_pieces(missed: _Missed, text: str, where: str, row: int | str) -> None:
     for _, piece in missed:
         if piece.casefold() not in text.casefold():
-            raise UserError(f"{where}: {piece!r} does not stand in row {row}; copy it from there")
+            raise UserError(f"{where}: {piece!r} is not in row {row}; copy it from there")
 
 
 def make_sheet(rows: Sequence[Row], count: int) -> PiiSheet:

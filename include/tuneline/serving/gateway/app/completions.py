@@ -40,7 +40,7 @@ _LEDGER_PATIENCE_S = 5.0
 _LEDGER_LOOK_S = 0.05
 # The code of nginx for a client that left; only the metrics show it.
 _CLIENT_LEFT = 499
-# Of a request that nobody answered, by the last fault; 502 for all others.
+# Of a request that no one answered, by the last fault; 502 for all others.
 _STATUS = {
     AttemptStatus.TIMEOUT: 504,
     AttemptStatus.BUDGET_SPENT: 504,

@@ -347,7 +347,7 @@ class Reloader:
         state.taken, state.refused = found, None
         self._runtime.metrics.reloads.labels("taken").inc()
         models = ", ".join(f"{model.id} ({' -> '.join(model.chain)})" for model in config.models)
-        log.info("configuration %s taken over, models: %s", found, models or "none")
+        log.info("configuration %s loaded, models: %s", found, models or "none")
 
 
 def _check(old: GatewayConfig, new: GatewayConfig) -> None:
