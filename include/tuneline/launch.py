@@ -232,7 +232,7 @@ def create_run(
     if model and model.file_name and config.name != model.name:
         raise UserError(
             f"overrides: name: this DAG trains {model.name}, not {config.name}; another model gets "
-            "a file of its own in config/models"
+            "its own file in config/models"
         )
     refuse_other_profile(config, model)
     check_inputs(config)

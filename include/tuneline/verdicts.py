@@ -160,7 +160,7 @@ _REMEDIES = {
     "gradient_accumulation": "lower data.max_tokens or training.effective_batch, raise pods.memory",
     "checkpointing": "clear the task train, so that it runs again",
     "quantization_verification": "set training.qlora: false, or choose another base model",
-    "loss_monitoring": "if the loss jumps or rises, lower training.learning_rate; if nobody "
+    "loss_monitoring": "if the loss jumps or rises, lower training.learning_rate; if no one "
     "watched it, start a tracking server",
     "holdout_performance": "add training rows or epochs; slices.json names the weak parts",
     "base_regression": "raise training.rehearsal_rows, or lower training.learning_rate",

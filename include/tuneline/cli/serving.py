@@ -90,10 +90,10 @@ def add_serving(commands: Commands) -> None:
 def _add_follow(commands: Commands) -> None:
     follow = commands.add_parser(
         "follow",
-        help="keep engines and a gateway at what is released",
-        description="Follow the release pointers of a store: start the new engine beside the old "
-        "one, wait for its first token, have the gateway switch, drain and stop the old one. Start "
-        "the gateway with `tuneline gateway --watch --config FOLDER/gateway.yaml`.",
+        help="keep engines and gateway in sync with the released version",
+        description="Follow the release pointers of a store: start the new engine while the old "
+        "one serves, wait for its first token, have the gateway switch, drain and stop the old "
+        "one. Start the gateway with `tuneline gateway --watch --config FOLDER/gateway.yaml`.",
     )
     add_store_argument(follow)
     follow.add_argument(

@@ -65,8 +65,8 @@ def refuse_questions(run: Run) -> None:
     }
     if asked := [name for name, wanted in questions.items() if wanted]:
         raise UserError(
-            f"{run.uri} needs answers of people ({', '.join(asked)}), and `tuneline run all` asks "
-            "nobody; start the run in Airflow, or change these settings"
+            f"{run.uri} needs answers of people ({', '.join(asked)}), and `tuneline run all` "
+            "can't ask anyone; start the run in Airflow, or change these settings"
         )
 
 

@@ -62,7 +62,8 @@ class SourcesConfig(Section):
         f"JSONL, CSV, TSV or Parquet files, a list of these, or {SAMPLE}, a sample."
     )
     holdout: str | list[str] | None = Field(
-        None, description="The dataset's own hold-out, an address like `source`; then none is split off."
+        None,
+        description="The dataset's own hold-out, an address like `source`; then none is split off.",
     )
     format: SourceFormat = Field("auto", description="Form of the rows; auto detects it.")
     target_format: TargetFormat = Field(
@@ -146,7 +147,7 @@ class DeduplicationConfig(Section):
         3,
         ge=1,
         description="Rows that stay of those that differ in their personal data alone, which "
-        "scrubbing makes alike; 1 keeps one.",
+        "scrubbing makes equal; 1 keeps one.",
     )
     label_conflicts: Literal["reject_all", "keep_majority", "keep"] = Field(
         "reject_all", description="Treatment of equal prompts with different answers."

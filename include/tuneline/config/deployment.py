@@ -74,8 +74,8 @@ class DeploymentConfig(Section):
     )
     multi_tenant: bool = Field(
         False,
-        description="Several adapters share one base: ship the adapter apart from the base, where the "
-        "engine can load it and max_adapter_slowdown allows it.",
+        description="Several adapters share one base: ship the adapter apart from the base, where "
+        "the engine can load it and max_adapter_slowdown allows it.",
     )
     max_adapter_slowdown: float = Field(
         0.5,

@@ -83,7 +83,9 @@ class LoadConfig(Section):
         None, ge=1, description="Users at the busiest time; in place of requests_per_s."
     )
     requests_per_user_per_minute: float = Field(
-        1.0, gt=0, description="Requests of one user; also counts the users that a server can carry."
+        1.0,
+        gt=0,
+        description="Requests of one user; also counts the users that a server can carry.",
     )
     replicas: int = Field(
         1, ge=1, description="Servers that share the load; one of them is measured with its part."
@@ -125,8 +127,8 @@ class EvaluationConfig(Section):
     ] = Field(
         "auto",
         description="Task metric. json_field compares the label field of a JSON answer, macro_f1 "
-        "counts every label alike, exact the whole answer, number the one that it ends in, "
-        "tool_calls names and arguments, chrf and rouge_l the likeness of free texts; auto "
+        "gives every label the same weight, exact the whole answer, number the one that it ends "
+        "in, tool_calls names and arguments, chrf and rouge_l the likeness of free texts; auto "
         "chooses by the expected answers.",
     )
     numeric_tolerance: Annotated[float, Limit("holdout_performance", "lower")] = Field(

@@ -48,9 +48,9 @@ class ReleaseCanaryConfig(Section):
         0.0,
         ge=0,
         lt=1,
-        description="Share of the keys that the release answers first, beside the version before "
-        "it, until a rule promotes or withdraws it (0.1). 0 asks for no canary and leaves it to "
-        "the follower's `--canary`.",
+        description="Share of the keys that the release answers first, next to the version "
+        "before it, until a rule promotes or withdraws it (0.1). 0 asks for no canary and "
+        "leaves it to the follower's `--canary`.",
     )
     hours: float = Field(
         24.0,
@@ -92,7 +92,7 @@ class FallbackConfig(Section):
     larger: LargerModel | None = Field(
         None,
         description="What answers when neither the release nor the one before does. Prompts of "
-        "your users go there; null asks nobody.",
+        "your users go there; null for none.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (), description="Hosts outside that prompts may be sent to."
@@ -207,8 +207,8 @@ class GovernanceConfig(Section):
     generated_by: dict[str, str] = Field(
         {},
         description="Licence of the model that wrote answers of the dataset, or whose service did "
-        "(`openai`, `anthropic`, `google-api`), by source as `data.source` writes it; `*` stands "
-        "for all of them.",
+        "(`openai`, `anthropic`, `google-api`), by source as `data.source` writes it; `*` means "
+        "all of them.",
     )
     package_licenses: dict[str, str] = Field(
         {},

@@ -15,7 +15,8 @@ RETIRED: dict[str, str] = {
     "evaluation.review_judge_pairs": "a model's votes decided nothing and are not taken any more; "
     "people vote in human_review",
     "evaluation.paraphrases": "the search for paraphrases of training rows only warned, and was "
-    "blind where rows resemble each other anyway; lower data.near_duplicate_jaccard for a sharper check",
+    "blind where rows resemble each other anyway; lower data.near_duplicate_jaccard for a "
+    "sharper check",
 }
 # The old path and the new one.
 RENAMED: dict[str, str] = {}

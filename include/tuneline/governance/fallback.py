@@ -71,7 +71,9 @@ def second_model(ctx: StepContext) -> Second:
     """Return the previous release, or the base model where nothing was released yet."""
     release = released(ctx.run)
     if release is None:
-        what = "the base model, which takes the place of a previous release (nothing was released yet)"
+        what = (
+            "the base model, which takes the place of a previous release (nothing was released yet)"
+        )
         return Second(BASE, untuned(ctx), what, served=False)
     name = f"{ctx.config.name}-{release.version}"
     what = f"the previous release {release.version}"

@@ -115,8 +115,8 @@ def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
         now_released = read_release(pointed.store, pointed.name)
         winner = now_released.version if now_released else "another version"
         raise UserError(
-            f"{pointed.name} is not promoted: {winner} was released while this promotion was at "
-            f"work, and this run was compared with {previous or 'no release'}; run promote again "
+            f"{pointed.name} is not promoted: {winner} was released while this promotion "
+            f"ran, and this run was compared with {previous or 'no release'}; run promote again "
             f"to release {reference.version} over it"
         ) from None
 

@@ -49,7 +49,9 @@ def sheet_of(run: Run) -> ReviewSheet:
     if sheet is None:
         raise UserError(f"the review of {run.uri} was not prepared; run prepare_review first")
     if not sheet.pairs:
-        raise UserError(f"the review of {run.uri} has no pairs: both models answer every row in the same way")
+        raise UserError(
+            f"the review of {run.uri} has no pairs: both models answer every row in the same way"
+        )
     return sheet
 
 

@@ -163,7 +163,7 @@ class Dialect:
         text = data.decode("utf-8")
         # The csv module checks doubled quotes strictly, escaped ones not at all.
         if escaped and not self._escaped_record.fullmatch(text):
-            raise csv.Error("a quote stands inside a value without a backslash")
+            raise csv.Error("a quote is inside a value without a backslash")
         rows = list(
             csv.reader(
                 io.StringIO(text, newline=""),

@@ -491,8 +491,7 @@ def _own(raw: bytes, name: str, where: str) -> list[Label]:
     """Read a file that `store_labels` wrote."""
     if hashlib.sha256(raw).hexdigest() != name.partition(".")[0]:
         raise UserError(
-            f"{where} is not what its name says; restore it, or give your own file another "
-            "name"
+            f"{where} is not what its name says; restore it, or give your own file another name"
         )
     labels = parse_labels(raw, where, None)
     columns = {entry.name for entry in fields(Label)}

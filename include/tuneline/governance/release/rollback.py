@@ -87,8 +87,8 @@ def _check_log(store: Store, name: str, target: str) -> str:
     for line in lines:
         if isinstance(line.event, Withdrawn):
             raise UserError(
-                f"{name} {target} was withdrawn at {line.at} by {line.event.by or 'an unknown person'}: "
-                f"{line.event.reason}"
+                f"{name} {target} was withdrawn at {line.at} by "
+                f"{line.event.by or 'an unknown person'}: {line.event.reason}"
             )
     return lines[0].previous_sha256
 

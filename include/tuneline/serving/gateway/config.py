@@ -331,7 +331,9 @@ class GatewayConfig(Section):
             if candidate is not None and (candidate in model.chain or candidate not in upstreams):
                 raise ValueError(f"the canary of model {model.id} must be a separate upstream")
             if model.low_confidence and len(model.chain) == 1:
-                raise ValueError(f"model {model.id} has low_confidence but no upstream to fall back to")
+                raise ValueError(
+                    f"model {model.id} has low_confidence but no upstream to fall back to"
+                )
         return self
 
 

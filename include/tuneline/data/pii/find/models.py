@@ -81,8 +81,9 @@ def _check(directory: Path) -> None:
     if not onnx and not weight_files(directory):
         missing.append("model.safetensors (or model.safetensors.index.json with its shards)")
     if missing:
+        kind = "GLiNER model" if gliner else "token classifier"
         raise UserError(
-            f"data.pii_ner: {directory} is no {'GLiNER model' if gliner else 'token classifier'} "
+            f"data.pii_ner: {directory} is not a {kind} "
             f"that can be read safely: it lacks {', '.join(missing)}. Save model and fast "
             "tokenizer with save_pretrained(…, safe_serialization=True)"
         )

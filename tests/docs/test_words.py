@@ -1,0 +1,70 @@
+"""Words that a native speaker stumbles over stay out of messages, evidence, help and pages."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# A word, and what to write in its place.
+WORDS = {
+    r"beside": "next to, in addition to, while … runs",
+    r"told": "reported, informed, distinguished",
+    r"mend(?:s|ed|ing)?": "fix",
+    r"bears?": "carries, allows, is recorded under",
+    r"at work": "running",
+    r"(?:stands?|stood) (?:in|for|there|beside)": "is in, means, takes the place of",
+    r"(?:lies|lie|lay) (?:in|on|there)": "is in",
+    r"take(?:s|n)? over": "loads, applies",
+    r"alike": "the same, in the same way",
+    r"nobody": "no one, or the passive voice",
+    r"(?:is|are|was|were) no (?!longer|more than|less than|later than|one\b)": "is not a",
+}
+PATTERN = re.compile(
+    "|".join(rf"\b{word}\b" if word[-1] != ")" else rf"\b{word}" for word in WORDS)
+)
+PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md"), ROOT / "README.md"]
+CODE = [path for folder in ("include", "dags", "plugins") for path in (ROOT / folder).rglob("*.py")]
+
+
+def messages(path):
+    """The strings of a module that people may read: those with a space that are no docstring."""
+    tree = ast.parse(path.read_text("utf-8"))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None
+    }
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and node not in docstrings else None
+        if isinstance(text, str) and " " in text:
+            yield node.lineno, text
+
+
+def stumbling(text):
+    """The words in a text that are listed, with a few around each; "there is no run" is plain."""
+    for match in PATTERN.finditer(text):
+        around = text[max(0, match.start() - 30) : match.end() + 20]
+        if not re.search(r"\b[Tt]here (?:is|are|was|were) no ", around):
+            yield around
+
+
+def test_pages_are_free_of_them():
+    assert not [
+        f"{path.name}: …{around}…"
+        for path in PAGES
+        for around in stumbling(path.read_text("utf-8"))
+    ]
+
+
+@pytest.mark.parametrize("folder", ["include/tuneline", "include/localpods", "dags", "plugins"])
+def test_messages_are_free_of_them(folder):
+    assert not [
+        f"{path.relative_to(ROOT)}:{line}: …{around}…"
+        for path in CODE
+        if path.is_relative_to(ROOT / folder)
+        for line, text in messages(path)
+        for around in stumbling(text)
+    ]
