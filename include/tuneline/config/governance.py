@@ -292,7 +292,7 @@ def require_points(texts: Iterable[str]) -> None:
     unknown = [point for point in texts if point not in ANNEX_IV_POINTS]
     if unknown:
         raise ValueError(
-            f"{', '.join(map(repr, unknown))} is no point of Annex IV; the points are "
+            f"{', '.join(map(repr, unknown))} is not a point of Annex IV; the points are "
             f"{', '.join(ANNEX_IV_POINTS)}"
         )
 

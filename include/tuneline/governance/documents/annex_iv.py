@@ -310,7 +310,7 @@ def read_texts(path: Path) -> dict[str, str]:
     """Return what a provider declares: a YAML file with a text by point.
 
     Raises:
-        UserError: if the file can't be read, is no such file, or names what is no point.
+        UserError: if the file can't be read, has another form, or a key is not a point.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -323,7 +323,7 @@ def read_texts(path: Path) -> dict[str, str]:
     texts = {str(point): text for point, text in document.items()}
     wrong = next((point for point, text in texts.items() if not isinstance(text, str)), None)
     if wrong is not None:
-        raise UserError(f"{path}: {wrong} is no text; put it into quotes")
+        raise UserError(f"{path}: {wrong} must be a string; quote it")
     try:
         require_points(texts)
     except ValueError as error:
