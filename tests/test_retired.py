@@ -53,7 +53,7 @@ def test_a_typed_one_is_refused(earlier, policy):
     assert "evaluation.echoes: echoes are not measured any more; remove" in str(refusal.value)
     assert "training.rank: is called training.r now" in str(refusal.value)
     policy(limits={"evaluation": {"echoes": {"share": 0.1}}})
-    with pytest.raises(UserError, match=r"evaluation\.echoes\.share echoes are not measured"):
+    with pytest.raises(UserError, match=r"evaluation\.echoes\.share: echoes are not measured"):
         read_policy()
 
 

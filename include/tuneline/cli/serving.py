@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tuneline.cli.calibrating import add_calibrate
 from tuneline.cli.groups import (
     Commands,
     add_signer_arguments,
@@ -14,6 +13,7 @@ from tuneline.cli.groups import (
     signer_of,
     store_uri,
 )
+from tuneline.cli.runs import add_calibrate
 from tuneline.config.data import RAMPART
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.serving.engines.probe import KINDS, probe

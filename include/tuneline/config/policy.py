@@ -90,7 +90,10 @@ def _check(given: Mapping[str, Any]) -> None:
     for path, value in leaves(given, ""):
         limit = limit_of(path)
         if limit is None:
-            raise ValueError(f"{path} {refusal(path) or f'is not a limit{near_limit(path)}'}")
+            gone = refusal(path)
+            raise ValueError(
+                f"{path}: {gone}" if gone else f"{path} is not a limit{near_limit(path)}"
+            )
         if not limit.fits(value):
             wanted = " or ".join(map(str, limit.levels)) or "a number"
             raise ValueError(f"{path} must be {wanted} or null, not {value!r}")

@@ -170,8 +170,8 @@ def run(ctx: StepContext) -> Evidence:
     )
     unbooked = sum(int(m.value or 0) for m in checks if m.name.endswith("_tokens_not_booked"))
     wrong = (
-        f"of streams, fallbacks and requests that were cut off, {unbooked} tokens were generated "
-        "that were not reported to any client"
+        f"of streams, fallbacks and requests that were cut off, {unbooked} generated tokens were "
+        "not reported to any client"
     )
     currency = ctx.config.governance.currency
     hourly = ctx.config.governance.machine_cost_per_hour

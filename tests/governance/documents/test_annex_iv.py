@@ -94,7 +94,7 @@ def test_only_declared_or_measured_points_are_answered(documented):
 
 
 def test_a_point_that_is_none_is_refused():
-    with pytest.raises(ValidationError, match=r"'2\(z\)' is no point of Annex IV"):
+    with pytest.raises(ValidationError, match=r"'2\(z\)' is not a point of Annex IV"):
         GovernanceConfig(annex_iv={"2(z)": "text"})
 
 
@@ -116,8 +116,8 @@ def test_the_command_writes_the_page_and_takes_texts(documented, tmp_path, capsy
     [
         (None, "can't be read"),
         ("- a", "holds no texts by point"),
-        ("1(a): 3", r"1\(a\) is no text"),
-        ("1(z): text", r"'1\(z\)' is no point of Annex IV"),
+        ("1(a): 3", r"1\(a\) must be a string"),
+        ("1(z): text", r"'1\(z\)' is not a point of Annex IV"),
         ("1(a): [", "can't be read"),
     ],
 )

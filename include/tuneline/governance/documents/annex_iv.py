@@ -310,7 +310,7 @@ def read_texts(path: Path) -> dict[str, str]:
     """Return what a provider declares: a YAML file with a text by point.
 
     Raises:
-        UserError: if the file can't be read, is no such file, or names what is no point.
+        UserError: if the file can't be read, has another form, or a key is not a point.
     """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
