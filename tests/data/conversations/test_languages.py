@@ -1,6 +1,6 @@
 import pytest
 
-from tuneline.data.conversations.languages import foreign_language, likeliest
+from tuneline.data.conversations.languages import foreign_language, language_of, likeliest
 
 
 @pytest.mark.parametrize(
@@ -9,8 +9,8 @@ from tuneline.data.conversations.languages import foreign_language, likeliest
         ("Ich habe die Bestellung nicht erhalten und möchte das Geld zurück.", "de"),
         ("Bonjour, je vous écris pour une commande qui n'est pas arrivée.", "fr"),
         ("No recibí mi pedido y quiero que me devuelvan el dinero por favor.", "es"),
-        ("Я не получил свой заказ", "Cyrillic"),
-        ("我没有收到包裹", "Chinese or Japanese"),
+        ("Я не получил свой заказ", "CYRILLIC"),
+        ("我没有收到包裹", "CJK"),
         ("the parcel is not here, I think", None),
         ("Is der Zug late?", None),
         ("ok 123", None),
@@ -26,3 +26,23 @@ def test_the_language_of_a_row(text, language):
 
 def test_a_text_goes_to_the_first_language_where_nothing_tells():
     assert likeliest("ok", ["de", "en"]) == "de"
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Why was I charged twice for this order?", "en"),
+        ("Warum wurde mir die Bestellung zweimal berechnet?", "de"),
+        ("Pourquoi ma carte est-elle refusée dans les magasins ?", "fr"),
+        ("¿Por qué no puedo usar mi tarjeta en el cajero?", "es"),
+        ("Waarom is mijn betaling niet aangekomen?", "nl"),
+        ("Dlaczego moja karta nie działa w sklepie?", "pl"),
+        ("Почему мой платёж не прошёл?", "CYRILLIC"),
+        ("为什么我的付款失败了?", "CJK"),
+        ("1234 5678", "unknown"),
+        ("budafi kelo mazu", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_languages(text, language):
+    assert language_of(text) == language

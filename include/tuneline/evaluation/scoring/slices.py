@@ -17,9 +17,9 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from tuneline.asking.languages import language_of
 from tuneline.asking.rows import asked
 from tuneline.config.evaluation import SlicesConfig
+from tuneline.data.conversations.languages import language_of
 from tuneline.data.tables.rows import Row
 from tuneline.evidence import Measurement, measure
 from tuneline.statistics import wilson
