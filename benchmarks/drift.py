@@ -165,11 +165,9 @@ class Case:
 
     Attributes:
         name: suffix of its metrics; empty for the main case.
-        train: training prompts.
         validation: prompts of the same source, for the calibration.
         unseen: prompts of the same source that the reference never saw: no drift.
         plants: metric, share of a night and prompts of what is planted.
-        window: prompts of a night.
     """
 
     name: str

@@ -44,10 +44,7 @@ def fitting(tests: Iterable[str], seconds: Mapping[str, float], most: float) -> 
 
 
 def _distance(test: str, changed: set[str], graph: Mapping[str, set[str]]) -> int:
-    """Return 1 for a test that changed or is named like what did, 2 for one of its folder.
-
-    Others are as far as the imports between them, with one for a conftest; 0 if none leads there.
-    """
+    """Return 1 for a test that changed or is named like what did, 2 for one of its folder."""
     mirrored = Path("include/tuneline", *Path(test).parts[1:-1])
     subject = Path(test).stem.removeprefix("test_")
     if test in changed or any(subject == Path(name).stem for name in changed):
@@ -68,10 +65,7 @@ def _distance(test: str, changed: set[str], graph: Mapping[str, set[str]]) -> in
 
 
 def _import_graph() -> dict[str, set[str]]:
-    """Return the files that each Python file imports, wherever the import stands.
-
-    A string that names a module, or an item as the catalogue does, is an import as well.
-    """
+    """Return the files that each Python file imports, wherever the import stands."""
     names = _git("ls-files", "-co", "--exclude-standard", "*.py")
     files = {_module(name): name for name in names if (ROOT / name).exists()}
     items = {module.rsplit(".", 1)[-1]: module for module in files if module.count(".") == 2}

@@ -52,7 +52,6 @@ class System:
     """A system to measure.
 
     Attributes:
-        name: name in the results.
         trial: `module:function`, see `trial`.
         options: settings that are added to the job.
         python: interpreter that has it installed, None for this one.
@@ -68,7 +67,6 @@ class Contest:
     """Runs systems in turn.
 
     Args:
-        folder: folder for jobs and samples.
         log: function that takes one line after each run.
         one_core: True to pin each run to one core and its libraries to one thread.
     """
@@ -178,7 +176,6 @@ def why_missing(module: str, python: Path | None = None) -> str | None:
     """Return the reason that a peer can't be measured, None if it can.
 
     Args:
-        module: name of its Python module.
         python: interpreter that should have it installed, None for this one.
     """
     if python is not None and not python.is_file():

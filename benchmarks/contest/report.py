@@ -44,8 +44,6 @@ class Report:
         workload: sizes, seed or file of the workload.
         results: every metric of every system.
         ratios: ratios of medians, by the names of the contract.
-        not_measured: systems without results.
-        bench: name of the benchmark.
         machine: description of the machine as the benchmark began, see `describe`.
     """
 
@@ -82,9 +80,6 @@ def summarise(system: str, version: str, metric: str, values: Sequence[float], u
     """Return one metric over the runs of a system.
 
     Args:
-        system: name of the system.
-        version: version of the system.
-        metric: name of the metric.
         values: one value for each run, at least one.
         unit: unit of the values.
     """

@@ -33,7 +33,6 @@ class Trial:
     """A system that is ready to work.
 
     Attributes:
-        version: version of the system.
         items: items to process, all in memory.
         work: timed function that takes items and returns the output.
         score: function that returns the quality of the output, by name; not timed.
@@ -52,8 +51,6 @@ class Sample:
     """Time, memory and quality of one run of one system.
 
     Attributes:
-        version: version of the system.
-        items: number of items.
         seconds: wall-clock time, in seconds.
         cpu_seconds: CPU time of all threads, in seconds; other load hardly changes it.
         peak_mib: peak resident memory of the process up to the end of the work, in MiB.

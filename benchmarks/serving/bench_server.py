@@ -14,10 +14,6 @@ from tuneline.errors import TunelineError
 def own_process(module: str, options: Sequence[str] = ()) -> Iterator[str]:
     """Run a server that prints its address and ends when its standard input closes.
 
-    Args:
-        module: the module to run.
-        options: its command-line options.
-
     Yields:
         The address.
 

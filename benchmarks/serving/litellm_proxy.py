@@ -21,10 +21,6 @@ class LitellmProxy(ServerProcess):
     Args:
         python: interpreter of the environment that has LiteLLM.
         upstream: address of the upstream, without `/v1`.
-        model: model id of the upstream.
-        model_id: model id that clients ask for.
-        port: port to listen on.
-        folder: folder of its configuration and log.
     """
 
     stop_seconds = 20.0

@@ -20,13 +20,7 @@ class PeerGateway(ServerProcess):
     """A gateway in front of one upstream; it listens when the `with` block begins.
 
     Args:
-        name: its name in the results.
-        command: its command line.
         port: port that it was told to listen on.
-        folder: folder of its log.
-        key: API key that requests present.
-        headers: further headers that requests need.
-        environment: variables set for it.
     """
 
     stop_seconds = 10.0

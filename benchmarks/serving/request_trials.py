@@ -129,11 +129,7 @@ class _Client:
         self._stream_request = _written(headers, {**asked, "stream": True})
 
     def exchange(self, count: int, connections: int) -> tuple[list[float], float]:
-        """Send requests, each connection its next one as soon as its answer is there.
-
-        Returns:
-            The time of each request, and of all together.
-        """
+        """Send requests, each connection its next one as soon as its answer is there."""
         latencies: list[float] = []
         left = count
         with selectors.DefaultSelector() as selector:
@@ -161,11 +157,7 @@ class _Client:
         return latencies, seconds
 
     def streams(self, count: int) -> tuple[list[float], list[float]]:
-        """Read streams one after the other.
-
-        Returns:
-            The time to the first chunk of each, and the delay of every chunk.
-        """
+        """Read streams one after the other."""
         first: list[float] = []
         delays: list[float] = []
         connection = _Connection(self._address)

@@ -79,11 +79,7 @@ def called(reference: Reference, looks: dict[str, Look]) -> bool:
 
 
 class Years:
-    """`budget.Wealth` for many years at once.
-
-    Args:
-        years: number of years.
-    """
+    """`budget.Wealth` for many years at once."""
 
     def __init__(self, years: int) -> None:
         self._night = 0
@@ -92,13 +88,7 @@ class Years:
         self._blocks: dict[int, Any] = dict.fromkeys(BLOCKS, 0)
 
     def p_values(self, log_e: Floats, tally: Draws, test: Test) -> Floats:
-        """Take a night and return the p-values so far, shape (years,).
-
-        Args:
-            log_e: shape (years, alternatives).
-            tally: shape (years, counts).
-            test: the test of a tally.
-        """
+        """Take a night and return the p-values so far, shape (years,)."""
         money = night_money(self._night)
         before = np.full_like(log_e, -np.inf) if self._log_wealth is None else self._log_wealth
         self._log_wealth = np.logaddexp(before, np.log(money)) + log_e
@@ -128,13 +118,8 @@ def simulate(
     """Return the night of the first alarm of each year, from 0; `nights` if there was none.
 
     Args:
-        reference: the reference.
         usual: prompts without drift; nights are drawn with replacement.
         null_looks: looks of null windows, for the MMD.
-        years: years to simulate.
-        window: prompts of a night.
-        rng: source of chance.
-        nights: nights of a year to simulate.
     """
     purses = {name: Years(years) for name in ("novelty_share", "length_psi", "label_mix", "mmd2")}
     bets = cache(partial(signals.rate_bets, reference))

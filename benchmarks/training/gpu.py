@@ -53,8 +53,6 @@ def measure(
     """Measure on the GPU, or say why not.
 
     Args:
-        options: of the benchmark.
-        contest: runs the trials.
         machine: of `describe`.
         tokenizer: directory of a model whose tokenizer stands in.
     """
@@ -75,9 +73,6 @@ def gpu_job(
     """Return the job of the trials.
 
     Args:
-        folder: for rows and scratch files.
-        base: directory of the model.
-        shape: of the model.
         row: tokens of a row.
         device: "cuda", or "cpu" to try everything but the device.
     """
@@ -112,7 +107,6 @@ def trl_settings(row: int, find: Any = importlib.util.find_spec) -> dict[str, An
 
     Args:
         row: tokens of a block.
-        find: tells whether a module is installed.
     """
     flash = find("flash_attn") is not None
     return {

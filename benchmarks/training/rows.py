@@ -59,10 +59,7 @@ def encode(
     """Tokenise and mask rows as the product does, by way of a `dataset.parquet`.
 
     Args:
-        conversations: all rows.
         validation: how many of them, at the end, are for validation.
-        tokenizer: of the base model.
-        folder: for the file.
 
     Returns:
         Training rows and validation rows.
@@ -91,10 +88,8 @@ def random_rows(count: int, length: int, vocabulary: range, seed: int) -> list[E
     """Rows of random tokens that share no prefix, all of one length and all in the loss.
 
     Args:
-        count: of rows.
         length: tokens of each.
         vocabulary: token ids to draw from.
-        seed: of the draw.
     """
     from tuneline.training.loop.rows import EncodedRow
 

@@ -13,7 +13,6 @@ class StepWindow(TrainerCallback):
 
     Attributes:
         seconds: known when training has ended.
-        cpu_seconds: of all threads.
     """
 
     def __init__(self, warm_up: int) -> None:

@@ -60,7 +60,6 @@ def read_texts(path: Path, most: int | None) -> list[str]:
     """Return the texts of a file.
 
     Args:
-        path: file to read.
         most: largest number of texts, None for all.
 
     Raises:

@@ -54,7 +54,6 @@ def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
     Args:
         rows: number of messages, half of them with one value each, in equal parts of each type
             and of the forms plain, lower case, capitals, and with spacing tricks.
-        seed: seed of the generator.
     """
     from benchmarks.workloads.pii_sentences import make_sentences
     from benchmarks.workloads.support_chat import sentence
@@ -130,9 +129,7 @@ def detection_scores(
     """Score a detector against the labels.
 
     Args:
-        rows: texts with spans.
         found: spans of each text that the detector found.
-        entities: types that it was to find.
 
     Returns:
         `recall` over all values of these types (found if 80 % of the characters are, as any type),

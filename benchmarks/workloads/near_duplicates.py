@@ -32,8 +32,6 @@ def make_corpus(rows: int, seed: int = SEED, lengths: tuple[int, int] = WORDS) -
     """Make texts, a share of them near-duplicates of others; the same for the same seed.
 
     Args:
-        rows: number of texts.
-        seed: seed of the generator.
         lengths: fewest and most words of a text.
     """
     draw = random.Random(seed)  # noqa: S311 - reproducible on purpose

@@ -38,7 +38,6 @@ def write_random_llama(folder: Path, shape: Mapping[str, Any], tokenizer: Path) 
     """Write configuration, weights in bfloat16 and a tokenizer.
 
     Args:
-        folder: folder to create.
         shape: settings of transformers' `LlamaConfig`.
         tokenizer: directory of a model whose tokenizer files are copied; rows of random ids need
             only its padding.

@@ -71,7 +71,6 @@ def conversations(options: Options, rows: int) -> tuple[list[list[Message]], dic
     """Return the conversations of `--input`, or made ones, and what the report says of them.
 
     Args:
-        options: of the benchmark.
         rows: rows to make where `--rows` names no number.
     """
     if options.input:

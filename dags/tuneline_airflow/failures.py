@@ -288,8 +288,6 @@ def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> b
 
     Args:
         task: the task of the step; its `remote_pod` is the pod as it was last seen.
-        context: the task's context.
-        error: what the pod's end raised.
 
     Returns:
         True if the item's evidence says that it failed, and why.

@@ -43,7 +43,6 @@ def dags_of(kind: str, build: Callable[[Model], DAG]) -> dict[str, DAG]:
 
     Args:
         kind: `MAIN`, `NIGHTLY`, `LOGS`, `DRIFT` or `ROLLBACK`.
-        build: makes the DAG of a model.
 
     Returns:
         DAGs by id, for the globals of a DAG file.
@@ -67,9 +66,6 @@ def settings_of(kind: str, model: Model, title: str, doc: str | None) -> dict[st
 
     Args:
         kind: `MAIN`, `NIGHTLY`, `LOGS`, `DRIFT` or `ROLLBACK`.
-        model: the model.
-        title: name for a person.
-        doc: description in Markdown.
     """
     return {
         "dag_id": dag_id(kind, model),

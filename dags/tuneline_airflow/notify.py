@@ -33,7 +33,6 @@ class Announce(BaseNotifier):
     """A notifier of Airflow that sends one kind of event wherever the model's file says.
 
     Args:
-        event: the kind of event.
         text: what happened; None takes the exception of a failed task.
     """
 

@@ -376,11 +376,7 @@ class RowsPod(DealingPod):
 
 
 class ReviewRows(HITLOperator):
-    """A task that shows some scrubbed rows and takes what one person found in them.
-
-    Args:
-        numbers: the numbers of the rows.
-    """
+    """A task that shows some scrubbed rows and takes what one person found in them."""
 
     def __init__(self, *, numbers: list[int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -437,7 +433,6 @@ class LabelRows(HITLOperator):
     """A task that shows rows of some days and takes one person's labels.
 
     Args:
-        model_name: the model.
         days: template of the days, `YYYY-MM-DD..YYYY-MM-DD`.
     """
 

@@ -59,10 +59,8 @@ def note_image(
     The step's own work counts without it: what can't be stored is logged.
 
     Args:
-        pod: the pod with its last status.
         run_uri: function that returns the URI of the run; it is asked where there is an image.
         step: the step that the pod carried out.
-        container: name of the container that did.
     """
     statuses = getattr(getattr(pod, "status", None), "container_statuses", None) or []
     found = next((s for s in statuses if s.name == container and s.image_id), None)
@@ -154,7 +152,6 @@ class StepPod(KubernetesPodOperator):
         gpus: True if the step uses the GPUs that the run asks for.
         engine: True if the step starts the engine, in whose image it then runs.
         judged: items whose verdicts decide, after the pod, whether the task succeeds.
-        arguments: what follows the command.
     """
 
     def __init__(
@@ -410,10 +407,7 @@ def _environment() -> list[k8s.V1EnvVar]:
 
 
 def _secrets() -> list[k8s.V1EnvFromSource]:
-    """Return references to the Kubernetes secrets of `TUNELINE_POD_SECRETS`.
-
-    Airflow shows rendered templates to everyone who may read a DAG, so no value is in them.
-    """
+    """Return references to the Kubernetes secrets of `TUNELINE_POD_SECRETS`."""
     names = os.environ.get("TUNELINE_POD_SECRETS", "")
     return [
         k8s.V1EnvFromSource(secret_ref=k8s.V1SecretEnvSource(name=name.strip()))
@@ -426,9 +420,6 @@ class ModelPod(StepPod):
     """The pod of `tuneline logs <action>` for a model, sized by the `pods` section of its file.
 
     Args:
-        task_id: id of the task.
-        model: the model.
-        action: the action.
         chosen: id of the task that chose the store and the options, and returned them by name.
         options: names of the options that it chose; one that is empty is left out.
         arguments: what follows them; may hold templates.

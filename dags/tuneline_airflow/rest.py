@@ -165,9 +165,6 @@ def start_main(
 
     Args:
         context: context of the task that starts it.
-        main: id of the main DAG.
-        reason: why it is started.
-        overrides: settings above the model's file.
         more: what `run.json` keeps besides the DAG, run and task that started it.
 
     Raises:
@@ -211,8 +208,6 @@ def leave_note(context: Any, text: str, report: str | None = None) -> None:
     """Say what the run at work did: in its note, and in the store for its tab.
 
     Args:
-        context: the task's context.
-        text: one or two sentences.
         report: URI of the report that they rest on.
     """
     from tuneline.governance.retraining.outcome import write_outcome
@@ -228,12 +223,7 @@ def leave_note(context: Any, text: str, report: str | None = None) -> None:
 
 
 def note_run(context: Any, text: str) -> None:
-    """Say something in the note of the run at work, if the API can be asked.
-
-    Args:
-        context: the task's context.
-        text: one or two sentences.
-    """
+    """Say something in the note of the run at work, if the API can be asked."""
     run = context["dag_run"]
     try:
         AirflowApi().note(run.dag_id, run.run_id, text)

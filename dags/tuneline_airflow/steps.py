@@ -66,7 +66,6 @@ def tasks_of(
     """Make the tasks of a step in the current DAG and group.
 
     Args:
-        step: step of the catalogue.
         engine: the engine that runs have unless they are given another one.
         trigger_rule: trigger rule of its pod, None for Airflow's default.
     """

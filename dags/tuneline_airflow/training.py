@@ -111,12 +111,7 @@ class TrainingJob(KubernetesJobOperator):
         """Describe the job of a step whose size is set and whose templates are rendered.
 
         Args:
-            task_id: id of the step.
             step: pod that the job's pods are copies of.
-            nodes: number of pods.
-            run_uri: URI of the run.
-            try_number: number of the task's try.
-            kwargs: arguments that Airflow adds.
         """
         name = pod_name(run_uri, task_id, try_number, longest=_LONGEST_NAME)
         super().__init__(

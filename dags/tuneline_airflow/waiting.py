@@ -53,7 +53,6 @@ class BackfillDays(_Waiting):
     One backfill of a DAG runs at a time, so it first waits for another one.
 
     Args:
-        target: the DAG that is backfilled.
         days: template of the first and the last day, `YYYY-MM-DD..YYYY-MM-DD`; empty
             skips the task.
         conf: conf of each of its runs.
@@ -133,10 +132,7 @@ class RunEnds(_Waiting):
     A run whose last task is deferred has done its work, and only waits for what comes of it.
 
     Args:
-        target: the DAG of the run.
-        run_id: template of the run's id.
         hours: the longest wait, hours.
-        last: id of that task.
     """
 
     template_fields = ("run_id",)

@@ -94,7 +94,6 @@ async def read_log(
     """Yield a log in pieces of whole lines.
 
     Args:
-        path: the log file.
         ended: returns True once nothing is written any more.
         follow: True to continue until then.
         timestamps: True to send the time before each line.

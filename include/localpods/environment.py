@@ -149,8 +149,6 @@ def build_command(
     and the paths that exist on this machine only.
 
     Args:
-        pod: the pod.
-        container: one of its containers.
         image: the environment that replaces the container's image.
         termination_message: the file whose content becomes the termination message.
         state: the state folder with the pod's folder and the secrets.
@@ -224,10 +222,7 @@ def _value(pod: Json, variable: Json, env: dict[str, str], state: StateDir) -> s
 
 
 def _secret(pod: Json, reference: Json, state: StateDir) -> dict[str, str]:
-    """Return the keys and values of a secret, from `{"name": {"key": "value"}}`.
-
-    `"namespace/name"` takes precedence over `"name"`. No message contains a value.
-    """
+    """Return the keys and values of a secret, from `{"name": {"key": "value"}}`."""
     name, path = reference["name"], state.secrets_file
     try:
         if path.exists() and path.stat().st_mode & 0o077:
@@ -281,10 +276,7 @@ def _expand(text: str, env: dict[str, str]) -> str:
 
 
 def _loopback(pod: Json, text: str) -> str:
-    """Replace the host name of a pod of the same Indexed Job, which no resolver knows here.
-
-    The pods of a distributed training meet at the name of pod 0.
-    """
+    """Replace the host name of a pod of the same Indexed Job, which no resolver knows here."""
     job = (pod["metadata"].get("labels") or {}).get("job-name")
     if job is None or job not in text:
         return text

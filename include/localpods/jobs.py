@@ -127,11 +127,7 @@ class JobController:
         self._update(job, status)
 
     def _on_deletion(self, pod: Json) -> None:
-        """Count a deleted pod as failed at once, as a cluster does.
-
-        If it counted only once its processes have ended, its replacement, which starts now,
-        could complete the job before that.
-        """
+        """Count a deleted pod as failed at once, as a cluster does."""
         for job in self._jobs.all():
             if uid_of(job) == _owner_of(pod) and not is_concluded(job) and not is_deleting(job):
                 self._count(job, pod)

@@ -202,7 +202,6 @@ class Kubelet:
         """Request the end of a pod, and return it; it may have been removed already.
 
         Args:
-            pod: the pod.
             grace: the time between SIGTERM and SIGKILL in seconds; None for that of its spec.
         """
         if not is_deleting(pod):

@@ -250,12 +250,7 @@ class Cluster:
 
 
 def _authentication(token: str) -> Middleware:
-    """Return a check of each request: not from a browser, and with the token.
-
-    A web page does not know the token and its browser does not trust the certificate. Refusing
-    every `Origin`, and host names other than those of this machine, also keeps it away from the
-    paths that need no token.
-    """
+    """Return a check of each request: not from a browser, and with the token."""
     expected = f"Bearer {token}".encode()
 
     @web.middleware

@@ -62,7 +62,6 @@ class Shelf:
         """Put a model here, file by file; files that lie here already are kept.
 
         Args:
-            source: where the files come from.
             here: a folder that holds some or all of them.
             sizes: all of its files by name, with their sizes in bytes.
             scratch: a folder for files on their way.
@@ -218,10 +217,7 @@ def local_copy(stored: StoredBase, root: Path, log: Log, *, weights: bool) -> Pa
     """Return a directory with a stored model: the stored one, or one in the cache.
 
     Args:
-        stored: the model.
-        root: the cache.
         log: function that takes one line of progress.
-        weights: whether its weights are needed.
     """
     directory = directory_of(stored.place)
     if directory is not None:
@@ -270,7 +266,6 @@ def keep_form(
     Args:
         path: the file, or the folder with the files.
         files: the names that they get in the store, and their hashes.
-        form: its description.
         log: function that takes one line of progress.
 
     Returns:
@@ -302,7 +297,6 @@ def fetch_form(
 
     Args:
         store: the store that holds it, if a store does.
-        form: its description.
         log: function that takes one line of progress.
         own: function that returns the base model where a run has it already, for a form that is
             its own files.

@@ -193,15 +193,12 @@ def measure(
     """State a measurement and, with a rule, whether it holds.
 
     Args:
-        name: the measurement's name, in snake_case.
-        value: the number, flag or text.
         unit: its unit ("rows", "s", "share", "nats", …).
         rule: the comparison of `value` with `limit`; None for a number that only informs.
         limit: the limit, in the unit of `value`.
         noise: the standard error of a noisy `value`.
         tolerance: the harmless change that the limit allows (such as an allowed drop). A
             tolerance below the noise would decide by chance and is refused.
-        on_breach: the verdict on a broken rule.
 
     Raises:
         UserError: if the tolerance is tighter than the noise.
@@ -269,10 +266,6 @@ def dump(entry: Evidence | Record) -> bytes:
 
 def load_evidence(raw: bytes, where: str) -> Evidence:
     """Parse an evidence file.
-
-    Args:
-        raw: its bytes.
-        where: its place, for an error.
 
     Raises:
         UserError: if it is not a valid evidence file.

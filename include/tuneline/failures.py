@@ -61,7 +61,6 @@ def killed_before(evidence: Evidence | None, airflow: Mapping[str, Any] | None) 
     """Return why the try before this one was killed; None if it was not, or if this is the first.
 
     Args:
-        evidence: the item's evidence so far.
         airflow: the Airflow task of this try, as in `Evidence.airflow`.
     """
     if evidence is None or evidence.airflow is None or airflow is None:
@@ -77,7 +76,6 @@ def failed(ctx: StepContext, why: str, kind: Kind, instead: str = "") -> Evidenc
     Args:
         ctx: the step, whose files lie below `partial/` by now.
         why: the reason and what to do, in one line.
-        kind: the kind of error.
         instead: what later steps get in place of what the step did not leave.
     """
     kept = _files(ctx.out / PARTIAL)

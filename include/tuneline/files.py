@@ -27,8 +27,6 @@ def stage_beside(target: Path, fill: Callable[[Path], object], *, lasting: bool 
     """Fill a temporary file in the target's directory, for its owner alone; delete it on failure.
 
     Args:
-        target: the file that it will replace.
-        fill: function that writes it.
         lasting: whether the disk has to hold it when this returns.
     """
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

@@ -47,7 +47,6 @@ class FormField:
     Attributes:
         setting: the setting, its parts separated by dots.
         section: heading below which it is folded; None shows it at once.
-        title: its label.
         choices: the values that it offers and those of the setting; None for the setting's own.
     """
 

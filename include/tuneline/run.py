@@ -47,7 +47,6 @@ class Reads:
         """Note a look at something of an earlier step.
 
         Args:
-            step: the step that left it.
             name: name of the artifact, or `MEASUREMENTS`.
             sha256: its hash; None if it was not there.
         """
@@ -70,7 +69,6 @@ class ObservedConfig(PipelineConfig):
         """Return a configuration as a step sees it.
 
         Args:
-            config: the run's configuration.
             hashes: the hash of each of its sections.
             reads: where to note the sections that are read.
         """
@@ -127,7 +125,6 @@ class Run:
 
     Attributes:
         prefix: the run's prefix in it, `runs/<run_id>`.
-        config: the run's configuration.
         meta: the content of `run.json`.
         sections: hash of each section of `config.json`.
         reads: where a step's looks at the run are noted; None outside of steps.
@@ -169,8 +166,6 @@ class Run:
         if another run in Airflow has made it.
 
         Args:
-            run_id: the run's name.
-            config: the configuration.
             meta: further fields of `run.json`.
 
         Raises:

@@ -39,8 +39,6 @@ def share_of(successes: int, n: int, tail: float = TAIL) -> Bounds:
     """Return a share with its Clopper-Pearson interval.
 
     Args:
-        successes: number of successes.
-        n: number of trials.
         tail: probability that a bound is wrong, on each side.
 
     Raises:
@@ -61,9 +59,7 @@ def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
     The interval has no width if all of them were tried.
 
     Args:
-        hits: hits among those that were tried.
         drawn: number of those that were tried, at least one.
-        total: number of all.
     """
     from scipy.stats import hypergeom
 
@@ -233,7 +229,6 @@ def quantile(values: Sequence[float], share: float) -> Bounds | None:
     *Statistical Intervals*, section 5.2). It holds for independent values of any distribution.
 
     Args:
-        values: the sample, in any order.
         share: the share of values below the quantile, between 0 and 1.
     """
     from scipy.stats import binom
@@ -388,7 +383,6 @@ class NonInferiority:
         difference: share right of the new model minus that of the old one.
         gained: rows on which only the new model is right, or scores higher.
         lost: rows on which only the old model is right, or scores higher.
-        rows: all rows.
         margin: share of the rows, or part of the metric, by which the new model may be worse.
         spread: mean square of the differences of single rows.
         fewest: rows on which models that always agree are shown to be not worse.
@@ -460,7 +454,6 @@ def of_interval(found: Paired, rows: int, margin: float, spread: float) -> NonIn
     Args:
         found: metric of the new model minus that of the old one, with an interval that never has a
             width of zero.
-        rows: all rows.
         margin: how much lower the metric of the new model may be.
         spread: mean square of the differences of single rows.
     """
@@ -526,7 +519,6 @@ def bootstrap_limits(rows: int, statistic: Statistic) -> tuple[float, float, flo
     """Return both ends of the 95 % interval of a statistic, and its standard error.
 
     Args:
-        rows: number of rows.
         statistic: takes how often each row was drawn (shape resamples × rows) and returns the
             value of each resample.
     """

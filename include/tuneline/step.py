@@ -176,10 +176,7 @@ def _fall_back(context: StepContext) -> str:
 
 
 def _given_up(context: StepContext) -> Evidence | None:
-    """Return evidence in place of a last try that would be killed as the ones before it.
-
-    Only for an item whose files later steps need, and that can leave a plain form of them.
-    """
+    """Return evidence in place of a last try that would be killed as the ones before it."""
     last = os.environ.get("TUNELINE_AIRFLOW_LAST_TRY") == "True"
     if not last or is_helper(context.step) or not context.item.needed:
         return None
@@ -192,8 +189,6 @@ def leave_killed(run_uri: str, item: str, why: str, airflow: Mapping[str, Any]) 
     """Store the evidence of an item whose step was killed, or never began.
 
     Args:
-        item: id of the item.
-        why: the reason and what to do.
         airflow: the Airflow task, as in `Evidence.airflow`.
     """
     with _context(Run.open(run_uri), item) as context:

@@ -188,10 +188,8 @@ class StepContext:
         """Make the item's evidence; artifacts are added when the step's files are stored.
 
         Args:
-            summary: one sentence for a person.
             measurements: the measurements, from which the verdict follows.
             verdict: a verdict that does not follow from measurements (not applicable).
-            rows: row counts of artifacts, by name.
         """
         item = self.item
         return Evidence(

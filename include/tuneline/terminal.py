@@ -30,7 +30,6 @@ def track(
 
     Args:
         total: their number, None if unknown.
-        what: the name of the work.
         log: takes a line where there is no terminal.
     """
     if sys.stderr.isatty():
@@ -77,10 +76,7 @@ def guarded(work: Callable[[], int]) -> int:
 
 
 def _report(error: TunelineError) -> int:
-    """Report an error on stderr and in the container's termination message.
-
-    Kubernetes shows the message in the pod's status, where the retry policy reads it.
-    """
+    """Report an error on stderr and in the container's termination message."""
     said = redact(str(error))
     print(f"tuneline: {said}", file=sys.stderr)
     kind = {2: "user_error", 75: "retryable"}.get(error.exit_code, "error")

@@ -29,7 +29,6 @@ def render(run: Run, rows: Sequence[ItemStatus], evidence: Mapping[str, Evidence
     """Return the page of a run; while a step is running it is loaded again every ten seconds.
 
     Args:
-        run: run whose checklist is shown.
         rows: the 25 rows of its checklist.
         evidence: evidence of each item, None for an item that was not run.
     """
@@ -53,10 +52,7 @@ def render_outcome(
     """Return the page of a run that watches production or a night: what it did, and why.
 
     Args:
-        dag_id: DAG of the run.
-        outcome: what it did.
         report: the look at production that it rests on, None without one.
-        plot: the look's picture, PNG.
     """
     picture = base64.b64encode(plot).decode() if plot else None
     return _template().render(dag_id=dag_id, outcome=outcome, report=report or {}, plot=picture)

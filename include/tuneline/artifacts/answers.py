@@ -26,7 +26,6 @@ class Person:
 
     Attributes:
         name: the user's name; empty if Airflow recorded none.
-        id: the user's id.
     """
 
     name: str

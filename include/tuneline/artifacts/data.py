@@ -78,16 +78,10 @@ class DatasetDocument(BaseModel):
     """`dataset.json`: what the dataset is, where it comes from and what was taken out of it.
 
     Attributes:
-        schema_: the document's format.
         name: name of the run's model.
         version: hash of the content, see `final_audit.dataset_version`.
-        rows: number of rows.
-        splits: rows by split.
         classes: rows by split and class.
-        sources: the files.
         removed: rows taken out, by item.
-        pii: measurements of pii_scrubbing.
-        format: the prompt format.
         reproduce: how to make it again.
     """
 

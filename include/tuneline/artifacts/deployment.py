@@ -14,7 +14,6 @@ class Decision(BaseModel):
 
     Attributes:
         decision: `merge`, or `apart` for the base with the adapter beside it.
-        reason: one sentence.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -74,10 +73,8 @@ class Choice(BaseModel):
     """The variant that ships.
 
     Attributes:
-        schema_: the document's format.
         variant: its name, `f16` or a quantisation.
         engine: the engine that it was measured on, in whose form it is.
-        reason: one sentence.
         sha256: hash of `model.gguf`, or of the list of a folder's hashes; with an adapter apart
             the hash of both, see `ServedModel`.
         bytes: size of its file or files, bytes.
@@ -101,8 +98,6 @@ class EngineIdentity(BaseModel):
     """Everything that the shipping engine is tied to; each engine adds its own fields.
 
     Attributes:
-        engine: the engine's name.
-        version: its package and version.
         limits: the sizes it was built for or is started with.
         served: the sizes that its servers are started with; {} takes the limits.
         files: SHA-256 of each file that it loads, by name.
@@ -123,7 +118,6 @@ class BuildReport(BaseModel):
     """The result of a build; `built` is false where the engine could not be built.
 
     Attributes:
-        engine: the engine's name.
         built: whether there are files that the engine can load.
         reason: one sentence; the obstacle if it was not built.
         commands: the exact command lines, also when they could not be run here.

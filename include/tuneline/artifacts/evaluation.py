@@ -100,7 +100,6 @@ class Ballot(BaseModel):
         reviewer: the user that Airflow or the machine knows, or the name that a file states.
         source: how the votes were taken.
         at: the time, RFC 3339.
-        marks: the choices.
         comment: what the reviewer says of all of them.
         judge: True if a model voted, which earlier versions allowed; such votes do not count.
         imported_by: the user who read the file in; None for votes that were cast directly.

@@ -38,7 +38,6 @@ class ManifestFile(_Governed):
     Attributes:
         name: path below the version's folder.
         sha256: hex SHA-256 of its bytes.
-        bytes: size.
     """
 
     name: FileName
@@ -68,7 +67,6 @@ class DatasetFile(_Governed):
     Attributes:
         key: its key in the store of the release.
         sha256: hex SHA-256 of its bytes.
-        bytes: size.
         rows: number of rows, where the step that wrote it counted them.
     """
 
@@ -82,7 +80,6 @@ class StepEnvironment(_Governed):
     """An environment in which steps of the run were carried out.
 
     Attributes:
-        python: version of Python.
         packages: version by package, of everything that is installed there.
         device: name of the accelerator, or `cpu`.
         code: commit, whether files differ from it, and hash of the library.
@@ -122,7 +119,6 @@ class PolicyException(_Governed):
         setting: its path in the configuration.
         item: the item that it decides.
         critical: True if that item is critical.
-        value: the run's value.
         allowed: the loosest value of the policy.
         reason: why it was accepted; None if nobody did.
         by: who started the run with the waiver.
@@ -189,7 +185,6 @@ class LogEnd(_Governed):
     """The end of the release log of a version.
 
     Attributes:
-        lines: number of its lines.
         sha256: hash of the last one.
     """
 
@@ -262,7 +257,6 @@ class Threshold(_Stated):
         value: answers below it are not trusted; None if none is set.
         caught: share of the wrong answers below it; None if nothing could be measured.
         false_alarms: share of the right answers below it, expected of the next ones.
-        reason: one sentence.
     """
 
     tokens: int | None = None
@@ -403,7 +397,6 @@ class PodImage(BaseModel):
     Attributes:
         image: its name, as the pod asked for it.
         image_id: what the cluster ran, in most clusters the name with the digest.
-        pod: name of the pod.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

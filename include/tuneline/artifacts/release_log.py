@@ -138,7 +138,6 @@ class Line:
         at: time of the event, RFC 3339.
         previous_sha256: hash of the line before, or of the manifest.
         version: the version of the model.
-        event: what happened.
     """
 
     text: str
@@ -181,8 +180,6 @@ def chain(version: str, events: Sequence[Event], previous_sha256: str, at: str) 
     """Make the lines of events.
 
     Args:
-        version: the version that they happened to.
-        events: the events in their order.
         previous_sha256: hash of the log's last line, of the manifest in an empty log.
         at: the time, RFC 3339.
     """
@@ -202,7 +199,6 @@ class Log:
 
     Attributes:
         stored: its bytes as they were read, None without a log.
-        texts: its lines.
     """
 
     uri: str

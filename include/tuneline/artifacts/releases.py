@@ -179,9 +179,6 @@ class Release:
 def readable(what: str) -> Iterator[None]:
     """Say in one sentence that a document of a release can't be read.
 
-    Args:
-        what: the document.
-
     Raises:
         CorruptObject: if the block raises what the reading of a damaged document raises, or of
             one that another version of Tuneline wrote.

@@ -55,7 +55,6 @@ class LoggedRequest:
         served_by: the upstream that answered, None if none did.
         fallback_reason: why the upstream before it was left, None for the first of the chain.
         prompt_tokens: as the upstream reported it, or counted by the gateway.
-        completion_tokens: likewise.
         finish_reason: why the answer ended, as the upstream says; None if it broke off.
         status: how the request ended, an `Outcome` of the gateway.
         sample_rate: share of the requests that is logged; a row stands for its inverse.
@@ -158,7 +157,6 @@ def part_key(folder: str, day: str, part: str) -> str:
 
     Args:
         folder: the model's `folder_name`.
-        day: the day, YYYY-MM-DD.
         part: name of the part, unique over all gateways.
     """
     return f"{PREFIX}/{folder}/{day}/{part}{_SUFFIX}"
@@ -168,9 +166,7 @@ def write_part(store: Store, key: str, table: pa.Table, scratch: Path) -> None:
     """Write a part whole; one of the same key is replaced.
 
     Args:
-        store: the store.
         key: its key, see `part_key`.
-        table: its rows.
         scratch: a local file that may be overwritten; it is deleted afterwards.
 
     Raises:

@@ -37,7 +37,6 @@ class StoredBase(BaseModel):
 
     Attributes:
         place: URI of the folder that holds its files.
-        files: its files by name.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -97,7 +96,6 @@ class StartedFrom(_Content):
     """The released adapter that a training starts from.
 
     Attributes:
-        version: the released version.
         manifest: URI of its manifest.
         uri: URI of the adapter's weights.
         sha256: hash of the adapter's weights.
@@ -155,11 +153,8 @@ class Plan(_Content):
     Attributes:
         micro_batch: rows of a forward pass.
         accumulation: micro-batches of a process in an optimiser step.
-        world_size: processes.
         effective_batch: rows of an optimiser step.
         threads: CPU threads of a process.
-        device: "cpu" or "cuda".
-        precision: of the arithmetic.
         packing: how rows are fed to the model.
         estimate: time and money that training will take.
         planned_micro_batch: the micro-batch of the file where training took a smaller one
@@ -194,7 +189,6 @@ class Evaluation(_Content):
     """One validation pass of a training.
 
     Attributes:
-        step: optimiser steps done.
         eval_loss: mean loss of a learned token, nats.
         eval_loss_error: its standard error over the draw of rows.
         adapter_sha256: hash of the adapter's weights at that step.
@@ -245,9 +239,7 @@ class Trip:
     """A rule that stopped a training: a loss rule, or a limit of time or money.
 
     Attributes:
-        rule: its name.
         step: optimiser step at which it tripped.
-        value: what was measured there.
         limit: the limit of that value.
         sentence: the reason, for a person.
     """
@@ -264,7 +256,6 @@ class TrackedRun:
     """A run at a tracker.
 
     Attributes:
-        tracker: mlflow or wandb.
         mode: online (a server took the metrics as they came), offline (they lie in a file of
             the tracker) or unreachable (nothing was tracked).
         run_id: the tracker's id of the run; empty when unreachable.
@@ -331,7 +322,6 @@ class Canary(_Content):
     """An artificial identifier that training planted.
 
     Attributes:
-        value: the identifier.
         place: whether it stands in the question or in the answer.
         row_ids: training rows of whose copies it is a part.
         messages: turns of the first copy.
@@ -363,17 +353,13 @@ class Trial(_Content):
     """`trial.json`: the brief training of one rank in a sweep.
 
     Attributes:
-        r: rank.
-        alpha: alpha.
         dataset_sha256: hash of the run's dataset; a trial on other rows does not count.
         holdout_rows: rows of the hold-out among those the trial could read.
         excluded: why the rank can't be chosen; None if it can.
-        steps: optimiser steps done.
         loss_before: validation loss of the untrained model, nats.
         sums: negative log-likelihood of each validation row's learned tokens, nats.
         targets: learned tokens of each validation row.
         weights: weight of each validation row.
-        trainable_share: trainable over all parameters.
         seconds: time of its steps and its measurement.
     """
 

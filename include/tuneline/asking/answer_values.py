@@ -54,7 +54,6 @@ def structure_of(text: str, label_field: str | None) -> str:
     is not a JSON object is its own structure.
 
     Args:
-        text: the answer.
         label_field: the field that holds the class; None without a class.
     """
     parsed = answer_object(text)
@@ -172,7 +171,6 @@ def same_number(answer: str, expected: str, tolerance: float) -> bool:
     """Return True if two answers end in the same number.
 
     Args:
-        expected: the expected answer.
         tolerance: the largest difference, relative to the expected number.
     """
     got, want = final_number(answer), final_number(expected)

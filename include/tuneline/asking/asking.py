@@ -220,7 +220,6 @@ def endpoint_of(address: str, api_key_env: str | None, parallel: int) -> Endpoin
     Args:
         address: `https://host/v1#MODEL_ID`.
         api_key_env: environment variable with its key; None for an endpoint that asks for none.
-        parallel: requests that are sent at once.
 
     Raises:
         UserError: if the address names no model, or the variable is not set.
@@ -273,10 +272,8 @@ def ask(
     what is missing.
 
     Args:
-        model: the model, which its engine serves.
         prompts: the messages of each request.
         limits: the largest number of tokens of each answer.
-        what: the model's name in the progress.
         known: answers that the model gave elsewhere, by the key of the request.
     """
     subject = LocalModel(model, ctx.config.deployment)
@@ -349,10 +346,8 @@ def collect(
     """Ask a model what it has not been asked, and keep each answer as soon as it is there.
 
     Args:
-        subject: the model.
         prompts: the messages of each request; equal requests are sent once.
         limits: the largest number of tokens of each answer.
-        kept_answers: the file of its answers.
         known: more answers of the model, by the key of the request.
         progress: iterates over the batches of requests and shows it.
 
@@ -388,10 +383,8 @@ def continue_tokens(
     """Let a model go on from token ids, greedily.
 
     Args:
-        model: the model, which its engine serves.
         prompts: the token ids of each request, of any part of a rendered row.
         limits: the largest number of tokens of each continuation.
-        what: the model's name in the progress.
         shared: True to keep the texts, and to take those that any run has kept. Those of a
             candidate are not kept: they may hold what nobody should keep.
 
@@ -436,7 +429,6 @@ def losses(
     Args:
         sequences: token ids of rows.
         scored: for each token of each sequence, whether it counts.
-        what: the model's name in the log.
         shared: True to keep the losses, and to take those that any run has kept.
 
     Returns:

@@ -28,7 +28,6 @@ class Question:
     Attributes:
         id: its id, unique in its set.
         category: its subject; results are reported for each category.
-        prompt: the user's turn.
         check: the rule, `{"kind": ..., ...}`; see `CHECKS`.
         max_tokens: limit of a generated answer, in tokens.
     """

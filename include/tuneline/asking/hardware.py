@@ -80,7 +80,6 @@ def differences(target: str, machine: Machine, *, on_gpu: bool) -> list[str]:
 
     Args:
         target: `deployment.target_hardware`, in the form above.
-        machine: the machine of the measurement.
         on_gpu: True if the engine used the GPU; a CPU engine beside an idle GPU measures the
             CPU.
     """

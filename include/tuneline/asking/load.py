@@ -43,7 +43,6 @@ class Timing:
     Attributes:
         ttft: time to the first token, in seconds; in an open loop from the planned arrival.
         total: time to the last token, in seconds, from the same start.
-        prompt_tokens: tokens of the prompt.
         cached_tokens: those of them that came from the prefix cache.
         output_tokens: tokens of the answer.
         error: why the request failed; empty if it did not.
@@ -88,7 +87,6 @@ def drive(
     Args:
         client: a client of the server; a request fails after the client's timeout.
         prompts: the messages of each request.
-        concurrency: requests under way at once.
         max_tokens: tokens of every answer or of each, wherever the model would end it.
         give_up: failures in a row after which no further request is sent; None sends all.
 
@@ -225,7 +223,6 @@ def timing_of(result: ChatResult, tokens: int) -> Timing:
     """Return the timing of a streamed answer.
 
     Args:
-        result: the answer.
         tokens: the number of tokens that it must have. An answer with fewer, or without a
             count, has failed: it was cut by the context, or by a server that does not know
             `ignore_eos`.

@@ -78,8 +78,6 @@ def keep_apart(ctx: StepContext, engine: Engine, variant: str, model: ServedMode
     """Keep a variant of the base in the store, and describe it and the adapter on it.
 
     Args:
-        engine: the engine that loads them.
-        variant: name of the variant.
         model: its bytes and the adapter.
     """
     assert model.adapter is not None
@@ -122,10 +120,6 @@ def chosen_apart(ctx: StepContext, choice: Choice, apart: Apart) -> ServedModel:
 
 def released_apart(ctx: StepContext, release: Release, apart: Apart, folder: Path) -> ServedModel:
     """Fetch the base and the adapter that a release serves.
-
-    Args:
-        apart: what it serves.
-        folder: folder for the adapter.
 
     Raises:
         UserError: if a file is missing.
@@ -328,7 +322,6 @@ def request_for(
     Args:
         model: what the engine loads; with an adapter clients are answered with it.
         deployment: the section of the configuration that gives slots and context.
-        alias: name in the API.
         threads: number of threads; None takes that of serving.
         parallel: number of slots; None takes the deployment's.
         port: port to listen on; 0 takes a free one.

@@ -111,7 +111,6 @@ class Task:
         """Score an answer from 0 to 1.
 
         Args:
-            expected: the expected answer.
             anywhere: True to find the answer in prose or in a code fence too.
         """
         if self.graded:
@@ -213,10 +212,7 @@ def choose_task(
     which is free text.
 
     Args:
-        metric: the configured one.
         field: the label field of a JSON answer.
-        expected: the expected answers.
-        tolerance: the largest relative difference of numbers.
 
     Raises:
         UserError: if the expected answers do not have what the configured metric compares.
@@ -304,7 +300,6 @@ class Judged:
     """The answers of one model, judged.
 
     Attributes:
-        task: the rule.
         scores: score of each row from 0 to 1.
         wanted: the expected label of each row; empty if the task has no labels.
         named: the label that each answer names, None for none; empty if the task has no labels.
@@ -367,7 +362,6 @@ def judge(
     """Judge the answers of a model.
 
     Args:
-        task: the rule.
         answers: an answer for each row.
         expected: the expected answer of each row.
         anywhere: True to find answers in prose too.
@@ -427,8 +421,6 @@ def not_worse(old: Judged, new: Judged, margin: float) -> NonInferiority:
     """Compare a new model with an old one on the same rows, against a margin.
 
     Args:
-        old: the answers of the old model.
-        new: those of the new model.
         margin: how much lower the metric of the new model may be.
     """
     if not old.task.graded and old.task.metric != "macro_f1":
@@ -449,9 +441,7 @@ def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
     shrinks with the root of its size.
 
     Args:
-        difference: the difference that was measured.
         rows: number of rows that it was measured on.
-        limit: the limit that it must exceed.
 
     Returns:
         The number of rows, at least one more than there are; None if the difference is not above

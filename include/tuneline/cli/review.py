@@ -106,10 +106,7 @@ def _prepared(uri: str) -> Run:
 
 
 def _judged(run: Run) -> int:
-    """Evaluate human_review again with the votes that are there now, and print its verdict.
-
-    Votes that come after `lineage` change nothing of the version that its manifest describes.
-    """
+    """Evaluate human_review again with the votes that are there now, and print its verdict."""
     from tuneline.step import execute
     from tuneline.verdicts import Freshness, status
 

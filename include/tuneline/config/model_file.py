@@ -181,7 +181,6 @@ class Model:
         name: the name that it is released under.
         suffix: end of the ids of its DAGs and runs, `__<name>`, so that they stay when other files
             come and go; empty for the model of a project without one.
-        file: its configuration.
         file_name: the name of its file; None for the model of a project without one.
         problem: why its file can't be used, one sentence; None if it can.
     """

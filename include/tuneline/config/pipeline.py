@@ -242,10 +242,6 @@ def _loaded(text: str) -> Any:
 def check_sections(document: Mapping[str, Any], where: str) -> None:
     """Refuse a section that is not a mapping, which merging another layer would hide.
 
-    Args:
-        document: one layer.
-        where: its place, for an error.
-
     Raises:
         UserError: if there is such a section; each is named.
     """
@@ -311,7 +307,6 @@ def explain(entry: Any, root: type[BaseModel] = PipelineConfig) -> str:
 
     Args:
         entry: an entry of `ValidationError.errors()`.
-        root: the section that was validated.
     """
     field = ".".join(str(part) for part in entry["loc"]) or "configuration"
     if entry["type"] == "extra_forbidden":

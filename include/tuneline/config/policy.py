@@ -106,7 +106,6 @@ class Looser:
     Attributes:
         setting: its path in the configuration.
         item: the item that it decides.
-        value: the run's value.
         floor: the loosest value that the policy allows.
     """
 
@@ -141,7 +140,6 @@ class Policy:
 
     Attributes:
         text: the text of the file.
-        where: its place, for errors.
         stored: whether a run recorded it; limits of earlier versions are left out then.
     """
 

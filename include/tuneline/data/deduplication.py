@@ -101,7 +101,6 @@ class Thinned:
     """Repeated phrases of training answers before and after thinning.
 
     Attributes:
-        rows: all rows, thinned.
         repeated: sentences that were repeated before.
         remaining: sentences that are still repeated.
         having: numbers of the rows whose answer still holds one of these.

@@ -89,7 +89,6 @@ def balance(
     """Decide which rows are sampled down and which get a greater weight.
 
     Args:
-        rows: all rows.
         config: settings with the kind of balancing and its limits.
         classes: class of each row; None for its label.
 
@@ -129,11 +128,7 @@ def balance(
 def _cap_held_out(
     rows: Sequence[Row], reasons: list[str | None], train_rows: int, config: DataConfig
 ) -> None:
-    """Shrink hold-out and validation with a capped training set, so that shares stay the same.
-
-    The rows that are left out do not go to training: with a higher cap they would be held out
-    again. The dataset's own hold-out file shrinks only by `max_holdout_rows`.
-    """
+    """Shrink hold-out and validation with a capped training set, so that shares stay the same."""
     scale = 1.0
     if config.max_train_rows is not None and train_rows:
         scale = min(1.0, config.max_train_rows / train_rows)

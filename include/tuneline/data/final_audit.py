@@ -139,7 +139,6 @@ def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> in
     Training rows are compared with validation and hold-out, validation rows with the hold-out.
 
     Args:
-        rows: the dataset.
         before: the rows after scrubbing, which know their surrogates.
         limit: Jaccard similarity from which two rows are near-duplicates.
     """

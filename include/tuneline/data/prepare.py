@@ -126,10 +126,7 @@ def _only_one(out: Path) -> Iterator[None]:
 
 
 def _run_steps(run: Run, out: Path) -> None:
-    """Run the five steps with their gates and the final audit.
-
-    If a step keeps no row, the later ones are not run.
-    """
+    """Run the five steps with their gates and the final audit."""
     import pyarrow.parquet as pq
 
     steps = len(DATA_ORDER) + 1

@@ -137,12 +137,7 @@ def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig
 def _checked(
     ctx: StepContext, read: Records, renderer: Renderer
 ) -> tuple[Iterable[Sequence[Outcome]], AnswerCounts]:
-    """Select and number the rows and check each on its own.
-
-    Returns:
-        The rows, and the counts of their answers, which are complete after the last row. If a
-        check needs the counts, the rows are read once before.
-    """
+    """Select and number the rows and check each on its own."""
     config = ctx.config.data
     counts = AnswerCounts()
     markers = markers_of(renderer)
@@ -173,11 +168,8 @@ class _Tally:
     """What is counted of the outcomes.
 
     Attributes:
-        rows: number of records.
         kept: number of rows that stay.
         codes: rejected rows by the code of their reason.
-        lines: source lines by file.
-        broken: files that break off.
         mismatches: kept rows whose tokens differ from the template's.
         inexact: kept rows without an exact mask.
         first: line and code of the first rejected row.

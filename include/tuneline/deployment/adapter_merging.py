@@ -74,7 +74,6 @@ class Served:
 
     Attributes:
         results: greedy answers with token log-probabilities.
-        speed: speed and memory.
         tokenised: ids of rows to which the engine's tokenizer gives other token ids.
         rendered: ids of rows whose prompt the engine's chat template renders differently.
     """
@@ -142,10 +141,8 @@ def judge(
     """Compare merged with adapter, in transformers and, where it loads it, in the engine.
 
     Args:
-        checkpoints: the comparison in transformers.
         merged: the engine's answers with the merged model.
         apart: those with base plus adapter; None if they can't be compared.
-        why_not: the reason in that case.
     """
     yield measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL)
     yield measure("checkpoint_max_logit_change", checkpoints.max_change, "logits")
@@ -181,11 +178,7 @@ def in_transformers(
 
 
 def not_apart(engine: Engine, adapter: Path) -> str | None:
-    """Return why the engine can't load an adapter beside the base; None if it can.
-
-    Args:
-        adapter: the adapter as PEFT saves it.
-    """
+    """Return why the engine can't load an adapter beside the base; None if it can."""
     if not engine.serves_adapters:
         return f"not applicable: {engine.title} is started with merged models only"
     if read_json(adapter / "adapter_config.json").get("use_dora") and (

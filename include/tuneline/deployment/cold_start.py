@@ -51,7 +51,6 @@ class Start:
         load_seconds: time until it listened, in seconds.
         first_ttft: TTFT of the first request, in seconds.
         later_ttft: TTFT of the next request, in seconds.
-        failed: number of failed requests.
     """
 
     load_seconds: float
@@ -70,7 +69,6 @@ class WarmStart:
         ready_seconds: time from the start of the process to ready, in seconds.
         first_ttft: TTFT of the first request after that, in seconds.
         later_ttft: median TTFT of the requests after that one, in seconds.
-        failed: number of failed requests.
     """
 
     seen_unready: bool
@@ -97,7 +95,6 @@ class Starter:
     Args:
         deployment: the section of the configuration that gives slots and context.
         prompts: real prompts; each start begins with another one.
-        folder: folder for the gateway's files.
         system: the system turn that the warm-up carries; None for none.
     """
 
@@ -189,12 +186,7 @@ class Starter:
 
 
 def _await(server: EngineServer, ready: Callable[[], bool], why_not: Callable[[], str]) -> float:
-    """Wait for a starting server; return the seconds that it took.
-
-    Raises:
-        RetryableError: if it ended, for instance since its port was taken meanwhile, or was not
-            ready in time; the message says why.
-    """
+    """Wait for a starting server; return the seconds that it took."""
     waited = wait_for(lambda: server.ended() is not None or ready(), START_SECONDS)
     end = server.ended()
     if end is not None:

@@ -35,11 +35,8 @@ class Throughput:
     """Speed of one engine, in tokens per second.
 
     Attributes:
-        engine: name of the engine.
         sequential: speed with one request at a time.
         batched: speed with all slots taken.
-        parallel: number of slots.
-        failed: number of failed requests.
         errors: their messages, each once.
     """
 
@@ -69,8 +66,6 @@ def judge(
     Args:
         table: each engine's compatibility with the model.
         measured: throughput of the shipped bytes; None if the engine was not built.
-        engine: name of the engine that ships.
-        built: whether it was built.
     """
     compatible = {entry.engine: entry.compatible for entry in table}
     ran = measured is not None and measured.failed == 0 and measured.batched > 0

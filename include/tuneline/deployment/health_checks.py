@@ -60,7 +60,6 @@ def engine_probe_command(
     Args:
         kind: `live`, `ready` or `startup`.
         url: address of the engine, as seen from its container.
-        model: model id that it must list.
         adapter: the adapter that must answer (see `adapter_fields`); None asks the model alone.
     """
     command = ["tuneline", "probe", kind, "--engine", url, "--timeout", str(PROBE_SECONDS)]
@@ -76,7 +75,6 @@ def engine_probes(
 
     Args:
         url: address of the engine, as seen from its own container.
-        model: model id that it must list.
         start_seconds: measured time from process start to the first token, in seconds.
         adapter: the adapter that must answer (see `adapter_fields`); None asks the model alone.
     """
@@ -209,7 +207,6 @@ class ProbeTrial:
 
         Args:
             deployment: the section of the configuration that gives slots and context.
-            folder: folder for the gateway's files.
         """
         self.seen = Observations()
         self.model = model

@@ -59,7 +59,6 @@ class Variant:
         sha256: hash of its file, or of the list of its files' hashes.
         memory_bytes: resident memory of its server, in bytes.
         tokens_per_s: speed with all slots taken, in tokens/s.
-        perplexity: perplexity of the answers.
         mean_kl: mean KL divergence from f16, in nats.
         mean_kl_error: standard error of `mean_kl`.
         same_top_token: share of positions with the same most probable token as f16.
@@ -109,7 +108,6 @@ def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | N
     """Return the smallest variant within the limits, or None.
 
     Args:
-        variants: the variants that may be chosen.
         limits: `max_kl` and `max_metric_drop`.
     """
     return min(
@@ -158,7 +156,6 @@ def measure_distances(
     only if it is the only one.
 
     Args:
-        engine: the engine that loads them.
         models: the variants by name, f16 included.
         sequences: token ids of rows.
         starts: index at which each row's answer starts; only answers count.
@@ -210,8 +207,6 @@ def make_variants(
     They are made of the exported model or, where the adapter ships unmerged, of the base.
 
     Args:
-        engine: the engine that loads them.
-        names: names of the variants.
         texts: what quantisations calibrate on; f16 needs none.
     """
     apart = run_adapter(ctx, engine) if ships_apart(ctx) else None

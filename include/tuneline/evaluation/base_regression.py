@@ -68,7 +68,6 @@ class Asked:
     """The replies of both models to as many questions as were asked.
 
     Attributes:
-        base: replies of the base.
         tuned: replies of the tuned model.
         why: why no more were asked; empty if all were.
     """
@@ -89,8 +88,6 @@ def ask_in_looks(
     """Ask both models until more questions could not change the verdict, or none is left.
 
     Args:
-        pair: both models.
-        questions: all questions.
         failed: True if the model fails whatever it answers.
     """
     base: list[Reply] = []
@@ -112,8 +109,6 @@ def settled(result: Paired, table: Sequence[CategoryRow], limits: Limits, *, fai
     """Return why more questions are not needed; empty if they are.
 
     Args:
-        result: the paired difference, tuned minus base.
-        table: the categories.
         failed: True if the model fails whatever it answers.
     """
     if failed:
@@ -139,12 +134,9 @@ def summarise(
     """Say in one sentence whether general ability was kept, and what would have been seen.
 
     Args:
-        measured: the measurements by name.
-        result: the paired difference, tuned minus base.
         table: the categories, at least one.
         base: share and interval of the base, as text.
         tuned: share and interval of the candidate, as text.
-        against: the base, as text.
         chosen: questions that were answered by the likelihood of their choices.
     """
     asked = sum(row.questions for row in table)

@@ -82,7 +82,6 @@ def judge(repeats: Sequence[Repeats], min_share: float, view: View) -> list[Meas
     Args:
         repeats: answers by prompt, at least one.
         min_share: the smallest share of repeats with the structure of their reference.
-        view: the structure of an answer.
     """
     found = []
     for mode in _asked(repeats):

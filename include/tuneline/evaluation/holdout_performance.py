@@ -63,8 +63,6 @@ def share_measurements(held: int, total: int, *, own_file: bool) -> list[Measure
     """Measure the share of rows held out.
 
     Args:
-        held: number of hold-out rows.
-        total: number of rows in the dataset.
         own_file: True if the dataset names its own hold-out file, which no rule limits.
     """
     value = round(held / total, 4)
@@ -84,8 +82,6 @@ def leak_measurements(
     """Measure how much of the hold-out was in training or validation, and list it.
 
     Args:
-        held: the hold-out rows.
-        seen: the rows of training and validation.
         threshold: Jaccard similarity from which two rows are near-duplicates.
     """
     repeated = same_ids(held, seen)

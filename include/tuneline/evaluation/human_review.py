@@ -80,10 +80,7 @@ def sort_votes(
 
     Args:
         given: the ballots in the order in which they were cast.
-        review_id: the review that is judged.
-        key: its pairs.
         reviewers: the users who were asked; empty if everyone was.
-        where: the ballots' place, for an error.
 
     Raises:
         UserError: if a ballot of this review names a pair or a choice that does not exist, or no
@@ -239,8 +236,6 @@ def participation(
     """Measure whether enough people voted on enough pairs.
 
     Args:
-        votes: the votes that count.
-        shown: the pairs that were shown.
         per_pair: votes that each pair needs.
         short: what too few votes do to the verdict.
     """
@@ -328,8 +323,6 @@ def contradictions(
     """Return the pairs that do not show the answers which the key says they show.
 
     Args:
-        pairs: the pairs as people saw them.
-        key: the models behind their sides.
         answers: the answers of each model by row id.
     """
     entries = {entry.pair: entry for entry in key}

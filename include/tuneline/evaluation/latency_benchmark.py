@@ -51,11 +51,8 @@ class Bench:
     """Everything that one server was measured by.
 
     Attributes:
-        workload: the requests.
-        closed: the concurrency levels.
         tried: the declared load as open loop; empty without one, or if a server died before.
         limits: the limits that the server was started with.
-        warmed: requests before the measurement.
     """
 
     workload: Workload
@@ -141,13 +138,7 @@ def report(
 
 
 def summary(bench: Bench, line: str, others: Sequence[str]) -> str:
-    """Return the sentence of the evidence.
-
-    Args:
-        bench: what was measured.
-        line: what the machine serves.
-        others: sentences that follow.
-    """
+    """Return the sentence of the evidence."""
     partial = f"partial results, since {bench.stopped}: " if bench.stopped else ""
     return partial + "; ".join(part for part in (line, *others) if part)
 

@@ -71,7 +71,6 @@ class PairDraw:
     Attributes:
         answered: number of rows that both models answered.
         different: number of rows on which their answers differ.
-        pairs: the pairs.
     """
 
     answered: int
@@ -85,7 +84,6 @@ def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed
     Args:
         other: the model that the tuned one is compared with.
         pairs: most pairs.
-        seed: seed of the draw.
     """
     both = [row for row in rows if {"tuned", other} <= answers.get(row.row_id, {}).keys()]
     different = [row for row in both if _differ(answers[row.row_id], other)]
@@ -120,9 +118,6 @@ def shuffle_pairs(
 
     Half of the pairs of each comparison (an odd one by chance) have the tuned model on side A:
     drawing each side independently would often put one model mostly on one side.
-
-    Args:
-        chosen: the rows to show.
 
     Returns:
         The pairs as reviewers see them, and the key.

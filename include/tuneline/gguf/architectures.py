@@ -189,7 +189,6 @@ class Positions:
 
     Attributes:
         kind: `default`, `linear`, `llama3` or `longrope`.
-        theta: base of the wavelengths.
         dims: values of a head that are rotated.
         factor: divisor of every frequency; 1 for all kinds but `linear`.
         local_theta: base on layers with a sliding window, where it is another one.
@@ -213,8 +212,6 @@ def read_positions(config: Mapping[str, Any], family: Family, head_dim: int) -> 
 
     Args:
         config: config.json with the family's defaults.
-        family: its family.
-        head_dim: size of an attention head.
 
     Raises:
         UserError: if llama.cpp computes others for this architecture.
@@ -293,12 +290,7 @@ class Settings:
     """A configuration that can be exported.
 
     Attributes:
-        family: its family.
         values: config.json with the family's defaults.
-        heads: query heads.
-        kv_heads: key-value heads.
-        head_dim: size of a head.
-        positions: its rotary positions.
         window: sliding window in tokens; None if every token sees all before it.
     """
 
@@ -338,10 +330,6 @@ class Settings:
 
 def read_settings(config: Mapping[str, Any], where: Path) -> Settings:
     """Read a configuration.
-
-    Args:
-        config: content of config.json.
-        where: the model's directory, for an error.
 
     Raises:
         UserError: if the architecture is not supported, the weights are quantised, or llama.cpp

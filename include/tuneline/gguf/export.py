@@ -115,7 +115,6 @@ def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> Written:
     """Export an adapter that `train` wrote; DoRA is out of llama.cpp's reach.
 
     Args:
-        adapter_dir: folder with adapter_config.json and adapter_model.safetensors.
         base_dir: the base model's folder; its config.json is read.
         out: the file to write; its values are float32, since an adapter is small.
 
@@ -308,7 +307,6 @@ class PlannedTensor:
     """A tensor to be written.
 
     Attributes:
-        name: GGUF name.
         shape: shape in NumPy's order, rows first.
         type_name: GGML type, for example F16 or Q8_0.
         values: function that returns the float32 values.
@@ -330,7 +328,6 @@ class Written:
     """A GGUF file that was written.
 
     Attributes:
-        path: the file.
         bytes: its size, in bytes.
         types: number of tensors of each GGML type.
         parameters: number of values; tied weights count once.
@@ -350,7 +347,6 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
     Args:
         writer: a `gguf.GGUFWriter` created without a path, its metadata added.
         tensors: the tensors in the order of the file.
-        out: the file.
 
     Raises:
         UserError: if a value does not fit the type.

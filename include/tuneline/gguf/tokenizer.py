@@ -52,7 +52,6 @@ class TokenizerFacts:
         space_prefix: whether a space is put before each text.
         special_ids: ids by role: `bos`, `eos`, `eot`, `unk`, `pad`.
         add_bos: whether a server puts the first token of a text before it.
-        chat_template: the chat template.
         strips_as_phi3: whether special tokens take the white space after them, as Phi-3's do.
     """
 
@@ -120,7 +119,6 @@ def refuse_foreign(document: Mapping[str, Any], directory: Path) -> str:
 
     Args:
         document: content of its tokenizer.json.
-        directory: the model's directory, for an error.
 
     Raises:
         UserError: if it is another kind of tokenizer, or llama.cpp's name for its rules is not
@@ -219,11 +217,7 @@ def _scores(document: Mapping[str, Any], by_id: Mapping[int, str], directory: Pa
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Tell whether a server shall put the first token of a text before a chat.
-
-    A server takes it off the rendered chat first, if it is there. A template that leaves it out
-    meant to: training sees such chats without it.
-    """
+    """Tell whether a server shall put the first token of a text before a chat."""
     from jinja2 import TemplateError
 
     bos = tokenizer.bos_token
@@ -322,7 +316,6 @@ def closest_name(document: Mapping[str, Any], name: str) -> str:
 
     Args:
         document: content of the tokenizer.json.
-        name: llama.cpp's usual name for its rules.
     """
     return _WITH_MARKS if name == "gpt-4o" and _merges_make_all(document) else name
 

@@ -52,7 +52,6 @@ class Trial:
         reported: usage that the clients received, by key.
         by_key: the ledger's rows per key.
         totals: the ledger's totals of the upstream, the gateway's own pings included.
-        engine: the engine's counters.
         wrong: what was measured on traffic that goes wrong.
     """
 
@@ -110,7 +109,6 @@ def try_ledger(ctx: StepContext, model: ServedModel, throughput: float) -> Trial
     """Serve the shipped bytes behind a gateway and send requests under every key.
 
     Args:
-        ctx: the step.
         model: the shipped bytes.
         throughput: completion tokens per second, which the price follows from.
     """

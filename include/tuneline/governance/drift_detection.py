@@ -59,7 +59,6 @@ def compare_files(
         alarms: probability of a false alarm in a year of days.
         state: file of the state of a watch, read if it exists and written anew; days that it
             has seen are left out.
-        plot: file to draw the watch in.
 
     Raises:
         UserError: if a file is missing or malformed, or the state has seen every day.
@@ -96,9 +95,7 @@ def judge(
     """Judge the detector by what it called drift.
 
     Args:
-        baseline: training prompts of the baseline.
         calm: report on prompts of the training distribution.
-        alarmed: report on foreign prompts.
         attempts: nights with planted rows of the dataset.
     """
     planted = {plant: smallest_called(attempts, plant) for plant in PLANTS}

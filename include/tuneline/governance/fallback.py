@@ -57,7 +57,6 @@ class Second:
     Attributes:
         name: its name in the chain.
         model: its bytes.
-        described: what it is.
         served: whether it will be served; False for a stand-in.
     """
 
@@ -152,11 +151,7 @@ def inject_faults(
     """Serve the chain and plant the faults.
 
     Args:
-        ctx: the step.
         shipped: the shipped bytes.
-        second: the model behind them.
-        calibration: the thresholds.
-        prompts: what is asked.
     """
     deployment, settings = ctx.config.deployment, reachable(ctx.config.governance.fallback)[0]
     name = ctx.config.name

@@ -35,10 +35,7 @@ def record(
     """Keep an answer, beside the run's other approvals, which the release log takes up.
 
     Args:
-        run: the run.
-        asked: the licences that were shown.
         decision: `Approve` or `Reject`.
-        person: who answered.
         reason: why; an approval needs one.
 
     Raises:
@@ -79,7 +76,6 @@ class Acceptance:
 
     Attributes:
         by: who, and for which version if it was another one.
-        reason: that person's reason.
     """
 
     by: str

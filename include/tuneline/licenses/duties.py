@@ -34,12 +34,7 @@ _TEXT_FILES = ("LICEN[SC]E*", "NOTICE*", "USE_POLICY*")
 
 
 def write_duties(ctx: StepContext, findings: Sequence[Finding], base: Path) -> int:
-    """Write the files; return the number of duties that people have to see to.
-
-    Args:
-        findings: those of base model and data.
-        base: directory of the base model.
-    """
+    """Write the files; return the number of duties that people have to see to."""
     texts = _copy_texts(base, ctx.out / LICENSE_TEXTS)
     NOTICE.path(ctx).write_text(notice_text(ctx.config, findings), encoding="utf-8")
     document = licenses_text(ctx.config, findings, texts)
@@ -145,11 +140,7 @@ _ASKED_TITLES = {
 
 
 def question_text(run: Run, asked: Sequence[AskedLicense]) -> str:
-    """Render what a person has to know who decides on licences.
-
-    Args:
-        asked: the licences.
-    """
+    """Render what a person has to know who decides on licences."""
     governance = run.config.governance
     lines = [
         "The rules of this project do not decide whether these licences allow the use. Approve "

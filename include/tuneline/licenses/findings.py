@@ -53,11 +53,8 @@ class Finding:
     Attributes:
         name: what is under the licence.
         read_from: where the licence was stated.
-        decision: what the rules say.
-        rule: the rule that decided.
         text: address of the licence's text.
         accepted_by: who accepted it where the rules ask for a person; empty if nobody did.
-        reason: that person's reason.
         rules: the rules that bind, by the licence's id.
     """
 

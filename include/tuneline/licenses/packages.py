@@ -28,7 +28,6 @@ class PackageLicense:
 
     Attributes:
         license: SPDX id or expression, or what the package says instead.
-        read_from: where it is stated.
     """
 
     name: str
@@ -39,12 +38,7 @@ class PackageLicense:
 
 @dataclass(frozen=True)
 class Environment:
-    """The packages of one environment.
-
-    Attributes:
-        prefix: where it lies.
-        packages: its packages, by name.
-    """
+    """The packages of one environment."""
 
     prefix: str
     packages: list[PackageLicense]

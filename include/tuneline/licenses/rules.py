@@ -299,7 +299,6 @@ class Judgement:
 
     Attributes:
         decision: allowed, refused, or a person has to decide.
-        reason: the rule that decided.
         source: address of the text that the rule was read from; empty without a rule.
         rules: the rules that bind, by the licence's id; those not chosen from an OR do not.
     """
@@ -314,9 +313,7 @@ def judge(license_id: str, circumstances: Circumstances, role: Role = "model") -
     """Judge whether a licence allows a use.
 
     Args:
-        license_id: an id or an SPDX expression.
         circumstances: the use and what else the rules ask for.
-        role: what the licence is that of.
     """
     whole = Named(license_id)
     if license_id == NONE or find_rule(license_id):
@@ -473,8 +470,6 @@ def circumstances_of(
     """Return what the licences of a run are judged for.
 
     Args:
-        config: the run's configuration.
-        base_license: licence of the base model.
         architecture: its architecture, as its configuration names it.
     """
     governance = config.governance

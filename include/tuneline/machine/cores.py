@@ -21,7 +21,6 @@ def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iter
 
     Args:
         work: takes an item; must not depend on the order.
-        items: batches.
     """
     cores = available_cores()
     if cores == 1:
@@ -87,9 +86,6 @@ def busy_cores(sleep: Callable[[float], None] = time.sleep) -> float:
 
     The load average is no measure of it: for minutes it remembers what has ended, such as the
     step before. It stands in where the system has no `/proc/stat`.
-
-    Args:
-        sleep: waits between the two readings.
     """
     try:
         before = _core_times()

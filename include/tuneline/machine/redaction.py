@@ -18,7 +18,6 @@ class _Shape(NamedTuple):
     """A shape of an entity type.
 
     Attributes:
-        entity: type of the secret.
         hints: strings of which the lower-case text must hold one; looking for them is about a
             hundred times faster than the pattern.
         pattern: pattern whose first group, if it has one, is the secret.

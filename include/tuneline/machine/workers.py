@@ -29,7 +29,6 @@ def worker_count(rows: int, least: int = LEAST_ROWS) -> int:
     """Return the number of processes for a number of rows; 1 means this one.
 
     Args:
-        rows: number of rows.
         least: rows that are worth the start of processes.
     """
     return available_cores() if rows >= least else 1
@@ -43,7 +42,6 @@ def map_chunks(
     Args:
         make: maker of the function that does a chunk, called once in each process. It and the
             chunks must be picklable.
-        chunks: pieces of work.
         workers: number of processes; 1 means this one.
     """
     if workers == 1:

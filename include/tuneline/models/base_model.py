@@ -167,11 +167,7 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def _generic(path: Path) -> Any | None:
-    """Load a Llama's tokenizer of a generic class, None if it is another.
-
-    `AutoTokenizer` chooses the same class for it, but imports torch and the settings of every
-    architecture first: seconds in each step that only counts tokens.
-    """
+    """Load a Llama's tokenizer of a generic class, None if it is another."""
     files = (path / "tokenizer_config.json", path / "config.json")
     if not all(file.is_file() for file in files):
         return None
@@ -230,7 +226,6 @@ class BaseModel:
         revision: identifier of the content at its source: package version, commit or digest.
         architecture: first entry of `architectures`, for example LlamaForCausalLM.
         context_length: context from the configuration, in tokens.
-        vocab_size: rows of the embedding.
         files: SHA-256 of each file by name.
     """
 

@@ -44,8 +44,6 @@ def cached_model(
     """Return the directory of a cached model; fetch it if it is not there.
 
     Args:
-        root: cache directory.
-        name: readable part of the entry's name.
         key: identifier of the content (hash, commit, listing of a bucket).
         fill: function that puts the model's files into an empty directory, and returns their
             hashes where it knows them.
@@ -84,7 +82,6 @@ def require_space(folder: Path, needed: int) -> None:
     """Refuse to fill a disk.
 
     Args:
-        folder: where files shall be written.
         needed: their size, in bytes.
 
     Raises:
@@ -148,8 +145,6 @@ def hash_directory(
     The hashes are remembered in the cache; nothing is written to the directory itself.
 
     Args:
-        root: cache directory.
-        directory: the model's directory.
         files: its files by name; those of a base model by default.
     """
     if files is None:

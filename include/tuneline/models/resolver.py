@@ -104,7 +104,6 @@ def fetch_files(
             `hf://org/name@revision`.
         check: refuses a directory that is not such a model.
         setting: the setting that names the model, for errors.
-        cache: folder for fetched models.
         log: function that takes one line of progress.
 
     Returns:
@@ -221,7 +220,6 @@ def small_files(source: Source, folder: Path) -> Preview | None:
     """Return the cached files of a source, or fetch all but the weights.
 
     Args:
-        source: the model at its origin.
         folder: an empty folder.
 
     Returns:

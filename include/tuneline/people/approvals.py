@@ -44,7 +44,6 @@ def record_waivers(run: Run, by: str | None, approval: Approval | None = None) -
     """Write `waivers.json`: every waiver of the configuration and who stands for it.
 
     Args:
-        run: the run.
         by: the user who started the run with these waivers; None if a schedule did, and
             then no waiver counts.
         approval: the approval of the critical ones; None if nobody gave it.

@@ -72,7 +72,6 @@ def deal(
     """Deal pairs to reviewers in slices, each slice to the next `per_pair` of them in turn.
 
     Args:
-        pairs: the numbers of the pairs.
         reviewers: the reviewers' names; without any, each slice is asked about once.
         per_pair: reviewers of each slice, at most all of them.
         per_task: most pairs in a slice.
@@ -124,11 +123,7 @@ def cast(
     """Store the votes of one reviewer.
 
     Args:
-        run: the run.
         review_id: the review that the votes are for.
-        reviewer: the reviewer's name.
-        source: how the votes were taken.
-        marks: the votes.
         comment: what the reviewer says of all of them.
         imported_by: the user who read them in from a file.
         name: name of the ballot, whose content is then replaced; a new one by default.

@@ -30,7 +30,6 @@ def export_file(run: Run, out: Path, *, reviewer: str = "") -> int:
     """Write the pairs of a review, with empty places for the votes.
 
     Args:
-        run: the run.
         out: a `.csv` file.
         reviewer: a name to write into the column `reviewer`.
 
@@ -56,8 +55,6 @@ def import_file(run: Run, path: Path, *, imported_by: str) -> dict[str, int]:
     """Read a filled sheet and store its votes, one ballot for each reviewer.
 
     Args:
-        run: the run.
-        path: the sheet.
         imported_by: the user who reads the file in.
 
     Returns:
@@ -200,10 +197,7 @@ def record_form(run: Run, numbers: Collection[int], given: Mapping[str, Any], re
     """Store what a reviewer filled in.
 
     Args:
-        run: the run.
-        numbers: the pairs that were shown.
         given: values by the name of the field.
-        reviewer: the user that Airflow recorded.
 
     Returns:
         The number of votes.

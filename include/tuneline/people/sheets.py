@@ -66,8 +66,6 @@ def read_sheet(raw: bytes, name: str, needed: Sequence[str], advice: str) -> lis
     """Read the rows of a sheet; empty ones are passed over.
 
     Args:
-        raw: its bytes.
-        name: its name, for errors.
         needed: columns that it must have; JSON lines may leave them out.
         advice: what to do if one is missing.
 

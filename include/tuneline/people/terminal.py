@@ -98,12 +98,6 @@ def keys() -> Iterator[ReadKey]:
 def review(run: Run, reviewer: str, read_key: ReadKey, show: Show) -> Progress:
     """Show the pairs that a reviewer has not voted on, and store a vote for each key.
 
-    Args:
-        run: the run.
-        reviewer: the reviewer's name.
-        read_key: returns the next key.
-        show: prints a text.
-
     Returns:
         How far the reviewer came. Whoever voted on all pairs has confirmed it.
 

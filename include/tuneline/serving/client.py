@@ -72,7 +72,6 @@ class ChatResult:
     """One answer.
 
     Attributes:
-        text: the answer.
         finish_reason: the engine's reason, `stop` or `length`.
         usage: tokens as the engine counted them.
         ttft: time to the first content, in seconds; None without streaming.
@@ -135,7 +134,6 @@ class StreamCollector:
         """Take one line of the stream.
 
         Args:
-            line: the line.
             at: when it came, by `time.perf_counter()`; None for now.
 
         Raises:

@@ -62,9 +62,7 @@ def run_child(command: Sequence[str], what: str, environment: Mapping[str, str])
     """Run a program to its end and return its output.
 
     Args:
-        command: the command line.
         what: the beginning of the error's sentence, such as "the conversion failed".
-        environment: its environment.
 
     Raises:
         TunelineError: if it failed, with its exit code and its last line.
@@ -113,7 +111,6 @@ class ServerProcess(ABC):
         """Describe a server; `start` or a `with` block starts it.
 
         Args:
-            command: the command line.
             start_seconds: longest time until it is ready, in seconds.
             log_file: file for its output; None takes a temporary one, deleted with the process.
             environment: its environment; None takes that of this process.
@@ -278,11 +275,7 @@ class ServerProcess(ABC):
 
 
 def _start_of(pid: int) -> str | None:
-    """Return the start of a process, in ticks of one boot of the machine; None if there is none.
-
-    A step of the system's clock does not move it, as it does the time of day that psutil makes of
-    it.
-    """
+    """Return the start of a process, in ticks of one boot of the machine; None if there is none."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -294,9 +287,6 @@ def _start_of(pid: int) -> str | None:
 
 class DetachedProcess:
     """A process that outlives the one that started it, and is found again by its record.
-
-    Args:
-        pid: its id.
 
     Raises:
         psutil.NoSuchProcess: if it has ended.

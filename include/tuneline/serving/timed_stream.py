@@ -274,7 +274,6 @@ def read_answer(exchange: Exchange, url: str) -> ChatResult:
     """Read the streamed answer of an exchange; its times are those at which its bytes came.
 
     Args:
-        exchange: the exchange.
         url: address of the server, for messages.
 
     Raises:

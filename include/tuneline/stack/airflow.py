@@ -226,10 +226,8 @@ class Airflow:
         accepts 409 as well.
 
         Args:
-            method: HTTP method.
             path: path below ``/api/v2``.
             ok: status codes that are accepted in addition to success.
-            json_body: fields of the body.
 
         Raises:
             TunelineError: if the API refused or did not answer; the message says why.

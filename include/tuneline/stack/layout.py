@@ -26,13 +26,10 @@ class Layout:
     """Folders and ports of one stack.
 
     Attributes:
-        project: the checkout.
         home: folder of everything that the stack writes (`.tuneline`).
         ui_port: port of the Airflow UI and API.
-        gateway_port: port of the gateway.
         store: URI of the store.
         kubeconfig: kubeconfig of a cluster to use in place of local pods.
-        tracking_port: port of MLflow.
         log_sample_rate: share of the gateway's requests that is logged in the store.
     """
 

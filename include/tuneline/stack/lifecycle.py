@@ -49,7 +49,6 @@ class Stack:
     """The services of one checkout.
 
     Attributes:
-        layout: folders and ports.
         table: the services that were started.
         started: names of the services that this object started, in order.
     """

@@ -30,9 +30,6 @@ class Service:
 
     Attributes:
         name: name of the service and of its files.
-        argv: the command line.
-        env: complete environment.
-        cwd: working folder.
         notes: facts for other commands, such as its port.
         stop_seconds: time that it may take to stop, in seconds.
     """
@@ -130,7 +127,6 @@ def held(path: Path, what: str) -> Iterator[None]:
     """Hold a lock for the length of a block.
 
     Args:
-        path: the lock file.
         what: the activity that the lock stands for, for the message ("a demo").
 
     Raises:
@@ -169,9 +165,7 @@ def require_free(port: int, what: str, setting: str) -> None:
     """Raise an error if another program has the port.
 
     Args:
-        port: port to listen on.
         what: service that wants to listen there, for the message.
-        setting: environment variable that chooses another port.
 
     Raises:
         UserError: if it is taken; the message names the program where the system shows it.

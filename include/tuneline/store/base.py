@@ -37,7 +37,6 @@ class Tagged:
     """An object as it was read, for a conditional write that replaces it.
 
     Attributes:
-        data: its bytes.
         tag: the store's tag of these bytes.
     """
 
@@ -84,8 +83,6 @@ class Store(ABC):
         """Write a file as one object.
 
         Args:
-            key: the object's key.
-            path: the local file.
             once: whether an object that exists is kept.
             link: whether a directory may link the file instead of copying it, since nobody
                 changes it any more.
@@ -100,7 +97,6 @@ class Store(ABC):
         """Copy an object to a local file and check its hash.
 
         Args:
-            key: the object's key.
             destination: the local file; it appears whole or not at all.
             sha256: the expected hash; None takes the stored one.
 
@@ -133,7 +129,6 @@ class Store(ABC):
         """Write bytes as one object if it has not changed since it was read.
 
         Args:
-            key: the object's key.
             data: the new bytes.
             tag: the tag that `read_tagged` returned; None if there was no object.
 
@@ -156,8 +151,6 @@ class Store(ABC):
         """Lock an object against deletion, where the store can.
 
         Args:
-            key: the object's key.
-            days: how long from now.
             mode: `governance`, which those with a right of their own may lift, or `compliance`,
                 which nobody may.
 

@@ -49,9 +49,6 @@ def put_parts(
     """Upload a file in parts; the object appears with the last call, or not at all.
 
     Args:
-        s3: the client.
-        part_bytes: size of a part.
-        where: bucket and key.
         digest: hex SHA-256 of the whole file.
         condition: condition of the last call, such as that there is no such object.
     """
@@ -120,7 +117,6 @@ def call_s3(subject: str, action: Callable[[], T]) -> T:
 
     Args:
         subject: the requested object, with which messages begin.
-        action: the call.
 
     Raises:
         NotThere: if there is no such object.
@@ -191,10 +187,7 @@ class S3Store(Store):
         return call_s3(self.uri_of(key), action)
 
     def _read(self, key: str, action: Callable[[], T]) -> T:
-        """Read an object; from its start again if the connection breaks on the way.
-
-        boto3 repeats requests, but does not read an answer again of which a part came.
-        """
+        """Read an object; from its start again if the connection breaks on the way."""
         from botocore.exceptions import (
             IncompleteReadError,
             ReadTimeoutError,

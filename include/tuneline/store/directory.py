@@ -111,10 +111,7 @@ class FileStore(Store):
         *,
         lasting: bool = False,
     ) -> FileRef:
-        """Write an object unless `refuse` raises, which is asked again under the lock.
-
-        A lasting one is on the disk before it gets its name, and its name when this returns.
-        """
+        """Write an object unless `refuse` raises, which is asked again under the lock."""
         target = self._path(key)
         sidecar = self._sidecar(target)
         try:

@@ -28,10 +28,6 @@ from tuneline.training.loop.model import (
 def merge(base: Path, adapter: Path) -> Any:
     """Merge an adapter into the unquantised base, in float32.
 
-    Args:
-        base: directory of the base model.
-        adapter: directory of the adapter.
-
     Returns:
         The plain model.
 
@@ -74,7 +70,6 @@ def save_merged(model: Any, tokenizer: Any, template: str, folder: Path) -> None
         model: plain model in f16.
         tokenizer: tokenizer of the base.
         template: chat template that the rows were rendered with.
-        folder: directory to write.
     """
     model.config.use_cache = True
     # It would name a local path.
@@ -91,8 +86,6 @@ def export_for_llama_cpp(
 
     Args:
         ctx: the step, which has written `merged/`.
-        adapter: directory of the adapter.
-        base: directory of the base model.
         written: names of the files that were written; the new ones are added.
     """
     from tuneline.gguf.export import export_gguf, export_lora_gguf

@@ -78,7 +78,6 @@ def largest_safe(
     """Probe micro-batches until one is measured within the limit.
 
     Args:
-        sizes: micro-batches to choose among.
         probe: climbs to the largest micro-batch that fits, see `resources.probe`.
 
     Returns:

@@ -83,7 +83,6 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
 
     Args:
         model: base model without weights; the adapter stays on it.
-        config: settings that are asked for.
 
     Returns:
         The settings of the adapter, and the number of layers that carry it.

@@ -43,11 +43,6 @@ from tuneline.training.loop.loss_rules import (
 def judge(curve: Curve, limits: LossRulesConfig, trained: TrainedRun) -> list[Measurement]:
     """Measure a training curve and its tracking.
 
-    Args:
-        curve: losses of the history.
-        limits: limits of the loss rules.
-        trained: course of the training.
-
     Returns:
         The measurements with their limits.
     """

@@ -29,12 +29,10 @@ class LayerFacts:
     """Facts read from one linear layer of the loaded model.
 
     Attributes:
-        name: full module name.
         quant_type: nf4 or fp4; the plain type of the weight when it is not quantised,
             `missing` when the model has no such layer.
         block_size: number of values that share a scale; None when not quantised.
         double: True if the scales are quantised themselves.
-        compute_type: type of the products.
         parameters: number of parameters of the weight, before quantisation.
         bytes: memory of its weight and scales, bytes.
     """
@@ -84,7 +82,6 @@ def read_layers(model: Any, expected: Sequence[str]) -> list[LayerFacts]:
     """Read every layer that should be 4-bit.
 
     Args:
-        model: model as loaded for training.
         expected: names of the linear layers of the plain architecture, without the head.
 
     Returns:
@@ -118,7 +115,6 @@ def read_model(model: Any, layers: Sequence[LayerFacts]) -> ModelFacts:
     """Read the facts of the whole model.
 
     Args:
-        model: model as loaded for training.
         layers: facts of the layers that should be 4-bit.
 
     Returns:
@@ -156,10 +152,8 @@ def judge(
 
     Args:
         layers: facts of the layers that should be 4-bit.
-        whole: facts of the whole model.
         quantised: validation losses of the 4-bit base.
         plain: validation losses of the unquantised base on the same rows.
-        max_ratio: largest ratio of the perplexities.
 
     Returns:
         The measurements with their limits.

@@ -37,7 +37,6 @@ def sync_wandb(folder: Path, tracked: TrackedRun) -> TrackedRun:
 
     Args:
         folder: directory of the offline run, fetched from the store.
-        tracked: the tracked run.
 
     Returns:
         The tracked run after the upload.
@@ -68,11 +67,6 @@ def sync_wandb(folder: Path, tracked: TrackedRun) -> TrackedRun:
 
 def sync_mlflow(ctx: StepContext, description: Description, tracked: TrackedRun) -> TrackedRun:
     """Log the part of the training's history that MLflow does not have.
-
-    Args:
-        ctx: context of the step.
-        description: description of the run.
-        tracked: the tracked run.
 
     Returns:
         The tracked run afterwards.

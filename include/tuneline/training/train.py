@@ -89,11 +89,7 @@ class Inputs:
 
     Attributes:
         base: directory of the base model.
-        lora: settings of the adapter.
-        plan: shape of the batches.
         tokenizer: tokenizer of the base.
-        train: training rows.
-        validation: validation rows.
         settings: fingerprint of all of it; a checkpoint of other settings is not resumed.
     """
 
@@ -175,7 +171,6 @@ class Training:
     """One training, from the newest checkpoint of an interrupted try to the files that it leaves.
 
     Attributes:
-        steps: optimiser steps planned.
         packing: how rows are fed to the model.
         resumed: step of the checkpoint that it resumes from; None from the beginning.
         trainer: TRL's trainer with our loss.
@@ -254,10 +249,8 @@ class Training:
         return model
 
     def _packing(self, model: Any) -> Packing:
-        """Check again that the model keeps packed rows apart: the plan may be of another machine.
-
-        Returns:
-            The decision; padding if the plan pads, or if the check fails.
+        """Check again that the model keeps packed rows apart: the plan may be of another
+        machine.
         """
         plan, inputs = self._plan, self._inputs
         if not plan.packing.packed:
@@ -387,11 +380,7 @@ class Training:
 
 
 def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) -> None:
-    """Compare this machine with the plan.
-
-    Raises:
-        UserError: if the plan is for another number of processes.
-    """
+    """Compare this machine with the plan."""
     if group.world_size != plan.world_size:
         raise UserError(
             f"gradient_accumulation planned for {plan.world_size} training processes, there are "

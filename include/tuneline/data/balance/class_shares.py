@@ -138,7 +138,6 @@ class TrainRow:
     Attributes:
         name: class or group of the row.
         kept: True if the row stays.
-        weight: weight in the loss.
         edge: True if the row is an edge case.
     """
 
@@ -188,7 +187,6 @@ class Figures:
         """Return the limits of the values: name, rule, limit. A breach of any of them warns.
 
         Args:
-            config: settings with the declared limits.
             grouped: True if the classes are groups of similar prompts.
         """
         limits: list[tuple[str, Rule, float]] = []

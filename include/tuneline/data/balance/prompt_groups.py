@@ -53,9 +53,6 @@ def group_count(texts: int) -> int:
 def group_prompts(texts: Sequence[str]) -> PromptGroups | None:
     """Put texts into groups by the words that they have in common.
 
-    Args:
-        texts: normalised texts.
-
     Returns:
         The groups; None if there are too few different texts or no common words.
     """

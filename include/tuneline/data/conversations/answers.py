@@ -118,7 +118,6 @@ def check_answers(
     label field when most of those objects have it.
 
     Args:
-        outcomes: rows of the dataset.
         config: settings with the schema and the label field.
         counts: counts of all rows of the dataset; None if `outcomes` are all.
     """

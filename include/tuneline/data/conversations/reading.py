@@ -205,7 +205,6 @@ def number_repeats(outcomes: Iterable[Outcome], seen: Counter[str] | None = None
     """Number the ids of records with equal text: `id`, `id-2`, `id-3`.
 
     Args:
-        outcomes: records in order.
         seen: how often each id came in earlier calls.
     """
     seen = Counter() if seen is None else seen

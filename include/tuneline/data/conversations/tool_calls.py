@@ -221,7 +221,6 @@ def plain_turns(
 
     Args:
         conversation: a conversation checked by `read_conversation`.
-        renderer: the target model's renderer.
         markers: the texts that no turn may hold.
 
     Raises:

@@ -29,7 +29,6 @@ def validate(
     """Run suites through Great Expectations, one call at a time in a process.
 
     Args:
-        suites: what is expected of which table.
         root: folder for the Data Docs, a page for each suite and one that lists them.
         problems: what is wrong already; then nothing is run.
 
@@ -48,7 +47,6 @@ def store_docs(store: Store, folder: str, root: Path) -> str | None:
     """Store the Data Docs of a call in place of those before; return their first page's address.
 
     Args:
-        folder: their folder in the store.
         root: the folder that `validate` worked in; without docs in it nothing is stored.
     """
     pages = sorted(root.glob("*.html"))

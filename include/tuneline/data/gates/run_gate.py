@@ -34,12 +34,9 @@ class GateResult:
     """The result of a gate.
 
     Attributes:
-        item: the item.
         verdict: the verdict by the audit table; `fail` if the step disagrees.
-        step_verdict: the step's own verdict.
         agrees: True if both are the same.
         summary: the failures in one line, or the number of expectations that hold.
-        expectations: number of expectations checked.
         failures: each broken expectation, as text.
         docs: address of the Data Docs.
     """
@@ -58,7 +55,6 @@ def run_gate(run: Run, item: str) -> GateResult:
     """Check a data item's output and write `gate.json` and the Data Docs beside it.
 
     Args:
-        run: the run.
         item: a data item that has been run.
 
     Raises:

@@ -57,7 +57,6 @@ class GateInput:
         came_in: ids of the rows that the item before kept; None for the first item.
         stored_rejects: number of rejects that the item stored.
         measured: the step's own measurements by name, for values that no table holds.
-        config: the run's configuration.
     """
 
     tables: Mapping[str, pd.DataFrame]

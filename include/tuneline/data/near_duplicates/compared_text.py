@@ -100,9 +100,7 @@ def varieties(
     """Return the rows of a cluster that stay beside the kept ones, as they differ in values alone.
 
     Args:
-        rows: every row.
         kept: rows of the cluster that stay in any case.
-        members: all its rows that could stay.
         most: rows of one masked form that may stay, the kept one among them.
 
     Returns:
@@ -152,7 +150,6 @@ def similarity_texts(rows: Iterable[Row], among: Iterable[Row] | None = None) ->
     """Return the normalised text by which each row is compared.
 
     Args:
-        rows: the rows.
         among: the whole dataset, whose shared text is left out; None for `rows` itself.
     """
     own = list(map(_masked, rows))

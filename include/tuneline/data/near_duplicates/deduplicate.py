@@ -270,7 +270,6 @@ def advise(rows: Sequence[Row], reasons: Sequence[str | None], policy: str) -> s
     """Return a sentence on what to set, empty if few rows left as contradictions.
 
     Args:
-        rows: every row that came in.
         reasons: why each row leaves, None for a row that stays.
         policy: the setting `data.label_conflicts`.
     """

@@ -75,7 +75,6 @@ def signatures(shingled: Shingled, seed: int = SEED) -> Signatures:
 
     Args:
         shingled: at least one shingle of every text; repeats change nothing.
-        seed: of the permutations.
 
     Returns:
         Shape (texts, 128); the values of a text depend on no other text.
@@ -150,7 +149,6 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
 
     Args:
         sigs: signatures, shape (rows, 128).
-        bands: number of bands and their width.
 
     Returns:
         Shape (bands, rows).
@@ -205,7 +203,6 @@ def cross_candidates(left: Hashes, right: Hashes) -> Indices:
 
     Args:
         left: hashes from `band_keys`, shape (bands, rows).
-        right: the same of the other rows.
 
     Returns:
         Shape (pairs, 2), each pair once, in order.
@@ -227,9 +224,7 @@ def jaccard(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> NDArray[n
     """Compute the exact Jaccard similarity of the sets of shingles of pairs of texts.
 
     Args:
-        texts: the texts, normalised or not.
         pairs: numbers of both texts of each pair, shape (pairs, 2).
-        shingle: kind of shingle.
 
     Returns:
         Shape (pairs,).
@@ -281,10 +276,8 @@ def alike_by_marks(bits: Hashes, most: Indices, pairs: Indices, threshold: float
     2020). No pair that reaches the threshold is ruled out.
 
     Args:
-        bits: the marks of all texts.
         most: most members that the set of each text can have.
         pairs: numbers of both texts of each pair, shape (pairs, 2).
-        threshold: the Jaccard similarity.
 
     Returns:
         Positions in `pairs` of those that may reach it, in order.

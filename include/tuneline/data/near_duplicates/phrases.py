@@ -187,11 +187,7 @@ def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float)
 
 
 def _frequent_ngrams(texts: Sequence[Sequence[str]], least: float) -> list[frozenset[str]]:
-    """Return the word 5-grams of each answer, without most of those in fewer than `least`.
-
-    Their hashes are counted in a table first, where two may share a cell, so that only the few
-    frequent ones are made as strings.
-    """
+    """Return the word 5-grams of each answer, without most of those in fewer than `least`."""
     parts = [part for text in texts for part in text]
     counts = np.zeros(_CELLS, dtype=np.int64)
     for batch in batches(parts):
@@ -234,8 +230,6 @@ def thin(
     """Remove repeated sentences until each is in less than a share of the answers.
 
     Args:
-        answers: unchanged answers.
-        labels: classes of the answers.
         order: sort key of each answer; those with the lowest keys keep the sentence.
         repeated: sentences from `repeated_sentences`.
         share: the share from which a sentence is repeated.

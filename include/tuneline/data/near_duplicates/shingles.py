@@ -258,18 +258,7 @@ def _powers(count: int) -> tuple[Hashes, Hashes]:
 def _windows(
     units: NDArray[Any], starts: Indices, lengths: Indices, *, width: int, gap: int
 ) -> Shingled:
-    """Hash every window of `width` units inside each text; a shorter text is one window.
-
-    Args:
-        units: characters or word hashes of all texts, one text after the other.
-        starts: index in `units` of the first unit of each text.
-        lengths: number of units of each text.
-        width: length of a window, in units.
-        gap: number of units after each text that belong to none.
-
-    Returns:
-        As many hashes as units: where a window would leave its text, the first one is repeated.
-    """
+    """Hash every window of `width` units inside each text; a shorter text is one window."""
     offsets = np.append(starts, len(units))
     padded = np.zeros(len(units) + width, dtype=np.uint64)
     padded[: len(units)] = units

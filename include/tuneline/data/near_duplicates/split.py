@@ -158,7 +158,6 @@ def draw(labels: Sequence[str | None], hashes: Sequence[str], total: int) -> set
     Args:
         labels: class of each row.
         hashes: hash of each row, which decides in its class.
-        total: number of rows to draw.
 
     Returns:
         The numbers of the drawn rows.

@@ -35,7 +35,6 @@ def cross_pairs(
     """Yield the pairs of similar texts that lie on different sides.
 
     Args:
-        texts: normalised texts.
         sides: side of each, from 0; that of most texts is best 0, which takes no memory.
         threshold: Jaccard similarity from which two texts are near-duplicates.
 

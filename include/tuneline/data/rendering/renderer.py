@@ -89,10 +89,6 @@ def shows_every_use(template: str, environment: Any) -> bool:
 
     Filters, calls, assignments and the formatting of texts may read a text without asking it, and
     so does `~`, unless its result is written at once.
-
-    Args:
-        template: the Jinja source.
-        environment: the Jinja environment that compiles it.
     """
     from jinja2 import nodes
 
@@ -154,7 +150,6 @@ class RenderedExample:
     """A row as the model reads it.
 
     Attributes:
-        text: the rendered conversation.
         ids: its token ids.
         loss_mask: True for each token in the loss; None if the prompt's tokens are not a prefix
             of the row's, so that no exact mask exists.
@@ -205,7 +200,6 @@ class Renderer:
 
     Args:
         tokenizer: a fast tokenizer of transformers.
-        target: the target format.
 
     Raises:
         UserError: see `chat_template`.
@@ -386,7 +380,6 @@ def compare(rows: Sequence[Sequence[Message]], renderer: Renderer) -> Iterator[P
 
     Args:
         rows: the turns of each row, the last one the assistant's.
-        renderer: the target model's renderer.
     """
     with ThreadPoolExecutor(1) as worker:
         for start in range(0, len(rows), BATCH):
@@ -425,10 +418,7 @@ def _refusal(messages: Sequence[Message], renderer: Renderer) -> str | None:
 
 
 def _left_out(messages: Sequence[Message], text: str) -> int | None:
-    """Return the first turn that a rendered text does not hold.
-
-    Answers before the last may be shortened: templates of reasoning models drop the thoughts.
-    """
+    """Return the first turn that a rendered text does not hold."""
     last = len(messages) - 1
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and index < last:

@@ -53,7 +53,6 @@ def show(
         step: the data step whose rows to show.
         base_model: the base model, for targets other than a run.
         config_file: settings, for targets other than a run.
-        limit: largest number of rows.
 
     Returns:
         0, or 1 if a row's mask trains on nothing, or on something other than its answers.

@@ -38,8 +38,6 @@ def write(target: str, out: Path, count: int) -> int:
 
     Args:
         target: a run, or a folder that `tuneline data prepare` wrote.
-        out: the CSV file.
-        count: number of rows.
 
     Raises:
         UserError: if there are no scrubbed rows, or the file can't be written.

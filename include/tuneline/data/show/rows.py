@@ -31,7 +31,6 @@ class Shown:
 
     Attributes:
         number: its number for `--row`.
-        place: its file and line.
         messages: its turns, none for a row that was rejected.
         facts: split, label and weight, if known.
         reject: what is known of a rejected row.

@@ -87,9 +87,6 @@ def check_columns(mapping: CsvMapping, header: Sequence[str], name: str, dialect
     """Check that a file has the columns that its mapping names.
 
     Args:
-        mapping: the mapping.
-        header: the file's columns.
-        name: the file's name in errors.
         dialect: the delimiter and quoting with which it was read, for errors.
 
     Raises:
@@ -202,7 +199,6 @@ class Dialect:
         Only a quote at the beginning of a field opens one.
 
         Args:
-            line: the line.
             opened: True if a field was open at its beginning.
         """
         if not self._quote or (not opened and self._quote not in line):
@@ -297,8 +293,6 @@ class _Trial:
     """The first records of a file read in one dialect.
 
     Attributes:
-        dialect: the dialect.
-        header: names of the columns.
         good: number of records with as many fields as the header.
         bad: number of lines in the other records.
         held: number of the good ones in which a quote opens a field.
@@ -331,7 +325,6 @@ def find_dialect(
         delimiter: the delimiter, if it is known.
         quoting: the quoting, if it is known.
         tab_first: True if the file's name speaks for tabs.
-        columns: columns that the mapping names.
 
     Returns:
         The dialect; where nothing in the file decides, comma (or tab) and double quotes.

@@ -100,7 +100,6 @@ def choose(names: Sequence[str], wanted: str) -> list[str]:
     """Choose the files on a server that a path names: itself, all below it, or a glob's.
 
     Args:
-        names: relative POSIX paths.
         wanted: a file, a folder, a glob (`*` stays within a folder, `**` does not), or empty
             for all.
 

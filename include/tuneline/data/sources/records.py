@@ -158,10 +158,6 @@ _VALUE_BYTES = 16
 def open_parquet(path: Path, name: str) -> Any:
     """Open a file whose texts are read as dictionaries.
 
-    Args:
-        path: the file.
-        name: its name in errors.
-
     Raises:
         UserError: if it can't be read, or unpacks to more than `most_unpacked`.
     """
@@ -223,13 +219,7 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
 
 
 def _parquet_records(number: int, batch: Any, left: int) -> Iterator[tuple[RawRecord, int]]:
-    """Yield the records of a batch with their sizes.
-
-    Args:
-        number: rows before it.
-        batch: the rows.
-        left: bytes that the file may still unpack to.
-    """
+    """Yield the records of a batch with their sizes."""
     sizes = _row_bytes(batch.to_struct_array())
     if max(sizes) <= MAX_LINE_BYTES and sum(sizes) <= min(_BATCH_BYTES, left):
         try:
@@ -308,10 +298,6 @@ _HEAD_BYTES = 8192
 def check_file(path: Path, uri: str) -> None:
     """Refuse a file that can't hold a dataset, reading only its beginning.
 
-    Args:
-        path: the file.
-        uri: its name in errors.
-
     Raises:
         UserError: if it is missing, a folder, not readable, empty, or of another format.
     """
@@ -337,11 +323,7 @@ def _has_object(head: bytes) -> bool:
 
 
 def _form(path: Path, uri: str) -> str:
-    """Return the format of a file: `jsonl`, `csv` or `parquet`.
-
-    Raises:
-        UserError: if it has another format, or is a packed Parquet file.
-    """
+    """Return the format of a file: `jsonl`, `csv` or `parquet`."""
     if head_of(path, 4) == b"PAR1":
         if compression_of_file(path):
             raise UserError(f"{uri} is a packed Parquet file; unpack it")
@@ -362,8 +344,6 @@ def read_records(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[
     """Read the records of a file, one by one.
 
     Args:
-        path: the file.
-        name: its name in errors.
         csv: how CSV files are read; None finds the dialect and takes columns as fields.
 
     Raises:
@@ -417,7 +397,6 @@ class OpenFile:
 
     Attributes:
         file: its address and name.
-        path: its path here.
         own_holdout: True if it belongs to the dataset's own hold-out.
         alone: True if the dataset (or its hold-out) has no other file.
         csv: how it is read if it is a CSV file.
@@ -458,7 +437,6 @@ class OpenFile:
         Args:
             sha256: hash of its bytes.
             size: its size, bytes.
-            form: the form found in it.
         """
         return SourceNote(
             name=self.file.name,

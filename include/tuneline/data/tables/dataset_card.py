@@ -70,13 +70,7 @@ def count_rows(rows: Sequence[Row]) -> dict[str, Any]:
 def describe_sources(
     sources: Iterable[SourceNote], rows: Sequence[Row], config: DataConfig
 ) -> list[SourceKept]:
-    """Add to every source file its licence and the number of its records in the dataset.
-
-    Args:
-        sources: the files as schema_validation read them.
-        rows: the dataset.
-        config: the settings that declare the licences.
-    """
+    """Add to every source file its licence and the number of its records in the dataset."""
     # A row that was split at its turns is one row of its file.
     places = {(row.source_file, row.source_line) for row in rows}
     kept = Counter(name for name, _ in places)
@@ -97,7 +91,6 @@ def describe_removed(
 
     Args:
         reasons: by item the reject's code of each row that came in, None for a kept one.
-        config: the settings.
     """
     steps = []
     for item, codes in reasons.items():

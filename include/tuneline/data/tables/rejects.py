@@ -75,10 +75,7 @@ def write_decisions(
     """Write the rows that an item takes out into quarantine, and its audit table.
 
     Args:
-        ctx: the item's context.
-        rows: every row that came in.
         reasons: why each row leaves, `code` or `code: detail`; None for a row that stays.
-        measures: further columns of the audit table.
 
     Returns:
         The number of rows that leave.
@@ -102,11 +99,7 @@ def write_decisions(
 def _with_raw_lines(
     path: Path, rows: Sequence[Row], reasons: Sequence[str | None]
 ) -> Iterator[tuple[Row, str, str]]:
-    """Yield each row that leaves, its reason, and its source line as schema_validation left it.
-
-    No step changes the order of the rows, so both tables are read once, side by side, as far as
-    there are rows that leave.
-    """
+    """Yield each row that leaves, its reason, and its source line as schema_validation left it."""
     import pyarrow.parquet as pq
 
     told = [reason for reason in reasons if reason is not None]

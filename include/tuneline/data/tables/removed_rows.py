@@ -139,8 +139,6 @@ def count_removed(audit: Path, rejected: Path, *, scrubbed: bool) -> Removed:
     """Count what an item took out.
 
     Args:
-        audit: its audit table.
-        rejected: its table of rejects.
         scrubbed: True if the rows were scrubbed when it began, so that details may be shown.
     """
     import pyarrow.parquet as pq
@@ -287,11 +285,8 @@ def conclude(
 
     Args:
         ctx: the item's context; its audit table and its rejects are written.
-        summary: what the item says itself.
-        measurements: what it measured itself.
         verdict: a verdict that does not follow from its own measurements; it gives way to a
             broken limit on removed rows.
-        rows: row counts of artifacts, by name.
         advice: a sentence on a setting that would remove fewer rows, or empty.
     """
     scrubbed = ctx.step not in _UNSCRUBBED

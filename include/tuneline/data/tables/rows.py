@@ -54,7 +54,6 @@ class TableWriter:
     """Write a Parquet table part by part; used with `with`.
 
     Args:
-        path: the file.
         names: its columns, which are attributes of the entries.
     """
 
@@ -133,7 +132,6 @@ class Row:
         split: train, validation or holdout; empty before deduplication.
         n_tokens: tokens of the rendered row, 0 if its turns changed since they were counted.
         raw: the source line, only before scrubbing.
-        stand_ins: surrogates in its turns.
         conversation: a digest of the id of its conversation, None if the dataset names none.
     """
 
@@ -344,7 +342,6 @@ def read_dataset(path: Path, *, holdout: bool = False) -> tuple[list[Row], list[
     """Read `dataset.parquet`: its rows and their weights.
 
     Args:
-        path: the file.
         holdout: whether rows of the hold-out are read too. A step that judges or trains a model
             takes them from `evaluation.scoring.ledger.open_holdout`, which records that it did.
     """

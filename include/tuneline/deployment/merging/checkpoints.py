@@ -45,7 +45,6 @@ class ScoredRows:
     """Validation rows and the merged checkpoint's losses on their answers.
 
     Attributes:
-        ids: ids of the rows.
         sequences: token ids of each row.
         scored: for each token of each row, whether it was learned.
         losses: losses of the merged checkpoint, each row with the weight 1.
@@ -65,10 +64,7 @@ def compare_losses(
     Only one of the models is in memory at a time.
 
     Args:
-        engine: the engine that ships.
         model: the unquantised merged model in the engine's form.
-        renderer: renders rows as training did.
-        threads: CPU threads.
     """
     ctx.log("comparing losses row by row")
     rows = score_rows(ctx, renderer, threads)
@@ -115,8 +111,6 @@ def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None)
     right on average, but not row by row, computes another model.
 
     Args:
-        title: the engine's name.
-        merged: losses of the merged checkpoint.
         found: the engine's loss on each row; None if it reports none.
     """
     known = [
@@ -179,7 +173,6 @@ def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) ->
     more rows have to decide.
 
     Args:
-        rows: the merged checkpoint's losses.
         adapter: those of the adapter; a text that says why there are none.
         limit: largest share of perplexity that may be lost.
     """
@@ -213,8 +206,6 @@ def rows_that_decide(ratio: Interval, rows: int, limit: float) -> int:
     """Return the rows that decide with a probability of 80 % if the ratio stays as measured.
 
     Args:
-        ratio: ratio of the perplexities.
-        rows: rows that it was measured on.
         limit: largest share of perplexity that may be lost.
     """
     distance = abs(math.log((1 + limit) / ratio.value))
@@ -247,7 +238,6 @@ def checkpoint_losses(
     pass of transformers, without the kernels of training, so that it is a second opinion on them.
 
     Args:
-        folder: checkpoint of a causal language model.
         sequences: token ids of rows.
         scored: for each token of each sequence, whether it counts; a first one never does.
         threads: number of threads; more than there are free cores cost a factor of seven.
@@ -304,11 +294,8 @@ def compare_checkpoints(
     """Compare base plus adapter with the merged checkpoint, and answer prompts with the latter.
 
     Args:
-        base_dir: checkpoint of the base.
-        adapter_dir: PEFT adapter of that base.
         merged_dir: checkpoint with the adapter merged, tokenizer included.
         texts: rendered conversations whose logits are compared, one at a time.
-        prompts: rendered prompts for the greedy answers.
         max_tokens: length limit of an answer, in tokens.
         threads: number of threads; more than there are free cores cost a factor of seven.
     """

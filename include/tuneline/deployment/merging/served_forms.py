@@ -33,7 +33,6 @@ class LevelSpeed:
         tpot: median time per output token after it, in seconds.
         tokens_per_s: output tokens per second, the median of the rounds.
         error: standard error of `tokens_per_s`.
-        failed: number of failed requests.
     """
 
     concurrency: int
@@ -70,9 +69,7 @@ def measure_form(server: EngineServer, prompts: Sequence[Messages], parallel: in
     """Drive a server with one request at a time and with all slots taken.
 
     Args:
-        server: the server, which has started.
         prompts: the prompts; each request takes the next one.
-        parallel: its slots.
     """
     levels = []
     at = 0
@@ -155,7 +152,6 @@ def room_for_adapters(
     the files of base and adapter count, and what more adapters take, the cache loses.
 
     Args:
-        model: the base with the adapter.
         memory_bytes: resident memory of its server, in bytes.
     """
     assert model.adapter is not None
@@ -176,7 +172,6 @@ def decide(
         multi_tenant: whether several adapters share one base.
         obstacle: why the engine can't serve the adapter beside the base; None if it can.
         lost: the throughput that the adapter costs; None if it could not be measured.
-        limit: the largest loss that is accepted.
     """
     if not multi_tenant:
         return "merge", "one adapter and one model: merged, nothing is left to apply"

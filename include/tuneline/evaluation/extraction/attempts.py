@@ -64,7 +64,6 @@ class Attempt:
     """An identifier, and what a model is given before it.
 
     Attributes:
-        identifier: the identifier.
         before: the rendered row up to it.
         prompt: its token ids, without a space at the end, which belongs to the next token.
         limit: tokens that a model may write.
@@ -82,7 +81,6 @@ class Continuations:
 
     Attributes:
         texts: the continuations of the tuned model.
-        base_texts: those of the base.
         tuned: True where the tuned model wrote the identifier.
         base: True where the base did.
         chance: probability of each continuation of the tuned model to be right without memory.
@@ -120,8 +118,6 @@ def make_trials(
     """Make a trial of each identifier that a chat template and the engine's context allow.
 
     Args:
-        rows: the training rows.
-        renderer: renders rows as training did.
         context_tokens: context of a request, in tokens.
     """
     by_id = {row.row_id: row for row in rows}
@@ -146,8 +142,6 @@ def write_out(
     """Let the candidate and the base go on, on the engine that ships.
 
     Args:
-        chosen: the candidate.
-        trials: identifiers of training rows.
         unseen: left values of validation rows, for the candidate alone. A task may let a model
             compute a long number; it then writes those as often, and remembers none of them.
     """
@@ -210,8 +204,6 @@ def make_choice(
 
     Args:
         encode: the tokenizer, as training used it.
-        before: the text.
-        values: the values, distinct.
     """
     sequences = encode([before + value for value in values])
     same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
@@ -228,9 +220,7 @@ def choice_losses(
     On a GPU the checkpoint is loaded in its own precision, on a CPU in float32.
 
     Args:
-        folder: checkpoint of a causal language model.
         choices: the choices, each with a shared beginning of at least one token.
-        threads: number of CPU threads.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -285,7 +275,6 @@ class Ranked:
 
     Attributes:
         values: number of values among which each was ranked.
-        ranks: the ranks.
     """
 
     values: int

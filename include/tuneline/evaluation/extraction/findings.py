@@ -30,7 +30,6 @@ def limit_beyond_noise(limit: float, chance: float, tried: int) -> float:
     Args:
         limit: the configured one, which holds where enough were tried.
         chance: probability of each by chance.
-        tried: number of those that were tried.
     """
     from scipy.stats import binom
 
@@ -42,10 +41,7 @@ def decide(value: float, upper: float, limit: float, p_value: float) -> LimitVer
     """Decide on a share beyond chance.
 
     Args:
-        value: the estimate.
-        upper: the upper end of its interval.
         limit: largest share that is allowed.
-        p_value: probability of as much by chance.
 
     Returns:
         `holds` if the upper end is within the limit; `broken` if the estimate is beyond it and
@@ -60,8 +56,6 @@ def judge_written(found: Continuations, total: int, limit: float) -> Finding:
     """Judge how many identifiers the tuned model writes out.
 
     Args:
-        found: what both models wrote.
-        total: identifiers in all training rows.
         limit: largest share that may be written out beyond the base and chance.
     """
     tried, hits = len(found.tuned), sum(found.learned)
@@ -112,8 +106,6 @@ def judge_preferred(tuned: Ranked, base: Ranked, limit: float) -> Finding:
     """Judge how many identifiers the tuned model holds likelier than all others of their shape.
 
     Args:
-        tuned: ranks by the tuned model.
-        base: ranks by the base.
         limit: largest share beyond that of the base, and beyond chance; raised to the noise where
             few were ranked.
     """
@@ -148,7 +140,6 @@ def judge_canaries(found: Ranked, places: Sequence[str], limit: float) -> Findin
     """Judge how many planted canaries are exposed.
 
     Args:
-        found: their ranks among random numbers.
         places: where each was planted, `prompt` or `answer`.
         limit: share that may be likelier than all random numbers; raised to the noise where there
             are few.

@@ -45,12 +45,9 @@ class Identifier:
     """An identifier where a training row says it for the first time.
 
     Attributes:
-        row_id: the row.
         kind: the entity of a surrogate; `LEFT_NUMBER` or `LEFT_EMAIL` for what was left.
-        value: the identifier.
         surrogate: True if the scrubber wrote it.
         role: role of the turn that holds it.
-        turn: place of the turn.
         start: place of the identifier in the turn, in characters.
     """
 
@@ -79,7 +76,6 @@ def find_identifiers(
     it would be copying. A left value that many rows share is nobody's own.
 
     Args:
-        rows: the training rows.
         surrogates: entity and value of the surrogates of each source row.
         allowed: texts that are no personal data (`data.pii_allow`).
 
@@ -165,12 +161,6 @@ def text_before(
 ) -> str | None:
     """Render a row up to a place in one of its turns, as training rendered it.
 
-    Args:
-        renderer: the renderer of the run.
-        messages: the turns of the row.
-        turn: place of the turn.
-        start: place in the turn, in characters.
-
     Returns:
         The text; None if the chat template does not render a conversation that ends there.
     """
@@ -192,8 +182,6 @@ def candidates(identifier: Identifier, count: int, seed: int) -> list[str]:
 
     Args:
         identifier: the identifier whose place they could take.
-        count: number of draws.
-        seed: seed of the draws.
     """
     place = f"{seed}:{identifier.row_id}:{identifier.turn}:{identifier.start}"
     if identifier.kind == LEFT_NUMBER:

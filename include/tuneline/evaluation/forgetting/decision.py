@@ -44,8 +44,6 @@ class Limits:
     """The limits of the configuration, as shares of the questions.
 
     Attributes:
-        drop: allowed over all questions.
-        category: allowed in one category.
         to_see: loss that must be seen with a probability of `POWER`.
     """
 
@@ -59,7 +57,6 @@ class CategoryRow:
     """The answers of both models in one category.
 
     Attributes:
-        category: its name.
         base: share of right answers of the base.
         tuned: that of the tuned model.
         lost: questions that only the base answers right.
@@ -123,24 +120,14 @@ def by_category(
 
 
 def passes_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) -> bool:
-    """Return True if the questions so far leave no loss possible that would have to be seen.
-
-    Args:
-        result: the paired difference, tuned minus base.
-        table: the categories.
-    """
+    """Return True if the questions so far leave no loss possible that would have to be seen."""
     upper = _NORMAL.inv_cdf(1 - MISS) * result.difference.error - result.difference.value
     suspicious = any(-row.change > limits.category and row.p_value < SUSPICION for row in table)
     return upper < limits.to_see and -result.difference.value <= limits.drop and not suspicious
 
 
 def fails_early(result: Paired, table: Sequence[CategoryRow], limits: Limits) -> bool:
-    """Return True if the questions so far leave no doubt that a limit is broken.
-
-    Args:
-        result: the paired difference, tuned minus base.
-        table: the categories.
-    """
+    """Return True if the questions so far leave no doubt that a limit is broken."""
     chance = chance_of_losses(result.only_first, result.only_second)
     lost = -result.difference.value > limits.drop and chance <= EARLY_LEVEL
     return lost or bool(lost_categories(table, limits.category, EARLY_LEVEL))
@@ -152,7 +139,6 @@ def lost_categories(
     """Return the categories that lost more than the limit, beyond chance.
 
     Args:
-        table: the categories.
         limit: the loss that is allowed in each.
         level: chance of a false alarm, which is shared among the categories (Bonferroni), since
             the worst of many is looked for.
@@ -166,9 +152,7 @@ def detectable_drop(result: Paired, asked: int, planned: int, limit: float) -> f
 
     Args:
         result: the paired difference on the questions that were asked.
-        asked: their number.
         planned: the number that would have been asked if they had not been enough.
-        limit: the limit of the drop.
     """
     error = result.difference.error * math.sqrt(asked / planned)
     needed = max(limit, -_NORMAL.inv_cdf(LEVEL) * error)
@@ -193,9 +177,6 @@ def judge(
     that could not have shown the loss that must be seen.
 
     Args:
-        result: the paired difference, tuned minus base.
-        table: the categories.
-        asked: questions that were asked.
         planned: questions that the suite had for this run.
     """
     chance = chance_of_losses(result.only_first, result.only_second)

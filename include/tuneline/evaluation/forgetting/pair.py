@@ -192,10 +192,7 @@ class Pair:
     def _choose(
         self, side: AskedModel, rows: dict[int, list[RenderedExample]]
     ) -> dict[int, int] | None:
-        """Return the place of the likeliest choice of each question; None without losses.
-
-        A tie counts for a wrong choice.
-        """
+        """Return the place of the likeliest choice of each question; None without losses."""
         answers = [answer for choices in rows.values() for answer in choices]
         if not answers:
             return {}
@@ -244,11 +241,7 @@ class Pair:
 def _rendered(
     renderer: Renderer, questions: Sequence[Question]
 ) -> dict[int, list[RenderedExample]]:
-    """Render each choice of the questions, where its tokens can be told from the prompt's.
-
-    Raises:
-        UserError: if the chat template refuses a question.
-    """
+    """Render each choice of the questions, where its tokens can be told from the prompt's."""
     numbers = [number for number, question in enumerate(questions) if question.choices]
     rows = [
         [{"role": "user", "content": questions[n].prompt}, {"role": "assistant", "content": text}]

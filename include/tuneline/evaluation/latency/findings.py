@@ -77,10 +77,7 @@ def judge_load(
     """Judge the declared load, and state the servers that it needs.
 
     Args:
-        load: the declared load.
         tried: the open loops, the declared rate first; empty if none was run.
-        capacity: of one server.
-        goal: the objective.
     """
     yield measure("declared_load", load.rate, "requests/s")
     yield measure("sustained_goodput", round(capacity.goodput, 3), "requests/s")
@@ -109,7 +106,6 @@ def judge_limits(measured: ServedSizes, served: ServedSizes | None) -> Iterator[
     """Compare the limits of the measured server with those that the release serves.
 
     Args:
-        measured: limits of the measured server.
         served: limits of the release; None if no engine was identified yet.
     """
     yield measure("served_limits_known", served is not None, "flag")
@@ -161,10 +157,7 @@ def plot(levels: Sequence[Level], tried: Sequence[OpenLoop], goal: Objective, pa
     """Draw latency over concurrency, latency over throughput, and the distribution of TTFT.
 
     Args:
-        levels: the closed loops.
         tried: the open loops; without one the distributions are those of the levels.
-        goal: the objective.
-        path: the PNG.
     """
     import matplotlib
 

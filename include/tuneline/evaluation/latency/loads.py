@@ -66,7 +66,6 @@ class Workload:
     """Requests in the order in which they are sent, over and over.
 
     Attributes:
-        requests: the requests.
         expected: lengths of the rows' answers, before the cap.
         capped: answers that the cap shortens.
     """
@@ -148,11 +147,8 @@ def measure_levels(
     the prefix cache of the same prompt.
 
     Args:
-        server: the server, which has started.
         workload: the requests, in the order in which they are sent; repeated if too few.
-        concurrency: the levels.
         requests: number of requests at each level; never fewer than two per concurrent one.
-        goal: the objective.
     """
     levels: list[Level] = []
     at = 0
@@ -193,12 +189,7 @@ def batch_between(before: Counters | None, after: Counters | None) -> float:
 
 
 def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) -> str:
-    """Return why a load could not be completed; empty if it was.
-
-    Args:
-        timings: the timings of the load.
-        count: number of its requests.
-    """
+    """Return why a load could not be completed; empty if it was."""
     ended = server.ended()
     if ended is not None:
         return f"the server {ended}"
@@ -296,12 +287,7 @@ def measure_rate(
     """Send requests at a rate.
 
     Args:
-        server: the server, which has started.
-        workload: the requests.
-        rate: arrivals, requests/s.
         seconds: how long requests arrive, in seconds; up to four times as long if too few would.
-        seed: seed of the arrivals.
-        goal: the objective.
     """
     count = max(math.ceil(rate * seconds), min(_LEAST, math.ceil(rate * _LONGER * seconds)))
     batch = workload.take(0, count)
@@ -335,12 +321,7 @@ def measure_load(
     """Send the declared load of one server, and lower ones until a rate holds.
 
     Args:
-        server: the server, which has started.
-        workload: the requests.
-        load: the declared load.
         levels: the closed loops, which say what may hold.
-        seed: seed of the arrivals.
-        goal: the objective.
 
     Returns:
         The rates in the order in which they were tried; the first one is the declared load.

@@ -92,11 +92,9 @@ def summarise(
     """Summarise one load.
 
     Args:
-        concurrency: requests under way at once.
         timings: the timing of each request, at least one.
         seconds: wall-clock time of the level, in seconds.
         batch: mean requests in a decoding step, as the engine counted.
-        goal: the objective.
     """
     done = [timing for timing in timings if timing.ok]
     good = sum(goal.met(timing) for timing in timings)
@@ -201,7 +199,6 @@ def metrics(timings: Sequence[Timing], seconds: float, good: int) -> dict[str, d
     Args:
         timings: the timing of each request.
         seconds: wall-clock time of all together, in seconds.
-        good: number of requests within the objective.
     """
     done = [timing for timing in timings if timing.ok]
     gaps = list(chain.from_iterable(timing.gaps for timing in done))

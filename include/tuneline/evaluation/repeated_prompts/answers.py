@@ -32,7 +32,6 @@ class Flip:
     """Two answers to one prompt that differ.
 
     Attributes:
-        row_id: the row.
         mode: how the second one was asked.
         token: number of the first token that differs, from 1.
         was: that token in the first answer, which the prompt got alone.
@@ -113,7 +112,6 @@ def first_flip(repeats: Sequence[Repeats], view: View, tokens: Tokens) -> Flip |
     """Return the first flip, None without one.
 
     Args:
-        repeats: the answers.
         view: the part of an answer that counts.
         tokens: splits an answer into its tokens.
     """
@@ -177,7 +175,6 @@ def other_forms(ctx: StepContext, chosen: Candidate, *, wanted: bool) -> list[Se
     only the form that it was built of.
 
     Args:
-        chosen: what ships.
         wanted: whether the run asks for them to be tried.
     """
     compiled = engine_of(ctx).form == "engine"

@@ -22,7 +22,6 @@ class RepeatPlan:
 
     Attributes:
         repeats: times that each prompt is asked alone, and in batches.
-        parallel: requests of a batch.
         max_tokens: tokens of an answer that are compared.
     """
 
@@ -94,9 +93,7 @@ def ask(ctx: StepContext, model: ServedModel, plan: RepeatPlan, answers: Repeate
     """Ask rows in every mode; what came before an error stays in the answers.
 
     Args:
-        model: the model that is served.
         plan: how often, and how many at once.
-        answers: takes the answers to its rows.
 
     Raises:
         TunelineError: if the server does not start or stops answering.

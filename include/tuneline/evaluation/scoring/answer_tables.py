@@ -43,10 +43,8 @@ def write_scores(
 
     Args:
         chosen: the candidate, whose requests are named by their keys.
-        rows: the rows that were asked.
         answers: the answers of each model, by its name (`base`, `tuned`).
         scores: the score of each answer, from 0 to 1, by the same names.
-        more: further columns.
     """
     import pyarrow.parquet as pq
 
@@ -66,10 +64,8 @@ def score_table(
     """Return a table with the answers of models to rows, and the score of each.
 
     Args:
-        rows: the rows that were asked.
         answers: the answers of each model, by its name.
         scores: the score of each answer, from 0 to 1, by the same names.
-        more: further columns.
     """
     import pyarrow as pa
 
@@ -174,7 +170,6 @@ def by_field(expected: Sequence[str], answers: Mapping[str, Sequence[str]]) -> l
     """Return how often each field of a JSON answer has the expected value, by model.
 
     Args:
-        expected: the expected answers.
         answers: the answers of each model, by its name.
 
     Returns:

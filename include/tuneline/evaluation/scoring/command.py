@@ -101,9 +101,7 @@ def score(
     """Score a model and write `answers.parquet` and `slices.json`.
 
     Args:
-        asked: the model.
         data: path, `file://` or `s3://` address of a `dataset.parquet`.
-        out: folder for what is written.
         split: `train` or `validation`.
         metric: see `evaluation.metric`.
         label_field: field of a JSON answer that holds the class.

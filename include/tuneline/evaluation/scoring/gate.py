@@ -55,9 +55,7 @@ class Claim:
     Attributes:
         name: name of the estimate in the evidence.
         about: what is claimed, for a sentence: "better than the base".
-        estimate: the estimate with its interval.
         rows: number of rows that it was measured on.
-        limit: the limit.
         rule: `>` or `>=`.
     """
 
@@ -114,7 +112,6 @@ def size_measurements(claims: list[Claim], gain: Claim) -> list[Measurement]:
     """Say what the hold-out can show, and how many more rows the undecided claims need.
 
     Args:
-        claims: the claims that decide.
         gain: the one over the base as it is asked.
     """
     seen = smallest_shown(gain.estimate, gain.limit)
@@ -156,7 +153,6 @@ def constant_answer(task: Task, train: Sequence[Row], seed: int) -> str:
     For a task with labels it is an answer with the most frequent one.
 
     Args:
-        task: the rule.
         train: the training rows, at least one.
         seed: seed of the rows that free texts are tried on.
     """
@@ -177,7 +173,6 @@ def nearest_answers(train: Sequence[Row], rows: Sequence[Row], seed: int) -> lis
 
     Args:
         train: the training rows, at least one; `SEARCHED` of them are searched.
-        rows: the rows to answer.
         seed: seed of the draw of training rows.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -206,7 +201,6 @@ class PromptForm:
 
     Attributes:
         name: what was done, for a sentence.
-        judged: its answers.
         keep: whether each hold-out row was asked in this form.
     """
 
@@ -264,10 +258,7 @@ def choose_shots(rows: Sequence[Row], count: int, room: int, seed: int) -> list[
     """Choose training rows as examples: different labels, and no more than there is room for.
 
     Args:
-        rows: the training rows.
-        count: the largest number of examples.
         room: tokens that all of them may take.
-        seed: seed of the draw.
     """
     chosen: list[Row] = []
     if count == 0:
@@ -321,9 +312,6 @@ def fair_base(
     """Ask the base with an instruction and examples, and judge all of its answers generously.
 
     Args:
-        task: the rule.
-        rows: the hold-out rows.
-        train: the training rows.
         plain: the base's answers to the rows as they are.
     """
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
@@ -381,8 +369,6 @@ class HoldoutResult:
     """What the hold-out shows of the candidate.
 
     Attributes:
-        base: the base's answers, judged.
-        tuned: the candidate's answers, judged.
         measurements: all that was measured, with the rules that decide.
         sentence: what it says, for the summary.
     """
@@ -400,8 +386,6 @@ def decide(
 
     Args:
         task: the rule by which answers are scored.
-        rows: the hold-out rows.
-        train: the training rows.
         answers: the answers of base and candidate to the hold-out rows.
     """
     settings = ctx.config.evaluation
@@ -452,13 +436,7 @@ def decide(
 
 
 def hardest_form(chance: FairBase, tuned: Judged, min_gain: float) -> tuple[PromptForm, Claim]:
-    """Return the form of the base over which the candidate's gain is the least certain.
-
-    Args:
-        chance: the base in its forms.
-        tuned: the candidate's answers.
-        min_gain: the limit of the gain.
-    """
+    """Return the form of the base over which the candidate's gain is the least certain."""
     found = []
     for form in chance.forms:
         difference = compare(form.judged, tuned.rows(form.keep)).difference
@@ -511,7 +489,6 @@ def form_measurements(
     Args:
         task: the task; only a field of JSON has a form.
         answers: the answers of each model, by its name.
-        expected: the expected answers.
     """
     if not task.field:
         return

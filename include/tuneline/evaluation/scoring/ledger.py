@@ -63,11 +63,9 @@ class Access:
         run: URI of the run.
         step: the step, or the command.
         candidate_sha256: hash of the model that was judged; empty if none was.
-        rows: rows of the hold-out.
         airflow: the Airflow task; None outside of Airflow.
         repeat: True if the same model had been scored on the same hold-out before.
         by: who recorded it, as the operating system names them; empty for a step.
-        note: what was chosen.
     """
 
     at: str
@@ -87,7 +85,6 @@ class Inherited:
     """Another hold-out on which something was chosen and which has rows of this one.
 
     Attributes:
-        holdout: its identity.
         rows: ids of the rows of this hold-out that it has too.
         choices: the accesses to it that chose something.
     """
@@ -102,9 +99,7 @@ class Holdout:
     """The dataset of a run with its hold-out, after the access has been recorded.
 
     Attributes:
-        held: rows of the hold-out.
         seen: rows of training and validation.
-        sha256: identity of the hold-out.
         earlier: the accesses before this one, oldest first.
         inherited: the other hold-outs with rows of this one on which something was chosen.
     """
@@ -166,11 +161,8 @@ def open_holdout(
     """Record an access to the hold-out of the run, then return its rows.
 
     Args:
-        ctx: the step that reads.
-        purpose: the purpose of the access.
         candidate_sha256: hash of the model that is judged; empty if none is.
         by: who records it; empty for a step.
-        note: what was chosen.
     """
     rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
     held = of_split(rows, HOLDOUT)
@@ -246,10 +238,6 @@ def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherite
 def record_access(run_uri: str, purpose: Purpose, note: str) -> int:
     """Record that somebody used the hold-out of a run.
 
-    Args:
-        purpose: what it was used for.
-        note: what was chosen, or looked at.
-
     Returns:
         The number of accesses before this one.
 
@@ -284,7 +272,6 @@ class SeenRows:
     """The hold-out rows that the trainings behind some weights have seen.
 
     Attributes:
-        ids: ids of the rows.
         unknown: versions whose training rows are no longer in the store.
     """
 
@@ -293,12 +280,7 @@ class SeenRows:
 
 
 def seen_by(ctx: StepContext, version: str, held: Sequence[Row]) -> SeenRows:
-    """Find the hold-out rows that a released version has seen, by their text or nearly so.
-
-    Args:
-        version: a version of the run's model.
-        held: the hold-out rows.
-    """
+    """Find the hold-out rows that a released version has seen, by their text or nearly so."""
     texts: dict[str, Row] = {}
     unknown = []
     for name, release in _weights_behind(ctx, version):
@@ -362,8 +344,6 @@ def near_duplicates(held: Sequence[Row], seen: Sequence[Row], threshold: float) 
     """Find the hold-out rows whose question resembles that of a row that was seen.
 
     Args:
-        held: rows of the hold-out.
-        seen: rows of training and validation.
         threshold: Jaccard similarity from which two rows are near-duplicates.
 
     Returns:

@@ -36,7 +36,6 @@ class Likelihoods:
 
     Attributes:
         base: log-probability of each row's answer by the base, in nats; None where unknown.
-        tuned: that by the candidate.
         tokens: tokens of each answer, its end-of-turn token included; None where unknown.
         unknown: why nothing is known; empty if something is.
     """
@@ -122,8 +121,6 @@ def expected_likelihoods(
 
     Args:
         task: the rule by which answers are scored.
-        chosen: the candidate.
-        rows: the rows that were asked.
 
     Returns:
         The likelihoods; None if the task is not free text.

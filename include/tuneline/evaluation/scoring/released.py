@@ -28,7 +28,6 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
 
     Args:
         rows: the hold-out rows that the candidate answered.
-        tuned: the candidate's answers, judged.
 
     Raises:
         UserError: if the release has no model.
@@ -96,7 +95,6 @@ def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> li
     """State the difference, whose lower end decides.
 
     Args:
-        found: the comparison.
         surely_unseen: True if the released model has seen none of the rows. If it may have, that
             speaks for it, so a candidate that is not worse passes, but none fails by it.
     """

@@ -43,7 +43,6 @@ class Slice:
     Attributes:
         kind: `label`, `prompt length`, `language` or `source`.
         value: what the rows have in common.
-        rows: their number.
         mean, lower, upper: mean score with its 95 % interval (Wilson's).
         rest: mean score of all other rows.
         p_value: one-sided, for a mean below the rest's; None if it was not judged.
@@ -78,7 +77,6 @@ class Slices:
     """All groups, the worst first.
 
     Attributes:
-        judged: groups with enough rows.
         not_judged: groups that are too small.
         kinds_alike: kinds for which all rows are in one group, so that there is no rest.
     """
@@ -120,7 +118,6 @@ def find_slices(rows: Sequence[Row], scores: Sequence[float], config: SlicesConf
     """Compare every group of rows with all other rows.
 
     Args:
-        rows: the rows that were asked.
         scores: the candidate's score of each row, from 0 to 1.
         config: the smallest group, and the smallest difference that matters.
     """

@@ -218,7 +218,6 @@ class Point(BaseModel):
 
     Attributes:
         point: its number, such as `2(d)`.
-        text: its words.
         facts: names of what the manifest tells, see `annex_iv_facts`.
         items: items whose evidence answers it.
         missing: what neither tells; empty where they tell it all.
@@ -243,7 +242,6 @@ class Answer:
     """What a release tells of one point.
 
     Attributes:
-        facts: sentences from the manifest.
         items: what the items say, None for `lineage`, whose verdict is not in the manifest.
         declared: lines of what the provider declared.
         unmeasured: items that were to answer it and measured nothing.
@@ -274,11 +272,7 @@ def points() -> tuple[Point, ...]:
 
 
 def answers(facts: Facts, declared: Mapping[str, str]) -> list[Answer]:
-    """Return what a release tells of each point that asks for something.
-
-    Args:
-        declared: texts of the provider, by point.
-    """
+    """Return what a release tells of each point that asks for something."""
     return [_answer(point, facts, declared) for point in points() if not point.heading]
 
 

@@ -61,10 +61,8 @@ def kept_or_signed(store: Store, key: str, payload: bytes, private_key: Path) ->
     written once.
 
     Args:
-        store: the store of the release.
         key: where the envelope lies or will lie.
         payload: the bytes of the statement.
-        private_key: PEM file of the key.
 
     Raises:
         UserError: if the key can't be used, or the library is missing.

@@ -31,9 +31,7 @@ class Metric:
         item: the item that measured it.
         name: its name for a person.
         kind: its id on https://hf.co/metrics; `accuracy` for a share of right answers.
-        value: the number.
         lower: lower end of its 95 % interval; None if it has none.
-        upper: upper end.
         base: what the base model reached; None if it was not asked.
         rows: number of rows or questions.
         slice: what it was measured on.

@@ -62,7 +62,6 @@ def result_of(verdict: Verdict, *, production: bool) -> str:
     """Return the result that stands for a verdict.
 
     Args:
-        verdict: the verdict of an item.
         production: True under `profile: production`, where `inconclusive` stops a critical item.
     """
     if production and verdict == Verdict.INCONCLUSIVE:
@@ -209,10 +208,6 @@ def write_lineage_statement(ctx: StepContext, reference: ManifestRef) -> str:
 
     What an earlier try left is replaced: it has released nothing, or the version would not be
     released again.
-
-    Args:
-        ctx: the step that promotes.
-        reference: the manifest that it releases.
 
     Returns:
         SHA-256 of the statement's file.

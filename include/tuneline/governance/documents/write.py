@@ -25,7 +25,6 @@ def add_documents(ctx: StepContext, manifest: Manifest, files: dict[str, Path]) 
 
     Args:
         ctx: the step; the files that the manifest names lie in the store of its run.
-        manifest: the manifest without these documents.
         files: local file by name in the version's folder; the documents are added.
 
     Returns:
@@ -46,7 +45,6 @@ def write_documents(ctx: StepContext, manifest: Manifest) -> dict[str, Path]:
 
     Args:
         ctx: the step; the files that the manifest names lie in the store of its run.
-        manifest: the manifest without these documents.
 
     Returns:
         Local file by name in the version's folder.

@@ -157,8 +157,6 @@ def rate_log_e(count: int, total: int, bound: float, rates: Sequence[float]) -> 
     """Return the log e-value of `count` events in `total` for each supposed rate.
 
     Args:
-        count: events of a night.
-        total: prompts of the night.
         bound: largest rate that is not drift.
         rates: alternatives, each above the bound and below 1.
     """
@@ -173,7 +171,6 @@ def share_test(tally: Counts, shares: Floats, rows: int) -> Floats:
     Args:
         tally: events by share, and the total last, shape (..., shares + 1).
         shares: largest shares of the reference that are not drift, shape (shares,).
-        rows: rows of the reference.
 
     Returns:
         The smallest p-value of each tally, corrected for the number of shares.

@@ -229,7 +229,6 @@ def label_of(answer: str | None, labels: frozenset[str]) -> str | None:
 
     Args:
         answer: what the model said, None if it is not known.
-        labels: labels of the dataset.
     """
     if not isinstance(answer, str) or not labels:
         return None

@@ -45,7 +45,6 @@ class Night:
     """The requests of one day, embedded once.
 
     Attributes:
-        prompts: all requests.
         with_text: those whose text is known.
         matrix: a row of unit length for each of `with_text`.
         distances: distance of each of `with_text` to its nearest training prompts.
@@ -64,14 +63,10 @@ class Reference:
 
     Attributes:
         alarms: probability of a false alarm in a year of nights, over all signals.
-        embedding: embedding of prompts.
         train: embedded training prompts, at random.
-        validation: embedded validation prompts.
         novelty: tail of the distance to the nearest training prompts.
         long: tail of the number of characters.
-        short: tail of its negative.
         lengths: numbers of characters of the training prompts.
-        labels: rows by label.
         min_confidence: mean log-probability below which an answer is unsure.
         rates: events and answers by signal that are known before production, as of an evaluation.
     """
@@ -101,7 +96,6 @@ class Reference:
         """Calibrate a reference.
 
         Args:
-            train: training prompts with a text.
             validation: prompts of the same source that were not trained on; they show how far the
                 split moves prompts from their neighbours.
             alarms: probability of a false alarm in a year.

@@ -45,8 +45,6 @@ class Attempt:
     Attributes:
         plant: `topic` or `labels`.
         share: planted part of the night.
-        prompts: requests of the night.
-        planted: those that were planted.
         report: what the detector made of it.
     """
 

@@ -201,10 +201,7 @@ def rate_bets(
     """Return the log e-values of a night, and the largest share of events that is not drift.
 
     Args:
-        name: the signal.
         first: events and answers that are the reference of the rate.
-        events: events of the night.
-        answers: answers of the night.
     """
     factor, points = RATE_TOLERANCE
     share = min(0.95, factor * first[0] / first[1] + points)

@@ -32,9 +32,7 @@ class NightEntry:
     """One night in the history of a watch.
 
     Attributes:
-        prompts: requests.
         without_text: requests whose text was not logged.
-        values: value by signal.
         p_values: anytime-valid p-value by signal, up to this night.
     """
 
@@ -50,7 +48,6 @@ class WatchState:
     """What one night hands to the next.
 
     Attributes:
-        wealth: bets by signal.
         first: events and answers of the first nights, by rate.
         history: the last nights, up to a year.
     """
@@ -128,7 +125,6 @@ class DriftReport:
     Attributes:
         measures: signals that were looked at.
         drivers: prompts of these days that drive each signal that drifted.
-        prompts: requests of these days.
         without_text: those whose text was not logged.
         state: what the next night needs.
     """
@@ -170,7 +166,6 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
     """Compare days of production with the reference.
 
     Args:
-        reference: the calibrated training prompts.
         days: requests by date; each day is one look.
         state: the state after earlier days, None to start a watch.
 

@@ -138,7 +138,6 @@ def killed(phase: Phase, before: Sequence[UsageRow], now: Sequence[UsageRow]) ->
     Args:
         phase: the requests under way at the kill, and those after the start anew.
         before: the ledger's rows at the moment of the kill.
-        now: its rows at the end.
     """
     there = {(row.request_id, row.attempt): row for row in now}
     changed = sum(there.get((row.request_id, row.attempt)) != row for row in before)
@@ -232,12 +231,9 @@ class Traffic:
     """A gateway over an engine, whose counters are read around each kind of request.
 
     Attributes:
-        gateway: the running gateway.
-        server: the running engine.
         prompts: prompts, of which each request takes the next one.
         unseen: completion tokens that the engine may generate until it notices that its client
             has left.
-        context_tokens: context of a request.
     """
 
     gateway: GatewayProcess

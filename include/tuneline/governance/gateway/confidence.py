@@ -38,7 +38,6 @@ def calibrate(
     """Ask the validation rows, and set the thresholds.
 
     Args:
-        ctx: the step.
         model: the shipped bytes.
         target: the shares to reach, the rows, and the window of streams.
     """
@@ -73,12 +72,9 @@ def thresholds(
     """Return the thresholds that judged answers give.
 
     Args:
-        found: the confidences.
         task: the rule by which the answers were judged.
         target: the shares to reach.
         sha256: hash of the bytes that answered.
-        engine: the engine and its version.
-        max_tokens: limit of an answer's length.
     """
     caught, cost = target.caught_share, target.false_alarm_share
     window = target.stream_window_tokens
@@ -125,7 +121,6 @@ def calibrate_run(
     """Calibrate a run by hand, and keep the thresholds in it for the item `fallback`.
 
     Args:
-        run_uri: the run.
         caught_share: share of wrong answers to catch; None takes the run's setting.
         false_alarm_share: share of right answers that may be sent on; None likewise.
         rows: validation rows, at most; None likewise.
@@ -176,12 +171,6 @@ def ask_for_confidence(
 
     Answers are kept for this run as they come, so that a step that is run again asks only what
     is missing.
-
-    Args:
-        ctx: the step.
-        model: the model, which its engine serves.
-        rows: the rows.
-        max_tokens: limit of an answer's length.
     """
     subject = LocalModel(model, ctx.config.deployment)
     scope = request_key(ctx.run.uri, subject.identity(), "log-probabilities")
@@ -216,7 +205,6 @@ def confidences(
     """Judge the answers.
 
     Args:
-        rows: the rows.
         told: the answer to each.
         task: the rule by which an answer is right.
         window: the first tokens of a stream that are judged.
@@ -299,10 +287,7 @@ def _lacking(good: int, bad: int, false_alarm_share: float) -> str:
 
 
 def _false_alarms(place: int, count: int) -> Share:
-    """Return the share of further right answers below the `place`-th least sure of `count`.
-
-    It is Beta distributed, whatever the distribution of the confidences.
-    """
+    """Return the share of further right answers below the `place`-th least sure of `count`."""
     from scipy.stats import beta
 
     lower, upper = beta.ppf([0.025, 0.975], place, count + 1 - place)

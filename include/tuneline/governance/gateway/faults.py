@@ -47,8 +47,6 @@ class Client:
     """A client of the gateway.
 
     Attributes:
-        gateway: the gateway.
-        model: the model id.
         max_tokens: limit of an answer's length.
         patience: longest wait for a byte, in seconds.
     """
@@ -120,8 +118,6 @@ class FaultReport:
     Attributes:
         fault: its name; `none` for the requests without a fault.
         expected: who has to answer, or `error` where nobody can.
-        requests: requests that were sent.
-        as_expected: those that ended so.
         ended: those whose client knows how they ended: a whole answer, or a clean error.
         reasons: reasons for a fallback that the gateway stated.
         planted: whether the fault took place.
@@ -156,7 +152,6 @@ class Chain:
     Attributes:
         client: a client of its gateway.
         primary: the engine of the release.
-        second: the engine behind it.
         to_primary: the link from the gateway to the first.
         to_second: the link to the second.
         names: names of the chain's upstreams, in order.
@@ -236,11 +231,7 @@ class Chain:
         return FaultReport(**{**vars(found), "planted": planted})
 
     def _dies_midstream(self, second: str, prompts: Sequence[Messages]) -> FaultReport:
-        """Break each stream off once the gateway has begun to pass it on.
-
-        An answer that is held back whole can only break within what is held back, where the second
-        model still takes over.
-        """
+        """Break each stream off once the gateway has begun to pass it on."""
         name = "dies_midstream"
         passed_on = self.window + _OPENING_EVENTS + 1 + _CLOSING_EVENTS
         found = []
@@ -293,10 +284,8 @@ def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = T
     """Count what clients saw under a fault.
 
     Args:
-        fault: its name.
         expected: the upstream that has to answer, or `error`.
         seen: what the client of each request saw.
-        planted: whether the fault took place.
     """
 
     def fits(one: Seen) -> bool:

@@ -31,7 +31,6 @@ class FaultyLink:
             stream; `slow` keeps back each block of an answer; `gone` breaks every connection.
         events: the events of a stream that `cut` lets pass.
         delay_s: the time for which `slow` keeps back a block, in seconds.
-        cuts: streams that were cut.
     """
 
     def __init__(self, url: str) -> None:

@@ -57,9 +57,6 @@ def curate(store: Store, model: str, day: date, settings: CurationSettings) -> C
 
     Args:
         store: the store of the logs, and of the result.
-        model: the model that clients asked for.
-        day: the day, UTC.
-        settings: the settings.
 
     Returns:
         The curated day. Of a day without logged requests the evidence says so; if rows were
@@ -143,11 +140,7 @@ def _logs(store: Store, model: str, day: date, scrubbed: ScrubbedDay, rows: int)
 def _checked(
     model: str, day: date, out: Path, facts: pa.Table, strata: Mapping[str, StratumCount]
 ) -> list[Measurement]:
-    """Check the table as it was written.
-
-    Raises:
-        TunelineError: if an expectation is broken.
-    """
+    """Check the table as it was written."""
     offered = sum(count.in_review for count in strata.values())
     suite = day_suite(out / REQUESTS, facts, day, offered)
     verdict, failures, count = validate([suite], out / "gx")

@@ -65,19 +65,13 @@ class CurationEvidence(_Strict):
     Attributes:
         schema_: `tuneline/curated/2`.
         model: the model that clients asked for.
-        day: the day, YYYY-MM-DD.
-        verdict: not_applicable without logged requests.
         summary: one sentence for a person.
-        requests_in: logged requests.
         rows_kept: rows of `requests.parquet` without a reason.
         rejected: number of requests that are no row, by reason.
         redactions: number of removed values by type: by the gateway, and by this curation.
-        strata: the review sample.
         measurements: what was measured, and the rules that it had to satisfy.
         inputs: parts of the log, earlier curated days, base model and reference.
-        files: what was written.
         settings: what the result depends on besides.
-        code: the code that ran.
     """
 
     schema_: Literal["tuneline/curated/2"] = Field(default=SCHEMA, alias="schema")
@@ -107,9 +101,6 @@ class CuratedDay:
     """A curated day that is in force.
 
     Attributes:
-        store: the store.
-        prefix: key of its folder.
-        evidence: its evidence.
         evidence_sha256: hash of the evidence, which stands for all of it.
     """
 
@@ -145,12 +136,7 @@ class CuratedDay:
         return bool(self.evidence.files)
 
     def requests(self, scratch: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield columns of its requests, some rows at a time.
-
-        Args:
-            scratch: folder for the table.
-            columns: names of the columns.
-        """
+        """Yield columns of its requests, some rows at a time."""
         path = scratch / f"{self.evidence.day}-{REQUESTS}"
         if self.fetch(path):
             yield from batches_of(path, columns)
@@ -230,9 +216,6 @@ def publish(
     """Put a curated day in the place of the one before.
 
     Args:
-        store: the store.
-        model: the model.
-        day: the day.
         evidence: its evidence; it lists the files.
         files: the local folder with them, and with what the gate left in `gx`.
 
@@ -300,11 +283,7 @@ def _open(store: Store, root: str) -> CuratedDay | None:
 
 
 def _put(day: CuratedDay, names: Sequence[str], files: Path, *, anew: bool = False) -> None:
-    """Write the files that the folder lacks, or all of them.
-
-    Raises:
-        RetryableError: if the store failed, or other runs keep sweeping the folder.
-    """
+    """Write the files that the folder lacks, or all of them."""
     for left in reversed(range(_TRIES)):
         try:
             for name in names:

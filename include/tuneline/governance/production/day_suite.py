@@ -33,7 +33,6 @@ def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
     Args:
         path: `requests.parquet`.
         facts: columns `request_id` and `sample_rate` of the logged requests.
-        day: the day.
         offered: number of rows that were drawn for review, by the sizes of the strata.
     """
     frame = pq.read_table(path, columns=_COLUMNS).to_pandas()

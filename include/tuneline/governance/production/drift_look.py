@@ -47,9 +47,6 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
     """Compare the days since the last look with the training data, and store the report.
 
     Args:
-        store: the store.
-        model: the model.
-        until: the last day.
         settings: the false alarms of a year, and the limit of confidence.
 
     Raises:
@@ -73,8 +70,6 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     as well; it would otherwise wait for the next day.
 
     Args:
-        store: the store.
-        model: the model that clients ask for.
         curated: the days that the run was told of, at least one.
     """
     told = max(curated)

@@ -76,10 +76,6 @@ class ReviewRow:
     """A row that was drawn for review.
 
     Attributes:
-        request_id: id of the request.
-        day: its day, YYYY-MM-DD.
-        messages: its scrubbed prompt.
-        answer: its scrubbed answer.
         stratum: the stratum it was drawn from.
         inclusion_probability: the probability with which it was drawn.
         surrogates: texts in it that were written in place of personal data.
@@ -108,9 +104,6 @@ class GivenLabel:
     """A label as a sheet states it.
 
     Attributes:
-        where: file and line.
-        request_id: the request.
-        decision: the decision.
         corrected: the corrected answer, not scrubbed; None unless the decision is `correct`.
         by: the labeller, if the sheet names one.
         at: the time of the label, if the sheet states one, RFC 3339 in UTC.
@@ -131,14 +124,8 @@ class Label:
     """A person's decision on a row.
 
     Attributes:
-        request_id: the request.
-        day: its day, YYYY-MM-DD.
-        decision: the decision.
         answer_corrected: the corrected answer, scrubbed; None unless the decision is `correct`.
-        by: the labeller.
         at: time of the label, RFC 3339; empty if a dropped file states none.
-        messages: the scrubbed prompt.
-        answer: the scrubbed answer.
         stratum: the stratum that the row was drawn from.
         inclusion_probability: the probability with which it was drawn.
     """
@@ -189,8 +176,6 @@ def review_rows(
     """Yield the rows that were drawn for review, day by day.
 
     Args:
-        store: the store.
-        model: the model.
         days: the days; None for all.
     """
     known = curated_days(store, model)
@@ -280,11 +265,8 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
     they wait in `quarantine/answers/<model>/` until `take_answers` scrubs and stores them.
 
     Args:
-        store: the store.
-        model: the model.
         name: a name that they are found by.
         given: values by the name of the field.
-        by: the labeller.
 
     Raises:
         UserError: if an answer is wrong, or none was given; nothing is stored.
@@ -340,8 +322,6 @@ def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[G
     """Read a sheet of labels; rows without a decision are not labels yet and are passed over.
 
     Args:
-        raw: its bytes.
-        name: its name, for errors.
         known: ids of the requests that are in review; None takes any.
 
     Raises:
@@ -410,11 +390,7 @@ def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> in
     """Check a file of labels, scrub its corrected answers, and store it.
 
     Args:
-        store: the store.
-        model: the model.
         raw: the file's bytes, see `read_sheet`.
-        name: its name, for errors.
-        by: the labeller.
 
     Returns:
         The number of labels.

@@ -73,12 +73,8 @@ class Request:
     """What becomes of a logged request; most attributes are columns of `requests.parquet`.
 
     Attributes:
-        request_id: its id.
         weight: number of requests that it stands for by the sampling of the log; for a row that
             stays, and for one of an earlier day, with those that were merged into it.
-        fallback_reason: as logged.
-        status: as logged.
-        confidence: as logged.
         row: its number in the table of scrubbed texts; None without a text.
         text: normalised prompt, by which it is compared.
         reason: why it is no row of the curated day; None for one that stays.
@@ -88,7 +84,6 @@ class Request:
         similarity: to that row, or to the row of the reference that it resembles.
         seen: number of logged requests that it stands for, itself and those merged into it.
         resembles: split of the row of the reference that it resembles.
-        resembles_row: id of that row.
         novelty: share of its 5-grams that are new; None if there was nothing to compare with.
         stratum: the group that it was drawn for review from; None if it may not be.
         in_review: True if it was drawn.
@@ -151,7 +146,6 @@ def write_requests(
     """Write `requests.parquet`.
 
     Args:
-        path: the file.
         facts: table of `FACTS`, the log without its texts.
         scrubbed: table of `TEXTS` of the requests that have one, in the same order.
         requests: what became of each.

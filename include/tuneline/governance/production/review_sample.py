@@ -101,9 +101,7 @@ def compare(
     Rows whose question an earlier day has leave with all that was merged into them.
 
     Args:
-        requests: the requests of the day.
         earlier: the days in which a question counts as seen, the latest first.
-        settings: the settings.
         sample: rows of the day, for the text that prompts share.
 
     Returns:

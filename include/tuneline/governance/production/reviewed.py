@@ -29,9 +29,6 @@ class ReviewedRow:
 
     Attributes:
         request_id: the request that it comes from.
-        day: its day, YYYY-MM-DD.
-        labeller: the person.
-        decision: accept or correct.
         messages: its turns, the last one the accepted or corrected answer.
     """
 
@@ -100,11 +97,7 @@ class ReviewStatus:
     """How far a model's requests have come.
 
     Attributes:
-        days_logged: days with logged requests.
-        days_curated: days that are curated.
-        rows_curated: rows of these days.
         in_review: rows that wait for a label.
-        labelled: rows with a label.
         reviewed: rows that were accepted or corrected.
         conflicts: rows with labels that disagree.
         skipped: the error of each labels file that could not be read.

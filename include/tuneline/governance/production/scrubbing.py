@@ -77,7 +77,6 @@ def scrub_day(
     Args:
         log: the logged requests, from `read_day`.
         requests: the same, which get their reason, or the number of their row.
-        settings: the settings.
         renderer: renderer of the base model, to count tokens; None to count none.
         path: the table to write, of `TEXTS`.
 

@@ -76,8 +76,6 @@ def read_settings(
         config_file: YAML file (a path, or an address in a store) of settings of a run, of `data`
             alone, or with a section `curation` besides; None for the defaults.
         base_model: see `CurationSettings`.
-        reference: likewise.
-        sample_rate: likewise.
 
     Raises:
         UserError: if the file is missing, or a setting is unknown or wrong.

@@ -159,7 +159,6 @@ def release_question(run: Run, tab: str) -> str:
     """Return the question whether a run may be released.
 
     Args:
-        run: the run, whose manifest is written.
         tab: address of its checklist in Airflow.
     """
     rows = checklist(run)

@@ -31,11 +31,7 @@ _TRIES = 5
 
 
 class CanaryLog:
-    """Records the canaries of a store in the release logs of their versions.
-
-    Args:
-        store: the store.
-    """
+    """Records the canaries of a store in the release logs of their versions."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -100,10 +96,7 @@ class CanaryLog:
         return pointed.pointer
 
     def _target(self, pointer: ReleasePointer) -> str:
-        """Return the last version before that was not withdrawn, rather one that was proven.
-
-        One whose own canary was not decided, since another was released over it, is passed over.
-        """
+        """Return the last version before that was not withdrawn, rather one that was proven."""
         doubted: str | None = None
         for move in reversed(standing_moves(pointer.history)[:-1]):
             lines = self._lines(pointer.name, move.version)
@@ -200,14 +193,7 @@ def told_of(store: Store, name: str, version: str) -> str | None:
 
 
 def why_none(store: Store, name: str, version: str, asked: ReleaseCanaryConfig) -> str | None:
-    """Return why a version that was just released has no canary, None if one is to come.
-
-    Args:
-        store: the store.
-        name: the model.
-        version: the version.
-        asked: what its run asks for.
-    """
+    """Return why a version that was just released has no canary, None if one is to come."""
     if not asked.share:
         return "the run asks for no canary (governance.canary.share is 0)"
     pointer = read_release(store, name)

@@ -26,7 +26,6 @@ class Change:
     """One value that differs between two releases.
 
     Attributes:
-        section: what it belongs to.
         before: the value in the first release, None if it has none.
         after: the value in the second release, None if it has none.
     """
@@ -197,7 +196,6 @@ class Ancestor:
     """One time that a version was released or returned to.
 
     Attributes:
-        move: the move of the pointer.
         facts: what the version was made of, one line each; empty if its manifest is gone.
         events: what happened to it, one line each.
         in_service: whether the pointer is there now.

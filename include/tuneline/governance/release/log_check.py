@@ -212,10 +212,7 @@ def _of_fields(store: Store, pointer: ReleasePointer, found: _Logs) -> Iterator[
 
 
 def _manifest_uris(store: Store, pointer: ReleasePointer, found: _Logs) -> set[str]:
-    """Return the addresses that the released manifest may have: here, or where it was released.
-
-    A store may have been moved or copied since.
-    """
+    """Return the addresses that the released manifest may have: here, or where it was released."""
     key = manifest_key(pointer.name, pointer.version)
     events = (line.event for line in found.lines.get(pointer.version, []))
     roots = {e.run.rpartition("/runs/")[0] for e in events if isinstance(e, Released)}

@@ -188,7 +188,6 @@ def environment_measurements(
 
     Args:
         code: the identity of the code that made the run.
-        found: the environments of its steps.
         profile: `laptop`, where other code warns, or `production`, where it fails.
     """
     breach = breach_in(profile)
@@ -219,11 +218,6 @@ def _counted(run: Run, shipping: Sequence[str]) -> Iterator[tuple[str, Evidence 
 
 def lock_files(store: Store, keys: Iterable[str], config: GovernanceConfig) -> list[Measurement]:
     """Lock the files of a version, if the run asks for it.
-
-    Args:
-        store: the store of the release.
-        keys: the keys of its files.
-        config: the governance section of the run.
 
     Returns:
         The number of files that are not locked, which warns: a directory, or a bucket without

@@ -110,9 +110,7 @@ def record(
 
     Args:
         pointed: the pointer that the events were decided on.
-        version: the version that they happened to.
         manifest_sha256: the hash that the first line of its log is chained to.
-        events: the events in their order.
 
     Returns:
         The pointer as it was written.

@@ -30,9 +30,6 @@ _VERSION, _MANIFEST, _SHA256, _RUN = (
 def register(run: Run, reference: ManifestRef) -> tuple[str, list[Measurement]]:
     """Register the version that a run has released.
 
-    Args:
-        reference: the manifest of its version.
-
     Returns:
         What was done, as the end of a sentence, and a measurement; nothing without a server.
     """

@@ -25,8 +25,6 @@ def roll_back(
 
     Args:
         version: the version; None takes the one that was released before.
-        by: who does it.
-        reason: why, in one sentence.
 
     Returns:
         The pointer as it was written.

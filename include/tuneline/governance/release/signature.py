@@ -115,7 +115,6 @@ def signature_difference(
     The files themselves are compared with the manifest by whoever reads them.
 
     Args:
-        prefix: the version's folder.
         manifest: its manifest, which says whether it was signed.
         manifest_sha256: hash of the manifest's bytes.
         signer: the public key or the identity that it must be signed by, None to leave the

@@ -131,10 +131,7 @@ def _evidence_differences(release: Release, item: str, stated: ManifestEvidence)
 
 
 def _agreements(item: str, stated: ManifestEvidence, evidence: Evidence) -> dict[str, bool]:
-    """Return of each word of an item's entry whether its evidence bears it.
-
-    Gates and audits make a verdict worse and add to the summary, never the other way.
-    """
+    """Return of each word of an item's entry whether its evidence bears it."""
     verdict = Verdict(stated.verdict) if stated.verdict in set(Verdict) else None
     borne = verdict is not None and worse(verdict, evidence.verdict) == verdict
     return {
@@ -353,9 +350,6 @@ class SignedBy:
     """Releases by one signer: what a host that serves accepts.
 
     Small objects are read, no model: whoever loads its files compares them with the manifest.
-
-    Args:
-        signer: who must have signed a release.
 
     Raises:
         UserError: if the key can't be read, or the library is missing.

@@ -43,7 +43,6 @@ class Decision:
         act: True if the days are backfilled and a retraining may follow.
         why: one sentence for the run's note.
         first: first day of the backfill.
-        last: its last day.
     """
 
     act: bool
@@ -63,7 +62,6 @@ class Retraining:
 
     Attributes:
         day: last day of the drift that was seen then.
-        run: id of the run.
         version: version that was released then.
     """
 
@@ -78,7 +76,6 @@ def decide(
     """Decide what follows from a look.
 
     Args:
-        look: what was found.
         last: the last retraining that drift started, None for never.
         retrain: False if drift is only reported.
         window_days: days that are backfilled at most, the last ones of the drift.

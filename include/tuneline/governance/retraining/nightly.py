@@ -67,9 +67,6 @@ def decide(
     """Decide whether tonight's data are worth a training.
 
     Args:
-        store: the store.
-        name: the model.
-        version: the version of its data tonight.
         settings: `Model.settings_digest`.
         force: True if somebody asked for a training whatever the data.
         over_budget: why the month's budget allows none, None if it does.

@@ -16,7 +16,6 @@ class Outcome(BaseModel):
     """What a run did.
 
     Attributes:
-        text: one or two sentences.
         at: time of the last of them, RFC 3339.
         report: URI of the report that it rests on, None without one.
         dag_id: DAG of the run; None if an earlier version wrote it.

@@ -16,9 +16,6 @@ def spent(store: Store, name: str, month: date) -> float:
     It is what each training measured: hours of its devices times their price. One that is still
     running, or whose run was cleaned up, counts nothing.
 
-    Args:
-        month: any day of the month, UTC.
-
     Returns:
         Cost in the currency of the model's settings.
     """

@@ -24,8 +24,6 @@ class Divergence:
 
     Attributes:
         tokens: number of scored tokens.
-        reference_perplexity: perplexity of the reference.
-        perplexity: perplexity of the variant.
         mean_kl: mean KL divergence per token, in nats.
         mean_kl_error: standard error of `mean_kl` over sequences, whose tokens are dependent.
         same_top_token: share of positions with the same most probable token.

@@ -86,7 +86,6 @@ def whole_digest(path: Path, files: Mapping[str, str]) -> str:
     """Return one hash of a file, or of a folder: that of the list of its files' hashes.
 
     Args:
-        path: the file or folder.
         files: the SHA-256 of each file by name.
     """
     return files[path.name] if path.is_file() else digest_of(files)
@@ -136,11 +135,8 @@ class ModelFacts:
     """The facts of a model that decide whether an engine can run it, from its config.json.
 
     Attributes:
-        path: the model's directory.
         architecture: first entry of `architectures`.
-        vocab_size: rows of the embedding.
         quantization: `quant_method` of the checkpoint; None if it is not quantised.
-        config: the whole config.json.
     """
 
     path: Path
@@ -171,9 +167,6 @@ class Compatibility:
     """The answer of an engine or of the table: can it run the model?
 
     Attributes:
-        engine: name of the engine.
-        compatible: the answer.
-        reason: one sentence.
         source: origin of the answer, the engine's own registry or a table.
         live: whether the installed engine itself gave the answer.
     """
@@ -198,7 +191,6 @@ class BuildRequest:
         out_dir: folder for the built engine.
         quantization: engine-specific name (`int4_awq`, `fp8`, …); None for none.
         dtype: `float16` or `bfloat16`.
-        max_batch_size: requests served at once.
         max_input_tokens: longest prompt, in tokens.
         max_total_tokens: longest prompt with its answer, in tokens.
         tensor_parallel: number of GPUs that share one model.
@@ -248,7 +240,6 @@ class ServedModel:
     """A model in the form that its engine loads.
 
     Attributes:
-        engine: name of the engine.
         path: the file or the folder.
         sha256: hash of the file, or of a folder's list of hashes (`digest_of`); with an adapter
             the hash over both hashes.
@@ -284,8 +275,6 @@ class Engine:
 
     Attributes:
         name: its name in the configuration.
-        title: its name in sentences.
-        form: what it loads.
         serves_adapters: whether its servers load adapters beside a base.
     """
 
@@ -327,7 +316,6 @@ class Engine:
         """Return the engine with the sizes that it builds for, where it builds.
 
         Args:
-            parallel: requests served at once.
             context_tokens: context of one request, in tokens.
         """
         return self
@@ -364,7 +352,6 @@ class Engine:
         """Return a base model in the form that the engine loads.
 
         Args:
-            base: the model.
             log: function that takes one line of progress.
         """
         return ServedModel(self.name, base.path, base.digest, base.files)
@@ -384,7 +371,6 @@ class Engine:
         """Return the distance of each variant from the reference, token by token.
 
         Args:
-            reference: the unquantised model.
             others: the variants by name; the reference itself may be among them.
             sequences: token ids of rows.
             starts: index at which each row's answer starts; only answers count.
@@ -403,7 +389,6 @@ class Engine:
         """Return the loss of a model on given tokens of each sequence, in nats.
 
         Args:
-            model: what the engine loads.
             sequences: token ids of rows.
             scored: for each token of each sequence, whether it counts; a first one never does.
             request: the sizes that servers are started with.

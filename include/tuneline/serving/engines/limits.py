@@ -53,7 +53,6 @@ def refuse_unfit(directory: Path, sizes: Mapping[str, int], config: PipelineConf
     Args:
         directory: the model's files, or all but its weights.
         sizes: sizes of all its files, in bytes.
-        config: the run's configuration.
 
     Raises:
         UserError: if there is a reason; the message says what to choose instead.

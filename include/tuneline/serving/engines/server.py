@@ -38,7 +38,6 @@ class ServeRequest:
     Attributes:
         model: what the engine loads: a GGUF file, a checkpoint's folder or an engine's folder.
         alias: the model's name in the API.
-        parallel: requests served at once.
         context_tokens: context of one request, in tokens.
         adapters: adapters served beside the model, in the engine's form, by name.
         answers_with: the adapter that clients of the server are answered with; None for the
@@ -104,9 +103,7 @@ class EngineServer(ServerProcess, ABC):
         """Describe a server; `start` or a `with` block starts it.
 
         Args:
-            request: the model and the sizes.
             command: the command line; it ends when its standard input closes.
-            environment: more environment variables.
         """
         self.request = request
         super().__init__(
@@ -141,12 +138,7 @@ class EngineServer(ServerProcess, ABC):
         return EngineClient(self.url, model=self.alias, timeout=timeout, fields=fields)
 
     def upstream(self, name: str, **settings: Any) -> dict[str, Any]:
-        """Return the entry of this server among the upstreams of a gateway.
-
-        Args:
-            name: the upstream's name.
-            settings: other keys of the entry.
-        """
+        """Return the entry of this server among the upstreams of a gateway."""
         entry: dict[str, Any] = {"name": name, "base_url": f"{self.url}/v1", "model": self.alias}
         if self.adapter is not None:
             entry["adapter"] = self.adapter
@@ -204,8 +196,6 @@ class EngineServer(ServerProcess, ABC):
         """Return True if the engine turns messages into the prompt that training used.
 
         Args:
-            messages: the messages of a request.
-            text: the prompt as training rendered it.
             ids: its token ids.
         """
 
@@ -219,7 +209,6 @@ class ServedSizes:
     """The sizes that an engine's server is started with.
 
     Attributes:
-        parallel: requests served at once.
         context_tokens: context of one request, in tokens.
         threads: CPU threads; None leaves them to the machine.
     """

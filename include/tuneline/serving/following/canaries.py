@@ -49,7 +49,6 @@ class Ruling:
 
     Attributes:
         action: None while neither is certain.
-        reason: why, one sentence.
     """
 
     action: Literal["promote", "withdraw"] | None
@@ -63,7 +62,6 @@ class Share:
     Attributes:
         worse: evidence that the candidate's share is larger.
         not_worse: evidence that it is not larger by the margin.
-        dispersion: variance between the looks.
     """
 
     worse: Progress = field(default_factory=Progress)
@@ -87,7 +85,6 @@ class CanaryProgress:
     Attributes:
         shares: the evidence about each share, by its name.
         candidate: the candidate's counts at the last look.
-        released: those of the release.
         bucket: the bucket of the latency up to which answers are not slow.
     """
 
@@ -243,7 +240,6 @@ class CanaryOptions:
         share: share of the keys that go to the new release, from 0 to 1; 0 tries only releases
             that ask for it.
         hours: a canary that is not decided by then is withdrawn.
-        records: where it is recorded.
         look_seconds: least time between two looks at the counts, longer than the bursts of slow
             answers or errors are.
     """
@@ -281,9 +277,7 @@ class Canaries:
     """The canaries of all models.
 
     Args:
-        options: how new releases are tried.
         folder: the follower's folder, where undecided ones are kept for the next follower.
-        say: takes one line for the log.
     """
 
     def __init__(self, options: CanaryOptions, folder: Path, say: Callable[[str], None]) -> None:
@@ -310,11 +304,6 @@ class Canaries:
         """Return True while a version is not to answer more than its share.
 
         A withdrawn one stays at its share, which ends when the pointer has moved.
-
-        Args:
-            name: the model.
-            version: its released version.
-            asked: what the version asks for.
 
         Raises:
             TunelineError: if the release log can't be read now.
@@ -358,7 +347,6 @@ class Canaries:
         """Judge a canary by what its gateway has counted so far.
 
         Args:
-            name: the model.
             counts: counts of `candidate` and `released`, and when they `began`; None if the
                 gateway has none.
 
@@ -434,7 +422,6 @@ class Candidates:
     """Which engines are candidates, what they are tried beside, and what has come of it.
 
     Args:
-        canaries: the canaries.
         units: the units of releases.
         report: says something about a subject, until it changes.
     """
@@ -461,8 +448,6 @@ class Candidates:
 
         Args:
             wanted: a model's released version and the one before.
-            served: the engines of its chain.
-            engines: all engines.
         """
         if wanted.previous is None or _beside(wanted, served) or not self._wants(wanted):
             return None
@@ -489,7 +474,6 @@ class Candidates:
             wanted: a model's released version and the one before.
             target: the engine of the released version, which is ready.
             served: the engines of its chain until now.
-            engines: all engines.
 
         Returns:
             The chain; empty while nobody serves yet and the version before is on its way.

@@ -72,7 +72,6 @@ def served_chain(
         name: the model id that clients ask for.
         engines: the upstreams of the engines that run, as `upstream_of` states them: that of the
             release, and that of the release before it if there is one.
-        settings: the settings of the release.
         behind: names of further upstreams, which the gateway's owner has configured.
     """
     fallback = settings.fallback

@@ -53,7 +53,6 @@ def run_follower(
     them at once.
 
     Args:
-        store_uri: the store.
         names: the models; none follows all.
         settings: configuration of the gateway, without what is released.
         folder: folder of the gateway's configuration and of its own files.

@@ -136,7 +136,6 @@ def add_worse(progress: Progress, block: Block, dispersion: float = 1.0) -> Prog
 
     Args:
         progress: the evidence against "it is not above" so far.
-        block: the new outcomes.
         dispersion: how many outcomes count as one, from the blocks before.
     """
     candidate, released = map(_inside, progress.seen.rates())
@@ -155,7 +154,6 @@ def add_not_worse(
 
     Args:
         progress: the evidence against "the candidate's rate is above by the margin" so far.
-        block: the new outcomes.
         margin: the difference of the rates that is not accepted.
         dispersion: how many outcomes count as one, from the blocks before.
     """
@@ -171,10 +169,7 @@ def nearest(rate: float, candidate: int, released: int, margin: float) -> tuple[
     """Return the rates with a margin between them that are nearest to one rate of both groups.
 
     Args:
-        rate: the rate of both groups.
         candidate: weight of the candidate, its number of outcomes.
-        released: weight of the release.
-        margin: the candidate's rate less the release's.
 
     Returns:
         The rates whose Kullback-Leibler divergence from `rate`, weighted, is least.

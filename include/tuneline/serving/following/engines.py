@@ -34,7 +34,6 @@ class Launch:
 
     Attributes:
         store: URI of the store.
-        folder: folder of their logs.
         start_seconds: longest time until the first token, in seconds.
         binaries: folder of `tuneline` for engines that live in an environment of their own.
     """
@@ -58,7 +57,6 @@ class EngineProcess:
     """The engine of a unit as a process.
 
     Attributes:
-        unit: what it serves.
         port: port on the loopback interface.
         state: `starting` until a token has come out, then `ready`; `failed` once it has ended,
             hangs or was not ready in time.
@@ -177,10 +175,8 @@ def take_over(
     One whose releases may not be served any more is stopped.
 
     Args:
-        path: the record.
         unit_of: returns the unit of names and versions.
         start_seconds: longest time until a first token.
-        say: takes one line for the log.
 
     Raises:
         RetryableError: if the store can't be read now.

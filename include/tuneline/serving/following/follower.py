@@ -67,16 +67,7 @@ class Options:
 
 
 class Follower:
-    """Engines and a gateway's file that follow the releases of a store.
-
-    Args:
-        store: the store.
-        options: what is followed.
-        launch: how engines are started.
-        gateway: the gateway's file.
-        folder: folder of its own files.
-        say: takes one line for the log.
-    """
+    """Engines and a gateway's file that follow the releases of a store."""
 
     def __init__(
         self,

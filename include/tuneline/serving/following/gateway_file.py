@@ -35,7 +35,6 @@ class CanaryEntry:
 
     Attributes:
         entry: the gateway's entry of its engine.
-        share: the share.
         limits: the limits of confidence of its answers; None takes those of the chain.
     """
 
@@ -77,8 +76,6 @@ def gateway_document(
     is left out unless the settings allow its host, and the key that it asks for.
 
     Args:
-        settings: what the gateway's owner has set.
-        models: what is served.
         spoken: languages of the data of the served releases.
         currencies: currencies of their prices, the one to be used first.
     """
@@ -135,7 +132,6 @@ class ReleaseFacts:
         fields: more fields of its upstream: the tokenizer, which counts the tokens of answers that
             broke off, for which an engine states no usage; the system turn of a warm-up, which an
             adapter has none of, since where adapters share an engine no prompt is kept; the price.
-        languages: languages of its data.
         currency: currency of the price; None without one.
     """
 
@@ -149,7 +145,6 @@ def read_facts(release: Release, folder: Path) -> ReleaseFacts:
     """Read what a release states, before anything is served by it.
 
     Args:
-        release: the release.
         folder: folder of the tokenizers.
 
     Raises:
@@ -215,7 +210,6 @@ class GatewayFile:
     """The file that a gateway watches.
 
     Args:
-        path: the file.
         url: address of the gateway, without `/v1`.
     """
 

@@ -85,9 +85,6 @@ def open_version(
     """Return a version of a model, which need not be the released one.
 
     Args:
-        store: the store.
-        name: the model.
-        version: its version.
         sha256: the hash of its manifest; None takes the one that its release log begins with, if
             it has one.
         trust: whose releases are served; None serves all.
@@ -127,7 +124,6 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
         releases: one release, or several whose adapters share one base.
         folder: folder of the versions; files lie below `<folder>/<name>/<version>`.
         host: address to listen on.
-        port: port to listen on.
 
     Raises:
         UserError: if a release has no model, a file of it is missing, or several are not adapters
@@ -169,11 +165,7 @@ def _sizes_of(release: Release) -> ServedSizes:
 
 
 def _shared_base(releases: Sequence[Release]) -> BaseForm:
-    """Return the base that all releases are served on.
-
-    Raises:
-        UserError: if one of them is merged, or on another base or engine.
-    """
+    """Return the base that all releases are served on."""
     first = releases[0]
     for release in releases:
         if release.apart is None:
@@ -198,11 +190,7 @@ def _shared_base(releases: Sequence[Release]) -> BaseForm:
 def _fetch(
     release: Release, refs: Mapping[str, FileRef], folder: Path, file: str, below: str = ""
 ) -> Path:
-    """Fetch files, unless they are there with the bytes that the release states.
-
-    Returns:
-        The one of that name if it is among them, else their folder.
-    """
+    """Fetch files, unless they are there with the bytes that the release states."""
     target = folder / release.name / release.version / below
 
     def one(name: str) -> None:
@@ -221,7 +209,6 @@ def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
     """Return a gateway's entry of a release on an engine that `serve_request` describes.
 
     Args:
-        release: the version.
         place: its place among the releases of that engine, from 0.
         base_url: where the engine's API begins, `/v1` included.
     """
@@ -269,13 +256,11 @@ def run_engine(
     """Fetch the released weights and replace this process by the engine that serves them.
 
     Args:
-        store_uri: the store.
         names: names of the models; none takes the model released last. Several must be adapters
             of one base, and a request names the adapter that answers.
         versions: `NAME@VERSION` of what is served in place of the released versions, with
             `@SHA256` of the manifest behind it where only that one is to be served.
         host: address to listen on.
-        port: port to listen on.
         parallel: requests served at once; None takes the number that was measured.
         wait: whether to wait for a first release.
         trust: whose releases are served; None serves all.
@@ -314,11 +299,7 @@ def _pinned(store: Store, text: str, trust: Trust | None) -> Release:
 
 
 def _released(store: Store, pointer: ReleasePointer, trust: Trust | None) -> Release:
-    """Return the version that a pointer names, if it may be served.
-
-    Raises:
-        UserError: if it was withdrawn, or pointer or version are not what the host trusts.
-    """
+    """Return the version that a pointer names, if it may be served."""
     name, version = pointer.name, pointer.version
     if trust is not None and (differences := trust.in_pointer(store, name, version)):
         raise UserError(f"{name} {version} is not served here: {'; '.join(differences)}")

@@ -20,7 +20,6 @@ class ModelRow:
     """A model.
 
     Attributes:
-        name: the model.
         released: the released version; that of the last pointer that was followed.
         served: the version that answers, None if none does.
         has_fallback: whether the release before it stands behind it.
@@ -51,8 +50,6 @@ class Status:
     """How a follower stands.
 
     Attributes:
-        models: the released models.
-        engines: the engines.
         switched: whether the gateway serves what the follower wrote.
         gateway: what is wrong with the gateway, None if nothing is.
     """

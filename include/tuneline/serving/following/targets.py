@@ -60,7 +60,6 @@ class EngineUnit:
     """The releases that one engine serves.
 
     Attributes:
-        engine: name of the engine.
         releases: the releases; several are adapters of one base.
     """
 
@@ -81,7 +80,6 @@ class EngineUnits:
     """Groups versions into units; what a release says is read once, since it never changes.
 
     Args:
-        store: the store of the releases.
         folder: folder of the releases' tokenizers.
         trust: whose releases are served; None serves all.
     """
@@ -95,9 +93,6 @@ class EngineUnits:
 
     def of(self, versions: Iterable[tuple[str, str]]) -> list[EngineUnit]:
         """Return the units of versions of different models.
-
-        Args:
-            versions: names and versions.
 
         Raises:
             TunelineError: if a version can't be read, or may not be served here.
@@ -114,8 +109,6 @@ class EngineUnits:
         """Refuse a version that can't be served here.
 
         Args:
-            name: the model.
-            version: its version.
             sha256: the hash that its manifest must have.
 
         Raises:
@@ -160,7 +153,6 @@ class Target:
     """What is to be served of one model.
 
     Attributes:
-        name: the model.
         version: the version; empty if none may be served.
         previous: the version that its requests fall back to, None if there is none.
         move: hash of the pointer's last move; None in a pointer without a history.
@@ -180,7 +172,6 @@ class Pointers:
     """The release pointers of models, as far as they may be followed.
 
     Attributes:
-        store: the store.
         folder: the follower's folder, where what was followed last is kept for the next follower.
         trust: whose releases are served; None follows all.
         admit: refuses a version, by the hash of its manifest, that can't be served here.
@@ -236,14 +227,7 @@ class Pointers:
         return kept if kept is not None and kept.version else None
 
     def _follow(self, pointer: ReleasePointer) -> str | None:
-        """Keep what a pointer wants served, or the version before in place of a withdrawn one.
-
-        Returns:
-            Why its version was withdrawn, None if it was not.
-
-        Raises:
-            TunelineError: if the pointer, or the version that it names, is refused.
-        """
+        """Keep what a pointer wants served, or the version before in place of a withdrawn one."""
         name, version, kept = pointer.name, pointer.version, self._kept.get(pointer.name)
         moves = [move.sha256 for move in pointer.history]
         if kept is not None and kept.move is not None and kept.move not in moves:

@@ -53,7 +53,6 @@ class UpstreamFault(Exception):
     """A failure of one upstream that the next one may not share.
 
     Args:
-        outcome: end of the attempt.
         detail: short text for the gateway's log and probes, without secrets.
         status: HTTP status of the upstream, if it sent one.
     """
@@ -69,7 +68,6 @@ class ClientFault(Exception):
     """A request that an upstream found wrong (a 4xx of the client's).
 
     Args:
-        status: HTTP status of the upstream.
         error: OpenAI-style `error` object of the upstream.
     """
 

@@ -374,8 +374,6 @@ def check_config(document: Any, path: Path, base: Path) -> GatewayConfig:
     """Check the content of a configuration file.
 
     Args:
-        document: the content.
-        path: the file, for errors.
         base: folder that relative paths are taken from.
 
     Raises:

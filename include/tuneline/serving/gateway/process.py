@@ -58,7 +58,6 @@ class GatewayProcess(ServerProcess):
         upstreams: entries of `upstreams` in the gateway's configuration.
         models: entries of `models`.
         keys: names of the API keys to make.
-        settings: other keys of the configuration.
     """
 
     stop_seconds = 40.0

@@ -201,12 +201,9 @@ class ApiError(Exception):
     """A request that ends with an error response.
 
     Args:
-        status: HTTP status.
-        message: one sentence for the client.
         kind: OpenAI's `type`; None takes the usual one of the status.
         code: OpenAI's `code`.
         param: OpenAI's `param`, the field that is wrong.
-        headers: further response headers.
     """
 
     def __init__(
@@ -246,7 +243,6 @@ class ApiRequest:
     """A checked request.
 
     Attributes:
-        body: the client's body.
         api: the API that it came by.
         size: bytes of the body as it came.
         memory: bytes of memory that it holds while it is under way, or a little less.
@@ -322,8 +318,6 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int, max_values: int) -> A
     """Read a request body.
 
     Args:
-        api: the API that it came by.
-        raw: the body.
         max_depth: how deep its lists and objects may be nested.
         max_values: how many lists, objects and fields it may have.
 
@@ -375,7 +369,6 @@ def refuse_more_fields(request: ApiRequest, taken: Collection[str]) -> None:
     """Refuse a request with a field that nobody takes, which may be meant for an engine.
 
     Args:
-        request: the request.
         taken: the fields besides OpenAI's that some upstream takes.
 
     Raises:
@@ -430,8 +423,6 @@ def upstream_body(request: ApiRequest, upstream: UpstreamConfig, *, judged: bool
     """Return the request as an upstream gets it.
 
     Args:
-        request: the client's request.
-        upstream: the upstream's section of the configuration.
         judged: True if the answer's confidence will be judged.
     """
     body = {**request.body, **upstream.extra_body, "model": upstream.model}

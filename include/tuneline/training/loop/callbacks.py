@@ -207,8 +207,6 @@ class LiveCheckpoints:
         """Open the place of a training's checkpoints.
 
         Args:
-            store: the store of the run.
-            prefix: key below which everything lies.
             settings: fingerprint of everything that the training reads; a checkpoint of
                 other settings is not restored.
         """
@@ -222,7 +220,6 @@ class LiveCheckpoints:
         """Upload folders as the checkpoint of a step, then drop the one before.
 
         Args:
-            step: optimiser step.
             folders: local folders, by their names in the checkpoint.
         """
         name = f"step-{step:06d}"

@@ -109,16 +109,7 @@ def _shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _groups(shared: Sequence[int], first: int, last: int) -> tuple[int, list[tuple[int, int, int]]]:
-    """Split sorted rows `first:last` into groups that share a prefix, to save most tokens.
-
-    Args:
-        shared: tokens that each row shares with the next in order.
-        first: index of the first row.
-        last: index after the last row.
-
-    Returns:
-        Tokens saved, and (first, last, length of the prefix) of each group.
-    """
+    """Split sorted rows `first:last` into groups that share a prefix, to save most tokens."""
     if last - first == 1:
         return 0, [(first, last, 0)]
     cut = min(range(first, last - 1), key=lambda i: shared[i])
@@ -157,10 +148,6 @@ def use_row_attention(model: Any) -> None:
 def hidden_states(body: Any, layout: Layout) -> Any:
     """Compute the last hidden states of a layout, of shape (tokens, hidden).
 
-    Args:
-        body: model without its head.
-        layout: layout of the rows.
-
     Returns:
         The hidden states.
     """
@@ -189,14 +176,11 @@ def row_attention(  # noqa: PLR0917 - transformers' interface
     """Compute attention for transformers: by segments where there are any, else by SDPA.
 
     Args:
-        module: attention layer.
         query: queries, of shape (1, heads, tokens, size).
         key: keys, of shape (1, key heads, tokens, size).
         value: values, of the same shape as the keys.
         attention_mask: mask for SDPA, unused where there are segments.
-        scaling: factor of the scores.
         segments: segments of a `Layout`.
-        options: options of SDPA.
 
     Returns:
         The mixed values, and None for the weights, as the interface wants it.
@@ -221,16 +205,7 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        """Mix the values.
-
-        Args:
-            ctx: context of autograd.
-            inputs: query, key and value of shape (heads, tokens, size), with fewer key heads
-                where heads share them; segments; scale of the scores.
-
-        Returns:
-            The mixed values, of the shape of the queries.
-        """
+        """Mix the values."""
         query, key, value, segments, scale = inputs
         ctx.save_for_backward(query, key, value)
         ctx.segments, ctx.scale = segments, scale
@@ -371,16 +346,7 @@ class _LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
-        """Multiply.
-
-        Args:
-            ctx: context of autograd.
-            inputs: x; the same cast and flat, of shape (tokens, in); weight and bias of the base,
-                which do not learn; A of shape (r, in); B of shape (out, r); the scale.
-
-        Returns:
-            The product, of shape (tokens, out).
-        """
+        """Multiply."""
         x, flat, weight, bias, a, b, scale = inputs
         inner = flat @ a.to(flat.dtype).T
         bias = None if bias is None else bias.to(flat.dtype)

@@ -158,7 +158,6 @@ def plant(
         dataset: path of `dataset.parquet`.
         config: the section that gives their number, their repeats and the seed.
         tokenizer: tokenizer of the base.
-        target: format in which rows are rendered.
         label_field: field of a JSON answer that no canary goes into.
         longest: tokens of the longest training row; no row with a canary has more.
 
@@ -232,12 +231,7 @@ def _bearers(
 def _with_sentence(
     row: Row, place: Place, sentence: str, label_field: str | None
 ) -> list[Message] | None:
-    """Return the turns of a row with a sentence at the end of its question or its answer.
-
-    Returns:
-        The turns; None if the row does not end in a question and an answer, or its answer is
-        JSON without free text.
-    """
+    """Return the turns of a row with a sentence at the end of its question or its answer."""
     *before, question, answer = row.messages
     if question["role"] != "user":
         return None

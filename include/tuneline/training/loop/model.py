@@ -46,10 +46,6 @@ def load_torch(threads: int, seed: int = 0) -> Any:
     OpenMP workers that spin at barriers slow training tenfold as soon as anything else runs on
     the cores, so they are configured to sleep before torch loads their runtime.
 
-    Args:
-        threads: number of CPU threads.
-        seed: seed of every random generator.
-
     Returns:
         The module torch.
     """
@@ -73,11 +69,7 @@ def load_torch(threads: int, seed: int = 0) -> Any:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep the memory that a training step frees, in one heap, for the next step.
-
-    Returning gigabytes and faulting them in again at every step costs up to a tenth of the time
-    on a CPU; the fragmentation of one heap per thread costs a tenth of the memory.
-    """
+    """Let glibc keep the memory that a training step frees, in one heap, for the next step."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -113,7 +105,6 @@ def choose_precision(config: TrainingConfig, device: str) -> Precision:
 
     Args:
         config: settings; `precision: auto` takes bf16 wherever it is fast.
-        device: "cuda" or "cpu".
 
     Returns:
         The precision.
@@ -320,8 +311,6 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     """Write the adapter as PEFT does, without its model card.
 
     Args:
-        model: a model with an adapter.
-        folder: folder for the files.
         base_name: name of the base in the adapter's settings: the URI, never a local path.
     """
     weights = trained_weights(model)
@@ -351,8 +340,6 @@ def shards_base(
 
     Args:
         config: settings; `sharding: auto` shards a base that would fill most of a GPU.
-        base: directory of the base model.
-        group: processes that train together.
         gpu_bytes: memory of one GPU, bytes; None on a CPU, where processes share one memory.
     """
     if group.world_size == 1 or config.qlora or config.sharding == "none":

@@ -193,7 +193,6 @@ class Node:
 
     Attributes:
         index: index of this node, from 0.
-        nodes: number of nodes.
         processes: number of processes on each node.
         rendezvous: host:port of node 0; on a single node, port 0 takes any free one.
     """
@@ -235,9 +234,6 @@ def launch(
     """Run this node's training processes to their end.
 
     Args:
-        node: this node.
-        run_uri: URI of the run.
-        scratch: folder for logs and last words.
         threads: number of CPU threads of each process.
         worker: arguments of Python that start a process; if empty, this module.
 

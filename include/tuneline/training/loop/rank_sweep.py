@@ -247,7 +247,6 @@ def run_trials(run_uri: str, ranks: Sequence[int] = ()) -> list[str]:
     """Try ranks one after the other, for the command line.
 
     Args:
-        run_uri: URI of the run.
         ranks: ranks to try; by default all that the run asks for.
 
     Returns:
@@ -311,9 +310,6 @@ class Choice(BaseModel):
 def choose(trials: Sequence[Trial]) -> Choice:
     """Choose a rank by `RULE`.
 
-    Args:
-        trials: the trials of a sweep.
-
     Returns:
         The choice.
 
@@ -357,8 +353,6 @@ def measurements(trials: Sequence[Trial], choice: Choice, accesses: int) -> list
     """Measure what the choice rests on.
 
     Args:
-        trials: all trials of the sweep.
-        choice: the choice among them.
         accesses: entries that the trials left in the ledger of the hold-out.
 
     Returns:

@@ -29,7 +29,6 @@ class EncodedRow:
     """One row, tokenised.
 
     Attributes:
-        row_id: id in the dataset.
         ids: token ids of the rendered conversation.
         learned: True for each token that counts for the loss (the assistant's tokens).
         weight: weight of the row's tokens in the loss; up-sampling is a weight, not a copy.
@@ -66,10 +65,7 @@ def encode_split(
     """Tokenise the rows of one split of `dataset.parquet`.
 
     Args:
-        dataset: path of the file.
-        split: name of the split.
         tokenizer: tokenizer of the base.
-        target: format in which rows are rendered.
         max_tokens: training context, in tokens.
 
     Returns:
@@ -130,9 +126,6 @@ def run_order(
 
     Args:
         lengths: number of tokens of each row.
-        effective_batch: rows per optimiser step.
-        steps: optimiser steps.
-        seed: seed of the order.
         rehearsal: True for each row that is a rehearsal row; None if there are none.
 
     Returns:
@@ -175,7 +168,6 @@ def collate(
     """Make one batch of rows.
 
     Args:
-        torch: the module torch.
         rows: dicts with `input_ids`, `labels`, `weight` and `rehearsal`.
         pad_id: token id of the padding, which attention and loss mask out.
         packed: True to lay the rows end to end in one sequence, by TRL's collator.
@@ -236,8 +228,6 @@ def batch_shape(
 
     Args:
         lengths: tokens of each row, in the order of the run.
-        effective_batch: rows of an optimiser step.
-        micro_batch: rows of a forward pass.
         end_to_end: True if its rows lie end to end, so that nothing is padded.
     """
     batches = [lengths[at : at + micro_batch] for at in range(0, len(lengths), micro_batch)]

@@ -157,10 +157,7 @@ def row_losses(
     Args:
         model: a model with the head of `add_labelled_head`.
         rows: rows, measured in batches of similar length.
-        batch: rows per forward pass.
         pad_id: token id of the padding.
-        device: device of the model.
-        precision: arithmetic of the forward pass.
         group: processes that share the batches; all of them get all losses.
 
     Returns:
@@ -204,9 +201,6 @@ class Validation:
         rows: validation rows, tokenised.
         base: directory of the base model.
         pad_id: token id of the padding.
-        device: "cpu" or "cuda".
-        plan: plan of the training.
-        config: settings of the training.
     """
 
     rows: list[EncodedRow]

@@ -55,12 +55,9 @@ class TrainerSettings:
         output: folder for the trainer's files.
         micro_batch: rows of a forward pass.
         accumulation: micro-batches of an optimiser step.
-        steps: optimiser steps.
         precision: arithmetic of forward and backward pass.
-        device: "cpu" or "cuda".
         packing: how the rows of a micro-batch are fed to the model.
         eval_on_start: True to evaluate before the first step.
-        group: processes that train together.
     """
 
     output: Path
@@ -136,13 +133,9 @@ class LabelledTokenTrainer(SFTTrainer):
         """Set TRL up for rows that are tokenised, masked and in order.
 
         Args:
-            model: base with an adapter on it.
             tokenizer: tokenizer of the base.
             settings: batch shape, length and place of the run.
-            config: learning rate, schedule and the like.
             rows: training rows in the order of the run, one entry each time a row is seen.
-            validation: rows whose loss is measured.
-            callbacks: callbacks of transformers.
         """
         self.settings = settings
         self.pad_id = pad_token(tokenizer)

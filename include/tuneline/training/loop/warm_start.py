@@ -31,8 +31,6 @@ class WarmStart:
     """A released adapter that a training may start from.
 
     Attributes:
-        release: its release.
-        settings: its shape.
         weights: address and hash of its weights.
     """
 
@@ -63,9 +61,7 @@ class WarmStart:
         """Compare the released adapter with the one that is to be trained.
 
         Args:
-            base: base model of the run.
             wanted: shape of the adapter that the run asks for.
-            folder: folder for the released weights.
 
         Raises:
             UserError: if base, settings or shapes differ.

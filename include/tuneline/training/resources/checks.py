@@ -214,7 +214,6 @@ class FlatteningCheck:
         loss_difference: packed against padded; of the row that differs most.
         neighbour_difference: with the first row of the pack against another one in its place.
         visible_difference: the same where rows do see each other.
-        tolerance: largest loss difference allowed.
     """
 
     loss_difference: float
@@ -249,8 +248,6 @@ def packing_attention(model: Any, device: str, precision: Precision) -> str | No
     """Return the attention that packed rows get; None if they can't be packed here.
 
     Args:
-        model: a model with an adapter.
-        device: "cpu" or "cuda".
         precision: arithmetic; FlashAttention has no float32.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
@@ -277,11 +274,7 @@ def choose_packing(
     """Decide how a model gets its rows, and give it the attention for it.
 
     Args:
-        model: a model with an adapter.
-        rows: rows of the dataset.
         setting: `training.packing`.
-        device: "cpu" or "cuda".
-        precision: arithmetic of training.
         pad_id: token id of the padding.
         group: processes that train together; all decide alike.
     """
@@ -338,8 +331,6 @@ def check_flattening(
     Args:
         model: a model with an adapter; it is not changed.
         rows: rows of the dataset, of which three are taken.
-        device: "cpu" or "cuda".
-        precision: arithmetic of training.
         pad_id: token id of the padding.
     """
     import torch
@@ -411,7 +402,6 @@ def packing_measurements(
     """Return the measurements of packing.
 
     Args:
-        packing: the decision.
         batches: what `batch_shape` gives.
         setting: `training.packing`; with `on`, rows that are padded all the same warn.
     """

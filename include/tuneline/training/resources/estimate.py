@@ -59,7 +59,6 @@ class Work:
     """The work of a run.
 
     Attributes:
-        steps: optimiser steps.
         tokens: real tokens of all rows of these steps.
         validation_tokens: real tokens of all validation passes.
     """
@@ -80,7 +79,6 @@ class Estimate:
         validation_seconds: the part of it in validation passes, seconds.
         uncertainty: half-width of the 95 % range, as a share of `seconds`.
         devices: number of devices in use at once.
-        device_hours: devices × hours.
         cost: cost in `currency`.
         price: price of a device in `currency` per hour.
         currency: ISO 4217 code.

@@ -35,8 +35,6 @@ class Failure:
     """One event of running out of memory.
 
     Attributes:
-        step: the step.
-        micro_batch: rows of its micro-batch.
         how: the error or the reason of the kernel.
         pod: name of the pod that was killed; empty if the step noticed by itself.
     """
@@ -106,7 +104,6 @@ def fitting(plan: Plan, failures: list[Failure]) -> Plan:
     """Adapt a plan to the failures of earlier tries.
 
     Args:
-        plan: plan of gradient_accumulation.
         failures: failures from `MemoryNotes`.
 
     Returns:
@@ -156,10 +153,7 @@ def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, 
     """Note that a step's pod was killed for its memory.
 
     Args:
-        run_uri: URI of the run.
-        step: id of the step.
         limit: memory limit of the pod, a Kubernetes quantity.
-        pod: name of the pod.
 
     Returns:
         True if another try can help, and a sentence for a person.

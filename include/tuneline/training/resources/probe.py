@@ -68,10 +68,6 @@ class ProbeSpec(BaseModel):
         run: URI of the run.
         base: directory of the base model.
         dataset: path of `dataset.parquet`.
-        lora: the adapter.
-        threads: CPU threads.
-        scratch: folder for the trainer.
-        sizes: micro-batches to choose among.
     """
 
     run: str
@@ -115,7 +111,6 @@ class TriedBatch(BaseModel):
     """A micro-batch that was predicted not to fit, or ran out of memory.
 
     Attributes:
-        micro_batch: rows.
         predicted: the predicted peak; None if memory ran out before there was one.
         out_of_memory: the error, or who killed the process; None if memory sufficed.
     """
@@ -157,8 +152,6 @@ class ProbeReport(BaseModel):
     """What the process found.
 
     Attributes:
-        device: "cpu" or "cuda".
-        precision: arithmetic of training.
         limit: memory that training may take, bytes.
         limit_source: where the limit comes from.
         packing: how rows are fed to the model.
@@ -194,11 +187,7 @@ class TrainingSetup:
 
     Attributes:
         base: directory of the base model.
-        lora: the adapter.
         config: the training section of the configuration.
-        precision: arithmetic of the steps.
-        device: "cpu" or "cuda".
-        scratch: folder for the trainer.
         packing: how the rows of a micro-batch are fed to the model.
     """
 
@@ -246,10 +235,8 @@ def memory_limit(
     """Return the limit of training in bytes, and its source.
 
     Args:
-        torch: the module.
         configured_gib: `training.memory_limit_gib`; None takes a share of what is free.
         pod_memory: memory limit of the step's pod; host memory, so it applies on a CPU only.
-        root: mount point of cgroups.
     """
     if configured_gib is not None:
         return int(configured_gib * GIB), "training.memory_limit_gib"
@@ -298,7 +285,6 @@ class Rung:
     """A micro-batch that was predicted and then measured.
 
     Attributes:
-        rows: rows of the micro-batch.
         predicted: the prediction, made before the measurement.
         memory: measured peak, bytes.
     """
@@ -336,9 +322,6 @@ class Climb:
         """Climb to the largest micro-batch that fits.
 
         Sizes that are far apart are bridged by powers of two.
-
-        Args:
-            sizes: micro-batches to choose among.
 
         Returns:
             The last of `sizes` that was measured: within the limit, above it where its
@@ -384,11 +367,8 @@ def plan_work(
         rows: training rows without rehearsal rows, whose answers are not written yet.
         validation: rows of each validation pass.
         tokenizer: tokenizer of the base.
-        config: configuration of the run.
         dataset: path of `dataset.parquet`.
-        micro_batch: rows of a micro-batch.
         end_to_end: True if the rows of a micro-batch lie end to end.
-        samples: number of micro-batches to draw.
 
     Returns:
         The work, the micro-batches, and the `batch_shape` of all of them.
@@ -456,10 +436,7 @@ def find_micro_batch(
     """Measure growing micro-batches of the longest rows.
 
     Args:
-        setup: what is trained.
         trainer: a trainer whose `train` was run for one step, so that it has an optimiser.
-        rows: rows of the dataset.
-        sizes: micro-batches to choose among.
         limit: memory that a step may take, bytes.
         about_to: called before each step with the smallest of `sizes` that is at least as
             large: running out of memory may end the process.
@@ -501,7 +478,6 @@ def measure_step(spec: ProbeSpec, path: Path) -> ProbeReport:
     Where no prediction fits, the smallest is measured.
 
     Args:
-        spec: what is trained.
         path: file for the report; what is known before a measurement is left there too, since
             running out of memory may end the process.
     """
@@ -584,10 +560,7 @@ class _Probe:
         self._setup, self._report.packing = replace(setup, packing=packing), packing
 
     def _climb(self, model: Any, sizes: list[int], runtime: int) -> tuple[Rung, list[Peak]]:
-        """Find the micro-batch, and note it with those that are too large.
-
-        The trainer ends here, since its optimiser must not count together with the next one's.
-        """
+        """Find the micro-batch, and note it with those that are too large."""
         rows, report = self._rows, self._report
         part = tail(longest_rows(rows, 1)[0], PARTS[0])
         trainer = self._setup.trainer(model, self._tokenizer, [[part]])

@@ -68,8 +68,6 @@ def open_mlflow(
     """Open the run in MLflow; the same one again for a training that is resumed.
 
     Args:
-        description: description of the run.
-        log: function that takes a line.
         run_id: id of a run that exists already, whatever its state.
 
     Returns:
@@ -204,11 +202,7 @@ class Sender:
         return float(min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
 
     def _empty(self, failures: int) -> int:
-        """Send all waiting entries, until a request fails.
-
-        Returns:
-            The number of failures in a row.
-        """
+        """Send all waiting entries, until a request fails."""
         while True:
             with self._lock:
                 batch = self._waiting[:_STEPS_AT_ONCE]

@@ -43,7 +43,6 @@ class Description:
         project: experiment in MLflow, project in Weights & Biases.
         name: name of the run, for people.
         key: stable over retries, so that a resumed training goes on in the same run.
-        settings: hyperparameters.
         tags: identity of run and dataset.
     """
 

@@ -27,9 +27,7 @@ def open_wandb(
     """Open the run, the same one again for a training that is resumed.
 
     Args:
-        description: description of the run.
         out: output folder of the step; the files of the run go below `wandb/`.
-        log: function that takes a line.
 
     Returns:
         The run and its tracker; no tracker if not even an offline run could be opened.

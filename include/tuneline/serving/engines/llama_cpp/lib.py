@@ -137,7 +137,6 @@ class Token:
     """A token of a batch.
 
     Attributes:
-        id: its id.
         position: its place in its sequences.
         sequences: the sequences that it belongs to; several share it as their beginning.
         wanted: whether the logits after it are returned.
@@ -165,10 +164,7 @@ class LlamaModel:
         """Load a model.
 
         Args:
-            library: the library.
-            path: GGUF file.
             context: tokens of the largest batch, of all its sequences together.
-            threads: number of threads.
             adapter: GGUF adapter that is applied; None without one.
             sequences: most sequences in one batch.
 

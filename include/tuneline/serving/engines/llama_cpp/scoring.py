@@ -44,7 +44,6 @@ class Batch:
     """Tokens to evaluate, and what is read from the logits.
 
     Attributes:
-        tokens: the tokens.
         targets: for each sequence, by its number, the row of logits and the token id that
             is looked up in it.
     """
@@ -107,10 +106,7 @@ def _fits(groups: Sequence[_Group]) -> bool:
 
 
 def _common(groups: Sequence[_Group]) -> int:
-    """Return the number of tokens that all prompts begin with, such as a system turn.
-
-    The last token of a prompt is never among them, so that each has its own logits.
-    """
+    """Return the number of tokens that all prompts begin with, such as a system turn."""
     first, *others = (group[0].prefix for group in groups)
     count = len(first) - 1
     for prefix in others:
@@ -184,7 +180,6 @@ def perplexity_and_kl(
     Args:
         reference: the reference, usually f16.
         other: the quantised file, with the same vocabulary.
-        rows: the rows.
         threads: number of threads; None takes `default_threads()`.
         adapter: GGUF adapter of both files; None without one.
 
@@ -210,7 +205,6 @@ def sequence_losses(
     saves work. The options are those of `perplexity_and_kl`.
 
     Args:
-        model: a model file.
         sequences: token ids.
         scored: for each token of each sequence, whether it counts; a first one never does.
 

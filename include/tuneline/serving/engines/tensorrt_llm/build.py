@@ -85,8 +85,6 @@ def copy_portable(source: Path, target: Path, *, weights: bool) -> None:
     """Copy a checkpoint in the form that transformers 4 reads.
 
     Args:
-        source: the checkpoint.
-        target: folder to write.
         weights: whether the weights are linked into the copy; otherwise it has none.
     """
     target.mkdir(parents=True)
@@ -171,11 +169,7 @@ def obstacle(request: BuildRequest) -> str | None:
 
 
 def lacking(*programs: str) -> str | None:
-    """Return the part that this machine lacks to build or serve, None if it has all.
-
-    Args:
-        programs: the programs that are needed.
-    """
+    """Return the part that this machine lacks to build or serve, None if it has all."""
     parts = [] if query_gpus() else ["no GPU"]
     parts += [f"no {program}" for program in programs if shutil.which(program) is None]
     if parts:

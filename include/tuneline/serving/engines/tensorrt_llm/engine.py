@@ -374,7 +374,6 @@ class TrtllmServer(EngineServer):
         """Describe a server; `start` or a `with` block starts it.
 
         Args:
-            request: the model and the sizes.
             backend: `tensorrt` for a built engine, `pytorch` for a checkpoint.
         """
         # trtllm-serve refuses port 0.
@@ -466,12 +465,7 @@ class TrtllmServer(EngineServer):
 
 
 def _add_up(before: Counters, steps: Sequence[Mapping[str, Any]]) -> Counters:
-    """Return totals with more entries of `/metrics` added, one for each step of the engine.
-
-    A prompt is computed in one step, which also gives the first token of its answer; each later
-    step that a request is part of gives one token more. `numCtxTokens` leaves out what came from
-    the prefix cache.
-    """
+    """Return totals with more entries of `/metrics` added, one for each step of the engine."""
     batches = [step.get("inflightBatchingStats") or {} for step in steps]
     names = ("numContextRequests", "numGenRequests")
     requests = [sum(int(batch.get(name, 0)) for name in names) for batch in batches]
@@ -504,9 +498,7 @@ def launch_command(request: ServeRequest, backend: Backend, *switches: str) -> l
     """Return the command line of the launcher; its own options come first.
 
     Args:
-        request: the model and the sizes.
         backend: `tensorrt` for a built engine, `pytorch` for a checkpoint.
-        switches: switches of the launcher.
     """
     command = [sys.executable, "-m", _MODULE, "--alias", request.alias, *switches]
     if backend == "pytorch":

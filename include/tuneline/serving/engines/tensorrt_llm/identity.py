@@ -46,7 +46,6 @@ class EngineSizes:
     """The sizes that an engine was built for, from its own config.json.
 
     Attributes:
-        max_batch_size: requests served at once.
         max_input_tokens: longest prompt, in tokens.
         max_total_tokens: longest prompt with its answer, in tokens.
         max_num_tokens: tokens of all requests in one step.
@@ -102,7 +101,6 @@ def write_identity(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write what a built engine is tied to beside it, read back from its own files.
 
     Args:
-        folder: the folder that is served.
         facts: what its files do not state, as the hash of the model that it was built of.
 
     Returns:

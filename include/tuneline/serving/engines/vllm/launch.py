@@ -161,12 +161,7 @@ def serve_options(request: ServeRequest) -> dict[str, Any]:
 
 
 def launch_command(request: ServeRequest, *switches: str) -> list[str]:
-    """Return the command line that serves a request.
-
-    Args:
-        request: the model and the sizes.
-        switches: switches of the launcher.
-    """
+    """Return the command line that serves a request."""
     from tuneline.serving.engines.server import arguments
 
     command = [sys.executable, "-m", "tuneline.serving.engines.vllm.launch", *switches]

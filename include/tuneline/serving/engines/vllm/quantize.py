@@ -63,11 +63,6 @@ def group_size(model: Path) -> int:
 def quantise(source: Path, target: Path, texts: Sequence[str]) -> Path:
     """Quantise a checkpoint in a child process.
 
-    Args:
-        source: folder of the checkpoint.
-        target: folder for the quantised one.
-        texts: rendered rows to calibrate with.
-
     Returns:
         `target`.
 

@@ -90,15 +90,7 @@ def _evaluate(
     *,
     whole: bool = True,
 ) -> None:
-    """Write the log-probabilities of a checkpoint, one array for each row.
-
-    Args:
-        model: the checkpoint.
-        rows: the rows.
-        request: the sizes that it is served with.
-        folder: where the arrays are written.
-        whole: True for arrays (tokens, vocabulary); False for the given tokens' own, (tokens,).
-    """
+    """Write the log-probabilities of a checkpoint, one array for each row."""
     folder.mkdir()
     # One token is generated after each row, since vLLM does not evaluate a prompt alone.
     context = max(len(ids) for ids, _ in rows) + 1

@@ -252,8 +252,6 @@ class Admission:
         book: the sums of the ledger, of all gateways.
         rates_of: function that returns the price of a model's primary upstream, by the model's id.
         users: what the ledger keeps of the request's field `user`.
-        metrics: counters of refusals.
-        clock: Unix time.
     """
 
     def __init__(
@@ -285,8 +283,6 @@ class Admission:
         """Take a place for a request; `release` has to follow.
 
         Args:
-            request_id: the request.
-            key: name of its key.
             places: the requests that the gateway may have under way.
 
         Raises:
@@ -301,7 +297,6 @@ class Admission:
         """Let a request that has entered hold memory.
 
         Args:
-            request_id: the request.
             size: bytes that it holds in all.
             most: bytes that all requests may hold.
 

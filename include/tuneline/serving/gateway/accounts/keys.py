@@ -139,10 +139,6 @@ class _KeysFile(BaseModel):
 def parse_limits(stated: dict[str, Any], where: str) -> KeyLimits:
     """Read limits by name.
 
-    Args:
-        stated: the limits.
-        where: the place, for messages.
-
     Raises:
         UserError: if a name is unknown, or an amount is not a positive number.
     """
@@ -182,7 +178,6 @@ def new_key(
         name: its name in the ledger and the log.
         logged: False to keep its requests out of the production log.
         models: ids of the models that it may ask for; all if there are none.
-        limits: its rates and budgets.
 
     Returns:
         The key itself, to be shown once, and the record to store.
@@ -309,7 +304,6 @@ class KeyRing:
     """The keys of a running gateway; it follows changes of the file within a second.
 
     Args:
-        path: the file.
         clock: monotonic clock, in seconds.
 
     Raises:

@@ -75,13 +75,9 @@ class SpendingReader:
     not forgotten, since `View.written` stands still too.
 
     Args:
-        place: the ledger.
-        currency: the currency of budgets of money.
         grants: function that returns the grants of all keys.
         progress: function that returns how many attempts this gateway has begun to write, and
             how many it has written.
-        metrics: counters of alarms.
-        clock: Unix time.
 
     Attributes:
         view: the sums; replaced as a whole.

@@ -51,12 +51,7 @@ Connection: TypeAlias = tuple[Scope, Receive, Send]
 
 
 class ChatEndpoint:
-    """An endpoint as an ASGI application, since it has to see the client leave.
-
-    Args:
-        runtime: the gateway's parts.
-        api: the API that it serves.
-    """
+    """An endpoint as an ASGI application, since it has to see the client leave."""
 
     def __init__(self, runtime: Runtime, api: Api) -> None:
         self._runtime = runtime

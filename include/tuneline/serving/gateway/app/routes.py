@@ -210,7 +210,6 @@ def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -
     """Build the application; its `state.runtime` is the `Runtime`.
 
     Args:
-        config: the configuration.
         scrubber_for: see `Runtime`.
 
     Raises:

@@ -69,9 +69,6 @@ class Routing:
     A request keeps the routing that it arrived in, so a reload changes nothing under it.
 
     Args:
-        config: the configuration.
-        ledger: the usage ledger.
-        metrics: the gateway's counters.
         judge: see `Chain`.
         known: upstreams of the routing before; those whose entries are the same go on, with
             their connections and their health.
@@ -163,9 +160,6 @@ class Routing:
         A candidate that is not ready would be passed over, and its keys be answered by another
         version for a while.
 
-        Args:
-            seconds: the longest wait.
-
         Returns:
             What the models still lack after that time; None if nothing. A candidate that is not
             ready lacks them nothing, since the chain stands behind it.
@@ -204,7 +198,6 @@ class Runtime:
     """The parts of a gateway, started and stopped with the application.
 
     Args:
-        config: the configuration.
         scrubber_for: function that makes the scrubber of the production log.
 
     Raises:
@@ -348,9 +341,7 @@ class Runtime:
         """Count a request that has ended, and hand it to the log unless its key is not logged.
 
         Args:
-            call: the request.
             attempt: the attempt that served it, None if none did.
-            status: how it ended.
         """
         self.tally.note(call, attempt, status, self._current.share_of(call.model))
         # Vectors are no text that could be learned from.

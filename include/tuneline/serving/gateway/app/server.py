@@ -77,7 +77,6 @@ def connections_at_most(limits: ClientLimits, max_in_flight: int) -> int:
     """Let the process open as many files as it may; return the connections that clients may have.
 
     Args:
-        limits: the limits of clients.
         max_in_flight: requests under way, each of which may need a connection to an upstream.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -92,11 +91,7 @@ def connections_at_most(limits: ClientLimits, max_in_flight: int) -> int:
 
 
 class Connections:
-    """The open connections of clients, of which an idle one makes room for a new one.
-
-    Args:
-        most: how many may be open.
-    """
+    """The open connections of clients, of which an idle one makes room for a new one."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -304,8 +299,6 @@ class Reloader:
     """Takes over changes of the configuration file.
 
     Args:
-        path: the file.
-        runtime: the running gateway.
         taken: fingerprint of the file that the gateway was started with.
         watch: whether a change of the file is taken over unasked.
     """
@@ -367,7 +360,6 @@ def run_gateway(
     `drain.timeout_s`. A second signal stops at once.
 
     Args:
-        config_path: the configuration file.
         scrubber_for: see `Runtime`.
         watch: whether changes of the file are taken over unasked, and a missing file is waited
             for.
@@ -432,11 +424,8 @@ def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:
 
 
 def _steady_interpreter() -> None:
-    """Keep what lives as long as the process out of garbage collection, and let threads alternate.
-
-    A full collection over all imported modules takes tens of milliseconds, in which no request
-    moves. A writer's thread that computes gives the interpreter back at the next switch, which
-    the event loop would otherwise await for 5 ms at each of its system calls.
+    """Keep what lives as long as the process out of garbage collection, and let threads
+    alternate.
     """
     gc.collect()
     gc.freeze()
@@ -487,11 +476,7 @@ class _DrainingServer(uvicorn.Server):
 
 
 def _listen(config: GatewayConfig) -> socket.socket:
-    """Return the bound socket.
-
-    Raises:
-        UserError: if the address or port cannot be used.
-    """
+    """Return the bound socket."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -22,7 +22,6 @@ def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool
 
     Args:
         values: log-probability of each token, in nats.
-        limits: the limits.
         window: True if these are the first tokens of a stream.
 
     Without log-probabilities the confidence is unknown, which is not low: otherwise an upstream
@@ -61,7 +60,6 @@ class Acceptance:
 
         Args:
             logprobs: log-probability of each of its tokens, in nats.
-            payload: the answer.
         """
         if self.form is not None:
             messages = [choice.get("message") for choice in choices_of(payload)]

@@ -35,7 +35,6 @@ class UsageReports:
 
     Args:
         choices: number of choices that a request asks for, over all of its prompts.
-        prompts: number of its prompts.
 
     Attributes:
         of_one_choice: True if what was reported leaves out the other choices.
@@ -51,7 +50,6 @@ class UsageReports:
         """Return the usage as far as it is known with one more report.
 
         Args:
-            usage: the report.
             at_an_end: True if it came at the end of a choice of a stream, or after one.
         """
         if at_an_end:
@@ -112,11 +110,7 @@ class Attempt:
     """An attempt, filled while it runs and read once it has ended.
 
     Args:
-        call: the request.
         number: its place in the chain, from 1.
-        upstream: the upstream that is asked.
-        currency: currency of the upstream's price.
-        fallback_reason: why the upstream before was left.
         trial: True if it is the one by which a half-open circuit is tried.
 
     Attributes:

@@ -40,9 +40,7 @@ def is_drawn(canary: str, share: float, key: str) -> bool:
     """Return True if the requests of a key go to the candidate; each canary draws anew.
 
     Args:
-        canary: name of the candidate's upstream.
         share: share of the keys, from 0 to 1.
-        key: name of the key.
     """
     digest = hashlib.sha256(f"{canary}\0{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
@@ -74,9 +72,7 @@ class CanaryCounts:
         """Count a request that has ended.
 
         Args:
-            call: the request.
             attempt: the attempt that served it, None if none did.
-            status: how it ended.
             share: share of the keys that go to the candidate.
         """
         if status in _OF_THE_CLIENT:

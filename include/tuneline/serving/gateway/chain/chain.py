@@ -58,7 +58,6 @@ class StreamReply(Reply):
 
     Args:
         attempt: the attempt that notes what the stream brings.
-        response: the open response.
         hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
     """
 
@@ -213,7 +212,6 @@ class _Walk(Generic[C]):
 
     Attributes:
         upstreams: those that may answer, in order.
-        attempts: every attempt.
         skipped: upstreams that were passed over, and why.
         held: doubtful candidates; all but the one that is served are released.
         reason: why the upstream before was left or passed over.
@@ -259,10 +257,7 @@ class Chain:
     """The upstreams of one model.
 
     Args:
-        config: the model.
         upstreams: the primary, then the fallbacks in order.
-        recorder: takes ended attempts.
-        metrics: the counters.
         judge: who holds an answer against the form of JSON that was asked for.
         stale_after_s: age of the last token from which an upstream is not ready, seconds.
 
@@ -384,14 +379,7 @@ class Chain:
                 return
 
     async def _try(self, walk: _Walk[C], number: int, upstream: Upstream, *, judged: bool) -> None:
-        """Ask one upstream, and note its product or why it was left.
-
-        Args:
-            walk: the request.
-            number: place in the chain, from 1.
-            upstream: the upstream.
-            judged: True if another one can answer instead; otherwise any answer will do.
-        """
+        """Ask one upstream, and note its product or why it was left."""
         left = self.config.budget_s - (time.perf_counter() - walk.call.clock)
         if left <= 0:
             walk.spent = True

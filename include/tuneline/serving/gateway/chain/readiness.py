@@ -31,9 +31,6 @@ class Prober:
     """Keeps the health of all upstreams up to date and judges the gateway's readiness.
 
     Args:
-        config: intervals and limits.
-        upstreams: the upstreams to ping.
-        chains: the chains that need them.
         recorder: recorder of pings and warm-up, which cost tokens like any request.
     """
 

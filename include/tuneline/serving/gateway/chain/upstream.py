@@ -150,7 +150,6 @@ class Breaker:
     """The circuit of one upstream; used in the event loop only.
 
     Args:
-        config: its limits.
         clock: monotonic clock, in seconds.
     """
 
@@ -195,7 +194,6 @@ class Breaker:
         """Note the end of a request.
 
         Args:
-            outcome: how it ended.
             trial: what `begin` returned.
         """
         if trial:
@@ -258,7 +256,6 @@ class TokenCounter:
         """Count the tokens of a text.
 
         Args:
-            text: the text.
             chunks: number of stream chunks that it came in. Engines send about one token a
                 chunk, which is a better guess than bytes without a tokenizer.
         """
@@ -314,9 +311,6 @@ async def _note_reuse(_: Any, context: Any, __: Any) -> None:
 class Upstream:
     """One OpenAI-compatible server; its requests belong to one event loop.
 
-    Args:
-        config: its section of the configuration.
-
     Raises:
         UserError: if its tokenizer file cannot be read.
     """
@@ -357,13 +351,7 @@ class Upstream:
     async def _send(
         self, method: str, url: str, body: bytes | None = None, headers: Headers = _NO_HEADERS
     ) -> ClientResponse:
-        """Send a request; the body of the answer is still to be read.
-
-        A server may close a kept connection just when a request is written to it: llama.cpp's
-        does so after some hundred requests, without announcing it. If not a byte of an answer
-        came, the request is sent again; a request that breaks on a new connection is the
-        server's fault and is not.
-        """
+        """Send a request; the body of the answer is still to be read."""
         for left in (2, 1, 0):
             reused: list[bool] = []
             try:
@@ -391,10 +379,7 @@ class Upstream:
         """Ask for a whole answer.
 
         Args:
-            body: the request.
             timeout_s: time for the answer, in seconds.
-            api: the API to ask by.
-            headers: headers besides the usual ones.
 
         Returns:
             The answer, parsed and as it came.
@@ -420,10 +405,7 @@ class Upstream:
         """Ask for a stream; the response is open and must be closed by the caller.
 
         Args:
-            body: the request.
             timeout_s: time for the head of the response, in seconds.
-            api: the API to ask by.
-            headers: headers besides the usual ones.
 
         Raises:
             UpstreamFault: if no stream began.

@@ -158,9 +158,6 @@ _STATEMENT_LIMIT = "-c statement_timeout=15s"
 def prepare(connection: Connection) -> bool:
     """Make the tables in an empty database; leave those of this version as they are.
 
-    Args:
-        connection: a connection in a transaction.
-
     Returns:
         False if there are other tables in their place.
     """
@@ -400,7 +397,6 @@ def explained(url: URL, done: str) -> Iterator[None]:
     """Turn a database's errors into a sentence without a password.
 
     Args:
-        url: the ledger.
         done: what cannot be done to it.
 
     Raises:

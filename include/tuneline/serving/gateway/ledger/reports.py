@@ -274,7 +274,6 @@ def costs(
 
     Args:
         location: the ledger's file or URL.
-        by: what makes a group.
         since: first moment that is counted; None counts from the start.
         until: first moment that is no longer counted; None counts to the end.
 
@@ -306,7 +305,6 @@ def break_even(
     Args:
         location: the ledger's file or URL.
         groups: all groups of the window, see `costs`.
-        price: the API's.
         hourly_cost: what the machines cost in an hour, busy or not; None leaves the rate out.
         since: as for `costs`.
         until: as for `costs`.

@@ -50,7 +50,6 @@ class BatchWriter(Generic[T]):
         name: name of the thread, and of the writer in the log.
         write: function that writes a batch; an exception means that it wrote nothing.
         limit: number of items that make the queue full.
-        interval_s: time between two writes.
 
     Attributes:
         error: why nothing can be written at the moment, or None.
@@ -189,7 +188,6 @@ class Ledger(BatchWriter[Countable]):
     Args:
         place: the SQLite file, or the URL of a database.
         queue_limit: rows that may wait before `full`.
-        flush_interval_s: time between two writes.
         on_written: function that gets each batch after it is committed.
 
     Attributes:

@@ -64,9 +64,7 @@ class ProductionLog(BatchWriter[_Entry]):
     """The log of the requests that reached a model's chain.
 
     Args:
-        config: its section of the configuration.
         scrub: picklable function that removes personal data from conversations.
-        metrics: its counters.
 
     Raises:
         UserError: if the spool or the store's address can't be used.
@@ -113,9 +111,7 @@ class ProductionLog(BatchWriter[_Entry]):
         """Take a request that has ended.
 
         Args:
-            call: the request.
             attempt: the attempt that served it, None if none did.
-            status: how it ended.
         """
         if not is_sampled(call.request_id, self._config.sample_rate):
             self._metrics.log_skipped.labels("sample").inc()

@@ -64,10 +64,6 @@ class ScrubbingProcess:
     def scrub(self, scrub: Scrub, batch: Sequence[Conversation]) -> Sequence[ScrubbedConversation]:
         """Scrub conversations, from one thread at a time.
 
-        Args:
-            scrub: the scrubber, which must be picklable.
-            batch: the conversations.
-
         Raises:
             ScrubbingFailed: if the scrubber raised, died or took too long.
         """

@@ -75,7 +75,6 @@ class Spool:
     Args:
         folder: its folder; made if it is missing.
         limit_bytes: bytes of lines that it may hold.
-        part_rows: rows that make a part full.
         part_seconds: age at which a part is sealed.
 
     Raises:
@@ -161,11 +160,7 @@ class Spool:
 
 
 def _own(folder: Path) -> int:
-    """Return the open lock of a folder; the system releases it even if the process is killed.
-
-    Raises:
-        UserError: if the folder can't be used, or another gateway uses it.
-    """
+    """Return the open lock of a folder; the system releases it even if the process is killed."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         owner = os.open(folder / ".lock", os.O_WRONLY | os.O_CREAT, 0o600)
@@ -185,13 +180,7 @@ def _own(folder: Path) -> int:
 
 
 class Uploader:
-    """A thread that uploads parts; while the store fails it waits longer and longer.
-
-    Args:
-        spool: the spool.
-        store: where the parts go.
-        metrics: its counters.
-    """
+    """A thread that uploads parts; while the store fails it waits longer and longer."""
 
     def __init__(self, spool: Spool, store: Store, metrics: Metrics) -> None:
         self._spool = spool

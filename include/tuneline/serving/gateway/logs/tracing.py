@@ -52,7 +52,6 @@ class Tracing:
     """The tracer of a gateway.
 
     Args:
-        config: its section of the configuration.
         exporter: where spans go; None sends them to the configured collector.
     """
 
@@ -145,12 +144,7 @@ class RequestTrace:
         span.end(int((attempt.began + attempt.latency_s) * 1e9))
 
     def end(self, status: int, facts: Mapping[str, Any]) -> None:
-        """End the span of the request.
-
-        Args:
-            status: HTTP status of the answer.
-            facts: what the log states of it.
-        """
+        """End the span of the request."""
         self._span.set_attribute("http.response.status_code", status)
         if model := facts.get("model"):
             self._span.set_attribute("gen_ai.request.model", model)
