@@ -311,4 +311,4 @@ def as_svg(name: str, line: Sequence[Ancestor]) -> str:
     console = Console(record=True, width=_WIDTH, file=io.StringIO())
     console.print(Text(tree_text(name, line)))
     drawing = console.export_svg(title=f"Releases of {name}")
-    return re.sub(r"@font-face *\{[^}]*\}", "", drawing)
+    return re.sub(r"@font-face *\{[^{}]*\}", "", drawing)
