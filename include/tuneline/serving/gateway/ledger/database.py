@@ -138,7 +138,7 @@ _DAY_S = 86_400
 _SQLITE_WAITS_S = 10.0
 # SQLite gives the interpreter back for every statement, and behind a busy event loop it takes a
 # switch to get it again: with one row a statement the writer falls behind at 2,000 rows a second.
-_ROWS_A_STATEMENT = 250
+_ROWS_A_STATEMENT = 100
 _CONNECT_WITHIN_S = 5
 _KEEPALIVES = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 # Errors of a row, such as a number that no column holds: another try can't succeed.
@@ -367,7 +367,8 @@ def _engine(url: URL) -> Engine:
     if database := _file_of(url):
         return create_engine(
             URL.create("sqlite", database=str(database)),
-            connect_args={"timeout": _SQLITE_WAITS_S},
+            # Each batch has another length, and the driver would keep the last 128 statements.
+            connect_args={"timeout": _SQLITE_WAITS_S, "cached_statements": 8},
             insertmanyvalues_page_size=_ROWS_A_STATEMENT,
         )
     arguments: dict[str, Any] = {"connect_timeout": _CONNECT_WITHIN_S, **_KEEPALIVES}
