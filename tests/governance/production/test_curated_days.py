@@ -7,11 +7,15 @@ import pytest
 from tests.lab.data_runs import text
 from tests.lab.logged import DAY, MODEL, logged
 
-from tuneline.artifacts.training import StoredFile
 from tuneline.evidence import Verdict
-from tuneline.governance.production import curated_days
-from tuneline.governance.production.curated_days import CurationEvidence, open_day, publish
-from tuneline.governance.production.requests import REQUESTS
+from tuneline.governance.production.curated_days import (
+    REQUESTS,
+    CurationEvidence,
+    StoredFile,
+    curated_days,
+    open_day,
+    publish,
+)
 from tuneline.store.directory import FileStore
 
 

@@ -11,7 +11,7 @@ from tests.lab.runs import Lab, dataset_rows, exchange
 from tuneline.cli import main
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
-from tuneline.governance.production import curate
+from tuneline.governance.production.curate import curate
 from tuneline.governance.production.drift_look import last_day, look_at, read_look
 from tuneline.governance.production.settings import read_settings
 
