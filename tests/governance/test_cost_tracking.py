@@ -37,7 +37,7 @@ def test_real_requests_are_reconciled_and_priced(served_lab):
     # The dead upstream is known to be dead and passed over; both that answered are billed.
     assert value(evidence, "fallbacks_attempts") == 6
     assert value(evidence, "killed_requests_lost") <= 1
-    assert "8 requests of 2 keys: every token is counted alike" in evidence.summary
+    assert "8 requests of 2 keys: every token is counted the same" in evidence.summary
     # 0.36 an hour at 100 tokens a second: 0.0001 a second, 0.001 for 1,000 tokens.
     assert value(evidence, "cost_per_1000_tokens") == pytest.approx(0.001)
     usage = lab.document("cost_tracking", "usage.json")
@@ -99,7 +99,7 @@ def test_a_ledger_that_was_tampered_with_fails(served_lab, calm_alone, monkeypat
     # Prompts that the engine had cached are not computed again, so it may count none of them.
     assert broken(evidence) - {"prompt_tokens_off_engine"} == names
     assert "the ledger does not add up" in evidence.summary
-    assert "counted alike" not in evidence.summary
+    assert "counted the same" not in evidence.summary
 
 
 def test_tokens_that_passed_the_gateway_by_fail(served_lab, calm_alone, monkeypatch):

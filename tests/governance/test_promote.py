@@ -288,7 +288,7 @@ def test_all_reasons_are_named_at_once(ready_lab):
     lab.leave("adapter_merging", {}, [BROKEN])
     (lab.root / "store/models/model/test/lora.json").unlink()
     sentence = refused(lab)
-    for part in ("adapter_merging (fail", "was not built", "nobody has approved", "is missing"):
+    for part in ("adapter_merging (fail", "was not built", "no one has approved", "is missing"):
         assert part in sentence
     assert "fallback" not in sentence
 
@@ -393,7 +393,7 @@ def test_the_second_of_two_promotions_at_once_is_told(ready_lab, monkeypatch):
         with pytest.raises(UserError) as told:
             lab.execute("promote")
     assert str(told.value).startswith(
-        "model is not promoted: rival was released while this promotion was running"
+        "model is not promoted: rival was released while this promotion ran"
     )
     assert not (lab.root / "store/models/model/test/release.jsonl").exists()
     pointer = json.loads(pointer_file(lab).read_text())

@@ -129,7 +129,7 @@ def test_lone_brace_in_a_template_is_named(tmp_path):
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\n", b'"a\n', b"a,a\n1,2\n", b",b\n1,2\n"])
 def test_unreadable_csv_header(tmp_path, content):
-    with pytest.raises(UserError, match=r"CSV header|a name of its own"):
+    with pytest.raises(UserError, match=r"CSV header|its own name"):
         read(tmp_path / "rows.csv", content)
 
 

@@ -137,7 +137,7 @@ def test_a_budget_of_money_is_in_the_currency_of_the_reloaded_file(tmp_path, sma
     with process:
         path.write_text(json.dumps({**json.loads(path.read_text()), "currency": "EUR"}))
         process.signal(signal.SIGHUP)
-        wait_for(lambda: "taken over" in process.read_log())
+        wait_for(lambda: "loaded, models" in process.read_log())
         # 0.003 for the prompt and 0.010 for the answer.
         assert until_spent(process) == 2
     assert {row.currency for row in rows_between(process.ledger)} == {"EUR"}

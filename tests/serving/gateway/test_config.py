@@ -91,7 +91,7 @@ def test_low_confidence_needs_somebody_to_fall_back_to(tmp_path):
     config["models"] = [
         {"id": "support", "chain": ["small"], "low_confidence": {"min_mean_logprob": -1}}
     ]
-    assert "nobody to fall back to" in message(tmp_path, config)
+    assert "no upstream to fall back to" in message(tmp_path, config)
 
 
 def test_what_is_no_configuration(tmp_path):

@@ -68,7 +68,7 @@ def test_rows_without_room_bear_none(tmp_path, tiny_base):
     longest = max(len(row.ids) for row in planted(tmp_path, tiny_base, canaries=8)[0].rows)
     found, _ = planted(tmp_path, tiny_base, canaries=2, longest=longest - 5)
     assert all(len(row.ids) <= longest - 5 for row in found.rows)
-    with pytest.raises(UserError, match=r"9 canaries, each in 4 rows of its own, do not fit"):
+    with pytest.raises(UserError, match=r"9 canaries, each in 4 extra rows, do not fit"):
         planted(tmp_path, tiny_base, canaries=9, longest=longest - 5)
 
 

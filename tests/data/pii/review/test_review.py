@@ -93,7 +93,7 @@ def test_a_review_of_other_data_does_not_count():
         ("", "line 2: the column missed is empty; write none, or"),
         ("Zebulon", "'Zebulon' is not TYPE: text"),
         ("NAME: Zebulon", "no type is called NAME; there are PERSON"),
-        ("PERSON: Melchior", "'Melchior' does not stand in row"),
+        ("PERSON: Melchior", "'Melchior' is not in row"),
     ],
 )
 def test_a_sheet_that_is_not_well_filled_is_refused(missed, words):
