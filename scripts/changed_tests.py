@@ -24,6 +24,9 @@ def changed_files(since: str) -> set[str]:
 def choose(tests: Iterable[str], changed: set[str], seconds: Mapping[str, float]) -> list[str]:
     """Return files of tests by their distance in imports from what has changed."""
     graph = _import_graph()
+    # A file of data is read by a module next to it.
+    data = {str(Path(name).parent) for name in changed if not name.endswith((".py", ".md"))}
+    changed = changed | {name for name in graph if str(Path(name).parent) in data}
     near = {test: distance for test in tests if (distance := _distance(test, changed, graph))}
     folders = {part for name in changed for part in Path(name).parts[2:-1]}
 

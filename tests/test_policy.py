@@ -31,7 +31,7 @@ EXEMPT = {
         "evaluation.regression_first_look evaluation.regression_texts "
         "evaluation.determinism_prompts evaluation.determinism_repeats "
         "evaluation.determinism_tokens evaluation.latency_requests evaluation.latency_warmup "
-        "evaluation.load.seconds evaluation.review_pairs evaluation.review_judge_pairs "
+        "evaluation.load.seconds evaluation.review_pairs "
         "deployment.quality_rows governance.fallback.calibration_rows",
     "it chooses rows; the rows that stay are measured by limits of their own":
         "data.template_repeats data.repeated_phrase_share data.max_tokens data.max_train_rows "

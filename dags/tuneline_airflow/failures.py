@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import BaseOperator, Context
 
+# URI of a run, which `prepare_run` leaves for all of its tasks.
+RUN_URI = "{{ ti.xcom_pull(task_ids='prepare_run') }}"
 _log = logging.getLogger(__name__)
 
 # `tuneline` leaves "<kind>: <sentence>" as the container's termination message, and the operator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pendulum
 from airflow.sdk import DAG, Asset, Param, get_current_context, get_parsing_context, task
@@ -18,9 +18,6 @@ from tuneline.store import store_of
 from tuneline_airflow.failures import fail_plainly, worker_retry_policy
 from tuneline_airflow.notify import announcers
 from tuneline_airflow.rest import started_by_dag
-
-if TYPE_CHECKING:
-    pass
 
 START = pendulum.datetime(2025, 1, 1, tz="UTC")
 

@@ -404,7 +404,8 @@ class ReviewRows(HITLOperator):
         if _SEND_FOUND in event["chosen_options"]:
             with asking_again():
                 record_form(run, self.numbers, event["params_input"] or {}, answerer(event))
-        return answer
+        # What people typed is personal data, which no XCom may hold.
+        return {**answer, "params_input": {}}
 
     def _make_form(self, run: Run) -> None:
         from tuneline.data.pii.review.review import form_fields
@@ -463,7 +464,7 @@ class LabelRows(HITLOperator):
         from tuneline.store import open_store
 
         refuse_strangers(event, find_model(self.model_name).file.approvers)
-        given = event["params_input"] or {}
+        given = event.get("params_input") or {}
         # The operator is made anew for the answer; rows may have been labelled since.
         shown = form_fields(ids_of_form(given))
         self._make_form({name: field for name, field in shown.items() if name in given})
@@ -472,7 +473,7 @@ class LabelRows(HITLOperator):
             store, run = open_store(store_uri()), context["dag_run"]
             with asking_again():
                 put_answers(store, self.model_name, run.run_id, given, answerer(event))
-        return answer
+        return {**answer, "params_input": {}}
 
     def _make_form(self, fields: dict[str, dict[str, Any]]) -> None:
         self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})

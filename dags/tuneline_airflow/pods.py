@@ -27,6 +27,7 @@ from tuneline.run import Run
 from tuneline.training.resources.out_of_memory import after_kill
 from tuneline_airflow.failures import (
     REASON,
+    RUN_URI,
     StepRetryPolicy,
     ending_reason,
     goes_on_without,
@@ -121,7 +122,6 @@ class WatchfulPodManager(PodManager):
         return None
 
 
-RUN_URI = "{{ ti.xcom_pull(task_ids='prepare_run') }}"
 GPU_POOL = "gpu"
 
 # The cluster may have to add a node first; one with a GPU takes up to half an hour.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, TriggerRule
 
 from tuneline.catalogue import DATA_ORDER, Helper, Item
-from tuneline_airflow.failures import fail_plainly, judge, worker_retry_policy
+from tuneline_airflow.failures import RUN_URI, fail_plainly, judge, worker_retry_policy
 from tuneline_airflow.people import PairsPod, RowsPod
-from tuneline_airflow.pods import RUN_URI, StepPod
+from tuneline_airflow.pods import StepPod
 from tuneline_airflow.training import SyncPod, TrainingPods
 
 if TYPE_CHECKING:

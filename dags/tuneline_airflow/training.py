@@ -21,6 +21,7 @@ from tuneline.run import Run
 from tuneline_airflow.failures import (
     HOPELESS_EXIT_CODES,
     REASON,
+    RUN_URI,
     StepRetryPolicy,
     exit_code,
     fail_plainly,
@@ -28,14 +29,7 @@ from tuneline_airflow.failures import (
     retry_delay,
     worker_retry_policy,
 )
-from tuneline_airflow.pods import (
-    GPU_POOL,
-    RUN_URI,
-    StepPod,
-    WatchfulPodManager,
-    pod_name,
-    run_uri_of,
-)
+from tuneline_airflow.pods import GPU_POOL, StepPod, WatchfulPodManager, pod_name, run_uri_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

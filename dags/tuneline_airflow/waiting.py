@@ -22,8 +22,7 @@ from airflow.sdk.exceptions import (
 from tuneline.errors import RetryableError
 from tuneline.run import Run
 from tuneline_airflow.canary_trigger import CanaryDecided
-from tuneline_airflow.failures import fail_plainly, seconds_from, worker_retry_policy
-from tuneline_airflow.pods import RUN_URI
+from tuneline_airflow.failures import RUN_URI, fail_plainly, seconds_from, worker_retry_policy
 from tuneline_airflow.rest import AirflowApi, note_run
 
 if TYPE_CHECKING:

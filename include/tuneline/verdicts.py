@@ -2,7 +2,7 @@
 
 A critical item that fails or was not run stops the release. One whose sample is too small to decide
 stops it in production and warns on a laptop. Evidence that rests on what has changed since counts
-as not run, see `tuneline.freshness`.
+as not run, see `tuneline.verdicts`.
 """
 
 from __future__ import annotations

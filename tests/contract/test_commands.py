@@ -30,7 +30,8 @@ def describe(made):
         name = " ".join(action.option_strings) or action.dest
         facts = {
             "required": action.required,
-            "default": None if action.default in (None, False) else str(action.default),
+            "default": None if action.default is None else str(action.default),
+            "type": action.type and getattr(action.type, "__name__", "function"),
             "choices": action.choices and list(map(str, action.choices)),
             "values": action.nargs,
             "repeats": type(action).__name__ == "_AppendAction",

@@ -4,7 +4,7 @@ The candidate is exactly the bytes that ship: the variant that production_quanti
 build_engine compiled of it, or a variant of the base with the adapter beside it; then every server
 here loads the adapter, and its clients are answered with it. That base is shared: what was made of
 it lies in the store once, by its hash, whichever adapters are served on it
-(`tuneline.bases.served`). The base is the untuned model in the form of the same engine.
+(`tuneline.bases`). The base is the untuned model in the form of the same engine.
 """
 
 from __future__ import annotations

@@ -173,6 +173,8 @@ def check_limit(path: str, item: str) -> None:
         ValueError: if it is not.
     """
     limit = limit_of(path)
+    if gone := refusal(path):
+        raise ValueError(f"{path}: {gone}")
     if limit is None:
         hint = near_limit(path) or "; docs/governance.md lists the limits"
         raise ValueError(f"{path!r} is not a limit{hint}")

@@ -124,9 +124,9 @@ def _csv_lines(text: str, delimiter: str, name: str, first: int) -> _Lines:
 
 def _workbook(raw: bytes, name: str) -> _Lines:
     """Yield the rows of the first sheet of a workbook."""
-    from openpyxl import load_workbook
-
     try:
+        from openpyxl import load_workbook
+
         with zipfile.ZipFile(io.BytesIO(raw)) as packed:
             size = sum(entry.file_size for entry in packed.infolist())
         if size > _MOST_UNPACKED:

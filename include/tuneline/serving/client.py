@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -438,18 +440,36 @@ def _batch(
     concurrency: int,
     on_answer: Callable[[int, Answered], None] | None = None,
 ) -> list[Answered]:
-    """Ask for each of a batch in threads; `on_answer` is called in this one."""
-    pool = ThreadPoolExecutor(concurrency)
+    """Ask for each of a batch in threads; `on_answer` is called in this one.
+
+    The threads are daemons: after a failure no process waits for the requests under way.
+    """
+    waiting = deque(enumerate(batch))
+    done: SimpleQueue[tuple[int, Answered | None, Exception | None]] = SimpleQueue()
+
+    def ask() -> None:
+        with suppress(IndexError):
+            while True:
+                number, asked = waiting.popleft()
+                try:
+                    done.put((number, one(asked), None))
+                except Exception as error:
+                    done.put((number, None, error))
+
+    for _ in range(min(concurrency, len(batch))):
+        threading.Thread(target=ask, daemon=True).start()
+    answers: dict[int, Any] = {}
     try:
-        numbers = {pool.submit(one, asked): number for number, asked in enumerate(batch)}
-        for done in as_completed(numbers):
-            answered = done.result()
+        while len(answers) < len(batch):
+            number, answered, error = done.get()
+            if error is not None:
+                raise error
+            answers[number] = answered
             if on_answer is not None:
-                on_answer(numbers[done], answered)
-        return [done.result() for done in numbers]
+                on_answer(number, answers[number])
     finally:
-        # After a failure nobody waits for the requests under way.
-        pool.shutdown(wait=False, cancel_futures=True)
+        waiting.clear()
+    return [answers[number] for number in range(len(batch))]
 
 
 def _unavailable(base_url: str, error: httpx.HTTPError) -> EngineUnavailable:

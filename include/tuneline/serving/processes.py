@@ -324,7 +324,8 @@ class DetachedProcess:
         """Return the process of a record; None if it has ended, also if its id was used again."""
         with contextlib.suppress(psutil.NoSuchProcess):
             process = cls(record["pid"])
-            if process._started == record.get("started") and process.alive():
+            known = process._started is not None
+            if known and process._started == record.get("started") and process.alive():
                 return process
         return None
 

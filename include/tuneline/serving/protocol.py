@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # llama.cpp has a type of error for it, OpenAI's API a code.
-_KINDS = frozenset({"exceed_context_size_error", "context_length_exceeded"})
+_KINDS = ("exceed_context_size_error", "context_length_exceeded")
 # What vLLM, TensorRT-LLM and SGLang say.
 _WORDS = re.compile(
     r"maximum (?:context|model) length|should not exceed max_(?:seq_len|num_tokens|input_len)"
@@ -58,7 +58,7 @@ def read_metrics(text: str) -> dict[str, float]:
 
 def is_overflow(error: Mapping[str, object]) -> bool:
     """Return True if an OpenAI-style `error` object says that the prompt is too long."""
-    if _KINDS & {error.get("type"), error.get("code")}:
+    if any(error.get(name) in _KINDS for name in ("type", "code")):
         return True
     message = error.get("message")
     return isinstance(message, str) and _WORDS.search(message) is not None

@@ -11,6 +11,7 @@ from tuneline.data.conversations.languages import foreign_language, language_of,
         ("No recibí mi pedido y quiero que me devuelvan el dinero por favor.", "es"),
         ("Я не получил свой заказ", "CYRILLIC"),
         ("我没有收到包裹", "CJK"),
+        ("まだ荷物が届いていません", "CJK"),
         ("the parcel is not here, I think", None),
         ("Is der Zug late?", None),
         ("ok 123", None),
@@ -19,6 +20,7 @@ from tuneline.data.conversations.languages import foreign_language, language_of,
 )
 def test_the_language_of_a_row(text, language):
     assert foreign_language(text, ["en"]) == language
+    assert foreign_language(text, ["en", "no"]) is None, "nothing is known of it"
     if language in ("de", "fr", "es"):
         assert foreign_language(text, ["en", language]) is None
         assert likeliest(text, ["en", language]) == language

@@ -16,6 +16,8 @@ from pathlib import Path
 
 UNKNOWN = "unknown"
 _LATIN = "LATIN"
+# Japanese mixes three scripts.
+_JAPANESE = dict.fromkeys(("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"), "CJK")
 # A line for each language: its code, and the commonest words of its running text.
 _WORDS_FILE = Path(__file__).with_name("function_words.txt")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -36,7 +38,13 @@ def language_of(text: str) -> str:
 
 
 def foreign_language(text: str, declared: Iterable[str]) -> str | None:
-    """Return the language or script of a text, None if it is unknown or declared."""
+    """Return the language or script of a text, None if it is unknown or declared.
+
+    Where a language is declared that nothing is known of, none can be called foreign.
+    """
+    declared = set(declared)
+    if declared - {language for known in _languages().values() for language in known}:
+        return None
     script = _script_of(text)
     if script not in (_LATIN, UNKNOWN):
         return script
@@ -58,7 +66,8 @@ def _script_of(text: str) -> str:
         return _LATIN if _WORD.search(text) else UNKNOWN
     letters = [char for char in text if char.isalpha()]
     # The name of a letter begins with its script: LATIN SMALL LETTER A.
-    scripts = Counter(unicodedata.name(char, UNKNOWN).split(" ", 1)[0] for char in letters)
+    names = (unicodedata.name(char, UNKNOWN).split(" ", 1)[0] for char in letters)
+    scripts = Counter(_JAPANESE.get(name, name) for name in names)
     script, count = scripts.most_common(1)[0] if scripts else (UNKNOWN, 0)
     return script if 2 * count > len(letters) else UNKNOWN
 

@@ -199,15 +199,20 @@ def open_day(store: Store, model: str, day: date) -> CuratedDay | None:
 
 
 def open_days(store: Store, model: str, days: Iterable[date]) -> Iterator[CuratedDay]:
-    """Yield the curated days with rows; one of an earlier version is named on stderr."""
+    """Yield the curated days with rows (see `open_current`)."""
     for day in days:
-        try:
-            found = open_day(store, model, day)
-        except UserError as error:
-            print(f"tuneline: left out: {error}", file=sys.stderr)
-            continue
+        found = open_current(store, model, day)
         if found is not None and found.evidence.rows_kept:
             yield found
+
+
+def open_current(store: Store, model: str, day: date) -> CuratedDay | None:
+    """Return a curated day; one of an earlier version is named on stderr and left out."""
+    try:
+        return open_day(store, model, day)
+    except UserError as error:
+        print(f"tuneline: left out: {error}", file=sys.stderr)
+        return None
 
 
 def publish(

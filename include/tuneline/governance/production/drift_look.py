@@ -35,7 +35,7 @@ from tuneline.governance.drift.reference import Reference
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare
 from tuneline.governance.production.curated_days import (
     curated_days,
-    open_day,
+    open_current,
 )
 from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store
@@ -201,7 +201,7 @@ def _prompts(
     store: Store, model: str, day: date, labels: frozenset[str], scratch: Path
 ) -> list[Prompt]:
     """Return every logged request of a day, one without a usable text as such."""
-    curated = open_day(store, model, day)
+    curated = open_current(store, model, day)
     if curated is None:
         return []
     texts = {

@@ -39,7 +39,11 @@ Objects = Annotated[list[Object], Field(fail_fast=True)]
 # 1e999 is read as infinity, which no JSON can state.
 Number = Annotated[float, Field(allow_inf_nan=False)]
 # JSON knows no difference between 1 and 1.0.
-_WHOLE: dict[str, Any] = {"multiple_of": 1, "json_schema_extra": {"type": "integer"}}
+_WHOLE: dict[str, Any] = {
+    "multiple_of": 1,
+    "allow_inf_nan": False,
+    "json_schema_extra": {"type": "integer"},
+}
 Integer = Annotated[float, Field(**_WHOLE)]
 Count = Annotated[float, Field(ge=1, **_WHOLE)]
 Choices = Annotated[float, Field(ge=1, le=MOST_CHOICES, **_WHOLE)]

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tuneline.errors import TunelineError, UserError
 
@@ -122,6 +122,16 @@ class KeyRecord(BaseModel):
     revoked_at: str | None = Field(
         None, description="must be the time at which the key was revoked"
     )
+
+    @field_validator("created_at", mode="before")
+    @classmethod
+    def _as_text(cls, given: Any) -> str | None:
+        return str(given) if given else None
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _no_limits(cls, given: Any) -> Any:
+        return NO_LIMITS if given is None else given
 
     def allows(self, model: str) -> bool:
         """Return True if the key may ask for a model, by its id without a version."""

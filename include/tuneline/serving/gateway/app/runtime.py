@@ -28,9 +28,6 @@ from tuneline.serving.gateway.request import EMBEDDINGS, Api
 from tuneline.serving.gateway.upstream_config import TokenRates
 
 if TYPE_CHECKING:
-    from tuneline.serving.gateway.chain.chain import Chain
-    from tuneline.serving.gateway.chain.readiness import Prober
-    from tuneline.serving.gateway.chain.upstream import Upstream
     from tuneline.serving.gateway.config import ProductionLogConfig
     from tuneline.serving.gateway.logs.production_log import ProductionLog
     from tuneline.serving.gateway.logs.scrubbing import Scrub

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -23,6 +24,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import certifi
 from aiohttp import (
     ClientConnectorError,
     ClientError,
@@ -65,6 +67,8 @@ _NEITHER = frozenset(
 )
 # Shorter than the 5 s after which uvicorn and llama.cpp close an idle connection:
 # a request on a connection that is being closed would look like a dead engine.
+# Hosted APIs send long Content-Security-Policy and Set-Cookie headers.
+_LONGEST_HEADER = 65_536
 _KEEPALIVE_S = 3.0
 Headers: TypeAlias = Mapping[str, str]
 _NO_HEADERS: Headers = {}
@@ -290,6 +294,10 @@ def message_texts(message: Any) -> list[str]:
     return []
 
 
+# True while a request is sent again: servers drop kept connections together.
+_FRESH: ContextVar[bool] = ContextVar("fresh", default=False)
+
+
 class _Connector(TCPConnector):
     """Kept connections, without those on which a server sent what nobody asked for.
 
@@ -297,7 +305,7 @@ class _Connector(TCPConnector):
     """
 
     async def _get(self, key: Any, traces: list[Any]) -> Any:
-        while (kept := await super()._get(key, traces)) is not None:
+        while not _FRESH.get() and (kept := await super()._get(key, traces)) is not None:
             if kept.protocol is not None and not kept.protocol.should_close:
                 return kept
             kept.close()
@@ -335,15 +343,18 @@ class Upstream:
     def _session(self) -> ClientSession:
         tls: ssl.SSLContext | bool = True
         if self.config.base_url.startswith("https:"):
-            # As elsewhere, SSL_CERT_FILE names other authorities than the usual ones.
-            tls = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE"))
+            # As in httpx, SSL_CERT_FILE names other authorities than certifi's.
+            authorities = os.environ.get("SSL_CERT_FILE") or certifi.where()
+            tls = ssl.create_default_context(cafile=authorities)
         reuse = TraceConfig()
         reuse.on_connection_reuseconn.append(_note_reuse)
         return ClientSession(
             connector=_Connector(limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=tls),
             skip_auto_headers=("Accept", "User-Agent"),
             cookie_jar=DummyCookieJar(),
-            timeout=ClientTimeout(sock_connect=self.config.connect_timeout_s),
+            timeout=ClientTimeout(connect=self.config.connect_timeout_s),
+            max_line_size=_LONGEST_HEADER,
+            max_field_size=_LONGEST_HEADER,
             auto_decompress=False,
             trace_configs=[reuse],
         )
@@ -352,8 +363,9 @@ class Upstream:
         self, method: str, url: str, body: bytes | None = None, headers: Headers = _NO_HEADERS
     ) -> ClientResponse:
         """Send a request; the body of the answer is still to be read."""
-        for left in (2, 1, 0):
+        for again in (False, True):
             reused: list[bool] = []
+            fresh = _FRESH.set(again)
             try:
                 return await self._session.request(
                     method,
@@ -368,9 +380,11 @@ class Upstream:
                     proxy_headers=self._proxy_headers,
                 )
             except (ServerDisconnectedError, ClientOSError) as error:
-                # A message that is no text is the head of an answer.
-                if not (left and reused and isinstance(getattr(error, "message", ""), str)):
+                # A message that is not a text is the head of an answer.
+                if again or not reused or not isinstance(getattr(error, "message", ""), str):
                     raise
+            finally:
+                _FRESH.reset(fresh)
         raise AssertionError
 
     async def complete(

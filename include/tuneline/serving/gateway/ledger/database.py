@@ -44,7 +44,6 @@ from sqlalchemy.exc import (
     DataError,
     DBAPIError,
     IntegrityError,
-    InterfaceError,
     OperationalError,
     SQLAlchemyError,
 )
@@ -149,7 +148,7 @@ UNFIT = (
     ValueError,
     DataError,
     IntegrityError,
-    InterfaceError,
+    sqlite3.InterfaceError,
 )
 # A statement that hangs must not hold the ledger's writer for ever.
 _STATEMENT_LIMIT = "-c statement_timeout=15s"
