@@ -38,15 +38,15 @@ def test_real_requests_are_reconciled_and_priced(served_lab):
     assert value(evidence, "fallbacks_attempts") == 6
     assert value(evidence, "killed_requests_lost") <= 1
     assert "8 requests of 2 keys: every token is counted the same" in evidence.summary
-    # 0.36 an hour at 100 tokens a second: 0.0001 a second, 0.001 for 1,000 tokens.
-    assert value(evidence, "cost_per_1000_tokens") == pytest.approx(0.001)
+    # 0.36 an hour at 200 tokens a second: 0.0001 a second, 0.0005 for 1,000 tokens.
+    assert value(evidence, "cost_per_1000_tokens") == pytest.approx(0.0005)
     usage = lab.document("cost_tracking", "usage.json")
     assert {row["key"]: row["requests"] for row in usage["by_key"]} == REQUESTS
     tokens = sum(row["completion_tokens"] for row in usage["by_key"])
     # The gateway's own ping is in the upstream's totals, but on nobody's bill.
     assert usage["upstream"]["completion_tokens"] >= tokens > 0
     cost = sum(value(evidence, f"cost_of_{key}") for key in REQUESTS)
-    assert cost == pytest.approx(tokens * 1e-6)
+    assert cost == pytest.approx(tokens * 5e-7)
     assert value(evidence, "cost_per_request") == pytest.approx(cost / 8)
 
 
