@@ -1,4 +1,4 @@
-"""What our gateway adds to a request and to a stream, and what other gateways do.
+"""Measure the latency that our gateway and others add to a request and to a stream.
 
 All stand in front of one upstream that answers at once: the difference to asking it directly is the
 gateway's own. Keys and a log in SQLite are on where a gateway has them; ours has both, with the

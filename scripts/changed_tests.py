@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,12 +39,9 @@ def choose(tests: Iterable[str], changed: set[str], seconds: Mapping[str, float]
 
 def fitting(tests: Iterable[str], seconds: Mapping[str, float], most: float) -> list[str]:
     """Return the first tests that take no longer than `most` together, one at least."""
-    chosen: list[str] = []
-    for test in tests:
-        if chosen and sum(seconds[name] for name in [*chosen, test]) > most:
-            break
-        chosen.append(test)
-    return chosen
+    ordered = list(tests)
+    ends = accumulate(seconds[test] for test in ordered)
+    return ordered[: max(1, sum(end <= most for end in ends))]
 
 
 def _distance(test: str, changed: set[str], graph: Mapping[str, set[str]]) -> int:
@@ -94,7 +92,7 @@ def _named(tree: ast.Module, name: str) -> Iterable[str]:
 
 
 def _known(module: str, files: Mapping[str, str]) -> str:
-    """Return a module, or the one of the name that stands in it, that is a file; else nothing."""
+    """Return a module, or the one that holds the name, if it is a file; else nothing."""
     return next((one for one in (module, module.rpartition(".")[0]) if one in files), "")
 
 

@@ -23,7 +23,7 @@ _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def main() -> int:
     """Compare or lower the numbers; return the exit code."""
     today, known = measure(), json.loads(NUMBERS.read_text())
-    if "--lower" in sys.argv[1:]:
+    if today and "--lower" in sys.argv[1:]:
         known = {name: min(value, known.get(name, value)) for name, value in today.items()}
         NUMBERS.write_text(json.dumps(known, indent=1) + "\n")
     grown = [name for name, value in today.items() if value > known.get(name, 0)]

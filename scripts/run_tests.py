@@ -342,10 +342,11 @@ def _reached(entries: list[Entry], changed: str) -> list[Entry]:
     if not changed:
         return entries
     seconds = {entry.name: entry.seconds for entry in entries if entry.environment}
-    reached = choose(seconds, changed_files(changed), seconds)
+    files = changed_files(changed)
+    reached = choose(seconds, files, seconds)
     chosen = fitting(reached, seconds, SECONDS * (os.cpu_count() or 1))
     print(f"=== {len(chosen)} of the {len(reached)} files of tests that the change reaches")
-    if not chosen and any(not name.endswith(".md") for name in changed_files(changed)):
+    if not chosen and any(not name.endswith(".md") for name in files):
         print("run_tests: no test imports what has changed; run make test", file=sys.stderr)
         sys.exit(1)
     return [entry for entry in entries if entry.name in ("lint", *chosen)]

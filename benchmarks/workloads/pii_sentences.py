@@ -43,7 +43,7 @@ TRICKS = {
     "IP_ADDRESS": (".", (" . ",)),
     "MAC_ADDRESS": (":", ("-",)),
 }
-# Written in groups of so many characters.
+# Kinds that may be written in groups, and the sizes of a group.
 GROUPS = {"CREDIT_CARD": (4, 2, 1), "IBAN_CODE": (4, 2)}
 
 

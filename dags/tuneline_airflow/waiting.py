@@ -198,7 +198,7 @@ class AwaitCanary(BaseOperator):
             not_before=time.time(),
             seconds=seconds_from("TUNELINE_WAIT_SECONDS"),
         )
-        # The trigger has times of its own; this one is for a triggerer that is not there.
+        # The trigger keeps its deadline itself; this one is for a triggerer that does not run.
         timeout = begin + whole + 2 * SLACK
         return self.defer(trigger=trigger, method_name="decided", timeout=timeout)
 

@@ -1,4 +1,4 @@
-"""What people answered: approvals, votes, waivers, sheets of personal data."""
+"""Answers of people: approvals, votes, waivers, sheets of personal data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer says: its JSON, its tool calls, the number that it ends in, its words.
+"""Read an answer: its JSON, its tool calls, the number that it ends in, its words.
 
 An answer arrives as plain text. Tool calls are written as the template of the model writes them:
 JSON objects with `name` and `arguments` (ChatML, Qwen, Mistral) or `parameters` (Llama 3), alone,

@@ -319,7 +319,7 @@ class Judged:
 
     @property
     def right(self) -> list[bool]:
-        """Whether each answer is wholly right."""
+        """For each answer, True if it is wholly right."""
         return [score == 1.0 for score in self.scores]
 
     @property

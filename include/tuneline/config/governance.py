@@ -87,7 +87,7 @@ class LargerModel(Section):
 
 
 class FallbackConfig(Section):
-    """What the release is served with: the larger model, the times, the confidence."""
+    """The larger model behind the release, the times of a request, and the confidence."""
 
     larger: LargerModel | None = Field(
         None,

@@ -415,7 +415,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class CsvForm:
-    """What the configuration says about CSV files.
+    """The settings of CSV files.
 
     Attributes:
         mapping: the templates that make turns of columns; None takes columns as fields.

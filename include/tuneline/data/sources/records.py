@@ -212,7 +212,7 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
         except (pa.ArrowException, OSError) as error:
             reason = first_line(error).rstrip(".")
             fault = f"{BROKEN_FILE}: its row group {group} is damaged ({reason})"
-        # Each row of a damaged group is a fault of its own: the file says how many there are.
+        # Each row of a damaged group is a separate fault: the file says how many there are.
         while number < last:
             number += 1
             yield RawRecord(number, "", None, fault)
@@ -464,7 +464,7 @@ class OpenFile:
 
 
 def open_files(config: DataConfig, scratch: Path) -> Iterator[OpenFile]:
-    """Open every file of the dataset, then of its own hold-out.
+    """Open every file of the dataset, then those of its hold-out.
 
     A fetched file is removed before the next one is opened. A file that is named as hold-out is
     not read as training data too.
