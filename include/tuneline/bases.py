@@ -59,17 +59,7 @@ class Shelf:
     def put(
         self, source: Source, here: Path, sizes: Mapping[str, int], scratch: Path
     ) -> StoredBase:
-        """Put a model here, file by file; files that lie here already are kept.
-
-        Args:
-            here: a folder that holds some or all of them.
-            sizes: all of its files by name, with their sizes in bytes.
-            scratch: a folder for files on their way.
-
-        Raises:
-            CorruptObject: if a file of the same name lies here with other bytes.
-            RetryableError: if network, server or disk failed.
-        """
+        """Put a model here, file by file; files that lie here already are kept."""
         folder = f"{self._prefix}{source.entry}"
         files: dict[str, StoredFile] = {}
 
@@ -117,12 +107,7 @@ class Shelf:
 
 
 def in_place(uri: str, directory: Path, hashes: Mapping[str, str]) -> StoredBase:
-    """List a directory that pods see themselves, where its files stay.
-
-    Args:
-        uri: the address that was requested.
-        hashes: SHA-256 of its files by name.
-    """
+    """List a directory that pods see themselves, where its files stay."""
     files = {
         name: StoredFile(
             sha256=sha256,
@@ -152,11 +137,7 @@ def directory_of(uri: str) -> Path | None:
 
 
 def check_files(directory: Path, base: StoredBase) -> None:
-    """Compare a directory with the listing of a model, by hash where size or time differ.
-
-    Raises:
-        UserError: if a file is missing or has other bytes.
-    """
+    """Compare a directory with the listing of a model, by hash where size or time differ."""
     for name, file in base.files.items():
         path = directory / name
         if not path.is_file():
@@ -177,16 +158,8 @@ def check_files(directory: Path, base: StoredBase) -> None:
 def base_of(ctx: StepContext, *, weights: bool = True) -> BaseModel:
     """Return the base model of a step's run as a directory.
 
-    A run whose fetch_base was not run fetches the model from its address.
-
-    Args:
-        weights: False where configuration, tokenizer and licence are enough; the directory may
-            then lack the weights.
-
-    Raises:
-        UserError: if the files are not where the run left them, or differ.
-        CorruptObject: if a file from the store has other bytes than it was stored with.
-        RetryableError: if network, server or disk failed.
+    Without `weights`, configuration, tokenizer and licence are enough. A run whose fetch_base was
+    not run fetches the model from its address.
     """
     stored = stored_base(ctx)
     if stored is None:
@@ -214,11 +187,7 @@ def described(stored: StoredBase, directory: Path) -> BaseModel:
 
 
 def local_copy(stored: StoredBase, root: Path, log: Log, *, weights: bool) -> Path:
-    """Return a directory with a stored model: the stored one, or one in the cache.
-
-    Args:
-        log: function that takes one line of progress.
-    """
+    """Return a directory with a stored model: the stored one, or one in the cache."""
     directory = directory_of(stored.place)
     if directory is not None:
         check_files(directory, stored)
@@ -261,19 +230,7 @@ def own_files(ctx: StepContext, base: BaseModel) -> BaseForm:
 def keep_form(
     store: Store, path: Path, files: Mapping[str, str], form: BaseForm, log: Log
 ) -> BaseForm:
-    """Put a form into the store, unless it lies there already.
-
-    Args:
-        path: the file, or the folder with the files.
-        files: the names that they get in the store, and their hashes.
-        log: function that takes one line of progress.
-
-    Returns:
-        The description with the place.
-
-    Raises:
-        CorruptObject: if the store has other bytes under that hash.
-    """
+    """Put a form into the store, unless it lies there already."""
     folder = f"{PREFIX}/{form.sha256}"
     log(f"keeping the base model's {form.variant} in {store.uri_of(folder)}")
     for name, sha256 in files.items():
@@ -295,15 +252,7 @@ def fetch_form(
 ) -> Path:
     """Return the file or the folder of a form on this machine, compared with its hashes.
 
-    Args:
-        store: the store that holds it, if a store does.
-        log: function that takes one line of progress.
-        own: function that returns the base model where a run has it already, for a form that is
-            its own files.
-
-    Raises:
-        UserError: if a file is missing.
-        CorruptObject: if a file has other bytes.
+    `own` gives the base model where a run has it, for a form that is its own files.
     """
     if form.key is None or (form.made_by is None and own is not None):
         base = own() if own is not None else resolve(form.uri, log=log)

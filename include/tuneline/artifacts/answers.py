@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
@@ -13,20 +12,13 @@ from tuneline.artifacts.artifact import Document, RunDocument
 from tuneline.config import User
 from tuneline.run import Run
 
-if TYPE_CHECKING:
-    from tuneline.run import Run
-
 # Names under which Airflow records a user who is nobody in particular.
 _NOBODY = ("", "unknown", "anonymous")
 
 
 @dataclass(frozen=True)
 class Person:
-    """The user who answered, as Airflow recorded it.
-
-    Attributes:
-        name: the user's name; empty if Airflow recorded none.
-    """
+    """The user who answered, as Airflow recorded it."""
 
     name: str
     id: str | None = None
@@ -45,15 +37,7 @@ class Person:
 
 
 class Approval(BaseModel):
-    """The answer of a person to the task `subject`.
-
-    Attributes:
-        by: name of the user that Airflow recorded.
-        by_id: id of that user, where Airflow tells ids from names.
-        reason: why, in that user's words.
-        about: SHA-256 of what was asked about: of the manifest for a release, for waivers see
-            `waivers_sha256`.
-    """
+    """The answer of a person to the task `subject`."""
 
     subject: str
     decision: str
@@ -61,7 +45,7 @@ class Approval(BaseModel):
     by_id: str | None = None
     at: str
     reason: str = ""
-    about: str | None = None
+    about: str | None = None  # SHA-256 of what was asked about: the manifest, or `waivers_sha256`
 
     @property
     def person(self) -> Person:
@@ -70,29 +54,19 @@ class Approval(BaseModel):
 
 
 class Approvals(BaseModel):
-    """The answers of people, oldest first.
-
-    Attributes:
-        asked: what each question that was put last is about, by task; see `Approval.about`.
-    """
+    """The answers of people, oldest first."""
 
     approvals: list[Approval] = []
-    asked: dict[str, str] = {}
+    asked: dict[str, str] = {}  # what the last question of each task is about; see `Approval.about`
 
 
 class RecordedWaiver(BaseModel):
-    """A failure that somebody accepts, or a limit that is looser than the policy allows.
-
-    Attributes:
-        limit: the setting whose looser limit is accepted; None accepts the failure of the item.
-        by: the user who started the run with this waiver; None if a schedule did.
-        approval: the approval of the waiver of a critical item.
-    """
+    """A failure that somebody accepts, or a limit that is looser than the policy allows."""
 
     item: str
-    limit: str | None = None
+    limit: str | None = None  # the setting that is looser; None accepts the failure of the item
     reason: str
-    by: str | None = None
+    by: str | None = None  # who started the run; None if a schedule did
     at: str = ""
     approval: Approval | None = None
 
@@ -180,46 +154,29 @@ FOLDER = "data/pii_review"
 
 
 class DrawnRow(BaseModel):
-    """A scrubbed row that was drawn, for a person to read.
-
-    Attributes:
-        row_hash: hash of its turns.
-        stratum: one of `tuneline.data.pii.review.rows_to_read.STRATA`.
-        weight: rows of the stratum over rows drawn from it.
-        text: the row as a person reads it, with surrogates as `[ENTITY]`.
-    """
+    """A scrubbed row that was drawn, for a person to read."""
 
     row_id: str
     row_hash: str
-    stratum: str
-    weight: float
-    text: str
+    stratum: str  # one of `tuneline.data.pii.review.rows_to_read.STRATA`
+    weight: float  # rows of the stratum over rows drawn from it
+    text: str  # surrogates are shown as `[ENTITY]`
 
 
 class PiiSheet(BaseModel):
-    """Every row that was drawn; a row's number is its place, from 1.
+    """Every row that was drawn; a row's number is its place, from 1."""
 
-    Attributes:
-        draw_id: hash of the rows, so that answers count for these rows alone.
-    """
-
-    draw_id: str
+    draw_id: str  # hash of the rows, so that answers count for these rows alone
     rows: list[DrawnRow]
 
 
 class PiiFindings(BaseModel):
-    """The personal data that one person found in some of the rows.
-
-    Attributes:
-        reviewer: the user that Airflow recorded.
-        missed: by row number the type and text of each piece that was missed; an empty list for
-            a row in which nothing was.
-    """
+    """The personal data that one person found in some of the rows."""
 
     draw_id: str
     reviewer: str
     at: str
-    missed: dict[int, list[tuple[str, str]]]
+    missed: dict[int, list[tuple[str, str]]]  # by row number, type and text of each piece
 
 
 PII_SHEET = Document("pii_scrubbing", "review_sheet.json", PiiSheet)

@@ -46,31 +46,17 @@ _QUARANTINE = "quarantine/"
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file that a step leaves.
-
-    Attributes:
-        step: the step that writes it.
-        name: its path relative to the step's folder; `quarantine/…` for raw text.
-    """
+    """A file that a step leaves."""
 
     step: str
-    name: str
+    name: str  # relative to the step's folder; `quarantine/…` for raw text
 
     def fetch(self, ctx: StepContext) -> Path:
-        """Fetch the file, verified against the hash that its step recorded.
-
-        Raises:
-            UserError: if the step has not been run, or left no such file.
-            CorruptObject: if the bytes are not the recorded ones.
-        """
+        """Fetch the file, verified by its recorded hash; UserError if its step left none."""
         return ctx.input(self.step, self.name)
 
     def exists(self, ctx: StepContext) -> bool:
-        """Return True if the step has left the file.
-
-        Raises:
-            UserError: if the step has not been run.
-        """
+        """Return True if the step has left the file."""
         return ctx.has(self.step, self.name)
 
     def path(self, ctx: StepContext) -> Path:
@@ -89,12 +75,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class FolderArtifact:
-    """A folder of files that a step leaves.
-
-    Attributes:
-        step: the step that writes it.
-        name: its path relative to the step's folder.
-    """
+    """A folder of files that a step leaves."""
 
     step: str
     name: str
@@ -111,21 +92,12 @@ class FolderArtifact:
 
 @dataclass(frozen=True)
 class Document(Artifact, Generic[Model]):
-    """A JSON file that a step leaves, with the model of its content.
-
-    Attributes:
-        model: the pydantic model that reads and writes it.
-    """
+    """A JSON file that a step leaves, with the model of its content."""
 
     model: type[Model]
 
     def read(self, ctx: StepContext) -> Model:
-        """Read the document of an earlier step.
-
-        Raises:
-            UserError: if the step has not been run, or left no such file.
-            CorruptObject: if the file is not what its step writes.
-        """
+        """Read the document of an earlier step; CorruptObject if it is not what the step writes."""
         return self._parse(self.fetch(ctx).read_bytes(), ctx.run)
 
     def find(self, run: Run) -> Model | None:
@@ -155,11 +127,7 @@ class Document(Artifact, Generic[Model]):
 
 @dataclass(frozen=True)
 class Lines(Artifact, Generic[Model]):
-    """A JSON-lines file that a step leaves, with the model of a line.
-
-    Attributes:
-        model: the pydantic model that reads and writes a line.
-    """
+    """A JSON-lines file that a step leaves, with the model of a line."""
 
     model: type[Model]
 
@@ -184,14 +152,9 @@ class Lines(Artifact, Generic[Model]):
 
 @dataclass(frozen=True)
 class RunDocument(Generic[Model]):
-    """A JSON file of a run that no step owns: what people answer.
+    """A JSON file of a run that no step owns: what people answer."""
 
-    Attributes:
-        name: its path relative to the run's folder.
-        model: the pydantic model that reads and writes it.
-    """
-
-    name: str
+    name: str  # relative to the run's folder
     model: type[Model]
 
     def key(self, run: Run) -> str:
@@ -203,11 +166,7 @@ class RunDocument(Generic[Model]):
         return run.store.uri_of(self.key(run))
 
     def find(self, run: Run) -> Model | None:
-        """Read the document, None when it is not there.
-
-        Raises:
-            UserError: if it is not of the expected form.
-        """
+        """Read the document, None when it is not there."""
         try:
             return self.model.model_validate_json(run.store.get_bytes(self.key(run)))
         except NotThere:

@@ -15,28 +15,16 @@ REJECTED = "quarantine/rejected.parquet"
 
 
 class SourceNote(BaseModel):
-    """One file of the dataset, as schema_validation read it.
-
-    Attributes:
-        name: the file as rows and errors name it.
-        address: the entry of the configuration that names it.
-        origin: its pinned address on a server, None for a file of this machine.
-        own_holdout: True if it belongs to the dataset's own hold-out.
-        sha256: hash of its bytes.
-        bytes: its size, bytes.
-        form: the form of its rows, None if it has none of the known forms.
-        dialect: delimiter and quoting of a CSV file, None for another.
-        records: the number of records in it.
-    """
+    """One file of the dataset, as schema_validation read it."""
 
     name: str
-    address: str
-    origin: str | None = None
-    own_holdout: bool = False
+    address: str  # the entry of the configuration that names it
+    origin: str | None = None  # its pinned address on a server, None for a file of this machine
+    own_holdout: bool = False  # it belongs to the dataset's own hold-out
     sha256: str
     bytes: int = 0
-    form: str | None = None
-    dialect: str | None = None
+    form: str | None = None  # one of the known forms
+    dialect: str | None = None  # delimiter and quoting of a CSV file
     records: int = 0
 
 
@@ -75,24 +63,16 @@ class Reproduce(BaseModel):
 
 
 class DatasetDocument(BaseModel):
-    """`dataset.json`: what the dataset is, where it comes from and what was taken out of it.
-
-    Attributes:
-        name: name of the run's model.
-        version: hash of the content, see `final_audit.dataset_version`.
-        classes: rows by split and class.
-        removed: rows taken out, by item.
-        reproduce: how to make it again.
-    """
+    """`dataset.json`: what the dataset is, where it comes from and what was taken out of it."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: str = Field("tuneline/dataset/1", alias="schema")
     name: str
-    version: str
+    version: str  # hash of the content, see `final_audit.dataset_version`
     rows: int
     splits: dict[str, int]
-    classes: dict[str, dict[str, int]] = {}
+    classes: dict[str, dict[str, int]] = {}  # rows by split and class
     sources: list[SourceKept] = []
     removed: list[Removed] = []
     pii: list[dict[str, Any]] = []

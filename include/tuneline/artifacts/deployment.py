@@ -10,53 +10,34 @@ from tuneline.artifacts.artifact import Artifact, Document, FileName, FolderArti
 
 
 class Decision(BaseModel):
-    """`decision.json` of adapter_merging: how the tuned model is served.
-
-    Attributes:
-        decision: `merge`, or `apart` for the base with the adapter beside it.
-    """
+    """`decision.json` of adapter_merging: how the tuned model is served."""
 
     model_config = ConfigDict(extra="allow")
 
-    decision: Literal["merge", "apart"]
+    decision: Literal["merge", "apart"]  # apart: the base with the adapter next to it
     reason: str = ""
 
 
 class BaseForm(BaseModel):
-    """A base model in the form that an engine loads, with adapters beside it.
-
-    Attributes:
-        uri: address of the base model.
-        digest: hash over the base model's own files.
-        variant: `f16` or a quantisation.
-        made_by: packages that made the form; None if it is the base model's own files.
-        key: folder of the store that holds its files; None if they come from `uri`.
-        sha256: hash of its one file, or of the list of its files' hashes.
-        files: SHA-256 of each file by name.
-    """
+    """A base model in the form that an engine loads, with adapters beside it."""
 
     model_config = ConfigDict(frozen=True)
 
     uri: str
     digest: str
-    variant: str
-    made_by: str | None = None
-    key: FileName | None = None
-    sha256: str
+    variant: str  # `f16` or a quantisation
+    made_by: str | None = None  # packages that made the form; None for the base's own files
+    key: FileName | None = None  # folder of the store; None if the files come from `uri`
+    sha256: str  # of its one file, or of the list of its files' hashes
     files: dict[FileName, str]
 
 
 class AdapterForm(BaseModel):
-    """An adapter in the form that an engine loads.
-
-    Attributes:
-        sha256: hash of its one file, or of the list of its files' hashes.
-        files: SHA-256 of each file by name.
-    """
+    """An adapter in the form that an engine loads."""
 
     model_config = ConfigDict(frozen=True)
 
-    sha256: str
+    sha256: str  # of its one file, or of the list of its files' hashes
     files: dict[FileName, str]
 
 
@@ -70,82 +51,51 @@ class Apart(BaseModel):
 
 
 class Choice(BaseModel):
-    """The variant that ships.
-
-    Attributes:
-        variant: its name, `f16` or a quantisation.
-        engine: the engine that it was measured on, in whose form it is.
-        sha256: hash of `model.gguf`, or of the list of a folder's hashes; with an adapter apart
-            the hash of both, see `ServedModel`.
-        bytes: size of its file or files, bytes.
-        judged_on: ids of the validation rows that the variants were compared on.
-        apart: the base and the adapter, if they are served unmerged.
-    """
+    """The variant that ships."""
 
     model_config = ConfigDict(populate_by_name=True)
 
     schema_: str = Field("tuneline/choice/1", alias="schema")
-    variant: str
-    engine: str = "llama_cpp"
+    variant: str  # `f16` or a quantisation
+    engine: str = "llama_cpp"  # it was measured on this one
     reason: str = ""
-    sha256: str
+    sha256: str  # of `model.gguf`, or of a folder's hashes; see `ServedModel`
     bytes: int = 0
-    judged_on: list[str] = []
+    judged_on: list[str] = []  # ids of the validation rows
     apart: Apart | None = None
 
 
 class EngineIdentity(BaseModel):
-    """Everything that the shipping engine is tied to; each engine adds its own fields.
-
-    Attributes:
-        limits: the sizes it was built for or is started with.
-        served: the sizes that its servers are started with; {} takes the limits.
-        files: SHA-256 of each file that it loads, by name.
-        apart: the base and the adapter, if they are served unmerged.
-    """
+    """Everything that the shipping engine is tied to; each engine adds its own fields."""
 
     model_config = ConfigDict(extra="allow")
 
     engine: str
     version: str = ""
-    limits: dict[str, Any] = {}
-    served: dict[str, Any] = {}
+    limits: dict[str, Any] = {}  # the sizes it was built for or is started with
+    served: dict[str, Any] = {}  # sizes that its servers are started with; {} takes the limits
     files: dict[str, str] = {}
     apart: Apart | None = None
 
 
 class BuildReport(BaseModel):
-    """The result of a build; `built` is false where the engine could not be built.
-
-    Attributes:
-        built: whether there are files that the engine can load.
-        reason: one sentence; the obstacle if it was not built.
-        commands: the exact command lines, also when they could not be run here.
-        identity: the fields of `EngineIdentity`; {} if it was not built.
-        seconds: wall-clock time of the build, in seconds.
-    """
+    """The result of a build; `built` is false where the engine could not be built."""
 
     engine: str
     built: bool
-    reason: str
-    commands: list[list[str]] = []
-    identity: dict[str, Any] = {}
+    reason: str  # one sentence; the obstacle if it was not built
+    commands: list[list[str]] = []  # also when they could not be run here
+    identity: dict[str, Any] = {}  # fields of `EngineIdentity`; {} if it was not built
     seconds: float = 0.0
 
 
 class WarmUp(BaseModel):
-    """`warm_up.json` of cold_start: what a served engine is warmed up with.
-
-    Attributes:
-        system: the system turn that most rows begin with; None if no turn is in most of them.
-        share: share of the rows that begin with their most frequent system turn, 0 to 1.
-        rows: number of training and validation rows.
-    """
+    """`warm_up.json` of cold_start: what a served engine is warmed up with."""
 
     schema_: str = Field("tuneline/warm_up/1", alias="schema")
-    system: str | None
-    share: float
-    rows: int
+    system: str | None  # None if no system turn is in most rows
+    share: float  # of rows that begin with the most frequent system turn, 0 to 1
+    rows: int  # of training and validation
 
 
 # The unquantised variant, which the losses of the others are measured against.

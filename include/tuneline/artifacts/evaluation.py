@@ -93,26 +93,16 @@ Source = Literal["airflow", "terminal", "csv", "argilla", "endpoint"]
 
 
 class Ballot(BaseModel):
-    """The votes that one reviewer cast at once in one review.
-
-    Attributes:
-        review_id: the review whose pairs were shown.
-        reviewer: the user that Airflow or the machine knows, or the name that a file states.
-        source: how the votes were taken.
-        at: the time, RFC 3339.
-        comment: what the reviewer says of all of them.
-        judge: True if a model voted, which earlier versions allowed; such votes do not count.
-        imported_by: the user who read the file in; None for votes that were cast directly.
-    """
+    """The votes that one reviewer cast at once in one review."""
 
     review_id: str
-    reviewer: str
+    reviewer: str  # the user that Airflow or the machine knows, or that a file states
     source: Source
     at: str
     marks: list[Mark]
     comment: str = ""
-    judge: bool = False
-    imported_by: str | None = None
+    judge: bool = False  # a model voted, which earlier versions allowed; it does not count
+    imported_by: str | None = None  # who read the file in; None for votes that were cast directly
 
 
 class Vote(BaseModel):

@@ -19,90 +19,55 @@ class _Governed(BaseModel):
 
 
 class ManifestRef(_Governed):
-    """The place of the manifest of a run's model version: `manifest_ref.json`.
-
-    Attributes:
-        uri: address of `manifest.json`.
-        sha256: hex SHA-256 of its bytes.
-        version: the model version, which is the id of the run.
-    """
+    """The place of the manifest of a run's model version: `manifest_ref.json`."""
 
     uri: str
     sha256: str
-    version: str
+    version: str  # the id of the run
 
 
 class ManifestFile(_Governed):
-    """One file of a model version.
+    """One file of a model version."""
 
-    Attributes:
-        name: path below the version's folder.
-        sha256: hex SHA-256 of its bytes.
-    """
-
-    name: FileName
+    name: FileName  # path below the version's folder
     sha256: str
     bytes: int
 
 
 class ManifestEvidence(_Governed):
-    """The verdict of one item, as it stood when the manifest was written.
-
-    Attributes:
-        because: the limits that were broken, or that every limit holds.
-        file: path of the evidence below the version's folder.
-    """
+    """The verdict of one item, as it stood when the manifest was written."""
 
     phase: str
     severity: str
     verdict: str
     summary: str
-    because: str
-    file: str
+    because: str  # the limits that were broken, or that every limit holds
+    file: str  # path below the version's folder
 
 
 class DatasetFile(_Governed):
-    """The dataset that training read.
-
-    Attributes:
-        key: its key in the store of the release.
-        sha256: hex SHA-256 of its bytes.
-        rows: number of rows, where the step that wrote it counted them.
-    """
+    """The dataset that training read."""
 
     key: str
     sha256: str
     bytes: int
-    rows: int | None = None
+    rows: int | None = None  # None if the step that wrote it did not count them
 
 
 class StepEnvironment(_Governed):
-    """An environment in which steps of the run were carried out.
-
-    Attributes:
-        packages: version by package, of everything that is installed there.
-        device: name of the accelerator, or `cpu`.
-        code: commit, whether files differ from it, and hash of the library.
-        image: the image that the steps' pods asked for; empty without pods.
-        image_id: what the cluster ran, with the image's digest; empty where nobody reported it.
-        steps: the items and helper steps that ran in it.
-    """
+    """An environment in which steps of the run were carried out."""
 
     python: str
-    packages: dict[str, str]
-    device: str
-    code: dict[str, Any] = {}
-    image: str = ""
-    image_id: str = ""
+    packages: dict[str, str]  # everything that is installed there
+    device: str  # name of the accelerator, or `cpu`
+    code: dict[str, Any] = {}  # commit, whether files differ from it, hash of the library
+    image: str = ""  # that the steps' pods asked for; empty without pods
+    image_id: str = ""  # with the image's digest; empty where nobody reported it
     steps: list[str]
 
 
 class Parent(_Governed):
-    """The release that was in service when the version was made.
-
-    Attributes:
-        manifest_sha256: hash of its manifest.
-    """
+    """The release that was in service when the version was made."""
 
     version: FolderName
     manifest_sha256: str
@@ -113,39 +78,23 @@ Basis = Literal["checked", "declared"]
 
 
 class PolicyException(_Governed):
-    """A limit that the run set looser than the policy allows.
-
-    Attributes:
-        setting: its path in the configuration.
-        item: the item that it decides.
-        critical: True if that item is critical.
-        allowed: the loosest value of the policy.
-        reason: why it was accepted; None if nobody did.
-        by: who started the run with the waiver.
-        approved_by: who approved it, of a critical item.
-    """
+    """A limit that the run set looser than the policy allows."""
 
     setting: str
     item: str
     critical: bool
     value: float | bool | str | None
-    allowed: float | bool | str | None
-    reason: str | None = None
+    allowed: float | bool | str | None  # the loosest value of the policy
+    reason: str | None = None  # why it was accepted; None if nobody did
     by: str | None = None
     approved_by: str | None = None
 
 
 class ManifestPolicy(_Governed):
-    """The policy of the platform under which the version was made.
-
-    Attributes:
-        version: the version that its file states.
-        sha256: hash of the file, which ships as `policy.yaml`.
-        looser: the limits that the run set looser.
-    """
+    """The policy of the platform under which the version was made."""
 
     version: int
-    sha256: str
+    sha256: str  # of the file, which ships as `policy.yaml`
     looser: list[PolicyException] = []
 
 
@@ -182,56 +131,35 @@ class Manifest(_Governed):
 
 
 class LogEnd(_Governed):
-    """The end of the release log of a version.
-
-    Attributes:
-        sha256: hash of the last one.
-    """
+    """The end of the release log of a version."""
 
     lines: int
-    sha256: str
+    sha256: str  # of the last line
 
 
 class PointerMove(_Governed):
-    """One move of the release pointer.
-
-    Attributes:
-        version: the version that it moved to.
-        event: `released` or `rolled_back`.
-        at: RFC 3339.
-        sha256: hash of the line that logs the move in the version's `release.jsonl`.
-    """
+    """One move of the release pointer."""
 
     version: FolderName
-    event: str
+    event: str  # `released` or `rolled_back`
     at: str
-    sha256: str
+    sha256: str  # of the line that logs the move in the version's `release.jsonl`
 
 
 class ReleasePointer(_Governed):
-    """`models/<name>/production.json`: the version of a model that is released.
-
-    Attributes:
-        manifest: address of the version's manifest.
-        release_sha256: hash of the line of `release.jsonl` that logs this release.
-        released_at: RFC 3339.
-        history: every move of the pointer, oldest first; the last one is the release.
-        heads: the end of the release log of each version.
-        lines: the lines that were logged last, in full. A promotion that dies after it has
-            written the pointer is completed from them.
-    """
+    """`models/<name>/production.json`: the version of a model that is released."""
 
     schema_: Literal["tuneline/production/1"] = Field("tuneline/production/1", alias="schema")
     name: FolderName
     version: FolderName
     manifest: str
     manifest_sha256: str
-    release_sha256: str
+    release_sha256: str  # of the line of `release.jsonl` that logs this release
     previous_version: FolderName | None = None
     released_at: str
-    history: list[PointerMove] = []
-    heads: dict[str, LogEnd] = {}
-    lines: list[str] = []
+    history: list[PointerMove] = []  # oldest first; the last one is the release
+    heads: dict[str, LogEnd] = {}  # the end of the release log of each version
+    lines: list[str] = []  # the last ones in full, by which a promotion that died is completed
 
 
 MANIFEST_REF = Document("lineage", "manifest_ref.json", ManifestRef)
@@ -250,64 +178,38 @@ class Share(_Stated):
 
 
 class Threshold(_Stated):
-    """A limit of the mean log-probability per token, in nats.
+    """A limit of the mean log-probability per token, in nats."""
 
-    Attributes:
-        tokens: the first tokens that the mean is taken over; None for the whole answer.
-        value: answers below it are not trusted; None if none is set.
-        caught: share of the wrong answers below it; None if nothing could be measured.
-        false_alarms: share of the right answers below it, expected of the next ones.
-    """
-
-    tokens: int | None = None
-    value: float | None = None
-    caught: Share | None = None
-    false_alarms: Share | None = None
+    tokens: int | None = None  # that the mean is taken over; None for the whole answer
+    value: float | None = None  # answers below it are not trusted
+    caught: Share | None = None  # share of the wrong answers; None if nothing was measured
+    false_alarms: Share | None = None  # share of the right answers
     reason: str
 
 
 class Calibration(_Stated):
-    """`calibration.json`: the thresholds of a model on its engine.
-
-    Attributes:
-        candidate_sha256: hash of the bytes that answered.
-        engine: the engine and its version.
-        rows: validation rows that were asked.
-        wrong: how many were answered wrongly.
-        max_tokens: limit of an answer's length.
-        caught_share: the share of wrong answers that was to be caught.
-        false_alarm_share: the share of right answers that might be sent on.
-        whole: the threshold of whole answers.
-        stream: the threshold of the beginning of a stream.
-    """
+    """`calibration.json`: the thresholds of a model on its engine."""
 
     schema_: str = Field("tuneline/calibration/1", alias="schema")
-    candidate_sha256: str
+    candidate_sha256: str  # of the bytes that answered
     engine: str
-    rows: int
+    rows: int  # validation rows that were asked
     wrong: int
     max_tokens: int
-    caught_share: float
-    false_alarm_share: float
+    caught_share: float  # of wrong answers, that was to be caught
+    false_alarm_share: float  # of right answers, that might be sent on
     whole: Threshold
-    stream: Threshold
+    stream: Threshold  # of the beginning of a stream
 
 
 class Confidence(_Stated):
-    """The confidence of one answer.
-
-    Attributes:
-        right: whether the answer is right.
-        tokens: number of its tokens.
-        whole: mean log-probability of its tokens, in nats; None if the engine stated none.
-        beginning: that of the tokens that a stream is judged by.
-    """
+    """The confidence of one answer."""
 
     row_id: str
     right: bool
     tokens: int
-    whole: float | None
-    beginning: float | None
+    whole: float | None  # mean log-probability in nats; None if the engine stated none
+    beginning: float | None  # that of the tokens that a stream is judged by
 
 
 CALIBRATION_FILE = "calibration.json"
@@ -322,20 +224,12 @@ Subject = tuple[str, str, str]
 
 
 class AskedLicense(BaseModel):
-    """A licence that a person decides on.
-
-    Attributes:
-        kind: `base_model`, `detector`, `dataset`, `generator` or `package`.
-        name: what is under the licence.
-        license: its SPDX id or expression, or `NOASSERTION`.
-        why: the rule that asks for a person.
-        text: address of the licence's text, empty where none is known.
-    """
+    """A licence that a person decides on."""
 
     kind: str
     name: str
-    license: str
-    why: str
+    license: str  # SPDX id or expression, or `NOASSERTION`
+    why: str  # the rule that asks for a person
     text: str = ""
 
     @property
@@ -345,19 +239,11 @@ class AskedLicense(BaseModel):
 
 
 class LicenseAnswer(BaseModel):
-    """A person's answer.
-
-    Attributes:
-        asked: the licences that were shown.
-        decision: `Approve` or `Reject`.
-        by: who answered, as Airflow recorded it or as the system's login names the user.
-        reason: why, in the person's words.
-        at: RFC 3339.
-    """
+    """A person's answer."""
 
     asked: list[AskedLicense]
-    decision: str
-    by: str
+    decision: str  # `Approve` or `Reject`
+    by: str  # as Airflow recorded it or as the system's login names the user
     reason: str
     at: str
 
@@ -392,17 +278,12 @@ class Packages(RootModel[dict[str, str]]):
 
 
 class PodImage(BaseModel):
-    """The image that a step's pod ran, by the status of the pod.
-
-    Attributes:
-        image: its name, as the pod asked for it.
-        image_id: what the cluster ran, in most clusters the name with the digest.
-    """
+    """The image that a step's pod ran, by the status of the pod."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     image: str
-    image_id: str
+    image_id: str  # in most clusters the name with the digest
     pod: str = ""
 
 

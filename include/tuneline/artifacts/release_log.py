@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from tuneline.artifacts.artifact import fault
 from tuneline.artifacts.governance import LogEnd
 from tuneline.artifacts.releases import model_prefix
 from tuneline.store import CorruptObject, NotThere, Store, Tagged
@@ -29,12 +30,7 @@ class _Event(BaseModel):
 
 
 class Approved(_Event):
-    """A person's answer to a question about the run, a refusal included.
-
-    Attributes:
-        reason: why, in the words of that person.
-        about: SHA-256 of what was asked about; of the manifest for the release.
-    """
+    """A person's answer to a question about the run, a refusal included."""
 
     event: Literal["approved"] = "approved"
     subject: str
@@ -42,19 +38,15 @@ class Approved(_Event):
     by: str
     answered_at: str
     reason: str = ""
-    about: str | None = None
+    about: str | None = None  # SHA-256; of the manifest for the release
 
 
 class Waived(_Event):
-    """A failure or a looser limit that somebody accepts; of a critical item it needs an approval.
-
-    Attributes:
-        limit: what is looser than the policy allows, one sentence; None for a failure.
-    """
+    """A failure or a looser limit that somebody accepts; of a critical item it needs an approval."""
 
     event: Literal["waived"] = "waived"
     item: str
-    limit: str | None = None
+    limit: str | None = None  # what is looser than the policy allows; None for a failure
     reason: str
     by: str
     approved_by: str | None = None
@@ -79,33 +71,20 @@ class Withdrawn(_Event):
 
 
 class _Move(_Event):
-    """An event that moves the release pointer to the version.
+    """An event that moves the release pointer to the version."""
 
-    Attributes:
-        previous_version: the version that was released before, None for the first release.
-        follows: hash of the line that moved the pointer there.
-    """
-
-    previous_version: str | None
-    follows: str | None
+    previous_version: str | None  # None for the first release
+    follows: str | None  # hash of the line that moved the pointer there
 
 
 class Released(_Move):
-    """The version was promoted.
-
-    Attributes:
-        by: who started the run, None if a schedule did.
-        run: the run's address.
-        approved_by: who approved the release, if the run asked for it.
-        lineage_sha256: hash of the statement of `lineage`; None in a line that an earlier version
-            of Tuneline wrote.
-    """
+    """The version was promoted."""
 
     event: Literal["released"] = "released"
-    by: Any = None
+    by: Any = None  # who started the run, None if a schedule did
     run: str
     approved_by: str | None = None
-    lineage_sha256: str | None = None
+    lineage_sha256: str | None = None  # None in a line that an earlier version wrote
 
 
 class RolledBack(_Move):
@@ -131,18 +110,11 @@ class _Chained(BaseModel):
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a release log.
+    """One line of a release log."""
 
-    Attributes:
-        text: the line without its end.
-        at: time of the event, RFC 3339.
-        previous_sha256: hash of the line before, or of the manifest.
-        version: the version of the model.
-    """
-
-    text: str
+    text: str  # without its end
     at: str
-    previous_sha256: str
+    previous_sha256: str  # of the line before, or of the manifest
     version: str
     event: Event
 
@@ -168,21 +140,14 @@ def read_line(text: str) -> Line:
         chained = _Chained.model_validate(document)
         event = _EVENT.validate_python(document)
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
-        raise ValueError(f"{field}: {problem['msg']}" if field else str(problem["msg"])) from None
+        raise ValueError(fault(error)) from None
     except ValueError:
         raise ValueError("it is not JSON") from None
     return Line(text, chained.at, chained.previous_sha256, chained.version, event)
 
 
 def chain(version: str, events: Sequence[Event], previous_sha256: str, at: str) -> list[Line]:
-    """Make the lines of events.
-
-    Args:
-        previous_sha256: hash of the log's last line, of the manifest in an empty log.
-        at: the time, RFC 3339.
-    """
+    """Make the lines of events."""
     lines: list[Line] = []
     for event in events:
         before = lines[-1].sha256 if lines else previous_sha256
@@ -195,14 +160,10 @@ def chain(version: str, events: Sequence[Event], previous_sha256: str, at: str) 
 
 @dataclass(frozen=True)
 class Log:
-    """The release log of a version as it lies in the store.
-
-    Attributes:
-        stored: its bytes as they were read, None without a log.
-    """
+    """The release log of a version as it lies in the store."""
 
     uri: str
-    stored: Tagged | None
+    stored: Tagged | None  # None without a log
     texts: list[str]
 
     @property
@@ -217,11 +178,7 @@ class Log:
         return (len(self.texts), self.last_sha256) == (end.lines, end.sha256)
 
     def lines(self) -> list[Line]:
-        """Return its lines.
-
-        Raises:
-            CorruptObject: if one of them is not a line of a release log.
-        """
+        """Return its lines."""
         found = []
         for number, text in enumerate(self.texts, 1):
             try:

@@ -40,17 +40,11 @@ LINEAGE_STATEMENTS = ("attestations/lineage.intoto.json", "attestations/lineage.
 
 @dataclass(frozen=True)
 class Release:
-    """A version of a model that was released.
-
-    Attributes:
-        store: the store that holds it.
-        manifest: what it consists of, and what it was made from.
-        sha256: hash of the manifest's bytes; empty for one that was not read from a store.
-    """
+    """A version of a model that was released."""
 
     store: Store
     manifest: Manifest
-    sha256: str = ""
+    sha256: str = ""  # of the manifest's bytes; empty for one that was not read from a store
 
     @property
     def name(self) -> str:
@@ -68,11 +62,7 @@ class Release:
         return self.store.uri_of(manifest_key(self.manifest.name, self.version))
 
     def run(self) -> Run:
-        """Open the run that made it.
-
-        Raises:
-            UserError: if it is no longer in the store, or was made for another contract version.
-        """
+        """Open the run that made it."""
         return Run.open(self.store.uri_of(f"runs/{self.version}"))
 
     def find(self, name: str) -> FileRef | None:
@@ -85,12 +75,7 @@ class Release:
         return None
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of one of its files, verified; None if it has no such file.
-
-        Raises:
-            NotThere: if the store has lost it.
-            CorruptObject: if its bytes are others.
-        """
+        """Return the content of one of its files, verified; None if it has no such file."""
         ref = self.find(name)
         if ref is None:
             return None
@@ -117,11 +102,7 @@ class Release:
 
     @property
     def apart(self) -> Apart | None:
-        """The base and the adapter that it serves; None if it serves a merged model.
-
-        Raises:
-            CorruptObject: if the manifest does not describe them.
-        """
+        """The base and the adapter that it serves; None if it serves a merged model."""
         stated = (self.manifest.engine or {}).get("apart")
         with readable(f"{self.uri}: engine.apart"):
             return Apart.model_validate(stated) if stated else None
@@ -143,11 +124,7 @@ class Release:
         return found
 
     def artifacts(self, step: str) -> list[FileRef]:
-        """Return the artifacts that a step of its run left.
-
-        Raises:
-            UserError: if the run or the step is no longer there.
-        """
+        """Return the artifacts that a step of its run left."""
         return self.run().entry(step).artifacts
 
     def artifact(self, step: str, name: str) -> FileRef | None:
@@ -159,12 +136,7 @@ class Release:
         return next((ref for ref in artifacts if ref.name == name), None)
 
     def fetch(self, ref: FileRef, target: Path) -> Path:
-        """Fetch a file of the version or of its run, verified against its hash.
-
-        Raises:
-            UserError: if it is missing.
-            CorruptObject: if its bytes are others.
-        """
+        """Fetch a file of the version or of its run, verified against its hash."""
         try:
             self.store.get_file(self.store.key_of(ref.uri), target, sha256=ref.sha256)
         except NotThere as error:
@@ -177,12 +149,7 @@ class Release:
 
 @contextmanager
 def readable(what: str) -> Iterator[None]:
-    """Say in one sentence that a document of a release can't be read.
-
-    Raises:
-        CorruptObject: if the block raises what the reading of a damaged document raises, or of
-            one that another version of Tuneline wrote.
-    """
+    """Say in one sentence that a document of a release can't be read."""
     try:
         yield
     except ValidationError as error:
@@ -199,11 +166,7 @@ def readable(what: str) -> Iterator[None]:
 
 
 def read_release(store: Store, name: str) -> ReleasePointer | None:
-    """Return the pointer to a model's released version, None when nothing was released.
-
-    Raises:
-        CorruptObject: if it is not the pointer of that model.
-    """
+    """Return the pointer to a model's released version, None when nothing was released."""
     try:
         raw = store.get_bytes(pointer_key(name))
     except NotThere:
@@ -220,10 +183,6 @@ def released(run: Run) -> Release | None:
     """Return the release that a run would replace, None if nothing is released under its name.
 
     A step that is run again after the run itself was released is given the release before it.
-
-    Raises:
-        UserError: if the released version has no manifest.
-        CorruptObject: if the manifest is not the one that was released.
     """
     pointer = read_release(run.store, run.config.name)
     if pointer is None:
@@ -235,12 +194,7 @@ def released(run: Run) -> Release | None:
 
 
 def open_release(store: Store, pointer: ReleasePointer) -> Release:
-    """Return the version that a pointer names.
-
-    Raises:
-        UserError: if it has no manifest.
-        CorruptObject: if the manifest is not the one that was released.
-    """
+    """Return the version that a pointer names."""
     name, version = pointer.name, pointer.version
     found = find_version(store, name, version, pointer.manifest_sha256)
     if found is None:
@@ -255,9 +209,6 @@ def find_version(
     store: Store, name: str, version: str, sha256: str | None = None
 ) -> Release | None:
     """Return a version of a model, None if the store has no manifest of it.
-
-    Args:
-        sha256: hash that the bytes of the manifest must have; None takes them as they are.
 
     Raises:
         CorruptObject: if the manifest has another hash, is none, or that of another version.

@@ -41,22 +41,12 @@ class LoggedRequest:
     """A request and its answer, without the personal data and secrets that were found in them.
 
     Attributes:
-        request_id: its id, unique over all gateways.
-        time: arrival, UTC; the day of it is the partition.
-        key: name of the API key, never the key.
         model: the model that the client asked for.
         model_version: version of the model that answered; None if the configuration states none.
-        messages: the prompt; None if it could not be scrubbed.
         answer: the text of the answer, as far as it came; None if there was none, or it could
-            not be scrubbed.
-        latency_ms: time from the arrival to the end, attempts that were left included.
         ttft_ms: time from the arrival to the first token; None if nothing was streamed.
         confidence: mean log-probability per token, nats; None if it was not asked for.
-        served_by: the upstream that answered, None if none did.
-        fallback_reason: why the upstream before it was left, None for the first of the chain.
-        prompt_tokens: as the upstream reported it, or counted by the gateway.
         finish_reason: why the answer ended, as the upstream says; None if it broke off.
-        status: how the request ended, an `Outcome` of the gateway.
         sample_rate: share of the requests that is logged; a row stands for its inverse.
         redactions: number of removed values by type; None if scrubbing failed.
     """
@@ -135,14 +125,7 @@ def folder_name(model: str) -> str:
 
 
 def table_of(lines: bytes) -> tuple[pa.Table, int]:
-    """Read the JSON lines of a spool.
-
-    Args:
-        lines: lines of `LoggedRequest.line`; the last one may be cut off.
-
-    Returns:
-        A table of `SCHEMA`, and the number of lines that are no such line.
-    """
+    """Return a table of `SCHEMA`, and how many lines of a spool are not such lines."""
     if not lines:
         return SCHEMA.empty_table(), 0
     try:
@@ -153,25 +136,12 @@ def table_of(lines: bytes) -> tuple[pa.Table, int]:
 
 
 def part_key(folder: str, day: str, part: str) -> str:
-    """Return the key of a part.
-
-    Args:
-        folder: the model's `folder_name`.
-        part: name of the part, unique over all gateways.
-    """
+    """Return the key of a part."""
     return f"{PREFIX}/{folder}/{day}/{part}{_SUFFIX}"
 
 
 def write_part(store: Store, key: str, table: pa.Table, scratch: Path) -> None:
-    """Write a part whole; one of the same key is replaced.
-
-    Args:
-        key: its key, see `part_key`.
-        scratch: a local file that may be overwritten; it is deleted afterwards.
-
-    Raises:
-        TunelineError: see `Store.put_file`.
-    """
+    """Write a part whole; one of the same key is replaced."""
     try:
         pq.write_table(table, scratch, compression="zstd")
         store.put_file(key, scratch)

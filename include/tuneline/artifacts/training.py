@@ -19,30 +19,20 @@ if TYPE_CHECKING:
 
 
 class StoredFile(BaseModel):
-    """One file of a base model.
-
-    Attributes:
-        sha256: hash of its bytes.
-        bytes: its size, bytes.
-        mtime_ns: its time of modification when it was hashed, for a file in a directory.
-    """
+    """One file of a base model."""
 
     sha256: str
     bytes: int
-    mtime_ns: int | None = None
+    mtime_ns: int | None = None  # when it was hashed, for a file in a directory
 
 
 class StoredBase(BaseModel):
-    """`base.json`: a base model where every pod finds it, described as `models.BaseModel` is.
-
-    Attributes:
-        place: URI of the folder that holds its files.
-    """
+    """`base.json`: a base model where every pod finds it, described as `models.BaseModel` is."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     uri: str
-    place: str
+    place: str  # URI of the folder that holds its files
     digest: str
     license: str | None
     license_source: str
@@ -54,17 +44,11 @@ class StoredBase(BaseModel):
 
 
 class DetectorLicense(BaseModel):
-    """The licence of a model that finds personal data.
-
-    Attributes:
-        address: where the model comes from.
-        license: SPDX identifier, None if none is stated.
-        license_source: where it is stated, or the places that were searched.
-    """
+    """The licence of a model that finds personal data."""
 
     address: str
     license: str | None
-    license_source: str
+    license_source: str  # where it is stated, or the places that were searched
 
 
 class Detectors(BaseModel):
@@ -93,14 +77,7 @@ class _Content(BaseModel):
 
 
 class StartedFrom(_Content):
-    """The released adapter that a training starts from.
-
-    Attributes:
-        manifest: URI of its manifest.
-        uri: URI of the adapter's weights.
-        sha256: hash of the adapter's weights.
-        bytes: size of the adapter's weights.
-    """
+    """The released adapter that a training starts from."""
 
     version: str
     manifest: str
@@ -125,46 +102,24 @@ class LoraSettings(_Content):
 
 
 class Packing(_Content):
-    """The way in which rows of a micro-batch are fed to the model.
+    """The way in which rows of a micro-batch are fed to the model."""
 
-    Attributes:
-        packed: True if they lie in one sequence, each by itself; else they are padded.
-        attention: implementation of attention in training, as transformers names it.
-        padded_attention: the one that padded rows get, in validation.
-        refused: True if packing was asked for and the model could not be packed.
-        reason: why rows are padded; empty if they are packed.
-        loss_difference: largest difference to padded rows that the check at the start found,
-            nats a token; None without a check.
-        neighbour_difference: the same where only the neighbour of a row changed.
-    """
-
-    packed: bool = False
-    attention: str = ""
-    padded_attention: str = ""
-    refused: bool = False
+    packed: bool = False  # rows lie in one sequence, each by itself; else they are padded
+    attention: str = ""  # as transformers names it
+    padded_attention: str = ""  # of padded rows, in validation
+    refused: bool = False  # packing was asked for and the model could not be packed
     reason: str = ""
-    loss_difference: Loss | None = None
-    neighbour_difference: Loss | None = None
+    loss_difference: Loss | None = None  # to padded rows, the largest, nats a token; None unchecked
+    neighbour_difference: Loss | None = None  # the same where only the neighbour of a row changed
 
 
 class Plan(_Content):
-    """`plan.json`: how the rows of an optimiser step are fed to the processor.
+    """`plan.json`: how the rows of an optimiser step are fed to the processor."""
 
-    Attributes:
-        micro_batch: rows of a forward pass.
-        accumulation: micro-batches of a process in an optimiser step.
-        effective_batch: rows of an optimiser step.
-        threads: CPU threads of a process.
-        packing: how rows are fed to the model.
-        estimate: time and money that training will take.
-        planned_micro_batch: the micro-batch of the file where training took a smaller one
-            because memory ran out; it is not in the file.
-    """
-
-    micro_batch: int
-    accumulation: int
+    micro_batch: int  # rows of a forward pass
+    accumulation: int  # micro-batches of a process in an optimiser step
     world_size: int
-    effective_batch: int
+    effective_batch: int  # rows of an optimiser step
     threads: int
     device: str
     precision: Literal["fp32", "bf16"]
@@ -186,22 +141,14 @@ class Plan(_Content):
 
 
 class Evaluation(_Content):
-    """One validation pass of a training.
-
-    Attributes:
-        eval_loss: mean loss of a learned token, nats.
-        eval_loss_error: its standard error over the draw of rows.
-        adapter_sha256: hash of the adapter's weights at that step.
-        kept: True if the adapter is still there.
-        path: folder of the adapter below the step's output; None if it was not kept.
-    """
+    """One validation pass of a training."""
 
     step: int
-    eval_loss: Loss
-    eval_loss_error: Loss = math.nan
+    eval_loss: Loss  # mean of a learned token, nats
+    eval_loss_error: Loss = math.nan  # standard error over the draw of rows
     adapter_sha256: str = ""
-    kept: bool = False
-    path: str | None = None
+    kept: bool = False  # the adapter is still there
+    path: str | None = None  # of the adapter below the step's output
 
 
 class Checkpoints(_Content):
@@ -217,32 +164,18 @@ class Checkpoints(_Content):
 
 
 class AdapterLosses(_Content):
-    """`losses.json`: the validation losses of the kept adapter on the base as training held it.
-
-    Attributes:
-        adapter_sha256: hash of the adapter's weights.
-        row_ids: ids of the validation rows.
-        sums: negative log-likelihood of each row's learned tokens, nats.
-        targets: learned tokens of each row.
-        weights: weight of each row.
-    """
+    """`losses.json`: the validation losses of the kept adapter on the base as training held it."""
 
     adapter_sha256: str
     row_ids: tuple[str, ...]
-    sums: tuple[Loss, ...]
-    targets: tuple[int, ...]
+    sums: tuple[Loss, ...]  # negative log-likelihood of each row's learned tokens, nats
+    targets: tuple[int, ...]  # learned tokens of each row
     weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Trip:
-    """A rule that stopped a training: a loss rule, or a limit of time or money.
-
-    Attributes:
-        step: optimiser step at which it tripped.
-        limit: the limit of that value.
-        sentence: the reason, for a person.
-    """
+    """A rule that stopped a training: a loss rule, or a limit of time or money."""
 
     rule: Literal["nan", "spike", "divergence", "overfit", "plateau", "max_hours", "max_cost"]
     step: int
@@ -253,27 +186,16 @@ class Trip:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run at a tracker.
-
-    Attributes:
-        mode: online (a server took the metrics as they came), offline (they lie in a file of
-            the tracker) or unreachable (nothing was tracked).
-        run_id: the tracker's id of the run; empty when unreachable.
-        url: page on which the run can be watched; None unless online.
-        directory: folder of an offline run, relative to the step's output; else empty.
-        reason: why the run is not online; else empty.
-        missed: log entries that the tracker did not get.
-        key: of the training, stable over retries.
-    """
+    """A run at a tracker."""
 
     tracker: str
     mode: Literal["online", "offline", "unreachable"]
-    run_id: str = ""
-    url: str | None = None
-    directory: str = ""
-    reason: str = ""
-    missed: int = 0
-    key: str = ""
+    run_id: str = ""  # of the tracker; empty when unreachable
+    url: str | None = None  # None unless online
+    directory: str = ""  # of an offline run, relative to the step's output
+    reason: str = ""  # why it is not online
+    missed: int = 0  # log entries that the tracker did not get
+    key: str = ""  # of the training, stable over retries
 
     @property
     def title(self) -> str:
@@ -319,22 +241,14 @@ class TrainedRun(_Content):
 
 
 class Canary(_Content):
-    """An artificial identifier that training planted.
-
-    Attributes:
-        place: whether it stands in the question or in the answer.
-        row_ids: training rows of whose copies it is a part.
-        messages: turns of the first copy.
-        turn: turn that holds it there.
-        start: its place in that turn, in characters.
-    """
+    """An artificial identifier that training planted."""
 
     value: str
     place: Literal["prompt", "answer"]
-    row_ids: list[str]
-    messages: list[dict[str, str]]
-    turn: int
-    start: int
+    row_ids: list[str]  # rows of whose copies it is a part
+    messages: list[dict[str, str]]  # turns of the first copy
+    turn: int  # of `messages`
+    start: int  # characters into that turn
 
 
 class Canaries(_Content):
@@ -350,28 +264,17 @@ class SyncedRuns(_Content):
 
 
 class Trial(_Content):
-    """`trial.json`: the brief training of one rank in a sweep.
-
-    Attributes:
-        dataset_sha256: hash of the run's dataset; a trial on other rows does not count.
-        holdout_rows: rows of the hold-out among those the trial could read.
-        excluded: why the rank can't be chosen; None if it can.
-        loss_before: validation loss of the untrained model, nats.
-        sums: negative log-likelihood of each validation row's learned tokens, nats.
-        targets: learned tokens of each validation row.
-        weights: weight of each validation row.
-        seconds: time of its steps and its measurement.
-    """
+    """`trial.json`: the brief training of one rank in a sweep."""
 
     r: int
     alpha: int
-    dataset_sha256: str
-    holdout_rows: int
-    excluded: str | None = None
+    dataset_sha256: str  # a trial on other rows does not count
+    holdout_rows: int  # of the hold-out, among those the trial could read
+    excluded: str | None = None  # why the rank can't be chosen
     steps: int = 0
-    loss_before: Loss | None = None
-    sums: tuple[float, ...] = ()
-    targets: tuple[int, ...] = ()
+    loss_before: Loss | None = None  # validation loss of the untrained model, nats
+    sums: tuple[float, ...] = ()  # negative log-likelihood of each validation row, nats
+    targets: tuple[int, ...] = ()  # learned tokens of each validation row
     weights: tuple[float, ...] = ()
     trainable_share: float = 0.0
     seconds: float = 0.0

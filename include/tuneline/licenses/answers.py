@@ -32,16 +32,7 @@ from tuneline.run import Run, now
 def record(
     run: Run, asked: Sequence[AskedLicense], decision: str, person: Person, reason: str | None
 ) -> None:
-    """Keep an answer, beside the run's other approvals, which the release log takes up.
-
-    Args:
-        decision: `Approve` or `Reject`.
-        reason: why; an approval needs one.
-
-    Raises:
-        UserError: if there is nothing to answer, an approval has no reason, or this person may
-            not give it.
-    """
+    """Keep an answer, beside the run's other approvals, which the release log takes up."""
     why = (reason or "").strip()
     if not asked:
         raise UserError(f"{run.uri}: no licence of this run waits for a person")
@@ -72,11 +63,7 @@ _FOR = ", for version "
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A licence that a person accepted.
-
-    Attributes:
-        by: who, and for which version if it was another one.
-    """
+    """A licence that a person accepted."""
 
     by: str
     reason: str
@@ -87,9 +74,6 @@ def acceptances(run: Run) -> dict[Subject, Acceptance]:
 
     What was answered in this run counts before what the released version brings along, so that a
     rejection ends an earlier approval.
-
-    Raises:
-        CorruptObject: if the released version is not the one that was released.
     """
     answered = last_answers(run)
     here = {

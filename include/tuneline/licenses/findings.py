@@ -48,26 +48,18 @@ _ROLES: dict[Kind, Role] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One licence and what decided on it.
-
-    Attributes:
-        name: what is under the licence.
-        read_from: where the licence was stated.
-        text: address of the licence's text.
-        accepted_by: who accepted it where the rules ask for a person; empty if nobody did.
-        rules: the rules that bind, by the licence's id.
-    """
+    """One licence and what decided on it."""
 
     kind: Kind
     name: str
     license: str
-    read_from: str
+    read_from: str  # where the licence was stated
     decision: Decision
     rule: str
-    text: str
-    accepted_by: str = ""
+    text: str  # address of the licence's text
+    accepted_by: str = ""  # where the rules ask for a person
     reason: str = ""
-    rules: Mapping[str, Rule] = field(default_factory=dict, repr=False)
+    rules: Mapping[str, Rule] = field(default_factory=dict, repr=False)  # those that bind, by id
 
     @property
     def allowed(self) -> bool:
@@ -105,11 +97,7 @@ def findings_of(
     base: BaseModel | StoredBase,
     detectors: Iterable[DetectorLicense] = (),
 ) -> list[Finding]:
-    """Judge the base model, the dataset's sources, and the models that wrote or scrubbed rows.
-
-    Returns:
-        The findings, that of the base model first.
-    """
+    """Judge the base model, the dataset's sources, and the models that wrote or scrubbed rows."""
     circumstances = circumstances_of(config, base.license, base.architecture)
     found = [
         _finding("base_model", config.base_model, base.license, base.license_source, circumstances)
@@ -136,12 +124,7 @@ def findings_of(
 
 
 def detector_licenses(config: PipelineConfig) -> list[DetectorLicense]:
-    """Return the licences of the models that find personal data; no weights are fetched.
-
-    Raises:
-        UserError: if a model is unknown.
-        RetryableError: if network or server failed.
-    """
+    """Return the licences of the models that find personal data; no weights are fetched."""
     found = []
     for uri in config.data.pii_models:
         license_id, source = classifier_license(uri, "data.pii_ner")
@@ -201,10 +184,7 @@ def with_answers(run: Run, findings: Iterable[Finding]) -> list[Finding]:
 
 
 def open_of_run(run: Run) -> list[AskedLicense]:
-    """Return the licences of base model and data that wait for a person.
-
-    They are known once fetch_base has run, so that the question comes before the audit.
-    """
+    """Return the licences of base model and data that wait for a person."""
     base = BASE.find(run)
     if base is None:
         return (OPEN_LICENSES.find(run) or OpenLicenses()).asked
@@ -226,12 +206,7 @@ ITEM = "license_audit."
 
 
 def package_measurements(findings: Sequence[Finding], prefix: str = "") -> list[Measurement]:
-    """Judge the packages of an environment.
-
-    Args:
-        findings: one for each package.
-        prefix: what the names of the measurements begin with.
-    """
+    """Judge the packages of an environment."""
     refused = sum(finding.decision == "refused" for finding in findings)
     unclear = sum(finding.open for finding in findings)
     return [
@@ -252,16 +227,7 @@ def write_findings(path: Path, findings: Sequence[Finding]) -> None:
 def audit_engine_packages(
     ctx: StepContext, python: str | None, package: str
 ) -> tuple[list[Measurement], str]:
-    """Judge the packages of the environment in which the engine has just answered.
-
-    Args:
-        ctx: the step that started it; it leaves `packages.csv`.
-        python: the Python of the engine; None for that of this process.
-        package: the engine's package, which has to be among those that are found.
-
-    Returns:
-        Measurements of the item license_audit, and a sentence on what was seen.
-    """
+    """Judge the packages of the environment in which the engine has just answered."""
     try:
         found = installed(python, ctx.config.governance.package_licenses)
         if not found.has(package):

@@ -24,15 +24,11 @@ _SECONDS = 120.0
 
 @dataclass(frozen=True)
 class PackageLicense:
-    """A package's licence.
-
-    Attributes:
-        license: SPDX id or expression, or what the package says instead.
-    """
+    """A package's licence."""
 
     name: str
     version: str
-    license: str
+    license: str  # SPDX id or expression, or what the package says instead
     read_from: str
 
 
@@ -49,15 +45,7 @@ class Environment:
 
 
 def installed(python: str | None = None, stated: Mapping[str, str] | None = None) -> Environment:
-    """Read the packages of an environment.
-
-    Args:
-        python: the Python of another environment; None reads that of this process.
-        stated: licences of packages whose own metadata state none, by name.
-
-    Raises:
-        TunelineError: if the other Python can't be asked.
-    """
+    """Read the packages of an environment."""
     if python is None:
         raw: dict[str, Any] = {"prefix": sys.prefix, "packages": metadata.stated_licenses()}
     else:
@@ -87,11 +75,7 @@ def _package(entry: Mapping[str, Any], known: Mapping[str, tuple[str, str]]) -> 
 
 
 def read(entry: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a package's licence and where its metadata state it.
-
-    Args:
-        entry: the package as `stated_licenses` describes it.
-    """
+    """Return a package's licence and where its metadata state it."""
     if entry["expression"]:
         return entry["expression"], "License-Expression"
     field = (entry["license"] or "").strip()

@@ -178,12 +178,7 @@ _TOKEN = re.compile(r"\(|\)|(?<!\S)(?:AND|OR|WITH)(?!\S)")
 
 @dataclass(frozen=True)
 class Named:
-    """One licence.
-
-    Attributes:
-        name: its name as it stands in the expression.
-        exception: the name after WITH, None without one.
-    """
+    """One licence."""
 
     name: str
     exception: str | None = None
@@ -273,48 +268,29 @@ _RANK: dict[Decision, int] = {"allowed": 0, "person": 1, "refused": 2}
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a licence is judged for.
-
-    Attributes:
-        monthly_users: monthly active users of the licensee; None if nobody said.
-        in_eu: whether the licensee is at home in the European Union; None if nobody said.
-        multimodal: whether the base model takes more than text.
-        outputs_train: whether answers of the tuned model will train other models.
-        model_name: name of the tuned model.
-        base_family: family of the base model's licence, for data that a model wrote.
-    """
+    """What a licence is judged for."""
 
     use: Use
-    monthly_users: int | None = None
-    in_eu: bool | None = None
-    multimodal: bool = False
-    outputs_train: bool = False
-    model_name: str = ""
-    base_family: str | None = None
+    monthly_users: int | None = None  # of the licensee; None if nobody said
+    in_eu: bool | None = None  # the licensee is at home in the European Union
+    multimodal: bool = False  # the base model takes more than text
+    outputs_train: bool = False  # answers of the tuned model will train other models
+    model_name: str = ""  # of the tuned model
+    base_family: str | None = None  # of the base model's licence, for data that a model wrote
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The decision on a licence.
-
-    Attributes:
-        decision: allowed, refused, or a person has to decide.
-        source: address of the text that the rule was read from; empty without a rule.
-        rules: the rules that bind, by the licence's id; those not chosen from an OR do not.
-    """
+    """The decision on a licence."""
 
     decision: Decision
     reason: str
-    source: str
-    rules: Mapping[str, Rule]
+    source: str  # address of the text that the rule was read from
+    rules: Mapping[str, Rule]  # those that bind, by id; those not chosen from an OR do not
 
 
 def judge(license_id: str, circumstances: Circumstances, role: Role = "model") -> Judgement:
-    """Judge whether a licence allows a use.
-
-    Args:
-        circumstances: the use and what else the rules ask for.
-    """
+    """Judge whether a licence allows a use."""
     whole = Named(license_id)
     if license_id == NONE or find_rule(license_id):
         return _judge(whole, circumstances, role)
@@ -467,11 +443,7 @@ _MULTIMODAL = "ForConditionalGeneration"
 def circumstances_of(
     config: PipelineConfig, base_license: str | None, architecture: str
 ) -> Circumstances:
-    """Return what the licences of a run are judged for.
-
-    Args:
-        architecture: its architecture, as its configuration names it.
-    """
+    """Return what the licences of a run are judged for."""
     governance = config.governance
     rule = find_rule(normalise(base_license))
     domicile = governance.domicile

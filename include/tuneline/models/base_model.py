@@ -79,11 +79,7 @@ def license_of_text(text: str) -> str | None:
 
 
 def to_spdx(name: str) -> str | None:
-    """Return the SPDX identifier for a licence name as hubs and GGUF files write it.
-
-    Returns:
-        The identifier; `LicenseRef-…` for a licence that SPDX does not list; None for no name.
-    """
+    """Return the SPDX identifier for a licence name as hubs and GGUF files write it."""
     key = name.strip().lower()
     if key in ("", "other", "unknown", "none"):
         return None
@@ -95,9 +91,6 @@ def read_license(directory: Path, config: dict[str, Any]) -> tuple[str | None, s
 
     The sources in order: the resolver's note on the origin, the model card's front matter,
     config.json, a licence text.
-
-    Returns:
-        SPDX identifier or None, and its source (or the sources that name none).
     """
     origin = directory / ORIGIN_FILE
     if origin.is_file():
@@ -150,11 +143,7 @@ _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load_tokenizer(path: Path) -> Any:
-    """Load the fast tokenizer of a model's directory, with its chat template.
-
-    Raises:
-        UserError: if the directory holds no usable tokenizer.
-    """
+    """Load the fast tokenizer of a model's directory, with its chat template."""
     try:
         tokenizer = _generic(path) or _any(path)
     except Exception as error:
@@ -214,39 +203,22 @@ _MODEL_PATTERNS = (
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A resolved base model.
-
-    Attributes:
-        uri: the address that was requested.
-        path: directory with config.json, safetensors, tokenizer files and chat template.
-        digest: SHA-256 over the sorted lines `<file sha256>  <file name>`; two directories
-            with the same digest hold the same model.
-        license: SPDX identifier (`LicenseRef-…` for licences without one), or None.
-        license_source: place of the licence, or the places that were searched without success.
-        revision: identifier of the content at its source: package version, commit or digest.
-        architecture: first entry of `architectures`, for example LlamaForCausalLM.
-        context_length: context from the configuration, in tokens.
-        files: SHA-256 of each file by name.
-    """
+    """A resolved base model."""
 
     uri: str
-    path: Path
-    digest: str
-    license: str | None
-    license_source: str
-    revision: str
-    architecture: str
-    context_length: int
+    path: Path  # with config.json, safetensors, tokenizer files and chat template
+    digest: str  # SHA-256 over the sorted lines `<file sha256>  <file name>`
+    license: str | None  # SPDX identifier, `LicenseRef-…` for a licence without one
+    license_source: str  # or the places that were searched without success
+    revision: str  # of the content at its source: package version, commit or digest
+    architecture: str  # first entry of `architectures`
+    context_length: int  # tokens
     vocab_size: int
-    files: Mapping[str, str]
+    files: Mapping[str, str]  # SHA-256 by name
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: if the file is missing or is not a JSON object.
-    """
+    """Read a JSON object."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -259,11 +231,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Return the safetensors files of a model, in the order of their names.
-
-    Raises:
-        UserError: if the index names a shard that is missing.
-    """
+    """Return the safetensors files of a model, in the order of their names."""
     if (directory / _INDEX).is_file():
         shards = _shards(directory, {path.name for path in model_files(directory)})
         return [directory / name for name in shards]
@@ -293,16 +261,8 @@ def check_directory(
 ) -> dict[str, Any]:
     """Check that a model has everything that fine-tuning needs.
 
-    Args:
-        directory: the model's files, or all but its weights.
-        names: names of all its files, where the weights are elsewhere.
-        title: the model's name in an error; that of the directory by default.
-
-    Returns:
-        Its config.json.
-
-    Raises:
-        UserError: if something is missing; the message names all of it.
+    `names` are those of all files where the weights are elsewhere; `title` names the model in an
+    error, which lists all that is missing. Returns config.json.
     """
     present = {path.name for path in model_files(directory)} if names is None else set(names)
     missing = [] if "config.json" in present else ["config.json"]
@@ -336,10 +296,7 @@ def _has_chat_template(directory: Path) -> bool:
 
 
 def is_model_file(name: str) -> bool:
-    """Return True for the name of a file that belongs to a model.
-
-    Files in sub-folders usually hold other formats of the same model.
-    """
+    """Return True for the name of a file that belongs to a model."""
     return "/" not in name and any(fnmatch.fnmatchcase(name, p) for p in _MODEL_PATTERNS)
 
 
@@ -377,14 +334,7 @@ def describe(
 ) -> BaseModel:
     """Describe a model directory whose files are hashed already.
 
-    Args:
-        uri: the address that was requested.
-        directory: the model's files, or all but its weights.
-        files: SHA-256 of all its files by name.
-        revision: revision at the source; None takes the digest.
-
-    Raises:
-        UserError: if the directory is incomplete or its configuration unusable.
+    `directory` holds all files but perhaps the weights; without a `revision` the digest is taken.
     """
     config = check_directory(directory, files)
     text_config = config.get("text_config", config)

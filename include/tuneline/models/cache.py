@@ -43,17 +43,9 @@ def cached_model(
 ) -> tuple[Path, dict[str, str]]:
     """Return the directory of a cached model; fetch it if it is not there.
 
-    Args:
-        key: identifier of the content (hash, commit, listing of a bucket).
-        fill: function that puts the model's files into an empty directory, and returns their
-            hashes where it knows them.
-        log: function that takes one line of progress.
-
-    Returns:
-        The directory, and the SHA-256 of its files by name.
-
-    Raises:
-        RetryableError: if the disk is full or not writable.
+    `key` identifies the content (hash, commit, listing of a bucket). `fill` puts the files into an
+    empty directory and returns their hashes where it knows them. Returns the directory and the
+    SHA-256 of its files by name.
     """
     entry = root / "models" / entry_name(name, key)
     files = _known_files(entry)
@@ -79,14 +71,7 @@ def find_cached(root: Path, entry: str) -> Path | None:
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Refuse to fill a disk.
-
-    Args:
-        needed: their size, in bytes.
-
-    Raises:
-        RetryableError: if fewer bytes are free.
-    """
+    """Refuse to fill a disk."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RetryableError(
@@ -140,13 +125,7 @@ def _known_files(entry: Path) -> dict[str, str] | None:
 def hash_directory(
     root: Path, directory: Path, files: Mapping[str, Path] | None = None
 ) -> dict[str, str]:
-    """Return the SHA-256 of a user's model files, remembered by size and modification time.
-
-    The hashes are remembered in the cache; nothing is written to the directory itself.
-
-    Args:
-        files: its files by name; those of a base model by default.
-    """
+    """Return the SHA-256 of a user's model files, remembered by size and modification time."""
     if files is None:
         files = {path.name: path for path in model_files(directory)}
     key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]

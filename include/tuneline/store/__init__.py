@@ -51,14 +51,7 @@ def at_work_in(store: Store) -> Iterator[None]:
 
 
 def open_store(uri: str) -> Store:
-    """Open a store by its URI.
-
-    Args:
-        uri: `file:///absolute/dir` or `s3://bucket/prefix`.
-
-    Raises:
-        UserError: if it has another form.
-    """
+    """Open a store by its URI."""
     parsed = urlparse(uri)
     if parsed.scheme == "file" and parsed.path.startswith("/") and not parsed.netloc:
         return FileStore(Path(unquote(parsed.path)))
@@ -70,14 +63,7 @@ def open_store(uri: str) -> Store:
 def local_file(address: str, scratch: Path) -> Path:
     """Return the path of a file on this machine; a local one need not exist.
 
-    Args:
-        address: path, `file://` or `s3://` address.
-        scratch: folder that a file from a bucket is fetched into.
-
-    Raises:
-        UserError: if a bucket has no such file.
-        CorruptObject: if its bytes are not those that were written.
-        RetryableError: if the server failed.
+    `address` is a path, `file://` or `s3://`; a file of a bucket is fetched into `scratch`.
     """
     parsed = urlparse(address)
     if parsed.scheme == "s3":
@@ -88,14 +74,7 @@ def local_file(address: str, scratch: Path) -> Path:
 
 
 def store_of(process: str) -> str:
-    """Return the URI of the store that the environment of a process names.
-
-    Args:
-        process: what the process is, for an error.
-
-    Raises:
-        UserError: if `TUNELINE_STORE` is not set.
-    """
+    """Return the URI of the store that the environment of a process names."""
     store = os.environ.get("TUNELINE_STORE")
     if not store:
         raise UserError(

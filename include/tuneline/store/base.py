@@ -34,14 +34,10 @@ class NotThere(UserError):
 
 @dataclass(frozen=True)
 class Tagged:
-    """An object as it was read, for a conditional write that replaces it.
-
-    Attributes:
-        tag: the store's tag of these bytes.
-    """
+    """An object as it was read, for a conditional write that replaces it."""
 
     data: bytes
-    tag: str
+    tag: str  # by which the store knows these bytes
 
 
 def require_key(key: str) -> str:
@@ -69,11 +65,7 @@ class Store(ABC):
         return f"{self.uri}/{key}"
 
     def key_of(self, uri: str) -> str:
-        """Return the key of a full URI of this store.
-
-        Raises:
-            UserError: if the URI is outside this store.
-        """
+        """Return the key of a full URI of this store."""
         if not uri.startswith(self.uri + "/"):
             raise UserError(f"{uri} is not in the store {self.uri}")
         return uri[len(self.uri) + 1 :]

@@ -29,11 +29,7 @@ from tuneline.store.base import (
 
 
 def sealed(digest: str) -> dict[str, Any]:
-    """Return what a write says of its bytes: the server refuses others, and keeps the hash.
-
-    Args:
-        digest: hex SHA-256 of the bytes.
-    """
+    """Return what a write says of its bytes: the server refuses others, and keeps the hash."""
     return {"Metadata": {"sha256": digest}, "ChecksumSHA256": _base64(bytes.fromhex(digest))}
 
 
@@ -46,12 +42,7 @@ def put_parts(
     *,
     condition: Mapping[str, str],
 ) -> None:
-    """Upload a file in parts; the object appears with the last call, or not at all.
-
-    Args:
-        digest: hex SHA-256 of the whole file.
-        condition: condition of the last call, such as that there is no such object.
-    """
+    """Upload a file in parts; the object appears with the last call, or not at all."""
     upload = s3.create_multipart_upload(
         **where, Metadata={"sha256": digest}, ChecksumAlgorithm="SHA256"
     )["UploadId"]
@@ -114,10 +105,6 @@ _UNKNOWN = "unknown (no sha256 metadata)"
 
 def call_s3(subject: str, action: Callable[[], T]) -> T:
     """Run an S3 call and translate its errors.
-
-    Args:
-        subject: the requested object, with which messages begin.
-
     Raises:
         NotThere: if there is no such object.
         AlreadyThere: if a conditional write found one.
@@ -157,11 +144,7 @@ def call_s3(subject: str, action: Callable[[], T]) -> T:
 
 
 class S3Store(Store):
-    """A store in a bucket (`s3://bucket/prefix`), any S3-compatible server.
-
-    The endpoint and the credentials come from the AWS environment variables
-    (`AWS_ENDPOINT_URL`, …), as boto3 reads them.
-    """
+    """A store in a bucket (`s3://bucket/prefix`), any S3-compatible server."""
 
     # Larger objects are sent in parts; S3 takes at most 5 GiB in one put.
     MULTIPART_BYTES = 64 << 20
@@ -227,16 +210,7 @@ class S3Store(Store):
         return settle(staged, destination, self.uri_of(key), [sha256 or stored])
 
     def get_foreign(self, key: str, destination: Path) -> None:
-        """Copy an object that another program wrote, so that no hash of it is known.
-
-        Args:
-            key: the object's key, in whatever form that program chose.
-            destination: the local file, written whole; the server states its length.
-
-        Raises:
-            NotThere: if there is no such object.
-            RetryableError: if the server failed or the transfer was interrupted.
-        """
+        """Copy an object that another program wrote, so that no hash of it is known."""
         staged, _ = self._download(key, destination)
         staged.replace(destination)
 
@@ -263,12 +237,7 @@ class S3Store(Store):
         return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=size)
 
     def hash_foreign(self, key: str) -> str:
-        """Return the SHA-256 of an object that another program wrote.
-
-        Raises:
-            NotThere: if there is no such object.
-            RetryableError: if the server failed or the transfer was interrupted.
-        """
+        """Return the SHA-256 of an object that another program wrote."""
         return self._read(key, partial(self._hash_stream, key))[0]
 
     def _hash_stream(self, key: str) -> tuple[str, int, str]:
@@ -346,11 +315,7 @@ class S3Store(Store):
         return self._call("", ask)
 
     def etag(self, key: str) -> str:
-        """Return the server's tag of an object, which changes with its bytes; see `get_foreign`.
-
-        Raises:
-            NotThere: if there is no such object.
-        """
+        """Return the server's tag of an object, which changes with its bytes; see `get_foreign`."""
         head = partial(self._s3.head_object, Bucket=self.bucket, Key=self._below(key))
         return str(self._call(key, head)["ETag"]).strip('"')
 
