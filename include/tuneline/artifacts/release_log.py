@@ -1,8 +1,7 @@
 """`release.jsonl` of a model version: what happened to the version, one line for each event.
 
-Each line carries the hash of the line before it, the first one that of the manifest. A line that
-moves the release pointer (`released`, `rolled_back`) also carries the hash of the line that moved
-it before, in whichever version's log that one is. The pointer records the end of every log.
+Each line carries the hash of the line before, the first one that of the manifest. One that moves
+the release pointer also carries the hash of the line that moved it before, in whichever log.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class Approved(_Event):
 
 
 class Waived(_Event):
-    """A failure or a looser limit that somebody accepts; of a critical item it needs an approval."""
+    """A failure or a looser limit that somebody accepts."""
 
     event: Literal["waived"] = "waived"
     item: str

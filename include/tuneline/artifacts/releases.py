@@ -1,8 +1,4 @@
-"""The released version of a model and those before it, as their manifests state them.
-
-`models/<name>/production.json` names the released version and the hash of its manifest. The
-manifest states the files of the version by hash and names the version that was released before it.
-"""
+"""The released version of a model and those before it, as their manifests state them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The production log: a logged request, and the parts of a day in the store.
+"""The production log: `logs/<model>/<day>/<part>.parquet`, each part written whole, never changed.
 
-A part, `logs/<model>/<day>/<part>.parquet`, is written whole and never changed, so a reader needs
-no lock. Parts may overlap if a gateway was killed; readers see each request once.
+Parts may overlap if a gateway was killed; readers see each request once.
 """
 
 from __future__ import annotations

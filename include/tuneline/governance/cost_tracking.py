@@ -1,10 +1,7 @@
 """cost_tracking: the ledger that bills API keys counts what clients and engine counted.
 
-Real requests under two keys go through the gateway to the shipped bytes. Then the ledger's sums
-must equal the usage that the clients received and the counters of the engine. Traffic that goes
-wrong follows: streams, clients that leave, fallbacks, timeouts, retries, and a gateway that is
-killed amid a request and started again on its ledger. What no witness was told is bounded. The
-price follows from the machine's hourly cost and the throughput that the latency benchmark measured.
+Real requests go through the gateway to the shipped bytes, then traffic that goes wrong: streams,
+clients that leave, fallbacks, timeouts, retries, a gateway that is killed and started again.
 """
 
 from __future__ import annotations
@@ -46,20 +43,13 @@ MODEL_ID = ALIAS
 
 @dataclass(frozen=True)
 class Trial:
-    """The requests as clients, ledger and engine counted them.
+    """The requests as clients, ledger and engine counted them."""
 
-    Attributes:
-        reported: usage that the clients received, by key.
-        by_key: the ledger's rows per key.
-        totals: the ledger's totals of the upstream, the gateway's own pings included.
-        wrong: what was measured on traffic that goes wrong.
-    """
-
-    reported: Mapping[str, Tokens]
-    by_key: Sequence[KeyUsage]
-    totals: UpstreamTotals
+    reported: Mapping[str, Tokens]  # that the clients received, by key
+    by_key: Sequence[KeyUsage]  # the ledger's rows per key
+    totals: UpstreamTotals  # of the upstream in the ledger, the gateway's own pings included
     engine: Tokens
-    wrong: Sequence[Measurement] = ()
+    wrong: Sequence[Measurement] = ()  # what was measured on traffic that goes wrong
 
     @property
     def requests(self) -> int:
@@ -106,12 +96,7 @@ def send_requests(gateway: GatewayProcess, prompts: Sequence[Messages]) -> dict[
 
 
 def try_ledger(ctx: StepContext, model: ServedModel, throughput: float) -> Trial:
-    """Serve the shipped bytes behind a gateway and send requests under every key.
-
-    Args:
-        model: the shipped bytes.
-        throughput: completion tokens per second, which the price follows from.
-    """
+    """Serve the shipped bytes behind a gateway and send requests under every key."""
     config = ctx.config
     calm = sum(REQUESTS.values())
     prompts = trial_prompts(ctx, 2 * calm)

@@ -1,9 +1,7 @@
 """drift_detection: production prompts can be compared with the training distribution.
 
-The baseline for that comparison is stored, and the detector is tried on it. Validation prompts of
-the dataset must not be called drift (a false alarm). A topic of the dataset's own that was held
-back, a label that rises, and general questions that the model was not trained for must be.
-`tuneline.governance.drift` has the detector and its sources.
+The baseline is stored, and the detector is tried on it: validation prompts must not be called
+drift; a topic that was held back, a label that rises and foreign questions must be.
 """
 
 from __future__ import annotations
@@ -53,15 +51,8 @@ def compare_files(
 ) -> dict[str, Any]:
     """Compare a log file with a dataset by path or URI, as `tuneline drift` does.
 
-    Args:
-        reference: a `dataset.parquet`.
-        logs: a log; each of its days is one look.
-        alarms: probability of a false alarm in a year of days.
-        state: file of the state of a watch, read if it exists and written anew; days that it
-            has seen are left out.
-
-    Raises:
-        UserError: if a file is missing or malformed, or the state has seen every day.
+    Each day of the log is one look; days that the file `state` has seen are left out, and the state
+    is written anew. `alarms` is the probability of a false alarm in a year of days.
     """
     before = None
     if state is not None and state.is_file():
@@ -92,12 +83,7 @@ def compare_files(
 def judge(
     baseline: int, calm: DriftReport, alarmed: DriftReport, attempts: Sequence[Attempt]
 ) -> list[Measurement]:
-    """Judge the detector by what it called drift.
-
-    Args:
-        calm: report on prompts of the training distribution.
-        attempts: nights with planted rows of the dataset.
-    """
+    """Judge the detector by what it called drift."""
     planted = {plant: smallest_called(attempts, plant) for plant in PLANTS}
     largest = {attempt.plant: attempt.prompts for attempt in attempts}
     return [

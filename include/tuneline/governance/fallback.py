@@ -1,11 +1,8 @@
 """fallback: on an error or low confidence another model answers.
 
-The chain is the one that the release will be served with, built by the same function: the release,
-the release before it, a larger model where one is configured; and so are its limits of time and
-its confidence threshold, which is set here on validation rows. Faults are planted in it behind the
-real gateway: the release's engine answers garbage, dies within a stream, is slow, hangs, is
-killed, or is unsure; the previous release is gone; both are gone. Where nothing was released yet,
-the base model stands in for the previous release, and the item warns.
+The chain is the one that the release will be served with, its confidence threshold set here on
+validation rows. Faults are planted in it behind the real gateway. Where nothing was released yet,
+the base model takes the place of the previous release, and the item warns.
 """
 
 from __future__ import annotations
@@ -52,18 +49,12 @@ _PATIENCE = 2.0
 
 @dataclass(frozen=True)
 class Second:
-    """The model behind the release.
-
-    Attributes:
-        name: its name in the chain.
-        model: its bytes.
-        served: whether it will be served; False for a stand-in.
-    """
+    """The model behind the release."""
 
     name: str
     model: ServedModel
     described: str
-    served: bool
+    served: bool  # False where it only takes the place of a previous release
 
 
 def second_model(ctx: StepContext) -> Second:
@@ -120,12 +111,7 @@ def prompts_of(ctx: StepContext, found: Sequence[Confidence], calibration: Calib
 
 
 def judge(reports: Sequence[FaultReport], *, served: int) -> list[Measurement]:
-    """Judge the reports by what the chain must do.
-
-    Args:
-        reports: one for each fault, and one named `none` without.
-        served: models behind the release in the chain that is served.
-    """
+    """Judge the reports by what the chain must do."""
     ended = sum(r.ended for r in reports) / sum(r.requests for r in reports)
     fell_back = [r for r in reports if r.fault not in (NO_FAULT, "previous_gone", "both_gone")]
     silent = [r for r in fell_back if r.expected != "error" and not r.reasons]
@@ -148,11 +134,7 @@ def inject_faults(
     calibration: Calibration,
     prompts: Prompts,
 ) -> list[FaultReport]:
-    """Serve the chain and plant the faults.
-
-    Args:
-        shipped: the shipped bytes.
-    """
+    """Serve the chain and plant the faults."""
     deployment, settings = ctx.config.deployment, reachable(ctx.config.governance.fallback)[0]
     name = ctx.config.name
     with ExitStack() as stack:

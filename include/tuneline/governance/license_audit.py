@@ -1,13 +1,8 @@
 """license_audit: base model, data, detectors and shipped packages allow the intended use.
 
-It runs before training, since a model that may not be used need not be trained. The licence of
-the base and of the models that find personal data are read from the models, those of packages from
-their metadata, those of the data from the configuration. The rules in `licenses/rules.yaml`
-decide: allowed, refused, or a person has to read the text. The answer of that person is kept in the
-run and counts for the licence that was shown, and for no other.
-
-The packages are those of the environment in which the engine runs. Where that is another image
-than this step's, `build_engine` reads them there, and this item counts what it found.
+It runs before training. The rules in `licenses/rules.yaml` decide: allowed, refused, or a person
+has to read the text. The packages are those of the engine's environment; where that is another
+image than this step's, `build_engine` reads them there, and this item counts what it found.
 """
 
 from __future__ import annotations
@@ -46,13 +41,7 @@ def runs_here(config: PipelineConfig) -> bool:
 
 
 def judge_all(findings: Sequence[Finding], profile: str) -> list[Measurement]:
-    """Judge the findings on base model and data.
-
-    Args:
-        findings: the findings, that of the base model first.
-        profile: `laptop`, where a licence that waits for a person warns, or `production`, where
-            it fails; what the rules refuse fails on both.
-    """
+    """Judge the findings on base model and data."""
     model = findings[0]
     data = [f for f in findings if f.kind == "dataset"]
     wrote = [f for f in findings if f.kind == "generator"]

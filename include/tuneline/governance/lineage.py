@@ -1,10 +1,7 @@
 """lineage: a manifest beside the model ties it to its data, code and hyperparameters.
 
-Every file of the model version is hashed and written once, the evidences of the other 24 items
-lie beside it, and the code that made it is a known commit. The dataset, the environments of the
-steps and the release before are stated too, and the whole is signed where a key is configured.
-`tuneline verify` recomputes every hash. The form follows SLSA provenance
-(https://slsa.dev/provenance): what was built, from which materials, by whom.
+The form follows SLSA provenance (https://slsa.dev/provenance): what was built, from which
+materials, by whom. `tuneline verify` recomputes every hash.
 """
 
 from __future__ import annotations
@@ -92,13 +89,7 @@ _SHIPPING = tuple({*(artifact.step for artifact in SHIPPED_FILES), ADAPTER.step}
 
 
 def code_measurements(code: dict[str, Any], profile: str) -> list[Measurement]:
-    """Judge the identity of the code.
-
-    Args:
-        code: the identity that `code_identity` found when the run was created.
-        profile: `laptop`, where unversioned or dirty code warns, or `production`, where it
-            fails.
-    """
+    """Judge the identity of the code."""
     breach = breach_in(profile)
     versioned = code.get("commit") is not None
     return [
@@ -152,9 +143,8 @@ def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path
 def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]:
     """Return the items that measured a model, but not the bytes that ship.
 
-    An item that has no evidence, or whose step ended with an error, has measured nothing; it is
-    left to the checklist. The extraction audit is no item, so that it
-    is listed if it was not made at all.
+    An item without evidence, or whose step ended with an error, has measured nothing and is left to
+    the checklist. The extraction audit is not an item: it is listed if it was not made at all.
     """
     found = []
     for item in MEASURED_ON_SHIPPED:
@@ -181,12 +171,7 @@ def _extracted_from(ctx: StepContext) -> Any:
 
 
 def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, ManifestEvidence]]:
-    """Fetch the evidences of the other 24 items.
-
-    Returns:
-        Local file by name in the version's folder (gates and the extraction audit included), and
-        the verdict of each item that has evidence.
-    """
+    """Fetch the evidences of the other 24 items."""
     grounds = Grounds(ctx.run)
     files: dict[str, Path] = {}
     verdicts: dict[str, ManifestEvidence] = {}

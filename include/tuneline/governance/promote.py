@@ -1,9 +1,7 @@
 """promote: move the release pointer to the run's model version, or refuse and say why.
 
-Refuses unless all critical items reached a verdict that allows release, the shipping engine was
-built, no evidence is out of date, the manifest verifies at this moment, and the approval that the
-run asks for was given. Who approved and who accepts which failure is logged with the release, and
-the statement of `lineage`, which has no place in the manifest, is written beside it.
+Who approved and who accepts which failure is logged with the release, and the statement of
+`lineage`, which has no place in the manifest, is written beside it.
 """
 
 from __future__ import annotations
@@ -93,11 +91,7 @@ def people(run: Run) -> list[Event]:
 
 
 def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
-    """Log the release and move the pointer.
-
-    Raises:
-        UserError: if another run was promoted since the pointer was read.
-    """
+    """Log the release and move the pointer."""
     previous, follows = last_move(pointed)
     statement = write_lineage_statement(ctx, reference)
     released = Released(
@@ -126,10 +120,6 @@ def run(ctx: StepContext) -> Record:
 
     A version that was released before stays where it is: a retried task moves nothing a second
     time, and does not take the place of a version that was released since.
-
-    Raises:
-        UserError: if an item, the engine, the approval or the manifest stands in the way, or
-            another run was promoted at the same time; the pointer has not moved.
     """
     config, store = ctx.config, ctx.run.store
     reference = MANIFEST_REF.read(ctx)

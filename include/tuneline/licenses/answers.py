@@ -1,8 +1,7 @@
 """Answers of people to the question whether a licence may be used.
 
-A model that is trained every night would otherwise wait every night for the answer that a person
-gave once. An answer is taken over from the released version for the same thing under the same
-licence, as long as the circumstances that licences are judged for have not changed.
+An answer is taken over from the released version for the same thing under the same licence, as
+long as the circumstances that licences are judged for have not changed.
 """
 
 from __future__ import annotations

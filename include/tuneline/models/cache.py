@@ -1,8 +1,4 @@
-"""The cache of base models: each entry appears whole, and its sizes are checked when it is used.
-
-An entry is filled in a temporary directory and renamed under a file lock, so two pods that start
-together fetch a model once, and no reader sees an incomplete one.
-"""
+"""The cache of base models: filled in a temporary directory, renamed under a file lock."""
 
 from __future__ import annotations
 

@@ -1,9 +1,7 @@
-"""Convert a GGUF file of a Llama-type model to a Hugging Face directory.
+"""Convert a GGUF file of a Llama-type model to a Hugging Face directory, without torch.
 
-Neither torch nor transformers is needed: the official `gguf` package dequantises, and the
-tokenizer is rebuilt from the vocabulary and merges in the file. The pre-tokenizer is set
-from `tokenizer.ggml.pre`; plain byte level would not split digits as llama.cpp does and would
-give other token ids.
+The pre-tokenizer is set from `tokenizer.ggml.pre`; plain byte level would not split digits as
+llama.cpp does and would give other token ids.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The store: whole objects under a URI, the same on a directory and on S3.
 
-Writes are whole: a reader sees the old object or the new one. Every object carries its SHA-256,
-every read recomputes it, `once=True` refuses to replace an object, and `replace` writes only over
-the bytes that the caller has read.
+A reader sees the old object or the new one. Every read recomputes the SHA-256, `once=True` refuses
+to replace, and `replace` writes only over the bytes that the caller has read.
 """
 
 from __future__ import annotations

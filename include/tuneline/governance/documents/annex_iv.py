@@ -1,8 +1,4 @@
-"""The technical documentation of the EU AI Act (Annex IV), as far as the evidence tells it.
-
-For every point of the annex the page quotes the regulation, then says what the 25 items and the
-manifest tell, what the provider declared (`governance.annex_iv`), and what is missing.
-"""
+"""The technical documentation of the EU AI Act (Annex IV), as far as the evidence tells it."""
 
 from __future__ import annotations
 
@@ -214,22 +210,15 @@ _SHOWN = 6
 
 
 class Point(BaseModel):
-    """One point of the annex.
-
-    Attributes:
-        point: its number, such as `2(d)`.
-        facts: names of what the manifest tells, see `annex_iv_facts`.
-        items: items whose evidence answers it.
-        missing: what neither tells; empty where they tell it all.
-    """
+    """One point of the annex."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    point: str
+    point: str  # such as `2(d)`
     text: str
-    facts: list[str] = []
-    items: list[str] = []
-    missing: str = ""
+    facts: list[str] = []  # names of what the manifest tells, see `FACTS`
+    items: list[str] = []  # whose evidence answers it
+    missing: str = ""  # what neither tells
 
     @property
     def heading(self) -> bool:
@@ -239,19 +228,13 @@ class Point(BaseModel):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a release tells of one point.
-
-    Attributes:
-        items: what the items say, None for `lineage`, whose verdict is not in the manifest.
-        declared: lines of what the provider declared.
-        unmeasured: items that were to answer it and measured nothing.
-    """
+    """What a release tells of one point."""
 
     point: Point
     facts: list[str] = field(default_factory=list)
-    items: list[ItemFacts] = field(default_factory=list)
+    items: list[ItemFacts] = field(default_factory=list)  # without `lineage`
     declared: list[str] = field(default_factory=list)
-    unmeasured: list[str] = field(default_factory=list)
+    unmeasured: list[str] = field(default_factory=list)  # items without a measurement
 
     @property
     def state(self) -> str:
@@ -277,11 +260,7 @@ def answers(facts: Facts, declared: Mapping[str, str]) -> list[Answer]:
 
 
 def annex_iv(facts: Facts, declared: Mapping[str, str] | None = None) -> str:
-    """Write the page, in Markdown.
-
-    Args:
-        declared: texts by point, above those of the run's settings.
-    """
+    """Write the page, in Markdown."""
     settings = facts.config.get("governance", {}).get("annex_iv") or {}
     found = answers(facts, {**settings, **(declared or {})})
     return render(
@@ -301,11 +280,7 @@ def annex_iv(facts: Facts, declared: Mapping[str, str] | None = None) -> str:
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Return what a provider declares: a YAML file with a text by point.
-
-    Raises:
-        UserError: if the file can't be read, has another form, or a key is not a point.
-    """
+    """Return what a provider declares: a YAML file with a text by point."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

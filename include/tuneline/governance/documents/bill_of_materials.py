@@ -1,8 +1,7 @@
 """The bill of materials of a release: CycloneDX 1.7 with a machine-learning model (ML-BOM).
 
-Written by cyclonedx-python-lib. The library has no model card and no data of a component as of
-11.12 (its `Component` says so), so that `modelCard` and `data` are added to what it wrote; the
-tests validate the whole against the schema of CycloneDX 1.7.
+cyclonedx-python-lib has no model card and no data of a component as of 11.12, so `modelCard` and
+`data` are added to what it wrote; tests validate the whole against the schema of CycloneDX 1.7.
 """
 
 from __future__ import annotations

@@ -21,15 +21,7 @@ def plain(statement: dict[str, Any]) -> bytes:
 
 
 def signed(payload: bytes, private_key: Path) -> bytes:
-    """Return a statement in an envelope.
-
-    Args:
-        payload: the bytes of the statement.
-        private_key: PEM file of a key on an elliptic curve, without a password.
-
-    Raises:
-        UserError: if the key can't be used, or the library is missing.
-    """
+    """Return a statement in an envelope."""
     try:
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
         from securesystemslib.dsse import Envelope
@@ -59,13 +51,6 @@ def kept_or_signed(store: Store, key: str, payload: bytes, private_key: Path) ->
 
     A signature by an elliptic curve has other bytes each time, and files of a release are
     written once.
-
-    Args:
-        key: where the envelope lies or will lie.
-        payload: the bytes of the statement.
-
-    Raises:
-        UserError: if the key can't be used, or the library is missing.
     """
     from securesystemslib.dsse import Envelope
 

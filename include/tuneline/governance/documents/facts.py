@@ -25,27 +25,17 @@ from tuneline.models.base_model import digest_of
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured number.
-
-    Attributes:
-        item: the item that measured it.
-        name: its name for a person.
-        kind: its id on https://hf.co/metrics; `accuracy` for a share of right answers.
-        lower: lower end of its 95 % interval; None if it has none.
-        base: what the base model reached; None if it was not asked.
-        rows: number of rows or questions.
-        slice: what it was measured on.
-    """
+    """One measured number."""
 
     item: str
     name: str
-    kind: str
+    kind: str  # its id on https://hf.co/metrics; `accuracy` for a share of right answers
     value: float
-    lower: float | None = None
+    lower: float | None = None  # of its 95 % interval
     upper: float | None = None
-    base: float | None = None
-    rows: int | None = None
-    slice: str = ""
+    base: float | None = None  # what the base model reached; None if it was not asked
+    rows: int | None = None  # or questions
+    slice: str = ""  # what it was measured on
 
 
 # Ids of metrics by their names; a name that is none of these is a share of right answers.
@@ -112,20 +102,12 @@ UNSTATED = "lineage"
 
 @dataclass(frozen=True)
 class ItemFacts:
-    """What a release says of one item.
-
-    Attributes:
-        verdict: as the manifest states it; `not_run` if it states none.
-        summary: one sentence from its evidence.
-        because: the broken limits, or why it was waived.
-        evidence: its evidence; None if none was shipped.
-        files: the files of its evidence in the release.
-    """
+    """What a release says of one item."""
 
     item: Item
-    verdict: Verdict
+    verdict: Verdict  # as the manifest states it
     summary: str = "not run"
-    because: str = "the step left no evidence"
+    because: str = "the step left no evidence"  # the broken limits, or why it was waived
     evidence: Evidence | None = None
     files: list[ManifestFile] = field(default_factory=list)
 
@@ -148,11 +130,7 @@ class ItemFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """A release as its own files describe it.
-
-    Attributes:
-        release: the release; the files that its manifest names lie in its store.
-    """
+    """A release as its own files describe it."""
 
     release: Release
 
@@ -173,10 +151,7 @@ class Facts:
 
     @cached_property
     def licenses(self) -> list[dict[str, str]]:
-        """The lines of `licenses.csv`; its packages are those of `packages.csv` where that ships.
-
-        The latter lie in the environment in which the engine answered.
-        """
+        """The lines of `licenses.csv`, with the packages of `packages.csv` where that ships."""
         audited, beside_engine = self._rows(AUDITED.name), self._rows(ENGINE_PACKAGES.name)
         if not beside_engine:
             return audited
@@ -199,10 +174,7 @@ class Facts:
 
     @cached_property
     def model_files(self) -> dict[str, str]:
-        """SHA-256 of the files that the engine loads, by name in the release.
-
-        A release that ships no model falls back to the adapter that was trained.
-        """
+        """SHA-256 of the files that the engine loads, by name in the release."""
         try:
             found = [*self.release.model_files().values(), *self.release.adapter_files().values()]
         except TunelineError:

@@ -1,8 +1,7 @@
 """The model card of a release, in the format of the Hugging Face Hub, written from its evidence.
 
-The metadata and the results are those of huggingface_hub (`ModelCardData`, `EvalResult`). A result
-is stated only if it was measured on the bytes that ship. Every item that failed, was not run or
-could not decide is named, and so is what no item measures.
+A result is stated only if it was measured on the bytes that ship; what failed or was not run is
+named.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The verdicts as in-toto statements, and the run as SLSA provenance.
 
-https://in-toto.io/attestation/test-result/v0.1 and https://slsa.dev/provenance/v1, written by
-in-toto-attestation, whose message types refuse a field that the predicate does not have. The
-subject of every statement is the model's bytes; that of `lineage` names the manifest too.
+https://in-toto.io/attestation/test-result/v0.1 and https://slsa.dev/provenance/v1. The subject of
+every statement is the model's bytes; that of `lineage` names the manifest too.
 """
 
 from __future__ import annotations
@@ -59,11 +58,7 @@ _RESULTS = {
 
 
 def result_of(verdict: Verdict, *, production: bool) -> str:
-    """Return the result that stands for a verdict.
-
-    Args:
-        production: True under `profile: production`, where `inconclusive` stops a critical item.
-    """
+    """Return the result that stands for a verdict."""
     if production and verdict == Verdict.INCONCLUSIVE:
         return "FAILED"
     return _RESULTS[verdict]
@@ -81,12 +76,7 @@ def test_results(facts: Facts) -> dict[str, dict[str, Any]]:
 
 
 def lineage_result(facts: Facts, one: ItemFacts, manifest_sha256: str) -> dict[str, Any]:
-    """Return the statement of `lineage`, which is about the manifest as well.
-
-    Args:
-        one: what the run says of `lineage`.
-        manifest_sha256: hash of the manifest that it verified.
-    """
+    """Return the statement of `lineage`, which is about the manifest as well."""
     manifest = {MANIFEST_FILE: manifest_sha256}
     return _statement(facts, TEST_RESULT, _test_result(facts, one), manifest)
 
@@ -206,14 +196,8 @@ _EVIDENCE = Artifact(UNSTATED, "evidence.json")
 def write_lineage_statement(ctx: StepContext, reference: ManifestRef) -> str:
     """Ship the evidence of `lineage` and the statement about it.
 
-    What an earlier try left is replaced: it has released nothing, or the version would not be
-    released again.
-
-    Returns:
-        SHA-256 of the statement's file.
-
-    Raises:
-        UserError: if the signing key can't be used.
+    What an earlier try left is replaced: it has released nothing. Returns the SHA-256 of the
+    statement's file.
     """
     store, config = ctx.run.store, ctx.config
     prefix = model_prefix(config.name, reference.version)

@@ -21,18 +21,7 @@ STATEMENTS = "attestations/"
 
 
 def add_documents(ctx: StepContext, manifest: Manifest, files: dict[str, Path]) -> Manifest:
-    """Write and store the documents of a version.
-
-    Args:
-        ctx: the step; the files that the manifest names lie in the store of its run.
-        files: local file by name in the version's folder; the documents are added.
-
-    Returns:
-        The manifest with them.
-
-    Raises:
-        UserError: if the signing key can't be used, or a document exists with other bytes.
-    """
+    """Write and store the documents of a version."""
     documents = write_documents(ctx, manifest)
     files.update(documents)
     prefix = model_prefix(manifest.name, manifest.version)
@@ -41,17 +30,7 @@ def add_documents(ctx: StepContext, manifest: Manifest, files: dict[str, Path]) 
 
 
 def write_documents(ctx: StepContext, manifest: Manifest) -> dict[str, Path]:
-    """Write the documents of a version.
-
-    Args:
-        ctx: the step; the files that the manifest names lie in the store of its run.
-
-    Returns:
-        Local file by name in the version's folder.
-
-    Raises:
-        UserError: if the signing key can't be used.
-    """
+    """Write the documents of a version."""
     facts = Facts(Release(ctx.run.store, manifest))
     written = {}
     for name, content in _documents(ctx, facts):

@@ -35,31 +35,16 @@ LEAST_BEYOND = 10
 
 @dataclass(frozen=True)
 class Tail:
-    """Thresholds of a score, and bounds on the share of the null beyond each.
+    """Thresholds of a score, and bounds on the share of the null beyond each."""
 
-    Attributes:
-        thresholds: falling scores, shape (k,); a score is beyond one if it is at least as large.
-        shares: shares of the null beyond them as estimated, rising, shape (k,).
-        bounds: upper bounds of these shares, shape (k,).
-        odds: log odds of each alternative in each bin, shape (alternatives, k + 1).
-        reference: sorted scores of the reference.
-    """
-
-    thresholds: Floats
-    shares: Floats
-    bounds: Floats
-    odds: Floats
-    reference: Floats
+    thresholds: Floats  # falling, shape (k,); a score is beyond one if it is at least as large
+    shares: Floats  # of the null beyond them as estimated, rising, shape (k,)
+    bounds: Floats  # upper bounds of these shares, shape (k,)
+    odds: Floats  # log odds of each alternative in each bin, shape (alternatives, k + 1)
+    reference: Floats  # sorted scores
 
     def log_e(self, scores: Floats) -> Floats:
-        """Return the log e-values of nights.
-
-        Args:
-            scores: scores of the prompts of each night, shape (..., prompts).
-
-        Returns:
-            One for each alternative, shape (..., alternatives).
-        """
+        """Return log e-values, shape (..., alternatives), of scores (..., prompts)."""
         beyond = self._beyond(scores)
         ends = np.zeros_like(beyond[..., :1]), np.full_like(beyond[..., :1], scores.shape[-1])
         bins = np.diff(np.concatenate([ends[0], beyond, ends[1]], axis=-1), axis=-1)
@@ -97,13 +82,10 @@ def conformal_p(reference: Floats, scores: Floats) -> Floats:
 def calibrate(scores: Floats, checked: Floats, error: float, points: float = 0.0) -> Tail:
     """Return the tail of a score, calibrated on a reference.
 
-    Args:
-        scores: scores of the reference; large ones are extreme.
-        checked: scores of prompts of the same source that the reference was not made of. They may
-            be more extreme than the reference's own if a split or a crowd of writers lies between
-            them; the bounds are raised accordingly.
-        error: probability that any bound is too low.
-        points: gain of a tail, as a share of all prompts, that is not drift.
+    Large scores are extreme. `checked` are scores of prompts of the same source that the reference
+    was not made of: they may be more extreme than its own if a split or a crowd of writers lies
+    between them, and raise the bounds. `error` is the probability that any bound is too low,
+    `points` the gain of a tail, as a share of all prompts, that is not drift.
     """
     from scipy.stats import beta
 
@@ -156,9 +138,7 @@ def _log_odds(bounds: Floats) -> Floats:
 def rate_log_e(count: int, total: int, bound: float, rates: Sequence[float]) -> Floats:
     """Return the log e-value of `count` events in `total` for each supposed rate.
 
-    Args:
-        bound: largest rate that is not drift.
-        rates: alternatives, each above the bound and below 1.
+    `bound` is the largest rate that is not drift; rates are above it and below 1.
     """
     supposed = np.array(rates, dtype=float)
     won = count * np.log(supposed / bound)
@@ -168,12 +148,8 @@ def rate_log_e(count: int, total: int, bound: float, rates: Sequence[float]) -> 
 def share_test(tally: Counts, shares: Floats, rows: int) -> Floats:
     """Return the p-value of counts that are larger than a reference's shares: Fisher's exact test.
 
-    Args:
-        tally: events by share, and the total last, shape (..., shares + 1).
-        shares: largest shares of the reference that are not drift, shape (shares,).
-
-    Returns:
-        The smallest p-value of each tally, corrected for the number of shares.
+    A tally has the events by share and the total last, shape (..., shares + 1); `shares` are the
+    largest that are not drift. The p-value is corrected for their number.
     """
     from scipy.stats import hypergeom
 
@@ -212,32 +188,18 @@ def block_money(nights: int) -> float:
 
 @dataclass
 class Wealth:
-    """What the bets of one signal have come to.
+    """What the bets of one signal have come to."""
 
-    Attributes:
-        nights: nights of this year that were bet on.
-        p_value: anytime-valid p-value, the smallest so far this year.
-        log_wealth: logarithm of the running wealth by alternative, shape (alternatives,).
-        rise: largest sum of log e-values up to tonight by alternative, over all first nights.
-        began: the first night of that sum by alternative, the estimate of the change point.
-        recent: tallies of the last nights, the latest last.
-    """
-
-    nights: int = 0
-    p_value: float = 1.0
-    log_wealth: Floats = field(default_factory=lambda: np.empty(0))
+    nights: int = 0  # nights of this year that were bet on
+    p_value: float = 1.0  # anytime-valid, the smallest so far this year
+    log_wealth: Floats = field(default_factory=lambda: np.empty(0))  # running wealth by alternative
+    # The largest sum of log e-values up to tonight by alternative, and its first night.
     rise: Floats = field(default_factory=lambda: np.empty(0))
     began: list[str] = field(default_factory=list)
-    recent: list[Counts] = field(default_factory=list)
+    recent: list[Counts] = field(default_factory=list)  # tallies of the last nights
 
     def bet(self, log_e: Floats, tally: Counts, test: Callable[[Counts], Floats], day: str) -> None:
-        """Take a night.
-
-        Args:
-            log_e: its log e-values by alternative, shape (alternatives,).
-            tally: its counts, which can be added over nights.
-            test: function from a tally to its p-value.
-        """
+        """Take a night."""
         if self.nights == YEAR or len(self.log_wealth) != len(log_e):
             # A new year, or another reference: what was bet on before is no more.
             self.nights, self.p_value = 0, 1.0

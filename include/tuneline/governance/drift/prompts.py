@@ -26,13 +26,9 @@ _BLOCK = 256
 
 @dataclass(frozen=True)
 class Embedding:
-    """Inverse document frequencies of n-grams.
+    """Inverse document frequencies of n-grams."""
 
-    Attributes:
-        idf: of character n-grams and of words, shape (BUCKETS,) each.
-    """
-
-    idf: tuple[Any, Any]
+    idf: tuple[Any, Any]  # of character n-grams and of words, shape (BUCKETS,) each
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> Embedding:
@@ -78,10 +74,8 @@ def _counts(texts: Sequence[str]) -> list[Any]:
 def strangeness(queries: Any, reference: Any, own: NDArray[np.int64] | None = None) -> Floats:
     """Return 1 minus the mean similarity of each query to its nearest reference rows.
 
-    Args:
-        queries: rows of unit length.
-        reference: rows of unit length.
-        own: index in the reference of each query, which does not count as its own neighbour.
+    Rows have unit length; `own` is the index in the reference of each query, which does not count
+    as its own neighbour.
     """
     near = min(NEIGHBOURS, reference.shape[0] - (own is not None))
     found = np.empty(queries.shape[0])
@@ -106,21 +100,13 @@ _GATEWAY_FIELDS = ("request_id", "timestamp", "redaction_failed")
 
 @dataclass(frozen=True)
 class Prompt:
-    """One request of production, or one row of a dataset.
+    """One request of production, or one row of a dataset."""
 
-    Attributes:
-        line: line in the file that it came from, counted from 1.
-        text: the last user turn, None if it was not logged or redacted as a whole.
-        label: label that the model answered with, None if it is not known.
-        logprob: mean token log-probability of the answer, None if it is not known.
-        fallback: True if another model answered, None if it is not known.
-    """
-
-    line: int
-    text: str | None
-    label: str | None = None
-    logprob: float | None = None
-    fallback: bool | None = None
+    line: int  # in the file that it came from, from 1
+    text: str | None  # the last user turn; None if it was not logged or redacted as a whole
+    label: str | None = None  # that the model answered with
+    logprob: float | None = None  # mean token log-probability of the answer
+    fallback: bool | None = None  # another model answered
 
 
 Days = Mapping[str, Sequence[Prompt]]
@@ -137,12 +123,6 @@ def read_reference(path: Path) -> Reference:
     """Read the training and validation prompts of a dataset, with their labels.
 
     Hold-out rows are not read: evaluation alone may look at them.
-
-    Args:
-        path: a `dataset.parquet` of the data phase.
-
-    Raises:
-        UserError: if the file lacks the columns of a dataset.
     """
     import pyarrow.parquet as pq
 
@@ -170,16 +150,8 @@ def read_reference(path: Path) -> Reference:
 def read_logs(path: Path, labels: Sequence[str] = ()) -> dict[str, list[Prompt]]:
     """Read a production log, by day.
 
-    Args:
-        path: JSONL with `messages` or `prompt` on each line, and any of the gateway's fields.
-        labels: labels of the dataset, so that one can be told in an answer.
-
-    Returns:
-        Requests by date (RFC 3339), sorted; those without a timestamp first, as `UNDATED`.
-
-    Raises:
-        UserError: if the file is missing or has too few requests, or a line is of another form;
-            the message names the line.
+    A line has `messages` or `prompt` and any of the gateway's fields; `labels` are those that can
+    be told in an answer. Days are sorted; requests without a timestamp come first, as `UNDATED`.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; name a JSONL file of production prompts")
@@ -225,11 +197,7 @@ def _prompt(row: Mapping[str, Any], number: int, labels: frozenset[str]) -> Prom
 
 
 def label_of(answer: str | None, labels: frozenset[str]) -> str | None:
-    """Return the label of an answer: the answer itself, or a value of its JSON.
-
-    Args:
-        answer: what the model said, None if it is not known.
-    """
+    """Return the label of an answer: the answer itself, or a value of its JSON."""
     if not isinstance(answer, str) or not labels:
         return None
     if answer.strip() in labels:

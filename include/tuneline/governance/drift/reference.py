@@ -42,46 +42,30 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Night:
-    """The requests of one day, embedded once.
-
-    Attributes:
-        with_text: those whose text is known.
-        matrix: a row of unit length for each of `with_text`.
-        distances: distance of each of `with_text` to its nearest training prompts.
-    """
+    """The requests of one day, embedded once."""
 
     day: str
     prompts: Sequence[Prompt]
-    with_text: Sequence[Prompt]
-    matrix: Any
-    distances: Floats
+    with_text: Sequence[Prompt]  # those whose text is known
+    matrix: Any  # a row of unit length for each of `with_text`
+    distances: Floats  # of each of `with_text` to its nearest training prompts
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Training prompts and what follows from them.
+    """Training prompts and what follows from them."""
 
-    Attributes:
-        alarms: probability of a false alarm in a year of nights, over all signals.
-        train: embedded training prompts, at random.
-        novelty: tail of the distance to the nearest training prompts.
-        long: tail of the number of characters.
-        lengths: numbers of characters of the training prompts.
-        min_confidence: mean log-probability below which an answer is unsure.
-        rates: events and answers by signal that are known before production, as of an evaluation.
-    """
-
-    alarms: float
+    alarms: float  # probability of a false alarm in a year of nights, over all signals
     embedding: Embedding
-    train: Any
+    train: Any  # embedded training prompts, at random
     validation: Any
-    novelty: Tail
-    long: Tail
+    novelty: Tail  # tail of the distance to the nearest training prompts
+    long: Tail  # tail of the number of characters
     short: Tail
     lengths: Floats
     labels: Mapping[str, int]
-    min_confidence: float = DEFAULT_MIN_CONFIDENCE
-    rates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    min_confidence: float = DEFAULT_MIN_CONFIDENCE  # an answer below is unsure
+    rates: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of an evaluation
 
     @classmethod
     def fit(
@@ -95,13 +79,9 @@ class Reference:
     ) -> Reference:
         """Calibrate a reference.
 
-        Args:
-            validation: prompts of the same source that were not trained on; they show how far the
-                split moves prompts from their neighbours.
-            alarms: probability of a false alarm in a year.
-            min_confidence: mean log-probability below which an answer is unsure.
-            rates: `low_confidence_rate` and `fallback_rate` as (events, answers), if they are
-                known; otherwise the first nights of production are their reference.
+        `validation` are prompts of the same source that were not trained on; they show how far the
+        split moves prompts from their neighbours. Without `rates` of the answers the first nights
+        of production are their reference.
         """
         rng = np.random.default_rng(SEED)
         taken = _draw(train, rng)

@@ -1,15 +1,8 @@
 """Try the detector on a dataset's own rows: what was held back must be called drift, the rest not.
 
-Rows of the dataset stand in for production. Some are left out of the reference, so that they are as
-new to it as requests are:
-
-* usual: half of the validation rows, and a fifth of the training rows at random
-* a topic: every row of one label, or of a few small ones; without labels, a prompt and the tenth
-  of the rows nearest to it
-* a label that rises: a half of the rows of another label, whose other half stays in the reference
-
-A topic of the dataset's own is written by the same hands and about the same business as the rest,
-which makes it about as hard to see as a change of production is.
+Left out of the reference, so that they are as new to it as requests are: half of the validation
+rows and a fifth of the training rows at random; a topic (every row of one label or a few small
+ones; without labels a prompt and the nearest tenth); half of the rows of a label that rises.
 """
 
 from __future__ import annotations
@@ -40,16 +33,10 @@ HELD_BACK = 0.2
 
 @dataclass(frozen=True)
 class Attempt:
-    """One night with something planted.
+    """One night with something planted."""
 
-    Attributes:
-        plant: `topic` or `labels`.
-        share: planted part of the night.
-        report: what the detector made of it.
-    """
-
-    plant: str
-    share: float
+    plant: str  # `topic` or `labels`
+    share: float  # planted part of the night
     prompts: int
     planted: int
     report: DriftReport
@@ -68,21 +55,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Parts:
-    """A dataset, divided for a rehearsal. Every row is in one part.
-
-    Attributes:
-        train: training rows of the reference.
-        validation: validation rows of the reference.
-        usual: rows held back at random.
-        topic: rows of a topic that the reference does not have.
-        rising: rows of a label that the reference has.
-    """
+    """A dataset, divided for a rehearsal. Every row is in one part."""
 
     train: list[Prompt]
     validation: list[Prompt]
     usual: list[Prompt]
-    topic: list[Prompt]
-    rising: list[Prompt]
+    topic: list[Prompt]  # of a topic that the reference does not have
+    rising: list[Prompt]  # of a label that the reference has
 
 
 def divide(prompts: Prompts, seed: int = 11) -> Parts:

@@ -1,7 +1,6 @@
 """The six signals of drift. Each looks at one night and gives its value, its bets and its drivers.
 
-A look is a pure function of the reference and the night. Its log e-values have a mean of at most 0
-in the e-sense (E[exp] <= 1) while nothing has drifted; `budget.Wealth` adds them up.
+Log e-values have a mean of at most 0 in the e-sense (E[exp] <= 1) while nothing has drifted.
 """
 
 from __future__ import annotations
@@ -43,37 +42,23 @@ FIRST_ANSWERS = 1000
 
 @dataclass(frozen=True)
 class Driver:
-    """A prompt that drives a signal.
-
-    Attributes:
-        line: its line in the log.
-        why: what is unusual about it.
-        text: the prompt, None if it was not logged.
-    """
+    """A prompt that drives a signal."""
 
     day: str
-    line: int
+    line: int  # in the log
     why: str
     text: str | None
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a signal saw in one night.
-
-    Attributes:
-        value: the value that a person reads.
-        log_e: log e-values by alternative, shape (alternatives,).
-        tally: counts that can be added over nights.
-        test: function from a tally, shape (..., counts), to its p-value.
-        drivers: prompts that drive it, the strongest first.
-    """
+    """What a signal saw in one night."""
 
     value: float
-    log_e: Floats
-    tally: Counts
-    test: Callable[[Counts], Floats]
-    drivers: list[Driver]
+    log_e: Floats  # by alternative
+    tally: Counts  # counts that can be added over nights
+    test: Callable[[Counts], Floats]  # from a tally, shape (..., counts), to its p-value
+    drivers: list[Driver]  # the strongest first
 
 
 def novelty_share(reference: Reference, night: Night) -> Look | None:
@@ -171,14 +156,8 @@ def rate(
 ) -> tuple[Look | None, tuple[int, int] | None]:
     """Look for more unsure answers, or more answers by another model.
 
-    Args:
-        name: `low_confidence_rate` or `fallback_rate`.
-        first: events and answers of the first nights, which are the reference of what training
-            can't tell.
-
-    Returns:
-        The look, None while the first nights are still counted; and `first` with tonight, if it
-        was counted.
+    `first` are the events and answers of the first nights, which are the reference of what training
+    can't tell. The look is None while they are still counted.
     """
     answers, events = _events(reference, night, name)
     given = reference.rates.get(name)
@@ -198,11 +177,7 @@ def rate(
 def rate_bets(
     reference: Reference, name: str, first: tuple[int, int], events: int, answers: int
 ) -> tuple[Floats, float]:
-    """Return the log e-values of a night, and the largest share of events that is not drift.
-
-    Args:
-        first: events and answers that are the reference of the rate.
-    """
+    """Return the log e-values of a night, and the largest share of events that is not drift."""
     factor, points = RATE_TOLERANCE
     share = min(0.95, factor * first[0] / first[1] + points)
     bound = min(0.95, max(rate_bound(*first, reference.calibration_error(name)), share))

@@ -1,10 +1,6 @@
 """Compare days of production with a reference, night after night.
 
-    state = WatchState()
-    report = compare(reference, {"2026-11-25": prompts}, state)   # report.state is for tomorrow
-
-The state is small and plain JSON. It belongs to one released model: a new model has a new reference
-and starts with a new state.
+The state is small and plain JSON. It belongs to one released model: a new model starts anew.
 """
 
 from __future__ import annotations
@@ -29,32 +25,22 @@ _EXCERPT = 160
 
 @dataclass(frozen=True)
 class NightEntry:
-    """One night in the history of a watch.
-
-    Attributes:
-        without_text: requests whose text was not logged.
-        p_values: anytime-valid p-value by signal, up to this night.
-    """
+    """One night in the history of a watch."""
 
     day: str
     prompts: int
-    without_text: int
+    without_text: int  # whose text was not logged
     values: dict[str, float]
-    p_values: dict[str, float]
+    p_values: dict[str, float]  # anytime-valid, up to this night
 
 
 @dataclass(frozen=True)
 class WatchState:
-    """What one night hands to the next.
-
-    Attributes:
-        first: events and answers of the first nights, by rate.
-        history: the last nights, up to a year.
-    """
+    """What one night hands to the next."""
 
     wealth: Mapping[str, Wealth] = field(default_factory=dict)
-    first: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    history: tuple[NightEntry, ...] = ()
+    first: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of the first nights
+    history: tuple[NightEntry, ...] = ()  # up to a year
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state as plain types."""
@@ -67,11 +53,7 @@ class WatchState:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> WatchState:
-        """Return the state of `as_dict`.
-
-        Raises:
-            UserError: if the document is something else.
-        """
+        """Return the state of `as_dict`."""
         if document.get("schema") != STATE_SCHEMA:
             raise UserError(
                 f"this is not the state of a drift watch ({STATE_SCHEMA}); leave it out to start "
@@ -86,20 +68,13 @@ class WatchState:
 
 @dataclass(frozen=True)
 class Measure:
-    """One signal against its limit.
-
-    Attributes:
-        value: its value in the last night that it was looked at.
-        p_value: anytime-valid p-value, the smallest of the year.
-        limit: its share of the false alarms of a year.
-        since: day on which the drift began by the change-point estimate, None without drift.
-    """
+    """One signal against its limit."""
 
     name: str
-    value: float
-    p_value: float
-    limit: float
-    since: str | None
+    value: float  # in the last night that it was looked at
+    p_value: float  # anytime-valid, the smallest of the year
+    limit: float  # its share of the false alarms of a year
+    since: str | None  # the change-point estimate, None without drift
 
     @property
     def drifted(self) -> bool:
@@ -120,17 +95,10 @@ class Measure:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """The outcome of a comparison.
-
-    Attributes:
-        measures: signals that were looked at.
-        drivers: prompts of these days that drive each signal that drifted.
-        without_text: those whose text was not logged.
-        state: what the next night needs.
-    """
+    """The outcome of a comparison."""
 
     measures: tuple[Measure, ...]
-    drivers: Mapping[str, list[Driver]]
+    drivers: Mapping[str, list[Driver]]  # of these days, by signal that drifted
     prompts: int
     without_text: int
     state: WatchState
@@ -165,13 +133,7 @@ class DriftReport:
 def compare(reference: Reference, days: Days, state: WatchState | None = None) -> DriftReport:
     """Compare days of production with the reference.
 
-    Args:
-        days: requests by date; each day is one look.
-        state: the state after earlier days, None to start a watch.
-
-    Returns:
-        The report, with the state after these days. Looking again at a day that the state has
-        would count it twice; the caller passes new days only.
+    Each day is one look; looking again at a day that `state` has would count it twice.
     """
     before = state or WatchState()
     wealth = {name: Wealth.from_dict(entry.as_dict()) for name, entry in before.wealth.items()}
@@ -197,11 +159,7 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
 
 
 def look(reference: Reference, night: Night, first: dict[str, tuple[int, int]]) -> dict[str, Look]:
-    """Look at one night by every signal that it has data for.
-
-    Args:
-        first: counts of the first nights by rate; tonight's are added while they are needed.
-    """
+    """Look at one night by every signal that it has data for."""
     found = {name: see(reference, night) for name, see in signals.TEXT_SIGNALS.items()}
     for name in signals.RATE_SIGNALS:
         found[name], counts = signals.rate(reference, night, name, first.get(name))
@@ -251,12 +209,7 @@ _SMALLEST = 1e-30
 
 
 def draw(report: DriftReport, path: Path) -> None:
-    """Write the plot of a report.
-
-    Args:
-        report: a report of at least one night.
-        path: file to write; its ending (.svg or .png) is the format.
-    """
+    """Write the plot of a report."""
     # Not pyplot: it keeps figures alive and looks for a display.
     from matplotlib.figure import Figure
 

@@ -25,14 +25,9 @@ from tuneline.serving.processes import free_port
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token counts of one witness.
+    """Token counts of one witness."""
 
-    Attributes:
-        prompt: prompt tokens; the engine leaves out those that it had cached.
-        completion: completion tokens.
-    """
-
-    prompt: int
+    prompt: int  # the engine leaves out those that it had cached
     completion: int
 
     def off(self, other: Tokens) -> int:
@@ -42,41 +37,24 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Received:
-    """What a client had of one request.
+    """What a client had of one request."""
 
-    Attributes:
-        usage: the usage that it was told; None if it was cut off before.
-        chunks: pieces of text that it got.
-        request_id: the id that the response bore.
-        attempts: the attempts that the response named.
-    """
-
-    usage: Tokens | None
-    chunks: int = 0
+    usage: Tokens | None  # None if it was cut off before it was told
+    chunks: int = 0  # pieces of text that it got
     request_id: str | None = None
     attempts: int = 1
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Requests of one kind, which ran alone.
+    """Requests of one kind, which ran alone."""
 
-    Attributes:
-        name: the kind, in the names of measurements.
-        received: what clients had of each request.
-        rows: the ledger's rows since the phase began.
-        engine: the engine's counters over the phase.
-        cut: attempts that were cut off before their usage was known.
-        unseen: completion tokens that such an attempt can cost the engine beside those that the
-            gateway saw.
-    """
-
-    name: str
+    name: str  # the kind, in the names of measurements
     received: Sequence[Received]
-    rows: Sequence[UsageRow]
-    engine: Tokens
-    cut: int = 0
-    unseen: int = 0
+    rows: Sequence[UsageRow]  # since the phase began
+    engine: Tokens  # its counters over the phase
+    cut: int = 0  # attempts that were cut off before their usage was known
+    unseen: int = 0  # completion tokens of such an attempt beyond those that the gateway saw
 
     @property
     def billed_otherwise(self) -> int:
@@ -134,10 +112,6 @@ def killed(phase: Phase, before: Sequence[UsageRow], now: Sequence[UsageRow]) ->
 
     Requests under way at the kill may have no row; what they cost is bounded as for others that
     were cut off.
-
-    Args:
-        phase: the requests under way at the kill, and those after the start anew.
-        before: the ledger's rows at the moment of the kill.
     """
     there = {(row.request_id, row.attempt): row for row in now}
     changed = sum(there.get((row.request_id, row.attempt)) != row for row in before)
@@ -228,26 +202,17 @@ def models() -> list[dict[str, Any]]:
 
 @dataclass
 class Traffic:
-    """A gateway over an engine, whose counters are read around each kind of request.
-
-    Attributes:
-        prompts: prompts, of which each request takes the next one.
-        unseen: completion tokens that the engine may generate until it notices that its client
-            has left.
-    """
+    """A gateway over an engine, whose counters are read around each kind of request."""
 
     gateway: GatewayProcess
     server: EngineServer
     prompts: Iterator[Messages]
-    unseen: int
+    unseen: int  # completion tokens until the engine notices that its client has left
     context_tokens: int
 
     @property
     def stream_tokens(self) -> int:
-        """Tokens that streams which are cut off ask for.
-
-        Twice what may come unseen, so that an engine which generates on to the end is found out.
-        """
+        """Tokens that streams which are cut off ask for."""
         return max(STREAM_TOKENS, min(2 * self.unseen, self.context_tokens // 2))
 
     def run(self) -> list[Measurement]:

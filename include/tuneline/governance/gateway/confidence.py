@@ -35,12 +35,7 @@ from tuneline.step_context import StepContext
 def calibrate(
     ctx: StepContext, model: ServedModel, target: FallbackConfig
 ) -> tuple[Calibration, list[Confidence]]:
-    """Ask the validation rows, and set the thresholds.
-
-    Args:
-        model: the shipped bytes.
-        target: the shares to reach, the rows, and the window of streams.
-    """
+    """Ask the validation rows, and set the thresholds."""
     rows = validation_rows(ctx, target.calibration_rows)
     config = ctx.config
     expected = [row.answer for row in rows]
@@ -69,13 +64,7 @@ def thresholds(
     engine: str,
     max_tokens: int,
 ) -> Calibration:
-    """Return the thresholds that judged answers give.
-
-    Args:
-        task: the rule by which the answers were judged.
-        target: the shares to reach.
-        sha256: hash of the bytes that answered.
-    """
+    """Return the thresholds that judged answers give."""
     caught, cost = target.caught_share, target.false_alarm_share
     window = target.stream_window_tokens
     judged = [one for one in found if one.whole is not None and one.beginning is not None]
@@ -120,13 +109,7 @@ def calibrate_run(
 ) -> Calibration:
     """Calibrate a run by hand, and keep the thresholds in it for the item `fallback`.
 
-    Args:
-        caught_share: share of wrong answers to catch; None takes the run's setting.
-        false_alarm_share: share of right answers that may be sent on; None likewise.
-        rows: validation rows, at most; None likewise.
-
-    Raises:
-        UserError: if the run has chosen no bytes to ship, or a share is none.
+    None takes the run's setting.
     """
     run = Run.open(run_uri)
     given = {
@@ -202,13 +185,7 @@ def ask_for_confidence(
 def confidences(
     rows: Sequence[Row], told: Sequence[Told], task: Task, window: int
 ) -> list[Confidence]:
-    """Judge the answers.
-
-    Args:
-        told: the answer to each.
-        task: the rule by which an answer is right.
-        window: the first tokens of a stream that are judged.
-    """
+    """Judge the answers."""
     return [
         Confidence(
             row_id=row.row_id,
@@ -235,12 +212,9 @@ def find_threshold(
 ) -> Threshold:
     """Set a threshold, or say why none is set.
 
-    Args:
-        confidences: mean log-probability of each answer, in nats.
-        right: whether each answer is right.
-        caught_share: the share of wrong answers that has to be caught.
-        false_alarm_share: the share of right answers that may be sent on.
-        tokens: the first tokens that the means are taken over; None for whole answers.
+    `confidences` are mean log-probabilities in nats, of the first `tokens` of each answer or of
+    whole ones; `caught_share` of the wrong answers has to be caught, and `false_alarm_share` of the
+    right ones may be sent on.
     """
     pairs = list(zip(confidences, right, strict=True))
     good = sorted(value for value, is_right in pairs if is_right)

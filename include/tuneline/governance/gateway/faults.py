@@ -20,21 +20,13 @@ from tuneline.serving.gateway.process import GatewayProcess
 
 @dataclass(frozen=True)
 class Seen:
-    """What a client saw of one request.
+    """What a client saw of one request."""
 
-    Attributes:
-        status: HTTP status; 0 if the connection broke.
-        served_by: the upstream that answered; None if none did.
-        reason: why an earlier upstream was left or passed over; None if none was.
-        complete: whether the whole answer came.
-        clean_error: whether it ended in an error of OpenAI's form, with a code.
-    """
-
-    status: int
-    served_by: str | None
-    reason: str | None
+    status: int  # HTTP; 0 if the connection broke
+    served_by: str | None  # None if no upstream answered
+    reason: str | None  # why an earlier upstream was left or passed over
     complete: bool
-    clean_error: bool
+    clean_error: bool  # an error of OpenAI's form, with a code
 
     @property
     def ended(self) -> bool:
@@ -44,17 +36,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Client:
-    """A client of the gateway.
-
-    Attributes:
-        max_tokens: limit of an answer's length.
-        patience: longest wait for a byte, in seconds.
-    """
+    """A client of the gateway."""
 
     gateway: GatewayProcess
     model: str
     max_tokens: int
-    patience: float
+    patience: float  # longest wait for a byte, seconds
 
     def ask(self, messages: Messages, *, stream: bool = False) -> Seen:
         """Send a request, decoded greedily, and read its answer to the end."""
@@ -113,67 +100,40 @@ _PAUSE = 0.1
 
 @dataclass(frozen=True)
 class FaultReport:
-    """What clients saw under one fault.
+    """What clients saw under one fault."""
 
-    Attributes:
-        fault: its name; `none` for the requests without a fault.
-        expected: who has to answer, or `error` where nobody can.
-        ended: those whose client knows how they ended: a whole answer, or a clean error.
-        reasons: reasons for a fallback that the gateway stated.
-        planted: whether the fault took place.
-    """
-
-    fault: str
-    expected: str
+    fault: str  # `none` for the requests without a fault
+    expected: str  # who has to answer, or `error` where nobody can
     requests: int
     as_expected: int
-    ended: int
+    ended: int  # by a whole answer or a clean error
     reasons: list[str]
-    planted: bool = True
+    planted: bool = True  # the fault took place
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a trial.
+    """The prompts of a trial."""
 
-    Attributes:
-        sure: prompts whose answers are above the thresholds.
-        unsure: prompts whose answers are below that of whole answers; none without a threshold.
-    """
-
-    sure: Sequence[Messages]
-    unsure: Sequence[Messages]
+    sure: Sequence[Messages]  # answers above the thresholds
+    unsure: Sequence[Messages]  # answers below that of whole answers; none without a threshold
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain under trial.
-
-    Attributes:
-        client: a client of its gateway.
-        primary: the engine of the release.
-        to_primary: the link from the gateway to the first.
-        to_second: the link to the second.
-        names: names of the chain's upstreams, in order.
-        first_token_s: the time that a stream's first token may take.
-        window: tokens of a stream that are held back; 0 if streams are not judged.
-    """
+    """A chain under trial."""
 
     client: Client
     primary: EngineServer
     second: EngineServer
     to_primary: FaultyLink
     to_second: FaultyLink
-    names: Sequence[str]
+    names: Sequence[str]  # of the upstreams, in order
     first_token_s: float
-    window: int
+    window: int  # tokens of a stream that are held back; 0 if streams are not judged
 
     def run(self, prompts: Prompts) -> list[FaultReport]:
-        """Plant every fault; the engines are dead afterwards.
-
-        Raises:
-            RetryableError: if the primary does not recover from one.
-        """
+        """Plant every fault; the engines are dead afterwards."""
         primary, second = self.names[0], self.names[1]
         sure = prompts.sure[:REQUESTS]
         reports = [self._ask(NO_FAULT, primary, sure)]
@@ -281,12 +241,7 @@ class Chain:
 
 
 def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = True) -> FaultReport:
-    """Count what clients saw under a fault.
-
-    Args:
-        expected: the upstream that has to answer, or `error`.
-        seen: what the client of each request saw.
-    """
+    """Count what clients saw under a fault."""
 
     def fits(one: Seen) -> bool:
         if expected == "error":

@@ -1,8 +1,4 @@
-"""A link between gateway and engine that can be told to fail.
-
-Engines that die can be killed, and hang when they are stopped. The other faults are planted here,
-on the bytes of real answers: the gateway sees what it would see of a server with that fault.
-"""
+"""A link between gateway and engine that plants faults on the bytes of real answers."""
 
 from __future__ import annotations
 
@@ -23,14 +19,8 @@ _START_SECONDS = 10.0
 class FaultyLink:
     """A TCP relay on a free port, in a thread of its own.
 
-    Args:
-        url: `http://host:port` of the engine.
-
-    Attributes:
-        fault: `none`; `garbage` answers without asking; `cut` breaks the connection within a
-            stream; `slow` keeps back each block of an answer; `gone` breaks every connection.
-        events: the events of a stream that `cut` lets pass.
-        delay_s: the time for which `slow` keeps back a block, in seconds.
+    `garbage` answers without asking; `cut` breaks the connection after `events` events of a stream;
+    `slow` keeps back each block of an answer for `delay_s`; `gone` breaks every connection.
     """
 
     def __init__(self, url: str) -> None:

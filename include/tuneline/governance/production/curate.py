@@ -1,8 +1,6 @@
 """`tuneline logs curate`: from a day's logged requests to rows that people can review.
 
-Requests that can't be used leave, the others are scrubbed; one row of each question stays. Rows
-that resemble a dataset are marked, and rows are drawn for review. The day is checked by Great
-Expectations before it takes the place of the one before.
+The day is checked by Great Expectations before it takes the place of the one before.
 """
 
 from __future__ import annotations
@@ -55,15 +53,8 @@ from tuneline.store import Store, at_work_in, sha256_file
 def curate(store: Store, model: str, day: date, settings: CurationSettings) -> CuratedDay:
     """Curate the requests of a day and store the result.
 
-    Args:
-        store: the store of the logs, and of the result.
-
-    Returns:
-        The curated day. Of a day without logged requests the evidence says so; if rows were
-        curated before its logs were deleted, these stay.
-
-    Raises:
-        UserError: if the model's name, the day or the reference is wrong.
+    A day without logged requests says so; what was curated before its logs were deleted stays. If
+    the day does not add up, the one before stays in force.
         TunelineError: if the day does not add up; the one before stays in force.
     """
     check_model(model)

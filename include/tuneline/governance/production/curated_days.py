@@ -1,12 +1,7 @@
 """A curated day in the store: `curated/<model>/<day>/`, replaced whole or not at all.
 
-    current.json                 the folder in force; written last, in one piece
-    <content>-<generation>/      evidence.json, the table that it lists, the pages of its gate
-
-A folder is named after its evidence, which holds the hash of the table, and after its generation,
-one more than that of the folder before. A killed run leaves an unfinished folder that no pointer
-names; the next run overwrites or removes it. The folder before stays until the one after next, for
-whoever is still reading it.
+`current.json`, written last, names the folder in force: `<hash of its evidence>-<generation>`.
+The folder before stays until the one after next, for whoever is still reading it.
 """
 
 from __future__ import annotations
@@ -60,19 +55,7 @@ class StratumCount(_Strict):
 
 
 class CurationEvidence(_Strict):
-    """The evidence of a curated day. It holds no time, so that equal input gives equal bytes.
-
-    Attributes:
-        schema_: `tuneline/curated/2`.
-        model: the model that clients asked for.
-        summary: one sentence for a person.
-        rows_kept: rows of `requests.parquet` without a reason.
-        rejected: number of requests that are no row, by reason.
-        redactions: number of removed values by type: by the gateway, and by this curation.
-        measurements: what was measured, and the rules that it had to satisfy.
-        inputs: parts of the log, earlier curated days, base model and reference.
-        settings: what the result depends on besides.
-    """
+    """The evidence of a curated day. It holds no time, so that equal input gives equal bytes."""
 
     schema_: Literal["tuneline/curated/2"] = Field(default=SCHEMA, alias="schema")
     model: str
@@ -80,12 +63,12 @@ class CurationEvidence(_Strict):
     verdict: Verdict
     summary: str
     requests_in: int
-    rows_kept: int
-    rejected: dict[str, int] = {}
-    redactions: dict[str, dict[str, int]] = {}
+    rows_kept: int  # of `requests.parquet`, without a reason
+    rejected: dict[str, int] = {}  # requests that are not rows, by reason
+    redactions: dict[str, dict[str, int]] = {}  # by the gateway, by curation
     strata: dict[str, StratumCount] = {}
     measurements: list[Measurement] = []
-    inputs: list[FileRef] = []
+    inputs: list[FileRef] = []  # parts of the log, earlier curated days, base model and reference
     files: list[StoredFile] = []
     settings: dict[str, Any] = {}
     code: dict[str, Any] = {}
@@ -98,16 +81,12 @@ class CurationEvidence(_Strict):
 
 @dataclass(frozen=True)
 class CuratedDay:
-    """A curated day that is in force.
-
-    Attributes:
-        evidence_sha256: hash of the evidence, which stands for all of it.
-    """
+    """A curated day that is in force."""
 
     store: Store
     prefix: str
     evidence: CurationEvidence
-    evidence_sha256: str
+    evidence_sha256: str  # stands for all of it
 
     @property
     def uri(self) -> str:
@@ -126,11 +105,7 @@ class CuratedDay:
         )
 
     def fetch(self, path: Path) -> bool:
-        """Copy the table of its requests, verified; return False if it has none.
-
-        Raises:
-            CorruptObject: if the bytes are not the ones that the evidence states.
-        """
+        """Copy the table of its requests, verified; return False if it has none."""
         for file in self.evidence.files:
             self.store.get_file(f"{self.prefix}/{file.name}", path, sha256=file.sha256)
         return bool(self.evidence.files)
@@ -144,11 +119,7 @@ class CuratedDay:
 
 
 def check_model(model: str) -> str:
-    """Return the name of a model if it can be one.
-
-    Raises:
-        UserError: if it can't.
-    """
+    """Return the name of a model if it can be one."""
     named = model.strip() == model and model.strip(".") and model.isprintable()
     if not named or len(model) > 200:
         raise UserError(
@@ -159,11 +130,7 @@ def check_model(model: str) -> str:
 
 
 def parse_day(text: str) -> date:
-    """Return the day of a text.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """Return the day of a text."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
@@ -185,12 +152,7 @@ def curated_days(store: Store, model: str) -> list[date]:
 
 
 def open_day(store: Store, model: str, day: date) -> CuratedDay | None:
-    """Return a curated day, None if it is not curated.
-
-    Raises:
-        CorruptObject: if its evidence is not the one that was written.
-        UserError: if an earlier version of Tuneline curated it.
-    """
+    """Return a curated day, None if it is not curated."""
     try:
         return _open(store, _root(model, day))
     except NotThere:
@@ -220,12 +182,8 @@ def publish(
 ) -> CuratedDay:
     """Put a curated day in the place of the one before.
 
-    Args:
-        evidence: its evidence; it lists the files.
-        files: the local folder with them, and with what the gate left in `gx`.
-
-    Returns:
-        The day as it is in the store. If its content is what is there already, nothing is written.
+    `files` is the local folder with the files that the evidence lists, and with what the gate left
+    in `gx`. If the store has that content already, nothing is written.
     """
     # Not for whoever only reads a day: the gates know all of the data phase.
     from tuneline.data.gates.expectations import store_docs

@@ -4,8 +4,6 @@
     drift/<model>/looks/<day>/report.json   what this look found, with its plot beside it
 
 A look at a day that was looked at before changes nothing: each day is one bet of the year's budget.
-The texts are those of the curated days, scrubbed like the training data, of merged requests too, so
-that frequent questions stay frequent.
 """
 
 from __future__ import annotations
@@ -44,14 +42,7 @@ REPORT_SCHEMA = "tuneline/drift-look/1"
 
 
 def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -> Look:
-    """Compare the days since the last look with the training data, and store the report.
-
-    Args:
-        settings: the false alarms of a year, and the limit of confidence.
-
-    Raises:
-        UserError: if the released model's dataset can't be read.
-    """
+    """Compare the days since the last look with the training data, and store the report."""
     pointer = read_release(store, model)
     if pointer is None:
         why = f"no version of {model} is released, so there is nothing to compare with"
@@ -68,9 +59,6 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     Airflow keeps one entry for events that come before it has made the run, and hands the run
     the first of them alone. So a day that was curated meanwhile and that no look has seen counts
     as well; it would otherwise wait for the next day.
-
-    Args:
-        curated: the days that the run was told of, at least one.
     """
     told = max(curated)
     pointer = read_release(store, model)
@@ -81,11 +69,7 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
 
 
 def read_look(store: Store, model: str, day: date) -> Look:
-    """Return what the look at a day found.
-
-    Raises:
-        UserError: if there was none.
-    """
+    """Return what the look at a day found."""
     prefix = f"{_root(model)}/looks/{day}"
     try:
         document = json.loads(store.get_bytes(f"{prefix}/report.json"))

@@ -1,9 +1,7 @@
 """People's labels: the rows that wait for one, the sheets and forms that take them, and the store.
 
-A file in `labels/<model>/` that was written here is named after the hash of its bytes. Each of its
-lines carries the scrubbed prompt and answer, so that it stays good when its day is curated again. A
-file of any other name was dropped there by hand: it is checked as `tuneline logs label` does, and
-its texts are looked up.
+A file in `labels/<model>/` that was written here is named after the hash of its bytes and carries
+the scrubbed texts. Any other was dropped there by hand, and its texts are looked up.
 """
 
 from __future__ import annotations
@@ -73,23 +71,16 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class ReviewRow:
-    """A row that was drawn for review.
-
-    Attributes:
-        stratum: the stratum it was drawn from.
-        inclusion_probability: the probability with which it was drawn.
-        surrogates: texts in it that were written in place of personal data.
-        data: settings of the data phase that it was scrubbed by.
-    """
+    """A row that was drawn for review."""
 
     request_id: str
     day: str
     messages: list[Message]
     answer: str
-    stratum: str
-    inclusion_probability: float
-    surrogates: list[str]
-    data: DataConfig
+    stratum: str  # that it was drawn from
+    inclusion_probability: float  # with which it was drawn
+    surrogates: list[str]  # texts that were written in place of personal data
+    data: DataConfig  # settings that it was scrubbed by
 
     @property
     def prompt(self) -> str:
@@ -101,41 +92,27 @@ class ReviewRow:
 
 @dataclass(frozen=True)
 class GivenLabel:
-    """A label as a sheet states it.
-
-    Attributes:
-        corrected: the corrected answer, not scrubbed; None unless the decision is `correct`.
-        by: the labeller, if the sheet names one.
-        at: the time of the label, if the sheet states one, RFC 3339 in UTC.
-        cells: everything that the row holds.
-    """
+    """A label as a sheet states it."""
 
     where: str
     request_id: str
     decision: Decision
-    corrected: str | None
-    by: str | None
-    at: str | None
+    corrected: str | None  # not scrubbed; None unless the decision is `correct`
+    by: str | None  # if the sheet names one
+    at: str | None  # RFC 3339 in UTC, if the sheet states it
     cells: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Label:
-    """A person's decision on a row.
-
-    Attributes:
-        answer_corrected: the corrected answer, scrubbed; None unless the decision is `correct`.
-        at: time of the label, RFC 3339; empty if a dropped file states none.
-        stratum: the stratum that the row was drawn from.
-        inclusion_probability: the probability with which it was drawn.
-    """
+    """A person's decision on a row."""
 
     request_id: str
     day: str
     decision: Decision
-    answer_corrected: str | None
+    answer_corrected: str | None  # scrubbed; None unless the decision is `correct`
     by: str
-    at: str
+    at: str  # RFC 3339; empty if a dropped file states none
     messages: list[Message]
     answer: str
     stratum: str
@@ -144,25 +121,15 @@ class Label:
 
 @dataclass
 class Labels:
-    """The labels of a model.
+    """The labels of a model."""
 
-    Attributes:
-        latest: the label in force of each request, by its id.
-        conflicts: number of requests with labels that disagree.
-        skipped: the error of each file that could not be read.
-    """
-
-    latest: dict[str, Label] = field(default_factory=dict)
-    conflicts: int = 0
-    skipped: list[str] = field(default_factory=list)
+    latest: dict[str, Label] = field(default_factory=dict)  # by request id
+    conflicts: int = 0  # requests with labels that disagree
+    skipped: list[str] = field(default_factory=list)  # errors of unreadable files
 
 
 def parse_days(text: str) -> tuple[date, date]:
-    """Return the first and the last day of `A..B`, or of a day alone.
-
-    Raises:
-        UserError: if it is neither, or ends before it begins.
-    """
+    """Return the first and the last day of `A..B`, or of a day alone."""
     first, separator, last = text.partition("..")
     days = parse_day(first), parse_day(last if separator else first)
     if days[0] > days[1]:
@@ -173,11 +140,7 @@ def parse_days(text: str) -> tuple[date, date]:
 def review_rows(
     store: Store, model: str, days: Collection[date] | None = None
 ) -> Iterator[ReviewRow]:
-    """Yield the rows that were drawn for review, day by day.
-
-    Args:
-        days: the days; None for all.
-    """
+    """Yield the rows that were drawn for review, day by day."""
     known = curated_days(store, model)
     for curated in open_days(store, model, [d for d in known if days is None or d in days]):
         data = data_settings(curated.evidence.settings)
@@ -225,9 +188,6 @@ def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]
     """Render rows as Markdown, with the fields of a form for the first of them.
 
     A field is named after its request, so that no answer lands on another row.
-
-    Returns:
-        The text, and JSON Schema keywords and a default for each field.
     """
     rows = rows[:ROWS_OF_FORM]
     parts = [_INSTRUCTIONS] if rows else ["No row waits for review."]
@@ -263,13 +223,6 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
 
     Corrected answers may hold personal data, and the scrubber is not where people are asked. So
     they wait in `quarantine/answers/<model>/` until `take_answers` scrubs and stores them.
-
-    Args:
-        name: a name that they are found by.
-        given: values by the name of the field.
-
-    Raises:
-        UserError: if an answer is wrong, or none was given; nothing is stored.
     """
     raw = "".join(
         json.dumps(
@@ -290,14 +243,7 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
 
 
 def take_answers(store: Store, model: str, name: str) -> int:
-    """Scrub and store the answers that were put aside, and delete them there.
-
-    Returns:
-        The number of labels; 0 if none were put aside by that name.
-
-    Raises:
-        UserError: if an answer is wrong; see `store_labels`.
-    """
+    """Scrub and store the answers that were put aside, and delete them there."""
     key = _answers_key(model, name)
     try:
         document = json.loads(store.get_bytes(key))
@@ -321,12 +267,7 @@ def _answers_key(model: str, name: str) -> str:
 def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[GivenLabel]:
     """Read a sheet of labels; rows without a decision are not labels yet and are passed over.
 
-    Args:
-        known: ids of the requests that are in review; None takes any.
-
-    Raises:
-        UserError: if it is no sheet, or a row names an unknown request or decision, lacks a
-            corrected answer or repeats a request. File and line are named.
+    `known` are the ids in review, None takes any. Errors name file and line.
     """
     labels: dict[str, GivenLabel] = {}
     advice = "fill the file that `tuneline logs review` wrote"
@@ -389,14 +330,7 @@ def _decisions() -> str:
 def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> int:
     """Check a file of labels, scrub its corrected answers, and store it.
 
-    Args:
-        raw: the file's bytes, see `read_sheet`.
-
-    Returns:
-        The number of labels.
-
-    Raises:
-        UserError: if anything in it is wrong; nothing is stored then.
+    Nothing is stored if anything in it is wrong.
     """
     check_model(model)
     if not by.strip():

@@ -1,7 +1,6 @@
 """The logged requests of a day, what becomes of each, and the table that says so.
 
-`requests.parquet` has a line for each logged request, in the order of the log. `reason` is null for
-a row that stays. Texts are scrubbed, and null where a reason came before scrubbing or from it.
+`requests.parquet` has a line for each logged request; `reason` is null for a row that stays.
 """
 
 from __future__ import annotations
@@ -70,43 +69,25 @@ REQUESTS = pa.schema([*FACTS, *TEXTS, *OUTCOME])
 
 @dataclass(slots=True)
 class Request:
-    """What becomes of a logged request; most attributes are columns of `requests.parquet`.
-
-    Attributes:
-        weight: number of requests that it stands for by the sampling of the log; for a row that
-            stays, and for one of an earlier day, with those that were merged into it.
-        row: its number in the table of scrubbed texts; None without a text.
-        text: normalised prompt, by which it is compared.
-        reason: why it is no row of the curated day; None for one that stays.
-        detail: a status or code, never text of the request.
-        of: request id of the row that stays in its place.
-        of_day: the day of that row, YYYY-MM-DD, if it is an earlier one.
-        similarity: to that row, or to the row of the reference that it resembles.
-        seen: number of logged requests that it stands for, itself and those merged into it.
-        resembles: split of the row of the reference that it resembles.
-        novelty: share of its 5-grams that are new; None if there was nothing to compare with.
-        stratum: the group that it was drawn for review from; None if it may not be.
-        in_review: True if it was drawn.
-        inclusion_probability: with which a row of its stratum is.
-    """
+    """What becomes of a logged request; most attributes are columns of `requests.parquet`."""
 
     request_id: str
-    weight: float
+    weight: float  # requests that it stands for by the sampling of the log, with merged ones
     fallback_reason: str | None
     status: str
     confidence: float | None
-    row: int | None = None
-    text: str = ""
+    row: int | None = None  # in the table of scrubbed texts; None without a text
+    text: str = ""  # normalised prompt, by which it is compared
     reason: Reason | None = None
-    detail: str | None = None
-    of: str | None = None
-    of_day: str | None = None
-    similarity: float | None = None
-    seen: int = 1
-    resembles: str | None = None
+    detail: str | None = None  # a status or code, never text of the request
+    of: str | None = None  # request id of the row that stays in its place
+    of_day: str | None = None  # of that row, YYYY-MM-DD, if it is an earlier one
+    similarity: float | None = None  # to that row, or to the row of the reference that it resembles
+    seen: int = 1  # logged requests that it stands for, itself and those merged into it
+    resembles: str | None = None  # split of the row of the reference
     resembles_row: str | None = None
-    novelty: float | None = None
-    stratum: str | None = None
+    novelty: float | None = None  # share of its 5-grams that are new
+    stratum: str | None = None  # None if it may not be drawn for review
     in_review: bool = False
     inclusion_probability: float | None = None
 
@@ -145,10 +126,7 @@ def write_requests(
 ) -> None:
     """Write `requests.parquet`.
 
-    Args:
-        facts: table of `FACTS`, the log without its texts.
-        scrubbed: table of `TEXTS` of the requests that have one, in the same order.
-        requests: what became of each.
+    `facts` has the columns `FACTS` of the log, `scrubbed` is a table of `TEXTS` in the same order.
     """
     texts = pq.read_table(scrubbed)
     done = 0
@@ -171,11 +149,7 @@ def batches_of(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 
 def compared_row(entry: Mapping[str, Any]) -> Row:
-    """Return a request as a row of the data phase, to be compared by its prompt.
-
-    Args:
-        entry: its `messages` and `stand_ins`.
-    """
+    """Return a request as a row of the data phase, to be compared by its prompt."""
     return Row(
         "",
         [*entry["messages"], {"role": "assistant", "content": ""}],

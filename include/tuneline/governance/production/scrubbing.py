@@ -1,8 +1,6 @@
 """Scrub a day's usable requests by the scrubber of the data phase, block by block.
 
-The log was scrubbed already, one request at a time; here the profile and the actions of the model
-hold. A block is what is in memory as Python objects, and the dataset whose shared texts the
-scrubber spares.
+A block is what is in memory as Python objects, and the dataset whose shared texts are spared.
 """
 
 from __future__ import annotations
@@ -44,25 +42,15 @@ SAMPLED = 4_096
 
 @dataclass
 class ScrubbedDay:
-    """What scrubbing a day found.
+    """What scrubbing a day found."""
 
-    Attributes:
-        digest: hash over the logged requests, however they are spread over parts.
-        bytes: size of what was hashed.
-        rows: number of rows in the table of scrubbed texts.
-        sample: some of the rows, for the text that prompts share.
-        logged: number of values that the gateway had removed, by type.
-        found: number of values that this scrubbing replaced, by type.
-        foreign: number of scrubbed requests in a language that is not declared.
-    """
-
-    digest: Any = field(default_factory=hashlib.sha256)
-    bytes: int = 0
-    rows: int = 0
-    sample: list[Row] = field(default_factory=list)
-    logged: Counter[str] = field(default_factory=Counter)
-    found: Counter[str] = field(default_factory=Counter)
-    foreign: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)  # over the logged requests
+    bytes: int = 0  # of what was hashed
+    rows: int = 0  # in the table of scrubbed texts
+    sample: list[Row] = field(default_factory=list)  # for the text that prompts share
+    logged: Counter[str] = field(default_factory=Counter)  # by the gateway
+    found: Counter[str] = field(default_factory=Counter)  # by this scrubbing
+    foreign: int = 0  # scrubbed requests in a language that is not declared
 
 
 def scrub_day(
@@ -74,14 +62,8 @@ def scrub_day(
 ) -> ScrubbedDay:
     """Write a table of the scrubbed texts of a day; requests without one leave.
 
-    Args:
-        log: the logged requests, from `read_day`.
-        requests: the same, which get their reason, or the number of their row.
-        renderer: renderer of the base model, to count tokens; None to count none.
-        path: the table to write, of `TEXTS`.
-
-    Raises:
-        UserError: if a model of names or a recogniser can't be loaded.
+    Requests get their reason, or the number of their row; `renderer` counts tokens, None counts
+    none.
     """
     scrubber = make_scrubber(settings.data)
     day = ScrubbedDay()

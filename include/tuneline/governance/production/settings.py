@@ -33,23 +33,14 @@ _NO_SOURCE = "production"
 
 @dataclass(frozen=True)
 class CurationSettings:
-    """What a curation depends on besides the logs and the earlier days.
-
-    Attributes:
-        data: settings of the data phase.
-        curation: the section `curation`.
-        governance: settings of governance: when an answer is doubtful, false alarms of drift.
-        base_model: address of the base model; None to count no tokens.
-        reference: address of a dataset; None to compare with none.
-        sample_rate: share of every stratum to review; None for the quotas of `curation`.
-    """
+    """What a curation depends on besides the logs and the earlier days."""
 
     data: DataConfig
     curation: CurationConfig
     governance: GovernanceConfig
-    base_model: str | None = None
+    base_model: str | None = None  # None counts no tokens
     reference: str | None = None
-    sample_rate: float | None = None
+    sample_rate: float | None = None  # None takes the quotas of `curation`
 
     def document(self) -> dict[str, Any]:
         """Return the settings for the evidence."""
@@ -72,13 +63,8 @@ def read_settings(
 ) -> CurationSettings:
     """Read the settings of a curation.
 
-    Args:
-        config_file: YAML file (a path, or an address in a store) of settings of a run, of `data`
-            alone, or with a section `curation` besides; None for the defaults.
-        base_model: see `CurationSettings`.
-
-    Raises:
-        UserError: if the file is missing, or a setting is unknown or wrong.
+    `config_file` is a path or an address in a store: settings of a run, of `data` alone, or with a
+    section `curation`; None takes the defaults.
     """
     if sample_rate is not None and not 0 < sample_rate <= 1:
         raise UserError(f"--sample {sample_rate:g}: give a share above 0 and up to 1")
@@ -100,14 +86,7 @@ def read_settings(
 
 
 def write_settings(store: Store, model: Model) -> str:
-    """Write the settings of a model's file into the store, where a pod reads them.
-
-    Returns:
-        Their address, for `--config`; equal settings have the same one.
-
-    Raises:
-        UserError: if the preset is missing.
-    """
+    """Write the settings of a model's file into the store, where a pod reads them."""
     preset = read_yaml(presets_dir() / f"{model.file.preset}.yaml")
     document = {
         **merge(preset, model.settings),

@@ -1,8 +1,7 @@
 """Decide by a request's own fields whether it can be a row; no text is compared here.
 
-A request that another upstream answered stays. Dropping it would leave out the prompts that the
-model fails on or is unsure of, which are the ones to learn from. Its answer is not the model's own,
-so it is marked, drawn for review as a stratum of its own, and used only if a person says so.
+A request that another upstream answered stays: these are the prompts that the model fails on. It
+is drawn for review as a stratum of its own, and used only if a person says so.
 """
 
 from __future__ import annotations
@@ -91,11 +90,7 @@ def conversation(row: Mapping[str, Any]) -> list[Message]:
 
 
 def refusal(row: Mapping[str, Any]) -> Refusal | None:
-    """Return the reason and its detail for which a logged request can't be used, None if it can.
-
-    Args:
-        row: its columns, see `LoggedRequest`.
-    """
+    """Return the reason and its detail for which a logged request can't be used, None if it can."""
     return _unanswered(row) or _unfit(row) or _malformed(conversation(row))
 
 

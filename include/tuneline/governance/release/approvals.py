@@ -1,8 +1,4 @@
-"""Whether the approval of a release counts: who gave it, and for which bytes and evidence.
-
-An approval names the manifest that it was given for. It does not count for another one, and not
-after an evidence has changed that the manifest states: the person has seen other numbers.
-"""
+"""Whether the approval of a release counts: who gave it, and for which bytes and evidence."""
 
 from __future__ import annotations
 
@@ -156,11 +152,7 @@ _LONGEST = 160
 
 
 def release_question(run: Run, tab: str) -> str:
-    """Return the question whether a run may be released.
-
-    Args:
-        tab: address of its checklist in Airflow.
-    """
+    """Return the question whether a run may be released."""
     rows = checklist(run)
     evidence = {row.item: run.find_evidence(row.item) for row in rows}
     looser = looser_limits(run)
@@ -177,12 +169,7 @@ def release_question(run: Run, tab: str) -> str:
 
 
 def waivers_question(run: Run, tab: str) -> str:
-    """Return the question whether failures or looser limits of critical items are accepted.
-
-    Args:
-        run: the run, which has just been created.
-        tab: address of its checklist in Airflow.
-    """
+    """Return the question whether failures or looser limits of critical items are accepted."""
     wanted = critical_waivers(run)
     looser = looser_limits(run)
     others = [one for one in looser if not one.looser.names & {w.limit for w in wanted}]

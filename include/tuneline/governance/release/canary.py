@@ -62,9 +62,6 @@ class CanaryLog:
 
         In this order a withdrawal that breaks off leaves nothing that may be released again; the
         next call, or `go_back`, completes it.
-
-        Raises:
-            UserError: if there is no version to go back to.
         """
         pointer = self._completed(name)
         if pointer is not None and pointer.version == version:
@@ -75,11 +72,7 @@ class CanaryLog:
         self.go_back(name)
 
     def go_back(self, name: str) -> None:
-        """Release the version before again if a canary has withdrawn the released one.
-
-        Raises:
-            UserError: if there is no version to go back to.
-        """
+        """Release the version before again if a canary has withdrawn the released one."""
         pointer = self._completed(name)
         if pointer is None:
             return
@@ -140,27 +133,15 @@ SLACK = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class CanaryState:
-    """How a canary stands.
+    """How a canary stands."""
 
-    Attributes:
-        outcome: `due` before a follower has begun it, `left` if the pointer was moved to another
-            version before it was decided.
-        told: one sentence for a person.
-        began: when it began, None if it has not.
-    """
-
-    outcome: Outcome
-    told: str
+    outcome: Outcome  # `left`: the pointer was moved to another version before it was decided
+    told: str  # one sentence for a person
     began: datetime | None = None
 
 
 def canary_state(store: Store, name: str, version: str) -> CanaryState:
-    """Return how the canary of a version that was released stands.
-
-    Raises:
-        UserError: if the version was never released.
-        RetryableError: if the store can't be read now.
-    """
+    """Return how the canary of a version that was released stands."""
     pointer = read_release(store, name)
     if pointer is None:
         raise UserError(f"{store.uri} has no release of {name}; run promote again")

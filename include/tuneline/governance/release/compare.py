@@ -23,12 +23,7 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Change:
-    """One value that differs between two releases.
-
-    Attributes:
-        before: the value in the first release, None if it has none.
-        after: the value in the second release, None if it has none.
-    """
+    """One value that differs between two releases."""
 
     section: str
     name: str
@@ -39,12 +34,7 @@ class Change:
 def find_release(address: str, store_uri: str | None) -> Release:
     """Return the release that an argument names.
 
-    Args:
-        address: address of a `manifest.json`; `MODEL/VERSION`; or `MODEL`, its released version.
-        store_uri: the store of a model that is named without one.
-
-    Raises:
-        UserError: if there is no such release.
+    `address` is that of a `manifest.json`, `MODEL/VERSION`, or `MODEL` for its released version.
     """
     if "://" in address:
         place = Version.of(address)
@@ -193,18 +183,12 @@ _WIDTH = 110
 
 @dataclass(frozen=True)
 class Ancestor:
-    """One time that a version was released or returned to.
-
-    Attributes:
-        facts: what the version was made of, one line each; empty if its manifest is gone.
-        events: what happened to it, one line each.
-        in_service: whether the pointer is there now.
-    """
+    """One time that a version was released or returned to."""
 
     move: PointerMove
-    facts: list[str] = field(default_factory=list)
-    events: list[str] = field(default_factory=list)
-    in_service: bool = False
+    facts: list[str] = field(default_factory=list)  # what it was made of, a line each
+    events: list[str] = field(default_factory=list)  # what happened to it
+    in_service: bool = False  # the pointer is there now
 
     @property
     def title(self) -> str:
@@ -215,12 +199,7 @@ class Ancestor:
 
 
 def ancestors(store: Store, name: str) -> list[Ancestor]:
-    """Return the releases of a model, newest first.
-
-    Raises:
-        UserError: if nothing was released under this name.
-        CorruptObject: if the pointer is damaged.
-    """
+    """Return the releases of a model, newest first."""
     pointer = read_pointer(store, name).pointer
     if pointer is None:
         raise UserError(f"{store.uri} has no release of {name!r}; check the name and the store")

@@ -25,17 +25,11 @@ _MIN_TOKEN = 8
 
 @dataclass(frozen=True)
 class Identity:
-    """Who must have signed a release.
+    """Who must have signed a release."""
 
-    Attributes:
-        name: an e-mail address, or the address of a workflow.
-        issuer: address of the OpenID provider that vouches for it.
-        trust_config: Sigstore client trust configuration; None for the public instance.
-    """
-
-    name: str
-    issuer: str
-    trust_config: Path | None = None
+    name: str  # an e-mail address, or the address of a workflow
+    issuer: str  # address of the OpenID provider that vouches for it
+    trust_config: Path | None = None  # None for the public instance
 
     @classmethod
     def of(cls, settings: KeylessConfig) -> Identity:
@@ -58,10 +52,6 @@ def identity_token(settings: KeylessConfig) -> str:
     """Return the identity token: of the file, of the variable, or of the surroundings.
 
     It never opens a browser: nobody sits before a pod.
-
-    Raises:
-        UserError: if there is none.
-        RetryableError: if the surroundings offer one and fail to hand it out.
     """
     from sigstore.oidc import IdentityError, detect_credential
 
@@ -91,12 +81,7 @@ def identity_token(settings: KeylessConfig) -> str:
 
 
 def sign_folder(folder: Path, signature: Path, settings: KeylessConfig) -> None:
-    """Sign a folder, and verify the signature at once: by whom a token is shows only then.
-
-    Raises:
-        UserError: if there is no usable token, or it is that of another identity.
-        RetryableError: if Sigstore can't be reached or refuses.
-    """
+    """Sign a folder, and verify the signature at once: by whom a token is shows only then."""
     from model_signing import signing
 
     token = identity_token(settings)
@@ -115,12 +100,7 @@ def sign_folder(folder: Path, signature: Path, settings: KeylessConfig) -> None:
 
 
 def verifier_of(identity: Identity) -> Any:
-    """Return the library's configuration that accepts signatures of an identity alone.
-
-    Raises:
-        UserError: if the trust configuration can't be read.
-        RetryableError: if the trust root can't be fetched.
-    """
+    """Return the library's configuration that accepts signatures of an identity alone."""
     from model_signing import verifying
 
     config = verifying.Config()

@@ -41,30 +41,19 @@ _AT_ONCE = 16
 
 @dataclass
 class _Logs:
-    """What the logs of the versions hold.
-
-    Attributes:
-        lines: the lines of each log that could be read.
-        manifests: hash of each version's manifest, where it is there.
-        differences: one sentence for each difference.
-    """
+    """What the logs of the versions hold."""
 
     lines: dict[str, list[Line]] = field(default_factory=dict)
-    manifests: dict[str, str] = field(default_factory=dict)
+    manifests: dict[str, str] = field(default_factory=dict)  # hash by version, where it is there
     differences: list[str] = field(default_factory=list)
 
 
 def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -> list[str]:
     """Compare the pointer of a model with its logs.
 
-    Args:
-        version: the version that is looked at; its log and that of the released one have to be
-            there.
-        whole: whether the logs of all other versions are compared too. Of a version whose folder
-            was deleted as a whole nothing is left to compare.
-
-    Returns:
-        One sentence for each difference.
+    The log of `version` and that of the released one have to be there; `whole` compares those of
+    all other versions too. Of a version whose folder was deleted as a whole nothing is left to
+    compare.
     """
     uri = store.uri_of(pointer_key(name))
     try:
@@ -240,16 +229,8 @@ def lineage_differences(
 ) -> tuple[list[str], list[str]]:
     """Compare the statement of `lineage` of a version.
 
-    Args:
-        manifest_sha256: hash of the version's manifest.
-        signer: who must have signed the release. A key signs the statement as well, an identity
-            the files of the manifest alone.
-
-    Returns:
-        Differences, and what could not be compared; one sentence each.
-
-    Raises:
-        UserError: if the key can't be read, or the library is missing.
+    A key signs the statement as well, an identity the files of the manifest alone. Returns
+    differences, and what could not be compared.
     """
     prefix = model_prefix(name, version)
     names = (*LINEAGE_STATEMENTS, LINEAGE_EVIDENCE)

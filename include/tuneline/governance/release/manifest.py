@@ -1,8 +1,4 @@
-"""The manifest of a model version and the files beside it, each written once.
-
-`<store>/models/<name>/<version>/manifest.json` states every file by hash. What happens to the
-version afterwards goes into `release.jsonl` beside it, see `tuneline.artifacts.release_log`.
-"""
+"""The manifest of a model version and the files beside it, each written once."""
 
 from __future__ import annotations
 
@@ -39,12 +35,6 @@ def write_manifest(store: Store, prefix: str, manifest: Manifest) -> str:
 
     A retried step may write the same manifest again, except for its time; any other content
     is refused.
-
-    Returns:
-        Hex SHA-256 of the manifest's bytes.
-
-    Raises:
-        UserError: if the version exists with other content.
     """
     # The files that it states come first, also on the disk.
     store.flush()
@@ -64,11 +54,7 @@ def write_manifest(store: Store, prefix: str, manifest: Manifest) -> str:
 
 
 def put_once(store: Store, key: str, path: Path, sha256: str) -> None:
-    """Write a model's file once; the same bytes may be written again.
-
-    Raises:
-        UserError: if the file exists with other bytes.
-    """
+    """Write a model's file once; the same bytes may be written again."""
     try:
         store.put_file(key, path, once=True)
     except AlreadyThere:
@@ -148,9 +134,8 @@ _OWN = "lineage"
 def environments(run: Run, shipping: Sequence[str]) -> list[StepEnvironment]:
     """Return the environments of the run's steps, each once for all steps that share it.
 
-    Args:
-        shipping: helper steps of which something ships. Others may end while lineage is at work,
-            and the manifest of a second try would differ.
+    `shipping` are helper steps of which something ships. Others may end while lineage runs, and the
+    manifest of a second try would differ.
     """
     found: dict[str, StepEnvironment] = {}
     for step, entry in _counted(run, shipping):
@@ -184,12 +169,7 @@ def seeds(run: Run) -> dict[str, Any]:
 def environment_measurements(
     code: dict[str, Any], found: Sequence[StepEnvironment], profile: str
 ) -> list[Measurement]:
-    """Judge what the steps ran in.
-
-    Args:
-        code: the identity of the code that made the run.
-        profile: `laptop`, where other code warns, or `production`, where it fails.
-    """
+    """Judge what the steps ran in."""
     breach = breach_in(profile)
     others = [step for one in found if other_code(code, one.code) for step in one.steps]
     digests = {one.image_id for one in found if one.image_id}
@@ -219,9 +199,7 @@ def _counted(run: Run, shipping: Sequence[str]) -> Iterator[tuple[str, Evidence 
 def lock_files(store: Store, keys: Iterable[str], config: GovernanceConfig) -> list[Measurement]:
     """Lock the files of a version, if the run asks for it.
 
-    Returns:
-        The number of files that are not locked, which warns: a directory, or a bucket without
-        Object Lock, locks nothing. Empty if the run asks for no lock.
+    Files that stay free warn: a directory, or a bucket without Object Lock, locks nothing.
     """
     if config.lock_days is None:
         return []

@@ -37,17 +37,12 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Pointed:
-    """The release pointer of a model as it was read.
-
-    Attributes:
-        pointer: the pointer, None if nothing was released.
-        tag: the store's tag of its bytes, None without a pointer.
-    """
+    """The release pointer of a model as it was read."""
 
     store: Store
     name: str
-    pointer: ReleasePointer | None
-    tag: str | None
+    pointer: ReleasePointer | None  # None if nothing was released
+    tag: str | None  # the store's tag of its bytes
 
 
 def pointer_bytes(pointer: ReleasePointer) -> bytes:
@@ -56,11 +51,7 @@ def pointer_bytes(pointer: ReleasePointer) -> bytes:
 
 
 def read_pointer(store: Store, name: str) -> Pointed:
-    """Read the release pointer of a model for a conditional write.
-
-    Raises:
-        CorruptObject: if it is not a pointer, or not in the form in which it was written.
-    """
+    """Read the release pointer of a model for a conditional write."""
     uri = store.uri_of(pointer_key(name))
     try:
         stored = store.read_tagged(pointer_key(name))
@@ -76,11 +67,7 @@ def read_pointer(store: Store, name: str) -> Pointed:
 
 
 def complete(pointed: Pointed) -> None:
-    """Append the lines that the pointer holds to their log, if they are not there yet.
-
-    Raises:
-        CorruptObject: if the log is neither the one before these lines nor the one with them.
-    """
+    """Append the lines that the pointer holds to their log, if they are not there yet."""
     pointer = pointed.pointer
     if pointer is None or not pointer.lines:
         return
@@ -108,17 +95,8 @@ def record(
 ) -> ReleasePointer:
     """Record events of one version, the last of which may move the pointer to it.
 
-    Args:
-        pointed: the pointer that the events were decided on.
-        manifest_sha256: the hash that the first line of its log is chained to.
-
-    Returns:
-        The pointer as it was written.
-
-    Raises:
-        Changed: if another writer came first; nothing was written.
-        CorruptObject: if the version's log does not end where the pointer says.
-        UserError: if nothing is released, and no event releases the version.
+    The first line of the version's log is chained to `manifest_sha256`. `Changed` is raised, and
+    nothing written, if another writer came first.
     """
     store, name = pointed.store, pointed.name
     complete(pointed)

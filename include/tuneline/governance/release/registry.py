@@ -1,8 +1,6 @@
 """Register a released version in MLflow's registry, where a tracking server is configured.
 
-The release pointer decides what is released; the registry is a copy for those who look there. A
-server that is away stops no release: promote says so, and registers what is missing when it is run
-again.
+The registry is a copy for those who look there; a server that is away stops no release.
 """
 
 from __future__ import annotations
@@ -28,11 +26,7 @@ _VERSION, _MANIFEST, _SHA256, _RUN = (
 
 
 def register(run: Run, reference: ManifestRef) -> tuple[str, list[Measurement]]:
-    """Register the version that a run has released.
-
-    Returns:
-        What was done, as the end of a sentence, and a measurement; nothing without a server.
-    """
+    """Register the version that a run has released."""
     uri = os.environ.get(SERVER)
     if not uri:
         return "", []
@@ -49,11 +43,7 @@ def register(run: Run, reference: ManifestRef) -> tuple[str, list[Measurement]]:
 
 
 def move_alias(pointer: ReleasePointer) -> str:
-    """Have the registry name the version that a pointer went back to.
-
-    Returns:
-        What could not be done, as the end of a sentence; "" if it was, or there is no server.
-    """
+    """Have the registry name the version that a pointer went back to."""
     uri = os.environ.get(SERVER)
     if not uri:
         return ""

@@ -1,8 +1,4 @@
-"""Move the release pointer back to an earlier version: by hand, from the UI or by a canary.
-
-Only a version that was released before, whose files are all there and unchanged, is moved to. The
-line of the move says who did it and why. What is moved away from is no fallback any more.
-"""
+"""Move the release pointer back to an earlier version: by hand, from the UI or by a canary."""
 
 from __future__ import annotations
 
@@ -23,15 +19,7 @@ def roll_back(
 ) -> ReleasePointer:
     """Release an earlier version of a model again.
 
-    Args:
-        version: the version; None takes the one that was released before.
-
-    Returns:
-        The pointer as it was written.
-
-    Raises:
-        UserError: if there is no such version to go back to, its files are not what its manifest
-            states, it was withdrawn, or the pointer was moved meanwhile; nothing has moved.
+    None takes the version that was released before. Nothing has moved if a UserError is raised.
     """
     pointed = read_pointer(store, name)
     if pointed.pointer is None:

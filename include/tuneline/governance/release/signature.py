@@ -36,11 +36,7 @@ _HASH = "sha256"
 
 
 def public_part(private_key: Path) -> dict[str, str]:
-    """Return what a manifest says of its signature: the format, and a hash of the public key.
-
-    Raises:
-        UserError: if the key can't be read, or the library is missing.
-    """
+    """Return what a manifest says of its signature: the format, and a hash of the public key."""
     _library()
     from cryptography.hazmat.primitives import serialization
 
@@ -56,11 +52,7 @@ def public_part(private_key: Path) -> dict[str, str]:
 
 
 def stated(governance: GovernanceConfig) -> dict[str, str] | None:
-    """Return what a manifest says of its signature; None if the release is not signed.
-
-    Raises:
-        UserError: if the key can't be read, or the library is missing.
-    """
+    """Return what a manifest says of its signature; None if the release is not signed."""
     if governance.keyless is not None:
         return keyless.stated(governance.keyless, SIGNATURE)
     return public_part(Path(governance.signing_key)) if governance.signing_key else None
@@ -69,17 +61,8 @@ def stated(governance: GovernanceConfig) -> dict[str, str] | None:
 def sign(files: Mapping[str, Path], signer: Path | KeylessConfig, scratch: Path) -> Path:
     """Sign files as the folder in which they will lie.
 
-    Args:
-        files: local file by name in the version's folder, the manifest included.
-        signer: PEM file of a key on an elliptic curve, without a password; or the identity.
-        scratch: folder for the signature and for links to the files.
-
-    Returns:
-        The signature.
-
-    Raises:
-        UserError: if key or token can't be used, or the library is missing.
-        RetryableError: if Sigstore can't be reached.
+    `files` are named as in the version's folder, the manifest included. A key is a PEM file on an
+    elliptic curve, without a password.
     """
     signing = _library("signing")
     folder = scratch / "to-sign"
@@ -114,18 +97,8 @@ def signature_difference(
 
     The files themselves are compared with the manifest by whoever reads them.
 
-    Args:
-        manifest: its manifest, which says whether it was signed.
-        manifest_sha256: hash of the manifest's bytes.
-        signer: the public key or the identity that it must be signed by, None to leave the
-            signature unchecked.
-
-    Returns:
-        Differences, and what could not be compared; one sentence each.
-
-    Raises:
-        UserError: if the key can't be read, or the library is missing.
-        RetryableError: if Sigstore can't be reached for an identity.
+    The files themselves are compared with the manifest by whoever reads them; without a `signer`
+    the signature stays unchecked. Returns differences, and what could not be compared.
     """
     there, uri = store.exists(f"{prefix}/{SIGNATURE}"), store.uri_of(f"{prefix}/{SIGNATURE}")
     if not there and (manifest.signature or signer):
@@ -149,11 +122,7 @@ def signature_difference(
 
 
 def require_usable(signer: Path | Identity) -> None:
-    """Refuse a signer by whom nothing can be verified here.
-
-    Raises:
-        UserError: if the key can't be read, or the library is missing.
-    """
+    """Refuse a signer by whom nothing can be verified here."""
     _verifier(signer, {})
 
 
@@ -219,15 +188,7 @@ def _covered(config: Any, signature: bytes) -> dict[str, str]:
 
 
 def envelope_fault(raw: bytes, public_key: Path) -> str | None:
-    """Return why a DSSE envelope is not signed by a key; None if it is.
-
-    Args:
-        raw: the bytes of the envelope.
-        public_key: PEM file of the key, which was read before.
-
-    Raises:
-        UserError: if the library is missing.
-    """
+    """Return why a DSSE envelope is not signed by a key; None if it is."""
     _library()
     import importlib
 

@@ -156,11 +156,7 @@ _SOURCES = TypeAdapter(list[SourceKept])
 
 
 def dataset_difference(store: Store, manifest: Manifest) -> tuple[list[str], list[str]]:
-    """Recompute the hash of the dataset that training read.
-
-    Returns:
-        Differences, and what could not be compared; one sentence each.
-    """
+    """Recompute the hash of the dataset that training read."""
     stated = manifest.dataset_file
     if stated is None:
         return [], [f"the manifest of {manifest.version} states no hash of its dataset"]
@@ -186,8 +182,7 @@ def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
 
     Files of this machine and of buckets are read again. A file of a hub is not fetched.
 
-    Returns:
-        Differences, and what could not be compared; one sentence each.
+    Returns differences, and what could not be compared.
     """
     differences, unchecked = [], []
     try:
@@ -235,12 +230,7 @@ _OWN_FILES = (MANIFEST_FILE, LOG_FILE, SIGNATURE, LINEAGE_EVIDENCE, *LINEAGE_STA
 
 @dataclass
 class Findings:
-    """What `tuneline verify` found.
-
-    Attributes:
-        differences: one sentence for each difference.
-        unchecked: one sentence for each thing that could not be compared with bytes.
-    """
+    """What `tuneline verify` found."""
 
     differences: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
@@ -256,11 +246,7 @@ class Version:
 
     @classmethod
     def of(cls, manifest_uri: str) -> Version:
-        """Take the address of a manifest apart.
-
-        Raises:
-            UserError: if it is not the address of a manifest.
-        """
+        """Take the address of a manifest apart."""
         root, models, rest = manifest_uri.rpartition("/models/")
         parts = rest.split("/")
         if not models or len(parts) != 3 or parts[2] != MANIFEST_FILE:
@@ -273,16 +259,7 @@ class Version:
         return model_prefix(self.name, self.version)
 
     def manifest(self, sha256: str | None = None) -> tuple[Manifest, str]:
-        """Read its manifest; return it and the hash of its bytes.
-
-        Args:
-            sha256: the hash that the bytes must have; None takes them as they were written.
-
-        Raises:
-            UserError: if there is none.
-            CorruptObject: if it is not the one that was written.
-            ValueError: if it is not a manifest.
-        """
+        """Read its manifest; return it and the hash of its bytes."""
         raw = self.store.get_bytes(manifest_key(self.name, self.version), sha256=sha256)
         return Manifest.model_validate_json(raw), hashlib.sha256(raw).hexdigest()
 
@@ -295,13 +272,7 @@ def verify(manifest_uri: str) -> list[str]:
 def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Findings:
     """Recompute everything that a manifest states, and compare the model's pointer and logs.
 
-    Args:
-        manifest_uri: address of a `manifest.json`.
-        signer: key of the person or service that signs releases, a PEM file, or the identity;
-            without one a signature is not checked.
-
-    Raises:
-        UserError: if there is no manifest at that address, or the key can't be used.
+    `signer` is a key (PEM file) or an identity; without one a signature is not checked.
     """
     place = Version.of(manifest_uri)
     found = _version(place, signer)
@@ -328,9 +299,6 @@ def served_differences(store: Store, name: str, version: str) -> list[str]:
     """Return what differs of a released version in what is served, and in its log and pointer.
 
     The dataset may be gone since: no engine reads it.
-
-    Raises:
-        UserError: if it has no manifest.
     """
     place = Version(store, name, version)
     try:
@@ -350,9 +318,6 @@ class SignedBy:
     """Releases by one signer: what a host that serves accepts.
 
     Small objects are read, no model: whoever loads its files compares them with the manifest.
-
-    Raises:
-        UserError: if the key can't be read, or the library is missing.
     """
 
     def __init__(self, signer: Path | Identity) -> None:
@@ -364,12 +329,7 @@ class SignedBy:
         return pointer_differences(store, name, version, whole=False)
 
     def in_release(self, release: Release) -> list[str]:
-        """Return how a version differs from one that the signer has released.
-
-        Raises:
-            CorruptObject: if the release log is damaged.
-            RetryableError: if the store, or Sigstore for an identity, can't be reached.
-        """
+        """Return how a version differs from one that the signer has released."""
         store, name, version = release.store, release.name, release.version
         place, manifest = Version(store, name, version), release.manifest
         found = [*_identity(place, manifest)]

@@ -1,8 +1,7 @@
 """What a look at production starts: nothing, a report, or a backfill and a retraining.
 
-One drift starts one retraining. After it, drift is only reported until the cool-down is over, and
-a drift that began before is the same one for as long as the same model is released.
-Retrainings are noted in the store, below `retraining/<model>/drift/`.
+One drift starts one retraining: it is only reported until the cool-down is over, and a drift that
+began before is the same one for as long as the same model is released.
 """
 
 from __future__ import annotations
@@ -16,19 +15,10 @@ from tuneline.store import Store
 
 @dataclass(frozen=True)
 class Look:
-    """What one look at production found.
-
-    Attributes:
-        drifted: True if a signal called drift.
-        day: the last day that was compared.
-        since: the day on which the drift began, None without one.
-        summary: one sentence that names the signals.
-        report: URI of the report.
-        version: version of the released model, None without one.
-    """
+    """What one look at production found."""
 
     drifted: bool
-    day: date
+    day: date  # the last one that was compared
     since: date | None
     summary: str
     report: str
@@ -37,13 +27,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Decision:
-    """What follows from a look.
-
-    Attributes:
-        act: True if the days are backfilled and a retraining may follow.
-        why: one sentence for the run's note.
-        first: first day of the backfill.
-    """
+    """What follows from a look."""
 
     act: bool
     why: str
@@ -58,12 +42,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Retraining:
-    """A retraining that drift started.
-
-    Attributes:
-        day: last day of the drift that was seen then.
-        version: version that was released then.
-    """
+    """A retraining that drift started."""
 
     day: date
     run: str
@@ -75,11 +54,8 @@ def decide(
 ) -> Decision:
     """Decide what follows from a look.
 
-    Args:
-        last: the last retraining that drift started, None for never.
-        retrain: False if drift is only reported.
-        window_days: days that are backfilled at most, the last ones of the drift.
-        cool_down_days: days after a retraining in which drift starts no other.
+    A backfill has at most the last `window_days` of the drift; in `cool_down_days` after a
+    retraining drift starts no other.
     """
     if not look.drifted:
         return Decision(False, f"nothing is started: {look.summary}")

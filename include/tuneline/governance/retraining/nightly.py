@@ -1,8 +1,6 @@
 """Whether a night trains: only if the data changed since the released model, or on demand.
 
-Data that were tried once and did not give a release are not tried again every night, but once more
-after each change of the model's settings: what was tried is noted in the store, below
-`retraining/<model>/tried/`.
+Data that gave no release are tried again only after a change of the model's settings.
 """
 
 from __future__ import annotations
@@ -27,12 +25,7 @@ _SHORT = 12
 
 
 class Tried(BaseModel):
-    """A run that was started for a version of the data.
-
-    Attributes:
-        run: id of the run in the store.
-        at: RFC 3339.
-    """
+    """A run that was started for a version of the data."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,13 +35,7 @@ class Tried(BaseModel):
 
 @dataclass(frozen=True)
 class Night:
-    """The decision of one night.
-
-    Attributes:
-        train: True if a run is started.
-        why: one sentence for the run's note.
-        released: version of the released model, None without a release.
-    """
+    """The decision of one night."""
 
     train: bool
     why: str
@@ -64,13 +51,7 @@ def decide(
     force: bool = False,
     over_budget: str | None = None,
 ) -> Night:
-    """Decide whether tonight's data are worth a training.
-
-    Args:
-        settings: `Model.settings_digest`.
-        force: True if somebody asked for a training whatever the data.
-        over_budget: why the month's budget allows none, None if it does.
-    """
+    """Decide whether tonight's data are worth a training."""
     release = read_release(store, name)
     released = release.version if release else None
     known = version_of_release(open_release(store, release)) if release else None

@@ -13,20 +13,14 @@ from tuneline.store import NotThere, Store
 
 
 class Outcome(BaseModel):
-    """What a run did.
-
-    Attributes:
-        at: time of the last of them, RFC 3339.
-        report: URI of the report that it rests on, None without one.
-        dag_id: DAG of the run; None if an earlier version wrote it.
-    """
+    """What a run did."""
 
     model_config = ConfigDict(frozen=True)
 
     text: str
     at: str
-    report: str | None = None
-    dag_id: str | None = None
+    report: str | None = None  # that it rests on
+    dag_id: str | None = None  # None if an earlier version wrote it
     run_id: str | None = None
 
 

@@ -11,14 +11,7 @@ from tuneline.store import Store
 
 
 def spent(store: Store, name: str, month: date) -> float:
-    """Return the cost of a model's nightly and drift-started trainings of a calendar month.
-
-    It is what each training measured: hours of its devices times their price. One that is still
-    running, or whose run was cleaned up, counts nothing.
-
-    Returns:
-        Cost in the currency of the model's settings.
-    """
+    """Return the cost of a model's nightly and drift-started trainings of a calendar month."""
     prefix = f"{month:%Y-%m}"
     runs = set()
     for key in store.keys(f"retraining/{name}"):
