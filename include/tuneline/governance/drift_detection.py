@@ -17,20 +17,9 @@ from tuneline.asking.general_questions import load_questions
 from tuneline.data.tables.rows import fetch_dataset
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.governance.drift.prompts import (
-    MIN_WINDOW,
-    UNDATED,
-    Prompt,
-    read_logs,
-    read_reference,
-)
+from tuneline.governance.drift.prompts import MIN_WINDOW, UNDATED, Prompt, read_logs, read_reference
 from tuneline.governance.drift.reference import DEFAULT_ALARMS, Reference, texts_of
-from tuneline.governance.drift.rehearsal import (
-    Attempt,
-    divide,
-    rehearse,
-    smallest_called,
-)
+from tuneline.governance.drift.rehearsal import Attempt, divide, rehearse, smallest_called
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare
 from tuneline.step_context import StepContext
 

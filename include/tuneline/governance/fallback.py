@@ -14,13 +14,7 @@ from dataclasses import asdict, dataclass
 
 from tuneline.artifacts.governance import CALIBRATION, CONFIDENCES, Calibration, Confidence
 from tuneline.artifacts.releases import released
-from tuneline.asking.models import (
-    ALIAS,
-    candidate,
-    released_model,
-    server_of,
-    untuned,
-)
+from tuneline.asking.models import ALIAS, candidate, released_model, server_of, untuned
 from tuneline.asking.rows import validation_rows
 from tuneline.config import read_policy
 from tuneline.config.governance import FallbackConfig
@@ -153,11 +147,7 @@ def inject_faults(
         ]
         chain = served_chain(name, entries, ChainSettings(settings, calibration))
         gateway = stack.enter_context(
-            GatewayProcess(
-                ctx.scratch / "gateway",
-                upstreams=chain.upstreams,
-                models=[chain.model],
-            )
+            GatewayProcess(ctx.scratch / "gateway", upstreams=chain.upstreams, models=[chain.model])
         )
         limits = chain.model.get("low_confidence") or {}
         under_trial = Chain(

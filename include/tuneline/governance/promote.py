@@ -14,18 +14,9 @@ from tuneline.artifacts.releases import read_release
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Record, measure
-from tuneline.governance.documents.statements import (
-    lock_lineage_statement,
-    write_lineage_statement,
-)
+from tuneline.governance.documents.statements import lock_lineage_statement, write_lineage_statement
 from tuneline.governance.release.approvals import approver, is_needed, refusal
-from tuneline.governance.release.pointer import (
-    Pointed,
-    complete,
-    last_move,
-    read_pointer,
-    record,
-)
+from tuneline.governance.release.pointer import Pointed, complete, last_move, read_pointer, record
 from tuneline.governance.release.registry import register
 from tuneline.governance.release.verify import promotion_differences
 from tuneline.run import Run

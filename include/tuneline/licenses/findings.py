@@ -93,9 +93,7 @@ COLUMNS = "kind name license read_from decision rule text accepted_by reason".sp
 
 
 def findings_of(
-    config: PipelineConfig,
-    base: BaseModel | StoredBase,
-    detectors: Iterable[DetectorLicense] = (),
+    config: PipelineConfig, base: BaseModel | StoredBase, detectors: Iterable[DetectorLicense] = ()
 ) -> list[Finding]:
     """Judge the base model, the dataset's sources, and the models that wrote or scrubbed rows."""
     circumstances = circumstances_of(config, base.license, base.architecture)

@@ -30,12 +30,7 @@ def cache_root(cache: Path | None = None) -> Path:
 
 
 def cached_model(
-    root: Path,
-    name: str,
-    key: str,
-    fill: Callable[[Path], dict[str, str] | None],
-    *,
-    log: Log,
+    root: Path, name: str, key: str, fill: Callable[[Path], dict[str, str] | None], *, log: Log
 ) -> tuple[Path, dict[str, str]]:
     """Return the directory of a cached model; fetch it if it is not there.
 

@@ -69,11 +69,7 @@ def origin_of(uri: str, log: Log) -> Path | Source:
 def fetch_cached(source: Source, root: Path, log: Log) -> tuple[Path, dict[str, str]]:
     """Return the directory of a source's model and the hashes of its files; fetch it once."""
     return cached_model(
-        root,
-        source.name,
-        source.key,
-        lambda directory: source.fill(directory, log),
-        log=log,
+        root, source.name, source.key, lambda directory: source.fill(directory, log), log=log
     )
 
 

@@ -6,9 +6,7 @@ import json
 import pytest
 from google.protobuf.json_format import Parse, ParseError
 from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
-from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import (
-    TestResult as Result,
-)
+from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult as Result
 from jsonschema import Draft202012Validator
 from tests.governance.conftest import BROKEN, HOLDS, MEASURED, WEIGHTS_SHA256
 from tests.governance.documents.conftest import folder

@@ -43,12 +43,7 @@ CALM = Phase("p", [told("a"), told("b")], [row("a"), row("b")], Tokens(10, 20))
 # One stream was left after three pieces; the engine generated nine tokens until it noticed.
 LEFT = row("c", 4, estimated=True, status="client_aborted", served=True)
 CUT = Phase(
-    "p",
-    [told("a"), Received(None, 3, "c")],
-    [row("a"), LEFT],
-    Tokens(5, 19),
-    cut=1,
-    unseen=8,
+    "p", [told("a"), Received(None, 3, "c")], [row("a"), LEFT], Tokens(5, 19), cut=1, unseen=8
 )
 
 

@@ -53,10 +53,7 @@ def _holdout(facts: Facts) -> Iterator[Metric]:
         return
     name = str(one.value("metric") or "share of right answers")
     rows = one.value("holdout_rows")
-    for measured, title, kind in (
-        ("metric", name, _kind(name)),
-        ("macro_f1", "macro-F1", "f1"),
-    ):
+    for measured, title, kind in (("metric", name, _kind(name)), ("macro_f1", "macro-F1", "f1")):
         value = one.value(f"tuned_{measured}")
         # The task's metric may be the macro-F1 itself.
         if _is_number(value) and not (measured == "macro_f1" and _kind(name) == "f1"):

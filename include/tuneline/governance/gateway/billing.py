@@ -278,12 +278,7 @@ class Traffic:
         return had[0]
 
     def _phase(
-        self,
-        name: str,
-        requests: list[Callable[[], Received]],
-        *,
-        cut: int = 0,
-        unseen: int = 0,
+        self, name: str, requests: list[Callable[[], Received]], *, cut: int = 0, unseen: int = 0
     ) -> Phase:
         """Send requests one after the other, and count them by all witnesses."""
         return self._counted(
@@ -295,13 +290,7 @@ class Traffic:
         )
 
     def _counted(
-        self,
-        name: str,
-        ask: Callable[[], list[Received]],
-        *,
-        cut: int,
-        unseen: int,
-        wait_for: int,
+        self, name: str, ask: Callable[[], list[Received]], *, cut: int, unseen: int, wait_for: int
     ) -> Phase:
         before, since = self._counters(), datetime.now(UTC)
         received = ask()

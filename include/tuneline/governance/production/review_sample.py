@@ -1,4 +1,4 @@
-"""Which rows of a day are new, which resemble a dataset, and which of them people are asked about."""
+"""Which rows of a day are new, which resemble a dataset, and which people are asked about."""
 
 from __future__ import annotations
 

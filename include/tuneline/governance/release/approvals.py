@@ -7,13 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from tuneline.artifacts.answers import (
-    APPROVALS,
-    Approval,
-    Approvals,
-    approvals_needed,
-    why_not,
-)
+from tuneline.artifacts.answers import APPROVALS, Approval, Approvals, approvals_needed, why_not
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
 from tuneline.artifacts.releases import find_version, released
 from tuneline.catalogue import ITEMS
