@@ -69,16 +69,18 @@ class Shelf:
             # An object of another size is not that file; writing it once more says so.
             if ref is None or sizes[name] not in (0, ref.bytes):
                 ref = self._put_one(source, key, here / name, scratch)
-            files[name] = self._noted(key, ref)
+            path = directory_of(self._store.uri_of(key))
+            stamp = None if path is None else path.stat().st_mtime_ns
+            files[name] = StoredFile(sha256=ref.sha256, bytes=ref.bytes, mtime_ns=stamp)
 
         at_once(transfer, sizes)
         hashes = {name: files[name].sha256 for name in sorted(files)}
         model = describe(source.uri, here, hashes, revision=source.revision)
         listing = _listing(model, self._store.uri_of(folder), dict(sorted(files.items())))
-        text = listing.model_dump_json(indent=1)
+        raw = listing.model_dump_json(indent=1).encode()
         # Another one was faster, with the same files.
         with suppress(AlreadyThere):
-            self._store.put_bytes(f"{folder}.json", text.encode(), once=True)
+            self._store.put_bytes(f"{folder}.json", raw, once=True)
         return listing
 
     def _put_one(self, source: Source, key: str, local: Path, scratch: Path) -> FileRef:
@@ -100,34 +102,20 @@ class Shelf:
                     ) from None
                 return there
 
-    def _noted(self, key: str, ref: FileRef) -> StoredFile:
-        path = directory_of(self._store.uri_of(key))
-        stamp = None if path is None else path.stat().st_mtime_ns
-        return StoredFile(sha256=ref.sha256, bytes=ref.bytes, mtime_ns=stamp)
-
 
 def in_place(uri: str, directory: Path, hashes: Mapping[str, str]) -> StoredBase:
     """List a directory that pods see themselves, where its files stay."""
+    stats = {name: (directory / name).stat() for name in hashes}
     files = {
-        name: StoredFile(
-            sha256=sha256,
-            bytes=(directory / name).stat().st_size,
-            mtime_ns=(directory / name).stat().st_mtime_ns,
-        )
+        name: StoredFile(sha256=sha256, bytes=stats[name].st_size, mtime_ns=stats[name].st_mtime_ns)
         for name, sha256 in hashes.items()
     }
     return _listing(describe(uri, directory, hashes), directory.as_uri(), files)
 
 
 def _listing(model: BaseModel, place: str, files: dict[str, StoredFile]) -> StoredBase:
-    return StoredBase(
-        **{
-            name: getattr(model, name)
-            for name in StoredBase.model_fields.keys() - {"place", "files"}
-        },
-        place=place,
-        files=files,
-    )
+    shared = StoredBase.model_fields.keys() - {"place", "files"}
+    return StoredBase(**{name: getattr(model, name) for name in shared}, place=place, files=files)
 
 
 def directory_of(uri: str) -> Path | None:
@@ -216,12 +204,14 @@ PREFIX = "bases/served"
 
 def own_files(ctx: StepContext, base: BaseModel) -> BaseForm:
     """Describe the files of a base model itself, which an engine loads as they are."""
-    stored = stored_base(ctx)
+    stored, shelf = stored_base(ctx), ctx.run.store.uri_of("bases/")
+    # None if it lies outside of the store.
+    inside = stored is not None and stored.place.startswith(shelf)
     return BaseForm(
         uri=base.uri,
         digest=base.digest,
         variant=REFERENCE,
-        key=None if stored is None else _key_in(ctx.run.store, stored),
+        key=ctx.run.store.key_of(stored.place) if stored and inside else None,
         sha256=base.digest,
         files=dict(base.files),
     )
@@ -262,7 +252,14 @@ def fetch_form(
                 f"{form.digest}; restore that version of the base model"
             )
         return base.path
-    folder = _cached(store, form, log)
+
+    def fill(target: Path) -> dict[str, str]:
+        log(f"taking the base model from {store.uri_of(str(form.key))}")
+        hashes = form.files
+        at_once(lambda n: store.get_file(f"{form.key}/{n}", target / n, sha256=hashes[n]), hashes)
+        return form.files
+
+    folder = cached_model(cache_root(), "served-base", form.sha256, fill, log=log)[0]
     differing = [n for n, sha256 in form.files.items() if sha256_file(folder / n) != sha256]
     if differing:
         shutil.rmtree(folder)
@@ -271,21 +268,3 @@ def fetch_form(
             "and was deleted; try again"
         )
     return folder / MODEL_FILE if list(form.files) == [MODEL_FILE] else folder
-
-
-def _cached(store: Store, form: BaseForm, log: Log) -> Path:
-    def fill(target: Path) -> dict[str, str]:
-        log(f"taking the base model from {store.uri_of(str(form.key))}")
-        at_once(
-            lambda n: store.get_file(f"{form.key}/{n}", target / n, sha256=form.files[n]),
-            form.files,
-        )
-        return form.files
-
-    return cached_model(cache_root(), "served-base", form.sha256, fill, log=log)[0]
-
-
-def _key_in(store: Store, stored: StoredBase) -> str | None:
-    """Return the key of a base's folder; None if it lies outside of the store."""
-    inside = stored.place.startswith(store.uri_of("bases/"))
-    return store.key_of(stored.place) if inside else None

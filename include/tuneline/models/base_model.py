@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tuneline.errors import UserError
+from tuneline.errors import UserError, first_line
 
 # A note that the resolver writes beside the files of a fetched model.
 ORIGIN_FILE = "tuneline_origin.json"
@@ -144,35 +144,28 @@ _GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 def load_tokenizer(path: Path) -> Any:
     """Load the fast tokenizer of a model's directory, with its chat template."""
+    import transformers
+
     try:
-        tokenizer = _generic(path) or _any(path)
+        kind = "PreTrainedTokenizerFast" if _is_generic(path) else "AutoTokenizer"
+        tokenizer: Any = getattr(transformers, kind).from_pretrained(path, local_files_only=True)
     except Exception as error:
         # A damaged file may raise any error of the library.
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        reason = f"{type(error).__name__}: {first_line(error) if str(error) else ''}"
         raise UserError(f"the tokenizer in {path} can't be loaded: {reason}") from None
     if not tokenizer.is_fast:
         raise UserError(f"{path} has a slow tokenizer only; convert it so it has a tokenizer.json")
     return tokenizer
 
 
-def _generic(path: Path) -> Any | None:
-    """Load a Llama's tokenizer of a generic class, None if it is another."""
+def _is_generic(path: Path) -> bool:
+    """Return True for a Llama's tokenizer of a generic class."""
     files = (path / "tokenizer_config.json", path / "config.json")
     if not all(file.is_file() for file in files):
-        return None
+        return False
     settings, model = map(read_json, files)
     named = settings.get("tokenizer_class") in _GENERIC_CLASSES and "auto_map" not in settings
-    if not named or model.get("model_type") != "llama":
-        return None
-    from transformers import PreTrainedTokenizerFast
-
-    return PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-
-
-def _any(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    return named and model.get("model_type") == "llama"
 
 
 # Names and hashes of the files of a model that was fetched.

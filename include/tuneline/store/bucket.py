@@ -24,7 +24,6 @@ from tuneline.store.base import (
     Tagged,
     require_hash,
     require_key,
-    settle,
 )
 
 
@@ -97,6 +96,7 @@ def _base64(digest: bytes) -> str:
 
 T = TypeVar("T")
 
+_NO_LOCK = ("ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
 # Between the tries of a read that broke on its way, in seconds.
 _WAITS_S = (0.2, 0.8, 2.0)
 # Stands for the hash of an object that another program wrote.
@@ -160,8 +160,8 @@ class S3Store(Store):
             "s3", config=Config(retries={"mode": "standard", "max_attempts": 5})
         )
 
-    def _name(self, key: str) -> str:
-        return self._below(require_key(key))
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._below(require_key(key))}
 
     def _below(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
@@ -171,16 +171,12 @@ class S3Store(Store):
 
     def _read(self, key: str, action: Callable[[], T]) -> T:
         """Read an object; from its start again if the connection breaks on the way."""
-        from botocore.exceptions import (
-            IncompleteReadError,
-            ReadTimeoutError,
-            ResponseStreamingError,
-        )
+        from botocore import exceptions as of
 
-        broken = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError)
+        broken = (of.IncompleteReadError, of.ReadTimeoutError, of.ResponseStreamingError)
         for wait in _WAITS_S:
             try:
-                return call_s3(self.uri_of(key), action)
+                return self._call(key, action)
             except RetryableError as error:
                 if not isinstance(error.__cause__, broken):
                     raise
@@ -191,7 +187,7 @@ class S3Store(Store):
         """See `Store.put_file`."""
         digest, size = sha256_file(path), path.stat().st_size
         condition = {"IfNoneMatch": "*"} if once else {}
-        where = {"Bucket": self.bucket, "Key": self._name(key)}
+        where = self._at(key)
 
         def whole() -> None:
             with path.open("rb") as body:
@@ -202,12 +198,12 @@ class S3Store(Store):
         else:
             sent = partial(put_parts, self._s3, path, self.MULTIPART_BYTES, where, digest)
             self._call(key, partial(sent, condition=condition))
-        return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=size)
+        return self.ref(key, digest, size)
 
     def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
         """See `Store.get_file`."""
         staged, stored = self._download(require_key(key), destination)
-        return settle(staged, destination, self.uri_of(key), [sha256 or stored])
+        return self.settle(staged, destination, key, [sha256 or stored])
 
     def get_foreign(self, key: str, destination: Path) -> None:
         """Copy an object that another program wrote, so that no hash of it is known."""
@@ -234,7 +230,7 @@ class S3Store(Store):
         """See `Store.rehash`."""
         digest, size, stored = self._read(key, partial(self._hash_stream, key))
         require_hash(digest, [stored], self.uri_of(key))
-        return FileRef(name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=size)
+        return self.ref(key, digest, size)
 
     def hash_foreign(self, key: str) -> str:
         """Return the SHA-256 of an object that another program wrote."""
@@ -242,7 +238,7 @@ class S3Store(Store):
 
     def _hash_stream(self, key: str) -> tuple[str, int, str]:
         """Read an object; return its hash, its size in bytes, and its stored hash."""
-        answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+        answer = self._s3.get_object(**self._at(key))
         digest, size = hashlib.sha256(), 0
         for block in answer["Body"].iter_chunks(BLOCK):
             digest.update(block)
@@ -253,7 +249,7 @@ class S3Store(Store):
         """See `Store.read_tagged`; the tag is the server's."""
 
         def read() -> tuple[bytes, dict[str, Any]]:
-            answer = self._s3.get_object(Bucket=self.bucket, Key=self._name(key))
+            answer = self._s3.get_object(**self._at(key))
             return answer["Body"].read(), answer
 
         data, answer = self._read(key, read)
@@ -265,16 +261,9 @@ class S3Store(Store):
         """See `Store.replace`."""
         digest = hashlib.sha256(data).hexdigest()
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
-        put = partial(
-            self._s3.put_object,
-            Bucket=self.bucket,
-            Key=self._name(key),
-            Body=data,
-            **sealed(digest),
-            **condition,
-        )
+        request = {**self._at(key), "Body": data, **sealed(digest), **condition}
         try:
-            self._call(key, put)
+            self._call(key, lambda: self._s3.put_object(**request))
         except (AlreadyThere, NotThere):
             # boto3 sends a write again whose answer was lost. The second one meets the first.
             written = self.find(key)
@@ -287,7 +276,7 @@ class S3Store(Store):
             return False
         until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
         lock = {"Mode": mode.upper(), "RetainUntilDate": until}
-        where = {"Bucket": self.bucket, "Key": self._name(key)}
+        where = self._at(key)
         self._call(key, lambda: self._s3.put_object_retention(**where, Retention=lock))
         return True
 
@@ -301,12 +290,7 @@ class S3Store(Store):
                 answer = self._s3.get_object_lock_configuration(Bucket=self.bucket)
             except ClientError as error:
                 # Without Object Lock, or on a server that does not know it.
-                missing = (
-                    "ObjectLockConfigurationNotFoundError",
-                    "NotImplemented",
-                    "MethodNotAllowed",
-                )
-                if error.response["Error"]["Code"] in missing:
+                if error.response["Error"]["Code"] in _NO_LOCK:
                     return False
                 raise
             found = answer.get("ObjectLockConfiguration", {})
@@ -321,22 +305,17 @@ class S3Store(Store):
 
     def find(self, key: str) -> FileRef | None:
         """See `Store.find`."""
-        where = {"Bucket": self.bucket, "Key": self._name(key)}
+        where = self._at(key)
         try:
             answer = self._call(key, lambda: self._s3.head_object(**where))
         except NotThere:
             return None
-        return FileRef(
-            name=Path(key).name,
-            uri=self.uri_of(key),
-            sha256=answer["Metadata"].get("sha256", _UNKNOWN),
-            bytes=answer["ContentLength"],
-        )
+        return self.ref(key, answer["Metadata"].get("sha256", _UNKNOWN), answer["ContentLength"])
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See `Store.keys`."""
         prefix = prefix.rstrip("/")
-        below = f"{self._name(prefix)}/" if prefix else self._below("")
+        below = f"{self._below(require_key(prefix))}/" if prefix else self._below("")
         pages = self._s3.get_paginator("list_objects_v2")
         answer = self._call(prefix, lambda: list(pages.paginate(Bucket=self.bucket, Prefix=below)))
         cut = len(self.prefix) + 1 if self.prefix else 0
@@ -349,8 +328,6 @@ class S3Store(Store):
         keys = [{"Key": self._below(key)} for key in self.keys(require_key(prefix.rstrip("/")))]
         # S3 deletes at most a thousand objects in one call.
         for start in range(0, len(keys), 1000):
-            self._delete(prefix, keys[start : start + 1000])
-
-    def _delete(self, prefix: str, names: list[dict[str, str]]) -> None:
-        request = {"Objects": names, "Quiet": True}
-        self._call(prefix, lambda: self._s3.delete_objects(Bucket=self.bucket, Delete=request))
+            request = {"Objects": keys[start : start + 1000], "Quiet": True}
+            delete = partial(self._s3.delete_objects, Bucket=self.bucket, Delete=request)
+            self._call(prefix, delete)

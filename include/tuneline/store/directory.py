@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.evidence import FileRef
@@ -21,8 +22,9 @@ from tuneline.store.base import (
     Tagged,
     require_hash,
     require_key,
-    settle,
 )
+
+T = TypeVar("T")
 
 
 class FileStore(Store):
@@ -76,15 +78,13 @@ class FileStore(Store):
     def flush(self) -> None:
         """See `Store.flush`."""
         written, self._unsynced = self._unsynced, set()
-        try:
+        with _disk_errors(f"write {self.uri}"):
             for target in written:
                 # What was deleted since needs no disk.
                 with contextlib.suppress(FileNotFoundError):
                     sync(target)
                     sync(self._sidecar(target))
             self._sync_names(written)
-        except OSError as error:
-            raise RetryableError(f"cannot write {self.uri}: {error.strerror or error}") from error
 
     def _sync_names(self, targets: Iterable[Path]) -> None:
         """Wait until the disk holds the names of objects and of the folders above them."""
@@ -114,7 +114,7 @@ class FileStore(Store):
         """Write an object unless `refuse` raises, which is asked again under the lock."""
         target = self._path(key)
         sidecar = self._sidecar(target)
-        try:
+        with _disk_errors(f"write {self.uri_of(key)}"):
             self.root.parent.mkdir(parents=True, exist_ok=True)
             private_folder(target.parent)
             refuse()
@@ -133,48 +133,23 @@ class FileStore(Store):
                 self._sync_names([target])
             else:
                 self._unsynced.add(target)
-        except OSError as error:
-            raise RetryableError(
-                f"cannot write {self.uri_of(key)}: {error.strerror or error}"
-            ) from error
-        return FileRef(
-            name=Path(key).name, uri=self.uri_of(key), sha256=digest, bytes=target.stat().st_size
-        )
+        return self.ref(key, digest, target.stat().st_size)
 
     def get_file(self, key: str, destination: Path, *, sha256: str | None = None) -> FileRef:
         """See `Store.get_file`."""
-        source = self._path(key)
-        sidecar = self._sidecar(source)
-        if not source.is_file():
-            raise NotThere(f"{self.uri_of(key)} does not exist")
-        # A writer may replace the object during the copy, so a hash that was valid before or
-        # after it is accepted.
-        known = _hashes(sidecar)
-        try:
+
+        def copied(source: Path) -> Path:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            staged = stage_beside(destination, lambda staged: shutil.copyfile(source, staged))
-        except OSError as error:
-            raise RetryableError(
-                f"cannot read {self.uri_of(key)}: {error.strerror or error}"
-            ) from error
-        expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
-        return settle(staged, destination, self.uri_of(key), expected)
+            return stage_beside(destination, lambda staged: shutil.copyfile(source, staged))
+
+        staged, known = self._read(key, copied)
+        return self.settle(staged, destination, key, [sha256] if sha256 else known)
 
     def get_bytes(self, key: str, *, sha256: str | None = None) -> bytes:
         """See `Store.get_bytes`; a temporary directory would cost more than all else."""
-        source = self._path(key)
-        sidecar = self._sidecar(source)
-        if not source.is_file():
-            raise NotThere(f"{self.uri_of(key)} does not exist")
-        known = _hashes(sidecar)
-        try:
-            data = source.read_bytes()
-        except OSError as error:
-            raise RetryableError(
-                f"cannot read {self.uri_of(key)}: {error.strerror or error}"
-            ) from error
-        expected = [sha256] if sha256 else [*known, *_hashes(sidecar)]
-        require_hash(hashlib.sha256(data).hexdigest(), expected, self.uri_of(key))
+        data, known = self._read(key, Path.read_bytes)
+        digest = hashlib.sha256(data).hexdigest()
+        require_hash(digest, [sha256] if sha256 else known, self.uri_of(key))
         return data
 
     def read_tagged(self, key: str) -> Tagged:
@@ -184,20 +159,21 @@ class FileStore(Store):
 
     def rehash(self, key: str) -> FileRef:
         """See `Store.rehash`."""
-        path = self._path(key)
-        if not path.is_file():
+        digest, known = self._read(key, sha256_file)
+        require_hash(digest, known, self.uri_of(key))
+        return self.ref(key, digest, self._path(key).stat().st_size)
+
+    def _read(self, key: str, read: Callable[[Path], T]) -> tuple[T, list[str]]:
+        """Return what a function makes of an object, and the hashes that the object may have.
+
+        A writer may replace it meanwhile, so one that was valid before or after is accepted.
+        """
+        source = self._path(key)
+        if not source.is_file():
             raise NotThere(f"{self.uri_of(key)} does not exist")
-        known = _hashes(self._sidecar(path))
-        try:
-            digest = sha256_file(path)
-        except OSError as error:
-            raise RetryableError(
-                f"cannot read {self.uri_of(key)}: {error.strerror or error}"
-            ) from error
-        require_hash(digest, [*known, *_hashes(self._sidecar(path))], self.uri_of(key))
-        return FileRef(
-            name=path.name, uri=self.uri_of(key), sha256=digest, bytes=path.stat().st_size
-        )
+        known = _hashes(self._sidecar(source))
+        with _disk_errors(f"read {self.uri_of(key)}"):
+            return read(source), [*known, *_hashes(self._sidecar(source))]
 
     def find(self, key: str) -> FileRef | None:
         """See `Store.find`."""
@@ -205,8 +181,7 @@ class FileStore(Store):
         hashes = _hashes(self._sidecar(path))
         if not path.is_file() or not hashes:
             return None
-        size = path.stat().st_size
-        return FileRef(name=path.name, uri=self.uri_of(key), sha256=hashes[-1], bytes=size)
+        return self.ref(key, hashes[-1], path.stat().st_size)
 
     def exists(self, key: str) -> bool:
         """See `Store.exists`."""
@@ -222,6 +197,14 @@ class FileStore(Store):
     def delete_prefix(self, prefix: str) -> None:
         """See `Store.delete_prefix`."""
         shutil.rmtree(self._path(prefix.rstrip("/")), ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RetryableError(f"cannot {what}: {error.strerror or error}") from error
 
 
 def _link_or_copy(path: Path, staged: Path) -> None:
