@@ -101,8 +101,8 @@ def test_the_question_shows_the_licence_and_its_text(dag, bench, told):
 def test_the_answer_is_kept_with_its_author_and_reason(dag, bench):
     lab = bench()
     operator(dag).execute_complete(context(lab), answer())
-    (kept,) = license_answers.accepted(lab.run).values()
-    assert (kept.by, kept.reason, kept.decision) == ("zoe", REASON, "Approve")
+    (kept,) = license_answers.acceptances(lab.run).values()
+    assert (kept.by, kept.reason) == ("zoe", REASON)
     approvals = json.loads(lab.run.store.get_bytes(lab.run.key("approvals.json")))["approvals"]
     assert [(a["subject"], a["decision"], a["by"]) for a in approvals] == [
         ("license_audit", "Approve", "zoe")
@@ -114,12 +114,12 @@ def test_an_approval_without_a_reason_fails_the_task_which_asks_again(dag, bench
     with pytest.raises(AirflowException, match="needs a reason") as failed:
         operator(dag).execute_complete(context(lab), answer(reason=None))
     assert not isinstance(failed.value, AirflowFailException)
-    assert license_answers.accepted(lab.run) == {}
+    assert license_answers.acceptances(lab.run) == {}
 
 
 def test_a_rejection_stops_the_run_for_good(dag, bench):
     lab = bench()
     with pytest.raises(AirflowFailException, match="zoe rejected the licences"):
         operator(dag).execute_complete(context(lab), answer("Reject"))
-    assert license_answers.accepted(lab.run) == {}
+    assert license_answers.acceptances(lab.run) == {}
     assert lab.run.store.exists(lab.run.key("approvals.json"))

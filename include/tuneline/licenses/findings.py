@@ -140,14 +140,8 @@ def of_packages(packages: Iterable[PackageLicense], config: PipelineConfig) -> l
     """Judge the packages of an environment."""
     circumstances = circumstances_of(config, None, "")
     return [
-        _finding(
-            "package",
-            f"{package.name} {package.version}",
-            package.license,
-            package.read_from,
-            circumstances,
-        )
-        for package in packages
+        _finding("package", f"{p.name} {p.version}", p.license, p.read_from, circumstances)
+        for p in packages
     ]
 
 
@@ -156,16 +150,8 @@ def _finding(
 ) -> Finding:
     license_id = normalise(stated)
     found = judge(license_id, circumstances, _ROLES[kind])
-    return Finding(
-        kind,
-        name,
-        license_id,
-        read_from,
-        found.decision,
-        found.reason,
-        found.source,
-        rules=found.rules,
-    )
+    decided = found.decision, found.reason, found.source
+    return Finding(kind, name, license_id, read_from, *decided, rules=found.rules)
 
 
 def with_answers(run: Run, findings: Iterable[Finding]) -> list[Finding]:

@@ -173,7 +173,7 @@ def _by_pattern(key: str) -> Rule | None:
     return next(rules, None)
 
 
-_TOKEN = re.compile(r"\(|\)|(?<!\S)(?:AND|OR|WITH)(?!\S)")
+_TOKEN = re.compile(r"(\(|\)|(?<!\S)(?:AND|OR|WITH)(?!\S))")
 
 
 @dataclass(frozen=True)
@@ -196,68 +196,38 @@ Expression = Named | Joined
 
 
 def parse(text: str) -> Expression:
-    """Parse an expression.
+    """Parse an expression by recursive descent; a ValueError says where it breaks."""
+    tokens = [token for token in map(str.strip, _TOKEN.split(text)) if token]
 
-    Raises:
-        ValueError: if it is not one; the message says where it breaks.
-    """
-    reader = _Reader(_tokens(text))
-    found = reader.either()
-    if reader.next is not None:
-        raise ValueError(f"{text!r}: unexpected {reader.next!r}")
+    def took(token: str) -> bool:
+        return tokens[:1] == [token] and bool(tokens.pop(0))
+
+    def joined(operator: Literal["AND", "OR"], part: Callable[[], Expression]) -> Expression:
+        parts = [part()]
+        while took(operator):
+            parts.append(part())
+        return parts[0] if len(parts) == 1 else Joined(operator, tuple(parts))
+
+    def either() -> Expression:
+        return joined("OR", lambda: joined("AND", one))
+
+    def one() -> Expression:
+        if not took("("):
+            return Named(name(), name() if took("WITH") else None)
+        inner = either()
+        if not took(")"):
+            raise ValueError("a parenthesis is not closed")
+        return inner
+
+    def name() -> str:
+        if not tokens or _TOKEN.fullmatch(tokens[0]):
+            raise ValueError(f"{text!r}: a licence's name is missing before {tokens[:1]}")
+        return tokens.pop(0)
+
+    found = either()
+    if tokens:
+        raise ValueError(f"{text!r}: unexpected {tokens[0]!r}")
     return found
-
-
-def _tokens(text: str) -> list[str]:
-    tokens, end = [], 0
-    for match in _TOKEN.finditer(text):
-        tokens += [text[end : match.start()].strip(), match.group()]
-        end = match.end()
-    return [token for token in [*tokens, text[end:].strip()] if token]
-
-
-class _Reader:
-    """A recursive-descent parser over tokens."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        self._tokens = tokens
-
-    @property
-    def next(self) -> str | None:
-        return self._tokens[0] if self._tokens else None
-
-    def either(self) -> Expression:
-        """OR binds weakest."""
-        parts = [self._both()]
-        while self._took("OR"):
-            parts.append(self._both())
-        return parts[0] if len(parts) == 1 else Joined("OR", tuple(parts))
-
-    def _both(self) -> Expression:
-        parts = [self._one()]
-        while self._took("AND"):
-            parts.append(self._one())
-        return parts[0] if len(parts) == 1 else Joined("AND", tuple(parts))
-
-    def _one(self) -> Expression:
-        if self._took("("):
-            inner = self.either()
-            if not self._took(")"):
-                raise ValueError("a parenthesis is not closed")
-            return inner
-        name = self._name()
-        return Named(name, self._name() if self._took("WITH") else None)
-
-    def _name(self) -> str:
-        if self.next in (None, "(", ")", "AND", "OR", "WITH"):
-            raise ValueError(f"a licence's name is missing before {self.next or 'the end'!r}")
-        return self._tokens.pop(0)
-
-    def _took(self, token: str) -> bool:
-        if self.next != token:
-            return False
-        self._tokens.pop(0)
-        return True
 
 
 Role = Literal["model", "data", "package", "generator"]

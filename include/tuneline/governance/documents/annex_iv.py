@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -20,189 +20,7 @@ from tuneline.governance.documents.facts import UNSTATED, Facts, ItemFacts
 from tuneline.governance.release.compare import changes
 from tuneline.machine.markdown import printed, render
 
-Sentences = Iterator[str]
-# Of more changes the page gives the number by section; `tuneline diff` lists them.
-_MOST_CHANGES = 30
-
-
-def _version(facts: Facts) -> Sentences:
-    manifest = facts.release.manifest
-    yield f"The system is version {manifest.version} of {manifest.name}."
-    before = manifest.previous_version
-    yield f"It follows version {before}." if before else "No version was released before it."
-
-
-def _interfaces(facts: Facts) -> Sentences:
-    engine = facts.release.manifest.engine or {}
-    if engine:
-        yield (
-            f"The model answers over HTTP, in the form of OpenAI's chat completions; it is served "
-            f"by {engine.get('engine')} ({engine.get('version') or 'version not stated'}) behind "
-            "Tuneline's gateway."
-        )
-
-
-def _software(facts: Facts) -> Sentences:
-    for one in facts.release.manifest.environments:
-        packages = ", ".join(f"{name} {version}" for name, version in sorted(one.packages.items()))
-        yield f"Python {one.python} on {one.device}, for {', '.join(one.steps)}: {packages}."
-    served = [line["name"] for line in facts.licenses if line.get("kind") == "package"]
-    if served:
-        yield f"Packages that serve it: {', '.join(served)}."
-
-
-def _forms(facts: Facts) -> Sentences:
-    for name, sha256 in sorted(facts.model_files.items()):
-        yield f"The release holds {name} (SHA-256 {sha256})."
-
-
-def _hardware(facts: Facts) -> Sentences:
-    target = facts.config.get("deployment", {}).get("target_hardware")
-    if target:
-        yield f"The target hardware in the settings is {target}."
-
-
-def _development(facts: Facts) -> Sentences:
-    base = facts.release.manifest.base_model
-    yield (
-        f"A pre-trained model was used: {base.get('uri')}, revision {base.get('revision')}, "
-        f"licence {base.get('license') or 'not stated'}, hash over its files {base.get('digest')}."
-    )
-    training = facts.release.manifest.hyperparameters
-    stated = ("epochs", "learning_rate", "schedule", "effective_batch", "precision", "seed")
-    values = [f"{name} {printed(training[name])}" for name in stated if name in training]
-    if values:
-        yield f"It was fine-tuned by LoRA on instruction data: {', '.join(values)}."
-    code = facts.release.manifest.code
-    yield f"The code that made it: commit {code.get('commit') or 'not known'} ({code.get('note')})."
-
-
-def _design(facts: Facts) -> Sentences:
-    lora = facts.release.manifest.hyperparameters.get("lora") or {}
-    if lora.get("reason"):
-        yield f"Adapter: {lora['reason']}."
-    yield (
-        "Training lowers the cross-entropy of the answers' tokens; the kept checkpoint is the one "
-        "with the lowest validation loss."
-    )
-
-
-def _resources(facts: Facts) -> Sentences:
-    plan = facts.release.manifest.hyperparameters.get("plan") or {}
-    estimate = plan.get("estimate") or {}
-    if estimate:
-        work = estimate.get("work") or {}
-        yield (
-            f"Training was planned with {work.get('steps')} steps over {work.get('tokens')} tokens "
-            f"on {plan.get('device')}, {printed(estimate.get('device_hours'))} device-hours."
-        )
-    for one in facts.items.values():
-        if one.evidence is not None and one.item.gpu:
-            device = one.evidence.environment.get("device", "a device that is not stated")
-            yield f"{one.item.id} ran for {printed(one.evidence.seconds)} s on {device}."
-
-
-def _data(facts: Facts) -> Sentences:
-    data = facts.dataset
-    splits = ", ".join(f"{count} {name}" for name, count in (data.get("splits") or {}).items())
-    yield f"The dataset has version {data.get('version')} and {data.get('rows')} rows ({splits})."
-    for source in data.get("sources") or []:
-        yield (
-            f"Source {source['name']}: licence {source.get('license') or 'not declared'}, SHA-256 "
-            f"{source['sha256']}, {source.get('records_kept')} of {source.get('records')} records "
-            "kept."
-        )
-    for step in data.get("removed") or []:
-        if step["rows"]:
-            reasons = ", ".join(f"{reason} {rows}" for reason, rows in step["reasons"].items())
-            yield f"{step['item']} took out {step['rows']} rows: {reasons}."
-    if facts.release.find("dataset_card.md"):
-        yield "The data sheet is dataset_card.md."
-
-
-def _testing(facts: Facts) -> Sentences:
-    splits = facts.dataset.get("splits") or {}
-    if splits:
-        yield (
-            f"The dataset has {splits.get('holdout')} hold-out rows and "
-            f"{splits.get('validation')} validation rows."
-        )
-    yield (
-        "Each item's evidence has its time, its inputs by hash and its environment; attestations/ "
-        "states each verdict as an in-toto statement."
-    )
-
-
-def _integrity(facts: Facts) -> Sentences:
-    yield "Every file of the release is stated by SHA-256; `tuneline verify` recomputes them."
-    signature = facts.release.manifest.signature
-    if signature:
-        yield f"The release is signed: {signature.get('format')}."
-    else:
-        yield "The release is not signed."
-
-
-def _input(facts: Facts) -> Sentences:
-    limit = facts.config.get("data", {}).get("max_tokens")
-    if limit:
-        yield f"Rows of the dataset have at most {limit} tokens (data.max_tokens)."
-
-
-def _metric(facts: Facts) -> Sentences:
-    one = facts.items["holdout_performance"]
-    if one.value("metric"):
-        yield f"The metric is {one.value('metric')}: {one.value('metric_chosen_because')}."
-
-
-def _changes(facts: Facts) -> Sentences:
-    manifest = facts.release.manifest
-    if manifest.parent is None:
-        yield "No version was released before it."
-        return
-    before = find_version(facts.release.store, manifest.name, manifest.parent.version)
-    if before is None:
-        yield f"Version {manifest.parent.version}, which came before it, is no longer kept."
-        return
-    found = [c for c in changes(before, facts.release) if c.section not in ("verdicts", "metrics")]
-    yield f"{len(found)} values differ from version {before.version}."
-    for change in found[:_MOST_CHANGES]:
-        yield f"{change.section} {change.name}: {_shown(change.before)} → {_shown(change.after)}"
-    if len(found) > _MOST_CHANGES:
-        yield f"`tuneline diff` lists the other {len(found) - _MOST_CHANGES}."
-
-
-def _shown(value: Any) -> str:
-    return "–" if value is None else printed(value)
-
-
-def _specifications(facts: Facts) -> Sentences:
-    yield (
-        "Technical specifications used: in-toto attestation framework 1, SLSA provenance 1, "
-        "CycloneDX 1.7 (ECMA-424), SPDX licence expressions."
-    )
-    if facts.release.manifest.signature:
-        yield "OpenSSF Model Signing 1.0 and DSSE 1.0."
-
-
-FACTS: dict[str, Callable[[Facts], Sentences]] = {
-    "version": _version,
-    "interfaces": _interfaces,
-    "software": _software,
-    "forms": _forms,
-    "hardware": _hardware,
-    "development": _development,
-    "design": _design,
-    "resources": _resources,
-    "data": _data,
-    "testing": _testing,
-    "integrity": _integrity,
-    "input": _input,
-    "metric": _metric,
-    "changes": _changes,
-    "specifications": _specifications,
-}
-
-
+_PACKAGE = "tuneline.governance.documents"
 ANNEX_FILE = "annex_iv.md"
 _POINTS = Path(__file__).with_name("annex_iv.yaml")
 # Broken limits are all shown; of the others as many as fill the list. The evidence has all.
@@ -216,7 +34,7 @@ class Point(BaseModel):
 
     point: str  # such as `2(d)`
     text: str
-    facts: list[str] = []  # names of what the manifest tells, see `FACTS`
+    facts: list[str] = []  # names of what the manifest tells, see `told`
     items: list[str] = []  # whose evidence answers it
     missing: str = ""  # what neither tells
 
@@ -254,9 +72,38 @@ def points() -> tuple[Point, ...]:
     return tuple(Point.model_validate(entry) for entry in document)
 
 
+def told(facts: Facts) -> dict[str, list[str]]:
+    """Return the sentences of what the manifest tells, escaped, by their names in the table."""
+    manifest, before = facts.release.manifest, None
+    if manifest.parent is not None:
+        before = find_version(facts.release.store, manifest.name, manifest.parent.version)
+    found = changes(before, facts.release) if before else []
+    text = render(
+        _PACKAGE,
+        "annex_iv_facts.jinja",
+        manifest=manifest,
+        facts=facts,
+        before=before,
+        changes=[c for c in found if c.section not in ("verdicts", "metrics")],
+    )
+    blocks = (block.splitlines() for block in f"\n{text}".split("\n|")[1:])
+    return {name: list(filter(None, sentences)) for name, *sentences in blocks}
+
+
 def answers(facts: Facts, declared: Mapping[str, str]) -> list[Answer]:
     """Return what a release tells of each point that asks for something."""
-    return [_answer(point, facts, declared) for point in points() if not point.heading]
+    sentences = told(facts)
+    return [
+        Answer(
+            point,
+            [sentence for name in point.facts for sentence in sentences[name]],
+            items := [facts.items[name] for name in point.items if name != UNSTATED],
+            declared.get(point.point, "").splitlines(),
+            [one.item.id for one in items if not one.measured],
+        )
+        for point in points()
+        if not point.heading
+    ]
 
 
 def annex_iv(facts: Facts, declared: Mapping[str, str] | None = None) -> str:
@@ -264,7 +111,7 @@ def annex_iv(facts: Facts, declared: Mapping[str, str] | None = None) -> str:
     settings = facts.config.get("governance", {}).get("annex_iv") or {}
     found = answers(facts, {**settings, **(declared or {})})
     return render(
-        "tuneline.governance.documents",
+        _PACKAGE,
         "annex_iv.jinja",
         manifest=facts.release.manifest,
         answers={answer.point.point: answer for answer in found},
@@ -273,7 +120,7 @@ def annex_iv(facts: Facts, declared: Mapping[str, str] | None = None) -> str:
         unmeasured=sorted({name for a in found for name in a.unmeasured}),
         items=ITEMS,
         unstated=UNSTATED,
-        where={item.id: _where(item.id) for item in ITEMS},
+        where={i.id: [p.point for p in points() if i.id in p.items] for i in ITEMS},
         numbers=deciding_numbers,
         verdict_of=lambda item: facts.items[item].verdict if item in facts.items else "–",
     )
@@ -300,21 +147,6 @@ def read_texts(path: Path) -> dict[str, str]:
     return texts
 
 
-def _answer(point: Point, facts: Facts, declared: Mapping[str, str]) -> Answer:
-    items = [facts.items[name] for name in point.items if name != UNSTATED]
-    return Answer(
-        point,
-        [sentence for name in point.facts for sentence in FACTS[name](facts)],
-        items,
-        declared.get(point.point, "").splitlines(),
-        [one.item.id for one in items if not one.measured],
-    )
-
-
-def _where(item: str) -> list[str]:
-    return [point.point for point in points() if item in point.items]
-
-
 def deciding_numbers(one: ItemFacts) -> list[str]:
     """Return the numbers that decided an item, the broken limits first."""
     broken = [m for m in one.deciding if m.ok is False]
@@ -327,9 +159,5 @@ def deciding_numbers(one: ItemFacts) -> list[str]:
 
 def _sentence(m: Measurement) -> str:
     limit: Any = printed(m.limit) if not isinstance(m.limit, bool) else str(m.limit).lower()
-    value = printed(m.value)
-    return f"{m.name} {value}{_unit(m.unit)} (limit {m.rule} {limit})"
-
-
-def _unit(unit: str) -> str:
-    return "" if unit in ("", "flag") else f" {unit}"
+    unit = "" if m.unit in ("", "flag") else f" {m.unit}"
+    return f"{m.name} {printed(m.value)}{unit} (limit {m.rule} {limit})"

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from tuneline.artifacts.answers import APPROVALS, Approval, Approvals, approvals_needed, why_not
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
 from tuneline.artifacts.releases import find_version, released
 from tuneline.catalogue import ITEMS
-from tuneline.config import Waiver
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, Verdict
 from tuneline.governance.release.compare import changes
+from tuneline.machine.markdown import Verbatim, render
 from tuneline.people.approvals import ABOUT_RELEASE, YES, critical_waivers
 from tuneline.run import Run
 from tuneline.store import NotThere
-from tuneline.verdicts import ItemStatus, LooserLimit, checklist, looser_limits
+from tuneline.verdicts import checklist, looser_limits
 
 
 def is_needed(run: Run) -> bool:
@@ -139,125 +139,50 @@ _GAINS = (
     "difference_to_released_lower",
 )
 _OPEN = (Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WAIVED, Verdict.NOT_RUN)
-_MOST_NUMBERS = 4
 # Of each section.
 _MOST_CHANGES = 10
 _LONGEST = 160
 
 
 def release_question(run: Run, tab: str) -> str:
-    """Return the question whether a run may be released."""
+    """Return the question whether a run may be released; `tab` is its checklist's address."""
     rows = checklist(run)
     evidence = {row.item: run.find_evidence(row.item) for row in rows}
-    looser = looser_limits(run)
-    sections = [
-        _head(run, tab),
-        ("## Gain", _gain(evidence.get("holdout_performance"))),
-        ("## Limits looser than the policy", [_looser(one) for one in looser]),
-        ("## Waivers", [_waiver(waiver) for waiver in run.config.waivers]),
-        ("## Open warnings", [_open(row) for row in rows if row.verdict in _OPEN]),
-        ("## What changed since the release before", list(_changes(run))),
-        ("## The 25 verdicts", _table(rows, evidence)),
-    ]
-    return "\n\n".join(_section(title, lines) for title, lines in sections if lines)
+    holdout = evidence.get("holdout_performance")
+    known = {m.name: m for m in holdout.measurements} if holdout else {}
+    compared = None if "difference_to_released" in known else known.get("compared_with_released")
+    return _question(
+        run,
+        tab,
+        rows=[(row, _ruled(evidence[row.item])) for row in rows],
+        open=_OPEN,
+        holdout=holdout,
+        gains=[known[name] for name in _GAINS if name in known],
+        compared=compared,
+        looser=looser_limits(run),
+        changes=_changes(run),
+    )
 
 
 def waivers_question(run: Run, tab: str) -> str:
     """Return the question whether failures or looser limits of critical items are accepted."""
-    wanted = critical_waivers(run)
-    looser = looser_limits(run)
+    wanted, looser = critical_waivers(run), looser_limits(run)
+    named = [(w, [one for one in looser if w.limit in one.looser.names]) for w in wanted]
     others = [one for one in looser if not one.looser.names & {w.limit for w in wanted}]
-    sections = [
-        _head(run, tab),
-        ("## Asked for", [_waiver(waiver, looser) for waiver in wanted]),
-        ("## Other limits looser than the policy", [_looser(one) for one in others]),
-    ]
-    note = "Accept only what you can answer for: name and reason go into the release log."
-    return "\n\n".join([*(_section(t, lines) for t, lines in sections if lines), note])
+    return _question(run, tab, rows=[], asked=named, looser=others)
 
 
-def _section(title: str, lines: Sequence[str]) -> str:
-    # A table is one block; everything else is a list.
-    if lines[0].startswith("|"):
-        return f"{title}\n\n" + "\n".join(lines)
-    return f"{title}\n\n" + "\n".join(f"- {line}" for line in lines)
+def _question(run: Run, tab: str, **values: object) -> str:
+    manifest, needed = MANIFEST_REF.find(run), approvals_needed(run)
+    values |= {"run": run, "tab": tab, "manifest": manifest, "needed": needed}
+    package = "tuneline.governance.release"
+    return render(package, "question.jinja", text=_text, code=_code, **values).strip()
 
 
-def _head(run: Run, tab: str) -> tuple[str, list[str]]:
-    config, reference = run.config, MANIFEST_REF.find(run)
-    lines = [
-        f"base model {_code(config.base_model)}, engine {_code(config.deployment.engine)}, "
-        f"profile {_code(config.profile)}",
-        f"started by {_text(run.meta.get('started_by') or 'a schedule')}"
-        + (f": {_text(config.reason)}" if config.reason else ""),
-        f"policy version {run.policy.version}, {_code(run.policy.sha256[:12])}",
-        f"[the checklist with all measurements]({tab})",
-    ]
-    if reference is not None:
-        lines.insert(0, f"manifest {_code(reference.sha256)}; the approval counts for it alone")
-        if approvals_needed(run) > 1:
-            lines.insert(
-                1, "two approvers have to say yes; after the first the question stays open"
-            )
-    return f"# {_text(config.name)} {_text(run.run_id)}", lines
-
-
-def _gain(evidence: Evidence | None) -> list[str]:
-    if evidence is None:
-        return ["holdout\\_performance was not run"]
-    known = {m.name: m for m in evidence.measurements}
-    numbers = [_number(known[name]) for name in _GAINS if name in known]
-    compared = known.get("compared_with_released")
-    if compared is not None and "difference_to_released" not in known:
-        numbers.append(f"released model: {_text(compared.value)}")
-    return [_text(evidence.summary), *numbers]
-
-
-def _looser(one: LooserLimit) -> str:
-    sort = "**CRITICAL** " if one.looser.critical else ""
-    return f"{sort}{_code(one.looser.item)}: {_text(one.looser)}; {_text(one.told)}"
-
-
-def _waiver(waiver: Waiver, limits: Sequence[LooserLimit] | None = None) -> str:
-    what = "a failure is accepted"
-    if waiver.limit is not None:
-        what = f"{_code(waiver.limit)} is looser than the policy allows"
-        if limits is not None:
-            named = [one.looser for one in limits if waiver.limit in one.looser.names]
-            what = "; ".join(_text(one) for one in named) or (
-                f"{_code(waiver.limit)} is within the policy, so nothing is waived"
-            )
-    return f"{_code(waiver.item)}: {what}. Reason: {_text(waiver.reason)}"
-
-
-def _open(row: ItemStatus) -> str:
-    return f"**{row.verdict}** {_code(row.item)} ({row.severity}): {_text(row.because)}"
-
-
-def _table(rows: Sequence[ItemStatus], evidence: dict[str, Evidence | None]) -> list[str]:
-    lines = ["| item | severity | verdict | what decided |", "|---|---|---|---|"]
-    for row in rows:
-        found = evidence[row.item]
-        numbers = _deciding(found.measurements) if found else []
-        lines.append(
-            f"| {_code(row.item)} | {row.severity} | {row.verdict} | {'; '.join(numbers)} |"
-        )
-    return lines
-
-
-def _deciding(measurements: Sequence[Measurement]) -> list[str]:
-    """Return the numbers with a limit, the broken ones first."""
-    ruled = sorted((m for m in measurements if m.rule is not None), key=lambda m: m.ok is not False)
-    shown = [_number(m) for m in ruled[:_MOST_NUMBERS]]
-    more = len(ruled) - len(shown)
-    return [*shown, f"{more} more"] if more > 0 else shown
-
-
-def _number(m: Measurement) -> str:
-    broken = " **broken**" if m.ok is False else ""
-    limit = f" (must be {_text(m.rule)} {_text(m.limit)})" if m.rule else ""
-    unit = f" {_text(m.unit)}" if m.unit and m.unit != "flag" else ""
-    return f"{_text(m.name)} {_text(m.value)}{unit}{limit}{broken}"
+def _ruled(evidence: Evidence | None) -> list[Measurement]:
+    """Return the measurements with a limit, the broken ones first."""
+    found = [m for m in evidence.measurements if m.rule is not None] if evidence else []
+    return sorted(found, key=lambda m: m.ok is not False)
 
 
 def _changes(run: Run) -> Iterator[str]:
@@ -277,7 +202,7 @@ def _changes(run: Run) -> Iterator[str]:
         yield f"it can't be compared: {_text(error)}"
         return
     yield f"compared with {_code(before.version)}; `tuneline diff` shows all {len(found)} changes"
-    for section in sorted({change.section for change in found}, key=_weight):
+    for section in _ORDER:
         here = [change for change in found if change.section == section]
         for change in here[:_MOST_CHANGES]:
             shown = f"{_text(change.before)} → {_text(change.after)}"
@@ -290,11 +215,7 @@ def _changes(run: Run) -> Iterator[str]:
 _ORDER = "verdicts policy base data settings adapter engine code metrics packages".split()
 
 
-def _weight(section: str) -> int:
-    return _ORDER.index(section) if section in _ORDER else len(_ORDER)
-
-
-def _text(value: object) -> str:
+def _text(value: object) -> Verbatim:
     """Return a value as text that Markdown takes for text, at most 160 characters of it."""
     if isinstance(value, float):
         value = f"{value:.5g}"
@@ -305,8 +226,8 @@ def _text(value: object) -> str:
     words = " ".join(str(value).split())
     if len(words) > _LONGEST:
         words = f"{words[: _LONGEST - 1]}…"
-    return re.sub(r"([\\`*_{}\[\]<>|#~!])", r"\\\1", words)
+    return Verbatim(re.sub(r"([\\`*_{}\[\]<>|#~!])", r"\\\1", words))
 
 
-def _code(value: object) -> str:
-    return f"`{re.sub(r'[`|]', ' ', ' '.join(str(value).split()))}`"
+def _code(value: object) -> Verbatim:
+    return Verbatim(f"`{re.sub(r'[`|]', ' ', ' '.join(str(value).split()))}`")
