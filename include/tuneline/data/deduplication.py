@@ -1,11 +1,8 @@
 """deduplication: no near-duplicates are left, none crosses the split, no answers contradict.
 
-Rows are compared by their question (every turn but the last answer and the system prompt, without
-the text that nearly all prompts share, surrogates of personal data masked): equal ones first, then
-MinHash candidates verified by exact Jaccard similarity. One row of each cluster stays, and with it
-a few that differ from it in their personal data alone, since before scrubbing no two were alike.
-A search by other permutations then compares training and validation with the rows that are held out
-from them. The hold-out is never changed: near-duplicates of it leave training.
+Rows are compared by their question, without the text that nearly all prompts share, surrogates
+masked. A few rows that differ in their personal data alone stay, since before scrubbing no two were
+alike. The hold-out is never changed: near-duplicates of it leave training.
 """
 
 from __future__ import annotations
@@ -57,14 +54,7 @@ FEW_HELD = 100
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The rows that stay, with their split and thinned answer; made anew by each loop over them.
-
-    Attributes:
-        rows: every row that came in.
-        reasons: reason for which each leaves, None if it stays.
-        splits: split of each.
-        answers: changed answers by the number of the row.
-    """
+    """The rows that stay, with their split and thinned answer; made anew by each loop over them."""
 
     rows: Sequence[Row]
     reasons: Sequence[str | None]
@@ -98,14 +88,7 @@ class KeptRows:
 
 @dataclass(frozen=True)
 class Thinned:
-    """Repeated phrases of training answers before and after thinning.
-
-    Attributes:
-        repeated: sentences that were repeated before.
-        remaining: sentences that are still repeated.
-        having: numbers of the rows whose answer still holds one of these.
-        ngrams: word n-grams that are still repeated.
-    """
+    """Repeated phrases of training answers; `having` are rows that still hold a sentence."""
 
     rows: KeptRows
     repeated: list[RepeatedSentence]
@@ -169,11 +152,7 @@ def _with_answer(row: Row, answer: str) -> Row:
 
 
 def drop_crowding(rows: KeptRows, config: DataConfig) -> dict[int, str]:
-    """Choose training rows to remove so that no phrase is in too many answers.
-
-    Returns:
-        The reason, by the number of the row.
-    """
+    """Choose training rows to remove so that no phrase is in too many answers: reason by number."""
     train = [
         (number, prose(row.answer, config.label_field), cluster_hash(row.row_id))
         for number, row in rows.numbered()

@@ -1,10 +1,8 @@
 """distribution_balancing: edge cases and common queries are in proportion in the training set.
 
-Only training rows are balanced, the hold-out keeps its shares. Common classes are sampled down to a
-multiple of the median class; rare ones get a greater weight in the loss and are not copied, so that
-the dataset holds no duplicates. A class is a label; rows without labels are put into groups of
-similar prompts, which are measured and, if so configured, balanced. Shares are compared with
-declared ones if there are any. The step writes the dataset that training reads.
+Common classes are sampled down to a multiple of the median class; rare ones get a greater weight in
+the loss and are not copied. Rows without labels are put into groups of similar prompts. The
+hold-out keeps its shares. The step writes the dataset that training reads.
 """
 
 from __future__ import annotations
@@ -51,12 +49,7 @@ UNITS = {"classes": "classes", "smallest_class": "rows", "largest_over_typical":
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of every row, None for a row without one.
-
-    Attributes:
-        names: labels, or names of groups of similar prompts.
-        distances: distance of each row to the middle of its group, None if classes are labels.
-    """
+    """The class of every row, or its group of prompts and the distance to its middle."""
 
     names: list[str | None]
     distances: list[float] | None = None
@@ -86,15 +79,7 @@ def classes_of(rows: Sequence[Row], config: DataConfig) -> Classes:
 def balance(
     rows: Sequence[Row], config: DataConfig, classes: Sequence[str | None] | None = None
 ) -> tuple[list[str | None], list[float]]:
-    """Decide which rows are sampled down and which get a greater weight.
-
-    Args:
-        config: settings with the kind of balancing and its limits.
-        classes: class of each row; None for its label.
-
-    Returns:
-        For each row the reason for which it leaves (None if it stays), and its loss weight.
-    """
+    """Return why each row leaves, None if it stays, and its loss weight."""
     names = [name or "" for name in classes or column_of(rows, "label")]
     splits = column_of(rows, "split")
     members: dict[str, list[int]] = defaultdict(list)

@@ -1,9 +1,7 @@
 """final_audit: measure the final rows again, after every step has changed them.
 
-Format, length, leakage across the split and personal data are measured on `dataset.parquet`
-itself. The name of a measurement starts with the item for whose verdict it counts. Up-sampling is
-a weight, so a repeated row is a fault too. The dataset gets its version, its description
-`dataset.json` and a card for people.
+The name of a measurement starts with the item for whose verdict it counts. Up-sampling is a weight,
+so a repeated row is a fault too.
 """
 
 from __future__ import annotations
@@ -83,11 +81,7 @@ _Turns = tuple[list[Message], list[str]]
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
-    """Hash the content of a dataset: its rows' turns, split, label and weight, in any order.
-
-    File names and lines do not count, so the same rows in another order, or from other files,
-    are the same version.
-    """
+    """Hash the turns, split, label and weight of rows; order, file names and lines do not count."""
     digests = sorted(
         hashlib.sha256(
             json.dumps(
@@ -103,14 +97,7 @@ def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
 
 @dataclass
 class Format:
-    """The format of the final rows.
-
-    Attributes:
-        invalid: number of rows whose turns break a rule, or that the template refuses.
-        mismatched: number of rows whose tokens differ from the template's.
-        unmasked: number of rows without an exact mask.
-        lengths: tokens of each row.
-    """
+    """Rows that break a rule, whose tokens differ, or without an exact mask; tokens of each row."""
 
     invalid: int = 0
     mismatched: int = 0
@@ -134,13 +121,9 @@ def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
 
 
 def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> int:
-    """Count training and validation rows that are near-duplicates across the split.
+    """Count the rows that are near-duplicates of a row of a split that is held out from them.
 
-    Training rows are compared with validation and hold-out, validation rows with the hold-out.
-
-    Args:
-        before: the rows after scrubbing, which know their surrogates.
-        limit: Jaccard similarity from which two rows are near-duplicates.
+    `before` are the rows after scrubbing, which know their surrogates.
     """
     stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
     known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
@@ -159,10 +142,7 @@ def torn(groups: Iterable[Hashable], splits: Iterable[str]) -> int:
 
 
 def repeated_rows(rows: Sequence[Row]) -> int:
-    """Count training and validation rows with the turns of another; a weight is not a repetition.
-
-    The hold-out may be the dataset's own file, which is taken as it is.
-    """
+    """Count rows with the turns of another; an own hold-out may repeat itself."""
     turns = [
         hashlib.sha256(json.dumps(row.messages, sort_keys=True).encode()).digest()
         for row in rows
@@ -222,11 +202,7 @@ def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
 def found_again(
     rows: StoredRows, surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
 ) -> tuple[int, int]:
-    """Have the model read some rows again, with long texts cut at other places.
-
-    Returns:
-        The number of rows in which it finds more than surrogates, and the number that it read.
-    """
+    """Have the model read some rows, cut elsewhere: those with more than surrogates, and all."""
     settings = replace(settings_of(config), shifted=True)
     if not settings.models:
         return 0, 0

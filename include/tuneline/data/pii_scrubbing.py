@@ -1,12 +1,8 @@
 """pii_scrubbing: surrogates replace personal data and secrets, and the leak rate is measured.
 
-A token classifier, patterns and check digits find values, and inside a row the same value gets the
-same surrogate in every turn; a JSON answer stays valid JSON. Each scrubbed row is read again: a row
-in which a pattern finds more, or in which a replaced value or a part of it stands still, is
-rejected, and a maker of surrogates that lets values through fails the item.
-In every run canaries, made-up values in rows of the dataset, go through the same code. The share of
-them that can still be read afterwards is the leak rate; the upper end of its interval decides the
-verdict. A person's review of scrubbed rows gives a second estimate.
+A row in which something is found again, or in which a replaced value stands still, is rejected.
+Canaries, made-up values in rows of the dataset, take the same path: the upper end of the interval
+of the share that can still be read decides the verdict. A person's review is a second estimate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`tuneline data prepare`: the data phase on one machine, without Airflow.
 
-The same five steps, gates and final audit as in the DAG work on a run in a working folder inside
-the output folder. The results are laid out after the last step, the dataset last, so that a
-killed call leaves nothing that looks complete.
+The results are laid out after the last step, the dataset last, so that a killed call leaves nothing
+that looks complete.
 """
 
 from __future__ import annotations
@@ -53,18 +52,9 @@ def prepare(
     *,
     as_json: bool = False,
 ) -> int:
-    """Prepare a dataset for training.
+    """Prepare a dataset for training; return 0 if all critical items pass, 1 if one fails.
 
-    Args:
-        source: JSONL, CSV or Parquet files: a path, folder, glob, `file://`, `s3://` or
-            `hf://datasets/…` address, or a list of these.
-        base_model: the base model, for its tokenizer and chat template.
-        out: folder for the results; those of an earlier call are replaced.
-        config_file: YAML settings, a whole configuration or its `data` section alone.
-        as_json: True to print the result as one JSON object instead of lines.
-
-    Returns:
-        0 if all critical items pass, 1 if one fails.
+    `config_file` holds a whole configuration or its `data` section alone.
 
     Raises:
         UserError: if the input or the configuration is wrong; nothing is written then.

@@ -1,8 +1,7 @@
 """schema_validation: every row follows the model's prompt format, or is rejected with its line.
 
-Rows are read record by record, turned into turns, checked, rendered for the target model and
-compared with the tokenizer's own chat template token id by token id; the loss mask must cover
-exactly the assistant's tokens. Rows in = rows kept + rows rejected.
+Rows are compared with the tokenizer's own chat template token id by token id; the loss mask must
+cover exactly the assistant's tokens. Rows in = rows kept + rows rejected.
 """
 
 from __future__ import annotations
@@ -165,15 +164,7 @@ def _checked(
 
 @dataclass
 class _Tally:
-    """What is counted of the outcomes.
-
-    Attributes:
-        kept: number of rows that stay.
-        codes: rejected rows by the code of their reason.
-        mismatches: kept rows whose tokens differ from the template's.
-        inexact: kept rows without an exact mask.
-        first: line and code of the first rejected row.
-    """
+    """What is counted of the outcomes; `first` is line and code of the first rejected row."""
 
     rows: int = 0
     kept: int = 0

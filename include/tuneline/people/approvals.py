@@ -1,7 +1,6 @@
 """Write the answers of people in Airflow into the run: waivers and approvals.
 
-The name beside an answer is the user that Airflow recorded, never one that somebody typed. Votes
-of a review lie in `ballots`, the forms and files that take them beside it.
+The name with an answer is the user that Airflow recorded, never one that somebody typed.
 """
 
 from __future__ import annotations
@@ -43,10 +42,7 @@ def critical_waivers(run: Run) -> list[Waiver]:
 def record_waivers(run: Run, by: str | None, approval: Approval | None = None) -> None:
     """Write `waivers.json`: every waiver of the configuration and who stands for it.
 
-    Args:
-        by: the user who started the run with these waivers; None if a schedule did, and
-            then no waiver counts.
-        approval: the approval of the critical ones; None if nobody gave it.
+    `by` is the user who started the run; None if a schedule did, and then no waiver counts.
     """
     if not run.config.waivers:
         return

@@ -1,8 +1,7 @@
 """The ballots of a blind review: who is asked about which pairs, and what they answered.
 
-A ballot is one object, `evaluation/review_votes/<review id>/<name>.json` in the run. So reviewers
-who answer at the same time never overwrite each other, and votes stay with the review whose pairs
-were shown: when the pairs are drawn again, the review has another id.
+A ballot is one object, so that reviewers never overwrite each other, and belongs to the review
+whose pairs were shown: when the pairs are drawn again, the review has another id.
 """
 
 from __future__ import annotations
@@ -28,12 +27,7 @@ FOLDER = "evaluation/review_votes"
 
 @dataclass(frozen=True)
 class Assignment:
-    """Pairs that one reviewer is asked about in one task.
-
-    Attributes:
-        reviewer: the reviewer's name; None if everyone may answer who may answer for the model.
-        pairs: the numbers of the pairs.
-    """
+    """Pairs that one reviewer, or (None) whoever may answer, is asked about in one task."""
 
     reviewer: str | None
     pairs: tuple[int, ...]
@@ -71,10 +65,7 @@ def deal(
 ) -> list[Assignment]:
     """Deal pairs to reviewers in slices, each slice to the next `per_pair` of them in turn.
 
-    Args:
-        reviewers: the reviewers' names; without any, each slice is asked about once.
-        per_pair: reviewers of each slice, at most all of them.
-        per_task: most pairs in a slice.
+    Without reviewers each slice is asked about once.
     """
     slices = [tuple(pairs[n : n + per_task]) for n in range(0, len(pairs), per_task)]
     if not reviewers:
@@ -120,13 +111,7 @@ def cast(
     imported_by: str | None = None,
     name: str | None = None,
 ) -> Ballot:
-    """Store the votes of one reviewer.
-
-    Args:
-        review_id: the review that the votes are for.
-        comment: what the reviewer says of all of them.
-        imported_by: the user who read them in from a file.
-        name: name of the ballot, whose content is then replaced; a new one by default.
+    """Store the votes of one reviewer; `name` is that of a ballot whose content is replaced.
 
     Raises:
         UserError: if the review is not the one of this run, or a vote is wrong.

@@ -1,7 +1,4 @@
-"""A blind review without a terminal: pairs as a sheet to fill in, or as a form of Airflow.
-
-A sheet is taken whole or not at all.
-"""
+"""A blind review without a terminal: pairs as a sheet to fill in, or as a form of Airflow."""
 
 from __future__ import annotations
 
@@ -27,14 +24,7 @@ _COMPARED = 2000
 
 
 def export_file(run: Run, out: Path, *, reviewer: str = "") -> int:
-    """Write the pairs of a review, with empty places for the votes.
-
-    Args:
-        out: a `.csv` file.
-        reviewer: a name to write into the column `reviewer`.
-
-    Returns:
-        The number of pairs.
+    """Write the pairs of a review as CSV, with empty places for the votes; return their number.
 
     Raises:
         UserError: if the pairs were not prepared, or the file can't be written.
@@ -52,13 +42,7 @@ def export_file(run: Run, out: Path, *, reviewer: str = "") -> int:
 
 
 def import_file(run: Run, path: Path, *, imported_by: str) -> dict[str, int]:
-    """Read a filled sheet and store its votes, one ballot for each reviewer.
-
-    Args:
-        imported_by: the user who reads the file in.
-
-    Returns:
-        The number of votes of each reviewer.
+    """Read a filled sheet, store one ballot for each reviewer; return the number of votes of each.
 
     Raises:
         UserError: if a line is wrong, for another review, or not by an assigned reviewer. File,
@@ -168,10 +152,7 @@ def review_body(run: Run, numbers: Collection[int]) -> str:
 def form_fields(run: Run, numbers: Collection[int]) -> dict[str, dict[str, Any]]:
     """Return the fields of the form: JSON Schema keywords and a default for each.
 
-    The name of a field holds the review's id, so that votes given for earlier pairs fit no field.
-
-    Raises:
-        UserError: see `review_body`.
+    A name holds the review's id, so that votes given for earlier pairs fit no field.
     """
     review_id = sheet_of(run).review_id
     fields: dict[str, dict[str, Any]] = {
@@ -194,13 +175,7 @@ def form_fields(run: Run, numbers: Collection[int]) -> dict[str, dict[str, Any]]
 
 
 def record_form(run: Run, numbers: Collection[int], given: Mapping[str, Any], reviewer: str) -> int:
-    """Store what a reviewer filled in.
-
-    Args:
-        given: values by the name of the field.
-
-    Returns:
-        The number of votes.
+    """Store what a reviewer filled in; return the number of votes.
 
     Raises:
         UserError: if no pair was voted on, a choice does not exist, or the pairs were drawn again

@@ -65,13 +65,11 @@ def _cell(text: str) -> str:
 def read_sheet(raw: bytes, name: str, needed: Sequence[str], advice: str) -> list[Entry]:
     """Read the rows of a sheet; empty ones are passed over.
 
-    Args:
-        needed: columns that it must have; JSON lines may leave them out.
-        advice: what to do if one is missing.
+    `advice` says what to do if a needed column is missing; JSON lines may leave columns out.
 
     Raises:
-        UserError: if it can't be read, a column is missing or there twice, or a row has more
-            cells than columns. File and line are named.
+        UserError: if it can't be read, a column is missing or there twice, or a row has more cells
+            than columns. File and line are named.
     """
     if raw.startswith(b"PK\x03\x04"):
         return list(_entries(_workbook(raw, name), name, needed, advice))

@@ -53,11 +53,7 @@ def this_user() -> str:
 
 
 def check_reviewer(run: Run, reviewer: str) -> None:
-    """Refuse a user who is not assigned to the review of a run.
-
-    Raises:
-        UserError: naming those who are.
-    """
+    """Refuse a user who is not assigned to the review of a run; the UserError names who is."""
     assigned = run.config.evaluation.reviewer_names
     if assigned and reviewer not in assigned:
         raise UserError(
@@ -67,11 +63,7 @@ def check_reviewer(run: Run, reviewer: str) -> None:
 
 
 def check_terminal() -> None:
-    """Refuse to go on where no keys can be read.
-
-    Raises:
-        UserError: if input or output is no terminal.
-    """
+    """Refuse to go on where no keys can be read; UserError if input or output is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError(
             "the review needs a terminal; write the pairs to a file with `tuneline review export` "
@@ -97,9 +89,6 @@ def keys() -> Iterator[ReadKey]:
 
 def review(run: Run, reviewer: str, read_key: ReadKey, show: Show) -> Progress:
     """Show the pairs that a reviewer has not voted on, and store a vote for each key.
-
-    Returns:
-        How far the reviewer came. Whoever voted on all pairs has confirmed it.
 
     Raises:
         UserError: if the pairs were not prepared.

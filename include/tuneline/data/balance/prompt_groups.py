@@ -1,9 +1,7 @@
 """Put rows without a class into groups of similar prompts.
 
-The method is TF-IDF of words, a truncated SVD of it (latent semantic analysis: Deerwester et al.,
-"Indexing by latent semantic analysis", 1990) and k-means on mini-batches (Sculley, "Web-scale
-k-means clustering", 2010), all from scikit-learn with a fixed seed. The models are fitted to
-distinct texts in the order of their hashes, on one thread, so that neither the order of rows nor
+TF-IDF, truncated SVD (Deerwester et al., 1990) and k-means on mini-batches (Sculley, 2010), fitted
+to distinct texts in the order of their hashes, on one thread, so that neither the order of rows nor
 the number of cores changes a group.
 """
 
@@ -34,12 +32,7 @@ TERMS = 3
 
 @dataclass(frozen=True)
 class PromptGroups:
-    """Groups of texts.
-
-    Attributes:
-        names: name of the group of each text: its most distinctive words.
-        distances: cosine distance of each text to the middle of its group, 0 to 2.
-    """
+    """The group of each text, and the cosine distance to its middle, 0 to 2."""
 
     names: list[str]
     distances: list[float]
@@ -51,11 +44,7 @@ def group_count(texts: int) -> int:
 
 
 def group_prompts(texts: Sequence[str]) -> PromptGroups | None:
-    """Put texts into groups by the words that they have in common.
-
-    Returns:
-        The groups; None if there are too few different texts or no common words.
-    """
+    """Put texts into groups by common words; None for too few texts or no common words."""
     from threadpoolctl import threadpool_limits
 
     distinct = sorted(set(texts), key=cluster_hash)

@@ -1,9 +1,7 @@
 """Detect the form of rows and turn them into turns.
 
-The forms: OpenAI messages, ShareGPT, Alpaca (Taori et al., 2023, `tatsu-lab/stanford_alpaca`),
-prompt and completion, ChatML text and Llama-3-Instruct text. The form of a file is the one that
-most of its records have; a record of another form is rejected, since a mix is more often an
-accident.
+A record in another form than most of its file is rejected, since a mix is more often an accident.
+Alpaca is the form of Taori et al., 2023 (`tatsu-lab/stanford_alpaca`).
 """
 
 from __future__ import annotations
@@ -68,14 +66,7 @@ def form_of(value: Any) -> str | None:
 
 
 def detect(forms: Iterable[str | None]) -> tuple[str | None, float]:
-    """Detect the form of a file.
-
-    Args:
-        forms: `form_of` of each record that could be parsed.
-
-    Returns:
-        The commonest form (None if no record has one) and the share of records that have it.
-    """
+    """Return the commonest form, None if no record has one, and the share that has it."""
     counts = Counter(forms)
     known = [(counts[form], -FORMS.index(form), form) for form in FORMS if counts[form]]
     if not known:

@@ -1,8 +1,7 @@
 """Identify the language of a text, by its script or by the function words of twelve languages.
 
-After Grefenstette, "Comparing two language identification schemes", 1995: enough to group rows by
-language and to measure the share of rows in one that was not declared. A text with too few of these
-words, or as many of two languages, stays unknown.
+After Grefenstette, "Comparing two language identification schemes", 1995. A text with too few of
+these words, or as many of two languages, stays unknown.
 """
 
 from __future__ import annotations

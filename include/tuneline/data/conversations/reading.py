@@ -31,10 +31,7 @@ CONVERSATION_FIELDS = ("conversation_id", "dialogue_id", "dialog_id", "thread_id
 
 @dataclass
 class Outcome:
-    """One record on its way through schema_validation.
-
-    `parsed` is True if the record could be parsed, `own_form` is the form that it has then.
-    """
+    """One record on its way through schema_validation."""
 
     row_id: str
     source_file: str
@@ -95,13 +92,9 @@ def select(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> None:
 
 
 def left_out(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> dict[int, str]:
-    """Return the rows that a CSV mapping leaves out (`keep_labels`, `max_per_label`).
+    """Return the rows that a CSV mapping leaves out, with the reason, by number.
 
-    In a class with too many rows those with the lowest hashes stay, whatever their order. The
-    dataset's own hold-out is selected from on its own.
-
-    Returns:
-        The reason, by the number of the row.
+    In a class with too many rows those with the lowest hashes stay; the own hold-out counts apart.
     """
     found: dict[int, str] = {}
     if mapping is None:
@@ -135,10 +128,7 @@ def convert(
 def outcomes_of(
     records: Iterable[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
 ) -> Iterator[Outcome]:
-    """Turn records into turns, each by its own form, so that no record has to wait.
-
-    The form of the file is known after the last one; see `keep_form`.
-    """
+    """Turn records into turns, each by its own form; that of the file is known at its end."""
     for record in records:
         outcome = Outcome(
             _digest(record.raw), source_file, record.source_line, record.raw, own_holdout
@@ -202,11 +192,7 @@ def _digest(raw: str) -> str:
 
 
 def number_repeats(outcomes: Iterable[Outcome], seen: Counter[str] | None = None) -> None:
-    """Number the ids of records with equal text: `id`, `id-2`, `id-3`.
-
-    Args:
-        seen: how often each id came in earlier calls.
-    """
+    """Number the ids of records with equal text: `id`, `id-2`; `seen` counts earlier calls."""
     seen = Counter() if seen is None else seen
     for outcome in outcomes:
         seen[outcome.row_id] += 1
@@ -220,15 +206,7 @@ _AT_ONCE = 1 << 12
 
 @dataclass
 class Records:
-    """The records of a dataset, on disk.
-
-    Attributes:
-        batches: the outcome of each record.
-        form_of_batch: form of the file that each batch is from.
-        forms: form of each file.
-        repeated: ids of records with equal text.
-        in_files: number of records, counted independently of the reader.
-    """
+    """The records of a dataset on disk; `in_files` is counted independently of the reader."""
 
     batches: Spool[Outcome]
     form_of_batch: list[FileForm] = field(default_factory=list)

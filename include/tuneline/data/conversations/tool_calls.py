@@ -1,11 +1,8 @@
 """Check conversations with tools, and write them as the plain turns that the template makes.
 
-A row in the OpenAI form may declare `tools`, call them (`tool_calls`) and answer the calls (role
-`tool`). The template decides how a model reads that: so the row is rendered by the template,
-tools included, and the text is cut back into plain turns. They are kept if they render to the
-very same text without tools. Every later step then works on text, and the model is trained on
-the prompts that the engine will send. A row is rejected if the template has no place for tools,
-or none that plain turns can fill.
+The template decides how a model reads tools: a row is rendered by it, tools included, and the text
+is cut back into plain turns, which are kept if they render to the same text without tools. A row is
+rejected if the template has no place for tools, or none that plain turns can fill.
 """
 
 from __future__ import annotations
@@ -26,12 +23,7 @@ _TURN_FIELDS = ("tool_calls", "function_call", "tool_call_id")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A well-formed conversation with tools.
-
-    Attributes:
-        messages: the turns in the form for templates: arguments are objects.
-        tools: the declared tools, None if the row declares none.
-    """
+    """A well-formed conversation with tools, in the form for templates: arguments are objects."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
@@ -219,13 +211,9 @@ def plain_turns(
 ) -> list[Message]:
     """Return the plain turns that render to the same text as a conversation with tools.
 
-    Args:
-        conversation: a conversation checked by `read_conversation`.
-        markers: the texts that no turn may hold.
-
     Raises:
-        Malformed: if a text holds a marker or broken characters, or if plain turns can't render
-            to the template's text.
+        Malformed: if a text holds a marker or broken characters, or if plain turns can't render to
+            the template's text.
     """
     texts = [{"role": "tool", "content": text} for text in _texts(conversation)]
     fault = check_unicode(texts) or check_injection(texts, markers)

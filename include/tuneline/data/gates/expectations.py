@@ -26,14 +26,9 @@ INDEX = "index.html"
 def validate(
     suites: Sequence[Suite], root: Path, problems: Sequence[str] = ()
 ) -> tuple[Verdict, list[str], int]:
-    """Run suites through Great Expectations, one call at a time in a process.
+    """Run suites, one call at a time: the verdict, each broken expectation, the number checked.
 
-    Args:
-        root: folder for the Data Docs, a page for each suite and one that lists them.
-        problems: what is wrong already; then nothing is run.
-
-    Returns:
-        The verdict, each broken expectation as text, and the number that were checked.
+    `root` gets the Data Docs; with `problems` nothing is run.
     """
     problems = [*problems, *(f"{s.name}: nothing is expected" for s in suites if not s.rules)]
     problems += [f"{s.name}: the table has no rows" for s in suites if not len(s.frame)]
@@ -44,11 +39,7 @@ def validate(
 
 
 def store_docs(store: Store, folder: str, root: Path) -> str | None:
-    """Store the Data Docs of a call in place of those before; return their first page's address.
-
-    Args:
-        root: the folder that `validate` worked in; without docs in it nothing is stored.
-    """
+    """Replace stored Data Docs by those in `root`, if any; return their address."""
     pages = sorted(root.glob("*.html"))
     if not pages:
         return None

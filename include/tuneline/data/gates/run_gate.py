@@ -1,8 +1,4 @@
-"""The gates of the data phase: derive each item's verdict again from its audit table.
-
-Great Expectations checks small tables of measures, without any text. A gate that disagrees with
-its step is a failure in itself.
-"""
+"""The gates of the data phase: derive each item's verdict again from its audit table."""
 
 from __future__ import annotations
 
@@ -31,15 +27,7 @@ DOCS = "data_docs"
 
 @dataclass(frozen=True)
 class GateResult:
-    """The result of a gate.
-
-    Attributes:
-        verdict: the verdict by the audit table; `fail` if the step disagrees.
-        agrees: True if both are the same.
-        summary: the failures in one line, or the number of expectations that hold.
-        failures: each broken expectation, as text.
-        docs: address of the Data Docs.
-    """
+    """The result of a gate; its verdict is `fail` if the step disagrees with the audit table."""
 
     item: str
     verdict: Verdict
@@ -53,9 +41,6 @@ class GateResult:
 
 def run_gate(run: Run, item: str) -> GateResult:
     """Check a data item's output and write `gate.json` and the Data Docs beside it.
-
-    Args:
-        item: a data item that has been run.
 
     Raises:
         UserError: if the item is not a data item, or has not been run.

@@ -1,8 +1,4 @@
-"""Decide which rows are duplicates or contradictions, which of them stay, and the split of each.
-
-Pure functions over rows: conflicts, clusters of near-duplicates (by MinHash), the row that stays of
-each, the split by cluster, and a second search across the split.
-"""
+"""Decide which rows are duplicates or contradictions, which of them stay, and the split of each."""
 
 from __future__ import annotations
 
@@ -35,21 +31,9 @@ from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, chosen_of
 class Deduplicated:
     """The decisions on a dataset; each list has one entry for each row that came in.
 
-    Attributes:
-        texts: normalised text by which a row is compared.
-        cluster: number of its cluster of near-duplicates.
-        reasons: reason for which it leaves, None if it stays.
-        splits: its split, empty for a row that left before the split.
-        conflict: True if another row asks the same and has another answer.
-        exact_duplicates: number of rows that left as equal to another.
-        near_pairs: number of pairs of near-duplicates with different texts.
-        near_conflicts: number of clusters of different texts with different answers.
-        missed: number of near-duplicates across the split that only the second search found.
-        cross_similarity: greatest similarity, from the threshold on, of a kept row of training or
-            validation to a row of a split that is held out from it.
-        conversation: number of the group of rows that share its split, as they share a cluster or
-            a conversation; None for a row that left before the split, and of an own hold-out.
-        variety: True if it stays though it equals another once surrogates are masked.
+    `splits` is empty, and `conversation` (the group of rows that share a split) None, for a row
+    that left before the split. `cross_similarity` is to a row that is held out from it; `missed`
+    counts what only the second search found.
     """
 
     texts: list[str]
@@ -101,12 +85,7 @@ def conflict_rejects(rows: Sequence[Row], group: Sequence[int], policy: str) -> 
 
 
 def find_clusters(texts: Sequence[str], threshold: float) -> tuple[list[int], int]:
-    """Find the clusters of near-duplicates by MinHash.
-
-    Returns:
-        The cluster of each text (the smallest row number in it), and the number of pairs of
-        different texts that are near-duplicates.
-    """
+    """Return the cluster of each text (its smallest row number), and the number of near pairs."""
     numbers: dict[str, int] = {}
     distinct = [numbers.setdefault(text, len(numbers)) for text in texts]
     pairs = near_pairs(list(numbers), threshold)
@@ -267,12 +246,7 @@ DOMINANT = 2 / 3
 
 
 def advise(rows: Sequence[Row], reasons: Sequence[str | None], policy: str) -> str:
-    """Return a sentence on what to set, empty if few rows left as contradictions.
-
-    Args:
-        reasons: why each row leaves, None for a row that stays.
-        policy: the setting `data.label_conflicts`.
-    """
+    """Return a sentence on what to set, empty if few rows left as contradictions."""
     contradicts = [(reason or "").startswith("label_conflict") for reason in reasons]
     gone = sum(contradicts)
     if not gone or gone < CONFLICT_SHARE * len(rows):

@@ -1,11 +1,9 @@
 """Find near-duplicates by MinHash and LSH, each candidate verified by its exact Jaccard similarity.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are the
-sketches of Dahlgaard, Knudsen and Thorup, "Fast similarity sketching" (2017), which estimate the
-same similarity with some five hash values for each shingle in place of 128. Functions are pure and
-work on batches, so that a distributed engine can map them. Of each text only the band keys and a
-bitmap are kept; the shingles of candidates are made a second time when they are verified. The
-witness of this search, which misses few pairs but not none, is `witness`.
+MinHash: Broder, "On the resemblance and containment of documents" (1997); its signatures:
+Dahlgaard, Knudsen and Thorup, "Fast similarity sketching" (2017). Functions are pure and work on
+batches, so that a distributed engine can map them. Of each text only the band keys and a bitmap are
+kept.
 """
 
 from __future__ import annotations
@@ -72,9 +70,6 @@ def signatures(shingled: Shingled, seed: int = SEED) -> Signatures:
     In each round every shingle falls into one of the bins. A bin takes the smallest value of the
     first round that put a shingle into it. What is left empty after `ROUNDS` takes the smallest
     value of all shingles by another hash.
-
-    Args:
-        shingled: at least one shingle of every text; repeats change nothing.
 
     Returns:
         Shape (texts, 128); the values of a text depend on no other text.
@@ -145,14 +140,7 @@ def _found(bands: int, width: int, jaccard: float) -> bool:
 
 
 def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
-    """Return one hash for every band of every row.
-
-    Args:
-        sigs: signatures, shape (rows, 128).
-
-    Returns:
-        Shape (bands, rows).
-    """
+    """Return one hash for each band, shape (bands, rows), of signatures, shape (rows, 128)."""
     count, width = bands
     used = sigs[:, : count * width].reshape(len(sigs), count, width)
     keys = np.zeros((len(sigs), count), dtype=np.uint64)
@@ -163,14 +151,7 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
 
 
 def candidates(keys: Hashes) -> NDArray[np.int64]:
-    """Return the pairs of rows that agree in a whole band.
-
-    Args:
-        keys: hashes from `band_keys`, shape (bands, rows).
-
-    Returns:
-        Shape (pairs, 2), each pair once, the smaller row first, in order.
-    """
+    """Return the pairs of rows that agree in a band: shape (pairs, 2), smaller first, in order."""
     rows = keys.shape[1]
     bits = np.uint64(max(1, (rows - 1).bit_length()))
     low = np.uint64((1 << int(bits)) - 1)
@@ -199,14 +180,7 @@ def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tup
 
 
 def cross_candidates(left: Hashes, right: Hashes) -> Indices:
-    """Return the pairs of a left and a right row that agree in a whole band.
-
-    Args:
-        left: hashes from `band_keys`, shape (bands, rows).
-
-    Returns:
-        Shape (pairs, 2), each pair once, in order.
-    """
+    """Return the pairs of a left and a right row that agree in a band: shape (pairs, 2)."""
     rows = max(1, right.shape[1])
     found = [np.empty(0, dtype=np.int64)]
     for ours, theirs in zip(left, right, strict=True):
@@ -221,14 +195,7 @@ def cross_candidates(left: Hashes, right: Hashes) -> Indices:
 
 
 def jaccard(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> NDArray[np.float64]:
-    """Compute the exact Jaccard similarity of the sets of shingles of pairs of texts.
-
-    Args:
-        pairs: numbers of both texts of each pair, shape (pairs, 2).
-
-    Returns:
-        Shape (pairs,).
-    """
+    """Return the exact Jaccard similarities of pairs of texts, whose shape is (pairs, 2)."""
     among, numbers = np.unique(pairs, return_inverse=True)
     sets = _sets([texts[i] for i in among.tolist()], shingle)
     sizes = np.diff(sets.indptr)
@@ -254,11 +221,7 @@ def _sets(texts: Sequence[str], shingle: Shingle) -> Any:
 
 
 def marks(shingled: Shingled) -> Hashes:
-    """Return the bitmap of every text of a batch; of sets larger than a bitmap nearly all are set.
-
-    Returns:
-        Shape (texts, `BITS` / 64): bit b is set if the last bits of one of the text's hashes are b.
-    """
+    """Return bitmaps, shape (texts, `BITS` / 64): bit b is set for a hash that ends in b."""
     first = np.arange(len(shingled), dtype=np.int64) * BITS
     cells = (shingled.hashes & np.uint64(BITS - 1)).astype(np.int64)
     cells += np.repeat(first, np.diff(shingled.offsets))
@@ -268,19 +231,12 @@ def marks(shingled: Shingled) -> Hashes:
 
 
 def alike_by_marks(bits: Hashes, most: Indices, pairs: Indices, threshold: float) -> Indices:
-    """Return the pairs that may reach a Jaccard similarity, by their `marks`.
+    """Return the positions of the pairs that may reach a Jaccard similarity, by their `marks`.
 
-    Sets with a similarity of at least t have a symmetric difference of at most
-    `(1 - t) / (1 + t)` of the sum of their sizes, and each differing bit is of a member of it
-    (Sandes et al., "Bitmap filter: speeding up exact set similarity joins with bitwise operations",
-    2020). No pair that reaches the threshold is ruled out.
-
-    Args:
-        most: most members that the set of each text can have.
-        pairs: numbers of both texts of each pair, shape (pairs, 2).
-
-    Returns:
-        Positions in `pairs` of those that may reach it, in order.
+    A similarity of t bounds the symmetric difference by `(1 - t) / (1 + t)` of the sum of the sizes
+    (at `most`), and each differing bit is of a member of it (Sandes et al., "Bitmap filter:
+    speeding up exact set similarity joins with bitwise operations", 2020). No pair that reaches t
+    is ruled out.
     """
     i, j = pairs.T
     spare = (most[i] + most[j]) * ((1 - threshold) / (1 + threshold)) + 1e-9
@@ -293,27 +249,14 @@ def alike_by_marks(bits: Hashes, most: Indices, pairs: Indices, threshold: float
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
-    """Find the pairs of texts that are near-duplicates.
-
-    Args:
-        texts: texts, normalised or not; they are compared as `normalise` returns them.
-        threshold: Jaccard similarity from which a pair counts.
-
-    Returns:
-        `(i, j, similarity)` with i < j, in order; the greater similarity if both kinds of shingles
-        apply.
-    """
+    """Find near-duplicates: `(i, j, similarity)`, i < j, in order, the greater of both kinds."""
     return _near(texts, None, threshold, SEED)
 
 
 def cross_pairs(
     left: Sequence[str], right: Sequence[str], threshold: float
 ) -> list[tuple[int, int, float]]:
-    """Find the near-duplicates of one list in another, by other permutations than `near_pairs`.
-
-    Returns:
-        `(i, j, similarity)`, i of the left list and j of the right one, in order.
-    """
+    """Find near-duplicates of left texts among right ones, by other permutations."""
     pairs = _near([*left, *right], len(left), threshold, SECOND_SEED)
     return [(i, j - len(left), similarity) for i, j, similarity in pairs]
 
@@ -372,14 +315,7 @@ def _verified(
 
 @dataclass(frozen=True)
 class _Indexed:
-    """What is kept of the texts that are compared by one kind of shingle.
-
-    Attributes:
-        members: number of each text.
-        keys: band keys, shape (bands, texts).
-        bits: bitmap of each text.
-        sizes: most shingles that the set of each text can have.
-    """
+    """What is kept of the texts that are compared by one kind of shingle."""
 
     members: Indices
     keys: Hashes

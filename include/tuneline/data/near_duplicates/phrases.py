@@ -1,8 +1,7 @@
 """Find phrases that many answers share, on which a model overfits, and thin them out.
 
-There are two kinds: word 5-grams in a share of all answers, and whole sentences beside other text
-in a share of the answers of a class (or of all). A sentence can be removed from an answer, since
-the rest is complete without it; a 5-gram can only be thinned by removing whole rows.
+Word 5-grams in a share of all answers are thinned by removing rows; a sentence next to other text,
+in a share of the answers of a class, is removed alone, since the rest is complete without it.
 """
 
 from __future__ import annotations
@@ -77,13 +76,7 @@ def added_sentences(texts: Sequence[str]) -> set[str]:
 def repeated_sentences(
     texts: Sequence[Sequence[str]], labels: Sequence[str | None], share: float
 ) -> list[RepeatedSentence]:
-    """Find the sentences in at least a share of the answers of a class, or of all.
-
-    Args:
-        texts: `prose` of each answer.
-        labels: class of each answer.
-        share: the share from which a sentence counts.
-    """
+    """Find the sentences in at least a share of the answers (`prose`) of a class, or of all."""
     members: dict[str | None, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         members[None].append(index)
@@ -116,12 +109,7 @@ class RepeatedNgram:
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The word 5-grams of at least a share of all answers.
-
-    Attributes:
-        repeated: the 5-grams, the commonest first.
-        having: for each answer, the ones that it holds.
-    """
+    """The word 5-grams of a share of all answers, the commonest first, and those of each answer."""
 
     repeated: list[RepeatedNgram]
     having: list[frozenset[str]]
@@ -133,12 +121,7 @@ class Ngrams:
 
 
 def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
-    """Find the word 5-grams of at least a share of all answers, and of more than one answer.
-
-    Args:
-        texts: `prose` of each answer.
-        share: the share from which an n-gram counts.
-    """
+    """Find the word 5-grams of at least a share of all answers (`prose`), and of more than one."""
     least = max(share * len(texts), 2)
     grams = _frequent_ngrams(texts, least)
     counts = Counter(gram for row in grams for gram in row)
@@ -157,15 +140,8 @@ def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
 def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float) -> dict[int, str]:
     """Choose the answers to remove so that every 5-gram is in less than a share of the rest.
 
-    A 5-gram of nearly all answers is their format, and stays.
-
-    Args:
-        texts: `prose` of each answer.
-        order: sort key of each answer; those with the lowest keys stay.
-        share: the share from which a 5-gram is a repeated phrase.
-
-    Returns:
-        For the number of each answer to remove, the 5-gram that too many answers have.
+    A 5-gram of nearly all answers is their format, and stays; so do answers with the lowest
+    `order`. Returned is the 5-gram that too many answers have, by the number of the answer.
     """
     found = repeated_ngrams(texts, share)
     having: dict[str, list[int]] = defaultdict(list)
@@ -227,17 +203,7 @@ def thin(
     share: float,
     label_field: str | None,
 ) -> list[str]:
-    """Remove repeated sentences until each is in less than a share of the answers.
-
-    Args:
-        order: sort key of each answer; those with the lowest keys keep the sentence.
-        repeated: sentences from `repeated_sentences`.
-        share: the share from which a sentence is repeated.
-        label_field: field of a JSON answer that is not prose.
-
-    Returns:
-        All answers, with or without the sentences.
-    """
+    """Remove repeated sentences until each is in less than a share; the lowest `order` keep it."""
     result = list(answers)
     for phrase in repeated:
         if phrase.share >= FORMAT_SHARE:

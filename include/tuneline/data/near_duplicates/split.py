@@ -23,15 +23,7 @@ _START = b""
 
 
 def tie_conversations(rows: Iterable[Row], cluster: Sequence[int]) -> list[int]:
-    """Return the group of each row: rows of equal groups share a cluster or a conversation.
-
-    Args:
-        rows: the rows that are split; they are read twice.
-        cluster: number of the cluster of near-duplicates of each row.
-
-    Returns:
-        For each row the smallest index of a row of its group.
-    """
+    """Return the smallest index of each row's group, which shares a cluster or a conversation."""
     clusters: dict[int, list[int]] = defaultdict(list)
     named: dict[str, list[int]] = defaultdict(list)
     for index, (row, number) in enumerate(zip(rows, cluster, strict=True)):
@@ -102,13 +94,7 @@ class SplitPlan:
 
 
 def plan(rows: int, config: DataConfig, *, own_holdout: bool) -> SplitPlan:
-    """Plan the number of rows of each split.
-
-    Args:
-        rows: number of rows to split, without those of the dataset's own hold-out file.
-        config: settings with the shares.
-        own_holdout: True if the hold-out is a separate file, so that no rows are split off for it.
-    """
+    """Plan the number of rows of each split; an own hold-out file needs none of these rows."""
     holdout = 0 if own_holdout else _at_least_one(config.holdout_share * rows, rows)
     return SplitPlan(holdout, _at_least_one(config.validation_share * rows, rows - holdout))
 
@@ -123,16 +109,7 @@ def cluster_hash(text: str) -> str:
 
 
 def assign(labels: Sequence[str | None], hashes: Sequence[str], counts: SplitPlan) -> list[str]:
-    """Assign rows to splits.
-
-    Args:
-        labels: class of each row.
-        hashes: `cluster_hash` of the cluster of each row; rows with equal hashes stay together.
-        counts: number of rows of each split, from `plan`.
-
-    Returns:
-        The split of each row.
-    """
+    """Assign a split to each row; rows with equal hashes (`cluster_hash`) stay together."""
     strata = _strata(labels)
     sizes = {label: len(rows) for label, rows in strata.items()}
     holdout = quotas(sizes, counts.holdout)
@@ -153,15 +130,7 @@ def assign(labels: Sequence[str | None], hashes: Sequence[str], counts: SplitPla
 
 
 def draw(labels: Sequence[str | None], hashes: Sequence[str], total: int) -> set[int]:
-    """Draw rows in proportion to their classes, those with the lowest hashes first.
-
-    Args:
-        labels: class of each row.
-        hashes: hash of each row, which decides in its class.
-
-    Returns:
-        The numbers of the drawn rows.
-    """
+    """Draw `total` rows in proportion to their classes, those with the lowest hashes first."""
     strata = _strata(labels)
     take = quotas({label: len(rows) for label, rows in strata.items()}, total)
     return {

@@ -1,7 +1,6 @@
 """Render rows as the model will read them, and mark the tokens that it learns.
 
-The loss mask covers exactly the assistant's tokens, each turn's end-of-turn token included. A
-prompt that is rendered and encoded alone must be a prefix of the whole row's tokens; otherwise
+A prompt that is rendered and encoded alone must be a prefix of the whole row's tokens; otherwise
 training and serving would see different prompts, and the row can't be used.
 """
 
@@ -47,11 +46,7 @@ class _Content(str):
 
 
 class Outline:
-    """Renders turns of a template whose constructs can't look at contents unseen.
-
-    Args:
-        render: the template itself, as a function of the turns and of `ask`.
-    """
+    """Renders turns of a template whose constructs can't look at contents unseen."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
@@ -147,13 +142,7 @@ _NEEDED_TOKENS = {
 
 @dataclass(frozen=True, slots=True)
 class RenderedExample:
-    """A row as the model reads it.
-
-    Attributes:
-        ids: its token ids.
-        loss_mask: True for each token in the loss; None if the prompt's tokens are not a prefix
-            of the row's, so that no exact mask exists.
-    """
+    """A row as the model reads it; no mask if the prompt's ids are not a prefix of the row's."""
 
     text: str
     ids: list[int]
@@ -191,15 +180,10 @@ class TemplateRefused(ValueError):
 
 
 class Renderer:
-    """Renders and encodes rows for one tokenizer and target format.
+    """Renders and encodes rows for one fast tokenizer and target format.
 
-    A template is compiled once, by transformers, and called without the copies that
-    `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
-    nothing to convert. A template that only writes contents between markers is outlined and not
-    called per row. `template_ids` is transformers' own result, for comparison.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers.
+    A template is compiled once and called without the copies that `apply_chat_template` makes of
+    every row; one that only writes contents between markers is not called for each row.
 
     Raises:
         UserError: see `chat_template`.
@@ -273,9 +257,8 @@ class Renderer:
     def template_ids(self, batch: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Return the token ids of transformers' own rendering, each row encoded whole.
 
-        `apply_chat_template(tokenize=True)` encodes the same text and makes places and masks of
-        every token beside the ids. One row is rendered that way as well; if its ids differ, all
-        are.
+        The text is encoded here, without the masks that transformers makes; one row is rendered by
+        it alone as well, and if its ids differ, all are.
         """
         rows = [list(messages) for messages in batch]
         texts = self.tokenizer.apply_chat_template(
@@ -296,14 +279,7 @@ class Renderer:
         return ids
 
     def render(self, batch: Sequence[Sequence[Message]]) -> list[RenderedExample]:
-        """Render, encode and mask rows.
-
-        Args:
-            batch: turns of each row, the last one the assistant's.
-
-        Raises:
-            TemplateRefused: the template raised an error over a row.
-        """
+        """Render, encode and mask rows that end in an answer; TemplateRefused by the template."""
         texts: list[str] = []
         for messages in batch:
             texts += self._with_bounds(messages)
@@ -360,14 +336,7 @@ def _compiled(template: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The comparison of one row.
-
-    Attributes:
-        reason: reason why the row can't be trained on (`code: detail`), None if it can.
-        tokens_equal: True if both ways give the same token ids; None if nothing was rendered.
-        mask_exact: True if exactly the assistant's tokens can be marked, and there are some.
-        tokens: number of tokens by transformers, 0 if nothing was rendered.
-    """
+    """The comparison of one row; flags are None and `tokens` 0 if nothing was rendered."""
 
     reason: str | None
     tokens_equal: bool | None = None
@@ -376,11 +345,7 @@ class Parity:
 
 
 def compare(rows: Sequence[Sequence[Message]], renderer: Renderer) -> Iterator[Parity]:
-    """Render rows both ways.
-
-    Args:
-        rows: the turns of each row, the last one the assistant's.
-    """
+    """Render rows, which end in an answer, both ways."""
     with ThreadPoolExecutor(1) as worker:
         for start in range(0, len(rows), BATCH):
             yield from _compare_batch(rows[start : start + BATCH], renderer, worker)

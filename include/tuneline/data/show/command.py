@@ -43,19 +43,9 @@ def show(
     config_file: Path | None = None,
     limit: int = ROWS,
 ) -> int:
-    """Print rows.
+    """Print rows; return 1 if a mask trains on nothing, or on something other than its answers.
 
-    Args:
-        target: a target of `gather`.
-        row: the only row to show: its line in a raw file, its number from 1 elsewhere.
-        mask: True to mark the tokens in the loss.
-        rejected: True for rejected rows, with the place and the reason.
-        step: the data step whose rows to show.
-        base_model: the base model, for targets other than a run.
-        config_file: settings, for targets other than a run.
-
-    Returns:
-        0, or 1 if a row's mask trains on nothing, or on something other than its answers.
+    `row` is a line of a raw file, or a number from 1; for the others see `gather`.
 
     Raises:
         UserError: if there is no such row.

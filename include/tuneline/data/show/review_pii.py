@@ -34,10 +34,7 @@ class _Scrubbed:
 
 
 def write(target: str, out: Path, count: int) -> int:
-    """Write a sheet of rows for a person to fill.
-
-    Args:
-        target: a run, or a folder that `tuneline data prepare` wrote.
+    """Write a sheet of rows of a run, or of a prepared folder, for a person to fill.
 
     Raises:
         UserError: if there are no scrubbed rows, or the file can't be written.
@@ -62,11 +59,6 @@ def write(target: str, out: Path, count: int) -> int:
 
 def read(target: str, labels: str, *, as_json: bool = False) -> int:
     """Check a filled sheet and print the estimate that follows from it.
-
-    Args:
-        target: the run or folder whose rows were drawn.
-        labels: the sheet, by path or address.
-        as_json: True to print measurements as JSON.
 
     Raises:
         UserError: if the sheet is not filled, or of other rows.

@@ -27,15 +27,7 @@ SAMPLE_ROWS = 1000
 
 @dataclass(frozen=True)
 class Shown:
-    """A row to print.
-
-    Attributes:
-        number: its number for `--row`.
-        messages: its turns, none for a row that was rejected.
-        facts: split, label and weight, if known.
-        reject: what is known of a rejected row.
-        unscrubbed: True if its turns may hold personal data.
-    """
+    """A row to print; `number` is that of `--row`."""
 
     number: int
     place: str
@@ -64,14 +56,9 @@ def gather(
 ) -> Source:
     """Read the rows that a call asks for.
 
-    Args:
-        target: a run's URI or folder, a folder that `data prepare` wrote, a table of a data step,
-            or anything that `data.source` may name.
-        step: the data step whose rows to take; None for the last one that left some.
-        rejected: True for rejected rows instead.
-        row: the one row asked for; it bounds how far a raw file is read.
-        base_model: the base model, for targets other than a run.
-        config_file: settings, for targets other than a run.
+    `target` is a run's URI or folder, a folder that `data prepare` wrote, a table of a data step,
+    or what `data.source` may name; base model and settings count for targets other than a run.
+    `row` bounds how far a raw file is read.
 
     Raises:
         UserError: if there are no such rows.

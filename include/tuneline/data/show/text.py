@@ -35,10 +35,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff
 
 
 class Piece(NamedTuple):
-    """A stretch of text of one kind.
-
-    Kinds: `plain` and `learnt`, each also with ` special` behind it, `fault`, `reason`, `hidden`.
-    """
+    """A stretch of text: `plain` or `learnt` (also ` special`), `fault`, `reason` or `hidden`."""
 
     text: str
     kind: str = "plain"
@@ -74,10 +71,7 @@ def reason_pieces(reason: str) -> list[Piece]:
 
 
 def raw_pieces(raw: str, reason: str) -> list[Piece]:
-    """Return a rejected row's source line, its fault marked and personal data hidden.
-
-    A long line is shortened to the surroundings of the fault.
-    """
+    """Return a rejected row's line, or what surrounds its fault, with personal data hidden."""
     fault = fault_place(raw, reason)
     start = max(0, (fault[0] if fault else 0) - WINDOW // 2)
     end = min(len(raw), start + WINDOW)
@@ -185,10 +179,7 @@ def visible(text: str) -> str:
 
 
 def mask_fault(messages: Sequence[Message], example: RenderedExample, renderer: Renderer) -> str:
-    """Return the fault of a row's loss mask, empty if it covers the answers and nothing else.
-
-    The mask is checked by its tokens: the text that they decode to must stand in the answers.
-    """
+    """Return the fault of a row's loss mask, empty if it covers the answers and nothing else."""
     mask = example.loss_mask
     if mask is None:
         return "its mask trains on nothing: the answer's first token merges with the prompt's last"

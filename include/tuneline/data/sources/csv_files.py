@@ -67,11 +67,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def wanted_columns(mapping: CsvMapping) -> list[str]:
-    """Return the columns that a mapping names.
-
-    Raises:
-        UserError: if a template is malformed.
-    """
+    """Return the columns that a mapping names; UserError if a template is malformed."""
     wanted: dict[str, None] = {}
     for field in ("system", "user", "assistant"):
         template = getattr(mapping, field)
@@ -84,14 +80,7 @@ def wanted_columns(mapping: CsvMapping) -> list[str]:
 
 
 def check_columns(mapping: CsvMapping, header: Sequence[str], name: str, dialect: str) -> None:
-    """Check that a file has the columns that its mapping names.
-
-    Args:
-        dialect: the delimiter and quoting with which it was read, for errors.
-
-    Raises:
-        UserError: if a column is missing; the message names each.
-    """
+    """Refuse a file without the columns that its mapping names; UserError names them."""
     missing = [column for column in wanted_columns(mapping) if column not in header]
     if missing:
         raise UserError(
@@ -134,13 +123,7 @@ Line = tuple[bytes, int]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the records of a file are written.
-
-    Attributes:
-        delimiter: name of the delimiter, a key of `DELIMITERS`.
-        quoting: `double` (a quote inside is doubled), `backslash` (a quote inside is escaped),
-            `single`, or `none` (quotes are text).
-    """
+    """How records are written: a key of `DELIMITERS`, and one of `_QUOTES`."""
 
     delimiter: str = "comma"
     quoting: str = "double"
@@ -150,12 +133,7 @@ class Dialect:
         return f"{self.delimiter}, {self.quoting}"
 
     def fields(self, data: bytes) -> list[str]:
-        """Parse one record.
-
-        Raises:
-            csv.Error: if it is not exactly one record.
-            UnicodeDecodeError: if it is not UTF-8.
-        """
+        """Parse one record; csv.Error if it is not one, UnicodeDecodeError if not UTF-8."""
         quote, escaped = _QUOTES[self.quoting]
         text = data.decode("utf-8")
         # The csv module checks doubled quotes strictly, escaped ones not at all.
@@ -194,13 +172,7 @@ class Dialect:
         return re.compile(b"(?:%s)|(%s)" % (inside, self._quote), re.S)
 
     def stays_open(self, line: bytes, *, opened: bool) -> bool:
-        """Return True if a quoted field is open at the end of a line.
-
-        Only a quote at the beginning of a field opens one.
-
-        Args:
-            opened: True if a field was open at its beginning.
-        """
+        """Return True if a field is open at the end of a line; a quote that begins one opens it."""
         if not self._quote or (not opened and self._quote not in line):
             return False
         at, delimiter = 0, DELIMITERS[self.delimiter].encode()
@@ -220,14 +192,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class CsvText:
-    """The text of one CSV record.
-
-    Attributes:
-        number: the line on which it starts.
-        lines: the number of its lines.
-        data: its bytes; a line over the limit is cut.
-        size: its true size in bytes if a line was cut, else 0.
-    """
+    """The text of one CSV record; `size` is its true size in bytes if a line was cut, else 0."""
 
     number: int
     lines: int
@@ -290,13 +255,7 @@ def _is_record(data: bytes, dialect: Dialect) -> bool:
 
 @dataclass(frozen=True)
 class _Trial:
-    """The first records of a file read in one dialect.
-
-    Attributes:
-        good: number of records with as many fields as the header.
-        bad: number of lines in the other records.
-        held: number of the good ones in which a quote opens a field.
-    """
+    """The first records of a file read in one dialect."""
 
     dialect: Dialect
     header: tuple[str, ...]
@@ -318,17 +277,7 @@ def find_dialect(
     tab_first: bool = False,
     columns: Sequence[str] = (),
 ) -> Dialect:
-    """Find the dialect of a file.
-
-    Args:
-        head: its first bytes, without a byte order mark; a last line that is cut off is left out.
-        delimiter: the delimiter, if it is known.
-        quoting: the quoting, if it is known.
-        tab_first: True if the file's name speaks for tabs.
-
-    Returns:
-        The dialect; where nothing in the file decides, comma (or tab) and double quotes.
-    """
+    """Find the dialect by a file's first bytes; where nothing decides, comma and double quotes."""
     preferred = "tab" if tab_first else "comma"
     if delimiter != "auto" and quoting != "auto":
         return Dialect(delimiter, quoting)
@@ -415,24 +364,14 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class CsvForm:
-    """The settings of CSV files.
-
-    Attributes:
-        mapping: the templates that make turns of columns; None takes columns as fields.
-        delimiter: the delimiter of every file, or `auto`.
-        quoting: the quoting of every file, or `auto`.
-    """
+    """The settings of CSV files; without a mapping columns are fields."""
 
     mapping: CsvMapping | None = None
     delimiter: CsvDelimiter = "auto"
     quoting: CsvQuoting = "auto"
 
     def dialect_of(self, path: Path) -> Dialect:
-        """Return the dialect of a file, which is found in its beginning unless it is named.
-
-        Raises:
-            UserError: if a template of the mapping is malformed.
-        """
+        """Return the dialect of a file by its beginning; UserError for a malformed template."""
         return find_dialect(
             head_of(path, HEAD_BYTES).removeprefix(_BOM),
             delimiter=self.delimiter,

@@ -1,7 +1,4 @@
-"""Find the files that addresses name: paths, folders, globs, `s3://`, `hf://datasets/…`.
-
-Files come in the order of their names, each once, with the name that rows and errors give.
-"""
+"""Find the files that addresses name: paths, folders, globs, `s3://`, `hf://datasets/…`."""
 
 from __future__ import annotations
 
@@ -36,14 +33,9 @@ _WILDCARD = re.compile(r"[*?\[]")
 class SourceFile:
     """One file of a dataset.
 
-    Attributes:
-        name: its name in rows and errors: the address as the configuration writes it.
-        address: the entry of the configuration that names it.
-        origin: its full address, a hub's revision pinned to its commit.
-        local: its path on this machine, None for a file on a server.
-        download: a function that brings it to a given path; None for a local file.
-        tag: a function that asks the server for a tag of its bytes; None for a local file, and
-            where `origin` names a commit.
+    `name` is what rows and errors show, `address` the entry that names it, `origin` its full
+    address, a hub's revision pinned to its commit. `download` and `tag` (of its bytes) are for
+    files on servers.
     """
 
     name: str
@@ -97,15 +89,7 @@ def is_data(name: str) -> bool:
 
 
 def choose(names: Sequence[str], wanted: str) -> list[str]:
-    """Choose the files on a server that a path names: itself, all below it, or a glob's.
-
-    Args:
-        wanted: a file, a folder, a glob (`*` stays within a folder, `**` does not), or empty
-            for all.
-
-    Raises:
-        UserError: if it is no pattern.
-    """
+    """Choose the files that a path, folder or glob names; UserError for a bad pattern."""
     if wanted in names:
         return [wanted]
     if _WILDCARD.search(wanted):
@@ -139,11 +123,7 @@ def has_wildcard(text: str) -> bool:
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Split `s3://bucket/key` into bucket and key.
-
-    Raises:
-        UserError: if it names no bucket.
-    """
+    """Split `s3://bucket/key` into bucket and key; UserError if it names no bucket."""
     bucket, _, key = address.removeprefix("s3://").partition("/")
     if not bucket:
         raise UserError(f"{address} names no bucket; write s3://bucket/key")
@@ -355,11 +335,7 @@ _NAMED = 3
 
 
 class DatasetVersion(BaseModel):
-    """The version of a model's data.
-
-    Attributes:
-        files: fingerprint of each file, by its address.
-    """
+    """The version of a model's data: fingerprint of each file, by its address."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -58,12 +58,7 @@ class DuplicateKey(ValueError):
 
 
 def parse_json(text: str) -> Any:
-    """Parse a JSON text.
-
-    Raises:
-        ValueError: if it is not JSON; `DuplicateKey` for a repeated key.
-        RecursionError: if it is nested too deeply.
-    """
+    """Parse JSON; ValueError (`DuplicateKey` for a repeated key), RecursionError if too deep."""
     value = json.loads(
         text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
     )
@@ -343,9 +338,6 @@ def _form(path: Path, uri: str) -> str:
 def read_records(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[RawRecord]:
     """Read the records of a file, one by one.
 
-    Args:
-        csv: how CSV files are read; None finds the dialect and takes columns as fields.
-
     Raises:
         UserError: if the format is unknown, or the file as a whole can't be read.
     """
@@ -358,10 +350,7 @@ def read_records(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[
 
 
 def records_among_others(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[RawRecord]:
-    """Read a file that is one of several: if it is unusable, that is a record with a fault.
-
-    A file without records gives none.
-    """
+    """Read one of several files: if it is unusable, that is a record with a fault."""
     line = 0
     try:
         check_file(path, name)
@@ -375,10 +364,7 @@ def records_among_others(path: Path, name: str, csv: CsvForm | None = None) -> I
 
 
 def count_records(path: Path) -> int | None:
-    """Count the records of a file without parsing them; None for a CSV.
-
-    The reader's own count is compared with it. A file that can't be read counts as one record.
-    """
+    """Count records without the reader, 1 if the file is unusable, None for a CSV."""
     try:
         check_file(path, path.name)
         form = _form(path, path.name)
@@ -393,16 +379,7 @@ def count_records(path: Path) -> int | None:
 
 @dataclass
 class OpenFile:
-    """A file on this machine whose records can be read once.
-
-    Attributes:
-        file: its address and name.
-        own_holdout: True if it belongs to the dataset's own hold-out.
-        alone: True if the dataset (or its hold-out) has no other file.
-        csv: how it is read if it is a CSV file.
-        found: number of records read so far.
-        unusable: reason why nothing of it can be read, None if something can.
-    """
+    """A file whose records can be read once; `alone` if its dataset has no other."""
 
     file: SourceFile
     path: Path
@@ -413,11 +390,7 @@ class OpenFile:
     unusable: str | None = field(default=None, init=False)
 
     def records(self) -> Iterator[RawRecord]:
-        """Read its records, one by one.
-
-        Raises:
-            UserError: if the file is unusable and there is no other.
-        """
+        """Read its records, one by one; UserError if the file is unusable and there is no other."""
         name = self.file.name
         if self.alone:
             check_file(self.path, name)
@@ -432,12 +405,7 @@ class OpenFile:
             yield record
 
     def note(self, sha256: str, size: int, form: str | None) -> SourceNote:
-        """Describe the file for the dataset's card, once it has been read.
-
-        Args:
-            sha256: hash of its bytes.
-            size: its size, bytes.
-        """
+        """Describe the file for the dataset's card, once it has been read."""
         return SourceNote(
             name=self.file.name,
             address=self.file.address,

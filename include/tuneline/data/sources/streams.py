@@ -22,11 +22,7 @@ _UNPACKED_BYTES, _UNPACKED_RATIO = 1 << 30, 500
 
 
 class BrokenStream(ValueError):
-    """A stream breaks off; the message gives the reason.
-
-    Attributes:
-        partial: the bytes of the line in which it breaks off.
-    """
+    """A stream breaks off for a reason; `partial` are the bytes of the line in which it does."""
 
     partial: bytes = b""
 
@@ -162,16 +158,10 @@ class NothingInside(UserError):
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """One record as it was read.
+    """One record as it was read: its original text, and its value or fault (`code: detail`).
 
-    Attributes:
-        source_line: its line from 1; in a CSV the line on which the record starts, the header
-            being line 1; in a Parquet file the number of the row.
-        raw: the original text; bytes that are not UTF-8 are written as `\\xhh`.
-        value: the parsed record, None with a fault.
-        fault: the reason why it could not be read (`code: detail`), None if it could.
-        label: its class, if a CSV mapping names the column.
-        conversation: id of its conversation, if a CSV mapping names the column.
+    A CSV's header is line 1, and a record has the line on which it starts; a row of Parquet has its
+    number.
     """
 
     source_line: int

@@ -72,14 +72,7 @@ def read_rejects(path: Path) -> list[Reject]:
 def write_decisions(
     ctx: StepContext, rows: Sequence[Row], reasons: Sequence[str | None], **measures: Sequence[Any]
 ) -> int:
-    """Write the rows that an item takes out into quarantine, and its audit table.
-
-    Args:
-        reasons: why each row leaves, `code` or `code: detail`; None for a row that stays.
-
-    Returns:
-        The number of rows that leave.
-    """
+    """Write an item's rejects and its audit table; return how many rows leave."""
     rejects = (
         Reject(row.row_id, ctx.step, reason, row.source_file, row.source_line, raw)
         for row, reason, raw in _with_raw_lines(UNSCRUBBED.fetch(ctx), rows, reasons)

@@ -1,10 +1,8 @@
 """Judge what a data item takes out: the share of the rows, of each class, by reason, with examples.
 
-A row that is taken out leaves silently for whoever reads only the rows that stay, so its share is
-a measurement with a level that warns and one that fails. Everything is derived from the two tables
-that the item has just written, its audit table and its rejects, and never from text: examples are
-rows' ids, files, lines and reasons. Rows that leave because a setting states how many are wanted
-(`ASKED_FOR`) are counted apart.
+Everything is derived from the audit table and the rejects that the item has just written, and never
+from text. Rows that leave because a setting states how many are wanted (`ASKED_FOR`) are counted
+apart.
 """
 
 from __future__ import annotations
@@ -33,16 +31,7 @@ CONFLICT_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Levels:
-    """Shares of removed rows above which an item warns, or fails.
-
-    Attributes:
-        warn: share of all rows above which it warns.
-        fail: share of all rows above which it fails.
-        class_warn: share of one class above which it warns.
-        class_fail: share of one class above which it fails.
-        least: the number of rows from which a class is judged; in a smaller one a single row is
-            too great a share.
-    """
+    """Shares of all rows, and of a class of `least`, above which an item warns or fails."""
 
     warn: float
     fail: float
@@ -113,15 +102,7 @@ class Class:
 
 @dataclass
 class Removed:
-    """What an item took out.
-
-    Attributes:
-        rows: number of rows that it judged, without those that a setting asks to leave out.
-        reasons: number of removed rows by reason.
-        asked_for: number of rows that a setting asks to leave out, by reason.
-        classes: classes by their key, those that lost the greatest share first.
-        examples: some removed rows of each reason.
-    """
+    """What an item took out, and (`asked_for`) what a setting asked to leave out."""
 
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -136,11 +117,7 @@ class Removed:
 
 
 def count_removed(audit: Path, rejected: Path, *, scrubbed: bool) -> Removed:
-    """Count what an item took out.
-
-    Args:
-        scrubbed: True if the rows were scrubbed when it began, so that details may be shown.
-    """
+    """Count what an item took out; details are shown if its rows came in scrubbed."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(audit, columns=["class", "kept", "reason"])
@@ -281,13 +258,10 @@ def conclude(
     rows: Mapping[str, int] | None = None,
     advice: str = "",
 ) -> Evidence:
-    """Make a data item's evidence, with a judgement on what it took out.
+    """Make a data item's evidence, with a judgement on what it took out, by its written tables.
 
-    Args:
-        ctx: the item's context; its audit table and its rejects are written.
-        verdict: a verdict that does not follow from its own measurements; it gives way to a
-            broken limit on removed rows.
-        advice: a sentence on a setting that would remove fewer rows, or empty.
+    `verdict` is one that does not follow from its measurements; a broken limit on removed rows
+    wins.
     """
     scrubbed = ctx.step not in _UNSCRUBBED
     found = count_removed(

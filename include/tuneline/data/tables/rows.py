@@ -1,8 +1,7 @@
 """The tables that data steps hand to each other, as Parquet files.
 
-`rows.parquet` holds the rows that are still in, `rejected.parquet` those that a step took out
-(raw text, so it lies in quarantine), `audit.parquet` one line of measures per row, without any
-text. Their names stand in `tuneline.artifacts.data`.
+`rows.parquet` holds the rows that are still in, `rejected.parquet` those that a step took out (raw
+text, so it lies in quarantine), `audit.parquet` measures of each row, without any text.
 """
 
 from __future__ import annotations
@@ -51,11 +50,7 @@ def schema_of(names: Iterable[str]) -> pa.Schema:
 
 
 class TableWriter:
-    """Write a Parquet table part by part; used with `with`.
-
-    Args:
-        names: its columns, which are attributes of the entries.
-    """
+    """Write the attributes `names` of entries to a Parquet table, part by part."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         import pyarrow.parquet as pq
@@ -121,18 +116,10 @@ class StandIn:
 class Row:
     """One example on its way to the training set.
 
-    Attributes:
-        row_id: first 16 hex digits of the SHA-256 of the source line; a repeated line gets
-            `-2`, `-3`, …, a piece of a split row `#0`, `#1`, ….
-        messages: the turns, each `{"role": …, "content": …}`.
-        source_file: the file as the configuration names it.
-        source_line: its line in that file, from 1; a CSV's header is line 1.
-        label: its class, None without one.
-        own_holdout: True if it comes from the dataset's own hold-out file.
-        split: train, validation or holdout; empty before deduplication.
-        n_tokens: tokens of the rendered row, 0 if its turns changed since they were counted.
-        raw: the source line, only before scrubbing.
-        conversation: a digest of the id of its conversation, None if the dataset names none.
+    `row_id` is the first 16 hex digits of the SHA-256 of the source line; a repeated line gets
+    `-2`, `-3`, …, a piece of a split row `#0`, `#1`, …. Lines count from 1, a CSV's header being
+    line 1. `split` is empty before deduplication, `n_tokens` 0 if the turns changed since they were
+    counted, `raw` empty after scrubbing.
     """
 
     row_id: str
@@ -189,14 +176,10 @@ def _rows(columns: dict[str, list[Any]]) -> list[Row]:
 
 
 class StoredRows(Sequence[Row]):
-    """The rows of a table on disk, of which one part at a time is in memory.
+    """The rows of a table on disk, one part at a time in memory.
 
-    To read them in order costs as much as a list of them; each access by number reads one row, and
-    the last ones stay at hand.
-
-    Args:
-        path: `rows.parquet` or `dataset.parquet`. Beside it, the rows are laid out once more in a
-            form that is mapped into memory.
+    Reading in order costs as much as a list; each access by number reads one row, and the last ones
+    stay at hand. The rows are laid out once more next to the table, in a form that is mapped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -257,11 +240,7 @@ class StoredRows(Sequence[Row]):
         return found
 
     def chosen(self, flags: Sequence[int]) -> Iterator[Row]:
-        """Yield the rows whose flag is not 0, of which no others are read.
-
-        Args:
-            flags: a flag for each row.
-        """
+        """Yield the rows whose flag is not 0, of which no others are read."""
         import numpy as np
 
         numbers = np.flatnonzero(np.frombuffer(bytes(flags), dtype=np.uint8))
@@ -339,11 +318,10 @@ def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> 
 
 
 def read_dataset(path: Path, *, holdout: bool = False) -> tuple[list[Row], list[float]]:
-    """Read `dataset.parquet`: its rows and their weights.
+    """Read `dataset.parquet`: its rows and their weights, without the hold-out by default.
 
-    Args:
-        holdout: whether rows of the hold-out are read too. A step that judges or trains a model
-            takes them from `evaluation.scoring.ledger.open_holdout`, which records that it did.
+    A step that judges or trains a model takes it from `evaluation.scoring.ledger.open_holdout`,
+    which records that it did.
     """
     import pyarrow.parquet as pq
 
@@ -395,11 +373,6 @@ def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) 
 def fetch_dataset(address: str, scratch: Path, title: str = "") -> Path:
     """Bring a `dataset.parquet` to this machine; a local file stays where it is.
 
-    Args:
-        address: path, `file://` or `s3://` address.
-        scratch: folder for a file from a bucket.
-        title: what an error calls it; the address by default.
-
     Raises:
         UserError: if it does not exist.
         CorruptObject: if its bytes are not those that were written.
@@ -415,11 +388,7 @@ _Item = TypeVar("_Item")
 
 
 class Spool(Generic[_Item]):
-    """Batches of objects, written once and read in order, any number of times.
-
-    Args:
-        path: a file in a step's scratch folder, which no other process writes to.
-    """
+    """Batches of objects in a scratch file, written once and read in order, any number of times."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,8 +1,6 @@
 """`tuneline logs curate`: from a day's logged requests to rows that people can review.
 
-Requests that can't be used leave, the others are scrubbed; one row of each question stays. Rows
-that resemble a dataset are marked, and rows are drawn for review. The day is checked by Great
-Expectations before it takes the place of the one before.
+The day is checked by Great Expectations before it takes the place of the one before.
 """
 
 from __future__ import annotations
@@ -53,14 +51,7 @@ from tuneline.store import Store, at_work_in, sha256_file
 
 
 def curate(store: Store, model: str, day: date, settings: CurationSettings) -> CuratedDay:
-    """Curate the requests of a day and store the result.
-
-    Args:
-        store: the store of the logs, and of the result.
-
-    Returns:
-        The curated day. Of a day without logged requests the evidence says so; if rows were
-        curated before its logs were deleted, these stay.
+    """Curate the requests of a day and store the result; a day whose logs are gone stays as it is.
 
     Raises:
         UserError: if the model's name, the day or the reference is wrong.

@@ -60,19 +60,7 @@ class StratumCount(_Strict):
 
 
 class CurationEvidence(_Strict):
-    """The evidence of a curated day. It holds no time, so that equal input gives equal bytes.
-
-    Attributes:
-        schema_: `tuneline/curated/2`.
-        model: the model that clients asked for.
-        summary: one sentence for a person.
-        rows_kept: rows of `requests.parquet` without a reason.
-        rejected: number of requests that are no row, by reason.
-        redactions: number of removed values by type: by the gateway, and by this curation.
-        measurements: what was measured, and the rules that it had to satisfy.
-        inputs: parts of the log, earlier curated days, base model and reference.
-        settings: what the result depends on besides.
-    """
+    """The evidence of a curated day. It holds no time, so that equal input gives equal bytes."""
 
     schema_: Literal["tuneline/curated/2"] = Field(default=SCHEMA, alias="schema")
     model: str
@@ -98,11 +86,7 @@ class CurationEvidence(_Strict):
 
 @dataclass(frozen=True)
 class CuratedDay:
-    """A curated day that is in force.
-
-    Attributes:
-        evidence_sha256: hash of the evidence, which stands for all of it.
-    """
+    """A curated day that is in force; the hash of its evidence stands for all of it."""
 
     store: Store
     prefix: str
@@ -144,11 +128,7 @@ class CuratedDay:
 
 
 def check_model(model: str) -> str:
-    """Return the name of a model if it can be one.
-
-    Raises:
-        UserError: if it can't.
-    """
+    """Return the name of a model if it can be one; UserError if it can't."""
     named = model.strip() == model and model.strip(".") and model.isprintable()
     if not named or len(model) > 200:
         raise UserError(
@@ -159,11 +139,7 @@ def check_model(model: str) -> str:
 
 
 def parse_day(text: str) -> date:
-    """Return the day of a text.
-
-    Raises:
-        UserError: if it is none.
-    """
+    """Return the day of a text; UserError if it is none."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
@@ -218,14 +194,9 @@ def open_current(store: Store, model: str, day: date) -> CuratedDay | None:
 def publish(
     store: Store, model: str, day: date, evidence: CurationEvidence, files: Path
 ) -> CuratedDay:
-    """Put a curated day in the place of the one before.
+    """Put a curated day in the place of the one before; equal content writes nothing.
 
-    Args:
-        evidence: its evidence; it lists the files.
-        files: the local folder with them, and with what the gate left in `gx`.
-
-    Returns:
-        The day as it is in the store. If its content is what is there already, nothing is written.
+    `files` is the folder with the files that the evidence lists, and what the gate left in `gx`.
     """
     # Not for whoever only reads a day: the gates know all of the data phase.
     from tuneline.data.gates.expectations import store_docs

@@ -28,13 +28,7 @@ _ROUNDING = 1e-9
 
 
 def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
-    """Return what is expected of a day's table.
-
-    Args:
-        path: `requests.parquet`.
-        facts: columns `request_id` and `sample_rate` of the logged requests.
-        offered: number of rows that were drawn for review, by the sizes of the strata.
-    """
+    """Return what is expected of a day's table, of which `offered` rows were drawn."""
     frame = pq.read_table(path, columns=_COLUMNS).to_pandas()
     answers = pq.read_table(path, columns=["answer"])["answer"]
     ids = set(facts["request_id"].to_pylist())

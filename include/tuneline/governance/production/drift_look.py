@@ -46,9 +46,6 @@ REPORT_SCHEMA = "tuneline/drift-look/1"
 def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -> Look:
     """Compare the days since the last look with the training data, and store the report.
 
-    Args:
-        settings: the false alarms of a year, and the limit of confidence.
-
     Raises:
         UserError: if the released model's dataset can't be read.
     """
@@ -65,12 +62,9 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
 def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     """Return the last day of a look that curated days have started.
 
-    Airflow keeps one entry for events that come before it has made the run, and hands the run
-    the first of them alone. So a day that was curated meanwhile and that no look has seen counts
-    as well; it would otherwise wait for the next day.
-
-    Args:
-        curated: the days that the run was told of, at least one.
+    Airflow keeps one entry for events that come before it has made the run, and hands the run the
+    first of them alone. So a day that was curated meanwhile and that no look has seen counts as
+    well; it would otherwise wait for the next day.
     """
     told = max(curated)
     pointer = read_release(store, model)
@@ -81,11 +75,7 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
 
 
 def read_look(store: Store, model: str, day: date) -> Look:
-    """Return what the look at a day found.
-
-    Raises:
-        UserError: if there was none.
-    """
+    """Return what the look at a day found; UserError if there was none."""
     prefix = f"{_root(model)}/looks/{day}"
     try:
         document = json.loads(store.get_bytes(f"{prefix}/report.json"))

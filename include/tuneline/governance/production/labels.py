@@ -73,14 +73,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class ReviewRow:
-    """A row that was drawn for review.
-
-    Attributes:
-        stratum: the stratum it was drawn from.
-        inclusion_probability: the probability with which it was drawn.
-        surrogates: texts in it that were written in place of personal data.
-        data: settings of the data phase that it was scrubbed by.
-    """
+    """A row that was drawn for review."""
 
     request_id: str
     day: str
@@ -101,14 +94,7 @@ class ReviewRow:
 
 @dataclass(frozen=True)
 class GivenLabel:
-    """A label as a sheet states it.
-
-    Attributes:
-        corrected: the corrected answer, not scrubbed; None unless the decision is `correct`.
-        by: the labeller, if the sheet names one.
-        at: the time of the label, if the sheet states one, RFC 3339 in UTC.
-        cells: everything that the row holds.
-    """
+    """A label as a sheet states it; `corrected` is not scrubbed, `at` RFC 3339 in UTC."""
 
     where: str
     request_id: str
@@ -121,14 +107,7 @@ class GivenLabel:
 
 @dataclass(frozen=True)
 class Label:
-    """A person's decision on a row.
-
-    Attributes:
-        answer_corrected: the corrected answer, scrubbed; None unless the decision is `correct`.
-        at: time of the label, RFC 3339; empty if a dropped file states none.
-        stratum: the stratum that the row was drawn from.
-        inclusion_probability: the probability with which it was drawn.
-    """
+    """A person's decision on a row; `answer_corrected` is scrubbed, `at` may be empty."""
 
     request_id: str
     day: str
@@ -144,13 +123,7 @@ class Label:
 
 @dataclass
 class Labels:
-    """The labels of a model.
-
-    Attributes:
-        latest: the label in force of each request, by its id.
-        conflicts: number of requests with labels that disagree.
-        skipped: the error of each file that could not be read.
-    """
+    """The label in force of each request, and the error of each file that could not be read."""
 
     latest: dict[str, Label] = field(default_factory=dict)
     conflicts: int = 0
@@ -173,11 +146,7 @@ def parse_days(text: str) -> tuple[date, date]:
 def review_rows(
     store: Store, model: str, days: Collection[date] | None = None
 ) -> Iterator[ReviewRow]:
-    """Yield the rows that were drawn for review, day by day.
-
-    Args:
-        days: the days; None for all.
-    """
+    """Yield the rows that were drawn for review, day by day; None for all days."""
     known = curated_days(store, model)
     for curated in open_days(store, model, [d for d in known if days is None or d in days]):
         data = data_settings(curated.evidence.settings)
@@ -222,13 +191,7 @@ def _cells(row: ReviewRow) -> dict[str, str]:
 
 
 def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Render rows as Markdown, with the fields of a form for the first of them.
-
-    A field is named after its request, so that no answer lands on another row.
-
-    Returns:
-        The text, and JSON Schema keywords and a default for each field.
-    """
+    """Render rows as Markdown, with the fields of a form, which are named after their requests."""
     rows = rows[:ROWS_OF_FORM]
     parts = [_INSTRUCTIONS] if rows else ["No row waits for review."]
     for number, row in enumerate(rows, 1):
@@ -264,10 +227,6 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
     Corrected answers may hold personal data, and the scrubber is not where people are asked. So
     they wait in `quarantine/answers/<model>/` until `take_answers` scrubs and stores them.
 
-    Args:
-        name: a name that they are found by.
-        given: values by the name of the field.
-
     Raises:
         UserError: if an answer is wrong, or none was given; nothing is stored.
     """
@@ -290,10 +249,7 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
 
 
 def take_answers(store: Store, model: str, name: str) -> int:
-    """Scrub and store the answers that were put aside, and delete them there.
-
-    Returns:
-        The number of labels; 0 if none were put aside by that name.
+    """Scrub, store and delete answers that were put aside; return the number of labels.
 
     Raises:
         UserError: if an answer is wrong; see `store_labels`.
@@ -320,9 +276,6 @@ def _answers_key(model: str, name: str) -> str:
 
 def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[GivenLabel]:
     """Read a sheet of labels; rows without a decision are not labels yet and are passed over.
-
-    Args:
-        known: ids of the requests that are in review; None takes any.
 
     Raises:
         UserError: if it is no sheet, or a row names an unknown request or decision, lacks a
@@ -387,13 +340,7 @@ def _decisions() -> str:
 
 
 def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> int:
-    """Check a file of labels, scrub its corrected answers, and store it.
-
-    Args:
-        raw: the file's bytes, see `read_sheet`.
-
-    Returns:
-        The number of labels.
+    """Check a file of labels, scrub its corrected answers, store it; return the number of labels.
 
     Raises:
         UserError: if anything in it is wrong; nothing is stored then.

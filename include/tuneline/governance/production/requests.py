@@ -72,22 +72,10 @@ REQUESTS = pa.schema([*FACTS, *TEXTS, *OUTCOME])
 class Request:
     """What becomes of a logged request; most attributes are columns of `requests.parquet`.
 
-    Attributes:
-        weight: number of requests that it stands for by the sampling of the log; for a row that
-            stays, and for one of an earlier day, with those that were merged into it.
-        row: its number in the table of scrubbed texts; None without a text.
-        text: normalised prompt, by which it is compared.
-        reason: why it is no row of the curated day; None for one that stays.
-        detail: a status or code, never text of the request.
-        of: request id of the row that stays in its place.
-        of_day: the day of that row, YYYY-MM-DD, if it is an earlier one.
-        similarity: to that row, or to the row of the reference that it resembles.
-        seen: number of logged requests that it stands for, itself and those merged into it.
-        resembles: split of the row of the reference that it resembles.
-        novelty: share of its 5-grams that are new; None if there was nothing to compare with.
-        stratum: the group that it was drawn for review from; None if it may not be.
-        in_review: True if it was drawn.
-        inclusion_probability: with which a row of its stratum is.
+    `weight` is the number of requests that it stands for by the sampling of the log, `seen` that of
+    logged ones. `of` is the row that stays in its place, on `of_day` if that is an earlier one.
+    `detail` is a status or code, never text; `row` its number among the scrubbed texts; `novelty`
+    the share of its 5-grams that are new.
     """
 
     request_id: str
@@ -143,13 +131,7 @@ def weight_of(sample_rate: float | None) -> float:
 def write_requests(
     path: Path, facts: pa.Table, scrubbed: Path, requests: Sequence[Request]
 ) -> None:
-    """Write `requests.parquet`.
-
-    Args:
-        facts: table of `FACTS`, the log without its texts.
-        scrubbed: table of `TEXTS` of the requests that have one, in the same order.
-        requests: what became of each.
-    """
+    """Write `requests.parquet` from the log's facts, the scrubbed texts and what became of each."""
     texts = pq.read_table(scrubbed)
     done = 0
     with pq.ParquetWriter(path, REQUESTS, compression="zstd") as writer:
@@ -171,11 +153,7 @@ def batches_of(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
 
 
 def compared_row(entry: Mapping[str, Any]) -> Row:
-    """Return a request as a row of the data phase, to be compared by its prompt.
-
-    Args:
-        entry: its `messages` and `stand_ins`.
-    """
+    """Return a request as a row of the data phase, to be compared by its prompt."""
     return Row(
         "",
         [*entry["messages"], {"role": "assistant", "content": ""}],

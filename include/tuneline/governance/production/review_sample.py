@@ -1,8 +1,4 @@
-"""Which rows of a day are new, which resemble a dataset, and which of them people are asked about.
-
-As in `deduplication`, rows are compared by their prompt without the system turn and the text that
-nearly all prompts share, surrogates masked.
-"""
+"""Which rows of a day are new, which resemble a dataset, and which people are asked about."""
 
 from __future__ import annotations
 
@@ -96,16 +92,10 @@ def compare(
     settings: CurationSettings,
     sample: Sequence[Row],
 ) -> list[FileRef]:
-    """Compare the rows that stay with earlier days, then with the reference.
+    """Compare the rows that stay with earlier days, then with the reference; return the files read.
 
-    Rows whose question an earlier day has leave with all that was merged into them.
-
-    Args:
-        earlier: the days in which a question counts as seen, the latest first.
-        sample: rows of the day, for the text that prompts share.
-
-    Returns:
-        The files that were read.
+    Rows whose question an earlier day (the latest first) has leave with all that was merged into
+    them.
 
     Raises:
         UserError: if the reference is no dataset.
@@ -167,9 +157,6 @@ def draw_sample(requests: Sequence[Request], settings: CurationSettings) -> dict
 
     With a rate every row is drawn with that probability; without one each stratum gives the rows
     with the lowest hashes, as many as its quota.
-
-    Returns:
-        The size of each stratum.
     """
     strata: dict[Stratum, list[Request]] = defaultdict(list)
     for row in staying(requests):
@@ -205,16 +192,7 @@ def _stratum_of(row: Request, settings: CurationSettings) -> Stratum:
 
 
 def read_reference(address: str, config: DataConfig, sample: Sequence[Row]) -> Reference:
-    """Read the prompts of a dataset.
-
-    Args:
-        address: path, `file://` or `s3://` address of a `dataset.parquet`.
-        config: settings of the data phase, for personal data with a shape, which is masked.
-        sample: rows of the day, for the text that prompts share.
-
-    Raises:
-        UserError: if it does not exist or is no dataset.
-    """
+    """Read the prompts of a dataset; UserError if it does not exist or is no dataset."""
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         path = fetch_dataset(address, Path(scratch), f"--reference {address}")
         find = shape_finder(config)

@@ -25,12 +25,7 @@ from tuneline.store import AlreadyThere, Store
 
 @dataclass(frozen=True)
 class ReviewedRow:
-    """A training example that a person stands for.
-
-    Attributes:
-        request_id: the request that it comes from.
-        messages: its turns, the last one the accepted or corrected answer.
-    """
+    """A training example that a person stands for."""
 
     request_id: str
     day: str
@@ -41,15 +36,7 @@ class ReviewedRow:
 
 @dataclass(frozen=True)
 class Reviewed:
-    """The reviewed rows of a model.
-
-    Attributes:
-        rows: accepted and corrected rows, ordered by day and request id.
-        version: hash of their ids and turns; equal sets have equal versions.
-        rejected: number of rows that a person rejected.
-        conflicts: number of rows with labels that disagree.
-        skipped: the error of each labels file that could not be read.
-    """
+    """The reviewed rows of a model by day and request id, and the hash of their ids and turns."""
 
     rows: list[ReviewedRow]
     version: str
@@ -81,12 +68,7 @@ class Reviewed:
 
 @dataclass(frozen=True)
 class Sources:
-    """What a model is trained on next.
-
-    Attributes:
-        addresses: the dataset of its file, and the reviewed rows if there are any.
-        overrides: the settings of a run that say so.
-    """
+    """What a model is trained on next: addresses, and the settings of a run that name them."""
 
     addresses: list[str]
     overrides: dict[str, Any]
@@ -94,15 +76,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class ReviewStatus:
-    """How far a model's requests have come.
-
-    Attributes:
-        in_review: rows that wait for a label.
-        reviewed: rows that were accepted or corrected.
-        conflicts: rows with labels that disagree.
-        skipped: the error of each labels file that could not be read.
-        version: the version of the reviewed rows.
-    """
+    """How far a model's requests have come."""
 
     days_logged: list[str]
     days_curated: list[str]

@@ -1,8 +1,6 @@
 """Scrub a day's usable requests by the scrubber of the data phase, block by block.
 
-The log was scrubbed already, one request at a time; here the profile and the actions of the model
-hold. A block is what is in memory as Python objects, and the dataset whose shared texts the
-scrubber spares.
+The log was scrubbed already, one request at a time; here the model's profile and actions hold.
 """
 
 from __future__ import annotations
@@ -44,17 +42,7 @@ SAMPLED = 4_096
 
 @dataclass
 class ScrubbedDay:
-    """What scrubbing a day found.
-
-    Attributes:
-        digest: hash over the logged requests, however they are spread over parts.
-        bytes: size of what was hashed.
-        rows: number of rows in the table of scrubbed texts.
-        sample: some of the rows, for the text that prompts share.
-        logged: number of values that the gateway had removed, by type.
-        found: number of values that this scrubbing replaced, by type.
-        foreign: number of scrubbed requests in a language that is not declared.
-    """
+    """What scrubbing a day found; `sample` rows show the text that prompts share."""
 
     digest: Any = field(default_factory=hashlib.sha256)
     bytes: int = 0
@@ -72,13 +60,7 @@ def scrub_day(
     renderer: Renderer | None,
     path: Path,
 ) -> ScrubbedDay:
-    """Write a table of the scrubbed texts of a day; requests without one leave.
-
-    Args:
-        log: the logged requests, from `read_day`.
-        requests: the same, which get their reason, or the number of their row.
-        renderer: renderer of the base model, to count tokens; None to count none.
-        path: the table to write, of `TEXTS`.
+    """Write the scrubbed texts of a day; each request gets its row, or the reason why it has none.
 
     Raises:
         UserError: if a model of names or a recogniser can't be loaded.

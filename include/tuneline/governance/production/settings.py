@@ -35,13 +35,7 @@ _NO_SOURCE = "production"
 class CurationSettings:
     """What a curation depends on besides the logs and the earlier days.
 
-    Attributes:
-        data: settings of the data phase.
-        curation: the section `curation`.
-        governance: settings of governance: when an answer is doubtful, false alarms of drift.
-        base_model: address of the base model; None to count no tokens.
-        reference: address of a dataset; None to compare with none.
-        sample_rate: share of every stratum to review; None for the quotas of `curation`.
+    `sample_rate` is the share of every stratum to review; None for the quotas of `curation`.
     """
 
     data: DataConfig
@@ -72,10 +66,7 @@ def read_settings(
 ) -> CurationSettings:
     """Read the settings of a curation.
 
-    Args:
-        config_file: YAML file (a path, or an address in a store) of settings of a run, of `data`
-            alone, or with a section `curation` besides; None for the defaults.
-        base_model: see `CurationSettings`.
+    The YAML file (a path or an address) holds those of a run, or of `data` alone, and `curation`.
 
     Raises:
         UserError: if the file is missing, or a setting is unknown or wrong.
@@ -100,10 +91,7 @@ def read_settings(
 
 
 def write_settings(store: Store, model: Model) -> str:
-    """Write the settings of a model's file into the store, where a pod reads them.
-
-    Returns:
-        Their address, for `--config`; equal settings have the same one.
+    """Write the settings of a model's file into the store for pods; equal ones have one address.
 
     Raises:
         UserError: if the preset is missing.

@@ -91,11 +91,7 @@ def conversation(row: Mapping[str, Any]) -> list[Message]:
 
 
 def refusal(row: Mapping[str, Any]) -> Refusal | None:
-    """Return the reason and its detail for which a logged request can't be used, None if it can.
-
-    Args:
-        row: its columns, see `LoggedRequest`.
-    """
+    """Return the reason and its detail for which a logged request can't be used, None if it can."""
     return _unanswered(row) or _unfit(row) or _malformed(conversation(row))
 
 

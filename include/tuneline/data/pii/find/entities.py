@@ -141,8 +141,6 @@ def map_labels(
 ) -> Labels:
     """Map the labels of a model, in any spelling ("B-FIRST_NAME", "firstname1"), to entity types.
 
-    `given`, from `data.pii_ner_labels`, wins; `model` is named in errors.
-
     Raises:
         UserError: if no label maps to any entity type, or `given` names an unknown one.
     """

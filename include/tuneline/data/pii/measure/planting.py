@@ -378,10 +378,7 @@ def make_canaries(
     per_kind: int,
     seed: str,
 ) -> list[Canary]:
-    """Make `per_kind` canaries of each kind and language that is written differently, from rows.
-
-    At least one turn must be a user's. They are the same for a seed.
-    """
+    """Make `per_kind` canaries of each kind and language from rows with a user's turn."""
     spoken = [name for name in languages if name in phrases()] or [ENGLISH]
     register = measure_register(rows)
     carriers = find_carriers(rows, spoken, Random(f"{seed}:rows"))  # noqa: S311 - no secret

@@ -40,10 +40,7 @@ def other_hits(text: str, hits: Sequence[Hit], surrogates: Iterable[str]) -> lis
 
 
 def places(text: str, values: Mapping[str, str]) -> list[Hit]:
-    """Return where values stand in a text: whole words, the longest value first, no overlaps.
-
-    `values` holds the entity of each value.
-    """
+    """Return where values (and their entities) stand: whole words, the longest first."""
     begun: defaultdict[str, set[int]] = defaultdict(set)
     for value in values:
         if begin := _BEGIN.match(value):

@@ -1,7 +1,6 @@
 """Replace the personal data in conversations: in rows by surrogates, in logs by placeholders.
 
-Inside a row the same value gets the same surrogate in every turn. A JSON answer stays valid JSON:
-its strings are scrubbed one by one, its label is left alone.
+Inside a row the same value gets the same surrogate in every turn; labels are left alone.
 """
 
 from __future__ import annotations

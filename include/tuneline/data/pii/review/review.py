@@ -50,10 +50,7 @@ _HOW = f"write {NONE}, or what was missed, as TYPE: text {BETWEEN} TYPE: text"
 
 @dataclass(frozen=True)
 class PiiReview:
-    """Weight, stratum and missed entities of each row that a person read.
-
-    A review with foreign rows, which this run would not have drawn, is void.
-    """
+    """Weight, stratum and missed entities of each row that was read; void with foreign rows."""
 
     weights: list[float] = field(default_factory=list)
     strata: list[str] = field(default_factory=list)
