@@ -36,10 +36,7 @@ def clean_rows_of(seed):
 
 
 # Each takes some ten seconds; both kinds of rows are among the first.
-SEEDS = [
-    *range(2),
-    *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 20)),
-]
+SEEDS = [*range(2), *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 20))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

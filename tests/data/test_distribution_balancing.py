@@ -177,11 +177,7 @@ def test_a_capped_training_set_keeps_the_shares(data_lab):
     splits = Counter(r["split"] for r in lab.table(ITEM, "dataset.parquet"))
     assert splits == {"train": 90, "holdout": 18, "validation": 12}
     assert value(entry, "holdout_share") == 0.15
-    assert {code(r) for r in lab.rejected(ITEM)} == {
-        "train_cap",
-        "holdout_cap",
-        "validation_cap",
-    }
+    assert {code(r) for r in lab.rejected(ITEM)} == {"train_cap", "holdout_cap", "validation_cap"}
     gate = lab.gate(ITEM)
     assert gate.verdict == "pass", gate.summary
 

@@ -128,9 +128,7 @@ def _cap_held_out(
         if total == len(members):
             continue
         drawn = draw(
-            [labels[index] for index in members],
-            [_order(rows[index]) for index in members],
-            total,
+            [labels[index] for index in members], [_order(rows[index]) for index in members], total
         )
         for position, index in enumerate(members):
             if position not in drawn:

@@ -199,10 +199,7 @@ class _Tally:
 
 
 def _write(
-    ctx: StepContext,
-    checked: Iterable[Sequence[Outcome]],
-    counts: AnswerCounts,
-    renderer: Renderer,
+    ctx: StepContext, checked: Iterable[Sequence[Outcome]], counts: AnswerCounts, renderer: Renderer
 ) -> _Tally:
     """Finish the checks and write the tables, batch by batch."""
     import pyarrow.parquet as pq
@@ -289,11 +286,7 @@ def _conclude(ctx: StepContext, tally: _Tally, read: Records) -> Evidence:
         ctx,
         _summary(ctx.config.data, tally),
         measurements,
-        rows={
-            UNSCRUBBED.name: kept,
-            REJECTED: rejected + unselected,
-            AUDIT: tally.rows,
-        },
+        rows={UNSCRUBBED.name: kept, REJECTED: rejected + unselected, AUDIT: tally.rows},
     )
 
 

@@ -17,14 +17,7 @@ from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.removed_rows import conclude
-from tuneline.data.tables.rows import (
-    ROW_COLUMNS,
-    Message,
-    Row,
-    TableWriter,
-    base_id,
-    rows_before,
-)
+from tuneline.data.tables.rows import ROW_COLUMNS, Message, Row, TableWriter, base_id, rows_before
 from tuneline.evidence import Evidence, measure
 
 if TYPE_CHECKING:

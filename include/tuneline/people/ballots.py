@@ -11,14 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tuneline.artifacts.artifact import RunDocument
-from tuneline.artifacts.evaluation import (
-    CHOICES,
-    REVIEW_PAIRS,
-    Ballot,
-    Mark,
-    ReviewSheet,
-    Source,
-)
+from tuneline.artifacts.evaluation import CHOICES, REVIEW_PAIRS, Ballot, Mark, ReviewSheet, Source
 from tuneline.errors import UserError
 from tuneline.run import Run, now
 

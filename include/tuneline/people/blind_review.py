@@ -112,9 +112,7 @@ def _checked(
         )
     _check_texts(vote, shown[pair])
     mark = Mark(
-        pair=shown[pair].pair,
-        choice=_CHOICE_OF[choice.casefold()],
-        comment=vote.text("comment"),
+        pair=shown[pair].pair, choice=_CHOICE_OF[choice.casefold()], comment=vote.text("comment")
     )
     return reviewer, mark
 

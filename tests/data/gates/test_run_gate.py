@@ -95,10 +95,7 @@ def test_rows_that_vanish_between_two_steps(lab):
 def test_missing_canaries_fail(lab):
     lab.upto("pii_scrubbing")
     rewrite(
-        lab,
-        "pii_scrubbing",
-        lambda t: t[t["entity"] != "CREDIT_CARD"],
-        name="canaries.parquet",
+        lab, "pii_scrubbing", lambda t: t[t["entity"] != "CREDIT_CARD"], name="canaries.parquet"
     )
     assert "pii_canaries" in lab.gate("pii_scrubbing").summary
 
@@ -119,10 +116,7 @@ def validate(tmp_path, *suites):
 
 
 def test_quantiles_whose_result_cannot_be_stored_fail_and_do_not_raise(tmp_path):
-    arguments = {
-        "column": "a",
-        "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[0, 5]]},
-    }
+    arguments = {"column": "a", "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[0, 5]]}}
     frame = pd.DataFrame({"a": [1, 2, 3]})
     rule = Rule("ExpectColumnQuantileValuesToBeBetween", arguments)
     verdict, failures, count = validate(tmp_path, Suite("q", frame, [rule]))

@@ -16,13 +16,7 @@ def turns(*users, reply):
 def rows_of(*exchanges):
     """Return rows of (turns of the prompt, class, answer)."""
     return [
-        Row(
-            f"{n:04d}",
-            turns(*prompt, reply=reply),
-            "rows.jsonl",
-            n,
-            label=label,
-        )
+        Row(f"{n:04d}", turns(*prompt, reply=reply), "rows.jsonl", n, label=label)
         for n, (prompt, label, reply) in enumerate(exchanges)
     ]
 

@@ -73,11 +73,7 @@ def smallest_values(hashes):
 
 @pytest.mark.parametrize("shingle", [shingle_chars, shingle_words])
 def test_signatures_of_a_batch_are_those_of_each_text_by_the_definition(shingle):
-    texts = [
-        *texts_of(1, 30, 12),
-        *texts_of(6, 30, 100),
-        *("", "a", "ab cd", "你好", "é" * 300),
-    ]
+    texts = [*texts_of(1, 30, 12), *texts_of(6, 30, 100), *("", "a", "ab cd", "你好", "é" * 300)]
     shingled = shingle(texts)
     ours = signatures(shingled)
     assert ours.shape == (len(texts), BINS)

@@ -4,13 +4,7 @@ import pyarrow as pa
 import pytest
 
 from tuneline.data.sources import streams
-from tuneline.data.sources.streams import (
-    BrokenStream,
-    compression_of,
-    count_lines,
-    head_of,
-    lines,
-)
+from tuneline.data.sources.streams import BrokenStream, compression_of, count_lines, head_of, lines
 
 TEXT = b"".join(b'{"number": %d, "text": "%x"}\n' % (n, n * 7919) for n in range(20_000))
 

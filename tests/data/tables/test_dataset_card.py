@@ -34,11 +34,7 @@ def test_counts_by_split_and_class():
     assert count_rows(rows) == {
         "rows": 4,
         "splits": {"train": 3, "validation": 0, "holdout": 1},
-        "classes": {
-            "train": {"(none)": 1, "x": 1, "y": 1},
-            "validation": {},
-            "holdout": {"x": 1},
-        },
+        "classes": {"train": {"(none)": 1, "x": 1, "y": 1}, "validation": {}, "holdout": {"x": 1}},
     }
 
 

@@ -40,14 +40,8 @@ class Malformed(ValueError):
 _FIELDS: tuple[tuple[str, tuple[frozenset[str], ...]], ...] = (
     ("messages", (frozenset({"messages"}),)),
     ("sharegpt", (frozenset({"conversations"}), frozenset({"conversation"}))),
-    (
-        "alpaca",
-        (frozenset({"instruction", "output"}), frozenset({"instruction", "response"})),
-    ),
-    (
-        "prompt_completion",
-        (frozenset({"prompt", "completion"}), frozenset({"prompt", "response"})),
-    ),
+    ("alpaca", (frozenset({"instruction", "output"}), frozenset({"instruction", "response"}))),
+    ("prompt_completion", (frozenset({"prompt", "completion"}), frozenset({"prompt", "response"}))),
 )
 _TEXT_MARKERS = {"<|im_start|>": "chatml_text", "<|start_header_id|>": "llama3_text"}
 

@@ -208,10 +208,7 @@ def _review(given: GateInput) -> Suite:
     return Suite(
         "pii_review",
         frame,
-        [
-            between("excess_demanded", None, 0),
-            between("excess_other", None, 0, severity="warning"),
-        ],
+        [between("excess_demanded", None, 0), between("excess_other", None, 0, severity="warning")],
     )
 
 

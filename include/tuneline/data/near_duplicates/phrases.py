@@ -18,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.data.conversations.answers import answer_object, dump_like
-from tuneline.data.near_duplicates.shingles import (
-    Shingled,
-    batches,
-    grams_of,
-    normalise,
-    words_of,
-)
+from tuneline.data.near_duplicates.shingles import Shingled, batches, grams_of, normalise, words_of
 
 NGRAM = 5
 MIN_WORDS = 4

@@ -72,7 +72,7 @@ def mix(values: Hashes) -> Hashes:
 
 @dataclass(frozen=True)
 class Shingled:
-    """Shingle hashes of texts; those of text i are `hashes[offsets[i]:offsets[i + 1]]`."""
+    """Shingle hashes of texts, those of text i at `hashes[offsets[i]:offsets[i + 1]]`."""
 
     hashes: Hashes
     offsets: Indices
@@ -87,7 +87,7 @@ class Shingled:
 
 @dataclass(frozen=True)
 class Words:
-    """Normalised texts as code points, a line feed after each; where each begins; its characters."""
+    """Normalised texts as code points, a line feed after each; where each begins, its length."""
 
     units: NDArray[np.uint32] | NDArray[np.uint8]
     starts: Indices

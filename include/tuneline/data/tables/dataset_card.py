@@ -13,13 +13,7 @@ from typing import Any
 
 import yaml
 
-from tuneline.artifacts.data import (
-    DatasetDocument,
-    Removed,
-    Reproduce,
-    SourceKept,
-    SourceNote,
-)
+from tuneline.artifacts.data import DatasetDocument, Removed, Reproduce, SourceKept, SourceNote
 from tuneline.config import DataConfig
 from tuneline.data.tables.rows import SPLITS, Row
 from tuneline.evidence import Evidence, Record

@@ -87,8 +87,5 @@ def _rules(requests: int, weight: float, offered: int) -> list[Rule]:
         total("offered_and_gone", 0, 0),
         total("offered_without_chance", 0, 0),
         # A reviewed row may be trained on, so none may be like a held-out one.
-        Rule(
-            "ExpectColumnValuesToNotBeInSet",
-            {"column": "offered_like", "value_set": [HOLDOUT]},
-        ),
+        Rule("ExpectColumnValuesToNotBeInSet", {"column": "offered_like", "value_set": [HOLDOUT]}),
     ]

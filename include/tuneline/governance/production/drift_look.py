@@ -33,10 +33,7 @@ from tuneline.governance.drift.prompts import (
 )
 from tuneline.governance.drift.reference import Reference
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare
-from tuneline.governance.production.curated_days import (
-    curated_days,
-    open_current,
-)
+from tuneline.governance.production.curated_days import curated_days, open_current
 from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store
 

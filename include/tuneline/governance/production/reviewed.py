@@ -100,11 +100,7 @@ def reviewed_rows(store: Store, model: str) -> Reviewed:
         line = json.dumps([row.request_id, row.messages], separators=(",", ":"))
         digest.update(f"{line}\n".encode())
     return Reviewed(
-        rows,
-        digest.hexdigest(),
-        len(labels.latest) - len(used),
-        labels.conflicts,
-        labels.skipped,
+        rows, digest.hexdigest(), len(labels.latest) - len(used), labels.conflicts, labels.skipped
     )
 
 

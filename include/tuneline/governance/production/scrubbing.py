@@ -22,13 +22,7 @@ from tuneline.data.pii.replace.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii_scrubbing import LEAST_ROWS, reason_to_reject
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row
-from tuneline.governance.production.requests import (
-    STRIDE,
-    TEXTS,
-    Request,
-    batches_of,
-    compared_row,
-)
+from tuneline.governance.production.requests import STRIDE, TEXTS, Request, batches_of, compared_row
 from tuneline.governance.production.settings import CurationSettings
 from tuneline.governance.production.usable import Reason, Refusal, conversation, refusal
 from tuneline.machine.workers import worker_count

@@ -81,12 +81,7 @@ def read_settings(
     check_sections(document, where)
     config: PipelineConfig = build_config(document, {"data": {"source": _NO_SOURCE}}, where=where)
     return CurationSettings(
-        config.data,
-        _curation(own, where),
-        config.governance,
-        base_model,
-        reference,
-        sample_rate,
+        config.data, _curation(own, where), config.governance, base_model, reference, sample_rate
     )
 
 

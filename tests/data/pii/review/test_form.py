@@ -23,10 +23,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import measure
 from tuneline.verdicts import status
 
-KEPT = [
-    measure("rows_kept", 400, "rows", ">=", 1),
-    measure("found_PERSON", 50, "hits"),
-]
+KEPT = [measure("rows_kept", 400, "rows", ">=", 1), measure("found_PERSON", 50, "hits")]
 
 
 @pytest.fixture
