@@ -184,7 +184,7 @@ class DrawnRow(BaseModel):
 
     Attributes:
         row_hash: hash of its turns.
-        stratum: one of `tuneline.data.pii.review.rows_to_read.STRATA`.
+        stratum: one of `tuneline.data.pii.review.review.STRATA`.
         weight: rows of the stratum over rows drawn from it.
         text: the row as a person reads it, with surrogates as `[ENTITY]`.
     """

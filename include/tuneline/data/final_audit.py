@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -32,24 +32,24 @@ from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answers import AnswerCounts, check_answers
 from tuneline.data.conversations.reading import Outcome
+from tuneline.data.conversations.turn_checks import check_turns
 from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.split import torn
 from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared, shared_parts
-from tuneline.data.pii.replace.residuals import other_hits, residual_hits
-from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
+from tuneline.data.pii.replace.scrubber import (
+    CHUNK,
+    other_hits,
+    residual_hits,
+    settings_of,
+    shape_finder,
+)
 from tuneline.data.pii.review.review import asked_review
 from tuneline.data.rendering.renderer import Renderer, chat_template, compare
-from tuneline.data.schema_validation import check_turns, markers_of
-from tuneline.data.tables.dataset_card import (
-    card,
-    count_rows,
-    describe_measures,
-    describe_removed,
-    describe_sources,
-    reproduce,
-)
+from tuneline.data.schema_validation import markers_of
+from tuneline.data.tables import dataset_card
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,
@@ -121,24 +121,12 @@ def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
 
 
 def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> int:
-    """Count the rows that are near-duplicates of a row of a split that is held out from them.
-
-    `before` are the rows after scrubbing, which know their surrogates.
-    """
+    """Count rows that are near-duplicates across the split; `before` knows their surrogates."""
     stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
     known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
     texts = similarity_texts(known, before)
     sides = [SPLITS.index(split) for split in column_of(rows, "split")]
     return len({number for number, _, _ in cross_pairs(texts, sides, limit)})
-
-
-def torn(groups: Iterable[Hashable], splits: Iterable[str]) -> int:
-    """Count the groups, None excepted, whose rows lie in more than one split."""
-    found: dict[Hashable, set[str]] = defaultdict(set)
-    for group, split in zip(groups, splits, strict=True):
-        if group is not None:
-            found[group].add(split)
-    return sum(len(sides) > 1 for sides in found.values())
 
 
 def repeated_rows(rows: Sequence[Row]) -> int:
@@ -176,20 +164,22 @@ def _outcomes(rows: Iterable[Row]) -> Iterator[list[Outcome]]:
     return iter(lambda: list(islice(outcomes, _AT_ONCE)), [])
 
 
-def _with_surrogates(
+def _chunks(
     rows: Iterable[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]]
-) -> Iterator[_Turns]:
-    for row in rows:
-        yield row.messages, [value for _, value in surrogates.get(base_id(row.row_id), ())]
+) -> Iterator[list[_Turns]]:
+    pieces = (
+        (row.messages, [value for _, value in surrogates.get(base_id(row.row_id), ())])
+        for row in rows
+    )
+    return iter(lambda: list(islice(pieces, CHUNK)), [])
 
 
 def rows_with_pii(
     rows: Sequence[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
 ) -> int:
     """Count rows in which patterns still find personal data other than surrogates."""
-    pieces = _with_surrogates(rows, surrogates)
-    chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
-    return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
+    make = partial(_pii_counter, config)
+    return sum(map_chunks(make, _chunks(rows, surrogates), worker_count(len(rows))))
 
 
 def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
@@ -209,11 +199,9 @@ def found_again(
     digests = [hashlib.sha256(row_id.encode()).digest() for row_id in rows.column("row_id")]
     last = sorted(digests)[:READ_AGAIN][-1]
     some = list(rows.chosen([digest <= last for digest in digests]))
-    shared = shared_parts([row.messages for row in some])
-    pieces = _with_surrogates(some, surrogates)
-    chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
-    make = partial(_model_counter, settings, shared)
-    return sum(map_chunks(make, chunks, worker_count(len(some), CHUNK))), len(some)
+    make = partial(_model_counter, settings, shared_parts([row.messages for row in some]))
+    workers = worker_count(len(some), CHUNK)
+    return sum(map_chunks(make, _chunks(some, surrogates), workers)), len(some)
 
 
 def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Turns]], int]:
@@ -256,6 +244,9 @@ def _measurements(
     # The dataset's own hold-out is taken as it is and does not count.
     named = {row.row_id: row.conversation for row in before.facts() if not row.own_holdout}
 
+    torn_in_two = torn(map(named.get, sources), splits)
+    repeated, least = repeated_rows(rows), share_of(*again).lower if again[1] else 0.0
+
     def none(name: str, count: int, unit: str = "rows") -> Measurement:
         return measure(name, count, unit, "==", 0)
 
@@ -268,41 +259,23 @@ def _measurements(
         none("token_length_audit.stale_counts", stale),
         measure("deduplication.cross_split_near_duplicates", leaking, "rows", "<=", 0),
         none("deduplication.rows_torn_across_splits", torn(sources, splits)),
-        none(
-            "deduplication.conversations_torn_across_splits",
-            torn(map(named.get, sources), splits),
-            "conversations",
-        ),
-        measure(
-            "deduplication.repeated_rows", repeated_rows(rows), "rows", "==", 0, on_breach="warn"
-        ),
+        none("deduplication.conversations_torn_across_splits", torn_in_two, "conversations"),
+        measure("deduplication.repeated_rows", repeated, "rows", "==", 0, on_breach="warn"),
         none("pii_scrubbing.rows_with_pattern_hits", with_pii),
         none("pii_scrubbing.labels_with_pattern_hits", labels_with_pii(rows, config), "labels"),
         measure("pii_scrubbing.rows_read_again", again[1], "rows"),
         measure("pii_scrubbing.rows_with_model_hits", again[0], "rows"),
         measure(
-            "pii_scrubbing.rows_with_model_hits_at_least",
-            share_of(*again).lower if again[1] else 0.0,
-            "share",
-            "<=",
-            MAX_FOUND_AGAIN,
+            "pii_scrubbing.rows_with_model_hits_at_least", least, "share", "<=", MAX_FOUND_AGAIN
         ),
         none("distribution_balancing.weights_out_of_range", outside),
     ]
 
 
-def _reasons(ctx: StepContext, item: str) -> list[str | None]:
-    """Return the reject's code of each row that came into an item, None for a kept one."""
-    import pyarrow.parquet as pq
-
-    codes: list[str | None] = pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])[
-        "reason"
-    ].to_pylist()
-    return codes
-
-
 def run(ctx: StepContext) -> Record:
     """Measure format, length, leakage and personal data again; name the dataset's version."""
+    import pyarrow.parquet as pq
+
     from tuneline.models import load_tokenizer
 
     config = ctx.config.data
@@ -322,13 +295,17 @@ def run(ctx: StepContext) -> Record:
         version = dataset_version(rows, weights)
         with_pii, again = counting.result(), reading.result()
     template = chat_template(renderer.tokenizer, config.target_format)
+    reasons = {
+        item: pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])["reason"].to_pylist()
+        for item in DATA_ORDER
+    }
     document = DatasetDocument(
         name=ctx.config.name,
         version=version,
-        **count_rows(facts),
-        sources=describe_sources(SOURCES.read(ctx).root, facts, config),
-        removed=describe_removed({item: _reasons(ctx, item) for item in DATA_ORDER}, config),
-        pii=describe_measures(ctx.entry(SCRUBBED.step)),
+        **dataset_card.count_rows(facts),
+        sources=dataset_card.describe_sources(SOURCES.read(ctx).root, facts, config),
+        removed=dataset_card.describe_removed(reasons, config),
+        pii=dataset_card.describe_measures(ctx.entry(SCRUBBED.step)),
         format=PromptFormat(
             target=config.target_format,
             template_sha256=hashlib.sha256(template.encode()).hexdigest(),
@@ -337,10 +314,10 @@ def run(ctx: StepContext) -> Record:
             tokens_max=max(found.lengths),
             limit=limit,
         ),
-        reproduce=reproduce(config, ctx.config.base_model),
+        reproduce=dataset_card.reproduce(config, ctx.config.base_model),
     )
     DATASET_VERSION.write(ctx, document)
-    DATASET_CARD.path(ctx).write_text(card(document))
+    DATASET_CARD.path(ctx).write_text(dataset_card.card(document))
     splits = Counter(row.split for row in facts)
     return ctx.record(
         f"{len(rows)} rows measured again ({splits[TRAIN]} training, {splits[VALIDATION]} "

@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, rows_of
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.removed_rows import conclude
-from tuneline.data.tables.rows import ROW_COLUMNS, Message, Row, TableWriter, base_id, rows_before
+from tuneline.data.tables.rows import (
+    ROW_COLUMNS,
+    Message,
+    Row,
+    TableWriter,
+    base_id,
+    rows_before,
+    write_decisions,
+)
 from tuneline.evidence import Evidence, measure
 
 if TYPE_CHECKING:
@@ -32,10 +39,7 @@ _AT_ONCE = 1 << 12
 def split_at_turns(
     messages: Sequence[Message], limit: int, renderer: Renderer
 ) -> list[list[Message]] | None:
-    """Split a conversation into pieces of whole exchanges that fit, None if one alone does not.
-
-    Each piece starts with the system turn, if there is one.
-    """
+    """Split a conversation into pieces of whole exchanges that fit; None if one alone does not."""
     system = list(messages[:1]) if messages[0]["role"] == "system" else []
     rest = messages[len(system) :]
     pieces: list[list[Message]] = []

@@ -27,11 +27,7 @@ class Assignment:
 
 
 def sheet_of(run: Run) -> ReviewSheet:
-    """Return the pairs that people vote on.
-
-    Raises:
-        UserError: if they were not prepared, or there is none.
-    """
+    """Return the pairs that people vote on; UserError if they were not prepared, or are none."""
     sheet = REVIEW_PAIRS.find(run)
     if sheet is None:
         raise UserError(f"the review of {run.uri} was not prepared; run prepare_review first")
@@ -72,11 +68,7 @@ def deal(
 
 
 def check_marks(marks: Sequence[Mark], pairs: Collection[int], where: str) -> None:
-    """Refuse marks that are not choices on pairs of the review, each pair once.
-
-    Raises:
-        UserError: naming the first of them.
-    """
+    """Refuse marks that are not choices on the pairs, each once; UserError names the first."""
     seen: set[int] = set()
     for mark in marks:
         if mark.pair not in pairs:
@@ -104,11 +96,7 @@ def cast(
     imported_by: str | None = None,
     name: str | None = None,
 ) -> Ballot:
-    """Store the votes of one reviewer; `name` is that of a ballot whose content is replaced.
-
-    Raises:
-        UserError: if the review is not the one of this run, or a vote is wrong.
-    """
+    """Store a reviewer's votes, as ballot `name`; UserError if one is wrong, or of other pairs."""
     sheet = sheet_of(run)
     where = f"votes of {reviewer}"
     if review_id != sheet.review_id:
@@ -147,10 +135,6 @@ def documents(run: Run) -> list[RunDocument[Ballot]]:
 
 
 def ballots(run: Run) -> list[Ballot]:
-    """Return all ballots of a run, of earlier reviews too, in the order in which they were cast.
-
-    Raises:
-        UserError: if a ballot is not of the expected form.
-    """
+    """Return all ballots of a run, of earlier reviews too, in the order in which they were cast."""
     found = (document.find(run) for document in documents(run))
     return sorted((ballot for ballot in found if ballot), key=lambda ballot: ballot.at)

@@ -70,25 +70,32 @@ def detect(forms: Iterable[str | None]) -> tuple[str | None, float]:
 
 
 def to_messages(value: Any, form: str) -> list[Message]:
-    """Turn a record into turns; roles and contents are checked elsewhere.
-
-    Raises:
-        Malformed: if the record does not have the form.
-    """
+    """Turn a record into turns, which are checked elsewhere; Malformed if it has another form."""
     found = form_of(value)
     if found != form:
         raise Malformed(f"unknown_format: {found or describe(value)} in a file of {form}")
     if form == "messages":
         return _messages(value["messages"])
+    if form == "chatml_text":
+        return _from_text(value["text"], _CHATML_TURN, _CHATML_REST)
+    if form == "llama3_text":
+        return _from_text(value["text"], _LLAMA3_TURN, _LLAMA3_REST)
+    turns = _turns_of(value, form)
+    if value.get("system"):
+        turns.insert(0, {"role": "system", "content": text_of(value["system"], "`system`")})
+    return turns
+
+
+def _turns_of(value: dict[str, Any], form: str) -> list[Message]:
+    """Return the turns of a form whose system turn has a field for itself."""
     if form == "sharegpt":
         return _sharegpt(value)
     if form == "alpaca":
         return _alpaca(value)
-    if form == "prompt_completion":
-        return _prompt_completion(value)
-    if form == "chatml_text":
-        return _from_text(value["text"], _CHATML_TURN, _CHATML_REST)
-    return _from_text(value["text"], _LLAMA3_TURN, _LLAMA3_REST)
+    prompt, completion = value["prompt"], value.get("completion", value.get("response"))
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _messages([*prompt, *completion])
+    return _exchange(text_of(prompt, "`prompt`"), text_of(completion, "`completion`"))
 
 
 def describe(value: Any) -> str:
@@ -122,11 +129,7 @@ def _messages(turns: Any) -> list[Message]:
 
 
 def text_of(content: Any, where: str) -> str:
-    """Return the text of a turn, which may be given as a list of text parts.
-
-    Raises:
-        Malformed: if it is anything else.
-    """
+    """Return the text of a turn, which may be a list of text parts; Malformed if it is neither."""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and content:
@@ -141,7 +144,7 @@ def text_of(content: Any, where: str) -> str:
 
 
 def _sharegpt(value: dict[str, Any]) -> list[Message]:
-    messages = _system(value)
+    messages: list[Message] = []
     turns = value.get("conversations", value.get("conversation"))
     for number, turn in _turns(turns, "conversations"):
         sender = turn.get("from", turn.get("role"))
@@ -160,24 +163,7 @@ def _alpaca(value: dict[str, Any]) -> list[Message]:
         raise Malformed(f"wrong_type: `input` is a {type(more).__name__}, not text")
     if more and more.strip():
         instruction = f"{instruction}\n\n{more}"
-    answer = value.get("output", value.get("response"))
-    return [*_system(value), *_exchange(instruction, text_of(answer, "`output`"))]
-
-
-def _prompt_completion(value: dict[str, Any]) -> list[Message]:
-    prompt, completion = value["prompt"], value.get("completion", value.get("response"))
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return _messages([*prompt, *completion])
-    return [
-        *_system(value),
-        *_exchange(text_of(prompt, "`prompt`"), text_of(completion, "`completion`")),
-    ]
-
-
-def _system(value: dict[str, Any]) -> list[Message]:
-    if not value.get("system"):
-        return []
-    return [{"role": "system", "content": text_of(value["system"], "`system`")}]
+    return _exchange(instruction, text_of(value.get("output", value.get("response")), "`output`"))
 
 
 def _exchange(user: str, assistant: str) -> list[Message]:

@@ -18,8 +18,7 @@ from tuneline.data.conversations.formats import Malformed, describe, detect, for
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
 from tuneline.data.sources.records import open_files
 from tuneline.data.sources.streams import RawRecord
-from tuneline.data.tables.rejects import Reject
-from tuneline.data.tables.rows import Message, Row, Spool
+from tuneline.data.tables.rows import Message, Reject, Row, Spool
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -84,13 +83,6 @@ class FileForm:
     confidence: float
 
 
-def select(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> None:
-    """Mark the rows that a CSV mapping leaves out; see `left_out`."""
-    outcomes = list(outcomes)
-    for number, reason in left_out(outcomes, mapping).items():
-        outcomes[number].reason = reason
-
-
 def left_out(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> dict[int, str]:
     """Return the rows that a CSV mapping leaves out, with the reason, by number.
 
@@ -129,14 +121,21 @@ def outcomes_of(
     records: Iterable[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
 ) -> Iterator[Outcome]:
     """Turn records into turns, each by its own form; that of the file is known at its end."""
+    names = config.conversation_field
+    fields = CONVERSATION_FIELDS if names is None else (names,)
     for record in records:
         outcome = Outcome(
             _digest(record.raw), source_file, record.source_line, record.raw, own_holdout
         )
-        outcome.label = record.label
-        outcome.reason = record.fault
+        outcome.label, outcome.reason = record.label, record.fault
         if record.fault is None:
-            outcome.conversation_key = _conversation_key(record, config.conversation_field)
+            thread: Any = record.conversation
+            if thread is None and isinstance(record.value, dict):
+                ids = (record.value[n] for n in fields if record.value.get(n) is not None)
+                thread = next(ids, None)
+            is_id = isinstance(thread, str | int) and not isinstance(thread, bool)
+            if is_id and str(thread).strip():
+                outcome.conversation_key = _digest(str(thread))
             _take_turns(outcome, record.value, config)
         yield outcome
 
@@ -174,17 +173,6 @@ def keep_form(outcome: Outcome, file: FileForm, config: DataConfig) -> None:
     else:
         what = own or (outcome.reason or "").removeprefix("unknown_format: ")
         outcome.reason = f"unknown_format: {what} in a file of {form}"
-
-
-def _conversation_key(record: RawRecord, name: str | None) -> str | None:
-    """Return a digest of the id of a record's conversation, None without one."""
-    told: Any = record.conversation
-    if told is None and isinstance(record.value, dict):
-        names = CONVERSATION_FIELDS if name is None else (name,)
-        told = next((record.value[n] for n in names if record.value.get(n) is not None), None)
-    if isinstance(told, bool) or not isinstance(told, str | int) or not str(told).strip():
-        return None
-    return _digest(str(told))
 
 
 def _digest(raw: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +47,7 @@ def uses_tools(value: Any) -> bool:
 
 
 def read_conversation(value: dict[str, Any]) -> Conversation:
-    """Check a record with tools.
-
-    Raises:
-        Malformed: if a declaration, a call, its arguments or its answer is malformed.
-    """
+    """Check a record with tools; Malformed if a declaration, call, argument or answer is."""
     tools = _declared(value.get("tools"))
     known = {tool["function"]["name"]: tool["function"] for tool in tools or ()}
     messages: list[dict[str, Any]] = []
@@ -99,6 +96,15 @@ _BEFORE: dict[str, tuple[str | None, ...]] = {
 }
 
 
+def _function(value: Any, fault: str) -> tuple[dict[str, Any], str]:
+    """Return the function of a declaration or a call, and its name."""
+    function = value.get("function") if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str) or not name:
+        raise Malformed(fault)
+    return function, name
+
+
 def _declared(tools: Any) -> list[dict[str, Any]] | None:
     if not tools:
         return None
@@ -109,10 +115,8 @@ def _declared(tools: Any) -> list[dict[str, Any]] | None:
         raise Malformed("tool_declaration: `tools` is not a list")
     names: set[str] = set()
     for number, tool in enumerate(tools, 1):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise Malformed(f"tool_declaration: tool {number} has no function with a name")
+        missing = f"tool_declaration: tool {number} has no function with a name"
+        function, name = _function(tool, missing)
         if name in names:
             raise Malformed(f"tool_declaration: {name!r:.60} is declared twice")
         if not isinstance(function.get("parameters", {}), dict):
@@ -135,13 +139,11 @@ def _calls(
 ) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
         raise Malformed(f"tool_call: `tool_calls` of turn {number} is not a list")
-    found = []
+    found: list[dict[str, Any]] = []
     ids: set[str] = set()
     for call in calls:
-        function = call.get("function") if isinstance(call, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise Malformed(f"tool_call: turn {number} calls no function with a name")
+        nameless = f"tool_call: turn {number} calls no function with a name"
+        function, name = _function(call, nameless)
         if call.get("type", "function") != "function":
             raise Malformed(f"tool_call: turn {number} has a call of type {call['type']!r:.40}")
         if known is not None and name not in known:
@@ -154,10 +156,7 @@ def _calls(
             raise Malformed(f"{where} arguments that are not a JSON object")
         if known is not None:
             _check_arguments(arguments, known[name].get("parameters"), where)
-        one: dict[str, Any] = {
-            "type": "function",
-            "function": {"name": name, "arguments": arguments},
-        }
+        found.append({"type": "function", "function": {"name": name, "arguments": arguments}})
         identity = call.get("id")
         if identity is not None:
             if not isinstance(identity, str) or identity in ids:
@@ -165,8 +164,7 @@ def _calls(
                     f"tool_call_id: turn {number} has an id twice, or one that is not text"
                 )
             ids.add(identity)
-            one["id"] = identity
-        found.append(one)
+            found[-1]["id"] = identity
     if ids and len(ids) < len(found):
         raise Malformed(f"tool_call_id: turn {number} gives ids to some of its calls only")
     return found
@@ -209,13 +207,13 @@ def _answer(number: int, turn: dict[str, Any], pending: list[dict[str, Any]]) ->
 def plain_turns(
     conversation: Conversation, renderer: Renderer, markers: tuple[str, ...]
 ) -> list[Message]:
-    """Return the plain turns that render to the same text as a conversation with tools.
-
-    Raises:
-        Malformed: if a text holds a marker or broken characters, or if plain turns can't render to
-            the template's text.
-    """
-    texts = [{"role": "tool", "content": text} for text in _texts(conversation)]
+    """Return plain turns that render to the text of those with tools; Malformed if none do."""
+    said, called = [message["content"] for message in conversation.messages], list[str]()
+    for message in conversation.messages:
+        for call in message.get("tool_calls", ()):
+            called += _strings(call["function"])
+    every = [*_strings(conversation.tools or []), *said, *called]
+    texts = [{"role": "tool", "content": text} for text in every]
     fault = check_unicode(texts) or check_injection(texts, markers)
     if fault is not None:
         code, _, detail = fault.partition(": ")
@@ -224,17 +222,17 @@ def plain_turns(
         text = renderer.text_with_tools(conversation.messages, conversation.tools)
     except TemplateRefused as error:
         raise Malformed(f"template_refused: {str(error)[:120]}") from None
-    for wanted in _must_stand(conversation):
+    # What a template with tools writes: names, calls, arguments, answers.
+    names = [tool["function"]["name"] for tool in conversation.tools or ()]
+    for wanted in [*names, *map(str.strip, said), *called]:
         if wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
             raise Malformed("tools_unsupported: the model's template does not write tools")
     form = form_of({"text": text})
     if form is not None:
-        try:
+        with suppress(Malformed, TemplateRefused):
             turns = to_messages({"text": text}, form)
             if renderer.text(turns) == text:
                 return turns
-        except (Malformed, TemplateRefused):
-            pass
     raise Malformed(
         "tools_unsupported: plain turns can't give what the model's template makes of tools"
     )
@@ -250,26 +248,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for entry in value:
             yield from _strings(entry)
-
-
-def _texts(conversation: Conversation) -> list[str]:
-    """Return every text of a conversation that the row's author wrote."""
-    found: list[str] = list(_strings(conversation.tools or []))
-    for message in conversation.messages:
-        found.append(message["content"])
-        for call in message.get("tool_calls", ()):
-            found += _strings(call["function"])
-    return found
-
-
-def _must_stand(conversation: Conversation) -> Iterator[str]:
-    """Yield the texts that a template with tools writes: names, calls, arguments, answers."""
-    for tool in conversation.tools or ():
-        yield tool["function"]["name"]
-    for message in conversation.messages:
-        yield message["content"].strip()
-        for call in message.get("tool_calls", ()):
-            yield from _strings(call["function"])
 
 
 def added_markers(renderer: Renderer) -> tuple[str, ...]:

@@ -125,18 +125,12 @@ def bands_for(rows: int, threshold: float) -> tuple[int, int]:
     the true pairs.
     """
     if rows <= FEW_ROWS:
-        bands = BANDS_FEW
-    elif threshold >= 0.8:
-        bands = BANDS_MANY
-    else:
-        widths = (r for r in range(BANDS_MANY[1], 0, -1) if _found(BINS // r, r, threshold))
-        width = next(widths, 1)
-        bands = (BINS // width, width)
-    return bands
-
-
-def _found(bands: int, width: int, jaccard: float) -> bool:
-    return 1 - (1 - jaccard**width) ** bands >= 0.99
+        return BANDS_FEW
+    if threshold >= 0.8:
+        return BANDS_MANY
+    widths = (r for r in range(BANDS_MANY[1], 0, -1) if (1 - threshold**r) ** (BINS // r) <= 0.01)
+    width = next(widths, 1)
+    return BINS // width, width
 
 
 def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
@@ -160,23 +154,18 @@ def candidates(keys: Hashes) -> NDArray[np.int64]:
     for band in keys:
         # The row's number takes the low bits, so that sorting values sorts rows by key.
         ranked = np.sort((band & ~low) | numbers)
-        found.extend((a << bits) | b for a, b in _equal_keys(ranked, bits, low))
+        own = ranked >> bits
+        for distance in range(1, min(MAX_BUCKET, rows)):
+            same = np.flatnonzero(own[distance:] == own[:-distance])
+            if not len(same):
+                break
+            found.append(((ranked[same] & low) << bits) | (ranked[same + distance] & low))
     if not found:
         return np.empty((0, 2), dtype=np.int64)
     # A sort is ten times as fast as the hash table of `np.unique`.
     pairs = np.sort(np.concatenate(found))
     pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
     return np.stack((pairs >> bits, pairs & low), axis=1).astype(np.int64)
-
-
-def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tuple[Hashes, Hashes]]:
-    """Yield the pairs of rows with equal keys, the smaller row first."""
-    keys = ranked >> bits
-    for distance in range(1, min(MAX_BUCKET, len(ranked))):
-        same = np.flatnonzero(keys[distance:] == keys[:-distance])
-        if not len(same):
-            return
-        yield ranked[same] & low, ranked[same + distance] & low
 
 
 def cross_candidates(left: Hashes, right: Hashes) -> Indices:
@@ -278,9 +267,8 @@ def _near(
     """Find near-duplicates among all texts, or across the first ones and the others."""
     pairs = [np.empty((0, 2), dtype=np.int64)]
     similarities = [np.empty(0)]
-    short, long = _indexed(texts, threshold, seed)
-    kinds: tuple[tuple[_Indexed, Shingle], ...] = ((short, shingle_chars), (long, shingle_words))
-    for indexed, shingle in kinds:
+    kinds: tuple[Shingle, Shingle] = (shingle_chars, shingle_words)
+    for indexed, shingle in zip(_indexed(texts, threshold, seed), kinds, strict=True):
         for part, values in _verified(texts, _possible(indexed, first, threshold), shingle):
             near = np.flatnonzero(values >= threshold)
             pairs.append(part[near])
@@ -339,8 +327,8 @@ def _possible(indexed: _Indexed, first: int | None, threshold: float) -> Indices
     return indexed.members[pairs[np.concatenate([np.empty(0, dtype=np.int64), *left_over])]]
 
 
-def _indexed(texts: Sequence[str], threshold: float, seed: int) -> tuple[_Indexed, _Indexed]:
-    """Index short and long texts."""
+def _indexed(texts: Sequence[str], threshold: float, seed: int) -> Iterator[_Indexed]:
+    """Index short texts, then long ones."""
     bands = bands_for(len(texts), threshold)
 
     def index(batch: slice) -> tuple[_Indexed, _Indexed]:
@@ -352,19 +340,15 @@ def _indexed(texts: Sequence[str], threshold: float, seed: int) -> tuple[_Indexe
         )
 
     _factors(seed)
-    short, long = zip(index(slice(0, 0)), *in_threads(index, batches(texts)), strict=True)
-    return _joined(short), _joined(long)
+    for parts in zip(index(slice(0, 0)), *in_threads(index, batches(texts)), strict=True):
+        yield _Indexed(
+            members=np.concatenate([part.members for part in parts]),
+            keys=np.concatenate([part.keys for part in parts], axis=1),
+            bits=np.concatenate([part.bits for part in parts]),
+            sizes=np.concatenate([part.sizes for part in parts]),
+        )
 
 
 def _index(shingled: Shingled, members: Indices, bands: tuple[int, int], seed: int) -> _Indexed:
     keys = band_keys(signatures(shingled, seed), bands)
     return _Indexed(members, keys, marks(shingled), np.diff(shingled.offsets))
-
-
-def _joined(parts: Sequence[_Indexed]) -> _Indexed:
-    return _Indexed(
-        members=np.concatenate([part.members for part in parts]),
-        keys=np.concatenate([part.keys for part in parts], axis=1),
-        bits=np.concatenate([part.bits for part in parts]),
-        sizes=np.concatenate([part.sizes for part in parts]),
-    )

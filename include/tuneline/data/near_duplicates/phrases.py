@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.data.conversations.answers import answer_object, dump_like
-from tuneline.data.near_duplicates.shingles import Shingled, batches, grams_of, normalise, words_of
+from tuneline.data.near_duplicates.shingles import batches, grams_of, normalise, words_of
 
 NGRAM = 5
 MIN_WORDS = 4
@@ -158,34 +158,30 @@ def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float)
 
 def _frequent_ngrams(texts: Sequence[Sequence[str]], least: float) -> list[frozenset[str]]:
     """Return the word 5-grams of each answer, without most of those in fewer than `least`."""
+
+    def cells(some: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        shingled = grams_of(words_of(some), NGRAM)
+        return (shingled.hashes & np.uint64(_CELLS - 1)).view(np.int64), shingled.offsets
+
     parts = [part for text in texts for part in text]
     counts = np.zeros(_CELLS, dtype=np.int64)
     for batch in batches(parts):
         # Not by `bincount`, which makes and adds a whole table for each batch.
-        np.add.at(counts, _cells(parts[batch]).hashes.view(np.int64), 1)
-    frequent = counts >= least
+        np.add.at(counts, cells(parts[batch])[0], 1)
     found: list[frozenset[str]] = []
     for batch in batches(parts):
-        cells = _cells(parts[batch])
-        wanted = frequent[cells.hashes.view(np.int64)]
-        for number, part in enumerate(parts[batch]):
-            found.append(_ngrams(part, wanted[cells.offsets[number] : cells.offsets[number + 1]]))
+        places, offsets = cells(parts[batch])
+        wanted = counts[places] >= least
+        for part, start, end in zip(parts[batch], offsets, offsets[1:], strict=False):
+            # The n-grams that begin at the wanted words.
+            if not (own := wanted[start:end]).any():
+                found.append(frozenset())
+                continue
+            words = normalise(part).split()
+            starts = np.flatnonzero(own[: max(len(words) - NGRAM + 1, 0)]).tolist()
+            found.append(frozenset(" ".join(words[i : i + NGRAM]) for i in starts))
     each = iter(found)
     return [frozenset().union(*islice(each, len(text))) for text in texts]
-
-
-def _cells(texts: Sequence[str]) -> Shingled:
-    shingled = grams_of(words_of(texts), NGRAM)
-    return Shingled(shingled.hashes & np.uint64(_CELLS - 1), shingled.offsets)
-
-
-def _ngrams(text: str, wanted: NDArray[np.bool_]) -> frozenset[str]:
-    """Return the 5-grams of a text that begin at the words that the mask chooses."""
-    if not wanted.any():
-        return frozenset()
-    words = normalise(text).split()
-    starts = np.flatnonzero(wanted[: max(len(words) - NGRAM + 1, 0)])
-    return frozenset(" ".join(words[i : i + NGRAM]) for i in starts.tolist())
 
 
 def thin(

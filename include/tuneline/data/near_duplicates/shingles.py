@@ -99,12 +99,7 @@ class Words:
             return self
         lengths = self.lengths[texts]
         units = self.units.take(np.flatnonzero(np.repeat(texts, self.lengths + 1)))
-        return Words(units, _starts_of(lengths + 1), lengths)
-
-
-def _starts_of(sizes: Indices) -> Indices:
-    """Return where each of adjacent parts begins."""
-    return np.cumsum(sizes) - sizes
+        return Words(units, np.cumsum(lengths + 1) - (lengths + 1), lengths)
 
 
 # The number of a text in its batch takes the upper bits of a key, the hash of its shingle the
@@ -213,17 +208,14 @@ def grams_of(words: Words, width: int = WORDS) -> Shingled:
 
 def _word_hashes(units: NDArray[Any], begins: Indices, ends: Indices) -> Hashes:
     ascii_only = units.dtype == np.uint8
-    spread = _spread_of_byte()[units] if ascii_only else mix(units.astype(np.uint64))
+    spread = (
+        mix(np.arange(128, dtype=np.uint64))[units] if ascii_only else mix(units.astype(np.uint64))
+    )
     up, down = _powers(1 << (len(units) - 1).bit_length())
     spread *= up[: len(units)]
     sums = np.zeros(len(units) + 1, dtype=np.uint64)
     np.cumsum(spread, out=sums[1:])
     return mix((sums[ends] - sums[begins]) * down[begins])
-
-
-@cache
-def _spread_of_byte() -> Hashes:
-    return mix(np.arange(128, dtype=np.uint64))
 
 
 @cache

@@ -32,9 +32,9 @@ def bands_for(threshold: float) -> tuple[int, int]:
 def cross_pairs(
     texts: Sequence[str], sides: Sequence[int], threshold: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield `(i, j, similarity)` of similar texts on different sides, i on the lower one.
+    """Yield `(i, j, similarity)` of similar texts on different sides, maybe twice, i on the lower.
 
-    Side 0, best that of most texts, takes no memory. A pair of both kinds may come twice.
+    Side 0, best that of most texts, takes no memory.
     """
     from datasketch import MinHash, MinHashLSH
     from xxhash import xxh32_intdigest

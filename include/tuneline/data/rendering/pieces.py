@@ -74,14 +74,17 @@ class PieceEncoder:
         known: dict[str, Value] = {}
         before: dict[str, Value] = {}
         room = _REMEMBERED_CHARS
+
+        def encode(pieces: Sequence[str]) -> dict[str, Value]:
+            encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
+            return dict(zip(pieces, map(value_of, encodings), strict=True))
+
         with ThreadPoolExecutor(1) as encoder:
 
             def prepare() -> tuple[list[list[str]], Any] | None:
                 rows = [self.cut(text) for text in islice(texts, BATCH)]
-                if not rows:
-                    return None
                 new = list(dict.fromkeys(p for row in rows for p in row if p not in known))
-                return rows, encoder.submit(self._encode, new, value_of)
+                return (rows, encoder.submit(encode, new)) if rows else None
 
             ready = prepare()
             while ready is not None:
@@ -97,10 +100,6 @@ class PieceEncoder:
                     # What was remembered after this batch was prepared is in `found` as well.
                     yield [known[piece] if piece in known else found[piece] for piece in row]
                 ready = following
-
-    def _encode(self, pieces: Sequence[str], value_of: Callable[[Any], Value]) -> dict[str, Value]:
-        encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
-        return dict(zip(pieces, map(value_of, encodings), strict=True))
 
     def _reset(self) -> None:
         """Switch off truncation and padding; only if on, since a change needs the lock."""

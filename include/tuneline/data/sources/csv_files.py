@@ -33,11 +33,7 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def columns_of(template: str, where: str) -> list[str]:
-    """Return the columns that a template names.
-
-    Raises:
-        UserError: if a brace stands alone, or a name is empty.
-    """
+    """Return the columns that a template names; UserError for a lone brace or an empty name."""
     names = []
     for piece in _PIECE.finditer(template):
         if piece[0] in ("{{", "}}"):
@@ -203,8 +199,8 @@ class CsvText:
 def cut_records(source: Iterator[Line], dialect: Dialect) -> Iterator[CsvText]:
     """Cut lines into records: a record ends where no quoted field is open.
 
-    Lines that make no record together are one record each, so that a stray quote costs its own
-    line only.
+    Lines that make no record together are one record each, so that a stray quote costs its own line
+    only.
 
     Raises:
         BrokenStream: if the file breaks off, after the records before.
@@ -228,9 +224,9 @@ def cut_records(source: Iterator[Line], dialect: Dialect) -> Iterator[CsvText]:
             taken += 1
         if not taken:
             break
-        if opened or (taken > 1 and not _is_record(_joined(ahead, taken), dialect)):
-            taken = 1
         data = _joined(ahead, taken)
+        if taken > 1 and (opened or _fields(data, dialect) == 0):
+            taken, data = 1, _joined(ahead, 1)
         parts = [ahead.popleft() for _ in range(taken)]
         cut = any(size > len(part) for part, size in parts)
         yield CsvText(number, taken, data, sum(size for _, size in parts) if cut else 0)
@@ -243,14 +239,14 @@ def _joined(ahead: deque[Line], taken: int) -> bytes:
     return b"\n".join(part for part, _ in islice(ahead, taken)).rstrip(b"\r")
 
 
-def _is_record(data: bytes, dialect: Dialect) -> bool:
+def _fields(data: bytes, dialect: Dialect) -> int | None:
+    """Return the number of fields of a record, 0 if it is none, None if it is not UTF-8."""
     try:
-        dialect.fields(data)
+        return len(dialect.fields(data))
     except UnicodeDecodeError:
-        return True
+        return None
     except csv.Error:
-        return False
-    return True
+        return 0
 
 
 @dataclass(frozen=True)
@@ -329,34 +325,24 @@ def _try(lines: Sequence[bytes], dialect: Dialect) -> _Trial | None:
     source = ((line, len(line)) for line in lines)
     records = islice(cut_records(source, dialect), _HEAD_RECORDS)
     first = next(records, None)
-    try:
-        header = dialect.fields(first.data) if first is not None else []
-    except (csv.Error, UnicodeDecodeError):
+    if first is None or not _fields(first.data, dialect):
         return None
-    if not header or len(set(header)) != len(header) or not all(header):
+    header = dialect.fields(first.data)
+    if len(set(header)) != len(header) or not all(header):
         return None
     good = bad = held = 0
-    opens = re.compile(
-        b"(?:^|%s)%s" % (re.escape(DELIMITERS[dialect.delimiter].encode()), _quote_of(dialect))
-    )
+    # Quotes that are text open nothing.
+    quote = _QUOTES[dialect.quoting][0].encode() or b"(?!)"
+    opens = re.compile(b"(?:^|%s)%s" % (re.escape(DELIMITERS[dialect.delimiter].encode()), quote))
     for record in records:
-        if not record.data.strip():
+        count = _fields(record.data, dialect) if record.data.strip() else None
+        if count is None:
             continue
-        try:
-            fits = len(dialect.fields(record.data)) == len(header)
-        except UnicodeDecodeError:
-            continue
-        except csv.Error:
-            fits = False
+        fits = count == len(header)
         good += fits
         bad += 0 if fits else record.lines
         held += fits and opens.search(record.data) is not None
     return _Trial(dialect, tuple(header), good, bad, held)
-
-
-def _quote_of(dialect: Dialect) -> bytes:
-    """Return a pattern of the dialect's quote, which matches nothing if quotes are text."""
-    return _QUOTES[dialect.quoting][0].encode() or b"(?!)"
 
 
 _BOM = b"\xef\xbb\xbf"
@@ -425,8 +411,14 @@ def _csv_record(
         return invalid_utf8(number, data, error)
     except csv.Error as error:
         return RawRecord(number, raw, None, f"broken_csv: {error}")
-    if len(fields) != len(header):
-        return RawRecord(number, raw, None, _ragged(len(fields), len(header), dialect))
+    if more := len(fields) - len(header):
+        fault = f"broken_csv: {len(fields)} fields under {len(header)} columns, "
+        if more < 0:
+            fault += f"{-more} too few (a value or a delimiter is missing)"
+        else:
+            delimiter = DELIMITERS[dialect.delimiter]
+            fault += f"{more} too many (a value that holds {delimiter!r} needs quotes)"
+        return RawRecord(number, raw, None, fault)
     value: dict[str, Any] = dict(zip(header, fields, strict=True))
     if mapping is None:
         return RawRecord(number, raw, value)
@@ -434,12 +426,3 @@ def _csv_record(
     thread = value[mapping.conversation].strip() or None if mapping.conversation else None
     turns = apply_mapping(mapping, value)
     return RawRecord(number, raw, turns, label=label, conversation=thread)
-
-
-def _ragged(found: int, columns: int, dialect: Dialect) -> str:
-    """Return the fault of a record with too few or too many fields."""
-    fault = f"broken_csv: {found} fields under {columns} columns, "
-    if found < columns:
-        return f"{fault}{columns - found} too few (a value or a delimiter is missing)"
-    delimiter = DELIMITERS[dialect.delimiter]
-    return f"{fault}{found - columns} too many (a value that holds {delimiter!r} needs quotes)"

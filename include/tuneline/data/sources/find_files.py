@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -57,12 +58,7 @@ class SourceFile:
         return f"etag:{self.tag()}" if self.tag else "commit"
 
     def fetch(self, scratch: Path) -> Path:
-        """Bring the file to this machine; a local file stays where it is.
-
-        Raises:
-            UserError: if the server refuses it.
-            RetryableError: if the server failed.
-        """
+        """Bring the file to this machine; a local file stays where it is."""
         if self.download is None:
             assert self.local is not None
             return self.local
@@ -131,38 +127,29 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def find_in_bucket(address: str) -> list[SourceFile]:
-    """Find the objects that an address names.
-
-    Raises:
-        UserError: if there are none, or the server refuses access.
-        RetryableError: if the server failed.
-    """
+    """Find the objects that an address names; UserError if none, RetryableError by the server."""
     bucket, key = split_address(address)
-    store = S3Store(bucket, "")
-    if key and not key.endswith("/") and not has_wildcard(key) and _is_there(store, key):
-        return [_file(store, address, key)]
-    keys = choose(list(store.keys(fixed_folder(key).strip("/"))), key)
+    store, keys = S3Store(bucket, ""), []
+    if key and not key.endswith("/") and not has_wildcard(key):
+        with suppress(NotThere):
+            store.etag(key)
+            keys = [key]
+    keys = keys or choose(list(store.keys(fixed_folder(key).strip("/"))), key)
     if not keys:
         raise UserError(
             f"{address} does not exist: there is no JSONL, CSV or Parquet file there; check "
             "bucket and key"
         )
-    return [_file(store, address, name) for name in keys]
-
-
-def _is_there(store: S3Store, key: str) -> bool:
-    try:
-        store.etag(key)
-    except NotThere:
-        return False
-    return True
-
-
-def _file(store: S3Store, address: str, key: str) -> SourceFile:
-    uri = store.uri_of(key)
-    return SourceFile(
-        uri, address, uri, download=partial(store.get_foreign, key), tag=partial(store.etag, key)
-    )
+    return [
+        SourceFile(
+            store.uri_of(name),
+            address,
+            store.uri_of(name),
+            download=partial(store.get_foreign, name),
+            tag=partial(store.etag, name),
+        )
+        for name in keys
+    ]
 
 
 _ADDRESS = re.compile(
@@ -171,21 +158,8 @@ _ADDRESS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class HubAddress:
-    """A dataset's repository, its revision and the path in it (empty for all files)."""
-
-    repository: str
-    revision: str
-    path: str
-
-
-def parse_address(address: str) -> HubAddress:
-    """Take an address apart; without a revision it is `main`.
-
-    Raises:
-        UserError: if it does not name a dataset.
-    """
+def parse_address(address: str) -> tuple[str, str, str]:
+    """Return repository, revision and path of an address; UserError if it names no dataset."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UserError(
@@ -194,41 +168,33 @@ def parse_address(address: str) -> HubAddress:
         )
     # A slash in a revision is written %2F, as the hub's own addresses have it.
     revision = unquote(match["revision"] or "main")
-    return HubAddress(match["repository"], revision, (match["path"] or "").strip("/"))
+    return match["repository"], revision, (match["path"] or "").strip("/")
 
 
 def find_on_hub(address: str) -> list[SourceFile]:
-    """Find the files of a dataset on the hub that an address names.
+    """Find the files of a dataset on the hub; UserError if none, RetryableError by the hub."""
+    from huggingface_hub import HfApi
 
-    Raises:
-        UserError: if the hub knows no such dataset or revision, or has no data file there.
-        RetryableError: if the hub can't be reached.
-    """
-    wanted = parse_address(address)
-    commit, names = call_hub(f"dataset {address!r}", lambda: _list(wanted))
-    chosen = choose(names, wanted.path)
+    repository, revision, path = parse_address(address)
+    info = call_hub(
+        f"dataset {address!r}", lambda: HfApi().dataset_info(repository, revision=revision)
+    )
+    chosen = choose([entry.rfilename for entry in info.siblings or []], path)
     if not chosen:
         raise UserError(
             f"{address} does not exist: the repository has no JSONL, CSV or Parquet file there"
         )
-    root = f"hf://datasets/{wanted.repository}"
+    root, commit = f"hf://datasets/{repository}", str(info.sha)
     given = address.removeprefix(root).partition("/")[0]
     return [
         SourceFile(
             f"{root}{given}/{name}",
             address,
             f"{root}@{commit}/{name}",
-            download=partial(_download, address, wanted.repository, commit, name),
+            download=partial(_download, address, repository, commit, name),
         )
         for name in chosen
     ]
-
-
-def _list(wanted: HubAddress) -> tuple[str, list[str]]:
-    from huggingface_hub import HfApi
-
-    info = HfApi().dataset_info(wanted.repository, revision=wanted.revision)
-    return str(info.sha), [entry.rfilename for entry in info.siblings or []]
 
 
 def _download(address: str, repository: str, commit: str, name: str, target: Path) -> None:
@@ -252,12 +218,7 @@ KINDS = (
 
 
 def find_files(addresses: Iterable[str]) -> list[SourceFile]:
-    """Find the files that addresses name, each file once.
-
-    Raises:
-        UserError: if an address is malformed, or names nothing that can hold a dataset.
-        RetryableError: if a server failed.
-    """
+    """Find the files that addresses name, each once; UserError if an address names nothing."""
     found: dict[str, SourceFile] = {}
     for address in addresses:
         for file in _find(address):
@@ -348,12 +309,7 @@ class DatasetVersion(BaseModel):
 
 
 def dataset_version(addresses: Sequence[str]) -> DatasetVersion:
-    """Return the version of the data that addresses name now.
-
-    Raises:
-        UserError: if an address names nothing, or a server refuses it.
-        RetryableError: if a server failed.
-    """
+    """Return the version of the data that addresses name now; see `find_files`."""
     return DatasetVersion(files={f.origin: f.fingerprint() for f in find_files(addresses)})
 
 
@@ -364,10 +320,9 @@ def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
         "changed": sorted(name for name in new.keys() & old.keys() if new[name] != old[name]),
         "gone": sorted(old.keys() - new.keys()),
     }
-    return "; ".join(f"{kind}: {_names(found)}" for kind, found in kinds.items() if found)
 
+    def named(files: Sequence[str]) -> str:
+        shown = ", ".join(name.rsplit("/", 1)[-1] for name in files[:_NAMED])
+        return f"{shown} and {len(files) - _NAMED} more" if len(files) > _NAMED else shown
 
-def _names(files: Sequence[str]) -> str:
-    shown = ", ".join(name.rsplit("/", 1)[-1] for name in files[:_NAMED])
-    more = len(files) - _NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+    return "; ".join(f"{kind}: {named(files)}" for kind, files in kinds.items() if files)

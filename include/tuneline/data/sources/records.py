@@ -151,11 +151,7 @@ _VALUE_BYTES = 16
 
 
 def open_parquet(path: Path, name: str) -> Any:
-    """Open a file whose texts are read as dictionaries.
-
-    Raises:
-        UserError: if it can't be read, or unpacks to more than `most_unpacked`.
-    """
+    """Open a file with texts as dictionaries; UserError if broken, or over `most_unpacked`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -215,7 +211,7 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
 
 def _parquet_records(number: int, batch: Any, left: int) -> Iterator[tuple[RawRecord, int]]:
     """Yield the records of a batch with their sizes."""
-    sizes = _row_bytes(batch.to_struct_array())
+    sizes = [int(size) for size in _sizes(batch.to_struct_array())]
     if max(sizes) <= MAX_LINE_BYTES and sum(sizes) <= min(_BATCH_BYTES, left):
         try:
             values = batch.to_pylist()
@@ -237,12 +233,8 @@ def _parquet_records(number: int, batch: Any, left: int) -> Iterator[tuple[RawRe
             yield _parquet_record(number + index + 1, batch.slice(index, 1)), size
 
 
-def _row_bytes(array: Any) -> list[int]:
-    """Return the bytes that each entry of an array takes as a Python object, about."""
-    return [int(size) for size in _sizes(array)]
-
-
 def _sizes(array: Any) -> np.ndarray:
+    """Return the bytes that each entry of an array takes as a Python object, about."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -291,11 +283,7 @@ _HEAD_BYTES = 8192
 
 
 def check_file(path: Path, uri: str) -> None:
-    """Refuse a file that can't hold a dataset, reading only its beginning.
-
-    Raises:
-        UserError: if it is missing, a folder, not readable, empty, or of another format.
-    """
+    """Refuse a file that can't hold a dataset, by its beginning; UserError says why."""
     if path.is_dir():
         raise UserError(f"{uri} is a folder; give one JSONL, CSV or Parquet file")
     if not path.is_file():
@@ -304,17 +292,12 @@ def check_file(path: Path, uri: str) -> None:
         raise UserError(f"{uri} can't be read; give yourself permission to read it")
     if path.stat().st_size == 0:
         raise NothingInside(f"{uri} is empty; there is nothing to train on")
-    if _form(path, uri) == "jsonl":
-        head = head_of(path, _HEAD_BYTES)
-        if b"\0" in head and not _has_object(head):
-            raise UserError(
-                f"{uri} is a binary file (or UTF-16), not lines of JSON; unpack or convert it to "
-                "UTF-8 text with one JSON object on each line"
-            )
-
-
-def _has_object(head: bytes) -> bool:
-    return any(line.lstrip().startswith(b"{") for line in head.splitlines())
+    head = head_of(path, _HEAD_BYTES) if _form(path, uri) == "jsonl" else b""
+    if b"\0" in head and not any(line.lstrip().startswith(b"{") for line in head.splitlines()):
+        raise UserError(
+            f"{uri} is a binary file (or UTF-16), not lines of JSON; unpack or convert it to "
+            "UTF-8 text with one JSON object on each line"
+        )
 
 
 def _form(path: Path, uri: str) -> str:
@@ -336,11 +319,7 @@ def _form(path: Path, uri: str) -> str:
 
 
 def read_records(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[RawRecord]:
-    """Read the records of a file, one by one.
-
-    Raises:
-        UserError: if the format is unknown, or the file as a whole can't be read.
-    """
+    """Read the records of a file, one by one; UserError if it can't be read as a whole."""
     form = _form(path, name)
     if form == "jsonl":
         return read_jsonl(path, name)

@@ -48,12 +48,7 @@ def compression_of_file(path: Path) -> str | None:
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """Read the unpacked bytes of a file.
-
-    Raises:
-        BrokenStream: if it is cut off or damaged, after all that could be unpacked, or unpacks to
-            more than `most_unpacked`.
-    """
+    """Read unpacked bytes; BrokenStream, after what there is, if damaged or too many."""
     compression = compression_of_file(path)
     if compression is None:
         with path.open("rb") as handle:

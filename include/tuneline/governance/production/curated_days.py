@@ -110,11 +110,7 @@ class CuratedDay:
         )
 
     def fetch(self, path: Path) -> bool:
-        """Copy the table of its requests, verified; return False if it has none.
-
-        Raises:
-            CorruptObject: if the bytes are not the ones that the evidence states.
-        """
+        """Copy the table of its requests, verified; return False if it has none."""
         for file in self.evidence.files:
             self.store.get_file(f"{self.prefix}/{file.name}", path, sha256=file.sha256)
         return bool(self.evidence.files)
@@ -140,13 +136,10 @@ def check_model(model: str) -> str:
 
 def parse_day(text: str) -> date:
     """Return the day of a text; UserError if it is none."""
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        day = None
-    if day is None or day.isoformat() != text:
-        raise UserError(f"{text!r} is not a day; write it as YYYY-MM-DD")
-    return day
+    with suppress(ValueError):
+        if (day := date.fromisoformat(text)).isoformat() == text:
+            return day
+    raise UserError(f"{text!r} is not a day; write it as YYYY-MM-DD")
 
 
 def curated_days(store: Store, model: str) -> list[date]:
@@ -161,17 +154,13 @@ def curated_days(store: Store, model: str) -> list[date]:
 
 
 def open_day(store: Store, model: str, day: date) -> CuratedDay | None:
-    """Return a curated day, None if it is not curated.
-
-    Raises:
-        CorruptObject: if its evidence is not the one that was written.
-        UserError: if an earlier version of Tuneline curated it.
-    """
+    """Return a curated day, None without one; UserError if an earlier version curated it."""
+    root = _root(model, day)
     try:
-        return _open(store, _root(model, day))
+        return _open(store, root)
     except NotThere:
         # Another run has put a day in its place since the pointer was read.
-        return _open(store, _root(model, day))
+        return _open(store, root)
 
 
 def open_days(store: Store, model: str, days: Iterable[date]) -> Iterator[CuratedDay]:
@@ -227,7 +216,14 @@ def publish(
     store.flush()
     # A run that began long ago may find its folder swept by a later one.
     _put(made, names, files)
-    _sweep(store, root, generation)
+    # The folders of the generations before the last one go; what another run deletes meanwhile is
+    # gone, which is all that is wanted.
+    with suppress(FileNotFoundError):
+        inside = (key.removeprefix(f"{root}/").partition("/") for key in list(store.keys(root)))
+        for name in sorted({name for name, below, _ in inside if below}):
+            number = name.rpartition("-")[2]
+            if number.isdigit() and int(number) < generation - 1:
+                store.delete_prefix(f"{root}/{name}")
     return made
 
 
@@ -271,14 +267,3 @@ def _put(day: CuratedDay, names: Sequence[str], files: Path, *, anew: bool = Fal
                 raise RetryableError(f"{day.uri} can't be written: {error}") from error
         else:
             return
-
-
-def _sweep(store: Store, root: str, generation: int) -> None:
-    """Delete the folders of the generations before the last one."""
-    # What another run deletes meanwhile is gone, which is all that is wanted.
-    with suppress(FileNotFoundError):
-        inside = (key.removeprefix(f"{root}/").partition("/") for key in list(store.keys(root)))
-        for folder in sorted({name for name, below, _ in inside if below}):
-            number = folder.rpartition("-")[2]
-            if number.isdigit() and int(number) < generation - 1:
-                store.delete_prefix(f"{root}/{folder}")

@@ -41,11 +41,7 @@ REPORT_SCHEMA = "tuneline/drift-look/1"
 
 
 def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -> Look:
-    """Compare the days since the last look with the training data, and store the report.
-
-    Raises:
-        UserError: if the released model's dataset can't be read.
-    """
+    """Compare the days since the last look with the training data, and store the report."""
     pointer = read_release(store, model)
     if pointer is None:
         why = f"no version of {model} is released, so there is nothing to compare with"
@@ -118,7 +114,7 @@ def _compare(
     look = _keep(store, model, until, document, report=report, scratch=scratch)
     if fresh:
         kept = {"seen": sorted(map(str, {*seen, *fresh})), "state": report.state.as_dict()}
-        store.put_bytes(_state_key(model, release.version), json.dumps(kept).encode())
+        store.put_bytes(f"{_root(model)}/{release.version}/state.json", json.dumps(kept).encode())
     return look
 
 
@@ -212,7 +208,7 @@ def _prompts(
 def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, set[date]]:
     """Return the state after the looks at a version's production, and the days that they saw."""
     with suppress(NotThere):
-        document = json.loads(store.get_bytes(_state_key(model, version)))
+        document = json.loads(store.get_bytes(f"{_root(model)}/{version}/state.json"))
         seen = set(map(date.fromisoformat, document["seen"]))
         return WatchState.from_dict(document["state"]), seen
     return None, set()
@@ -222,10 +218,6 @@ def _unseen(store: Store, model: str, pointer: ReleasePointer, seen: set[date]) 
     """Return the curated days of a release that no look has seen, whenever they were curated."""
     since = date.fromisoformat(pointer.released_at[:10])
     return [day for day in curated_days(store, model) if day >= since and day not in seen]
-
-
-def _state_key(model: str, version: str) -> str:
-    return f"{_root(model)}/{version}/state.json"
 
 
 def _root(model: str) -> str:

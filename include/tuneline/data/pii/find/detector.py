@@ -84,10 +84,7 @@ class Detector:
     def rows(
         self, batch: Sequence[Sequence[Message]], shared: Shared
     ) -> list[Mapping[str, tuple[Hit, ...]]]:
-        """Find everything in the turns of some rows; no model reads what they share.
-
-        Returned are each row's hits by text (see `texts_of`), in order, without overlaps.
-        """
+        """Return each row's hits by text, in order; no model reads what the rows share."""
         pieces = [texts_of(messages, self._settings.label_field) for messages in batch]
         # What models read of each text, and the number of characters before it.
         parts: dict[str, tuple[str, int]] = {}
