@@ -28,51 +28,28 @@ def faults(records):
 
 
 def test_one_bad_line_never_stops_the_rest(tmp_path):
-    lines = [
-        b'{"a": 1}',
-        b'{"a": "\xff"}',
-        b'{"a": ',
-        b"\x00\x00",
-        b"   ",
-        b'{"a": 1, "a": 2}',
-        b"[" * 20_000,
-        b'{"a": NaN}',
-        b'{"a": ' + b"9" * 5000 + b"}",
-        b'{"a": 2}\r',
-    ]
+    lines = {
+        b'{"a": 1}': "",
+        b'{"a": "\xff"}': "invalid_utf8",
+        b'{"a": ': "broken_json",
+        b"\x00\x00": "broken_json",
+        b"   ": "blank_line",
+        b'{"a": 1, "a": 2}': "duplicate_key",
+        b"[" * 20_000: "broken_json",
+        b"[" * 150 + b"]" * 150: "broken_json",
+        b'{"a":' * 150 + b"1" + b"}" * 150: "broken_json",
+        b'{"a": NaN}': "broken_json",
+        b'{"a": -Infinity}': "broken_json",
+        b'{"a": 1e999}': "broken_json",
+        b'{"a": ' + b"9" * 5000 + b"}": "broken_json",
+        b'{"a": 2}\r': "",
+    }
     records = read(tmp_path / "rows.jsonl", b"\n".join(lines))
-    assert faults(records) == [
-        "",
-        "invalid_utf8",
-        "broken_json",
-        "broken_json",
-        "blank_line",
-        "duplicate_key",
-        "broken_json",
-        "broken_json",
-        "broken_json",
-        "",
-    ]
-    assert [r.source_line for r in records] == list(range(1, 11))
-    assert records[0].value == {"a": 1}
-    assert records[-1].value == {"a": 2}
+    assert faults(records) == list(lines.values())
+    assert [r.source_line for r in records] == list(range(1, len(lines) + 1))
+    assert (records[0].value, records[-1].value) == ({"a": 1}, {"a": 2})
     assert records[1].raw == '{"a": "\\xff"}'
-    assert count_records(tmp_path / "rows.jsonl") == 10
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("1e999", ValueError),
-        ("[" * 150 + "]" * 150, RecursionError),
-        ('{"a":' * 150 + "1" + "}" * 150, RecursionError),
-        ("9" * 5000, ValueError),
-        ("-Infinity", ValueError),
-    ],
-)
-def test_what_strict_json_refuses(text, error):
-    with pytest.raises(error):
-        parse_json(text)
+    assert count_records(tmp_path / "rows.jsonl") == len(lines)
 
 
 def test_many_brackets_are_not_many_levels():
