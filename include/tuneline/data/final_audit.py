@@ -120,25 +120,6 @@ def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
     return found
 
 
-def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> int:
-    """Count rows that are near-duplicates across the split; `before` knows their surrogates."""
-    stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
-    known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
-    texts = similarity_texts(known, before)
-    sides = [SPLITS.index(split) for split in column_of(rows, "split")]
-    return len({number for number, _, _ in cross_pairs(texts, sides, limit)})
-
-
-def repeated_rows(rows: Sequence[Row]) -> int:
-    """Count rows with the turns of another; an own hold-out may repeat itself."""
-    turns = [
-        hashlib.sha256(json.dumps(row.messages, sort_keys=True).encode()).digest()
-        for row in rows
-        if row.split != HOLDOUT
-    ]
-    return len(turns) - len(set(turns))
-
-
 def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
     """Count answers that no longer satisfy the configured schema; 0 without one."""
     if config.answer_schema is None:
@@ -217,12 +198,6 @@ def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Tu
     return count
 
 
-def labels_with_pii(rows: Sequence[Row], config: DataConfig) -> int:
-    """Count classes that are personal data; a CSV's column of classes may stand in no turn."""
-    finder = shape_finder(config)
-    return sum(bool(finder(label)) for label in set(column_of(rows, "label")) if label)
-
-
 def _measurements(
     rows: StoredRows,
     weights: Sequence[float],
@@ -235,17 +210,26 @@ def _measurements(
     limit: int,
     config: DataConfig,
 ) -> list[Measurement]:
-    counted = column_of(rows, "n_tokens")
+    counted, splits = column_of(rows, "n_tokens"), column_of(rows, "split")
     stale = sum(count != length for count, length in zip(counted, found.lengths, strict=True))
-    leaking = leaking_rows(rows, before, config.near_duplicate_jaccard)
-    outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
-
-    sources, splits = [base_id(row.row_id) for row in facts], column_of(rows, "split")
+    # The rows after scrubbing know their surrogates.
+    stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
+    known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
+    sides = [SPLITS.index(split) for split in splits]
+    pairs = cross_pairs(similarity_texts(known, before), sides, config.near_duplicate_jaccard)
+    leaking = len({number for number, _, _ in pairs})
     # The dataset's own hold-out is taken as it is and does not count.
     named = {row.row_id: row.conversation for row in before.facts() if not row.own_holdout}
-
+    sources = [base_id(row.row_id) for row in facts]
     torn_in_two = torn(map(named.get, sources), splits)
-    repeated, least = repeated_rows(rows), share_of(*again).lower if again[1] else 0.0
+    # The hold-out may repeat itself, and a weight is not a repetition.
+    turns = (json.dumps(row.messages, sort_keys=True) for row in rows if row.split != HOLDOUT)
+    copies = Counter(hashlib.sha256(text.encode()).digest() for text in turns)
+    repeated, finder = copies.total() - len(copies), shape_finder(config)
+    # A CSV's column of classes may stand in no turn.
+    labels = sum(bool(finder(label)) for label in set(column_of(rows, "label")) if label)
+    outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
+    least = share_of(*again).lower if again[1] else 0.0
 
     def none(name: str, count: int, unit: str = "rows") -> Measurement:
         return measure(name, count, unit, "==", 0)
@@ -262,7 +246,7 @@ def _measurements(
         none("deduplication.conversations_torn_across_splits", torn_in_two, "conversations"),
         measure("deduplication.repeated_rows", repeated, "rows", "==", 0, on_breach="warn"),
         none("pii_scrubbing.rows_with_pattern_hits", with_pii),
-        none("pii_scrubbing.labels_with_pattern_hits", labels_with_pii(rows, config), "labels"),
+        none("pii_scrubbing.labels_with_pattern_hits", labels, "labels"),
         measure("pii_scrubbing.rows_read_again", again[1], "rows"),
         measure("pii_scrubbing.rows_with_model_hits", again[0], "rows"),
         measure(

@@ -206,6 +206,10 @@ def _audited(outcomes: Sequence[Outcome]) -> pa.Table:
     """Return the lines of the audit table, which holds no text."""
     import pyarrow as pa
 
+    def last_role(messages: Sequence[Message]) -> str | None:
+        role = messages[-1]["role"] if messages else None
+        return role if role in (None, *ROLES) else "unknown"
+
     text, number, flag = pa.string(), pa.int64(), pa.bool_()
     columns: list[tuple[str, pa.DataType, Callable[[Outcome], object]]] = [
         ("row_id", text, lambda o: o.row_id),
@@ -216,21 +220,14 @@ def _audited(outcomes: Sequence[Outcome]) -> pa.Table:
         ("malformed", number, lambda o: int(o.code not in ("", NOT_SELECTED))),
         ("selected", flag, lambda o: o.code != NOT_SELECTED),
         ("turns", number, lambda o: len(o.messages)),
-        ("last_role", text, lambda o: _last_role(o.messages)),
+        # An unknown role may be any text.
+        ("last_role", text, lambda o: last_role(o.messages)),
         ("tokens_equal", flag, lambda o: o.tokens_equal),
         ("mask_exact", flag, lambda o: o.mask_exact),
         ("has_label", flag, lambda o: o.label is not None),
         ("class", text, lambda o: class_key(o.label)),
     ]
     return pa.table({n: pa.array(map(value, outcomes), kind) for n, kind, value in columns})
-
-
-def _last_role(messages: Sequence[Message]) -> str | None:
-    """Return the last turn's role; an unknown one may be any text and is not repeated."""
-    if not messages:
-        return None
-    role = messages[-1]["role"]
-    return role if role in ROLES else "unknown"
 
 
 def _conclude(ctx: StepContext, tally: _Tally, read: Records) -> Evidence:

@@ -62,11 +62,6 @@ def hide(messages: Sequence[Message]) -> list[Message]:
     ]
 
 
-def reason_pieces(reason: str) -> list[Piece]:
-    """Return a reject's reason, its quotations of the row hidden like the row itself."""
-    return [piece._replace(kind="reason") for piece in _window(reason, None, None)]
-
-
 def raw_pieces(raw: str, reason: str) -> list[Piece]:
     """Return a rejected row's line, or what surrounds its fault, with personal data hidden."""
     fault = fault_place(raw, reason)
@@ -255,7 +250,8 @@ def _print_row(screen: _Screen, shown: Shown, renderer: Renderer, *, mask: bool)
     reject = shown.reject
     if reject is not None:
         screen.head(shown, [reject.item])
-        screen.line(reason_pieces(reject.reason))
+        # Its quotations of the row are hidden like the row itself.
+        screen.line([p._replace(kind="reason") for p in _window(reject.reason, None, None)])
         screen.line(raw_pieces(reject.raw, reject.reason))
         if reject.code == "mask_boundary":
             return f"its mask trains on nothing ({reject.reason})"

@@ -75,29 +75,6 @@ def wanted_columns(mapping: CsvMapping) -> list[str]:
     return list(wanted)
 
 
-def check_columns(mapping: CsvMapping, header: Sequence[str], name: str, dialect: str) -> None:
-    """Refuse a file without the columns that its mapping names; UserError names them."""
-    missing = [column for column in wanted_columns(mapping) if column not in header]
-    if missing:
-        raise UserError(
-            f"{name} has no column {', '.join(map(repr, missing))}, which data.csv names; "
-            f"its columns are {', '.join(map(repr, header))}, read with {dialect} "
-            "(data.csv_delimiter, data.csv_quoting)"
-        )
-
-
-def apply_mapping(mapping: CsvMapping, values: Mapping[str, str]) -> dict[str, Any]:
-    """Make a record in the messages form from the values of a CSV record."""
-    turns = [("system", mapping.system), ("user", mapping.user), ("assistant", mapping.assistant)]
-    return {
-        "messages": [
-            {"role": role, "content": fill(template, values)}
-            for role, template in turns
-            if template is not None
-        ]
-    }
-
-
 # A quoted field may span lines; an opening quote that is never closed must not swallow the file,
 # so a record that is longer than this counts as broken.
 MAX_CSV_RECORD_LINES = 1000
@@ -386,8 +363,13 @@ def read_csv(path: Path, name: str, form: CsvForm) -> Iterator[RawRecord]:
             f"{name}: every column needs its own name, line 1 has {header}, read with "
             f"{dialect} (data.csv_delimiter, data.csv_quoting)"
         )
-    if mapping is not None:
-        check_columns(mapping, header, name, str(dialect))
+    wanted = wanted_columns(mapping) if mapping is not None else []
+    if missing := [column for column in wanted if column not in header]:
+        raise UserError(
+            f"{name} has no column {', '.join(map(repr, missing))}, which data.csv names; "
+            f"its columns are {', '.join(map(repr, header))}, read with {dialect} "
+            "(data.csv_delimiter, data.csv_quoting)"
+        )
     last = first
     try:
         for last in records:
@@ -424,5 +406,6 @@ def _csv_record(
         return RawRecord(number, raw, value)
     label = value[mapping.label].strip() or None if mapping.label else None
     thread = value[mapping.conversation].strip() or None if mapping.conversation else None
-    turns = apply_mapping(mapping, value)
-    return RawRecord(number, raw, turns, label=label, conversation=thread)
+    templates = {role: getattr(mapping, role) for role in ("system", "user", "assistant")}.items()
+    turns = [{"role": r, "content": fill(t, value)} for r, t in templates if t is not None]
+    return RawRecord(number, raw, {"messages": turns}, label=label, conversation=thread)

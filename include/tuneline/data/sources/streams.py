@@ -32,8 +32,10 @@ def most_unpacked(path: Path) -> int:
     return max(_UNPACKED_BYTES, _UNPACKED_RATIO * path.stat().st_size)
 
 
-def compression_of(head: bytes) -> str | None:
+def compression_of(path: Path) -> str | None:
     """Return the compression that a file's first bytes show (RFC 1952, RFC 8878), or None."""
+    with path.open("rb") as handle:
+        head = handle.read(4)
     if head.startswith(b"\x1f\x8b"):
         return GZIP
     # A zstd file may begin with a frame to be skipped, as parallel compressors write it.
@@ -41,15 +43,9 @@ def compression_of(head: bytes) -> str | None:
     return ZSTD if head.startswith(b"\x28\xb5\x2f\xfd") or skippable else None
 
 
-def compression_of_file(path: Path) -> str | None:
-    """Return the compression of a file, None if it has none."""
-    with path.open("rb") as handle:
-        return compression_of(handle.read(4))
-
-
 def blocks(path: Path) -> Iterator[bytes]:
     """Read unpacked bytes; BrokenStream, after what there is, if damaged or too many."""
-    compression = compression_of_file(path)
+    compression = compression_of(path)
     if compression is None:
         with path.open("rb") as handle:
             while block := handle.read(BLOCK):
