@@ -92,22 +92,20 @@ def test_csv_without_mapping_takes_columns_as_fields(tmp_path):
     assert records[0].value == {"prompt": "hi", "completion": "ho"}
 
 
-def test_missing_column_is_named(tmp_path):
-    mapping = CsvMapping(user="{text}", assistant="{intent}")
-    with pytest.raises(UserError, match=r"no column 'intent'.*its columns are 'text', 'category'"):
-        read(tmp_path / "rows.csv", b"text,category\na,b\n", mapping)
-
-
-def test_lone_brace_in_a_template_is_named(tmp_path):
-    mapping = CsvMapping(user="{text}", assistant='{"intent": {category}}')
-    with pytest.raises(UserError, match=r"data\.csv\.assistant.*write \{column\}"):
-        read(tmp_path / "rows.csv", b"text,category\na,b\n", mapping)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\n", b'"a\n', b"a,a\n1,2\n", b",b\n1,2\n"])
-def test_unreadable_csv_header(tmp_path, content):
-    with pytest.raises(UserError, match=r"CSV header|its own name"):
-        read(tmp_path / "rows.csv", content)
+@pytest.mark.parametrize(
+    ("assistant", "content", "words"),
+    [
+        ("{intent}", b"text,category\na,b\n", r"no column 'intent'.*its columns are 'text', 'cate"),
+        ('{"intent": {text}}', b"text,category\na,b\n", r"data\.csv\.assistant.*write \{column\}"),
+        ("{text}", b"\xff\xfe\n", "CSV header"),
+        ("{text}", b'"a\n', "CSV header"),
+        ("{text}", b"a,a\n1,2\n", "its own name"),
+        ("{text}", b",b\n1,2\n", "its own name"),
+    ],
+)
+def test_a_csv_that_can_not_be_read(tmp_path, assistant, content, words):
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "rows.csv", content, CsvMapping(user="{text}", assistant=assistant))
 
 
 def test_parquet(tmp_path):
