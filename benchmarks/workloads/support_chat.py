@@ -10,13 +10,16 @@ import random
 import re
 import string
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from benchmarks.contest.contest import Options
 from benchmarks.workloads.input_rows import read_conversations
-from tuneline.data.sample import PLANTED, SUPPORT
+from tuneline.data.sample import SUPPORT
 from tuneline.data.tables.rows import Message
 
+# Every planted fault of SUPPORT with its line.
+PLANTED = Path(__file__).with_name("planted.json")
 SEED = 7
 # Sentences of a message and of an answer; with the system prompt about 160 tokens a row.
 MOST_SENTENCES = 8

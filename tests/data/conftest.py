@@ -3,10 +3,11 @@
 import json
 
 import pytest
+from benchmarks.workloads.support_chat import PLANTED
 from tests.lab.data_runs import DataLab, make_base
 from tests.lab.wheels import link_usual_wheel
 
-from tuneline.data.sample import PLANTED, SUPPORT
+from tuneline.data.sample import SUPPORT
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,14 @@
 """Clean data of many kinds and sizes: no gate, no step and no final audit raises a false alarm."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
-from tests.lab.data_runs import WORDS, answer, chat
+from tests.lab.data_runs import WORDS, answer, chat, clean_rows, write_jsonl
 
 from tuneline.catalogue import DATA_ORDER
+from tuneline.verdicts import checklist
 
 CLASSES = "billing login shipping returns stock delivery".split()
 
@@ -36,10 +39,7 @@ def clean_rows_of(seed):
 
 
 # Each takes some ten seconds; both kinds of rows are among the first.
-SEEDS = [
-    *range(2),
-    *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 20)),
-]
+SEEDS = [*range(2), *(pytest.param(n, marks=pytest.mark.long) for n in range(2, 20))]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -56,3 +56,40 @@ def test_no_false_alarm(data_lab, seed):
     record = lab.step("final_audit")
     assert all(m.ok is not False for m in record.measurements), record.measurements
     assert len(lab.table("distribution_balancing", "dataset.parquet")) == len(rows)
+
+
+def outdated(lab):
+    return {
+        row.item: row.because
+        for row in checklist(lab.run)
+        if row.item in DATA_ORDER and row.verdict == "not_run"
+    }
+
+
+def test_a_data_step_run_again(data_lab):
+    lab = data_lab(clean_rows(60))
+    lab.upto("distribution_balancing")
+    lab.step("final_audit")
+    assert outdated(lab) == {}
+
+    # The same rows again.
+    for step in ("schema_validation", "deduplication", "final_audit"):
+        lab.step(step)
+    assert outdated(lab) == {}
+
+    # Other rows: what follows rests on the rows from before.
+    write_jsonl(Path(lab.run.config.data.source), clean_rows(61))
+    lab.step("schema_validation")
+    found = outdated(lab)
+    # The final audit judges the first item too.
+    assert set(found) == set(DATA_ORDER)
+    assert found["pii_scrubbing"].startswith(
+        "pii_scrubbing read quarantine/rows.parquet of schema_validation as "
+    )
+    assert all(" of schema_validation as " in because for because in found.values())
+
+    # One after the other they come back.
+    for step in (*DATA_ORDER[1:], "final_audit"):
+        lab.step(step)
+    assert outdated(lab) == {}
+    assert json.loads(lab.lab.artifact("final_audit", "dataset.json").read_text())["rows"] == 61

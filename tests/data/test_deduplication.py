@@ -4,8 +4,9 @@ from collections import Counter
 from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
 from tests.lab.runs import value
 
-from tuneline.data.near_duplicates.compared_text import similarity_texts
-from tuneline.data.near_duplicates.deduplicate import deduplicate, find_conflicts
+from tuneline.config import DataConfig
+from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
+from tuneline.data.near_duplicates.deduplicate import advise, deduplicate, find_conflicts
 from tuneline.data.tables.rows import Row, StandIn
 
 ITEM = "deduplication"
@@ -16,8 +17,6 @@ def row(number, user, label="a", reply="ok", **more):
 
 
 def config(**settings):
-    from tuneline.config import DataConfig
-
     return DataConfig(source="rows.jsonl", **settings)
 
 
@@ -119,20 +118,6 @@ def test_clusters_not_pairs():
     assert found.reasons[0] is None, "the longest row of a cluster stays"
 
 
-def test_what_is_kept_does_not_depend_on_order():
-    rows = [row(n, text(n % 7, 20) + " x" * (n % 3)) for n in range(40)]
-
-    def kept(rows):
-        found = deduplicate(rows, config())
-        return {
-            (r.row_id, s)
-            for r, s, why in zip(rows, found.splits, found.reasons, strict=True)
-            if why is None
-        }
-
-    assert kept(rows) == kept(rows[::-1])
-
-
 def test_policies_for_conflicts():
     rows = [row(n, "same question here", label) for n, label in enumerate("aab")]
     rows += [row(10 + n, text(n, 12)) for n in range(30)]
@@ -172,15 +157,6 @@ def test_shared_instructions_do_not_make_rows_alike():
     assert all(reason is None for reason in deduplicate(rows, config()).reasons)
 
 
-def test_surrogates_are_not_compared():
-    def hidden(number, name):
-        user = f"my name is {name} and my parcel never came to the door"
-        return row(number, user, stand_ins=(StandIn(0, 11, 11 + len(name), "PERSON"),))
-
-    rows = [hidden(1, "Alexandra Placeholder"), hidden(2, "Kim Doe")]
-    assert len(set(similarity_texts(rows))) == 1
-
-
 def called(number, name, before="my name is ", **more):
     user = f"{before}{name} and my parcel never came to the door"
     start = len(before)
@@ -195,7 +171,7 @@ def test_rows_that_differ_in_personal_data_alone_stay_up_to_a_limit():
     assert len(kept) == len(set(kept)) == 3
     assert len({split for split in found.splits if split}) == 1, "one form, one split"
     assert sum(found.variety) == 2
-    assert sorted(map(code_of, filter(None, found.reasons))) in (
+    assert sorted(why.partition(":")[0] for why in filter(None, found.reasons)) in (
         ["exact_duplicate", "masked_duplicate"],
         ["masked_duplicate", "masked_duplicate"],
     )
@@ -207,7 +183,9 @@ def test_rows_that_differ_in_personal_data_alone_stay_up_to_a_limit():
 def test_what_differs_beyond_its_values_is_a_near_duplicate():
     other = called(2, "Lee Marlow", before="so my name is ")
     found = deduplicate([called(1, "Kim Doe"), other], config(near_duplicate_jaccard=0.6))
-    assert sorted(map(code_of, filter(None, found.reasons))) == ["near_duplicate"]
+    assert sorted(why.partition(":")[0] for why in filter(None, found.reasons)) == [
+        "near_duplicate"
+    ]
     assert not any(found.variety)
 
 
@@ -217,10 +195,6 @@ def test_another_class_is_no_variety():
     found = deduplicate(rows, config())
     assert found.reasons[3] is not None
     assert found.reasons[:3] == [None] * 3
-
-
-def code_of(reason):
-    return reason.split(":", 1)[0]
 
 
 def test_scrubbing_takes_no_row_away_that_was_different(data_lab):
@@ -351,3 +325,89 @@ def test_in_the_sample_duplicates_and_conflicts_go_and_hardly_another_row(sample
     assert len(gone.keys() - planted) <= 15
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
     assert sample_lab.gate(ITEM).verdict == "pass"
+
+
+BEFORE = "Classify this message of a customer of the bank: "
+AFTER = "\n\nAnswer with one word of the list above."
+TEXTS = [
+    f"{BEFORE}{word} it is{AFTER}" for word in "red blue green grey black pink gold teal".split()
+]
+
+
+def test_what_nearly_all_texts_share():
+    affixes = common_affixes([*TEXTS, "something else"])
+    assert affixes == Affixes(BEFORE, " it is" + AFTER)
+    assert affixes.own(TEXTS[0]) == "red"
+    assert affixes.own("something else") == "something else"
+
+
+def test_a_text_that_is_all_boilerplate_stays():
+    affixes = common_affixes(TEXTS)
+    assert affixes.own(f"{BEFORE} it is{AFTER}") == f"{BEFORE} it is{AFTER}"
+
+
+def test_chance_is_no_boilerplate():
+    assert common_affixes(TEXTS[:4]) == Affixes()
+    assert common_affixes([f"I would {w}" for w in "a b c d e f g h i j k".split()]) == Affixes()
+    assert common_affixes([BEFORE] * 100) == Affixes()
+
+
+def test_order_does_not_matter():
+    assert common_affixes(TEXTS[::-1]) == common_affixes(TEXTS)
+
+
+CONFIG = DataConfig(source="rows.jsonl")
+
+
+def turns(*users, reply):
+    """Return a conversation that ends in a reply."""
+    begun = [message for user in users[:-1] for message in chat(user, "go on")]
+    return [*begun, *chat(users[-1], reply)]
+
+
+def rows_of(*exchanges):
+    """Return rows of (turns of the prompt, class, answer)."""
+    return [
+        Row(f"{n:04d}", turns(*prompt, reply=reply), "rows.jsonl", n, label=label)
+        for n, (prompt, label, reply) in enumerate(exchanges)
+    ]
+
+
+def advice(rows, config=CONFIG):
+    return advise(rows, deduplicate(rows, config).reasons, config.label_conflicts)
+
+
+def test_no_advice_without_many_contradictions():
+    rows = rows_of(*[([f"question {n} of many others"], "a", "x") for n in range(60)])
+    assert advice(rows) == ""
+    pair = rows_of((["the same"], "a", "x"), (["the same"], "b", "x"))
+    assert advice(rows + pair) == ""
+
+
+def test_a_dominant_class_asks_for_keep_majority():
+    rows = rows_of(*[(["the same question"], "a", "x")] * 9, (["the same question"], "b", "x"))
+    said = advice(rows)
+    assert "Set data.label_conflicts to keep_majority: on 1 of these prompts" in said
+    assert "no answer has two thirds" not in said
+    kept = DataConfig(source="rows.jsonl", label_conflicts="keep_majority")
+    assert "keep_majority" not in advice(rows, kept)
+    assert deduplicate(rows, kept).reasons.count(None) == 1
+    assert deduplicate(rows, CONFIG).reasons.count(None) == 0
+
+
+def test_an_ambiguous_turn_asks_for_the_conversation():
+    rows = rows_of(*[(["yes please"], label, "x") for label in "abcd"])
+    said = advice(rows)
+    assert "1 of them are a single turn (its median length is 2 words)" in said
+    assert "put the turns before it" in said
+    assert "keep_majority" not in said
+
+
+def test_several_right_texts_ask_for_keep():
+    rows = rows_of(*[(["tell me", "another one"], None, f"story {n}") for n in range(4)])
+    assert "set data.label_conflicts to keep" in advice(rows)
+
+
+def test_spread_classes_of_whole_conversations_ask_for_a_review():
+    rows = rows_of(*[(["tell me", "another one"], label, "x") for label in "abcd"])
+    assert "have their classes reviewed" in advice(rows)

@@ -1,28 +1,31 @@
+import math
 from collections import Counter
 
 import pytest
-from tests.lab.data_runs import clean_rows, code, text
+from tests.lab.data_runs import chat, clean_rows, code, text
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
-from tuneline.data.distribution_balancing import balance
+from tuneline.data.balance.class_shares import (
+    caps,
+    class_weights,
+    edge_cases,
+    effective_classes,
+    reference_distance,
+)
+from tuneline.data.distribution_balancing import MIN_TEXTS, balance, group_count, group_prompts
 from tuneline.data.tables.rows import Row
 
 ITEM = "distribution_balancing"
 SKEWED = ("billing",) * 12 + ("login", "login", "shipping")
 
 
-def labelled(counts, split="train"):
-    rows = []
-    for label, count in counts.items():
-        for _ in range(count):
-            number = len(rows)
-            turns = [
-                {"role": "user", "content": f"q{number}"},
-                {"role": "assistant", "content": "a"},
-            ]
-            rows.append(Row(f"{number:04d}", turns, "f", number, label=label, split=split))
-    return rows
+def labelled(counts):
+    labels = [label for label, count in counts.items() for _ in range(count)]
+    return [
+        Row(f"{n:04d}", chat(f"q{n}", "a"), "f", n, label=label, split="train")
+        for n, label in enumerate(labels)
+    ]
 
 
 def test_balanced_rows_stay(data_lab):
@@ -56,21 +59,33 @@ def test_skewed_classes_are_capped_and_weighted(data_lab):
     assert lab.gate(ITEM).verdict == "pass"
 
 
-def test_too_few_rows_of_a_class_warn_in_step_and_gate(data_lab):
-    lab = data_lab(clean_rows(150, SKEWED), min_rows_per_class=30)
-    lab.upto(ITEM)
-    gate = lab.agree(ITEM, "warn")
-    assert "smallest_class" in gate.summary
+def with_long_rows():
+    rows = clean_rows(150)
+    for n in range(0, 60, 4):
+        rows[n]["messages"][0]["content"] += " " + text(n + 900, 60)
+    return rows
 
 
-def test_the_rows_are_compared_with_declared_shares(data_lab):
-    good = {"billing": 1.0, "login": 1.0, "shipping": 1.0}
-    lab = data_lab(clean_rows(120), reference_shares=good)
-    lab.upto(ITEM)
-    lab.agree(ITEM, "pass")
-    lab = data_lab(clean_rows(120), reference_shares={**good, "billing": 8.0})
-    lab.upto(ITEM)
-    lab.agree(ITEM, "warn")
+EVEN = {"billing": 1.0, "login": 1.0, "shipping": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "verdict", "words"),
+    [
+        (clean_rows(150, SKEWED), {"min_rows_per_class": 30}, "warn", "smallest_class"),
+        (clean_rows(120), {"reference_shares": EVEN}, "pass", ""),
+        (clean_rows(120), {"reference_shares": {**EVEN, "billing": 8.0}}, "warn", "reference_dis"),
+        (with_long_rows(), {}, "pass", ""),
+        (with_long_rows(), {"edge_case_share": [0.2, 0.5]}, "warn", "edge_case_share"),
+        (with_long_rows(), {"edge_case_share": [0.05, 0.2]}, "pass", ""),
+    ],
+)
+def test_limits_turn_step_and_gate(data_lab, rows, settings, verdict, words):
+    lab = data_lab(rows, **settings)
+    entry = lab.upto(ITEM)
+    assert words in lab.agree(ITEM, verdict).summary
+    if len(rows) == 150 and "min_rows_per_class" not in settings:
+        assert 5 < value(entry, "edge_cases_long") <= 15
 
 
 def test_one_class_with_most_rows_and_no_cap_warns(data_lab):
@@ -106,14 +121,11 @@ def subjects(counts):
     """Rows about subjects that have no class."""
     rows = []
     for number, (words, count) in enumerate(counts.items()):
+        pick = words.split()
         for n in range(count):
-            row = clean_rows(1)[0]
-            pick = words.split()
             asked = " ".join(pick[(n * 3 + k * (n % 5 + 1)) % len(pick)] for k in range(7))
             question = f"{asked} {n * 7919:x} {(number * 1000 + n) * 104729:x}"
-            row["messages"][0]["content"] = question
-            row["messages"][1]["content"] = f"Noted {n * 31:x} for {number} of {n}."
-            rows.append(row)
+            rows.append({"messages": chat(question, f"Noted {n * 31:x} for {number} of {n}.")})
     return rows
 
 
@@ -145,23 +157,6 @@ def test_groups_are_balanced_where_that_is_asked_for(data_lab):
     assert lab.gate(ITEM).agrees
 
 
-def test_the_share_of_edge_cases_is_compared_with_the_declared_one(data_lab):
-    rows = clean_rows(150)
-    for n in range(0, 60, 4):
-        rows[n]["messages"][0]["content"] += " " + text(n + 900, 60)
-    lab = data_lab(rows)
-    entry = lab.upto(ITEM)
-    assert 5 < value(entry, "edge_cases_long") <= 15
-    assert entry.verdict == "pass"
-    lab = data_lab(rows, edge_case_share=[0.2, 0.5])
-    lab.upto(ITEM)
-    gate = lab.agree(ITEM, "warn")
-    assert "edge_case_share" in gate.summary
-    lab = data_lab(rows, edge_case_share=[0.05, 0.2])
-    lab.upto(ITEM)
-    lab.agree(ITEM, "pass")
-
-
 def test_a_few_rows_without_classes(data_lab):
     lab = data_lab(clean_rows(120), label_field=None)
     entry = lab.upto(ITEM)
@@ -177,16 +172,9 @@ def test_a_capped_training_set_keeps_the_shares(data_lab):
     splits = Counter(r["split"] for r in lab.table(ITEM, "dataset.parquet"))
     assert splits == {"train": 90, "holdout": 18, "validation": 12}
     assert value(entry, "holdout_share") == 0.15
-    assert {code(r) for r in lab.rejected(ITEM)} == {
-        "train_cap",
-        "holdout_cap",
-        "validation_cap",
-    }
-    gate = lab.gate(ITEM)
-    assert gate.verdict == "pass", gate.summary
-
-
-def test_max_holdout_rows(data_lab):
+    caps = {"train_cap", "holdout_cap", "validation_cap"}
+    assert {code(r) for r in lab.rejected(ITEM)} == caps
+    assert lab.gate(ITEM).verdict == "pass"
     lab = data_lab(clean_rows(120), max_holdout_rows=6)
     lab.upto(ITEM)
     held = [r for r in lab.table(ITEM, "dataset.parquet") if r["split"] == "holdout"]
@@ -203,3 +191,87 @@ def test_order_of_rows_does_not_matter():
 
     assert kept(rows) == kept(rows[::-1])
     assert len(kept(rows)) == 40
+
+
+SUBJECTS = {
+    "parcel": "parcel courier delivery tracking depot doorstep van address shipment".split(),
+    "money": "invoice refund charge receipt bank payment card billing amount".split(),
+}
+
+
+def texts(count):
+    made = []
+    for n in range(count):
+        words = SUBJECTS["parcel" if n % 4 else "money"]
+        made.append(" ".join(words[(n + k * (1 + n % 7)) % 9] for k in range(6)) + f" {n:x}")
+    return made
+
+
+def test_groups_follow_the_subjects():
+    given = texts(400)
+    names, distances = group_prompts(given)
+    subjects = {}
+    for n, name in enumerate(names):
+        subjects.setdefault(name, Counter())["parcel" if n % 4 else "money"] += 1
+    pure = sum(max(counts.values()) for counts in subjects.values()) / len(given)
+    assert pure > 0.98
+    assert len(subjects) >= 2
+    assert all(any(w in name for words in SUBJECTS.values() for w in words) for name in subjects)
+    assert all(0 <= distance <= 2 for distance in distances)
+
+
+def test_neither_order_nor_repeats_change_a_group():
+    given = texts(300)
+    forward, backward, doubled = (
+        dict(zip(some, group_prompts(some)[0], strict=True))
+        for some in (given, given[::-1], given * 2)
+    )
+    assert forward == backward == doubled
+
+
+def test_few_texts_or_no_words_in_common_make_no_groups():
+    assert group_prompts(texts(MIN_TEXTS - 1)) is None
+    assert group_prompts([f"{n:x}{n * 7:x}" for n in range(MIN_TEXTS)]) is None
+    assert group_prompts([]) is None
+
+
+def test_how_many_groups():
+    assert [group_count(n) for n in (1, 200, 2_000, 20_000, 10**6)] == [2, 3, 10, 31, 50]
+
+
+def test_effective_classes_weights_and_distances():
+    assert effective_classes({"a": 1, "b": 1}) == pytest.approx(2)
+    assert effective_classes({"a": 1, "b": 0}) == pytest.approx(1)
+    assert effective_classes({}) == 0
+    entropy = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1))
+    assert effective_classes({"a": 0.9, "b": 0.1}) == pytest.approx(math.exp(entropy))
+    assert class_weights({"a": 40, "b": 10, "c": 1}, 3) == {"a": 1, "b": 1, "c": 3}
+    assert reference_distance({"a": 2, "b": 2}, {"a": 1, "b": 1}) == 0
+    assert reference_distance({"a": 1}, {"b": 1}) == 1
+
+
+def test_caps():
+    assert caps({"a": 100, "b": 10, "c": 8}, 4, None) == {"a": 40, "b": 10, "c": 8}
+    assert caps({"a": 100, "b": 10, "c": 8}, 4, 30) == {"a": 12, "b": 10, "c": 8}
+    assert sum(caps({"a": 7, "b": 7, "c": 7}, 4, 20).values()) == 20
+    assert caps({}, 4, 10) == {}
+    tail = {f"typo {n}": 1 for n in range(20)}
+    assert caps({"a": 90, "b": 30, **tail}, 4, None, least=8)["a"] == 90
+
+
+def test_edge_cases_are_rare_long_or_far_out():
+    classes = ["a"] * 40 + ["b"] * 40 + ["c"] * 5
+    tokens = [100 + n % 20 for n in range(85)]
+    tokens[3] = 300
+    distances = [0.3 + 0.01 * (n % 10) for n in range(85)]
+    distances[50] = 0.9
+    found = edge_cases(classes, tokens, distances, least=8)
+    assert found[80:] == ["rare_class"] * 5
+    assert {n: why for n, why in enumerate(found[:80]) if why} == {3: "long", 50: "unusual"}
+    assert edge_cases(classes, tokens, None, least=8)[50] is None
+
+
+def test_rows_of_about_a_length_are_no_edge_cases():
+    assert edge_cases(["a"] * 20, [50] * 18 + [51, 80], None, least=8) == [None] * 20
+    assert edge_cases(["a"], [50], None, least=8) == [None]
+    assert edge_cases([], [], None, least=8) == []

@@ -2,151 +2,132 @@ import random
 from dataclasses import replace
 
 import pytest
-from tests.lab.data_runs import answer, chat, clean_rows, text
+from tests.lab.data_runs import DataLab, answer, chat, clean_rows, text
 from tests.lab.runs import broken, value
 
 from tuneline.artifacts.data import AUDIT, DATASET, DATASET_VERSION
 from tuneline.config import DataConfig
-from tuneline.data.final_audit import (
-    Format,
-    dataset_version,
-    found_again,
-    leaking_rows,
-    measure_format,
-    rows_with_pii,
-)
-from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.final_audit import dataset_version, found_again, rows_with_pii
 from tuneline.data.tables.rows import Row, read_dataset, stored_dataset, write_dataset
-from tuneline.models import load_tokenizer
 from tuneline.verdicts import status
 
 
-@pytest.fixture
-def lab(data_lab):
-    lab = data_lab(clean_rows(120))
-    lab.upto("distribution_balancing")
-    return lab
+class Tampered:
+    """A run whose dataset can be changed after the steps, as a faulty step would."""
+
+    def __init__(self, lab):
+        self.lab, self.run = lab, lab.run
+        lab.upto("distribution_balancing")
+        self.found = read_dataset(lab.lab.artifact(DATASET.step, DATASET.name), holdout=True)
+
+    def audit(self, change=lambda rows: rows):
+        """Audit the dataset that `change` makes of the rows of the steps: rows, maybe weights."""
+        rows, weights = self.found
+        changed = change(list(rows))
+        rows, weights = changed if isinstance(changed, tuple) else (changed, weights)
+        write_dataset(self.lab.lab.root / "tampered.parquet", rows, weights)
+        files = {DATASET.name: self.lab.lab.root / "tampered.parquet"}
+        audit = self.lab.lab.artifact(DATASET.step, AUDIT)
+        self.lab.lab.leave(DATASET.step, {**files, AUDIT: audit})
+        return self.lab.step("final_audit")
 
 
-def tamper(lab, change):
-    """Change the dataset after the steps are done, as a faulty step would.
-
-    `change` gives rows, or rows and weights.
-    """
-    step, dataset = DATASET.step, lab.lab.root / "tampered.parquet"
-    rows, weights = read_dataset(lab.lab.artifact(step, DATASET.name), holdout=True)
-    changed = change(rows)
-    rows, weights = changed if isinstance(changed, tuple) else (changed, weights)
-    write_dataset(dataset, rows, weights)
-    lab.lab.leave(step, {DATASET.name: dataset, AUDIT: lab.lab.artifact(step, AUDIT)})
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, base_dir):
+    return Tampered(DataLab(tmp_path_factory.mktemp("audited"), base_dir, clean_rows(120)))
 
 
 def test_clean_rows_hold(lab):
-    record = lab.step("final_audit")
+    record = lab.audit()
     assert broken(record) == set()
     found = DATASET_VERSION.find(lab.run)
-    assert found.rows == 120
+    assert (found.rows, found.version) == (120, value(record, "dataset_version"))
     assert found.splits == {"train": 90, "validation": 12, "holdout": 18}
-    assert found.version == value(record, "dataset_version")
 
 
-@pytest.mark.parametrize(
-    ("change", "measurement"),
-    [
-        (lambda text: text + "<|im_end|>", "schema_validation.invalid_rows"),
-        (lambda text: "", "schema_validation.invalid_rows"),
-        (lambda text: text * 400, "token_length_audit.tokens_max"),
-        (lambda text: text + " more", "token_length_audit.stale_counts"),
-        (lambda text: text + " anna@mail.com", "pii_scrubbing.rows_with_pattern_hits"),
-    ],
-)
-def test_a_fault_that_a_step_put_in_is_found(lab, change, measurement):
+def asked(change):
     def first(rows):
         turns = [{**rows[0].messages[0], "content": change(rows[0].messages[0]["content"])}]
         return [replace(rows[0], messages=turns + rows[0].messages[1:]), *rows[1:]]
 
-    tamper(lab, first)
-    assert measurement in broken(lab.step("final_audit"))
-    item = measurement.split(".")[0]
-    assert status(lab.run, item).verdict == "fail"
+    return first
 
 
-def test_a_leak_is_found(lab):
-    def leak(rows):
-        held = next(r for r in rows if r.split == "holdout")
-        return [replace(rows[0], messages=held.messages, split="train"), *rows[1:]]
-
-    tamper(lab, leak)
-    assert "deduplication.cross_split_near_duplicates" in broken(lab.step("final_audit"))
+def leak(rows):
+    held = next(r for r in rows if r.split == "holdout")
+    return [replace(rows[0], messages=held.messages, split="train"), *rows[1:]]
 
 
-def test_a_piece_in_another_split_is_found(data_lab):
-    long = [turn for n in range(16) for turn in chat(text(900 + n), answer("login", "Yes."))]
-    lab = data_lab([*clean_rows(60), {"messages": long}], max_tokens=220, too_long="split")
-    lab.upto("distribution_balancing")
-    record = lab.step("final_audit")
+def copy(rows):
+    first = next(r for r in rows if r.split == "train")
+    return [*rows, replace(first, row_id=f"{first.row_id}-copy")], [1.0] * (len(rows) + 1)
+
+
+def weighed(weight):
+    return lambda rows: (rows, [weight] + [1.0] * (len(rows) - 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "measurement", "verdict"),
+    [
+        (asked(lambda text: text + "<|im_end|>"), "schema_validation.invalid_rows", "fail"),
+        (asked(lambda text: ""), "schema_validation.invalid_rows", "fail"),
+        (asked(lambda text: text * 400), "token_length_audit.tokens_max", "fail"),
+        (asked(lambda text: text + " more"), "token_length_audit.stale_counts", "fail"),
+        (
+            asked(lambda text: text + " anna@mail.com"),
+            "pii_scrubbing.rows_with_pattern_hits",
+            "fail",
+        ),
+        (
+            lambda rows: [replace(rows[0], label="anna@mail.com"), *rows[1:]],
+            "pii_scrubbing.labels_with_pattern_hits",
+            "fail",
+        ),
+        (leak, "deduplication.cross_split_near_duplicates", "fail"),
+        (copy, "deduplication.repeated_rows", "warn"),
+        *(
+            (weighed(weight), "distribution_balancing.weights_out_of_range", "fail")
+            for weight in (0.0, -1.0, 99.0, float("nan"))
+        ),
+    ],
+)
+def test_a_fault_that_a_step_put_in_is_found(lab, change, measurement, verdict):
+    assert measurement in broken(lab.audit(change))
+    assert status(lab.run, measurement.split(".")[0]).verdict == verdict
+
+
+def test_a_weight_is_no_copy(lab):
+    rows = lab.found[0]
+    record = lab.audit(lambda _: (rows, [3.0 if r.split == "train" else 1.0 for r in rows]))
     assert broken(record) == set()
-    assert value(record, "deduplication.rows_torn_across_splits") == 0
+
+
+def test_a_piece_in_another_split_and_an_answer_off_its_schema_are_found(data_lab):
+    long = [turn for n in range(16) for turn in chat(text(900 + n), answer("login", "Yes."))]
+    schema = {"type": "object", "required": ["intent", "reply"]}
+    rows = [*clean_rows(60), {"messages": long}]
+    lab = Tampered(data_lab(rows, max_tokens=220, too_long="split", answer_schema=schema))
+    assert broken(lab.audit()) == set()
     other = {"train": "validation", "validation": "train", "holdout": "train"}
-    pieces = []
+    pieces = [r.row_id for r in lab.found[0] if "#" in r.row_id]
+    assert len(pieces) > 1
 
     def tear(rows):
-        pieces.extend(r.row_id for r in rows if "#" in r.row_id)
         return [replace(r, split=other[r.split]) if r.row_id == pieces[0] else r for r in rows]
 
-    tamper(lab, tear)
-    record = lab.step("final_audit")
-    assert len(pieces) > 1
-    assert value(record, "deduplication.rows_torn_across_splits") == 1
+    assert value(lab.audit(tear), "deduplication.rows_torn_across_splits") == 1
     assert status(lab.run, "deduplication").verdict == "fail"
-
-
-def test_a_copied_row_is_found_where_a_weight_is_none(lab):
-    def weigh(rows):
-        return rows, [3.0 if r.split == "train" else 1.0 for r in rows]
-
-    def copy(rows):
-        first = next(r for r in rows if r.split == "train")
-        copies = [replace(first, row_id=f"{first.row_id}-copy")]
-        return [*rows, *copies], [1.0] * (len(rows) + 1)
-
-    tamper(lab, weigh)
-    assert broken(lab.step("final_audit")) == set()
-    tamper(lab, copy)
-    record = lab.step("final_audit")
-    assert broken(record) == {"deduplication.repeated_rows"}
-    assert status(lab.run, "deduplication").verdict == "warn"
-
-
-@pytest.mark.parametrize("weight", [0.0, -1.0, 99.0, float("nan")])
-def test_a_weight_that_no_policy_gives_is_found(lab, weight):
-    tamper(lab, lambda rows: (rows, [weight] + [1.0] * (len(rows) - 1)))
-    assert "distribution_balancing.weights_out_of_range" in broken(lab.step("final_audit"))
-
-
-def test_a_class_that_is_personal_data_is_found(lab):
-    tamper(lab, lambda rows: [replace(rows[0], label="anna@mail.com"), *rows[1:]])
-    assert broken(lab.step("final_audit")) == {"pii_scrubbing.labels_with_pattern_hits"}
-    assert status(lab.run, "pii_scrubbing").verdict == "fail"
-
-
-def test_an_answer_off_its_schema_is_found(data_lab):
-    schema = {"type": "object", "required": ["intent", "reply"]}
-    lab = data_lab(clean_rows(60), answer_schema=schema)
-    lab.upto("distribution_balancing")
-    assert broken(lab.step("final_audit")) == set()
 
     def spoil(rows):
         turns = [*rows[0].prompt, {"role": "assistant", "content": '{"intent": "login"}'}]
         return [replace(rows[0], messages=turns), *rows[1:]]
 
-    tamper(lab, spoil)
-    assert "schema_validation.invalid_answers" in broken(lab.step("final_audit"))
+    assert "schema_validation.invalid_answers" in broken(lab.audit(spoil))
 
 
 def row(number, text, split="train"):
-    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": "ok"}]
-    return Row(str(number), turns, "f", number, label="a", split=split)
+    return Row(str(number), chat(text, "ok"), "f", number, label="a", split=split)
 
 
 def test_version_does_not_depend_on_order_or_place():
@@ -160,29 +141,19 @@ def test_version_does_not_depend_on_order_or_place():
     assert dataset_version([replace(rows[0], split="holdout"), *rows[1:]], [1.0] * 30) != version
 
 
-def test_the_parts(base_dir):
-    renderer = Renderer(load_tokenizer(base_dir), "tokenizer")
-    good = [row(1, "one two"), row(2, "three")]
-    lengths = renderer.count(renderer.text(row.messages) for row in good)
-    assert measure_format(good, renderer) == Format(lengths=lengths)
-    assert measure_format([row(1, "")], renderer).invalid == 1
-    twice = [row(1, "the very same question"), row(2, "the very same question", "holdout")]
-    assert leaking_rows(twice, twice, 0.8) == 1
-    assert leaking_rows(good, good, 0.8) == 0
-    mail = [row(1, "anna@mail.com")]
-    assert rows_with_pii(mail, {}, DataConfig(source="rows.jsonl")) == 1
-    assert (
-        rows_with_pii(
-            mail, {"1": [("EMAIL_ADDRESS", "anna@mail.com")]}, DataConfig(source="rows.jsonl")
-        )
-        == 0
-    )
-    assert (
-        rows_with_pii(mail, {}, DataConfig(source="rows.jsonl", pii_allow=["ANNA@mail.com"])) == 0
-    )
-    visit = [row(1, "I was admitted on 3 March 2024")]
-    assert rows_with_pii(visit, {}, DataConfig(source="rows.jsonl")) == 0
-    assert rows_with_pii(visit, {}, DataConfig(source="rows.jsonl", pii_profile=["hipaa"])) == 1
+@pytest.mark.parametrize(
+    ("said", "surrogates", "settings", "count"),
+    [
+        ("anna@mail.com", {}, {}, 1),
+        ("anna@mail.com", {"1": [("EMAIL_ADDRESS", "anna@mail.com")]}, {}, 0),
+        ("anna@mail.com", {}, {"pii_allow": ["ANNA@mail.com"]}, 0),
+        ("I was admitted on 3 March 2024", {}, {}, 0),
+        ("I was admitted on 3 March 2024", {}, {"pii_profile": ["hipaa"]}, 1),
+    ],
+)
+def test_patterns_are_those_of_the_settings(said, surrogates, settings, count):
+    config = DataConfig(source="rows.jsonl", **settings)
+    assert rows_with_pii([row(1, said)], surrogates, config) == count
 
 
 def test_the_sample_holds(sample_lab):

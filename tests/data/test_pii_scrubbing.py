@@ -9,9 +9,8 @@ from tests.lab.data_runs import answer, chat, clean_rows, text
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
-from tuneline.data.pii.find.entities import PROFILES, Settings, uncovered_languages
+from tuneline.data.pii.find.entities import Settings, uncovered_languages
 from tuneline.data.pii.measure.plants import KINDS
-from tuneline.data.pii.replace.residuals import residual_hits
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.errors import UserError
@@ -19,11 +18,6 @@ from tuneline.errors import UserError
 ITEM = "pii_scrubbing"
 OFF = dict.fromkeys(KINDS, 1.0)
 CARD = "4111 1111 1111 1111"
-
-
-def scrub(*messages, **settings):
-    scrubber = Scrubber(Settings(label_field="intent", **settings))
-    return scrubber.scrub(["key"], [list(messages)])[0]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +49,8 @@ def test_clean_rows_stay_as_they_are(data_lab):
 
 def test_planted_data_is_replaced_and_counted(data_lab):
     rows = clean_rows(40)
-    rows[5] = {"messages": chat(f"{text(5)}, my card is {CARD}", answer("login", f"So {CARD}?"))}
+    reply = answer("login", f'He said "{CARD}" \\ to me?')
+    rows[5] = {"messages": chat(f"{text(5)}, my card is {CARD}", reply)}
     lab = data_lab(rows)
     entry = lab.upto(ITEM)
     assert value(entry, "found_CREDIT_CARD") == 2
@@ -66,7 +61,7 @@ def test_planted_data_is_replaced_and_counted(data_lab):
     surrogate = row["stand_ins"][0]
     shown = user[surrogate["start"] : surrogate["end"]]
     assert surrogate["entity"] == "CREDIT_CARD"
-    assert json.loads(assistant) == {"intent": "login", "reply": f"So {shown}?"}
+    assert json.loads(assistant) == {"intent": "login", "reply": f'He said "{shown}" \\ to me?'}
     lab.agree(ITEM, "pass")
 
 
@@ -99,45 +94,6 @@ def test_a_hit_that_cannot_be_replaced_leaves_the_row(data_lab):
     assert lab.gate(ITEM).verdict == "pass"
 
 
-def test_json_answers_stay_json():
-    reply = answer("login", f'He said "{CARD}" \\ and anna@mail.com')
-    scrubbed = scrub(*chat("hi", reply)).messages[1]["content"]
-    document = json.loads(scrubbed)
-    assert document["intent"] == "login"
-    assert document["reply"].startswith('He said "4000 ')
-    assert "anna" not in scrubbed
-
-
-def test_numbers_in_json_are_scrubbed():
-    scrubbed = scrub(*chat("hi", json.dumps({"card": 4111111111111111, "n": 5})))
-    document = json.loads(scrubbed.messages[1]["content"])
-    assert document["n"] == 5
-    assert str(document["card"]).startswith("4000")
-
-
-def test_labels_are_left_alone():
-    reply = json.dumps({"intent": "12 Maple Street", "reply": "ok"})
-    assert scrub(*chat("hi", reply)).messages[1]["content"] == reply
-
-
-def test_the_allow_list():
-    messages = chat("write to help@shop.com or anna@mail.com", "ok")
-    text = scrub(*messages, allow=frozenset({"help@shop.com"})).messages[0]["content"]
-    assert "help@shop.com" in text
-    assert "anna" not in text
-
-
-def test_scrubbing_twice_changes_nothing():
-    once = scrub(*chat(f"{CARD}, anna@mail.com, 212-555-0104, 203.0.113.9", "ok"))
-    values = [
-        m["content"][s.start : s.end] for s in once.surrogates for m in [once.messages[s.turn]]
-    ]
-    assert len(values) == 4
-    finder = Scrubber(Settings()).find
-    assert residual_hits(once.messages, values, finder) == 0
-    assert residual_hits(once.messages, [], finder) > 0
-
-
 def test_people_get_one_surrogate_everywhere(named):
     messages = chat(
         "Hello, my name is Hannah Murphy. HANNAH MURPHY, yes.",
@@ -148,17 +104,6 @@ def test_people_get_one_surrogate_everywhere(named):
     full = user.removeprefix("Hello, my name is ").split(".")[0]
     assert full.upper() in user
     assert json.loads(reply)["reply"] == f"Dear {full.split()[0]}, we wrote to {full}."
-
-
-def test_a_shared_system_prompt_stays_the_same_in_every_row(named):
-    system = "You are Anna of Acme. Give 212-555-0104 when asked for a number."
-    batch = [chat(text(n), "ok", system) for n in range(30)]
-    results = named.scrub([str(n) for n in range(30)], batch)
-    assert len({r.messages[0]["content"] for r in results}) == 1
-
-
-def test_profiles():
-    assert PROFILES["pci"] < PROFILES["gdpr"]
 
 
 def test_in_the_sample_every_planted_value_is_gone_and_nothing_else_changed(sample_lab):
@@ -201,21 +146,6 @@ def test_masks_are_typed_and_rows_can_be_refused(data_lab):
     lab.agree(ITEM, "pass")
 
 
-def test_an_action_for_an_unknown_entity_is_the_users_error():
-    with pytest.raises(UserError, match="no entity is called CARD; there are PRIVATE_KEY"):
-        scrub(*chat("hi", "ok"), actions={"CARD": "mask"})
-
-
-def test_people_who_are_masked_are_masked_everywhere(named):
-    config = DataConfig(source="rows.jsonl", pii_actions={"PERSON": "mask"})
-    messages = chat("My name is Hannah Murphy.", "Dear Hannah Murphy, HANNAH MURPHY!")
-    (result,) = make_scrubber(config).scrub(["key"], [messages])
-    assert [m["content"] for m in result.messages] == [
-        "My name is [PERSON].",
-        "Dear [PERSON], [PERSON]!",
-    ]
-
-
 def test_surrogates_that_let_values_through_turn_the_verdict(data_lab, monkeypatch):
     monkeypatch.setattr(Surrogates, "of", lambda self, entity, value: value)
     rows = clean_rows(40)
@@ -229,9 +159,11 @@ def test_surrogates_that_let_values_through_turn_the_verdict(data_lab, monkeypat
     lab.agree(ITEM, "fail")
 
 
-def test_leak_limits_are_shares():
+def test_settings_that_make_no_sense_are_the_users_error():
     with pytest.raises(ValidationError, match="share between 0 and 1"):
         DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 2})
+    with pytest.raises(UserError, match="no entity is called CARD; there are PRIVATE_KEY"):
+        Scrubber(Settings(actions={"CARD": "mask"}))
 
 
 def test_rows_in_a_language_that_is_not_declared_fail_or_warn(data_lab):

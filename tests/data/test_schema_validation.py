@@ -4,12 +4,11 @@ from collections import Counter
 import pytest
 from benchmarks.workloads.support_chat import make_conversations
 from tests.lab.data_runs import answer, chat, clean_rows, code, in_form, text
-from tests.lab.fuzzed_rows import fuzzed_lines
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.conversations.formats import FORMS
-from tuneline.data.conversations.reading import convert, number_repeats
+from tuneline.data.conversations.reading import convert
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.schema_validation import validate
 from tuneline.data.sources.streams import RawRecord
@@ -44,15 +43,13 @@ def planted():
 
 def test_clean_rows_pass(data_lab):
     lab = data_lab(clean_rows(60))
-    entry = lab.step(ITEM)
-    assert value(entry, "rows_kept") == 60
+    assert value(lab.step(ITEM), "rows_kept") == 60
     assert lab.rejected(ITEM) == []
     kept = lab.table(ITEM, "quarantine/rows.parquet")
     assert kept[3]["messages"] == clean_rows(60)[3]["messages"]
     assert Counter(row["label"] for row in kept) == {"billing": 20, "login": 20, "shipping": 20}
     assert [row["source_line"] for row in kept] == list(range(1, 61))
-    gate = lab.agree(ITEM, "pass")
-    assert gate.expectations > 8
+    assert lab.agree(ITEM, "pass").expectations > 8
 
 
 def test_every_fault_is_rejected_with_its_reason_and_line(data_lab):
@@ -76,59 +73,39 @@ def test_too_many_faults_fail_step_and_gate(data_lab):
     assert "malformed" in gate.summary
 
 
-def test_all_rejected_says_so(data_lab):
-    lab = data_lab([b"{", b"nonsense"])
-    entry = lab.step(ITEM)
-    assert entry.summary.startswith("No row of ")
-    lab.agree(ITEM, "fail")
+PLAIN = [{"messages": chat(text(n), text(n + 900))} for n in range(10)]
+SCHEMA = {
+    "type": "object",
+    "properties": {"intent": {"enum": ["login", "billing", "shipping"]}},
+    "required": ["intent"],
+}
 
 
-def test_answers_are_held_against_a_schema(data_lab):
-    schema = {
-        "type": "object",
-        "properties": {"intent": {"enum": ["login", "billing", "shipping"]}},
-        "required": ["intent"],
-    }
-    bad = [
-        {"messages": chat("a", '{"intent": "other"}')},
-        {"messages": chat("b", "[1]")},
-        {"messages": chat("c", "no")},
-    ]
-    lab = data_lab([*clean_rows(12), *bad], answer_schema=schema, label_field=None)
+@pytest.mark.parametrize(
+    ("rows", "asked", "reply", "codes", "settings"),
+    [
+        (clean_rows(12), "a", '{"intent": "other"}', ["answer_schema"], {"answer_schema": SCHEMA}),
+        (clean_rows(12), "a", "[1]", ["answer_schema"], {"answer_schema": SCHEMA}),
+        (clean_rows(12), "a", "no", ["answer_not_json"], {"answer_schema": SCHEMA}),
+        # Where most answers are plain none needs JSON, or a label.
+        (PLAIN, "a", answer("x", "y"), [], {}),
+        (clean_rows(6), "a", '{"intent": "login", "reply": "\\ud83d"}', ["bad_character"], {}),
+        # The first token of the answer merges with the prompt's last.
+        (PLAIN, "a", "\n\nb", ["mask_boundary"], {}),
+    ],
+)
+def test_an_answer_among_others(data_lab, rows, asked, reply, codes, settings):
+    lab = data_lab([*rows, {"messages": chat(asked, reply)}], **settings)
     lab.step(ITEM)
-    assert [code(r) for r in lab.rejected(ITEM)] == [
-        "answer_schema",
-        "answer_schema",
-        "answer_not_json",
-    ]
+    assert [code(r) for r in lab.rejected(ITEM)] == codes
+    kept = lab.table(ITEM, "quarantine/rows.parquet")
+    assert all((row["label"] is None) == (rows is PLAIN) for row in kept)
 
 
 def test_a_wrong_schema_is_the_users_error(data_lab):
     lab = data_lab(clean_rows(3), answer_schema={"type": 3})
     with pytest.raises(UserError, match=r"data\.answer_schema is not a JSON Schema"):
         lab.step(ITEM)
-
-
-def test_plain_answers_need_no_json(data_lab):
-    rows = [{"messages": chat(text(n), text(n + 900))} for n in range(10)]
-    lab = data_lab([*rows, {"messages": chat("a", answer("x", "y"))}])
-    entry = lab.step(ITEM)
-    assert value(entry, "rows_kept") == 11
-    assert all(row["label"] is None for row in lab.table(ITEM, "quarantine/rows.parquet"))
-
-
-def test_broken_unicode_inside_json_escapes(data_lab):
-    row = {"messages": chat("a", '{"intent": "login", "reply": "\\ud83d"}')}
-    lab = data_lab([*clean_rows(6), row])
-    lab.step(ITEM)
-    assert [code(r) for r in lab.rejected(ITEM)] == ["bad_character"]
-
-
-def test_an_answer_that_merges_with_the_prompt_is_rejected(data_lab):
-    rows = [{"messages": chat(text(n), text(n + 900))} for n in range(10)]
-    lab = data_lab([*rows, {"messages": chat("a", "\n\nb")}])
-    lab.step(ITEM)
-    assert [code(r) for r in lab.rejected(ITEM)] == ["mask_boundary"]
 
 
 def test_a_renderer_that_differs_from_the_template_fails(data_lab, monkeypatch):
@@ -172,21 +149,12 @@ def test_csv_selection_is_not_a_fault_but_is_not_lost(data_lab, tmp_path):
     lab.agree(ITEM, "pass")
 
 
-def test_a_wrong_name_of_the_base_model(data_lab, tmp_path):
-    lab = data_lab(clean_rows(3))
-    other = lab.run.config.model_copy(update={"base_model": str(tmp_path / "none")})
-    object.__setattr__(lab.run, "config", other)
-    with pytest.raises(UserError, match="is no directory"):
-        lab.step(ITEM)
-
-
 def test_equal_lines_get_ids_of_their_own(data_lab):
     rows = clean_rows(3)
     lab = data_lab([rows[0], rows[1], rows[0], rows[0]])
     lab.step(ITEM)
     ids = [row["row_id"] for row in lab.table(ITEM, "quarantine/rows.parquet")]
     assert ids[2:] == [f"{ids[0]}-2", f"{ids[0]}-3"]
-    assert number_repeats([]) is None
 
 
 def test_the_sample_all_malformed_rows_and_no_other(sample_lab):
@@ -203,40 +171,6 @@ def test_the_sample_all_malformed_rows_and_no_other(sample_lab):
     assert set(Counter(faults.values()).values()) == {3}
     assert sample_lab.run.find_evidence(ITEM).verdict == "pass"
     assert sample_lab.gate(ITEM).verdict == "pass"
-
-
-def test_ten_thousand_fuzzed_rows_are_all_accounted_for(data_lab):
-    lines = fuzzed_lines(10_000, seed=23, huge=2)
-    lab = data_lab(lines, max_rejected_share=1.0)
-    entry = lab.step(ITEM)
-    kept = lab.table(ITEM, "quarantine/rows.parquet")
-    rejects = lab.rejected(ITEM)
-    assert value(entry, "rows_in") == len(kept) + len(rejects) == 10_000
-    assert value(entry, "rows_lost") == 0
-    assert len(kept) > 4500
-    assert len(rejects) > 4500
-    by_line = {row["source_line"]: row for row in [*kept, *rejects]}
-    assert set(by_line) == set(range(1, 10_001))
-    assert {row["source_file"] for row in by_line.values()} == {rejects[0]["source_file"]}
-    for number, line in enumerate(lines, 1):
-        assert by_line[number]["raw"] == line.rstrip(b"\r").decode("utf-8", "backslashreplace")
-    assert all(
-        code(reject) and ": " in reject["reason"] for reject in rejects if reject["raw"].strip()
-    )
-    found = Counter(map(code, rejects))
-    assert {
-        "invalid_utf8",
-        "broken_json",
-        "blank_line",
-        "duplicate_key",
-        "unknown_format",
-        "wrong_type",
-        "empty_turn",
-        "special_token",
-        "bad_character",
-        "answer_not_json",
-    } <= set(found)
-    assert lab.gate(ITEM).agrees
 
 
 @pytest.mark.parametrize(

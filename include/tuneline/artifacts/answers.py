@@ -154,7 +154,14 @@ FOLDER = "data/pii_review"
 
 
 class DrawnRow(BaseModel):
-    """A scrubbed row that was drawn, for a person to read."""
+    """A scrubbed row that was drawn, for a person to read.
+
+    Attributes:
+        row_hash: hash of its turns.
+        stratum: one of `tuneline.data.pii.review.review.STRATA`.
+        weight: rows of the stratum over rows drawn from it.
+        text: the row as a person reads it, with surrogates as `[ENTITY]`.
+    """
 
     row_id: str
     row_hash: str

@@ -1,36 +1,22 @@
 """deduplication: no near-duplicates are left, none crosses the split, no answers contradict.
 
-Rows are compared by their question (every turn but the last answer and the system prompt, without
-the text that nearly all prompts share, surrogates of personal data masked): equal ones first, then
-MinHash candidates verified by exact Jaccard similarity. One row of each cluster stays, and with it
-a few that differ from it in their personal data alone, since before scrubbing no two were alike.
-A search by other permutations then compares training and validation with the rows that are held out
-from them. The hold-out is never changed: near-duplicates of it leave training.
+Rows are compared by their question, without the text that nearly all prompts share, surrogates
+masked. A few rows that differ in their personal data alone stay, since before scrubbing no two were
+alike. The hold-out is never changed: near-duplicates of it leave training.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
+from tuneline.data.near_duplicates import phrases
 from tuneline.data.near_duplicates.deduplicate import Deduplicated, advise, deduplicate
-from tuneline.data.near_duplicates.phrases import (
-    FORMAT_SHARE,
-    Ngrams,
-    RepeatedSentence,
-    added_sentences,
-    crowding,
-    prose,
-    repeated_ngrams,
-    repeated_sentences,
-    thin,
-)
-from tuneline.data.near_duplicates.split import cluster_hash
-from tuneline.data.tables.rejects import write_decisions
+from tuneline.data.near_duplicates.split import cluster_hash, torn
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     HOLDOUT,
@@ -40,6 +26,7 @@ from tuneline.data.tables.rows import (
     Row,
     column_of,
     rows_before,
+    write_decisions,
     write_rows,
 )
 from tuneline.evidence import Evidence, Measurement, measure
@@ -57,14 +44,7 @@ FEW_HELD = 100
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The rows that stay, with their split and thinned answer; made anew by each loop over them.
-
-    Attributes:
-        rows: every row that came in.
-        reasons: reason for which each leaves, None if it stays.
-        splits: split of each.
-        answers: changed answers by the number of the row.
-    """
+    """The rows that stay, with their split and thinned answer; made anew by each loop over them."""
 
     rows: Sequence[Row]
     reasons: Sequence[str | None]
@@ -81,8 +61,11 @@ class KeptRows:
             if reason is not None:
                 continue
             kept = replace(row, split=split)
-            answer = self.answers.get(number)
-            yield number, kept if answer is None else _with_answer(kept, answer)
+            if number in self.answers:
+                turns = [*row.prompt, {"role": "assistant", "content": self.answers[number]}]
+                spans = tuple(span for span in row.stand_ins if span.turn < len(row.prompt))
+                kept = replace(kept, messages=turns, stand_ins=spans, n_tokens=0)
+            yield number, kept
 
     def facts(self) -> list[Row]:
         """Return the rows without their turns."""
@@ -98,96 +81,60 @@ class KeptRows:
 
 @dataclass(frozen=True)
 class Thinned:
-    """Repeated phrases of training answers before and after thinning.
-
-    Attributes:
-        repeated: sentences that were repeated before.
-        remaining: sentences that are still repeated.
-        having: numbers of the rows whose answer still holds one of these.
-        ngrams: word n-grams that are still repeated.
-    """
+    """Repeated phrases of training answers; `having` are rows that still hold a sentence."""
 
     rows: KeptRows
-    repeated: list[RepeatedSentence]
-    remaining: list[RepeatedSentence]
+    repeated: list[phrases.RepeatedSentence]
+    remaining: list[phrases.RepeatedSentence]
     having: set[int]
-    ngrams: Ngrams
-
-    @property
-    def changed(self) -> int:
-        """The number of answers that lost a sentence."""
-        return len(self.rows.answers)
+    ngrams: phrases.Ngrams
 
 
 def thin_answers(rows: KeptRows, config: DataConfig) -> Thinned:
     """Thin repeated sentences out of training answers; other rows stay as they are."""
     share, name = config.repeated_phrase_share, config.label_field
-    at: list[int] = []
-    answers: list[str] = []
-    labels: list[str | None] = []
-    order: list[str] = []
-    for number, row in rows.numbered():
-        if row.split == TRAIN:
-            at.append(number)
-            answers.append(row.answer)
-            labels.append(row.label)
-            order.append(cluster_hash(row.row_id))
-    repeated = repeated_sentences([prose(answer, name) for answer in answers], labels, share)
-    thinned = answers
-    if config.repeated_phrases != "report":
-        thinned = thin(answers, labels, order, repeated, share=share, label_field=name)
-    columns = zip(at, answers, thinned, strict=True)
-    changed = {number: after for number, before, after in columns if before != after}
-    texts = [prose(answer, name) for answer in thinned]
-    # A sentence of nearly all answers is their format: it is reported and breaks no limit.
-    left = repeated_sentences(texts, labels, share) if changed else repeated
-    remaining = [s for s in left if s.share < FORMAT_SHARE]
-    having = {
-        number
-        for number, label, text in zip(at, labels, texts, strict=True)
-        if remaining and _holds_one(text, label, remaining)
-    }
-    ngrams = repeated_ngrams(texts, share)
-    return Thinned(replace(rows, answers=changed), repeated, remaining, having, ngrams)
-
-
-def _holds_one(
-    text: Sequence[str], label: str | None, sentences: Sequence[RepeatedSentence]
-) -> bool:
-    added = added_sentences(text)
-    return any(s.label in (None, label) and s.sentence in added for s in sentences)
-
-
-def _with_answer(row: Row, answer: str) -> Row:
-    last = len(row.messages) - 1
-    return replace(
-        row,
-        messages=[*row.prompt, {"role": "assistant", "content": answer}],
-        stand_ins=tuple(span for span in row.stand_ins if span.turn != last),
-        n_tokens=0,
-    )
-
-
-def drop_crowding(rows: KeptRows, config: DataConfig) -> dict[int, str]:
-    """Choose training rows to remove so that no phrase is in too many answers.
-
-    Returns:
-        The reason, by the number of the row.
-    """
     train = [
-        (number, prose(row.answer, config.label_field), cluster_hash(row.row_id))
+        (number, row.answer, row.label, cluster_hash(row.row_id))
         for number, row in rows.numbered()
         if row.split == TRAIN
     ]
-    gone = crowding(
-        [texts for _, texts, _ in train],
-        [order for _, _, order in train],
-        config.repeated_phrase_share,
+    answers, labels = [answer for _, answer, _, _ in train], [label for _, _, label, _ in train]
+    order = [key for *_, key in train]
+    repeated = phrases.repeated_sentences(
+        [phrases.prose(answer, name) for answer in answers], labels, share
     )
-    return {
-        train[index][0]: f"repeated_phrase: {phrase!r} is in too many answers"
-        for index, phrase in gone.items()
+    thinned = answers
+    if config.repeated_phrases != "report":
+        thinned = phrases.thin(answers, labels, order, repeated, share=share, label_field=name)
+    changed = {
+        number: after
+        for (number, before, *_), after in zip(train, thinned, strict=True)
+        if before != after
     }
+    texts = [phrases.prose(answer, name) for answer in thinned]
+    # A sentence of nearly all answers is their format: it is reported and breaks no limit.
+    left = phrases.repeated_sentences(texts, labels, share) if changed else repeated
+    remaining = [s for s in left if s.share < phrases.FORMAT_SHARE]
+    having: set[int] = set()
+    for (number, _, label, _), text in zip(train, texts, strict=True):
+        added = phrases.added_sentences(text) if remaining else set()
+        if any(s.label in (None, label) and s.sentence in added for s in remaining):
+            having.add(number)
+    ngrams = phrases.repeated_ngrams(texts, share)
+    return Thinned(replace(rows, answers=changed), repeated, remaining, having, ngrams)
+
+
+def drop_crowding(rows: KeptRows, config: DataConfig) -> dict[int, str]:
+    """Choose training rows to remove so that no phrase is in too many answers: reason by number."""
+    train = [
+        (number, phrases.prose(row.answer, config.label_field), cluster_hash(row.row_id))
+        for number, row in rows.numbered()
+        if row.split == TRAIN
+    ]
+    texts, order = [texts for _, texts, _ in train], [key for *_, key in train]
+    gone = phrases.crowding(texts, order, config.repeated_phrase_share)
+    why = "repeated_phrase: {!r} is in too many answers"
+    return {train[index][0]: why.format(phrase) for index, phrase in gone.items()}
 
 
 def _phrases_of(thinned: Thinned) -> dict[str, Any]:
@@ -214,6 +161,8 @@ def _conclude(
         similarity > 0 and reason is None
         for similarity, reason in zip(found.cross_similarity, found.reasons, strict=True)
     )
+    pairs = zip(found.conversation, found.reasons, strict=True)
+    groups = [group if reason is None else None for group, reason in pairs]
     measurements = [
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", len(kept), "rows", ">=", 1),
@@ -227,7 +176,7 @@ def _conclude(
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
         measure("missed_by_first_search", found.missed, "rows"),
         measure("cross_split_near_duplicates", leaks, "rows", "<=", 0),
-        measure("torn_conversations", _torn(found), "conversations", "==", 0),
+        measure("torn_conversations", torn(groups, found.splits), "conversations", "==", 0),
         *(measure(f"{split}_rows", splits[split], "rows", ">=", 1) for split in SPLITS),
         *_holdout_share(splits, own=any(row.own_holdout for row in kept)),
         *_phrase_measurements(thinned),
@@ -244,15 +193,6 @@ def _conclude(
     sizes = {ROWS: len(kept), REJECTED: rejected, AUDIT: len(rows)}
     advice = advise(rows, found.reasons, ctx.config.data.label_conflicts)
     return conclude(ctx, summary, measurements, rows=sizes, advice=advice)
-
-
-def _torn(found: Deduplicated) -> int:
-    """Count the conversations whose kept rows lie in more than one split."""
-    splits: dict[int, set[str]] = defaultdict(set)
-    for group, split, reason in zip(found.conversation, found.splits, found.reasons, strict=True):
-        if group is not None and reason is None:
-            splits[group].add(split)
-    return sum(len(sides) > 1 for sides in splits.values())
 
 
 def _holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
@@ -273,7 +213,7 @@ def _phrase_measurements(thinned: Thinned) -> list[Measurement]:
     return [
         measure("repeated_sentences", len(thinned.repeated), "sentences"),
         measure("repeated_sentence_share", worst, "share"),
-        measure("answers_thinned", thinned.changed, "rows"),
+        measure("answers_thinned", len(thinned.rows.answers), "rows"),
         measure("repeated_sentences_left", left, "sentences", "<=", 0, on_breach="warn"),
         measure("repeated_ngrams", len(thinned.ngrams.repeated), "phrases"),
         measure("repeated_ngram_share", thinned.ngrams.share, "share"),
@@ -294,16 +234,15 @@ def _margin(rows: int) -> float:
 
 def _limitations(kept: Sequence[Row]) -> str:
     """State what the size of the dataset does not allow."""
-    held = sum(row.split == HOLDOUT for row in kept)
+    held, unseen = sum(row.split == HOLDOUT for row in kept), len(_unseen(kept))
     limitations = ""
     if held < FEW_HELD:
-        limitations += (
+        limitations = (
             f" The dataset is small: a share measured on {held} hold-out rows is uncertain by "
             f"{_margin(held):.0%}."
         )
-    unseen = _unseen(kept)
     if unseen:
-        limitations += f" {len(unseen)} classes have too few rows for one in the hold-out."
+        limitations += f" {unseen} classes have too few rows for one in the hold-out."
     return limitations
 
 
@@ -314,17 +253,14 @@ def run(ctx: StepContext) -> Evidence:
     found = deduplicate(rows, config)
     thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
     if config.repeated_phrases == "drop":
-        leaving = drop_crowding(thinned.rows, config)
+        leaving, first = drop_crowding(thinned.rows, config), thinned
         found.reasons = [why or leaving.get(number) for number, why in enumerate(found.reasons)]
-        first = thinned
         thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
         thinned = replace(thinned, repeated=first.repeated)
     ctx.write_json(PHRASES, _phrases_of(thinned))
     write_rows(ctx.out / ROWS, thinned.rows)
-    splits = [
-        split if why is None else None
-        for split, why in zip(found.splits, found.reasons, strict=True)
-    ]
+    pairs = zip(found.splits, found.reasons, strict=True)
+    splits = [split if why is None else None for split, why in pairs]
     left = write_decisions(
         ctx,
         rows,

@@ -1,10 +1,8 @@
 """distribution_balancing: edge cases and common queries are in proportion in the training set.
 
-Only training rows are balanced, the hold-out keeps its shares. Common classes are sampled down to a
-multiple of the median class; rare ones get a greater weight in the loss and are not copied, so that
-the dataset holds no duplicates. A class is a label; rows without labels are put into groups of
-similar prompts, which are measured and, if so configured, balanced. Shares are compared with
-declared ones if there are any. The step writes the dataset that training reads.
+Common classes are sampled down to a multiple of the median class; rare ones get a greater weight in
+the loss and are not copied. Rows without labels are put into groups of similar prompts. The
+hold-out keeps its shares. The step writes the dataset that training reads.
 """
 
 from __future__ import annotations
@@ -14,22 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tuneline.artifacts.data import AUDIT, DATASET, REJECTED
 from tuneline.config import DataConfig
-from tuneline.data.balance.class_shares import (
-    Figures,
-    TrainRow,
-    caps,
-    class_weights,
-    edge_cases,
-    figures_of,
-)
-from tuneline.data.balance.prompt_groups import group_prompts
+from tuneline.data.balance import class_shares
 from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.split import cluster_hash, draw
-from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     HOLDOUT,
@@ -39,11 +31,97 @@ from tuneline.data.tables.rows import (
     column_of,
     rows_before,
     write_dataset,
+    write_decisions,
 )
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
+
+# In fewer distinct prompts, groups are chance and would not be found again in other rows.
+MIN_TEXTS = 200
+# The number of groups grows with the square root of the number of texts, as in the rule of thumb
+# sqrt(n / 2), with about twenty texts to learn each from, and at most fifty for people to read.
+TEXTS_PER_SQUARE, MAX_GROUPS = 20, 50
+# Most texts that the groups are learnt from, and words of each that count: the subject of a prompt
+# is in its beginning.
+LEARNT_FROM, WORDS = 20_000, 100
+# A word in a greater share of texts is not about the subject; one in fewer texts is a name or typo.
+MAX_SHARE, MIN_USES = 0.3, 3
+FEATURES, DIMENSIONS, SEED = 1 << 14, 50, 0
+TERMS = 3
+
+
+def group_count(texts: int) -> int:
+    """Return the number of groups for a number of distinct texts."""
+    return max(2, min(MAX_GROUPS, int((texts / TEXTS_PER_SQUARE) ** 0.5)))
+
+
+def group_prompts(texts: Sequence[str]) -> tuple[list[str], list[float]] | None:
+    """Put texts into groups by common words; None for too few texts or no common words.
+
+    Returned are the name of each text's group, and the cosine distance to its middle, 0 to 2.
+    """
+    from threadpoolctl import threadpool_limits
+
+    distinct = sorted(set(texts), key=cluster_hash)
+    if len(distinct) < MIN_TEXTS:
+        return None
+    with threadpool_limits(1):
+        return _grouped(texts, distinct[:LEARNT_FROM], group_count(len(distinct)))
+
+
+def _grouped(
+    texts: Sequence[str], learnt: Sequence[str], count: int
+) -> tuple[list[str], list[float]] | None:
+    from sklearn.cluster import MiniBatchKMeans
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
+
+    def words(text: str) -> list[str]:
+        return [w for w in text.split()[:WORDS] if len(w) > 1 and w not in ENGLISH_STOP_WORDS]
+
+    weigh = TfidfVectorizer(
+        analyzer=words,
+        max_df=MAX_SHARE,
+        min_df=MIN_USES,
+        max_features=FEATURES,
+        sublinear_tf=True,
+        dtype=np.float32,
+    )
+    try:
+        known = weigh.fit_transform(learnt)
+    except ValueError:
+        # Every word is in too few texts or in too many.
+        return None
+    dimensions = min(DIMENSIONS, known.shape[1] - 1)
+    if dimensions < 2:
+        return None
+    project = TruncatedSVD(dimensions, n_iter=2, random_state=SEED)
+    cluster = MiniBatchKMeans(count, batch_size=4096, n_init=3, max_iter=30, random_state=SEED)
+    cluster.fit(_unit(project.fit_transform(known)))
+    middles = _unit(cluster.cluster_centers_)
+    likeness = _unit(project.transform(weigh.transform(texts))) @ middles.T
+    chosen = likeness.argmax(axis=1)
+    named = _names(middles @ project.components_, weigh.get_feature_names_out())
+    distances = 1 - likeness[np.arange(len(chosen)), chosen]
+    return [named[i] for i in chosen.tolist()], distances.astype(float).tolist()
+
+
+def _unit(rows: NDArray[Any]) -> NDArray[Any]:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.maximum(lengths, 1e-12)
+
+
+def _names(weights: NDArray[Any], terms: Sequence[str]) -> list[str]:
+    """Return the heaviest terms of each group, with a number if two groups have the same."""
+    names: list[str] = []
+    for row in weights:
+        top = np.lexsort((np.arange(len(row)), -row))[:TERMS]
+        name = " ".join(str(terms[i]) for i in top)
+        names.append(name if name not in names else f"{name} ({len(names)})")
+    return names
+
 
 PLOT = "class_shares.png"
 UNITS = {"classes": "classes", "smallest_class": "rows", "largest_over_typical": "ratio"}
@@ -51,12 +129,7 @@ UNITS = {"classes": "classes", "smallest_class": "rows", "largest_over_typical":
 
 @dataclass(frozen=True)
 class Classes:
-    """The class of every row, None for a row without one.
-
-    Attributes:
-        names: labels, or names of groups of similar prompts.
-        distances: distance of each row to the middle of its group, None if classes are labels.
-    """
+    """The class of every row, or its group of prompts and the distance to its middle."""
 
     names: list[str | None]
     distances: list[float] | None = None
@@ -69,32 +142,19 @@ class Classes:
 
 def classes_of(rows: Sequence[Row], config: DataConfig) -> Classes:
     """Return the class of every row: its label, or its group if no training row has a label."""
-    labels = column_of(rows, "label")
+    labels, splits = column_of(rows, "label"), column_of(rows, "split")
     if any(
-        label is not None and split == TRAIN
-        for label, split in zip(labels, column_of(rows, "split"), strict=True)
+        label is not None and split == TRAIN for label, split in zip(labels, splits, strict=True)
     ):
         return Classes(labels)
-    groups = None
-    if config.unlabelled != "ignore":
-        groups = group_prompts(similarity_texts(rows))
-    if groups is None:
-        return Classes([None] * len(rows))
-    return Classes(list(groups.names), groups.distances)
+    groups = group_prompts(similarity_texts(rows)) if config.unlabelled != "ignore" else None
+    return Classes([None] * len(rows)) if groups is None else Classes([*groups[0]], groups[1])
 
 
 def balance(
     rows: Sequence[Row], config: DataConfig, classes: Sequence[str | None] | None = None
 ) -> tuple[list[str | None], list[float]]:
-    """Decide which rows are sampled down and which get a greater weight.
-
-    Args:
-        config: settings with the kind of balancing and its limits.
-        classes: class of each row; None for its label.
-
-    Returns:
-        For each row the reason for which it leaves (None if it stays), and its loss weight.
-    """
+    """Return why each row leaves, None if it stays, and its loss weight."""
     names = [name or "" for name in classes or column_of(rows, "label")]
     splits = column_of(rows, "split")
     members: dict[str, list[int]] = defaultdict(list)
@@ -103,8 +163,8 @@ def balance(
             members[names[index]].append(index)
     counts = {label: len(indices) for label, indices in members.items()}
     ratio = config.max_class_ratio if config.balancing in ("both", "sample") else None
-    stay = caps(counts, ratio, config.max_train_rows, config.min_rows_per_class)
-    by_ratio = caps(counts, ratio, None, config.min_rows_per_class)
+    stay = class_shares.caps(counts, ratio, config.max_train_rows, config.min_rows_per_class)
+    by_ratio = class_shares.caps(counts, ratio, None, config.min_rows_per_class)
     reasons: list[str | None] = [None] * len(rows)
     for label, indices in members.items():
         if stay[label] == counts[label]:
@@ -116,7 +176,7 @@ def balance(
             reasons[ordered[rank]] = f"{code}: {why}"
     _cap_held_out(rows, reasons, sum(counts.values()), config)
     largest = config.max_upsampling if config.balancing in ("both", "weigh") else 1.0
-    weights = class_weights(
+    weights = class_shares.class_weights(
         {k: v for k, v in stay.items() if v}, largest, config.min_rows_per_class
     )
     return reasons, [
@@ -143,9 +203,7 @@ def _cap_held_out(
         if total == len(members):
             continue
         drawn = draw(
-            [labels[index] for index in members],
-            [_order(rows[index]) for index in members],
-            total,
+            [labels[index] for index in members], [_order(rows[index]) for index in members], total
         )
         for position, index in enumerate(members):
             if position not in drawn:
@@ -157,7 +215,7 @@ def _order(row: Row) -> str:
     return cluster_hash("\n".join(message["content"] for message in row.messages)) + row.row_id
 
 
-def plot_shares(path: Path, figures: Figures) -> None:
+def plot_shares(path: Path, figures: class_shares.Figures) -> None:
     """Draw the share of each class, and of edge cases, before and after balancing."""
     from matplotlib.figure import Figure
 
@@ -195,13 +253,11 @@ def _printable(label: str) -> str:
 def _edges(rows: Sequence[Row], classes: Classes, config: DataConfig) -> list[str | None]:
     """Return the reason for which each row is an edge case; held-out rows are not."""
     at = [index for index, row in enumerate(rows) if row.split == TRAIN]
-    distances = None
-    if classes.distances is not None:
-        distances = [classes.distances[i] for i in at]
-    found = edge_cases(
+    far = classes.distances
+    found = class_shares.edge_cases(
         [classes.names[i] for i in at],
         [rows[i].n_tokens for i in at],
-        distances,
+        None if far is None else [far[i] for i in at],
         config.min_rows_per_class,
     )
     edges: list[str | None] = [None] * len(rows)
@@ -210,7 +266,9 @@ def _edges(rows: Sequence[Row], classes: Classes, config: DataConfig) -> list[st
     return edges
 
 
-def _of_classes(figures: Figures, config: DataConfig, *, grouped: bool) -> list[Measurement]:
+def _of_classes(
+    figures: class_shares.Figures, config: DataConfig, *, grouped: bool
+) -> list[Measurement]:
     limits = figures.limits(config, grouped=grouped)
     measurements = []
     for name, value in figures.values(config).items():
@@ -224,12 +282,7 @@ def _of_classes(figures: Figures, config: DataConfig, *, grouped: bool) -> list[
     return measurements
 
 
-def _of_edges(edges: Sequence[str | None]) -> list[Measurement]:
-    counts = Counter(edge for edge in edges if edge is not None)
-    return [measure(f"edge_cases_{why}", count, "rows") for why, count in sorted(counts.items())]
-
-
-def _summary(figures: Figures, classes: Classes, config: DataConfig) -> str:
+def _summary(figures: class_shares.Figures, classes: Classes, config: DataConfig) -> str:
     values = figures.values(config)
     what = "groups of similar prompts (the rows have no classes)" if classes.grouped else "classes"
     if config.reference_shares and not classes.grouped:
@@ -301,7 +354,7 @@ def run(ctx: StepContext) -> Evidence:
     sizes = {DATASET.name: len(kept_rows), REJECTED: left, AUDIT: len(rows)}
     columns = zip(facts, classes.names, reasons, weights, edges, strict=True)
     train = [
-        TrainRow(name, reason is None, weight, edge is not None)
+        class_shares.TrainRow(name, reason is None, weight, edge is not None)
         for row, name, reason, weight, edge in columns
         if row.split == TRAIN and name is not None
     ]
@@ -314,12 +367,15 @@ def run(ctx: StepContext) -> Evidence:
             verdict=Verdict.NOT_APPLICABLE,
             rows=sizes,
         )
-    figures = figures_of(train)
+    figures, reasoned = (
+        class_shares.figures_of(train),
+        Counter(edge for edge in edges if edge is not None),
+    )
     plot_shares(ctx.out / PLOT, figures)
     measurements = [
         *general,
         *_of_classes(figures, config, grouped=classes.grouped),
-        *_of_edges(edges),
+        *(measure(f"edge_cases_{why}", count, "rows") for why, count in sorted(reasoned.items())),
         measure("largest_weight", max(weights), "weight", "<=", config.max_upsampling),
         measure("classes_from", "groups of prompts" if classes.grouped else "labels", "text"),
         measure("reference", "declared" if config.reference_shares else "none", "text"),

@@ -1,17 +1,15 @@
 """final_audit: measure the final rows again, after every step has changed them.
 
-Format, length, leakage across the split and personal data are measured on `dataset.parquet`
-itself. The name of a measurement starts with the item for whose verdict it counts. Up-sampling is
-a weight, so a repeated row is a fault too. The dataset gets its version, its description
-`dataset.json` and a card for people.
+The name of a measurement starts with the item for whose verdict it counts. Up-sampling is a weight,
+so a repeated row is a fault too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
@@ -34,24 +32,24 @@ from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answers import AnswerCounts, check_answers
 from tuneline.data.conversations.reading import Outcome
+from tuneline.data.conversations.turn_checks import check_turns
 from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.split import torn
 from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared, shared_parts
-from tuneline.data.pii.replace.residuals import other_hits, residual_hits
-from tuneline.data.pii.replace.scrubber import CHUNK, settings_of, shape_finder
+from tuneline.data.pii.replace.scrubber import (
+    CHUNK,
+    other_hits,
+    residual_hits,
+    settings_of,
+    shape_finder,
+)
 from tuneline.data.pii.review.review import asked_review
 from tuneline.data.rendering.renderer import Renderer, chat_template, compare
-from tuneline.data.schema_validation import check_turns, markers_of
-from tuneline.data.tables.dataset_card import (
-    card,
-    count_rows,
-    describe_measures,
-    describe_removed,
-    describe_sources,
-    reproduce,
-)
+from tuneline.data.schema_validation import markers_of
+from tuneline.data.tables import dataset_card
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,
@@ -83,11 +81,7 @@ _Turns = tuple[list[Message], list[str]]
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
-    """Hash the content of a dataset: its rows' turns, split, label and weight, in any order.
-
-    File names and lines do not count, so the same rows in another order, or from other files,
-    are the same version.
-    """
+    """Hash the turns, split, label and weight of rows; order, file names and lines do not count."""
     digests = sorted(
         hashlib.sha256(
             json.dumps(
@@ -103,14 +97,7 @@ def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
 
 @dataclass
 class Format:
-    """The format of the final rows.
-
-    Attributes:
-        invalid: number of rows whose turns break a rule, or that the template refuses.
-        mismatched: number of rows whose tokens differ from the template's.
-        unmasked: number of rows without an exact mask.
-        lengths: tokens of each row.
-    """
+    """Rows that break a rule, whose tokens differ, or without an exact mask; tokens of each row."""
 
     invalid: int = 0
     mismatched: int = 0
@@ -131,44 +118,6 @@ def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
             found.unmasked += not parity.mask_exact
             found.lengths.append(parity.tokens)
     return found
-
-
-def leaking_rows(rows: Sequence[Row], before: Sequence[Row], limit: float) -> int:
-    """Count training and validation rows that are near-duplicates across the split.
-
-    Training rows are compared with validation and hold-out, validation rows with the hold-out.
-
-    Args:
-        before: the rows after scrubbing, which know their surrogates.
-        limit: Jaccard similarity from which two rows are near-duplicates.
-    """
-    stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
-    known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
-    texts = similarity_texts(known, before)
-    sides = [SPLITS.index(split) for split in column_of(rows, "split")]
-    return len({number for number, _, _ in cross_pairs(texts, sides, limit)})
-
-
-def torn(groups: Iterable[Hashable], splits: Iterable[str]) -> int:
-    """Count the groups, None excepted, whose rows lie in more than one split."""
-    found: dict[Hashable, set[str]] = defaultdict(set)
-    for group, split in zip(groups, splits, strict=True):
-        if group is not None:
-            found[group].add(split)
-    return sum(len(sides) > 1 for sides in found.values())
-
-
-def repeated_rows(rows: Sequence[Row]) -> int:
-    """Count training and validation rows with the turns of another; a weight is not a repetition.
-
-    The hold-out may be the dataset's own file, which is taken as it is.
-    """
-    turns = [
-        hashlib.sha256(json.dumps(row.messages, sort_keys=True).encode()).digest()
-        for row in rows
-        if row.split != HOLDOUT
-    ]
-    return len(turns) - len(set(turns))
 
 
 def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
@@ -196,20 +145,22 @@ def _outcomes(rows: Iterable[Row]) -> Iterator[list[Outcome]]:
     return iter(lambda: list(islice(outcomes, _AT_ONCE)), [])
 
 
-def _with_surrogates(
+def _chunks(
     rows: Iterable[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]]
-) -> Iterator[_Turns]:
-    for row in rows:
-        yield row.messages, [value for _, value in surrogates.get(base_id(row.row_id), ())]
+) -> Iterator[list[_Turns]]:
+    pieces = (
+        (row.messages, [value for _, value in surrogates.get(base_id(row.row_id), ())])
+        for row in rows
+    )
+    return iter(lambda: list(islice(pieces, CHUNK)), [])
 
 
 def rows_with_pii(
     rows: Sequence[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
 ) -> int:
     """Count rows in which patterns still find personal data other than surrogates."""
-    pieces = _with_surrogates(rows, surrogates)
-    chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
-    return sum(map_chunks(partial(_pii_counter, config), chunks, worker_count(len(rows))))
+    make = partial(_pii_counter, config)
+    return sum(map_chunks(make, _chunks(rows, surrogates), worker_count(len(rows))))
 
 
 def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
@@ -222,22 +173,16 @@ def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
 def found_again(
     rows: StoredRows, surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
 ) -> tuple[int, int]:
-    """Have the model read some rows again, with long texts cut at other places.
-
-    Returns:
-        The number of rows in which it finds more than surrogates, and the number that it read.
-    """
+    """Have the model read some rows, cut elsewhere: those with more than surrogates, and all."""
     settings = replace(settings_of(config), shifted=True)
     if not settings.models:
         return 0, 0
     digests = [hashlib.sha256(row_id.encode()).digest() for row_id in rows.column("row_id")]
     last = sorted(digests)[:READ_AGAIN][-1]
     some = list(rows.chosen([digest <= last for digest in digests]))
-    shared = shared_parts([row.messages for row in some])
-    pieces = _with_surrogates(some, surrogates)
-    chunks = iter(lambda: list(islice(pieces, CHUNK)), [])
-    make = partial(_model_counter, settings, shared)
-    return sum(map_chunks(make, chunks, worker_count(len(some), CHUNK))), len(some)
+    make = partial(_model_counter, settings, shared_parts([row.messages for row in some]))
+    workers = worker_count(len(some), CHUNK)
+    return sum(map_chunks(make, _chunks(some, surrogates), workers)), len(some)
 
 
 def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Turns]], int]:
@@ -253,12 +198,6 @@ def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Tu
     return count
 
 
-def labels_with_pii(rows: Sequence[Row], config: DataConfig) -> int:
-    """Count classes that are personal data; a CSV's column of classes may stand in no turn."""
-    finder = shape_finder(config)
-    return sum(bool(finder(label)) for label in set(column_of(rows, "label")) if label)
-
-
 def _measurements(
     rows: StoredRows,
     weights: Sequence[float],
@@ -271,14 +210,26 @@ def _measurements(
     limit: int,
     config: DataConfig,
 ) -> list[Measurement]:
-    counted = column_of(rows, "n_tokens")
+    counted, splits = column_of(rows, "n_tokens"), column_of(rows, "split")
     stale = sum(count != length for count, length in zip(counted, found.lengths, strict=True))
-    leaking = leaking_rows(rows, before, config.near_duplicate_jaccard)
-    outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
-
-    sources, splits = [base_id(row.row_id) for row in facts], column_of(rows, "split")
+    # The rows after scrubbing know their surrogates.
+    stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
+    known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
+    sides = [SPLITS.index(split) for split in splits]
+    pairs = cross_pairs(similarity_texts(known, before), sides, config.near_duplicate_jaccard)
+    leaking = len({number for number, _, _ in pairs})
     # The dataset's own hold-out is taken as it is and does not count.
     named = {row.row_id: row.conversation for row in before.facts() if not row.own_holdout}
+    sources = [base_id(row.row_id) for row in facts]
+    torn_in_two = torn(map(named.get, sources), splits)
+    # The hold-out may repeat itself, and a weight is not a repetition.
+    turns = (json.dumps(row.messages, sort_keys=True) for row in rows if row.split != HOLDOUT)
+    copies = Counter(hashlib.sha256(text.encode()).digest() for text in turns)
+    repeated, finder = copies.total() - len(copies), shape_finder(config)
+    # A CSV's column of classes may stand in no turn.
+    labels = sum(bool(finder(label)) for label in set(column_of(rows, "label")) if label)
+    outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
+    least = share_of(*again).lower if again[1] else 0.0
 
     def none(name: str, count: int, unit: str = "rows") -> Measurement:
         return measure(name, count, unit, "==", 0)
@@ -292,41 +243,23 @@ def _measurements(
         none("token_length_audit.stale_counts", stale),
         measure("deduplication.cross_split_near_duplicates", leaking, "rows", "<=", 0),
         none("deduplication.rows_torn_across_splits", torn(sources, splits)),
-        none(
-            "deduplication.conversations_torn_across_splits",
-            torn(map(named.get, sources), splits),
-            "conversations",
-        ),
-        measure(
-            "deduplication.repeated_rows", repeated_rows(rows), "rows", "==", 0, on_breach="warn"
-        ),
+        none("deduplication.conversations_torn_across_splits", torn_in_two, "conversations"),
+        measure("deduplication.repeated_rows", repeated, "rows", "==", 0, on_breach="warn"),
         none("pii_scrubbing.rows_with_pattern_hits", with_pii),
-        none("pii_scrubbing.labels_with_pattern_hits", labels_with_pii(rows, config), "labels"),
+        none("pii_scrubbing.labels_with_pattern_hits", labels, "labels"),
         measure("pii_scrubbing.rows_read_again", again[1], "rows"),
         measure("pii_scrubbing.rows_with_model_hits", again[0], "rows"),
         measure(
-            "pii_scrubbing.rows_with_model_hits_at_least",
-            share_of(*again).lower if again[1] else 0.0,
-            "share",
-            "<=",
-            MAX_FOUND_AGAIN,
+            "pii_scrubbing.rows_with_model_hits_at_least", least, "share", "<=", MAX_FOUND_AGAIN
         ),
         none("distribution_balancing.weights_out_of_range", outside),
     ]
 
 
-def _reasons(ctx: StepContext, item: str) -> list[str | None]:
-    """Return the reject's code of each row that came into an item, None for a kept one."""
-    import pyarrow.parquet as pq
-
-    codes: list[str | None] = pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])[
-        "reason"
-    ].to_pylist()
-    return codes
-
-
 def run(ctx: StepContext) -> Record:
     """Measure format, length, leakage and personal data again; name the dataset's version."""
+    import pyarrow.parquet as pq
+
     from tuneline.models import load_tokenizer
 
     config = ctx.config.data
@@ -346,13 +279,17 @@ def run(ctx: StepContext) -> Record:
         version = dataset_version(rows, weights)
         with_pii, again = counting.result(), reading.result()
     template = chat_template(renderer.tokenizer, config.target_format)
+    reasons = {
+        item: pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])["reason"].to_pylist()
+        for item in DATA_ORDER
+    }
     document = DatasetDocument(
         name=ctx.config.name,
         version=version,
-        **count_rows(facts),
-        sources=describe_sources(SOURCES.read(ctx).root, facts, config),
-        removed=describe_removed({item: _reasons(ctx, item) for item in DATA_ORDER}, config),
-        pii=describe_measures(ctx.entry(SCRUBBED.step)),
+        **dataset_card.count_rows(facts),
+        sources=dataset_card.describe_sources(SOURCES.read(ctx).root, facts, config),
+        removed=dataset_card.describe_removed(reasons, config),
+        pii=dataset_card.describe_measures(ctx.entry(SCRUBBED.step)),
         format=PromptFormat(
             target=config.target_format,
             template_sha256=hashlib.sha256(template.encode()).hexdigest(),
@@ -361,10 +298,10 @@ def run(ctx: StepContext) -> Record:
             tokens_max=max(found.lengths),
             limit=limit,
         ),
-        reproduce=reproduce(config, ctx.config.base_model),
+        reproduce=dataset_card.reproduce(config, ctx.config.base_model),
     )
     DATASET_VERSION.write(ctx, document)
-    DATASET_CARD.path(ctx).write_text(card(document))
+    DATASET_CARD.path(ctx).write_text(dataset_card.card(document))
     splits = Counter(row.split for row in facts)
     return ctx.record(
         f"{len(rows)} rows measured again ({splits[TRAIN]} training, {splits[VALIDATION]} "

@@ -1,18 +1,14 @@
 """pii_scrubbing: surrogates replace personal data and secrets, and the leak rate is measured.
 
-A token classifier, patterns and check digits find values, and inside a row the same value gets the
-same surrogate in every turn; a JSON answer stays valid JSON. Each scrubbed row is read again: a row
-in which a pattern finds more, or in which a replaced value or a part of it stands still, is
-rejected, and a maker of surrogates that lets values through fails the item.
-In every run canaries, made-up values in rows of the dataset, go through the same code. The share of
-them that can still be read afterwards is the leak rate; the upper end of its interval decides the
-verdict. A person's review of scrubbed rows gives a second estimate.
+A row in which something is found again, or in which a replaced value stands still, is rejected.
+Canaries, made-up values in rows of the dataset, take the same path: the upper end of the interval
+of the share that can still be read decides the verdict. A person's review is a second estimate.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import tee
 from typing import TYPE_CHECKING, Any
@@ -24,26 +20,9 @@ from tuneline.data.pii.find.detector import THRESHOLDS
 from tuneline.data.pii.find.entities import MEASURED, uncovered_languages
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
-from tuneline.data.pii.measure.leak_estimate import (
-    Trial,
-    blind_spots,
-    draw_carriers,
-    form_measurements,
-    leak_measurements,
-    left_measurements,
-    run_trial,
-    seed_of,
-)
+from tuneline.data.pii.measure import leak_estimate as leaks
 from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber, make_scrubber
-from tuneline.data.pii.review.review import (
-    ASK,
-    PiiReview,
-    answered,
-    make_sheet,
-    read_review,
-    review_measurements,
-)
-from tuneline.data.tables.rejects import write_decisions
+from tuneline.data.pii.review import review as reviews
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
@@ -54,6 +33,7 @@ from tuneline.data.tables.rows import (
     rows_before,
     scrubbed,
     write_audit,
+    write_decisions,
 )
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.machine.workers import worker_count
@@ -88,7 +68,7 @@ def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
     staying = [result for result in results if reason_to_reject(result) is None]
     rejected = len(results) - len(staying)
     changed = sum(bool(result.hits) for result in results)
-    kept_values = sum(result.left > 0 for result in results)
+    left = sum(result.left > 0 for result in results) / max(changed, 1)
     return [
         measure("rows_in", len(results), "rows"),
         measure("rows_kept", len(staying), "rows", ">=", 1),
@@ -98,9 +78,7 @@ def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
         measure("rows_refused", sum(bool(r.refused) for r in results), "rows"),
         *(measure(f"found_{entity}", hits[entity], "hits") for entity in sorted(hits)),
         measure("residual_pattern_hits", sum(r.residual for r in staying), "hits", "==", 0),
-        measure(
-            "rows_with_values_left", kept_values / max(changed, 1), "share", "<=", MAX_VALUES_LEFT
-        ),
+        measure("rows_with_values_left", left, "share", "<=", MAX_VALUES_LEFT),
     ]
 
 
@@ -142,17 +120,12 @@ def _foreign(results: Sequence[Scrubbed]) -> Counter[str]:
     return Counter(r.foreign for r in results if r.foreign is not None)
 
 
-def _spot_measurements(spots: Mapping[str, Sequence[str]]) -> list[Measurement]:
-    """Return what could not have been found, in words."""
-    return [measure(name, "+".join(found) or "none", "text") for name, found in spots.items()]
-
-
 def _summary(
     config: DataConfig,
     results: Sequence[Scrubbed],
-    trial: Trial,
+    trial: leaks.Trial,
     leak_rates: Sequence[Measurement],
-    review: PiiReview | None,
+    review: reviews.PiiReview | None,
 ) -> str:
     limited = [entry for entry in leak_rates if entry.rule is not None]
     worst = max(limited, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
@@ -184,37 +157,23 @@ def _summary(
     return summary
 
 
-def _review(ctx: StepContext) -> PiiReview | None:
+def _review(ctx: StepContext) -> reviews.PiiReview | None:
     """Read the review that the configuration names and compare it with the rows that are kept."""
     address = ctx.config.data.pii_review
     if address is None:
         return None
     rows = read_rows(ctx.out / ROWS)
-    if address == ASK:
-        sheet = make_sheet(rows, ctx.config.data.pii_review_rows)
+    if address == reviews.ASK:
+        sheet = reviews.make_sheet(rows, ctx.config.data.pii_review_rows)
         PII_SHEET.write(ctx, sheet)
-        review = answered(ctx.run, sheet)
+        review = reviews.answered(ctx.run, sheet)
         if not review.weights:
             return None
     else:
-        review = read_review(address, rows, ctx.scratch)
+        review = reviews.read_review(address, rows, ctx.scratch)
     if review.weights:
         write_audit(ctx.out / REVIEW, review.columns())
     return review
-
-
-def _trial(ctx: StepContext, trial: Trial) -> None:
-    """Write the canaries, and those that leaked into quarantine."""
-    write_audit(ctx.out / CANARIES, trial.columns())
-    ctx.quarantine.mkdir(parents=True, exist_ok=True)
-    write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
-
-
-def _make_scrubber(rows: StoredRows, config: DataConfig) -> Scrubber:
-    """Make a scrubber that knows what the dataset's rows share, from rows at equal distances."""
-    every = -(-len(rows) // LEARNT_ROWS)
-    turns = [row.messages for row in rows.chosen([n % every == 0 for n in range(len(rows))])]
-    return make_scrubber(config, shared_parts(turns))
 
 
 class _Counts:
@@ -224,35 +183,33 @@ class _Counts:
         self.results: list[Scrubbed] = []
         self._known: dict[tuple[Any, ...], Scrubbed] = {}
 
-    def add(self, result: Scrubbed) -> None:
-        """Count a row."""
-        hits = tuple(sorted(result.hits.items()))
-        key = (hits, result.residual, result.left, result.refused, result.foreign)
-        if key not in self._known:
-            self._known[key] = replace(result, messages=[], surrogates=())
-        self.results.append(self._known[key])
-
-
-def _scrub(rows: StoredRows, scrubber: Scrubber, counts: _Counts, workers: int) -> Iterator[Row]:
-    """Yield the rows that stay, scrubbed; count them all."""
-    given, kept = tee(rows)
-    conversations = ((None, row.messages) for row in given)
-    for row, result in zip(kept, scrubber.each(conversations, workers), strict=True):
-        counts.add(result)
-        if reason_to_reject(result) is None:
-            yield scrubbed(row, result.messages, result.surrogates)
+    def scrub(self, rows: StoredRows, scrubber: Scrubber, workers: int) -> Iterator[Row]:
+        """Yield the rows that stay, scrubbed; count them all."""
+        given, kept = tee(rows)
+        conversations = ((None, row.messages) for row in given)
+        for row, result in zip(kept, scrubber.each(conversations, workers), strict=True):
+            hits = tuple(sorted(result.hits.items()))
+            key = (hits, result.residual, result.left, result.refused, result.foreign)
+            if key not in self._known:
+                self._known[key] = replace(result, messages=[], surrogates=())
+            self.results.append(self._known[key])
+            if reason_to_reject(result) is None:
+                yield scrubbed(row, result.messages, result.surrogates)
 
 
 def run(ctx: StepContext) -> Evidence:
     """Scrub every row and estimate what leaks."""
     config = ctx.config.data
     rows = rows_before(ctx)
-    scrubber = _make_scrubber(rows, config)
+    # What the dataset's rows share is learnt from rows at equal distances.
+    every = -(-len(rows) // LEARNT_ROWS)
+    turns = [row.messages for row in rows.chosen([n % every == 0 for n in range(len(rows))])]
+    scrubber = make_scrubber(config, shared_parts(turns))
     workers = worker_count(len(rows), LEAST_ROWS)
     ctx.log(f"{len(rows)} rows, {workers} workers")
     counts = _Counts()
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
-        table.write(_scrub(rows, scrubber, counts, workers))
+        table.write(counts.scrub(rows, scrubber, workers))
     results = counts.results
     left = write_decisions(
         ctx,
@@ -263,32 +220,30 @@ def run(ctx: StepContext) -> Evidence:
         values_left=[result.left for result in results],
         undeclared_language=[int(result.foreign is not None) for result in results],
     )
-    seed = seed_of(ctx.run.run_id, rows.column("row_id"))
-    trial = run_trial(scrubber, draw_carriers(rows, seed), config, seed)
-    _trial(ctx, trial)
-    review = _review(ctx)
-    leak_rates = leak_measurements(config, trial)
-    hits = _hits(results)
+    seed = leaks.seed_of(ctx.run.run_id, rows.column("row_id"))
+    trial = leaks.run_trial(scrubber, leaks.draw_carriers(rows, seed), config, seed)
+    write_audit(ctx.out / CANARIES, trial.columns())
+    ctx.quarantine.mkdir(parents=True, exist_ok=True)
+    write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
+    review, leak_rates, hits = _review(ctx), leaks.leak_measurements(config, trial), _hits(results)
+    spots = leaks.blind_spots(config, trial, scrubber.custom_entities)
     measurements = [
         *_row_measurements(results),
         *_coverage_measurements(config, results, scrubber.ignored_labels),
         measure("canary_seed", seed, "text"),
-        *form_measurements(trial),
+        *leaks.form_measurements(trial),
         *leak_rates,
-        *left_measurements(trial, hits, len(rows)),
-        *review_measurements(review, hits, table.rows, config),
-        *_spot_measurements(blind_spots(config, trial, scrubber.custom_entities)),
+        *leaks.left_measurements(trial, hits, len(rows)),
+        *reviews.review_measurements(review, hits, table.rows, config),
+        *(measure(name, "+".join(found) or "none", "text") for name, found in spots.items()),
     ]
-    return conclude(
-        ctx,
-        _summary(config, results, trial, leak_rates, review),
-        measurements,
-        rows={
-            ROWS: table.rows,
-            REJECTED: left,
-            AUDIT: len(rows),
-            CANARIES: len(trial.canaries),
-            LEAKED_CANARIES: sum(trial.leaked),
-            REVIEW: 0 if review is None else len(review.weights),
-        },
-    )
+    sizes = {
+        ROWS: table.rows,
+        REJECTED: left,
+        AUDIT: len(rows),
+        CANARIES: len(trial.canaries),
+        LEAKED_CANARIES: sum(trial.leaked),
+        REVIEW: 0 if review is None else len(review.weights),
+    }
+    summary = _summary(config, results, trial, leak_rates, review)
+    return conclude(ctx, summary, measurements, rows=sizes)

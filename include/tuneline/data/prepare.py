@@ -1,8 +1,7 @@
 """`tuneline data prepare`: the data phase on one machine, without Airflow.
 
-The same five steps, gates and final audit as in the DAG work on a run in a working folder inside
-the output folder. The results are laid out after the last step, the dataset last, so that a
-killed call leaves nothing that looks complete.
+The results are laid out after the last step, the dataset last, so that a killed call leaves nothing
+that looks complete.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from tuneline.artifacts.data import (
 from tuneline.catalogue import DATA_ORDER, Severity, get_item
 from tuneline.config import DataConfig, PipelineConfig, build_config, check_sections, read_yaml
 from tuneline.data.gates.run_gate import run_gate
-from tuneline.data.tables.rejects import join_rejects
+from tuneline.data.tables.rows import join_rejects
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
-from tuneline.evidence import Evidence, Verdict, dump
+from tuneline.evidence import Evidence, Verdict, dump, worse
 from tuneline.run import Run
 from tuneline.step import execute
 from tuneline.verdicts import checklist
@@ -53,18 +52,9 @@ def prepare(
     *,
     as_json: bool = False,
 ) -> int:
-    """Prepare a dataset for training.
+    """Prepare a dataset for training; return 0 if all critical items pass, 1 if one fails.
 
-    Args:
-        source: JSONL, CSV or Parquet files: a path, folder, glob, `file://`, `s3://` or
-            `hf://datasets/…` address, or a list of these.
-        base_model: the base model, for its tokenizer and chat template.
-        out: folder for the results; those of an earlier call are replaced.
-        config_file: YAML settings, a whole configuration or its `data` section alone.
-        as_json: True to print the result as one JSON object instead of lines.
-
-    Returns:
-        0 if all critical items pass, 1 if one fails.
+    `config_file` holds a whole configuration or its `data` section alone.
 
     Raises:
         UserError: if the input or the configuration is wrong; nothing is written then.
@@ -88,11 +78,7 @@ def prepare(
 def read_config(
     source: str | list[str], base_model: str, config_file: Path | None
 ) -> PipelineConfig:
-    """Read the configuration of a call.
-
-    Raises:
-        UserError: if the file is missing, or a setting is unknown or wrong.
-    """
+    """Read a call's configuration; UserError if the file is missing, or a setting wrong."""
     where = str(config_file or "the configuration")
     document = read_yaml(config_file) if config_file is not None else {}
     if document and document.keys() <= DataConfig.model_fields.keys():
@@ -134,8 +120,12 @@ def _run_steps(run: Run, out: Path) -> None:
         _say(f"{item} ({number} of {steps}) …")
         execute(item, run.uri)
         if number == 1:
-            # The input and the base model are sound: the results of an earlier call are obsolete.
-            _clear(out)
+            # The input and the base model are sound: the results of an earlier call are obsolete,
+            # the dataset first.
+            for name in (DATASET.name, *BESIDE, RESULT):
+                (out / name).unlink(missing_ok=True)
+            for name in (*DATA_ORDER, AUDIT_STEP, "quarantine", "data_docs"):
+                shutil.rmtree(out / name, ignore_errors=True)
         run_gate(run, item)
         audit = _local(run, audit_of(item).key(run))
         if not audit.exists():
@@ -160,9 +150,9 @@ def _result(run: Run) -> dict[str, Any]:
     for item in items:
         if item.verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE):
             continue
+        fails = item.verdict in (Verdict.FAIL, Verdict.NOT_RUN)
         critical = get_item(item.item).severity == Severity.CRITICAL
-        fails = critical and item.verdict in (Verdict.FAIL, Verdict.NOT_RUN)
-        verdict = Verdict.FAIL if fails or verdict == Verdict.FAIL else Verdict.WARN
+        verdict = worse(verdict, Verdict.FAIL if critical and fails else Verdict.WARN)
     document = DATASET_VERSION.find(run)
     return {
         "schema": SCHEMA,
@@ -172,14 +162,6 @@ def _result(run: Run) -> dict[str, Any]:
     }
 
 
-def _clear(out: Path) -> None:
-    """Remove the results of an earlier call, the dataset first."""
-    for name in (DATASET.name, *BESIDE, RESULT):
-        (out / name).unlink(missing_ok=True)
-    for name in (*DATA_ORDER, AUDIT_STEP, "quarantine", "data_docs"):
-        shutil.rmtree(out / name, ignore_errors=True)
-
-
 def _lay_out(run: Run, out: Path, new: Path, result: dict[str, Any]) -> None:
     """Move the run's files to their places in the output folder, the dataset last."""
     moved: dict[str, str] = {}
@@ -187,20 +169,20 @@ def _lay_out(run: Run, out: Path, new: Path, result: dict[str, Any]) -> None:
         tables = [_local(run, rejected_of(item).key(run)) for item in DATA_ORDER]
         join_rejects(new / "quarantine" / Path(REJECTED).name, [t for t in tables if t.exists()])
         for key in run.store.keys(run.prefix):
-            place = _place(key.removeprefix(run.prefix + "/"))
-            if place is not None:
-                source = _local(run, key)
-                target = new / place
-                target.parent.mkdir(parents=True, exist_ok=True)
-                source.rename(target)
-                moved[run.store.uri_of(key)] = (out.resolve() / place).as_uri()
+            first, *rest = Path(key.removeprefix(run.prefix + "/")).parts
+            if first not in ("quarantine", "data"):
+                continue
+            place = Path("quarantine", *rest) if first == "quarantine" else Path(*rest)
+            place = Path(place.name) if place.name == DATASET.name else place
+            (new / place).parent.mkdir(parents=True, exist_ok=True)
+            _local(run, key).rename(new / place)
+            moved[run.store.uri_of(key)] = (out.resolve() / place).as_uri()
         _point_to(new, moved)
         for name in BESIDE:
             if (new / AUDIT_STEP / name).exists():
                 shutil.copyfile(new / AUDIT_STEP / name, new / name)
         (new / RESULT).write_text(json.dumps(result, indent=1, ensure_ascii=False))
-        entries = sorted(new.iterdir(), key=lambda path: path.name == DATASET.name)
-        for path in entries:
+        for path in sorted(new.iterdir(), key=lambda path: path.name == DATASET.name):
             os.replace(path, out / path.name)
     except OSError as error:
         raise RetryableError(
@@ -208,23 +190,9 @@ def _lay_out(run: Run, out: Path, new: Path, result: dict[str, Any]) -> None:
         ) from error
 
 
-def _place(key: str) -> Path | None:
-    """Return the place of a run's file below the output folder; None if it is not kept."""
-    parts = Path(key).parts
-    if parts[0] == "quarantine":
-        return Path(key)
-    if parts[0] != "data":
-        return None
-    return Path(DATASET.name) if parts[-1] == DATASET.name else Path(*parts[1:])
-
-
 def _point_to(new: Path, moved: dict[str, str]) -> None:
     """Rewrite the addresses in evidence and gates to the new places."""
-    for path in (
-        *new.glob("*/evidence.json"),
-        *new.glob("*/record.json"),
-        *new.glob("*/gate.json"),
-    ):
+    for path in (p for n in ("evidence", "record", "gate") for p in new.glob(f"*/{n}.json")):
         document = json.loads(path.read_text())
         for ref in [*document.get("inputs", []), *document.get("artifacts", [])]:
             ref["uri"] = moved.get(ref["uri"], ref["uri"])

@@ -1,15 +1,14 @@
 """schema_validation: every row follows the model's prompt format, or is rejected with its line.
 
-Rows are read record by record, turned into turns, checked, rendered for the target model and
-compared with the tokenizer's own chat template token id by token id; the loss mask must cover
-exactly the assistant's tokens. Rows in = rows kept + rows rejected.
+Rows are compared with the tokenizer's own chat template token id by token id; the loss mask must
+cover exactly the assistant's tokens. Rows in = rows kept + rows rejected.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -35,16 +34,19 @@ from tuneline.data.conversations.turn_checks import (
     ALPACA_MARKERS,
     ROLES,
     TEMPLATE_MARKERS,
-    check_empty,
-    check_injection,
-    check_roles,
-    check_unicode,
+    check_turns,
 )
 from tuneline.data.rendering.renderer import Renderer, compare
 from tuneline.data.sources.streams import BROKEN_FILE
-from tuneline.data.tables.rejects import REJECT_COLUMNS
 from tuneline.data.tables.removed_rows import conclude
-from tuneline.data.tables.rows import ROW_COLUMNS, Message, Spool, TableWriter, class_key
+from tuneline.data.tables.rows import (
+    REJECT_COLUMNS,
+    ROW_COLUMNS,
+    Message,
+    Spool,
+    TableWriter,
+    class_key,
+)
 from tuneline.evidence import Evidence, Measurement, measure
 
 if TYPE_CHECKING:
@@ -55,20 +57,6 @@ if TYPE_CHECKING:
 ITEM = "schema_validation"
 # Up to this number of files each form is a measurement; above it, the files are counted by form.
 MOST_FORMS = 8
-AUDIT_COLUMNS = (
-    "row_id source_file source_line kept reason malformed selected turns last_role tokens_equal "
-    "mask_exact has_label class"
-).split()
-
-
-def check_turns(messages: Sequence[Message], markers: tuple[str, ...]) -> str | None:
-    """Return the reason why a row's turns can't be trained on, None if they can."""
-    return (
-        check_roles(messages)
-        or check_unicode(messages)
-        or check_empty(messages)
-        or check_injection(messages, markers)
-    )
 
 
 def check_system(outcome: Outcome, rule: str) -> str | None:
@@ -81,18 +69,6 @@ def check_system(outcome: Outcome, rule: str) -> str | None:
     if rule == "forbidden" and present:
         return "system_forbidden: data.system_prompt allows no system turn"
     return None
-
-
-def make_plain(outcomes: Sequence[Outcome], renderer: Renderer, markers: tuple[str, ...]) -> None:
-    """Write rows with tools as plain turns."""
-    markers = (*markers, *added_markers(renderer))
-    for outcome in outcomes:
-        if outcome.conversation is None:
-            continue
-        try:
-            outcome.messages = plain_turns(outcome.conversation, renderer, markers)
-        except Malformed as error:
-            outcome.reason = str(error)
 
 
 def markers_of(renderer: Renderer) -> tuple[str, ...]:
@@ -117,12 +93,17 @@ def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
 def check_rows(
     outcomes: Sequence[Outcome], renderer: Renderer, markers: tuple[str, ...], config: DataConfig
 ) -> None:
-    """Check each row on its own; the outcomes take the reasons."""
+    """Check each row on its own and make its turns plain; the outcomes take the reasons."""
+    marks_of_calls = added_markers(renderer)
     for outcome in outcomes:
         if outcome.reason is None:
             outcome.reason = check_system(outcome, config.system_prompt)
-    make_plain([o for o in outcomes if o.reason is None], renderer, markers)
-    for outcome in outcomes:
+        if outcome.reason is None and outcome.conversation is not None:
+            try:
+                every = (*markers, *marks_of_calls)
+                outcome.messages = plain_turns(outcome.conversation, renderer, every)
+            except Malformed as error:
+                outcome.reason = str(error)
         if outcome.reason is None:
             outcome.reason = check_turns(outcome.messages, markers)
 
@@ -165,15 +146,7 @@ def _checked(
 
 @dataclass
 class _Tally:
-    """What is counted of the outcomes.
-
-    Attributes:
-        kept: number of rows that stay.
-        codes: rejected rows by the code of their reason.
-        mismatches: kept rows whose tokens differ from the template's.
-        inexact: kept rows without an exact mask.
-        first: line and code of the first rejected row.
-    """
+    """What is counted of the outcomes; `first` is line and code of the first rejected row."""
 
     rows: int = 0
     kept: int = 0
@@ -208,10 +181,7 @@ class _Tally:
 
 
 def _write(
-    ctx: StepContext,
-    checked: Iterable[Sequence[Outcome]],
-    counts: AnswerCounts,
-    renderer: Renderer,
+    ctx: StepContext, checked: Iterable[Sequence[Outcome]], counts: AnswerCounts, renderer: Renderer
 ) -> _Tally:
     """Finish the checks and write the tables, batch by batch."""
     import pyarrow.parquet as pq
@@ -220,7 +190,7 @@ def _write(
     with (
         TableWriter(UNSCRUBBED.path(ctx), ROW_COLUMNS) as rows,
         TableWriter(rejected_of(ITEM).path(ctx), REJECT_COLUMNS) as rejects,
-        pq.ParquetWriter(audit_of(ITEM).path(ctx), _audit_schema()) as audit,
+        pq.ParquetWriter(audit_of(ITEM).path(ctx), _audited([]).schema) as audit,
     ):
         for batch in checked:
             check_answers(batch, ctx.config.data, counts)
@@ -232,115 +202,87 @@ def _write(
     return tally
 
 
-def _audit_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    types = {"source_line": pa.int64(), "malformed": pa.int64(), "turns": pa.int64()}
-    texts = dict.fromkeys(("row_id", "source_file", "reason", "last_role", "class"), pa.string())
-    return pa.schema([(name, {**types, **texts}.get(name, pa.bool_())) for name in AUDIT_COLUMNS])
-
-
 def _audited(outcomes: Sequence[Outcome]) -> pa.Table:
+    """Return the lines of the audit table, which holds no text."""
     import pyarrow as pa
 
-    lines = [
-        (
-            o.row_id,
-            o.source_file,
-            o.source_line,
-            o.reason is None,
-            o.code or None,
-            int(o.code not in ("", NOT_SELECTED)),
-            o.code != NOT_SELECTED,
-            len(o.messages),
-            _last_role(o.messages),
-            o.tokens_equal,
-            o.mask_exact,
-            o.label is not None,
-            class_key(o.label),
-        )
-        for o in outcomes
+    def last_role(messages: Sequence[Message]) -> str | None:
+        role = messages[-1]["role"] if messages else None
+        return role if role in (None, *ROLES) else "unknown"
+
+    text, number, flag = pa.string(), pa.int64(), pa.bool_()
+    columns: list[tuple[str, pa.DataType, Callable[[Outcome], object]]] = [
+        ("row_id", text, lambda o: o.row_id),
+        ("source_file", text, lambda o: o.source_file),
+        ("source_line", number, lambda o: o.source_line),
+        ("kept", flag, lambda o: o.reason is None),
+        ("reason", text, lambda o: o.code or None),
+        ("malformed", number, lambda o: int(o.code not in ("", NOT_SELECTED))),
+        ("selected", flag, lambda o: o.code != NOT_SELECTED),
+        ("turns", number, lambda o: len(o.messages)),
+        # An unknown role may be any text.
+        ("last_role", text, lambda o: last_role(o.messages)),
+        ("tokens_equal", flag, lambda o: o.tokens_equal),
+        ("mask_exact", flag, lambda o: o.mask_exact),
+        ("has_label", flag, lambda o: o.label is not None),
+        ("class", text, lambda o: class_key(o.label)),
     ]
-    columns = dict(zip(AUDIT_COLUMNS, map(list, zip(*lines, strict=True)), strict=True))
-    return pa.Table.from_pydict(columns, _audit_schema())
-
-
-def _last_role(messages: Sequence[Message]) -> str | None:
-    """Return the last turn's role; an unknown one may be any text and is not repeated."""
-    if not messages:
-        return None
-    role = messages[-1]["role"]
-    return role if role in ROLES else "unknown"
+    return pa.table({n: pa.array(map(value, outcomes), kind) for n, kind, value in columns})
 
 
 def _conclude(ctx: StepContext, tally: _Tally, read: Records) -> Evidence:
-    kept, codes, in_files, forms = tally.kept, tally.codes, read.in_files, read.forms
+    kept, codes, config = tally.kept, tally.codes, ctx.config.data
     unselected = codes.pop(NOT_SELECTED, 0)
-    selected = tally.rows - unselected
     rejected = codes.total()
-    share = rejected / selected if selected else 1.0
-    lost = in_files - min(tally.distinct_lines, kept + rejected + unselected)
+    share = rejected / (kept + rejected) if kept + rejected else 1.0
+    lost = read.in_files - min(tally.distinct_lines, kept + rejected + unselected)
     measurements = [
-        measure("rows_in", in_files, "rows"),
+        measure("rows_in", read.in_files, "rows"),
         measure("rows_kept", kept, "rows", ">=", 1),
         measure("rows_rejected", rejected, "rows"),
         measure("rows_not_selected", unselected, "rows"),
         measure("rows_lost", lost, "rows", "==", 0),
-        measure("rejected_share", share, "share", "<=", ctx.config.data.max_rejected_share),
+        measure("rejected_share", share, "share", "<=", config.max_rejected_share),
         measure("token_mismatches", tally.mismatches, "rows", "==", 0),
         measure("inexact_masks", tally.inexact, "rows", "==", 0),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
-        measure("source_files", len(forms), "files"),
+        measure("source_files", len(read.forms), "files"),
         measure("broken_files", len(tally.broken), "files", "<=", 0, on_breach="warn"),
-        *_forms(forms),
+        *_forms(read.forms),
     ]
-    return conclude(
-        ctx,
-        _summary(ctx.config.data, tally),
-        measurements,
-        rows={
-            UNSCRUBBED.name: kept,
-            REJECTED: rejected + unselected,
-            AUDIT: tally.rows,
-        },
-    )
+    sizes = {UNSCRUBBED.name: kept, REJECTED: rejected + unselected, AUDIT: tally.rows}
+    return conclude(ctx, _summary(config, tally), measurements, rows=sizes)
 
 
 def _summary(config: DataConfig, tally: _Tally) -> str:
-    kept, codes = tally.kept, tally.codes
-    target = config.target_format
+    kept, rejected, target = tally.kept, tally.codes.total(), config.target_format
     template = "the tokenizer's chat template" if target == "tokenizer" else target
-    rejected = codes.total()
-    if kept:
-        summary = f"{kept} of {kept + rejected} rows follow {template}"
-    else:
+    summary = f"{kept} of {kept + rejected} rows follow {template}"
+    if not kept:
         summary = f"No row of {', '.join(config.sources)} can be trained on"
-    commonest = sorted(codes.items(), key=lambda entry: (-entry[1], entry[0]))
+    commonest = sorted(tally.codes.items(), key=lambda entry: (-entry[1], entry[0]))
     why = ", ".join(f"{count} {code}" for code, count in commonest[:4])
     summary += f"; {rejected} rejected ({why})" if rejected else "; none rejected"
     if tally.first is not None and not kept:
         # Its code alone: the detail may quote the row, which belongs into quarantine.
-        line, code = tally.first
-        summary += f", the first in line {line} ({code})"
+        summary += f", the first in line {tally.first[0]} ({tally.first[1]})"
     return f"{summary}."
 
 
 def _forms(forms: Sequence[FileForm]) -> list[Measurement]:
     """Return the form of each file; of many files, the number that have each form."""
+    found = []
     if len(forms) <= MOST_FORMS:
-        return [
-            measurement
-            for form in forms
-            for measurement in (
+        for form in forms:
+            found += [
                 measure(f"form_of_{form.source_file}", form.form, "form"),
                 measure(f"form_confidence_{form.source_file}", form.confidence, "share"),
-            )
-        ]
+            ]
+        return found
     counts = Counter(form.form or "unknown" for form in forms)
-    return [
-        *(measure(f"files_of_{form}", count, "files") for form, count in sorted(counts.items())),
-        measure("form_confidence_lowest", min(form.confidence for form in forms), "share"),
-    ]
+    found = [measure(f"files_of_{form}", count, "files") for form, count in sorted(counts.items())]
+    lowest = min(form.confidence for form in forms)
+    return [*found, measure("form_confidence_lowest", lowest, "share")]
 
 
 def run(ctx: StepContext) -> Evidence:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, rows_of
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rejects import write_decisions
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
     ROW_COLUMNS,
@@ -24,6 +23,7 @@ from tuneline.data.tables.rows import (
     TableWriter,
     base_id,
     rows_before,
+    write_decisions,
 )
 from tuneline.evidence import Evidence, measure
 
@@ -39,14 +39,7 @@ _AT_ONCE = 1 << 12
 def split_at_turns(
     messages: Sequence[Message], limit: int, renderer: Renderer
 ) -> list[list[Message]] | None:
-    """Split a conversation into pieces that fit.
-
-    Each piece starts with the system turn, if there is one, and holds as many whole exchanges
-    as fit.
-
-    Returns:
-        The pieces, or None if one exchange alone is over the limit.
-    """
+    """Split a conversation into pieces of whole exchanges that fit; None if one alone does not."""
     system = list(messages[:1]) if messages[0]["role"] == "system" else []
     rest = messages[len(system) :]
     pieces: list[list[Message]] = []
@@ -71,12 +64,9 @@ def fit(
 ) -> tuple[list[Row], list[tuple[Row, str]], list[int]]:
     """Count tokens, and reject or split the rows over the limit.
 
-    A row that schema_validation counted and that no step changed since is not counted again; the
-    final audit counts every row.
-
-    Returns:
-        Rows that fit with their `n_tokens`, rejected rows with the reason, and the token count
-        of every row as it came in.
+    A row that schema_validation counted and that no step changed since is not counted again.
+    Returned are the rows that fit, the rejected ones with the reason, and the tokens of every row
+    as it came in.
     """
     uncounted = (renderer.text(row.messages) for row in rows if not row.n_tokens)
     fresh = iter(renderer.count(uncounted))

@@ -1,23 +1,11 @@
 """Write the answers of people in Airflow into the run: waivers and approvals.
 
-The name beside an answer is the user that Airflow recorded, never one that somebody typed. Votes
-of a review lie in `ballots`, the forms and files that take them beside it.
+The name with an answer is the user that Airflow recorded, never one that somebody typed.
 """
 
 from __future__ import annotations
 
-from tuneline.artifacts.answers import (
-    APPROVALS,
-    WAIVERS,
-    Approval,
-    Approvals,
-    Person,
-    RecordedWaiver,
-    Waivers,
-    stranger,
-    waivers_sha256,
-    why_not,
-)
+from tuneline.artifacts import answers
 from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.catalogue import Severity, get_item
 from tuneline.config import Waiver
@@ -40,20 +28,17 @@ def critical_waivers(run: Run) -> list[Waiver]:
     return [w for w in run.config.waivers if get_item(w.item).severity == Severity.CRITICAL]
 
 
-def record_waivers(run: Run, by: str | None, approval: Approval | None = None) -> None:
+def record_waivers(run: Run, by: str | None, approval: answers.Approval | None = None) -> None:
     """Write `waivers.json`: every waiver of the configuration and who stands for it.
 
-    Args:
-        by: the user who started the run with these waivers; None if a schedule did, and
-            then no waiver counts.
-        approval: the approval of the critical ones; None if nobody gave it.
+    `by` is the user who started the run; None if a schedule did, and then no waiver counts.
     """
     if not run.config.waivers:
         return
     critical = {waiver.item for waiver in critical_waivers(run)}
 
     entries = [
-        RecordedWaiver(
+        answers.RecordedWaiver(
             item=waiver.item,
             limit=waiver.limit,
             reason=waiver.reason,
@@ -63,39 +48,30 @@ def record_waivers(run: Run, by: str | None, approval: Approval | None = None) -
         )
         for waiver in run.config.waivers
     ]
-    WAIVERS.put(run, Waivers(waivers=entries))
+    answers.WAIVERS.put(run, answers.Waivers(waivers=entries))
 
 
 def note_question(run: Run, subject: str) -> str:
-    """Note what a question is about when it is put, and return the hash of that.
-
-    Raises:
-        UserError: if it is about the release and there is no manifest.
-    """
+    """Note and hash what a question is about; UserError if it is a release without a manifest."""
     if subject == ABOUT_WAIVERS:
-        about = waivers_sha256(run)
+        about = answers.waivers_sha256(run)
     else:
         reference = MANIFEST_REF.find(run)
         if reference is None:
             raise UserError(f"{run.uri} has no manifest to approve; run lineage first")
         about = reference.sha256
-    earlier = APPROVALS.find(run) or Approvals()
+    earlier = answers.APPROVALS.find(run) or answers.Approvals()
     kept = earlier.model_copy(update={"asked": {**earlier.asked, subject: about}})
-    APPROVALS.put(run, kept)
+    answers.APPROVALS.put(run, kept)
     return about
 
 
 def record_approval(
-    run: Run, subject: str, decision: str, person: Person, reason: str = ""
-) -> Approval:
-    """Add an answer to `approvals.json`, with the hash of what was asked about.
-
-    Raises:
-        UserError: if this person has no say, or the answer is a yes that it can't give, or gives
-            without a reason that is needed; nothing is recorded then.
-    """
+    run: Run, subject: str, decision: str, person: answers.Person, reason: str = ""
+) -> answers.Approval:
+    """Record an answer, with the hash of what was asked; UserError if it can't be given so."""
     reason = reason.strip()
-    why = why_not(run, person) if decision == YES else stranger(run, person)
+    why = answers.why_not(run, person) if decision == YES else answers.stranger(run, person)
     if why:
         raise UserError(f"{subject}: {why}")
     if decision == YES and subject in _NEEDS_REASON and len(reason) < _LEAST_REASON:
@@ -104,8 +80,8 @@ def record_approval(
             f"{subject}: {what} needs a reason of at least {_LEAST_REASON} characters{about}; "
             "answer again"
         )
-    earlier = APPROVALS.find(run) or Approvals()
-    answer = Approval(
+    earlier = answers.APPROVALS.find(run) or answers.Approvals()
+    answer = answers.Approval(
         subject=subject,
         decision=decision,
         by=person.name,
@@ -115,5 +91,5 @@ def record_approval(
         about=earlier.asked.get(subject),
     )
     kept = earlier.model_copy(update={"approvals": [*earlier.approvals, answer]})
-    APPROVALS.put(run, kept)
+    answers.APPROVALS.put(run, kept)
     return answer

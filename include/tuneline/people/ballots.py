@@ -1,8 +1,7 @@
 """The ballots of a blind review: who is asked about which pairs, and what they answered.
 
-A ballot is one object, `evaluation/review_votes/<review id>/<name>.json` in the run. So reviewers
-who answer at the same time never overwrite each other, and votes stay with the review whose pairs
-were shown: when the pairs are drawn again, the review has another id.
+A ballot is one object, so that reviewers never overwrite each other, and belongs to the review
+whose pairs were shown: when the pairs are drawn again, the review has another id.
 """
 
 from __future__ import annotations
@@ -12,14 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tuneline.artifacts.artifact import RunDocument
-from tuneline.artifacts.evaluation import (
-    CHOICES,
-    REVIEW_PAIRS,
-    Ballot,
-    Mark,
-    ReviewSheet,
-    Source,
-)
+from tuneline.artifacts.evaluation import CHOICES, REVIEW_PAIRS, Ballot, Mark, ReviewSheet, Source
 from tuneline.errors import UserError
 from tuneline.run import Run, now
 
@@ -28,23 +20,14 @@ FOLDER = "evaluation/review_votes"
 
 @dataclass(frozen=True)
 class Assignment:
-    """Pairs that one reviewer is asked about in one task.
-
-    Attributes:
-        reviewer: the reviewer's name; None if everyone may answer who may answer for the model.
-        pairs: the numbers of the pairs.
-    """
+    """Pairs that one reviewer, or (None) whoever may answer, is asked about in one task."""
 
     reviewer: str | None
     pairs: tuple[int, ...]
 
 
 def sheet_of(run: Run) -> ReviewSheet:
-    """Return the pairs that people vote on.
-
-    Raises:
-        UserError: if they were not prepared, or there is none.
-    """
+    """Return the pairs that people vote on; UserError if they were not prepared, or are none."""
     sheet = REVIEW_PAIRS.find(run)
     if sheet is None:
         raise UserError(f"the review of {run.uri} was not prepared; run prepare_review first")
@@ -71,10 +54,7 @@ def deal(
 ) -> list[Assignment]:
     """Deal pairs to reviewers in slices, each slice to the next `per_pair` of them in turn.
 
-    Args:
-        reviewers: the reviewers' names; without any, each slice is asked about once.
-        per_pair: reviewers of each slice, at most all of them.
-        per_task: most pairs in a slice.
+    Without reviewers each slice is asked about once.
     """
     slices = [tuple(pairs[n : n + per_task]) for n in range(0, len(pairs), per_task)]
     if not reviewers:
@@ -88,11 +68,7 @@ def deal(
 
 
 def check_marks(marks: Sequence[Mark], pairs: Collection[int], where: str) -> None:
-    """Refuse marks that are not choices on pairs of the review, each pair once.
-
-    Raises:
-        UserError: naming the first of them.
-    """
+    """Refuse marks that are not choices on the pairs, each once; UserError names the first."""
     seen: set[int] = set()
     for mark in marks:
         if mark.pair not in pairs:
@@ -120,17 +96,7 @@ def cast(
     imported_by: str | None = None,
     name: str | None = None,
 ) -> Ballot:
-    """Store the votes of one reviewer.
-
-    Args:
-        review_id: the review that the votes are for.
-        comment: what the reviewer says of all of them.
-        imported_by: the user who read them in from a file.
-        name: name of the ballot, whose content is then replaced; a new one by default.
-
-    Raises:
-        UserError: if the review is not the one of this run, or a vote is wrong.
-    """
+    """Store a reviewer's votes, as ballot `name`; UserError if one is wrong, or of other pairs."""
     sheet = sheet_of(run)
     where = f"votes of {reviewer}"
     if review_id != sheet.review_id:
@@ -169,10 +135,6 @@ def documents(run: Run) -> list[RunDocument[Ballot]]:
 
 
 def ballots(run: Run) -> list[Ballot]:
-    """Return all ballots of a run, of earlier reviews too, in the order in which they were cast.
-
-    Raises:
-        UserError: if a ballot is not of the expected form.
-    """
+    """Return all ballots of a run, of earlier reviews too, in the order in which they were cast."""
     found = (document.find(run) for document in documents(run))
     return sorted((ballot for ballot in found if ballot), key=lambda ballot: ballot.at)

@@ -1,12 +1,9 @@
-"""A blind review without a terminal: pairs as a sheet to fill in, or as a form of Airflow.
-
-A sheet is taken whole or not at all.
-"""
+"""A blind review without a terminal: pairs as a sheet to fill in, or as a form of Airflow."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +24,7 @@ _COMPARED = 2000
 
 
 def export_file(run: Run, out: Path, *, reviewer: str = "") -> int:
-    """Write the pairs of a review, with empty places for the votes.
-
-    Args:
-        out: a `.csv` file.
-        reviewer: a name to write into the column `reviewer`.
-
-    Returns:
-        The number of pairs.
-
-    Raises:
-        UserError: if the pairs were not prepared, or the file can't be written.
-    """
+    """Write the pairs of a review as CSV with empty places for votes; return their number."""
     sheet = sheet_of(run)
     if out.suffix != ".csv":
         raise UserError(f"--out {out}: name a .csv file")
@@ -52,58 +38,38 @@ def export_file(run: Run, out: Path, *, reviewer: str = "") -> int:
 
 
 def import_file(run: Run, path: Path, *, imported_by: str) -> dict[str, int]:
-    """Read a filled sheet and store its votes, one ballot for each reviewer.
-
-    Args:
-        imported_by: the user who reads the file in.
-
-    Returns:
-        The number of votes of each reviewer.
-
-    Raises:
-        UserError: if a line is wrong, for another review, or not by an assigned reviewer. File,
-            line and field are named.
-    """
+    """Store the votes of a filled sheet, by reviewer; UserError names file, line and field."""
     sheet = sheet_of(run)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read: {error.strerror}") from None
-    given = [v for v in read_sheet(raw, str(path), _NEEDED, _ADVICE) if v.text("choice")]
     assigned = run.config.evaluation.reviewer_names
-    votes = [_checked(vote, sheet.review_id, sheet.pairs, assigned) for vote in given]
-    _check_repeats(given)
-    if not votes:
-        raise UserError(f"{path} holds no vote; fill the column choice ({_HOW})")
-    counts: dict[str, int] = {}
-    for name, group in groupby(sorted(votes, key=_reviewer), key=_reviewer):
-        marks = [mark for _, mark in group]
-        cast(run, sheet.review_id, name, "csv", marks, imported_by=imported_by)
-        counts[name] = len(marks)
-    return counts
-
-
-def _reviewer(vote: tuple[str, Mark]) -> str:
-    return vote[0]
-
-
-def _check_repeats(given: Sequence[Entry]) -> None:
-    seen: dict[tuple[str, str], str] = {}
-    for vote in given:
-        key = (vote.text("reviewer"), vote.text("pair"))
-        if key in seen:
+    marks: dict[str, list[Mark]] = defaultdict(list)
+    seen: dict[tuple[str, int], str] = {}
+    for vote in read_sheet(raw, str(path), _NEEDED, _ADVICE):
+        if not vote.text("choice"):
+            continue
+        reviewer, mark = _checked(vote, sheet.review_id, sheet.pairs, assigned)
+        earlier = seen.setdefault((reviewer, mark.pair), vote.where)
+        if earlier != vote.where:
             raise UserError(
-                f"{vote.where}, pair: {key[0]} has voted on pair {key[1]} on "
-                f"{seen[key].rpartition(', ')[2]} already; keep one of the two"
+                f"{vote.where}, pair: {reviewer} has voted on pair {mark.pair} on "
+                f"{earlier.rpartition(', ')[2]} already; keep one of the two"
             )
-        seen[key] = vote.where
+        marks[reviewer].append(mark)
+    if not marks:
+        raise UserError(f"{path} holds no vote; fill the column choice ({_HOW})")
+    for name, own in sorted(marks.items()):
+        cast(run, sheet.review_id, name, "csv", own, imported_by=imported_by)
+    return {name: len(own) for name, own in sorted(marks.items())}
 
 
 def _checked(
     vote: Entry, review_id: str, pairs: Sequence[ReviewPair], assigned: Sequence[str]
 ) -> tuple[str, Mark]:
     """Return a vote's reviewer and its mark."""
-    given, pair = vote.text("review_id"), vote.text("pair")
+    given, number = vote.text("review_id"), vote.text("pair")
     choice, reviewer = vote.text("choice"), vote.text("reviewer")
     if given != review_id:
         raise UserError(
@@ -111,10 +77,10 @@ def _checked(
             f"run's pairs are of the review {review_id}; export them again and vote anew"
         )
     shown = {str(pair.pair): pair for pair in pairs}
-    if pair not in shown:
+    if number not in shown:
         numbers = [entry.pair for entry in pairs]
         raise UserError(
-            f"{vote.where}, pair: there is no pair {pair!r}; the pairs are {min(numbers)} to "
+            f"{vote.where}, pair: there is no pair {number!r}; the pairs are {min(numbers)} to "
             f"{max(numbers)}"
         )
     if choice.casefold() not in _CHOICE_OF:
@@ -126,23 +92,16 @@ def _checked(
             f"{vote.where}, reviewer: {reviewer} is not assigned to this review; "
             f"evaluation.reviewers names {', '.join(assigned)}"
         )
-    _check_texts(vote, shown[pair])
-    mark = Mark(
-        pair=shown[pair].pair,
-        choice=_CHOICE_OF[choice.casefold()],
-        comment=vote.text("comment"),
-    )
-    return reviewer, mark
-
-
-def _check_texts(vote: Entry, pair: ReviewPair) -> None:
-    """Refuse a row whose texts are those of another pair, as after sorting a single column."""
+    pair = shown[number]
     for name in ("prompt", "A", "B"):
+        # As after sorting a single column.
         if name in vote.cells and _plain(vote.text(name)) != _plain(getattr(pair, name)):
             raise UserError(
-                f"{vote.where}, {name}: this is not the text of pair {pair.pair}; the file was "
+                f"{vote.where}, {name}: this is not the text of pair {number}; the file was "
                 "sorted or edited, so export the pairs again"
             )
+    mark = Mark(pair=pair.pair, choice=_CHOICE_OF[choice.casefold()], comment=vote.text("comment"))
+    return reviewer, mark
 
 
 def _plain(text: str) -> str:
@@ -157,55 +116,34 @@ _CHOICE_OF_LABEL = {label: choice for choice, label in LABELS.items()}
 
 
 def review_body(run: Run, numbers: Collection[int]) -> str:
-    """Render pairs of a run as Markdown, for the person who votes.
-
-    Raises:
-        UserError: if the pairs were not prepared, or there is no such pair.
-    """
-    return "\n\n".join([sheet_of(run).instructions, *map(_pair, _shown(run, numbers))])
+    """Render pairs of a run as Markdown; UserError if there are no such pairs."""
+    parts = [sheet_of(run).instructions]
+    for pair in _shown(run, numbers):
+        texts = [("Question", pair.prompt), ("A", pair.A), ("B", pair.B)]
+        parts.append(f"### Pair {pair.pair}")
+        parts += [f"**{name}**\n\n{fenced(text)}" for name, text in texts]
+    return "\n\n".join(parts)
 
 
 def form_fields(run: Run, numbers: Collection[int]) -> dict[str, dict[str, Any]]:
     """Return the fields of the form: JSON Schema keywords and a default for each.
 
-    The name of a field holds the review's id, so that votes given for earlier pairs fit no field.
-
-    Raises:
-        UserError: see `review_body`.
+    A name holds the review's id, so that votes given for earlier pairs fit no field.
     """
     review_id = sheet_of(run).review_id
+    text = {"type": ["string", "null"], "default": None}
+    choices = [None, *LABELS.values()]
     fields: dict[str, dict[str, Any]] = {
-        _field(review_id, pair.pair): {
-            "type": ["string", "null"],
-            "default": None,
-            "enum": [None, *LABELS.values()],
-            "title": f"Pair {pair.pair}",
-        }
+        _field(review_id, pair.pair): {**text, "enum": choices, "title": f"Pair {pair.pair}"}
         for pair in _shown(run, numbers)
     }
-    fields[COMMENT] = {
-        "type": ["string", "null"],
-        "default": None,
-        "format": "multiline",
-        "title": "Comment",
-        "description": "What the votes do not say, such as why both answers are bad.",
-    }
+    hint = "What the votes do not say, such as why both answers are bad."
+    fields[COMMENT] = {**text, "format": "multiline", "title": "Comment", "description": hint}
     return fields
 
 
 def record_form(run: Run, numbers: Collection[int], given: Mapping[str, Any], reviewer: str) -> int:
-    """Store what a reviewer filled in.
-
-    Args:
-        given: values by the name of the field.
-
-    Returns:
-        The number of votes.
-
-    Raises:
-        UserError: if no pair was voted on, a choice does not exist, or the pairs were drawn again
-            since the form was shown.
-    """
+    """Store what a reviewer filled in; return the number of votes; UserError if one is wrong."""
     review_id = sheet_of(run).review_id
     known = {_field(review_id, number): number for number in numbers}
     stray = sorted(set(given) - set(known) - {COMMENT})
@@ -239,9 +177,3 @@ def _shown(run: Run, numbers: Collection[int]) -> list[ReviewPair]:
             "out; they were drawn again, so clear prepare_review, which deals them out"
         )
     return found
-
-
-def _pair(pair: ReviewPair) -> str:
-    texts = [("Question", pair.prompt), ("A", pair.A), ("B", pair.B)]
-    shown = "\n\n".join(f"**{name}**\n\n{fenced(text)}" for name, text in texts)
-    return f"### Pair {pair.pair}\n\n{shown}"

@@ -20,6 +20,7 @@ from tuneline.errors import UserError
 
 # A spreadsheet takes a cell that begins with one of these for a formula.
 _FORMULA = tuple("=+-@\t\r")
+_MARKED = tuple(f"'{sign}" for sign in _FORMULA)
 # A cell may be as long as an answer.
 _LONGEST_CELL = 10_000_000
 _DELIMITERS = ",;\t|"
@@ -37,11 +38,7 @@ class Entry:
     cells: dict[str, Any]
 
     def text(self, name: str) -> str:
-        """Return a cell without spaces around it, empty if there is none.
-
-        Raises:
-            UserError: if it is JSON and no text.
-        """
+        """Return a cell without spaces around it, empty if there is none; UserError if not text."""
         value = self.cells.get(name)
         if value is not None and not isinstance(value, str):
             raise UserError(f"{self.where}: {name} is a {type(value).__name__}, not text")
@@ -53,25 +50,17 @@ def written(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> bytes:
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(columns)
-    writer.writerows([_cell(str(row.get(name, ""))) for name in columns] for row in rows)
+    for row in rows:
+        cells = [str(row.get(name, "")) for name in columns]
+        writer.writerow([f"'{text}" if text.startswith(_FORMULA) else text for text in cells])
     # Spreadsheets take a file for UTF-8 only if it begins with its mark.
     return out.getvalue().encode("utf-8-sig")
 
 
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
 def read_sheet(raw: bytes, name: str, needed: Sequence[str], advice: str) -> list[Entry]:
-    """Read the rows of a sheet; empty ones are passed over.
+    """Read the rows of a sheet, without empty ones; UserError names file and line of a fault.
 
-    Args:
-        needed: columns that it must have; JSON lines may leave them out.
-        advice: what to do if one is missing.
-
-    Raises:
-        UserError: if it can't be read, a column is missing or there twice, or a row has more
-            cells than columns. File and line are named.
+    `advice` says what to do if a needed column is missing; JSON lines may leave columns out.
     """
     if raw.startswith(b"PK\x03\x04"):
         return list(_entries(_workbook(raw, name), name, needed, advice))
@@ -166,13 +155,9 @@ def _entries(rows: _Lines, name: str, needed: Sequence[str], advice: str) -> Ite
         if any(cells[len(columns) :]):
             raise UserError(f"{where}: more cells than columns; quote the texts")
         if any(cells):
-            given = zip_longest(columns, map(_unmarked, cells[: len(columns)]), fillvalue="")
-            yield Entry(where, dict(given))
-
-
-def _unmarked(text: str) -> str:
-    """Return a cell without the mark that keeps it from being a formula."""
-    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULA) else text
+            # Without the mark that keeps a cell from being a formula.
+            texts = (text[text.startswith(_MARKED) :] for text in cells[: len(columns)])
+            yield Entry(where, dict(zip_longest(columns, texts, fillvalue="")))
 
 
 def _json_entries(text: str, name: str) -> Iterator[Entry]:

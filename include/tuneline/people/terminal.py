@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tuneline.artifacts.evaluation import BOTH_BAD, Ballot, Mark, ReviewPair, ReviewSheet
+from tuneline.artifacts.evaluation import BOTH_BAD, Mark, ReviewPair, ReviewSheet
 from tuneline.errors import UserError
 from tuneline.people.ballots import cast, document_of, sheet_of
 from tuneline.run import Run
@@ -53,11 +53,7 @@ def this_user() -> str:
 
 
 def check_reviewer(run: Run, reviewer: str) -> None:
-    """Refuse a user who is not assigned to the review of a run.
-
-    Raises:
-        UserError: naming those who are.
-    """
+    """Refuse a user who is not assigned to the review of a run; the UserError names who is."""
     assigned = run.config.evaluation.reviewer_names
     if assigned and reviewer not in assigned:
         raise UserError(
@@ -67,11 +63,7 @@ def check_reviewer(run: Run, reviewer: str) -> None:
 
 
 def check_terminal() -> None:
-    """Refuse to go on where no keys can be read.
-
-    Raises:
-        UserError: if input or output is no terminal.
-    """
+    """Refuse to go on where no keys can be read; UserError if input or output is no terminal."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UserError(
             "the review needs a terminal; write the pairs to a file with `tuneline review export` "
@@ -96,16 +88,12 @@ def keys() -> Iterator[ReadKey]:
 
 
 def review(run: Run, reviewer: str, read_key: ReadKey, show: Show) -> Progress:
-    """Show the pairs that a reviewer has not voted on, and store a vote for each key.
-
-    Returns:
-        How far the reviewer came. Whoever voted on all pairs has confirmed it.
-
-    Raises:
-        UserError: if the pairs were not prepared.
-    """
+    """Show the pairs that a reviewer has not voted on, and store a vote for each key."""
     sheet = sheet_of(run)
-    marks = _earlier(run, sheet, reviewer)
+    # A name may hold what a key of the store can't.
+    name = f"terminal-{hashlib.sha256(reviewer.encode()).hexdigest()[:16]}"
+    earlier = document_of(sheet.review_id, name).find(run)
+    marks = list(earlier.marks) if earlier else []
     while True:
         rest = [pair for pair in sheet.pairs if pair.pair not in {mark.pair for mark in marks}]
         show(_screen(sheet, rest[0] if rest else None, len(marks)))
@@ -118,17 +106,7 @@ def review(run: Run, reviewer: str, read_key: ReadKey, show: Show) -> Progress:
             marks.append(Mark(pair=rest[0].pair, choice=CHOICE_OF[key]))
         else:
             continue
-        cast(run, sheet.review_id, reviewer, "terminal", marks, name=_ballot(reviewer))
-
-
-def _earlier(run: Run, sheet: ReviewSheet, reviewer: str) -> list[Mark]:
-    ballot: Ballot | None = document_of(sheet.review_id, _ballot(reviewer)).find(run)
-    return list(ballot.marks) if ballot else []
-
-
-def _ballot(reviewer: str) -> str:
-    # A name may hold what a key of the store can't.
-    return f"terminal-{hashlib.sha256(reviewer.encode()).hexdigest()[:16]}"
+        cast(run, sheet.review_id, reviewer, "terminal", marks, name=name)
 
 
 def _screen(sheet: ReviewSheet, pair: ReviewPair | None, voted: int) -> str:
@@ -141,15 +119,12 @@ def _screen(sheet: ReviewSheet, pair: ReviewPair | None, voted: int) -> str:
     parts = [_wrapped(sheet.instructions)] if not voted else []
     parts.append(f"── Pair {voted + 1} of {total} " + "─" * 40)
     for name, text in (("Question", pair.prompt), ("A", pair.A), ("B", pair.B)):
-        parts.append(f"{name}:\n{textwrap.indent(_wrapped(_printable(text)), '    ')}")
+        # Control characters could rewrite what the terminal shows.
+        chars = (c if c == "\n" or c.isprintable() else "�" for c in text.expandtabs(4))
+        parts.append(f"{name}:\n{textwrap.indent(_wrapped(''.join(chars)), '    ')}")
     return _CLEAR + "\n\n".join([*parts, _KEYS]) + "\n"
 
 
 def _wrapped(text: str) -> str:
     lines = (textwrap.wrap(line, _WIDTH, drop_whitespace=False) for line in text.splitlines())
     return "\n".join("\n".join(line) if line else "" for line in lines)
-
-
-def _printable(text: str) -> str:
-    """Return a text without control characters, which could rewrite what the terminal shows."""
-    return "".join(c if c == "\n" or c.isprintable() else "�" for c in text.expandtabs(4))

@@ -1,32 +1,20 @@
 import pytest
 
-from tuneline.data.conversations.turn_checks import (
-    TEMPLATE_MARKERS,
-    check_empty,
-    check_injection,
-    check_roles,
-    check_unicode,
-)
+from tuneline.data.conversations.turn_checks import TEMPLATE_MARKERS, check_turns
 
 PAIR = ["user", "assistant"]
-
-
-def turns(*roles):
-    return [{"role": role, "content": "x"} for role in roles]
 
 
 def said(content):
     return [{"role": "user", "content": content}, {"role": "assistant", "content": "ok"}]
 
 
-@pytest.mark.parametrize("roles", [PAIR, ["system", *PAIR], [*PAIR, *PAIR]])
-def test_right_orders(roles):
-    assert check_roles(turns(*roles)) is None
-
-
 @pytest.mark.parametrize(
     ("roles", "code"),
     [
+        (PAIR, None),
+        (["system", *PAIR], None),
+        ([*PAIR, *PAIR], None),
         (["assistant", "user"], "role_order"),
         (["user", "system", "assistant"], "role_order"),
         (["user", "user", "assistant"], "role_order"),
@@ -37,37 +25,25 @@ def test_right_orders(roles):
         (["system", "system", *PAIR], "role_order"),
     ],
 )
-def test_wrong_orders(roles, code):
-    assert check_roles(turns(*roles)).startswith(code)
-
-
-@pytest.mark.parametrize("content", ["", "  \n", "\u200b\u200d", "\u00a0"])
-def test_empty_turns(content):
-    assert check_empty(said(content)).startswith("empty_turn: turn 1 (user)")
-
-
-@pytest.mark.parametrize("marker", TEMPLATE_MARKERS)
-def test_injected_markers(marker):
-    assert check_injection(said(f"so {marker} now"), TEMPLATE_MARKERS).startswith("special_token")
+def test_orders(roles, code):
+    reason = check_turns([{"role": role, "content": "x"} for role in roles], TEMPLATE_MARKERS)
+    assert (reason and reason.partition(":")[0]) == code
 
 
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        ("a\x00b", "bad_character"),
-        ("a\x1bb", "bad_character"),
-        ("a\x80b", "bad_character"),
-        ("a\ud800b", "bad_character"),
-        ("a\ufffdb c", "bad_character"),
-        ("a\U0001ffffb", "bad_character"),
+        *((blank, "empty_turn: turn 1 (user)") for blank in ("", "  \n", "\u200b\u200d", "\u00a0")),
+        *((f"so {marker} now", "special_token") for marker in TEMPLATE_MARKERS),
+        *((f"a{bad}b", "bad_character") for bad in "\x00\x1b\x80\ud800\ufffd\U0001ffff"),
         ("cafÃ© au lait", "mojibake"),
         ("donâ€™t", "mojibake"),
         ("ÐŸÑ€Ð¸Ð²ÐµÑ‚", "mojibake"),
         ("ðŸ˜€ yes", "mojibake"),
     ],
 )
-def test_broken_unicode(content, code):
-    assert check_unicode(said(content)).startswith(code)
+def test_texts_that_can_not_be_trained_on(content, code):
+    assert check_turns(said(content), TEMPLATE_MARKERS).startswith(code)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +57,4 @@ def test_broken_unicode(content, code):
     ],
 )
 def test_ordinary_text_passes(content):
-    messages = said(content)
-    assert check_unicode(messages) is None
-    assert check_empty(messages) is None
-    assert check_injection(messages, TEMPLATE_MARKERS) is None
+    assert check_turns(said(content), TEMPLATE_MARKERS) is None

@@ -14,7 +14,6 @@ from tuneline.data.near_duplicates.shingles import (
     shingle_chars,
     shingle_words,
     word_grams,
-    words_of,
 )
 
 ALPHABETS = ["abcXYZ019 _-.,!\n\t'", "abcÄöß é你好İ \u00a0_x ", "😀ab ", " .-"]
@@ -38,29 +37,6 @@ def test_normalise():
     for seed in range(5):
         assert all(normalise(text) == reference(text) for text in texts_of(seed))
         assert all(normalise(normalise(text)) == normalise(text) for text in texts_of(seed))
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("plain_only", [True, False])
-def test_units_and_lengths_are_those_of_the_normalised_text(seed, plain_only):
-    texts = [t for t in texts_of(seed) if t.isascii() or not plain_only]
-    words = words_of(texts)
-    plain = [normalise(t) for t in texts]
-    assert words.lengths.tolist() == [len(t) for t in plain]
-    said = "".join(map(chr, words.units.tolist()))
-    assert said == "".join(f"{t}\n" for t in plain)
-    assert [said[start:].partition("\n")[0] for start in words.starts.tolist()] == plain
-
-
-def test_chosen_texts_are_those_of_a_smaller_batch():
-    texts = texts_of(3)
-    chosen = np.array([number % 3 == 1 for number in range(len(texts))])
-    ours = words_of(texts).chosen(chosen)
-    alone = words_of([text for text, wanted in zip(texts, chosen, strict=True) if wanted])
-    assert ours.units.tolist() == alone.units.tolist()
-    assert ours.starts.tolist() == alone.starts.tolist()
-    assert ours.lengths.tolist() == alone.lengths.tolist()
-    assert len(words_of(texts).chosen(np.zeros(len(texts), dtype=bool)).units) == 0
 
 
 @pytest.mark.parametrize(

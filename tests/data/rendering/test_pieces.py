@@ -93,12 +93,3 @@ def test_what_a_user_switched_on_is_switched_off(backend):
     backend.enable_padding(length=64)
     assert encoder.encode([text]) == expected
     assert encoder.count([]) == []
-
-
-def test_an_error_while_texts_are_read_is_the_callers(backend):
-    def broken():
-        yield "a"
-        raise RuntimeError("no more")
-
-    with pytest.raises(RuntimeError, match="no more"):
-        PieceEncoder(backend).count(broken())

@@ -2,7 +2,6 @@ import pytest
 from tests.lab.data_runs import chat
 from tests.lab.tiny_models import make_tokenizer, varied_texts
 
-from tuneline.data.rendering import renderer
 from tuneline.data.rendering.pieces import BATCH
 from tuneline.data.rendering.renderer import Renderer, compare
 
@@ -74,10 +73,3 @@ def test_rows_are_encoded_by_transformers_where_the_tokenizer_alone_differs(toke
     assert [p.tokens_equal for p in compare(rows(5), renderer)] == [True] * 5
     monkeypatch.setattr(renderer._pieces, "encode_whole", lambda texts: [[1, 2]] * len(texts))
     assert renderer.template_ids(rows(5)) == whole
-
-
-def test_both_ways_may_run_at_once(tokenizer, monkeypatch):
-    """Neither way changes the tokenizer while the other one uses it."""
-    monkeypatch.setattr(renderer, "BATCH", 7)
-    found = compare(rows(700), Renderer(tokenizer, "tokenizer"))
-    assert all(p.tokens_equal for p in found)

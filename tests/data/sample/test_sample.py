@@ -5,14 +5,15 @@ import json
 from itertools import combinations
 
 import pytest
+from benchmarks.workloads.support_chat import PLANTED
 
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
-from tuneline.data.sample import FREE_TEXT, PLANTED, SAMPLES, SUPPORT
+from tuneline.data.sample import FREE_TEXT, SAMPLES, SUPPORT
 from tuneline.data.sources.find_files import find_files
 
 DIGESTS = {
     SUPPORT: "db3083c4a17704a4e6472c101d92553fdf258ebec401ee25d1656a7f1f68dcfd",
-    PLANTED: "8ce116c1ba296bcbd7fe296005ffddbffed1dd5a10fadbfe38ba1cd0b755736a",
+    PLANTED: "1e4717274a3f5a9f103224667bdcb5b8ab4c400cefde509619032eae6b8a2a88",
     FREE_TEXT: "ff2ed53413e0d5d8c1ef9574b3a1ae0392ef0c6eedb0b06ab58875eaabd41451",
 }
 

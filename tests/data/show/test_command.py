@@ -5,7 +5,7 @@ from tests.lab.data_runs import answer, chat, clean_rows, write_jsonl
 
 from tuneline.cli import main
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.show.text import fault_place, hide, mask_fault, raw_pieces, visible
+from tuneline.data.show.command import fault_place, hide, mask_fault, raw_pieces, visible
 from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_USER
 from tuneline.models import load_tokenizer
 

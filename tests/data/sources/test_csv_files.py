@@ -143,19 +143,15 @@ def test_a_tsv_of_a_folder_is_read_and_a_head_cut_in_a_record_does_no_harm(tmp_p
     assert not any(record.fault for record in records)
 
 
-def test_settings_reach_the_reader(tmp_path):
+def test_settings_reach_the_reader_and_the_dataset_says_how_a_file_was_read(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('text|intent\n"a"|x\n')
-    config = DataConfig(source=str(path), csv=MAPPING, csv_delimiter="pipe", csv_quoting="none")
-    assert users(read_opened(config, tmp_path)) == ['"a"']
-
-
-def test_the_dataset_says_how_a_file_was_read(tmp_path):
-    path = tmp_path / "rows.csv"
-    path.write_text("text;intent\nhello;x\n")
-    for opened in open_files(DataConfig(source=str(path), csv=MAPPING), tmp_path / "scratch"):
-        list(opened.records())
-        assert opened.note("", 0, "messages").dialect == "semicolon, double"
+    named = {"csv_delimiter": "pipe", "csv_quoting": "none"}
+    for settings, text, dialect in ((named, '"a"', "pipe, none"), ({}, "a", "pipe, double")):
+        config = DataConfig(source=str(path), csv=MAPPING, **settings)
+        (opened,) = open_files(config, tmp_path / "scratch")
+        assert users(opened.records()) == [text]
+        assert opened.note("", 0, "messages").dialect == dialect
 
 
 def test_nothing_to_decide_on():

@@ -28,51 +28,28 @@ def faults(records):
 
 
 def test_one_bad_line_never_stops_the_rest(tmp_path):
-    lines = [
-        b'{"a": 1}',
-        b'{"a": "\xff"}',
-        b'{"a": ',
-        b"\x00\x00",
-        b"   ",
-        b'{"a": 1, "a": 2}',
-        b"[" * 20_000,
-        b'{"a": NaN}',
-        b'{"a": ' + b"9" * 5000 + b"}",
-        b'{"a": 2}\r',
-    ]
+    lines = {
+        b'{"a": 1}': "",
+        b'{"a": "\xff"}': "invalid_utf8",
+        b'{"a": ': "broken_json",
+        b"\x00\x00": "broken_json",
+        b"   ": "blank_line",
+        b'{"a": 1, "a": 2}': "duplicate_key",
+        b"[" * 20_000: "broken_json",
+        b"[" * 150 + b"]" * 150: "broken_json",
+        b'{"a":' * 150 + b"1" + b"}" * 150: "broken_json",
+        b'{"a": NaN}': "broken_json",
+        b'{"a": -Infinity}': "broken_json",
+        b'{"a": 1e999}': "broken_json",
+        b'{"a": ' + b"9" * 5000 + b"}": "broken_json",
+        b'{"a": 2}\r': "",
+    }
     records = read(tmp_path / "rows.jsonl", b"\n".join(lines))
-    assert faults(records) == [
-        "",
-        "invalid_utf8",
-        "broken_json",
-        "broken_json",
-        "blank_line",
-        "duplicate_key",
-        "broken_json",
-        "broken_json",
-        "broken_json",
-        "",
-    ]
-    assert [r.source_line for r in records] == list(range(1, 11))
-    assert records[0].value == {"a": 1}
-    assert records[-1].value == {"a": 2}
+    assert faults(records) == list(lines.values())
+    assert [r.source_line for r in records] == list(range(1, len(lines) + 1))
+    assert (records[0].value, records[-1].value) == ({"a": 1}, {"a": 2})
     assert records[1].raw == '{"a": "\\xff"}'
-    assert count_records(tmp_path / "rows.jsonl") == 10
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("1e999", ValueError),
-        ("[" * 150 + "]" * 150, RecursionError),
-        ('{"a":' * 150 + "1" + "}" * 150, RecursionError),
-        ("9" * 5000, ValueError),
-        ("-Infinity", ValueError),
-    ],
-)
-def test_what_strict_json_refuses(text, error):
-    with pytest.raises(error):
-        parse_json(text)
+    assert count_records(tmp_path / "rows.jsonl") == len(lines)
 
 
 def test_many_brackets_are_not_many_levels():
@@ -115,22 +92,20 @@ def test_csv_without_mapping_takes_columns_as_fields(tmp_path):
     assert records[0].value == {"prompt": "hi", "completion": "ho"}
 
 
-def test_missing_column_is_named(tmp_path):
-    mapping = CsvMapping(user="{text}", assistant="{intent}")
-    with pytest.raises(UserError, match=r"no column 'intent'.*its columns are 'text', 'category'"):
-        read(tmp_path / "rows.csv", b"text,category\na,b\n", mapping)
-
-
-def test_lone_brace_in_a_template_is_named(tmp_path):
-    mapping = CsvMapping(user="{text}", assistant='{"intent": {category}}')
-    with pytest.raises(UserError, match=r"data\.csv\.assistant.*write \{column\}"):
-        read(tmp_path / "rows.csv", b"text,category\na,b\n", mapping)
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe\n", b'"a\n', b"a,a\n1,2\n", b",b\n1,2\n"])
-def test_unreadable_csv_header(tmp_path, content):
-    with pytest.raises(UserError, match=r"CSV header|its own name"):
-        read(tmp_path / "rows.csv", content)
+@pytest.mark.parametrize(
+    ("assistant", "content", "words"),
+    [
+        ("{intent}", b"text,category\na,b\n", r"no column 'intent'.*its columns are 'text', 'cate"),
+        ('{"intent": {text}}', b"text,category\na,b\n", r"data\.csv\.assistant.*write \{column\}"),
+        ("{text}", b"\xff\xfe\n", "CSV header"),
+        ("{text}", b'"a\n', "CSV header"),
+        ("{text}", b"a,a\n1,2\n", "its own name"),
+        ("{text}", b",b\n1,2\n", "its own name"),
+    ],
+)
+def test_a_csv_that_can_not_be_read(tmp_path, assistant, content, words):
+    with pytest.raises(UserError, match=words):
+        read(tmp_path / "rows.csv", content, CsvMapping(user="{text}", assistant=assistant))
 
 
 def test_parquet(tmp_path):

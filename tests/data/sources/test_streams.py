@@ -4,13 +4,7 @@ import pyarrow as pa
 import pytest
 
 from tuneline.data.sources import streams
-from tuneline.data.sources.streams import (
-    BrokenStream,
-    compression_of,
-    count_lines,
-    head_of,
-    lines,
-)
+from tuneline.data.sources.streams import BrokenStream, count_lines, head_of, lines
 
 TEXT = b"".join(b'{"number": %d, "text": "%x"}\n' % (n, n * 7919) for n in range(20_000))
 
@@ -84,11 +78,3 @@ def test_a_line_without_end_is_cut_and_told(tmp_path, monkeypatch):
         (b"b", 1, 1),
     ]
     assert count_lines(path) == 3
-
-
-def test_compression_is_told_by_content():
-    assert compression_of(b"\x1f\x8b\x08") == "gzip"
-    assert compression_of(b"\x28\xb5\x2f\xfd") == "zstd"
-    assert compression_of(b"") is None
-    assert compression_of(b"P*") is None
-    assert compression_of(b"PAR1") is None

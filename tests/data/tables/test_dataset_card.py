@@ -12,8 +12,6 @@ from tuneline.data.tables.dataset_card import (
     MOST_FILES,
     SETTINGS,
     card,
-    count_rows,
-    describe_removed,
     describe_sources,
     reproduce,
 )
@@ -29,19 +27,6 @@ def source(name="a", address=None):
     return SourceNote(name=name, address=address or name, sha256="5" * 64, records=7)
 
 
-def test_counts_by_split_and_class():
-    rows = [row(1, "x"), row(2, "x", "holdout"), row(3, None), row(4, "y")]
-    assert count_rows(rows) == {
-        "rows": 4,
-        "splits": {"train": 3, "validation": 0, "holdout": 1},
-        "classes": {
-            "train": {"(none)": 1, "x": 1, "y": 1},
-            "validation": {},
-            "holdout": {"x": 1},
-        },
-    }
-
-
 def test_a_source_has_its_licence_and_its_rows():
     config = DataConfig(source=["a", "b"], license="MIT", licenses={"b": "CC-BY-4.0"})
     pieces = [row(1, "x"), row(1, "x"), row(2, "x", file="b/1")]
@@ -54,15 +39,6 @@ def test_a_source_has_its_licence_and_its_rows():
 def test_a_licence_for_what_is_no_source_is_refused():
     with pytest.raises(ValueError, match="licenses names 'c'"):
         DataConfig(source=["a", "b"], licenses={"c": "MIT"})
-
-
-def test_what_was_removed_and_by_which_setting():
-    config = DataConfig(source="a", near_duplicate_jaccard=0.7)
-    codes = [None, "near_duplicate", "exact_duplicate", "near_duplicate"]
-    (step,) = describe_removed({"deduplication": codes}, config)
-    assert step.rows == 3
-    assert list(step.reasons.items()) == [("near_duplicate", 2), ("exact_duplicate", 1)]
-    assert step.settings["near_duplicate_jaccard"] == 0.7
 
 
 def test_every_data_item_names_settings_that_there_are():

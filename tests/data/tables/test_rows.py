@@ -7,10 +7,9 @@ import pytest
 from tests.lab.data_runs import chat
 
 from tuneline.data.conversations.reading import Outcome
-from tuneline.data.tables import rejects as reject_tables
+from tuneline.data.tables import rows as reject_tables
 from tuneline.data.tables import rows as tables
-from tuneline.data.tables.rejects import Reject
-from tuneline.data.tables.rows import Row, Spool, StandIn, StoredRows
+from tuneline.data.tables.rows import Reject, Row, Spool, StandIn, StoredRows
 
 ROWS = [
     Row("a", chat("hi 🎉", "ho", "Be brief."), "f.jsonl", 1, label="x", own_holdout=True, raw="{}"),
@@ -34,6 +33,11 @@ def test_rows_come_back(tmp_path, rows):
     assert [r["messages"] for r in pq.read_table(path).to_pylist()] == [r.messages for r in rows]
 
 
+def write_rejects(path, rejects):
+    with tables.TableWriter(path, reject_tables.REJECT_COLUMNS) as table:
+        table.write(rejects)
+
+
 @pytest.mark.usefixtures("parts")
 def test_datasets_and_rejects_come_back(tmp_path):
     rows = [Row("a", chat("hi", "ho"), "f", 1, split="train"), Row("b", chat("x", "y"), "f", 2)]
@@ -44,7 +48,7 @@ def test_datasets_and_rejects_come_back(tmp_path):
     assert tables.read_dataset(tmp_path / "held.parquet") == (rows[:1], [1.0])
     assert tables.read_dataset(tmp_path / "held.parquet", holdout=True)[0] == [rows[0], held]
     rejects = [Reject("a", "item", "code: why", "f", 3, "raw\x00")]
-    reject_tables.write_rejects(tmp_path / "rejected.parquet", iter(rejects))
+    write_rejects(tmp_path / "rejected.parquet", iter(rejects))
     assert reject_tables.read_rejects(tmp_path / "rejected.parquet") == rejects
 
 
@@ -70,13 +74,6 @@ def test_stored_rows_are_a_sequence_of_the_rows_written(tmp_path, rows):
         stored[len(rows)]
     if rows:
         assert stored[-1] == rows[-1]
-
-
-def test_a_stored_dataset_is_the_dataset(tmp_path):
-    rows = [Row("a", chat("hi", "ho"), "f", 1, split="train"), Row("b", chat("x", "y"), "f", 2)]
-    tables.write_dataset(tmp_path / "dataset.parquet", iter(rows), iter([1.0, 2.5]))
-    stored, weights = tables.stored_dataset(tmp_path / "dataset.parquet")
-    assert (list(stored), weights) == (rows, [1.0, 2.5])
 
 
 class Leaving:
@@ -142,15 +139,6 @@ def test_a_pass_over_stored_rows_holds_one_part(tmp_path, monkeypatch):
     (*few, _), (*many, held) = peaks(640), peaks(6400)
     assert all(small * 2 > large for small, large in zip(few, many, strict=True))
     assert held > 5 * max(many), "a list of the rows is what this saves"
-
-
-@pytest.mark.usefixtures("parts")
-def test_rejects_of_several_tables_are_joined(tmp_path):
-    rejects = [Reject(str(n), "item", "code", "f", n, "raw") for n in range(5)]
-    for name, part in (("a", rejects[:2]), ("b", []), ("c", rejects[2:])):
-        reject_tables.write_rejects(tmp_path / name, part)
-    reject_tables.join_rejects(tmp_path / "x" / "all", [tmp_path / name for name in "abc"])
-    assert reject_tables.read_rejects(tmp_path / "x" / "all") == rejects
 
 
 def test_batches_come_back_in_order_any_number_of_times(tmp_path):

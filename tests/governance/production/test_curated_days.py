@@ -26,12 +26,9 @@ class Killed(BaseException):
 def content(folder, word):
     """A day's files and evidence; `word` decides all bytes."""
     folder.mkdir(exist_ok=True)
-    files = []
-    for name in (REQUESTS,):
-        raw = f"{name} {word}".encode() * 50
-        (folder / name).write_bytes(raw)
-        digest = hashlib.sha256(raw).hexdigest()
-        files.append(StoredFile(name=name, sha256=digest, bytes=len(raw), rows=1))
+    raw = f"{REQUESTS} {word}".encode() * 50
+    (folder / REQUESTS).write_bytes(raw)
+    digest = hashlib.sha256(raw).hexdigest()
     return CurationEvidence(
         model=MODEL,
         day=str(DAY),
@@ -39,7 +36,7 @@ def content(folder, word):
         summary=word,
         requests_in=1,
         rows_kept=1,
-        files=files,
+        files=[StoredFile(name=REQUESTS, sha256=digest, bytes=len(raw), rows=1)],
     )
 
 
@@ -84,18 +81,13 @@ def test_a_kill_between_files_leaves_the_old_day_or_the_new_one(
 
 
 def test_only_the_day_before_is_left_beside_the_one_in_force(any_store, tmp_path):
-    for word in ("one", "two", "one", "three", "four"):
-        day = put_day(any_store, tmp_path, word)
+    for word in ("one", "two", "one", "three"):
+        before = put_day(any_store, tmp_path, word)
+    day = put_day(any_store, tmp_path, "four")
     folders = {key.split("/")[3] for key in any_store.keys("curated") if key.count("/") == 4}
-    assert len(folders) == 2
-    assert day.prefix.rpartition("/")[2] in folders
+    assert folders == {one.prefix.rpartition("/")[2] for one in (before, day)}
     assert curated_days(any_store, MODEL) == [DAY]
-
-
-def test_a_reader_who_began_before_the_switch_can_finish(any_store, tmp_path):
-    day = put_day(any_store, tmp_path, "one")
-    put_day(any_store, tmp_path, "two")
-    assert day.fetch(tmp_path / "fetched")
+    assert before.fetch(tmp_path / "fetched"), "who began to read before the switch can finish"
 
 
 def test_runs_at_the_same_time_leave_one_whole_day(store, tmp_path):

@@ -71,19 +71,15 @@ def look(lab, day):
     return look_at(lab.run.store, MODEL, day, GovernanceConfig())
 
 
+def report_of(lab, found):
+    return json.loads(lab.run.store.get_bytes(lab.run.store.key_of(found.report)))
+
+
 def test_without_a_release_there_is_nothing_to_compare_with(tmp_path):
     lab = Lab(tmp_path, {})
     found = look(lab, DAY)
     assert not found.drifted
     assert "no version of support is released" in found.summary
-
-
-def test_ordinary_days_are_no_drift(served):
-    for offset in range(3):
-        day = log_day(served, offset)
-    found = look(served, day)
-    assert not found.drifted
-    assert "360 requests of 3 days look like the training data of support test" in found.summary
 
 
 def test_planted_days_are_found_and_dated(served):
@@ -93,7 +89,7 @@ def test_planted_days_are_found_and_dated(served):
     assert found.drifted
     assert found.since == DAY + timedelta(days=3)
     assert found.version == "test"
-    report = json.loads(served.run.store.get_bytes(served.run.store.key_of(found.report)))
+    report = report_of(served, found)
     shown = [d["text"] for prompts in report["drivers"].values() for d in prompts if d["text"]]
     assert any("volcanoes" in text or "chromodynamics" in text for text in shown)
     assert served.run.store.exists(f"drift/{MODEL}/looks/{day}/drift.png")
@@ -108,10 +104,15 @@ def test_each_day_is_one_bet_however_often_it_is_looked_at(served):
     assert served.run.store.get_bytes(f"drift/{MODEL}/test/state.json") == state
 
 
-def test_days_before_the_release_do_not_count(served):
+def test_ordinary_days_are_no_drift_and_days_before_the_release_do_not_count(served):
     log_day(served, -1, 0.5)
-    day = log_day(served, 0)
-    assert not look(served, day).drifted
+    for offset in range(3):
+        day = log_day(served, offset)
+    found = look(served, day)
+    assert not found.drifted
+    assert "360 requests of 3 days look like the training data of support test" in found.summary
+    with pytest.raises(UserError, match="nothing compared 2026-03-04"):
+        read_look(served.run.store, MODEL, DAY)
 
 
 def test_a_question_that_was_asked_before_keeps_its_frequency(served):
@@ -119,14 +120,10 @@ def test_a_question_that_was_asked_before_keeps_its_frequency(served):
     log_day(served, 0)
     day = DAY + timedelta(days=1)
     put(served.run.store, [logged(n, question(7), day=day) for n in range(90)], served.root)
-    settings = served.root / "settings.yaml"
-    curated = curate(served.run.store, MODEL, day, read_settings(str(settings)))
-    assert curated.evidence.rows_kept == 0
-    report = json.loads(
-        served.run.store.get_bytes(served.run.store.key_of(look(served, day).report))
-    )
-    assert report["days"][str(day)] == 90
-    assert report["without_text"] == 0
+    settings = read_settings(str(served.root / "settings.yaml"))
+    assert curate(served.run.store, MODEL, day, settings).evidence.rows_kept == 0
+    report = report_of(served, look(served, day))
+    assert (report["days"][str(day)], report["without_text"]) == (90, 0)
 
 
 def test_the_command_prints_the_look_and_where_it_is(served, capsys):
@@ -134,11 +131,6 @@ def test_the_command_prints_the_look_and_where_it_is(served, capsys):
     store = served.run.store.uri
     assert main(["logs", "drift", "--store", store, "--model", MODEL, "--until", str(day)]) == 0
     assert "no drift: 120 requests of 1 days" in capsys.readouterr().out
-
-
-def test_a_day_that_was_not_compared_is_said(served):
-    with pytest.raises(UserError, match="nothing compared 2026-03-04"):
-        read_look(served.run.store, MODEL, DAY)
 
 
 def test_a_day_whose_event_was_lost_is_looked_at(served):
@@ -155,12 +147,8 @@ def test_a_day_whose_event_was_lost_is_looked_at(served):
 
 
 def test_a_day_that_is_curated_after_a_later_one_is_still_looked_at(served):
-    log_day(served, 4)
-    look_at(served.run.store, MODEL, DAY + timedelta(days=4), GovernanceConfig())
-    log_day(served, 2)
-    late = DAY + timedelta(days=2)
+    look(served, log_day(served, 4))
+    late = log_day(served, 2)
     assert last_day(served.run.store, MODEL, [late]) == late
-    look = look_at(served.run.store, MODEL, late, GovernanceConfig())
-    assert "120 requests of 1 days" in look.summary
-    again = look_at(served.run.store, MODEL, DAY + timedelta(days=5), GovernanceConfig())
-    assert "no curated day" in again.summary
+    assert "120 requests of 1 days" in look(served, late).summary
+    assert "no curated day" in look(served, DAY + timedelta(days=5)).summary

@@ -1,9 +1,7 @@
 """Measure the shares of classes; decide how many rows of each stay, and the weight of each row.
 
-The effective number of classes is the exponential of the entropy of their shares (Hill,
-"Diversity and evenness", 1973). An edge case is a row of a rare class, a row much longer than most
-or, with groups of prompts, a row far from its group. "Far" is beyond the fences of Tukey
-("Exploratory Data Analysis", 1977).
+The effective number of classes is that of Hill ("Diversity and evenness", 1973); a value is far out
+beyond the fences of Tukey ("Exploratory Data Analysis", 1977).
 """
 
 from __future__ import annotations
@@ -95,17 +93,7 @@ def edge_cases(
     distances: Sequence[float] | None,
     least: int,
 ) -> list[str | None]:
-    """Return the reason for which each training row is an edge case, None for a common one.
-
-    Args:
-        classes: class or group of each training row.
-        n_tokens: length of each row, in tokens.
-        distances: distance of each row to the middle of its group; None without groups.
-        least: number of rows from which a class counts towards the typical size.
-
-    Returns:
-        `rare_class`, `long` or `unusual`, the first that applies.
-    """
+    """Return `rare_class`, `long` or `unusual` for each row that is an edge case, else None."""
     counts = Counter(name for name in classes if name is not None)
     rare = RARE * typical_size(counts, least)
     longest = math.exp(_fence([math.log(max(n, 1)) for n in n_tokens], math.log(LEAST_FACTOR)))
@@ -133,13 +121,7 @@ def _fence(values: Sequence[float], least: float) -> float:
 
 @dataclass(frozen=True)
 class TrainRow:
-    """The measures of a training row, as the audit table holds them.
-
-    Attributes:
-        name: class or group of the row.
-        kept: True if the row stays.
-        edge: True if the row is an edge case.
-    """
+    """The measures of a training row, as the audit table holds them."""
 
     name: str
     kept: bool
@@ -149,15 +131,7 @@ class TrainRow:
 
 @dataclass(frozen=True)
 class Figures:
-    """The measures of classes, with the limits that depend on the data.
-
-    Attributes:
-        before: number of rows of each class before balancing.
-        after: number of rows of each class after balancing.
-        weighted: summed weights of each class after balancing.
-        edges_before: share of edge cases among the rows before balancing.
-        edges_after: share of edge cases after balancing, by weight.
-    """
+    """The measures of classes before and after balancing; `weighted` sums their loss weights."""
 
     before: dict[str, int]
     after: dict[str, int]
@@ -184,11 +158,7 @@ class Figures:
         return found
 
     def limits(self, config: DataConfig, *, grouped: bool) -> list[tuple[str, Rule, float]]:
-        """Return the limits of the values: name, rule, limit. A breach of any of them warns.
-
-        Args:
-            grouped: True if the classes are groups of similar prompts.
-        """
+        """Return the limits of the values: name, rule, limit. A breach of any of them warns."""
         limits: list[tuple[str, Rule, float]] = []
         if grouped:
             limits.append(("largest_share", "<=", MAX_GROUP_SHARE))

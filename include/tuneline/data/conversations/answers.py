@@ -83,13 +83,7 @@ JSON_MAJORITY = 0.5
 
 @dataclass
 class AnswerCounts:
-    """The forms of a dataset's answers.
-
-    Attributes:
-        answers: number of answers that are text, not a call of a tool.
-        objects: number of them that are JSON objects.
-        labelled: number of these that have the label field.
-    """
+    """How many answers there are, JSON objects among them, and such with the label."""
 
     answers: int = 0
     objects: int = 0
@@ -115,11 +109,8 @@ def check_answers(
     """Check answers by the schema, or by the form of most answers; take their labels.
 
     Without a schema, answers must be JSON objects when most of the dataset's are, and have the
-    label field when most of those objects have it.
-
-    Args:
-        config: settings with the schema and the label field.
-        counts: counts of all rows of the dataset; None if `outcomes` are all.
+    label field when most of those objects have it. `counts` are those of all rows; None if
+    `outcomes` are all.
     """
     if counts is None:
         counts = AnswerCounts()

@@ -1,9 +1,7 @@
 """Detect the form of rows and turn them into turns.
 
-The forms: OpenAI messages, ShareGPT, Alpaca (Taori et al., 2023, `tatsu-lab/stanford_alpaca`),
-prompt and completion, ChatML text and Llama-3-Instruct text. The form of a file is the one that
-most of its records have; a record of another form is rejected, since a mix is more often an
-accident.
+A record in another form than most of its file is rejected, since a mix is more often an accident.
+Alpaca is the form of Taori et al., 2023 (`tatsu-lab/stanford_alpaca`).
 """
 
 from __future__ import annotations
@@ -42,14 +40,8 @@ class Malformed(ValueError):
 _FIELDS: tuple[tuple[str, tuple[frozenset[str], ...]], ...] = (
     ("messages", (frozenset({"messages"}),)),
     ("sharegpt", (frozenset({"conversations"}), frozenset({"conversation"}))),
-    (
-        "alpaca",
-        (frozenset({"instruction", "output"}), frozenset({"instruction", "response"})),
-    ),
-    (
-        "prompt_completion",
-        (frozenset({"prompt", "completion"}), frozenset({"prompt", "response"})),
-    ),
+    ("alpaca", (frozenset({"instruction", "output"}), frozenset({"instruction", "response"}))),
+    ("prompt_completion", (frozenset({"prompt", "completion"}), frozenset({"prompt", "response"}))),
 )
 _TEXT_MARKERS = {"<|im_start|>": "chatml_text", "<|start_header_id|>": "llama3_text"}
 
@@ -68,14 +60,7 @@ def form_of(value: Any) -> str | None:
 
 
 def detect(forms: Iterable[str | None]) -> tuple[str | None, float]:
-    """Detect the form of a file.
-
-    Args:
-        forms: `form_of` of each record that could be parsed.
-
-    Returns:
-        The commonest form (None if no record has one) and the share of records that have it.
-    """
+    """Return the commonest form, None if no record has one, and the share that has it."""
     counts = Counter(forms)
     known = [(counts[form], -FORMS.index(form), form) for form in FORMS if counts[form]]
     if not known:
@@ -85,25 +70,32 @@ def detect(forms: Iterable[str | None]) -> tuple[str | None, float]:
 
 
 def to_messages(value: Any, form: str) -> list[Message]:
-    """Turn a record into turns; roles and contents are checked elsewhere.
-
-    Raises:
-        Malformed: if the record does not have the form.
-    """
+    """Turn a record into turns, which are checked elsewhere; Malformed if it has another form."""
     found = form_of(value)
     if found != form:
         raise Malformed(f"unknown_format: {found or describe(value)} in a file of {form}")
     if form == "messages":
         return _messages(value["messages"])
+    if form == "chatml_text":
+        return _from_text(value["text"], _CHATML_TURN, _CHATML_REST)
+    if form == "llama3_text":
+        return _from_text(value["text"], _LLAMA3_TURN, _LLAMA3_REST)
+    turns = _turns_of(value, form)
+    if value.get("system"):
+        turns.insert(0, {"role": "system", "content": text_of(value["system"], "`system`")})
+    return turns
+
+
+def _turns_of(value: dict[str, Any], form: str) -> list[Message]:
+    """Return the turns of a form whose system turn has a field for itself."""
     if form == "sharegpt":
         return _sharegpt(value)
     if form == "alpaca":
         return _alpaca(value)
-    if form == "prompt_completion":
-        return _prompt_completion(value)
-    if form == "chatml_text":
-        return _from_text(value["text"], _CHATML_TURN, _CHATML_REST)
-    return _from_text(value["text"], _LLAMA3_TURN, _LLAMA3_REST)
+    prompt, completion = value["prompt"], value.get("completion", value.get("response"))
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return _messages([*prompt, *completion])
+    return _exchange(text_of(prompt, "`prompt`"), text_of(completion, "`completion`"))
 
 
 def describe(value: Any) -> str:
@@ -137,11 +129,7 @@ def _messages(turns: Any) -> list[Message]:
 
 
 def text_of(content: Any, where: str) -> str:
-    """Return the text of a turn, which may be given as a list of text parts.
-
-    Raises:
-        Malformed: if it is anything else.
-    """
+    """Return the text of a turn, which may be a list of text parts; Malformed if it is neither."""
     if isinstance(content, str):
         return content
     if isinstance(content, list) and content:
@@ -156,7 +144,7 @@ def text_of(content: Any, where: str) -> str:
 
 
 def _sharegpt(value: dict[str, Any]) -> list[Message]:
-    messages = _system(value)
+    messages: list[Message] = []
     turns = value.get("conversations", value.get("conversation"))
     for number, turn in _turns(turns, "conversations"):
         sender = turn.get("from", turn.get("role"))
@@ -175,24 +163,7 @@ def _alpaca(value: dict[str, Any]) -> list[Message]:
         raise Malformed(f"wrong_type: `input` is a {type(more).__name__}, not text")
     if more and more.strip():
         instruction = f"{instruction}\n\n{more}"
-    answer = value.get("output", value.get("response"))
-    return [*_system(value), *_exchange(instruction, text_of(answer, "`output`"))]
-
-
-def _prompt_completion(value: dict[str, Any]) -> list[Message]:
-    prompt, completion = value["prompt"], value.get("completion", value.get("response"))
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return _messages([*prompt, *completion])
-    return [
-        *_system(value),
-        *_exchange(text_of(prompt, "`prompt`"), text_of(completion, "`completion`")),
-    ]
-
-
-def _system(value: dict[str, Any]) -> list[Message]:
-    if not value.get("system"):
-        return []
-    return [{"role": "system", "content": text_of(value["system"], "`system`")}]
+    return _exchange(instruction, text_of(value.get("output", value.get("response")), "`output`"))
 
 
 def _exchange(user: str, assistant: str) -> list[Message]:

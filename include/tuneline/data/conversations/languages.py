@@ -1,8 +1,7 @@
 """Identify the language of a text, by its script or by the function words of twelve languages.
 
-After Grefenstette, "Comparing two language identification schemes", 1995: enough to group rows by
-language and to measure the share of rows in one that was not declared. A text with too few of these
-words, or as many of two languages, stays unknown.
+After Grefenstette, "Comparing two language identification schemes", 1995. A text with too few of
+these words, or as many of two languages, stays unknown.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 UNKNOWN = "unknown"
@@ -43,7 +42,7 @@ def foreign_language(text: str, declared: Iterable[str]) -> str | None:
     Where a language is declared that nothing is known of, none can be called foreign.
     """
     declared = set(declared)
-    if declared - {language for known in _languages().values() for language in known}:
+    if declared - _known():
         return None
     script = _script_of(text)
     if script not in (_LATIN, UNKNOWN):
@@ -72,6 +71,7 @@ def _script_of(text: str) -> str:
     return script if 2 * count > len(letters) else UNKNOWN
 
 
+@lru_cache(maxsize=64)
 def _votes(text: str) -> dict[str, float]:
     """Return the number of a text's words by language; one of several languages counts less."""
     votes: dict[str, float] = {}
@@ -80,6 +80,11 @@ def _votes(text: str) -> dict[str, float]:
         for language in languages:
             votes[language] = votes.get(language, 0.0) + 1 / len(languages)
     return votes
+
+
+@cache
+def _known() -> frozenset[str]:
+    return frozenset(language for languages in _languages().values() for language in languages)
 
 
 @cache

@@ -18,8 +18,7 @@ from tuneline.data.conversations.formats import Malformed, describe, detect, for
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
 from tuneline.data.sources.records import open_files
 from tuneline.data.sources.streams import RawRecord
-from tuneline.data.tables.rejects import Reject
-from tuneline.data.tables.rows import Message, Row, Spool
+from tuneline.data.tables.rows import Message, Reject, Row, Spool
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -31,10 +30,7 @@ CONVERSATION_FIELDS = ("conversation_id", "dialogue_id", "dialog_id", "thread_id
 
 @dataclass
 class Outcome:
-    """One record on its way through schema_validation.
-
-    `parsed` is True if the record could be parsed, `own_form` is the form that it has then.
-    """
+    """One record on its way through schema_validation."""
 
     row_id: str
     source_file: str
@@ -87,21 +83,10 @@ class FileForm:
     confidence: float
 
 
-def select(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> None:
-    """Mark the rows that a CSV mapping leaves out; see `left_out`."""
-    outcomes = list(outcomes)
-    for number, reason in left_out(outcomes, mapping).items():
-        outcomes[number].reason = reason
-
-
 def left_out(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> dict[int, str]:
-    """Return the rows that a CSV mapping leaves out (`keep_labels`, `max_per_label`).
+    """Return the rows that a CSV mapping leaves out, with the reason, by number.
 
-    In a class with too many rows those with the lowest hashes stay, whatever their order. The
-    dataset's own hold-out is selected from on its own.
-
-    Returns:
-        The reason, by the number of the row.
+    In a class with too many rows those with the lowest hashes stay; the own hold-out counts apart.
     """
     found: dict[int, str] = {}
     if mapping is None:
@@ -135,18 +120,22 @@ def convert(
 def outcomes_of(
     records: Iterable[RawRecord], source_file: str, config: DataConfig, *, own_holdout: bool
 ) -> Iterator[Outcome]:
-    """Turn records into turns, each by its own form, so that no record has to wait.
-
-    The form of the file is known after the last one; see `keep_form`.
-    """
+    """Turn records into turns, each by its own form; that of the file is known at its end."""
+    names = config.conversation_field
+    fields = CONVERSATION_FIELDS if names is None else (names,)
     for record in records:
         outcome = Outcome(
             _digest(record.raw), source_file, record.source_line, record.raw, own_holdout
         )
-        outcome.label = record.label
-        outcome.reason = record.fault
+        outcome.label, outcome.reason = record.label, record.fault
         if record.fault is None:
-            outcome.conversation_key = _conversation_key(record, config.conversation_field)
+            thread: Any = record.conversation
+            if thread is None and isinstance(record.value, dict):
+                ids = (record.value[n] for n in fields if record.value.get(n) is not None)
+                thread = next(ids, None)
+            is_id = isinstance(thread, str | int) and not isinstance(thread, bool)
+            if is_id and str(thread).strip():
+                outcome.conversation_key = _digest(str(thread))
             _take_turns(outcome, record.value, config)
         yield outcome
 
@@ -186,27 +175,12 @@ def keep_form(outcome: Outcome, file: FileForm, config: DataConfig) -> None:
         outcome.reason = f"unknown_format: {what} in a file of {form}"
 
 
-def _conversation_key(record: RawRecord, name: str | None) -> str | None:
-    """Return a digest of the id of a record's conversation, None without one."""
-    told: Any = record.conversation
-    if told is None and isinstance(record.value, dict):
-        names = CONVERSATION_FIELDS if name is None else (name,)
-        told = next((record.value[n] for n in names if record.value.get(n) is not None), None)
-    if isinstance(told, bool) or not isinstance(told, str | int) or not str(told).strip():
-        return None
-    return _digest(str(told))
-
-
 def _digest(raw: str) -> str:
     return hashlib.sha256(raw.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def number_repeats(outcomes: Iterable[Outcome], seen: Counter[str] | None = None) -> None:
-    """Number the ids of records with equal text: `id`, `id-2`, `id-3`.
-
-    Args:
-        seen: how often each id came in earlier calls.
-    """
+    """Number the ids of records with equal text: `id`, `id-2`; `seen` counts earlier calls."""
     seen = Counter() if seen is None else seen
     for outcome in outcomes:
         seen[outcome.row_id] += 1
@@ -220,15 +194,7 @@ _AT_ONCE = 1 << 12
 
 @dataclass
 class Records:
-    """The records of a dataset, on disk.
-
-    Attributes:
-        batches: the outcome of each record.
-        form_of_batch: form of the file that each batch is from.
-        forms: form of each file.
-        repeated: ids of records with equal text.
-        in_files: number of records, counted independently of the reader.
-    """
+    """The records of a dataset on disk; `in_files` is counted independently of the reader."""
 
     batches: Spool[Outcome]
     form_of_batch: list[FileForm] = field(default_factory=list)

@@ -1,17 +1,15 @@
 """Check conversations with tools, and write them as the plain turns that the template makes.
 
-A row in the OpenAI form may declare `tools`, call them (`tool_calls`) and answer the calls (role
-`tool`). The template decides how a model reads that: so the row is rendered by the template,
-tools included, and the text is cut back into plain turns. They are kept if they render to the
-very same text without tools. Every later step then works on text, and the model is trained on
-the prompts that the engine will send. A row is rejected if the template has no place for tools,
-or none that plain turns can fill.
+The template decides how a model reads tools: a row is rendered by it, tools included, and the text
+is cut back into plain turns, which are kept if they render to the same text without tools. A row is
+rejected if the template has no place for tools, or none that plain turns can fill.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +24,7 @@ _TURN_FIELDS = ("tool_calls", "function_call", "tool_call_id")
 
 @dataclass(frozen=True)
 class Conversation:
-    """A well-formed conversation with tools.
-
-    Attributes:
-        messages: the turns in the form for templates: arguments are objects.
-        tools: the declared tools, None if the row declares none.
-    """
+    """A well-formed conversation with tools, in the form for templates: arguments are objects."""
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
@@ -54,11 +47,7 @@ def uses_tools(value: Any) -> bool:
 
 
 def read_conversation(value: dict[str, Any]) -> Conversation:
-    """Check a record with tools.
-
-    Raises:
-        Malformed: if a declaration, a call, its arguments or its answer is malformed.
-    """
+    """Check a record with tools; Malformed if a declaration, call, argument or answer is."""
     tools = _declared(value.get("tools"))
     known = {tool["function"]["name"]: tool["function"] for tool in tools or ()}
     messages: list[dict[str, Any]] = []
@@ -107,6 +96,15 @@ _BEFORE: dict[str, tuple[str | None, ...]] = {
 }
 
 
+def _function(value: Any, fault: str) -> tuple[dict[str, Any], str]:
+    """Return the function of a declaration or a call, and its name."""
+    function = value.get("function") if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str) or not name:
+        raise Malformed(fault)
+    return function, name
+
+
 def _declared(tools: Any) -> list[dict[str, Any]] | None:
     if not tools:
         return None
@@ -117,10 +115,8 @@ def _declared(tools: Any) -> list[dict[str, Any]] | None:
         raise Malformed("tool_declaration: `tools` is not a list")
     names: set[str] = set()
     for number, tool in enumerate(tools, 1):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise Malformed(f"tool_declaration: tool {number} has no function with a name")
+        missing = f"tool_declaration: tool {number} has no function with a name"
+        function, name = _function(tool, missing)
         if name in names:
             raise Malformed(f"tool_declaration: {name!r:.60} is declared twice")
         if not isinstance(function.get("parameters", {}), dict):
@@ -143,13 +139,11 @@ def _calls(
 ) -> list[dict[str, Any]]:
     if not isinstance(calls, list):
         raise Malformed(f"tool_call: `tool_calls` of turn {number} is not a list")
-    found = []
+    found: list[dict[str, Any]] = []
     ids: set[str] = set()
     for call in calls:
-        function = call.get("function") if isinstance(call, dict) else None
-        name = function.get("name") if isinstance(function, dict) else None
-        if not isinstance(function, dict) or not isinstance(name, str) or not name:
-            raise Malformed(f"tool_call: turn {number} calls no function with a name")
+        nameless = f"tool_call: turn {number} calls no function with a name"
+        function, name = _function(call, nameless)
         if call.get("type", "function") != "function":
             raise Malformed(f"tool_call: turn {number} has a call of type {call['type']!r:.40}")
         if known is not None and name not in known:
@@ -162,10 +156,7 @@ def _calls(
             raise Malformed(f"{where} arguments that are not a JSON object")
         if known is not None:
             _check_arguments(arguments, known[name].get("parameters"), where)
-        one: dict[str, Any] = {
-            "type": "function",
-            "function": {"name": name, "arguments": arguments},
-        }
+        found.append({"type": "function", "function": {"name": name, "arguments": arguments}})
         identity = call.get("id")
         if identity is not None:
             if not isinstance(identity, str) or identity in ids:
@@ -173,8 +164,7 @@ def _calls(
                     f"tool_call_id: turn {number} has an id twice, or one that is not text"
                 )
             ids.add(identity)
-            one["id"] = identity
-        found.append(one)
+            found[-1]["id"] = identity
     if ids and len(ids) < len(found):
         raise Malformed(f"tool_call_id: turn {number} gives ids to some of its calls only")
     return found
@@ -217,17 +207,13 @@ def _answer(number: int, turn: dict[str, Any], pending: list[dict[str, Any]]) ->
 def plain_turns(
     conversation: Conversation, renderer: Renderer, markers: tuple[str, ...]
 ) -> list[Message]:
-    """Return the plain turns that render to the same text as a conversation with tools.
-
-    Args:
-        conversation: a conversation checked by `read_conversation`.
-        markers: the texts that no turn may hold.
-
-    Raises:
-        Malformed: if a text holds a marker or broken characters, or if plain turns can't render
-            to the template's text.
-    """
-    texts = [{"role": "tool", "content": text} for text in _texts(conversation)]
+    """Return plain turns that render to the text of those with tools; Malformed if none do."""
+    said, called = [message["content"] for message in conversation.messages], list[str]()
+    for message in conversation.messages:
+        for call in message.get("tool_calls", ()):
+            called += _strings(call["function"])
+    every = [*_strings(conversation.tools or []), *said, *called]
+    texts = [{"role": "tool", "content": text} for text in every]
     fault = check_unicode(texts) or check_injection(texts, markers)
     if fault is not None:
         code, _, detail = fault.partition(": ")
@@ -236,17 +222,17 @@ def plain_turns(
         text = renderer.text_with_tools(conversation.messages, conversation.tools)
     except TemplateRefused as error:
         raise Malformed(f"template_refused: {str(error)[:120]}") from None
-    for wanted in _must_stand(conversation):
+    # What a template with tools writes: names, calls, arguments, answers.
+    names = [tool["function"]["name"] for tool in conversation.tools or ()]
+    for wanted in [*names, *map(str.strip, said), *called]:
         if wanted not in text and json.dumps(wanted, ensure_ascii=False)[1:-1] not in text:
             raise Malformed("tools_unsupported: the model's template does not write tools")
     form = form_of({"text": text})
     if form is not None:
-        try:
+        with suppress(Malformed, TemplateRefused):
             turns = to_messages({"text": text}, form)
             if renderer.text(turns) == text:
                 return turns
-        except (Malformed, TemplateRefused):
-            pass
     raise Malformed(
         "tools_unsupported: plain turns can't give what the model's template makes of tools"
     )
@@ -262,26 +248,6 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for entry in value:
             yield from _strings(entry)
-
-
-def _texts(conversation: Conversation) -> list[str]:
-    """Return every text of a conversation that the row's author wrote."""
-    found: list[str] = list(_strings(conversation.tools or []))
-    for message in conversation.messages:
-        found.append(message["content"])
-        for call in message.get("tool_calls", ()):
-            found += _strings(call["function"])
-    return found
-
-
-def _must_stand(conversation: Conversation) -> Iterator[str]:
-    """Yield the texts that a template with tools writes: names, calls, arguments, answers."""
-    for tool in conversation.tools or ():
-        yield tool["function"]["name"]
-    for message in conversation.messages:
-        yield message["content"].strip()
-        for call in message.get("tool_calls", ()):
-            yield from _strings(call["function"])
 
 
 def added_markers(renderer: Renderer) -> tuple[str, ...]:

@@ -52,23 +52,18 @@ _MOJIBAKE = re.compile(
 
 def check_roles(messages: Sequence[Message]) -> str | None:
     """Check that roles are known and alternate, after an optional system turn."""
-    for number, message in enumerate(messages, 1):
-        if message["role"] not in ROLES:
-            return f"unknown_role: turn {number} has the role {message['role'][:40]!r}"
-    turns = list(messages)
-    if turns and turns[0]["role"] == "system":
-        turns = turns[1:]
-    offset = len(messages) - len(turns)
-    if not turns:
+    roles = [message["role"] for message in messages]
+    for number, role in enumerate(roles, 1):
+        if role not in ROLES:
+            return f"unknown_role: turn {number} has the role {role[:40]!r}"
+    first = 2 if roles[:1] == ["system"] else 1
+    if not roles[first - 1 :]:
         return "role_order: there is no user turn"
-    for number, message in enumerate(turns):
-        expected = ("user", "assistant")[number % 2]
-        if message["role"] != expected:
-            return (
-                f"role_order: turn {number + offset + 1} is from {message['role']}, "
-                f"expected {expected}"
-            )
-    if turns[-1]["role"] != "assistant":
+    for number, role in enumerate(roles[first - 1 :], first):
+        expected = ("user", "assistant")[(number - first) % 2]
+        if role != expected:
+            return f"role_order: turn {number} is from {role}, expected {expected}"
+    if roles[-1] != "assistant":
         return "no_answer: the last turn is not the assistant's"
     return None
 
@@ -76,16 +71,10 @@ def check_roles(messages: Sequence[Message]) -> str | None:
 def check_empty(messages: Sequence[Message]) -> str | None:
     """Check that no turn is empty, blank or made of invisible characters."""
     for number, message in enumerate(messages, 1):
-        if not _visible(message["content"]):
+        said = message["content"].strip()
+        if all(unicodedata.category(c) in ("Cf", "Mn", "Zs") for c in said):
             return f"empty_turn: turn {number} ({message['role']}) is empty"
     return None
-
-
-def _visible(text: str) -> bool:
-    stripped = text.strip()
-    if not stripped:
-        return False
-    return any(unicodedata.category(c) not in ("Cf", "Mn", "Zs") for c in stripped)
 
 
 @lru_cache(maxsize=16)
@@ -117,3 +106,13 @@ def check_unicode(messages: Sequence[Message]) -> str | None:
             if garbled:
                 return f"mojibake: turn {number} holds {garbled[0]!r}, UTF-8 read as Latin"
     return None
+
+
+def check_turns(messages: Sequence[Message], markers: tuple[str, ...]) -> str | None:
+    """Return the reason why a row's turns can't be trained on, None if they can."""
+    return (
+        check_roles(messages)
+        or check_unicode(messages)
+        or check_empty(messages)
+        or check_injection(messages, markers)
+    )

@@ -26,14 +26,9 @@ INDEX = "index.html"
 def validate(
     suites: Sequence[Suite], root: Path, problems: Sequence[str] = ()
 ) -> tuple[Verdict, list[str], int]:
-    """Run suites through Great Expectations, one call at a time in a process.
+    """Run suites, one call at a time: the verdict, each broken expectation, the number checked.
 
-    Args:
-        root: folder for the Data Docs, a page for each suite and one that lists them.
-        problems: what is wrong already; then nothing is run.
-
-    Returns:
-        The verdict, each broken expectation as text, and the number that were checked.
+    `root` gets the Data Docs; with `problems` nothing is run.
     """
     problems = [*problems, *(f"{s.name}: nothing is expected" for s in suites if not s.rules)]
     problems += [f"{s.name}: the table has no rows" for s in suites if not len(s.frame)]
@@ -44,11 +39,7 @@ def validate(
 
 
 def store_docs(store: Store, folder: str, root: Path) -> str | None:
-    """Store the Data Docs of a call in place of those before; return their first page's address.
-
-    Args:
-        root: the folder that `validate` worked in; without docs in it nothing is stored.
-    """
+    """Replace stored Data Docs by those in `root`, if any; return their address."""
     pages = sorted(root.glob("*.html"))
     if not pages:
         return None
@@ -89,7 +80,11 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str],
             count += 1
             if not check.success:
                 severity = str(getattr(check.expectation_config.severity, "value", "critical"))
-                warns = severity == "warning" and not _raised(check)
+                # Exceptions are one entry, or one for each metric, as on a missing column.
+                info = check.exception_info or {}
+                entries = [info, *(entry for entry in info.values() if isinstance(entry, dict))]
+                raised = any(entry.get("raised_exception") for entry in entries)
+                warns = severity == "warning" and not raised
                 found = Verdict.WARN if warns else Verdict.FAIL
                 verdict = worse(verdict, found)
                 failures.append(_describe(suite.name, check))
@@ -120,14 +115,6 @@ def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
     )
     outcome = checkpoint.run(batch_parameters={"dataframe": suite.frame})
     return next(iter(outcome.run_results.values()))
-
-
-def _raised(check: Any) -> bool:
-    """Return True if an expectation could not be computed, as on a missing column."""
-    info = check.exception_info or {}
-    # Either one entry, or one for every metric that raised.
-    entries = [info, *(entry for entry in info.values() if isinstance(entry, dict))]
-    return any(entry.get("raised_exception") for entry in entries)
 
 
 def _describe(suite: str, check: Any) -> str:

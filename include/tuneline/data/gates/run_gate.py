@@ -1,8 +1,4 @@
-"""The gates of the data phase: derive each item's verdict again from its audit table.
-
-Great Expectations checks small tables of measures, without any text. A gate that disagrees with
-its step is a failure in itself.
-"""
+"""The gates of the data phase: derive each item's verdict again from its audit table."""
 
 from __future__ import annotations
 
@@ -31,15 +27,7 @@ DOCS = "data_docs"
 
 @dataclass(frozen=True)
 class GateResult:
-    """The result of a gate.
-
-    Attributes:
-        verdict: the verdict by the audit table; `fail` if the step disagrees.
-        agrees: True if both are the same.
-        summary: the failures in one line, or the number of expectations that hold.
-        failures: each broken expectation, as text.
-        docs: address of the Data Docs.
-    """
+    """The result of a gate; its verdict is `fail` if the step disagrees with the audit table."""
 
     item: str
     verdict: Verdict
@@ -52,14 +40,7 @@ class GateResult:
 
 
 def run_gate(run: Run, item: str) -> GateResult:
-    """Check a data item's output and write `gate.json` and the Data Docs beside it.
-
-    Args:
-        item: a data item that has been run.
-
-    Raises:
-        UserError: if the item is not a data item, or has not been run.
-    """
+    """Write `gate.json` and Data Docs of an item; UserError if it has no gate, or was not run."""
     if item not in SUITES:
         raise UserError(f"{item} has no gate; the items with one are {', '.join(DATA_ORDER)}")
     entry = run.find_evidence(item)
@@ -67,28 +48,16 @@ def run_gate(run: Run, item: str) -> GateResult:
         raise UserError(f"{item} has not been run in {run.uri}; run it before its gate")
     with tempfile.TemporaryDirectory(prefix="tuneline-gate-") as folder:
         root = Path(folder)
-        tables, problems = _tables(run, entry, root)
-        stored = next((ref.rows for ref in entry.artifacts if ref.name == REJECTED), None)
-        if ended_by_error(entry):
-            problems = [f"{item} ended with an error, so that there is nothing to check"]
-        elif stored is None:
-            problems.append(f"{item} stored no {REJECTED}")
-        suites: list[Suite] = []
-        if not problems and stored is not None:
-            given = GateInput(
-                tables,
-                _came_in(run, item, root),
-                stored,
-                {m.name: m.value for m in entry.measurements},
-                run.config,
-            )
-            try:
-                suites = [*SUITES[item](given), *removal_suites(item, given)]
-            except KeyError as error:
-                problems.append(f"the tables of {item} lack the column {error.args[0]}")
+        suites, problems = _suites(run, entry, root)
         verdict, failures, count = validate(suites, root / "gx", problems)
         docs = store_docs(run.store, run.key("data", DOCS, item), root / "gx")
-    result = _judge(entry, verdict, failures, count, docs)
+    step = Verdict.PASS if entry.verdict == Verdict.NOT_APPLICABLE else entry.verdict
+    agrees = step == verdict
+    if not agrees:
+        failures = [*failures, f"the step says {entry.verdict}, its audit table says {verdict}"]
+        verdict = worse(verdict, Verdict.FAIL)
+    summary = "; ".join(failures) or f"{count} expectations of the audit table hold"
+    result = GateResult(item, verdict, entry.verdict, agrees, summary, count, failures, docs)
     document = {"schema": SCHEMA, **asdict(result)}
     run.store.put_bytes(
         run.step_key(item, "gate.json"), json.dumps(document, indent=1, ensure_ascii=False).encode()
@@ -96,38 +65,36 @@ def run_gate(run: Run, item: str) -> GateResult:
     return result
 
 
-def _judge(
-    entry: Evidence, verdict: Verdict, failures: list[str], count: int, docs: str | None
-) -> GateResult:
-    step = Verdict.PASS if entry.verdict == Verdict.NOT_APPLICABLE else entry.verdict
-    agrees = step == verdict
-    if not agrees:
-        failures = [*failures, f"the step says {entry.verdict}, its audit table says {verdict}"]
-        verdict = worse(verdict, Verdict.FAIL)
-    summary = "; ".join(failures) or f"{count} expectations of the audit table hold"
-    return GateResult(entry.item, verdict, entry.verdict, agrees, summary, count, failures, docs)
-
-
-def _tables(run: Run, entry: Evidence, root: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Fetch the item's tables; return them with a list of what is missing."""
-    tables, problems = {}, []
-    for name in _names(entry):
+def _suites(run: Run, entry: Evidence, root: Path) -> tuple[list[Suite], list[str]]:
+    """Fetch the item's tables; return what they must satisfy, and what is wrong already."""
+    if ended_by_error(entry):
+        return [], [f"{entry.item} ended with an error, so that there is nothing to check"]
+    names, problems = [AUDIT], list[str]()
+    tables: dict[str, pd.DataFrame] = {}
+    if entry.item == "pii_scrubbing":
+        # A review is there only if one was given.
+        left = {ref.name for ref in entry.artifacts}
+        names += [CANARIES, *({REVIEW} & left)]
+    for name in names:
         frame = _fetch(run, entry, name, root)
         if frame is None:
             problems.append(f"{entry.item} left no {name}")
-            continue
-        if not len(frame):
-            problems.append(f"{name} has no rows")
-        tables[name] = frame
-    return tables, problems
-
-
-def _names(entry: Evidence) -> list[str]:
-    """Return the names of the tables of an item; a review is there only if one was given."""
-    if entry.item != "pii_scrubbing":
-        return [AUDIT]
-    left = {ref.name for ref in entry.artifacts}
-    return [AUDIT, CANARIES, *([REVIEW] if REVIEW in left else [])]
+        else:
+            tables[name] = frame
+            if not len(frame):
+                problems.append(f"{name} has no rows")
+    stored = next((ref.rows for ref in entry.artifacts if ref.name == REJECTED), None)
+    if stored is None:
+        problems.append(f"{entry.item} stored no {REJECTED}")
+    if problems or stored is None:
+        return [], problems
+    came_in = _came_in(run, entry.item, root)
+    measured = {m.name: m.value for m in entry.measurements}
+    given = GateInput(tables, came_in, stored, measured, run.config)
+    try:
+        return [*SUITES[entry.item](given), *removal_suites(entry.item, given)], []
+    except KeyError as error:
+        return [], [f"the tables of {entry.item} lack the column {error.args[0]}"]
 
 
 def _fetch(run: Run, entry: Evidence, name: str, root: Path) -> pd.DataFrame | None:

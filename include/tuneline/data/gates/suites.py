@@ -1,9 +1,7 @@
 """The expectations of each data gate on its item's audit table.
 
-A rule names a Great Expectations class and its arguments; nothing here imports Great
-Expectations. If a rule concerns kept rows only, the frame holds a column that is null for the
-others: expectations pass over nulls, and a rule on the number of kept rows makes sure that there
-are some.
+A rule on kept rows reads a column that is null for the others: expectations pass over nulls, and a
+rule on the number of kept rows makes sure that there are some.
 """
 
 from __future__ import annotations
@@ -50,14 +48,7 @@ class Suite:
 
 @dataclass(frozen=True)
 class GateInput:
-    """The input of a gate.
-
-    Attributes:
-        tables: the item's tables by artifact name.
-        came_in: ids of the rows that the item before kept; None for the first item.
-        stored_rejects: number of rejects that the item stored.
-        measured: the step's own measurements by name, for values that no table holds.
-    """
+    """An item's tables by name, and the ids that came in, None for the first item."""
 
     tables: Mapping[str, pd.DataFrame]
     came_in: frozenset[str] | None
@@ -217,10 +208,7 @@ def _review(given: GateInput) -> Suite:
     return Suite(
         "pii_review",
         frame,
-        [
-            between("excess_demanded", None, 0),
-            between("excess_other", None, 0, severity="warning"),
-        ],
+        [between("excess_demanded", None, 0), between("excess_other", None, 0, severity="warning")],
     )
 
 

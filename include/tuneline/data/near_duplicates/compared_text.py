@@ -1,10 +1,7 @@
-"""The text by which a row is compared: no system turn, no text that nearly all prompts share, such
-as an instruction before each message, and surrogates of personal data replaced by their type.
+"""The text by which a row is compared: without system turn and shared text, surrogates masked.
 
-Rows that differ in their personal data alone are equal in this text. Before scrubbing they were
-different: a name or a number more is what a model learns to copy or to ignore, so several of them
-stay (`varieties`). Equal source rows get equal surrogates and different ones do not, so the
-scrubbed rows still tell how many there were.
+Rows that differ in their personal data alone are equal in it. A name more is what a model learns to
+copy or to ignore, so several of them stay (`varieties`).
 """
 
 from __future__ import annotations
@@ -97,14 +94,9 @@ def masked_form(row: Row) -> _Form | None:
 def varieties(
     rows: Sequence[Row], kept: Sequence[int], members: Iterable[int], most: int
 ) -> list[int]:
-    """Return the rows of a cluster that stay beside the kept ones, as they differ in values alone.
+    """Return the rows of a cluster that stay besides the kept ones, as they differ in values alone.
 
-    Args:
-        kept: rows of the cluster that stay in any case.
-        most: rows of one masked form that may stay, the kept one among them.
-
-    Returns:
-        Row numbers; of rows with equal values the one with the smallest row id.
+    `most` rows of one masked form stay; of equal values the one with the smallest row id.
     """
     if most < 2:
         return []
@@ -147,11 +139,7 @@ def _asked(row: Row) -> _Form:
 
 
 def similarity_texts(rows: Iterable[Row], among: Iterable[Row] | None = None) -> list[str]:
-    """Return the normalised text by which each row is compared.
-
-    Args:
-        among: the whole dataset, whose shared text is left out; None for `rows` itself.
-    """
+    """Return the normalised text of each row, without what rows `among` (or these) share."""
     own = list(map(_masked, rows))
     return compared_texts(own, own if among is None else list(map(_masked, among)))
 

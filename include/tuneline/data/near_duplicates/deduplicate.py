@@ -1,14 +1,10 @@
-"""Decide which rows are duplicates or contradictions, which of them stay, and the split of each.
-
-Pure functions over rows: conflicts, clusters of near-duplicates (by MinHash), the row that stays of
-each, the split by cluster, and a second search across the split.
-"""
+"""Decide which rows are duplicates or contradictions, which of them stay, and the split of each."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -35,21 +31,9 @@ from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, chosen_of
 class Deduplicated:
     """The decisions on a dataset; each list has one entry for each row that came in.
 
-    Attributes:
-        texts: normalised text by which a row is compared.
-        cluster: number of its cluster of near-duplicates.
-        reasons: reason for which it leaves, None if it stays.
-        splits: its split, empty for a row that left before the split.
-        conflict: True if another row asks the same and has another answer.
-        exact_duplicates: number of rows that left as equal to another.
-        near_pairs: number of pairs of near-duplicates with different texts.
-        near_conflicts: number of clusters of different texts with different answers.
-        missed: number of near-duplicates across the split that only the second search found.
-        cross_similarity: greatest similarity, from the threshold on, of a kept row of training or
-            validation to a row of a split that is held out from it.
-        conversation: number of the group of rows that share its split, as they share a cluster or
-            a conversation; None for a row that left before the split, and of an own hold-out.
-        variety: True if it stays though it equals another once surrogates are masked.
+    `splits` is empty, and `conversation` (the group of rows that share a split) None, for a row
+    that left before the split. `cross_similarity` is to a row that is held out from it; `missed`
+    counts what only the second search found.
     """
 
     texts: list[str]
@@ -68,18 +52,18 @@ class Deduplicated:
 
 def find_conflicts(rows: Sequence[Row]) -> list[list[int]]:
     """Return the groups of rows with one question and different answers, or different classes."""
+
+    def digest(text: str) -> bytes:
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
     # Hashes in place of texts, most of which are asked once.
     groups: dict[bytes, list[int]] = {}
     meanings: list[bytes] = []
     for index, row in enumerate(rows):
         question = "\x00".join(normalise(m["content"]) for m in row.prompt)
-        groups.setdefault(_digest(question), []).append(index)
-        meanings.append(_digest(meaning(row)))
+        groups.setdefault(digest(question), []).append(index)
+        meanings.append(digest(meaning(row)))
     return [g for g in groups.values() if len(g) > 1 and len({meanings[i] for i in g}) > 1]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def meaning(row: Row) -> str:
@@ -101,12 +85,7 @@ def conflict_rejects(rows: Sequence[Row], group: Sequence[int], policy: str) -> 
 
 
 def find_clusters(texts: Sequence[str], threshold: float) -> tuple[list[int], int]:
-    """Find the clusters of near-duplicates by MinHash.
-
-    Returns:
-        The cluster of each text (the smallest row number in it), and the number of pairs of
-        different texts that are near-duplicates.
-    """
+    """Return the cluster of each text (its smallest row number), and the number of near pairs."""
     numbers: dict[str, int] = {}
     distinct = [numbers.setdefault(text, len(numbers)) for text in texts]
     pairs = near_pairs(list(numbers), threshold)
@@ -154,7 +133,7 @@ def deduplicate(rows: Sequence[Row], config: DataConfig) -> Deduplicated:
             reasons[index] = f"label_conflict: {len(group)} rows ask the same, answers differ"
     cluster, pairs = find_clusters(texts, config.near_duplicate_jaccard)
     found = Deduplicated(texts, cluster, reasons, [""] * len(rows), conflict, near_pairs=pairs)
-    found.variety = [False] * len(rows)
+    found.variety, found.conversation = [False] * len(rows), [None] * len(rows)
     _keep_few(rows, found, config)
     _split(rows, found, config)
     _drop_leaks(rows, found, config.near_duplicate_jaccard)
@@ -172,51 +151,31 @@ def _keep_few(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> N
         if len({meaning(rows[i]) for i in group}) > 1 and len({found.texts[i] for i in group}) > 1:
             found.near_conflicts += 1
         kept = keep_of_cluster(rows, group, config.label_conflicts)
-        if not rows[kept[0]].own_holdout:
+        held = "holdout_" if rows[kept[0]].own_holdout else ""
+        if not held:
             more = varieties(rows, kept, group, config.template_repeats)
             for index in more:
                 found.variety[index] = True
             kept = [*kept, *more]
-        turns = {_exact_key(rows[i]) for i in kept}
-        for index in group:
-            if index in kept:
-                continue
-            exact = _exact_key(rows[index]) in turns
-            found.exact_duplicates += exact
-            of = f"of {rows[kept[0]].source_file} line {rows[kept[0]].source_line}"
-            held = "holdout_" if rows[kept[0]].own_holdout else ""
-            kind = "exact" if exact else "near"
+        turns = {i: tuple(normalise(m["content"]) for m in rows[i].messages) for i in group}
+        kept_turns = {turns[index] for index in kept}
+        of = f"of {rows[kept[0]].source_file} line {rows[kept[0]].source_line}"
+        for index in set(group) - set(kept):
+            kind = "exact" if turns[index] in kept_turns else "near"
+            found.exact_duplicates += kind == "exact"
             if not held and differs_in_values_alone(rows[index], (rows[i] for i in kept)):
                 kind = "masked"
             found.reasons[index] = f"{held}{kind}_duplicate: {of}"
 
 
-def _exact_key(row: Row) -> tuple[str, ...]:
-    return tuple(normalise(message["content"]) for message in row.messages)
-
-
-class _Chosen(Iterable[Row]):
-    """Some of the rows in their order, read anew by each loop over them."""
-
-    def __init__(self, rows: Sequence[Row], numbers: Sequence[int]) -> None:
-        self._rows = rows
-        self._flags = bytearray(len(rows))
-        for number in numbers:
-            self._flags[number] = 1
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(chosen_of(self._rows, self._flags))
-
-
 def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None:
     labels, held = column_of(rows, "label"), column_of(rows, "own_holdout")
-    free: list[int] = []
-    own: list[int] = []
-    for index, reason in enumerate(found.reasons):
-        if reason is None:
-            (own if held[index] else free).append(index)
-    groups = tie_conversations(_Chosen(rows, free), [found.cluster[i] for i in free])
-    found.conversation = [None] * len(rows)
+    stay = [index for index, reason in enumerate(found.reasons) if reason is None]
+    free, own = ([i for i in stay if bool(held[i]) is side] for side in (False, True))
+    flags = bytearray(len(rows))
+    for index in free:
+        flags[index] = 1
+    groups = tie_conversations(lambda: chosen_of(rows, flags), [found.cluster[i] for i in free])
     # The hash of a group is the smallest of the hashes of its rows.
     hashes: dict[int, str] = {}
     for index, root in zip(free, groups, strict=True):
@@ -267,33 +226,27 @@ DOMINANT = 2 / 3
 
 
 def advise(rows: Sequence[Row], reasons: Sequence[str | None], policy: str) -> str:
-    """Return a sentence on what to set, empty if few rows left as contradictions.
-
-    Args:
-        reasons: why each row leaves, None for a row that stays.
-        policy: the setting `data.label_conflicts`.
-    """
+    """Return a sentence on what to set, empty if few rows left as contradictions."""
     contradicts = [(reason or "").startswith("label_conflict") for reason in reasons]
     gone = sum(contradicts)
     if not gone or gone < CONFLICT_SHARE * len(rows):
         return ""
     groups = [group for group in find_conflicts(rows) if any(contradicts[i] for i in group)]
-    dominated = [group for group in groups if _dominates(rows, group)]
-    spread = [group for group in groups if not _dominates(rows, group)]
+
+    def dominates(group: Sequence[int]) -> bool:
+        counts = Counter(meaning(rows[index]) for index in group)
+        return counts.most_common(1)[0][1] >= DOMINANT * len(group)
+
+    spread = [group for group in groups if not dominates(group)]
     said = [f"{gone} rows contradict others, on {len(groups)} prompts."]
-    if dominated and policy == "reject_all":
+    if len(spread) < len(groups) and policy == "reject_all":
         said.append(
-            f"Set data.label_conflicts to keep_majority: on {len(dominated)} of these prompts one "
-            "answer has at least two thirds of the rows, and a row with it would stay."
+            f"Set data.label_conflicts to keep_majority: on {len(groups) - len(spread)} of these "
+            "prompts one answer has at least two thirds of the rows, and a row with it would stay."
         )
     if spread:
         said.append(_on_spread(rows, spread))
     return " ".join(said)
-
-
-def _dominates(rows: Sequence[Row], group: Sequence[int]) -> bool:
-    counts = Counter(meaning(rows[index]) for index in group)
-    return counts.most_common(1)[0][1] >= DOMINANT * len(group)
 
 
 def _on_spread(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> str:

@@ -1,11 +1,9 @@
 """Find near-duplicates by MinHash and LSH, each candidate verified by its exact Jaccard similarity.
 
-MinHash: Broder, "On the resemblance and containment of documents" (1997). The signatures are the
-sketches of Dahlgaard, Knudsen and Thorup, "Fast similarity sketching" (2017), which estimate the
-same similarity with some five hash values for each shingle in place of 128. Functions are pure and
-work on batches, so that a distributed engine can map them. Of each text only the band keys and a
-bitmap are kept; the shingles of candidates are made a second time when they are verified. The
-witness of this search, which misses few pairs but not none, is `witness`.
+MinHash: Broder, "On the resemblance and containment of documents" (1997); its signatures:
+Dahlgaard, Knudsen and Thorup, "Fast similarity sketching" (2017). Functions are pure and work on
+batches, so that a distributed engine can map them. Of each text only the band keys and a bitmap are
+kept.
 """
 
 from __future__ import annotations
@@ -73,9 +71,6 @@ def signatures(shingled: Shingled, seed: int = SEED) -> Signatures:
     first round that put a shingle into it. What is left empty after `ROUNDS` takes the smallest
     value of all shingles by another hash.
 
-    Args:
-        shingled: at least one shingle of every text; repeats change nothing.
-
     Returns:
         Shape (texts, 128); the values of a text depend on no other text.
     """
@@ -130,29 +125,16 @@ def bands_for(rows: int, threshold: float) -> tuple[int, int]:
     the true pairs.
     """
     if rows <= FEW_ROWS:
-        bands = BANDS_FEW
-    elif threshold >= 0.8:
-        bands = BANDS_MANY
-    else:
-        widths = (r for r in range(BANDS_MANY[1], 0, -1) if _found(BINS // r, r, threshold))
-        width = next(widths, 1)
-        bands = (BINS // width, width)
-    return bands
-
-
-def _found(bands: int, width: int, jaccard: float) -> bool:
-    return 1 - (1 - jaccard**width) ** bands >= 0.99
+        return BANDS_FEW
+    if threshold >= 0.8:
+        return BANDS_MANY
+    widths = (r for r in range(BANDS_MANY[1], 0, -1) if (1 - threshold**r) ** (BINS // r) <= 0.01)
+    width = next(widths, 1)
+    return BINS // width, width
 
 
 def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
-    """Return one hash for every band of every row.
-
-    Args:
-        sigs: signatures, shape (rows, 128).
-
-    Returns:
-        Shape (bands, rows).
-    """
+    """Return one hash for each band, shape (bands, rows), of signatures, shape (rows, 128)."""
     count, width = bands
     used = sigs[:, : count * width].reshape(len(sigs), count, width)
     keys = np.zeros((len(sigs), count), dtype=np.uint64)
@@ -163,14 +145,7 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
 
 
 def candidates(keys: Hashes) -> NDArray[np.int64]:
-    """Return the pairs of rows that agree in a whole band.
-
-    Args:
-        keys: hashes from `band_keys`, shape (bands, rows).
-
-    Returns:
-        Shape (pairs, 2), each pair once, the smaller row first, in order.
-    """
+    """Return the pairs of rows that agree in a band: shape (pairs, 2), smaller first, in order."""
     rows = keys.shape[1]
     bits = np.uint64(max(1, (rows - 1).bit_length()))
     low = np.uint64((1 << int(bits)) - 1)
@@ -179,7 +154,12 @@ def candidates(keys: Hashes) -> NDArray[np.int64]:
     for band in keys:
         # The row's number takes the low bits, so that sorting values sorts rows by key.
         ranked = np.sort((band & ~low) | numbers)
-        found.extend((a << bits) | b for a, b in _equal_keys(ranked, bits, low))
+        own = ranked >> bits
+        for distance in range(1, min(MAX_BUCKET, rows)):
+            same = np.flatnonzero(own[distance:] == own[:-distance])
+            if not len(same):
+                break
+            found.append(((ranked[same] & low) << bits) | (ranked[same + distance] & low))
     if not found:
         return np.empty((0, 2), dtype=np.int64)
     # A sort is ten times as fast as the hash table of `np.unique`.
@@ -188,25 +168,8 @@ def candidates(keys: Hashes) -> NDArray[np.int64]:
     return np.stack((pairs >> bits, pairs & low), axis=1).astype(np.int64)
 
 
-def _equal_keys(ranked: Hashes, bits: np.uint64, low: np.uint64) -> Iterator[tuple[Hashes, Hashes]]:
-    """Yield the pairs of rows with equal keys, the smaller row first."""
-    keys = ranked >> bits
-    for distance in range(1, min(MAX_BUCKET, len(ranked))):
-        same = np.flatnonzero(keys[distance:] == keys[:-distance])
-        if not len(same):
-            return
-        yield ranked[same] & low, ranked[same + distance] & low
-
-
 def cross_candidates(left: Hashes, right: Hashes) -> Indices:
-    """Return the pairs of a left and a right row that agree in a whole band.
-
-    Args:
-        left: hashes from `band_keys`, shape (bands, rows).
-
-    Returns:
-        Shape (pairs, 2), each pair once, in order.
-    """
+    """Return the pairs of a left and a right row that agree in a band: shape (pairs, 2)."""
     rows = max(1, right.shape[1])
     found = [np.empty(0, dtype=np.int64)]
     for ours, theirs in zip(left, right, strict=True):
@@ -221,14 +184,7 @@ def cross_candidates(left: Hashes, right: Hashes) -> Indices:
 
 
 def jaccard(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> NDArray[np.float64]:
-    """Compute the exact Jaccard similarity of the sets of shingles of pairs of texts.
-
-    Args:
-        pairs: numbers of both texts of each pair, shape (pairs, 2).
-
-    Returns:
-        Shape (pairs,).
-    """
+    """Return the exact Jaccard similarities of pairs of texts, whose shape is (pairs, 2)."""
     among, numbers = np.unique(pairs, return_inverse=True)
     sets = _sets([texts[i] for i in among.tolist()], shingle)
     sizes = np.diff(sets.indptr)
@@ -254,11 +210,7 @@ def _sets(texts: Sequence[str], shingle: Shingle) -> Any:
 
 
 def marks(shingled: Shingled) -> Hashes:
-    """Return the bitmap of every text of a batch; of sets larger than a bitmap nearly all are set.
-
-    Returns:
-        Shape (texts, `BITS` / 64): bit b is set if the last bits of one of the text's hashes are b.
-    """
+    """Return bitmaps, shape (texts, `BITS` / 64): bit b is set for a hash that ends in b."""
     first = np.arange(len(shingled), dtype=np.int64) * BITS
     cells = (shingled.hashes & np.uint64(BITS - 1)).astype(np.int64)
     cells += np.repeat(first, np.diff(shingled.offsets))
@@ -268,19 +220,12 @@ def marks(shingled: Shingled) -> Hashes:
 
 
 def alike_by_marks(bits: Hashes, most: Indices, pairs: Indices, threshold: float) -> Indices:
-    """Return the pairs that may reach a Jaccard similarity, by their `marks`.
+    """Return the positions of the pairs that may reach a Jaccard similarity, by their `marks`.
 
-    Sets with a similarity of at least t have a symmetric difference of at most
-    `(1 - t) / (1 + t)` of the sum of their sizes, and each differing bit is of a member of it
-    (Sandes et al., "Bitmap filter: speeding up exact set similarity joins with bitwise operations",
-    2020). No pair that reaches the threshold is ruled out.
-
-    Args:
-        most: most members that the set of each text can have.
-        pairs: numbers of both texts of each pair, shape (pairs, 2).
-
-    Returns:
-        Positions in `pairs` of those that may reach it, in order.
+    A similarity of t bounds the symmetric difference by `(1 - t) / (1 + t)` of the sum of the sizes
+    (at `most`), and each differing bit is of a member of it (Sandes et al., "Bitmap filter:
+    speeding up exact set similarity joins with bitwise operations", 2020). No pair that reaches t
+    is ruled out.
     """
     i, j = pairs.T
     spare = (most[i] + most[j]) * ((1 - threshold) / (1 + threshold)) + 1e-9
@@ -293,27 +238,14 @@ def alike_by_marks(bits: Hashes, most: Indices, pairs: Indices, threshold: float
 
 
 def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
-    """Find the pairs of texts that are near-duplicates.
-
-    Args:
-        texts: texts, normalised or not; they are compared as `normalise` returns them.
-        threshold: Jaccard similarity from which a pair counts.
-
-    Returns:
-        `(i, j, similarity)` with i < j, in order; the greater similarity if both kinds of shingles
-        apply.
-    """
+    """Find near-duplicates: `(i, j, similarity)`, i < j, in order, the greater of both kinds."""
     return _near(texts, None, threshold, SEED)
 
 
 def cross_pairs(
     left: Sequence[str], right: Sequence[str], threshold: float
 ) -> list[tuple[int, int, float]]:
-    """Find the near-duplicates of one list in another, by other permutations than `near_pairs`.
-
-    Returns:
-        `(i, j, similarity)`, i of the left list and j of the right one, in order.
-    """
+    """Find near-duplicates of left texts among right ones, by other permutations."""
     pairs = _near([*left, *right], len(left), threshold, SECOND_SEED)
     return [(i, j - len(left), similarity) for i, j, similarity in pairs]
 
@@ -335,9 +267,8 @@ def _near(
     """Find near-duplicates among all texts, or across the first ones and the others."""
     pairs = [np.empty((0, 2), dtype=np.int64)]
     similarities = [np.empty(0)]
-    short, long = _indexed(texts, threshold, seed)
-    kinds: tuple[tuple[_Indexed, Shingle], ...] = ((short, shingle_chars), (long, shingle_words))
-    for indexed, shingle in kinds:
+    kinds: tuple[Shingle, Shingle] = (shingle_chars, shingle_words)
+    for indexed, shingle in zip(_indexed(texts, threshold, seed), kinds, strict=True):
         for part, values in _verified(texts, _possible(indexed, first, threshold), shingle):
             near = np.flatnonzero(values >= threshold)
             pairs.append(part[near])
@@ -372,14 +303,7 @@ def _verified(
 
 @dataclass(frozen=True)
 class _Indexed:
-    """What is kept of the texts that are compared by one kind of shingle.
-
-    Attributes:
-        members: number of each text.
-        keys: band keys, shape (bands, texts).
-        bits: bitmap of each text.
-        sizes: most shingles that the set of each text can have.
-    """
+    """What is kept of the texts that are compared by one kind of shingle."""
 
     members: Indices
     keys: Hashes
@@ -403,8 +327,8 @@ def _possible(indexed: _Indexed, first: int | None, threshold: float) -> Indices
     return indexed.members[pairs[np.concatenate([np.empty(0, dtype=np.int64), *left_over])]]
 
 
-def _indexed(texts: Sequence[str], threshold: float, seed: int) -> tuple[_Indexed, _Indexed]:
-    """Index short and long texts."""
+def _indexed(texts: Sequence[str], threshold: float, seed: int) -> Iterator[_Indexed]:
+    """Index short texts, then long ones."""
     bands = bands_for(len(texts), threshold)
 
     def index(batch: slice) -> tuple[_Indexed, _Indexed]:
@@ -416,19 +340,15 @@ def _indexed(texts: Sequence[str], threshold: float, seed: int) -> tuple[_Indexe
         )
 
     _factors(seed)
-    short, long = zip(index(slice(0, 0)), *in_threads(index, batches(texts)), strict=True)
-    return _joined(short), _joined(long)
+    for parts in zip(index(slice(0, 0)), *in_threads(index, batches(texts)), strict=True):
+        yield _Indexed(
+            members=np.concatenate([part.members for part in parts]),
+            keys=np.concatenate([part.keys for part in parts], axis=1),
+            bits=np.concatenate([part.bits for part in parts]),
+            sizes=np.concatenate([part.sizes for part in parts]),
+        )
 
 
 def _index(shingled: Shingled, members: Indices, bands: tuple[int, int], seed: int) -> _Indexed:
     keys = band_keys(signatures(shingled, seed), bands)
     return _Indexed(members, keys, marks(shingled), np.diff(shingled.offsets))
-
-
-def _joined(parts: Sequence[_Indexed]) -> _Indexed:
-    return _Indexed(
-        members=np.concatenate([part.members for part in parts]),
-        keys=np.concatenate([part.keys for part in parts], axis=1),
-        bits=np.concatenate([part.bits for part in parts]),
-        sizes=np.concatenate([part.sizes for part in parts]),
-    )

@@ -1,8 +1,7 @@
 """Find phrases that many answers share, on which a model overfits, and thin them out.
 
-There are two kinds: word 5-grams in a share of all answers, and whole sentences beside other text
-in a share of the answers of a class (or of all). A sentence can be removed from an answer, since
-the rest is complete without it; a 5-gram can only be thinned by removing whole rows.
+Word 5-grams in a share of all answers are thinned by removing rows; a sentence next to other text,
+in a share of the answers of a class, is removed alone, since the rest is complete without it.
 """
 
 from __future__ import annotations
@@ -19,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.data.conversations.answers import answer_object, dump_like
-from tuneline.data.near_duplicates.shingles import (
-    Shingled,
-    batches,
-    grams_of,
-    normalise,
-    words_of,
-)
+from tuneline.data.near_duplicates.shingles import batches, grams_of, normalise, words_of
 
 NGRAM = 5
 MIN_WORDS = 4
@@ -77,13 +70,7 @@ def added_sentences(texts: Sequence[str]) -> set[str]:
 def repeated_sentences(
     texts: Sequence[Sequence[str]], labels: Sequence[str | None], share: float
 ) -> list[RepeatedSentence]:
-    """Find the sentences in at least a share of the answers of a class, or of all.
-
-    Args:
-        texts: `prose` of each answer.
-        labels: class of each answer.
-        share: the share from which a sentence counts.
-    """
+    """Find the sentences in at least a share of the answers (`prose`) of a class, or of all."""
     members: dict[str | None, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
         members[None].append(index)
@@ -116,12 +103,7 @@ class RepeatedNgram:
 
 @dataclass(frozen=True)
 class Ngrams:
-    """The word 5-grams of at least a share of all answers.
-
-    Attributes:
-        repeated: the 5-grams, the commonest first.
-        having: for each answer, the ones that it holds.
-    """
+    """The word 5-grams of a share of all answers, the commonest first, and those of each answer."""
 
     repeated: list[RepeatedNgram]
     having: list[frozenset[str]]
@@ -133,12 +115,7 @@ class Ngrams:
 
 
 def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
-    """Find the word 5-grams of at least a share of all answers, and of more than one answer.
-
-    Args:
-        texts: `prose` of each answer.
-        share: the share from which an n-gram counts.
-    """
+    """Find the word 5-grams of at least a share of all answers (`prose`), and of more than one."""
     least = max(share * len(texts), 2)
     grams = _frequent_ngrams(texts, least)
     counts = Counter(gram for row in grams for gram in row)
@@ -157,15 +134,8 @@ def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
 def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float) -> dict[int, str]:
     """Choose the answers to remove so that every 5-gram is in less than a share of the rest.
 
-    A 5-gram of nearly all answers is their format, and stays.
-
-    Args:
-        texts: `prose` of each answer.
-        order: sort key of each answer; those with the lowest keys stay.
-        share: the share from which a 5-gram is a repeated phrase.
-
-    Returns:
-        For the number of each answer to remove, the 5-gram that too many answers have.
+    A 5-gram of nearly all answers is their format, and stays; so do answers with the lowest
+    `order`. Returned is the 5-gram that too many answers have, by the number of the answer.
     """
     found = repeated_ngrams(texts, share)
     having: dict[str, list[int]] = defaultdict(list)
@@ -188,34 +158,30 @@ def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float)
 
 def _frequent_ngrams(texts: Sequence[Sequence[str]], least: float) -> list[frozenset[str]]:
     """Return the word 5-grams of each answer, without most of those in fewer than `least`."""
+
+    def cells(some: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        shingled = grams_of(words_of(some), NGRAM)
+        return (shingled.hashes & np.uint64(_CELLS - 1)).view(np.int64), shingled.offsets
+
     parts = [part for text in texts for part in text]
     counts = np.zeros(_CELLS, dtype=np.int64)
     for batch in batches(parts):
         # Not by `bincount`, which makes and adds a whole table for each batch.
-        np.add.at(counts, _cells(parts[batch]).hashes.view(np.int64), 1)
-    frequent = counts >= least
+        np.add.at(counts, cells(parts[batch])[0], 1)
     found: list[frozenset[str]] = []
     for batch in batches(parts):
-        cells = _cells(parts[batch])
-        wanted = frequent[cells.hashes.view(np.int64)]
-        for number, part in enumerate(parts[batch]):
-            found.append(_ngrams(part, wanted[cells.offsets[number] : cells.offsets[number + 1]]))
+        places, offsets = cells(parts[batch])
+        wanted = counts[places] >= least
+        for part, start, end in zip(parts[batch], offsets, offsets[1:], strict=False):
+            # The n-grams that begin at the wanted words.
+            if not (own := wanted[start:end]).any():
+                found.append(frozenset())
+                continue
+            words = normalise(part).split()
+            starts = np.flatnonzero(own[: max(len(words) - NGRAM + 1, 0)]).tolist()
+            found.append(frozenset(" ".join(words[i : i + NGRAM]) for i in starts))
     each = iter(found)
     return [frozenset().union(*islice(each, len(text))) for text in texts]
-
-
-def _cells(texts: Sequence[str]) -> Shingled:
-    shingled = grams_of(words_of(texts), NGRAM)
-    return Shingled(shingled.hashes & np.uint64(_CELLS - 1), shingled.offsets)
-
-
-def _ngrams(text: str, wanted: NDArray[np.bool_]) -> frozenset[str]:
-    """Return the 5-grams of a text that begin at the words that the mask chooses."""
-    if not wanted.any():
-        return frozenset()
-    words = normalise(text).split()
-    starts = np.flatnonzero(wanted[: max(len(words) - NGRAM + 1, 0)])
-    return frozenset(" ".join(words[i : i + NGRAM]) for i in starts.tolist())
 
 
 def thin(
@@ -227,17 +193,7 @@ def thin(
     share: float,
     label_field: str | None,
 ) -> list[str]:
-    """Remove repeated sentences until each is in less than a share of the answers.
-
-    Args:
-        order: sort key of each answer; those with the lowest keys keep the sentence.
-        repeated: sentences from `repeated_sentences`.
-        share: the share from which a sentence is repeated.
-        label_field: field of a JSON answer that is not prose.
-
-    Returns:
-        All answers, with or without the sentences.
-    """
+    """Remove repeated sentences until each is in less than a share; the lowest `order` keep it."""
     result = list(answers)
     for phrase in repeated:
         if phrase.share >= FORMAT_SHARE:

@@ -1,10 +1,8 @@
 """Define the shingles by which texts are compared, as strings and as 64-bit hashes of a batch.
 
-`normalise`, `char_grams` and `word_grams` are the definition. The rest computes the same shingles
-for many texts at once: of ASCII text (most of it) the lower case, the words, their hashes and the
-windows over them are array operations on the joined characters. A word's hash is a difference of
-prefix sums (Rabin, "Fingerprinting by random polynomials", 1981), so that its cost does not depend
-on its length.
+`normalise`, `char_grams` and `word_grams` are the definition; the rest computes the same by array
+operations on the joined characters of many texts. A word's hash is a difference of prefix sums
+(Rabin, "Fingerprinting by random polynomials", 1981): its cost does not depend on its length.
 """
 
 from __future__ import annotations
@@ -74,10 +72,7 @@ def mix(values: Hashes) -> Hashes:
 
 @dataclass(frozen=True)
 class Shingled:
-    """The shingle hashes of texts: those of text i are `hashes[offsets[i]:offsets[i + 1]]`.
-
-    They are in the order of the text, with repeats.
-    """
+    """Shingle hashes of texts, those of text i at `hashes[offsets[i]:offsets[i + 1]]`."""
 
     hashes: Hashes
     offsets: Indices
@@ -92,13 +87,7 @@ class Shingled:
 
 @dataclass(frozen=True)
 class Words:
-    """Normalised texts, one after the other.
-
-    Attributes:
-        units: code points of all texts, with a line feed after each.
-        starts: index in `units` at which each text begins.
-        lengths: number of characters of each text.
-    """
+    """Normalised texts as code points, a line feed after each; where each begins, its length."""
 
     units: NDArray[np.uint32] | NDArray[np.uint8]
     starts: Indices
@@ -110,12 +99,7 @@ class Words:
             return self
         lengths = self.lengths[texts]
         units = self.units.take(np.flatnonzero(np.repeat(texts, self.lengths + 1)))
-        return Words(units, _starts_of(lengths + 1), lengths)
-
-
-def _starts_of(sizes: Indices) -> Indices:
-    """Return where each of adjacent parts begins."""
-    return np.cumsum(sizes) - sizes
+        return Words(units, np.cumsum(lengths + 1) - (lengths + 1), lengths)
 
 
 # The number of a text in its batch takes the upper bits of a key, the hash of its shingle the
@@ -125,14 +109,7 @@ HASH_BITS = 64 - TEXT_BITS
 
 
 def distinct(shingled: Shingled) -> Hashes:
-    """Return the sets of shingles of a batch of texts.
-
-    Args:
-        shingled: shingles of at most `BATCH_TEXTS` texts.
-
-    Returns:
-        Sorted keys, each once: the number of the text above the upper 52 bits of a hash.
-    """
+    """Return sorted, distinct keys of a batch: the text above the upper 52 bits of each hash."""
     numbers = np.repeat(np.arange(len(shingled), dtype=np.uint64), np.diff(shingled.offsets))
     shift = np.uint64(HASH_BITS)
     keys = np.sort((numbers << shift) | (shingled.hashes >> np.uint64(TEXT_BITS)))
@@ -231,17 +208,14 @@ def grams_of(words: Words, width: int = WORDS) -> Shingled:
 
 def _word_hashes(units: NDArray[Any], begins: Indices, ends: Indices) -> Hashes:
     ascii_only = units.dtype == np.uint8
-    spread = _spread_of_byte()[units] if ascii_only else mix(units.astype(np.uint64))
+    spread = (
+        mix(np.arange(128, dtype=np.uint64))[units] if ascii_only else mix(units.astype(np.uint64))
+    )
     up, down = _powers(1 << (len(units) - 1).bit_length())
     spread *= up[: len(units)]
     sums = np.zeros(len(units) + 1, dtype=np.uint64)
     np.cumsum(spread, out=sums[1:])
     return mix((sums[ends] - sums[begins]) * down[begins])
-
-
-@cache
-def _spread_of_byte() -> Hashes:
-    return mix(np.arange(128, dtype=np.uint64))
 
 
 @cache

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.compared_text import masked_prompt
@@ -22,25 +22,26 @@ from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row
 _START = b""
 
 
-def tie_conversations(rows: Iterable[Row], cluster: Sequence[int]) -> list[int]:
-    """Return the group of each row: rows of equal groups share a cluster or a conversation.
-
-    Args:
-        rows: the rows that are split; they are read twice.
-        cluster: number of the cluster of near-duplicates of each row.
-
-    Returns:
-        For each row the smallest index of a row of its group.
-    """
+def tie_conversations(rows: Callable[[], Iterable[Row]], cluster: Sequence[int]) -> list[int]:
+    """Return the smallest index of each row's group, which shares a cluster or a conversation."""
     clusters: dict[int, list[int]] = defaultdict(list)
     named: dict[str, list[int]] = defaultdict(list)
-    for index, (row, number) in enumerate(zip(rows, cluster, strict=True)):
+    for index, (row, number) in enumerate(zip(rows(), cluster, strict=True)):
         clusters[number].append(index)
         if row.conversation is not None:
             named[row.conversation].append(index)
     groups = (*clusters.values(), *named.values(), *_continuations(rows))
     ties = [(group[0], other) for group in groups for other in group[1:]]
     return smallest_of_group(len(cluster), ties)
+
+
+def torn(groups: Iterable[Hashable], splits: Iterable[str]) -> int:
+    """Count the groups, None excepted, whose rows lie in more than one split."""
+    found: dict[Hashable, set[str]] = defaultdict(set)
+    for group, split in zip(groups, splits, strict=True):
+        if group is not None:
+            found[group].add(split)
+    return sum(len(sides) > 1 for sides in found.values())
 
 
 def smallest_of_group(count: int, ties: Sequence[tuple[int, int]]) -> list[int]:
@@ -56,11 +57,11 @@ def smallest_of_group(count: int, ties: Sequence[tuple[int, int]]) -> list[int]:
     return list(first[group].tolist())
 
 
-def _continuations(rows: Iterable[Row]) -> list[list[int]]:
+def _continuations(rows: Callable[[], Iterable[Row]]) -> list[list[int]]:
     """Return groups of rows, each a prompt with the prompts that continue it in one way only."""
-    if all(sum(m["role"] == "user" for m in row.prompt) < 2 for row in rows):
+    if all(sum(m["role"] == "user" for m in row.prompt) < 2 for row in rows()):
         return []
-    paths = [_path(row) for row in rows]
+    paths = [_path(row) for row in rows()]
     ends: dict[bytes, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         ends[path[-1] if path else _START].append(index)
@@ -68,10 +69,10 @@ def _continuations(rows: Iterable[Row]) -> list[list[int]]:
     later: dict[bytes, list[int]] = defaultdict(list)
     for index, path in enumerate(paths):
         # A prompt is continued by an exchange: the answer and the next question.
-        for at in range(len(path) - 1):
-            if path[at] in ends:
-                ways[path[at]].add(path[at + 1])
-                later[path[at]].append(index)
+        for end, following in pairwise(path):
+            if end in ends:
+                ways[end].add(following)
+                later[end].append(index)
     return [[*ends[end], *later[end]] for end, found in ways.items() if len(found) == 1]
 
 
@@ -93,28 +94,10 @@ def _path(row: Row) -> list[bytes]:
     return path
 
 
-@dataclass(frozen=True)
-class SplitPlan:
-    """The number of rows of the hold-out and of validation; the rest is for training."""
-
-    holdout: int
-    validation: int
-
-
-def plan(rows: int, config: DataConfig, *, own_holdout: bool) -> SplitPlan:
-    """Plan the number of rows of each split.
-
-    Args:
-        rows: number of rows to split, without those of the dataset's own hold-out file.
-        config: settings with the shares.
-        own_holdout: True if the hold-out is a separate file, so that no rows are split off for it.
-    """
-    holdout = 0 if own_holdout else _at_least_one(config.holdout_share * rows, rows)
-    return SplitPlan(holdout, _at_least_one(config.validation_share * rows, rows - holdout))
-
-
-def _at_least_one(share: float, available: int) -> int:
-    return min(available, max(1, round(share)))
+def plan(rows: int, config: DataConfig, *, own_holdout: bool) -> tuple[int, int]:
+    """Return the numbers of hold-out and validation rows; an own hold-out needs none of these."""
+    holdout = 0 if own_holdout else min(rows, max(1, round(config.holdout_share * rows)))
+    return holdout, min(rows - holdout, max(1, round(config.validation_share * rows)))
 
 
 def cluster_hash(text: str) -> str:
@@ -122,46 +105,26 @@ def cluster_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def assign(labels: Sequence[str | None], hashes: Sequence[str], counts: SplitPlan) -> list[str]:
-    """Assign rows to splits.
-
-    Args:
-        labels: class of each row.
-        hashes: `cluster_hash` of the cluster of each row; rows with equal hashes stay together.
-        counts: number of rows of each split, from `plan`.
-
-    Returns:
-        The split of each row.
-    """
+def assign(
+    labels: Sequence[str | None], hashes: Sequence[str], counts: tuple[int, int]
+) -> list[str]:
+    """Assign a split to each row; rows with equal hashes (`cluster_hash`) stay together."""
     strata = _strata(labels)
     sizes = {label: len(rows) for label, rows in strata.items()}
-    holdout = quotas(sizes, counts.holdout)
-    left = {label: size - holdout[label] for label, size in sizes.items()}
-    validation = quotas(left, counts.validation)
+    holdout = quotas(sizes, counts[0])
+    validation = quotas({label: size - holdout[label] for label, size in sizes.items()}, counts[1])
     splits = [TRAIN] * len(labels)
     placed: dict[str, str] = {}
     for label, rows in sorted(strata.items()):
+        last = holdout[label] + validation[label]
         for rank, row in enumerate(sorted(rows, key=lambda r: hashes[r])):
-            if rank < holdout[label]:
-                split = HOLDOUT
-            elif rank < holdout[label] + validation[label]:
-                split = VALIDATION
-            else:
-                split = TRAIN
+            split = HOLDOUT if rank < holdout[label] else VALIDATION if rank < last else TRAIN
             splits[row] = placed.setdefault(hashes[row], split)
     return splits
 
 
 def draw(labels: Sequence[str | None], hashes: Sequence[str], total: int) -> set[int]:
-    """Draw rows in proportion to their classes, those with the lowest hashes first.
-
-    Args:
-        labels: class of each row.
-        hashes: hash of each row, which decides in its class.
-
-    Returns:
-        The numbers of the drawn rows.
-    """
+    """Draw `total` rows in proportion to their classes, those with the lowest hashes first."""
     strata = _strata(labels)
     take = quotas({label: len(rows) for label, rows in strata.items()}, total)
     return {

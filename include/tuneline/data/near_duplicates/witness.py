@@ -32,15 +32,9 @@ def bands_for(threshold: float) -> tuple[int, int]:
 def cross_pairs(
     texts: Sequence[str], sides: Sequence[int], threshold: float
 ) -> Iterator[tuple[int, int, float]]:
-    """Yield the pairs of similar texts that lie on different sides.
+    """Yield `(i, j, similarity)` of similar texts on different sides, maybe twice, i on the lower.
 
-    Args:
-        sides: side of each, from 0; that of most texts is best 0, which takes no memory.
-        threshold: Jaccard similarity from which two texts are near-duplicates.
-
-    Returns:
-        Number of the text of the lower side, of the other, and their similarity; a pair to which
-        both kinds of n-grams apply may come twice.
+    Side 0, best that of most texts, takes no memory.
     """
     from datasketch import MinHash, MinHashLSH
     from xxhash import xxh32_intdigest

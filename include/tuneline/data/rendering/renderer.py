@@ -1,7 +1,6 @@
 """Render rows as the model will read them, and mark the tokens that it learns.
 
-The loss mask covers exactly the assistant's tokens, each turn's end-of-turn token included. A
-prompt that is rendered and encoded alone must be a prefix of the whole row's tokens; otherwise
+A prompt that is rendered and encoded alone must be a prefix of the whole row's tokens; otherwise
 training and serving would see different prompts, and the row can't be used.
 """
 
@@ -47,11 +46,7 @@ class _Content(str):
 
 
 class Outline:
-    """Renders turns of a template whose constructs can't look at contents unseen.
-
-    Args:
-        render: the template itself, as a function of the turns and of `ask`.
-    """
+    """Renders turns of a template whose constructs can't look at contents unseen."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
@@ -134,11 +129,7 @@ ALPACA_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
     "{% endif %}{% endfor %}"
 )
-_TEMPLATES: dict[str, str] = {
-    "chatml": CHATML_TEMPLATE,
-    "llama3": LLAMA3_TEMPLATE,
-    "alpaca": ALPACA_TEMPLATE,
-}
+_TEMPLATES = {"chatml": CHATML_TEMPLATE, "llama3": LLAMA3_TEMPLATE, "alpaca": ALPACA_TEMPLATE}
 _NEEDED_TOKENS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
@@ -147,13 +138,7 @@ _NEEDED_TOKENS = {
 
 @dataclass(frozen=True, slots=True)
 class RenderedExample:
-    """A row as the model reads it.
-
-    Attributes:
-        ids: its token ids.
-        loss_mask: True for each token in the loss; None if the prompt's tokens are not a prefix
-            of the row's, so that no exact mask exists.
-    """
+    """A row as the model reads it; no mask if the prompt's ids are not a prefix of the row's."""
 
     text: str
     ids: list[int]
@@ -161,11 +146,7 @@ class RenderedExample:
 
 
 def chat_template(tokenizer: Any, target: TargetFormat) -> str:
-    """Return the Jinja template of a target format; it must be saved with the tuned model.
-
-    Raises:
-        UserError: if the tokenizer has no template, or lacks the format's special tokens.
-    """
+    """Return the template of a target format; UserError without one, or without its tokens."""
     if target == "tokenizer":
         template = tokenizer.chat_template
         if not isinstance(template, str):
@@ -190,22 +171,28 @@ class TemplateRefused(ValueError):
     """A chat template raised an error over a row; the message is the template's own."""
 
 
+def _guarded(render: Callable[[], str]) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        return render()
+    except (TemplateError, TypeError) as error:
+        raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
+
+
 class Renderer:
-    """Renders and encodes rows for one tokenizer and target format.
+    """Renders and encodes rows for one fast tokenizer and target format.
 
-    A template is compiled once, by transformers, and called without the copies that
-    `apply_chat_template` makes of every row; rows hold nothing but texts, so that there is
-    nothing to convert. A template that only writes contents between markers is outlined and not
-    called per row. `template_ids` is transformers' own result, for comparison.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers.
+    A template is compiled once and called without the copies that `apply_chat_template` makes of
+    every row; one that only writes contents between markers is not called for each row.
 
     Raises:
         UserError: see `chat_template`.
     """
 
     def __init__(self, tokenizer: Any, target: TargetFormat) -> None:
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
         self.tokenizer = tokenizer
         self.target = target
         self.template = chat_template(tokenizer, target)
@@ -214,17 +201,14 @@ class Renderer:
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        self._compiled = _compiled(self.template)
+        # As transformers does it: sandboxed, with its filters, once for each.
+        self._compiled = _compile_jinja_template(self.template)
         outlined = shows_every_use(self.template, self._compiled.environment)
         self._outline = Outline(self._by_template) if outlined else None
-        self._is_blank = lru_cache(maxsize=1024)(self._decodes_to_blank)
+        self._is_blank = lru_cache(maxsize=1024)(lambda ids: not tokenizer.decode([*ids]).strip())
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
-        """Render turns; `ask` adds the prompt for the model's answer.
-
-        Raises:
-            TemplateRefused: if the template raises an error over these turns.
-        """
+        """Render turns, with the prompt for an answer to `ask`; TemplateRefused by the template."""
         if self._outline is not None:
             return self._outline.text(messages, ask)
         return self._by_template(messages, ask)
@@ -232,35 +216,23 @@ class Renderer:
     def text_with_tools(
         self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
     ) -> str:
-        """Render a conversation that declares, calls or answers tools, by transformers itself.
-
-        Raises:
-            TemplateRefused: if the template raises an error over it.
-        """
-        from jinja2 import TemplateError
-
-        try:
-            text: str = self.tokenizer.apply_chat_template(
+        """Render a conversation with tools by transformers itself; see `text`."""
+        return _guarded(
+            lambda: self.tokenizer.apply_chat_template(
                 list(messages), tools=tools, chat_template=self.template, tokenize=False
             )
-        except (TemplateError, TypeError) as error:
-            raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
-        return text
+        )
 
     def _by_template(self, messages: Sequence[Message], ask: bool) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            text: str = self._compiled.render(
+        return _guarded(
+            lambda: self._compiled.render(
                 messages=list(messages),
                 tools=None,
                 documents=None,
                 add_generation_prompt=ask,
                 **self._names,
             )
-        except (TemplateError, TypeError) as error:
-            raise TemplateRefused(str(error).splitlines()[0] if str(error) else "") from None
-        return text
+        )
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the token ids of rendered texts; no token is added, nothing is cut."""
@@ -273,9 +245,8 @@ class Renderer:
     def template_ids(self, batch: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Return the token ids of transformers' own rendering, each row encoded whole.
 
-        `apply_chat_template(tokenize=True)` encodes the same text and makes places and masks of
-        every token beside the ids. One row is rendered that way as well; if its ids differ, all
-        are.
+        The text is encoded here, without the masks that transformers makes; one row is rendered by
+        it alone as well, and if its ids differ, all are.
         """
         rows = [list(messages) for messages in batch]
         texts = self.tokenizer.apply_chat_template(
@@ -296,17 +267,16 @@ class Renderer:
         return ids
 
     def render(self, batch: Sequence[Sequence[Message]]) -> list[RenderedExample]:
-        """Render, encode and mask rows.
-
-        Args:
-            batch: turns of each row, the last one the assistant's.
-
-        Raises:
-            TemplateRefused: the template raised an error over a row.
-        """
+        """Render, encode and mask rows that end in an answer; TemplateRefused by the template."""
         texts: list[str] = []
         for messages in batch:
-            texts += self._with_bounds(messages)
+            # The whole row, then the text before each answer and through each but the last.
+            texts.append(self.text(messages))
+            for index, message in enumerate(messages):
+                if message["role"] == "assistant":
+                    texts.append(self.text(messages[:index], ask=True))
+                    if index < len(messages) - 1:
+                        texts.append(self.text(messages[: index + 1]))
         # Prompts consist of pieces of their rows, so that little is encoded again.
         encoded = iter(zip(texts, self.encode(texts), strict=True))
         rendered = []
@@ -320,15 +290,6 @@ class Renderer:
                     spans.append((before, ids if last else next(encoded)[1]))
             rendered.append(RenderedExample(whole, ids, self._mask(ids, spans)))
         return rendered
-
-    def _with_bounds(self, messages: Sequence[Message]) -> Iterator[str]:
-        """Yield a row's text, then the text before each answer and through each but the last."""
-        yield self.text(messages)
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                yield self.text(messages[:index], ask=True)
-                if index < len(messages) - 1:
-                    yield self.text(messages[: index + 1])
 
     def _mask(
         self, ids: list[int], spans: Sequence[tuple[list[int], list[int]]]
@@ -347,27 +308,10 @@ class Renderer:
             mask[start : last + 1] = [True] * (last + 1 - start)
         return mask
 
-    def _decodes_to_blank(self, ids: tuple[int, ...]) -> bool:
-        return not self.tokenizer.decode(list(ids)).strip()
-
-
-def _compiled(template: str) -> Any:
-    """Compile a chat template as transformers does: sandboxed, with its filters, once for each."""
-    from transformers.utils.chat_template_utils import _compile_jinja_template
-
-    return _compile_jinja_template(template)
-
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The comparison of one row.
-
-    Attributes:
-        reason: reason why the row can't be trained on (`code: detail`), None if it can.
-        tokens_equal: True if both ways give the same token ids; None if nothing was rendered.
-        mask_exact: True if exactly the assistant's tokens can be marked, and there are some.
-        tokens: number of tokens by transformers, 0 if nothing was rendered.
-    """
+    """The comparison of one row; flags are None and `tokens` 0 if nothing was rendered."""
 
     reason: str | None
     tokens_equal: bool | None = None
@@ -376,11 +320,7 @@ class Parity:
 
 
 def compare(rows: Sequence[Sequence[Message]], renderer: Renderer) -> Iterator[Parity]:
-    """Render rows both ways.
-
-    Args:
-        rows: the turns of each row, the last one the assistant's.
-    """
+    """Render rows, which end in an answer, both ways."""
     with ThreadPoolExecutor(1) as worker:
         for start in range(0, len(rows), BATCH):
             yield from _compare_batch(rows[start : start + BATCH], renderer, worker)
@@ -400,7 +340,12 @@ def _compare_batch(
             continue
         example, ids = next(pairs)
         exact = example.loss_mask is not None and any(example.loss_mask)
-        reason = None if exact else _boundary(messages, example.text, renderer)
+        reason = None
+        if not exact and example.text.startswith(renderer.text(messages[:-1], ask=True)):
+            reason = "mask_boundary: the answer's first token would merge with the prompt's last"
+        elif not exact:
+            asked = "the row does not start with what the template asks the model with"
+            reason = f"mask_boundary: {asked}"
         yield Parity(reason, example.ids == ids, exact, len(ids))
 
 
@@ -410,26 +355,10 @@ def _refusal(messages: Sequence[Message], renderer: Renderer) -> str | None:
         text = renderer.text(messages)
     except TemplateRefused as error:
         return f"template_refused: {str(error)[:120]}"
-    missing = _left_out(messages, text)
-    if missing is None:
-        return None
-    turn = f"turn {missing + 1} ({messages[missing]['role']})"
-    return f"turn_left_out: the template does not write {turn}"
-
-
-def _left_out(messages: Sequence[Message], text: str) -> int | None:
-    """Return the first turn that a rendered text does not hold."""
-    last = len(messages) - 1
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant" and index < last:
-            continue
-        if message["content"].strip() not in text:
-            return index
+    for number, message in enumerate(messages, 1):
+        # A template may shorten earlier answers.
+        counts = message["role"] != "assistant" or number == len(messages)
+        if counts and message["content"].strip() not in text:
+            turn = f"turn {number} ({message['role']})"
+            return f"turn_left_out: the template does not write {turn}"
     return None
-
-
-def _boundary(messages: Sequence[Message], text: str, renderer: Renderer) -> str:
-    """Return the reason why no mask covers exactly the answers."""
-    if text.startswith(renderer.text(messages[:-1], ask=True)):
-        return "mask_boundary: the answer's first token would merge with the prompt's last"
-    return "mask_boundary: the row does not start with what the template asks the model with"

@@ -5,7 +5,5 @@ from __future__ import annotations
 from pathlib import Path
 
 SUPPORT = Path(__file__).with_name("support.jsonl")
-# Every planted fault of SUPPORT with its line.
-PLANTED = Path(__file__).with_name("planted.json")
 FREE_TEXT = Path(__file__).with_name("free_text.jsonl")
 SAMPLES = {f"sample://{path.name}": path for path in (SUPPORT, FREE_TEXT)}

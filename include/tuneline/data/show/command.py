@@ -2,23 +2,201 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
-from tuneline.data.rendering.renderer import Renderer, TemplateRefused
+from tuneline.config import DataConfig
+from tuneline.data.pii.find.detector import Detector
+from tuneline.data.pii.find.entities import Hit, Settings
+from tuneline.data.pii.find.models import model_directories
+from tuneline.data.pii.find.texts import Shared
+from tuneline.data.rendering.renderer import RenderedExample, Renderer, TemplateRefused
 from tuneline.data.show.rows import Shown, gather
-from tuneline.data.show.text import (
-    Piece,
-    hide,
-    marked,
-    mask_fault,
-    raw_pieces,
-    reason_pieces,
-    token_pieces,
-    visible,
+from tuneline.data.tables.rows import Message
+from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError
+
+# Characters of a rejected row that are shown around its fault.
+WINDOW = 1500
+
+_POSITION = re.compile(r"at character (\d+)")
+_NAMED = re.compile(
+    r"byte 0x(?P<byte>[0-9a-f]{2})|U\+(?P<point>[0-9A-F]{4,6})"
+    r"|'(?P<single>(?:[^'\\]|\\.)+)'|\"(?P<double>(?:[^\"\\]|\\.)+)\""
 )
-from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
+_TURN = re.compile(r"\bturn (\d+)|the last turn")
+# A quotation mark inside a text is escaped, so that these are keys.
+_ROLE = re.compile(r'(?<!\\)"(?:role|from)"\s*:\s*("[^"]*")')
+# Characters that would move a terminal's cursor, and lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+class Piece(NamedTuple):
+    """A stretch of text: `plain` or `learnt` (also ` special`), `fault`, `reason` or `hidden`."""
+
+    text: str
+    kind: str = "plain"
+
+
+@cache
+def _detector() -> Detector:
+    """Return the usual model, without which names are not found."""
+    try:
+        models = model_directories(DataConfig(source="rows"))
+    except TunelineError as error:
+        print(f"names are shown, since no model finds them: {error}", file=sys.stderr)
+        models = ()
+    return Detector(Settings(models=models))
+
+
+def hide(messages: Sequence[Message]) -> list[Message]:
+    """Return turns with placeholders for personal data."""
+    return [
+        {**message, "content": "".join(p.text for p in _window(message["content"], None, None))}
+        for message in messages
+    ]
+
+
+def raw_pieces(raw: str, reason: str) -> list[Piece]:
+    """Return a rejected row's line, or what surrounds its fault, with personal data hidden."""
+    fault = fault_place(raw, reason)
+    start = max(0, (fault[0] if fault else 0) - WINDOW // 2)
+    end = min(len(raw), start + WINDOW)
+    pieces = list(_window(raw, fault, (start, end)))
+    if start:
+        pieces.insert(0, Piece(f"({start} characters) … ", "hidden"))
+    if end < len(raw):
+        pieces.append(Piece(f" … ({len(raw) - end} characters)", "hidden"))
+    return pieces
+
+
+def _window(
+    text: str, fault: tuple[int, int] | None, window: tuple[int, int] | None
+) -> Iterator[Piece]:
+    """Cut a text, or a part of it, into pieces: personal data replaced whole, the fault marked."""
+    first, last = window or (0, len(text))
+    low, high = fault or (0, 0)
+    at = 0
+    (found,) = _detector().rows([[{"role": "user", "content": text}]], Shared())
+    for hit in [*found.get(text, ()), Hit(len(text), len(text), "")]:
+        edges = sorted({at, hit.start, *(edge for edge in (low, high) if at < edge < hit.start)})
+        for start, end in pairwise(edges):
+            shown = text[max(start, first) : min(end, last)]
+            if shown:
+                yield Piece(shown, "fault" if low <= start < high else "plain")
+        if hit.start < last and hit.end > first and hit.entity:
+            inside = low < hit.end and hit.start < high
+            yield Piece(f"[{hit.entity}]", "fault" if inside else "hidden")
+        at = hit.end
+
+
+def fault_place(raw: str, reason: str) -> tuple[int, int] | None:
+    """Find the fault that a reason names in a source line, None if it names no place there.
+
+    The tables in quarantine hold the reason and no place, so it is read from the reason: a
+    position, a text that the reason quotes, or the number of a turn.
+    """
+    code, _, detail = reason.partition(": ")
+    position = _POSITION.search(detail) if code == "broken_json" else None
+    if position is not None:
+        at = min(int(position[1]), max(len(raw) - 1, 0))
+        return at, at + 1
+    for text in _named_texts(detail):
+        # A key that is repeated is marked at its repetition.
+        at = raw.rfind(text) if code == "duplicate_key" else raw.find(text)
+        if at >= 0:
+            return at, at + len(text)
+    turn = _TURN.search(detail)
+    if turn is None:
+        return None
+    roles = [match.span(1) for match in _ROLE.finditer(raw)]
+    number = int(turn[1]) if turn[1] else len(roles)
+    return roles[number - 1] if 0 < number <= len(roles) else None
+
+
+def _named_texts(detail: str) -> Iterator[str]:
+    """Return the texts that a reason names, each as it may stand in a line of JSON."""
+    for match in _NAMED.finditer(detail):
+        if match["byte"]:
+            yield f"\\x{match['byte']}"
+        elif match["point"]:
+            character = chr(int(match["point"], 16))
+            yield from (character, f"\\u{ord(character):04x}", f"\\u{ord(character):04X}")
+        else:
+            text = match["single"] or match["double"]
+            yield from (f'"{text}"', text, json.dumps(text)[1:-1])
+
+
+def token_pieces(example: RenderedExample, renderer: Renderer) -> list[Piece]:
+    """Cut a rendered row where learning begins and ends, and around special tokens."""
+    backend = renderer.tokenizer.backend_tokenizer
+    encoding = backend.encode(example.text, add_special_tokens=False)
+    mask = example.loss_mask or [False] * len(encoding.ids)
+    starts = [start for start, _ in encoding.offsets]
+    # Characters that no token covers go to the token before.
+    ends = [*starts[1:], len(example.text)]
+    special = renderer.special_ids
+    kinds = [
+        ("learnt" if learnt else "plain") + (" special" if token in special else "")
+        for token, learnt in zip(encoding.ids, mask, strict=True)
+    ]
+    pieces = []
+    if starts and starts[0]:
+        pieces.append(Piece(example.text[: starts[0]]))
+    for kind, run in groupby(range(len(kinds)), key=kinds.__getitem__):
+        places = list(run)
+        pieces.append(Piece(example.text[starts[places[0]] : ends[places[-1]]], kind))
+    return pieces
+
+
+def marked(pieces: Iterable[Piece]) -> str:
+    """Join pieces in plain characters: ⟦learnt text⟧ and ⟪the fault⟫."""
+    parts = []
+    for mark, run in groupby(pieces, key=lambda piece: _MARKS.get(piece.kind.split()[0])):
+        text = visible("".join(piece.text for piece in run))
+        parts.append(f"{mark[0]}{text}{mark[1]}" if mark and text else text)
+    return "".join(parts)
+
+
+_MARKS = {"learnt": "⟦⟧", "fault": "⟪⟫"}
+
+
+def visible(text: str) -> str:
+    """Write out the characters of a text that a terminal does not show."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def mask_fault(messages: Sequence[Message], example: RenderedExample, renderer: Renderer) -> str:
+    """Return the fault of a row's loss mask, empty if it covers the answers and nothing else."""
+    mask = example.loss_mask
+    if mask is None:
+        return "its mask trains on nothing: the answer's first token merges with the prompt's last"
+    runs = [
+        [index for index, _ in run]
+        for learnt, run in groupby(enumerate(mask), key=lambda entry: entry[1])
+        if learnt
+    ]
+    if not runs:
+        return "its mask trains on nothing"
+    answers = [m["content"] for m in messages if m["role"] == "assistant"]
+    decoded = [
+        renderer.tokenizer.decode(
+            [example.ids[i] for i in run if example.ids[i] not in renderer.special_ids]
+        ).strip()
+        for run in runs
+    ]
+    for number, text in enumerate(decoded):
+        if number >= len(answers) or text not in answers[number]:
+            return f"its mask trains on the prompt: {visible(text)[:60]!r} is in no answer"
+    if len(decoded) != len(answers) or decoded[-1] != answers[-1].strip():
+        return "its mask does not cover the whole answer"
+    return ""
+
 
 ROWS = 5
 _STYLES = {
@@ -43,24 +221,8 @@ def show(
     config_file: Path | None = None,
     limit: int = ROWS,
 ) -> int:
-    """Print rows.
-
-    Args:
-        target: a target of `gather`.
-        row: the only row to show: its line in a raw file, its number from 1 elsewhere.
-        mask: True to mark the tokens in the loss.
-        rejected: True for rejected rows, with the place and the reason.
-        step: the data step whose rows to show.
-        base_model: the base model, for targets other than a run.
-        config_file: settings, for targets other than a run.
-
-    Returns:
-        0, or 1 if a row's mask trains on nothing, or on something other than its answers.
-
-    Raises:
-        UserError: if there is no such row.
-    """
-    source = gather(
+    """Print rows; return 1 if a mask trains on nothing, or on something other than its answers."""
+    rows, renderer = gather(
         target,
         step=step,
         rejected=rejected,
@@ -68,15 +230,15 @@ def show(
         base_model=base_model,
         config_file=config_file,
     )
-    chosen = [shown for shown in source.rows if row is None or shown.number == row][:limit]
+    chosen = [shown for shown in rows if row is None or shown.number == row][:limit]
     if not chosen:
         kind = "rejected row" if rejected else "row"
         which = f"no {kind} {row}" if row is not None else f"no {kind}"
-        raise UserError(f"{target} has {which} to show; it has {len(source.rows)} {kind}s")
+        raise UserError(f"{target} has {which} to show; it has {len(rows)} {kind}s")
     screen = _Screen(sys.stdout)
     if mask and any(shown.messages for shown in chosen):
         screen.legend()
-    found = [(s.number, _print_row(screen, s, source.renderer, mask=mask)) for s in chosen]
+    found = [(s.number, _print_row(screen, s, renderer, mask=mask)) for s in chosen]
     faults = [f"row {number}: {fault}" for number, fault in found if fault]
     for fault in faults:
         print(f"tuneline: {fault}", file=sys.stderr)
@@ -88,7 +250,8 @@ def _print_row(screen: _Screen, shown: Shown, renderer: Renderer, *, mask: bool)
     reject = shown.reject
     if reject is not None:
         screen.head(shown, [reject.item])
-        screen.line(reason_pieces(reject.reason))
+        # Its quotations of the row are hidden like the row itself.
+        screen.line([p._replace(kind="reason") for p in _window(reject.reason, None, None)])
         screen.line(raw_pieces(reject.raw, reject.reason))
         if reject.code == "mask_boundary":
             return f"its mask trains on nothing ({reject.reason})"

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.config import DataConfig
-from tuneline.data.pii.review.review import as_csv, hits_of, read_review, review_measurements
-from tuneline.data.pii.review.rows_to_read import draw_rows
+from tuneline.data.pii.review import review as reviews
 from tuneline.data.show.rows import local_path, run_of, tables_of_folder, tables_of_run
 from tuneline.data.tables.rows import Row, read_rows
 from tuneline.errors import EXIT_OK, UserError
@@ -27,28 +26,16 @@ class _Scrubbed:
     evidence: Evidence
     config: DataConfig
 
-    @property
-    def hits(self) -> Counter[str]:
-        """The values that were found, by entity."""
-        return hits_of(self.evidence)
-
 
 def write(target: str, out: Path, count: int) -> int:
-    """Write a sheet of rows for a person to fill.
-
-    Args:
-        target: a run, or a folder that `tuneline data prepare` wrote.
-
-    Raises:
-        UserError: if there are no scrubbed rows, or the file can't be written.
-    """
+    """Write a sheet of scrubbed rows for a person to fill; UserError if there are none."""
     if count < 1:
         raise UserError(f"--rows {count}: draw at least one row")
     if out.suffix != ".csv":
         raise UserError(f"--out {out}: name a .csv file")
-    drawn = draw_rows(_read(target).rows, count)
+    drawn = reviews.draw_rows(_read(target).rows, count)
     try:
-        out.write_bytes(as_csv(drawn))
+        out.write_bytes(reviews.as_csv(drawn))
     except OSError as error:
         raise UserError(f"{out} can't be written: {error.strerror}") from None
     strata = Counter(row.stratum for row in drawn)
@@ -61,25 +48,17 @@ def write(target: str, out: Path, count: int) -> int:
 
 
 def read(target: str, labels: str, *, as_json: bool = False) -> int:
-    """Check a filled sheet and print the estimate that follows from it.
-
-    Args:
-        target: the run or folder whose rows were drawn.
-        labels: the sheet, by path or address.
-        as_json: True to print measurements as JSON.
-
-    Raises:
-        UserError: if the sheet is not filled, or of other rows.
-    """
+    """Check a filled sheet and print its estimate; UserError if unfilled, or of other rows."""
     found = _read(target)
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        review = read_review(labels, found.rows, Path(scratch))
+        review = reviews.read_review(labels, found.rows, Path(scratch))
     if not review.weights:
         raise UserError(
             f"{labels}: {review.foreign} of its rows are not those that {target} would draw, so it "
             "says nothing about this data; draw and fill a new sheet"
         )
-    measurements = review_measurements(review, found.hits, len(found.rows), found.config)
+    hits = reviews.hits_of(found.evidence)
+    measurements = reviews.review_measurements(review, hits, len(found.rows), found.config)
     if as_json:
         entries = [entry.model_dump(mode="json") for entry in measurements]
         print(json.dumps(entries, indent=1, ensure_ascii=False))
@@ -101,19 +80,14 @@ def _read(target: str) -> _Scrubbed:
                 return _Scrubbed(read_rows(path), entry, run.config.data)
         raise UserError(f"{SCRUBBED.step} has not been run in {target}; run it first")
     folder = local_path(target)
-    if folder is not None and folder.is_dir():
-        path = tables_of_folder(folder)(SCRUBBED)
-        evidence = folder / SCRUBBED.step / "evidence.json"
-        if path is not None and evidence.is_file():
-            entry = load_evidence(evidence.read_bytes(), str(evidence))
-            return _Scrubbed(read_rows(path), entry, _settings(entry))
-    raise UserError(
-        f"{target} is neither a run nor a folder of `tuneline data prepare` with scrubbed rows"
-    )
-
-
-def _settings(entry: Evidence) -> DataConfig:
-    """Return the settings that matter here, as the evidence of a prepared folder states them."""
-    values = {measured.name: measured.value for measured in entry.measurements}
-    profiles = str(values["profiles"]).split("+")
-    return DataConfig.model_validate({"source": "rows", "pii_profile": profiles})
+    path = tables_of_folder(folder)(SCRUBBED) if folder is not None and folder.is_dir() else None
+    if path is None or folder is None:
+        raise UserError(
+            f"{target} is neither a run nor a folder of `tuneline data prepare` with scrubbed rows"
+        )
+    evidence = folder / SCRUBBED.step / "evidence.json"
+    entry = load_evidence(evidence.read_bytes(), str(evidence))
+    # The settings that matter here, as the evidence states them.
+    profiles = next(str(m.value) for m in entry.measurements if m.name == "profiles").split("+")
+    config = DataConfig.model_validate({"source": "rows", "pii_profile": profiles})
+    return _Scrubbed(read_rows(path), entry, config)

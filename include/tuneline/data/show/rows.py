@@ -16,8 +16,7 @@ from tuneline.catalogue import DATA_ORDER
 from tuneline.config import PipelineConfig
 from tuneline.data.prepare import read_config
 from tuneline.data.rendering.renderer import Renderer
-from tuneline.data.tables.rejects import Reject, read_rejects
-from tuneline.data.tables.rows import Message, Row, read_dataset, read_rows
+from tuneline.data.tables.rows import Message, Reject, Row, read_dataset, read_rejects, read_rows
 from tuneline.errors import UserError
 from tuneline.run import Run
 
@@ -27,15 +26,7 @@ SAMPLE_ROWS = 1000
 
 @dataclass(frozen=True)
 class Shown:
-    """A row to print.
-
-    Attributes:
-        number: its number for `--row`.
-        messages: its turns, none for a row that was rejected.
-        facts: split, label and weight, if known.
-        reject: what is known of a rejected row.
-        unscrubbed: True if its turns may hold personal data.
-    """
+    """A row to print; `number` is that of `--row`."""
 
     number: int
     place: str
@@ -44,13 +35,17 @@ class Shown:
     reject: Reject | None = None
     unscrubbed: bool = False
 
+    @classmethod
+    def kept(cls, number: int, row: Row, weight: float = 1.0) -> Shown:
+        """Show a row that is in."""
+        facts = (row.split, row.label, f"weight {weight:.3g}" if weight != 1.0 else "")
+        place, known = f"{row.source_file}:{row.source_line}", tuple(filter(None, facts))
+        return cls(number, place, row.messages, known, unscrubbed=bool(row.raw))
 
-@dataclass(frozen=True)
-class Source:
-    """Rows with the renderer of their model."""
-
-    rows: list[Shown]
-    renderer: Renderer
+    @classmethod
+    def rejected(cls, number: int, reject: Reject) -> Shown:
+        """Show a row that a step took out."""
+        return cls(number, f"{reject.source_file}:{reject.source_line}", reject=reject)
 
 
 def gather(
@@ -61,34 +56,24 @@ def gather(
     row: int | None,
     base_model: str,
     config_file: Path | None,
-) -> Source:
-    """Read the rows that a call asks for.
+) -> tuple[list[Shown], Renderer]:
+    """Read the rows that a call asks for; UserError if there are none.
 
-    Args:
-        target: a run's URI or folder, a folder that `data prepare` wrote, a table of a data step,
-            or anything that `data.source` may name.
-        step: the data step whose rows to take; None for the last one that left some.
-        rejected: True for rejected rows instead.
-        row: the one row asked for; it bounds how far a raw file is read.
-        base_model: the base model, for targets other than a run.
-        config_file: settings, for targets other than a run.
-
-    Raises:
-        UserError: if there are no such rows.
+    `target` is a run's URI or folder, a folder that `data prepare` wrote, a table of a data step,
+    or what `data.source` may name; base model and settings count for targets other than a run.
+    `row` bounds how far a raw file is read.
     """
     if step is not None and step not in DATA_ORDER:
         raise UserError(f"--step {step} is not a data step; they are {', '.join(DATA_ORDER)}")
-    path = local_path(target)
-    run = run_of(target)
+    path, run = local_path(target), run_of(target)
     if run is not None:
         with tables_of_run(run) as find:
-            rows = _rows_of_steps(find, target, step, rejected=rejected)
-        return Source(rows, _renderer(run.config))
+            return _rows_of_steps(find, target, step, rejected=rejected), _renderer(run.config)
     config = read_config(target, base_model, config_file)
     renderer = _renderer(config)
     if path is not None and path.is_dir() and (path / DATASET.name).is_file():
         find = tables_of_folder(path)
-        return Source(_rows_of_steps(find, target, step, rejected=rejected), renderer)
+        return _rows_of_steps(find, target, step, rejected=rejected), renderer
     if path is not None and path.suffix == ".parquet" and path.is_file():
         table = _rows_of_table(path)
         if table is not None:
@@ -97,18 +82,14 @@ def gather(
                     f"{path} holds the rows that are in; rejected ones are in "
                     "quarantine/rejected.parquet"
                 )
-            return Source(table, renderer)
+            return table, renderer
     if step is not None:
         raise UserError(f"--step {step} needs a run or a folder of `tuneline data prepare`")
-    return Source(_raw_rows(config, renderer, rejected=rejected, row=row), renderer)
+    return _raw_rows(config, renderer, rejected=rejected, row=row), renderer
 
 
 def run_of(target: str) -> Run | None:
-    """Open the run that a URI or folder names, None if it names something else.
-
-    Raises:
-        UserError: if there is no run at the URI.
-    """
+    """Open the run that a URI or folder names (UserError if gone), None for another target."""
     path = local_path(target)
     if "/runs/" in target and (path is None or (path / "config.json").is_file()):
         return Run.open(target if path is None else path.resolve().as_uri())
@@ -165,8 +146,8 @@ def _rows_of_steps(find: Find, target: str, step: str | None, *, rejected: bool)
     steps = (step,) if step else DATA_ORDER
     if rejected:
         paths = filter(None, (find(rejected_of(name)) for name in steps))
-        rejects = [reject for path in paths for reject in read_rejects(path)]
-        return [_rejected(number, reject) for number, reject in enumerate(rejects, 1)]
+        rejects = (reject for path in paths for reject in read_rejects(path))
+        return [Shown.rejected(number, reject) for number, reject in enumerate(rejects, 1)]
     for name in reversed(steps):
         path = find(rows_of(name))
         if path is not None:
@@ -184,7 +165,7 @@ def _rows_of_table(path: Path) -> list[Shown] | None:
     except (pa.ArrowInvalid, OSError):
         return None
     if {"row_id", "item", "reason", "raw"} <= names:
-        return [_rejected(number, reject) for number, reject in enumerate(read_rejects(path), 1)]
+        return [Shown.rejected(number, one) for number, one in enumerate(read_rejects(path), 1)]
     if {"row_id", "messages", "weight"} <= names:
         rows, weights = read_dataset(path, holdout=True)
     elif {"row_id", "messages", "stand_ins"} <= names:
@@ -192,27 +173,14 @@ def _rows_of_table(path: Path) -> list[Shown] | None:
         weights = [1.0] * len(rows)
     else:
         return None
-    return [
-        _kept(n, row, weight) for n, (row, weight) in enumerate(zip(rows, weights, strict=True), 1)
-    ]
-
-
-def _kept(number: int, row: Row, weight: float) -> Shown:
-    facts = (row.split, row.label, f"weight {weight:.3g}" if weight != 1.0 else "")
-    place = f"{row.source_file}:{row.source_line}"
-    known = tuple(fact for fact in facts if fact)
-    return Shown(number, place, row.messages, known, unscrubbed=bool(row.raw))
-
-
-def _rejected(number: int, reject: Reject) -> Shown:
-    return Shown(number, f"{reject.source_file}:{reject.source_line}", reject=reject)
+    return [Shown.kept(n, *pair) for n, pair in enumerate(zip(rows, weights, strict=True), 1)]
 
 
 def _raw_rows(
     config: PipelineConfig, renderer: Renderer, *, rejected: bool, row: int | None
 ) -> list[Shown]:
     """Read rows of a raw file as schema_validation does; `--row` also takes a rejected one."""
-    from tuneline.data.conversations.reading import Outcome, convert, number_repeats, select
+    from tuneline.data.conversations.reading import Outcome, convert, left_out, number_repeats
     from tuneline.data.schema_validation import validate
     from tuneline.data.sources.records import open_files
 
@@ -225,15 +193,14 @@ def _raw_rows(
             outcomes += convert(records, opened.file.name, data, own_holdout=False)[0]
             if len(outcomes) >= most:
                 break
-    select(outcomes, data.csv)
+    for number, reason in left_out(outcomes, data.csv).items():
+        outcomes[number].reason = reason
     number_repeats(outcomes)
     validate(outcomes, renderer, data)
-    shown = []
-    for o in outcomes:
-        if row is None and (o.reason is not None) != rejected:
-            continue
-        if o.reason is not None:
-            shown.append(_rejected(o.source_line, o.reject()))
-        else:
-            shown.append(_kept(o.source_line, o.row(), 1.0))
-    return shown
+    return [
+        Shown.kept(o.source_line, o.row())
+        if o.reason is None
+        else Shown.rejected(o.source_line, o.reject())
+        for o in outcomes
+        if row is not None or (o.reason is not None) == rejected
+    ]

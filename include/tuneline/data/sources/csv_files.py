@@ -33,11 +33,7 @@ _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 def columns_of(template: str, where: str) -> list[str]:
-    """Return the columns that a template names.
-
-    Raises:
-        UserError: if a brace stands alone, or a name is empty.
-    """
+    """Return the columns that a template names; UserError for a lone brace or an empty name."""
     names = []
     for piece in _PIECE.finditer(template):
         if piece[0] in ("{{", "}}"):
@@ -67,11 +63,7 @@ def fill(template: str, values: Mapping[str, str]) -> str:
 
 
 def wanted_columns(mapping: CsvMapping) -> list[str]:
-    """Return the columns that a mapping names.
-
-    Raises:
-        UserError: if a template is malformed.
-    """
+    """Return the columns that a mapping names; UserError if a template is malformed."""
     wanted: dict[str, None] = {}
     for field in ("system", "user", "assistant"):
         template = getattr(mapping, field)
@@ -81,36 +73,6 @@ def wanted_columns(mapping: CsvMapping) -> list[str]:
         if column is not None:
             wanted[column] = None
     return list(wanted)
-
-
-def check_columns(mapping: CsvMapping, header: Sequence[str], name: str, dialect: str) -> None:
-    """Check that a file has the columns that its mapping names.
-
-    Args:
-        dialect: the delimiter and quoting with which it was read, for errors.
-
-    Raises:
-        UserError: if a column is missing; the message names each.
-    """
-    missing = [column for column in wanted_columns(mapping) if column not in header]
-    if missing:
-        raise UserError(
-            f"{name} has no column {', '.join(map(repr, missing))}, which data.csv names; "
-            f"its columns are {', '.join(map(repr, header))}, read with {dialect} "
-            "(data.csv_delimiter, data.csv_quoting)"
-        )
-
-
-def apply_mapping(mapping: CsvMapping, values: Mapping[str, str]) -> dict[str, Any]:
-    """Make a record in the messages form from the values of a CSV record."""
-    turns = [("system", mapping.system), ("user", mapping.user), ("assistant", mapping.assistant)]
-    return {
-        "messages": [
-            {"role": role, "content": fill(template, values)}
-            for role, template in turns
-            if template is not None
-        ]
-    }
 
 
 # A quoted field may span lines; an opening quote that is never closed must not swallow the file,
@@ -134,13 +96,7 @@ Line = tuple[bytes, int]
 
 @dataclass(frozen=True)
 class Dialect:
-    """How the records of a file are written.
-
-    Attributes:
-        delimiter: name of the delimiter, a key of `DELIMITERS`.
-        quoting: `double` (a quote inside is doubled), `backslash` (a quote inside is escaped),
-            `single`, or `none` (quotes are text).
-    """
+    """How records are written: a key of `DELIMITERS`, and one of `_QUOTES`."""
 
     delimiter: str = "comma"
     quoting: str = "double"
@@ -150,12 +106,7 @@ class Dialect:
         return f"{self.delimiter}, {self.quoting}"
 
     def fields(self, data: bytes) -> list[str]:
-        """Parse one record.
-
-        Raises:
-            csv.Error: if it is not exactly one record.
-            UnicodeDecodeError: if it is not UTF-8.
-        """
+        """Parse one record; csv.Error if it is not one, UnicodeDecodeError if not UTF-8."""
         quote, escaped = _QUOTES[self.quoting]
         text = data.decode("utf-8")
         # The csv module checks doubled quotes strictly, escaped ones not at all.
@@ -194,13 +145,7 @@ class Dialect:
         return re.compile(b"(?:%s)|(%s)" % (inside, self._quote), re.S)
 
     def stays_open(self, line: bytes, *, opened: bool) -> bool:
-        """Return True if a quoted field is open at the end of a line.
-
-        Only a quote at the beginning of a field opens one.
-
-        Args:
-            opened: True if a field was open at its beginning.
-        """
+        """Return True if a field is open at the end of a line; a quote that begins one opens it."""
         if not self._quote or (not opened and self._quote not in line):
             return False
         at, delimiter = 0, DELIMITERS[self.delimiter].encode()
@@ -220,14 +165,7 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class CsvText:
-    """The text of one CSV record.
-
-    Attributes:
-        number: the line on which it starts.
-        lines: the number of its lines.
-        data: its bytes; a line over the limit is cut.
-        size: its true size in bytes if a line was cut, else 0.
-    """
+    """The text of one CSV record; `size` is its true size in bytes if a line was cut, else 0."""
 
     number: int
     lines: int
@@ -238,8 +176,8 @@ class CsvText:
 def cut_records(source: Iterator[Line], dialect: Dialect) -> Iterator[CsvText]:
     """Cut lines into records: a record ends where no quoted field is open.
 
-    Lines that make no record together are one record each, so that a stray quote costs its own
-    line only.
+    Lines that make no record together are one record each, so that a stray quote costs its own line
+    only.
 
     Raises:
         BrokenStream: if the file breaks off, after the records before.
@@ -263,9 +201,9 @@ def cut_records(source: Iterator[Line], dialect: Dialect) -> Iterator[CsvText]:
             taken += 1
         if not taken:
             break
-        if opened or (taken > 1 and not _is_record(_joined(ahead, taken), dialect)):
-            taken = 1
         data = _joined(ahead, taken)
+        if taken > 1 and (opened or _fields(data, dialect) == 0):
+            taken, data = 1, _joined(ahead, 1)
         parts = [ahead.popleft() for _ in range(taken)]
         cut = any(size > len(part) for part, size in parts)
         yield CsvText(number, taken, data, sum(size for _, size in parts) if cut else 0)
@@ -278,25 +216,19 @@ def _joined(ahead: deque[Line], taken: int) -> bytes:
     return b"\n".join(part for part, _ in islice(ahead, taken)).rstrip(b"\r")
 
 
-def _is_record(data: bytes, dialect: Dialect) -> bool:
+def _fields(data: bytes, dialect: Dialect) -> int | None:
+    """Return the number of fields of a record, 0 if it is none, None if it is not UTF-8."""
     try:
-        dialect.fields(data)
+        return len(dialect.fields(data))
     except UnicodeDecodeError:
-        return True
+        return None
     except csv.Error:
-        return False
-    return True
+        return 0
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """The first records of a file read in one dialect.
-
-    Attributes:
-        good: number of records with as many fields as the header.
-        bad: number of lines in the other records.
-        held: number of the good ones in which a quote opens a field.
-    """
+    """The first records of a file read in one dialect."""
 
     dialect: Dialect
     header: tuple[str, ...]
@@ -318,17 +250,7 @@ def find_dialect(
     tab_first: bool = False,
     columns: Sequence[str] = (),
 ) -> Dialect:
-    """Find the dialect of a file.
-
-    Args:
-        head: its first bytes, without a byte order mark; a last line that is cut off is left out.
-        delimiter: the delimiter, if it is known.
-        quoting: the quoting, if it is known.
-        tab_first: True if the file's name speaks for tabs.
-
-    Returns:
-        The dialect; where nothing in the file decides, comma (or tab) and double quotes.
-    """
+    """Find the dialect by a file's first bytes; where nothing decides, comma and double quotes."""
     preferred = "tab" if tab_first else "comma"
     if delimiter != "auto" and quoting != "auto":
         return Dialect(delimiter, quoting)
@@ -380,34 +302,24 @@ def _try(lines: Sequence[bytes], dialect: Dialect) -> _Trial | None:
     source = ((line, len(line)) for line in lines)
     records = islice(cut_records(source, dialect), _HEAD_RECORDS)
     first = next(records, None)
-    try:
-        header = dialect.fields(first.data) if first is not None else []
-    except (csv.Error, UnicodeDecodeError):
+    if first is None or not _fields(first.data, dialect):
         return None
-    if not header or len(set(header)) != len(header) or not all(header):
+    header = dialect.fields(first.data)
+    if len(set(header)) != len(header) or not all(header):
         return None
     good = bad = held = 0
-    opens = re.compile(
-        b"(?:^|%s)%s" % (re.escape(DELIMITERS[dialect.delimiter].encode()), _quote_of(dialect))
-    )
+    # Quotes that are text open nothing.
+    quote = _QUOTES[dialect.quoting][0].encode() or b"(?!)"
+    opens = re.compile(b"(?:^|%s)%s" % (re.escape(DELIMITERS[dialect.delimiter].encode()), quote))
     for record in records:
-        if not record.data.strip():
+        count = _fields(record.data, dialect) if record.data.strip() else None
+        if count is None:
             continue
-        try:
-            fits = len(dialect.fields(record.data)) == len(header)
-        except UnicodeDecodeError:
-            continue
-        except csv.Error:
-            fits = False
+        fits = count == len(header)
         good += fits
         bad += 0 if fits else record.lines
         held += fits and opens.search(record.data) is not None
     return _Trial(dialect, tuple(header), good, bad, held)
-
-
-def _quote_of(dialect: Dialect) -> bytes:
-    """Return a pattern of the dialect's quote, which matches nothing if quotes are text."""
-    return _QUOTES[dialect.quoting][0].encode() or b"(?!)"
 
 
 _BOM = b"\xef\xbb\xbf"
@@ -415,24 +327,14 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class CsvForm:
-    """The settings of CSV files.
-
-    Attributes:
-        mapping: the templates that make turns of columns; None takes columns as fields.
-        delimiter: the delimiter of every file, or `auto`.
-        quoting: the quoting of every file, or `auto`.
-    """
+    """The settings of CSV files; without a mapping columns are fields."""
 
     mapping: CsvMapping | None = None
     delimiter: CsvDelimiter = "auto"
     quoting: CsvQuoting = "auto"
 
     def dialect_of(self, path: Path) -> Dialect:
-        """Return the dialect of a file, which is found in its beginning unless it is named.
-
-        Raises:
-            UserError: if a template of the mapping is malformed.
-        """
+        """Return the dialect of a file by its beginning; UserError for a malformed template."""
         return find_dialect(
             head_of(path, HEAD_BYTES).removeprefix(_BOM),
             delimiter=self.delimiter,
@@ -461,8 +363,13 @@ def read_csv(path: Path, name: str, form: CsvForm) -> Iterator[RawRecord]:
             f"{name}: every column needs its own name, line 1 has {header}, read with "
             f"{dialect} (data.csv_delimiter, data.csv_quoting)"
         )
-    if mapping is not None:
-        check_columns(mapping, header, name, str(dialect))
+    wanted = wanted_columns(mapping) if mapping is not None else []
+    if missing := [column for column in wanted if column not in header]:
+        raise UserError(
+            f"{name} has no column {', '.join(map(repr, missing))}, which data.csv names; "
+            f"its columns are {', '.join(map(repr, header))}, read with {dialect} "
+            "(data.csv_delimiter, data.csv_quoting)"
+        )
     last = first
     try:
         for last in records:
@@ -486,21 +393,19 @@ def _csv_record(
         return invalid_utf8(number, data, error)
     except csv.Error as error:
         return RawRecord(number, raw, None, f"broken_csv: {error}")
-    if len(fields) != len(header):
-        return RawRecord(number, raw, None, _ragged(len(fields), len(header), dialect))
+    if more := len(fields) - len(header):
+        fault = f"broken_csv: {len(fields)} fields under {len(header)} columns, "
+        if more < 0:
+            fault += f"{-more} too few (a value or a delimiter is missing)"
+        else:
+            delimiter = DELIMITERS[dialect.delimiter]
+            fault += f"{more} too many (a value that holds {delimiter!r} needs quotes)"
+        return RawRecord(number, raw, None, fault)
     value: dict[str, Any] = dict(zip(header, fields, strict=True))
     if mapping is None:
         return RawRecord(number, raw, value)
     label = value[mapping.label].strip() or None if mapping.label else None
     thread = value[mapping.conversation].strip() or None if mapping.conversation else None
-    turns = apply_mapping(mapping, value)
-    return RawRecord(number, raw, turns, label=label, conversation=thread)
-
-
-def _ragged(found: int, columns: int, dialect: Dialect) -> str:
-    """Return the fault of a record with too few or too many fields."""
-    fault = f"broken_csv: {found} fields under {columns} columns, "
-    if found < columns:
-        return f"{fault}{columns - found} too few (a value or a delimiter is missing)"
-    delimiter = DELIMITERS[dialect.delimiter]
-    return f"{fault}{found - columns} too many (a value that holds {delimiter!r} needs quotes)"
+    templates = {role: getattr(mapping, role) for role in ("system", "user", "assistant")}.items()
+    turns = [{"role": r, "content": fill(t, value)} for r, t in templates if t is not None]
+    return RawRecord(number, raw, {"messages": turns}, label=label, conversation=thread)

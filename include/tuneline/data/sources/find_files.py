@@ -1,7 +1,4 @@
-"""Find the files that addresses name: paths, folders, globs, `s3://`, `hf://datasets/…`.
-
-Files come in the order of their names, each once, with the name that rows and errors give.
-"""
+"""Find the files that addresses name: paths, folders, globs, `s3://`, `hf://datasets/…`."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,14 +34,9 @@ _WILDCARD = re.compile(r"[*?\[]")
 class SourceFile:
     """One file of a dataset.
 
-    Attributes:
-        name: its name in rows and errors: the address as the configuration writes it.
-        address: the entry of the configuration that names it.
-        origin: its full address, a hub's revision pinned to its commit.
-        local: its path on this machine, None for a file on a server.
-        download: a function that brings it to a given path; None for a local file.
-        tag: a function that asks the server for a tag of its bytes; None for a local file, and
-            where `origin` names a commit.
+    `name` is what rows and errors show, `address` the entry that names it, `origin` its full
+    address, a hub's revision pinned to its commit. `download` and `tag` (of its bytes) are for
+    files on servers.
     """
 
     name: str
@@ -65,12 +58,7 @@ class SourceFile:
         return f"etag:{self.tag()}" if self.tag else "commit"
 
     def fetch(self, scratch: Path) -> Path:
-        """Bring the file to this machine; a local file stays where it is.
-
-        Raises:
-            UserError: if the server refuses it.
-            RetryableError: if the server failed.
-        """
+        """Bring the file to this machine; a local file stays where it is."""
         if self.download is None:
             assert self.local is not None
             return self.local
@@ -97,15 +85,7 @@ def is_data(name: str) -> bool:
 
 
 def choose(names: Sequence[str], wanted: str) -> list[str]:
-    """Choose the files on a server that a path names: itself, all below it, or a glob's.
-
-    Args:
-        wanted: a file, a folder, a glob (`*` stays within a folder, `**` does not), or empty
-            for all.
-
-    Raises:
-        UserError: if it is no pattern.
-    """
+    """Choose the files that a path, folder or glob names; UserError for a bad pattern."""
     if wanted in names:
         return [wanted]
     if _WILDCARD.search(wanted):
@@ -139,11 +119,7 @@ def has_wildcard(text: str) -> bool:
 
 
 def split_address(address: str) -> tuple[str, str]:
-    """Split `s3://bucket/key` into bucket and key.
-
-    Raises:
-        UserError: if it names no bucket.
-    """
+    """Split `s3://bucket/key` into bucket and key; UserError if it names no bucket."""
     bucket, _, key = address.removeprefix("s3://").partition("/")
     if not bucket:
         raise UserError(f"{address} names no bucket; write s3://bucket/key")
@@ -151,38 +127,29 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def find_in_bucket(address: str) -> list[SourceFile]:
-    """Find the objects that an address names.
-
-    Raises:
-        UserError: if there are none, or the server refuses access.
-        RetryableError: if the server failed.
-    """
+    """Find the objects that an address names; UserError if none, RetryableError by the server."""
     bucket, key = split_address(address)
-    store = S3Store(bucket, "")
-    if key and not key.endswith("/") and not has_wildcard(key) and _is_there(store, key):
-        return [_file(store, address, key)]
-    keys = choose(list(store.keys(fixed_folder(key).strip("/"))), key)
+    store, keys = S3Store(bucket, ""), []
+    if key and not key.endswith("/") and not has_wildcard(key):
+        with suppress(NotThere):
+            store.etag(key)
+            keys = [key]
+    keys = keys or choose(list(store.keys(fixed_folder(key).strip("/"))), key)
     if not keys:
         raise UserError(
             f"{address} does not exist: there is no JSONL, CSV or Parquet file there; check "
             "bucket and key"
         )
-    return [_file(store, address, name) for name in keys]
-
-
-def _is_there(store: S3Store, key: str) -> bool:
-    try:
-        store.etag(key)
-    except NotThere:
-        return False
-    return True
-
-
-def _file(store: S3Store, address: str, key: str) -> SourceFile:
-    uri = store.uri_of(key)
-    return SourceFile(
-        uri, address, uri, download=partial(store.get_foreign, key), tag=partial(store.etag, key)
-    )
+    return [
+        SourceFile(
+            store.uri_of(name),
+            address,
+            store.uri_of(name),
+            download=partial(store.get_foreign, name),
+            tag=partial(store.etag, name),
+        )
+        for name in keys
+    ]
 
 
 _ADDRESS = re.compile(
@@ -191,21 +158,8 @@ _ADDRESS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class HubAddress:
-    """A dataset's repository, its revision and the path in it (empty for all files)."""
-
-    repository: str
-    revision: str
-    path: str
-
-
-def parse_address(address: str) -> HubAddress:
-    """Take an address apart; without a revision it is `main`.
-
-    Raises:
-        UserError: if it does not name a dataset.
-    """
+def parse_address(address: str) -> tuple[str, str, str]:
+    """Return repository, revision and path of an address; UserError if it names no dataset."""
     match = _ADDRESS.fullmatch(address)
     if match is None:
         raise UserError(
@@ -214,41 +168,33 @@ def parse_address(address: str) -> HubAddress:
         )
     # A slash in a revision is written %2F, as the hub's own addresses have it.
     revision = unquote(match["revision"] or "main")
-    return HubAddress(match["repository"], revision, (match["path"] or "").strip("/"))
+    return match["repository"], revision, (match["path"] or "").strip("/")
 
 
 def find_on_hub(address: str) -> list[SourceFile]:
-    """Find the files of a dataset on the hub that an address names.
+    """Find the files of a dataset on the hub; UserError if none, RetryableError by the hub."""
+    from huggingface_hub import HfApi
 
-    Raises:
-        UserError: if the hub knows no such dataset or revision, or has no data file there.
-        RetryableError: if the hub can't be reached.
-    """
-    wanted = parse_address(address)
-    commit, names = call_hub(f"dataset {address!r}", lambda: _list(wanted))
-    chosen = choose(names, wanted.path)
+    repository, revision, path = parse_address(address)
+    info = call_hub(
+        f"dataset {address!r}", lambda: HfApi().dataset_info(repository, revision=revision)
+    )
+    chosen = choose([entry.rfilename for entry in info.siblings or []], path)
     if not chosen:
         raise UserError(
             f"{address} does not exist: the repository has no JSONL, CSV or Parquet file there"
         )
-    root = f"hf://datasets/{wanted.repository}"
+    root, commit = f"hf://datasets/{repository}", str(info.sha)
     given = address.removeprefix(root).partition("/")[0]
     return [
         SourceFile(
             f"{root}{given}/{name}",
             address,
             f"{root}@{commit}/{name}",
-            download=partial(_download, address, wanted.repository, commit, name),
+            download=partial(_download, address, repository, commit, name),
         )
         for name in chosen
     ]
-
-
-def _list(wanted: HubAddress) -> tuple[str, list[str]]:
-    from huggingface_hub import HfApi
-
-    info = HfApi().dataset_info(wanted.repository, revision=wanted.revision)
-    return str(info.sha), [entry.rfilename for entry in info.siblings or []]
 
 
 def _download(address: str, repository: str, commit: str, name: str, target: Path) -> None:
@@ -272,12 +218,7 @@ KINDS = (
 
 
 def find_files(addresses: Iterable[str]) -> list[SourceFile]:
-    """Find the files that addresses name, each file once.
-
-    Raises:
-        UserError: if an address is malformed, or names nothing that can hold a dataset.
-        RetryableError: if a server failed.
-    """
+    """Find the files that addresses name, each once; UserError if an address names nothing."""
     found: dict[str, SourceFile] = {}
     for address in addresses:
         for file in _find(address):
@@ -355,11 +296,7 @@ _NAMED = 3
 
 
 class DatasetVersion(BaseModel):
-    """The version of a model's data.
-
-    Attributes:
-        files: fingerprint of each file, by its address.
-    """
+    """The version of a model's data: fingerprint of each file, by its address."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -372,12 +309,7 @@ class DatasetVersion(BaseModel):
 
 
 def dataset_version(addresses: Sequence[str]) -> DatasetVersion:
-    """Return the version of the data that addresses name now.
-
-    Raises:
-        UserError: if an address names nothing, or a server refuses it.
-        RetryableError: if a server failed.
-    """
+    """Return the version of the data that addresses name now; see `find_files`."""
     return DatasetVersion(files={f.origin: f.fingerprint() for f in find_files(addresses)})
 
 
@@ -388,10 +320,9 @@ def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:
         "changed": sorted(name for name in new.keys() & old.keys() if new[name] != old[name]),
         "gone": sorted(old.keys() - new.keys()),
     }
-    return "; ".join(f"{kind}: {_names(found)}" for kind, found in kinds.items() if found)
 
+    def named(files: Sequence[str]) -> str:
+        shown = ", ".join(name.rsplit("/", 1)[-1] for name in files[:_NAMED])
+        return f"{shown} and {len(files) - _NAMED} more" if len(files) > _NAMED else shown
 
-def _names(files: Sequence[str]) -> str:
-    shown = ", ".join(name.rsplit("/", 1)[-1] for name in files[:_NAMED])
-    more = len(files) - _NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
+    return "; ".join(f"{kind}: {named(files)}" for kind, files in kinds.items() if files)

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from tuneline.data.sources.streams import (
     NothingInside,
     RawRecord,
     broken_file,
-    compression_of_file,
+    compression_of,
     count_lines,
     head_of,
     invalid_utf8,
@@ -58,55 +59,36 @@ class DuplicateKey(ValueError):
 
 
 def parse_json(text: str) -> Any:
-    """Parse a JSON text.
-
-    Raises:
-        ValueError: if it is not JSON; `DuplicateKey` for a repeated key.
-        RecursionError: if it is nested too deeply.
-    """
+    """Parse JSON; ValueError (`DuplicateKey` for a repeated key), RecursionError if too deep."""
     value = json.loads(
-        text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_float=_finite
+        text, object_pairs_hook=_unique_keys, parse_constant=_finite, parse_float=_finite
     )
-    if text.count("[") + text.count("{") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+    level = [value] if text.count("[") + text.count("{") > MAX_DEPTH else []
+    for _ in range(MAX_DEPTH + 1):
+        holders = (
+            entry.values() if isinstance(entry, dict) else entry
+            for entry in level
+            if isinstance(entry, dict | list)
+        )
+        level = [entry for holder in holders for entry in holder]
+    if level:
         raise RecursionError(f"more than {MAX_DEPTH} levels")
     return value
-
-
-def _deeper(value: Any, limit: int) -> bool:
-    """Return True if a value has more levels than the limit."""
-    level = [value]
-    for _ in range(limit + 1):
-        level = [
-            entry
-            for holder in level
-            if isinstance(holder, dict | list)
-            for entry in (holder.values() if isinstance(holder, dict) else holder)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is beyond any number")
+        raise ValueError(f"{text[:20]} is not a number of JSON")
     return value
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise DuplicateKey(key)
-            seen.add(key)
+        names = [key for key, _ in pairs]
+        raise DuplicateKey(next(key for key in names if names.count(key) > 1))
     return found
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def read_jsonl(path: Path, name: str) -> Iterator[RawRecord]:
@@ -156,11 +138,7 @@ _VALUE_BYTES = 16
 
 
 def open_parquet(path: Path, name: str) -> Any:
-    """Open a file whose texts are read as dictionaries.
-
-    Raises:
-        UserError: if it can't be read, or unpacks to more than `most_unpacked`.
-    """
+    """Open a file with texts as dictionaries; UserError if broken, or over `most_unpacked`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -220,34 +198,35 @@ def read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
 
 def _parquet_records(number: int, batch: Any, left: int) -> Iterator[tuple[RawRecord, int]]:
     """Yield the records of a batch with their sizes."""
-    sizes = _row_bytes(batch.to_struct_array())
+    sizes = [int(size) for size in _sizes(batch.to_struct_array())]
     if max(sizes) <= MAX_LINE_BYTES and sum(sizes) <= min(_BATCH_BYTES, left):
-        try:
+        values = None
+        # One bad value spoils a whole batch; read row by row, only its own row is lost.
+        with suppress(ValueError, OverflowError):
             values = batch.to_pylist()
-        except (ValueError, OverflowError):
-            # One bad value spoils a whole batch; read row by row, only its own row is lost.
-            pass
-        else:
-            for index, (value, size) in enumerate(zip(values, sizes, strict=True), 1):
-                yield _as_record(number + index, value), size
+        if values is not None:
+            for line, (value, size) in enumerate(zip(values, sizes, strict=True), number + 1):
+                yield _as_record(line, value), size
             return
-    for index, size in enumerate(sizes):
+    for line, size in enumerate(sizes, number + 1):
         left -= size
         if size > MAX_LINE_BYTES:
-            yield line_too_long(number + index + 1, b"", size), size
-        elif left < 0:
-            fault = f"{BROKEN_FILE}: its rows unpack to more than a file of its size holds"
-            yield RawRecord(number + index + 1, "", None, fault), size
-        else:
-            yield _parquet_record(number + index + 1, batch.slice(index, 1)), size
-
-
-def _row_bytes(array: Any) -> list[int]:
-    """Return the bytes that each entry of an array takes as a Python object, about."""
-    return [int(size) for size in _sizes(array)]
+            yield line_too_long(line, b"", size), size
+            continue
+        fault = f"{BROKEN_FILE}: its rows unpack to more than a file of its size holds"
+        if left >= 0:
+            try:
+                yield _as_record(line, batch.slice(line - number - 1, 1).to_pylist()[0]), size
+                continue
+            except UnicodeDecodeError:
+                fault = "invalid_utf8: a text column is not UTF-8"
+            except (ValueError, OverflowError) as error:
+                fault = f"broken_value: {str(error)[:80]}"
+        yield RawRecord(line, "", None, fault), size
 
 
 def _sizes(array: Any) -> np.ndarray:
+    """Return the bytes that each entry of an array takes as a Python object, about."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -276,16 +255,6 @@ def _sizes(array: Any) -> np.ndarray:
     return np.full(len(array), _VALUE_BYTES + array.nbytes // max(1, len(array)), np.int64)
 
 
-def _parquet_record(number: int, one: Any) -> RawRecord:
-    try:
-        value = one.to_pylist()[0]
-    except UnicodeDecodeError:
-        return RawRecord(number, "", None, "invalid_utf8: a text column is not UTF-8")
-    except (ValueError, OverflowError) as error:
-        return RawRecord(number, "", None, f"broken_value: {str(error)[:80]}")
-    return _as_record(number, value)
-
-
 def _as_record(number: int, value: dict[str, Any]) -> RawRecord:
     present = {key: entry for key, entry in value.items() if entry is not None}
     return RawRecord(number, json.dumps(present, ensure_ascii=False, default=str), present)
@@ -296,11 +265,7 @@ _HEAD_BYTES = 8192
 
 
 def check_file(path: Path, uri: str) -> None:
-    """Refuse a file that can't hold a dataset, reading only its beginning.
-
-    Raises:
-        UserError: if it is missing, a folder, not readable, empty, or of another format.
-    """
+    """Refuse a file that can't hold a dataset, by its beginning; UserError says why."""
     if path.is_dir():
         raise UserError(f"{uri} is a folder; give one JSONL, CSV or Parquet file")
     if not path.is_file():
@@ -309,23 +274,18 @@ def check_file(path: Path, uri: str) -> None:
         raise UserError(f"{uri} can't be read; give yourself permission to read it")
     if path.stat().st_size == 0:
         raise NothingInside(f"{uri} is empty; there is nothing to train on")
-    if _form(path, uri) == "jsonl":
-        head = head_of(path, _HEAD_BYTES)
-        if b"\0" in head and not _has_object(head):
-            raise UserError(
-                f"{uri} is a binary file (or UTF-16), not lines of JSON; unpack or convert it to "
-                "UTF-8 text with one JSON object on each line"
-            )
-
-
-def _has_object(head: bytes) -> bool:
-    return any(line.lstrip().startswith(b"{") for line in head.splitlines())
+    head = head_of(path, _HEAD_BYTES) if _form(path, uri) == "jsonl" else b""
+    if b"\0" in head and not any(line.lstrip().startswith(b"{") for line in head.splitlines()):
+        raise UserError(
+            f"{uri} is a binary file (or UTF-16), not lines of JSON; unpack or convert it to "
+            "UTF-8 text with one JSON object on each line"
+        )
 
 
 def _form(path: Path, uri: str) -> str:
     """Return the format of a file: `jsonl`, `csv` or `parquet`."""
     if head_of(path, 4) == b"PAR1":
-        if compression_of_file(path):
+        if compression_of(path):
             raise UserError(f"{uri} is a packed Parquet file; unpack it")
         return "parquet"
     ending = ending_of(path.name)
@@ -341,14 +301,7 @@ def _form(path: Path, uri: str) -> str:
 
 
 def read_records(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[RawRecord]:
-    """Read the records of a file, one by one.
-
-    Args:
-        csv: how CSV files are read; None finds the dialect and takes columns as fields.
-
-    Raises:
-        UserError: if the format is unknown, or the file as a whole can't be read.
-    """
+    """Read the records of a file, one by one; UserError if it can't be read as a whole."""
     form = _form(path, name)
     if form == "jsonl":
         return read_jsonl(path, name)
@@ -357,28 +310,8 @@ def read_records(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[
     return read_parquet(path, name)
 
 
-def records_among_others(path: Path, name: str, csv: CsvForm | None = None) -> Iterator[RawRecord]:
-    """Read a file that is one of several: if it is unusable, that is a record with a fault.
-
-    A file without records gives none.
-    """
-    line = 0
-    try:
-        check_file(path, name)
-        for record in read_records(path, name, csv):
-            line = record.source_line
-            yield record
-    except NothingInside:
-        return
-    except UserError as error:
-        yield RawRecord(line + 1, "", None, f"{BROKEN_FILE}: {error}")
-
-
 def count_records(path: Path) -> int | None:
-    """Count the records of a file without parsing them; None for a CSV.
-
-    The reader's own count is compared with it. A file that can't be read counts as one record.
-    """
+    """Count records without the reader, 1 if the file is unusable, None for a CSV."""
     try:
         check_file(path, path.name)
         form = _form(path, path.name)
@@ -393,16 +326,7 @@ def count_records(path: Path) -> int | None:
 
 @dataclass
 class OpenFile:
-    """A file on this machine whose records can be read once.
-
-    Attributes:
-        file: its address and name.
-        own_holdout: True if it belongs to the dataset's own hold-out.
-        alone: True if the dataset (or its hold-out) has no other file.
-        csv: how it is read if it is a CSV file.
-        found: number of records read so far.
-        unusable: reason why nothing of it can be read, None if something can.
-    """
+    """A file whose records can be read once; `alone` if its dataset has no other."""
 
     file: SourceFile
     path: Path
@@ -413,31 +337,32 @@ class OpenFile:
     unusable: str | None = field(default=None, init=False)
 
     def records(self) -> Iterator[RawRecord]:
-        """Read its records, one by one.
+        """Read its records, one by one; UserError if the file is unusable and there is no other.
 
-        Raises:
-            UserError: if the file is unusable and there is no other.
+        Among other files, an unusable one is a record with a fault.
         """
-        name = self.file.name
-        if self.alone:
-            check_file(self.path, name)
-        read = read_records if self.alone else records_among_others
-        for record in read(self.path, name, self.csv):
-            self.found += 1
-            fault = record.fault or ""
-            if self.found == 1 and fault.startswith(BROKEN_FILE):
-                self.unusable = fault.partition(": ")[2]
-            elif self.found > 1:
-                self.unusable = None
-            yield record
+        line = 0
+        try:
+            check_file(self.path, self.file.name)
+            for record in read_records(self.path, self.file.name, self.csv):
+                line = record.source_line
+                yield self._noted(record)
+        except UserError as error:
+            if self.alone:
+                raise
+            if not isinstance(error, NothingInside):
+                yield self._noted(RawRecord(line + 1, "", None, f"{BROKEN_FILE}: {error}"))
+
+    def _noted(self, record: RawRecord) -> RawRecord:
+        self.found += 1
+        first, fault = self.found == 1, record.fault or ""
+        self.unusable = (
+            fault.partition(": ")[2] if first and fault.startswith(BROKEN_FILE) else None
+        )
+        return record
 
     def note(self, sha256: str, size: int, form: str | None) -> SourceNote:
-        """Describe the file for the dataset's card, once it has been read.
-
-        Args:
-            sha256: hash of its bytes.
-            size: its size, bytes.
-        """
+        """Describe the file for the dataset's card, once it has been read."""
         return SourceNote(
             name=self.file.name,
             address=self.file.address,

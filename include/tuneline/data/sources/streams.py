@@ -22,11 +22,7 @@ _UNPACKED_BYTES, _UNPACKED_RATIO = 1 << 30, 500
 
 
 class BrokenStream(ValueError):
-    """A stream breaks off; the message gives the reason.
-
-    Attributes:
-        partial: the bytes of the line in which it breaks off.
-    """
+    """A stream breaks off for a reason; `partial` are the bytes of the line in which it does."""
 
     partial: bytes = b""
 
@@ -36,8 +32,10 @@ def most_unpacked(path: Path) -> int:
     return max(_UNPACKED_BYTES, _UNPACKED_RATIO * path.stat().st_size)
 
 
-def compression_of(head: bytes) -> str | None:
+def compression_of(path: Path) -> str | None:
     """Return the compression that a file's first bytes show (RFC 1952, RFC 8878), or None."""
+    with path.open("rb") as handle:
+        head = handle.read(4)
     if head.startswith(b"\x1f\x8b"):
         return GZIP
     # A zstd file may begin with a frame to be skipped, as parallel compressors write it.
@@ -45,20 +43,9 @@ def compression_of(head: bytes) -> str | None:
     return ZSTD if head.startswith(b"\x28\xb5\x2f\xfd") or skippable else None
 
 
-def compression_of_file(path: Path) -> str | None:
-    """Return the compression of a file, None if it has none."""
-    with path.open("rb") as handle:
-        return compression_of(handle.read(4))
-
-
 def blocks(path: Path) -> Iterator[bytes]:
-    """Read the unpacked bytes of a file.
-
-    Raises:
-        BrokenStream: if it is cut off or damaged, after all that could be unpacked, or unpacks to
-            more than `most_unpacked`.
-    """
-    compression = compression_of_file(path)
+    """Read unpacked bytes; BrokenStream, after what there is, if damaged or too many."""
+    compression = compression_of(path)
     if compression is None:
         with path.open("rb") as handle:
             while block := handle.read(BLOCK):
@@ -162,16 +149,10 @@ class NothingInside(UserError):
 
 @dataclass(frozen=True, slots=True)
 class RawRecord:
-    """One record as it was read.
+    """One record as it was read: its original text, and its value or fault (`code: detail`).
 
-    Attributes:
-        source_line: its line from 1; in a CSV the line on which the record starts, the header
-            being line 1; in a Parquet file the number of the row.
-        raw: the original text; bytes that are not UTF-8 are written as `\\xhh`.
-        value: the parsed record, None with a fault.
-        fault: the reason why it could not be read (`code: detail`), None if it could.
-        label: its class, if a CSV mapping names the column.
-        conversation: id of its conversation, if a CSV mapping names the column.
+    A CSV's header is line 1, and a record has the line on which it starts; a row of Parquet has its
+    number.
     """
 
     source_line: int

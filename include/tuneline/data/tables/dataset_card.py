@@ -1,8 +1,7 @@
 """The parts of `dataset.json`, and the dataset's card in Markdown.
 
-The card follows what Gebru et al. ("Datasheets for Datasets", 2021) ask of composition,
-collection and preprocessing, as far as it can be measured. It holds no text of a row and no
-time, so that the same input gives the same bytes.
+After Gebru et al. ("Datasheets for Datasets", 2021), as far as it can be measured; without text of
+a row and without a time, so that the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,13 +13,7 @@ from typing import Any
 
 import yaml
 
-from tuneline.artifacts.data import (
-    DatasetDocument,
-    Removed,
-    Reproduce,
-    SourceKept,
-    SourceNote,
-)
+from tuneline.artifacts.data import DatasetDocument, Removed, Reproduce, SourceKept, SourceNote
 from tuneline.config import DataConfig
 from tuneline.data.tables.rows import SPLITS, Row
 from tuneline.evidence import Evidence, Record
@@ -87,11 +80,7 @@ def describe_sources(
 def describe_removed(
     reasons: Mapping[str, Iterable[str | None]], config: DataConfig
 ) -> list[Removed]:
-    """Count the rows that each item took out, by reason.
-
-    Args:
-        reasons: by item the reject's code of each row that came in, None for a kept one.
-    """
+    """Count the rows that each item took out, by reason; None is a row that it kept."""
     steps = []
     for item, codes in reasons.items():
         counts = Counter(code for code in codes if code)

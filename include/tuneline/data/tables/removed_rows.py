@@ -1,10 +1,8 @@
 """Judge what a data item takes out: the share of the rows, of each class, by reason, with examples.
 
-A row that is taken out leaves silently for whoever reads only the rows that stay, so its share is
-a measurement with a level that warns and one that fails. Everything is derived from the two tables
-that the item has just written, its audit table and its rejects, and never from text: examples are
-rows' ids, files, lines and reasons. Rows that leave because a setting states how many are wanted
-(`ASKED_FOR`) are counted apart.
+Everything is derived from the audit table and the rejects that the item has just written, and never
+from text. Rows that leave because a setting states how many are wanted (`ASKED_FOR`) are counted
+apart.
 """
 
 from __future__ import annotations
@@ -33,16 +31,7 @@ CONFLICT_SHARE = 0.05
 
 @dataclass(frozen=True)
 class Levels:
-    """Shares of removed rows above which an item warns, or fails.
-
-    Attributes:
-        warn: share of all rows above which it warns.
-        fail: share of all rows above which it fails.
-        class_warn: share of one class above which it warns.
-        class_fail: share of one class above which it fails.
-        least: the number of rows from which a class is judged; in a smaller one a single row is
-            too great a share.
-    """
+    """Shares of all rows, and of a class of `least`, above which an item warns or fails."""
 
     warn: float
     fail: float
@@ -113,15 +102,7 @@ class Class:
 
 @dataclass
 class Removed:
-    """What an item took out.
-
-    Attributes:
-        rows: number of rows that it judged, without those that a setting asks to leave out.
-        reasons: number of removed rows by reason.
-        asked_for: number of rows that a setting asks to leave out, by reason.
-        classes: classes by their key, those that lost the greatest share first.
-        examples: some removed rows of each reason.
-    """
+    """What an item took out, and (`asked_for`) what a setting asked to leave out."""
 
     rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -134,13 +115,13 @@ class Removed:
         """The share of the judged rows that were removed."""
         return self.reasons.total() / self.rows if self.rows else 0.0
 
+    def large(self, least: int) -> list[Class]:
+        """Return the classes with enough rows to be judged, those that lost most first."""
+        return [group for group in self.classes.values() if group.rows >= least]
+
 
 def count_removed(audit: Path, rejected: Path, *, scrubbed: bool) -> Removed:
-    """Count what an item took out.
-
-    Args:
-        scrubbed: True if the rows were scrubbed when it began, so that details may be shown.
-    """
+    """Count what an item took out; details are shown if its rows came in scrubbed."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(audit, columns=["class", "kept", "reason"])
@@ -159,27 +140,19 @@ def count_removed(audit: Path, rejected: Path, *, scrubbed: bool) -> Removed:
         if entry["class"] is not None:
             classes[entry["class"]].rows += rows
             classes[entry["class"]].removed += gone
-    order = sorted(classes.items(), key=lambda pair: (-pair[1].share, pair[0]))
-    found.classes = dict(order)
-    found.examples = _examples(rejected, scrubbed=scrubbed)
-    return found
-
-
-def _examples(rejected: Path, *, scrubbed: bool) -> dict[str, list[Example]]:
-    import pyarrow.parquet as pq
-
-    columns = ["row_id", "source_file", "source_line", "reason"]
+    found.classes = dict(sorted(classes.items(), key=lambda pair: (-pair[1].share, pair[0])))
     examples: dict[str, list[Example]] = defaultdict(list)
     with pq.ParquetFile(rejected) as file:
-        for batch in file.iter_batches(columns=columns):
-            for entry in batch.to_pylist():
-                code = entry["reason"].partition(":")[0]
-                if code in ASKED_FOR or len(examples[code]) == EXAMPLES:
-                    continue
-                if not scrubbed or code in _QUOTING:
-                    entry["reason"] = code
-                examples[code].append(Example(**entry))
-    return {code: found for code, found in examples.items() if found}
+        batches = file.iter_batches(columns=["row_id", "source_file", "source_line", "reason"])
+        for entry in (entry for batch in batches for entry in batch.to_pylist()):
+            code = entry["reason"].partition(":")[0]
+            if code not in ASKED_FOR and len(examples[code]) < EXAMPLES:
+                hidden = not scrubbed or code in _QUOTING
+                examples[code].append(
+                    Example(**{**entry, "reason": code if hidden else entry["reason"]})
+                )
+    found.examples = {code: some for code, some in examples.items() if some}
+    return found
 
 
 def judge(found: Removed, levels: Levels) -> list[Measurement]:
@@ -195,21 +168,13 @@ def judge(found: Removed, levels: Levels) -> list[Measurement]:
         measurements.append(measure(f"examples_{code}", shown, "text"))
     if found.asked_for:
         measurements.append(measure("removed_as_asked", found.asked_for.total(), "rows"))
-    large = _large(found, levels)
-    if large:
-        share = large[0].share
+    if large := found.large(levels.least):
+        name, share = "class_removed_share", large[0].share
         measurements += [
-            measure(
-                "class_removed_share", share, "share", "<=", levels.class_warn, on_breach="warn"
-            ),
-            measure("class_removed_share_at_most", share, "share", "<=", levels.class_fail),
+            measure(name, share, "share", "<=", levels.class_warn, on_breach="warn"),
+            measure(f"{name}_at_most", share, "share", "<=", levels.class_fail),
         ]
     return measurements
-
-
-def _large(found: Removed, levels: Levels) -> list[Class]:
-    """Return the classes with enough rows to be judged, those that lost most first."""
-    return [group for group in found.classes.values() if group.rows >= levels.least]
 
 
 def explain(found: Removed, levels: Levels, advice: str = "") -> str:
@@ -223,17 +188,15 @@ def explain(found: Removed, levels: Levels, advice: str = "") -> str:
             f"{found.share:.1%} of the rows were taken out (it warns above {levels.warn:.0%}, "
             f"fails above {levels.fail:.0%}), most as {code} ({count / found.rows:.1%}{where})."
         )
-    worst = [group for group in _large(found, levels) if group.share > levels.class_warn]
+    worst = [group for group in found.large(levels.least) if group.share > levels.class_warn]
     if worst:
-        name = "a class" if worst[0].name is None else f"class {worst[0].name!r}"
+        name = "A class" if worst[0].name is None else f"Class {worst[0].name!r}"
         more = f", and {len(worst) - 1} more classes lost too many" if worst[1:] else ""
         said.append(
-            f"{name[0].upper()}{name[1:]} lost {worst[0].removed} of its {worst[0].rows} rows "
-            f"(it warns above {levels.class_warn:.0%}, fails above {levels.class_fail:.0%}){more}."
+            f"{name} lost {worst[0].removed} of its {worst[0].rows} rows (it warns above "
+            f"{levels.class_warn:.0%}, fails above {levels.class_fail:.0%}){more}."
         )
-    if advice:
-        said.append(advice)
-    return "".join(f" {sentence}" for sentence in said)
+    return "".join(f" {sentence}" for sentence in [*said, advice] if sentence)
 
 
 def describe(found: Removed, advice: str) -> dict[str, Any]:
@@ -259,19 +222,6 @@ def describe(found: Removed, advice: str) -> dict[str, Any]:
     }
 
 
-def _name_classes(ctx: StepContext, found: Removed) -> None:
-    """Give the classes their names; a class of unscrubbed rows keeps its key alone."""
-    import pyarrow.parquet as pq
-
-    before = data_item_before(ctx.step)
-    assert before is not None, f"{ctx.step} works on unscrubbed rows"
-    labels = pq.read_table(rows_of(before).fetch(ctx), columns=["label"])["label"].unique()
-    for label in labels.to_pylist():
-        key = class_key(label)
-        if key is not None and key in found.classes:
-            found.classes[key].name = label
-
-
 def conclude(
     ctx: StepContext,
     summary: str,
@@ -281,28 +231,28 @@ def conclude(
     rows: Mapping[str, int] | None = None,
     advice: str = "",
 ) -> Evidence:
-    """Make a data item's evidence, with a judgement on what it took out.
+    """Make a data item's evidence, with a judgement on what it took out, by its written tables.
 
-    Args:
-        ctx: the item's context; its audit table and its rejects are written.
-        verdict: a verdict that does not follow from its own measurements; it gives way to a
-            broken limit on removed rows.
-        advice: a sentence on a setting that would remove fewer rows, or empty.
+    `verdict` is one that does not follow from its measurements; a broken limit on removed rows
+    wins.
     """
+    import pyarrow.parquet as pq
+
     scrubbed = ctx.step not in _UNSCRUBBED
-    found = count_removed(
-        audit_of(ctx.step).path(ctx), rejected_of(ctx.step).path(ctx), scrubbed=scrubbed
-    )
-    if scrubbed:
-        _name_classes(ctx, found)
+    audit, rejected = audit_of(ctx.step).path(ctx), rejected_of(ctx.step).path(ctx)
+    found = count_removed(audit, rejected, scrubbed=scrubbed)
+    before = data_item_before(ctx.step)
+    if scrubbed and before is not None:
+        # A class of unscrubbed rows keeps its key alone.
+        labels = pq.read_table(rows_of(before).fetch(ctx), columns=["label"])["label"].unique()
+        for label in labels.to_pylist():
+            key = class_key(label)
+            if key is not None and key in found.classes:
+                found.classes[key].name = label
     levels = levels_of(ctx.step, ctx.config.data)
     judged = judge(found, levels)
     ctx.write_json(REMOVED, describe(found, advice))
     if any(m.ok is False for m in judged):
         verdict = None
-    return ctx.conclude(
-        summary + explain(found, levels, advice),
-        [*measurements, *judged],
-        verdict=verdict,
-        rows=rows,
-    )
+    said = summary + explain(found, levels, advice)
+    return ctx.conclude(said, [*measurements, *judged], verdict=verdict, rows=rows)

@@ -1,24 +1,22 @@
 """The tables that data steps hand to each other, as Parquet files.
 
-`rows.parquet` holds the rows that are still in, `rejected.parquet` those that a step took out
-(raw text, so it lies in quarantine), `audit.parquet` one line of measures per row, without any
-text. Their names stand in `tuneline.artifacts.data`.
+`rows.parquet` holds the rows that are still in, `rejected.parquet` those that a step took out (raw
+text, so it lies in quarantine), `audit.parquet` measures of each row, without any text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import pickle
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from itertools import accumulate, compress, islice
+from itertools import compress, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from tuneline.artifacts.data import rows_of
+from tuneline.artifacts.data import UNSCRUBBED, audit_of, rejected_of, rows_of
 from tuneline.catalogue import data_item_before
 from tuneline.errors import UserError
 from tuneline.store import local_file
@@ -51,11 +49,7 @@ def schema_of(names: Iterable[str]) -> pa.Schema:
 
 
 class TableWriter:
-    """Write a Parquet table part by part; used with `with`.
-
-    Args:
-        names: its columns, which are attributes of the entries.
-    """
+    """Write the attributes `names` of entries to a Parquet table, part by part."""
 
     def __init__(self, path: Path, names: Sequence[str]) -> None:
         import pyarrow.parquet as pq
@@ -121,18 +115,10 @@ class StandIn:
 class Row:
     """One example on its way to the training set.
 
-    Attributes:
-        row_id: first 16 hex digits of the SHA-256 of the source line; a repeated line gets
-            `-2`, `-3`, …, a piece of a split row `#0`, `#1`, ….
-        messages: the turns, each `{"role": …, "content": …}`.
-        source_file: the file as the configuration names it.
-        source_line: its line in that file, from 1; a CSV's header is line 1.
-        label: its class, None without one.
-        own_holdout: True if it comes from the dataset's own hold-out file.
-        split: train, validation or holdout; empty before deduplication.
-        n_tokens: tokens of the rendered row, 0 if its turns changed since they were counted.
-        raw: the source line, only before scrubbing.
-        conversation: a digest of the id of its conversation, None if the dataset names none.
+    `row_id` is the first 16 hex digits of the SHA-256 of the source line; a repeated line gets
+    `-2`, `-3`, …, a piece of a split row `#0`, `#1`, …. Lines count from 1, a CSV's header being
+    line 1. `split` is empty before deduplication, `n_tokens` 0 if the turns changed since they were
+    counted, `raw` empty after scrubbing.
     """
 
     row_id: str
@@ -160,43 +146,21 @@ class Row:
 
 # Rows read by number that stay at hand; those of one cluster are asked for several times.
 _AT_HAND = 1024
-_FIELDS = frozenset(field.name for field in fields(Row))
-
-
-def _write(path: Path, names: Sequence[str], entries: Iterable[Any], **more: Iterable[Any]) -> None:
-    with TableWriter(path, names) as table:
-        table.write(entries, **more)
-
-
-def _read(path: Path) -> dict[str, list[Any]]:
-    import pyarrow.parquet as pq
-
-    columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()
-    return columns
 
 
 def _rows(columns: dict[str, list[Any]]) -> list[Row]:
-    columns = dict(columns)
     if "stand_ins" in columns:
-        columns["stand_ins"] = [
-            tuple(StandIn(**stand_in) for stand_in in stand_ins)
-            for stand_ins in columns["stand_ins"]
-        ]
-    return [
-        Row(**dict(zip(columns, values, strict=True)))
-        for values in zip(*columns.values(), strict=True)
-    ]
+        spans = [tuple(StandIn(**span) for span in row) for row in columns["stand_ins"]]
+        columns = {**columns, "stand_ins": spans}
+    rows = zip(*columns.values(), strict=True)
+    return [Row(**dict(zip(columns, values, strict=True))) for values in rows]
 
 
 class StoredRows(Sequence[Row]):
-    """The rows of a table on disk, of which one part at a time is in memory.
+    """The rows of a table on disk, one part at a time in memory.
 
-    To read them in order costs as much as a list of them; each access by number reads one row, and
-    the last ones stay at hand.
-
-    Args:
-        path: `rows.parquet` or `dataset.parquet`. Beside it, the rows are laid out once more in a
-            form that is mapped into memory.
+    Reading in order costs as much as a list; each access by number reads one row, and the last ones
+    stay at hand. The rows are laid out once more next to the table, in a form that is mapped.
     """
 
     def __init__(self, path: Path) -> None:
@@ -206,24 +170,21 @@ class StoredRows(Sequence[Row]):
 
         mapped = path.with_suffix(".arrow")
         with pq.ParquetFile(path) as file:
-            fields = [field for field in file.schema_arrow if field.name in _FIELDS]
-            schema = pa.schema(fields)
+            known = {field.name for field in fields(Row)}
+            schema = pa.schema([field for field in file.schema_arrow if field.name in known])
             with ipc.new_file(mapped, schema) as layout:
                 for batch in file.iter_batches(PART_ROWS, columns=schema.names):
                     layout.write_batch(batch.cast(schema))
         with pa.memory_map(str(mapped)) as source:
-            reader = ipc.open_file(source)
-            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            self._table = ipc.open_file(source).read_all()
         mapped.unlink()
-        self._names = schema.names
-        self._one = lru_cache(maxsize=_AT_HAND)(self._read_one)
-        self._ends = list(accumulate(batch.num_rows for batch in self._batches))
+        self._one = lru_cache(maxsize=_AT_HAND)(lambda number: self._cut(number, number + 1)[0])
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return int(self._table.num_rows)
 
     def __iter__(self) -> Iterator[Row]:
-        for batch in self._batches:
+        for batch in self._table.to_batches():
             yield from _rows(batch.to_pydict())
 
     @overload
@@ -242,44 +203,32 @@ class StoredRows(Sequence[Row]):
             raise IndexError(at)
         return self._one(number)
 
-    def _read_one(self, number: int) -> Row:
-        return self._cut(number, number + 1)[0]
-
     def _cut(self, start: int, stop: int) -> list[Row]:
-        found: list[Row] = []
-        while start < stop:
-            place = bisect_right(self._ends, start)
-            batch = self._batches[place]
-            first = self._ends[place] - batch.num_rows
-            last = min(stop, self._ends[place])
-            found += _rows(batch.slice(start - first, last - start).to_pydict())
-            start = last
-        return found
+        return _rows(self._table.slice(start, max(0, stop - start)).to_pydict())
 
     def chosen(self, flags: Sequence[int]) -> Iterator[Row]:
-        """Yield the rows whose flag is not 0, of which no others are read.
-
-        Args:
-            flags: a flag for each row.
-        """
+        """Yield the rows whose flag is not 0, of which no others are read."""
         import numpy as np
+        import pyarrow as pa
 
-        numbers = np.flatnonzero(np.frombuffer(bytes(flags), dtype=np.uint8))
-        for batch, end in zip(self._batches, self._ends, strict=True):
-            start = end - batch.num_rows
-            inside = numbers[np.searchsorted(numbers, start) : np.searchsorted(numbers, end)]
-            if len(inside):
-                yield from _rows(batch.take(inside - start).to_pydict())
+        start, mask = 0, np.frombuffer(bytes(flags), dtype=bool)
+        for batch in self._table.to_batches():
+            inside = mask[start : start + batch.num_rows]
+            if inside.any():
+                yield from _rows(batch.filter(pa.array(inside)).to_pydict())
+            start += batch.num_rows
 
     def facts(self) -> list[Row]:
         """Return all rows without their turns and source lines."""
-        names = [name for name in self._names if name not in ("messages", "raw", "stand_ins")]
-        columns = {name: self.column(name) for name in names}
-        return _rows({**columns, "messages": [[]] * len(self)})
+        gone = {"messages", "raw", "stand_ins"} & {*self._table.column_names}
+        return _rows(
+            {**self._table.drop_columns([*gone]).to_pydict(), "messages": [[]] * len(self)}
+        )
 
     def column(self, name: str) -> list[Any]:
         """Return one column, a value for each row."""
-        return [value for batch in self._batches for value in batch[name].to_pylist()]
+        values: list[Any] = self._table[name].to_pylist()
+        return values
 
 
 def chosen_of(rows: Sequence[Row], flags: Sequence[int]) -> Iterable[Row]:
@@ -311,20 +260,19 @@ def column_of(rows: Sequence[Row], name: str) -> list[Any]:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write `rows.parquet`."""
-    _write(path, ROW_COLUMNS, rows)
+    with TableWriter(path, ROW_COLUMNS) as table:
+        table.write(rows)
 
 
 def read_rows(path: Path) -> list[Row]:
     """Read `rows.parquet`."""
-    return _rows(_read(path))
+    import pyarrow.parquet as pq
+
+    return _rows(pq.read_table(path).to_pydict())
 
 
 def rows_before(ctx: StepContext) -> StoredRows:
-    """Return the rows that the data item before this one kept.
-
-    Raises:
-        UserError: it has not been run, or kept none.
-    """
+    """Return the rows that the item before kept; UserError if it kept none, or was not run."""
     step = data_item_before(ctx.step)
     assert step is not None, f"{ctx.step} is the first data item"
     rows = StoredRows(rows_of(step).fetch(ctx))
@@ -335,15 +283,15 @@ def rows_before(ctx: StepContext) -> StoredRows:
 
 def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> None:
     """Write `dataset.parquet`; `weights` holds the loss weight of each row."""
-    _write(path, DATASET_COLUMNS, rows, weight=weights)
+    with TableWriter(path, DATASET_COLUMNS) as table:
+        table.write(rows, weight=weights)
 
 
 def read_dataset(path: Path, *, holdout: bool = False) -> tuple[list[Row], list[float]]:
-    """Read `dataset.parquet`: its rows and their weights.
+    """Read `dataset.parquet`: its rows and their weights, without the hold-out by default.
 
-    Args:
-        holdout: whether rows of the hold-out are read too. A step that judges or trains a model
-            takes them from `evaluation.scoring.ledger.open_holdout`, which records that it did.
+    A step that judges or trains a model takes it from `evaluation.scoring.ledger.open_holdout`,
+    which records that it did.
     """
     import pyarrow.parquet as pq
 
@@ -370,12 +318,10 @@ def write_audit(path: Path, columns: dict[str, Any]) -> None:
 
 @lru_cache(maxsize=4096)
 def class_key(label: str | None) -> str | None:
-    """Return what stands for a class in an audit table, which holds no text; None without one."""
-    return (
-        None
-        if label is None
-        else hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    )
+    """Return the key of a class in an audit table, which holds no text; None without one."""
+    if label is None:
+        return None
+    return hashlib.sha256(label.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def base_id(row_id: str) -> str:
@@ -393,18 +339,7 @@ def scrubbed(row: Row, messages: list[Message], stand_ins: tuple[StandIn, ...]) 
 
 
 def fetch_dataset(address: str, scratch: Path, title: str = "") -> Path:
-    """Bring a `dataset.parquet` to this machine; a local file stays where it is.
-
-    Args:
-        address: path, `file://` or `s3://` address.
-        scratch: folder for a file from a bucket.
-        title: what an error calls it; the address by default.
-
-    Raises:
-        UserError: if it does not exist.
-        CorruptObject: if its bytes are not those that were written.
-        RetryableError: if the server failed.
-    """
+    """Bring a `dataset.parquet` to this machine; UserError if it does not exist."""
     path = local_file(address, scratch)
     if not path.is_file():
         raise UserError(f"{title or address} does not exist; name a dataset.parquet")
@@ -415,11 +350,7 @@ _Item = TypeVar("_Item")
 
 
 class Spool(Generic[_Item]):
-    """Batches of objects, written once and read in order, any number of times.
-
-    Args:
-        path: a file in a step's scratch folder, which no other process writes to.
-    """
+    """Batches of objects in a scratch file, written once and read in order, any number of times."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -436,3 +367,82 @@ class Spool(Generic[_Item]):
         with self._path.open("rb") as file:
             for _ in range(self._batches):
                 yield pickle.load(file)  # noqa: S301 - written by this process
+
+
+# As the public contract names them.
+REJECT_COLUMNS = "row_id item reason source_file source_line raw".split()
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that a step took out; `reason` is `code` or `code: detail`."""
+
+    row_id: str
+    item: str
+    reason: str
+    source_file: str
+    source_line: int
+    raw: str
+
+    @property
+    def code(self) -> str:
+        """The reason without its detail."""
+        return self.reason.split(":", 1)[0]
+
+
+def join_rejects(path: Path, tables: Iterable[Path]) -> None:
+    """Write the rows of several `rejected.parquet`, one after the other, as one."""
+    import pyarrow.parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(path, schema_of(REJECT_COLUMNS)) as joined:
+        for table in tables:
+            with pq.ParquetFile(table) as file:
+                for batch in file.iter_batches(PART_ROWS):
+                    joined.write_batch(batch)
+
+
+def read_rejects(path: Path) -> list[Reject]:
+    """Read `rejected.parquet`."""
+    import pyarrow.parquet as pq
+
+    return [Reject(**entry) for entry in pq.read_table(path).to_pylist()]
+
+
+def write_decisions(
+    ctx: StepContext, rows: Sequence[Row], reasons: Sequence[str | None], **measures: Sequence[Any]
+) -> int:
+    """Write an item's rejects and its audit table; return how many rows leave."""
+    with TableWriter(rejected_of(ctx.step).path(ctx), REJECT_COLUMNS) as table:
+        table.write(_rejects(ctx, rows, reasons))
+    columns = {
+        "row_id": column_of(rows, "row_id"),
+        "kept": [reason is None for reason in reasons],
+        "reason": [reason and reason.split(":", 1)[0] for reason in reasons],
+        "class": list(map(class_key, column_of(rows, "label"))),
+    }
+    write_audit(audit_of(ctx.step).path(ctx), {**columns, **measures})
+    return table.rows
+
+
+def _rejects(
+    ctx: StepContext, rows: Sequence[Row], reasons: Sequence[str | None]
+) -> Iterator[Reject]:
+    """Yield each row that leaves, with its source line as schema_validation left it."""
+    import pyarrow.parquet as pq
+
+    codes = [reason for reason in reasons if reason is not None]
+    if not codes:
+        return
+    leaving = chosen_of(rows, [reason is not None for reason in reasons])
+    with pq.ParquetFile(UNSCRUBBED.fetch(ctx)) as file:
+        lines = (
+            line
+            for batch in file.iter_batches(PART_ROWS, columns=["row_id", "raw"])
+            for line in zip(batch["row_id"].to_pylist(), batch["raw"].to_pylist(), strict=True)
+        )
+        row_id, raw = next(lines)
+        for row, reason in zip(leaving, codes, strict=True):
+            while row_id != base_id(row.row_id):
+                row_id, raw = next(lines)
+            yield Reject(row.row_id, ctx.step, reason, row.source_file, row.source_line, raw)

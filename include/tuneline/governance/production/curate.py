@@ -8,56 +8,119 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from tuneline.artifacts.request_log import PREFIX as LOGS
 from tuneline.artifacts.request_log import folder_name, read_day
+from tuneline.config import DataConfig
 from tuneline.data.gates.expectations import validate
+from tuneline.data.gates.suites import Rule, Suite, among, between, total
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.rendering.renderer import Renderer
+from tuneline.data.tables.rows import HOLDOUT
 from tuneline.environment import code_identity
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict, conclude, measure
-from tuneline.governance.production.curated_days import (
-    REQUESTS,
-    CuratedDay,
-    CurationEvidence,
-    StoredFile,
-    StratumCount,
-    check_model,
-    open_day,
-    open_days,
-    publish,
-)
-from tuneline.governance.production.day_suite import day_suite
+from tuneline.governance.production import curated_days
 from tuneline.governance.production.requests import (
     FACTS,
+    MERGED,
+    REPLACED,
+    Reason,
     Request,
     requests_of,
     staying,
+    weight_of,
     write_requests,
 )
-from tuneline.governance.production.review_sample import compare, draw_sample, merge_within_day
+from tuneline.governance.production.review_sample import (
+    Stratum,
+    compare,
+    draw_sample,
+    merge_within_day,
+)
 from tuneline.governance.production.scrubbing import ScrubbedDay, scrub_day
 from tuneline.governance.production.settings import CurationSettings
-from tuneline.governance.production.usable import MERGED
 from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
 from tuneline.store import Store, at_work_in, sha256_file
 
+_COLUMNS = (
+    "request_id time reason of seen weight resembles similarity novelty stratum in_review "
+    "inclusion_probability"
+).split()
+# A sum of weights in another order differs in the last digits.
+_ROUNDING = 1e-9
 
-def curate(store: Store, model: str, day: date, settings: CurationSettings) -> CuratedDay:
-    """Curate the requests of a day and store the result.
 
-    A day without logged requests says so; what was curated before its logs were deleted stays. If
-    the day does not add up, the one before stays in force.
+def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
+    """Return what is expected of a day's table, of which `offered` rows were drawn."""
+    frame = pq.read_table(path, columns=_COLUMNS).to_pandas()
+    answers = pq.read_table(path, columns=["answer"])["answer"]
+    ids = set(facts["request_id"].to_pylist())
+    weight = sum(map(weight_of, facts["sample_rate"].to_pylist()))
+    first = pd.Timestamp(day, tz="UTC")
+    times = pd.to_datetime(frame["time"], utc=True)
+    kept, reviewed = frame["reason"].isna(), frame["in_review"].astype(bool)
+    # A merged request is counted by the row that stays in its place.
+    counted = ~frame["reason"].isin(sorted(MERGED))
+    replaced = frame["reason"].isin(sorted(REPLACED))
+    chance = frame["inclusion_probability"].fillna(0) > 0
+    # A column for each rule that joins several.
+    frame = frame.drop(columns=["time"]).assign(
+        of_the_log=frame["request_id"].isin(ids),
+        of_the_day=(times >= first) & (times < first + timedelta(days=1)),
+        counted=frame["seen"].where(counted, 0),
+        counted_weight=frame["weight"].where(counted, 0.0),
+        replaced_by_nothing=(replaced & frame["of"].isna()).astype(int),
+        kept_without_text=(kept & pc.is_null(answers).to_pandas()).astype(int),
+        offered=reviewed.astype(int),
+        offered_and_gone=(reviewed & ~kept).astype(int),
+        # Null for rows that are not offered, which expectations pass over.
+        offered_like=frame["resembles"].where(reviewed),
+        offered_without_chance=(reviewed & ~chance).astype(int),
+    )
+    rules = [
+        Rule("ExpectTableRowCountToEqual", {"value": len(ids)}),
+        Rule("ExpectColumnValuesToNotBeNull", {"column": "request_id"}),
+        Rule("ExpectColumnValuesToBeUnique", {"column": "request_id"}),
+        among("of_the_log", True),
+        among("of_the_day", True),
+        among("reason", *map(str, Reason)),
+        among("stratum", *map(str, Stratum)),
+        total("counted", len(ids), len(ids)),
+        total("counted_weight", weight * (1 - _ROUNDING), weight * (1 + _ROUNDING)),
+        *(between(name, 1, None) for name in ("seen", "weight")),
+        *(between(name, 0, 1) for name in ("similarity", "novelty", "inclusion_probability")),
+        total("offered", offered, offered),
+        *(
+            total(name, 0, 0)
+            for name in ("replaced_by_nothing", "kept_without_text", "offered_and_gone")
+        ),
+        total("offered_without_chance", 0, 0),
+        # A reviewed row may be trained on, so none may be like a held-out one.
+        Rule("ExpectColumnValuesToNotBeInSet", {"column": "offered_like", "value_set": [HOLDOUT]}),
+    ]
+    return Suite("requests", frame, rules)
+
+
+def curate(
+    store: Store, model: str, day: date, settings: CurationSettings
+) -> curated_days.CuratedDay:
+    """Curate the requests of a day and store the result; a day whose logs are gone stays as it is.
+
+    Raises:
+        UserError: if the model's name, the day or the reference is wrong.
         TunelineError: if the day does not add up; the one before stays in force.
     """
-    check_model(model)
+    curated_days.check_model(model)
     if day > datetime.now(UTC).date():
         raise UserError(f"{day} is in the future (UTC); name a day that has begun")
     with (
@@ -76,36 +139,40 @@ def curate(store: Store, model: str, day: date, settings: CurationSettings) -> C
         del log
         merge_within_day(requests, settings.data.near_duplicate_jaccard)
         back = range(1, settings.curation.lookback_days + 1)
-        earlier = open_days(store, model, [day - timedelta(days=n) for n in back])
-        inputs = [_logs(store, model, day, scrubbed, len(requests)), *base]
-        inputs += compare(requests, earlier, settings, scrubbed.sample)
-        strata = draw_sample(requests, settings)
-        write_requests(out / REQUESTS, facts, out / "scrubbed.parquet", requests)
-        checked = _checked(model, day, out, facts, strata)
-        measurements = [*checked, *_measurements(requests, scrubbed, settings)]
-        made = _evidence(model, day, requests, scrubbed, measurements=measurements, strata=strata)
-        evidence = made.model_copy(
-            update={
-                "inputs": inputs,
-                "files": [_stored(out / REQUESTS, len(requests))],
-                "settings": settings.document(),
-                "code": code_identity(),
-            }
+        earlier = curated_days.open_days(store, model, [day - timedelta(days=n) for n in back])
+        logs = FileRef(
+            name="logs",
+            uri=store.uri_of(f"{LOGS}/{folder_name(model)}/{day}"),
+            sha256=scrubbed.digest.hexdigest(),
+            bytes=scrubbed.bytes,
+            rows=len(requests),
         )
-        return publish(store, model, day, evidence, out)
+        inputs = [logs, *base, *compare(requests, earlier, settings, scrubbed.sample)]
+        strata = draw_sample(requests, settings)
+        write_requests(out / curated_days.REQUESTS, facts, out / "scrubbed.parquet", requests)
+        evidence = _evidence(
+            model,
+            day,
+            requests,
+            scrubbed,
+            settings,
+            out=out,
+            facts=facts,
+            strata=strata,
+            inputs=inputs,
+        )
+        return curated_days.publish(store, model, day, evidence, out)
 
 
 def _without_logs(
     store: Store, model: str, day: date, settings: CurationSettings, out: Path
-) -> CuratedDay:
-    before = open_day(store, model, day)
+) -> curated_days.CuratedDay:
+    before = curated_days.open_day(store, model, day)
     if before is not None and before.evidence.requests_in:
-        print(
-            f"the logs of {model} of {day} are gone; the curated day stays as it is",
-            file=sys.stderr,
-        )
+        line = f"the logs of {model} of {day} are gone; the curated day stays as it is"
+        print(line, file=sys.stderr)
         return before
-    evidence = CurationEvidence(
+    evidence = curated_days.CurationEvidence(
         model=model,
         day=day.isoformat(),
         verdict=Verdict.NOT_APPLICABLE,
@@ -115,34 +182,25 @@ def _without_logs(
         settings=settings.document(),
         code=code_identity(),
     )
-    return publish(store, model, day, evidence, out)
+    return curated_days.publish(store, model, day, evidence, out)
 
 
-def _logs(store: Store, model: str, day: date, scrubbed: ScrubbedDay, rows: int) -> FileRef:
-    return FileRef(
-        name="logs",
-        uri=store.uri_of(f"{LOGS}/{folder_name(model)}/{day}"),
-        sha256=scrubbed.digest.hexdigest(),
-        bytes=scrubbed.bytes,
-        rows=rows,
-    )
-
-
-def _checked(
-    model: str, day: date, out: Path, facts: pa.Table, strata: Mapping[str, StratumCount]
+def _measured(
+    requests: Sequence[Request], scrubbed: ScrubbedDay, data: DataConfig
 ) -> list[Measurement]:
-    """Check the table as it was written."""
-    offered = sum(count.in_review for count in strata.values())
-    suite = day_suite(out / REQUESTS, facts, day, offered)
-    verdict, failures, count = validate([suite], out / "gx")
-    if verdict == Verdict.FAIL:
-        raise TunelineError(
-            f"the curation of {model}, {day}, is not stored, since it does not add up: "
-            f"{'; '.join(failures)}"
-        )
+    rows = staying(requests)
+    resembling = Counter(row.resembles for row in rows if row.resembles is not None)
+    merged = sum(request.reason in MERGED for request in requests)
+    share, most = scrubbed.foreign / max(scrubbed.rows, 1), data.max_undeclared_language_share
     return [
-        measure("expectations", count, "expectations"),
-        measure("expectations_broken", len(failures), "expectations", "==", 0),
+        measure("requests_in", len(requests), "requests"),
+        measure("rows_kept", len(rows), "rows"),
+        measure("requests_rejected", len(requests) - len(rows), "requests"),
+        measure("requests_merged", merged, "requests"),
+        measure("review_rows", sum(row.in_review for row in rows), "rows"),
+        *(measure(f"resembling_{name}", n, "rows") for name, n in sorted(resembling.items())),
+        *(measure(f"model_{code}", name, "text") for code, name in describe_models(data).items()),
+        measure("undeclared_language_share", share, "share", "<=", most, on_breach="warn"),
     ]
 
 
@@ -151,15 +209,30 @@ def _evidence(
     day: date,
     requests: Sequence[Request],
     scrubbed: ScrubbedDay,
+    settings: CurationSettings,
     *,
-    measurements: list[Measurement],
-    strata: dict[str, StratumCount],
-) -> CurationEvidence:
+    out: Path,
+    facts: pa.Table,
+    strata: dict[str, curated_days.StratumCount],
+    inputs: list[FileRef],
+) -> curated_days.CurationEvidence:
+    """Check the table as it was written, and state what became of the day."""
+    table, offered = out / curated_days.REQUESTS, sum(count.in_review for count in strata.values())
+    verdict, failures, count = validate([day_suite(table, facts, day, offered)], out / "gx")
+    if verdict == Verdict.FAIL:
+        raise TunelineError(
+            f"the curation of {model}, {day}, is not stored, since it does not add up: "
+            f"{'; '.join(failures)}"
+        )
+    measurements = [
+        measure("expectations", count, "expectations"),
+        measure("expectations_broken", len(failures), "expectations", "==", 0),
+        *_measured(requests, scrubbed, settings.data),
+    ]
     reasons = Counter(str(r.reason) for r in requests if r.reason is not None)
     left = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     kept, gone = len(staying(requests)), reasons.total()
-    offered = sum(count.in_review for count in strata.values())
-    return CurationEvidence(
+    return curated_days.CurationEvidence(
         model=model,
         day=day.isoformat(),
         verdict=conclude(measurements),
@@ -174,12 +247,18 @@ def _evidence(
         },
         strata=strata,
         measurements=measurements,
+        inputs=inputs,
+        files=[
+            curated_days.StoredFile(
+                name=table.name,
+                sha256=sha256_file(table),
+                bytes=table.stat().st_size,
+                rows=len(requests),
+            )
+        ],
+        settings=settings.document(),
+        code=code_identity(),
     )
-
-
-def _stored(path: Path, rows: int) -> StoredFile:
-    size = path.stat().st_size
-    return StoredFile(name=path.name, sha256=sha256_file(path), bytes=size, rows=rows)
 
 
 def _renderer(settings: CurationSettings) -> tuple[Renderer | None, list[FileRef]]:
@@ -188,28 +267,3 @@ def _renderer(settings: CurationSettings) -> tuple[Renderer | None, list[FileRef
     base = resolve(settings.base_model, log=lambda line: print(line, file=sys.stderr))
     ref = FileRef(name="base_model", uri=settings.base_model, sha256=base.digest, bytes=0)
     return Renderer(load_tokenizer(base.path), settings.data.target_format), [ref]
-
-
-def _measurements(
-    requests: Sequence[Request], scrubbed: ScrubbedDay, settings: CurationSettings
-) -> list[Measurement]:
-    data, rows = settings.data, staying(requests)
-    resembling = Counter(row.resembles for row in rows if row.resembles is not None)
-    merged = sum(request.reason in MERGED for request in requests)
-    return [
-        measure("requests_in", len(requests), "requests"),
-        measure("rows_kept", len(rows), "rows"),
-        measure("requests_rejected", len(requests) - len(rows), "requests"),
-        measure("requests_merged", merged, "requests"),
-        measure("review_rows", sum(row.in_review for row in rows), "rows"),
-        *(measure(f"resembling_{name}", n, "rows") for name, n in sorted(resembling.items())),
-        *(measure(f"model_{code}", name, "text") for code, name in describe_models(data).items()),
-        measure(
-            "undeclared_language_share",
-            scrubbed.foreign / max(scrubbed.rows, 1),
-            "share",
-            "<=",
-            data.max_undeclared_language_share,
-            on_breach="warn",
-        ),
-    ]

@@ -81,7 +81,7 @@ class CurationEvidence(_Strict):
 
 @dataclass(frozen=True)
 class CuratedDay:
-    """A curated day that is in force."""
+    """A curated day that is in force; the hash of its evidence stands for all of it."""
 
     store: Store
     prefix: str
@@ -119,7 +119,7 @@ class CuratedDay:
 
 
 def check_model(model: str) -> str:
-    """Return the name of a model if it can be one."""
+    """Return the name of a model if it can be one; UserError if it can't."""
     named = model.strip() == model and model.strip(".") and model.isprintable()
     if not named or len(model) > 200:
         raise UserError(
@@ -130,14 +130,11 @@ def check_model(model: str) -> str:
 
 
 def parse_day(text: str) -> date:
-    """Return the day of a text."""
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
-        day = None
-    if day is None or day.isoformat() != text:
-        raise UserError(f"{text!r} is not a day; write it as YYYY-MM-DD")
-    return day
+    """Return the day of a text; UserError if it is none."""
+    with suppress(ValueError):
+        if (day := date.fromisoformat(text)).isoformat() == text:
+            return day
+    raise UserError(f"{text!r} is not a day; write it as YYYY-MM-DD")
 
 
 def curated_days(store: Store, model: str) -> list[date]:
@@ -152,12 +149,13 @@ def curated_days(store: Store, model: str) -> list[date]:
 
 
 def open_day(store: Store, model: str, day: date) -> CuratedDay | None:
-    """Return a curated day, None if it is not curated."""
+    """Return a curated day, None without one; UserError if an earlier version curated it."""
+    root = _root(model, day)
     try:
-        return _open(store, _root(model, day))
+        return _open(store, root)
     except NotThere:
         # Another run has put a day in its place since the pointer was read.
-        return _open(store, _root(model, day))
+        return _open(store, root)
 
 
 def open_days(store: Store, model: str, days: Iterable[date]) -> Iterator[CuratedDay]:
@@ -180,10 +178,9 @@ def open_current(store: Store, model: str, day: date) -> CuratedDay | None:
 def publish(
     store: Store, model: str, day: date, evidence: CurationEvidence, files: Path
 ) -> CuratedDay:
-    """Put a curated day in the place of the one before.
+    """Put a curated day in the place of the one before; equal content writes nothing.
 
-    `files` is the local folder with the files that the evidence lists, and with what the gate left
-    in `gx`. If the store has that content already, nothing is written.
+    `files` is the folder with the files that the evidence lists, and what the gate left in `gx`.
     """
     # Not for whoever only reads a day: the gates know all of the data phase.
     from tuneline.data.gates.expectations import store_docs
@@ -214,7 +211,14 @@ def publish(
     store.flush()
     # A run that began long ago may find its folder swept by a later one.
     _put(made, names, files)
-    _sweep(store, root, generation)
+    # The folders of the generations before the last one go; what another run deletes meanwhile is
+    # gone, which is all that is wanted.
+    with suppress(FileNotFoundError):
+        inside = (key.removeprefix(f"{root}/").partition("/") for key in list(store.keys(root)))
+        for name in sorted({name for name, below, _ in inside if below}):
+            number = name.rpartition("-")[2]
+            if number.isdigit() and int(number) < generation - 1:
+                store.delete_prefix(f"{root}/{name}")
     return made
 
 
@@ -258,14 +262,3 @@ def _put(day: CuratedDay, names: Sequence[str], files: Path, *, anew: bool = Fal
                 raise RetryableError(f"{day.uri} can't be written: {error}") from error
         else:
             return
-
-
-def _sweep(store: Store, root: str, generation: int) -> None:
-    """Delete the folders of the generations before the last one."""
-    # What another run deletes meanwhile is gone, which is all that is wanted.
-    with suppress(FileNotFoundError):
-        inside = (key.removeprefix(f"{root}/").partition("/") for key in list(store.keys(root)))
-        for folder in sorted({name for name, below, _ in inside if below}):
-            number = folder.rpartition("-")[2]
-            if number.isdigit() and int(number) < generation - 1:
-                store.delete_prefix(f"{root}/{folder}")

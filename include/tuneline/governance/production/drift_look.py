@@ -53,9 +53,9 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
 def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     """Return the last day of a look that curated days have started.
 
-    Airflow keeps one entry for events that come before it has made the run, and hands the run
-    the first of them alone. So a day that was curated meanwhile and that no look has seen counts
-    as well; it would otherwise wait for the next day.
+    Airflow keeps one entry for events that come before it has made the run, and hands the run the
+    first of them alone. So a day that was curated meanwhile and that no look has seen counts as
+    well; it would otherwise wait for the next day.
     """
     told = max(curated)
     pointer = read_release(store, model)
@@ -66,7 +66,7 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
 
 
 def read_look(store: Store, model: str, day: date) -> Look:
-    """Return what the look at a day found."""
+    """Return what the look at a day found; UserError if there was none."""
     prefix = f"{_root(model)}/looks/{day}"
     try:
         document = json.loads(store.get_bytes(f"{prefix}/report.json"))
@@ -112,7 +112,7 @@ def _compare(
     look = _keep(store, model, until, document, report=report, scratch=scratch)
     if fresh:
         kept = {"seen": sorted(map(str, {*seen, *fresh})), "state": report.state.as_dict()}
-        store.put_bytes(_state_key(model, release.version), json.dumps(kept).encode())
+        store.put_bytes(f"{_root(model)}/{release.version}/state.json", json.dumps(kept).encode())
     return look
 
 
@@ -206,7 +206,7 @@ def _prompts(
 def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, set[date]]:
     """Return the state after the looks at a version's production, and the days that they saw."""
     with suppress(NotThere):
-        document = json.loads(store.get_bytes(_state_key(model, version)))
+        document = json.loads(store.get_bytes(f"{_root(model)}/{version}/state.json"))
         seen = set(map(date.fromisoformat, document["seen"]))
         return WatchState.from_dict(document["state"]), seen
     return None, set()
@@ -216,10 +216,6 @@ def _unseen(store: Store, model: str, pointer: ReleasePointer, seen: set[date]) 
     """Return the curated days of a release that no look has seen, whenever they were curated."""
     since = date.fromisoformat(pointer.released_at[:10])
     return [day for day in curated_days(store, model) if day >= since and day not in seen]
-
-
-def _state_key(model: str, version: str) -> str:
-    return f"{_root(model)}/{version}/state.json"
 
 
 def _root(model: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 from tuneline.artifacts.request_log import folder_name
 from tuneline.config import DataConfig
-from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
+from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.data.pii_scrubbing import reason_to_reject
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
@@ -38,16 +38,8 @@ from tuneline.run import now
 from tuneline.store import AlreadyThere, FileStore, NotThere, S3Store, Store, at_work_in
 
 PREFIX = "labels"
-REVIEWED = (
-    "request_id",
-    "messages",
-    "answer",
-    "stand_ins",
-    "stratum",
-    "in_review",
-    "inclusion_probability",
-)
-COLUMNS = ("request_id", "prompt", "answer", "stratum", "decision", "answer_corrected")
+REVIEWED = "request_id messages answer stand_ins stratum in_review inclusion_probability".split()
+COLUMNS = "request_id prompt answer stratum decision answer_corrected".split()
 _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
 # Is in the place of a surrogate while an answer is scrubbed: a private character is no part of a
 # name.
@@ -67,6 +59,9 @@ class Decision(StrEnum):
     ACCEPT = "accept"
     REJECT = "reject"
     CORRECT = "correct"
+
+
+_DECISIONS = f"{', '.join([*Decision][:-1])} or {[*Decision][-1]}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class ReviewRow:
 
 @dataclass(frozen=True)
 class GivenLabel:
-    """A label as a sheet states it."""
+    """A label as a sheet states it; `corrected` is not scrubbed, `at` RFC 3339 in UTC."""
 
     where: str
     request_id: str
@@ -105,7 +100,7 @@ class GivenLabel:
 
 @dataclass(frozen=True)
 class Label:
-    """A person's decision on a row."""
+    """A person's decision on a row; `answer_corrected` is scrubbed, `at` may be empty."""
 
     request_id: str
     day: str
@@ -121,15 +116,15 @@ class Label:
 
 @dataclass
 class Labels:
-    """The labels of a model."""
+    """The label in force of each request, and the error of each file that could not be read."""
 
-    latest: dict[str, Label] = field(default_factory=dict)  # by request id
-    conflicts: int = 0  # requests with labels that disagree
-    skipped: list[str] = field(default_factory=list)  # errors of unreadable files
+    latest: dict[str, Label] = field(default_factory=dict)
+    conflicts: int = 0
+    skipped: list[str] = field(default_factory=list)
 
 
 def parse_days(text: str) -> tuple[date, date]:
-    """Return the first and the last day of `A..B`, or of a day alone."""
+    """Return the first and last day of `A..B`, or of a day alone; UserError if neither."""
     first, separator, last = text.partition("..")
     days = parse_day(first), parse_day(last if separator else first)
     if days[0] > days[1]:
@@ -140,7 +135,7 @@ def parse_days(text: str) -> tuple[date, date]:
 def review_rows(
     store: Store, model: str, days: Collection[date] | None = None
 ) -> Iterator[ReviewRow]:
-    """Yield the rows that were drawn for review, day by day."""
+    """Yield the rows that were drawn for review, day by day; None for all days."""
     known = curated_days(store, model)
     for curated in open_days(store, model, [d for d in known if days is None or d in days]):
         data = data_settings(curated.evidence.settings)
@@ -185,10 +180,7 @@ def _cells(row: ReviewRow) -> dict[str, str]:
 
 
 def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Render rows as Markdown, with the fields of a form for the first of them.
-
-    A field is named after its request, so that no answer lands on another row.
-    """
+    """Render rows as Markdown, with the fields of a form, which are named after their requests."""
     rows = rows[:ROWS_OF_FORM]
     parts = [_INSTRUCTIONS] if rows else ["No row waits for review."]
     for number, row in enumerate(rows, 1):
@@ -201,15 +193,11 @@ def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]
 def form_fields(ids: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the fields of a form for some requests."""
     found: dict[str, dict[str, Any]] = {}
+    text, choices = {"type": ["string", "null"], "default": None}, [None, *map(str, Decision)]
     for number, request_id in enumerate(ids, 1):
-        text = {"type": ["string", "null"], "default": None}
-        choices = [None, *map(str, Decision)]
+        wanted = f"Row {number}: the answer as it should be, if you correct it"
         found[_DECISION + request_id] = {**text, "enum": choices, "title": f"Row {number}"}
-        found[_CORRECTED + request_id] = {
-            **text,
-            "format": "multiline",
-            "title": f"Row {number}: the answer as it should be, if you correct it",
-        }
+        found[_CORRECTED + request_id] = {**text, "format": "multiline", "title": wanted}
     return found
 
 
@@ -223,27 +211,28 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
 
     Corrected answers may hold personal data, and the scrubber is not where people are asked. So
     they wait in `quarantine/answers/<model>/` until `take_answers` scrubs and stores them.
+
+    Raises:
+        UserError: if an answer is wrong, or none was given; nothing is stored.
     """
-    raw = "".join(
-        json.dumps(
-            {
-                "request_id": request_id,
-                "decision": given[_DECISION + request_id] or "",
-                "answer_corrected": given.get(_CORRECTED + request_id) or "",
-            }
-        )
-        + "\n"
+    lines = [
+        {
+            "request_id": request_id,
+            "decision": given[_DECISION + request_id] or "",
+            "answer_corrected": given.get(_CORRECTED + request_id) or "",
+        }
         for request_id in ids_of_form(given)
-    )
-    if not raw:
+    ]
+    if not lines:
         raise UserError("answers: no row was shown, so that there is none to label")
+    raw = "".join(json.dumps(line) + "\n" for line in lines)
     parse_labels(raw.encode(), "answers", [row.request_id for row in review_rows(store, model)])
     document = json.dumps({"labels": raw, "by": by}, ensure_ascii=False)
     store.put_bytes(_answers_key(model, name), document.encode())
 
 
 def take_answers(store: Store, model: str, name: str) -> int:
-    """Scrub and store the answers that were put aside, and delete them there."""
+    """Scrub, store and delete answers that were put aside; return the number of labels."""
     key = _answers_key(model, name)
     try:
         document = json.loads(store.get_bytes(key))
@@ -265,10 +254,7 @@ def _answers_key(model: str, name: str) -> str:
 
 
 def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[GivenLabel]:
-    """Read a sheet of labels; rows without a decision are not labels yet and are passed over.
-
-    `known` are the ids in review, None takes any. Errors name file and line.
-    """
+    """Read the labels of a sheet; UserError names file and line of what is wrong."""
     labels: dict[str, GivenLabel] = {}
     advice = "fill the file that `tuneline logs review` wrote"
     for entry in read_sheet(raw, name, ("request_id", "decision"), advice):
@@ -283,7 +269,7 @@ def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[G
             )
         labels[label.request_id] = label
     if not labels:
-        raise UserError(f"{name} holds no label; fill the column decision with {_decisions()}")
+        raise UserError(f"{name} holds no label; fill the column decision with {_DECISIONS}")
     return list(labels.values())
 
 
@@ -292,7 +278,7 @@ def _label(entry: Entry, known: Collection[str] | None) -> GivenLabel | None:
     if not given:
         return None
     if given not in set(Decision):
-        raise UserError(f"{where}: {given!r} is not a decision; write {_decisions()}")
+        raise UserError(f"{where}: {given!r} is not a decision; write {_DECISIONS}")
     request_id = entry.text("request_id")
     if known is not None and request_id not in known:
         raise UserError(
@@ -322,16 +308,8 @@ def _time(text: str, where: str) -> str | None:
     return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _decisions() -> str:
-    *some, last = Decision
-    return f"{', '.join(some)} or {last}"
-
-
 def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> int:
-    """Check a file of labels, scrub its corrected answers, and store it.
-
-    Nothing is stored if anything in it is wrong.
-    """
+    """Check, scrub and store a file of labels; return their number; UserError if one is wrong."""
     check_model(model)
     if not by.strip():
         raise UserError("--by is empty; name the person who labelled the rows")
@@ -414,55 +392,50 @@ def _own(raw: bytes, name: str, where: str) -> list[Label]:
 def _made(given: Sequence[GivenLabel], rows: Mapping[str, ReviewRow], file: str) -> list[Label]:
     """Add the texts to labels and scrub the corrected answers; `file` stands for a labeller."""
     corrected = _scrubbed([(label, rows[label.request_id]) for label in given if label.corrected])
-    return [
-        Label(
-            label.request_id,
-            rows[label.request_id].day,
-            label.decision,
-            corrected.get(label.request_id),
-            label.by or file,
-            label.at or "",
-            rows[label.request_id].messages,
-            rows[label.request_id].answer,
-            rows[label.request_id].stratum,
-            rows[label.request_id].inclusion_probability,
+    made = []
+    for label in given:
+        row = rows[label.request_id]
+        made.append(
+            Label(
+                label.request_id,
+                row.day,
+                label.decision,
+                corrected.get(label.request_id),
+                label.by or file,
+                label.at or "",
+                row.messages,
+                row.answer,
+                row.stratum,
+                row.inclusion_probability,
+            )
         )
-        for label in given
-    ]
+    return made
 
 
 def _scrubbed(corrections: Sequence[tuple[GivenLabel, ReviewRow]]) -> dict[str, str]:
-    """Return the corrected answers, scrubbed as their days were, by request id."""
+    """Return the corrected answers, scrubbed as their days were, by request id.
+
+    Surrogates of their rows stay, so that they match the prompt.
+    """
     groups: dict[str, list[tuple[GivenLabel, ReviewRow]]] = defaultdict(list)
     for correction in corrections:
         groups[correction[1].data.model_dump_json()].append(correction)
     found: dict[str, str] = {}
     for document, some in groups.items():
-        texts = [(label.corrected or "", row.surrogates) for label, row in some]
-        config = DataConfig.model_validate_json(document)
-        scrubber = make_scrubber(config)
-        answers = _scrub_answers(scrubber, [label for label, _ in some], texts)
-        found.update(zip([label.request_id for label, _ in some], answers, strict=True))
+        scrubber = make_scrubber(DataConfig.model_validate_json(document))
+        marks = [{s: _MARK.format(n) for n, s in enumerate(row.surrogates)} for _, row in some]
+        batch: list[list[Message]] = [
+            [{"role": "assistant", "content": _replace(label.corrected or "", own)}]
+            for (label, _), own in zip(some, marks, strict=True)
+        ]
+        results = scrubber.scrub([label.request_id for label, _ in some], batch)
+        for (label, _), own, result in zip(some, marks, results, strict=True):
+            reason = reason_to_reject(result)
+            if reason is not None:
+                raise UserError(f"{label.where}: the corrected answer can't be scrubbed: {reason}")
+            back = {mark: surrogate for surrogate, mark in own.items()}
+            found[label.request_id] = _replace(result.messages[0]["content"], back)
     return found
-
-
-def _scrub_answers(
-    scrubber: Scrubber, given: Sequence[GivenLabel], texts: Sequence[tuple[str, list[str]]]
-) -> list[str]:
-    """Scrub answers; surrogates of their rows stay, so that they match the prompt."""
-    marked = [
-        _replace(text, {s: _MARK.format(n) for n, s in enumerate(known)}) for text, known in texts
-    ]
-    batch: list[list[Message]] = [[{"role": "assistant", "content": text}] for text in marked]
-    results = scrubber.scrub([label.request_id for label in given], batch)
-    answers = []
-    for label, result, (_, known) in zip(given, results, texts, strict=True):
-        reason = reason_to_reject(result)
-        if reason is not None:
-            raise UserError(f"{label.where}: the corrected answer can't be scrubbed: {reason}")
-        answer = result.messages[0]["content"]
-        answers.append(_replace(answer, {_MARK.format(n): s for n, s in enumerate(known)}))
-    return answers
 
 
 def _replace(text: str, values: Mapping[str, Any]) -> str:

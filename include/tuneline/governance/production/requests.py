@@ -7,69 +7,139 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tuneline.data.tables.rows import Row, StandIn
-from tuneline.governance.production.usable import Reason
+from tuneline.data.conversations.turn_checks import TEMPLATE_MARKERS, check_turns
+from tuneline.data.tables.rows import Message, Row, StandIn, schema_of
+
+
+class Reason(StrEnum):
+    """The reason for which a logged request is no row of the curated day."""
+
+    # No upstream answered, or the client's request was wrong; the detail is the status.
+    ERROR_STATUS = "error_status"
+    # The answer stops somewhere: the upstream died, or the client left.
+    BROKEN_STREAM = "broken_stream"
+    # The gateway could not scrub the text and logged none, or no user turn says anything.
+    NO_TEXT = "no_text"
+    EMPTY_ANSWER = "empty_answer"
+    # The log has no tool calls, so that a conversation with tools is incomplete.
+    TOOL_USE = "tool_use"
+    # The answer reached the token limit; training on it would teach to stop mid-sentence.
+    CUT_OFF = "cut_off"
+    # The upstream's filter replaced the answer.
+    FILTERED = "filtered"
+    # Roles out of order, special tokens, broken Unicode; the detail is the check that failed.
+    MALFORMED = "malformed"
+    # `data.pii_actions` refuses rows with this kind of personal data.
+    PII_REFUSED = "pii_refused"
+    # A pattern still hits after scrubbing.
+    RESIDUAL_PII = "residual_pii"
+    # The chat template of the base model refuses the conversation.
+    TEMPLATE_REFUSED = "template_refused"
+    # More tokens than `data.max_tokens`.
+    TOO_LONG = "too_long"
+    # The same question stays in another row of the day.
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    # The same question, or nearly, stays in a row of an earlier day.
+    SEEN_BEFORE = "seen_before"
+
+
+# These requests are counted in `seen` and `weight` of the row that stays.
+MERGED = frozenset({Reason.DUPLICATE, Reason.NEAR_DUPLICATE})
+# In place of these requests another row stays, which is named.
+REPLACED = MERGED | {Reason.SEEN_BEFORE}
+
+
+Refusal = tuple[Reason, str | None]
+
+# How the gateway says that a request ended. An answer whose tokens were improbable came whole.
+LOW_CONFIDENCE = "low_confidence"
+_ANSWERED = frozenset({"ok", LOW_CONFIDENCE})
+_BROKEN = frozenset({"died_midstream", "connection_lost", "client_aborted"})
+_TOOL_ROLES = frozenset({"tool", "function"})
+_FINISHES = {
+    "tool_calls": Reason.TOOL_USE,
+    "function_call": Reason.TOOL_USE,
+    "length": Reason.CUT_OFF,
+    "content_filter": Reason.FILTERED,
+}
+
+
+def conversation(row: Mapping[str, Any]) -> list[Message]:
+    """Return the turns of a logged request with its answer as the last one."""
+    # `developer` is the newer name of the role that models are trained with as `system`.
+    named = {"developer": "system"}
+    turns = [
+        {"role": named.get(turn["role"], turn["role"]), "content": turn["content"] or ""}
+        for turn in row["messages"]
+    ]
+    return [*turns, {"role": "assistant", "content": row["answer"]}]
+
+
+def refusal(row: Mapping[str, Any]) -> Refusal | None:
+    """Return the reason and its detail for which a logged request can't be used, None if it can."""
+    status, finish, turns = row["status"], row["finish_reason"], row["messages"] or []
+    if status not in _ANSWERED:
+        return (Reason.BROKEN_STREAM if status in _BROKEN else Reason.ERROR_STATUS), status
+    if not any(turn["role"] == "user" and (turn["content"] or "").strip() for turn in turns):
+        return Reason.NO_TEXT, None
+    if any(turn["role"] in _TOOL_ROLES for turn in turns):
+        return Reason.TOOL_USE, "role"
+    if finish in _FINISHES:
+        return _FINISHES[finish], finish
+    if not (row["answer"] or "").strip():
+        return Reason.EMPTY_ANSWER, None
+    fault = check_turns(conversation(row), TEMPLATE_MARKERS)
+    # The text after the code quotes the turn.
+    return (Reason.MALFORMED, fault.partition(":")[0]) if fault else None
+
 
 # Rows in memory as Python objects at once, while a table is read or written.
 STRIDE = 1 << 13
 
-_TEXT, _NUMBER, _SHARE = pa.string(), pa.int64(), pa.float64()
-_TURN = pa.struct([("role", _TEXT), ("content", _TEXT)])
-_PLACE = pa.struct(
-    [("turn", pa.int32()), ("start", pa.int32()), ("end", pa.int32()), ("entity", _TEXT)]
-)
+_TYPES = {
+    "time": pa.timestamp("ms", "UTC"),
+    "in_review": pa.bool_(),
+    **dict.fromkeys("prompt_tokens completion_tokens n_tokens seen".split(), pa.int64()),
+    **dict.fromkeys("confidence sample_rate similarity weight novelty".split(), pa.float64()),
+    "inclusion_probability": pa.float64(),
+    **{column.name: column.type for column in schema_of(("messages", "stand_ins"))},
+}
+
+
+def _schema(names: str) -> pa.Schema:
+    return pa.schema([(name, _TYPES.get(name, pa.string())) for name in names.split()])
+
+
 # As logged. The name of the API key is left behind: a key may belong to one person.
-FACTS = pa.schema(
-    [
-        ("request_id", _TEXT),
-        ("time", pa.timestamp("ms", "UTC")),
-        ("model_version", _TEXT),
-        ("confidence", _SHARE),
-        ("served_by", _TEXT),
-        ("fallback_reason", _TEXT),
-        ("status", _TEXT),
-        ("prompt_tokens", _NUMBER),
-        ("completion_tokens", _NUMBER),
-        ("sample_rate", _SHARE),
-    ]
+FACTS = _schema(
+    "request_id time model_version confidence served_by fallback_reason status prompt_tokens "
+    "completion_tokens sample_rate"
 )
-TEXTS = pa.schema(
-    [
-        ("messages", pa.list_(_TURN)),
-        ("answer", _TEXT),
-        ("stand_ins", pa.list_(_PLACE)),
-        ("n_tokens", _NUMBER),
-    ]
-)
-OUTCOME = pa.schema(
-    [
-        ("reason", _TEXT),
-        ("detail", _TEXT),
-        ("of", _TEXT),
-        ("of_day", _TEXT),
-        ("similarity", _SHARE),
-        ("seen", _NUMBER),
-        ("weight", _SHARE),
-        ("resembles", _TEXT),
-        ("resembles_row", _TEXT),
-        ("novelty", _SHARE),
-        ("stratum", _TEXT),
-        ("in_review", pa.bool_()),
-        ("inclusion_probability", _SHARE),
-    ]
+TEXTS = _schema("messages answer stand_ins n_tokens")
+OUTCOME = _schema(
+    "reason detail of of_day similarity seen weight resembles resembles_row novelty stratum "
+    "in_review inclusion_probability"
 )
 REQUESTS = pa.schema([*FACTS, *TEXTS, *OUTCOME])
 
 
 @dataclass(slots=True)
 class Request:
-    """What becomes of a logged request; most attributes are columns of `requests.parquet`."""
+    """What becomes of a logged request; most attributes are columns of `requests.parquet`.
+
+    `weight` is the number of requests that it stands for by the sampling of the log, `seen` that of
+    logged ones. `of` is the row that stays in its place, on `of_day` if that is an earlier one.
+    `detail` is a status or code, never text; `row` its number among the scrubbed texts; `novelty`
+    the share of its 5-grams that are new.
+    """
 
     request_id: str
     weight: float  # requests that it stands for by the sampling of the log, with merged ones
@@ -98,17 +168,9 @@ class Request:
 
 def requests_of(log: pa.Table) -> list[Request]:
     """Return the logged requests; all of them stay."""
-    columns = ["request_id", "sample_rate", "fallback_reason", "status", "confidence"]
-    return [
-        Request(
-            entry["request_id"],
-            weight_of(entry["sample_rate"]),
-            entry["fallback_reason"],
-            entry["status"],
-            entry["confidence"],
-        )
-        for entry in log.select(columns).to_pylist()
-    ]
+    names = ["request_id", "sample_rate", "fallback_reason", "status", "confidence"]
+    columns = (log[name].to_pylist() for name in names)
+    return [Request(one, weight_of(rate), *rest) for one, rate, *rest in zip(*columns, strict=True)]
 
 
 def staying(requests: Sequence[Request]) -> list[Request]:
@@ -124,10 +186,7 @@ def weight_of(sample_rate: float | None) -> float:
 def write_requests(
     path: Path, facts: pa.Table, scrubbed: Path, requests: Sequence[Request]
 ) -> None:
-    """Write `requests.parquet`.
-
-    `facts` has the columns `FACTS` of the log, `scrubbed` is a table of `TEXTS` in the same order.
-    """
+    """Write `requests.parquet` from the log's facts, the scrubbed texts and what became of each."""
     texts = pq.read_table(scrubbed)
     done = 0
     with pq.ParquetWriter(path, REQUESTS, compression="zstd") as writer:

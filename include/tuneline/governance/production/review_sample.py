@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,7 @@ from tuneline.data.near_duplicates.shingles import (
     shingle_chars,
     text_of,
 )
-from tuneline.data.pii.replace.residuals import Find
-from tuneline.data.pii.replace.scrubber import shape_finder
+from tuneline.data.pii.replace.scrubber import Find, shape_finder
 from tuneline.data.tables.rows import (
     HOLDOUT,
     SPLITS,
@@ -40,9 +39,15 @@ from tuneline.data.tables.rows import (
 from tuneline.errors import UserError
 from tuneline.evidence import FileRef
 from tuneline.governance.production.curated_days import CuratedDay, StratumCount
-from tuneline.governance.production.requests import STRIDE, Request, compared_row, staying
+from tuneline.governance.production.requests import (
+    LOW_CONFIDENCE,
+    STRIDE,
+    Reason,
+    Request,
+    compared_row,
+    staying,
+)
 from tuneline.governance.production.settings import CurationSettings
-from tuneline.governance.production.usable import LOW_CONFIDENCE, Reason
 from tuneline.store import sha256_file
 
 # The split that a row resembles is the first of these: held out is what must not be trained on.
@@ -59,15 +64,6 @@ class Stratum(StrEnum):
     LOW_CONFIDENCE = "low_confidence"
     NOVEL = "novel"
     RANDOM = "random"
-
-
-@dataclass
-class Reference:
-    """A dataset's prompts by split, normalised, and the file that they come from."""
-
-    file: FileRef
-    ids: dict[str, list[str]] = field(default_factory=dict)
-    texts: dict[str, list[str]] = field(default_factory=dict)
 
 
 def merge_within_day(requests: Sequence[Request], threshold: float) -> None:
@@ -92,9 +88,10 @@ def compare(
     settings: CurationSettings,
     sample: Sequence[Row],
 ) -> list[FileRef]:
-    """Compare the rows that stay with earlier days, then with the reference.
+    """Compare the rows that stay with earlier days, then with the reference; return the files read.
 
-    Rows whose question an earlier day has leave with all that was merged into them.
+    Rows whose question an earlier day (the latest first) has leave with all that was merged into
+    them.
     """
     threshold = settings.data.near_duplicate_jaccard
     inputs: list[FileRef] = []
@@ -112,10 +109,18 @@ def compare(
             known = known_grams([texts], known)
     rows = staying(requests)
     if settings.reference is not None:
-        reference = read_reference(settings.reference, settings.data, sample)
-        inputs.append(reference.file)
-        _mark(rows, reference, threshold)
-        known = known_grams(reference.texts.values())
+        file, prompts = read_reference(settings.reference, settings.data, sample)
+        inputs.append(file)
+        # A held-out row comes first.
+        for split in (*_FIRST, *sorted(prompts.keys() - set(SPLITS))):
+            texts = [text for _, text in prompts[split]]
+            near = nearest([row.text for row in rows], texts, threshold)
+            for number, (other, similarity) in near.items():
+                row = rows[number]
+                if row.resembles is None:
+                    row.resembles, row.resembles_row = split, prompts[split][other][0]
+                    row.similarity = round(similarity, 4)
+        known = known_grams([text for _, text in some] for some in prompts.values())
     if len(known):
         shares = novelty([row.text for row in rows], known)
         for row, share in zip(rows, shares, strict=True):
@@ -134,18 +139,6 @@ def _prompts(day: CuratedDay, sample: Sequence[Row]) -> tuple[list[str], list[st
             ids += [entry["request_id"] for entry in entries]
             texts += similarity_texts(map(compared_row, entries), sample)
     return ids, texts
-
-
-def _mark(rows: Sequence[Request], reference: Reference, threshold: float) -> None:
-    """Note the row of the reference that each row resembles, a held-out one first."""
-    others = sorted(reference.texts.keys() - set(SPLITS))
-    for split in (*_FIRST, *others):
-        near = nearest([row.text for row in rows], reference.texts.get(split, []), threshold)
-        for number, (other, similarity) in near.items():
-            row = rows[number]
-            if row.resembles is None:
-                row.resembles, row.resembles_row = split, reference.ids[split][other]
-                row.similarity = round(similarity, 4)
 
 
 def draw_sample(requests: Sequence[Request], settings: CurationSettings) -> dict[str, StratumCount]:
@@ -187,8 +180,11 @@ def _stratum_of(row: Request, settings: CurationSettings) -> Stratum:
     return Stratum.RANDOM
 
 
-def read_reference(address: str, config: DataConfig, sample: Sequence[Row]) -> Reference:
-    """Read the prompts of a dataset."""
+def read_reference(
+    address: str, config: DataConfig, sample: Sequence[Row]
+) -> tuple[FileRef, dict[str, list[tuple[str, str]]]]:
+    """Return the file of a dataset, and ids and prompts by split; UserError if it is none."""
+    prompts: dict[str, list[tuple[str, str]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         path = fetch_dataset(address, Path(scratch), f"--reference {address}")
         find = shape_finder(config)
@@ -201,34 +197,27 @@ def read_reference(address: str, config: DataConfig, sample: Sequence[Row]) -> R
                     bytes=path.stat().st_size,
                     rows=table.metadata.num_rows,
                 )
-                found = Reference(file)
                 for batch in table.iter_batches(STRIDE, columns=["row_id", "messages", "split"]):
-                    _add(found, batch, find, sample)
+                    entries = batch.to_pylist()
+                    texts = similarity_texts((_row(entry, find) for entry in entries), sample)
+                    for entry, text in zip(entries, texts, strict=True):
+                        prompts[entry["split"]].append((entry["row_id"], text))
         except (OSError, ValueError, KeyError, pa.ArrowException):
             raise UserError(
                 f"--reference {address} is not a dataset of the data phase (a Parquet file with "
                 "the columns row_id, messages and split)"
             ) from None
-    return found
+    return file, prompts
 
 
-def _add(found: Reference, batch: pa.RecordBatch, find: Find, sample: Sequence[Row]) -> None:
-    entries = batch.to_pylist()
-    rows = [_masked_row(entry["row_id"], entry["messages"], find) for entry in entries]
-    texts = similarity_texts(rows, sample)
-    for entry, text in zip(entries, texts, strict=True):
-        found.ids.setdefault(entry["split"], []).append(entry["row_id"])
-        found.texts.setdefault(entry["split"], []).append(text)
-
-
-def _masked_row(row_id: str, messages: list[dict[str, str]], find: Find) -> Row:
+def _row(entry: Mapping[str, Any], find: Find) -> Row:
     """Return a row whose surrogates are marked; a dataset does not say where they are."""
     places = tuple(
         StandIn(turn, hit.start, hit.end, hit.entity)
-        for turn, message in enumerate(messages[:-1])
+        for turn, message in enumerate(entry["messages"][:-1])
         for hit in find(message["content"])
     )
-    return Row(row_id, messages, "", 0, stand_ins=places)
+    return Row(entry["row_id"], entry["messages"], "", 0, stand_ins=places)
 
 
 def known_grams(texts: Iterable[Sequence[str]], known: Hashes | None = None) -> Hashes:

@@ -13,13 +13,7 @@ from tuneline.artifacts.request_log import days, folder_name
 from tuneline.config import Model
 from tuneline.data.tables.rows import Message
 from tuneline.governance.production.curated_days import check_model, curated_days, open_days
-from tuneline.governance.production.labels import (
-    Decision,
-    Label,
-    open_rows,
-    read_labels,
-    review_rows,
-)
+from tuneline.governance.production.labels import Decision, open_rows, read_labels, review_rows
 from tuneline.store import AlreadyThere, Store
 
 
@@ -36,7 +30,7 @@ class ReviewedRow:
 
 @dataclass(frozen=True)
 class Reviewed:
-    """The reviewed rows of a model."""
+    """The reviewed rows of a model by day and request id, and the hash of their ids and turns."""
 
     rows: list[ReviewedRow]
     version: str  # hash of their ids and turns
@@ -50,25 +44,14 @@ class Reviewed:
 
     def jsonl(self) -> str:
         """Return the rows in the form `messages`, one JSON object a line."""
-        return "".join(
-            json.dumps(
-                {
-                    "messages": row.messages,
-                    "request_id": row.request_id,
-                    "day": row.day,
-                    "labeller": row.labeller,
-                    "decision": row.decision,
-                },
-                ensure_ascii=False,
-            )
-            + "\n"
-            for row in self.rows
-        )
+        names = ("messages", "request_id", "day", "labeller", "decision")
+        lines = ({name: getattr(row, name) for name in names} for row in self.rows)
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a model is trained on next."""
+    """What a model is trained on next: addresses, and the settings of a run that name them."""
 
     addresses: list[str]
     overrides: dict[str, Any]
@@ -93,21 +76,17 @@ def reviewed_rows(store: Store, model: str) -> Reviewed:
     """Return the rows of a model that people accepted or corrected."""
     check_model(model)
     labels = read_labels(store, model)
-    used = [label for label in labels.latest.values() if label.decision != Decision.REJECT]
-    rows = sorted(map(_row, used), key=lambda row: (row.day, row.request_id))
-    digest = hashlib.sha256()
-    for row in rows:
-        line = json.dumps([row.request_id, row.messages], separators=(",", ":"))
+    rows, digest = [], hashlib.sha256()
+    for one in sorted(labels.latest.values(), key=lambda label: (label.day, label.request_id)):
+        if one.decision == Decision.REJECT:
+            continue
+        answer = one.answer if one.answer_corrected is None else one.answer_corrected
+        turns = [*one.messages, {"role": "assistant", "content": answer}]
+        rows.append(ReviewedRow(one.request_id, one.day, one.by, one.decision, turns))
+        line = json.dumps([one.request_id, turns], separators=(",", ":"))
         digest.update(f"{line}\n".encode())
-    return Reviewed(
-        rows, digest.hexdigest(), len(labels.latest) - len(used), labels.conflicts, labels.skipped
-    )
-
-
-def _row(label: Label) -> ReviewedRow:
-    answer = label.answer if label.answer_corrected is None else label.answer_corrected
-    turns = [*label.messages, {"role": "assistant", "content": answer}]
-    return ReviewedRow(label.request_id, label.day, label.by, label.decision, turns)
+    rejected = len(labels.latest) - len(rows)
+    return Reviewed(rows, digest.hexdigest(), rejected, labels.conflicts, labels.skipped)
 
 
 def review_status(store: Store, model: str) -> ReviewStatus:

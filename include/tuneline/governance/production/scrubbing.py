@@ -1,6 +1,6 @@
 """Scrub a day's usable requests by the scrubber of the data phase, block by block.
 
-A block is what is in memory as Python objects, and the dataset whose shared texts are spared.
+The log was scrubbed already, one request at a time; here the model's profile and actions hold.
 """
 
 from __future__ import annotations
@@ -22,9 +22,18 @@ from tuneline.data.pii.replace.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii_scrubbing import LEAST_ROWS, reason_to_reject
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row
-from tuneline.governance.production.requests import STRIDE, TEXTS, Request, batches_of, compared_row
+from tuneline.governance.production.requests import (
+    STRIDE,
+    TEXTS,
+    Reason,
+    Refusal,
+    Request,
+    batches_of,
+    compared_row,
+    conversation,
+    refusal,
+)
 from tuneline.governance.production.settings import CurationSettings
-from tuneline.governance.production.usable import Reason, Refusal, conversation, refusal
 from tuneline.machine.workers import worker_count
 from tuneline.terminal import track
 
@@ -36,15 +45,15 @@ SAMPLED = 4_096
 
 @dataclass
 class ScrubbedDay:
-    """What scrubbing a day found."""
+    """What scrubbing a day found; `sample` rows show the text that prompts share."""
 
-    digest: Any = field(default_factory=hashlib.sha256)  # over the logged requests
-    bytes: int = 0  # of what was hashed
-    rows: int = 0  # in the table of scrubbed texts
-    sample: list[Row] = field(default_factory=list)  # for the text that prompts share
-    logged: Counter[str] = field(default_factory=Counter)  # by the gateway
-    found: Counter[str] = field(default_factory=Counter)  # by this scrubbing
-    foreign: int = 0  # scrubbed requests in a language that is not declared
+    digest: Any = field(default_factory=hashlib.sha256)
+    bytes: int = 0
+    rows: int = 0
+    sample: list[Row] = field(default_factory=list)
+    logged: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    foreign: int = 0
 
 
 def scrub_day(
@@ -54,11 +63,7 @@ def scrub_day(
     renderer: Renderer | None,
     path: Path,
 ) -> ScrubbedDay:
-    """Write a table of the scrubbed texts of a day; requests without one leave.
-
-    Requests get their reason, or the number of their row; `renderer` counts tokens, None counts
-    none.
-    """
+    """Write the scrubbed texts of a day; each request gets its row, or the reason for none."""
     scrubber = make_scrubber(settings.data)
     day = ScrubbedDay()
     blocks = max(1, math.ceil(log.num_rows / BLOCK))
@@ -69,7 +74,13 @@ def scrub_day(
         for number in track(range(blocks), blocks, "scrubbing"):
             start = number * size
             usable, turns = _usable(log.slice(start, size), requests[start : start + size], day)
-            keys = [_prompt_key(messages) for messages in turns]
+            # Surrogates are drawn by the prompt: equal prompts stay equal.
+            keys = [
+                hashlib.sha256(
+                    "".join(f"{m['role']}\0{m['content']}\0" for m in messages[:-1]).encode()
+                ).hexdigest()
+                for messages in turns
+            ]
             results = scrubber.scrub(keys, turns, worker_count(len(turns), LEAST_ROWS))
             for first in range(0, len(usable), STRIDE):
                 part = slice(first, first + STRIDE)
@@ -79,17 +90,12 @@ def scrub_day(
                     compared_row(entry) for n, entry in enumerate(some, day.rows) if n % every == 0
                 ]
                 day.rows += len(some)
-    _note_texts(path, requests, day.sample)
-    return day
-
-
-def _note_texts(path: Path, requests: Sequence[Request], sample: Sequence[Row]) -> None:
-    """Give each request that has one its prompt, normalised."""
+    # Each request with a row gets its normalised prompt.
     rows = (request for request in requests if request.row is not None)
     for batch in batches_of(path, ("messages", "stand_ins")):
-        texts = similarity_texts(map(compared_row, batch.to_pylist()), sample)
-        for text in texts:
+        for text in similarity_texts(map(compared_row, batch.to_pylist()), day.sample):
             next(rows).text = text
+    return day
 
 
 def _usable(
@@ -114,14 +120,6 @@ def _usable(
     return usable, turns
 
 
-def _prompt_key(messages: Sequence[Message]) -> str:
-    """Return the key of a row's surrogates: equal prompts stay equal."""
-    digest = hashlib.sha256()
-    for message in messages[:-1]:
-        digest.update(f"{message['role']}\0{message['content']}\0".encode())
-    return digest.hexdigest()
-
-
 def _entries(
     requests: Sequence[Request],
     results: Sequence[Scrubbed],
@@ -133,21 +131,26 @@ def _entries(
     counts = _token_counts(renderer, [result.messages for result in results])
     entries: list[dict[str, Any]] = []
     for request, result, n_tokens in zip(requests, results, counts, strict=True):
-        refused = _refusal_after(result, n_tokens, settings)
-        if refused is not None:
-            request.leave(*refused)
-            continue
-        day.found.update(result.hits)
-        day.foreign += result.foreign is not None
-        request.row = day.rows + len(entries)
-        entries.append(
-            {
-                "messages": result.messages[:-1],
-                "answer": result.messages[-1]["content"],
-                "stand_ins": [asdict(place) for place in result.surrogates],
-                "n_tokens": n_tokens if isinstance(n_tokens, int) else None,
-            }
-        )
+        reason, count = reason_to_reject(result), n_tokens if isinstance(n_tokens, int) else None
+        if reason is not None:
+            refused = Reason(reason.partition(":")[0])
+            request.leave(refused, "+".join(result.refused) or None)
+        elif isinstance(n_tokens, tuple):
+            request.leave(*n_tokens)
+        elif count is not None and count > settings.data.max_tokens:
+            request.leave(Reason.TOO_LONG, f"{count} tokens")
+        else:
+            day.found.update(result.hits)
+            day.foreign += result.foreign is not None
+            request.row = day.rows + len(entries)
+            entries.append(
+                {
+                    "messages": result.messages[:-1],
+                    "answer": result.messages[-1]["content"],
+                    "stand_ins": [asdict(place) for place in result.surrogates],
+                    "n_tokens": count,
+                }
+            )
     return entries
 
 
@@ -168,16 +171,3 @@ def _token_counts(
             counts.append((Reason.TEMPLATE_REFUSED, None))
     counted = iter(renderer.count(texts))
     return [entry if isinstance(entry, tuple) else next(counted) for entry in counts]
-
-
-def _refusal_after(
-    result: Scrubbed, n_tokens: int | Refusal | None, settings: CurationSettings
-) -> Refusal | None:
-    reason = reason_to_reject(result)
-    if reason is not None:
-        return Reason(reason.partition(":")[0]), "+".join(result.refused) or None
-    if isinstance(n_tokens, tuple):
-        return n_tokens
-    if n_tokens is not None and n_tokens > settings.data.max_tokens:
-        return Reason.TOO_LONG, f"{n_tokens} tokens"
-    return None

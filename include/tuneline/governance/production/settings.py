@@ -33,7 +33,10 @@ _NO_SOURCE = "production"
 
 @dataclass(frozen=True)
 class CurationSettings:
-    """What a curation depends on besides the logs and the earlier days."""
+    """What a curation depends on besides the logs and the earlier days.
+
+    `sample_rate` is the share of every stratum to review; None for the quotas of `curation`.
+    """
 
     data: DataConfig
     curation: CurationConfig
@@ -61,27 +64,38 @@ def read_settings(
     reference: str | None = None,
     sample_rate: float | None = None,
 ) -> CurationSettings:
-    """Read the settings of a curation.
+    """Read the settings of a curation; UserError if the file is missing, or a setting wrong.
 
-    `config_file` is a path or an address in a store: settings of a run, of `data` alone, or with a
-    section `curation`; None takes the defaults.
+    The YAML file (a path or an address) holds those of a run, or of `data` alone, and `curation`.
     """
     if sample_rate is not None and not 0 < sample_rate <= 1:
         raise UserError(f"--sample {sample_rate:g}: give a share above 0 and up to 1")
     where = str(config_file or "the configuration")
-    document = _document(config_file) if config_file is not None else {}
+    document: dict[str, Any] = {}
+    if "://" in where:
+        folder, _, name = where.rpartition("/")
+        document = parse_yaml(open_store(folder).get_bytes(name).decode(), where)
+    elif config_file is not None:
+        document = read_yaml(Path(config_file))
     own = document.pop("curation", {})
     if document and document.keys() <= DataConfig.model_fields.keys():
         document = {"data": document}
     check_sections(document, where)
     config: PipelineConfig = build_config(document, {"data": {"source": _NO_SOURCE}}, where=where)
-    return CurationSettings(
-        config.data, _curation(own, where), config.governance, base_model, reference, sample_rate
-    )
+    try:
+        curation = CurationConfig.model_validate(own)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, ('curation', *entry['loc'])))}: {entry['msg']}"
+            for entry in error.errors()
+        )
+        raise UserError(f"{where}: {problems}") from None
+    more = (base_model, reference, sample_rate)
+    return CurationSettings(config.data, curation, config.governance, *more)
 
 
 def write_settings(store: Store, model: Model) -> str:
-    """Write the settings of a model's file into the store, where a pod reads them."""
+    """Write the settings of a model's file into the store for pods; equal ones have one address."""
     preset = read_yaml(presets_dir() / f"{model.file.preset}.yaml")
     document = {
         **merge(preset, model.settings),
@@ -91,24 +105,6 @@ def write_settings(store: Store, model: Model) -> str:
     key = f"settings/{folder_name(model.name)}/{hashlib.sha256(raw).hexdigest()[:16]}.json"
     store.put_bytes(key, raw)
     return store.uri_of(key)
-
-
-def _document(config_file: str | Path) -> dict[str, Any]:
-    if "://" not in (address := str(config_file)):
-        return read_yaml(Path(config_file))
-    folder, _, name = address.rpartition("/")
-    return parse_yaml(open_store(folder).get_bytes(name).decode(), address)
-
-
-def _curation(own: Any, where: str) -> CurationConfig:
-    try:
-        return CurationConfig.model_validate(own)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, ('curation', *entry['loc'])))}: {entry['msg']}"
-            for entry in error.errors()
-        )
-        raise UserError(f"{where}: {problems}") from None
 
 
 def data_settings(document: dict[str, Any]) -> DataConfig:

@@ -38,18 +38,6 @@ def test_words_that_a_model_knows(tiny):
     assert model.words(["", "acorn"]) == [[], []]
 
 
-def test_labels_of_other_types_are_named(tiny):
-    assert load_entity_model(tiny, {"PERSON"}, {}).ignored == ("LOC", "ORG")
-
-
-def test_a_name_is_found_at_every_place_of_a_long_text(tiny):
-    model = load_entity_model(tiny, {"PERSON"}, {})
-    for place in range(0, 150, 7):
-        words = ["word"] * 150
-        words[place : place + 2] = ["pebble", "thistle"]
-        assert found(model, " ".join(words)) == [("pebble", "PERSON"), ("thistle", "PERSON")], place
-
-
 def test_a_script_without_spaces_is_read_by_characters(tiny):
     model = load_entity_model(tiny, {"LOCATION"}, {})
     said = "字，" * 90 + "我住，北京，" + "字，" * 90

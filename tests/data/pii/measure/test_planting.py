@@ -6,18 +6,9 @@ import sys
 from collections import Counter
 from random import Random
 
+from tuneline.data.pii.measure import plants
 from tuneline.data.pii.measure.leak_estimate import readable
 from tuneline.data.pii.measure.planting import find_carriers, make_canaries, measure_register
-from tuneline.data.pii.measure.plants import (
-    FORMS,
-    KINDS,
-    SPLIT,
-    Register,
-    group_names,
-    phrases,
-    planted_groups,
-    tokens_of,
-)
 from tuneline.data.pii.replace.scrubber import Scrubbed
 
 ENGLISH = ["en"]
@@ -64,12 +55,12 @@ def planted(canary):
 
 
 def test_every_kind_can_be_planted_in_every_form_and_is_readable_where_it_stands():
-    canaries = made(chat_rows(), list(KINDS))
-    assert {canary.kind for canary in canaries} == set(KINDS)
-    assert {canary.form for canary in canaries} == set(FORMS)
+    canaries = made(chat_rows(), list(plants.KINDS))
+    assert {canary.kind for canary in canaries} == set(plants.KINDS)
+    assert {canary.form for canary in canaries} == set(plants.FORMS)
     assert all(readable(canary, Scrubbed(canary.messages)) for canary in canaries)
     for canary in canaries:
-        assert tokens_of(planted(canary))[canary.probe.number] in planted(canary).casefold()
+        assert plants.tokens_of(planted(canary))[canary.probe.number] in planted(canary).casefold()
         gone = [{**m, "content": "§"} for m in canary.messages]
         assert not readable(canary, Scrubbed(gone))
 
@@ -89,7 +80,7 @@ def test_canaries_take_the_register_of_the_dataset():
     edited = made(edited_rows(), ["PERSON"])
     capitals = sum(any(char.isupper() for char in planted(c)) for c in edited)
     assert capitals > 0.95 * len(edited)
-    assert all(c.form != SPLIT for c in edited), "one turn each"
+    assert all(c.form != plants.SPLIT for c in edited), "one turn each"
 
 
 def test_answers_follow_the_questions_of_the_dataset():
@@ -109,14 +100,6 @@ def test_a_question_for_an_email_address_asks_for_no_street():
     assert found.answers["STREET_ADDRESS"] == []
 
 
-def test_text_that_all_prompts_share_stays_whole():
-    frame = "Classify the message of a customer of the shop: "
-    rows = [turns(f"{frame}where is parcel {n * 77}", '{"intent": "x"}') for n in range(40)]
-    canaries = made(rows, ["EMAIL_ADDRESS"])
-    assert all(c.messages[0]["content"].startswith(frame) for c in canaries)
-    assert {c.messages[1]["content"] for c in canaries} == {'{"intent": "x"}'}
-
-
 def test_the_register_counts_shapes():
     register = measure_register(chat_rows())
     assert register.lower == register.unmarked == register.multi_turn == 1
@@ -124,15 +107,8 @@ def test_the_register_counts_shapes():
     assert measure_register(edited_rows()).lower == 0
 
 
-def test_broken_addresses_are_measured():
-    mails = [turns(f"write to user{n} (at) mail (dot) com", "ok") for n in range(30)]
-    assert measure_register(mails).garbled > 0.7
-    plain = [turns(f"write to user{n}@mail.com", "ok") for n in range(30)]
-    assert measure_register(plain).garbled < 0.1
-
-
 def test_only_chat_is_loose_and_its_ways_are_many():
-    nouns = phrases()["en"]["loose"]["nouns"]["PIN"]
+    nouns = plants.phrases()["en"]["loose"]["nouns"]["PIN"]
     chat, edited = (
         [planted(c) for c in made(rows, ["PASSWORD"], per_kind=200) if c.kind == "PIN"]
         for rows in (chat_rows(), edited_rows())
@@ -145,7 +121,9 @@ def test_only_chat_is_loose_and_its_ways_are_many():
 
 def test_names_are_of_many_countries_and_of_no_list():
     draw = Random(1)
-    people = [KINDS["PERSON"].draw(draw, Register(), "en")[1].text for _ in range(300)]
+    people = [
+        plants.KINDS["PERSON"].draw(draw, plants.Register(), "en")[1].text for _ in range(300)
+    ]
     assert len(set(people)) > 290
     code = (
         "import sys, tuneline.data.pii.measure.planting; "
@@ -164,11 +142,11 @@ def test_a_long_turn_is_cut_and_its_frame_and_json_stay():
 
 def test_languages_have_words_of_their_own():
     rows = [turns(f"wo ist mein paket nummer {n}", "ich sehe nach") for n in range(30)]
-    assert planted_groups(["PHONE_NUMBER", "CREDIT_CARD"], ["de"]) == [
+    assert plants.planted_groups(["PHONE_NUMBER", "CREDIT_CARD"], ["de"]) == [
         ("PHONE_NUMBER", "de"),
         ("CREDIT_CARD", "en"),
     ]
-    assert group_names(["PHONE_NUMBER", "PASSWORD"], ["en", "de"]) == [
+    assert plants.group_names(["PHONE_NUMBER", "PASSWORD"], ["en", "de"]) == [
         "PHONE_NUMBER",
         "PHONE_NUMBER.de",
         "PASSWORD",
@@ -177,6 +155,11 @@ def test_languages_have_words_of_their_own():
     ]
     canaries = make_canaries(rows, ["PHONE_NUMBER", "STREET_ADDRESS"], ["de"], 40, "1")
     assert {canary.group for canary in canaries} == {"PHONE_NUMBER.de", "STREET_ADDRESS.de"}
-    assert all(set(phrases()[code]["kinds"]) <= set(KINDS) for code in phrases())
-    for code, entry in phrases().items():
-        assert all(KINDS[kind].draw(Random(1), Register(), code)[1].text for kind in entry["kinds"])
+    assert all(
+        set(plants.phrases()[code]["kinds"]) <= set(plants.KINDS) for code in plants.phrases()
+    )
+    for code, entry in plants.phrases().items():
+        assert all(
+            plants.KINDS[kind].draw(Random(1), plants.Register(), code)[1].text
+            for kind in entry["kinds"]
+        )

@@ -46,12 +46,9 @@ def test_a_json_answer_stays_json_and_escapes_hide_nothing():
         "card": "[CREDIT_CARD]",
     }
     assert sum(counts.values()) == 2
-
-
-def test_the_name_of_a_json_field_is_not_overlooked():
     answer = '{"jane.doe@example.org": {"state": "open"}}'
     (scrubbed,), _ = scrub([turn(answer, "assistant")])
-    assert "jane.doe" not in scrubbed["content"]
+    assert "jane.doe" not in scrubbed["content"], "the name of a field"
 
 
 def test_the_model_finds_names_and_a_system_prompt_is_read_once():

@@ -5,109 +5,95 @@ from tests.data.pii.review.test_review import rows_of_all_strata
 from tests.lab.runs import Lab
 
 from tuneline.artifacts.answers import PII_SHEET, findings_of
-from tuneline.data.pii.review.review import (
-    ASK,
-    READ_ALL,
-    Answer,
-    answered,
-    asked_review,
-    form_body,
-    form_fields,
-    make_sheet,
-    open_forms,
-    record_form,
-    review_measurements,
-    reviewed,
-)
+from tuneline.data.pii.review import review as reviews
 from tuneline.errors import UserError
 from tuneline.evidence import measure
 from tuneline.verdicts import status
 
-KEPT = [
-    measure("rows_kept", 400, "rows", ">=", 1),
-    measure("found_PERSON", 50, "hits"),
-]
+KEPT = [measure("rows_kept", 400, "rows", ">=", 1), measure("found_PERSON", 50, "hits")]
 
 
 @pytest.fixture
 def lab(tmp_path):
     """A run whose rows were scrubbed and drawn; 50 of 400 rows still name Zebulon."""
-    made = Lab(tmp_path, {"data": {"pii_review": ASK, "pii_profile": ["hipaa"]}})
-    sheet = make_sheet(rows_of_all_strata(), 40)
+    made = Lab(tmp_path, {"data": {"pii_review": reviews.ASK, "pii_profile": ["hipaa"]}})
+    sheet = reviews.make_sheet(rows_of_all_strata(), 40)
     made.leave("pii_scrubbing", {"review_sheet.json": sheet.model_dump_json()}, KEPT)
     return made
 
 
 def filled(run, numbers, find=True):
     sheet = PII_SHEET.find(run)
-    names = [name for name in form_fields(run, numbers) if name != READ_ALL]
+    names = [name for name in reviews.form_fields(run, numbers) if name != reviews.READ_ALL]
     texts = [sheet.rows[number - 1].text for number in numbers]
     cells = ["PERSON: Zebulon" if find and "Zebulon" in text else None for text in texts]
-    return {**dict(zip(names, cells, strict=True)), READ_ALL: True}
+    return {**dict(zip(names, cells, strict=True)), reviews.READ_ALL: True}
 
 
 def answer_all(run, find=True, forms=None):
-    for numbers in open_forms(run)[:forms]:
-        record_form(run, numbers, filled(run, numbers, find), "ann")
+    for numbers in reviews.open_forms(run)[:forms]:
+        reviews.record_form(run, numbers, filled(run, numbers, find), "ann")
 
 
 def audited(lab):
-    return {m.name: m for m in asked_review(lab.context("final_audit"))}
+    return {m.name: m for m in reviews.asked_review(lab.context("final_audit"))}
 
 
 def test_ten_rows_are_a_form_until_somebody_has_answered_it(lab):
-    forms = open_forms(lab.run)
+    forms = reviews.open_forms(lab.run)
     assert [len(form) for form in forms] == [10, 10, 10, 10]
-    record_form(lab.run, forms[1], filled(lab.run, forms[1]), "ann")
-    assert open_forms(lab.run) == [forms[0], *forms[2:]]
-    answer_all(lab.run)
-    assert open_forms(lab.run) == []
+    body = reviews.form_body(lab.run, [1, 2])
+    assert ("### Row 1" in body, "### Row 3" in body) == (True, False)
     sheet = PII_SHEET.find(lab.run)
+    assert f"```\n{sheet.rows[0].text}\n```" in body
+    reviews.record_form(lab.run, forms[1], filled(lab.run, forms[1]), "ann")
+    assert reviews.open_forms(lab.run) == [forms[0], *forms[2:]]
+    answer_all(lab.run)
+    assert reviews.open_forms(lab.run) == []
     assert {found.reviewer for found in findings_of(lab.run, sheet.draw_id)} == {"ann"}
 
 
 @pytest.mark.parametrize("review", [None, "sheet.csv"])
 def test_nobody_is_asked_unless_the_run_says_so(tmp_path, review):
     made = Lab(tmp_path, {"data": {"pii_review": review}})
-    sheet = make_sheet(rows_of_all_strata(), 40)
+    sheet = reviews.make_sheet(rows_of_all_strata(), 40)
     made.leave("pii_scrubbing", {"review_sheet.json": sheet.model_dump_json()}, KEPT)
-    assert open_forms(made.run) == []
-    assert asked_review(made.context("final_audit")) == []
-
-
-def test_the_form_shows_its_rows_and_no_markup_of_theirs(lab):
-    body = form_body(lab.run, [1, 2])
-    assert "### Row 1" in body
-    assert "### Row 3" not in body
-    sheet = PII_SHEET.find(lab.run)
-    assert f"```\n{sheet.rows[0].text}\n```" in body
-    fields = form_fields(lab.run, [1, 2])
-    assert [field["title"] for field in fields.values()][:2] == ["Row 1", "Row 2"]
+    assert reviews.open_forms(made.run) == []
+    assert reviews.asked_review(made.context("final_audit")) == []
 
 
 def test_the_estimate_is_the_one_of_a_filled_sheet(lab):
     answer_all(lab.run)
     sheet = PII_SHEET.find(lab.run)
-    rows = [
-        Answer("x", row.row_id, row.row_hash, (("PERSON", "Zebulon"),) if "Zebulon" in row.text
-               else ())
-        for row in sheet.rows
-    ]  # fmt: skip
-    config = lab.run.config.data
-    hits = {"PERSON": 50}
-    by_sheet = review_measurements(reviewed(rows, rows_of_all_strata()), hits, 400, config)
-    by_form = review_measurements(answered(lab.run, sheet), hits, 400, config)
+    rows = []
+    for row in sheet.rows:
+        missed = (("PERSON", "Zebulon"),) if "Zebulon" in row.text else ()
+        rows.append(reviews.Answer("x", row.row_id, row.row_hash, missed))
+    config, hits = lab.run.config.data, {"PERSON": 50}
+    by_sheet = reviews.review_measurements(
+        reviews.reviewed(rows, rows_of_all_strata()), hits, 400, config
+    )
+    by_form = reviews.review_measurements(reviews.answered(lab.run, sheet), hits, 400, config)
     assert by_form == by_sheet
     assert any(m.name == "review_leak_PERSON_at_least" for m in by_form)
 
 
 def test_a_leak_that_people_find_turns_the_verdict(lab):
     assert status(lab.run, "pii_scrubbing").verdict == "pass"
+    lab.leave("final_audit", {}, list(audited(lab).values()))
+    row = status(lab.run, "pii_scrubbing")
+    assert row.verdict == "warn"
+    assert "review_rows_read is 0, must be >= 40" in row.because
     answer_all(lab.run)
     lab.leave("final_audit", {}, list(audited(lab).values()))
     row = status(lab.run, "pii_scrubbing")
     assert row.verdict == "fail"
     assert "the final audit: pii_scrubbing.review_leak_PERSON_at_least is" in row.because
+    # Findings in other rows do not count.
+    other = reviews.make_sheet(rows_of_all_strata()[:300], 40)
+    lab.leave("pii_scrubbing", {"review_sheet.json": other.model_dump_json()}, KEPT)
+    assert reviews.answered(lab.run, other).weights == []
+    assert len(reviews.open_forms(lab.run)) == 4
 
 
 def test_rows_in_which_nothing_is_found_leave_the_verdict(lab):
@@ -119,17 +105,10 @@ def test_rows_in_which_nothing_is_found_leave_the_verdict(lab):
     assert status(lab.run, "pii_scrubbing").verdict == "pass"
 
 
-def test_that_nobody_answered_warns(lab):
-    lab.leave("final_audit", {}, list(audited(lab).values()))
-    row = status(lab.run, "pii_scrubbing")
-    assert row.verdict == "warn"
-    assert "review_rows_read is 0, must be >= 40" in row.because
-
-
 def test_a_review_that_lacks_a_form_stands_for_all_rows_or_says_nothing(lab):
     answer_all(lab.run, forms=3)
     sheet = PII_SHEET.find(lab.run)
-    review = answered(lab.run, sheet)
+    review = reviews.answered(lab.run, sheet)
     seen = {row.stratum for row in sheet.rows[:30]}
     if seen == {row.stratum for row in sheet.rows}:
         assert sum(review.weights) == pytest.approx(400)
@@ -138,18 +117,10 @@ def test_a_review_that_lacks_a_form_stands_for_all_rows_or_says_nothing(lab):
     assert audited(lab)["pii_scrubbing.review_rows_read"].ok is False
 
 
-def test_findings_in_other_rows_do_not_count(lab):
-    answer_all(lab.run)
-    other = make_sheet(rows_of_all_strata()[:300], 40)
-    lab.leave("pii_scrubbing", {"review_sheet.json": other.model_dump_json()}, KEPT)
-    assert answered(lab.run, other).weights == []
-    assert len(open_forms(lab.run)) == 4
-
-
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({READ_ALL: False}, "tick that every row was read"),
+        ({reviews.READ_ALL: False}, "tick that every row was read"),
         ({"row_1_of_another": "none"}, "the form has no field row_1_of_another"),
         ({"row 1": "PERSON: Nobody"}, "'Nobody' is not in row 1"),
         ({"row 1": "NAME: x"}, "row 1: no type is called NAME"),
@@ -160,6 +131,6 @@ def test_an_answer_that_can_not_count_is_refused(lab, change, sentence):
     draw_id = PII_SHEET.find(lab.run).draw_id
     change = {name.replace("row 1", f"row_1_{draw_id}"): v for name, v in change.items()}
     with pytest.raises(UserError) as refused:
-        record_form(lab.run, [1, 2], {**filled(lab.run, [1, 2]), **change}, "ann")
+        reviews.record_form(lab.run, [1, 2], {**filled(lab.run, [1, 2]), **change}, "ann")
     assert sentence in str(refused.value)
-    assert len(open_forms(lab.run)) == 4
+    assert len(reviews.open_forms(lab.run)) == 4

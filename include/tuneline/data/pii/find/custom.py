@@ -23,11 +23,7 @@ PART, OVERLAP = 2_000, 200
 
 
 class CustomRecognisers:
-    """Presidio's analyzer with the recognisers of the user.
-
-    Raises:
-        UserError: without Presidio, or if none of them can be loaded for a declared language.
-    """
+    """Presidio's analyzer with a user's recognisers; UserError if they can't be used."""
 
     def __init__(
         self, given: Sequence[str | Mapping[str, Any]], languages: Sequence[str], least_score: float

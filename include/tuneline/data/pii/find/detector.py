@@ -58,11 +58,7 @@ _OF_A_TEAM = _RANK["ID_NUMBER"] - 0.5
 
 
 class Detector:
-    """A detector of what its settings name.
-
-    Raises:
-        UserError: if a model or recogniser can't be loaded.
-    """
+    """A detector of what its settings name; UserError if a model or recogniser can't be loaded."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -88,12 +84,7 @@ class Detector:
     def rows(
         self, batch: Sequence[Sequence[Message]], shared: Shared
     ) -> list[Mapping[str, tuple[Hit, ...]]]:
-        """Find everything in the turns of some rows; no model reads what they share.
-
-        Returns:
-            For each row its texts (see `texts_of`) in which something was found, with the hits:
-            in order, without overlaps, of wanted types, without what is allowed.
-        """
+        """Return each row's hits by text, in order; no model reads what the rows share."""
         pieces = [texts_of(messages, self._settings.label_field) for messages in batch]
         # What models read of each text, and the number of characters before it.
         parts: dict[str, tuple[str, int]] = {}
@@ -251,9 +242,7 @@ def _number(text: str, group: Sequence[Word], streets: Sequence[Word]) -> Iterab
 
 
 def _is_quantity(text: str, start: int, end: int, placed: bool) -> bool:
-    """Return True for a number of a few digits that counts something; placed: for the model one of
-    an address, which is a code if it has four digits or five and stands in a short text.
-    """
+    """Return True if a number of few digits counts something; `placed` if a model says address."""
     value, before = text[start:end], text[max(0, start - _NEAR) : start]
     code = value.isdecimal() and len(value) >= 4 and len(text) <= _SHORT
     return value.endswith("00") or bool(_PAID.search(before)) or (placed and not code)

@@ -111,10 +111,7 @@ def expected(messages: Sequence[Message]) -> list[frozenset[str]]:
 
 
 def answers(text: str, topics: frozenset[str], words: Sequence[Word]) -> Iterator[Hit]:
-    """Yield the values of some entity types in the answer to a question for them.
-
-    `words` are those of the answer that a model takes for personal data.
-    """
+    """Yield the values in an answer to a question for some entity types; `words` are a model's."""
     if not topics or len(text.split()) > _LONG or "?" in text:
         return
     for topic in topics:

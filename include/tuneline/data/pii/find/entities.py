@@ -139,13 +139,7 @@ class Labels(NamedTuple):
 def map_labels(
     labels: Iterable[str], given: Mapping[str, str], wanted: Collection[str], model: str
 ) -> Labels:
-    """Map the labels of a model, in any spelling ("B-FIRST_NAME", "firstname1"), to entity types.
-
-    `given`, from `data.pii_ner_labels`, wins; `model` is named in errors.
-
-    Raises:
-        UserError: if no label maps to any entity type, or `given` names an unknown one.
-    """
+    """Map the labels of a model, in any spelling, to entity types; UserError if none maps."""
     if unknown := sorted(set(given.values()) - _LABELS.keys()):
         raise UserError(
             f"data.pii_ner_labels: no entity is called {', '.join(unknown)}; there are "

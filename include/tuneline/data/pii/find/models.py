@@ -38,12 +38,7 @@ class EntityModel(Protocol):
 
 @cache
 def fetch_entity_model(uri: str) -> tuple[Path, str]:
-    """Return the directory of a model and the SHA-256 over its files; fetch it once.
-
-    Raises:
-        UserError: if it can't be had, or its files are no such model.
-        RetryableError: if network, server or disk failed.
-    """
+    """Return the directory of a model, fetched once, and the SHA-256 over its files."""
     directory, files = fetch_files(uri, _check, "data.pii_ner", cache_root())
     return directory, digest_of(files)
 
@@ -62,11 +57,7 @@ def model_directories(config: DataConfig) -> tuple[Path, ...]:
 def load_entity_model(
     directory: Path, wanted: Collection[str], labels: Mapping[str, str], *, shifted: bool = False
 ) -> EntityModel:
-    """Load a model (see `TokenModel`).
-
-    Raises:
-        UserError: if it can't be loaded, or its labels name nothing that is looked for.
-    """
+    """Load a model (see `TokenModel`); UserError if it can't be, or finds nothing wanted."""
     if (directory / GLINER_CONFIG).is_file():
         return Gliner(directory, wanted)
     return TokenModel(directory, wanted, labels, shifted=shifted)

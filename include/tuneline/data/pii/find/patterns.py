@@ -1,8 +1,7 @@
 """Find by a cue what the models do not know: dates of birth, passwords, codes, words for digits.
 
-RE2 runs the patterns, so their time is linear in the text. The group that matched is the value.
-docs/decisions/0052-personal-data-by-a-model.md has what each finds alone: a pattern that finds
-nothing on labelled rows goes, and what these miss needs a better model instead of a new one.
+The group that matched is the value. docs/decisions/0052-personal-data-by-a-model.md has what each
+pattern finds alone: one that finds nothing on labelled rows goes.
 """
 
 from __future__ import annotations

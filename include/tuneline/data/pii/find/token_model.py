@@ -48,10 +48,7 @@ class Word(NamedTuple):
 
 
 class TokenModel:
-    """A token classifier (see `models.EntityModel`); `shifted` cuts long texts at other places.
-
-    Its directory holds config.json, tokenizer.json, and one of `NETWORKS` or safetensors.
-    """
+    """A token classifier (`EntityModel`): config.json, tokenizer.json, a network or safetensors."""
 
     def __init__(
         self, directory: Path, wanted: Collection[str], labels: Mapping[str, str], *, shifted: bool

@@ -1,8 +1,7 @@
 """Estimate the personal data that scrubbing leaves behind, from canaries in the dataset's rows.
 
-The canaries take the path of the rows, with surrogates. Each tells whether one word or number of a
-made-up value can still be read, so the number of leaks is binomial and its interval exact. With the
-number of values that were found in the rows the share gives how many were missed.
+Each canary has one probe, so that leaks are binomial and their interval exact. With the values that
+were found in the rows the share gives how many were missed.
 """
 
 from __future__ import annotations

@@ -17,20 +17,7 @@ from typing import NamedTuple
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.conversations.languages import likeliest
 from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
-from tuneline.data.pii.measure.plants import (
-    BARE,
-    DIALOGUE,
-    ENGLISH,
-    KINDS,
-    PARTIAL,
-    SPLIT,
-    Register,
-    Value,
-    group_name,
-    identifying,
-    phrases,
-    planted_groups,
-)
+from tuneline.data.pii.measure import plants
 from tuneline.data.tables.rows import Message
 
 # Where a value stands: after a question of the dataset, in place of a number or address of the
@@ -99,7 +86,7 @@ class Canary(NamedTuple):
     @property
     def group(self) -> str:
         """The group that is measured together."""
-        return group_name(self.kind, self.language)
+        return plants.group_name(self.kind, self.language)
 
 
 class Spot(NamedTuple):
@@ -161,7 +148,7 @@ def _cut(message: Message, affixes: Affixes) -> Message:
 
 def asks_for_data(turn: str) -> bool:
     """Return True if a turn of the assistant asks for personal data, in any language known."""
-    return bool(_asked_for(turn, tuple(phrases())))
+    return bool(_asked_for(turn, tuple(plants.phrases())))
 
 
 def _asked_for(question: str, languages: tuple[str, ...]) -> list[str]:
@@ -179,15 +166,15 @@ def _nouns(languages: tuple[str, ...]) -> tuple[re.Pattern[str], dict[str, list[
     """Return a pattern of the nouns of all groups, and the groups of each."""
     groups: dict[str, list[str]] = defaultdict(list)
     for language in languages:
-        for kind, entry in phrases()[language]["kinds"].items():
+        for kind, entry in plants.phrases()[language]["kinds"].items():
             for noun in entry["nouns"]:
-                groups[noun.casefold()].append(group_name(kind, language))
+                groups[noun.casefold()].append(plants.group_name(kind, language))
     # The longest is first: `email address` does not ask for an address.
     nouns = map(re.escape, sorted(groups, key=len, reverse=True))
     return re.compile(rf"(?i)\b(?:{'|'.join(nouns)})\b"), groups
 
 
-def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
+def measure_register(rows: Sequence[Sequence[Message]]) -> plants.Register:
     """Measure the register of rows, given the turns of each."""
     users = [m["content"] for row in rows for m in row if m["role"] == "user"]
     turns = [text for text in users if _WORD.search(text)]
@@ -199,16 +186,16 @@ def measure_register(rows: Sequence[Sequence[Message]]) -> Register:
     garbled = sum(_GARBLED.search(text) is not None for text in turns)
     mails = sum(any(one.search(text) for one in (_MAIL, _GARBLED)) for text in turns)
     many = len(users) >= STRIPPED_TURNS
-    return Register(
+    return plants.Register(
         lower=sum(text == text.lower() for text in turns) / max(len(turns), 1),
         unmarked=sum(not _MARKS.search(text) for text in turns) / max(len(turns), 1),
         stripped=many and not any(map(_SIGN.search, users)),
         spaced=many and not any(map(_BORDER.search, users)),
-        bare=_near(bare + short, len(found) + short, Register.bare),
-        partial=_near(ends + short, len(found) + ends + short, Register.partial),
+        bare=_near(bare + short, len(found) + short, plants.Register.bare),
+        partial=_near(ends + short, len(found) + ends + short, plants.Register.partial),
         across=sum(map(_given_in_pieces, rows)) / len(rows),
         multi_turn=sum(sum(m["role"] == "user" for m in row) > 1 for row in rows) / len(rows),
-        garbled=_near(garbled, mails, Register.garbled),
+        garbled=_near(garbled, mails, plants.Register.garbled),
     )
 
 
@@ -230,11 +217,11 @@ class _Planter:
     """Plants the canaries of one group."""
 
     def __init__(
-        self, kind: str, language: str, register: Register, carriers: Carriers, draw: Random
+        self, kind: str, language: str, register: plants.Register, carriers: Carriers, draw: Random
     ) -> None:
         self.kind, self.language, self.draw = kind, language, draw
-        self.register, self.carriers, self.entry = register, carriers, KINDS[kind]
-        self.words = phrases()[language]
+        self.register, self.carriers, self.entry = register, carriers, plants.KINDS[kind]
+        self.words = plants.phrases()[language]
         self.own = self.words["kinds"].get(kind, {})
         self.turns = carriers.turns[language] or list(chain(*carriers.turns.values()))
         self.after_reply = [
@@ -242,7 +229,7 @@ class _Planter:
             for spot in self.turns
             if spot.turn and carriers.rows[spot.row][spot.turn - 1]["role"] == "assistant"
         ]
-        answers = carriers.answers.get(group_name(kind, language), [])
+        answers = carriers.answers.get(plants.group_name(kind, language), [])
         likes = carriers.numbers if self.entry.number else []
         likes = carriers.mails if kind == "EMAIL_ADDRESS" else likes
         self.answers = answers if len(answers) >= LEAST_SPOTS else []
@@ -255,13 +242,15 @@ class _Planter:
         """Plant a value in one of the forms of its kind."""
         given = self.entry.draw(self.draw, self.register, self.language)
         form = given[0]
-        if form in (BARE, SPLIT) or (form == PARTIAL and self._happens(self.register.bare)):
+        if form in (plants.BARE, plants.SPLIT) or (
+            form == plants.PARTIAL and self._happens(self.register.bare)
+        ):
             return self._alone(given)
         if self.answers and self._happens(_ASKED):
             spot = self.draw.choice(self.answers)
             words = self.loose if self._happens(self.loose_share) else self.words
             return self._write(ANSWER, given, spot, self._phrase(words["answers"], spot))
-        if self.likes and form != PARTIAL and self._happens(_IN_PLACE):
+        if self.likes and form != plants.PARTIAL and self._happens(_IN_PLACE):
             return self._write(REPLACED, given, self.draw.choice(self.likes))
         spot = self.draw.choice(self.turns)
         if self._happens(_OWN_TURN):
@@ -278,11 +267,11 @@ class _Planter:
         phrase = f"{before}{phrase}{after}{' ' if at < len(text) else ''}"
         return self._write(INSERTED, given, Spot(spot.row, spot.turn, at, at), phrase)
 
-    def _alone(self, given: tuple[str, Value]) -> Canary:
+    def _alone(self, given: tuple[str, plants.Value]) -> Canary:
         """Plant a value alone: after a question for it, or with its noun where nobody asked."""
         if self.answers:
             return self._write(ANSWER, given, self.draw.choice(self.answers))
-        if self.after_reply and self.register.multi_turn >= DIALOGUE:
+        if self.after_reply and self.register.multi_turn >= plants.DIALOGUE:
             spot = self.draw.choice(self.after_reply)
             loose = self._happens(self.loose_share)
             questions = self.loose["questions"][self.kind] if loose else self.words["questions"]
@@ -309,14 +298,19 @@ class _Planter:
             lead, link, tail = map(self.draw.choice, words)
             noun = self.draw.choice(self.loose["nouns"][self.kind])
             return f"{lead}{noun}{link}{{}}{tail}" if self._happens(_NAMED) else f"{lead}{{}}{tail}"
-        if form == PARTIAL and ("partial" in self.own or self.entry.number):
+        if form == plants.PARTIAL and ("partial" in self.own or self.entry.number):
             return self._phrase(self.own.get("partial", self.words["partial"]), spot)
         own, general = self.own.get("phrases", []), self.words["general"]
         # A person is hardly ever introduced by the word name.
         return self._phrase(own * (3 if len(own) > len(general) // 2 else 1) + general, spot)
 
     def _write(
-        self, place: str, given: tuple[str, Value], spot: Spot, phrase: str = "{}", asked: str = ""
+        self,
+        place: str,
+        given: tuple[str, plants.Value],
+        spot: Spot,
+        phrase: str = "{}",
+        asked: str = "",
     ) -> Canary:
         """Write a phrase with a value in place of the text at a spot, after a question if given."""
         (form, value), row = given, self.carriers.rows[spot.row]
@@ -329,14 +323,14 @@ class _Planter:
         before, after = text[: spot.start] + before, after + text[spot.end :]
         tokens = []
         # The parts of a split value go to successive turns, with short words between them.
-        for number, part in enumerate(value.parts if form == SPLIT else [value.text]):
+        for number, part in enumerate(value.parts if form == plants.SPLIT else [value.text]):
             if number:
                 said = self._dress(self.draw.choice(self.words["acknowledgements"]), reply)
                 messages.append({"role": "assistant", "content": said})
                 before = after = ""
             dressed = part if self.entry.cased else self._dress(self._stripped(part), text)
             content = before + dressed + after
-            found = identifying(content, len(before), len(before + dressed), value.public)
+            found = plants.identifying(content, len(before), len(before + dressed), value.public)
             tokens += [Token(len(messages), token) for token in found]
             messages.append({"role": role, "content": content})
         messages += row[spot.turn + 1 :][:TURNS_AFTER]
@@ -378,17 +372,14 @@ def make_canaries(
     per_kind: int,
     seed: str,
 ) -> list[Canary]:
-    """Make `per_kind` canaries of each kind and language that is written differently, from rows.
-
-    At least one turn must be a user's. They are the same for a seed.
-    """
-    spoken = [name for name in languages if name in phrases()] or [ENGLISH]
+    """Make `per_kind` canaries of each kind and language from rows with a user's turn."""
+    spoken = [name for name in languages if name in plants.phrases()] or [plants.ENGLISH]
     register = measure_register(rows)
     carriers = find_carriers(rows, spoken, Random(f"{seed}:rows"))  # noqa: S311 - no secret
     canaries = []
-    for kind, language in planted_groups(entities, languages):
+    for kind, language in plants.planted_groups(entities, languages):
         # Each has its own generator, so that adding one does not change the others.
-        draw = Random(f"{seed}:{group_name(kind, language)}")  # noqa: S311 - no secret
+        draw = Random(f"{seed}:{plants.group_name(kind, language)}")  # noqa: S311 - no secret
         planter = _Planter(kind, language, register, carriers, draw)
         canaries += [planter.plant() for _ in range(per_kind)]
     return canaries

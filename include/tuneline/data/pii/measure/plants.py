@@ -1,8 +1,7 @@
 """Make up values of each kind of personal data, in the forms in which people give them.
 
-Nothing here reads the detector's patterns or lists. Given names and surnames are faker's of many
-countries, each as likely as the next, so that rare ones count; a part is put together from
-syllables, since no list holds them all. All else is made by the templates of `phrases.yaml`.
+Nothing here reads the detector's patterns or lists. Names are faker's of many countries, each as
+likely as the next, so that rare ones count; all else is made by the templates of `phrases.yaml`.
 """
 
 from __future__ import annotations
@@ -249,10 +248,7 @@ class Kind:
         }
 
     def draw(self, draw: Random, register: Register, language: str) -> tuple[str, Value]:
-        """Draw a form and a value, with a probability in proportion to its words and numbers.
-
-        Leaks are counted in these, as on labelled text.
-        """
+        """Draw a form and a value, as likely as it has words and numbers: leaks count these."""
         shares = self.shares(register)
         forms = draw.choices(list(shares), weights=list(shares.values()), k=CANDIDATES)
         values = [_made(self.name, form, draw, language) for form in forms]

@@ -1,12 +1,9 @@
 """Draw surrogates for personal data: plausible, consistent within a row, and never anyone's.
 
-A surrogate is drawn by a hash of the row and the value. Since the row is part of the key,
-surrogates can't be matched across rows, and nobody can test whether a name is in the dataset by
-computing its surrogate. Numbers lie in ranges that are never issued (RFC 5737, RFC 3849, RFC 2606,
-555-01xx, a failing check digit); names and addresses are Faker's, in the row's language.
-
-No surrogate shares an identifying token (see `tokens`) with any value of its row: another one is
-drawn then, and after eight draws a placeholder such as `[PERSON]` takes the value's place.
+The row is part of the key, so that surrogates can't be matched across rows, nor tell whether a name
+is in the dataset. Numbers lie in ranges that are never issued (RFC 5737, RFC 3849, RFC 2606,
+555-01xx, a failing check digit). After eight draws that share a token with a value of the row, a
+placeholder such as `[PERSON]` takes its place.
 """
 
 from __future__ import annotations

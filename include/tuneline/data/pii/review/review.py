@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +22,8 @@ from tuneline.artifacts.answers import (
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.config import DataConfig
 from tuneline.data.pii.measure.leak_estimate import PER_ROWS, decides, leak_limit
+from tuneline.data.pii.measure.planting import asks_for_data
 from tuneline.data.pii.measure.plants import KINDS, entity_of
-from tuneline.data.pii.review.rows_to_read import draw_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Breach, Evidence, Measurement, Record, measure
@@ -33,6 +35,79 @@ from tuneline.store import local_file
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
+
+# From the most risky on; a row belongs to the first that fits.
+STRATA = ("after_question", "digits", "names", "other")
+ROWS = 200
+# Half of the rows are shared out evenly among the strata, half by their sizes.
+_EVENLY = 0.5
+_DIGITS = re.compile(r"\d{3,}")
+_WORD = re.compile(r"[^\W\d_]{3,}")
+# A capital that does not begin a sentence.
+_CAPITAL = re.compile(r"(?<=[^\W\d_][ ,])[A-ZÀ-Þ][^\W\d_]+")
+
+
+def draw_rows(rows: Sequence[Row], count: int = ROWS) -> list[DrawnRow]:
+    """Draw some of the scrubbed rows, the same for the same rows and count; all if not more."""
+    shown = [_shown(row) for row in rows]
+    words = Counter(
+        word for turns in shown for word in {w.casefold() for t in turns for w in _WORD.findall(t)}
+    )
+    strata: dict[str, list[tuple[str, int]]] = {name: [] for name in STRATA}
+    for number, (row, turns) in enumerate(zip(rows, shown, strict=True)):
+        content = json.dumps([row.row_id, row.messages], sort_keys=True, ensure_ascii=False)
+        digest = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        strata[_stratum(row, turns, words)].append((digest, number))
+    sizes = {name: len(members) for name, members in strata.items() if members}
+    drawn = []
+    for name, size in _share_out(sizes, min(count, len(rows))).items():
+        for row_hash, number in sorted(strata[name])[:size]:
+            row = rows[number]
+            said = zip(row.messages, shown[number], strict=True)
+            text = "\n\n".join(f"{message['role']}: {turn}" for message, turn in said)
+            found = {"row_id": row.row_id, "row_hash": row_hash, "stratum": name, "text": text}
+            drawn.append(DrawnRow(weight=sizes[name] / size, **found))
+    return drawn
+
+
+def _share_out(sizes: dict[str, int], count: int) -> dict[str, int]:
+    """Return how many rows to draw from each stratum, at least one."""
+    total = sum(sizes.values())
+    more = max(0, count - len(sizes))
+    wanted = {
+        name: min(size, 1 + int(more * (_EVENLY / len(sizes) + (1 - _EVENLY) * size / total)))
+        for name, size in sizes.items()
+    }
+    # What small strata can't use goes to the larger ones.
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        spare = max(0, count - sum(wanted.values()))
+        wanted[name] = min(sizes[name], wanted[name] + spare)
+    return wanted
+
+
+def _shown(row: Row) -> list[str]:
+    """Return the turns of a row with surrogates as `[ENTITY]`."""
+    texts = [message["content"] for message in row.messages]
+    for entry in sorted(row.stand_ins, key=lambda entry: -entry.start):
+        text = texts[entry.turn]
+        texts[entry.turn] = f"{text[: entry.start]}[{entry.entity}]{text[entry.end :]}"
+    return texts
+
+
+def _stratum(row: Row, shown: Sequence[str], words: Counter[str]) -> str:
+    roles = [message["role"] for message in row.messages]
+    said = [re.sub(r"\[[A-Z_]+\]", "", text) for text in shown]
+    for turn in range(1, len(said)):
+        answers = roles[turn - 1 : turn + 1] == ["assistant", "user"] and said[turn].strip()
+        if answers and asks_for_data(row.messages[turn - 1]["content"]):
+            return "after_question"
+    text = "\n".join(one for role, one in zip(roles, said, strict=True) if role != "system")
+    if _DIGITS.search(text):
+        return "digits"
+    # A word of no other row may be a name.
+    rare = any(words[word.casefold()] == 1 for word in _WORD.findall(text))
+    return "names" if rare or _CAPITAL.search(text) else "other"
+
 
 GUESS = "a model's guess: canaries alone, no person has looked at rows"
 # `data.pii_review` when people are to be asked.
@@ -50,15 +125,18 @@ _HOW = f"write {NONE}, or what was missed, as TYPE: text {BETWEEN} TYPE: text"
 
 @dataclass(frozen=True)
 class PiiReview:
-    """Weight, stratum and missed entities of each row that a person read.
-
-    A review with foreign rows, which this run would not have drawn, is void.
-    """
+    """Weight, stratum and missed entities of each row that was read; void with foreign rows."""
 
     weights: list[float] = field(default_factory=list)
     strata: list[str] = field(default_factory=list)
     missed: list[list[str]] = field(default_factory=list)
     foreign: int = 0
+
+    def add(self, row: DrawnRow, missed: _Missed, weight: float) -> None:
+        """Add a row, with what a person found in it."""
+        self.weights.append(weight)
+        self.strata.append(row.stratum)
+        self.missed.append([entity_of(kind) for kind, _ in missed])
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of the table of the review, which holds no text."""
@@ -82,15 +160,6 @@ class PiiReview:
         return shares
 
 
-def _review(rows: Sequence[tuple[DrawnRow, float, _Missed]]) -> PiiReview:
-    """Return the review of rows, each with its weight and what a person found in it."""
-    return PiiReview(
-        [weight for _, weight, _ in rows],
-        [row.stratum for row, _, _ in rows],
-        [[entity_of(kind) for kind, _ in missed] for _, _, missed in rows],
-    )
-
-
 class Answer(NamedTuple):
     """What a person says of a row: file and line for errors, and type and text of each piece."""
 
@@ -106,12 +175,7 @@ def as_csv(drawn: Iterable[DrawnRow]) -> bytes:
 
 
 def read_answers(raw: bytes, name: str) -> list[Answer]:
-    """Read a filled sheet from its bytes (see `people.sheets`); its name is for errors.
-
-    Raises:
-        UserError: if it is not such a sheet, a row has no answer or is there twice, or a type is
-            unknown. File and line are named.
-    """
+    """Read a filled sheet; UserError names file and line of what is wrong or missing."""
     advice = "fill the file that `tuneline data review-pii --out` wrote"
     answers: dict[str, Answer] = {}
     for entry in read_sheet(raw, name, ("row_id", "row_hash", "missed"), advice):
@@ -142,11 +206,7 @@ def _missed(cell: str, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def read_review(address: str, rows: Sequence[Row], scratch: Path) -> PiiReview:
-    """Read a filled sheet (path, `file://`, `s3://`) and hold it against the rows of a run.
-
-    Raises:
-        UserError: if it is missing, not a filled sheet, or names text that is not in its row.
-    """
+    """Read a filled sheet (path or address) and hold it against the rows; UserError if wrong."""
     try:
         raw = local_file(address, scratch).read_bytes()
     except OSError as error:
@@ -157,18 +217,18 @@ def read_review(address: str, rows: Sequence[Row], scratch: Path) -> PiiReview:
     return reviewed(read_answers(raw, address), rows)
 
 
-def reviewed(answers: Sequence[Answer], rows: Sequence[Row]) -> PiiReview:
+def reviewed(given: Sequence[Answer], rows: Sequence[Row]) -> PiiReview:
     """Hold answers against the rows that would be drawn from a run; texts must stand in them."""
-    drawn = {(row.row_id, row.row_hash): row for row in draw_rows(rows, len(answers))}
-    foreign = sum((answer.row_id, answer.row_hash) not in drawn for answer in answers)
-    if foreign or len(drawn) != len(answers):
+    drawn = {(row.row_id, row.row_hash): row for row in draw_rows(rows, len(given))}
+    foreign = sum((answer.row_id, answer.row_hash) not in drawn for answer in given)
+    if foreign or len(drawn) != len(given):
         return PiiReview(foreign=max(foreign, 1))
-    found = []
-    for answer in answers:
+    review = PiiReview()
+    for answer in given:
         row = drawn[answer.row_id, answer.row_hash]
         _check_pieces(answer.missed, row.text, answer.where, answer.row_id)
-        found.append((row, row.weight, answer.missed))
-    return _review(found)
+        review.add(row, answer.missed, row.weight)
+    return review
 
 
 def _check_pieces(missed: _Missed, text: str, where: str, row: int | str) -> None:
@@ -221,12 +281,7 @@ def form_fields(run: Run, numbers: Sequence[int]) -> dict[str, dict[str, Any]]:
 def record_form(
     run: Run, numbers: Sequence[int], given: Mapping[str, Any], reviewer: str
 ) -> PiiFindings:
-    """Store what a person, the user that Airflow recorded, found in the rows of one form.
-
-    Raises:
-        UserError: if the rows were not all read, a piece is of no known type or does not stand in
-            its row, or other rows were drawn since the form was shown.
-    """
+    """Store the findings of a form; UserError for unread or other rows, or a wrong piece."""
     sheet, where = _sheet(run), f"review of {reviewer}"
     known = {_field(sheet.draw_id, number): number for number in numbers}
     stray = sorted(set(given) - set(known) - {READ_ALL})
@@ -260,13 +315,15 @@ def answered(run: Run, sheet: PiiSheet) -> PiiReview:
         for number, pieces in found.missed.items()
         if 1 <= number <= len(sheet.rows)
     }
-    read = [(sheet.rows[number - 1], missed[number]) for number in sorted(missed)]
     drawn = Counter(row.stratum for row in sheet.rows)
-    seen = Counter(row.stratum for row, _ in read)
+    seen = Counter(sheet.rows[number - 1].stratum for number in missed)
     if seen.keys() != drawn.keys():
         return PiiReview()
-    share = {stratum: drawn[stratum] / seen[stratum] for stratum in drawn}
-    return _review([(row, row.weight * share[row.stratum], pieces) for row, pieces in read])
+    review = PiiReview()
+    for number, pieces in sorted(missed.items()):
+        row = sheet.rows[number - 1]
+        review.add(row, pieces, row.weight * drawn[row.stratum] / seen[row.stratum])
+    return review
 
 
 def _sheet(run: Run) -> PiiSheet:
