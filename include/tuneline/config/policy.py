@@ -47,30 +47,24 @@ def policy_file() -> Path:
 class PolicyFile(Section):
     """The content of a policy. Limits are nested like the settings that they bound."""
 
-    version: int = Field(ge=1, description="Raise it with every change.")
-    profile: Literal["production"] | None = Field(
-        None, description="Profile that every run must have; null allows both."
-    )
-    approval: bool = Field(
-        False, description="Every run under profile: production needs an approval."
-    )
-    limits: dict[str, Any] = Field(
-        {},
-        description="The loosest value of each limit. One that is not named is its setting's "
-        "default; null leaves a limit free.",
-    )
-    laptop: dict[str, Any] = Field({}, description="Limits under profile: laptop, above those.")
-    models: dict[str, dict[str, Any]] = Field(
-        {}, description="Limits of single models by name, above both."
-    )
-    allowed_hosts: tuple[str, ...] = Field(
-        (),
-        description="Hosts that a run may send prompts to for its larger model, besides loopback; "
-        "by https unless the host is listed as `http://host`.",
-    )
-    upstream_keys: dict[str, str] = Field(
-        {}, description="Environment variables that it may send as a key, by host."
-    )
+    version: int = Field(ge=1)
+    """Raise it with every change."""
+    profile: Literal["production"] | None = None
+    """Profile that every run must have; null allows both."""
+    approval: bool = False
+    """Every run under profile: production needs an approval."""
+    limits: dict[str, Any] = Field({})
+    """The loosest value of each limit. One that is not named is its setting's default; null leaves
+    a limit free."""
+    laptop: dict[str, Any] = Field({})
+    """Limits under profile: laptop, above those."""
+    models: dict[str, dict[str, Any]] = Field({})
+    """Limits of single models by name, above both."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that a run may send prompts to for its larger model, besides loopback; by https unless
+    the host is listed as `http://host`."""
+    upstream_keys: dict[str, str] = Field({})
+    """Environment variables that it may send as a key, by host."""
 
     @field_validator("limits", "laptop")
     @classmethod
