@@ -4,7 +4,7 @@ import errno
 import json
 import subprocess
 import sys
-import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,12 @@ OK = measure("m", 0, "rows", "<=", 0)
 def test_items_json(capsys):
     assert main(["items", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == 25
+    assert len({row["id"] for row in rows}) == 25
     assert set(rows[0]) == {"id", "phase", "severity", "title"}
+    phases = ("data", "training", "evaluation", "deployment", "governance")
+    assert Counter(row["phase"] for row in rows) == dict.fromkeys(phases, 5)
+    severities = {"critical": 13, "recommended": 10, "optional": 2}
+    assert Counter(row["severity"] for row in rows) == severities
 
 
 def test_checklist_json_and_exit_code(tmp_path, capsys):
@@ -59,7 +63,7 @@ def test_what_needs_a_person_comes_first_and_80_columns_hold_it(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "code", "message"),
     [
-        (["step", "nope", "--run", "file:///x/runs/y"], 2, "unknown item 'nope'"),
+        (["step", "dedup", "--run", "file:///x/runs/y"], 2, "the items are: schema_validation, "),
         (["step", "deduplication", "--run", "file:///x/runs/y"], 2, "there is no run at"),
         (["checklist", "file:///x/runs/y"], 2, "there is no run at"),
         (["verify", "file:///x"], 2, "is not the URI of a manifest"),
@@ -137,7 +141,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
         main(command)
 
 
-def test_help_is_quick_and_loads_nothing_heavy():
+def test_help_loads_nothing_heavy():
     code = (
         "import sys, tuneline.cli as c\n"
         "try: c.main(['--help'])\n"
@@ -146,12 +150,10 @@ def test_help_is_quick_and_loads_nothing_heavy():
         "sys.exit(bool(heavy & set(sys.modules)))"
     )
     include = Path(__file__).resolve().parents[1] / "include"
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env={"PYTHONPATH": str(include)}
     )
     assert done.returncode == 0, done
-    assert time.monotonic() - started < 20
 
 
 def test_a_closed_pipe_is_no_error():

@@ -47,6 +47,9 @@ def test_layers_win_in_order_and_sections_merge():
         ({"data": {"pii_ner": " "}}, r"data\.pii_ner: name a model, or set false"),
         ({"data": {"pii_ner": []}}, r"data\.pii_ner: name a model, or set false"),
         ({"data": {"spacy_models": {"de": "x"}}}, r"data\.spacy_models: there is no such setting"),
+        ({"training": {"epoch": 2}}, r"training\.epoch: there is .*; did you mean epochs"),
+        ({"trainin": {"epochs": 2}}, r"trainin: there is .*; did you mean training"),
+        ({"training": {"qlora": True, "sharding": "fsdp"}}, "set sharding: none"),
     ],
 )
 def test_wrong_settings_are_named(layer, message):
@@ -75,12 +78,9 @@ def test_all_wrong_fields_are_named_at_once():
     assert "evaluation.metric" in str(caught.value)
 
 
-def test_a_missing_dataset_is_named():
+def test_a_missing_dataset_and_an_unknown_preset_are_named():
     with pytest.raises(UserError, match=r"data: is required"):
         build_config({})
-
-
-def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown preset 'big'; there are: .*laptop"):
         build_config(DATA, preset="big")
 
@@ -102,13 +102,6 @@ def test_files_that_are_no_settings_are_named(tmp_path):
     marked = tmp_path / "marked.yaml"
     marked.write_bytes(b"\xef\xbb\xbfapproval: true")
     assert read_yaml(marked) == {"approval": True}
-
-
-def test_unknown_settings_name_their_neighbours():
-    with pytest.raises(UserError, match=r"training\.epoch: there is .*; did you mean epochs"):
-        build_config({"data": {"source": "x"}, "training": {"epoch": 2}})
-    with pytest.raises(UserError, match=r"trainin: there is .*; did you mean training"):
-        build_config({"data": {"source": "x"}, "trainin": {"epochs": 2}})
 
 
 def test_a_section_that_is_no_mapping_is_refused():
@@ -134,10 +127,3 @@ def test_merge_replaces_lists_whole():
 def test_the_world_is_nodes_times_processes(pods, training, per_node, world):
     config = build_config(DATA, {"pods": pods, "training": training})
     assert (config.processes_per_node, config.world_size) == (per_node, world)
-
-
-def test_4bit_weights_are_not_sharded():
-    with pytest.raises(UserError, match="set sharding: none"):
-        build_config(DATA, {"training": {"qlora": True, "sharding": "fsdp"}})
-    for sharding in ("auto", "none"):
-        build_config(DATA, {"training": {"qlora": True, "sharding": sharding}})

@@ -64,7 +64,6 @@ class Shelf:
         Args:
             here: a folder that holds some or all of them.
             sizes: all of its files by name, with their sizes in bytes.
-            scratch: a folder for files on their way.
 
         Raises:
             CorruptObject: if a file of the same name lies here with other bytes.
@@ -117,12 +116,7 @@ class Shelf:
 
 
 def in_place(uri: str, directory: Path, hashes: Mapping[str, str]) -> StoredBase:
-    """List a directory that pods see themselves, where its files stay.
-
-    Args:
-        uri: the address that was requested.
-        hashes: SHA-256 of its files by name.
-    """
+    """List a directory that pods see themselves, where its files stay."""
     files = {
         name: StoredFile(
             sha256=sha256,
@@ -152,11 +146,7 @@ def directory_of(uri: str) -> Path | None:
 
 
 def check_files(directory: Path, base: StoredBase) -> None:
-    """Compare a directory with the listing of a model, by hash where size or time differ.
-
-    Raises:
-        UserError: if a file is missing or has other bytes.
-    """
+    """Refuse a directory that differs from its listing, by hash where size or time differ."""
     for name, file in base.files.items():
         path = directory / name
         if not path.is_file():
@@ -214,11 +204,7 @@ def described(stored: StoredBase, directory: Path) -> BaseModel:
 
 
 def local_copy(stored: StoredBase, root: Path, log: Log, *, weights: bool) -> Path:
-    """Return a directory with a stored model: the stored one, or one in the cache.
-
-    Args:
-        log: function that takes one line of progress.
-    """
+    """Return a directory with a stored model: the stored one, or one in the cache."""
     directory = directory_of(stored.place)
     if directory is not None:
         check_files(directory, stored)
@@ -261,15 +247,11 @@ def own_files(ctx: StepContext, base: BaseModel) -> BaseForm:
 def keep_form(
     store: Store, path: Path, files: Mapping[str, str], form: BaseForm, log: Log
 ) -> BaseForm:
-    """Put a form into the store, unless it lies there already.
+    """Put a form into the store, unless it is there already; return it with the place.
 
     Args:
         path: the file, or the folder with the files.
         files: the names that they get in the store, and their hashes.
-        log: function that takes one line of progress.
-
-    Returns:
-        The description with the place.
 
     Raises:
         CorruptObject: if the store has other bytes under that hash.
@@ -296,8 +278,6 @@ def fetch_form(
     """Return the file or the folder of a form on this machine, compared with its hashes.
 
     Args:
-        store: the store that holds it, if a store does.
-        log: function that takes one line of progress.
         own: function that returns the base model where a run has it already, for a form that is
             its own files.
 

@@ -10,12 +10,10 @@ from tuneline import __version__
 from tuneline.cli import (
     accounts,
     data,
-    evaluating,
-    licenses,
+    evaluation,
     logs,
     measuring,
     releases,
-    review,
     runs,
     serving,
 )
@@ -43,11 +41,11 @@ def parser() -> argparse.ArgumentParser:
     runs.add_runs(commands)
     releases.add_releases(commands)
     data.add_data(commands)
-    evaluating.add_evaluating(commands)
+    evaluation.add_evaluating(commands)
     serving.add_serving(commands)
     accounts.add_accounts(commands)
-    review.add_review(commands)
-    licenses.add_licenses(commands)
+    evaluation.add_review(commands)
+    releases.add_licenses(commands)
     logs.add_logs(commands)
     measuring.add_drift(commands)
     measuring.add_bench(commands)

@@ -16,7 +16,6 @@ from tuneline.cli.groups import (
 from tuneline.cli.runs import add_calibrate
 from tuneline.config.data import RAMPART
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
-from tuneline.serving.engines.probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
@@ -74,7 +73,9 @@ def add_serving(commands: Commands) -> None:
     engine.set_defaults(command=_engine)
     _add_follow(commands)
     probe = commands.add_parser("probe", help="ask an engine whether it works: exit code 0 or 1")
-    probe.add_argument("kind", choices=KINDS, help="the question that a pod's probe asks")
+    probe.add_argument(
+        "kind", choices=("live", "ready", "startup"), help="the question that a pod's probe asks"
+    )
     probe.add_argument("--engine", required=True, metavar="URL", help="address, without /v1")
     probe.add_argument("--timeout", type=float, default=5.0, help="seconds for the whole probe (5)")
     probe.add_argument("--model", help="model id that must be listed (ready and startup)")
@@ -252,6 +253,8 @@ def _adapter(text: str) -> int | str:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.engines.probe import probe
+
     result = probe(
         arguments.kind, arguments.engine, arguments.timeout, arguments.model, arguments.adapter
     )

@@ -97,11 +97,8 @@ class FallbackConfig(Section):
     def refusal(self, hosts: Iterable[str], keys: Mapping[str, str]) -> str | None:
         """Return why a host leaves the larger model out, None if it does not.
 
-        Settings come with a release, so they do not decide where prompts and keys are sent.
-
-        Args:
-            hosts: hosts that its owner allows, besides loopback; see `is_allowed`.
-            keys: variables that its owner allows as keys, by host.
+        Settings come with a release, so they do not decide where prompts and keys are sent: its
+        owner lists the hosts, besides loopback, and the variables allowed as keys.
         """
         if self.larger is None:
             return None
@@ -203,11 +200,7 @@ class GovernanceConfig(Section):
 
 
 def require_points(texts: Iterable[str]) -> None:
-    """Refuse what is not a point of Annex IV.
-
-    Raises:
-        ValueError: if a point is unknown.
-    """
+    """Raise ValueError for what is not a point of Annex IV."""
     unknown = [point for point in texts if point not in ANNEX_IV_POINTS]
     if unknown:
         raise ValueError(

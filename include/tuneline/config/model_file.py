@@ -178,11 +178,7 @@ class Model:
     problem: str | None = None
 
     def config(self) -> PipelineConfig:
-        """Return the configuration of a run that nobody changed in the form.
-
-        Raises:
-            UserError: if a setting is refused, or no data is named.
-        """
+        """Return the configuration of a run that no one changed in the form."""
         where = f"{models_dir() / (self.file_name or self.name + '.yaml')}: settings"
         if not self.source:
             raise UserError(f"{where}: name the data (data: {{source: …}})")
@@ -190,7 +186,7 @@ class Model:
 
     @property
     def settings_digest(self) -> str:
-        """Hex SHA-256 of that configuration, 64 characters; see `config` for what it raises."""
+        """Hex SHA-256 of that configuration."""
         return hashlib.sha256(self.config().model_dump_json().encode()).hexdigest()
 
     @property
@@ -247,11 +243,7 @@ def models() -> list[Model]:
 
 
 def find_model(name: str) -> Model:
-    """Return a model by its name.
-
-    Raises:
-        UserError: if there is no such model, or its file can't be used.
-    """
+    """Return a model by its name; one whose file can't be used is refused."""
     known = {model.name: model for model in models()}
     if name not in known:
         raise UserError(f"there is no model {name!r} in {models_dir()}; it has {', '.join(known)}")

@@ -133,11 +133,7 @@ def limit_of(path: str) -> Limit | None:
 
 
 def item_of(path: str) -> str:
-    """Return the item that a limit belongs to.
-
-    Raises:
-        KeyError: if the path is no limit.
-    """
+    """Return the item that a limit belongs to."""
     limit = limit_of(path)
     if limit is None:
         raise KeyError(path)
@@ -151,11 +147,7 @@ def near_limit(path: str) -> str:
 
 
 def check_limit(path: str, item: str) -> None:
-    """Refuse a path that is not a limit of an item.
-
-    Raises:
-        ValueError: if it is not.
-    """
+    """Raise ValueError for a path that is not a limit of an item."""
     limit = limit_of(path)
     if gone := refusal(path):
         raise ValueError(f"{path}: {gone}")
@@ -180,11 +172,7 @@ def presets_dir() -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: if the file is missing, not UTF-8, not YAML or not a mapping.
-    """
+    """Read a YAML mapping; any other file is the user's error."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {problem}; name a YAML file of settings")
@@ -198,11 +186,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parse a YAML mapping; `where` names the text in errors.
-
-    Raises:
-        UserError: if it is not YAML or not a mapping.
-    """
+    """Parse a YAML mapping; `where` names the text in errors."""
     try:
         document = _loaded(text)
     except yaml.YAMLError as error:
@@ -226,11 +210,7 @@ def _loaded(text: str) -> Any:
 
 
 def check_sections(document: Mapping[str, Any], where: str) -> None:
-    """Refuse a section that is not a mapping, which merging another layer would hide.
-
-    Raises:
-        UserError: if there is such a section; each is named.
-    """
+    """Refuse sections that are not mappings, which merging another layer would hide."""
     wrong = [
         f"{name}: expected settings (`{name}:` and lines below it), got {document[name]!r:.80}"
         for name, field in PipelineConfig.model_fields.items()
@@ -258,10 +238,9 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def build_config(
     *layers: Mapping[str, Any], preset: str | None = None, where: str = "the configuration"
 ) -> PipelineConfig:
-    """Build a configuration from a preset and layers above it.
+    """Build a configuration from a preset and nested mappings above it; later ones win.
 
     Args:
-        layers: nested mappings; later ones win.
         preset: name of a file in `presets_dir()`, without its extension.
         where: the place of a wrong field, for an error.
 
@@ -289,11 +268,7 @@ def validate_config(document: Mapping[str, Any], where: str) -> PipelineConfig:
 
 
 def explain(entry: Any, root: type[BaseModel] = PipelineConfig) -> str:
-    """Return one sentence for an error of pydantic: the setting, and why it is refused.
-
-    Args:
-        entry: an entry of `ValidationError.errors()`.
-    """
+    """Return one sentence for an entry of `ValidationError.errors()`: the setting, and why."""
     field = ".".join(str(part) for part in entry["loc"]) or "configuration"
     if entry["type"] == "extra_forbidden":
         if root is PipelineConfig and (gone := refusal(field)):

@@ -95,13 +95,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Looser:
-    """A limit that a run sets looser than the policy allows.
-
-    Attributes:
-        setting: its path in the configuration.
-        item: the item that it decides.
-        floor: the loosest value that the policy allows.
-    """
+    """A limit of an item that a run sets looser than the policy's `floor`."""
 
     setting: str
     item: str
@@ -130,12 +124,7 @@ class Looser:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy as its file states it.
-
-    Attributes:
-        text: the text of the file.
-        stored: whether a run recorded it; limits of earlier versions are left out then.
-    """
+    """A policy as its file states it; of a stored one limits of earlier versions are left out."""
 
     text: str
     where: str
@@ -153,11 +142,7 @@ class Policy:
 
     @cached_property
     def content(self) -> PolicyFile:
-        """What the file states.
-
-        Raises:
-            UserError: if it is not a policy.
-        """
+        """What the file states; what is not a policy is refused."""
         document = parse_yaml(self.text, self.where)
         if self.stored:
             layers = {name: current(document.get(name) or {}) for name in ("limits", "laptop")}
@@ -260,9 +245,6 @@ def refuse_unbounded(config: PipelineConfig, policy: Policy) -> None:
 
     A production run whose limit of a critical item is looser needs a waiver of that limit. Other
     looser limits warn in the checklist.
-
-    Raises:
-        UserError: if it is refused; each setting is named, and what to do.
     """
     content, where = policy.content, f"{policy.where}, version {policy.version}"
     if content.profile is not None and config.profile != content.profile:
@@ -290,11 +272,7 @@ def refuse_unbounded(config: PipelineConfig, policy: Policy) -> None:
 
 
 def read_policy() -> Policy:
-    """Read the policy of this checkout or image.
-
-    Raises:
-        UserError: if the file is missing or not a policy.
-    """
+    """Read the policy of this checkout or image."""
     path = policy_file()
     try:
         policy = Policy(path.read_text(encoding="utf-8-sig"), str(path))
@@ -309,11 +287,7 @@ def read_policy() -> Policy:
 
 
 def recorded_policy(record: Mapping[str, Any] | None, where: str) -> Policy:
-    """Return the policy that a run recorded; that of this checkout if it recorded none.
-
-    Raises:
-        UserError: if the text is not the one that was recorded.
-    """
+    """Return the policy that a run recorded; that of this checkout if it recorded none."""
     if not record:
         return read_policy()
     policy = _of_text(str(record["text"]), f"{where}: policy")

@@ -80,7 +80,6 @@ class Limit:
 
     Attributes:
         item: the item whose verdict it decides; empty for a map whose keys are the items.
-        stricter: the direction in which it becomes stricter.
         unset: the value that it stands for while it is null.
         levels: its values from the loosest to the strictest, where they are not numbers.
     """
