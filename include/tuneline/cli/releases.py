@@ -76,12 +76,11 @@ def add_releases(commands: Commands) -> None:
         "after its files were compared with its manifest. A follower serves it within seconds. "
         "The release log keeps who did it, and why.",
     )
-    rollback.add_argument("model", metavar="MODEL", help="name of the model")
-    rollback.add_argument(
-        "version", metavar="VERSION", nargs="?", help="the version; the one before by default"
-    )
-    rollback.add_argument("--reason", help="why; kept in the release log")
-    rollback.add_argument("--by", help="who does it; the user of this machine by default")
+    add = rollback.add_argument
+    add("model", metavar="MODEL", help="name of the model")
+    add("version", metavar="VERSION", nargs="?", help="the version; the one before by default")
+    add("--reason", help="why; kept in the release log")
+    add("--by", help="who does it; the user of this machine by default")
     add_store_argument(rollback)
     rollback.set_defaults(command=_rollback)
 
