@@ -14,7 +14,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -39,6 +38,9 @@ _NAMES = {
     Any: "anything",
     User: "user",
 }
+# How pydantic's bounds are read, by the names of their values.
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+_SIGNS |= {"min_length": "at least", "max_length": "at most"}
 _CONTAINERS = {list: "list of", dict: "map to", tuple: "pair of"}
 
 
@@ -239,16 +241,12 @@ def _type(annotation: Any) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-    found = []
-    for mark in field.metadata:
-        if type(mark) in signs:
-            sign, name = signs[type(mark)]
-            found.append(f"{sign} {getattr(mark, name)}")
-        elif isinstance(mark, MinLen):
-            found.append(f"at least {mark.min_length}")
-        elif isinstance(mark, MaxLen):
-            found.append(f"at most {mark.max_length}")
+    found = [
+        f"{sign} {getattr(mark, name)}"
+        for mark in field.metadata
+        for name, sign in _SIGNS.items()
+        if hasattr(mark, name)
+    ]
     return f", {' and '.join(found)}" if found else ""
 
 

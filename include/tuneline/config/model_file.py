@@ -24,7 +24,6 @@ from tuneline.config.pipeline import (
     check_sections,
     explain,
     merge,
-    parse_yaml,
     presets_dir,
     read_yaml,
 )
@@ -273,7 +272,7 @@ def _validated(path: Path) -> ModelFile:
         raise UserError(
             f"{path}: a model is named by its file, in lower-case letters, digits, `.`, `_`, `-`"
         )
-    document = _document(path)
+    document = read_yaml(path)
     try:
         made = ModelFile.model_validate(document)
     except ValidationError as error:
@@ -285,10 +284,3 @@ def _validated(path: Path) -> ModelFile:
     if not (presets_dir() / f"{made.preset}.yaml").is_file():
         raise UserError(f"{path}: preset: there is no preset {made.preset!r} in {presets_dir()}")
     return made
-
-
-def _document(path: Path) -> dict[str, Any]:
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}") from None

@@ -140,21 +140,21 @@ def item_of(path: str) -> str:
     return limit.item or path.rpartition(".")[2]
 
 
-def near_limit(path: str) -> str:
-    """Return the question whether a limit of a similar name was meant; empty without one."""
-    near = difflib.get_close_matches(path, LIMITS, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+def find_limit(path: str) -> Limit:
+    """Return a limit by its path; raise ValueError, which asks what was meant, if there is none."""
+    if gone := refusal(path):
+        raise ValueError(f"{path}: {gone}")
+    limit = limit_of(path)
+    if limit is None:
+        near = difflib.get_close_matches(path, LIMITS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "docs/governance.md lists the limits"
+        raise ValueError(f"{path!r} is not a limit; {hint}")
+    return limit
 
 
 def check_limit(path: str, item: str) -> None:
     """Raise ValueError for a path that is not a limit of an item."""
-    limit = limit_of(path)
-    if gone := refusal(path):
-        raise ValueError(f"{path}: {gone}")
-    if limit is None:
-        hint = near_limit(path) or "; docs/governance.md lists the limits"
-        raise ValueError(f"{path!r} is not a limit{hint}")
-    if not limit.item and path in LIMITS:
+    if not find_limit(path).item and path in LIMITS:
         raise ValueError(f"{path} has a limit for each item; name {path}.{item}")
     if item_of(path) != item:
         raise ValueError(f"{path} is a limit of {item_of(path)}, not of {item}")

@@ -23,12 +23,12 @@ from tuneline.config.pipeline import (
     LIMITS,
     PipelineConfig,
     explain,
+    find_limit,
     item_of,
     limit_of,
-    near_limit,
     parse_yaml,
 )
-from tuneline.config.retired import current, refusal
+from tuneline.config.retired import current
 from tuneline.config.section import Section, Value
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
@@ -82,12 +82,7 @@ class PolicyFile(Section):
 
 def _check(given: Mapping[str, Any]) -> None:
     for path, value in leaves(given, ""):
-        limit = limit_of(path)
-        if limit is None:
-            gone = refusal(path)
-            raise ValueError(
-                f"{path}: {gone}" if gone else f"{path} is not a limit{near_limit(path)}"
-            )
+        limit = find_limit(path)
         if not limit.fits(value):
             wanted = " or ".join(map(str, limit.levels)) or "a number"
             raise ValueError(f"{path} must be {wanted} or null, not {value!r}")
