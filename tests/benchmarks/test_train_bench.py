@@ -16,7 +16,6 @@ from benchmarks.training.rows import (
     without_common_prefix,
     write_rows,
 )
-from benchmarks.workloads.random_llama import write_random_llama
 from tests.lab.tiny_models import make_model
 
 from benchmarks import train
@@ -237,7 +236,7 @@ class InProcess(Contest):
 
 
 def test_the_gpu_part_runs_but_for_the_device(job, base, tmp_path):
-    model = write_random_llama(tmp_path / "llama", TINY, base)
+    model = train.write_random_llama(tmp_path / "llama", TINY, base)
     contest = InProcess(options(tmp_path), one_core=False)
     results = train.gpu_results(contest, train.gpu_job(job, model, TINY["vocab_size"], 32), 1)
     ratios = ratios_of(results, train.GPU_RATIOS)
