@@ -62,10 +62,7 @@ def run(options: Options) -> Report:
     for some, pair in ((rows, BY_SHAPE), (few, BY_MODEL)):
         systems, absent = installed(pair, RATIOS)
         missing += absent
-        job = {
-            "rows": write_lines(options.folder / "rows.jsonl", some),
-            "labelled": labelled,
-        }
+        job = {"rows": write_lines(options.folder / "rows.jsonl", some), "labelled": labelled}
         results += speed_results(contest.measure(systems, job, options.runs or RUNS), "docs")
     if not labelled:
         missing.append(NotMeasured("recall and precision", "the rows have no spans"))

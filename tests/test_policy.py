@@ -147,10 +147,7 @@ def nested(path, value):
 
 
 # Values that every validator of the settings takes.
-LOOSE = {
-    "lower": [1, 0.99, 0.4, 1.5, 5, 100, 1000],
-    "higher": [0, 0.01, 0.5, 1, -1, -0.5],
-}
+LOOSE = {"lower": [1, 0.99, 0.4, 1.5, 5, 100, 1000], "higher": [0, 0.01, 0.5, 1, -1, -0.5]}
 STRICT = {"lower": [1e-6, 0.001, 1.01, 1, 2], "higher": [1, 0.99, 256, 32, 0.9]}
 
 

@@ -22,14 +22,7 @@ from tuneline.evidence import load_evidence
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.rollback import roll_back
 from tuneline.governance.release.verify import verify
-from tuneline.store import (
-    AlreadyThere,
-    Changed,
-    CorruptObject,
-    NotThere,
-    S3Store,
-    open_store,
-)
+from tuneline.store import AlreadyThere, Changed, CorruptObject, NotThere, S3Store, open_store
 
 PART = 5 << 20
 LARGE = os.urandom(1 << 16) * 100
@@ -40,10 +33,7 @@ def shaky(monkeypatch):
     """A store behind the proxy, the proxy's rules, and a client that goes past it."""
     with (
         s3(monkeypatch, "shared") as (client, _),
-        faulty(os.environ["AWS_ENDPOINT_URL"], 7) as (
-            address,
-            rules,
-        ),
+        faulty(os.environ["AWS_ENDPOINT_URL"], 7) as (address, rules),
     ):
         monkeypatch.setenv("AWS_ENDPOINT_URL", address)
         monkeypatch.setattr(S3Store, "MULTIPART_BYTES", PART)

@@ -56,10 +56,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await _stream(send)
         return
     body = _COMPLETION if chat else _MODELS
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -144,12 +144,7 @@ class Evidence(_Findings, _OfItem):
 
     @model_validator(mode="after")
     def _verdict_rests_on_a_measurement(self) -> Evidence:
-        decided = self.verdict in (
-            Verdict.PASS,
-            Verdict.WARN,
-            Verdict.FAIL,
-            Verdict.INCONCLUSIVE,
-        )
+        decided = self.verdict in (Verdict.PASS, Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE)
         if decided and not any(m.rule is not None for m in self.measurements):
             raise ValueError(
                 f"{self.item}: verdict {self.verdict} without a measurement that has a limit"

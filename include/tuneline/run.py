@@ -18,12 +18,7 @@ from tuneline.config import PipelineConfig, Policy, read_policy, validate_config
 from tuneline.config.policy import recorded_policy
 from tuneline.config.retired import current
 from tuneline.errors import StepNotRun, TunelineError, UserError
-from tuneline.evidence import (
-    Evidence,
-    Read,
-    Record,
-    load_evidence,
-)
+from tuneline.evidence import Evidence, Read, Record, load_evidence
 from tuneline.store import NotThere, Store, open_store
 
 # What `Read.step` and `Read.name` say where no file was read.

@@ -15,14 +15,7 @@ from tuneline.catalogue import Item, get_item, get_step
 from tuneline.config import PipelineConfig
 from tuneline.environment import airflow_identity, environment
 from tuneline.errors import TunelineError, UserError
-from tuneline.evidence import (
-    Evidence,
-    FileRef,
-    Measurement,
-    Record,
-    Verdict,
-    conclude,
-)
+from tuneline.evidence import Evidence, FileRef, Measurement, Record, Verdict, conclude
 from tuneline.files import inside
 from tuneline.run import Run, now
 from tuneline.terminal import LOG_SECONDS, to_stderr, track

@@ -7,16 +7,7 @@ import os
 from collections.abc import Sequence
 
 from tuneline import __version__
-from tuneline.cli import (
-    accounts,
-    data,
-    evaluation,
-    logs,
-    measuring,
-    releases,
-    runs,
-    serving,
-)
+from tuneline.cli import accounts, data, evaluation, logs, measuring, releases, runs, serving
 from tuneline.terminal import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.

@@ -86,9 +86,7 @@ def _score(arguments: argparse.Namespace) -> int:
 def _deployment(arguments: argparse.Namespace) -> DeploymentConfig:
     try:
         return DeploymentConfig(
-            engine=arguments.engine,
-            parallel=arguments.parallel,
-            context_tokens=arguments.context,
+            engine=arguments.engine, parallel=arguments.parallel, context_tokens=arguments.context
         )
     except ValidationError as error:
         raise UserError(explain(error.errors()[0], DeploymentConfig)) from None
