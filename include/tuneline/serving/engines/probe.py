@@ -64,7 +64,7 @@ def probe(
     """Ask the question of one of a pod's probes.
 
     Args:
-        kind: `live`, `ready` or `startup`, which asks what `ready` asks, with the patience of its own block.
+        kind: `live`, `ready` or `startup`, which asks what `ready` asks and waits for longer.
         url: address of the engine, without `/v1`.
         timeout: time for the whole probe, in seconds.
         model: model id that must be listed; None accepts any.
