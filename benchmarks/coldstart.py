@@ -13,7 +13,7 @@ from benchmarks.contest.contest import Options
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.contest.trial import version_of
 from benchmarks.workloads.input_rows import read_conversations
-from benchmarks.workloads.support_chat import SEED, make_conversations
+from benchmarks.workloads.support_chat import make_conversations
 from tuneline.config import DeploymentConfig
 from tuneline.deployment.cold_start import LATER, Start, Starter, WarmStart
 from tuneline.errors import TunelineError
@@ -56,7 +56,7 @@ def run(options: Options) -> Report:
         "base_model": BASE_MODEL,
         "parallel": PARALLEL,
         "context_tokens": CONTEXT_TOKENS,
-        **({"input": options.input.name} if options.input else {"seed": SEED}),
+        **options.source,
     }
     return Report(workload, results, ratios)
 

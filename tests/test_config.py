@@ -1,8 +1,14 @@
-"""The configuration refuses what it does not know, naming every field."""
+"""The configuration names each field that it refuses, and reads what earlier versions stored."""
+
+import hashlib
+import json
+from functools import reduce
 
 import pytest
+from tests.lab.runs import Lab
 
 from tuneline.config import (
+    PipelineConfig,
     build_config,
     check_sections,
     merge,
@@ -11,7 +17,10 @@ from tuneline.config import (
     read_yaml,
 )
 from tuneline.config.data import RAMPART
+from tuneline.config.policy import read_policy
+from tuneline.config.retired import RENAMED, RETIRED
 from tuneline.errors import UserError
+from tuneline.run import Run
 
 DATA = {"data": {"source": "x.jsonl"}}
 
@@ -47,6 +56,9 @@ def test_layers_win_in_order_and_sections_merge():
         ({"data": {"pii_ner": " "}}, r"data\.pii_ner: name a model, or set false"),
         ({"data": {"pii_ner": []}}, r"data\.pii_ner: name a model, or set false"),
         ({"data": {"spacy_models": {"de": "x"}}}, r"data\.spacy_models: there is no such setting"),
+        ({"training": {"epoch": 2}}, r"training\.epoch: there is .*; did you mean epochs"),
+        ({"trainin": {"epochs": 2}}, r"trainin: there is .*; did you mean training"),
+        ({"training": {"qlora": True, "sharding": "fsdp"}}, "set sharding: none"),
     ],
 )
 def test_wrong_settings_are_named(layer, message):
@@ -75,12 +87,9 @@ def test_all_wrong_fields_are_named_at_once():
     assert "evaluation.metric" in str(caught.value)
 
 
-def test_a_missing_dataset_is_named():
+def test_a_missing_dataset_and_an_unknown_preset_are_named():
     with pytest.raises(UserError, match=r"data: is required"):
         build_config({})
-
-
-def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(UserError, match=r"unknown preset 'big'; there are: .*laptop"):
         build_config(DATA, preset="big")
 
@@ -102,13 +111,6 @@ def test_files_that_are_no_settings_are_named(tmp_path):
     marked = tmp_path / "marked.yaml"
     marked.write_bytes(b"\xef\xbb\xbfapproval: true")
     assert read_yaml(marked) == {"approval": True}
-
-
-def test_unknown_settings_name_their_neighbours():
-    with pytest.raises(UserError, match=r"training\.epoch: there is .*; did you mean epochs"):
-        build_config({"data": {"source": "x"}, "training": {"epoch": 2}})
-    with pytest.raises(UserError, match=r"trainin: there is .*; did you mean training"):
-        build_config({"data": {"source": "x"}, "trainin": {"epochs": 2}})
 
 
 def test_a_section_that_is_no_mapping_is_refused():
@@ -136,8 +138,63 @@ def test_the_world_is_nodes_times_processes(pods, training, per_node, world):
     assert (config.processes_per_node, config.world_size) == (per_node, world)
 
 
-def test_4bit_weights_are_not_sharded():
-    with pytest.raises(UserError, match="set sharding: none"):
-        build_config(DATA, {"training": {"qlora": True, "sharding": "fsdp"}})
-    for sharding in ("auto", "none"):
-        build_config(DATA, {"training": {"qlora": True, "sharding": sharding}})
+def nested(path, value):
+    return reduce(lambda inner, part: {part: inner}, reversed(path.split(".")), value)
+
+
+def exists(path):
+    section = PipelineConfig
+    for part in path.split("."):
+        field = getattr(section, "model_fields", {}).get(part)
+        if field is None:
+            return False
+        section = field.annotation
+    return True
+
+
+def test_a_setting_that_is_gone_is_refused_with_its_sentence():
+    for path, sentence in (RETIRED | RENAMED).items():
+        assert not exists(path), path
+        with pytest.raises(UserError) as refusal:
+            build_config(DATA, nested(path, 1))
+        assert f"{path}: " in str(refusal.value)
+        assert sentence in str(refusal.value)
+    assert all(map(exists, RENAMED.values()))
+
+
+@pytest.fixture
+def earlier(monkeypatch):
+    """Settings that an earlier version had."""
+    monkeypatch.setitem(RETIRED, "evaluation.echoes", "echoes are not measured any more")
+    monkeypatch.setitem(RENAMED, "training.rank", "training.r")
+
+
+def test_a_typed_one_is_refused(earlier, policy):
+    with pytest.raises(UserError) as refusal:
+        build_config(DATA, {"evaluation": {"echoes": {"share": 1}}, "training": {"rank": 4}})
+    assert "evaluation.echoes: echoes are not measured any more; remove" in str(refusal.value)
+    assert "training.rank: is called training.r now" in str(refusal.value)
+    policy(limits={"evaluation": {"echoes": {"share": 0.1}}})
+    with pytest.raises(UserError, match=r"evaluation\.echoes\.share: echoes are not measured"):
+        read_policy()
+
+
+def test_a_run_that_stored_one_stays_readable(earlier, tmp_path):
+    run = Lab(tmp_path, {}).run
+    store = run.store
+    config = json.loads(store.get_bytes(run.key("config.json")))
+    config["evaluation"]["echoes"] = {"share": 0.5}
+    config["training"]["rank"] = config["training"].pop("r") + 1
+    waiver = {"item": "base_regression", "reason": "agreed with the owner of the service"}
+    config["waivers"] = [{**waiver, "limit": "evaluation.echoes.share"}, waiver]
+    store.put_bytes(run.key("config.json"), json.dumps(config).encode())
+    text = run.policy.text.replace("evaluation:", "evaluation:\n    echoes: {share: 1}", 1)
+    recorded = {"text": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    meta = {**run.meta, "policy": {**run.meta["policy"], **recorded}}
+    store.put_bytes(run.key("run.json"), json.dumps(meta).encode())
+
+    opened = Run.open(run.uri)
+    assert opened.config.training.r == config["training"]["rank"]
+    assert [waiver.limit for waiver in opened.config.waivers] == [None]
+    assert "echoes" in opened.policy.text
+    assert opened.policy.looser(opened.config) == run.policy.looser(opened.config)

@@ -25,29 +25,19 @@ def folder(tmp_path, monkeypatch):
 def test_without_a_file_there_is_one_model_without_schedules(folder):
     (only,) = models()
     assert (only.name, only.suffix, only.file_name) == ("support-intents", "", None)
-    assert only.file.logs.schedule is None
-    assert only.file.nightly.schedule is None
+    assert only.file.logs.schedule is only.file.nightly.schedule is None
 
 
-def test_a_single_file_has_the_ids_that_it_keeps_when_another_one_comes(folder):
+def test_each_file_is_a_model_whose_ids_end_in_its_name(folder):
     (folder / "faq.yaml").write_text(GOOD)
-    (only,) = models()
-    assert (only.name, only.suffix) == ("faq", "__faq")
-    assert only.file.owners == ["support-ml"]
-
-
-def test_with_several_files_each_id_ends_in_the_name(folder):
-    for name in ("faq", "billing.v2"):
-        (folder / f"{name}.yaml").write_text(GOOD)
+    assert [(m.name, m.suffix) for m in models()] == [("faq", "__faq")]
+    (folder / "billing.v2.yaml").write_text(GOOD)
     assert [m.suffix for m in models()] == ["__billing.v2", "__faq"]
-
-
-def test_settings_lie_above_the_preset_and_carry_the_name(folder):
-    (folder / "faq.yaml").write_text(GOOD)
     config = find_model("faq").config()
-    assert config.name == "faq"
-    assert config.training.epochs == 3
+    assert (config.name, config.training.epochs) == ("faq", 3)
     assert config.training.r == 16  # of the preset
+    with pytest.raises(UserError, match=r"no model 'fax'.*faq"):
+        find_model("fax")
 
 
 def test_a_changed_file_is_read_again(folder):
@@ -92,12 +82,6 @@ def test_a_name_that_no_release_can_have_is_refused(folder):
     (folder / "My Model.yaml").write_text(GOOD)
     (only,) = models()
     assert "a model is named by its file" in only.problem
-
-
-def test_an_unknown_model_names_those_that_exist(folder):
-    (folder / "faq.yaml").write_text(GOOD)
-    with pytest.raises(UserError, match=r"no model 'fax'.*faq"):
-        find_model("fax")
 
 
 def test_a_model_without_data_has_no_configuration(folder):

@@ -111,11 +111,6 @@ def test_a_setting_that_nobody_thought_of_would_be_seen():
     assert "new_limit" in numbers(Grown)
 
 
-def test_every_limit_belongs_to_an_item():
-    for path in limits_in(made()):
-        assert get_item(item_of(path))
-
-
 def test_the_shipped_policy_names_every_limit_of_a_critical_item():
     floors = read_policy().content.limits
     for setting, limit in LIMITS.items():
@@ -136,6 +131,7 @@ def test_no_preset_is_looser_than_the_shipped_policy(preset):
 
 def test_what_unset_limits_stand_for_is_what_the_items_take():
     values = limits_in(made())
+    assert all(get_item(item_of(path)) for path in values)
     assert values["evaluation.max_regression"] == decision.DEFAULT_LIMIT
     assert values["evaluation.max_perplexity_ratio"] == decision.DEFAULT_RATIO
     assert set(NAMES) == {"PERSON", "LOCATION"}
@@ -151,10 +147,7 @@ def nested(path, value):
 
 
 # Values that every validator of the settings takes.
-LOOSE = {
-    "lower": [1, 0.99, 0.4, 1.5, 5, 100, 1000],
-    "higher": [0, 0.01, 0.5, 1, -1, -0.5],
-}
+LOOSE = {"lower": [1, 0.99, 0.4, 1.5, 5, 100, 1000], "higher": [0, 0.01, 0.5, 1, -1, -0.5]}
 STRICT = {"lower": [1e-6, 0.001, 1.01, 1, 2], "higher": [1, 0.99, 256, 32, 0.9]}
 
 
@@ -219,19 +212,6 @@ IN_PRODUCTION = {
 }
 
 
-def test_the_preset_of_the_laptop_is_not_enough_for_production(tmp_path, dataset):
-    looser = {
-        "data": {"pii_leak_breach": "warn", "undeclared_language_breach": "warn"},
-        "evaluation": {"max_regression": 0.1},
-    }
-    with pytest.raises(UserError) as refused:
-        created(tmp_path, dataset, looser)
-    said = str(refused.value)
-    assert "data.pii_leak_breach is warn, the policy allows fail; " in said
-    assert "data.undeclared_language_breach is warn, the policy allows fail; " in said
-    assert "evaluation.max_regression is" in said
-
-
 def created(tmp_path, dataset, settings, **fields):
     settings = merge(IN_PRODUCTION, settings)
     fields = {"data": dataset, "overrides": json.dumps(settings), **fields}
@@ -245,19 +225,43 @@ LIMIT = {
 }
 
 
-def test_a_gain_of_minus_one_is_refused_in_production_before_anything_runs(tmp_path, dataset):
+@pytest.mark.parametrize(
+    ("settings", "sentences"),
+    [
+        (
+            {"evaluation": {"min_gain": -1}},
+            ["evaluation.min_gain is -1.0, the policy allows at least 0", "needs a waiver"],
+        ),
+        # A waiver of the item is not one of its limit.
+        (
+            {"evaluation": {"min_gain": -1}, "waivers": [{**LIMIT, "limit": None}]},
+            ["needs a waiver"],
+        ),
+        # The preset of the laptop is not enough.
+        (
+            {
+                "data": {"pii_leak_breach": "warn", "undeclared_language_breach": "warn"},
+                "evaluation": {"max_regression": 0.1},
+            },
+            [
+                "data.pii_leak_breach is warn, the policy allows fail; ",
+                "data.undeclared_language_breach is warn, the policy allows fail; ",
+                "evaluation.max_regression is",
+            ],
+        ),
+        # What starts a run can't name a policy.
+        ({"policy": {"version": 2}}, ["there is no such setting"]),
+        ({"governance": {"policy": "x"}}, ["there is no such setting"]),
+    ],
+)
+def test_a_looser_run_is_refused_in_production_before_anything_runs(
+    tmp_path, dataset, settings, sentences
+):
     with pytest.raises(UserError) as refused:
-        created(tmp_path, dataset, {"evaluation": {"min_gain": -1}})
-    sentence = str(refused.value)
-    assert "evaluation.min_gain is -1.0, the policy allows at least 0" in sentence
-    assert "waivers" in sentence
+        created(tmp_path, dataset, settings)
+    for sentence in sentences:
+        assert sentence in str(refused.value)
     assert not (tmp_path / "store/runs").exists()
-
-
-def test_a_waiver_of_the_item_is_no_waiver_of_its_limit(tmp_path, dataset):
-    whole = {**LIMIT, "limit": None}
-    with pytest.raises(UserError, match="needs a waiver"):
-        created(tmp_path, dataset, {"evaluation": {"min_gain": -1}, "waivers": [whole]})
 
 
 def test_a_run_with_a_waiver_is_made_and_records_the_policy(tmp_path, dataset):
@@ -272,10 +276,7 @@ def test_the_laptop_profile_makes_the_run(tmp_path, dataset):
     assert [one.setting for one in run.policy.looser(run.config)] == ["evaluation.min_gain"]
 
 
-@pytest.mark.parametrize("settings", [{"policy": {"version": 2}}, {"governance": {"policy": "x"}}])
-def test_what_starts_a_run_can_not_name_a_policy(tmp_path, dataset, settings):
-    with pytest.raises(UserError, match="there is no such setting"):
-        created(tmp_path, dataset, settings)
+def test_the_form_has_no_field_for_a_policy(tmp_path, dataset):
     with pytest.raises(UserError, match="unknown field 'policy'"):
         created(tmp_path, dataset, {}, policy="version: 2")
 
@@ -346,44 +347,34 @@ def lab(tmp_path, *, started_by="alice", approver=None, **settings):
 
 
 MINUS_ONE = {"evaluation": {"min_gain": -1}}
+WAIVED = {"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}
+LOOSER = "evaluation.min_gain is -1.0, the policy allows at least 0"
 
 
 @pytest.mark.parametrize(
-    ("settings", "verdict", "stops"),
+    ("settings", "people", "verdict", "stops", "because"),
     [
-        ({}, "pass", False),
-        ({"profile": "production"}, "pass", False),
-        (MINUS_ONE, "warn", False),
-        ({"profile": "production", **MINUS_ONE}, "fail", True),
-        ({"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}, "fail", True),
+        ({}, {}, "pass", False, ""),
+        ({"profile": "production"}, {}, "pass", False, ""),
+        (MINUS_ONE, {}, "warn", False, LOOSER),
+        ({"profile": "production", **MINUS_ONE}, {}, "fail", True, LOOSER),
+        (WAIVED, {}, "fail", True, LOOSER),
+        (WAIVED, {"approver": "bob"}, "waived", False, "accepted by bob: the base already answers"),
+        # A schedule started it.
+        (WAIVED, {"approver": "bob", "started_by": None}, "fail", True, LOOSER),
     ],
 )
-def test_a_looser_critical_limit_warns_on_the_laptop_and_fails_in_production(
-    tmp_path, settings, verdict, stops
+def test_a_looser_critical_limit_warns_on_the_laptop_and_needs_an_approval_in_production(
+    tmp_path, settings, people, verdict, stops, because
 ):
-    row = status(lab(tmp_path, **settings).run, "holdout_performance")
+    row = status(lab(tmp_path, **people, **settings).run, "holdout_performance")
     assert (row.verdict, row.stops_release) == (verdict, stops)
-    if verdict != "pass":
-        assert "evaluation.min_gain is -1.0, the policy allows at least 0" in row.because
-
-
-def test_an_approved_waiver_of_the_limit_lets_it_pass_as_waived(tmp_path):
-    settings = {"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}
-    row = status(lab(tmp_path, approver="bob", **settings).run, "holdout_performance")
-    assert (row.verdict, row.stops_release) == ("waived", False)
-    assert "accepted by bob: the base already answers" in row.because
+    assert because in row.because
 
 
 def test_a_waiver_of_a_limit_accepts_no_failure(tmp_path):
-    settings = {"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}
-    made = lab(tmp_path, approver="bob", **settings)
+    made = lab(tmp_path, approver="bob", **WAIVED)
     made.leave("holdout_performance", {}, [measure("m", 3, "rows", "<=", 0)])
-    assert status(made.run, "holdout_performance").verdict == "fail"
-
-
-def test_a_waiver_of_a_run_that_a_schedule_started_does_not_count(tmp_path):
-    settings = {"profile": "production", **MINUS_ONE, "waivers": [LIMIT]}
-    made = lab(tmp_path, started_by=None, approver="bob", **settings)
     assert status(made.run, "holdout_performance").verdict == "fail"
 
 

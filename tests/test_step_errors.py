@@ -1,11 +1,13 @@
-"""Errors have the severity of their item: steps that raise, are killed, or have no earlier step."""
+"""Steps that raise, are killed or have no earlier step: errors have the severity of their item."""
 
 import importlib
 import json
+from datetime import timedelta
 
 import pytest
 from tests.lab.runs import Lab, values
 
+from tuneline import run, terminal
 from tuneline.artifacts.answers import waivers_sha256
 from tuneline.catalogue import get_step
 from tuneline.cli import main
@@ -242,3 +244,24 @@ def test_a_killed_step_has_evidence_from_whoever_watched_it(lab):
     assert evidence.airflow == task
     assert evidence.artifacts == []
     assert "exit code 137" in status(lab.run, "determinism").summary
+
+
+def test_the_last_line_of_a_step_stands_in_the_run(lab, monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "LOG_SECONDS", 0.0)
+    assert lab.run.in_progress() == {}
+    context = lab.context("train")
+    assert list(context.progress("abc", 3, "rows")) == ["a", "b", "c"]
+    assert "[train] rows: 2 of 3, 0 s left (0 s)\n" in capsys.readouterr().err
+    assert lab.run.in_progress() == {"train": "rows: 1 of 3, 0 s left (0 s)"}
+    lab.run.note_progress("checkpointing", "loading")
+    lab.run.end_progress("train")
+    assert lab.run.in_progress() == {"checkpointing": "loading"}
+    monkeypatch.setattr(run, "_SILENCE", timedelta())
+    assert lab.run.in_progress() == {}
+
+
+def test_a_line_that_is_half_removed_is_no_error(lab):
+    lab.run.note_progress("train", "step 3")
+    lab.run.note_progress("checkpointing", "loading")
+    (lab.root / "store" / lab.run.key("progress", "train", ".line.json.sha256")).unlink()
+    assert lab.run.in_progress() == {"checkpointing": "loading"}

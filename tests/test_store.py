@@ -1,14 +1,18 @@
 """The store behaves the same on a directory and on a real S3 server over HTTP."""
 
+import base64
 import hashlib
 import os
 import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.lab.s3_server import s3
 
+from tuneline.config.governance import GovernanceConfig
 from tuneline.errors import RetryableError, UserError
+from tuneline.governance.release.manifest import lock_files
 from tuneline.store import AlreadyThere, Changed, CorruptObject, NotThere, S3Store, open_store
 
 
@@ -28,6 +32,7 @@ def _overwrite_behind_its_back(store, key, data):
 
 
 def test_what_is_written_is_read_back_with_its_hash(store, tmp_path):
+    assert store.find("runs/a/x.bin") is None
     ref = store.put_bytes("runs/a/x.bin", b"hello")
     assert ref.sha256 == hashlib.sha256(b"hello").hexdigest()
     assert ref.bytes == 5
@@ -35,12 +40,9 @@ def test_what_is_written_is_read_back_with_its_hash(store, tmp_path):
     assert store.get_bytes("runs/a/x.bin") == b"hello"
     assert store.get_file("runs/a/x.bin", tmp_path / "got").sha256 == ref.sha256
     assert store.key_of(ref.uri) == "runs/a/x.bin"
-
-
-def test_an_object_is_found_with_its_size_and_hash(store):
-    assert store.find("k") is None
-    written = store.put_bytes("k", b"hello")
-    assert store.find("k") == written
+    assert store.find("runs/a/x.bin") == ref
+    store.put_bytes("runs/a/x.bin", b"two")
+    assert store.get_bytes("runs/a/x.bin") == b"two"
 
 
 def test_a_file_that_nobody_changes_may_be_linked(store, tmp_path):
@@ -55,24 +57,15 @@ def test_a_file_that_nobody_changes_may_be_linked(store, tmp_path):
     assert store.get_bytes("k") == b"hello"
 
 
-def test_replaced_object_reads_as_the_new_one(store):
-    store.put_bytes("k", b"one")
-    store.put_bytes("k", b"two")
-    assert store.get_bytes("k") == b"two"
-
-
 def test_corruption_is_caught_on_read_and_leaves_no_file(store, tmp_path):
     store.put_bytes("k", b"good")
+    # An expected hash wins over the stored one.
+    with pytest.raises(CorruptObject):
+        store.get_bytes("k", sha256="0" * 64)
     _overwrite_behind_its_back(store, "k", b"evil")
     with pytest.raises(CorruptObject, match="is corrupt"):
         store.get_file("k", tmp_path / "got")
     assert not (tmp_path / "got").exists()
-
-
-def test_an_expected_hash_wins_over_the_stored_one(store):
-    store.put_bytes("k", b"good")
-    with pytest.raises(CorruptObject):
-        store.get_bytes("k", sha256="0" * 64)
 
 
 def test_write_once_is_written_once(store):
@@ -80,26 +73,6 @@ def test_write_once_is_written_once(store):
     with pytest.raises(AlreadyThere):
         store.put_bytes("manifest.json", b"2", once=True)
     assert store.get_bytes("manifest.json") == b"1"
-
-
-def test_write_once_has_one_winner_among_racing_writers(store):
-    won, lost = [], []
-
-    def write(text):
-        try:
-            store.put_bytes("once", text, once=True)
-            won.append(text)
-        except AlreadyThere:
-            lost.append(text)
-
-    threads = [threading.Thread(target=write, args=(b"%d" % n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
-    assert len(lost) == 7
-    assert store.get_bytes("once") == won[0]
 
 
 def test_a_conditional_write_replaces_what_was_read(store):
@@ -126,16 +99,18 @@ def test_a_conditional_write_over_another_writers_bytes_is_refused(store):
     assert not store.exists("d/k")
 
 
-def test_conditional_writes_have_one_winner_among_racing_writers(store):
-    store.put_bytes("k", b"start")
-    tag = store.read_tagged("k").tag
+@pytest.mark.parametrize("conditional", [True, False])
+def test_racing_writers_have_one_winner(store, conditional):
+    if conditional:
+        store.put_bytes("k", b"start")
+        tag = store.read_tagged("k").tag
     won, lost = [], []
 
     def write(text):
         try:
-            store.replace("k", text, tag)
+            store.replace("k", text, tag) if conditional else store.put_bytes("k", text, once=True)
             won.append(text)
-        except Changed:
+        except (Changed, AlreadyThere):
             lost.append(text)
 
     threads = [threading.Thread(target=write, args=(b"%d" % n,)) for n in range(8)]
@@ -313,3 +288,45 @@ def test_unknown_bucket_is_the_users_error(monkeypatch):
     unknown = pytest.raises(UserError, match="bucket nobody-made-it does not exist")
     with s3(monkeypatch), unknown:
         open_store("s3://nobody-made-it/x").put_bytes("k", b"x")
+
+
+@pytest.fixture
+def locking(monkeypatch):
+    """A store in a bucket with Object Lock, a client for it, and a store in one without."""
+    with s3(monkeypatch, "plain") as (client, _):
+        client.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
+        yield open_store("s3://locked/team"), client, open_store("s3://plain/team")
+
+
+@pytest.mark.parametrize("mode", ["governance", "compliance"])
+def test_files_of_a_release_are_locked(locking, mode):
+    store, client, _ = locking
+    store.put_bytes("models/m/1/model.gguf", b"weights", once=True)
+    config = GovernanceConfig(lock_days=30, lock_mode=mode)
+    (free,) = lock_files(store, ["models/m/1/model.gguf"], config)
+    assert (free.name, free.value, free.ok) == ("files_not_locked", 0, True)
+    head = client.head_object(Bucket="locked", Key="team/models/m/1/model.gguf")
+    assert head["ObjectLockMode"] == mode.upper()
+    left = head["ObjectLockRetainUntilDate"] - datetime.now(UTC)
+    assert timedelta(days=29) < left <= timedelta(days=30)
+
+
+def test_a_store_that_locks_nothing_warns_who_asks_for_it(locking, tmp_path):
+    _, _, plain = locking
+    for store in (plain, open_store(tmp_path.as_uri())):
+        store.put_bytes("k", b"weights")
+        (free,) = lock_files(store, ["k"], GovernanceConfig(lock_days=30))
+        assert (free.value, free.ok, free.on_breach) == (1, False, "warn")
+        assert lock_files(store, ["k"], GovernanceConfig()) == []
+
+
+def test_the_server_is_told_the_hash_of_what_it_gets(locking):
+    store, _, _ = locking
+    store.put_bytes("k", b"weights")
+    expected = base64.b64encode(hashlib.sha256(b"weights").digest()).decode()
+    sent = []
+    store._s3.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(request.headers)
+    )
+    store.replace("k", b"weights", store.read_tagged("k").tag)
+    assert str(sent[0]["x-amz-checksum-sha256"], "ascii") == expected

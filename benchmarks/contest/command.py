@@ -48,17 +48,11 @@ def bench(
     runs: int | None = None,
     rows: int | None = None,
 ) -> int:
-    """Run one benchmark, or all.
+    """Run one benchmark, or all; exit code 1 if one of all failed.
 
     Args:
-        name: name of the benchmark, or `all`.
-        as_json: True to print JSON in place of tables.
         source: file of rows to use in place of generated ones, for one benchmark.
-        runs: number of runs of each system.
         rows: number of rows to generate or to take.
-
-    Returns:
-        Exit code: 1 if one of all benchmarks failed.
 
     Raises:
         UserError: if there is no such benchmark, or something it needs is missing.

@@ -12,6 +12,9 @@ from typing import Any
 # Width of a table that is not printed to a terminal.
 FILE_WIDTH = 150
 
+# Metric, and the systems whose medians are divided.
+Ratio = tuple[str, str, str]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -38,14 +41,7 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class Report:
-    """A benchmark's outcome; the JSON form is part of the public contract.
-
-    Attributes:
-        workload: sizes, seed or file of the workload.
-        results: every metric of every system.
-        ratios: ratios of medians, by the names of the contract.
-        machine: description of the machine as the benchmark began, see `describe`.
-    """
+    """A benchmark's outcome; the JSON form is part of the public contract."""
 
     workload: Mapping[str, Any]
     results: Sequence[Result]
@@ -56,56 +52,30 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain types, in the order of the contract."""
-        return {
-            "bench": self.bench,
-            "machine": dict(self.machine),
-            "workload": dict(self.workload),
-            "results": [asdict(result) for result in self.results],
-            "ratios": dict(self.ratios),
-            "not_measured": [
-                {"system": m.system, "reason": m.reason, "ratios": list(m.ratios)}
-                for m in self.not_measured
-            ],
-        }
+        plain = asdict(self)
+        names = ("bench", "machine", "workload", "results", "ratios", "not_measured")
+        return {name: plain[name] for name in names}
 
     def value(self, system: str, metric: str) -> float | None:
         """Return the median of a metric, None if it was not measured."""
-        for result in self.results:
-            if (result.system, result.metric) == (system, metric):
-                return result.value
-        return None
+        found = (r.value for r in self.results if (r.system, r.metric) == (system, metric))
+        return next(found, None)
 
 
 def summarise(system: str, version: str, metric: str, values: Sequence[float], unit: str) -> Result:
-    """Return one metric over the runs of a system.
-
-    Args:
-        values: one value for each run, at least one.
-        unit: unit of the values.
-    """
-    return Result(
-        system,
-        version,
-        metric,
-        _rounded(median(values)),
-        unit,
-        _rounded(min(values)),
-        _rounded(max(values)),
-        len(values),
-    )
+    """Return one metric over the runs of a system, to five digits: more than any of them has."""
+    low, middle, high = (float(f"{f(values):.5g}") for f in (min, median, max))
+    return Result(system, version, metric, middle, unit, low, high, len(values))
 
 
-def ratio(results: Sequence[Result], metric: str, ours: str, theirs: str) -> float | None:
-    """Return our median over theirs, None if either is missing or theirs is 0."""
-    found = {result.system: result.value for result in results if result.metric == metric}
-    if ours not in found or not found.get(theirs):
-        return None
-    return round(found[ours] / found[theirs], 3)
-
-
-def _rounded(value: float) -> float:
-    """Round to five significant digits, more than any of these measurements has."""
-    return float(f"{value:.5g}")
+def ratios_of(results: Sequence[Result], table: Mapping[str, Ratio]) -> dict[str, float]:
+    """Return ratios of medians, without those of which a system is missing or the divisor is 0."""
+    values = {(result.metric, result.system): result.value for result in results}
+    return {
+        name: round(values[metric, ours] / values[metric, theirs], 3)
+        for name, (metric, ours, theirs) in table.items()
+        if (metric, ours) in values and values.get((metric, theirs))
+    }
 
 
 def show(report: Report) -> None:
@@ -124,10 +94,8 @@ def show(report: Report) -> None:
     for heading in systems.values():
         table.add_column(heading, justify="right")
     cells = {(r.metric, r.system): _cell(r) for r in report.results}
-    units = {r.metric: r.unit for r in report.results}
-    for metric, unit in units.items():
-        row = [cells.get((metric, system), "") for system in systems]
-        table.add_row(f"{metric}, {unit}", *row)
+    for metric, unit in {r.metric: r.unit for r in report.results}.items():
+        table.add_row(f"{metric}, {unit}", *(cells.get((metric, name), "") for name in systems))
     console.print(table)
     lines = [f"  {name} = {value:g}" for name, value in report.ratios.items()]
     for missing in report.not_measured:
@@ -138,22 +106,18 @@ def show(report: Report) -> None:
 
 
 def _cell(result: Result) -> str:
-    if result.min == result.max:
-        return _number(result.value)
-    return f"{_number(result.value)} ({_number(result.min)} to {_number(result.max)})"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    value, low, high = (
+        f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.4g}"
+        for v in (result.value, result.min, result.max)
+    )
+    return value if low == high else f"{value} ({low} to {high})"
 
 
 def describe() -> dict[str, Any]:
-    """Describe the processor, cores, accelerator and memory of this machine, and its load.
+    """Describe this machine: `cores` that this process may use, `gpu` None without one.
 
-    Returns:
-        `cpu`, `cores` (those that this process may use), `gpu` (None without one), `memory_gib`,
-        `python`, and `load`: the mean number of running processes over the last minute. A load
-        above the number of cores means that other work used some of them.
+    A `load` (running processes over the last minute) above the number of cores means that other
+    work used some of them.
     """
     from tuneline.asking.hardware import this_machine
 

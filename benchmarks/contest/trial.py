@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -33,8 +33,7 @@ class Trial:
     """A system that is ready to work.
 
     Attributes:
-        items: items to process, all in memory.
-        work: timed function that takes items and returns the output.
+        items: items to process, all in memory; `work` is timed over them.
         score: function that returns the quality of the output, by name; not timed.
         warm_up: True to process the first few items before the clock starts.
     """
@@ -48,14 +47,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sample:
-    """Time, memory and quality of one run of one system.
-
-    Attributes:
-        seconds: wall-clock time, in seconds.
-        cpu_seconds: CPU time of all threads, in seconds; other load hardly changes it.
-        peak_mib: peak resident memory of the process up to the end of the work, in MiB.
-        scores: result of the trial's `score`.
-    """
+    """Time, memory and quality of one run; other load hardly changes the CPU time."""
 
     version: str
     items: int
@@ -72,16 +64,21 @@ def conduct(trial: Trial) -> Sample:
     started, cpu_started = time.perf_counter(), time.process_time()
     output = trial.work(trial.items)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu_started
-    peak = resident_peak() / (1 << 20)
-    return Sample(
-        trial.version, len(trial.items), seconds, cpu, round(peak, 1), trial.score(output)
-    )
+    peak = round(resident_peak() / (1 << 20), 1)
+    return Sample(trial.version, len(trial.items), seconds, cpu, peak, trial.score(output))
 
 
 def read_lines(path: str) -> list[Any]:
     """Return the values of a JSONL file."""
     with Path(path).open(encoding="utf-8") as handle:
         return [json.loads(line) for line in handle]
+
+
+def write_lines(path: Path, values: Iterable[Any]) -> str:
+    """Write values as JSONL, and return the path for a job."""
+    with path.open("w", encoding="utf-8") as handle:
+        handle.writelines(json.dumps(value) + "\n" for value in values)
+    return str(path)
 
 
 def version_of(*packages: str) -> str:

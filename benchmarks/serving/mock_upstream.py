@@ -29,27 +29,17 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 
-def completion() -> dict[str, Any]:
-    """Return its only answer."""
-    return {
-        "id": "chatcmpl-mock",
-        "object": "chat.completion",
-        "created": 0,
-        "model": MODEL,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": ANSWER},
-                "finish_reason": "stop",
-            }
-        ],
-        "usage": {"prompt_tokens": 120, "completion_tokens": 14, "total_tokens": 134},
-    }
-
-
 _CHUNK = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 0, "model": MODEL}
 _MODELS = json.dumps({"object": "list", "data": [{"id": MODEL, "object": "model"}]}).encode()
-_COMPLETION = json.dumps(completion()).encode()
+_MESSAGE = {"role": "assistant", "content": ANSWER}
+_COMPLETION = json.dumps(
+    {
+        **_CHUNK,
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": _MESSAGE, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 120, "completion_tokens": 14, "total_tokens": 134},
+    }
+).encode()
 
 
 async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -66,10 +56,7 @@ async def app(scope: dict[str, Any], receive: Receive, send: Send) -> None:
         await _stream(send)
         return
     body = _COMPLETION if chat else _MODELS
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -1,33 +1,51 @@
-"""Other gateways as child processes, each with what it has of keys in SQLite."""
+"""The servers of the gateway benchmark: its upstream, and other gateways with their keys."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import socket
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.contest.contest import INSTALL
+import httpx
+
+from benchmarks.contest.contest import INSTALL, bench_python
 from tuneline.errors import TunelineError
 from tuneline.serving.processes import ServerProcess, free_port
 
-_START_SECONDS = 60.0
+
+@contextmanager
+def upstream_process(module: str = "benchmarks.serving.mock_upstream") -> Iterator[str]:
+    """Run a server that prints its address, which is yielded, until its standard input closes."""
+    command = [sys.executable, "-m", module]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        address = process.stdout.readline().strip()
+        try:
+            if not address:
+                raise TunelineError(f"{module} did not start")
+            yield address
+        finally:
+            process.stdin.close()
 
 
 class PeerGateway(ServerProcess):
-    """A gateway in front of one upstream; it listens when the `with` block begins.
+    """A gateway in front of one upstream; it listens when the `with` block begins."""
 
-    Args:
-        port: port that it was told to listen on.
-    """
-
-    stop_seconds = 10.0
+    stop_seconds = 20.0
+    poll_seconds = 0.2
 
     def __init__(
         self,
         name: str,
+        version: str,
         command: Sequence[str],
         *,
         port: int,
@@ -35,24 +53,27 @@ class PeerGateway(ServerProcess):
         key: str,
         headers: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        live: str = "/",
     ) -> None:
-        self.name = name
+        self.name, self.version, self.key = name, version, key
         self.url = f"http://127.0.0.1:{port}"
-        self.key = key
         self.headers = dict(headers or {})
-        self._port = port
+        self._live = live
         super().__init__(
             command,
-            start_seconds=_START_SECONDS,
+            start_seconds=180.0,
             log_file=folder / f"{name}.log",
             environment={**os.environ, **(environment or {})},
         )
 
     def waiting_for(self) -> str | None:
-        """Return what it lacks until it listens."""
+        """Return what it lacks until it answers."""
         try:
-            socket.create_connection(("127.0.0.1", self._port), timeout=1).close()
-        except OSError:
+            httpx.get(self.url + self._live, timeout=2, trust_env=False).raise_for_status()
+        except httpx.HTTPStatusError as error:
+            # Not every gateway has a page at /; what answers there listens.
+            return None if self._live == "/" else str(error)
+        except httpx.HTTPError:
             return "it did not listen"
         return None
 
@@ -61,19 +82,33 @@ class PeerGateway(ServerProcess):
         return TunelineError(f"{self.name} did not start: {self.last_words()}")
 
 
-def ferrogw(python: Path, upstream: str, model: str, folder: Path) -> PeerGateway:
-    """ferrogw, with its keys in SQLite.
+def litellm(upstream: str, model: str, folder: Path) -> PeerGateway:
+    """LiteLLM's proxy with its master key; further keys and its log need PostgreSQL."""
+    program, port, key = _program(bench_python().parent / "litellm"), free_port(), "sk-bench"
+    config = folder / "litellm.yaml"
+    target = {"model": f"openai/{model}", "api_base": f"{upstream}/v1", "api_key": "unused"}
+    models = [{"model_name": model, "litellm_params": target}]
+    # JSON is YAML.
+    config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": key}}))
+    command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    return PeerGateway(
+        "litellm",
+        _version("litellm"),
+        [*command, "--num_workers", "1"],
+        port=port,
+        folder=folder,
+        key=key,
+        environment={"LITELLM_LOG": "ERROR"},
+        live="/health/liveliness",
+    )
 
-    Raises:
-        TunelineError: if it is not installed.
-    """
-    home = folder / "ferrogw"
-    home.mkdir(parents=True, exist_ok=True)
-    config = home / "config.json"
+
+def ferrogw(upstream: str, model: str, folder: Path) -> PeerGateway:
+    """ferrogw, with its keys in SQLite."""
+    program, port, key = _program(bench_python().parent / "ferrogw"), free_port(), "fgw_" + "a" * 40
+    config = folder / "ferrogw.json"
     targets = [{"virtual_key": "openai", "models": [model]}]
     config.write_text(json.dumps({"strategy": {"mode": "fallback"}, "targets": targets}))
-    port = free_port()
-    key = "fgw_" + "a" * 40
     environment = {
         "PORT": str(port),
         "GATEWAY_CONFIG": str(config),
@@ -83,29 +118,45 @@ def ferrogw(python: Path, upstream: str, model: str, folder: Path) -> PeerGatewa
         # Its limit of 20 requests a second and address is on by default.
         "RATE_LIMIT_RPS": "0",
         "API_KEY_STORE_BACKEND": "sqlite",
-        "API_KEY_STORE_DSN": str(home / "keys.db"),
+        "API_KEY_STORE_DSN": str(folder / "ferrogw.db"),
     }
-    command = [_program(python.parent / "ferrogw")]
-    return PeerGateway("ferrogw", command, port=port, folder=home, key=key, environment=environment)
+    return PeerGateway(
+        "ferrogw",
+        _version("ferrogw"),
+        [program],
+        port=port,
+        folder=folder,
+        key=key,
+        environment=environment,
+    )
 
 
-def portkey(python: Path, upstream: str, folder: Path) -> PeerGateway:
-    """Portkey's gateway on Node.js; it has neither keys of its own nor a ledger.
-
-    Raises:
-        TunelineError: if it, or Node.js, is not installed.
-    """
+def portkey(upstream: str, model: str, folder: Path) -> PeerGateway:
+    """Portkey's gateway on Node.js; it has neither keys of its own nor a ledger."""
     node = shutil.which("node")
     if node is None:
         raise TunelineError("Node.js is not installed")
-    prefix = python.parents[1] / "node_modules" / "@portkey-ai" / "gateway"
-    port = free_port()
-    command = [node, _program(prefix / "build" / "start-server.js"), f"--port={port}", "--headless"]
-    headers = {"x-portkey-provider": "openai", "x-portkey-custom-host": f"{upstream}/v1"}
-    return PeerGateway("portkey", command, port=port, folder=folder, key="unused", headers=headers)
+    package = bench_python().parents[1] / "node_modules" / "@portkey-ai" / "gateway"
+    program, port = _program(package / "build" / "start-server.js"), free_port()
+    return PeerGateway(
+        "portkey",
+        str(json.loads((package / "package.json").read_text())["version"]),
+        [node, program, f"--port={port}", "--headless"],
+        port=port,
+        folder=folder,
+        key="unused",
+        headers={"x-portkey-provider": "openai", "x-portkey-custom-host": f"{upstream}/v1"},
+    )
 
 
 def _program(path: Path) -> str:
     if not path.is_file():
         raise TunelineError(f"there is no {path}; {INSTALL}")
     return str(path)
+
+
+def _version(package: str) -> str:
+    """Return the version of a package of the peers' environment."""
+    question = f"from importlib.metadata import version; print(version({package!r}))"
+    command = [str(bench_python()), "-c", question]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -17,8 +17,9 @@ from statistics import fmean, median, quantiles
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
 from benchmarks.contest.trial import Job, Trial
-from benchmarks.serving.processes import cpu_seconds, resident_mib
 
 CONNECTIONS = 8
 STREAMS = 20
@@ -34,10 +35,8 @@ class Load:
     """What a run saw; times are in seconds.
 
     Attributes:
-        latencies: time of each request sent one after the other.
-        concurrent: time of each request sent several at once.
-        concurrent_seconds: time of all of those.
-        server_seconds: CPU time of the server and its children for those; 0 if it is not watched.
+        latencies: time of each request sent one after the other; `concurrent` several at once.
+        server_seconds: CPU time of the server and its children for the concurrent ones.
         first_chunks: time of each stream from its request to its first chunk.
         chunk_delays: of every chunk, the time from the upstream's sending to its arrival.
         resident: memory of the server at the end, in MiB; 0 if it is not watched.
@@ -60,25 +59,33 @@ def requests(job: Job) -> Trial:
     def work(items: Sequence[Any]) -> Load:
         latencies, _ = client.exchange(len(items), 1)
         each = max(1, len(items) // CONNECTIONS)
-        spent = cpu_seconds(watched) if watched else 0.0
+        spent = _cpu_seconds(watched)
         concurrent, seconds = client.exchange(each * CONNECTIONS, CONNECTIONS)
-        spent = cpu_seconds(watched) - spent if watched else 0.0
-        first, delays = _streamed(
-            client, min(STREAMS, len(items)), may_fail=job["streams_may_fail"]
-        )
-        resident = resident_mib(watched) if watched else 0.0
+        spent = _cpu_seconds(watched) - spent
+        try:
+            first, delays = client.streams(min(STREAMS, len(items)))
+        except RuntimeError:
+            if not job["streams_may_fail"]:
+                raise
+            first, delays = [], []
+        resident = _resident_mib(watched)
         return Load(latencies, concurrent, seconds, spent, first, delays, resident)
 
     return Trial(job["version"], range(max(MIN_REQUESTS, job["requests"])), work, _score)
 
 
-def _streamed(client: _Client, count: int, *, may_fail: bool) -> tuple[list[float], list[float]]:
-    try:
-        return client.streams(count)
-    except RuntimeError:
-        if not may_fail:
-            raise
-        return [], []
+def _cpu_seconds(pid: int | None) -> float:
+    return sum(times.user + times.system for times in (p.cpu_times() for p in _family(pid)))
+
+
+def _resident_mib(pid: int | None) -> float:
+    return sum(process.memory_info().rss for process in _family(pid)) / (1 << 20)
+
+
+def _family(pid: int | None) -> list[psutil.Process]:
+    """Return a server that is watched, and its children."""
+    process = psutil.Process(pid) if pid else None
+    return [process, *process.children(recursive=True)] if process else []
 
 
 def memory_growth(job: Job, count: int) -> float:
@@ -88,9 +95,9 @@ def memory_growth(job: Job, count: int) -> float:
     """
     client = _Client(job)
     client.exchange(max(CONNECTIONS, count // 20), CONNECTIONS)
-    before = resident_mib(job["pid"])
+    before = _resident_mib(job["pid"])
     client.exchange(count, CONNECTIONS)
-    return resident_mib(job["pid"]) - before
+    return _resident_mib(job["pid"]) - before
 
 
 def _score(load: Load) -> dict[str, float]:

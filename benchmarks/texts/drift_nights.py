@@ -34,6 +34,7 @@ Floats = NDArray[np.float64]
 Draws = NDArray[np.int64]
 Test = Callable[[Draws], Floats]
 
+TESTS = ("novelty_share", "length_psi", "label_mix", "mmd2")
 # Rates of unsure and of fallback answers in a simulated year.
 RATES = {"low_confidence_rate": 0.02, "fallback_rate": 0.01}
 
@@ -114,33 +115,28 @@ def simulate(
     window: int,
     rng: np.random.Generator,
     nights: int,
-) -> NDArray[np.int64]:
+) -> Draws:
     """Return the night of the first alarm of each year, from 0; `nights` if there was none.
 
     Args:
         usual: prompts without drift; nights are drawn with replacement.
         null_looks: looks of null windows, for the MMD.
     """
-    purses = {name: Years(years) for name in ("novelty_share", "length_psi", "label_mix", "mmd2")}
+    purses = {name: Years(years) for name in (*TESTS, *RATES)}
+    firsts = {n: rng.binomial(signals.FIRST_ANSWERS, rate, years) for n, rate in RATES.items()}
     bets = cache(partial(signals.rate_bets, reference))
-    rates = {name: (Years(years), _first_counts(rng, rate, years)) for name, rate in RATES.items()}
+    # Answers come in until their rate is known.
+    burn_in = -(-signals.FIRST_ANSWERS // window)
     first = np.full(years, nights)
     for night in range(nights):
-        seen = _night(
-            reference,
-            usual,
-            null_looks,
-            years=years,
-            window=window,
-            rng=rng,
-        )
+        seen = list(_night(reference, usual, null_looks, rng.integers, (years, window)))
+        if night >= burn_in:
+            for name, counts in firsts.items():
+                answers = rng.binomial(window, RATES[name], years)
+                seen.append((name, *_rate_night(partial(bets, name), counts, answers, window)))
         alarmed = np.zeros(years, dtype=bool)
         for name, log_e, tally, test in seen:
             alarmed |= purses[name].p_values(log_e, tally, test) < reference.limit(name)
-        for name, (purse, counts) in rates.items():
-            if night >= _burn_in(window):
-                log_e, tally, test = _rate_night(bets, name, counts, window, rng)
-                alarmed |= purse.p_values(log_e, tally, test) < reference.limit(name)
         first[alarmed & (first == nights)] = night
     return first
 
@@ -149,12 +145,11 @@ def _night(
     reference: Reference,
     usual: Pool,
     null_looks: Sequence[dict[str, Look]],
-    *,
-    years: int,
-    window: int,
-    rng: np.random.Generator,
+    draw: Callable[..., Draws],
+    shape: tuple[int, int],
 ) -> Iterator[tuple[str, Floats, Draws, Test]]:
-    drawn = rng.integers(len(usual.prompts), size=(years, window))
+    """Yield the bets of a night of each year on the prompts, by the name of the test."""
+    drawn = draw(len(usual.prompts), size=shape)
     lengths = lengths_of(usual.prompts)[drawn]
     distances = usual.night.distances[drawn]
     novelty = reference.novelty
@@ -162,40 +157,24 @@ def _night(
     long, short = reference.long, reference.short
     log_e = np.hstack([long.log_e(lengths), short.log_e(-lengths)])
     tallies = [long.tally(lengths), short.tally(-lengths)]
-    tally, test = signals.two_tails((long, short), tallies)
-    yield "length_psi", log_e, tally, test
+    yield "length_psi", log_e, *signals.two_tails((long, short), tallies)
     for name in ("mmd2", "label_mix"):
         if name in null_looks[0]:
-            picks = rng.integers(len(null_looks), size=years)
-            looks = [null_looks[int(at)][name] for at in picks]
+            looks = [null_looks[int(at)][name] for at in draw(len(null_looks), size=shape[0])]
             tally = np.array([found.tally for found in looks])
             # The nights differ in their sample; the test of the shares is the same for all.
             yield name, np.array([found.log_e for found in looks]), tally, looks[0].test
 
 
-def _burn_in(window: int) -> int:
-    return -(-signals.FIRST_ANSWERS // window)
-
-
-def _first_counts(rng: np.random.Generator, rate: float, years: int) -> Draws:
-    return rng.binomial(signals.FIRST_ANSWERS, rate, years)
-
-
 def _rate_night(
-    rate_bets: Callable[..., tuple[Floats, float]],
-    name: str,
-    counts: Draws,
-    window: int,
-    rng: np.random.Generator,
+    rate_bets: Callable[..., tuple[Floats, float]], firsts: Draws, seen: Draws, window: int
 ) -> tuple[Floats, Draws, Test]:
     """Return the bets of a night of each year on a rate that does not change."""
-    seen = rng.binomial(window, RATES[name], len(counts))
     looks = [
-        rate_bets(name, (int(first), signals.FIRST_ANSWERS), int(count), window)
-        for first, count in zip(counts, seen, strict=True)
+        rate_bets((int(first), signals.FIRST_ANSWERS), int(count), window)
+        for first, count in zip(firsts, seen, strict=True)
     ]
     shares = np.array([share for _, share in looks])
-    tally = np.stack([seen, np.full(len(seen), window)], axis=-1)
 
     def test(tally: Draws) -> Floats:
         # The reference rate belongs to a year; years with equal rates are tested together.
@@ -206,4 +185,5 @@ def _rate_night(
             found[alike] = share_test(tally[alike], one, signals.FIRST_ANSWERS)
         return found
 
+    tally = np.stack([seen, np.full(len(seen), window)], axis=-1)
     return np.array([log_e for log_e, _ in looks]), tally, test

@@ -8,16 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.contest.trial import read_lines
-from benchmarks.workloads.input_rows import write_lines
+from benchmarks.contest.trial import read_lines, write_lines
 from benchmarks.workloads.support_chat import clean_rows
-from tuneline.config import TargetFormat
 from tuneline.data.tables.rows import TRAIN, VALIDATION, Message, Row, write_dataset
 
 if TYPE_CHECKING:
     from tuneline.training.loop.rows import EncodedRow
 
-TARGET: TargetFormat = "tokenizer"
 # No row is over it.
 LIMIT = 1 << 16
 
@@ -40,15 +37,12 @@ def without_common_prefix(
     """
     rng = random.Random(seed)  # noqa: S311 - a workload, no secret
 
-    def shuffled(text: str) -> str:
-        words = text.split(" ")
-        return " ".join(rng.sample(words, len(words)))
+    def shuffled(turn: Message) -> Message:
+        words = turn["content"].split(" ")
+        return {**turn, "content": " ".join(rng.sample(words, len(words)))}
 
     return [
-        [
-            {**turn, "content": shuffled(turn["content"])} if turn["role"] == "system" else turn
-            for turn in turns
-        ]
+        [shuffled(turn) if turn["role"] == "system" else turn for turn in turns]
         for turns in conversations
     ]
 
@@ -58,39 +52,27 @@ def encode(
 ) -> tuple[list[EncodedRow], list[EncodedRow]]:
     """Tokenise and mask rows as the product does, by way of a `dataset.parquet`.
 
-    Args:
-        validation: how many of them, at the end, are for validation.
-
     Returns:
-        Training rows and validation rows.
+        Training rows, and validation rows: the last `validation` ones.
     """
     from tuneline.training.loop.rows import encode_split
 
-    first = len(conversations) - validation
+    splits = [TRAIN] * (len(conversations) - validation) + [VALIDATION] * validation
     rows = [
-        Row(
-            f"row-{number:05d}",
-            list(turns),
-            "bench",
-            number + 1,
-            split=TRAIN if number < first else VALIDATION,
-        )
-        for number, turns in enumerate(conversations)
+        Row(f"row-{number:05d}", list(turns), "bench", number + 1, split=split)
+        for number, (turns, split) in enumerate(zip(conversations, splits, strict=True))
     ]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "dataset.parquet"
     write_dataset(path, rows, [1.0] * len(rows))
-    train, held = (encode_split(path, s, tokenizer, TARGET, LIMIT) for s in (TRAIN, VALIDATION))
+    train, held = (
+        encode_split(path, split, tokenizer, "tokenizer", LIMIT) for split in (TRAIN, VALIDATION)
+    )
     return train, held
 
 
 def random_rows(count: int, length: int, vocabulary: range, seed: int) -> list[EncodedRow]:
-    """Rows of random tokens that share no prefix, all of one length and all in the loss.
-
-    Args:
-        length: tokens of each.
-        vocabulary: token ids to draw from.
-    """
+    """Rows of `length` random tokens that share no prefix, all in the loss."""
     from tuneline.training.loop.rows import EncodedRow
 
     rng = random.Random(seed)  # noqa: S311 - a workload, no secret

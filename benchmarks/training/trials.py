@@ -6,15 +6,17 @@ runs from the beginning of a step to the end of training, all that lies between 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from transformers import TrainerCallback
+
 from benchmarks.contest.trial import Job, Trial, version_of
 from benchmarks.training.rows import batches_of, read_rows
-from benchmarks.training.step_window import StepWindow
 from tuneline import __version__
 
 # Units of what a trial scores.
@@ -27,16 +29,36 @@ UNITS = {
 }
 
 
+class StepWindow(TrainerCallback):
+    """Takes the time of all steps but the first `warm_up`, and of what lies between them."""
+
+    def __init__(self, warm_up: int) -> None:
+        self._warm_up = warm_up
+        self._began: tuple[float, float] | None = None
+        self.seconds = self.cpu_seconds = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        if self._began is None and state.global_step >= self._warm_up:
+            self._began = time.perf_counter(), time.process_time()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop it."""
+        if self._began is None:
+            raise ValueError(f"training ended after {state.global_step} steps, all of the warm-up")
+        self.seconds = time.perf_counter() - self._began[0]
+        self.cpu_seconds = time.process_time() - self._began[1]
+
+
 def tuneline(job: Job) -> Trial:
     """Our trainer by the product's own code, without callbacks that watch it."""
     from tuneline.training.loop.model import load_torch
 
-    torch = load_torch(job["threads"], job["seed"])
+    load_torch(job["threads"], job["seed"])
     from tuneline.models import load_tokenizer
     from tuneline.training.resources.probe import TrainingSetup
 
     base = Path(job["base"])
-    window = StepWindow(job["warm_up"])
     batches = read_batches(job)
     setup = TrainingSetup(
         base=base,
@@ -47,9 +69,8 @@ def tuneline(job: Job) -> Trial:
         scratch=Path(job["scratch"]) / "tuneline",
     )
     trainer = setup.trainer(setup.model(), load_tokenizer(base), batches)
-    trainer.add_callback(window)
-    tokens = _tokens(batches, job["warm_up"])
-    return _trial(torch, job, trainer, window, version=__version__, tokens=tokens)
+    timed = sum(len(row.ids) for batch in batches[job["warm_up"] :] for row in batch)
+    return _trial(job, trainer, __version__, lambda log: timed)
 
 
 def read_batches(job: Job) -> list[Any]:
@@ -67,15 +88,13 @@ def trl(job: Job) -> Trial:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     from datasets import Dataset, disable_progress_bars
+    from peft import LoraConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     from tuneline.models import load_tokenizer
 
     disable_progress_bars()
-    rows = read_rows(job["rows"])
-    batches = batches_of(rows, job["batch"], job["steps"], job["seed"])
-    taken = list(chain.from_iterable(batches))
-    window = StepWindow(job["warm_up"])
+    taken = list(chain.from_iterable(read_batches(job)))
     trainer = SFTTrainer(
         model=job["base"],
         args=_trl_arguments(torch, job),
@@ -83,17 +102,30 @@ def trl(job: Job) -> Trial:
             {"input_ids": [list(r.ids) for r in taken], "labels": [r.labels for r in taken]}
         ),
         processing_class=load_tokenizer(Path(job["base"])),
-        peft_config=_peft_config(job),
-        callbacks=[window],
+        peft_config=LoraConfig(
+            r=job["r"],
+            lora_alpha=job["alpha"],
+            lora_dropout=0.0,
+            target_modules=job["target_modules"],
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
     )
-    version = version_of("trl", "transformers", "torch")
-    return _trial(torch, job, trainer, window, version=version, tokens=None)
+
+    def tokens(log: list[Any]) -> float:
+        # TRL counts what its masks hold: tokens without padding, as we count them.
+        return float(log[-1]["num_tokens"] - log[job["warm_up"] - 1]["num_tokens"])
+
+    return _trial(job, trainer, version_of("trl", "transformers", "torch"), tokens)
 
 
-def _trial(
-    torch: Any, job: Job, trainer: Any, window: StepWindow, *, version: str, tokens: int | None
-) -> Trial:
+def _trial(job: Job, trainer: Any, version: str, tokens: Any) -> Trial:
+    import torch
+
     from tuneline.machine.memory import peak_memory
+
+    window = StepWindow(job["warm_up"])
+    trainer.add_callback(window)
 
     def work(_: Sequence[Any]) -> int:
         trainer.train()
@@ -101,11 +133,11 @@ def _trial(
 
     def score(peak: int) -> dict[str, float]:
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
-        # TRL counts what its masks hold: tokens without padding, as we count them.
-        seen = tokens or log[-1]["num_tokens"] - log[job["warm_up"] - 1]["num_tokens"]
         last_third = log[-max(1, len(log) // 3) :]
+        seen = tokens(log)
         scores = {
-            **_speeds(window, seen),
+            "tokens_per_s": seen / window.seconds,
+            "tokens_per_cpu_s": seen / window.cpu_seconds,
             "peak_memory": peak / (1 << 20),
             "training_loss": fmean(float(entry["loss"]) for entry in last_third),
         }
@@ -139,31 +171,15 @@ def validation_loss(model: Any, job: Job) -> float:
     return total / count
 
 
-def _speeds(window: StepWindow, tokens: float) -> dict[str, float]:
-    return {
-        "tokens_per_s": tokens / window.seconds,
-        "tokens_per_cpu_s": tokens / window.cpu_seconds,
-    }
-
-
-def _tokens(batches: Sequence[Sequence[Any]], warm_up: int) -> int:
-    """Tokens of the timed steps, without padding."""
-    return sum(len(row.ids) for batch in batches[warm_up:] for row in batch)
-
-
 def config_of(job: Job) -> Any:
     """Return the training section of the configuration for a job."""
     from tuneline.config import TrainingConfig
 
     return TrainingConfig(
         dropout=0.0,
-        r=job["r"],
-        alpha=job["alpha"],
-        learning_rate=job["learning_rate"],
         effective_batch=job["batch"],
         gradient_checkpointing=job["checkpointing"],
-        qlora=job["qlora"],
-        seed=job["seed"],
+        **{name: job[name] for name in ("r", "alpha", "learning_rate", "qlora", "seed")},
     )
 
 
@@ -171,27 +187,8 @@ def lora_of(job: Job) -> Any:
     """Return the adapter of a job."""
     from tuneline.artifacts.training import LoraSettings
 
-    return LoraSettings(
-        r=job["r"],
-        alpha=job["alpha"],
-        dropout=0.0,
-        target_modules=job["target_modules"],
-        rslora=False,
-        dora=False,
-    )
-
-
-def _peft_config(job: Job) -> Any:
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=job["r"],
-        lora_alpha=job["alpha"],
-        lora_dropout=0.0,
-        target_modules=job["target_modules"],
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    settings = {name: job[name] for name in ("r", "alpha", "target_modules")}
+    return LoraSettings(dropout=0.0, rslora=False, dora=False, **settings)
 
 
 def _trl_arguments(torch: Any, job: Job) -> Any:

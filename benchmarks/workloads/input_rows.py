@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,8 @@ def read_values(path: Path) -> Iterator[dict[str, Any]]:
 def conversation(value: dict[str, Any]) -> list[Message] | None:
     """Return the turns of a record, None if it is not a conversation."""
     form = form_of(value)
-    if form is None:
-        return None
     try:
-        return to_messages(value, form)
+        return None if form is None else to_messages(value, form)
     except Malformed:
         return None
 
@@ -57,14 +55,7 @@ def text_of(value: dict[str, Any]) -> str | None:
 
 
 def read_texts(path: Path, most: int | None) -> list[str]:
-    """Return the texts of a file.
-
-    Args:
-        most: largest number of texts, None for all.
-
-    Raises:
-        UserError: if the file can't be read or holds no text.
-    """
+    """Return the texts of a file; with none it is refused."""
     found = list(itertools.islice(filter(None, map(text_of, read_values(path))), most))
     if not found:
         raise UserError(
@@ -75,11 +66,7 @@ def read_texts(path: Path, most: int | None) -> list[str]:
 
 
 def read_conversations(path: Path, most: int | None) -> list[list[Message]]:
-    """Return the conversations of a file that end with an answer.
-
-    Raises:
-        UserError: if the file can't be read or holds none.
-    """
+    """Return the conversations of a file that end with an answer; with none it is refused."""
     turns = filter(None, map(conversation, read_values(path)))
     answered = (messages for messages in turns if messages[-1]["role"] == "assistant")
     found = list(itertools.islice(answered, most))
@@ -89,10 +76,3 @@ def read_conversations(path: Path, most: int | None) -> list[list[Message]]:
             "instruction and output, or prompt and completion"
         )
     return found
-
-
-def write_lines(path: Path, values: Iterable[Any]) -> str:
-    """Write values as JSONL for the workers, and return the path for a job."""
-    with path.open("w", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(value) + "\n" for value in values)
-    return str(path)

@@ -1,38 +1,65 @@
 """Make customer messages with labelled personal data, and score a detector on them.
 
-Values and their sentences are those of `pii_sentences`; the sentences around them are from the
-sample, with order numbers and amounts. Half of the messages hold no personal data.
+Values are Faker's; the sentences around them are from the sample, with order numbers and amounts.
+Half of the messages hold no personal data.
 """
 
 from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.contest.contest import SEED
 from benchmarks.workloads.input_rows import read_values, text_of
+from benchmarks.workloads.support_chat import sentence
 from tuneline.errors import UserError
 
-SEED = 7
-# Types that both this project and Presidio find by their shape, and by a recogniser.
-SHAPED = (
-    "EMAIL_ADDRESS",
-    "PHONE_NUMBER",
-    "CREDIT_CARD",
-    "IBAN_CODE",
-    "US_SSN",
-    "IP_ADDRESS",
-    "MAC_ADDRESS",
-)
+if TYPE_CHECKING:
+    from faker import Faker
+
+# Sentences around a value of each entity type: those that both this project and Presidio find by
+# their shape, and those that take a recogniser.
+SENTENCES = {
+    "EMAIL_ADDRESS": "You can write to {} about it.|My email is {}.|I registered with {} and can't "
+    "log in!|{} is where the receipt should go",
+    "PHONE_NUMBER": "Call me on {} after six.|My phone number is {}.|You can reach me at {}, "
+    "thanks|Text me: {}",
+    "CREDIT_CARD": "I paid with {} last Monday.|My card number is {}.|Why was {} declined?|charge "
+    "it to {} please",
+    "IBAN_CODE": "Send the refund to {} please.|My IBAN is {}.|The account {} is mine.|Is {} on "
+    "file?",
+    "US_SSN": "My SSN is {}.|They asked for my social security number, it is {}.|social security "
+    "{} if you need it",
+    "IP_ADDRESS": "I was logged in from {} then.|Your site blocks my address {}.|Someone at {} "
+    "tried my password.",
+    "MAC_ADDRESS": "The device {} can't connect.|My router is {}.",
+    "PERSON": "My name is {} and I never got my parcel.|This is {}, I called yesterday.|Can you "
+    "ask {} to ring me back?|The account belongs to {}, my neighbour.|Thanks a lot, {}|I am {} and "
+    "I want my money back.|{} told me that the card was blocked.",
+    "LOCATION": "I moved from {} last week.|Do you deliver to {}?|The parcel is stuck in {}.|I "
+    "live in {} now.",
+}
 NAMED = ("PERSON", "LOCATION")
-FORMS = 4
+SHAPED = tuple(entity for entity in SENTENCES if entity not in NAMED)
+LOCALES = ["en_US", "en_GB", "de_DE", "nl_NL", "fr_FR", "es_ES"]
+PHONES = ("%##-%##-####", "(%##) %##-####", "+1 %##-%##-####", "+44 20 %###-####")
+FORMS = ("plain", "lower", "upper", "spaced")
+# Spacing tricks: what is replaced, and by what in turn; values in groups, and the sizes of a group.
+TRICKS = {
+    "EMAIL_ADDRESS": ("@", (" @ ", " (at) ", "[at]")),
+    "PHONE_NUMBER": ("-", (" . ", "  ", " - ")),
+    "US_SSN": ("-", (" ", "", ".")),
+    "IP_ADDRESS": (".", (" . ",)),
+    "MAC_ADDRESS": (":", ("-",)),
+}
+GROUPS = {"CREDIT_CARD": (4, 2, 1), "IBAN_CODE": (4, 2)}
 MOST_SENTENCES = 4
-# A value counts as found if this share of its characters is found.
-COVERED = 0.8
-# A hit is right if at least this share of its characters is personal data.
-RIGHT = 0.5
+# A value counts as found if this share of its characters is found, a hit is right if at least this
+# share of its characters is personal data.
+COVERED, RIGHT = 0.8, 0.5
 # Names of entities in other sets of labelled texts.
 ALIASES = {"GPE": "LOCATION", "LOC": "LOCATION", "CITY": "LOCATION"}
 
@@ -51,45 +78,73 @@ Labelled = dict[str, Any]
 def make_labelled(rows: int, seed: int = SEED) -> list[Labelled]:
     """Make messages with spans: `{"text": …, "spans": [[start, end, entity], …]}`.
 
-    Args:
-        rows: number of messages, half of them with one value each, in equal parts of each type
-            and of the forms plain, lower case, capitals, and with spacing tricks.
+    Half of them have one value each, in equal parts of each type and of the forms plain, lower
+    case, capitals, and with spacing tricks.
     """
-    from benchmarks.workloads.pii_sentences import make_sentences
-    from benchmarks.workloads.support_chat import sentence
-
     rng = random.Random(seed)  # noqa: S311 - a workload, no secret
-    entities = (*SHAPED, *NAMED)
-    per_form = -(-rows // (2 * len(entities) * FORMS))
-    valued = list(make_sentences(entities, seed, per_form))
+    valued = list(_sentences(seed, -(-rows // (2 * len(SENTENCES) * len(FORMS)))))
     rng.shuffle(valued)
 
-    def fillers() -> list[str]:
-        return [sentence(rng) for _ in range(rng.randint(0, MOST_SENTENCES))]
+    def fillers() -> str:
+        return " ".join(sentence(rng) for _ in range(rng.randint(0, MOST_SENTENCES)))
 
     found: list[Labelled] = []
-    for given in valued[: rows // 2]:
-        before, after = " ".join(fillers()), " ".join(fillers())
-        if given.form in ("lower", "upper"):
-            before, after = (getattr(part, given.form)() for part in (before, after))
-        start = len(before) + bool(before) + given.text.index(given.value)
-        text = " ".join(filter(None, (before, given.text, after)))
-        found.append({"text": text, "spans": [[start, start + len(given.value), given.entity]]})
+    for entity, form, value, text in valued[: rows // 2]:
+        before, after = fillers(), fillers()
+        if form in ("lower", "upper"):
+            before, after = (getattr(part, form)() for part in (before, after))
+        start = len(before) + bool(before) + text.index(value)
+        whole = " ".join(filter(None, (before, text, after)))
+        found.append({"text": whole, "spans": [[start, start + len(value), entity]]})
     while len(found) < rows:
-        text = " ".join([sentence(rng), *fillers()])
-        found.append({"text": text, "spans": []})
+        found.append({"text": f"{sentence(rng)} {fillers()}".strip(), "spans": []})
     rng.shuffle(found)
     return found
 
 
+def _sentences(seed: int, per_form: int) -> Iterator[tuple[str, str, str, str]]:
+    """Yield entity type, form, value and sentence."""
+    from faker import Faker
+
+    fake = Faker(LOCALES)
+    fake.seed_instance(seed)
+    for entity, text in SENTENCES.items():
+        frames = text.split("|")
+        for form in FORMS:
+            for number in range(per_form):
+                value, frame = _value(fake, entity), frames[number % len(frames)]
+                if form == "spaced":
+                    value = _spaced(entity, value, number)
+                elif form != "plain":
+                    value, frame = getattr(value, form)(), getattr(frame, form)()
+                yield entity, form, value, frame.replace("{}", value)
+
+
+def _value(fake: Faker, entity: str) -> str:
+    make: dict[str, Callable[[], Any]] = {
+        "PERSON": lambda: f"{fake.first_name()} {fake.last_name()}",
+        "LOCATION": fake["en_US"].city,
+        "EMAIL_ADDRESS": fake["en_US"].email,
+        "PHONE_NUMBER": lambda: fake.numerify(fake.random_element(PHONES)),
+        "US_SSN": fake["en_US"].ssn,
+        "CREDIT_CARD": fake.credit_card_number,
+        "IBAN_CODE": lambda: fake.random_element([fake[name] for name in LOCALES[1:]]).iban(),
+        "IP_ADDRESS": lambda: fake.ipv4_public() if fake.pybool() else fake.ipv6(),
+        "MAC_ADDRESS": fake.mac_address,
+    }
+    return str(make[entity]())
+
+
+def _spaced(entity: str, value: str, number: int) -> str:
+    if sizes := GROUPS.get(entity):
+        size = sizes[number % len(sizes)]
+        return " ".join(value[at : at + size] for at in range(0, len(value), size))
+    old, tricks = TRICKS.get(entity, ("", ("",)))
+    return value.replace(old, tricks[number % len(tricks)]) if old else value
+
+
 def read_labelled(path: Path, most: int | None) -> tuple[list[Labelled], bool]:
-    """Read the texts of a file, with their spans if it has any.
-
-    Spans are `[{"start"|"start_position": …, "end"|"end_position": …, "entity"|"entity_type"|
-    "label": …}]`, as presidio-research writes them.
-
-    Returns:
-        The texts, and True if the file has spans.
+    """Return the texts of a file, and True if it has spans, as presidio-research writes them.
 
     Raises:
         UserError: if the file can't be read, holds no text, or has a malformed span.

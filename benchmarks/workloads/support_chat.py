@@ -11,16 +11,14 @@ import re
 import string
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-from benchmarks.contest.contest import Options
+from benchmarks.contest.contest import SEED, Options
 from benchmarks.workloads.input_rows import read_conversations
 from tuneline.data.sample import SUPPORT
 from tuneline.data.tables.rows import Message
 
 # Every planted fault of SUPPORT with its line.
 PLANTED = Path(__file__).with_name("planted.json")
-SEED = 7
 # Sentences of a message and of an answer; with the system prompt about 160 tokens a row.
 MOST_SENTENCES = 8
 _ORDER = re.compile(r"\b[A-Za-z]-\d{5}\b")
@@ -44,10 +42,7 @@ def _sentences() -> tuple[list[str], list[str]]:
 
 def sentence(rng: random.Random, *, answer: bool = False) -> str:
     """Return a sentence of a customer, or an answer; it names nobody, its order is a new one."""
-
-    def order(_: re.Match[str]) -> str:
-        return f"{rng.choice(string.ascii_uppercase)}-{rng.randrange(10_000, 100_000)}"
-
+    order = f"{rng.choice(string.ascii_uppercase)}-{rng.randrange(10_000, 100_000)}"
     return _ORDER.sub(order, rng.choice(_sentences()[answer]))
 
 
@@ -70,12 +65,8 @@ def make_conversations(rows: int, seed: int = SEED) -> list[list[Message]]:
     ]
 
 
-def conversations(options: Options, rows: int) -> tuple[list[list[Message]], dict[str, Any]]:
-    """Return the conversations of `--input`, or made ones, and what the report says of them.
-
-    Args:
-        rows: rows to make where `--rows` names no number.
-    """
+def conversations(options: Options, rows: int) -> list[list[Message]]:
+    """Return the conversations of `--input`, or made ones: `--rows`, or `rows` by default."""
     if options.input:
-        return read_conversations(options.input, options.rows), {"input": options.input.name}
-    return make_conversations(options.rows or rows), {"seed": SEED}
+        return read_conversations(options.input, options.rows)
+    return make_conversations(options.rows or rows)

@@ -49,8 +49,6 @@ class Step:
 
     Attributes:
         id: task id in the DAG, module name below `tuneline.<phase>`, folder in the run.
-        phase: phase that it belongs to.
-        title: one line for a person.
         waits_for: ids of the steps that it waits for, separated by spaces.
         gpu: True if it uses the GPUs that a run asks for.
         engine: True if it starts the engine that ships; it then uses GPUs if the engine does.
@@ -83,12 +81,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Item(Step):
-    """One item of the checklist, which leaves evidence.
-
-    Attributes:
-        severity: effect of a failed verdict.
-        needed: True if later steps can't do without what it leaves.
-    """
+    """One item of the checklist, which leaves evidence. Later steps fail without a `needed` one."""
 
     severity: Severity
     needed: bool = field(default=False, kw_only=True)
@@ -101,11 +94,7 @@ class Item(Step):
 
 @dataclass(frozen=True)
 class Helper(Step):
-    """A step that makes what items judge, and leaves a record.
-
-    Attributes:
-        action: name in `tuneline run <action>`.
-    """
+    """A step that makes what items judge, and leaves a record; `tuneline run <action>`."""
 
     action: str
 
@@ -207,22 +196,14 @@ DATA_ORDER = tuple(
 
 
 def get_step(step_id: str) -> Item | Helper:
-    """Look a step up by its id.
-
-    Raises:
-        UserError: if there is no such step.
-    """
+    """Look a step up by its id; an unknown one is the user's error."""
     if step_id in _HELPERS_BY_ID:
         return _HELPERS_BY_ID[step_id]
     return get_item(step_id)
 
 
 def get_item(item_id: str) -> Item:
-    """Look an item of the checklist up by its id.
-
-    Raises:
-        UserError: if there is no such item.
-    """
+    """Look an item of the checklist up by its id; an unknown one is the user's error."""
     try:
         return _ITEMS_BY_ID[item_id]
     except KeyError:

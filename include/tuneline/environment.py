@@ -23,23 +23,13 @@ _DIRTY = "-dirty"
 
 
 def code_identity(root: Path | None = None) -> dict[str, Any]:
-    """Identify the code that runs, with all that was made from the checkout.
-
-    Args:
-        root: the project's folder; by default that of the running code.
-
-    Returns:
-        What `library_identity` returns, and `tree_sha256` of all Python files and configuration.
-    """
+    """Return `library_identity`, and `tree_sha256` of all Python files and configuration."""
     root = root or project_root()
     return {**library_identity(root), "tree_sha256": tree_sha256(root)}
 
 
 def library_identity(root: Path | None = None) -> dict[str, Any]:
     """Identify the library that runs.
-
-    Args:
-        root: the project's folder; by default that of the running code.
 
     Returns:
         `source` (git, image or files), `commit` (None without one), `dirty` (True if files
@@ -98,12 +88,7 @@ def tree_sha256(
 def other_code(dag: Mapping[str, Any], step: Mapping[str, Any]) -> str | None:
     """Return how the code of a step differs from that of the DAG that made its run.
 
-    Args:
-        dag: the identity that `code_identity` found where the run was made.
-        step: the one that it found where the step is carried out.
-
-    Returns:
-        A sentence that says what to do; None if both are the same, as far as they are known.
+    None if both are the same, as far as they are known.
     """
     made, runs = dag.get("commit"), step.get("commit")
     if made and runs and made != runs:
@@ -129,12 +114,7 @@ def other_code(dag: Mapping[str, Any], step: Mapping[str, Any]) -> str | None:
 
 
 def unknown_code(code: Mapping[str, Any], whose: str) -> str | None:
-    """Return why nobody can tell which code it is; None for a clean checkout of a commit.
-
-    Args:
-        code: an identity that `code_identity` found.
-        whose: the code, with which the sentence begins.
-    """
+    """Return why no one can tell which code it is; None for a clean checkout of a commit."""
     if code.get("commit") is None:
         return f"{whose} is of no commit ({code.get('note')}); run it from a commit"
     if code.get("dirty") is not False:

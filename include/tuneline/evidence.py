@@ -144,12 +144,7 @@ class Evidence(_Findings, _OfItem):
 
     @model_validator(mode="after")
     def _verdict_rests_on_a_measurement(self) -> Evidence:
-        decided = self.verdict in (
-            Verdict.PASS,
-            Verdict.WARN,
-            Verdict.FAIL,
-            Verdict.INCONCLUSIVE,
-        )
+        decided = self.verdict in (Verdict.PASS, Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE)
         if decided and not any(m.rule is not None for m in self.measurements):
             raise ValueError(
                 f"{self.item}: verdict {self.verdict} without a measurement that has a limit"
@@ -195,7 +190,6 @@ def measure(
     Args:
         unit: its unit ("rows", "s", "share", "nats", …).
         rule: the comparison of `value` with `limit`; None for a number that only informs.
-        limit: the limit, in the unit of `value`.
         noise: the standard error of a noisy `value`.
         tolerance: the harmless change that the limit allows (such as an allowed drop). A
             tolerance below the noise would decide by chance and is refused.
@@ -265,11 +259,7 @@ def dump(entry: Evidence | Record) -> bytes:
 
 
 def load_evidence(raw: bytes, where: str) -> Evidence:
-    """Parse an evidence file.
-
-    Raises:
-        UserError: if it is not a valid evidence file.
-    """
+    """Parse an evidence file; an invalid one is the user's error."""
     try:
         return _parsed(raw)
     except Exception as error:

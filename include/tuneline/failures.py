@@ -58,11 +58,7 @@ def ended_by_error(evidence: Evidence | None) -> bool:
 
 
 def killed_before(evidence: Evidence | None, airflow: Mapping[str, Any] | None) -> str | None:
-    """Return why the try before this one was killed; None if it was not, or if this is the first.
-
-    Args:
-        airflow: the Airflow task of this try, as in `Evidence.airflow`.
-    """
+    """Return why the try before this one was killed; None if it was not, or there was none."""
     if evidence is None or evidence.airflow is None or airflow is None:
         return None
     before = {**airflow, "try_number": airflow["try_number"] - 1}
@@ -71,11 +67,9 @@ def killed_before(evidence: Evidence | None, airflow: Mapping[str, Any] | None) 
 
 
 def failed(ctx: StepContext, why: str, kind: Kind, instead: str = "") -> Evidence:
-    """Make the evidence of a step that raised or was killed.
+    """Make the evidence of a step that raised or was killed; its files lie below `partial/` by now.
 
     Args:
-        ctx: the step, whose files lie below `partial/` by now.
-        why: the reason and what to do, in one line.
         instead: what later steps get in place of what the step did not leave.
     """
     kept = _files(ctx.out / PARTIAL)

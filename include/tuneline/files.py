@@ -55,7 +55,6 @@ def write_whole(path: Path, data: bytes, *, lasting: bool = True) -> None:
     """Replace a file in one step; its owner alone may read it.
 
     Args:
-        data: its new bytes.
         lasting: whether the disk has to hold it when this returns.
     """
     stage_beside(path, lambda staged: staged.write_bytes(data), lasting=lasting).replace(path)

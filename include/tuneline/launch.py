@@ -21,6 +21,7 @@ from tuneline.config import (
     read_policy,
 )
 from tuneline.config.policy import refuse_unbounded
+from tuneline.config.section import described
 from tuneline.data.sources.find_files import find_here
 from tuneline.data.sources.records import check_file
 from tuneline.environment import code_identity
@@ -61,7 +62,7 @@ class FormField:
         owner: type[BaseModel] = PipelineConfig
         for section in sections:
             owner = cast("type[BaseModel]", owner.model_fields[section].annotation)
-        field = owner.model_fields[name]
+        field = described(owner)[name]
         # The bounds of the field stand in its own schema, not in that of its type.
         annotated: Any = Annotated[field.annotation, field]
         whole = TypeAdapter(annotated).json_schema()
@@ -214,13 +215,9 @@ def create_run(
     """Validate a filled form and create the run in the store; a run that is refused leaves nothing.
 
     Args:
-        fields: values of `form_fields()`; a missing one takes its default.
-        store: URI of the store.
-        run_id: name of the run; see `safe_run_id`.
+        fields, where, names: see `config_from_fields`.
         meta: further fields of `run.json` (the Airflow run, the user).
-        where: file of `overrides`, for an error; None if they stand in the form.
         model: the model whose file lies below the form; None for a run without one.
-        names: names of fields on a command line, for an error.
         check: refuses a run before it is written.
 
     Raises:
@@ -260,9 +257,6 @@ def refuse_other_profile(config: PipelineConfig, model: Model | None) -> None:
     """Refuse a laptop run of a model whose file says that its runs are production.
 
     The laptop profile only warns of much that production stops.
-
-    Raises:
-        UserError: if the profile was changed.
     """
     if model and model.profile == "production" and config.profile != "production":
         raise UserError(
@@ -276,9 +270,6 @@ def check_inputs(config: PipelineConfig) -> None:
 
     It runs before anything starts, so it checks only what this machine can see, and fetches no
     weights. fetch_base checks a base model that this machine can't see.
-
-    Raises:
-        UserError: if one of them is refused.
     """
     from tuneline.models import check_address
     from tuneline.models.resolver import preview
@@ -298,9 +289,6 @@ def refuse_without_floor(config: PipelineConfig) -> None:
     """Refuse a production run that states no floor for its metric.
 
     Better than the base says nothing of good enough: a base may score next to nothing.
-
-    Raises:
-        UserError: if `evaluation.min_metric` is missing.
     """
     if config.profile == "production" and config.evaluation.min_metric is None:
         raise UserError(
@@ -311,11 +299,7 @@ def refuse_without_floor(config: PipelineConfig) -> None:
 
 
 def check_source(addresses: Sequence[str]) -> None:
-    """Refuse a single local file that can't be a dataset.
-
-    Raises:
-        UserError: if it is refused.
-    """
+    """Refuse a single local file that can't be a dataset."""
     files = find_here(addresses)
     if len(files) == len(addresses) == 1 and files[0].local is not None:
         check_file(files[0].local, files[0].name)

@@ -18,12 +18,7 @@ from tuneline.config import PipelineConfig, Policy, read_policy, validate_config
 from tuneline.config.policy import recorded_policy
 from tuneline.config.retired import current
 from tuneline.errors import StepNotRun, TunelineError, UserError
-from tuneline.evidence import (
-    Evidence,
-    Read,
-    Record,
-    load_evidence,
-)
+from tuneline.evidence import Evidence, Read, Record, load_evidence
 from tuneline.store import NotThere, Store, open_store
 
 # What `Read.step` and `Read.name` say where no file was read.
@@ -44,12 +39,7 @@ class Reads:
         self._found: dict[tuple[str, str], str | None] = {}
 
     def note(self, step: str, name: str, sha256: str | None) -> None:
-        """Note a look at something of an earlier step.
-
-        Args:
-            name: name of the artifact, or `MEASUREMENTS`.
-            sha256: its hash; None if it was not there.
-        """
+        """Note a look at an artifact of an earlier step, or at its `MEASUREMENTS`; see `Read`."""
         if step not in self._others:
             self._found[step, name] = sha256
 
@@ -66,12 +56,7 @@ class ObservedConfig(PipelineConfig):
 
     @classmethod
     def of(cls, config: PipelineConfig, hashes: Mapping[str, str], reads: Reads) -> ObservedConfig:
-        """Return a configuration as a step sees it.
-
-        Args:
-            hashes: the hash of each of its sections.
-            reads: where to note the sections that are read.
-        """
+        """Return a configuration as a step sees it, with the hashes of its sections."""
         values = {name: getattr(config, name) for name in _SECTIONS}
         observed = cls.model_construct(**values)
         observed._reads, observed._hashes = reads, hashes
@@ -124,7 +109,7 @@ class Run:
     """One run.
 
     Attributes:
-        prefix: the run's prefix in it, `runs/<run_id>`.
+        prefix: the run's prefix in the store, `runs/<run_id>`.
         meta: the content of `run.json`.
         sections: hash of each section of `config.json`.
         reads: where a step's looks at the run are noted; None outside of steps.
@@ -149,11 +134,7 @@ class Run:
 
     @property
     def policy(self) -> Policy:
-        """The platform's policy when the run was created.
-
-        Raises:
-            UserError: if its text is not the one that was recorded.
-        """
+        """The platform's policy when the run was created; another text is refused."""
         return recorded_policy(self.meta.get("policy"), f"{self.uri}/run.json")
 
     @classmethod
@@ -167,9 +148,6 @@ class Run:
 
         Args:
             meta: further fields of `run.json`.
-
-        Raises:
-            UserError: if the run exists and is another one.
         """
         store = open_store(store_uri)
         prefix = f"runs/{run_id}"

@@ -36,14 +36,7 @@ class Bounds(NamedTuple):
 
 
 def share_of(successes: int, n: int, tail: float = TAIL) -> Bounds:
-    """Return a share with its Clopper-Pearson interval.
-
-    Args:
-        tail: probability that a bound is wrong, on each side.
-
-    Raises:
-        ValueError: if `n` is not positive or below the number of successes.
-    """
+    """Return a share with its Clopper-Pearson interval; `tail` is that of each side."""
     from scipy.special import betaincinv
 
     if not 0 <= successes <= n or n == 0:
@@ -57,9 +50,6 @@ def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
     """Return the share of hits among `total` of which `drawn` were tried, hypergeometric.
 
     The interval has no width if all of them were tried.
-
-    Args:
-        drawn: number of those that were tried, at least one.
     """
     from scipy.stats import hypergeom
 
@@ -75,12 +65,7 @@ def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
 def weighted_count(counts: Sequence[int], weights: Sequence[float]) -> Bounds:
     """Return a weighted sum of independent counts with its interval.
 
-    Args:
-        counts: events of each stratum.
-        weights: weight of an event of each stratum, such as population over sample.
-
-    Raises:
-        ValueError: if there is no stratum.
+    A weight is that of an event of its stratum, such as population over sample.
     """
     from scipy.special import gammaincinv
 
@@ -113,23 +98,12 @@ class Interval:
 
 
 def share(right: Sequence[bool]) -> Interval:
-    """Return the share of true values with its Wilson score interval.
-
-    Args:
-        right: a flag for each row, at least one.
-
-    Raises:
-        ValueError: if there are no rows.
-    """
+    """Return the share of true values with its Wilson score interval."""
     return wilson(sum(right), len(right))
 
 
 def wilson(successes: float, n: float) -> Interval:
-    """Return the Wilson score interval of `successes` in `n`; both may be fractional (ties).
-
-    Raises:
-        ValueError: if `n` is not positive.
-    """
+    """Return the Wilson score interval of `successes` in `n`; both may be fractional (ties)."""
     if n <= 0:
         raise ValueError("a share needs at least one row")
     p = successes / n
@@ -141,13 +115,10 @@ def wilson(successes: float, n: float) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """The difference of two shares measured on the same rows.
+    """The second share minus the first, measured on the same rows.
 
-    Attributes:
-        difference: the second share minus the first.
-        only_first: rows on which only the first is right.
-        only_second: rows on which only the second is right.
-        p_value: two-sided p-value of McNemar's exact test.
+    `only_first` counts the rows on which only the first is right; `p_value` is that of McNemar's
+    exact test, two-sided.
     """
 
     difference: Interval
@@ -161,13 +132,6 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 
     The interval is Agresti and Min's: Wald's on counts with half a row added to each cell.
     Its width is not zero even if the two always agree.
-
-    Args:
-        first: a flag for each row.
-        second: a flag for each row, in the same order.
-
-    Raises:
-        ValueError: if there are no rows, or not as many of both.
     """
     if not first or len(first) != len(second):
         raise ValueError(f"paired shares need equal rows, got {len(first)} and {len(second)}")
@@ -177,13 +141,7 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 
 
 def paired_counts(lost: int, gained: int, n: int) -> Paired:
-    """Return the paired difference of counts; see `paired`.
-
-    Args:
-        lost: rows on which only the first is right.
-        gained: rows on which only the second is right.
-        n: all rows, at least one.
-    """
+    """Return the paired difference of counts among `n` rows; see `paired`."""
     size, up, down = n + 2, gained + 0.5, lost + 0.5
     centre = (up - down) / size
     error = math.sqrt(up + down - (up - down) ** 2 / size) / size
@@ -206,11 +164,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def samples_needed(share: float) -> int:
-    """Return the smallest sample that a quantile can be claimed of.
-
-    Args:
-        share: the share of values below the quantile, between 0 and 1: 0.95 for p95.
-    """
+    """Return the smallest sample that a quantile can be claimed of; 0.95 is p95."""
     return math.ceil(math.log(TAIL) / math.log(max(share, 1 - share)))
 
 
@@ -227,9 +181,6 @@ def quantile(values: Sequence[float], share: float) -> Bounds | None:
     The interval lies between two order statistics whose ranks follow from the binomial distribution
     (Conover, *Practical Nonparametric Statistics*, 3rd ed., section 3.2; Hahn and Meeker,
     *Statistical Intervals*, section 5.2). It holds for independent values of any distribution.
-
-    Args:
-        share: the share of values below the quantile, between 0 and 1.
     """
     from scipy.stats import binom
 
@@ -248,13 +199,7 @@ _LARGEST_EXPONENT = 700.0
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Losses of rows.
-
-    Attributes:
-        sums: negative log-likelihood of each row's learned tokens, in nats.
-        targets: number of learned tokens of each row.
-        weights: weight of each row.
-    """
+    """Losses of rows: negative log-likelihoods of their learned tokens (nats), and their number."""
 
     sums: tuple[float, ...]
     targets: tuple[int, ...]
@@ -333,10 +278,6 @@ def score_interval(gained: int, lost: int, rows: int) -> Interval:
     Args:
         gained: rows on which only the new model is right.
         lost: rows on which only the old model is right.
-        rows: all rows, at least one.
-
-    Raises:
-        ValueError: if there are no rows, or fewer than the two models disagree on.
     """
     if rows < max(1, gained + lost):
         raise ValueError(f"{gained} + {lost} rows differ of {rows}")
@@ -422,24 +363,12 @@ def rows_for(margin: float) -> int:
     """Return the rows on which a model that always agrees is shown to be not worse.
 
     Two models that never disagree have the interval -z²/(n + z²) to z²/(n + z²).
-
-    Args:
-        margin: share of the rows by which the new model may be worse.
     """
     return math.ceil(Z95 * Z95 * (1 - margin) / margin)
 
 
 def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInferiority:
-    """Compare two models on the same rows.
-
-    Args:
-        old: whether each answer of the old model is right, at least one.
-        new: the same of the new model, in the same order.
-        margin: share of the rows by which the new model may be worse.
-
-    Raises:
-        ValueError: if there are no rows, or not as many of both.
-    """
+    """Compare two models by whether their answers to the same rows are right."""
     lost = sum(a and not b for a, b in zip(old, new, strict=True))
     gained = sum(b and not a for a, b in zip(old, new, strict=True))
     interval = score_interval(gained, lost, len(old))
@@ -479,14 +408,7 @@ _ADDED = math.sqrt(0.5)
 
 
 def mean_interval(scores: Sequence[float]) -> Interval:
-    """Return the mean of graded scores with its 95 % interval.
-
-    Args:
-        scores: a score from 0 to 1 for each row, at least one.
-
-    Raises:
-        ValueError: if there are no rows.
-    """
+    """Return the mean of scores from 0 to 1 with its 95 % interval."""
     if not scores:
         raise ValueError("a mean needs at least one row")
     value = sum(scores) / len(scores)
@@ -495,11 +417,7 @@ def mean_interval(scores: Sequence[float]) -> Interval:
 
 
 def mean_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Return how much higher the second mean is, with its 95 % interval, paired by row.
-
-    Raises:
-        ValueError: if there are no rows, or not as many of both.
-    """
+    """Return how much higher the second mean is, with its 95 % interval, paired by row."""
     if not first or len(first) != len(second):
         raise ValueError(f"paired scores need equal rows, got {len(first)} and {len(second)}")
     differences = [b - a for a, b in zip(first, second, strict=True)]
@@ -544,13 +462,11 @@ def macro_f1(
 ) -> NDArray[np.float64]:
     """Return the macro-F1 of weighted rows: the mean of the F1 of every label that is wanted.
 
+    A label that a resample does not want is left out of its mean.
+
     Args:
         weights: weight of each row in each resample, shape resamples × rows.
-        wanted: the expected label of each row.
         named: the label that each answer names, None for none.
-
-    Returns:
-        A value for each resample. A label that a resample does not want is left out of its mean.
     """
     import numpy as np
 

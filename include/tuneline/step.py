@@ -44,9 +44,6 @@ from tuneline.store import at_work_in
 def execute(step: str, run_uri: str) -> Evidence | Record | None:
     """Run a step against a run and store its output.
 
-    Args:
-        step: id of an item or helper step.
-
     Returns:
         The content of `evidence.json` (an item) or `record.json` (a helper step); None if
         another process of the same step stores it, as in distributed training. The evidence of
@@ -81,11 +78,7 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
 
 
 def refuse_other_policy(run: Run) -> None:
-    """Refuse a production step whose image has another policy than the DAG that made the run.
-
-    Raises:
-        UserError: if the two differ.
-    """
+    """Refuse a production step whose image has another policy than the DAG that made the run."""
     if run.config.profile != "production":
         return
     here, recorded = read_policy(), run.policy
@@ -186,11 +179,7 @@ def _given_up(context: StepContext) -> Evidence | None:
 
 
 def leave_killed(run_uri: str, item: str, why: str, airflow: Mapping[str, Any]) -> Evidence:
-    """Store the evidence of an item whose step was killed, or never began.
-
-    Args:
-        airflow: the Airflow task, as in `Evidence.airflow`.
-    """
+    """Store the evidence of an item whose step was killed, or never began."""
     with _context(Run.open(run_uri), item) as context:
         entry = failed(context, one_line(why), "killed")
         store_output(context, entry.model_copy(update={"airflow": dict(airflow)}))
@@ -198,11 +187,7 @@ def leave_killed(run_uri: str, item: str, why: str, airflow: Mapping[str, Any]) 
 
 
 def store_output(context: StepContext, entry: Evidence | Record) -> Evidence | Record:
-    """Store the files of a step, then its evidence or record.
-
-    Returns:
-        The entry with its artifacts filled in, as stored.
-    """
+    """Store the files of a step, then its evidence or record; return it with its artifacts."""
     run, step = context.run, context.step
     last = "record.json" if is_helper(step) else "evidence.json"
     folder = run.step_key(step)
@@ -232,12 +217,7 @@ def _upload(context: StepContext, root: Path, folder: str, label: str) -> list[F
 
 
 def run_step(step: str, run_uri: str) -> int:
-    """Run a step for the command line.
-
-    Returns:
-        The exit code of the contract: 0 if a verdict was reached, whatever it is.
-        Errors are raised; `exits.guarded` turns them into an exit code.
-    """
+    """Run a step for the command line; 0 if a verdict was reached, whatever it is."""
     entry = execute(step, run_uri)
     if entry is None:
         return EXIT_OK

@@ -15,14 +15,7 @@ from tuneline.catalogue import Item, get_item, get_step
 from tuneline.config import PipelineConfig
 from tuneline.environment import airflow_identity, environment
 from tuneline.errors import TunelineError, UserError
-from tuneline.evidence import (
-    Evidence,
-    FileRef,
-    Measurement,
-    Record,
-    Verdict,
-    conclude,
-)
+from tuneline.evidence import Evidence, FileRef, Measurement, Record, Verdict, conclude
 from tuneline.files import inside
 from tuneline.run import Run, now
 from tuneline.terminal import LOG_SECONDS, to_stderr, track
@@ -73,11 +66,7 @@ class StepContext:
         return self.run.entry(step)
 
     def has(self, step: str, name: str) -> bool:
-        """Return True if an earlier step left an artifact of that name.
-
-        Raises:
-            StepNotRun: if the step has not been run.
-        """
+        """Return True if an earlier step left an artifact of that name."""
         found = next((ref for ref in self._artifacts(step) if ref.name == name), None)
         self.run.note(step, name, found.sha256 if found else None)
         return found is not None
@@ -86,7 +75,6 @@ class StepContext:
         """Fetch an artifact of an earlier step, verified against the hash it recorded.
 
         Args:
-            step: the item or helper that wrote it.
             name: its path relative to that step's folder; `quarantine/…` for raw text.
 
         Raises:
@@ -145,12 +133,7 @@ class StepContext:
         return json.loads(self.input(step, name).read_bytes())
 
     def write_json(self, name: str, content: Any) -> None:
-        """Write a JSON file of this step.
-
-        Args:
-            name: its path relative to the step's folder.
-            content: the content, as `json.dumps` takes it.
-        """
+        """Write a JSON file of this step."""
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -188,7 +171,6 @@ class StepContext:
         """Make the item's evidence; artifacts are added when the step's files are stored.
 
         Args:
-            measurements: the measurements, from which the verdict follows.
             verdict: a verdict that does not follow from measurements (not applicable).
         """
         item = self.item

@@ -26,12 +26,7 @@ def to_stderr(line: str) -> None:
 def track(
     items: Iterable[T], total: int | None, what: str, log: Callable[[str], None] = to_stderr
 ) -> Iterator[T]:
-    """Yield the items and show the progress.
-
-    Args:
-        total: their number, None if unknown.
-        log: takes a line where there is no terminal.
-    """
+    """Yield the items and show the progress, by `log` where there is no terminal."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as bar
@@ -52,11 +47,7 @@ _INTERRUPTED = 130
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run a command and turn its errors into one sentence on stderr.
-
-    Returns:
-        The command's exit code, or that of the error that it raised.
-    """
+    """Run a command and turn its errors into one sentence on stderr and their exit code."""
     try:
         return work()
     except TunelineError as error:

@@ -184,11 +184,9 @@ OUT_OF_DATE = "out of date: "
 
 @dataclass(frozen=True)
 class ItemStatus:
-    """One row of the checklist.
+    """One row of the checklist: the verdict after gate, audits and waivers, and why.
 
     Attributes:
-        verdict: the verdict after gate, audits and waivers.
-        summary: one sentence from the item's evidence.
         because: the broken limits, or why it was waived or not run.
         production: True if the run's profile is production.
     """
@@ -238,14 +236,7 @@ class _Opinion:
 
 
 def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus:
-    """Return the status of one item of a run.
-
-    Args:
-        grounds: the grounds of the run, where the caller has them already.
-
-    Raises:
-        UserError: if there is no such item, or a file of the run is damaged.
-    """
+    """Return the status of one item of a run; `grounds` where the caller has them already."""
     item = get_item(item_id)
     grounds = grounds or Grounds(run)
     run, fresh = grounds.run, grounds.fresh
@@ -312,12 +303,7 @@ def valid_waivers(run: Run) -> dict[str, RecordedWaiver]:
 
 @dataclass(frozen=True)
 class LooserLimit:
-    """A limit that a run sets looser than the policy allows.
-
-    Attributes:
-        looser: the setting, its value and what the policy allows.
-        waiver: the waiver that counts for it, None without one.
-    """
+    """A limit that a run sets looser than the policy allows, and the waiver that counts for it."""
 
     looser: Looser
     waiver: RecordedWaiver | None
@@ -337,11 +323,7 @@ def looser_limits(run: Run) -> list[LooserLimit]:
 
 
 class Grounds:
-    """What the verdicts of a run rest on beside each item's own evidence, looked up once.
-
-    Attributes:
-        fresh: what is up to date in it.
-    """
+    """What the verdicts of a run rest on besides each item's own evidence, looked up once."""
 
     def __init__(self, run: Run) -> None:
         # A verdict is no input of the step that asks for it; what that step reads itself is.

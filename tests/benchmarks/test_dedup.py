@@ -3,43 +3,40 @@ import json
 import numpy as np
 import pytest
 from benchmarks.contest.contest import Options, bench_python, why_missing
-from benchmarks.contest.trial import conduct
+from benchmarks.contest.trial import conduct, write_lines
 from benchmarks.texts.dedup_trials import chars_of, pair_scores, plain, tuneline, words_of
-from benchmarks.workloads.input_rows import write_lines
 from benchmarks.workloads.near_duplicates import make_corpus
 
 from benchmarks import dedup
 from tuneline.data.near_duplicates.shingles import char_grams, normalise, word_grams
+from tuneline.errors import UserError
 
 
 def test_without_the_peers_environment_there_is_a_reason_and_no_ratio(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "nowhere"))
-    monkeypatch.setattr(dedup, "CHAT_ROWS", 1000)
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=400))
     assert report.value("tuneline", "recall") >= 0.99
     assert report.value("tuneline", "precision") == 1.0
-    assert report.value("tuneline", "recall_chat_texts") >= 0.99
-    assert report.value("tuneline", "precision_chat_texts") == 1.0
     assert report.value("datasketch", "recall") > 0.5
     assert report.ratios["docs_per_s_vs_datasketch_bulk"] > 0
     assert "docs_per_s_vs_rensa" not in report.ratios
     assert report.value("rensa", "docs_per_s") is None
     (missing,) = report.not_measured
-    assert "docs_per_s_vs_rensa" in missing.ratios
+    assert missing.ratios == ("docs_per_s_vs_rensa",)
     assert "make bench" in missing.reason
     assert report.workload["rows"] == 400
     assert report.workload["pairs"] > 10
+    with pytest.raises(UserError, match="200,000 or fewer"):
+        dedup.run(Options(tmp_path, lambda _: None, rows=200_001))
 
 
 @pytest.mark.skipif(
     why_missing("rensa", bench_python()) is not None, reason="`make bench` installs the peers"
 )
-def test_rensa_runs_in_its_own_environment(tmp_path, monkeypatch):
-    monkeypatch.setattr(dedup, "CHAT_ROWS", 300)
+def test_rensa_runs_in_its_own_environment(tmp_path):
     report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=300))
     assert report.value("rensa", "recall") > 0.9
     assert report.ratios["docs_per_s_vs_rensa"] > 0
-    assert report.ratios["docs_per_s_vs_rensa_chat_texts"] > 0
     assert not report.not_measured
 
 
@@ -57,23 +54,9 @@ def test_pairs_that_a_kernel_misses_lower_its_recall(tmp_path, monkeypatch):
     assert conduct(tuneline(job)).scores["recall"] == 0.0
 
 
-def test_with_many_rows_ours_is_compared_with_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(dedup, "MOST_ROWS", 500)
-    monkeypatch.setattr(dedup, "BASE_ROWS", 300)
-    report = dedup.run(Options(tmp_path, lambda _: None, runs=1, rows=900))
-    assert report.ratios["cpu_seconds_vs_base_rows"] > 0
-    assert report.value("tuneline", "docs_per_s") > 0
-    assert report.value("tuneline (300 rows)", "docs_per_s") > 0
-    assert report.value("tuneline", "recall") is None
-    assert {missing.system for missing in report.not_measured} == set(dedup.RATIOS.values())
-
-
-def test_all_systems_compare_the_same_form_of_a_text():
+def test_all_systems_compare_the_same_form_of_a_text_and_its_shingles():
     for text in [*make_corpus(20), "Don't_stop: Größe №5!", "  A  b ", "İstanbul"]:
         assert plain(text) == normalise(text)
-
-
-def test_the_peers_get_the_shingles_of_the_definition():
     for text in [*map(plain, make_corpus(5)), "", "abc", "one two", "one two three four"]:
         assert set(chars_of(text)) == char_grams(text)
         assert set(words_of(text)) == word_grams(text)
@@ -92,9 +75,8 @@ def test_rows_of_the_user(tmp_path, monkeypatch):
     question = "How do I reset the password of my account when I have lost my phone too?"
     rows = [question, question.replace("too", "as well"), question.upper(), "Where is my parcel?"]
     source = tmp_path / "rows.jsonl"
-    source.write_text(
-        "".join(json.dumps({"prompt": row, "completion": "."}) + "\n" for row in rows)
-    )
+    lines = [json.dumps({"prompt": row, "completion": "."}) + "\n" for row in rows]
+    source.write_text("".join(lines))
     report = dedup.run(Options(tmp_path, lambda _: None, input=source, runs=1))
     assert report.workload["input"] == "rows.jsonl"
     assert report.workload["exact_duplicates"] == 1

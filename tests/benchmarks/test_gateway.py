@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from benchmarks.contest.contest import Options
+from benchmarks.contest.report import ratios_of
 from benchmarks.contest.trial import WARM_UP, Sample, conduct
-from benchmarks.serving.litellm_proxy import LitellmProxy
-from benchmarks.serving.mock_upstream import MODEL
+from benchmarks.serving.peer_gateways import litellm
 from benchmarks.serving.request_trials import CONNECTIONS, STREAMS, requests
 
 from benchmarks import gateway
@@ -93,23 +93,18 @@ def test_added_latency_is_of_the_same_round_and_compared_with_litellm():
     results = gateway.request_results(samples)
     added = {r.system: r.value for r in results if r.metric == "added_p50"}
     assert added == {"tuneline": 1.5, "litellm": 4.0}
-    assert gateway._ratios(results) == {
+    assert ratios_of(results, gateway.RATIOS) == {
         "requests_per_s_vs_litellm": pytest.approx(7 / 3, abs=1e-3),
         "added_p50_vs_litellm": 0.375,
     }
 
 
-def proxy(folder, python):
-    return LitellmProxy(
-        python=python, upstream="http://x", model=MODEL, model_id="m", port=1, folder=folder
-    )
-
-
-def test_a_proxy_that_is_not_there_or_does_not_start_says_so(tmp_path):
-    with pytest.raises(TunelineError, match="no proxy"), proxy(tmp_path, tmp_path / "python"):
-        pass
-    script = tmp_path / "litellm"
-    script.write_text("#!/bin/sh\necho 'ImportError: no backoff'\nexit 1\n")
-    os.chmod(script, 0o755)
-    with pytest.raises(TunelineError, match="no backoff"), proxy(tmp_path, tmp_path / "python"):
+def test_a_proxy_that_is_not_there_or_does_not_start_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNELINE_BENCH_PYTHON", str(tmp_path / "python"))
+    with pytest.raises(TunelineError, match=r"there is no .*litellm"):
+        litellm("http://x", "m", tmp_path)
+    for name, text in (("litellm", "echo 'ImportError: no backoff'; exit 1"), ("python", "echo 9")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        os.chmod(tmp_path / name, 0o755)
+    with pytest.raises(TunelineError, match="no backoff"), litellm("http://x", "m", tmp_path):
         pass

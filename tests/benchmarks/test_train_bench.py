@@ -5,8 +5,8 @@ from statistics import fmean
 
 import pytest
 from benchmarks.contest.contest import Contest, Options
-from benchmarks.contest.trial import Sample, conduct
-from benchmarks.training import gpu as train_gpu
+from benchmarks.contest.report import ratios_of
+from benchmarks.contest.trial import Sample, conduct, write_lines
 from benchmarks.training import trials as train_trials
 from benchmarks.training.rows import (
     batches_of,
@@ -16,8 +16,6 @@ from benchmarks.training.rows import (
     without_common_prefix,
     write_rows,
 )
-from benchmarks.workloads.input_rows import write_lines
-from benchmarks.workloads.random_llama import write_random_llama
 from tests.lab.tiny_models import make_model
 
 from benchmarks import train
@@ -104,23 +102,17 @@ def test_both_sides_train_the_same_curve_and_count_the_same_tokens(job, rows):
         assert slow.scores[name] > ours.scores[name] + 0.1, name
 
 
-def test_tokens_of_both_sides_leave_padding_and_warm_up_out(job, rows):
+def test_tokens_of_both_sides_leave_padding_and_warm_up_out(job, rows, monkeypatch):
     timed = batches_of(rows[0], 4, STEPS, 7)[WARM_UP:]
     expected = sum(len(row.ids) for batch in timed for row in batch)
     padded = sum(max(len(row.ids) for row in batch) * len(batch) for batch in timed)
     assert expected < padded
-    found = []
-    real = train_trials._speeds
-
-    def speeds(window, tokens):
-        found.append(tokens)
-        return real(window, tokens)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_trials, "_speeds", speeds)
-        conduct(train_trials.tuneline({**job, "validation": ""}))
-        conduct(train_trials.trl({**job, **told(), "validation": ""}))
-    assert found == [expected, expected]
+    window = train_trials.StepWindow(WARM_UP)
+    monkeypatch.setattr(train_trials, "StepWindow", lambda warm_up: window)
+    for trial in (train_trials.tuneline, train_trials.trl):
+        window.__init__(WARM_UP)
+        scores = conduct(trial({**job, **told(), "validation": ""})).scores
+        assert scores["tokens_per_s"] * window.seconds == pytest.approx(expected)
 
 
 def test_the_judge_of_validation_loss_agrees_with_the_products_own(job, rows):
@@ -140,12 +132,15 @@ class FakeContest:
         self.asked, self._scores = [], scores
 
     def run(self, system, job):
-        settings = {**job, **(system.options or {})}
+        settings = {**job, **system.options}
         self.asked.append((system.name, settings))
         return Sample("1", 1, 1.0, 1.0, 1.0, self._scores(system, settings))
 
     def measure(self, systems, job, runs):
-        return {s.name: [self.run(s, job) for _ in range(runs)] for s in systems}
+        return Contest.measure(self, systems, job, runs)
+
+    def _log(self, line):
+        pass
 
 
 def options(folder, **settings):
@@ -198,7 +193,7 @@ def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, 
     contest = FakeContest(scores)
     monkeypatch.setattr(train, "Contest", lambda *a, **k: contest)
     monkeypatch.setattr("tuneline.models.resolve", lambda uri, log: Resolved(base))
-    monkeypatch.setattr(train_gpu, "why_not", lambda machine: "there is none")
+    monkeypatch.setattr(train, "why_no_gpu", lambda gpu: "there is none")
     report = train.run(options(tmp_path, runs=2, rows=32))
     assert report.ratios == {
         "tokens_per_s_vs_trl": 3.0,
@@ -210,7 +205,7 @@ def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, 
     }
     [missing] = report.not_measured
     assert missing.reason == "there is none"
-    assert set(missing.ratios) == set(train_gpu.RATIOS)
+    assert set(missing.ratios) == set(train.GPU_RATIOS)
     seeds = [settings["seed"] for name, settings in contest.asked if name == train.OURS]
     assert seeds == [7, 8, 7, 8]
     assert report.workload["rows"] == report.workload["rows_no_shared_prefix"] == 32
@@ -235,33 +230,26 @@ def test_rows_of_ones_own_are_one_workload_and_must_suffice(tmp_path):
 class InProcess(Contest):
     """Conducts trials in this process."""
 
-    def measure(self, systems, job, runs):
-        from importlib import import_module
-
-        found = {}
-        for system in systems:
-            module, name = system.trial.split(":")
-            trial = getattr(import_module(module), name)({**job, **(system.options or {})})
-            found[system.name] = [conduct(trial)]
-        return found
+    def run(self, system, job):
+        trial = getattr(train_trials, system.trial.split(":")[1])
+        return conduct(trial({**job, **system.options}))
 
 
-def test_the_gpu_part_runs_but_for_the_device(base, tmp_path):
-    log = []
-    settings = options(tmp_path, runs=1)
-    model = write_random_llama(tmp_path / "llama", TINY, base)
-    job = {**train_gpu.gpu_job(tmp_path, model, TINY, 32, "cpu"), "threads": 1}
-    found = train_gpu.contend(settings, InProcess(tmp_path, log.append, one_core=False), job)
-    assert set(found.ratios) == set(train_gpu.RATIOS)
-    assert all(value > 0 for value in found.ratios.values())
-    value = {(r.system, r.metric): r.value for r in found.results}
+def test_the_gpu_part_runs_but_for_the_device(job, base, tmp_path):
+    model = train.write_random_llama(tmp_path / "llama", TINY, base)
+    contest = InProcess(options(tmp_path), one_core=False)
+    results = train.gpu_results(contest, train.gpu_job(job, model, TINY["vocab_size"], 32), 1)
+    ratios = ratios_of(results, train.GPU_RATIOS)
+    assert set(ratios) == set(train.GPU_RATIOS)
+    assert all(value > 0 for value in ratios.values())
+    value = {(r.system, r.metric): r.value for r in results}
     # Random weights on random rows: what is learned is nothing, on either side.
-    for method in train_gpu.METHODS:
+    for method in train.METHODS:
         losses = [value[f"{who}, {method}", "gpu_training_loss"] for who in ("tuneline", "TRL")]
         assert losses[0] == pytest.approx(losses[1], abs=0.05)
         assert fmean(losses) == pytest.approx(6.24, abs=0.1)  # ln 512
 
 
 def test_a_missing_gpu_is_named():
-    assert "no NVIDIA GPU" in train_gpu.why_not({"gpu": None})
-    assert "sees no GPU" in train_gpu.why_not({"gpu": "NVIDIA H100"})
+    assert "no NVIDIA GPU" in train.why_no_gpu(None)
+    assert "sees no GPU" in train.why_no_gpu("NVIDIA H100")

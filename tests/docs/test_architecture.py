@@ -2,10 +2,12 @@
 
 import shutil
 import subprocess
+import tomllib
+from pathlib import Path
 
 import pytest
-from tests.docs.floors import ROOT, floors, picture
 
+ROOT = Path(__file__).parents[2]
 LINTER = ROOT / ".venv-dev" / "bin" / "lint-imports"
 TREES = ("include", "benchmarks", "dags", "plugins")
 
@@ -32,6 +34,23 @@ PLANTS = (
     ("tuneline.run", "import localpods", "tuneline.run -> localpods ("),
     ("localpods.state", "import tuneline.errors", "localpods.state -> tuneline.errors ("),
 )
+
+
+def floors():
+    """The floors from the top, each a list of modules."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (named,) = (c for c in settings["tool"]["importlinter"]["contracts"] if c["id"] == "floors")
+    return [[m.strip() for m in layer.split("|")] for layer in named["layers"]]
+
+
+def picture():
+    """The floors as a Mermaid diagram."""
+    names = [
+        " · ".join(module.removeprefix("tuneline.") for module in modules) for modules in floors()
+    ]
+    boxes = [f'  f{number}["{name}"]' for number, name in enumerate(names)]
+    arrows = " --> ".join(f"f{number}" for number in range(len(names)))
+    return "\n".join(["```mermaid", "flowchart TB", *boxes, f"  {arrows}", "```"])
 
 
 def test_every_planted_import_is_caught(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from tuneline.config import PipelineConfig
+from tuneline.config.section import described
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
@@ -53,7 +54,7 @@ def models(model):
 
 def test_every_setting_is_described():
     for model in models(PipelineConfig):
-        for name, field in model.model_fields.items():
+        for name, field in described(model).items():
             section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
             assert section or field.description, f"{model.__name__}.{name} has no description"
 

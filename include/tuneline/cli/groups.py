@@ -54,11 +54,7 @@ def add_signer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def signer_of(arguments: argparse.Namespace) -> Path | Identity | None:
-    """Return who must have signed a release, None if nobody has to.
-
-    Raises:
-        UserError: if key and identity are given, or an identity without its issuer.
-    """
+    """Return who must have signed a release, None if no one has to."""
     from tuneline.governance.release.keyless import Identity
 
     if not (arguments.identity or arguments.issuer or arguments.trust_config):
@@ -72,11 +68,7 @@ def signer_of(arguments: argparse.Namespace) -> Path | Identity | None:
 
 
 def store_uri(arguments: argparse.Namespace) -> str:
-    """Return the store of `--store`, or of `TUNELINE_STORE`.
-
-    Raises:
-        UserError: if neither names one.
-    """
+    """Return the store of `--store`, or of `TUNELINE_STORE`."""
     store = arguments.store or os.environ.get("TUNELINE_STORE")
     if not store:
         raise UserError("no store: give --store or set TUNELINE_STORE (file:///dir or s3://…)")

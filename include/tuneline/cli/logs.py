@@ -56,17 +56,16 @@ def _add_action(actions: Commands, name: str, text: str) -> argparse.ArgumentPar
 
 def _add_curate(actions: Commands) -> None:
     curate = _add_action(actions, "curate", "scrub, deduplicate and sample a day's requests")
-    curate.add_argument("--day", required=True, metavar="YYYY-MM-DD", help="the day, UTC")
-    curate.add_argument(
+    add = curate.add_argument
+    add("--day", required=True, metavar="YYYY-MM-DD", help="the day, UTC")
+    add(
         "--sample",
         type=float,
         metavar="RATE",
         help="share of every stratum to review; 1.0 takes every row (quotas of the settings)",
     )
-    curate.add_argument("--base-model", metavar="URI", help="base model, to count tokens (none)")
-    curate.add_argument(
-        "--reference", metavar="DATASET_URI", help="dataset.parquet to compare prompts with (none)"
-    )
+    add("--base-model", metavar="URI", help="base model, to count tokens (none)")
+    add("--reference", metavar="DATASET_URI", help="dataset.parquet to compare prompts with (none)")
     _add_config(curate)
     add_json_argument(curate, "print the evidence as JSON")
     curate.set_defaults(command=_curate)

@@ -56,11 +56,7 @@ def _drift(arguments: argparse.Namespace) -> int:
     if arguments.plot and arguments.plot.suffix not in (".svg", ".png"):
         raise UserError(f"--plot {arguments.plot}: the name must end in .svg or .png")
     report = compare_files(
-        arguments.reference,
-        arguments.logs,
-        alarms,
-        state=arguments.state,
-        plot=arguments.plot,
+        arguments.reference, arguments.logs, alarms, state=arguments.state, plot=arguments.plot
     )
     if arguments.json:
         print(json.dumps(report, indent=1))

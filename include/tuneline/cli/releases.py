@@ -1,4 +1,4 @@
-"""Commands on releases: verify one, draw the ancestry of a model, compare two, go back to one."""
+"""Commands on releases (verify, draw, compare, go back) and on licences that wait for a person."""
 
 from __future__ import annotations
 
@@ -9,16 +9,22 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuneline.cli.groups import (
     Commands,
     add_json_argument,
+    add_run_argument,
     add_signer_arguments,
     add_store_argument,
     signer_of,
     store_uri,
 )
 from tuneline.errors import EXIT_FAILED, EXIT_OK
+
+if TYPE_CHECKING:
+    from tuneline.artifacts.governance import AskedLicense
+    from tuneline.run import Run
 
 _RELEASE = "MODEL/VERSION, MODEL (its released version), or the URI of a manifest.json"
 
@@ -70,12 +76,11 @@ def add_releases(commands: Commands) -> None:
         "after its files were compared with its manifest. A follower serves it within seconds. "
         "The release log keeps who did it, and why.",
     )
-    rollback.add_argument("model", metavar="MODEL", help="name of the model")
-    rollback.add_argument(
-        "version", metavar="VERSION", nargs="?", help="the version; the one before by default"
-    )
-    rollback.add_argument("--reason", help="why; kept in the release log")
-    rollback.add_argument("--by", help="who does it; the user of this machine by default")
+    add = rollback.add_argument
+    add("model", metavar="MODEL", help="name of the model")
+    add("version", metavar="VERSION", nargs="?", help="the version; the one before by default")
+    add("--reason", help="why; kept in the release log")
+    add("--by", help="who does it; the user of this machine by default")
     add_store_argument(rollback)
     rollback.set_defaults(command=_rollback)
 
@@ -136,4 +141,64 @@ def _rollback(arguments: argparse.Namespace) -> int:
     by, reason = arguments.by or getpass.getuser(), arguments.reason or NO_REASON
     pointer = roll_back(store, arguments.model, arguments.version, by=by, reason=reason)
     print(announce(store, pointer))
+    return EXIT_OK
+
+
+def add_licenses(commands: Commands) -> None:
+    """Add `tuneline licenses` and its actions."""
+    licenses = commands.add_parser(
+        "licenses", help="decide on licences that the rules leave to a person"
+    )
+    actions = licenses.add_subparsers(required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="show the licences of a run that wait for a person")
+    show.add_argument("run", metavar="RUN_URI", help="the run")
+    add_json_argument(show)
+    show.set_defaults(command=_show_licenses)
+    accept = actions.add_parser(
+        "accept",
+        help="accept them; the answer is recorded under your login name",
+        description="Accept the licences that `tuneline licenses show` lists. In Airflow the task "
+        "approve_license asks the same; use that where other people rely on who answered.",
+    )
+    add_run_argument(accept)
+    accept.add_argument("--reason", required=True, help="who read the licence, and what it allows")
+    accept.set_defaults(command=_accept_licenses)
+
+
+def _waiting(run: Run) -> list[AskedLicense]:
+    from tuneline.licenses.findings import open_of_run, open_packages_of_run
+
+    found = {a.subject: a for a in [*open_of_run(run), *open_packages_of_run(run)]}
+    return list(found.values())
+
+
+def _show_licenses(arguments: argparse.Namespace) -> int:
+    from tuneline.licenses.duties import question_text
+    from tuneline.run import Run
+
+    run = Run.open(arguments.run)
+    waiting = _waiting(run)
+    if arguments.json:
+        print(json.dumps([asked.model_dump() for asked in waiting], indent=1))
+    elif waiting:
+        print(question_text(run, waiting))
+    else:
+        print("no licence of this run waits for a person")
+    return EXIT_OK
+
+
+def _accept_licenses(arguments: argparse.Namespace) -> int:
+    from tuneline.artifacts.answers import Person
+    from tuneline.licenses import answers
+    from tuneline.people.approvals import YES
+    from tuneline.people.terminal import this_user
+    from tuneline.run import Run
+
+    run = Run.open(arguments.run)
+    waiting = _waiting(run)
+    by = f"{this_user()} (command line)"
+    answers.record(run, waiting, YES, Person(by), arguments.reason)
+    for asked in waiting:
+        print(f"accepted by {by}: {asked.name} ({asked.license})")
+    print(f"now run `tuneline step license_audit --run {run.uri}` again")
     return EXIT_OK

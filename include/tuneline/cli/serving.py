@@ -16,7 +16,6 @@ from tuneline.cli.groups import (
 from tuneline.cli.runs import add_calibrate
 from tuneline.config.data import RAMPART
 from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
-from tuneline.serving.engines.probe import KINDS, probe
 
 if TYPE_CHECKING:
     from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
@@ -37,10 +36,9 @@ def add_serving(commands: Commands) -> None:
     )
     pull.set_defaults(command=_pull)
     gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
-    gateway.add_argument(
-        "--config", required=True, type=Path, metavar="FILE", help="YAML file of the gateway"
-    )
-    gateway.add_argument(
+    add = gateway.add_argument
+    add("--config", required=True, type=Path, metavar="FILE", help="YAML file of the gateway")
+    add(
         "--watch",
         action="store_true",
         help="reload the file when it changes, and wait for it if it is missing; SIGHUP "
@@ -49,14 +47,15 @@ def add_serving(commands: Commands) -> None:
     gateway.set_defaults(command=_gateway)
     engine = commands.add_parser("engine", help="serve released models on their engine")
     add_store_argument(engine)
-    engine.add_argument(
+    add = engine.add_argument
+    add(
         "--name",
         action="append",
         default=[],
         help="model; the one released last by default. Repeat it for models whose adapters share "
         "one base: one engine serves them all",
     )
-    engine.add_argument(
+    add(
         "--release",
         action="append",
         default=[],
@@ -65,20 +64,19 @@ def add_serving(commands: Commands) -> None:
         "behind it, only if that is the hash of its manifest",
     )
     add_signer_arguments(engine)
-    engine.add_argument("--host", default="127.0.0.1", help="address to listen on (loopback)")
-    engine.add_argument("--port", type=int, default=8081, help="port to listen on (8081)")
-    engine.add_argument(
-        "--parallel", type=int, help="requests served at once; as many as were measured by default"
-    )
-    engine.add_argument("--wait", action="store_true", help="wait for a first release")
+    add("--host", default="127.0.0.1", help="address to listen on (loopback)")
+    add("--port", type=int, default=8081, help="port to listen on (8081)")
+    add("--parallel", type=int, help="requests served at once; as many as were measured by default")
+    add("--wait", action="store_true", help="wait for a first release")
     engine.set_defaults(command=_engine)
     _add_follow(commands)
     probe = commands.add_parser("probe", help="ask an engine whether it works: exit code 0 or 1")
-    probe.add_argument("kind", choices=KINDS, help="the question that a pod's probe asks")
-    probe.add_argument("--engine", required=True, metavar="URL", help="address, without /v1")
-    probe.add_argument("--timeout", type=float, default=5.0, help="seconds for the whole probe (5)")
-    probe.add_argument("--model", help="model id that must be listed (ready and startup)")
-    probe.add_argument(
+    add = probe.add_argument
+    add("kind", choices=("live", "ready", "startup"), help="the question that a pod's probe asks")
+    add("--engine", required=True, metavar="URL", help="address, without /v1")
+    add("--timeout", type=float, default=5.0, help="seconds for the whole probe (5)")
+    add("--model", help="model id that must be listed (ready and startup)")
+    add(
         "--adapter",
         type=_adapter,
         help="adapter that must answer: its name, or its place in llama.cpp, from 0",
@@ -96,24 +94,19 @@ def _add_follow(commands: Commands) -> None:
         "one. Start the gateway with `tuneline gateway --watch --config FOLDER/gateway.yaml`.",
     )
     add_store_argument(follow)
-    follow.add_argument(
-        "--name", action="append", default=[], help="model, may be repeated; all by default"
-    )
+    add = follow.add_argument
+    add("--name", action="append", default=[], help="model, may be repeated; all by default")
     add_signer_arguments(follow)
-    follow.add_argument(
-        "--settings", type=Path, metavar="FILE", help="the gateway's file without what is released"
-    )
-    follow.add_argument(
+    add("--settings", type=Path, metavar="FILE", help="the gateway's file without what is released")
+    add(
         "--folder",
         required=True,
         type=Path,
         metavar="DIR",
         help="folder of the gateway.yaml that is written, of logs and of its state",
     )
-    follow.add_argument(
-        "--gateway", metavar="URL", help="the gateway; http://127.0.0.1 and its port by default"
-    )
-    follow.add_argument(
+    add("--gateway", metavar="URL", help="the gateway; http://127.0.0.1 and its port by default")
+    add(
         "--engine",
         action="append",
         default=[],
@@ -121,10 +114,8 @@ def _add_follow(commands: Commands) -> None:
         help="folder of the command tuneline in the environment of an engine, such as "
         "vllm=.venv-vllm/bin; this environment by default",
     )
-    follow.add_argument(
-        "--no-previous", action="store_true", help="don't keep the release before as a fallback"
-    )
-    follow.add_argument(
+    add("--no-previous", action="store_true", help="don't keep the release before as a fallback")
+    add(
         "--canary",
         type=float,
         metavar="SHARE",
@@ -133,13 +124,13 @@ def _add_follow(commands: Commands) -> None:
         "before if it is worse; 0, the default, switches to it at once. A release whose settings "
         "name a share (governance.canary) is tried as it asks",
     )
-    follow.add_argument(
+    add(
         "--canary-hours",
         type=float,
         default=24,
         help="a canary that is not decided by then is withdrawn (24)",
     )
-    follow.add_argument(
+    add(
         "--canary-look",
         type=float,
         metavar="SECONDS",
@@ -147,13 +138,9 @@ def _add_follow(commands: Commands) -> None:
         help="least time between two looks at a canary, longer than its bursts of slow answers or "
         "errors are (30)",
     )
-    follow.add_argument(
-        "--start-seconds", type=float, default=600, help="longest time to a first token (600)"
-    )
-    follow.add_argument("--every", type=float, default=2, help="seconds between two looks (2)")
-    follow.add_argument(
-        "--status", action="store_true", help="print how the follower of the folder stands"
-    )
+    add("--start-seconds", type=float, default=600, help="longest time to a first token (600)")
+    add("--every", type=float, default=2, help="seconds between two looks (2)")
+    add("--status", action="store_true", help="print how the follower of the folder stands")
     follow.set_defaults(command=_follow)
 
 
@@ -252,6 +239,8 @@ def _adapter(text: str) -> int | str:
 
 
 def _probe(arguments: argparse.Namespace) -> int:
+    from tuneline.serving.engines.probe import probe
+
     result = probe(
         arguments.kind, arguments.engine, arguments.timeout, arguments.model, arguments.adapter
     )

@@ -50,11 +50,7 @@ def run_all(run: Run) -> int:
 
 
 def refuse_questions(run: Run) -> None:
-    """Refuse a run that asks people.
-
-    Raises:
-        UserError: naming the settings that do.
-    """
+    """Refuse a run that asks people, naming the settings that do."""
     from tuneline.governance.release.approvals import is_needed
     from tuneline.people.approvals import critical_waivers
 

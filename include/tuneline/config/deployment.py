@@ -27,63 +27,42 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 class DeploymentConfig(Section):
     """Settings of serving."""
 
-    engine: EngineName = Field("llama_cpp", description="Engine that ships.")
-    target_hardware: str = Field(
-        "laptop-cpu",
-        description="Hardware of production; latency measured on other hardware can only warn. "
-        "`…-cpu` for any CPU, `epyc-16core-cpu` for a model and its cores, words of a GPU's name "
-        "(`nvidia-h100`), with a count `2x-nvidia-h100`.",
-    )
-    variants: list[str] | None = Field(
-        None,
-        min_length=1,
-        description="Variants that are measured and may ship; null takes the first two of the "
-        "engine. llama_cpp: f16, q8_0, q5_1, q5_0, q4_1, q4_0; vllm: f16, w4a16; tensorrt_llm: "
-        "f16, fp8, int4_awq, int8_sq, nvfp4; tensorrt_llm_pytorch: f16.",
-    )
+    engine: EngineName = "llama_cpp"
+    """Engine that ships."""
+    target_hardware: str = "laptop-cpu"
+    """Hardware of production; latency measured on other hardware can only warn. `…-cpu` for any
+    CPU, `epyc-16core-cpu` for a model and its cores, words of a GPU's name (`nvidia-h100`), with a
+    count `2x-nvidia-h100`."""
+    variants: list[str] | None = Field(None, min_length=1)
+    """Variants that are measured and may ship; null takes the first two of the engine. llama_cpp:
+    f16, q8_0, q5_1, q5_0, q4_1, q4_0; vllm: f16, w4a16; tensorrt_llm: f16, fp8, int4_awq, int8_sq,
+    nvfp4; tensorrt_llm_pytorch: f16."""
     max_metric_drop: Annotated[float, Limit("production_quantization", "lower")] = Field(
-        0.05,
-        gt=0,
-        lt=1,
-        description="Largest loss of the task metric against f16, by the upper end of its 95 % "
-        "interval.",
+        0.05, gt=0, lt=1
     )
-    max_kl: Annotated[float, Limit("production_quantization", "lower")] = Field(
-        0.05, gt=0, description="Largest mean KL divergence from f16, nats."
-    )
-    max_merge_loss: Annotated[float, Limit("adapter_merging", "lower")] = Field(
-        0.05,
-        gt=0,
-        description="After QLoRA: largest share of perplexity that the merged model may lose "
-        "against the adapter on its 4-bit base, by the upper end of its 95 % interval.",
-    )
-    quality_rows: int | None = Field(
-        None,
-        ge=4,
-        description="Validation rows on which variants are compared; null takes twice as many as "
-        "show that a variant without a loss is within max_metric_drop. Also the rows on which the "
-        "merged model is compared with an adapter of QLoRA, 64 by default.",
-    )
-    parallel: int = Field(4, ge=1, description="Requests the engine runs at once.")
-    context_tokens: int = Field(1024, ge=64, description="Context of one request, tokens.")
-    max_lora_rank: int | None = Field(
-        None,
-        ge=1,
-        description="Rank that the engine's server is started for (--max-lora-rank of vLLM and "
-        "TensorRT-LLM); null takes each engine's own limit.",
-    )
-    multi_tenant: bool = Field(
-        False,
-        description="Several adapters share one base: ship the adapter apart from the base, where "
-        "the engine can load it and max_adapter_slowdown allows it.",
-    )
-    max_adapter_slowdown: float = Field(
-        0.5,
-        gt=0,
-        lt=1,
-        description="Largest loss of throughput by an adapter that is not merged, a share, with "
-        "all slots taken; beyond it the adapter is merged.",
-    )
+    """Largest loss of the task metric against f16, by the upper end of its 95 % interval."""
+    max_kl: Annotated[float, Limit("production_quantization", "lower")] = Field(0.05, gt=0)
+    """Largest mean KL divergence from f16, nats."""
+    max_merge_loss: Annotated[float, Limit("adapter_merging", "lower")] = Field(0.05, gt=0)
+    """After QLoRA: largest share of perplexity that the merged model may lose against the adapter
+    on its 4-bit base, by the upper end of its 95 % interval."""
+    quality_rows: int | None = Field(None, ge=4)
+    """Validation rows on which variants are compared; null takes twice as many as show that a
+    variant without a loss is within max_metric_drop. Also the rows on which the merged model is
+    compared with an adapter of QLoRA, 64 by default."""
+    parallel: int = Field(4, ge=1)
+    """Requests the engine runs at once."""
+    context_tokens: int = Field(1024, ge=64)
+    """Context of one request, tokens."""
+    max_lora_rank: int | None = Field(None, ge=1)
+    """Rank that the engine's server is started for (--max-lora-rank of vLLM and TensorRT-LLM); null
+    takes each engine's own limit."""
+    multi_tenant: bool = False
+    """Several adapters share one base: ship the adapter apart from the base, where the engine can
+    load it and max_adapter_slowdown allows it."""
+    max_adapter_slowdown: float = Field(0.5, gt=0, lt=1)
+    """Largest loss of throughput by an adapter that is not merged, a share, with all slots taken;
+    beyond it the adapter is merged."""
 
     @property
     def measured_variants(self) -> tuple[str, ...]:

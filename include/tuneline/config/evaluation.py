@@ -12,93 +12,59 @@ from tuneline.config.section import BREACH, Limit, Section, User
 class AgainstReleasedConfig(Section):
     """The comparison with the released model, on the hold-out rows of the run."""
 
-    enabled: Annotated[bool, Limit("holdout_performance", "higher", levels=(False, True))] = Field(
-        True, description="Compare with the released model, if there is one under the same name."
-    )
-    margin: Annotated[float, Limit("holdout_performance", "lower")] = Field(
-        0.02,
-        gt=0,
-        lt=1,
-        description="Share of the hold-out rows by which the candidate may be worse than the "
-        "released model; the lower end of the difference must not lie below it.",
-    )
+    enabled: Annotated[bool, Limit("holdout_performance", "higher", levels=(False, True))] = True
+    """Compare with the released model, if there is one under the same name."""
+    margin: Annotated[float, Limit("holdout_performance", "lower")] = Field(0.02, gt=0, lt=1)
+    """Share of the hold-out rows by which the candidate may be worse than the released model; the
+    lower end of the difference must not lie below it."""
 
 
 class SlicesConfig(Section):
     """The comparison of parts of the hold-out (label, prompt length, language, source)."""
 
-    min_rows: Annotated[int, Limit("holdout_performance", "lower")] = Field(
-        10, ge=2, description="Rows below which a part is not judged alone."
-    )
-    worse_by: Annotated[float, Limit("holdout_performance", "lower")] = Field(
-        0.1,
-        gt=0,
-        le=1,
-        description="How far the metric of a part must lie below that of all other rows, beyond "
-        "chance, to be clearly worse.",
-    )
+    min_rows: Annotated[int, Limit("holdout_performance", "lower")] = Field(10, ge=2)
+    """Rows below which a part is not judged alone."""
+    worse_by: Annotated[float, Limit("holdout_performance", "lower")] = Field(0.1, gt=0, le=1)
+    """How far the metric of a part must lie below that of all other rows, beyond chance, to be
+    clearly worse."""
     on_worse: Annotated[
         Literal["warn", "fail"], Limit("holdout_performance", "higher", levels=BREACH)
-    ] = Field("warn", description="Verdict on a part that is clearly worse.")
+    ] = "warn"
+    """Verdict on a part that is clearly worse."""
 
 
 class ExtractionConfig(Section):
     """The extraction audit: what the tuned model writes out of its training rows."""
 
-    identifiers: Annotated[int, Limit("pii_scrubbing", "higher")] = Field(
-        128, ge=1, description="Identifiers of training rows that are tried; all if there are less."
-    )
-    max_written_out: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
-        0.05,
-        ge=0,
-        lt=1,
-        description="Share of the identifiers in training rows that the model may write out, "
-        "beyond the base and chance.",
-    )
-    max_preferred: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
-        0.15,
-        ge=0,
-        lt=1,
-        description="Share of the identifiers that the model may hold likelier than 15 others of "
-        "the same shape, beyond the base and chance.",
-    )
-    max_exposed_canaries: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
-        0.1,
-        ge=0,
-        lt=1,
-        description="Share of training.canaries that may be likelier than 255 random numbers.",
-    )
+    identifiers: Annotated[int, Limit("pii_scrubbing", "higher")] = Field(128, ge=1)
+    """Identifiers of training rows that are tried; all if there are less."""
+    max_written_out: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.05, ge=0, lt=1)
+    """Share of the identifiers in training rows that the model may write out, beyond the base and
+    chance."""
+    max_preferred: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.15, ge=0, lt=1)
+    """Share of the identifiers that the model may hold likelier than 15 others of the same shape,
+    beyond the base and chance."""
+    max_exposed_canaries: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.1, ge=0, lt=1)
+    """Share of training.canaries that may be likelier than 255 random numbers."""
 
 
 class LoadConfig(Section):
     """The load that is declared for production; the latency benchmark must hold it."""
 
-    requests_per_s: float | None = Field(
-        None,
-        gt=0,
-        description="Requests of all users together, at the busiest time; null without a declared "
-        "load, and then only the lowest level of evaluation.concurrency must hold.",
-    )
-    users: int | None = Field(
-        None, ge=1, description="Users at the busiest time; in place of requests_per_s."
-    )
-    requests_per_user_per_minute: float = Field(
-        1.0,
-        gt=0,
-        description="Requests of one user; also counts the users that a server can carry.",
-    )
-    replicas: int = Field(
-        1, ge=1, description="Servers that share the load; one of them is measured with its part."
-    )
-    headroom: Annotated[float, Limit("latency_benchmark", "higher")] = Field(
-        0.25, ge=0, description="Spare load that servers must be able to carry, as a share."
-    )
-    seconds: float = Field(
-        30.0,
-        gt=0,
-        description="How long requests of the load arrive, in seconds; up to four times as long "
-        "if that is fewer than six requests.",
-    )
+    requests_per_s: float | None = Field(None, gt=0)
+    """Requests of all users together, at the busiest time; null without a declared load, and then
+    only the lowest level of evaluation.concurrency must hold."""
+    users: int | None = Field(None, ge=1)
+    """Users at the busiest time; in place of requests_per_s."""
+    requests_per_user_per_minute: float = Field(1.0, gt=0)
+    """Requests of one user; also counts the users that a server can carry."""
+    replicas: int = Field(1, ge=1)
+    """Servers that share the load; one of them is measured with its part."""
+    headroom: Annotated[float, Limit("latency_benchmark", "higher")] = Field(0.25, ge=0)
+    """Spare load that servers must be able to carry, as a share."""
+    seconds: float = Field(30.0, gt=0)
+    """How long requests of the load arrive, in seconds; up to four times as long if that is fewer
+    than six requests."""
 
     @property
     def rate(self) -> float | None:
@@ -124,180 +90,107 @@ class EvaluationConfig(Section):
 
     metric: Literal[
         "auto", "json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"
-    ] = Field(
-        "auto",
-        description="Task metric. json_field compares the label field of a JSON answer, macro_f1 "
-        "gives every label the same weight, exact the whole answer, number the one that it ends "
-        "in, tool_calls names and arguments, chrf and rouge_l the likeness of free texts; auto "
-        "chooses by the expected answers.",
-    )
+    ] = "auto"
+    """Task metric. json_field compares the label field of a JSON answer, macro_f1 gives every label
+    the same weight, exact the whole answer, number the one that it ends in, tool_calls names and
+    arguments, chrf and rouge_l the likeness of free texts; auto chooses by the expected answers."""
     numeric_tolerance: Annotated[float, Limit("holdout_performance", "lower")] = Field(
-        1e-4, ge=0, lt=1, description="Largest relative difference of two equal numbers."
+        1e-4, ge=0, lt=1
     )
-    max_new_tokens: int = Field(48, ge=1, description="Limit of an answer, in tokens.")
-    min_gain: Annotated[float, Limit("holdout_performance", "higher")] = Field(
-        0.0,
-        ge=-1,
-        le=1,
-        description="The lower end of the gain over the base must exceed it, also where the base "
-        "is shown examples.",
-    )
+    """Largest relative difference of two equal numbers."""
+    max_new_tokens: int = Field(48, ge=1)
+    """Limit of an answer, in tokens."""
+    min_gain: Annotated[float, Limit("holdout_performance", "higher")] = Field(0.0, ge=-1, le=1)
+    """The lower end of the gain over the base must exceed it, also where the base is shown
+    examples."""
     min_gain_over_trivial: Annotated[float, Limit("holdout_performance", "higher")] = Field(
-        0.0,
-        ge=-1,
-        le=1,
-        description="The lower end of the gain over a constant answer must exceed it; that over "
-        "the nearest training row should.",
+        0.0, ge=-1, le=1
     )
+    """The lower end of the gain over a constant answer must exceed it; that over the nearest
+    training row should."""
     min_metric: Annotated[float | None, Limit("holdout_performance", "higher", unset=0.0)] = Field(
-        None,
-        ge=0,
-        le=1,
-        description="The lower end of the task metric must reach it; required in production.",
+        None, ge=0, le=1
     )
-    fair_base_shots: Annotated[int, Limit("holdout_performance", "higher")] = Field(
-        3, ge=0, le=32, description="Training rows that the base is shown as examples."
-    )
-    fair_base_rows: int | None = Field(
-        None,
-        ge=1,
-        description="Most hold-out rows that the base is asked with examples; null asks all.",
-    )
+    """The lower end of the task metric must reach it; required in production."""
+    fair_base_shots: Annotated[int, Limit("holdout_performance", "higher")] = Field(3, ge=0, le=32)
+    """Training rows that the base is shown as examples."""
+    fair_base_rows: int | None = Field(None, ge=1)
+    """Most hold-out rows that the base is asked with examples; null asks all."""
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
     slices: SlicesConfig = SlicesConfig()
     extraction: ExtractionConfig = ExtractionConfig()
     max_regression: Annotated[float | None, Limit("base_regression", "lower", unset=0.03)] = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Allowed drop on general questions, as a share; null takes 0.03.",
+        None, gt=0, le=1
     )
+    """Allowed drop on general questions, as a share; null takes 0.03."""
     max_category_regression: Annotated[float, Limit("base_regression", "lower")] = Field(
-        0.1,
-        gt=0,
-        le=1,
-        description="Allowed drop in one category of general questions, as a share, where it is "
-        "more than chance.",
+        0.1, gt=0, le=1
     )
-    regression_to_see: Annotated[float, Limit("base_regression", "lower")] = Field(
-        0.05,
-        gt=0,
-        le=1,
-        description="Loss on general questions that must be seen with a probability of 80 %; "
-        "otherwise base_regression is inconclusive.",
+    """Allowed drop in one category of general questions, as a share, where it is more than
+    chance."""
+    regression_to_see: Annotated[float, Limit("base_regression", "lower")] = Field(0.05, gt=0, le=1)
+    """Loss on general questions that must be seen with a probability of 80 %; otherwise
+    base_regression is inconclusive."""
+    regression_questions: int | None = Field(None, ge=20)
+    """Most general questions that are asked; null asks all if needed."""
+    regression_first_look: int = Field(400, ge=20)
+    """General questions that are asked at first; more follow where these leave a loss possible."""
+    regression_texts: int | None = Field(None, ge=2)
+    """General texts whose perplexity is measured; null takes all."""
+    max_perplexity_ratio: Annotated[float | None, Limit("base_regression", "lower", unset=1.5)] = (
+        Field(None, gt=1)
     )
-    regression_questions: int | None = Field(
-        None, ge=20, description="Most general questions that are asked; null asks all if needed."
-    )
-    regression_first_look: int = Field(
-        400,
-        ge=20,
-        description="General questions that are asked at first; more follow where these leave a "
-        "loss possible.",
-    )
-    regression_texts: int | None = Field(
-        None, ge=2, description="General texts whose perplexity is measured; null takes all."
-    )
-    max_perplexity_ratio: Annotated[
-        float | None, Limit("base_regression", "lower", unset=1.5)
-    ] = Field(
-        None,
-        gt=1,
-        description="Allowed perplexity on general texts, as a multiple of the base's; null takes "
-        "1.5.",
-    )  # fmt: skip
-    determinism_prompts: int | None = Field(
-        None,
-        ge=2,
-        description="Prompts that are repeated; null takes as many as identical_share_to_show "
-        "needs.",
-    )
-    determinism_repeats: int = Field(
-        2, ge=2, description="Times that each prompt is asked, alone and in batches."
-    )
-    determinism_tokens: int | None = Field(
-        16,
-        ge=1,
-        description="Tokens of an answer that are compared; null compares max_new_tokens.",
-    )
-    determinism_forms: Literal["shipped", "all"] = Field(
-        "shipped",
-        description="Forms of the model that are tried: the one that ships, or also the merged one "
-        "in f16 and the adapter apart, if the run has them.",
-    )
-    min_identical_share: Annotated[float, Limit("determinism", "higher")] = Field(
-        1.0, ge=0, le=1, description="Share of repeats with the same parsed answer."
-    )
+    """Allowed perplexity on general texts, as a multiple of the base's; null takes 1.5."""
+    determinism_prompts: int | None = Field(None, ge=2)
+    """Prompts that are repeated; null takes as many as identical_share_to_show needs."""
+    determinism_repeats: int = Field(2, ge=2)
+    """Times that each prompt is asked, alone and in batches."""
+    determinism_tokens: int | None = Field(16, ge=1)
+    """Tokens of an answer that are compared; null compares max_new_tokens."""
+    determinism_forms: Literal["shipped", "all"] = "shipped"
+    """Forms of the model that are tried: the one that ships, or also the merged one in f16 and the
+    adapter apart, if the run has them."""
+    min_identical_share: Annotated[float, Limit("determinism", "higher")] = Field(1.0, ge=0, le=1)
+    """Share of repeats with the same parsed answer."""
     identical_share_to_show: Annotated[float, Limit("determinism", "higher")] = Field(
-        0.9,
-        gt=0,
-        lt=1,
-        description="Share of prompts that must be shown, with 95 % confidence, to keep their "
-        "answer; otherwise determinism is inconclusive.",
+        0.9, gt=0, lt=1
     )
-    concurrency: list[int] = Field(
-        [1, 2, 4, 8],
-        min_length=4,
-        description="Requests under way at once in each level of the latency benchmark.",
-    )
-    latency_requests: int = Field(
-        8,
-        ge=1,
-        description="Requests at each level, at least twice the level. A p50 is claimed from 6 "
-        "requests on, a p90 from 36, a p95 from 72, a p99 from 368.",
-    )
-    latency_warmup: int | None = Field(
-        None,
-        ge=0,
-        description="Requests before the latency benchmark that are not counted; null takes one "
-        "for each slot of the engine.",
-    )
-    max_ttft_seconds: Annotated[float, Limit("latency_benchmark", "lower")] = Field(
-        2.0, gt=0, description="Objective: time to first token."
-    )
-    max_tpot_seconds: Annotated[float, Limit("latency_benchmark", "lower")] = Field(
-        0.2, gt=0, description="Objective: time per output token."
-    )
-    objective_share: Annotated[float, Limit("latency_benchmark", "higher")] = Field(
-        0.9,
-        gt=0,
-        le=1,
-        description="Share of the requests of a load that must meet both objectives.",
-    )
+    """Share of prompts that must be shown, with 95 % confidence, to keep their answer; otherwise
+    determinism is inconclusive."""
+    concurrency: list[int] = Field([1, 2, 4, 8], min_length=4)
+    """Requests under way at once in each level of the latency benchmark."""
+    latency_requests: int = Field(8, ge=1)
+    """Requests at each level, at least twice the level. A p50 is claimed from 6 requests on, a p90
+    from 36, a p95 from 72, a p99 from 368."""
+    latency_warmup: int | None = Field(None, ge=0)
+    """Requests before the latency benchmark that are not counted; null takes one for each slot of
+    the engine."""
+    max_ttft_seconds: Annotated[float, Limit("latency_benchmark", "lower")] = Field(2.0, gt=0)
+    """Objective: time to first token."""
+    max_tpot_seconds: Annotated[float, Limit("latency_benchmark", "lower")] = Field(0.2, gt=0)
+    """Objective: time per output token."""
+    objective_share: Annotated[float, Limit("latency_benchmark", "higher")] = Field(0.9, gt=0, le=1)
+    """Share of the requests of a load that must meet both objectives."""
     load: LoadConfig = LoadConfig()
-    review: bool = Field(False, description="Ask people for a blind A/B review.")
-    review_pairs: int = Field(
-        10,
-        ge=1,
-        le=200,
-        description="Pairs of the tuned model and the base in the review; as many more with the "
-        "released model, if its answers are at hand.",
-    )
-    review_hours: float = Field(
-        48, gt=0, description="Time that the review waits for votes, in hours."
-    )
-    reviewers: list[User] = Field(
-        [],
-        description="Users who are asked, each a name or `{id: 7, name: ann}`; votes of others do "
-        "not count. Empty: the model's approvers are asked, and every vote counts.",
-    )
-    reviewers_per_pair: int = Field(
-        2, ge=1, description="Reviewers who are asked about each pair, at most all of `reviewers`."
-    )
-    review_pairs_per_task: int = Field(
-        5, ge=1, le=20, description="Pairs in one task of a reviewer."
-    )
-    review_alpha: Annotated[float, Limit("human_review", "lower")] = Field(
-        0.05,
-        gt=0,
-        lt=0.5,
-        description="Level of the sign test (two-sided) that decides the review.",
-    )
-    review_required: bool | None = Field(
-        None,
-        description="Fail human_review while pairs lack votes; false only warns. null: "
-        "true in production where a review is asked for.",
-    )
+    review: bool = False
+    """Ask people for a blind A/B review."""
+    review_pairs: int = Field(10, ge=1, le=200)
+    """Pairs of the tuned model and the base in the review; as many more with the released model, if
+    its answers are at hand."""
+    review_hours: float = Field(48, gt=0)
+    """Time that the review waits for votes, in hours."""
+    reviewers: list[User] = Field([])
+    """Users who are asked, each a name or `{id: 7, name: ann}`; votes of others do not count.
+    Empty: the model's approvers are asked, and every vote counts."""
+    reviewers_per_pair: int = Field(2, ge=1)
+    """Reviewers who are asked about each pair, at most all of `reviewers`."""
+    review_pairs_per_task: int = Field(5, ge=1, le=20)
+    """Pairs in one task of a reviewer."""
+    review_alpha: Annotated[float, Limit("human_review", "lower")] = Field(0.05, gt=0, lt=0.5)
+    """Level of the sign test (two-sided) that decides the review."""
+    review_required: bool | None = None
+    """Fail human_review while pairs lack votes; false only warns. null: true in production where a
+    review is asked for."""
 
     @field_validator("reviewers")
     @classmethod

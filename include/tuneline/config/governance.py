@@ -14,120 +14,76 @@ from tuneline.config.section import Section
 class KeylessConfig(Section):
     """Signatures by Sigstore: who signs, and where the token of that identity comes from."""
 
-    identity: str = Field(
-        min_length=1,
-        description="The identity that signs, as the certificate names it: an e-mail address, or "
-        "the address of a workflow; promote refuses a release that another one has signed.",
-    )
-    issuer: str = Field(
-        min_length=1,
-        description="The OpenID provider that vouches for it, such as "
-        "`https://token.actions.githubusercontent.com`.",
-    )
-    token_env: str = Field(
-        "SIGSTORE_ID_TOKEN",
-        description="Variable that holds the identity token in the pod of lineage. Without it the "
-        "token of the surroundings is taken, where CI or a cloud offers one.",
-    )
-    token_file: str | None = Field(
-        None,
-        description="File that holds the identity token instead, such as a projected token of a "
-        "service account, which Kubernetes renews.",
-    )
-    trust_config: str | None = Field(
-        None,
-        description="Sigstore client trust configuration (JSON) of an instance of your own; null "
-        "takes the public one.",
-    )
+    identity: str = Field(min_length=1)
+    """The identity that signs, as the certificate names it: an e-mail address, or the address of a
+    workflow; promote refuses a release that another one has signed."""
+    issuer: str = Field(min_length=1)
+    """The OpenID provider that vouches for it, such as
+    `https://token.actions.githubusercontent.com`."""
+    token_env: str = "SIGSTORE_ID_TOKEN"  # noqa: S105 - the name of a variable
+    """Variable that holds the identity token in the pod of lineage. Without it the token of the
+    surroundings is taken, where CI or a cloud offers one."""
+    token_file: str | None = None
+    """File that holds the identity token instead, such as a projected token of a service account,
+    which Kubernetes renews."""
+    trust_config: str | None = None
+    """Sigstore client trust configuration (JSON) of an instance of your own; null takes the public
+    one."""
 
 
 class ReleaseCanaryConfig(Section):
     """The canary of a release; the follower that serves it takes these from the release."""
 
-    share: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Share of the keys that the release answers first, next to the version "
-        "before it, until a rule promotes or withdraws it (0.1). 0 asks for no canary and "
-        "leaves it to the follower's `--canary`.",
-    )
-    hours: float = Field(
-        24.0,
-        gt=0,
-        le=168,
-        description="A canary that is not decided after this many hours is withdrawn.",
-    )
-    begin_hours: float = Field(
-        1.0,
-        gt=0,
-        le=24,
-        description="A follower has to begin it within this many hours after the release, or the "
-        "task `canary` of the run fails. Loading the model counts.",
-    )
+    share: float = Field(0.0, ge=0, lt=1)
+    """Share of the keys that the release answers first, next to the version before it, until a rule
+    promotes or withdraws it (0.1). 0 asks for no canary and leaves it to the follower's
+    `--canary`."""
+    hours: float = Field(24.0, gt=0, le=168)
+    """A canary that is not decided after this many hours is withdrawn."""
+    begin_hours: float = Field(1.0, gt=0, le=24)
+    """A follower has to begin it within this many hours after the release, or the task `canary` of
+    the run fails. Loading the model counts."""
 
 
 class LargerModel(Section):
     """A larger model, or any OpenAI-compatible API: the last of the chain."""
 
-    base_url: HttpUrl = Field(
-        description="Where its API begins, `/v1` included; its host must be in `allowed_hosts`."
-    )
-    model: str = Field(min_length=1, description="The model id to ask for.")
-    api_key_env: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Environment variable of the gateway that holds the API's key.",
-    )
-    context_tokens: int | None = Field(
-        None, ge=1, description="Its context in tokens; None if it is longer than any other."
-    )
-    per_1k_prompt: float = Field(0.0, ge=0, description="Price of 1,000 prompt tokens.")
-    per_1k_completion: float = Field(0.0, ge=0, description="Price of 1,000 completion tokens.")
+    base_url: HttpUrl
+    """Where its API begins, `/v1` included; its host must be in `allowed_hosts`."""
+    model: str = Field(min_length=1)
+    """The model id to ask for."""
+    api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable of the gateway that holds the API's key."""
+    context_tokens: int | None = Field(None, ge=1)
+    """Its context in tokens; None if it is longer than any other."""
+    per_1k_prompt: float = Field(0.0, ge=0)
+    """Price of 1,000 prompt tokens."""
+    per_1k_completion: float = Field(0.0, ge=0)
+    """Price of 1,000 completion tokens."""
 
 
 class FallbackConfig(Section):
     """The larger model behind the release, the times of a request, and the confidence."""
 
-    larger: LargerModel | None = Field(
-        None,
-        description="What answers when neither the release nor the one before does. Prompts of "
-        "your users go there; null for none.",
-    )
-    allowed_hosts: tuple[str, ...] = Field(
-        (), description="Hosts outside that prompts may be sent to."
-    )
-    budget_s: float = Field(
-        120.0,
-        gt=0,
-        le=86_400,
-        description="Time for a whole request over all attempts, in seconds; of a stream until "
-        "its first byte.",
-    )
-    answer_timeout_s: float = Field(
-        60.0, gt=0, le=86_400, description="Time for one model's whole answer, in seconds."
-    )
-    first_token_timeout_s: float = Field(
-        15.0, gt=0, le=86_400, description="Time for a stream's first token, in seconds."
-    )
-    calibration_rows: int = Field(
-        200, ge=1, description="Validation rows that the confidence threshold is set on, at most."
-    )
-    caught_share: float = Field(
-        0.3,
-        gt=0,
-        le=1,
-        description="Share of wrong answers that the threshold has to catch; below it none is set.",
-    )
-    false_alarm_share: float = Field(
-        0.1, gt=0, lt=1, description="Share of right answers that it may send on: its cost."
-    )
-    stream_window_tokens: int = Field(
-        16,
-        ge=0,
-        le=512,
-        description="First tokens of a stream that are held back and judged; 0 judges no stream.",
-    )
+    larger: LargerModel | None = None
+    """What answers when neither the release nor the one before does. Prompts of your users go
+    there; null for none."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts outside that prompts may be sent to."""
+    budget_s: float = Field(120.0, gt=0, le=86_400)
+    """Time for a whole request over all attempts, in seconds; of a stream until its first byte."""
+    answer_timeout_s: float = Field(60.0, gt=0, le=86_400)
+    """Time for one model's whole answer, in seconds."""
+    first_token_timeout_s: float = Field(15.0, gt=0, le=86_400)
+    """Time for a stream's first token, in seconds."""
+    calibration_rows: int = Field(200, ge=1)
+    """Validation rows that the confidence threshold is set on, at most."""
+    caught_share: float = Field(0.3, gt=0, le=1)
+    """Share of wrong answers that the threshold has to catch; below it none is set."""
+    false_alarm_share: float = Field(0.1, gt=0, lt=1)
+    """Share of right answers that it may send on: its cost."""
+    stream_window_tokens: int = Field(16, ge=0, le=512)
+    """First tokens of a stream that are held back and judged; 0 judges no stream."""
 
     @model_validator(mode="after")
     def _host_is_allowed(self) -> FallbackConfig:
@@ -141,11 +97,8 @@ class FallbackConfig(Section):
     def refusal(self, hosts: Iterable[str], keys: Mapping[str, str]) -> str | None:
         """Return why a host leaves the larger model out, None if it does not.
 
-        Settings come with a release, so they do not decide where prompts and keys are sent.
-
-        Args:
-            hosts: hosts that its owner allows, besides loopback; see `is_allowed`.
-            keys: variables that its owner allows as keys, by host.
+        Settings come with a release, so they do not decide where prompts and keys are sent: its
+        owner lists the hosts, besides loopback, and the variables allowed as keys.
         """
         if self.larger is None:
             return None
@@ -182,93 +135,56 @@ ANNEX_IV_POINTS = (
 class GovernanceConfig(Section):
     """Rules and prices."""
 
-    intended_use: Literal["research", "internal", "commercial", "distribution"] = Field(
-        "commercial",
-        description="What the model is for; licences are judged by it: `research` (not "
-        "commercial), `internal` (your own people), `commercial` (you host it, others are served "
-        "by it), `distribution` (weights, or a product that holds them, are handed out).",
-    )
-    monthly_users: int | None = Field(
-        None,
-        ge=0,
-        description="Monthly active users of all products of yours and your affiliates, for "
-        "licences with a limit (Llama: 700 million, Qwen: 100 million); null asks a person there.",
-    )
-    domicile: Literal["eu", "elsewhere"] | None = Field(
-        None,
-        description="Whether you are at home in the European Union, where Llama 3.2 and 4 license "
-        "no multimodal models; null asks a person there.",
-    )
-    outputs_train_models: bool = Field(
-        False,
-        description="Whether answers of the released model will train other models; some licences "
-        "forbid that.",
-    )
-    generated_by: dict[str, str] = Field(
-        {},
-        description="Licence of the model that wrote answers of the dataset, or whose service did "
-        "(`openai`, `anthropic`, `google-api`), by source as `data.source` writes it; `*` means "
-        "all of them.",
-    )
-    package_licenses: dict[str, str] = Field(
-        {},
-        description="SPDX licence of packages whose own metadata state none, by the package's "
-        "name.",
-    )
-    machine_cost_per_hour: float = Field(
-        0.10, ge=0, description="Price of the serving machine, in `currency` an hour."
-    )
-    currency: str = Field("USD", description="Currency of prices.")
-    min_confidence: float = Field(
-        -1.5,
-        lt=0,
-        description="Mean token log-probability below which an answer counts as unsure, for drift "
-        "and reviews. When an answer falls back is calibrated, see `fallback`.",
-    )
-    fallback: FallbackConfig = Field(
-        FallbackConfig(), description="The chain of models that the release is served with."
-    )
-    canary: ReleaseCanaryConfig = Field(
-        ReleaseCanaryConfig(), description="How the release is tried before it answers everybody."
-    )
-    drift_p_value: float = Field(
-        0.05, gt=0, lt=1, description="Probability of a false alarm of drift in a year of nights."
-    )
-    signing_key: str | None = Field(
-        None,
-        description="PEM file of the private key (elliptic curve) that signs releases, where the "
-        "pods of lineage and promote find it; null signs none. Needs requirements/signing.txt.",
-    )
-    public_key: str | None = Field(
-        None,
-        description="PEM file of the public key by which promote checks the signature of a "
-        "release; null checks none.",
-    )
-    keyless: KeylessConfig | None = Field(
-        None,
-        description="Sign releases by an identity (Sigstore) instead of a key, and have promote "
-        "check it; needs a network and requirements/signing.txt.",
-    )
-    lock_days: int | None = Field(
-        None,
-        gt=0,
-        description="Days for which the files of a release are locked against deletion by the "
-        "bucket's Object Lock; null leaves it to the bucket's own rule.",
-    )
-    lock_mode: Literal["governance", "compliance"] = Field(
-        "governance",
-        description="Lock that those with the right to bypass it may lift, or that no one may.",
-    )
-    model_license: str | None = Field(
-        None,
-        description="SPDX licence under which the tuned model is given on, for its model card; "
-        "null declares none.",
-    )
-    annex_iv: dict[str, str] = Field(
-        {},
-        description="What you declare for the technical documentation, by point of Annex IV of the "
-        "EU AI Act: `1(a)` (intended purpose, provider) to `9`.",
-    )
+    intended_use: Literal["research", "internal", "commercial", "distribution"] = "commercial"
+    """What the model is for; licences are judged by it: `research` (not commercial), `internal`
+    (your own people), `commercial` (you host it, others are served by it), `distribution` (weights,
+    or a product that holds them, are handed out)."""
+    monthly_users: int | None = Field(None, ge=0)
+    """Monthly active users of all products of yours and your affiliates, for licences with a limit
+    (Llama: 700 million, Qwen: 100 million); null asks a person there."""
+    domicile: Literal["eu", "elsewhere"] | None = None
+    """Whether you are at home in the European Union, where Llama 3.2 and 4 license no multimodal
+    models; null asks a person there."""
+    outputs_train_models: bool = False
+    """Whether answers of the released model will train other models; some licences forbid that."""
+    generated_by: dict[str, str] = Field({})
+    """Licence of the model that wrote answers of the dataset, or whose service did (`openai`,
+    `anthropic`, `google-api`), by source as `data.source` writes it; `*` means all of them."""
+    package_licenses: dict[str, str] = Field({})
+    """SPDX licence of packages whose own metadata state none, by the package's name."""
+    machine_cost_per_hour: float = Field(0.10, ge=0)
+    """Price of the serving machine, in `currency` an hour."""
+    currency: str = "USD"
+    """Currency of prices."""
+    min_confidence: float = Field(-1.5, lt=0)
+    """Mean token log-probability below which an answer counts as unsure, for drift and reviews.
+    When an answer falls back is calibrated, see `fallback`."""
+    fallback: FallbackConfig = FallbackConfig()
+    """The chain of models that the release is served with."""
+    canary: ReleaseCanaryConfig = ReleaseCanaryConfig()
+    """How the release is tried before it answers everybody."""
+    drift_p_value: float = Field(0.05, gt=0, lt=1)
+    """Probability of a false alarm of drift in a year of nights."""
+    signing_key: str | None = None
+    """PEM file of the private key (elliptic curve) that signs releases, where the pods of lineage
+    and promote find it; null signs none. Needs requirements/signing.txt."""
+    public_key: str | None = None
+    """PEM file of the public key by which promote checks the signature of a release; null checks
+    none."""
+    keyless: KeylessConfig | None = None
+    """Sign releases by an identity (Sigstore) instead of a key, and have promote check it; needs a
+    network and requirements/signing.txt."""
+    lock_days: int | None = Field(None, gt=0)
+    """Days for which the files of a release are locked against deletion by the bucket's Object
+    Lock; null leaves it to the bucket's own rule."""
+    lock_mode: Literal["governance", "compliance"] = "governance"
+    """Lock that those with the right to bypass it may lift, or that no one may."""
+    model_license: str | None = None
+    """SPDX licence under which the tuned model is given on, for its model card; null declares
+    none."""
+    annex_iv: dict[str, str] = Field({})
+    """What you declare for the technical documentation, by point of Annex IV of the EU AI Act:
+    `1(a)` (intended purpose, provider) to `9`."""
 
     @model_validator(mode="after")
     def _signed_in_one_way(self) -> GovernanceConfig:
@@ -284,11 +200,7 @@ class GovernanceConfig(Section):
 
 
 def require_points(texts: Iterable[str]) -> None:
-    """Refuse what is not a point of Annex IV.
-
-    Raises:
-        ValueError: if a point is unknown.
-    """
+    """Raise ValueError for what is not a point of Annex IV."""
     unknown = [point for point in texts if point not in ANNEX_IV_POINTS]
     if unknown:
         raise ValueError(
@@ -300,10 +212,10 @@ def require_points(texts: Iterable[str]) -> None:
 class Waiver(Section):
     """An item whose failure is accepted. Who accepts it is taken from Airflow."""
 
-    item: str = Field(description="Id of the item.")
-    limit: str | None = Field(
-        None,
-        description="Setting whose looser limit is accepted, instead of the failure of the item "
-        "(`evaluation.min_gain`); see config/policy.yaml.",
-    )
-    reason: str = Field(min_length=10, description="Why its failure is acceptable.")
+    item: str
+    """Id of the item."""
+    limit: str | None = None
+    """Setting whose looser limit is accepted, instead of the failure of the item
+    (`evaluation.min_gain`); see config/policy.yaml."""
+    reason: str = Field(min_length=10)
+    """Why its failure is acceptable."""

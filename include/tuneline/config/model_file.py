@@ -24,7 +24,6 @@ from tuneline.config.pipeline import (
     check_sections,
     explain,
     merge,
-    parse_yaml,
     presets_dir,
     read_yaml,
 )
@@ -36,21 +35,19 @@ from tuneline.machine.checkout import project_root
 class CurationConfig(Section):
     """The curation of a day of production logs."""
 
-    lookback_days: int = Field(
-        7, ge=0, description="Earlier curated days in which a question counts as seen before."
-    )
-    review_low_confidence: int = Field(50, ge=0, description="Doubtful answers for review a day.")
-    review_fallback: int = Field(50, ge=0, description="Fallback answers for review a day.")
-    review_novel: int = Field(50, ge=0, description="Novel prompts for review a day.")
-    review_random: int = Field(50, ge=0, description="Other rows for review a day.")
-    novel_share: float = Field(
-        # Of held-out sample prompts none reaches it (100; greatest 0.35), of general questions 155
-        # of 164.
-        0.4,
-        gt=0,
-        le=1,
-        description="Share of unknown 5-grams from which a prompt is novel.",
-    )
+    lookback_days: int = Field(7, ge=0)
+    """Earlier curated days in which a question counts as seen before."""
+    review_low_confidence: int = Field(50, ge=0)
+    """Doubtful answers for review a day."""
+    review_fallback: int = Field(50, ge=0)
+    """Fallback answers for review a day."""
+    review_novel: int = Field(50, ge=0)
+    """Novel prompts for review a day."""
+    review_random: int = Field(50, ge=0)
+    """Other rows for review a day."""
+    # Of 100 held-out sample prompts none reaches it (greatest 0.35), of 164 general questions 155.
+    novel_share: float = Field(0.4, gt=0, le=1)
+    """Share of unknown 5-grams from which a prompt is novel."""
 
     def quota(self, stratum: str) -> int:
         """Return the number of rows of a stratum that a day offers for review."""
@@ -74,88 +71,76 @@ Cron = Annotated[str, AfterValidator(_cron)]
 class LogsConfig(Section):
     """Production logs: when a day is curated."""
 
-    schedule: Cron | None = Field(
-        "15 0 * * *",
-        description="Time (UTC) at which the day before is curated; null: by hand only.",
-    )
+    schedule: Cron | None = "15 0 * * *"
+    """Time (UTC) at which the day before is curated; null: by hand only."""
 
 
 class DriftConfig(Section):
     """Drift watch: the days it covers, and when it starts a retraining."""
 
-    window_days: int = Field(
-        7, ge=1, description="Days before the first drifted day that are backfilled too, at most."
-    )
-    cool_down_days: int = Field(
-        7, ge=0, description="Days after a retraining in which drift starts no other."
-    )
-    min_reviewed: int = Field(
-        20,
-        ge=0,
-        description="Reviewed rows of the drifted days that a retraining needs; with fewer, "
-        "people are asked.",
-    )
-    review_hours: float = Field(
-        72, gt=0, description="The question for reviews stays open for this long."
-    )
-    retrain: bool = Field(True, description="Start a retraining on drift; false only reports.")
+    window_days: int = Field(7, ge=1)
+    """Days before the first drifted day that are backfilled too, at most."""
+    cool_down_days: int = Field(7, ge=0)
+    """Days after a retraining in which drift starts no other."""
+    min_reviewed: int = Field(20, ge=0)
+    """Reviewed rows of the drifted days that a retraining needs; with fewer, people are asked."""
+    review_hours: float = Field(72, gt=0)
+    """The question for reviews stays open for this long."""
+    retrain: bool = True
+    """Start a retraining on drift; false only reports."""
 
 
 class NightlyConfig(Section):
     """Nightly retraining."""
 
-    schedule: Cron | None = Field(
-        None, description="Cron of the nightly run (UTC), e.g. `0 2 * * *`; null: by hand only."
-    )
-    warm_start: bool = Field(
-        False, description="Start from the released adapter, not from the base model."
-    )
-    hours: float = Field(24, gt=0, description="The night's run is waited for this long.")
+    schedule: Cron | None = None
+    """Cron of the nightly run (UTC), e.g. `0 2 * * *`; null: by hand only."""
+    warm_start: bool = False
+    """Start from the released adapter, not from the base model."""
+    hours: float = Field(24, gt=0)
+    """The night's run is waited for this long."""
 
 
 class NotifyConfig(Section):
     """The destinations of messages, and the events that are sent."""
 
-    slack: str | None = Field(
-        None, description="Airflow connection of a Slack incoming webhook (type slackwebhook)."
-    )
-    email: list[str] = Field([], description="Addresses; sent over Airflow's SMTP connection.")
-    email_connection: str = Field("smtp_default", description="Airflow connection of type smtp.")
-    webhook: str | None = Field(
-        None, description="Airflow connection of type http; it gets a POST of one JSON object."
-    )
+    slack: str | None = None
+    """Airflow connection of a Slack incoming webhook (type slackwebhook)."""
+    email: list[str] = Field([])
+    """Addresses; sent over Airflow's SMTP connection."""
+    email_connection: str = "smtp_default"
+    """Airflow connection of type smtp."""
+    webhook: str | None = None
+    """Airflow connection of type http; it gets a POST of one JSON object."""
     events: list[Literal["failure", "question", "drift", "release", "budget"]] = Field(
-        ["failure", "question", "drift", "release", "budget"],
-        description="What is worth a message.",
+        ["failure", "question", "drift", "release", "budget"]
     )
+    """What is worth a message."""
 
 
 class BudgetConfig(Section):
     """The limit on the cost of automatic trainings."""
 
-    training_per_month: float | None = Field(
-        None,
-        gt=0,
-        description="Cost of a calendar month's nightly and drift-started trainings, in "
-        "governance.currency; when it is spent, none is started. null: no limit.",
-    )
+    training_per_month: float | None = Field(None, gt=0)
+    """Cost of a calendar month's nightly and drift-started trainings, in governance.currency; when
+    it is spent, none is started. null: no limit."""
 
 
 class ModelFile(Section):
     """One model in production: its data, its people, its schedules."""
 
-    description: str = Field("", description="One line for the list of DAGs.")
-    owners: list[str] = Field(["ml-platform"], min_length=1, description="Owners of the DAGs.")
-    approvers: list[User] = Field(
-        [],
-        description="Users who may answer its questions, each a name or `{id: 7, name: alice}`; "
-        "empty: everyone who may edit its DAGs. Under profile: production none of them approves a "
-        "run that they started, and a release of a run that no person started takes two of them.",
-    )
-    preset: str = Field("laptop", description="Preset that its runs start from.")
-    settings: dict[str, Any] = Field(
-        {}, description="Settings of its runs, above the preset; data.source names its data."
-    )
+    description: str = ""
+    """One line for the list of DAGs."""
+    owners: list[str] = Field(["ml-platform"], min_length=1)
+    """Owners of the DAGs."""
+    approvers: list[User] = Field([])
+    """Users who may answer its questions, each a name or `{id: 7, name: alice}`; empty: everyone
+    who may edit its DAGs. Under profile: production none of them approves a run that they started,
+    and a release of a run that no person started takes two of them."""
+    preset: str = "laptop"
+    """Preset that its runs start from."""
+    settings: dict[str, Any] = Field({})
+    """Settings of its runs, above the preset; data.source names its data."""
     logs: LogsConfig = LogsConfig()
     curation: CurationConfig = CurationConfig()
     drift: DriftConfig = DriftConfig()
@@ -192,11 +177,7 @@ class Model:
     problem: str | None = None
 
     def config(self) -> PipelineConfig:
-        """Return the configuration of a run that nobody changed in the form.
-
-        Raises:
-            UserError: if a setting is refused, or no data is named.
-        """
+        """Return the configuration of a run that no one changed in the form."""
         where = f"{models_dir() / (self.file_name or self.name + '.yaml')}: settings"
         if not self.source:
             raise UserError(f"{where}: name the data (data: {{source: …}})")
@@ -204,7 +185,7 @@ class Model:
 
     @property
     def settings_digest(self) -> str:
-        """Hex SHA-256 of that configuration, 64 characters; see `config` for what it raises."""
+        """Hex SHA-256 of that configuration."""
         return hashlib.sha256(self.config().model_dump_json().encode()).hexdigest()
 
     @property
@@ -261,11 +242,7 @@ def models() -> list[Model]:
 
 
 def find_model(name: str) -> Model:
-    """Return a model by its name.
-
-    Raises:
-        UserError: if there is no such model, or its file can't be used.
-    """
+    """Return a model by its name; one whose file can't be used is refused."""
     known = {model.name: model for model in models()}
     if name not in known:
         raise UserError(f"there is no model {name!r} in {models_dir()}; it has {', '.join(known)}")
@@ -295,7 +272,7 @@ def _validated(path: Path) -> ModelFile:
         raise UserError(
             f"{path}: a model is named by its file, in lower-case letters, digits, `.`, `_`, `-`"
         )
-    document = _document(path)
+    document = read_yaml(path)
     try:
         made = ModelFile.model_validate(document)
     except ValidationError as error:
@@ -307,10 +284,3 @@ def _validated(path: Path) -> ModelFile:
     if not (presets_dir() / f"{made.preset}.yaml").is_file():
         raise UserError(f"{path}: preset: there is no preset {made.preset!r} in {presets_dir()}")
     return made
-
-
-def _document(path: Path) -> dict[str, Any]:
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8-sig"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read: {error}") from None

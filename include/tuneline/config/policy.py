@@ -23,12 +23,12 @@ from tuneline.config.pipeline import (
     LIMITS,
     PipelineConfig,
     explain,
+    find_limit,
     item_of,
     limit_of,
-    near_limit,
     parse_yaml,
 )
-from tuneline.config.retired import current, refusal
+from tuneline.config.retired import current
 from tuneline.config.section import Section, Value
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
@@ -47,30 +47,24 @@ def policy_file() -> Path:
 class PolicyFile(Section):
     """The content of a policy. Limits are nested like the settings that they bound."""
 
-    version: int = Field(ge=1, description="Raise it with every change.")
-    profile: Literal["production"] | None = Field(
-        None, description="Profile that every run must have; null allows both."
-    )
-    approval: bool = Field(
-        False, description="Every run under profile: production needs an approval."
-    )
-    limits: dict[str, Any] = Field(
-        {},
-        description="The loosest value of each limit. One that is not named is its setting's "
-        "default; null leaves a limit free.",
-    )
-    laptop: dict[str, Any] = Field({}, description="Limits under profile: laptop, above those.")
-    models: dict[str, dict[str, Any]] = Field(
-        {}, description="Limits of single models by name, above both."
-    )
-    allowed_hosts: tuple[str, ...] = Field(
-        (),
-        description="Hosts that a run may send prompts to for its larger model, besides loopback; "
-        "by https unless the host is listed as `http://host`.",
-    )
-    upstream_keys: dict[str, str] = Field(
-        {}, description="Environment variables that it may send as a key, by host."
-    )
+    version: int = Field(ge=1)
+    """Raise it with every change."""
+    profile: Literal["production"] | None = None
+    """Profile that every run must have; null allows both."""
+    approval: bool = False
+    """Every run under profile: production needs an approval."""
+    limits: dict[str, Any] = Field({})
+    """The loosest value of each limit. One that is not named is its setting's default; null leaves
+    a limit free."""
+    laptop: dict[str, Any] = Field({})
+    """Limits under profile: laptop, above those."""
+    models: dict[str, dict[str, Any]] = Field({})
+    """Limits of single models by name, above both."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts that a run may send prompts to for its larger model, besides loopback; by https unless
+    the host is listed as `http://host`."""
+    upstream_keys: dict[str, str] = Field({})
+    """Environment variables that it may send as a key, by host."""
 
     @field_validator("limits", "laptop")
     @classmethod
@@ -88,12 +82,7 @@ class PolicyFile(Section):
 
 def _check(given: Mapping[str, Any]) -> None:
     for path, value in leaves(given, ""):
-        limit = limit_of(path)
-        if limit is None:
-            gone = refusal(path)
-            raise ValueError(
-                f"{path}: {gone}" if gone else f"{path} is not a limit{near_limit(path)}"
-            )
+        limit = find_limit(path)
         if not limit.fits(value):
             wanted = " or ".join(map(str, limit.levels)) or "a number"
             raise ValueError(f"{path} must be {wanted} or null, not {value!r}")
@@ -101,13 +90,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Looser:
-    """A limit that a run sets looser than the policy allows.
-
-    Attributes:
-        setting: its path in the configuration.
-        item: the item that it decides.
-        floor: the loosest value that the policy allows.
-    """
+    """A limit of an item that a run sets looser than the policy's `floor`."""
 
     setting: str
     item: str
@@ -136,12 +119,7 @@ class Looser:
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy as its file states it.
-
-    Attributes:
-        text: the text of the file.
-        stored: whether a run recorded it; limits of earlier versions are left out then.
-    """
+    """A policy as its file states it; of a stored one limits of earlier versions are left out."""
 
     text: str
     where: str
@@ -159,11 +137,7 @@ class Policy:
 
     @cached_property
     def content(self) -> PolicyFile:
-        """What the file states.
-
-        Raises:
-            UserError: if it is not a policy.
-        """
+        """What the file states; what is not a policy is refused."""
         document = parse_yaml(self.text, self.where)
         if self.stored:
             layers = {name: current(document.get(name) or {}) for name in ("limits", "laptop")}
@@ -266,9 +240,6 @@ def refuse_unbounded(config: PipelineConfig, policy: Policy) -> None:
 
     A production run whose limit of a critical item is looser needs a waiver of that limit. Other
     looser limits warn in the checklist.
-
-    Raises:
-        UserError: if it is refused; each setting is named, and what to do.
     """
     content, where = policy.content, f"{policy.where}, version {policy.version}"
     if content.profile is not None and config.profile != content.profile:
@@ -296,11 +267,7 @@ def refuse_unbounded(config: PipelineConfig, policy: Policy) -> None:
 
 
 def read_policy() -> Policy:
-    """Read the policy of this checkout or image.
-
-    Raises:
-        UserError: if the file is missing or not a policy.
-    """
+    """Read the policy of this checkout or image."""
     path = policy_file()
     try:
         policy = Policy(path.read_text(encoding="utf-8-sig"), str(path))
@@ -315,11 +282,7 @@ def read_policy() -> Policy:
 
 
 def recorded_policy(record: Mapping[str, Any] | None, where: str) -> Policy:
-    """Return the policy that a run recorded; that of this checkout if it recorded none.
-
-    Raises:
-        UserError: if the text is not the one that was recorded.
-    """
+    """Return the policy that a run recorded; that of this checkout if it recorded none."""
     if not record:
         return read_policy()
     policy = _of_text(str(record["text"]), f"{where}: policy")

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
-    """A section of the configuration: immutable, without unknown fields."""
+    """A section of the configuration: immutable, without unknown fields.
+
+    The text below a field is its description, which the form and docs/reference show.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@cache
+def described(section: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the fields of a section with the texts below them as their descriptions.
+
+    pydantic can do that for every class as it is made, which costs each command 0.08 s.
+    """
+    texts: dict[str, str] = {}
+    for kind in section.__mro__:
+        if issubclass(kind, BaseModel) and kind is not BaseModel:
+            [made] = ast.parse(inspect.getsource(kind)).body
+            assert isinstance(made, ast.ClassDef)
+            for field, text in pairwise(made.body):
+                match field, text:
+                    case (
+                        ast.AnnAssign(target=ast.Name(id=name)),
+                        ast.Expr(value=ast.Constant(value=str(words))),
+                    ):
+                        texts.setdefault(name, " ".join(words.split()))
+    for name, info in section.model_fields.items():
+        info.description = info.description or texts.get(name)
+    return section.model_fields
 
 
 class User(Section):
@@ -24,10 +55,10 @@ class User(Section):
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
-    name: str = Field(min_length=1, description="The name that Airflow shows.")
-    id: str | None = Field(
-        None, min_length=1, description="The id by which Airflow knows the user; null: unknown."
-    )
+    name: str = Field(min_length=1)
+    """The name that Airflow shows."""
+    id: str | None = Field(None, min_length=1)
+    """The id by which Airflow knows the user; null: unknown."""
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +80,6 @@ class Limit:
 
     Attributes:
         item: the item whose verdict it decides; empty for a map whose keys are the items.
-        stricter: the direction in which it becomes stricter.
         unset: the value that it stands for while it is null.
         levels: its values from the loosest to the strictest, where they are not numbers.
     """

@@ -14,11 +14,7 @@ def project_root() -> Path:
 
 
 def stack_home() -> Path:
-    """Return the folder of everything the stack writes: `$TUNELINE_HOME` or `.tuneline`.
-
-    Raises:
-        UserError: this code does not run from a checkout.
-    """
+    """Return the folder of everything the stack writes: `$TUNELINE_HOME` or `.tuneline`."""
     project = project_root()
     if not (project / "dags").is_dir():
         raise UserError(f"{project} is not a checkout of the project (no dags/); run from one")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -17,11 +16,7 @@ _Result = TypeVar("_Result")
 
 
 def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
-    """Results in the order of the items; no more of them wait than there are cores.
-
-    Args:
-        work: takes an item; must not depend on the order.
-    """
+    """Results in the order of the items; no more of them wait than there are cores."""
     cores = available_cores()
     if cores == 1:
         yield from map(work, items)
@@ -37,18 +32,13 @@ def in_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iter
 
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_STAT = Path("/proc/stat")
-# Fields of a core's line in proc(5): the times when it waited, and all that add up to its time.
-# Time as a guest counts as the user's already.
-_WAITING, _ALL = slice(3, 5), slice(0, 8)
 # Ticks of the kernel are 10 ms, so that this sees shares of 4 %.
 _WATCHED_SECONDS = 0.25
 
 
 def available_cores() -> int:
     """Cores this process may use: its affinity, cut by the container's CPU quota."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
+    cores = len(_usable())
     try:
         quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
     except (OSError, ValueError):
@@ -59,11 +49,7 @@ def available_cores() -> int:
 
 
 def configured_threads() -> int | None:
-    """`$TUNELINE_THREADS`, None if it is not set.
-
-    Raises:
-        UserError: if it is no positive number.
-    """
+    """`$TUNELINE_THREADS`, None if it is not set."""
     configured = os.environ.get("TUNELINE_THREADS")
     if not configured:
         return None
@@ -81,33 +67,18 @@ def default_threads() -> int:
     return configured_threads() or max(1, available_cores() - 1)
 
 
-def busy_cores(sleep: Callable[[float], None] = time.sleep) -> float:
-    """Return how many of the cores this process may use are at work now, over a quarter second.
+def busy_cores() -> float:
+    """Return how many of the cores this process may use are busy now, over a quarter second.
 
-    The load average is no measure of it: for minutes it remembers what has ended, such as the
-    step before. It stands in where the system has no `/proc/stat`.
+    The load average does not measure that: for minutes it remembers what has ended, such as the
+    step before.
     """
-    try:
-        before = _core_times()
-        sleep(_WATCHED_SECONDS)
-        after = _core_times()
-    except (OSError, ValueError):
-        return os.getloadavg()[0]
-    busy = 0.0
-    for core in before.keys() & after.keys():
-        passed = [new - old for old, new in zip(before[core], after[core], strict=True)]
-        total = sum(passed[_ALL])
-        busy += 1 - sum(passed[_WAITING]) / total if total > 0 else 0.0
-    return busy
+    import psutil
+
+    shares = psutil.cpu_percent(_WATCHED_SECONDS, percpu=True)
+    return sum(shares[core] for core in _usable() if core < len(shares)) / 100
 
 
-def _core_times() -> dict[int, list[int]]:
-    """Return the times of each core that this process may use, in ticks."""
+def _usable() -> Collection[int]:
     affinity = getattr(os, "sched_getaffinity", None)
-    usable = affinity(0) if affinity else range(os.cpu_count() or 1)
-    lines = [line.split() for line in _STAT.read_text(encoding="ascii").splitlines()]
-    named = {name: fields for name, *fields in lines}
-    found = {core: list(map(int, named[f"cpu{core}"])) for core in usable if f"cpu{core}" in named}
-    if not found:
-        raise ValueError(f"{_STAT} names none of the cores {sorted(usable)}")
-    return found
+    return affinity(0) if affinity else range(os.cpu_count() or 1)

@@ -17,11 +17,7 @@ WORD = r"\pL\pN_"
 
 
 class LinearPattern:
-    """A pattern that RE2 runs.
-
-    Args:
-        pattern: the pattern, in RE2's syntax.
-    """
+    """A pattern that RE2 runs."""
 
     def __init__(self, pattern: str) -> None:
         self._pattern = re2.compile(pattern)

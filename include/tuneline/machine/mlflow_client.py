@@ -17,11 +17,7 @@ _SETTINGS = {
 
 
 def mlflow_client(uri: str) -> Any:
-    """Return a client of a tracking server or file.
-
-    Raises:
-        ImportError: if MLflow is not installed.
-    """
+    """Return a client of a tracking server or file."""
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient

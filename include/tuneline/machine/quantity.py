@@ -8,11 +8,7 @@ from tuneline.errors import UserError
 
 
 def quantity(text: str, setting: str = "pods.memory") -> int:
-    """Return the bytes of a Kubernetes quantity (`8Gi`, `500M`, `1e9`).
-
-    Raises:
-        UserError: if the text is not a quantity.
-    """
+    """Return the bytes of a Kubernetes quantity (`8Gi`, `500M`, `1e9`)."""
     match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([KMGT]i?|k)?", text.strip())
     if match is None:
         raise UserError(f"{setting} {text!r} is not a quantity; write it like 8Gi")

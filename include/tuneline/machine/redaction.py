@@ -69,59 +69,36 @@ def _is_mixed_word(text: str, start: int, _: int) -> bool:
     return _is_mixed(word.replace("_", "a"), 0, len(word))
 
 
+# fmt: off
 _SHAPES = (
-    _shape(
-        "PRIVATE_KEY",
-        "private key-----",
-        r"(?s)-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
-        r"(?:.*?-----END (?:[A-Z]+ )*PRIVATE KEY-----|.*)",
-    ),
-    _shape(
-        "AWS_ACCESS_KEY",
-        "akia|asia|aroa|aida",
-        r"(?i)(?:^|[^A-Z0-9])((?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16})\b",
-    ),
-    _shape(
-        "AWS_ACCESS_KEY",
-        "aws|secret",
-        r"(?i:aws|secret)(?:[^\w/+]|\W[^\n]{0,39}?[^\w/+\n])([A-Za-z0-9/+]{40})(?:$|[^\w/+=])",
-    ),
-    _shape(
-        "API_KEY",
-        "ghp_|gho_|ghu_|ghs_|ghr_|github_pat",
-        r"\b(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{22,255})",
-    ),
+    _shape("PRIVATE_KEY", "private key-----",
+           r"(?s)-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
+           r"(?:.*?-----END (?:[A-Z]+ )*PRIVATE KEY-----|.*)"),
+    _shape("AWS_ACCESS_KEY", "akia|asia|aroa|aida",
+           r"(?i)(?:^|[^A-Z0-9])((?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{16})\b"),
+    _shape("AWS_ACCESS_KEY", "aws|secret",
+           r"(?i:aws|secret)(?:[^\w/+]|\W[^\n]{0,39}?[^\w/+\n])([A-Za-z0-9/+]{40})(?:$|[^\w/+=])"),
+    _shape("API_KEY", "ghp_|gho_|ghu_|ghs_|ghr_|github_pat",
+           r"\b(?:gh[pousr]_[A-Za-z0-9]{30,255}|github_pat_\w{22,255})"),
     _shape("API_KEY", "glpat-", r"\bglpat-[\w-]{20,}"),
     _shape("API_KEY", "xox", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
     _shape("API_KEY", "eyj", r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"),
-    _shape(
-        "API_KEY",
-        "sk-|sk_|pk-|pk_|rk-|rk_",
-        r"(?:^|[^\w-])((?:sk|pk|rk)[-_](?:[A-Za-z0-9]{1,20}[-_]){0,4}[A-Za-z0-9]{16,}[\w-]*)",
-    ),
+    _shape("API_KEY", "sk-|sk_|pk-|pk_|rk-|rk_",
+           r"(?:^|[^\w-])((?:sk|pk|rk)[-_](?:[A-Za-z0-9]{1,20}[-_]){0,4}[A-Za-z0-9]{16,}[\w-]*)"),
     _shape("API_KEY", "aiza", r"\bAIza[\w-]{35}"),
-    _shape(
-        "API_KEY",
-        "hf_|npm_|pypi|dop_v1|shpat|glsa|hf-|npm-",
-        r"\b(?:hf|npm|pypi|dop_v1|shpat|glsa)[_-][A-Za-z0-9_-]{20,}",
-    ),
+    _shape("API_KEY", "hf_|npm_|pypi|dop_v1|shpat|glsa|hf-|npm-",
+           r"\b(?:hf|npm|pypi|dop_v1|shpat|glsa)[_-][A-Za-z0-9_-]{20,}"),
     _shape("API_KEY", "bearer ", r"(?i:\bbearer) ([\w.~+/-]{16,}=*)"),
-    _shape(
-        "API_KEY",
-        "api|access|auth|secret|token",
-        r"(?i:\b(?:api|access|auth|secret)[ _-]?(?:key|token)|\btoken)\b[\"']?(?: is)?\s?[:=]?"
-        r"\s?[\"']?([\w-]{16,})",
-        valid=_is_mixed,
-    ),
-    _shape(
-        "PASSWORD",
-        "pass|pwd|pin code",
-        r"(?i: is| was| should be| to)?\s?[:=]?\s?[\"']?([^\s\"',;]{6,40})",
-        cue=r"(?i)\b(?:password|passcode|passwd|pwd|passphrase|pass|pin code)\b",
-        valid=_is_mixed_word,
-    ),
+    _shape("API_KEY", "api|access|auth|secret|token",
+           r"(?i:\b(?:api|access|auth|secret)[ _-]?(?:key|token)|\btoken)\b[\"']?(?: is)?\s?[:=]?"
+           r"\s?[\"']?([\w-]{16,})", valid=_is_mixed),
+    _shape("PASSWORD", "pass|pwd|pin code",
+           r"(?i: is| was| should be| to)?\s?[:=]?\s?[\"']?([^\s\"',;]{6,40})",
+           cue=r"(?i)\b(?:password|passcode|passwd|pwd|passphrase|pass|pin code)\b",
+           valid=_is_mixed_word),
     _shape("PASSWORD", "://", r"(?i)[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,99}:([^\s/@]{3,99})@"),
 )
+# fmt: on
 # If two overlap, the earlier one in this list stays.
 SECRETS = ("PRIVATE_KEY", "API_KEY", "AWS_ACCESS_KEY", "PASSWORD")
 

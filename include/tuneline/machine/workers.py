@@ -26,11 +26,7 @@ _worker: list[Any] = []
 
 
 def worker_count(rows: int, least: int = LEAST_ROWS) -> int:
-    """Return the number of processes for a number of rows; 1 means this one.
-
-    Args:
-        least: rows that are worth the start of processes.
-    """
+    """Return the number of processes for a number of rows; 1 means this one."""
     return available_cores() if rows >= least else 1
 
 
@@ -42,7 +38,6 @@ def map_chunks(
     Args:
         make: maker of the function that does a chunk, called once in each process. It and the
             chunks must be picklable.
-        workers: number of processes; 1 means this one.
     """
     if workers == 1:
         yield from map(make(), chunks)

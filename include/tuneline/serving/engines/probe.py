@@ -26,7 +26,6 @@ from tuneline.serving.protocol import adapter_fields, read_metrics
 
 # What reading the answers of anything but a healthy engine may raise.
 _UNREADABLE = (OSError, ValueError, LookupError, TypeError, http.client.HTTPException)
-KINDS = ("live", "ready", "startup")
 # Pause between two readings of a busy engine's counters.
 LOOK_SECONDS = 0.25
 # Counters that move while an engine works, and gauges of the requests that it has accepted. An
@@ -65,7 +64,7 @@ def probe(
     """Ask the question of one of a pod's probes.
 
     Args:
-        kind: one of `KINDS`; `startup` asks what `ready` asks, with the patience of its own block.
+        kind: `live`, `ready` or `startup`, which asks what `ready` asks and waits for longer.
         url: address of the engine, without `/v1`.
         timeout: time for the whole probe, in seconds.
         model: model id that must be listed; None accepts any.

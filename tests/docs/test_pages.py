@@ -1,0 +1,169 @@
+"""The pages: links lead somewhere, lists name files that are there, words are plain English."""
+
+import ast
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+# The lists, and those of their files in which the example that one follows is named.
+LISTS = {
+    "an item": ["catalogue.py", "suites.py", "test_deduplication.py", "docs/data.md"],
+    "an engine": ["vllm/engine.py", "__init__.py", "architectures.json", "test_engine_registry.py"],
+    "a row format": ["formats.py", "config/data.py", "test_formats.py", "docs/your-data.md"],
+    "a metric": ["asking/tasks.py", "config/evaluation.py", "test_tasks.py"],
+    "a benchmark": ["contest/command.py", "test_dedup.py", "docs/benchmarks.md"],
+}
+
+
+def section(title):
+    """The example of a section, and the files that its list names."""
+    text = CONTRIBUTING.split(f"\n## Add {title}\n")[1].split("\n## ")[0]
+    example = re.search(r"Follow `(\w+)`", text).group(1)
+    return example, re.findall(r"\]\(([^)#]+)\)", text)
+
+
+@pytest.mark.parametrize("title", LISTS)
+def test_every_file_of_the_list_is_there(title):
+    _, files = section(title)
+    assert files
+    for name in files:
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("title", LISTS)
+def test_the_example_is_in_the_files_that_name_things(title):
+    example, files = section(title)
+    for ending in LISTS[title]:
+        name = next(name for name in files if name.endswith(ending))
+        assert example in (ROOT / name).read_text(encoding="utf-8").lower(), name
+
+
+def test_every_target_of_make_that_the_page_names_exists():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"`make ([a-z-]+)", CONTRIBUTING)) <= set(targets)
+
+
+def test_the_linter_has_one_version_everywhere():
+    files = ["lint.txt", "ml.constraints.txt", "airflow.constraints.txt"]
+    texts = [(ROOT / "requirements" / name).read_text() for name in files]
+    assert len({re.search(r"^ruff==(\S+)", text, re.MULTILINE).group(1) for text in texts}) == 1
+
+
+_LINK = re.compile(r"\[(?:[^\]\[]|\[[^\]]*\])*\]\(<?([^)\s>]+)>?\)")
+_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
+
+
+def markdown_files():
+    """Markdown files that are tracked, or new and not ignored."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return sorted(p for p in ROOT.rglob("*.md") if not set(p.parts) & {".venv-ml", ".git"})
+    return sorted(ROOT / name for name in done.stdout.split() if (ROOT / name).exists())
+
+
+@cache
+def anchors(path):
+    """The anchors that GitHub makes of a page's headings."""
+    found = set()
+    for heading in re.findall(r"^#+ +(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
+        text = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).lower()
+        slug = re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-")
+        repeats = sum(1 for anchor in found if re.fullmatch(rf"{re.escape(slug)}(-\d+)?", anchor))
+        found.add(f"{slug}-{repeats}" if repeats else slug)
+    return found
+
+
+def problems(path):
+    """The links of a page that lead nowhere."""
+    text = _CODE.sub("", path.read_text(encoding="utf-8"))
+    for link in _LINK.findall(text):
+        target, _, anchor = unquote(link).partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        place = (path.parent / target).resolve() if target else path
+        if not place.exists():
+            yield f"{link}: there is no {place}"
+        elif anchor and place.suffix == ".md" and anchor not in anchors(place):
+            yield f"{link}: {place.name} has no heading #{anchor}"
+
+
+@pytest.mark.parametrize("path", markdown_files(), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(path):
+    assert not list(problems(path))
+
+
+def test_a_broken_link_and_a_broken_anchor_are_seen(tmp_path):
+    (tmp_path / "other.md").write_text("# A heading, with `code`\n")
+    page = tmp_path / "page.md"
+    page.write_text("[a](other.md#a-heading-with-code) [b](none.md) [c](other.md#b) `[d](e.md)`")
+    assert [problem.split(":")[0] for problem in problems(page)] == ["none.md", "other.md#b"]
+
+
+# A word, and what to write in its place.
+WORDS = {
+    r"beside": "next to, in addition to, while … runs",
+    r"told": "reported, informed, distinguished",
+    r"mend(?:s|ed|ing)?": "fix",
+    r"bears?": "carries, allows, is recorded under",
+    r"at work": "running",
+    r"(?:stands?|stood) (?:in|for|there|beside)": "is in, means, takes the place of",
+    r"(?:lies|lie|lay) (?:in|on|there)": "is in",
+    r"take(?:s|n)? over": "loads, applies",
+    r"alike": "the same, in the same way",
+    r"nobody": "no one, or the passive voice",
+    r"(?:is|are|was|were) no (?!longer|more than|less than|later than|one\b)": "is not a",
+}
+PATTERN = re.compile(
+    "|".join(rf"\b{word}\b" if word[-1] != ")" else rf"\b{word}" for word in WORDS)
+)
+PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md"), ROOT / "README.md"]
+CODE = [path for folder in ("include", "dags", "plugins") for path in (ROOT / folder).rglob("*.py")]
+
+
+def messages(path):
+    """The strings of a module that people may read: those with a space that are no docstring."""
+    tree = ast.parse(path.read_text("utf-8"))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None
+    }
+    for node in ast.walk(tree):
+        text = node.value if isinstance(node, ast.Constant) and node not in docstrings else None
+        if isinstance(text, str) and " " in text:
+            yield node.lineno, text
+
+
+def stumbling(text):
+    """The words in a text that are listed, with a few around each; "there is no run" is plain."""
+    for match in PATTERN.finditer(text):
+        around = text[max(0, match.start() - 30) : match.end() + 20]
+        if not re.search(r"\b[Tt]here (?:is|are|was|were) no ", around):
+            yield around
+
+
+def test_pages_are_free_of_them():
+    assert not [
+        f"{path.name}: …{around}…"
+        for path in PAGES
+        for around in stumbling(path.read_text("utf-8"))
+    ]
+
+
+@pytest.mark.parametrize("folder", ["include/tuneline", "include/localpods", "dags", "plugins"])
+def test_messages_are_free_of_them(folder):
+    assert not [
+        f"{path.relative_to(ROOT)}:{line}: …{around}…"
+        for path in CODE
+        if path.is_relative_to(ROOT / folder)
+        for line, text in messages(path)
+        for around in stumbling(text)
+    ]
