@@ -120,11 +120,7 @@ def test_general_texts_are_of_some_length_and_distinct():
             ["500 + 500 = 1,000.", "1000", "1000.0"],
             ["10000", "1000 or 2000", "one thousand", "a1000"],
         ),
-        (
-            {"kind": "number", "value": 5, "which": "first"},
-            ["5, that is 2 + 3"],
-            ["2 + 3 is 5"],
-        ),
+        ({"kind": "number", "value": 5, "which": "first"}, ["5, that is 2 + 3"], ["2 + 3 is 5"]),
         ({"kind": "number", "value": -4}, ["6 - 10 = -4"], ["4"]),
         ({"kind": "regex", "pattern": r"^STOP\b"}, ["STOP!", " STOP"], ["stop", "Do STOP"]),
         (

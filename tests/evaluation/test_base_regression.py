@@ -102,10 +102,7 @@ def made_up_lab(forgetful, tmp_path, monkeypatch):
             f"q{number}",
             category,
             prompt,
-            {
-                "kind": "choice",
-                "choices": [answer, *sorted({*NUMBERS, *COLOURS} - {answer})],
-            },
+            {"kind": "choice", "choices": [answer, *sorted({*NUMBERS, *COLOURS} - {answer})]},
             8,
         )
         for number, (category, prompt, answer) in enumerate(rows(lambda n: n * 5 % 4))

@@ -10,12 +10,7 @@ from tests.lab.tiny_task import task_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation.holdout_performance import leak_measurements, share_measurements
-from tuneline.evaluation.scoring.ledger import (
-    Access,
-    holdout_sha256,
-    note_access,
-    read_ledger,
-)
+from tuneline.evaluation.scoring.ledger import Access, holdout_sha256, note_access, read_ledger
 from tuneline.store import sha256_file
 
 

@@ -22,11 +22,7 @@ AWAY = {"tracker": "mlflow", "mode": "unreachable", "reason": "connection refuse
 
 def history(train, validation):
     points = tuple((i + 1, float(x)) for i, x in enumerate(train))
-    return Curve(
-        points,
-        points,
-        tuple((int(s), float(x)) for s, x in validation),
-    )
+    return Curve(points, points, tuple((int(s), float(x)) for s, x in validation))
 
 
 def trained(*tracking, stopped=None, steps=12):

@@ -91,12 +91,7 @@ def test_the_same_base_at_a_sane_rate_is_not_stopped(lab, learned_base):
 def test_a_dataset_that_is_learned_by_heart_stops_early_and_warns(lab):
     # Eight rows and a high rate: the validation loss turns while the training loss falls.
     run = lab(
-        epochs=100,
-        effective_batch=4,
-        learning_rate=0.03,
-        evaluations=20,
-        r=32,
-        overfit_ratio=1.05,
+        epochs=100, effective_batch=4, learning_rate=0.03, evaluations=20, r=32, overfit_ratio=1.05
     )
     run.leave_rows(*make_rows(train=8, validation=12))
     run.train()

@@ -154,10 +154,7 @@ def _requests(
 
 
 async def _drive(
-    client: EngineClient,
-    requests: Sequence[bytes],
-    concurrency: int,
-    give_up: int | None,
+    client: EngineClient, requests: Sequence[bytes], concurrency: int, give_up: int | None
 ) -> tuple[list[Exchange], float]:
     waiting = list(enumerate(requests))[::-1]
     exchanges: dict[int, Exchange] = {}

@@ -78,12 +78,7 @@ class Asked:
 
 
 def ask_in_looks(
-    ctx: StepContext,
-    pair: Pair,
-    questions: Sequence[Question],
-    limits: Limits,
-    *,
-    failed: bool,
+    ctx: StepContext, pair: Pair, questions: Sequence[Question], limits: Limits, *, failed: bool
 ) -> Asked:
     """Ask both models until more questions could not change the verdict, or none is left.
 

@@ -144,9 +144,7 @@ def ledger_measurements(ctx: StepContext, opened: Holdout, chosen: Candidate) ->
         measure("accesses_that_chose_on_shared_rows", len(choices), "accesses", "<=", 0),
         measure("rows_a_variant_was_chosen_on", judged, "rows", "<=", 0),
         measure(
-            "earlier_scorings_of_these_bytes",
-            len(opened.scored(chosen.model.sha256)),
-            "accesses",
+            "earlier_scorings_of_these_bytes", len(opened.scored(chosen.model.sha256)), "accesses"
         ),
         measure("other_candidates_scored_before", len(others), "candidates"),
     ]

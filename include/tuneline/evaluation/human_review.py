@@ -264,14 +264,7 @@ def against_base(outcome: Preference, alpha: float) -> list[Measurement]:
     stated = [
         *_counts(outcome, ""),
         measure("preferred", preferred, "model", "!=", "base"),
-        measure(
-            "sign_test_p",
-            round(outcome.p_value, 5),
-            "p",
-            "<=",
-            alpha,
-            on_breach=undecided,
-        ),
+        measure("sign_test_p", round(outcome.p_value, 5), "p", "<=", alpha, on_breach=undecided),
     ]
     if preferred == "neither" and leans:
         stated.append(measure("pairs_needed", outcome.pairs_needed(alpha), "pairs"))
@@ -316,9 +309,7 @@ def _counts(outcome: Preference, prefix: str) -> list[Measurement]:
 
 
 def contradictions(
-    pairs: Sequence[ReviewPair],
-    key: Sequence[KeyEntry],
-    answers: Mapping[str, Mapping[str, str]],
+    pairs: Sequence[ReviewPair], key: Sequence[KeyEntry], answers: Mapping[str, Mapping[str, str]]
 ) -> list[int]:
     """Return the pairs that do not show the answers which the key says they show.
 
@@ -443,11 +434,6 @@ def run(ctx: StepContext) -> Evidence:
     where = ctx.run.store.uri_of(ctx.run.key(FOLDER))
     votes = sort_votes(cast, key.review_id, key.pairs, ctx.config.evaluation.reviewer_names, where)
     COUNTED_VOTES.write(
-        ctx,
-        ReviewVotes(
-            review_id=key.review_id,
-            votes=votes.people,
-            comments=votes.comments,
-        ),
+        ctx, ReviewVotes(review_id=key.review_id, votes=votes.people, comments=votes.comments)
     )
     return _conclude(ctx, votes, key, [pair.pair for pair in shown.pairs])

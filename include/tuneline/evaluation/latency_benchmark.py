@@ -94,12 +94,7 @@ def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
     tried: list[OpenLoop] = []
     if settings.load.rate is not None and not closed.stopped:
         tried = measure_load(
-            server,
-            workload,
-            settings.load,
-            closed.levels,
-            seed=ctx.config.training.seed,
-            goal=goal,
+            server, workload, settings.load, closed.levels, seed=ctx.config.training.seed, goal=goal
         )
     return Bench(workload, closed, tuple(tried), limits, warmed)
 

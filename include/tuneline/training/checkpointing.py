@@ -94,12 +94,7 @@ def run(ctx: StepContext) -> Evidence:
     )
     table = {"step", "eval_loss", "eval_loss_error", "adapter_sha256"}
     ctx.write_json("evaluations.json", [e.model_dump(include=table) for e in evaluations])
-    measurements = judge(
-        checkpoints,
-        digest,
-        losses.mean,
-        ctx.config.training.evaluations,
-    )
+    measurements = judge(checkpoints, digest, losses.mean, ctx.config.training.evaluations)
     wrong = [m.name for m in measurements if m.ok is False and m.on_breach == "fail"]
     finding = (
         f"the adapter kept is not the best one ({', '.join(wrong)} differ)"

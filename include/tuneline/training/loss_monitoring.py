@@ -15,14 +15,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from tuneline.artifacts.training import (
-    CHECKPOINTS,
-    HISTORY,
-    TRAINED,
-    TrackedRun,
-    TrainedRun,
-    Trip,
-)
+from tuneline.artifacts.training import CHECKPOINTS, HISTORY, TRAINED, TrackedRun, TrainedRun, Trip
 from tuneline.config.training import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.step_context import StepContext
@@ -80,10 +73,7 @@ def _validation(curve: Curve, limits: LossRulesConfig) -> list[Measurement]:
     moved: dict[str, Any] = {}
     if ratio > limits.overfit_ratio and training_rose(change, error):
         # Both losses rise: that is no overfitting.
-        moved = {
-            "rule": "<=",
-            "limit": round(max(OVERFIT_FLOOR_NATS, SURE_ERRORS * error), 4),
-        }
+        moved = {"rule": "<=", "limit": round(max(OVERFIT_FLOOR_NATS, SURE_ERRORS * error), 4)}
     since = passes_without_gain(curve, limits.plateau_nats)
     patience = limits.plateau_evaluations
     patient: dict[str, Any] = {"rule": "<", "limit": patience, "on_breach": "warn"}

@@ -3,13 +3,7 @@ import math
 import pytest
 
 from tuneline.asking.load import Timing, timing_of
-from tuneline.evaluation.latency.table import (
-    Objective,
-    hardware_line,
-    summarise,
-    sustained,
-    table,
-)
+from tuneline.evaluation.latency.table import Objective, hardware_line, summarise, sustained, table
 from tuneline.serving.client import ChatResult, Usage
 from tuneline.serving.engines.server import Counters
 

@@ -20,10 +20,7 @@ from tuneline.evaluation.scoring.ledger import holdout_sha256, open_holdout, rea
 PACKAGE = Path(tuneline.__file__).parent
 # Who may read hold-out rows past the ledger: the ledger itself, and `tuneline data show`, which
 # shows a file to a person.
-READERS = {
-    "evaluation/scoring/ledger.py",
-    "data/show/rows.py",
-}
+READERS = {"evaluation/scoring/ledger.py", "data/show/rows.py"}
 
 
 class Died(Exception):

@@ -139,11 +139,7 @@ def test_plain_calls_of_the_model_are_as_before(tmp_path, rows):
 
 @pytest.mark.parametrize(
     ("architecture", "options"),
-    [
-        ("Mistral", {"sliding_window": 16}),
-        ("Llama", {"attention_dropout": 0.1}),
-        ("Gemma3", {}),
-    ],
+    [("Mistral", {"sliding_window": 16}), ("Llama", {"attention_dropout": 0.1}), ("Gemma3", {})],
 )
 def test_other_attention_stays_padded(architecture, options):
     import transformers

@@ -10,13 +10,7 @@ from tests.lab.training_runs import MAX_TOKENS, make_rows
 from tuneline.data.tables.rows import write_dataset
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
-from tuneline.training.loop.rows import (
-    IGNORED,
-    as_batch,
-    encode_split,
-    run_order,
-    total_steps,
-)
+from tuneline.training.loop.rows import IGNORED, as_batch, encode_split, run_order, total_steps
 
 
 @pytest.fixture

@@ -110,10 +110,7 @@ class Continuations:
 
 
 def make_trials(
-    identifiers: Sequence[Identifier],
-    rows: Sequence[Row],
-    renderer: Renderer,
-    context_tokens: int,
+    identifiers: Sequence[Identifier], rows: Sequence[Row], renderer: Renderer, context_tokens: int
 ) -> list[Attempt]:
     """Make a trial of each identifier that a chat template and the engine's context allow.
 

@@ -80,12 +80,7 @@ def judge_written(found: Continuations, total: int, limit: float) -> Finding:
             measure("written_out_p", round(found.p_value, 6), "p"),
             measure("written_out_beyond_chance", round(value, 4), "share"),
             measure(
-                _WRITTEN_OUT,
-                round(upper, 4),
-                "share",
-                "<=",
-                limit,
-                on_breach=_BREACH[decision],
+                _WRITTEN_OUT, round(upper, 4), "share", "<=", limit, on_breach=_BREACH[decision]
             ),
         ],
         said,

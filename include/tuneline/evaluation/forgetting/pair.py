@@ -18,10 +18,7 @@ from tuneline.artifacts.releases import Release, ancestry, released
 from tuneline.artifacts.training import MERGED
 from tuneline.asking.asking import ask, ask_kept, losses
 from tuneline.asking.general_questions import Question, check_answer
-from tuneline.asking.models import (
-    Candidate,
-    untuned,
-)
+from tuneline.asking.models import Candidate, untuned
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.errors import UserError

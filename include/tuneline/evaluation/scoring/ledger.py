@@ -151,12 +151,7 @@ def read_ledger(store: Store, holdout: str) -> list[Access]:
 
 
 def open_holdout(
-    ctx: StepContext,
-    purpose: Purpose,
-    candidate_sha256: str,
-    *,
-    by: str = "",
-    note: str = "",
+    ctx: StepContext, purpose: Purpose, candidate_sha256: str, *, by: str = "", note: str = ""
 ) -> Holdout:
     """Record an access to the hold-out of the run, then return its rows.
 

@@ -296,8 +296,7 @@ def _settings(node: Node, logs: Path) -> Any:
         max_restarts=0,
         # The first process of the node writes to the log at once, the others when they fail.
         logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs),
-            redirects=dict.fromkeys(range(1, node.processes), Std.ALL),
+            log_dir=str(logs), redirects=dict.fromkeys(range(1, node.processes), Std.ALL)
         ),
     )
 

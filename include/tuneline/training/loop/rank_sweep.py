@@ -147,11 +147,7 @@ def holdout_accesses(run: Run) -> int:
 
 def _context(run: Run, folder: Path, step: str = "sweep") -> StepContext:
     ctx = StepContext(
-        run,
-        step,
-        out=folder / "out",
-        quarantine=folder / "quarantine",
-        scratch=folder / "scratch",
+        run, step, out=folder / "out", quarantine=folder / "quarantine", scratch=folder / "scratch"
     )
     for path in (ctx.out, ctx.quarantine, ctx.scratch):
         path.mkdir(parents=True)
@@ -232,10 +228,7 @@ def _carry_out(ctx: StepContext, r: int, dataset: FileRef) -> Trial:
     if not _done(ctx.run, "train"):
         execute("train", ctx.run.uri)
         gc.collect()
-    known |= {
-        "steps": TRAINED.read(ctx).steps,
-        "loss_before": CHECKPOINTS.read(ctx).losses.get(0),
-    }
+    known |= {"steps": TRAINED.read(ctx).steps, "loss_before": CHECKPOINTS.read(ctx).losses.get(0)}
     losses = Validation.of(ctx).losses_of_adapter(ADAPTER.fetch(ctx))
     known["seconds"] = round(time.monotonic() - started, 1)
     if not math.isfinite(losses.mean):

@@ -236,11 +236,7 @@ class Validation:
         # With the same kernels as training: in bf16 another order of roundings is another loss.
         add_labelled_head(model, cpu_kernels=self.config.cpu_kernels)
         return row_losses(
-            model,
-            self.rows,
-            pad_id=self.pad_id,
-            device=self.device,
-            precision=self.plan.precision,
+            model, self.rows, pad_id=self.pad_id, device=self.device, precision=self.plan.precision
         )
 
     def losses_of_adapter(self, folder: Path) -> RowLosses:

@@ -135,10 +135,7 @@ def _reference(torch: Any, model: Any, batch: dict[str, Any]) -> Any:
     labels = batch["labels"][:, 1:]
     # Flat on purpose: torch sums a strided vocabulary axis less exactly (6e-5 off in float32).
     losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        labels.flatten(),
-        reduction="none",
-        ignore_index=IGNORED,
+        logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
     )
     return losses.view(labels.shape)
 

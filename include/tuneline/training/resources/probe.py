@@ -45,11 +45,7 @@ from tuneline.training.loop.rows import (
     tail,
     total_steps,
 )
-from tuneline.training.resources.checks import (
-    AccumulationCheck,
-    check_accumulation,
-    choose_packing,
-)
+from tuneline.training.resources.checks import AccumulationCheck, check_accumulation, choose_packing
 from tuneline.training.resources.estimate import Speed, Work, spread_evenly
 from tuneline.training.resources.out_of_memory import GIB, MemoryNotes
 

@@ -134,9 +134,7 @@ def _create(client: Any, experiment: str, description: Description) -> str:
     from mlflow.entities import Param
 
     made = client.create_run(
-        experiment,
-        run_name=description.name,
-        tags={**description.tags, _KEY_TAG: description.key},
+        experiment, run_name=description.name, tags={**description.tags, _KEY_TAG: description.key}
     )
     params = [Param(name, str(value)) for name, value in description.settings.items()]
     client.log_batch(made.info.run_id, params=params)
