@@ -36,10 +36,7 @@ class Bounds(NamedTuple):
 
 
 def share_of(successes: int, n: int, tail: float = TAIL) -> Bounds:
-    """Return a share with its Clopper-Pearson interval.
-
-    Args:
-        tail: probability that a bound is wrong, on each side.
+    """Return a share with its Clopper-Pearson interval; `tail` is the chance of error on each side.
 
     Raises:
         ValueError: if `n` is not positive or below the number of successes.
@@ -57,9 +54,6 @@ def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
     """Return the share of hits among `total` of which `drawn` were tried, hypergeometric.
 
     The interval has no width if all of them were tried.
-
-    Args:
-        drawn: number of those that were tried, at least one.
     """
     from scipy.stats import hypergeom
 
@@ -115,11 +109,8 @@ class Interval:
 def share(right: Sequence[bool]) -> Interval:
     """Return the share of true values with its Wilson score interval.
 
-    Args:
-        right: a flag for each row, at least one.
-
     Raises:
-        ValueError: if there are no rows.
+        ValueError: if there are none.
     """
     return wilson(sum(right), len(right))
 
@@ -159,12 +150,8 @@ class Paired:
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Return how much more often the second is right than the first, on the same rows.
 
-    The interval is Agresti and Min's: Wald's on counts with half a row added to each cell.
-    Its width is not zero even if the two always agree.
-
-    Args:
-        first: a flag for each row.
-        second: a flag for each row, in the same order.
+    The interval is Agresti and Min's: Wald's on counts with half a row added to each cell. Its
+    width is not zero even if the two always agree.
 
     Raises:
         ValueError: if there are no rows, or not as many of both.
@@ -180,8 +167,7 @@ def paired_counts(lost: int, gained: int, n: int) -> Paired:
     """Return the paired difference of counts; see `paired`.
 
     Args:
-        lost: rows on which only the first is right.
-        gained: rows on which only the second is right.
+        lost: rows on which only the first is right; `gained` those on which only the second is.
         n: all rows, at least one.
     """
     size, up, down = n + 2, gained + 0.5, lost + 0.5
@@ -206,11 +192,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def samples_needed(share: float) -> int:
-    """Return the smallest sample that a quantile can be claimed of.
-
-    Args:
-        share: the share of values below the quantile, between 0 and 1: 0.95 for p95.
-    """
+    """Return the smallest sample that a quantile can be claimed of: 0.95 for p95."""
     return math.ceil(math.log(TAIL) / math.log(max(share, 1 - share)))
 
 
@@ -227,9 +209,6 @@ def quantile(values: Sequence[float], share: float) -> Bounds | None:
     The interval lies between two order statistics whose ranks follow from the binomial distribution
     (Conover, *Practical Nonparametric Statistics*, 3rd ed., section 3.2; Hahn and Meeker,
     *Statistical Intervals*, section 5.2). It holds for independent values of any distribution.
-
-    Args:
-        share: the share of values below the quantile, between 0 and 1.
     """
     from scipy.stats import binom
 
@@ -328,12 +307,11 @@ def score_interval(gained: int, lost: int, rows: int) -> Interval:
     "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design" (Statistics in Medicine 17, 1998): the differences that the score test
     does not reject. It keeps its coverage where two models hardly ever disagree, which is the usual
-    case here and where Wald's interval fails.
+    case here.
 
     Args:
-        gained: rows on which only the new model is right.
-        lost: rows on which only the old model is right.
-        rows: all rows, at least one.
+        gained: rows on which only the new model is right; `lost` those on which only the old one
+            is.
 
     Raises:
         ValueError: if there are no rows, or fewer than the two models disagree on.
@@ -419,31 +397,22 @@ class NonInferiority:
 
 
 def rows_for(margin: float) -> int:
-    """Return the rows on which a model that always agrees is shown to be not worse.
+    """Return the rows on which a model that always agrees is shown to be not worse by a margin.
 
     Two models that never disagree have the interval -z²/(n + z²) to z²/(n + z²).
-
-    Args:
-        margin: share of the rows by which the new model may be worse.
     """
     return math.ceil(Z95 * Z95 * (1 - margin) / margin)
 
 
 def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInferiority:
-    """Compare two models on the same rows.
-
-    Args:
-        old: whether each answer of the old model is right, at least one.
-        new: the same of the new model, in the same order.
-        margin: share of the rows by which the new model may be worse.
+    """Compare the right answers of two models on the same rows, against a share of the rows.
 
     Raises:
         ValueError: if there are no rows, or not as many of both.
     """
-    lost = sum(a and not b for a, b in zip(old, new, strict=True))
-    gained = sum(b and not a for a, b in zip(old, new, strict=True))
-    interval = score_interval(gained, lost, len(old))
-    rows = len(old)
+    found, rows = paired(old, new), len(old)
+    gained, lost = found.only_second, found.only_first
+    interval = score_interval(gained, lost, rows)
     spread = (gained + lost) / rows
     return NonInferiority(interval, gained, lost, rows, margin, spread, rows_for(margin))
 
@@ -454,7 +423,6 @@ def of_interval(found: Paired, rows: int, margin: float, spread: float) -> NonIn
     Args:
         found: metric of the new model minus that of the old one, with an interval that never has a
             width of zero.
-        margin: how much lower the metric of the new model may be.
         spread: mean square of the differences of single rows.
     """
     # Models that never differ have an error of 1 over the rows (`bootstrap.mean_difference`).
@@ -479,10 +447,7 @@ _ADDED = math.sqrt(0.5)
 
 
 def mean_interval(scores: Sequence[float]) -> Interval:
-    """Return the mean of graded scores with its 95 % interval.
-
-    Args:
-        scores: a score from 0 to 1 for each row, at least one.
+    """Return the mean of graded scores, from 0 to 1, with its 95 % interval.
 
     Raises:
         ValueError: if there are no rows.
@@ -546,8 +511,6 @@ def macro_f1(
 
     Args:
         weights: weight of each row in each resample, shape resamples × rows.
-        wanted: the expected label of each row.
-        named: the label that each answer names, None for none.
 
     Returns:
         A value for each resample. A label that a resample does not want is left out of its mean.

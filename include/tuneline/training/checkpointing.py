@@ -46,16 +46,12 @@ def lowest(evaluations: Sequence[Evaluation]) -> Evaluation:
 def judge(
     checkpoints: Checkpoints, adapter_sha256: str, measured: float, evaluations_asked: int
 ) -> list[Measurement]:
-    """Compare the adapter that was kept with its record.
+    """Compare the adapter that was kept with the record that training left.
 
     Args:
-        checkpoints: evaluations and kept step, as training recorded them.
         adapter_sha256: hash of the adapter's weights, computed now.
         measured: validation loss of the adapter, measured now, in nats.
         evaluations_asked: number of validation passes that the configuration asks for.
-
-    Returns:
-        The measurements with their limits.
     """
     best = lowest(checkpoints.evaluations)
     trained = [e for e in checkpoints.evaluations if e.step > 0]

@@ -174,11 +174,7 @@ class Sender:
             self._waiting.append(entry)
 
     def close(self) -> int:
-        """Send the remaining entries, for `CLOSE_SECONDS` at most.
-
-        Returns:
-            The number of entries that could not be sent.
-        """
+        """Send the remaining entries, for `CLOSE_SECONDS` at most; return how many are left."""
         self._deadline = time.monotonic() + CLOSE_SECONDS
         self._closing.set()
         self._thread.join(CLOSE_SECONDS)
