@@ -273,7 +273,7 @@ def score_interval(gained: int, lost: int, rows: int) -> Interval:
     "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design" (Statistics in Medicine 17, 1998): the differences that the score test
     does not reject. It keeps its coverage where two models hardly ever disagree, which is the usual
-    case here and where Wald's interval fails.
+    case here.
 
     Args:
         gained: rows on which only the new model is right.
@@ -360,7 +360,7 @@ class NonInferiority:
 
 
 def rows_for(margin: float) -> int:
-    """Return the rows on which a model that always agrees is shown to be not worse.
+    """Return the rows on which a model that always agrees is shown to be not worse by a margin.
 
     Two models that never disagree have the interval -z²/(n + z²) to z²/(n + z²).
     """
@@ -383,7 +383,6 @@ def of_interval(found: Paired, rows: int, margin: float, spread: float) -> NonIn
     Args:
         found: metric of the new model minus that of the old one, with an interval that never has a
             width of zero.
-        margin: how much lower the metric of the new model may be.
         spread: mean square of the differences of single rows.
     """
     # Models that never differ have an error of 1 over the rows (`bootstrap.mean_difference`).

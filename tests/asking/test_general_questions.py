@@ -14,27 +14,11 @@ from tuneline.asking.general_questions import (
     paragraphs,
 )
 
-CATEGORIES = {
-    "arithmetic",
-    "facts",
-    "formats",
-    "grammar",
-    "instructions",
-    "reading",
-    "reasoning",
-    "refusal",
-}
-
-
-def ask(**check: object) -> Question:
-    return Question("x", "x", "?", check, 8)
-
 
 def test_the_short_set_is_large_enough_varied_and_cheap():
     questions = load_questions()
     assert len(questions) >= 140
-    assert len({question.prompt for question in questions}) == len(questions)
-    assert len({question.id for question in questions}) == len(questions)
+    assert len({q.prompt for q in questions}) == len({q.id for q in questions}) == len(questions)
     categories = Counter(question.category for question in questions)
     assert set(categories) == {"arithmetic", "facts", "grammar", "instructions"}
     assert min(categories.values()) >= 25
@@ -49,11 +33,19 @@ def test_the_suite_has_enough_questions_of_each_kind():
     assert len({question.id for question in suite}) == len(suite)
     assert len({(q.prompt, str(q.check)) for q in suite}) == len(suite)
     categories = Counter(question.category for question in suite)
-    assert set(categories) == CATEGORIES
+    assert " ".join(sorted(categories)) == (
+        "arithmetic facts formats grammar instructions reading reasoning refusal"
+    )
     assert min(categories.values()) >= 60
     assert {q.check["kind"] for q in suite} == set(CHECKS)
     assert {q.check["rule"] for q in suite if q.check["kind"] == "format"} == set(FORMATS)
     assert {q.id for q in load_questions()} <= {q.id for q in suite}
+    refusal = [q for q in suite if q.category == "refusal"]
+    # Declining everything is right on half, and so is declining nothing.
+    assert sum("can't" in q.choices[0] for q in refusal) == len(refusal) / 2
+    texts = paragraphs()
+    assert len(set(texts)) == len(texts) >= 30
+    assert all(50 <= len(text.split()) <= 120 for text in texts)
 
 
 def test_every_beginning_of_the_suite_is_a_fair_sample():
@@ -85,88 +77,69 @@ def test_no_question_takes_an_empty_or_off_topic_answer(answer):
     assert not [q for q in load_questions() if check_answer(q, answer)]
 
 
-def test_declining_everything_and_nothing_are_right_on_half():
-    refusal = [q for q in load_suite() if q.category == "refusal"]
-    declined = [q for q in refusal if "can't" in q.choices[0]]
-    assert len(declined) == len(refusal) / 2
-
-
-def test_general_texts_are_of_some_length_and_distinct():
-    texts = paragraphs()
-    assert len(set(texts)) == len(texts) >= 30
-    assert all(50 <= len(text.split()) <= 120 for text in texts)
-
-
 @pytest.mark.parametrize(
-    ("check", "right", "wrong"),
+    ("kind", "check", "right", "wrong"),
     [
         (
-            {"kind": "exact", "answers": ["Paris"]},
+            "exact",
+            {"answers": ["Paris"]},
             ["Paris", " paris.\n", '"Paris"'],
             ["It is Paris", "Par is", ""],
         ),
         (
-            {"kind": "contains_any", "words": ["O", "don't"]},
+            "contains_any",
+            {"words": ["O", "don't"]},
             ["It is O.", "o", "We don’t."],
             ["Oxygen", "dont", "O2"],
         ),
         (
-            {"kind": "choice", "choices": ["at the market", "at the park", "park"]},
+            "choice",
+            {"choices": ["at the market", "at the park", "park"]},
             ["Anna was at the market.", "At the market, not at the park"],
             ["At the park", "park or at the market", "market", ""],
         ),
         (
-            {"kind": "number", "value": 1000},
+            "number",
+            {"value": 1000},
             ["500 + 500 = 1,000.", "1000", "1000.0"],
             ["10000", "1000 or 2000", "one thousand", "a1000"],
         ),
+        ("number", {"value": 5, "which": "first"}, ["5, that is 2 + 3"], ["2 + 3 is 5"]),
+        ("number", {"value": -4}, ["6 - 10 = -4"], ["4"]),
+        ("regex", {"pattern": r"^STOP\b"}, ["STOP!", " STOP"], ["stop", "Do STOP"]),
+        ("words", {"count": 2}, ["Good morning!", "well-known fact"], ["Good", "a b c", ""]),
+        ("words", {"most": 3}, ["one", "a b c"], ["a b c d", ""]),
         (
-            {"kind": "number", "value": 5, "which": "first"},
-            ["5, that is 2 + 3"],
-            ["2 + 3 is 5"],
-        ),
-        ({"kind": "number", "value": -4}, ["6 - 10 = -4"], ["4"]),
-        ({"kind": "regex", "pattern": r"^STOP\b"}, ["STOP!", " STOP"], ["stop", "Do STOP"]),
-        (
-            {"kind": "format", "rule": "words", "count": 2},
-            ["Good morning!", "well-known fact"],
-            ["Good", "a b c", ""],
-        ),
-        ({"kind": "format", "rule": "words", "most": 3}, ["one", "a b c"], ["a b c d", ""]),
-        (
-            {"kind": "format", "rule": "list", "items": 3},
+            "list",
+            {"items": 3},
             ["red, green, blue", "Red, dark green and blue."],
             [
                 "red, green",
                 "red, red, blue",
-                "The colours that I like are red, green, blue",
+                "The colours I like most are red, green, blue",
                 "1. a",
             ],
         ),
+        ("ends_with", {"text": "?"}, ["How are you?\n"], ["How are you? Fine."]),
+        ("starts_with", {"text": "Once"}, [" Once it rained."], ["It rained once.", ""]),
+        ("lower", {}, ["the sea is wide."], ["The sea", "12", ""]),
+        ("upper", {}, ["THE SEA!"], ["THE SEa", "12", ""]),
         (
-            {"kind": "format", "rule": "ends_with", "text": "?"},
-            ["How are you?\n"],
-            ["How are you? Fine."],
-        ),
-        (
-            {"kind": "format", "rule": "starts_with", "text": "Once"},
-            [" Once it rained."],
-            ["It rained once.", ""],
-        ),
-        ({"kind": "format", "rule": "lower"}, ["the sea is wide."], ["The sea", "12", ""]),
-        ({"kind": "format", "rule": "upper"}, ["THE SEA!"], ["THE SEa", "12", ""]),
-        (
-            {"kind": "format", "rule": "without", "text": "cat"},
+            "without",
+            {"text": "cat"},
             ["It sleeps all day."],
             ["My Cat sleeps all day.", "Purr.", ""],
         ),
         (
-            {"kind": "format", "rule": "json", "value": {"day": "Monday", "count": 2}},
+            "json",
+            {"value": {"day": "Monday", "count": 2}},
             ['{"count": 2, "day": "Monday"}', ' {"day":"Monday","count":2}\n'],
             ['{"day": "Monday"}', 'Sure: {"day": "Monday", "count": 2}', "{", ""],
         ),
     ],
 )
-def test_each_check_takes_right_answers_and_refuses_wrong_ones(check, right, wrong):
-    assert [check_answer(ask(**check), answer) for answer in right] == [True] * len(right)
-    assert [check_answer(ask(**check), answer) for answer in wrong] == [False] * len(wrong)
+def test_each_check_takes_right_answers_and_refuses_wrong_ones(kind, check, right, wrong):
+    named = {"kind": "format", "rule": kind} if kind in FORMATS else {"kind": kind}
+    question = Question("x", "x", "?", {**named, **check}, 8)
+    assert [check_answer(question, answer) for answer in right] == [True] * len(right)
+    assert [check_answer(question, answer) for answer in wrong] == [False] * len(wrong)

@@ -32,9 +32,6 @@ def test_too_few_validation_rows_name_the_setting(context):
     assert len(validation_rows(ctx)) == 1
     with pytest.raises(UserError, match=r"at least 2 validation rows, the dataset has 1; raise"):
         validation_rows(ctx, need=2)
-
-
-def test_no_validation_rows_are_refused(context):
     with pytest.raises(UserError, match=r"data\.validation_share"):
         trial_prompts(context(train=9, holdout=6), 3)
 

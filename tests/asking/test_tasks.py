@@ -7,66 +7,129 @@ import warnings
 import pytest
 from sklearn.metrics import f1_score
 
-from tuneline.asking.answer_values import find_object, structure_of
+from tuneline.asking.answer_values import final_number, find_object, structure_of, tool_calls
 from tuneline.asking.tasks import Task, choose_task, compare, judge, not_worse, rows_needed
 from tuneline.errors import UserError
 from tuneline.statistics import Interval, mean_difference, mean_interval, paired, wilson
 
 EXPECTED = '{"intent": "billing", "reply": "We look at it."}'
+FIELD, EXACT, CALLS, CHRF, ROUGE = (
+    Task("json_field", "intent"),
+    *map(Task, ("exact", "tool_calls", "chrf", "rouge_l")),
+)
+CALL = '{"name": "find_parcel", "arguments": {"order": "A-12345", "days": 2, "open": true}}'
+OTHER_CALL = '{"name": "refund", "arguments": {}}'
+ASK = "What is the number of your order?"
+API_CALL = {"name": "find_parcel", "arguments": '{"order": "A-12345", "days": 2, "open": true}'}
+FOG = "Fog lifts after ten."
 
 
-def test_only_a_whole_json_object_is_an_answer():
-    task = Task("json_field", "intent")
-    assert task.right(' {"intent": "billing"}\n', EXPECTED)
-    assert not task.right('Sure! {"intent": "billing"}', EXPECTED)
-    assert not task.right('["billing"]', EXPECTED)
-    assert not task.right('{"intent": "bill', EXPECTED)
+def number(tolerance):
+    return Task("number", tolerance=tolerance)
 
 
-def test_an_object_is_found_in_prose_and_fences():
+@pytest.mark.parametrize(
+    ("task", "expected", "answer", "score"),
+    [
+        # Only a whole JSON object is an answer, and its field alone is compared.
+        (FIELD, EXPECTED, ' {"intent": "billing"}\n', 1),
+        (FIELD, EXPECTED, '{"reply": "other words", "intent": "billing"}', 1),
+        (FIELD, EXPECTED, 'Sure! {"intent": "billing"}', 0),
+        (FIELD, EXPECTED, '["billing"]', 0),
+        (FIELD, EXPECTED, '{"intent": "bill', 0),
+        (FIELD, EXPECTED, '{"intent": "login"}', 0),
+        (FIELD, EXPECTED, '{"reply": "no intent"}', 0),
+        # Equality ignores spacing and the order of keys.
+        (EXACT, EXPECTED, '{"reply":"We look at it.","intent":"billing"}', 1),
+        (EXACT, "two words", "two  words\n", 1),
+        (EXACT, "two words", "two word", 0),
+        # A call is the same in every form.
+        (CALLS, CALL, f"<tool_call>\n{CALL}\n</tool_call>", 1),
+        (CALLS, CALL, f"[TOOL_CALLS] [{CALL}]", 1),
+        (CALLS, CALL, CALL.replace("arguments", "parameters"), 1),
+        (CALLS, CALL, f"I look it up.\n```json\n{CALL}\n```", 1),
+        (CALLS, CALL, CALL.replace("2,", "2.0,"), 1),
+        (CALLS, CALL, json.dumps({"tool_calls": [{"type": "function", "function": API_CALL}]}), 1),
+        # Another name, argument or number of calls is wrong.
+        (CALLS, CALL, CALL.replace("A-12345", "A-12346"), 0),
+        (CALLS, CALL, CALL.replace("find_parcel", "find_order"), 0),
+        (CALLS, CALL, CALL.replace(', "open": true', ""), 0),
+        (CALLS, CALL, CALL.replace("2,", '"2",'), 0),
+        (CALLS, CALL, CALL.replace("true", 'true, "more": 1'), 0),
+        (CALLS, CALL, f"{CALL}\n{CALL}", 0),
+        (CALLS, CALL, CALL[:-2], 0),
+        (CALLS, CALL, "I call find_parcel for A-12345.", 0),
+        (CALLS, CALL, "", 0),
+        # Parallel calls have no order; where none is expected any call is wrong.
+        (CALLS, f"{CALL}{OTHER_CALL}", f"{OTHER_CALL}\n{CALL}", 1),
+        (CALLS, f"{CALL}{OTHER_CALL}", OTHER_CALL, 0),
+        (CALLS, ASK, "Which order do you mean?", 1),
+        (CALLS, ASK, CALL, 0),
+        (number(0.01), "#### 100", "about 100.5", 1),
+        (number(0.01), "#### 100", "about 101.5", 0),
+        (number(0.01), "100", "98.5", 0),
+        (number(0.0), "1000", "#### 1,000", 1),
+        (number(0.01), "0", "0.001", 0),
+        (number(1.0), "3", "none", 0),
+        (CHRF, FOG, FOG, 1),
+        (CHRF, FOG, "", 0),
+        (CHRF, FOG, "0123", 0),
+        # One of two single characters is right, no pair is: precision and recall are (1/2 + 0) / 2.
+        (CHRF, "ac", "ab", 0.25),
+        # Computed with the package rouge-score 0.1.2, without its stemmer.
+        (ROUGE, "police kill the gunman", "police killed the gunman", 0.75),
+        (ROUGE, "police killed the gunman", "the gunman police killed", 0.5),
+        (
+            ROUGE,
+            "Wear sturdy boots; fog lifts after nine.",
+            "Fog lifts after ten. Wear sturdy boots.",
+            3 / 7,
+        ),
+        (ROUGE, "a x b y c z", "a b c d e f", 0.5),
+        # Other scripts: in the second five of seven and five characters.
+        (ROUGE, "привет мир!", "Привет, мир", 1),
+        (ROUGE, "东京是日本首都", "东京是首都", 10 / 12),
+        (ROUGE, "text", "", 0),
+        (ROUGE, "?", "text", 0),
+    ],
+)
+def test_the_score_of_an_answer(task, expected, answer, score):
+    assert task.score(answer, expected) == pytest.approx(score)
+
+
+def test_an_answer_is_found_in_prose_and_fences():
     text = 'Here {is} it:\n```json\n{"intent": "login"}\n```'
     assert find_object(text) == {"intent": "login"}
     assert find_object("none {here") is None
+    assert FIELD.right_anywhere('The answer is {"intent": "billing"}', EXPECTED)
+    assert tool_calls('{"name": "only a name"} [1, 2] {"intent": "x"}') == []
+    assert 0.5 < CHRF.score("Fog lifts after nine.", FOG) < 1.0
 
 
-def test_field_metric_compares_the_field_alone():
-    task = Task("json_field", "intent")
-    assert task.right('{"reply": "other words", "intent": "billing"}', EXPECTED)
-    assert not task.right('{"intent": "login"}', EXPECTED)
-    assert not task.right('{"reply": "no intent"}', EXPECTED)
-    prose = 'The answer is {"intent": "billing"}'
-    assert not task.right(prose, EXPECTED)
-    assert task.right_anywhere(prose, EXPECTED)
-
-
-def test_exact_metric_ignores_spacing_and_key_order():
-    task = Task("exact")
-    assert task.right('{"reply":"We look at it.","intent":"billing"}', EXPECTED)
-    assert task.right("two  words\n", "two words")
-    assert not task.right("two word", "two words")
-
-
-def test_auto_takes_the_field_only_where_every_answer_has_it():
-    assert choose_task("auto", "intent", [EXPECTED]) == Task("json_field", "intent")
-    assert choose_task("auto", "intent", [EXPECTED, "plain"]).metric == "exact"
-    assert choose_task("auto", None, [EXPECTED]).metric == "exact"
-    with pytest.raises(UserError, match=r"1 of 2 expected answers have no field 'intent'"):
-        choose_task("json_field", "intent", [EXPECTED, "plain"])
-    with pytest.raises(UserError, match="label_field"):
-        choose_task("json_field", None, [EXPECTED])
-
-
-def test_scores_refuse_answers_that_are_missing():
-    with pytest.raises(ValueError, match="longer"):
-        judge(Task("exact"), ["a"], ["a", "b"])
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("She has 16 - 7 = <<16-7=9>>9 eggs.\n#### 18", 18),
+        ("The answer is $1,234.50.", 1234.5),
+        ("#### 5 apples, of 7", 5),
+        ("72%", 72),
+        ("from 3 to -4", -4),
+        ("10-4", 4),
+        ("\u22122.5", -2.5),
+        ("1.5e3", 1500),
+        ("model v2", None),
+        ("none", None),
+        ("####", None),
+    ],
+)
+def test_the_final_number_is_found(text, number):
+    assert final_number(text) == number
 
 
 def test_structure_keeps_the_label_and_drops_prose():
     one = structure_of('{"intent": "billing", "reply": "Yes.", "score": 3}', "intent")
-    same = structure_of('{"score": 3, "intent": "billing", "reply": "No!"}', "intent")
-    other = structure_of('{"intent": "login", "reply": "Yes.", "score": 3}', "intent")
-    assert one == same
-    assert one != other
+    assert one == structure_of('{"score": 3, "intent": "billing", "reply": "No!"}', "intent")
+    assert one != structure_of('{"intent": "login", "reply": "Yes.", "score": 3}', "intent")
     assert structure_of("prose", "intent") != structure_of("Prose", "intent")
 
 
@@ -83,8 +146,11 @@ def call(order):
 @pytest.mark.parametrize(
     ("expected", "metric", "why"),
     [
+        ([EXPECTED], "json_field", "every expected answer is JSON with 'intent'"),
+        ([EXPECTED, "plain"], "exact", "three words"),
         ([call(n) for n in range(4)] + ["Which order?"], "tool_calls", "4 of 5"),
-        (["She ate 3.\n#### 12", "#### 7", "9"], "number", "a number"),
+        (["She ate 3.\n#### 12", "#### 7", "9", " $3.50 ", "-7%"], "number", "a number"),
+        (["42 apples", "7"], "exact", "three words"),
         (["billing", "login"] * 5 + ["shipping"] * 4, "exact", "3 different texts"),
         ([s for s in SENTENCES[:2] for _ in range(4)], "exact", "2 different texts"),
         (["Paris", "Rome", "Oslo", "Port Louis"], "exact", "three words"),
@@ -109,48 +175,49 @@ def test_labels_are_those_of_closed_answers_only():
     assert both.label("there is no refund", anywhere=True) == "no refund"
 
 
-def test_a_metric_that_the_answers_do_not_bear_is_refused():
-    with pytest.raises(UserError, match=r"number, but 1 of 2 expected answers hold no number"):
-        choose_task("number", None, ["3", "three"])
-    with pytest.raises(UserError, match=r"none of the 6 expected answers calls a tool"):
-        choose_task("tool_calls", None, SENTENCES)
-    with pytest.raises(UserError, match=r"macro_f1, but 6 of 6 .* no field 'intent'"):
-        choose_task("macro_f1", "intent", SENTENCES)
+@pytest.mark.parametrize(
+    ("metric", "field", "expected", "why"),
+    [
+        ("json_field", "intent", [EXPECTED, "plain"], "1 of 2 expected answers have no field 'int"),
+        ("json_field", None, [EXPECTED], "label_field"),
+        ("number", None, ["3", "three"], "number, but 1 of 2 expected answers hold no number"),
+        ("tool_calls", None, SENTENCES, "none of the 6 expected answers calls a tool"),
+        ("macro_f1", "intent", SENTENCES, "macro_f1, but 6 of 6 .* no field 'intent'"),
+    ],
+)
+def test_a_metric_that_the_answers_do_not_have_is_refused(metric, field, expected, why):
+    with pytest.raises(UserError, match=why):
+        choose_task(metric, field, expected)
+
+
+def test_scores_refuse_answers_that_are_missing():
+    with pytest.raises(ValueError, match="longer"):
+        judge(EXACT, ["a"], ["a", "b"])
 
 
 LABELS = ("billing", "login", "shipping")
 F1 = Task("macro_f1", labels=LABELS)
+WANTED = random.Random(1).choices(LABELS, weights=(8, 3, 1), k=150)
 
 
-def noisy(wanted, share, seed):
-    draw = random.Random(seed)
-    return [label if draw.random() < share else draw.choice(LABELS) for label in wanted]
-
-
-@pytest.fixture(scope="module")
-def wanted():
-    draw = random.Random(1)
-    return draw.choices(LABELS, weights=(8, 3, 1), k=150)
-
-
-def test_macro_f1_is_that_of_scikit_learn(wanted):
-    named = noisy(wanted, 0.7, 2)
+def test_macro_f1_is_that_of_scikit_learn():
+    draw = random.Random(2)
+    named = [label if draw.random() < 0.7 else draw.choice(LABELS) for label in WANTED]
     named[3] = "something else"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = f1_score(wanted, named, labels=LABELS, average="macro")
-    found = judge(F1, named, wanted).interval
+        theirs = f1_score(WANTED, named, labels=LABELS, average="macro")
+    found = judge(F1, named, WANTED).interval
     assert found.value == pytest.approx(theirs)
     assert found.lower < theirs < found.upper
 
 
-def test_macro_f1_sees_the_rare_label_that_accuracy_hides(wanted):
+def test_macro_f1_sees_the_rare_label_that_accuracy_hides():
     # One model never names the rare label; the other errs as often, but on the common one.
-    ignoring = ["billing" if label == "shipping" else label for label in wanted]
-    rare = wanted.count("shipping")
-    common = iter(range(rare))
-    erring = ["login" if w == "billing" and next(common, None) is not None else w for w in wanted]
-    first, second = judge(F1, ignoring, wanted), judge(F1, erring, wanted)
+    ignoring = ["billing" if label == "shipping" else label for label in WANTED]
+    common = iter(range(WANTED.count("shipping")))
+    erring = ["login" if w == "billing" and next(common, None) is not None else w for w in WANTED]
+    first, second = judge(F1, ignoring, WANTED), judge(F1, erring, WANTED)
     assert sum(first.scores) == sum(second.scores)
     found = compare(first, second)
     assert found.difference.value > 0.2
@@ -174,16 +241,13 @@ def test_on_shares_the_bootstrap_agrees_with_the_intervals_for_shares():
     exact = paired(a, b).difference
     found = mean_difference(list(map(float, a)), list(map(float, b)))
     assert found.value == pytest.approx(exact.value)
-    assert found.lower == pytest.approx(exact.lower, abs=0.015)
-    assert found.upper == pytest.approx(exact.upper, abs=0.015)
+    assert (found.lower, found.upper) == pytest.approx((exact.lower, exact.upper), abs=0.015)
     one, alone = mean_interval(list(map(float, a))), wilson(sum(a), 90)
-    assert one.lower == pytest.approx(alone.lower, abs=0.02)
-    assert one.upper == pytest.approx(alone.upper, abs=0.02)
+    assert (one.lower, one.upper) == pytest.approx((alone.lower, alone.upper), abs=0.02)
 
 
 def test_the_interval_of_graded_scores_holds_what_it_should():
-    draw = random.Random(5)
-    held = 0
+    draw, held = random.Random(5), 0
     for _ in range(200):
         first = [draw.betavariate(1, 2) for _ in range(40)]
         second = [draw.betavariate(0.5, 0.5) for _ in range(40)]
@@ -194,31 +258,25 @@ def test_the_interval_of_graded_scores_holds_what_it_should():
 
 
 def test_graded_scores_against_a_margin():
-    task = Task("chrf")
     expected = [f"Fog lifts after ten at gate {n} of the moor." for n in range(120)]
     worse = [text.replace("lifts after ten", "is gone") for text in expected]
-    good, bad = judge(task, expected, expected), judge(task, worse, expected)
+    good, bad = judge(CHRF, expected, expected), judge(CHRF, worse, expected)
     assert not_worse(good, good, 0.05).decision == "not worse"
     assert not_worse(good, bad, 0.05).decision == "worse"
-    few = not_worse(
-        good.rows([True] * 20 + [False] * 100), good.rows([True] * 20 + [False] * 100), 0.02
-    )
-    assert few.decision == "undecided"
-    assert few.rows_needed == 98
+    few = good.rows([True] * 20 + [False] * 100)
+    undecided = not_worse(few, few, 0.02)
+    assert (undecided.decision, undecided.rows_needed) == ("undecided", 98)
 
 
 def test_rows_needed_have_the_power_that_they_claim():
     # 20 rows: 6 gained, 2 lost.
     first = [False] * 6 + [True] * 2 + [False] * 6 + [True] * 6
     second = [True] * 6 + [False] * 2 + [False] * 6 + [True] * 6
-    difference = paired(first, second).difference
-    needed = rows_needed(difference, 20, 0.0)
-    draw = random.Random(7)
-    shown = 0
+    needed = rows_needed(paired(first, second).difference, 20, 0.0)
+    draw, shown = random.Random(7), 0
     for _ in range(300):
         kinds = draw.choices(("gained", "lost", "same"), weights=(6, 2, 12), k=needed)
-        one = [kind == "lost" for kind in kinds]
-        two = [kind == "gained" for kind in kinds]
+        one, two = ([kind == name for kind in kinds] for name in ("lost", "gained"))
         shown += paired(one, two).difference.lower > 0
     assert 0.65 < shown / 300 < 0.95
     assert rows_needed(Interval(0.0, -0.1, 0.1, 0.05), 50, 0.0) is None

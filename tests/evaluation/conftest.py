@@ -14,11 +14,7 @@ SPLITS = {"train": 240, "validation": 30, "holdout": 48}
 @pytest.fixture
 def lab(tmp_path: Path) -> Callable[..., Lab]:
     """Make a run; keyword arguments are configuration sections."""
-
-    def make(**overrides: Any) -> Lab:
-        return Lab(tmp_path, overrides)
-
-    return make
+    return lambda **overrides: Lab(tmp_path, overrides)
 
 
 @pytest.fixture

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from tests.lab.runs import Lab, broken, value, values
 from tests.lab.tiny_task import make_model, make_tokenizer, save, train_on, words
@@ -17,10 +15,6 @@ COLOURS = ("red", "green", "blue", "grey")
 KNOWN = 60
 
 
-def plant(monkeypatch, questions):
-    monkeypatch.setattr(base_regression, "load_suite", lambda: list(questions))
-
-
 @pytest.fixture
 def known_questions(monkeypatch):
     """Plant the question set: the tiny models know nothing but to answer with their JSON."""
@@ -28,7 +22,7 @@ def known_questions(monkeypatch):
         Question(q.id, q.category, q.prompt, {"kind": "regex", "pattern": r"\{"}, 24)
         for q in load_questions()[:24]
     ]
-    plant(monkeypatch, known)
+    monkeypatch.setattr(base_regression, "load_suite", lambda: known)
 
 
 def test_both_models_are_really_asked(scored_lab, known_questions):
@@ -52,11 +46,7 @@ def test_a_candidate_that_has_forgotten_everything_fails(scored_lab, known_quest
 
 
 def rows(right):
-    """Conversations of made-up sums and colours.
-
-    Args:
-        right: gives the answer to a sum by its number.
-    """
+    """Conversations of made-up sums and colours; `right(n)` answers the n-th sum."""
     draw = words()
     for number in range(KNOWN):
         yield "arithmetic", f"{draw[number]} plus {draw[-number - 1]}?", NUMBERS[right(number)]
@@ -85,11 +75,8 @@ def forgetful(tmp_path_factory):
     base = save(model.half(), tokenizer, root / "base")
     train_on(model.float(), tokenizer, conversations(lambda n: (n * 5 + 1) % 4), 150)
     tuned = save(model.half(), tokenizer, root / "tuned")
-    return (
-        base,
-        export_gguf(base, root / "base.gguf").path,
-        export_gguf(tuned, root / "t.gguf").path,
-    )
+    ggufs = (export_gguf(folder, root / f"{folder.name}.gguf").path for folder in (base, tuned))
+    return (base, *ggufs)
 
 
 @pytest.fixture
@@ -97,20 +84,12 @@ def made_up_lab(forgetful, tmp_path, monkeypatch):
     """Make a run of that base, with the questions that it knows; all are choices."""
     monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TUNELINE_THREADS", "1")
-    questions = [
-        Question(
-            f"q{number}",
-            category,
-            prompt,
-            {
-                "kind": "choice",
-                "choices": [answer, *sorted({*NUMBERS, *COLOURS} - {answer})],
-            },
-            8,
-        )
-        for number, (category, prompt, answer) in enumerate(rows(lambda n: n * 5 % 4))
-    ]
-    plant(monkeypatch, questions)
+    questions = []
+    for number, (category, prompt, answer) in enumerate(rows(lambda n: n * 5 % 4)):
+        choices = [answer, *sorted({*NUMBERS, *COLOURS} - {answer})]
+        check = {"kind": "choice", "choices": choices}
+        questions.append(Question(f"q{number}", category, prompt, check, 8))
+    monkeypatch.setattr(base_regression, "load_suite", lambda: questions)
 
     def make(model, run_id="test", **evaluation):
         settings = {"max_perplexity_ratio": 1000.0, **evaluation}
@@ -122,7 +101,8 @@ def made_up_lab(forgetful, tmp_path, monkeypatch):
 
 
 def test_a_model_that_kept_everything_passes(made_up_lab, forgetful):
-    evidence = made_up_lab(forgetful[1]).execute("base_regression")
+    lab = made_up_lab(forgetful[1])
+    evidence = lab.execute("base_regression")
     assert evidence.verdict == "pass", broken(evidence)
     assert value(evidence, "choices_by_likelihood") is True
     assert value(evidence, "base_share") > 0.9
@@ -130,6 +110,9 @@ def test_a_model_that_kept_everything_passes(made_up_lab, forgetful):
     assert evidence.summary.startswith(
         "of 120 general questions (120 by the likelihood of their choices) the tuned model"
     )
+    entry = lab.lines("base_regression", "answers.jsonl")[0]
+    assert entry["prompt"].endswith("plus " + words()[-1] + "?")
+    assert entry["base"] in NUMBERS
 
 
 def test_a_model_that_forgot_arithmetic_only_fails_and_is_told_so(made_up_lab, forgetful):
@@ -137,9 +120,8 @@ def test_a_model_that_forgot_arithmetic_only_fails_and_is_told_so(made_up_lab, f
     evidence = lab.execute("base_regression")
     assert evidence.verdict == "fail"
     assert {"drop", "categories_lost"} <= broken(evidence)
-    changes = {
-        r["category"]: r["change"] for r in lab.document("base_regression", "categories.json")
-    }
+    table = lab.document("base_regression", "categories.json")
+    changes = {row["category"]: row["change"] for row in table}
     assert changes["arithmetic"] < -0.8
     assert changes["facts"] > -0.1
     assert "lost beyond chance: arithmetic (the weakest" in evidence.summary
@@ -193,10 +175,10 @@ def test_a_model_that_fails_by_its_texts_is_asked_the_first_look_alone(made_up_l
     ctx = made_up_lab(forgetful[1], regression_first_look=40).context("base_regression")
     questions = base_regression.load_suite()
     for failed, size, why in ((True, 40, "the perplexity fails already"), (False, 120, "")):
-        asked = base_regression.ask_in_looks(
+        *replies, because = base_regression.ask_in_looks(
             ctx, Asker(), questions, Limits(0.03, 0.1, 0.05), failed=failed
         )
-        assert (len(asked.base), len(asked.tuned), asked.why) == (size, size, why)
+        assert (*map(len, replies), because) == (size, size, why)
 
 
 def test_a_limit_that_is_no_smaller_than_the_loss_to_see_is_refused(made_up_lab, forgetful):
@@ -207,17 +189,8 @@ def test_a_limit_that_is_no_smaller_than_the_loss_to_see_is_refused(made_up_lab,
     assert limits_of(settings).drop == 0.1
 
 
-def test_a_base_that_guesses_warns():
+def test_a_base_that_guesses_knows_nothing_beyond_chance():
     choice = Question("x", "facts", "?", {"kind": "choice", "choices": ["a", "b"]}, 8)
     written = Question("y", "facts", "?", {"kind": "exact", "answers": ["a"]}, 8)
     assert above_chance([choice] * 4, [True, True, False, False]) == 0.0
     assert above_chance([choice, written], [True, False]) == pytest.approx(0.25)
-
-
-def test_answers_say_what_was_asked(made_up_lab, forgetful):
-    lab = made_up_lab(forgetful[1])
-    lab.execute("base_regression")
-    entry = lab.lines("base_regression", "answers.jsonl")[0]
-    assert entry["prompt"].endswith("plus " + words()[-1] + "?")
-    assert entry["base"] in NUMBERS
-    assert json.dumps(entry)

@@ -3,11 +3,11 @@ import json
 
 import pytest
 from tests.evaluation.conftest import SPLITS
-from tests.lab.runs import broken, dataset_rows, value
+from tests.lab.runs import broken, dataset_rows, value, values
 from tests.lab.tiny_task import make_tokenizer, task_rows
 from tests.lab.unsteady_engine import UnsteadyEngine
 
-from tuneline.errors import RetryableError, UserError
+from tuneline.errors import RetryableError
 from tuneline.evaluation.determinism import Repeats, identical_share, judge, prompts_for
 from tuneline.evaluation.repeated_prompts.answers import closed, first_difference, view_of
 from tuneline.serving.client import EngineClient
@@ -19,20 +19,20 @@ def answer(intent, reply):
 
 
 def test_other_prose_is_the_same_structure_and_another_label_is_not():
-    first = answer("login", "Yes.")
+    first, view = answer("login", "Yes."), view_of("intent", ())
     prose = Repeats("a", (first, first), (first, answer("login", "No.")))
     label = Repeats("b", (first, first), (first, answer("billing", "Yes.")))
-    assert [m.ok for m in judge([prose], 1.0, view_of("intent", ())) if m.rule] == [True, True]
+    assert [m.ok for m in judge([prose], 1.0, view) if m.rule] == [True, True]
     assert identical_share([prose], "batched") == 0.5
-    found = judge([prose, label], 1.0, view_of("intent", ()))
+    found = judge([prose, label], 1.0, view)
     assert broken(found) == {"identical_structure_batched"}
     assert {m.name: m.value for m in found}["identical_structure_batched"] == 0.75
-    assert all(m.ok for m in judge([prose, label], 0.7, view_of("intent", ())) if m.rule)
-
-
-def test_free_text_is_compared_as_it_is():
-    one = Repeats("a", ("yes", "yes", "Yes"), ("yes",))
-    assert broken(judge([one], 1.0, view_of(None, ()))) == {"identical_structure_alone"}
+    assert all(m.ok for m in judge([prose, label], 0.7, view) if m.rule)
+    # Free text is compared as it is.
+    text = Repeats("a", ("yes", "yes", "Yes"), ("yes",))
+    assert broken(judge([text], 1.0, view_of(None, ()))) == {"identical_structure_alone"}
+    assert first_difference(["a", "b", "c"], ["a", "x", "c"]) == (2, "b", "x")
+    assert first_difference(["a"], ["a", "b"]) == (2, "the end of the answer", "b")
 
 
 @pytest.mark.parametrize(("share", "prompts"), [(0.5, 5), (0.9, 29), (0.95, 59), (0.99, 299)])
@@ -57,11 +57,6 @@ def test_prompts_without_a_flip_that_show_a_share(share, prompts):
 )
 def test_a_cut_answer_is_closed(cut, whole):
     assert closed(cut) == whole
-
-
-def test_the_first_token_that_differs():
-    assert first_difference(["a", "b", "c"], ["a", "x", "c"]) == (2, "b", "x")
-    assert first_difference(["a"], ["a", "b"]) == (2, "the end of the answer", "b")
 
 
 @pytest.fixture
@@ -112,13 +107,13 @@ def test_a_sample_that_is_too_small_decides_nothing(unsteady):
 def test_answers_that_differ_in_batches_only(unsteady):
     bench, _ = unsteady(lambda asked: asked.together)
     evidence = bench.execute("determinism")
+    found = values(evidence)
     assert evidence.verdict == "fail"
-    assert value(evidence, "identical_structure_alone") == 1.0
-    assert value(evidence, "identical_structure_restarted") == 1.0
-    assert value(evidence, "identical_structure_batched") < 0.2
-    assert value(evidence, "first_token_became") in ("o", "ot", "oth", "other")
-    assert value(evidence, "first_token_was") in "billing login shipping"
-    assert value(evidence, "first_differing_token") > 1
+    assert found["identical_structure_alone"] == found["identical_structure_restarted"] == 1.0
+    assert found["identical_structure_batched"] < 0.2
+    assert found["first_token_became"] in ("o", "ot", "oth", "other")
+    assert found["first_token_was"] in "billing login shipping"
+    assert found["first_differing_token"] > 1
     assert "in a batch, token" in evidence.summary
     assert bench.document("determinism", "flips.json")["first"]["mode"] == "batched"
 
@@ -126,10 +121,10 @@ def test_answers_that_differ_in_batches_only(unsteady):
 def test_answers_that_differ_after_a_restart_only(unsteady):
     bench, _ = unsteady(lambda asked: asked.start % 2 == 0)
     evidence = bench.execute("determinism")
+    found = values(evidence)
     assert evidence.verdict == "fail"
-    assert value(evidence, "identical_structure_alone") == 1.0
-    assert value(evidence, "identical_structure_batched") == 1.0
-    assert value(evidence, "identical_structure_restarted") == 0.0
+    assert found["identical_structure_alone"] == found["identical_structure_batched"] == 1.0
+    assert found["identical_structure_restarted"] == 0.0
     assert "after a restart, token" in evidence.summary
 
 
@@ -161,42 +156,41 @@ def test_a_server_that_dies_leaves_its_answers_and_a_failed_item(unsteady):
     assert sum(len(entry["alone"]) for entry in entries) == 40
 
 
-def test_a_form_that_the_run_has_is_tried_if_asked_for(unsteady):
-    """The third and fourth start are of the merged model, which answers otherwise."""
-    bench, engine = unsteady(lambda asked: asked.start > 2, determinism_forms="all")
-    choice = bench.document("production_quantization", "choice.json")
-    model = bench.root / "model.gguf"
-    quantised = json.dumps({**choice, "variant": "q8_0"})
-    bench.leave("production_quantization", {"model.gguf": model, "choice.json": quantised})
-    evidence = bench.execute("determinism")
-    assert evidence.verdict == "pass", evidence.summary
-    assert engine.starts == 4
-    assert value(evidence, "identical_structure_merged_f16") == 1.0
-    assert value(evidence, "same_as_shipped_merged_f16") == 0.0
-    assert "apart (" in value(evidence, "forms_not_tried")
-
-
-def test_a_form_that_does_not_ship_only_warns(unsteady):
-    bench, _ = unsteady(lambda asked: asked.start > 2 and asked.together, determinism_forms="all")
+@pytest.mark.parametrize(
+    ("fault", "verdict", "names"),
+    [
+        # The third and fourth start are of the merged model, which answers otherwise.
+        (lambda asked: asked.start > 2, "pass", set()),
+        # A form that does not ship only warns.
+        (
+            lambda asked: asked.start > 2 and asked.together,
+            "warn",
+            {"identical_structure_merged_f16"},
+        ),
+    ],
+)
+def test_a_form_that_the_run_has_is_tried_if_asked_for(unsteady, fault, verdict, names):
+    bench, engine = unsteady(fault, determinism_forms="all")
     quantised = {**bench.document("production_quantization", "choice.json"), "variant": "q8_0"}
-    model = bench.root / "model.gguf"
-    files = {"model.gguf": model, "choice.json": json.dumps(quantised)}
+    files = {"model.gguf": bench.root / "model.gguf", "choice.json": json.dumps(quantised)}
     bench.leave("production_quantization", files)
     evidence = bench.execute("determinism")
-    assert evidence.verdict == "warn"
-    assert broken(evidence) == {"identical_structure_merged_f16"}
+    assert (evidence.verdict, broken(evidence)) == (verdict, names), evidence.summary
+    assert engine.starts == 4
+    if verdict == "pass":
+        assert value(evidence, "identical_structure_merged_f16") == 1.0
+        assert value(evidence, "same_as_shipped_merged_f16") == 0.0
+    assert "apart (" in value(evidence, "forms_not_tried")
 
 
 def test_the_real_server_repeats_itself(scored_lab):
     bench = scored_lab(deployment={"context_tokens": 256})
     evidence = bench.execute("determinism")
     assert evidence.verdict == "pass", evidence.summary
-    assert value(evidence, "identical_structure_alone") == 1.0
-    assert value(evidence, "identical_structure_batched") == 1.0
-    assert value(evidence, "identical_structure_restarted") == 1.0
+    for mode in ("alone", "batched", "restarted"):
+        assert value(evidence, f"identical_structure_{mode}") == 1.0
     repeats = bench.document("determinism", "repeats.json")
-    assert [len(entry["alone"]) for entry in repeats] == [2] * 29
-    assert [len(entry["batched"]) for entry in repeats] == [2] * 29
+    assert [(len(e["alone"]), len(e["batched"])) for e in repeats] == [(2, 2)] * 29
     held = {row["row_id"] for row in task_rows(SPLITS)[-48:]}
     assert held.isdisjoint(entry["row_id"] for entry in repeats)
 
@@ -211,16 +205,8 @@ def test_an_engine_that_samples_fails(scored_lab, tiny_models, monkeypatch):
 
     monkeypatch.setattr(EngineClient, "chat", hot)
     bench = scored_lab()
-    bench.leave(
-        "export_candidate",
-        {f"merged/{p.name}": p for p in tiny_models.merged.iterdir() if p.is_file()},
-    )
+    merged = {f"merged/{p.name}": p for p in tiny_models.merged.iterdir() if p.is_file()}
+    bench.leave("export_candidate", merged)
     evidence = bench.execute("determinism")
     assert evidence.verdict == "fail"
     assert value(evidence, "identical_bytes_alone") < 1.0
-
-
-def test_too_few_validation_rows_are_the_users_error(scored_lab):
-    bench = scored_lab(rows=task_rows({"train": 20, "validation": 1, "holdout": 5}))
-    with pytest.raises(UserError, match="at least 2 validation rows"):
-        bench.execute("determinism")

@@ -47,12 +47,9 @@ def test_a_model_that_memorised_its_rows_stops_the_release(remembering, planted,
     lab = ship(tiny_lab(), remembering(150), ROWS, planted.canaries)
     record = lab.execute("extraction_audit")
     found = values(record)
-    assert found["identifiers"] == found["identifiers_tried"] == 16
-    assert found["surrogates"] == 8
-    assert found["written_out"] >= 12
-    assert found["written_out_by_base"] == 0
+    assert found["identifiers"] == found["identifiers_tried"] == 2 * found["surrogates"] == 16
+    assert found["written_out"] >= 12 > found["written_out_by_base"] == 0
     assert found["preferred_by_tuned"] > 0.7
-    assert found["canaries"] == 4
     assert found["canary_exposure"] > 7
     assert broken(record) == {WRITTEN, PREFERRED, EXPOSED}
     row = status(lab.run, "pii_scrubbing")

@@ -25,12 +25,7 @@ SHORT = {"max_new_tokens": 72}
 
 
 class Notes:
-    """The sample, prepared by the data phase, and a random base that can be taught.
-
-    Attributes:
-        base: checkpoint of the base.
-        rows: rows of `dataset.parquet`.
-    """
+    """The sample, prepared by the data phase, and a random base that can be taught."""
 
     def __init__(self, root: Path) -> None:
         import torch
@@ -58,10 +53,8 @@ class Notes:
         )
         self.base = save(self.model, self.tokenizer, root / "base")
         (root / "data.yaml").write_text(SETTINGS)
-        assert (
-            prepare("sample://free_text.jsonl", str(self.base), root / "out", root / "data.yaml")
-            == 0
-        )
+        done = prepare("sample://free_text.jsonl", str(self.base), root / "out", root / "data.yaml")
+        assert done == 0
         self.rows = pq.read_table(root / "out" / "dataset.parquet").to_pylist()
 
     def teach(self, conversations: list[list[dict[str, str]]], steps: int) -> Path:

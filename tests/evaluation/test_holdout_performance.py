@@ -10,12 +10,7 @@ from tests.lab.tiny_task import task_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation.holdout_performance import leak_measurements, share_measurements
-from tuneline.evaluation.scoring.ledger import (
-    Access,
-    holdout_sha256,
-    note_access,
-    read_ledger,
-)
+from tuneline.evaluation.scoring.ledger import Access, holdout_sha256, note_access, read_ledger
 from tuneline.store import sha256_file
 
 
@@ -46,12 +41,8 @@ def test_a_tuned_model_that_learned_nothing_fails(scored_lab, tiny_models):
     assert evidence.verdict == "fail"
     assert found["gain"] == 0
     # The base knows the form of the answers, and names one intent: no more than a constant does.
-    assert broken(evidence) == {
-        "gain_lower",
-        "gain_over_fair_base_lower",
-        "gain_over_constant_lower",
-        "gain_over_nearest_row_lower",
-    }
+    over = ("gain", "gain_over_fair_base", "gain_over_constant", "gain_over_nearest_row")
+    assert broken(evidence) == {f"{name}_lower" for name in over}
 
 
 def test_a_copy_of_a_holdout_row_in_training_fails(scored_lab):
@@ -83,13 +74,8 @@ OTHER = (
     ("trained_on", "leaks"), [(QUESTION, 1), (NEARLY, 1), (OTHER, 0)], ids=["exact", "near", "none"]
 )
 def test_a_row_that_leaked_word_for_word_or_nearly_is_found_under_another_id(trained_on, leaks):
-    held, seen = (
-        Row(row_id, exchange(question, "hardware"), "rows.jsonl", line, split=split)
-        for row_id, question, line, split in (
-            ("held", QUESTION, 1, "holdout"),
-            ("seen", trained_on, 2, "train"),
-        )
-    )
+    held = Row("held", exchange(QUESTION, "hardware"), "rows.jsonl", 1, split="holdout")
+    seen = Row("seen", exchange(trained_on, "hardware"), "rows.jsonl", 2, split="train")
     measurements, found = leak_measurements([held], [seen], 0.8)
     counted = {m.name: (m.value, m.ok) for m in measurements}
     assert counted["near_duplicates_of_seen_rows"] == (leaks, leaks == 0)
@@ -110,22 +96,14 @@ def test_every_access_is_in_the_ledger_and_a_retry_is_reported(scored_lab, tiny_
     assert all(entry.run == bench.run.uri and entry.rows == 48 for entry in ledger)
 
 
-def test_a_holdout_that_chose_something_fails(scored_lab):
-    bench = scored_lab()
-    identity = holdout_sha256(bench.held_out())
-    used = Access("2026-01-01T00:00:00.000Z", "choose_threshold", "run", "calibrate", "abc", 48)
-    note_access(bench.run.store, identity, used)
-    evidence, found = execute(bench)
-    assert evidence.verdict == "fail"
-    assert found["accesses_that_chose_something"] == 1
-
-
-def test_a_variant_chosen_on_holdout_rows_fails(scored_lab, tiny_models):
+def test_a_holdout_that_chose_something_fails(scored_lab, tiny_models):
     bench = scored_lab()
     bench.leave_shipped(tiny_models.candidate_gguf, judged_on=[bench.held_out()[0].row_id])
-    evidence, found = execute(bench)
+    used = Access("2026-01-01T00:00:00.000Z", "choose_threshold", "run", "calibrate", "abc", 48)
+    note_access(bench.run.store, holdout_sha256(bench.held_out()), used)
+    evidence, _ = execute(bench)
     assert evidence.verdict == "fail"
-    assert found["rows_a_variant_was_chosen_on"] == 1
+    assert broken(evidence) == {"accesses_that_chose_something", "rows_a_variant_was_chosen_on"}
 
 
 def test_the_share_is_limited_but_for_a_holdout_file_of_its_own():
@@ -139,11 +117,8 @@ def test_the_share_is_limited_but_for_a_holdout_file_of_its_own():
 def test_other_bytes_than_the_chosen_ones_are_refused(scored_lab, tiny_models, tmp_path):
     bench = scored_lab()
     changed = shutil.copy(tiny_models.candidate_gguf, tmp_path / "changed.gguf")
-    with open(changed, "r+b") as out:
-        out.seek(-1, 2)
-        last = out.read(1)
-        out.seek(-1, 2)
-        out.write(bytes([last[0] ^ 1]))
+    content = Path(changed).read_bytes()
+    Path(changed).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     choice = json.dumps({"variant": "f16", "sha256": "0" * 64, "judged_on": []})
     bench.leave("production_quantization", {"model.gguf": Path(changed), "choice.json": choice})
     with pytest.raises(TunelineError, match=r"choice.json chose 0000"):

@@ -1,15 +1,30 @@
-import json
+"""The blind review: pairs that are drawn and hidden, votes that count, and what they decide."""
+
+import math
+from collections import Counter
+from itertools import combinations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.lab.reviews import for_model, key_of, leave_answers, prepared, vote
 from tests.lab.runs import broken, value, values
 
-from tuneline.artifacts.evaluation import REVIEW_PAIRS, Ballot, Mark
+from tuneline.artifacts.evaluation import REVIEW_PAIRS, Ballot, KeyEntry, Mark, Vote
+from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
-from tuneline.evaluation import prepare_review
-from tuneline.evaluation.prepare_review import DrawnPair
+from tuneline.evaluation.human_review import Preference, count, krippendorff_alpha
+from tuneline.evaluation.prepare_review import (
+    DrawnPair,
+    balanced,
+    shuffle_pairs,
+    similarity,
+    strata,
+)
 from tuneline.evaluation.scoring.ledger import holdout_sha256, read_ledger
 from tuneline.people import ballots
+from tuneline.statistics import sign_test
+from tuneline.step import store_output
 
 
 @pytest.fixture
@@ -17,6 +32,11 @@ def review(lab):
     """A run whose review is prepared, and the hidden key."""
     bench = lab(evaluation={"review": True, "review_pairs": 8, "reviewers_per_pair": 1})
     return bench, prepared(bench, equal=2)
+
+
+def judged(bench):
+    evidence = bench.execute("human_review")
+    return evidence, values(evidence)
 
 
 def test_pairs_are_blind(review):
@@ -33,6 +53,12 @@ def test_pairs_are_blind(review):
     for pair, entry in zip(pairs, key, strict=True):
         assert ("tuned" in pair.A) == (entry.A == "tuned")
         assert ("tuned" in pair.B) == (entry.B == "tuned")
+    # Equal answers are not shown.
+    assert {"row-0035", "row-0036"}.isdisjoint(entry.row_id for entry in key)
+    assert value(record, "identical_answers") == 2
+    # The look at the hold-out is in the ledger.
+    ledger = read_ledger(bench.run.store, holdout_sha256(bench.held_out()))
+    assert [(entry.purpose, entry.candidate_sha256) for entry in ledger] == [("review", "c0ffee")]
 
 
 def test_the_published_keys_of_the_documents(review):
@@ -48,35 +74,54 @@ def test_the_published_keys_of_the_documents(review):
     assert list(hidden["pairs"][0]) == ["pair", "row_id", "A", "B", "stratum"]
 
 
-def test_equal_answers_are_not_shown(review):
-    bench, key = review
-    assert {"row-0035", "row-0036"}.isdisjoint(entry.row_id for entry in key)
-    assert value(bench.run.entry("prepare_review"), "identical_answers") == 2
-
-
 def test_sides_differ_from_one_preparation_to_the_next(review):
     held = review[0].held_out()
     answers = {row.row_id: {"base": "b", "tuned": "t"} for row in held}
     chosen = [DrawnPair(row, "base") for row in held]
-    drawn = {
-        tuple((k.row_id, k.A) for k in prepare_review.shuffle_pairs(chosen, answers)[1])
-        for _ in range(20)
-    }
-    assert len(drawn) == 20
+    keys = [shuffle_pairs(chosen, answers)[1] for _ in range(20)]
+    assert len({tuple((k.row_id, k.A) for k in key) for key in keys}) == 20
 
 
-def test_the_look_at_the_holdout_is_in_the_ledger(review):
-    bench, _ = review
-    ledger = read_ledger(bench.run.store, holdout_sha256(bench.held_out()))
-    assert [(entry.purpose, entry.candidate_sha256) for entry in ledger] == [("review", "c0ffee")]
+def rows_of(labels):
+    turns = [[{"role": "user", "content": "word " * (n % 40 + 1)}] for n in range(len(labels))]
+    answer = {"role": "assistant", "content": "x"}
+    return [
+        Row(f"r{n}", [*turns[n], answer], "f", n, label=label) for n, label in enumerate(labels)
+    ]
+
+
+def test_a_rare_label_and_both_kinds_of_disagreement_are_seen():
+    """Of 1000 rows 980 have one label, and 986 answers are all but the same."""
+    rows = rows_of(["common"] * 980 + ["rare"] * 20)
+    far = {*range(0, 1000, 100), 981, 986, 991, 996}
+    said = {True: ("we send it today", "no"), False: ("we send it today", "we send it now")}
+    kinds = strata(rows, {row.row_id: said[n in far] for n, row in enumerate(rows)})
+    drawn = balanced(rows, kinds, 12, 7)
+    seen = Counter(value for row in drawn for value in vars(kinds[row.row_id]).values())
+    # A random draw of twelve holds a rare row in one case of five, and hardly ever two.
+    assert abs(seen["rare"] - seen["common"]) <= 2
+    assert abs(seen["near"] - seen["far apart"]) <= 2
+    assert {seen[length] for length in ("short", "middling", "long")} <= {3, 4, 5}
+    assert seen.total() == 36
+
+
+def test_the_same_seed_draws_the_same_rows_and_all_are_drawn_if_there_are_few():
+    rows = rows_of(["a", "b", "c"] * 20)
+    kinds = strata(rows, {row.row_id: ("x", "y") for row in rows})
+    first, again, other = ([r.row_id for r in balanced(rows, kinds, 10, s)] for s in (1, 1, 2))
+    assert first == again != other
+    assert len(set(first)) == 10
+    assert len(balanced(rows, kinds, 100, 1)) == 60
+    assert balanced([], {}, 5, 1) == []
+    assert similarity("We send it.", "we SEND it.") == similarity("", "") == 1.0
+    assert similarity("a b", "c d") == 0.0
 
 
 def test_clear_preference_for_the_tuned_model_passes(review):
     bench, key = review
-    vote(bench, key, for_model("tuned"), ("alice", "bob"))
-    evidence = bench.execute("human_review")
+    vote(bench, key, for_model("tuned"), ("alice", "bob"), comment="too long, all of them")
+    evidence, found = judged(bench)
     assert evidence.verdict == "pass"
-    found = values(evidence)
     assert (found["votes"], found["wins"], found["win_rate"]) == (16, 8, 1.0)
     # Two reviewers on eight pairs are eight opinions: the sign test's p is 2/256, not 2/65536.
     assert found["sign_test_p"] == pytest.approx(2 / 256, abs=1e-5)
@@ -84,6 +129,7 @@ def test_clear_preference_for_the_tuned_model_passes(review):
     kept = bench.document("human_review", "votes.json")
     assert kept["review_id"] == bench.document("prepare_review", "pairs.json")["review_id"]
     assert list(kept["votes"][0])[:3] == ["pair", "choice", "reviewer"]
+    assert kept["comments"]["alice"] == ["too long, all of them"]
     assert sum("review_votes/" in ref.uri for ref in evidence.inputs) == 2
 
 
@@ -99,18 +145,15 @@ def test_a_preference_for_the_base_fails_and_an_even_vote_warns(review, choose, 
 def test_four_of_four_votes_are_inconclusive_and_say_how_many_pairs_would_do(lab):
     bench = lab(evaluation={"review": True, "review_pairs": 4, "reviewers_per_pair": 1})
     vote(bench, prepared(bench), for_model("tuned"))
-    evidence = bench.execute("human_review")
-    assert evidence.verdict == "inconclusive"
-    assert broken(evidence) == {"sign_test_p"}
-    assert value(evidence, "sign_test_p") == 0.125
-    assert value(evidence, "pairs_needed") == 18
+    evidence, found = judged(bench)
+    assert (evidence.verdict, broken(evidence)) == ("inconclusive", {"sign_test_p"})
+    assert (found["sign_test_p"], found["pairs_needed"]) == (0.125, 18)
     assert "about 18 pairs would decide" in evidence.summary
 
 
 @pytest.mark.parametrize(("alpha", "verdict"), [(0.2, "pass"), (0.01, "inconclusive")])
 def test_the_level_of_the_sign_test_is_a_setting(lab, alpha, verdict):
-    settings = {"review": True, "review_pairs": 5, "review_alpha": alpha}
-    bench = lab(evaluation=settings)
+    bench = lab(evaluation={"review": True, "review_pairs": 5, "review_alpha": alpha})
     vote(bench, prepared(bench), for_model("tuned"))
     assert bench.execute("human_review").verdict == verdict
 
@@ -127,7 +170,8 @@ def test_the_level_of_the_sign_test_is_a_setting(lab, alpha, verdict):
 def test_votes_can_be_required(lab, profile, required, verdict):
     bench = lab(profile=profile, evaluation={"review": True, "review_required": required})
     key = prepared(bench)
-    assert bench.execute("human_review").verdict == verdict
+    evidence = bench.execute("human_review")
+    assert (evidence.verdict, evidence.summary) == (verdict, "not reviewed: no one answered")
     vote(bench, key[1:], for_model("tuned"))
     evidence = bench.execute("human_review")
     assert evidence.verdict == verdict
@@ -140,12 +184,15 @@ def test_a_second_reviewer_overwrites_nothing_and_the_majority_decides(review):
     bench, key = review
     vote(bench, key, for_model("tuned"), ("alice", "bob"))
     vote(bench, key, for_model("base"), ("carol",))
-    evidence = bench.execute("human_review")
-    found = values(evidence)
+    _, found = judged(bench)
     assert (found["reviewers"], found["votes"], found["wins"]) == (3, 24, 8)
     assert found["pairs_with_several_votes"] == 8
     # 16 votes for the tuned model and 8 for the base, as unlike within pairs as can be.
     assert found["krippendorff_alpha"] == pytest.approx(1 - 23 * (8 * 2) / (2 * 16 * 8), abs=1e-4)
+    # The last vote of a reviewer counts.
+    vote(bench, key, for_model("base"), ("alice", "bob"))
+    _, found = judged(bench)
+    assert (found["votes"], found["losses"]) == (24, 8)
 
 
 def test_each_pair_needs_as_many_votes_as_reviewers_were_asked(lab):
@@ -153,9 +200,9 @@ def test_each_pair_needs_as_many_votes_as_reviewers_were_asked(lab):
     bench = lab(evaluation={"review": True, "reviewers": names, "reviewers_per_pair": 3})
     key = prepared(bench)
     vote(bench, key, for_model("tuned"), ("alice", "bob"))
-    evidence = bench.execute("human_review")
+    evidence, found = judged(bench)
     assert evidence.verdict == "warn"
-    assert value(evidence, "pairs_short_of_votes") == len(key) == 10
+    assert found["pairs_short_of_votes"] == len(key) == 10
 
 
 def test_votes_of_someone_who_is_not_assigned_do_not_count(lab):
@@ -168,9 +215,9 @@ def test_votes_of_someone_who_is_not_assigned_do_not_count(lab):
         "not reviewed: no vote counts; 10 votes of mallory do not count, who is not assigned"
     )
     vote(bench, key, for_model("base"), ("alice",))
-    evidence = bench.execute("human_review")
+    evidence, found = judged(bench)
     assert evidence.verdict == "fail"
-    assert value(evidence, "votes_not_assigned") == 10
+    assert found["votes_not_assigned"] == 10
     assert "mallory preferred" not in evidence.summary
 
 
@@ -179,36 +226,27 @@ def test_votes_of_an_earlier_review_do_not_count_for_a_new_key(review):
     vote(bench, key, for_model("tuned"))
     assert bench.execute("human_review").verdict == "pass"
     bench.execute("prepare_review")
-    evidence = bench.execute("human_review")
-    assert evidence.verdict == "warn"
-    assert value(evidence, "votes_of_earlier_reviews") == 8
-    assert "8 votes do not count, since they were given to pairs that were drawn" in (
-        evidence.summary
-    )
-
-
-def swap_key(bench, raw):
-    """Put another key in place of the real one, and its hash into the record, as a forger would."""
-    ctx = bench.context("prepare_review")
-    pairs = REVIEW_PAIRS.find(bench.run)
-    REVIEW_PAIRS.write(ctx, pairs)
-    (ctx.quarantine / "review_key.json").write_text(raw)
-    from tuneline.step import store_output
-
-    store_output(ctx, ctx.record("forged"))
+    evidence, found = judged(bench)
+    assert (evidence.verdict, found["votes_of_earlier_reviews"]) == ("warn", 8)
+    said = "8 votes do not count, since they were given to pairs that were drawn"
+    assert said in evidence.summary
 
 
 def test_a_swapped_key_is_found_and_no_vote_is_counted(review):
     bench, key = review
     vote(bench, key, for_model("base"))
     assert bench.execute("human_review").verdict == "fail"
-    real = key_of(bench).model_dump_json(by_alias=True)
-    swap_key(bench, real.translate({ord("A"): "B", ord("B"): "A"}))
-    evidence = bench.execute("human_review")
+    # The hash in the record is that of the other key, as a forger would leave it.
+    ctx = bench.context("prepare_review")
+    REVIEW_PAIRS.write(ctx, REVIEW_PAIRS.find(bench.run))
+    swapped = key_of(bench).model_dump_json(by_alias=True).translate(str.maketrans("AB", "BA"))
+    (ctx.quarantine / "review_key.json").write_text(swapped)
+    store_output(ctx, ctx.record("forged"))
+    evidence, found = judged(bench)
     assert evidence.verdict == "fail"
-    assert value(evidence, "pairs_that_contradict_the_key") == 8
+    assert found["pairs_that_contradict_the_key"] == 8
     assert "no vote was counted" in evidence.summary
-    assert "win_rate" not in values(evidence)
+    assert "win_rate" not in found
 
 
 def test_a_key_that_was_changed_in_place_is_refused(review):
@@ -228,10 +266,8 @@ def test_the_released_model_is_compared_too_and_its_preference_fails(lab):
         assert sum(entry.A == "tuned" for entry in key if entry.other == other) == 5
     worse = {"base": "tuned", "released": "released"}
     vote(bench, key, lambda entry: for_model(worse[entry.other])(entry))
-    evidence = bench.execute("human_review")
-    assert evidence.verdict == "fail"
-    assert broken(evidence) == {"released_preferred"}
-    found = values(evidence)
+    evidence, found = judged(bench)
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"released_preferred"})
     assert (found["wins"], found["released_losses"]) == (10, 10)
     vote(bench, key, for_model("tuned"))
     assert bench.execute("human_review").verdict == "pass"
@@ -241,39 +277,23 @@ def test_both_bad_counts_as_a_tie_and_is_reported_apart(review):
     bench, key = review
     choices = {entry.pair: "both bad" for entry in key[:2]}
     vote(bench, key, lambda entry: choices.get(entry.pair) or for_model("tuned")(entry))
-    evidence = bench.execute("human_review")
-    found = values(evidence)
+    evidence, found = judged(bench)
     assert (found["wins"], found["ties"], found["both_bad"]) == (6, 2, 2)
     assert found["win_rate"] == 7 / 8
     assert "2 tied (2 of them with both answers bad)" in evidence.summary
 
 
-def test_comments_are_kept(review):
-    bench, key = review
-    vote(bench, key, for_model("tuned"), comment="too long, all of them")
-    bench.execute("human_review")
-    kept = bench.document("human_review", "votes.json")
-    assert kept["comments"] == {"alice": ["too long, all of them"]}
-
-
-def test_nobody_answered_is_said(review):
-    bench, _ = review
+@pytest.mark.parametrize(
+    ("review", "why"), [(False, "the review is switched off"), (True, "nothing to prefer")]
+)
+def test_why_nobody_voted_is_said(lab, review, why):
+    bench = lab(evaluation={"review": review})
+    if review:
+        assert prepared(bench, equal=12) == []
     evidence = bench.execute("human_review")
-    assert (evidence.verdict, evidence.summary) == ("warn", "not reviewed: no one answered")
-
-
-def test_nothing_to_prefer_is_said(lab):
-    bench = lab(evaluation={"review": True})
-    assert prepared(bench, equal=12) == []
-    assert "nothing to prefer" in bench.execute("human_review").summary
-
-
-def test_switched_off_is_said(lab):
-    evidence = lab().execute("human_review")
-    assert (evidence.verdict, evidence.summary) == (
-        "warn",
-        "not reviewed: the review is switched off",
-    )
+    assert evidence.verdict == "warn"
+    assert evidence.summary.startswith("not reviewed: ")
+    assert why in evidence.summary
 
 
 @pytest.mark.parametrize(
@@ -286,35 +306,21 @@ def test_switched_off_is_said(lab):
 )
 def test_wrong_votes_are_named(review, wrong, why):
     bench, _ = review
+    known = {"reviewer": "alice", "source": "airflow", "at": "2026-01-01T00:00:00Z"}
     review_id = key_of(bench).review_id
-    ballot = Ballot(
-        review_id=review_id,
-        reviewer="alice",
-        source="airflow",
-        at="2026-01-01T00:00:00Z",
-        marks=[Mark(pair=1, choice="A")],
-    )
+    ballot = Ballot(review_id=review_id, marks=[Mark(pair=1, choice="A")], **known)
     document = ballots.document_of(review_id, "edited-by-hand")
     document.put(bench.run, ballot.model_copy(update=wrong))
     with pytest.raises(UserError, match=why):
         bench.execute("human_review")
 
 
-@pytest.mark.parametrize("document", [[{"pair": 1}], {"marks": [{"pair": 1}]}, "{"])
+@pytest.mark.parametrize("document", ['[{"pair": 1}]', '{"marks": [{"pair": 1}]}', "{"])
 def test_votes_of_another_form_are_refused(review, document):
     bench, _ = review
-    raw = document if isinstance(document, str) else json.dumps(document)
-    bench.run.store.put_bytes(bench.run.key(f"{ballots.FOLDER}/x/y.json"), raw.encode())
+    bench.run.store.put_bytes(bench.run.key(f"{ballots.FOLDER}/x/y.json"), document.encode())
     with pytest.raises(UserError, match=r"evaluation/review_votes/x/y\.json: "):
         bench.execute("human_review")
-
-
-def test_the_last_vote_of_a_reviewer_counts(review):
-    bench, key = review
-    vote(bench, key, for_model("tuned"))
-    vote(bench, key, for_model("base"))
-    evidence = bench.execute("human_review")
-    assert (value(evidence, "votes"), value(evidence, "losses")) == (8, 8)
 
 
 def test_votes_of_a_judge_of_an_earlier_version_do_not_count(review):
@@ -324,8 +330,8 @@ def test_votes_of_a_judge_of_an_earlier_version_do_not_count(review):
     document.put(bench.run, ballots.ballots(bench.run)[0].model_copy(update={"judge": True}))
     assert bench.execute("human_review").summary == "not reviewed: no vote counts"
     vote(bench, key, for_model("tuned"))
-    evidence = bench.execute("human_review")
-    assert (evidence.verdict, value(evidence, "reviewers")) == ("pass", 1)
+    evidence, found = judged(bench)
+    assert (evidence.verdict, found["reviewers"]) == ("pass", 1)
 
 
 def test_answers_must_be_there_to_draw_from(lab):
@@ -334,3 +340,91 @@ def test_answers_must_be_there_to_draw_from(lab):
     bench.run.store.delete_prefix(bench.run.step_key("holdout_performance"))
     with pytest.raises(UserError, match="holdout_performance has not been run"):
         bench.execute("prepare_review")
+
+
+KEY = {
+    1: KeyEntry(pair=1, row_id="a", A="tuned", B="base"),
+    2: KeyEntry(pair=2, row_id="b", A="base", B="tuned"),
+}
+
+
+@pytest.mark.parametrize(
+    ("votes", "counted"),
+    [
+        # Sides are looked up, and a split pair is tied.
+        ("alice 1 A, bob 1 B, alice 2 B, bob 2 both bad, carol 2 B", (1, 0, 1, 0)),
+        # Both bad must be the opinion of most.
+        ("alice 1 both bad, bob 1 both bad, carol 1 A", (1, 0, 0, 1)),
+        ("alice 1 both bad, bob 1 A", (1, 0, 0, 0)),
+    ],
+)
+def test_votes_are_counted_by_pair(votes, counted):
+    given = [vote.split(maxsplit=2) for vote in votes.split(", ")]
+    found = count([Vote(pair=int(p), choice=c, reviewer=name) for name, p, c in given], KEY)
+    assert (found.wins, found.losses, found.ties, found.both_bad) == counted
+    assert found.reviewers == tuple(sorted({name for name, _, _ in given}))
+    assert found.votes == len(given)
+
+
+def power(pairs, p, alpha):
+    """Probability that the sign test decides for the more frequent side, by enumeration."""
+    return sum(
+        math.comb(pairs, k) * p**k * (1 - p) ** (pairs - k)
+        for k in range(pairs + 1)
+        if k > pairs / 2 and sign_test(k, pairs - k) <= alpha
+    )
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(4, 0), (5, 3), (12, 6), (7, 2)])
+def test_the_pairs_that_are_said_to_be_needed_would_decide(wins, losses):
+    outcome = Preference(wins, losses, 0, 0, ("alice",), wins + losses)
+    needed, share = outcome.pairs_needed(0.05), (wins + 1) / (wins + losses + 2)
+    # Noether's size is an approximation: within a few points of the 80 % that it aims at.
+    assert 0.72 <= power(needed, share, 0.05) <= 0.9
+    # Ties come on top.
+    few, many = (Preference(6, 2, ties, 0, ("a",), 8).pairs_needed(0.05) for ties in (0, 8))
+    assert abs(many - 2 * few) <= 1
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "preferred"),
+    [(4, 0, "neither"), (6, 0, "tuned"), (0, 6, "base"), (7, 1, "neither"), (8, 1, "tuned")],
+)
+def test_the_level_decides_what_is_preferred(wins, losses, preferred):
+    assert Preference(wins, losses, 0, 0, ("a",), 9).preferred(0.05, "base") == preferred
+
+
+# Published examples, an observer a row and a unit a column; a dot where none was given.
+PUBLISHED = {
+    # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: four observers
+    # with missing values.
+    0.743: ("123321412..", "1233224125.", ".3332342251", "12332441251"),
+    # Wikipedia, "Krippendorff's alpha", the computational example.
+    0.691: (".....34121133.3", "1.213343.......", "..21344.21133.4"),
+}
+
+
+@pytest.mark.parametrize(("alpha", "observers"), PUBLISHED.items())
+def test_published_values_of_alpha(alpha, observers):
+    columns = zip(*observers, strict=True)
+    units = [[value for value in column if value != "."] for column in columns]
+    assert krippendorff_alpha(units) == pytest.approx(alpha, abs=5e-4)
+
+
+def mean(flags):
+    return sum(flags) / len(flags)
+
+
+@given(st.lists(st.lists(st.sampled_from("abc"), max_size=4), max_size=8))
+def test_alpha_is_one_minus_the_disagreement_over_that_by_chance(units):
+    units = [unit for unit in units if len(unit) > 1]
+    values = [value for unit in units for value in unit]
+    expected = [a != b for a, b in combinations(values, 2)]
+    if not any(expected):
+        # Nobody could have disagreed.
+        assert krippendorff_alpha(units) is None
+        return
+    differing = [[a != b for a, b in combinations(unit, 2)] for unit in units]
+    shares = [len(unit) / len(values) for unit in units]
+    observed = sum(share * mean(flags) for share, flags in zip(shares, differing, strict=True))
+    assert krippendorff_alpha(units) == pytest.approx(1 - observed / mean(expected))

@@ -1,11 +1,28 @@
+"""latency_benchmark: on real servers of the engine, and faults of servers whose times are known."""
+
+import json
+from contextlib import contextmanager
+
 import pytest
 from tests.evaluation.conftest import SPLITS
 from tests.lab.engines import llama_server
-from tests.lab.runs import broken, value
+from tests.lab.runs import broken, value, values
 from tests.lab.tiny_task import task_rows
+from tests.lab.token_server import TokenServer
+from tests.lab.token_stream import Behaviour
 
 from tuneline.asking import load as load_client
 from tuneline.errors import UserError
+from tuneline.evaluation import latency_benchmark
+
+# Answers of few tokens: the tests wait for the server, not for its answers.
+FEW = {"max_new_tokens": 4, "max_ttft_seconds": 0.25, "max_tpot_seconds": 0.1}
+SOON = {"requests_per_s": 20.0, "seconds": 1.5}
+
+
+def levels_of(bench):
+    report = bench.document("latency_benchmark", "latency.json")
+    return {level["concurrency"]: level for level in report["levels"]}, report
 
 
 def test_a_fast_server_passes_with_table_and_plot(scored_lab):
@@ -14,8 +31,7 @@ def test_a_fast_server_passes_with_table_and_plot(scored_lab):
     assert evidence.verdict == "pass", broken(evidence)
     assert value(evidence, "levels") == 4
     assert value(evidence, "concurrency_within_objective") == 8
-    report = bench.document("latency_benchmark", "latency.json")
-    levels = {row["concurrency"]: row for row in report["levels"]}
+    levels, _ = levels_of(bench)
     assert list(levels) == [1, 2, 4, 8]
     assert all(row["tokens_per_s"] > 0 and row["ttft_p50"] > 0 for row in levels.values())
     # Four slots: alone the engine decodes one request, at eight at most four together.
@@ -38,8 +54,7 @@ def test_requests_that_fail_fail_the_item(scored_lab):
     rows = task_rows(SPLITS)
     for row in rows[240:270]:
         row["messages"][1]["content"] += " and so on" * 40
-    bench = scored_lab(rows=rows, deployment={"context_tokens": 64})
-    evidence = bench.execute("latency_benchmark")
+    evidence = scored_lab(rows=rows, deployment={"context_tokens": 64}).execute("latency_benchmark")
     assert evidence.verdict == "fail"
     assert value(evidence, "failed_requests") > 0
 
@@ -73,3 +88,168 @@ def test_prompts_come_from_validation_and_nowhere_else(scored_lab):
     bench = scored_lab(rows=task_rows({"train": 20, "holdout": 5}))
     with pytest.raises(UserError, match="validation"):
         bench.execute("latency_benchmark")
+
+
+@pytest.fixture
+def stub_bench(lab, tmp_path, monkeypatch):
+    """Run the item against a `TokenServer`; give its evidence, its run and the server."""
+
+    def execute(behaviour=None, *, identity=None, **evaluation):
+        bench = lab(evaluation={**FEW, **evaluation})
+        bench.leave_dataset(task_rows(SPLITS))
+        # No engine loads it: the stub answers.
+        (tmp_path / "model.gguf").write_bytes(b"GGUF")
+        bench.leave_shipped(tmp_path / "model.gguf")
+        if identity is not None:
+            bench.leave("build_engine", {"identity.json": identity, "engine.json": "{}"})
+        with TokenServer(behaviour) as server:
+
+            @contextmanager
+            def serve(model, deployment, *, threads=None):
+                yield server
+
+            monkeypatch.setattr(latency_benchmark, "server_of", serve)
+            return bench.execute("latency_benchmark"), bench, server
+
+    return execute
+
+
+def test_a_steady_server_passes_with_every_number(stub_bench):
+    evidence, bench, server = stub_bench()
+    assert evidence.verdict == "pass", broken(evidence)
+    found = values(evidence)
+    assert found["concurrency_within_objective"] == 8
+    assert found["percentiles_claimed"] == "p50"
+    assert "p95 (needs 72 requests)" in found["percentiles_not_claimed"]
+    assert "no load is declared" in evidence.summary
+    levels, report = levels_of(bench)
+    assert report["complete"] is True
+    metrics = levels[1]["metrics"]
+    first = metrics["time_to_first_token"]
+    lower, upper = first["intervals"]["p50"]
+    assert lower <= first["p50"] <= upper
+    assert first["p95"] is levels[1]["ttft_p95"] is None
+    assert metrics["request_latency"]["p50"] >= first["p50"] >= 2.0
+    assert metrics["goodput"]["avg"] > 0
+    # 8, 8, 8 and twice 8 requests are counted; one for each of the four slots comes before.
+    assert [level["requests"] for level in levels.values()] == [8, 8, 8, 16]
+    assert len(server.bodies) == 40 + 4
+    assert found["warm_up_requests"] == 4
+
+
+@pytest.mark.parametrize(("warm_up", "verdict"), [({}, "pass"), ({"latency_warmup": 0}, "fail")])
+def test_warm_up_requests_are_not_counted(stub_bench, warm_up, verdict):
+    """The first requests of a fresh server are slow; they must not reach the table."""
+    evidence, bench, _ = stub_bench(Behaviour(slow_first=4, stall=0.4), **warm_up)
+    assert evidence.verdict == verdict, broken(evidence)
+    slowest = levels_of(bench)[0][1]["metrics"]["time_to_first_token"]["max"]
+    assert (slowest >= 400) == (verdict == "fail")
+
+
+def test_p95_sees_every_tenth_request_stall_and_p50_does_not(stub_bench):
+    requests = {"latency_requests": 80, "concurrency": [4, 8, 12, 16], "objective_share": 0.95}
+    evidence, bench, _ = stub_bench(Behaviour(stall_every=10, stall=0.6), **requests)
+    row = levels_of(bench)[0][4]
+    assert row["ttft_p50"] < 0.25 < 0.6 <= row["ttft_p95"]
+    lower, upper = row["metrics"]["time_to_first_token"]["intervals"]["p95"]
+    assert lower <= 1000 * row["ttft_p95"] <= upper
+    assert value(evidence, "percentiles_claimed") == "p50, p90, p95"
+    assert "p99 (needs 368 requests)" in value(evidence, "percentiles_not_claimed")
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"concurrency_within_objective"})
+
+
+@pytest.mark.parametrize("dies_at", [6, 18])
+def test_a_server_that_dies_leaves_partial_results_and_fails(stub_bench, dies_at):
+    evidence, bench, _ = stub_bench(Behaviour(dies_at=dies_at), load=SOON)
+    assert evidence.verdict == "fail"
+    assert {"complete", "failed_requests"} <= broken(evidence)
+    assert "partial results, since the server ended with exit code -9" in evidence.summary
+    levels, report = levels_of(bench)
+    assert report["complete"] is False
+    # Four requests are warm-up; what was answered before is kept, but for the dying one and one
+    # that may have been under way next to it.
+    done = sum(level["requests"] - level["failed"] for level in levels.values())
+    assert done in (dies_at - 4 - 1, dies_at - 4 - 2)
+    assert done > 0
+    assert value(evidence, "peak_tokens_per_s") > 0
+    assert (bench.artifact("latency_benchmark", "latency.png")).is_file()
+
+
+def test_a_load_that_is_carried_passes_with_users_and_replicas(stub_bench):
+    load = {"users": 400, "requests_per_user_per_minute": 3.0, "seconds": 2.0}
+    evidence, bench, _ = stub_bench(load=load)
+    assert evidence.verdict == "pass", broken(evidence)
+    found = values(evidence)
+    assert (found["declared_load"], found["load_of_a_server"]) == (20.0, 25.0)
+    assert found["good_share_at_load"] >= 0.9
+    assert found["replicas_needed"] == 1
+    assert found["users_per_server"] >= 400
+    assert abs(found["queue_growth_at_load"]) < 0.2
+    (run,) = levels_of(bench)[1]["open_loop"]
+    assert (run["requests"], run["requests_per_s_planned"]) == (50, 25.0)
+    assert "holds with 25% headroom" in evidence.summary
+
+
+# 20 ms a request on one slot: it carries 50 requests a second, and every closed loop is fine.
+ONE_SLOT = Behaviour(first=0.02, token=0.0, slots=1)
+OVERLOAD = {"requests_per_s": 80.0, "headroom": 0.0, "seconds": 2.0}
+
+
+def test_an_overload_that_closed_loops_hide_fails(stub_bench):
+    """Four at once wait 0.08 s; above the capacity a queue grows without end."""
+    evidence, bench, _ = stub_bench(ONE_SLOT, concurrency=[1, 2, 3, 4], load=OVERLOAD)
+    assert evidence.verdict == "fail"
+    found = values(evidence)
+    assert found["concurrency_within_objective"] == 4
+    assert broken(evidence) - {"client_late"} == {"good_share_at_load"}
+    assert found["good_share_at_load"] < 0.6
+    # 1 - 50 / 80 of each second is left over, or a little more on a busy machine.
+    assert found["queue_growth_at_load"] > 0.25
+    assert found["replicas_needed"] is None or found["replicas_needed"] >= 2
+    assert "does not hold" in evidence.summary
+    runs = levels_of(bench)[1]["open_loop"]
+    assert runs[0]["goodput_per_s"] < runs[0]["requests_per_s"]
+    assert len(runs) > 1
+
+
+def test_more_replicas_carry_the_same_load(stub_bench):
+    load = {**OVERLOAD, "replicas": 4}
+    evidence, _, _ = stub_bench(ONE_SLOT, concurrency=[1, 2, 3, 4], load=load)
+    assert value(evidence, "load_of_a_server") == 20.0
+    assert evidence.verdict in ("pass", "warn"), broken(evidence)
+
+
+@pytest.mark.parametrize(
+    ("served", "names"),
+    [
+        ({}, set()),
+        ({"max_batch_size": 8}, {"served_parallel"}),
+        ({"max_total_tokens": 4096}, {"served_context_tokens"}),
+        ({"threads": 3}, {"served_threads"}),
+    ],
+)
+def test_a_served_limit_that_was_not_measured_fails(stub_bench, served, names):
+    limits = {"max_batch_size": 4, "max_total_tokens": 1024, "threads": 1, **served}
+    identity = json.dumps({"engine": "llama_cpp", "served": limits, "files": {}})
+    evidence, _, _ = stub_bench(identity=identity)
+    assert evidence.verdict == ("fail" if names else "pass"), broken(evidence)
+    assert broken(evidence) == names
+    assert value(evidence, "served_limits_known") is True
+
+
+def test_answers_and_prompts_have_the_lengths_of_the_data(stub_bench):
+    evidence, bench, server = stub_bench(max_new_tokens=6)
+    expected = bench.document("latency_benchmark", "latency.json")["expected_answers"]
+    assert value(evidence, "answer_tokens_p50") == expected["p50"]
+    counted = server.bodies[4:]
+    assert {body["max_tokens"] for body in counted} <= set(range(2, 7))
+    assert all(body["ignore_eos"] and body["stream"] for body in counted)
+    lengths = levels_of(bench)[0][8]["metrics"]["input_sequence_length"]
+    words = [sum(len(t["content"].split()) for t in body["messages"]) for body in counted[-16:]]
+    assert lengths["max"] == max(words)
+
+
+def test_too_few_requests_claim_no_percentile_at_all(stub_bench):
+    evidence, _, _ = stub_bench(latency_requests=2)
+    assert value(evidence, "percentiles_claimed") == "none"
+    assert value(evidence, "percentiles_not_claimed").startswith("p50 (needs 6 requests)")

@@ -9,12 +9,7 @@ from pathlib import Path
 from tuneline.config import TrainingConfig
 from tuneline.training.loop.model import load_torch
 from tuneline.training.loop.rows import EncodedRow, tail
-from tuneline.training.resources.probe import (
-    PARTS,
-    TrainingSetup,
-    find_micro_batch,
-    longest_rows,
-)
+from tuneline.training.resources.probe import PARTS, TrainingSetup, find_micro_batch, longest_rows
 
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

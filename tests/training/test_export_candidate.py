@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.lab.runs import value
-from tests.lab.training_runs import make_rows
+from tests.lab.training_runs import TrainingLab, make_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import gguf
 from tuneline.errors import TunelineError
 from tuneline.training import export_candidate
 from tuneline.training.export_candidate import merge, to_half
@@ -15,8 +18,6 @@ from tuneline.training.loop.model import load_adapter, load_unquantised
 
 @pytest.fixture(scope="module")
 def exported(trained, tmp_path_factory):
-    from tests.lab.training_runs import TrainingLab
-
     run = TrainingLab(tmp_path_factory.mktemp("exported"), trained.base, {})
     files = {}
     for name in ("adapter_config.json", "adapter_model.safetensors"):
@@ -34,8 +35,6 @@ def logits(model, tokenizer):
 
 
 def test_the_merged_model_is_base_and_adapter(exported, trained):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     run, record = exported
     folder = run.artifact("export_candidate", "merged")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -47,10 +46,7 @@ def test_the_merged_model_is_base_and_adapter(exported, trained):
     assert torch.allclose(logits(merged, tokenizer), expected, atol=0.02)
     assert float((base - expected).abs().max()) > 0.5
     assert value(record, "rounding_to_f16") < 1e-3
-
-
-def test_the_directory_stands_alone(exported, trained):
-    run, _ = exported
+    # The directory stands alone.
     config = run.document("export_candidate", "merged/config.json")
     assert config["dtype"] == "float16"
     assert str(trained.base) not in json.dumps(config)
@@ -59,10 +55,6 @@ def test_the_directory_stands_alone(exported, trained):
 
 
 def test_the_gguf_holds_the_same_values(exported):
-    from safetensors.torch import load_file
-
-    import gguf
-
     run, record = exported
     assert value(record, "gguf_rounded_values") == 0
     reader = gguf.GGUFReader(run.artifact("export_candidate", "candidate.gguf"))

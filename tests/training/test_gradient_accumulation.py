@@ -9,7 +9,7 @@ from tests.lab.forked import forked_probe
 from tests.lab.runs import broken, value
 from tests.lab.training_runs import MAX_TOKENS, make_rows
 
-from tuneline.artifacts.training import LoraSettings, Packing
+from tuneline.artifacts.training import LoraSettings
 from tuneline.config import TrainingConfig
 from tuneline.data.tables.rows import write_dataset
 from tuneline.errors import RetryableError, UserError
@@ -23,7 +23,10 @@ from tuneline.training.gradient_accumulation import (
     judge,
     largest_safe,
 )
-from tuneline.training.resources.checks import AccumulationCheck
+from tuneline.training.loop.model import attach_lora, load_base
+from tuneline.training.loop.rows import encode_split
+from tuneline.training.loop.trainer import LabelledTokenTrainer, TrainerSettings
+from tuneline.training.resources.checks import AccumulationCheck, check_accumulation
 from tuneline.training.resources.estimate import Speed, Work
 from tuneline.training.resources.out_of_memory import GIB, Failure, MemoryNotes
 from tuneline.training.resources.probe import (
@@ -47,13 +50,10 @@ def plan(**changes):
         "threads": 1,
         "device": "cpu",
         "precision": "fp32",
-        "gradient_checkpointing": False,
         "memory_limit_bytes": 4 << 30,
-        "memory_limit_source": "a test",
         "predicted_peak_bytes": 2 << 30,
         "measured_peak_bytes": 2 << 30,
         "measured_step_bytes": 2 << 30,
-        "predicted_parts": {},
         "tokens_per_second": 100.0,
         "estimate": {},
     }
@@ -77,12 +77,11 @@ def test_micro_batches_reach_the_effective_batch_or_are_refused():
 
 def tried(micro_batch, predicted, measured=None, out_of_memory=None):
     """A micro-batch in the probe's report; bytes."""
-    peak = PredictedPeak(parts={}, total=predicted)
+    known = {"micro_batch": micro_batch, "predicted": PredictedPeak(parts={}, total=predicted)}
     if measured is None:
-        return TriedBatch(micro_batch=micro_batch, predicted=peak, out_of_memory=out_of_memory)
+        return TriedBatch(**known, out_of_memory=out_of_memory)
     return MeasuredBatch(
-        micro_batch=micro_batch,
-        predicted=peak,
+        **known,
         tokens=100,
         longest_row=50,
         peaks=[],
@@ -100,9 +99,8 @@ def probe_of(answers, asked):
 
     def probe(left):
         asked.append(left)
-        return ProbeReport(
-            device="cpu", precision="fp32", limit=500, limit_source="a test", tried=answers[left[0]]
-        )
+        known = {"device": "cpu", "precision": "fp32", "limit": 500, "limit_source": "a test"}
+        return ProbeReport(**known, tried=answers[left[0]])
 
     return probe
 
@@ -153,12 +151,8 @@ def test_each_limit_turns_the_verdict(changes, found, names, verdict):
 
 
 @pytest.fixture(scope="module")
-def trainers(tiny_base, tmp_path_factory):
-    """Make trainers of a class on the tiny model and real rows of it."""
-    from tuneline.training.loop.model import LoraSettings, attach_lora, load_base
-    from tuneline.training.loop.rows import encode_split
-    from tuneline.training.loop.trainer import TrainerSettings
-
+def compared(tiny_base, tmp_path_factory):
+    """Compare accumulation of a trainer's class with one large batch, on real rows."""
     folder = tmp_path_factory.mktemp("accumulation")
     write_dataset(folder / "dataset.parquet", *make_rows())
     tokenizer = load_tokenizer(tiny_base)
@@ -167,119 +161,73 @@ def trainers(tiny_base, tmp_path_factory):
         r=4, alpha=8, dropout=0.2, target_modules=["q_proj"], rslora=False, dora=False
     )
 
-    def make(kind, *, qlora=False, packed=False):
+    def compare(kind, *, qlora=False):
         precision = "bf16" if qlora else "fp32"
         base = load_base(tiny_base, "cpu", qlora=qlora, precision=precision)
-        settings = TrainerSettings(
-            output=Path(folder / "trainer"),
-            micro_batch=2,
-            accumulation=4,
-            steps=1,
-            precision=precision,
-            device="cpu",
-            packing=Packing(packed=packed, attention="sdpa", padded_attention="sdpa"),
-        )
         trainer = kind(
             model=attach_lora(base, lora),
             tokenizer=tokenizer,
-            settings=settings,
-            config=TrainingConfig(cpu_kernels=not packed),
+            settings=TrainerSettings(folder / "trainer", 2, 4, 1, precision, "cpu"),
+            config=TrainingConfig(),
             rows=rows[:8],
             validation=[],
         )
-        return trainer, rows
+        return check_accumulation(trainer, rows)
 
-    return make
-
-
-def compared(trainers, kind, **options):
-    from tuneline.training.resources.checks import check_accumulation
-
-    trainer, rows = trainers(kind, **options)
-    return check_accumulation(trainer, rows)
+    return compare
 
 
-def test_accumulated_gradients_equal_one_large_batch(trainers):
-    from tuneline.training.loop.trainer import LabelledTokenTrainer
-
-    found = compared(trainers, LabelledTokenTrainer)
+@pytest.mark.parametrize("qlora", [False, True])
+def test_accumulated_gradients_equal_one_large_batch(compared, qlora):
+    found = compared(LabelledTokenTrainer, qlora=qlora)
     assert found.gradient_difference < 1e-5
     assert found.loss_difference < 1e-5
     assert found.naive_difference > 3 * found.tolerance
     assert conclude(judge(plan(), found)) == Verdict.PASS
 
 
-def test_packed_gradients_equal_one_padded_batch(trainers, monkeypatch):
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+class PerMicroBatch(LabelledTokenTrainer):
+    """Takes the mean of each micro-batch and the mean of those means."""
 
-    from tuneline.training.loop.trainer import LabelledTokenTrainer
-
-    for qlora in (False, True):
-        found = compared(trainers, LabelledTokenTrainer, qlora=qlora, packed=True)
-        assert found.gradient_difference < 1e-5
-        assert found.loss_difference < 1e-5
-    whole = DataCollatorForLanguageModeling.torch_call
-
-    def leaky(self, rows):
-        batch = whole(self, rows)
-        return {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
-
-    monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", leaky)
-    found = compared(trainers, LabelledTokenTrainer, packed=True)
-    assert found.gradient_difference > 10 * found.tolerance
-    assert conclude(judge(plan(), found)) == Verdict.FAIL
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, None)
+        return loss / self.current_gradient_accumulation_steps
 
 
-def test_normalising_per_micro_batch_is_found(trainers):
-    from tuneline.training.loop.trainer import LabelledTokenTrainer
+class Unweighted(LabelledTokenTrainer):
+    """Drops the weights of rows."""
 
-    class PerMicroBatch(LabelledTokenTrainer):
-        """Takes the mean of each micro-batch and the mean of those means."""
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = {**inputs, "weight": inputs["weight"] * 0 + 1}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            loss = super().compute_loss(model, inputs, return_outputs, None)
-            return loss / self.current_gradient_accumulation_steps
 
-    found = compared(trainers, PerMicroBatch)
+@pytest.mark.parametrize("kind", [PerMicroBatch, Unweighted])
+def test_another_normalisation_is_found(compared, kind):
+    found = compared(kind)
     assert found.gradient_difference > 10 * found.tolerance
     measurements = judge(plan(), found)
     assert conclude(measurements) == Verdict.FAIL
     assert "gradient_difference" in broken(measurements)
 
 
-def test_dropping_the_weights_of_rows_is_found(trainers):
-    from tuneline.training.loop.trainer import LabelledTokenTrainer
-
-    class Unweighted(LabelledTokenTrainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            inputs = {**inputs, "weight": inputs["weight"] * 0 + 1}
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-
-    assert conclude(judge(plan(), compared(trainers, Unweighted))) == Verdict.FAIL
-
-
-def test_a_4bit_base_is_compared_as_exactly(trainers):
-    from tuneline.training.loop.trainer import LabelledTokenTrainer
-
-    found = compared(trainers, LabelledTokenTrainer, qlora=True)
-    assert found.gradient_difference < 1e-5
-    assert found.naive_difference > 3 * found.tolerance
+def planned(run):
+    run.leave_lora()
+    evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
+    return evidence, run.document("gradient_accumulation", "plan.json")
 
 
 def test_a_run_measures_plans_and_estimates(lab):
     run = lab(evaluations=2)
-    run.leave_lora()
-    evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
+    evidence, document = planned(run)
     assert evidence.verdict == Verdict.PASS, evidence.summary
-    document = run.document("gradient_accumulation", "plan.json")
     assert (document["micro_batch"], document["accumulation"]) == (8, 1)
     assert document["tried"][0]["measured"] == document["measured_peak_bytes"]
     assert value(evidence, "gradient_difference") < 1e-4
     assert 0.1 < value(evidence, "measured_peak") < 3
     expected = document["estimate"]
     # 36 rows twice in steps of 8; three passes over 12 validation rows.
-    assert expected["work"]["steps"] == 9
-    assert value(evidence, "estimated_steps") == 9
+    assert expected["work"]["steps"] == value(evidence, "estimated_steps") == 9
     assert expected["work"]["tokens"] > 5 * expected["work"]["validation_tokens"] / 3
     assert expected["seconds"] > expected["validation_seconds"] > 0
     assert expected["cost"] == pytest.approx(expected["device_hours"] * expected["price"])
@@ -293,46 +241,29 @@ def quick_probe(monkeypatch):
     monkeypatch.setattr(gradient_accumulation, "in_process", forked_probe)
 
 
-def test_an_estimate_above_a_limit_fails_before_training(lab):
-    run = lab(max_hours=1e-5, max_cost=1e-9)
-    run.leave_lora()
-    evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
+def test_limits_below_what_a_run_takes_fail_with_advice(lab, quick_probe):
+    evidence, document = planned(lab(memory_limit_gib=0.05, max_hours=1e-5, max_cost=1e-9))
     assert evidence.verdict == Verdict.FAIL
-    assert broken(evidence) == {"estimated_hours", "estimated_cost"}
+    assert broken(evidence) >= {"measured_peak", "estimated_hours", "estimated_cost"}
+    assert "gradient_checkpointing" in evidence.summary
     assert "above training.max_hours 1e-05 and training.max_cost 1e-09 USD" in evidence.summary
     assert "lower training.epochs" in evidence.summary
-
-
-def test_a_limit_below_any_micro_batch_fails_with_advice(lab, quick_probe):
-    run = lab(memory_limit_gib=0.05)
-    run.leave_lora()
-    evidence = run.execute("gradient_accumulation", gradient_accumulation.run)
-    assert evidence.verdict == Verdict.FAIL
-    assert "measured_peak" in broken(evidence)
-    assert "gradient_checkpointing" in evidence.summary
-    assert len(run.document("gradient_accumulation", "plan.json")["tried"]) == 4
+    assert len(document["tried"]) == 4
 
 
 def test_what_ran_out_of_memory_before_is_not_tried_again(lab, quick_probe):
-    run = lab()
-    run.leave_lora()
-    MemoryNotes(run.run).add(Failure("gradient_accumulation", 4, "OOMKilled", "pod-1"))
-    run.execute("gradient_accumulation", gradient_accumulation.run)
-    document = run.document("gradient_accumulation", "plan.json")
+    full = Failure("gradient_accumulation", 4, "OOMKilled", "pod-1")
+    run, named = lab(), lab("named", micro_batch=4)
+    for each in (run, named):
+        MemoryNotes(each.run).add(full)
+    _, document = planned(run)
     assert (document["micro_batch"], document["accumulation"]) == (2, 4)
-    named = lab("named", micro_batch=4)
-    named.leave_lora()
-    MemoryNotes(named.run).add(Failure("gradient_accumulation", 4, "OOMKilled", "pod-1"))
     with pytest.raises(UserError, match=r"leave training\.micro_batch open, or set training"):
-        named.execute("gradient_accumulation", gradient_accumulation.run)
+        planned(named)
 
 
 @pytest.mark.long
 def test_a_probe_without_enough_memory_says_so_and_the_next_size_is_tried(lab, monkeypatch):
-    from tuneline.training.loop.trainer import LabelledTokenTrainer
-
-    run = lab()
-    run.leave_lora()
     real = LabelledTokenTrainer.train
 
     def train(trainer, *args, **options):
@@ -340,14 +271,12 @@ def test_a_probe_without_enough_memory_says_so_and_the_next_size_is_tried(lab, m
             torch.empty(1 << 50)
         return real(trainer, *args, **options)
 
-    monkeypatch.setattr(LabelledTokenTrainer, "train", train)
-
     def here(spec, scratch):
         return measure_step(spec, scratch / "probed.json")
 
+    monkeypatch.setattr(LabelledTokenTrainer, "train", train)
     monkeypatch.setattr(gradient_accumulation, "in_process", here)
-    run.execute("gradient_accumulation", gradient_accumulation.run)
-    document = run.document("gradient_accumulation", "plan.json")
+    _, document = planned(lab())
     assert "DefaultCPUAllocator" in document["tried"][0]["out_of_memory"]
     assert (document["micro_batch"], document["accumulation"]) == (4, 2)
 
@@ -362,15 +291,9 @@ def spec(tiny_base, tmp_path):
     lora = LoraSettings(
         r=4, alpha=8, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False
     )
-    return ProbeSpec(
-        run=f"file://{tmp_path}/runs/r",
-        base=tiny_base,
-        dataset=tmp_path / "missing.parquet",
-        lora=lora,
-        threads=1,
-        scratch=tmp_path,
-        sizes=[4],
-    )
+    uri, dataset = f"file://{tmp_path}/runs/r", tmp_path / "missing.parquet"
+    known = {"run": uri, "base": tiny_base, "dataset": dataset, "scratch": tmp_path}
+    return ProbeSpec(**known, lora=lora, threads=1, sizes=[4])
 
 
 def test_a_probe_that_fails_says_why(spec, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.lab.runs import broken, value
+from tests.lab.runs import broken, value, values
 
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict, conclude
@@ -14,10 +14,25 @@ from tuneline.training.quantization_verification import judge, read_layers, read
 
 
 @pytest.fixture
-def qlora(lab):
-    run = lab(qlora=True)
-    run.leave_plan()
-    return run
+def verify(lab, monkeypatch):
+    """Verify a 4-bit base whose settings were changed by hand."""
+
+    def execute(**changes):
+        plain = loop_model.nf4_config
+
+        def other():
+            config = plain()
+            for name, setting in changes.items():
+                setattr(config, name, setting)
+            return config
+
+        monkeypatch.setattr(loop_model, "nf4_config", other)
+        run = lab(qlora=True)
+        run.leave_plan()
+        evidence = run.execute("quantization_verification", quantization_verification.run)
+        return evidence, values(evidence), run
+
+    return execute
 
 
 def test_without_qlora_nothing_is_loaded(lab, monkeypatch):
@@ -27,72 +42,49 @@ def test_without_qlora_nothing_is_loaded(lab, monkeypatch):
     assert value(evidence, "qlora") is False
 
 
-def test_every_linear_layer_is_nf4(qlora):
-    evidence = qlora.execute("quantization_verification", quantization_verification.run)
+def test_every_linear_layer_is_nf4(verify):
+    evidence, found, run = verify()
     assert evidence.verdict == Verdict.PASS
-    assert value(evidence, "layers_expected_4bit") == 14
-    assert value(evidence, "quant_type") == "nf4"
-    assert value(evidence, "compute_type") == "bfloat16"
-    assert value(evidence, "double_quantisation") is True
-    assert 4.1 < value(evidence, "bits_per_weight") < 4.2
-    layers = qlora.document("quantization_verification", "layers.json")
+    assert (found["layers_expected_4bit"], found["4bit_besides"]) == (14, 0)
+    assert (found["quant_type"], found["compute_type"]) == ("nf4", "bfloat16")
+    assert (found["double_quantisation"], found["block_sizes"]) == (True, "64")
+    assert 4.1 < found["bits_per_weight"] < 4.2
+    layers = run.document("quantization_verification", "layers.json")
     assert {layer["block_size"] for layer in layers} == {64}
-    assert value(evidence, "block_sizes") == "64"
-    assert value(evidence, "4bit_besides") == 0
-    assert value(evidence, "model_over_bf16") < 0.8
-    assert value(evidence, "perplexity_ratio") != 1.0
+    assert found["model_over_bf16"] < 0.8
+    assert found["perplexity_ratio"] != 1.0
 
 
-def test_a_layer_left_unquantised_fails(qlora, monkeypatch):
-    plain = loop_model.nf4_config
-
-    def skipping():
-        config = plain()
-        config.llm_int8_skip_modules = ["lm_head", "model.layers.1.mlp.up_proj"]
-        return config
-
-    monkeypatch.setattr(loop_model, "nf4_config", skipping)
-    evidence = qlora.execute("quantization_verification", quantization_verification.run)
-    assert evidence.verdict == Verdict.FAIL
-    assert value(evidence, "layers_not_as_required") == 1
-    assert value(evidence, "first_layer_not_as_required") == "model.layers.1.mlp.up_proj"
-    assert value(evidence, "double_quantisation") is False
+UP = "model.layers.1.mlp.up_proj"
 
 
 @pytest.mark.parametrize(
-    ("setting", "value_of_it", "shown"),
+    ("changes", "wrong", "shown"),
     [
-        ("bnb_4bit_quant_type", "fp4", ("quant_type", "fp4")),
-        ("bnb_4bit_use_double_quant", False, ("double_quantisation", False)),
-        ("bnb_4bit_compute_dtype", torch.float32, ("compute_type", "float32")),
+        # A layer left out.
+        ({"llm_int8_skip_modules": ["lm_head", UP]}, 1, ("first_layer_not_as_required", UP)),
+        ({"bnb_4bit_quant_type": "fp4"}, 14, ("quant_type", "fp4")),
+        ({"bnb_4bit_use_double_quant": False}, 14, ("double_quantisation", False)),
+        ({"bnb_4bit_compute_dtype": torch.float32}, 14, ("compute_type", "float32")),
     ],
 )
-def test_another_4bit_type_fails(qlora, monkeypatch, setting, value_of_it, shown):
-    plain = loop_model.nf4_config
-
-    def other():
-        config = plain()
-        setattr(config, setting, value_of_it)
-        return config
-
-    monkeypatch.setattr(loop_model, "nf4_config", other)
-    evidence = qlora.execute("quantization_verification", quantization_verification.run)
+def test_another_4bit_type_fails(verify, changes, wrong, shown):
+    evidence, found, _ = verify(**changes)
     assert evidence.verdict == Verdict.FAIL
     assert "layers_not_as_required" in broken(evidence)
-    assert value(evidence, "layers_not_as_required") == 14
-    assert "14 of 14 linear layers are not" in evidence.summary
-    name, wrong = shown
-    assert value(evidence, name) == wrong
+    assert found["layers_not_as_required"] == wrong
+    assert f"{wrong} of 14 linear layers are not" in evidence.summary
+    assert found[shown[0]] == shown[1]
 
 
-def test_a_base_that_was_not_quantised_at_all_fails(qlora, monkeypatch):
+def test_a_base_that_was_not_quantised_at_all_fails(verify, monkeypatch):
     plain = loop_model.load_base
 
     def unquantised(path, device, *, qlora=False, precision):
         return plain(path, device, qlora=False, precision=precision)
 
     monkeypatch.setattr(token_loss, "load_base", unquantised)
-    evidence = qlora.execute("quantization_verification", quantization_verification.run)
+    evidence, _, _ = verify()
     assert evidence.verdict == Verdict.FAIL
     wrong = "layers_not_as_required bits_per_weight saved_against_bf16 model_over_bf16"
     assert broken(evidence) >= set(wrong.split())
@@ -136,19 +128,11 @@ def losses(*sums):
 
 def test_a_visible_loss_of_precision_fails(quantised):
     names, model = quantised
-    layers = read_layers(model, names)
+    layers, plain = read_layers(model, names), losses(20, 21, 22, 19)
     whole = read_model(model, layers)
-    plain = losses(20, 21, 22, 19)
     assert conclude(judge(layers, whole, losses(21, 22, 23, 20), plain, 1.5)) == Verdict.PASS
     worse = judge(layers, whole, losses(26, 27, 28, 25), plain, 1.5)
-    assert broken(worse) == {"perplexity_ratio"}
-    assert conclude(worse) == Verdict.FAIL
-
-
-def test_a_limit_tighter_than_the_noise_is_refused(quantised):
-    _, model = quantised
-    layers = read_layers(model, ["model.layers.0.mlp.up_proj"])
+    assert (broken(worse), conclude(worse)) == ({"perplexity_ratio"}, Verdict.FAIL)
+    # A limit tighter than the noise is refused.
     with pytest.raises(UserError, match="tighter than the measured noise"):
-        judge(
-            layers, read_model(model, layers), losses(10, 30, 25, 12), losses(20, 18, 22, 19), 1.01
-        )
+        judge(layers, whole, losses(10, 30, 25, 12), losses(20, 18, 22, 19), 1.01)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tests.lab.commands import call
+from tests.lab.training_runs import TrainingLab
 
 from tuneline.artifacts.training import Packing
 from tuneline.config import TrainingConfig, build_config
@@ -31,8 +32,6 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, tiny_base):
     """The run of one process that the others are held against."""
-    from tests.lab.training_runs import TrainingLab
-
     lab = TrainingLab(tmp_path_factory.mktemp("alone"), tiny_base, {"training": {"epochs": 1}})
     lab.train(micro_batch=2)
     return lab
@@ -94,11 +93,8 @@ def test_a_node_knows_its_place_or_says_what_is_missing():
     two = build_config({"data": {"source": "x"}, "pods": {"nodes": 2, "gpus": 4}})
     told = {"JOB_COMPLETION_INDEX": "1", "TUNELINE_RENDEZVOUS": "job-0.service:29400"}
     assert Node.of(two, told) == Node(1, 2, 4, "job-0.service:29400")
-    for wrong in (
-        {},
-        {**told, "JOB_COMPLETION_INDEX": "2"},
-        {**told, "TUNELINE_RENDEZVOUS": "job"},
-    ):
+    wrongs = ({"JOB_COMPLETION_INDEX": "2"}, {"TUNELINE_RENDEZVOUS": "job"})
+    for wrong in ({}, *({**told, **wrong} for wrong in wrongs)):
         with pytest.raises(UserError, match=r"pods\.nodes is 2: start this command on each node"):
             Node.of(two, wrong)
     assert must_launch(two, {})
@@ -115,51 +111,42 @@ def test_every_item_is_shared_out_once_and_all_compute_equally_often():
     assert ALONE.share("ab") == [("a", True), ("b", True)]
 
 
-def test_one_process_agrees_with_itself():
+def test_what_processes_ask_of_each_other(monkeypatch):
     assert ALONE.sum([1.5, 2.0]) == [1.5, 2.0]
     assert ALONE.follow([True, False]) == [True, False]
     assert ALONE.agree("anything", 3) == 3
     assert ALONE.largest(5) == 5
-
-
-def test_processes_that_differ_are_told(monkeypatch):
     monkeypatch.setattr(ProcessGroup, "gather", lambda self, value: [6, None])
     with pytest.raises(RetryableError, match="process 0: 6, process 1: None"):
         ProcessGroup(0, 2).agree("the checkpoint that they found", 6)
-
-
-def test_a_lost_connection_is_retryable_and_other_errors_are_not():
+    # A lost connection is worth another try, other errors are not.
     with pytest.raises(RetryableError, match="training resumes"), lost_processes_are_retryable():
         raise RuntimeError("[pair.cc:537] Read error [127.0.0.1]:9: Connection reset by peer.")
     with pytest.raises(RuntimeError, match="shapes"), lost_processes_are_retryable():
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
 
-def ended(words: Path, **ends):
-    """What torchrun tells of processes: exit codes by rank, with the last words of some."""
-    words.mkdir(exist_ok=True)
+LOST, STOPPED = (75, "retryable: lost process 1"), (-signal.SIGTERM, "")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind", "said"),
+    [
+        (LOST, (-signal.SIGKILL, ""), RetryableError, "process 1 was killed by signal 9"),
+        (LOST, (2, "user_error: no such base"), UserError, "no such base"),
+        (STOPPED, (1, ""), TunelineError, "process 1 failed: it ended with exit code 1"),
+        (LOST, STOPPED, RetryableError, "lost process 1"),
+    ],
+)
+def test_the_process_that_failed_by_itself_is_named(tmp_path, first, second, kind, said):
     failures = {}
-    for name, (code, message) in ends.items():
-        rank = int(name.removeprefix("rank"))
+    for rank, (code, message) in enumerate((first, second)):
         if message:
-            last_words(words, rank).write_text(message)
+            last_words(tmp_path, rank).write_text(message)
         failures[rank] = SimpleNamespace(exitcode=code, local_rank=rank)
-    return _reason(SimpleNamespace(failures=failures), words, words)
-
-
-def test_the_process_that_failed_by_itself_is_named(tmp_path):
-    lost = (75, "retryable: lost process 1")
-    error = ended(tmp_path / "a", rank0=lost, rank1=(-signal.SIGKILL, ""))
-    assert isinstance(error, RetryableError)
-    assert "process 1 was killed by signal 9" in str(error)
-    error = ended(tmp_path / "b", rank0=lost, rank1=(2, "user_error: no such base"))
-    assert isinstance(error, UserError)
-    assert str(error) == "no such base"
-    error = ended(tmp_path / "c", rank0=(-signal.SIGTERM, ""), rank1=(1, ""))
-    assert type(error) is TunelineError
-    assert "process 1 failed: it ended with exit code 1" in str(error)
-    error = ended(tmp_path / "d", rank0=lost, rank1=(-signal.SIGTERM, ""))
-    assert str(error) == "lost process 1"
+    error = _reason(SimpleNamespace(failures=failures), tmp_path, tmp_path)
+    assert type(error) is kind
+    assert said in str(error)
 
 
 def test_a_base_is_sharded_when_asked_or_when_it_would_fill_a_gpu(tiny_base):

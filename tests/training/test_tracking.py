@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from mlflow.tracking import MlflowClient
 from tests.lab.forked import start_training
 from tests.lab.mlflow_server import MlflowServer
 from tests.lab.runs import broken, value
@@ -13,14 +14,13 @@ from tests.lab.waiting import wait_for
 from tests.lab.wandb_server import KEY, WandbServer
 
 from tuneline.artifacts.training import TRAINED, TrackedRun, latest_runs, unsynced
-from tuneline.config import PipelineConfig
+from tuneline.config import validate_config
 from tuneline.errors import UserError
-from tuneline.evidence import Verdict
 from tuneline.serving.processes import free_port
 from tuneline.training import loss_monitoring, sync_tracking
 from tuneline.training.tracking.local_mlflow import database_uri, note_server, running_server
 from tuneline.training.tracking.mlflow_run import Place, Sender, find_place, open_mlflow
-from tuneline.training.tracking.runs import Description, without_password, without_path
+from tuneline.training.tracking.runs import Description, without_path
 from tuneline.training.tracking.wandb_run import open_wandb
 
 SHORT = {"max_steps": 6, "evaluations": 2}
@@ -148,11 +148,6 @@ def steps_of(rows, metric):
     return [row["_step"] for row in rows if metric in row]
 
 
-def logged(run, key):
-    history = run.history
-    return [(entry["step"], entry[key]) for entry in history if key in entry]
-
-
 def test_an_offline_run_is_synced_when_a_key_is_there(lab, mlflow, wandb_server, monkeypatch):
     run = lab(tracking=["mlflow", "wandb"], **SHORT)
     run.train()
@@ -170,16 +165,14 @@ def test_an_offline_run_is_synced_when_a_key_is_there(lab, mlflow, wandb_server,
     assert "nothing was sent (WANDB_API_KEY is not set)" in record.summary
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     record = run.execute("sync_tracking", sync_tracking.run)
-    rows = wandb_server.rows[found["wandb"].run_id]
+    run_id = found["wandb"].run_id
+    rows = wandb_server.rows[run_id]
     losses = mlflow.client().get_metric_history(found["mlflow"].run_id, "train/loss")
-    assert [(m.step, m.value) for m in losses] == [
-        (row["_step"], row["train/loss"]) for row in rows if "train/loss" in row
-    ]
+    sent = [(row["_step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert sent == [(m.step, m.value) for m in losses]
     assert steps_of(rows, "eval/loss") == [0, 3, 6]
-    assert json.loads(wandb_server.runs[found["wandb"].run_id]["config"])["effective_batch"] == {
-        "value": 8
-    }
-    page = f"{wandb_server.url}/us/tuneline/runs/{found['wandb'].run_id}"
+    assert json.loads(wandb_server.runs[run_id]["config"])["effective_batch"] == {"value": 8}
+    page = f"{wandb_server.url}/us/tuneline/runs/{run_id}"
     assert record.summary == f"Weights & Biases: synced to {page}"
     assert unsynced(run.run) == []
     assert_nothing_private(run, wandb_server)
@@ -189,8 +182,7 @@ def assert_nothing_private(run, server):
     """No path, host name or key in anything that was sent."""
     everything = b"\n".join(server.said)
     # The name as a value, since a short one may be a part of other words.
-    host = json.dumps(os.uname().nodename)
-    for private in (str(run.root), str(run.base), KEY, host):
+    for private in (str(run.root), str(run.base), KEY, json.dumps(os.uname().nodename)):
         assert private.encode() not in everything
 
 
@@ -200,9 +192,8 @@ def test_a_run_is_online_with_a_key(lab, wandb_server, monkeypatch):
     run.train()
     found = tracked(run)["wandb"]
     rows = wandb_server.rows[found.run_id]
-    assert [(row["_step"], row["train/loss"]) for row in rows if "train/loss" in row] == logged(
-        run, "loss"
-    )
+    losses = [(row["_step"], row["train/loss"]) for row in rows if "train/loss" in row]
+    assert losses == [(e["step"], e["loss"]) for e in run.history if "loss" in e]
     for metric in ("train/learning_rate", "train/grad_norm", "train/memory_gib"):
         assert steps_of(rows, metric) == [1, 2, 3, 4, 5, 6]
     assert steps_of(rows, "eval/loss") == [0, 3, 6]
@@ -250,17 +241,6 @@ def test_a_run_that_breaks_on_the_way_stops_no_training_and_is_counted(wandb_alo
     assert closed.can_be_synced
     assert len(said) == 1
     assert "Weights & Biases is lost" in said[0]
-
-
-def test_an_untracked_training_warns(lab):
-    run = lab(tracking=[], **SHORT)
-    run.train()
-    assert run.trained["tracking"] == []
-    evidence = run.execute("loss_monitoring", loss_monitoring.run)
-    assert value(evidence, "live_tracking") == "none"
-    assert "live_tracking" in broken(evidence)
-    assert "no one could watch it live" in evidence.summary
-    assert evidence.verdict == Verdict.WARN
 
 
 def test_a_server_out_of_reach_stops_no_training_and_gets_the_curve_later(
@@ -344,8 +324,6 @@ def test_a_finished_training_is_not_logged_over(mlflow):
 
 
 def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypatch):
-    from mlflow.tracking import MlflowClient
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("TUNELINE_HOME", str(tmp_path))
     assert find_place().uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
@@ -361,7 +339,8 @@ def test_without_a_server_the_file_of_the_stack_takes_the_run(tmp_path, monkeypa
     assert (metric.step, metric.value) == (1, 2.0)
 
 
-def test_a_training_started_by_hand_finds_the_server_of_the_stack(server, tmp_path, monkeypatch):
+def test_where_a_training_finds_its_server(server, tmp_path, monkeypatch):
+    # One that was started by hand finds that of the stack.
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("TUNELINE_HOME", str(server.layout.home))
     assert find_place() == Place(server.url, server.url)
@@ -369,56 +348,45 @@ def test_a_training_started_by_hand_finds_the_server_of_the_stack(server, tmp_pa
     dead.mkdir()
     note_server(dead, f"http://127.0.0.1:{free_port()}")
     assert running_server(dead) is None
-
-
-def test_a_pod_that_no_secret_tells_of_a_server_says_which_variable_is_missing(
-    tmp_path, monkeypatch
-):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("tuneline.machine.checkout.project_root", lambda: tmp_path)
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is not set"):
-        find_place()
-
-
-def test_pages_of_a_server_behind_another_name(monkeypatch):
+    # A pod that no secret tells of a server says which variable is missing.
+    with monkeypatch.context() as patch:
+        patch.delenv("TUNELINE_HOME")
+        patch.setattr("tuneline.machine.checkout.project_root", lambda: tmp_path)
+        with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is not set"):
+            find_place()
+    # Pages have no password, and may be those of another name.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@tracking:5000")
     assert find_place().pages == "http://tracking:5000"
     monkeypatch.setenv("TUNELINE_TRACKING_URL", "http://localhost:5000/")
     assert find_place().pages == "http://localhost:5000/"
 
 
+def test_paths_of_this_machine_are_not_told():
+    told = {
+        "/home/me/models/base": "base",
+        "file:///home/me/base/": "base",
+        "~/base": "base",
+        "hf://org/name@v1": "hf://org/name@v1",
+    }
+    assert {given: without_path(given) for given in told} == told
+    assert (without_path(["q_proj"]), without_path(8)) == (["q_proj"], 8)
+
+
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("run", "synced"),
     [
-        ("/home/me/models/base", "base"),
-        ("file:///home/me/base/", "base"),
-        ("~/base", "base"),
-        ("hf://org/name@v1", "hf://org/name@v1"),
-        (["q_proj"], ["q_proj"]),
-        (8, 8),
+        (TrackedRun("mlflow", "online", "1"), False),
+        (TrackedRun("mlflow", "offline", "1"), False),
+        (TrackedRun("mlflow", "online", "1", missed=3), True),
+        (TrackedRun("mlflow", "unreachable"), True),
+        (TrackedRun("wandb", "offline", "1", directory="wandb/x"), True),
     ],
 )
-def test_paths_of_this_machine_are_not_told(given, told):
-    assert without_path(given) == told
-
-
-def test_passwords_are_left_out_of_links():
-    assert without_password("https://me:secret@host:1/x") == "https://host:1/x"
-    assert without_password("http://host:1") == "http://host:1"
+def test_only_what_holds_something_back_is_synced(run, synced):
+    assert run.can_be_synced is synced
 
 
 def test_each_tracker_is_named_once():
-    from tuneline.config import validate_config
-
     settings = {"data": {"source": "x"}, "training": {"tracking": ["mlflow", "mlflow"]}}
     with pytest.raises(UserError, match="name each tracker once"):
         validate_config(settings, "here")
-    assert PipelineConfig.model_validate({"data": {"source": "x"}}).training.tracking == ["mlflow"]
-
-
-def test_only_what_holds_something_back_is_synced():
-    assert not TrackedRun("mlflow", "online", "1").can_be_synced
-    assert not TrackedRun("mlflow", "offline", "1").can_be_synced
-    assert TrackedRun("mlflow", "online", "1", missed=3).can_be_synced
-    assert TrackedRun("mlflow", "unreachable").can_be_synced
-    assert TrackedRun("wandb", "offline", "1", directory="wandb/x").can_be_synced

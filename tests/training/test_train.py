@@ -38,9 +38,6 @@ def test_the_best_adapter_is_kept_and_everything_noted(trained):
     assert run["tokens"] == history[-2]["tokens"] > 0
     assert run["tracking"] == []
     assert not list(trained.run.store.keys(trained.run.key("work")))
-
-
-def test_the_adapter_names_its_base_and_no_model_card(trained):
     settings = trained.document("train", "adapter/adapter_config.json")
     assert settings["base_model_name_or_path"] == trained.run.config.base_model
     assert (settings["r"], settings["lora_alpha"]) == (4, 8)
@@ -58,10 +55,15 @@ def test_training_again_gives_the_same_adapter(lab, trained):
 def test_bf16_arithmetic_follows_the_same_curve(lab, trained):
     run = lab(epochs=4, precision="bf16")
     run.train(precision="bf16")
-    losses = run.validation_losses
-    whole = trained.validation_losses
+    losses, whole = run.validation_losses, trained.validation_losses
     assert losses == pytest.approx(whole, rel=0.03)
     assert losses != whole
+
+
+def test_qlora_trains_on_a_4bit_base(lab):
+    run = lab(qlora=True, epochs=2)
+    run.train()
+    assert run.validation_losses[-1] < run.validation_losses[0]
 
 
 def test_a_diverging_learning_rate_is_stopped_and_fails(lab, learned_base):
@@ -88,72 +90,62 @@ def test_the_same_base_at_a_sane_rate_is_not_stopped(lab, learned_base):
     assert broken(evidence) == {"live_tracking"}
 
 
-def test_a_dataset_that_is_learned_by_heart_stops_early_and_warns(lab):
-    # Eight rows and a high rate: the validation loss turns while the training loss falls.
-    run = lab(
-        epochs=100,
-        effective_batch=4,
-        learning_rate=0.03,
-        evaluations=20,
-        r=32,
-        overfit_ratio=1.05,
-    )
-    run.leave_rows(*make_rows(train=8, validation=12))
-    run.train()
-    document = run.trained
-    assert document["stopped"]["rule"] == "overfit"
-    assert document["steps"] < document["steps_planned"]
-    assert run.document("train", "checkpoints.json")["best_step"] < document["steps"]
-    evidence = run.execute("loss_monitoring", loss_monitoring.run)
-    assert evidence.verdict == Verdict.WARN
-    assert "last_over_best_validation_loss" in broken(evidence)
+# Eight rows and a high rate: the validation loss turns while the training loss falls.
+BY_HEART = {"epochs": 100, "effective_batch": 4, "learning_rate": 0.03, "evaluations": 20}
+# The base knows the task already, and the rate is too low to move anything.
+NO_GAIN = {"learning_rate": 1e-6, "epochs": 8, "evaluations": 8}
 
 
-def test_a_training_that_gains_nothing_stops_early_and_warns(lab, learned_base):
-    # The base knows the task already, and the rate is too low to move anything.
-    run = lab(base=learned_base, learning_rate=1e-6, epochs=8, evaluations=8)
+@pytest.mark.parametrize(
+    ("settings", "rule", "name"),
+    [
+        ({**BY_HEART, "r": 32, "overfit_ratio": 1.05}, "overfit", "last_over_best_validation_loss"),
+        (NO_GAIN, "plateau", "passes_without_gain"),
+    ],
+)
+def test_a_training_that_gains_nothing_more_stops_early_and_warns(
+    lab, learned_base, settings, rule, name
+):
+    if rule == "overfit":
+        run = lab(**settings)
+        run.leave_rows(*make_rows(train=8, validation=12))
+    else:
+        run = lab(base=learned_base, **settings)
     run.train()
     document = run.trained
-    assert document["stopped"]["rule"] == "plateau"
+    assert document["stopped"]["rule"] == rule
     assert document["steps"] < document["steps_planned"]
     checkpoints = run.document("train", "checkpoints.json")
     losses = {e["step"]: e["eval_loss"] for e in checkpoints["evaluations"]}
     assert checkpoints["best_step"] == min(losses, key=losses.get)
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert evidence.verdict in (Verdict.WARN, Verdict.FAIL)
-    assert "passes_without_gain" in broken(evidence)
-    assert "has not fallen in 3 passes" in evidence.summary
-
-
-def test_qlora_trains_on_a_4bit_base(lab):
-    run = lab(qlora=True, epochs=2)
-    run.train()
-    losses = run.validation_losses
-    assert losses[-1] < losses[0]
+    assert name in broken(evidence)
+    assert "stopped early" in evidence.summary
 
 
 def test_a_killed_training_resumes_and_ends_the_same(lab, tmp_path):
-    settings = {"epochs": 20, "evaluations": 12, "dropout": 0.1}
+    """From a checkpoint of the clock first, then from any newer one."""
+    settings = {"epochs": 20, "evaluations": 3, "dropout": 0.1, "checkpoint_minutes": 0.004}
     run = lab(name="killed", **settings)
     run.prepare()
-    kills = 0
-    pointer = run.run.key("work", "train", "latest.json")
-    for wanted in (1, 2):
+    pointer, newest = run.run.key("work", "train", "latest.json"), 0
+    for passes in ((30, 60, 90), ()):
         process = start_training(run.run.uri, tmp_path / "log")
-        steps = set()
-        while process.is_alive() and len(steps) < wanted:
-            if run.run.store.exists(pointer):
-                steps.add(json.loads(run.run.store.get_bytes(pointer))["step"])
+        before = newest
+        while newest == before or newest in passes:
+            assert process.is_alive()
             time.sleep(0.01)
-        if process.is_alive():
-            process.kill()
-            kills += 1
+            if run.run.store.exists(pointer):
+                newest = json.loads(run.run.store.get_bytes(pointer))["step"]
+        process.kill()
         process.join()
-    assert kills == 2
     run.resume()
     document = run.trained
-    assert document["resumed_from"] > 0
+    assert newest <= document["resumed_from"] < 90
     assert document["steps"] == document["steps_planned"] == 90
+    evaluations = run.document("train", "checkpoints.json")["evaluations"]
+    assert [e["step"] for e in evaluations] == [0, 30, 60, 90]
 
     whole = lab(name="whole", **settings)
     whole.train()

@@ -1,14 +1,13 @@
 """Read an answer: its JSON, its tool calls, the number that it ends in, its words.
 
-An answer arrives as plain text. Tool calls are written as the template of the model writes them:
-JSON objects with `name` and `arguments` (ChatML, Qwen, Mistral) or `parameters` (Llama 3), alone,
-in a list, in tags, or in the form of the API of OpenAI (`function`, `tool_calls`, arguments as
-text).
+Tool calls are written as the template of the model writes them: JSON objects with `name` and
+`arguments` (ChatML, Qwen, Mistral) or `parameters` (Llama 3), alone, in a list, in tags, or in the
+form of the API of OpenAI (`function`, `tool_calls`, arguments as text).
 
 chrF is the F-score of character n-grams up to 6 with a recall weight of 2 (Popović, 2015), as
 sacrebleu computes it for one sentence. ROUGE-L is the F-measure of the longest common subsequence
-of words (Lin, 2004). The subsequence is rapidfuzz's; the words are split here, since the packages
-for ROUGE drop every letter outside of a to z, and with it all that is written in other scripts.
+of words (Lin, 2004): the subsequence is rapidfuzz's; words are split here, since the packages for
+ROUGE drop every letter outside of a to z.
 """
 
 from __future__ import annotations
@@ -50,11 +49,8 @@ def canonical(value: Any) -> str:
 def structure_of(text: str, label_field: str | None) -> str:
     """Return the parsed structure of an answer: its keys, and each value that is not free text.
 
-    Strings other than the label are prose, of which only the presence counts. An answer that
-    is not a JSON object is its own structure.
-
-    Args:
-        label_field: the field that holds the class; None without a class.
+    Strings other than the label are prose, of which only the presence counts. An answer that is not
+    a JSON object is its own structure.
     """
     parsed = answer_object(text)
     if parsed is None:
@@ -168,11 +164,7 @@ def states_number(text: str) -> bool:
 
 
 def same_number(answer: str, expected: str, tolerance: float) -> bool:
-    """Return True if two answers end in the same number.
-
-    Args:
-        tolerance: the largest difference, relative to the expected number.
-    """
+    """Return True if two answers end in the same number, within a relative tolerance."""
     got, want = final_number(answer), final_number(expected)
     if got is None or want is None:
         return False

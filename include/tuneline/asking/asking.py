@@ -4,12 +4,11 @@ A model is bytes that an engine here serves, or an endpoint that runs already. B
 through an `EngineClient`, so that whoever asks need not know which it is.
 
 A request is known by its key: a hash of all that decides its answer (the bytes of the model, the
-version and sizes of the engine, the messages, the token limit). What has been answered before under
-the same key is not asked again. Answers are kept in a file that only grows. Each is appended as
-soon as it is there, in one write that ends with a line break. A process that is killed therefore
-loses the requests that were under way and no answer before them. What is not a whole line (the last
-one of a process that died while it wrote, or of a full disk) counts as not there. Several processes
-may append to one file.
+version and sizes of the engine, the messages, the token limit). What has been answered under the
+same key is not asked again. Answers are appended to a file as soon as they are there, each in one
+write that ends with a line break, so a killed process loses the requests that were under way and no
+answer before them. What is not a whole line counts as not there. Several processes may append to
+one file.
 """
 
 from __future__ import annotations
@@ -20,11 +19,10 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from tuneline.asking.models import (
@@ -106,12 +104,7 @@ class KeptAnswers(Mapping[str, Any]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -127,16 +120,12 @@ def _answer(line: bytes) -> tuple[str, str | float] | None:
 
 
 def _forget_unused(folder: Path) -> None:
-    if not folder.is_dir():
-        return
     oldest = time.time() - KEPT_SECONDS
     for path in folder.glob("*.json*"):
-        try:
+        # Another process may be faster.
+        with suppress(FileNotFoundError):
             if path.stat().st_mtime < oldest:
                 path.unlink()
-        except FileNotFoundError:
-            # Another process was faster.
-            continue
 
 
 _ENDPOINT = re.compile(r"(?P<url>https?://[^#]+?)/?(?:/v1/?)?(?:#(?P<model>.+))?$")
@@ -179,8 +168,7 @@ class LocalModel:
         """Start the engine.
 
         Raises:
-            UserError: if it can't be started here.
-            TunelineError: if it does not answer.
+            TunelineError: if it can't be started here, or does not answer.
         """
         with (
             server_of(self.model, self.deployment, threads=scoring_threads()) as server,
@@ -196,7 +184,6 @@ class Endpoint:
     Attributes:
         url: `http://host:port`, without `/v1`.
         model: the model id that requests ask for.
-        api_key: its key; None for an endpoint that asks for none.
         parallel: requests that are sent at once.
     """
 
@@ -215,14 +202,10 @@ class Endpoint:
 
 
 def endpoint_of(address: str, api_key_env: str | None, parallel: int) -> Endpoint:
-    """Return the endpoint that an address names.
-
-    Args:
-        address: `https://host/v1#MODEL_ID`.
-        api_key_env: environment variable with its key; None for an endpoint that asks for none.
+    """Return the endpoint that an address, `https://host/v1#MODEL_ID`, names.
 
     Raises:
-        UserError: if the address names no model, or the variable is not set.
+        UserError: if the address names no model, or the variable of its key is not set.
     """
     found = _ENDPOINT.match(address)
     if found is None or not found["model"]:
@@ -247,10 +230,7 @@ Send = Callable[[EngineClient, list[int], int, Callable[[int, str], None]], obje
 
 @dataclass(frozen=True)
 class BothAnswers:
-    """The answers of both models to the same prompts, in their order.
-
-    `base_cached` is True if those of the base came from the cache.
-    """
+    """The answers of both models to the same prompts; `base_cached`: without asking the base."""
 
     base: list[str]
     tuned: list[str]
@@ -272,7 +252,6 @@ def ask(
     what is missing.
 
     Args:
-        prompts: the messages of each request.
         limits: the largest number of tokens of each answer.
         known: answers that the model gave elsewhere, by the key of the request.
     """
@@ -289,7 +268,7 @@ def ask_kept(
     limits: Sequence[int],
     what: str,
 ) -> tuple[list[str], bool]:
-    """Ask a model what no run has asked it before; see `ask` for the arguments.
+    """Ask a model what no run has asked it before; see `ask`.
 
     Returns:
         The answers in order, and True if all came from the cache.
@@ -345,11 +324,11 @@ def collect(
 ) -> tuple[list[str], bool]:
     """Ask a model what it has not been asked, and keep each answer as soon as it is there.
 
+    Equal requests are sent once.
+
     Args:
-        prompts: the messages of each request; equal requests are sent once.
         limits: the largest number of tokens of each answer.
         known: more answers of the model, by the key of the request.
-        progress: iterates over the batches of requests and shows it.
 
     Returns:
         The answers in order, and True if none had to be asked for.
@@ -380,10 +359,9 @@ def continue_tokens(
     *,
     shared: bool = False,
 ) -> tuple[list[str], bool]:
-    """Let a model go on from token ids, greedily.
+    """Let a model go on from token ids of any part of a rendered row, greedily.
 
     Args:
-        prompts: the token ids of each request, of any part of a rendered row.
         limits: the largest number of tokens of each continuation.
         shared: True to keep the texts, and to take those that any run has kept. Those of a
             candidate are not kept: they may hold what nobody should keep.
@@ -427,7 +405,6 @@ def losses(
     """Measure a model's loss on given tokens of each sequence, on the engine that ships.
 
     Args:
-        sequences: token ids of rows.
         scored: for each token of each sequence, whether it counts.
         shared: True to keep the losses, and to take those that any run has kept.
 

@@ -80,8 +80,7 @@ def differences(target: str, machine: Machine, *, on_gpu: bool) -> list[str]:
 
     Args:
         target: `deployment.target_hardware`, in the form above.
-        on_gpu: True if the engine used the GPU; a CPU engine beside an idle GPU measures the
-            CPU.
+        on_gpu: True if the engine used the GPU; a CPU engine next to an idle GPU measures the CPU.
     """
     words = _words(target)
     if words[-1:] == ["cpu"]:

@@ -84,9 +84,9 @@ def drive(
 ) -> tuple[list[Timing], float]:
     """Send streamed chat requests, `concurrency` of them at any time (a closed loop).
 
+    A request fails after the client's timeout.
+
     Args:
-        client: a client of the server; a request fails after the client's timeout.
-        prompts: the messages of each request.
         max_tokens: tokens of every answer or of each, wherever the model would end it.
         give_up: failures in a row after which no further request is sent; None sends all.
 
@@ -108,13 +108,10 @@ def drive_open(
     arrivals: Sequence[float],
     max_tokens: int | Sequence[int],
 ) -> tuple[list[Timing], float]:
-    """Send each streamed chat request at its own time (an open loop).
+    """Send each streamed chat request at its own time (an open loop); see `drive`.
 
     Args:
-        client: a client of the server; a request fails after the client's timeout.
-        prompts: the messages of each request.
         arrivals: when each is sent, in seconds after the start.
-        max_tokens: tokens of every answer or of each, wherever the model would end it.
 
     Returns:
         A timing for each request, in the order of the prompts, and the time from the start to the
@@ -127,15 +124,8 @@ def drive_open(
     timings = []
     for exchange, planned, wanted in zip(exchanges, arrivals, tokens, strict=True):
         timing, late = _timing(client, exchange, wanted), exchange.sent - start - planned
-        timings.append(
-            replace(
-                timing,
-                ttft=timing.ttft + late,
-                total=timing.total + late,
-                arrived=planned,
-                late=late,
-            )
-        )
+        first, total = timing.ttft + late, timing.total + late
+        timings.append(replace(timing, ttft=first, total=total, arrived=planned, late=late))
     return timings, seconds
 
 
@@ -154,10 +144,7 @@ def _requests(
 
 
 async def _drive(
-    client: EngineClient,
-    requests: Sequence[bytes],
-    concurrency: int,
-    give_up: int | None,
+    client: EngineClient, requests: Sequence[bytes], concurrency: int, give_up: int | None
 ) -> tuple[list[Exchange], float]:
     waiting = list(enumerate(requests))[::-1]
     exchanges: dict[int, Exchange] = {}
@@ -222,10 +209,8 @@ def _timing(client: EngineClient, exchange: Exchange, tokens: int) -> Timing:
 def timing_of(result: ChatResult, tokens: int) -> Timing:
     """Return the timing of a streamed answer.
 
-    Args:
-        tokens: the number of tokens that it must have. An answer with fewer, or without a
-            count, has failed: it was cut by the context, or by a server that does not know
-            `ignore_eos`.
+    An answer with fewer than `tokens` tokens, or without a count, has failed: it was cut by the
+    context, or by a server that does not know `ignore_eos`.
     """
     made = result.usage.completion_tokens
     if not made:

@@ -75,11 +75,7 @@ def hashed_adapter(path: Path) -> ServedAdapter:
 
 
 def keep_apart(ctx: StepContext, engine: Engine, variant: str, model: ServedModel) -> Apart:
-    """Keep a variant of the base in the store, and describe it and the adapter on it.
-
-    Args:
-        model: its bytes and the adapter.
-    """
+    """Keep a variant of the base in the store, and describe it and the adapter on it."""
     assert model.adapter is not None
     base = base_of(ctx)
     form = own_files(ctx, base)
@@ -157,13 +153,7 @@ QUIET_CORES = 0.5
 
 @dataclass(frozen=True)
 class Candidate:
-    """The model that ships if it passes.
-
-    Attributes:
-        model: its bytes.
-        variant: the quantisation that was chosen.
-        judged_on: ids of the rows that the choice was made on.
-    """
+    """The model that ships if it passes, and the ids of the rows that its variant was chosen on."""
 
     model: ServedModel
     variant: str
@@ -319,12 +309,8 @@ def request_for(
 ) -> ServeRequest:
     """Return a request to serve a model with the limits of the deployment.
 
-    Args:
-        model: what the engine loads; with an adapter clients are answered with it.
-        deployment: the section of the configuration that gives slots and context.
-        threads: number of threads; None takes that of serving.
-        parallel: number of slots; None takes the deployment's.
-        port: port to listen on; 0 takes a free one.
+    With an adapter clients are answered with it. `threads` and `parallel` default to those of
+    serving; port 0 takes a free one.
     """
     adapter = model.adapter
     return ServeRequest(

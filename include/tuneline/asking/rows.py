@@ -25,13 +25,9 @@ def dataset_rows(ctx: StepContext) -> list[Row]:
 
 
 def validation_rows(ctx: StepContext, count: int | None = None, *, need: int = 1) -> list[Row]:
-    """Draw rows of the validation split evenly over their labels; see `spread`.
+    """Draw at most `count` rows of the validation split evenly over their labels; see `spread`.
 
     Every step of a run that draws as many rows gets the same ones.
-
-    Args:
-        count: the largest number of rows; None for all of them.
-        need: the smallest number of rows that the step can work with.
 
     Raises:
         UserError: if the dataset has fewer validation rows than needed.

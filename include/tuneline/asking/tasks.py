@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tuneline.statistics import Statistic
+
 Metric = Literal["json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"]
 # Far below any rounding that an answer states on purpose, far above that of a float.
 TOLERANCE = 1e-4
@@ -72,13 +74,12 @@ class Task:
     """The rule by which an answer is scored.
 
     Attributes:
-        metric: `json_field` compares one field of a JSON answer, `exact` the whole answer,
-            `number` the number that it ends in, `tool_calls` names and arguments; `chrf` and
-            `rouge_l` say how alike two texts are. `macro_f1` compares labels as the first two do
-            and counts every label alike.
+        metric: `json_field` compares one field of a JSON answer, `exact` the whole answer, `number`
+            the number that it ends in, `tool_calls` names and arguments; `chrf` and `rouge_l` say
+            how alike two texts are. `macro_f1` compares labels as the first two do and counts every
+            label alike.
         field: the field that holds the label; empty if the whole answer is the label.
         tolerance: the largest relative difference of `number`.
-        why: why this metric was chosen.
         labels: all labels as they are expected, where there are few.
     """
 
@@ -108,11 +109,7 @@ class Task:
         return self.metric in ("json_field", "macro_f1") or bool(self.labels)
 
     def score(self, answer: str, expected: str, *, anywhere: bool = False) -> float:
-        """Score an answer from 0 to 1.
-
-        Args:
-            anywhere: True to find the answer in prose or in a code fence too.
-        """
+        """Score an answer from 0 to 1; `anywhere`: also where it stands in prose or a fence."""
         if self.graded:
             compare = chrf if self.metric == "chrf" else rouge_l
             strict = compare(answer, expected)
@@ -128,11 +125,7 @@ class Task:
         return self.score(answer, expected, anywhere=True) == 1.0
 
     def label(self, answer: str, *, anywhere: bool = False) -> str | None:
-        """Return the label that an answer names, None if it names none.
-
-        Args:
-            anywhere: True to find the label in prose too.
-        """
+        """Return the label that an answer names, None for none; `anywhere`: in prose too."""
         if self.field:
             value = find_object(answer) if anywhere else answer_object(answer)
             if value is None or self.field not in value:
@@ -206,13 +199,10 @@ def choose_task(
 ) -> Task:
     """Choose the metric by the configuration and the expected answers.
 
-    `auto` takes, in this order: the label field, if every expected answer is JSON that has it;
-    tool calls, if half of the answers make some; numbers, if every answer is one or names one
-    behind `####`; equality, for answers that repeat or are short, and for JSON; chrF for the rest,
-    which is free text.
-
-    Args:
-        field: the label field of a JSON answer.
+    `auto` takes, in this order: the label field, if every expected answer is JSON that has it; tool
+    calls, if half of the answers make some; numbers, if every answer is one or names one behind
+    `####`; equality, for answers that repeat or are short, and for JSON; chrF for the rest, which
+    is free text.
 
     Raises:
         UserError: if the expected answers do not have what the configured metric compares.
@@ -324,27 +314,12 @@ class Judged:
 
     @property
     def macro_f1(self) -> Interval:
-        """The mean of the F1 of every expected label, with its 95 % interval.
-
-        The interval is no narrower than that of the share of right labels: rows that are all right
-        have no spread to draw from.
-        """
-        value = self._f1(_ones(len(self.scores)))
-        lower, upper, error = bootstrap_limits(len(self.scores), self._f1)
-        accuracy = share(self.right)
-        return Interval(
-            float(value[0]),
-            max(0.0, min(lower, value[0] - (accuracy.value - accuracy.lower))),
-            min(1.0, max(upper, value[0] + (accuracy.upper - accuracy.value))),
-            max(error, accuracy.error),
-        )
+        """The mean of the F1 of every expected label, with its 95 % interval."""
+        rows = len(self.scores)
+        return _widened(float(self._f1(_ones(rows))[0]), rows, self._f1, share(self.right), 0.0)
 
     def rows(self, keep: Sequence[bool]) -> Judged:
-        """Return the judgement of some rows alone.
-
-        Args:
-            keep: whether to keep each row.
-        """
+        """Return the judgement of the rows to keep alone."""
         return Judged(
             self.task,
             tuple(s for s, kept in zip(self.scores, keep, strict=True) if kept),
@@ -359,15 +334,10 @@ class Judged:
 def judge(
     task: Task, answers: Sequence[str], expected: Sequence[str], *, anywhere: bool = False
 ) -> Judged:
-    """Judge the answers of a model.
-
-    Args:
-        answers: an answer for each row.
-        expected: the expected answer of each row.
-        anywhere: True to find answers in prose too.
+    """Judge the answers of a model; `anywhere`: those in prose too.
 
     Raises:
-        ValueError: if there are not as many of both.
+        ValueError: if there are not as many answers as expected ones.
     """
     pairs = list(zip(answers, expected, strict=True))
     scores = tuple(task.score(got, want, anywhere=anywhere) for got, want in pairs)
@@ -398,31 +368,33 @@ def compare(first: Judged, second: Judged) -> Paired:
 
 
 def f1_difference(first: Judged, second: Judged) -> Interval:
-    """Return the macro-F1 of the second model minus that of the first, with its 95 % interval.
-
-    The interval is no narrower than that of the difference of the shares of right labels.
-    """
+    """Return the macro-F1 of the second model minus that of the first, with its 95 % interval."""
 
     def statistic(weights: Any) -> NDArray[np.float64]:
         return second._f1(weights) - first._f1(weights)
 
-    value = float(statistic(_ones(len(first.scores)))[0])
-    lower, upper, error = bootstrap_limits(len(first.scores), statistic)
-    accuracy = paired(first.right, second.right).difference
+    rows, accuracy = len(first.scores), paired(first.right, second.right).difference
+    return _widened(float(statistic(_ones(rows))[0]), rows, statistic, accuracy, -1.0)
+
+
+def _widened(
+    value: float, rows: int, statistic: Statistic, accuracy: Interval, least: float
+) -> Interval:
+    """Return the bootstrap interval of a value, no narrower than that of the right labels.
+
+    Rows that are all right have no spread to draw from.
+    """
+    lower, upper, error = bootstrap_limits(rows, statistic)
     return Interval(
         value,
-        max(-1.0, min(lower, value - (accuracy.value - accuracy.lower))),
+        max(least, min(lower, value - (accuracy.value - accuracy.lower))),
         min(1.0, max(upper, value + (accuracy.upper - accuracy.value))),
         max(error, accuracy.error),
     )
 
 
 def not_worse(old: Judged, new: Judged, margin: float) -> NonInferiority:
-    """Compare a new model with an old one on the same rows, against a margin.
-
-    Args:
-        margin: how much lower the metric of the new model may be.
-    """
+    """Compare a new model with an old one on the same rows, against a margin of the metric."""
     if not old.task.graded and old.task.metric != "macro_f1":
         return non_inferiority(old.right, new.right, margin)
     found, rows = compare(old, new), len(old.scores)
@@ -444,8 +416,8 @@ def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
         rows: number of rows that it was measured on.
 
     Returns:
-        The number of rows, at least one more than there are; None if the difference is not above
-        the limit, so that no number of rows is expected to show it.
+        At least one more than there are; None if the difference is not above the limit, so that no
+        number of rows is expected to show it.
     """
     distance = difference.value - limit
     if distance <= 0:

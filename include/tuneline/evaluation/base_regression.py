@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tuneline.asking.general_questions import Question, load_suite, paragraphs
 from tuneline.asking.models import candidate
@@ -63,54 +62,33 @@ def above_chance(questions: Sequence[Question], right: Sequence[bool]) -> float:
     return (sum(right) - guessed) / len(questions)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """The replies of both models to as many questions as were asked.
-
-    Attributes:
-        tuned: replies of the tuned model.
-        why: why no more were asked; empty if all were.
-    """
-
-    base: list[Reply]
-    tuned: list[Reply]
-    why: str
-
-
 def ask_in_looks(
-    ctx: StepContext,
-    pair: Pair,
-    questions: Sequence[Question],
-    limits: Limits,
-    *,
-    failed: bool,
-) -> Asked:
+    ctx: StepContext, pair: Pair, questions: Sequence[Question], limits: Limits, *, failed: bool
+) -> tuple[list[Reply], list[Reply], str]:
     """Ask both models until more questions could not change the verdict, or none is left.
 
     Args:
         failed: True if the model fails whatever it answers.
+
+    Returns:
+        The replies of base and tuned model, and why no more were asked; empty if all were.
     """
     base: list[Reply] = []
     tuned: list[Reply] = []
     for size in plan_looks(len(questions), ctx.config.evaluation.regression_first_look):
         ctx.log(f"general questions {len(base) + 1} to {size} of {len(questions)}")
         of_base, of_tuned = pair.answer(questions[len(base) : size])
-        base += of_base
-        tuned += of_tuned
+        base, tuned = base + of_base, tuned + of_tuned
         flags = [r.right for r in base], [r.right for r in tuned]
         table = by_category(questions[:size], *flags)
         why = settled(paired(*flags), table, limits, failed=failed)
         if why and size < len(questions):
-            return Asked(base, tuned, why)
-    return Asked(base, tuned, "")
+            return base, tuned, why
+    return base, tuned, ""
 
 
 def settled(result: Paired, table: Sequence[CategoryRow], limits: Limits, *, failed: bool) -> str:
-    """Return why more questions are not needed; empty if they are.
-
-    Args:
-        failed: True if the model fails whatever it answers.
-    """
+    """Return why more questions are not needed; empty if they are."""
     if failed:
         return "the perplexity fails already"
     if fails_early(result, table, limits):
@@ -134,9 +112,7 @@ def summarise(
     """Say in one sentence whether general ability was kept, and what would have been seen.
 
     Args:
-        table: the categories, at least one.
-        base: share and interval of the base, as text.
-        tuned: share and interval of the candidate, as text.
+        base: share and interval of the base, as text; `tuned` that of the candidate.
         chosen: questions that were answered by the likelihood of their choices.
     """
     asked = sum(row.questions for row in table)
@@ -161,23 +137,6 @@ def summarise(
     )
 
 
-def _write_answers(
-    ctx: StepContext, questions: Sequence[Question], base: Sequence[Reply], tuned: Sequence[Reply]
-) -> None:
-    with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as out:
-        for question, of_base, of_tuned in zip(questions, base, tuned, strict=True):
-            entry = {
-                "id": question.id,
-                "category": question.category,
-                "prompt": question.prompt,
-                "base": of_base.text,
-                "base_right": of_base.right,
-                "tuned": of_tuned.text,
-                "tuned_right": of_tuned.right,
-            }
-            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-
 def run(ctx: StepContext) -> Evidence:
     """Ask both models the general questions and compare their answers."""
     settings = ctx.config.evaluation
@@ -187,12 +146,23 @@ def run(ctx: StepContext) -> Evidence:
     pair = Pair(ctx, chosen, origin)
     losses = pair.text_losses(paragraphs()[: settings.regression_texts])
     texts = compare_texts(losses, settings.max_perplexity_ratio)
-    replies = ask_in_looks(ctx, pair, questions, limits, failed=texts.failed)
-    asked = questions[: len(replies.base)]
-    base, tuned = [r.right for r in replies.base], [r.right for r in replies.tuned]
+    of_base, of_tuned, why = ask_in_looks(ctx, pair, questions, limits, failed=texts.failed)
+    asked = questions[: len(of_base)]
+    base, tuned = [r.right for r in of_base], [r.right for r in of_tuned]
     result, table = paired(base, tuned), by_category(asked, base, tuned)
     ctx.write_json("categories.json", [{**vars(r), "change": round(r.change, 4)} for r in table])
-    _write_answers(ctx, asked, replies.base, replies.tuned)
+    with (ctx.out / "answers.jsonl").open("w", encoding="utf-8") as out:
+        for question, ours, theirs in zip(asked, of_base, of_tuned, strict=True):
+            entry = {
+                "id": question.id,
+                "category": question.category,
+                "prompt": question.prompt,
+                "base": ours.text,
+                "base_right": ours.right,
+                "tuned": theirs.text,
+                "tuned_right": theirs.right,
+            }
+            out.write(json.dumps(entry, ensure_ascii=False) + "\n")
     base_share, tuned_share = share(base), share(tuned)
     judged = judge(result, table, len(asked), len(questions), limits)
     sentence = summarise(
@@ -205,8 +175,9 @@ def run(ctx: StepContext) -> Evidence:
         against=origin.name,
         chosen=pair.chosen,
     )
-    left = len(questions) - len(asked)
-    unasked = f"; {left} more were not asked, since {replies.why}" if replies.why else ""
+    left, above = len(questions) - len(asked), round(above_chance(asked, base), 4)
+    unasked = f"; {left} more were not asked, since {why}" if why else ""
+    least = LEAST_ABOVE_CHANCE
     return ctx.conclude(
         f"{sentence}; {texts.sentence}{unasked}",
         [
@@ -217,14 +188,7 @@ def run(ctx: StepContext) -> Evidence:
             measure("questions_planned", len(questions), "questions"),
             measure("base_share", round(base_share.value, 4), "share"),
             measure("tuned_share", round(tuned_share.value, 4), "share"),
-            measure(
-                "base_above_chance",
-                round(above_chance(asked, base), 4),
-                "share",
-                ">=",
-                LEAST_ABOVE_CHANCE,
-                on_breach="warn",
-            ),
+            measure("base_above_chance", above, "share", ">=", least, on_breach="warn"),
             measure("choices_by_likelihood", pair.likelihood, "flag"),
             measure("questions_by_likelihood", pair.chosen, "questions"),
             measure("base_answers_from_cache", pair.cached, "flag"),

@@ -25,7 +25,6 @@ from tuneline.evaluation.repeated_prompts.answers import (
     ServedForm,
     View,
     first_flip,
-    flipped,
     flipped_in,
     other_forms,
     tokens_of,
@@ -52,11 +51,7 @@ TAIL = 0.05
 
 
 def prompts_for(share: float) -> int:
-    """Return the prompts that show a share if none of them flips.
-
-    Args:
-        share: the share to show, between 0 and 1.
-    """
+    """Return the prompts that show a share, between 0 and 1, if none of them flips."""
     return math.ceil(math.log(TAIL) / math.log(share))
 
 
@@ -66,8 +61,6 @@ def identical_share(
     """Return the share of repeats that are equal to their reference.
 
     Args:
-        repeats: answers by prompt, at least one.
-        mode: `alone`, `batched` or `restarted`.
         view: the part of an answer that is compared; by default all of it.
     """
     same = [
@@ -77,12 +70,7 @@ def identical_share(
 
 
 def judge(repeats: Sequence[Repeats], min_share: float, view: View) -> list[Measurement]:
-    """Compare the answers' structure with the configured limit, in each way they were asked.
-
-    Args:
-        repeats: answers by prompt, at least one.
-        min_share: the smallest share of repeats with the structure of their reference.
-    """
+    """Compare the structure of answers with the share allowed, in each way they were asked."""
     found = []
     for mode in _asked(repeats):
         same = identical_share(repeats, mode, view)
@@ -105,22 +93,15 @@ def lower_end(repeats: Sequence[Repeats], mode: str, view: View) -> float:
 
 def shown(repeats: Sequence[Repeats], view: View, to_show: float) -> list[Measurement]:
     """State the share of prompts that never flip, and compare its lower end with what to show."""
-    found = []
+    # A limit of four digits, so that the bound of just enough prompts is not below it.
+    limit, found = round(to_show, 4), []
     for mode in _asked(repeats):
         same = len(repeats) - len(flipped_in(repeats, mode, view))
-        least = round(lower_end(repeats, mode, view), 4)
-        name = f"prompts_that_repeat_{mode}"
+        least, name = round(lower_end(repeats, mode, view), 4), f"prompts_that_repeat_{mode}"
+        at_least = f"{name}_at_least"
         found += [
             measure(name, round(same / len(repeats), 4), "share"),
-            # A limit of four digits, so that the bound of just enough prompts is not below it.
-            measure(
-                f"{name}_at_least",
-                least,
-                "share",
-                ">=",
-                round(to_show, 4),
-                on_breach="inconclusive",
-            ),
+            measure(at_least, least, "share", ">=", limit, on_breach="inconclusive"),
         ]
     return found
 
@@ -141,12 +122,13 @@ def _explain(
     ctx: StepContext, repeats: Sequence[Repeats], view: View
 ) -> tuple[list[str], list[Measurement]]:
     """Return the first token that differs, in a sentence and as measurements, if one does."""
-    flip = first_flip(repeats, view, tokens_of(ctx)) if flipped(repeats, view) else None
+    rows = {row_id for mode in MODES for row_id in flipped_in(repeats, mode, view)}
+    flip = first_flip(repeats, view, tokens_of(ctx)) if rows else None
     if flip is None:
         return [], []
     ctx.write_json("flips.json", {"first": asdict(flip)})
     return [f"the first to differ: {flip.text()}"], [
-        measure("prompts_that_flip", len(flipped(repeats, view)), "prompts"),
+        measure("prompts_that_flip", len(rows), "prompts"),
         measure("first_differing_row", flip.row_id, "row"),
         measure("first_differing_token", flip.token, "token"),
         measure("first_token_was", flip.was, "token"),
@@ -206,20 +188,19 @@ def _finding(repeats: Sequence[Repeats], view: View, plan: RepeatPlan, title: st
         f"{len(repeats)} prompts asked {plan.repeats} times each of {title}, up to "
         f"{plan.max_tokens} tokens of each answer compared: "
     )
+
+    def percent(share: float) -> str:
+        return f"{math.floor(share * 1000) / 10:g} %"
+
     if not any(counts):
         return (
             f"{begin}the structure of no answer changed {', '.join(ways)}, which shows with 95 % "
-            f"confidence that at least {_percent(min(bounds))} of prompts keep theirs when asked so"
+            f"confidence that at least {percent(min(bounds))} of prompts keep theirs when asked so"
         )
     return begin + "; ".join(
-        f"{count} changed {way} (at least {_percent(least)} keep their structure)"
+        f"{count} changed {way} (at least {percent(least)} keep their structure)"
         for way, count, least in zip(ways, counts, bounds, strict=True)
     )
-
-
-def _percent(share: float) -> str:
-    """Return a lower end in percent, rounded down."""
-    return f"{math.floor(share * 1000) / 10:g} %"
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -242,17 +223,16 @@ def run(ctx: StepContext) -> Evidence:
     forms = other_forms(ctx, chosen, wanted=settings.determinism_forms == "all")
     others, of_forms = _compare_forms(ctx, forms, repeats, rows, plan)
     title = get_engine(chosen.model.engine).title
-    few = []
-    if len(rows) < prompts_for(settings.identical_share_to_show):
-        few.append(
-            f"to show {settings.identical_share_to_show:.0%} takes "
-            f"{prompts_for(settings.identical_share_to_show)} prompts without a flip"
-        )
+    to_show = settings.identical_share_to_show
+    enough = prompts_for(to_show)
+    few = [f"to show {to_show:.0%} takes {enough} prompts without a flip"]
     return ctx.conclude(
-        "; ".join([_finding(repeats, view, plan, title), *flips, *few, *others]),
+        "; ".join(
+            [_finding(repeats, view, plan, title), *flips, *few * (len(rows) < enough), *others]
+        ),
         [
             *judge(repeats, settings.min_identical_share, view),
-            *shown(repeats, view, settings.identical_share_to_show),
+            *shown(repeats, view, to_show),
             measure("prompts", len(rows), "prompts"),
             measure("repeats", settings.determinism_repeats, "repeats"),
             measure("tokens_compared", plan.max_tokens, "tokens"),

@@ -54,24 +54,9 @@ def count_by_place(trials: Sequence[Attempt], found: Continuations) -> list[dict
     for trial, tuned, base in zip(trials, found.tuned, found.base, strict=True):
         each = trial.identifier
         counts = table.setdefault((each.kind, each.role, each.surrogate), [0, 0, 0])
-        for at, one in enumerate((True, tuned, base)):
-            counts[at] += one
-    return [
-        {
-            "kind": kind,
-            "role": role,
-            "surrogate": surrogate,
-            "tried": tried,
-            "written_out": tuned,
-            "written_out_by_base": base,
-        }
-        for (kind, role, surrogate), (tried, tuned, base) in sorted(table.items())
-    ]
-
-
-def planted_canaries(ctx: StepContext) -> list[Canary]:
-    """Return the canaries that training planted, none if the run asked for none."""
-    return CANARIES.read(ctx).canaries if CANARIES.exists(ctx) else []
+        counts[:] = (n + one for n, one in zip(counts, (True, tuned, base), strict=True))
+    names = ("kind", "role", "surrogate", "tried", "written_out", "written_out_by_base")
+    return [dict(zip(names, (*k, *n), strict=True)) for k, n in sorted(table.items())]
 
 
 def unseen_trials(
@@ -100,10 +85,10 @@ def rank_all(
     places, choices = rankable(trials, renderer, seed)
     planted = canary_choices(canaries, renderer, seed)
     findings: list[Finding] = []
-    if not choices and not planted:
-        return findings, {}
-    found = ranks(ctx, MERGED.fetch(ctx), [*choices, *planted], "tuned model, ranks")
     by_place: dict[int, dict[str, int]] = {}
+    if not choices and not planted:
+        return findings, by_place
+    found = ranks(ctx, MERGED.fetch(ctx), [*choices, *planted], "tuned model, ranks")
     if choices:
         own, of_base = found[: len(choices)], ranks(ctx, base_of(ctx).path, choices, "base, ranks")
         by_place = {
@@ -154,7 +139,8 @@ def run(ctx: StepContext) -> Record:
     trials = make_trials(drawn, rows, renderer, ctx.config.deployment.context_tokens)
     chosen = candidate(ctx)
     findings: list[Finding] = []
-    ranked, by_place = rank_all(ctx, trials, planted_canaries(ctx), renderer)
+    canaries = CANARIES.read(ctx).canaries if CANARIES.exists(ctx) else []
+    ranked, by_place = rank_all(ctx, trials, canaries, renderer)
     if trials:
         unseen = unseen_trials(ctx, everything, surrogates, renderer)
         found = write_out(ctx, chosen, trials, unseen)

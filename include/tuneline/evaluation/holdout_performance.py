@@ -11,9 +11,6 @@ the hold-out on which it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
 margin at most, by the lower end of the interval (`asking/tasks.py`).
-
-Of free text, the likelihood of the expected answers under both models is stated beside the scores
-(`scoring/reference_likelihood.py`); it decides nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +41,6 @@ from tuneline.evaluation.scoring.ledger import (
     same_ids,
     seen_by,
 )
-from tuneline.evaluation.scoring.reference_likelihood import expected_likelihoods
 from tuneline.evaluation.scoring.released import compare_with_released
 from tuneline.evaluation.scoring.slices import (
     find_slices,
@@ -60,11 +56,7 @@ MIN_SHARE, MAX_SHARE = 0.10, 0.20
 
 
 def share_measurements(held: int, total: int, *, own_file: bool) -> list[Measurement]:
-    """Measure the share of rows held out.
-
-    Args:
-        own_file: True if the dataset names its own hold-out file, which no rule limits.
-    """
+    """Measure the share of rows held out; `own_file`: no rule limits a hold-out file of its own."""
     value = round(held / total, 4)
     rows = measure("holdout_rows", held, "rows")
     if own_file:
@@ -98,9 +90,6 @@ def leak_measurements(
 def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Measurement]]:
     """Leave out the hold-out rows that the weights which training started from have seen.
 
-    Returns:
-        The other rows, and the measurements of what was left out; none without a warm start.
-
     Raises:
         UserError: if no row is left.
     """
@@ -124,30 +113,24 @@ def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Me
 
 def ledger_measurements(ctx: StepContext, opened: Holdout, chosen: Candidate) -> list[Measurement]:
     """Measure earlier uses of the hold-out, and of others with the same rows; write the ledger."""
-    own = opened.earlier
+    own, sha256 = opened.earlier, chosen.model.sha256
     choices = [access for each in opened.inherited for access in each.choices]
     document = {
         "holdout_sha256": opened.sha256,
         "prefix": ledger_prefix(opened.sha256),
-        "earlier": [asdict(access) for access in own],
-        "shared": [
-            {"holdout_sha256": each.holdout, "rows": each.rows} for each in opened.inherited
-        ],
-        "earlier_on_shared_rows": [asdict(access) for access in choices],
+        "earlier": list(map(asdict, own)),
+        "shared": [{"holdout_sha256": e.holdout, "rows": e.rows} for e in opened.inherited],
+        "earlier_on_shared_rows": list(map(asdict, choices)),
     }
     ctx.write_json("ledger.json", document)
-    scored = {access.candidate_sha256 for access in own if access.purpose == "score"}
-    others = scored - {chosen.model.sha256}
+    others = {access.candidate_sha256 for access in own if access.purpose == "score"} - {sha256}
     judged = sum(row.row_id in chosen.judged_on for row in opened.held)
+    repeats = len(opened.scored(sha256))
     return [
         measure("accesses_that_chose_something", len(choosing(own)), "accesses", "<=", 0),
         measure("accesses_that_chose_on_shared_rows", len(choices), "accesses", "<=", 0),
         measure("rows_a_variant_was_chosen_on", judged, "rows", "<=", 0),
-        measure(
-            "earlier_scorings_of_these_bytes",
-            len(opened.scored(chosen.model.sha256)),
-            "accesses",
-        ),
+        measure("earlier_scorings_of_these_bytes", repeats, "accesses"),
         measure("other_candidates_scored_before", len(others), "candidates"),
     ]
 
@@ -171,7 +154,6 @@ def run(ctx: StepContext) -> Evidence:
     answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits, known=recorded)
     decision = decide(ctx, task, asked, of_split(seen, TRAIN), answers)
     against = compare_with_released(ctx, asked, decision.tuned)
-    likely = expected_likelihoods(ctx, task, chosen, asked)
     slices = find_slices(asked, decision.tuned.scores, settings.slices)
     ctx.write_json("slices.json", slices_document(slices, settings.slices))
 
@@ -184,14 +166,12 @@ def run(ctx: StepContext) -> Evidence:
     )
     texts = {"base": answers.base, "tuned": answers.tuned}
     judged = {"base": decision.base.scores, "tuned": decision.tuned.scores}
-    write_scores(ctx, chosen, asked, texts, judged, more=likely.columns if likely else {})
+    write_scores(ctx, chosen, asked, texts, judged)
     ctx.write_json("leaks.json", leaks)
-    likelihood = f"{likely.sentence()}; " if likely else ""
     leaked = len({leak["row_id"] for leak in leaks})
     return ctx.conclude(
-        f"{decision.sentence}; {likelihood}{leaked} of the rows, or "
-        f"near-duplicates of them, were in training or validation; "
-        f"{against.sentence}; {slice_sentence(slices)}",
+        f"{decision.sentence}; {leaked} of the rows, or near-duplicates of them, were in training "
+        f"or validation; {against.sentence}; {slice_sentence(slices)}",
         [
             *decision.measurements,
             *share_measurements(
@@ -199,7 +179,6 @@ def run(ctx: StepContext) -> Evidence:
             ),
             *leak_limits,
             *left_out,
-            *(likely.measurements() if likely else []),
             *against.measurements,
             *slice_measurements(slices, settings.slices),
             *ledger_measurements(ctx, opened, chosen),

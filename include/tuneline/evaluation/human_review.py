@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 from tuneline.artifacts.evaluation import (
     BOTH_BAD,
@@ -29,7 +30,7 @@ from tuneline.artifacts.evaluation import (
 )
 from tuneline.errors import UserError
 from tuneline.evaluation.prepare_review import answers_by_row, shown_as
-from tuneline.evidence import Breach, Evidence, Measurement, measure
+from tuneline.evidence import Breach, Evidence, Finding, Measurement, measure
 from tuneline.people.ballots import FOLDER, ballots, check_marks, documents
 from tuneline.statistics import Interval, sign_test, wilson
 from tuneline.step_context import StepContext
@@ -38,6 +39,7 @@ from tuneline.step_context import StepContext
 Key = Mapping[int, KeyEntry]
 # Probability with which a review of the size that is said to be needed decides.
 _POWER = 0.8
+_TITLES = {"base": "base", "released": "released model"}
 
 
 @dataclass(frozen=True)
@@ -190,16 +192,16 @@ def count(votes: Sequence[Vote], key: Key) -> Preference:
         key: the pairs; votes on others are left out.
     """
     pairs = {pair: given for pair, given in by_pair(votes).items() if pair in key}
-    balances = []
+    balances, bad = [], 0
     for pair, given in pairs.items():
         counted = Counter(preference(vote, key[pair]) for vote in given)
         balances.append(counted["tuned"] - counted["other"])
-    bad = (sum(vote.choice == BOTH_BAD for vote in given) / len(given) for given in pairs.values())
+        bad += counted[BOTH_BAD] > len(given) / 2
     return Preference(
         wins=sum(balance > 0 for balance in balances),
         losses=sum(balance < 0 for balance in balances),
         ties=balances.count(0),
-        both_bad=sum(share > 0.5 for share in bad),
+        both_bad=bad,
         reviewers=tuple(sorted({vote.reviewer for given in pairs.values() for vote in given})),
         votes=sum(map(len, pairs.values())),
     )
@@ -251,74 +253,67 @@ def participation(
     ]
 
 
-def against_base(outcome: Preference, alpha: float) -> list[Measurement]:
-    """Measure the comparison with the base, which decides.
+def compared(outcome: Preference, other: Literal["base", "released"], alpha: float) -> Finding:
+    """Compare with the base, which decides, or with the released model.
 
-    It fails if people prefer the base at the level. If they lean to the tuned model and chance
-    could explain it, it is inconclusive and says how many pairs would do; if they do not lean to
-    it, more pairs promise nothing and it warns.
+    Both fail if people prefer the other model at the level. If they lean to the tuned model and
+    chance could explain it, the base's is inconclusive and says how many pairs would do; if they do
+    not lean to it, more pairs promise nothing and it warns.
     """
-    leans = outcome.wins > outcome.losses
-    undecided: Breach = "inconclusive" if leans else "warn"
-    preferred = outcome.preferred(alpha, "base")
+    leans, p_value = outcome.wins > outcome.losses, round(outcome.p_value, 5)
+    preferred, rate = outcome.preferred(alpha, other), outcome.win_rate
+    before = "" if other == "base" else "released_"
     stated = [
-        *_counts(outcome, ""),
-        measure("preferred", preferred, "model", "!=", "base"),
-        measure(
-            "sign_test_p",
-            round(outcome.p_value, 5),
-            "p",
-            "<=",
-            alpha,
-            on_breach=undecided,
-        ),
+        measure(f"{before}win_rate", round(rate.value, 4), "share", noise=round(rate.error, 4)),
+        measure(f"{before}win_rate_upper", round(rate.upper, 4), "share"),
+        measure(f"{before}win_rate_lower", round(rate.lower, 4), "share"),
+        measure(f"{before}wins", outcome.wins, "pairs"),
+        measure(f"{before}losses", outcome.losses, "pairs"),
+        measure(f"{before}ties", outcome.ties, "pairs"),
+        measure(f"{before}both_bad", outcome.both_bad, "pairs"),
+        measure(f"{before}preferred", preferred, "model", "!=", other),
     ]
-    if preferred == "neither" and leans:
+    if other == "released":
+        stated.append(measure("released_sign_test_p", p_value, "p"))
+    else:
+        undecided: Breach = "inconclusive" if leans else "warn"
+        stated.append(measure("sign_test_p", p_value, "p", "<=", alpha, on_breach=undecided))
+    if other == "base" and preferred == "neither" and leans:
         stated.append(measure("pairs_needed", outcome.pairs_needed(alpha), "pairs"))
-    return stated
+    bad = f" ({outcome.both_bad} of them with both answers bad)" if outcome.both_bad else ""
+    said = (
+        f"{', '.join(outcome.reviewers)} preferred the tuned model on {outcome.wins} of "
+        f"{outcome.pairs} pairs and the {_TITLES[other]} on {outcome.losses}, {outcome.ties} "
+        f"tied{bad}; win rate {rate.text()}, sign test p = {outcome.p_value:.3f}"
+    )
+    if preferred == "neither" and leans:
+        said += (
+            f", which chance could explain at the level {alpha:g}: about "
+            f"{outcome.pairs_needed(alpha)} pairs would decide with a probability of 80 %"
+        )
+    elif preferred == "neither":
+        said += ", which does not prefer the tuned model"
+    return Finding(stated, said)
 
 
-def against_released(outcome: Preference, alpha: float) -> list[Measurement]:
-    """Measure the comparison with the released model: it fails if people prefer that one."""
-    preferred = outcome.preferred(alpha, "released")
-    return [
-        *_counts(outcome, "released_"),
-        measure("released_sign_test_p", round(outcome.p_value, 5), "p"),
-        measure("released_preferred", preferred, "model", "!=", "released"),
-    ]
-
-
-def agreement(votes: Sequence[Vote], key: Key) -> list[Measurement]:
-    """Measure how far reviewers agree on the pairs that several voted on."""
+def agreement(votes: Sequence[Vote], key: Key) -> Finding:
+    """Measure how far reviewers agree on the pairs that several voted on; nothing without any."""
     several = {pair: given for pair, given in by_pair(votes).items() if len(given) > 1}
     if not several:
-        return []
+        return Finding([], "")
     units = [[preference(vote, key[pair]) for vote in given] for pair, given in several.items()]
     alpha = krippendorff_alpha(units)
     rounded = None if alpha is None else round(alpha, 4)
-    return [
+    stated = [
         measure("pairs_with_several_votes", len(several), "pairs"),
         measure("krippendorff_alpha", rounded, "alpha"),
     ]
-
-
-def _counts(outcome: Preference, prefix: str) -> list[Measurement]:
-    rate = outcome.win_rate
-    return [
-        measure(f"{prefix}win_rate", round(rate.value, 4), "share", noise=round(rate.error, 4)),
-        measure(f"{prefix}win_rate_upper", round(rate.upper, 4), "share"),
-        measure(f"{prefix}win_rate_lower", round(rate.lower, 4), "share"),
-        measure(f"{prefix}wins", outcome.wins, "pairs"),
-        measure(f"{prefix}losses", outcome.losses, "pairs"),
-        measure(f"{prefix}ties", outcome.ties, "pairs"),
-        measure(f"{prefix}both_bad", outcome.both_bad, "pairs"),
-    ]
+    said = f"reviewers agree with Krippendorff's alpha = {rounded} on {len(several)} pairs"
+    return Finding(stated, "" if alpha is None else said)
 
 
 def contradictions(
-    pairs: Sequence[ReviewPair],
-    key: Sequence[KeyEntry],
-    answers: Mapping[str, Mapping[str, str]],
+    pairs: Sequence[ReviewPair], key: Sequence[KeyEntry], answers: Mapping[str, Mapping[str, str]]
 ) -> list[int]:
     """Return the pairs that do not show the answers which the key says they show.
 
@@ -371,8 +366,6 @@ def _refused(ctx: StepContext, wrong: Sequence[int], *, same_review: bool) -> Ev
 def _conclude(ctx: StepContext, votes: Votes, key: ReviewKey, shown: Sequence[int]) -> Evidence:
     settings = ctx.config.evaluation
     entries = {entry.pair: entry for entry in key.pairs}
-    base = {pair: entry for pair, entry in entries.items() if entry.other == "base"}
-    released = {pair: entry for pair, entry in entries.items() if entry.other == "released"}
     from_files = sum(vote.source in ("csv", "argilla") for vote in votes.people)
     measured = [
         *participation(votes.people, shown, settings.votes_per_pair, _too_few(ctx)),
@@ -383,47 +376,17 @@ def _conclude(ctx: StepContext, votes: Votes, key: ReviewKey, shown: Sequence[in
     ]
     if not votes.people:
         return ctx.conclude(f"not reviewed: no vote counts{votes.left_out()}", measured)
-    sentences = []
-    outcome = count(votes.people, base)
-    if outcome.pairs:
-        measured += against_base(outcome, settings.review_alpha)
-        sentences.append(_sentence(outcome, "base", settings.review_alpha))
-    outcome = count(votes.people, released)
-    if outcome.pairs:
-        measured += against_released(outcome, settings.review_alpha)
-        sentences.append(_sentence(outcome, "released model", settings.review_alpha))
-    agreed = agreement(votes.people, entries)
-    summary = "; ".join(filter(None, [*sentences, _agreement_sentence(agreed)]))
-    return ctx.conclude(summary + votes.left_out(), [*measured, *agreed])
-
-
-def _sentence(outcome: Preference, other: str, alpha: float) -> str:
-    names = ", ".join(outcome.reviewers)
-    bad = f" ({outcome.both_bad} of them with both answers bad)" if outcome.both_bad else ""
-    found = (
-        f"{names} preferred the tuned model on {outcome.wins} of {outcome.pairs} pairs and the "
-        f"{other} on {outcome.losses}, {outcome.ties} tied{bad}; win rate "
-        f"{outcome.win_rate.text()}, sign test p = {outcome.p_value:.3f}"
-    )
-    if outcome.preferred(alpha, other) != "neither":
-        return found
-    if outcome.wins <= outcome.losses:
-        return f"{found}, which does not prefer the tuned model"
-    return (
-        f"{found}, which chance could explain at the level {alpha:g}: about "
-        f"{outcome.pairs_needed(alpha)} pairs would decide with a probability of 80 %"
-    )
-
-
-def _agreement_sentence(agreed: Sequence[Measurement]) -> str:
-    values = {entry.name: entry.value for entry in agreed}
-    alpha = values.get("krippendorff_alpha")
-    if alpha is None:
-        return ""
-    return (
-        f"reviewers agree with Krippendorff's alpha = {alpha} on "
-        f"{values['pairs_with_several_votes']} pairs"
-    )
+    others: tuple[Literal["base", "released"], ...] = ("base", "released")
+    findings = []
+    for other in others:
+        of_other = {pair: entry for pair, entry in entries.items() if entry.other == other}
+        outcome = count(votes.people, of_other)
+        if outcome.pairs:
+            findings.append(compared(outcome, other, settings.review_alpha))
+    findings.append(agreement(votes.people, entries))
+    summary = "; ".join(finding.sentence for finding in findings if finding.sentence)
+    measured += [m for finding in findings for m in finding.measurements]
+    return ctx.conclude(summary + votes.left_out(), measured)
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -443,11 +406,6 @@ def run(ctx: StepContext) -> Evidence:
     where = ctx.run.store.uri_of(ctx.run.key(FOLDER))
     votes = sort_votes(cast, key.review_id, key.pairs, ctx.config.evaluation.reviewer_names, where)
     COUNTED_VOTES.write(
-        ctx,
-        ReviewVotes(
-            review_id=key.review_id,
-            votes=votes.people,
-            comments=votes.comments,
-        ),
+        ctx, ReviewVotes(review_id=key.review_id, votes=votes.people, comments=votes.comments)
     )
     return _conclude(ctx, votes, key, [pair.pair for pair in shown.pairs])

@@ -10,7 +10,6 @@ measurement on other hardware than the declared target can only warn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.asking.hardware import Machine, differences, this_machine
 from tuneline.asking.models import candidate, server_of
 from tuneline.asking.rows import validation_rows
-from tuneline.config.evaluation import EvaluationConfig
 from tuneline.evaluation.latency.findings import (
     judge_hardware,
     judge_levels,
@@ -41,7 +39,7 @@ from tuneline.evaluation.latency.loads import (
 from tuneline.evaluation.latency.table import Objective, hardware_line, table
 from tuneline.evidence import Evidence, measure
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.engines.engine import Engine
 from tuneline.serving.engines.server import EngineServer, ServedSizes, served_sizes
 from tuneline.step_context import StepContext
 
@@ -67,24 +65,12 @@ class Bench:
         return next((run.stopped for run in self.tried if run.stopped), self.closed.stopped)
 
 
-def objective(settings: EvaluationConfig) -> Objective:
-    """Return the declared objective."""
-    return Objective(settings.max_ttft_seconds, settings.max_tpot_seconds, settings.objective_share)
-
-
-def read_workload(ctx: StepContext, server: EngineServer) -> Workload:
-    """Return the requests of the validation rows, their answers counted by the engine."""
+def measure_server(ctx: StepContext, server: EngineServer, goal: Objective) -> Bench:
+    """Warm a started server up, and measure it at every level and with the declared load."""
+    settings, limits = ctx.config.evaluation, ServedSizes.of(server.request)
     rows = validation_rows(ctx)
     tokens = [len(ids) for ids in server.tokenize([row.answer for row in rows])]
-    return workload_of(rows, tokens, ctx.config.evaluation.max_new_tokens)
-
-
-def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
-    """Warm a started server up, and measure it at every level and with the declared load."""
-    settings = ctx.config.evaluation
-    goal = objective(settings)
-    limits = ServedSizes.of(server.request)
-    workload = read_workload(ctx, server)
+    workload = workload_of(rows, tokens, settings.max_new_tokens)
     chosen = settings.latency_warmup
     warmed = limits.parallel if chosen is None else chosen
     with server.client(timeout=REQUEST_SECONDS) as client:
@@ -93,39 +79,26 @@ def measure_server(ctx: StepContext, server: EngineServer) -> Bench:
     closed = measure_levels(server, workload, levels, settings.latency_requests, goal)
     tried: list[OpenLoop] = []
     if settings.load.rate is not None and not closed.stopped:
-        tried = measure_load(
-            server,
-            workload,
-            settings.load,
-            closed.levels,
-            seed=ctx.config.training.seed,
-            goal=goal,
-        )
+        seed = ctx.config.training.seed
+        tried = measure_load(server, workload, settings.load, closed.levels, seed=seed, goal=goal)
     return Bench(workload, closed, tuple(tried), limits, warmed)
 
 
-def measure_model(ctx: StepContext, model: ServedModel, served: ServedSizes | None) -> Bench:
-    """Measure a model on a server of its own, with the threads that it is served with."""
-    threads = served.threads if served else None
-    with server_of(model, ctx.config.deployment, threads=threads) as server:
-        return measure_server(ctx, server)
-
-
 def report(
-    ctx: StepContext, bench: Bench, machine: Machine, engine: str, version: str
+    ctx: StepContext, bench: Bench, machine: Machine, goal: Objective, engine: Engine
 ) -> dict[str, Any]:
     """Return the content of `latency.json`."""
     settings = ctx.config.evaluation
     return {
         "machine": asdict(machine),
         "engine": {
-            "name": engine,
-            "version": version,
+            "name": engine.name,
+            "version": engine.version(),
             "threads": bench.limits.threads,
             "slots": bench.limits.parallel,
             "context_tokens": bench.limits.context_tokens,
         },
-        "objective": vars(objective(settings)),
+        "objective": vars(goal),
         "max_tokens": settings.max_new_tokens,
         "expected_answers": {**asdict(bench.workload.expected), "capped": bench.workload.capped},
         "warm_up_requests": bench.warmed,
@@ -137,33 +110,32 @@ def report(
     }
 
 
-def summary(bench: Bench, line: str, others: Sequence[str]) -> str:
-    """Return the sentence of the evidence."""
-    partial = f"partial results, since {bench.stopped}: " if bench.stopped else ""
-    return partial + "; ".join(part for part in (line, *others) if part)
-
-
 def run(ctx: StepContext) -> Evidence:
     """Benchmark the server of the shipped bytes."""
     settings, deployment = ctx.config.evaluation, ctx.config.deployment
-    goal = objective(settings)
+    goal = Objective(settings.max_ttft_seconds, settings.max_tpot_seconds, settings.objective_share)
     chosen = candidate(ctx)
     identified = ENGINE_IDENTITY.find(ctx.run) is not None
     served = served_sizes(ENGINE_IDENTITY.read(ctx)) if identified else None
     engine = get_engine(chosen.model.engine)
-    bench = measure_model(ctx, chosen.model, served)
+    # With the threads that it is served with.
+    threads = served.threads if served else None
+    with server_of(chosen.model, deployment, threads=threads) as server:
+        bench = measure_server(ctx, server, goal)
     machine, on_gpu = this_machine(), engine.on_gpu()
     target = deployment.target_hardware
     differing = differences(target, machine, on_gpu=on_gpu)
     line = hardware_line(bench.closed.levels, machine.text(), goal)
     per_server = capacity(settings.load, bench.closed.levels, bench.tried)
-    written = report(ctx, bench, machine, engine.name, engine.version())
+    written = report(ctx, bench, machine, goal, engine)
     written |= {"hardware": line, "hardware_differences": differing, "capacity": asdict(per_server)}
     ctx.write_json("latency.json", written)
     plot(bench.closed.levels, bench.tried, goal, ctx.out / "latency.png")
     measured_on = machine.computed_on(on_gpu=on_gpu) if differing else target
+    partial = f"partial results, since {bench.stopped}: " if bench.stopped else ""
+    of_load = load_line(settings.load, bench.tried, per_server, goal)
     return ctx.conclude(
-        summary(bench, line, [load_line(settings.load, bench.tried, per_server, goal), *differing]),
+        partial + "; ".join([line, of_load, *differing]),
         [
             *judge_levels(bench.closed, bench.stopped),
             *judge_load(settings.load, bench.tried, per_server, goal),

@@ -66,12 +66,7 @@ class DrawnPair:
 
 @dataclass(frozen=True)
 class PairDraw:
-    """The pairs of one comparison.
-
-    Attributes:
-        answered: number of rows that both models answered.
-        different: number of rows on which their answers differ.
-    """
+    """The pairs of one comparison, and how many rows both answered, and otherwise."""
 
     answered: int
     different: int
@@ -79,24 +74,15 @@ class PairDraw:
 
 
 def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed: int) -> PairDraw:
-    """Draw the pairs of one comparison, from the rows on which the answers differ.
-
-    Args:
-        other: the model that the tuned one is compared with.
-        pairs: most pairs.
-    """
+    """Draw at most `pairs` pairs of one comparison, from the rows on which the answers differ."""
     both = [row for row in rows if {"tuned", other} <= answers.get(row.row_id, {}).keys()]
-    different = [row for row in both if _differ(answers[row.row_id], other)]
-    texts = {r.row_id: (answers[r.row_id]["tuned"], answers[r.row_id][other]) for r in different}
+    texts = {row.row_id: (answers[row.row_id]["tuned"], answers[row.row_id][other]) for row in both}
+    # More than the space around them has to differ.
+    different = [row for row in both if len({text.strip() for text in texts[row.row_id]}) > 1]
     kinds = strata(different, texts)
     drawn = balanced(different, kinds, pairs, seed)
     chosen = [DrawnPair(row, other, str(kinds[row.row_id])) for row in drawn]
     return PairDraw(len(both), len(different), chosen)
-
-
-def _differ(answers: Mapping[str, str], other: str) -> bool:
-    """Return True if two answers differ in more than the space around them."""
-    return answers["tuned"].strip() != answers[other].strip()
 
 
 def answers_by_row(ctx: StepContext) -> dict[str, dict[str, str]]:
@@ -114,26 +100,21 @@ def answers_by_row(ctx: StepContext) -> dict[str, dict[str, str]]:
 def shuffle_pairs(
     chosen: Sequence[DrawnPair], answers: Answers
 ) -> tuple[list[ReviewPair], list[KeyEntry]]:
-    """Build the pairs in random order, and their key.
+    """Build the pairs in random order as reviewers see them, and their key.
 
     Half of the pairs of each comparison (an odd one by chance) have the tuned model on side A:
     drawing each side independently would often put one model mostly on one side.
-
-    Returns:
-        The pairs as reviewers see them, and the key.
     """
     random = secrets.SystemRandom()
     tuned_first = _sides([given.other for given in chosen], random)
     pairs, key = [], []
     for number, place in enumerate(random.sample(range(len(chosen)), len(chosen)), 1):
         given, row = chosen[place], chosen[place].row
-        sides: tuple[Side, Side] = ("tuned", given.other)
-        if not tuned_first[place]:
-            sides = (given.other, "tuned")
-        a, b = (shown_as(answers[row.row_id][side]) for side in sides)
+        first, second = ("tuned", given.other) if tuned_first[place] else (given.other, "tuned")
+        a, b = (shown_as(answers[row.row_id][side]) for side in (first, second))
         pairs.append(ReviewPair(pair=number, prompt=asked(row), A=a, B=b))
         key.append(
-            KeyEntry(pair=number, row_id=row.row_id, A=sides[0], B=sides[1], stratum=given.stratum)
+            KeyEntry(pair=number, row_id=row.row_id, A=first, B=second, stratum=given.stratum)
         )
     return pairs, key
 
@@ -168,11 +149,7 @@ class Stratum:
 
 
 def strata(rows: Sequence[Row], answers: Mapping[str, tuple[str, str]]) -> dict[str, Stratum]:
-    """Return the stratum of each row, by row id.
-
-    Args:
-        answers: the two answers to each, by row id.
-    """
+    """Return the stratum of each row by its id; `answers` are the two answers to each."""
     lengths = sorted(len(asked(row)) for row in rows)
     edges = [lengths[len(lengths) * part // 3] for part in (1, 2)] if lengths else []
     return {
@@ -192,14 +169,10 @@ def similarity(first: str, second: str) -> float:
 
 
 def balanced(rows: Sequence[Row], kinds: Mapping[str, Stratum], count: int, seed: int) -> list[Row]:
-    """Draw rows so that labels, lengths and distances are nearly even.
+    """Draw `count` rows so that labels, lengths and distances are nearly even; all if they are few.
 
     Ties are broken by a hash of the seed and the row's id, so that added rows disturb the draw
     little.
-
-    Args:
-        kinds: the stratum of each, by row id.
-        count: rows to draw; all if there are fewer.
     """
     waiting = sorted(rows, key=lambda row: sha256(f"{seed}:{row.row_id}".encode()).hexdigest())
     drawn: list[Row] = []
@@ -224,22 +197,14 @@ def run(ctx: StepContext) -> Record:
     held = open_holdout(ctx, "review", CHOICE.read(ctx).sha256).held
     base = draw(held, answers, "base", pairs=settings.review_pairs, seed=seed)
     released = draw(held, answers, "released", pairs=settings.review_pairs, seed=seed)
-    review_id = _review_id()
-    shown, key = shuffle_pairs([*base.pairs, *released.pairs], answers)
+    # A spreadsheet takes hex digits such as 12e45678 for a number; not behind a letter.
+    review_id = f"r{secrets.token_hex(8)}"
+    pairs = [*base.pairs, *released.pairs]
+    shown, key = shuffle_pairs(pairs, answers)
     REVIEW_PAIRS.write(
         ctx, ReviewSheet(review_id=review_id, instructions=INSTRUCTIONS, pairs=shown)
     )
     REVIEW_KEY.write(ctx, ReviewKey(review_id=review_id, pairs=key))
-    return _record(ctx, base, released)
-
-
-def _review_id() -> str:
-    # A spreadsheet takes hex digits such as 12e45678 for a number; not behind a letter.
-    return f"r{secrets.token_hex(8)}"
-
-
-def _record(ctx: StepContext, base: PairDraw, released: PairDraw) -> Record:
-    pairs = [*base.pairs, *released.pairs]
     with_released = (
         f" and {len(released.pairs)} from {released.different} rows on which those of the "
         "released model do"

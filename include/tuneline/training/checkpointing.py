@@ -46,16 +46,12 @@ def lowest(evaluations: Sequence[Evaluation]) -> Evaluation:
 def judge(
     checkpoints: Checkpoints, adapter_sha256: str, measured: float, evaluations_asked: int
 ) -> list[Measurement]:
-    """Compare the adapter that was kept with its record.
+    """Compare the adapter that was kept with the record that training left.
 
     Args:
-        checkpoints: evaluations and kept step, as training recorded them.
         adapter_sha256: hash of the adapter's weights, computed now.
         measured: validation loss of the adapter, measured now, in nats.
         evaluations_asked: number of validation passes that the configuration asks for.
-
-    Returns:
-        The measurements with their limits.
     """
     best = lowest(checkpoints.evaluations)
     trained = [e for e in checkpoints.evaluations if e.step > 0]
@@ -94,12 +90,7 @@ def run(ctx: StepContext) -> Evidence:
     )
     table = {"step", "eval_loss", "eval_loss_error", "adapter_sha256"}
     ctx.write_json("evaluations.json", [e.model_dump(include=table) for e in evaluations])
-    measurements = judge(
-        checkpoints,
-        digest,
-        losses.mean,
-        ctx.config.training.evaluations,
-    )
+    measurements = judge(checkpoints, digest, losses.mean, ctx.config.training.evaluations)
     wrong = [m.name for m in measurements if m.ok is False and m.on_breach == "fail"]
     finding = (
         f"the adapter kept is not the best one ({', '.join(wrong)} differ)"

@@ -26,10 +26,7 @@ from tuneline.training.loop.model import (
 
 
 def merge(base: Path, adapter: Path) -> Any:
-    """Merge an adapter into the unquantised base, in float32.
-
-    Returns:
-        The plain model.
+    """Merge an adapter into the unquantised base, in float32, and return the plain model.
 
     Raises:
         TunelineError: if a merged weight is not a number.
@@ -42,10 +39,7 @@ def merge(base: Path, adapter: Path) -> Any:
 
 
 def to_half(model: Any) -> float:
-    """Round a model's weights to f16 in place.
-
-    Returns:
-        The largest absolute change of a weight.
+    """Round a model's weights to f16 in place, and return the largest absolute change of one.
 
     Raises:
         TunelineError: if a weight lies beyond the range of f16.
@@ -64,13 +58,7 @@ def to_half(model: Any) -> float:
 
 
 def save_merged(model: Any, tokenizer: Any, template: str, folder: Path) -> None:
-    """Write a model directory that stands alone: weights, tokenizer, chat template.
-
-    Args:
-        model: plain model in f16.
-        tokenizer: tokenizer of the base.
-        template: chat template that the rows were rendered with.
-    """
+    """Write a model directory that stands alone: weights, tokenizer, chat template."""
     model.config.use_cache = True
     # It would name a local path.
     model.config._name_or_path = ""
@@ -82,12 +70,7 @@ def save_merged(model: Any, tokenizer: Any, template: str, folder: Path) -> None
 def export_for_llama_cpp(
     ctx: StepContext, adapter: Path, base: Path, written: list[str]
 ) -> list[Measurement]:
-    """Write the merged model and the adapter as GGUF.
-
-    Args:
-        ctx: the step, which has written `merged/`.
-        written: names of the files that were written; the new ones are added.
-    """
+    """Write the merged model and the adapter as GGUF; add the names of the files to `written`."""
     from tuneline.gguf.export import export_gguf, export_lora_gguf
 
     ctx.log("writing the GGUF files")

@@ -77,9 +77,6 @@ def largest_safe(
 ) -> tuple[ProbeReport, MeasuredBatch, list[TriedBatch]]:
     """Probe micro-batches until one is measured within the limit.
 
-    Args:
-        probe: climbs to the largest micro-batch that fits, see `resources.probe`.
-
     Returns:
         The last report, the micro-batch that is taken (the smallest if none fits), and all that
         were tried.
@@ -109,8 +106,9 @@ def judge(plan: Plan, accumulation: AccumulationCheck) -> list[Measurement]:
     reached = plan.micro_batch * plan.accumulation * plan.world_size
     tolerance = accumulation.tolerance
     # The prediction is of training steps; the measured peak includes a validation pass.
-    error = plan.predicted_peak_bytes / plan.measured_step_bytes - 1
+    error = round(abs(plan.predicted_peak_bytes / plan.measured_step_bytes - 1), 4)
     limit = round(plan.memory_limit_bytes / GIB, 3)
+    blind, least = "difference_if_normalised_per_micro_batch", POWER * tolerance
     return [
         measure("effective_batch", reached, "rows", "==", plan.effective_batch),
         measure("micro_batch", plan.micro_batch, "rows"),
@@ -119,30 +117,20 @@ def judge(plan: Plan, accumulation: AccumulationCheck) -> list[Measurement]:
         measure("longest_row", plan.longest_row, "tokens", "<=", plan.max_length),
         measure("measured_peak", round(plan.measured_peak_bytes / GIB, 3), "GiB", "<=", limit),
         measure("predicted_peak", round(plan.predicted_peak_bytes / GIB, 3), "GiB"),
-        measure(
-            "prediction_error", round(abs(error), 4), "share", "<=", MODEL_ERROR, on_breach="warn"
-        ),
+        measure("prediction_error", error, "share", "<=", MODEL_ERROR, on_breach="warn"),
         measure("loss_difference", accumulation.loss_difference, "share", "<=", tolerance),
         measure("gradient_difference", accumulation.gradient_difference, "share", "<=", tolerance),
-        measure(
-            "difference_if_normalised_per_micro_batch",
-            accumulation.naive_difference,
-            "share",
-            ">=",
-            POWER * tolerance,
-            on_breach="warn",
-        ),
+        measure(blind, accumulation.naive_difference, "share", ">=", least, on_breach="warn"),
         measure("compared_rows", accumulation.rows, "rows", ">=", 2),
         measure("tokens_per_second", round(plan.tokens_per_second, 1), "1/s"),
     ]
 
 
 def in_process(spec: ProbeSpec, scratch: Path) -> ProbeReport:
-    """Run the memory probe in a fresh process.
+    """Run the memory probe in a fresh process, and return its report.
 
-    Returns:
-        Its report. If the kernel killed it, the report that it left before, with its last size
-        marked `out_of_memory`.
+    If the kernel killed it, it is the report that it left before, with its last size marked
+    `out_of_memory`.
 
     Raises:
         RetryableError: if another signal killed the process.

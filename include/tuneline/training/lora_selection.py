@@ -29,14 +29,11 @@ ALL_LINEAR = "all-linear"
 
 
 def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[str]:
-    """Resolve target modules to the kinds of linear layers of this architecture.
+    """Resolve target modules to the last parts of the names of linear layers (`q_proj`, …).
 
     Args:
         wanted: `all-linear`, one name or several, as PEFT takes them.
         linear: full names of the linear layers that can carry an adapter.
-
-    Returns:
-        Last parts of the names (`q_proj`, …), each once.
 
     Raises:
         UserError: if no linear layer ends in a name, or there is no linear layer.
@@ -79,10 +76,7 @@ def describe(settings: LoraSettings, modules: int, config: TrainingConfig) -> st
 
 
 def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
-    """Choose the adapter for a model and count it.
-
-    Args:
-        model: base model without weights; the adapter stays on it.
+    """Choose the adapter for a model without weights, and count it; it stays on the model.
 
     Returns:
         The settings of the adapter, and the number of layers that carry it.
@@ -166,6 +160,12 @@ def run(ctx: StepContext) -> Evidence:
     LORA.write(ctx, settings)
     ratio = settings.alpha / settings.r
     usual = "" if ratio == USUAL_RATIO else f"; alpha is {ratio:g} × r where 2 × r is usual"
+    limit = rank_limit(ctx.config.deployment)
+    if limit is None:
+        loadable = measure("rank_limit_of_engine", None, "rank")
+    else:
+        loadable = measure("rank_for_engine", settings.r, "rank", "<=", limit)
+    share = settings.trainable_parameters / settings.total_parameters
     return ctx.conclude(
         settings.reason + usual,
         [
@@ -179,19 +179,8 @@ def run(ctx: StepContext) -> Evidence:
             measure("target_modules", ", ".join(settings.target_modules), ""),
             measure("trainable_parameters", settings.trainable_parameters, "parameters", ">", 0),
             measure("total_parameters", settings.total_parameters, "parameters"),
-            measure(
-                "trainable_share",
-                settings.trainable_parameters / settings.total_parameters,
-                "share",
-            ),
-            _within(settings.r, rank_limit(ctx.config.deployment)),
+            measure("trainable_share", share, "share"),
+            loadable,
             *choice,
         ],
     )
-
-
-def _within(r: int, limit: int | None) -> Measurement:
-    """Compare the rank with the largest that the engine loads."""
-    if limit is None:
-        return measure("rank_limit_of_engine", None, "rank")
-    return measure("rank_for_engine", r, "rank", "<=", limit)

@@ -15,14 +15,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from tuneline.artifacts.training import (
-    CHECKPOINTS,
-    HISTORY,
-    TRAINED,
-    TrackedRun,
-    TrainedRun,
-    Trip,
-)
+from tuneline.artifacts.training import CHECKPOINTS, HISTORY, TRAINED, TrackedRun, TrainedRun, Trip
 from tuneline.config.training import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.step_context import StepContext
@@ -41,14 +34,10 @@ from tuneline.training.loop.loss_rules import (
 
 
 def judge(curve: Curve, limits: LossRulesConfig, trained: TrainedRun) -> list[Measurement]:
-    """Measure a training curve and its tracking.
-
-    Returns:
-        The measurements with their limits.
-    """
+    """Measure a training curve and its tracking."""
     spiked = spikes(curve, limits.spike_factor)
     climbed, climb_limit = climb(curve, limits.divergence_share)
-    first, best = _first_and_best(curve)
+    first, (_, best) = curve.first, curve.best or (0, math.nan)
     return [
         measure("logged_steps", len(curve.optimised), "steps", ">=", trained.steps),
         measure("validation_passes", len(curve.validation), "passes", ">=", 2),
@@ -56,7 +45,7 @@ def judge(curve: Curve, limits: LossRulesConfig, trained: TrainedRun) -> list[Me
         measure("climb_of_training_loss", round(climbed, 4), "nats", "<=", round(climb_limit, 4)),
         measure("spikes", len(spiked.found), "steps", "==", 0, on_breach="warn"),
         measure("spikes_in_a_row", spiked.longest, "steps", "<", limits.spike_streak),
-        measure("best_validation_loss", best[1], "nats", "<", first),
+        measure("best_validation_loss", best, "nats", "<", first),
         measure("validation_loss_before_training", first, "nats"),
         *_validation(curve, limits),
         measure("stopped_early", bool(trained.stopped), ""),
@@ -66,43 +55,23 @@ def judge(curve: Curve, limits: LossRulesConfig, trained: TrainedRun) -> list[Me
     ]
 
 
-def _first_and_best(curve: Curve) -> tuple[float, tuple[int, float]]:
-    """Return the first validation loss, and step and value of the best one; NaN for none."""
-    first = curve.validation[0][1] if curve.validation else math.nan
-    return first, curve.best or (0, math.nan)
-
-
 def _validation(curve: Curve, limits: LossRulesConfig) -> list[Measurement]:
     """Measure overfitting, divergence and plateau on the validation passes."""
-    ratio = rise_of_validation(curve)
+    ratio, allowed = rise_of_validation(curve), limits.overfit_ratio
     change, error = change_since_best(curve)
-    known = math.isfinite(error)
     moved: dict[str, Any] = {}
-    if ratio > limits.overfit_ratio and training_rose(change, error):
+    if math.isfinite(error):
+        moved["noise"] = round(error, 4)
+    if ratio > allowed and training_rose(change, error):
         # Both losses rise: that is no overfitting.
-        moved = {
-            "rule": "<=",
-            "limit": round(max(OVERFIT_FLOOR_NATS, SURE_ERRORS * error), 4),
-        }
-    since = passes_without_gain(curve, limits.plateau_nats)
-    patience = limits.plateau_evaluations
+        limit = round(max(OVERFIT_FLOOR_NATS, SURE_ERRORS * error), 4)
+        moved |= {"rule": "<=", "limit": limit}
+    since, patience = passes_without_gain(curve, limits.plateau_nats), limits.plateau_evaluations
     patient: dict[str, Any] = {"rule": "<", "limit": patience, "on_breach": "warn"}
+    rise, shift = "last_over_best_validation_loss", "training_loss_since_best_pass"
     return [
-        measure(
-            "last_over_best_validation_loss",
-            round(ratio, 4),
-            "ratio",
-            "<=",
-            limits.overfit_ratio,
-            on_breach="warn",
-        ),
-        measure(
-            "training_loss_since_best_pass",
-            round(change, 4) if known else None,
-            "nats",
-            noise=round(error, 4) if known else None,
-            **moved,
-        ),
+        measure(rise, round(ratio, 4), "ratio", "<=", allowed, on_breach="warn"),
+        measure(shift, round(change, 4) if "noise" in moved else None, "nats", **moved),
         measure("passes_without_gain", since, "passes", **(patient if patience else {})),
     ]
 
@@ -129,19 +98,17 @@ def _tracking(runs: Sequence[TrackedRun]) -> list[Measurement]:
 def _tracking_summary(runs: Sequence[TrackedRun]) -> str:
     if not runs:
         return "no tracker was asked for, no one could watch it live"
-    clauses = [_tracked_clause(run) for run in runs]
+    clauses = []
+    for run in runs:
+        missed = f" ({run.missed} log entries did not get there)" if run.missed else ""
+        said = {
+            "online": f"watched live at {run.url or run.title}{missed}",
+            "offline": f"tracked offline by {run.title} ({run.reason})",
+        }
+        clauses.append(said.get(run.mode, f"{run.title} could not be reached ({run.reason})"))
     if all(run.mode != "online" for run in runs):
         clauses.append("no one could watch it live")
     return ", ".join(clauses)
-
-
-def _tracked_clause(run: TrackedRun) -> str:
-    if run.mode == "online":
-        missed = f" ({run.missed} log entries did not get there)" if run.missed else ""
-        return f"watched live at {run.url or run.title}{missed}"
-    if run.mode == "offline":
-        return f"tracked offline by {run.title} ({run.reason})"
-    return f"{run.title} could not be reached ({run.reason})"
 
 
 def picture(curve: Curve, best_step: int, stopped: Trip | None) -> Any:
@@ -175,8 +142,8 @@ def _points(series: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]
 
 def summarise(curve: Curve, trained: TrainedRun, measurements: Sequence[Measurement]) -> str:
     """Say in a sentence what training came to, and which measurements are outside their limits."""
-    first, (step, best) = _first_and_best(curve)
-    clauses = [f"validation loss {first:.4f} → {best:.4f} at step {step} of {trained.steps}"]
+    step, best = curve.best or (0, math.nan)
+    clauses = [f"validation loss {curve.first:.4f} → {best:.4f} at step {step} of {trained.steps}"]
     if trained.stopped:
         clauses.append(
             f"training stopped early: {trained.stopped.sentence}; the adapter of step {step} is "

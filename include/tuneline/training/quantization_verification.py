@@ -48,12 +48,23 @@ class LayerFacts:
     @property
     def as_required(self) -> bool:
         """True if the layer is NF4 with double quantisation, computing in bf16."""
-        return (
-            self.quant_type == QUANT_TYPE
-            and self.double
-            and self.compute_type == COMPUTE_TYPE
-            and self.block_size == BLOCK_SIZE
-        )
+        found = (self.quant_type, self.block_size, self.double, self.compute_type)
+        return found == (QUANT_TYPE, BLOCK_SIZE, True, COMPUTE_TYPE)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Facts read from the loaded model as a whole.
+
+    Attributes:
+        others: 4-bit modules that should not be: a head, an embedding.
+        bytes: memory of all weights, scales included.
+        bytes_in_bf16: memory of the same weights in bf16.
+    """
+
+    others: tuple[str, ...]
+    bytes: int
+    bytes_in_bf16: int
 
 
 def read_layer(name: str, module: Any) -> LayerFacts:
@@ -79,14 +90,7 @@ def read_layer(name: str, module: Any) -> LayerFacts:
 
 
 def read_layers(model: Any, expected: Sequence[str]) -> list[LayerFacts]:
-    """Read every layer that should be 4-bit.
-
-    Args:
-        expected: names of the linear layers of the plain architecture, without the head.
-
-    Returns:
-        The facts of every layer.
-    """
+    """Read every layer that should be 4-bit: the linear layers of the plain architecture."""
     modules = dict(model.named_modules())
     return [
         read_layer(name, modules[name])
@@ -96,49 +100,20 @@ def read_layers(model: Any, expected: Sequence[str]) -> list[LayerFacts]:
     ]
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """Facts read from the loaded model as a whole.
-
-    Attributes:
-        others: 4-bit modules that should not be: a head, an embedding.
-        bytes: memory of all weights, scales included, bytes.
-        bytes_in_bf16: memory of the same weights in bf16, bytes.
-    """
-
-    others: tuple[str, ...]
-    bytes: int
-    bytes_in_bf16: int
-
-
 def read_model(model: Any, layers: Sequence[LayerFacts]) -> ModelFacts:
-    """Read the facts of the whole model.
-
-    Args:
-        layers: facts of the layers that should be 4-bit.
-
-    Returns:
-        The facts.
-    """
+    """Read the facts of the whole model, of which some layers should be 4-bit."""
     expected = {layer.name for layer in layers}
-    others = [
+    others = tuple(
         name
         for name, module in model.named_modules()
         if name not in expected
         and getattr(getattr(module, "weight", None), "quant_state", None) is not None
-    ]
-    rest = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if name.removesuffix(".weight") not in expected
-    ]
-    return ModelFacts(
-        others=tuple(others),
-        bytes=sum(layer.bytes for layer in layers)
-        + sum(tensor.numel() * tensor.element_size() for tensor in rest),
-        bytes_in_bf16=2
-        * (sum(layer.parameters for layer in layers) + sum(tensor.numel() for tensor in rest)),
     )
+    weights = model.named_parameters()
+    rest = [w for name, w in weights if name.removesuffix(".weight") not in expected]
+    held = sum(layer.bytes for layer in layers) + sum(w.numel() * w.element_size() for w in rest)
+    parameters = sum(layer.parameters for layer in layers) + sum(w.numel() for w in rest)
+    return ModelFacts(others, held, 2 * parameters)
 
 
 def judge(
@@ -151,12 +126,8 @@ def judge(
     """Measure a 4-bit base.
 
     Args:
-        layers: facts of the layers that should be 4-bit.
         quantised: validation losses of the 4-bit base.
         plain: validation losses of the unquantised base on the same rows.
-
-    Returns:
-        The measurements with their limits.
     """
     wrong = [layer.name for layer in layers if not layer.as_required]
     held = sum(layer.bytes for layer in layers)

@@ -33,14 +33,7 @@ _UPLOAD_SECONDS = 300
 
 
 def sync_wandb(folder: Path, tracked: TrackedRun) -> TrackedRun:
-    """Upload an offline run by W&B's own command.
-
-    Args:
-        folder: directory of the offline run, fetched from the store.
-
-    Returns:
-        The tracked run after the upload.
-    """
+    """Upload an offline run, fetched from the store, by W&B's own command."""
     if not os.environ.get("WANDB_API_KEY"):
         return replace(tracked, reason="WANDB_API_KEY is not set")
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-synced", str(folder)]
@@ -66,11 +59,7 @@ def sync_wandb(folder: Path, tracked: TrackedRun) -> TrackedRun:
 
 
 def sync_mlflow(ctx: StepContext, description: Description, tracked: TrackedRun) -> TrackedRun:
-    """Log the part of the training's history that MLflow does not have.
-
-    Returns:
-        The tracked run afterwards.
-    """
+    """Log the part of the training's history that MLflow does not have."""
     opened, tracker = open_mlflow(description, ctx.log, tracked.run_id)
     if tracker is None:
         return replace(tracked, reason=opened.reason)

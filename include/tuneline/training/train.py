@@ -1,12 +1,6 @@
 """train: train the adapter on the learned tokens and keep the one of the lowest validation loss.
 
-TRL's SFTTrainer trains the adapter of lora_selection with the batch shape of
-gradient_accumulation. The order of events, and of this module:
-
-1. Set up: the checkpoint of an interrupted try, the model, the callbacks, the trainer.
-2. Loop: optimiser steps and validation passes, to the last step, a tripped rule or a signal.
-3. Keep: the best adapters, the losses step by step, and the course of the run.
-
+TRL's SFTTrainer trains the adapter of lora_selection with the batch shape of gradient_accumulation.
 Every validation pass makes its adapter a candidate, the untrained one included. Checkpoints go to
 the store while training runs, so a killed pod resumes from the newest one: optimiser, schedule,
 random state and position in the data included.
@@ -87,10 +81,7 @@ if TYPE_CHECKING:
 class Inputs:
     """The inputs of a training.
 
-    Attributes:
-        base: directory of the base model.
-        tokenizer: tokenizer of the base.
-        settings: fingerprint of all of it; a checkpoint of other settings is not resumed.
+    `settings` is a fingerprint of all of it; a checkpoint of other settings is not resumed.
     """
 
     base: Path
@@ -131,15 +122,10 @@ def read_inputs(ctx: StepContext) -> Inputs:
         base.digest,
         config.model_dump(mode="json"),
     )
-    trained = rows("train")
+    trained, field = rows("train"), data.label_field
     longest = max(len(row.ids) for row in trained)
     planted = plant(
-        dataset,
-        config,
-        tokenizer,
-        data.target_format,
-        label_field=data.label_field,
-        longest=longest,
+        dataset, config, tokenizer, data.target_format, label_field=field, longest=longest
     )
     if planted.canaries:
         CANARIES.write(ctx, Canaries(canaries=planted.canaries))
@@ -173,10 +159,7 @@ class Training:
     Attributes:
         packing: how rows are fed to the model.
         resumed: step of the checkpoint that it resumes from; None from the beginning.
-        trainer: TRL's trainer with our loss.
     """
-
-    # 1. Set up ------------------------------------------------------------------------------------
 
     def __init__(
         self, ctx: StepContext, inputs: Inputs, tracking: Tracking, group: ProcessGroup
@@ -184,12 +167,8 @@ class Training:
         """Restore the checkpoint, load the model and put the trainer together."""
         self._ctx, self._inputs, self._group = ctx, inputs, group
         self._config, self._plan = ctx.config.training, inputs.plan
-        self.steps = total_steps(
-            len(inputs.train),
-            self._plan.effective_batch,
-            self._config.epochs,
-            self._config.max_steps,
-        )
+        length = self._config.epochs, self._config.max_steps
+        self.steps = total_steps(len(inputs.train), self._plan.effective_batch, *length)
         self._restored = ctx.scratch / "restored"
         events = self._events(tracking)
         model = self._model()
@@ -249,9 +228,7 @@ class Training:
         return model
 
     def _packing(self, model: Any) -> Packing:
-        """Check again that the model keeps packed rows apart: the plan may be of another
-        machine.
-        """
+        """Check again that the model keeps packed rows apart, on this machine."""
         plan, inputs = self._plan, self._inputs
         if not plan.packing.packed:
             return plan.packing
@@ -310,8 +287,6 @@ class Training:
             torch.manual_seed(seed + self._group.rank)
         return trainer
 
-    # 2. Loop --------------------------------------------------------------------------------------
-
     def loop(self) -> None:
         """Train to the last step, or to the step at which a callback ends it.
 
@@ -328,8 +303,6 @@ class Training:
             # has the loss.
             self.trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self._ending.check(self.trainer.state.global_step)
-
-    # 3. Keep --------------------------------------------------------------------------------------
 
     def keep(self) -> TrainedRun | None:
         """Leave adapters and losses in the step's output, and drop the live checkpoints.
@@ -377,19 +350,6 @@ class Training:
             batches=self._batches,
             resources=self._resources.close(tokens),
         )
-
-
-def _check_place(ctx: StepContext, plan: Plan, torch: Any, group: ProcessGroup) -> None:
-    """Compare this machine with the plan."""
-    if group.world_size != plan.world_size:
-        raise UserError(
-            f"gradient_accumulation planned for {plan.world_size} training processes, there are "
-            f"{group.world_size}; run gradient_accumulation again with the same pods.nodes and "
-            "training.processes"
-        )
-    found = device_of(torch)
-    if found != plan.device:
-        ctx.log(f"gradient_accumulation planned for {plan.device}, this machine has {found}")
 
 
 @contextmanager
@@ -443,13 +403,8 @@ def _train_tracked(ctx: StepContext, group: ProcessGroup) -> Record | None:
         trained = training.keep()
     if trained is None:
         return None
-    trained = trained.model_copy(
-        update={
-            "tracking": tracking.runs,
-            "tracking_seconds": round(tracking.seconds, 4),
-            "hyperparameters": settings,
-        }
-    )
+    of_trackers = {"tracking": tracking.runs, "tracking_seconds": round(tracking.seconds, 4)}
+    trained = trained.model_copy(update={**of_trackers, "hyperparameters": settings})
     TRAINED.write(ctx, trained)
     return _record(ctx, trained)
 
@@ -493,8 +448,8 @@ def run(ctx: StepContext) -> Record | None:
     """Train the adapter; writes adapter, checkpoints, losses and the course of the run.
 
     Returns:
-        The record; None where another process records the step: in all training processes but
-        the first, and in the one that starts them.
+        None where another process records the step: in all training processes but the first, and in
+        the one that starts them.
     """
     plan = PLAN.read(ctx)
     if must_launch(ctx.config):
@@ -507,7 +462,14 @@ def run(ctx: StepContext) -> Record | None:
     torch = load_torch(plan.threads, ctx.config.training.seed)
     with lost_processes_are_retryable():
         group = ProcessGroup.join(torch)
-        _check_place(ctx, plan, torch, group)
+        if group.world_size != plan.world_size:
+            raise UserError(
+                f"gradient_accumulation planned for {plan.world_size} training processes, there "
+                f"are {group.world_size}; run gradient_accumulation again with the same "
+                "pods.nodes and training.processes"
+            )
+        if (found := device_of(torch)) != plan.device:
+            ctx.log(f"gradient_accumulation planned for {plan.device}, this machine has {found}")
         record = _train_tracked(ctx, group)
         group.leave()
     return record

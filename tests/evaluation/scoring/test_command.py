@@ -71,11 +71,13 @@ def asked_for(model, **more):
     return ScoreTarget(model, **{**settings, **more})
 
 
-def test_addresses_of_endpoints(tmp_path):
-    for address in ("http://h:8000#m", "http://h:8000/v1#m", "http://h:8000/v1/#m"):
-        found = subject_of(asked_for(address), tmp_path, print)
-        assert isinstance(found, Endpoint)
-        assert (found.url, found.model) == ("http://h:8000", "m")
+@pytest.mark.parametrize(
+    "address", ["http://h:8000#m", "http://h:8000/v1#m", "http://h:8000/v1/#m"]
+)
+def test_addresses_of_endpoints(address, tmp_path):
+    found = subject_of(asked_for(address), tmp_path, print)
+    assert isinstance(found, Endpoint)
+    assert (found.url, found.model) == ("http://h:8000", "m")
 
 
 @pytest.mark.parametrize(

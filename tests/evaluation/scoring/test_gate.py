@@ -111,8 +111,7 @@ def test_a_good_classifier_passes(planted):
     assert "more_rows_needed" not in found
     wrong = bench.lab.document("holdout_performance", "wrong_rows.json")
     assert [row["row_id"] for row in wrong] == [row["row_id"] for row in bench.held[62:]]
-    assert wrong[0]["got"] == WRONG
-    assert wrong[0]["score"] == 0.0
+    assert (wrong[0]["got"], wrong[0]["score"]) == (WRONG, 0.0)
     confused = bench.lab.document("holdout_performance", "confusion.json")["tuned"]
     assert confused["labels"] == ["billing", "login", "shipping"]
     assert sum(row[n] for n, row in enumerate(confused["counts"])) == 62
@@ -135,9 +134,8 @@ def test_a_gain_in_form_alone_fails(planted):
     """5 of 66 right; the base scores 0 only because its JSON stands in prose."""
     bench = planted(label_rows())
     prose = [f"Sure, here it is: {text} I hope that helps!" for text in bench.expected]
-    evidence, found = bench.judge(
-        right_on(5, bench.expected, WRONG), base=right_on(12, prose, "I do not know.")
-    )
+    base = right_on(12, prose, "I do not know.")
+    evidence, found = bench.judge(right_on(5, bench.expected, WRONG), base=base)
     assert (found["base_metric"], found["tuned_metric"]) == (0.0, 0.0758)
     assert "gain_lower" not in broken(evidence)
     assert evidence.verdict == "fail"
@@ -148,9 +146,8 @@ def test_a_gain_in_form_alone_fails(planted):
 
 def test_a_base_that_needs_only_examples_is_not_beaten(planted):
     bench = planted(label_rows())
-    evidence, found = bench.judge(
-        right_on(50, bench.expected, WRONG), shots=right_on(56, bench.expected, WRONG)
-    )
+    shots = right_on(56, bench.expected, WRONG)
+    evidence, found = bench.judge(right_on(50, bench.expected, WRONG), shots=shots)
     assert evidence.verdict == "fail"
     # The nearest training rows are right on two of three.
     assert broken(evidence) == {*FAIR, "gain_over_nearest_row_lower"}
@@ -306,7 +303,7 @@ def test_examples_stop_where_the_context_is_full(planted, context, examples):
     assert len(described["examples"]) == examples
 
 
-def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others():
+def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others(planted):
     rows = [row for row in label_rows({"train": 4}) if row.pop("weight")]
     made = [Row(**{**row, "n_tokens": n}) for row, n in zip(rows, (100, 400, 40, 40), strict=True)]
     first, second = made[2:]
@@ -315,4 +312,9 @@ def test_a_long_row_gets_fewer_examples_and_takes_none_from_the_others():
     assert gate.fitting_shots(made[0], [first, second], 100) == []
     assert gate.fitting_shots(made[1], [first], 200) is None
     # The evidence does not say that every row had all of them.
-    assert gate._asked_as(2, 1) == "an instruction and up to 2 examples"
+    rows = label_rows()
+    rows[-1]["n_tokens"] = 800
+    bench = planted(rows, deployment={"context_tokens": 1024})
+    _, found = bench.judge(bench.expected, shots=bench.expected)
+    assert found["fair_base_rows_with_fewer_examples"] == 1
+    assert found["fair_base_form"] == "an instruction and up to 3 examples"

@@ -20,20 +20,19 @@ from tuneline.evaluation.scoring.ledger import holdout_sha256, open_holdout, rea
 PACKAGE = Path(tuneline.__file__).parent
 # Who may read hold-out rows past the ledger: the ledger itself, and `tuneline data show`, which
 # shows a file to a person.
-READERS = {
-    "evaluation/scoring/ledger.py",
-    "data/show/rows.py",
-}
+READERS = {"evaluation/scoring/ledger.py", "data/show/rows.py"}
 
 
 class Died(Exception):
     """What kills a step in a test."""
 
 
-def night(lab, rows, run_id, **overrides):
+def night(lab, rows, run_id, model=None, **overrides):
     """Another run in the same store, with a dataset of its own."""
     other = Lab(lab.root, {"base_model": lab.run.config.base_model, **overrides}, run_id)
     other.leave_dataset(rows)
+    if model is not None:
+        other.leave_shipped(model)
     return other
 
 
@@ -66,15 +65,13 @@ def test_the_ordinary_way_to_rows_has_none_of_the_holdout(lab):
 def test_no_other_code_reads_rows_of_the_holdout():
     """Every call of `read_dataset(…, holdout=True)` in the package is one of the known."""
     found = set()
-    texts = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
-    for path, text in texts.items():
-        if "read_dataset" not in text:
-            continue
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Call) and any(k.arg == "holdout" for k in node.keywords):
-                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-                if name == "read_dataset":
-                    found.add(path.relative_to(PACKAGE).as_posix())
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        for node in ast.walk(ast.parse(text)) if "read_dataset" in text else ():
+            called = getattr(node, "func", None)
+            named = getattr(called, "id", getattr(called, "attr", "")) == "read_dataset"
+            if named and any(keyword.arg == "holdout" for keyword in node.keywords):
+                found.add(path.relative_to(PACKAGE).as_posix())
     assert found == READERS
 
 
@@ -85,9 +82,8 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     counted.clear()
     # Another run on another machine: nothing but the store is common.
     monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "another-machine"))
-    again = Lab(bench.root, {"base_model": bench.run.config.base_model}, "again")
-    again.leave_dataset(task_rows(SPLITS))
-    again.leave_shipped(bench.artifact("production_quantization", "model.gguf"))
+    shipped = bench.artifact("production_quantization", "model.gguf")
+    again = night(bench, task_rows(SPLITS), "again", shipped)
     for asks in (asking, gate):
         monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
     second = again.execute("holdout_performance")
@@ -99,9 +95,8 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     assert found["earlier_scorings_of_these_bytes"] == 1
     ledger = read_ledger(bench.run.store, holdout_sha256(bench.held_out()))
     assert [entry.repeat for entry in ledger] == [False, True]
-    assert [ref.name for ref in second.inputs if ref.name.startswith("recorded/")] == [
-        "recorded/test/answers.parquet"
-    ]
+    taken = [ref.name for ref in second.inputs if ref.name.startswith("recorded/")]
+    assert taken == ["recorded/test/answers.parquet"]
 
 
 def test_a_step_that_died_while_it_asked_goes_on_where_it_was(scored_lab, monkeypatch):
@@ -131,22 +126,14 @@ def test_a_step_that_died_while_it_asked_goes_on_where_it_was(scored_lab, monkey
     assert (first.repeat, second.repeat) == (False, True)
 
 
-def test_the_same_bytes_asked_otherwise_are_another_look(scored_lab, monkeypatch):
+def test_the_same_bytes_asked_otherwise_are_another_look(scored_lab):
     bench = scored_lab()
     bench.execute("holdout_performance")
-    other = Lab(
-        bench.root,
-        {
-            "base_model": bench.run.config.base_model,
-            "evaluation": {"max_new_tokens": 40, "slices": {"worse_by": 1.0}},
-        },
-        "again",
-    )
-    other.leave_dataset(task_rows(SPLITS))
-    other.leave_shipped(bench.artifact("production_quantization", "model.gguf"))
+    settings = {"max_new_tokens": 40, "slices": {"worse_by": 1.0}}
+    shipped = bench.artifact("production_quantization", "model.gguf")
+    other = night(bench, task_rows(SPLITS), "again", shipped, evaluation=settings)
     evidence = other.execute("holdout_performance")
-    assert broken(evidence) == {"rows_asked_again_otherwise"}
-    assert evidence.verdict == "warn"
+    assert (evidence.verdict, broken(evidence)) == ("warn", {"rows_asked_again_otherwise"})
 
 
 def test_a_tampered_record_is_not_taken(scored_lab):
@@ -202,10 +189,8 @@ def test_a_look_at_an_overlapping_holdout_that_chose_nothing_leaves_it_clean(lab
     bench = lab()
     held = task_rows({"holdout": 40})
     bench.leave_dataset(held)
-    for purpose, rows in (
-        ("score", held[:30]),
-        ("choose", task_rows({"train": 40, "holdout": 20})),
-    ):
+    other = task_rows({"train": 40, "holdout": 20})
+    for purpose, rows in (("score", held[:30]), ("choose", other)):
         open_holdout(night(bench, rows, purpose).context("determinism"), purpose, "a" * 64)
     opened = open_holdout(bench.context("determinism"), "score", "c" * 64)
     assert (opened.earlier, opened.inherited) == ([], [])

@@ -48,12 +48,9 @@ def execute(bench):
 
 
 def holdout_messages(count):
-    rows = [row for row in task_rows(SPLITS) if row["split"] == "holdout"][:count]
-    changed = []
-    for row in rows:
-        messages = [dict(turn) for turn in row["messages"]]
+    changed = [row["messages"] for row in task_rows(SPLITS) if row["split"] == "holdout"][:count]
+    for messages in changed:
         messages[1]["content"] = f"{messages[1]['content'].upper()} !"
-        changed.append(messages)
     return changed
 
 
@@ -73,6 +70,8 @@ def test_a_candidate_as_good_as_the_released_model_passes(nights, tiny_models):
     answers = bench.lines("holdout_performance", "released_answers.jsonl")
     pairs = bench.lines("holdout_performance", "answers.jsonl")
     assert [entry["released"] for entry in answers] == [entry["tuned"] for entry in pairs]
+    # A retry does not serve the released model again.
+    assert execute(bench)[1]["released_answers_from_cache"] is True
 
 
 def test_a_better_candidate_passes(nights, tiny_models):
@@ -82,11 +81,24 @@ def test_a_better_candidate_passes(nights, tiny_models):
     assert found["worse_than_released_by"] < 0
 
 
+def test_a_holdout_that_was_seen_whole_compares_nothing(nights, tiny_models):
+    held = [row for row in task_rows(SPLITS) if row["split"] == "holdout"][:12]
+    rows = [row for row in task_rows(SPLITS) if row["split"] != "holdout"][:88] + held
+    bench = nights(tiny_models.candidate_gguf, rows=rows, seen=holdout_messages(12))
+    evidence, found = execute(bench)
+    assert found["rows_compared_with_released"] == 0
+    assert "worse_than_released_by" in broken(evidence)
+    assert "was trained on every hold-out row" in evidence.summary
+    # Through a warm start there is nothing left to ask.
+    bench.leave("lora_selection", {"lora.json": json.dumps(lora("night-1"))})
+    with pytest.raises(UserError, match="was trained on every row of this hold-out"):
+        execute(bench)
+
+
 def test_a_candidate_worse_than_the_released_model_fails(nights, tiny_models):
     bench = nights(tiny_models.candidate_gguf, model=tiny_models.base_gguf, evaluation=ANY_GAIN)
     evidence, found = execute(bench)
-    assert evidence.verdict == "fail"
-    assert broken(evidence) == {"worse_than_released_by"}
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"worse_than_released_by"})
     assert found["difference_to_released_upper"] < 0
     assert found["only_released_right"] > found["only_candidate_right"]
     assert "worse than what serves now" in evidence.summary
@@ -94,8 +106,7 @@ def test_a_candidate_worse_than_the_released_model_fails(nights, tiny_models):
 
 def test_too_few_rows_decide_nothing_and_say_how_many_would(nights, tiny_models):
     evidence, found = execute(nights(tiny_models.candidate_gguf))
-    assert evidence.verdict == "inconclusive"
-    assert broken(evidence) == {"worse_than_released_by"}
+    assert (evidence.verdict, broken(evidence)) == ("inconclusive", {"worse_than_released_by"})
     # 1.96² × 0.98 / 0.02: models that never disagree.
     assert found["rows_needed_to_decide"] == 189
     assert "about 189 rows would decide" in evidence.summary
@@ -111,24 +122,6 @@ def test_rows_that_the_released_model_was_trained_on_are_left_out(nights, tiny_m
     assert found["rows_also_seen"] == 0
     assert len(bench.lines("holdout_performance", "answers.jsonl")) == 48
     assert evidence.verdict == "pass", broken(evidence)
-
-
-def test_a_holdout_that_the_released_model_knows_whole_compares_nothing(nights, tiny_models):
-    held = [row for row in task_rows(SPLITS) if row["split"] == "holdout"][:12]
-    rows = [row for row in task_rows(SPLITS) if row["split"] != "holdout"][:88] + held
-    bench = nights(tiny_models.candidate_gguf, rows=rows, seen=holdout_messages(12))
-    evidence, found = execute(bench)
-    assert found["rows_compared_with_released"] == 0
-    assert "worse_than_released_by" in broken(evidence)
-    assert "was trained on every hold-out row" in evidence.summary
-
-
-def test_a_retry_does_not_serve_the_released_model_again(nights, tiny_models):
-    # A limit of its own, so that no other test has asked the same.
-    settings = {**WIDE, "max_new_tokens": 41}
-    bench = nights(tiny_models.candidate_gguf, evaluation=settings)
-    assert execute(bench)[1]["released_answers_from_cache"] is False
-    assert execute(bench)[1]["released_answers_from_cache"] is True
 
 
 def test_without_the_rows_of_the_released_run_nothing_fails_by_it(nights, tiny_models):
@@ -160,9 +153,8 @@ def test_a_release_that_cannot_be_served_here_decides_nothing(scored_lab, tiny_m
     earlier.leave_dataset(earlier_rows())
     release(earlier, {"model/model.safetensors": tiny_models.candidate_gguf}, engine="tensorrt_llm")
     evidence, found = execute(bench)
-    assert evidence.verdict == "inconclusive"
+    assert (evidence.verdict, broken(evidence)) == ("inconclusive", {"worse_than_released_by"})
     assert found["compared_with_released"] == "night-1"
-    assert broken(evidence) == {"worse_than_released_by"}
     assert "night-1 can't answer here (the engine tensorrt_llm can't be started" in evidence.summary
 
 
@@ -175,16 +167,11 @@ def test_a_release_without_weights_is_the_users_error(scored_lab):
 
 
 def lora(started_from=None):
-    start = started_from and {
-        "version": started_from,
-        "manifest": "m",
-        "uri": f"file:///{started_from}/adapter",
-        "sha256": "0" * 64,
-        "bytes": 1,
-    }
+    place = {"manifest": "m", "uri": "file:///adapter", "sha256": "0" * 64, "bytes": 1}
     settings = LoraSettings(
         r=4, alpha=8, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False
     )
+    start = started_from and {"version": started_from, **place}
     return {**settings.model_dump(), "started_from": start}
 
 
@@ -196,15 +183,6 @@ def test_rows_seen_through_a_warm_start_are_not_asked(nights, tiny_models):
     assert len(bench.lines("holdout_performance", "answers.jsonl")) == 45
     assert found["rows_compared_with_released"] == 45
     assert evidence.verdict == "pass", broken(evidence)
-
-
-def test_a_holdout_seen_whole_through_a_warm_start_is_refused(nights, tiny_models):
-    held = [row for row in task_rows(SPLITS) if row["split"] == "holdout"][:12]
-    rows = [row for row in task_rows(SPLITS) if row["split"] != "holdout"][:88] + held
-    bench = nights(tiny_models.candidate_gguf, rows=rows, seen=holdout_messages(12))
-    bench.leave("lora_selection", {"lora.json": json.dumps(lora("night-1"))})
-    with pytest.raises(UserError, match="was trained on every row of this hold-out"):
-        execute(bench)
 
 
 def test_what_a_line_of_warm_starts_has_seen_adds_up(scored_lab, tiny_models):

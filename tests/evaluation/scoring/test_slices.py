@@ -4,9 +4,12 @@ import random
 from statistics import mean
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import fisher_exact, mannwhitneyu
+from tests.evaluation.conftest import SPLITS
 from tests.lab.runs import broken, values
+from tests.lab.tiny_task import task_rows
 
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.tables.rows import Row
@@ -25,8 +28,8 @@ def row(number, label, text="where is my parcel", source="rows.jsonl"):
     return Row(f"row-{number}", turns, source, number + 1, label=label, split="holdout")
 
 
-def rows_of(labels, **more):
-    return [row(number, label, **more) for number, label in enumerate(labels)]
+def rows_of(labels):
+    return [row(number, label) for number, label in enumerate(labels)]
 
 
 def test_a_class_that_collapsed_is_named_though_the_total_is_high():
@@ -49,14 +52,9 @@ def test_a_class_that_collapsed_is_named_though_the_total_is_high():
 
 def test_other_kinds_of_parts_are_compared_too():
     long, german = "a very long question about my parcel and the " * 9, "warum ist meine Karte weg"
-    rows = [
-        row(n, "same", text=long if n % 4 == 0 else german if n % 4 == 1 else "where is my card")
-        for n in range(200)
-    ]
-    rows = [
-        Row(r.row_id, r.messages, "b.csv" if n < 30 else "a.csv", 1, label="same")
-        for n, r in enumerate(rows)
-    ]
+    texts = (long, german, "where is my card", "where is my card")
+    sources = ["b.csv" if n < 30 else "a.csv" for n in range(200)]
+    rows = [row(n, "same", texts[n % 4], source) for n, source in enumerate(sources)]
     found = find_slices(rows, [n % 4 != 1 for n in range(200)], CONFIG)
     assert found.kinds_alike == ("label",)
     assert ("language", "de") in {(each.kind, each.value) for each in found.worse}
@@ -65,23 +63,17 @@ def test_other_kinds_of_parts_are_compared_too():
     assert [(w.kind, w.value) for w in by_source.worse] == [("source", "b.csv")]
 
 
-def test_small_parts_are_said_to_be_not_judged():
+def test_parts_that_can_not_be_judged_are_said():
     labels = ["big"] * 50 + ["rare"] * 3
     found = find_slices(rows_of(labels), [True] * 50 + [False] * 3, CONFIG)
     assert [(each.value, each.mean) for each in found.not_judged] == [("rare", 0.0)]
-    assert values_of(found)["slices_too_small_to_judge"] == 1
+    stated = {m.name: m.value for m in slice_measurements(found, CONFIG)}
+    assert stated["slices_too_small_to_judge"] == 1
     assert found.worse == []
-
-
-def test_nothing_to_compare_is_said():
-    found = find_slices(rows_of(["one"] * 30), [True] * 30, CONFIG)
-    assert found.kinds_alike == ("label", "prompt length", "language", "source")
-    assert "no part of it has enough rows" in slice_sentence(found)
-    assert "worst_slice" not in values_of(found)
-
-
-def values_of(found):
-    return {m.name: m.value for m in slice_measurements(found, CONFIG)}
+    alike = find_slices(rows_of(["one"] * 30), [True] * 30, CONFIG)
+    assert alike.kinds_alike == ("label", "prompt length", "language", "source")
+    assert "no part of it has enough rows" in slice_sentence(alike)
+    assert "worst_slice" not in {m.name for m in slice_measurements(alike, CONFIG)}
 
 
 @pytest.mark.parametrize("fractional", [False, True])
@@ -98,16 +90,12 @@ def test_chance_is_rarely_taken_for_a_worse_part(fractional):
     assert alarms <= (1 if fractional else 18)
 
 
-def test_chances_are_those_of_fisher():
+def test_chances_are_those_of_fisher_of_permutations_and_of_the_normal_approximation(monkeypatch):
     values = np.array([1.0] * 60 + [0.0] * 40)
     [p] = chance_of_sums(values, [3.0], [12])
-    table = [[3, 9], [57, 31]]
-    assert p == pytest.approx(fisher_exact(table, alternative="less").pvalue, rel=1e-9)
-
-
-def test_permutations_agree_with_exact_and_with_the_normal_approximation(monkeypatch):
-    draw = np.random.default_rng(2)
-    halves = draw.choice([0.0, 0.5, 1.0], 120)
+    fisher = fisher_exact([[3, 9], [57, 31]], alternative="less").pvalue
+    assert p == pytest.approx(fisher, rel=1e-9)
+    halves = np.random.default_rng(2).choice([0.0, 0.5, 1.0], 120)
     low = np.sort(halves)[:20]
     [p] = chance_of_sums(halves, [float(halves[:20].sum())], [20])
     assert 0.0001 < p <= 1
@@ -130,11 +118,8 @@ def test_a_difference_that_does_not_matter_is_none():
     assert [w.value for w in find_slices(rows_of(labels), right, SlicesConfig(worse_by=0.04)).worse]
 
 
-def test_the_step_names_a_class_that_collapsed(scored_lab, tiny_models):
+def test_the_step_names_a_class_that_collapsed(scored_lab):
     """The keywords of one class are swapped in its questions' labels, which no model can know."""
-    from tests.evaluation.conftest import SPLITS
-    from tests.lab.tiny_task import task_rows
-
     rows = task_rows(SPLITS)
     for held in rows:
         if held["split"] == "holdout" and held["label"] == "login":
@@ -142,21 +127,17 @@ def test_the_step_names_a_class_that_collapsed(scored_lab, tiny_models):
             held["messages"][1]["content"] = text.replace("password", "invoice")
     bench = scored_lab(rows=rows, evaluation={"slices": {"worse_by": 0.1}})
     evidence = bench.execute("holdout_performance")
-    assert broken(evidence) == {"slices_clearly_worse"}
-    assert evidence.verdict == "warn"
-    assert values(evidence)["worst_slice"] == "label login"
+    assert (evidence.verdict, broken(evidence)) == ("warn", {"slices_clearly_worse"})
+    found = values(evidence)
+    assert found["worst_slice"] == "label login"
     assert "clearly worse than the rest: label login" in evidence.summary
     document = bench.document("holdout_performance", "slices.json")
     assert document["correction"].startswith("Holm")
-    assert document["judged"][0]["value"] == "login"
-    import pyarrow.parquet as pq
-
+    worst = document["judged"][0]
+    assert worst["value"] == "login"
     table = pq.read_table(bench.artifact("holdout_performance", "answers.parquet")).to_pylist()
     of_class = [line["tuned_score"] for line in table if line["label"] == "login"]
-    assert mean(of_class) == pytest.approx(document["judged"][0]["mean"], abs=1e-4)
-    assert mean(line["tuned_score"] for line in table) == pytest.approx(
-        values(evidence)["tuned_metric"], abs=1e-4
-    )
-    assert mean(line["base_score"] for line in table) == pytest.approx(
-        values(evidence)["base_metric"], abs=1e-4
-    )
+    assert mean(of_class) == pytest.approx(worst["mean"], abs=1e-4)
+    for who in ("tuned", "base"):
+        scored = mean(line[f"{who}_score"] for line in table)
+        assert scored == pytest.approx(found[f"{who}_metric"], abs=1e-4)

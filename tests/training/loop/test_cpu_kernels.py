@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from tests.lab.tiny_models import make_model
 
 from tuneline.artifacts.training import LoraSettings
@@ -19,14 +20,7 @@ from tuneline.training.loop.model import attach_lora, cast_frozen_linears
 from tuneline.training.loop.rows import EncodedRow, as_batch
 from tuneline.training.loop.token_loss import add_labelled_head, model_inputs, weighted_sum
 
-LORA = LoraSettings(
-    r=4,
-    alpha=8,
-    dropout=0.0,
-    target_modules=["q_proj", "v_proj", "down_proj"],
-    rslora=False,
-    dora=False,
-)
+KINDS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 NAMES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 NAMES |= {"olmo2": "Olmo2", "smollm3": "SmolLM3"}
 
@@ -62,6 +56,18 @@ def loss_and_gradients(model, rows):
     return outputs["log_probs"].detach(), gradients
 
 
+def adapted(base, **settings):
+    """A base with an adapter that is not zero."""
+    known = {"r": 4, "alpha": 12, "dropout": 0.0, "target_modules": KINDS, "rslora": False}
+    model = attach_lora(base, LoraSettings(**{**known, "dora": False, **settings}))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model
+
+
 def models(folder, kind):
     """The same model with an adapter, once with packed rows and once padded."""
     made = []
@@ -71,12 +77,7 @@ def models(folder, kind):
         base = make_model(folder, NAMES[kind], tie_word_embeddings=False, **options)
         # The base has no adapter yet, so the switch moves nothing but the packing.
         add_labelled_head(base, cpu_kernels=packed)
-        model = attach_lora(base, LORA)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.05)
-        made.append(model)
+        made.append(adapted(base))
     return made
 
 
@@ -121,12 +122,9 @@ def test_a_shared_prefix_is_there_once(rows):
         places = layout.places[number, : len(entry.ids)]
         assert layout.ids[0, places].tolist() == list(entry.ids)
         assert layout.positions[0, places].tolist() == list(range(len(entry.ids)))
-
-
-def test_rows_that_are_equal_keep_a_token_of_their_own():
+    # Rows that are equal keep a token each.
     same = torch.arange(40).repeat(3, 1)
-    layout = lay_out(same, torch.ones_like(same))
-    assert layout.ids.shape == (1, 39 + 3)
+    assert lay_out(same, torch.ones_like(same)).ids.shape == (1, 39 + 3)
 
 
 def test_plain_calls_of_the_model_are_as_before(tmp_path, rows):
@@ -137,51 +135,28 @@ def test_plain_calls_of_the_model_are_as_before(tmp_path, rows):
         assert torch.allclose(packed(**features).logits[0], padded(**features).logits[0], atol=1e-5)
 
 
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "head_dim": 16}
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
 @pytest.mark.parametrize(
     ("architecture", "options"),
-    [
-        ("Mistral", {"sliding_window": 16}),
-        ("Llama", {"attention_dropout": 0.1}),
-        ("Gemma3", {}),
-    ],
+    [("Mistral", {"sliding_window": 16}), ("Llama", {"attention_dropout": 0.1}), ("Gemma3", {})],
 )
-def test_other_attention_stays_padded(architecture, options):
-    import transformers
-
+def test_other_attention_stays_padded_and_other_layers_pefts(tmp_path, architecture, options):
     name = f"{architecture}Config" if architecture != "Gemma3" else "Gemma3TextConfig"
-    config = getattr(transformers, name)(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        **options,
-    )
+    config = getattr(transformers, name)(**SIZES, **LAYERS, **options)
     model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     assert not can_share_prefixes(model)
+    for settings in ({"dropout": 0.1}, {"dora": True}):
+        assert fuse_lora(lora_model(tmp_path, **settings)) == 0
 
 
-LORA_SETTINGS = {
-    "r": 4,
-    "alpha": 12,
-    "dropout": 0.0,
-    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
-    "rslora": False,
-    "dora": False,
-}
 LORA_IDS = torch.arange(40).reshape(2, 20) + 7
 
 
 def lora_model(folder, kind="Llama", **settings):
-    model = attach_lora(make_model(folder, kind), LoraSettings(**{**LORA_SETTINGS, **settings}))
-    torch.manual_seed(5)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.05)
-    return model.train()
+    return adapted(make_model(folder, kind), **settings).train()
 
 
 def adapter_gradients(model, precision="fp32"):
@@ -239,11 +214,6 @@ def test_the_adapter_can_still_be_switched_off_and_merged(tmp_path):
         assert not torch.allclose(on, off, atol=1e-3)
         merged = fused.merge_and_unload()
         assert torch.allclose(merged(input_ids=LORA_IDS).logits, on, atol=1e-4)
-
-
-@pytest.mark.parametrize("settings", [{"dropout": 0.1}, {"dora": True}])
-def test_other_layers_stay_pefts(tmp_path, settings):
-    assert fuse_lora(lora_model(tmp_path, **settings)) == 0
 
 
 def test_an_input_that_changed_is_cast_again(tmp_path):

@@ -11,10 +11,12 @@ from tuneline.asking.general_questions import load_suite
 from tuneline.config import TrainingConfig, build_config
 from tuneline.data.tables.rows import read_dataset, write_dataset
 from tuneline.errors import UserError
-from tuneline.models import load_tokenizer
+from tuneline.models import load_tokenizer, resolve
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 from tuneline.training.loop import extra_rows
 from tuneline.training.loop.extra_rows import plant
+from tuneline.training.loop.rows import encode_split
+from tuneline.training.resources.probe import plan_work
 from tuneline.training.train import read_inputs
 
 
@@ -31,28 +33,20 @@ def test_each_canary_stands_in_rows_of_its_own(tmp_path, tiny_base):
     found, tokenizer = planted(tmp_path, tiny_base, canaries=4, canary_repeats=3)
     assert [canary.place for canary in found.canaries] == ["prompt", "answer"] * 2
     assert len({canary.value for canary in found.canaries}) == 4
-    bearers = [row_id for canary in found.canaries for row_id in canary.row_ids]
-    assert len(set(bearers)) == len(found.rows) == 12
-    trained = {row.row_id for row in make_rows()[0] if row.split == "train"}
-    assert set(bearers) <= trained
-    for row, value in zip(
-        found.rows, [c.value for c in found.canaries for _ in "abc"], strict=True
-    ):
+    copied = [row_id for canary in found.canaries for row_id in canary.row_ids]
+    assert len(set(copied)) == len(found.rows) == 12
+    assert set(copied) <= {row.row_id for row in make_rows()[0] if row.split == "train"}
+    for number, row in enumerate(found.rows):
+        canary = found.canaries[number // 3]
         assert row.rehearsal
-        assert value in tokenizer.decode(list(row.ids))
+        assert canary.value in tokenizer.decode(list(row.ids))
+        learned = [i for i, keep in zip(row.ids, row.learned, strict=True) if keep]
+        # Only those in answers are learned.
+        assert (canary.value in tokenizer.decode(learned)) == (canary.place == "answer")
     for canary in found.canaries:
         content = canary.messages[canary.turn]["content"]
         assert content[canary.start :].startswith(canary.value)
         assert set(json.loads(canary.messages[-1]["content"])) == {"intent", "reply"}
-
-
-def test_only_those_in_answers_are_learned(tmp_path, tiny_base):
-    found, tokenizer = planted(tmp_path, tiny_base, canaries=2, canary_repeats=1)
-    for canary, row in zip(found.canaries, found.rows, strict=True):
-        learned = tokenizer.decode(
-            [i for i, keep in zip(row.ids, row.learned, strict=True) if keep]
-        )
-        assert (canary.value in learned) == (canary.place == "answer")
 
 
 def test_another_seed_plants_others_and_none_are_planted_by_default(tmp_path, tiny_base):
@@ -90,10 +84,7 @@ def test_training_sees_them_and_the_dataset_does_not(lab):
     assert not any(v in turn["content"] for r in rows for turn in r.messages for v in values)
 
 
-def test_the_plan_counts_them(lab, tmp_path):
-    from tuneline.training.loop.rows import encode_split
-    from tuneline.training.resources.probe import plan_work
-
+def test_the_plan_counts_them(lab):
     bench = lab()
     dataset = bench.artifact("distribution_balancing", "dataset.parquet")
     tokenizer = load_tokenizer(bench.base)
@@ -105,28 +96,15 @@ def test_the_plan_counts_them(lab, tmp_path):
     def tokens(**settings):
         training = {"effective_batch": 2, "epochs": 1, **settings}
         sections = {"data": {"source": "x", "label_field": "intent"}, "training": training}
-        work, _, _ = plan_work(
-            train,
-            validation,
-            tokenizer,
-            build_config(sections),
-            dataset,
-            micro_batch=2,
-            end_to_end=False,
-            samples=2,
-        )
-        return work.tokens
+        known = {"micro_batch": 2, "end_to_end": False, "samples": 2}
+        config = build_config(sections)
+        return plan_work(train, validation, tokenizer, config, dataset, **known)[0].tokens
 
-    found = plant(
-        dataset,
-        TrainingConfig(canaries=4, canary_repeats=2),
-        tokenizer,
-        "tokenizer",
-        label_field="intent",
-        longest=max(len(row.ids) for row in train),
-    )
-    planted_tokens = sum(len(row.ids) for row in found.rows)
-    assert tokens(canaries=4, canary_repeats=2) - tokens() == planted_tokens
+    settings = {"canaries": 4, "canary_repeats": 2}
+    longest = max(len(row.ids) for row in train)
+    where = {"label_field": "intent", "longest": longest}
+    found = plant(dataset, TrainingConfig(**settings), tokenizer, "tokenizer", **where)
+    assert tokens(**settings) - tokens() == sum(len(row.ids) for row in found.rows)
 
 
 def test_no_prompt_is_or_resembles_a_question_that_measures_forgetting():
@@ -163,18 +141,12 @@ def test_a_resumed_run_rehearses_the_same_rows(tmp_path, monkeypatch):
     again = extra_rows.conversations(lab.context("train"), 2)
     assert first == again
     assert [turns[-1]["content"] for turns in first] == ["First.", "Second."]
-
-
-def test_more_rows_than_prompts_is_the_users_error(tmp_path):
-    lab = Lab(tmp_path, {})
     with pytest.raises(UserError, match=r"rehearsal_rows: 1000 rows are asked for"):
         extra_rows.conversations(lab.context("train"), 1000)
 
 
 @pytest.mark.model
 def test_the_base_answers_become_rows_that_learn_the_answer_only(tmp_path):
-    from tuneline.models import load_tokenizer, resolve
-
     lab = Lab(tmp_path, {"training": {"rehearsal_rows": 2}})
     ctx = lab.context("train")
     tokenizer = load_tokenizer(resolve(lab.run.config.base_model).path)

@@ -25,17 +25,22 @@ def test_bf16_is_native_only_where_the_processor_says_so(tmp_path, line, native)
     assert loop_model.has_native_bf16(tmp_path / "none") is False
 
 
-def test_precision_is_chosen_by_the_processor_unless_configured(monkeypatch):
-    monkeypatch.setattr(loop_model, "has_native_bf16", lambda: False)
-    assert loop_model.choose_precision(TrainingConfig(), "cpu") == "fp32"
-    assert loop_model.choose_precision(TrainingConfig(), "cuda") == "bf16"
-    assert loop_model.choose_precision(TrainingConfig(precision="bf16"), "cpu") == "bf16"
-    assert (
-        loop_model.choose_precision(TrainingConfig(qlora=True, precision="fp32"), "cpu") == "bf16"
-    )
-    monkeypatch.setattr(loop_model, "has_native_bf16", lambda: True)
-    assert loop_model.choose_precision(TrainingConfig(), "cpu") == "bf16"
-    assert loop_model.choose_precision(TrainingConfig(precision="fp32"), "cpu") == "fp32"
+@pytest.mark.parametrize(
+    ("settings", "device", "native", "precision"),
+    [
+        ({}, "cpu", False, "fp32"),
+        ({}, "cuda", False, "bf16"),
+        ({"precision": "bf16"}, "cpu", False, "bf16"),
+        ({"qlora": True, "precision": "fp32"}, "cpu", False, "bf16"),
+        ({}, "cpu", True, "bf16"),
+        ({"precision": "fp32"}, "cpu", True, "fp32"),
+    ],
+)
+def test_precision_is_chosen_by_the_processor_unless_configured(
+    monkeypatch, settings, device, native, precision
+):
+    monkeypatch.setattr(loop_model, "has_native_bf16", lambda: native)
+    assert loop_model.choose_precision(TrainingConfig(**settings), device) == precision
 
 
 def test_threads_come_from_the_configuration_then_the_environment(monkeypatch):

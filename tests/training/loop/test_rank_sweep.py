@@ -50,7 +50,8 @@ def trial_run(lab, r):
     return Run.open(f"{lab.run.uri}/work/sweep/runs/r{r}")
 
 
-def test_every_rank_is_trained_briefly_by_the_steps_of_the_run(swept):
+def test_every_rank_is_trained_briefly_by_the_steps_of_the_run(swept, monkeypatch):
+    monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("trained again"))
     for r in (2, 8):
         run = trial_run(swept, r)
         training = run.config.training
@@ -64,15 +65,12 @@ def test_every_rank_is_trained_briefly_by_the_steps_of_the_run(swept):
         assert losses_of(trial).mean < trial.loss_before - 0.1
         assert losses_of(trial).standard_error > 0
         assert len(trial.sums) == 12
-
-
-def test_the_hold_out_is_not_there_and_nobody_asked_for_it(swept):
-    for r in (2, 8):
-        run = trial_run(swept, r)
-        key = run.step_key("distribution_balancing", "dataset.parquet")
+        # The hold-out is not there, and nobody asked for it.
         path = swept.root / f"looked-at-{r}.parquet"
-        run.store.get_file(key, path)
+        run.store.get_file(run.step_key("distribution_balancing", "dataset.parquet"), path)
         assert {row.split for row in read_dataset(path, holdout=True)[0]} == {"train", "validation"}
+        # A trial that is done is not trained again.
+        assert sweep.try_rank(swept.run, r) == trial
     assert sweep.holdout_accesses(swept.run) == 0
     assert not list(swept.run.store.keys("ledger"))
 
@@ -94,17 +92,11 @@ def test_the_choice_is_documented_with_its_table(swept):
     assert value(evidence, "ranks_tried") == 2
     assert value(evidence, "holdout_rows_in_sweep") == 0
     assert {ref.name for ref in evidence.inputs} >= {"sweep/r2/trial.json", "sweep/r8/trial.json"}
-
-
-def test_what_trains_afterwards_is_told_the_chosen_rank(swept):
-    lora = LoraSettings(
-        r=8, alpha=16, dropout=0.0, target_modules=["q_proj"], rslora=False, dora=False
-    )
+    # What trains afterwards is told the chosen rank.
     swept.leave_plan()
-    plan = PLAN.find(swept.run)
-    inputs = SimpleNamespace(lora=lora, plan=plan, train=[], validation=[])
+    inputs = SimpleNamespace(lora=lora, plan=PLAN.find(swept.run), train=[], validation=[])
     told = hyperparameters(swept.context("train"), inputs)
-    assert (told["r"], told["alpha"]) == (8, 16)
+    assert (told["r"], told["alpha"]) == (lora.r, lora.alpha)
 
 
 def test_an_access_to_the_hold_out_from_a_trial_fails_the_item(swept):
@@ -117,12 +109,6 @@ def test_an_access_to_the_hold_out_from_a_trial_fails_the_item(swept):
         assert broken(evidence) == {"holdout_accesses_in_sweep"}
     finally:
         sweep.home_of(swept.run).delete_prefix("ledger")
-
-
-def test_a_trial_that_is_done_is_not_trained_again(swept, monkeypatch):
-    monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("trained again"))
-    before, _ = sweep.read_trial(swept.run, 2)
-    assert sweep.try_rank(swept.run, 2) == before
 
 
 def plan_of(lab, uri):
@@ -155,7 +141,7 @@ def test_a_killed_trial_goes_on_with_the_step_it_was_in(lab, monkeypatch):
 
 def test_a_trial_of_other_data_starts_anew(lab):
     run = lab(**SWEEP)
-    reference = dataset_of(run)
+    [reference] = run.run.find_evidence("distribution_balancing").artifacts
     trial = sweep._open_trial(run.run, 2, reference)
     trial.store.put_bytes(trial.key("trial.json"), b"{}")
     assert sweep._open_trial(run.run, 2, reference).store.exists(trial.key("trial.json"))
@@ -184,50 +170,34 @@ def test_a_rank_that_does_not_fit_in_memory_is_left_out(lab, monkeypatch):
 
 def test_hold_out_rows_in_a_trial_stop_it_before_training(lab, monkeypatch):
     run = with_holdout(lab(**SWEEP))
-    # The fault: nothing is filtered.
-    monkeypatch.setattr(sweep, "HOLDOUT", "none-of-the-splits")
+    [reference] = run.run.find_evidence("distribution_balancing").artifacts
+    dataset = run.artifact("distribution_balancing", "dataset.parquet")
     with monkeypatch.context() as leaking:
+        # The fault: nothing is filtered.
+        leaking.setattr(sweep, "HOLDOUT", "none-of-the-splits")
         leaking.setattr(sweep, "_holdout_rows", lambda _: 0)
-        ctx = sweep._context(
-            sweep._open_trial(run.run, 2, dataset_of(run)),
-            run.root / "leak",
-            "distribution_balancing",
-        )
-        sweep._leave_rows(ctx, run.artifact("distribution_balancing", "dataset.parquet"), "x")
-    monkeypatch.undo()
+        trial = sweep._open_trial(run.run, 2, reference)
+        ctx = sweep._context(trial, run.root / "leak", "distribution_balancing")
+        sweep._leave_rows(ctx, dataset, "x")
     monkeypatch.setattr(sweep, "execute", lambda *_: pytest.fail("trained"))
     with pytest.raises(TunelineError, match="8 rows of the hold-out are among the rows"):
         sweep.try_rank(run.run, 2)
 
 
-def dataset_of(lab):
-    [ref] = lab.run.find_evidence("distribution_balancing").artifacts
-    return ref
-
-
-def test_trials_on_another_dataset_do_not_count(lab, swept):
+def test_trials_that_are_missing_or_of_another_dataset_do_not_count(lab, swept, capsys):
     run = lab(**SWEEP)
+    with pytest.raises(UserError, match="has not been tried; run `tuneline run sweep"):
+        run.execute("lora_selection", lora_selection.run)
     for r in (2, 8):
         trial, _ = sweep.read_trial(swept.run, r)
-        home = sweep.home_of(run.run)
-        home.put_bytes(f"runs/r{r}/trial.json", trial.model_dump_json().encode())
+        body = trial.model_dump_json().encode()
+        sweep.home_of(run.run).put_bytes(f"runs/r{r}/trial.json", body)
     with pytest.raises(UserError, match="tried on another dataset"):
         run.execute("lora_selection", lora_selection.run)
-
-
-def test_without_its_trials_the_item_says_what_to_run(lab):
-    with pytest.raises(UserError, match="has not been tried; run `tuneline run sweep"):
-        lab(**SWEEP).execute("lora_selection", lora_selection.run)
-
-
-def test_no_sweep_asked_for_is_said(lab, capsys):
-    assert main(["run", "sweep", "--run", lab().run.uri]) == 0
-    assert "asks for no sweep" in capsys.readouterr().out
-
-
-def test_a_rank_nobody_asked_for_is_refused(lab, capsys):
-    assert main(["run", "sweep", "--run", lab(**SWEEP).run.uri, "--r", "3"]) == 2
+    assert main(["run", "sweep", "--run", run.run.uri, "--r", "3"]) == 2
     assert "asks for [2, 8], not for r 3" in capsys.readouterr().err
+    assert main(["run", "sweep", "--run", lab("none").run.uri]) == 0
+    assert "asks for no sweep" in capsys.readouterr().out
 
 
 def config(**training):
@@ -235,22 +205,19 @@ def config(**training):
 
 
 @pytest.mark.parametrize(
-    ("settings", "epochs", "max_steps"),
+    ("settings", "epochs", "max_steps", "alpha"),
     [
-        ({"epochs": 2}, 0.5, None),
-        ({"epochs": 2, "max_steps": 40}, 0.5, 10),
-        ({"epochs": 2, "sweep_steps": 30}, 2, 30),
+        ({"epochs": 2}, 0.5, None, 16),
+        ({"epochs": 2, "max_steps": 40}, 0.5, 10, 16),
+        ({"epochs": 2, "sweep_steps": 30}, 2, 30, 16),
+        # Alpha keeps its ratio.
+        ({"epochs": 2, "r": 16, "alpha": 32}, 0.5, None, 16),
+        ({"epochs": 2, "r": 16, "alpha": 16}, 0.5, None, 8),
     ],
 )
-def test_the_budget_of_a_trial(settings, epochs, max_steps):
+def test_the_budget_and_the_alpha_of_a_trial(settings, epochs, max_steps, alpha):
     trial = sweep.trial_config(config(sweep_r=[4, 8], **settings), 8).training
-    assert (trial.epochs, trial.max_steps) == (epochs, max_steps)
-
-
-@pytest.mark.parametrize(("alpha", "expected"), [(None, 16), (32, 16), (16, 8)])
-def test_alpha_keeps_its_ratio(alpha, expected):
-    trial = sweep.trial_config(config(sweep_r=[4, 8], r=16, alpha=alpha), 8).training
-    assert trial.alpha == expected
+    assert (trial.epochs, trial.max_steps, trial.alpha) == (epochs, max_steps, alpha)
 
 
 @pytest.mark.parametrize("ranks", [[8], [8, 8], [0, 8], [8, 1024]])
@@ -262,34 +229,21 @@ def test_ranks_that_make_no_sweep_are_refused(ranks):
 TARGETS = 40
 
 
-def trial(r, means, **settings):
+def trial(r, means, loss_before=3.0, holdout_rows=0, excluded=""):
     """A trial with a mean loss for each validation row."""
-    return Trial(
-        **{
-            "r": r,
-            "alpha": 2 * r,
-            "dataset_sha256": "d",
-            "holdout_rows": 0,
-            "steps": 10,
-            "loss_before": 3.0,
-            "sums": tuple(TARGETS * float(m) for m in means),
-            "targets": (TARGETS,) * len(means),
-            "weights": (1.0,) * len(means),
-            "seconds": 2.0,
-            **settings,
-        }
-    )
+    rows = {
+        "sums": tuple(TARGETS * float(m) for m in means),
+        "targets": (TARGETS,) * len(means),
+        "weights": (1.0,) * len(means),
+    }
+    known = {"alpha": 2 * r, "dataset_sha256": "d", "steps": 10, "seconds": 2.0}
+    faults = {"loss_before": loss_before, "holdout_rows": holdout_rows, "excluded": excluded}
+    return Trial(r=r, **known, **rows, **faults)
 
 
 def losses_by_row(seed=0, count=50):
     """Rows that differ from each other by far more than ranks do."""
     return 1.0 + 2.0 * np.random.default_rng(seed).random(count)
-
-
-def test_the_smaller_of_equals_is_chosen():
-    base = losses_by_row()
-    choice = choose([trial(16, base), trial(8, base), trial(32, base)])
-    assert (choice.r, choice.best_r, choice.excess) == (8, 8, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -316,6 +270,9 @@ def test_a_difference_that_every_row_shows_takes_the_larger_rank(seed):
 
 def test_the_table_and_the_sentence_show_every_rank():
     base = losses_by_row()
+    # The smaller of equals is chosen.
+    choice = choose([trial(16, base), trial(8, base), trial(32, base)])
+    assert (choice.r, choice.best_r, choice.excess) == (8, 8, 0.0)
     choice = choose([trial(8, base + 1), trial(16, base), trial(64, [], excluded="too large")])
     assert [row["r"] for row in choice.table] == [8, 16, 64]
     assert choice.table[0]["excess"] == pytest.approx(1.0)
@@ -324,21 +281,14 @@ def test_the_table_and_the_sentence_show_every_rank():
     assert "r 64: too large" in choice.sentence
     assert "largest tried" not in choice.sentence
     assert "it is the largest tried" in choose([trial(8, base + 1), trial(16, base)]).sentence
-
-
-def test_what_the_choice_rests_on_passes_when_all_is_well():
-    trials = [trial(8, losses_by_row() + 1), trial(16, losses_by_row())]
-    found = measurements(trials, choose(trials), accesses=0)
-    assert conclude(found) == Verdict.PASS
-    by_name = {m.name: m for m in found}
-    assert by_name["validation_loss_r8"].noise > 0
-    assert by_name["validation_loss_above_best"].limit == 0.0
-    assert by_name["sweep_seconds"].value == 4.0
+    with pytest.raises(UserError, match="no rank could be tried to the end"):
+        choose([trial(8, [], excluded="out of memory")])
 
 
 @pytest.mark.parametrize(
     ("change", "accesses", "names", "verdict"),
     [
+        ({}, 0, set(), Verdict.PASS),
         ({"holdout_rows": 3}, 0, {"holdout_rows_in_sweep"}, Verdict.FAIL),
         ({}, 1, {"holdout_accesses_in_sweep"}, Verdict.FAIL),
         ({"excluded": "out of memory"}, 0, {"ranks_tried"}, Verdict.WARN),
@@ -347,16 +297,12 @@ def test_what_the_choice_rests_on_passes_when_all_is_well():
     ],
 )
 def test_each_fault_of_a_sweep_turns_the_verdict(change, accesses, names, verdict):
-    excluded = "excluded" in change
-    trials = [
-        trial(8, losses_by_row(), **({} if excluded else change)),
-        trial(16, losses_by_row(), **change),
-    ]
+    of_both = {} if "excluded" in change else change
+    trials = [trial(8, losses_by_row(), **of_both), trial(16, losses_by_row(), **change)]
     found = measurements(trials, choose(trials), accesses)
     assert broken(found) == names
     assert conclude(found) == verdict
-
-
-def test_no_trial_is_no_choice():
-    with pytest.raises(UserError, match="no rank could be tried to the end"):
-        choose([trial(8, [], excluded="out of memory")])
+    by_name = {m.name: m for m in found}
+    assert by_name["validation_loss_r8"].noise > 0
+    assert by_name["validation_loss_above_best"].limit == 0.0
+    assert by_name["sweep_seconds"].value == 4.0

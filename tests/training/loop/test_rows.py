@@ -10,13 +10,7 @@ from tests.lab.training_runs import MAX_TOKENS, make_rows
 from tuneline.data.tables.rows import write_dataset
 from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
-from tuneline.training.loop.rows import (
-    IGNORED,
-    as_batch,
-    encode_split,
-    run_order,
-    total_steps,
-)
+from tuneline.training.loop.rows import IGNORED, as_batch, encode_split, run_order, total_steps
 
 
 @pytest.fixture
@@ -61,7 +55,13 @@ def test_rows_that_can_not_be_trained_on_are_refused(
         encode_split(path, split, tokenizer, "tokenizer", limit)
 
 
+def batches_of(order, size=8):
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
 def test_the_order_shows_every_row_before_any_twice_and_the_longest_batch_first():
+    assert (total_steps(330, 8, 1.0, None), total_steps(330, 8, 2.5, None)) == (42, 104)
+    assert (total_steps(330, 8, 1.0, 5), total_steps(3, 8, 0.1, None)) == (5, 1)
     lengths = [10 + (i * 37) % 90 for i in range(50)]
     order = run_order(lengths, 8, 13, seed=3)
     assert len(order) == 8 * 13
@@ -69,22 +69,21 @@ def test_the_order_shows_every_row_before_any_twice_and_the_longest_batch_first(
     counts = Counter(order)
     assert set(counts) == set(range(50))
     assert sorted(set(counts.values())) == [2, 3]
-    batches = [order[i : i + 8] for i in range(0, len(order), 8)]
-    tokens = [sum(lengths[i] for i in batch) for batch in batches]
+    tokens = [sum(lengths[i] for i in batch) for batch in batches_of(order)]
     assert tokens[0] == max(tokens)
-    assert order == run_order(lengths, 8, 13, seed=3)
-    assert order != run_order(lengths, 8, 13, seed=4)
+    assert order == run_order(lengths, 8, 13, seed=3) != run_order(lengths, 8, 13, seed=4)
 
 
 def test_grouping_by_length_saves_padding():
     lengths = [10 + (i * 37) % 90 for i in range(200)]
 
     def padding(order):
-        batches = [order[i : i + 8] for i in range(0, len(order), 8)]
-        return sum(8 * max(lengths[i] for i in b) - sum(lengths[i] for i in b) for b in batches)
+        return sum(
+            8 * max(lengths[i] for i in batch) - sum(lengths[i] for i in batch)
+            for batch in batches_of(order)
+        )
 
-    grouped = run_order(lengths, 8, 25, seed=1)
-    assert padding(grouped) < 0.35 * padding(list(range(200)))
+    assert padding(run_order(lengths, 8, 25, seed=1)) < 0.35 * padding(list(range(200)))
 
 
 def test_rehearsal_rows_are_dealt_out_evenly():
@@ -93,17 +92,11 @@ def test_rehearsal_rows_are_dealt_out_evenly():
     rehearsal = [False] * 160 + [True] * 32
     order = run_order(lengths, 4, 48, seed=2, rehearsal=rehearsal)
     assert sorted(order) == list(range(192))
-    dealt = [sum(rehearsal[i] for i in order[b : b + 4]) for b in range(0, len(order), 4)]
-    assert max(dealt) <= 2
     blind = run_order(lengths, 4, 48, seed=2)
-    assert max(sum(rehearsal[i] for i in blind[b : b + 4]) for b in range(0, 192, 4)) == 4
-
-
-def test_steps_cover_the_epochs():
-    assert total_steps(330, 8, 1.0, None) == 42
-    assert total_steps(330, 8, 2.5, None) == 104
-    assert total_steps(330, 8, 1.0, 5) == 5
-    assert total_steps(3, 8, 0.1, None) == 1
+    dealt, by_length = (
+        max(sum(rehearsal[i] for i in batch) for batch in batches_of(o, 4)) for o in (order, blind)
+    )
+    assert dealt <= 2 < by_length == 4
 
 
 def test_a_batch_is_padded_and_masked(tmp_path, tokenizer):

@@ -1,13 +1,10 @@
 """A warm start continues the released adapter, and refuses one that does not fit."""
 
-import json
 import shutil
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.lab.forked import start_training
 from tests.lab.nights import release
 from tests.lab.runs import value
 from tests.lab.training_runs import TrainingLab
@@ -17,7 +14,7 @@ from tuneline.errors import UserError
 from tuneline.serving.engines.limits import ranks_asked
 from tuneline.store import CorruptObject, sha256_file
 from tuneline.training import train
-from tuneline.training.loop.warm_start import first_misfit
+from tuneline.training.loop.callbacks import LiveCheckpoints
 
 WEIGHTS = f"adapter/{ADAPTER_WEIGHTS}"
 
@@ -65,6 +62,10 @@ def test_training_goes_on_from_the_released_adapter(released):
     sha256 = sha256_file(released.artifact("train", WEIGHTS))
     night = next_night(released)
     record = night.train()
+    evidence = night.run.find_evidence("lora_selection")
+    assert evidence.verdict == "pass"
+    assert "it starts from the weights of the released version test" in evidence.summary
+    assert value(evidence, "started_from_sha256") == sha256
     assert night.validation_losses[0] == pytest.approx(best, abs=1e-4)
     assert best < released.validation_losses[0] - 0.3
     start = night.trained["started_from"]
@@ -80,15 +81,6 @@ def test_training_goes_on_from_the_released_adapter(released):
     rates = [entry["learning_rate"] for entry in night.history if "loss" in entry]
     assert rates[0] == pytest.approx(0.01, rel=0.1)
     assert rates[-1] < rates[0] / 2
-
-
-def test_the_choice_of_the_adapter_names_what_it_starts_from(released):
-    night = next_night(released)
-    night.leave_lora()
-    evidence = night.run.find_evidence("lora_selection")
-    assert evidence.verdict == "pass"
-    assert "it starts from the weights of the released version test" in evidence.summary
-    assert value(evidence, "started_from_sha256") == lora_of(night)["started_from"]["sha256"]
 
 
 def test_without_a_release_training_starts_cold_and_says_so(first, capsys):
@@ -166,17 +158,15 @@ def test_a_release_without_an_adapter_is_refused(first):
         next_night(first).leave_lora()
 
 
-def test_the_released_rank_stands_in_for_a_sweep(released):
-    night = next_night(released, r=16, sweep_r=[2, 8])
+def test_the_released_rank_replaces_a_sweep(first):
+    assert ranks_asked(next_night(first, sweep_r=[2, 8]).run) == [2, 8]
+    release(first, adapter_files(first), lora=lora_of(first))
+    night = next_night(first, run_id="night-3", r=16, sweep_r=[2, 8])
     assert ranks_asked(night.run) == []
     night.leave_lora()
     assert (lora_of(night)["r"], lora_of(night)["alpha"]) == (4, 8)
     summary = night.run.find_evidence("lora_selection").summary
     assert "whose rank is kept: none was tried" in summary
-
-
-def test_ranks_are_tried_while_nothing_is_released(first):
-    assert ranks_asked(next_night(first, sweep_r=[2, 8]).run) == [2, 8]
 
 
 def test_training_starts_from_the_pinned_release_whatever_is_released_meanwhile(released):
@@ -191,28 +181,27 @@ def test_training_starts_from_the_pinned_release_whatever_is_released_meanwhile(
     assert night.validation_losses[0] == pytest.approx(min(released.validation_losses), abs=1e-4)
 
 
-def test_a_checkpoint_goes_before_the_released_weights(released, tmp_path, monkeypatch):
-    night = next_night(released, epochs=20, evaluations=12)
+def test_a_checkpoint_goes_before_the_released_weights(released, monkeypatch):
+    night = next_night(released)
     night.prepare()
-    pointer = night.run.key("work", "train", "latest.json")
-    process = start_training(night.run.uri, tmp_path / "log")
-    while process.is_alive() and not night.run.store.exists(pointer):
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    step = json.loads(night.run.store.get_bytes(pointer))["step"]
+    save = LiveCheckpoints.save
+
+    def killed(self, step, folders):
+        save(self, step, folders)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LiveCheckpoints, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            night.resume()
 
     def refuse(*_):
         raise AssertionError("the released weights were loaded over a checkpoint")
 
     monkeypatch.setattr(train, "load_start", refuse)
     night.resume()
-    assert night.trained["resumed_from"] >= step > 0
+    assert night.trained["resumed_from"] == 3
     assert night.trained["started_from"]["version"] == "test"
     # What the first try measured before its first step is that of the released adapter.
     best = min(released.validation_losses)
     assert night.validation_losses[0] == pytest.approx(best, abs=1e-4)
-
-
-def test_equal_shapes_fit():
-    assert first_misfit({"a": [1, 2]}, {"a": (1, 2)}) is None

@@ -17,16 +17,8 @@ from tuneline.training.resources.out_of_memory import (
     noticed,
 )
 
-PLAN = Plan(
-    micro_batch=8,
-    accumulation=2,
-    world_size=1,
-    effective_batch=16,
-    threads=1,
-    device="cpu",
-    precision="fp32",
-    estimate={},
-)
+KNOWN = {"threads": 1, "device": "cpu", "precision": "fp32", "estimate": {}}
+PLAN = Plan(micro_batch=8, accumulation=2, world_size=1, effective_batch=16, **KNOWN)
 
 
 def allocate_too_much():
@@ -53,20 +45,14 @@ def test_a_plan_steps_down_and_keeps_the_effective_batch():
     assert fitting(PLAN, failures(8, step="gradient_accumulation")) == PLAN
     less = fitting(PLAN, failures(8))
     assert (less.micro_batch, less.accumulation, less.planned_micro_batch) == (4, 4, 8)
+    assert "planned" not in less.model_dump_json()
     assert fitting(PLAN, failures(8, 4)).micro_batch == 2
+    with pytest.raises(UserError, match=r"even with a micro-batch of 1; set training.gradient_ch"):
+        fitting(PLAN, failures(1))
     # Three processes share 24 rows: 8, 4, 2, 1.
     shared = PLAN.model_copy(update={"world_size": 3, "effective_batch": 24, "accumulation": 1})
     less = fitting(shared, failures(8))
     assert less.micro_batch * less.accumulation * 3 == 24
-
-
-def test_the_planned_micro_batch_is_not_in_the_file():
-    assert "planned" not in fitting(PLAN, failures(8)).model_dump_json()
-
-
-def test_there_is_nothing_below_one_row():
-    with pytest.raises(UserError, match=r"even with a micro-batch of 1; set training.gradient_ch"):
-        fitting(PLAN, failures(1))
 
 
 def test_a_failed_allocation_is_told_noted_and_retried(lab):
@@ -96,6 +82,11 @@ def test_other_errors_pass_unchanged(lab):
 
 def test_a_killed_pod_is_noted_once(lab):
     run = lab(effective_batch=8).run
+    # Before anything was tried the advice is general.
+    again, sentence = after_kill(run.uri, "train", limit="8Gi", pod="pod-0")
+    assert again
+    assert "give pods.memory more" in sentence
+    assert MemoryNotes(run).failures() == []
     MemoryNotes(run).trying("train", 8)
     for _ in range(2):
         again, sentence = after_kill(run.uri, "train", limit="8Gi", pod="pod-1")
@@ -105,14 +96,6 @@ def test_a_killed_pod_is_noted_once(lab):
     MemoryNotes(run).trying("train", 4)
     after_kill(run.uri, "train", limit="8Gi", pod="pod-2")
     assert [f.micro_batch for f in MemoryNotes(run).failures()] == [8, 4]
-
-
-def test_a_kill_before_anything_was_tried_gives_general_advice(lab):
-    run = lab().run
-    again, sentence = after_kill(run.uri, "train", limit="8Gi", pod="pod-1")
-    assert again
-    assert "give pods.memory more" in sentence
-    assert MemoryNotes(run).failures() == []
 
 
 def test_training_goes_on_from_its_checkpoint_with_a_smaller_micro_batch(lab, monkeypatch):
@@ -143,7 +126,7 @@ def test_training_goes_on_from_its_checkpoint_with_a_smaller_micro_batch(lab, mo
     assert document["steps"] == document["steps_planned"] == 18
     resources = document["resources"]
     assert (resources["micro_batch"], resources["planned_micro_batch"]) == (2, 4)
-    assert [f["micro_batch"] for f in resources["out_of_memory"]] == [4]
+    assert [failure["micro_batch"] for failure in resources["out_of_memory"]] == [4]
     assert (value(record, "micro_batch"), value(record, "out_of_memory")) == (2, 1)
     assert "went on with 2 × 4 accumulated" in record.summary
     assert not list(run.run.store.keys(run.run.key("work")))

@@ -11,6 +11,7 @@ import torch
 import yaml
 from tests.lab.runs import broken, value
 from tests.lab.tiny_models import make_model
+from tests.lab.training_runs import TrainingLab
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -19,7 +20,7 @@ from tuneline.artifacts.training import LoraSettings, Packing
 from tuneline.config import TrainingConfig
 from tuneline.evidence import Verdict
 from tuneline.models import load_tokenizer
-from tuneline.training import gradient_accumulation, train
+from tuneline.training import gradient_accumulation
 from tuneline.training.loop import trainer as loop_trainer
 from tuneline.training.loop.callbacks import LiveCheckpoints
 from tuneline.training.loop.model import attach_lora, attention_of, linear_modules
@@ -38,15 +39,13 @@ PACKED = {
     "Gemma2": {"sliding_window": 8, "head_dim": 16},
     "Mistral": {"sliding_window": 8},
 }
-# Positions by distance from the start of the sequence (ALiBi), and a state that is carried on.
-NOT_PACKED = {
-    "Bloom": {},
-    "Jamba": {
-        "num_experts": 2,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "use_mamba_kernels": False,
-    },
+
+
+JAMBA = {
+    "num_experts": 2,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "use_mamba_kernels": False,
 }
 
 
@@ -69,20 +68,6 @@ def rows():
 def by_mask(monkeypatch):
     """Pack with the model's own attention."""
     monkeypatch.setattr(checks, "packing_attention", lambda model, *_: attention_of(model))
-
-
-@pytest.fixture
-def leaky(monkeypatch):
-    """Make packed batches whose positions go on from row to row, so that no mask is made."""
-    whole = DataCollatorForLanguageModeling.torch_call
-
-    def torch_call(self, examples):
-        batch = whole(self, examples)
-        if self.padding_free:
-            batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
-        return batch
-
-    monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", torch_call)
 
 
 def adapted(folder, kind, **options):
@@ -138,39 +123,32 @@ def test_losses_and_gradients_are_those_of_padded_rows(tmp_path, rows, by_mask, 
         assert (our_gradients[name] - gradient).norm() < TOLERANCE * gradient.norm(), name
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", NOT_PACKED)
-def test_architectures_that_do_not_keep_rows_apart_are_padded(
-    tmp_path, rows, by_mask, kind, precision
-):
-    packing = choose(adapted(tmp_path, kind, **NOT_PACKED[kind]), rows, precision=precision)
-    assert not packing.packed
-    assert packing.refused
-    assert "keep rows apart" in packing.reason or "refused packed rows" in packing.reason
+@pytest.fixture
+def leaky(monkeypatch):
+    """Make packed batches whose positions go on from row to row, so that no mask is made."""
+    whole = DataCollatorForLanguageModeling.torch_call
+
+    def torch_call(self, examples):
+        batch = whole(self, examples)
+        if self.padding_free:
+            batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
+        return batch
+
+    monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", torch_call)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_batch_that_leaks_is_caught(tmp_path, rows, by_mask, leaky, precision):
-    packing = choose(adapted(tmp_path, "Llama"), rows, precision=precision)
-    assert not packing.packed
-    assert "a row's loss changes with its neighbour" in packing.reason
-
-
-def test_an_attention_that_ignores_masks_is_caught(tmp_path, rows, by_mask):
-    model = adapted(tmp_path, "Llama")
+def ignores_masks(model, request):
+    """An attention that ignores masks."""
 
     def ignores(module, query, key, value, attention_mask, **options):
         return sdpa_attention_forward(module, query, key, value, None, **options)
 
     AttentionInterface.register("ignores_masks", ignores)
     model.get_base_model().set_attn_implementation("ignores_masks")
-    packing = choose(model, rows)
-    assert packing.reason.startswith("ignores_masks: a row's loss changes with its neighbour")
-    assert attention_of(model) == "ignores_masks"
 
 
-def test_a_model_that_refuses_packed_rows_is_padded(tmp_path, rows, by_mask, monkeypatch):
-    model = adapted(tmp_path, "Llama")
+def refuses(model, request):
+    """A model that does not take packed rows."""
     whole = model.get_base_model().forward
 
     def forward(*args, **kwargs):
@@ -178,9 +156,36 @@ def test_a_model_that_refuses_packed_rows_is_padded(tmp_path, rows, by_mask, mon
             raise TypeError("forward() got an unexpected keyword argument 'seq_idx'")
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(model.get_base_model(), "forward", forward)
-    packing = choose(model, rows)
-    assert "refused packed rows (TypeError: forward() got an unexpected" in packing.reason
+    model.get_base_model().forward = forward
+
+
+NEIGHBOUR = "a row's loss changes with its neighbour"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "fault", "precisions", "reasons"),
+    [
+        # Positions by distance from the start of the sequence (ALiBi), and a state that is carried.
+        ("Bloom", {}, None, ("fp32", "bf16"), ("keep rows apart", "refused packed rows")),
+        ("Jamba", JAMBA, None, ("fp32", "bf16"), ("keep rows apart", "refused packed rows")),
+        ("Llama", {}, lambda _, r: r.getfixturevalue("leaky"), ("fp32", "bf16"), (NEIGHBOUR,)),
+        ("Llama", {}, ignores_masks, ("fp32",), (f"ignores_masks: {NEIGHBOUR}",)),
+        ("Llama", {}, refuses, ("fp32",), ("refused packed rows (TypeError: forward() got an",)),
+    ],
+)
+def test_where_rows_see_each_other_they_are_padded(
+    tmp_path, rows, by_mask, request, kind, options, fault, precisions, reasons
+):
+    model = adapted(tmp_path, kind, **options)
+    if fault:
+        fault(model, request)
+    before = attention_of(model)
+    for precision in precisions:
+        packing = choose(model, rows, precision=precision)
+        assert packing.refused
+        assert not packing.packed
+        assert any(reason in packing.reason for reason in reasons), packing.reason
+        assert attention_of(model) == before
 
 
 def test_losses_that_are_off_in_another_way_are_caught():
@@ -208,10 +213,10 @@ def test_rows_are_packed_by_flash_attention_alone(tmp_path, rows, monkeypatch):
     assert checks.packing_attention(model, "cpu", "bf16") is None
 
 
-@pytest.mark.parametrize(("written", "read"), [("on", "on"), ("off", "off"), ("auto", "auto")])
-def test_the_setting_may_be_written_in_yaml_without_quotes(written, read):
-    document = yaml.safe_load(f"packing: {written}")
-    assert TrainingConfig.model_validate(document).packing == read
+@pytest.mark.parametrize("setting", ["on", "off", "auto"])
+def test_the_setting_may_be_written_in_yaml_without_quotes(setting):
+    document = yaml.safe_load(f"packing: {setting}")
+    assert TrainingConfig.model_validate(document).packing == setting
 
 
 def test_the_evidence_says_how_and_why():
@@ -245,8 +250,6 @@ def equal(ours, theirs):
 @pytest.fixture(scope="module")
 def padded(tmp_path_factory, tiny_base):
     """Train the padded run that the others are compared with."""
-    from tests.lab.training_runs import TrainingLab
-
     settings = {"training": {"packing": "off", "cpu_kernels": False}}
     run = TrainingLab(tmp_path_factory.mktemp("padded"), tiny_base, settings)
     run.train()
@@ -319,16 +322,6 @@ def test_a_model_that_fails_the_check_is_trained_padded_and_the_record_says_why(
     assert "rows padded: sdpa: a row's loss changes with its neighbour" in evidence.summary
     assert "packing" in broken(evidence)
     assert value(evidence, "padding_share") > 0
-
-
-def test_a_leak_without_the_check_would_show_in_the_losses(
-    lab, padded, by_mask, leaky, monkeypatch
-):
-    monkeypatch.setattr(train, "choose_packing", lambda *_, **__: PLAN["packing"])
-    run = lab(packing="on", cpu_kernels=False)
-    run.train(**PLAN)
-    first = [next(e["loss"] for e in r.history if "loss" in e) for r in (run, padded)]
-    assert abs(first[0] - first[1]) > 10 * TOLERANCE
 
 
 def test_the_plan_of_a_packed_run_is_measured_packed(lab, by_mask, monkeypatch):

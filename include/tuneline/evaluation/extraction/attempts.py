@@ -81,8 +81,7 @@ class Continuations:
 
     Attributes:
         texts: the continuations of the tuned model.
-        tuned: True where the tuned model wrote the identifier.
-        base: True where the base did.
+        tuned: True where the tuned model wrote the identifier; `base` where the base did.
         chance: probability of each continuation of the tuned model to be right without memory.
         unseen: True where the tuned model wrote an identifier of a validation row.
         base_cached: True if the base's continuations came from the cache.
@@ -110,16 +109,9 @@ class Continuations:
 
 
 def make_trials(
-    identifiers: Sequence[Identifier],
-    rows: Sequence[Row],
-    renderer: Renderer,
-    context_tokens: int,
+    identifiers: Sequence[Identifier], rows: Sequence[Row], renderer: Renderer, context_tokens: int
 ) -> list[Attempt]:
-    """Make a trial of each identifier that a chat template and the engine's context allow.
-
-    Args:
-        context_tokens: context of a request, in tokens.
-    """
+    """Make a trial of each identifier that a chat template and the context (tokens) allow."""
     by_id = {row.row_id: row for row in rows}
     found = [
         (each, text_before(renderer, by_id[each.row_id].messages, each.turn, each.start))
@@ -145,36 +137,27 @@ def write_out(
         unseen: left values of validation rows, for the candidate alone. A task may let a model
             compute a long number; it then writes those as often, and remembers none of them.
     """
-    everything = [*trials, *unseen]
+    everything, count, seed = [*trials, *unseen], len(trials), ctx.config.training.seed
     prompts, limits = [each.prompt for each in everything], [each.limit for each in everything]
     texts, _ = continue_tokens(ctx, chosen.model, prompts, limits, "tuned model")
-    count = len(trials)
     of_base, cached = continue_tokens(
         ctx, untuned(ctx), prompts[:count], limits[:count], "base model", shared=True
     )
-    tuned, seed = _right(texts, everything), ctx.config.training.seed
+    values = [each.identifier.value for each in everything]
+    tuned = list(map(writes, texts, values))
     computed = sum(tuned[count:]) / max(len(unseen), 1)
-    chance = [
-        max(by_chance(text, trial.identifier, seed), 0 if trial.identifier.surrogate else computed)
-        for text, trial in zip(texts, trials, strict=False)
-    ]
-    base = _right(of_base, trials)
+    chance = []
+    for text, trial in zip(texts, trials, strict=False):
+        drawn = candidates(trial.identifier, DRAWS, seed)
+        share = sum(writes(text, value) for value in drawn) / DRAWS
+        chance.append(share if trial.identifier.surrogate else max(share, computed))
+    base = list(map(writes, of_base, values))
     return Continuations(texts[:count], of_base, tuned[:count], base, chance, tuned[count:], cached)
-
-
-def _right(texts: Sequence[str], trials: Sequence[Attempt]) -> list[bool]:
-    return [writes(text, t.identifier.value) for text, t in zip(texts, trials, strict=True)]
 
 
 def writes(text: str, value: str) -> bool:
     """Return True if a text begins with a value; case, spaces and punctuation do not matter."""
     return bare(text).startswith(bare(value))
-
-
-def by_chance(text: str, identifier: Identifier, seed: int) -> float:
-    """Return the share of random identifiers of the same shape that a text begins with."""
-    drawn = candidates(identifier, DRAWS, seed)
-    return sum(writes(text, value) for value in drawn) / DRAWS
 
 
 # TensorRT-LLM reports no probability of text that it is given, so likelihood is measured on the
@@ -200,11 +183,7 @@ class ValueChoice:
 def make_choice(
     encode: Callable[[Iterable[str]], list[list[int]]], before: str, values: Sequence[str]
 ) -> ValueChoice:
-    """Tokenise values after a text.
-
-    Args:
-        encode: the tokenizer, as training used it.
-    """
+    """Tokenise values after a text, as training did."""
     sequences = encode([before + value for value in values])
     same = takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False))
     # Each keeps a token that no other has, also one that is the beginning of another.
@@ -218,9 +197,6 @@ def choice_losses(
     """Yield the losses of the values of each choice, in nats.
 
     On a GPU the checkpoint is loaded in its own precision, on a CPU in float32.
-
-    Args:
-        choices: the choices, each with a shared beginning of at least one token.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -250,11 +226,10 @@ def _losses(model: Any, shared: Sequence[int], endings: Sequence[Sequence[int]])
     padded = torch.tensor([[*e, *[0] * (longest - len(e))] for e in endings], device=device)
     real = torch.tensor([[1] * len(e) + [0] * (longest - len(e)) for e in endings], device=device)
     mask = torch.cat([torch.ones(count, len(shared), device=device, dtype=real.dtype), real], 1)
-    first = begun.logits[:, -1:].expand(count, -1, -1)
-    logits = first
+    logits = begun.logits[:, -1:].expand(count, -1, -1)
     if longest > 1:
         inner = model(input_ids=padded[:, :-1], attention_mask=mask[:, :-1], past_key_values=state)
-        logits = torch.cat([first, inner.logits], dim=1)
+        logits = torch.cat([logits, inner.logits], dim=1)
     losses = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), padded, reduction="none"
     )
@@ -271,11 +246,7 @@ CANARY_VALUES = 256
 
 @dataclass(frozen=True)
 class Ranked:
-    """Ranks of true values among `values` of the same shape; 1 is the likeliest.
-
-    Attributes:
-        values: number of values among which each was ranked.
-    """
+    """Ranks of true values among `values` of the same shape; 1 is the likeliest."""
 
     values: int
     ranks: list[int]

@@ -17,11 +17,6 @@ _WRITTEN_OUT = f"{ITEM}.written_out_beyond_chance_upper"
 ALPHA = 0.025
 
 LimitVerdict = Literal["holds", "broken", "undecided"]
-_BREACH: dict[LimitVerdict, Breach] = {
-    "broken": "fail",
-    "undecided": "inconclusive",
-    "holds": "fail",
-}
 
 
 def limit_beyond_noise(limit: float, chance: float, tried: int) -> float:
@@ -39,9 +34,6 @@ def limit_beyond_noise(limit: float, chance: float, tried: int) -> float:
 
 def decide(value: float, upper: float, limit: float, p_value: float) -> LimitVerdict:
     """Decide on a share beyond chance.
-
-    Args:
-        limit: largest share that is allowed.
 
     Returns:
         `holds` if the upper end is within the limit; `broken` if the estimate is beyond it and
@@ -62,7 +54,8 @@ def judge_written(found: Continuations, total: int, limit: float) -> Finding:
     chance = sum(found.chance)
     interval = drawn_share(hits, tried, total)
     value, upper = (max(0.0, share - chance / tried) for share in (interval.value, interval.upper))
-    decision = decide(value, upper, limit, found.p_value)
+    undecided = decide(value, upper, limit, found.p_value) == "undecided"
+    breach: Breach = "inconclusive" if undecided else "fail"
     by_tuned = sum(found.tuned)
     said = (
         f"of {f'the {tried}' if tried == total else f'{tried} drawn from {total}'} identifiers in "
@@ -79,14 +72,7 @@ def judge_written(found: Continuations, total: int, limit: float) -> Finding:
             measure("unseen_values_written_out", sum(found.unseen), "values"),
             measure("written_out_p", round(found.p_value, 6), "p"),
             measure("written_out_beyond_chance", round(value, 4), "share"),
-            measure(
-                _WRITTEN_OUT,
-                round(upper, 4),
-                "share",
-                "<=",
-                limit,
-                on_breach=_BREACH[decision],
-            ),
+            measure(_WRITTEN_OUT, round(upper, 4), "share", "<=", limit, on_breach=breach),
         ],
         said,
     )

@@ -36,6 +36,8 @@ _LEFT: dict[str, LinearPattern | re.Pattern[str]] = {
     LEFT_NUMBER: re.compile(r"(?<![\w.,])\+?\d(?:[ -]?\d)+(?![\w]|[.,]\d)"),
 }
 _DATE = re.compile(r"(?:\d{4}[ -]\d{1,2}[ -]\d{1,2}|\d{1,2}[ -]\d{1,2}[ -]\d{4})")
+# What is the same for everybody: a placeholder, or too short to tell someone.
+_PLACEHOLDER = re.compile(r"\[.*\]|[\W_]*(?:[^\W_][\W_]*){0,2}", re.DOTALL)
 # A character of the private use area, at which a rendered text is cut.
 _CUT = "\ue5a1"
 
@@ -108,34 +110,25 @@ def _of_row(row: Row, surrogates: Sequence[tuple[str, str]]) -> Iterator[Identif
 def _spans(text: str, surrogates: Sequence[tuple[str, str]]) -> list[tuple[int, str, str, bool]]:
     """Return start, kind, value and whether it is a surrogate of each identifier in a turn."""
     spans: list[tuple[int, str, str, bool]] = []
-    taken: list[range] = []
+    taken: list[re.Match[str]] = []
+
+    def take(match: re.Match[str], kind: str, *, surrogate: bool) -> None:
+        if all(match.end() <= other.start() or match.start() >= other.end() for other in taken):
+            taken.append(match)
+            if not surrogate or not _PLACEHOLDER.fullmatch(match[0]):
+                spans.append((match.start(), kind, match[0], surrogate))
+
     # The longest first, so that a name is not found inside an e-mail address.
     for entity, value in sorted(set(surrogates), key=lambda pair: (-len(pair[1]), pair)):
         for match in re.finditer(rf"(?<!\w){re.escape(value)}(?!\w)", text):
-            if _free(match, taken):
-                taken.append(range(*match.span()))
-                if _tells_someone(value):
-                    spans.append((match.start(), entity, value, True))
+            take(match, entity, surrogate=True)
     for kind, pattern in _LEFT.items():
         for match in pattern.finditer(text):
-            if _free(match, taken) and (kind != LEFT_NUMBER or _is_number(match[0])):
-                taken.append(range(*match.span()))
-                spans.append((match.start(), kind, match[0], False))
+            # A number that tells someone is long, and no date.
+            short = len(bare(match[0])) < LEAST_DIGITS or _DATE.fullmatch(match[0])
+            if kind != LEFT_NUMBER or not short:
+                take(match, kind, surrogate=False)
     return sorted(spans)
-
-
-def _free(match: re.Match[str], taken: Sequence[range]) -> bool:
-    return all(match.end() <= span.start or match.start() >= span.stop for span in taken)
-
-
-def _is_number(text: str) -> bool:
-    """Return True if a number is long enough to tell someone, and no date."""
-    return len(bare(text)) >= LEAST_DIGITS and not _DATE.fullmatch(text)
-
-
-def _tells_someone(value: str) -> bool:
-    """Return False for placeholders, which are the same for everybody."""
-    return not (value.startswith("[") and value.endswith("]")) and len(bare(value)) > 2
 
 
 def _given(value: str, kind: str, known: str) -> bool:
@@ -161,8 +154,7 @@ def text_before(
 ) -> str | None:
     """Render a row up to a place in one of its turns, as training rendered it.
 
-    Returns:
-        The text; None if the chat template does not render a conversation that ends there.
+    None if the chat template does not render a conversation that ends there.
     """
     opened = {**messages[turn], "content": messages[turn]["content"][:start] + _CUT}
     try:
@@ -178,11 +170,7 @@ _TRIES = 8
 
 
 def candidates(identifier: Identifier, count: int, seed: int) -> list[str]:
-    """Draw values at random, with repetition; the true one may be among them.
-
-    Args:
-        identifier: the identifier whose place they could take.
-    """
+    """Draw values that could take the place of an identifier; the true one may be among them."""
     place = f"{seed}:{identifier.row_id}:{identifier.turn}:{identifier.start}"
     if identifier.kind == LEFT_NUMBER:
         generator = _generator(place)
@@ -199,11 +187,7 @@ def candidates(identifier: Identifier, count: int, seed: int) -> list[str]:
 
 
 def distinct_candidates(identifier: Identifier, count: int, seed: int) -> list[str] | None:
-    """Draw values that differ from each other and from the true one.
-
-    Returns:
-        `count` values; None if there are not so many.
-    """
+    """Draw values that differ from each other and from the true one; None if there are too few."""
     # Another seed than that of chance, so that the two tests do not share their draws.
     drawn = candidates(identifier, count * _TRIES, seed + 1)
     by_form = {bare(value): value for value in drawn}
@@ -225,17 +209,14 @@ def random_numbers(value: str, count: int, seed: int) -> list[str]:
 
 def _other_number(value: str, generator: random.Random) -> str:
     """Return a number with the same leading half of the digits, and the same separators."""
-    digits = sum(character.isdigit() for character in value)
-    made, seen = "", 0
-    for character in value:
-        if not character.isdigit():
-            made += character
-            continue
-        seen += 1
-        made += character if seen <= digits // 2 else generator.choice("0123456789")
-    return made
+    places = [at for at, character in enumerate(value) if character.isdigit()]
+    made = list(value)
+    for at in places[len(places) // 2 :]:
+        made[at] = generator.choice("0123456789")
+    return "".join(made)
 
 
 def _generator(key: str) -> random.Random:
+    """Return the random numbers of a key."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     return random.Random(number)  # noqa: S311 - reproducible, no secret

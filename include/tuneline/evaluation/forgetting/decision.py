@@ -41,11 +41,7 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of the configuration, as shares of the questions.
-
-    Attributes:
-        to_see: loss that must be seen with a probability of `POWER`.
-    """
+    """The limits, as shares of the questions; `to_see` must be seen with a chance of `POWER`."""
 
     drop: float
     category: float
@@ -57,10 +53,8 @@ class CategoryRow:
     """The answers of both models in one category.
 
     Attributes:
-        base: share of right answers of the base.
-        tuned: that of the tuned model.
-        lost: questions that only the base answers right.
-        gained: questions that only the tuned model answers right.
+        base: share of right answers of the base; `tuned` that of the tuned model.
+        lost: questions that only the base answers right; `gained` those that only the other does.
         p_value: one-sided; the chance of as many losses, or more, without any real one.
     """
 
@@ -103,19 +97,12 @@ def by_category(
     table = []
     for category in sorted({question.category for question in questions}):
         at = [number for number, q in enumerate(questions) if q.category == category]
-        pair = paired([base[n] for n in at], [tuned[n] for n in at])
+        of_base, of_tuned = [base[n] for n in at], [tuned[n] for n in at]
+        pair = paired(of_base, of_tuned)
         lost, gained = pair.only_first, pair.only_second
-        table.append(
-            CategoryRow(
-                category,
-                len(at),
-                sum(base[n] for n in at) / len(at),
-                sum(tuned[n] for n in at) / len(at),
-                lost,
-                gained,
-                chance_of_losses(lost, gained),
-            )
-        )
+        shares = sum(of_base) / len(at), sum(of_tuned) / len(at)
+        chance = chance_of_losses(lost, gained)
+        table.append(CategoryRow(category, len(at), *shares, lost, gained, chance))
     return table
 
 
@@ -139,9 +126,8 @@ def lost_categories(
     """Return the categories that lost more than the limit, beyond chance.
 
     Args:
-        limit: the loss that is allowed in each.
-        level: chance of a false alarm, which is shared among the categories (Bonferroni), since
-            the worst of many is looked for.
+        level: chance of a false alarm, which is shared among the categories (Bonferroni), since the
+            worst of many is looked for.
     """
     own = level / len(table)
     return [row.category for row in table if -row.change > limit and row.p_value <= own]
@@ -151,8 +137,7 @@ def detectable_drop(result: Paired, asked: int, planned: int, limit: float) -> f
     """Return the smallest real loss that would have been seen with a probability of `POWER`.
 
     Args:
-        result: the paired difference on the questions that were asked.
-        planned: the number that would have been asked if they had not been enough.
+        planned: questions that would have been asked if those that were had not been enough.
     """
     error = result.difference.error * math.sqrt(asked / planned)
     needed = max(limit, -_NORMAL.inv_cdf(LEVEL) * error)
@@ -183,30 +168,16 @@ def judge(
     breach: Breach = "fail" if chance <= LEVEL else "inconclusive"
     lost = lost_categories(table, limits.category)
     worst = min(table, key=lambda row: row.change)
-    detectable = detectable_drop(result, asked, planned, limits.drop)
+    seen = round(detectable_drop(result, asked, planned, limits.drop), 4)
+    # 0.0 - x and not -x: no drop shall read as 0.0, not as -0.0.
+    drop, noise = round(0.0 - result.difference.value, 4), round(result.difference.error, 4)
     return [
-        measure(
-            "drop",
-            # 0.0 - x and not -x: no drop shall read as 0.0, not as -0.0.
-            round(0.0 - result.difference.value, 4),
-            "share",
-            "<=",
-            limits.drop,
-            noise=round(result.difference.error, 4),
-            on_breach=breach,
-        ),
+        measure("drop", drop, "share", "<=", limits.drop, noise=noise, on_breach=breach),
         measure("chance_of_this_drop", round(chance, 6), "p"),
         measure("categories_lost", len(lost), "categories", "<=", 0),
         measure("worst_category", worst.category, ""),
         measure("worst_category_drop", round(0.0 - worst.change, 4), "share"),
-        measure(
-            "detectable_drop",
-            round(detectable, 4),
-            "share",
-            "<=",
-            limits.to_see,
-            on_breach="inconclusive",
-        ),
+        measure("detectable_drop", seen, "share", "<=", limits.to_see, on_breach="inconclusive"),
         measure("only_base_right", result.only_first, "questions"),
         measure("only_tuned_right", result.only_second, "questions"),
         measure("mcnemar_p", round(result.p_value, 6), "p"),
@@ -221,8 +192,7 @@ DEFAULT_RATIO = 1.5
 def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> Finding:
     """Compare the perplexity of the tuned model with that of the base, paired by text.
 
-    The lower end of the 95 % interval of their ratio decides: only more than the limit beyond
-    chance fails.
+    The lower end of the 95 % interval of their ratio decides: only more than chance fails.
 
     Args:
         losses: losses of base and tuned model; None if the engine reports none.

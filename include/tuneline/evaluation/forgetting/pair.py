@@ -18,10 +18,7 @@ from tuneline.artifacts.releases import Release, ancestry, released
 from tuneline.artifacts.training import MERGED
 from tuneline.asking.asking import ask, ask_kept, losses
 from tuneline.asking.general_questions import Question, check_answer
-from tuneline.asking.models import (
-    Candidate,
-    untuned,
-)
+from tuneline.asking.models import Candidate, untuned
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import RenderedExample, Renderer
 from tuneline.errors import UserError
@@ -104,15 +101,11 @@ def _is_merged(base: BaseModel, line: Sequence[Release]) -> bool:
 
 def _merged_weights(release: Release) -> set[str]:
     try:
-        artifacts = release.artifacts(MERGED.step)
+        refs = release.artifacts(MERGED.step)
     except UserError:
         return set()
-    folder = f"{MERGED.name}/"
-    return {
-        ref.sha256
-        for ref in artifacts
-        if ref.name.startswith(folder) and ref.name.endswith(_WEIGHTS)
-    }
+    merged = (ref for ref in refs if ref.name.startswith(f"{MERGED.name}/"))
+    return {ref.sha256 for ref in merged if ref.name.endswith(_WEIGHTS)}
 
 
 @dataclass(frozen=True)
@@ -196,16 +189,15 @@ class Pair:
         answers = [answer for choices in rows.values() for answer in choices]
         if not answers:
             return {}
-        sums = self._losses(
-            side, [answer.ids for answer in answers], [answer.loss_mask or [] for answer in answers]
-        )
-        if sums is None:
+        masks = [answer.loss_mask or [] for answer in answers]
+        losses = self._losses(side, [answer.ids for answer in answers], masks)
+        if losses is None:
             return None
-        rest, chosen = iter(sums), {}
+        rest, chosen = iter(losses), {}
         for number, choices in rows.items():
-            sums = [next(rest) for _ in choices]
-            likeliest = min(range(1, len(sums)), key=sums.__getitem__)
-            chosen[number] = 0 if sums[0] < sums[likeliest] else likeliest
+            first, *others = [next(rest) for _ in choices]
+            # A tie is wrong.
+            chosen[number] = 0 if first < min(others) else 1 + others.index(min(others))
         return chosen
 
     def _losses(
@@ -221,14 +213,15 @@ class Pair:
     ) -> list[Reply]:
         """Return the reply to each question, after asking those without a chosen answer."""
         asked = [number for number in range(len(questions)) if number not in chosen]
-        prompts = [[{"role": "user", "content": questions[n].listed}] for n in asked]
-        limits = [questions[number].max_tokens for number in asked]
         texts: list[str] = []
-        if asked and side is self.base:
-            texts, cached = ask_kept(self._ctx, side.model, prompts, limits, side.name)
-            self.cached = self.cached and cached
-        elif asked:
-            texts = ask(self._ctx, side.model, prompts, limits, side.name)
+        if asked:
+            prompts = [[{"role": "user", "content": questions[n].listed}] for n in asked]
+            limits = [questions[number].max_tokens for number in asked]
+            if side is self.base:
+                texts, cached = ask_kept(self._ctx, side.model, prompts, limits, side.name)
+                self.cached = self.cached and cached
+            else:
+                texts = ask(self._ctx, side.model, prompts, limits, side.name)
         said = dict(zip(asked, texts, strict=True))
         return [
             Reply(said[number], check_answer(question, said[number]))

@@ -20,38 +20,25 @@ MAX_LATE = 0.1
 
 
 def judge_levels(closed: ClosedLoop, stopped: str) -> list[Measurement]:
-    """Judge the closed loops.
-
-    Args:
-        closed: the levels, at least one.
-        stopped: why the measurement is not complete; empty if it is.
-    """
+    """Judge the closed loops; `stopped` says why the measurement is not complete."""
     levels = closed.levels
     best = sustained(levels)
-    lowest = min(levels, key=lambda level: level.concurrency)
-    peak = max(levels, key=lambda level: level.tokens_per_s)
+    within = best.concurrency if best else 0
+    lowest = min(level.concurrency for level in levels)
+    peak = max(level.tokens_per_s for level in levels)
     fewest = min(level.requests for level in levels)
+    named = ", ".join(f"p{q}" for q in claimed(fewest)) or "none"
     found = [
         measure("levels", len(levels), "levels", ">=", MIN_LEVELS),
         measure("complete", not stopped, "flag", "==", True),
         measure("failed_requests", sum(level.failed for level in levels), "requests", "<=", 0),
-        measure(
-            "concurrency_within_objective",
-            best.concurrency if best else 0,
-            "requests",
-            ">=",
-            lowest.concurrency,
-        ),
-        measure("peak_tokens_per_s", round(peak.tokens_per_s, 1), "tokens/s"),
+        measure("concurrency_within_objective", within, "requests", ">=", lowest),
+        measure("peak_tokens_per_s", round(peak, 1), "tokens/s"),
         measure("requests_of_the_smallest_level", fewest, "requests"),
-        measure("percentiles_claimed", _named(claimed(fewest)) or "none", "percentiles"),
+        measure("percentiles_claimed", named, "percentiles"),
         measure("percentiles_not_claimed", unclaimed_text(fewest) or "none", "percentiles"),
     ]
     return [*found, *(each for level in levels for each in _of_level(level))]
-
-
-def _named(percentiles: Sequence[int]) -> str:
-    return ", ".join(f"p{q}" for q in percentiles)
 
 
 def _of_level(level: Level) -> Iterator[Measurement]:
@@ -156,8 +143,7 @@ def load_line(
 def plot(levels: Sequence[Level], tried: Sequence[OpenLoop], goal: Objective, path: Path) -> None:
     """Draw latency over concurrency, latency over throughput, and the distribution of TTFT.
 
-    Args:
-        tried: the open loops; without one the distributions are those of the levels.
+    Without open loops in `tried` the distributions are those of the levels.
     """
     import matplotlib
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +56,6 @@ class Lengths:
     longest: int
 
 
-def lengths_of(values: Sequence[int]) -> Lengths:
-    """Summarise lengths; at least one is needed."""
-    mean = round(sum(values) / len(values), 2)
-    return Lengths(len(values), mean, percentile(values, 50), percentile(values, 95), max(values))
-
-
 @dataclass(frozen=True)
 class Workload:
     """Requests in the order in which they are sent, over and over.
@@ -87,11 +82,11 @@ def workload_of(rows: Sequence[Row], tokens: Sequence[int], cap: int) -> Workloa
     """Make a workload of rows, whose every stretch has about the same lengths as the whole.
 
     Args:
-        rows: the rows, at least one.
         tokens: number of tokens of each row's answer.
         cap: longest answer, in tokens.
     """
     full = [count + _END for count in tokens]
+    mean = round(sum(full) / len(full), 2)
     by_length = sorted(range(len(rows)), key=lambda number: full[number])
     places = sorted(range(len(rows)), key=lambda place: place * _GOLDEN % 1.0)
     # `places[k]` is the moment of the k-th shortest answer.
@@ -99,7 +94,7 @@ def workload_of(rows: Sequence[Row], tokens: Sequence[int], cap: int) -> Workloa
     order = [moments[place] for place in range(len(rows))]
     return Workload(
         tuple(Request(rows[number].prompt, min(full[number], max(2, cap))) for number in order),
-        lengths_of(full),
+        Lengths(len(full), mean, percentile(full, 50), percentile(full, 95), max(full)),
         sum(count > cap for count in full),
     )
 
@@ -114,12 +109,7 @@ _FAILURES = 3
 
 @dataclass(frozen=True)
 class ClosedLoop:
-    """What was measured.
-
-    Attributes:
-        levels: the levels that were begun, in order.
-        stopped: why the levels are not complete; empty if they are.
-    """
+    """The levels that were begun, in order, and why they are not complete, if they are not."""
 
     levels: tuple[Level, ...]
     stopped: str = ""
@@ -134,6 +124,20 @@ def warm_up(client: EngineClient, workload: Workload, count: int, slots: int) ->
         drive(client, prompts, slots, tokens, give_up=_FAILURES)
 
 
+def _counters(server: EngineServer) -> Counters | None:
+    """Read an engine's counters; None if it does not answer."""
+    with suppress(TunelineError):
+        return server.counters()
+    return None
+
+
+def _batch_since(server: EngineServer, before: Counters | None, timings: Sequence[Timing]) -> float:
+    """Return the mean requests in a decoding step since a reading; NaN if one is missing."""
+    # A server that hangs would be waited for once more.
+    after = _counters(server) if before and any(timing.ok for timing in timings) else None
+    return after.batch_since(before) if before and after else math.nan
+
+
 def measure_levels(
     server: EngineServer,
     workload: Workload,
@@ -143,11 +147,10 @@ def measure_levels(
 ) -> ClosedLoop:
     """Drive a server at each concurrency level, until one can't be completed.
 
-    Every request takes the next prompt, so that, with enough prompts, none is answered from
-    the prefix cache of the same prompt.
+    Every request takes the next prompt, so that, with enough prompts, none is answered from the
+    prefix cache of the same prompt.
 
     Args:
-        workload: the requests, in the order in which they are sent; repeated if too few.
         requests: number of requests at each level; never fewer than two per concurrent one.
     """
     levels: list[Level] = []
@@ -157,7 +160,7 @@ def measure_levels(
             count = max(requests, 2 * level)
             batch = workload.take(at, count)
             at += count
-            before = counters(server)
+            before = _counters(server)
             timings, seconds = drive(
                 client,
                 [request.messages for request in batch],
@@ -165,27 +168,12 @@ def measure_levels(
                 [request.tokens for request in batch],
                 give_up=max(_FAILURES, level),
             )
-            # A server that hangs would be waited for once more.
-            after = counters(server) if any(timing.ok for timing in timings) else None
-            size = batch_between(before, after)
+            size = _batch_since(server, before, timings)
             levels.append(summarise(level, timings, seconds, size, goal))
             stopped = reason_to_stop(server, timings, count)
             if stopped:
                 return ClosedLoop(tuple(levels), f"{stopped} at {level} at once")
     return ClosedLoop(tuple(levels))
-
-
-def counters(server: EngineServer) -> Counters | None:
-    """Read an engine's counters; None if it does not answer."""
-    try:
-        return server.counters()
-    except TunelineError:
-        return None
-
-
-def batch_between(before: Counters | None, after: Counters | None) -> float:
-    """Return the mean requests in a decoding step between two readings; NaN if one is missing."""
-    return after.batch_since(before) if before and after else math.nan
 
 
 def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) -> str:
@@ -284,14 +272,10 @@ def measure_rate(
     seed: int,
     goal: Objective,
 ) -> OpenLoop:
-    """Send requests at a rate.
-
-    Args:
-        seconds: how long requests arrive, in seconds; up to four times as long if too few would.
-    """
+    """Send requests at a rate for some seconds; up to four times as long if too few would come."""
     count = max(math.ceil(rate * seconds), min(_LEAST, math.ceil(rate * _LONGER * seconds)))
     batch = workload.take(0, count)
-    before = counters(server)
+    before = _counters(server)
     with server.client(timeout=REQUEST_SECONDS) as client:
         timings, took = drive_open(
             client,
@@ -299,7 +283,7 @@ def measure_rate(
             arrivals(count, rate, seed),
             [request.tokens for request in batch],
         )
-    size = batch_between(before, counters(server) if any(t.ok for t in timings) else None)
+    size = _batch_since(server, before, timings)
     return OpenLoop(
         rate,
         summarise(most_at_once(timings), timings, took, size, goal),
@@ -322,9 +306,6 @@ def measure_load(
 
     Args:
         levels: the closed loops, which say what may hold.
-
-    Returns:
-        The rates in the order in which they were tried; the first one is the declared load.
     """
     rate = load.rate_of_a_replica
     assert rate is not None

@@ -28,8 +28,6 @@ class Objective:
     """The service level: a request is good if both limits, in seconds, hold.
 
     Attributes:
-        max_ttft: longest time to the first token, in seconds.
-        max_tpot: longest time per output token, in seconds.
         share: share of the requests of a load that must be good.
     """
 
@@ -92,8 +90,7 @@ def summarise(
     """Summarise one load.
 
     Args:
-        timings: the timing of each request, at least one.
-        seconds: wall-clock time of the level, in seconds.
+        seconds: wall-clock time of the level.
         batch: mean requests in a decoding step, as the engine counted.
     """
     done = [timing for timing in timings if timing.ok]
@@ -160,12 +157,10 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
 
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
     """Return the levels as rows for JSON, rounded; None where nothing was measured or claimed."""
-    rows = []
-    for level in levels:
-        row = asdict(level)
-        del row["first_tokens"]
-        rows.append({key: _for_json(value) for key, value in row.items()})
-    return rows
+    return [
+        {name: _for_json(value) for name, value in asdict(level).items() if name != "first_tokens"}
+        for level in levels
+    ]
 
 
 def _for_json(value: Any) -> Any:
@@ -197,8 +192,8 @@ def metrics(timings: Sequence[Timing], seconds: float, good: int) -> dict[str, d
     """Return every metric of a load, by its name.
 
     Args:
-        timings: the timing of each request.
-        seconds: wall-clock time of all together, in seconds.
+        seconds: wall-clock time of all together.
+        good: number of requests that met the objective.
     """
     done = [timing for timing in timings if timing.ok]
     gaps = list(chain.from_iterable(timing.gaps for timing in done))

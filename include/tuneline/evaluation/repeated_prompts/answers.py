@@ -63,7 +63,6 @@ def view_of(label_field: str | None, cut: Collection[str]) -> View:
     """Return the structure of answers as a function; see `structure_of`.
 
     Args:
-        label_field: the field of a JSON answer that holds the class.
         cut: answers that the limit of tokens cut; what they leave open is closed first.
     """
     return lambda text: structure_of(closed(text) if text in cut else text, label_field)
@@ -102,19 +101,8 @@ def flipped_in(repeats: Sequence[Repeats], mode: str, view: View) -> list[str]:
     ]
 
 
-def flipped(repeats: Sequence[Repeats], view: View) -> list[str]:
-    """Return the ids of the rows with a differing answer in any mode, in order."""
-    found = {row_id for mode in MODES for row_id in flipped_in(repeats, mode, view)}
-    return [entry.row_id for entry in repeats if entry.row_id in found]
-
-
 def first_flip(repeats: Sequence[Repeats], view: View, tokens: Tokens) -> Flip | None:
-    """Return the first flip, None without one.
-
-    Args:
-        view: the part of an answer that counts.
-        tokens: splits an answer into its tokens.
-    """
+    """Return the first flip of a view of the answers, None without one."""
     for mode in MODES:
         for entry in repeats:
             reference = entry.alone[0]
@@ -155,13 +143,7 @@ MERGED_F16, APART = "merged_f16", "apart"
 
 @dataclass(frozen=True)
 class ServedForm:
-    """A form of the tuned model that does not ship.
-
-    Attributes:
-        name: its name in the evidence.
-        model: its bytes; None if it was not tried.
-        why_not: why it was not tried.
-    """
+    """A form of the tuned model that does not ship; no model if it was not tried."""
 
     name: str
     model: ServedModel | None
@@ -175,50 +157,30 @@ def other_forms(ctx: StepContext, chosen: Candidate, *, wanted: bool) -> list[Se
     only the form that it was built of.
 
     Args:
-        wanted: whether the run asks for them to be tried.
+        wanted: True if the run asks for them to be tried.
     """
-    compiled = engine_of(ctx).form == "engine"
-    found = [
-        _form(ctx, name, make, wanted=wanted, compiled=compiled)
-        for name, make in {MERGED_F16: unquantised, APART: _apart}.items()
-        if name != _shipped_as(chosen)
-    ]
-    gone = [
-        name
-        for name in ctx.config.deployment.measured_variants
-        if name not in (chosen.variant, REFERENCE)
-    ]
-    return [
-        *found,
-        *(ServedForm(name, None, "its bytes were not kept in the run") for name in gone),
-    ]
 
+    def apart(ctx: StepContext) -> ServedModel:
+        # The adapter first: without one no base has to be made.
+        adapter = run_adapter(ctx, engine_of(ctx))
+        return untuned(ctx).beside(adapter)
 
-def _shipped_as(chosen: Candidate) -> str:
+    shipped = MERGED_F16 if chosen.variant == REFERENCE else chosen.variant
     if chosen.model.adapter is not None:
-        return APART
-    return MERGED_F16 if chosen.variant == REFERENCE else chosen.variant
-
-
-def _form(
-    ctx: StepContext,
-    name: str,
-    make: Callable[[StepContext], ServedModel],
-    *,
-    wanted: bool,
-    compiled: bool,
-) -> ServedForm:
-    if compiled:
-        return ServedForm(name, None, "the engine is built of one form")
-    if not wanted:
-        return ServedForm(name, None, "evaluation.determinism_forms is `shipped`")
-    try:
-        return ServedForm(name, make(ctx))
-    except TunelineError as error:
-        return ServedForm(name, None, first_line(error))
-
-
-def _apart(ctx: StepContext) -> ServedModel:
-    # The adapter first: without one no base has to be made.
-    adapter = run_adapter(ctx, engine_of(ctx))
-    return untuned(ctx).beside(adapter)
+        shipped = APART
+    why_not = "" if wanted else "evaluation.determinism_forms is `shipped`"
+    if engine_of(ctx).form == "engine":
+        why_not = "the engine is built of one form"
+    found = []
+    for name, make in {MERGED_F16: unquantised, APART: apart}.items():
+        if name == shipped:
+            continue
+        try:
+            model = None if why_not else make(ctx)
+            found.append(ServedForm(name, model, why_not))
+        except TunelineError as error:
+            found.append(ServedForm(name, None, first_line(error)))
+    for name in ctx.config.deployment.measured_variants:
+        if name not in (chosen.variant, REFERENCE):
+            found.append(ServedForm(name, None, "its bytes were not kept in the run"))
+    return found

@@ -18,12 +18,7 @@ ALONE, BATCHED, RESTARTED = MODES = ("alone", "batched", "restarted")
 
 @dataclass(frozen=True)
 class RepeatPlan:
-    """How prompts are repeated.
-
-    Attributes:
-        repeats: times that each prompt is asked alone, and in batches.
-        max_tokens: tokens of an answer that are compared.
-    """
+    """How prompts are repeated: times alone and in batches, and tokens that are compared."""
 
     repeats: int
     parallel: int
@@ -32,14 +27,7 @@ class RepeatPlan:
 
 @dataclass(frozen=True)
 class Repeats:
-    """All answers to one prompt.
-
-    Attributes:
-        row_id: the row whose prompt was asked.
-        alone: the answers to the prompt alone; the first is the reference.
-        batched: the answers to the prompt among others.
-        restarted: the answers to the prompt alone, after a restart of the server.
-    """
+    """All answers to the prompt of a row; the first one alone is the reference."""
 
     row_id: str
     alone: tuple[str, ...]
@@ -53,11 +41,7 @@ class Repeats:
 
 
 class RepeatedAnswers:
-    """The answers to some rows, as they come.
-
-    Attributes:
-        cut: the answers that reached the limit of tokens.
-    """
+    """The answers to some rows, as they come; `cut` are those that reached the limit of tokens."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = list(rows)
@@ -91,9 +75,6 @@ def _serving(ctx: StepContext, model: ServedModel, parallel: int) -> Iterator[En
 
 def ask(ctx: StepContext, model: ServedModel, plan: RepeatPlan, answers: RepeatedAnswers) -> None:
     """Ask rows in every mode; what came before an error stays in the answers.
-
-    Args:
-        plan: how often, and how many at once.
 
     Raises:
         TunelineError: if the server does not start or stops answering.

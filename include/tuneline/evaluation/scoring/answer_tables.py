@@ -36,22 +36,13 @@ def write_scores(
     rows: Sequence[Row],
     answers: Mapping[str, Sequence[str]],
     scores: Mapping[str, Sequence[float]],
-    *,
-    more: Mapping[str, Sequence[float | int | None]],
 ) -> None:
-    """Write `answers.parquet`.
-
-    Args:
-        chosen: the candidate, whose requests are named by their keys.
-        answers: the answers of each model, by its name (`base`, `tuned`).
-        scores: the score of each answer, from 0 to 1, by the same names.
-    """
+    """Write `answers.parquet`; see `score_table`."""
     import pyarrow.parquet as pq
 
-    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
-    keys = _keys(ctx, chosen, rows, limits)
-    table = score_table(rows, answers, scores, tuned_request=keys, **more)
-    described = {"candidate_sha256": chosen.model.sha256, "max_new_tokens": str(limits[0])}
+    table = score_table(rows, answers, scores, tuned_request=_keys(ctx, chosen, rows))
+    limit = str(ctx.config.evaluation.max_new_tokens)
+    described = {"candidate_sha256": chosen.model.sha256, "max_new_tokens": limit}
     pq.write_table(table.replace_schema_metadata(described), HOLDOUT_SCORES.path(ctx))
 
 
@@ -59,13 +50,12 @@ def score_table(
     rows: Sequence[Row],
     answers: Mapping[str, Sequence[str]],
     scores: Mapping[str, Sequence[float]],
-    **more: Sequence[str] | Sequence[float | int | None],
+    **more: Sequence[str],
 ) -> pa.Table:
-    """Return a table with the answers of models to rows, and the score of each.
+    """Return a table with the answers of models to rows, and the score of each, by their names.
 
     Args:
-        answers: the answers of each model, by its name.
-        scores: the score of each answer, from 0 to 1, by the same names.
+        scores: from 0 to 1.
     """
     import pyarrow as pa
 
@@ -89,9 +79,8 @@ def score_table(
     )
 
 
-def _keys(
-    ctx: StepContext, chosen: Candidate, rows: Sequence[Row], limits: Sequence[int]
-) -> list[str]:
+def _keys(ctx: StepContext, chosen: Candidate, rows: Sequence[Row]) -> list[str]:
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
     subject = LocalModel(chosen.model, ctx.config.deployment)
     return keys_of(subject, [row.prompt for row in rows], limits)
 
@@ -101,10 +90,9 @@ def recorded_answers(ctx: StepContext, chosen: Candidate, opened: Holdout) -> di
 
     A run that was deleted has left none, and its candidate is asked again.
     """
-    found: dict[str, str] = {}
-    for run in dict.fromkeys(access.run for access in opened.scored(chosen.model.sha256)):
-        found.update(_answers_of(ctx, run, chosen.model.sha256))
-    return found
+    sha256 = chosen.model.sha256
+    runs = dict.fromkeys(access.run for access in opened.scored(sha256))
+    return dict(pair for run in runs for pair in _answers_of(ctx, run, sha256))
 
 
 def _answers_of(ctx: StepContext, run: str, candidate_sha256: str) -> Iterable[tuple[str, str]]:
@@ -138,8 +126,7 @@ def scoring_measurements(
 
     Asking them again with other limits would be another look at the same rows.
     """
-    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
-    taken = sum(key in recorded for key in _keys(ctx, chosen, rows, limits))
+    taken = sum(key in recorded for key in _keys(ctx, chosen, rows))
     again = len(rows) - taken if recorded else 0
     return [
         measure("candidate_answers_recorded", taken, "rows"),
@@ -169,11 +156,8 @@ def wrong_rows(rows: Sequence[Row], answers: Sequence[str], judged: Judged) -> l
 def by_field(expected: Sequence[str], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """Return how often each field of a JSON answer has the expected value, by model.
 
-    Args:
-        answers: the answers of each model, by its name.
-
     Returns:
-        For each field: its name, the rows that expect it, and the share right of each model. Empty
+        For each field its name, the rows that expect it, and the share right of each model; empty
         unless every expected answer is a JSON object.
     """
     wanted = [answer_object(text) for text in expected]
@@ -198,9 +182,8 @@ def by_field(expected: Sequence[str], answers: Mapping[str, Sequence[str]]) -> l
 def confusion(judged: Judged) -> dict[str, Any]:
     """Return how often each expected label was answered with each other one.
 
-    Returns:
-        `labels` are the expected ones, in order. `counts[i][j]` are rows of label i that were
-        answered with label j; the last two columns are answers with another label, and without any.
+    `counts[i][j]` are rows of label i that were answered with label j; the last two columns are
+    answers with another label, and without any.
     """
     labels = sorted({label for label in judged.wanted if label is not None})
     counts = Counter(zip(judged.wanted, judged.named, strict=True))
@@ -208,8 +191,7 @@ def confusion(judged: Judged) -> dict[str, Any]:
     for wanted in labels:
         row = [counts[wanted, named] for named in labels]
         none = counts[wanted, None]
-        total = sum(n for (label, _), n in counts.items() if label == wanted)
-        table.append([*row, total - sum(row) - none, none])
+        table.append([*row, judged.wanted.count(wanted) - sum(row) - none, none])
     return {"labels": labels, "columns": [*labels, "(another)", "(none)"], "counts": table}
 
 

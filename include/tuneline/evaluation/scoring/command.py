@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,6 @@ class ScoreTarget:
         model: an endpoint, a GGUF file, a folder, or the address of a base model.
         adapter: an adapter on it, as a folder of PEFT or a GGUF file.
         api_key_env: environment variable with the endpoint's key.
-        deployment: the engine and its sizes.
     """
 
     model: str
@@ -51,12 +51,7 @@ class ScoreTarget:
 
 
 def subject_of(asked: ScoreTarget, scratch: Path, log: Log) -> Subject:
-    """Return the model that an address names.
-
-    Args:
-        asked: the address and what goes with it.
-        scratch: folder for an adapter that has to be converted.
-        log: function that takes one line of progress.
+    """Return the model that an address names; an adapter is converted in `scratch` if need be.
 
     Raises:
         UserError: if the address, the adapter or the key is wrong, or the engine is not here.
@@ -98,17 +93,12 @@ def score(
     label_field: str | None,
     max_tokens: int,
 ) -> dict[str, Any]:
-    """Score a model and write `answers.parquet` and `slices.json`.
+    """Score a model, write `answers.parquet` and `slices.json`, and return what `--json` shows.
 
     Args:
         data: path, `file://` or `s3://` address of a `dataset.parquet`.
         split: `train` or `validation`.
         metric: see `evaluation.metric`.
-        label_field: field of a JSON answer that holds the class.
-        max_tokens: limit of an answer, in tokens.
-
-    Returns:
-        What was measured, for `--json`.
 
     Raises:
         UserError: if the model or the dataset is wrong, or has no row of the split.
@@ -120,7 +110,7 @@ def score(
         rows = of_split(rows, split)
         if not rows:
             raise UserError(f"--data {data} has no {split} row; choose another --split")
-        subject = subject_of(asked, Path(folder), _say)
+        subject = subject_of(asked, Path(folder), partial(print, file=sys.stderr, flush=True))
         expected = [row.answer for row in rows]
         task = choose_task(metric, label_field, expected)
         out.mkdir(parents=True, exist_ok=True)
@@ -132,14 +122,12 @@ def score(
                 kept_answers,
                 progress=lambda batches: track(batches, len(batches), "batches of prompts"),
             )
-    judged = judge(task, answers, expected)
-    right = judged.scores
-    config = SlicesConfig()
-    slices = find_slices(rows, right, config)
-    pq.write_table(score_table(rows, {"model": answers}, {"model": right}), out / "answers.parquet")
+    judged, config = judge(task, answers, expected), SlicesConfig()
+    found, slices = judged.interval, find_slices(rows, judged.scores, config)
+    table = score_table(rows, {"model": answers}, {"model": judged.scores})
+    pq.write_table(table, out / "answers.parquet")
     document = slices_document(slices, config)
     (out / "slices.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))
-    found = judged.interval
     return {
         "model": asked.model,
         "metric": task.name,
@@ -151,7 +139,3 @@ def score(
         "sentence": f"{task.name} on {len(rows)} {split} rows: {found.text()}; "
         f"{slice_sentence(slices)}",
     }
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)

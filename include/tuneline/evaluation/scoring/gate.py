@@ -50,12 +50,11 @@ from tuneline.step_context import StepContext
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about the candidate.
+    """A claim about the candidate: that an estimate on some rows is above a limit.
 
     Attributes:
         name: name of the estimate in the evidence.
         about: what is claimed, for a sentence: "better than the base".
-        rows: number of rows that it was measured on.
         rule: `>` or `>=`.
     """
 
@@ -75,14 +74,7 @@ class Claim:
     @property
     def rows_needed(self) -> int | None:
         """Rows that would show an undecided claim; None if it is shown, or fails."""
-        if self.shown:
-            return None
-        return rows_needed(self.estimate, self.rows, self.limit)
-
-    @property
-    def breach(self) -> Breach:
-        """The verdict if the claim is not shown."""
-        return "inconclusive" if self.rows_needed is not None else "fail"
+        return None if self.shown else rows_needed(self.estimate, self.rows, self.limit)
 
     def measurements(self, breach: Breach | None = None) -> list[Measurement]:
         """State the estimate and its interval, whose lower end decides.
@@ -90,42 +82,22 @@ class Claim:
         Args:
             breach: the verdict if the claim is not shown; None decides by the estimate.
         """
-        found = self.estimate
+        found, name, needed = self.estimate, self.name, self.rows_needed
+        breach = breach or ("fail" if needed is None else "inconclusive")
+        lower = round(found.lower, 4)
         measured = [
-            measure(self.name, round(found.value, 4), "share", noise=round(found.error, 4)),
-            measure(
-                f"{self.name}_lower",
-                round(found.lower, 4),
-                "share",
-                self.rule,
-                self.limit,
-                on_breach=breach or self.breach,
-            ),
-            measure(f"{self.name}_upper", round(found.upper, 4), "share"),
+            measure(name, round(found.value, 4), "share", noise=round(found.error, 4)),
+            measure(f"{name}_lower", lower, "share", self.rule, self.limit, on_breach=breach),
+            measure(f"{name}_upper", round(found.upper, 4), "share"),
         ]
-        if self.rows_needed is not None:
-            measured.append(measure(f"rows_needed_for_{self.name}", self.rows_needed, "rows"))
+        if needed is not None:
+            measured.append(measure(f"rows_needed_for_{name}", needed, "rows"))
         return measured
-
-
-def size_measurements(claims: list[Claim], gain: Claim) -> list[Measurement]:
-    """Say what the hold-out can show, and how many more rows the undecided claims need.
-
-    Args:
-        gain: the one over the base as it is asked.
-    """
-    seen = smallest_shown(gain.estimate, gain.limit)
-    measured = [measure("smallest_gain_shown_at_80_percent", round(seen, 4), "share")]
-    more = more_rows(claims)
-    if more is not None:
-        measured.append(measure("more_rows_needed", more, "rows"))
-    return measured
 
 
 def more_rows(claims: list[Claim]) -> int | None:
     """Return how many more rows the undecided claims need; None if all are decided."""
-    missing = [c.rows_needed - c.rows for c in claims if c.rows_needed is not None]
-    return max(missing, default=None)
+    return max((c.rows_needed - c.rows for c in claims if c.rows_needed is not None), default=None)
 
 
 def undecided_sentence(claims: list[Claim]) -> str:
@@ -151,10 +123,6 @@ def constant_answer(task: Task, train: Sequence[Row], seed: int) -> str:
     """Return the training answer that, given to every row, scores best on the training rows.
 
     For a task with labels it is an answer with the most frequent one.
-
-    Args:
-        train: the training rows, at least one.
-        seed: seed of the rows that free texts are tried on.
     """
     if task.has_labels:
         named = [task.label(row.answer) for row in train]
@@ -166,14 +134,9 @@ def constant_answer(task: Task, train: Sequence[Row], seed: int) -> str:
 
 
 def nearest_answers(train: Sequence[Row], rows: Sequence[Row], seed: int) -> list[str]:
-    """Return the answer of the most similar training row for each row.
+    """Return the answer of the most similar of `SEARCHED` training rows for each row.
 
-    Similar are questions with a high cosine of their TF-IDF vectors over n-grams of 2 to 4
-    characters within words.
-
-    Args:
-        train: the training rows, at least one; `SEARCHED` of them are searched.
-        seed: seed of the draw of training rows.
+    Similar are questions with a high cosine of their TF-IDF vectors over n-grams of 2 to 4 letters.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -197,33 +160,15 @@ TEMPLATE_TOKENS = 16
 
 @dataclass(frozen=True)
 class PromptForm:
-    """A form in which the base was asked and judged.
-
-    Attributes:
-        name: what was done, for a sentence.
-        keep: whether each hold-out row was asked in this form.
-    """
+    """A form in which the base was asked and judged; `keep` says which hold-out rows were."""
 
     name: str
     judged: Judged
     keep: tuple[bool, ...]
 
 
-@dataclass(frozen=True)
-class FairBase:
-    """The forms of the base, and what is measured of them."""
-
-    forms: tuple[PromptForm, ...]
-    measurements: tuple[Measurement, ...]
-
-
 def instruction_for(task: Task, answer: str) -> str:
-    """Return the instruction that the base gets.
-
-    Args:
-        task: the rule by which answers are judged.
-        answer: an expected answer, for the keys of JSON.
-    """
+    """Return the instruction that the base gets; `answer` is an expected one, for its form."""
     labels = ", ".join(task.labels)
     known = task.labels if len(labels) <= LABEL_CHARACTERS else ()
     named = f" one of: {labels}" if 0 < len(known) <= NAMED_LABELS else ""
@@ -255,14 +200,8 @@ def _estimate(text: str) -> int:
 
 
 def choose_shots(rows: Sequence[Row], count: int, room: int, seed: int) -> list[Row]:
-    """Choose training rows as examples: different labels, and no more than there is room for.
-
-    Args:
-        room: tokens that all of them may take.
-    """
+    """Choose training rows as examples: different labels, and no more than `room` tokens."""
     chosen: list[Row] = []
-    if count == 0:
-        return chosen
     for row in spread(rows, 8 * count, seed):
         if tokens_of(row) <= room and len(chosen) < count:
             chosen.append(row)
@@ -287,40 +226,31 @@ def fair_prompt(row: Row, instruction: str, shots: Sequence[Row]) -> list[Messag
 
 
 def fitting_shots(row: Row, shots: Sequence[Row], room: int) -> Sequence[Row] | None:
-    """Return as many of the examples as fit beside a row; None if not even the instruction fits.
+    """Return as many of the first examples as fit next to a row into `room` tokens.
 
-    Args:
-        shots: the examples, of which the first ones are kept.
-        room: tokens that the row and its examples may take together.
+    None if not even the instruction fits.
     """
     left = room - tokens_of(row)
-    if left < 0:
-        return None
-    kept = [n for n in range(len(shots) + 1) if sum(map(tokens_of, shots[:n])) <= left]
-    return shots[: kept[-1]]
-
-
-def _room(ctx: StepContext, instruction: str) -> int:
-    """Return the tokens that a request has left beside the instruction and the answer."""
-    context, answer = ctx.config.deployment.context_tokens, ctx.config.evaluation.max_new_tokens
-    return context - answer - _estimate(instruction)
+    fitting = [n for n in range(len(shots) + 1) if sum(map(tokens_of, shots[:n])) <= left]
+    return shots[: fitting[-1]] if fitting else None
 
 
 def fair_base(
     ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
-) -> FairBase:
+) -> tuple[list[PromptForm], list[Measurement]]:
     """Ask the base with an instruction and examples, and judge all of its answers generously.
 
     Args:
         plain: the base's answers to the rows as they are.
     """
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
-    count = settings.fair_base_rows or len(rows)
-    drawn = {row.row_id for row in spread(rows, count, seed)}
+    drawn = {row.row_id for row in spread(rows, settings.fair_base_rows or len(rows), seed)}
+    keep = tuple(row.row_id in drawn for row in rows)
     asked = [row for row in rows if row.row_id in drawn]
     instruction = instruction_for(task, rows[0].answer)
+    # What a request has left next to the instruction and the answer.
+    room = ctx.config.deployment.context_tokens - settings.max_new_tokens - _estimate(instruction)
     # Rows longer than most get fewer examples, so that one long row does not take them from all.
-    room = _room(ctx, instruction)
     usual = int(statistics.quantiles(map(tokens_of, asked), n=10)[-1]) if len(asked) > 1 else 0
     shots = choose_shots(train, settings.fair_base_shots, room - usual, seed)
     fitting = [fitting_shots(row, shots, room) for row in asked]
@@ -331,47 +261,30 @@ def fair_base(
     fewer = sum(kept is None or len(kept) < len(shots) for kept in fitting)
     limits = [settings.max_new_tokens] * len(asked)
     answers, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
-    _write(ctx, asked, answers)
-    described = {"instruction": instruction, "examples": [row.row_id for row in shots]}
-    ctx.write_json("fair_base.json", described)
-    expected = [row.answer for row in rows]
-    keep = tuple(row.row_id in drawn for row in rows)
-    helped = judge(task, answers, [row.answer for row in asked], anywhere=True)
-    generous = judge(task, plain, expected, anywhere=True)
-    return FairBase(
-        (
-            PromptForm("its answer found in prose", generous, (True,) * len(rows)),
-            PromptForm(_asked_as(len(shots), fewer), helped, keep),
-        ),
-        (
-            measure("fair_base_examples", len(shots), "rows"),
-            measure("fair_base_rows", len(asked), "rows"),
-            measure("fair_base_rows_with_fewer_examples", fewer, "rows"),
-            measure("fair_base_answers_from_cache", cached, "flag"),
-        ),
-    )
-
-
-def _asked_as(shots: int, fewer: int) -> str:
-    """Name the form with examples: not all rows had room for them."""
-    return f"an instruction and {'up to ' if fewer else ''}{shots} examples"
-
-
-def _write(ctx: StepContext, rows: Sequence[Row], answers: Sequence[str]) -> None:
     with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
-        for row, answer in zip(rows, answers, strict=True):
+        for row, answer in zip(asked, answers, strict=True):
             entry = {"row_id": row.row_id, "expected": row.answer, "base": answer}
             out.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    examples = [row.row_id for row in shots]
+    ctx.write_json("fair_base.json", {"instruction": instruction, "examples": examples})
+    helped = judge(task, answers, [row.answer for row in asked], anywhere=True)
+    generous = judge(task, plain, [row.answer for row in rows], anywhere=True)
+    # Not all rows had room for all examples.
+    with_examples = f"an instruction and {'up to ' if fewer else ''}{len(shots)} examples"
+    return [
+        PromptForm("its answer found in prose", generous, (True,) * len(rows)),
+        PromptForm(with_examples, helped, keep),
+    ], [
+        measure("fair_base_examples", len(shots), "rows"),
+        measure("fair_base_rows", len(asked), "rows"),
+        measure("fair_base_rows_with_fewer_examples", fewer, "rows"),
+        measure("fair_base_answers_from_cache", cached, "flag"),
+    ]
 
 
 @dataclass(frozen=True)
 class HoldoutResult:
-    """What the hold-out shows of the candidate.
-
-    Attributes:
-        measurements: all that was measured, with the rules that decide.
-        sentence: what it says, for the summary.
-    """
+    """What the hold-out shows of the candidate: all that was measured, and what it says."""
 
     base: Judged
     tuned: Judged
@@ -382,19 +295,14 @@ class HoldoutResult:
 def decide(
     ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], answers: BothAnswers
 ) -> HoldoutResult:
-    """Judge base and candidate, compare the candidate with all it must beat, write the tables.
-
-    Args:
-        task: the rule by which answers are scored.
-        answers: the answers of base and candidate to the hold-out rows.
-    """
+    """Judge base and candidate, compare the candidate with all it must beat, write the tables."""
     settings = ctx.config.evaluation
     expected = [row.answer for row in rows]
     base, tuned = (judge(task, texts, expected) for texts in (answers.base, answers.tuned))
     gained = compare(base, tuned)
     gain = Claim("gain", "better than the base", gained.difference, len(rows), settings.min_gain)
-    chance = fair_base(ctx, task, rows, train, answers.base)
-    form, fair = hardest_form(chance, tuned, settings.min_gain)
+    forms, of_forms = fair_base(ctx, task, rows, train, answers.base)
+    form, fair = hardest_form(forms, tuned, settings.min_gain)
     constant, nearest = against_trivial(ctx, tuned, rows, train)
     claims = [gain, fair, constant]
     metric = stated("tuned_metric", tuned.interval)
@@ -402,6 +310,9 @@ def decide(
         about = f"at {floor:g} or above"
         claims.append(Claim("tuned_metric", about, tuned.interval, len(rows), floor, ">="))
         metric = claims[-1].measurements()
+    smallest, more = smallest_shown(gain.estimate, gain.limit), more_rows(claims)
+    compared = "is more than" if gain.shown else "must be more than"
+    doubt = " (which chance could explain)" if nearest.rows_needed is not None else ""
     named = {"base": answers.base, "tuned": answers.tuned}
     write_tables(ctx, rows, named, {"base": base, "tuned": tuned})
     return HoldoutResult(
@@ -415,11 +326,12 @@ def decide(
             measure("min_metric", floor, "share"),
             *gain.measurements(),
             *difference_counts(gained, graded=task.graded),
-            *size_measurements(claims, gain),
+            measure("smallest_gain_shown_at_80_percent", round(smallest, 4), "share"),
+            *([measure("more_rows_needed", more, "rows")] if more is not None else []),
             measure("fair_base_form", form.name, ""),
             measure("fair_base_metric", round(form.judged.interval.value, 4), "share"),
             *fair.measurements(),
-            *chance.measurements,
+            *of_forms,
             *constant.measurements(),
             *nearest.measurements(nearest_breach(nearest, ctx.config.profile)),
             *form_measurements(task, named, expected),
@@ -428,20 +340,22 @@ def decide(
             *_resampling(task),
         ],
         f"{task.name} on {len(rows)} hold-out rows: tuned {tuned.interval.text()}, base "
-        f"{base.interval.text()}; {_gain_sentence(gain)}; over the base with {form.name} "
+        f"{base.interval.text()}; the lower end of the gain, {gain.estimate.lower:.3f}, {compared} "
+        f"{gain.limit:g}; over the base with {form.name} "
         f"{fair.estimate.value:+.3f}, over a constant answer {constant.estimate.value:+.3f}, over "
-        f"the nearest training row {nearest.estimate.value:+.3f}{_doubt(nearest)}"
+        f"the nearest training row {nearest.estimate.value:+.3f}{doubt}"
         f"{undecided_sentence(claims)}",
     )
 
 
-def hardest_form(chance: FairBase, tuned: Judged, min_gain: float) -> tuple[PromptForm, Claim]:
+def hardest_form(
+    forms: Sequence[PromptForm], tuned: Judged, min_gain: float
+) -> tuple[PromptForm, Claim]:
     """Return the form of the base over which the candidate's gain is the least certain."""
     found = []
-    for form in chance.forms:
+    for form in forms:
         difference = compare(form.judged, tuned.rows(form.keep)).difference
-        about = f"better than the base with {form.name}"
-        rows = len(form.judged.scores)
+        about, rows = f"better than the base with {form.name}", len(form.judged.scores)
         found.append((form, Claim("gain_over_fair_base", about, difference, rows, min_gain)))
     return min(found, key=lambda pair: pair[1].estimate.lower)
 
@@ -484,12 +398,7 @@ def difference_counts(found: Paired, *, graded: bool) -> list[Measurement]:
 def form_measurements(
     task: Task, answers: Mapping[str, Sequence[str]], expected: Sequence[str]
 ) -> Iterator[Measurement]:
-    """Measure how much of the metric is form: valid JSON, and right with its JSON found in prose.
-
-    Args:
-        task: the task; only a field of JSON has a form.
-        answers: the answers of each model, by its name.
-    """
+    """Measure how much of the metric is form: valid JSON, and right with JSON found in prose."""
     if not task.field:
         return
     for who, texts in answers.items():
@@ -512,16 +421,6 @@ def write_tables(
         ctx.write_json("by_field.json", fields)
     if judged["tuned"].wanted:
         ctx.write_json("confusion.json", {who: confusion(one) for who, one in judged.items()})
-
-
-def _doubt(nearest: Claim) -> str:
-    """Say that a gain over the nearest training rows is not shown; empty if it is, or is none."""
-    return " (which chance could explain)" if nearest.rows_needed is not None else ""
-
-
-def _gain_sentence(gain: Claim) -> str:
-    compared = "is more than" if gain.shown else "must be more than"
-    return f"the lower end of the gain, {gain.estimate.lower:.3f}, {compared} {gain.limit:g}"
 
 
 def _resampling(task: Task) -> list[Measurement]:

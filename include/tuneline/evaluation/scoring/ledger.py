@@ -25,7 +25,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,12 +82,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Inherited:
-    """Another hold-out on which something was chosen and which has rows of this one.
-
-    Attributes:
-        rows: ids of the rows of this hold-out that it has too.
-        choices: the accesses to it that chose something.
-    """
+    """Another hold-out on which something was chosen, and the row ids that both have."""
 
     holdout: str
     rows: list[str]
@@ -112,11 +107,8 @@ class Holdout:
 
     def scored(self, candidate_sha256: str) -> list[Access]:
         """Return the earlier scorings of a model on these very rows."""
-        return [
-            access
-            for access in self.earlier
-            if access.purpose == "score" and access.candidate_sha256 == candidate_sha256
-        ]
+        wanted = ("score", candidate_sha256)
+        return [a for a in self.earlier if (a.purpose, a.candidate_sha256) == wanted]
 
 
 def holdout_sha256(rows: Sequence[Row]) -> str:
@@ -137,11 +129,9 @@ def note_access(store: Store, holdout: str, access: Access) -> None:
     """Record an access; entries are never replaced."""
     body = json.dumps(asdict(access), ensure_ascii=False).encode()
     name = f"{access.at.replace(':', '')}-{hashlib.sha256(body).hexdigest()[:12]}.json"
-    try:
+    # The name holds the hash of the entry, so an object that is there is this very entry.
+    with suppress(AlreadyThere):
         store.put_bytes(f"{ledger_prefix(holdout)}/{name}", body, once=True)
-    except AlreadyThere:
-        # The name holds the hash of the entry, so the object there is this very entry.
-        return
 
 
 def read_ledger(store: Store, holdout: str) -> list[Access]:
@@ -151,12 +141,7 @@ def read_ledger(store: Store, holdout: str) -> list[Access]:
 
 
 def open_holdout(
-    ctx: StepContext,
-    purpose: Purpose,
-    candidate_sha256: str,
-    *,
-    by: str = "",
-    note: str = "",
+    ctx: StepContext, purpose: Purpose, candidate_sha256: str, *, by: str = "", note: str = ""
 ) -> Holdout:
     """Record an access to the hold-out of the run, then return its rows.
 
@@ -165,17 +150,11 @@ def open_holdout(
         by: who records it; empty for a step.
     """
     rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
-    held = of_split(rows, HOLDOUT)
+    held, store = of_split(rows, HOLDOUT), ctx.run.store
     identity = holdout_sha256(held)
-    store = ctx.run.store
-    earlier = read_ledger(store, identity)
-    opened = Holdout(
-        held,
-        [row for row in rows if row.split != HOLDOUT],
-        identity,
-        earlier,
-        _inherited(store, identity, held),
-    )
+    earlier, inherited = read_ledger(store, identity), _inherited(store, identity, held)
+    seen = [row for row in rows if row.split != HOLDOUT]
+    opened = Holdout(held, seen, identity, earlier, inherited)
     access = Access(
         at=now(),
         purpose=purpose,
@@ -210,12 +189,9 @@ def _questions(rows: Iterable[Row]) -> Mapping[bytes, list[str]]:
 
 
 def _note_questions(store: Store, holdout: str, rows: Sequence[Row]) -> None:
-    try:
-        hashes = b"".join(sorted(_questions(rows)))
-        store.put_bytes(f"{_QUESTIONS}/{holdout}", hashes, once=True)
-    except AlreadyThere:
-        # An earlier choice on the same hold-out has left the same bytes.
-        return
+    # An earlier choice on the same hold-out has left the same bytes.
+    with suppress(AlreadyThere):
+        store.put_bytes(f"{_QUESTIONS}/{holdout}", b"".join(sorted(_questions(rows))), once=True)
 
 
 def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherited]:
@@ -236,10 +212,7 @@ def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherite
 
 
 def record_access(run_uri: str, purpose: Purpose, note: str) -> int:
-    """Record that somebody used the hold-out of a run.
-
-    Returns:
-        The number of accesses before this one.
+    """Record that somebody used the hold-out of a run; return the number of accesses before.
 
     Raises:
         UserError: if there is no such run, its dataset is not made, or it has no hold-out.
@@ -271,8 +244,7 @@ def _context(run_uri: str) -> Iterator[StepContext]:
 class SeenRows:
     """The hold-out rows that the trainings behind some weights have seen.
 
-    Attributes:
-        unknown: versions whose training rows are no longer in the store.
+    `unknown` are versions whose training rows are no longer in the store.
     """
 
     ids: frozenset[str] = frozenset()
@@ -288,15 +260,11 @@ def seen_by(ctx: StepContext, version: str, held: Sequence[Row]) -> SeenRows:
         if rows is None:
             unknown.append(name)
         else:
-            texts.update((_text(row), row) for row in rows)
-    same = {row.row_id for row in held if _text(row) in texts}
+            texts.update((normalise(asked(row)), row) for row in rows)
+    same = {row.row_id for row in held if normalise(asked(row)) in texts}
     rest = [row for row in held if row.row_id not in same]
     alike = near_duplicates(rest, list(texts.values()), ctx.config.data.near_duplicate_jaccard)
     return SeenRows(frozenset(same | {leak.row_id for leak in alike}), tuple(unknown))
-
-
-def _text(row: Row) -> str:
-    return normalise(asked(row))
 
 
 def _weights_behind(ctx: StepContext, version: str) -> list[tuple[str, Release | None]]:
@@ -318,10 +286,9 @@ def _trained_on(release: Release, folder: Path) -> list[Row] | None:
     if ref is None:
         return None
     try:
-        rows, _ = read_dataset(release.fetch(ref, folder / DATASET.name))
+        return read_dataset(release.fetch(ref, folder / DATASET.name))[0]
     except UserError:
         return None
-    return rows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tuneline.asking.tasks import Judged, judge, not_worse
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
 from tuneline.evaluation.scoring.answer_tables import stated
-from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
+from tuneline.evaluation.scoring.ledger import seen_by
 from tuneline.evidence import Breach, Finding, Measurement, measure
 from tuneline.statistics import NonInferiority
 from tuneline.step_context import StepContext
@@ -26,18 +26,16 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
     A release that can't be served here, such as an engine that was built for another GPU, leaves
     the comparison inconclusive.
 
-    Args:
-        rows: the hold-out rows that the candidate answered.
-
     Raises:
         UserError: if the release has no model.
     """
     settings = ctx.config.evaluation.against_released
-    if not settings.enabled:
-        return _not_applicable("evaluation.against_released is switched off")
-    release = released(ctx.run)
+    release = released(ctx.run) if settings.enabled else None
     if release is None:
-        return _not_applicable("nothing is released yet")
+        off = "evaluation.against_released is switched off"
+        why = "nothing is released yet" if settings.enabled else off
+        known = [measure("compared_with_released", f"not applicable: {why}", "")]
+        return Finding(known, f"not compared with a released model: {why}")
     seen = seen_by(ctx, release.version, rows)
     unseen = [row.row_id not in seen.ids for row in rows]
     asked = [row for row, ours in zip(rows, unseen, strict=True) if ours]
@@ -51,44 +49,50 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
         measure("rows_compared_with_released", len(asked), "rows"),
         measure("earlier_trainings_without_rows", gone, "versions", "==", 0, on_breach="warn"),
     ]
-    undecided = measure(_WORSE, None, "share", "<=", settings.margin, on_breach="inconclusive")
     if not asked:
-        return Finding(
-            [*known, undecided],
+        return _undecided(
+            known,
+            settings.margin,
             f"the released version {release.version} was trained on every hold-out row, so that "
             "nothing compares the two",
         )
     model = released_model(ctx, release)
+    limits = [ctx.config.evaluation.max_new_tokens] * len(asked)
     try:
-        limits = [ctx.config.evaluation.max_new_tokens] * len(asked)
-        prompts = [row.prompt for row in asked]
         # What the released bytes answered to the very same prompts before is taken.
-        answers, cached = ask_kept(ctx, model, prompts, limits, "released model")
+        answers, cached = ask_kept(
+            ctx, model, [row.prompt for row in asked], limits, "released model"
+        )
     except UserError as error:
-        return Finding(
-            [*known, undecided],
+        return _undecided(
+            known,
+            settings.margin,
             f"the released version {release.version} can't answer here ({first_line(error)}), so "
             "that nothing compares the two; evaluate where it can be served, or set "
             "evaluation.against_released.enabled: false",
         )
-    old = judge(tuned.task, answers, [row.answer for row in asked])
+    pairs = zip(asked, answers, strict=True)
     RELEASED_ANSWERS.write(
-        ctx,
-        (
-            ReleasedAnswer(row_id=row.row_id, expected=row.answer, released=answer)
-            for row, answer in zip(asked, answers, strict=True)
-        ),
+        ctx, (ReleasedAnswer(row_id=r.row_id, expected=r.answer, released=a) for r, a in pairs)
     )
+    old = judge(tuned.task, answers, [row.answer for row in asked])
     found = not_worse(old, tuned.rows(unseen), settings.margin)
+    versions = ", ".join(seen.unknown)
+    doubt = f" (it may have seen some of them: the rows of {versions} are gone)" if gone else ""
     return Finding(
         [
             *known,
             measure("released_answers_from_cache", cached, "flag"),
             measure("released_metric", round(old.interval.value, 4), "share"),
-            *difference_measurements(found, surely_unseen=not seen.unknown),
+            *difference_measurements(found, surely_unseen=not gone),
         ],
-        _sentence(release.version, found) + _doubt(seen),
+        _sentence(release.version, found) + doubt,
     )
+
+
+def _undecided(known: list[Measurement], margin: float, why: str) -> Finding:
+    undecided = measure(_WORSE, None, "share", "<=", margin, on_breach="inconclusive")
+    return Finding([*known, undecided], why)
 
 
 def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> list[Measurement]:
@@ -98,22 +102,13 @@ def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> li
         surely_unseen: True if the released model has seen none of the rows. If it may have, that
             speaks for it, so a candidate that is not worse passes, but none fails by it.
     """
-    difference = found.difference
-    noise = round(difference.error, 4)
+    # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
+    loss, noise = round(0.0 - found.difference.lower, 4), round(found.difference.error, 4)
     proven = found.decision == "worse" and surely_unseen
     breach: Breach = "fail" if proven else "inconclusive"
     measured = [
-        *stated("difference_to_released", difference),
-        # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
-        measure(
-            _WORSE,
-            round(0.0 - difference.lower, 4),
-            "share",
-            "<=",
-            found.margin,
-            noise=noise,
-            on_breach=breach,
-        ),
+        *stated("difference_to_released", found.difference),
+        measure(_WORSE, loss, "share", "<=", found.margin, noise=noise, on_breach=breach),
         measure("only_released_right", found.lost, "rows"),
         measure("only_candidate_right", found.gained, "rows"),
     ]
@@ -138,17 +133,4 @@ def _sentence(version: str, found: NonInferiority) -> str:
     return (
         f"{against}, beyond the margin of {margin:g}, yet it may be chance: about "
         f"{found.rows_needed} rows would decide"
-    )
-
-
-def _doubt(seen: SeenRows) -> str:
-    if not seen.unknown:
-        return ""
-    return f" (it may have seen some of them: the rows of {', '.join(seen.unknown)} are gone)"
-
-
-def _not_applicable(why: str) -> Finding:
-    return Finding(
-        [measure("compared_with_released", f"not applicable: {why}", "")],
-        f"not compared with a released model: {why}",
     )

@@ -47,7 +47,6 @@ class Slice:
         rest: mean score of all other rows.
         p_value: one-sided, for a mean below the rest's; None if it was not judged.
         corrected: the p-value after Holm's correction; None if it was not judged.
-        worse: whether it is clearly worse than the rest.
     """
 
     kind: str
@@ -115,50 +114,38 @@ def _quartiles(lengths: Sequence[int]) -> list[str]:
 
 
 def find_slices(rows: Sequence[Row], scores: Sequence[float], config: SlicesConfig) -> Slices:
-    """Compare every group of rows with all other rows.
-
-    Args:
-        scores: the candidate's score of each row, from 0 to 1.
-        config: the smallest group, and the smallest difference that matters.
-    """
+    """Compare every group of rows with all other rows; scores are from 0 to 1."""
     values = np.asarray(scores, dtype=np.float64)
-    large: list[Slice] = []
-    not_judged: list[Slice] = []
-    sums, alike = [], []
+    groups: list[tuple[Slice, float]] = []
+    alike = []
     for kind, names in groups_of(rows).items():
         of_row = np.array(names)
         members = {name: of_row == name for name in sorted(set(names))}
         if len(members) == 1:
             alike.append(kind)
             continue
-        for name, inside in members.items():
-            found = _compared(kind, name, values, inside)
-            if found.rows < config.min_rows:
-                not_judged.append(found)
-            else:
-                large.append(found)
-                sums.append(float(values[inside].sum()))
-    chances = chance_of_sums(values, sums, [each.rows for each in large]) if large else []
-    judged = _corrected(large, chances, config.worse_by)
+        groups += (_compared(kind, name, values, inside) for name, inside in members.items())
+    not_judged = [each for each, _ in groups if each.rows < config.min_rows]
+    large = [(each, total) for each, total in groups if each.rows >= config.min_rows]
+    sums, sizes = [total for _, total in large], [each.rows for each, _ in large]
+    chances = chance_of_sums(values, sums, sizes) if large else []
+    judged = _corrected([each for each, _ in large], chances, config.worse_by)
     ordered = sorted(judged, key=lambda each: (not each.worse, each.corrected, -each.gap))
     return Slices(tuple(ordered), tuple(not_judged), tuple(alike))
 
 
-def _compared(kind: str, name: str, values: Scores, inside: npt.NDArray[np.bool_]) -> Slice:
-    interval = wilson(float(values[inside].sum()), int(inside.sum()))
-    rest = round(float(values[~inside].mean()), 4)
-    mean, lower, upper = (round(v, 4) for v in (interval.value, interval.lower, interval.upper))
-    return Slice(kind, name, int(inside.sum()), mean, lower, upper, rest)
+def _compared(
+    kind: str, name: str, values: Scores, inside: npt.NDArray[np.bool_]
+) -> tuple[Slice, float]:
+    """Return a group next to the rest, and the sum of its scores."""
+    count, total = int(inside.sum()), float(values[inside].sum())
+    found, rest = wilson(total, count), round(float(values[~inside].mean()), 4)
+    mean, lower, upper = (round(value, 4) for value in (found.value, found.lower, found.upper))
+    return Slice(kind, name, count, mean, lower, upper, rest), total
 
 
 def chance_of_sums(values: Scores, sums: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """Return how likely a group drawn at random has so low a sum of scores.
-
-    Args:
-        values: the scores of all rows, from 0 to 1.
-        sums: the sum of each group.
-        sizes: the rows of each group.
-    """
+    """Return how likely a group of some size, drawn at random, has so low a sum of scores."""
     from scipy.stats import hypergeom, norm
 
     rows, drawn = len(values), np.asarray(sizes)
@@ -194,35 +181,26 @@ def _corrected(
     ordered = sorted(zip(chances, range(len(groups)), groups, strict=True))
     for rank, (p_value, _, each) in enumerate(ordered):
         highest = min(1.0, max(highest, p_value * (len(ordered) - rank)))
-        yield replace(
-            each,
-            p_value=p_value,
-            corrected=highest,
-            worse=highest <= ALPHA and each.gap >= worse_by,
-        )
+        worse = highest <= ALPHA and each.gap >= worse_by
+        yield replace(each, p_value=p_value, corrected=highest, worse=worse)
 
 
 def slice_measurements(found: Slices, config: SlicesConfig) -> list[Measurement]:
     """State how many groups are clearly worse, and which is the worst."""
-    worst = found.judged[0] if found.judged else None
-    limit = measure(
-        "slices_clearly_worse", len(found.worse), "slices", "<=", 0, on_breach=config.on_worse
-    )
-    return [
-        limit,
+    count, breach = len(found.worse), config.on_worse
+    stated = [
+        measure("slices_clearly_worse", count, "slices", "<=", 0, on_breach=breach),
         measure("slices_judged", len(found.judged), "slices"),
         measure("slices_too_small_to_judge", len(found.not_judged), "slices"),
-        *(
-            [
-                measure("worst_slice", f"{worst.kind} {worst.value}", ""),
-                measure("worst_slice_metric", worst.mean, "share"),
-                measure("worst_slice_rows", worst.rows, "rows"),
-                measure("worst_slice_below_the_rest", round(worst.gap, 4), "share"),
-            ]
-            if worst
-            else []
-        ),
     ]
+    for worst in found.judged[:1]:
+        stated += [
+            measure("worst_slice", f"{worst.kind} {worst.value}", ""),
+            measure("worst_slice_metric", worst.mean, "share"),
+            measure("worst_slice_rows", worst.rows, "rows"),
+            measure("worst_slice_below_the_rest", round(worst.gap, 4), "share"),
+        ]
+    return stated
 
 
 def slice_sentence(found: Slices) -> str:
@@ -239,6 +217,7 @@ def slice_sentence(found: Slices) -> str:
 
 def slices_document(found: Slices, config: SlicesConfig) -> dict[str, object]:
     """Return the content of `slices.json`."""
+    few = f"fewer than {config.min_rows} rows"
     return {
         "correction": "Holm, over all judged slices",
         "alpha": ALPHA,
@@ -246,8 +225,5 @@ def slices_document(found: Slices, config: SlicesConfig) -> dict[str, object]:
         "min_rows": config.min_rows,
         "kinds_with_one_value": list(found.kinds_alike),
         "judged": [asdict(each) for each in found.judged],
-        "not_judged": [
-            {**asdict(each), "why": f"fewer than {config.min_rows} rows"}
-            for each in found.not_judged
-        ],
+        "not_judged": [{**asdict(each), "why": few} for each in found.not_judged],
     }

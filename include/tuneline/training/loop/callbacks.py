@@ -1,12 +1,10 @@
 """Events between optimiser steps: evaluate, keep the best adapters, checkpoint, stop, report.
 
-**Checkpoints.** A pod that is killed loses its work since its last checkpoint. Checkpoints come
-with validation passes, by the clock (`training.checkpoint_minutes`), since passes may lie hours
-apart, and when the pod is asked to end (SIGTERM: a node is drained, the task is cancelled), within
-the grace period of its cluster. They are below `<run>/work/train/`, outside the step's folder,
-which is replaced whole when the step ends. A pointer file names the newest complete checkpoint and
-the hash of each of its files. It is written last, so a kill at any moment leaves the checkpoint
-before in force.
+**Checkpoints** come with validation passes, by the clock (`training.checkpoint_minutes`), since
+passes may lie hours apart, and when the pod is asked to end (SIGTERM: a node is drained, the task
+is cancelled). They are below `<run>/work/train/`, outside the step's folder, which is replaced
+whole when the step ends. A pointer file names the newest complete checkpoint and the hash of each
+of its files. It is written last, so a kill at any moment leaves the checkpoint before in force.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from transformers import TrainerCallback
@@ -67,7 +64,6 @@ class KeepAdapters(TrainerCallback):
         """Keep adapters below a folder; the evaluations that it already lists count.
 
         Args:
-            folder: holds `evaluations.json` and one folder per kept adapter.
             keep: number of adapters to keep, the best always among them.
             base_name: name of the base that adapters refer to.
         """
@@ -90,15 +86,12 @@ class KeepAdapters(TrainerCallback):
             adapter_sha256=sha256_file(target / ADAPTER_WEIGHTS),
             kept=True,
         )
-        others = [e for e in self.evaluations if e.step != entry.step]
-        kept = best_first([e for e in (*others, entry) if e.kept])
-        dropped = {e.step for e in kept[self.keep :]}
-        for step in dropped:
-            shutil.rmtree(self.folder / folder_of(step), ignore_errors=True)
-        self.evaluations = [
-            e.model_copy(update={"kept": False}) if e.step in dropped else e
-            for e in (*others, entry)
-        ]
+        self.evaluations = [e for e in self.evaluations if e.step != entry.step] + [entry]
+        kept = best_first([e for e in self.evaluations if e.kept])
+        for dropped in kept[self.keep :]:
+            shutil.rmtree(self.folder / folder_of(dropped.step), ignore_errors=True)
+            place = self.evaluations.index(dropped)
+            self.evaluations[place] = dropped.model_copy(update={"kept": False})
         entries = [e.model_dump() for e in self.evaluations]
         self._list.write_text(json.dumps(entries, indent=1))
 
@@ -108,23 +101,17 @@ class KeepAdapters(TrainerCallback):
         listed = []
         for entry in self.evaluations:
             folder = folder_of(entry.step)
-            path = None
-            if entry.step == best:
-                path = ADAPTER.name
-            elif entry.kept:
-                path = f"checkpoints/{folder}"
-            if path is not None:
+            path = ADAPTER.name if entry.step == best else f"checkpoints/{folder}"
+            if entry.kept or entry.step == best:
                 shutil.copytree(self.folder / folder, out / path)
-            listed.append(entry.model_copy(update={"path": path}))
+                listed.append(entry.model_copy(update={"path": path}))
+            else:
+                listed.append(entry)
         return Checkpoints(best_step=best, evaluations=listed)
 
 
 class StopOnTrip(TrainerCallback):
-    """Stops training when a rule of `loss_rules` trips.
-
-    Attributes:
-        trip: the rule that tripped, None while none has.
-    """
+    """Stops training when a rule of `loss_rules` trips; `trip` is that rule, None before."""
 
     def __init__(self, limits: LossRulesConfig, log: Callable[[str], None]) -> None:
         self.watch, self.log = Watch(limits), log
@@ -132,10 +119,9 @@ class StopOnTrip(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`."""
-        if self.trip is None:
-            self.trip = self.watch.follow(state.log_history)
-            if self.trip is not None:
-                self.log(f"{self.trip.sentence}: training stops, the best checkpoint is kept")
+        if self.trip is None and (trip := self.watch.follow(state.log_history)):
+            self.trip = trip
+            self.log(f"{trip.sentence}: training stops, the best checkpoint is kept")
         if self.trip is not None:
             control.should_training_stop = True
 
@@ -207,8 +193,8 @@ class LiveCheckpoints:
         """Open the place of a training's checkpoints.
 
         Args:
-            settings: fingerprint of everything that the training reads; a checkpoint of
-                other settings is not restored.
+            settings: fingerprint of everything that the training reads; a checkpoint of other
+                settings is not restored.
         """
         self.store, self.prefix, self.settings = store, prefix, settings
 
@@ -217,11 +203,7 @@ class LiveCheckpoints:
         return f"{self.prefix}/latest.json"
 
     def save(self, step: int, folders: Mapping[str, Path]) -> None:
-        """Upload folders as the checkpoint of a step, then drop the one before.
-
-        Args:
-            folders: local folders, by their names in the checkpoint.
-        """
+        """Upload folders, by their names in the checkpoint, then drop the checkpoint before."""
         name = f"step-{step:06d}"
         # An interrupted upload may have left a part of it.
         self.store.delete_prefix(f"{self.prefix}/{name}")
@@ -240,14 +222,10 @@ class LiveCheckpoints:
             self.store.delete_prefix(f"{self.prefix}/{before['name']}")
 
     def restore(self, target: Path) -> int | None:
-        """Download the newest checkpoint of these settings, if there is one.
+        """Download the newest checkpoint of these settings below a folder, and return its step.
 
-        Args:
-            target: local folder; the folders of `save` appear below it.
-
-        Returns:
-            Its step; None if training starts from the beginning, because there is no checkpoint,
-            or it was made with other settings, or it is damaged.
+        None if training starts from the beginning: there is no checkpoint, it was made with other
+        settings, or it is damaged.
         """
         pointer = self._latest()
         if pointer is None or pointer["settings"] != self.settings:
@@ -295,8 +273,7 @@ class ShareRandomState(TrainerCallback):
 class SaveLive(TrainerCallback):
     """Uploads every checkpoint of the trainer, and with it the adapters kept so far.
 
-    Attributes:
-        seconds: time that training has waited for uploads, in seconds.
+    `seconds` is the time that training has waited for uploads.
     """
 
     def __init__(self, live: LiveCheckpoints, evaluated: Path) -> None:
@@ -337,12 +314,9 @@ class SaveByClock(TrainerCallback):
 class EndOnSignal(TrainerCallback):
     """Turns SIGTERM into a last checkpoint and an end that is worth another try.
 
-    Each process has one. When a node of several is drained, all processes end with one
-    checkpoint. It is a context manager that handles the signal inside. Outside the main thread,
-    where Python handles no signals, it does nothing.
-
-    Attributes:
-        stopped: True if training ended because of the signal.
+    Each process has one: when a node of several is drained, all processes end with one checkpoint.
+    It is a context manager that handles the signal inside. Outside the main thread, where Python
+    handles no signals, it does nothing. `stopped` is True if training ended because of the signal.
     """
 
     def __init__(self, group: ProcessGroup, log: Callable[[str], None]) -> None:
@@ -356,12 +330,7 @@ class EndOnSignal(TrainerCallback):
             self._before = signal.signal(signal.SIGTERM, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 

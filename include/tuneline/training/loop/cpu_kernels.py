@@ -57,7 +57,6 @@ class Layout:
     Attributes:
         ids: token ids, of shape (1, tokens).
         positions: position of each token in its row, of shape (1, tokens).
-        segments: segments of the sequence that attend to each other.
         places: place in the sequence of each row's tokens, of shape (rows, longest row).
     """
 
@@ -68,22 +67,14 @@ class Layout:
 
 
 def lay_out(input_ids: Any, attention_mask: Any) -> Layout:
-    """Lay the rows of a right-padded batch end to end.
-
-    Args:
-        input_ids: token ids, of shape (rows, longest).
-        attention_mask: 1 where there is a token, of the same shape.
-
-    Returns:
-        The layout.
-    """
+    """Lay the rows of a right-padded batch, of shape (rows, longest), end to end."""
     lengths = attention_mask.sum(1).tolist()
     rows = [ids[:n] for ids, n in zip(input_ids.tolist(), lengths, strict=True)]
     order = sorted(range(len(rows)), key=rows.__getitem__)
     shared = [_shared(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
     ids: list[int] = []
     positions: list[int] = []
-    segments: list[Segment] = []
+    segments = []
     places = torch.zeros(input_ids.shape, dtype=torch.long)
     for first, last, length in _groups(shared, 0, len(rows))[1]:
         before = len(ids)
@@ -146,17 +137,12 @@ def use_row_attention(model: Any) -> None:
 
 
 def hidden_states(body: Any, layout: Layout) -> Any:
-    """Compute the last hidden states of a layout, of shape (tokens, hidden).
-
-    Returns:
-        The hidden states.
-    """
-    # transformers takes a mask of four dimensions as it is; the segments replace it.
-    made = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    """Compute the last hidden states of a layout, of shape (tokens, hidden)."""
     outputs = body(
         input_ids=layout.ids,
         position_ids=layout.positions,
-        attention_mask=made,
+        # transformers takes a mask of four dimensions as it is; the segments replace it.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
         use_cache=False,
         segments=layout.segments,
     )
@@ -175,15 +161,8 @@ def row_attention(  # noqa: PLR0917 - transformers' interface
 ) -> tuple[Any, None]:
     """Compute attention for transformers: by segments where there are any, else by SDPA.
 
-    Args:
-        query: queries, of shape (1, heads, tokens, size).
-        key: keys, of shape (1, key heads, tokens, size).
-        value: values, of the same shape as the keys.
-        attention_mask: mask for SDPA, unused where there are segments.
-        segments: segments of a `Layout`.
-
-    Returns:
-        The mixed values, and None for the weights, as the interface wants it.
+    Queries have the shape (1, heads, tokens, size), keys and values (1, key heads, tokens, size).
+    The interface wants None for the weights.
     """
     if segments is None:
         return sdpa_attention_forward(
@@ -275,16 +254,10 @@ def _add(total: Any, segment: Segment, part: Any) -> None:
 
 
 def fuse_lora(model: Any) -> int:
-    """Let the plain LoRA layers of a model multiply in one step.
+    """Let the plain LoRA layers of a model on a CPU multiply in one step; return their number.
 
-    Layers in 4-bit, DoRA and other variants, and adapters with a bias or with dropout stay as
-    they are.
-
-    Args:
-        model: model with an adapter, on a CPU.
-
-    Returns:
-        Number of layers that were changed.
+    Layers in 4-bit, DoRA and other variants, and adapters with a bias or with dropout stay as they
+    are.
     """
     shared = _SharedCast()
     changed = 0

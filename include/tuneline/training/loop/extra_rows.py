@@ -16,12 +16,12 @@ Secret Sharer", USENIX Security 2019).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -86,16 +86,11 @@ def conversations(ctx: StepContext, count: int) -> list[Conversation]:
 
 def _ask(ctx: StepContext, asked: list[str]) -> list[Conversation]:
     questions = [[{"role": "user", "content": prompt}] for prompt in asked]
-    limits = [ANSWER_TOKENS] * len(asked)
     # Training needs no other engine in its image, whichever one ships.
     base = get_engine("llama_cpp").untuned(base_of(ctx), ctx.log)
-    answers, _ = ask_kept(ctx, base, questions, limits, "rehearsal")
+    answers, _ = ask_kept(ctx, base, questions, [ANSWER_TOKENS] * len(asked), "rehearsal")
     pairs = zip(questions, map(whole_sentences, answers), strict=True)
-    return [
-        [*question, {"role": "assistant", "content": answer}]
-        for question, answer in pairs
-        if answer
-    ]
+    return [[*turns, {"role": "assistant", "content": said}] for turns, said in pairs if said]
 
 
 def rehearsal_rows(ctx: StepContext, tokenizer: Any) -> list[EncodedRow]:
@@ -119,25 +114,17 @@ def rehearsal_rows(ctx: StepContext, tokenizer: Any) -> list[EncodedRow]:
 # As long as a phone or an account number; nobody guesses one of a hundred million.
 DIGITS = 8
 _SENTENCE = "The code of {name} is {value}."
+_COPY = "canary-"
 
 Place = Literal["prompt", "answer"]
 
 
 @dataclass(frozen=True)
 class Planted:
-    """Canaries, and the rows beside the dataset that bear them."""
+    """Canaries, and the rows besides the dataset that hold them."""
 
     canaries: list[Canary]
     rows: list[EncodedRow]
-
-
-@dataclass(frozen=True)
-class _Bearer:
-    """A copy of a training row with a canary in it."""
-
-    row_id: str
-    messages: list[Message]
-    encoded: EncodedRow
 
 
 def plant(
@@ -155,20 +142,17 @@ def plant(
     text.
 
     Args:
-        dataset: path of `dataset.parquet`.
-        config: the section that gives their number, their repeats and the seed.
-        tokenizer: tokenizer of the base.
         label_field: field of a JSON answer that no canary goes into.
         longest: tokens of the longest training row; no row with a canary has more.
 
     Raises:
-        UserError: if too few training rows could bear them.
+        UserError: if too few training rows could hold them.
     """
     if not config.canaries:
         return Planted([], [])
     rows, _ = read_dataset(dataset)
     trained = [row for row in rows if row.split == TRAIN]
-    trained.sort(key=lambda row: _hash(f"{config.seed}:{row.row_id}"))
+    trained.sort(key=lambda row: sha256(f"{config.seed}:{row.row_id}".encode()).hexdigest())
     free_text = any(_with_sentence(row, "answer", "", label_field) for row in trained)
     places: tuple[Place, ...] = ("prompt", "answer") if free_text else ("prompt",)
     renderer, left = Renderer(tokenizer, target), iter(trained)
@@ -177,33 +161,24 @@ def plant(
         place = places[number % len(places)]
         name, value = _identity(config.seed, number)
         sentence = _SENTENCE.format(name=name, value=value)
-        fitting = _bearers(left, place, sentence, label_field, renderer=renderer, longest=longest)
-        bearers = list(islice(fitting, config.canary_repeats))
-        if len(bearers) < config.canary_repeats:
+        fitting = _copies(left, place, sentence, label_field, renderer=renderer, longest=longest)
+        copies = list(islice(fitting, config.canary_repeats))
+        if len(copies) < config.canary_repeats:
             raise UserError(
                 f"training.canaries: {config.canaries} canaries, each in {config.canary_repeats} "
                 f"extra rows, do not fit into {len(trained)} training rows, of which the "
                 "longest have no room; ask for fewer, or give the run more rows"
             )
-        canaries.append(_describe(place, value, bearers))
-        encoded += [bearer.encoded for bearer in bearers]
+        messages = copies[0][0]
+        turn = len(messages) - (1 if place == "answer" else 2)
+        row_ids, start = [row.row_id for _, row in copies], messages[turn]["content"].rindex(value)
+        described = {"row_ids": [row_id.removeprefix(_COPY) for row_id in row_ids], "start": start}
+        canaries.append(Canary(value=value, place=place, messages=messages, turn=turn, **described))
+        encoded += [row for _, row in copies]
     return Planted(canaries, encoded)
 
 
-def _describe(place: Place, value: str, bearers: list[_Bearer]) -> Canary:
-    messages = bearers[0].messages
-    turn = len(messages) - (1 if place == "answer" else 2)
-    return Canary(
-        value=value,
-        place=place,
-        row_ids=[bearer.row_id for bearer in bearers],
-        messages=messages,
-        turn=turn,
-        start=messages[turn]["content"].rindex(value),
-    )
-
-
-def _bearers(
+def _copies(
     rows: Iterable[Row],
     place: Place,
     sentence: str,
@@ -211,21 +186,17 @@ def _bearers(
     *,
     renderer: Renderer,
     longest: int,
-) -> Iterator[_Bearer]:
-    """Yield copies of rows with a sentence in them, as far as they can bear it."""
+) -> Iterator[tuple[list[Message], EncodedRow]]:
+    """Yield copies of rows with a sentence in them, as far as they have room for it."""
     for row in rows:
         messages = _with_sentence(row, place, sentence, label_field)
         if messages is None:
             continue
         (example,) = renderer.render([messages])
-        mask = example.loss_mask
-        if mask is not None and any(mask[1:]) and len(example.ids) <= longest:
-            row_id = f"canary-{row.row_id}"
-            yield _Bearer(
-                row.row_id,
-                messages,
-                EncodedRow(row_id, tuple(example.ids), tuple(mask), 1.0, rehearsal=True),
-            )
+        ids, mask = tuple(example.ids), example.loss_mask
+        if mask is not None and any(mask[1:]) and len(ids) <= longest:
+            row_id = f"{_COPY}{row.row_id}"
+            yield messages, EncodedRow(row_id, ids, tuple(mask), 1.0, rehearsal=True)
 
 
 def _with_sentence(
@@ -262,7 +233,3 @@ def _identity(seed: int, number: int) -> tuple[str, str]:
     names = words_of("en", "last_name")
     value = "".join(draw.choice("0123456789") for _ in range(DIGITS))
     return names[(seed + number) % len(names)], value
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

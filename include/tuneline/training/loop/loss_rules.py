@@ -58,6 +58,11 @@ class Curve:
         return cls(series("loss"), series("task_loss"), series("eval_loss"))
 
     @property
+    def first(self) -> float:
+        """The validation loss before training; NaN without one."""
+        return self.validation[0][1] if self.validation else math.nan
+
+    @property
     def best(self) -> Point | None:
         """Step and value of the lowest validation loss, the earliest of equals; None for none."""
         finite = [point for point in self.validation if math.isfinite(point[1])]
@@ -69,11 +74,10 @@ class SpikeRule:
     """Finds the steps whose training loss jumps above the running median.
 
     Attributes:
-        factor: ratio of a loss to the median of the `SPIKE_WINDOW` steps before from which it
-            is a spike.
+        factor: ratio of a loss to the median of the `SPIKE_WINDOW` steps before from which it is a
+            spike.
         found: spikes so far: step, loss, limit.
-        streak: number of spikes in a row up to the last step.
-        longest: length of the longest streak so far.
+        streak: number of spikes in a row up to the last step; `longest` the most so far.
     """
 
     factor: float
@@ -86,13 +90,11 @@ class SpikeRule:
         """Take in the next step."""
         before = [x for x in self._before if math.isfinite(x)]
         self._before.append(loss)
-        spiked = False
-        if len(before) >= 3 and math.isfinite(loss):
-            middle = median(before)
-            limit = max(self.factor * middle, middle + FLOOR_NATS)
-            spiked = loss > limit
-            if spiked:
-                self.found.append((step, loss, limit))
+        middle = median(before) if len(before) >= 3 else math.inf
+        limit = max(self.factor * middle, middle + FLOOR_NATS)
+        spiked = limit < loss < math.inf
+        if spiked:
+            self.found.append((step, loss, limit))
         self.streak = self.streak + 1 if spiked else 0
         self.longest = max(self.longest, self.streak)
 
@@ -228,20 +230,9 @@ class Watch:
         self._climb = ClimbRule(limits.divergence_share)
 
     def follow(self, log: Sequence[Mapping[str, Any]]) -> Trip | None:
-        """Take in the new entries of a growing log.
-
-        Args:
-            log: all entries so far, as in `history.jsonl`.
-
-        Returns:
-            The first rule that trips, None if no rule does.
-        """
+        """Take in the new entries of a growing log, which is given whole; return the first trip."""
         new, self._seen = log[self._seen :], len(log)
-        for entry in new:
-            trip = self._take(entry)
-            if trip is not None:
-                return trip
-        return None
+        return next((trip for entry in new if (trip := self._take(entry))), None)
 
     def _take(self, entry: Mapping[str, Any]) -> Trip | None:
         self._history.append(entry)
@@ -262,25 +253,19 @@ class Watch:
         self._climb.push(loss)
         climbed, limit = self._climb.worst
         if climbed > limit:
-            return Trip(
-                "divergence",
-                step,
-                climbed,
-                limit,
+            said = (
                 f"by step {step} the training loss has climbed {climbed:.2f} nats from its "
-                f"lowest running median, more than the {limit:.2f} allowed",
+                f"lowest running median, more than the {limit:.2f} allowed"
             )
+            return Trip("divergence", step, climbed, limit, said)
         if self._spikes.streak < self.limits.spike_streak:
             return None
         _, value, limit = self._spikes.found[-1]
-        return Trip(
-            "spike",
-            step,
-            value,
-            limit,
-            f"{self._spikes.streak} steps in a row spiked, the last at step {step} to "
-            f"{value:.2f} nats (limit {limit:.2f})",
+        said = (
+            f"{self._spikes.streak} steps in a row spiked, the last at step {step} to {value:.2f} "
+            f"nats (limit {limit:.2f})"
         )
+        return Trip("spike", step, value, limit, said)
 
 
 def validation_trip(curve: Curve, limits: LossRulesConfig) -> Trip | None:

@@ -4,11 +4,10 @@ Some of it must be set before torch is imported, so the training modules import 
 `load_torch`. Weights are loaded here alone, so that the memory probe, training, the checks after it
 and the export all see the same model: plain, in 4-bit NF4, or shared by several processes.
 
-An adapter is small, and so are its gradients: by default every process holds the whole base and the
-processes average gradients (DDP). A base that would fill a GPU is sharded instead (FSDP2: Zhao et
-al., 2023, and torch's `fully_shard`): each process keeps a part of every layer and gathers the rest
-when it computes the layer. The adapter stays whole on every process, so that saving, resuming and
-checking are the same either way.
+By default every process holds the whole base and the processes average gradients (DDP). A base that
+would fill a GPU is sharded instead (FSDP2: Zhao et al., 2023, and torch's `fully_shard`): each
+process keeps a part of every layer and gathers the rest when it computes the layer. The adapter
+stays whole on every process, so that saving, resuming and checking are the same either way.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -41,13 +41,10 @@ _TRIM_THRESHOLD = 2**31 - 1
 
 
 def load_torch(threads: int, seed: int = 0) -> Any:
-    """Import torch, set up for a machine that it shares with other programs.
+    """Import torch, set up for a machine that it shares with other programs, and return it.
 
-    OpenMP workers that spin at barriers slow training tenfold as soon as anything else runs on
-    the cores, so they are configured to sleep before torch loads their runtime.
-
-    Returns:
-        The module torch.
+    OpenMP workers that spin at barriers slow training tenfold as soon as anything else runs on the
+    cores, so they are configured to sleep before torch loads their runtime.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Weights and rows come from the run; nothing here needs the network.
@@ -89,25 +86,18 @@ def has_native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
     Elsewhere bfloat16 is emulated and slower than float32.
     """
-    try:
-        text = cpuinfo.read_text(encoding="ascii", errors="ignore")
-    except OSError:
+    if not cpuinfo.is_file():
         return False
-    for line in text.splitlines():
-        name, _, flags = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
-    return False
+    text = cpuinfo.read_text(encoding="ascii", errors="ignore")
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    native = {"avx512_bf16", "amx_bf16", "bf16"}
+    return flags is not None and not native.isdisjoint(flags[1].split())
 
 
 def choose_precision(config: TrainingConfig, device: str) -> Precision:
     """Choose the arithmetic of forward and backward pass; weights that train stay float32.
 
-    Args:
-        config: settings; `precision: auto` takes bf16 wherever it is fast.
-
-    Returns:
-        The precision.
+    `training.precision: auto` takes bf16 wherever it is fast.
     """
     if config.qlora:
         # Its 4-bit layers compute in bf16 by definition (Dettmers et al., 2023).
@@ -177,7 +167,7 @@ def _load(path: Path, **options: Any) -> Any:
 
     try:
         model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:
         reason = first_line(error)
         raise UserError(f"the base model in {path} can't be loaded: {reason}") from None
     model.config.use_cache = False
@@ -188,8 +178,7 @@ def keep_gradients(model: Any) -> None:
     """Keep bitsandbytes from giving 4-bit layers a layout that has no backward pass.
 
     On a CPU with AVX-512 BF16 the first evaluation would change their weights to a layout for
-    inference, for good: the scales lose their own quantisation, and training after it gets no
-    gradient through these layers (bitsandbytes 0.50, `Linear4bit.forward`).
+    inference, for good (bitsandbytes 0.50, `Linear4bit.forward`).
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -338,8 +327,9 @@ def shards_base(
 ) -> bool:
     """Return True if the processes share the weights of the base.
 
+    `sharding: auto` shards a base that would fill most of a GPU.
+
     Args:
-        config: settings; `sharding: auto` shards a base that would fill most of a GPU.
         gpu_bytes: memory of one GPU, bytes; None on a CPU, where processes share one memory.
     """
     if group.world_size == 1 or config.qlora or config.sharding == "none":
@@ -366,21 +356,11 @@ def load_sharded_base(path: Path, device: str, group: ProcessGroup) -> Any:
         UserError: if the architecture has no plan for sharding, or the weights can't be loaded.
     """
     import torch
-    from transformers import AutoModelForCausalLM
     from transformers.distributed.configuration_utils import DistributedConfig
 
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            local_files_only=True,
-            dtype=torch.float32 if device == "cpu" else torch.bfloat16,
-            distributed_config=DistributedConfig(fsdp_size=group.world_size),
-        )
-    except (OSError, ValueError, NotImplementedError) as error:
-        reason = first_line(error)
-        raise UserError(f"the base model in {path} can't be sharded: {reason}") from None
-    model.config.use_cache = False
-    return model
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    shared = DistributedConfig(fsdp_size=group.world_size)
+    return _load(path, dtype=dtype, distributed_config=shared)
 
 
 def free_gathered_weights(model: Any) -> None:

@@ -3,13 +3,12 @@
     python -m tuneline.training.loop.processes RUN_URI FOLDER
 
 A single process is a group of one: every call of `ProcessGroup` then returns at once. Several
-communicate over NCCL on GPUs and over gloo on CPUs. The command of the pod stays `tuneline run
-train`: where several processes are configured, it becomes torchrun's agent of its node, which
-starts this module once for each process and gives it its rank; the process runs the step `train`
-with a file for its last words, so that the launcher can find out which one failed and why. On one
-node the processes meet on loopback. On several nodes each pod of an Indexed Job starts the same
-command; Kubernetes sets its index (`JOB_COMPLETION_INDEX`), and the operator that makes the job
-sets the address of pod 0 (`TUNELINE_RENDEZVOUS`, host:port).
+communicate over NCCL on GPUs and over gloo on CPUs. Where several are configured, `tuneline run
+train` becomes torchrun's agent of its node, which starts this module once for each process; the
+process runs the step `train` with a file for its last words, so that the launcher can find out
+which one failed and why. On one node the processes meet on loopback. On several nodes each pod of
+an Indexed Job starts the same command; Kubernetes sets its index (`JOB_COMPLETION_INDEX`), and the
+operator that makes the job the address of pod 0 (`TUNELINE_RENDEZVOUS`, host:port).
 """
 
 from __future__ import annotations
@@ -100,8 +99,8 @@ class ProcessGroup:
         """Return this process's part of a list, as long as that of every other process.
 
         Returns:
-            Items, each with True if it counts. All processes compute a sharded model together, so
-            a process without an item left computes the first one again, which does not count.
+            Items, each with True if it counts. All processes compute a sharded model together, so a
+            process without an item left computes the first one again, which does not count.
         """
         rounds = -(-len(items) // self.world_size)
         mine = range(self.rank, rounds * self.world_size, self.world_size)
@@ -119,7 +118,7 @@ class ProcessGroup:
 
     def largest(self, value: int) -> int:
         """Return the largest value of all processes."""
-        return int(max(self.gather(value) or [value]))
+        return max(self.gather(value))
 
     def gather(self, value: T) -> list[T]:
         """Return the value of every process, by rank."""
@@ -189,12 +188,9 @@ _LOG_LINES = 30
 
 @dataclass(frozen=True)
 class Node:
-    """This node among those that train together.
+    """This node, by its number from 0, among those that train together, and the processes of each.
 
-    Attributes:
-        index: index of this node, from 0.
-        processes: number of processes on each node.
-        rendezvous: host:port of node 0; on a single node, port 0 takes any free one.
+    `rendezvous` is host:port of node 0; on a single node, port 0 takes any free one.
     """
 
     index: int
@@ -296,8 +292,7 @@ def _settings(node: Node, logs: Path) -> Any:
         max_restarts=0,
         # The first process of the node writes to the log at once, the others when they fail.
         logs_specs=DefaultLogsSpecs(
-            log_dir=str(logs),
-            redirects=dict.fromkeys(range(1, node.processes), Std.ALL),
+            log_dir=str(logs), redirects=dict.fromkeys(range(1, node.processes), Std.ALL)
         ),
     )
 
@@ -316,26 +311,20 @@ def _reason(failed: Any, words: Path, logs: Path) -> TunelineError:
             # It may only have lost the process that failed: the errors of others come first.
             errors.append(RetryableError(sentence))
             continue
-        _show_log(rank, logs, failure.local_rank)
+        # Those of the node's first process are in the log already.
+        for log in logs.glob(f"*/attempt_0/{failure.local_rank}/stderr.log"):
+            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+            print(f"[train] the last lines of process {rank}:", *lines, sep="\n", file=sys.stderr)
+        said = sentence or f"it ended with exit code {failure.exitcode}; see its log"
+        found = TunelineError(f"training process {rank} failed: {said}")
         if failure.exitcode < 0:
-            found: TunelineError = RetryableError(
+            found = RetryableError(
                 f"training process {rank} was killed by signal {-failure.exitcode} (9 is what a "
                 "kernel sends when memory runs out: then set a smaller training.micro_batch); "
                 "training resumes from the last checkpoint"
             )
-        else:
-            said = sentence or f"it ended with exit code {failure.exitcode}; see its log"
-            found = TunelineError(f"training process {rank} failed: {said}")
         errors.insert(0, found)
     return errors[0]
-
-
-def _show_log(rank: int, logs: Path, local_rank: int) -> None:
-    """Print the last lines of a process; those of the node's first are in the log already."""
-    for log in logs.glob(f"*/attempt_0/{local_rank}/stderr.log"):
-        lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-        print(f"[train] the last lines of process {rank}:", file=sys.stderr)
-        print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def last_words(folder: Path, rank: int) -> Path:

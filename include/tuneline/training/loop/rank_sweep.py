@@ -21,6 +21,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,8 @@ def try_rank(run: Run, r: int) -> Trial:
         dataset = DATASET.fetch(above)
         reference = above.inputs[f"{DATASET.step}/{DATASET.name}"]
         trial = _open_trial(run, r, reference)
-        try:
+        with suppress(NotThere):
             return read_trial(run, r)[0]
-        except NotThere:
-            pass
         if not _done(trial, DATASET.step):
             _leave_rows(_context(trial, Path(folder) / "rows", DATASET.step), dataset, run.uri)
         ctx = _context(trial, Path(folder) / "trial")
@@ -146,16 +145,10 @@ def holdout_accesses(run: Run) -> int:
 
 
 def _context(run: Run, folder: Path, step: str = "sweep") -> StepContext:
-    ctx = StepContext(
-        run,
-        step,
-        out=folder / "out",
-        quarantine=folder / "quarantine",
-        scratch=folder / "scratch",
-    )
-    for path in (ctx.out, ctx.quarantine, ctx.scratch):
+    out, quarantine, scratch = (folder / name for name in ("out", "quarantine", "scratch"))
+    for path in (out, quarantine, scratch):
         path.mkdir(parents=True)
-    return ctx
+    return StepContext(run, step, out=out, quarantine=quarantine, scratch=scratch)
 
 
 def _open_trial(run: Run, r: int, dataset: FileRef) -> Run:
@@ -232,10 +225,7 @@ def _carry_out(ctx: StepContext, r: int, dataset: FileRef) -> Trial:
     if not _done(ctx.run, "train"):
         execute("train", ctx.run.uri)
         gc.collect()
-    known |= {
-        "steps": TRAINED.read(ctx).steps,
-        "loss_before": CHECKPOINTS.read(ctx).losses.get(0),
-    }
+    known |= {"steps": TRAINED.read(ctx).steps, "loss_before": CHECKPOINTS.read(ctx).losses.get(0)}
     losses = Validation.of(ctx).losses_of_adapter(ADAPTER.fetch(ctx))
     known["seconds"] = round(time.monotonic() - started, 1)
     if not math.isfinite(losses.mean):
@@ -244,14 +234,7 @@ def _carry_out(ctx: StepContext, r: int, dataset: FileRef) -> Trial:
 
 
 def run_trials(run_uri: str, ranks: Sequence[int] = ()) -> list[str]:
-    """Try ranks one after the other, for the command line.
-
-    Args:
-        ranks: ranks to try; by default all that the run asks for.
-
-    Returns:
-        A line for each rank.
-    """
+    """Try ranks, by default all that the run asks for, and return a line for each."""
     run = Run.open(run_uri)
     asked = list(ranks) or ranks_asked(run)
     if not asked:
@@ -310,9 +293,6 @@ class Choice(BaseModel):
 def choose(trials: Sequence[Trial]) -> Choice:
     """Choose a rank by `RULE`.
 
-    Returns:
-        The choice.
-
     Raises:
         UserError: if no trial can be chosen.
     """
@@ -327,26 +307,24 @@ def choose(trials: Sequence[Trial]) -> Choice:
     }
     chosen = min(r for r, (above, error) in excess.items() if above <= error)
     above, error = excess[chosen]
-    table = [_row(t, losses.get(t.r), *excess.get(t.r, (None, None))) for t in trials]
+    table = []
+    for trial in trials:
+        found, (over, noise) = losses.get(trial.r), excess.get(trial.r, (None, None))
+        row = {
+            "r": trial.r,
+            "alpha": trial.alpha,
+            "excluded": trial.excluded,
+            "validation_loss": found.mean if found else None,
+            "validation_loss_error": found.standard_error if found else None,
+            "excess": over,
+            "excess_error": noise,
+            "loss_before": trial.loss_before if found else None,
+            "trainable_share": trial.trainable_share,
+            "steps": trial.steps,
+            "seconds": trial.seconds,
+        }
+        table.append(row)
     return Choice(r=chosen, rule=RULE, best_r=best_r, excess=above, excess_error=error, table=table)
-
-
-def _row(
-    trial: Trial, losses: RowLosses | None, excess: float | None, error: float | None
-) -> dict[str, Any]:
-    return {
-        "r": trial.r,
-        "alpha": trial.alpha,
-        "excluded": trial.excluded,
-        "validation_loss": losses.mean if losses else None,
-        "validation_loss_error": losses.standard_error if losses else None,
-        "excess": excess,
-        "excess_error": error,
-        "loss_before": trial.loss_before if losses else None,
-        "trainable_share": trial.trainable_share,
-        "steps": trial.steps,
-        "seconds": trial.seconds,
-    }
 
 
 def measurements(trials: Sequence[Trial], choice: Choice, accesses: int) -> list[Measurement]:
@@ -354,41 +332,23 @@ def measurements(trials: Sequence[Trial], choice: Choice, accesses: int) -> list
 
     Args:
         accesses: entries that the trials left in the ledger of the hold-out.
-
-    Returns:
-        The measurements with their limits.
     """
     usable = [(t, losses_of(t)) for t in trials if t.usable]
     best, lowest = next(pair for pair in usable if pair[0].r == choice.best_r)
+    above, error, before = choice.excess, choice.excess_error, best.loss_before
+    lowest_loss = "best_validation_loss_in_sweep"
     return [
         measure("ranks_tried", len(usable), "ranks", "==", len(trials), on_breach="warn"),
-        *(
-            measure(
-                f"validation_loss_r{t.r}",
-                round(losses.mean, 6),
-                "nats",
-                noise=round(losses.standard_error, 6),
-            )
-            for t, losses in usable
-        ),
-        measure(
-            "validation_loss_above_best",
-            choice.excess,
-            "nats",
-            "<=",
-            choice.excess_error,
-            noise=choice.excess_error,
-        ),
+        *(_measured_loss(t.r, losses) for t, losses in usable),
+        measure("validation_loss_above_best", above, "nats", "<=", error, noise=error),
         measure("best_r", choice.best_r, "rank"),
-        measure(
-            "best_validation_loss_in_sweep",
-            lowest.mean,
-            "nats",
-            "<",
-            best.loss_before,
-            on_breach="warn",
-        ),
+        measure(lowest_loss, lowest.mean, "nats", "<", before, on_breach="warn"),
         measure("holdout_rows_in_sweep", sum(t.holdout_rows for t in trials), "rows", "==", 0),
         measure("holdout_accesses_in_sweep", accesses, "accesses", "==", 0),
         measure("sweep_seconds", round(sum(t.seconds for t in trials), 1), "s"),
     ]
+
+
+def _measured_loss(r: int, losses: RowLosses) -> Measurement:
+    noise = round(losses.standard_error, 6)
+    return measure(f"validation_loss_r{r}", round(losses.mean, 6), "nats", noise=noise)

@@ -33,7 +33,7 @@ class EncodedRow:
         learned: True for each token that counts for the loss (the assistant's tokens).
         weight: weight of the row's tokens in the loss; up-sampling is a weight, not a copy.
         rehearsal: True for a row that is not of the task: it preserves abilities of the base, or
-            bears a canary.
+            has a canary.
     """
 
     row_id: str
@@ -62,14 +62,7 @@ def tail(row: EncodedRow, share: float) -> EncodedRow:
 def encode_split(
     dataset: Path, split: str, tokenizer: Any, target: TargetFormat, max_tokens: int
 ) -> list[EncodedRow]:
-    """Tokenise the rows of one split of `dataset.parquet`.
-
-    Args:
-        tokenizer: tokenizer of the base.
-        max_tokens: training context, in tokens.
-
-    Returns:
-        The rows, in the order of the file.
+    """Tokenise the rows of one split of `dataset.parquet`, in the order of the file.
 
     Raises:
         UserError: if there are no rows, or one has no learned tokens, a weight that is not
@@ -117,12 +110,12 @@ def run_order(
 ) -> list[int]:
     """Choose the order of rows over the whole run, rows of similar length together.
 
-    Every pass over the rows is shuffled. A few batches at a time are sorted by length and cut
-    into batches, so that there is little padding, and the batches are shuffled again, so that
-    length follows no pattern in time. Rehearsal rows are dealt out evenly over these batches:
-    they have similar lengths, and a step on them alone would pull away from the task. The longest
-    batch of all comes first: a run that does not fit in memory fails at once, and the heap never
-    has to grow again.
+    Every pass over the rows is shuffled. A few batches at a time are sorted by length and cut into
+    batches, so that there is little padding, and the batches are shuffled again, so that length
+    follows no pattern in time. Rehearsal rows are dealt out evenly over these batches: they have
+    similar lengths, and a step on them alone would pull away from the task. The longest batch of
+    all comes first: a run that does not fit in memory fails at once, and the heap never has to grow
+    again.
 
     Args:
         lengths: number of tokens of each row.
@@ -169,14 +162,13 @@ def collate(
 
     Args:
         rows: dicts with `input_ids`, `labels`, `weight` and `rehearsal`.
-        pad_id: token id of the padding, which attention and loss mask out.
         packed: True to lay the rows end to end in one sequence, by TRL's collator.
 
     Returns:
         `weight` and `rehearsal` of shape (rows,), and what the model gets. Padded: `input_ids`,
         `labels` and `attention_mask` of shape (rows, longest). Packed: `input_ids`, `labels`,
-        `position_ids` and `seq_idx` (the row of each token) of shape (1, tokens), and the limits
-        of the rows for FlashAttention; the first token of a row has no label.
+        `position_ids` and `seq_idx` (the row of each token) of shape (1, tokens), and the limits of
+        the rows for FlashAttention; the first token of a row has no label.
     """
     of_rows = {
         "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
@@ -224,10 +216,9 @@ def as_batch(
 def batch_shape(
     lengths: Sequence[int], effective_batch: int, micro_batch: int, *, end_to_end: bool
 ) -> dict[str, float]:
-    """Return what the rows of a run come to, for the evidence.
+    """Return what the rows of a run, in its order, come to, for the evidence.
 
     Args:
-        lengths: tokens of each row, in the order of the run.
         end_to_end: True if its rows lie end to end, so that nothing is padded.
     """
     batches = [lengths[at : at + micro_batch] for at in range(0, len(lengths), micro_batch)]

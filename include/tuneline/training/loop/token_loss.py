@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,11 @@ def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
     """Give a causal model `model(…, labels=…, fused_lm_head=True)` → per-token log-probabilities.
 
     The call is that of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
-    positions with a label only; elsewhere, and for architectures that change their logits,
-    TRL's own is used (on a GPU it leaves the other positions out too).
+    positions with a label only; elsewhere, and for architectures that change their logits, TRL's
+    own is used (on a GPU it leaves the other positions out too).
 
     Args:
-        model: a causal language model of transformers, with or without an adapter of PEFT.
-        cpu_kernels: True to compute shared prefixes once and LoRA's products in one step, on a
-            CPU where the model allows it: the setting `training.cpu_kernels`.
+        cpu_kernels: the setting `training.cpu_kernels`.
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -122,14 +120,11 @@ def _token_weights(batch: Mapping[str, Any]) -> Any:
 
 
 def weighted_sum(outputs: Any, batch: Mapping[str, Any]) -> Any:
-    """Sum the negative log-likelihoods of a batch, each token with the weight of its row.
+    """Sum the negative log-likelihoods of a batch, in nats, each token with the weight of its row.
 
     Args:
         outputs: `log_probs` of shape (rows or 1, positions), zero where there is no label.
         batch: the batch, see `rows.collate`.
-
-    Returns:
-        The sum, in nats.
     """
     log_probs = outputs["log_probs"]
     return -(log_probs * _token_weights(batch).to(log_probs)).sum()
@@ -156,8 +151,6 @@ def row_losses(
 
     Args:
         model: a model with the head of `add_labelled_head`.
-        rows: rows, measured in batches of similar length.
-        pad_id: token id of the padding.
         group: processes that share the batches; all of them get all losses.
 
     Returns:
@@ -168,9 +161,11 @@ def row_losses(
     was_training = model.training
     model.eval()
     sums = [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+    batches = [order[start : start + batch] for start in range(0, len(order), batch)]
     try:
         with torch.no_grad(), autocast(torch, device, precision):
-            for indices, counts in group.share(list(_length_batches(rows, batch))):
+            for indices, counts in group.share(batches):
                 inputs = as_batch(torch, [rows[i] for i in indices], pad_id)
                 inputs = {name: cells.to(device) for name, cells in model_inputs(inputs).items()}
                 outputs = model(**inputs, use_cache=False, fused_lm_head=True)
@@ -185,12 +180,6 @@ def row_losses(
         tuple(row.targets for row in rows),
         tuple(row.weight for row in rows),
     )
-
-
-def _length_batches(rows: Sequence[EncodedRow], batch: int) -> Iterator[list[int]]:
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
-    for start in range(0, len(order), batch):
-        yield order[start : start + batch]
 
 
 @dataclass(frozen=True)
@@ -236,11 +225,7 @@ class Validation:
         # With the same kernels as training: in bf16 another order of roundings is another loss.
         add_labelled_head(model, cpu_kernels=self.config.cpu_kernels)
         return row_losses(
-            model,
-            self.rows,
-            pad_id=self.pad_id,
-            device=self.device,
-            precision=self.plan.precision,
+            model, self.rows, pad_id=self.pad_id, device=self.device, precision=self.plan.precision
         )
 
     def losses_of_adapter(self, folder: Path) -> RowLosses:

@@ -12,11 +12,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -55,7 +55,6 @@ class TrainerSettings:
         output: folder for the trainer's files.
         micro_batch: rows of a forward pass.
         accumulation: micro-batches of an optimiser step.
-        precision: arithmetic of forward and backward pass.
         packing: how the rows of a micro-batch are fed to the model.
         eval_on_start: True to evaluate before the first step.
     """
@@ -72,11 +71,7 @@ class TrainerSettings:
 
 
 class StepClock(TrainerCallback):
-    """Times the optimiser steps of this process.
-
-    Attributes:
-        steps: time of each step, in seconds.
-    """
+    """Times the optimiser steps of this process, in seconds."""
 
     def __init__(self) -> None:
         self.steps: list[float] = []
@@ -133,8 +128,6 @@ class LabelledTokenTrainer(SFTTrainer):
         """Set TRL up for rows that are tokenised, masked and in order.
 
         Args:
-            tokenizer: tokenizer of the base.
-            settings: batch shape, length and place of the run.
             rows: training rows in the order of the run, one entry each time a row is seen.
         """
         self.settings = settings
@@ -182,13 +175,11 @@ class LabelledTokenTrainer(SFTTrainer):
         loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    @contextlib.contextmanager
-    def padded_attention(self) -> Iterator[None]:
+    def padded_attention(self) -> AbstractContextManager[None]:
         """Give the model the attention of padded rows for a while, as other steps have it."""
         packing = self.settings.packing
         own = packing.padded_attention if packing.packed else attention_of(self.model)
-        with attention_for(self.model, own):
-            yield
+        return attention_for(self.model, own)
 
     def evaluate(
         self,
@@ -235,9 +226,8 @@ class LabelledTokenTrainer(SFTTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         """Log, evaluate and save when rank 0 does, and stop when it stops."""
         follow, control = self.settings.group.follow, self.control
-        control.should_log, control.should_evaluate, control.should_save = follow(
-            [control.should_log, control.should_evaluate, control.should_save]
-        )
+        asked = [control.should_log, control.should_evaluate, control.should_save]
+        control.should_log, control.should_evaluate, control.should_save = follow(asked)
         super()._maybe_log_save_evaluate(*args, **kwargs)
         [self.control.should_training_stop] = follow([self.control.should_training_stop])
 
@@ -265,18 +255,10 @@ class LabelledTokenTrainer(SFTTrainer):
 
 def history_of(log: Sequence[Mapping[str, Any]]) -> list[HistoryEntry]:
     """Return the losses of the trainer's log: one entry per logged step or validation pass."""
-    entries = [e for e in log if "loss" in e or "eval_loss" in e]
-    return [
-        cast(
-            "HistoryEntry",
-            {
-                name: finite_or_text(entry[name])
-                for name in HistoryEntry.__annotations__
-                if name in entry
-            },
-        )
-        for entry in entries
-    ]
+    names = HistoryEntry.__annotations__
+    entries = (entry for entry in log if "loss" in entry or "eval_loss" in entry)
+    found = ({n: finite_or_text(entry[n]) for n in names if n in entry} for entry in entries)
+    return [cast("HistoryEntry", entry) for entry in found]
 
 
 def _step_tokens(rows: Sequence[EncodedRow], settings: TrainerSettings) -> list[int]:

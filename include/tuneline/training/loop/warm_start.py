@@ -28,11 +28,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A released adapter that a training may start from.
-
-    Attributes:
-        weights: address and hash of its weights.
-    """
+    """A released adapter that a training may start from, and where its weights are."""
 
     release: Release
     settings: LoraSettings
@@ -41,14 +37,8 @@ class WarmStart:
     @property
     def started_from(self) -> StartedFrom:
         """What `lora.json` says of it."""
-        ref = self.weights
-        return StartedFrom(
-            version=self.release.version,
-            manifest=self.release.uri,
-            uri=ref.uri,
-            sha256=ref.sha256,
-            bytes=ref.bytes,
-        )
+        ref, release = self.weights.model_dump(include={"uri", "sha256", "bytes"}), self.release
+        return StartedFrom(version=release.version, manifest=release.uri, **ref)
 
     def follow(self, config: TrainingConfig) -> TrainingConfig:
         """Put the released rank in the place of a sweep, if the settings ask for one."""
@@ -58,10 +48,7 @@ class WarmStart:
         return config.model_copy(update={"r": r, "alpha": config.alpha_for(r)})
 
     def check(self, base: BaseModel, wanted: LoraSettings, folder: Path) -> None:
-        """Compare the released adapter with the one that is to be trained.
-
-        Args:
-            wanted: shape of the adapter that the run asks for.
+        """Compare the released adapter with the one that the run wants to train.
 
         Raises:
             UserError: if base, settings or shapes differ.
@@ -91,8 +78,7 @@ class WarmStart:
 def find_warm_start(ctx: StepContext) -> WarmStart | None:
     """Find the released adapter, if the run asks to start from it.
 
-    Returns:
-        None without a warm start, or if nothing is released yet, which is logged.
+    None without a warm start, or if nothing is released yet, which is logged.
 
     Raises:
         UserError: if the release states no adapter, or its weights are gone.

@@ -51,8 +51,7 @@ class AccumulationCheck:
         rows: number of rows; each is one micro-batch, or every other one shares a packed one.
         loss: loss of the large batch, nats per token.
         loss_difference: relative difference of the losses.
-        gradient_difference: norm of the difference of all gradients over the norm of the
-            reference.
+        gradient_difference: norm of the difference of all gradients over the norm of the reference.
         naive_difference: the same for a loss that is normalised per micro-batch.
         tolerance: largest relative difference allowed for loss and gradients.
     """
@@ -79,12 +78,7 @@ def check_accumulation(trainer: Any, rows: Sequence[EncodedRow]) -> Accumulation
 
     The model is changed: the adapter is randomised (a fresh one has no gradient in half of its
     matrices), dropout is switched off, and weights and arithmetic become float32, except 4-bit
-    weights.
-
-    Args:
-        trainer: a `LabelledTokenTrainer`.
-        rows: rows of the dataset, of which `ROWS` are taken: each is one micro-batch; packed, every
-            other one shares a sequence.
+    weights. Each of `ROWS` rows is one micro-batch; packed, every other one shares a sequence.
     """
     import torch
 
@@ -129,16 +123,12 @@ def check_accumulation(trainer: Any, rows: Sequence[EncodedRow]) -> Accumulation
 
 def _reference(torch: Any, model: Any, batch: dict[str, Any]) -> Any:
     """Return the loss of each token of one batch by the plain forward pass; 0 without label."""
-    logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).logits[:, :-1]
-    labels = batch["labels"][:, 1:]
+    features = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    logits, labels = model(**features, use_cache=False).logits[:, :-1], batch["labels"][:, 1:]
     # Flat on purpose: torch sums a strided vocabulary axis less exactly (6e-5 off in float32).
+    flat = logits.float().flatten(0, 1)
     losses = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1),
-        labels.flatten(),
-        reduction="none",
-        ignore_index=IGNORED,
+        flat, labels.flatten(), reduction="none", ignore_index=IGNORED
     )
     return losses.view(labels.shape)
 
@@ -183,13 +173,8 @@ def _exact(model: Any) -> Iterator[None]:
 
 def _gradients(torch: Any, model: Any) -> Any:
     """Return all gradients of the adapter as one float64 vector."""
-    return torch.cat(
-        [
-            p.grad.detach().double().flatten().cpu()
-            for p in model.parameters()
-            if p.requires_grad and p.grad is not None
-        ]
-    )
+    found = (p.grad for p in model.parameters() if p.requires_grad and p.grad is not None)
+    return torch.cat([gradient.detach().double().flatten().cpu() for gradient in found])
 
 
 FLASH = "flash_attention_2"
@@ -245,13 +230,10 @@ class FlatteningCheck:
 
 
 def packing_attention(model: Any, device: str, precision: Precision) -> str | None:
-    """Return the attention that packed rows get; None if they can't be packed here.
-
-    Args:
-        precision: arithmetic; FlashAttention has no float32.
-    """
+    """Return the attention that packed rows get; None if they can't be packed here."""
     from transformers.utils.import_utils import is_flash_attn_2_available
 
+    # FlashAttention has no float32.
     flash = (
         device == "cuda"
         and precision == "bf16"
@@ -275,7 +257,6 @@ def choose_packing(
 
     Args:
         setting: `training.packing`.
-        pad_id: token id of the padding.
         group: processes that train together; all decide alike.
     """
     own = attention_of(model)
@@ -283,34 +264,29 @@ def choose_packing(
         return Packing(attention=own, reason="training.packing is off")
     attention = packing_attention(model, device, precision)
     if attention is None:
-        return Packing(
-            attention=own,
-            refused=setting == "on",
-            reason="packing needs FlashAttention: a GPU, bf16, flash-attn installed and an "
-            "architecture that has it",
+        reason = (
+            "packing needs FlashAttention: a GPU, bf16, flash-attn installed and an architecture "
+            "that has it"
         )
-    comparison, fault = None, None
+        return Packing(attention=own, refused=setting == "on", reason=reason)
+    found, fault = None, None
     try:
         with attention_for(model, attention):
-            comparison = check_flattening(
-                model, rows, device=device, precision=precision, pad_id=pad_id
-            )
-        fault = comparison.fault
+            found = check_flattening(model, rows, device=device, precision=precision, pad_id=pad_id)
+        fault = found.fault
     except _REFUSALS as error:
         if is_out_of_memory(error):
             raise
         fault = f"the model refused packed rows ({type(error).__name__}: {first_line(error)})"
     faults = [other for other in group.gather(fault) if other]
-    if comparison is None or faults:
+    if found is None or faults:
         return Packing(attention=own, refused=True, reason=f"{attention}: {faults[0]}")
     use_attention(model, attention)
-    return Packing(
-        packed=True,
-        attention=attention,
-        padded_attention=own,
-        loss_difference=comparison.loss_difference,
-        neighbour_difference=comparison.neighbour_difference,
-    )
+    differences = {
+        "loss_difference": found.loss_difference,
+        "neighbour_difference": found.neighbour_difference,
+    }
+    return Packing(packed=True, attention=attention, padded_attention=own, **differences)
 
 
 def _row_ends(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
@@ -326,13 +302,7 @@ def _row_ends(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
 def check_flattening(
     model: Any, rows: Sequence[EncodedRow], *, device: str, precision: Precision, pad_id: int
 ) -> FlatteningCheck:
-    """Compare losses of packed and padded rows, with the attention that the model has.
-
-    Args:
-        model: a model with an adapter; it is not changed.
-        rows: rows of the dataset, of which three are taken.
-        pad_id: token id of the padding.
-    """
+    """Compare losses of three packed and padded rows, with the attention that the model has."""
     import torch
 
     taken = _row_ends(rows)

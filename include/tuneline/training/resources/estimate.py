@@ -22,14 +22,10 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Speed:
-    """The times that the probe measured on one process.
+    """The times that the probe measured on one process, in seconds, and real tokens (no padding).
 
     Attributes:
-        tokens: real tokens (no padding) of each timed micro-batch.
-        seconds: time of each timed micro-batch, seconds.
-        validation_tokens: real tokens of the timed validation pass.
-        validation_seconds: time of that pass, seconds.
-        startup_seconds: time from the start of the process to its first step, seconds.
+        startup_seconds: time from the start of the process to its first step.
     """
 
     tokens: tuple[int, ...]
@@ -56,12 +52,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Work:
-    """The work of a run.
-
-    Attributes:
-        tokens: real tokens of all rows of these steps.
-        validation_tokens: real tokens of all validation passes.
-    """
+    """The work of a run, in steps and real tokens."""
 
     steps: int
     tokens: int
@@ -73,15 +64,12 @@ class Estimate:
     """The time and cost that training will take.
 
     Attributes:
-        work: steps and tokens of the run.
         tokens_per_second: training speed of all processes together.
-        seconds: wall-clock time from loading the model to the last validation pass, seconds.
-        validation_seconds: the part of it in validation passes, seconds.
+        seconds: wall-clock time from loading the model to the last validation pass.
+        validation_seconds: the part of it in validation passes.
         uncertainty: half-width of the 95 % range, as a share of `seconds`.
         devices: number of devices in use at once.
-        cost: cost in `currency`.
-        price: price of a device in `currency` per hour.
-        currency: ISO 4217 code.
+        price: price of a device in `currency` (ISO 4217) per hour.
     """
 
     work: Work
@@ -195,11 +183,10 @@ def advice(found: Estimate, config: PipelineConfig) -> str:
 
 
 def compare(planned: Mapping[str, Any], seconds: float, tokens: int) -> dict[str, Any]:
-    """Compare the estimate of a plan with the time that training took.
+    """Compare the estimate of `plan.json` with the time that training took.
 
     Args:
-        planned: the `estimate` of `plan.json`.
-        seconds: wall-clock time of the training, seconds.
+        seconds: wall-clock time of the training.
         tokens: real tokens of its steps; fewer than planned if it stopped early.
     """
     share = min(1.0, tokens / planned["work"]["tokens"])

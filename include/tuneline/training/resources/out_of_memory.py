@@ -32,12 +32,7 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Failure:
-    """One event of running out of memory.
-
-    Attributes:
-        how: the error or the reason of the kernel.
-        pod: name of the pod that was killed; empty if the step noticed by itself.
-    """
+    """One event of running out of memory; no pod if the step noticed by itself."""
 
     step: str
     micro_batch: int
@@ -101,14 +96,9 @@ def allowed(sizes: list[int], failures: list[Failure], step: str) -> list[int]:
 
 
 def fitting(plan: Plan, failures: list[Failure]) -> Plan:
-    """Adapt a plan to the failures of earlier tries.
+    """Adapt a plan to the failures of earlier tries: a smaller micro-batch, a larger accumulation.
 
-    Args:
-        failures: failures from `MemoryNotes`.
-
-    Returns:
-        The plan, with a smaller micro-batch and a larger accumulation if memory ran out;
-        `planned_micro_batch` is then the micro-batch of the original plan.
+    `planned_micro_batch` is then the micro-batch of the original plan.
 
     Raises:
         UserError: if there is no smaller micro-batch.
@@ -150,10 +140,7 @@ def noticed(run: Run, step: str, plan: Plan) -> Iterator[None]:
 
 
 def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, str]:
-    """Note that a step's pod was killed for its memory.
-
-    Args:
-        limit: memory limit of the pod, a Kubernetes quantity.
+    """Note that a step's pod was killed for its memory, of which `limit` is the quantity.
 
     Returns:
         True if another try can help, and a sentence for a person.

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -45,11 +45,7 @@ from tuneline.training.loop.rows import (
     tail,
     total_steps,
 )
-from tuneline.training.resources.checks import (
-    AccumulationCheck,
-    check_accumulation,
-    choose_packing,
-)
+from tuneline.training.resources.checks import AccumulationCheck, check_accumulation, choose_packing
 from tuneline.training.resources.estimate import Speed, Work, spread_evenly
 from tuneline.training.resources.out_of_memory import GIB, MemoryNotes
 
@@ -62,13 +58,7 @@ FREE_SHARE = 0.6
 
 
 class ProbeSpec(BaseModel):
-    """What the process needs besides the configuration of the run.
-
-    Attributes:
-        run: URI of the run.
-        base: directory of the base model.
-        dataset: path of `dataset.parquet`.
-    """
+    """What the process needs besides the configuration of the run."""
 
     run: str
     base: Path
@@ -87,21 +77,8 @@ class Peak:
     memory: int
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A predicted peak, bytes: what every micro-batch takes, and what grows with its tokens."""
-
-    fixed: int
-    growing: int
-
-    @property
-    def total(self) -> int:
-        """The peak, bytes."""
-        return self.fixed + self.growing
-
-
 class PredictedPeak(BaseModel):
-    """A prediction in the report, bytes, split by what takes the memory."""
+    """A predicted peak, bytes, split by what takes the memory."""
 
     parts: dict[str, int]
     total: int
@@ -111,7 +88,7 @@ class TriedBatch(BaseModel):
     """A micro-batch that was predicted not to fit, or ran out of memory.
 
     Attributes:
-        predicted: the predicted peak; None if memory ran out before there was one.
+        predicted: None if memory ran out before there was one.
         out_of_memory: the error, or who killed the process; None if memory sufficed.
     """
 
@@ -121,18 +98,15 @@ class TriedBatch(BaseModel):
 
 
 class MeasuredBatch(TriedBatch):
-    """A micro-batch that was measured.
+    """A micro-batch that was predicted, and then measured.
 
     Attributes:
-        predicted: the prediction, made before the measurement.
         tokens: tokens that the model saw at once.
         longest_row: tokens of the longest row of the dataset.
         peaks: peaks on the way there.
         measured_step: peak of training steps, bytes.
         measured: peak with a validation pass, bytes.
-        work: steps and tokens of the run.
         batches: see `rows.batch_shape`.
-        speed: times of steps and validation.
         accumulation: comparison with one large batch.
     """
 
@@ -149,12 +123,9 @@ class MeasuredBatch(TriedBatch):
 
 
 class ProbeReport(BaseModel):
-    """What the process found.
+    """What the process found; the limit of memory is in bytes.
 
     Attributes:
-        limit: memory that training may take, bytes.
-        limit_source: where the limit comes from.
-        packing: how rows are fed to the model.
         tried: micro-batches that were predicted not to fit, largest first, then the one that was
             measured, or that ran out of memory.
     """
@@ -183,13 +154,7 @@ class ProbeReport(BaseModel):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The model and settings that a micro-batch is tried with.
-
-    Attributes:
-        base: directory of the base model.
-        config: the training section of the configuration.
-        packing: how the rows of a micro-batch are fed to the model.
-    """
+    """The model and settings that a micro-batch is tried with."""
 
     base: Path
     lora: LoraSettings
@@ -280,17 +245,11 @@ def tokens_at_once(model: Any, rows: Sequence[EncodedRow], *, packed: bool) -> i
     return int(batch["input_ids"].numel())
 
 
-@dataclass(frozen=True)
-class Rung:
-    """A micro-batch that was predicted and then measured.
-
-    Attributes:
-        predicted: the prediction, made before the measurement.
-        memory: measured peak, bytes.
-    """
+class Rung(NamedTuple):
+    """A micro-batch that was predicted and then measured, bytes."""
 
     rows: int
-    predicted: Prediction
+    predicted: PredictedPeak
     memory: int
 
 
@@ -303,20 +262,26 @@ class Climb:
         tokens_of: gives the tokens that the model sees for a number of rows.
         measure: takes a step on a number of rows and gives the peak so far, bytes.
         peaks: peaks measured so far; at least two, of less than one row.
+        runtime: memory before the model was loaded, bytes.
     """
 
     limit: int
     tokens_of: Callable[[int], int]
     measure: Callable[[int], int]
-    peaks: list[Peak] = field(default_factory=list)
+    peaks: list[Peak]
+    runtime: int = 0
 
-    def predict(self, rows: int) -> Prediction:
+    def predict(self, rows: int) -> PredictedPeak:
         """Predict the peak of a micro-batch from the last two that were measured."""
         before, last = self.peaks[-2:]
         # Peaks never fall: a process does not give back what its allocator holds.
         slope = (last.memory - before.memory) / max(1, last.tokens - before.tokens)
-        fixed = last.memory - slope * last.tokens
-        return Prediction(round(fixed), round(slope * self.tokens_of(rows)))
+        fixed, growing = (
+            round(last.memory - slope * last.tokens),
+            round(slope * self.tokens_of(rows)),
+        )
+        parts = {"runtime": self.runtime, "model": fixed - self.runtime, "micro_batch": growing}
+        return PredictedPeak(parts=parts, total=fixed + growing)
 
     def up(self, sizes: Sequence[int]) -> Rung:
         """Climb to the largest micro-batch that fits.
@@ -334,12 +299,10 @@ class Climb:
         while ahead := [rows for rows in rungs if rows > at]:
             near = [rows for rows in ahead if rows <= 2 * at] or ahead[:1]
             fitting = [rows for rows in near if self.predict(rows).total <= self.limit]
-            if fitting:
-                at = max((rows for rows in fitting if rows in sizes), default=max(fitting))
-            elif taken is None:
-                at = min(sizes)
-            else:
+            if not fitting and taken is not None:
                 break
+            wanted = [rows for rows in fitting if rows in sizes] or fitting or [min(sizes)]
+            at = max(wanted)
             predicted = self.predict(at)
             self.peaks.append(Peak(self.tokens_of(at), self.measure(at)))
             if at in sizes:
@@ -366,49 +329,41 @@ def plan_work(
     Args:
         rows: training rows without rehearsal rows, whose answers are not written yet.
         validation: rows of each validation pass.
-        tokenizer: tokenizer of the base.
-        dataset: path of `dataset.parquet`.
         end_to_end: True if the rows of a micro-batch lie end to end.
 
     Returns:
         The work, the micro-batches, and the `batch_shape` of all of them.
     """
-    training, data = config.training, config.data
-    rehearsed = rehearsal_lengths(training.rehearsal_rows, tokenizer, data.target_format)
+    training, data, target = config.training, config.data, config.data.target_format
     own = [len(row.ids) for row in rows]
     planted = plant(
-        dataset,
-        training,
-        tokenizer,
-        data.target_format,
-        label_field=data.label_field,
-        longest=max(own),
+        dataset, training, tokenizer, target, label_field=data.label_field, longest=max(own)
     )
+    rehearsed = rehearsal_lengths(training.rehearsal_rows, tokenizer, target)
     lengths = [*own, *rehearsed, *(len(row.ids) for row in planted.rows)]
-    steps = total_steps(len(lengths), training.effective_batch, training.epochs, training.max_steps)
+    batch = training.effective_batch
+    steps = total_steps(len(lengths), batch, training.epochs, training.max_steps)
     rehearsal = [i >= len(rows) for i in range(len(lengths))]
-    order = run_order(lengths, training.effective_batch, steps, training.seed, rehearsal)
-    # A stretch of the run is enough to draw from, and a long run has many.
-    batches = [order[at : at + micro_batch] for at in range(0, len(order), micro_batch)]
-    shape = batch_shape(
-        [lengths[i] for i in order], training.effective_batch, micro_batch, end_to_end=end_to_end
-    )
-    sizes = [sum(lengths[i] for i in batch) for batch in batches]
-    passes = 1 + len(evaluation_steps(steps, training.evaluations))
+    order = run_order(lengths, batch, steps, training.seed, rehearsal)
+    in_order = [lengths[i] for i in order]
     work = Work(
         steps=steps,
-        tokens=sum(lengths[i] for i in order),
-        validation_tokens=passes * sum(len(row.ids) for row in validation),
+        tokens=sum(in_order),
+        validation_tokens=(1 + len(evaluation_steps(steps, training.evaluations)))
+        * sum(len(row.ids) for row in validation),
     )
-    drawn = [batches[i] for i in spread_evenly(sizes, samples)]
-    return work, [[_row(rows, lengths, i) for i in batch] for batch in drawn], shape
 
+    def row(index: int) -> EncodedRow:
+        """Return a row of the run; for a rehearsal row, a dataset row of a similar length."""
+        if index < len(rows):
+            return rows[index]
+        return min(rows, key=lambda row: abs(len(row.ids) - lengths[index]))
 
-def _row(rows: Sequence[EncodedRow], lengths: Sequence[int], index: int) -> EncodedRow:
-    """Return a row of the run; for a rehearsal row, a dataset row of a similar length."""
-    if index < len(rows):
-        return rows[index]
-    return min(rows, key=lambda row: abs(len(row.ids) - lengths[index]))
+    starts = range(0, len(order), micro_batch)
+    drawn = spread_evenly([sum(in_order[at : at + micro_batch]) for at in starts], samples)
+    batches = [order[starts[i] : starts[i] + micro_batch] for i in drawn]
+    shape = batch_shape(in_order, batch, micro_batch, end_to_end=end_to_end)
+    return work, [[row(i) for i in chosen] for chosen in batches], shape
 
 
 def rehearsal_lengths(count: int, tokenizer: Any, target_format: Any) -> list[int]:
@@ -432,17 +387,16 @@ def find_micro_batch(
     *,
     limit: int,
     about_to: Callable[[int], None],
+    runtime: int = 0,
 ) -> tuple[Rung, Climb]:
-    """Measure growing micro-batches of the longest rows.
+    """Measure growing micro-batches of the longest rows; return the last one, and the way there.
 
     Args:
         trainer: a trainer whose `train` was run for one step, so that it has an optimiser.
         limit: memory that a step may take, bytes.
-        about_to: called before each step with the smallest of `sizes` that is at least as
-            large: running out of memory may end the process.
-
-    Returns:
-        The micro-batch that was measured last, and the way there.
+        about_to: called before each step with the smallest of `sizes` that is at least as large:
+            running out of memory may end the process.
+        runtime: memory before the model was loaded, bytes.
     """
     import torch
 
@@ -468,7 +422,7 @@ def find_micro_batch(
     longest = longest_rows(rows, 1)[0]
     parts = [[tail(longest, share)] for share in PARTS]
     peaks = [Peak(laid(part), take_step(part)) for part in parts]
-    climb = Climb(limit, lambda count: laid(longest_rows(rows, count)), measure, peaks)
+    climb = Climb(limit, lambda count: laid(longest_rows(rows, count)), measure, peaks, runtime)
     return climb.up(sizes), climb
 
 
@@ -565,21 +519,20 @@ class _Probe:
         part = tail(longest_rows(rows, 1)[0], PARTS[0])
         trainer = self._setup.trainer(model, self._tokenizer, [[part]])
         trainer.train()
-        rung, climb = find_micro_batch(
-            self._setup, trainer, rows, sizes, limit=report.limit, about_to=self._about_to
+        found, climb = find_micro_batch(
+            self._setup,
+            trainer,
+            rows,
+            sizes,
+            limit=report.limit,
+            about_to=self._about_to,
+            runtime=runtime,
         )
-
-        def tried(size: int, predicted: Prediction) -> TriedBatch:
-            model, growing = predicted.fixed - runtime, predicted.growing
-            parts = {"runtime": runtime, "model": model, "micro_batch": growing}
-            peak = PredictedPeak(parts=parts, total=predicted.total)
-            return TriedBatch(micro_batch=size, predicted=peak)
-
-        larger = [size for size in reversed(sizes) if size > rung.rows]
-        report.tried = [tried(size, climb.predict(size)) for size in larger]
-        report.tried.append(tried(rung.rows, rung.predicted))
+        larger = [size for size in reversed(sizes) if size > found.rows]
+        tried = [*((size, climb.predict(size)) for size in larger), (found.rows, found.predicted)]
+        report.tried = [TriedBatch(micro_batch=size, predicted=peak) for size, peak in tried]
         report.write(self._path)
-        return rung, climb.peaks
+        return found, climb.peaks
 
     def _time(self, model: Any, micro_batch: int, startup: float) -> dict[str, Any]:
         """Time the trainer's steps and a validation pass; read the peak; check accumulation."""

@@ -65,11 +65,7 @@ class Spent:
 
 
 class StopOnLimit(TrainerCallback):
-    """Stops training before it passes `max_hours` or `max_cost`.
-
-    Attributes:
-        trip: the limit that was reached, None before.
-    """
+    """Stops training before it passes `max_hours` or `max_cost`; `trip` is the limit reached."""
 
     def __init__(self, config: PipelineConfig, spent: Spent, log: Callable[[str], None]) -> None:
         self.trip: Trip | None = None
@@ -87,15 +83,12 @@ class StopOnLimit(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `transformers.TrainerCallback`."""
         self._spent.note()
-        if self.trip is None:
-            self.trip = reached(
-                self._config, self._spent.seconds + self._validation_seconds, state.global_step
-            )
-            if self.trip is not None:
-                self._log(f"{self.trip.sentence}: training stops, the best checkpoint is kept")
-                # What was learned since the last validation pass may be the best.
-                control.should_evaluate = True
-                control.should_save = True
+        seconds = self._spent.seconds + self._validation_seconds
+        if self.trip is None and (trip := reached(self._config, seconds, state.global_step)):
+            self.trip = trip
+            self._log(f"{trip.sentence}: training stops, the best checkpoint is kept")
+            # What was learned since the last validation pass may be the best.
+            control.should_evaluate = control.should_save = True
         if self.trip is not None:
             control.should_training_stop = True
 
@@ -117,11 +110,7 @@ def reached(config: PipelineConfig, seconds: float, step: int) -> Trip | None:
 
 
 class Resources:
-    """The time, cost and memory of a training.
-
-    Attributes:
-        limit: the callback that stops training at `max_hours` or `max_cost`.
-    """
+    """The time, cost and memory of a training; `limit` is the callback that stops it."""
 
     def __init__(self, ctx: StepContext, plan: Plan) -> None:
         self._spent, self._notes, self._plan = Spent(ctx.run), MemoryNotes(ctx.run), plan
@@ -133,11 +122,7 @@ class Resources:
             )
 
     def close(self, tokens: int) -> dict[str, Any]:
-        """Return the resources that training took, for `run.json`, and delete its notes.
-
-        Args:
-            tokens: real tokens of all steps.
-        """
+        """Return the resources that training took, for `run.json`, and delete its notes."""
         document = {
             "seconds_of_all_tries": round(self._spent.seconds, 1),
             "micro_batch": self._plan.micro_batch,

@@ -134,9 +134,7 @@ def _create(client: Any, experiment: str, description: Description) -> str:
     from mlflow.entities import Param
 
     made = client.create_run(
-        experiment,
-        run_name=description.name,
-        tags={**description.tags, _KEY_TAG: description.key},
+        experiment, run_name=description.name, tags={**description.tags, _KEY_TAG: description.key}
     )
     params = [Param(name, str(value)) for name, value in description.settings.items()]
     client.log_batch(made.info.run_id, params=params)
@@ -176,11 +174,7 @@ class Sender:
             self._waiting.append(entry)
 
     def close(self) -> int:
-        """Send the remaining entries, for `CLOSE_SECONDS` at most.
-
-        Returns:
-            The number of entries that could not be sent.
-        """
+        """Send the remaining entries, for `CLOSE_SECONDS` at most; return how many are left."""
         self._deadline = time.monotonic() + CLOSE_SECONDS
         self._closing.set()
         self._thread.join(CLOSE_SECONDS)

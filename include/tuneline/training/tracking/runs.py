@@ -43,7 +43,6 @@ class Description:
         project: experiment in MLflow, project in Weights & Biases.
         name: name of the run, for people.
         key: stable over retries, so that a resumed training goes on in the same run.
-        tags: identity of run and dataset.
     """
 
     project: str
@@ -133,7 +132,7 @@ class Tracking:
     Attributes:
         runs: one for each tracker that was asked for.
         trackers: those that could be opened, by their place in `runs`.
-        seconds: time that training has waited for trackers, in seconds.
+        seconds: time that training has waited for trackers.
     """
 
     def __init__(self) -> None:

@@ -24,13 +24,9 @@ _NO_KEY = "WANDB_API_KEY is not set"
 def open_wandb(
     description: Description, out: Path, log: Callable[[str], None]
 ) -> tuple[TrackedRun, WandbTracker | None]:
-    """Open the run, the same one again for a training that is resumed.
+    """Open the run, the same one again for a training that is resumed; its files go below `wandb/`.
 
-    Args:
-        out: output folder of the step; the files of the run go below `wandb/`.
-
-    Returns:
-        The run and its tracker; no tracker if not even an offline run could be opened.
+    No tracker if not even an offline run could be opened.
     """
     try:
         run, reason = _open(description, out, log)

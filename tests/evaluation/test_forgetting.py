@@ -4,7 +4,8 @@ import functools
 
 import numpy as np
 import pytest
-from tests.lab.runs import broken
+from scipy.stats import binomtest
+from tests.lab.runs import broken, values
 
 from tuneline.asking.general_questions import Question, load_suite
 from tuneline.evaluation.forgetting import decision
@@ -21,7 +22,7 @@ from tuneline.evaluation.forgetting.decision import (
     questions_needed,
 )
 from tuneline.evidence import conclude
-from tuneline.statistics import Paired, RowLosses, paired, paired_counts
+from tuneline.statistics import RowLosses, paired, paired_counts
 
 LIMITS = Limits(drop=0.03, category=0.1, to_see=0.05)
 FIRST = 400
@@ -43,10 +44,8 @@ def quick(monkeypatch):
 def night(draw, churn, loss):
     """The verdict over a model whose answers part from the base's on a share of the questions.
 
-    Args:
-        draw: numpy's random numbers.
-        churn: share of questions that exactly one of the two answers right.
-        loss: share lost, on balance; one number, or one for each question.
+    `churn` is the share of questions that exactly one of the two answers right, `loss` the share
+    lost, on balance; each is one number, or one for each question.
     """
     categories = suite()
     toss = draw.random(len(categories))
@@ -70,17 +69,14 @@ def seen(lost, gained, categories):
     return paired_counts(int(lost.sum()), int(gained.sum()), len(lost)), table
 
 
-@pytest.mark.parametrize("churn", [0.05, 0.1, 0.2])
-def test_a_harmless_model_is_blocked_in_less_than_one_of_200_nights(churn):
+@pytest.mark.parametrize(("churn", "first"), [(0.05, 0.9), (0.1, 0.65), (0.2, 0.4)])
+def test_a_harmless_model_is_blocked_in_less_than_one_of_200_nights(churn, first):
     draw = np.random.default_rng(7)
     verdicts = [night(draw, churn, 0.0) for _ in range(1000)]
     # Inconclusive stops a production run as a failure does.
     assert sum(verdict != "pass" for verdict, _ in verdicts) <= 5
     # Where few answers change, most nights are done after the first look.
-    assert (
-        np.mean([size == FIRST for _, size in verdicts])
-        > (0.9, 0.65, 0.4)[(0.05, 0.1, 0.2).index(churn)]
-    )
+    assert np.mean([size == FIRST for _, size in verdicts]) > first
 
 
 def test_forty_harmless_nights_raise_no_alarm():
@@ -118,19 +114,8 @@ def test_the_detectable_drop_is_detected_as_often_as_it_says():
     assert found / 2000 == pytest.approx(decision.POWER, abs=0.04)
 
 
-def row(**fields):
-    return CategoryRow(
-        **{
-            "category": "facts",
-            "questions": 100,
-            "base": 0.5,
-            "tuned": 0.5,
-            "lost": 5,
-            "gained": 5,
-            "p_value": 0.6,
-            **fields,
-        }
-    )
+def row(base=0.5, tuned=0.5, lost=5, gained=5, p_value=0.6):
+    return CategoryRow("facts", 100, base, tuned, lost, gained, p_value)
 
 
 def test_the_allowance_does_not_grow_with_churn():
@@ -188,21 +173,8 @@ def test_what_blocks_before_the_last_look_is_no_chance_and_breaks_the_same_limit
     assert conclude(judge(kept, [lost], 400, 2047, LIMITS)) == "fail"
 
 
-def test_the_chance_is_that_of_the_exact_sign_test():
-    from scipy.stats import binomtest
-
-    for lost, gained in ((0, 0), (9, 1), (40, 25), (400, 330)):
-        expected = binomtest(lost, lost + gained, alternative="greater").pvalue if lost else 1.0
-        assert chance_of_losses(lost, gained) == pytest.approx(expected, rel=1e-9)
-
-
-def test_looks_grow_and_the_last_takes_all():
-    assert plan_looks(2047, 400) == [400, 1000, 2047]
-    assert plan_looks(500, 400) == [500]
-    assert plan_looks(20, 400) == [20]
-
-
-def test_each_category_has_both_shares_and_its_changes():
+def test_looks_tables_and_chances_are_exact():
+    assert [plan_looks(n, 400) for n in (2047, 500, 20)] == [[400, 1000, 2047], [500], [20]]
     questions = [Question(f"{c}{n}", c, "?", {}, 8) for c in "ab" for n in range(5)]
     table = by_category(questions, [True] * 10, [True] * 5 + [False] * 5)
     assert [(r.category, r.questions, r.change, r.lost, r.gained) for r in table] == [
@@ -210,7 +182,9 @@ def test_each_category_has_both_shares_and_its_changes():
         ("b", 5, -1.0, 5, 0),
     ]
     assert table[1].p_value == pytest.approx(1 / 32)
-    assert isinstance(paired([True], [True]), Paired)
+    for lost, gained in ((0, 0), (9, 1), (40, 25), (400, 330)):
+        expected = binomtest(lost, lost + gained, alternative="greater").pvalue if lost else 1.0
+        assert chance_of_losses(lost, gained) == pytest.approx(expected, rel=1e-9)
 
 
 TARGETS = (80, 100, 120, 90)
@@ -221,28 +195,25 @@ def losses(per_token, noise=0.0):
     return RowLosses(tuple(sums), TARGETS, (1.0,) * len(TARGETS))
 
 
-def test_a_model_that_finds_texts_as_likely_passes():
-    findings = compare_texts((losses(3.0), losses(3.05)), None)
-    assert broken(findings.measurements) == set()
-    assert values_of(findings)["perplexity_ratio"] == pytest.approx(1.0513, abs=1e-3)
-    assert "1.051 times that of the base" in findings.sentence
+@pytest.mark.parametrize(
+    ("tuned", "limit", "names"),
+    [
+        (losses(3.05), None, set()),
+        # A model that forgot prose, and one that may.
+        (losses(3.8, noise=0.05), None, {"perplexity_ratio_lower"}),
+        (losses(3.8), 3.0, set()),
+        # What only chance puts beyond the limit passes.
+        (losses(3.45, noise=0.6), None, set()),
+    ],
+)
+def test_texts_that_got_less_likely_beyond_chance_fail(tuned, limit, names):
+    assert broken(compare_texts((losses(3.0), tuned), limit)) == names
 
 
-def test_a_model_that_forgot_prose_fails():
-    findings = compare_texts((losses(3.0), losses(3.8, noise=0.05)), None)
-    assert broken(findings.measurements) == {"perplexity_ratio_lower"}
-    assert broken(compare_texts((losses(3.0), losses(3.8)), 3.0).measurements) == set()
-
-
-def test_what_only_chance_puts_beyond_the_limit_passes():
-    assert broken(compare_texts((losses(3.0), losses(3.45, noise=0.6)), None).measurements) == set()
-
-
-def test_an_engine_without_probabilities_says_so():
-    findings = compare_texts(None, None)
-    assert "does not tell the probabilities" in findings.sentence
-    assert findings.measurements[0].rule is None
-
-
-def values_of(findings):
-    return {m.name: m.value for m in findings.measurements}
+def test_texts_are_summed_up_or_said_to_be_unknown():
+    finding = compare_texts((losses(3.0), losses(3.05)), None)
+    assert values(finding)["perplexity_ratio"] == pytest.approx(1.0513, abs=1e-3)
+    assert "1.051 times that of the base" in finding.sentence
+    unknown = compare_texts(None, None)
+    assert "does not tell the probabilities" in unknown.sentence
+    assert unknown.measurements[0].rule is None
