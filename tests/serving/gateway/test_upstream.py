@@ -4,7 +4,9 @@ import asyncio
 import datetime
 import ipaddress
 import json
+import socket
 import ssl
+import struct
 from contextlib import asynccontextmanager
 
 import pytest
@@ -23,9 +25,10 @@ ANSWER = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
 class Server:
     """Answers `answered` requests of every connection, then drops it under the next one."""
 
-    def __init__(self, answered: int, part: bytes = b"") -> None:
+    def __init__(self, answered: int, part: bytes = b"", *, resets: bool = False) -> None:
         self.answered = answered
         self.part = part
+        self.resets = resets
         self.connections = 0
         self.requests = 0
 
@@ -41,6 +44,11 @@ class Server:
                 self.requests += 1
                 if done == self.answered:
                     writer.write(self.part)
+                    await asyncio.sleep(0.05 if self.part else 0)
+                    if self.resets:
+                        now = struct.pack("ii", 1, 0)
+                        connection = writer.get_extra_info("socket")
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
                     break
                 done += 1
                 length = b"content-length: %d\r\n\r\n" % len(ANSWER)
@@ -103,11 +111,14 @@ def test_a_new_connection_that_breaks_is_the_servers_fault(ask):
     assert server.requests == 1
 
 
-def test_an_answer_that_has_begun_is_not_asked_for_again():
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("size", [4, 20, 41])
+def test_an_answer_that_has_begun_is_not_asked_for_again(size, resets):
+    """Be it within its head or its body, by an end or by a reset of the connection."""
     head = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"
 
     async def main():
-        async with Server(answered=1, part=head) as server:
+        async with Server(answered=1, part=head[:size], resets=resets) as server:
             await server.upstream.complete(BODY, 5)
             with pytest.raises(UpstreamFault) as caught:
                 await server.upstream.complete(BODY, 5)

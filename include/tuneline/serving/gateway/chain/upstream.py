@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,9 +37,9 @@ from aiohttp import (
     DummyCookieJar,
     ServerDisconnectedError,
     TCPConnector,
-    TraceConfig,
     encode_basic_auth,
 )
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from tuneline.errors import UserError
@@ -294,8 +294,19 @@ def message_texts(message: Any) -> list[str]:
     return []
 
 
-# True while a request is sent again: servers drop kept connections together.
-_FRESH: ContextVar[bool] = ContextVar("fresh", default=False)
+# The kept connections that a request was given; None while it is sent again, on a new one, since
+# servers drop kept connections together.
+_REUSED: ContextVar[list[_Answering] | None] = ContextVar("reused", default=None)
+
+
+class _Answering(ResponseHandler):
+    """A connection that knows whether a byte of the answer has come."""
+
+    begun = False
+
+    def data_received(self, data: bytes) -> None:
+        self.begun = True
+        super().data_received(data)
 
 
 class _Connector(TCPConnector):
@@ -304,16 +315,19 @@ class _Connector(TCPConnector):
     An answer put behind another one (response splitting) must not answer the next request.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_Answering, loop=self._loop)
+
     async def _get(self, key: Any, traces: list[Any]) -> Any:
-        while not _FRESH.get() and (kept := await super()._get(key, traces)) is not None:
+        reused = _REUSED.get()
+        while reused is not None and (kept := await super()._get(key, traces)) is not None:
             if kept.protocol is not None and not kept.protocol.should_close:
+                kept.protocol.begun = False
+                reused.append(kept.protocol)
                 return kept
             kept.close()
         return None
-
-
-async def _note_reuse(_: Any, context: Any, __: Any) -> None:
-    context.trace_request_ctx.append(True)
 
 
 class Upstream:
@@ -346,8 +360,6 @@ class Upstream:
             # As in httpx, SSL_CERT_FILE names other authorities than certifi's.
             authorities = os.environ.get("SSL_CERT_FILE") or certifi.where()
             tls = ssl.create_default_context(cafile=authorities)
-        reuse = TraceConfig()
-        reuse.on_connection_reuseconn.append(_note_reuse)
         return ClientSession(
             connector=_Connector(limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=tls),
             skip_auto_headers=("Accept", "User-Agent"),
@@ -356,16 +368,18 @@ class Upstream:
             max_line_size=_LONGEST_HEADER,
             max_field_size=_LONGEST_HEADER,
             auto_decompress=False,
-            trace_configs=[reuse],
         )
 
     async def _send(
         self, method: str, url: str, body: bytes | None = None, headers: Headers = _NO_HEADERS
     ) -> ClientResponse:
-        """Send a request; the body of the answer is still to be read."""
+        """Send a request; the body of the answer is still to be read.
+
+        What a server drops with a kept connection it has not read, unless its answer has begun.
+        """
         for again in (False, True):
-            reused: list[bool] = []
-            fresh = _FRESH.set(again)
+            reused: list[_Answering] = []
+            given = _REUSED.set(None if again else reused)
             try:
                 return await self._session.request(
                     method,
@@ -375,16 +389,14 @@ class Upstream:
                     headers={**self._headers, **headers},
                     # The key of one server is not sent to another.
                     allow_redirects=False,
-                    trace_request_ctx=reused,
                     proxy=self._proxy,
                     proxy_headers=self._proxy_headers,
                 )
-            except (ServerDisconnectedError, ClientOSError) as error:
-                # A message that is not a text is the head of an answer.
-                if again or not reused or not isinstance(getattr(error, "message", ""), str):
+            except (ServerDisconnectedError, ClientOSError):
+                if not reused or reused[-1].begun:
                     raise
             finally:
-                _FRESH.reset(fresh)
+                _REUSED.reset(given)
         raise AssertionError
 
     async def complete(
