@@ -1,6 +1,7 @@
 """Budgets over gateways as processes: killed, restarted, and several on one PostgreSQL server."""
 
 import json
+import math
 import os
 import signal
 import sqlite3
@@ -323,6 +324,7 @@ def test_both_databases_give_the_same_sums(tmp_path, database):
         UsageRow(**{**vars(ROW), "request_id": "p", "kind": "ping", "key": "_gateway"}),
         UsageRow(**{**vars(ROW), "request_id": "i", "kind": "imported", "user_id": "u-1"}),
         UsageRow(**{**vars(ROW), "request_id": "r3", "mean_logprob": float("-inf")}),
+        UsageRow(**{**vars(ROW), "request_id": "r4", "mean_logprob": math.nan, "user_id": "u\0-1"}),
     ]
     places = (tmp_path / "usage.db", database)
     found = []
@@ -330,17 +332,20 @@ def test_both_databases_give_the_same_sums(tmp_path, database):
         writer = open_writer(place)
         assert writer.insert(rows[:4]) == 4
         # Some of a batch were written before: only the others count.
-        assert writer.insert(rows) == 2
+        assert writer.insert(rows) == 3
         writer.close()
         with reading(place) as connection:
             spent = sorted(map(tuple, connection.execute(SPENDING.select())))
         by = [costs(place, kind) for kind in ("key", "user", "model", "day")]
-        found.append([usage_by_key(place), totals_by_upstream(place), by, spent])
+        odd = {(row.mean_logprob, row.user_id) for row in rows_between(place)}
+        found.append([usage_by_key(place), totals_by_upstream(place), by, spent, odd])
     assert found[0] == found[1]
-    _, _, (_, by_user, _, by_day), spent = found[0]
+    _, _, (_, by_user, _, by_day), spent, odd = found[0]
+    # No number and no text that one of the databases would refuse the row for.
+    assert odd == {(None, ""), (None, "u-1")}
     assert [group.name for group in by_day] == ["1970-01-01", "1970-01-02"]
-    assert {group.name: group.requests for group in by_user} == {"": 3, "u-1": 1}
-    assert ("1970-01", "alice", "USD", 90, 1.5) in spent
+    assert {group.name: group.requests for group in by_user} == {"": 3, "u-1": 2}
+    assert ("1970-01", "alice", "USD", 120, 2.0) in spent
     assert all(row[1] in ("alice", "bob") for row in spent)
 
 

@@ -9,6 +9,7 @@ for each row and cost half of an insertion again, so there the writer adds the s
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -268,10 +269,7 @@ class LedgerWriter:
 
     def insert(self, rows: Sequence[UsageRow]) -> int:
         """Write rows in one transaction; return how many of them were new."""
-        values = [
-            {**vars(row), "estimated": int(row.estimated), "served": int(row.served)}
-            for row in rows
-        ]
+        values = [{name: _stored(value) for name, value in vars(row).items()} for row in rows]
         with self._engine.begin() as connection:
             new = {tuple(key) for key in connection.execute(self._add_new, values)}
             spent = _sums([row for row in rows if (row.request_id, row.attempt) in new])
@@ -282,6 +280,15 @@ class LedgerWriter:
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
+
+
+def _stored(value: Any) -> Any:
+    """Return a value that both databases take: a NUL would cost the row, NaN every sum it is in."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.replace("\0", "") if isinstance(value, str) else value
 
 
 def _adding_up() -> sqlite.Insert:
