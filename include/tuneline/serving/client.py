@@ -56,13 +56,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request as the engine counted them; all 0 when it gave no counts.
-
-    Attributes:
-        prompt_tokens: tokens of the rendered prompt.
-        completion_tokens: generated tokens.
-        cached_tokens: prompt tokens that came from the engine's prefix cache.
-    """
+    """Tokens of a request as the engine counted them; all 0 when it gave no counts."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -71,15 +65,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class ChatResult:
-    """One answer.
+    """One answer; times in seconds from sending.
 
     Attributes:
-        finish_reason: the engine's reason, `stop` or `length`.
-        usage: tokens as the engine counted them.
-        ttft: time to the first content, in seconds; None without streaming.
-        total: time from sending to the last byte, in seconds.
-        chunk_times: time of each content chunk, in seconds; empty without streaming.
-        logprobs: log-probabilities of the generated tokens, if requested.
+        ttft: time to the first content; None without streaming.
+        chunk_times: time of each content chunk; empty without streaming.
     """
 
     text: str
@@ -135,9 +125,6 @@ class StreamCollector:
     def feed(self, line: str, at: float | None = None) -> None:
         """Take one line of the stream.
 
-        Args:
-            at: when it came, by `time.perf_counter()`; None for now.
-
         Raises:
             EngineError: if the engine reported an error in the stream.
         """
@@ -168,9 +155,6 @@ class StreamCollector:
 
     def result(self, ended: float | None = None) -> ChatResult:
         """Return the whole answer.
-
-        Args:
-            ended: when its last byte came, by `time.perf_counter()`; None for now.
 
         Raises:
             EngineError: if the stream ended before its end mark.
@@ -214,13 +198,7 @@ def _error(text: str) -> dict[str, Any]:
 
 
 def raise_for_status(status: int, text: str) -> None:
-    """Raise the exception for an engine's error answer.
-
-    Raises:
-        ContextOverflow: if the prompt is too long.
-        EngineUnavailable: if it is busy or loading, or a gateway in between failed.
-        EngineError: for any other status of 400 and above.
-    """
+    """Raise the exception for an engine's error answer: too long, busy or loading, or any other."""
     if status < 400:
         return
     error = _error(text)
@@ -248,11 +226,9 @@ class EngineClient:
 
         Args:
             base_url: `http://host:port`, without `/v1`.
-            model: model name that is sent with each request.
             timeout: time without a byte after which a request fails, in seconds.
-            fields: more fields of every request, which the request's own take precedence over;
-                they choose an adapter.
-            api_key: key that is sent as a bearer token; None for an engine that asks for none.
+            fields: more fields of every request; the request's own take precedence. They choose an
+                adapter.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
@@ -291,14 +267,11 @@ class EngineClient:
         on_begin: Callable[[], None] | None = None,
         **options: Any,
     ) -> ChatResult:
-        """Ask for one chat completion.
+        """Ask for one chat completion; `options` are the other fields of `chat_body`.
 
         Args:
-            messages: `[{"role": …, "content": …}]`.
-            max_tokens: length limit of the answer, in tokens.
             stream: whether to stream the answer; needed for `ttft`.
             on_begin: called once when the first part of a streamed answer is there.
-            options: the other fields of `chat_body`.
 
         Raises:
             ContextOverflow: if the prompt is too long.
@@ -334,18 +307,7 @@ class EngineClient:
         stream: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Return the JSON body of a request.
-
-        Args:
-            messages: see `chat`.
-            max_tokens: see `chat`.
-            temperature: temperature of the sampling; 0 is greedy.
-            seed: seed of the sampling; None leaves it to the engine.
-            logprobs: whether to request the probabilities of the generated tokens.
-            stream: see `chat`.
-            extra: more fields, for example `{"cache_prompt": False}` or
-                `{"lora": [{"id": 0, "scale": 1.0}]}` for llama.cpp.
-        """
+        """Return the JSON body of a request, greedy and with a fixed seed by default."""
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [dict(message) for message in messages],
@@ -372,10 +334,7 @@ class EngineClient:
         """Answer many prompts, `concurrency` at a time; results in the order of the prompts.
 
         Args:
-            batch: messages of each prompt.
-            concurrency: number of requests in flight (a closed loop).
             on_answer: called with the number of a prompt and its result, as soon as it is there.
-            options: see `chat`.
 
         Raises:
             TunelineError: if a request failed; those that wait are cancelled.

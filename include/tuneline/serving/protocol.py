@@ -20,12 +20,7 @@ _WORDS = re.compile(
 
 
 def adapter_fields(adapter: int | str | None) -> dict[str, Any]:
-    """Return the fields that choose an adapter.
-
-    Args:
-        adapter: its place among the adapters of a llama.cpp server, from 0, or its name, which
-            vLLM lists among its models; None asks the base.
-    """
+    """Return the fields that choose an adapter: by its place in llama.cpp, its name in vLLM."""
     if adapter is None:
         return {}
     if isinstance(adapter, str):

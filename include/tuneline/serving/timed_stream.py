@@ -40,11 +40,10 @@ _END = b"\r\n0\r\n\r\n"
 
 @dataclass
 class Exchange:
-    """A request and the bytes of its answer.
+    """A request and the bytes of its answer; times by `time.perf_counter()`.
 
     Attributes:
-        request: the whole request, head and body.
-        sent: when it was written, by `time.perf_counter()`.
+        sent: when it was written.
         pieces: the bytes of the answer with the time at which each piece came.
         ended: when the answer was complete, or the request had failed.
         error: why it failed; empty if it did not.
@@ -66,12 +65,7 @@ class Exchange:
 
 
 class _Connection(asyncio.Protocol):
-    """A kept connection with one exchange at a time.
-
-    Attributes:
-        used: whether it has had a request.
-        hung_up: whether it was closed before an answer was complete.
-    """
+    """A kept connection with one exchange at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -187,12 +181,7 @@ class _BodyEnd:
 
 
 class Link:
-    """A client's place at a server: a connection that is open before a clock starts.
-
-    Args:
-        url: address of the server, `http://host:port` or `https://…`.
-        timeout: time without a byte after which a request fails, in seconds.
-    """
+    """A client's place at a server: a connection that is open before a clock starts."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._url = urlsplit(url)
@@ -272,9 +261,6 @@ def streamed_request(
 
 def read_answer(exchange: Exchange, url: str) -> ChatResult:
     """Read the streamed answer of an exchange; its times are those at which its bytes came.
-
-    Args:
-        url: address of the server, for messages.
 
     Raises:
         ContextOverflow: if the prompt was too long.

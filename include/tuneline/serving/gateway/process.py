@@ -28,11 +28,8 @@ class GatewayAnswer:
 
     Attributes:
         status: HTTP status; 0 if the connection broke.
-        body: the JSON body, {} if there was none.
-        served_by: the upstream that answered, from the response's header.
         fallback_reason: why an earlier upstream was left, None if none was.
         seconds: time from sending to the last byte.
-        request_id: id of the request in the ledger; None if the connection broke.
         attempts: attempts at upstreams that the response names.
     """
 
@@ -51,14 +48,7 @@ class GatewayAnswer:
 
 
 class GatewayProcess(ServerProcess):
-    """`tuneline gateway` on a free port; live when the `with` block begins.
-
-    Args:
-        folder: folder of its configuration, keys, ledger and log.
-        upstreams: entries of `upstreams` in the gateway's configuration.
-        models: entries of `models`.
-        keys: names of the API keys to make.
-    """
+    """`tuneline gateway` on a free port; live when the `with` block begins."""
 
     stop_seconds = 40.0
 

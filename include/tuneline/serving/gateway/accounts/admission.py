@@ -1,9 +1,9 @@
 """Whether a key may make a request: a place for it, its models, its rates, its budgets.
 
-A budget is held against what the ledger says is spent, plus what the key's requests under way may
-still take. The latter is a claim: the tokens of the prompt by its length, and `max_tokens`. When
-an upstream has reported its usage, that replaces the claim, and when the ledger's sums have it,
-the claim goes. So requests that come at once can't all pass through the last tokens of a budget.
+A budget is held against what the ledger says is spent, plus what the requests under way may still
+take: a claim by the length of the prompt and `max_tokens`. The usage that upstreams report replaces
+the claim, and once the ledger's sums have it, the claim goes. So requests that come at once can't
+all pass through the last tokens of a budget.
 """
 
 from __future__ import annotations
@@ -41,13 +41,10 @@ _NOTHING = Spent()
 
 
 def kept_user(user: Any, how: KeptUser) -> str:
-    """Return what the ledger keeps of a user.
+    """Return what the ledger keeps of a user; what is no text names nobody.
 
-    Args:
-        user: the field of a request; what is no text names nobody.
-        how: `hash` keeps the first 16 hex digits of its SHA-256, so that the same user is one
-            user in every sum and no e-mail address stands in the ledger. That is a pseudonym: who
-            has a list of users can hash it too. `plain` keeps up to 64 printable characters.
+    `hash` keeps the first 16 hex digits of its SHA-256, a pseudonym: who has a list of users can
+    hash it too. `plain` keeps up to 64 printable characters.
     """
     if how == "none" or not isinstance(user, str) or not user:
         return ""
@@ -59,12 +56,7 @@ def kept_user(user: Any, how: KeptUser) -> str:
 
 @dataclass
 class RateEntry:
-    """A request of the last minute.
-
-    Attributes:
-        time: when it was admitted, on the clock of the `Minute`.
-        tokens: what it took, or may take while it is under way.
-    """
+    """A request of the last minute; its tokens are those that it took or may take."""
 
     time: float
     tokens: int
@@ -134,10 +126,6 @@ class _Claim:
 
     Attributes:
         periods: day and month of its admission; what it takes counts there.
-        claimed: what it may take, by its length and its limit of tokens.
-        counts: what it counts for at the moment.
-        request: its part of the key's last minute, None if the key has no rates.
-        seen: what its attempts took, by the usage that upstreams reported.
         known: False if an attempt took tokens that nobody has counted yet.
         ended_at: number of attempts that the ledger had taken when it ended.
     """
@@ -244,15 +232,7 @@ class _Places:
 
 
 class Admission:
-    """The limits of all keys, in the event loop of one gateway.
-
-    Args:
-        keys: the keys and what they may do.
-        ledger: the ledger of the gateway's own requests.
-        book: the sums of the ledger, of all gateways.
-        rates_of: function that returns the price of a model's primary upstream, by the model's id.
-        users: what the ledger keeps of the request's field `user`.
-    """
+    """The limits of all keys, in the event loop of one gateway."""
 
     def __init__(
         self,
@@ -282,9 +262,6 @@ class Admission:
     def enter(self, request_id: str, key: str, places: int) -> None:
         """Take a place for a request; `release` has to follow.
 
-        Args:
-            places: the requests that the gateway may have under way.
-
         Raises:
             ApiError: 429 if the key has as many under way as it may.
         """
@@ -294,11 +271,7 @@ class Admission:
             raise _too_many(f"This API key may have {most} requests under way, and has")
 
     def hold(self, request_id: str, size: int, most: int) -> None:
-        """Let a request that has entered hold memory.
-
-        Args:
-            size: bytes that it holds in all.
-            most: bytes that all requests may hold.
+        """Let a request that has entered hold so many bytes of those that all may hold.
 
         Raises:
             ApiError: 429 if that is too much together with the other requests.
@@ -308,14 +281,11 @@ class Admission:
             raise _too_many("The requests under way are as large as they may be together")
 
     def admit(self, call: Call) -> Call:
-        """Let a request pass, or say why not; `release` has to follow.
-
-        Returns:
-            The request with the user that the ledger keeps.
+        """Let a request pass, with the user that the ledger keeps, or say why not.
 
         Raises:
-            ApiError: 401 if the key was revoked a moment ago, 403 if the model is not for it,
-                429 if a rate or a budget is used up.
+            ApiError: 401 if the key was revoked a moment ago, 403 if the model is not for it, 429
+                if a rate or a budget is used up.
         """
         grant = self._keys.grant_of(call.key)
         if grant is None:

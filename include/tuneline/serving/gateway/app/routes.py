@@ -68,8 +68,7 @@ _HEADERS = {
 class ChatPage:
     """The page, read once.
 
-    The browser may run the page's own script and style, known by their hashes, and talk to this
-    gateway; nothing else, from nowhere else.
+    The browser may run its own script and style, known by their hashes, and talk to this gateway.
     """
 
     def __init__(self) -> None:
@@ -208,9 +207,6 @@ def document() -> bytes:
 
 def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -> Starlette:
     """Build the application; its `state.runtime` is the `Runtime`.
-
-    Args:
-        scrubber_for: see `Runtime`.
 
     Raises:
         UserError: see `Runtime`.

@@ -1,12 +1,7 @@
 """The gateway as a process: clients' connections, its log, reloads, signals and the drain.
 
-uvicorn waits for ever for the rest of a request's head, keeps headers of any size, waits for ever
-on a client that stops reading, and opens connections until no file can be opened. Each of these
-lets one client hold memory and places that others need, so `ClientConnection` sets limits.
-
-SIGHUP asks for a reload, and with `--watch` every change of the file does. Upstreams and models are
-exchanged at once, when the new ones have proven that they answer; requests under way finish on
-the old ones. A file that can't be taken leaves everything as it was, and the log says why.
+uvicorn waits for ever on slow heads and readers and keeps headers of any size; each lets one client
+hold memory and places that others need, so `ClientConnection` sets limits.
 """
 
 from __future__ import annotations
@@ -74,11 +69,7 @@ _SWITCH_S = 0.0005
 
 
 def connections_at_most(limits: ClientLimits, max_in_flight: int) -> int:
-    """Let the process open as many files as it may; return the connections that clients may have.
-
-    Args:
-        max_in_flight: requests under way, each of which may need a connection to an upstream.
-    """
+    """Let the process open all files that it may; return how many connections clients may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -296,12 +287,7 @@ def fixed_differences(old: GatewayConfig, new: GatewayConfig) -> list[str]:
 
 
 class Reloader:
-    """Takes over changes of the configuration file.
-
-    Args:
-        taken: fingerprint of the file that the gateway was started with.
-        watch: whether a change of the file is taken over unasked.
-    """
+    """Takes over changes of the configuration file."""
 
     def __init__(self, path: Path, runtime: Runtime, taken: str, *, watch: bool) -> None:
         self._path = path
@@ -357,15 +343,8 @@ def run_gateway(
 
     After the first signal the readiness probe answers 503 while requests are still served for
     `drain.delay_s`; then new ones are refused and those under way finish, for at most
-    `drain.timeout_s`. A second signal stops at once.
-
-    Args:
-        scrubber_for: see `Runtime`.
-        watch: whether changes of the file are taken over unasked, and a missing file is waited
-            for.
-
-    Returns:
-        0 after a stop by signal.
+    `drain.timeout_s`. A second signal stops at once. With `watch`, changes of the file are taken
+    over unasked, and a missing file is waited for.
 
     Raises:
         UserError: if the configuration or a file it names is wrong, or the port is taken.
@@ -424,9 +403,7 @@ def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:
 
 
 def _steady_interpreter() -> None:
-    """Keep what lives as long as the process out of garbage collection, and let threads
-    alternate.
-    """
+    """Keep what lasts out of garbage collection, and let threads alternate."""
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH_S)

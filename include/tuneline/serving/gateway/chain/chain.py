@@ -53,12 +53,8 @@ Ask: TypeAlias = Callable[[Attempt, Acceptance], Awaitable[C]]
 class StreamReply(Reply):
     """A stream that has begun.
 
-    Deadlines count from the last token, not from the last byte: an engine that hangs behind a
-    web server which still sends keep-alive comments or empty events is found all the same.
-
-    Args:
-        attempt: the attempt that notes what the stream brings.
-        hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
+    Deadlines count from the last token, not from the last byte: an engine that hangs behind a web
+    server which still sends keep-alive comments or empty events is found all the same.
     """
 
     def __init__(self, attempt: Attempt, response: ClientResponse, *, hide_logprobs: bool) -> None:
@@ -187,12 +183,9 @@ class WholeReply(Reply):
 
 
 class AllFailed(Exception):
-    """No upstream of the chain gave an answer.
+    """No upstream of the chain gave an answer; the last fault decides the status of the response.
 
     Attributes:
-        last: the last fault, which decides the status of the response.
-        trail: the attempts and their ends.
-        skipped: the upstreams that were not asked, and why.
         retry_after_s: time until a circuit lets a request pass, seconds; None if none is open.
     """
 
@@ -208,17 +201,7 @@ class AllFailed(Exception):
 
 @dataclass
 class _Walk(Generic[C]):
-    """One request on its way through a chain.
-
-    Attributes:
-        upstreams: those that may answer, in order.
-        skipped: upstreams that were passed over, and why.
-        held: doubtful candidates; all but the one that is served are released.
-        reason: why the upstream before was left or passed over.
-        too_long: the refusal of a prompt that did not fit.
-        context: the longest context that it did not fit, 0 before.
-        spent: True once the time budget has run out.
-    """
+    """One request on its way through a chain; `held` are doubtful candidates."""
 
     call: Call
     ask: Ask[C]
@@ -254,16 +237,7 @@ class _Walk(Generic[C]):
 
 
 class Chain:
-    """The upstreams of one model.
-
-    Args:
-        upstreams: the primary, then the fallbacks in order.
-        judge: who holds an answer against the form of JSON that was asked for.
-        stale_after_s: age of the last token from which an upstream is not ready, seconds.
-
-    Attributes:
-        fields: the fields besides OpenAI's that some upstream takes from clients.
-    """
+    """The upstreams of one model; `fields` are those besides OpenAI's that some upstream takes."""
 
     def __init__(
         self,
@@ -295,11 +269,9 @@ class Chain:
         return answer
 
     async def stream(self, call: Call) -> StreamReply:
-        """Return an open stream that has begun; the caller records and releases it.
+        """Return a stream that has begun, which the caller records and releases.
 
-        Raises:
-            AllFailed: if no upstream answered.
-            ClientFault: if the request itself is wrong.
+        Raises are those of `answer`.
         """
         return await self._walk(_Walk(call, self._open, self._upstreams_for(call)))
 

@@ -60,11 +60,7 @@ def json_form_of(body: Mapping[str, Any]) -> JsonForm | None:
 
 
 class FormJudge:
-    """The process that judges; it starts with the first schema, and again after its end.
-
-    Args:
-        unjudged: function that is called for each answer that could not be judged.
-    """
+    """The process that judges; it starts with the first schema, and again after its end."""
 
     def __init__(self, unjudged: Callable[[], None]) -> None:
         self._unjudged = unjudged

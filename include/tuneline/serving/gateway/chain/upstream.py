@@ -87,9 +87,8 @@ _PER_ANSWER = 3
 class UpstreamHealth:
     """The last known state of an upstream; used in the event loop only.
 
-    Pings and real traffic write it, the probes read it. A refused connection or an error counts
-    at once. A slow answer does not: a busy engine looks like one that hangs, until too long
-    passes without a token.
+    A refused connection or an error counts at once. A slow answer does not: a busy engine looks
+    like one that hangs, until too long passes without a token.
     """
 
     listed: bool = False
@@ -151,11 +150,7 @@ class Circuit(StrEnum):
 
 
 class Breaker:
-    """The circuit of one upstream; used in the event loop only.
-
-    Args:
-        clock: monotonic clock, in seconds.
-    """
+    """The circuit of one upstream; used in the event loop only."""
 
     def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -195,11 +190,7 @@ class Breaker:
         return max(0.0, self._config.open_s - (self._clock() - self._opened_at))
 
     def end(self, outcome: AttemptStatus, *, trial: bool) -> None:
-        """Note the end of a request.
-
-        Args:
-            trial: what `begin` returned.
-        """
+        """Note the end of a request."""
         if trial:
             self._trial = False
         if outcome in _NEITHER:
@@ -239,9 +230,6 @@ class Breaker:
 class TokenCounter:
     """Counts tokens by a `tokenizer.json`, or by bytes without one.
 
-    Args:
-        path: the tokenizer file, or None.
-
     Raises:
         UserError: if the file is missing or not a tokenizer.
     """
@@ -257,12 +245,7 @@ class TokenCounter:
                 raise UserError(f"{path}: not a tokenizer.json: {error}") from None
 
     def text(self, text: str, *, chunks: int = 0) -> int:
-        """Count the tokens of a text.
-
-        Args:
-            chunks: number of stream chunks that it came in. Engines send about one token a
-                chunk, which is a better guess than bytes without a tokenizer.
-        """
+        """Count the tokens of a text; without a tokenizer those of a stream by its chunks."""
         if not text:
             return 0
         whole = text.encode("utf-8", "replace")
@@ -402,13 +385,7 @@ class Upstream:
     async def complete(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
     ) -> tuple[dict[str, Any], bytes]:
-        """Ask for a whole answer.
-
-        Args:
-            timeout_s: time for the answer, in seconds.
-
-        Returns:
-            The answer, parsed and as it came.
+        """Ask for a whole answer; return it parsed and as it came.
 
         Raises:
             UpstreamFault: if there is no usable answer.
@@ -428,15 +405,7 @@ class Upstream:
     async def open_stream(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
     ) -> ClientResponse:
-        """Ask for a stream; the response is open and must be closed by the caller.
-
-        Args:
-            timeout_s: time for the head of the response, in seconds.
-
-        Raises:
-            UpstreamFault: if no stream began.
-            ClientFault: if the request itself is wrong.
-        """
+        """Ask for a stream; the response must be closed by the caller. Raises as `complete`."""
         async with _within(timeout_s, "no stream"):
             response = await self._send("POST", self.config.base_url + api.path, body, headers)
             ok = response.status == HTTPStatus.OK
@@ -462,11 +431,7 @@ class Upstream:
         return b"".join(parts)
 
     async def listed_models(self, timeout_s: float) -> list[str]:
-        """Return the ids of the models that it lists.
-
-        Raises:
-            UpstreamFault: if it gives no list.
-        """
+        """Return the ids of the models that it lists; without a list it is an `UpstreamFault`."""
         payload = await self._list(self.config.base_url + "/models", timeout_s)
         entries = payload.get("data") if isinstance(payload, dict) else None
         if not isinstance(entries, list):
@@ -474,11 +439,7 @@ class Upstream:
         return [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
 
     async def loaded_adapters(self, timeout_s: float) -> list[int]:
-        """Return the places of the adapters that a llama.cpp server has loaded.
-
-        Raises:
-            UpstreamFault: if it gives no list.
-        """
+        """Return the places of the adapters of a llama.cpp server, as `listed_models`."""
         root = self.config.base_url.removesuffix("/v1")
         entries = await self._list(root + "/lora-adapters", timeout_s)
         if not isinstance(entries, list):

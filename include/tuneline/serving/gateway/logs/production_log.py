@@ -63,9 +63,6 @@ class _Entry:
 class ProductionLog(BatchWriter[_Entry]):
     """The log of the requests that reached a model's chain.
 
-    Args:
-        scrub: picklable function that removes personal data from conversations.
-
     Raises:
         UserError: if the spool or the store's address can't be used.
     """
@@ -108,11 +105,7 @@ class ProductionLog(BatchWriter[_Entry]):
         self._scrub = scrub
 
     def note(self, call: Call, attempt: Attempt | None, status: AttemptStatus) -> None:
-        """Take a request that has ended.
-
-        Args:
-            attempt: the attempt that served it, None if none did.
-        """
+        """Take a request that has ended."""
         if not is_sampled(call.request_id, self._config.sample_rate):
             self._metrics.log_skipped.labels("sample").inc()
             return
@@ -288,12 +281,7 @@ LoggedTexts: TypeAlias = tuple[list[LoggedMessage] | None, str | None, list[Reda
 
 
 def scrubbed_texts(given: Sequence[UnscrubbedTexts], scrub: Scrub) -> list[LoggedTexts]:
-    """Return the texts of requests without personal data.
-
-    Args:
-        given: the requests. If they can't be scrubbed together, each is tried alone.
-        scrub: function that removes personal data from conversations.
-    """
+    """Return the texts of requests without personal data; what fails together is tried alone."""
     try:
         results = scrub([entry.conversation() for entry in given])
     except Exception as error:  # whatever it raises, the text must not be written
