@@ -71,6 +71,7 @@ def set_in(config: dict, path: str, value: object) -> dict:
         ("models.0.chain", ["smal"], ["support", "smal"]),
         ("models.0.chain", [], ["`models[0].chain`"]),
         ("models.0.chain", ["small", "small"], ["chain of support", "small"]),
+        ("allowed_hosts", ["engine"], ["called at models.example, which allowed_hosts does not"]),
         ("models.0.low_confidence", {"min_mean_logprob": 0.5}, ["min_mean_logprob", "less than 0"]),
         ("request_log", {"dir": "r"}, ["`request_log` is gone", "production_log"]),
         ("ledger", {}, ["`ledger`", "path", "url"]),
