@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.gateway.app.server import JsonFormatter
 
-from .conftest import ask, upstream_entry
-from .test_server import Process
+from .conftest import ask
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 PARENT = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
@@ -147,23 +144,17 @@ def test_without_the_section_opentelemetry_is_not_loaded():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_log_is_a_json_object_a_line(tmp_path, write_config, small):
-    key = add_key(tmp_path / "keys.json", "tester")
-    config = write_config([upstream_entry(small)], port=0, log={"format": "json"})
-    process = Process(config, key)
-    body = ask(messages=[{"role": "user", "content": "the-prompt"}])
-    answer = process.client.post("/v1/chat/completions", json=body)
-    process.client.close()
-    process.signal()
-    assert process.popen.wait(10) == 0
-    lines = [json.loads(line) for line in process.log.read_text().splitlines()]
+def test_the_log_is_a_json_object_a_line(launch, small):
+    process = launch(small, log={"format": "json"})
+    answer = process.ask(messages=[{"role": "user", "content": "the-prompt"}])
+    process.end()
+    lines = [json.loads(line) for line in process.read_log().splitlines()]
     (line,) = [line for line in lines if "request_id" in line]
     assert line["request_id"] == answer.headers["x-request-id"]
     assert (line["key"], line["model"], line["status"]) == ("tester", "support", 200)
     assert (line["operation"], line["served_by"], line["level"]) == ("chat", "small", "info")
     assert line["ms"] > 0
-    assert not [word for word in (key, "the-prompt") if word in process.log.read_text()]
-    wait_for(lambda: process.popen.poll() == 0)
+    assert not [word for word in (process.key, "the-prompt") if word in process.read_log()]
 
 
 def test_a_traceback_is_one_line_too():

@@ -300,14 +300,15 @@ class _Connector(TCPConnector):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._factory = partial(_Answering, loop=self._loop)
+        self._factory = partial(_Answering, loop=self._loop)  # type: ignore[assignment]
 
     async def _get(self, key: Any, traces: list[Any]) -> Any:
         reused = _REUSED.get()
         while reused is not None and (kept := await super()._get(key, traces)) is not None:
-            if kept.protocol is not None and not kept.protocol.should_close:
-                kept.protocol.begun = False
-                reused.append(kept.protocol)
+            protocol = kept.protocol
+            if isinstance(protocol, _Answering) and not protocol.should_close:
+                protocol.begun = False
+                reused.append(protocol)
                 return kept
             kept.close()
         return None
