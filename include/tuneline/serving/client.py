@@ -16,7 +16,14 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tuneline.errors import RetryableError, TunelineError
-from tuneline.serving.protocol import is_overflow, read_metrics
+from tuneline.serving.protocol import (
+    DONE,
+    SseParser,
+    Usage,
+    is_overflow,
+    read_metrics,
+    reported_usage,
+)
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -55,15 +62,6 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Tokens of a request as the engine counted them; all 0 when it gave no counts."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True)
 class ChatResult:
     """One answer; times in seconds from sending.
 
@@ -98,7 +96,7 @@ def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
         ttft=None,
         total=total,
         logprobs=tuple(_logprobs(choice)),
-        usage=_usage(document),
+        usage=reported_usage(document) or Usage(),
     )
 
 
@@ -118,33 +116,32 @@ class StreamCollector:
         self._parts: list[str] = []
         self._times: list[float] = []
         self._logprobs: list[TokenLogprob] = []
-        self._counted: Mapping[str, Any] = {}
+        self._usage = Usage()
+        self._parser = SseParser()
         self._finish = ""
         self._complete = False
 
-    def feed(self, line: str, at: float | None = None) -> None:
-        """Take one line of the stream.
+    def feed(self, data: bytes, at: float | None = None) -> None:
+        """Take bytes of the stream, which came at a `time.perf_counter()`; None for now.
 
         Raises:
             EngineError: if the engine reported an error in the stream.
+            ValueError: if an event is not JSON.
         """
-        if not line.startswith("data:"):
-            return
-        payload = line.removeprefix("data:").strip()
-        if payload == "[DONE]":
-            self._complete = True
-            return
-        document = json.loads(payload)
+        for event in self._parser.feed(data):
+            if event == DONE:
+                self._complete = True
+            else:
+                self._take(json.loads(event), time.perf_counter() if at is None else at)
+
+    def _take(self, document: Mapping[str, Any], at: float) -> None:
         if "error" in document:
             raise EngineError(f"the engine broke off: {document['error']}")
-        if document.get("usage"):
-            self._counted = document
+        self._usage = reported_usage(document) or self._usage
         for choice in document.get("choices", []):
-            content = choice.get("delta", {}).get("content")
-            if content:
+            if content := choice.get("delta", {}).get("content"):
                 self._parts.append(content)
-                now = time.perf_counter() if at is None else at
-                self._times.append(now - self._started)
+                self._times.append(at - self._started)
             self._logprobs.extend(_logprobs(choice))
             self._finish = choice.get("finish_reason") or self._finish
 
@@ -168,18 +165,8 @@ class StreamCollector:
             total=(time.perf_counter() if ended is None else ended) - self._started,
             chunk_times=tuple(self._times),
             logprobs=tuple(self._logprobs),
-            usage=_usage(self._counted),
+            usage=self._usage,
         )
-
-
-def _usage(document: Mapping[str, Any]) -> Usage:
-    usage = document.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    return Usage(
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int(details.get("cached_tokens") or 0),
-    )
 
 
 def _logprobs(choice: Mapping[str, Any]) -> Iterator[TokenLogprob]:
@@ -289,8 +276,8 @@ class EngineClient:
                 if response.status_code >= 400:
                     raise_for_status(response.status_code, response.read().decode(errors="replace"))
                 collector = StreamCollector(started)
-                for line in response.iter_lines():
-                    collector.feed(line)
+                for data in response.iter_bytes():
+                    collector.feed(data)
                     if on_begin is not None and collector.begun:
                         on_begin()
                         on_begin = None
@@ -387,8 +374,12 @@ class EngineClient:
         """Translate the errors of a request into errors of the engine."""
         try:
             yield
+        except httpx.TimeoutException as error:
+            why = f"{self.base_url} did not answer in time ({type(error).__name__})"
+            raise EngineUnavailable(why) from error
         except httpx.HTTPError as error:
-            raise _unavailable(self.base_url, error) from error
+            why = f"{self.base_url} can't be reached: {error or type(error).__name__}"
+            raise EngineUnavailable(why) from error
         except ValueError as error:
             raise EngineError(f"{self.base_url} did not answer with JSON: {error}") from error
 
@@ -429,9 +420,3 @@ def _batch(
     finally:
         waiting.clear()
     return [answers[number] for number in range(len(batch))]
-
-
-def _unavailable(base_url: str, error: httpx.HTTPError) -> EngineUnavailable:
-    if isinstance(error, httpx.TimeoutException):
-        return EngineUnavailable(f"{base_url} did not answer in time ({type(error).__name__})")
-    return EngineUnavailable(f"{base_url} can't be reached: {error or type(error).__name__}")

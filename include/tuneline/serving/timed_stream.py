@@ -270,24 +270,23 @@ def read_answer(exchange: Exchange, url: str) -> ChatResult:
     if exchange.error:
         raise EngineUnavailable(f"{url}: {exchange.error}")
     try:
-        status, lines = _lines(exchange)
+        status, pieces = _body(exchange)
     except h11.RemoteProtocolError as error:
         raise EngineError(f"{url} did not answer with HTTP: {error}") from None
-    text = b"\n".join(line for _, line in lines)
-    raise_for_status(status, text.decode(errors="replace"))
+    raise_for_status(status, b"".join(data for _, data in pieces).decode(errors="replace"))
     collector = StreamCollector(exchange.sent)
     try:
-        for at, line in lines:
-            collector.feed(line.decode(), at)
+        for at, data in pieces:
+            collector.feed(data, at)
     except ValueError as error:
         raise EngineError(f"{url} did not answer with JSON: {error}") from error
     return collector.result(exchange.ended)
 
 
-def _lines(exchange: Exchange) -> tuple[int, list[tuple[float, bytes]]]:
-    """Return the status of an answer, and the lines of its body with the time of each one's end."""
-    parser, status, rest = _parser(), 0, b""
-    lines: list[tuple[float, bytes]] = []
+def _body(exchange: Exchange) -> tuple[int, list[tuple[float, bytes]]]:
+    """Return the status of an answer, and the pieces of its body with the time of each one."""
+    parser, status = _parser(), 0
+    pieces: list[tuple[float, bytes]] = []
     for at, piece in [*exchange.pieces, (exchange.ended, b"")]:
         if not piece and parser.their_state is not h11.SEND_BODY:
             break
@@ -296,9 +295,8 @@ def _lines(exchange: Exchange) -> tuple[int, list[tuple[float, bytes]]]:
             if isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
-                *whole, rest = (rest + bytes(event.data)).split(b"\n")
-                lines += [(at, line.rstrip(b"\r")) for line in whole]
-    return status, [*lines, (exchange.ended, rest)] if rest else lines
+                pieces.append((at, bytes(event.data)))
+    return status, pieces
 
 
 def _parser() -> h11.Connection:

@@ -10,8 +10,9 @@ from tuneline.evaluation.latency.table import (
     sustained,
     table,
 )
-from tuneline.serving.client import ChatResult, Usage
+from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.server import Counters
+from tuneline.serving.protocol import Usage
 
 GOAL = Objective(max_ttft=1.0, max_tpot=0.1)
 

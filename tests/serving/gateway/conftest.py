@@ -42,22 +42,13 @@ class Clock:
         return time.monotonic() + self.ahead_s
 
 
-class Gateway:
-    """A running gateway with a client that holds a key of it."""
+class Client:
+    """A client that holds a key of a gateway."""
 
-    def __init__(self, config_path: Path, key: str, ledger: Path) -> None:
-        app = create_app(
-            load_config(config_path), lambda log: PlaceholderScrubber(tuple(log.languages))
-        )
-        self.runtime = app.state.runtime
-        self.clock = self.runtime.keys._clock = Clock()
-        self.key = key
-        self.ledger = ledger
-        self.thread = ServerThread(app)
-        self.url = self.thread.url
-        self.client = httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=20
-        )
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
+        headers = {"authorization": f"Bearer {key}"}
+        self.client = httpx.Client(base_url=url, headers=headers, timeout=20)
 
     def post(self, path: str, **fields: object) -> httpx.Response:
         asked = ask(**fields) if path == CHAT else {"model": "support", **fields}
@@ -65,6 +56,26 @@ class Gateway:
 
     def chat(self, **fields: object) -> httpx.Response:
         return self.post(CHAT, **fields)
+
+    def models(self) -> list[str]:
+        return [entry["id"] for entry in self.client.get("/v1/models").json()["data"]]
+
+
+class Gateway(Client):
+    """A running gateway."""
+
+    def __init__(self, config_path: Path, key: str, ledger: Path) -> None:
+        app = create_app(
+            load_config(config_path), lambda log: PlaceholderScrubber(tuple(log.languages))
+        )
+        self.runtime = app.state.runtime
+        self.clock = self.runtime.keys._clock = Clock()
+        self.ledger = ledger
+        self.thread = ServerThread(app)
+        super().__init__(self.thread.url, key)
+
+    def with_key(self, key: str) -> Client:
+        return Client(self.url, key)
 
     def stream(self, path: str = CHAT, **fields: object) -> tuple[httpx.Response, list[dict], bool]:
         """The response, its events, and whether `[DONE]` ended it."""

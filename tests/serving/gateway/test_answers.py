@@ -11,7 +11,7 @@ from tests.lab.waiting import wait_for
 
 from tuneline.serving.gateway.chain.attempt import UsageReports
 from tuneline.serving.gateway.ledger.reports import totals_by_upstream
-from tuneline.serving.gateway.protocol import SseParser, Usage, event
+from tuneline.serving.protocol import SseParser, Usage, event
 
 from .conftest import CHAT, ask, counts, text_of, upstream_entry
 

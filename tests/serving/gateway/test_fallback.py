@@ -10,8 +10,8 @@ from tests.lab.waiting import wait_for
 from tuneline.serving.gateway.attempt_status import AttemptStatus
 from tuneline.serving.gateway.chain.acceptance import is_low
 from tuneline.serving.gateway.chain.upstream import Breaker, Circuit
-from tuneline.serving.gateway.protocol import LONGEST_EVENT, SseParser, mean_logprob, token_logprobs
 from tuneline.serving.gateway.upstream_config import BreakerConfig, LowConfidenceConfig
+from tuneline.serving.protocol import LONGEST_EVENT, SseParser, mean_logprob, token_logprobs
 
 from .conftest import QUIET, text_of, upstream_entry
 

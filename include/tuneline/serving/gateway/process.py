@@ -17,6 +17,7 @@ from tuneline.errors import RetryableError
 from tuneline.serving.client import Messages
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.processes import ServerProcess
+from tuneline.serving.protocol import DONE, SseParser
 
 START_SECONDS = 60.0
 _CONNECT_WITHIN = 5.0
@@ -137,8 +138,9 @@ class GatewayProcess(ServerProcess):
         """
         request = self._request(model, messages, stream=True, **options)
         with httpx.stream("POST", **request) as response:
-            lines = (line for line in response.iter_lines() if line.startswith("data: {"))
-            chunks = (json.loads(line.removeprefix("data: ")) for line in lines)
+            parser = SseParser()
+            events = (data for piece in response.iter_bytes() for data in parser.feed(piece))
+            chunks = (json.loads(data) for data in events if data != DONE)
             yield response.headers.get("x-request-id"), chunks
 
     def ask(self, model: str, messages: Messages, **options: Any) -> GatewayAnswer:
@@ -154,9 +156,9 @@ class GatewayProcess(ServerProcess):
         except httpx.TransportError:
             return GatewayAnswer(0, {}, time.perf_counter() - started)
         seconds = time.perf_counter() - started
-        events = [line[6:] for line in response.text.splitlines() if line.startswith("data: ")]
-        done = events[-1:] == ["[DONE]"]
-        body = _document((events[:-1] if done else events or [response.text])[-1])
+        events = SseParser().feed(response.content)
+        done = events[-1:] == [DONE]
+        body = _document((events[:-1] if done else events or [response.content])[-1])
         return GatewayAnswer(
             response.status_code,
             body,
@@ -191,7 +193,7 @@ class GatewayProcess(ServerProcess):
         }
 
 
-def _document(text: str) -> dict[str, Any]:
+def _document(text: bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:

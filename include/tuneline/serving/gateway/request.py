@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from tuneline.serving.gateway.protocol import dump_json, load_json
+from tuneline.serving.gateway.json_text import dump_json, load_json
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
 from tuneline.serving.protocol import adapter_fields
 
@@ -222,6 +222,15 @@ class ApiError(Exception):
             media_type="application/json",
             headers={**self.headers, **(headers or {})},
         )
+
+
+def try_again(
+    status: int, message: str, after_s: int, code: str, kind: str | None = None, **headers: str
+) -> ApiError:
+    """Return the error of a request that may succeed after some seconds."""
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    again = {"retry-after": str(after_s), **named}
+    return ApiError(status, message, kind=kind, code=code, headers=again)
 
 
 def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:

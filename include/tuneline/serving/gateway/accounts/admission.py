@@ -24,7 +24,7 @@ from tuneline.serving.gateway.config import KeptUser
 from tuneline.serving.gateway.ledger.database import periods
 from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.request import EMBEDDINGS, ApiError
+from tuneline.serving.gateway.request import EMBEDDINGS, ApiError, try_again
 from tuneline.serving.gateway.upstream_config import TokenRates
 
 _LONGEST = 64
@@ -378,14 +378,9 @@ class Admission:
         for what, limit, wait_for in checks:
             if limit is not None and (wait := wait_for(limit, now)) > 0:
                 self._metrics.refusals.labels(f"{what}_per_minute").inc()
-                raise ApiError(
-                    429,
-                    f"This API key may use {limit} {what} per minute, and has; try again in "
-                    f"{whole_seconds(wait)} s.",
-                    kind=what,
-                    code="rate_limit_exceeded",
-                    headers={"retry-after": str(whole_seconds(wait))},
-                )
+                after_s = whole_seconds(wait)
+                why = f"This API key may use {limit} {what} per minute, and has; try again in "
+                raise try_again(429, f"{why}{after_s} s.", after_s, "rate_limit_exceeded", what)
 
 
 def _count(value: Any) -> int:
@@ -395,30 +390,23 @@ def _count(value: Any) -> int:
 
 def _too_many(why: str) -> ApiError:
     # The rest of the body is not read, so the connection can't go on.
-    headers = {"retry-after": str(_SOON_S), "connection": "close"}
-    return ApiError(429, f"{why}; try again shortly.", code="too_many_requests", headers=headers)
+    why = f"{why}; try again shortly."
+    return try_again(429, why, _SOON_S, "too_many_requests", connection="close")
 
 
 def _refusal(budget: Budget, period: str, now: float, is_spent: bool) -> ApiError:
     amount = f"{budget.amount:g} {'tokens' if budget.unit == 'tokens' else 'in money'}"
     if not is_spent:
-        return ApiError(
-            429,
+        why = (
             f"The requests of this API key under way may use up its budget of {amount} per "
-            f"{budget.period}; try again when one of them has ended.",
-            kind="insufficient_quota",
-            code="budget_claimed",
-            headers={"retry-after": str(_SOON_S)},
+            f"{budget.period}; try again when one of them has ended."
         )
+        return try_again(429, why, _SOON_S, "budget_claimed", "insufficient_quota")
     left = whole_seconds((_end_of(budget, now) - datetime.fromtimestamp(now, UTC)).total_seconds())
-    return ApiError(
-        429,
-        f"The budget of this API key for the {budget.period} {period} (UTC), {amount}, is spent.",
-        kind="insufficient_quota",
-        code="insufficient_quota",
-        # Clients of OpenAI's library must not try again within seconds.
-        headers={"retry-after": str(left), "x-should-retry": "false"},
-    )
+    why = f"The budget of this API key for the {budget.period} {period} (UTC), {amount}, is spent."
+    quota = "insufficient_quota"
+    # Clients of OpenAI's library must not try again within seconds.
+    return try_again(429, why, left, quota, quota, x_should_retry="false")
 
 
 def _end_of(budget: Budget, now: float) -> datetime:

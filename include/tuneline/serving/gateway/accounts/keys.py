@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import time
@@ -25,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tuneline.errors import TunelineError, UserError
+from tuneline.files import write_whole
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -243,7 +243,7 @@ def _changing(path: Path) -> Iterator[list[KeyRecord]]:
             records = read_keys(path) if path.exists() else []
             yield records
             stated = {"keys": [record.stated() for record in records]}
-            _write_whole(path, json.dumps(stated, indent=1) + "\n")
+            write_whole(path, (json.dumps(stated, indent=1) + "\n").encode())
     except OSError as error:
         raise TunelineError(f"{path}: the key cannot be stored: {error.strerror}") from None
 
@@ -347,15 +347,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader sees the old one or the new one."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    fresh.replace(path)

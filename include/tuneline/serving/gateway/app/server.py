@@ -273,17 +273,16 @@ def await_file(path: Path) -> None:
         time.sleep(_LOOK_S)
 
 
-def fixed_differences(old: GatewayConfig, new: GatewayConfig) -> list[str]:
-    """Return the keys that differ although a running gateway can't change them."""
-    differing = []
-    for name in GatewayConfig.model_fields:
-        before, after = getattr(old, name), getattr(new, name)
-        if name == "production_log" and before and after:
-            # The scrubber is exchanged; a new release may speak other languages.
-            before = before.model_copy(update={"languages": after.languages})
-        if name not in LIVE and before != after:
-            differing.append(name)
-    return differing
+def _refuse_fixed(old: GatewayConfig, new: GatewayConfig) -> None:
+    """Refuse changes of keys that are bound at the start."""
+    if old.production_log and new.production_log:
+        # The scrubber is exchanged; a new release may speak other languages.
+        languages = {"languages": new.production_log.languages}
+        log = old.production_log.model_copy(update=languages)
+        old = old.model_copy(update={"production_log": log})
+    fixed = [n for n in GatewayConfig.model_fields if getattr(old, n) != getattr(new, n)]
+    if keys := ", ".join(f"`{name}`" for name in fixed if name not in LIVE):
+        raise UserError(f"{keys} can't change while the gateway runs; restart it for that")
 
 
 class Reloader:
@@ -316,7 +315,7 @@ class Reloader:
         self._seen = found = fingerprint(self._path)
         try:
             config = load_config(self._path)
-            _check(self._runtime.config, config)
+            _refuse_fixed(self._runtime.config, config)
             await self._runtime.change(config)
         except TunelineError as error:
             state.refused = found
@@ -327,13 +326,6 @@ class Reloader:
         self._runtime.metrics.reloads.labels("taken").inc()
         models = ", ".join(f"{model.id} ({' -> '.join(model.chain)})" for model in config.models)
         log.info("configuration %s loaded, models: %s", found, models or "none")
-
-
-def _check(old: GatewayConfig, new: GatewayConfig) -> None:
-    fixed = fixed_differences(old, new)
-    if fixed:
-        keys = ", ".join(f"`{name}`" for name in fixed)
-        raise UserError(f"{keys} can't change while the gateway runs; restart it for that")
 
 
 def run_gateway(

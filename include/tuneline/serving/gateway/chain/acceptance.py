@@ -13,8 +13,9 @@ from typing import Any
 
 from tuneline.serving.gateway.attempt_status import AttemptStatus
 from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm
-from tuneline.serving.gateway.protocol import SseParser, choices_of, load_json, mean_logprob
+from tuneline.serving.gateway.json_text import load_json
 from tuneline.serving.gateway.upstream_config import LowConfidenceConfig
+from tuneline.serving.protocol import SseParser, choices_of, mean_logprob
 
 
 def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool = False) -> bool:

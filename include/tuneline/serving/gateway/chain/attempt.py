@@ -14,7 +14,8 @@ from tuneline.serving.gateway.chain.upstream import TokenCounter, Upstream
 from tuneline.serving.gateway.ledger.database import UsageRow
 from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.protocol import (
+from tuneline.serving.gateway.request import CHAT, ApiRequest
+from tuneline.serving.protocol import (
     Usage,
     choices_of,
     mean_logprob,
@@ -22,7 +23,6 @@ from tuneline.serving.gateway.protocol import (
     token_logprobs,
     written_text,
 )
-from tuneline.serving.gateway.request import CHAT, ApiRequest
 
 log = logging.getLogger("tuneline.gateway")
 

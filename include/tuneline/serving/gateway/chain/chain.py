@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiohttp import ClientError, ClientResponse
 
@@ -28,17 +28,10 @@ from tuneline.serving.gateway.chain.attempt import Attempt, Call, Recorder, Repl
 from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm, json_form_of
 from tuneline.serving.gateway.chain.upstream import Upstream
 from tuneline.serving.gateway.config import ModelConfig
+from tuneline.serving.gateway.json_text import dump_json, load_json
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.protocol import (
-    DONE,
-    SseParser,
-    choices_of,
-    event,
-    load_json,
-    without_logprobs,
-)
 from tuneline.serving.gateway.request import upstream_body
-from tuneline.serving.protocol import is_overflow
+from tuneline.serving.protocol import DONE, SseParser, choices_of, event, is_overflow
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -170,7 +163,7 @@ class StreamReply(Reply):
             self._deadline = asyncio.get_running_loop().time() + idle_s
         if not choices and payload.get("usage") and not self.attempt.call.request.wants_usage:
             return
-        self._ready.append(event(without_logprobs(payload) if self._hide_logprobs else data))
+        self._ready.append(event(_without_logprobs(payload) if self._hide_logprobs else data))
 
 
 class WholeReply(Reply):
@@ -426,7 +419,7 @@ class Chain:
         self._count_unknown(attempt, judged=limits is not None)
         attempt.end(doubt or AttemptStatus.OK)
         if limits is not None and not request.wants_logprobs:
-            content = without_logprobs(payload)
+            content = _without_logprobs(payload)
         return WholeReply(attempt, content, doubt)
 
     async def _open(self, attempt: Attempt, acceptance: Acceptance) -> StreamReply:
@@ -466,3 +459,10 @@ def _trail(attempts: list[Attempt]) -> str:
 def _skipped(walk: _Walk[C]) -> str:
     """Return the upstreams that were not asked and why, such as `small=not_ready`."""
     return ", ".join(f"{name}={why}" for name, why in walk.skipped.items())
+
+
+def _without_logprobs(payload: dict[str, Any]) -> bytes:
+    """Return the answer or chunk as JSON, without its log-probabilities."""
+    for choice in choices_of(payload):
+        choice.pop("logprobs", None)
+    return dump_json(payload)

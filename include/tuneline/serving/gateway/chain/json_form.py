@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from tuneline.machine.child_environment import bare_environment
-from tuneline.serving.gateway.protocol import dump_json
+from tuneline.serving.gateway.json_text import dump_json
 
 # A larger one is left to the engine.
 _SCHEMA_BYTES = 16_384

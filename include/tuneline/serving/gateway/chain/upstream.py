@@ -44,7 +44,7 @@ from yarl import URL
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
-from tuneline.serving.gateway.protocol import load_json
+from tuneline.serving.gateway.json_text import load_json
 from tuneline.serving.gateway.request import CHAT, Api
 from tuneline.serving.gateway.upstream_config import BreakerConfig, TokenRates, UpstreamConfig
 
