@@ -11,7 +11,8 @@ from tuneline.deployment import adapter_merging
 from tuneline.deployment.adapter_merging import logprob_change, same_share
 from tuneline.deployment.merging.served_forms import LevelSpeed, Slowdown, decide, slowdown
 from tuneline.gguf.export import export_gguf, export_lora_gguf
-from tuneline.serving.client import ChatResult, TokenLogprob, Usage
+from tuneline.serving.client import ChatResult, TokenLogprob
+from tuneline.serving.protocol import Usage
 from tuneline.training import export_candidate
 
 # A rank at which the adapter, not the tiny base, takes the time of a token.

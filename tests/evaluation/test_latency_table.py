@@ -17,8 +17,9 @@ from tuneline.evaluation.latency.loads import (
     workload_of,
 )
 from tuneline.evaluation.latency.table import Objective, hardware_line, summarise, sustained, table
-from tuneline.serving.client import ChatResult, Usage
+from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.server import Counters
+from tuneline.serving.protocol import Usage
 
 GOAL = Objective(max_ttft=1.0, max_tpot=0.1)
 

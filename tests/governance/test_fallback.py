@@ -9,8 +9,9 @@ from tests.lab.runs import broken, value
 
 from tuneline.artifacts.governance import BY_HAND, Calibration, Threshold
 from tuneline.governance import fallback
-from tuneline.governance.gateway.faults import Seen, report
+from tuneline.governance.gateway.faults import report
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.gateway.process import GatewayAnswer
 
 # Real answers of the tiny models take far less.
 QUICK = {"first_token_timeout_s": 3.0, "answer_timeout_s": 5.0, "budget_s": 20.0}
@@ -28,7 +29,8 @@ FAULTS = {
 
 
 def seen(by: str | None, *, complete: bool = True, error: bool = False, reason: str | None = None):
-    return Seen(200 if complete else 502, by, reason, complete=complete, clean_error=error)
+    body = {"error": {"code": "timeout"}} if error else {}
+    return GatewayAnswer(200 if complete else 502, body, 0.0, complete, by, reason)
 
 
 def test_requests_are_counted_by_how_they_ended():

@@ -57,43 +57,37 @@ def test_it_is_ready_within_the_block_and_gone_after_it():
 
 
 def test_a_log_that_was_asked_for_stays(tmp_path):
-    server = Scripted(READY + SLEEP, log_file=tmp_path / "logs" / "server.log")
-    with server:
+    with Scripted(READY + SLEEP, log_file=tmp_path / "logs" / "server.log") as server:
         pass
     assert Path(server.log_file).read_text() == "ready\n"
 
 
-def test_one_that_ends_or_is_late_says_so_and_is_gone():
-    ended = Scripted("print('no port left'); raise SystemExit(3)")
-    with pytest.raises(TunelineError, match="code 3: no port left"):
-        ended.start()
-    silent = Scripted("raise SystemExit(1)")
-    with pytest.raises(TunelineError, match="it said nothing"):
-        silent.start()
-    late = Scripted(DEAF + SLEEP, start_seconds=0.3)
-    with pytest.raises(RetryableError, match="no time left for the word"):
-        late.start()
-    assert late.pids
-    assert gone(ended)
-    assert gone(silent)
-    assert gone(late)
-
-
-def test_one_that_does_not_heed_sigterm_is_killed():
-    server = Scripted(DEAF + READY + SLEEP)
-    server.start()
-    server.stop()
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [
+        ("print('no port left'); raise SystemExit(3)", TunelineError, "code 3: no port left"),
+        ("raise SystemExit(1)", TunelineError, "it said nothing"),
+        (DEAF + SLEEP, RetryableError, "no time left for the word"),
+    ],
+)
+def test_one_that_ends_or_is_late_says_so_and_is_gone(code, error, said):
+    server = Scripted(code, **({"start_seconds": 0.3} if error is RetryableError else {}))
+    with pytest.raises(error, match=said):
+        server.start()
     assert server.pids
     assert gone(server)
 
 
-def test_stop_after_its_own_end_and_twice():
-    server = Scripted(READY + SLEEP)
-    server.start()
-    server.signal(signal.SIGKILL)
-    server.stop()
-    server.stop()
-    assert gone(server)
+def test_one_that_does_not_heed_sigterm_is_killed_and_stop_may_come_late_and_twice():
+    for code, end in ((DEAF + READY + SLEEP, None), (READY + SLEEP, signal.SIGKILL)):
+        server = Scripted(code)
+        server.start()
+        if end:
+            server.signal(end)
+        server.stop()
+        server.stop()
+        assert server.pids
+        assert gone(server)
 
 
 def test_a_group_of_its_own_is_killed_whole():

@@ -117,23 +117,26 @@ def test_each_piece_has_the_time_at_which_it_came():
     assert result.total >= 0.15
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 10_000])
-def test_bytes_may_come_in_any_pieces(size):
-    whole = b"".join(chunked(*BODY, more=KEEP))
-    pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
-    assert answer(*pieces).text == "née"
+WHOLE = b"".join(chunked(*BODY, more=KEEP))
+KNOWN = STREAM + f"Content-Length: {len(b''.join(BODY))}\r\n\r\n".encode() + b"".join(BODY)
+TRAILED = STREAM + b"Trailer: X-Time\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def test_a_body_of_known_length_and_one_that_ends_with_its_connection():
-    body = b"".join(BODY)
-    known = STREAM + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
-    assert answer(known).text == "née"
-    assert answer(STREAM + b"\r\n" + body, close=True).text == "née"
-
-
-def test_trailers_are_no_end_that_is_waited_for():
-    head = STREAM + b"Trailer: X-Time\r\nTransfer-Encoding: chunked\r\n\r\n"
-    assert answer(head, *map(chunk, BODY), b"0\r\nX-Time: 3\r\n\r\n").text == "née"
+@pytest.mark.parametrize(
+    ("pieces", "close"),
+    [
+        *(
+            ([WHOLE[at : at + size] for at in range(0, len(WHOLE), size)], False)
+            for size in (1, 2, 7, 10_000)
+        ),
+        # A body of known length, one that ends with its connection, and one with trailers.
+        ([KNOWN], False),
+        ([STREAM + b"\r\n" + b"".join(BODY)], True),
+        ([TRAILED, *map(chunk, BODY), b"0\r\nX-Time: 3\r\n\r\n"], False),
+    ],
+)
+def test_bytes_may_come_in_any_pieces(pieces, close):
+    assert answer(*pieces, close=close).text == "née"
 
 
 def test_a_connection_is_kept():
@@ -154,33 +157,12 @@ def test_a_kept_connection_that_the_server_closes_costs_a_new_one_and_no_failure
     assert second.sent >= first.ended
 
 
-def test_a_server_that_hangs_up_on_a_new_connection_has_failed():
-    with replies([]) as (url, _, _):
-        (exchange,) = ask(url)
-        with pytest.raises(EngineUnavailable, match="closed the connection"):
-            read_answer(exchange, url)
-    assert exchange.refused
-
-
-def test_an_answer_that_breaks_off():
-    with pytest.raises(EngineUnavailable, match="closed the connection"):
-        answer(*chunked(*BODY)[:3], close=True)
-    with pytest.raises(EngineError, match="ended before its end mark"):
-        answer(*chunked(*BODY[:2]))
-
-
 def test_a_server_that_falls_silent_is_not_waited_for_longer_than_said():
     with replies(chunked(*BODY)[:2], pause=5.0) as (url, _, _):
         (exchange,) = ask(url, timeout=0.3)
         with pytest.raises(EngineUnavailable, match="did not answer in time"):
             read_answer(exchange, url)
     assert 0.25 < exchange.ended - exchange.pieces[-1][0] < 4.0
-
-
-def test_nobody_listens():
-    (exchange,) = ask("http://127.0.0.1:9")
-    with pytest.raises(EngineUnavailable, match="can't be reached"):
-        read_answer(exchange, "http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -201,10 +183,25 @@ def test_a_refusal_has_the_engines_words(status, message, error):
             read_answer(exchange, url)
 
 
-def test_what_is_not_http_or_not_json():
-    with pytest.raises(EngineError, match="did not answer with HTTP"):
-        answer(b"hello\r\n\r\n", close=True)
-    with pytest.raises(EngineError, match="did not answer with JSON"):
-        answer(*chunked(b"data: {half\n\n"))
-    with pytest.raises(EngineError, match="out of memory"):
-        answer(*chunked(event(error={"message": "out of memory"})))
+@pytest.mark.parametrize(
+    ("pieces", "close", "error", "said"),
+    [
+        (chunked(*BODY)[:3], True, EngineUnavailable, "closed the connection"),
+        # On a new connection it is the server's failure.
+        ([], True, EngineUnavailable, "closed the connection"),
+        (chunked(*BODY[:2]), False, EngineError, "ended before its end mark"),
+        ([b"hello\r\n\r\n"], True, EngineError, "did not answer with HTTP"),
+        (chunked(b"data: {half\n\n"), False, EngineError, "did not answer with JSON"),
+        (chunked(event(error={"message": "no memory"})), False, EngineError, "no memory"),
+    ],
+)
+def test_what_is_no_answer(pieces, close, error, said):
+    with pytest.raises(error, match=said):
+        answer(*pieces, close=close)
+
+
+def test_nobody_listens():
+    (exchange,) = ask("http://127.0.0.1:9")
+    assert exchange.refused
+    with pytest.raises(EngineUnavailable, match="can't be reached"):
+        read_answer(exchange, "http://127.0.0.1:9")

@@ -117,7 +117,7 @@ def test_two_adapters_behind_the_gateway(tiny, tmp_path):
             def ask(model):
                 def one(number):
                     prompt = conversation(number)[0][:-1]
-                    answer = gateway.chat(model, prompt, max_tokens=32)
+                    answer = gateway.ask(model, prompt, max_tokens=32)
                     return answer.body["choices"][0]["message"]["content"]
 
                 with ThreadPoolExecutor(4) as pool:
@@ -125,7 +125,7 @@ def test_two_adapters_behind_the_gateway(tiny, tmp_path):
 
             with ThreadPoolExecutor(2) as teams:
                 ours, theirs = teams.map(ask, ("ours@1", "theirs"))
-            unknown = gateway.chat("theirs@2", conversation(1)[0][:-1], max_tokens=4)
+            unknown = gateway.ask("theirs@2", conversation(1)[0][:-1], max_tokens=4)
     assert right_share(ours, INTENTS) > 0.6 > right_share(ours, OTHER_INTENTS)
     assert right_share(theirs, OTHER_INTENTS) > 0.6 > right_share(theirs, INTENTS)
     assert unknown.status == 404

@@ -315,7 +315,7 @@ class ProbeTrial:
 
         def ask() -> None:
             extra = {"ignore_eos": True}
-            answers.append(self.gateway.chat("model", PROMPT, max_tokens=LONG_ANSWER, extra=extra))
+            answers.append(self.gateway.ask("model", PROMPT, max_tokens=LONG_ANSWER, extra=extra))
 
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()

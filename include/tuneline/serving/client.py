@@ -16,7 +16,14 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from tuneline.errors import RetryableError, TunelineError
-from tuneline.serving.protocol import is_overflow, read_metrics
+from tuneline.serving.protocol import (
+    DONE,
+    SseParser,
+    Usage,
+    is_overflow,
+    read_metrics,
+    reported_usage,
+)
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -55,31 +62,12 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """Tokens of a request as the engine counted them; all 0 when it gave no counts.
-
-    Attributes:
-        prompt_tokens: tokens of the rendered prompt.
-        completion_tokens: generated tokens.
-        cached_tokens: prompt tokens that came from the engine's prefix cache.
-    """
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-
-
-@dataclass(frozen=True)
 class ChatResult:
-    """One answer.
+    """One answer; times in seconds from sending.
 
     Attributes:
-        finish_reason: the engine's reason, `stop` or `length`.
-        usage: tokens as the engine counted them.
-        ttft: time to the first content, in seconds; None without streaming.
-        total: time from sending to the last byte, in seconds.
-        chunk_times: time of each content chunk, in seconds; empty without streaming.
-        logprobs: log-probabilities of the generated tokens, if requested.
+        ttft: time to the first content; None without streaming.
+        chunk_times: time of each content chunk; empty without streaming.
     """
 
     text: str
@@ -108,7 +96,7 @@ def parse_answer(document: Mapping[str, Any], total: float) -> ChatResult:
         ttft=None,
         total=total,
         logprobs=tuple(_logprobs(choice)),
-        usage=_usage(document),
+        usage=reported_usage(document) or Usage(),
     )
 
 
@@ -128,36 +116,32 @@ class StreamCollector:
         self._parts: list[str] = []
         self._times: list[float] = []
         self._logprobs: list[TokenLogprob] = []
-        self._counted: Mapping[str, Any] = {}
+        self._usage = Usage()
+        self._parser = SseParser()
         self._finish = ""
         self._complete = False
 
-    def feed(self, line: str, at: float | None = None) -> None:
-        """Take one line of the stream.
-
-        Args:
-            at: when it came, by `time.perf_counter()`; None for now.
+    def feed(self, data: bytes, at: float | None = None) -> None:
+        """Take bytes of the stream, which came at a `time.perf_counter()`; None for now.
 
         Raises:
             EngineError: if the engine reported an error in the stream.
+            ValueError: if an event is not JSON.
         """
-        if not line.startswith("data:"):
-            return
-        payload = line.removeprefix("data:").strip()
-        if payload == "[DONE]":
-            self._complete = True
-            return
-        document = json.loads(payload)
+        for event in self._parser.feed(data):
+            if event == DONE:
+                self._complete = True
+            else:
+                self._take(json.loads(event), time.perf_counter() if at is None else at)
+
+    def _take(self, document: Mapping[str, Any], at: float) -> None:
         if "error" in document:
             raise EngineError(f"the engine broke off: {document['error']}")
-        if document.get("usage"):
-            self._counted = document
+        self._usage = reported_usage(document) or self._usage
         for choice in document.get("choices", []):
-            content = choice.get("delta", {}).get("content")
-            if content:
+            if content := choice.get("delta", {}).get("content"):
                 self._parts.append(content)
-                now = time.perf_counter() if at is None else at
-                self._times.append(now - self._started)
+                self._times.append(at - self._started)
             self._logprobs.extend(_logprobs(choice))
             self._finish = choice.get("finish_reason") or self._finish
 
@@ -168,9 +152,6 @@ class StreamCollector:
 
     def result(self, ended: float | None = None) -> ChatResult:
         """Return the whole answer.
-
-        Args:
-            ended: when its last byte came, by `time.perf_counter()`; None for now.
 
         Raises:
             EngineError: if the stream ended before its end mark.
@@ -184,18 +165,8 @@ class StreamCollector:
             total=(time.perf_counter() if ended is None else ended) - self._started,
             chunk_times=tuple(self._times),
             logprobs=tuple(self._logprobs),
-            usage=_usage(self._counted),
+            usage=self._usage,
         )
-
-
-def _usage(document: Mapping[str, Any]) -> Usage:
-    usage = document.get("usage") or {}
-    details = usage.get("prompt_tokens_details") or {}
-    return Usage(
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
-        cached_tokens=int(details.get("cached_tokens") or 0),
-    )
 
 
 def _logprobs(choice: Mapping[str, Any]) -> Iterator[TokenLogprob]:
@@ -214,13 +185,7 @@ def _error(text: str) -> dict[str, Any]:
 
 
 def raise_for_status(status: int, text: str) -> None:
-    """Raise the exception for an engine's error answer.
-
-    Raises:
-        ContextOverflow: if the prompt is too long.
-        EngineUnavailable: if it is busy or loading, or a gateway in between failed.
-        EngineError: for any other status of 400 and above.
-    """
+    """Raise the exception for an engine's error answer: too long, busy or loading, or any other."""
     if status < 400:
         return
     error = _error(text)
@@ -248,11 +213,9 @@ class EngineClient:
 
         Args:
             base_url: `http://host:port`, without `/v1`.
-            model: model name that is sent with each request.
             timeout: time without a byte after which a request fails, in seconds.
-            fields: more fields of every request, which the request's own take precedence over;
-                they choose an adapter.
-            api_key: key that is sent as a bearer token; None for an engine that asks for none.
+            fields: more fields of every request; the request's own take precedence. They choose an
+                adapter.
         """
         self.base_url = base_url.rstrip("/")
         self.model = model
@@ -291,14 +254,11 @@ class EngineClient:
         on_begin: Callable[[], None] | None = None,
         **options: Any,
     ) -> ChatResult:
-        """Ask for one chat completion.
+        """Ask for one chat completion; `options` are the other fields of `chat_body`.
 
         Args:
-            messages: `[{"role": …, "content": …}]`.
-            max_tokens: length limit of the answer, in tokens.
             stream: whether to stream the answer; needed for `ttft`.
             on_begin: called once when the first part of a streamed answer is there.
-            options: the other fields of `chat_body`.
 
         Raises:
             ContextOverflow: if the prompt is too long.
@@ -316,8 +276,8 @@ class EngineClient:
                 if response.status_code >= 400:
                     raise_for_status(response.status_code, response.read().decode(errors="replace"))
                 collector = StreamCollector(started)
-                for line in response.iter_lines():
-                    collector.feed(line)
+                for data in response.iter_bytes():
+                    collector.feed(data)
                     if on_begin is not None and collector.begun:
                         on_begin()
                         on_begin = None
@@ -334,18 +294,7 @@ class EngineClient:
         stream: bool = False,
         extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Return the JSON body of a request.
-
-        Args:
-            messages: see `chat`.
-            max_tokens: see `chat`.
-            temperature: temperature of the sampling; 0 is greedy.
-            seed: seed of the sampling; None leaves it to the engine.
-            logprobs: whether to request the probabilities of the generated tokens.
-            stream: see `chat`.
-            extra: more fields, for example `{"cache_prompt": False}` or
-                `{"lora": [{"id": 0, "scale": 1.0}]}` for llama.cpp.
-        """
+        """Return the JSON body of a request, greedy and with a fixed seed by default."""
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [dict(message) for message in messages],
@@ -372,10 +321,7 @@ class EngineClient:
         """Answer many prompts, `concurrency` at a time; results in the order of the prompts.
 
         Args:
-            batch: messages of each prompt.
-            concurrency: number of requests in flight (a closed loop).
             on_answer: called with the number of a prompt and its result, as soon as it is there.
-            options: see `chat`.
 
         Raises:
             TunelineError: if a request failed; those that wait are cancelled.
@@ -428,8 +374,12 @@ class EngineClient:
         """Translate the errors of a request into errors of the engine."""
         try:
             yield
+        except httpx.TimeoutException as error:
+            why = f"{self.base_url} did not answer in time ({type(error).__name__})"
+            raise EngineUnavailable(why) from error
         except httpx.HTTPError as error:
-            raise _unavailable(self.base_url, error) from error
+            why = f"{self.base_url} can't be reached: {error or type(error).__name__}"
+            raise EngineUnavailable(why) from error
         except ValueError as error:
             raise EngineError(f"{self.base_url} did not answer with JSON: {error}") from error
 
@@ -470,9 +420,3 @@ def _batch(
     finally:
         waiting.clear()
     return [answers[number] for number in range(len(batch))]
-
-
-def _unavailable(base_url: str, error: httpx.HTTPError) -> EngineUnavailable:
-    if isinstance(error, httpx.TimeoutException):
-        return EngineUnavailable(f"{base_url} did not answer in time ({type(error).__name__})")
-    return EngineUnavailable(f"{base_url} can't be reached: {error or type(error).__name__}")

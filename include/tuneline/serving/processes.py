@@ -36,15 +36,7 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> float:
-    """Wait until a condition is true.
-
-    Args:
-        condition: the condition; it is tested 20 times a second.
-        seconds: the longest wait, in seconds.
-
-    Returns:
-        The seconds that it took; infinite if the condition did not become true.
-    """
+    """Wait until a condition is true; return the seconds that it took, infinite if it did not."""
     began = time.monotonic()
     while time.monotonic() - began < seconds:
         if condition():
@@ -61,11 +53,8 @@ def last_line(text: str) -> str:
 def run_child(command: Sequence[str], what: str, environment: Mapping[str, str]) -> str:
     """Run a program to its end and return its output.
 
-    Args:
-        what: the beginning of the error's sentence, such as "the conversion failed".
-
     Raises:
-        TunelineError: if it failed, with its exit code and its last line.
+        TunelineError: if it failed: what, its exit code and its last line.
     """
     done = subprocess.run(
         command,
@@ -84,15 +73,12 @@ def run_child(command: Sequence[str], what: str, environment: Mapping[str, str])
 class ServerProcess(ABC):
     """The process of a server, ready when the `with` block begins and gone when it ends.
 
-    A subclass defines when it is ready and which error it raises otherwise.
-
     Attributes:
-        stop_seconds: time to drain between SIGTERM and SIGKILL, in seconds.
-        poll_seconds: pause between two looks at a starting server, in seconds.
-        own_group: whether it leads a process group. Signals and `kill` then reach
-            the processes that it starts as well; SIGTERM of `stop` goes to the server alone.
-        start_seconds: longest time until it is ready, in seconds.
-        load_seconds: duration of the last `start`, in seconds.
+        stop_seconds: time to drain between SIGTERM and SIGKILL.
+        own_group: whether it leads a process group. Signals and `kill` then reach the processes
+            that it starts as well; SIGTERM of `stop` goes to the server alone.
+        start_seconds: longest time until it is ready.
+        load_seconds: duration of the last `start`.
     """
 
     stop_seconds: ClassVar[float]
@@ -108,14 +94,7 @@ class ServerProcess(ABC):
         environment: Mapping[str, str] | None = None,
         stdin: int | None = None,
     ) -> None:
-        """Describe a server; `start` or a `with` block starts it.
-
-        Args:
-            start_seconds: longest time until it is ready, in seconds.
-            log_file: file for its output; None takes a temporary one, deleted with the process.
-            environment: its environment; None takes that of this process.
-            stdin: its standard input, as for `subprocess.Popen`.
-        """
+        """Describe a server; `start` or a `with` block starts it."""
         self.start_seconds = start_seconds
         self.load_seconds = 0.0
         self._command = list(command)
@@ -131,12 +110,7 @@ class ServerProcess(ABC):
 
     @abstractmethod
     def start_error(self, code: int | None, lacking: str) -> TunelineError:
-        """Return the error of a server that did not start.
-
-        Args:
-            code: its exit code; None if its time ran out.
-            lacking: the last answer of `waiting_for`.
-        """
+        """Return the error of a server that did not start; the code is None if its time ran out."""
 
     @property
     def pid(self) -> int:
@@ -377,10 +351,8 @@ def supervise(command: Sequence[str]) -> int:
 
     The caller makes this process the leader of a process group. It forwards SIGTERM and SIGINT to
     the server, ends it when standard input closes, that is with the process that started this one,
-    and kills what is left of the group once the server has ended.
-
-    Returns:
-        Its exit code, as a shell gives it: 128 and the number of a signal that ended it.
+    and kills what is left of the group once the server has ended. Returns the exit code as a shell
+    does.
     """
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -40,11 +40,10 @@ _END = b"\r\n0\r\n\r\n"
 
 @dataclass
 class Exchange:
-    """A request and the bytes of its answer.
+    """A request and the bytes of its answer; times by `time.perf_counter()`.
 
     Attributes:
-        request: the whole request, head and body.
-        sent: when it was written, by `time.perf_counter()`.
+        sent: when it was written.
         pieces: the bytes of the answer with the time at which each piece came.
         ended: when the answer was complete, or the request had failed.
         error: why it failed; empty if it did not.
@@ -66,12 +65,7 @@ class Exchange:
 
 
 class _Connection(asyncio.Protocol):
-    """A kept connection with one exchange at a time.
-
-    Attributes:
-        used: whether it has had a request.
-        hung_up: whether it was closed before an answer was complete.
-    """
+    """A kept connection with one exchange at a time."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -187,12 +181,7 @@ class _BodyEnd:
 
 
 class Link:
-    """A client's place at a server: a connection that is open before a clock starts.
-
-    Args:
-        url: address of the server, `http://host:port` or `https://…`.
-        timeout: time without a byte after which a request fails, in seconds.
-    """
+    """A client's place at a server: a connection that is open before a clock starts."""
 
     def __init__(self, url: str, timeout: float) -> None:
         self._url = urlsplit(url)
@@ -273,9 +262,6 @@ def streamed_request(
 def read_answer(exchange: Exchange, url: str) -> ChatResult:
     """Read the streamed answer of an exchange; its times are those at which its bytes came.
 
-    Args:
-        url: address of the server, for messages.
-
     Raises:
         ContextOverflow: if the prompt was too long.
         EngineError: if the engine refused the request or broke the protocol.
@@ -284,24 +270,23 @@ def read_answer(exchange: Exchange, url: str) -> ChatResult:
     if exchange.error:
         raise EngineUnavailable(f"{url}: {exchange.error}")
     try:
-        status, lines = _lines(exchange)
+        status, pieces = _body(exchange)
     except h11.RemoteProtocolError as error:
         raise EngineError(f"{url} did not answer with HTTP: {error}") from None
-    text = b"\n".join(line for _, line in lines)
-    raise_for_status(status, text.decode(errors="replace"))
+    raise_for_status(status, b"".join(data for _, data in pieces).decode(errors="replace"))
     collector = StreamCollector(exchange.sent)
     try:
-        for at, line in lines:
-            collector.feed(line.decode(), at)
+        for at, data in pieces:
+            collector.feed(data, at)
     except ValueError as error:
         raise EngineError(f"{url} did not answer with JSON: {error}") from error
     return collector.result(exchange.ended)
 
 
-def _lines(exchange: Exchange) -> tuple[int, list[tuple[float, bytes]]]:
-    """Return the status of an answer, and the lines of its body with the time of each one's end."""
-    parser, status, rest = _parser(), 0, b""
-    lines: list[tuple[float, bytes]] = []
+def _body(exchange: Exchange) -> tuple[int, list[tuple[float, bytes]]]:
+    """Return the status of an answer, and the pieces of its body with the time of each one."""
+    parser, status = _parser(), 0
+    pieces: list[tuple[float, bytes]] = []
     for at, piece in [*exchange.pieces, (exchange.ended, b"")]:
         if not piece and parser.their_state is not h11.SEND_BODY:
             break
@@ -310,9 +295,8 @@ def _lines(exchange: Exchange) -> tuple[int, list[tuple[float, bytes]]]:
             if isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
-                *whole, rest = (rest + bytes(event.data)).split(b"\n")
-                lines += [(at, line.rstrip(b"\r")) for line in whole]
-    return status, [*lines, (exchange.ended, rest)] if rest else lines
+                pieces.append((at, bytes(event.data)))
+    return status, pieces
 
 
 def _parser() -> h11.Connection:

@@ -65,7 +65,7 @@ def test_each_model_id_is_answered_by_its_own_adapter_at_once(store, two_teams, 
 
             def ask(model):
                 def one(number):
-                    return gateway.chat(model, conversation(number)[0][:-1], max_tokens=32)
+                    return gateway.ask(model, conversation(number)[0][:-1], max_tokens=32)
 
                 return list(pool.map(one, ROWS))
 
@@ -74,8 +74,8 @@ def test_each_model_id_is_answered_by_its_own_adapter_at_once(store, two_teams, 
                 ours, theirs, ours_1, theirs_1 = teams.map(ask, asked)
             # A client may not choose an adapter by itself.
             chosen = {"lora": [{"id": 1, "scale": 1.0}, {"id": 0, "scale": 0.0}]}
-            taken = gateway.chat("ours", conversation(1)[0][:-1], max_tokens=4, extra=chosen)
-            unknown = gateway.chat("ours@2", conversation(1)[0][:-1], max_tokens=4)
+            taken = gateway.ask("ours", conversation(1)[0][:-1], max_tokens=4, extra=chosen)
+            unknown = gateway.ask("ours@2", conversation(1)[0][:-1], max_tokens=4)
     assert right_share(ours, INTENTS) > 0.7
     assert right_share(theirs, OTHER_INTENTS) > 0.7
     assert right_share(ours, OTHER_INTENTS) < 0.2

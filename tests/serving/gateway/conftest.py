@@ -1,4 +1,5 @@
 import json
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
+from tests.lab.api_server import ApiServer
 from tests.lab.upstream_server import ServerThread, UpstreamServer
 from tests.lab.waiting import wait_for
 
@@ -15,7 +17,9 @@ from tuneline.data.pii.replace.scrubber import PlaceholderScrubber
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.gateway.app.routes import create_app
 from tuneline.serving.gateway.config import load_config
+from tuneline.serving.gateway.process import GatewayProcess
 
+CHAT = "chat/completions"
 # Health as it was at the start: pings neither see a fault before a request meets it, nor fail
 # where the machine is busy with other things.
 QUIET = {
@@ -38,8 +42,27 @@ class Clock:
         return time.monotonic() + self.ahead_s
 
 
-class Gateway:
-    """A running gateway with a client that holds a key of it."""
+class Client:
+    """A client that holds a key of a gateway."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
+        headers = {"authorization": f"Bearer {key}"}
+        self.client = httpx.Client(base_url=url, headers=headers, timeout=20)
+
+    def post(self, path: str, **fields: object) -> httpx.Response:
+        asked = ask(**fields) if path == CHAT else {"model": "support", **fields}
+        return self.client.post(f"/v1/{path}", json=asked)
+
+    def chat(self, **fields: object) -> httpx.Response:
+        return self.post(CHAT, **fields)
+
+    def models(self) -> list[str]:
+        return [entry["id"] for entry in self.client.get("/v1/models").json()["data"]]
+
+
+class Gateway(Client):
+    """A running gateway."""
 
     def __init__(self, config_path: Path, key: str, ledger: Path) -> None:
         app = create_app(
@@ -47,23 +70,23 @@ class Gateway:
         )
         self.runtime = app.state.runtime
         self.clock = self.runtime.keys._clock = Clock()
-        self.key = key
         self.ledger = ledger
         self.thread = ServerThread(app)
-        self.url = self.thread.url
-        self.client = httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=20
-        )
+        super().__init__(self.thread.url, key)
 
-    def chat(self, **fields: object) -> httpx.Response:
-        return self.client.post("/v1/chat/completions", json=ask(**fields))
+    def with_key(self, key: str) -> Client:
+        return Client(self.url, key)
 
-    def stream(self, **fields: object) -> tuple[httpx.Response, list[dict], bool]:
+    def stream(self, path: str = CHAT, **fields: object) -> tuple[httpx.Response, list[dict], bool]:
         """The response, its events, and whether `[DONE]` ended it."""
-        response = self.chat(stream=True, **fields)
+        response = self.post(path, stream=True, **fields)
         lines = [line[6:] for line in response.text.split("\n\n") if line.startswith("data: ")]
         done = bool(lines) and lines[-1] == "[DONE]"
         return response, [json.loads(line) for line in lines if line != "[DONE]"], done
+
+    @property
+    def metrics(self) -> str:
+        return self.client.get("/metrics").text
 
     def rows(self, count: int, kind: str = "request") -> list[dict]:
         """The ledger's rows, once so many are there."""
@@ -81,17 +104,20 @@ class Gateway:
         assert len(rows) == count
         return rows
 
-    def wait_ready(self) -> None:
-        wait_for(lambda: self.client.get("/v1/health/ready").status_code == 200)
-
-    def wait_all_ready(self) -> None:
-        """Wait until every upstream is ready, so that none is passed over."""
-
-        wait_for(lambda: set(self.states().values()) == {"ready"})
+    def probe(self) -> dict:
+        """What the readiness probe says."""
+        return self.client.get("/v1/health/ready").json()
 
     def states(self) -> dict[str, str]:
         """What the probe says of each upstream, by name."""
-        return self.client.get("/v1/health/ready").json()["upstreams"]
+        return self.probe()["upstreams"]
+
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.probe()["status"] == "ready")
+
+    def wait_all_ready(self) -> None:
+        """Wait until every upstream is ready, so that none is passed over."""
+        wait_for(lambda: set(self.states().values()) == {"ready"})
 
     def follow_keys(self) -> None:
         """Let the second pass after which it looks at the keys file again."""
@@ -114,6 +140,10 @@ def text_of(events: list[dict]) -> str:
     )
 
 
+def counts(row: dict) -> tuple[int, int, int]:
+    return row["prompt_tokens"], row["completion_tokens"], row["estimated"]
+
+
 def upstream_entry(server: UpstreamServer, **fields: object) -> dict:
     return {
         "name": server.name,
@@ -125,21 +155,21 @@ def upstream_entry(server: UpstreamServer, **fields: object) -> dict:
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[dict[str, UpstreamServer]]:
-    made = {name: UpstreamServer(name) for name in ("small", "large")}
+def servers() -> Iterator[dict[str, ApiServer]]:
+    made = {name: ApiServer(name) for name in ("small", "large")}
     yield made
     for server in made.values():
         server.stop()
 
 
 @pytest.fixture
-def small(servers: dict[str, UpstreamServer]) -> UpstreamServer:
+def small(servers: dict[str, ApiServer]) -> ApiServer:
     servers["small"].reset()
     return servers["small"]
 
 
 @pytest.fixture
-def large(servers: dict[str, UpstreamServer]) -> UpstreamServer:
+def large(servers: dict[str, ApiServer]) -> ApiServer:
     servers["large"].reset()
     return servers["large"]
 
@@ -195,3 +225,65 @@ def calm(start: Callable[..., Gateway]) -> Callable[..., Gateway]:
         return gateway
 
     return run
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _library() -> Iterator[None]:
+    """Processes find the library where this one does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3] / "include"))
+        yield
+
+
+class Process(GatewayProcess):
+    """`tuneline gateway` as it runs outside of tests, with a client that holds a key of it."""
+
+    def __init__(
+        self, folder: Path, *servers: UpstreamServer | dict, files: int | None = None, **settings
+    ) -> None:
+        entries = [s if isinstance(s, dict) else upstream_entry(s) for s in servers]
+        models = [{"id": "support", "chain": [entry["name"] for entry in entries]}]
+        super().__init__(
+            folder, upstreams=entries, models=models, keys=["tester"], settings=settings
+        )
+        if files:
+            self._command = ["prlimit", f"--nofile={files}:{files}", *self._command]
+        self.key = self.keys["tester"]
+        self.headers = {"authorization": f"Bearer {self.key}"}
+
+    def start(self) -> None:
+        super().start()
+        self.client = httpx.Client(base_url=self.base_url, headers=self.headers, timeout=20)
+        wait_for(lambda: self.status("ready") == 200, 30)
+
+    def status(self, probe: str) -> int:
+        try:
+            # On a new connection, as a kubelet's probe.
+            return self.get(f"/v1/health/{probe}").status_code
+        except httpx.TransportError:
+            return 0
+
+    def ask(self, **fields: object) -> httpx.Response:
+        return self.client.post(f"/v1/{CHAT}", json=ask(**fields))
+
+    def end(self) -> None:
+        """Wait until it has drained by itself."""
+        self.client.close()
+        self.signal(signal.SIGTERM)
+        assert self._process.wait(30) == 0
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts gateways as processes; kills after the test those that are left."""
+    processes: list[Process] = []
+
+    def run(*servers: UpstreamServer | dict, **settings: object) -> Process:
+        processes.append(Process(tmp_path / f"gateway-{len(processes)}", *servers, **settings))
+        processes[-1].start()
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        process.client.close()
+        process.kill()

@@ -9,6 +9,7 @@ from tuneline.errors import UserError
 from tuneline.serving.gateway.config import GatewayConfig, load_config
 from tuneline.serving.gateway.upstream_config import PriceConfig
 
+LOG = {"store": "file:///s", "spool": "spool"}
 DOCS = Path(__file__).parents[3] / "docs" / "gateway.md"
 
 
@@ -71,8 +72,11 @@ def set_in(config: dict, path: str, value: object) -> dict:
         ("models.0.chain", ["smal"], ["support", "smal"]),
         ("models.0.chain", [], ["`models[0].chain`"]),
         ("models.0.chain", ["small", "small"], ["chain of support", "small"]),
+        ("allowed_hosts", ["engine"], ["called at models.example, which allowed_hosts does not"]),
         ("models.0.low_confidence", {"min_mean_logprob": 0.5}, ["min_mean_logprob", "less than 0"]),
         ("request_log", {"dir": "r"}, ["`request_log` is gone", "production_log"]),
+        ("production_log", {**LOG, "sample_rate": 1.5}, ["`production_log.sample_rate`"]),
+        ("production_log", {**LOG, "part_seconds": 0}, ["`production_log.part_seconds`"]),
         ("ledger", {}, ["`ledger`", "path", "url"]),
         ("ledger", {"path": "a.db", "url": "sqlite:///b.db"}, ["`ledger`", "either"]),
         ("ledger.url", "mysql://h/db", ["`ledger.url`", "postgresql://"]),
@@ -137,3 +141,6 @@ def test_the_documented_example_loads(tmp_path, monkeypatch):
     blocks = DOCS.read_text().split("```yaml\n")[1:]
     config = load(tmp_path, blocks[0].split("```")[0])
     assert config.models[0].chain[0] == config.upstreams[0].name
+    logged = next(yaml.safe_load(b.split("```")[0]) for b in blocks if "production_log:" in b)
+    log = load(tmp_path, {**example(), "production_log": logged["production_log"]}).production_log
+    assert log.spool == tmp_path / "spool"

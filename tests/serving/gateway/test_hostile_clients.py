@@ -8,13 +8,9 @@ from contextlib import suppress
 
 import httpx
 import pytest
-import yaml
 from tests.lab.waiting import wait_for
 
-from tuneline.serving.gateway.accounts.keys import add_key
-
-from .conftest import ask, upstream_entry
-from .test_server import Process
+from .conftest import Process, ask, upstream_entry
 
 LIMITS = {
     "header_bytes": 4096,
@@ -29,33 +25,19 @@ END = b"\r\n\r\n"
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory, servers):
     """One gateway for all of them: each must leave it in order for the next."""
-    folder = tmp_path_factory.mktemp("gateway")
     servers["small"].reset()
-    key = add_key(folder / "keys.json", "tester")
-    config = {
-        "port": 0,
-        "keys_file": "keys.json",
-        "ledger": {"path": "usage.db", "flush_interval_s": 0.02},
-        "upstreams": [upstream_entry(servers["small"], ping=False)],
-        "models": [{"id": "support", "chain": ["small"]}],
-        "max_body_bytes": 200_000,
-        "limits": LIMITS,
-    }
-    path = folder / "gateway.yaml"
-    path.write_text(yaml.safe_dump(config))
-    process = Process(path, key)
-    process.key = key
-    yield process
-    process.client.close()
-    process.popen.kill()
-    process.popen.wait()
+    upstream = upstream_entry(servers["small"], ping=False)
+    settings = {"max_body_bytes": 200_000, "limits": LIMITS}
+    with Process(tmp_path_factory.mktemp("hostile") / "gateway", upstream, **settings) as process:
+        yield process
+        process.client.close()
 
 
 @pytest.fixture(autouse=True)
 def still_in_order(gateway, small):
     yield
     small.reset()
-    assert gateway.client.post("/v1/chat/completions", json=ask()).status_code == 200
+    assert gateway.ask().status_code == 200
     wait_for(lambda: "tuneline_gateway_in_flight 0" in gateway.client.get("/metrics").text)
 
 
@@ -63,7 +45,7 @@ class Raw:
     """A socket to the gateway, from an address of the loopback network."""
 
     def __init__(self, gateway: Process, address: str = "127.0.0.1") -> None:
-        host, _, port = gateway.url.removeprefix("http://").partition(":")
+        host, _, port = gateway.base_url.removeprefix("http://").partition(":")
         source = (address, 0)
         self.socket = socket.create_connection((host, int(port)), 10, source_address=source)
         self.key = gateway.key.encode()
@@ -207,39 +189,50 @@ def test_a_body_larger_than_declared_is_another_request_and_no_http(gateway, sma
     assert small.requests() == []
 
 
-@pytest.mark.parametrize(
-    ("content", "status", "word"),
-    [
-        (b'{"a":' * 5000 + b"1" + b"}" * 5000, 400, "nested"),
-        (
-            b'{"model": "support", "x": ' + b"[" * 70 + b"]" * 70 + b"}",
-            400,
-            "nested deeper than 64",
-        ),
-        (b'{"model": "support", "messages": [' + b'{"role":"a"},' * 40_000 + b"1]}", 413, "larger"),
-        (b"[" * 190_000, 400, "JSON"),
-        (
-            b'{"model": "support", "messages": [' + b'{"role":"a"},' * 12_000 + b"1]}",
-            400,
-            "more than 20000 lists, objects and fields",
-        ),
-        (b'{"model": NaN}', 400, "JSON"),
-        (
-            b'{"model": "support", "messages": [{"role": "user"}], "top_p": 1e999}',
-            400,
-            "`top_p` must be",
-        ),
-        (b"\xff\xfe{}", 400, "JSON"),
-        (b'{"model": "support", "messages": [{"role": "user"}], "n": "2"}', 400, "`n` must be"),
-        (b'{"model": "support", "messages": [{"role": "user"}], "n": true}', 400, "`n` must be"),
-        (b'{"model": "support", "messages": [{"role": "u", "content": 1}]}', 400, "content` must"),
-        (b'{"model": 5, "messages": []}', 400, "`model` must be"),
-        (b'{"model": "nope", "messages": [{"role": "user"}]}', 404, "GET /v1/models"),
-        (b"", 400, "JSON"),
-    ],
-)
-def test_bodies_that_are_wrong_get_one_sentence(gateway, small, content, status, word):
-    response = gateway.client.post("/v1/chat/completions", content=content)
+def message(role: bytes = b'"user"', more: bytes = b"") -> bytes:
+    """A body with one message, and more fields."""
+    return b'{"model": "support", "messages": [{"role": %b}]%b}' % (role, more)
+
+
+def many(start: bytes, count: int, end: bytes = b"") -> bytes:
+    return b'{"model": "support", "messages": [' + start * count + end + b"]}"
+
+
+CHAT, TEXT = "chat/completions", "completions"
+PACKED, FORM = {"content-encoding": "gzip"}, {"content-type": "text/plain"}
+WRONG = [
+    *((CHAT, text, 400, "JSON") for text in (b"", b"{", b"\xff\xfe{}", b'{"model": NaN}')),
+    *((CHAT, text, 400, "JSON") for text in (b"[" * 190_000, message(more=b', "x": NaN'))),
+    (CHAT, b"[]", 400, "object"),
+    (CHAT, b'{"a":' * 5000 + b"1" + b"}" * 5000, 400, "nested"),
+    (CHAT, many(b"[" * 70 + b"]" * 70, 1), 400, "nested deeper than 64"),
+    (CHAT, many(b'{"role":"a"},', 40_000, b"1"), 413, "larger"),
+    (CHAT, iter([b" " * 150_000] * 2), 413, "larger"),
+    (CHAT, many(b'{"role":"a"},', 12_000, b"1"), 400, "more than 20000 lists, objects and fields"),
+    (CHAT, b'{"messages": [{"role": "user"}]}', 400, "`model` must be"),
+    (CHAT, b'{"model": 5, "messages": []}', 400, "`model` must be"),
+    (CHAT, b'{"model": "nope", "messages": [{"role": "user"}]}', 404, "GET /v1/models"),
+    (CHAT, b'{"model": "support"}', 400, "`messages` must be"),
+    (CHAT, many(b"", 1), 400, "`messages` must be"),
+    (CHAT, many(b'"hi"', 1), 400, "`messages[0]` must be"),
+    (CHAT, message(role=b'"u", "content": 1'), 400, "content` must"),
+    (CHAT, message(more=b', "top_p": 1e999'), 400, "`top_p` must be"),
+    (CHAT, message(more=b', "n": "2"'), 400, "`n` must be"),
+    (CHAT, message(more=b', "n": true'), 400, "`n` must be"),
+    (CHAT, message(more=b', "stream": 1'), 400, "`stream` must be"),
+    (CHAT, message(more=b', "stream_options": 1'), 400, "`stream_options` must be"),
+    # One request asks for a bounded number of answers.
+    (CHAT, message(more=b', "n": 129'), 400, "`n` must be"),
+    (TEXT, b'{"model": "support", "prompt": [%b"a"]}' % (b'"a",' * 128), 400, "`prompt` must be"),
+    (TEXT, b'{"model": "support", "prompt": [%b[1]], "n": 3}' % (b"[1]," * 42), 400, "at most 128"),
+    (TEXT, b'{"model": "support", "prompt": [%b"a"], "best_of": 26}' % (b'"a",' * 4), 400, "at mo"),
+    ("embeddings", b'{"model": "support", "input": [%b"a"]}' % (b'"a",' * 2048), 400, "most 2048"),
+]
+
+
+@pytest.mark.parametrize(("path", "content", "status", "word"), WRONG)
+def test_bodies_that_are_wrong_get_one_sentence(gateway, small, path, content, status, word):
+    response = gateway.client.post(f"/v1/{path}", content=content)
     assert response.status_code == status
     message = response.json()["error"]["message"]
     assert word in message
@@ -248,34 +241,16 @@ def test_bodies_that_are_wrong_get_one_sentence(gateway, small, content, status,
     assert small.requests() == []
 
 
-@pytest.mark.parametrize(
-    ("path", "fields", "word"),
-    [
-        ("completions", {"prompt": ["a"] * 129}, "`prompt` must be"),
-        ("completions", {"prompt": [[1]] * 43, "n": 3}, "at most 128"),
-        ("completions", {"prompt": ["a"] * 5, "best_of": 26}, "at most 128"),
-        ("chat/completions", {"messages": [{"role": "user"}], "n": 129}, "`n` must be"),
-        ("embeddings", {"input": ["a"] * 2_049}, "at most 2048"),
-    ],
-)
-def test_one_request_asks_for_a_bounded_number_of_answers(gateway, small, path, fields, word):
-    response = gateway.client.post(f"/v1/{path}", json={"model": "support", **fields})
-    assert response.status_code == 400
-    assert word in response.json()["error"]["message"]
-    assert small.requests() == []
-
-
 def test_wrong_types_methods_and_encodings(gateway):
     client = gateway.client
-    url = "/v1/chat/completions"
-    form = client.post(url, content=body(), headers={"content-type": "text/plain"})
-    assert (form.status_code, "Content-Type" in form.text) == (415, True)
-    packed = client.post(url, content=body(), headers={"content-encoding": "gzip"})
-    assert (packed.status_code, "uncompressed" in packed.text) == (415, True)
+    url = f"/v1/{CHAT}"
+    for headers, word in ((FORM, "Content-Type"), (PACKED, "uncompressed")):
+        answer = client.post(url, content=body(), headers=headers)
+        assert (answer.status_code, word in answer.text) == (415, True)
     wrong = client.get(url)
-    assert wrong.status_code == 405
-    assert wrong.headers["allow"] == "POST"
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
     assert wrong.json()["error"]["message"] == "Method Not Allowed."
+    assert client.get("/nowhere").json()["error"]["type"] == "invalid_request_error"
     json_as_declared = {"content-type": "application/json; charset=utf-8"}
     assert client.post(url, content=body(), headers=json_as_declared).status_code == 200
 
@@ -303,7 +278,7 @@ def test_a_client_that_stops_reading_frees_its_place(gateway, small, monkeypatch
     raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.send(raw.head(b"Content-Length: %d" % len(body(stream=True))) + body(stream=True))
     raw.socket.recv(100)
-    wait_for(lambda: 'outcome="client_aborted"' in httpx.get(f"{gateway.url}/metrics").text)
+    wait_for(lambda: 'outcome="client_aborted"' in httpx.get(f"{gateway.base_url}/metrics").text)
 
 
 def test_a_client_that_does_not_await_its_answers_is_closed(gateway):
@@ -313,42 +288,32 @@ def test_a_client_that_does_not_await_its_answers_is_closed(gateway):
     assert len(raw.statuses()) < 100
 
 
-def test_idle_connections_shut_nobody_out(small, tmp_path, write_config):
-    key = add_key(tmp_path / "keys.json", "tester")
-    config = write_config([upstream_entry(small, ping=False)], port=0)
-    process = Process(config, key, files=200)
-    process.key = key
-    silent: list[Raw] = []
-    try:
-        waiting = Raw(process)
-        small.mode = "hang"
-        waiting.send(waiting.head(b"Content-Length: %d" % len(body())) + body())
-        wait_for(small.requests)
-        other = Raw(process, "127.0.0.2")
-        assert b" 200 OK" in other.ask_live()
-        silent = [Raw(process) for _ in range(260)]
-        assert process.live() == 200
-        # Who has one connection keeps it.
-        assert b" 200 OK" in other.ask_live()
-        small.mode = "ok"
-        late = Raw(process)
-        late.send(late.head(b"Content-Length: %d" % len(body())) + body())
-        assert b" 200 OK" in late.socket.recv(65536)
-        # A connection with a request under way is not idle; idle ones are closed soon.
-        small.stop()
-        assert b" 502 " in waiting.socket.recv(65536)
-        assert {raw.until_closed() for raw in silent} == {b""}
-    finally:
-        for raw in silent:
-            raw.socket.close()
-        process.client.close()
-        process.popen.kill()
-        process.popen.wait()
+def test_idle_connections_shut_nobody_out(small, launch):
+    process = launch(upstream_entry(small, ping=False), files=200)
+    asked = b"Content-Length: %d" % len(body())
+    waiting = Raw(process)
+    small.mode = "hang"
+    waiting.send(waiting.head(asked) + body())
+    wait_for(small.requests)
+    other = Raw(process, "127.0.0.2")
+    assert b" 200 OK" in other.ask_live()
+    silent = [Raw(process) for _ in range(260)]
+    assert process.status("live") == 200
+    # Who has one connection keeps it.
+    assert b" 200 OK" in other.ask_live()
+    small.mode = "ok"
+    late = Raw(process)
+    late.send(late.head(asked) + body())
+    assert b" 200 OK" in late.socket.recv(65536)
+    # A connection with a request under way is not idle; idle ones are closed soon.
+    small.stop()
+    assert b" 502 " in waiting.socket.recv(65536)
+    assert {raw.until_closed() for raw in silent} == {b""}
 
 
 def test_many_half_open_connections_hold_up_nobody(gateway):
     slow = [Raw(gateway) for _ in range(300)]
     for raw in slow:
         raw.send(b"POST /v1/chat/completions HTTP/1.1\r\n")
-    assert gateway.client.post("/v1/chat/completions", json=ask()).status_code == 200
+    assert gateway.ask().status_code == 200
     assert {raw.until_closed() for raw in slow} == {b""}

@@ -4,7 +4,6 @@ import json
 
 import openai
 import pytest
-from tests.lab.api_server import ApiServer
 
 from .conftest import upstream_entry
 
@@ -13,13 +12,6 @@ TOOL = {
     "type": "function",
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
 }
-
-
-@pytest.fixture
-def small():
-    server = ApiServer("small")
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -1,12 +1,13 @@
+"""The production log: what is a row of it, what never is in one, and what it costs nobody."""
+
 import json
 import logging
 import os
 import stat
 import subprocess
 import sys
-import threading
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import boto3
 import httpx
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from moto.server import ThreadedMotoServer
 from tests.lab import scrubbers
 from tests.lab.upstream_server import UpstreamServer
@@ -29,10 +29,12 @@ from tuneline.serving.gateway.config import ProductionLogConfig, load_config
 from tuneline.serving.gateway.logs import production_log
 from tuneline.serving.gateway.logs.production_log import ProductionLog, is_sampled
 from tuneline.serving.gateway.logs.scrubbing import ScrubbingProcess
+from tuneline.serving.gateway.logs.spool import Spool, SpoolFull, Uploader
+from tuneline.serving.gateway.metrics import Metrics
 from tuneline.serving.processes import free_port
-from tuneline.store import open_store
+from tuneline.store import FileStore, open_store
 
-from .conftest import ask, upstream_entry
+from .conftest import CHAT, ask, upstream_entry
 
 PREFIX = "tuneline_gateway_production_log"
 # Written down by hand, so that nothing the detector knows made them.
@@ -52,14 +54,6 @@ QUESTION = (
     "{US_SSN}, from {IP_ADDRESS}. My token is {API_KEY} and my password is {PASSWORD}\n"
     "-----BEGIN RSA PRIVATE KEY-----\n{PRIVATE_KEY}\n-----END RSA PRIVATE KEY-----"
 ).format(**PLANTED)
-
-
-def test_without_the_section_nothing_of_a_prompt_is_kept(start, small, tmp_path):
-    gateway = start(small)
-    gateway.chat(messages=[{"role": "user", "content": "my card is 4111-1111-1111-1111"}])
-    gateway.stop()
-    for file in tmp_path.rglob("*"):
-        assert file.is_dir() or b"4111" not in file.read_bytes()
 
 
 class Leaky(UpstreamServer):
@@ -99,72 +93,64 @@ def rows_of(store, model: str = "support") -> list[dict]:
 
 
 def value(gateway, name: str) -> float:
-    text = gateway.client.get("/metrics").text
-    return sum(float(s.split()[-1]) for s in text.splitlines() if s.startswith(f"{PREFIX}_{name}"))
+    lines = gateway.metrics.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(f"{PREFIX}_{name}"))
 
 
 def user(text: object) -> list[dict]:
     return [{"role": "user", "content": text}]
 
 
-def test_a_whole_answer_is_a_row_of_the_day(start, small, section, store):
-    entry = upstream_entry(small, version="run-7")
-    gateway = start(entry, production_log=section)
+def test_answers_are_rows_of_the_day(start, small, large, section, store):
+    small.logprob = -0.5
+    limits = {"low_confidence": {"min_mean_logprob": -1.0}}
+    gateway = start(
+        upstream_entry(small, version="run-7"), large, model=limits, production_log=section
+    )
     began = today()
     messages = [{"role": "system", "content": "Be kind."}, *user("Where is my parcel?")]
     response = gateway.chat(messages=messages)
+    gateway.stream()
     gateway.stop()
     assert days(store, "support") == [began.date()]
-    (row,) = rows_of(store)
-    assert row["request_id"] == response.headers["x-request-id"]
+    row, streamed = rows_of(store)
     # The column has milliseconds.
     assert began - timedelta(milliseconds=1) <= row["time"] <= today()
-    assert (row["key"], row["model"], row["model_version"]) == ("tester-0", "support", "run-7")
-    assert row["messages"] == messages
+    expected = {
+        **{"request_id": response.headers["x-request-id"], "key": "tester-0", "model": "support"},
+        **{"model_version": "run-7", "messages": messages, "served_by": "small"},
+        **{"fallback_reason": None, "prompt_tokens": 6, "completion_tokens": 5},
+        **{"finish_reason": "stop", "status": "ok", "sample_rate": 1.0, "redactions": []},
+        **{"ttft_ms": None, "confidence": -0.5},
+    }
+    assert expected.items() <= row.items()
     assert row["answer"] == response.json()["choices"][0]["message"]["content"]
-    assert (row["served_by"], row["fallback_reason"]) == ("small", None)
-    assert (row["prompt_tokens"], row["completion_tokens"]) == (6, 5)
-    assert (row["finish_reason"], row["status"]) == ("stop", "ok")
-    assert (row["sample_rate"], row["redactions"]) == (1.0, [])
     assert row["latency_ms"] > 0
-    assert (row["ttft_ms"], row["confidence"]) == (None, None)
+    assert (streamed["status"], streamed["finish_reason"]) == ("ok", "stop")
+    assert streamed["answer"] == "".join(f"small-{i} " for i in range(5))
+    assert 0 < streamed["ttft_ms"] <= streamed["latency_ms"]
 
 
-def test_streams_are_rows_when_they_end_or_break(start, small, section, store):
+def test_requests_that_break_off_are_rows(start, small, section, store):
     gateway = start(small, production_log=section)
-    ended, _, _ = gateway.stream()
     small.mode = "die_after"
-    broken, _, done = gateway.stream()
-    assert not done
-    gateway.stop()
-    rows = {row["request_id"]: row for row in rows_of(store)}
-    whole = rows[ended.headers["x-request-id"]]
-    assert (whole["status"], whole["finish_reason"]) == ("ok", "stop")
-    assert whole["answer"] == "".join(f"small-{i} " for i in range(5))
-    assert 0 < whole["ttft_ms"] <= whole["latency_ms"]
-    cut = rows[broken.headers["x-request-id"]]
-    assert (cut["status"], cut["finish_reason"]) == ("died_midstream", None)
-    assert cut["answer"] == "small-0 small-1 "
-
-
-def test_a_client_that_leaves_is_a_row(start, small, section, store):
-    small.words, small.token_delay_s = 200, 0.02
-    gateway = start(small, production_log=section)
-    with gateway.client.stream("POST", "/v1/chat/completions", json=ask(stream=True)) as response:
+    assert not gateway.stream()[2]
+    small.mode, small.words, small.token_delay_s = "ok", 200, 0.02
+    with gateway.client.stream("POST", f"/v1/{CHAT}", json=ask(stream=True)) as response:
         next(response.iter_raw())
     small.mode = "hang"
     with pytest.raises(httpx.ReadTimeout):
-        gateway.client.post("/v1/chat/completions", json=ask(), timeout=0.3)
-    wait_for(lambda: value(gateway, "rows_total") == 2)
+        gateway.client.post(f"/v1/{CHAT}", json=ask(), timeout=0.3)
+    wait_for(lambda: value(gateway, "rows_total") == 3)
     gateway.stop()
     rows = rows_of(store)
-    assert [row["status"] for row in rows] == ["client_aborted", "client_aborted"]
-    assert [row["served_by"] for row in rows] == ["small", None]
+    assert [row["status"] for row in rows] == ["died_midstream", *["client_aborted"] * 2]
+    assert [row["served_by"] for row in rows] == ["small", "small", None]
+    assert (rows[0]["finish_reason"], rows[0]["answer"]) == (None, "small-0 small-1 ")
 
 
-def test_a_fallback_states_who_answered_and_why(start, small, large, section, store):
-    gateway = start(small, large, production_log=section)
-    gateway.wait_all_ready()
+def test_a_fallback_states_who_answered_and_why(calm, small, large, section, store):
+    gateway = calm(small, large, production_log=section)
     small.mode = "error"
     gateway.chat()
     large.mode = "busy"
@@ -179,15 +165,6 @@ def test_a_fallback_states_who_answered_and_why(start, small, large, section, st
     assert (nobody["answer"], nobody["prompt_tokens"]) == (None, None)
     assert nobody["messages"] == user("a b c")
     assert refused["status"] == "client_error"
-
-
-def test_the_confidence_of_a_judged_answer_is_kept(start, small, large, section, store):
-    small.logprob = -0.5
-    limits = {"low_confidence": {"min_mean_logprob": -1.0}}
-    gateway = start(small, large, model=limits, production_log=section)
-    gateway.chat()
-    gateway.stop()
-    assert [row["confidence"] for row in rows_of(store)] == [-0.5]
 
 
 def test_planted_personal_data_is_nowhere(start, section, store, tmp_path, caplog):
@@ -215,6 +192,9 @@ def test_planted_personal_data_is_nowhere(start, section, store, tmp_path, caplo
         wait_for(lambda: value(gateway, "rows_total") == 4)
         spooled = list((tmp_path / "spool").rglob("*.jsonl"))
         assert [len(path.read_bytes().splitlines()) for path in spooled] == [4]
+        # Even scrubbed text is the gateway's own.
+        assert stat.S_IMODE(spooled[0].stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
         assert_nowhere(tmp_path)
         assert value(gateway, "redactions_total") >= 3 * len(PLANTED)
         gateway.stop()
@@ -244,14 +224,6 @@ def assert_nowhere(folder: Path) -> None:
         packed = content.replace(b" ", b"")
         for text in PLANTED.values():
             assert text.replace(" ", "").encode() not in packed, path
-
-
-def test_files_are_the_gateways_own(start, small, section, tmp_path):
-    gateway = start(small, production_log={**section, "part_seconds": 3600})
-    gateway.chat()
-    (path,) = wait_for(lambda: list((tmp_path / "spool").rglob("*.jsonl")))
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE((tmp_path / "spool").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize(
@@ -296,8 +268,7 @@ def test_what_scrubs_has_no_secret(monkeypatch):
 def test_a_text_that_is_not_unicode_costs_no_other_row(start, small, section, store):
     gateway = start(small, production_log=section)
     body = json.dumps(ask()).replace("a b c", "half \\ud83d pair, nul \\u0000")
-    headers = {"content-type": "application/json"}
-    assert gateway.client.post("/v1/chat/completions", content=body, headers=headers).is_success
+    assert gateway.client.post(f"/v1/{CHAT}", content=body).is_success
     gateway.chat()
     gateway.stop()
     assert [row["messages"][0]["content"] for row in rows_of(store)] == [
@@ -330,46 +301,47 @@ def test_a_sample_is_drawn_by_request_id(start, small, section, store):
     assert {row["request_id"] for row in rows} == {i for i in ids if is_sampled(i, 0.4)}
     assert {row["sample_rate"] for row in rows} == {0.4}
     assert skipped == 40 - len(rows)
+    # A larger sample holds the smaller one; their sizes lie within four standard deviations.
+    many = [f"req-{number}" for number in range(10_000)]
+    tenth, half = ({i for i in many if is_sampled(i, rate)} for rate in (0.1, 0.5))
+    assert tenth < half
+    assert abs(len(tenth) - 1000) < 120
+    assert abs(len(half) - 5000) < 200
+    assert not any(is_sampled(i, 0.0) for i in many)
+    assert all(is_sampled(i, 1.0) for i in many)
 
 
-def test_a_larger_sample_holds_the_smaller_one():
-    ids = [f"req-{number}" for number in range(10_000)]
-    small, large = ({i for i in ids if is_sampled(i, rate)} for rate in (0.1, 0.5))
-    assert small < large
-    # Four standard deviations.
-    assert abs(len(small) - 1000) < 120
-    assert abs(len(large) - 5000) < 200
-    assert not any(is_sampled(i, 0.0) for i in ids)
-    assert all(is_sampled(i, 1.0) for i in ids)
-
-
-def test_requests_do_not_notice_a_store_that_is_down(start, small, section, store, caplog):
-    logs = store.root / "logs"
+def test_requests_do_not_notice_a_store_that_is_down_and_the_next_start_uploads_them(
+    start, small, section, store, caplog
+):
     store.root.mkdir()
     # The folder cannot be made where a file is.
-    logs.touch()
-    gateway = start(small, production_log=section)
-    assert [gateway.chat().status_code for _ in range(5)] == [200] * 5
-    wait_for(lambda: value(gateway, "upload_failures_total") >= 2)
-    assert gateway.chat().status_code == 200
-    assert gateway.client.get("/v1/health/ready").status_code == 200
-    assert value(gateway, "uploaded_rows_total") == 0
-    assert value(gateway, "spool_bytes") > 0
-    logs.unlink()
-    wait_for(lambda: value(gateway, "uploaded_rows_total") == 6, 20)
+    (store.root / "logs").touch()
+    first = start(small, production_log=section)
+    assert [first.chat().status_code for _ in range(5)] == [200] * 5
+    wait_for(lambda: value(first, "upload_failures_total") >= 2)
+    assert first.chat().status_code == 200
+    assert first.probe()["status"] == "ready"
+    assert value(first, "uploaded_rows_total") == 0
+    assert value(first, "spool_bytes") > 0
+    with pytest.raises(UserError, match="another gateway uses this spool"):
+        start(small, production_log=section)
+    first.stop()
+    assert caplog.text.count("production log: no upload") == 1
+    (store.root / "logs").unlink()
+    second = start(small, production_log=section)
     # A part leaves the spool after its rows are counted.
-    wait_for(lambda: value(gateway, "spool_bytes") == 0)
-    gateway.stop()
+    wait_for(lambda: value(second, "uploaded_rows_total") == 6)
+    wait_for(lambda: value(second, "spool_bytes") == 0)
+    second.stop()
     assert len(rows_of(store)) == 6
-    told = [r for r in caplog.records if "production log: no upload" in r.getMessage()]
-    assert len(told) == 1
 
 
 def test_a_bucket_that_comes_later_gets_everything(start, small, section, monkeypatch):
     port = free_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(f"AWS_{name}", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     gateway = start(small, production_log={**section, "store": "s3://production/main"})
@@ -401,21 +373,6 @@ def test_a_full_spool_drops_counts_and_says_so_once(start, small, section, store
     wait_for(lambda: value(gateway, "uploaded_rows_total") == 12 - dropped, 20)
     gateway.stop()
     assert len([r for r in caplog.records if "requests are dropped" in r.getMessage()]) == 1
-
-
-def test_a_stop_while_the_store_is_down_leaves_the_rows_to_the_next_start(
-    start, small, section, store
-):
-    store.root.mkdir()
-    (store.root / "logs").touch()
-    first = start(small, production_log=section)
-    first.chat()
-    first.stop()
-    (store.root / "logs").unlink()
-    second = start(small, production_log=section)
-    wait_for(lambda: value(second, "uploaded_rows_total") == 1)
-    second.stop()
-    assert len(rows_of(store)) == 1
 
 
 def test_a_row_that_cannot_be_made_costs_itself_only(start, small, section, store, monkeypatch):
@@ -451,17 +408,19 @@ def test_a_full_queue_drops_and_counts(start, small, section, store, bound):
     assert len(rows_of(store)) == 6 - dropped
 
 
-def test_a_spool_has_one_gateway(start, small, section):
-    start(small, production_log=section)
-    with pytest.raises(UserError, match="another gateway uses this spool"):
-        start(small, production_log=section)
-
-
-def test_nothing_is_logged_without_a_scrubber(write_config, small, section, start):
+def test_nothing_is_logged_without_a_scrubber_a_store_or_a_language(
+    write_config, start, small, section
+):
     start(small)
     path = write_config([upstream_entry(small)], production_log=section)
     with pytest.raises(UserError, match="no scrubber"):
         create_app(load_config(path))
+    for fields, match in (
+        ({"store": "ftp://x"}, "is not a store"),
+        ({"languages": ["tlh"]}, "not found in tlh"),
+    ):
+        with pytest.raises(UserError, match=match):
+            start(small, production_log={**section, **fields})
 
 
 def test_without_the_model_the_gateway_does_not_start(section, tmp_path, monkeypatch):
@@ -490,68 +449,148 @@ def test_no_model_and_no_trainer_is_imported_for_it():
         "heavy = 'torch transformers spacy presidio_analyzer pandas sklearn'.split()\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    include = Path(__file__).parents[3] / "include"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(include)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    ("fields", "match"),
-    [
-        ({"store": "ftp://x"}, "is not a store"),
-        ({"languages": ["tlh"]}, "not found in tlh"),
-        ({"sample_rate": 1.5}, r"production_log\.sample_rate"),
-        ({"part_seconds": 0}, r"production_log\.part_seconds"),
-    ],
-)
-def test_wrong_settings_stop_the_start(start, small, section, fields, match):
-    with pytest.raises(UserError, match=match):
-        start(small, production_log={**section, **fields})
+DAY = date(2026, 11, 26)
 
 
-def test_many_requests_at_once_are_each_one_row(start, small, section, store):
-    gateway = start(small, production_log={**section, "part_rows": 7})
-    ids = [gateway.chat().headers["x-request-id"]]
-    wait_for(lambda: value(gateway, 'rows_total{model="support"}') == 1)
-
-    def several() -> None:
-        with httpx.Client(headers=gateway.client.headers, timeout=20) as client:
-            for _ in range(20):
-                answer = client.post(f"{gateway.url}/v1/chat/completions", json=ask())
-                ids.append(answer.headers["x-request-id"])
-
-    threads = [threading.Thread(target=several) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    gateway.stop()
-    assert sorted(row["request_id"] for row in rows_of(store)) == sorted(ids)
-    assert len(ids) == 81
-    parts = list((store.root / "logs").rglob("*.parquet"))
-    assert sum(pq.read_metadata(part).num_rows for part in parts) == 81
-    assert len(parts) > 1
+def line(number: int) -> bytes:
+    return b'{"request_id":"req-%d","time":"2026-11-26T00:00:00.000+00:00"}\n' % number
 
 
-def test_the_example_of_the_manual_is_valid(tmp_path):
-    text = (Path(__file__).parents[3] / "docs" / "gateway.md").read_text()
-    example = next(part for part in text.split("```yaml\n")[1:] if "production_log:" in part)
-    (tmp_path / "g.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "keys_file": "keys.json",
-                "ledger": {"path": "u.sqlite"},
-                "upstreams": [{"name": "a", "base_url": "http://127.0.0.1:1/v1", "model": "m"}],
-                "models": [{"id": "m", "chain": ["a"]}],
-                "production_log": yaml.safe_load(example.split("```")[0])["production_log"],
-            }
-        )
-    )
-    config = load_config(tmp_path / "g.yaml").production_log
-    assert config.spool == tmp_path / "spool"
+@pytest.fixture
+def open_spool(tmp_path):
+    opened = []
+
+    def make(**fields) -> Spool:
+        settings = {"limit_bytes": 10_000, "part_rows": 100, "part_seconds": 3600, **fields}
+        opened.append(Spool(tmp_path / "spool", **settings))
+        return opened[-1]
+
+    return make
+
+
+@pytest.fixture
+def metrics():
+    return Metrics()
+
+
+def test_a_part_is_sealed_by_rows_by_age_and_at_the_end(open_spool):
+    spool = open_spool(part_rows=2)
+    spool.append("m", DAY, [line(1)])
+    assert spool.sealed() == []
+    spool.append("m", DAY, [line(2)])
+    (full,) = spool.sealed()
+    assert full.read_bytes() == line(1) + line(2)
+    assert full.parts[-3:-1] == ("m", "2026-11-26")
+    # Models and days have separate parts.
+    places = [("m", DAY), ("b", DAY), ("m", date(2026, 11, 27))]
+    for model, day in places:
+        spool.append(model, day, [line(3)])
+    spool.seal()
+    assert spool.sealed() == [full]
+    spool._part_seconds = 1e-9
+    spool.seal()
+    assert {path.parts[-3:-1] for path in spool.sealed()[1:]} == {(m, str(d)) for m, d in places}
+    spool.append("m", DAY, [line(4)])
+    spool.close()
+    assert len(spool.sealed()) == 5
+    assert spool.size == 6 * len(line(1))
+
+
+def test_the_limit_counts_what_an_earlier_gateway_left(open_spool):
+    first = open_spool()
+    first.append("m", DAY, [line(1)])
+    first.close()
+    second = open_spool(limit_bytes=2 * len(line(1)) + 5)
+    second.append("m", DAY, [line(2)])
+    with pytest.raises(SpoolFull):
+        second.append("m", DAY, [line(3)])
+    second.remove(second.sealed()[0])
+    second.append("m", DAY, [line(3)])
+    assert second.size == 2 * len(line(1))
+
+
+def test_a_write_that_fails_half_way_leaves_nothing_of_it(open_spool, monkeypatch):
+    spool = open_spool()
+    spool.append("m", DAY, [line(1)])
+    real = os.write
+
+    def half_a_write_then_a_full_disk(file, data):
+        if len(data) <= len(line(1)):
+            raise OSError(28, "No space left on device")
+        return real(file, data[: len(line(1)) + 3])
+
+    monkeypatch.setattr(os, "write", half_a_write_then_a_full_disk)
+    with pytest.raises(OSError, match="No space"):
+        spool.append("m", DAY, [line(2), line(3)])
+    monkeypatch.undo()
+    spool.append("m", DAY, [line(4)])
+    spool.close()
+    assert spool.sealed()[0].read_bytes() == line(1) + line(4)
+
+
+def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"can't be used.*production_log\.spool"):
+        Spool(tmp_path / "file" / "spool", limit_bytes=1, part_rows=1, part_seconds=1)
+
+
+def test_an_upload_that_was_cut_off_is_repeated_under_its_name(open_spool, tmp_path, metrics):
+    store = FileStore(tmp_path / "store")
+
+    class Killed(Spool):
+        def remove(self, path):
+            raise KeyboardInterrupt
+
+    first = Killed(tmp_path / "spool", limit_bytes=10_000, part_rows=2, part_seconds=1)
+    first.append("m", DAY, [line(1), line(2)])
+    with pytest.raises(KeyboardInterrupt):
+        Uploader(first, store, metrics)._upload_sealed()
+    (before,) = store.keys("logs")
+    first.close()
+    second = open_spool()
+    uploader = Uploader(second, store, metrics)
+    uploader.start()
+    uploader.close(5)
+    assert list(store.keys("logs")) == [before]
+    assert second.size == 0
+    assert [path.name for path in (tmp_path / "spool").rglob("*")] == [".lock"]
+
+
+def test_a_torn_line_is_dropped_and_counted(open_spool, tmp_path, metrics):
+    spool = open_spool()
+    spool.append("m", DAY, [line(1), line(2)])
+    spool.close()
+    (path,) = spool.sealed()
+    path.write_bytes(path.read_bytes() + line(3)[:20])
+    (tmp_path / "spool" / "part.scratch").write_bytes(b"PAR1 half a file")
+    store = FileStore(tmp_path / "store")
+    again = open_spool()
+    assert not (tmp_path / "spool" / "part.scratch").exists()
+    Uploader(again, store, metrics)._upload_sealed()
+    assert 'tuneline_gateway_production_log_dropped_total{reason="torn"} 1' in metrics.text()
+    assert "tuneline_gateway_production_log_uploaded_rows_total 2" in metrics.text()
+
+
+def test_the_wait_after_failures_grows_to_a_minute(open_spool, tmp_path, metrics, monkeypatch):
+    spool = open_spool(part_rows=1)
+    spool.append("m", DAY, [line(1)])
+
+    class Down(FileStore):
+        def put_file(self, key, path, *, once=False):
+            raise RetryableError("down")
+
+    uploader = Uploader(spool, Down(tmp_path / "store"), metrics)
+    monkeypatch.setattr("tuneline.serving.gateway.logs.spool.time.monotonic", lambda: 0.0)
+    waits = []
+    for _ in range(8):
+        uploader._upload_sealed()
+        waits.append(uploader._not_before)
+    for number, wait in enumerate(waits):
+        assert min(60, 2**number) / 2 <= wait <= min(60, 2**number)
+    assert "tuneline_gateway_production_log_upload_failures_total 8" in metrics.text()
+    assert len(spool.sealed()) == 1

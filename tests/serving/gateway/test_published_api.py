@@ -16,7 +16,6 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 from starlette.routing import Route
-from tests.lab.api_server import ApiServer
 
 from tuneline.serving.gateway.app.routes import document
 
@@ -36,15 +35,8 @@ DOCUMENT = schemathesis.openapi.from_dict(json.loads(document()))
 
 
 @pytest.fixture
-def small():
-    server = ApiServer("small")
-    server.mode = "any"
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def gateway(start, small):
+    small.mode = "any"
     return start(upstream_entry(small, ping=False))
 
 
@@ -71,12 +63,16 @@ def test_no_route_answers_without_a_valid_key(gateway, small):
     paths = paths_of(gateway) - PUBLIC
     assert len(paths) == 5
     for path in paths:
-        for key in (None, "", "Bearer", "Bearer tl-wrong", f"Basic {gateway.key}", gateway.key):
+        basic = f"Basic {gateway.key}"
+        for key in (None, "", "Bearer", "Bearer tl-wrong", b"Bearer \xff\xfe", basic, gateway.key):
             headers = {} if key is None else {"authorization": key}
             for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD", "TRACE"):
                 url = gateway.url + path.replace("{model}", "support")
                 answer = httpx.request(method, url, headers=headers, json={"model": "support"})
                 assert answer.status_code in (401, 405), (method, path, key)
+                if answer.status_code == 401 and method != "HEAD":
+                    assert answer.json()["error"]["code"] == "invalid_api_key"
+                    assert answer.headers["www-authenticate"] == "Bearer"
     assert small.bodies == []
 
 

@@ -4,6 +4,8 @@ import httpx
 import pytest
 from tests.lab.waiting import wait_for
 
+from tuneline.serving.gateway.ledger.reports import totals_by_upstream, usage_by_key
+
 from .conftest import EAGER, upstream_entry
 
 
@@ -18,12 +20,18 @@ def ready(gateway) -> httpx.Response:
 
 
 def wait_not_ready(gateway, word: str) -> dict:
-    def probe() -> dict | None:
-        response = ready(gateway)
-        return response.json() if response.status_code == 503 else None
+    wait_for(
+        lambda: gateway.probe()["status"] == "not_ready" and word in gateway.probe()["message"]
+    )
+    return gateway.probe()
 
-    wait_for(lambda: word in str((probe() or {}).get("message")))
-    return ready(gateway).json()
+
+def lengths(pings: list[dict]) -> list[int]:
+    return [len(body["messages"][0]["content"].split()) for body in pings]
+
+
+def roles(pings: list[dict]) -> list[list[str]]:
+    return [[turn["role"] for turn in body["messages"]] for body in pings]
 
 
 def test_ready_only_after_listing_warm_up_and_a_ping(start, small):
@@ -31,13 +39,14 @@ def test_ready_only_after_listing_warm_up_and_a_ping(start, small):
     gateway = start(small)
     first = ready(gateway)
     assert first.status_code == 503
+    live = gateway.client.get("/v1/health/live")
+    assert (live.status_code, live.json()["status"]) == (200, "live")
     assert first.headers["x-tuneline-server-state"] == "not_ready"
     assert first.json()["status"] == "not_ready"
     gateway.wait_ready()
     # Two warm-up prompts of the default lengths, then a one-token ping, which may be under way.
     wait_for(lambda: len(small.pings()) >= 3)
-    lengths = [len(body["messages"][0]["content"].split()) for body in small.pings()[:3]]
-    assert lengths == [8, 128, 1]
+    assert lengths(small.pings()[:3]) == [8, 128, 1]
     assert small.pings()[2]["max_tokens"] == 1
     assert ready(gateway).json() == {
         "object": "health.response",
@@ -49,14 +58,6 @@ def test_ready_only_after_listing_warm_up_and_a_ping(start, small):
         "canary": {},
         "reload": {"refused": None, "retiring": 0, "taken": ""},
     }
-
-
-def test_live_says_only_that_the_gateway_lives(start, small):
-    small.mode = "hang"
-    gateway = start(small)
-    live = httpx.get(gateway.url + "/v1/health/live")
-    assert (live.status_code, live.json()["status"]) == (200, "live")
-    assert ready(gateway).status_code == 503
 
 
 @pytest.mark.parametrize(("mode", "word"), [("hang", "no token for"), ("error", "HTTP 500")])
@@ -79,7 +80,7 @@ def test_a_killed_engine_is_not_ready_and_is_warmed_up_again(start, small):
     small.bodies.clear()
     small.start()
     gateway.wait_ready()
-    assert [len(body["messages"][0]["content"].split()) for body in small.pings()[:2]] == [8, 128]
+    assert lengths(small.pings()[:2]) == [8, 128]
 
 
 def test_a_request_that_meets_a_dead_engine_tells_the_probe_at_once(start, small):
@@ -113,8 +114,6 @@ def test_pings_rest_while_tokens_flow(start, small):
 
 
 def test_pings_and_warm_up_are_in_the_ledger_and_not_on_any_key(start, small):
-    from tuneline.serving.gateway.ledger.reports import totals_by_upstream, usage_by_key
-
     # No ping that the end cuts off, whose tokens would be an estimate.
     gateway = start(small, readiness=EAGER | {"ping_interval_s": 30, "stale_after_s": 60})
     gateway.wait_ready()
@@ -166,20 +165,14 @@ def test_a_ledger_that_cannot_be_written_is_not_ready(start, small, tmp_path):
 SYSTEM = "Answer with one word."
 
 
-def test_warm_up_and_pings_carry_the_system_turn_of_the_prompts(start, small):
-    gateway = start(upstream_entry(small, warmup_system=SYSTEM))
-    gateway.wait_ready()
-    wait_for(lambda: len(small.pings()) >= 5)
-    turns = [[turn["role"] for turn in body["messages"]] for body in small.pings()[:5]]
-    assert turns == [["user"], ["user"], *[["system", "user"]] * 3]
-    assert small.pings()[3]["messages"][0]["content"] == SYSTEM
-
-
-def test_pings_are_short_where_the_system_turn_takes_long(start, small):
-    small.answer_delay_s = 0.3
+@pytest.mark.parametrize(
+    ("delay_s", "ping"), [(0.0, ["system", "user"]), (0.3, ["user"])], ids=["quick", "slow"]
+)
+def test_warm_up_and_pings_carry_the_system_turn_unless_it_takes_long(start, small, delay_s, ping):
+    small.answer_delay_s = delay_s
     readiness = {"ping_timeout_s": 0.5, "ping_interval_s": 0.2, "stale_after_s": 5.0}
     gateway = start(upstream_entry(small, warmup_system=SYSTEM), readiness=readiness)
     gateway.wait_ready()
     wait_for(lambda: len(small.pings()) >= 5)
-    turns = [[turn["role"] for turn in body["messages"]] for body in small.pings()[:5]]
-    assert turns == [["user"], ["user"], ["system", "user"], ["user"], ["user"]]
+    assert roles(small.pings()[:5]) == [["user"], ["user"], ["system", "user"], ping, ping]
+    assert small.pings()[2]["messages"][0]["content"] == SYSTEM

@@ -4,7 +4,9 @@ import asyncio
 import datetime
 import ipaddress
 import json
+import socket
 import ssl
+import struct
 from contextlib import asynccontextmanager
 
 import pytest
@@ -16,139 +18,22 @@ from tuneline.serving.gateway.attempt_status import AttemptStatus, UpstreamFault
 from tuneline.serving.gateway.chain.upstream import Upstream
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
 
+OK = b"HTTP/1.1 200 OK\r\n"
 BODY = json.dumps({"messages": []}).encode()
 ANSWER = json.dumps({"choices": [{"message": {"content": "hi"}}]}).encode()
-
-
-class Server:
-    """Answers `answered` requests of every connection, then drops it under the next one."""
-
-    def __init__(self, answered: int, part: bytes = b"") -> None:
-        self.answered = answered
-        self.part = part
-        self.connections = 0
-        self.requests = 0
-
-    async def _serve(self, reader, writer) -> None:
-        self.connections += 1
-        done = 0
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                fields = dict(
-                    line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:-2]
-                )
-                await reader.readexactly(int(fields.get("content-length", 0)))
-                self.requests += 1
-                if done == self.answered:
-                    writer.write(self.part)
-                    break
-                done += 1
-                length = b"content-length: %d\r\n\r\n" % len(ANSWER)
-                writer.write(b"HTTP/1.1 200 OK\r\n" + length + ANSWER)
-                await writer.drain()
-        except asyncio.IncompleteReadError:
-            pass
-        writer.close()
-
-    async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        port = self._server.sockets[0].getsockname()[1]
-        config = UpstreamConfig(name="a", base_url=f"http://127.0.0.1:{port}/v1", model="m")
-        self.upstream = Upstream(config)
-        return self
-
-    async def __aexit__(self, *_):
-        await self.upstream.aclose()
-        self._server.close()
-
-
-def test_a_dropped_kept_connection_costs_no_answer():
-    async def main():
-        async with Server(answered=1) as server:
-            for _ in range(6):
-                payload, _ = await server.upstream.complete(BODY, 5)
-                assert payload["choices"][0]["message"]["content"] == "hi"
-            return server
-
-    server = asyncio.run(main())
-    # Every second one met a dropped connection and was sent again.
-    assert server.requests > 6
-    assert server.connections > 1
-
-
-def test_streams_and_lists_of_models_are_sent_again_too():
-    async def main():
-        async with Server(answered=1) as server:
-            for _ in range(2):
-                response = await server.upstream.open_stream(BODY, 5)
-                assert await response.content.read() == ANSWER
-                response.close()
-            with pytest.raises(UpstreamFault, match="its list of models cannot be read"):
-                await server.upstream.listed_models(5)
-            return server
-
-    assert asyncio.run(main()).requests > 3
-
-
-@pytest.mark.parametrize("ask", ["complete", "open_stream"])
-def test_a_new_connection_that_breaks_is_the_servers_fault(ask):
-    async def main():
-        async with Server(answered=0) as server:
-            with pytest.raises(UpstreamFault) as caught:
-                await getattr(server.upstream, ask)(BODY, 5)
-            return server, caught.value
-
-    server, fault = asyncio.run(main())
-    assert fault.outcome == AttemptStatus.CONNECTION_LOST
-    assert server.requests == 1
-
-
-def test_an_answer_that_has_begun_is_not_asked_for_again():
-    head = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"
-
-    async def main():
-        async with Server(answered=1, part=head) as server:
-            await server.upstream.complete(BODY, 5)
-            with pytest.raises(UpstreamFault) as caught:
-                await server.upstream.complete(BODY, 5)
-            return server, caught.value
-
-    server, fault = asyncio.run(main())
-    assert fault.outcome == AttemptStatus.CONNECTION_LOST
-    assert server.requests == 2
-
-
-def test_an_answer_that_is_too_large_is_a_failure_of_the_upstream():
-    """Two million bytes where 1,000 are taken: an answer, an error, a list."""
-    refusal = b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(2_000_000)
-
-    async def main():
-        async with Server(answered=0, part=refusal) as server:
-            config = server.upstream.config.model_copy(update={"max_answer_bytes": 1_000})
-            upstream = Upstream(config)
-            for asked in (
-                upstream.complete(BODY, 5),
-                upstream.open_stream(BODY, 5),
-                upstream.listed_models(5),
-            ):
-                with pytest.raises(UpstreamFault, match=r"more than 1,000 bytes \(`max_") as fault:
-                    await asked
-                assert fault.value.outcome is AttemptStatus.BAD_RESPONSE
-            await upstream.aclose()
-
-    asyncio.run(main())
-
-
-OK = b"HTTP/1.1 200 OK\r\n"
 KEPT = OK + b"content-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
 
 
 class Script:
-    """A server that answers every request with the next of its answers, `None` closing."""
+    """A server that answers every request with the next of its answers, and closes after the last.
 
-    def __init__(self, *answers: bytes | None, later: bytes = b"") -> None:
+    `None` closes the connection unanswered; `later` comes after an answer.
+    """
+
+    def __init__(self, *answers: bytes | None, later: bytes = b"", resets: bool = False) -> None:
         self.answers = list(answers)
         self.later = later
+        self.resets = resets
         self.heads: list[bytes] = []
         self.connections = 0
         self.drained = False
@@ -156,7 +41,7 @@ class Script:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
+            while self.answers and (head := await reader.readuntil(b"\r\n\r\n")):
                 self.heads.append(head.lower())
                 length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
                 await reader.readexactly(int(length or 0))
@@ -165,20 +50,26 @@ class Script:
                 writer.write(answer)
                 await writer.drain()
                 self.drained = True
-                await asyncio.sleep(0.05 if self.later else 0)
+                await asyncio.sleep(0.05 if self.later or self.resets else 0)
                 writer.write(self.later)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
+        if self.resets:
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.close()
 
 
 @asynccontextmanager
-async def asked(script: Script, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"):
-    """An upstream behind a script; a proxy of the environment is one for other hosts."""
+async def asked(script: Script, tls: ssl.SSLContext | None = None, proxy=None, **fields: object):
+    """An upstream behind a script, or another one whose proxy it becomes by its port."""
     server = await asyncio.start_server(script.serve, "127.0.0.1", 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
-    url = f"{'https' if tls else 'http'}://{host}:{port}/v1"
-    upstream = Upstream(UpstreamConfig(name="a", base_url=url, model="m", connect_timeout_s=0.5))
+    if proxy:
+        proxy(port)
+    url = f"{'https' if tls else 'http'}://127.0.0.1:{port}/v1"
+    config = {"name": "a", "base_url": url, "model": "m", "connect_timeout_s": 0.5, **fields}
+    upstream = Upstream(UpstreamConfig(**config))
     try:
         yield upstream
     finally:
@@ -186,46 +77,98 @@ async def asked(script: Script, tls: ssl.SSLContext | None = None, host: str = "
         server.close()
 
 
-async def fault_at(config: UpstreamConfig) -> AttemptStatus:
-    upstream = Upstream(config)
+def run(main) -> object:
+    return asyncio.run(asyncio.wait_for(main(), 30))
+
+
+async def fault_at(upstream: Upstream | UpstreamConfig, ask: str = "complete") -> AttemptStatus:
+    upstream = Upstream(upstream) if isinstance(upstream, UpstreamConfig) else upstream
     try:
         with pytest.raises(UpstreamFault) as caught:
-            await upstream.complete(BODY, 5)
+            await getattr(upstream, ask)(BODY, 5)
         return caught.value.outcome
     finally:
         await upstream.aclose()
 
 
-def fault_of(*answers: bytes | None) -> UpstreamFault:
+def test_a_dropped_kept_connection_costs_no_answer():
     async def main():
-        async with asked(Script(*answers)) as upstream:
-            with pytest.raises(UpstreamFault) as caught:
-                await upstream.complete(BODY, 5)
-            return caught.value
+        script = Script(KEPT, *[None, KEPT] * 3)
+        async with asked(script) as upstream:
+            assert (await upstream.complete(BODY, 5))[1] == ANSWER
+            # A request, a stream and a list meet a dropped connection, and are sent again.
+            assert (await upstream.complete(BODY, 5))[1] == ANSWER
+            response = await upstream.open_stream(BODY, 5)
+            assert await response.content.read() == ANSWER
+            response.close()
+            with pytest.raises(UpstreamFault, match="its list of models cannot be read"):
+                await upstream.listed_models(5)
+        return len(script.heads), script.connections
 
-    return asyncio.run(asyncio.wait_for(main(), 10))
+    assert run(main) == (7, 4)
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("size", [4, 20, 41])
+def test_an_answer_that_has_begun_is_not_asked_for_again(size, resets):
+    """Be it within its head or its body, by an end or by a reset of the connection."""
+    part = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"[:size]
+
+    async def main():
+        script = Script(KEPT, part, resets=resets)
+        async with asked(script) as upstream:
+            await upstream.complete(BODY, 5)
+            assert await fault_at(upstream) is AttemptStatus.CONNECTION_LOST
+        return len(script.heads)
+
+    assert run(main) == 2
+
+
+def test_an_answer_that_is_too_large_is_a_failure_of_the_upstream():
+    """Two million bytes where 1,000 are taken: an answer, an error, a list."""
+    refusal = b"HTTP/1.1 400 Bad Request\r\n\r\n" + bytes(2_000_000)
+
+    async def main():
+        async with asked(Script(*[refusal] * 3), max_answer_bytes=1_000) as upstream:
+            for answer in (
+                upstream.complete(BODY, 5),
+                upstream.open_stream(BODY, 5),
+                upstream.listed_models(5),
+            ):
+                with pytest.raises(UpstreamFault, match=r"more than 1,000 bytes \(`max_") as fault:
+                    await answer
+                assert fault.value.outcome is AttemptStatus.BAD_RESPONSE
+
+    run(main)
+
+
+BROKEN = (AttemptStatus.CONNECTION_LOST, AttemptStatus.TIMEOUT)
+MOVED = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "ask", "outcomes"),
     [
-        b"220 mail.example.org ESMTP\r\n\r\n",
-        OK + b"x: " + b"a" * 2_000_000 + b"\r\n\r\n",
-        OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello",
-        OK + b"transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n",
-        None,
+        (b"220 mail.example.org ESMTP\r\n\r\n", "complete", BROKEN),
+        (OK + b"x: " + b"a" * 2_000_000 + b"\r\n\r\n", "complete", BROKEN),
+        (OK + b"content-length: 5\r\ncontent-length: 6\r\n\r\nhello", "complete", BROKEN),
+        (OK + b"transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n", "complete", BROKEN),
+        # A new connection that breaks is the server's fault.
+        (None, "complete", BROKEN[:1]),
+        (None, "open_stream", BROKEN[:1]),
+        # Redirects are not followed.
+        (MOVED, "complete", (AttemptStatus.UPSTREAM_REFUSED,)),
     ],
-    ids=["not HTTP", "endless head", "two lengths", "broken off", "closed"],
+    ids=["not HTTP", "endless head", "two lengths", "broken off", "closed", "stream", "redirect"],
 )
-def test_what_is_no_answer_breaks_the_connection(answer):
-    # The script closes its side after it.
-    fault = fault_of(answer, None)
-    assert fault.outcome in (AttemptStatus.CONNECTION_LOST, AttemptStatus.TIMEOUT)
+def test_what_is_no_answer(answer, ask, outcomes):
+    async def main():
+        script = Script(answer)
+        async with asked(script) as upstream:
+            assert await fault_at(upstream, ask) in outcomes
+        assert len(script.heads) == 1
 
-
-def test_a_redirect_is_not_followed():
-    moved = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n"
-    assert fault_of(moved).outcome is AttemptStatus.UPSTREAM_REFUSED
+    run(main)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -242,7 +185,7 @@ def test_bytes_that_nobody_asked_for_end_a_kept_connection(late):
                 await asyncio.sleep(0.2)
         return script.connections
 
-    assert asyncio.run(asyncio.wait_for(main(), 10)) == 2
+    assert run(main) == 2
 
 
 def test_a_stream_that_is_not_read_makes_the_server_wait():
@@ -259,7 +202,7 @@ def test_a_stream_that_is_not_read_makes_the_server_wait():
                 read += len(part)
             assert read == size
 
-    asyncio.run(asyncio.wait_for(main(), 30))
+    run(main)
 
 
 def test_nobody_listening_and_no_answer_to_a_handshake_cannot_connect():
@@ -270,25 +213,40 @@ def test_nobody_listening_and_no_answer_to_a_handshake_cannot_connect():
             for config in (silent, gone.model_copy(update={"base_url": "http://127.0.0.1:1/v1"})):
                 assert await fault_at(config) is AttemptStatus.CONNECT_ERROR
 
-    asyncio.run(asyncio.wait_for(main(), 10))
+    run(main)
 
 
-def test_a_plain_server_behind_a_proxy_is_asked_by_its_whole_url(monkeypatch):
+def test_a_proxy_is_asked_for_a_plain_server_by_its_whole_url(monkeypatch):
     async def main():
-        script = Script(KEPT)
-        server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        monkeypatch.setenv("http_proxy", f"http://me:p%40ss@127.0.0.1:{port}")
-        url = "http://engine.example:8000/v1"
-        upstream = Upstream(UpstreamConfig(name="a", base_url=url, model="m"))
-        assert (await upstream.complete(BODY, 5))[1] == ANSWER
-        await upstream.aclose()
-        server.close()
+        script, url = Script(KEPT), "http://me:p%40ss@127.0.0.1:{}"
+
+        def proxy(port):
+            monkeypatch.setenv("http_proxy", url.format(port))
+
+        async with asked(script, None, proxy, base_url="http://engine.example:8000/v1") as upstream:
+            assert (await upstream.complete(BODY, 5))[1] == ANSWER
         return script.heads[0]
 
-    head = asyncio.run(asyncio.wait_for(main(), 10))
+    head = run(main)
     assert head.startswith(b"post http://engine.example:8000/v1/chat/completions http/1.1\r\n")
     assert b"proxy-authorization: basic bwu6cebzcw==\r\n" in head
+
+
+def test_a_proxy_that_refuses_is_no_connection_and_sees_no_key(monkeypatch):
+    monkeypatch.setenv("ENGINE_KEY", "secret")
+
+    async def main():
+        refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"
+        script, far = Script(refusal), {"base_url": "https://engine.example/v1"}
+
+        def proxy(port):
+            monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
+
+        async with asked(script, None, proxy, api_key_env="ENGINE_KEY", **far) as upstream:
+            assert await fault_at(upstream) is AttemptStatus.CONNECT_ERROR
+        assert b"secret" not in script.heads[0]
+
+    run(main)
 
 
 @pytest.fixture
@@ -357,22 +315,4 @@ def test_tls_is_checked_directly_and_through_a_proxy(tls, monkeypatch):
             monkeypatch.delenv("SSL_CERT_FILE")
             assert await fault_at(upstream.config) is AttemptStatus.CONNECT_ERROR
 
-    asyncio.run(asyncio.wait_for(main(), 10))
-
-
-def test_a_proxy_that_refuses_is_no_connection_and_sees_no_key(monkeypatch):
-    monkeypatch.setenv("ENGINE_KEY", "secret")
-
-    async def main():
-        refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 0\r\n\r\n"
-        script = Script(refusal)
-        server = await asyncio.start_server(script.serve, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{port}")
-        url = "https://engine.example/v1"
-        config = UpstreamConfig(name="a", base_url=url, model="m", api_key_env="ENGINE_KEY")
-        assert await fault_at(config) is AttemptStatus.CONNECT_ERROR
-        server.close()
-        assert b"secret" not in script.heads[0]
-
-    asyncio.run(asyncio.wait_for(main(), 10))
+    run(main)

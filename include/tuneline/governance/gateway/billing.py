@@ -330,7 +330,7 @@ class Traffic:
         return self._asked(CALM, WHOLE_TOKENS, patience=IMPATIENT)
 
     def _asked(self, model: str, tokens: int, patience: float) -> Received:
-        answer = self.gateway.chat(
+        answer = self.gateway.ask(
             model,
             next(self.prompts),
             max_tokens=tokens,

@@ -27,7 +27,7 @@ from tuneline.run import Run
 from tuneline.serving.client import ChatResult
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel
-from tuneline.serving.gateway.protocol import mean_logprob
+from tuneline.serving.protocol import mean_logprob
 from tuneline.statistics import wilson
 from tuneline.step_context import StepContext
 

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import httpx
 
 from tuneline.errors import RetryableError
 from tuneline.governance.gateway.faulty_link import Fault, FaultyLink
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.server import EngineServer
-from tuneline.serving.gateway.process import GatewayProcess
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a client saw of one request."""
-
-    status: int  # HTTP; 0 if the connection broke
-    served_by: str | None  # None if no upstream answered
-    reason: str | None  # why an earlier upstream was left or passed over
-    complete: bool
-    clean_error: bool  # an error of OpenAI's form, with a code
-
-    @property
-    def ended(self) -> bool:
-        """Whether the client knows how its request ended."""
-        return self.complete or self.clean_error
+from tuneline.serving.gateway.process import GatewayAnswer, GatewayProcess
 
 
 @dataclass(frozen=True)
@@ -43,48 +23,16 @@ class Client:
     max_tokens: int
     patience: float  # longest wait for a byte, seconds
 
-    def ask(self, messages: Messages, *, stream: bool = False) -> Seen:
+    def ask(self, messages: Messages, *, stream: bool = False) -> GatewayAnswer:
         """Send a request, decoded greedily, and read its answer to the end."""
-        body = {
-            "model": self.model,
-            "messages": list(messages),
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-            "stream": stream,
-        }
-        headers = {"Authorization": f"Bearer {next(iter(self.gateway.keys.values()))}"}
-        url = self.gateway.base_url + "/v1/chat/completions"
-        try:
-            response = httpx.post(
-                url, json=body, headers=headers, timeout=self.patience, trust_env=False
-            )
-        except httpx.TransportError:
-            return Seen(0, None, None, complete=False, clean_error=False)
-        events = _events(response.text) if stream and response.is_success else []
-        whole = _document(response.text) if not events else events[-1]
-        complete = response.is_success and (
-            response.text.rstrip().endswith("data: [DONE]") if stream else "choices" in whole
+        return self.gateway.ask(
+            self.model,
+            messages,
+            max_tokens=self.max_tokens,
+            key=next(iter(self.gateway.keys)),
+            stream=stream,
+            timeout=self.patience,
         )
-        return Seen(
-            response.status_code,
-            response.headers.get("x-tuneline-served-by"),
-            response.headers.get("x-tuneline-fallback-reason"),
-            complete=complete,
-            clean_error=not complete and bool((whole.get("error") or {}).get("code")),
-        )
-
-
-def _events(text: str) -> list[dict[str, Any]]:
-    lines = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
-    return [_document(line) for line in lines]
-
-
-def _document(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 NO_FAULT = "none"
@@ -229,7 +177,7 @@ class Chain:
     def _recover(self, prompt: Messages) -> None:
         """Wait until the release answers again, so that one fault does not add to the next."""
         deadline = time.monotonic() + _RECOVERS_WITHIN
-        seen: Seen | None = None
+        seen: GatewayAnswer | None = None
         while time.monotonic() < deadline:
             document = self.client.gateway.get("/v1/health/ready").json()
             if {document["upstreams"][name] for name in self.names[:2]} == {"ready"}:
@@ -240,10 +188,17 @@ class Chain:
         raise RetryableError(f"the release did not answer again after a planted fault: {seen}")
 
 
-def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = True) -> FaultReport:
-    """Count what clients saw under a fault."""
+def report(
+    fault: str, expected: str, seen: Sequence[GatewayAnswer], *, planted: bool = True
+) -> FaultReport:
+    """Count what clients saw under a fault.
 
-    def fits(one: Seen) -> bool:
+    Args:
+        expected: the upstream that has to answer, or `error`.
+        seen: what the client of each request saw.
+    """
+
+    def fits(one: GatewayAnswer) -> bool:
         if expected == "error":
             return one.clean_error
         return one.complete and one.served_by == expected
@@ -254,6 +209,6 @@ def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = T
         len(seen),
         sum(map(fits, seen)),
         sum(one.ended for one in seen),
-        sorted({one.reason for one in seen if one.reason}),
+        sorted({one.fallback_reason for one in seen if one.fallback_reason}),
         planted,
     )

@@ -45,11 +45,7 @@ Report = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a canary has come to.
-
-    Attributes:
-        action: None while neither is certain.
-    """
+    """What a canary has come to; no action while nothing is certain."""
 
     action: Literal["promote", "withdraw"] | None
     reason: str
@@ -57,12 +53,7 @@ class Ruling:
 
 @dataclass(frozen=True)
 class Share:
-    """Evidence about one share of the requests.
-
-    Attributes:
-        worse: evidence that the candidate's share is larger.
-        not_worse: evidence that it is not larger by the margin.
-    """
+    """Evidence that the candidate's share is larger, and that it is not by a margin."""
 
     worse: Progress = field(default_factory=Progress)
     not_worse: Progress = field(default_factory=Progress)
@@ -80,13 +71,7 @@ class Share:
 
 @dataclass(frozen=True)
 class CanaryProgress:
-    """All that a rule has seen.
-
-    Attributes:
-        shares: the evidence about each share, by its name.
-        candidate: the candidate's counts at the last look.
-        bucket: the bucket of the latency up to which answers are not slow.
-    """
+    """All that a rule has seen; slow are the answers above a bucket of the latency."""
 
     shares: dict[str, Share]
     candidate: ArmCounts = field(default_factory=ArmCounts)
@@ -106,10 +91,9 @@ class CanaryRule:
         margins: the difference of each share that is not accepted.
         false_withdrawal: probability of withdrawing a candidate that is worse in nothing.
         false_promotion: probability of promoting one that is worse by a margin.
-        known: what an earlier rule of the same canary had seen.
 
     Raises:
-        ValueError: if that one compared other shares.
+        ValueError: if an earlier rule of the same canary compared other shares.
     """
 
     def __init__(
@@ -195,14 +179,7 @@ def _bucket_of(released: ArmCounts) -> int:
 
 @dataclass(frozen=True)
 class CanaryState:
-    """A canary that is not decided.
-
-    Attributes:
-        version: the version that is tried.
-        began: Unix time of its begin.
-        counting: Unix time at which the gateway began its counts, None before the first of them.
-        known: what was seen of it.
-    """
+    """A canary that is not decided: Unix times of its begin, and of the gateway's first count."""
 
     version: str
     began: float
@@ -237,11 +214,9 @@ class CanaryOptions:
     """How new releases are tried, where they do not say so themselves.
 
     Attributes:
-        share: share of the keys that go to the new release, from 0 to 1; 0 tries only releases
-            that ask for it.
+        share: share of the keys that go to the new release; 0 tries only releases that ask for it.
         hours: a canary that is not decided by then is withdrawn.
-        look_seconds: least time between two looks at the counts, longer than the bursts of slow
-            answers or errors are.
+        look_seconds: least time between two looks, longer than bursts of slow answers or errors.
     """
 
     share: float
@@ -274,11 +249,7 @@ class _Canary:
 
 
 class Canaries:
-    """The canaries of all models.
-
-    Args:
-        folder: the follower's folder, where undecided ones are kept for the next follower.
-    """
+    """The canaries of all models."""
 
     def __init__(self, options: CanaryOptions, folder: Path, say: Callable[[str], None]) -> None:
         self._options = options
@@ -344,11 +315,7 @@ class Canaries:
         return f"it is tried on {canary.share:.0%} of the keys: {canary.ruling.reason}"
 
     def look(self, name: str, counts: Mapping[str, Any] | None) -> None:
-        """Judge a canary by what its gateway has counted so far.
-
-        Args:
-            counts: counts of `candidate` and `released`, and when they `began`; None if the
-                gateway has none.
+        """Judge a canary by what its gateway has counted so far of both arms, if it has.
 
         Raises:
             TunelineError: if the outcome can't be recorded now; the next look tries again.
@@ -419,12 +386,7 @@ class Canaries:
 
 
 class Candidates:
-    """Which engines are candidates, what they are tried beside, and what has come of it.
-
-    Args:
-        units: the units of releases.
-        report: says something about a subject, until it changes.
-    """
+    """Which engines are candidates, what they are tried beside, and what has come of it."""
 
     def __init__(self, canaries: Canaries, units: EngineUnits, report: Report) -> None:
         self._canaries = canaries
@@ -444,11 +406,7 @@ class Candidates:
     def unit_beside(
         self, wanted: Target, served: Sequence[EngineProcess], engines: Sequence[EngineProcess]
     ) -> EngineUnit | None:
-        """Return the unit of the version before where a canary needs it and nothing else serves.
-
-        Args:
-            wanted: a model's released version and the one before.
-        """
+        """Return the unit of the version before where a canary needs it and nothing else serves."""
         if wanted.previous is None or _beside(wanted, served) or not self._wants(wanted):
             return None
         for engine in engines:
@@ -468,15 +426,9 @@ class Candidates:
         served: Sequence[EngineProcess],
         engines: Sequence[EngineProcess],
     ) -> list[EngineProcess] | None:
-        """Return the chain beside which a release is tried, None if it is to answer everybody.
+        """Return the chain beside which a ready release is tried, None if it may answer everybody.
 
-        Args:
-            wanted: a model's released version and the one before.
-            target: the engine of the released version, which is ready.
-            served: the engines of its chain until now.
-
-        Returns:
-            The chain; empty while nobody serves yet and the version before is on its way.
+        It is empty while nobody serves yet and the version before is on its way.
         """
         self._engines.pop(wanted.name, None)
         wants = self._wants(wanted) if wanted.previous else False
@@ -498,11 +450,7 @@ class Candidates:
         return chain
 
     def look(self, counts: Mapping[str, Any]) -> None:
-        """Judge the canaries that are under way.
-
-        Args:
-            counts: what the gateway has counted, by the candidate's upstream.
-        """
+        """Judge the canaries that are under way."""
         for name, engine in self._engines.items():
             upstream = self._units.upstream(engine.unit, name, "")["name"]
             try:

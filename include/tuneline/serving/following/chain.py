@@ -22,12 +22,7 @@ _WINDOW = "stream_window_tokens"
 
 @dataclass(frozen=True)
 class ServedChain:
-    """What a gateway's configuration says of one model.
-
-    Attributes:
-        upstreams: entries of `upstreams`, the primary first.
-        model: entry of `models`.
-    """
+    """A gateway's entries of `upstreams`, the primary first, and of `models` for one model."""
 
     upstreams: tuple[dict[str, Any], ...]
     model: dict[str, Any]
@@ -38,9 +33,7 @@ class ChainSettings:
     """What a release is served with.
 
     Attributes:
-        fallback: the settings of its run.
         calibration: the thresholds that its run has found; None judges no confidence.
-        canary: how its run wants it to be tried.
     """
 
     fallback: FallbackConfig = field(default_factory=FallbackConfig)
@@ -69,9 +62,8 @@ def served_chain(
     """Return the chain of a model.
 
     Args:
-        name: the model id that clients ask for.
-        engines: the upstreams of the engines that run, as `upstream_of` states them: that of the
-            release, and that of the release before it if there is one.
+        engines: the upstreams of the engines that run: that of the release, and that of the release
+            before it if there is one.
         behind: names of further upstreams, which the gateway's owner has configured.
     """
     fallback = settings.fallback
@@ -92,12 +84,7 @@ def served_chain(
 
 
 def low_confidence(calibration: Calibration | None, window: int) -> dict[str, Any] | None:
-    """Return the limits of confidence as a gateway's configuration states them.
-
-    Args:
-        calibration: the thresholds; None for none.
-        window: the first tokens of a stream that are held back.
-    """
+    """Return the limits of confidence as a gateway's configuration states them, None for none."""
     if calibration is None or calibration.whole.value is None:
         return None
     limits: dict[str, Any] = {"min_mean_logprob": calibration.whole.value}
@@ -146,14 +133,8 @@ def candidate_limits(released: ChainSettings, candidate: ChainSettings) -> dict[
     """Return the limits of a candidate's answers, None if those of the release judge both.
 
     Log-probabilities of two models are no common measure, so each is judged by the threshold that
-    was calibrated on its own right answers, if both were calibrated to the same target: then an
-    equal share of right answers lies below either, and what one has more of are wrong answers.
-    With another target, or without a threshold where the release has one, a candidate would be
-    sure by its settings alone.
-
-    Args:
-        released: what the version before is served with.
-        candidate: what the new release is to be served with.
+    was calibrated on its own right answers, if both were calibrated to the same target. With
+    another target, or without a threshold, a candidate would be sure by its settings alone.
     """
     theirs, own = released.limits, candidate.limits
     if theirs is None or own is None:

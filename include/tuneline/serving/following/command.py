@@ -53,16 +53,11 @@ def run_follower(
     them at once.
 
     Args:
-        names: the models; none follows all.
         settings: configuration of the gateway, without what is released.
         folder: folder of the gateway's configuration and of its own files.
-        gateway_url: address of the gateway; None takes it from the settings.
         binaries: `ENGINE=FOLDER`, the folder of `tuneline` in the environment of an engine.
-        keep_previous: whether the release before stays as a fallback.
         start_seconds: longest time until an engine's first token.
         every: time between two looks at the store, in seconds.
-        canary: how new releases are tried that do not say so themselves.
-        trust: whose releases are served; None serves all.
 
     Raises:
         UserError: if the settings are wrong, or another follower works in the folder.

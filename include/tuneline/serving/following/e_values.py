@@ -36,14 +36,7 @@ _MOST_GAIN = 1.0
 
 @dataclass(frozen=True)
 class Block:
-    """New outcomes of both groups.
-
-    Attributes:
-        candidate: number of outcomes of the candidate.
-        candidate_hits: how many of them had the property.
-        released: number of outcomes of the release.
-        released_hits: how many of them had the property.
-    """
+    """New outcomes of both groups, and how many of them had the property."""
 
     candidate: int
     candidate_hits: int
@@ -82,14 +75,9 @@ class Block:
 class Dispersion:
     """Variance of the blocks, compared with that of independent outcomes.
 
-    In each block the difference of both rates is compared with its variance, given the hits of
-    both together. What makes both slow at once moves neither.
-
-    Attributes:
-        blocks: number of blocks that tell anything.
-        weight: sum of the inverse variances.
-        weighted: sum of the differences, each over its variance.
-        squares: sum of the squared differences, each over its variance.
+    In each block the difference of both rates is compared with its variance, given the hits of both
+    together. What makes both slow at once moves neither. The fields are the number of blocks and
+    sums of the inverse variances, and of the differences and their squares, each over its variance.
     """
 
     blocks: int = 0
@@ -132,12 +120,7 @@ class Progress:
 
 
 def add_worse(progress: Progress, block: Block, dispersion: float = 1.0) -> Progress:
-    """Bet on a block, by what was seen before, that the candidate's rate is above the release's.
-
-    Args:
-        progress: the evidence against "it is not above" so far.
-        dispersion: how many outcomes count as one, from the blocks before.
-    """
+    """Bet on a block, by what was seen before, that the candidate's rate is above the release's."""
     candidate, released = map(_inside, progress.seen.rates())
     total, gain = block.candidate + block.released, 0.0
     if candidate > released and total:
@@ -150,13 +133,7 @@ def add_worse(progress: Progress, block: Block, dispersion: float = 1.0) -> Prog
 def add_not_worse(
     progress: Progress, block: Block, margin: float, dispersion: float = 1.0
 ) -> Progress:
-    """Bet on a block, by what was seen before, that both rates are the same.
-
-    Args:
-        progress: the evidence against "the candidate's rate is above by the margin" so far.
-        margin: the difference of the rates that is not accepted.
-        dispersion: how many outcomes count as one, from the blocks before.
-    """
+    """Bet on a block, by what was seen before, that both rates are the same."""
     rate, gain = _inside(progress.seen.pooled()), 0.0
     if block.candidate and block.released:
         candidate, released = nearest(rate, block.candidate, block.released, margin)
@@ -166,13 +143,9 @@ def add_not_worse(
 
 
 def nearest(rate: float, candidate: int, released: int, margin: float) -> tuple[float, float]:
-    """Return the rates with a margin between them that are nearest to one rate of both groups.
+    """Return the rates with a margin between them whose divergence from one rate is least.
 
-    Args:
-        candidate: weight of the candidate, its number of outcomes.
-
-    Returns:
-        The rates whose Kullback-Leibler divergence from `rate`, weighted, is least.
+    It is Kullback and Leibler's, weighted by the numbers of outcomes.
     """
     low, high = _EDGE, 1 - margin - _EDGE
     for _ in range(_BISECTIONS):

@@ -30,13 +30,7 @@ _KILL_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Launch:
-    """How engines are started.
-
-    Attributes:
-        store: URI of the store.
-        start_seconds: longest time until the first token, in seconds.
-        binaries: folder of `tuneline` for engines that live in an environment of their own.
-    """
+    """How engines are started; some have `tuneline` in an environment of their own."""
 
     store: str
     folder: Path
@@ -54,13 +48,10 @@ class Launch:
 
 
 class EngineProcess:
-    """The engine of a unit as a process.
+    """The engine of a unit as a process on a port of the loopback interface.
 
-    Attributes:
-        port: port on the loopback interface.
-        state: `starting` until a token has come out, then `ready`; `failed` once it has ended,
-            hangs or was not ready in time.
-        reason: why it failed, or what a starting one lacks.
+    It is `starting` until a token has come out, then `ready`; `failed` once it has ended, hangs or
+    was not ready in time. `reason` says why it failed, or what a starting one lacks.
     """
 
     def __init__(
@@ -101,11 +92,7 @@ class EngineProcess:
         }
 
     def look(self, entries: Sequence[Mapping[str, object]]) -> None:
-        """Bring its state up to date.
-
-        Args:
-            entries: the gateway's entries of its releases, whose models must answer.
-        """
+        """Bring its state up to date: the models of the gateway's entries must answer."""
         if self.state == "failed":
             return
         if not self._process.alive():
@@ -173,10 +160,6 @@ def take_over(
     """Return the engines that an earlier follower recorded and that still run.
 
     One whose releases may not be served any more is stopped.
-
-    Args:
-        unit_of: returns the unit of names and versions.
-        start_seconds: longest time until a first token.
 
     Raises:
         RetryableError: if the store can't be read now.

@@ -49,12 +49,8 @@ class Options:
 
     Attributes:
         names: the models; none follows all of the store.
-        settings: what the gateway's owner has set: its configuration without what is released.
-        keep_previous: whether the engine of the release before stays, as a fallback.
+        settings: configuration of the gateway, without what is released.
         drain_seconds: longest time that an old engine waits for requests under way.
-        every: time between two looks at the store, in seconds.
-        canary: how new releases are tried on a share of the keys.
-        trust: whose releases are served; None serves all.
     """
 
     names: Sequence[str]

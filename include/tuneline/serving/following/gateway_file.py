@@ -31,12 +31,7 @@ _NOTHING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class CanaryEntry:
-    """A released version that is tried on a share of the keys.
-
-    Attributes:
-        entry: the gateway's entry of its engine.
-        limits: the limits of confidence of its answers; None takes those of the chain.
-    """
+    """A released version on trial on a share of the keys, by its own limits if it has any."""
 
     entry: Mapping[str, Any]
     share: float
@@ -45,15 +40,7 @@ class CanaryEntry:
 
 @dataclass(frozen=True)
 class ServedEntry:
-    """What answers for one model.
-
-    Attributes:
-        name: the model, which is the id that clients ask for.
-        released: the released version, which need not be served yet.
-        chain: the gateway's entries of its engines, the primary first.
-        settings: what the primary's release is served with.
-        tried: a released version that is tried beside it.
-    """
+    """What answers for one model: entries of its engines, and the settings of the primary."""
 
     name: str
     released: str
@@ -70,14 +57,11 @@ def gateway_document(
 ) -> dict[str, Any]:
     """Return the whole configuration of a gateway.
 
-    Upstreams and models of the settings stay as they are. A model of the settings that has the
-    name of a released one gives it its fields, which go before those of the release, and, after
-    the released versions, its chain, such as a larger model. A larger model that a release names
-    is left out unless the settings allow its host, and the key that it asks for.
-
-    Args:
-        spoken: languages of the data of the served releases.
-        currencies: currencies of their prices, the one to be used first.
+    Upstreams and models of the settings stay as they are. A model of the settings that has the name
+    of a released one gives it its fields, which go before those of the release, and, after the
+    released versions, its chain, such as a larger model. A larger model that a release names is
+    left out unless the settings allow its host, and the key that it asks for. The first currency is
+    used.
     """
     own = {model["id"]: dict(model) for model in settings.get("models") or []}
     upstreams = [dict(entry) for entry in settings.get("upstreams") or []]
@@ -128,11 +112,8 @@ class ReleaseFacts:
     """What a release states for the gateway.
 
     Attributes:
-        settings: what it is served with.
         fields: more fields of its upstream: the tokenizer, which counts the tokens of answers that
-            broke off, for which an engine states no usage; the system turn of a warm-up, which an
-            adapter has none of, since where adapters share an engine no prompt is kept; the price.
-        currency: currency of the price; None without one.
+            broke off; the system turn of a warm-up; the price.
     """
 
     settings: ChainSettings
@@ -144,13 +125,10 @@ class ReleaseFacts:
 def read_facts(release: Release, folder: Path) -> ReleaseFacts:
     """Read what a release states, before anything is served by it.
 
-    Args:
-        folder: folder of the tokenizers.
-
     Raises:
         UserError: if a file of it is missing.
-        CorruptObject: if a file has other bytes than it states, or a gateway would refuse what
-            it says: one release must not keep others from being served.
+        CorruptObject: if a file has other bytes than it states, or a gateway would refuse what it
+            says: one release must not keep others from being served.
     """
     settings, currency = settings_of(release), None
     fields: dict[str, Any] = {}
@@ -191,14 +169,7 @@ def _throughput(release: Release) -> float:
 
 @dataclass(frozen=True)
 class GatewayState:
-    """What a gateway says of its configuration.
-
-    Attributes:
-        taken: fingerprint of the file that it serves.
-        refused: fingerprint of a later file that it refused, None if it refused none.
-        retiring: older configurations that still have requests.
-        canary: counts of both arms of each canary, by the candidate's upstream.
-    """
+    """What a gateway says of its configuration: fingerprints; older ones that have requests."""
 
     taken: str
     refused: str | None
@@ -207,11 +178,7 @@ class GatewayState:
 
 
 class GatewayFile:
-    """The file that a gateway watches.
-
-    Args:
-        url: address of the gateway, without `/v1`.
-    """
+    """The file that a gateway watches."""
 
     def __init__(self, path: Path, url: str) -> None:
         self.path = path

@@ -85,9 +85,7 @@ def open_version(
     """Return a version of a model, which need not be the released one.
 
     Args:
-        sha256: the hash of its manifest; None takes the one that its release log begins with, if
-            it has one.
-        trust: whose releases are served; None serves all.
+        sha256: the hash of its manifest; None takes that of its release log, if it has one.
 
     Raises:
         UserError: if it has no manifest, was withdrawn, or may not be served here.
@@ -117,13 +115,8 @@ def adapter_name(release: Release) -> str:
 def serve_request(releases: Sequence[Release], folder: Path, host: str, port: int) -> ServeRequest:
     """Fetch what releases serve, checked against their manifests, and say how it is served.
 
-    Files that are there already are hashed again. The limits are those that the releases were
-    measured with, the largest of several.
-
-    Args:
-        releases: one release, or several whose adapters share one base.
-        folder: folder of the versions; files lie below `<folder>/<name>/<version>`.
-        host: address to listen on.
+    Files that are there already are hashed again. The limits are the largest of those that the
+    releases were measured with. Several releases are adapters that share one base.
 
     Raises:
         UserError: if a release has no model, a file of it is missing, or several are not adapters
@@ -206,12 +199,7 @@ def _fetch(
 
 
 def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
-    """Return a gateway's entry of a release on an engine that `serve_request` describes.
-
-    Args:
-        place: its place among the releases of that engine, from 0.
-        base_url: where the engine's API begins, `/v1` included.
-    """
+    """Return a gateway's entry of a release, by its place in the engine of `serve_request`."""
     entry: dict[str, Any] = {
         "name": f"{release.name}-{release.version}",
         "base_url": base_url,
@@ -230,12 +218,7 @@ def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
 
 
 def fetch_tokenizer(release: Release, folder: Path) -> Path | None:
-    """Fetch a release's `tokenizer.json`; None if the release has none.
-
-    Raises:
-        UserError: if it is missing.
-        CorruptObject: if it is not the one that was shipped.
-    """
+    """Fetch a release's `tokenizer.json`, None if it has none; raises as `serve_request`."""
     ref = release.find(_TOKENIZER)
     if ref is None:
         return None
@@ -256,14 +239,12 @@ def run_engine(
     """Fetch the released weights and replace this process by the engine that serves them.
 
     Args:
-        names: names of the models; none takes the model released last. Several must be adapters
-            of one base, and a request names the adapter that answers.
-        versions: `NAME@VERSION` of what is served in place of the released versions, with
-            `@SHA256` of the manifest behind it where only that one is to be served.
-        host: address to listen on.
+        names: names of the models; none takes the model released last. Several must be adapters of
+            one base, and a request names the adapter that answers.
+        versions: `NAME@VERSION` of what is served in place of the released versions, with `@SHA256`
+            of the manifest behind it where only that one is to be served.
         parallel: requests served at once; None takes the number that was measured.
         wait: whether to wait for a first release.
-        trust: whose releases are served; None serves all.
 
     Raises:
         UserError: if nothing is released and `wait` is off, a version may not be served here, the

@@ -17,12 +17,9 @@ _SILENT_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model.
+    """A model: the version that is released, which one answers, and why they differ.
 
     Attributes:
-        released: the released version; that of the last pointer that was followed.
-        served: the version that answers, None if none does.
-        has_fallback: whether the release before it stands behind it.
         reason: why the released version is not served; None while it only starts.
         refused: why the store's pointer is not followed, None if it is.
     """
@@ -47,12 +44,7 @@ class EngineRow:
 
 @dataclass(frozen=True)
 class Status:
-    """How a follower stands.
-
-    Attributes:
-        switched: whether the gateway serves what the follower wrote.
-        gateway: what is wrong with the gateway, None if nothing is.
-    """
+    """How a follower stands; switched if the gateway serves what the follower wrote."""
 
     models: list[ModelRow]
     engines: list[EngineRow]

@@ -1,7 +1,8 @@
 """Which releases are to be served, and which of them share an engine.
 
 Only a pointer that goes on from the one that was followed before is followed: a copy of an older
-one would bring back what was left. While a pointer is refused, what was followed before stays."""
+one would bring back what was left. While a pointer is refused, what was followed before stays.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +30,7 @@ FOLLOWED_FILE = "followed.json"
 
 @dataclass
 class Failure:
-    """The failures of one unit in a row.
-
-    Attributes:
-        reason: why the last try failed.
-        count: number of tries that failed.
-        since: time of the last one, on the clock that measures durations.
-    """
+    """The failures of one unit in a row."""
 
     reason: str = ""
     count: int = 0
@@ -57,11 +52,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class EngineUnit:
-    """The releases that one engine serves.
-
-    Attributes:
-        releases: the releases; several are adapters of one base.
-    """
+    """The releases that one engine serves; several are adapters of one base."""
 
     engine: str
     releases: tuple[Release, ...]
@@ -77,12 +68,7 @@ class EngineUnit:
 
 
 class EngineUnits:
-    """Groups versions into units; what a release says is read once, since it never changes.
-
-    Args:
-        folder: folder of the releases' tokenizers.
-        trust: whose releases are served; None serves all.
-    """
+    """Groups versions into units; what a release says is read once, since it never changes."""
 
     def __init__(self, store: Store, folder: Path, trust: Trust | None) -> None:
         self._store = store
@@ -106,13 +92,10 @@ class EngineUnits:
         return [EngineUnit(engine, tuple(found)) for (engine, _), found in groups.items()]
 
     def admit(self, name: str, version: str, sha256: str) -> None:
-        """Refuse a version that can't be served here.
-
-        Args:
-            sha256: the hash that its manifest must have.
+        """Refuse a version with another manifest than the pointer says, or that can't be served.
 
         Raises:
-            TunelineError: if it can't be read, has another manifest, or may not be served here.
+            TunelineError: if it is so, or the version can't be read.
         """
         release = self._release(name, version)
         if release.sha256 != sha256:
@@ -150,10 +133,9 @@ class EngineUnits:
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be served of one model.
+    """What is to be served of one model; an empty version if none may be.
 
     Attributes:
-        version: the version; empty if none may be served.
         previous: the version that its requests fall back to, None if there is none.
         move: hash of the pointer's last move; None in a pointer without a history.
     """
@@ -172,8 +154,6 @@ class Pointers:
     """The release pointers of models, as far as they may be followed.
 
     Attributes:
-        folder: the follower's folder, where what was followed last is kept for the next follower.
-        trust: whose releases are served; None follows all.
         admit: refuses a version, by the hash of its manifest, that can't be served here.
         go_back: completes a withdrawal of a model's released version that broke off.
         refused: why a model's pointer is not followed, by model.

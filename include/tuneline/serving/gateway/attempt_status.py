@@ -50,12 +50,7 @@ WITHOUT_TOKENS = frozenset(
 
 
 class UpstreamFault(Exception):
-    """A failure of one upstream that the next one may not share.
-
-    Args:
-        detail: short text for the gateway's log and probes, without secrets.
-        status: HTTP status of the upstream, if it sent one.
-    """
+    """A failure of one upstream that the next one may not share; the detail is without secrets."""
 
     def __init__(self, outcome: AttemptStatus, detail: str, status: int | None = None) -> None:
         super().__init__(f"{outcome}: {detail}")
@@ -65,11 +60,7 @@ class UpstreamFault(Exception):
 
 
 class ClientFault(Exception):
-    """A request that an upstream found wrong (a 4xx of the client's).
-
-    Args:
-        error: OpenAI-style `error` object of the upstream.
-    """
+    """A request that an upstream found wrong (a 4xx), with its OpenAI-style `error` object."""
 
     def __init__(self, status: int, error: dict[str, object]) -> None:
         super().__init__(f"HTTP {status}")

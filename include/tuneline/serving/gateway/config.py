@@ -371,10 +371,7 @@ def fingerprint(path: Path) -> str:
 
 
 def check_config(document: Any, path: Path, base: Path) -> GatewayConfig:
-    """Check the content of a configuration file.
-
-    Args:
-        base: folder that relative paths are taken from.
+    """Check the content of a configuration file, whose relative paths are taken from a folder.
 
     Raises:
         UserError: if a field is wrong or unknown.

@@ -14,8 +14,10 @@ from typing import Any
 import httpx
 
 from tuneline.errors import RetryableError
+from tuneline.serving.client import Messages
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.processes import ServerProcess
+from tuneline.serving.protocol import DONE, SseParser
 
 START_SECONDS = 60.0
 _CONNECT_WITHIN = 5.0
@@ -24,23 +26,23 @@ _LISTENING = "gateway on http://"
 
 @dataclass(frozen=True)
 class GatewayAnswer:
-    """An answer of the gateway to a chat completion.
+    """What a client saw of a chat completion.
 
     Attributes:
         status: HTTP status; 0 if the connection broke.
-        body: the JSON body, {} if there was none.
-        served_by: the upstream that answered, from the response's header.
+        body: the JSON body, or the last event of a stream; {} if there was none.
         fallback_reason: why an earlier upstream was left, None if none was.
         seconds: time from sending to the last byte.
-        request_id: id of the request in the ledger; None if the connection broke.
+        complete: whether the whole answer came.
         attempts: attempts at upstreams that the response names.
     """
 
     status: int
     body: Mapping[str, Any]
-    served_by: str | None
-    fallback_reason: str | None
-    seconds: float
+    seconds: float = 0.0
+    complete: bool = False
+    served_by: str | None = None
+    fallback_reason: str | None = None
     request_id: str | None = None
     attempts: int = 1
 
@@ -49,16 +51,19 @@ class GatewayAnswer:
         """True if an answer came."""
         return self.status == 200
 
+    @property
+    def ended(self) -> bool:
+        """True if the client knows how its request ended."""
+        return self.complete or self.clean_error
+
+    @property
+    def clean_error(self) -> bool:
+        """True if it ended in an error of OpenAI's form, with a code."""
+        return not self.complete and bool((self.body.get("error") or {}).get("code"))
+
 
 class GatewayProcess(ServerProcess):
-    """`tuneline gateway` on a free port; live when the `with` block begins.
-
-    Args:
-        folder: folder of its configuration, keys, ledger and log.
-        upstreams: entries of `upstreams` in the gateway's configuration.
-        models: entries of `models`.
-        keys: names of the API keys to make.
-    """
+    """`tuneline gateway` on a free port; live when the `with` block begins."""
 
     stop_seconds = 40.0
 
@@ -123,13 +128,7 @@ class GatewayProcess(ServerProcess):
 
     @contextmanager
     def stream(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        max_tokens: int,
-        key: str = "trial",
-        extra: Mapping[str, Any] | None = None,
+        self, model: str, messages: Messages, **options: Any
     ) -> Iterator[tuple[str | None, Iterator[dict[str, Any]]]]:
         """Open a stream of one chat completion; leaving the block closes the connection.
 
@@ -137,64 +136,66 @@ class GatewayProcess(ServerProcess):
             The request's id in the ledger, and the chunks as they come; a broken connection raises
             `httpx.TransportError`.
         """
-        body = {
-            "model": model,
-            "messages": list(messages),
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **(extra or {}),
-        }
-        with httpx.stream(
-            "POST",
-            self.base_url + "/v1/chat/completions",
-            json=body,
-            headers={"Authorization": f"Bearer {self.keys[key]}"},
-            timeout=60.0,
-            trust_env=False,
-        ) as response:
-            lines = (line for line in response.iter_lines() if line.startswith("data: {"))
-            chunks = (json.loads(line.removeprefix("data: ")) for line in lines)
+        request = self._request(model, messages, stream=True, **options)
+        with httpx.stream("POST", **request) as response:
+            parser = SseParser()
+            events = (data for piece in response.iter_bytes() for data in parser.feed(piece))
+            chunks = (json.loads(data) for data in events if data != DONE)
             yield response.headers.get("x-request-id"), chunks
 
-    def chat(
-        self,
-        model: str,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        max_tokens: int,
-        key: str = "trial",
-        timeout: float = 60.0,
-        extra: Mapping[str, Any] | None = None,
-    ) -> GatewayAnswer:
-        """Ask for one chat completion, decoded greedily."""
-        body = {
-            "model": model,
-            "messages": list(messages),
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            **(extra or {}),
-        }
+    def ask(self, model: str, messages: Messages, **options: Any) -> GatewayAnswer:
+        """Ask for one chat completion, decoded greedily, and read it to its end.
+
+        Args:
+            options: `max_tokens`, and if need be `key` (its name), `stream`, `timeout` (the longest
+                wait for a byte) and `extra` (more fields of the request).
+        """
         started = time.perf_counter()
         try:
-            response = httpx.post(
-                self.base_url + "/v1/chat/completions",
-                json=body,
-                headers={"Authorization": f"Bearer {self.keys[key]}"},
-                # Who has no patience has sent the request nevertheless.
-                timeout=httpx.Timeout(timeout, connect=_CONNECT_WITHIN, write=_CONNECT_WITHIN),
-                trust_env=False,
-            )
-            document = response.json()
-        except (httpx.TransportError, ValueError):
-            return GatewayAnswer(0, {}, None, None, time.perf_counter() - started)
+            response = httpx.post(**self._request(model, messages, **options))
+        except httpx.TransportError:
+            return GatewayAnswer(0, {}, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        events = SseParser().feed(response.content)
+        done = events[-1:] == [DONE]
+        body = _document((events[:-1] if done else events or [response.content])[-1])
         return GatewayAnswer(
             response.status_code,
-            document,
+            body,
+            seconds,
+            response.is_success and (done if events else "choices" in body),
             response.headers.get("x-tuneline-served-by"),
             response.headers.get("x-tuneline-fallback-reason"),
-            time.perf_counter() - started,
             response.headers.get("x-request-id"),
             1 + response.headers.get("x-tuneline-attempts", "").count(","),
         )
+
+    def _request(
+        self,
+        model: str,
+        messages: Messages,
+        *,
+        max_tokens: int,
+        key: str = "trial",
+        stream: bool = False,
+        timeout: float = 60.0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        usage = {"stream_options": {"include_usage": True}} if stream else {}
+        body = {"model": model, "messages": list(messages), "max_tokens": max_tokens}
+        return {
+            "url": f"{self.base_url}/v1/chat/completions",
+            "json": {**body, "temperature": 0, "stream": stream, **usage, **(extra or {})},
+            "headers": {"Authorization": f"Bearer {self.keys[key]}"},
+            # Who has no patience has sent the request nevertheless.
+            "timeout": httpx.Timeout(timeout, connect=_CONNECT_WITHIN, write=_CONNECT_WITHIN),
+            "trust_env": False,
+        }
+
+
+def _document(text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,10 +1,8 @@
 """Requests and errors of OpenAI's API, as far as a gateway has to read them.
 
-Requests are passed on unchanged except for the fields that route, count and judge, and for those
-that an upstream does not take. What the bodies below know is checked before an engine is asked, and
-published in the OpenAPI document. Other fields reach an upstream only where its configuration names
-them: engines have some that choose a server, a cache or code. Errors have OpenAI's shape, so that
-clients of that API can read them.
+Requests are passed on unchanged except for the fields that route, count and judge. What the bodies
+below know is checked and published in the OpenAPI document; other fields reach an upstream only
+where its configuration names them: engines have some that choose a server, a cache or code.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from tuneline.serving.gateway.protocol import dump_json, load_json
+from tuneline.serving.gateway.json_text import dump_json, load_json
 from tuneline.serving.gateway.upstream_config import UpstreamConfig
 from tuneline.serving.protocol import adapter_fields
 
@@ -169,11 +167,7 @@ class Api:
 
     Attributes:
         operation: its name in OpenTelemetry's GenAI conventions.
-        path: where it lies below `/v1`.
-        body: what its requests are checked by.
-        prompt: the field that holds the prompt.
         holds: the field of an answer that makes it one.
-        streams: True if an answer can be streamed.
         falls_back: False if another model's answer is no substitute.
     """
 
@@ -202,13 +196,7 @@ APIS = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 
 class ApiError(Exception):
-    """A request that ends with an error response.
-
-    Args:
-        kind: OpenAI's `type`; None takes the usual one of the status.
-        code: OpenAI's `code`.
-        param: OpenAI's `param`, the field that is wrong.
-    """
+    """A request that ends with an error response; kind, code and param are OpenAI's."""
 
     def __init__(
         self,
@@ -236,6 +224,15 @@ class ApiError(Exception):
         )
 
 
+def try_again(
+    status: int, message: str, after_s: int, code: str, kind: str | None = None, **headers: str
+) -> ApiError:
+    """Return the error of a request that may succeed after some seconds."""
+    named = {name.replace("_", "-"): text for name, text in headers.items()}
+    again = {"retry-after": str(after_s), **named}
+    return ApiError(status, message, kind=kind, code=code, headers=again)
+
+
 def error_body(message: str, kind: str, code: str | None, param: str | None = None) -> bytes:
     """Return OpenAI's error object as JSON."""
     error = {"message": message, "type": kind, "param": param, "code": code}
@@ -247,7 +244,6 @@ class ApiRequest:
     """A checked request.
 
     Attributes:
-        api: the API that it came by.
         size: bytes of the body as it came.
         memory: bytes of memory that it holds while it is under way, or a little less.
     """
@@ -306,11 +302,7 @@ def unknown_model() -> ApiError:
 
 
 def check_content_type(headers: Mapping[str, str]) -> None:
-    """Refuse a body that is declared to be something else than JSON, or compressed.
-
-    Raises:
-        ApiError: 415.
-    """
+    """Refuse with 415 a body that is declared to be something else than JSON, or compressed."""
     kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ApiError(415, "The body must be JSON, sent with `Content-Type: application/json`.")
@@ -320,10 +312,6 @@ def check_content_type(headers: Mapping[str, str]) -> None:
 
 def parse_request(api: Api, raw: bytes, *, max_depth: int, max_values: int) -> ApiRequest:
     """Read a request body.
-
-    Args:
-        max_depth: how deep its lists and objects may be nested.
-        max_values: how many lists, objects and fields it may have.
 
     Raises:
         ApiError: 400, naming the field that is wrong.
@@ -370,10 +358,7 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int, max_values: int) -> A
 
 
 def refuse_more_fields(request: ApiRequest, taken: Collection[str]) -> None:
-    """Refuse a request with a field that nobody takes, which may be meant for an engine.
-
-    Args:
-        taken: the fields besides OpenAI's that some upstream takes.
+    """Refuse a request with a field that no upstream takes, which may be meant for an engine.
 
     Raises:
         ApiError: 400, naming the field.
@@ -424,11 +409,7 @@ def _check_shape(body: Any, max_depth: int, max_values: int) -> None:
 
 
 def upstream_body(request: ApiRequest, upstream: UpstreamConfig, *, judged: bool) -> bytes:
-    """Return the request as an upstream gets it.
-
-    Args:
-        judged: True if the answer's confidence will be judged.
-    """
+    """Return the request as an upstream gets it, with log-probabilities if it will be judged."""
     body = {**request.body, **upstream.extra_body, "model": upstream.model}
     for name in request.more_fields.difference(upstream.fields, upstream.extra_body):
         # Another upstream of the chain takes it.

@@ -1,9 +1,9 @@
 """Whether a key may make a request: a place for it, its models, its rates, its budgets.
 
-A budget is held against what the ledger says is spent, plus what the key's requests under way may
-still take. The latter is a claim: the tokens of the prompt by its length, and `max_tokens`. When
-an upstream has reported its usage, that replaces the claim, and when the ledger's sums have it,
-the claim goes. So requests that come at once can't all pass through the last tokens of a budget.
+A budget is held against what the ledger says is spent, plus what the requests under way may still
+take: a claim by the length of the prompt and `max_tokens`. The usage that upstreams report replaces
+the claim, and once the ledger's sums have it, the claim goes. So requests that come at once can't
+all pass through the last tokens of a budget.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tuneline.serving.gateway.config import KeptUser
 from tuneline.serving.gateway.ledger.database import periods
 from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.request import EMBEDDINGS, ApiError
+from tuneline.serving.gateway.request import EMBEDDINGS, ApiError, try_again
 from tuneline.serving.gateway.upstream_config import TokenRates
 
 _LONGEST = 64
@@ -41,13 +41,10 @@ _NOTHING = Spent()
 
 
 def kept_user(user: Any, how: KeptUser) -> str:
-    """Return what the ledger keeps of a user.
+    """Return what the ledger keeps of a user; what is no text names nobody.
 
-    Args:
-        user: the field of a request; what is no text names nobody.
-        how: `hash` keeps the first 16 hex digits of its SHA-256, so that the same user is one
-            user in every sum and no e-mail address stands in the ledger. That is a pseudonym: who
-            has a list of users can hash it too. `plain` keeps up to 64 printable characters.
+    `hash` keeps the first 16 hex digits of its SHA-256, a pseudonym: who has a list of users can
+    hash it too. `plain` keeps up to 64 printable characters.
     """
     if how == "none" or not isinstance(user, str) or not user:
         return ""
@@ -59,12 +56,7 @@ def kept_user(user: Any, how: KeptUser) -> str:
 
 @dataclass
 class RateEntry:
-    """A request of the last minute.
-
-    Attributes:
-        time: when it was admitted, on the clock of the `Minute`.
-        tokens: what it took, or may take while it is under way.
-    """
+    """A request of the last minute; its tokens are those that it took or may take."""
 
     time: float
     tokens: int
@@ -134,10 +126,6 @@ class _Claim:
 
     Attributes:
         periods: day and month of its admission; what it takes counts there.
-        claimed: what it may take, by its length and its limit of tokens.
-        counts: what it counts for at the moment.
-        request: its part of the key's last minute, None if the key has no rates.
-        seen: what its attempts took, by the usage that upstreams reported.
         known: False if an attempt took tokens that nobody has counted yet.
         ended_at: number of attempts that the ledger had taken when it ended.
     """
@@ -244,15 +232,7 @@ class _Places:
 
 
 class Admission:
-    """The limits of all keys, in the event loop of one gateway.
-
-    Args:
-        keys: the keys and what they may do.
-        ledger: the ledger of the gateway's own requests.
-        book: the sums of the ledger, of all gateways.
-        rates_of: function that returns the price of a model's primary upstream, by the model's id.
-        users: what the ledger keeps of the request's field `user`.
-    """
+    """The limits of all keys, in the event loop of one gateway."""
 
     def __init__(
         self,
@@ -282,9 +262,6 @@ class Admission:
     def enter(self, request_id: str, key: str, places: int) -> None:
         """Take a place for a request; `release` has to follow.
 
-        Args:
-            places: the requests that the gateway may have under way.
-
         Raises:
             ApiError: 429 if the key has as many under way as it may.
         """
@@ -294,11 +271,7 @@ class Admission:
             raise _too_many(f"This API key may have {most} requests under way, and has")
 
     def hold(self, request_id: str, size: int, most: int) -> None:
-        """Let a request that has entered hold memory.
-
-        Args:
-            size: bytes that it holds in all.
-            most: bytes that all requests may hold.
+        """Let a request that has entered hold so many bytes of those that all may hold.
 
         Raises:
             ApiError: 429 if that is too much together with the other requests.
@@ -308,14 +281,11 @@ class Admission:
             raise _too_many("The requests under way are as large as they may be together")
 
     def admit(self, call: Call) -> Call:
-        """Let a request pass, or say why not; `release` has to follow.
-
-        Returns:
-            The request with the user that the ledger keeps.
+        """Let a request pass, with the user that the ledger keeps, or say why not.
 
         Raises:
-            ApiError: 401 if the key was revoked a moment ago, 403 if the model is not for it,
-                429 if a rate or a budget is used up.
+            ApiError: 401 if the key was revoked a moment ago, 403 if the model is not for it, 429
+                if a rate or a budget is used up.
         """
         grant = self._keys.grant_of(call.key)
         if grant is None:
@@ -408,14 +378,9 @@ class Admission:
         for what, limit, wait_for in checks:
             if limit is not None and (wait := wait_for(limit, now)) > 0:
                 self._metrics.refusals.labels(f"{what}_per_minute").inc()
-                raise ApiError(
-                    429,
-                    f"This API key may use {limit} {what} per minute, and has; try again in "
-                    f"{whole_seconds(wait)} s.",
-                    kind=what,
-                    code="rate_limit_exceeded",
-                    headers={"retry-after": str(whole_seconds(wait))},
-                )
+                after_s = whole_seconds(wait)
+                why = f"This API key may use {limit} {what} per minute, and has; try again in "
+                raise try_again(429, f"{why}{after_s} s.", after_s, "rate_limit_exceeded", what)
 
 
 def _count(value: Any) -> int:
@@ -425,30 +390,23 @@ def _count(value: Any) -> int:
 
 def _too_many(why: str) -> ApiError:
     # The rest of the body is not read, so the connection can't go on.
-    headers = {"retry-after": str(_SOON_S), "connection": "close"}
-    return ApiError(429, f"{why}; try again shortly.", code="too_many_requests", headers=headers)
+    why = f"{why}; try again shortly."
+    return try_again(429, why, _SOON_S, "too_many_requests", connection="close")
 
 
 def _refusal(budget: Budget, period: str, now: float, is_spent: bool) -> ApiError:
     amount = f"{budget.amount:g} {'tokens' if budget.unit == 'tokens' else 'in money'}"
     if not is_spent:
-        return ApiError(
-            429,
+        why = (
             f"The requests of this API key under way may use up its budget of {amount} per "
-            f"{budget.period}; try again when one of them has ended.",
-            kind="insufficient_quota",
-            code="budget_claimed",
-            headers={"retry-after": str(_SOON_S)},
+            f"{budget.period}; try again when one of them has ended."
         )
+        return try_again(429, why, _SOON_S, "budget_claimed", "insufficient_quota")
     left = whole_seconds((_end_of(budget, now) - datetime.fromtimestamp(now, UTC)).total_seconds())
-    return ApiError(
-        429,
-        f"The budget of this API key for the {budget.period} {period} (UTC), {amount}, is spent.",
-        kind="insufficient_quota",
-        code="insufficient_quota",
-        # Clients of OpenAI's library must not try again within seconds.
-        headers={"retry-after": str(left), "x-should-retry": "false"},
-    )
+    why = f"The budget of this API key for the {budget.period} {period} (UTC), {amount}, is spent."
+    quota = "insufficient_quota"
+    # Clients of OpenAI's library must not try again within seconds.
+    return try_again(429, why, left, quota, quota, x_should_retry="false")
 
 
 def _end_of(budget: Budget, now: float) -> datetime:

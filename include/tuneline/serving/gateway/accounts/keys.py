@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import secrets
 import time
@@ -25,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tuneline.errors import TunelineError, UserError
+from tuneline.files import write_whole
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -45,12 +45,7 @@ _BUDGETS: tuple[tuple[str, Unit, Period], ...] = (
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount that a key may spend in a period.
-
-    Attributes:
-        name: its name in the keys file.
-        amount: tokens of prompts and answers, or money in the gateway's currency.
-    """
+    """An amount that a key may spend in a period."""
 
     name: str
     unit: Unit
@@ -64,10 +59,9 @@ def _limit(kind: str = "a whole number") -> Any:
 
 
 class KeyLimits(BaseModel):
-    """The limits of a key; None sets no limit. Periods are days and months in UTC.
+    """The limits of a key; None sets no limit, but for `requests_at_once` a share of the gateway's.
 
-    Attributes:
-        requests_at_once: requests under way; None takes a share of the gateway's.
+    Periods are days and months in UTC.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -103,11 +97,7 @@ NO_LIMITS = KeyLimits()
 
 
 class KeyRecord(BaseModel):
-    """A key as the keys file stores it, and what it may do.
-
-    Requests of one with `"log": false` are not logged; one with `models` may ask for these alone;
-    one with `revoked_at` opens nothing.
-    """
+    """A key as the keys file stores it, and what it may do."""
 
     model_config = ConfigDict(strict=True)
 
@@ -147,11 +137,7 @@ class _KeysFile(BaseModel):
 
 
 def parse_limits(stated: dict[str, Any], where: str) -> KeyLimits:
-    """Read limits by name.
-
-    Raises:
-        UserError: if a name is unknown, or an amount is not a positive number.
-    """
+    """Read limits by name; an unknown name or an amount that is not positive is a `UserError`."""
     try:
         return KeyLimits.model_validate(stated)
     except ValidationError as error:
@@ -182,15 +168,7 @@ def new_key(
     models: Sequence[str] = (),
     limits: KeyLimits = NO_LIMITS,
 ) -> tuple[str, KeyRecord]:
-    """Make a key.
-
-    Args:
-        name: its name in the ledger and the log.
-        logged: False to keep its requests out of the production log.
-        models: ids of the models that it may ask for; all if there are none.
-
-    Returns:
-        The key itself, to be shown once, and the record to store.
+    """Make a key; return it, to be shown once, and the record to store.
 
     Raises:
         UserError: if the name has characters that are not safe in a log.
@@ -220,11 +198,6 @@ def add_key(
     limits: KeyLimits = NO_LIMITS,
 ) -> str:
     """Make a key and add its record to a keys file (made with mode 0600 if it is missing).
-
-    Args are those of `new_key`.
-
-    Returns:
-        The key itself; it cannot be shown again.
 
     Raises:
         UserError: if the name is taken or unfit, or the file is not a keys file.
@@ -270,17 +243,13 @@ def _changing(path: Path) -> Iterator[list[KeyRecord]]:
             records = read_keys(path) if path.exists() else []
             yield records
             stated = {"keys": [record.stated() for record in records]}
-            _write_whole(path, json.dumps(stated, indent=1) + "\n")
+            write_whole(path, (json.dumps(stated, indent=1) + "\n").encode())
     except OSError as error:
         raise TunelineError(f"{path}: the key cannot be stored: {error.strerror}") from None
 
 
 def read_keys(path: Path) -> list[KeyRecord]:
-    """Read a keys file.
-
-    Raises:
-        UserError: if it cannot be read, or an entry is wrong.
-    """
+    """Read a keys file; one that can't be read or has a wrong entry is a `UserError`."""
     try:
         records = _KeysFile.model_validate_json(path.read_bytes()).keys
     except FileNotFoundError:
@@ -311,14 +280,7 @@ def read_keys(path: Path) -> list[KeyRecord]:
 
 
 class KeyRing:
-    """The keys of a running gateway; it follows changes of the file within a second.
-
-    Args:
-        clock: monotonic clock, in seconds.
-
-    Raises:
-        UserError: see `read_keys`.
-    """
+    """The keys of a running gateway; it follows changes of the file within a second."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -385,15 +347,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a reader sees the old one or the new one."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    fresh.replace(path)

@@ -1,8 +1,7 @@
 """What the keys have spent, as the ledger says: read again and again, with alarms near a budget.
 
-The ledger is the one truth, so a gateway that was killed begins with the right sums, and gateways
-on one database see what the others have written. What is under way, or not written yet, is added
-by `admission`.
+A gateway that was killed begins with the right sums, and gateways on one database see what the
+others have written. `admission` adds what is under way, or not written yet.
 """
 
 from __future__ import annotations
@@ -58,11 +57,7 @@ Sums: TypeAlias = Mapping[tuple[str, str], Spent]
 
 @dataclass(frozen=True)
 class View:
-    """Sums as they were read.
-
-    Attributes:
-        written: number of the gateway's own attempts that the ledger surely had by then.
-    """
+    """Sums as they were read, when so many of the gateway's own attempts were surely written."""
 
     sums: Sums
     written: int
@@ -72,20 +67,12 @@ class SpendingReader:
     """A thread that reads the sums of the keys that have a budget.
 
     While the ledger can't be read the last view holds; the gateway's own requests since then are
-    not forgotten, since `View.written` stands still too.
-
-    Args:
-        grants: function that returns the grants of all keys.
-        progress: function that returns how many attempts this gateway has begun to write, and
-            how many it has written.
-
-    Attributes:
-        view: the sums; replaced as a whole.
-        currency: the currency of budgets of money; a reload may change it.
+    not forgotten, since `View.written` stands still too. `progress` returns how many attempts
+    this gateway has begun to write, and how many it has written.
 
     Raises:
-        UserError, RetryableError: if the sums can't be read; the first request is held against
-            them already.
+        UserError: if the sums can't be read; the first request is held against them already.
+        RetryableError: if a database server cannot be reached.
     """
 
     def __init__(

@@ -12,14 +12,12 @@ from math import ceil
 from typing import Any, TypeAlias
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from tuneline.serving.gateway.app.runtime import Routing, Runtime
 from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
 from tuneline.serving.gateway.chain.attempt import Attempt, Call, Reply
 from tuneline.serving.gateway.chain.chain import AllFailed, Chain
-from tuneline.serving.gateway.protocol import DONE, event
 from tuneline.serving.gateway.request import (
     Api,
     ApiError,
@@ -27,8 +25,10 @@ from tuneline.serving.gateway.request import (
     error_body,
     parse_request,
     refuse_more_fields,
+    try_again,
     unknown_model,
 )
+from tuneline.serving.protocol import DONE, event
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -100,7 +100,9 @@ class _Exchange:
                 self._serve_stream(call) if call.request.stream else self._serve_whole(call)
             )
         except ApiError as error:
-            await self._respond(error.response({"x-request-id": self._id}))
+            self._status = error.status
+            response = error.response({"x-request-id": self._id})
+            await response(self._scope, self._receive, self._send)
         finally:
             self._runtime.admission.release(self._id)
             self._note()
@@ -110,19 +112,11 @@ class _Exchange:
         runtime = self._runtime
         self._key = authenticate(runtime, self._request)
         if runtime.closed:
-            raise ApiError(
-                503,
-                "The gateway is shutting down.",
-                code="shutting_down",
-                headers={"retry-after": "1", "connection": "close"},
-            )
+            why = "The gateway is shutting down."
+            raise try_again(503, why, 1, "shutting_down", connection="close")
         if runtime.in_flight > runtime.config.max_in_flight:
-            raise ApiError(
-                429,
-                "Too many requests are under way; try again shortly.",
-                code="too_many_requests",
-                headers={"retry-after": "1"},
-            )
+            why = "Too many requests are under way; try again shortly."
+            raise try_again(429, why, 1, "too_many_requests")
         runtime.admission.enter(self._id, self._key, runtime.config.max_in_flight)
         await self._await_ledger()
         check_content_type(self._request.headers)
@@ -150,12 +144,8 @@ class _Exchange:
         while ledger.crowded and ledger.error is None and now() < deadline:
             await asyncio.sleep(_LEDGER_LOOK_S)
         if ledger.full:
-            raise ApiError(
-                503,
-                "Usage cannot be recorded at the moment; try again shortly.",
-                code="ledger_full",
-                headers={"retry-after": "5"},
-            )
+            why = "Usage cannot be recorded at the moment; try again shortly."
+            raise try_again(503, why, 5, "ledger_full")
 
     def _chain_of(self, asked: str) -> Chain | None:
         if self._api.falls_back:
@@ -254,10 +244,6 @@ class _Exchange:
         if attempt.fallback_reason is not None:
             self._reason = headers["x-tuneline-fallback-reason"] = attempt.fallback_reason
         return headers
-
-    async def _respond(self, response: Response) -> None:
-        self._status = response.status_code
-        await response(self._scope, self._receive, self._send)
 
     async def _start(
         self, status: int, headers: Mapping[str, str], kind: bytes, *, length: int | None = None

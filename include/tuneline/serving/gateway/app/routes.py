@@ -65,38 +65,31 @@ _HEADERS = {
 }
 
 
-class ChatPage:
-    """The page, read once.
+@cache
+def _chat_page() -> Response:
+    """Return the page; it may run its own script and style, known by their hashes, and talk here.
 
-    The browser may run the page's own script and style, known by their hashes, and talk to this
-    gateway; nothing else, from nowhere else.
+    Nothing else, from nowhere else.
     """
-
-    def __init__(self) -> None:
-        text = files(__package__).joinpath("page.html").read_text("utf-8")
-        self._body = text.encode()
-        self._headers = {
-            "content-security-policy": "; ".join(
-                [
-                    "default-src 'none'",
-                    f"script-src {_hash_of('script', text)}",
-                    f"style-src {_hash_of('style', text)}",
-                    "img-src data:",
-                    "connect-src 'self'",
-                    "base-uri 'none'",
-                    "form-action 'none'",
-                    "frame-ancestors 'none'",
-                ]
-            ),
-            "cache-control": "no-cache",
-            "cross-origin-opener-policy": "same-origin",
-            "referrer-policy": "no-referrer",
-            "x-content-type-options": "nosniff",
-        }
-
-    def response(self) -> Response:
-        """Return the page."""
-        return Response(self._body, media_type="text/html", headers=self._headers)
+    text = files(__package__).joinpath("page.html").read_text("utf-8")
+    policy = [
+        "default-src 'none'",
+        f"script-src {_hash_of('script', text)}",
+        f"style-src {_hash_of('style', text)}",
+        "img-src data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    headers = {
+        "content-security-policy": "; ".join(policy),
+        "cache-control": "no-cache",
+        "cross-origin-opener-policy": "same-origin",
+        "referrer-policy": "no-referrer",
+        "x-content-type-options": "nosniff",
+    }
+    return Response(text, media_type="text/html", headers=headers)
 
 
 def _hash_of(tag: str, text: str) -> str:
@@ -209,9 +202,6 @@ def document() -> bytes:
 def create_app(config: GatewayConfig, scrubber_for: ScrubberFor | None = None) -> Starlette:
     """Build the application; its `state.runtime` is the `Runtime`.
 
-    Args:
-        scrubber_for: see `Runtime`.
-
     Raises:
         UserError: see `Runtime`.
     """
@@ -257,7 +247,6 @@ class _Answers:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._entry = {"object": "model", "created": int(time.time()), "owned_by": "tuneline"}
-        self._page = ChatPage()
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": list(self._allowed(request).values())})
@@ -301,7 +290,7 @@ class _Answers:
         return Response(document(), media_type="application/json")
 
     async def page(self, _: Request) -> Response:
-        return self._page.response()
+        return _chat_page()
 
 
 def _health(message: str, status: str) -> dict[str, object]:

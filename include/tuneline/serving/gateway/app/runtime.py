@@ -40,11 +40,9 @@ ScrubberFor: TypeAlias = "Callable[[ProductionLogConfig], Scrub]"
 
 
 def pinned_models(config: GatewayConfig) -> dict[str, ModelConfig]:
-    """Return what answers to each versioned id, by that id.
+    """Return what answers to each versioned id: the upstreams of a chain that are of its primary's.
 
-    The version is that of a model's primary; of the chain only upstreams of the same version are
-    kept, since a client that pins a version wants no other one. An id that the configuration
-    itself uses is left to it.
+    Who pins a version wants no other one. An id that the configuration itself uses is left to it.
     """
     upstreams = {upstream.name: upstream for upstream in config.upstreams}
     taken = {model.id for model in config.models}
@@ -61,17 +59,9 @@ def pinned_models(config: GatewayConfig) -> dict[str, ModelConfig]:
 
 
 class Routing:
-    """The serving parts of one configuration.
+    """The serving parts of one configuration; a request keeps those that it arrived in.
 
-    A request keeps the routing that it arrived in, so a reload changes nothing under it.
-
-    Args:
-        judge: see `Chain`.
-        known: upstreams of the routing before; those whose entries are the same go on, with
-            their connections and their health.
-
-    Attributes:
-        requests: requests under way that arrived in it.
+    Upstreams of the routing before whose entries are the same go on, with connections and health.
 
     Raises:
         UserError: if a tokenizer cannot be read.
@@ -154,12 +144,11 @@ class Routing:
     async def await_ready(self, seconds: float) -> str | None:
         """Wait until every model has a ready upstream, and every candidate is ready.
 
-        A candidate that is not ready would be passed over, and its keys be answered by another
-        version for a while.
+        A candidate that is not ready would be passed over for a while. It keeps no model from being
+        ready, since the chain stands behind it.
 
         Returns:
-            What the models still lack after that time; None if nothing. A candidate that is not
-            ready lacks them nothing, since the chain stands behind it.
+            What the models still lack after that time; None if nothing.
         """
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
@@ -181,7 +170,6 @@ class ReloadState:
     """What became of the configuration file.
 
     Attributes:
-        taken: fingerprint of the file that is in service; "" if there was no file.
         refused: fingerprint of a later file that was refused, None if none was.
         retiring: routings whose requests still run although a newer one has taken over.
     """
@@ -193,9 +181,6 @@ class ReloadState:
 
 class Runtime:
     """The parts of a gateway, started and stopped with the application.
-
-    Args:
-        scrubber_for: function that makes the scrubber of the production log.
 
     Raises:
         UserError: if the keys file, the ledger, a tokenizer, the spool or the store's
@@ -283,11 +268,9 @@ class Runtime:
     async def change(self, config: GatewayConfig) -> None:
         """Take over another configuration; requests under way finish on the old one.
 
-        The new upstreams are warmed up first. Its fixed keys are those of the old one.
-
         Raises:
-            UserError: if a file that it names can't be used, or the gateway is ready and would
-                not be any more; then everything stays as it was.
+            UserError: if a file that it names can't be used, or the gateway is ready and would not
+                be any more; then everything stays as it was.
         """
         old = self._current
         new = Routing(config, self.ledger, self.metrics, self._judge, old.upstreams)
@@ -335,11 +318,7 @@ class Runtime:
             await asyncio.to_thread(self.tracing.close)
 
     def log_request(self, call: Call, attempt: Attempt | None, status: AttemptStatus) -> None:
-        """Count a request that has ended, and hand it to the log unless its key is not logged.
-
-        Args:
-            attempt: the attempt that served it, None if none did.
-        """
+        """Count a request that has ended, and hand it to the log unless its key is not logged."""
         self.tally.note(call, attempt, status, self._current.share_of(call.model))
         # Vectors are no text that could be learned from.
         if self.production_log and call.request.api is not EMBEDDINGS:

@@ -1,12 +1,7 @@
 """The gateway as a process: clients' connections, its log, reloads, signals and the drain.
 
-uvicorn waits for ever for the rest of a request's head, keeps headers of any size, waits for ever
-on a client that stops reading, and opens connections until no file can be opened. Each of these
-lets one client hold memory and places that others need, so `ClientConnection` sets limits.
-
-SIGHUP asks for a reload, and with `--watch` every change of the file does. Upstreams and models are
-exchanged at once, when the new ones have proven that they answer; requests under way finish on
-the old ones. A file that can't be taken leaves everything as it was, and the log says why.
+uvicorn waits for ever on slow heads and readers and keeps headers of any size; each lets one client
+hold memory and places that others need, so `ClientConnection` sets limits.
 """
 
 from __future__ import annotations
@@ -74,11 +69,7 @@ _SWITCH_S = 0.0005
 
 
 def connections_at_most(limits: ClientLimits, max_in_flight: int) -> int:
-    """Let the process open as many files as it may; return the connections that clients may have.
-
-    Args:
-        max_in_flight: requests under way, each of which may need a connection to an upstream.
-    """
+    """Let the process open all files that it may; return how many connections clients may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -282,26 +273,20 @@ def await_file(path: Path) -> None:
         time.sleep(_LOOK_S)
 
 
-def fixed_differences(old: GatewayConfig, new: GatewayConfig) -> list[str]:
-    """Return the keys that differ although a running gateway can't change them."""
-    differing = []
-    for name in GatewayConfig.model_fields:
-        before, after = getattr(old, name), getattr(new, name)
-        if name == "production_log" and before and after:
-            # The scrubber is exchanged; a new release may speak other languages.
-            before = before.model_copy(update={"languages": after.languages})
-        if name not in LIVE and before != after:
-            differing.append(name)
-    return differing
+def _refuse_fixed(old: GatewayConfig, new: GatewayConfig) -> None:
+    """Refuse changes of keys that are bound at the start."""
+    if old.production_log and new.production_log:
+        # The scrubber is exchanged; a new release may speak other languages.
+        languages = {"languages": new.production_log.languages}
+        log = old.production_log.model_copy(update=languages)
+        old = old.model_copy(update={"production_log": log})
+    fixed = [n for n in GatewayConfig.model_fields if getattr(old, n) != getattr(new, n)]
+    if keys := ", ".join(f"`{name}`" for name in fixed if name not in LIVE):
+        raise UserError(f"{keys} can't change while the gateway runs; restart it for that")
 
 
 class Reloader:
-    """Takes over changes of the configuration file.
-
-    Args:
-        taken: fingerprint of the file that the gateway was started with.
-        watch: whether a change of the file is taken over unasked.
-    """
+    """Takes over changes of the configuration file."""
 
     def __init__(self, path: Path, runtime: Runtime, taken: str, *, watch: bool) -> None:
         self._path = path
@@ -330,7 +315,7 @@ class Reloader:
         self._seen = found = fingerprint(self._path)
         try:
             config = load_config(self._path)
-            _check(self._runtime.config, config)
+            _refuse_fixed(self._runtime.config, config)
             await self._runtime.change(config)
         except TunelineError as error:
             state.refused = found
@@ -343,13 +328,6 @@ class Reloader:
         log.info("configuration %s loaded, models: %s", found, models or "none")
 
 
-def _check(old: GatewayConfig, new: GatewayConfig) -> None:
-    fixed = fixed_differences(old, new)
-    if fixed:
-        keys = ", ".join(f"`{name}`" for name in fixed)
-        raise UserError(f"{keys} can't change while the gateway runs; restart it for that")
-
-
 def run_gateway(
     config_path: Path, scrubber_for: ScrubberFor | None = None, *, watch: bool = False
 ) -> int:
@@ -357,15 +335,8 @@ def run_gateway(
 
     After the first signal the readiness probe answers 503 while requests are still served for
     `drain.delay_s`; then new ones are refused and those under way finish, for at most
-    `drain.timeout_s`. A second signal stops at once.
-
-    Args:
-        scrubber_for: see `Runtime`.
-        watch: whether changes of the file are taken over unasked, and a missing file is waited
-            for.
-
-    Returns:
-        0 after a stop by signal.
+    `drain.timeout_s`. A second signal stops at once. With `watch`, changes of the file are taken
+    over unasked, and a missing file is waited for.
 
     Raises:
         UserError: if the configuration or a file it names is wrong, or the port is taken.
@@ -424,9 +395,7 @@ def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:
 
 
 def _steady_interpreter() -> None:
-    """Keep what lives as long as the process out of garbage collection, and let threads
-    alternate.
-    """
+    """Keep what lasts out of garbage collection, and let threads alternate."""
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(_SWITCH_S)

@@ -13,19 +13,16 @@ from typing import Any
 
 from tuneline.serving.gateway.attempt_status import AttemptStatus
 from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm
-from tuneline.serving.gateway.protocol import SseParser, choices_of, load_json, mean_logprob
+from tuneline.serving.gateway.json_text import load_json
 from tuneline.serving.gateway.upstream_config import LowConfidenceConfig
+from tuneline.serving.protocol import SseParser, choices_of, mean_logprob
 
 
 def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool = False) -> bool:
-    """Return True if an answer with these log-probabilities should not be trusted.
+    """Return True if an answer with these log-probabilities, in nats, should not be trusted.
 
-    Args:
-        values: log-probability of each token, in nats.
-        window: True if these are the first tokens of a stream.
-
-    Without log-probabilities the confidence is unknown, which is not low: otherwise an upstream
-    that does not report them would send every request to the fallback.
+    Without any the confidence is unknown, which is not low: otherwise an upstream that reports none
+    would send every request to the fallback.
     """
     mean = mean_logprob(values)
     if mean is None:
@@ -38,11 +35,7 @@ def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The limits of confidence and the form of JSON; None judges nothing.
-
-    Attributes:
-        judge: who holds a form against an answer.
-    """
+    """The limits of confidence and the form of JSON; None judges nothing."""
 
     limits: LowConfidenceConfig | None = None
     form: JsonForm | None = None
@@ -56,11 +49,7 @@ class Acceptance:
     async def of_reply(
         self, logprobs: Sequence[float], payload: Mapping[str, Any]
     ) -> AttemptStatus | None:
-        """Return why a whole answer is not trusted, None if it is.
-
-        Args:
-            logprobs: log-probability of each of its tokens, in nats.
-        """
+        """Return why a whole answer is not trusted, None if it is."""
         if self.form is not None:
             messages = [choice.get("message") for choice in choices_of(payload)]
             contents = [m.get("content") for m in messages if isinstance(m, dict)]
@@ -76,7 +65,6 @@ class Acceptance:
         """Return why a stream is not trusted by what was held back of it, None if it is.
 
         Args:
-            logprobs: log-probability of each token so far, in nats.
             whole: the events of a stream that has ended already; None if more are to come, whose
                 form nobody can judge yet.
         """

@@ -14,7 +14,8 @@ from tuneline.serving.gateway.chain.upstream import TokenCounter, Upstream
 from tuneline.serving.gateway.ledger.database import UsageRow
 from tuneline.serving.gateway.ledger.writer import Ledger
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.protocol import (
+from tuneline.serving.gateway.request import CHAT, ApiRequest
+from tuneline.serving.protocol import (
     Usage,
     choices_of,
     mean_logprob,
@@ -22,7 +23,6 @@ from tuneline.serving.gateway.protocol import (
     token_logprobs,
     written_text,
 )
-from tuneline.serving.gateway.request import CHAT, ApiRequest
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -31,10 +31,7 @@ REQUEST = "request"
 
 
 class UsageReports:
-    """Adds up what an engine reports.
-
-    Args:
-        choices: number of choices that a request asks for, over all of its prompts.
+    """Adds up what an engine reports of each choice, over all prompts of a request.
 
     Attributes:
         of_one_choice: True if what was reported leaves out the other choices.
@@ -47,11 +44,7 @@ class UsageReports:
         self.of_one_choice = False
 
     def add(self, usage: Usage, *, at_an_end: bool) -> Usage:
-        """Return the usage as far as it is known with one more report.
-
-        Args:
-            at_an_end: True if it came at the end of a choice of a stream, or after one.
-        """
+        """Return the usage as far as it is known with one more report."""
         if at_an_end:
             self._ends.append(usage)
         # One report more than choices is that of an engine which adds up by itself.
@@ -89,9 +82,6 @@ class Call:
 
     Attributes:
         arrived: Unix time of its admission.
-        clock: the same on the clock that measures durations.
-        user: the client's own user, as the ledger keeps it.
-        trace: what follows it, None if nothing does.
     """
 
     request_id: str
@@ -109,12 +99,9 @@ class Call:
 class Attempt:
     """An attempt, filled while it runs and read once it has ended.
 
-    Args:
+    Attributes:
         number: its place in the chain, from 1.
         trial: True if it is the one by which a half-open circuit is tried.
-
-    Attributes:
-        headers: headers for the upstream beside its usual ones.
     """
 
     call: Call
@@ -239,13 +226,7 @@ class Attempt:
 
 
 class Reply:
-    """The product of an attempt, which a chain serves or leaves.
-
-    Attributes:
-        doubt: why it is not trusted (low confidence, wrong JSON); None if it is.
-        trail: the attempts of its request and their ends.
-        skipped: the upstreams that were not asked, and why.
-    """
+    """The product of an attempt, which a chain serves, or leaves because of a doubt."""
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -276,12 +257,7 @@ class Recorder:
         return attempt
 
     def record(self, attempt: Attempt, *, served: bool) -> None:
-        """Record an ended attempt.
-
-        Args:
-            attempt: the attempt; one without an end counts as aborted by the client.
-            served: True if its answer went to the client.
-        """
+        """Record an ended attempt; one without an end counts as aborted by the client."""
         attempt.end(AttemptStatus.CLIENT_ABORTED)
         attempt.served = served
         if attempt.call.trace is not None:

@@ -27,8 +27,6 @@ class ArmCounts:
 
     Attributes:
         requests: requests that ended, without those that the client left or got wrong.
-        hits: how many of them were errors, of low confidence, or answered by a fallback.
-        seconds: requests by the bucket of their duration.
     """
 
     requests: int = 0
@@ -37,11 +35,7 @@ class ArmCounts:
 
 
 def is_drawn(canary: str, share: float, key: str) -> bool:
-    """Return True if the requests of a key go to the candidate; each canary draws anew.
-
-    Args:
-        share: share of the keys, from 0 to 1.
-    """
+    """Return True if the requests of a key go to the candidate; each canary draws anew."""
     digest = hashlib.sha256(f"{canary}\0{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -69,12 +63,7 @@ class CanaryCounts:
     def note(
         self, call: Call, attempt: Attempt | None, status: AttemptStatus, share: float
     ) -> None:
-        """Count a request that has ended.
-
-        Args:
-            attempt: the attempt that served it, None if none did.
-            share: share of the keys that go to the candidate.
-        """
+        """Count a request that has ended."""
         if status in _OF_THE_CLIENT:
             return
         for (model, candidate), counting in self._counts.items():

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiohttp import ClientError, ClientResponse
 
@@ -28,17 +28,10 @@ from tuneline.serving.gateway.chain.attempt import Attempt, Call, Recorder, Repl
 from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm, json_form_of
 from tuneline.serving.gateway.chain.upstream import Upstream
 from tuneline.serving.gateway.config import ModelConfig
+from tuneline.serving.gateway.json_text import dump_json, load_json
 from tuneline.serving.gateway.metrics import Metrics
-from tuneline.serving.gateway.protocol import (
-    DONE,
-    SseParser,
-    choices_of,
-    event,
-    load_json,
-    without_logprobs,
-)
 from tuneline.serving.gateway.request import upstream_body
-from tuneline.serving.protocol import is_overflow
+from tuneline.serving.protocol import DONE, SseParser, choices_of, event, is_overflow
 
 log = logging.getLogger("tuneline.gateway")
 
@@ -53,12 +46,8 @@ Ask: TypeAlias = Callable[[Attempt, Acceptance], Awaitable[C]]
 class StreamReply(Reply):
     """A stream that has begun.
 
-    Deadlines count from the last token, not from the last byte: an engine that hangs behind a
-    web server which still sends keep-alive comments or empty events is found all the same.
-
-    Args:
-        attempt: the attempt that notes what the stream brings.
-        hide_logprobs: True if the gateway asked for log-probabilities and the client did not.
+    Deadlines count from the last token, not from the last byte: an engine that hangs behind a web
+    server which still sends keep-alive comments or empty events is found all the same.
     """
 
     def __init__(self, attempt: Attempt, response: ClientResponse, *, hide_logprobs: bool) -> None:
@@ -174,7 +163,7 @@ class StreamReply(Reply):
             self._deadline = asyncio.get_running_loop().time() + idle_s
         if not choices and payload.get("usage") and not self.attempt.call.request.wants_usage:
             return
-        self._ready.append(event(without_logprobs(payload) if self._hide_logprobs else data))
+        self._ready.append(event(_without_logprobs(payload) if self._hide_logprobs else data))
 
 
 class WholeReply(Reply):
@@ -187,12 +176,9 @@ class WholeReply(Reply):
 
 
 class AllFailed(Exception):
-    """No upstream of the chain gave an answer.
+    """No upstream of the chain gave an answer; the last fault decides the status of the response.
 
     Attributes:
-        last: the last fault, which decides the status of the response.
-        trail: the attempts and their ends.
-        skipped: the upstreams that were not asked, and why.
         retry_after_s: time until a circuit lets a request pass, seconds; None if none is open.
     """
 
@@ -208,17 +194,7 @@ class AllFailed(Exception):
 
 @dataclass
 class _Walk(Generic[C]):
-    """One request on its way through a chain.
-
-    Attributes:
-        upstreams: those that may answer, in order.
-        skipped: upstreams that were passed over, and why.
-        held: doubtful candidates; all but the one that is served are released.
-        reason: why the upstream before was left or passed over.
-        too_long: the refusal of a prompt that did not fit.
-        context: the longest context that it did not fit, 0 before.
-        spent: True once the time budget has run out.
-    """
+    """One request on its way through a chain; `held` are doubtful candidates."""
 
     call: Call
     ask: Ask[C]
@@ -254,16 +230,7 @@ class _Walk(Generic[C]):
 
 
 class Chain:
-    """The upstreams of one model.
-
-    Args:
-        upstreams: the primary, then the fallbacks in order.
-        judge: who holds an answer against the form of JSON that was asked for.
-        stale_after_s: age of the last token from which an upstream is not ready, seconds.
-
-    Attributes:
-        fields: the fields besides OpenAI's that some upstream takes from clients.
-    """
+    """The upstreams of one model; `fields` are those besides OpenAI's that some upstream takes."""
 
     def __init__(
         self,
@@ -295,11 +262,9 @@ class Chain:
         return answer
 
     async def stream(self, call: Call) -> StreamReply:
-        """Return an open stream that has begun; the caller records and releases it.
+        """Return a stream that has begun, which the caller records and releases.
 
-        Raises:
-            AllFailed: if no upstream answered.
-            ClientFault: if the request itself is wrong.
+        Raises are those of `answer`.
         """
         return await self._walk(_Walk(call, self._open, self._upstreams_for(call)))
 
@@ -454,7 +419,7 @@ class Chain:
         self._count_unknown(attempt, judged=limits is not None)
         attempt.end(doubt or AttemptStatus.OK)
         if limits is not None and not request.wants_logprobs:
-            content = without_logprobs(payload)
+            content = _without_logprobs(payload)
         return WholeReply(attempt, content, doubt)
 
     async def _open(self, attempt: Attempt, acceptance: Acceptance) -> StreamReply:
@@ -494,3 +459,10 @@ def _trail(attempts: list[Attempt]) -> str:
 def _skipped(walk: _Walk[C]) -> str:
     """Return the upstreams that were not asked and why, such as `small=not_ready`."""
     return ", ".join(f"{name}={why}" for name, why in walk.skipped.items())
+
+
+def _without_logprobs(payload: dict[str, Any]) -> bytes:
+    """Return the answer or chunk as JSON, without its log-probabilities."""
+    for choice in choices_of(payload):
+        choice.pop("logprobs", None)
+    return dump_json(payload)

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from tuneline.machine.child_environment import bare_environment
-from tuneline.serving.gateway.protocol import dump_json
+from tuneline.serving.gateway.json_text import dump_json
 
 # A larger one is left to the engine.
 _SCHEMA_BYTES = 16_384
@@ -60,11 +60,7 @@ def json_form_of(body: Mapping[str, Any]) -> JsonForm | None:
 
 
 class FormJudge:
-    """The process that judges; it starts with the first schema, and again after its end.
-
-    Args:
-        unjudged: function that is called for each answer that could not be judged.
-    """
+    """The process that judges; it starts with the first schema, and again after its end."""
 
     def __init__(self, unjudged: Callable[[], None]) -> None:
         self._unjudged = unjudged

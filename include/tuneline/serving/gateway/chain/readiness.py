@@ -28,11 +28,7 @@ _WARMUP_TOKENS = 4
 
 
 class Prober:
-    """Keeps the health of all upstreams up to date and judges the gateway's readiness.
-
-    Args:
-        recorder: recorder of pings and warm-up, which cost tokens like any request.
-    """
+    """Keeps the health of all upstreams up to date and judges the gateway's readiness."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,14 +37,14 @@ from aiohttp import (
     DummyCookieJar,
     ServerDisconnectedError,
     TCPConnector,
-    TraceConfig,
     encode_basic_auth,
 )
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from tuneline.errors import UserError
 from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
-from tuneline.serving.gateway.protocol import load_json
+from tuneline.serving.gateway.json_text import load_json
 from tuneline.serving.gateway.request import CHAT, Api
 from tuneline.serving.gateway.upstream_config import BreakerConfig, TokenRates, UpstreamConfig
 
@@ -87,9 +87,8 @@ _PER_ANSWER = 3
 class UpstreamHealth:
     """The last known state of an upstream; used in the event loop only.
 
-    Pings and real traffic write it, the probes read it. A refused connection or an error counts
-    at once. A slow answer does not: a busy engine looks like one that hangs, until too long
-    passes without a token.
+    A refused connection or an error counts at once. A slow answer does not: a busy engine looks
+    like one that hangs, until too long passes without a token.
     """
 
     listed: bool = False
@@ -151,11 +150,7 @@ class Circuit(StrEnum):
 
 
 class Breaker:
-    """The circuit of one upstream; used in the event loop only.
-
-    Args:
-        clock: monotonic clock, in seconds.
-    """
+    """The circuit of one upstream; used in the event loop only."""
 
     def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._config = config
@@ -195,11 +190,7 @@ class Breaker:
         return max(0.0, self._config.open_s - (self._clock() - self._opened_at))
 
     def end(self, outcome: AttemptStatus, *, trial: bool) -> None:
-        """Note the end of a request.
-
-        Args:
-            trial: what `begin` returned.
-        """
+        """Note the end of a request."""
         if trial:
             self._trial = False
         if outcome in _NEITHER:
@@ -239,9 +230,6 @@ class Breaker:
 class TokenCounter:
     """Counts tokens by a `tokenizer.json`, or by bytes without one.
 
-    Args:
-        path: the tokenizer file, or None.
-
     Raises:
         UserError: if the file is missing or not a tokenizer.
     """
@@ -257,12 +245,7 @@ class TokenCounter:
                 raise UserError(f"{path}: not a tokenizer.json: {error}") from None
 
     def text(self, text: str, *, chunks: int = 0) -> int:
-        """Count the tokens of a text.
-
-        Args:
-            chunks: number of stream chunks that it came in. Engines send about one token a
-                chunk, which is a better guess than bytes without a tokenizer.
-        """
+        """Count the tokens of a text; without a tokenizer those of a stream by its chunks."""
         if not text:
             return 0
         whole = text.encode("utf-8", "replace")
@@ -294,8 +277,19 @@ def message_texts(message: Any) -> list[str]:
     return []
 
 
-# True while a request is sent again: servers drop kept connections together.
-_FRESH: ContextVar[bool] = ContextVar("fresh", default=False)
+# The kept connections that a request was given; None while it is sent again, on a new one, since
+# servers drop kept connections together.
+_REUSED: ContextVar[list[_Answering] | None] = ContextVar("reused", default=None)
+
+
+class _Answering(ResponseHandler):
+    """A connection that knows whether a byte of the answer has come."""
+
+    begun = False
+
+    def data_received(self, data: bytes) -> None:
+        self.begun = True
+        super().data_received(data)
 
 
 class _Connector(TCPConnector):
@@ -304,16 +298,20 @@ class _Connector(TCPConnector):
     An answer put behind another one (response splitting) must not answer the next request.
     """
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_Answering, loop=self._loop)  # type: ignore[assignment]
+
     async def _get(self, key: Any, traces: list[Any]) -> Any:
-        while not _FRESH.get() and (kept := await super()._get(key, traces)) is not None:
-            if kept.protocol is not None and not kept.protocol.should_close:
+        reused = _REUSED.get()
+        while reused is not None and (kept := await super()._get(key, traces)) is not None:
+            protocol = kept.protocol
+            if isinstance(protocol, _Answering) and not protocol.should_close:
+                protocol.begun = False
+                reused.append(protocol)
                 return kept
             kept.close()
         return None
-
-
-async def _note_reuse(_: Any, context: Any, __: Any) -> None:
-    context.trace_request_ctx.append(True)
 
 
 class Upstream:
@@ -346,8 +344,6 @@ class Upstream:
             # As in httpx, SSL_CERT_FILE names other authorities than certifi's.
             authorities = os.environ.get("SSL_CERT_FILE") or certifi.where()
             tls = ssl.create_default_context(cafile=authorities)
-        reuse = TraceConfig()
-        reuse.on_connection_reuseconn.append(_note_reuse)
         return ClientSession(
             connector=_Connector(limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=tls),
             skip_auto_headers=("Accept", "User-Agent"),
@@ -356,16 +352,18 @@ class Upstream:
             max_line_size=_LONGEST_HEADER,
             max_field_size=_LONGEST_HEADER,
             auto_decompress=False,
-            trace_configs=[reuse],
         )
 
     async def _send(
         self, method: str, url: str, body: bytes | None = None, headers: Headers = _NO_HEADERS
     ) -> ClientResponse:
-        """Send a request; the body of the answer is still to be read."""
+        """Send a request; the body of the answer is still to be read.
+
+        What a server drops with a kept connection it has not read, unless its answer has begun.
+        """
         for again in (False, True):
-            reused: list[bool] = []
-            fresh = _FRESH.set(again)
+            reused: list[_Answering] = []
+            given = _REUSED.set(None if again else reused)
             try:
                 return await self._session.request(
                     method,
@@ -375,28 +373,20 @@ class Upstream:
                     headers={**self._headers, **headers},
                     # The key of one server is not sent to another.
                     allow_redirects=False,
-                    trace_request_ctx=reused,
                     proxy=self._proxy,
                     proxy_headers=self._proxy_headers,
                 )
-            except (ServerDisconnectedError, ClientOSError) as error:
-                # A message that is not a text is the head of an answer.
-                if again or not reused or not isinstance(getattr(error, "message", ""), str):
+            except (ServerDisconnectedError, ClientOSError):
+                if not reused or reused[-1].begun:
                     raise
             finally:
-                _FRESH.reset(fresh)
+                _REUSED.reset(given)
         raise AssertionError
 
     async def complete(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
     ) -> tuple[dict[str, Any], bytes]:
-        """Ask for a whole answer.
-
-        Args:
-            timeout_s: time for the answer, in seconds.
-
-        Returns:
-            The answer, parsed and as it came.
+        """Ask for a whole answer; return it parsed and as it came.
 
         Raises:
             UpstreamFault: if there is no usable answer.
@@ -416,15 +406,7 @@ class Upstream:
     async def open_stream(
         self, body: bytes, timeout_s: float, api: Api = CHAT, headers: Headers = _NO_HEADERS
     ) -> ClientResponse:
-        """Ask for a stream; the response is open and must be closed by the caller.
-
-        Args:
-            timeout_s: time for the head of the response, in seconds.
-
-        Raises:
-            UpstreamFault: if no stream began.
-            ClientFault: if the request itself is wrong.
-        """
+        """Ask for a stream; the response must be closed by the caller. Raises as `complete`."""
         async with _within(timeout_s, "no stream"):
             response = await self._send("POST", self.config.base_url + api.path, body, headers)
             ok = response.status == HTTPStatus.OK
@@ -450,11 +432,7 @@ class Upstream:
         return b"".join(parts)
 
     async def listed_models(self, timeout_s: float) -> list[str]:
-        """Return the ids of the models that it lists.
-
-        Raises:
-            UpstreamFault: if it gives no list.
-        """
+        """Return the ids of the models that it lists; without a list it is an `UpstreamFault`."""
         payload = await self._list(self.config.base_url + "/models", timeout_s)
         entries = payload.get("data") if isinstance(payload, dict) else None
         if not isinstance(entries, list):
@@ -462,11 +440,7 @@ class Upstream:
         return [str(entry.get("id")) for entry in entries if isinstance(entry, dict)]
 
     async def loaded_adapters(self, timeout_s: float) -> list[int]:
-        """Return the places of the adapters that a llama.cpp server has loaded.
-
-        Raises:
-            UpstreamFault: if it gives no list.
-        """
+        """Return the places of the adapters of a llama.cpp server, as `listed_models`."""
         root = self.config.base_url.removesuffix("/v1")
         entries = await self._list(root + "/lora-adapters", timeout_s)
         if not isinstance(entries, list):

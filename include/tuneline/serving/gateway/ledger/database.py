@@ -1,14 +1,14 @@
 """The usage ledger's tables, in a SQLite file or a PostgreSQL database that gateways share.
 
-`usage` has a row for each attempt. `spending` has the sums that budgets are held against. A row
-that is new in `usage` is added to them in the same transaction, so that the two agree after a
-crash, with several gateways, and after a batch that was written twice. Only requests are spent:
-not pings, and not what another gateway answered. In PostgreSQL a trigger adds them; SQLite's fire
-for each row and cost half of an insertion again, so there the writer adds the sums of a batch.
+`usage` has a row for each attempt, `spending` the sums that budgets are held against. A new row is
+added to them in the same transaction, so that both agree after a crash, with several gateways, and
+after a batch that was written twice. In PostgreSQL a trigger adds them; SQLite's fire for each row
+and cost half of an insertion again, so there the writer adds the sums of a batch.
 """
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -155,11 +155,7 @@ _STATEMENT_LIMIT = "-c statement_timeout=15s"
 
 
 def prepare(connection: Connection) -> bool:
-    """Make the tables in an empty database; leave those of this version as they are.
-
-    Returns:
-        False if there are other tables in their place.
-    """
+    """Make the tables in an empty database; return False if there are others in their place."""
     is_sqlite = connection.dialect.name == "sqlite"
     if not is_sqlite:
         # Gateways that start together must not all make the tables.
@@ -268,10 +264,7 @@ class LedgerWriter:
 
     def insert(self, rows: Sequence[UsageRow]) -> int:
         """Write rows in one transaction; return how many of them were new."""
-        values = [
-            {**vars(row), "estimated": int(row.estimated), "served": int(row.served)}
-            for row in rows
-        ]
+        values = [{name: _stored(value) for name, value in vars(row).items()} for row in rows]
         with self._engine.begin() as connection:
             new = {tuple(key) for key in connection.execute(self._add_new, values)}
             spent = _sums([row for row in rows if (row.request_id, row.attempt) in new])
@@ -282,6 +275,15 @@ class LedgerWriter:
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()
+
+
+def _stored(value: Any) -> Any:
+    """Return a value that both databases take: a NUL would cost the row, NaN every sum it is in."""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value.replace("\0", "") if isinstance(value, str) else value
 
 
 def _adding_up() -> sqlite.Insert:
@@ -340,11 +342,7 @@ def reader(url: URL) -> Engine:
 
 
 def url_of(place: LedgerLocation) -> URL:
-    """Return the URL of a ledger.
-
-    Raises:
-        UserError: if it is neither a path, nor a URL of SQLite or PostgreSQL.
-    """
+    """Return the URL of a ledger; what is neither path nor URL of one is a `UserError`."""
     if isinstance(place, Path) or "://" not in place:
         return URL.create("sqlite", database=str(place))
     try:
@@ -395,9 +393,6 @@ def _other(url: URL) -> UserError:
 @contextmanager
 def explained(url: URL, done: str) -> Iterator[None]:
     """Turn a database's errors into a sentence without a password.
-
-    Args:
-        done: what cannot be done to it.
 
     Raises:
         UserError: in place of an error of the database.

@@ -60,13 +60,10 @@ class KeyUsage:
 
 @dataclass(frozen=True)
 class UpstreamTotals:
-    """Totals of one upstream, to compare with its counters.
+    """Totals of one upstream, to compare with its counters; pings and warm-up are included.
 
-    Reported tokens come from the upstream's usage fields and must agree with its counters. The
-    gateway counted the estimated ones, of attempts that ended before usage came; they bound the
-    difference. Pings and warm-up are included, since the upstream counts them too.
-    `cached_tokens` of the reported prompt tokens were not computed again; some engines count
-    only the computed ones.
+    The gateway counted the estimated tokens, of attempts that ended before usage came; they bound
+    the difference. Some engines count only the prompt tokens that were not cached.
     """
 
     upstream: str
@@ -128,15 +125,11 @@ def _grouped(
 def usage_by_key(
     location: LedgerLocation, since: datetime | None = None, until: datetime | None = None
 ) -> list[KeyUsage]:
-    """Read usage and cost per API key, without the gateway's own pings and imported rows.
+    """Read usage and cost per API key and currency, without pings and imported rows, by name.
 
     Args:
-        location: the ledger's file or URL; a running gateway may be writing to it.
         since: first moment that is counted, with a time zone; None counts from the start.
         until: first moment that is no longer counted; None counts to the end.
-
-    Returns:
-        One row per key and currency, by name.
 
     Raises:
         UserError: if the ledger is missing or none, or a time has no zone.
@@ -149,13 +142,7 @@ def usage_by_key(
 def totals_by_upstream(
     location: LedgerLocation, since: datetime | None = None, until: datetime | None = None
 ) -> list[UpstreamTotals]:
-    """Read totals per upstream and model, pings and warm-up included, imported rows left out.
-
-    Args and Raises are those of `usage_by_key`.
-
-    Returns:
-        One row per upstream, model and currency, by name.
-    """
+    """Read totals per upstream, model and currency, imported rows left out; see `usage_by_key`."""
     reported = 1 - _U.estimated
     return _grouped(
         location,
@@ -171,10 +158,7 @@ def totals_by_upstream(
 def rows_between(
     location: LedgerLocation, since: datetime | None = None, until: datetime | None = None
 ) -> list[UsageRow]:
-    """Read the attempts themselves, pings and warm-up left out, in the order in which they began.
-
-    Args and Raises are those of `usage_by_key`.
-    """
+    """Read the attempts of requests in the order in which they began; see `usage_by_key`."""
     query = (
         select(*(_U[name] for name in COLUMNS))
         .where(_U.kind == "request", within(since, until))
@@ -270,18 +254,9 @@ class BreakEven:
 def costs(
     location: LedgerLocation, by: By, since: datetime | None = None, until: datetime | None = None
 ) -> list[Group]:
-    """Sum up the ledger, imported rows included, pings and warm-up left out.
+    """Sum up the ledger by group and currency, imported rows included; see `usage_by_key`.
 
-    Args:
-        location: the ledger's file or URL.
-        since: first moment that is counted; None counts from the start.
-        until: first moment that is no longer counted; None counts to the end.
-
-    Returns:
-        One row per group and currency; days in their order, the others by cost, the dearest first.
-
-    Raises:
-        UserError, RetryableError: see `usage_by_key`.
+    Days come in their order, the others by cost, the dearest first.
     """
     conditions = _U.kind.in_(_PAID), within(since, until)
     found = _grouped(location, Group, {"name": _group(by)}, *conditions)
@@ -303,15 +278,11 @@ def break_even(
     """Compare what requests cost with the price of an API.
 
     Args:
-        location: the ledger's file or URL.
         groups: all groups of the window, see `costs`.
         hourly_cost: what the machines cost in an hour, busy or not; None leaves the rate out.
-        since: as for `costs`.
-        until: as for `costs`.
 
     Raises:
-        UserError: if the ledger has more than one currency, or none of its requests is in the
-            window.
+        UserError: if the ledger has more than one currency, or no request in the window.
     """
     if len(currencies := {group.currency for group in groups}) > 1:
         raise UserError(

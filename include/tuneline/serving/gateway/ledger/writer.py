@@ -41,18 +41,9 @@ class UnfitItem(Exception):
 class BatchWriter(Generic[T]):
     """A queue that takes items without blocking and writes them in order, in batches.
 
-    A batch that cannot be written stays at the front of the queue and is tried again;
-    `error` states the reason meanwhile. A batch with an unfit item is halved until that item is
-    alone, which is left out. The caller decides what a full queue means: `put` always takes the
-    item.
-
-    Args:
-        name: name of the thread, and of the writer in the log.
-        write: function that writes a batch; an exception means that it wrote nothing.
-        limit: number of items that make the queue full.
-
-    Attributes:
-        error: why nothing can be written at the moment, or None.
+    A batch that cannot be written stays at the front and is tried again; `error` states the reason
+    meanwhile. A batch with an unfit item is halved until that item is alone, which is left out.
+    `put` always takes the item: the caller decides what a full queue means.
     """
 
     def __init__(
@@ -91,11 +82,7 @@ class BatchWriter(Generic[T]):
         return len(self._items) >= self._limit
 
     def close(self, timeout_s: float) -> list[T]:
-        """Write the waiting items and stop.
-
-        Returns:
-            The items that could not be written in time.
-        """
+        """Write the waiting items and stop; return those that could not be written in time."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -141,11 +128,8 @@ class GatheredLines(BatchWriter[str]):
 
     A system call per line would give the interpreter to a waiting writer each time. What the file
     does not take, since its disk is full or its reader has gone, is lost and counted: a log must
-    not stop the service.
-
-    Args:
-        file: descriptor of the open file; a stream's own buffer would keep what can't be written.
-        lose: function that gets the number of texts that are lost.
+    not stop the service. A stream's own buffer would keep what can't be written, so it takes a
+    descriptor.
     """
 
     def __init__(self, file: int, lose: Callable[[int], None]) -> None:
@@ -183,18 +167,10 @@ class Countable(Protocol):
 class Ledger(BatchWriter[Countable]):
     """A ledger that takes attempts from the event loop and writes them in the background.
 
-    While it is `full`, new requests should wait.
-
-    Args:
-        place: the SQLite file, or the URL of a database.
-        queue_limit: rows that may wait before `full`.
-        on_written: function that gets each batch after it is committed.
-
     Attributes:
         taken: attempts that it took so far.
         begun: those of them that are committed or being written; they are the first ones.
         written: those of them that are surely committed.
-        on_taken: function that sees each attempt as it is taken.
 
     Raises:
         UserError, RetryableError: see `open_writer`.

@@ -48,7 +48,7 @@ _UPLOAD_TIMEOUT_S = 5.0
 _REPORT_AGAIN_S = 600.0
 # A role is the client's own string; others than these could hold anything.
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
-_FINISH_REASONS = frozenset({"stop", "length", "tool_calls", "function_call", "content_filter"})
+_FINISH_REASONS = {None, "stop", "length", "tool_calls", "function_call", "content_filter"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,6 @@ class _Entry:
 
 class ProductionLog(BatchWriter[_Entry]):
     """The log of the requests that reached a model's chain.
-
-    Args:
-        scrub: picklable function that removes personal data from conversations.
 
     Raises:
         UserError: if the spool or the store's address can't be used.
@@ -108,18 +105,15 @@ class ProductionLog(BatchWriter[_Entry]):
         self._scrub = scrub
 
     def note(self, call: Call, attempt: Attempt | None, status: AttemptStatus) -> None:
-        """Take a request that has ended.
-
-        Args:
-            attempt: the attempt that served it, None if none did.
-        """
+        """Take a request that has ended."""
         if not is_sampled(call.request_id, self._config.sample_rate):
             self._metrics.log_skipped.labels("sample").inc()
             return
         size = call.request.memory
         if attempt is not None:
             size += sum(map(getsizeof, attempt.texts)) + _LOGPROB_BYTES * len(attempt.logprobs)
-        if self.full or self._bytes_waiting + size > self._config.queue_bytes:
+        waiting = self._bytes_taken - self._bytes_done
+        if self.full or waiting + size > self._config.queue_bytes:
             self._drop("memory", 1, "the queue is full")
             return
         self._bytes_taken += size
@@ -138,10 +132,6 @@ class ProductionLog(BatchWriter[_Entry]):
         self._uploader.close(_UPLOAD_TIMEOUT_S)
         self._spool.close()
         return left
-
-    @property
-    def _bytes_waiting(self) -> int:
-        return self._bytes_taken - self._bytes_done
 
     def _append(self, entries: list[_Entry]) -> None:
         """Scrub entries and bring them to the spool; after an error they come again."""
@@ -184,6 +174,8 @@ class ProductionLog(BatchWriter[_Entry]):
         messages, answer, redactions = texts
         began = attempt.clock - call.clock if attempt else 0.0
         ttft_s = attempt.first_token_s if attempt else None
+        confidence = usage.mean_logprob if usage else None
+        reason = attempt.finish_reason if attempt else None
         return LoggedRequest(
             request_id=call.request_id,
             time=datetime.fromtimestamp(call.arrived, UTC),
@@ -194,12 +186,12 @@ class ProductionLog(BatchWriter[_Entry]):
             answer=answer,
             latency_ms=round(entry.latency_s * 1e3, 3),
             ttft_ms=None if ttft_s is None else round((began + ttft_s) * 1e3, 3),
-            confidence=_finite(usage.mean_logprob) if usage else None,
+            confidence=confidence if math.isfinite(confidence or 0.0) else None,
             served_by=usage.upstream if usage else None,
             fallback_reason=usage.fallback_reason if usage else None,
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
-            finish_reason=known_finish(attempt.finish_reason) if attempt else None,
+            finish_reason=reason if reason in _FINISH_REASONS else "other",
             status=str(entry.status),
             sample_rate=self._config.sample_rate,
             redactions=redactions,
@@ -271,7 +263,14 @@ class UnscrubbedTexts(NamedTuple):
             *self.turns,
             *([{"role": "assistant", "content": self.written}] if self.written is not None else []),
         ]
-        return [{"role": known_role(t["role"]), "content": _valid(t["content"])} for t in turns]
+        return [
+            {
+                "role": turn["role"] if turn["role"] in _ROLES else "other",
+                # JSON can state lone surrogates, and UTF-8 cannot.
+                "content": turn["content"].encode("utf-8", "replace").decode(),
+            }
+            for turn in turns
+        ]
 
 
 def unscrubbed(call: Call, attempt: Attempt | None) -> UnscrubbedTexts:
@@ -288,12 +287,7 @@ LoggedTexts: TypeAlias = tuple[list[LoggedMessage] | None, str | None, list[Reda
 
 
 def scrubbed_texts(given: Sequence[UnscrubbedTexts], scrub: Scrub) -> list[LoggedTexts]:
-    """Return the texts of requests without personal data.
-
-    Args:
-        given: the requests. If they can't be scrubbed together, each is tried alone.
-        scrub: function that removes personal data from conversations.
-    """
+    """Return the texts of requests without personal data; what fails together is tried alone."""
     try:
         results = scrub([entry.conversation() for entry in given])
     except Exception as error:  # whatever it raises, the text must not be written
@@ -319,22 +313,3 @@ def is_sampled(request_id: str, rate: float) -> bool:
     """Return True if a request is in a sample; every gateway decides alike."""
     digest = hashlib.sha256(request_id.encode()).digest()
     return int.from_bytes(digest[:8], "big") < rate * 2**64
-
-
-def known_role(role: str) -> str:
-    """Return a role that is one of OpenAI's, `other` for any other text."""
-    return role if role in _ROLES else "other"
-
-
-def known_finish(reason: str | None) -> str | None:
-    """Return a reason to finish that is one of OpenAI's, `other` for any other text."""
-    return reason if reason is None or reason in _FINISH_REASONS else "other"
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _valid(text: str) -> str:
-    """Return a text without lone surrogates, which JSON can state and UTF-8 cannot."""
-    return text.encode("utf-8", "replace").decode()

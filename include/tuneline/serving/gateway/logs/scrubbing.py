@@ -32,11 +32,7 @@ class ScrubbingFailed(Exception):
 
 
 class ScrubbingProcess:
-    """A process that scrubs one batch of conversations after the other.
-
-    Args:
-        deadline_s: longest time that a batch of short conversations may take.
-    """
+    """A process that scrubs one batch of conversations after the other, each within a deadline."""
 
     def __init__(self, deadline_s: float = _DEADLINE_S) -> None:
         self._deadline_s = deadline_s

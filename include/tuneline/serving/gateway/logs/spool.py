@@ -72,16 +72,11 @@ class _Part:
 class Spool:
     """The spool of one gateway; what an earlier gateway left in the folder is sealed.
 
-    Args:
-        folder: its folder; made if it is missing.
-        limit_bytes: bytes of lines that it may hold.
-        part_seconds: age at which a part is sealed.
+    Attributes:
+        size: bytes of lines that the store does not have yet.
 
     Raises:
         UserError: if the folder can't be used, or another gateway uses it.
-
-    Attributes:
-        size: bytes of lines that the store does not have yet.
     """
 
     def __init__(

@@ -49,11 +49,7 @@ _ASKED = {
 
 
 class Tracing:
-    """The tracer of a gateway.
-
-    Args:
-        exporter: where spans go; None sends them to the configured collector.
-    """
+    """The tracer of a gateway."""
 
     def __init__(self, config: TracingConfig, exporter: SpanExporter | None = None) -> None:
         sampler = ParentBased(TraceIdRatioBased(config.sample_rate))
