@@ -141,12 +141,12 @@ def test_a_bos_is_put_before_a_chat_if_its_template_writes_it(written, tmp_path)
     if not written:
         file = tmp_path / "chat_template.jinja"
         file.write_text(file.read_text().replace("{{ bos_token }}", ""))
-    assert read_tokenizer(tmp_path, 512).add_bos is written
+    assert read_tokenizer(tmp_path, 512)["add_bos_token"] is written
 
 
 def test_a_tokenizer_that_adds_no_bos(tmp_path):
     make_model(tmp_path, tokenizer="phi-3")
-    assert not read_tokenizer(tmp_path, 512).add_bos
+    assert not read_tokenizer(tmp_path, 512)["add_bos_token"]
 
 
 def test_other_kinds_of_tokenizers_are_refused(tmp_path):

@@ -31,16 +31,13 @@ class Family:
     """An architecture of transformers in GGUF.
 
     Attributes:
-        gguf: name of the architecture in GGUF.
         defaults: values of settings that config.json may leave out, as the configuration class has
             them. A test compares them with transformers.
-        activation: the only activation that llama.cpp computes here.
         rotated: projections whose rows llama.cpp reorders, since it rotates neighbouring pairs.
         norm_offset: what transformers adds to the weights of norms, and llama.cpp does not.
         rotary: kinds of rotary positions that llama.cpp computes here.
         partial_rotary: whether a part of each head may stay without positions.
-        layered_positions: whether layers with a window have rotary positions of their own.
-        windows: what a sliding window means.
+        layered_positions: whether layers with a window have other rotary positions.
         window_turn: for alternating windows, every n-th layer sees the whole context.
         wide_heads: whether heads × head size may differ from the hidden size.
         fixed: settings for which llama.cpp has no key, with the values that it computes.
@@ -188,9 +185,8 @@ class Positions:
     """Rotary positions.
 
     Attributes:
-        kind: `default`, `linear`, `llama3` or `longrope`.
         dims: values of a head that are rotated.
-        factor: divisor of every frequency; 1 for all kinds but `linear`.
+        factor: divisor of every frequency.
         local_theta: base on layers with a sliding window, where it is another one.
         original: longest context before it was stretched, in tokens; None if it never was.
         attention_factor: factor of cosine and sine.
@@ -208,10 +204,7 @@ class Positions:
 
 
 def read_positions(config: Mapping[str, Any], family: Family, head_dim: int) -> Positions:
-    """Read the rotary positions of a configuration.
-
-    Args:
-        config: config.json with the family's defaults.
+    """Read the rotary positions of a config.json with the family's defaults.
 
     Raises:
         UserError: if llama.cpp computes others for this architecture.
@@ -239,18 +232,14 @@ def read_positions(config: Mapping[str, Any], family: Family, head_dim: int) -> 
     if dims != head_dim and not family.partial_rotary:
         raise UserError(f"rotary positions on {share:g} of each head can't be exported")
     found = Positions(kind, float(stated.get("rope_theta") or theta), dims, local_theta=local_theta)
-    return _SCALED[kind](found, stated, config)
+    if kind == "linear":
+        return replace(found, factor=float(stated["factor"]))
+    if kind == "llama3":
+        return _llama3(found, stated)
+    return _longrope(found, stated, config) if kind == "longrope" else found
 
 
-def _plain(found: Positions, _: Mapping[str, Any], __: Mapping[str, Any]) -> Positions:
-    return found
-
-
-def _linear(found: Positions, stated: Mapping[str, Any], _: Mapping[str, Any]) -> Positions:
-    return replace(found, factor=float(stated["factor"]))
-
-
-def _llama3(found: Positions, stated: Mapping[str, Any], _: Mapping[str, Any]) -> Positions:
+def _llama3(found: Positions, stated: Mapping[str, Any]) -> Positions:
     """Give the divisors of Llama 3.1; source: `_compute_llama3_parameters`."""
     original = float(stated["original_max_position_embeddings"])
     low, high = float(stated["low_freq_factor"]), float(stated["high_freq_factor"])
@@ -280,9 +269,6 @@ def _longrope(found: Positions, stated: Mapping[str, Any], config: Mapping[str, 
         if values.shape != (found.dims // 2,):
             raise UserError(f"{name} has {values.size} factors where {found.dims // 2} are needed")
     return replace(found, original=original, attention_factor=float(attention), divisors=divisors)
-
-
-_SCALED = {"default": _plain, "linear": _linear, "llama3": _llama3, "longrope": _longrope}
 
 
 @dataclass(frozen=True)

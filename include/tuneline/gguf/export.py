@@ -19,7 +19,7 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -31,42 +31,43 @@ from numpy.typing import NDArray
 
 from tuneline.errors import RetryableError, UserError
 from tuneline.gguf.architectures import Settings, read_settings
-from tuneline.gguf.tokenizer import model_name, read_tokenizer, write_tokenizer
+from tuneline.gguf.tokenizer import read_tokenizer
 from tuneline.models.base_model import read_json, read_license, weight_files
 from tuneline.models.gguf_import import Array, interleave_heads
 
-DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+# Our names, with the GGML type and llama.cpp's number of the file type (llama.h, llama_ftype).
+DTYPES = {"f32": ("F32", 0), "f16": ("F16", 1), "bf16": ("BF16", 32)}
 
 
 def export_gguf(model_dir: Path, out: Path, dtype: str = "f16") -> Written:
     """Export a model directory to one GGUF file, tensor by tensor.
 
     Args:
-        model_dir: folder with config.json, safetensors, tokenizer and chat template.
-        out: the file to write; it appears whole or not at all.
-        dtype: type of the matrices, `f16`, `bf16` or `f32`; norms and biases are float32.
+        dtype: type of the matrices, one of `DTYPES`; norms and biases are float32.
 
     Raises:
-        UserError: if the architecture, tokenizer, positions or weights can't be exported
-            faithfully.
+        UserError: if the model can't be exported faithfully.
         RetryableError: if the disk is full.
     """
     import gguf
 
     config = read_json(model_dir / "config.json")
     settings = read_settings(config, model_dir)
-    tokenizer = read_tokenizer(model_dir, settings.integer("vocab_size"))
-    tensors = list(_exported(model_dir, settings, DTYPES[dtype]))
+    name = str(config.get("_name_or_path") or model_dir.name)
+    tokenizer = read_tokenizer(model_dir, settings.integer("vocab_size"), name)
+    ggml_type, file_type = DTYPES[dtype]
+    tensors = list(_exported(model_dir, settings, ggml_type))
 
     writer = gguf.GGUFWriter(None, settings.family.gguf)
     writer.add_type("model")
-    writer.add_name(model_name(str(config.get("_name_or_path") or model_dir.name), tokenizer))
+    writer.add_name(tokenizer.pop("name"))
     license_id, _ = read_license(model_dir, config)
     if license_id:
         writer.add_license(license_id)
     write_hyperparameters(writer, settings)
-    writer.add_file_type({"f32": 0, "f16": 1, "bf16": 32}[dtype])
-    write_tokenizer(writer, tokenizer)
+    writer.add_file_type(file_type)
+    for key, value in tokenizer.items():
+        getattr(writer, f"add_{key}")(value)
     return write_tensors(writer, tensors, out)
 
 
@@ -90,22 +91,15 @@ def _exported(model_dir: Path, settings: Settings, type_name: str) -> Iterator[P
             # Norms and biases are vectors, and llama.cpp wants those in float32.
             kind = type_name if len(stored.shape) == 2 else "F32"
             offset = settings.family.norm_offset if module.endswith("norm") else 0.0
-            yield PlannedTensor(
-                name_of(stored.name),
-                stored.shape,
-                kind,
-                _values(stored, heads.get(module), offset),
-            )
+            read = partial(_float32, stored, heads.get(module), offset)
+            yield PlannedTensor(name_of(stored.name), stored.shape, kind, read)
 
 
-def _values(stored: StoredTensor, heads: int | None, offset: float) -> Callable[[], Array]:
-    def read() -> Any:
-        values = stored.float32()
-        if offset:
-            values = values + values.dtype.type(offset)
-        return values if heads is None else interleave_heads(values, heads)
-
-    return read
+def _float32(stored: StoredTensor, heads: int | None, offset: float = 0.0) -> Array:
+    values = stored.float32()
+    if offset:
+        values = values + values.dtype.type(offset)
+    return values if heads is None else interleave_heads(values, heads)
 
 
 _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -114,9 +108,7 @@ _LORA_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 def export_lora_gguf(adapter_dir: Path, base_dir: Path, out: Path) -> Written:
     """Export an adapter that `train` wrote; DoRA is out of llama.cpp's reach.
 
-    Args:
-        base_dir: the base model's folder; its config.json is read.
-        out: the file to write; its values are float32, since an adapter is small.
+    Its values are float32, since an adapter is small.
 
     Raises:
         UserError: if it is on another layer than an attention or MLP projection.
@@ -160,15 +152,10 @@ def _adapter_tensor(
     module, side = match.groups()
     count = heads.get(module.rsplit(".", 1)[-1]) if side == "B" else None
     name = f"{base}.lora_{side.lower()}"
-
-    def values() -> Array:
-        rows = stored.float32()
-        return rows if count is None else interleave_heads(rows, count)
-
-    return PlannedTensor(name, stored.shape, "F32", values)
+    return PlannedTensor(name, stored.shape, "F32", partial(_float32, stored, count))
 
 
-# Our names, with the GGML type and llama.cpp's number of the file type (llama.h, llama_ftype).
+# As for `DTYPES`.
 QUANTISATIONS = {
     "q8_0": ("Q8_0", 7),
     "q5_1": ("Q5_1", 9),
@@ -176,7 +163,6 @@ QUANTISATIONS = {
     "q4_1": ("Q4_1", 3),
     "q4_0": ("Q4_0", 2),
 }
-_SOURCES = {"F32", "F16", "BF16"}
 # The embedding and the head affect every token; llama.cpp keeps them at more bits too.
 _KEPT_AT_8_BIT = {"token_embd.weight", "output.weight"}
 
@@ -185,8 +171,6 @@ def quantize(src_gguf: Path, dst_gguf: Path, type_name: str = "q8_0") -> Written
     """Quantise the matrices of an unquantised GGUF model.
 
     Args:
-        src_gguf: the model, f32, f16 or bf16.
-        dst_gguf: the file to write; it appears whole or not at all.
         type_name: one of `QUANTISATIONS`.
 
     Raises:
@@ -210,7 +194,7 @@ def _quantised(reader: Any, source: Path, ggml_type: str) -> Iterator[PlannedTen
 
     for tensor in reader.tensors:
         stored = tensor.tensor_type.name
-        if stored not in _SOURCES:
+        if stored not in dict(DTYPES.values()):
             raise UserError(
                 f"{source}: {tensor.name} is {stored} already; quantise the unquantised export"
             )
@@ -222,17 +206,14 @@ def _quantised(reader: Any, source: Path, ggml_type: str) -> Iterator[PlannedTen
             # No block fits such rows.
             if shape[1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[wanted]][0]:
                 wanted = "F16"
-        yield PlannedTensor(tensor.name, shape, wanted, _dequantised(tensor, shape))
+        yield PlannedTensor(tensor.name, shape, wanted, partial(_dequantised, tensor, shape))
 
 
-def _dequantised(tensor: Any, shape: tuple[int, ...]) -> Any:
+def _dequantised(tensor: Any, shape: tuple[int, ...]) -> Array:
     import gguf
 
-    def read() -> Array:
-        values: Array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        return values.reshape(shape)
-
-    return read
+    values: Array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    return values.reshape(shape)
 
 
 def _copy_metadata(reader: Any, writer: Any) -> None:
@@ -280,10 +261,7 @@ def write_hyperparameters(writer: Any, settings: Settings) -> None:
 
 
 def tensor_names(settings: Settings) -> Callable[[str], str]:
-    """Return a function from a tensor's name in transformers to its name in GGUF.
-
-    It raises UserError for a tensor that the architecture does not have.
-    """
+    """Return the function that gives a tensor of transformers its name in GGUF, or refuses it."""
     import gguf
 
     family = settings.family.gguf
@@ -304,32 +282,19 @@ def tensor_names(settings: Settings) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written.
-
-    Attributes:
-        shape: shape in NumPy's order, rows first.
-        type_name: GGML type, for example F16 or Q8_0.
-        values: function that returns the float32 values.
-    """
+    """A tensor to be written: its shape is NumPy's, rows first, its values are float32."""
 
     name: str
     shape: tuple[int, ...]
     type_name: str
     values: Callable[[], Array]
 
-    @property
-    def elements(self) -> int:
-        """Number of values."""
-        return prod(self.shape)
-
 
 @dataclass(frozen=True)
 class Written:
-    """A GGUF file that was written.
+    """A GGUF file that was written, and its tensors of each GGML type.
 
     Attributes:
-        bytes: its size, in bytes.
-        types: number of tensors of each GGML type.
         parameters: number of values; tied weights count once.
         rounded_values: number of values that their type can't hold exactly; 0 is lossless.
     """
@@ -346,7 +311,6 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
 
     Args:
         writer: a `gguf.GGUFWriter` created without a path, its metadata added.
-        tensors: the tensors in the order of the file.
 
     Raises:
         UserError: if a value does not fit the type.
@@ -354,8 +318,12 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
     """
     import gguf
 
-    types = {tensor.name: gguf.GGMLQuantizationType[tensor.type_name] for tensor in tensors}
-    _announce(writer, tensors, types)
+    types = [gguf.GGMLQuantizationType[tensor.type_name] for tensor in tensors]
+    for tensor, kind in zip(tensors, types, strict=True):
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        stored = prod(tensor.shape) // block * size
+        float32 = np.dtype(np.float32)
+        writer.add_tensor_info(tensor.name, tensor.shape, float32, stored, raw_dtype=kind)
     rounded = 0
     out.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.parent)
@@ -365,8 +333,9 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
         writer.write_header_to_file(path=staged)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor, data, values in _encoded(tensors, types):
-            back = gguf.quants.dequantize(data, types[tensor.name]).reshape(values.shape)
+        for tensor, kind in zip(tensors, types, strict=True):
+            values, data = _encoded(tensor, kind)
+            back = gguf.quants.dequantize(data, kind).reshape(values.shape)
             rounded += int(np.count_nonzero(back != values))
             writer.write_tensor_data(data)
         writer.close()
@@ -382,42 +351,26 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
         path=out,
         bytes=out.stat().st_size,
         types=dict(Counter(tensor.type_name for tensor in tensors)),
-        parameters=sum(tensor.elements for tensor in tensors),
+        parameters=sum(prod(tensor.shape) for tensor in tensors),
         rounded_values=rounded,
     )
 
 
-def _announce(writer: Any, tensors: Sequence[PlannedTensor], types: dict[str, Any]) -> None:
-    """Add the tensors' names, shapes and types to the header."""
+def _encoded(tensor: PlannedTensor, kind: Any) -> tuple[Array, Array]:
     import gguf
 
-    for tensor in tensors:
-        kind = types[tensor.name]
-        block, size = gguf.GGML_QUANT_SIZES[kind]
-        stored = tensor.elements // block * size
-        writer.add_tensor_info(
-            tensor.name, tensor.shape, np.dtype(np.float32), stored, raw_dtype=kind
+    values = np.ascontiguousarray(tensor.values(), dtype=np.float32)
+    if values.shape != tensor.shape:
+        raise UserError(f"tensor {tensor.name} is {values.shape}, expected {tensor.shape}")
+    # Float16 ends at 65,504; larger values would silently become infinite.
+    with np.errstate(over="ignore"):
+        data = gguf.quants.quantize(values, kind)
+    if tensor.type_name == "F16" and not np.isfinite(data).all():
+        raise UserError(
+            f"tensor {tensor.name} holds values that float16 can't (or that are not finite); "
+            "export with dtype bf16 or f32"
         )
-
-
-def _encoded(
-    tensors: Sequence[PlannedTensor], types: dict[str, Any]
-) -> Iterable[tuple[PlannedTensor, Array, Array]]:
-    import gguf
-
-    for tensor in tensors:
-        values = np.ascontiguousarray(tensor.values(), dtype=np.float32)
-        if values.shape != tensor.shape:
-            raise UserError(f"tensor {tensor.name} is {values.shape}, expected {tensor.shape}")
-        # Float16 ends at 65,504; larger values would silently become infinite.
-        with np.errstate(over="ignore"):
-            data = gguf.quants.quantize(values, types[tensor.name])
-        if tensor.type_name == "F16" and not np.isfinite(data).all():
-            raise UserError(
-                f"tensor {tensor.name} holds values that float16 can't (or that are not finite); "
-                "export with dtype bf16 or f32"
-            )
-        yield tensor, data, values
+    return values, data
 
 
 @dataclass(frozen=True)
@@ -429,7 +382,7 @@ class StoredTensor:
     path: Path
 
     def float32(self) -> NDArray[np.float32]:
-        """Return its values; exact for float32, float16 and bfloat16.
+        """Return its values, exactly.
 
         Raises:
             UserError: if it has another type, for example in a quantised checkpoint.

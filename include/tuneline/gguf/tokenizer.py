@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,47 +31,19 @@ END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 # llama.cpp has no key for tokens that take the white space after them with them. It knows Phi-3's
 # by the model's name: there every token that is split off does, but for these three.
-PHI3_NAME = "phi-3"
-_PHI3_NAMES = (PHI3_NAME, "phi3")
+_PHI3_NAMES = ("phi-3", "phi3")
 _PHI3_PLAIN = {"<unk>", "<s>", "<|endoftext|>"}
 
 _FOREIGN = "Serve this model with an engine that reads Hugging Face checkpoints"
 
 
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """The values of the file's `tokenizer.*` keys; ids by token as in the vocabulary.
-
-    Attributes:
-        pre: llama.cpp's name for the pre-tokenizer; `default` for SentencePiece's kind.
-        tokens: tokens by id.
-        types: their types, `gguf.TokenType`.
-        merges: merges of a byte-level tokenizer, two tokens with a space between them.
-        scores: scores by id of a tokenizer of SentencePiece's kind; none for a byte-level one.
-        space_prefix: whether a space is put before each text.
-        special_ids: ids by role: `bos`, `eos`, `eot`, `unk`, `pad`.
-        add_bos: whether a server puts the first token of a text before it.
-        strips_as_phi3: whether special tokens take the white space after them, as Phi-3's do.
-    """
-
-    pre: str
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    scores: list[float]
-    space_prefix: bool
-    special_ids: dict[str, int]
-    add_bos: bool
-    chat_template: str
-    strips_as_phi3: bool
-
-
-def read_tokenizer(directory: Path, vocab_size: int) -> TokenizerFacts:
-    """Read a tokenizer.
+def read_tokenizer(directory: Path, vocab_size: int, name: str = "model") -> dict[str, Any]:
+    """Read a tokenizer as the values of GGUF's keys, by the method of `gguf.GGUFWriter` for each.
 
     Args:
-        directory: folder with tokenizer.json, tokenizer_config.json and the chat template.
         vocab_size: rows of the embedding; ids without a token become unused ones.
+        name: name of the model; llama.cpp takes one with `phi-3` in it as a statement about the
+            tokenizer, so that it may become another one.
 
     Raises:
         UserError: if it has no form in GGUF.
@@ -82,47 +53,51 @@ def read_tokenizer(directory: Path, vocab_size: int) -> TokenizerFacts:
     tokenizer = load_tokenizer(directory)
     document = json.loads(tokenizer.backend_tokenizer.to_str())
     pre = closest_name(document, refuse_foreign(document, directory))
-    by_id, kinds = _tokens(document, vocab_size, directory)
-    ids = {token: index for index, token in by_id.items()}
-    special = {
-        name: ids[text]
-        for name in ("bos", "eos", "unk", "pad")
-        if (text := getattr(tokenizer, f"{name}_token")) in ids
-    }
-    if "eos" not in special:
-        raise UserError(f"{directory / 'tokenizer_config.json'} names no eos_token")
-    turn_ends = [ids[token] for token in END_OF_TURN if token in ids]
-    if turn_ends:
-        special["eot"] = special["eos"] if special["eos"] in turn_ends else turn_ends[0]
-    model = document["model"]
-    scored: list[float] = []
-    if pre == "default":
-        scored = _scores(document, by_id, directory)
-    return TokenizerFacts(
-        pre=pre,
-        tokens=[by_id[index] for index in range(vocab_size)],
-        types=[kinds[index] for index in range(vocab_size)],
-        merges=[]
-        if scored
-        else [m if isinstance(m, str) else " ".join(m) for m in model["merges"]],
-        scores=scored,
-        space_prefix=bool(space_prefix(document)),
-        special_ids=special,
-        add_bos=_adds_bos(tokenizer),
-        chat_template=read_chat_template(directory, settings),
-        strips_as_phi3=_strips_as_phi3(document, by_id),
+    tokens, types = _tokens(document, vocab_size, directory)
+    if _strips_as_phi3(document, tokens):
+        name = _PHI3_NAMES[0]
+    elif any(phi3 in name.lower() for phi3 in _PHI3_NAMES):
+        name = "model"
+    merges = document["model"]["merges"]
+    pieces = (
+        {"token_scores": _scores(document, tokens, directory)}
+        if pre == "default"
+        else {"token_merges": [m if isinstance(m, str) else " ".join(m) for m in merges]}
     )
+    return {
+        "name": name,
+        "tokenizer_model": "llama" if pre == "default" else "gpt2",
+        "tokenizer_pre": pre,
+        "token_list": tokens,
+        "token_types": types,
+        **pieces,
+        **_special_ids(tokenizer, tokens, directory),
+        "add_bos_token": _adds_bos(tokenizer),
+        "add_space_prefix": bool(space_prefix(document)),
+        "chat_template": read_chat_template(directory, settings),
+    }
+
+
+def _special_ids(tokenizer: Any, tokens: Sequence[str], directory: Path) -> dict[str, int]:
+    ids = {token: index for index, token in enumerate(tokens)}
+    found = {
+        f"{role}_token_id": ids[text]
+        for role in ("bos", "eos", "unk", "pad")
+        if (text := getattr(tokenizer, f"{role}_token")) in ids
+    }
+    eos = found.get("eos_token_id")
+    if eos is None:
+        raise UserError(f"{directory / 'tokenizer_config.json'} names no eos_token")
+    if turn_ends := [ids[token] for token in END_OF_TURN if token in ids]:
+        found["eot_token_id"] = eos if eos in turn_ends else turn_ends[0]
+    return found
 
 
 def refuse_foreign(document: Mapping[str, Any], directory: Path) -> str:
-    """Refuse a tokenizer that has no form in GGUF; return the name of its pre-tokenizer.
-
-    Args:
-        document: content of its tokenizer.json.
+    """Refuse a tokenizer.json that has no form in GGUF; return the name of its pre-tokenizer.
 
     Raises:
-        UserError: if it is another kind of tokenizer, or llama.cpp's name for its rules is not
-            known.
+        UserError: if it is of another kind, or llama.cpp's name for its rules is not known.
     """
     model = document.get("model") or {}
     where = directory / "tokenizer.json"
@@ -135,51 +110,18 @@ def refuse_foreign(document: Mapping[str, Any], directory: Path) -> str:
         return "default"
     name = None if model.get("byte_fallback") else pre_tokenizer_name(document)
     if name is None:
+        normalizers = [part.get("type") for part in parts(document.get("normalizer"))]
         raise UserError(
-            f"{where}: no llama.cpp pre-tokenizer is known for the rules {rules_of(document)}; a "
-            f"guess would give wrong token ids. {_FOREIGN}"
+            f"{where}: no llama.cpp pre-tokenizer is known for the rules {list(_rules(document))} "
+            f"with normalizer {normalizers or 'none'}; a guess would give wrong token ids. "
+            f"{_FOREIGN}"
         )
     return name
 
 
-def write_tokenizer(writer: Any, facts: TokenizerFacts) -> None:
-    """Add a tokenizer's keys to a `gguf.GGUFWriter`."""
-    writer.add_tokenizer_model("llama" if facts.scores else "gpt2")
-    writer.add_tokenizer_pre(facts.pre)
-    writer.add_token_list(facts.tokens)
-    writer.add_token_types(facts.types)
-    if facts.scores:
-        writer.add_token_scores(facts.scores)
-    else:
-        writer.add_token_merges(facts.merges)
-    adders = {
-        "bos": writer.add_bos_token_id,
-        "eos": writer.add_eos_token_id,
-        "eot": writer.add_eot_token_id,
-        "unk": writer.add_unk_token_id,
-        "pad": writer.add_pad_token_id,
-    }
-    for name, index in facts.special_ids.items():
-        adders[name](index)
-    writer.add_add_bos_token(facts.add_bos)
-    writer.add_add_space_prefix(facts.space_prefix)
-    writer.add_chat_template(facts.chat_template)
-
-
-def model_name(wanted: str, facts: TokenizerFacts) -> str:
-    """Return the name that a file with this tokenizer must have.
-
-    llama.cpp takes a name with `phi-3` in it as a statement about the tokenizer.
-    """
-    if facts.strips_as_phi3:
-        return PHI3_NAME
-    plain = wanted.lower()
-    return "model" if any(name in plain for name in _PHI3_NAMES) else wanted
-
-
 def _tokens(
     document: Mapping[str, Any], vocab_size: int, directory: Path
-) -> tuple[dict[int, str], dict[int, int]]:
+) -> tuple[list[str], list[int]]:
     """Return token and type of each id."""
     from gguf import TokenType
 
@@ -199,13 +141,11 @@ def _tokens(
             f"{directory}: the tokenizer has ids up to {max(by_id)}, the model only {vocab_size} "
             "rows; resize the embedding and save the model again"
         )
-    for index in range(vocab_size):
-        by_id.setdefault(index, f"[PAD{index}]")
-        kinds.setdefault(index, TokenType.UNUSED)
-    return by_id, {index: int(kind) for index, kind in kinds.items()}
+    tokens = [by_id.get(index, f"[PAD{index}]") for index in range(vocab_size)]
+    return tokens, [int(kinds.get(index, TokenType.UNUSED)) for index in range(vocab_size)]
 
 
-def _scores(document: Mapping[str, Any], by_id: Mapping[int, str], directory: Path) -> list[float]:
+def _scores(document: Mapping[str, Any], tokens: Sequence[str], directory: Path) -> list[float]:
     vocabulary, merges = document["model"]["vocab"], document["model"]["merges"]
     apart = {*byte_tokens(vocabulary), *(added["content"] for added in split_off(document))}
     try:
@@ -213,11 +153,11 @@ def _scores(document: Mapping[str, Any], by_id: Mapping[int, str], directory: Pa
     except UserError as error:
         raise UserError(f"{directory / 'tokenizer.json'}: {error}. {_FOREIGN}") from None
     lowest = min(found.values(), default=0.0) - 1
-    return [found.get(by_id[index], lowest) for index in range(len(by_id))]
+    return [found.get(token, lowest) for token in tokens]
 
 
 def _adds_bos(tokenizer: Any) -> bool:
-    """Tell whether a server shall put the first token of a text before a chat."""
+    """Return True if a server shall put the first token of a text before a chat."""
     from jinja2 import TemplateError
 
     bos = tokenizer.bos_token
@@ -232,11 +172,11 @@ def _adds_bos(tokenizer: Any) -> bool:
     return bool(chat.startswith(bos))
 
 
-def _strips_as_phi3(document: Mapping[str, Any], by_id: Mapping[int, str]) -> bool:
+def _strips_as_phi3(document: Mapping[str, Any], tokens: Sequence[str]) -> bool:
     added = document.get("added_tokens", [])
     stripping = {entry["content"] for entry in added if entry.get("rstrip")}
     split_off = {entry["content"] for entry in added} | {"</s>"}
-    known = {*_PHI3_PLAIN, "</s>"} <= set(by_id.values())
+    known = {*_PHI3_PLAIN, "</s>"} <= set(tokens)
     return known and bool(stripping) and stripping == split_off - _PHI3_PLAIN
 
 
@@ -303,8 +243,8 @@ _NAMES: Mapping[tuple[tuple[str, ...], bool], str] = {
 
 def pre_tokenizer_name(document: Mapping[str, Any]) -> str | None:
     """Return llama.cpp's name for the rules of a tokenizer.json; None if there is none."""
-    rules = tuple(_rule(part) for part in parts(document.get("pre_tokenizer")))
-    name = _NAMES.get((rules, bool((document.get("model") or {}).get("ignore_merges"))))
+    ignores_merges = bool((document.get("model") or {}).get("ignore_merges"))
+    name = _NAMES.get((_rules(document), ignores_merges))
     normalizers = [part.get("type") for part in parts(document.get("normalizer"))]
     # llama.cpp does not normalise; its own converter drops Qwen2's NFC too.
     allowed = [["NFC"], []] if name == "qwen2" else [[]]
@@ -312,11 +252,7 @@ def pre_tokenizer_name(document: Mapping[str, Any]) -> str | None:
 
 
 def closest_name(document: Mapping[str, Any], name: str) -> str:
-    """Return the name under which llama.cpp's rules are closest to those of a tokenizer.json.
-
-    Args:
-        document: content of the tokenizer.json.
-    """
+    """Return the name under which llama.cpp's rules are closest to those of a tokenizer.json."""
     return _WITH_MARKS if name == "gpt-4o" and _merges_make_all(document) else name
 
 
@@ -332,13 +268,6 @@ def _merges_make_all(document: Mapping[str, Any]) -> bool:
     return all(len(encoding) == 1 for encoding in encoded)
 
 
-def rules_of(document: Mapping[str, Any]) -> str:
-    """Return the rules of a tokenizer.json for an error."""
-    rules = [_rule(part) for part in parts(document.get("pre_tokenizer"))]
-    normalizers = [part.get("type") for part in parts(document.get("normalizer"))]
-    return f"{rules} with normalizer {normalizers or 'none'}"
-
-
 def parts(entry: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     """Return the steps of a normalizer or a pre-tokenizer of tokenizer.json."""
     if entry is None:
@@ -346,6 +275,10 @@ def parts(entry: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     if entry.get("type") == "Sequence":
         return list(entry.get("pretokenizers") or entry.get("normalizers") or [])
     return [entry]
+
+
+def _rules(document: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(_rule(part) for part in parts(document.get("pre_tokenizer")))
 
 
 def _rule(part: Mapping[str, Any]) -> str:
@@ -378,14 +311,7 @@ _PREFIXED: Mapping[tuple[tuple[str, ...], tuple[str, ...]], bool] = {
 
 
 def space_prefix(document: Mapping[str, Any]) -> bool | None:
-    """Tell whether a tokenizer of this kind puts a space before each text.
-
-    Args:
-        document: content of a tokenizer.json.
-
-    Returns:
-        The answer; None if the tokenizer is of another kind.
-    """
+    """Return True if this kind of tokenizer puts a space before each text; None for others."""
     model = document.get("model") or {}
     if model.get("type") != "BPE" or not model.get("byte_fallback") or model.get("ignore_merges"):
         return None
@@ -436,16 +362,11 @@ def _step(part: Mapping[str, Any]) -> str:
 def scores(
     vocabulary: Mapping[str, int], merges: Iterable[str | Sequence[str]], apart: Collection[str]
 ) -> dict[str, float]:
-    """Return scores that make llama.cpp merge as the merges do.
+    """Return scores that make llama.cpp merge as the merges do; 0 is the highest.
 
     Args:
-        vocabulary: id of each token.
         merges: pairs of tokens, the first merge first.
-        apart: tokens that no merge makes, since they are split off before: special tokens and
-            bytes.
-
-    Returns:
-        The score of each token that merges make; 0 is the highest.
+        apart: tokens that are split off before, so that no merge makes them: special ones, bytes.
 
     Raises:
         UserError: if no scores do so.
