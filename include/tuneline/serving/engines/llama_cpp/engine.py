@@ -54,7 +54,9 @@ class LlamaCpp(Engine):
             tokenizer = read_tokenizer(model.path, model.vocab_size)
         except UserError as error:
             return Compatibility(self.name, False, str(error), source, live=True)
-        reason = f"GGUF architecture {settings.family.gguf}, pre-tokenizer {tokenizer['tokenizer_pre']}"
+        reason = (
+            f"GGUF architecture {settings.family.gguf}, pre-tokenizer {tokenizer['tokenizer_pre']}"
+        )
         return Compatibility(self.name, True, reason, source, live=True)
 
     def missing(self) -> str | None:
