@@ -125,7 +125,7 @@ def say_outcome(model_name: str, main: str) -> None:
     release = read_release(store, model_name)
     if release is not None and release.version == run_id:
         told = ""
-        if AirflowApi().task_state(main, run_id, "canary") == "deferred":
+        if AirflowApi().task_state(main, run_id, "canary") not in (None, "success", "skipped"):
             told = f"; {canary_state(store, model_name, run_id).told}"
         leave_note(context, f"{model_name} {run_id} is released{told}")
         return

@@ -100,7 +100,7 @@ def test_beside_steps_and_gates_there_are_few_tasks(dag):
     }
 
 
-def test_the_canary_waits_deferred_after_the_release_and_nothing_waits_for_it(dag):
+def test_the_canary_is_awaited_after_the_release_and_nothing_waits_for_it(dag):
     task = dag.get_task("canary")
     assert type(task).__name__ == "AwaitCanary"
     assert task.upstream_task_ids == {"promote"}

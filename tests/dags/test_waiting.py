@@ -11,7 +11,7 @@ from tuneline.errors import RetryableError
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.store import open_store
 from tuneline_airflow.rest import AirflowApi, leave_note
-from tuneline_airflow.waiting import BackfillDays, RunEnds
+from tuneline_airflow.waiting import AwaitCanary, BackfillDays, RunEnds
 
 CONTEXT = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-1")}
 OTHER = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-2")}
@@ -30,10 +30,11 @@ def backfill(days="2026-03-01..2026-03-03"):
     )
 
 
-def test_both_leave_their_slot_between_two_looks():
+def test_all_leave_their_slot_between_two_looks():
     for task in (
         backfill(),
         RunEnds(task_id="await", target="d", run_id="r", hours=1, last="canary"),
+        AwaitCanary(),
     ):
         assert task.mode == "reschedule"
         assert task.reschedule
@@ -103,7 +104,7 @@ def test_a_run_that_only_waits_for_its_canary_is_not_waited_for(api):
     for state in ("scheduled", "running"):
         api.tasks["main", "night-1", "canary"] = state
         assert not task.poke(CONTEXT)
-    api.tasks["main", "night-1", "canary"] = "deferred"
+    api.tasks["main", "night-1", "canary"] = "up_for_reschedule"
     assert task.poke(CONTEXT)
 
 

@@ -19,7 +19,7 @@ from tuneline.stack.services import Service
 
 USER = "admin"
 POD_SECRET = "tuneline-credentials"  # noqa: S105 - its name
-COMPONENTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+COMPONENTS = ("api-server", "scheduler", "dag-processor")
 
 # Workers are forked from the scheduler, so each task has the modules that it has loaded. Without
 # this, every pod task spends its first seconds importing the Kubernetes client.
@@ -130,31 +130,17 @@ def environment(layout: Layout) -> dict[str, str]:
 
 
 def components(layout: Layout) -> list[Service]:
-    """Return Airflow's services.
-
-    Tasks that ask people wait in the database; the triggerer is there for canaries.
-    """
+    """Return Airflow's services; without a triggerer, since no task defers."""
     env = environment(layout)
-    # Triggers are imported by their names, and nothing else puts the DAGs' folder on the path.
-    path = os.pathsep.join(filter(None, [str(layout.project / "dags"), env.get("PYTHONPATH")]))
     airflow = str(layout.airflow_python.with_name("airflow"))
     commands = {
         "api-server": [airflow, "api-server"],
         # The API server reads task logs from disk; a log server would listen on every address.
         "scheduler": [airflow, "scheduler", "--skip-serve-logs"],
         "dag-processor": [airflow, "dag-processor"],
-        "triggerer": [airflow, "triggerer", "--skip-serve-logs"],
     }
-    return [
-        Service(
-            name,
-            argv,
-            {**env, "PYTHONPATH": path} if name == "triggerer" else env,
-            layout.project,
-            {"port": layout.ui_port},
-        )
-        for name, argv in commands.items()
-    ]
+    notes = {"port": layout.ui_port}
+    return [Service(name, argv, env, layout.project, notes) for name, argv in commands.items()]
 
 
 def migration_due(layout: Layout) -> bool:

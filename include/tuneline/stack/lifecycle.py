@@ -141,7 +141,7 @@ class Stack:
         # An Airflow that no longer answers is stopped all the same.
         with contextlib.suppress(TunelineError):
             self.end_active_runs()
-        airflow_last = ["triggerer", "scheduler", "dag-processor", "api-server"]
+        airflow_last = ["scheduler", "dag-processor", "api-server"]
         order = [GATEWAY, FOLLOWER, *airflow_last, PODS, tracking.TRACKING]
         others = [name for name in self.table.names() if name not in order]
         stopped = [name for name in [*others, *order] if self.table.stop(name)]
