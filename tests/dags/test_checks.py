@@ -20,34 +20,35 @@ def leave(lab, item, verdict):
     lab.leave(item, {}, [measure("faults", faults, "rows", "<=", 0)])
 
 
-def test_a_pass_goes_on(lab):
-    leave(lab, "deduplication", Verdict.PASS)
-    judge(lab.run.uri, ["deduplication"])
-
-
-def test_a_critical_failure_stops_the_run_with_its_reason(lab):
-    leave(lab, "deduplication", Verdict.FAIL)
-    with pytest.raises(AirflowFailException, match=r"deduplication \(critical\).*faults is 1"):
-        judge(lab.run.uri, ["deduplication"])
-
-
-def test_a_recommended_failure_goes_on(lab, capsys):
-    leave(lab, "determinism", Verdict.FAIL)
-    judge(lab.run.uri, ["determinism"])
-    assert "determinism: fail" in capsys.readouterr().out
-
-
-def test_missing_evidence_of_a_critical_item_stops_the_run(lab):
-    with pytest.raises(AirflowFailException, match="left no evidence"):
-        judge(lab.run.uri, ["deduplication"])
-
-
-def test_a_second_look_names_every_item_that_stops(lab):
-    leave(lab, "schema_validation", Verdict.PASS)
-    leave(lab, "deduplication", Verdict.FAIL)
-    leave(lab, "pii_scrubbing", Verdict.FAIL)
-    with pytest.raises(AirflowFailException, match=r"deduplication.*; pii_scrubbing"):
-        judge(lab.run.uri, ["schema_validation", "deduplication", "pii_scrubbing"])
+@pytest.mark.parametrize(
+    ("left", "stops"),
+    [
+        ({"deduplication": Verdict.PASS}, None),
+        ({"deduplication": Verdict.FAIL}, r"deduplication \(critical\).*faults is 1"),
+        ({"determinism": Verdict.FAIL}, None),
+        ({"deduplication": None}, "left no evidence"),
+        # An audit names every item that stops.
+        (
+            {
+                "schema_validation": Verdict.PASS,
+                "deduplication": Verdict.FAIL,
+                "pii_scrubbing": Verdict.FAIL,
+            },
+            "^deduplication.*; pii_scrubbing",
+        ),
+    ],
+)
+def test_a_critical_failure_alone_stops_the_run_with_its_reason(lab, capsys, left, stops):
+    for item, verdict in left.items():
+        if verdict is not None:
+            leave(lab, item, verdict)
+    if stops is None:
+        judge(lab.run.uri, list(left))
+        ((item, verdict),) = left.items()
+        assert f"{item}: {verdict}" in capsys.readouterr().out
+    else:
+        with pytest.raises(AirflowFailException, match=stops):
+            judge(lab.run.uri, list(left))
 
 
 def test_a_missing_run_is_one_sentence(tmp_path):
