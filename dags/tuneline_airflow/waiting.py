@@ -15,9 +15,10 @@ from airflow.sdk.bases.sensor import PokeReturnValue
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from tuneline.errors import RetryableError, TunelineError
+from tuneline.machine.airflow_api import AirflowApi
 from tuneline.run import Run
 from tuneline_airflow.failures import RUN_URI, fail_plainly, seconds_from, worker_retry_policy
-from tuneline_airflow.rest import AirflowApi, note_run
+from tuneline_airflow.rest import connected_api, note_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -82,7 +83,7 @@ class BackfillDays(_Waiting):
         first, last = (date.fromisoformat(day) for day in self.days.split(".."))
         # By this name the backfill is found again after a crash.
         asked_by = f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
-        api = AirflowApi()
+        api = connected_api()
         known = api.backfills(self.backfilled)
         own = [b for b in known if (b["dag_run_conf"] or {}).get("asked_by") == asked_by]
         if not own:
@@ -146,7 +147,7 @@ class RunEnds(_Waiting):
     @fail_plainly()
     def poke(self, context: Context) -> bool:
         """Return True if the run has ended."""
-        api = AirflowApi()
+        api = connected_api()
         state = api.state(self.awaited, self.run_id)
         print(f"{self.awaited} {self.run_id}: {state}")
         if state in _ENDED:

@@ -11,7 +11,7 @@ from tests.lab.airflow_api import airflow_api
 from tuneline.errors import RetryableError
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.store import open_store
-from tuneline_airflow.rest import AirflowApi, leave_note
+from tuneline_airflow.rest import connected_api, leave_note
 from tuneline_airflow.waiting import AwaitCanary, BackfillDays, RunEnds
 
 CONTEXT = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-1")}
@@ -104,19 +104,19 @@ def test_a_run_is_awaited_until_it_ends_or_only_its_canary_is_undecided(api):
 
 def test_a_run_is_triggered_once(api):
     for _ in range(2):
-        AirflowApi().trigger("main", "night-1", {"reason": "new data"})
+        connected_api().trigger("main", "night-1", {"reason": "new data"})
     assert api.confs == {("main", "night-1"): {"reason": "new data"}}
 
 
 def test_a_locked_database_is_worth_another_try_and_a_wrong_login_is_not(api, monkeypatch):
     api.failures = [503]
     with pytest.raises(RetryableError, match="locked"):
-        AirflowApi().state("main", "night-1")
+        connected_api().state("main", "night-1")
     connection = os.environ["AIRFLOW_CONN_TUNELINE_API"]
     wrong = {"conn_type": "http", "host": "http://127.0.0.1:1", "login": "a", "password": "hush"}
     monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", json.dumps(wrong))
     with pytest.raises(RetryableError, match="does not answer") as error:
-        AirflowApi().state("main", "night-1")
+        connected_api().state("main", "night-1")
     assert "hush" not in str(error.value)
     monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", connection)
     api.password = "changed"
