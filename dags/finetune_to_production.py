@@ -18,7 +18,7 @@ critical item, to review answers blindly, to approve the release; and where the 
 licence to a person.
 
 Where the configuration asks for a canary (`governance.canary`), the released version answers a
-share of the keys first, and the task `canary` waits, deferred, until it is promoted or withdrawn.
+share of the keys first, and the task `canary` waits until it is promoted or withdrawn.
 """
 
 from __future__ import annotations

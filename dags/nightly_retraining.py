@@ -27,7 +27,7 @@ from tuneline.config import Model, find_model, merge
 from tuneline_airflow.failures import fail_plainly, worker_retry_policy
 from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of, store_uri
 from tuneline_airflow.notify import Announce
-from tuneline_airflow.rest import AirflowApi, leave_note, start_main
+from tuneline_airflow.rest import connected_api, leave_note, start_main
 from tuneline_airflow.waiting import RunEnds
 
 
@@ -125,7 +125,7 @@ def say_outcome(model_name: str, main: str) -> None:
     release = read_release(store, model_name)
     if release is not None and release.version == run_id:
         told = ""
-        if AirflowApi().task_state(main, run_id, "canary") == "deferred":
+        if connected_api().task_state(main, run_id, "canary") not in (None, "success", "skipped"):
             told = f"; {canary_state(store, model_name, run_id).told}"
         leave_note(context, f"{model_name} {run_id} is released{told}")
         return

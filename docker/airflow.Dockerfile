@@ -1,4 +1,4 @@
-# Airflow with this project's library: scheduler, API server, DAG processor, triggerer.
+# Airflow with this project's library: scheduler, API server, DAG processor.
 # docker build -f docker/airflow.Dockerfile --build-arg COMMIT=$(scripts/commit.sh) -t tuneline/airflow:local .
 FROM python:3.11-slim
 
@@ -30,8 +30,7 @@ LABEL org.opencontainers.image.revision=$COMMIT
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     AIRFLOW_HOME=/opt/airflow \
     AIRFLOW__CORE__DAGS_FOLDER=/opt/tuneline/dags \
-    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/tuneline/plugins \
-    PYTHONPATH=/opt/tuneline/dags
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/tuneline/plugins
 RUN mkdir -p /opt/airflow /run/tuneline && chown -R airflow /opt/airflow /opt/tuneline /run/tuneline
 USER airflow
 CMD ["airflow", "api-server"]

@@ -16,7 +16,7 @@ from tuneline.serving.gateway.config import GatewayConfig
 ROOT = Path(__file__).resolve().parents[1]
 SERVICES = set(
     "postgres s3 airflow-init airflow-api-server airflow-scheduler airflow-dag-processor "
-    "airflow-triggerer pods tracking gateway follower".split()
+    "pods tracking gateway follower".split()
 )
 
 

@@ -5,8 +5,8 @@ A question that a run does not ask skips its own task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -28,6 +28,7 @@ from tuneline.licenses import answers as license_answers
 from tuneline.people import approvals, blind_review
 from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
+from tuneline.store import open_store
 from tuneline_airflow.failures import asking_again, fail_plainly, patiently
 from tuneline_airflow.family import store_uri
 from tuneline_airflow.notify import announcers
@@ -36,11 +37,14 @@ from tuneline_airflow.pods import StepPod, run_uri_of
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from tuneline.artifacts.governance import AskedLicense
-
-_VOTE = "Send votes"
-_SKIP = "Skip the review"
+# Options of the sheets: what is sent, and what is chosen where nobody answers in time.
+_VOTE, _SKIP = "Send votes", "Skip the review"
+_SEND_FOUND, _SKIP_ROWS = "Send what was found", "Skip these rows"
+_SEND_LABELS, _LATER = "Send labels", "Go on without"
 _REASON = "reason"
+
+# Fields of a form by name, as arguments of `Param`.
+Fields = dict[str, dict[str, Any]]
 
 
 class DealingPod(StepPod):
@@ -173,52 +177,128 @@ class PairsPod(DealingPod):
         return [asdict(assignment) for assignment in assignments_of(run)]
 
 
-class ReviewPairs(HITLOperator):
-    """A task that shows some of the blind pairs and takes one reviewer's votes.
+@dataclass(frozen=True)
+class _Kind:
+    """What a kind of sheet shows, as text, fields and hours; what it keeps, and of whom."""
+
+    shown: Callable[[Context, Any], tuple[str, Fields, float]]
+    record: Callable[[Context, Any, dict[str, Any], str], None]
+    users: Callable[[Context, Any], Sequence[User]]
+    # The fields that answers fill, where they are not those that are shown by then.
+    fields: Callable[[dict[str, Any]], Fields] | None = None
+    # What people typed may be personal data, which no XCom may hold.
+    private: bool = True
+
+
+class Sheet(HITLOperator):
+    """A task that shows people a part of what there is to read and takes one person's answers.
 
     Args:
-        assignment: `reviewer` (None: whoever may answer for the model) and `pairs`, their numbers.
+        kind: `pairs`, `rows` or `labels`.
+        part: an assignment of pairs, numbers of rows, or the model whose rows get labels.
     """
 
-    def __init__(self, *, assignment: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *, kind: str, part: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.assignment = assignment
+        self.kind, self.part = kind, part
 
     def execute(self, context: Context) -> Any:
-        """Ask the reviewer, and wait for the time that the run's configuration gives."""
-        run = _run(context)
-        if self.assignment["reviewer"] is not None:
-            self.assigned_users = assigned(self._asked(run))
-        self.body = blind_review.review_body(run, self.assignment["pairs"])
-        self._make_form(run)
-        self.response_timeout = timedelta(hours=run.config.evaluation.review_hours)
+        """Ask, and wait as long as the configuration says."""
+        kind = _KINDS[self.kind]
+        if kind.users is _reviewers and self.part["reviewer"] is not None:
+            self.assigned_users = assigned(kind.users(context, self.part))
+        self.body, fields, hours = kind.shown(context, self.part)
+        self._make_form(fields)
+        self.response_timeout = timedelta(hours=hours)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Store the votes with the name of the user that Airflow recorded."""
-        run = _run(context)
-        refuse_strangers(event, self._asked(run))
+        """Store the answers with the name of the user that Airflow recorded."""
+        kind, answers = _KINDS[self.kind], event.get("params_input") or {}
+        refuse_strangers(event, kind.users(context, self.part))
         # The operator is made anew for the answer.
-        self._make_form(run)
-        answer = super().execute_complete(context, event)
-        if _VOTE in event["chosen_options"]:
-            pairs, given = self.assignment["pairs"], event["params_input"] or {}
-            reviewer = self.assignment["reviewer"] or answerer(event)
+        fields = kind.fields(answers) if kind.fields else kind.shown(context, self.part)[1]
+        self._make_form(fields)
+        result = super().execute_complete(context, event)
+        if self.options[0] in event["chosen_options"]:
             with asking_again():
-                blind_review.record_form(run, pairs, given, reviewer)
-        return answer
+                kind.record(context, self.part, answers, answerer(event))
+        return {**result, "params_input": {}} if kind.private else result
 
-    def _asked(self, run: Run) -> list[User]:
-        """Return the reviewer, or whoever may answer for the model."""
-        reviewer = self.assignment["reviewer"]
-        if reviewer is None:
-            return approvers_of(run)
-        return [user for user in run.config.evaluation.reviewers if user.name == reviewer]
+    def _make_form(self, fields: Fields) -> None:
+        self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
 
-    def _make_form(self, run: Run) -> None:
-        fields = blind_review.form_fields(run, self.assignment["pairs"])
-        params = {name: Param(**field) for name, field in fields.items()}
-        self.params = ParamsDict(params)
+
+def _approvers(context: Context, part: Any) -> Sequence[User]:
+    return approvers_of(_run(context))
+
+
+def _reviewers(context: Context, part: dict[str, Any]) -> Sequence[User]:
+    """Return the reviewer of some pairs, or whoever may answer for the model."""
+    reviewer = part["reviewer"]
+    if reviewer is None:
+        return _approvers(context, part)
+    return [u for u in _run(context).config.evaluation.reviewers if u.name == reviewer]
+
+
+def _pairs(context: Context, part: dict[str, Any]) -> tuple[str, Fields, float]:
+    run, pairs = _run(context), part["pairs"]
+    body, fields = blind_review.review_body(run, pairs), blind_review.form_fields(run, pairs)
+    return body, fields, run.config.evaluation.review_hours
+
+
+def _keep_votes(context: Context, part: dict[str, Any], answers: dict[str, Any], by: str) -> None:
+    blind_review.record_form(_run(context), part["pairs"], answers, part["reviewer"] or by)
+
+
+def _rows(context: Context, part: list[int]) -> tuple[str, Fields, float]:
+    from tuneline.data.pii.review.review import form_body, form_fields
+
+    run = _run(context)
+    return form_body(run, part), form_fields(run, part), run.config.data.pii_review_hours
+
+
+def _keep_findings(context: Context, part: list[int], answers: dict[str, Any], by: str) -> None:
+    from tuneline.data.pii.review.review import record_form
+
+    record_form(_run(context), part, answers, by)
+
+
+def _open_rows(context: Context, model: str) -> tuple[str, Fields, float]:
+    """Return the open rows of the days that `decide` chose."""
+    from tuneline.governance.production import labels
+
+    store = open_store(store_uri())
+    chosen = context["ti"].xcom_pull(task_ids="decide")["days"]
+    first, last = (date.fromisoformat(day) for day in chosen.split(".."))
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    rows = labels.review_rows(store, model, days)
+    waiting = labels.open_rows(rows, labels.read_labels(store, model))
+    return *labels.label_form(waiting), find_model(model).file.drift.review_hours
+
+
+def _filled(answers: dict[str, Any]) -> Fields:
+    """Return the fields of labels that were shown; rows may have been labelled since."""
+    from tuneline.governance.production.labels import form_fields, ids_of_form
+
+    shown = form_fields(ids_of_form(answers))
+    return {name: field for name, field in shown.items() if name in answers}
+
+
+def _put_labels(context: Context, model: str, answers: dict[str, Any], by: str) -> None:
+    """Put labels aside, for the pod that scrubs them."""
+    from tuneline.governance.production.labels import put_answers
+
+    put_answers(open_store(store_uri()), model, context["dag_run"].run_id, answers, by)
+
+
+_KINDS = {
+    "pairs": _Kind(_pairs, _keep_votes, _reviewers, private=False),
+    "rows": _Kind(_rows, _keep_findings, _approvers),
+    "labels": _Kind(
+        _open_rows, _put_labels, lambda _, model: find_model(model).file.approvers, _filled
+    ),
+}
 
 
 def asked(model: Model, retries: int = 5) -> dict[str, Any]:
@@ -260,16 +340,17 @@ def refuse_strangers(event: dict[str, Any], users: Sequence[User]) -> None:
 
 def review_pairs(model: Model, dealt: Any) -> Any:
     """Make the tasks that ask for votes on the pairs which a `PairsPod` has dealt out."""
-    return ReviewPairs.partial(
+    return Sheet.partial(
         task_id="review_pairs",
+        kind="pairs",
         **asked(model),
         subject="Blind review: which answer is better?",
         options=[_VOTE, _SKIP],
         # A review without an answer is an outcome that human_review states, not a failure.
         defaults=_SKIP,
-        map_index_template="pairs {{ task.assignment['pairs'] | join(', ') }}"
-        "{% if task.assignment['reviewer'] %} for {{ task.assignment['reviewer'] }}{% endif %}",
-    ).expand(assignment=dealt)
+        map_index_template="pairs {{ task.part['pairs'] | join(', ') }}"
+        "{% if task.part['reviewer'] %} for {{ task.part['reviewer'] }}{% endif %}",
+    ).expand(part=dealt)
 
 
 def approve_waivers(model: Model) -> WaiverApproval:
@@ -337,13 +418,16 @@ class LicenseApproval(RecordedApproval):
     def question(self, run: Run, context: Context) -> str | None:
         """Show the licences of base model and data that wait for a person."""
         from tuneline.licenses.duties import question_text
+        from tuneline.licenses.findings import open_of_run
 
-        waiting = _open(run)
+        waiting = open_of_run(run)
         return question_text(run, waiting) if waiting else None
 
     def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
         """Keep the answer for the licences that were shown."""
-        license_answers.record(run, _open(run), decision, by, reason)
+        from tuneline.licenses.findings import open_of_run
+
+        license_answers.record(run, open_of_run(run), decision, by, reason)
 
 
 def approve_license(model: Model) -> LicenseApproval:
@@ -356,15 +440,6 @@ def approve_license(model: Model) -> LicenseApproval:
     )
 
 
-def _open(run: Run) -> list[AskedLicense]:
-    from tuneline.licenses.findings import open_of_run
-
-    return open_of_run(run)
-
-
-_SEND_FOUND, _SKIP_ROWS = "Send what was found", "Skip these rows"
-
-
 class RowsPod(DealingPod):
     """The pod that scrubs, whose task deals out the rows that people are asked to read."""
 
@@ -375,119 +450,28 @@ class RowsPod(DealingPod):
         return open_forms(run)
 
 
-class ReviewRows(HITLOperator):
-    """A task that shows some scrubbed rows and takes what one person found in them."""
-
-    def __init__(self, *, numbers: list[int], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.numbers = numbers
-
-    def execute(self, context: Context) -> Any:
-        """Show the rows, and wait for the time that the run's configuration gives."""
-        from tuneline.data.pii.review.review import form_body
-
-        run = Run.open(run_uri_of(context))
-        self.body = form_body(run, self.numbers)
-        self._make_form(run)
-        self.response_timeout = timedelta(hours=run.config.data.pii_review_hours)
-        return super().execute(context)
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Store what was found with the name of the user that Airflow recorded."""
-        from tuneline.data.pii.review.review import record_form
-
-        run = Run.open(run_uri_of(context))
-        refuse_strangers(event, approvers_of(run))
-        # The operator is made anew for the answer.
-        self._make_form(run)
-        answer = super().execute_complete(context, event)
-        if _SEND_FOUND in event["chosen_options"]:
-            with asking_again():
-                record_form(run, self.numbers, event["params_input"] or {}, answerer(event))
-        # What people typed is personal data, which no XCom may hold.
-        return {**answer, "params_input": {}}
-
-    def _make_form(self, run: Run) -> None:
-        from tuneline.data.pii.review.review import form_fields
-
-        fields = form_fields(run, self.numbers)
-        self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
-
-
 def review_rows(model: Model, dealt: Any) -> Any:
     """Make the tasks that ask what was missed in the rows which a `RowsPod` has dealt out."""
-    return ReviewRows.partial(
+    return Sheet.partial(
         task_id="review_rows",
+        kind="rows",
         **asked(model),
         subject="Is personal data left in these rows?",
         options=[_SEND_FOUND, _SKIP_ROWS],
         # A review without an answer is what the evidence states, not a failure.
         defaults=_SKIP_ROWS,
-        map_index_template="rows {{ task.numbers | join(', ') }}",
-    ).expand(numbers=dealt)
+        map_index_template="rows {{ task.part | join(', ') }}",
+    ).expand(part=dealt)
 
 
-_SEND_LABELS, _LATER = "Send labels", "Go on without"
-
-
-class LabelRows(HITLOperator):
-    """A task that shows rows of some days and takes one person's labels.
-
-    Args:
-        days: template of the days, `YYYY-MM-DD..YYYY-MM-DD`.
-    """
-
-    template_fields = (*HITLOperator.template_fields, "days")
-
-    def __init__(self, *, model_name: str, days: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.model_name = model_name
-        self.days = days
-
-    def execute(self, context: Context) -> Any:
-        """Show the open rows, and wait."""
-        from tuneline.governance.production import labels
-        from tuneline.store import open_store
-
-        store, model = open_store(store_uri()), self.model_name
-        first, last = (date.fromisoformat(day) for day in self.days.split(".."))
-        days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-        rows = labels.review_rows(store, model, days)
-        waiting = labels.open_rows(rows, labels.read_labels(store, model))
-        self.body, fields = labels.label_form(waiting)
-        self._make_form(fields)
-        return super().execute(context)
-
-    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
-        """Put the labels aside with the name of the user that Airflow recorded."""
-        from tuneline.governance.production.labels import form_fields, ids_of_form, put_answers
-        from tuneline.store import open_store
-
-        refuse_strangers(event, find_model(self.model_name).file.approvers)
-        given = event.get("params_input") or {}
-        # The operator is made anew for the answer; rows may have been labelled since.
-        shown = form_fields(ids_of_form(given))
-        self._make_form({name: field for name, field in shown.items() if name in given})
-        answer = super().execute_complete(context, event)
-        if _SEND_LABELS in event["chosen_options"]:
-            store, run = open_store(store_uri()), context["dag_run"]
-            with asking_again():
-                put_answers(store, self.model_name, run.run_id, given, answerer(event))
-        return {**answer, "params_input": {}}
-
-    def _make_form(self, fields: dict[str, dict[str, Any]]) -> None:
-        self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
-
-
-def label_rows(model: Model) -> LabelRows:
+def label_rows(model: Model) -> Sheet:
     """Make the task that asks for labels of the drifted days."""
-    return LabelRows(
+    return Sheet(
         task_id="label_rows",
-        model_name=model.name,
-        days="{{ ti.xcom_pull(task_ids='decide')['days'] }}",
+        kind="labels",
+        part=model.name,
         subject="Production drifted: which of these answers are right?",
         options=[_SEND_LABELS, _LATER],
         defaults=_LATER,
         **asked(model),
-        response_timeout=timedelta(hours=model.file.drift.review_hours),
     )

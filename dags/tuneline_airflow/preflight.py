@@ -16,7 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from tuneline.errors import RetryableError, UserError
 from tuneline_airflow.pods import GPU_POOL
-from tuneline_airflow.rest import AirflowApi
+from tuneline_airflow.rest import connected_api
 
 if TYPE_CHECKING:
     from tuneline.config import PipelineConfig, PodConfig
@@ -52,7 +52,7 @@ def check_surroundings(config: PipelineConfig) -> None:
 
 def _check_pool() -> None:
     try:
-        there = AirflowApi().has_pool(GPU_POOL)
+        there = connected_api().has_pool(GPU_POOL)
     except (RetryableError, UserError, AirflowException) as error:
         print(f"not checked, the pool {GPU_POOL}: {error}")
         return

@@ -1,4 +1,4 @@
-"""Tasks that wait for a backfill or for another run, and hold no worker meanwhile.
+"""Tasks that wait for a backfill, another run or a canary, and hold no worker meanwhile.
 
 They look, and if it is not yet time they leave their slot until the next look (`reschedule`).
 Whatever they wait for is found again by what it was named, so a worker that dies between two
@@ -7,38 +7,38 @@ looks, or between asking and hearing the answer, starts nothing twice.
 
 from __future__ import annotations
 
-import time
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, BaseSensorOperator
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-    TaskDeferralTimeout,
-)
+from airflow.sdk import BaseSensorOperator
+from airflow.sdk.bases.sensor import PokeReturnValue
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
-from tuneline.errors import RetryableError
+from tuneline.errors import RetryableError, TunelineError
+from tuneline.machine.airflow_api import AirflowApi
 from tuneline.run import Run
-from tuneline_airflow.canary_trigger import CanaryDecided
 from tuneline_airflow.failures import RUN_URI, fail_plainly, seconds_from, worker_retry_policy
-from tuneline_airflow.rest import AirflowApi, note_run
+from tuneline_airflow.rest import connected_api, note_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from tuneline.config.governance import ReleaseCanaryConfig
+    from tuneline.governance.release.canary import CanaryState
+
 _ENDED = ("success", "failed")
+# State of a task that waits for its next look.
+BETWEEN_LOOKS = "up_for_reschedule"
 
 
 class _Waiting(BaseSensorOperator):
     """A sensor that leaves its slot between two looks."""
 
-    def __init__(self, *, task_id: str, hours: float, **kwargs: Any) -> None:
+    def __init__(self, *, task_id: str, hours: float, wait_factor: int = 1, **kwargs: Any) -> None:
         super().__init__(
             task_id=task_id,
             mode="reschedule",
-            poke_interval=seconds_from("TUNELINE_WAIT_SECONDS"),
+            poke_interval=wait_factor * seconds_from("TUNELINE_WAIT_SECONDS"),
             timeout=timedelta(hours=hours).total_seconds(),
             retries=3,
             retry_policy=worker_retry_policy,
@@ -83,7 +83,7 @@ class BackfillDays(_Waiting):
         first, last = (date.fromisoformat(day) for day in self.days.split(".."))
         # By this name the backfill is found again after a crash.
         asked_by = f"{context['dag_run'].dag_id}/{context['dag_run'].run_id}"
-        api = AirflowApi()
+        api = connected_api()
         known = api.backfills(self.backfilled)
         own = [b for b in known if (b["dag_run_conf"] or {}).get("asked_by") == asked_by]
         if not own:
@@ -128,7 +128,7 @@ class BackfillDays(_Waiting):
 class RunEnds(_Waiting):
     """Wait for the end of a run of another DAG; its failure is not this task's.
 
-    A run whose last task is deferred has done its work, and only waits for what comes of it.
+    A run whose last task waits has done its work; only the canary is still to be decided.
 
     Args:
         hours: the longest wait, hours.
@@ -147,12 +147,12 @@ class RunEnds(_Waiting):
     @fail_plainly()
     def poke(self, context: Context) -> bool:
         """Return True if the run has ended."""
-        api = AirflowApi()
+        api = connected_api()
         state = api.state(self.awaited, self.run_id)
         print(f"{self.awaited} {self.run_id}: {state}")
         if state in _ENDED:
             return True
-        return api.task_state(self.awaited, self.run_id, self.last) == "deferred"
+        return api.task_state(self.awaited, self.run_id, self.last) == BETWEEN_LOOKS
 
 
 # What to do where nothing was decided; the sentence of the state goes before.
@@ -164,71 +164,63 @@ _ADVICE = {
 }
 
 
-class AwaitCanary(BaseOperator):
-    """Wait for the canary of a run's version: promoted, or withdrawn, which fails the task."""
+class AwaitCanary(_Waiting):
+    """Wait for the canary of a run's version: promoted, or withdrawn, which fails the task.
+
+    It reads the release log, and its limits count from the first look, so that a cleared task has
+    them whole again. A store that can't be read is looked at again.
+    """
 
     template_fields = ("run_uri",)
 
     def __init__(self, *, task_id: str = "canary", **kwargs: Any) -> None:
-        super().__init__(task_id=task_id, retries=3, retry_policy=worker_retry_policy, **kwargs)
+        # The longest limits of a configuration: a day to begin, a week to decide.
+        super().__init__(task_id=task_id, hours=8 * 24 + 1, wait_factor=5, **kwargs)
         self.run_uri = RUN_URI
 
-    def execute(self, context: Context) -> Any:
-        """Skip the task if no canary was asked for, end it if it is decided, else wait."""
-        # Reading releases takes imports that the DAG processor has no use for.
-        from tuneline.governance.release.canary import SLACK, canary_state, why_none
+    def poke(self, context: Context) -> PokeReturnValue | bool:
+        """Skip the task if no canary was asked for; return the outcome once there is one.
 
-        with fail_plainly():
+        Raises:
+            AirflowFailException: if the version was withdrawn, or nothing was decided in time.
+        """
+        # Reading releases takes imports that the DAG processor has no use for.
+        from tuneline.governance.release.canary import canary_state, why_none
+
+        try:
             run = Run.open(self.run_uri)
             asked, name = run.config.governance.canary, run.config.name
             if why := why_none(run.store, name, run.run_id, asked):
                 raise AirflowSkipException(why)
             state = canary_state(run.store, name, run.run_id)
-        if state.outcome not in ("due", "under_way"):
-            return self.decided(context, {"outcome": state.outcome, "told": state.told})
-        print(f"waiting for a follower: {state.told}")
-        begin, whole = timedelta(hours=asked.begin_hours), timedelta(hours=asked.hours)
-        trigger = CanaryDecided(
-            store=run.store.uri,
-            name=name,
-            version=run.run_id,
-            begin_by=time.time() + begin.total_seconds(),
-            hours=asked.hours,
-            slack_seconds=SLACK.total_seconds(),
-            not_before=time.time(),
-            seconds=seconds_from("TUNELINE_WAIT_SECONDS"),
-        )
-        # The trigger keeps its deadline itself; this one is for a triggerer that does not run.
-        timeout = begin + whole + 2 * SLACK
-        return self.defer(trigger=trigger, method_name="decided", timeout=timeout)
-
-    def decided(self, context: Context, event: dict[str, str]) -> str:
-        """Bear the outcome that the trigger has found; the sentence is the task's XCom.
-
-        Raises:
-            AirflowFailException: if the version was withdrawn, or nothing was decided.
-            RetryableError: if the store could not be read until the end.
-        """
-        outcome, told = event["outcome"], event["told"]
-        if outcome == "unreadable":
-            raise RetryableError(told)
-        if outcome in _ADVICE:
-            with fail_plainly():
-                asked = Run.open(self.run_uri).config.governance.canary
-            told = f"{told} {_ADVICE[outcome].format(**asked.model_dump())}"
+        except (RetryableError, OSError) as error:
+            self.log.warning("the store can't be read now, looking again: %s", error)
+            return False
+        except TunelineError as error:
+            raise AirflowFailException(str(error)) from None
+        told = state.told
+        if state.outcome in ("due", "under_way"):
+            advice = _missed(state, asked, context["ti"].get_first_reschedule_date(context))
+            if advice is None:
+                print(f"waiting for a follower: {told}")
+                return False
+            told = f"{told} {advice.format(**asked.model_dump())}"
         note_run(context, told)
-        if outcome != "promoted":
+        if state.outcome != "promoted":
             raise AirflowFailException(told)
-        return told
+        return PokeReturnValue(is_done=True, xcom_value=told)
 
-    def resume_execution(
-        self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
-    ) -> Any:
-        """Go on after the wait; say what to do if no triggerer has ended it."""
-        try:
-            return super().resume_execution(next_method, next_kwargs, context)
-        except TaskDeferralTimeout:
-            raise AirflowFailException(
-                "the wait for the canary was never ended; see that `airflow triggerer` runs and "
-                "has the DAGs' folder on its PYTHONPATH, then clear this task"
-            ) from None
+
+def _missed(
+    state: CanaryState, asked: ReleaseCanaryConfig, first_look: datetime | None
+) -> str | None:
+    """Return what to do about a canary that is not decided in time, None while there is time."""
+    from tuneline.governance.release.canary import SLACK
+
+    now = datetime.now(UTC)
+    first_look = first_look or now
+    if state.began is None:
+        over = now > first_look + timedelta(hours=asked.begin_hours)
+        return _ADVICE["not_begun"] if over else None
+    ends = max(state.began + timedelta(hours=asked.hours), first_look) + SLACK
+    return _ADVICE["overdue"] if now > ends else None

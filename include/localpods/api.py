@@ -28,32 +28,27 @@ from localpods.objects import (
 )
 from localpods.state import StateDir
 
-_COLUMNS = {
-    "Pod": ("Name", "Ready", "Status", "Restarts", "Age"),
-    "Job": ("Name", "Status", "Completions", "Duration", "Age"),
-    "Event": ("Last Seen", "Type", "Reason", "Object", "Message"),
-}
+_COLUMNS = ("Name", "Ready", "Status", "Age")
 
 _PODS = "/api/v1/namespaces/{namespace}/pods"
 _JOBS = "/apis/batch/v1/namespaces/{namespace}/jobs"
 
 
-def as_table(kind: str, objects: list[Json], version: int) -> Json:
-    """Return a `Table` of objects of one kind."""
-    row = {"Pod": _pod_row, "Job": _job_row, "Event": _event_row}[kind]
+def as_table(pods: list[Json], version: int) -> Json:
+    """Return a `Table` of pods, which kubectl shows as it is."""
     return {
         "kind": "Table",
         "apiVersion": "meta.k8s.io/v1",
         "metadata": {"resourceVersion": str(version)},
         "columnDefinitions": [
             {"name": name, "type": "string", "format": "", "description": "", "priority": 0}
-            for name in _COLUMNS[kind]
+            for name in _COLUMNS
         ],
-        "rows": [{"cells": row(obj), "object": obj} for obj in objects],
+        "rows": [{"cells": _cells(pod), "object": pod} for pod in pods],
     }
 
 
-def _pod_row(pod: Json) -> list[object]:
+def _cells(pod: Json) -> list[str]:
     status = pod["status"]
     containers = status.get("containerStatuses") or []
     ready = sum(container["ready"] for container in containers)
@@ -62,42 +57,15 @@ def _pod_row(pod: Json) -> list[object]:
     shown = status.get("reason") or next(filter(None, reasons), status["phase"])
     count = f"{ready}/{len(pod['spec']['containers'])}"
     shown = "Terminating" if is_deleting(pod) else shown
-    return [pod["metadata"]["name"], count, shown, "0", _age(pod)]
-
-
-def _job_row(job: Json) -> list[object]:
-    status = job["status"]
-    [end] = status.get("conditions") or [{"type": "Running"}]
-    done = f"{status.get('succeeded', 0)}/{job['spec']['completions']}"
-    duration = seconds_since(status["startTime"])
-    if last := end.get("lastTransitionTime"):
-        duration -= seconds_since(last)
-    return [job["metadata"]["name"], end["type"], done, _duration(duration), _age(job)]
-
-
-def _event_row(event: Json) -> list[object]:
-    subject = event["involvedObject"]
-    name = f"{subject['kind'].lower()}/{subject['name']}"
-    last = _duration(seconds_since(event["lastTimestamp"]))
-    return [last, event["type"], event["reason"], name, event["message"]]
-
-
-def _age(obj: Json) -> str:
-    return _duration(seconds_since(obj["metadata"]["creationTimestamp"]))
-
-
-def _duration(seconds: float) -> str:
-    """Write a duration in its largest unit, from two of them on: `45s`, `12m`, `5h`, `3d`."""
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds >= 2 * size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(0, round(seconds))}s"
+    minutes, seconds = divmod(round(seconds_since(pod["metadata"]["creationTimestamp"])), 60)
+    age = f"{minutes}m" if minutes > 1 else f"{60 * minutes + seconds}s"
+    return [pod["metadata"]["name"], count, shown, age]
 
 
 def send_object(request: web.Request, collection: Collection, obj: Json) -> web.Response:
     """Reply with one object."""
-    if _wants_table(request):
-        obj = as_table(collection.kind, [obj], collection.version)
+    if _wants_table(request, collection):
+        obj = as_table([obj], collection.version)
     return web.json_response(obj)
 
 
@@ -109,8 +77,8 @@ async def send_list_or_watch(request: web.Request, collection: Collection) -> we
     if flag(request, "watch"):
         return await _watch(request, collection, namespace, selector)
     found = collection.select(namespace, selector)
-    if _wants_table(request):
-        return web.json_response(as_table(collection.kind, found, collection.version))
+    if _wants_table(request, collection):
+        return web.json_response(as_table(found, collection.version))
     # Of the API that is asked: /api/v1/… or /apis/batch/v1/….
     version = "batch/v1" if request.path.startswith("/apis/batch/") else "v1"
     metadata = {"resourceVersion": str(collection.version)}
@@ -133,15 +101,15 @@ async def _watch(
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(whole_number(request, "timeoutSeconds")):
             async for change, obj in collection.watch(namespace, selector, since):
-                if _wants_table(request):
-                    obj = as_table(collection.kind, [obj], version_of(obj))  # noqa: PLW2901
+                if _wants_table(request, collection):
+                    obj = as_table([obj], version_of(obj))  # noqa: PLW2901
                 line = json.dumps({"type": change, "object": obj})
                 await response.write(f"{line}\n".encode())
     return response
 
 
-def _wants_table(request: web.Request) -> bool:
-    return "as=Table" in request.headers.get("Accept", "")
+def _wants_table(request: web.Request, collection: Collection) -> bool:
+    return collection.kind == "Pod" and "as=Table" in request.headers.get("Accept", "")
 
 
 @dataclass(frozen=True)

@@ -165,17 +165,13 @@ class Collection:
     async def watch(
         self, namespace: str | None, selector: Selector, since: int | None
     ) -> AsyncIterator[tuple[str, Json]]:
-        """Yield changes without end: kubectl and deferred tasks wait with it.
+        """Yield changes without end, each as `ADDED`, `MODIFIED` or `DELETED` and the object.
 
-        A watcher sees the newest state of an object; states between two looks may be left out.
+        A watcher sees the newest state of an object; states between two looks may be left out. An
+        object that no longer matches the selector counts as deleted.
 
         Args:
-            namespace: the namespace of the objects; None for all.
-            selector: the selector; an object that no longer matches counts as deleted.
             since: a resource version; None to begin with all objects that exist.
-
-        Yields:
-            `ADDED`, `MODIFIED` or `DELETED`, and the object.
         """
         position = 0 if since is None else since
         seen = [obj for obj in self.all() if version_of(obj) <= position]

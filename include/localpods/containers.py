@@ -91,12 +91,9 @@ async def read_log(
     since: str = "",
     tail: int | None = None,
 ) -> AsyncIterator[bytes]:
-    """Yield a log in pieces of whole lines.
+    """Yield a log in pieces of whole lines, to its end or, to follow it, until it has `ended`.
 
     Args:
-        ended: returns True once nothing is written any more.
-        follow: True to continue until then.
-        timestamps: True to send the time before each line.
         since: the time of the first line, as `log_time` writes it.
         tail: the number of last lines to send; None for all.
     """

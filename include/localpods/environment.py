@@ -1,18 +1,4 @@
-"""The process of a container: arguments, environment, working folder.
-
-It inherits none of the server's variables. It gets PATH (the image's `path_prepend`, then the
-system's), HOME and TMPDIR (the pod's own, deleted with it), LANG, HOSTNAME, the variables of the
-image map and of the pod's specification, and the paths that replace those of a real pod.
-
-The image map names the local environment that replaces each image:
-
-    {"env": {"OMP_WAIT_POLICY": "PASSIVE"},
-     "images": {"tuneline/ml:local": {
-         "path_prepend": ["/abs/.venv-ml/bin"], "env": {}, "cwd": "/abs/dir",
-         "entrypoint": ["tuneline"], "cmd": ["--help"]}}}
-
-Only `images` is required, and for an image only `path_prepend`.
-"""
+"""The process of a container, and the image map; the README describes both."""
 
 from __future__ import annotations
 
@@ -147,11 +133,6 @@ def build_command(
 
     The last source of a variable wins: the system, the image map, the pod's `envFrom` and `env`,
     and the paths that exist on this machine only.
-
-    Args:
-        image: the environment that replaces the container's image.
-        termination_message: the file whose content becomes the termination message.
-        state: the state folder with the pod's folder and the secrets.
 
     Raises:
         ContainerConfigError: if the source of a variable or a volume does not exist.

@@ -1,8 +1,7 @@
 """Jobs: pods that are started until enough of them have succeeded.
 
-A training on several nodes is an Indexed Job. Unlike in a cluster, a new pod follows a failed one
-after one second (then two, four, … up to sixty), where a cluster waits for ten. A job does not
-outlive the server, as its pods do not: the next server reports it as failed.
+Unlike in a cluster, a new pod follows a failed one after one second (then two, four, … up to
+sixty), and a job does not outlive the server: the next one reports it as failed.
 """
 
 from __future__ import annotations

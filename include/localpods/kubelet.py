@@ -54,13 +54,9 @@ _SHUTDOWN_MARGIN_S = 5.0
 
 
 def digest_of(folders: Iterable[str]) -> str:
-    """Return the digest of the packages beside some folders of programs, as an `imageID`.
+    """Return the digest of the packages of some environments, named by their `bin` folders.
 
-    Args:
-        folders: `bin` of each virtual environment.
-
-    Returns:
-        Empty if none of them belongs to an environment with packages.
+    It has the form of an `imageID`, and is empty if there are no packages.
     """
     found = [
         (str(site), site.stat().st_mtime_ns)
@@ -201,8 +197,7 @@ class Kubelet:
     def delete(self, pod: Json, grace: float | None) -> Json:
         """Request the end of a pod, and return it; it may have been removed already.
 
-        Args:
-            grace: the time between SIGTERM and SIGKILL in seconds; None for that of its spec.
+        The time between SIGTERM and SIGKILL is in seconds; None takes that of its spec.
         """
         if not is_deleting(pod):
             self.on_deletion(pod)

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import datetime
 import hmac
-import ipaddress
 import json
 import logging
 import os
@@ -16,12 +15,10 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import trustme
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from localpods.api import Routes
 from localpods.collection import Collection, EventLog, resource_versions
@@ -33,15 +30,10 @@ from localpods.objects import LOOPBACK, ApiError, describe, is_deleting, is_fini
 from localpods.processes import kill_marked, start_guard
 from localpods.state import SetupError, StateDir, read_json, write_private
 
-_VALID = datetime.timedelta(days=3650)
 # A certificate that ends sooner than this is replaced at the start of the server.
 _RENEWED_BEFORE = datetime.timedelta(days=365)
 _BEGIN = "-----BEGIN CERTIFICATE-----"
 _ISSUER = "localpods authority"
-_USAGES = (
-    "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
-    "key_cert_sign crl_sign encipher_only decipher_only"
-).split()
 
 log = logging.getLogger("localpods")
 # Replies to what kubectl asks before its first request: the API's version, groups and resources.
@@ -99,42 +91,10 @@ def _is_valid(state: StateDir) -> bool:
 
 def _create() -> str:
     """Return a private key, its certificate and the certificate's authority, as PEM."""
-    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    names = [x509.IPAddress(ipaddress.ip_address(LOOPBACK)), x509.DNSName("localhost")]
-    authority = (
-        _unsigned(_ISSUER, authority_key, "key_cert_sign", "crl_sign")
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(authority_key, hashes.SHA256())
-    )
-    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
-    certificate = (
-        _unsigned("localpods", key, "digital_signature")
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(issuer, critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return b"".join([private, certificate.public_bytes(pem), authority.public_bytes(pem)]).decode()
-
-
-def _unsigned(name: str, key: ec.EllipticCurvePrivateKey, *usages: str) -> x509.CertificateBuilder:
-    start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, _ISSUER)]))
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + _VALID)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.KeyUsage(**{u: u in usages for u in _USAGES}), critical=True)
-    )
+    authority = trustme.CA(organization_name=_ISSUER, path_length=0)
+    leaf = authority.issue_cert(LOOPBACK, "localhost")
+    pems = (leaf.private_key_pem, *leaf.cert_chain_pems, authority.cert_pem)
+    return "".join(pem.bytes().decode() for pem in pems)
 
 
 def serve(state: StateDir, images: Path, port: int | None, gpus: int, grace: float) -> None:

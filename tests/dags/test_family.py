@@ -1,12 +1,11 @@
 """Five DAGs for each model file: their ids, owners, schedules, and what a broken file does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.providers.standard.operators.hitl import HITLOperator
+from airflow.sdk import CronDataIntervalTimetable
 
 ROOT = Path(__file__).parents[2]
 KINDS = (
@@ -44,6 +43,12 @@ def test_without_files_each_dag_is_there_once_and_starts_by_hand_alone(parsed):
     assert set(dags) == set(KINDS)
     for kind in ("nightly_retraining", "production_logs", "finetune_to_production"):
         assert dags[kind].schedule is None
+    # People's answers are waited for outside of any slot.
+    tasks = [task for dag in dags.values() for task in dag.tasks]
+    kinds = [task.operator_class if task.is_mapped else type(task) for task in tasks]
+    asking = [t for t, kind in zip(tasks, kinds, strict=True) if issubclass(kind, HITLOperator)]
+    assert len(asking) == 6
+    assert {task.pool for task in asking} == {"default_pool"}
 
 
 def test_each_model_has_its_own(parsed):
@@ -60,6 +65,13 @@ def test_each_model_has_its_own(parsed):
     # A mapped task, whose operators are made in the worker.
     mapped = main.get_task("review_pairs").partial_kwargs
     assert [user["id"] for user in mapped["assigned_users"]] == ["alice"]
+    # The days' logs update an asset that drift waits for; their cron is what a backfill needs.
+    logs = dags["production_logs__faq"]
+    (asset,) = logs.get_task("check_day").outlets
+    (awaited,) = dags["drift_watch__faq"].schedule
+    assert awaited == asset
+    assert isinstance(logs.schedule, CronDataIntervalTimetable)
+    assert not logs.catchup
 
 
 def test_a_broken_file_leaves_its_ids_with_the_reason(parsed):
@@ -72,71 +84,8 @@ def test_a_broken_file_leaves_its_ids_with_the_reason(parsed):
         assert len(broken.tasks) == 1
 
 
-def test_the_days_logs_update_an_asset_that_drift_waits_for(parsed):
-    dags = parsed(faq=FILE.format(name="faq"))
-    (asset,) = dags["production_logs__faq"].get_task("check_day").outlets
-    assert asset.name == "curated_logs__faq"
-    (awaited,) = dags["drift_watch__faq"].schedule
-    assert awaited == asset
-
-
-def test_a_backfill_is_possible_since_the_logs_have_a_cron(parsed):
-    from airflow.sdk import CronDataIntervalTimetable
-
-    dags = parsed(faq=FILE.format(name="faq"))
-    assert isinstance(dags["production_logs__faq"].schedule, CronDataIntervalTimetable)
-    assert not dags["production_logs__faq"].catchup
-
-
-def test_waiting_holds_no_worker(parsed):
-    """People's answers, backfills and other runs are waited for outside of any slot."""
-    from airflow.providers.standard.operators.hitl import HITLOperator
-
-    dags = parsed()
-    waiting = [
-        dags["drift_watch"].get_task("backfill"),
-        dags["nightly_retraining"].get_task("await_run"),
-    ]
-    assert all(task.mode == "reschedule" for task in waiting)
-    tasks = [task for dag in dags.values() for task in dag.tasks]
-    kinds = [task.operator_class if task.is_mapped else type(task) for task in tasks]
-    asking = [t for t, kind in zip(tasks, kinds, strict=True) if issubclass(kind, HITLOperator)]
-    assert len(asking) == 6
-    assert {task.pool for task in asking} == {"default_pool"}
-
-
 def test_a_task_parses_the_dag_of_its_own_alone(parsed, monkeypatch):
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_DAG_ID", "drift_watch__faq")
     monkeypatch.setenv("_AIRFLOW_PARSING_CONTEXT_TASK_ID", "compare")
     dags = parsed(faq=FILE.format(name="faq"), billing=FILE.format(name="billing"))
     assert set(dags) == {"drift_watch__faq"}
-
-
-COST = """
-import sys, time
-from airflow.dag_processing.dagbag import DagBag
-import airflow.sdk
-from airflow.providers.cncf.kubernetes.operators.job import KubernetesJobOperator
-from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
-from airflow.providers.standard.operators.hitl import HITLOperator
-before = time.process_time()
-bag = DagBag(sys.argv[1])
-assert not bag.import_errors and len(bag.dags) == int(sys.argv[2]), bag.import_errors
-print((time.process_time() - before) / before)
-"""
-
-
-def test_the_dags_of_fifty_models_do_not_outgrow_the_import_of_airflow(tmp_path):
-    """Some 250 DAGs take less than the import of Airflow and its operators; twice is a defect."""
-    for number in range(50):
-        (tmp_path / f"m-{number}.yaml").write_text(FILE.format(name=f"m-{number}"))
-    path = f"{ROOT / 'dags'}:{ROOT / 'include'}"
-    env = {**os.environ, "TUNELINE_MODELS": str(tmp_path), "PYTHONPATH": path}
-    command = [sys.executable, "-c", COST, str(ROOT / "dags"), str(50 * len(KINDS))]
-    shares = []
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-        shares.append(float(done.stdout.splitlines()[-1]))
-        if shares[-1] < 2:
-            return
-    pytest.fail(f"the DAGs of fifty models cost {min(shares):.2f} of importing Airflow")

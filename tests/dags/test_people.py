@@ -1,17 +1,279 @@
-"""The questions of the review: who is asked about which pairs, and what is kept of the answers."""
+"""The questions to people: who is asked about what, which answers count, and what is kept."""
 
+import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
-from airflow.sdk import TriggerRule
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException, TaskAwaitingInput
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskAwaitingInput,
+)
 from tests.lab.reviews import prepared
 from tests.lab.runs import Lab
 from tests.lab.tasks import context_of
 
-from tuneline.config import Model, ModelFile
-from tuneline.people import ballots, blind_review
-from tuneline_airflow.people import review_pairs
+from tuneline.artifacts.answers import APPROVALS, WAIVERS, findings_of
+from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
+from tuneline.config import DataConfig, Model, ModelFile
+from tuneline.data.pii.review.review import READ_ALL
+from tuneline.evidence import measure
+from tuneline.governance.production import labels
+from tuneline.licenses import answers as license_answers
+from tuneline.people import approvals, ballots, blind_review
+from tuneline.store import open_store
+from tuneline.verdicts import status
+from tuneline_airflow import people
+
+WHY = "agreed with the owner of the service"
+LIMIT = {"item": "holdout_performance", "limit": "evaluation.min_gain", "reason": "it knows all"}
+FAB_MANAGER = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
+
+
+@pytest.fixture(autouse=True)
+def told(monkeypatch):
+    """What Airflow was told of each question."""
+    found = []
+    place = "airflow.providers.standard.operators.hitl.upsert_hitl_detail"
+    monkeypatch.setattr(place, lambda **detail: found.append(detail))
+    return found
+
+
+@pytest.fixture
+def other_manager(monkeypatch):
+    """Airflow with an auth manager whose ids are not the users' names."""
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", FAB_MANAGER)
+
+
+def context(lab, task):
+    made = context_of(task.task_id, prepared={"return_value": lab and lab.run.uri})
+    made["ti"].id = "7"
+    return {**made, "task_instance": made["ti"], "dag_run": SimpleNamespace(run_id="look 1")}
+
+
+def ask(lab, task):
+    with pytest.raises(TaskAwaitingInput) as waiting:
+        task.execute(context(lab, task))
+    return waiting.value
+
+
+def reply(lab, task, user, option, params):
+    """Answer a question as a user, by id and name if they differ."""
+    user_id, name = user if isinstance(user, tuple) else (user, user)
+    event = {
+        "chosen_options": [option],
+        "params_input": params,
+        "responded_at": datetime.now(UTC),
+        "responded_by_user": {"id": user_id, "name": name} if user else None,
+    }
+    return task.execute_complete(context(lab, task), event)
+
+
+# Approvals: waivers and the release.
+
+MODEL = Model("m", "", ModelFile.model_validate({"approvers": ["alice", "bob"]}))
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """A production run that alice started with a limit that is looser than the policy."""
+    settings = {"profile": "production", "evaluation": {"min_gain": -1}, "waivers": [LIMIT]}
+    made = Lab(tmp_path, {**settings, "approval": True})
+    change_meta(made, started_by="alice", approvers=["alice", "bob"])
+    approvals.record_waivers(made.run, "alice")
+    made.leave("holdout_performance", {}, [measure("m", 0, "rows", "<=", 0)])
+    return made
+
+
+def change_meta(lab, **values):
+    lab.run.meta.update(values)
+    lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(lab.run.meta).encode())
+
+
+def leave_manifest(lab, digest="c0ffee" * 10):
+    reference = ManifestRef(uri="x", sha256=digest, version="test")
+    lab.leave("lineage", {"manifest_ref.json": reference.model_dump_json()})
+
+
+def approve(lab, task, user, option="Approve", reason=WHY):
+    return reply(lab, task, user, option, {"reason": reason})
+
+
+def test_the_question_shows_the_limit_and_is_put_to_the_approvers(lab, told):
+    ask(lab, people.approve_waivers(MODEL))
+    (detail,) = told
+    assert [user["id"] for user in detail["assigned_users"]] == ["alice", "bob"]
+    assert "evaluation.min\\_gain is -1.0, the policy allows at least 0" in detail["body"]
+    assert "/runs/manual__1/plugin/release-checklist)" in detail["body"]
+    assert list(detail["params"]) == ["reason"]
+
+
+@pytest.mark.usefixtures("other_manager")
+@pytest.mark.parametrize(
+    ("approvers", "known"),
+    [
+        (["alice"], None),
+        ([{"id": 7, "name": "alice"}, "bob"], None),
+        ([{"id": 7, "name": "alice"}, {"id": 8, "name": "bob"}], ["7", "8"]),
+    ],
+)
+def test_airflow_is_given_approvers_by_id_or_not_at_all(approvers, known):
+    """It compares ids, which under other auth managers are not the names: nobody could answer."""
+    model = Model("m", "", ModelFile.model_validate({"approvers": approvers}))
+    asked = people.approve_release(model)
+    assert (asked.assigned_users and [user["id"] for user in asked.assigned_users]) == known
+
+
+def test_a_limit_is_accepted_by_another_approver_with_a_reason(lab):
+    assert status(lab.run, "holdout_performance").verdict == "fail"
+    task = people.approve_waivers(MODEL)
+    ask(lab, task)
+    approve(lab, task, "bob")
+    (waiver,) = WAIVERS.find(lab.run).waivers
+    assert (waiver.by, waiver.approved_by, waiver.approval.reason) == ("alice", "bob", WHY)
+    assert status(lab.run, "holdout_performance").verdict == "waived"
+
+
+@pytest.mark.parametrize(
+    ("user", "option", "fields", "sentence"),
+    [
+        ("alice", "Approve", {"reason": WHY}, "alice started the run, and under profile: prod"),
+        ("mallory", "Approve", {"reason": WHY}, "mallory is not an approver"),
+        ("mallory", "Reject", {"reason": WHY}, "mallory is not an approver"),
+        (None, "Approve", {"reason": WHY}, "nobody is not an approver"),
+        ("bob", "Approve", {"reason": "ok"}, "needs a reason of at least 10 characters"),
+        # Airflow refuses a field that the form does not have.
+        ("mallory", "Approve", {"reason": WHY, "by": "bob"}, ""),
+    ],
+)
+def test_an_answer_that_does_not_count_asks_again_and_leaves_nothing(
+    lab, user, option, fields, sentence
+):
+    task = people.approve_waivers(MODEL)
+    ask(lab, task)
+    with pytest.raises((AirflowException, ValueError)) as refused:
+        reply(lab, task, user, option, fields)
+    assert not isinstance(refused.value, AirflowFailException)
+    assert sentence in str(refused.value)
+    assert task.retries > 0
+    assert APPROVALS.find(lab.run).approvals == []
+    assert status(lab.run, "holdout_performance").verdict == "fail"
+
+
+def test_a_rejection_is_kept_with_its_reason_and_is_final(lab):
+    task = people.approve_waivers(MODEL)
+    ask(lab, task)
+    with pytest.raises(AirflowFailException, match="bob rejected it: not for this customer"):
+        approve(lab, task, "bob", "Reject", "not for this customer")
+    (kept,) = APPROVALS.find(lab.run).approvals
+    assert (kept.decision, kept.by, kept.reason) == ("Reject", "bob", "not for this customer")
+    assert status(lab.run, "holdout_performance").verdict == "fail"
+
+
+def test_the_release_of_a_run_that_nobody_started_is_put_to_a_second_approver(lab, told):
+    change_meta(lab, started_by=None)
+    leave_manifest(lab)
+    task = people.approve_release(MODEL)
+    ask(lab, task)
+    assert "two approvers have to say yes" in told[0]["body"]
+    for _ in range(2):
+        with pytest.raises(TaskAwaitingInput):
+            approve(lab, task, "alice")
+    approve(lab, task, "bob")
+    assert [one.by for one in APPROVALS.find(lab.run).approvals] == ["alice", "alice", "bob"]
+
+
+def test_the_release_is_asked_about_by_the_manifest_that_was_shown(lab, told):
+    task = people.approve_release(MODEL)
+    with pytest.raises(AirflowFailException, match="run lineage first"):
+        task.execute(context(lab, task))
+    leave_manifest(lab)
+    ask(lab, task)
+    assert "c0ffee" * 10 in told[0]["body"]
+    assert "## The 25 verdicts" in told[0]["body"]
+    # One that was written after the question is not what was approved.
+    shown = MANIFEST_REF.find(lab.run).sha256
+    leave_manifest(lab, "2" * 64)
+    approve(lab, task, "bob", reason="")
+    (kept,) = APPROVALS.find(lab.run).approvals
+    assert (kept.by, kept.about) == ("bob", shown)
+
+
+# Licences.
+
+LAWYERS = "the legal team has read it: commercial use is granted"
+
+
+@pytest.fixture
+def licensed(tmp_path):
+    """Make a run whose base model was fetched, under some licence."""
+
+    def make(license_id="LicenseRef-house", data="MIT"):
+        made = Lab(tmp_path, {"data": {"license": data}})
+        place = tmp_path / "shelf"
+        place.mkdir()
+        (place / "LICENSE").write_text("House licence.\n```\n# You may look at it.")
+        stored = {
+            "uri": made.run.config.base_model,
+            "place": place.as_uri(),
+            "digest": "d" * 64,
+            "license": license_id,
+            "license_source": "README.md: license",
+            "revision": "r1",
+            "architecture": "LlamaForCausalLM",
+            "context_length": 128,
+            "vocab_size": 10,
+            "files": {"LICENSE": {"sha256": "0" * 64, "bytes": 34}},
+        }
+        made.leave("fetch_base", {"base.json": json.dumps(stored)})
+        return made
+
+    return make
+
+
+@pytest.fixture
+def license_task(dag):
+    return dag.get_task("approve_license")
+
+
+def test_a_known_licence_is_not_asked_about(license_task, licensed, told):
+    with pytest.raises(AirflowSkipException):
+        license_task.execute(context(licensed("Apache-2.0"), license_task))
+    assert told == []
+
+
+@pytest.mark.parametrize(("license_id", "data"), [("LicenseRef-house", "MIT"), ("MIT", None)])
+def test_an_unknown_licence_is_asked_about_until_it_is_answered(
+    license_task, licensed, told, license_id, data
+):
+    lab = licensed(license_id, data)
+    ask(lab, license_task)
+    if data:
+        assert "there is no rule for this licence" in told[0]["body"]
+        assert "````\nHouse licence.\n```\n# You may look at it.\n````" in told[0]["body"]
+    approve(lab, license_task, "zoe", reason=LAWYERS)
+    (kept,) = license_answers.acceptances(lab.run).values()
+    assert (kept.by, kept.reason) == ("zoe", LAWYERS)
+    (kept,) = APPROVALS.find(lab.run).approvals
+    assert (kept.subject, kept.decision, kept.by) == ("license_audit", "Approve", "zoe")
+    with pytest.raises(AirflowSkipException):
+        license_task.execute(context(lab, license_task))
+
+
+def test_a_licence_needs_a_reason_and_a_rejection_stops_the_run(license_task, licensed):
+    lab = licensed()
+    with pytest.raises(AirflowException, match="needs a reason") as failed:
+        approve(lab, license_task, "zoe", reason=None)
+    assert not isinstance(failed.value, AirflowFailException)
+    with pytest.raises(AirflowFailException, match="zoe rejected the licences"):
+        approve(lab, license_task, "zoe", "Reject")
+    assert license_answers.acceptances(lab.run) == {}
+    assert lab.run.store.exists(lab.run.key("approvals.json"))
+
+
+# The blind review of answers.
 
 
 @pytest.fixture
@@ -22,33 +284,14 @@ def bench(tmp_path):
     return made
 
 
-def operator(dag, assignment):
+def mapped(dag, task_id, part):
     """The operator of one mapped task, as a worker makes it."""
-    return dag.get_task("review_pairs").unmap({"assignment": assignment})
+    return dag.get_task(task_id).unmap({"part": part})
 
 
-def context(bench):
-    made = context_of("review_pairs", prepared={"return_value": bench.run.uri})
-    made["ti"].id = "7"
-    return {**made, "task_instance": made["ti"]}
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """What Airflow was told of each question."""
-    told = []
-    place = "airflow.providers.standard.operators.hitl.upsert_hitl_detail"
-    monkeypatch.setattr(place, lambda **detail: told.append(detail))
-    return told
-
-
-def answer(params, user="ann", option="Send votes"):
-    return {
-        "chosen_options": [option],
-        "params_input": params,
-        "responded_at": datetime.now(UTC),
-        "responded_by_user": {"id": user, "name": user} if user else None,
-    }
+def filled(bench, pairs, value="Tie"):
+    names = blind_review.form_fields(bench.run, pairs)
+    return {name: value if name.startswith("pair") else None for name in names}
 
 
 def test_each_reviewer_is_asked_about_five_pairs_at_a_time(dag, bench):
@@ -62,17 +305,15 @@ def test_each_reviewer_is_asked_about_five_pairs_at_a_time(dag, bench):
 
 
 def test_without_a_review_nobody_is_asked_and_no_pod_starts(dag, tmp_path):
-    prepared = {"return_value": Lab(tmp_path, {}).run.uri}
+    task = dag.get_task("prepare_review")
     with pytest.raises(AirflowSkipException, match="no review"):
-        dag.get_task("prepare_review").execute(context_of("prepare_review", prepared=prepared))
+        task.execute(context(Lab(tmp_path, {}), task))
 
 
-def test_a_question_names_its_reviewer_its_pairs_and_its_time(dag, bench, asked):
-    task = operator(dag, {"reviewer": "ben", "pairs": [6, 7]})
-    with pytest.raises(TaskAwaitingInput) as waiting:
-        task.execute(context(bench))
-    assert waiting.value.timeout == timedelta(hours=3)
-    (detail,) = asked
+def test_a_question_names_its_reviewer_its_pairs_and_its_time(dag, bench, told):
+    waiting = ask(bench, mapped(dag, "review_pairs", {"reviewer": "ben", "pairs": [6, 7]}))
+    assert waiting.timeout == timedelta(hours=3)
+    (detail,) = told
     assert [user["id"] for user in detail["assigned_users"]] == ["ben"]
     assert "### Pair 6" in detail["body"]
     assert "### Pair 8" not in detail["body"]
@@ -81,27 +322,38 @@ def test_a_question_names_its_reviewer_its_pairs_and_its_time(dag, bench, asked)
     assert detail["defaults"] == ["Skip the review"]
 
 
-def filled(bench, pairs, value="Tie"):
-    names = blind_review.form_fields(bench.run, pairs)
-    return {name: value if name.startswith("pair") else None for name in names}
-
-
-def test_the_answer_is_kept_under_the_user_that_airflow_recorded(dag, bench):
+def test_votes_are_kept_under_the_user_that_airflow_recorded(dag, bench):
     for user in ("ann", "ben"):
-        task = operator(dag, {"reviewer": user, "pairs": [6, 7]})
-        task.execute_complete(context(bench), answer(filled(bench, [6, 7]), user))
+        task = mapped(dag, "review_pairs", {"reviewer": user, "pairs": [6, 7]})
+        reply(bench, task, user, "Send votes", filled(bench, [6, 7]))
     found = ballots.ballots(bench.run)
     assert [ballot.reviewer for ballot in found] == ["ann", "ben"]
     assert {mark.choice for ballot in found for mark in ballot.marks} == {"tie"}
 
 
-@pytest.mark.parametrize("option", ["Send votes", "Skip the review"])
-def test_an_answer_by_someone_who_is_not_assigned_asks_again(dag, bench, option):
-    """Airflow itself refuses it, but not where it can't tell who is meant."""
-    task = operator(dag, {"reviewer": "ann", "pairs": [6]})
-    with pytest.raises(AirflowException, match=r"mallory was not asked \(ann\)"):
-        task.execute_complete(context(bench), answer(filled(bench, [6]), "mallory", option))
+@pytest.mark.parametrize(
+    ("user", "option", "value", "error"),
+    [
+        # Airflow itself refuses strangers, but not where it can't tell who is meant.
+        ("mallory", "Send votes", "Tie", r"mallory was not asked \(ann\)"),
+        ("mallory", "Skip the review", "Tie", r"mallory was not asked \(ann\)"),
+        ("ann", "Send votes", None, "no vote was given"),
+        ("ann", "Skip the review", None, None),
+        (None, "Skip the review", None, None),
+    ],
+)
+def test_a_skipped_question_leaves_no_votes_and_a_wrong_answer_asks_again(
+    dag, bench, user, option, value, error
+):
+    task = mapped(dag, "review_pairs", {"reviewer": "ann", "pairs": [6]})
+    given = filled(bench, [6], value)
+    if error:
+        with pytest.raises(AirflowException, match=error):
+            reply(bench, task, user, option, given)
+    else:
+        reply(bench, task, user, option, {})
     assert ballots.ballots(bench.run) == []
+    assert dag.get_task("review_pairs").retries == 5
 
 
 # Ids of users as FAB, which numbers them, and Keycloak give them.
@@ -110,44 +362,21 @@ FAB, KEYCLOAK = "7", "9b2c6f1e-6f0a-4c55-9f0e-0d1c3a5b7e11"
 
 @pytest.mark.usefixtures("other_manager")
 @pytest.mark.parametrize(("written", "user_id"), [(7, FAB), (KEYCLOAK, KEYCLOAK), (None, FAB)])
-def test_a_reviewer_is_known_by_id_or_else_by_name(dag, tmp_path, asked, written, user_id):
+def test_a_reviewer_is_known_by_id_or_else_by_name(dag, tmp_path, told, written, user_id):
     reviewer = "ann" if written is None else {"id": written, "name": "ann"}
     bench = Lab(tmp_path, {"evaluation": {"review": True, "reviewers": [reviewer]}})
     prepared(bench)
-    task = operator(dag, {"reviewer": "ann", "pairs": [6]})
-    with pytest.raises(TaskAwaitingInput):
-        task.execute(context(bench))
+    task = mapped(dag, "review_pairs", {"reviewer": "ann", "pairs": [6]})
+    ask(bench, task)
     # Airflow would compare a name with ids, and let nobody answer.
-    known = None if written is None else [{"id": user_id, "name": "ann"}]
-    assert asked[0]["assigned_users"] == known
-    given = answer(filled(bench, [6]))
-    other = {**given, "responded_by_user": {"id": "8", "name": "ben"}}
+    assert told[0]["assigned_users"] == (
+        None if written is None else [{"id": user_id, "name": "ann"}]
+    )
+    votes = filled(bench, [6])
     with pytest.raises(AirflowException, match="ben was not asked"):
-        task.execute_complete(context(bench), other)
-    given["responded_by_user"] = {"id": user_id, "name": "ann"}
-    task.execute_complete(context(bench), given)
+        reply(bench, task, ("8", "ben"), "Send votes", votes)
+    reply(bench, task, (user_id, "ann"), "Send votes", votes)
     assert [ballot.reviewer for ballot in ballots.ballots(bench.run)] == ["ann"]
-
-
-@pytest.fixture
-def other_manager(monkeypatch):
-    """Airflow with an auth manager whose ids are not the users' names."""
-    place = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
-    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", place)
-
-
-@pytest.mark.parametrize("user", [None, "ann"])
-def test_a_skipped_question_and_one_without_an_answer_leave_no_votes(dag, bench, user):
-    task = operator(dag, {"reviewer": "ann", "pairs": [6]})
-    task.execute_complete(context(bench), answer({}, user, "Skip the review"))
-    assert ballots.ballots(bench.run) == []
-
-
-def test_votes_that_cannot_be_stored_fail_the_task_which_asks_again(dag, bench):
-    task = operator(dag, {"reviewer": "ann", "pairs": [6]})
-    with pytest.raises(AirflowException, match="no vote was given"):
-        task.execute_complete(context(bench), answer(filled(bench, [6], None)))
-    assert dag.get_task("review_pairs").retries == 5
 
 
 def test_the_question_of_a_model_with_messages_can_be_serialised():
@@ -157,14 +386,122 @@ def test_the_question_of_a_model_with_messages_can_be_serialised():
 
     file = ModelFile.model_validate({"approvers": ["zoe"], "notify": {"webhook": "hook"}})
     with DAG("asks") as asks:
-        review_pairs(Model("m", "", file), [{"reviewer": None, "pairs": [1]}])
-    stored = DagSerialization.to_dict(asks)["dag"]["tasks"]
-    (mapped,) = [t["__var"] for t in stored if t["__var"]["task_id"] == "review_pairs"]
-    assert mapped["_is_mapped"] is True
-    assert DagSerialization.from_dict(DagSerialization.to_dict(asks)).get_task("review_pairs")
+        people.review_pairs(Model("m", "", file), [{"reviewer": None, "pairs": [1]}])
+    stored = DagSerialization.to_dict(asks)
+    (task,) = (t["__var"] for t in stored["dag"]["tasks"])
+    assert task["_is_mapped"] is True
+    assert DagSerialization.from_dict(stored).get_task("review_pairs")
 
 
-def test_the_item_runs_after_the_questions_whether_they_were_asked_or_not(dag):
-    item = dag.get_task("human_review")
-    assert item.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
-    assert "review_pairs" in item.upstream_task_ids
+# The review of personal data.
+
+DRAW = "0123456789ab"
+SEND_FOUND, SKIP_ROWS = "Send what was found", "Skip these rows"
+
+
+@pytest.fixture
+def scrubbed(tmp_path):
+    made = Lab(tmp_path, {"data": {"pii_review": "ask", "pii_review_hours": 3}})
+    rows = [
+        {"row_id": f"{n}", "row_hash": "h", "stratum": "other", "weight": 1.0,
+         "text": f"user: call Zebulon {n}"}
+        for n in range(12)
+    ]  # fmt: skip
+    sheet = json.dumps({"draw_id": DRAW, "rows": rows})
+    made.leave("pii_scrubbing", {"review_sheet.json": sheet})
+    return made
+
+
+def cells(first=None, *, read=True):
+    return {f"row_11_{DRAW}": first, f"row_12_{DRAW}": None, READ_ALL: read}
+
+
+def test_rows_are_dealt_out_ten_at_a_time_and_shown_for_the_configured_time(
+    dag, scrubbed, tmp_path, told
+):
+    deal = dag.get_task("pii_scrubbing").deal
+    assert [len(form) for form in deal(scrubbed.run)] == [10, 2]
+    assert deal(Lab(tmp_path, {}, "other").run) == []
+    assert ask(scrubbed, mapped(dag, "review_rows", [11, 12])).timeout == timedelta(hours=3)
+    assert "call Zebulon 10" in told[0]["body"]
+    assert list(told[0]["params"]) == list(cells())
+    assert told[0]["defaults"] == [SKIP_ROWS]
+
+
+def test_what_was_found_is_kept_under_the_user_and_in_no_xcom(dag, scrubbed):
+    task = mapped(dag, "review_rows", [11, 12])
+    pushed = reply(scrubbed, task, "ann", SEND_FOUND, cells("PERSON: Zebulon"))
+    assert pushed["params_input"] == {}
+    (found,) = findings_of(scrubbed.run, DRAW)
+    assert found.reviewer == "ann"
+    assert found.missed == {11: [("PERSON", "Zebulon")], 12: []}
+
+
+@pytest.mark.parametrize("option", [SEND_FOUND, SKIP_ROWS])
+def test_findings_of_somebody_who_was_not_asked_are_not_taken(dag, scrubbed, option):
+    change_meta(scrubbed, approvers=[{"id": "7", "name": "ann"}])
+    task = mapped(dag, "review_rows", [11, 12])
+    with pytest.raises(AirflowException, match=r"ann was not asked \(ann\)"):
+        reply(scrubbed, task, "ann", option, cells())
+    assert list(findings_of(scrubbed.run, DRAW)) == []
+
+
+def test_skipped_rows_leave_nothing_and_unread_ones_are_asked_about_again(dag, scrubbed):
+    task = mapped(dag, "review_rows", [11, 12])
+    reply(scrubbed, task, "ann", SKIP_ROWS, cells())
+    with pytest.raises(AirflowException, match="tick that every row was read"):
+        reply(scrubbed, task, "ann", SEND_FOUND, cells(read=False))
+    assert list(findings_of(scrubbed.run, DRAW)) == []
+    assert dag.get_task("review_rows").retries == 5
+
+
+# Labels of production rows.
+
+
+@pytest.fixture
+def production(tmp_path, monkeypatch):
+    """The store of a model with three open rows, and the task that asks about them."""
+    uri = (tmp_path / "store").as_uri()
+    model = SimpleNamespace(file=ModelFile())
+    monkeypatch.setattr(people, "store_uri", lambda: uri)
+    monkeypatch.setattr(people, "find_model", lambda _: model)
+    rows = [
+        labels.ReviewRow(
+            f"req-{n}",
+            "2026-03-04",
+            [{"role": "user", "content": f"question {n}"}],
+            "answer",
+            "random",
+            1.0,
+            [],
+            DataConfig(source="x"),
+        )
+        for n in range(3)
+    ]
+    monkeypatch.setattr(labels, "review_rows", lambda *_: iter(rows))
+    return open_store(uri), people.label_rows(Model("support", "", ModelFile()))
+
+
+def test_labels_that_were_filled_in_wait_for_the_scrubber(production, told, monkeypatch):
+    store, task = production
+    chosen = {"days": "2026-03-04..2026-03-05"}
+    asked = context(None, task)
+    monkeypatch.setattr(asked["ti"], "xcom_pull", lambda task_ids: {"decide": chosen}[task_ids])
+    with pytest.raises(TaskAwaitingInput):
+        task.execute(asked)
+    fields = dict.fromkeys(told[0]["params"])
+    assert len(fields) == 6
+    assert "question 2" in told[0]["body"]
+    answers = {**fields, "decision_req-0": "accept"}
+    reply(None, task, ("7", "ann"), "Send labels", answers)
+    (key,) = store.keys("quarantine/answers/support")
+    assert b"ann" in store.get_bytes(key)
+    assert list(store.keys("labels")) == []
+
+
+def test_a_wrong_label_asks_again_and_leaves_nothing(production):
+    store, task = production
+    answers = {"decision_req-1": "correct", "corrected_req-1": ""}
+    with pytest.raises(AirflowException, match="needs the corrected answer"):
+        reply(None, task, ("7", "ann"), "Send labels", answers)
+    assert list(store.keys("")) == []

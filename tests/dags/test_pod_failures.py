@@ -1,4 +1,4 @@
-"""Pods that don't start or are killed, on a real server: what the task's log and error say."""
+"""Pods that don't start, are killed or fail: what the log and the error say, what stops the run."""
 
 import json
 import shlex
@@ -6,18 +6,27 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk import RetryAction
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from tests.lab import tasks as task_lab
+from tests.lab.dag_runs import run_dag
 from tests.lab.ml_environment import ML_PYTHON, planned_runs
-from tests.lab.pods import IMAGE
+from tests.lab.pods import IMAGE, Server
 from tests.lab.runs import Lab
-from tests.lab.tasks import connect, prepared_run
+from tests.lab.tasks import connect, connection, prepared_run
 
+from tuneline import verdicts
 from tuneline.config import PodConfig
+from tuneline.errors import RetryableError
+from tuneline.evidence import Verdict, measure
 from tuneline.run import Run
+from tuneline.step import leave_killed
 from tuneline.training.resources.out_of_memory import MemoryNotes
-from tuneline_airflow.failures import StepRetryPolicy
+from tuneline.verdicts import status
+from tuneline_airflow.failures import StepRetryPolicy, judge
 from tuneline_airflow.pods import StepPod
+
+ROOT = Path(__file__).parents[2]
+LAST = 3
 
 
 @pytest.fixture
@@ -26,13 +35,18 @@ def connected(server, monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path):
-    return Lab(tmp_path, {"training": {"effective_batch": 8}}).run
+def lab(tmp_path):
+    return Lab(tmp_path, {"training": {"effective_batch": 8}})
 
 
-def context_of(run, task_id, **pods):
+@pytest.fixture
+def run(lab):
+    return lab.run
+
+
+def context_of(run, task_id, try_number=1, **pods):
     prepared = prepared_run(run.uri, PodConfig(**{"image": IMAGE, **pods}))
-    return task_lab.context_of(task_id, prepared=prepared)
+    return task_lab.context_of(task_id, try_number=try_number, prepared=prepared)
 
 
 def step(task_id, script, **kwargs):
@@ -40,6 +54,14 @@ def step(task_id, script, **kwargs):
     pod.cmds = ["bash", "-c", script]
     pod.env_vars = []
     return pod
+
+
+def carry_out(run, task_id, script, try_number=LAST, image=IMAGE, **options):
+    context = context_of(run, task_id, try_number, image=image, memory="100Mi")
+    step(task_id, script, **options).execute(context)
+
+
+EAT = "python3 -c 'import time; held = bytearray(300_000_000); time.sleep(30)'"
 
 
 def failure(pod, context):
@@ -74,9 +96,6 @@ def test_an_image_that_is_missing_ends_at_once_in_a_sentence(connected, run):
     assert "pods.image" in decision.reason
 
 
-EAT = "python3 -c 'import time; held = bytearray(300_000_000); time.sleep(30)'"
-
-
 def test_training_that_is_killed_for_memory_is_noted_and_tried_again_smaller(connected, run):
     MemoryNotes(run).trying("train", 8)
     pod = step("train", EAT)
@@ -86,9 +105,7 @@ def test_training_that_is_killed_for_memory_is_noted_and_tried_again_smaller(con
     assert "the next try takes 4 rows × 2 accumulated" in decision.reason
     [noted] = MemoryNotes(run).failures()
     assert (noted.step, noted.micro_batch, noted.how) == ("train", 8, "OOMKilled")
-
-
-def test_training_that_is_killed_with_the_smallest_micro_batch_is_not_tried_again(connected, run):
+    # With the smallest micro-batch there is nothing left to try.
     MemoryNotes(run).trying("train", 1)
     error, decision = failure(step("train", EAT), context_of(run, "train", memory="100Mi"))
     assert decision.action == RetryAction.FAIL
@@ -130,3 +147,202 @@ def test_a_step_of_its_own_words_keeps_them(connected, run):
     assert decision.action == RetryAction.FAIL
     assert decision.reason == "row 7 has no text"
     assert "ran out of memory" not in error
+
+
+SAYS = "echo '{}' > $TERMINATION_MESSAGE_PATH; exit {}"
+# Each end of a pod, and what the evidence says about it.
+ENDS = {
+    "out of memory": (EAT, "ran out of memory, the pod's limit of 100Mi was reached"),
+    # Kubernetes makes one dollar sign of two, so that bash can't name itself.
+    "killed": (
+        "python3 -c 'import os; os.kill(os.getpid(), 9)'",
+        "its pod ended with exit code 137 and left no reason",
+    ),
+    "broke": ("exit 1", "its pod ended with exit code 1 and left no reason"),
+    "surroundings": (SAYS.format("retryable: s3 is away", 75), "s3 is away"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_run_goes_on_after_the_last_try_of_a_recommended_item(connected, run, end):
+    script, said = ENDS[end]
+    carry_out(run, "determinism", script)
+    row = status(run, "determinism")
+    assert (row.verdict, row.stops_release) == ("fail", False)
+    assert said in row.summary
+    assert run.find_evidence("determinism").airflow["try_number"] == LAST
+
+
+KILLED = ENDS["killed"][0]
+
+
+@pytest.mark.parametrize(
+    ("task_id", "script", "try_number", "left"),
+    [
+        # What may pass is tried again first.
+        ("determinism", ENDS["surroundings"][0], LAST - 1, None),
+        # A critical item, and a helper step.
+        ("latency_benchmark", KILLED, LAST, None),
+        ("latency_benchmark", "exit 1", LAST, None),
+        ("build_engine", "exit 1", LAST, None),
+        # A run that is wrong stops an optional item too.
+        ("cold_start", SAYS.format("user_error: this image speaks contract 9", 2), LAST, None),
+        # What later steps need, which the last try reads.
+        ("lora_selection", KILLED, LAST - 1, "exit code 137"),
+        ("production_quantization", KILLED, LAST - 1, "exit code 137"),
+    ],
+)
+def test_other_ends_fail_the_task(connected, run, task_id, script, try_number, left):
+    with pytest.raises(AirflowException):
+        carry_out(run, task_id, script, try_number)
+    evidence = run.find_evidence(task_id)
+    assert left in evidence.summary if left else evidence is None
+
+
+def test_a_pod_that_never_starts_is_a_failed_item(connected, run):
+    carry_out(run, "cold_start", "true", gpus=True, image="gone:1")
+    assert "did not start" in status(run, "cold_start").summary
+
+
+def test_what_the_step_itself_said_stands(connected, run):
+    """Its own evidence has its partial results, and the same try."""
+    task = {
+        "dag_id": "pipeline",
+        "run_id": "manual__1",
+        "task_id": "determinism",
+        "try_number": LAST,
+    }
+    leave_killed(run.uri, "determinism", "said by the step", task)
+    carry_out(run, "determinism", ENDS["surroundings"][0])
+    assert "said by the step" in status(run, "determinism").summary
+    # That of an earlier run of the task does not.
+    leave_killed(run.uri, "determinism", "said by the step", {**task, "try_number": 1})
+    carry_out(run, "determinism", ENDS["surroundings"][0])
+    assert "s3 is away" in status(run, "determinism").summary
+
+
+def test_a_failed_verdict_fails_its_own_task_for_good_and_a_clear_runs_the_pod_again(
+    connected, lab, tmp_path
+):
+    ran = tmp_path / "ran"
+
+    def measured(seconds, try_number):
+        lab.leave("latency_benchmark", {}, [measure("ttft", seconds, "s", "<=", 1)])
+        script, judged = f"echo try >> {ran}", ["latency_benchmark"]
+        carry_out(lab.run, "latency_benchmark", script, try_number, judged=judged)
+
+    # Airflow gives such a task no other try, whatever its retries.
+    said = r"latency_benchmark \(critical\): fail: ttft is 9, must be <= 1 s"
+    with pytest.raises(AirflowFailException, match=said):
+        measured(9, 1)
+    measured(0.5, 2)
+    assert ran.read_text().split() == ["try", "try"]
+
+
+# Stands for the command line in the image: one item breaks, one is killed, one measures.
+TUNELINE = """#!/bin/sh
+case "$2" in
+  cold_start) exit 1 ;;
+  fallback) kill -9 $$ ;;
+esac
+"""
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("critical", ["measures", "fails", "breaks"])
+def test_airflow_goes_on_after_what_is_not_critical(tmp_path, critical):
+    tools = tmp_path / "image"
+    tools.mkdir()
+    script = TUNELINE.replace("esac", "  health_checks) exit 1 ;;\nesac")
+    (tools / "tuneline").write_text(script if critical == "breaks" else TUNELINE)
+    (tools / "tuneline").chmod(0o755)
+    server = Server(tmp_path)
+    server.images.write_text(json.dumps({"images": {IMAGE: {"path_prepend": [str(tools)]}}}))
+    server.start()
+    try:
+        lab = Lab(tmp_path, {"pods": {"memory": "64Mi"}})
+        faults = measure("faults", int(critical == "fails"), "faults", "==", 0)
+        lab.leave("health_checks", {}, [faults])
+        states = run_dag(
+            Path(__file__).parent / "dags" / "errors_dag.py",
+            tmp_path / "airflow",
+            PYTHONPATH=f"{ROOT / 'include'}:{ROOT / 'dags'}",
+            AIRFLOW_CONN_KUBERNETES_DEFAULT=connection(server, "default"),
+            RUN_URI=lab.run.uri,
+            TUNELINE_POD_POLL_SECONDS="0.5",
+        )
+    finally:
+        server.stop()
+    for item in ("cold_start", "fallback"):
+        row = status(lab.run, item)
+        assert states[item] == "success"
+        assert row.verdict == "fail"
+    if critical == "measures":
+        assert (states["health_checks"], states["promote"]) == ("success", "success")
+    else:
+        assert (states["health_checks"], states["promote"]) == ("failed", "upstream_failed")
+
+
+# The verdicts that the task reads after its pod.
+
+
+def leave(lab, item, verdict):
+    faults = {Verdict.PASS: 0, Verdict.FAIL: 1}[verdict]
+    lab.leave(item, {}, [measure("faults", faults, "rows", "<=", 0)])
+
+
+@pytest.mark.parametrize(
+    ("left", "stops"),
+    [
+        ({"deduplication": Verdict.PASS}, None),
+        ({"deduplication": Verdict.FAIL}, r"deduplication \(critical\).*faults is 1"),
+        ({"determinism": Verdict.FAIL}, None),
+        ({"deduplication": None}, "left no evidence"),
+        # An audit names every item that stops.
+        (
+            {
+                "schema_validation": Verdict.PASS,
+                "deduplication": Verdict.FAIL,
+                "pii_scrubbing": Verdict.FAIL,
+            },
+            "^deduplication.*; pii_scrubbing",
+        ),
+    ],
+)
+def test_a_critical_failure_alone_stops_the_run_with_its_reason(lab, capsys, left, stops):
+    for item, verdict in left.items():
+        if verdict is not None:
+            leave(lab, item, verdict)
+    if stops is None:
+        judge(lab.run.uri, list(left))
+        ((item, verdict),) = left.items()
+        assert f"{item}: {verdict}" in capsys.readouterr().out
+    else:
+        with pytest.raises(AirflowFailException, match=stops):
+            judge(lab.run.uri, list(left))
+
+
+def test_a_missing_run_is_one_sentence(tmp_path):
+    with pytest.raises(AirflowFailException, match="there is no run at"):
+        judge(f"{tmp_path.as_uri()}/runs/none", ["deduplication"])
+
+
+@pytest.mark.parametrize("outages", [2, 3])
+def test_a_store_that_is_away_for_a_moment_is_asked_again(lab, monkeypatch, outages):
+    """Whatever fails here has the pod do its hours of work once more."""
+    left = ["the store is away"] * outages
+    check_item = verdicts.check_item
+
+    def look(*arguments):
+        if left:
+            raise RetryableError(left.pop())
+        return check_item(*arguments)
+
+    monkeypatch.setenv("TUNELINE_RETRY_SECONDS", "0.01")
+    monkeypatch.setattr(verdicts, "check_item", look)
+    leave(lab, "determinism", Verdict.PASS)
+    if outages < 3:
+        judge(lab.run.uri, ["determinism"])
+    else:
+        with pytest.raises(RetryableError, match="away"):
+            judge(lab.run.uri, ["determinism"])

@@ -1,6 +1,7 @@
 """Waiting for backfills and runs: one at a time, found again after a crash, and no worker held."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +11,8 @@ from tests.lab.airflow_api import airflow_api
 from tuneline.errors import RetryableError
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.store import open_store
-from tuneline_airflow.rest import AirflowApi, leave_note
-from tuneline_airflow.waiting import BackfillDays, RunEnds
+from tuneline_airflow.rest import connected_api, leave_note
+from tuneline_airflow.waiting import AwaitCanary, BackfillDays, RunEnds
 
 CONTEXT = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-1")}
 OTHER = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-2")}
@@ -30,10 +31,11 @@ def backfill(days="2026-03-01..2026-03-03"):
     )
 
 
-def test_both_leave_their_slot_between_two_looks():
+def test_all_leave_their_slot_between_two_looks():
     for task in (
         backfill(),
         RunEnds(task_id="await", target="d", run_id="r", hours=1, last="canary"),
+        AwaitCanary(),
     ):
         assert task.mode == "reschedule"
         assert task.reschedule
@@ -75,7 +77,10 @@ def test_one_backfill_runs_at_a_time(api):
     ]
 
 
-def test_failed_days_fail_the_task_by_name(api):
+def test_failed_days_fail_the_task_by_name_and_no_days_skip_it(api):
+    with pytest.raises(AirflowSkipException):
+        backfill("").poke(CONTEXT)
+    assert api.backfills == []
     backfill().poke(CONTEXT)
     api.backfills[0]["completed_at"] = "2026-03-04T01:00:00Z"
     api.failed_days = ["2026-03-02"]
@@ -83,48 +88,37 @@ def test_failed_days_fail_the_task_by_name(api):
         backfill().poke(CONTEXT)
 
 
-def test_no_days_skip_the_task(api):
-    with pytest.raises(AirflowSkipException):
-        backfill("").poke(CONTEXT)
-    assert api.backfills == []
-
-
-def test_a_run_is_awaited_until_it_ends_however_it_ends(api):
+def test_a_run_is_awaited_until_it_ends_or_only_its_canary_is_undecided(api):
     task = RunEnds(task_id="await", target="main", run_id="night-1", hours=1, last="canary")
     api.runs["main", "night-1"] = "running"
     assert not task.poke(CONTEXT)
-    api.runs["main", "night-1"] = "failed"
-    assert task.poke(CONTEXT)
-
-
-def test_a_run_that_only_waits_for_its_canary_is_not_waited_for(api):
-    task = RunEnds(task_id="await", target="main", run_id="night-1", hours=1, last="canary")
-    api.runs["main", "night-1"] = "running"
     for state in ("scheduled", "running"):
         api.tasks["main", "night-1", "canary"] = state
         assert not task.poke(CONTEXT)
-    api.tasks["main", "night-1", "canary"] = "deferred"
+    api.tasks["main", "night-1", "canary"] = "up_for_reschedule"
+    assert task.poke(CONTEXT)
+    api.tasks.clear()
+    api.runs["main", "night-1"] = "failed"
     assert task.poke(CONTEXT)
 
 
 def test_a_run_is_triggered_once(api):
     for _ in range(2):
-        AirflowApi().trigger("main", "night-1", {"reason": "new data"})
+        connected_api().trigger("main", "night-1", {"reason": "new data"})
     assert api.confs == {("main", "night-1"): {"reason": "new data"}}
 
 
 def test_a_locked_database_is_worth_another_try_and_a_wrong_login_is_not(api, monkeypatch):
     api.failures = [503]
     with pytest.raises(RetryableError, match="locked"):
-        AirflowApi().state("main", "night-1")
+        connected_api().state("main", "night-1")
+    connection = os.environ["AIRFLOW_CONN_TUNELINE_API"]
     wrong = {"conn_type": "http", "host": "http://127.0.0.1:1", "login": "a", "password": "hush"}
     monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", json.dumps(wrong))
     with pytest.raises(RetryableError, match="does not answer") as error:
-        AirflowApi().state("main", "night-1")
+        connected_api().state("main", "night-1")
     assert "hush" not in str(error.value)
-
-
-def test_a_refused_login_names_the_connection(api):
+    monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", connection)
     api.password = "changed"
     with pytest.raises(AirflowFailException, match="refuses the login of the connection"):
         backfill().poke(CONTEXT)

@@ -12,15 +12,7 @@ def call(
     check: bool = False,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; its exit code, and what it wrote as text.
-
-    Args:
-        command: the program and its arguments.
-        cwd: the folder that it runs in.
-        timeout: seconds after which it is killed.
-        check: whether an exit code other than 0 is an error.
-        environment: variables besides those of this process.
-    """
+    """Run a command; its exit code, and what it wrote as text."""
     return subprocess.run(
         command,
         cwd=cwd,

@@ -28,17 +28,10 @@ class Server:
         self.options = options
         # A variable of the server that no pod may see.
         self.env = {**os.environ, "PYTHONPATH": str(INCLUDE), "SERVER_ONLY": "1"}
-        self.images.write_text(
-            json.dumps(
-                {
-                    "env": {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"},
-                    "images": {
-                        IMAGE: {"path_prepend": [str(Path(sys.executable).parent)]},
-                        "gone:1": {"path_prepend": [str(directory / "gone")]},
-                    },
-                }
-            )
-        )
+        folders = {IMAGE: Path(sys.executable).parent, "gone:1": directory / "gone"}
+        images = {name: {"path_prepend": [str(folder)]} for name, folder in folders.items()}
+        env = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONUNBUFFERED": "1"}
+        self.images.write_text(json.dumps({"env": env, "images": images}))
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -182,17 +175,10 @@ class Api:
 
 def pod_body(name: str, script: str, **spec: Any) -> dict[str, Any]:
     """Return a pod that runs a shell script; `container_…` sets a field of the container."""
-    container = {
-        "name": "base",
-        "image": IMAGE,
-        "command": ["bash", "-c", script],
-        **{
-            key.removeprefix("container_"): value
-            for key, value in spec.items()
-            if key.startswith("container_")
-        },
-    }
-    rest = {key: value for key, value in spec.items() if not key.startswith("container_")}
+    container = {"name": "base", "image": IMAGE, "command": ["bash", "-c", script]}
+    mark = "container_"
+    container |= {k.removeprefix(mark): v for k, v in spec.items() if k.startswith(mark)}
+    rest = {key: value for key, value in spec.items() if not key.startswith(mark)}
     return {
         "metadata": {"name": name, "labels": rest.pop("labels", {})},
         "spec": {"restartPolicy": "Never", "containers": [container], **rest},
@@ -200,5 +186,4 @@ def pod_body(name: str, script: str, **spec: Any) -> dict[str, Any]:
 
 
 def state_of(pod: client.V1Pod, container: str = "base") -> client.V1ContainerState:
-    statuses = [*pod.status.container_statuses, *(pod.status.init_container_statuses or [])]
-    return next(status.state for status in statuses if status.name == container)
+    return next(s.state for s in pod.status.container_statuses if s.name == container)

@@ -47,7 +47,7 @@ class Site:
         command = str(self.layout.airflow_python.with_name("airflow"))
         subprocess.run([command, "db", "migrate"], env=self.env, check=True, capture_output=True)
         for part in parts:
-            more = ["--skip-serve-logs"] if part in ("scheduler", "triggerer") else []
+            more = ["--skip-serve-logs"] if part == "scheduler" else []
             log = (self.layout.home / f"{part}.log").open("wb")
             self.processes.append(
                 subprocess.Popen(

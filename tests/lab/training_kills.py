@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 from tests.lab.waiting import wait_for
 
+from tuneline.machine.airflow_api import AirflowApi
 from tuneline.run import Run
-from tuneline.stack.airflow import Airflow
 from tuneline.stack.layout import Layout, main_dag_id
 from tuneline.stack.runs import DagRun
 from tuneline.store import NotThere
@@ -22,7 +22,7 @@ RESUMED = re.compile(r"resuming from the checkpoint of step (\d+) of (\d+)")
 class Training:
     """The task `train` of one run of the DAG, looked at from outside."""
 
-    def __init__(self, client: Airflow, layout: Layout, run: DagRun) -> None:
+    def __init__(self, client: AirflowApi, layout: Layout, run: DagRun) -> None:
         self._client, self._layout, self._run = client, layout, run
         self._path = f"/dags/{main_dag_id()}/dagRuns/{run.run_id}/taskInstances/train"
 

@@ -50,20 +50,12 @@ def test_command_and_arguments_of_pod_and_image(
 
 
 def test_later_sources_win(state: StateDir) -> None:
-    command = build(
-        state,
-        {
-            "env": [
-                {"name": "A", "value": "pod"},
-                {"name": "TERMINATION_MESSAGE_PATH", "value": "/dev/termination-log"},
-            ]
-        },
-    )
-    assert command.env["A"] == "pod"
-    assert command.env["B"] == "map"
+    given = {"A": "pod", "TERMINATION_MESSAGE_PATH": "/dev/termination-log"}
+    env = build(state, {"env": [{"name": n, "value": v} for n, v in given.items()]}).env
+    assert (env["A"], env["B"]) == ("pod", "map")
     # A path of a real cluster is not one here.
-    assert command.env["TERMINATION_MESSAGE_PATH"] == "/message"
-    assert command.env["PATH"].startswith("/opt/ml/bin:")
+    assert env["TERMINATION_MESSAGE_PATH"] == "/message"
+    assert env["PATH"].startswith("/opt/ml/bin:")
 
 
 @pytest.mark.parametrize(
@@ -106,19 +98,14 @@ def test_what_cannot_be_given_is_said(state: StateDir, container: dict[str, Any]
         build(state, container)
 
 
-def test_secrets_file_of_an_odd_shape_is_not_quoted(state: StateDir) -> None:
-    state.secrets_file.write_text('{"s": {"key": "hunter2"')
-    state.secrets_file.chmod(0o600)
+def test_secret_of_a_namespace_goes_first_and_an_odd_file_is_not_quoted(state: StateDir) -> None:
     reference = {"secretKeyRef": {"name": "s", "key": "key"}}
-    with pytest.raises(ContainerConfigError) as caught:
-        build(state, {"env": [{"name": "X", "valueFrom": reference}]})
-    assert "hunter2" not in str(caught.value)
-    assert "is not a JSON object" in str(caught.value)
-
-
-def test_secret_of_a_namespace_goes_first(state: StateDir) -> None:
+    env = {"env": [{"name": "X", "valueFrom": reference}]}
     state.secrets_file.write_text('{"s": {"key": "all"}, "n/s": {"key": "mine"}}')
     state.secrets_file.chmod(0o600)
-    reference = {"secretKeyRef": {"name": "s", "key": "key"}}
-    command = build(state, {"env": [{"name": "X", "valueFrom": reference}]})
-    assert command.env["X"] == "mine"
+    assert build(state, env).env["X"] == "mine"
+    state.secrets_file.write_text('{"s": {"key": "hunter2"')
+    with pytest.raises(ContainerConfigError) as caught:
+        build(state, env)
+    assert "hunter2" not in str(caught.value)
+    assert "is not a JSON object" in str(caught.value)

@@ -39,6 +39,9 @@ def test_job_completes(api: Api) -> None:
     assert (job.status.succeeded, job.status.failed) == (1, None)
     assert job.status.completion_time is not None
     assert api.log(pods[0].metadata.name) == "hi\n"
+    api.batch.patch_namespaced_job("plain", NAMESPACE, {"metadata": {"labels": {"found": "yes"}}})
+    found = api.batch.list_job_for_all_namespaces(label_selector="found=yes").items
+    assert [job.metadata.name for job in found] == ["plain"]
 
 
 def test_indexed_job_gives_each_pod_its_index(api: Api) -> None:
@@ -79,65 +82,43 @@ def test_failed_pods_are_replaced(api: Api, tmp_path: Any) -> None:
     assert sorted(pod.status.phase for pod in pods_of(api, "flaky")) == ["Failed", "Succeeded"]
 
 
-def test_job_fails_over_its_backoff_limit(api: Api) -> None:
-    create_job(
-        api,
-        "hopeless",
-        "test $JOB_COMPLETION_INDEX = 0 && exit 1; sleep 600",
-        completionMode="Indexed",
-        completions=2,
-        parallelism=2,
-        backoffLimit=0,
-    )
-    job = wait_end(api, "hopeless")
-    condition = job.status.conditions[0]
-    assert (condition.type, condition.reason) == ("Failed", "BackoffLimitExceeded")
-    assert job.status.failed == 1
-    wait_for(lambda: len(pods_of(api, "hopeless")) == 1, what="the end of the other pod")
+INDEXED = {"completionMode": "Indexed", "completions": 2, "parallelism": 2}
 
 
-def test_job_deadline(api: Api) -> None:
-    create_job(api, "slow", "sleep 600", activeDeadlineSeconds=1)
-    condition = wait_end(api, "slow").status.conditions[0]
-    assert (condition.type, condition.reason) == ("Failed", "DeadlineExceeded")
-    wait_for(lambda: pods_of(api, "slow") == [], what="the end of its pod")
+@pytest.mark.parametrize(
+    ("name", "script", "spec", "reason", "left"),
+    [
+        (
+            "hopeless",
+            "test $JOB_COMPLETION_INDEX = 0 && exit 1; sleep 600",
+            {**INDEXED, "backoffLimit": 0},
+            "BackoffLimitExceeded",
+            1,
+        ),
+        ("slow", "sleep 600", {"activeDeadlineSeconds": 1}, "DeadlineExceeded", 0),
+    ],
+)
+def test_a_job_that_fails_ends_its_other_pods(
+    api: Api, name: str, script: str, spec: dict[str, Any], reason: str, left: int
+) -> None:
+    create_job(api, name, script, **spec)
+    condition = wait_end(api, name).status.conditions[0]
+    assert (condition.type, condition.reason) == ("Failed", reason)
+    wait_for(lambda: len(pods_of(api, name)) == left, what="the end of the other pods")
 
 
 @pytest.mark.parametrize("policy", ["Foreground", "Background"])
-def test_deleted_job_takes_its_pods_along(api: Api, policy: str) -> None:
+def test_deleted_job_takes_its_pods_along_and_orphans_none(api: Api, policy: str) -> None:
     name = f"deleted-{policy.lower()}"
     create_job(api, name, "sleep 600")
+    with pytest.raises(client.ApiException, match=r"^\(400\)"):
+        api.batch.delete_namespaced_job(name, NAMESPACE, propagation_policy="Orphan")
     api.batch.delete_namespaced_job(
         name, NAMESPACE, propagation_policy=policy, grace_period_seconds=0
     )
     wait_for(lambda: pods_of(api, name) == [], what="the end of its pods")
-
-    def gone() -> bool:
-        try:
-            api.batch.read_namespaced_job(name, NAMESPACE)
-        except client.ApiException as error:
-            return error.status == 404
-        return False
-
-    wait_for(gone, what="the end of the job")
-
-
-def test_pods_are_not_orphaned(api: Api) -> None:
-    create_job(api, "orphans", "sleep 600")
-    with pytest.raises(client.ApiException, match=r"^\(400\)"):
-        api.batch.delete_namespaced_job("orphans", NAMESPACE, propagation_policy="Orphan")
-    api.batch.delete_namespaced_job("orphans", NAMESPACE, grace_period_seconds=0)
-    wait_for(lambda: pods_of(api, "orphans") == [], what="the end of its pods")
-
-
-def test_deleted_pod_of_a_job_counts_as_failed(api: Api, tmp_path: Any) -> None:
-    script = f"if mkdir {tmp_path}/first; then sleep 600; fi"
-    create_job(api, "evicted", script)
-    pod = pods_of(api, "evicted")[0].metadata.name
-    wait_for(lambda: (tmp_path / "first").exists(), what="its work")
-    api.core.delete_namespaced_pod(pod, NAMESPACE, grace_period_seconds=0)
-    job = wait_end(api, "evicted")
-    assert (job.status.succeeded, job.status.failed) == (1, 1)
+    with pytest.raises(client.ApiException, match=r"^\(404\)"):
+        wait_for(lambda: not api.batch.read_namespaced_job(name, NAMESPACE), what="its end")
 
 
 def test_deleted_pod_counts_as_failed_before_it_has_ended(api: Api, tmp_path: Any) -> None:
@@ -155,21 +136,12 @@ def test_deleted_pod_counts_as_failed_before_it_has_ended(api: Api, tmp_path: An
 
 def test_job_of_a_killed_server_has_failed(own_server: Server) -> None:
     api = Api(own_server)
-    create_job(api, "lost", "sleep 600", completionMode="Indexed", completions=2, parallelism=2)
+    create_job(api, "lost", "sleep 600", **INDEXED)
     own_server.kill()
     own_server.start()
     condition = wait_end(api, "lost").status.conditions[0]
     assert (condition.type, condition.reason) == ("Failed", "NodeLost")
     assert [pod.status.phase for pod in pods_of(api, "lost")] == ["Failed", "Failed"]
-
-
-def test_jobs_are_listed_and_patched(api: Api) -> None:
-    create_job(api, "listed", "true")
-    patch = {"metadata": {"labels": {"found": "yes"}}}
-    api.batch.patch_namespaced_job("listed", NAMESPACE, patch)
-    found = api.batch.list_namespaced_job(NAMESPACE, label_selector="found=yes").items
-    assert [job.metadata.name for job in found] == ["listed"]
-    assert len(api.batch.list_job_for_all_namespaces().items) > 1
 
 
 @pytest.mark.parametrize(

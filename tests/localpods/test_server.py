@@ -3,8 +3,6 @@
 import json
 import socket
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,12 +12,6 @@ from tests.lab.pods import IMAGE, NAMESPACE, Api, Server, state_of
 from tests.lab.waiting import wait_for
 
 from localpods.__main__ import main
-
-
-def test_server_starts_in_a_second(served: Callable[..., Server]) -> None:
-    began = time.monotonic()
-    served()
-    assert time.monotonic() - began < 3, "a second, and as much again on a busy machine"
 
 
 def test_killed_server_leaves_no_processes_and_reports_its_pods_as_failed(
@@ -92,7 +84,9 @@ def test_ended_server_ends_its_pods(own_server: Server) -> None:
     assert api.log("saves") == "up\nsaved\n"
 
 
-def test_certificate_is_kept_and_a_damaged_one_replaced(own_server: Server) -> None:
+def test_certificate_is_kept_a_damaged_one_and_a_changed_map_are_read_again(
+    own_server: Server,
+) -> None:
     certificate = own_server.state / "certificate.pem"
     before = certificate.read_text()
     own_server.end()
@@ -101,7 +95,15 @@ def test_certificate_is_kept_and_a_damaged_one_replaced(own_server: Server) -> N
     own_server.end()
     certificate.write_text("damaged")
     own_server.start()
-    Api(own_server).run("certified", "true")
+    api = Api(own_server)
+    api.run("certified", "true")
+    # A changed image map counts at once.
+    api.create("late-image", "true", container_image="new:1")
+    api.wait_waiting("late-image")
+    content = json.loads(own_server.images.read_text())
+    content["images"]["new:1"] = content["images"][IMAGE]
+    own_server.images.write_text(json.dumps(content))
+    api.wait_phase("late-image", "Succeeded")
 
 
 def test_deleted_pods_leave_no_files(own_server: Server, tmp_path: Path) -> None:
@@ -128,21 +130,17 @@ def refusal(server: Server, state: Path, *options: str) -> str:
     return second.stderr
 
 
-def test_second_server_is_refused(own_server: Server, tmp_path: Path) -> None:
+def test_second_server_and_a_taken_port_are_refused(own_server: Server, tmp_path: Path) -> None:
     said = refusal(own_server, own_server.state)
     assert f"already served by process {own_server.process.pid}" in said
     port = own_server.url.rpartition(":")[2]
     said = refusal(own_server, tmp_path / "second", "--port", port)
     assert f"cannot listen on 127.0.0.1:{port}" in said
-
-
-def test_port_of_the_last_time_may_be_taken(own_server: Server) -> None:
+    # That of the last time may be taken: clients read the new one from the kubeconfig.
     own_server.kill()
-    port = int(own_server.url.rpartition(":")[2])
-    with socket.create_server(("127.0.0.1", port)):
+    with socket.create_server(("127.0.0.1", int(port))):
         own_server.start()
         assert not own_server.url.endswith(f":{port}")
-        # Clients read the new one from the kubeconfig.
         Api(own_server).run("elsewhere", "true")
 
 
@@ -168,13 +166,3 @@ def test_wrong_image_map_is_refused(
     assert why in message
     assert str(images) in message
     assert "Traceback" not in message
-
-
-def test_changed_image_map_counts_at_once(own_server: Server) -> None:
-    api = Api(own_server)
-    api.create("late-image", "true", container_image="new:1")
-    api.wait_waiting("late-image")
-    content = json.loads(own_server.images.read_text())
-    content["images"]["new:1"] = content["images"][IMAGE]
-    own_server.images.write_text(json.dumps(content))
-    api.wait_phase("late-image", "Succeeded")

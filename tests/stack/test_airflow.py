@@ -1,15 +1,17 @@
-"""Airflow on one machine: its secrets and settings; a busy one is asked again."""
+"""Airflow on one machine: secrets, settings, a client that asks again, a run that is ended."""
 
 import json
 import stat
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from tests.lab.http_server import Handler, serving
 
 from tuneline.errors import TunelineError
+from tuneline.machine import airflow_api
 from tuneline.serving.processes import free_port
-from tuneline.stack import airflow
+from tuneline.stack import airflow, runs
 from tuneline.stack.lifecycle import image_map, pod_secrets
 from tuneline.stack.runs import DagRun
 
@@ -26,9 +28,13 @@ def test_the_password_is_private_and_stays(layout):
     assert airflow.password(layout) == first
 
 
-def test_everything_listens_on_loopback_and_nobody_is_let_in_without_a_password(layout):
+def test_everything_is_private_and_the_settings_of_another_airflow_stay_out(layout, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW_CONN_PROD", "postgres://somewhere")
     airflow.prepare(layout)
     env = airflow.environment(layout)
+    assert env["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
+    assert "AIRFLOW_CONN_PROD" not in env
     assert env["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] == "admin:admin"
     assert not any("ALL_ADMINS" in name for name in env)
@@ -37,22 +43,15 @@ def test_everything_listens_on_loopback_and_nobody_is_let_in_without_a_password(
     assert "--skip-serve-logs" in scheduler.argv
 
 
-def test_settings_of_another_airflow_stay_out(layout, monkeypatch):
-    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
-    monkeypatch.setenv("AIRFLOW_CONN_PROD", "postgres://somewhere")
-    airflow.prepare(layout)
-    env = airflow.environment(layout)
-    assert env["AIRFLOW__CORE__EXECUTOR"] == "LocalExecutor"
-    assert "AIRFLOW_CONN_PROD" not in env
-
-
 def test_a_cluster_replaces_the_local_pods(layout, tmp_path):
     airflow.prepare(layout)
-    local = json.loads(airflow.environment(layout)["AIRFLOW_CONN_KUBERNETES_DEFAULT"])
-    assert local["extra"]["kube_config_path"] == str(layout.pods / "kubeconfig")
-    other = replace(layout, kubeconfig=tmp_path / "kind.yaml")
-    given = json.loads(airflow.environment(other)["AIRFLOW_CONN_KUBERNETES_DEFAULT"])
-    assert given["extra"]["kube_config_path"] == str(tmp_path / "kind.yaml")
+    mine = tmp_path / "kind.yaml"
+    for made, path in (
+        (layout, layout.pods / "kubeconfig"),
+        (replace(layout, kubeconfig=mine), mine),
+    ):
+        connection = json.loads(airflow.environment(made)["AIRFLOW_CONN_KUBERNETES_DEFAULT"])
+        assert connection["extra"]["kube_config_path"] == str(path)
 
 
 def test_the_database_is_prepared_once_for_each_version(layout):
@@ -83,15 +82,26 @@ def test_credentials_reach_pods_by_reference_only(layout, monkeypatch):
 
 
 class Server:
-    """Answers each request with the next status of a list, the last one for ever; 0 breaks off."""
+    """Airflow's API; it answers with the next status of a list, the last for ever; 0 breaks off.
+
+    Each look at the run takes the next state of another list.
+    """
 
     def __init__(self):
-        self.statuses, self.asked, self.port = [200], [], 0
+        self.statuses, self.states, self.asked, self.port = [200], ["running"], [], 0
 
     def next_status(self, request):
         self.asked.append(request)
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         return 201 if request == "POST /auth/token" else status
+
+    def next_state(self):
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
+    @property
+    def ended(self):
+        """How often the run was ended."""
+        return sum(request.startswith("PATCH") for request in self.asked)
 
 
 @pytest.fixture
@@ -102,10 +112,11 @@ def server():
         def _answer(self):
             self.body()
             status = made.next_status(f"{self.command} {self.path}")
+            state = made.next_state() if self.command == "GET" and status == 200 else ""
             if status == 0:
                 self.connection.close()
             else:
-                self.answer(b'{"state": "running", "access_token": "t"}', status)
+                self.answer(json.dumps({"state": state, "access_token": "t"}).encode(), status)
 
         do_GET = do_POST = do_PATCH = _answer
 
@@ -115,49 +126,76 @@ def server():
 
 
 @pytest.fixture
-def client(server, layout, monkeypatch):
-    monkeypatch.setattr(airflow, "_PAUSE_SECONDS", 0)
+def run(server, layout, monkeypatch):
+    monkeypatch.setattr(airflow_api, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(runs, "_LOOK_AGAIN_SECONDS", 0)
     airflow.prepare(layout)
-    made = airflow.Airflow(replace(layout, ui_port=server.port))
-    yield made
-    made.close()
+    client = airflow.client_of(replace(layout, ui_port=server.port))
+    yield DagRun(client, "one")
+    client.close()
 
 
-def test_a_locked_database_and_a_broken_connection_are_waited_out(server, client):
+def test_a_locked_database_and_a_broken_connection_are_waited_out(server, run):
     server.statuses = [500, 0, 503, 200]
-    assert DagRun(client, "one").state() == "running"
+    assert run.state() == "running"
     assert len(server.asked) == 4
-
-
-def test_an_airflow_that_stays_broken_is_an_error(server, client):
     server.statuses = [500]
-    with pytest.raises(TunelineError, match=r"Airflow: GET /dags/.*/dagRuns/one: 500"):
-        DagRun(client, "one").state()
-    assert len(server.asked) == airflow._TRIES
+    with pytest.raises(TunelineError, match=r"API: GET /dags/.*/dagRuns/one: 500.*api-server"):
+        run.state()
+    assert len(server.asked) == 8
 
 
-def test_a_refusal_is_not_asked_again(server, client):
+def test_a_refusal_is_not_asked_again_and_a_lost_answer_is_no_error(server, run):
     server.statuses = [422]
     with pytest.raises(TunelineError, match="422"):
-        DagRun(client, "one").trigger({})
+        run.trigger({})
     assert len(server.asked) == 1
-
-
-def test_a_run_that_a_lost_answer_started_is_not_an_error(server, client):
     server.statuses = [0, 409]
-    DagRun(client, "one").trigger({})
-    assert len(server.asked) == 2
+    run.trigger({})
+    assert len(server.asked) == 3
 
 
-def test_it_logs_in_when_its_token_has_expired(server, client):
+def test_it_logs_in_when_its_token_has_expired(server, run):
     server.statuses = [401, 201, 200]
-    assert DagRun(client, "one").state() == "running"
+    assert run.state() == "running"
     assert server.asked[1] == "POST /auth/token"
 
 
 def test_nothing_at_the_port_is_an_error_that_names_the_log(layout, monkeypatch):
-    monkeypatch.setattr(airflow, "_PAUSE_SECONDS", 0)
-    client = airflow.Airflow(replace(layout, ui_port=free_port()))
+    monkeypatch.setattr(airflow_api, "_PAUSE_SECONDS", 0)
+    client = airflow.client_of(replace(layout, ui_port=free_port()))
     with pytest.raises(TunelineError, match=r"does not answer at http.*api-server"):
         client.call("GET", "/dags")
     client.close()
+
+
+def test_a_run_is_ended_until_it_stays_ended(server, run):
+    # The scheduler may conclude in between that it succeeded.
+    server.states = ["failed", "success", "success", "failed"]
+    run.stop()
+    assert server.ended == 3
+    assert server.states == ["failed"]
+    run.stop()
+    assert server.ended == 4
+    # One that is gone, or will not end, holds nobody up.
+    server.statuses = [404]
+    run.stop()
+    assert server.ended == 5
+    server.statuses, server.states = [200], ["success"]
+    run.stop()
+    assert server.ended == 5 + runs._STOP_TRIES
+
+
+def test_a_store_that_can_not_be_read_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_STILL_SECONDS", -1.0)
+    monkeypatch.setattr(runs, "_POLL_SECONDS", 0.0)
+    states = iter(("running", "success"))
+    train = {"task_id": "train", "try_number": 1, "state": "running", "duration": None}
+    followed = SimpleNamespace(
+        state=lambda: next(states),
+        tasks=lambda: [train],
+        run_uri=lambda: f"{tmp_path.as_uri()}/runs/a",
+    )
+    lines = []
+    assert runs.follow(followed, lines.append) == "success"
+    assert [line.split() for line in lines] == [["train", "running"]]

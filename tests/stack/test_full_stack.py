@@ -11,7 +11,7 @@ from tuneline.catalogue import ITEMS, Severity
 from tuneline.data.tables.rows import read_dataset
 from tuneline.evidence import load_evidence
 from tuneline.run import Run
-from tuneline.stack.airflow import Airflow
+from tuneline.stack.airflow import client_of
 from tuneline.stack.layout import LOOPBACK
 from tuneline.stack.timings import breakdown
 from tuneline.verdicts import checklist
@@ -60,7 +60,7 @@ def task(request, sample, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(running):
-    made = Airflow(running.layout())
+    made = client_of(running.layout())
     yield made
     made.close()
 

@@ -12,7 +12,7 @@ from tests.lab.ml_environment import ml
 from tests.lab.training_kills import Training
 
 from tuneline.run import Run
-from tuneline.stack.airflow import Airflow
+from tuneline.stack.airflow import client_of
 from tuneline.stack.runs import DagRun
 
 pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.timeout(1500)]
@@ -69,7 +69,7 @@ print(max(float((ours[name] - theirs[name]).abs().max()) for name in ours))
 def training(running, tmp_path):
     """A run of a tiny base that has come to `train`."""
     ml("-c", MAKE_BASE, str(tmp_path / "base"))
-    client = Airflow(running.layout())
+    client = client_of(running.layout())
     run = DagRun(client, "killed")
     settings = {"base_model": str(tmp_path / "base"), **SETTINGS}
     run.trigger({"data": "sample://support.jsonl", "overrides": yaml.safe_dump(settings)})

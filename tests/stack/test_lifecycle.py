@@ -9,7 +9,7 @@ import pytest
 from tests.stack.conftest import interrupt, output_until
 
 from tuneline.stack import services
-from tuneline.stack.airflow import COMPONENTS, Airflow
+from tuneline.stack.airflow import COMPONENTS, client_of
 from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, PODS, Stack
 from tuneline.stack.runs import DagRun
 from tuneline.stack.services import is_free
@@ -131,7 +131,7 @@ def test_interrupting_a_demo_stops_only_what_it_started(running, data):
     assert demo.returncode == 130
     assert "stopping what this call started" in output
     assert processes(running) == before
-    client = Airflow(running.layout())
+    client = client_of(running.layout())
     assert DagRun(client, run_id).state() == "failed"
     client.close()
 
@@ -164,7 +164,7 @@ def test_a_restarted_scheduler_is_waited_for_and_the_rest_is_left_alone(running)
 @pytest.mark.stack
 def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(running, data):
     assert running.run("up").returncode == 0
-    client = Airflow(running.layout())
+    client = client_of(running.layout())
     run = DagRun(client, "lost")
     run.trigger({"data": str(data)})
     deadline = time.monotonic() + 240

@@ -21,7 +21,7 @@ from tuneline.config import merge
 from tuneline.data.tables.rows import read_dataset
 from tuneline.governance.production.curated_days import open_day
 from tuneline.run import Run
-from tuneline.stack.airflow import Airflow
+from tuneline.stack.airflow import client_of
 from tuneline.stack.runs import DagRun
 from tuneline.stack.services import ServiceTable
 from tuneline.store import open_store
@@ -154,7 +154,7 @@ def production(tmp_path_factory, make_commands, sample):
     (folder / "models" / f"{MODEL}.yaml").write_text(json.dumps(document))
     up = made.run("up")
     assert up.returncode == 0, up.stdout + up.stderr
-    client = Airflow(made.layout())
+    client = client_of(made.layout())
     with pytest.MonkeyPatch.context() as patch:
         # For the id of the main DAG.
         patch.setenv("TUNELINE_MODELS", str(folder / "models"))

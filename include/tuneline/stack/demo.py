@@ -23,7 +23,6 @@ from tuneline.people.terminal import check_terminal
 from tuneline.run import Run
 from tuneline.serving.following.release import newest_release
 from tuneline.stack import airflow, serving, timings, tracking
-from tuneline.stack.airflow import Airflow
 from tuneline.stack.layout import Layout, Say
 from tuneline.stack.lifecycle import Stack
 from tuneline.stack.runs import DagRun, follow
@@ -48,7 +47,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
     layout.make_home()
     with held(layout.home / "demo.lock", "a demo"):
         stack = Stack(layout, say)
-        client = Airflow(layout)
+        client = airflow.client_of(layout)
         run: DagRun | None = None
         try:
             fields = _fields(data, config)

@@ -17,9 +17,9 @@ from pathlib import Path
 from tuneline.config import PodConfig
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
+from tuneline.machine.airflow_api import AirflowApi
 from tuneline.serving.processes import free_port
 from tuneline.stack import airflow, tracking
-from tuneline.stack.airflow import Airflow
 from tuneline.stack.layout import LOOPBACK, Layout, Say, main_dag_id
 from tuneline.stack.runs import DagRun
 from tuneline.stack.services import Service, ServiceTable, held, require_free
@@ -141,7 +141,7 @@ class Stack:
         # An Airflow that no longer answers is stopped all the same.
         with contextlib.suppress(TunelineError):
             self.end_active_runs()
-        airflow_last = ["triggerer", "scheduler", "dag-processor", "api-server"]
+        airflow_last = ["scheduler", "dag-processor", "api-server"]
         order = [GATEWAY, FOLLOWER, *airflow_last, PODS, tracking.TRACKING]
         others = [name for name in self.table.names() if name not in order]
         stopped = [name for name in [*others, *order] if self.table.stop(name)]
@@ -154,7 +154,7 @@ class Stack:
         """
         if self.table.find("api-server") is None:
             return
-        client = Airflow(self.layout)
+        client = airflow.client_of(self.layout)
         try:
             if not client.health():
                 return
@@ -240,7 +240,7 @@ class Stack:
         airflow.migrated(self.layout)
 
     def _await_airflow(self) -> None:
-        client = Airflow(self.layout)
+        client = airflow.client_of(self.layout)
         try:
             self.await_ready("api-server", lambda: bool(client.health()), _START_SECONDS)
             # On one machine a single step uses all cores, as it would use one GPU.
@@ -291,5 +291,5 @@ def _listens(port: int) -> bool:
         return probe.connect_ex((LOOPBACK, port)) == 0
 
 
-def _dag_is_there(client: Airflow) -> bool:
+def _dag_is_there(client: AirflowApi) -> bool:
     return client.call("GET", f"/dags/{main_dag_id()}", ok=(404,)).is_success

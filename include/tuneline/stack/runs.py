@@ -12,8 +12,8 @@ import httpx
 
 from tuneline.catalogue import DATA_ORDER, ITEMS
 from tuneline.errors import TunelineError, UserError
+from tuneline.machine.airflow_api import AirflowApi
 from tuneline.run import Run
-from tuneline.stack.airflow import Airflow
 from tuneline.stack.layout import Say, main_dag_id
 from tuneline.verdicts import check_item
 
@@ -38,27 +38,18 @@ _ITEM_IDS = {item.id for item in ITEMS}
 class DagRun:
     """One run of the main DAG."""
 
-    def __init__(self, client: Airflow, run_id: str) -> None:
+    def __init__(self, client: AirflowApi, run_id: str) -> None:
         self.run_id = run_id
-        self._client = client
-        self._runs = f"/dags/{main_dag_id()}/dagRuns"
-        self._path = f"{self._runs}/{run_id}"
+        self._client, self._dag_id = client, main_dag_id()
+        self._path = f"/dags/{self._dag_id}/dagRuns/{run_id}"
 
     def trigger(self, fields: Mapping[str, Any]) -> None:
         """Start the run with a filled form."""
-        self._client.call(
-            "POST",
-            self._runs,
-            # An earlier try, whose answer was lost, has started it.
-            ok=(httpx.codes.CONFLICT,),
-            dag_run_id=self.run_id,
-            logical_date=None,
-            conf=dict(fields),
-        )
+        self._client.trigger(self._dag_id, self.run_id, fields)
 
     def state(self) -> str:
         """Return the run's state in Airflow's terms."""
-        return str(self._client.call("GET", self._path).json()["state"])
+        return self._client.state(self._dag_id, self.run_id)
 
     def tasks(self) -> list[Task]:
         """Return the task instances of the run."""
@@ -67,9 +58,8 @@ class DagRun:
 
     def run_uri(self) -> str | None:
         """Return the URI of the run in the store, None before `prepare_run` has made it."""
-        path = f"{self._path}/taskInstances/prepare_run/xcomEntries/return_value"
-        answer = self._client.call("GET", path, ok=(404,))
-        return str(answer.json()["value"]) if answer.is_success else None
+        uri = self._client.xcom(self._dag_id, self.run_id, "prepare_run")
+        return None if uri is None else str(uri)
 
     def failure(self, task: Task) -> str:
         """Return the sentence with which a task failed, taken from its log."""

