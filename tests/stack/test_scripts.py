@@ -1,4 +1,4 @@
-"""`scripts/setup.py` refuses early and heals what is half-built; `make demo` ends as its run did."""
+"""`scripts/setup.py` refuses early and heals what is half-built; `make demo` ends as its run."""
 
 import contextlib
 import importlib.util

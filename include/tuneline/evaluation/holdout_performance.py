@@ -11,6 +11,9 @@ the hold-out on which it is clearly worse than on the rest are named.
 
 If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
 margin at most, by the lower end of the interval (`asking/tasks.py`).
+
+Of free text, the likelihood of the expected answers under both models is stated next to the scores
+(`scoring/reference_likelihood.py`); it decides nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from tuneline.evaluation.scoring.ledger import (
     same_ids,
     seen_by,
 )
+from tuneline.evaluation.scoring.reference_likelihood import expected_likelihoods
 from tuneline.evaluation.scoring.released import compare_with_released
 from tuneline.evaluation.scoring.slices import (
     find_slices,
@@ -154,6 +158,7 @@ def run(ctx: StepContext) -> Evidence:
     answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits, known=recorded)
     decision = decide(ctx, task, asked, of_split(seen, TRAIN), answers)
     against = compare_with_released(ctx, asked, decision.tuned)
+    likely = expected_likelihoods(ctx, task, chosen, asked)
     slices = find_slices(asked, decision.tuned.scores, settings.slices)
     ctx.write_json("slices.json", slices_document(slices, settings.slices))
 
@@ -166,12 +171,13 @@ def run(ctx: StepContext) -> Evidence:
     )
     texts = {"base": answers.base, "tuned": answers.tuned}
     judged = {"base": decision.base.scores, "tuned": decision.tuned.scores}
-    write_scores(ctx, chosen, asked, texts, judged)
+    write_scores(ctx, chosen, asked, texts, judged, more=likely.columns if likely else {})
     ctx.write_json("leaks.json", leaks)
+    likelihood = f"{likely.sentence()}; " if likely else ""
     leaked = len({leak["row_id"] for leak in leaks})
     return ctx.conclude(
-        f"{decision.sentence}; {leaked} of the rows, or near-duplicates of them, were in training "
-        f"or validation; {against.sentence}; {slice_sentence(slices)}",
+        f"{decision.sentence}; {likelihood}{leaked} of the rows, or near-duplicates of them, were "
+        f"in training or validation; {against.sentence}; {slice_sentence(slices)}",
         [
             *decision.measurements,
             *share_measurements(
@@ -179,6 +185,7 @@ def run(ctx: StepContext) -> Evidence:
             ),
             *leak_limits,
             *left_out,
+            *(likely.measurements() if likely else []),
             *against.measurements,
             *slice_measurements(slices, settings.slices),
             *ledger_measurements(ctx, opened, chosen),

@@ -36,11 +36,13 @@ def write_scores(
     rows: Sequence[Row],
     answers: Mapping[str, Sequence[str]],
     scores: Mapping[str, Sequence[float]],
+    *,
+    more: Mapping[str, Sequence[float | int | None]],
 ) -> None:
     """Write `answers.parquet`; see `score_table`."""
     import pyarrow.parquet as pq
 
-    table = score_table(rows, answers, scores, tuned_request=_keys(ctx, chosen, rows))
+    table = score_table(rows, answers, scores, tuned_request=_keys(ctx, chosen, rows), **more)
     limit = str(ctx.config.evaluation.max_new_tokens)
     described = {"candidate_sha256": chosen.model.sha256, "max_new_tokens": limit}
     pq.write_table(table.replace_schema_metadata(described), HOLDOUT_SCORES.path(ctx))
@@ -50,7 +52,7 @@ def score_table(
     rows: Sequence[Row],
     answers: Mapping[str, Sequence[str]],
     scores: Mapping[str, Sequence[float]],
-    **more: Sequence[str],
+    **more: Sequence[str] | Sequence[float | int | None],
 ) -> pa.Table:
     """Return a table with the answers of models to rows, and the score of each, by their names.
 
