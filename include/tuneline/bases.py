@@ -233,12 +233,13 @@ PREFIX = "bases/served"
 
 def own_files(ctx: StepContext, base: BaseModel) -> BaseForm:
     """Describe the files of a base model itself, which an engine loads as they are."""
-    stored = stored_base(ctx)
+    stored, store = stored_base(ctx), ctx.run.store
+    inside = stored and stored.place.startswith(store.uri_of("bases/"))
     return BaseForm(
         uri=base.uri,
         digest=base.digest,
         variant=REFERENCE,
-        key=None if stored is None else _key_in(ctx.run.store, stored),
+        key=store.key_of(stored.place) if stored and inside else None,
         sha256=base.digest,
         files=dict(base.files),
     )
@@ -293,7 +294,14 @@ def fetch_form(
                 f"{form.digest}; restore that version of the base model"
             )
         return base.path
-    folder = _cached(store, form, log)
+
+    def fill(target: Path) -> dict[str, str]:
+        log(f"taking the base model from {store.uri_of(str(form.key))}")
+        hashes = form.files
+        at_once(lambda n: store.get_file(f"{form.key}/{n}", target / n, sha256=hashes[n]), hashes)
+        return hashes
+
+    folder = cached_model(cache_root(), "served-base", form.sha256, fill, log=log)[0]
     differing = [n for n, sha256 in form.files.items() if sha256_file(folder / n) != sha256]
     if differing:
         shutil.rmtree(folder)
@@ -302,21 +310,3 @@ def fetch_form(
             "and was deleted; try again"
         )
     return folder / MODEL_FILE if list(form.files) == [MODEL_FILE] else folder
-
-
-def _cached(store: Store, form: BaseForm, log: Log) -> Path:
-    def fill(target: Path) -> dict[str, str]:
-        log(f"taking the base model from {store.uri_of(str(form.key))}")
-        at_once(
-            lambda n: store.get_file(f"{form.key}/{n}", target / n, sha256=form.files[n]),
-            form.files,
-        )
-        return form.files
-
-    return cached_model(cache_root(), "served-base", form.sha256, fill, log=log)[0]
-
-
-def _key_in(store: Store, stored: StoredBase) -> str | None:
-    """Return the key of a base's folder; None if it lies outside of the store."""
-    inside = stored.place.startswith(store.uri_of("bases/"))
-    return store.key_of(stored.place) if inside else None

@@ -32,8 +32,9 @@ def add_accounts(commands: Commands) -> None:
     """Add `tuneline keys` and `costs`."""
     _add_keys(commands)
     costs = commands.add_parser("costs", help="sum up what requests cost")
-    _add_ledger(costs)
     add = costs.add_argument
+    text = "SQLite file, or postgresql://user@host/database ($TUNELINE_LEDGER, or the stack's)"
+    add("--ledger", metavar="PLACE", help=text)
     add("--by", required=True, choices=("key", "user", "model", "day"), help="what makes a line")
     add("--since", type=_moment, metavar="TIME", help="a day (UTC) or RFC 3339 time to count from")
     add("--until", type=_moment, metavar="TIME", help="a day or time that is no longer counted")
@@ -71,15 +72,6 @@ def _add_keys(commands: Commands) -> None:
 def _add_file(parser: argparse.ArgumentParser) -> None:
     text = "the keys file; $TUNELINE_KEYS or that of the local stack by default"
     parser.add_argument("--keys", type=Path, metavar="FILE", help=text)
-
-
-def _add_ledger(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ledger",
-        metavar="PLACE",
-        help="the ledger's SQLite file, or postgresql://user@host/database; $TUNELINE_LEDGER or "
-        "that of the local stack by default",
-    )
 
 
 def _keys_file(arguments: argparse.Namespace) -> Path:
