@@ -48,13 +48,8 @@ class Verdict(StrEnum):
 
 # From best to worst, for taking the worse of two opinions on one item.
 _RANK = {
-    Verdict.NOT_APPLICABLE: 0,
-    Verdict.PASS: 1,
-    Verdict.WAIVED: 2,
-    Verdict.WARN: 3,
-    Verdict.INCONCLUSIVE: 4,
-    Verdict.NOT_RUN: 5,
-    Verdict.FAIL: 6,
+    Verdict(name): rank
+    for rank, name in enumerate("not_applicable pass waived warn inconclusive not_run fail".split())
 }
 
 

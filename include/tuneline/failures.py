@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneline.errors import RetryableError, TunelineError, UserError, first_line
-from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.evidence import Evidence, measure
 from tuneline.machine.redaction import redact
 
 if TYPE_CHECKING:
@@ -73,15 +73,13 @@ def failed(ctx: StepContext, why: str, kind: Kind, instead: str = "") -> Evidenc
         instead: what later steps get in place of what the step did not leave.
     """
     kept = _files(ctx.out / PARTIAL)
-    said = f"; partial results are kept: {', '.join(_few(kept))}" if kept else ""
+    few = [*kept[:3], f"{len(kept) - 3} more"] if len(kept) > 4 else kept
+    said = f"; partial results are kept: {', '.join(few)}" if kept else ""
+    marks = [measure(_MARK, 1, "errors", "==", 0), measure(_KIND, kind, "kind")]
     return ctx.conclude(
         f"{_BEGIN}{why}{said}{instead and f'; instead {instead}'}",
-        [*_marks(kind), measure("partial_files", len(kept), "files")],
+        [*marks, measure("partial_files", len(kept), "files")],
     )
-
-
-def _marks(kind: Kind) -> list[Measurement]:
-    return [measure(_MARK, 1, "errors", "==", 0), measure(_KIND, kind, "kind")]
 
 
 def set_partial(root: Path) -> None:
@@ -109,7 +107,3 @@ def keep_partial_only(root: Path) -> None:
 
 def _files(root: Path) -> list[str]:
     return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
-
-
-def _few(names: Sequence[str]) -> list[str]:
-    return [*names[:3], f"{len(names) - 3} more"] if len(names) > 4 else list(names)

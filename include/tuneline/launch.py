@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, cast
@@ -22,7 +23,7 @@ from tuneline.config import (
 )
 from tuneline.config.policy import refuse_unbounded
 from tuneline.config.section import described
-from tuneline.data.sources.find_files import find_here
+from tuneline.data.sources.find_files import dataset_version, find_here
 from tuneline.data.sources.records import check_file
 from tuneline.environment import code_identity
 from tuneline.errors import TunelineError, UserError
@@ -230,39 +231,28 @@ def create_run(
             f"overrides: name: this DAG trains {model.name}, not {config.name}; another model gets "
             "its own file in config/models"
         )
-    refuse_other_profile(config, model)
-    check_inputs(config)
-    refuse_unbounded(config, read_policy())
-    described = {"code": code_identity(), "preset": fields.get("preset", "laptop"), **(meta or {})}
-    described["dataset_version"] = _dataset_version(config)
-    name = safe_run_id(run_id, model.suffix if model else "")
-    if check is not None:
-        meta = {**described, "policy": read_policy().recorded()}
-        check(Run(open_store(store), f"runs/{name}", config, meta))
-    return Run.create(store, name, config, described)
-
-
-def _dataset_version(config: PipelineConfig) -> dict[str, str] | None:
-    """Return the fingerprints of the source files, None if a server does not give them now."""
-    from tuneline.data.sources.find_files import dataset_version
-
-    try:
-        return dataset_version(config.data.sources).files
-    except TunelineError:
-        # The pods may reach what this machine does not; they say what is wrong with it.
-        return None
-
-
-def refuse_other_profile(config: PipelineConfig, model: Model | None) -> None:
-    """Refuse a laptop run of a model whose file says that its runs are production.
-
-    The laptop profile only warns of much that production stops.
-    """
+    # The laptop profile only warns of much that production stops.
     if model and model.profile == "production" and config.profile != "production":
         raise UserError(
             f"profile is {config.profile}, but the file of {model.name} says production, which a "
             "run can't leave; choose a preset of that profile, or change config/models"
         )
+    check_inputs(config)
+    refuse_unbounded(config, read_policy())
+    described: dict[str, Any] = {
+        "code": code_identity(),
+        "preset": fields.get("preset", "laptop"),
+        **(meta or {}),
+    }
+    described["dataset_version"] = None
+    # The pods may reach what this machine does not; they say what is wrong with it.
+    with suppress(TunelineError):
+        described["dataset_version"] = dataset_version(config.data.sources).files
+    name = safe_run_id(run_id, model.suffix if model else "")
+    if check is not None:
+        meta = {**described, "policy": read_policy().recorded()}
+        check(Run(open_store(store), f"runs/{name}", config, meta))
+    return Run.create(store, name, config, described)
 
 
 def check_inputs(config: PipelineConfig) -> None:
@@ -275,34 +265,22 @@ def check_inputs(config: PipelineConfig) -> None:
     from tuneline.models.resolver import preview
     from tuneline.serving.engines.limits import refuse_unfit, refuse_unservable
 
-    refuse_without_floor(config)
-    refuse_unservable(config.training, config.deployment)
-    for addresses in (config.data.sources, config.data.holdouts):
-        check_source(addresses)
-    check_address(config.base_model)
-    with preview(config.base_model) as seen:
-        if seen is not None:
-            refuse_unfit(*seen, config)
-
-
-def refuse_without_floor(config: PipelineConfig) -> None:
-    """Refuse a production run that states no floor for its metric.
-
-    Better than the base says nothing of good enough: a base may score next to nothing.
-    """
+    # Better than the base says nothing of good enough: a base may score next to nothing.
     if config.profile == "production" and config.evaluation.min_metric is None:
         raise UserError(
             "evaluation.min_metric is not set, and profile: production requires it; set the lowest "
             "metric on the hold-out that the task allows, as a share (for example `evaluation: "
             "{min_metric: 0.8}`)"
         )
-
-
-def check_source(addresses: Sequence[str]) -> None:
-    """Refuse a single local file that can't be a dataset."""
-    files = find_here(addresses)
-    if len(files) == len(addresses) == 1 and files[0].local is not None:
-        check_file(files[0].local, files[0].name)
+    refuse_unservable(config.training, config.deployment)
+    for addresses in (config.data.sources, config.data.holdouts):
+        files = find_here(addresses)
+        if len(files) == len(addresses) == 1 and files[0].local is not None:
+            check_file(files[0].local, files[0].name)
+    check_address(config.base_model)
+    with preview(config.base_model) as seen:
+        if seen is not None:
+            refuse_unfit(*seen, config)
 
 
 def safe_run_id(run_id: str, suffix: str = "") -> str:

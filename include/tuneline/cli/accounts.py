@@ -32,23 +32,15 @@ def add_accounts(commands: Commands) -> None:
     """Add `tuneline keys` and `costs`."""
     _add_keys(commands)
     costs = commands.add_parser("costs", help="sum up what requests cost")
-    _add_ledger(costs)
     add = costs.add_argument
+    text = "SQLite file, or postgresql://user@host/database ($TUNELINE_LEDGER, or the stack's)"
+    add("--ledger", metavar="PLACE", help=text)
     add("--by", required=True, choices=("key", "user", "model", "day"), help="what makes a line")
     add("--since", type=_moment, metavar="TIME", help="a day (UTC) or RFC 3339 time to count from")
     add("--until", type=_moment, metavar="TIME", help="a day or time that is no longer counted")
-    add(
-        "--against",
-        type=_price,
-        metavar="IN,OUT",
-        help="price of an API for a million prompt and completion tokens, to compare with",
-    )
-    add(
-        "--hourly-cost",
-        type=_amount,
-        metavar="AMOUNT",
-        help="what the machines cost in an hour, for the break-even with --against",
-    )
+    add("--against", type=_price, metavar="IN,OUT", help="an API's prices of a million tokens each")
+    text = "what the machines cost in an hour, for the break-even with --against"
+    add("--hourly-cost", type=_amount, metavar="AMOUNT", help=text)
     form = costs.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="print CSV")
     form.add_argument("--json", action="store_true", help="print JSON")
@@ -61,13 +53,8 @@ def _add_keys(commands: Commands) -> None:
     create = actions.add_parser("create", help="make a key and print it, this once")
     create.add_argument("name", help="name of the key's owner in ledger and logs")
     _add_file(create)
-    create.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="ID",
-        help="model that it may ask for; repeat it for several (all)",
-    )
+    text = "model that it may ask for; repeat it for several (all)"
+    create.add_argument("--model", action="append", default=[], metavar="ID", help=text)
     for name, (kind, metavar, text) in _LIMITS.items():
         create.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
     create.add_argument("--no-log", action="store_true", help="keep its requests out of the log")
@@ -83,21 +70,8 @@ def _add_keys(commands: Commands) -> None:
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--keys",
-        type=Path,
-        metavar="FILE",
-        help="the keys file; $TUNELINE_KEYS or that of the local stack by default",
-    )
-
-
-def _add_ledger(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ledger",
-        metavar="PLACE",
-        help="the ledger's SQLite file, or postgresql://user@host/database; $TUNELINE_LEDGER or "
-        "that of the local stack by default",
-    )
+    text = "the keys file; $TUNELINE_KEYS or that of the local stack by default"
+    parser.add_argument("--keys", type=Path, metavar="FILE", help=text)
 
 
 def _keys_file(arguments: argparse.Namespace) -> Path:

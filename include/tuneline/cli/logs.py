@@ -58,12 +58,8 @@ def _add_curate(actions: Commands) -> None:
     curate = _add_action(actions, "curate", "scrub, deduplicate and sample a day's requests")
     add = curate.add_argument
     add("--day", required=True, metavar="YYYY-MM-DD", help="the day, UTC")
-    add(
-        "--sample",
-        type=float,
-        metavar="RATE",
-        help="share of every stratum to review; 1.0 takes every row (quotas of the settings)",
-    )
+    text = "share of every stratum to review; 1.0 takes every row (quotas of the settings)"
+    add("--sample", type=float, metavar="RATE", help=text)
     add("--base-model", metavar="URI", help="base model, to count tokens (none)")
     add("--reference", metavar="DATASET_URI", help="dataset.parquet to compare prompts with (none)")
     _add_config(curate)
@@ -72,9 +68,8 @@ def _add_curate(actions: Commands) -> None:
 
 
 def _add_config(action: argparse.ArgumentParser) -> None:
-    action.add_argument(
-        "--config", metavar="FILE", help="YAML file of settings, by path or address in a store"
-    )
+    text = "YAML file of settings, by path or address in a store"
+    action.add_argument("--config", metavar="FILE", help=text)
 
 
 def _store(arguments: argparse.Namespace) -> Store:

@@ -17,19 +17,10 @@ def add_drift(commands: Commands) -> None:
     drift = commands.add_parser("drift", help="compare production prompts with training data")
     drift.add_argument("--reference", required=True, metavar="DATASET", help="training dataset")
     drift.add_argument("--logs", required=True, type=Path, metavar="FILE", help="JSONL of prompts")
-    drift.add_argument(
-        "--alarms",
-        type=float,
-        metavar="P",
-        help="probability of a false alarm in a year of days (that of a run by default)",
-    )
-    drift.add_argument(
-        "--state",
-        type=Path,
-        metavar="FILE",
-        help="what earlier calls have seen: read if it is there, and written anew; its days are "
-        "left out",
-    )
+    text = "probability of a false alarm in a year of days (that of a run by default)"
+    drift.add_argument("--alarms", type=float, metavar="P", help=text)
+    text = "what earlier calls have seen, read and written anew; its days are left out"
+    drift.add_argument("--state", type=Path, metavar="FILE", help=text)
     drift.add_argument("--plot", type=Path, metavar="FILE", help="draw the days (.svg or .png)")
     add_json_argument(drift)
     drift.set_defaults(command=_drift)

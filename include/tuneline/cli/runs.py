@@ -198,19 +198,10 @@ def add_calibrate(commands: Commands) -> None:
         "with them. Exit code 1 if none is set.",
     )
     calibrate.add_argument("--run", required=True, metavar="URI", help="the run")
-    calibrate.add_argument(
-        "--caught",
-        type=float,
-        metavar="SHARE",
-        help="share of wrong answers to catch; governance.fallback.caught_share by default",
-    )
-    calibrate.add_argument(
-        "--cost",
-        type=float,
-        metavar="SHARE",
-        help="share of right answers that may be sent on; "
-        "governance.fallback.false_alarm_share by default",
-    )
+    text = "share of wrong answers to catch; governance.fallback.caught_share by default"
+    calibrate.add_argument("--caught", type=float, metavar="SHARE", help=text)
+    text = "share of right answers that may be sent on (governance.fallback.false_alarm_share)"
+    calibrate.add_argument("--cost", type=float, metavar="SHARE", help=text)
     calibrate.add_argument("--rows", type=int, help="validation rows, at most")
     add_json_argument(calibrate)
     calibrate.set_defaults(command=_calibrate)

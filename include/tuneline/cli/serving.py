@@ -38,31 +38,16 @@ def add_serving(commands: Commands) -> None:
     gateway = commands.add_parser("gateway", help="serve models behind an OpenAI-compatible API")
     add = gateway.add_argument
     add("--config", required=True, type=Path, metavar="FILE", help="YAML file of the gateway")
-    add(
-        "--watch",
-        action="store_true",
-        help="reload the file when it changes, and wait for it if it is missing; SIGHUP "
-        "has it read again in any case",
-    )
+    text = "reload the file when it changes (as SIGHUP does anyway), wait for it if it is missing"
+    add("--watch", action="store_true", help=text)
     gateway.set_defaults(command=_gateway)
     engine = commands.add_parser("engine", help="serve released models on their engine")
     add_store_argument(engine)
     add = engine.add_argument
-    add(
-        "--name",
-        action="append",
-        default=[],
-        help="model; the one released last by default. Repeat it for models whose adapters share "
-        "one base: one engine serves them all",
-    )
-    add(
-        "--release",
-        action="append",
-        default=[],
-        metavar="MODEL@VERSION",
-        help="serve this version in place of the released one; repeat it as --name. With @SHA256 "
-        "behind it, only if that is the hash of its manifest",
-    )
+    text = "model (the one released last); repeat it for several whose adapters share one base"
+    add("--name", action="append", default=[], help=text)
+    text = "serve this version in place of the released one; @SHA256 behind it is its manifest's"
+    add("--release", action="append", default=[], metavar="MODEL@VERSION", help=text)
     add_signer_arguments(engine)
     add("--host", default="127.0.0.1", help="address to listen on (loopback)")
     add("--port", type=int, default=8081, help="port to listen on (8081)")
@@ -76,11 +61,8 @@ def add_serving(commands: Commands) -> None:
     add("--engine", required=True, metavar="URL", help="address, without /v1")
     add("--timeout", type=float, default=5.0, help="seconds for the whole probe (5)")
     add("--model", help="model id that must be listed (ready and startup)")
-    add(
-        "--adapter",
-        type=_adapter,
-        help="adapter that must answer: its name, or its place in llama.cpp, from 0",
-    )
+    text = "adapter that must answer: its name, or its place in llama.cpp, from 0"
+    add("--adapter", type=_adapter, help=text)
     probe.set_defaults(command=_probe)
     add_calibrate(commands)
 
@@ -98,22 +80,11 @@ def _add_follow(commands: Commands) -> None:
     add("--name", action="append", default=[], help="model, may be repeated; all by default")
     add_signer_arguments(follow)
     add("--settings", type=Path, metavar="FILE", help="the gateway's file without what is released")
-    add(
-        "--folder",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="folder of the gateway.yaml that is written, of logs and of its state",
-    )
+    text = "folder of the gateway.yaml that is written, of logs and of its state"
+    add("--folder", required=True, type=Path, metavar="DIR", help=text)
     add("--gateway", metavar="URL", help="the gateway; http://127.0.0.1 and its port by default")
-    add(
-        "--engine",
-        action="append",
-        default=[],
-        metavar="ENGINE=FOLDER",
-        help="folder of the command tuneline in the environment of an engine, such as "
-        "vllm=.venv-vllm/bin; this environment by default",
-    )
+    text = "folder of `tuneline` for an engine, such as vllm=.venv-vllm/bin (this environment)"
+    add("--engine", action="append", default=[], metavar="ENGINE=FOLDER", help=text)
     add("--no-previous", action="store_true", help="don't keep the release before as a fallback")
     add(
         "--canary",
@@ -124,20 +95,10 @@ def _add_follow(commands: Commands) -> None:
         "before if it is worse; 0, the default, switches to it at once. A release whose settings "
         "name a share (governance.canary) is tried as it asks",
     )
-    add(
-        "--canary-hours",
-        type=float,
-        default=24,
-        help="a canary that is not decided by then is withdrawn (24)",
-    )
-    add(
-        "--canary-look",
-        type=float,
-        metavar="SECONDS",
-        default=30,
-        help="least time between two looks at a canary, longer than its bursts of slow answers or "
-        "errors are (30)",
-    )
+    text = "a canary that is not decided by then is withdrawn (24)"
+    add("--canary-hours", type=float, default=24, help=text)
+    text = "least time between looks at a canary, longer than bursts of errors are (30)"
+    add("--canary-look", type=float, metavar="SECONDS", default=30, help=text)
     add("--start-seconds", type=float, default=600, help="longest time to a first token (600)")
     add("--every", type=float, default=2, help="seconds between two looks (2)")
     add("--status", action="store_true", help="print how the follower of the folder stands")
