@@ -76,19 +76,13 @@ def test_what_was_left_is_no_fallback(house):
     assert previous_version(read_release(house.store, "m")) == "a"
 
 
-@pytest.mark.parametrize(
-    ("version", "why"),
-    [("c", "is released already"), ("x", "was never released.*released were a, b, c")],
-)
-def test_a_version_that_can_not_be_gone_back_to(house, version, why):
-    with pytest.raises(UserError, match=why):
-        house.back(version)
-    assert house.released == "c"
-
-
-def test_without_a_release_there_is_nothing_to_roll_back(tmp_path):
+def test_a_version_that_can_not_be_gone_back_to(house, tmp_path):
+    for version, why in (("c", "is released already"), ("x", "never released.*were a, b, c")):
+        with pytest.raises(UserError, match=why):
+            house.back(version)
+        assert house.released == "c"
     with pytest.raises(UserError, match="holds no release of m"):
-        House(FileStore(tmp_path)).back()
+        House(FileStore(tmp_path / "empty")).back()
 
 
 def test_files_are_compared_first(house):
