@@ -27,17 +27,11 @@ FAULTS = {
 }
 
 
-def seen(by: str | None, *, complete: bool = True, error: bool = False, reason: str | None = None):
-    return Seen(200 if complete else 502, by, reason, complete=complete, clean_error=error)
-
-
 def test_requests_are_counted_by_how_they_ended():
-    some = [
-        seen("second", reason="timeout"),
-        seen("first"),
-        seen(None, complete=False, error=True),
-        seen(None, complete=False),
-    ]
+    def seen(by, reason=None, *, error=False):
+        return Seen(200 if by else 502, by, reason, complete=by is not None, clean_error=error)
+
+    some = [seen("second", "timeout"), seen("first"), seen(None, error=True), seen(None)]
     found = report("hung", "second", some)
     assert (found.requests, found.as_expected, found.ended) == (4, 1, 3)
     assert found.reasons == ["timeout"]

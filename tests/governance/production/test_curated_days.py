@@ -4,8 +4,7 @@ import hashlib
 import threading
 
 import pytest
-from tests.lab.data_runs import text
-from tests.lab.logged import DAY, MODEL, logged
+from tests.lab.logged import DAY, MODEL
 
 from tuneline.evidence import Verdict
 from tuneline.governance.production.curated_days import (
@@ -26,21 +25,12 @@ class Killed(BaseException):
 def content(folder, word):
     """A day's files and evidence; `word` decides all bytes."""
     folder.mkdir(exist_ok=True)
-    files = []
-    for name in (REQUESTS,):
-        raw = f"{name} {word}".encode() * 50
-        (folder / name).write_bytes(raw)
-        digest = hashlib.sha256(raw).hexdigest()
-        files.append(StoredFile(name=name, sha256=digest, bytes=len(raw), rows=1))
-    return CurationEvidence(
-        model=MODEL,
-        day=str(DAY),
-        verdict=Verdict.PASS,
-        summary=word,
-        requests_in=1,
-        rows_kept=1,
-        files=files,
-    )
+    raw = f"{REQUESTS} {word}".encode() * 50
+    (folder / REQUESTS).write_bytes(raw)
+    digest = hashlib.sha256(raw).hexdigest()
+    stated = {"name": REQUESTS, "sha256": digest, "bytes": len(raw), "rows": 1}
+    day = {"model": MODEL, "day": str(DAY), "verdict": Verdict.PASS, "summary": word}
+    return CurationEvidence(**day, requests_in=1, rows_kept=1, files=[StoredFile(**stated)])
 
 
 def put_day(store, folder, word):
@@ -84,18 +74,15 @@ def test_a_kill_between_files_leaves_the_old_day_or_the_new_one(
 
 
 def test_only_the_day_before_is_left_beside_the_one_in_force(any_store, tmp_path):
-    for word in ("one", "two", "one", "three", "four"):
-        day = put_day(any_store, tmp_path, word)
+    words = ("one", "two", "one", "three", "four")
+    *_, before, day = [put_day(any_store, tmp_path, word) for word in words]
+    # Whoever began to read before the switch can finish.
+    assert before.fetch(tmp_path / "fetched")
     folders = {key.split("/")[3] for key in any_store.keys("curated") if key.count("/") == 4}
     assert len(folders) == 2
     assert day.prefix.rpartition("/")[2] in folders
     assert curated_days(any_store, MODEL) == [DAY]
-
-
-def test_a_reader_who_began_before_the_switch_can_finish(any_store, tmp_path):
-    day = put_day(any_store, tmp_path, "one")
-    put_day(any_store, tmp_path, "two")
-    assert day.fetch(tmp_path / "fetched")
+    assert curated_days(any_store, f"{MODEL}/2") == []
 
 
 def test_runs_at_the_same_time_leave_one_whole_day(store, tmp_path):
@@ -128,8 +115,3 @@ def test_a_file_that_was_deleted_is_put_back(store, tmp_path):
     (store.root / day.prefix / REQUESTS).unlink()
     put_day(store, tmp_path, "one")
     check_whole(store, tmp_path)
-
-
-def test_days_of_models_with_a_slash_are_kept_apart(store, curated):
-    curated(store, [logged(1, text(1))])
-    assert curated_days(store, "support/2") == []

@@ -100,18 +100,14 @@ def test_planted_days_are_found_and_dated(served):
     assert read_look(served.run.store, MODEL, day) == found
 
 
-def test_each_day_is_one_bet_however_often_it_is_looked_at(served):
+def test_each_day_since_the_release_is_one_bet_however_often_it_is_looked_at(served):
+    log_day(served, -1, 0.5)
     day = log_day(served, 0)
     first = look(served, day)
+    assert not first.drifted
     state = served.run.store.get_bytes(f"drift/{MODEL}/test/state.json")
     assert look(served, day) == first
     assert served.run.store.get_bytes(f"drift/{MODEL}/test/state.json") == state
-
-
-def test_days_before_the_release_do_not_count(served):
-    log_day(served, -1, 0.5)
-    day = log_day(served, 0)
-    assert not look(served, day).drifted
 
 
 def test_a_question_that_was_asked_before_keeps_its_frequency(served):
@@ -130,15 +126,12 @@ def test_a_question_that_was_asked_before_keeps_its_frequency(served):
 
 
 def test_the_command_prints_the_look_and_where_it_is(served, capsys):
+    with pytest.raises(UserError, match="nothing compared 2026-03-04"):
+        read_look(served.run.store, MODEL, DAY)
     day = log_day(served, 0)
     store = served.run.store.uri
     assert main(["logs", "drift", "--store", store, "--model", MODEL, "--until", str(day)]) == 0
     assert "no drift: 120 requests of 1 days" in capsys.readouterr().out
-
-
-def test_a_day_that_was_not_compared_is_said(served):
-    with pytest.raises(UserError, match="nothing compared 2026-03-04"):
-        read_look(served.run.store, MODEL, DAY)
 
 
 def test_a_day_whose_event_was_lost_is_looked_at(served):

@@ -44,8 +44,8 @@ def test_nights_and_drifts_of_the_month_are_summed(store, tmp_path):
 
 
 def test_a_run_that_is_still_training_or_gone_counts_nothing(store):
-    note_tried(store, NAME, DatasetVersion(files={"a": "1"}), "s", "by-hand")
-    note_tried(store, NAME, DatasetVersion(files={"a": "2"}), "s", "cleaned-up")
+    for number, run in enumerate(("by-hand", "cleaned-up")):
+        note_tried(store, NAME, DatasetVersion(files={"a": f"{number}"}), "s", run)
     assert spent(store, NAME, date.fromisoformat(now()[:10])) == 0
 
 
