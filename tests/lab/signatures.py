@@ -7,9 +7,9 @@ from typing import Any
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.release_log import Released
 from tuneline.artifacts.releases import LINEAGE_EVIDENCE, LINEAGE_STATEMENTS
-from tuneline.governance.documents.envelope import plain, signed
 from tuneline.governance.release import signature
 from tuneline.governance.release.pointer import last_move, read_pointer, record
+from tuneline.governance.release.signature import enveloped, plain
 
 
 def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
@@ -83,7 +83,7 @@ class Writer:
         read = [{"name": LINEAGE_EVIDENCE, "digest": {"sha256": evidence}}]
         subject = [{"name": "manifest.json", "digest": {"sha256": sha256}}]
         statement = {"subject": subject, "predicate": {"configuration": read}}
-        raw = signed(plain(statement), self.private)
+        raw = enveloped(plain(statement), self.private)
         ref = self.store.put_bytes(f"{folder}/{LINEAGE_STATEMENTS[1]}", raw)
         self.releases(version, sha256, ref.sha256)
 

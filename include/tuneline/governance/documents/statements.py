@@ -32,9 +32,9 @@ from tuneline.artifacts.releases import (
 from tuneline.catalogue import get_item
 from tuneline.evidence import Measurement, Verdict, load_evidence
 from tuneline.governance.documents.bill_of_materials import purl
-from tuneline.governance.documents.envelope import kept_or_signed, plain
 from tuneline.governance.documents.facts import UNSTATED, Facts, ItemFacts
 from tuneline.governance.release.manifest import lock_files
+from tuneline.governance.release.signature import kept_or_signed, plain
 from tuneline.step_context import StepContext
 from tuneline.verdicts import status
 

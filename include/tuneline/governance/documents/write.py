@@ -9,11 +9,11 @@ from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.releases import Release, model_prefix
 from tuneline.governance.documents.annex_iv import ANNEX_FILE, annex_iv
 from tuneline.governance.documents.bill_of_materials import bill_of_materials
-from tuneline.governance.documents.envelope import kept_or_signed, plain
 from tuneline.governance.documents.facts import Facts
 from tuneline.governance.documents.model_card import CARD_FILE, model_card
 from tuneline.governance.documents.statements import provenance, test_results
 from tuneline.governance.release.manifest import store_files
+from tuneline.governance.release.signature import kept_or_signed, plain
 from tuneline.step_context import StepContext
 
 BOM_FILE = "bom.cdx.json"

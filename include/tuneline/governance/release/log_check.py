@@ -30,9 +30,8 @@ from tuneline.artifacts.releases import (
     pointer_key,
 )
 from tuneline.errors import TunelineError
-from tuneline.governance.release.keyless import Identity
 from tuneline.governance.release.pointer import read_pointer
-from tuneline.governance.release.signature import envelope_fault
+from tuneline.governance.release.signature import Identity, envelope_fault
 from tuneline.store import Store
 
 # Small objects that are read from a server at once.

@@ -32,9 +32,13 @@ from tuneline.artifacts.releases import (
 from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.evidence import Evidence, Verdict, worse
-from tuneline.governance.release.keyless import Identity
 from tuneline.governance.release.log_check import lineage_differences, pointer_differences
-from tuneline.governance.release.signature import SIGNATURE, require_usable, signature_difference
+from tuneline.governance.release.signature import (
+    SIGNATURE,
+    Identity,
+    require_usable,
+    signature_difference,
+)
 from tuneline.store import CorruptObject, NotThere, S3Store, Store, open_store, sha256_file
 from tuneline.terminal import track
 from tuneline.verdicts import OUT_OF_DATE
