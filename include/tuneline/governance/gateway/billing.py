@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -218,19 +219,17 @@ class Traffic:
     def run(self) -> list[Measurement]:
         """Send every kind of request, and compare what the witnesses counted."""
         streams = self._phase("streams", [self._stream] * STREAMS)
-        aborted = self._phase("aborted", [self._leave] * ABORTS, cut=ABORTS, unseen=self.unseen)
-        fell_back = [lambda: self._whole(UNREACHABLE), lambda: self._whole(UNSURE)]
+        leave = partial(self._stream, self.stream_tokens, LEAVES_AFTER)
+        aborted = self._phase("aborted", [leave] * ABORTS, cut=ABORTS, unseen=self.unseen)
+        fell_back = [partial(self._whole, UNREACHABLE), partial(self._whole, UNSURE)]
         fallbacks = self._phase("fallbacks", fell_back * FALLBACKS)
-        timeouts = self._phase(
-            "timeouts",
-            [lambda: self._whole(HASTY, WHOLE_TOKENS)] * TIMEOUTS,
-            cut=TIMEOUTS,
-            # The gateway sees nothing of a whole answer before its end.
-            unseen=WHOLE_TOKENS,
-        )
-        retries = self._phase(
-            "retries", [self._give_up, self._whole] * RETRIES, cut=RETRIES, unseen=WHOLE_TOKENS
-        )
+        # The gateway sees nothing of a whole answer before its end.
+        hasty = partial(self._whole, HASTY, WHOLE_TOKENS)
+        timeouts = self._phase("timeouts", [hasty] * TIMEOUTS, cut=TIMEOUTS, unseen=WHOLE_TOKENS)
+        # A client leaves before a whole answer comes, and tries again.
+        give_up = partial(self._whole, CALM, WHOLE_TOKENS, IMPATIENT)
+        tries: list[Callable[[], Received]] = [give_up, self._whole] * RETRIES
+        retries = self._phase("retries", tries, cut=RETRIES, unseen=WHOLE_TOKENS)
         return [
             *exact(streams),
             *bounded(aborted),
@@ -242,14 +241,10 @@ class Traffic:
 
     def _kill(self) -> list[Measurement]:
         """Kill the gateway amid streams, start it again on the same ledger, and ask on."""
-        before: list[UsageRow] = []
-
-        def ask() -> list[Received]:
-            before.extend(rows_between(self.gateway.ledger))
-            return [self._cut_off(), *(self._whole() for _ in range(AFTERWARDS))]
-
+        before = rows_between(self.gateway.ledger)
+        requests = [self._cut_off, *([self._whole] * AFTERWARDS)]
         unseen = self.stream_tokens + PING_TOKENS
-        phase = self._counted("killed", ask, cut=1, unseen=unseen, wait_for=AFTERWARDS)
+        phase = self._phase("killed", requests, cut=1, unseen=unseen, wait_for=AFTERWARDS)
         return killed(phase, before, rows_between(self.gateway.ledger))
 
     def _cut_off(self) -> Received:
@@ -278,23 +273,18 @@ class Traffic:
         return had[0]
 
     def _phase(
-        self, name: str, requests: list[Callable[[], Received]], *, cut: int = 0, unseen: int = 0
+        self,
+        name: str,
+        requests: Sequence[Callable[[], Received]],
+        *,
+        cut: int = 0,
+        unseen: int = 0,
+        wait_for: int | None = None,
     ) -> Phase:
         """Send requests one after the other, and count them by all witnesses."""
-        return self._counted(
-            name,
-            lambda: [ask() for ask in requests],
-            cut=cut,
-            unseen=unseen,
-            wait_for=len(requests),
-        )
-
-    def _counted(
-        self, name: str, ask: Callable[[], list[Received]], *, cut: int, unseen: int, wait_for: int
-    ) -> Phase:
         before, since = self._counters(), datetime.now(UTC)
-        received = ask()
-        rows = self._rows(since, wait_for)
+        received = [ask() for ask in requests]
+        rows = self._rows(since, len(requests) if wait_for is None else wait_for)
         after = self._counters()
         engine = Tokens(after.prompt - before.prompt, after.completion - before.completion)
         return Phase(name, received, rows, engine, cut, unseen)
@@ -321,15 +311,10 @@ class Traffic:
                 return rows
             time.sleep(_PAUSE)
 
-    def _whole(self, model: str = CALM, tokens: int = MAX_TOKENS) -> Received:
-        """Ask for a whole answer and wait for it."""
-        return self._asked(model, tokens, patience=60.0)
-
-    def _give_up(self) -> Received:
-        """Ask for a whole answer and leave before it comes, as a client that will try again."""
-        return self._asked(CALM, WHOLE_TOKENS, patience=IMPATIENT)
-
-    def _asked(self, model: str, tokens: int, patience: float) -> Received:
+    def _whole(
+        self, model: str = CALM, tokens: int = MAX_TOKENS, patience: float = 60.0
+    ) -> Received:
+        """Ask for a whole answer, and wait for it as long as the client has patience."""
         answer = self.gateway.chat(
             model,
             next(self.prompts),
@@ -341,24 +326,16 @@ class Traffic:
         usage = _usage(answer.body) if answer.ok else None
         return Received(usage, 0, answer.request_id, answer.attempts)
 
-    def _stream(self) -> Received:
-        """Read a stream to its end."""
+    def _stream(self, tokens: int = MAX_TOKENS, leaves_after: int | None = None) -> Received:
+        """Read a stream to its end, or leave it after its first pieces."""
         usage, chunks = None, 0
-        with self._open(next(self.prompts), MAX_TOKENS) as (request_id, pieces):
+        with self._open(next(self.prompts), tokens) as (request_id, pieces):
             for piece in pieces:
                 chunks += _has_text(piece)
                 usage = _usage(piece) or usage
-        return Received(usage, chunks, request_id)
-
-    def _leave(self) -> Received:
-        """Leave a stream after its first pieces."""
-        chunks = 0
-        with self._open(next(self.prompts), self.stream_tokens) as (request_id, pieces):
-            for piece in pieces:
-                chunks += _has_text(piece)
-                if chunks == LEAVES_AFTER:
+                if chunks == leaves_after:
                     break
-        return Received(None, chunks, request_id)
+        return Received(usage, chunks, request_id)
 
     def _open(self, prompt: Messages, tokens: int) -> Any:
         extra = _ENDLESS if tokens > MAX_TOKENS else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -60,28 +61,24 @@ class Client:
             )
         except httpx.TransportError:
             return Seen(0, None, None, complete=False, clean_error=False)
-        events = _events(response.text) if stream and response.is_success else []
-        whole = _document(response.text) if not events else events[-1]
+        text = response.text.rstrip()
+        lines = text.splitlines() if stream else [text]
+        last = next(filter(None, map(_document, reversed(lines))), {})
         complete = response.is_success and (
-            response.text.rstrip().endswith("data: [DONE]") if stream else "choices" in whole
+            text.endswith("data: [DONE]") if stream else "choices" in last
         )
         return Seen(
             response.status_code,
             response.headers.get("x-tuneline-served-by"),
             response.headers.get("x-tuneline-fallback-reason"),
             complete=complete,
-            clean_error=not complete and bool((whole.get("error") or {}).get("code")),
+            clean_error=not complete and bool((last.get("error") or {}).get("code")),
         )
-
-
-def _events(text: str) -> list[dict[str, Any]]:
-    lines = [line[6:] for line in text.splitlines() if line.startswith("data: {")]
-    return [_document(line) for line in lines]
 
 
 def _document(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = json.loads(text.removeprefix("data: "))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -139,13 +136,16 @@ class Chain:
         reports = [self._ask(NO_FAULT, primary, sure)]
         if prompts.unsure:
             reports.append(self._ask("unsure", second, prompts.unsure[:REQUESTS]))
-        reports.append(self._linked("garbage", "garbage", second, sure))
+        with self._on(self.to_primary, "garbage", sure[0]):
+            reports.append(self._ask("garbage", second, sure))
         reports.append(self._cut("dies_before_first_byte", second, sure, events=0))
         reports.append(self._dies_midstream(second, sure))
         self.to_primary.delay_s = self.first_token_s * _TOO_SLOW
-        reports.append(self._linked("slow", "slow", second, sure[:1], stream=True))
+        with self._on(self.to_primary, "slow", sure[0]):
+            reports.append(self._ask("slow", second, sure[:1], stream=True))
         reports.append(self._hung(second, sure[:1]))
-        reports.append(self._without_second(primary, [*sure[:1], *prompts.unsure[:1]]))
+        with self._on(self.to_second, "gone", sure[0]):
+            reports.append(self._ask("previous_gone", primary, [*sure[:1], *prompts.unsure[:1]]))
         self.primary.kill()
         reports.append(self._ask("killed", second, sure))
         self.second.kill()
@@ -154,41 +154,28 @@ class Chain:
         return reports
 
     def _ask(
-        self,
-        fault: str,
-        expected: str,
-        prompts: Sequence[Messages],
-        *,
-        stream: bool = False,
-        planted: Callable[[], bool] = lambda: True,
+        self, fault: str, expected: str, prompts: Sequence[Messages], *, stream: bool = False
     ) -> FaultReport:
-        seen = [self.client.ask(prompt, stream=stream) for prompt in prompts]
-        return report(fault, expected, seen, planted=planted())
+        return report(fault, expected, [self.client.ask(one, stream=stream) for one in prompts])
 
-    def _linked(
-        self,
-        name: str,
-        fault: Fault,
-        expected: str,
-        prompts: Sequence[Messages],
-        *,
-        stream: bool = False,
-    ) -> FaultReport:
-        self.to_primary.fault = fault
+    @contextmanager
+    def _on(self, link: FaultyLink, fault: Fault, prompt: Messages) -> Iterator[None]:
+        """Have a link fail, and wait until the release answers again."""
+        link.fault = fault
         try:
-            return self._ask(name, expected, prompts, stream=stream)
+            yield
         finally:
-            self.to_primary.fault = "none"
-            self._recover(prompts[0])
+            link.fault = "none"
+            self._recover(prompt)
 
     def _cut(
         self, name: str, expected: str, prompts: Sequence[Messages], *, events: int
     ) -> FaultReport:
         self.to_primary.events = events
         before = self.to_primary.cuts
-        found = self._linked(name, "cut", expected, prompts, stream=True)
-        planted = self.to_primary.cuts > before
-        return FaultReport(**{**vars(found), "planted": planted})
+        with self._on(self.to_primary, "cut", prompts[0]):
+            found = self._ask(name, expected, prompts, stream=True)
+        return replace(found, planted=self.to_primary.cuts > before)
 
     def _dies_midstream(self, second: str, prompts: Sequence[Messages]) -> FaultReport:
         """Break each stream off once the gateway has begun to pass it on."""
@@ -218,14 +205,6 @@ class Chain:
             self.primary.signal(signal.SIGCONT)
             self._recover(prompts[0])
 
-    def _without_second(self, expected: str, prompts: Sequence[Messages]) -> FaultReport:
-        self.to_second.fault = "gone"
-        try:
-            return self._ask("previous_gone", expected, prompts)
-        finally:
-            self.to_second.fault = "none"
-            self._recover(prompts[0])
-
     def _recover(self, prompt: Messages) -> None:
         """Wait until the release answers again, so that one fault does not add to the next."""
         deadline = time.monotonic() + _RECOVERS_WITHIN
@@ -240,7 +219,7 @@ class Chain:
         raise RetryableError(f"the release did not answer again after a planted fault: {seen}")
 
 
-def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = True) -> FaultReport:
+def report(fault: str, expected: str, seen: Sequence[Seen]) -> FaultReport:
     """Count what clients saw under a fault."""
 
     def fits(one: Seen) -> bool:
@@ -255,5 +234,4 @@ def report(fault: str, expected: str, seen: Sequence[Seen], *, planted: bool = T
         sum(map(fits, seen)),
         sum(one.ended for one in seen),
         sorted({one.reason for one in seen if one.reason}),
-        planted,
     )
