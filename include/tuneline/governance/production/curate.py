@@ -77,21 +77,24 @@ def curate(store: Store, model: str, day: date, settings: CurationSettings) -> C
         merge_within_day(requests, settings.data.near_duplicate_jaccard)
         back = range(1, settings.curation.lookback_days + 1)
         earlier = open_days(store, model, [day - timedelta(days=n) for n in back])
-        inputs = [_logs(store, model, day, scrubbed, len(requests)), *base]
+        logs = FileRef(
+            name="logs",
+            uri=store.uri_of(f"{LOGS}/{folder_name(model)}/{day}"),
+            sha256=scrubbed.digest.hexdigest(),
+            bytes=scrubbed.bytes,
+            rows=len(requests),
+        )
+        inputs = [logs, *base]
         inputs += compare(requests, earlier, settings, scrubbed.sample)
         strata = draw_sample(requests, settings)
         write_requests(out / REQUESTS, facts, out / "scrubbed.parquet", requests)
         checked = _checked(model, day, out, facts, strata)
         measurements = [*checked, *_measurements(requests, scrubbed, settings)]
         made = _evidence(model, day, requests, scrubbed, measurements=measurements, strata=strata)
-        evidence = made.model_copy(
-            update={
-                "inputs": inputs,
-                "files": [_stored(out / REQUESTS, len(requests))],
-                "settings": settings.document(),
-                "code": code_identity(),
-            }
-        )
+        size, sha256 = (out / REQUESTS).stat().st_size, sha256_file(out / REQUESTS)
+        stored = StoredFile(name=REQUESTS, sha256=sha256, bytes=size, rows=len(requests))
+        stated = {"settings": settings.document(), "code": code_identity()}
+        evidence = made.model_copy(update={"inputs": inputs, "files": [stored], **stated})
         return publish(store, model, day, evidence, out)
 
 
@@ -116,16 +119,6 @@ def _without_logs(
         code=code_identity(),
     )
     return publish(store, model, day, evidence, out)
-
-
-def _logs(store: Store, model: str, day: date, scrubbed: ScrubbedDay, rows: int) -> FileRef:
-    return FileRef(
-        name="logs",
-        uri=store.uri_of(f"{LOGS}/{folder_name(model)}/{day}"),
-        sha256=scrubbed.digest.hexdigest(),
-        bytes=scrubbed.bytes,
-        rows=rows,
-    )
 
 
 def _checked(
@@ -175,11 +168,6 @@ def _evidence(
         strata=strata,
         measurements=measurements,
     )
-
-
-def _stored(path: Path, rows: int) -> StoredFile:
-    size = path.stat().st_size
-    return StoredFile(name=path.name, sha256=sha256_file(path), bytes=size, rows=rows)
 
 
 def _renderer(settings: CurationSettings) -> tuple[Renderer | None, list[FileRef]]:

@@ -50,20 +50,9 @@ class Reviewed:
 
     def jsonl(self) -> str:
         """Return the rows in the form `messages`, one JSON object a line."""
-        return "".join(
-            json.dumps(
-                {
-                    "messages": row.messages,
-                    "request_id": row.request_id,
-                    "day": row.day,
-                    "labeller": row.labeller,
-                    "decision": row.decision,
-                },
-                ensure_ascii=False,
-            )
-            + "\n"
-            for row in self.rows
-        )
+        names = ("messages", "request_id", "day", "labeller", "decision")
+        rows = ({name: getattr(row, name) for name in names} for row in self.rows)
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -
         pointer = read_pointer(store, name).pointer
     except TunelineError as error:
         return [str(error)]
-    kept = _versions_with_files(store, name)
     wanted = {version, *([pointer.version] if pointer else [])}
     if whole:
-        wanted |= kept
+        parts = (key.split("/") for key in store.keys(f"models/{name}"))
+        wanted |= {part[2] for part in parts if len(part) > 3}
     if pointer is None:
         logs = sorted(v for v in wanted if store.exists(log_key(name, v)))
         return [
@@ -75,11 +75,6 @@ def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -
         *(f"{uri}: {fault}" for fault in _of_moves(pointer, found.lines)),
         *(f"{uri}: {fault}" for fault in _of_fields(store, pointer, found)),
     ]
-
-
-def _versions_with_files(store: Store, name: str) -> set[str]:
-    parts = (key.split("/") for key in store.keys(f"models/{name}"))
-    return {part[2] for part in parts if len(part) > 3}
 
 
 def _read(store: Store, pointer: ReleasePointer, versions: Collection[str], uri: str) -> _Logs:
@@ -293,7 +288,9 @@ def _stated(store: Store, name: str, version: str) -> tuple[bool, str | None]:
 
 def _faults(raw: bytes, store: Store, prefix: str, manifest_sha256: str) -> Iterator[str]:
     try:
-        statement = _payload(json.loads(raw))
+        statement = json.loads(raw)
+        if "payload" in statement:
+            statement = json.loads(base64.b64decode(statement["payload"]))
         subjects = _hashes(statement["subject"])
         read = _hashes(statement["predicate"]["configuration"])
     except (ValueError, KeyError, TypeError):
@@ -308,13 +305,6 @@ def _faults(raw: bytes, store: Store, prefix: str, manifest_sha256: str) -> Iter
         return
     if read.get(LINEAGE_EVIDENCE) != evidence:
         yield f"rests on other evidence than {LINEAGE_EVIDENCE} of the release"
-
-
-def _payload(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a statement, taken out of its envelope if it lies in one."""
-    payload = document.get("payload")
-    found = document if payload is None else json.loads(base64.b64decode(payload))
-    return dict(found)
 
 
 def _hashes(descriptors: list[dict[str, Any]]) -> dict[str, str]:
