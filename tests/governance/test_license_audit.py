@@ -292,6 +292,8 @@ def test_no_name_breaks_out_of_the_question(audited):
     (asked,) = open_of_run(lab.run)
     asked = asked.model_copy(update={"name": "[house](https://elsewhere.example)\n# House"})
     assert r"\[house\](https://elsewhere.example) # House" in question_text(lab.run, [asked])
+    other = asked.model_copy(update={"kind": "detector"})
+    assert "### Model that finds personal data: " in question_text(lab.run, [other])
 
 
 def test_an_engine_in_another_image_is_said_to_be_unseen(audited):

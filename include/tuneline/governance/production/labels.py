@@ -38,15 +38,8 @@ from tuneline.run import now
 from tuneline.store import AlreadyThere, FileStore, NotThere, S3Store, Store, at_work_in
 
 PREFIX = "labels"
-REVIEWED = (
-    "request_id",
-    "messages",
-    "answer",
-    "stand_ins",
-    "stratum",
-    "in_review",
-    "inclusion_probability",
-)
+_SHOWN = ("request_id", "messages", "answer", "stratum", "inclusion_probability")
+REVIEWED = (*_SHOWN, "stand_ins", "in_review")
 COLUMNS = ("request_id", "prompt", "answer", "stratum", "decision", "answer_corrected")
 _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
 # Is in the place of a surrogate while an answer is scrubbed: a private character is no part of a
@@ -148,14 +141,10 @@ def review_rows(
             for batch in curated.requests(Path(scratch), REVIEWED):
                 for entry in batch.filter(batch["in_review"]).to_pylist():
                     yield ReviewRow(
-                        entry["request_id"],
-                        curated.evidence.day,
-                        entry["messages"],
-                        entry["answer"],
-                        entry["stratum"],
-                        entry["inclusion_probability"],
-                        surrogates_of(entry),
-                        data,
+                        **{name: entry[name] for name in _SHOWN},
+                        day=curated.evidence.day,
+                        surrogates=surrogates_of(entry),
+                        data=data,
                     )
 
 
@@ -224,17 +213,11 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
     Corrected answers may hold personal data, and the scrubber is not where people are asked. So
     they wait in `quarantine/answers/<model>/` until `take_answers` scrubs and stores them.
     """
-    raw = "".join(
-        json.dumps(
-            {
-                "request_id": request_id,
-                "decision": given[_DECISION + request_id] or "",
-                "answer_corrected": given.get(_CORRECTED + request_id) or "",
-            }
-        )
-        + "\n"
-        for request_id in ids_of_form(given)
-    )
+    raw = ""
+    for request_id in ids_of_form(given):
+        decision, corrected = given[_DECISION + request_id], given.get(_CORRECTED + request_id)
+        row = {"request_id": request_id, "decision": decision or ""}
+        raw += json.dumps({**row, "answer_corrected": corrected or ""}) + "\n"
     if not raw:
         raise UserError("answers: no row was shown, so that there is none to label")
     parse_labels(raw.encode(), "answers", [row.request_id for row in review_rows(store, model)])
@@ -413,21 +396,22 @@ def _own(raw: bytes, name: str, where: str) -> list[Label]:
 
 def _made(given: Sequence[GivenLabel], rows: Mapping[str, ReviewRow], file: str) -> list[Label]:
     """Add the texts to labels and scrub the corrected answers; `file` stands for a labeller."""
-    corrected = _scrubbed([(label, rows[label.request_id]) for label in given if label.corrected])
+    pairs = [(label, rows[label.request_id]) for label in given]
+    corrected = _scrubbed([(label, row) for label, row in pairs if label.corrected])
     return [
         Label(
-            label.request_id,
-            rows[label.request_id].day,
+            row.request_id,
+            row.day,
             label.decision,
-            corrected.get(label.request_id),
+            corrected.get(row.request_id),
             label.by or file,
             label.at or "",
-            rows[label.request_id].messages,
-            rows[label.request_id].answer,
-            rows[label.request_id].stratum,
-            rows[label.request_id].inclusion_probability,
+            row.messages,
+            row.answer,
+            row.stratum,
+            row.inclusion_probability,
         )
-        for label in given
+        for label, row in pairs
     ]
 
 
