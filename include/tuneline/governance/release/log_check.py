@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -175,31 +175,25 @@ def _of_move(line: Line, move: PointerMove, before: PointerMove | None) -> str |
 
 def _of_fields(store: Store, pointer: ReleasePointer, found: _Logs) -> Iterator[str]:
     """Compare the fields that say what is released with the history, the log and the manifest."""
-    expected: dict[str, Callable[[], bool]] = {
-        "manifest": lambda: pointer.manifest in _manifest_uris(store, pointer, found),
-        "manifest_sha256": lambda: found.manifests.get(pointer.version) == pointer.manifest_sha256,
-        "lines": lambda: _last_lines_agree(pointer),
+    key = manifest_key(pointer.name, pointer.version)
+    events = (line.event for line in found.lines.get(pointer.version, []))
+    # The manifest lies here, or where it was released.
+    roots = {e.run.rpartition("/runs/")[0] for e in events if isinstance(e, Released)}
+    agrees = {
+        "manifest": pointer.manifest in {f"{root}/{key}" for root in (store.uri, *roots)},
+        "manifest_sha256": found.manifests.get(pointer.version) == pointer.manifest_sha256,
+        "lines": _last_lines_agree(pointer),
     }
     if pointer.history:
         last = pointer.history[-1]
         before = pointer.history[-2].version if len(pointer.history) > 1 else None
-        expected |= {
-            "version": lambda: pointer.version == last.version,
-            "release_sha256": lambda: pointer.release_sha256 == last.sha256,
-            "released_at": lambda: pointer.released_at == last.at,
-            "previous_version": lambda: pointer.previous_version == before,
+        agrees |= {
+            "version": pointer.version == last.version,
+            "release_sha256": pointer.release_sha256 == last.sha256,
+            "released_at": pointer.released_at == last.at,
+            "previous_version": pointer.previous_version == before,
         }
-    for name, agrees in expected.items():
-        if not agrees():
-            yield f"its {name} is not that of the last release"
-
-
-def _manifest_uris(store: Store, pointer: ReleasePointer, found: _Logs) -> set[str]:
-    """Return the addresses that the released manifest may have: here, or where it was released."""
-    key = manifest_key(pointer.name, pointer.version)
-    events = (line.event for line in found.lines.get(pointer.version, []))
-    roots = {e.run.rpartition("/runs/")[0] for e in events if isinstance(e, Released)}
-    return {f"{root}/{key}" for root in (store.uri, *roots)}
+    return (f"its {name} is not that of the last release" for name in agrees if not agrees[name])
 
 
 def _last_lines_agree(pointer: ReleasePointer) -> bool:
