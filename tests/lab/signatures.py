@@ -26,15 +26,7 @@ def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 class Writer:
-    """Writes versions of a model into a store, with all that fits and no step of a run.
-
-    Args:
-        store: the store.
-        private: the key that signs; a forger has no more of it than signatures of other files.
-        scratch: a folder.
-        name: the model.
-        genuine: a version that was promoted.
-    """
+    """Writes versions of a model into a store, with all that fits and no step of a run."""
 
     def __init__(
         self, store: Any, private: Path, scratch: Path, name: str = "model", genuine: str = "test"
