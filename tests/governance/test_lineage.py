@@ -215,3 +215,9 @@ def test_an_image_with_another_policy_is_found(finished_lab, policy, profile, ve
     evidence = lab.execute("lineage")
     assert evidence.verdict == verdict
     assert broken(evidence) == {"policy_is_the_runs"}
+
+
+def test_a_run_without_a_recorded_policy_is_found(finished_lab):
+    lab = finished_lab(profile="production")
+    del lab.run.meta["policy"]
+    assert broken(lab.execute("lineage")) == {"policy_is_the_runs"}

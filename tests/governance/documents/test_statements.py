@@ -103,6 +103,14 @@ def test_a_planted_failure_is_named(documented):
     assert result(lab, "cold_start")["result"] == "WARNED"
 
 
+def test_an_item_that_was_not_run_has_a_failed_statement(finished_lab):
+    lab = finished_lab(without="determinism", name="model")
+    lab.execute("lineage")
+    found = result(lab, "determinism")
+    assert found["result"] == "FAILED"
+    assert [entry["name"] for entry in found["configuration"]] == ["config.json"]
+
+
 @pytest.mark.parametrize(
     ("verdict", "laptop", "production"),
     [

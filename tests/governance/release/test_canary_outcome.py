@@ -66,6 +66,15 @@ def test_a_withdrawn_one_says_why_and_what_serves(store):
     assert read_release(store, "m").version == "a"
 
 
+def test_a_withdrawal_goes_back_past_a_version_that_was_not_proven_either(store):
+    log = CanaryLog(store)
+    log.started("m", "b", 0.1)
+    release(store, "m", "c", settings=ASKED)
+    log.started("m", "c", 0.1)
+    log.withdrawn("m", "c", 0.1, "more errors")
+    assert state(store, "c") == ("withdrawn", "m c was withdrawn: more errors; a serves now")
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_withdrawal_that_is_killed_anywhere_leaves_nothing_to_release_again(store, moment):
     """And the next follower completes it, whether it still knows the canary or not."""
