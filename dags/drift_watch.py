@@ -178,7 +178,7 @@ def start_retraining(model_name: str, main: str) -> str | None:
     from tuneline.governance.production.drift_look import read_look
     from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
     from tuneline.governance.retraining.drift import note_retraining
-    from tuneline.governance.retraining.spending import over_budget
+    from tuneline.governance.retraining.nightly import over_budget
     from tuneline.launch import safe_run_id
     from tuneline.store import open_store
 

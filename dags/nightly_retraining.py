@@ -73,7 +73,7 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
     from tuneline.data.sources.find_files import dataset_version
     from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
     from tuneline.governance.retraining import nightly
-    from tuneline.governance.retraining.spending import over_budget
+    from tuneline.governance.retraining.nightly import over_budget
     from tuneline.store import open_store
 
     context: Any = get_current_context()

@@ -1,122 +1,68 @@
 """Partitions behave the same on a directory and on a real S3 server over HTTP."""
 
-from datetime import UTC, date, datetime
+from datetime import date, timedelta
 
 import pyarrow.parquet as pq
 import pytest
+from tests.lab.logged import DAY, MODEL, logged, put
 
-from tuneline.artifacts.request_log import (
-    COLUMNS,
-    SCHEMA,
-    LoggedRequest,
-    days,
-    folder_name,
-    part_key,
-    read_day,
-    table_of,
-    write_part,
-)
+from tuneline.artifacts.request_log import COLUMNS, SCHEMA, days, read_day, table_of
 from tuneline.store import CorruptObject, open_store
 
-DAY = date(2026, 11, 26)
+ODD = "question\n\x00 “é”"
 
 
-@pytest.fixture
-def store(any_store):
-    return any_store
+def ids(store, model=MODEL):
+    return read_day(store, model, DAY)["request_id"].to_pylist()
 
 
-def logged(number: int, **fields: object) -> LoggedRequest:
-    values = {
-        "request_id": f"req-{number}",
-        "time": datetime(2026, 11, 26, 12, 0, number, 5000, tzinfo=UTC),
-        "key": "alice",
-        "model": "org/support",
-        "model_version": "run-1",
-        "messages": [{"role": "user", "content": f"question {number}\n\x00 “é”"}],
-        "answer": "yes",
-        "latency_ms": 12.5,
-        "ttft_ms": None,
-        "confidence": -0.25,
-        "served_by": "small",
-        "fallback_reason": None,
-        "prompt_tokens": 3,
-        "completion_tokens": 1,
-        "finish_reason": "stop",
-        "status": "ok",
-        "sample_rate": 0.5,
-        "redactions": [{"type": "EMAIL_ADDRESS", "count": 2}],
-        **fields,
-    }
-    return LoggedRequest(**values)
-
-
-def write(store, tmp_path, part: str, *rows: LoggedRequest) -> str:
-    table, torn = table_of(b"".join(row.line() for row in rows))
-    assert torn == 0
-    key = part_key(folder_name(rows[0].model), rows[0].day.isoformat(), part)
-    write_part(store, key, table, tmp_path / "scratch")
-    assert not (tmp_path / "scratch").exists()
-    return key
-
-
-def test_the_columns_of_a_row_are_those_of_the_schema():
-    assert list(COLUMNS) == SCHEMA.names
-
-
-def test_a_day_is_read_as_it_was_written(store, tmp_path):
-    key = write(store, tmp_path, "b", logged(2), logged(1))
-    assert key == "logs/org%2Fsupport/2026-11-26/b.parquet"
-    write(store, tmp_path, "a", logged(3, messages=None, redactions=None, answer=None))
-    table = read_day(store, "org/support", DAY)
-    assert table.schema.names == SCHEMA.names
+def test_a_day_is_read_as_it_was_written_each_request_once(any_store, tmp_path):
+    slashed = {"model": "org/support"}
+    put(
+        any_store,
+        [logged(2, "b", **slashed), logged(1, ODD, **slashed)],
+        tmp_path,
+        "b",
+        "org/support",
+    )
+    assert list(any_store.keys("logs")) == ["logs/org%2Fsupport/2026-03-04/b.parquet"]
+    lost = {"messages": None, "redactions": None, "answer": None, **slashed}
+    again = [logged(2, "b", **slashed), logged(3, "", **lost), logged(3, "", **lost)]
+    put(any_store, again, tmp_path, "a", "org/support")
+    table = read_day(any_store, "org/support", DAY)
+    assert table.schema.names == SCHEMA.names == list(COLUMNS)
     rows = table.to_pylist()
-    assert [row["request_id"] for row in rows] == ["req-1", "req-2", "req-3"]
-    expected = logged(1)
-    assert {name: rows[0][name] for name in COLUMNS} == {
-        name: getattr(expected, name) for name in COLUMNS
-    }
+    assert [row["request_id"][-1] for row in rows] == ["1", "2", "3"]
+    expected = logged(1, ODD, **slashed)
+    assert rows[0] == {name: getattr(expected, name) for name in COLUMNS}
     assert rows[2]["messages"] is None
 
 
-def test_a_request_that_is_in_two_parts_is_read_once(store, tmp_path):
-    write(store, tmp_path, "a", logged(1), logged(2), logged(2))
-    write(store, tmp_path, "b", logged(2), logged(3))
-    ids = read_day(store, "org/support", DAY)["request_id"].to_pylist()
-    assert ids == ["req-1", "req-2", "req-3"]
-
-
-def test_days_are_of_one_model_only(store, tmp_path):
-    assert days(store, "org/support") == []
-    assert read_day(store, "org/support", DAY).num_rows == 0
-    write(store, tmp_path, "a", logged(1))
-    write(store, tmp_path, "b", logged(1, time=datetime(2026, 11, 5, 23, 59, tzinfo=UTC)))
-    write(store, tmp_path, "c", logged(1, model="org"))
-    write(store, tmp_path, "d", logged(1, model="org/support-2"))
-    assert days(store, "org/support") == [date(2026, 11, 5), DAY]
-    assert days(store, "org") == [DAY]
-    assert read_day(store, "org", DAY).num_rows == 1
+def test_days_are_of_one_model_only(any_store, tmp_path):
+    assert days(any_store, MODEL) == ids(any_store) == []
+    put(any_store, [logged(1, "a")], tmp_path)
+    put(any_store, [logged(1, "a", day=DAY - timedelta(days=3))], tmp_path)
+    put(any_store, [logged(1, "a")], tmp_path, model=f"{MODEL}/2")
+    put(any_store, [logged(1, "a")], tmp_path, model=f"{MODEL}-2")
+    assert days(any_store, MODEL) == [date(2026, 3, 1), DAY]
+    assert len(ids(any_store, f"{MODEL}/2")) == 1
 
 
 def test_a_part_that_was_changed_is_refused(tmp_path):
     store = open_store((tmp_path / "store").as_uri())
-    key = write(store, tmp_path, "a", logged(1))
+    put(store, [logged(1, "a")], tmp_path)
+    [key] = store.keys("logs")
     pq.write_table(SCHEMA.empty_table(), tmp_path / "store" / key)
     with pytest.raises(CorruptObject):
-        read_day(store, "org/support", DAY)
+        read_day(store, MODEL, DAY)
 
 
 def test_torn_lines_cost_themselves_only():
-    lines = logged(1).line() + b"\x00" * 40 + b"\n" + logged(2).line() + logged(3).line()[:-30]
-    table, torn = table_of(lines)
-    assert table["request_id"].to_pylist() == ["req-1", "req-2"]
-    assert torn == 2
+    one, two, three = (logged(n, "a").line() for n in (1, 2, 3))
+    table, torn = table_of(one + b"\x00" * 40 + b"\n" + two + three[:-30])
+    assert (table.num_rows, torn) == (2, 2)
     assert table_of(b"") == (SCHEMA.empty_table(), 0)
-    unknown = b'{"request_id": "req-9", "password": "x"}\n'
-    assert table_of(unknown)[1] == 1
-
-
-def test_a_long_prompt_is_one_row():
-    long = [{"role": "user", "content": "word " * 400_000}]
-    table, torn = table_of(logged(1, messages=long).line() + logged(2).line())
+    assert table_of(b'{"request_id": "req-9", "password": "x"}\n')[1] == 1
+    # A long prompt is one row.
+    table, torn = table_of(logged(1, "word " * 400_000).line() + two)
     assert (table.num_rows, torn) == (2, 0)

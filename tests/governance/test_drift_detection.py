@@ -62,35 +62,30 @@ def test_a_detector_that_sees_foreign_prompts_only_passes(drift_lab):
     assert {attempt["plant"] for attempt in trial["planted"]} == {"topic", "labels"}
 
 
-def test_a_blind_detector_fails(drift_lab, monkeypatch):
-    monkeypatch.setattr(watch, "look", see(1.0))
+@pytest.mark.parametrize(
+    ("p_value", "names", "said"),
+    [
+        (1.0, {"foreign_called_drift", "planted_topic_share_called", "planted_labels_share_called"},
+         "foreign prompts are not called drift"),
+        (1e-12, {"validation_called_drift"}, "called drift (a false alarm)"),
+    ],
+)  # fmt: skip
+def test_a_detector_that_is_blind_or_always_calls_fails(
+    drift_lab, monkeypatch, p_value, names, said
+):
+    monkeypatch.setattr(watch, "look", see(p_value))
     evidence = drift_lab().execute("drift_detection")
-    assert evidence.verdict == "fail"
-    assert broken(evidence) == {
-        "foreign_called_drift",
-        "planted_topic_share_called",
-        "planted_labels_share_called",
-    }
-    assert "foreign prompts are not called drift" in evidence.summary
-
-
-def test_a_detector_that_always_calls_fails(drift_lab, monkeypatch):
-    monkeypatch.setattr(watch, "look", see(1e-12))
-    evidence = drift_lab().execute("drift_detection")
-    assert evidence.verdict == "fail"
-    assert broken(evidence) == {"validation_called_drift"}
-    assert "called drift (a false alarm)" in evidence.summary
+    assert (evidence.verdict, broken(evidence)) == ("fail", names)
+    assert said in evidence.summary
 
 
 def test_prompts_of_the_same_distribution_are_not_foreign(drift_lab, monkeypatch):
     """The foreign prompts are drawn from the task itself: what is called drift must be real."""
-    alike = [
-        Question(str(n), "task", conversation(5000 + n)[0][1]["content"], {}, 8) for n in range(60)
-    ]
+    prompts = [conversation(5000 + n)[0][1]["content"] for n in range(60)]
+    alike = [Question(str(n), "task", prompt, {}, 8) for n, prompt in enumerate(prompts)]
     monkeypatch.setattr(drift_detection, "load_questions", lambda: alike)
     evidence = drift_lab().execute("drift_detection")
-    assert evidence.verdict == "fail"
-    assert broken(evidence) == {"foreign_called_drift"}
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"foreign_called_drift"})
 
 
 def test_a_validation_split_that_ends_in_other_questions_fails(drift_lab):
@@ -172,16 +167,6 @@ def test_the_commands_flags(reference, tmp_path, capsys):
     told = capsys.readouterr().err
     assert "between 0 and 1" in told
     assert "must end in .svg or .png" in told
-
-
-def test_the_command_sees_no_drift_in_messages_of_the_same_kind(reference, tmp_path):
-    rng = random.Random(5)
-    rows = [{"messages": [{"role": "user", "content": _question(rng)}]} for _ in range(60)]
-    rows += [{"request_id": "r", "redaction_failed": True}] * 3
-    report = compare_files(reference.as_uri(), _logs(tmp_path / "log.jsonl", rows))
-    assert report["drifted"] is False
-    assert report["since"] is None
-    assert (report["prompts"], report["without_text"]) == (63, 3)
 
 
 def test_missing_and_broken_files_are_named(tmp_path, reference):

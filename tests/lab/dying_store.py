@@ -11,14 +11,7 @@ class Killed(BaseException):
 
 
 class DyingStore:
-    """Pass operations on to a store, and die before or after the n-th of them.
-
-    Args:
-        store: the store.
-        number: the operation to die at, from 1.
-        moment: `before` or `after` the operation is carried out.
-        only_writes: whether reads are not counted.
-    """
+    """Pass operations on to a store, and die before or after the n-th of them."""
 
     def __init__(self, store: Any, number: int, moment: str, *, only_writes: bool = False) -> None:
         self._store, self._left, self._moment = store, number, moment

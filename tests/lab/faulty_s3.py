@@ -16,14 +16,7 @@ FAULTS = ("500", "slow down", "reset before", "answer lost", "answer cut")
 
 
 class FaultyS3:
-    """The proxy's rules and what it did.
-
-    Attributes:
-        share: share of the requests that something goes wrong with.
-        script: faults of the next requests, before chance decides; an empty one lets through.
-        injected: faults that were injected, in order.
-        hold_parts: set to make uploads of parts wait until `release` is set.
-    """
+    """The proxy's rules and what it did."""
 
     def __init__(self, seed: int) -> None:
         self.share = 0.0

@@ -25,16 +25,7 @@ def release(
     base: Path | None = None,
     engine: str = "llama_cpp",
 ) -> ReleasePointer:
-    """Release the version of a run.
-
-    Args:
-        lab: the run.
-        files: what ships, by its name in the version's folder.
-        lora: content of `lora.json`.
-        previous: the version that was released before it.
-        base: directory of the base; by default the run's.
-        engine: the engine that serves it.
-    """
+    """Release the version of a run."""
     store, config, version = lab.run.store, lab.run.config, lab.run.run_id
     prefix = model_prefix(config.name, version)
     stated = []

@@ -10,12 +10,7 @@ _TEMPORARY = re.compile(r"/\.[^/]*\.[a-z0-9_]{8}$")
 
 
 class Disk:
-    """Notes what of a folder would be there after a power cut, at each rename and each sync.
-
-    Args:
-        root: the folder.
-        patch: undoes the notes.
-    """
+    """Notes what of a folder would be there after a power cut, at each rename and each sync."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.root = root
@@ -51,11 +46,7 @@ class Disk:
             self.cuts.append(left)
 
     def after_cut(self, *, names_lost: bool = False) -> dict[str, bytes]:
-        """Return the files after a power cut: bytes that were not synced are gone.
-
-        Args:
-            names_lost: whether names that were not synced are gone too.
-        """
+        """Return the files after a power cut: bytes that were not synced are gone."""
         found = {}
         for path in self.root.rglob("*"):
             if path.is_file() and not (names_lost and self._is_lost(path)):

@@ -7,9 +7,9 @@ from typing import Any
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.release_log import Released
 from tuneline.artifacts.releases import LINEAGE_EVIDENCE, LINEAGE_STATEMENTS
-from tuneline.governance.documents.envelope import plain, signed
 from tuneline.governance.release import signature
 from tuneline.governance.release.pointer import last_move, read_pointer, record
+from tuneline.governance.release.signature import enveloped, plain
 
 
 def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
@@ -26,15 +26,7 @@ def key_pair(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 class Writer:
-    """Writes versions of a model into a store, with all that fits and no step of a run.
-
-    Args:
-        store: the store.
-        private: the key that signs; a forger has no more of it than signatures of other files.
-        scratch: a folder.
-        name: the model.
-        genuine: a version that was promoted.
-    """
+    """Writes versions of a model into a store, with all that fits and no step of a run."""
 
     def __init__(
         self, store: Any, private: Path, scratch: Path, name: str = "model", genuine: str = "test"
@@ -83,7 +75,7 @@ class Writer:
         read = [{"name": LINEAGE_EVIDENCE, "digest": {"sha256": evidence}}]
         subject = [{"name": "manifest.json", "digest": {"sha256": sha256}}]
         statement = {"subject": subject, "predicate": {"configuration": read}}
-        raw = signed(plain(statement), self.private)
+        raw = enveloped(plain(statement), self.private)
         ref = self.store.put_bytes(f"{folder}/{LINEAGE_STATEMENTS[1]}", raw)
         self.releases(version, sha256, ref.sha256)
 

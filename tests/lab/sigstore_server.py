@@ -44,13 +44,7 @@ def key_id(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 class SigstoreServer:
-    """An instance with its keys.
-
-    Attributes:
-        url: its address.
-        issuer: the OpenID provider that vouches for identities.
-        entries: what its log holds.
-    """
+    """An instance with its keys."""
 
     def __init__(self, url: str) -> None:
         self.url = url

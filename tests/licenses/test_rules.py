@@ -50,13 +50,6 @@ def decide(case):
     return max(found, key=lambda judgement: _WORST.index(judgement.decision))
 
 
-def test_there_are_enough_cases_of_every_decision():
-    assert len(CASES) >= 60
-    assert all(case["source"] for case in CASES)
-    counted = [case["decision"] for case in CASES]
-    assert min(counted.count(decision) for decision in _WORST) >= 15
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['base']}-{c['use']}-{c['data']}")
 def test_a_real_case(case):
     found = decide(case)

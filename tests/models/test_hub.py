@@ -1,8 +1,15 @@
 """Base models from a hub: the real client against a small server that speaks its routes."""
 
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 from tests.lab.hub_server import COMMIT, in_a_process
 from tests.lab.hub_server import hub as hub_of
+
+from tuneline.errors import RetryableError
+from tuneline.models.origins import HubSource, at_once
 
 
 @pytest.fixture
@@ -46,13 +53,47 @@ def test_what_the_hub_does_not_know(hub, tmp_path):
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     # Nothing listens on the discard port, so the client's own HTTP error comes through.
-    for revision in ("main", COMMIT):
-        found = resolve(f"hf://org/tiny@{revision}", tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    unreachable = {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    for revision, surroundings in (
+        ("main", unreachable),
+        (COMMIT, unreachable),
+        (COMMIT, {"HF_HUB_OFFLINE": "1"}),
+    ):
+        found = resolve(f"hf://org/tiny@{revision}", tmp_path, **surroundings)
         assert found["kind"] == "RetryableError"
         assert "the hub can't be reached" in found["error"]
+        assert "give a directory or s3:// instead" in found["error"]
 
 
-def test_offline_may_be_tried_again(tmp_path):
-    found = resolve(f"hf://org/tiny@{COMMIT}", tmp_path, HF_HUB_OFFLINE="1")
-    assert found["kind"] == "RetryableError"
-    assert "give a directory or s3:// instead" in found["error"]
+@pytest.mark.parametrize(("sent", "whole"), [(b"weights", True), (b"weightz", False)])
+def test_a_large_file_is_compared_with_the_hash_that_the_hub_states(
+    monkeypatch, tmp_path, sent, whole
+):
+    def download(_repository, name, *, revision, local_dir):
+        assert revision == COMMIT
+        (Path(local_dir) / name).write_bytes(sent)
+
+    lfs = SimpleNamespace(sha256=sha256(b"weights").hexdigest())
+    files = [SimpleNamespace(rfilename="model.safetensors", size=7, lfs=lfs)]
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr(
+        "huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files)
+    )
+    source = HubSource("hf://org/name@" + COMMIT, "org/name@" + COMMIT, print)
+    assert source.sizes() == {"model.safetensors": 7}
+    if whole:
+        source.fetch("model.safetensors", tmp_path)
+        assert (tmp_path / "model.safetensors").read_bytes() == sent
+    else:
+        with pytest.raises(RetryableError, match="has other bytes than the hub states"):
+            source.fetch("model.safetensors", tmp_path)
+        assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_the_first_error_of_several_transfers_is_raised():
+    def transfer(name):
+        if name == "b":
+            raise RetryableError("b broke")
+
+    with pytest.raises(RetryableError, match="b broke"):
+        at_once(transfer, ["a", "b", "c"])

@@ -74,20 +74,12 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class FolderArtifact:
+class FolderArtifact(Artifact):
     """A folder of files that a step leaves."""
-
-    step: str
-    name: str
 
     def fetch(self, ctx: StepContext) -> Path:
         """Fetch every file of the folder; see `Artifact.fetch`."""
         return ctx.input_dir(self.step, self.name)
-
-    def path(self, ctx: StepContext) -> Path:
-        """Return the path at which the step itself writes the folder."""
-        assert ctx.step == self.step, f"{self.name} is written by {self.step}, not by {ctx.step}"
-        return ctx.out / self.name
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from tuneline.errors import UserError
 
 if TYPE_CHECKING:
-    from tuneline.governance.release.keyless import Identity
+    from tuneline.governance.release.signature import Identity
 
 # A string: argparse makes the class generic for type checkers alone.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -43,8 +43,12 @@ def add_signer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def signer_of(arguments: argparse.Namespace) -> Path | Identity | None:
-    """Return who must have signed a release, None if no one has to."""
-    from tuneline.governance.release.keyless import Identity
+    """Return who must have signed a release, None if nobody has to.
+
+    Raises:
+        UserError: if key and identity are given, or an identity without its issuer.
+    """
+    from tuneline.governance.release.signature import Identity
 
     if not (arguments.identity or arguments.issuer or arguments.trust_config):
         key: Path | None = arguments.public_key

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import cycle
-from pathlib import Path
 
 from tuneline.asking.models import ALIAS, candidate, server_of
 from tuneline.asking.rows import trial_prompts
@@ -124,13 +123,10 @@ def try_ledger(ctx: StepContext, model: ServedModel, throughput: float) -> Trial
         after.completion_tokens - before.completion_tokens,
     )
     by_key = usage_by_key(gateway.ledger, until=until)
-    return Trial(reported, by_key, _totals(gateway.ledger, until), engine, wrong)
-
-
-def _totals(ledger: Path, until: datetime) -> UpstreamTotals:
-    """Return the totals of the upstream of calm requests; zeros for an empty ledger."""
+    # Of the upstream of calm requests; zeros for an empty ledger.
     nothing = UpstreamTotals("primary", MODEL_ID, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, "")
-    return next(iter(totals_by_upstream(ledger, until=until)), nothing)
+    totals = next(iter(totals_by_upstream(gateway.ledger, until=until)), nothing)
+    return Trial(reported, by_key, totals, engine, wrong)
 
 
 def run(ctx: StepContext) -> Evidence:

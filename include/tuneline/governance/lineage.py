@@ -108,11 +108,6 @@ def shipped_model(ctx: StepContext) -> ServedModel | None:
     return candidate(ctx).model
 
 
-def _ships_as_decided(ctx: StepContext, model: ServedModel | None) -> bool:
-    """Compare what ships with the decision of adapter_merging, whether it ships merged or not."""
-    return model is not None and (model.adapter is not None) == ships_apart(ctx)
-
-
 def collect_files(ctx: StepContext, model: ServedModel | None) -> dict[str, Path]:
     """Fetch what ships, verified: local file by name in the version's folder."""
     files = {
@@ -156,18 +151,13 @@ def measured_otherwise(ctx: StepContext, model: ServedModel | None) -> list[str]
         stated = {m.name: m.value for m in evidence.measurements}.get("candidate_sha256")
         if model is None or stated != model.sha256:
             found.append(item)
-    if model is None or _extracted_from(ctx) != model.sha256:
+    try:
+        audited = {m.name: m.value for m in ctx.entry(EXTRACTION_AUDIT).measurements}
+    except UserError:
+        audited = {}
+    if model is None or audited.get("candidate_sha256") != model.sha256:
         found.append(EXTRACTION_AUDIT)
     return found
-
-
-def _extracted_from(ctx: StepContext) -> Any:
-    """Return the hash of the bytes that the extraction audit tried, None if it was not made."""
-    try:
-        record = ctx.entry(EXTRACTION_AUDIT)
-    except UserError:
-        return None
-    return {m.name: m.value for m in record.measurements}.get("candidate_sha256")
 
 
 def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, ManifestEvidence]]:
@@ -175,15 +165,17 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
     grounds = Grounds(ctx.run)
     files: dict[str, Path] = {}
     verdicts: dict[str, ManifestEvidence] = {}
+
+    def take(key: str, name: str) -> None:
+        if ctx.run.store.exists(key):
+            files[name] = ctx.scratch / name
+            ctx.run.store.get_file(key, files[name])
+
     for item in ITEMS:
         if item.id == ctx.step or ctx.run.find_evidence(item.id) is None:
             continue
         for name in ("evidence.json", "gate.json"):
-            key = ctx.run.step_key(item.id, name)
-            if ctx.run.store.exists(key):
-                shipped = f"evidence/{item.id}/{name}"
-                files[shipped] = ctx.scratch / shipped
-                ctx.run.store.get_file(key, files[shipped])
+            take(ctx.run.step_key(item.id, name), f"evidence/{item.id}/{name}")
         row = status(ctx.run, item.id, grounds)
         verdicts[item.id] = ManifestEvidence(
             phase=item.phase,
@@ -194,10 +186,7 @@ def collect_evidences(ctx: StepContext) -> tuple[dict[str, Path], dict[str, Mani
             file=f"evidence/{item.id}/evidence.json",
         )
     audited = ctx.run.step_key(EXTRACTION_AUDIT, "record.json")
-    if ctx.run.store.exists(audited):
-        shipped = f"evidence/{SCRUBBED.step}/{EXTRACTION_AUDIT}.json"
-        files[shipped] = ctx.scratch / shipped
-        ctx.run.store.get_file(audited, files[shipped])
+    take(audited, f"evidence/{SCRUBBED.step}/{EXTRACTION_AUDIT}.json")
     return files, verdicts
 
 
@@ -291,7 +280,7 @@ def run(ctx: StepContext) -> Evidence:
     prefix = model_prefix(ctx.config.name, ctx.run.run_id)
     evidence_files, evidences = collect_evidences(ctx)
     model = shipped_model(ctx)
-    as_decided = _ships_as_decided(ctx, model)
+    as_decided = model is not None and (model.adapter is not None) == ships_apart(ctx)
     others = measured_otherwise(ctx, model)
     stale = Freshness(ctx.run, deep=True).outdated(i.id for i in ITEMS if i.id != ctx.step)
     files = {**collect_files(ctx, model), **evidence_files, **policy_files(ctx)}

@@ -47,25 +47,14 @@ def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
 def people(run: Run) -> list[Event]:
     """Return what people have said about a run: their answers, and the waivers that count."""
     answers = APPROVALS.find(run) or Approvals()
+    told = {"subject", "decision", "by", "reason", "about"}
     approved = [
-        Approved(
-            subject=answer.subject,
-            decision=answer.decision,
-            by=answer.by,
-            answered_at=answer.at,
-            reason=answer.reason,
-            about=answer.about,
-        )
+        Approved(answered_at=answer.at, **answer.model_dump(include=told))
         for answer in answers.approvals
     ]
     waived = [
-        Waived(
-            item=waiver.item,
-            reason=waiver.reason,
-            by=str(waiver.by),
-            approved_by=waiver.approved_by,
-        )
-        for waiver in valid_waivers(run).values()
+        Waived(item=one.item, reason=one.reason, by=str(one.by), approved_by=one.approved_by)
+        for one in valid_waivers(run).values()
     ]
     limits = [
         Waived(

@@ -29,26 +29,23 @@ _TITLES = {
     "base_model": "Base model",
     "dataset": "Data",
     "generator": "Model that wrote answers of the data",
+    "detector": "Model that finds personal data",
+    "package": "Package of the engine's image",
 }
 _TEXT_FILES = ("LICEN[SC]E*", "NOTICE*", "USE_POLICY*")
 
 
 def write_duties(ctx: StepContext, findings: Sequence[Finding], base: Path) -> int:
     """Write the files; return the number of duties that people have to see to."""
-    texts = _copy_texts(base, ctx.out / LICENSE_TEXTS)
+    names = {p.name for pattern in _TEXT_FILES for p in base.glob(pattern) if p.is_file()}
+    folder, texts = ctx.out / LICENSE_TEXTS, sorted(names)
+    for name in texts:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base / name, folder / name)
     NOTICE.path(ctx).write_text(notice_text(ctx.config, findings), encoding="utf-8")
     document = licenses_text(ctx.config, findings, texts)
     LICENSES.path(ctx).write_text(document, encoding="utf-8")
     return document.count("\n- [ ] ")
-
-
-def _copy_texts(base: Path, folder: Path) -> list[str]:
-    """Copy the licence files of the base model; return their names."""
-    names = sorted({p.name for pattern in _TEXT_FILES for p in base.glob(pattern) if p.is_file()})
-    for name in names:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base / name, folder / name)
-    return names
 
 
 def notice_text(config: PipelineConfig, findings: Sequence[Finding]) -> str:
@@ -79,34 +76,27 @@ def licenses_text(config: PipelineConfig, findings: Sequence[Finding], texts: Se
     for finding in findings:
         lines = [f"## {_TITLES[finding.kind]}: {finding.name}", ""]
         lines.append(f"- licence: {finding.license}, read from {finding.read_from}")
-        lines.append(f"- decision: {_decision(finding)}")
+        decision = f"{finding.decision}: {finding.rule}"
+        if finding.open_but_accepted:
+            by = f"accepted by {finding.accepted_by}: {finding.reason}"
+            decision = f"{by} (the rules: {finding.rule})"
+        lines.append(f"- decision: {decision}")
         if finding.kind == "base_model" and texts:
             lines.append("- text: " + ", ".join(f"`{LICENSE_TEXTS}/{name}`" for name in texts))
         lines += [f"- {name}: {rule.source}" for name, rule in finding.rules.items()]
         if finding.text and not finding.rules:
             lines.append(f"- page: {finding.text}")
-        lines += [
-            f"- [ ] {duty}" for rule in finding.rules.values() for duty in _duties(rule, config)
-        ]
+        for rule in finding.rules.values():
+            if words := _shown(rule, config):
+                lines.append(f"- [ ] show “{words}” in the product or its documentation")
+            lines += [f"- [ ] {duty}" for duty in duties_of(rule)]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _decision(finding: Finding) -> str:
-    if finding.open_but_accepted:
-        return f"accepted by {finding.accepted_by}: {finding.reason} (the rules: {finding.rule})"
-    return f"{finding.decision}: {finding.rule}"
 
 
 def _shown(rule: Rule, config: PipelineConfig) -> str | None:
     """Return the words that a licence wants to be shown, with the model's name in them."""
     return rule.display.replace("{name}", config.name) if rule.display else None
-
-
-def _duties(rule: Rule, config: PipelineConfig) -> list[str]:
-    words = _shown(rule, config)
-    shown = [f"show “{words}” in the product or its documentation"] if words else []
-    return [*shown, *duties_of(rule)]
 
 
 def license_files(ctx: StepContext) -> dict[str, Path]:
@@ -131,12 +121,6 @@ def license_files(ctx: StepContext) -> dict[str, Path]:
 
 # As much of a text as a form can show; the address leads to the rest.
 _CHARACTERS = 6000
-_ASKED_TITLES = {
-    "base_model": "The base model",
-    "dataset": "Data",
-    "generator": "The model that wrote answers of the data",
-    "package": "A package of the engine's image",
-}
 
 
 def question_text(run: Run, asked: Sequence[AskedLicense]) -> str:
@@ -150,7 +134,7 @@ def question_text(run: Run, asked: Sequence[AskedLicense]) -> str:
     ]
     for licence in asked:
         lines += [
-            f"### {_ASKED_TITLES[licence.kind]}: {escaped(licence.name)}",
+            f"### {_TITLES[licence.kind]}: {escaped(licence.name)}",
             f"- licence: {escaped(licence.license)}\n- why you are asked: {escaped(licence.why)}\n"
             f"- text: {escaped(licence.text or 'no address is known; ask whoever provided it')}",
         ]

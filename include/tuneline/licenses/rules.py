@@ -12,7 +12,7 @@ one name; a name may hold spaces, as those of packages do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -319,11 +319,9 @@ def _by_rule(name: str, rule: Rule, circumstances: Circumstances, role: Role) ->
     decision, reason = _uses(rule, role, circumstances)
     reason = f"{name}: {_verb(decision, circumstances.use)} ({reason})"
     source = rule.source
-    for check in _CHECKS.get(role, ()):
-        found = check(rule, circumstances)
-        if found is not None and _RANK[found[0]] > _RANK[decision]:
-            decision, reason = found[0], f"{name}: {found[1]}"
-            source = found[2] if len(found) > 2 else rule.source
+    for worse, why, where in _demands(rule, circumstances, role):
+        if _RANK[worse] > _RANK[decision]:
+            decision, reason, source = worse, f"{name}: {why}", where
     return Judgement(decision, reason, source, {name: rule})
 
 
@@ -343,56 +341,32 @@ def _uses(rule: Rule, role: Role, circumstances: Circumstances) -> tuple[Decisio
     return uses.get(use, "person"), reason
 
 
-Found = tuple[Decision, str] | tuple[Decision, str, str] | None
-
-
-def _users(rule: Rule, circumstances: Circumstances) -> Found:
-    limit = rule.users
-    if limit is None or circumstances.use not in limit.binds:
-        return None
-    shown = f"{limit.limit // 1_000_000} million monthly users"
-    if circumstances.monthly_users is None:
-        return "person", f"allowed up to {shown}; set governance.monthly_users ({limit.reason})"
-    if circumstances.monthly_users > limit.limit:
-        return "refused", f"refused above {shown} ({limit.reason})"
-    return None
-
-
-def _region(rule: Rule, circumstances: Circumstances) -> Found:
-    bar = rule.not_for
-    if bar is None or not (bar.always or circumstances.multimodal):
-        return None
-    if circumstances.in_eu is None:
-        return "person", f"set governance.domicile ({bar.reason})", bar.source
-    return ("refused", bar.reason, bar.source) if circumstances.in_eu else None
-
-
-def _outputs(rule: Rule, circumstances: Circumstances) -> Found:
-    if not circumstances.outputs_train or rule.outputs_train is None:
-        return None
-    found = rule.outputs_train
-    return found.decision, f"answers that train other models: {found.reason}"
-
-
-def _name(rule: Rule, circumstances: Circumstances) -> Found:
-    wanted = rule.model_name
-    if wanted is None or circumstances.use not in wanted.binds:
-        return None
-    prefix = key_of(wanted.begins)
-    if key_of(circumstances.model_name).startswith(prefix):
-        return None
-    return (
-        "refused",
-        f"the model's name has to begin with {wanted.begins!r} ({wanted.reason}); set `name: "
-        f"{prefix}-{circumstances.model_name}`",
-    )
-
-
-# What a rule asks for beyond the use, by what the licence is that of.
-_CHECKS: dict[Role, tuple[Callable[[Rule, Circumstances], Found], ...]] = {
-    "model": (_users, _region, _outputs, _name),
-    "generator": (_name,),
-}
+def _demands(rule: Rule, given: Circumstances, role: Role) -> Iterator[tuple[Decision, str, str]]:
+    """Yield what a rule asks for beyond the use: decision, reason and source."""
+    if role == "model" and (limit := rule.users) and given.use in limit.binds:
+        shown = f"{limit.limit // 1_000_000} million monthly users"
+        if given.monthly_users is None:
+            why = f"allowed up to {shown}; set governance.monthly_users ({limit.reason})"
+            yield "person", why, rule.source
+        elif given.monthly_users > limit.limit:
+            yield "refused", f"refused above {shown} ({limit.reason})", rule.source
+    if role == "model" and (bar := rule.not_for) and (bar.always or given.multimodal):
+        if given.in_eu is None:
+            yield "person", f"set governance.domicile ({bar.reason})", bar.source
+        elif given.in_eu:
+            yield "refused", bar.reason, bar.source
+    if role == "model" and (outputs := rule.outputs_train) and given.outputs_train:
+        why = f"answers that train other models: {outputs.reason}"
+        yield outputs.decision, why, rule.source
+    wanted = rule.model_name if role in ("model", "generator") else None
+    if wanted and given.use in wanted.binds:
+        prefix = key_of(wanted.begins)
+        if not key_of(given.model_name).startswith(prefix):
+            why = (
+                f"the model's name has to begin with {wanted.begins!r} ({wanted.reason}); set "
+                f"`name: {prefix}-{given.model_name}`"
+            )
+            yield "refused", why, rule.source
 
 
 def _verb(decision: Decision, use: Use) -> str:

@@ -19,25 +19,16 @@ ORIGIN_FILE = "tuneline_origin.json"
 # Hubs write licences in lower case, and name licences that SPDX does not list.
 # SPDX keeps `LicenseRef-` for those: https://spdx.github.io/spdx-spec/v3.0.1/annexes/spdx-license-expressions/
 _SPDX = {
-    "apache-2.0": "Apache-2.0",
-    "mit": "MIT",
-    "bsd-2-clause": "BSD-2-Clause",
-    "bsd-3-clause": "BSD-3-Clause",
-    "isc": "ISC",
-    "cc0-1.0": "CC0-1.0",
-    "cc-by-4.0": "CC-BY-4.0",
-    "cc-by-sa-4.0": "CC-BY-SA-4.0",
-    "cc-by-nc-4.0": "CC-BY-NC-4.0",
-    "cc-by-nc-sa-4.0": "CC-BY-NC-SA-4.0",
-    "cc-by-nd-4.0": "CC-BY-ND-4.0",
-    "gpl-3.0": "GPL-3.0-only",
-    "agpl-3.0": "AGPL-3.0-only",
-    "lgpl-3.0": "LGPL-3.0-only",
-    "mpl-2.0": "MPL-2.0",
-    "unlicense": "Unlicense",
-    # SPDX allows no plus in a name.
-    "openrail++": "LicenseRef-creativeml-openrail-plus-m",
+    name.lower(): name
+    for name in (
+        *("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "ISC", "CC0-1.0", "CC-BY-4.0"),
+        *("CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0", "CC-BY-ND-4.0", "MPL-2.0"),
+        "Unlicense",
+    )
 }
+_SPDX |= {f"{name}-3.0": f"{name.upper()}-3.0-only" for name in ("gpl", "agpl", "lgpl")}
+# SPDX allows no plus in a name.
+_SPDX["openrail++"] = "LicenseRef-creativeml-openrail-plus-m"
 
 # First words that identify a licence text without doubt.
 _TEXTS = (
@@ -180,17 +171,8 @@ NETWORKS = (INT8, "onnx/model_q4.onnx")
 # Files that belong to a model. Pickled weights (*.bin, *.pt) are left out on purpose: loading
 # them runs code.
 _MODEL_PATTERNS = (
-    "*.json",
-    "*.safetensors",
-    "*.jinja",
-    "*.model",
-    "merges.txt",
-    "vocab.txt",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
-    "README.md",
+    *("*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "vocab.txt"),
+    *("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "README.md"),
 )
 
 

@@ -14,11 +14,13 @@ from tuneline.governance.drift.bets import (
     night_money,
     rate_log_e,
 )
+from tuneline.governance.drift.reference import SHARES
 
 
 def test_money_and_budget_are_spent_once():
     assert sum(night_money(n) for n in range(YEAR)) == pytest.approx(1)
     assert SLOW + SINGLE + sum(BLOCKS.values()) == pytest.approx(1)
+    assert sum(SHARES.values()) == pytest.approx(1)
 
 
 def test_every_alternative_is_fair_under_its_bounds():

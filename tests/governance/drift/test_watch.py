@@ -7,7 +7,7 @@ import pytest
 
 from tuneline.errors import UserError
 from tuneline.governance.drift.prompts import Prompt
-from tuneline.governance.drift.reference import SHARES, Reference
+from tuneline.governance.drift.reference import Reference
 from tuneline.governance.drift.watch import WatchState, compare, draw
 
 VERBS = "track cancel return refund find change delay lose damage send open pay".split()
@@ -40,10 +40,6 @@ def reference():
 
 def days(rng, count, size=100, **fields):
     return {f"2026-01-{d:02d}": prompts(rng, size, **fields) for d in range(1, count + 1)}
-
-
-def test_the_budget_is_spent_once():
-    assert sum(SHARES.values()) == pytest.approx(1)
 
 
 def test_four_weeks_without_drift_are_quiet(reference):
@@ -109,14 +105,6 @@ def test_answers_that_get_worse_are_called_after_the_first_nights(reference, nam
     assert [m.name for m in report.measures if m.drifted] == [name]
 
 
-def test_prompts_without_text_are_counted(reference):
-    rng = random.Random(6)
-    window = prompts(rng, 50) + [Prompt(n, None) for n in range(30)]
-    report = compare(reference, {"": window})
-    assert (report.prompts, report.without_text) == (80, 30)
-    assert not report.drifted
-
-
 def test_night_by_night_through_json_is_the_same_as_at_once(reference):
     rng = random.Random(7)
     log = days(rng, 9)
@@ -137,11 +125,9 @@ def test_the_state_of_something_else_is_refused():
         WatchState.from_dict({"schema": "tuneline/evidence/1"})
 
 
-@pytest.mark.parametrize("ending", ["svg", "png"])
-def test_a_watch_is_drawn(reference, tmp_path, ending):
-    rng = random.Random(8)
-    log = {**days(rng, 2), "2026-01-03": prompts(rng, 100, foreign)}
+@pytest.mark.parametrize(("ending", "begins"), [("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_a_watch_is_drawn(reference, tmp_path, ending, begins):
     path = tmp_path / f"watch.{ending}"
+    log = {"2026-01-03": prompts(random.Random(8), 100, foreign)}
     draw(compare(reference, log), path)
-    start = path.read_bytes()[:400]
-    assert b"<svg" in start or start.startswith(b"\x89PNG")
+    assert path.read_bytes().startswith(begins)

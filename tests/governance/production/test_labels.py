@@ -3,9 +3,8 @@
 import csv
 import json
 
-import pyarrow.parquet as pq
 import pytest
-from tests.lab.data_runs import make_base, text
+from tests.lab.data_runs import text
 from tests.lab.logged import MODEL, logged
 
 from tuneline.cli import main
@@ -82,25 +81,6 @@ def test_from_csv_to_a_dataset(reviewed_store, tmp_path, capsys):
     assert [row["request_id"] for row in waiting] == IDS[2:5]
     # A prompt that looks like a formula is itself in the dataset, not what a spreadsheet gets.
     assert reviewed_rows(reviewed_store, MODEL).rejected == 1
-
-
-def test_reviewed_rows_are_a_dataset_for_the_data_phase(store, curated, tmp_path):
-    curated(store, [logged(n, text(n)) for n in range(40)], sample_rate=1.0)
-    given = "".join(
-        json.dumps({"request_id": f"req-04-{n:06d}", "decision": "accept"}) + "\n"
-        for n in range(40)
-    )
-    store_labels(store, MODEL, given.encode(), "x.jsonl", "ann")
-    out = tmp_path / "reviewed.jsonl"
-    base = ["--store", store.uri, "--model", MODEL]
-    assert main(["logs", "reviewed", *base, "--out", str(out)]) == 0
-    settings = tmp_path / "settings.yaml"
-    settings.write_text("data: {pii_ner: false}\n")
-    prepared = tmp_path / "prepared"
-    model = str(make_base(tmp_path / "base"))
-    main(["data", "prepare", "--input", str(out), "--base-model", model, "--out", str(prepared),
-          "--config", str(settings)])  # fmt: skip
-    assert pq.read_table(prepared / "dataset.parquet").num_rows == 40
 
 
 @pytest.mark.parametrize(
@@ -192,14 +172,6 @@ def test_a_stored_file_that_was_changed_is_left_out(reviewed_store):
     assert "is not what its name says" in labels.skipped[0]
 
 
-def test_labels_outlive_another_curation_of_their_day(reviewed_store, curated):
-    store_labels(reviewed_store, MODEL, lines((0, "accept", "")), "a", "ann")
-    before = reviewed_rows(reviewed_store, MODEL)
-    curated(reviewed_store, [logged(7, text(7))])
-    reviewed_store.delete_prefix(f"logs/{MODEL}")
-    assert reviewed_rows(reviewed_store, MODEL) == before
-
-
 def test_corrected_answers_are_scrubbed_and_keep_the_surrogates(store, curated):
     prompt = "My name is Margaret Thornbury. Where is my parcel?"
     curated(store, [logged(0, prompt), logged(1, text(1))], config=None)
@@ -237,6 +209,11 @@ def test_a_filled_form_waits_until_it_is_scrubbed(any_store, curated):
     left = open_rows(review_rows(any_store, MODEL), read_labels(any_store, MODEL))
     assert [row.request_id for row in left] == IDS[2:]
     assert label_form([]) == ("No row waits for review.", {})
+    curated(any_store, [logged(0, text(0), answer="```\n### Row 9\n```")])
+    shown = label_form(list(review_rows(any_store, MODEL)))[0]
+    assert "````\n```\n### Row 9\n```\n````" in shown
+    # Labels outlive another curation of their day.
+    assert read_labels(any_store, MODEL).latest == labels
 
 
 def form(fields, answers):
@@ -246,11 +223,6 @@ def form(fields, answers):
         given[f"decision_{IDS[number]}"] = decision
         given[f"corrected_{IDS[number]}"] = corrected
     return given
-
-
-def test_a_fence_in_an_answer_stays_inside(store, curated):
-    curated(store, [logged(0, text(0), answer="```\n### Row 9\n```")])
-    assert "````\n```\n### Row 9\n```\n````" in label_form(list(review_rows(store, MODEL)))[0]
 
 
 @pytest.mark.parametrize(

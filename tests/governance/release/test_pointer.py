@@ -1,4 +1,4 @@
-"""The pointer: moved by one writer at a time, completed after a kill, never half a release."""
+"""The pointer: moved by one writer at a time, completed after a kill, gone back with a reason."""
 
 import json
 import threading
@@ -7,26 +7,30 @@ import pytest
 from tests.lab.dying_store import DyingStore, Killed
 
 from tuneline.artifacts.governance import Manifest
-from tuneline.artifacts.release_log import Approved, Canary, Released, RolledBack, Withdrawn
-from tuneline.artifacts.releases import read_release
+from tuneline.artifacts.release_log import Approved, Canary, Released, Withdrawn
+from tuneline.artifacts.releases import previous_version, read_release
+from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.pointer import complete, last_move, read_pointer, record
+from tuneline.governance.release.rollback import roll_back
 from tuneline.governance.release.verify import verify
-from tuneline.store import Changed, CorruptObject
+from tuneline.store import Changed, CorruptObject, FileStore
 
 APPROVED = Approved(subject="approve_release", decision="Approve", by="alice", answered_at="now")
 
 
 class House:
-    """A model in a store, and what happens to its versions."""
+    """A model in a store whose versions have one file each, and what happens to them."""
 
     def __init__(self, store):
         self.store = store
 
     def manifest(self, version):
-        manifest = Manifest(name="m", version=version, files=[])
-        return write_manifest(self.store, f"models/m/{version}", manifest)
+        prefix = f"models/m/{version}"
+        ref = self.store.put_bytes(f"{prefix}/model.gguf", version.encode())
+        file = {"name": "model.gguf", "sha256": ref.sha256, "bytes": ref.bytes}
+        return write_manifest(self.store, prefix, Manifest(name="m", version=version, files=[file]))
 
     def release(self, version, *before, store=None, pointed=None):
         store = store or self.store
@@ -40,9 +44,19 @@ class House:
     def happen(self, version, event):
         return record(read_pointer(self.store, "m"), version, self.manifest(version), [event])
 
-    def log(self, version):
+    def back(self, version=None, by="bob", reason="too slow"):
+        return roll_back(self.store, "m", version, by=by, reason=reason)
+
+    @property
+    def released(self):
+        return read_release(self.store, "m").version
+
+    def lines(self, version):
         raw = self.store.get_bytes(f"models/m/{version}/release.jsonl").decode()
-        return [json.loads(line)["event"] for line in raw.splitlines()]
+        return [json.loads(line) for line in raw.splitlines()]
+
+    def log(self, version):
+        return [line["event"] for line in self.lines(version)]
 
     def verify(self, version):
         return verify(self.store.uri_of(f"models/m/{version}/manifest.json"))
@@ -57,9 +71,7 @@ def test_every_kind_of_event_is_chained_and_verified(house):
     house.release("a", APPROVED)
     house.release("b", APPROVED)
     house.happen("b", Canary(share=0.05, outcome="withdrawn", summary="slower by a half"))
-    previous, follows = last_move(read_pointer(house.store, "m"))
-    back = RolledBack(previous_version=previous, follows=follows, by="bob", reason="too slow")
-    house.happen("a", back)
+    house.back("a")
     house.happen("b", Withdrawn(by="bob", reason="answers too slowly under load"))
     assert house.log("a") == ["approved", "released", "rolled_back"]
     assert house.log("b") == ["approved", "released", "canary", "withdrawn"]
@@ -72,22 +84,15 @@ def test_every_kind_of_event_is_chained_and_verified(house):
 
 
 def test_the_second_writer_changes_nothing(house):
-    house.release("a")
-    seen = read_pointer(house.store, "m")
-    house.release("b", pointed=seen)
-    before = house.store.get_bytes("models/m/production.json")
-    with pytest.raises(Changed):
-        house.release("c", pointed=seen)
-    assert house.store.get_bytes("models/m/production.json") == before
-    assert not house.store.exists("models/m/c/release.jsonl")
+    for version, loser in (("a", "x"), ("b", "c")):
+        seen = read_pointer(house.store, "m")
+        house.release(version, pointed=seen)
+        before = house.store.get_bytes("models/m/production.json")
+        with pytest.raises(Changed):
+            house.release(loser, pointed=seen)
+        assert house.store.get_bytes("models/m/production.json") == before
+        assert not house.store.exists(f"models/m/{loser}/release.jsonl")
     assert house.verify("b") == []
-
-
-def test_the_first_release_has_one_winner_too(house):
-    nothing = read_pointer(house.store, "m")
-    house.release("a", pointed=nothing)
-    with pytest.raises(Changed):
-        house.release("b", pointed=nothing)
 
 
 def test_one_of_many_threads_wins(any_store):
@@ -158,3 +163,80 @@ def test_a_reason_with_another_line_separator_is_one_line(house):
     house.release("a")
     house.happen("a", Withdrawn(reason="first\u2028second\x85third"))
     assert house.verify("a") == []
+
+
+@pytest.fixture
+def abc(house):
+    for version in "abc":
+        house.release(version)
+    return house
+
+
+def test_the_release_before_is_released_again_and_the_log_says_who_and_why(abc):
+    abc.back()
+    assert abc.released == "b"
+    line = abc.lines("b")[-1]
+    assert (line["event"], line["by"], line["reason"]) == ("rolled_back", "bob", "too slow")
+    assert line["previous_version"] == "c"
+    for version in "abc":
+        assert abc.verify(version) == []
+
+
+def test_what_was_left_is_no_fallback(abc):
+    assert previous_version(read_release(abc.store, "m")) == "b"
+    abc.back()
+    # Not c, which nobody wants to be served any more.
+    assert previous_version(read_release(abc.store, "m")) == "a"
+    abc.back()
+    assert abc.released == "a"
+    assert previous_version(read_release(abc.store, "m")) is None
+    with pytest.raises(UserError, match="has no release before it"):
+        abc.back()
+    # Forward again is a move like any other.
+    abc.back("c")
+    assert abc.released == "c"
+    assert previous_version(read_release(abc.store, "m")) == "a"
+
+
+def test_a_version_that_can_not_be_gone_back_to(abc, tmp_path):
+    for version, why in (("c", "is released already"), ("x", "never released.*were a, b, c")):
+        with pytest.raises(UserError, match=why):
+            abc.back(version)
+        assert abc.released == "c"
+    with pytest.raises(UserError, match="holds no release of m"):
+        House(FileStore(tmp_path / "empty")).back()
+
+
+def test_files_are_compared_first(abc):
+    abc.store.put_bytes("models/m/b/model.gguf", b"other")
+    with pytest.raises(UserError, match=r"stays at c.*model\.gguf is corrupt"):
+        abc.back()
+    abc.store.delete_prefix("models/m/a")
+    with pytest.raises(UserError, match="a"):
+        abc.back("a")
+    assert abc.released == "c"
+
+
+def test_a_withdrawn_version_is_not_served_again(abc):
+    abc.happen("b", Withdrawn(by="alice", reason="it answers with names of customers"))
+    with pytest.raises(UserError, match=r"withdrawn at .* by alice: it answers with names"):
+        abc.back()
+    assert abc.released == "c"
+
+
+def test_a_release_meanwhile_wins(abc, monkeypatch):
+    def late(*_):
+        raise Changed("production.json")
+
+    monkeypatch.setattr("tuneline.governance.release.rollback.record", late)
+    with pytest.raises(UserError, match="was released meanwhile"):
+        abc.back()
+
+
+def test_the_command(abc, capsys):
+    arguments = ["rollback", "m", "a", "--by", "bob", "--reason", "b is wrong too"]
+    assert main([*arguments, "--store", abc.store.uri]) == 0
+    assert "m a is released again" in capsys.readouterr().out
+    assert abc.lines("a")[-1]["reason"] == "b is wrong too"
+    assert main(["rollback", "nobody", "--store", abc.store.uri]) == 2
+    assert "holds no release of nobody" in capsys.readouterr().err

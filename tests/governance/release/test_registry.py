@@ -46,10 +46,3 @@ def test_a_registry_that_is_away_stops_no_release(ready_lab, monkeypatch):
     assert "MLflow's registry does not have it (" in record.summary
     assert value(record, "registered_in_mlflow") is False
     assert read_release(ready_lab.run.store, "model").version == "test"
-
-
-def test_nothing_is_registered_without_a_server(ready_lab, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    record = ready_lab.execute("promote")
-    assert record.summary == "model test is released"
-    assert [m.name for m in record.measurements] == ["items_that_refuse"]

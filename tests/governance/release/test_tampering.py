@@ -11,10 +11,11 @@ from tests.lab.runs import Lab
 
 from tuneline.artifacts.governance import DatasetFile, Manifest, ManifestFile
 from tuneline.artifacts.release_log import Approved, Canary, Released
-from tuneline.governance.release.manifest import write_manifest
+from tuneline.errors import UserError
+from tuneline.governance.release.manifest import put_once, write_manifest
 from tuneline.governance.release.pointer import last_move, read_pointer, record
 from tuneline.governance.release.verify import examine, verify
-from tuneline.store import FileStore, open_store
+from tuneline.store import FileStore, open_store, sha256_file
 
 FILES = {"model.gguf": b"weights" * 50, "adapter/config.json": b"{}", "lora.json": b'{"r": 16}'}
 APPROVED = Approved(subject="approve_release", decision="Approve", by="alice", answered_at="now")
@@ -82,11 +83,6 @@ def write_lines(store, version, lines):
     seal(store, MODEL / version / "release.jsonl", "".join(f"{t}\n" for t in lines).encode())
 
 
-def edit_pointer(store, **fields):
-    document = json.loads(store.get_bytes("models/m/production.json"))
-    seal(store, MODEL / "production.json", json.dumps({**document, **fields}, indent=1).encode())
-
-
 def test_the_clean_releases_verify(store):
     assert found(store, "a") == found(store, "b") == []
     assert examine(store.uri_of("models/m/b/manifest.json")).unchecked == []
@@ -130,21 +126,10 @@ def test_a_changed_log_is_named(store, version, change, named):
     assert found(store, "a" if version == "b" else "b")
 
 
-def test_a_line_cut_in_the_middle_is_named(store):
-    raw = store.get_bytes("models/m/b/release.jsonl")
-    seal(store, MODEL / "b/release.jsonl", raw[:-20])
-    assert any("does not end at the end of a line" in sentence for sentence in found(store))
-
-
 @pytest.mark.parametrize("version", ["a", "b"])
 def test_a_deleted_log_is_named(store, version):
     (store.root / MODEL / version / "release.jsonl").unlink()
     assert any("release.jsonl is missing" in sentence for sentence in found(store))
-
-
-def test_a_deleted_pointer_is_named(store):
-    (store.root / MODEL / "production.json").unlink()
-    assert any("production.json is missing" in sentence for sentence in found(store))
 
 
 def test_a_pointer_that_was_set_back_is_named(store, clean):
@@ -156,72 +141,109 @@ def test_a_pointer_that_was_set_back_is_named(store, clean):
         assert any("the pointer was set back" in sentence for sentence in found(store, version))
 
 
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"version": "a"}, "its version is not that of the last release"),
-        ({"manifest": "file:///x/models/m/a/manifest.json"}, "its manifest is not"),
-        ({"manifest_sha256": "0" * 64}, "its manifest_sha256 is not"),
-        ({"release_sha256": "0" * 64}, "its release_sha256 is not"),
-        ({"released_at": "2020-01-01T00:00:00Z"}, "its released_at is not"),
-        ({"previous_version": None}, "its previous_version is not"),
-        ({"history": []}, "it names no history"),
-        ({"lines": []}, "its lines is not"),
-        ({"heads": {}}, "lines were added, or the pointer was set back"),
-        ({"comment": "harmless"}, "is not in the form in which promote writes it"),
-        ({"name": "n"}, "is not in the form in which promote writes it"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_an_edited_pointer_is_named(store, fields, named):
-    edit_pointer(store, **fields)
-    assert any(named in sentence and "production.json" in sentence for sentence in found(store))
+def pointer(**fields):
+    def edit(store):
+        document = json.loads(store.get_bytes("models/m/production.json"))
+        raw = json.dumps({**document, **fields}, indent=1).encode()
+        seal(store, MODEL / "production.json", raw)
+
+    return edit
+
+
+def history(change):
+    def edit(store):
+        moves = json.loads(store.get_bytes("models/m/production.json"))["history"]
+        pointer(history=change(moves))(store)
+
+    return edit
+
+
+def manifest(**fields):
+    def edit(store):
+        document = json.loads(store.get_bytes("models/m/b/manifest.json"))
+        seal(store, MODEL / "b/manifest.json", json.dumps({**document, **fields}).encode())
+
+    return edit
+
+
+def another_versions(store):
+    for name in ("manifest.json", "release.jsonl"):
+        seal(store, MODEL / "b" / name, store.get_bytes(f"models/m/a/{name}"))
+
+
+def cut_line(store):
+    seal(store, MODEL / "b/release.jsonl", store.get_bytes("models/m/b/release.jsonl")[:-20])
+
+
+def gone(name):
+    return lambda store: (store.root / MODEL / name).unlink()
+
+
+EVIDENCE = {"phase": "data", "severity": "critical", "verdict": "pass", "summary": ""}
+DATASET = "runs/b/data/distribution_balancing/dataset.parquet"
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("edit", "named"),
     [
-        (lambda moves: moves[1:], "it lacks the move to a"),
-        (lambda moves: moves[::-1], "the release log says that it came after"),
-        (lambda moves: [*moves, moves[0]], "move 3, to a, is not in the release log"),
-        (lambda moves: [{**moves[0], "at": "x"}, moves[1]], "the release log says released at"),
+        (pointer(version="a"), "production.json: its version is not that of the last release"),
+        (pointer(manifest="file:///x/models/m/a/manifest.json"), "its manifest is not"),
+        (pointer(manifest_sha256="0" * 64), "its manifest_sha256 is not"),
+        (pointer(release_sha256="0" * 64), "its release_sha256 is not"),
+        (pointer(released_at="2020-01-01T00:00:00Z"), "its released_at is not"),
+        (pointer(previous_version=None), "its previous_version is not"),
+        (pointer(history=[]), "it names no history"),
+        (pointer(lines=[]), "its lines is not"),
+        (pointer(heads={}), "lines were added, or the pointer was set back"),
+        (pointer(comment="harmless"), "is not in the form in which promote writes it"),
+        (pointer(name="n"), "is not in the form in which promote writes it"),
+        (history(lambda moves: moves[1:]), "it lacks the move to a"),
+        (history(lambda moves: moves[::-1]), "the release log says that it came after"),
+        (history(lambda moves: [*moves, moves[0]]), "move 3, to a, is not in the release log"),
+        (
+            history(lambda moves: [{**moves[0], "at": "x"}, moves[1]]),
+            "the release log says released at",
+        ),
+        (gone("production.json"), "production.json is missing"),
+        (gone("b/model.gguf"), "b/model.gguf is missing"),
+        (lambda store: store.put_bytes("models/m/b/model.gguf", b"other"), "gguf is corrupt"),
+        (lambda store: store.put_bytes("models/m/b/adapter/more.bin", b"x"), "a file too many"),
+        (cut_line, "does not end at the end of a line"),
+        (another_versions, "is the manifest of m a"),
+        (manifest(x=1), "b/release.jsonl, line 1 is not chained"),
+        (
+            manifest(evidence={"x": {**EVIDENCE, "because": "", "file": "evidence/x.json"}}),
+            "states no hash of it",
+        ),
+        (lambda store: seal(store, DATASET, b"other rows"), "is not the dataset of b"),
+        (lambda store: (store.root / DATASET).unlink(), "the dataset of b, is missing"),
     ],
 )
-def test_an_edited_history_is_named(store, change, named):
-    moves = json.loads(store.get_bytes("models/m/production.json"))["history"]
-    edit_pointer(store, history=change(moves))
+def test_an_edit_behind_the_back_of_a_release_is_named(store, edit, named):
+    edit(store)
     assert any(named in sentence for sentence in found(store))
 
 
-def test_a_file_too_many_is_named(store):
-    store.put_bytes("models/m/b/adapter/more.bin", b"x")
-    [sentence] = found(store)
-    assert "adapter/more.bin is a file too many" in sentence
+def test_a_manifest_and_its_files_are_written_once(store, tmp_path):
+    prefix, other = "models/m/b", tmp_path / "other"
+    other.write_bytes(b"different")
+    with pytest.raises(UserError, match="exists with other bytes"):
+        put_once(store, f"{prefix}/model.gguf", other, sha256_file(other))
+    raw = store.get_bytes(f"{prefix}/manifest.json")
+    with pytest.raises(UserError, match="exists with other content"):
+        write_manifest(store, prefix, Manifest(files=[]))
+    # A step that is run again writes the same.
+    other.write_bytes(FILES["model.gguf"])
+    put_once(store, f"{prefix}/model.gguf", other, sha256_file(other))
+    again = Manifest.model_validate_json(raw)
+    assert write_manifest(store, prefix, again) == hashlib.sha256(raw).hexdigest()
+    assert found(store) == []
 
 
-def test_a_manifest_of_another_version_is_named(store):
-    for name in ("manifest.json", "release.jsonl"):
-        seal(store, MODEL / "b" / name, store.get_bytes(f"models/m/a/{name}"))
-    assert any("is the manifest of m a" in sentence for sentence in found(store))
-
-
-def test_evidence_without_a_hash_is_named(store):
-    evidence = {"phase": "data", "severity": "critical", "verdict": "pass", "summary": ""}
-    stated = {"deduplication": {**evidence, "because": "", "file": "evidence/x.json"}}
-    document = json.loads(store.get_bytes("models/m/b/manifest.json"))
-    seal(store, MODEL / "b/manifest.json", json.dumps({**document, "evidence": stated}).encode())
-    assert any("states no hash of it" in sentence for sentence in found(store))
-
-
-def test_a_swapped_dataset_is_named(store):
-    key = "runs/b/data/distribution_balancing/dataset.parquet"
-    seal(store, key, b"other rows")
-    [sentence] = found(store)
-    assert "dataset.parquet is not the dataset of b" in sentence
-    (store.root / key).unlink()
-    [sentence] = found(store)
-    assert "the dataset of b, is missing" in sentence
-    assert found(store, "a") == []
+@pytest.mark.parametrize("uri", ["file:///x/manifest.json", "nonsense", "file:///models/a/b.json"])
+def test_other_uris_are_refused(uri):
+    with pytest.raises(UserError, match="is not the URI of a manifest"):
+        verify(uri)
 
 
 def test_a_changed_source_is_named_and_one_that_is_gone_is_left_unchecked(tmp_path):

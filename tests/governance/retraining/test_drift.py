@@ -29,29 +29,19 @@ def decided(found, last=None, **settings):
     return decide(found, last, **{**usual, **settings})
 
 
-def test_no_drift_starts_nothing():
-    decision = decided(look(drifted=False))
-    assert not decision.act
-    assert decision.days == ""
-    assert decision.why.startswith("nothing is started")
-
-
-def test_drift_backfills_its_days():
-    decision = decided(look())
-    assert decision.act
-    assert decision.days == "2026-03-19..2026-03-20"
-    assert "drift since 2026-03-19" in decision.why
-
-
-def test_a_long_drift_is_backfilled_over_the_window_alone():
-    decision = decided(look(since=DAY - timedelta(days=40)))
-    assert decision.days == "2026-03-14..2026-03-20"
-
-
-def test_a_file_may_forbid_retraining():
-    decision = decided(look(), retrain=False)
-    assert not decision.act
-    assert "the model's file says so" in decision.why
+@pytest.mark.parametrize(
+    ("found", "settings", "days", "why"),
+    [
+        (look(drifted=False), {}, "", "nothing is started"),
+        (look(), {}, "2026-03-19..2026-03-20", "drift since 2026-03-19"),
+        (look(since=DAY - timedelta(days=40)), {}, "2026-03-14..2026-03-20", "are backfilled"),
+        (look(), {"retrain": False}, "", "the model's file says so"),
+    ],
+)
+def test_what_a_look_starts(found, settings, days, why):
+    decision = decided(found, **settings)
+    assert (decision.act, decision.days) == (bool(days), days)
+    assert why in decision.why
 
 
 @pytest.mark.parametrize(("days_ago", "acts"), [(0, False), (1, False), (7, False), (8, True)])

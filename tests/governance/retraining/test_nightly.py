@@ -1,17 +1,21 @@
 """A night trains on new data or on demand, and never twice on the same data."""
 
 import json
+from datetime import date
 
 import pytest
 from tests.lab.canaries import ASKED, release
 from tests.lab.releases import bare_release
+from tests.lab.runs import Lab
 
 from tuneline.config import build_config
-from tuneline.data.sources.find_files import dataset_version
+from tuneline.data.sources.find_files import DatasetVersion, dataset_version
+from tuneline.evidence import measure
 from tuneline.governance.release.canary import CanaryLog
-from tuneline.governance.retraining.nightly import decide, note_tried
+from tuneline.governance.retraining.drift import Look, note_retraining
+from tuneline.governance.retraining.nightly import decide, note_tried, over_budget, spent
 from tuneline.launch import create_run
-from tuneline.run import Run
+from tuneline.run import Run, now
 from tuneline.store import open_store
 
 
@@ -55,11 +59,13 @@ def test_without_a_release_the_first_night_trains(nights):
     assert "no release yet" in night.why
 
 
-def test_thirty_nights_without_new_data_are_thirty_skips(nights):
+def test_nights_without_new_data_are_skips(nights):
     bare_release(nights.run("first"))
-    found = [nights.decide() for _ in range(30)]
-    assert not any(night.train for night in found)
-    assert all("no new data since support-intents first" in night.why for night in found)
+    for _ in range(3):
+        night = nights.decide()
+        assert not night.train
+        assert "no new data since support-intents first" in night.why
+    assert nights.decide(force=True).train
 
 
 @pytest.mark.parametrize(
@@ -91,23 +97,13 @@ def test_a_failed_night_is_tried_again_when_the_settings_have_changed(nights):
     assert nights.decide().train
 
 
-def test_a_file_written_again_with_the_same_bytes_is_no_change(nights):
-    bare_release(nights.run("first"))
-    nights.write("a.jsonl", "one")
-    assert not nights.decide().train
-
-
 def test_data_that_were_released_after_a_failure_are_no_longer_tried(nights):
     bare_release(nights.run("first"))
     nights.write("a.jsonl", "other")
     note_tried(nights.store, "support-intents", nights.version, nights.settings, "second")
     bare_release(nights.run("third"))
+    nights.write("a.jsonl", "other")
     assert "no new data since support-intents third" in nights.decide().why
-
-
-def test_force_trains_whatever_the_data(nights):
-    bare_release(nights.run("first"))
-    assert nights.decide(force=True).train
 
 
 def test_a_release_that_does_not_say_its_data_is_trained_anew(nights):
@@ -143,3 +139,51 @@ def test_no_night_trains_beside_a_canary_that_is_not_decided(nights):
     night = nights.decide()
     assert not night.train
     assert "its canary withdrew it: more errors than the release" in night.why
+
+
+NAME = "support-intents"
+
+
+def trained(tmp_path, run_id, cost):
+    """A run whose training measured its cost."""
+    lab = Lab(tmp_path, {}, run_id=run_id)
+    lab.leave("train", {}, [measure("cost", cost, "USD")])
+    return lab.run.store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Lab(tmp_path, {}, run_id="by-hand").run.store
+
+
+def test_nights_and_drifts_of_the_month_are_summed(store, tmp_path):
+    today = date.fromisoformat(now()[:10])
+    trained(tmp_path, "night-1", 2.5)
+    trained(tmp_path, "night-2", 1.0)
+    trained(tmp_path, "drift-1", 4.0)
+    for number in (1, 2):
+        version = DatasetVersion(files={"a": str(number)})
+        note_tried(store, NAME, version, "s", f"night-{number}")
+    note_retraining(store, NAME, Look(True, today, today, "x", "uri"), "drift-1")
+    # A drift's data count as tried, but its run once.
+    note_tried(store, NAME, DatasetVersion(files={"a": "drift"}), "s", "drift-1")
+    assert spent(store, NAME, today) == pytest.approx(7.5)
+    last_year = today.replace(year=today.year - 1, day=1)
+    assert spent(store, NAME, last_year) == 0
+
+
+def test_a_run_that_is_still_training_or_gone_counts_nothing(store):
+    for number, run in enumerate(("by-hand", "cleaned-up")):
+        note_tried(store, NAME, DatasetVersion(files={"a": f"{number}"}), "s", run)
+    assert spent(store, NAME, date.fromisoformat(now()[:10])) == 0
+
+
+def test_the_budget_is_spent_when_the_cost_reaches_it(store, tmp_path):
+    today = date.fromisoformat(now()[:10])
+    trained(tmp_path, "night-1", 5.0)
+    note_tried(store, NAME, DatasetVersion(files={"a": "1"}), "s", "night-1")
+    assert over_budget(store, NAME, today, None) is None
+    assert over_budget(store, NAME, today, 5.5) is None
+    said = over_budget(store, NAME, today, 5.0)
+    assert said is not None
+    assert "trainings cost 5, budget.training_per_month is 5" in said

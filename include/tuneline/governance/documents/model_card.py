@@ -30,7 +30,7 @@ _HUB, _HUB_DATASETS = "hf://", "hf://datasets/"
 def model_card(facts: Facts) -> str:
     """Write the card: metadata in YAML, then Markdown."""
     data, found = card_data(facts), metrics(facts)
-    manifest = facts.release.manifest
+    manifest, governance = facts.release.manifest, facts.config.get("governance", {})
     body = render(
         "tuneline.governance.documents",
         "model_card.jinja",
@@ -42,7 +42,8 @@ def model_card(facts: Facts) -> str:
         engine=manifest.engine or {},
         config=facts.config,
         files=sorted(facts.model_files),
-        purpose=_purpose(facts),
+        # Annex IV, 1(a), as the provider declared it.
+        purpose=str((governance.get("annex_iv") or {}).get("1(a)", "")).splitlines(),
         metrics=found,
         measured=any(one.measured for one in facts.items.values()),
         reviewed=bool(facts.items["human_review"].value("votes")),
@@ -50,10 +51,15 @@ def model_card(facts: Facts) -> str:
         broken=[one for one in facts.with_verdict(*_BROKEN) if one.measured],
         not_applicable=list(facts.with_verdict(Verdict.NOT_APPLICABLE)),
         never_measured=NEVER_MEASURED,
-        declared_license=facts.config.get("governance", {}).get("model_license"),
+        declared_license=governance.get("model_license"),
         audit=facts.items["license_audit"],
         latency=facts.items["latency_benchmark"],
-        elsewhere=_measured_elsewhere(facts),
+        # Their numbers are left out, since they are about other bytes.
+        elsewhere=[
+            name
+            for name in ("holdout_performance", "base_regression")
+            if facts.items[name].measured and not facts.on_shipped_bytes(name)
+        ],
         uri=facts.release.uri,
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
@@ -64,7 +70,8 @@ def card_data(facts: Facts) -> ModelCardData:
     manifest = facts.release.manifest
     results = [_result(facts, metric) for metric in metrics(facts)]
     adapter = facts.release.apart is not None
-    base = _hub_model(str(manifest.base_model.get("uri", "")))
+    uri = str(manifest.base_model.get("uri", ""))
+    base = uri.removeprefix(_HUB).partition("@")[0] if uri.startswith(_HUB) else None
     return ModelCardData(
         base_model=base,
         base_model_relation=("adapter" if adapter else "finetune") if base else None,
@@ -109,13 +116,6 @@ def _license(facts: Facts) -> dict[str, Any]:
     return {"license": "other", "license_name": name}
 
 
-def _hub_model(uri: str) -> str | None:
-    """Return the Hub's id of a base model; None for one that does not come from there."""
-    if not uri.startswith(_HUB):
-        return None
-    return uri.removeprefix(_HUB).partition("@")[0]
-
-
 def _hub_datasets(facts: Facts) -> Iterator[str]:
     """Yield the Hub's ids of the datasets, each once."""
     addresses = [source.get("address", "") for source in facts.dataset.get("sources") or []]
@@ -132,21 +132,6 @@ def _tags(facts: Facts) -> Iterator[str]:
     engine = (facts.release.manifest.engine or {}).get("engine")
     if engine:
         yield str(engine)
-
-
-def _purpose(facts: Facts) -> list[str]:
-    """Return the lines of the declared purpose (Annex IV, 1(a)); none if none was declared."""
-    declared = facts.config.get("governance", {}).get("annex_iv") or {}
-    return str(declared.get("1(a)", "")).splitlines()
-
-
-def _measured_elsewhere(facts: Facts) -> list[str]:
-    """Return the items whose numbers are left out since they are about other bytes."""
-    found = []
-    for name in ("holdout_performance", "base_regression"):
-        if facts.items[name].measured and not facts.on_shipped_bytes(name):
-            found.append(name)
-    return found
 
 
 HUB_LICENSES = frozenset(

@@ -32,9 +32,9 @@ from tuneline.artifacts.releases import (
 from tuneline.catalogue import get_item
 from tuneline.evidence import Measurement, Verdict, load_evidence
 from tuneline.governance.documents.bill_of_materials import purl
-from tuneline.governance.documents.envelope import kept_or_signed, plain
 from tuneline.governance.documents.facts import UNSTATED, Facts, ItemFacts
 from tuneline.governance.release.manifest import lock_files
+from tuneline.governance.release.signature import kept_or_signed, plain
 from tuneline.step_context import StepContext
 from tuneline.verdicts import status
 
@@ -131,9 +131,10 @@ def _statement(
 def _test_result(facts: Facts, one: ItemFacts) -> Any:
     manifest = facts.release.manifest
     configuration = [_file(e.name, e.sha256) for e in manifest.files if e.name == CONFIG_FILE]
-    configuration += [
-        {**_file(entry.name, entry.sha256), "annotations": _annotations(one)} for entry in one.files
-    ]
+    # What three results can't say: the verdict itself, and why.
+    noted = {"item": one.item.id, "severity": str(one.item.severity), "verdict": str(one.verdict)}
+    noted |= {"summary": one.summary, "because": one.because}
+    configuration += [{**_file(e.name, e.sha256), "annotations": noted} for e in one.files]
     folder = f"{model_prefix(manifest.name, manifest.version)}/evidence/{one.item.id}"
     named = {
         "passedTests": _names(m for m in one.deciding if m.ok),
@@ -153,17 +154,6 @@ def _test_result(facts: Facts, one: ItemFacts) -> Any:
 
 def _names(measurements: Iterable[Measurement]) -> list[str]:
     return [one.name for one in measurements]
-
-
-def _annotations(one: ItemFacts) -> dict[str, str]:
-    """Return what three results can't say: the verdict itself, and why."""
-    return {
-        "item": one.item.id,
-        "severity": str(one.item.severity),
-        "verdict": str(one.verdict),
-        "summary": one.summary,
-        "because": one.because,
-    }
 
 
 def _dependencies(facts: Facts) -> Iterable[Mapping[str, Any]]:

@@ -9,11 +9,11 @@ from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.releases import Release, model_prefix
 from tuneline.governance.documents.annex_iv import ANNEX_FILE, annex_iv
 from tuneline.governance.documents.bill_of_materials import bill_of_materials
-from tuneline.governance.documents.envelope import kept_or_signed, plain
 from tuneline.governance.documents.facts import Facts
 from tuneline.governance.documents.model_card import CARD_FILE, model_card
 from tuneline.governance.documents.statements import provenance, test_results
 from tuneline.governance.release.manifest import store_files
+from tuneline.governance.release.signature import kept_or_signed, plain
 from tuneline.step_context import StepContext
 
 BOM_FILE = "bom.cdx.json"
@@ -22,22 +22,15 @@ STATEMENTS = "attestations/"
 
 def add_documents(ctx: StepContext, manifest: Manifest, files: dict[str, Path]) -> Manifest:
     """Write and store the documents of a version."""
-    documents = write_documents(ctx, manifest)
+    documents = {}
+    for name, content in _documents(ctx, Facts(Release(ctx.run.store, manifest))):
+        documents[name] = ctx.scratch / "documents" / name
+        documents[name].parent.mkdir(parents=True, exist_ok=True)
+        documents[name].write_bytes(content)
     files.update(documents)
     prefix = model_prefix(manifest.name, manifest.version)
     stated = [*manifest.files, *store_files(ctx, prefix, documents)]
     return manifest.model_copy(update={"files": sorted(stated, key=lambda entry: entry.name)})
-
-
-def write_documents(ctx: StepContext, manifest: Manifest) -> dict[str, Path]:
-    """Write the documents of a version."""
-    facts = Facts(Release(ctx.run.store, manifest))
-    written = {}
-    for name, content in _documents(ctx, facts):
-        written[name] = ctx.scratch / "documents" / name
-        written[name].parent.mkdir(parents=True, exist_ok=True)
-        written[name].write_bytes(content)
-    return written
 
 
 def _documents(ctx: StepContext, facts: Facts) -> Iterator[tuple[str, bytes]]:

@@ -144,13 +144,19 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
         for name, found in looks.items():
             wealth.setdefault(name, Wealth()).bet(found.log_e, found.tally, found.test, day)
         seen.append(looks)
-        history.append(_entry(day, prompts, looks, wealth))
+        values = {name: round(found.value, 6) for name, found in looks.items()}
+        p_values = {name: float(f"{wealth[name].p_value:.4g}") for name in looks}
+        history.append(NightEntry(day, len(prompts), _without_text(prompts), values, p_values))
     requests = [prompt for prompts in days.values() for prompt in prompts]
-    measures = tuple(
-        _measure(reference, name, wealth[name], history) for name in SHARES if name in wealth
-    )
+    last = {name: value for night in history for name, value in night.values.items()}
+    measures = []
+    for name in (name for name in SHARES if name in wealth):
+        p_value, limit = wealth[name].p_value, reference.limit(name)
+        since = wealth[name].since if p_value < limit else None
+        since = None if since == UNDATED else since
+        measures.append(Measure(name, last.get(name, 0.0), p_value, limit, since))
     return DriftReport(
-        measures,
+        tuple(measures),
         {m.name: _drivers(seen, m) for m in measures if m.drifted},
         len(requests),
         _without_text(requests),
@@ -166,25 +172,6 @@ def look(reference: Reference, night: Night, first: dict[str, tuple[int, int]]) 
         if counts is not None:
             first[name] = counts
     return {name: seen for name, seen in found.items() if seen is not None}
-
-
-def _entry(
-    day: str, prompts: Any, looks: Mapping[str, Look], wealth: Mapping[str, Wealth]
-) -> NightEntry:
-    return NightEntry(
-        day,
-        len(prompts),
-        _without_text(prompts),
-        {name: round(found.value, 6) for name, found in looks.items()},
-        {name: float(f"{wealth[name].p_value:.4g}") for name in looks},
-    )
-
-
-def _measure(reference: Reference, name: str, wealth: Wealth, history: list[NightEntry]) -> Measure:
-    value = next((e.values[name] for e in reversed(history) if name in e.values), 0.0)
-    limit = reference.limit(name)
-    since = wealth.since if wealth.p_value < limit else None
-    return Measure(name, value, wealth.p_value, limit, None if since == UNDATED else since)
 
 
 def _drivers(seen: list[dict[str, Look]], measure: Measure) -> list[Driver]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from math import ceil, floor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,23 +37,15 @@ def calibrate(
     ctx: StepContext, model: ServedModel, target: FallbackConfig
 ) -> tuple[Calibration, list[Confidence]]:
     """Ask the validation rows, and set the thresholds."""
-    rows = validation_rows(ctx, target.calibration_rows)
-    config = ctx.config
-    expected = [row.answer for row in rows]
-    task = choose_task(
-        config.evaluation.metric,
-        config.data.label_field,
-        expected,
-        config.evaluation.numeric_tolerance,
-    )
+    config, rows = ctx.config, validation_rows(ctx, target.calibration_rows)
+    expected, tolerance = [row.answer for row in rows], config.evaluation.numeric_tolerance
+    task = choose_task(config.evaluation.metric, config.data.label_field, expected, tolerance)
     max_tokens = config.evaluation.max_new_tokens
     told = ask_for_confidence(ctx, model, rows, max_tokens)
     found = confidences(rows, told, task, target.stream_window_tokens)
     engine = f"{model.engine} {get_engine(model.engine).version()}"
-    return (
-        thresholds(found, task, target, sha256=model.sha256, engine=engine, max_tokens=max_tokens),
-        found,
-    )
+    stated = {"sha256": model.sha256, "engine": engine}
+    return thresholds(found, task, target, **stated, max_tokens=max_tokens), found
 
 
 def thresholds(
@@ -69,12 +62,9 @@ def thresholds(
     window = target.stream_window_tokens
     judged = [one for one in found if one.whole is not None and one.beginning is not None]
     right = [one.right for one in judged]
-    means = [one.whole or 0.0 for one in judged]
-    whole = find_threshold(means, right, caught_share=caught, false_alarm_share=cost)
-    beginnings = [one.beginning or 0.0 for one in judged]
-    stream = find_threshold(
-        beginnings, right, caught_share=caught, false_alarm_share=cost, tokens=window
-    )
+    find = partial(find_threshold, right=right, caught_share=caught, false_alarm_share=cost)
+    whole = find([one.whole or 0.0 for one in judged])
+    stream = find([one.beginning or 0.0 for one in judged], tokens=window)
     if window == 0:
         stream = stream.model_copy(update={"value": None, "reason": "streams are not judged"})
     if task.graded:
@@ -112,16 +102,12 @@ def calibrate_run(
     None takes the run's setting.
     """
     run = Run.open(run_uri)
-    given = {
-        "caught_share": caught_share,
-        "false_alarm_share": false_alarm_share,
-        "calibration_rows": rows,
-    }
+    given = {"caught_share": caught_share, "false_alarm_share": false_alarm_share}
+    given["calibration_rows"] = rows
     stated = run.config.governance.fallback.model_dump()
+    stated |= {key: value for key, value in given.items() if value is not None}
     try:
-        target = FallbackConfig.model_validate(
-            stated | {key: value for key, value in given.items() if value is not None}
-        )
+        target = FallbackConfig.model_validate(stated)
     except ValueError as error:
         raise UserError(f"tuneline calibrate: {error}") from None
     with TemporaryDirectory(prefix="tuneline-calibrate-") as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,22 +67,18 @@ def changes(before: Release, after: Release) -> list[Change]:
     return [
         Change(section, name, old, new)
         for section in ours
-        for name, old, new in _differing(ours[section], theirs[section])
+        for name in dict.fromkeys([*ours[section], *theirs[section]])
+        if (old := ours[section].get(name)) != (new := theirs[section].get(name))
     ]
-
-
-def _differing(before: Values, after: Values) -> Iterator[tuple[str, Any, Any]]:
-    for name in dict.fromkeys([*before, *after]):
-        if before.get(name) != after.get(name):
-            yield name, before.get(name), after.get(name)
 
 
 def _sections(release: Release) -> dict[str, Values]:
     manifest = release.manifest
     dataset = {k: v for k, v in manifest.dataset.items() if k not in ("sources", "reproduce")}
+    sources = manifest.dataset.get("sources") or []
     return {
         "base": manifest.base_model,
-        "data": {**flat(dataset), **_sources(manifest)},
+        "data": {**flat(dataset), **{f"source {s.get('name')}": s.get("sha256") for s in sources}},
         "settings": _settings(release),
         "adapter": flat({name: manifest.hyperparameters.get(name) for name in ("lora", "plan")}),
         "policy": flat(manifest.policy.model_dump(mode="json") if manifest.policy else {}),
@@ -102,13 +98,6 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
     for name, value in content.items():
         found |= flat(value, f"{prefix}.{name}" if prefix else str(name))
     return found
-
-
-def _sources(manifest: Manifest) -> Values:
-    return {
-        f"source {entry.get('name')}": entry.get("sha256")
-        for entry in manifest.dataset.get("sources") or []
-    }
 
 
 def _settings(release: Release) -> Values:

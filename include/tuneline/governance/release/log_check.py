@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -30,9 +30,8 @@ from tuneline.artifacts.releases import (
     pointer_key,
 )
 from tuneline.errors import TunelineError
-from tuneline.governance.release.keyless import Identity
 from tuneline.governance.release.pointer import read_pointer
-from tuneline.governance.release.signature import envelope_fault
+from tuneline.governance.release.signature import Identity, envelope_fault
 from tuneline.store import Store
 
 # Small objects that are read from a server at once.
@@ -60,10 +59,10 @@ def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -
         pointer = read_pointer(store, name).pointer
     except TunelineError as error:
         return [str(error)]
-    kept = _versions_with_files(store, name)
     wanted = {version, *([pointer.version] if pointer else [])}
     if whole:
-        wanted |= kept
+        parts = (key.split("/") for key in store.keys(f"models/{name}"))
+        wanted |= {part[2] for part in parts if len(part) > 3}
     if pointer is None:
         logs = sorted(v for v in wanted if store.exists(log_key(name, v)))
         return [
@@ -76,11 +75,6 @@ def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -
         *(f"{uri}: {fault}" for fault in _of_moves(pointer, found.lines)),
         *(f"{uri}: {fault}" for fault in _of_fields(store, pointer, found)),
     ]
-
-
-def _versions_with_files(store: Store, name: str) -> set[str]:
-    parts = (key.split("/") for key in store.keys(f"models/{name}"))
-    return {part[2] for part in parts if len(part) > 3}
 
 
 def _read(store: Store, pointer: ReleasePointer, versions: Collection[str], uri: str) -> _Logs:
@@ -181,31 +175,25 @@ def _of_move(line: Line, move: PointerMove, before: PointerMove | None) -> str |
 
 def _of_fields(store: Store, pointer: ReleasePointer, found: _Logs) -> Iterator[str]:
     """Compare the fields that say what is released with the history, the log and the manifest."""
-    expected: dict[str, Callable[[], bool]] = {
-        "manifest": lambda: pointer.manifest in _manifest_uris(store, pointer, found),
-        "manifest_sha256": lambda: found.manifests.get(pointer.version) == pointer.manifest_sha256,
-        "lines": lambda: _last_lines_agree(pointer),
+    key = manifest_key(pointer.name, pointer.version)
+    events = (line.event for line in found.lines.get(pointer.version, []))
+    # The manifest lies here, or where it was released.
+    roots = {e.run.rpartition("/runs/")[0] for e in events if isinstance(e, Released)}
+    agrees = {
+        "manifest": pointer.manifest in {f"{root}/{key}" for root in (store.uri, *roots)},
+        "manifest_sha256": found.manifests.get(pointer.version) == pointer.manifest_sha256,
+        "lines": _last_lines_agree(pointer),
     }
     if pointer.history:
         last = pointer.history[-1]
         before = pointer.history[-2].version if len(pointer.history) > 1 else None
-        expected |= {
-            "version": lambda: pointer.version == last.version,
-            "release_sha256": lambda: pointer.release_sha256 == last.sha256,
-            "released_at": lambda: pointer.released_at == last.at,
-            "previous_version": lambda: pointer.previous_version == before,
+        agrees |= {
+            "version": pointer.version == last.version,
+            "release_sha256": pointer.release_sha256 == last.sha256,
+            "released_at": pointer.released_at == last.at,
+            "previous_version": pointer.previous_version == before,
         }
-    for name, agrees in expected.items():
-        if not agrees():
-            yield f"its {name} is not that of the last release"
-
-
-def _manifest_uris(store: Store, pointer: ReleasePointer, found: _Logs) -> set[str]:
-    """Return the addresses that the released manifest may have: here, or where it was released."""
-    key = manifest_key(pointer.name, pointer.version)
-    events = (line.event for line in found.lines.get(pointer.version, []))
-    roots = {e.run.rpartition("/runs/")[0] for e in events if isinstance(e, Released)}
-    return {f"{root}/{key}" for root in (store.uri, *roots)}
+    return (f"its {name} is not that of the last release" for name in agrees if not agrees[name])
 
 
 def _last_lines_agree(pointer: ReleasePointer) -> bool:
@@ -294,7 +282,9 @@ def _stated(store: Store, name: str, version: str) -> tuple[bool, str | None]:
 
 def _faults(raw: bytes, store: Store, prefix: str, manifest_sha256: str) -> Iterator[str]:
     try:
-        statement = _payload(json.loads(raw))
+        statement = json.loads(raw)
+        if "payload" in statement:
+            statement = json.loads(base64.b64decode(statement["payload"]))
         subjects = _hashes(statement["subject"])
         read = _hashes(statement["predicate"]["configuration"])
     except (ValueError, KeyError, TypeError):
@@ -309,13 +299,6 @@ def _faults(raw: bytes, store: Store, prefix: str, manifest_sha256: str) -> Iter
         return
     if read.get(LINEAGE_EVIDENCE) != evidence:
         yield f"rests on other evidence than {LINEAGE_EVIDENCE} of the release"
-
-
-def _payload(document: dict[str, Any]) -> dict[str, Any]:
-    """Return a statement, taken out of its envelope if it lies in one."""
-    payload = document.get("payload")
-    found = document if payload is None else json.loads(base64.b64decode(payload))
-    return dict(found)
 
 
 def _hashes(descriptors: list[dict[str, Any]]) -> dict[str, str]:

@@ -87,6 +87,9 @@ def policy_files(ctx: StepContext) -> dict[str, Path]:
     return files
 
 
+_ACCEPTED = ("reason", "by", "approved_by")
+
+
 def policy_of(run: Run) -> ManifestPolicy:
     """Return what the manifest says of the policy."""
     return ManifestPolicy(
@@ -99,9 +102,7 @@ def policy_of(run: Run) -> ManifestPolicy:
                 critical=one.looser.critical,
                 value=one.looser.value,
                 allowed=one.looser.floor,
-                reason=one.waiver.reason if one.waiver else None,
-                by=one.waiver.by if one.waiver else None,
-                approved_by=one.waiver.approved_by if one.waiver else None,
+                **{name: getattr(one.waiver, name, None) for name in _ACCEPTED},
             )
             for one in looser_limits(run)
         ],

@@ -10,7 +10,7 @@ the two is completed by whoever records next.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -71,23 +71,33 @@ def complete(pointed: Pointed) -> None:
     pointer = pointed.pointer
     if pointer is None or not pointer.lines:
         return
+    store, name = pointed.store, pointed.name
     version = read_line(pointer.lines[0]).version
     end = pointer.heads[version]
-
-    def wanted(log: Log) -> list[str] | None:
+    # Until no other writer interferes.
+    for _ in range(_TRIES):
+        log = read_log(store, name, version)
         if len(log.texts) >= end.lines and Log(log.uri, None, log.texts[: end.lines]).ends_at(end):
-            return None
+            return
         missing = pointer.lines[-(end.lines - len(log.texts)) :]
         whole = Log(log.uri, None, [*log.texts, *missing])
         chained = log.last_sha256 in (None, read_line(missing[0]).previous_sha256)
         if not chained or not whole.ends_at(end):
-            raise CorruptObject(
-                f"{log.uri} does not end where {pointed.store.uri_of(pointer_key(pointed.name))} "
-                "says; `tuneline verify` names what differs"
-            )
-        return whole.texts
+            raise _torn(pointed, log)
+        try:
+            tag = log.stored.tag if log.stored else None
+            store.replace(log_key(name, version), log_bytes(whole.texts), tag)
+        except Changed:
+            continue
+        return
+    raise RetryableError(f"{store.uri_of(log_key(name, version))} is written by others; try again")
 
-    _write_log(pointed.store, pointed.name, version, wanted)
+
+def _torn(pointed: Pointed, log: Log) -> CorruptObject:
+    return CorruptObject(
+        f"{log.uri} does not end where {pointed.store.uri_of(pointer_key(pointed.name))} says; "
+        "`tuneline verify` names what differs"
+    )
 
 
 def record(
@@ -103,10 +113,7 @@ def record(
     log = read_log(store, name, version)
     known = pointed.pointer.heads.get(version) if pointed.pointer else None
     if not log.ends_at(known):
-        raise CorruptObject(
-            f"{log.uri} does not end where {store.uri_of(pointer_key(name))} says; "
-            "`tuneline verify` names what differs"
-        )
+        raise _torn(pointed, log)
     lines = chain(version, events, known.sha256 if known else manifest_sha256, now())
     pointer = _advance(pointed, version, manifest_sha256, lines, len(log.texts))
     # What a release consists of is on the disk before anything points to it.
@@ -151,21 +158,3 @@ def _advance(
         history=[*(old.history if old else []), move],
         **recorded,
     )
-
-
-def _write_log(
-    store: Store, name: str, version: str, texts: Callable[[Log], list[str] | None]
-) -> None:
-    """Replace a log by the lines that a function returns, until no other writer interferes."""
-    for _ in range(_TRIES):
-        log = read_log(store, name, version)
-        wanted = texts(log)
-        if wanted is None:
-            return
-        try:
-            tag = log.stored.tag if log.stored else None
-            store.replace(log_key(name, version), log_bytes(wanted), tag)
-        except Changed:
-            continue
-        return
-    raise RetryableError(f"{store.uri_of(log_key(name, version))} is written by others; try again")

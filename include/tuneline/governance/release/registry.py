@@ -93,19 +93,16 @@ def _create(client: Any, run: Run, name: str, tags: Mapping[str, str]) -> str:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+    folder = tags[_MANIFEST].rpartition("/")[0]
     made = client.create_model_version(
         name,
-        source=_source(tags[_MANIFEST].rpartition("/")[0]),
+        # MLflow refuses folders of a machine.
+        source=f"tuneline-{folder}" if folder.startswith("file:") else folder,
         run_id=_training_of(run),
         tags=dict(tags),
         description=f"{tags[_VERSION]}; `tuneline verify {tags[_MANIFEST]}` checks it",
     )
     return str(made.version)
-
-
-def _source(folder: str) -> str:
-    """Return the folder of a version as MLflow takes it; it refuses folders of a machine."""
-    return f"tuneline-{folder}" if folder.startswith("file:") else folder
 
 
 def _training_of(run: Run) -> str | None:

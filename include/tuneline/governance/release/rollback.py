@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.release_log import RolledBack, Withdrawn, read_log
-from tuneline.artifacts.releases import find_version, standing_moves
+from tuneline.artifacts.releases import find_version, previous_version
 from tuneline.errors import UserError
 from tuneline.governance.release.pointer import complete, last_move, read_pointer, record
 from tuneline.governance.release.registry import move_alias
@@ -25,7 +25,10 @@ def roll_back(
     if pointed.pointer is None:
         raise UserError(f"{store.uri} holds no release of {name}, so there is nothing to roll back")
     complete(pointed)
-    target = version or _before(pointed.pointer)
+    target = version or previous_version(pointed.pointer)
+    if target is None:
+        named = f"{name} {pointed.pointer.version}"
+        raise UserError(f"{named} has no release before it to roll back to")
     _check_history(pointed.pointer, target)
     manifest = _check_log(store, name, target)
     differing = served_differences(store, name, target)
@@ -43,15 +46,6 @@ def roll_back(
             f"{name} is not rolled back: another version was released meanwhile; look at "
             f"`tuneline lineage {name}` and try again"
         ) from None
-
-
-def _before(pointer: ReleasePointer) -> str:
-    standing = standing_moves(pointer.history)
-    if len(standing) < 2:
-        raise UserError(
-            f"{pointer.name} {pointer.version} has no release before it to roll back to"
-        )
-    return standing[-2].version
 
 
 def _check_history(pointer: ReleasePointer, target: str) -> None:

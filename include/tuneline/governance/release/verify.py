@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,9 +32,13 @@ from tuneline.artifacts.releases import (
 from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.evidence import Evidence, Verdict, worse
-from tuneline.governance.release.keyless import Identity
 from tuneline.governance.release.log_check import lineage_differences, pointer_differences
-from tuneline.governance.release.signature import SIGNATURE, require_usable, signature_difference
+from tuneline.governance.release.signature import (
+    SIGNATURE,
+    Identity,
+    require_usable,
+    signature_difference,
+)
 from tuneline.store import CorruptObject, NotThere, S3Store, Store, open_store, sha256_file
 from tuneline.terminal import track
 from tuneline.verdicts import OUT_OF_DATE
@@ -231,6 +235,11 @@ class Findings:
     differences: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
 
+    def add(self, found: tuple[list[str], list[str]]) -> None:
+        """Take over differences, and what could not be compared."""
+        self.differences += found[0]
+        self.unchecked += found[1]
+
 
 @dataclass(frozen=True)
 class Version:
@@ -277,12 +286,8 @@ def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Finding
         manifest, digest = place.manifest()
     except (TunelineError, ValueError):
         return found
-    changed, unchecked = check_sources(manifest)
-    found.differences += changed
-    found.unchecked += unchecked
-    changed, unchecked = lineage_differences(place.store, place.name, place.version, digest, signer)
-    found.differences += changed
-    found.unchecked += unchecked
+    found.add(check_sources(manifest))
+    found.add(lineage_differences(place.store, place.name, place.version, digest, signer))
     return found
 
 
@@ -355,7 +360,7 @@ def promotion_differences(manifest_uri: str, settings: GovernanceConfig) -> list
 
 def _version(place: Version, signer: Path | Identity | None) -> Findings:
     """Compare files, evidence, dataset, parent and signature of a version with its manifest."""
-    store, found = place.store, Findings()
+    store = place.store
     try:
         manifest, digest = place.manifest()
     except NotThere:
@@ -365,17 +370,17 @@ def _version(place: Version, signer: Path | Identity | None) -> Findings:
     except ValidationError as error:
         uri = store.uri_of(manifest_key(place.name, place.version))
         return Findings([f"{uri} is not a manifest: {fault(error)}"])
-    found.differences += _identity(place, manifest)
-    found.differences += _files(place, manifest)
-    found.differences += _files_too_many(place, manifest)
-    found.differences += copy_differences(store, manifest)
-    found.differences += _parent(place, manifest)
-    changed, unchecked = dataset_difference(store, manifest)
-    found.differences += changed
-    found.unchecked += unchecked
-    changed, unchecked = signature_difference(store, place.prefix, manifest, digest, signer)
-    found.differences += changed
-    found.unchecked += unchecked
+    found = Findings(
+        [
+            *_identity(place, manifest),
+            *_files(place, manifest),
+            *_files_too_many(place, manifest),
+            *copy_differences(store, manifest),
+            *_parent(place, manifest),
+        ]
+    )
+    found.add(dataset_difference(store, manifest))
+    found.add(signature_difference(store, place.prefix, manifest, digest, signer))
     return found
 
 
@@ -432,13 +437,10 @@ def _files_too_many(place: Version, manifest: Manifest) -> Iterator[str]:
             yield f"{place.store.uri_of(key)} is a file too many: the manifest does not name it"
 
 
-def _parent(place: Version, manifest: Manifest) -> Iterable[str]:
+def _parent(place: Version, manifest: Manifest) -> Iterator[str]:
     """Compare the manifest of the release before, as long as it is kept."""
     parent = manifest.parent
-    if parent is None:
-        return []
-    key = manifest_key(place.name, parent.version)
-    if not place.store.exists(key):
-        return []
-    found = hash_difference(place.store, key, parent.manifest_sha256)
-    return [found] if found else []
+    key = manifest_key(place.name, parent.version) if parent else ""
+    if parent is not None and place.store.exists(key):
+        found = hash_difference(place.store, key, parent.manifest_sha256)
+        yield from [found] if found else []
