@@ -1,6 +1,7 @@
 import json
 from collections import Counter
 
+import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
 from tests.lab.runs import value
 
@@ -334,80 +335,50 @@ TEXTS = [
 ]
 
 
-def test_what_nearly_all_texts_share():
+def test_boilerplate_is_what_nearly_all_texts_share():
     affixes = common_affixes([*TEXTS, "something else"])
     assert affixes == Affixes(BEFORE, " it is" + AFTER)
     assert affixes.own(TEXTS[0]) == "red"
-    assert affixes.own("something else") == "something else"
-
-
-def test_a_text_that_is_all_boilerplate_stays():
-    affixes = common_affixes(TEXTS)
-    assert affixes.own(f"{BEFORE} it is{AFTER}") == f"{BEFORE} it is{AFTER}"
-
-
-def test_chance_is_no_boilerplate():
-    assert common_affixes(TEXTS[:4]) == Affixes()
-    assert common_affixes([f"I would {w}" for w in "a b c d e f g h i j k".split()]) == Affixes()
-    assert common_affixes([BEFORE] * 100) == Affixes()
-
-
-def test_order_does_not_matter():
+    # A text that is all boilerplate stays, and so does another one.
+    for whole in ("something else", f"{BEFORE} it is{AFTER}"):
+        assert affixes.own(whole) == whole
     assert common_affixes(TEXTS[::-1]) == common_affixes(TEXTS)
+    # What a few texts share, or texts share by chance or as a whole, is none.
+    for some in (TEXTS[:4], [f"I would {w}" for w in "abcdefghijk"], [BEFORE] * 100):
+        assert common_affixes(some) == Affixes()
 
 
-CONFIG = DataConfig(source="rows.jsonl")
+def exchange(number, before, user, label, reply="x"):
+    turns = [message for said in before for message in chat(said, "go on")]
+    messages = [*turns, *chat(user, reply)]
+    return Row(f"{number:04d}", messages, "rows.jsonl", number, label=label)
 
 
-def turns(*users, reply):
-    """Return a conversation that ends in a reply."""
-    begun = [message for user in users[:-1] for message in chat(user, "go on")]
-    return [*begun, *chat(users[-1], reply)]
+MANY = [((), f"question {n} of many", "a") for n in range(60)]
+ALIKE = [*[((), "the same", "a")] * 9, ((), "the same", "b")]
+SHORT = [((), "yes please", label) for label in "abcd"]
 
 
-def rows_of(*exchanges):
-    """Return rows of (turns of the prompt, class, answer)."""
-    return [
-        Row(f"{n:04d}", turns(*prompt, reply=reply), "rows.jsonl", n, label=label)
-        for n, (prompt, label, reply) in enumerate(exchanges)
-    ]
-
-
-def advice(rows, config=CONFIG):
-    return advise(rows, deduplicate(rows, config).reasons, config.label_conflicts)
-
-
-def test_no_advice_without_many_contradictions():
-    rows = rows_of(*[([f"question {n} of many others"], "a", "x") for n in range(60)])
-    assert advice(rows) == ""
-    pair = rows_of((["the same"], "a", "x"), (["the same"], "b", "x"))
-    assert advice(rows + pair) == ""
-
-
-def test_a_dominant_class_asks_for_keep_majority():
-    rows = rows_of(*[(["the same question"], "a", "x")] * 9, (["the same question"], "b", "x"))
-    said = advice(rows)
-    assert "Set data.label_conflicts to keep_majority: on 1 of these prompts" in said
-    assert "no answer has two thirds" not in said
-    kept = DataConfig(source="rows.jsonl", label_conflicts="keep_majority")
-    assert "keep_majority" not in advice(rows, kept)
-    assert deduplicate(rows, kept).reasons.count(None) == 1
-    assert deduplicate(rows, CONFIG).reasons.count(None) == 0
-
-
-def test_an_ambiguous_turn_asks_for_the_conversation():
-    rows = rows_of(*[(["yes please"], label, "x") for label in "abcd"])
-    said = advice(rows)
-    assert "1 of them are a single turn (its median length is 2 words)" in said
-    assert "put the turns before it" in said
-    assert "keep_majority" not in said
-
-
-def test_several_right_texts_ask_for_keep():
-    rows = rows_of(*[(["tell me", "another one"], None, f"story {n}") for n in range(4)])
-    assert "set data.label_conflicts to keep" in advice(rows)
-
-
-def test_spread_classes_of_whole_conversations_ask_for_a_review():
-    rows = rows_of(*[(["tell me", "another one"], label, "x") for label in "abcd"])
-    assert "have their classes reviewed" in advice(rows)
+@pytest.mark.parametrize(
+    ("given", "policy", "said", "unsaid"),
+    [
+        (MANY, "reject_all", [], "contradict"),
+        ([*MANY, *ALIKE[-2:]], "reject_all", [], "contradict"),
+        (ALIKE, "reject_all",
+         ["Set data.label_conflicts to keep_majority: on 1 of these prompts"],
+         "no answer has two thirds"),
+        (ALIKE, "keep_majority", [], "keep_majority"),
+        (SHORT, "reject_all",
+         ["1 of them are a single turn (its median length is 2 words)", "put the turns before it"],
+         "keep_majority"),
+        ([(["tell me"], "another one", None, f"story {n}") for n in range(4)], "reject_all",
+         ["set data.label_conflicts to keep"], "keep_majority"),
+        ([(["tell me"], "another one", label) for label in "abcd"], "reject_all",
+         ["have their classes reviewed"], "keep_majority"),
+    ],
+)  # fmt: skip
+def test_many_contradictions_are_answered_with_advice(given, policy, said, unsaid):
+    rows = [exchange(number, *told) for number, told in enumerate(given)]
+    advice = advise(rows, deduplicate(rows, config(label_conflicts=policy)).reasons, policy)
+    assert all(words in advice for words in said), advice
+    assert unsaid not in advice

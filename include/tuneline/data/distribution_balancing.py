@@ -367,10 +367,8 @@ def run(ctx: StepContext) -> Evidence:
             verdict=Verdict.NOT_APPLICABLE,
             rows=sizes,
         )
-    figures, reasoned = (
-        class_shares.figures_of(train),
-        Counter(edge for edge in edges if edge is not None),
-    )
+    figures = class_shares.figures_of(train)
+    reasoned = Counter(edge for edge in edges if edge is not None)
     plot_shares(ctx.out / PLOT, figures)
     measurements = [
         *general,

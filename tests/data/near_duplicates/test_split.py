@@ -1,6 +1,7 @@
 import json
 import random
 from collections import Counter, defaultdict
+from itertools import chain
 
 import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, text
@@ -75,25 +76,15 @@ def test_a_cluster_stays_together():
     assert all(splits[n] == splits[n + 1] for n in range(0, 100, 2))
 
 
-def test_an_own_holdout_leaves_validation_alone():
+def test_plans_and_quotas_add_up():
     assert plan(100, config(), own_holdout=True) == (0, 10)
-
-
-def test_few_rows():
     assert plan(1, config(), own_holdout=False) == (1, 0)
     assert assign([], [], plan(0, config(), own_holdout=False)) == []
-
-
-def test_quotas_add_up():
     assert quotas({"a": 7, "b": 2, "c": 1}, 5) == {"a": 4, "b": 1, "c": 0}
     assert quotas({"a": 2, "b": 1}, 9) == {"a": 2, "b": 1}
     assert quotas({}, 3) == {}
-
-
-def test_draw_takes_each_class_in_proportion():
     labels, hashes = rows(80)
-    drawn = draw(labels, hashes, 20)
-    assert Counter(labels[i] for i in drawn) == {"a": 15, "b": 5}
+    assert Counter(labels[i] for i in draw(labels, hashes, 20)) == {"a": 15, "b": 5}
     assert draw(labels, hashes, 500) == set(range(80))
 
 
@@ -104,31 +95,32 @@ def row(number, *users, conversation=None, **more):
     return Row(f"{number:04d}", messages, "rows.jsonl", number, conversation=conversation, **more)
 
 
-def groups(*rows):
-    return tie_conversations(lambda: rows, range(len(rows)))
+def named(*users):
+    """Return a row that names somebody in its first turn."""
+    found = row(0, *users, stand_ins=(StandIn(0, 5, 8, "PERSON"),))
+    if users[1:]:
+        found.messages[1]["content"] = "so"
+    return found
 
 
-def test_rows_of_one_id_and_of_one_cluster_belong_together():
-    rows = [row(0, "a", conversation="x"), row(1, "b"), row(2, "c", conversation="x"), row(3, "d")]
-    assert groups(*rows) == [0, 1, 0, 3]
-    assert tie_conversations(lambda: rows, [0, 1, 2, 1]) == [0, 1, 0, 1]
-
-
-def test_prompts_that_continue_each_other_belong_together():
-    first, third, second = row(0, "a"), row(1, "a", "b", "c"), row(2, "a", "b")
-    assert groups(first, third, second, row(3, "b")) == [0, 0, 0, 3]
-
-
-def test_an_opening_of_several_conversations_ties_none():
-    rows = [row(0, "hi"), row(1, "hi", "b"), row(2, "hi", "c"), row(3, "hi", "c", "d")]
-    assert groups(*rows) == [0, 1, 2, 2]
-
-
-def test_surrogates_of_personal_data_do_not_hide_a_conversation():
-    first = row(0, "call Ann", stand_ins=(StandIn(0, 5, 8, "PERSON"),))
-    second = row(1, "call Bob", "b", stand_ins=(StandIn(0, 5, 8, "PERSON"),))
-    second.messages[1]["content"] = "so"
-    assert groups(first, second) == [0, 0]
+@pytest.mark.parametrize(
+    ("rows", "clusters", "groups"),
+    [
+        # Rows of one id, and of one cluster.
+        ([row(0, "a", conversation="x"), row(1, "b"), row(2, "c", conversation="x"), row(3, "d")],
+         [0, 1, 2, 1], [0, 1, 0, 1]),
+        # Prompts that continue each other.
+        ([row(0, "a"), row(1, "a", "b", "c"), row(2, "a", "b"), row(3, "b")],
+         [0, 1, 2, 3], [0, 0, 0, 3]),
+        # An opening of several conversations ties none.
+        ([row(0, "hi"), row(1, "hi", "b"), row(2, "hi", "c"), row(3, "hi", "c", "d")],
+         [0, 1, 2, 3], [0, 1, 2, 2]),
+        # Surrogates of personal data do not hide a conversation.
+        ([named("call Ann"), named("call Bob", "b")], [0, 1], [0, 0]),
+    ],
+)  # fmt: skip
+def test_rows_of_a_conversation_belong_together(rows, clusters, groups):
+    assert tie_conversations(lambda: rows, clusters) == groups
 
 
 def spoken(conversations, turns, **named):
@@ -165,11 +157,7 @@ def test_no_conversation_is_torn_and_a_torn_one_fails_step_and_gate(data_lab, mo
     found = sides(lab, len(rows), 3)
     assert len(found) == 40
     assert all(len(splits) == 1 for splits in found.values())
-    assert {split for splits in found.values() for split in splits} == {
-        "train",
-        "validation",
-        "holdout",
-    }
+    assert {*chain(*found.values())} == {"train", "validation", "holdout"}
     # The planted fault: every row is split by itself.
     split = deduplicate.assign
     monkeypatch.setattr(

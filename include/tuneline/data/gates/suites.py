@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT
@@ -57,28 +58,21 @@ class GateInput:
     config: PipelineConfig
 
 
-def _within(kind: str, column: str, low: float | None, high: float | None, severity: str) -> Rule:
+def _within(
+    kind: str, column: str, low: float | None, high: float | None, severity: str = "critical"
+) -> Rule:
     return Rule(kind, {"column": column, "min_value": low, "max_value": high}, severity)
 
 
-def between(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
-    """Expect every value of a column between two limits, inclusive."""
-    return _within("ExpectColumnValuesToBeBetween", column, low, high, severity)
+# Expect every value, the sum or the mean of a column between two limits, inclusive.
+between = partial(_within, "ExpectColumnValuesToBeBetween")
+total = partial(_within, "ExpectColumnSumToBeBetween")
+mean = partial(_within, "ExpectColumnMeanToBeBetween")
 
 
 def among(column: str, *values: Any) -> Rule:
     """Expect every value of a column to be one of these."""
     return Rule("ExpectColumnValuesToBeInSet", {"column": column, "value_set": list(values)})
-
-
-def total(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
-    """Expect the sum of a column between two limits, inclusive."""
-    return _within("ExpectColumnSumToBeBetween", column, low, high, severity)
-
-
-def mean(column: str, low: float | None, high: float | None, severity: str = "critical") -> Rule:
-    """Expect the mean of a column between two limits, inclusive."""
-    return _within("ExpectColumnMeanToBeBetween", column, low, high, severity)
 
 
 def _kept_only(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -145,15 +139,11 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
         frame["keeps_values"] = (frame["values_left"] > 0).astype(float).where(changed)
         rules.append(mean("keeps_values", 0, MAX_VALUES_LEFT))
     frame["uncovered_languages"] = len(uncovered_languages(data))
+    severity = "critical" if data.undeclared_language_breach == "fail" else "warning"
     rules += [
         between("kept_residual", 0, 0),
         between("uncovered_languages", 0, 0),
-        mean(
-            "undeclared_language",
-            0,
-            data.max_undeclared_language_share,
-            severity="critical" if data.undeclared_language_breach == "fail" else "warning",
-        ),
+        mean("undeclared_language", 0, data.max_undeclared_language_share, severity),
     ]
     # A review of other data counts for nothing, of which the step warns.
     frame["foreign_reviews"] = given.measured.get("review_rows_of_other_data") or 0
@@ -169,24 +159,19 @@ def _canaries(given: GateInput) -> Suite:
     data = given.config.data
     outcomes = given.tables[CANARIES].groupby("entity")["leaked"].agg(["sum", "count"])
     leaks = outcomes.reset_index()
-    leaks["at_most"] = [
-        share_of(int(leaked), int(count)).upper
-        for leaked, count in zip(leaks["sum"], leaks["count"], strict=True)
-    ]
+    pairs = zip(leaks["sum"], leaks["count"], strict=True)
+    leaks["at_most"] = [share_of(int(leaked), int(count)).upper for leaked, count in pairs]
     leaks = _excess(leaks, "at_most", given)
     severity = "critical" if data.pii_leak_breach == "fail" else "warning"
     expected = sorted(group_names(scrubbed_entities(data.pii_profile), data.languages))
-    return Suite(
-        "pii_canaries",
-        leaks,
-        [
-            Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
-            among("entity", *expected),
-            between("count", data.pii_canaries, data.pii_canaries),
-            between("excess_demanded", None, 0, severity=severity),
-            between("excess_other", None, 0, severity="warning"),
-        ],
-    )
+    rules = [
+        Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
+        among("entity", *expected),
+        between("count", data.pii_canaries, data.pii_canaries),
+        between("excess_demanded", None, 0, severity=severity),
+        between("excess_other", None, 0, severity="warning"),
+    ]
+    return Suite("pii_canaries", leaks, rules)
 
 
 def _review(given: GateInput) -> Suite:
@@ -205,11 +190,8 @@ def _review(given: GateInput) -> Suite:
     # The table of a review that found nothing must not be empty.
     lines = [(entity, share.lower) for entity, share in leaks.items()] or [("none", 0.0)]
     frame = _excess(pd.DataFrame(lines, columns=["entity", "at_least"]), "at_least", given)
-    return Suite(
-        "pii_review",
-        frame,
-        [between("excess_demanded", None, 0), between("excess_other", None, 0, severity="warning")],
-    )
+    other = between("excess_other", None, 0, severity="warning")
+    return Suite("pii_review", frame, [between("excess_demanded", None, 0), other])
 
 
 def _excess(leaks: pd.DataFrame, column: str, given: GateInput) -> pd.DataFrame:
@@ -246,18 +228,11 @@ def _deduplication(given: GateInput) -> list[Suite]:
     sides = frame.loc[frame["kept"], ["conversation", "split"]].groupby("conversation")["split"]
     frame["torn"] = (frame["conversation"].map(sides.nunique()) > 1).astype(int)
     frame["own_rejected"] = (own & ~frame["kept"]).astype(int)
-    threshold = data.near_duplicate_jaccard
+    limit = data.near_duplicate_jaccard
+    similar = {"column": "kept_similarity", "min_value": 0, "max_value": limit}
     rules += [
         among("kept_split", *SPLITS),
-        Rule(
-            "ExpectColumnValuesToBeBetween",
-            {
-                "column": "kept_similarity",
-                "min_value": 0,
-                "max_value": threshold,
-                "strict_max": True,
-            },
-        ),
+        Rule("ExpectColumnValuesToBeBetween", {**similar, "strict_max": True}),
         total("torn", 0, 0),
         total("own_rejected", 0, 0),
         total("repeated_sentence", 0, 0, severity="warning"),
@@ -294,10 +269,7 @@ def _distribution_balancing(given: GateInput) -> list[Suite]:
         figures = figures_of([TrainRow(*row) for row in zip(*columns, strict=True)])
         shares = [
             between(
-                name,
-                limit if rule == ">=" else None,
-                limit if rule == "<=" else None,
-                severity="warning",
+                name, limit if rule == ">=" else None, limit if rule == "<=" else None, "warning"
             )
             for name, rule, limit in figures.limits(data, grouped=grouped)
         ]
@@ -325,16 +297,11 @@ def removal_suites(item: str, given: GateInput) -> list[Suite]:
     removed = 1 - frame["kept"].astype(int)
     # A column for each rule: two rules of one kind on one column would replace each other.
     frame = frame.assign(removed=removed, removed_at_most=removed)
-    suites = [
-        Suite(
-            "removed_rows",
-            frame,
-            [
-                mean("removed", 0, levels.warn, severity="warning"),
-                mean("removed_at_most", 0, levels.fail),
-            ],
-        )
+    rules = [
+        mean("removed", 0, levels.warn, severity="warning"),
+        mean("removed_at_most", 0, levels.fail),
     ]
+    suites = [Suite("removed_rows", frame, rules)]
     classes = frame.groupby("class")["removed"].agg(["mean", "count"]).reset_index()
     classes = classes[classes["count"] >= levels.least]
     if len(classes):
