@@ -1,13 +1,8 @@
 """General questions, and texts, that show what a model has kept of its general ability.
 
-All are written for this project. `load_questions` gives the short ones, whose answers are
-generated. `load_suite` gives all of them: short ones, choices between whole answers by their
-likelihood, and instructions with constraints that can be checked. A small instruct model answers
-a middling share, so that a loss shows as well as a gain.
-
-Answers are checked by rule: words and numbers in them, their form, and constraints of the kinds of
-IFEval (Zhou et al., "Instruction-Following Evaluation for Large Language Models", 2023), with
-checks and prompts of this project. No judge model is needed.
+All are written for this project. Answers are checked by rule, without a judge model: words and
+numbers in them, their form, and constraints of the kinds of IFEval (Zhou et al., 2023). A small
+instruct model answers a middling share, so that a loss shows as well as a gain.
 """
 
 from __future__ import annotations
@@ -23,14 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
-
-    Attributes:
-        id: its id, unique in its set.
-        category: its subject; results are reported for each category.
-        check: the rule, `{"kind": ..., ...}`; see `CHECKS`.
-        max_tokens: limit of a generated answer, in tokens.
-    """
+    """One question; `check` is its rule, `{"kind": ..., ...}` (see `CHECKS`)."""
 
     id: str
     category: str
@@ -210,9 +198,5 @@ CHECKS: dict[str, _Check] = {
 
 
 def check_answer(question: Question, answer: str) -> bool:
-    """Return True if a model's answer to a question is right.
-
-    Args:
-        answer: the generated text, without special tokens.
-    """
+    """Return True if a model's answer, without special tokens, is right."""
     return CHECKS[question.check["kind"]](answer, question.check)

@@ -1,12 +1,8 @@
 """Both models: the base of the first release and the candidate, asked the same in the same way.
 
-Forgetting adds up: when each night trains on the merged model of the night before, every night may
-lose a little within its limit, and nobody sees the sum. So general ability is held against the
-base of the first release of the model, however many releases lie between.
-
-Of a choice, an engine that tells the probability of given tokens compares the likelihoods of whole
-answers: no wording of a generated answer hides what the model knows, and it is faster. An engine
-that does not is asked to name one of the choices.
+Forgetting adds up over nights that each train on the one before, so the base is that of the first
+release. Choices are compared by the likelihood of whole answers where the engine tells it: no
+wording hides what the model knows. Otherwise the model is asked to name one of them.
 """
 
 from __future__ import annotations
@@ -34,13 +30,11 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class Origin:
-    """The base model that general ability is measured against.
+    """The base of the first release, which general ability is measured against.
 
-    Attributes:
-        base: the base of the first release; the run's own while nothing is released.
-        releases: releases since then, up to the one that the run would replace.
-        whole: True if the manifests lead back to a release that none came before.
-        descends: True if the run's base is that model, or a merged model of one of the releases.
+    Attributes: releases: releases since then, up to the one that the run would replace. whole: True
+    if the manifests lead back to a release that none came before. descends: True if the run's base
+    is that model, or a merged model of one of the releases.
     """
 
     base: BaseModel
@@ -68,10 +62,9 @@ class Origin:
 
 
 def find_origin(ctx: StepContext) -> Origin:
-    """Find the base of the first release of the run's model.
+    """Find the base of the first release of the run's model; its own while nothing is released.
 
-    Raises:
-        UserError: if that base can't be fetched, or is another model at its address now.
+    UserError if that base can't be fetched, or is another model at its address now.
     """
     own = base_of(ctx)
     latest = released(ctx.run)
@@ -128,10 +121,8 @@ class Reply:
 class Pair:
     """Both models, asked the same questions in the same way.
 
-    Attributes:
-        cached: False as soon as the base had to be asked.
-        likelihood: True if choices are compared by their likelihood.
-        chosen: questions that were answered so, by no generated answer.
+    `cached` is False as soon as the base had to be asked; `chosen` counts the questions that were
+    answered by likelihood.
     """
 
     def __init__(self, ctx: StepContext, chosen: Candidate, origin: Origin) -> None:

@@ -61,11 +61,7 @@ def _of_level(level: Level) -> Iterator[Measurement]:
 def judge_load(
     load: LoadConfig, tried: Sequence[OpenLoop], capacity: Capacity, goal: Objective
 ) -> Iterator[Measurement]:
-    """Judge the declared load, and state the servers that it needs.
-
-    Args:
-        tried: the open loops, the declared rate first; empty if none was run.
-    """
+    """Judge the declared load by its open loops (its own rate first); state the servers needed."""
     yield measure("declared_load", load.rate, "requests/s")
     yield measure("sustained_goodput", round(capacity.goodput, 3), "requests/s")
     yield measure("users_per_server", capacity.users, "users")
@@ -90,11 +86,7 @@ def judge_load(
 
 
 def judge_limits(measured: ServedSizes, served: ServedSizes | None) -> Iterator[Measurement]:
-    """Compare the limits of the measured server with those that the release serves.
-
-    Args:
-        served: limits of the release; None if no engine was identified yet.
-    """
+    """Compare the limits measured with those that the release serves; None before build_engine."""
     yield measure("served_limits_known", served is not None, "flag")
     if served is None:
         return
