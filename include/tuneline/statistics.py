@@ -307,9 +307,10 @@ class NonInferiority:
     Not inferior if the lower end of the two-sided 95 % interval is not below minus the margin (ICH
     E9 and E10: one-sided, 2.5 %).
 
-    Attributes: gained: rows on which only the new model is right, or scores higher; `lost`, the old
-    one. spread: mean square of the differences of single rows. fewest: rows on which models that
-    always agree are shown to be not worse.
+    Attributes:
+        gained: rows on which only the new model is right, or scores higher; `lost`, the old.
+        spread: mean square of the differences of single rows.
+        fewest: rows on which models that always agree are shown to be not worse.
     """
 
     difference: Interval

@@ -94,24 +94,6 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(tmp_path, rows, kind
         assert torch.allclose(our_gradients[name], gradient, atol=2e-5, rtol=1e-4), name
 
 
-def test_a_row_that_sees_its_neighbour_would_show(tmp_path, rows, monkeypatch):
-    packed, padded = models(tmp_path, "llama")
-    whole = cpu_kernels.lay_out
-
-    def leaky(input_ids, attention_mask):
-        layout = whole(input_ids, attention_mask)
-        *others, last = layout.segments
-        segments = (*others, last._replace(before=0, until=3))
-        return cpu_kernels.Layout(layout.ids, layout.positions, segments, layout.places)
-
-    # The head takes the function when it is put on.
-    monkeypatch.setattr(cpu_kernels, "lay_out", leaky)
-    add_labelled_head(packed.get_base_model())
-    ours, _ = loss_and_gradients(packed, rows)
-    theirs, _ = loss_and_gradients(padded, rows)
-    assert not torch.allclose(ours, theirs, atol=1e-3)
-
-
 def test_a_shared_prefix_is_there_once(rows):
     batch = as_batch(torch, rows, 0)
     layout = lay_out(batch["input_ids"], batch["attention_mask"])

@@ -32,9 +32,10 @@ _WEIGHTS = ".safetensors"
 class Origin:
     """The base of the first release, which general ability is measured against.
 
-    Attributes: releases: releases since then, up to the one that the run would replace. whole: True
-    if the manifests lead back to a release that none came before. descends: True if the run's base
-    is that model, or a merged model of one of the releases.
+    Attributes:
+        releases: releases since then, up to the one that the run would replace.
+        whole: True if the manifests lead back to a release that none came before.
+        descends: True if the run's base is that model, or the merged model of a release.
     """
 
     base: BaseModel

@@ -43,11 +43,13 @@ class Objective:
 class Level:
     """One row of the table; times in seconds, percentiles NaN where too few requests claim them.
 
-    Attributes: concurrency: requests under way at once; in an open loop the most there were. batch:
-    mean requests in a decoding step by the engine's own counters. prompt_tokens: mean tokens of a
-    prompt; `cached_share` of them came from the prefix cache. within: True if enough requests met
-    the objective. metrics: the same and more under AIPerf's names; see `metrics`. first_tokens:
-    TTFT of each request that did not fail.
+    Attributes:
+        concurrency: requests under way at once; in an open loop the most there were.
+        batch: mean requests in a decoding step by the engine's own counters.
+        prompt_tokens: mean tokens of a prompt; `cached_share` came from the prefix cache.
+        within: True if enough requests met the objective.
+        metrics: the same and more under AIPerf's names; see `metrics`.
+        first_tokens: TTFT of each request that did not fail.
     """
 
     concurrency: int

@@ -95,7 +95,7 @@ def undecided_sentence(claims: list[Claim]) -> str:
     )
 
 
-# BothAnswers that are tried as the constant one, and training rows that they are tried on.
+# Answers that are tried as the constant one, and training rows that they are tried on.
 CONSTANTS, TRIED_ON = 30, 200
 # Training rows that are searched for the most similar one; more are drawn from.
 SEARCHED = 20_000

@@ -44,10 +44,11 @@ TOLERANCE = 1e-4
 class AccumulationCheck:
     """The relative differences between accumulation and one large batch of `rows` rows.
 
-    Attributes: loss: loss of the large batch, nats per token. gradient_difference: norm of the
-    difference of all gradients over the norm of the reference. naive_difference: the same for a
-    loss that is normalised per micro-batch. tolerance: largest difference allowed for loss and
-    gradients.
+    Attributes:
+        loss: loss of the large batch, nats per token.
+        gradient_difference: norm of the difference of all gradients over that of the reference.
+        naive_difference: the same for a loss that is normalised per micro-batch.
+        tolerance: largest difference allowed for loss and gradients.
     """
 
     rows: int
