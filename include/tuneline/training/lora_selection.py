@@ -146,10 +146,6 @@ def run(ctx: StepContext) -> Evidence:
     ratio = settings.alpha / settings.r
     usual = "" if ratio == USUAL_RATIO else f"; alpha is {ratio:g} × r where 2 × r is usual"
     limit = rank_limit(ctx.config.deployment)
-    if limit is None:
-        loadable = measure("rank_limit_of_engine", None, "rank")
-    else:
-        loadable = measure("rank_for_engine", settings.r, "rank", "<=", limit)
     share = settings.trainable_parameters / settings.total_parameters
     return ctx.conclude(
         settings.reason + usual,
@@ -165,7 +161,9 @@ def run(ctx: StepContext) -> Evidence:
             measure("trainable_parameters", settings.trainable_parameters, "parameters", ">", 0),
             measure("total_parameters", settings.total_parameters, "parameters"),
             measure("trainable_share", share, "share"),
-            loadable,
+            measure("rank_limit_of_engine", None, "rank")
+            if limit is None
+            else measure("rank_for_engine", settings.r, "rank", "<=", limit),
             *choice,
         ],
     )
