@@ -78,15 +78,6 @@ def tool_calls(text: str) -> list[ToolCall]:
     return sorted(call for value in _json_values(text) for call in _calls(value))
 
 
-def same_calls(answer: str, expected: str) -> bool:
-    """Return True if an answer makes the expected calls: each name, and every argument's value.
-
-    Where no call is expected, an answer without a call is right, whatever it says (the category
-    `irrelevance` of the Berkeley Function-Calling Leaderboard).
-    """
-    return tool_calls(answer) == tool_calls(expected)
-
-
 def _json_values(text: str) -> Iterator[Any]:
     """Yield the JSON objects and lists of a text that lie in no other."""
     decoder = json.JSONDecoder()

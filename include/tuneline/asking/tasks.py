@@ -22,7 +22,6 @@ from tuneline.asking.answer_values import (
     final_number,
     find_object,
     rouge_l,
-    same_calls,
     same_number,
     states_number,
     tool_calls,
@@ -134,7 +133,8 @@ class Task:
         if self.metric == "number":
             return same_number(answer, expected, self.tolerance)
         if self.metric == "tool_calls":
-            return same_calls(answer, expected)
+            # Where no call is expected, an answer without one is right, whatever it says.
+            return tool_calls(answer) == tool_calls(expected)
         if self.field:
             got = find_object(answer) if anywhere else answer_object(answer)
             return self._same_label(got, answer_object(expected))
@@ -402,11 +402,6 @@ def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
         return None
     variance = difference.error**2 * rows
     return max(rows + 1, math.ceil(variance * (Z_SHOWN / distance) ** 2))
-
-
-def smallest_shown(difference: Interval, limit: float) -> float:
-    """Return the smallest difference that such rows show above a limit, with a chance of 80 %."""
-    return limit + Z_SHOWN * difference.error
 
 
 def _ones(rows: int) -> Any:

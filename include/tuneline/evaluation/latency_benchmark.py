@@ -16,7 +16,6 @@ from tuneline.asking.hardware import Machine, differences, this_machine
 from tuneline.asking.models import candidate, server_of
 from tuneline.asking.rows import validation_rows
 from tuneline.evaluation.latency.findings import (
-    judge_hardware,
     judge_levels,
     judge_limits,
     judge_load,
@@ -133,7 +132,8 @@ def run(ctx: StepContext) -> Evidence:
             *judge_levels(bench.closed, bench.stopped),
             *judge_load(settings.load, bench.tried, per_server, goal),
             *judge_limits(bench.limits, served),
-            *judge_hardware(measured_on, target, differing),
+            measure("measured_on", measured_on, "hardware", "==", target, on_breach="warn"),
+            measure("hardware_differences", "; ".join(differing) or "none", "hardware"),
             measure("answer_tokens_p50", bench.workload.expected.p50, "tokens"),
             measure("answer_tokens_p95", bench.workload.expected.p95, "tokens"),
             measure("warm_up_requests", bench.warmed, "requests"),

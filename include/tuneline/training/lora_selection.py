@@ -18,7 +18,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.serving.engines.limits import rank_limit, refuse_unservable, refuse_unserved
 from tuneline.step_context import StepContext
-from tuneline.training.loop.model import linear_modules, module_kinds
+from tuneline.training.loop.model import linear_modules
 from tuneline.training.loop.warm_start import WarmStart, find_warm_start
 
 USUAL_RATIO = 2.0
@@ -31,7 +31,7 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
     `wanted` is as PEFT takes it: `all-linear`, one name or several. UserError if no linear layer
     ends in a name, or there is none.
     """
-    kinds = module_kinds(linear)
+    kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
     if not kinds:
         raise UserError(
             "training.target_modules: the base model has no linear layer that could carry an "

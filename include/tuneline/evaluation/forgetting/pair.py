@@ -84,13 +84,10 @@ def find_origin(ctx: StepContext) -> Origin:
             f"has the digest {base.digest[:12]} now and had {str(stated.get('digest'))[:12]} in "
             f"{first.uri}; put that model back there"
         )
-    return Origin(base, len(line), whole, descends=_is_merged(own, line))
-
-
-def _is_merged(base: BaseModel, line: Sequence[Release]) -> bool:
-    """Return True if a base has the weights that a release was merged to, wherever it lies."""
-    weights = {sha256 for name, sha256 in base.files.items() if name.endswith(_WEIGHTS)}
-    return bool(weights) and any(weights <= _merged_weights(release) for release in line)
+    # The run's base may be a merged model, wherever it lies: its weights say so.
+    weights = {sha256 for name, sha256 in own.files.items() if name.endswith(_WEIGHTS)}
+    merged = bool(weights) and any(weights <= _merged_weights(release) for release in line)
+    return Origin(base, len(line), whole, descends=merged)
 
 
 def _merged_weights(release: Release) -> set[str]:

@@ -97,14 +97,6 @@ def judge_limits(measured: ServedSizes, served: ServedSizes | None) -> Iterator[
             yield measure(f"served_{name}", theirs, unit, "==", ours)
 
 
-def judge_hardware(
-    measured_on: str, target: str, differing: Sequence[str]
-) -> Iterator[Measurement]:
-    """Compare the hardware of the measurement with the declared one."""
-    yield measure("measured_on", measured_on, "hardware", "==", target, on_breach="warn")
-    yield measure("hardware_differences", "; ".join(differing) or "none", "hardware")
-
-
 def load_line(
     load: LoadConfig, tried: Sequence[OpenLoop], capacity: Capacity, goal: Objective
 ) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from tuneline.asking.asking import BothAnswers, ask_kept
 from tuneline.asking.models import untuned
 from tuneline.asking.rows import asked, spread
-from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed, smallest_shown
+from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Message, Row
 from tuneline.evaluation.scoring.answer_tables import (
@@ -35,7 +35,7 @@ from tuneline.evaluation.scoring.answer_tables import (
     wrong_rows,
 )
 from tuneline.evidence import Breach, Measurement, Rule, measure
-from tuneline.statistics import RESAMPLES, SEED, Interval, Paired
+from tuneline.statistics import RESAMPLES, SEED, Z_SHOWN, Interval, Paired
 from tuneline.step_context import StepContext
 
 
@@ -290,7 +290,7 @@ def decide(
         about = f"at {floor:g} or above"
         claims.append(Claim("tuned_metric", about, tuned.interval, len(rows), floor, ">="))
         metric = claims[-1].measurements()
-    smallest, more = smallest_shown(gain.estimate, gain.limit), more_rows(claims)
+    smallest, more = gain.limit + Z_SHOWN * gain.estimate.error, more_rows(claims)
     compared = "is more than" if gain.shown else "must be more than"
     doubt = " (which chance could explain)" if nearest.rows_needed is not None else ""
     named = {"base": answers.base, "tuned": answers.tuned}

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -289,11 +289,6 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"base_model_name_or_path": base_name}, indent=1))
-
-
-def module_kinds(names: Sequence[str]) -> list[str]:
-    """Return the last parts of module names, each once, in order of appearance."""
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
 
 
 # Share of a GPU's memory; the rest has to hold activations, logits and the adapter's optimiser.

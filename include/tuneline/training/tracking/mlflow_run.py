@@ -166,16 +166,14 @@ class Sender:
     def _work(self) -> None:
         failures = 0
         while True:
-            closing = self._closing.wait(self._wait_seconds(failures))
+            # The exponent is bounded, so that the power stays a float.
+            pause = min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS)
+            closing = self._closing.wait(pause)
             failures = self._empty(failures)
             if closing and (not failures or time.monotonic() > self._deadline):
                 return
             if closing:
                 time.sleep(self._pause)
-
-    def _wait_seconds(self, failures: int) -> float:
-        # The exponent is bounded, so that the power stays a float.
-        return float(min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
 
     def _empty(self, failures: int) -> int:
         """Send all waiting entries, until a request fails."""
