@@ -97,13 +97,11 @@ def test_a_killed_training_goes_on_in_the_same_runs(
     run.prepare()
     process = start_training(run.run.uri, tmp_path / "log")
     # Some steps after a checkpoint have to be there: they are trained again.
-    pointer = run.run.key("work", "train", "latest.json")
     saved = seen = 0
     while not (0 < saved < seen):
         assert process.is_alive()
         time.sleep(0.1)
-        if run.run.store.exists(pointer):
-            saved = json.loads(run.run.store.get_bytes(pointer))["step"]
+        if saved := run.checkpoint:
             before = run_in_mlflow(mlflow, run)
             seen = max(mlflow.steps(before.info.run_id, "train/loss"), default=0)
     process.kill()
