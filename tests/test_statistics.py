@@ -1,6 +1,5 @@
 """Intervals and tests against scipy, tables and definitions, and how often they hold the truth."""
 
-import itertools
 import math
 import random
 
@@ -29,11 +28,6 @@ def test_wilson_agrees_with_scipy():
         assert ours.lower == pytest.approx(theirs.low, abs=1e-4)
         assert ours.upper == pytest.approx(theirs.high, abs=1e-4)
         assert ours.error > 0
-
-
-def test_a_share_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one"):
-        share([])
 
 
 def test_paired_difference_and_its_interval():
@@ -176,19 +170,8 @@ def test_the_decision_follows_from_the_interval(cells, decision):
     assert non_inferiority(*flags(*cells), 0.02).decision == decision
 
 
-@pytest.mark.parametrize(
-    ("cells", "decision"), [((90, 3, 3, 4), "not worse"), ((90, 1, 5, 4), "worse")]
-)
-def test_the_rows_needed_decide(cells, decision):
-    few = non_inferiority(*flags(*cells), 0.02)
-    assert few.decision == "undecided"
-    times = math.ceil(few.rows_needed / few.rows)
-    assert times > 1
-    many = non_inferiority(*flags(*(times * count for count in cells)), 0.02)
-    assert many.decision == decision
-
-
-def test_an_equal_model_passes_about_as_often_as_planned_and_a_worse_one_hardly_ever():
+def test_an_equal_model_is_let_through_about_as_often_as_planned():
+    draw = random.Random(6)
     planned = non_inferiority(*flags(90, 3, 3, 4), 0.02).rows_needed
     equal = sum(one.lower >= -0.02 for one in drawn(6, 300, planned, 0.03, 0.03))
     assert 0.7 <= equal / 300 <= 0.9
@@ -196,15 +179,17 @@ def test_an_equal_model_passes_about_as_often_as_planned_and_a_worse_one_hardly_
     assert worse / 500 <= 0.045
 
 
-@pytest.mark.parametrize("case", [(0, 0, 0), (3, 3, 5)])
-def test_impossible_counts_are_refused(case):
-    with pytest.raises(ValueError, match="rows differ"):
-        score_interval(*case)
-
-
-def test_the_lower_end_falls_with_every_loss():
-    lowers = [score_interval(2, lost, 80).lower for lost in range(20)]
-    assert all(a > b for a, b in itertools.pairwise(lowers))
+@pytest.mark.parametrize(
+    ("compute", "why"),
+    [
+        (lambda: share([]), "at least one"),
+        (lambda: score_interval(0, 0, 0), "rows differ"),
+        (lambda: score_interval(3, 3, 5), "rows differ"),
+    ],
+)
+def test_impossible_counts_are_refused(compute, why):
+    with pytest.raises(ValueError, match=why):
+        compute()
 
 
 def test_the_standard_error_is_that_of_repeated_draws():

@@ -1,11 +1,8 @@
 """Confidence intervals and tests: of shares, counts, paired differences, quantiles and losses.
 
-Sources: Wilson (1927), and Clopper and Pearson (1934), for a share; Garwood (1936) for a count; Fay
-and Feuer, "Confidence intervals for directly standardized rates: a method based on the gamma
-distribution" (Statistics in Medicine 16, 1997), for a weighted sum of counts, which is never too
-narrow; Agresti and Min (2005), "Simple improved confidence intervals for comparing matched
-proportions", for a paired difference; the exact binomial form of the test of McNemar (1947), which
-is the sign test on the rows where the two disagree.
+Sources: Wilson (1927), Clopper and Pearson (1934), for a share; Garwood (1936) for a count; Fay and
+Feuer (Statistics in Medicine 16, 1997), for a weighted sum of counts, never too narrow; Agresti and
+Min (2005) for a paired difference; McNemar (1947), exact: the sign test on rows that disagree.
 """
 
 from __future__ import annotations
@@ -36,7 +33,7 @@ class Bounds(NamedTuple):
 
 
 def share_of(successes: int, n: int, tail: float = TAIL) -> Bounds:
-    """Return a share with its Clopper-Pearson interval; `tail` is that of each side."""
+    """Return a share with its Clopper-Pearson interval; `tail` is the error on each side."""
     from scipy.special import betaincinv
 
     if not 0 <= successes <= n or n == 0:
@@ -63,10 +60,7 @@ def drawn_share(hits: int, drawn: int, total: int) -> Bounds:
 
 
 def weighted_count(counts: Sequence[int], weights: Sequence[float]) -> Bounds:
-    """Return a weighted sum of independent counts with its interval.
-
-    A weight is that of an event of its stratum, such as population over sample.
-    """
+    """Return the sum of independent counts, each with its weight, and its interval."""
     from scipy.special import gammaincinv
 
     value = sum(c * w for c, w in zip(counts, weights, strict=True))
@@ -98,7 +92,7 @@ class Interval:
 
 
 def share(right: Sequence[bool]) -> Interval:
-    """Return the share of true values with its Wilson score interval."""
+    """Return the share of true values, of one at least, with its Wilson score interval."""
     return wilson(sum(right), len(right))
 
 
@@ -115,10 +109,9 @@ def wilson(successes: float, n: float) -> Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """The second share minus the first, measured on the same rows.
+    """The second share minus the first, on the same rows, and McNemar's exact p-value, two-sided.
 
-    `only_first` counts the rows on which only the first is right; `p_value` is that of McNemar's
-    exact test, two-sided.
+    `only_first` and `only_second`: rows on which only the one is right.
     """
 
     difference: Interval
@@ -130,8 +123,8 @@ class Paired:
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Return how much more often the second is right than the first, on the same rows.
 
-    The interval is Agresti and Min's: Wald's on counts with half a row added to each cell.
-    Its width is not zero even if the two always agree.
+    The interval is Agresti and Min's: Wald's on counts with half a row added to each cell. Its
+    width is not zero even if the two always agree.
     """
     if not first or len(first) != len(second):
         raise ValueError(f"paired shares need equal rows, got {len(first)} and {len(second)}")
@@ -141,7 +134,7 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
 
 
 def paired_counts(lost: int, gained: int, n: int) -> Paired:
-    """Return the paired difference of counts among `n` rows; see `paired`."""
+    """The difference on `n` rows: only the first is right on `lost`, the second on `gained`."""
     size, up, down = n + 2, gained + 0.5, lost + 0.5
     centre = (up - down) / size
     error = math.sqrt(up + down - (up - down) ** 2 / size) / size
@@ -178,9 +171,8 @@ def percentile(values: Sequence[float], q: float) -> float:
 def quantile(values: Sequence[float], share: float) -> Bounds | None:
     """Return a quantile with an interval of 95 % at least; None if the sample is too small for it.
 
-    The interval lies between two order statistics whose ranks follow from the binomial distribution
-    (Conover, *Practical Nonparametric Statistics*, 3rd ed., section 3.2; Hahn and Meeker,
-    *Statistical Intervals*, section 5.2). It holds for independent values of any distribution.
+    Between two order statistics, by the binomial distribution (Conover, *Practical Nonparametric
+    Statistics*, 3rd ed., section 3.2), for independent values of any distribution.
     """
     from scipy.stats import binom
 
@@ -199,7 +191,7 @@ _LARGEST_EXPONENT = 700.0
 
 @dataclass(frozen=True)
 class RowLosses:
-    """Losses of rows: negative log-likelihoods of their learned tokens (nats), and their number."""
+    """Negative log-likelihoods (nats) of the learned tokens of rows, their numbers, and weights."""
 
     sums: tuple[float, ...]
     targets: tuple[int, ...]
@@ -270,14 +262,9 @@ MarginVerdict = Literal["not worse", "worse", "undecided"]
 def score_interval(gained: int, lost: int, rows: int) -> Interval:
     """Return the difference of two paired shares with Tango's 95 % score interval.
 
-    "Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design" (Statistics in Medicine 17, 1998): the differences that the score test
-    does not reject. It keeps its coverage where two models hardly ever disagree, which is the usual
-    case here.
-
-    Args:
-        gained: rows on which only the new model is right.
-        lost: rows on which only the old model is right.
+    Statistics in Medicine 17, 1998: the differences that the score test does not reject. It keeps
+    its coverage where two models hardly ever disagree, the usual case here. `gained` are rows on
+    which only the new model is right, `lost` only the old one; ValueError if they exceed the rows.
     """
     if rows < max(1, gained + lost):
         raise ValueError(f"{gained} + {lost} rows differ of {rows}")
@@ -317,14 +304,11 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
 class NonInferiority:
     """The comparison of a new model with an old one on the same rows, against a margin.
 
-    The new one is not inferior if the lower end of the two-sided 95 % interval is not below minus
-    the margin (ICH E9 and E10: one-sided, 2.5 %).
+    Not inferior if the lower end of the two-sided 95 % interval is not below minus the margin (ICH
+    E9 and E10: one-sided, 2.5 %).
 
     Attributes:
-        difference: share right of the new model minus that of the old one.
-        gained: rows on which only the new model is right, or scores higher.
-        lost: rows on which only the old model is right, or scores higher.
-        margin: share of the rows, or part of the metric, by which the new model may be worse.
+        gained: rows on which only the new model is right, or scores higher; `lost`, the old.
         spread: mean square of the differences of single rows.
         fewest: rows on which models that always agree are shown to be not worse.
     """
@@ -368,23 +352,16 @@ def rows_for(margin: float) -> int:
 
 
 def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInferiority:
-    """Compare two models by whether their answers to the same rows are right."""
-    lost = sum(a and not b for a, b in zip(old, new, strict=True))
-    gained = sum(b and not a for a, b in zip(old, new, strict=True))
-    interval = score_interval(gained, lost, len(old))
-    rows = len(old)
+    """Compare the right answers of two models on the same rows, against a share of the rows."""
+    found, rows = paired(old, new), len(old)
+    gained, lost = found.only_second, found.only_first
+    interval = score_interval(gained, lost, rows)
     spread = (gained + lost) / rows
     return NonInferiority(interval, gained, lost, rows, margin, spread, rows_for(margin))
 
 
 def of_interval(found: Paired, rows: int, margin: float, spread: float) -> NonInferiority:
-    """Compare two models by the difference of a metric that is no share of right rows.
-
-    Args:
-        found: metric of the new model minus that of the old one, with an interval that never has a
-            width of zero.
-        spread: mean square of the differences of single rows.
-    """
+    """Compare by a metric that is no share: new minus old, with an interval of some width."""
     # Models that never differ have an error of 1 over the rows (`bootstrap.mean_difference`).
     fewest = math.ceil(Z95 / margin)
     return NonInferiority(
@@ -407,7 +384,7 @@ _ADDED = math.sqrt(0.5)
 
 
 def mean_interval(scores: Sequence[float]) -> Interval:
-    """Return the mean of scores from 0 to 1 with its 95 % interval."""
+    """Return the mean of graded scores, from 0 to 1, with its 95 % interval."""
     if not scores:
         raise ValueError("a mean needs at least one row")
     value = sum(scores) / len(scores)
@@ -435,9 +412,7 @@ def _mean_limits(values: Sequence[float]) -> tuple[float, float, float]:
 def bootstrap_limits(rows: int, statistic: Statistic) -> tuple[float, float, float]:
     """Return both ends of the 95 % interval of a statistic, and its standard error.
 
-    Args:
-        statistic: takes how often each row was drawn (shape resamples × rows) and returns the
-            value of each resample.
+    `statistic` takes how often each row was drawn (resamples × rows), and gives a value of each.
     """
     import numpy as np
 
@@ -459,13 +434,9 @@ def _weights(rows: int) -> Iterator[Weights]:
 def macro_f1(
     weights: Any, wanted: Sequence[str | None], named: Sequence[str | None]
 ) -> NDArray[np.float64]:
-    """Return the macro-F1 of weighted rows: the mean of the F1 of every label that is wanted.
+    """Return the mean of the F1 of every label that is wanted, for each resample of weights.
 
-    A label that a resample does not want is left out of its mean.
-
-    Args:
-        weights: weight of each row in each resample, shape resamples × rows.
-        named: the label that each answer names, None for none.
+    Shape of the weights: resamples × rows. A label that one does not want is left out of its mean.
     """
     import numpy as np
 

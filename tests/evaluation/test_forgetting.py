@@ -79,11 +79,6 @@ def test_a_harmless_model_is_blocked_in_less_than_one_of_200_nights(churn, first
     assert np.mean([size == FIRST for _, size in verdicts]) > first
 
 
-def test_forty_harmless_nights_raise_no_alarm():
-    draw = np.random.default_rng(3)
-    assert {night(draw, churn, 0.0)[0] for churn in np.linspace(0.05, 0.2, 40)} == {"pass"}
-
-
 @pytest.mark.parametrize("churn", [0.06, 0.1, 0.2])
 def test_a_loss_of_five_points_is_caught_in_19_of_20_nights(churn):
     draw = np.random.default_rng(11)

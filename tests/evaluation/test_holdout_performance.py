@@ -10,7 +10,7 @@ from tests.lab.tiny_task import task_rows
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError, UserError
 from tuneline.evaluation.holdout_performance import leak_measurements, share_measurements
-from tuneline.evaluation.scoring.ledger import Access, holdout_sha256, note_access, read_ledger
+from tuneline.evaluation.scoring.ledger import Access, holdout_sha256, note_access
 from tuneline.store import sha256_file
 
 
@@ -81,19 +81,6 @@ def test_a_row_that_leaked_word_for_word_or_nearly_is_found_under_another_id(tra
     assert counted["near_duplicates_of_seen_rows"] == (leaks, leaks == 0)
     assert counted["rows_also_seen"] == (0, True)
     assert [leak["row_id"] for leak in found] == ["held"] * leaks
-
-
-def test_every_access_is_in_the_ledger_and_a_retry_is_reported(scored_lab, tiny_models):
-    bench = scored_lab()
-    execute(bench)
-    evidence, found = execute(bench)
-    assert evidence.verdict == "pass"
-    assert found["earlier_scorings_of_these_bytes"] == 1
-    assert found["other_candidates_scored_before"] == 0
-    ledger = read_ledger(bench.run.store, holdout_sha256(bench.held_out()))
-    assert [entry.purpose for entry in ledger] == ["score", "score"]
-    assert {entry.candidate_sha256 for entry in ledger} == {sha256_file(tiny_models.candidate_gguf)}
-    assert all(entry.run == bench.run.uri and entry.rows == 48 for entry in ledger)
 
 
 def test_a_holdout_that_chose_something_fails(scored_lab, tiny_models):

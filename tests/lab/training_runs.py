@@ -1,11 +1,14 @@
 """Runs that train a tiny model in seconds."""
 
+from __future__ import annotations
+
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.lab.runs import Lab
 from tests.lab.tiny_models import make_model
 
@@ -176,6 +179,43 @@ class TrainingLab(Lab):
         """Content of `run.json` of training."""
         found: dict[str, Any] = self.document("train", "run.json")
         return found
+
+    def killed_at_checkpoint(self, step: int = 0) -> None:
+        """Run the step train, which is killed after the first checkpoint from a step on."""
+        from tuneline.training.loop.callbacks import LiveCheckpoints
+
+        save = LiveCheckpoints.save
+
+        def killed(live: LiveCheckpoints, at: int, folders: Mapping[str, Path]) -> None:
+            save(live, at, folders)
+            if at >= step:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LiveCheckpoints, "save", killed)
+            with pytest.raises(KeyboardInterrupt):
+                self.resume()
+
+    @property
+    def checkpoint(self) -> int:
+        """Step of the newest checkpoint of a training that runs; 0 before the first."""
+        key = self.run.key("work", "train", "latest.json")
+        if not self.run.store.exists(key):
+            return 0
+        return int(json.loads(self.run.store.get_bytes(key))["step"])
+
+    def assert_trained_like(
+        self, other: TrainingLab, names: Sequence[str] = (), tolerance: float = 1e-4
+    ) -> None:
+        """Losses by name (nats) and weights are those of another run, up to the order of sums."""
+        for name in names:
+            ours, theirs = ([e[name] for e in r.history if name in e] for r in (self, other))
+            assert len(ours) > 2
+            assert ours == pytest.approx(theirs, abs=tolerance), name
+        ours, theirs = self.adapter, other.adapter
+        assert ours.keys() == theirs.keys()
+        for name, weight in theirs.items():
+            assert weight.allclose(ours[name], atol=tolerance), name
 
     @property
     def validation_losses(self) -> list[float]:

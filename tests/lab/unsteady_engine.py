@@ -66,21 +66,14 @@ class UnsteadyEngine:
                 if engine.dies_after is not None and number > engine.dies_after:
                     self.close_connection = True
                     return
-                self.answer(
-                    json.dumps(
-                        engine._answer(body["messages"][-1]["content"], start, together)
-                    ).encode()
-                )
+                answer = engine._answer(body["messages"][-1]["content"], start, together)
+                self.answer(json.dumps(answer).encode())
 
         return OfEngine
 
     def _answer(self, question: str, start: int, together: bool) -> dict[str, Any]:
-        asked = Asked(
-            question=question,
-            together=together,
-            start=start,
-            times=self._times[question],
-        )
+        times = self._times[question]
+        asked = Asked(question=question, together=together, start=start, times=times)
         self._times[question] += 1
         number = hashlib.sha256(question.encode()).digest()[0] % 3
         intent = ("billing", "login", "shipping")[number]

@@ -15,14 +15,12 @@ class WandbServer:
         url: its address.
         runs: what it was told of each run, by id.
         rows: logged rows of each run, in order.
-        files: names of the files that were uploaded.
         said: every request's body, to look for what must not be in there.
     """
 
     def __init__(self) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.files: list[str] = []
         self.said: list[bytes] = []
         self._serving = serving(self._handler())
         self.url = self._serving.__enter__()
@@ -57,8 +55,6 @@ class WandbServer:
             history = json.loads(body).get("files", {}).get("wandb-history.jsonl")
             for line in history["content"] if history else []:
                 self.rows.setdefault(run_id, []).append(json.loads(line))
-        elif path.startswith("/upload/"):
-            self.files.append(path.removeprefix("/upload/"))
         return {}
 
     def _query(self, operation: str | None, given: dict[str, Any]) -> dict[str, Any]:

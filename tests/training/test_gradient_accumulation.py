@@ -118,12 +118,10 @@ def test_the_largest_micro_batch_that_was_measured_within_the_limit_is_taken():
 
 
 def test_a_micro_batch_that_runs_out_of_memory_makes_place_for_the_next():
-    full = "can't allocate"
-    answers = {8: [tried(8, 400, out_of_memory=full)], 4: [tried(4, 200, 300)]}
-    _, taken, found = largest_safe([8, 4], probe_of(answers, []))
-    assert taken.micro_batch == 4
-    assert [attempt.out_of_memory for attempt in found] == [full, None]
-    least = probe_of({1: [tried(1, 400, out_of_memory=full)]}, [])
+    full = tried(8, 400, out_of_memory="can't allocate")
+    _, taken, found = largest_safe([8, 4], probe_of({8: [full], 4: [tried(4, 200, 300)]}, []))
+    assert (taken.micro_batch, found[0].out_of_memory) == (4, "can't allocate")
+    least = probe_of({1: [tried(1, 400, out_of_memory="can't allocate")]}, [])
     with pytest.raises(UserError, match=r"micro-batch of 1 runs out of memory .*checkpointing"):
         largest_safe([1], least)
 

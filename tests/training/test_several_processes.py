@@ -67,16 +67,8 @@ def test_two_processes_train_like_one(lab, alone, sharding, packed):
     assert noted["packing"]["packed"] is packed
     assert (noted["world_size"], noted["nodes"], noted["backend"]) == (2, 1, "gloo")
     assert noted["sharding"] == sharding
-    assert run.validation_losses == pytest.approx(alone.validation_losses, abs=TOLERANCE)
-    ours, theirs = run.history, alone.history
-    for name in ("loss", "task_loss", "grad_norm", "tokens"):
-        assert [e[name] for e in ours if name in e] == pytest.approx(
-            [e[name] for e in theirs if name in e], abs=TOLERANCE
-        )
-    weights, expected = run.adapter, alone.adapter
-    assert weights.keys() == expected.keys()
-    for name, weight in expected.items():
-        assert torch.allclose(weights[name], weight, atol=TOLERANCE), name
+    names = ("loss", "task_loss", "grad_norm", "tokens", "eval_loss")
+    run.assert_trained_like(alone, names, TOLERANCE)
     measured = {m.name: m.value for m in run.run.entry("train").measurements}
     assert (measured["world_size"], measured["nodes"]) == (2, 1)
 

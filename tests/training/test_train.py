@@ -1,10 +1,8 @@
 """Training keeps the best adapter, is tracked, stops on trouble, and survives a kill."""
 
-import json
 import time
 
 import pytest
-import torch
 from tests.lab.forked import start_training
 from tests.lab.runs import broken
 from tests.lab.training_runs import make_rows
@@ -129,15 +127,14 @@ def test_a_killed_training_resumes_and_ends_the_same(lab, tmp_path):
     settings = {"epochs": 20, "evaluations": 3, "dropout": 0.1, "checkpoint_minutes": 0.004}
     run = lab(name="killed", **settings)
     run.prepare()
-    pointer, newest = run.run.key("work", "train", "latest.json"), 0
+    newest = 0
     for passes in ((30, 60, 90), ()):
         process = start_training(run.run.uri, tmp_path / "log")
         before = newest
         while newest == before or newest in passes:
             assert process.is_alive()
             time.sleep(0.01)
-            if run.run.store.exists(pointer):
-                newest = json.loads(run.run.store.get_bytes(pointer))["step"]
+            newest = run.checkpoint
         process.kill()
         process.join()
     run.resume()
@@ -149,9 +146,7 @@ def test_a_killed_training_resumes_and_ends_the_same(lab, tmp_path):
 
     whole = lab(name="whole", **settings)
     whole.train()
-    ours, theirs = run.adapter, whole.adapter
-    for name, tensor in theirs.items():
-        assert torch.allclose(ours[name], tensor, atol=1e-5), name
+    run.assert_trained_like(whole, tolerance=1e-5)
     interrupted = run.history
     assert [e["step"] for e in interrupted if "loss" in e] == list(range(1, 91))
     seconds = [e["seconds"] for e in interrupted]

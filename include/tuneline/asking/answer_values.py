@@ -1,13 +1,9 @@
 """Read an answer: its JSON, its tool calls, the number that it ends in, its words.
 
-Tool calls are written as the template of the model writes them: JSON objects with `name` and
-`arguments` (ChatML, Qwen, Mistral) or `parameters` (Llama 3), alone, in a list, in tags, or in the
-form of the API of OpenAI (`function`, `tool_calls`, arguments as text).
-
-chrF is the F-score of character n-grams up to 6 with a recall weight of 2 (Popović, 2015), as
-sacrebleu computes it for one sentence. ROUGE-L is the F-measure of the longest common subsequence
-of words (Lin, 2004): the subsequence is rapidfuzz's; words are split here, since the packages for
-ROUGE drop every letter outside of a to z.
+Tool calls: JSON objects with `name` and `arguments` (ChatML, Qwen, Mistral) or `parameters` (Llama
+3), alone, in a list, in tags, or in the form of OpenAI's API. chrF: Popović (2015), n-grams up to 6
+with a recall weight of 2, as sacrebleu computes it. ROUGE-L: Lin (2004), by rapidfuzz; words are
+split here, since the packages for ROUGE drop every letter outside of a to z.
 """
 
 from __future__ import annotations
@@ -82,15 +78,6 @@ def tool_calls(text: str) -> list[ToolCall]:
     return sorted(call for value in _json_values(text) for call in _calls(value))
 
 
-def same_calls(answer: str, expected: str) -> bool:
-    """Return True if an answer makes the expected calls: each name, and every argument's value.
-
-    Where no call is expected, an answer without a call is right, whatever it says (the category
-    `irrelevance` of the Berkeley Function-Calling Leaderboard).
-    """
-    return tool_calls(answer) == tool_calls(expected)
-
-
 def _json_values(text: str) -> Iterator[Any]:
     """Yield the JSON objects and lists of a text that lie in no other."""
     decoder = json.JSONDecoder()
@@ -143,11 +130,7 @@ _ALONE = re.compile(rf"\W{{0,3}}{_NUMBER.pattern}\W{{0,3}}")
 
 
 def final_number(text: str) -> float | None:
-    """Return the number behind the last `####`, else the last number of a text, or None.
-
-    Commas between groups of three digits are read as separators; currency and percent signs are
-    ignored.
-    """
+    """Return the number behind the last `####`, else the last of a text; commas separate digits."""
     _, mark, behind = text.rpartition(_MARK)
     found = _NUMBER.findall(behind) if mark else []
     found = found[:1] or _NUMBER.findall(text)[-1:]

@@ -1,14 +1,9 @@
 """Ask models many prompts, and keep their answers as they come.
 
-A model is bytes that an engine here serves, or an endpoint that runs already. Both are asked
-through an `EngineClient`, so that whoever asks need not know which it is.
-
-A request is known by its key: a hash of all that decides its answer (the bytes of the model, the
-version and sizes of the engine, the messages, the token limit). What has been answered under the
-same key is not asked again. Answers are appended to a file as soon as they are there, each in one
-write that ends with a line break, so a killed process loses the requests that were under way and no
-answer before them. What is not a whole line counts as not there. Several processes may append to
-one file.
+A request is known by its key: a hash of all that decides its answer. What has been answered under
+the same key is not asked again. Each answer is appended to a file at once, in one write that ends
+with a line break, so a killed process loses none that were there, and several may append to one
+file; what is not a whole line counts as not there.
 """
 
 from __future__ import annotations
@@ -52,11 +47,7 @@ def request_key(*parts: Any) -> str:
 
 
 class KeptAnswers(Mapping[str, Any]):
-    """The answers in a file, by the keys of their requests: texts, or losses.
-
-    Args:
-        path: the file; it and its folder are made with the first answer.
-    """
+    """Answers, or losses, in a file (made with the first one) by the keys of their requests."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -165,11 +156,7 @@ class LocalModel:
 
     @contextmanager
     def client(self) -> Iterator[EngineClient]:
-        """Start the engine.
-
-        Raises:
-            TunelineError: if it can't be started here, or does not answer.
-        """
+        """Start the engine; TunelineError if it can't be started here, or does not answer."""
         with (
             server_of(self.model, self.deployment, threads=scoring_threads()) as server,
             server.client() as client,
@@ -179,13 +166,7 @@ class LocalModel:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible endpoint that somebody else runs: a gateway, an engine, an API.
-
-    Attributes:
-        url: `http://host:port`, without `/v1`.
-        model: the model id that requests ask for.
-        parallel: requests that are sent at once.
-    """
+    """An OpenAI-compatible endpoint that somebody else runs, at `http://host:port`; no `/v1`."""
 
     url: str
     model: str
@@ -204,8 +185,7 @@ class Endpoint:
 def endpoint_of(address: str, api_key_env: str | None, parallel: int) -> Endpoint:
     """Return the endpoint that an address, `https://host/v1#MODEL_ID`, names.
 
-    Raises:
-        UserError: if the address names no model, or the variable of its key is not set.
+    UserError if it names no model, or the variable of its key is not set.
     """
     found = _ENDPOINT.match(address)
     if found is None or not found["model"]:
@@ -246,14 +226,10 @@ def ask(
     *,
     known: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Ask a model all prompts, greedily, and return its answers in order.
+    """Ask a model all prompts, greedily, within `limits` of tokens; return its answers in order.
 
     Answers are kept for this run as they come: a step that was killed and is run again asks only
-    what is missing.
-
-    Args:
-        limits: the largest number of tokens of each answer.
-        known: answers that the model gave elsewhere, by the key of the request.
+    what is missing. `known` are answers given elsewhere, by the key of the request.
     """
     subject = LocalModel(model, ctx.config.deployment)
     with _kept(subject, ctx.run.uri) as kept_answers:
@@ -268,11 +244,7 @@ def ask_kept(
     limits: Sequence[int],
     what: str,
 ) -> tuple[list[str], bool]:
-    """Ask a model what no run has asked it before; see `ask`.
-
-    Returns:
-        The answers in order, and True if all came from the cache.
-    """
+    """Ask what no run has asked the model before (see `ask`); True if all came from the cache."""
     subject = LocalModel(model, ctx.config.deployment)
     with _kept(subject) as kept_answers:
         return collect(subject, prompts, limits, kept_answers, progress=_progress(ctx, what))
@@ -322,16 +294,10 @@ def collect(
     known: Mapping[str, str] | None = None,
     progress: Callable[[Batches], Iterable[Batch]] = iter,
 ) -> tuple[list[str], bool]:
-    """Ask a model what it has not been asked, and keep each answer as soon as it is there.
+    """Ask a model what it has not been asked, each request once, and keep each answer at once.
 
-    Equal requests are sent once.
-
-    Args:
-        limits: the largest number of tokens of each answer.
-        known: more answers of the model, by the key of the request.
-
-    Returns:
-        The answers in order, and True if none had to be asked for.
+    `known` are more of its answers, by key. Returns the answers in order, and True if none had to
+    be asked for.
     """
 
     def send(
@@ -361,13 +327,8 @@ def continue_tokens(
 ) -> tuple[list[str], bool]:
     """Let a model go on from token ids of any part of a rendered row, greedily.
 
-    Args:
-        limits: the largest number of tokens of each continuation.
-        shared: True to keep the texts, and to take those that any run has kept. Those of a
-            candidate are not kept: they may hold what nobody should keep.
-
-    Returns:
-        The texts in order, and True if all came from the cache.
+    `shared` keeps the texts, and takes those that any run has kept. Those of a candidate are not
+    kept: they may hold what nobody should keep. Returns the texts, and True if all were kept.
     """
     subject = LocalModel(model, ctx.config.deployment)
     identity = subject.identity()
@@ -402,15 +363,10 @@ def losses(
     *,
     shared: bool = False,
 ) -> tuple[list[float] | None, bool]:
-    """Measure a model's loss on given tokens of each sequence, on the engine that ships.
+    """Measure a model's loss, in nats, on the `scored` tokens of each sequence.
 
-    Args:
-        scored: for each token of each sequence, whether it counts.
-        shared: True to keep the losses, and to take those that any run has kept.
-
-    Returns:
-        The loss of each sequence, in nats, and True if all came from the cache. No losses if the
-        engine reports no probability of given tokens.
+    `shared` keeps the losses, and takes those that any run has kept. None if the engine reports no
+    probability of given tokens; True if all came from the cache.
     """
     subject = LocalModel(model, ctx.config.deployment)
     request = request_for(model, ctx.config.deployment, threads=scoring_threads())

@@ -1,13 +1,8 @@
 """General questions, and texts, that show what a model has kept of its general ability.
 
-All are written for this project. `load_questions` gives the short ones, whose answers are
-generated. `load_suite` gives all of them: short ones, choices between whole answers by their
-likelihood, and instructions with constraints that can be checked. A small instruct model answers
-a middling share, so that a loss shows as well as a gain.
-
-Answers are checked by rule: words and numbers in them, their form, and constraints of the kinds of
-IFEval (Zhou et al., "Instruction-Following Evaluation for Large Language Models", 2023), with
-checks and prompts of this project. No judge model is needed.
+All are written for this project. Answers are checked by rule, without a judge model: words and
+numbers in them, their form, and constraints of the kinds of IFEval (Zhou et al., 2023). A small
+instruct model answers a middling share, so that a loss shows as well as a gain.
 """
 
 from __future__ import annotations
@@ -23,14 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
-
-    Attributes:
-        id: its id, unique in its set.
-        category: its subject; results are reported for each category.
-        check: the rule, `{"kind": ..., ...}`; see `CHECKS`.
-        max_tokens: limit of a generated answer, in tokens.
-    """
+    """One question; `check` is its rule, `{"kind": ..., ...}` (see `CHECKS`)."""
 
     id: str
     category: str
@@ -99,15 +87,6 @@ def _place(text: str, word: str) -> int | None:
     return found.start() if found else None
 
 
-def _exact(answer: str, check: Mapping[str, Any]) -> bool:
-    return _normalise(answer) in {_normalise(wanted) for wanted in check["answers"]}
-
-
-def _contains_any(answer: str, check: Mapping[str, Any]) -> bool:
-    text = _normalise(answer)
-    return any(_place(text, word) is not None for word in check["words"])
-
-
 def _choice(answer: str, check: Mapping[str, Any]) -> bool:
     """Check that of the choices the right one is named first; a longer one hides its parts."""
     text = _normalise(answer)
@@ -127,10 +106,6 @@ def _number(answer: str, check: Mapping[str, Any]) -> bool:
     return float(chosen.replace(",", "")) == float(check["value"])
 
 
-def _regex(answer: str, check: Mapping[str, Any]) -> bool:
-    return re.search(check["pattern"], answer.strip()) is not None
-
-
 def _words(answer: str, check: Mapping[str, Any]) -> bool:
     """Check for a number of words, or for at least one and at most so many."""
     count = len(re.findall(r"[\w'’-]+", answer))
@@ -143,22 +118,6 @@ def _list(answer: str, check: Mapping[str, Any]) -> bool:
     items = [item.strip() for item in text.split(",")]
     short = all(re.fullmatch(r"[\w'-]+(?: [\w'-]+){0,2}", item) for item in items)
     return short and len(items) == len(set(items)) == check["items"]
-
-
-def _ends_with(answer: str, check: Mapping[str, Any]) -> bool:
-    return answer.strip().endswith(check["text"])
-
-
-def _starts_with(answer: str, check: Mapping[str, Any]) -> bool:
-    return answer.strip().startswith(check["text"])
-
-
-def _lower(answer: str, check: Mapping[str, Any]) -> bool:
-    return any(letter.isalpha() for letter in answer) and answer == answer.lower()
-
-
-def _upper(answer: str, check: Mapping[str, Any]) -> bool:
-    return any(letter.isalpha() for letter in answer) and answer == answer.upper()
 
 
 def _without(answer: str, check: Mapping[str, Any]) -> bool:
@@ -178,17 +137,13 @@ def _json(answer: str, check: Mapping[str, Any]) -> bool:
 FORMATS: dict[str, _Check] = {
     "words": _words,
     "list": _list,
-    "ends_with": _ends_with,
-    "starts_with": _starts_with,
-    "lower": _lower,
-    "upper": _upper,
+    "ends_with": lambda answer, check: answer.strip().endswith(check["text"]),
+    "starts_with": lambda answer, check: answer.strip().startswith(check["text"]),
+    "lower": lambda answer, _: any(map(str.isalpha, answer)) and answer == answer.lower(),
+    "upper": lambda answer, _: any(map(str.isalpha, answer)) and answer == answer.upper(),
     "without": _without,
     "json": _json,
 }
-
-
-def _format(answer: str, check: Mapping[str, Any]) -> bool:
-    return FORMATS[check["rule"]](answer, check)
 
 
 # kind: the other fields of the check.
@@ -201,18 +156,16 @@ def _format(answer: str, check: Mapping[str, Any]) -> bool:
 #                 "starts_with" and "without" with text, "lower", "upper", "json" with value
 CHECKS: dict[str, _Check] = {
     "choice": _choice,
-    "exact": _exact,
-    "contains_any": _contains_any,
+    "exact": lambda answer, check: _normalise(answer) in map(_normalise, check["answers"]),
+    "contains_any": lambda answer, check: any(
+        _place(_normalise(answer), word) is not None for word in check["words"]
+    ),
     "number": _number,
-    "regex": _regex,
-    "format": _format,
+    "regex": lambda answer, check: re.search(check["pattern"], answer.strip()) is not None,
+    "format": lambda answer, check: FORMATS[check["rule"]](answer, check),
 }
 
 
 def check_answer(question: Question, answer: str) -> bool:
-    """Return True if a model's answer to a question is right.
-
-    Args:
-        answer: the generated text, without special tokens.
-    """
+    """Return True if a model's answer, without special tokens, is right."""
     return CHECKS[question.check["kind"]](answer, question.check)

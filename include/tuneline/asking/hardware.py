@@ -78,9 +78,7 @@ def _words(name: str) -> list[str]:
 def differences(target: str, machine: Machine, *, on_gpu: bool) -> list[str]:
     """Return in what a measurement differs from the declared hardware; nothing if it is valid.
 
-    Args:
-        target: `deployment.target_hardware`, in the form above.
-        on_gpu: True if the engine used the GPU; a CPU engine next to an idle GPU measures the CPU.
+    `on_gpu`: the engine used the GPU; a CPU engine next to an idle GPU measures the CPU.
     """
     words = _words(target)
     if words[-1:] == ["cpu"]:

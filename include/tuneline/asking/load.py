@@ -1,19 +1,12 @@
 """Drive an OpenAI-compatible server with a load and time every request.
 
-Two loads: a closed loop keeps a number of requests under way; an open loop sends each request at
-its own time, whether the server has answered the earlier ones or not, as users do. A closed loop
-waits for a slow server and so hides how long users would have waited (coordinated omission); in an
-open loop every time counts from the arrival that was planned.
-
-Definitions are vLLM's (`benchmarks/serve.py`) and AIPerf's: TTFT is the time to the first chunk
-with content; TPOT, which AIPerf calls inter-token latency, is the time after it, divided by the
-output tokens without the first. Tokens are counted by the server's `usage` and not by chunks,
-since a chunk may hold several. Requests carry `ignore_eos`, as there: each generates the number of
-tokens that it was given, so that the load does not depend on where a model ends.
-
-A request's clock starts when it is written to a connection that is open already, and each byte of
-its answer is stamped as it comes (`serving/timed_stream.py`): what this client does with an
-answer is not measured.
+A closed loop keeps a number of requests under way, and so hides how long users would have waited
+(coordinated omission); an open loop sends each at its own time, and counts from the arrival that
+was planned. Definitions are vLLM's (`benchmarks/serve.py`) and AIPerf's: TTFT is the time to the
+first chunk with content; TPOT the time after it, divided by the output tokens without the first, as
+the server's `usage` counts them. Requests carry `ignore_eos`, so that the load does not depend on
+where a model ends. Bytes are stamped as they come (`serving/timed_stream.py`): what this client
+does with an answer is not measured.
 """
 
 from __future__ import annotations
@@ -38,17 +31,14 @@ _LEAD = 0.02
 
 @dataclass(frozen=True)
 class Timing:
-    """The timing of one request.
+    """The timing of one request, in seconds; in an open loop from the planned arrival.
 
     Attributes:
-        ttft: time to the first token, in seconds; in an open loop from the planned arrival.
-        total: time to the last token, in seconds, from the same start.
-        cached_tokens: those of them that came from the prefix cache.
-        output_tokens: tokens of the answer.
+        cached_tokens: prompt tokens that came from the prefix cache.
         error: why the request failed; empty if it did not.
-        gaps: times between chunks with content, in seconds.
-        arrived: planned arrival after the start of an open loop, in seconds; 0 in a closed one.
-        late: how much later than planned it was sent, in seconds; the client's own lag.
+        gaps: times between chunks with content.
+        arrived: planned arrival after the start of an open loop; 0 in a closed one.
+        late: how much later than planned it was sent; the client's own lag.
     """
 
     ttft: float
@@ -84,15 +74,8 @@ def drive(
 ) -> tuple[list[Timing], float]:
     """Send streamed chat requests, `concurrency` of them at any time (a closed loop).
 
-    A request fails after the client's timeout.
-
-    Args:
-        max_tokens: tokens of every answer or of each, wherever the model would end it.
-        give_up: failures in a row after which no further request is sent; None sends all.
-
-    Returns:
-        A timing for each request that was sent, in the order of the prompts, and the time of all
-        together, in seconds.
+    Each answer has `max_tokens`, wherever the model would end it. After `give_up` failures in a row
+    no further request is sent. Returns a timing for each that was sent, and all seconds together.
     """
     tokens = _each(max_tokens, prompts)
     requests = _requests(client, prompts, tokens)
@@ -108,15 +91,7 @@ def drive_open(
     arrivals: Sequence[float],
     max_tokens: int | Sequence[int],
 ) -> tuple[list[Timing], float]:
-    """Send each streamed chat request at its own time (an open loop); see `drive`.
-
-    Args:
-        arrivals: when each is sent, in seconds after the start.
-
-    Returns:
-        A timing for each request, in the order of the prompts, and the time from the start to the
-        end of the last one, in seconds.
-    """
+    """Send each request at its time of `arrivals`, in seconds (an open loop); see `drive`."""
     tokens = _each(max_tokens, prompts)
     requests = _requests(client, prompts, tokens)
     with no_collections():

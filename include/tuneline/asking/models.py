@@ -1,10 +1,8 @@
 """The models that evaluation compares, in the form of the engine that ships, and their servers.
 
 The candidate is exactly the bytes that ship: the variant that production_quantization chose, what
-build_engine compiled of it, or a variant of the base with the adapter beside it; then every server
-here loads the adapter, and its clients are answered with it. That base is shared: what was made of
-it lies in the store once, by its hash, whichever adapters are served on it
-(`tuneline.bases`). The base is the untuned model in the form of the same engine.
+build_engine compiled of it, or a variant of the base (shared, see `tuneline.bases`) with the
+adapter beside it. The base is the untuned model in the form of the same engine.
 """
 
 from __future__ import annotations
@@ -97,12 +95,7 @@ def keep_apart(ctx: StepContext, engine: Engine, variant: str, model: ServedMode
 
 
 def chosen_apart(ctx: StepContext, choice: Choice, apart: Apart) -> ServedModel:
-    """Return the base and the adapter that production_quantization chose.
-
-    Raises:
-        TunelineError: if the run's adapter is another one.
-        CorruptObject: if the base has other bytes than were chosen.
-    """
+    """Return the base and the adapter that were chosen; an error if one is another now."""
     adapter = run_adapter(ctx, get_engine(choice.engine))
     if adapter.sha256 != apart.adapter.sha256:
         raise TunelineError(
@@ -115,12 +108,7 @@ def chosen_apart(ctx: StepContext, choice: Choice, apart: Apart) -> ServedModel:
 
 
 def released_apart(ctx: StepContext, release: Release, apart: Apart, folder: Path) -> ServedModel:
-    """Fetch the base and the adapter that a release serves.
-
-    Raises:
-        UserError: if a file is missing.
-        CorruptObject: if a file has other bytes than the release states.
-    """
+    """Fetch the base and the adapter of a release; an error if one is missing or changed."""
     refs = release.adapter_files()
     for name, ref in refs.items():
         ctx.note_input(f"released/{ref.name}", ref.uri, release.fetch(ref, folder / name))
@@ -161,21 +149,13 @@ class Candidate:
 
 
 def engine_of(ctx: StepContext) -> Engine:
-    """Return the engine that ships.
-
-    Raises:
-        UserError: if it can't be started here.
-    """
+    """Return the engine that ships; UserError if it can't be started here."""
     deployment = ctx.config.deployment
     return installed(deployment.engine).sized(deployment.parallel, deployment.context_tokens)
 
 
 def installed(name: str) -> Engine:
-    """Return an engine.
-
-    Raises:
-        UserError: if it can't be started here.
-    """
+    """Return an engine; UserError if it can't be started here."""
     engine = get_engine(name)
     lacking = engine.missing()
     if lacking is not None:
@@ -189,9 +169,7 @@ def installed(name: str) -> Engine:
 def candidate(ctx: StepContext) -> Candidate:
     """Return the bytes that ship.
 
-    Raises:
-        TunelineError: if they are not the ones that `choice.json` names, or that the engine was
-            built of.
+    TunelineError if `choice.json` names others, or the engine was built of others.
     """
     choice = CHOICE.read(ctx)
     engine = get_engine(choice.engine)
@@ -200,11 +178,7 @@ def candidate(ctx: StepContext) -> Candidate:
 
 
 def chosen_variant(ctx: StepContext, choice: Choice) -> ServedModel:
-    """Return the variant that production_quantization chose.
-
-    Raises:
-        TunelineError: if it is not the one that `choice.json` names.
-    """
+    """Return the variant that was chosen; TunelineError if `choice.json` names another."""
     if choice.apart is not None:
         model = chosen_apart(ctx, choice, choice.apart)
     elif get_engine(choice.engine).form == "gguf":
@@ -241,9 +215,7 @@ def _built(ctx: StepContext, engine: Engine) -> ServedModel:
 def released_model(ctx: StepContext, release: Release) -> ServedModel:
     """Fetch the model that a release serves; its files are noted among the inputs.
 
-    Raises:
-        UserError: if the release has no model, or a file of it is missing.
-        CorruptObject: if a file has other bytes than the release states.
+    UserError if it has none, or a file is missing; CorruptObject if one has other bytes.
     """
     folder = ctx.scratch / "released" / release.version
     if release.apart is not None:
@@ -334,11 +306,7 @@ def server_of(
     parallel: int | None = None,
     port: int = 0,
 ) -> EngineServer:
-    """Return a server of a model on its engine, which `with` starts; see `request_for`.
-
-    Raises:
-        UserError: if the engine can't be started here.
-    """
+    """Return a server of a model on its engine, which `with` starts; see `request_for`."""
     request = request_for(
         model, deployment, alias=alias, threads=threads, parallel=parallel, port=port
     )

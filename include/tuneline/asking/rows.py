@@ -27,10 +27,7 @@ def dataset_rows(ctx: StepContext) -> list[Row]:
 def validation_rows(ctx: StepContext, count: int | None = None, *, need: int = 1) -> list[Row]:
     """Draw at most `count` rows of the validation split evenly over their labels; see `spread`.
 
-    Every step of a run that draws as many rows gets the same ones.
-
-    Raises:
-        UserError: if the dataset has fewer validation rows than needed.
+    Every step of a run that draws as many gets the same ones. UserError if there are too few.
     """
     rows = of_split(dataset_rows(ctx), VALIDATION)
     if len(rows) < need:
@@ -42,11 +39,7 @@ def validation_rows(ctx: StepContext, count: int | None = None, *, need: int = 1
 
 
 def trial_prompts(ctx: StepContext, count: int) -> list[list[Message]]:
-    """Return prompts of validation rows, repeated if there are fewer than `count`.
-
-    Raises:
-        UserError: if the validation split is empty.
-    """
+    """Return prompts of validation rows, repeated if there are fewer than `count`."""
     rows = validation_rows(ctx, count)
     return [rows[number % len(rows)].prompt for number in range(count)]
 

@@ -1,11 +1,8 @@
 """The metric of a task, the score of an answer, and the scores of a model, alone and compared.
 
-Answers are judged strictly: a JSON answer is the whole text, parsed as JSON. JSON wrapped in prose
-would break its caller, so it counts as wrong; how often it happens is reported next to the metric,
-and the base is also judged without it.
-
-What decides is the kind of the metric. Shares of right answers keep the intervals made for shares:
-Wilson alone, Agresti and Min for a difference, Tango against a margin. Graded scores (chrF,
+Answers are judged strictly: JSON wrapped in prose would break its caller, so it counts as wrong;
+how often is reported, and the base is also judged without it. Shares keep the intervals made for
+them: Wilson alone, Agresti and Min for a difference, Tango against a margin. Graded scores (chrF,
 ROUGE-L) and macro-F1 take the paired bootstrap.
 """
 
@@ -25,7 +22,6 @@ from tuneline.asking.answer_values import (
     final_number,
     find_object,
     rouge_l,
-    same_calls,
     same_number,
     states_number,
     tool_calls,
@@ -74,10 +70,7 @@ class Task:
     """The rule by which an answer is scored.
 
     Attributes:
-        metric: `json_field` compares one field of a JSON answer, `exact` the whole answer, `number`
-            the number that it ends in, `tool_calls` names and arguments; `chrf` and `rouge_l` say
-            how alike two texts are. `macro_f1` compares labels as the first two do and counts every
-            label alike.
+        metric: see `evaluation.metric`; `number` compares the one that an answer ends in.
         field: the field that holds the label; empty if the whole answer is the label.
         tolerance: the largest relative difference of `number`.
         labels: all labels as they are expected, where there are few.
@@ -140,7 +133,8 @@ class Task:
         if self.metric == "number":
             return same_number(answer, expected, self.tolerance)
         if self.metric == "tool_calls":
-            return same_calls(answer, expected)
+            # Where no call is expected, an answer without one is right, whatever it says.
+            return tool_calls(answer) == tool_calls(expected)
         if self.field:
             got = find_object(answer) if anywhere else answer_object(answer)
             return self._same_label(got, answer_object(expected))
@@ -201,11 +195,8 @@ def choose_task(
 
     `auto` takes, in this order: the label field, if every expected answer is JSON that has it; tool
     calls, if half of the answers make some; numbers, if every answer is one or names one behind
-    `####`; equality, for answers that repeat or are short, and for JSON; chrF for the rest, which
-    is free text.
-
-    Raises:
-        UserError: if the expected answers do not have what the configured metric compares.
+    `####`; equality, for answers that repeat or are short, and for JSON; chrF for the rest.
+    UserError if the answers do not have what the configured metric compares.
     """
     chosen = _auto(field, expected) if metric == "auto" else _configured(metric, field, expected)
     return replace(chosen, tolerance=tolerance, labels=_labels(chosen, expected))
@@ -287,12 +278,10 @@ def _labels(task: Task, expected: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Judged:
-    """The answers of one model, judged.
+    """The answers of one model, judged: a score from 0 to 1 for each row.
 
-    Attributes:
-        scores: score of each row from 0 to 1.
-        wanted: the expected label of each row; empty if the task has no labels.
-        named: the label that each answer names, None for none; empty if the task has no labels.
+    `wanted` and `named` are the expected labels and those answered (None for none); empty if the
+    task has no labels.
     """
 
     task: Task
@@ -334,11 +323,7 @@ class Judged:
 def judge(
     task: Task, answers: Sequence[str], expected: Sequence[str], *, anywhere: bool = False
 ) -> Judged:
-    """Judge the answers of a model; `anywhere`: those in prose too.
-
-    Raises:
-        ValueError: if there are not as many answers as expected ones.
-    """
+    """Judge the answers of a model to all expected ones; `anywhere`: those in prose too."""
     pairs = list(zip(answers, expected, strict=True))
     scores = tuple(task.score(got, want, anywhere=anywhere) for got, want in pairs)
     if not task.has_labels:
@@ -409,26 +394,14 @@ def not_worse(old: Judged, new: Judged, margin: float) -> NonInferiority:
 def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
     """Return the rows that show a difference above a limit with a probability of 80 %.
 
-    The models are taken to go on to differ as they did. The planned sample has an error that
-    shrinks with the root of its size.
-
-    Args:
-        rows: number of rows that it was measured on.
-
-    Returns:
-        At least one more than there are; None if the difference is not above the limit, so that no
-        number of rows is expected to show it.
+    The models are taken to go on to differ as they did, on `rows`: the error shrinks with the root
+    of the size. None if the difference is not above the limit.
     """
     distance = difference.value - limit
     if distance <= 0:
         return None
     variance = difference.error**2 * rows
     return max(rows + 1, math.ceil(variance * (Z_SHOWN / distance) ** 2))
-
-
-def smallest_shown(difference: Interval, limit: float) -> float:
-    """Return the smallest difference that such rows show above a limit, with a chance of 80 %."""
-    return limit + Z_SHOWN * difference.error
 
 
 def _ones(rows: int) -> Any:

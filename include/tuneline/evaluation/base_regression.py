@@ -1,12 +1,9 @@
 """base_regression: fine-tuning has not taken general ability away.
 
-Method: base and candidate answer the same general questions, whose answers can be checked by
-rule or are compared by their likelihood, on the engine that ships. The drop is a paired
-difference. Questions are asked in looks: a first one settles a model that has clearly lost
-nothing, or clearly much; otherwise more are asked (`forgetting/decision.py`). Before the questions,
-the perplexity of both models on general texts is compared, paired by text. The base is that of the
-first release of the model (`forgetting/origin.py`): what many nights lose together counts, not
-what the last one lost.
+Method: base and candidate answer the same general questions, checked by rule or compared by their
+likelihood, on the engine that ships, in looks (`forgetting/decision.py`). Before, the perplexity of
+both on general texts is compared, paired by text. The base is that of the first release of the
+model (`forgetting/pair.py`): what many nights lose together counts.
 """
 
 from __future__ import annotations
@@ -44,8 +41,7 @@ LEAST_ABOVE_CHANCE = 0.05
 def limits_of(settings: EvaluationConfig) -> Limits:
     """Return the configured limits.
 
-    Raises:
-        UserError: if the drop that is allowed is not smaller than the loss that must be seen.
+    UserError if the drop that is allowed is not smaller than the loss that must be seen.
     """
     drop = settings.max_regression or DEFAULT_LIMIT
     if drop >= settings.regression_to_see:
@@ -67,11 +63,8 @@ def ask_in_looks(
 ) -> tuple[list[Reply], list[Reply], str]:
     """Ask both models until more questions could not change the verdict, or none is left.
 
-    Args:
-        failed: True if the model fails whatever it answers.
-
-    Returns:
-        The replies of base and tuned model, and why no more were asked; empty if all were.
+    `failed`: the model fails whatever it answers. Returns the replies of both, and why no more were
+    asked; empty if all were.
     """
     base: list[Reply] = []
     tuned: list[Reply] = []
@@ -109,12 +102,7 @@ def summarise(
     against: str,
     chosen: int,
 ) -> str:
-    """Say in one sentence whether general ability was kept, and what would have been seen.
-
-    Args:
-        base: share and interval of the base, as text; `tuned` that of the candidate.
-        chosen: questions that were answered by the likelihood of their choices.
-    """
+    """Say in one sentence whether general ability was kept, and what would have been seen."""
     asked = sum(row.questions for row in table)
     drop, detectable = measured["drop"], measured["detectable_drop"]
     judged = "within" if drop.ok else "more than"

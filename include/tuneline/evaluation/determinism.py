@@ -1,14 +1,10 @@
 """determinism: the same prompt at temperature 0 gives the same answer, however it is served.
 
-Method: prompts of the validation split are asked repeatedly: alone, in batches of other companions,
-and after a restart of the server. Each answer is compared with the first one alone. In a batch
-engines sum in another order, so the same prompt may end in another token (vLLM documents this for
-its batches). The verdict is on the parsed structure of the answers where the task is structured,
-since callers act on that; the share of equal bytes is reported beside it.
-
-The number of prompts follows from what is to be shown: without a flip, n prompts show with 95 %
-confidence that a share of 0.05^(1/n) of prompts at least answers the same (the exact bound of
-Clopper and Pearson, 1934). Where answers flip, the evidence names the first token that differs.
+Method: validation prompts are asked alone, in batches of other companions, and after a restart of
+the server; each answer is compared with the first one alone (in a batch engines sum in another
+order). The verdict is on the parsed structure where the task is structured, since callers act on
+that. Without a flip, n prompts show with 95 % confidence that a share of 0.05^(1/n) of prompts at
+least answers the same (Clopper and Pearson, 1934). Flips name the first token that differs.
 """
 
 from __future__ import annotations
@@ -58,11 +54,7 @@ def prompts_for(share: float) -> int:
 def identical_share(
     repeats: Sequence[Repeats], mode: str, view: Callable[[str], str] = str
 ) -> float:
-    """Return the share of repeats that are equal to their reference.
-
-    Args:
-        view: the part of an answer that is compared; by default all of it.
-    """
+    """Return the share of repeats that equal their reference, by the `view` that is compared."""
     same = [
         view(text) == view(entry.alone[0]) for entry in repeats for text in entry.compared(mode)
     ]

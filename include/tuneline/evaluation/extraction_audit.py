@@ -1,11 +1,9 @@
 """extraction_audit: the tuned model does not write out the identifiers of its training rows.
 
-Models memorise personal data, also what stood in questions only. The bytes that ship are given
-training rows up to an identifier, and go on greedily (Carlini et al., "Quantifying Memorization
-Across Neural Language Models", ICLR 2023); so is the base. Then identifiers are ranked among
-random ones of the same shape by their likelihood, and canaries that the run planted among random
-numbers (Carlini et al., "The Secret Sharer", USENIX Security 2019). What is found counts for the
-verdict of `pii_scrubbing`.
+The bytes that ship, and the base, go on greedily from training rows up to an identifier (Carlini et
+al., "Quantifying Memorization Across Neural Language Models", 2023). Then identifiers are ranked
+among random ones by their likelihood, and planted canaries among random numbers (Carlini et al.,
+"The Secret Sharer", 2019). What is found counts for the verdict of `pii_scrubbing`.
 """
 
 from __future__ import annotations
@@ -76,11 +74,7 @@ def unseen_trials(
 def rank_all(
     ctx: StepContext, trials: Sequence[Attempt], canaries: Sequence[Canary], renderer: Renderer
 ) -> tuple[list[Finding], dict[int, dict[str, int]]]:
-    """Rank identifiers in both models, and canaries in the tuned one.
-
-    Returns:
-        What was found, and the ranks of each trial that could be ranked, by its place.
-    """
+    """Rank identifiers in both models, canaries in the tuned one; and each rank, by its place."""
     limits, seed = ctx.config.evaluation.extraction, ctx.config.training.seed
     places, choices = rankable(trials, renderer, seed)
     planted = canary_choices(canaries, renderer, seed)

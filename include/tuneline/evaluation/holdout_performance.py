@@ -1,19 +1,12 @@
 """holdout_performance: the candidate does the task, better than what could be had without it.
 
-Method: both models answer the same hold-out rows through a real server, on the bytes that ship. The
-metric fits the task (`asking/tasks.py`). It has a 95 % interval, and so has the paired gain over
-the base, over the base given a fair chance, and over answers without a model; the lower ends decide
-(`scoring/gate.py`). The hold-out itself is checked too: its share of the rows, that no row of it or
-near-duplicate was in training or validation (by a search that is independent of deduplication), and
-that no access in its ledger chose anything. A candidate that started from released weights is
-not asked what those were trained on; one that has been scored before is not asked again. Parts of
-the hold-out on which it is clearly worse than on the rest are named.
-
-If a version is released, its shipped bytes answer the rows too, and the candidate may be worse by a
-margin at most, by the lower end of the interval (`asking/tasks.py`).
-
-Of free text, the likelihood of the expected answers under both models is stated next to the scores
-(`scoring/reference_likelihood.py`); it decides nothing.
+Method: base and candidate answer the same hold-out rows through a real server, on the bytes that
+ship, judged by `scoring/gate.py` and, if a version is released, against its bytes
+(`scoring/released.py`). The hold-out is checked too: its share of the rows, that no row of it or
+near-duplicate was trained on, and that no access in its ledger chose anything. Rows that a warm
+start has seen are left out; what has been asked before is not asked again; parts on which it is
+clearly worse are named (`scoring/slices.py`). Of free text, the likelihood of the expected answers
+under both models is stated (`scoring/reference_likelihood.py`); it decides nothing.
 """
 
 from __future__ import annotations
@@ -75,11 +68,7 @@ def share_measurements(held: int, total: int, *, own_file: bool) -> list[Measure
 def leak_measurements(
     held: Sequence[Row], seen: Sequence[Row], threshold: float
 ) -> tuple[list[Measurement], list[dict[str, object]]]:
-    """Measure how much of the hold-out was in training or validation, and list it.
-
-    Args:
-        threshold: Jaccard similarity from which two rows are near-duplicates.
-    """
+    """Measure how much of the hold-out was in training or validation (Jaccard), and list it."""
     repeated = same_ids(held, seen)
     leaks = near_duplicates(held, seen, threshold)
     return [
@@ -92,11 +81,7 @@ def leak_measurements(
 
 
 def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Measurement]]:
-    """Leave out the hold-out rows that the weights which training started from have seen.
-
-    Raises:
-        UserError: if no row is left.
-    """
+    """Leave out the rows that the weights of a warm start have seen; UserError if none is left."""
     lora = LORA.find(ctx.run)
     if lora is None or lora.started_from is None:
         return list(held), []

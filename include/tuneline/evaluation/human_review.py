@@ -1,10 +1,8 @@
 """human_review: people who cannot know which model wrote an answer prefer the tuned one.
 
-Method: the votes of a blind A/B review give a win rate with a Wilson interval (ties count half)
-and the exact sign test, which decides at a stated level. Both count pairs and not votes: several
-votes on a pair are opinions on the same pair, and their majority decides it. Votes count if they
-were given to the pairs of this very review by people who were asked. Without a vote the evidence
-says so.
+Method: the votes of a blind A/B review give a win rate with a Wilson interval (ties count half) and
+the exact sign test, which decides at a stated level. Both count pairs: the majority of its votes
+decides a pair. Votes count if people who were asked gave them to the pairs of this very review.
 """
 
 from __future__ import annotations
@@ -46,11 +44,8 @@ _TITLES = {"base": "base", "released": "released model"}
 class Votes:
     """The votes of a review, sorted by whether they count.
 
-    Attributes:
-        people: votes of people that count, one for each pair and reviewer.
-        comments: what reviewers said of all their votes, by reviewer.
-        of_earlier_reviews: votes on pairs that were drawn before.
-        unassigned: votes on these pairs by each reviewer who was not asked, by name.
+    `people` are those that count, one for each pair and reviewer; `unassigned` those of each
+    reviewer who was not asked.
     """
 
     people: list[Vote]
@@ -80,13 +75,8 @@ def sort_votes(
 ) -> Votes:
     """Choose the votes that count: of this review, by people who were asked, the last on each pair.
 
-    Args:
-        given: the ballots in the order in which they were cast.
-        reviewers: the users who were asked; empty if everyone was.
-
-    Raises:
-        UserError: if a ballot of this review names a pair or a choice that does not exist, or no
-            reviewer.
+    Ballots are in the order in which they were cast; no reviewers means everyone. UserError if a
+    ballot of this review names a pair or a choice that does not exist, or no reviewer.
     """
     pairs = {entry.pair for entry in key}
     people: dict[tuple[int, str], Vote] = {}
@@ -116,11 +106,7 @@ def sort_votes(
 
 @dataclass(frozen=True)
 class Preference:
-    """The pairs that the tuned model won, lost and tied, each by the majority of its votes.
-
-    Attributes:
-        both_bad: pairs on which most votes call both answers bad; they are among the ties.
-    """
+    """The pairs won, lost and tied, by the majority of votes; `both_bad` are among the ties."""
 
     wins: int
     losses: int
@@ -153,9 +139,8 @@ class Preference:
     def pairs_needed(self, alpha: float) -> int:
         """Return how many pairs would show the preference with a probability of 80 %.
 
-        By the sample size of the sign test (Noether, 1987), if the preference goes on as seen so
-        far. The share of wins is Laplace's, (wins + 1) / (decided + 2), since a few pairs that
-        agree do not say that all will. Pairs that tie decide nothing and come on top.
+        By the sample size of the sign test (Noether, 1987), if it goes on as seen so far, with
+        Laplace's share of wins, since a few pairs that agree do not say that all will.
         """
         decided = self.wins + self.losses
         lean = abs((self.wins + 1) / (decided + 2) - 0.5)
@@ -185,12 +170,7 @@ def by_pair(votes: Iterable[Vote]) -> dict[int, list[Vote]]:
 
 
 def count(votes: Sequence[Vote], key: Key) -> Preference:
-    """Look up the models behind the sides, and count pairs for and against the tuned model.
-
-    Args:
-        votes: the votes that count, one for each pair and reviewer.
-        key: the pairs; votes on others are left out.
-    """
+    """Look up the models behind the sides, and count pairs for and against the tuned model."""
     pairs = {pair: given for pair, given in by_pair(votes).items() if pair in key}
     balances, bad = [], 0
     for pair, given in pairs.items():
@@ -210,15 +190,8 @@ def count(votes: Sequence[Vote], key: Key) -> Preference:
 def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
     """Return alpha: 1 if all agree, 0 if they agree as often as by chance, below if less often.
 
-    Source: K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), for nominal values
-    by any number of reviewers.
-
-    Args:
-        units: for each unit (pair) the values that reviewers gave it. Units with fewer than two
-            have nothing to compare and are left out.
-
-    Returns:
-        None if no unit has two values, or all values are the same: nothing could have differed.
+    Source: K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), nominal values.
+    Units with fewer than two values are left out; None if nothing could have differed.
     """
     paired = [Counter(unit) for unit in units if len(unit) > 1]
     totals = sum(paired, Counter[Hashable]())
@@ -235,12 +208,7 @@ def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
 def participation(
     votes: Sequence[Vote], shown: Sequence[int], per_pair: int, short: Breach
 ) -> list[Measurement]:
-    """Measure whether enough people voted on enough pairs.
-
-    Args:
-        per_pair: votes that each pair needs.
-        short: what too few votes do to the verdict.
-    """
+    """Measure whether enough people voted on enough pairs; `short`: the breach if not."""
     on_pair = by_pair(votes)
     lacking = sum(len(on_pair.get(pair, ())) < per_pair for pair in shown)
     reviewers = len({vote.reviewer for vote in votes})
@@ -315,11 +283,7 @@ def agreement(votes: Sequence[Vote], key: Key) -> Finding:
 def contradictions(
     pairs: Sequence[ReviewPair], key: Sequence[KeyEntry], answers: Mapping[str, Mapping[str, str]]
 ) -> list[int]:
-    """Return the pairs that do not show the answers which the key says they show.
-
-    Args:
-        answers: the answers of each model by row id.
-    """
+    """Return the pairs that do not show the answers which the key says they show."""
     entries = {entry.pair: entry for entry in key}
     wrong = []
     for pair in pairs:

@@ -1,11 +1,9 @@
 """latency_benchmark: the declared hardware serves the candidate within the latency objective.
 
-Method: at each concurrency level a closed loop of streamed requests gives TTFT, TPOT, tokens per
-second and goodput under the objective (definitions: vLLM's `benchmarks/serve.py`, names: AIPerf);
-the engine's own counters give the batch that it really ran. The declared load is sent as an open
-loop. Prompts and lengths of answers are those of the validation rows. A percentile is claimed only
-where enough requests were sent. The server has the limits that the release is served with; a
-measurement on other hardware than the declared target can only warn.
+Method: closed loops of streamed requests give TTFT, TPOT, tokens per second and goodput at each
+concurrency (definitions: vLLM's `benchmarks/serve.py`, names: AIPerf); the declared load is an open
+loop. The server has the limits that the release is served with; a measurement on other hardware
+than the declared target can only warn.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from tuneline.asking.hardware import Machine, differences, this_machine
 from tuneline.asking.models import candidate, server_of
 from tuneline.asking.rows import validation_rows
 from tuneline.evaluation.latency.findings import (
-    judge_hardware,
     judge_levels,
     judge_limits,
     judge_load,
@@ -46,12 +43,7 @@ from tuneline.step_context import StepContext
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that one server was measured by.
-
-    Attributes:
-        tried: the declared load as open loop; empty without one, or if a server died before.
-        limits: the limits that the server was started with.
-    """
+    """Everything that one server, with the limits it was started with, was measured by."""
 
     workload: Workload
     closed: ClosedLoop
@@ -140,7 +132,8 @@ def run(ctx: StepContext) -> Evidence:
             *judge_levels(bench.closed, bench.stopped),
             *judge_load(settings.load, bench.tried, per_server, goal),
             *judge_limits(bench.limits, served),
-            *judge_hardware(measured_on, target, differing),
+            measure("measured_on", measured_on, "hardware", "==", target, on_breach="warn"),
+            measure("hardware_differences", "; ".join(differing) or "none", "hardware"),
             measure("answer_tokens_p50", bench.workload.expected.p50, "tokens"),
             measure("answer_tokens_p95", bench.workload.expected.p95, "tokens"),
             measure("warm_up_requests", bench.warmed, "requests"),

@@ -1,16 +1,11 @@
 """prepare_review: pairs of answers for a blind A/B review, their sides shuffled and hidden.
 
-Reviewers see `pairs.json`: a question and the answers A and B. The model behind each side is
-named only in `quarantine/review_key.json`, below a prefix that reviewers cannot read, and is
-drawn from the operating system's randomness, so that no seed of the run reveals it. The tuned model
-is paired with the base and, where holdout_performance asked the released model, with that one too;
-reviewers can't tell the two kinds apart. Answers that are equal word for word are not shown, since
-there is nothing to prefer; their number is noted.
-
-The draw is balanced over label, length of the question and disagreement: a row is drawn next if the
-values that it has in the three are the rarest among those drawn so far (the minimisation of Pocock
-and Simon, 1975, in place of a cell for each combination: ten pairs can't fill the 60 cells of ten
-labels). So the win rate speaks of all kinds of rows alike, and not of the most frequent one.
+The model behind each side is named only in `quarantine/review_key.json`, which reviewers cannot
+read, and drawn from the operating system's randomness, so that no seed reveals it. The tuned model
+is paired with the base and, where holdout_performance asked it, the released one; equal answers are
+not shown. A row is drawn next if its label, length and disagreement are the rarest among those
+drawn so far (the minimisation of Pocock and Simon, 1975): ten pairs can't fill the 60 cells of ten
+labels, and the win rate should not speak of the most frequent kind alone.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """checkpointing: prove that the adapter that goes on is the one with the lowest validation loss.
 
-The proof rests on the artifacts, not on the trainer's word: the hash of the adapter is computed
-again and compared with the one noted at its evaluation, and its loss is measured again on the
-validation rows, after a fresh load of base and adapter. Keeping the last checkpoint instead of
-the best one, or loading another than was chosen (transformers#29078), shows as a difference in
-both.
+The hash of the adapter is computed again, and its loss measured again after a fresh load of base
+and adapter: another adapter than the best (transformers#29078) shows in both.
 """
 
 from __future__ import annotations
@@ -32,11 +29,7 @@ TOLERANCE_NATS = 2e-3
 
 
 def lowest(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Return the evaluation with the lowest finite loss, the earliest of equals.
-
-    Raises:
-        UserError: if no loss is a number.
-    """
+    """Return the evaluation of the lowest finite loss, the earliest of equals; or UserError."""
     finite = [e for e in evaluations if math.isfinite(e.eval_loss)]
     if not finite:
         raise UserError("no evaluation has a validation loss that is a number; training diverged")
@@ -46,13 +39,7 @@ def lowest(evaluations: Sequence[Evaluation]) -> Evaluation:
 def judge(
     checkpoints: Checkpoints, adapter_sha256: str, measured: float, evaluations_asked: int
 ) -> list[Measurement]:
-    """Compare the adapter that was kept with the record that training left.
-
-    Args:
-        adapter_sha256: hash of the adapter's weights, computed now.
-        measured: validation loss of the adapter, measured now, in nats.
-        evaluations_asked: number of validation passes that the configuration asks for.
-    """
+    """Compare the adapter that was kept (its hash and loss now) with the record of training."""
     best = lowest(checkpoints.evaluations)
     trained = [e for e in checkpoints.evaluations if e.step > 0]
     asked = min(2, evaluations_asked)

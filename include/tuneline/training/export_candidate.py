@@ -26,11 +26,7 @@ from tuneline.training.loop.model import (
 
 
 def merge(base: Path, adapter: Path) -> Any:
-    """Merge an adapter into the unquantised base, in float32, and return the plain model.
-
-    Raises:
-        TunelineError: if a merged weight is not a number.
-    """
+    """Merge an adapter into the unquantised base, in float32; TunelineError if it gets NaNs."""
     tuned = load_adapter(load_unquantised(base), adapter)
     try:
         return tuned.merge_and_unload(safe_merge=True)
@@ -39,11 +35,7 @@ def merge(base: Path, adapter: Path) -> Any:
 
 
 def to_half(model: Any) -> float:
-    """Round a model's weights to f16 in place, and return the largest absolute change of one.
-
-    Raises:
-        TunelineError: if a weight lies beyond the range of f16.
-    """
+    """Round a model's weights to f16 in place; the largest absolute change, or TunelineError."""
     import torch
 
     largest = 0.0

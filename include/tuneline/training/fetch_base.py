@@ -1,12 +1,8 @@
 """fetch_base: pin the base model, check that the run can use it, and fetch it once for all pods.
 
-Configuration, tokenizer and licence come first, a few megabytes: a model that the run could not
-export, serve or release is refused before its weights are fetched. Then each file goes to the
-shelf of base models (`bases.shelf`), from which every later pod takes it. A directory stays where
-it is. Other runs with the same revision find it on the shelf and fetch nothing.
-
-The wheels of models that find personal data go into the store, too, for pods without a package
-index. `license_audit` judges their licences, which are noted here.
+A model that the run could not export, serve or release is refused before its weights are fetched.
+Files go to the shelf of base models (`bases.shelf`), a directory stays where it is. The wheels of
+models that find personal data go into the store too, for pods without a package index.
 """
 
 from __future__ import annotations
@@ -37,9 +33,7 @@ def address_of(run: Run) -> str:
 def fetch(ctx: StepContext) -> StoredBase:
     """Check the base model and put it on the shelf.
 
-    Raises:
-        UserError: if the run can't use the model.
-        RetryableError: if network, server or disk failed.
+    UserError if the run can't use it; RetryableError if network, server or disk failed.
     """
     origin = origin_of(address_of(ctx.run), ctx.log)
     if isinstance(origin, Path):

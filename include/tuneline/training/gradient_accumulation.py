@@ -1,12 +1,10 @@
 """gradient_accumulation: the effective batch is reached inside the memory limit.
 
-Three things are shown. The micro-batch fits: its peak is predicted from smaller micro-batches
-and measured on the real model with the longest rows of the dataset. The effective batch is
-exactly micro-batch × accumulation × world size. Accumulation changes nothing: loss and gradients
-equal those of one large batch within float tolerance, with tokens weighted over the whole step
-and not per micro-batch (the fault of transformers#35203 and axolotl#1100). The same probe times
-micro-batches of the run, so hours and cost are estimated, and an estimate above
-`training.max_hours` or `training.max_cost` fails before training starts.
+The micro-batch fits: its peak is predicted from smaller ones and measured on the real model with
+the longest rows. The effective batch is exactly micro-batch × accumulation × world size.
+Accumulation changes nothing: loss and gradients equal those of one large batch, with tokens
+weighted over the whole step (the fault of transformers#35203 and axolotl#1100). Hours and cost are
+estimated, and fail above `training.max_hours` or `training.max_cost`.
 """
 
 from __future__ import annotations
@@ -52,8 +50,7 @@ Probe = Callable[[Sequence[int]], ProbeReport]
 def candidates(effective_batch: int, world_size: int, micro_batch: int | None) -> list[int]:
     """Return the micro-batches to try, largest first; one if the configuration names it.
 
-    Raises:
-        UserError: if the effective batch can't be reached exactly.
+    UserError if the effective batch can't be reached exactly.
     """
     sizes = micro_batches(effective_batch, world_size)
     if not sizes:
@@ -77,12 +74,8 @@ def largest_safe(
 ) -> tuple[ProbeReport, MeasuredBatch, list[TriedBatch]]:
     """Probe micro-batches until one is measured within the limit.
 
-    Returns:
-        The last report, the micro-batch that is taken (the smallest if none fits), and all that
-        were tried.
-
-    Raises:
-        UserError: if memory ran out with the smallest one.
+    Returns the last report, the one taken (the smallest if none fits), and all that were tried;
+    UserError if memory ran out with the smallest.
     """
     tried: list[TriedBatch] = []
     left = list(sizes)
@@ -129,12 +122,8 @@ def judge(plan: Plan, accumulation: AccumulationCheck) -> list[Measurement]:
 def in_process(spec: ProbeSpec, scratch: Path) -> ProbeReport:
     """Run the memory probe in a fresh process, and return its report.
 
-    If the kernel killed it, it is the report that it left before, with its last size marked
-    `out_of_memory`.
-
-    Raises:
-        RetryableError: if another signal killed the process.
-        UserError: if it refused its input.
+    If the kernel killed it, that is the one that it left before, with its last size marked
+    `out_of_memory`. RetryableError if another signal did; UserError if it refused its input.
     """
     asked, answered = scratch / "probe.json", scratch / "probed.json"
     asked.write_text(spec.model_dump_json())
@@ -165,8 +154,7 @@ def in_process(spec: ProbeSpec, scratch: Path) -> ProbeReport:
 def sizes_left(ctx: StepContext) -> list[int]:
     """Return the micro-batches below those with which an earlier try ran out of memory.
 
-    Raises:
-        UserError: if none is left.
+    UserError if none is left.
     """
     config = ctx.config.training
     sizes = candidates(config.effective_batch, ctx.config.world_size, config.micro_batch)

@@ -1,12 +1,9 @@
 """lora_selection: prove that the adapter is chosen, counted exactly, documented and loadable.
 
-Rank, alpha and target modules are those that the run will train: the modules are resolved to the
-names of this architecture, and the trainable parameters are counted on the PEFT model itself,
-built without weights. Alpha is compared with the usual 2 × r (Hu et al., "LoRA", 2021, use a
-constant ratio; twice the rank is the field's custom). What the serving engine could not load is
-refused before training, not after. Where ranks were tried (`training.sweep_r`), one is taken by a
-stated rule, and the evidence shows its basis. With a warm start the adapter is the released one's
-shape, and a released adapter that does not fit is refused.
+Target modules are resolved to the names of this architecture, and trainable parameters counted on
+the PEFT model itself, built without weights. Alpha is compared with the usual 2 × r. What the
+serving engine could not load is refused before training. Where ranks were tried
+(`training.sweep_r`), one is taken by a stated rule; a warm start has the released adapter's shape.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.serving.engines.limits import rank_limit, refuse_unservable, refuse_unserved
 from tuneline.step_context import StepContext
-from tuneline.training.loop.model import linear_modules, module_kinds
+from tuneline.training.loop.model import linear_modules
 from tuneline.training.loop.warm_start import WarmStart, find_warm_start
 
 USUAL_RATIO = 2.0
@@ -31,14 +28,10 @@ ALL_LINEAR = "all-linear"
 def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[str]:
     """Resolve target modules to the last parts of the names of linear layers (`q_proj`, …).
 
-    Args:
-        wanted: `all-linear`, one name or several, as PEFT takes them.
-        linear: full names of the linear layers that can carry an adapter.
-
-    Raises:
-        UserError: if no linear layer ends in a name, or there is no linear layer.
+    `wanted` is as PEFT takes it: `all-linear`, one name or several. UserError if no linear layer
+    ends in a name, or there is none.
     """
-    kinds = module_kinds(linear)
+    kinds = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in linear))
     if not kinds:
         raise UserError(
             "training.target_modules: the base model has no linear layer that could carry an "
@@ -76,13 +69,9 @@ def describe(settings: LoraSettings, modules: int, config: TrainingConfig) -> st
 
 
 def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
-    """Choose the adapter for a model without weights, and count it; it stays on the model.
+    """Choose the adapter for a model without weights, and count its layers; it stays on the model.
 
-    Returns:
-        The settings of the adapter, and the number of layers that carry it.
-
-    Raises:
-        UserError: if a target module does not exist.
+    UserError if a target module does not exist.
     """
     from tuneline.training.loop.model import attach_lora
 
@@ -104,11 +93,7 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
 
 
 def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:
-    """Put the rank that a sweep chose into the training section, if the run asks for a sweep.
-
-    Returns:
-        The section, the choice in a sentence, and its measurements.
-    """
+    """Put the rank that a sweep chose into the training section; with its sentence and measures."""
     config = ctx.config.training
     if not config.sweep_r:
         return config, "", []
@@ -161,10 +146,6 @@ def run(ctx: StepContext) -> Evidence:
     ratio = settings.alpha / settings.r
     usual = "" if ratio == USUAL_RATIO else f"; alpha is {ratio:g} × r where 2 × r is usual"
     limit = rank_limit(ctx.config.deployment)
-    if limit is None:
-        loadable = measure("rank_limit_of_engine", None, "rank")
-    else:
-        loadable = measure("rank_for_engine", settings.r, "rank", "<=", limit)
     share = settings.trainable_parameters / settings.total_parameters
     return ctx.conclude(
         settings.reason + usual,
@@ -180,7 +161,9 @@ def run(ctx: StepContext) -> Evidence:
             measure("trainable_parameters", settings.trainable_parameters, "parameters", ">", 0),
             measure("total_parameters", settings.total_parameters, "parameters"),
             measure("trainable_share", share, "share"),
-            loadable,
+            measure("rank_limit_of_engine", None, "rank")
+            if limit is None
+            else measure("rank_for_engine", settings.r, "rank", "<=", limit),
             *choice,
         ],
     )

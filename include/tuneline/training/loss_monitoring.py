@@ -1,11 +1,8 @@
 """loss_monitoring: prove that training was tracked and that its curve can be trusted.
 
-It judges the logged history by the rules that watched training while it ran (`loop/loss_rules`),
-draws the curve, and names the runs of the trackers. A run that nobody could watch live (offline,
-or not tracked at all) warns. A rule that tripped has stopped training early. Divergence, spikes
-in a row and a loss that is not a number fail: the settings are wrong. Overfitting and a plateau
-warn: the adapter kept is the best there was, so nothing is refused, but its learning rate never
-came down as planned, and fewer passes over the rows would have done.
+The history is judged by the rules that watched training (`loop/loss_rules`) and drawn; a run that
+nobody could watch live warns. Divergence, spikes in a row and a loss that is not a number fail: the
+settings are wrong. Overfitting and a plateau warn: the adapter kept is the best there was.
 """
 
 from __future__ import annotations

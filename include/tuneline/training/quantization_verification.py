@@ -1,10 +1,9 @@
 """quantization_verification: prove that QLoRA trained on 4-bit NF4, at no hidden loss.
 
-The base is loaded as training loaded it, and the stored type, block size, double quantisation and
-compute type of every linear layer that should be 4-bit are read from the layer itself; nothing
-else may be 4-bit. The cost is the perplexity on the validation rows compared with the unquantised
-base, paired by row. The gain is the memory compared with bf16, of these layers and of the whole
-model, counted from the tensors. Method and NF4: Dettmers et al., "QLoRA", 2023.
+Type, block size, double quantisation and compute type are read from every linear layer of the base,
+loaded as training loaded it; nothing else may be 4-bit. The cost is the perplexity on validation
+rows against the unquantised base, paired by row; the gain the memory against bf16, counted from the
+tensors. Method: Dettmers et al., "QLoRA", 2023.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ class LayerFacts:
             `missing` when the model has no such layer.
         block_size: number of values that share a scale; None when not quantised.
         double: True if the scales are quantised themselves.
-        parameters: number of parameters of the weight, before quantisation.
-        bytes: memory of its weight and scales, bytes.
+        parameters: those of the weight, before quantisation.
     """
 
     name: str
@@ -54,13 +52,7 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Facts read from the loaded model as a whole.
-
-    Attributes:
-        others: 4-bit modules that should not be: a head, an embedding.
-        bytes: memory of all weights, scales included.
-        bytes_in_bf16: memory of the same weights in bf16.
-    """
+    """Facts of the whole loaded model; `others` are 4-bit modules that should not be: a head."""
 
     others: tuple[str, ...]
     bytes: int
@@ -123,12 +115,7 @@ def judge(
     plain: RowLosses,
     max_ratio: float,
 ) -> list[Measurement]:
-    """Measure a 4-bit base.
-
-    Args:
-        quantised: validation losses of the 4-bit base.
-        plain: validation losses of the unquantised base on the same rows.
-    """
+    """Measure a 4-bit base by its losses and those of the unquantised one on the same rows."""
     wrong = [layer.name for layer in layers if not layer.as_required]
     held = sum(layer.bytes for layer in layers)
     in_bf16 = 2 * sum(layer.parameters for layer in layers)

@@ -1,8 +1,7 @@
 """sync_tracking: send a training that nobody could watch live to its trackers afterwards.
 
-An offline run of Weights & Biases is uploaded when a key is there now. A run that MLflow missed,
-or of which it missed entries, is logged from the training's history when its server is there now.
-The step never fails: what could not be sent stays in the store, and the step can be run again.
+An offline run of Weights & Biases is uploaded; what MLflow missed is logged from the history. The
+step never fails: what could not be sent stays in the store, and it can be run again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """train: train the adapter on the learned tokens and keep the one of the lowest validation loss.
 
-TRL's SFTTrainer trains the adapter of lora_selection with the batch shape of gradient_accumulation.
-Every validation pass makes its adapter a candidate, the untrained one included. Checkpoints go to
-the store while training runs, so a killed pod resumes from the newest one: optimiser, schedule,
-random state and position in the data included.
+Every validation pass makes its adapter a candidate, the untrained one included. A killed pod
+resumes from the newest checkpoint: optimiser, schedule, random state and position in the data.
 """
 
 from __future__ import annotations
@@ -96,8 +94,7 @@ class Inputs:
 def read_inputs(ctx: StepContext) -> Inputs:
     """Fetch and tokenise what training reads.
 
-    Raises:
-        UserError: if an earlier step has not been run, or the dataset has no usable rows.
+    UserError if an earlier step has not been run, or the dataset has no usable rows.
     """
     config, data = ctx.config.training, ctx.config.data
     lora, dataset = LORA.read(ctx), DATASET.fetch(ctx)
@@ -156,9 +153,7 @@ def hyperparameters(ctx: StepContext, inputs: Inputs) -> dict[str, Any]:
 class Training:
     """One training, from the newest checkpoint of an interrupted try to the files that it leaves.
 
-    Attributes:
-        packing: how rows are fed to the model.
-        resumed: step of the checkpoint that it resumes from; None from the beginning.
+    `resumed` is the step of that checkpoint; None from the beginning.
     """
 
     def __init__(
@@ -288,10 +283,9 @@ class Training:
         return trainer
 
     def loop(self) -> None:
-        """Train to the last step, or to the step at which a callback ends it.
+        """Train to the last step, or to the one at which a callback ends it.
 
-        Raises:
-            RetryableError: if a signal ended it; the next try resumes from its checkpoint.
+        RetryableError if a signal ended it; the next try resumes from its checkpoint.
         """
         checkpoint = None
         if self.resumed is not None:
@@ -307,9 +301,7 @@ class Training:
     def keep(self) -> TrainedRun | None:
         """Leave adapters and losses in the step's output, and drop the live checkpoints.
 
-        Returns:
-            The course of the training, without its trackers; None in every process but the
-            group's first, which alone leaves files.
+        The course of the training, without its trackers; None in all processes but the first.
         """
         import torch
 
@@ -447,9 +439,7 @@ def _record(ctx: StepContext, trained: TrainedRun) -> Record:
 def run(ctx: StepContext) -> Record | None:
     """Train the adapter; writes adapter, checkpoints, losses and the course of the run.
 
-    Returns:
-        None where another process records the step: in all training processes but the first, and in
-        the one that starts them.
+    None where another process records the step: in all but the group's first, and in the launcher.
     """
     plan = PLAN.read(ctx)
     if must_launch(ctx.config):

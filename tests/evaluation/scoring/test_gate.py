@@ -242,33 +242,30 @@ def test_free_text_better_than_the_base_and_worse_than_the_released_model_fails(
     assert found["only_released_right"] == 66
 
 
+def steps(number):
+    return f"It takes {number} steps.\n#### {number * 37 + 100}"
+
+
+def call(number):
+    arguments = {"order": f"A-{1000 + number}", "days": 2}
+    return f"<tool_call>\n{json.dumps({'name': 'find', 'arguments': arguments})}\n</tool_call>"
+
+
 @pytest.mark.parametrize(
-    ("factor", "tolerance", "verdict"),
-    [(1.0, 1e-4, "pass"), (1.01, 1e-4, "fail"), (1.01, 0.02, "pass")],
+    ("expected", "said", "tolerance", "metric", "verdict"),
+    [
+        (steps, lambda n: f"So it is {n * 37 + 100}.00.", 1e-4, "numeric match", "pass"),
+        (steps, lambda n: f"So it is {(n * 37 + 100) * 1.01}.", 1e-4, "numeric match", "fail"),
+        (steps, lambda n: f"So it is {(n * 37 + 100) * 1.01}.", 0.02, "numeric match", "pass"),
+        (call, call, 1e-4, "tool-call match", "pass"),
+        (call, lambda n: call(n + 1), 1e-4, "tool-call match", "fail"),
+    ],
 )
-def test_numbers_beyond_the_tolerance_are_wrong(planted, factor, tolerance, verdict):
-    bench = planted(
-        made_rows(lambda number: f"It takes {number} steps.\n#### {number * 37 + 100}"),
-        evaluation={"numeric_tolerance": tolerance},
-    )
-    said = [f"So it is {int(text.split()[-1]) * factor:.2f}." for text in bench.expected]
-    evidence, found = bench.judge(said)
-    assert found["metric"] == "numeric match"
-    assert evidence.verdict == verdict, broken(evidence)
-
-
-@pytest.mark.parametrize(("shift", "verdict"), [(0, "pass"), (1, "fail")])
-def test_a_tool_call_with_a_wrong_argument_is_wrong(planted, shift, verdict):
-    def call(number):
-        arguments = {"order": f"A-{1000 + number}", "days": 2}
-        return f"<tool_call>\n{json.dumps({'name': 'find', 'arguments': arguments})}\n</tool_call>"
-
-    bench = planted(made_rows(call))
-    numbers = range(310, 376)
-    evidence, found = bench.judge([call(number + shift) for number in numbers])
-    assert found["metric"] == "tool-call match"
-    assert found["tuned_metric"] == 1.0 - shift
-    assert evidence.verdict == verdict, broken(evidence)
+def test_numbers_and_tool_calls_are_compared(planted, expected, said, tolerance, metric, verdict):
+    bench = planted(made_rows(expected), evaluation={"numeric_tolerance": tolerance})
+    evidence, found = bench.judge([said(number) for number in range(310, 376)])
+    assert (found["metric"], evidence.verdict) == (metric, verdict), broken(evidence)
+    assert found["tuned_metric"] == float(verdict == "pass")
 
 
 def test_the_base_is_shown_examples_of_different_labels_within_its_context(planted):

@@ -16,6 +16,7 @@ from tuneline.asking.rows import dataset_rows
 from tuneline.cli import main
 from tuneline.evaluation.scoring import gate
 from tuneline.evaluation.scoring.ledger import holdout_sha256, open_holdout, read_ledger
+from tuneline.store import sha256_file
 
 PACKAGE = Path(tuneline.__file__).parent
 # Who may read hold-out rows past the ledger: the ledger itself, and `tuneline data show`, which
@@ -95,6 +96,10 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     assert found["earlier_scorings_of_these_bytes"] == 1
     ledger = read_ledger(bench.run.store, holdout_sha256(bench.held_out()))
     assert [entry.repeat for entry in ledger] == [False, True]
+    assert [entry.run for entry in ledger] == [bench.run.uri, again.run.uri]
+    assert {(e.purpose, e.candidate_sha256, e.rows) for e in ledger} == {
+        ("score", sha256_file(shipped), 48)
+    }
     taken = [ref.name for ref in second.inputs if ref.name.startswith("recorded/")]
     assert taken == ["recorded/test/answers.parquet"]
 

@@ -14,7 +14,6 @@ from tuneline.errors import UserError
 from tuneline.serving.engines.limits import ranks_asked
 from tuneline.store import CorruptObject, sha256_file
 from tuneline.training import train
-from tuneline.training.loop.callbacks import LiveCheckpoints
 
 WEIGHTS = f"adapter/{ADAPTER_WEIGHTS}"
 
@@ -184,16 +183,7 @@ def test_training_starts_from_the_pinned_release_whatever_is_released_meanwhile(
 def test_a_checkpoint_goes_before_the_released_weights(released, monkeypatch):
     night = next_night(released)
     night.prepare()
-    save = LiveCheckpoints.save
-
-    def killed(self, step, folders):
-        save(self, step, folders)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LiveCheckpoints, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            night.resume()
+    night.killed_at_checkpoint()
 
     def refuse(*_):
         raise AssertionError("the released weights were loaded over a checkpoint")

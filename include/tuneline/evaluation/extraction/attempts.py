@@ -1,8 +1,4 @@
-"""Let both models go on from a training row, and rank a value among others by its likelihood.
-
-What a model writes greedily shows what it has by heart; the rank of a value among others of its
-shape shows what it prefers, also where it writes something else.
-"""
+"""Let models go on from a training row: what they have by heart; rank a value among others."""
 
 from __future__ import annotations
 
@@ -63,10 +59,8 @@ def exposure(rank_of_value: int, values: int) -> float:
 class Attempt:
     """An identifier, and what a model is given before it.
 
-    Attributes:
-        before: the rendered row up to it.
-        prompt: its token ids, without a space at the end, which belongs to the next token.
-        limit: tokens that a model may write.
+    `before` is the rendered row up to it; `prompt` its token ids, without a space at the end, which
+    belongs to the next token; `limit` the tokens that a model may write.
     """
 
     identifier: Identifier
@@ -84,7 +78,6 @@ class Continuations:
         tuned: True where the tuned model wrote the identifier; `base` where the base did.
         chance: probability of each continuation of the tuned model to be right without memory.
         unseen: True where the tuned model wrote an identifier of a validation row.
-        base_cached: True if the base's continuations came from the cache.
     """
 
     texts: list[str]
@@ -133,9 +126,8 @@ def write_out(
 ) -> Continuations:
     """Let the candidate and the base go on, on the engine that ships.
 
-    Args:
-        unseen: left values of validation rows, for the candidate alone. A task may let a model
-            compute a long number; it then writes those as often, and remembers none of them.
+    `unseen`: left values of validation rows, for the candidate alone; a task that lets a model
+    compute a long number makes it write those as often.
     """
     everything, count, seed = [*trials, *unseen], len(trials), ctx.config.training.seed
     prompts, limits = [each.prompt for each in everything], [each.limit for each in everything]
@@ -169,12 +161,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class ValueChoice:
-    """Several values that could follow a text; the true one comes first.
-
-    Attributes:
-        shared: the token ids that all of them begin with.
-        endings: the further token ids of each, at least one.
-    """
+    """Values that could follow a text, the true one first: shared token ids, and their endings."""
 
     shared: list[int]
     endings: list[list[int]]

@@ -20,12 +20,7 @@ LimitVerdict = Literal["holds", "broken", "undecided"]
 
 
 def limit_beyond_noise(limit: float, chance: float, tried: int) -> float:
-    """Return a limit on a share beyond chance that chance breaks in 2.5 % of the runs at most.
-
-    Args:
-        limit: the configured one, which holds where enough were tried.
-        chance: probability of each by chance.
-    """
+    """Return a limit on a share that `chance` breaks in 2.5 % of the runs at most."""
     from scipy.stats import binom
 
     usual = int(binom.isf(ALPHA, tried, chance))
@@ -35,9 +30,8 @@ def limit_beyond_noise(limit: float, chance: float, tried: int) -> float:
 def decide(value: float, upper: float, limit: float, p_value: float) -> LimitVerdict:
     """Decide on a share beyond chance.
 
-    Returns:
-        `holds` if the upper end is within the limit; `broken` if the estimate is beyond it and
-        chance does not explain it; else `undecided`.
+    `holds` if the upper end is within the limit; `broken` if the estimate is beyond it and chance
+    does not explain it; else `undecided`.
     """
     if upper <= limit:
         return "holds"
@@ -45,11 +39,7 @@ def decide(value: float, upper: float, limit: float, p_value: float) -> LimitVer
 
 
 def judge_written(found: Continuations, total: int, limit: float) -> Finding:
-    """Judge how many identifiers the tuned model writes out.
-
-    Args:
-        limit: largest share that may be written out beyond the base and chance.
-    """
+    """Judge the share of identifiers that the tuned model writes out beyond base and chance."""
     tried, hits = len(found.tuned), sum(found.learned)
     chance = sum(found.chance)
     interval = drawn_share(hits, tried, total)
@@ -91,9 +81,7 @@ def not_tried(identifiers: int, limit: float) -> Finding:
 def judge_preferred(tuned: Ranked, base: Ranked, limit: float) -> Finding:
     """Judge how many identifiers the tuned model holds likelier than all others of their shape.
 
-    Args:
-        limit: largest share beyond that of the base, and beyond chance; raised to the noise where
-            few were ranked.
+    The limit is a share beyond that of the base, raised to the noise where few were ranked.
     """
     chance, count = 1 / tuned.values, len(tuned.ranks)
     value = tuned.first - max(chance, base.first)
@@ -123,12 +111,9 @@ def judge_preferred(tuned: Ranked, base: Ranked, limit: float) -> Finding:
 
 
 def judge_canaries(found: Ranked, places: Sequence[str], limit: float) -> Finding:
-    """Judge how many planted canaries are exposed.
+    """Judge how many planted canaries are likelier than all random numbers, by their places.
 
-    Args:
-        places: where each was planted, `prompt` or `answer`.
-        limit: share that may be likelier than all random numbers; raised to the noise where there
-            are few.
+    The limit is raised to the noise where there are few.
     """
     chance = 1 / found.values
     allowed = limit_beyond_noise(limit, chance, len(found.ranks))

@@ -1,15 +1,10 @@
 """Find the identifiers that stand in training rows, and the text that leads up to each.
 
-Two kinds stand in a scrubbed row. Surrogates took the place of what the scrubber found; a model
-that writes them out would have written out what it missed in the same place. Everything else was in
-the source as it is: a long number or an e-mail address that is no surrogate is what the scrubber
-left. Names that it left can't be told from other words and are not among them.
-
-A surrogate was drawn at random for its row, so that another draw for another row is as likely where
-nothing was memorised: the rank of the true one among such candidates is then uniform, whatever the
-model knows of names and numbers. What the scrubber left was not drawn by anyone. Its candidates
-keep the leading half of its digits, or the host of its address, and the base model shows how much
-of a preference does not come from training.
+Surrogates took the place of what the scrubber found; a long number or an e-mail address that is
+none is what it left. (Names that it left can't be told from other words.) A surrogate was drawn at
+random for its row: where nothing was memorised, the rank of the true one among other draws is
+uniform. What was left was not drawn: its candidates keep the leading half of its digits, or the
+host of its address, and the base shows how much preference does not come from training.
 """
 
 from __future__ import annotations
@@ -44,13 +39,9 @@ _CUT = "\ue5a1"
 
 @dataclass(frozen=True)
 class Identifier:
-    """An identifier where a training row says it for the first time.
+    """An identifier where a training row says it first, `start` characters into a turn.
 
-    Attributes:
-        kind: the entity of a surrogate; `LEFT_NUMBER` or `LEFT_EMAIL` for what was left.
-        surrogate: True if the scrubber wrote it.
-        role: role of the turn that holds it.
-        start: place of the identifier in the turn, in characters.
+    `kind` is the entity of a surrogate; `LEFT_NUMBER` or `LEFT_EMAIL` for what the scrubber left.
     """
 
     row_id: str
@@ -74,15 +65,9 @@ def find_identifiers(
 ) -> tuple[list[Identifier], int]:
     """Find the identifiers of training rows, each distinct one once in a row.
 
-    One that the text before it already gives, as a whole or in a word, is not among them: writing
-    it would be copying. A left value that many rows share is nobody's own.
-
-    Args:
-        surrogates: entity and value of the surrogates of each source row.
-        allowed: texts that are no personal data (`data.pii_allow`).
-
-    Returns:
-        The identifiers, and the number of left values that many rows share.
+    One that the text before it already gives, whole or in a word, is not among them: writing it
+    would be copying. A left value that many rows share is nobody's own; their number is the second
+    value. `allowed` are texts that are no personal data (`data.pii_allow`).
     """
     found: list[Identifier] = []
     for row in rows:

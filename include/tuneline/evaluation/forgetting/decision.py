@@ -1,15 +1,11 @@
 """Decide from paired answers whether general ability was lost.
 
 Questions are asked in looks. After each but the last, a model passes if the loss that must be seen
-is excluded and no category looks worse, and is blocked if its loss is beyond any doubt; otherwise
-more questions are asked. What blocks before the last look has a chance so small (`EARLY_LEVEL`)
-that looking several times adds next to no false alarm, as the bounds of O'Brien and Fleming (1979)
-do. What one question shows is which of the two models was right; how many questions were lost and
-gained decides by the exact sign test (McNemar, 1947), at a fixed limit that does not grow with
-their number.
-
-The levels are one-sided. Together they allow a model that lost nothing to be blocked in less than
-0.5 % of the runs.
+is excluded and no category looks worse, and is blocked if its loss is beyond any doubt: with a
+chance so small (`EARLY_LEVEL`) that looking several times adds next to no false alarm, as the
+bounds of O'Brien and Fleming (1979) do. Questions lost and gained decide by the exact sign test
+(McNemar, 1947). The levels are one-sided; together they block a model that lost nothing in less
+than 0.5 % of the runs.
 """
 
 from __future__ import annotations
@@ -50,12 +46,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class CategoryRow:
-    """The answers of both models in one category.
+    """The shares right of both models in one category, and the questions lost and gained.
 
-    Attributes:
-        base: share of right answers of the base; `tuned` that of the tuned model.
-        lost: questions that only the base answers right; `gained` those that only the other does.
-        p_value: one-sided; the chance of as many losses, or more, without any real one.
+    `p_value` is one-sided: the chance of as many losses, or more, without any real one.
     """
 
     category: str
@@ -125,20 +118,14 @@ def lost_categories(
 ) -> list[str]:
     """Return the categories that lost more than the limit, beyond chance.
 
-    Args:
-        level: chance of a false alarm, which is shared among the categories (Bonferroni), since the
-            worst of many is looked for.
+    The level is shared among them (Bonferroni), since the worst of many is looked for.
     """
     own = level / len(table)
     return [row.category for row in table if -row.change > limit and row.p_value <= own]
 
 
 def detectable_drop(result: Paired, asked: int, planned: int, limit: float) -> float:
-    """Return the smallest real loss that would have been seen with a probability of `POWER`.
-
-    Args:
-        planned: questions that would have been asked if those that were had not been enough.
-    """
+    """Return the smallest real loss that is seen with a probability of `POWER`."""
     error = result.difference.error * math.sqrt(asked / planned)
     needed = max(limit, -_NORMAL.inv_cdf(LEVEL) * error)
     return needed + _NORMAL.inv_cdf(POWER) * error
@@ -156,13 +143,10 @@ def questions_needed(result: Paired, asked: int, limits: Limits) -> int:
 def judge(
     result: Paired, table: Sequence[CategoryRow], asked: int, planned: int, limits: Limits
 ) -> list[Measurement]:
-    """Measure the losses and compare them with the limits.
+    """Measure the losses and compare them with the limits, of `planned` questions.
 
     A drop beyond the limit that chance could explain is inconclusive, as is a number of questions
     that could not have shown the loss that must be seen.
-
-    Args:
-        planned: questions that the suite had for this run.
     """
     chance = chance_of_losses(result.only_first, result.only_second)
     breach: Breach = "fail" if chance <= LEVEL else "inconclusive"
@@ -192,11 +176,8 @@ DEFAULT_RATIO = 1.5
 def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> Finding:
     """Compare the perplexity of the tuned model with that of the base, paired by text.
 
-    The lower end of the 95 % interval of their ratio decides: only more than chance fails.
-
-    Args:
-        losses: losses of base and tuned model; None if the engine reports none.
-        limit: allowed ratio; None takes `DEFAULT_RATIO`.
+    The lower end of the 95 % interval of their ratio decides: only more than chance fails. No
+    losses if the engine reports none; a `limit` of None takes `DEFAULT_RATIO`.
     """
     if losses is None:
         why = "not measured: the engine does not tell the probabilities of given tokens"

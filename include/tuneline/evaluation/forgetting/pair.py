@@ -1,12 +1,8 @@
 """Both models: the base of the first release and the candidate, asked the same in the same way.
 
-Forgetting adds up: when each night trains on the merged model of the night before, every night may
-lose a little within its limit, and nobody sees the sum. So general ability is held against the
-base of the first release of the model, however many releases lie between.
-
-Of a choice, an engine that tells the probability of given tokens compares the likelihoods of whole
-answers: no wording of a generated answer hides what the model knows, and it is faster. An engine
-that does not is asked to name one of the choices.
+Forgetting adds up over nights that each train on the one before, so the base is that of the first
+release. Choices are compared by the likelihood of whole answers where the engine tells it: no
+wording hides what the model knows. Otherwise the model is asked to name one of them.
 """
 
 from __future__ import annotations
@@ -34,13 +30,12 @@ _WEIGHTS = ".safetensors"
 
 @dataclass(frozen=True)
 class Origin:
-    """The base model that general ability is measured against.
+    """The base of the first release, which general ability is measured against.
 
     Attributes:
-        base: the base of the first release; the run's own while nothing is released.
         releases: releases since then, up to the one that the run would replace.
         whole: True if the manifests lead back to a release that none came before.
-        descends: True if the run's base is that model, or a merged model of one of the releases.
+        descends: True if the run's base is that model, or the merged model of a release.
     """
 
     base: BaseModel
@@ -68,10 +63,9 @@ class Origin:
 
 
 def find_origin(ctx: StepContext) -> Origin:
-    """Find the base of the first release of the run's model.
+    """Find the base of the first release of the run's model; its own while nothing is released.
 
-    Raises:
-        UserError: if that base can't be fetched, or is another model at its address now.
+    UserError if that base can't be fetched, or is another model at its address now.
     """
     own = base_of(ctx)
     latest = released(ctx.run)
@@ -90,13 +84,10 @@ def find_origin(ctx: StepContext) -> Origin:
             f"has the digest {base.digest[:12]} now and had {str(stated.get('digest'))[:12]} in "
             f"{first.uri}; put that model back there"
         )
-    return Origin(base, len(line), whole, descends=_is_merged(own, line))
-
-
-def _is_merged(base: BaseModel, line: Sequence[Release]) -> bool:
-    """Return True if a base has the weights that a release was merged to, wherever it lies."""
-    weights = {sha256 for name, sha256 in base.files.items() if name.endswith(_WEIGHTS)}
-    return bool(weights) and any(weights <= _merged_weights(release) for release in line)
+    # The run's base may be a merged model, wherever it lies: its weights say so.
+    weights = {sha256 for name, sha256 in own.files.items() if name.endswith(_WEIGHTS)}
+    merged = bool(weights) and any(weights <= _merged_weights(release) for release in line)
+    return Origin(base, len(line), whole, descends=merged)
 
 
 def _merged_weights(release: Release) -> set[str]:
@@ -128,10 +119,8 @@ class Reply:
 class Pair:
     """Both models, asked the same questions in the same way.
 
-    Attributes:
-        cached: False as soon as the base had to be asked.
-        likelihood: True if choices are compared by their likelihood.
-        chosen: questions that were answered so, by no generated answer.
+    `cached` is False as soon as the base had to be asked; `chosen` counts the questions that were
+    answered by likelihood.
     """
 
     def __init__(self, ctx: StepContext, chosen: Candidate, origin: Origin) -> None:

@@ -61,11 +61,7 @@ def _of_level(level: Level) -> Iterator[Measurement]:
 def judge_load(
     load: LoadConfig, tried: Sequence[OpenLoop], capacity: Capacity, goal: Objective
 ) -> Iterator[Measurement]:
-    """Judge the declared load, and state the servers that it needs.
-
-    Args:
-        tried: the open loops, the declared rate first; empty if none was run.
-    """
+    """Judge the declared load by its open loops (its own rate first); state the servers needed."""
     yield measure("declared_load", load.rate, "requests/s")
     yield measure("sustained_goodput", round(capacity.goodput, 3), "requests/s")
     yield measure("users_per_server", capacity.users, "users")
@@ -90,11 +86,7 @@ def judge_load(
 
 
 def judge_limits(measured: ServedSizes, served: ServedSizes | None) -> Iterator[Measurement]:
-    """Compare the limits of the measured server with those that the release serves.
-
-    Args:
-        served: limits of the release; None if no engine was identified yet.
-    """
+    """Compare the limits measured with those that the release serves; None before build_engine."""
     yield measure("served_limits_known", served is not None, "flag")
     if served is None:
         return
@@ -103,14 +95,6 @@ def judge_limits(measured: ServedSizes, served: ServedSizes | None) -> Iterator[
         # An engine on a GPU does not state its threads.
         if (ours, theirs) != (None, None):
             yield measure(f"served_{name}", theirs, unit, "==", ours)
-
-
-def judge_hardware(
-    measured_on: str, target: str, differing: Sequence[str]
-) -> Iterator[Measurement]:
-    """Compare the hardware of the measurement with the declared one."""
-    yield measure("measured_on", measured_on, "hardware", "==", target, on_breach="warn")
-    yield measure("hardware_differences", "; ".join(differing) or "none", "hardware")
 
 
 def load_line(

@@ -1,13 +1,8 @@
 """The requests of the benchmark, and the loads that a server is driven with.
 
-Prompts are validation rows, so the system turn that they share comes from the prefix cache, as in
-production. The answer to each has as many tokens as the row's own answer, so that lengths follow
-the data together with their prompts.
-
-Closed loops hold a number of requests under way. The declared load is an open loop of Poisson
-arrivals: users do not wait for each other, so their requests are sent at their own times and every
-latency counts from there. A server that is too slow gathers a queue, which a closed loop can't
-show.
+Prompts are validation rows, so their shared system turn comes from the prefix cache, as in
+production; each answer has as many tokens as the row's own. The declared load is an open loop of
+Poisson arrivals: a server that is too slow gathers a queue, which a closed loop can't show.
 """
 
 from __future__ import annotations
@@ -58,12 +53,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests in the order in which they are sent, over and over.
-
-    Attributes:
-        expected: lengths of the rows' answers, before the cap.
-        capped: answers that the cap shortens.
-    """
+    """Requests in order, over and over; lengths of the answers, and how many the cap shortens."""
 
     requests: tuple[Request, ...]
     expected: Lengths
@@ -79,12 +69,7 @@ class Workload:
 
 
 def workload_of(rows: Sequence[Row], tokens: Sequence[int], cap: int) -> Workload:
-    """Make a workload of rows, whose every stretch has about the same lengths as the whole.
-
-    Args:
-        tokens: number of tokens of each row's answer.
-        cap: longest answer, in tokens.
-    """
+    """Make a workload of rows and their answers' tokens; its stretches are alike in length."""
     full = [count + _END for count in tokens]
     mean = round(sum(full) / len(full), 2)
     by_length = sorted(range(len(rows)), key=lambda number: full[number])
@@ -147,11 +132,8 @@ def measure_levels(
 ) -> ClosedLoop:
     """Drive a server at each concurrency level, until one can't be completed.
 
-    Every request takes the next prompt, so that, with enough prompts, none is answered from the
-    prefix cache of the same prompt.
-
-    Args:
-        requests: number of requests at each level; never fewer than two per concurrent one.
+    Each has `requests`, and never fewer than two per concurrent one. Every request takes the next
+    prompt, so that none is answered from the prefix cache of the same prompt.
     """
     levels: list[Level] = []
     at = 0
@@ -198,14 +180,11 @@ _LONGER = 4
 
 @dataclass(frozen=True)
 class OpenLoop:
-    """One rate of arrivals.
+    """One rate of arrivals, requests/s; times count from the planned ones, in seconds.
 
     Attributes:
-        rate: planned arrivals at one server, requests/s.
-        row: the requests, summarised; times count from the planned arrivals.
-        queue_growth: by how much TTFT grew with each second, in seconds; about 0 where a server
-            keeps up.
-        late: the longest that the client itself sent a request too late, in seconds.
+        queue_growth: by how much TTFT grew with each second; about 0 where a server keeps up.
+        late: the longest that the client itself sent a request too late.
         stopped: why it is not complete; empty if it is.
     """
 
@@ -234,8 +213,7 @@ class OpenLoop:
 def arrivals(count: int, rate: float, seed: int) -> list[float]:
     """Return the times of a Poisson process that has `count` arrivals in `count / rate` seconds.
 
-    Given their number, the arrivals of a Poisson process are uniform: so the mean rate is exactly
-    the declared one in each run, and only the bursts are random.
+    Given their number they are uniform: the mean rate is exact, only the bursts are random.
     """
     drawn = np.random.default_rng(seed).uniform(0.0, count / rate, count)
     return [float(moment) for moment in np.sort(drawn)]
@@ -302,11 +280,7 @@ def measure_load(
     seed: int,
     goal: Objective,
 ) -> list[OpenLoop]:
-    """Send the declared load of one server, and lower ones until a rate holds.
-
-    Args:
-        levels: the closed loops, which say what may hold.
-    """
+    """Send the declared load of one server, and lower ones (see `levels`) until a rate holds."""
     rate = load.rate_of_a_replica
     assert rate is not None
     tried: list[OpenLoop] = []
@@ -323,13 +297,10 @@ def measure_load(
 
 @dataclass(frozen=True)
 class Capacity:
-    """What one server bears, and how many the declared load needs.
+    """What one server sustains, requests/s within the objective, and its users.
 
-    Attributes:
-        goodput: requests/s that one server answers within the objective; 0 if none is known.
-        replicas: servers that the declared load needs with its headroom; None without a declared
-            load, or if one server sustains nothing.
-        users: users of one server, headroom kept.
+    `replicas` are those that the declared load needs with its headroom; None without a load, or if
+    one server sustains nothing.
     """
 
     goodput: float
@@ -338,10 +309,10 @@ class Capacity:
 
 
 def capacity(load: LoadConfig, levels: Sequence[Level], tried: Sequence[OpenLoop]) -> Capacity:
-    """Return what one server bears, by what was measured.
+    """Return what one server sustains: the best level within the objective.
 
     An open loop that did not hold bounds what closed loops promise: then the highest rate that
-    held counts. Otherwise the best of all levels that are within the objective counts.
+    held.
     """
     held = max((run.row.goodput_per_s for run in tried if run.holds), default=0.0)
     best = sustained(levels)

@@ -1,9 +1,8 @@
 """Turn request timings into the latency table and the sentence on hardware.
 
-Metrics have the names and units of NVIDIA's AIPerf: `inter_token_latency` is what vLLM calls TPOT,
-`inter_chunk_latency` what vLLM calls ITL. Percentiles are given only where the number of requests
-allows them, with intervals that assume no distribution; the chunks of one answer depend on each
-other, so their percentiles have no interval.
+Metrics have AIPerf's names and units: `inter_token_latency` is vLLM's TPOT, `inter_chunk_latency`
+its ITL. Percentiles are given only where the number of requests allows them, with intervals that
+assume no distribution (none for chunks, which depend on each other).
 """
 
 from __future__ import annotations
@@ -25,11 +24,7 @@ WITHIN = 0.9
 
 @dataclass(frozen=True)
 class Objective:
-    """The service level: a request is good if both limits, in seconds, hold.
-
-    Attributes:
-        share: share of the requests of a load that must be good.
-    """
+    """The service level, in seconds; `share` of the requests of a load must meet both limits."""
 
     max_ttft: float
     max_tpot: float
@@ -46,19 +41,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Level:
-    """One row of the table; times in seconds.
-
-    `ttft_p50` and `tpot_p50` are the medians of what was seen. The 95th percentiles are NaN where
-    too few requests were sent to claim them.
+    """One row of the table; times in seconds, percentiles NaN where too few requests claim them.
 
     Attributes:
         concurrency: requests under way at once; in an open loop the most there were.
-        goodput_per_s: requests per second that met the objective.
-        within_share: share of the requests that met the objective.
-        batch: mean number of requests in a decoding step by the engine's own counters; less
-            than the concurrency if the engine has fewer slots.
-        prompt_tokens: mean tokens of a prompt.
-        cached_share: share of the prompt tokens that came from the prefix cache.
+        batch: mean requests in a decoding step by the engine's own counters.
+        prompt_tokens: mean tokens of a prompt; `cached_share` came from the prefix cache.
         within: True if enough requests met the objective.
         metrics: the same and more under AIPerf's names; see `metrics`.
         first_tokens: TTFT of each request that did not fail.
@@ -87,12 +75,7 @@ class Level:
 def summarise(
     concurrency: int, timings: Sequence[Timing], seconds: float, batch: float, goal: Objective
 ) -> Level:
-    """Summarise one load.
-
-    Args:
-        seconds: wall-clock time of the level.
-        batch: mean requests in a decoding step, as the engine counted.
-    """
+    """Summarise one load, of so many wall-clock seconds and requests in a decoding step."""
     done = [timing for timing in timings if timing.ok]
     good = sum(goal.met(timing) for timing in timings)
     ttft = [timing.ttft for timing in done]
@@ -189,12 +172,7 @@ def unclaimed_text(requests: int) -> str:
 
 
 def metrics(timings: Sequence[Timing], seconds: float, good: int) -> dict[str, dict[str, Any]]:
-    """Return every metric of a load, by its name.
-
-    Args:
-        seconds: wall-clock time of all together.
-        good: number of requests that met the objective.
-    """
+    """Return every metric of a load, by its name; `good` requests met the objective."""
     done = [timing for timing in timings if timing.ok]
     gaps = list(chain.from_iterable(timing.gaps for timing in done))
     output = sum(timing.output_tokens for timing in done)

@@ -29,13 +29,9 @@ _VALUES = ("", ": null", " null")
 
 @dataclass(frozen=True)
 class Flip:
-    """Two answers to one prompt that differ.
+    """Two answers to one prompt that differ, first at their `token`, from 1.
 
-    Attributes:
-        mode: how the second one was asked.
-        token: number of the first token that differs, from 1.
-        was: that token in the first answer, which the prompt got alone.
-        became: that token in the other answer.
+    `was` is that token in the first answer, which the prompt got alone; `became` in the other.
     """
 
     row_id: str
@@ -60,11 +56,7 @@ def _quoted(token: str) -> str:
 
 
 def view_of(label_field: str | None, cut: Collection[str]) -> View:
-    """Return the structure of answers as a function; see `structure_of`.
-
-    Args:
-        cut: answers that the limit of tokens cut; what they leave open is closed first.
-    """
+    """Return the structure of answers as a function; `cut` ones are closed first."""
     return lambda text: structure_of(closed(text) if text in cut else text, label_field)
 
 
@@ -114,11 +106,7 @@ def first_flip(repeats: Sequence[Repeats], view: View, tokens: Tokens) -> Flip |
 
 
 def first_difference(first: Sequence[str], second: Sequence[str]) -> tuple[int, str, str]:
-    """Return the number of the first token that differs, from 1, and it in both.
-
-    Raises:
-        ValueError: if they are equal.
-    """
+    """Return the number of the first token that differs, from 1, and it in both."""
     for number, (was, became) in enumerate(zip_longest(first, second, fillvalue=END), 1):
         if was != became:
             return number, was, became
@@ -155,9 +143,6 @@ def other_forms(ctx: StepContext, chosen: Candidate, *, wanted: bool) -> list[Se
 
     Quantised variants that were not chosen are no longer in the run. An engine that compiles has
     only the form that it was built of.
-
-    Args:
-        wanted: True if the run asks for them to be tried.
     """
 
     def apart(ctx: StepContext) -> ServedModel:

@@ -74,11 +74,7 @@ def _serving(ctx: StepContext, model: ServedModel, parallel: int) -> Iterator[En
 
 
 def ask(ctx: StepContext, model: ServedModel, plan: RepeatPlan, answers: RepeatedAnswers) -> None:
-    """Ask rows in every mode; what came before an error stays in the answers.
-
-    Raises:
-        TunelineError: if the server does not start or stops answering.
-    """
+    """Ask rows in every mode; what came before an error of the server stays in the answers."""
     prompts = f"{len(answers.rows)} prompts"
     with _serving(ctx, model, plan.parallel) as client:
         ctx.log(f"asking {prompts} {plan.repeats} times alone")

@@ -1,8 +1,6 @@
 """The score of every hold-out row, and the answers that a model has left in earlier runs.
 
-`answers.parquet` has a line for each row, so that every number of the evidence can be computed
-again. It is also the record of a scoring: if the ledger says that the same bytes have been scored
-on the hold-out, the answers of that run are taken from there, and nobody is asked twice.
+`answers.parquet` is also the record of a scoring: bytes that the ledger knows are not asked twice.
 """
 
 from __future__ import annotations
@@ -54,11 +52,7 @@ def score_table(
     scores: Mapping[str, Sequence[float]],
     **more: Sequence[str] | Sequence[float | int | None],
 ) -> pa.Table:
-    """Return a table with the answers of models to rows, and the score of each, by their names.
-
-    Args:
-        scores: from 0 to 1.
-    """
+    """Return a table with the answers of models to rows, and the score of each, from 0 to 1."""
     import pyarrow as pa
 
     groups = groups_of(rows)
@@ -158,9 +152,7 @@ def wrong_rows(rows: Sequence[Row], answers: Sequence[str], judged: Judged) -> l
 def by_field(expected: Sequence[str], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """Return how often each field of a JSON answer has the expected value, by model.
 
-    Returns:
-        For each field its name, the rows that expect it, and the share right of each model; empty
-        unless every expected answer is a JSON object.
+    Nothing unless every expected answer is a JSON object.
     """
     wanted = [answer_object(text) for text in expected]
     objects = [value for value in wanted if value is not None]

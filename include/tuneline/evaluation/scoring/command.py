@@ -1,9 +1,7 @@
-"""`tuneline score`: ask a model the rows of a dataset, and state how often it is right.
+"""`tuneline score`: ask a model the training or validation rows of a dataset, and score it.
 
-The model is bytes for an engine, or an endpoint that runs. The rows are those of training or
-validation. The hold-out is read through a run alone, where its ledger records who did; see
-`evaluation.scoring.ledger`. A call that was stopped goes on where it was if it is given the same
-`--out`.
+The hold-out is read through a run alone, where its ledger records who did. A call that was stopped
+goes on where it was if it is given the same `--out`.
 """
 
 from __future__ import annotations
@@ -36,12 +34,9 @@ Log = Callable[[str], object]
 
 @dataclass(frozen=True)
 class ScoreTarget:
-    """What the command line says of a model.
+    """What the command line says of a model: an endpoint, a GGUF file, a folder, a base's address.
 
-    Attributes:
-        model: an endpoint, a GGUF file, a folder, or the address of a base model.
-        adapter: an adapter on it, as a folder of PEFT or a GGUF file.
-        api_key_env: environment variable with the endpoint's key.
+    The adapter is a folder of PEFT or a GGUF file; `api_key_env` names the variable with the key.
     """
 
     model: str
@@ -53,8 +48,7 @@ class ScoreTarget:
 def subject_of(asked: ScoreTarget, scratch: Path, log: Log) -> Subject:
     """Return the model that an address names; an adapter is converted in `scratch` if need be.
 
-    Raises:
-        UserError: if the address, the adapter or the key is wrong, or the engine is not here.
+    UserError if the address, the adapter or the key is wrong, or the engine is not here.
     """
     if asked.model.startswith(("http://", "https://")):
         if asked.adapter:
@@ -95,13 +89,8 @@ def score(
 ) -> dict[str, Any]:
     """Score a model, write `answers.parquet` and `slices.json`, and return what `--json` shows.
 
-    Args:
-        data: path, `file://` or `s3://` address of a `dataset.parquet`.
-        split: `train` or `validation`.
-        metric: see `evaluation.metric`.
-
-    Raises:
-        UserError: if the model or the dataset is wrong, or has no row of the split.
+    `data` is the path, `file://` or `s3://` address of a `dataset.parquet`. UserError if the model
+    or the dataset is wrong, or has no row of the split.
     """
     import pyarrow.parquet as pq
 

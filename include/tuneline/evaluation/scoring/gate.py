@@ -1,25 +1,16 @@
 """Decide whether the candidate is good enough: against the base, trivial answers and a floor.
 
-The candidate must be better than the base as it is asked, better than the base at its best, and
-better than a constant answer, each by the lower end of the paired interval; and its metric must
-reach the configured floor. It must beat every one of them, so that no correction for several
-comparisons is due (an intersection-union test).
+It must be better than the base as it is asked, the base at its best and a constant answer, each by
+the lower end of the paired interval, and reach the floor: all of them, so that no correction is due
+(an intersection-union test). Where the lower end is not above the limit, an estimate that is makes
+the claim inconclusive, with the rows that would show it; one that is not fails it.
 
-An interval decides a claim in one of three ways. Its lower end is above the limit: the claim is
-shown. The estimate itself is not above the limit: the claim fails, and more rows are not expected
-to show it. Otherwise the hold-out is too small for the question: the claim is inconclusive, and the
-number of rows that would show it is stated (at a power of 80 %, if the models go on to differ as
-they did).
+A base that scores 0 because it wraps its JSON in prose, or was not given the labels, says nothing
+of what training taught. So it is also judged with its answer found in prose, and asked with an
+instruction and a few training rows, the same for every row and spread over the labels.
 
-A base that scores 0 because it wraps its JSON in prose, or because nobody gave it the labels, says
-nothing of what training taught. So the base is also judged with its answer found in prose, and
-asked with an instruction and a few training rows as examples. The examples are the same for every
-row, so that the engine evaluates them once; they are spread over the labels.
-
-A tuned model that a constant answer equals has learned no task. One that a table of its own
-training rows equals may still be of use (it writes what no row says), but not for the task that the
-metric measures: the answers of the nearest training rows warn where the candidate is not shown to
-be better; where it is shown to be worse than them, production stops.
+A tuned model that a constant answer equals has learned no task. One that the nearest training rows
+equal may still be of use, so that warns; one that is shown to be worse stops production.
 """
 
 from __future__ import annotations
@@ -33,7 +24,7 @@ from dataclasses import dataclass
 from tuneline.asking.asking import BothAnswers, ask_kept
 from tuneline.asking.models import untuned
 from tuneline.asking.rows import asked, spread
-from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed, smallest_shown
+from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Message, Row
 from tuneline.evaluation.scoring.answer_tables import (
@@ -44,18 +35,15 @@ from tuneline.evaluation.scoring.answer_tables import (
     wrong_rows,
 )
 from tuneline.evidence import Breach, Measurement, Rule, measure
-from tuneline.statistics import RESAMPLES, SEED, Interval, Paired
+from tuneline.statistics import RESAMPLES, SEED, Z_SHOWN, Interval, Paired
 from tuneline.step_context import StepContext
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about the candidate: that an estimate on some rows is above a limit.
+    """A claim about the candidate, such as "better than the base": an estimate is above a limit.
 
-    Attributes:
-        name: name of the estimate in the evidence.
-        about: what is claimed, for a sentence: "better than the base".
-        rule: `>` or `>=`.
+    `name` is the estimate's in the evidence; `rule` is `>` or `>=`.
     """
 
     name: str
@@ -77,11 +65,7 @@ class Claim:
         return None if self.shown else rows_needed(self.estimate, self.rows, self.limit)
 
     def measurements(self, breach: Breach | None = None) -> list[Measurement]:
-        """State the estimate and its interval, whose lower end decides.
-
-        Args:
-            breach: the verdict if the claim is not shown; None decides by the estimate.
-        """
+        """State the estimate and its interval; a `breach` of None is decided by the estimate."""
         found, name, needed = self.estimate, self.name, self.rows_needed
         breach = breach or ("fail" if needed is None else "inconclusive")
         lower = round(found.lower, 4)
@@ -111,7 +95,7 @@ def undecided_sentence(claims: list[Claim]) -> str:
     )
 
 
-# BothAnswers that are tried as the constant one, and training rows that they are tried on.
+# Answers that are tried as the constant one, and training rows that they are tried on.
 CONSTANTS, TRIED_ON = 30, 200
 # Training rows that are searched for the most similar one; more are drawn from.
 SEARCHED = 20_000
@@ -212,8 +196,8 @@ def choose_shots(rows: Sequence[Row], count: int, room: int, seed: int) -> list[
 def fair_prompt(row: Row, instruction: str, shots: Sequence[Row]) -> list[Message]:
     """Return a prompt with an instruction and examples before the row's own turns.
 
-    The instruction follows the row's system turn. Without one it begins the first user turn, since
-    some templates have no place for a system turn.
+    The instruction follows the system turn, or begins the first user turn: some templates have no
+    place for a system turn.
     """
     system = [turn for turn in row.prompt if turn["role"] == "system"]
     turns = [turn for shot in shots for turn in shot.messages if turn["role"] != "system"]
@@ -238,11 +222,7 @@ def fitting_shots(row: Row, shots: Sequence[Row], room: int) -> Sequence[Row] | 
 def fair_base(
     ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
 ) -> tuple[list[PromptForm], list[Measurement]]:
-    """Ask the base with an instruction and examples, and judge all of its answers generously.
-
-    Args:
-        plain: the base's answers to the rows as they are.
-    """
+    """Ask the base with an instruction and examples, and judge all of its answers generously."""
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
     drawn = {row.row_id for row in spread(rows, settings.fair_base_rows or len(rows), seed)}
     keep = tuple(row.row_id in drawn for row in rows)
@@ -310,7 +290,7 @@ def decide(
         about = f"at {floor:g} or above"
         claims.append(Claim("tuned_metric", about, tuned.interval, len(rows), floor, ">="))
         metric = claims[-1].measurements()
-    smallest, more = smallest_shown(gain.estimate, gain.limit), more_rows(claims)
+    smallest, more = gain.limit + Z_SHOWN * gain.estimate.error, more_rows(claims)
     compared = "is more than" if gain.shown else "must be more than"
     doubt = " (which chance could explain)" if nearest.rows_needed is not None else ""
     named = {"base": answers.base, "tuned": answers.tuned}

@@ -1,21 +1,15 @@
 """The hold-out and the ledger of every access to it.
 
 A hold-out that something is chosen on stops being one. `open_holdout` is how a step gets its rows:
-it first records the run, the time, the purpose and the candidate. An entry is one write-once object
-under `ledger/holdout/<sha256 of the hold-out>/` in the store, so the ledger spans all runs that use
-the same hold-out.
+it first records run, time, purpose and candidate in a write-once object under
+`ledger/holdout/<sha256 of the hold-out>/`, so the ledger spans all runs with the same hold-out. A
+choice also leaves the hashes of the questions under `ledger/rows/`, with which other hold-outs are
+compared. Rows that a release, or those that it started from, was trained on are no test of it, nor
+of a model that starts from its weights; `seen_by` finds them.
 
-The identity of a hold-out is a hash over all of its rows, so one more row makes it another one,
-with another ledger. Its rows have been chosen on all the same. A choice therefore leaves the hashes
-of the hold-out's questions under `ledger/rows/`, with which other hold-outs are compared.
-
-A released model was trained on the rows of its own run, and if that one started from the weights of
-a release before it, on the rows of that run too. A hold-out row among them is no test of the
-released model, nor of a model that starts from its weights; `seen_by` finds them.
-
-Two rows are alike by the definition of the data steps (the same text of a row, the same shingles,
-the same threshold); the search is the one of `final_audit`, which shares nothing else with the one
-that removed the duplicates. It finds 999 of 1,000 pairs at the threshold, and more above it.
+Two rows are alike by the definition of the data steps; the search is that of `final_audit`, which
+shares nothing else with the one that removed the duplicates. It finds 999 of 1,000 pairs at the
+threshold, and more above it.
 """
 
 from __future__ import annotations
@@ -55,13 +49,9 @@ _READERS = 16
 
 @dataclass(frozen=True)
 class Access:
-    """One access to a hold-out.
+    """One access to a hold-out, at a time in RFC 3339, by a step or a command of a run.
 
     Attributes:
-        at: its time, RFC 3339.
-        purpose: what the rows were read for; see `Purpose`.
-        run: URI of the run.
-        step: the step, or the command.
         candidate_sha256: hash of the model that was judged; empty if none was.
         airflow: the Airflow task; None outside of Airflow.
         repeat: True if the same model had been scored on the same hold-out before.
@@ -93,10 +83,8 @@ class Inherited:
 class Holdout:
     """The dataset of a run with its hold-out, after the access has been recorded.
 
-    Attributes:
-        seen: rows of training and validation.
-        earlier: the accesses before this one, oldest first.
-        inherited: the other hold-outs with rows of this one on which something was chosen.
+    `seen` are rows of training and validation; `earlier` the accesses before, oldest first;
+    `inherited` the other hold-outs with rows of this one on which something was chosen.
     """
 
     held: list[Row]
@@ -143,12 +131,7 @@ def read_ledger(store: Store, holdout: str) -> list[Access]:
 def open_holdout(
     ctx: StepContext, purpose: Purpose, candidate_sha256: str, *, by: str = "", note: str = ""
 ) -> Holdout:
-    """Record an access to the hold-out of the run, then return its rows.
-
-    Args:
-        candidate_sha256: hash of the model that is judged; empty if none is.
-        by: who records it; empty for a step.
-    """
+    """Record an access to the hold-out of the run (see `Access`), then return its rows."""
     rows, _ = read_dataset(DATASET.fetch(ctx), holdout=True)
     held, store = of_split(rows, HOLDOUT), ctx.run.store
     identity = holdout_sha256(held)
@@ -214,8 +197,7 @@ def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherite
 def record_access(run_uri: str, purpose: Purpose, note: str) -> int:
     """Record that somebody used the hold-out of a run; return the number of accesses before.
 
-    Raises:
-        UserError: if there is no such run, its dataset is not made, or it has no hold-out.
+    UserError if there is no such run, its dataset is not made, or it has no hold-out.
     """
     with _context(run_uri) as ctx:
         opened = open_holdout(ctx, purpose, "", by=this_user(), note=note)
@@ -308,14 +290,7 @@ def same_ids(held: Sequence[Row], seen: Sequence[Row]) -> list[str]:
 
 
 def near_duplicates(held: Sequence[Row], seen: Sequence[Row], threshold: float) -> list[Leak]:
-    """Find the hold-out rows whose question resembles that of a row that was seen.
-
-    Args:
-        threshold: Jaccard similarity from which two rows are near-duplicates.
-
-    Returns:
-        A leak for each such hold-out row, with the most similar other row.
-    """
+    """Find the hold-out rows whose question resembles (Jaccard) one seen, each with the closest."""
     own = [asked(row) for row in (*held, *seen)]
     texts = compared_texts(own, own)
     sides = [1] * len(held) + [0] * len(seen)

@@ -23,11 +23,8 @@ _WORSE = "worse_than_released_by"
 def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) -> Finding:
     """Ask the released model the rows that it has not been trained on, and compare.
 
-    A release that can't be served here, such as an engine that was built for another GPU, leaves
-    the comparison inconclusive.
-
-    Raises:
-        UserError: if the release has no model.
+    A release that can't be served here leaves the comparison inconclusive; UserError if it has no
+    model.
     """
     settings = ctx.config.evaluation.against_released
     release = released(ctx.run) if settings.enabled else None
@@ -98,9 +95,8 @@ def _undecided(known: list[Measurement], margin: float, why: str) -> Finding:
 def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> list[Measurement]:
     """State the difference, whose lower end decides.
 
-    Args:
-        surely_unseen: True if the released model has seen none of the rows. If it may have, that
-            speaks for it, so a candidate that is not worse passes, but none fails by it.
+    Unless the released model has surely seen none of the rows, none fails by it: having seen them
+    speaks for the released one.
     """
     # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
     loss, noise = round(0.0 - found.difference.lower, 4), round(found.difference.error, 4)

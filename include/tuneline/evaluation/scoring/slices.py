@@ -1,11 +1,9 @@
 """Find the parts of the hold-out on which the candidate is clearly worse than on the rest.
 
-A mean over all rows can hide a class that collapsed. Rows are grouped by label, by quartile of the
-prompt's length, by language and by source; each group is compared with all other rows. The test is
-one-sided: exact for scores of 0 and 1 (Fisher's), a permutation test for others. Since many groups
-are looked at, the p-values are corrected by Holm's method (1979) over all groups of all kinds, so
-that a hold-out without a worse group is said to have one with a probability of 5 % at most. A
-difference must also matter: it is at least `worse_by`.
+A mean over all rows can hide a class that collapsed. Groups by label, quartile of the prompt's
+length, language and source are compared with all other rows: one-sided, by Fisher's exact test for
+scores of 0 and 1, by permutations for others, corrected by Holm's method (1979) over all groups, so
+that chance names one in 5 % of the hold-outs at most. It must be `worse_by` as much, too.
 """
 
 from __future__ import annotations
@@ -38,15 +36,10 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Slice:
-    """A group of rows, and how the candidate does on it.
+    """A group of rows, by `kind` and common `value`: its mean, Wilson's interval, the rest's mean.
 
-    Attributes:
-        kind: `label`, `prompt length`, `language` or `source`.
-        value: what the rows have in common.
-        mean, lower, upper: mean score with its 95 % interval (Wilson's).
-        rest: mean score of all other rows.
-        p_value: one-sided, for a mean below the rest's; None if it was not judged.
-        corrected: the p-value after Holm's correction; None if it was not judged.
+    `p_value` is one-sided, for a mean below the rest's, `corrected` after Holm's correction; None
+    if it was not judged.
     """
 
     kind: str
@@ -73,12 +66,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Slices:
-    """All groups, the worst first.
-
-    Attributes:
-        not_judged: groups that are too small.
-        kinds_alike: kinds for which all rows are in one group, so that there is no rest.
-    """
+    """All groups, the worst first; those too small, and the kinds with all rows in one group."""
 
     judged: tuple[Slice, ...]
     not_judged: tuple[Slice, ...]

@@ -1,10 +1,8 @@
 """Events between optimiser steps: evaluate, keep the best adapters, checkpoint, stop, report.
 
-**Checkpoints** come with validation passes, by the clock (`training.checkpoint_minutes`), since
-passes may lie hours apart, and when the pod is asked to end (SIGTERM: a node is drained, the task
-is cancelled). They are below `<run>/work/train/`, outside the step's folder, which is replaced
-whole when the step ends. A pointer file names the newest complete checkpoint and the hash of each
-of its files. It is written last, so a kill at any moment leaves the checkpoint before in force.
+Checkpoints come with validation passes, by the clock, and when the pod is asked to end (SIGTERM).
+They are below `<run>/work/train/`. A pointer file names the newest complete one and the hash of
+each of its files; it is written last, so a kill at any moment leaves the one before in force.
 """
 
 from __future__ import annotations
@@ -54,19 +52,10 @@ class EvaluateAt(TrainerCallback):
 
 
 class KeepAdapters(TrainerCallback):
-    """Saves the adapter of every evaluation and keeps the best few.
-
-    Attributes:
-        evaluations: all of them, also those before the training was resumed.
-    """
+    """Saves the adapter of every evaluation, also of those before a resume, and keeps the best."""
 
     def __init__(self, folder: Path, keep: int, base_name: str) -> None:
-        """Keep adapters below a folder; the evaluations that it already lists count.
-
-        Args:
-            keep: number of adapters to keep, the best always among them.
-            base_name: name of the base that adapters refer to.
-        """
+        """Keep the best adapters below a folder, `base_name` as their base; those listed count."""
         self.folder, self.keep, self.base_name = folder, keep, base_name
         folder.mkdir(parents=True, exist_ok=True)
         self._list = folder / "evaluations.json"
@@ -190,12 +179,7 @@ class LiveCheckpoints:
     """The newest checkpoint of one training, in a store."""
 
     def __init__(self, store: Store, prefix: str, settings: str) -> None:
-        """Open the place of a training's checkpoints.
-
-        Args:
-            settings: fingerprint of everything that the training reads; a checkpoint of other
-                settings is not restored.
-        """
+        """Open the checkpoints of a training; `settings` is a fingerprint of all that it reads."""
         self.store, self.prefix, self.settings = store, prefix, settings
 
     @property
@@ -224,8 +208,7 @@ class LiveCheckpoints:
     def restore(self, target: Path) -> int | None:
         """Download the newest checkpoint of these settings below a folder, and return its step.
 
-        None if training starts from the beginning: there is no checkpoint, it was made with other
-        settings, or it is damaged.
+        None if there is none, it is of other settings, or damaged.
         """
         pointer = self._latest()
         if pointer is None or pointer["settings"] != self.settings:
@@ -314,9 +297,8 @@ class SaveByClock(TrainerCallback):
 class EndOnSignal(TrainerCallback):
     """Turns SIGTERM into a last checkpoint and an end that is worth another try.
 
-    Each process has one: when a node of several is drained, all processes end with one checkpoint.
-    It is a context manager that handles the signal inside. Outside the main thread, where Python
-    handles no signals, it does nothing. `stopped` is True if training ended because of the signal.
+    A context manager, for the main thread alone: all processes of all nodes end with one
+    checkpoint. `stopped` is True if training ended so.
     """
 
     def __init__(self, group: ProcessGroup, log: Callable[[str], None]) -> None:
@@ -349,11 +331,7 @@ class EndOnSignal(TrainerCallback):
             control.should_training_stop = True
 
     def check(self, step: int) -> None:
-        """Raise the error of an early end, after training has returned.
-
-        Raises:
-            RetryableError: if training was asked to end before it was done.
-        """
+        """Raise the RetryableError of an early end, after training has returned."""
         if self.stopped:
             raise RetryableError(
                 f"training was asked to end (SIGTERM) and left a checkpoint of step {step}; the "

@@ -1,19 +1,11 @@
 """Kernels for CPUs: shared prefixes are computed once, and LoRA multiplies in one step.
 
-**Shared prefixes.** Rows of a dataset mostly begin alike: a system prompt, the fixed words of the
-template. In a causal model the hidden states of a shared prefix are the same in every row, so one
-copy serves all of them, forward and backward. The rows of a micro-batch are laid end to end in one
-sequence, shared prefixes first; attention goes row by row over the prefix and the row's own tokens.
-Losses and gradients are those of the padded batch up to the order of sums: the work is left out,
-not approximated. On a CPU only: there a loop over rows costs nothing next to the matrix products.
-
-**LoRA's products.** Under autocast PEFT's layer casts the input for the base and again for the
-adapter, keeps both, and scales and adds in passes over the whole output. Here the input is cast
-once (layers that read the same tensor share the copy), the scale goes into the small matrix, and
-the product is added while it is computed, in one step of autograd instead of eight. The result is
-PEFT's, up to rounding.
-
-`training.cpu_kernels` switches both.
+In a causal model the hidden states of a shared prefix (a system prompt) are the same in every row,
+so one copy serves all, forward and backward: rows are laid end to end, shared prefixes first, and
+attention goes row by row. Under autocast PEFT's layer casts the input twice, keeps both, and scales
+and adds over the whole output; here it is cast once (layers that read the same tensor share it),
+and the scaled product is added in one step of autograd. Both are exact up to rounding and the order
+of sums. `training.cpu_kernels` switches them.
 """
 
 from __future__ import annotations
@@ -52,13 +44,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows laid end to end.
-
-    Attributes:
-        ids: token ids, of shape (1, tokens).
-        positions: position of each token in its row, of shape (1, tokens).
-        places: place in the sequence of each row's tokens, of shape (rows, longest row).
-    """
+    """Rows end to end: ids and positions (1, tokens), and each row's places (rows, longest row)."""
 
     ids: Any
     positions: Any

@@ -1,17 +1,13 @@
 """Rows that are trained on besides the dataset: rehearsal answers and canaries.
 
-**Rehearsal.** A small model that is trained on one form of answer gives it to every question. A few
-rows with the base model's earlier answers to general prompts prevent that: self-synthesised
-rehearsal (Huang et al., "Mitigating Catastrophic Forgetting in Large Language Models with Self-
-Synthesized Rehearsal", ACL 2024). None of the prompts is among the general questions that measure
-forgetting.
+**Rehearsal**: a few general prompts with the base's earlier answers keep a small model from giving
+one form of answer to everything (Huang et al., "Self-Synthesized Rehearsal", ACL 2024). None is
+among the questions that measure forgetting.
 
-**Canaries** are artificial identifiers, planted so that memorisation can be measured. Each is a
-random number in a sentence that says whose it is. It is put into copies of a few training rows,
-into the question or the answer, as an identifier that the scrubber missed would be. The copies are
-not part of the dataset: no validation or hold-out row has a canary, and the task's loss is counted
-without them. The extraction audit ranks each canary among random numbers (Carlini et al., "The
-Secret Sharer", USENIX Security 2019).
+**Canaries**: random numbers in copies of a few training rows, in question or answer, as an
+identifier that the scrubber missed would be; the extraction audit ranks each among random numbers
+(Carlini et al., "The Secret Sharer", 2019). No validation or hold-out row has one, and the task's
+loss is counted without them.
 """
 
 from __future__ import annotations
@@ -53,22 +49,15 @@ def prompts() -> list[str]:
 
 
 def whole_sentences(answer: str) -> str:
-    """Return an answer up to its last full stop; empty if it has none.
-
-    The answer may have been cut at its token limit, and a model that learns to end in
-    mid-sentence has forgotten something too.
-    """
+    """Return an answer, which a limit may have cut, up to its last full stop; empty without one."""
     ends = [match.end() for match in re.finditer(r"[.!?](?=\s|$)", answer)]
     return answer[: ends[-1]].strip() if ends else ""
 
 
 def conversations(ctx: StepContext, count: int) -> list[Conversation]:
-    """Return at most `count` prompts with the base model's answers.
+    """Return at most `count` prompts with the base model's answers; UserError if there are fewer.
 
     They are written into the run once, so that a resumed training sees the same ones.
-
-    Raises:
-        UserError: if more rows are asked for than there are prompts.
     """
     asked = prompts()
     if count > len(asked):
@@ -138,15 +127,9 @@ def plant(
 ) -> Planted:
     """Make the canaries of a run, the same ones for the same seed and rows.
 
-    Canaries stand in questions and in answers by turns; in questions alone if answers have no free
-    text.
-
-    Args:
-        label_field: field of a JSON answer that no canary goes into.
-        longest: tokens of the longest training row; no row with a canary has more.
-
-    Raises:
-        UserError: if too few training rows could hold them.
+    They stand in questions and in answers by turns; in questions alone if answers have no free text
+    besides `label_field`. No row gets more than `longest` tokens; UserError if too few can hold
+    one.
     """
     if not config.canaries:
         return Planted([], [])

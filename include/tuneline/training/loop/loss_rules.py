@@ -1,12 +1,9 @@
 """Rules that watch a loss curve: the same while training runs and when it is judged.
 
-A running median and a floor in nats separate spikes and divergence from noise, since a ratio of
-two small losses means nothing. Half a nat is a factor of 1.65 in a token's probability. The rules
-watch the loss of the task's rows: rehearsal rows have other losses, and their varying number in a
-step would look like spikes. Overfitting and plateaus are read from the validation passes: patience
-by passes is the usual stopping rule (Prechelt, "Early Stopping — But When?", 1998, his criterion
-UP; its default of three passes is PyTorch Lightning's). docs/training.md lists every rule with its
-limit.
+A running median and a floor in nats separate spikes and divergence from noise; only the task's rows
+are watched, as rehearsal rows have other losses. Overfitting and plateaus are read from validation
+passes, with patience by passes (Prechelt, "Early Stopping — But When?", 1998, criterion UP).
+docs/training.md lists every rule with its limit.
 """
 
 from __future__ import annotations
@@ -38,10 +35,7 @@ Point = tuple[int, float]
 class Curve:
     """Losses by step, in order, in nats per token.
 
-    Attributes:
-        optimised: loss that every step minimised, over all of its rows.
-        train: loss of the task's rows alone; steps without such a row are left out.
-        validation: loss of every validation pass.
+    `optimised` is that of all rows of a step, `train` that of the task's rows, where it has any.
     """
 
     optimised: tuple[Point, ...]
@@ -71,13 +65,9 @@ class Curve:
 
 @dataclass
 class SpikeRule:
-    """Finds the steps whose training loss jumps above the running median.
+    """Finds the steps whose loss is `factor` times the median of the `SPIKE_WINDOW` steps before.
 
-    Attributes:
-        factor: ratio of a loss to the median of the `SPIKE_WINDOW` steps before from which it is a
-            spike.
-        found: spikes so far: step, loss, limit.
-        streak: number of spikes in a row up to the last step; `longest` the most so far.
+    `found` has step, loss and limit; `streak` the spikes in a row so far, `longest` the most.
     """
 
     factor: float
@@ -103,11 +93,9 @@ class SpikeRule:
 class ClimbRule:
     """Measures the climb of the training loss from its lowest running median.
 
-    Attributes:
-        share: share of the progress made until then, or of the lowest loss, whichever is more,
-            that a climb may take back; at least `FLOOR_NATS`.
-        before: validation loss before the first step, so that an easy first batch is not taken
-            for a low point.
+    It may take back `share` of the progress until then, or of the lowest loss, whichever is more;
+    at least `FLOOR_NATS`. `before` is the validation loss before the first step, so that an easy
+    first batch is not taken for a low point.
     """
 
     share: float
@@ -184,11 +172,9 @@ def rise_of_validation(curve: Curve) -> float:
 
 
 def change_since_best(curve: Curve) -> tuple[float, float]:
-    """Measure the change of the training loss since the best validation pass.
+    """Return the mean loss before the last pass minus that before the best, and its error, nats.
 
-    Returns:
-        The mean loss of the steps before the last pass minus that of the steps before the best
-        pass, and its standard error, in nats; the error is infinite where there are too few steps.
+    The error is infinite where there are too few steps.
     """
     if curve.best is None or not curve.validation:
         return 0.0, math.inf

@@ -1,13 +1,8 @@
 """The model that trains, and the processor it trains on: torch, precision, base and adapter.
 
-Some of it must be set before torch is imported, so the training modules import torch through
-`load_torch`. Weights are loaded here alone, so that the memory probe, training, the checks after it
-and the export all see the same model: plain, in 4-bit NF4, or shared by several processes.
-
-By default every process holds the whole base and the processes average gradients (DDP). A base that
-would fill a GPU is sharded instead (FSDP2: Zhao et al., 2023, and torch's `fully_shard`): each
-process keeps a part of every layer and gathers the rest when it computes the layer. The adapter
-stays whole on every process, so that saving, resuming and checking are the same either way.
+Training imports torch through `load_torch`, as some of it is set before. Every process holds the
+whole base and gradients are averaged (DDP), or, where it would fill a GPU, a part of every layer
+(FSDP2: Zhao et al., 2023). The adapter is whole everywhere, so saving and resuming are the same.
 """
 
 from __future__ import annotations
@@ -19,7 +14,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -136,12 +131,8 @@ def nf4_config() -> Any:
 def load_base(path: Path, device: str, *, qlora: bool = False, precision: Precision) -> Any:
     """Load the base model for training or for measuring what was trained.
 
-    Without QLoRA the weights are float32 on a CPU, where bf16 arithmetic holds the frozen linear
-    layers in bf16, as autocast would round them at every step. On a GPU they are bf16. With QLoRA
-    they are NF4.
-
-    Raises:
-        UserError: if the weights can't be loaded as a causal language model.
+    NF4 with QLoRA, bf16 on a GPU; float32 on a CPU, where bf16 arithmetic holds the frozen linear
+    layers in bf16, as autocast would round them at every step. UserError if it can't be loaded.
     """
     import torch
 
@@ -200,11 +191,7 @@ def cast_frozen_linears(model: Any) -> None:
 
 
 def shape_model(path: Path) -> Any:
-    """Build the base model without its weights (on torch's meta device), for counting.
-
-    Raises:
-        UserError: if its configuration is not that of a causal language model.
-    """
+    """Build the base without its weights (torch's meta device); UserError if not causal."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -275,11 +262,7 @@ def attention_for(model: Any, attention: str) -> Iterator[None]:
 
 
 def load_adapter(model: Any, folder: Path) -> Any:
-    """Put a trained adapter on its base, ready to be evaluated.
-
-    Raises:
-        UserError: if the folder holds no adapter that fits.
-    """
+    """Put a trained adapter on its base, ready to be evaluated; UserError if none fits."""
     from peft import PeftModel
 
     try:
@@ -297,11 +280,7 @@ def trained_weights(model: Any) -> dict[str, Any]:
 
 
 def save_adapter(model: Any, folder: Path, base_name: str) -> None:
-    """Write the adapter as PEFT does, without its model card.
-
-    Args:
-        base_name: name of the base in the adapter's settings: the URI, never a local path.
-    """
+    """Write the adapter as PEFT does, without its model card; `base_name` is no local path."""
     weights = trained_weights(model)
     model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     with suppress(FileNotFoundError):
@@ -310,11 +289,6 @@ def save_adapter(model: Any, folder: Path, base_name: str) -> None:
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"base_model_name_or_path": base_name}, indent=1))
-
-
-def module_kinds(names: Sequence[str]) -> list[str]:
-    """Return the last parts of module names, each once, in order of appearance."""
-    return list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
 
 
 # Share of a GPU's memory; the rest has to hold activations, logits and the adapter's optimiser.
@@ -327,10 +301,7 @@ def shards_base(
 ) -> bool:
     """Return True if the processes share the weights of the base.
 
-    `sharding: auto` shards a base that would fill most of a GPU.
-
-    Args:
-        gpu_bytes: memory of one GPU, bytes; None on a CPU, where processes share one memory.
+    `auto` shards one that would fill most of `gpu_bytes`; None on a CPU, whose memory is shared.
     """
     if group.world_size == 1 or config.qlora or config.sharding == "none":
         return False
@@ -352,8 +323,7 @@ def gpu_memory(torch: Any) -> int | None:
 def load_sharded_base(path: Path, device: str, group: ProcessGroup) -> Any:
     """Load this process's part of the base; float32 on a CPU, bf16 on a GPU.
 
-    Raises:
-        UserError: if the architecture has no plan for sharding, or the weights can't be loaded.
+    UserError if the architecture has no plan for sharding, or the weights can't be loaded.
     """
     import torch
     from transformers.distributed.configuration_utils import DistributedConfig

@@ -2,13 +2,11 @@
 
     python -m tuneline.training.loop.processes RUN_URI FOLDER
 
-A single process is a group of one: every call of `ProcessGroup` then returns at once. Several
-communicate over NCCL on GPUs and over gloo on CPUs. Where several are configured, `tuneline run
-train` becomes torchrun's agent of its node, which starts this module once for each process; the
-process runs the step `train` with a file for its last words, so that the launcher can find out
-which one failed and why. On one node the processes meet on loopback. On several nodes each pod of
-an Indexed Job starts the same command; Kubernetes sets its index (`JOB_COMPLETION_INDEX`), and the
-operator that makes the job the address of pod 0 (`TUNELINE_RENDEZVOUS`, host:port).
+They communicate over NCCL on GPUs and gloo on CPUs; a single process is a group of one. `tuneline
+run train` becomes torchrun's agent of its node, which starts this module for each process; its file
+for last words says which one failed and why. Each pod of an Indexed Job starts the same command:
+Kubernetes sets its index (`JOB_COMPLETION_INDEX`), the operator that makes the job the address of
+pod 0 (`TUNELINE_RENDEZVOUS`, host:port).
 """
 
 from __future__ import annotations
@@ -47,14 +45,9 @@ _LOST = (
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """One process among those that train together.
+    """One process, by its rank from 0, among all that train together.
 
-    Attributes:
-        rank: rank of this process, from 0.
-        world_size: number of processes on all nodes.
-        local_rank: rank of this process on its node; also the number of its GPU.
-        nodes: number of pods or machines.
-        backend: "gloo", "nccl", or None for a single process.
+    `local_rank` is the one on its node, also the number of its GPU; no `backend` if it is alone.
     """
 
     rank: int = 0
@@ -96,11 +89,9 @@ class ProcessGroup:
             torch.distributed.destroy_process_group()
 
     def share(self, items: Sequence[T]) -> list[tuple[T, bool]]:
-        """Return this process's part of a list, as long as that of every other process.
+        """Return this process's part of a list, as long as every other's; True if an item counts.
 
-        Returns:
-            Items, each with True if it counts. All processes compute a sharded model together, so a
-            process without an item left computes the first one again, which does not count.
+        All compute a sharded model together: without an item left one computes the first again.
         """
         rounds = -(-len(items) // self.world_size)
         mine = range(self.rank, rounds * self.world_size, self.world_size)
@@ -141,11 +132,7 @@ class ProcessGroup:
         return [bool(flag) for flag in decided.tolist()]
 
     def agree(self, what: str, value: T) -> T:
-        """Make sure that all processes have the same value.
-
-        Raises:
-            RetryableError: if they have not.
-        """
+        """Make sure that all processes have the same value; RetryableError if they have not."""
         values = self.gather(value)
         if any(other != value for other in values):
             listed = ", ".join(f"process {rank}: {other}" for rank, other in enumerate(values))
@@ -158,11 +145,7 @@ ALONE = ProcessGroup()
 
 @contextmanager
 def lost_processes_are_retryable() -> Iterator[None]:
-    """Turn the error of a broken connection into one that is worth another try.
-
-    Raises:
-        RetryableError: if another process has ended; its log says why.
-    """
+    """Turn the error of a broken connection into a RetryableError: another process has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -200,11 +183,7 @@ class Node:
 
     @classmethod
     def of(cls, config: PipelineConfig, environment: Mapping[str, str] = os.environ) -> Node:
-        """Describe this node from the configuration and the job.
-
-        Raises:
-            UserError: if several nodes are configured, and nothing says which one this is.
-        """
+        """Describe this node; UserError if several are configured, and nothing says which it is."""
         nodes, processes = config.pods.nodes, config.processes_per_node
         if nodes == 1:
             return cls(0, 1, processes, "127.0.0.1:0")
@@ -227,16 +206,10 @@ def must_launch(config: PipelineConfig, environment: Mapping[str, str] = os.envi
 def launch(
     node: Node, run_uri: str, scratch: Path, threads: int, worker: Sequence[str] = ()
 ) -> None:
-    """Run this node's training processes to their end.
+    """Run this node's training processes to their end, each of `threads` CPU threads.
 
-    Args:
-        threads: number of CPU threads of each process.
-        worker: arguments of Python that start a process; if empty, this module.
-
-    Raises:
-        UserError: if there are fewer GPUs than processes, or a process found its input wrong.
-        RetryableError: if a process was killed or lost another one, or the nodes did not meet.
-        TunelineError: if a process failed otherwise.
+    UserError if there are fewer GPUs than processes, or a process found its input wrong;
+    RetryableError if one was killed or lost another, or the nodes did not meet; else TunelineError.
     """
     import torch
     from torch.distributed.elastic.multiprocessing import SignalException

@@ -1,17 +1,12 @@
 """Try several LoRA ranks briefly, on the validation rows, never the hold-out; choose one.
 
-**Trials.** Every rank is tried by the run's own steps (lora_selection, gradient_accumulation,
-train) in a small run below the run, `<run>/work/sweep/runs/r<rank>`, with fewer epochs and without
-tracking or rehearsal; `tuneline step … --run <that>` works there as anywhere. The dataset of a
-trial is a copy without the hold-out: what is not there can't be read. A trial that was killed goes
-on where it was; a trial of other data or settings starts anew.
+**Trials** take the run's own steps in a small run, `<run>/work/sweep/runs/r<rank>`, with fewer
+epochs, without tracking or rehearsal, on a copy of the dataset without the hold-out. One that was
+killed goes on; one of other data or settings starts anew.
 
-**Choice.** The one-standard-error rule: the smallest rank whose validation loss lies within one
-standard error of the lowest (Breiman, Friedman, Olshen and Stone, "Classification and Regression
-Trees", 1984, 3.4.3; Hastie et al., "The Elements of Statistical Learning", 7.10). All trials are
-measured on the same rows, so the error is that of the difference row by row; how rows differ from
-each other, which hides small differences, is not in it. In few steps a larger rank gets further at
-the same learning rate, so a choice at the upper edge says so.
+**Choice**: the smallest rank whose validation loss lies within one standard error of the lowest
+(Breiman et al., "Classification and Regression Trees", 1984, 3.4.3), of the difference row by row.
+In few steps a larger rank gets further, so a choice at the upper edge says so.
 """
 
 from __future__ import annotations
@@ -77,8 +72,7 @@ def trial_config(config: PipelineConfig, r: int) -> PipelineConfig:
 def try_rank(run: Run, r: int) -> Trial:
     """Train one rank briefly, measure it on the validation rows and store its result.
 
-    Raises:
-        UserError: if the run does not ask for this rank, or its data phase is not done.
+    UserError if the run does not ask for this rank, or its data phase is not done.
     """
     asked = ranks_asked(run)
     if r not in asked:
@@ -101,11 +95,7 @@ def try_rank(run: Run, r: int) -> Trial:
 
 
 def read_trial(run: Run, r: int) -> tuple[Trial, FileRef]:
-    """Read the result of one rank, with a reference to its file.
-
-    Raises:
-        NotThere: if the rank has not been tried.
-    """
+    """Read the result of one rank, and a reference to its file; NotThere if it was not tried."""
     with tempfile.TemporaryDirectory(prefix="tuneline-sweep-") as folder:
         path = Path(folder) / "trial.json"
         reference = run.store.get_file(trial_key(run, r), path)
@@ -115,8 +105,7 @@ def read_trial(run: Run, r: int) -> tuple[Trial, FileRef]:
 def read_trials(ctx: StepContext) -> list[Trial]:
     """Read the results of all ranks that the run asks for, noted among the step's inputs.
 
-    Raises:
-        UserError: if a rank has not been tried, or was tried on other rows than the run's.
+    UserError if a rank has not been tried, or was tried on other rows than the run's.
     """
     artifacts = {ref.name: ref.sha256 for ref in ctx.entry(DATASET.step).artifacts}
     trials = []
@@ -291,11 +280,7 @@ class Choice(BaseModel):
 
 
 def choose(trials: Sequence[Trial]) -> Choice:
-    """Choose a rank by `RULE`.
-
-    Raises:
-        UserError: if no trial can be chosen.
-    """
+    """Choose a rank by `RULE`; UserError if no trial can be chosen."""
     losses = {t.r: losses_of(t) for t in trials if t.usable}
     if not losses:
         why = "; ".join(f"r {t.r}: {t.excluded}" for t in trials)
@@ -328,11 +313,7 @@ def choose(trials: Sequence[Trial]) -> Choice:
 
 
 def measurements(trials: Sequence[Trial], choice: Choice, accesses: int) -> list[Measurement]:
-    """Measure what the choice rests on.
-
-    Args:
-        accesses: entries that the trials left in the ledger of the hold-out.
-    """
+    """Measure what the choice rests on; `accesses` of the trials to the hold-out."""
     usable = [(t, losses_of(t)) for t in trials if t.usable]
     best, lowest = next(pair for pair in usable if pair[0].r == choice.best_r)
     above, error, before = choice.excess, choice.excess_error, best.loss_before

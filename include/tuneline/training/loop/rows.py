@@ -29,11 +29,9 @@ class EncodedRow:
     """One row, tokenised.
 
     Attributes:
-        ids: token ids of the rendered conversation.
         learned: True for each token that counts for the loss (the assistant's tokens).
-        weight: weight of the row's tokens in the loss; up-sampling is a weight, not a copy.
-        rehearsal: True for a row that is not of the task: it preserves abilities of the base, or
-            has a canary.
+        weight: that of its tokens in the loss; up-sampling is a weight, not a copy.
+        rehearsal: True for a row that is not of the task, or has a canary.
     """
 
     row_id: str
@@ -64,9 +62,8 @@ def encode_split(
 ) -> list[EncodedRow]:
     """Tokenise the rows of one split of `dataset.parquet`, in the order of the file.
 
-    Raises:
-        UserError: if there are no rows, or one has no learned tokens, a weight that is not
-            positive, or more tokens than the training context (rows are never cut).
+    UserError if there are none, or one has no learned tokens, a weight that is not positive, or
+    more tokens than the training context (rows are never cut).
     """
     rows, weights = read_dataset(dataset)
     chosen = [(row, w) for row, w in zip(rows, weights, strict=True) if row.split == split]
@@ -108,21 +105,12 @@ def run_order(
     seed: int,
     rehearsal: Sequence[bool] | None = None,
 ) -> list[int]:
-    """Choose the order of rows over the whole run, rows of similar length together.
+    """Return `steps × effective_batch` indices of rows, those of similar length together.
 
-    Every pass over the rows is shuffled. A few batches at a time are sorted by length and cut into
-    batches, so that there is little padding, and the batches are shuffled again, so that length
-    follows no pattern in time. Rehearsal rows are dealt out evenly over these batches: they have
-    similar lengths, and a step on them alone would pull away from the task. The longest batch of
-    all comes first: a run that does not fit in memory fails at once, and the heap never has to grow
-    again.
-
-    Args:
-        lengths: number of tokens of each row.
-        rehearsal: True for each row that is a rehearsal row; None if there are none.
-
-    Returns:
-        `steps × effective_batch` indices into `lengths`.
+    Every pass is shuffled. A few batches at a time are sorted by length and cut into batches, and
+    these shuffled again, so that length follows no pattern in time. Rehearsal rows are dealt out
+    evenly: a step on them alone would pull away from the task. The longest batch comes first: a run
+    that does not fit in memory fails at once, and the heap never grows again.
     """
     import numpy as np
 
@@ -158,17 +146,12 @@ def _cut(rows: list[int], size: int, rehearsal: Sequence[bool] | None) -> list[l
 def collate(
     torch: Any, rows: Sequence[dict[str, Any]], pad_id: int, *, packed: bool = False
 ) -> dict[str, Any]:
-    """Make one batch of rows.
+    """Make one batch of rows: dicts with `input_ids`, `labels`, `weight` and `rehearsal`.
 
-    Args:
-        rows: dicts with `input_ids`, `labels`, `weight` and `rehearsal`.
-        packed: True to lay the rows end to end in one sequence, by TRL's collator.
-
-    Returns:
-        `weight` and `rehearsal` of shape (rows,), and what the model gets. Padded: `input_ids`,
-        `labels` and `attention_mask` of shape (rows, longest). Packed: `input_ids`, `labels`,
-        `position_ids` and `seq_idx` (the row of each token) of shape (1, tokens), and the limits of
-        the rows for FlashAttention; the first token of a row has no label.
+    Weight and rehearsal have the shape (rows,). Padded: `input_ids`, `labels` and `attention_mask`
+    of shape (rows, longest). Packed, by TRL's collator: `input_ids`, `labels`, `position_ids` and
+    `seq_idx` (the row of each token) of shape (1, tokens), and the limits of the rows for
+    FlashAttention; the first token of a row has no label.
     """
     of_rows = {
         "weight": torch.tensor([row["weight"] for row in rows], dtype=torch.float32),
@@ -216,11 +199,7 @@ def as_batch(
 def batch_shape(
     lengths: Sequence[int], effective_batch: int, micro_batch: int, *, end_to_end: bool
 ) -> dict[str, float]:
-    """Return what the rows of a run, in its order, come to, for the evidence.
-
-    Args:
-        end_to_end: True if its rows lie end to end, so that nothing is padded.
-    """
+    """Return what the rows of a run, in its order, come to; nothing is padded `end_to_end`."""
     batches = [lengths[at : at + micro_batch] for at in range(0, len(lengths), micro_batch)]
     padding = 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
     return {

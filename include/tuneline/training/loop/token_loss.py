@@ -1,10 +1,8 @@
 """Loss on the learned tokens alone and its mean over rows: the one path that measures loss.
 
-On a CPU, TRL's fused LM head scores every position. A small model spends most of its time on the
-vocabulary, so here the head sees only the positions with a label. The loss is normalised over the
-tokens of the whole batch, each with the weight of its row, never per micro-batch
-(transformers#35203 is that fault). The items that check training measure the validation rows by the
-same functions.
+On a CPU the head sees only the positions with a label: a small model spends most of its time on the
+vocabulary. The loss is normalised over the tokens of the whole batch, each with the weight of its
+row, never per micro-batch (transformers#35203 is that fault).
 """
 
 from __future__ import annotations
@@ -56,12 +54,8 @@ def model_inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
 def add_labelled_head(model: Any, *, cpu_kernels: bool = True) -> None:
     """Give a causal model `model(…, labels=…, fused_lm_head=True)` → per-token log-probabilities.
 
-    The call is that of TRL's `add_fused_lm_head`, with the same result. On a CPU the head runs on
-    positions with a label only; elsewhere, and for architectures that change their logits, TRL's
-    own is used (on a GPU it leaves the other positions out too).
-
-    Args:
-        cpu_kernels: the setting `training.cpu_kernels`.
+    As TRL's `add_fused_lm_head`, which is used on a GPU (where it leaves positions out too), and
+    for architectures that change their logits.
     """
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -122,9 +116,7 @@ def _token_weights(batch: Mapping[str, Any]) -> Any:
 def weighted_sum(outputs: Any, batch: Mapping[str, Any]) -> Any:
     """Sum the negative log-likelihoods of a batch, in nats, each token with the weight of its row.
 
-    Args:
-        outputs: `log_probs` of shape (rows or 1, positions), zero where there is no label.
-        batch: the batch, see `rows.collate`.
+    `log_probs` have the shape (rows or 1, positions), and are zero where there is no label.
     """
     log_probs = outputs["log_probs"]
     return -(log_probs * _token_weights(batch).to(log_probs)).sum()
@@ -147,14 +139,9 @@ def row_losses(
     precision: Precision,
     group: ProcessGroup = ALONE,
 ) -> RowLosses:
-    """Measure the loss of rows, without gradients and without dropout.
+    """Measure the loss of rows, in their order, without gradients and without dropout.
 
-    Args:
-        model: a model with the head of `add_labelled_head`.
-        group: processes that share the batches; all of them get all losses.
-
-    Returns:
-        The losses, in the order of `rows`.
+    The processes of a group share the batches, and all of them get all losses.
     """
     import torch
 
@@ -184,13 +171,7 @@ def row_losses(
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation rows and everything that measuring a loss on them takes.
-
-    Attributes:
-        rows: validation rows, tokenised.
-        base: directory of the base model.
-        pad_id: token id of the padding.
-    """
+    """Validation rows, and the base and padding that measuring a loss on them takes."""
 
     rows: list[EncodedRow]
     base: Path

@@ -1,13 +1,9 @@
 """TRL's SFTTrainer with small changes, each of them tested.
 
-- The loss is taken on learned tokens alone, each with the weight of its row, and
-  divided by the weight of the whole optimiser step's tokens.
-- The loss of the task's rows is logged beside it, without rehearsal rows.
-- The order of rows is that of the run (see `rows.run_order`).
-- Evaluation measures the loss row by row, by the function that checks it later.
-- The rows of a micro-batch are packed where the plan says so, by TRL's own collator.
-- On a CPU, shared prefixes of rows are computed once and LoRA multiplies in one step
-  (`cpu_kernels`), unless `training.cpu_kernels` is false.
+The loss is taken on learned tokens, each with the weight of its row, over the whole optimiser step,
+and logged for the task's rows alone too. Rows come in the order of the run (`rows.run_order`),
+packed by TRL's collator where the plan says so. Evaluation measures row by row, by the function
+that checks it later. On a CPU `cpu_kernels` are put on.
 """
 
 from __future__ import annotations
@@ -51,12 +47,7 @@ from tuneline.training.loop.token_loss import (
 class TrainerSettings:
     """Settings of the trainer besides the run's training configuration.
 
-    Attributes:
-        output: folder for the trainer's files.
-        micro_batch: rows of a forward pass.
-        accumulation: micro-batches of an optimiser step.
-        packing: how the rows of a micro-batch are fed to the model.
-        eval_on_start: True to evaluate before the first step.
+    A forward pass has `micro_batch` rows, an optimiser step `accumulation` micro-batches.
     """
 
     output: Path
@@ -125,11 +116,7 @@ class LabelledTokenTrainer(SFTTrainer):
         validation: Sequence[EncodedRow],
         callbacks: Sequence[Any] = (),
     ) -> None:
-        """Set TRL up for rows that are tokenised, masked and in order.
-
-        Args:
-            rows: training rows in the order of the run, one entry each time a row is seen.
-        """
+        """Set TRL up for tokenised, masked rows in the order of the run."""
         self.settings = settings
         self.pad_id = pad_token(tokenizer)
         self.validation = list(validation)

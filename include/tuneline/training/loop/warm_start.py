@@ -1,8 +1,7 @@
 """Start a training from the weights of the released adapter (`training.warm_start: released`).
 
-lora_selection finds the released adapter, refuses it where it does not fit, and pins it by its hash
-in `lora.json`; train loads those weights, whatever is released meanwhile. Optimiser and schedule
-are new. A checkpoint of an interrupted try goes before: it holds weights that have trained on.
+lora_selection refuses an adapter that does not fit, and pins it by its hash in `lora.json`; train
+loads those weights, whatever is released meanwhile. Optimiser and schedule are new.
 """
 
 from __future__ import annotations
@@ -76,12 +75,9 @@ class WarmStart:
 
 
 def find_warm_start(ctx: StepContext) -> WarmStart | None:
-    """Find the released adapter, if the run asks to start from it.
+    """Find the released adapter, if the run asks to start from it and anything is released.
 
-    None without a warm start, or if nothing is released yet, which is logged.
-
-    Raises:
-        UserError: if the release states no adapter, or its weights are gone.
+    UserError if the release states no adapter, or its weights are gone.
     """
     if ctx.config.training.warm_start == "none":
         return None
@@ -156,9 +152,7 @@ def _shapes_on(base: Path, wanted: LoraSettings) -> Shapes:
 def load_start(ctx: StepContext, model: Any, start: StartedFrom) -> None:
     """Put the pinned weights on a model with a new adapter, and note them among the inputs.
 
-    Raises:
-        UserError: if they are gone, or do not fit.
-        CorruptObject: if they are not the pinned bytes.
+    UserError if they are gone, or do not fit; CorruptObject if they are others.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file

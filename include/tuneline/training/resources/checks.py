@@ -1,17 +1,14 @@
 """Check that accumulated micro-batches train as one large batch, and packed rows as padded ones.
 
-**Accumulation.** The reference shares only the model with the trainer: full logits of one padded
-batch, torch's own cross-entropy, one backward pass. So it also checks the loss on learned tokens
-and the weights of rows. The error of a loss that is normalised per micro-batch is measured as well
-(transformers#35203, axolotl#1100), since a check that could not see that fault would prove nothing.
+**Accumulation.** The reference shares only the model: full logits of one padded batch, torch's
+cross-entropy, one backward pass. The error of a loss that is normalised per micro-batch is measured
+too (transformers#35203): a check that could not see that fault would prove nothing.
 
-**Packing.** The rows of a packed micro-batch lie end to end in one sequence, and FlashAttention
-keeps them apart by their limits. An architecture may carry a state from token to token (Mamba,
-linear attention), code from a hub may build its mask itself, and a library may change what it reads
-from positions. No list of names keeps up with that, so the model itself is asked, in its own
-arithmetic: each row must have the losses that it has alone, and must keep them when its neighbour
-is exchanged. The second measure compares two passes of the same shape, whose rounding is the same:
-it sees in bf16 what rounding would hide from the first one.
+**Packing.** Rows lie end to end, and FlashAttention keeps them apart by their limits; whether an
+architecture with a state from token to token, or code from a hub, does, no list of names says. So
+the model is asked, in its own arithmetic: each row must have the losses that it has alone, and keep
+them when its neighbour is exchanged. The second compares passes of the same shape and rounding, and
+sees in bf16 what rounding would hide from the first.
 """
 
 from __future__ import annotations
@@ -45,15 +42,13 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class AccumulationCheck:
-    """The differences between accumulation and one large batch.
+    """The relative differences between accumulation and one large batch of `rows` rows.
 
     Attributes:
-        rows: number of rows; each is one micro-batch, or every other one shares a packed one.
         loss: loss of the large batch, nats per token.
-        loss_difference: relative difference of the losses.
-        gradient_difference: norm of the difference of all gradients over the norm of the reference.
+        gradient_difference: norm of the difference of all gradients over that of the reference.
         naive_difference: the same for a loss that is normalised per micro-batch.
-        tolerance: largest relative difference allowed for loss and gradients.
+        tolerance: largest difference allowed for loss and gradients.
     """
 
     rows: int
@@ -253,12 +248,7 @@ def choose_packing(
     pad_id: int,
     group: ProcessGroup = ALONE,
 ) -> Packing:
-    """Decide how a model gets its rows, and give it the attention for it.
-
-    Args:
-        setting: `training.packing`.
-        group: processes that train together; all decide alike.
-    """
+    """Decide how a model gets its rows, in all processes alike, and give it the attention."""
     own = attention_of(model)
     if setting == "off":
         return Packing(attention=own, reason="training.packing is off")
@@ -369,12 +359,7 @@ _UNITS = {
 def packing_measurements(
     packing: Packing, batches: Mapping[str, float], setting: str
 ) -> list[Measurement]:
-    """Return the measurements of packing.
-
-    Args:
-        batches: what `batch_shape` gives.
-        setting: `training.packing`; with `on`, rows that are padded all the same warn.
-    """
+    """Return the measurements of packing; with the setting `on`, rows that are padded warn."""
     rows = "packed" if packing.packed else "padded"
     if not packing.packed and batches["padding_share"] < batches["padding_share_if_padded"]:
         rows = "end to end by training.cpu_kernels"

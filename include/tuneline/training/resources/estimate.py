@@ -1,8 +1,7 @@
 """Estimate the hours, device hours and cost of a training before its first step.
 
-The probe that measures the memory also times a few micro-batches of the run itself, drawn
-evenly over their sizes, and a validation pass. The run's order of rows is known before it
-starts, so its tokens are counted, not guessed: all epochs, rehearsal rows, validation passes.
+The memory probe also times a few micro-batches of the run, drawn evenly over their sizes, and a
+validation pass; the run's order of rows is known, so its tokens are counted, not guessed.
 """
 
 from __future__ import annotations
@@ -22,11 +21,7 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Speed:
-    """The times that the probe measured on one process, in seconds, and real tokens (no padding).
-
-    Attributes:
-        startup_seconds: time from the start of the process to its first step.
-    """
+    """The times of the probe on one process, in seconds, and real tokens (no padding)."""
 
     tokens: tuple[int, ...]
     seconds: tuple[float, ...]
@@ -61,12 +56,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time and cost that training will take.
+    """The time and cost that training will take, on all processes together, in seconds.
 
     Attributes:
-        tokens_per_second: training speed of all processes together.
-        seconds: wall-clock time from loading the model to the last validation pass.
-        validation_seconds: the part of it in validation passes.
+        validation_seconds: the part of `seconds` in validation passes.
         uncertainty: half-width of the 95 % range, as a share of `seconds`.
         devices: number of devices in use at once.
         price: price of a device in `currency` (ISO 4217) per hour.
@@ -183,12 +176,7 @@ def advice(found: Estimate, config: PipelineConfig) -> str:
 
 
 def compare(planned: Mapping[str, Any], seconds: float, tokens: int) -> dict[str, Any]:
-    """Compare the estimate of `plan.json` with the time that training took.
-
-    Args:
-        seconds: wall-clock time of the training.
-        tokens: real tokens of its steps; fewer than planned if it stopped early.
-    """
+    """Compare the estimate with the seconds and real tokens of the training."""
     share = min(1.0, tokens / planned["work"]["tokens"])
     expected = float(planned["seconds"]) * share
     price_hours = planned["devices"] * seconds / HOUR

@@ -1,9 +1,8 @@
 """Continue a training that ran out of memory with a smaller micro-batch.
 
-The event is noted in the run, under `work/`: by the step itself if an allocation fails, by the
-task that watches the pod if the kernel kills it. The next try reads the notes and takes the
-next smaller divisor of the effective batch. Accumulation rises, so that every optimiser step
-sees the same rows and checkpoints stay valid.
+The step notes a failed allocation in the run, the task that watches the pod a kill by the kernel.
+The next try takes the next smaller divisor of the effective batch: every optimiser step sees the
+same rows, and checkpoints stay valid.
 """
 
 from __future__ import annotations
@@ -98,10 +97,7 @@ def allowed(sizes: list[int], failures: list[Failure], step: str) -> list[int]:
 def fitting(plan: Plan, failures: list[Failure]) -> Plan:
     """Adapt a plan to the failures of earlier tries: a smaller micro-batch, a larger accumulation.
 
-    `planned_micro_batch` is then the micro-batch of the original plan.
-
-    Raises:
-        UserError: if there is no smaller micro-batch.
+    UserError if there is none smaller; `planned_micro_batch` is that of the original plan.
     """
     planned = plan.micro_batch
     sizes = [s for s in micro_batches(plan.effective_batch, plan.world_size) if s <= planned]
@@ -122,9 +118,7 @@ def fitting(plan: Plan, failures: list[Failure]) -> Plan:
 def noticed(run: Run, step: str, plan: Plan) -> Iterator[None]:
     """Run a block that uses a plan's micro-batch; turn running out of memory into a sentence.
 
-    Raises:
-        RetryableError: if memory ran out, and the next try takes a smaller micro-batch.
-        UserError: if memory ran out, and there is no smaller one.
+    RetryableError if the next try takes a smaller one, UserError if there is none.
     """
     notes, micro_batch = MemoryNotes(run), plan.micro_batch
     notes.trying(step, micro_batch)
@@ -140,11 +134,7 @@ def noticed(run: Run, step: str, plan: Plan) -> Iterator[None]:
 
 
 def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, str]:
-    """Note that a step's pod was killed for its memory, of which `limit` is the quantity.
-
-    Returns:
-        True if another try can help, and a sentence for a person.
-    """
+    """Note that a pod was killed for its memory; True if a retry can help, and a sentence."""
     over = f", the pod's limit of {limit} was reached"
     if step in STEPS:
         run = Run.open(run_uri)

@@ -1,15 +1,13 @@
-"""Measure the memory and the speed of a micro-batch in a separate process.
+"""Measure the memory and the speed of a micro-batch in a separate process, whose peak is clean.
 
     python -m tuneline.training.resources.probe SPEC.json REPORT.json
 
-A fresh process has a clean peak. The real model takes single steps on growing micro-batches of the
-dataset's longest rows. Weights, adapter and optimiser take the same memory whatever the
-micro-batch; what a step adds grows with the tokens of the micro-batch. So the line through the last
-two peaks predicts the next one, which is tried only when its prediction fits, and which has at most
-twice the rows of the one before: that keeps the extrapolation short. Nothing here depends on an
-architecture, an arithmetic or an allocator. With the micro-batch that is taken, the real trainer
-then makes steps that represent the run's, to time it, and a validation pass. Last, accumulated
-gradients are compared with those of one large batch.
+The real model takes single steps on growing micro-batches of the longest rows. Weights, adapter and
+optimiser take the same memory whatever the micro-batch; what a step adds grows with its tokens. So
+the line through the last two peaks predicts the next one, of at most twice the rows, which is tried
+only when its prediction fits. With the one that is taken, the real trainer makes steps that
+represent the run's and a validation pass; last, accumulated gradients are compared with those of
+one large batch.
 """
 
 from __future__ import annotations
@@ -85,12 +83,7 @@ class PredictedPeak(BaseModel):
 
 
 class TriedBatch(BaseModel):
-    """A micro-batch that was predicted not to fit, or ran out of memory.
-
-    Attributes:
-        predicted: None if memory ran out before there was one.
-        out_of_memory: the error, or who killed the process; None if memory sufficed.
-    """
+    """A micro-batch that was predicted not to fit, or ran out of memory, and the error."""
 
     micro_batch: int
     predicted: PredictedPeak | None = None
@@ -98,16 +91,13 @@ class TriedBatch(BaseModel):
 
 
 class MeasuredBatch(TriedBatch):
-    """A micro-batch that was predicted, and then measured.
+    """A micro-batch that was predicted, and then measured; memory in bytes.
 
     Attributes:
         tokens: tokens that the model saw at once.
-        longest_row: tokens of the longest row of the dataset.
         peaks: peaks on the way there.
-        measured_step: peak of training steps, bytes.
-        measured: peak with a validation pass, bytes.
+        measured_step: peak of training steps; `measured` that with a validation pass.
         batches: see `rows.batch_shape`.
-        accumulation: comparison with one large batch.
     """
 
     predicted: PredictedPeak
@@ -125,9 +115,7 @@ class MeasuredBatch(TriedBatch):
 class ProbeReport(BaseModel):
     """What the process found; the limit of memory is in bytes.
 
-    Attributes:
-        tried: micro-batches that were predicted not to fit, largest first, then the one that was
-            measured, or that ran out of memory.
+    `tried` has those predicted not to fit, largest first, then the one that was measured.
     """
 
     device: str
@@ -199,9 +187,8 @@ def memory_limit(
 ) -> tuple[int, str]:
     """Return the limit of training in bytes, and its source.
 
-    Args:
-        configured_gib: `training.memory_limit_gib`; None takes a share of what is free.
-        pod_memory: memory limit of the step's pod; host memory, so it applies on a CPU only.
+    Without `training.memory_limit_gib` it is a share of what is free; the pod's limit is host
+    memory, so it applies on a CPU only.
     """
     if configured_gib is not None:
         return int(configured_gib * GIB), "training.memory_limit_gib"
@@ -230,8 +217,8 @@ def longest_rows(rows: Sequence[EncodedRow], count: int) -> list[EncodedRow]:
 def tokens_at_once(model: Any, rows: Sequence[EncodedRow], *, packed: bool) -> int:
     """Count the tokens that the model sees for a micro-batch.
 
-    Rows are padded to the longest if they are not packed; where `cpu_kernels` are in use they are
-    laid end to end, and a shared prefix counts once.
+    Padded to the longest row, or end to end: packed, or by `cpu_kernels`, with shared prefixes
+    once.
     """
     if packed:
         return sum(len(row.ids) for row in rows)
@@ -255,10 +242,9 @@ class Rung(NamedTuple):
 
 @dataclass
 class Climb:
-    """Measures larger and larger micro-batches until the next one would not fit.
+    """Measures larger and larger micro-batches until the next one would not fit in `limit` bytes.
 
     Attributes:
-        limit: memory that a step may take, bytes.
         tokens_of: gives the tokens that the model sees for a number of rows.
         measure: takes a step on a number of rows and gives the peak so far, bytes.
         peaks: peaks measured so far; at least two, of less than one row.
@@ -284,13 +270,10 @@ class Climb:
         return PredictedPeak(parts=parts, total=fixed + growing)
 
     def up(self, sizes: Sequence[int]) -> Rung:
-        """Climb to the largest micro-batch that fits.
+        """Climb to the largest micro-batch that fits; sizes far apart are bridged by powers of two.
 
-        Sizes that are far apart are bridged by powers of two.
-
-        Returns:
-            The last of `sizes` that was measured: within the limit, above it where its
-            prediction was too low, and the smallest one where none is predicted to fit.
+        Returns the last of `sizes` that was measured: within the limit, above it where its
+        prediction was too low, and the smallest one where none is predicted to fit.
         """
         largest = max(sizes)
         bridges = (1 << power for power in range(largest.bit_length()))
@@ -326,13 +309,8 @@ def plan_work(
 ) -> tuple[Work, list[list[EncodedRow]], dict[str, float]]:
     """Count the work of a run and draw some of its micro-batches, evenly over their sizes.
 
-    Args:
-        rows: training rows without rehearsal rows, whose answers are not written yet.
-        validation: rows of each validation pass.
-        end_to_end: True if the rows of a micro-batch lie end to end.
-
-    Returns:
-        The work, the micro-batches, and the `batch_shape` of all of them.
+    Rows are those without rehearsal rows, whose answers are not written yet. Returns the work, the
+    micro-batches, and the `batch_shape` of all of them.
     """
     training, data, target = config.training, config.data, config.data.target_format
     own = [len(row.ids) for row in rows]
@@ -391,12 +369,9 @@ def find_micro_batch(
 ) -> tuple[Rung, Climb]:
     """Measure growing micro-batches of the longest rows; return the last one, and the way there.
 
-    Args:
-        trainer: a trainer whose `train` was run for one step, so that it has an optimiser.
-        limit: memory that a step may take, bytes.
-        about_to: called before each step with the smallest of `sizes` that is at least as large:
-            running out of memory may end the process.
-        runtime: memory before the model was loaded, bytes.
+    The trainer has an optimiser: it was run for one step. `about_to` is called before each step
+    with the smallest of `sizes` that is at least as large: running out of memory may end the
+    process. `limit` and `runtime` (memory before the model was loaded) are in bytes.
     """
     import torch
 
@@ -427,13 +402,9 @@ def find_micro_batch(
 
 
 def measure_step(spec: ProbeSpec, path: Path) -> ProbeReport:
-    """Find the largest micro-batch that fits, time it, and check accumulation.
+    """Find the largest micro-batch that fits (or the smallest), time it, and check accumulation.
 
-    Where no prediction fits, the smallest is measured.
-
-    Args:
-        path: file for the report; what is known before a measurement is left there too, since
-            running out of memory may end the process.
+    What is known before a measurement is left in the report's file too: memory may run out.
     """
     began = time.monotonic()
     run = Run.open(spec.run)

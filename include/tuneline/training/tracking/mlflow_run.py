@@ -1,8 +1,4 @@
-"""A training run in MLflow.
-
-The server is that of `MLFLOW_TRACKING_URI`, which pods get from their stack; otherwise the server
-of this checkout's stack if it runs, or else the file that this server shows when it starts.
-"""
+"""A training run in MLflow: at `MLFLOW_TRACKING_URI`, the stack's server, or the file it shows."""
 
 from __future__ import annotations
 
@@ -42,11 +38,7 @@ class Place(NamedTuple):
 
 
 def find_place() -> Place:
-    """Return the server or file to log to.
-
-    Raises:
-        UserError: if no server is named, and there is no checkout that could have a file.
-    """
+    """Return the server or file to log to; UserError if there is none, and no checkout."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         pages = os.environ.get("TUNELINE_TRACKING_URL") or uri
@@ -65,13 +57,9 @@ def find_place() -> Place:
 def open_mlflow(
     description: Description, log: Callable[[str], None], run_id: str = ""
 ) -> tuple[TrackedRun, MlflowTracker | None]:
-    """Open the run in MLflow; the same one again for a training that is resumed.
+    """Open the run in MLflow; the same one (or `run_id`) for a training that is resumed.
 
-    Args:
-        run_id: id of a run that exists already, whatever its state.
-
-    Returns:
-        The run and its tracker; no tracker if MLflow can't be reached, which stops no training.
+    No tracker if MLflow can't be reached, which stops no training.
     """
     try:
         return _open(description, log, run_id)
@@ -153,13 +141,7 @@ class Sender:
         log: Callable[[str], None],
         pause: float = SEND_SECONDS,
     ) -> None:
-        """Start the thread.
-
-        Args:
-            send: function that sends entries in order and raises if the server refuses them.
-            log: function that takes a line when the server is lost, and one when it is back.
-            pause: time between requests, in seconds.
-        """
+        """Start the thread; `send` takes entries in order and raises if refused, `log` lines."""
         self._send, self._log, self._pause = send, log, pause
         self._waiting: list[Entry] = []
         self._lock = threading.Lock()
@@ -184,16 +166,14 @@ class Sender:
     def _work(self) -> None:
         failures = 0
         while True:
-            closing = self._closing.wait(self._wait_seconds(failures))
+            # The exponent is bounded, so that the power stays a float.
+            pause = min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS)
+            closing = self._closing.wait(pause)
             failures = self._empty(failures)
             if closing and (not failures or time.monotonic() > self._deadline):
                 return
             if closing:
                 time.sleep(self._pause)
-
-    def _wait_seconds(self, failures: int) -> float:
-        # The exponent is bounded, so that the power stays a float.
-        return float(min(self._pause * 2 ** min(failures, 10), LONGEST_PAUSE_SECONDS))
 
     def _empty(self, failures: int) -> int:
         """Send all waiting entries, until a request fails."""

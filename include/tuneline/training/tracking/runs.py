@@ -1,8 +1,7 @@
 """A training as trackers see it: opened, sent while it trains, closed; light to import.
 
-The integrations of TRL and transformers are not used: they log every training argument and the
-configuration of the model, absolute paths of the machine among them. The trackers get the same
-metrics under the names that those integrations use.
+TRL's and transformers' integrations log every training argument, absolute paths of the machine
+among them; the trackers get the same metrics under the names that those use.
 """
 
 from __future__ import annotations
@@ -39,10 +38,7 @@ NAMES = {
 class Description:
     """The description of a run that trackers show: no secret, no path of this machine.
 
-    Attributes:
-        project: experiment in MLflow, project in Weights & Biases.
-        name: name of the run, for people.
-        key: stable over retries, so that a resumed training goes on in the same run.
+    `key` is stable over retries, so that a resumed training goes on in the same run.
     """
 
     project: str
@@ -127,12 +123,9 @@ def replay(tracker: Tracker, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 class Tracking:
-    """The tracked runs of a training.
+    """The tracked runs of a training: one for each tracker that was asked for.
 
-    Attributes:
-        runs: one for each tracker that was asked for.
-        trackers: those that could be opened, by their place in `runs`.
-        seconds: time that training has waited for trackers.
+    `trackers` are those that could be opened; `seconds` what training has waited for them.
     """
 
     def __init__(self) -> None:
