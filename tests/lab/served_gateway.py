@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from tests.lab.api_server import ApiServer
-from tests.lab.upstream_server import ServerThread
+from tests.lab.upstream_server import ServerThread, UpstreamServer
 
 from tuneline.serving.gateway.accounts.keys import add_key
 from tuneline.serving.gateway.app.routes import create_app
@@ -19,7 +18,7 @@ from tuneline.serving.gateway.config import load_config
 
 def main(folder: Path) -> None:
     """Serve `support` until the input ends."""
-    server = ApiServer("small")
+    server = UpstreamServer("small")
     upstream = {"name": "small", "base_url": server.base_url, "model": "small-model"}
     config = {
         "keys_file": "keys.json",

@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from tests.lab.api_server import ApiServer
 from tests.lab.upstream_server import ServerThread, UpstreamServer
 from tests.lab.waiting import wait_for
 
@@ -155,21 +154,21 @@ def upstream_entry(server: UpstreamServer, **fields: object) -> dict:
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[dict[str, ApiServer]]:
-    made = {name: ApiServer(name) for name in ("small", "large")}
+def servers() -> Iterator[dict[str, UpstreamServer]]:
+    made = {name: UpstreamServer(name) for name in ("small", "large")}
     yield made
     for server in made.values():
         server.stop()
 
 
 @pytest.fixture
-def small(servers: dict[str, ApiServer]) -> ApiServer:
+def small(servers: dict[str, UpstreamServer]) -> UpstreamServer:
     servers["small"].reset()
     return servers["small"]
 
 
 @pytest.fixture
-def large(servers: dict[str, ApiServer]) -> ApiServer:
+def large(servers: dict[str, UpstreamServer]) -> UpstreamServer:
     servers["large"].reset()
     return servers["large"]
 
