@@ -371,7 +371,6 @@ class EngineClient:
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """Translate the errors of a request into errors of the engine."""
         try:
             yield
         except httpx.TimeoutException as error:

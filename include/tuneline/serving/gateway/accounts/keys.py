@@ -150,7 +150,6 @@ def _problem(error: ValidationError) -> Any:
 
 
 def _wrong(model: type[BaseModel], path: Sequence[int | str], where: str) -> UserError:
-    """Return the error of a field of a key, or of its limits."""
     if path and path[0] == "limits":
         return _wrong(KeyLimits, path[1:], f"{where}.limits")
     if not path:

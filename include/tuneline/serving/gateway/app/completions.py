@@ -65,8 +65,6 @@ class ChatEndpoint:
 
 
 class _Exchange:
-    """One request and its response."""
-
     def __init__(
         self,
         runtime: Runtime,
@@ -182,7 +180,6 @@ class _Exchange:
 
     @contextmanager
     def _failures_answered(self, call: Call) -> Iterator[None]:
-        """Turn the failure of a chain into an error response."""
         try:
             yield
         except AllFailed as failed:

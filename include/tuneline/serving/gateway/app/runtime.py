@@ -360,7 +360,6 @@ class Runtime:
         return ProductionLog(config, self._scrubber_for(config), self.metrics)
 
     def _rates_of(self, model: str) -> TokenRates:
-        """Return the price of a model's primary upstream."""
         return self._current.rates_of(model)
 
     def _count_written(self, rows: list[UsageRow]) -> None:

@@ -206,7 +206,6 @@ class ProductionLog(BatchWriter[_Entry]):
             self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
 
     def _texts(self, entries: Sequence[_Entry]) -> Iterator[tuple[_Entry, LoggedTexts]]:
-        """Yield entries with their scrubbed prompt and answer."""
         given: list[tuple[_Entry, UnscrubbedTexts]] = []
         for entry in entries:
             with self._one_row():
