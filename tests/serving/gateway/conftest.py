@@ -1,3 +1,4 @@
+import itertools
 import json
 import signal
 import sqlite3
@@ -199,12 +200,13 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
 def start(tmp_path: Path, write_config: Callable[..., Path]) -> Iterator[Callable[..., Gateway]]:
     """Starts a gateway over the given upstreams; stops it after the test."""
     running: list[Gateway] = []
+    numbers = itertools.count()
 
     def run(*servers: UpstreamServer | dict, **fields: object) -> Gateway:
         entries = [s if isinstance(s, dict) else upstream_entry(s) for s in servers]
         path = write_config(entries, **fields)
         keys = tmp_path / "keys.json"
-        key = add_key(keys, f"tester-{len(running)}")
+        key = add_key(keys, f"tester-{next(numbers)}")
         gateway = Gateway(path, key, tmp_path / "usage.db")
         running.append(gateway)
         return gateway
