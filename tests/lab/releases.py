@@ -62,14 +62,7 @@ def release(
     name: str = "a",
     engine: Mapping[str, Any] | None = None,
 ) -> None:
-    """Release version 1 of a model, whose manifest names these files.
-
-    Args:
-        store: the store.
-        files: content by name.
-        name: the model's name.
-        engine: the identity of its engine; by default nothing is stated, as of llama.cpp.
-    """
+    """Release version 1 of a model with these files; by default it states no engine."""
     prefix = model_prefix(name, "1")
     stated = [
         {"name": file, "sha256": store.put_bytes(f"{prefix}/{file}", content).sha256}
@@ -83,15 +76,7 @@ def release(
 def release_apart(
     store: Any, base: Path, adapter: Path, *, name: str = "a", uri: str = "file:///tiny"
 ) -> None:
-    """Release version 1 of an adapter that llama.cpp serves beside a base.
-
-    Args:
-        store: the store.
-        base: the base as GGUF.
-        adapter: the adapter as GGUF.
-        name: the model's name.
-        uri: address of the base model.
-    """
+    """Release version 1 of an adapter that llama.cpp serves next to a base, both as GGUF."""
     sha256 = sha256_file(base)
     files = {MODEL_FILE: sha256}
     form = BaseForm(
@@ -124,15 +109,7 @@ def forge(store: Any, document: Mapping[str, Any], name: str = "a", version: str
 
 
 def hostile(kind: str, bad: str, *, name: str = "a", version: str = "1") -> dict[str, Any]:
-    """Return a manifest with a name that leads out of its folder.
-
-    Args:
-        kind: where it stands: a file, a file of the base, its key, a file of the adapter, the
-            version's name or the model's.
-        bad: the name.
-        name: the model.
-        version: its version.
-    """
+    """Return a manifest with a name that leads out of its folder, in a place of `HOSTILE`."""
     digest = "0" * 64
     files = {"model/config.json": digest, "adapter.gguf": digest}
     base = {"uri": "u", "digest": digest, "variant": "f16", "key": "bases/b", "sha256": digest}
