@@ -161,11 +161,7 @@ def _wrong(model: type[BaseModel], path: Sequence[int | str], where: str) -> Use
 
 
 def new_key(
-    name: str,
-    *,
-    logged: bool = True,
-    models: Sequence[str] = (),
-    limits: KeyLimits = NO_LIMITS,
+    name: str, *, logged: bool = True, models: Sequence[str] = (), limits: KeyLimits = NO_LIMITS
 ) -> tuple[str, KeyRecord]:
     """Make a key; return it, to be shown once, and the record to store.
 

@@ -66,11 +66,7 @@ class ChatEndpoint:
 
 class _Exchange:
     def __init__(
-        self,
-        runtime: Runtime,
-        routing: Routing,
-        api: Api,
-        connection: Connection,
+        self, runtime: Runtime, routing: Routing, api: Api, connection: Connection
     ) -> None:
         self._runtime = runtime
         self._routing = routing

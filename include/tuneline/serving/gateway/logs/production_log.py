@@ -28,11 +28,7 @@ from tuneline.serving.gateway.chain.upstream import message_texts
 from tuneline.serving.gateway.config import ProductionLogConfig
 from tuneline.serving.gateway.ledger.writer import BatchWriter
 from tuneline.serving.gateway.logs.scrubbing import Scrub, ScrubbingFailed, ScrubbingProcess
-from tuneline.serving.gateway.logs.spool import (
-    Spool,
-    SpoolFull,
-    Uploader,
-)
+from tuneline.serving.gateway.logs.spool import Spool, SpoolFull, Uploader
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.store import open_store
 
