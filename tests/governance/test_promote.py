@@ -360,3 +360,17 @@ def test_a_pointer_that_was_edited_refuses(ready_lab):
     with pytest.raises(UserError, match="its released_at is not that of the last release"):
         lab.execute("promote")
     assert pointer_file(lab).read_bytes() == edited
+
+
+def test_a_review_that_comes_late_says_so_at_its_end(ready_lab, monkeypatch, capsys):
+    lab = ready_lab()
+    judged_as = [HOLDS, MEASURED]
+    monkeypatch.setattr("tuneline.step.execute", lambda step, uri: lab.leave(step, {}, judged_as))
+    review._judged(lab.run)
+    assert "not part of the version" not in capsys.readouterr().out
+    judged_as[0] = BROKEN
+    review._judged(lab.run)
+    said = capsys.readouterr().out
+    assert "human_review: fail" in said
+    assert "not part of the version of this run: lineage read measurements of human_review" in said
+    assert "start a new run for a new version" in said

@@ -10,13 +10,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Asked:
-    """One request.
-
-    Attributes:
-        status: HTTP status, or the name of the error of a connection that broke.
-        attempts: the gateway's attempts, such as `a-1`.
-        seconds: its duration.
-    """
+    """A request: its status, or its connection's error; the gateway's attempts; seconds."""
 
     status: int | str
     attempts: str | None

@@ -66,15 +66,7 @@ class _Stamped(asyncio.StreamReaderProtocol):
 
 
 class TokenStream:
-    """The server.
-
-    Attributes:
-        bodies: the bodies of the requests so far.
-        timings: TTFT, time to the last token and tokens of each answer, as the server saw them.
-        connections: connections so far.
-        dead: whether it has died.
-        url: its address.
-    """
+    """The server."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         """Describe a server; `listen` starts it."""

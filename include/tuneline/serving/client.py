@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -237,12 +236,7 @@ class EngineClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def chat(
@@ -333,11 +327,7 @@ class EngineClient:
         return _batch(one, batch, concurrency, on_answer)
 
     def continue_batch(
-        self,
-        batch: Sequence[Sequence[int]],
-        *,
-        concurrency: int,
-        max_tokens: int,
+        self, batch: Sequence[Sequence[int]], *, concurrency: int, max_tokens: int
     ) -> list[str]:
         """Go on from many sequences of token ids, greedily; texts in the order of the sequences.
 
@@ -371,7 +361,6 @@ class EngineClient:
 
     @contextmanager
     def _faults(self) -> Iterator[None]:
-        """Translate the errors of a request into errors of the engine."""
         try:
             yield
         except httpx.TimeoutException as error:

@@ -77,7 +77,6 @@ class _Connection(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether a request can be written."""
         return self._transport is not None and not self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -102,7 +101,6 @@ class _Connection(asyncio.Protocol):
         self._finish("" if whole else "the server closed the connection")
 
     async def ask(self, exchange: Exchange, timeout: float) -> None:
-        """Write a request and wait for the end of its answer."""
         assert self._transport is not None
         loop = asyncio.get_running_loop()
         self.used, self._exchange, self._reader = True, exchange, _BodyEnd()
@@ -138,7 +136,6 @@ class _Connection(asyncio.Protocol):
             self._done.set_result(None)
 
     def close(self) -> None:
-        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
@@ -300,7 +297,6 @@ def _body(exchange: Exchange) -> tuple[int, list[tuple[float, bytes]]]:
 
 
 def _parser() -> h11.Connection:
-    """Return a parser of the answer to one POST request."""
     parser = h11.Connection(h11.CLIENT)
     parser.send(h11.Request(method="POST", target="/", headers=[("Host", "-")]))
     parser.send(h11.EndOfMessage())

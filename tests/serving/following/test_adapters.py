@@ -114,20 +114,18 @@ def test_a_gateway_is_not_ready_without_its_adapter(store, two_teams, tmp_path):
             assert states()["theirs-1"] == "adapter 1 is not loaded"
 
 
-def test_adapters_of_other_bases_share_no_engine(store, tiny_models, other_adapter, tmp_path):
+def test_adapters_of_other_bases_and_merged_releases_share_no_engine(
+    store, tiny_models, other_adapter, tmp_path
+):
     release_apart(store, tiny_models.base_gguf, tiny_models.adapter_gguf, name="ours")
     release_apart(store, tiny_models.candidate_gguf, other_adapter, name="theirs")
-    both = [opened(store, name) for name in ("ours", "theirs")]
-    with pytest.raises(UserError, match=r"theirs 1 is an adapter of .* one engine has one base"):
-        request_of(both, tmp_path)
-
-
-def test_a_merged_release_shares_no_engine(store, tiny_models, tmp_path):
-    release_apart(store, tiny_models.base_gguf, tiny_models.adapter_gguf, name="ours")
     release(store, {"model.gguf": b"w"}, name="merged")
-    both = [opened(store, name) for name in ("ours", "merged")]
-    with pytest.raises(UserError, match="merged 1 was released merged"):
-        request_of(both, tmp_path)
+    for other, why in (
+        ("theirs", r"theirs 1 is an adapter of .* one engine has one base"),
+        ("merged", "merged 1 was released merged"),
+    ):
+        with pytest.raises(UserError, match=why):
+            request_of([opened(store, name) for name in ("ours", other)], tmp_path)
 
 
 def flip(store, key):
@@ -139,21 +137,20 @@ def flip(store, key):
     path.write_bytes(raw)
 
 
-def test_a_flipped_byte_of_the_adapter_is_refused(store, two_teams, tmp_path):
+def test_a_flipped_byte_of_the_adapter_is_fetched_again_or_refused(store, two_teams, tmp_path):
+    path = request_of(two_teams, tmp_path).adapters["ours@1"]
+    kept = path.read_bytes()
+    path.write_bytes(kept[:-1] + b"\0")
+    assert request_of(two_teams, tmp_path).adapters["ours@1"].read_bytes() == kept
+    path.unlink()
     flip(store, "models/ours/1/adapter.gguf")
     with pytest.raises(CorruptObject, match=r"adapter\.gguf"):
         request_of(two_teams, tmp_path)
 
 
-def test_a_fetched_adapter_with_a_flipped_byte_is_fetched_again(store, two_teams, tmp_path):
-    path = request_of(two_teams, tmp_path).adapters["ours@1"]
-    kept = path.read_bytes()
-    path.write_bytes(kept[:-1] + b"\0")
-    assert request_of(two_teams, tmp_path).adapters["ours@1"].read_bytes() == kept
-
-
 def test_another_base_than_the_stated_one_is_refused(store, two_teams, tiny_models, tmp_path):
     """The store has other bytes under the base's hash; then the fetched copy has."""
+    # The store keeps it once.
     (key,) = (k for k in store.keys("bases/served") if k.endswith("model.gguf"))
     fetched = request_of(two_teams, tmp_path).model
     raw = bytearray(fetched.read_bytes())
@@ -166,7 +163,3 @@ def test_another_base_than_the_stated_one_is_refused(store, two_teams, tiny_mode
     with pytest.raises(CorruptObject, match=r"model\.gguf"):
         request_of(two_teams, tmp_path)
     assert len(verify(store.uri_of("models/ours/1/manifest.json"))) == 1
-
-
-def test_the_store_keeps_a_base_once(store, two_teams):
-    assert len([k for k in store.keys("bases/served") if k.endswith("model.gguf")]) == 1

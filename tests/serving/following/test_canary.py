@@ -8,7 +8,7 @@ import httpx
 import pytest
 from tests.lab import fake_engine
 from tests.lab.waiting import wait_for
-from tests.serving.following.test_follow import Site, ready_body
+from tests.serving.following.test_follow import Site, ready_body, running
 
 from tuneline.artifacts.releases import read_release
 from tuneline.governance.release.verify import verify
@@ -19,18 +19,19 @@ USERS, SHARE = 24, 0.4
 
 
 @pytest.fixture
-def site(tmp_path):
-    made = Site(tmp_path)
-    made.keys = {f"user-{n}": add_key(made.folder / "keys.json", f"user-{n}") for n in range(USERS)}
-    made.release("1")
-    made.serve()
-    made.follow("--canary", str(SHARE), "--canary-look", "1")
-    try:
-        made.wait_served("1")
-        yield made
-    finally:
-        for what in ("gateway", "follower"):
-            made.stop(what)
+def bare(tmp_path):
+    yield from running(Site(tmp_path))
+
+
+@pytest.fixture
+def site(bare):
+    path = bare.folder / "keys.json"
+    bare.keys = {f"user-{n}": add_key(path, f"user-{n}") for n in range(USERS)}
+    bare.release("1")
+    bare.serve()
+    bare.follow("--canary", str(SHARE), "--canary-look", "1")
+    bare.wait_served("1")
+    return bare
 
 
 def events(site, version):
@@ -153,21 +154,16 @@ def test_a_new_follower_goes_on_where_the_one_before_was(site):
     assert [e.get("outcome") for e in events(site, "2")] == [None, "started"]
 
 
-def test_a_release_that_names_its_share_is_tried_without_flags(tmp_path):
+def test_a_release_that_names_its_share_is_tried_without_flags(bare):
     """Also if follower and engines start from nothing, with the version before to compare with."""
-    made = Site(tmp_path)
-    made.release("1")
-    made.release("2", settings={"governance": {"canary": {"share": 0.25, "hours": 2}}})
-    made.serve()
-    made.follow()
-    try:
-        wait_for(lambda: "a@2 is tried on 25% of the keys" in made.log(), 60)
-        wait_tried(made, "2")
-        wait_for(lambda: made.status().models[0].served == "1")
-        assert made.status().models[0].released == "2"
-        # One that names none is switched to at once.
-        made.release("3")
-        wait_for(lambda: made.status().models[0].served == "3", 40)
-    finally:
-        for what in ("gateway", "follower"):
-            made.stop(what)
+    bare.release("1")
+    bare.release("2", settings={"governance": {"canary": {"share": 0.25, "hours": 2}}})
+    bare.serve()
+    bare.follow()
+    wait_for(lambda: "a@2 is tried on 25% of the keys" in bare.log(), 60)
+    wait_tried(bare, "2")
+    wait_for(lambda: bare.row().served == "1")
+    assert bare.row().released == "2"
+    # One that names none is switched to at once.
+    bare.release("3")
+    wait_for(lambda: bare.row().served == "3", 40)

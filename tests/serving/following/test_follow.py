@@ -167,8 +167,7 @@ def test_a_release_becomes_served_without_a_further_command(site):
     site.wait_served("2")
     wait_for(lambda: site.status().complete)
     # The release before it stands behind it.
-    (row,) = site.status().models
-    assert (row.released, row.served, row.has_fallback) == ("2", "2", True)
+    assert (site.row().released, site.row().served, site.row().has_fallback) == ("2", "2", True)
     os.kill(site.pids()["2"], signal.SIGKILL)
     wait_for(lambda: site.answered_by() == "a-1", what="an answer of the release before")
     # It is started again.
@@ -182,29 +181,37 @@ def test_a_release_becomes_served_without_a_further_command(site):
     assert not any(psutil.pid_exists(pid) for pid in engines)
 
 
-def test_a_release_that_does_not_start_is_left_and_reported(site):
-    fake_engine.behave(site.engines, **{"2": "exit"})
+def command(site, *words):
+    """A command of the follower that ends by itself."""
+    words = [*CLI, "follow", *words, "--folder", site.folder / "state"]
+    return subprocess.run(
+        words, capture_output=True, text=True, env=child_environment(), check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "options", "why"),
+    [
+        ("exit", (), "it ended: tuneline: a@2 can't be loaded: out of memory"),
+        ("silent", ("--start-seconds", "3"), "it is not ready in time"),
+    ],
+)
+def test_a_release_that_does_not_start_is_left_and_reported(site, behaviour, options, why):
+    fake_engine.behave(site.engines, **{"2": behaviour})
     site.release("1")
     site.serve()
-    site.follow()
+    site.follow(*options)
     site.wait_served("1")
     site.release("2")
-    wait_for(lambda: site.status().models[0].reason, 20, "the reason")
-    (row,) = site.status().models
-    assert (row.released, row.served) == ("2", "1")
-    assert "out of memory" in row.reason
+    wait_for(lambda: site.row().reason, 30, "the reason")
+    assert (site.row().released, site.row().served) == ("2", "1")
+    assert why in site.row().reason
     assert site.answered_by() == "a-1"
-    assert "a@2 is not served: it ended: tuneline: a@2 can't be loaded" in site.log()
+    assert f"a@2 is not served: {why}" in site.log()
     wait_for(lambda: ready_body(site)["behind"] == {"a": "2"})
-    shown = subprocess.run(
-        [*CLI, "follow", "--status", "--folder", site.folder / "state"],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=False,
-    )
+    shown = command(site, "--status")
     assert shown.returncode == 1
-    assert "a: 2 is not served: it ended" in shown.stdout
+    assert f"a: 2 is not served: {why}" in shown.stdout
     assert "1 serves" in shown.stdout
     # Once it can be loaded, the next try serves it.
     fake_engine.behave(site.engines)
@@ -214,19 +221,6 @@ def test_a_release_that_does_not_start_is_left_and_reported(site):
 
 def ready_body(site):
     return httpx.get(f"http://127.0.0.1:{site.port}/v1/health/ready").json()
-
-
-def test_an_engine_that_never_answers_is_not_switched_to(site):
-    fake_engine.behave(site.engines, **{"2": "silent"})
-    site.release("1")
-    site.serve()
-    site.follow("--start-seconds", "3")
-    site.wait_served("1")
-    site.release("2")
-    wait_for(lambda: "a@2 is not served: it is not ready in time" in site.log(), 30)
-    assert site.answered_by() == "a-1"
-    # It is stopped after the line is written, and may be tried again.
-    wait_for(lambda: "2" not in site.pids())
 
 
 def test_a_new_follower_takes_over_and_nothing_is_interrupted(site):
@@ -243,26 +237,12 @@ def test_a_new_follower_takes_over_and_nothing_is_interrupted(site):
     wait_for(lambda: "taking over the engine of a@1" in site.log())
     wait_for(lambda: site.status().complete)
     assert site.pids()["1"] == pid
+    # A second one at once is refused.
+    again = command(site, "--store", site.store.uri, "--settings", site.folder / "settings.yaml")
+    assert (again.returncode, "another follower works in" in again.stderr) == (2, True)
     site.release("2")
     site.wait_served("2")
     wait_for(lambda: not psutil.pid_exists(pid), 20, "the end of the old engine")
-
-
-def test_a_second_follower_of_a_folder_is_refused(site):
-    site.follow()
-    wait_for(lambda: "following" in site.log())
-    again = subprocess.run(
-        [
-            *(*CLI, "follow", "--store", site.store.uri, "--folder", site.folder / "state"),
-            *("--settings", site.folder / "settings.yaml"),
-        ],
-        capture_output=True,
-        text=True,
-        env=child_environment(),
-        check=False,
-    )
-    assert again.returncode == 2
-    assert "another follower works in" in again.stderr
 
 
 def test_models_have_engines_of_their_own_and_settings_stay(site):

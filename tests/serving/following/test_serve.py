@@ -64,19 +64,16 @@ def test_a_fetched_file_with_other_bytes_is_fetched_again(store, tmp_path):
             (folder / name).write_bytes(b"evil")
 
 
-def test_other_bytes_than_the_released_ones_are_refused(store):
-    release(store, {"model.gguf": b"w"})
-    store.put_bytes("models/a/1/model.gguf", b"other")
-    with pytest.raises(CorruptObject):
-        serve.run_engine(store.uri, **OPTIONS)
-
-
-def test_nothing_to_serve(store):
+def test_nothing_to_serve_and_other_bytes_than_the_released_ones(store):
     with pytest.raises(UserError, match="holds no released model"):
         serve.run_engine(store.uri, **OPTIONS)
     release(store, {})
     with pytest.raises(UserError, match="states no model"):
         serve.run_engine(store.uri, **OPTIONS)
+    release(store, {"model.gguf": b"w"}, name="b")
+    store.put_bytes("models/b/1/model.gguf", b"other")
+    with pytest.raises(CorruptObject):
+        serve.run_engine(store.uri, **{**OPTIONS, "names": ("b",)})
 
 
 def engine(store, capsys, *options):

@@ -1,3 +1,4 @@
+import itertools
 import json
 import signal
 import sqlite3
@@ -9,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from tests.lab.api_server import ApiServer
 from tests.lab.upstream_server import ServerThread, UpstreamServer
 from tests.lab.waiting import wait_for
 
@@ -155,21 +155,21 @@ def upstream_entry(server: UpstreamServer, **fields: object) -> dict:
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[dict[str, ApiServer]]:
-    made = {name: ApiServer(name) for name in ("small", "large")}
+def servers() -> Iterator[dict[str, UpstreamServer]]:
+    made = {name: UpstreamServer(name) for name in ("small", "large")}
     yield made
     for server in made.values():
         server.stop()
 
 
 @pytest.fixture
-def small(servers: dict[str, ApiServer]) -> ApiServer:
+def small(servers: dict[str, UpstreamServer]) -> UpstreamServer:
     servers["small"].reset()
     return servers["small"]
 
 
 @pytest.fixture
-def large(servers: dict[str, ApiServer]) -> ApiServer:
+def large(servers: dict[str, UpstreamServer]) -> UpstreamServer:
     servers["large"].reset()
     return servers["large"]
 
@@ -200,12 +200,13 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
 def start(tmp_path: Path, write_config: Callable[..., Path]) -> Iterator[Callable[..., Gateway]]:
     """Starts a gateway over the given upstreams; stops it after the test."""
     running: list[Gateway] = []
+    numbers = itertools.count()
 
     def run(*servers: UpstreamServer | dict, **fields: object) -> Gateway:
         entries = [s if isinstance(s, dict) else upstream_entry(s) for s in servers]
         path = write_config(entries, **fields)
         keys = tmp_path / "keys.json"
-        key = add_key(keys, f"tester-{len(running)}")
+        key = add_key(keys, f"tester-{next(numbers)}")
         gateway = Gateway(path, key, tmp_path / "usage.db")
         running.append(gateway)
         return gateway

@@ -38,9 +38,9 @@ def written(payloads: list[dict]) -> dict[int, str]:
         (CHAT, {"max_tokens": 3}, {}, (3, 3, 0), (3, 3, 0), WORDS[:24]),
         # Words of 8 bytes, 4 bytes a token; 5 chunks of a stream; 3 + 4 + 2 for the prompt.
         (CHAT, {}, UNCOUNTED, (9, 10, 1), (9, 5, 1), WORDS),
-        (CHAT, {"n": 3}, {}, (7, 15, 0), (7, 15, 0), WORDS),
+        (CHAT, {"n": 3}, {}, (3, 15, 0), (3, 15, 0), WORDS),
         # An engine that counts one whole answer alone: 3 answers of 40 bytes.
-        (CHAT, {"n": 3}, EACH, (7, 30, 1), (7, 15, 0), WORDS),
+        (CHAT, {"n": 3}, EACH, (3, 30, 1), (3, 15, 0), WORDS),
         (CHAT, {"tools": [TOOL]}, {}, (5, 4, 0), (5, 4, 0), '{"city": "Ulm"}'),
         # Counted by its three chunks: name, and two pieces of arguments.
         (CHAT, {"tools": [TOOL]}, UNCOUNTED, (5, 4, 0), (9, 3, 1), '{"city": "Ulm"}'),

@@ -113,13 +113,11 @@ def test_a_hostile_schema_costs_little(judge, schema, accepted):
 def test_what_takes_too_long_passes_and_the_next_is_judged(judge):
     assert judge(asked(doubling()), "{}") is None
     assert judge(asked(ORDER), "{}") is False
-
-
-def test_a_form_without_a_schema_needs_no_process():
-    judge = FormJudge(lambda: None)
-    assert asyncio.run(judge.accepts(JsonForm(), ["{}"]))
-    assert judge._process is None
-    judge.close()
+    # A form without a schema needs no process.
+    plain = FormJudge(lambda: None)
+    assert asyncio.run(plain.accepts(JsonForm(), ["{}"]))
+    assert plain._process is None
+    plain.close()
 
 
 @pytest.mark.parametrize("schema", [doubling(), {"$ref": "#"}])

@@ -323,8 +323,7 @@ def test_the_command_prints_a_table_csv_and_json(spent, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    ["--against 1", "--against 1,-2", "--against a,b", "--since yesterday", "--csv --json"],
+    "wrong", ["--against 1", "--against 1,-2", "--against a,b", "--since yesterday", "--csv --json"]
 )
 def test_wrong_arguments(tmp_path, wrong, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -76,12 +76,7 @@ def store(tmp_path):
 @pytest.fixture
 def section(store):
     """Return the settings of a quick log."""
-    return {
-        "store": store.uri,
-        "spool": "spool",
-        "flush_interval_s": 0.05,
-        "part_seconds": 0.2,
-    }
+    return {"store": store.uri, "spool": "spool", "flush_interval_s": 0.05, "part_seconds": 0.2}
 
 
 def today() -> datetime:

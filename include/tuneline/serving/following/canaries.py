@@ -244,7 +244,6 @@ class _Canary:
 
     @property
     def state(self) -> CanaryState:
-        """What the next follower needs."""
         return CanaryState(self.version, self.began, self.counting, self.rule.known)
 
 

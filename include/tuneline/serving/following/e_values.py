@@ -157,7 +157,6 @@ def nearest(rate: float, candidate: int, released: int, margin: float) -> tuple[
 
 
 def _gain(log_e: float, dispersion: float) -> float:
-    """Return what one block adds to the logarithm of an e-value."""
     return min(log_e / dispersion, _MOST_GAIN)
 
 

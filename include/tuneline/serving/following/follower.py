@@ -175,7 +175,6 @@ class Follower:
         return self._found[1]
 
     def _targets(self) -> list[EngineUnit]:
-        """Return the units that are to be served."""
         fit = []
         for wanted in self._wanted:
             try:

@@ -71,10 +71,7 @@ def gateway_document(
         fields = own.pop(model.name, {})
         behind = [name for name in fields.get("chain", []) if name in known]
         served = served_chain(
-            model.name,
-            model.chain,
-            model.settings.within(hosts, keys),
-            behind=behind,
+            model.name, model.chain, model.settings.within(hosts, keys), behind=behind
         )
         upstreams += served.upstreams
         chain = served.model["chain"]

@@ -158,7 +158,6 @@ def _sizes_of(release: Release) -> ServedSizes:
 
 
 def _shared_base(releases: Sequence[Release]) -> BaseForm:
-    """Return the base that all releases are served on."""
     first = releases[0]
     for release in releases:
         if release.apart is None:

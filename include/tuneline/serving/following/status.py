@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from tuneline.errors import UserError
 from tuneline.files import write_whole
@@ -50,6 +51,7 @@ class Status:
     engines: list[EngineRow]
     switched: bool
     gateway: str | None
+    at: float = field(default_factory=time.time)
 
     @property
     def complete(self) -> bool:
@@ -59,8 +61,7 @@ class Status:
 
     def write(self, folder: Path) -> None:
         """Write it into the follower's folder."""
-        text = json.dumps({"at": time.time(), **asdict(self)}, indent=1)
-        write_whole(folder / _FILE, text.encode(), lasting=False)
+        write_whole(folder / _FILE, _STATUS.dump_json(self, indent=1), lasting=False)
 
     def lines(self) -> list[str]:
         """Return it as text, a line for each model and engine."""
@@ -82,6 +83,9 @@ class Status:
         return found or ["no model is released yet"]
 
 
+_STATUS: TypeAdapter[Status] = TypeAdapter(Status)
+
+
 def read_status(folder: Path) -> Status:
     """Return how the follower of a folder stands.
 
@@ -89,12 +93,10 @@ def read_status(folder: Path) -> Status:
         UserError: if no follower is at work there.
     """
     try:
-        found = json.loads((folder / _FILE).read_text())
-        age = time.time() - found["at"]
-        models = [ModelRow(**row) for row in found["models"]]
-        engines = [EngineRow(**row) for row in found["engines"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = _STATUS.validate_json((folder / _FILE).read_bytes())
+    except (OSError, ValidationError):
         raise UserError(f"no follower has worked in {folder}; start `tuneline follow`") from None
+    age = time.time() - found.at
     if age > _SILENT_SECONDS:
         raise UserError(f"the follower of {folder} has been silent for {age:.0f} s; start it again")
-    return Status(models, engines, found["switched"], found["gateway"])
+    return found

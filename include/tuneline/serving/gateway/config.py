@@ -130,8 +130,7 @@ class ProductionLogConfig(Section):
         1.0, ge=0, le=1, description="Share of the requests that is logged, drawn by request id."
     )
     languages: tuple[str, ...] = Field(
-        ("en",),
-        description="Languages of the conversations, in which personal data is looked for.",
+        ("en",), description="Languages of the conversations, in which personal data is looked for."
     )
     pii_model: bool = Field(
         True,
@@ -309,9 +308,7 @@ class GatewayConfig(Section):
         256, ge=1, description="Requests at once; more get 429 with Retry-After."
     )
     max_in_flight_bytes: int = Field(
-        256 << 20,
-        ge=1 << 20,
-        description="Memory of all of them, in bytes; more get 429 too.",
+        256 << 20, ge=1 << 20, description="Memory of all of them, in bytes; more get 429 too."
     )
 
     @model_validator(mode="after")

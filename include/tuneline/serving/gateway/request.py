@@ -350,9 +350,7 @@ def parse_request(api: Api, raw: bytes, *, max_depth: int, max_values: int) -> A
     )
     if api is not EMBEDDINGS and request.sequences > MOST_CHOICES:
         raise ApiError(
-            400,
-            f"`n` or `best_of` times the prompts must be at most {MOST_CHOICES}.",
-            param="n",
+            400, f"`n` or `best_of` times the prompts must be at most {MOST_CHOICES}.", param="n"
         )
     return request
 

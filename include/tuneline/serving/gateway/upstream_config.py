@@ -226,8 +226,7 @@ class UpstreamConfig(Section):
         BreakerConfig(), description="When it is left alone because it keeps failing."
     )
     extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field(
-        {},
-        description="Fields set in every request to it, over the client's, such as `top_k: 40`.",
+        {}, description="Fields set in every request to it, over the client's, such as `top_k: 40`."
     )
     fields: Annotated[tuple[str, ...], AfterValidator(_from_clients)] = Field(
         ("ignore_eos", "min_p", "repetition_penalty", "top_k"),

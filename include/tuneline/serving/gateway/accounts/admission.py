@@ -141,8 +141,6 @@ class _Claim:
 
 
 class _UnderWay:
-    """Sums of the claims of each key and period."""
-
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], Spent] = {}
         self._claims: Counter[tuple[str, str]] = Counter()
@@ -156,7 +154,6 @@ class _UnderWay:
         self.change(claim, claim.claimed)
 
     def change(self, claim: _Claim, counts: Spent) -> None:
-        """Let a claim count for something else."""
         tokens, cost = counts.tokens - claim.counts.tokens, counts.cost - claim.counts.cost
         for period in claim.periods:
             place = (period, claim.key)
@@ -192,7 +189,6 @@ class _Places:
         self._bytes: Counter[str] = Counter()
 
     def limit(self, key: str, places: int) -> int:
-        """Return how many requests a key may have under way."""
         grant = self._keys.grant_of(key)
         own = grant.limits.requests_at_once if grant else None
         return own or self._share(places)
@@ -351,7 +347,6 @@ class Admission:
         claim.seen = Spent(claim.seen.tokens + tokens, claim.seen.cost + row.cost)
 
     def _settle(self) -> None:
-        """Forget the claims of requests that the ledger's sums have."""
         written = self._book.view.written
         while self._ended and self._ended[0].ended_at <= written:
             self._under_way.remove(self._ended.popleft())

@@ -150,7 +150,6 @@ def _problem(error: ValidationError) -> Any:
 
 
 def _wrong(model: type[BaseModel], path: Sequence[int | str], where: str) -> UserError:
-    """Return the error of a field of a key, or of its limits."""
     if path and path[0] == "limits":
         return _wrong(KeyLimits, path[1:], f"{where}.limits")
     if not path:
@@ -162,11 +161,7 @@ def _wrong(model: type[BaseModel], path: Sequence[int | str], where: str) -> Use
 
 
 def new_key(
-    name: str,
-    *,
-    logged: bool = True,
-    models: Sequence[str] = (),
-    limits: KeyLimits = NO_LIMITS,
+    name: str, *, logged: bool = True, models: Sequence[str] = (), limits: KeyLimits = NO_LIMITS
 ) -> tuple[str, KeyRecord]:
     """Make a key; return it, to be shown once, and the record to store.
 

@@ -65,14 +65,8 @@ class ChatEndpoint:
 
 
 class _Exchange:
-    """One request and its response."""
-
     def __init__(
-        self,
-        runtime: Runtime,
-        routing: Routing,
-        api: Api,
-        connection: Connection,
+        self, runtime: Runtime, routing: Routing, api: Api, connection: Connection
     ) -> None:
         self._runtime = runtime
         self._routing = routing
@@ -182,7 +176,6 @@ class _Exchange:
 
     @contextmanager
     def _failures_answered(self, call: Call) -> Iterator[None]:
-        """Turn the failure of a chain into an error response."""
         try:
             yield
         except AllFailed as failed:

@@ -67,10 +67,7 @@ _HEADERS = {
 
 @cache
 def _chat_page() -> Response:
-    """Return the page; it may run its own script and style, known by their hashes, and talk here.
-
-    Nothing else, from nowhere else.
-    """
+    """Return the page, which may run its own script and style alone, and talk to us alone."""
     text = files(__package__).joinpath("page.html").read_text("utf-8")
     policy = [
         "default-src 'none'",
@@ -129,7 +126,6 @@ def _schemas() -> dict[str, Any]:
 def _operation(
     summary: str, content: dict[str, Any], *faults: int, key: bool = True
 ) -> dict[str, Any]:
-    """Return an operation with its answer, by media type, and its errors."""
     answers = {"200": {"description": summary, "content": _media(content)}}
     for status in faults:
         answers[str(status)] = {
@@ -144,7 +140,6 @@ def _media(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _asking(api: Api) -> dict[str, Any]:
-    """Return the operation of an API that asks an engine."""
     content = {"application/json": _ref("Answer" if api.holds == "choices" else "Embeddings")}
     if api.streams:
         # Events whose data is a JSON object, until one with `[DONE]`.
@@ -258,7 +253,6 @@ class _Answers:
         return JSONResponse(entry)
 
     def _allowed(self, request: Request) -> dict[str, dict[str, object]]:
-        """Return the models that the key of a request may ask for, by id."""
         grant = self._runtime.keys.grant_of(authenticate(self._runtime, request))
         return {
             asked: {"id": asked, **self._entry}

@@ -360,7 +360,6 @@ class Runtime:
         return ProductionLog(config, self._scrubber_for(config), self.metrics)
 
     def _rates_of(self, model: str) -> TokenRates:
-        """Return the price of a model's primary upstream."""
         return self._current.rates_of(model)
 
     def _count_written(self, rows: list[UsageRow]) -> None:
@@ -379,33 +378,33 @@ class Runtime:
         def gauge(name: str, text: str, read: Callable[[], float]) -> None:
             self.metrics.gauge(name, text, lambda: {(): float(read())})
 
+        def gauges(name: str, text: str, of: str, read: Callable[[], Mapping[str, float]]) -> None:
+            self.metrics.gauge(
+                name, text, lambda: {((of, key),): float(value) for key, value in read().items()}
+            )
+
         gauge("in_flight", "Requests under way.", lambda: self.in_flight)
         gauge("ledger_pending", "Ledger rows not yet written.", lambda: self.ledger.pending)
         ready = "1 while /v1/health/ready answers 200."
         gauge("ready", ready, lambda: self.why_not_ready() is None)
-        self.metrics.gauge(
+        shares = {Circuit.OPEN: 1.0, Circuit.HALF_OPEN: 0.5, Circuit.CLOSED: 0.0}
+        gauges(
             "circuit_open",
             "1 while nothing is sent to the upstream, 0.5 while single requests try it.",
-            lambda: {
-                (("upstream", name),): {Circuit.OPEN: 1.0, Circuit.HALF_OPEN: 0.5}.get(state, 0.0)
-                for name, state in self.prober.circuits().items()
-            },
+            "upstream",
+            lambda: {name: shares[state] for name, state in self.prober.circuits().items()},
         )
-        self.metrics.gauge(
+        gauges(
             "release_behind",
             "1 while a released version of the model is not served yet.",
-            lambda: {
-                (("model", model.id),): float(model.id in self.behind())
-                for model in self.config.models
-            },
+            "model",
+            lambda: {model.id: model.id in self.behind() for model in self.config.models},
         )
-        self.metrics.gauge(
+        gauges(
             "upstream_ready",
             "1 while the upstream is ready.",
-            lambda: {
-                (("upstream", name),): float(state == "ready")
-                for name, state in self.prober.states().items()
-            },
+            "upstream",
+            lambda: {name: state == "ready" for name, state in self.prober.states().items()},
         )
 
 

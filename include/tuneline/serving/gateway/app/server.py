@@ -1,7 +1,7 @@
 """The gateway as a process: clients' connections, its log, reloads, signals and the drain.
 
 uvicorn waits for ever on slow heads and readers and keeps headers of any size; each lets one client
-hold memory and places that others need, so `ClientConnection` sets limits.
+hold memory and places that others need, so `_ClientConnection` sets limits.
 """
 
 from __future__ import annotations
@@ -81,16 +81,16 @@ def connections_at_most(limits: ClientLimits, max_in_flight: int) -> int:
     return max(1, min(limits.connections, free - min(max_in_flight, free // 2)))
 
 
-class Connections:
+class _Connections:
     """The open connections of clients, of which an idle one makes room for a new one."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._of_address: Counter[str] = Counter()
         # In the order in which they fell idle.
-        self._idle: dict[ClientConnection, None] = {}
+        self._idle: dict[_ClientConnection, None] = {}
 
-    def opened(self, connection: ClientConnection) -> None:
+    def opened(self, connection: _ClientConnection) -> None:
         """Take a new connection; without room for it, close it or an idle one.
 
         Of the idle ones it is the oldest of the address that has the most connections, so that
@@ -106,16 +106,13 @@ class Connections:
         if not connection.transport.is_closing():
             self.idles(connection)
 
-    def idles(self, connection: ClientConnection) -> None:
-        """Note that a connection has no request under way."""
+    def idles(self, connection: _ClientConnection) -> None:
         self._idle[connection] = None
 
-    def works(self, connection: ClientConnection) -> None:
-        """Note that it has one."""
+    def works(self, connection: _ClientConnection) -> None:
         self._idle.pop(connection, None)
 
-    def lost(self, connection: ClientConnection) -> None:
-        """Forget a connection that was closed."""
+    def lost(self, connection: _ClientConnection) -> None:
         self._idle.pop(connection, None)
         self._of_address[connection.address] -= 1
         if not self._of_address[connection.address]:
@@ -125,29 +122,27 @@ class Connections:
 def connection_class(limits: ClientLimits, most: int) -> type[asyncio.Protocol]:
     """Return the protocol class of a server with these limits, and so many connections."""
 
-    class Limited(ClientConnection):
+    class Limited(_ClientConnection):
         LIMITS = limits
-        OPEN = Connections(most)
+        OPEN = _Connections(most)
 
     return Limited
 
 
-class ClientConnection(HttpToolsProtocol):
+class _ClientConnection(HttpToolsProtocol):
     """A connection whose client has to keep within the limits.
 
     A head that comes in one piece, as nearly all do, costs no timer.
     """
 
     LIMITS: ClientLimits
-    OPEN: Connections
+    OPEN: _Connections
 
     @property
     def address(self) -> str:
-        """The address of the client, without its port."""
         return self.client[0] if self.client else ""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Wait for the first request."""
         super().connection_made(transport)
         self._in_head = True
         self._head_bytes = 0
@@ -157,14 +152,12 @@ class ClientConnection(HttpToolsProtocol):
         self.OPEN.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
         for timer in self._timers.values():
             timer.cancel()
         self.OPEN.lost(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the client sent."""
         if self._in_head:
             if self._head_bytes == 0:
                 self._stop("head")
@@ -192,7 +185,6 @@ class ClientConnection(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """Expect the next head."""
         self._in_head = self._message_over = True
         self._head_bytes = 0
         self._stop("body")
@@ -213,17 +205,14 @@ class ClientConnection(HttpToolsProtocol):
             self._abort_after("body", self.LIMITS.body_timeout_s)
 
     def pause_writing(self) -> None:
-        """Note that the client does not read."""
         super().pause_writing()
         self._abort_after("write", self.LIMITS.write_timeout_s)
 
     def resume_writing(self) -> None:
-        """Note that it reads again."""
         super().resume_writing()
         self._stop("write")
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, in OpenAI's form."""
         self._refuse(400, msg)
 
     def _refuse_head(self) -> None:
@@ -285,9 +274,7 @@ def _refuse_fixed(old: GatewayConfig, new: GatewayConfig) -> None:
         raise UserError(f"{keys} can't change while the gateway runs; restart it for that")
 
 
-class Reloader:
-    """Takes over changes of the configuration file."""
-
+class _Reloader:
     def __init__(self, path: Path, runtime: Runtime, taken: str, *, watch: bool) -> None:
         self._path = path
         self._runtime = runtime
@@ -349,7 +336,7 @@ def run_gateway(
     app = create_app(config, scrubber_for)
     listener = _listen(config)
     lines = _begin_log(config, app.state.runtime.metrics)
-    reloader = Reloader(config_path, app.state.runtime, taken, watch=watch)
+    reloader = _Reloader(config_path, app.state.runtime, taken, watch=watch)
     server = _DrainingServer(_server_config(app, config), app.state.runtime, reloader)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
@@ -384,7 +371,6 @@ def _server_config(app: Starlette, config: GatewayConfig) -> uvicorn.Config:
 
 
 def _begin_log(config: GatewayConfig, metrics: Metrics) -> GatheredLines:
-    """Send the log to stderr by a thread."""
     lines = GatheredLines(sys.stderr.fileno(), metrics.log_lost.inc)
     handler = logging.StreamHandler(lines)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
@@ -406,14 +392,13 @@ def _steady_interpreter() -> None:
 class _DrainingServer(uvicorn.Server):
     """A server that drains first; uvicorn closes its port on the first signal."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime, reloader: Reloader) -> None:
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, reloader: _Reloader) -> None:
         super().__init__(config)
         self._runtime = runtime
         self._reloader = reloader
         self._drain_began: float | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve, and take over changes of the configuration meanwhile."""
         reloads = asyncio.create_task(self._reloader.run())
         try:
             await super().serve(sockets)
@@ -445,7 +430,6 @@ class _DrainingServer(uvicorn.Server):
 
 
 def _listen(config: GatewayConfig) -> socket.socket:
-    """Return the bound socket."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

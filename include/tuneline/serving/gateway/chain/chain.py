@@ -210,7 +210,6 @@ class _Walk(Generic[C]):
 
     @cached_property
     def form(self) -> JsonForm | None:
-        """The form of JSON that the request asks for."""
         return json_form_of(self.call.request.body)
 
     def fits(self, upstream: Upstream) -> bool:
@@ -219,11 +218,9 @@ class _Walk(Generic[C]):
         return self.too_long is None or stated is None or stated > self.context
 
     def skip(self, upstream: Upstream, why: AttemptStatus) -> None:
-        """Note an upstream that is passed over."""
         self.skipped[upstream.name] = self.reason = why
 
     def ask_after_all(self, names: list[str]) -> None:
-        """Forget that upstreams were passed over."""
         for name in names:
             self.skipped.pop(name, None)
         self.reason = self.attempts[-1].outcome if self.attempts else None
@@ -462,7 +459,6 @@ def _skipped(walk: _Walk[C]) -> str:
 
 
 def _without_logprobs(payload: dict[str, Any]) -> bytes:
-    """Return the answer or chunk as JSON, without its log-probabilities."""
     for choice in choices_of(payload):
         choice.pop("logprobs", None)
     return dump_json(payload)

@@ -287,7 +287,6 @@ def _stored(value: Any) -> Any:
 
 
 def _adding_up() -> sqlite.Insert:
-    """Return the statement that adds sums to those that are there."""
     add = sqlite.insert(SPENDING)
     more = {name: SPENDING.c[name] + add.excluded[name] for name in ("tokens", "cost")}
     return add.on_conflict_do_update(index_elements=list(SPENDING.primary_key), set_=more)

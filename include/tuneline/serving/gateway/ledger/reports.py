@@ -115,7 +115,6 @@ def _grouped(
     *conditions: ColumnElement[bool],
     **sums: ColumnElement[Any],
 ) -> list[Line]:
-    """Return the lines of a report in their order."""
     columns = {**_SUMS, **groups, **sums}
     by = [*groups.values(), _U.currency]
     query = select(*(columns[field.name] for field in fields(line))).where(*conditions)

@@ -28,11 +28,7 @@ from tuneline.serving.gateway.chain.upstream import message_texts
 from tuneline.serving.gateway.config import ProductionLogConfig
 from tuneline.serving.gateway.ledger.writer import BatchWriter
 from tuneline.serving.gateway.logs.scrubbing import Scrub, ScrubbingFailed, ScrubbingProcess
-from tuneline.serving.gateway.logs.spool import (
-    Spool,
-    SpoolFull,
-    Uploader,
-)
+from tuneline.serving.gateway.logs.spool import Spool, SpoolFull, Uploader
 from tuneline.serving.gateway.metrics import Metrics
 from tuneline.store import open_store
 
@@ -206,7 +202,6 @@ class ProductionLog(BatchWriter[_Entry]):
             self._drop("row", 1, f"a row can't be made ({type(error).__name__})")
 
     def _texts(self, entries: Sequence[_Entry]) -> Iterator[tuple[_Entry, LoggedTexts]]:
-        """Yield entries with their scrubbed prompt and answer."""
         given: list[tuple[_Entry, UnscrubbedTexts]] = []
         for entry in entries:
             with self._one_row():

@@ -38,8 +38,6 @@ class SpoolFull(Exception):
 
 
 class _Part:
-    """A file that lines are appended to."""
-
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(8)}"
