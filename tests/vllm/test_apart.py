@@ -14,6 +14,7 @@ from tuneline.asking.models import candidate, server_of
 from tuneline.models import load_tokenizer
 from tuneline.models.base_model import digest_of
 from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.divergence import rows_of
 from tuneline.serving.engines.engine import hash_files
 from tuneline.serving.engines.vllm.engine import VllmServer
 from tuneline.serving.gateway.process import GatewayProcess
@@ -76,22 +77,21 @@ def test_the_candidate_is_the_base_with_the_adapter(lab, tiny):
 def test_distances_are_those_with_the_adapter(tiny):
     """Base and adapter against the merged checkpoint: one distribution, up to rounding."""
     engine, tokenizer = get_engine("vllm"), load_tokenizer(tiny.merged)
-    rows, starts = [], []
+    sequences, starts = [], []
     for number in list(NUMBERS)[:3]:
         messages = conversation(number)[0]
         asked_text = tokenizer.apply_chat_template(
             messages[:-1], tokenize=False, add_generation_prompt=True
         )
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-        rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        sequences.append(tokenizer(text, add_special_tokens=False)["input_ids"])
         # The answer is what the adapter has learned; of the prompt it knows no more than the base.
         starts.append(len(tokenizer(asked_text, add_special_tokens=False)["input_ids"]))
+    rows = rows_of(sequences, starts)
     asked = request(tiny.base, adapters={"tuned": tiny.adapter}, answers_with="tuned")
-    beside = engine.distances(tiny.base, {"f16": tiny.base}, rows, starts, asked)["f16"]
-    merged = engine.distances(
-        tiny.merged, {"f16": tiny.merged}, rows, starts, request(tiny.merged)
-    )["f16"]
-    alone = engine.distances(tiny.base, {"f16": tiny.base}, rows, starts, request(tiny.base))
+    beside = engine.distances(tiny.base, {"f16": tiny.base}, rows, asked)["f16"]
+    merged = engine.distances(tiny.merged, {"f16": tiny.merged}, rows, request(tiny.merged))["f16"]
+    alone = engine.distances(tiny.base, {"f16": tiny.base}, rows, request(tiny.base))
     # Most tokens of an answer are its form, which the base knows too: 1.09 against 1.05.
     assert beside.perplexity == pytest.approx(merged.perplexity, rel=0.005)
     assert alone["f16"].perplexity > 1.02 * merged.perplexity

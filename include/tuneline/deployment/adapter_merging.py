@@ -21,7 +21,7 @@ decide.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tuneline.artifacts.deployment import DECISION, REFERENCE, Decision
@@ -51,7 +51,7 @@ from tuneline.deployment.merging.served_forms import (
     slowdown,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
+from tuneline.models.base_model import load_tokenizer, read_json
 from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.limits import DORA_ENGINES
@@ -70,18 +70,12 @@ MAX_LOGPROB_CHANGE = 0.05
 
 @dataclass(frozen=True)
 class Served:
-    """One way of serving: its answers, its speed, and the rows that it reads otherwise.
-
-    Attributes:
-        results: greedy answers with token log-probabilities.
-        tokenised: ids of rows to which the engine's tokenizer gives other token ids.
-        rendered: ids of rows whose prompt the engine's chat template renders differently.
-    """
+    """One way of serving: greedy answers, speed, and the ids of rows that it reads otherwise."""
 
     results: tuple[ChatResult, ...]
     speed: FormSpeed
-    tokenised: tuple[str, ...]
-    rendered: tuple[str, ...]
+    tokenised: list[str]
+    rendered: list[str]
 
     @property
     def texts(self) -> list[str]:
@@ -91,8 +85,7 @@ class Served:
 
 def same_share(first: Sequence[str], second: Sequence[str]) -> float:
     """Return the share of equal answers."""
-    pairs = list(zip(first, second, strict=True))
-    return sum(a == b for a, b in pairs) / len(pairs)
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) -> float:
@@ -108,12 +101,6 @@ def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) ->
                 break
             changes.append(abs(x.logprob - y.logprob))
     return sum(changes) / len(changes) if changes else float("inf")
-
-
-def ask_server(server: EngineServer, rows: Sequence[Row]) -> tuple[ChatResult, ...]:
-    """Have the server answer rows in turn, greedily, with token log-probabilities."""
-    with server.client() as client:
-        return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in rows)
 
 
 def differing_rows(renderer: Renderer, rows: Sequence[Row], server: EngineServer) -> list[str]:
@@ -138,12 +125,7 @@ def differing_prompts(renderer: Renderer, rows: Sequence[Row], server: EngineSer
 def judge(
     checkpoints: LogitParity, merged: Served, apart: Served | None, why_not: str
 ) -> Iterator[Measurement]:
-    """Compare merged with adapter, in transformers and, where it loads it, in the engine.
-
-    Args:
-        merged: the engine's answers with the merged model.
-        apart: those with base plus adapter; None if they can't be compared.
-    """
+    """Compare merged with adapter, in transformers and, where it loads it, in the engine."""
     yield measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL)
     yield measure("checkpoint_max_logit_change", checkpoints.max_change, "logits")
     yield measure("checkpoint_same_top_token", checkpoints.same_top_token, "share")
@@ -159,22 +141,6 @@ def judge(
 
 def _same_answers(name: str, first: Sequence[str], second: Sequence[str]) -> Measurement:
     return measure(name, round(same_share(first, second), 4), "share", ">=", MIN_SAME_ANSWERS)
-
-
-def in_transformers(
-    ctx: StepContext, base: BaseModel, renderer: Renderer, rows: Sequence[Row], threads: int
-) -> LogitParity:
-    """Compare the checkpoints in float32, on the first of the rows."""
-    ctx.log("comparing checkpoints in float32")
-    return compare_checkpoints(
-        base.path,
-        ADAPTER.fetch(ctx),
-        MERGED.fetch(ctx),
-        texts=[renderer.text(row.messages) for row in rows[:CHECKPOINT_ROWS]],
-        prompts=[renderer.text(row.prompt, ask=True) for row in rows[:CHECKPOINT_ROWS]],
-        max_tokens=MAX_TOKENS,
-        threads=threads,
-    )
 
 
 def not_apart(engine: Engine, adapter: Path) -> str | None:
@@ -210,23 +176,19 @@ def serve_form(
     with server_of(model, deployment) as server:
         rendered = differing_prompts(renderer, asked, server)
         tokenised = differing_rows(renderer, rows, server)
-        results = ask_server(server, asked)
+        with server.client() as client:
+            results = tuple(
+                client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked
+            )
         prompts = [row.prompt for row in validation_rows(ctx)]
         speed = measure_form(server, prompts, deployment.parallel)
-    return Served(results, speed, tuple(tokenised), tuple(rendered))
+    return Served(results, speed, tokenised, rendered)
 
 
 def cost_of_apart(
     multi_tenant: bool, limit: float, lost: Slowdown | None, room: Room | None
 ) -> Iterator[Measurement]:
-    """State what the unmerged adapter costs, and judge it if it is to ship so.
-
-    Args:
-        multi_tenant: whether several adapters share one base.
-        limit: the largest loss of throughput that is accepted.
-        lost: the loss; None if it could not be measured.
-        room: the memory for more adapters; None if the engine can't load this one.
-    """
+    """State what the unmerged adapter costs, and judge it by the limit if it is to ship so."""
     if lost is not None and multi_tenant:
         yield measure(
             "adapter_slowdown", lost.value, "share", "<=", limit, noise=lost.error, on_breach="warn"
@@ -244,7 +206,16 @@ def run(ctx: StepContext) -> Evidence:
     asked, settings = validation_rows(ctx, ENGINE_ROWS), ctx.config.deployment
     engine, base, threads = engine_of(ctx), base_of(ctx), scoring_threads()
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
-    checkpoints = in_transformers(ctx, base, renderer, asked, threads)
+    ctx.log("comparing checkpoints in float32")
+    checkpoints = compare_checkpoints(
+        base.path,
+        ADAPTER.fetch(ctx),
+        MERGED.fetch(ctx),
+        texts=[renderer.text(row.messages) for row in asked[:CHECKPOINT_ROWS]],
+        prompts=[renderer.text(row.prompt, ask=True) for row in asked[:CHECKPOINT_ROWS]],
+        max_tokens=MAX_TOKENS,
+        threads=threads,
+    )
     ctx.log("comparing merged and adapter in the engine")
     whole = unquantised(ctx)
     path = engine.make_variant(
@@ -268,14 +239,14 @@ def run(ctx: StepContext) -> Evidence:
         "decision": decision,
         "reason": reason,
         "speeds": {
-            name: served.speed.to_dict()
+            name: asdict(served.speed)
             for name, served in (("merged", merged), ("apart", apart))
             if served
         },
         "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
         "transformers": list(checkpoints.greedy),
-        "rows_tokenised_otherwise": list(merged.tokenised),
-        "prompts_rendered_otherwise": list(merged.rendered),
+        "rows_tokenised_otherwise": merged.tokenised,
+        "prompts_rendered_otherwise": merged.rendered,
     }
     DECISION.write(ctx, Decision.model_validate(document))
     wanted = "apart" if settings.multi_tenant else "merge"

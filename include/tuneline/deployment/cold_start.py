@@ -45,13 +45,7 @@ LATER = 8
 
 @dataclass(frozen=True)
 class Start:
-    """A fresh process whose first request comes as soon as it listens.
-
-    Attributes:
-        load_seconds: time until it listened, in seconds.
-        first_ttft: TTFT of the first request, in seconds.
-        later_ttft: TTFT of the next request, in seconds.
-    """
+    """A fresh process whose first request comes as soon as it listens; times in seconds."""
 
     load_seconds: float
     first_ttft: float
@@ -61,14 +55,12 @@ class Start:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A fresh process behind a gateway that warms it up.
+    """A fresh process behind a gateway that warms it up; times in seconds.
 
     Attributes:
         seen_unready: whether the gateway was not ready before the process started.
         warm_when_ready: whether the engine had read the warm-up prompts once it was ready.
-        ready_seconds: time from the start of the process to ready, in seconds.
-        first_ttft: TTFT of the first request after that, in seconds.
-        later_ttft: median TTFT of the requests after that one, in seconds.
+        later_ttft: median TTFT of the requests after the first one.
     """
 
     seen_unready: bool
@@ -90,12 +82,9 @@ def forget(model: Path) -> None:
 
 
 class Starter:
-    """Starts fresh servers of one model.
+    """Starts fresh servers of one model; each start begins with another prompt.
 
-    Args:
-        deployment: the section of the configuration that gives slots and context.
-        prompts: real prompts; each start begins with another one.
-        system: the system turn that the warm-up carries; None for none.
+    The warm-up carries the system turn, if there is one.
     """
 
     def __init__(

@@ -3,9 +3,9 @@
 import pytest
 from tests.lab.tiny_models import make_model
 
-from tuneline.deployment.merging.checkpoints import checkpoint_losses
 from tuneline.evaluation.extraction.attempts import choice_losses, make_choice
 from tuneline.models import load_tokenizer
+from tuneline.serving.engines.divergence import ScoredRow, checkpoint_losses
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Gemma3"])
@@ -23,7 +23,7 @@ def test_losses_are_those_of_each_value_alone(tmp_path, architecture):
     assert all(choice.endings)
     sequences = [[*choice.shared, *ending] for ending in choice.endings]
     assert sequences == encode([before + value for value in values])
-    scored = [[at >= len(choice.shared) for at in range(len(ids))] for ids in sequences]
-    alone = checkpoint_losses(tmp_path, sequences, scored, threads=1)
+    rows = [ScoredRow.from_place(ids, len(choice.shared)) for ids in sequences]
+    alone = checkpoint_losses(tmp_path, rows, threads=1)
     (together,) = choice_losses(tmp_path, [choice], threads=1)
     assert together == pytest.approx(alone, abs=1e-3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tuneline.catalogue import STEPS
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "docker/tensorrt-llm.Dockerfile"
 # `tuneline bench` is no step; GLiNER is for those who install it, since its pins fit no image; what
 # signs releases (requirements/signing.txt) is for those who sign, Presidio for those who wrote
