@@ -6,7 +6,7 @@ import pytest
 from tests.lab.runs import broken, values
 
 from tuneline.asking.load import drive
-from tuneline.asking.models import hashed
+from tuneline.asking.models import hashed, server_of
 from tuneline.config import DeploymentConfig
 from tuneline.data.tables.rows import Row
 from tuneline.deployment import cold_start
@@ -78,7 +78,7 @@ def test_a_warmed_engine_has_the_system_turn_in_its_cache(tiny_models, tmp_path)
 
     def tokens_read(warmed_with):
         started = starter(tiny_models, tmp_path, warmed_with)
-        server = started._server(free_port())
+        server = server_of(started.model, started.deployment, port=free_port())
         with GatewayProcess(
             tmp_path / f"gateway-{warmed_with is None}",
             upstreams=[server.upstream("engine") | {"warmup_system": warmed_with}],

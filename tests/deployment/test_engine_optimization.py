@@ -1,4 +1,3 @@
-
 import pytest
 from tests.lab.runs import broken, values
 

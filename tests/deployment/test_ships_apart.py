@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tests.deployment.conftest import files_below
+from tests.deployment.conftest import exported, files_below, right_share
 from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
 from tests.lab.releases import opened
 from tests.lab.runs import Lab, broken, value, write_dataset
@@ -28,6 +28,7 @@ from tuneline.store import CorruptObject, sha256_file
 
 # Both speeds of the tiny models are those of HTTP; the limit is another test's matter.
 APART = {"multi_tenant": True, "max_adapter_slowdown": 0.95}
+FEW = {"regression_questions": 20, "determinism_prompts": 2}
 SPLITS = {"train": 240, "validation": 30, "holdout": 48}
 # The steps from the decision to the release, in their order.
 STEPS = """adapter_merging production_quantization build_engine holdout_performance base_regression
@@ -46,12 +47,8 @@ def apart_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
             "name": "model",
             "base_model": str(tiny_models.base),
             "deployment": {**APART, **deployment},
-            "evaluation": {
-                "regression_questions": 20,
-                # No tiny model knows prose.
-                "max_perplexity_ratio": 1e307,
-                "determinism_prompts": 2,
-            },
+            # No tiny model knows prose.
+            "evaluation": {"max_perplexity_ratio": 1e307, **FEW},
         }
         lab = Lab(tmp_path / run_id, settings, run_id, store=(tmp_path / "store").as_uri())
         lab.root = tmp_path
@@ -68,13 +65,7 @@ def apart_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
         for step in ("final_audit", "gradient_accumulation"):
             lab.leave(step, SHIPPED[step], [HOLDS])
         lab.leave("train", files_below(tiny_models.adapter, "adapter"))
-        exported = {
-            **files_below(tiny_models.merged, "merged"),
-            "candidate.gguf": tiny_models.candidate_gguf,
-            "adapter.gguf": tiny_models.adapter_gguf,
-            **(files or {}),
-        }
-        lab.leave("export_candidate", exported)
+        lab.leave("export_candidate", exported(tiny_models, files))
         return lab
 
     return make
@@ -96,16 +87,6 @@ def chosen_lab(apart_lab):
 def answers_of(server, numbers):
     with server.client() as client:
         return [client.chat(conversation(n)[0][:-1], max_tokens=32).text for n in numbers]
-
-
-def right_share(answers, numbers):
-    right = 0
-    for number, text in zip(numbers, answers, strict=True):
-        try:
-            right += json.loads(text)["intent"] == conversation(number)[1]
-        except (ValueError, KeyError):
-            continue
-    return right / len(answers)
 
 
 @pytest.mark.long
@@ -195,8 +176,7 @@ def test_a_quantised_base_is_compared_with_the_adapter_on_it(chosen_lab, tiny_mo
     lab.execute("production_quantization")
     merged = lab.document("production_quantization", "variants.json")[0]
     assert merged["perplexity"] == pytest.approx(table["f16"]["perplexity"], rel=1e-3)
-    merged_files = files_below(tiny_models.merged, "merged")
-    lab.leave("export_candidate", {**merged_files, "candidate.gguf": tiny_models.base_gguf})
+    lab.leave("export_candidate", exported(tiny_models, {"candidate.gguf": tiny_models.base_gguf}))
     lab.execute("production_quantization")
     untuned = lab.document("production_quantization", "variants.json")[0]
     assert untuned["perplexity"] > 1.02 * merged["perplexity"]
@@ -210,7 +190,7 @@ def flip_adapter(lab, *_):
 
 
 def exchange_adapter(lab, models, other):
-    lab.leave("export_candidate", {**files_below(models.merged, "merged"), "adapter.gguf": other})
+    lab.leave("export_candidate", exported(models, {"adapter.gguf": other}))
 
 
 def exchange_base(lab, models, _):

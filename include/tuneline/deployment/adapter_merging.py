@@ -55,7 +55,6 @@ from tuneline.models.base_model import load_tokenizer, read_json
 from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.limits import DORA_ENGINES
-from tuneline.serving.engines.server import EngineServer
 from tuneline.step_context import StepContext
 
 # Rows that transformers answers in float32 (seconds each), and rows that the engine answers.
@@ -101,25 +100,6 @@ def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) ->
                 break
             changes.append(abs(x.logprob - y.logprob))
     return sum(changes) / len(changes) if changes else float("inf")
-
-
-def differing_rows(renderer: Renderer, rows: Sequence[Row], server: EngineServer) -> list[str]:
-    """Return the ids of rows to which the engine's tokenizer gives other token ids."""
-    texts = [renderer.text(row.messages) for row in rows]
-    theirs = server.tokenize(texts)
-    ours = renderer.encode(texts)
-    return [row.row_id for row, a, b in zip(rows, ours, theirs, strict=True) if a != b]
-
-
-def differing_prompts(renderer: Renderer, rows: Sequence[Row], server: EngineServer) -> list[str]:
-    """Return the ids of rows whose prompt the engine's chat template renders differently."""
-    texts = [renderer.text(row.prompt, ask=True) for row in rows]
-    ids = renderer.encode(texts)
-    return [
-        row.row_id
-        for row, text, prompt in zip(rows, texts, ids, strict=True)
-        if not server.renders(row.prompt, text, prompt)
-    ]
 
 
 def judge(
@@ -171,17 +151,23 @@ def serve_form(
     ctx: StepContext, model: ServedModel, renderer: Renderer, asked: Sequence[Row]
 ) -> Served:
     """Serve a model; ask it rows, compare how it reads them, and measure its speed."""
-    deployment = ctx.config.deployment
-    rows = dataset_rows(ctx)
+    deployment, rows = ctx.config.deployment, dataset_rows(ctx)
+    texts = [renderer.text(row.messages) for row in rows]
+    prompts = [renderer.text(row.prompt, ask=True) for row in asked]
     with server_of(model, deployment) as server:
-        rendered = differing_prompts(renderer, asked, server)
-        tokenised = differing_rows(renderer, rows, server)
+        rendered = [
+            row.row_id
+            for row, prompt, ids in zip(asked, prompts, renderer.encode(prompts), strict=True)
+            if not server.renders(row.prompt, prompt, ids)
+        ]
+        encoded = zip(rows, renderer.encode(texts), server.tokenize(texts), strict=True)
+        tokenised = [row.row_id for row, ours, theirs in encoded if ours != theirs]
         with server.client() as client:
             results = tuple(
                 client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked
             )
-        prompts = [row.prompt for row in validation_rows(ctx)]
-        speed = measure_form(server, prompts, deployment.parallel)
+        measured = [row.prompt for row in validation_rows(ctx)]
+        speed = measure_form(server, measured, deployment.parallel)
     return Served(results, speed, tokenised, rendered)
 
 

@@ -106,19 +106,19 @@ class Starter:
         """Start a server and send its first request, prompt `number`, as soon as it listens."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        server = self._launch(self._server(port))
+        server = server_of(self.model, self.deployment, port=port)
+        self._launch(server)
         try:
             loaded = _await(server, lambda: engine_probe.listens(url, 2.0), server.last_words)
             with server.client() as client:
                 first, later = self._ask(client, number), self._ask(client, number + 1)
         finally:
             server.stop()
-        failed = sum(not timing.ok for timing in (first, later))
-        return Start(loaded, first.ttft, later.ttft, failed)
+        return Start(loaded, first.ttft, later.ttft, failed=2 - first.ok - later.ok)
 
     def warmed(self, number: int) -> WarmStart:
         """Start a server behind a gateway; send prompt `number` and others once it is ready."""
-        server = self._server(free_port())
+        server = server_of(self.model, self.deployment, port=free_port())
         gateway = self._gateway(server, number)
 
         def is_ready() -> bool:
@@ -158,15 +158,11 @@ class Starter:
             settings={"readiness": readiness},
         )
 
-    def _server(self, port: int) -> EngineServer:
-        return server_of(self.model, self.deployment, port=port)
-
-    def _launch(self, server: EngineServer) -> EngineServer:
+    def _launch(self, server: EngineServer) -> None:
         forget(self.model.path)
         if self.model.adapter is not None:
             forget(self.model.adapter.path)
         server.launch()
-        return server
 
     def _ask(self, client: EngineClient, number: int) -> Timing:
         prompt = self.prompts[number % len(self.prompts)]

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 from tests.lab.trtllm import H100, L4
@@ -13,7 +14,7 @@ from tuneline.models.base_model import describe, load_tokenizer, read_json
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.divergence import rows_of
 from tuneline.serving.engines.engine import BuildRequest, hash_tree
-from tuneline.serving.engines.server import ServeRequest, end_error
+from tuneline.serving.engines.server import ServeRequest
 from tuneline.serving.engines.tensorrt_llm import build as commands
 from tuneline.serving.engines.tensorrt_llm.build import (
     QUANTISATIONS,
@@ -103,8 +104,6 @@ def test_without_a_gpu_nothing_is_built_and_it_is_said(no_gpu, tiny_dir, tmp_pat
         "not built: it needs a GPU pod with tensorrt-llm "
         "(no GPU and no trtllm-build and no trtllm-serve here)"
     )
-    assert [command[0] for command in report.commands] == ["python", "trtllm-build"]
-    assert report.identity == {}
     assert not (tmp_path / "out").exists()
     for name in ("tensorrt_llm", "tensorrt_llm_pytorch"):
         engine = get_engine(name)
@@ -255,7 +254,7 @@ def other_files(copy):
         (lambda copy: (copy / IDENTITY_FILE).unlink(), {}, "says which GPU .* build it again"),
         (None, {"context": 1024}, "context_tokens is 1024, the engine was built for 512"),
         (None, {"parallel": 4}, "parallel is 4, the engine was built for 2"),
-        (None, {"adapters": {"tuned": "a"}}, "built without adapters, so it can't serve tuned"),
+        (None, {"adapters": {"tuned": "a"}}, "can't serve the adapters tuned: it is started with"),
     ],
 )
 def test_an_engine_that_is_not_what_it_says_or_too_small_is_refused(copy, plant, sizes, said):
@@ -351,12 +350,13 @@ def test_starts_that_fail(built, monkeypatch):
             "Traceback\nmpi4py.MPI.Exception: bad rank\nRuntimeError: Executor worker died\n",
             r"Executor worker died \(exit code 1\)$",
         ),
+        ("one line\nthe last one\n", r"the last one \(exit code 1\)$"),
     ],
 )
-def test_errors_of_logs_that_only_a_gpu_can_give(log, said, built):
-    words = TrtllmServer(request_for(built), "tensorrt").cause(log)
+def test_errors_of_logs_that_only_a_gpu_can_give(log, said, built, monkeypatch):
+    monkeypatch.setattr(TrtllmServer, "read_log", lambda _: log)
     with pytest.raises(TunelineError, match=said):
-        raise end_error("TensorRT-LLM", built, 1, words)
+        raise TrtllmServer(request_for(built), "tensorrt").start_error(1, "it did not listen")
 
 
 def test_the_pytorch_backend_serves_the_checkpoint(image, tiny_dir):
@@ -368,9 +368,9 @@ def test_the_pytorch_backend_serves_the_checkpoint(image, tiny_dir):
     with pytest.raises(UserError, match="no variant fp8"):
         engine.make_variant("fp8", tiny_dir, tiny_dir, texts=(), log=print)
     request = request_for(tiny_dir, context=256)
+    with pytest.raises(UserError, match="started with merged models only"):
+        engine.server(replace(request, adapters={"tuned": tiny_dir}))
     with engine.server(request) as running:
-        with pytest.raises(UserError, match="serves here is the merged model"):
-            running.with_adapter("tuned")
         before = running.counters()
         with running.client() as client:
             answer = client.chat(STORY, max_tokens=6, extra={"ignore_eos": True})

@@ -112,11 +112,7 @@ class ModelFacts:
 
 
 def read_facts(model_dir: Path) -> ModelFacts:
-    """Read a model's facts.
-
-    Raises:
-        UserError: if config.json is missing or is not JSON.
-    """
+    """Read a model's facts, or raise UserError if config.json is missing or is not JSON."""
     config = read_json(model_dir / "config.json")
     return ModelFacts(
         path=model_dir,

@@ -152,11 +152,7 @@ def lacking(*programs: str) -> str | None:
 
 
 def run_command(command: Sequence[str]) -> None:
-    """Run a program of TensorRT-LLM.
-
-    Raises:
-        TunelineError: if it failed, with its last line.
-    """
+    """Run a program of TensorRT-LLM, or raise TunelineError if it failed, with its last line."""
     name = Path(command[1] if command[0] == PYTHON else command[0]).name
     run_child(command, f"{name} failed", os.environ)
 

@@ -12,7 +12,6 @@ import json
 import math
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -104,12 +103,22 @@ class _NvidiaImage(Engine):
         """Return True where it can be started: it runs on nothing else."""
         return self.missing() is None
 
+    def refuse(self, request: ServeRequest) -> None:
+        """Refuse adapters."""
+        if request.adapters:
+            raise UserError(
+                f"{self.title} can't serve the adapters {', '.join(request.adapters)}: it is "
+                "started with merged models only"
+            )
+
     def server(self, request: ServeRequest) -> TrtllmServer:
         """Return a server of a built engine or a checkpoint."""
+        self.refuse(request)
         return TrtllmServer(request, self.backend)
 
     def command(self, request: ServeRequest) -> list[str]:
         """Return the command line of the server."""
+        self.refuse(request)
         return launch_command(request, self.backend)
 
 
@@ -244,15 +253,10 @@ class TensorRtLlm(_NvidiaImage):
             reference, others, rows, lambda engine, folder: _write_logits(engine, rows, folder)
         )
 
-    def server(self, request: ServeRequest) -> TrtllmServer:
-        """Return a server of a built engine, whose identity is compared before."""
+    def refuse(self, request: ServeRequest) -> None:
+        """Refuse adapters, and an engine that is not what it was built as and for."""
+        super().refuse(request)
         refuse_unservable(request)
-        return super().server(request)
-
-    def command(self, request: ServeRequest) -> list[str]:
-        """Return the command line of the server; see `server`."""
-        refuse_unservable(request)
-        return super().command(request)
 
 
 def _write_logits(engine: Path, rows: Sequence[ScoredRow], out: Path) -> None:
@@ -328,33 +332,18 @@ class TrtllmServer(EngineServer):
         self._totals = Counters(0, 0)
         super().__init__(request, launch_command(request, backend, "--stop-with-stdin"))
 
-    def launch(self) -> None:
-        """Start the process without waiting; its totals start at zero."""
-        self._totals = Counters(0, 0)
-        super().launch()
-
     def memory_bytes(self) -> int:
-        """Return the memory in use on the GPUs, in bytes.
+        """Return all memory in use on the GPUs, where the weights lie, in bytes.
 
-        The weights lie there and not in the memory of a process. It is all of the memory in use,
-        since a container sees other process ids than the driver; a step's pod has its GPUs to
-        itself.
+        A container sees other process ids than the driver, and a pod has its GPUs to itself.
         """
         return gpu_memory_used()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to all of its processes; SIGTERM to the server alone, as in a pod."""
-        if number == signal.SIGTERM:
-            self._running().send_signal(number)
-        else:
-            super().signal(number)
 
     def counters(self) -> Counters:
         """Read the statistics since the last reading and add them to the totals.
 
-        A reading takes the entries away, and the engine keeps only the latest thousand or so.
-        Others who read `/metrics` take entries away from this; the probe does, before it finds
-        the engine ready.
+        A reading takes them away, also from others, such as the probe; the engine keeps only the
+        latest thousand or so.
         """
         url = f"{self.url}/metrics"
         try:
@@ -365,17 +354,6 @@ class TrtllmServer(EngineServer):
             raise EngineUnavailable(f"{url} gives no statistics: {error}") from error
         self._totals = _add_up(self._totals, steps)
         return self._totals
-
-    def with_adapter(self, name: str) -> dict[str, Any]:
-        """Refuse: the engine is compiled of the merged model.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            f"TensorRT-LLM can't answer with the adapter {name}: what it serves here is the merged "
-            "model"
-        )
 
     def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
         """Compare with the chat template that trtllm-serve was started with.

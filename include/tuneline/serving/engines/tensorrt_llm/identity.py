@@ -130,12 +130,6 @@ def refuse_unservable(request: ServeRequest) -> None:
         UserError: with what it was built for, what this pod has, and what to do.
     """
     identity, sizes = read_identity(request.model), read_sizes(request.model)
-    if request.adapters:
-        names = ", ".join(request.adapters)
-        raise UserError(
-            f"the engine was built without adapters, so it can't serve {names}; it is compiled of "
-            "the merged model"
-        )
     for reason in chain(
         _other_machine(identity),
         _other_bytes(request.model, identity.get("files") or {}),

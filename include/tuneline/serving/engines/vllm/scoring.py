@@ -73,15 +73,27 @@ def _evaluate(
     context = max(len(row.ids) for row in rows) + 1
     options = serve_options(replace(request, model=model, parallel=1, context_tokens=context))
     adapter = request.answering_adapter
-    asked = {
+    llm = {
         "model": str(model),
-        "folder": str(folder),
         "dtype": options["--dtype"],
-        "context": context,
-        "eager": "--enforce-eager" in options,
-        "cache_bytes": options.get("--kv-cache-memory-bytes"),
+        "max_model_len": context,
+        "max_num_seqs": 1,
+        # A row is evaluated in one piece.
+        "max_num_batched_tokens": max(context, 2048),
+        "enforce_eager": "--enforce-eager" in options,
+        "kv_cache_memory_bytes": options.get("--kv-cache-memory-bytes"),
+        "enable_prefix_caching": False,
+        "generation_config": "vllm",
+        "max_logprobs": -1,
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+    }
+    if adapter is not None:
+        llm |= {"enable_lora": True, "max_lora_rank": options["--max-lora-rank"]}
+    asked = {
+        "llm": llm,
+        "folder": str(folder),
         "adapter": adapter and str(adapter),
-        "rank": options.get("--max-lora-rank"),
         "whole": whole,
         "rows": rows,
     }
@@ -113,22 +125,7 @@ def _write(asked: Mapping[str, Any]) -> None:
 
     from vllm import LLM, SamplingParams
 
-    llm = LLM(
-        asked["model"],
-        dtype=asked["dtype"],
-        max_model_len=asked["context"],
-        max_num_seqs=1,
-        # A row is evaluated in one piece.
-        max_num_batched_tokens=max(asked["context"], 2048),
-        enforce_eager=asked["eager"],
-        kv_cache_memory_bytes=asked["cache_bytes"],
-        enable_prefix_caching=False,
-        generation_config="vllm",
-        max_logprobs=-1,
-        logprobs_mode="raw_logprobs",
-        disable_log_stats=True,
-        **({"enable_lora": True, "max_lora_rank": asked["rank"]} if asked["adapter"] else {}),
-    )
+    llm = LLM(**asked["llm"])
     adapter = LoRARequest("adapter", 1, asked["adapter"]) if asked["adapter"] else None
     # Tokens stay ids: to spell out the whole vocabulary at each position would take minutes.
     options = SamplingParams(
