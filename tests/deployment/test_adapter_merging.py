@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 
 import pytest
@@ -7,79 +8,150 @@ from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import make_tokenizer, task_rows, train
 
 from tuneline.artifacts.deployment import DECISION
-from tuneline.deployment import adapter_merging
+from tuneline.artifacts.training import Plan
 from tuneline.deployment.adapter_merging import logprob_change, same_share
+from tuneline.deployment.merging.checkpoints import (
+    ScoredRows,
+    compare_adapter,
+    compare_engine,
+    rows_that_decide,
+)
 from tuneline.deployment.merging.served_forms import LevelSpeed, Slowdown, decide, slowdown
+from tuneline.errors import TunelineError
+from tuneline.evidence import conclude
 from tuneline.gguf.export import export_gguf, export_lora_gguf
 from tuneline.serving.client import ChatResult, TokenLogprob
 from tuneline.serving.protocol import Usage
-from tuneline.training import export_candidate
+from tuneline.statistics import Interval, RowLosses
+from tuneline.store import sha256_file
 
 # A rank at which the adapter, not the tiny base, takes the time of a token.
 HEAVY_RANK = 4096
+SHARING = {"multi_tenant": True, "max_adapter_slowdown": 0.95}
 
 
 def execute(lab):
-    return lab.execute("adapter_merging", adapter_merging.run)
+    return lab.execute("adapter_merging")
 
 
 def decision_of(lab):
     return lab.document("adapter_merging", "decision.json")
 
 
+def change_json(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def change_weights(path, change):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(path)
+    save_file(change(weights), path, metadata={"format": "pt"})
+
+
+def stronger(adapter, target, times):
+    """A copy of an adapter at several times its strength."""
+    copy = shutil.copytree(adapter, target)
+    change_json(
+        copy / "adapter_config.json", lambda c: c.update(lora_alpha=c["lora_alpha"] * times)
+    )
+    return copy
+
+
+def as_candidate(folder):
+    """The file that ships, of another checkpoint."""
+    return {"candidate.gguf": export_gguf(folder, folder.with_suffix(".gguf")).path}
+
+
+def rename_role(folder):
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("assistant", "helper"))
+    return folder
+
+
 def test_a_faithful_merge_passes(exported_lab):
     lab = exported_lab()
     evidence = execute(lab)
     assert evidence.verdict == "pass", broken(evidence)
-    assert values(evidence)["checkpoint_mean_kl"] < 1e-4
-    assert values(evidence)["engine_same_answers"] == 1.0
-    assert values(evidence)["engine_as_transformers"] == 1.0
-    assert values(evidence)["rows_compared"] == 90
-    assert values(evidence)["rows_scored"] == 16
-    assert values(evidence)["engine_perplexity_change"] < 2e-4
-    assert "merge_loss_upper" not in values(evidence)
+    found = values(evidence)
+    assert found["checkpoint_mean_kl"] < 1e-4
+    assert found["engine_same_answers"] == found["engine_as_transformers"] == 1.0
+    assert (found["rows_compared"], found["rows_scored"]) == (90, 16)
+    assert found["engine_perplexity_change"] < 2e-4
+    assert "merge_loss_upper" not in found
     assert "in llama.cpp" in evidence.summary
-    document = decision_of(lab)
-    assert document["decision"] == "merge"
-    assert "nothing is left to apply" in document["reason"]
+    assert decision_of(lab)["decision"] == "merge"
+    assert "nothing is left to apply" in decision_of(lab)["reason"]
 
 
-def test_a_wrong_lora_scale_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
+def wrong_scale(models, target):
     """The adapter at three times its strength, as a converter that forgets alpha/r gives it."""
-    strong = shutil.copytree(tiny_models.adapter, tmp_path / "strong")
-    settings = json.loads((strong / "adapter_config.json").read_text())
-    settings["lora_alpha"] *= 3
-    (strong / "adapter_config.json").write_text(json.dumps(settings))
-    wrong = export_lora_gguf(strong, tiny_models.base, tmp_path / "strong.gguf").path
-    evidence = execute(exported_lab({"adapter.gguf": wrong}))
-    assert evidence.verdict == "fail"
-    assert "engine_logprob_change" in broken(evidence)
+    strong = stronger(models.adapter, target, 3)
+    gguf = export_lora_gguf(strong, models.base, target.with_suffix(".gguf"))
+    return {"adapter.gguf": gguf.path}
 
 
-def test_a_merge_that_lost_the_adapter_is_seen(exported_lab, tiny_models, tmp_path):
+def lost_adapter(models, target):
     """The merged files are really those of the base."""
-    replaced = {f"merged/{p.name}": p for p in tiny_models.base.iterdir() if p.is_file()}
-    lost = export_gguf(tiny_models.base, tmp_path / "lost.gguf").path
-    evidence = execute(exported_lab({**replaced, "candidate.gguf": lost}))
+    return {
+        **files_below(models.base, "merged"),
+        **as_candidate(shutil.copytree(models.base, target)),
+    }
+
+
+def other_template(models, target):
+    return as_candidate(rename_role(shutil.copytree(models.merged, target)))
+
+
+def other_norm(models, target):
+    """Every answer stays the same; only the perplexity shows it."""
+
+    def scale(weights):
+        weights["model.norm.weight"] *= 1.02
+        return weights
+
+    other = shutil.copytree(models.merged, target)
+    change_weights(other / "model.safetensors", scale)
+    return as_candidate(other)
+
+
+@pytest.mark.parametrize(
+    ("plant", "rules", "found"),
+    [
+        (wrong_scale, {"engine_logprob_change"}, {}),
+        (lost_adapter, {"checkpoint_mean_kl", "engine_same_answers"}, {}),
+        (other_template, {"prompts_rendered_otherwise"}, {"prompts_rendered_otherwise": 8}),
+        (
+            other_norm,
+            {"engine_perplexity_change"},
+            {"engine_same_answers": 1.0, "engine_as_transformers": 1.0},
+        ),
+    ],
+)
+def test_a_fault_of_the_export_is_seen(plant, rules, found, exported_lab, tiny_models, tmp_path):
+    evidence = execute(exported_lab(plant(tiny_models, tmp_path / "planted")))
     assert evidence.verdict == "fail"
-    assert {"checkpoint_mean_kl", "engine_same_answers"} <= broken(evidence)
+    assert rules <= broken(evidence)
+    assert values(evidence).items() >= found.items()
 
 
 def test_another_tokenizer_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
     """The pre-tokenizer of the GGUF file keeps digits together; the rows hold numbers."""
+
+    def keep_digits(document):
+        document["pre_tokenizer"] = document["pre_tokenizer"]["pretokenizers"][1]
+        model = document["model"]
+        unused = next(t for t, i in model["vocab"].items() if i == 799)
+        del model["vocab"][unused]
+        merges = [*model["merges"], ["1", "2"]]
+        model["merges"] = [m for m in merges if "".join(m) != unused and unused not in m]
+        model["vocab"]["12"] = 799
+
     other = shutil.copytree(tiny_models.merged, tmp_path / "other")
-    document = json.loads((other / "tokenizer.json").read_text())
-    document["pre_tokenizer"] = document["pre_tokenizer"]["pretokenizers"][1]
-    document["model"]["merges"].append(["1", "2"])
-    unused = next(t for t, i in document["model"]["vocab"].items() if i == 799)
-    del document["model"]["vocab"][unused]
-    document["model"]["merges"] = [
-        m for m in document["model"]["merges"] if "".join(m) != unused and unused not in m
-    ]
-    document["model"]["vocab"]["12"] = 799
-    (other / "tokenizer.json").write_text(json.dumps(document))
-    wrong = export_gguf(other, tmp_path / "other.gguf").path
-    lab = exported_lab({"candidate.gguf": wrong})
+    change_json(other / "tokenizer.json", keep_digits)
+    lab = exported_lab(as_candidate(other))
     rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
     for row in rows[:5]:
         row["messages"][1]["content"] += " order 1212"
@@ -89,18 +161,8 @@ def test_another_tokenizer_in_the_engine_is_seen(exported_lab, tiny_models, tmp_
     assert values(evidence)["rows_tokenised_otherwise"] == 5
 
 
-def test_another_chat_template_in_the_engine_is_seen(exported_lab, tiny_models, tmp_path):
-    other = shutil.copytree(tiny_models.merged, tmp_path / "other")
-    template = (other / "chat_template.jinja").read_text()
-    (other / "chat_template.jinja").write_text(template.replace("assistant", "helper"))
-    wrong = export_gguf(other, tmp_path / "other.gguf").path
-    evidence = execute(exported_lab({"candidate.gguf": wrong}))
-    assert evidence.verdict == "fail"
-    assert values(evidence)["prompts_rendered_otherwise"] == 8
-
-
 def test_many_tenants_keep_adapters_apart_by_policy_and_numbers(exported_lab):
-    lab = exported_lab(deployment={"multi_tenant": True, "max_adapter_slowdown": 0.95})
+    lab = exported_lab(deployment=SHARING)
     evidence = execute(lab)
     assert evidence.verdict == "pass", broken(evidence)
     found = values(evidence)
@@ -108,9 +170,8 @@ def test_many_tenants_keep_adapters_apart_by_policy_and_numbers(exported_lab):
     assert DECISION.read(lab.context("production_quantization")).decision == "apart"
     for form in ("merged", "apart"):
         for level in (1, 4):
-            assert found[f"{form}_tokens_per_s_at_{level}"] > 0
-            assert found[f"{form}_ttft_p50_at_{level}"] > 0
-            assert found[f"{form}_tpot_p50_at_{level}"] > 0
+            for name in ("tokens_per_s", "ttft_p50", "tpot_p50"):
+                assert found[f"{form}_{name}_at_{level}"] > 0
         assert found[f"{form}_memory"] > 1e6
         assert found[f"{form}_failed_requests"] == 0
     lost = 1 - found["apart_tokens_per_s"] / found["merged_tokens_per_s"]
@@ -119,37 +180,30 @@ def test_many_tenants_keep_adapters_apart_by_policy_and_numbers(exported_lab):
     assert found["adapters_that_fit"] == room // found["adapter_bytes"]
 
 
-@pytest.fixture(scope="module")
-def heavy_adapter(tiny_models, tmp_path_factory):
+def test_an_adapter_that_costs_too_much_is_merged_although_many_share_the_base(
+    exported_lab, tiny_models, tmp_path
+):
     """The adapter with rows and columns of zeros: the same answers at much more work."""
     import torch
-    from safetensors.torch import load_file, save_file
 
-    folder = shutil.copytree(tiny_models.adapter, tmp_path_factory.mktemp("heavy") / "adapter")
-    settings = json.loads((folder / "adapter_config.json").read_text())
-    times = HEAVY_RANK // settings["r"]
-    settings.update(r=HEAVY_RANK, lora_alpha=settings["lora_alpha"] * times)
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    weights = load_file(folder / "adapter_model.safetensors")
-    for name, weight in weights.items():
-        axis = 0 if "lora_A" in name else 1
-        zeros = torch.zeros_like(weight).repeat_interleave(times - 1, dim=axis)
-        weights[name] = torch.cat([weight, zeros], dim=axis).contiguous()
-    save_file(weights, folder / "adapter_model.safetensors")
-    return folder
+    times = HEAVY_RANK // json.loads((tiny_models.adapter / "adapter_config.json").read_text())["r"]
 
+    def pad(weights):
+        for name, weight in weights.items():
+            axis = 0 if "lora_A" in name else 1
+            zeros = torch.zeros_like(weight).repeat_interleave(times - 1, dim=axis)
+            weights[name] = torch.cat([weight, zeros], dim=axis).contiguous()
+        return weights
 
-def test_an_adapter_that_costs_too_much_is_merged_although_many_share_the_base(
-    exported_lab, heavy_adapter, tiny_models, tmp_path
-):
-    gguf = export_lora_gguf(heavy_adapter, tiny_models.base, tmp_path / "heavy.gguf").path
-    lab = exported_lab(
-        {"adapter.gguf": gguf}, deployment={"multi_tenant": True, "max_adapter_slowdown": 0.3}
-    )
-    lab.leave("train", files_below(heavy_adapter, "adapter"))
+    heavy = stronger(tiny_models.adapter, tmp_path / "heavy", times)
+    change_json(heavy / "adapter_config.json", lambda c: c.update(r=HEAVY_RANK))
+    change_weights(heavy / "adapter_model.safetensors", pad)
+    gguf = export_lora_gguf(heavy, tiny_models.base, tmp_path / "heavy.gguf").path
+    sharing = {**SHARING, "max_adapter_slowdown": 0.3}
+    lab = exported_lab({"adapter.gguf": gguf}, deployment=sharing)
+    lab.leave("train", files_below(heavy, "adapter"))
     evidence = execute(lab)
     assert evidence.verdict == "warn"
-    assert values(evidence)["decision"] == "merge"
     assert broken(evidence) == {"adapter_slowdown", "decided_as_asked"}
     assert "max_adapter_slowdown (30%) allows" in evidence.summary
     assert decision_of(lab)["decision"] == "merge"
@@ -157,11 +211,8 @@ def test_an_adapter_that_costs_too_much_is_merged_although_many_share_the_base(
 
 def test_a_base_with_another_chat_template_can_not_be_shared(exported_lab, tiny_models, tmp_path):
     """Served as it is, it would put other prompts before the adapter than training did."""
-    other = shutil.copytree(tiny_models.base, tmp_path / "base")
-    template = (other / "chat_template.jinja").read_text()
-    (other / "chat_template.jinja").write_text(template.replace("assistant", "helper"))
-    sharing = {"multi_tenant": True, "max_adapter_slowdown": 0.95}
-    evidence = execute(exported_lab(base_model=str(other), deployment=sharing))
+    other = rename_role(shutil.copytree(tiny_models.base, tmp_path / "base"))
+    evidence = execute(exported_lab(base_model=str(other), deployment=SHARING))
     assert evidence.verdict == "warn"
     assert broken(evidence) == {"decided_as_asked"}
     assert "0 rows and 8 prompts differ" in values(evidence)["adapter_in_engine"]
@@ -188,12 +239,13 @@ def dora_adapter(tiny_models, tmp_path_factory):
 
 @pytest.fixture
 def dora_lab(exported_lab, dora_adapter):
-    """A run that has trained a DoRA adapter and really exported it."""
+    """A run that has trained a DoRA adapter and really exported it, or another one for it."""
 
-    def make(**deployment) -> Lab:
+    def make(exported=None, **deployment) -> Lab:
         lab = exported_lab(training={"dora": True}, deployment=deployment)
+        lab.leave("train", files_below(exported or dora_adapter, "adapter"))
+        lab.execute("export_candidate")
         lab.leave("train", files_below(dora_adapter, "adapter"))
-        lab.execute("export_candidate", export_candidate.run)
         return lab
 
     return make
@@ -204,13 +256,12 @@ def test_a_dora_adapter_is_merged_and_what_the_engine_can_not_load_is_said(dora_
     assert not lab.run.store.exists(lab.run.step_key("export_candidate", "adapter.gguf"))
     evidence = execute(lab)
     assert evidence.verdict == "pass", broken(evidence)
-    assert values(evidence)["checkpoint_mean_kl"] < 1e-4
-    assert values(evidence)["engine_as_transformers"] == 1.0
-    assert (
-        values(evidence)["adapter_in_engine"] == "not applicable: llama.cpp loads no DoRA adapter"
-    )
-    assert values(evidence)["apart_tokens_per_s"] is None
-    assert not {"engine_same_answers", "engine_logprob_change"} & values(evidence).keys()
+    found = values(evidence)
+    assert found["checkpoint_mean_kl"] < 1e-4
+    assert found["engine_as_transformers"] == 1.0
+    assert found["adapter_in_engine"] == "not applicable: llama.cpp loads no DoRA adapter"
+    assert found["apart_tokens_per_s"] is None
+    assert not {"engine_same_answers", "engine_logprob_change"} & found.keys()
     assert "llama.cpp loads no DoRA adapter" in evidence.summary
     document = decision_of(lab)
     assert document["decision"] == "merge"
@@ -219,20 +270,13 @@ def test_a_dora_adapter_is_merged_and_what_the_engine_can_not_load_is_said(dora_
 
 def test_a_dora_merge_that_lost_the_magnitudes_is_seen(dora_lab, dora_adapter, tmp_path):
     """Merged as plain LoRA: the same factors, the magnitudes left out."""
-    from safetensors.torch import load_file, save_file
-
     plain = shutil.copytree(dora_adapter, tmp_path / "plain")
-    settings = json.loads((plain / "adapter_config.json").read_text())
-    (plain / "adapter_config.json").write_text(json.dumps({**settings, "use_dora": False}))
-    weights = load_file(plain / "adapter_model.safetensors")
-    kept = {name: w for name, w in weights.items() if "magnitude" not in name}
-    assert len(kept) < len(weights)
-    save_file(kept, plain / "adapter_model.safetensors")
-    lab = dora_lab()
-    lab.leave("train", files_below(plain, "adapter"))
-    lab.execute("export_candidate", export_candidate.run)
-    lab.leave("train", files_below(dora_adapter, "adapter"))
-    evidence = execute(lab)
+    change_json(plain / "adapter_config.json", lambda c: c.update(use_dora=False))
+    change_weights(
+        plain / "adapter_model.safetensors",
+        lambda weights: {name: w for name, w in weights.items() if "magnitude" not in name},
+    )
+    evidence = execute(dora_lab(plain))
     assert evidence.verdict == "fail"
     assert "checkpoint_mean_kl" in broken(evidence)
 
@@ -242,8 +286,139 @@ def test_dora_adapters_for_many_tenants_are_merged(dora_lab):
     assert evidence.verdict == "warn"
     assert values(evidence)["decision"] == "merge"
     assert broken(evidence) == {"decided_as_asked"}
-    assert "llama.cpp loads no DoRA adapter" in evidence.summary
     assert "apart not measurable" in evidence.summary
+
+
+@pytest.fixture
+def qlora_lab(exported_lab, tiny_models):
+    """A run of QLoRA whose adapter checkpointing has measured on the 4-bit base."""
+
+    def make(replaced=None):
+        lab = exported_lab(replaced, training={"qlora": True})
+        sizes = dict.fromkeys(("accumulation", "world_size", "threads"), 1)
+        plan = Plan(
+            **sizes, micro_batch=4, effective_batch=4, device="cpu", precision="bf16", estimate={}
+        )
+        lab.leave("gradient_accumulation", {"plan.json": plan.model_dump_json()})
+        kept = sha256_file(tiny_models.adapter / "adapter_model.safetensors")
+        entry = {"step": 1, "eval_loss": 1.0, "eval_loss_error": 0.1, "adapter_sha256": kept}
+        document = json.dumps({"best_step": 1, "evaluations": [entry]})
+        files = files_below(tiny_models.adapter, "adapter")
+        lab.leave("train", {**files, "checkpoints.json": document})
+        lab.execute("checkpointing")
+        return lab
+
+    return make
+
+
+def test_a_faithful_merge_after_qlora_passes(qlora_lab):
+    lab = qlora_lab()
+    evidence = execute(lab)
+    assert evidence.verdict == "pass", broken(evidence)
+    found = values(evidence)
+    assert found["rows_scored"] == 30
+    assert found["adapter_on_4bit_perplexity"] > 1
+    assert found["merge_loss"] < found["merge_loss_upper"] <= 0.05
+    assert "on its 4-bit base, as trained" in evidence.summary
+
+    # Losses of another adapter do not count; rows with other tokens stop the step.
+    document = lab.document("checkpointing", "losses.json")
+    lab.leave("checkpointing", {"losses.json": json.dumps({**document, "adapter_sha256": "0"})})
+    evidence = execute(lab)
+    assert evidence.verdict == "inconclusive"
+    assert "are of another adapter" in evidence.summary
+    document["targets"][3] += 1
+    lab.leave("checkpointing", {"losses.json": json.dumps(document)})
+    with pytest.raises(TunelineError, match="learned tokens with the merged model's tokenizer"):
+        execute(lab)
+
+
+def test_a_merge_at_a_wrong_scale_after_qlora_is_seen(qlora_lab, tiny_models, tmp_path):
+    """Merged at twice its strength, as an export that applies alpha/r again does."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    strong = stronger(tiny_models.adapter, tmp_path / "strong", 2)
+    base = AutoModelForCausalLM.from_pretrained(tiny_models.base, dtype=torch.float32)
+    merged = shutil.copytree(tiny_models.merged, tmp_path / "merged")
+    PeftModel.from_pretrained(base, strong).merge_and_unload().half().save_pretrained(merged)
+    evidence = execute(qlora_lab({**files_below(merged, "merged"), **as_candidate(merged)}))
+    assert evidence.verdict == "fail"
+    assert "merge_loss_upper" in broken(evidence)
+    assert values(evidence)["merge_loss"] > 0.05
+    # The file is a faithful copy of the wrong weights.
+    assert "engine_perplexity_change" not in broken(evidence)
+
+
+def test_without_losses_of_the_adapter_the_price_is_not_known(exported_lab):
+    evidence = execute(exported_lab(training={"qlora": True}))
+    assert evidence.verdict == "inconclusive"
+    assert broken(evidence) == {"merge_loss_upper"}
+    assert "checkpointing left no losses of the adapter; run it again" in evidence.summary
+
+
+def losses(*sums, weights=None):
+    return RowLosses(sums, (10,) * len(sums), weights or (1.0,) * len(sums))
+
+
+MERGED = losses(10.0, 12.0, 9.0, 11.0)
+
+
+def shifted(*changes):
+    return [s + d for s, d in zip(MERGED.sums, changes, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (shifted(0, 0, 0, 0), "pass"),
+        (shifted(0.05, 0.05, 0.05, 0.05), "fail"),
+        (shifted(-0.05, -0.05, -0.05, -0.05), "fail"),
+        ([math.nan] * 4, "fail"),
+        # Right on average, but not row by row.
+        (shifted(1, -1, 1, -1), "fail"),
+        # An engine that reports no losses is not measured.
+        (None, "pass"),
+    ],
+)
+def test_the_engine_must_be_near_both_ways(found, verdict):
+    parity = compare_engine("Some engine", MERGED, found)
+    assert conclude(parity.measurements) == verdict
+    if found is None:
+        assert "Some engine does not tell" in parity.sentence
+        assert not any(m.rule for m in parity.measurements)
+
+
+def against(merged, adapter, limit=0.1):
+    return compare_adapter(ScoredRows(("a",) * len(merged.sums), [], merged), adapter, limit)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "verdict"),
+    [
+        (losses(*shifted(-0.2, -0.25, -0.15, -0.2)), "pass"),
+        (losses(*shifted(-2.0, -2.2, -1.9, -2.1)), "fail"),
+        (losses(*shifted(-4.0, 3.0, -3.0, 2.0)), "inconclusive"),
+        (losses(*shifted(1.0, 1.1, 0.9, 1.0)), "pass"),
+    ],
+)
+def test_the_upper_end_of_the_merge_loss_decides(adapter, verdict):
+    found = against(MERGED, adapter)
+    assert conclude(found.measurements) == verdict
+    assert ("validation rows would decide" in found.sentence) is (verdict == "inconclusive")
+
+
+def test_weights_count_in_the_merge_loss_and_one_row_decides_nothing():
+    heavy = losses(9.0, 12.0, weights=(1000.0, 1.0))
+    found = against(losses(10.0, 12.0), heavy, 0.2)
+    by_name = {m.name: m.value for m in found.measurements}
+    assert by_name["merge_loss"] == pytest.approx(math.exp(0.1) - 1, rel=0.01)
+    one = against(losses(1.0), losses(1.0))
+    assert conclude(one.measurements) == "inconclusive"
+    near = rows_that_decide(Interval(1.09, 1.0, 1.2, 0.05), 40, 0.1)
+    far = rows_that_decide(Interval(1.02, 0.92, 1.12, 0.05), 40, 0.1)
+    assert near > far > 40
 
 
 def test_policy_and_numbers_decide():

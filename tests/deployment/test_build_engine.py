@@ -4,8 +4,7 @@ from dataclasses import replace
 import pytest
 from tests.lab.runs import values
 
-from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT
-from tuneline.deployment import build_engine
+from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.evidence import measure
 from tuneline.licenses import stated
@@ -14,8 +13,6 @@ from tuneline.serving.engines.probe import ProbeResult
 from tuneline.store import sha256_file
 from tuneline.verdicts import status
 
-CHOSEN = json.dumps({"variant": "f16", "engine": "tensorrt_llm", "sha256": "0" * 64})
-
 
 def names(record):
     return {ref.name for ref in record.artifacts}
@@ -23,7 +20,7 @@ def names(record):
 
 def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     lab = exported_lab(deployment={"parallel": 2, "context_tokens": 256})
-    record = lab.execute("build_engine", build_engine.run)
+    record = lab.execute("build_engine")
     packages = {"packages.csv", "open_licenses.json"}
     assert names(record) == {"engine.json", "identity.json", *packages}
     identity = ENGINE_IDENTITY.find(lab.run)
@@ -38,37 +35,37 @@ def test_llama_cpp_is_identified_after_it_answered(exported_lab, tiny_models):
     assert json.loads(engine["answered"])["reply"] == "We look at it."
 
 
-def test_the_packages_beside_the_engine_count_for_the_licence_audit(exported_lab, monkeypatch):
-    planted = entry(name="planted", version="1", license="AGPL", expression=None)
-    monkeypatch.setattr(
-        stated,
-        "stated_licenses",
-        lambda: [entry(name="xllamacpp", version="1", license="MIT", expression=None), planted],
-    )
+def package(name, license):
+    return {
+        **{"name": name, "version": "1", "license": license, "expression": None},
+        **{"classifiers": [], "texts": []},
+    }
+
+
+@pytest.mark.parametrize(
+    ("packages", "verdict", "said"),
+    [
+        ([package("xllamacpp", "MIT"), package("planted", "AGPL")], "fail", ""),
+        ([package("elsewhere", "MIT")], "warn", "can't be seen: xllamacpp is not among the"),
+    ],
+)
+def test_the_packages_of_the_engine_count_for_the_licence_audit(
+    packages, verdict, said, exported_lab, monkeypatch
+):
+    monkeypatch.setattr(stated, "stated_licenses", lambda: packages)
     lab = exported_lab(
         deployment={"parallel": 1, "context_tokens": 256},
         governance={"intended_use": "distribution"},
     )
     lab.leave("license_audit", {}, [measure("base_model_allowed", True, "flag", "==", True)])
-    record = lab.execute("build_engine", build_engine.run)
-    assert values(record)["license_audit.packages_refused"] == 1
+    record = lab.execute("build_engine")
+    assert said in record.summary
     found = status(lab.run, "license_audit")
-    assert (found.verdict, found.stops_release) == ("fail", True)
-    assert "license_audit.packages_refused is 1" in found.because
-
-
-def test_an_engine_that_is_not_among_the_packages_is_said_to_be_unseen(exported_lab, monkeypatch):
-    other = [entry(name="elsewhere", version="1", license="MIT", expression=None)]
-    monkeypatch.setattr(stated, "stated_licenses", lambda: other)
-    lab = exported_lab(deployment={"parallel": 1, "context_tokens": 256})
-    lab.leave("license_audit", {}, [measure("base_model_allowed", True, "flag", "==", True)])
-    record = lab.execute("build_engine", build_engine.run)
-    assert "can't be seen: xllamacpp is not among the packages" in record.summary
-    assert status(lab.run, "license_audit").verdict == "warn"
-
-
-def entry(**fields):
-    return {"classifiers": [], "texts": [], **fields}
+    assert found.verdict == verdict
+    if verdict == "fail":
+        assert values(record)["license_audit.packages_refused"] == 1
+        assert found.stops_release
+        assert "license_audit.packages_refused is 1" in found.because
 
 
 def test_a_file_that_does_not_load_is_not_identified(exported_lab, tiny_models, tmp_path):
@@ -77,24 +74,13 @@ def test_a_file_that_does_not_load_is_not_identified(exported_lab, tiny_models, 
     lab = exported_lab()
     lab.leave_shipped(broken)
     with pytest.raises(TunelineError):
-        lab.execute("build_engine", build_engine.run)
-
-
-def test_tensorrt_without_a_gpu_is_not_built_and_says_so(exported_lab):
-    lab = exported_lab(deployment={"engine": "tensorrt_llm"})
-    lab.leave("production_quantization", {"choice.json": CHOSEN})
-    record = lab.execute("build_engine", build_engine.run)
-    assert names(record) == {"not_built.json"}
-    assert "needs a GPU pod" in record.summary
-    report = NOT_BUILT.find(lab.run)
-    assert [command[0] for command in report.commands] == ["python", "trtllm-build"]
-    assert values(record)["built"] is False
+        lab.execute("build_engine")
 
 
 def test_an_engine_that_is_not_installed_is_not_built(exported_lab, monkeypatch):
     monkeypatch.setattr(LlamaCpp, "missing", lambda _: "xllamacpp is not installed in this image")
     lab = exported_lab()
-    record = lab.execute("build_engine", build_engine.run)
+    record = lab.execute("build_engine")
     assert names(record) == {"not_built.json"}
     assert values(record)["built"] is False
     assert "xllamacpp is not installed" in record.summary
@@ -113,4 +99,4 @@ def test_an_engine_that_loads_but_answers_nothing_is_not_built(exported_lab, mon
 
     monkeypatch.setattr(LlamaCpp, "server", hasty)
     with pytest.raises(RetryableError, match="it answered without a token"):
-        exported_lab().execute("build_engine", build_engine.run)
+        exported_lab().execute("build_engine")

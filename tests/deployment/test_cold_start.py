@@ -1,11 +1,12 @@
 import socket
+from dataclasses import replace
 from functools import partialmethod
 
 import pytest
 from tests.lab.runs import broken, values
 
 from tuneline.asking.load import drive
-from tuneline.asking.models import hashed
+from tuneline.asking.models import hashed, server_of
 from tuneline.config import DeploymentConfig
 from tuneline.data.tables.rows import Row
 from tuneline.deployment import cold_start
@@ -19,27 +20,22 @@ COLD = [Start(1.0, 0.5, 0.1, 0)] * 3
 WARM = WarmStart(True, True, 1.5, 0.1, 0.1, 0)
 
 
-def broken_rules(cold, warm, limit=2.0):
-    return [m.name for m in judge(cold, warm, limit) if m.ok is False]
-
-
-def test_readiness_after_warm_up_and_a_quick_first_request_pass():
-    assert broken_rules(COLD, [WARM] * 3) == []
-
-
-def test_each_fault_turns_the_verdict():
-    never_unready = WarmStart(False, True, 1.5, 0.1, 0.1, 0)
-    not_warm = WarmStart(True, False, 1.5, 0.1, 0.1, 0)
-    slow = WarmStart(True, True, 1.5, 3.0, 0.1, 0)
-    failed = WarmStart(True, True, 1.5, 0.1, 0.1, 1)
-    assert broken_rules(COLD, [WARM, WARM, never_unready]) == ["ready_before_warm_up"]
-    assert broken_rules(COLD, [WARM, WARM, not_warm]) == ["ready_before_warm_up"]
-    assert broken_rules(COLD, [slow, slow, WARM]) == ["warmed_first_ttft"]
-    assert broken_rules(COLD, [failed, WARM, WARM]) == ["failed_requests"]
+@pytest.mark.parametrize(
+    ("starts", "broken_rules"),
+    [
+        ([WARM] * 3, []),
+        ([WARM, WARM, replace(WARM, seen_unready=False)], ["ready_before_warm_up"]),
+        ([WARM, WARM, replace(WARM, warm_when_ready=False)], ["ready_before_warm_up"]),
+        ([replace(WARM, first_ttft=3.0)] * 2 + [WARM], ["warmed_first_ttft"]),
+        ([replace(WARM, failed=1), WARM, WARM], ["failed_requests"]),
+    ],
+)
+def test_readiness_after_warm_up_and_a_quick_first_request(starts, broken_rules):
+    assert [m.name for m in judge(COLD, starts, 2.0) if m.ok is False] == broken_rules
 
 
 def test_real_processes_start_cold_and_warm(exported_lab):
-    evidence = exported_lab().execute("cold_start", cold_start.run)
+    evidence = exported_lab().execute("cold_start")
     assert evidence.verdict == "pass", broken(evidence)
     found = values(evidence)
     assert 0 < found["warmed_first_ttft"] < 2
@@ -54,7 +50,7 @@ def test_a_gateway_that_skips_the_warm_up_fails(exported_lab, monkeypatch):
         plain(self, folder, **{**options, "settings": {"readiness": readiness}})
 
     monkeypatch.setattr(GatewayProcess, "__init__", without)
-    evidence = exported_lab().execute("cold_start", cold_start.run)
+    evidence = exported_lab().execute("cold_start")
     assert evidence.verdict == "fail"
     assert "before their warm-up" in evidence.summary
 
@@ -82,7 +78,7 @@ def test_a_warmed_engine_has_the_system_turn_in_its_cache(tiny_models, tmp_path)
 
     def tokens_read(warmed_with):
         started = starter(tiny_models, tmp_path, warmed_with)
-        server = started._server(free_port())
+        server = server_of(started.model, started.deployment, port=free_port())
         with GatewayProcess(
             tmp_path / f"gateway-{warmed_with is None}",
             upstreams=[server.upstream("engine") | {"warmup_system": warmed_with}],

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tests.lab.engine_logits import distance
-from tests.lab.families import FAMILIES, make_family
+from tests.lab.families import FAMILIES, distance, make_family
 from tests.lab.runs import value, values
 from tests.lab.training_runs import TrainingLab, make_rows, teach
 

@@ -1,5 +1,6 @@
 import signal
 
+import pytest
 from tests.lab.runs import broken
 
 from tuneline.deployment import health_checks
@@ -9,12 +10,13 @@ from tuneline.deployment.health_checks import (
     restart_after,
     startup_budget,
 )
+from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.engines.probe import ProbeResult
 
 
 def execute(lab):
-    return lab.execute("health_checks", health_checks.run)
+    return lab.execute("health_checks")
 
 
 def test_the_real_servers_probes_pass_from_start_to_drain(exported_lab):
@@ -30,39 +32,40 @@ def test_the_real_servers_probes_pass_from_start_to_drain(exported_lab):
     assert spec["gateway"]["livenessProbe"]["httpGet"]["path"] == "/v1/health/live"
 
 
-def test_a_liveness_probe_that_only_looks_at_the_port_fails(exported_lab, monkeypatch):
-    """The planted fault: exec probes that ask whether the port takes a connection."""
+def port_alone(kind, url, *_):
+    """Exec probes that ask whether the port takes a connection."""
+    address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    return ["python", "-c", f"import socket; socket.create_connection({address}, 2)"]
 
-    def port_alone(kind, url, *_):
-        port = url.rsplit(":", 1)[1]
-        return [
-            "python",
-            "-c",
-            f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)",
-        ]
 
-    monkeypatch.setattr("tuneline.deployment.health_checks.engine_probe_command", port_alone)
+# Planted faults: a name in the item or its server and what replaces it, and the rules that break.
+FAULTS = [
+    (
+        [(health_checks, "engine_probe_command", port_alone)],
+        {"hung_liveness_probe", "hung_readiness_probe"},
+    ),
+    (
+        [(engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0))],
+        {"start_ready_before_it_listens"},
+    ),
+    (
+        [
+            (LlamaServer, "drain", lambda self: self.signal(signal.SIGKILL)),
+            # Long enough that the tiny model is still at it when the signal comes.
+            (health_checks, "LONG_ANSWER", 900),
+        ],
+        {"drain_engine_answer_whole"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("planted", "rules"), FAULTS)
+def test_a_fault_is_seen(planted, rules, exported_lab, monkeypatch):
+    for where, name, fault in planted:
+        monkeypatch.setattr(where, name, fault)
     evidence = execute(exported_lab())
     assert evidence.verdict == "fail"
-    assert {"hung_liveness_probe", "hung_readiness_probe"} <= broken(evidence)
-
-
-def test_a_probe_that_is_ready_from_the_start_fails(exported_lab, monkeypatch):
-    monkeypatch.setattr(
-        health_checks.engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0)
-    )
-    evidence = execute(exported_lab())
-    assert evidence.verdict == "fail"
-    assert "start_ready_before_it_listens" in broken(evidence)
-
-
-def test_an_engine_that_drops_answers_on_sigterm_fails(exported_lab, monkeypatch):
-    monkeypatch.setattr(LlamaServer, "drain", lambda self: self.signal(signal.SIGKILL))
-    # Long enough that the tiny model is still at it when the signal comes.
-    monkeypatch.setattr(health_checks, "LONG_ANSWER", 900)
-    evidence = execute(exported_lab())
-    assert evidence.verdict == "fail"
-    assert "drain_engine_answer_whole" in broken(evidence)
+    assert rules <= broken(evidence)
 
 
 def test_budgets_leave_room_for_the_measured_start():

@@ -20,14 +20,21 @@ LIMITS = DeploymentConfig()
 
 
 def execute(lab):
-    return lab.execute("production_quantization", production_quantization.run)
+    return lab.execute("production_quantization")
 
 
-def test_the_smallest_variant_within_the_limits_is_chosen():
-    assert choose([F16, Q8, Q4], LIMITS) is Q8
-    assert choose([F16, replace(Q8, mean_kl=0.06), Q4], LIMITS) is F16
-    assert choose([F16, replace(Q8, metric_drop_upper=0.1), Q4], LIMITS) is F16
-    assert choose([Q4], LIMITS) is None
+@pytest.mark.parametrize(
+    ("variants", "chosen"),
+    [
+        ([F16, Q8, Q4], "q8_0"),
+        ([F16, replace(Q8, mean_kl=0.06), Q4], "f16"),
+        ([F16, replace(Q8, metric_drop_upper=0.1), Q4], "f16"),
+        ([Q4], None),
+    ],
+)
+def test_the_smallest_variant_within_the_limits_is_chosen(variants, chosen):
+    found = choose(variants, LIMITS)
+    assert (found and found.name) == chosen
 
 
 def test_the_upper_end_of_the_drop_decides():
@@ -38,14 +45,6 @@ def test_the_upper_end_of_the_drop_decides():
     assert "loses too much" in Q4.refusal(LIMITS)
     (upper,) = [m for m in judge(wide, [F16, wide], LIMITS) if m.ok is False]
     assert upper.name == "chosen_metric_drop_upper"
-
-
-def test_too_few_rows_are_no_gate(exported_lab):
-    """On 24 rows a variant without any loss may still lose 14 points."""
-    evidence = execute(exported_lab(deployment={"quality_rows": 24}))
-    assert evidence.verdict == "pass"
-    assert values(evidence)["chosen"] == "f16"
-    assert "q8_0 is smaller, but its metric drop of 0.000 may be up to 0.138" in evidence.summary
 
 
 def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_models, tmp_path):
@@ -72,36 +71,38 @@ def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_mod
     assert min(v["tokens_per_s"] for v in table) > 1
     assert f16["metric"] > 0.6
     assert evidence.summary.startswith("q8_0 ships")
-
-
-def test_the_choice_never_touches_the_holdout(exported_lab):
-    lab = exported_lab()
-    execute(lab)
-    judged_on = CHOICE.find(lab.run).judged_on
+    # The choice never touches the hold-out.
     rows = task_rows({"train": 60, "validation": 30, "holdout": 16})
     validation = {row["row_id"] for row in rows if row["split"] == "validation"}
-    assert len(judged_on) == 30
-    assert set(judged_on) <= validation
+    assert len(choice.judged_on) == 30
+    assert set(choice.judged_on) <= validation
     assert not list(lab.run.store.keys("ledger"))
 
 
-def test_a_lossy_variant_is_refused_and_f16_ships(exported_lab):
-    lab = exported_lab(deployment={"variants": ["f16", "q4_0"], "max_kl": 1e-5})
-    evidence = execute(lab)
-    assert evidence.verdict == "pass"
-    assert values(evidence)["chosen"] == "f16"
-    assert "q4_0 is smaller but loses too much" in evidence.summary
-
-
-def test_no_variant_within_the_limits_fails(exported_lab):
-    evidence = execute(exported_lab(deployment={"variants": ["q4_0"], "max_kl": 1e-5}))
-    assert evidence.verdict == "fail"
-    assert "add f16" in evidence.summary
-
-
-def test_f16_alone_is_no_choice(exported_lab):
-    evidence = execute(exported_lab(deployment={"variants": ["f16"]}))
-    assert evidence.verdict == "warn"
+@pytest.mark.parametrize(
+    ("deployment", "verdict", "said"),
+    [
+        # On 24 rows a variant without any loss may still lose 14 points.
+        (
+            {"quality_rows": 24},
+            "pass",
+            "q8_0 is smaller, but its metric drop of 0.000 may be up to 0.138",
+        ),
+        (
+            {"variants": ["f16", "q4_0"], "max_kl": 1e-5},
+            "pass",
+            "q4_0 is smaller but loses too much",
+        ),
+        ({"variants": ["q4_0"], "max_kl": 1e-5}, "fail", "add f16"),
+        # One variant is not a choice.
+        ({"variants": ["f16"]}, "warn", "f16 ships"),
+    ],
+)
+def test_what_loses_too_much_does_not_ship(deployment, verdict, said, exported_lab):
+    evidence = execute(exported_lab(deployment=deployment))
+    assert evidence.verdict == verdict
+    assert said in evidence.summary
+    assert verdict == "fail" or values(evidence)["chosen"] == "f16"
 
 
 def break_measuring(monkeypatch):

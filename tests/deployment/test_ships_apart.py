@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tests.deployment.conftest import files_below
+from tests.deployment.conftest import exported, files_below, right_share
 from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
 from tests.lab.releases import opened
 from tests.lab.runs import Lab, broken, value, write_dataset
@@ -28,24 +28,12 @@ from tuneline.store import CorruptObject, sha256_file
 
 # Both speeds of the tiny models are those of HTTP; the limit is another test's matter.
 APART = {"multi_tenant": True, "max_adapter_slowdown": 0.95}
+FEW = {"regression_questions": 20, "determinism_prompts": 2}
 SPLITS = {"train": 240, "validation": 30, "holdout": 48}
 # The steps from the decision to the release, in their order.
-STEPS = (
-    "adapter_merging",
-    "production_quantization",
-    "build_engine",
-    "holdout_performance",
-    "base_regression",
-    "extraction_audit",
-    "determinism",
-    "latency_benchmark",
-    "engine_optimization",
-    "health_checks",
-    "cold_start",
-    "cost_tracking",
-    "fallback",
-    "lineage",
-)
+STEPS = """adapter_merging production_quantization build_engine holdout_performance base_regression
+extraction_audit determinism latency_benchmark engine_optimization health_checks cold_start
+cost_tracking fallback lineage""".split()
 
 
 @pytest.fixture
@@ -59,12 +47,8 @@ def apart_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
             "name": "model",
             "base_model": str(tiny_models.base),
             "deployment": {**APART, **deployment},
-            "evaluation": {
-                "regression_questions": 20,
-                # No tiny model knows prose.
-                "max_perplexity_ratio": 1e307,
-                "determinism_prompts": 2,
-            },
+            # No tiny model knows prose.
+            "evaluation": {"max_perplexity_ratio": 1e307, **FEW},
         }
         lab = Lab(tmp_path / run_id, settings, run_id, store=(tmp_path / "store").as_uri())
         lab.root = tmp_path
@@ -75,20 +59,13 @@ def apart_lab(tiny_models, tmp_path, tmp_path_factory, monkeypatch):
         rows = write_dataset(tmp_path / "dataset.parquet", task_rows(SPLITS))
         lab.leave("distribution_balancing", {"dataset.parquet": rows}, [HOLDS])
         lab.leave_scrubbed()
-        lora = LoraSettings(
-            r=16, alpha=32, dropout=0.0, target_modules=[], rslora=False, dora=False
-        )
+        kind = {"target_modules": [], "rslora": False, "dora": False}
+        lora = LoraSettings(r=16, alpha=32, dropout=0.0, **kind)
         lab.leave("lora_selection", {"lora.json": lora.model_dump_json()}, [HOLDS])
         for step in ("final_audit", "gradient_accumulation"):
             lab.leave(step, SHIPPED[step], [HOLDS])
         lab.leave("train", files_below(tiny_models.adapter, "adapter"))
-        exported = {
-            **files_below(tiny_models.merged, "merged"),
-            "candidate.gguf": tiny_models.candidate_gguf,
-            "adapter.gguf": tiny_models.adapter_gguf,
-            **(files or {}),
-        }
-        lab.leave("export_candidate", exported)
+        lab.leave("export_candidate", exported(tiny_models, files))
         return lab
 
     return make
@@ -107,23 +84,9 @@ def chosen_lab(apart_lab):
     return make
 
 
-def _merged(tiny_models):
-    return files_below(tiny_models.merged, "merged")
-
-
 def answers_of(server, numbers):
     with server.client() as client:
         return [client.chat(conversation(n)[0][:-1], max_tokens=32).text for n in numbers]
-
-
-def right_share(answers, numbers):
-    right = 0
-    for number, text in zip(numbers, answers, strict=True):
-        try:
-            right += json.loads(text)["intent"] == conversation(number)[1]
-        except (ValueError, KeyError):
-            continue
-    return right / len(answers)
 
 
 @pytest.mark.long
@@ -213,38 +176,43 @@ def test_a_quantised_base_is_compared_with_the_adapter_on_it(chosen_lab, tiny_mo
     lab.execute("production_quantization")
     merged = lab.document("production_quantization", "variants.json")[0]
     assert merged["perplexity"] == pytest.approx(table["f16"]["perplexity"], rel=1e-3)
-    lab.leave("export_candidate", {"candidate.gguf": tiny_models.base_gguf, **_merged(tiny_models)})
+    lab.leave("export_candidate", exported(tiny_models, {"candidate.gguf": tiny_models.base_gguf}))
     lab.execute("production_quantization")
     untuned = lab.document("production_quantization", "variants.json")[0]
     assert untuned["perplexity"] > 1.02 * merged["perplexity"]
 
 
-def test_another_adapter_than_the_chosen_one_is_refused(chosen_lab, tiny_models, other_adapter):
-    lab = chosen_lab()
-    lab.leave(
-        "export_candidate",
-        {**_merged(tiny_models), "adapter.gguf": other_adapter},
-    )
-    with pytest.raises(TunelineError, match=r"choice\.json was made with"):
-        candidate(lab.context("determinism"))
-
-
-def test_a_flipped_byte_of_the_adapter_is_refused(chosen_lab):
-    lab = chosen_lab()
+def flip_adapter(lab, *_):
     path = lab.artifact("export_candidate", "adapter.gguf")
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(CorruptObject, match=r"adapter\.gguf"):
-        candidate(lab.context("determinism"))
 
 
-def test_another_base_than_the_chosen_one_is_refused(chosen_lab, tiny_models, monkeypatch):
+def exchange_adapter(lab, models, other):
+    lab.leave("export_candidate", exported(models, {"adapter.gguf": other}))
+
+
+def exchange_base(lab, models, _):
+    (key,) = (k for k in lab.run.store.keys("bases/served") if k.endswith("model.gguf"))
+    shutil.copyfile(models.candidate_gguf, lab.root / "store" / key)
+
+
+@pytest.mark.parametrize(
+    ("plant", "error", "said"),
+    [
+        (exchange_adapter, TunelineError, r"choice\.json was made with"),
+        (flip_adapter, CorruptObject, r"adapter\.gguf"),
+        (exchange_base, CorruptObject, r"model\.gguf"),
+    ],
+)
+def test_bytes_that_were_not_chosen_are_refused(
+    plant, error, said, chosen_lab, tiny_models, other_adapter, monkeypatch
+):
     lab = chosen_lab()
     monkeypatch.setenv("TUNELINE_CACHE", str(lab.root / "fresh-cache"))
-    (key,) = (k for k in lab.run.store.keys("bases/served") if k.endswith("model.gguf"))
-    shutil.copyfile(tiny_models.candidate_gguf, lab.root / "store" / key)
-    with pytest.raises(CorruptObject, match=r"model\.gguf"):
+    plant(lab, tiny_models, other_adapter)
+    with pytest.raises(error, match=said):
         candidate(lab.context("determinism"))
 
 
@@ -266,19 +234,14 @@ def test_an_adapter_of_another_base_does_not_load(apart_lab, tmp_path):
         lab.execute("adapter_merging")
 
 
-def test_runs_share_the_base_in_the_store(chosen_lab):
+def test_runs_share_the_base_in_the_store_and_the_identity_names_both(chosen_lab):
     one, two = chosen_lab("one"), chosen_lab("two")
-    forms = [CHOICE.read(lab.context("prepare_review")).apart.base for lab in (one, two)]
-    assert forms[0] == forms[1]
+    choice, other = (CHOICE.read(lab.context("prepare_review")) for lab in (one, two))
+    assert choice.apart.base == other.apart.base
     stored = [k for k in one.run.store.keys("bases/served") if k.endswith("model.gguf")]
     assert len(stored) == 1
-
-
-def test_the_identity_names_base_and_adapter(chosen_lab):
-    lab = chosen_lab()
-    lab.execute("build_engine")
-    identity = ENGINE_IDENTITY.find(Run.open(lab.run.uri))
-    choice = CHOICE.read(lab.context("prepare_review"))
+    one.execute("build_engine")
+    identity = ENGINE_IDENTITY.find(Run.open(one.run.uri))
     assert identity.apart == choice.apart
     assert identity.files == choice.apart.base.files
     assert identity.model_extra["sha256"] == choice.sha256

@@ -10,7 +10,6 @@ from tests.lab.tiny_task import make_tokenizer
 
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row, StandIn, surrogates_of
-from tuneline.deployment.merging.checkpoints import checkpoint_losses
 from tuneline.evaluation.extraction.attempts import (
     Continuations,
     Ranked,
@@ -39,6 +38,7 @@ from tuneline.evaluation.extraction.identifiers import (
     text_before,
 )
 from tuneline.models import load_tokenizer
+from tuneline.serving.engines.divergence import ScoredRow, checkpoint_losses
 from tuneline.statistics import drawn_share
 
 NAME = StandIn(0, 5, 13, "PERSON")
@@ -146,8 +146,8 @@ def test_losses_of_values_after_a_shared_text_are_those_of_each_alone(tmp_path, 
     assert all(choice.endings)
     sequences = [[*choice.shared, *ending] for ending in choice.endings]
     assert sequences == encode([before + value for value in values])
-    scored = [[at >= len(choice.shared) for at in range(len(ids))] for ids in sequences]
-    alone = checkpoint_losses(tmp_path, sequences, scored, threads=1)
+    rows = [ScoredRow.from_place(ids, len(choice.shared)) for ids in sequences]
+    alone = checkpoint_losses(tmp_path, rows, threads=1)
     (together,) = choice_losses(tmp_path, [choice], threads=1)
     assert together == pytest.approx(alone, abs=1e-3)
 

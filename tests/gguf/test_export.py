@@ -1,59 +1,44 @@
-"""The exported file computes what the checkpoint does: llama.cpp against transformers."""
+"""The exported file computes what the checkpoint does, and a quantised one nearly that."""
 
+import ctypes
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.lab.engine_logits import distance
 from tests.lab.engines import llama_server
-from tests.lab.families import FAMILIES, GEMMA, LLAMA3_POSITIONS, LONGROPE, make_family
+from tests.lab.families import FAMILIES, GEMMA, LONGROPE, distance, make_family
 from tests.lab.tiny_models import base_gguf, base_model, make_model, varied_texts
 
 import gguf
 from tuneline.errors import RetryableError, UserError
 from tuneline.gguf import architectures
 from tuneline.gguf import export as gguf_export
-from tuneline.gguf.export import export_gguf, read_header
+from tuneline.gguf.architectures import read_settings
+from tuneline.gguf.export import QUANTISATIONS, export_gguf, quantize, read_header
 from tuneline.models import load_tokenizer
-from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary
-from tuneline.serving.engines.llama_cpp.scoring import tokenize_texts
+from tuneline.serving.engines.divergence import rows_of
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
+from tuneline.serving.engines.llama_cpp.scoring import perplexity_and_kl, tokenize_texts
 
 TOKENS = [7, 300, 41, 2, 99, 480, 12, 12, 65, 200, 31, 8] * 4
-
-PLAIN_POSITIONS = {"rope_type": "default", "rope_theta": 5000.0}
-CASES = {
-    "llama": ("Llama", {}),
-    "llama, tied": ("Llama", {"tie_word_embeddings": True}),
-    "llama, biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
-    "llama, wide heads": ("Llama", {"head_dim": 32}),
-    "llama, all heads": ("Llama", {"num_key_value_heads": 4}),
-    "llama 3.1 positions": ("Llama", {"rope_parameters": LLAMA3_POSITIONS}),
-    "linear positions": (
-        "Llama",
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-    ),
-    "qwen2, tied": ("Qwen2", {"tie_word_embeddings": True}),
-    "gemma 3, stretched": (
-        "Gemma3",
-        {
-            **GEMMA,
-            "num_hidden_layers": 7,
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-            },
-        },
-    ),
-    "phi-3, part of each head": (
-        "Phi3",
-        {"rope_parameters": {**PLAIN_POSITIONS, "partial_rotary_factor": 0.5}},
-    ),
+STRETCHED = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
 }
+PARTIAL = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+# Each family, and settings that the tiny models of the families leave alone.
+CASES = [
+    *((name, {}) for name in FAMILIES),
+    ("smollm", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}),
+    ("smollm", {"num_key_value_heads": 4}),
+    ("smollm", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+    ("gemma 3", {**GEMMA, "num_hidden_layers": 7, "rope_parameters": STRETCHED}),
+    ("phi-3", {"rope_parameters": PARTIAL}),
+]
 # The engine keeps its key-value cache in float16; 4e-6 nats are what that leaves here.
 SAME = 3e-5
 
@@ -63,28 +48,16 @@ def library() -> LlamaLibrary:
     return LlamaLibrary()
 
 
-def divergence(library: LlamaLibrary, path: Path, model) -> float:
-    """Mean KL divergence per token from transformers to the engine, nats."""
-    return distance(library, path, model, TOKENS).kl
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_logits_equal_those_of_transformers(case, tmp_path, library):
-    architecture, config = CASES[case]
-    model = make_model(tmp_path / "hf", architecture, **config)
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_logits_equal_those_of_transformers(name, config, tmp_path, library):
+    model = make_family(tmp_path / "hf", name, **config)
     report = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
     assert report.rounded_values == 0
-    assert report.parameters == sum(p.numel() for p in model.parameters()) + (
-        8 if "3.1" in case else 0  # the rotary divisors are a tensor of their own
-    )
-    assert divergence(library, tmp_path / "m.gguf", model) < SAME
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_logits_of_each_family_equal_those_of_transformers(name, tmp_path, library):
-    model = make_family(tmp_path / "hf", name)
-    report = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
-    assert report.rounded_values == 0
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    divisors = read_settings(config, tmp_path).positions.divisors.values()
+    # Rotary divisors are tensors of the file alone.
+    stored = sum(p.numel() for p in model.parameters()) + sum(d.size for d in divisors)
+    assert report.parameters == stored
     found = distance(library, tmp_path / "m.gguf", model, TOKENS)
     assert found.kl < SAME
     # 0.02 are measured, of logits from -7 to 8.
@@ -92,68 +65,63 @@ def test_logits_of_each_family_equal_those_of_transformers(name, tmp_path, libra
     assert found.same_top > 0.97
 
 
-@pytest.mark.parametrize("fault", ["heads", "rope"])
-def test_the_comparison_sees_the_silent_faults(fault, tmp_path, library, monkeypatch):
-    model = make_model(tmp_path / "hf")
-    if fault == "heads":
-        monkeypatch.setattr(gguf_export, "interleave_heads", lambda rows, _: rows)
-    else:
-        config = json.loads((tmp_path / "hf" / "config.json").read_text())
-        del config["rope_parameters"]
-        (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
-    assert divergence(library, tmp_path / "m.gguf", model) > 1e-2
+def edit(directory, **changes):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **changes}))
 
 
-GLOBAL_ONLY = {"rope_type": "default", "rope_theta": 1_000_000.0}
+def wrong(**changes):
+    """Plant settings that the model was not made with."""
+    return lambda directory, _: edit(directory, **changes)
+
+
+def no_reordering(_, patch):
+    patch.setattr(gguf_export, "interleave_heads", lambda rows, _: rows)
+
+
+def no_offset(_, patch):
+    bare = replace(architectures.FAMILIES["Gemma3ForCausalLM"], norm_offset=0.0)
+    patch.setitem(architectures.FAMILIES, "Gemma3ForCausalLM", bare)
+
+
+GLOBAL = {"rope_type": "default", "rope_theta": 1_000_000.0}
+GLOBAL_ONLY = {"full_attention": GLOBAL, "sliding_attention": GLOBAL}
+UNSTRETCHED = {
+    **LONGROPE,
+    "partial_rotary_factor": 1.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0] * 8,
+}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "plant", "least"),
     [
-        ("gemma 2", {"attn_logit_softcapping": 50.0}),
-        ("gemma 2", {"final_logit_softcapping": 30.0}),
-        ("gemma 2", {"sliding_window": 64}),
-        ("gemma 3", {"sliding_window": 64}),
-        (
-            "gemma 3",
-            {
-                "rope_parameters": dict.fromkeys(
-                    ("full_attention", "sliding_attention"), GLOBAL_ONLY
-                )
-            },
-        ),
+        ("smollm", no_reordering, 1e-2),
+        ("smollm", wrong(rope_parameters=None), 1e-2),
+        ("gemma 3", no_offset, 1e-2),
+        ("gemma 2", wrong(attn_logit_softcapping=50.0), 10 * SAME),
+        ("gemma 2", wrong(final_logit_softcapping=30.0), 10 * SAME),
+        ("gemma 2", wrong(sliding_window=64), 10 * SAME),
+        ("gemma 3", wrong(sliding_window=64), 10 * SAME),
+        ("gemma 3", wrong(rope_parameters=GLOBAL_ONLY), 10 * SAME),
+        ("phi-4-mini", wrong(rope_parameters=UNSTRETCHED), 10 * SAME),
         (
             "phi-4-mini",
-            {
-                "rope_parameters": {
-                    **LONGROPE,
-                    "partial_rotary_factor": 1.0,
-                    "short_factor": [1.0] * 8,
-                    "long_factor": [1.0] * 8,
-                }
-            },
+            wrong(rope_parameters={**LONGROPE, "short_factor": LONGROPE["long_factor"]}),
+            10 * SAME,
         ),
-        ("phi-4-mini", {"rope_parameters": {**LONGROPE, "short_factor": LONGROPE["long_factor"]}}),
-        ("phi-4-mini", {"rope_parameters": {**LONGROPE, "attention_factor": 1.0}}),
-        ("phi-4-mini", {"original_max_position_embeddings": 2048}),
-        ("qwen3", {"rms_norm_eps": 1e-1}),
+        ("phi-4-mini", wrong(rope_parameters={**LONGROPE, "attention_factor": 1.0}), 10 * SAME),
+        ("phi-4-mini", wrong(original_max_position_embeddings=2048), 10 * SAME),
+        ("qwen3", wrong(rms_norm_eps=1e-1), 10 * SAME),
     ],
 )
-def test_the_comparison_sees_a_wrong_setting(name, changes, tmp_path, library):
-    """The settings of each family bear on the logits of its tiny model."""
+def test_the_comparison_sees_silent_faults(name, plant, least, tmp_path, library, monkeypatch):
+    """A wrong order of rows, no offset, or a setting of the family's that is another."""
     model = make_family(tmp_path / "hf", name)
-    edit(tmp_path / "hf", **changes)
+    plant(tmp_path / "hf", monkeypatch)
     export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
-    assert divergence(library, tmp_path / "m.gguf", model) > 10 * SAME
-
-
-def test_the_comparison_sees_norms_without_their_offset(tmp_path, library, monkeypatch):
-    model = make_family(tmp_path / "hf", "gemma 3")
-    bare = replace(architectures.FAMILIES["Gemma3ForCausalLM"], norm_offset=0.0)
-    monkeypatch.setitem(architectures.FAMILIES, "Gemma3ForCausalLM", bare)
-    export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="f32")
-    assert divergence(library, tmp_path / "m.gguf", model) > 1e-2
+    assert distance(library, tmp_path / "m.gguf", model, TOKENS).kl > least
 
 
 def test_what_the_file_says(tmp_path):
@@ -183,51 +151,38 @@ def test_bfloat16_and_sharded_checkpoints(tmp_path, library):
     report = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="bf16")
     assert report.rounded_values == 0
     # With bfloat16 weights the engine rounds the activations to bfloat16 too.
-    assert divergence(library, tmp_path / "m.gguf", model.to(torch.float32)) < 1e-3
+    found = distance(library, tmp_path / "m.gguf", model.to(torch.float32), TOKENS)
+    assert found.kl < 1e-3
 
 
-def edit(directory: Path, **changes) -> None:
-    config = json.loads((directory / "config.json").read_text())
-    config.update(changes)
-    (directory / "config.json").write_text(json.dumps(config))
+def too_large(directory, model):
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
+    model.save_pretrained(directory)
+
+
+def no_place(directory, model):
+    weights = dict(model.named_parameters()) | {"model.layers.0.self_attn.sinks": torch.zeros(4)}
+    save_file(weights, directory / "model.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("plant", "sentence"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM can't be exported"),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "is quantised"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' can't be exported"),
-        ({"hidden_act": "gelu"}, "no gelu"),
-        ({"vocab_size": 400}, "resize the embedding"),
+        (lambda directory, _: edit(directory, hidden_act="gelu"), "no gelu"),
+        (lambda directory, _: edit(directory, vocab_size=400), "resize the embedding"),
+        (no_place, r"sinks' has no place in a GGUF file .* llama"),
+        (too_large, r"blk.0.ffn_up.weight .*float16"),
     ],
 )
-def test_what_can_not_be_exported_is_refused(changes, sentence, tmp_path):
-    make_model(tmp_path / "hf")
-    edit(tmp_path / "hf", **changes)
+def test_what_can_not_be_exported_leaves_nothing(plant, sentence, tmp_path):
+    plant(tmp_path / "hf", make_model(tmp_path / "hf"))
     with pytest.raises(UserError, match=sentence):
         export_gguf(tmp_path / "hf", tmp_path / "out" / "m.gguf")
     assert not list(tmp_path.glob("out/*"))
-
-
-def test_a_tensor_without_a_place_is_refused(tmp_path):
-    model = make_family(tmp_path / "hf", "qwen3")
-    weights = dict(model.named_parameters()) | {"model.layers.0.self_attn.sinks": torch.zeros(4)}
-    save_file(weights, tmp_path / "hf" / "model.safetensors")
-    with pytest.raises(UserError, match=r"sinks' has no place in a GGUF file .* qwen3"):
-        export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
-
-
-def test_values_beyond_float16_are_refused_not_made_infinite(tmp_path):
-    model = make_model(tmp_path / "hf")
-    with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
-    model.save_pretrained(tmp_path / "hf")
-    with pytest.raises(UserError, match=r"blk.0.ffn_up.weight .*float16"):
-        export_gguf(tmp_path / "hf", tmp_path / "m.gguf")
-    assert list(tmp_path.glob("*.gguf")) == []
-    written = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="bf16")
-    assert sum(written.types.values()) == 21
+    if plant is too_large:
+        written = export_gguf(tmp_path / "hf", tmp_path / "m.gguf", dtype="bf16")
+        assert sum(written.types.values()) == 21
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -240,6 +195,99 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(RetryableError, match="No space left"):
         export_gguf(tmp_path / "hf", tmp_path / "out" / "m.gguf")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_every_float_type_reads_as_torch_does(tmp_path):
+    tensors = {
+        "b": torch.randn(3, 5).to(torch.bfloat16),
+        "a": torch.randn(7).to(torch.float16),
+        "c": torch.randn(2, 2, 2),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    found = {stored.name: stored for stored in read_header(tmp_path / "model.safetensors")}
+    assert list(found) == ["a", "b", "c"]
+    for name, tensor in tensors.items():
+        assert found[name].shape == tuple(tensor.shape)
+        assert np.array_equal(found[name].float32(), tensor.to(torch.float32).numpy())
+
+
+def test_weights_that_can_not_be_read_are_refused(tmp_path):
+    file = tmp_path / "w.safetensors"
+    save_file({"w": torch.zeros(400, dtype=torch.int8)}, file)
+    (stored,) = read_header(file)
+    with pytest.raises(UserError, match="dequantised first"):
+        stored.float32()
+    for raw, words in ((file.read_bytes()[:-40], "cut short"), (b"not one", "not a safetensors")):
+        file.write_bytes(raw)
+        with pytest.raises(UserError, match=words):
+            list(read_header(file))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    make_model(directory / "hf")
+    return export_gguf(directory / "hf", directory / "f16.gguf").path
+
+
+@pytest.mark.parametrize("kind", QUANTISATIONS)
+def test_the_blocks_are_those_of_ggml(kind, library):
+    """The same bytes as ggml's own C code writes (`ggml_quantize_chunk`)."""
+    name, _ = QUANTISATIONS[kind]
+    number = gguf.GGMLQuantizationType[name]
+    rows = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
+    ours = gguf.quants.quantize(rows, number)
+    theirs = np.zeros_like(ours)
+    function = library.lib.ggml_quantize_chunk
+    function.restype = ctypes.c_size_t
+    pointer, wide = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = [ctypes.c_int, pointer, pointer, wide, wide, wide, pointer]
+    written = function(
+        int(number), rows.ctypes.data, theirs.ctypes.data, 0, rows.shape[0], rows.shape[1], None
+    )
+    assert written == ours.nbytes
+    assert (ours == theirs).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", QUANTISATIONS)
+def test_a_quantised_file(kind, tiny, tmp_path, library):
+    report = quantize(tiny, tmp_path / "q.gguf", kind)
+    reader = gguf.GGUFReader(tmp_path / "q.gguf")
+    name, number = QUANTISATIONS[kind]
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert types["blk.0.ffn_up.weight"] == name
+    assert types["token_embd.weight"] == types["output.weight"] == "Q8_0"
+    assert types["blk.1.attn_norm.weight"] == "F32"
+    assert reader.fields["general.file_type"].contents() == number
+    assert report.types[name] + report.types.get("Q8_0", 0) * (name != "Q8_0") == 16
+    assert "F16" not in report.types
+    source = gguf.GGUFReader(tiny)
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "llama.rope.freq_base"):
+        assert reader.fields[key].contents() == source.fields[key].contents()
+    with LlamaModel(library, tmp_path / "q.gguf", context=16) as model:
+        assert np.isfinite(model.logits([3, 4, 5])).all()
+    with pytest.raises(UserError, match=r"Q\d_\d already"):
+        quantize(tmp_path / "q.gguf", tmp_path / "twice.gguf", "q4_0")
+    assert not (tmp_path / "twice.gguf").exists()
+
+
+def test_more_bits_err_less(tiny, tmp_path):
+    rows = rows_of([list(range(20 + i, 80 + i)) for i in range(4)], [1] * 4)
+    kl = {}
+    for kind in ("q8_0", "q5_1", "q4_0"):
+        quantize(tiny, tmp_path / f"{kind}.gguf", kind)
+        kl[kind] = perplexity_and_kl(tiny, tmp_path / f"{kind}.gguf", rows).mean_kl
+    assert 0 < kl["q8_0"] < kl["q5_1"] < kl["q4_0"]
+    assert kl["q8_0"] < 0.01
+
+
+def test_rows_that_no_block_fits_stay_float16(tmp_path):
+    make_model(tmp_path / "hf", intermediate_size=100)
+    export_gguf(tmp_path / "hf", tmp_path / "f16.gguf")
+    report = quantize(tmp_path / "f16.gguf", tmp_path / "q.gguf", "q8_0")
+    tensors = gguf.GGUFReader(report.path).tensors
+    kept = {tensor.name for tensor in tensors if tensor.tensor_type.name == "F16"}
+    assert kept == {"blk.0.ffn_down.weight", "blk.1.ffn_down.weight"}
 
 
 # Nats. The engine multiplies in float16, which moves the best token's log-probability by 0.01.
@@ -303,42 +351,21 @@ def test_token_ids_of_the_base_model_equal_llama_cpp():
 
 
 @pytest.mark.model
-def test_the_export_of_the_base_model_is_lossless(tmp_path):
+def test_the_base_model_is_exported_without_loss_and_quantised_with_little(tmp_path):
     report = export_gguf(base_model().path, tmp_path / "again.gguf")
     assert report.rounded_values == 0
     assert report.parameters == 134_515_008
     assert 270e6 < report.bytes < 272e6
-
-
-def test_every_float_type_reads_as_torch_does(tmp_path):
-    tensors = {
-        "b": torch.randn(3, 5).to(torch.bfloat16),
-        "a": torch.randn(7).to(torch.float16),
-        "c": torch.randn(2, 2, 2),
-    }
-    save_file(tensors, tmp_path / "model.safetensors")
-    found = {stored.name: stored for stored in read_header(tmp_path / "model.safetensors")}
-    assert list(found) == ["a", "b", "c"]
-    for name, tensor in tensors.items():
-        assert found[name].shape == tuple(tensor.shape)
-        assert np.array_equal(found[name].float32(), tensor.to(torch.float32).numpy())
-
-
-def test_quantised_weights_are_refused(tmp_path):
-    save_file({"w": torch.zeros(4, dtype=torch.int8)}, tmp_path / "q.safetensors")
-    (stored,) = read_header(tmp_path / "q.safetensors")
-    with pytest.raises(UserError, match="dequantised first"):
-        stored.float32()
-
-
-def test_a_file_cut_short_is_refused(tmp_path):
-    whole = tmp_path / "whole.safetensors"
-    save_file({"w": torch.randn(100)}, whole)
-    cut = tmp_path / "cut.safetensors"
-    cut.write_bytes(whole.read_bytes()[:-40])
-    with pytest.raises(UserError, match="cut short"):
-        list(read_header(cut))
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(b"not a safetensors file at all")
-    with pytest.raises(UserError, match="not a safetensors file"):
-        list(read_header(other))
+    small = quantize(report.path, tmp_path / "q8_0.gguf")
+    assert small.bytes < 146e6
+    tokenizer = load_tokenizer(base_model().path)
+    texts = [
+        "The capital of France is Paris, and the river that runs through it is the Seine.",
+        "Water boils at 100 degrees Celsius at sea level; on a mountain it boils sooner.",
+        "I am sorry to hear that your parcel has not arrived. I have asked the carrier about it.",
+    ]
+    rows = rows_of(tokenizer(texts)["input_ids"], [1] * len(texts))
+    found = perplexity_and_kl(report.path, small.path, rows)
+    assert 0 < found.mean_kl < 0.02
+    assert found.perplexity == pytest.approx(found.reference_perplexity, rel=0.05)
+    assert found.same_top_token > 0.85

@@ -39,10 +39,6 @@ def ask(server, prompt, extra):
         return client.chat(messages, max_tokens=24, logprobs=True, extra=extra)
 
 
-def chat(server, prompt, extra):
-    return ask(server, prompt, extra).text
-
-
 def gap(first, second):
     """Largest difference of the log-probabilities of the first tokens of answers, nats."""
     pairs = zip(first, second, strict=True)
@@ -86,9 +82,7 @@ PROMPTS = ["the dog", "order 42", "12 34"]
 def test_adapter_equals_merged(family, settings, exported):
     base, adapter, merged = exported(family, **settings)
     with llama_server(base, loras=[adapter], ctx=256) as server:
-        on = [ask(server, prompt, ON) for prompt in PROMPTS]
-        off = [ask(server, prompt, OFF) for prompt in PROMPTS]
-        unsaid = [ask(server, prompt, {}) for prompt in PROMPTS]
+        on, off, unsaid = ([ask(server, text, how) for text in PROMPTS] for how in (ON, OFF, {}))
     with llama_server(merged, ctx=256) as server:
         together = [ask(server, prompt, {}) for prompt in PROMPTS]
     with llama_server(base, ctx=256) as server:
@@ -111,9 +105,9 @@ def test_the_comparison_sees_rows_in_the_wrong_order(exported, monkeypatch):
 
     base, adapter, merged = exported(export=wrong)
     with llama_server(base, loras=[adapter], ctx=256) as server:
-        on = [chat(server, prompt, ON) for prompt in PROMPTS]
+        on = [ask(server, prompt, ON).text for prompt in PROMPTS]
     with llama_server(merged, ctx=256) as server:
-        assert [chat(server, prompt, {}) for prompt in PROMPTS] != on
+        assert [ask(server, prompt, {}).text for prompt in PROMPTS] != on
 
 
 def test_the_scale_is_pefts():
@@ -147,8 +141,7 @@ def test_adapter_equals_merged_on_the_base_model(tmp_path):
     export_gguf(base_model().path, tmp_path / "base.gguf", dtype="f32")
     prompts = ["What is the capital of France?", "My order is late.", "Count to five."]
     with llama_server(tmp_path / "base.gguf", loras=[tmp_path / "adapter.gguf"], ctx=256) as server:
-        on = [chat(server, prompt, ON) for prompt in prompts]
-        off = [chat(server, prompt, OFF) for prompt in prompts]
+        on, off = ([ask(server, text, how).text for text in prompts] for how in (ON, OFF))
     with llama_server(tmp_path / "merged.gguf", ctx=256) as server:
-        assert [chat(server, prompt, {}) for prompt in prompts] == on
+        assert [ask(server, text, {}).text for text in prompts] == on
     assert on != off

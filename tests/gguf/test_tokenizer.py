@@ -6,12 +6,12 @@ import random
 import unicodedata
 
 import pytest
-from tests.lab.tiny_models import make_model, make_tokenizer, varied_texts
+from tests.lab.tiny_models import make_model, varied_texts
 
 import gguf
 from tuneline.errors import UserError
 from tuneline.gguf.export import export_gguf, quantize
-from tuneline.gguf.tokenizer import read_tokenizer, refuse_foreign, scores, space_prefix
+from tuneline.gguf.tokenizer import read_tokenizer, refuse_foreign, scores
 from tuneline.models import load_tokenizer
 from tuneline.serving.engines.llama_cpp.scoring import tokenize_texts
 
@@ -33,25 +33,12 @@ NAMES = {
 def probes(kind, tokenizer):
     """Texts of many kinds, with runs of white space and with special tokens between them."""
     choose = random.Random(3)
-    pieces = [
-        " ",
-        "  ",
-        "     ",
-        "\n",
-        "\n\n\n\n",
-        "\t",
-        " a",
-        "Order",
-        "42",
-        "!!",
-        "é",
-        "мир",
-        "世界",
-    ]
+    pieces = " |  |     |\n|\n\n\n\n|\t| a|Order|42|!!|é|мир|世界".split("|")
     runs = ["".join(choose.choices(pieces, k=choose.randint(1, 14))) for _ in range(500)]
     texts = varied_texts(1200) + runs
     special = [str(token) for token in tokenizer.all_special_tokens]
-    texts += [choose.choice(special) + a + choose.choice(special) + b for a, b in pairs(texts)]
+    between = zip(texts[:300], texts[300:600], strict=True)
+    texts += [choose.choice(special) + a + choose.choice(special) + b for a, b in between]
     if kind == "qwen2":
         # llama.cpp does not normalise; texts that are not NFC get other ids there.
         texts = [unicodedata.normalize("NFC", text) for text in texts]
@@ -61,10 +48,6 @@ def probes(kind, tokenizer):
     if kind in ("gpt-4o", "tekken"):
         texts = [text for text in texts if not mixed_case(text)]
     return texts
-
-
-def pairs(texts):
-    return zip(texts[:300], texts[300:600], strict=True)
 
 
 def mixed_case(text):
@@ -120,42 +103,17 @@ def test_a_wrong_name_is_seen(tmp_path, monkeypatch):
     assert len(differing(tmp_path, tmp_path / "m.gguf", varied_texts(300))) > 10
 
 
-def test_rules_that_differ_in_one_flag_are_unknown(tmp_path):
-    make_tokenizer("smollm", tmp_path)
-    document = json.loads((tmp_path / "tokenizer.json").read_text())
-    assert refuse_foreign(document, tmp_path) == "smollm"
-    document["pre_tokenizer"]["pretokenizers"][0]["individual_digits"] = False
-    with pytest.raises(UserError, match="wrong token ids"):
-        refuse_foreign(document, tmp_path)
-    document = json.loads((tmp_path / "tokenizer.json").read_text())
-    document["normalizer"] = {"type": "Lowercase"}
-    with pytest.raises(UserError, match="Lowercase"):
-        refuse_foreign(document, tmp_path)
-
-
-@pytest.mark.parametrize("written", [True, False])
-def test_a_bos_is_put_before_a_chat_if_its_template_writes_it(written, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "template", "adds"),
+    [("gemma", "{{ bos_token }}", True), ("gemma", "", False), ("phi-3", "", False)],
+)
+def test_a_bos_is_put_before_a_chat_if_its_template_writes_it(kind, template, adds, tmp_path):
     """A template without BOS trains without it, whatever the tokenizer adds to plain texts."""
-    make_model(tmp_path, tokenizer="gemma")
-    assert load_tokenizer(tmp_path)("a")["input_ids"][0] == 2
-    if not written:
-        file = tmp_path / "chat_template.jinja"
-        file.write_text(file.read_text().replace("{{ bos_token }}", ""))
-    assert read_tokenizer(tmp_path, 512)["add_bos_token"] is written
-
-
-def test_a_tokenizer_that_adds_no_bos(tmp_path):
-    make_model(tmp_path, tokenizer="phi-3")
-    assert not read_tokenizer(tmp_path, 512)["add_bos_token"]
-
-
-def test_other_kinds_of_tokenizers_are_refused(tmp_path):
-    make_tokenizer("smollm", tmp_path)
-    document = json.loads((tmp_path / "tokenizer.json").read_text())
-    document["model"] = {"type": "Unigram", "vocab": []}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(UserError, match="only BPE tokenizers"):
-        read_tokenizer(tmp_path, 512)
+    make_model(tmp_path, tokenizer=kind)
+    assert kind == "phi-3" or load_tokenizer(tmp_path)("a")["input_ids"][0] == 2
+    file = tmp_path / "chat_template.jinja"
+    file.write_text(file.read_text().replace("{{ bos_token }}", template))
+    assert read_tokenizer(tmp_path, 512)["add_bos_token"] is adds
 
 
 MERGES = [("a", "b"), ("b", "c"), ("a", "bc"), ("ab", "c")]
@@ -164,19 +122,20 @@ VOCABULARY = {token: index for index, token in enumerate(["a", "b", "c", "ab", "
 
 def test_earlier_merges_have_higher_scores():
     assert scores(VOCABULARY, MERGES, ()) == {"ab": 0.0, "bc": -1.0, "abc": -2.0}
-
-
-def test_a_pair_that_is_no_merge_although_its_token_exists_is_refused():
-    with pytest.raises(UserError, match="does not merge 'ab' and 'c'"):
-        scores(VOCABULARY, MERGES[:3], ())
     # Special tokens are split off before.
     assert scores(VOCABULARY, MERGES[:2], ("abc",)) == {"ab": 0.0, "bc": -1.0}
 
 
-def test_merges_of_one_token_that_stand_apart_are_refused():
-    mixed = [MERGES[0], MERGES[2], MERGES[1], MERGES[3]]
-    with pytest.raises(UserError, match="merges for 'abc' stand between"):
-        scores(VOCABULARY, mixed, ())
+@pytest.mark.parametrize(
+    ("merges", "sentence"),
+    [
+        (MERGES[:3], "does not merge 'ab' and 'c'"),
+        ([MERGES[0], MERGES[2], MERGES[1], MERGES[3]], "merges for 'abc' stand between"),
+    ],
+)
+def test_merges_that_no_scores_give_are_refused(merges, sentence):
+    with pytest.raises(UserError, match=sentence):
+        scores(VOCABULARY, merges, ())
 
 
 def test_runs_of_one_character_may_share_a_score():
@@ -187,21 +146,28 @@ def test_runs_of_one_character_may_share_a_score():
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("kind", "change", "sentence"),
     [
-        lambda document: document["model"].update(byte_fallback=False),
-        lambda document: document["model"].update(ignore_merges=True),
-        lambda document: document["model"]["vocab"].pop("<0xE4>"),
-        lambda document: document.update(normalizer={"type": "NFKC"}),
-        lambda document: document.update(pre_tokenizer={"type": "Whitespace"}),
+        ("gemma", lambda d: d["model"].update(byte_fallback=False), "wrong token ids"),
+        ("gemma", lambda d: d["model"].update(ignore_merges=True), "wrong token ids"),
+        ("gemma", lambda d: d["model"]["vocab"].pop("<0xE4>"), "wrong token ids"),
+        ("gemma", lambda d: d.update(normalizer={"type": "NFKC"}), "wrong token ids"),
+        ("gemma", lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "wrong token ids"),
+        (
+            "smollm",
+            lambda d: d["pre_tokenizer"]["pretokenizers"][0].update(individual_digits=False),
+            "wrong token ids",
+        ),
+        ("smollm", lambda d: d.update(normalizer={"type": "Lowercase"}), "Lowercase"),
+        ("smollm", lambda d: d.update(model={"type": "Unigram"}), "only BPE tokenizers"),
     ],
 )
-def test_what_differs_from_sentencepiece_is_refused(change, tmp_path):
-    make_model(tmp_path, tokenizer="gemma")
+def test_rules_that_llama_cpp_does_not_have_are_refused(kind, change, sentence, tmp_path):
+    make_model(tmp_path, tokenizer=kind)
     document = json.loads((tmp_path / "tokenizer.json").read_text())
-    assert space_prefix(document) is False
+    assert refuse_foreign(document, tmp_path)
     change(document)
-    with pytest.raises(UserError, match="wrong token ids"):
+    with pytest.raises(UserError, match=sentence):
         refuse_foreign(document, tmp_path)
 
 

@@ -10,6 +10,7 @@ from tests.lab.releases import log_release
 
 from tuneline.artifacts.answers import APPROVALS, Person
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
+from tuneline.cli import evaluation
 from tuneline.errors import UserError
 from tuneline.governance import promote
 from tuneline.governance.release.manifest import write_manifest
@@ -366,10 +367,10 @@ def test_a_review_that_comes_late_says_so_at_its_end(ready_lab, monkeypatch, cap
     lab = ready_lab()
     judged_as = [HOLDS, MEASURED]
     monkeypatch.setattr("tuneline.step.execute", lambda step, uri: lab.leave(step, {}, judged_as))
-    review._judged(lab.run)
+    evaluation._judged(lab.run)
     assert "not part of the version" not in capsys.readouterr().out
     judged_as[0] = BROKEN
-    review._judged(lab.run)
+    evaluation._judged(lab.run)
     said = capsys.readouterr().out
     assert "human_review: fail" in said
     assert "not part of the version of this run: lineage read measurements of human_review" in said

@@ -1,10 +1,13 @@
 """A tiny random model of each family that can be exported, with its family's kind of tokenizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.lab.tiny_models import make_model
+
+from tuneline.serving.engines.llama_cpp.lib import LlamaLibrary, LlamaModel
 
 LLAMA3_POSITIONS = {
     "rope_type": "llama3",
@@ -28,13 +31,7 @@ GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "rop
 
 @dataclass(frozen=True)
 class Tiny:
-    """The shape of a tiny model.
-
-    Attributes:
-        architecture: its name in transformers, without ForCausalLM.
-        tokenizer: kind of its tokenizer.
-        config: settings beyond those of every tiny model.
-    """
+    """An architecture of transformers, the kind of its tokenizer, and settings of its own."""
 
     architecture: str
     tokenizer: str
@@ -70,13 +67,31 @@ FAMILIES = {
 
 
 def make_family(directory: Path, name: str, **config: Any) -> Any:
-    """Save a tiny model of a family; returns it, in evaluation mode.
-
-    Args:
-        directory: where model and tokenizer are saved.
-        name: one of `FAMILIES`.
-        config: settings that replace the family's.
-    """
+    """Save a tiny model of a family, with other settings; returns it, in evaluation mode."""
     tiny = FAMILIES[name]
     sizes = {"max_position_embeddings": 2048, **tiny.config, **config}
     return make_model(directory, tiny.architecture, tokenizer=tiny.tokenizer, **sizes)
+
+
+class Distance(NamedTuple):
+    """Mean KL divergence in nats, largest difference of two logits, share of equal top tokens."""
+
+    kl: float
+    largest: float
+    same_top: float
+
+
+def distance(library: LlamaLibrary, path: Path, model: Any, tokens: Sequence[int]) -> Distance:
+    """Compare a GGUF file with a model of transformers, which computes in its own type."""
+    import torch
+
+    with LlamaModel(library, path, context=len(tokens)) as engine:
+        found = torch.tensor(engine.logits(tokens))
+    with torch.no_grad():
+        expected = model(torch.tensor([list(tokens)])).logits[0].float()
+    ours, theirs = found.log_softmax(-1), expected.log_softmax(-1)
+    return Distance(
+        kl=float((theirs.exp() * (theirs - ours)).sum(-1).mean()),
+        largest=float((expected - found).abs().max()),
+        same_top=float((expected.argmax(-1) == found.argmax(-1)).float().mean()),
+    )

@@ -1,10 +1,9 @@
 """An adapter that ships beside its base on a real vLLM: decided, chosen, identified, released."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.deployment.conftest import files_below
+from tests.deployment.conftest import files_below, right_share
 from tests.lab.runs import Lab, broken, value
 from tests.lab.tiny_task import INTENTS, OTHER_INTENTS, conversation, task_rows, train_adapter
 from tests.vllm.reference import request
@@ -14,6 +13,7 @@ from tuneline.asking.models import candidate, server_of
 from tuneline.models import load_tokenizer
 from tuneline.models.base_model import digest_of
 from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.divergence import rows_of
 from tuneline.serving.engines.engine import hash_files
 from tuneline.serving.engines.vllm.engine import VllmServer
 from tuneline.serving.gateway.process import GatewayProcess
@@ -41,16 +41,6 @@ def lab(tiny, tmp_path, tmp_path_factory, monkeypatch):
     return lab
 
 
-def right_share(texts, intents):
-    right = 0
-    for number, text in zip(NUMBERS, texts, strict=True):
-        try:
-            right += json.loads(text)["intent"] == conversation(number, intents)[1]
-        except (ValueError, KeyError):
-            continue
-    return right / len(NUMBERS)
-
-
 def test_the_candidate_is_the_base_with_the_adapter(lab, tiny):
     merging = lab.execute("adapter_merging")
     assert merging.verdict == "pass", broken(merging)
@@ -70,28 +60,27 @@ def test_the_candidate_is_the_base_with_the_adapter(lab, tiny):
     with server_of(model, lab.run.config.deployment) as server, server.client() as client:
         assert server.upstream("primary")["adapter"] == "tuned"
         texts = [client.chat(conversation(n)[0][:-1], max_tokens=32).text for n in NUMBERS]
-    assert right_share(texts, INTENTS) > 0.6
+    assert right_share(texts, NUMBERS) > 0.6
 
 
 def test_distances_are_those_with_the_adapter(tiny):
     """Base and adapter against the merged checkpoint: one distribution, up to rounding."""
     engine, tokenizer = get_engine("vllm"), load_tokenizer(tiny.merged)
-    rows, starts = [], []
+    sequences, starts = [], []
     for number in list(NUMBERS)[:3]:
         messages = conversation(number)[0]
         asked_text = tokenizer.apply_chat_template(
             messages[:-1], tokenize=False, add_generation_prompt=True
         )
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-        rows.append(tokenizer(text, add_special_tokens=False)["input_ids"])
+        sequences.append(tokenizer(text, add_special_tokens=False)["input_ids"])
         # The answer is what the adapter has learned; of the prompt it knows no more than the base.
         starts.append(len(tokenizer(asked_text, add_special_tokens=False)["input_ids"]))
+    rows = rows_of(sequences, starts)
     asked = request(tiny.base, adapters={"tuned": tiny.adapter}, answers_with="tuned")
-    beside = engine.distances(tiny.base, {"f16": tiny.base}, rows, starts, asked)["f16"]
-    merged = engine.distances(
-        tiny.merged, {"f16": tiny.merged}, rows, starts, request(tiny.merged)
-    )["f16"]
-    alone = engine.distances(tiny.base, {"f16": tiny.base}, rows, starts, request(tiny.base))
+    beside = engine.distances(tiny.base, {"f16": tiny.base}, rows, asked)["f16"]
+    merged = engine.distances(tiny.merged, {"f16": tiny.merged}, rows, request(tiny.merged))["f16"]
+    alone = engine.distances(tiny.base, {"f16": tiny.base}, rows, request(tiny.base))
     # Most tokens of an answer are its form, which the base knows too: 1.09 against 1.05.
     assert beside.perplexity == pytest.approx(merged.perplexity, rel=0.005)
     assert alone["f16"].perplexity > 1.02 * merged.perplexity
@@ -126,6 +115,6 @@ def test_two_adapters_behind_the_gateway(tiny, tmp_path):
             with ThreadPoolExecutor(2) as teams:
                 ours, theirs = teams.map(ask, ("ours@1", "theirs"))
             unknown = gateway.ask("theirs@2", conversation(1)[0][:-1], max_tokens=4)
-    assert right_share(ours, INTENTS) > 0.6 > right_share(ours, OTHER_INTENTS)
-    assert right_share(theirs, OTHER_INTENTS) > 0.6 > right_share(theirs, INTENTS)
+    for answers, own, other in ((ours, INTENTS, OTHER_INTENTS), (theirs, OTHER_INTENTS, INTENTS)):
+        assert right_share(answers, NUMBERS, own) > 0.6 > right_share(answers, NUMBERS, other)
     assert unknown.status == 404

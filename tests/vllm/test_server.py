@@ -1,9 +1,5 @@
-"""A running vLLM: its answers, its adapter, its counters, its tokenizer."""
+"""A running vLLM: its answers, its adapter, its memory."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
-import pytest
 from tests.vllm.reference import generated, prompts, request, served, share_equal
 
 from tuneline.serving.engines import get_engine
@@ -49,50 +45,9 @@ def test_an_answer_does_not_depend_on_what_is_answered_beside_it(server):
         assert served(server, asked, concurrency=4) == alone
 
 
-def test_counters_are_those_of_the_requests(server):
-    before = server.counters()
-    with server.client() as client:
-        one = client.chat(prompts(1)[0], max_tokens=8, extra={"ignore_eos": True})
-    after = server.counters()
-    assert after.completion_tokens - before.completion_tokens == one.usage.completion_tokens == 8
-    computed = after.prompt_tokens - before.prompt_tokens
-    assert 0 < computed <= one.usage.prompt_tokens
-    assert after.batch_since(before) == pytest.approx(1.0, abs=0.2)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda row: _long(server, row), range(4)))
-    assert server.counters().batch_since(after) > 2
-
-
-def _long(server, row):
-    with server.client() as client:
-        options = {"max_tokens": 200, "extra": {"ignore_eos": True}}
-        return client.chat(prompts(row + 1)[row], **options)
-
-
-def test_it_renders_and_tokenizes_as_training_does(server, tiny):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny.base)
-    messages = prompts(1)[0]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert server.renders(messages, text, ids)
-    assert not server.renders(messages, text, ids[:-1])
-    assert server.tokenize([text, "hello"])[0] == ids
-
-
 def test_memory_is_that_of_all_its_processes(server):
     import psutil
 
     own = psutil.Process(server.pid).memory_info().rss
     # The launcher is small; the server, the engine and the worker each import torch.
     assert server.memory_bytes() > own + 500e6
-
-
-def test_it_is_live_while_all_slots_are_taken(server):
-    with ThreadPoolExecutor(8) as pool:
-        running = [pool.submit(_long, server, row) for row in range(8)]
-        time.sleep(0.1)
-        found = engine_probe.live(server.base_url, 5.0)
-        assert found.ok, found.reason
-        assert all(request.result().usage.completion_tokens == 200 for request in running)

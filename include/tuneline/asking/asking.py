@@ -33,6 +33,7 @@ from tuneline.errors import UserError
 from tuneline.models.cache import cache_root
 from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines import get_engine
+from tuneline.serving.engines.divergence import ScoredRow
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.step_context import StepContext
 
@@ -373,9 +374,8 @@ def losses(
 
     def measured(numbers: Sequence[int]) -> list[float] | None:
         ctx.log(f"{what}: losses of {len(numbers)} texts")
-        chosen = [list(sequences[n]) for n in numbers], [list(scored[n]) for n in numbers]
-        found = engine_of(ctx).losses(model.path, *chosen, request)
-        return None if found is None else list(found)
+        rows = [ScoredRow.marked(sequences[n], scored[n]) for n in numbers]
+        return engine_of(ctx).losses(model.path, rows, request)
 
     if not shared:
         return measured(range(len(sequences))), False

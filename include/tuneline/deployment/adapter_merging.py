@@ -21,7 +21,7 @@ decide.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tuneline.artifacts.deployment import DECISION, REFERENCE, Decision
@@ -51,11 +51,10 @@ from tuneline.deployment.merging.served_forms import (
     slowdown,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
+from tuneline.models.base_model import load_tokenizer, read_json
 from tuneline.serving.client import ChatResult
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.limits import DORA_ENGINES
-from tuneline.serving.engines.server import EngineServer
 from tuneline.step_context import StepContext
 
 # Rows that transformers answers in float32 (seconds each), and rows that the engine answers.
@@ -70,18 +69,12 @@ MAX_LOGPROB_CHANGE = 0.05
 
 @dataclass(frozen=True)
 class Served:
-    """One way of serving: its answers, its speed, and the rows that it reads otherwise.
-
-    Attributes:
-        results: greedy answers with token log-probabilities.
-        tokenised: ids of rows to which the engine's tokenizer gives other token ids.
-        rendered: ids of rows whose prompt the engine's chat template renders differently.
-    """
+    """One way of serving: greedy answers, speed, and the ids of rows that it reads otherwise."""
 
     results: tuple[ChatResult, ...]
     speed: FormSpeed
-    tokenised: tuple[str, ...]
-    rendered: tuple[str, ...]
+    tokenised: list[str]
+    rendered: list[str]
 
     @property
     def texts(self) -> list[str]:
@@ -91,8 +84,7 @@ class Served:
 
 def same_share(first: Sequence[str], second: Sequence[str]) -> float:
     """Return the share of equal answers."""
-    pairs = list(zip(first, second, strict=True))
-    return sum(a == b for a, b in pairs) / len(pairs)
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) -> float:
@@ -110,40 +102,10 @@ def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) ->
     return sum(changes) / len(changes) if changes else float("inf")
 
 
-def ask_server(server: EngineServer, rows: Sequence[Row]) -> tuple[ChatResult, ...]:
-    """Have the server answer rows in turn, greedily, with token log-probabilities."""
-    with server.client() as client:
-        return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in rows)
-
-
-def differing_rows(renderer: Renderer, rows: Sequence[Row], server: EngineServer) -> list[str]:
-    """Return the ids of rows to which the engine's tokenizer gives other token ids."""
-    texts = [renderer.text(row.messages) for row in rows]
-    theirs = server.tokenize(texts)
-    ours = renderer.encode(texts)
-    return [row.row_id for row, a, b in zip(rows, ours, theirs, strict=True) if a != b]
-
-
-def differing_prompts(renderer: Renderer, rows: Sequence[Row], server: EngineServer) -> list[str]:
-    """Return the ids of rows whose prompt the engine's chat template renders differently."""
-    texts = [renderer.text(row.prompt, ask=True) for row in rows]
-    ids = renderer.encode(texts)
-    return [
-        row.row_id
-        for row, text, prompt in zip(rows, texts, ids, strict=True)
-        if not server.renders(row.prompt, text, prompt)
-    ]
-
-
 def judge(
     checkpoints: LogitParity, merged: Served, apart: Served | None, why_not: str
 ) -> Iterator[Measurement]:
-    """Compare merged with adapter, in transformers and, where it loads it, in the engine.
-
-    Args:
-        merged: the engine's answers with the merged model.
-        apart: those with base plus adapter; None if they can't be compared.
-    """
+    """Compare merged with adapter, in transformers and, where it loads it, in the engine."""
     yield measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL)
     yield measure("checkpoint_max_logit_change", checkpoints.max_change, "logits")
     yield measure("checkpoint_same_top_token", checkpoints.same_top_token, "share")
@@ -159,22 +121,6 @@ def judge(
 
 def _same_answers(name: str, first: Sequence[str], second: Sequence[str]) -> Measurement:
     return measure(name, round(same_share(first, second), 4), "share", ">=", MIN_SAME_ANSWERS)
-
-
-def in_transformers(
-    ctx: StepContext, base: BaseModel, renderer: Renderer, rows: Sequence[Row], threads: int
-) -> LogitParity:
-    """Compare the checkpoints in float32, on the first of the rows."""
-    ctx.log("comparing checkpoints in float32")
-    return compare_checkpoints(
-        base.path,
-        ADAPTER.fetch(ctx),
-        MERGED.fetch(ctx),
-        texts=[renderer.text(row.messages) for row in rows[:CHECKPOINT_ROWS]],
-        prompts=[renderer.text(row.prompt, ask=True) for row in rows[:CHECKPOINT_ROWS]],
-        max_tokens=MAX_TOKENS,
-        threads=threads,
-    )
 
 
 def not_apart(engine: Engine, adapter: Path) -> str | None:
@@ -205,28 +151,30 @@ def serve_form(
     ctx: StepContext, model: ServedModel, renderer: Renderer, asked: Sequence[Row]
 ) -> Served:
     """Serve a model; ask it rows, compare how it reads them, and measure its speed."""
-    deployment = ctx.config.deployment
-    rows = dataset_rows(ctx)
+    deployment, rows = ctx.config.deployment, dataset_rows(ctx)
+    texts = [renderer.text(row.messages) for row in rows]
+    prompts = [renderer.text(row.prompt, ask=True) for row in asked]
     with server_of(model, deployment) as server:
-        rendered = differing_prompts(renderer, asked, server)
-        tokenised = differing_rows(renderer, rows, server)
-        results = ask_server(server, asked)
-        prompts = [row.prompt for row in validation_rows(ctx)]
-        speed = measure_form(server, prompts, deployment.parallel)
-    return Served(results, speed, tuple(tokenised), tuple(rendered))
+        rendered = [
+            row.row_id
+            for row, prompt, ids in zip(asked, prompts, renderer.encode(prompts), strict=True)
+            if not server.renders(row.prompt, prompt, ids)
+        ]
+        encoded = zip(rows, renderer.encode(texts), server.tokenize(texts), strict=True)
+        tokenised = [row.row_id for row, ours, theirs in encoded if ours != theirs]
+        with server.client() as client:
+            results = tuple(
+                client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked
+            )
+        measured = [row.prompt for row in validation_rows(ctx)]
+        speed = measure_form(server, measured, deployment.parallel)
+    return Served(results, speed, tokenised, rendered)
 
 
 def cost_of_apart(
     multi_tenant: bool, limit: float, lost: Slowdown | None, room: Room | None
 ) -> Iterator[Measurement]:
-    """State what the unmerged adapter costs, and judge it if it is to ship so.
-
-    Args:
-        multi_tenant: whether several adapters share one base.
-        limit: the largest loss of throughput that is accepted.
-        lost: the loss; None if it could not be measured.
-        room: the memory for more adapters; None if the engine can't load this one.
-    """
+    """State what the unmerged adapter costs, and judge it by the limit if it is to ship so."""
     if lost is not None and multi_tenant:
         yield measure(
             "adapter_slowdown", lost.value, "share", "<=", limit, noise=lost.error, on_breach="warn"
@@ -244,7 +192,16 @@ def run(ctx: StepContext) -> Evidence:
     asked, settings = validation_rows(ctx, ENGINE_ROWS), ctx.config.deployment
     engine, base, threads = engine_of(ctx), base_of(ctx), scoring_threads()
     renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
-    checkpoints = in_transformers(ctx, base, renderer, asked, threads)
+    ctx.log("comparing checkpoints in float32")
+    checkpoints = compare_checkpoints(
+        base.path,
+        ADAPTER.fetch(ctx),
+        MERGED.fetch(ctx),
+        texts=[renderer.text(row.messages) for row in asked[:CHECKPOINT_ROWS]],
+        prompts=[renderer.text(row.prompt, ask=True) for row in asked[:CHECKPOINT_ROWS]],
+        max_tokens=MAX_TOKENS,
+        threads=threads,
+    )
     ctx.log("comparing merged and adapter in the engine")
     whole = unquantised(ctx)
     path = engine.make_variant(
@@ -268,14 +225,14 @@ def run(ctx: StepContext) -> Evidence:
         "decision": decision,
         "reason": reason,
         "speeds": {
-            name: served.speed.to_dict()
+            name: asdict(served.speed)
             for name, served in (("merged", merged), ("apart", apart))
             if served
         },
         "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
         "transformers": list(checkpoints.greedy),
-        "rows_tokenised_otherwise": list(merged.tokenised),
-        "prompts_rendered_otherwise": list(merged.rendered),
+        "rows_tokenised_otherwise": merged.tokenised,
+        "prompts_rendered_otherwise": merged.rendered,
     }
     DECISION.write(ctx, Decision.model_validate(document))
     wanted = "apart" if settings.multi_tenant else "merge"

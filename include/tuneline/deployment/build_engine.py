@@ -23,7 +23,6 @@ from tuneline.artifacts.deployment import (
 from tuneline.artifacts.training import MERGED
 from tuneline.asking.models import chosen_variant, hashed, server_of, unquantised
 from tuneline.asking.rows import calibration_texts, dataset_rows, validation_rows
-from tuneline.config import DeploymentConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.licenses.findings import audit_engine_packages
@@ -34,36 +33,24 @@ from tuneline.serving.engines.server import ServedSizes
 from tuneline.step_context import StepContext
 
 
-def limits_of(deployment: DeploymentConfig) -> dict[str, int]:
-    """Return the limits that an engine is started with."""
-    return {
-        "max_batch_size": deployment.parallel,
-        "max_total_tokens": deployment.context_tokens,
-    }
-
-
 def compile_engine(ctx: StepContext, engine: Engine) -> BuildReport:
     """Have an engine that compiles build from the exported model, in the chosen variant."""
     deployment = ctx.config.deployment
     variant = CHOICE.read(ctx).variant
-    total = deployment.context_tokens
+    texts: Sequence[str] = ()
+    if variant != REFERENCE:
+        # Those that production_quantization calibrated the same variant on.
+        renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
+        texts = calibration_texts(dataset_rows(ctx), renderer)
     request = BuildRequest(
         model_dir=unquantised(ctx).path,
         out_dir=ENGINE.path(ctx),
         quantization=None if variant == REFERENCE else variant,
         max_batch_size=deployment.parallel,
-        # The engine is free to give all of its context but one token to the prompt.
-        max_input_tokens=total - 1,
-        max_total_tokens=total,
-        calibration=() if variant == REFERENCE else _calibration(ctx),
+        max_total_tokens=deployment.context_tokens,
+        calibration=texts,
     )
     return engine.build(request)
-
-
-def _calibration(ctx: StepContext) -> list[str]:
-    """Return the texts that production_quantization calibrated the same variant on."""
-    renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
-    return calibration_texts(dataset_rows(ctx), renderer)
 
 
 def shipped(ctx: StepContext, engine: Engine) -> tuple[ServedModel | None, BuildReport]:
@@ -75,11 +62,8 @@ def shipped(ctx: StepContext, engine: Engine) -> tuple[ServedModel | None, Build
         return hashed(engine.name, ENGINE.path(ctx)), report
     model = chosen_variant(ctx, CHOICE.read(ctx))
     lacking = engine.missing()
-    report = BuildReport(
-        engine=engine.name,
-        built=lacking is None,
-        reason=f"not built: {lacking}" if lacking else "it loads the chosen bytes themselves",
-    )
+    reason = f"not built: {lacking}" if lacking else "it loads the chosen bytes themselves"
+    report = BuildReport(engine=engine.name, built=lacking is None, reason=reason)
     return model if report.built else None, report
 
 
@@ -98,15 +82,17 @@ def run(ctx: StepContext) -> Record:
     prompt = validation_rows(ctx, 1)[0].prompt
     with server_of(model, deployment) as server, server.client() as client:
         answer = client.chat(prompt, max_tokens=ctx.config.evaluation.max_new_tokens)
-        load_seconds, memory = server.load_seconds, server.memory_bytes()
-        started = server.request
-    served = ServedSizes.of(started)
+        memory = server.memory_bytes()
+    load_seconds, served = server.load_seconds, ServedSizes.of(server.request)
     choice = CHOICE.read(ctx)
     stated = {
         "engine": engine.name,
         "version": engine.version(),
         **machine_identity(),
-        "limits": limits_of(deployment),
+        "limits": {
+            "max_batch_size": deployment.parallel,
+            "max_total_tokens": deployment.context_tokens,
+        },
         "served": served.as_stated(),
         "variant": choice.variant,
         "files": dict(model.files),

@@ -45,13 +45,7 @@ LATER = 8
 
 @dataclass(frozen=True)
 class Start:
-    """A fresh process whose first request comes as soon as it listens.
-
-    Attributes:
-        load_seconds: time until it listened, in seconds.
-        first_ttft: TTFT of the first request, in seconds.
-        later_ttft: TTFT of the next request, in seconds.
-    """
+    """A fresh process whose first request comes as soon as it listens; times in seconds."""
 
     load_seconds: float
     first_ttft: float
@@ -61,14 +55,12 @@ class Start:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """A fresh process behind a gateway that warms it up.
+    """A fresh process behind a gateway that warms it up; times in seconds.
 
     Attributes:
         seen_unready: whether the gateway was not ready before the process started.
         warm_when_ready: whether the engine had read the warm-up prompts once it was ready.
-        ready_seconds: time from the start of the process to ready, in seconds.
-        first_ttft: TTFT of the first request after that, in seconds.
-        later_ttft: median TTFT of the requests after that one, in seconds.
+        later_ttft: median TTFT of the requests after the first one.
     """
 
     seen_unready: bool
@@ -90,12 +82,9 @@ def forget(model: Path) -> None:
 
 
 class Starter:
-    """Starts fresh servers of one model.
+    """Starts fresh servers of one model; each start begins with another prompt.
 
-    Args:
-        deployment: the section of the configuration that gives slots and context.
-        prompts: real prompts; each start begins with another one.
-        system: the system turn that the warm-up carries; None for none.
+    The warm-up carries the system turn, if there is one.
     """
 
     def __init__(
@@ -117,19 +106,19 @@ class Starter:
         """Start a server and send its first request, prompt `number`, as soon as it listens."""
         port = free_port()
         url = f"http://127.0.0.1:{port}"
-        server = self._launch(self._server(port))
+        server = server_of(self.model, self.deployment, port=port)
+        self._launch(server)
         try:
             loaded = _await(server, lambda: engine_probe.listens(url, 2.0), server.last_words)
             with server.client() as client:
                 first, later = self._ask(client, number), self._ask(client, number + 1)
         finally:
             server.stop()
-        failed = sum(not timing.ok for timing in (first, later))
-        return Start(loaded, first.ttft, later.ttft, failed)
+        return Start(loaded, first.ttft, later.ttft, failed=2 - first.ok - later.ok)
 
     def warmed(self, number: int) -> WarmStart:
         """Start a server behind a gateway; send prompt `number` and others once it is ready."""
-        server = self._server(free_port())
+        server = server_of(self.model, self.deployment, port=free_port())
         gateway = self._gateway(server, number)
 
         def is_ready() -> bool:
@@ -169,15 +158,11 @@ class Starter:
             settings={"readiness": readiness},
         )
 
-    def _server(self, port: int) -> EngineServer:
-        return server_of(self.model, self.deployment, port=port)
-
-    def _launch(self, server: EngineServer) -> EngineServer:
+    def _launch(self, server: EngineServer) -> None:
         forget(self.model.path)
         if self.model.adapter is not None:
             forget(self.model.adapter.path)
         server.launch()
-        return server
 
     def _ask(self, client: EngineClient, number: int) -> Timing:
         prompt = self.prompts[number % len(self.prompts)]

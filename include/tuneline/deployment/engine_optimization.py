@@ -10,7 +10,7 @@ another engine would do with the model counts for nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from tuneline.artifacts.deployment import (
     ENGINE_IDENTITY,
@@ -19,7 +19,7 @@ from tuneline.artifacts.deployment import (
     EngineIdentity,
 )
 from tuneline.artifacts.training import MERGED
-from tuneline.asking.load import Timing, drive, errors_of
+from tuneline.asking.load import drive, errors_of
 from tuneline.asking.models import candidate, server_of
 from tuneline.asking.rows import validation_rows
 from tuneline.evidence import Evidence, Measurement, measure
@@ -32,13 +32,7 @@ REQUESTS, MAX_TOKENS = 12, 24
 
 @dataclass(frozen=True)
 class Throughput:
-    """Speed of one engine, in tokens per second.
-
-    Attributes:
-        sequential: speed with one request at a time.
-        batched: speed with all slots taken.
-        errors: their messages, each once.
-    """
+    """Speed of one engine with one request at a time and with all slots taken, in tokens/s."""
 
     engine: str
     sequential: float
@@ -53,20 +47,10 @@ class Throughput:
         return self.batched / self.sequential if self.sequential else 0.0
 
 
-def throughput(timings: Sequence[Timing], seconds: float) -> float:
-    """Return the output tokens per second over a whole run of requests."""
-    return sum(timing.output_tokens for timing in timings if timing.ok) / seconds
-
-
 def judge(
     table: Sequence[Compatibility], measured: Throughput | None, engine: str, built: bool
 ) -> list[Measurement]:
-    """Judge compatibility, build and throughput.
-
-    Args:
-        table: each engine's compatibility with the model.
-        measured: throughput of the shipped bytes; None if the engine was not built.
-    """
+    """Judge compatibility, build and throughput; None if the engine was not built."""
     compatible = {entry.engine: entry.compatible for entry in table}
     ran = measured is not None and measured.failed == 0 and measured.batched > 0
     found = [
@@ -93,17 +77,15 @@ def measure_throughput(ctx: StepContext, model: ServedModel) -> Throughput:
     with server_of(model, deployment) as server, server.client() as client:
         # The first request fills the prefix cache with the shared system turn.
         drive(client, prompts[:1], 1, 1)
-        alone, alone_seconds = drive(client, prompts, 1, MAX_TOKENS)
-        full, full_seconds = drive(client, prompts, deployment.parallel, MAX_TOKENS)
-    failed = sum(not timing.ok for timing in (*alone, *full))
-    return Throughput(
-        model.engine,
-        throughput(alone, alone_seconds),
-        throughput(full, full_seconds),
-        deployment.parallel,
-        failed,
-        tuple(errors_of((*alone, *full))),
+        runs = [drive(client, prompts, n, MAX_TOKENS) for n in (1, deployment.parallel)]
+    alone, batched = (
+        sum(timing.output_tokens for timing in timings if timing.ok) / seconds
+        for timings, seconds in runs
     )
+    timings = [timing for found, _ in runs for timing in found]
+    failed = sum(not timing.ok for timing in timings)
+    errors = tuple(errors_of(timings))
+    return Throughput(model.engine, alone, batched, deployment.parallel, failed, errors)
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -117,7 +99,7 @@ def run(ctx: StepContext) -> Evidence:
     measured = measure_throughput(ctx, chosen.model) if chosen else None
     document = {
         "architecture": facts.architecture,
-        "engines": [entry.to_dict() for entry in table],
+        "engines": [asdict(entry) for entry in table],
         "measured": {**vars(measured), "speedup": round(measured.speedup, 3)} if measured else None,
         "shipping_engine": {"name": engine.name, "built": built, "identity": outcome.model_dump()},
     }

@@ -20,9 +20,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tuneline.asking.models import ALIAS, candidate, server_of
 from tuneline.config import DeploymentConfig
@@ -34,7 +36,7 @@ from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.engines.probe import ProbeResult
 from tuneline.serving.engines.server import START_SECONDS, EngineServer
-from tuneline.serving.gateway.process import GatewayAnswer, GatewayProcess
+from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.processes import free_port, wait_for
 from tuneline.step_context import StepContext
 
@@ -55,13 +57,7 @@ GATEWAY_PORT = 8000
 def engine_probe_command(
     kind: str, url: str, model: str, adapter: int | str | None = None
 ) -> list[str]:
-    """Return the command of the engine's exec probe.
-
-    Args:
-        kind: `live`, `ready` or `startup`.
-        url: address of the engine, as seen from its container.
-        adapter: the adapter that must answer (see `adapter_fields`); None asks the model alone.
-    """
+    """Return the command of the engine's exec probe; see `engine_probes`."""
     command = ["tuneline", "probe", kind, "--engine", url, "--timeout", str(PROBE_SECONDS)]
     if adapter is not None:
         command += ["--adapter", str(adapter)]
@@ -74,7 +70,7 @@ def engine_probes(
     """Return the probes of the engine's container.
 
     Args:
-        url: address of the engine, as seen from its own container.
+        url: address of the engine, as seen from its container.
         start_seconds: measured time from process start to the first token, in seconds.
         adapter: the adapter that must answer (see `adapter_fields`); None asks the model alone.
     """
@@ -148,38 +144,8 @@ LONG_ANSWER = 32
 PROMPT: Messages = [{"role": "user", "content": "Count from one to thirty in words."}]
 
 
-@dataclass
-class Observations:
-    """The observations in order, and the measurements that decide."""
-
-    observations: list[dict[str, Any]] = field(default_factory=list)
-    measurements: list[Measurement] = field(default_factory=list)
-
-    def expect(self, moment: str, what: str, got: bool, wanted: bool) -> None:
-        """Record a yes or no that decides."""
-        self.observations.append({"moment": moment, "what": what, "got": got, "wanted": wanted})
-        self.measurements.append(measure(_name(moment, what), got, "flag", "==", wanted))
-
-    def within(self, moment: str, what: str, seconds: float, limit: float) -> None:
-        """Record a duration that must stay within a limit."""
-        took = round(seconds, 2)
-        self.observations.append({"moment": moment, "what": what, "got": took, "limit": limit})
-        self.measurements.append(measure(_name(moment, what), took, "s", "<=", limit))
-
-
-def _name(moment: str, what: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", f"{moment}_{what}".lower())
-
-
 def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
-    """Run a Kubernetes exec probe on this machine, as the kubelet would.
-
-    Args:
-        probe: a probe with `exec` and `timeoutSeconds`.
-
-    Returns:
-        True if it succeeded in time, and its duration in seconds.
-    """
+    """Run a Kubernetes exec probe on this machine; return if it succeeded in time, and seconds."""
     program, *arguments = probe["exec"]["command"]
     # Its own environment is not on the PATH of a process that was started by its path.
     own = Path(sys.executable).with_name(program)
@@ -202,12 +168,8 @@ class ProbeTrial:
     """One engine behind one gateway, taken through start, load, faults and drain."""
 
     def __init__(self, model: ServedModel, deployment: DeploymentConfig, folder: Path) -> None:
-        """Describe the trial.
-
-        Args:
-            deployment: the section of the configuration that gives slots and context.
-        """
-        self.seen = Observations()
+        self.observations: list[dict[str, Any]] = []
+        self.measurements: list[Measurement] = []
         self.model = model
         self.deployment = deployment
         self.port = free_port()
@@ -224,7 +186,18 @@ class ProbeTrial:
         self.start_seconds = 0.0
         self.resident_bytes = 0
 
-    def run(self) -> Observations:
+    def expect(self, moment: str, what: str, got: bool, wanted: bool) -> None:
+        """Record a yes or no that decides."""
+        self.observations.append({"moment": moment, "what": what, "got": got, "wanted": wanted})
+        self.measurements.append(measure(_name(moment, what), got, "flag", "==", wanted))
+
+    def within(self, moment: str, what: str, seconds: float, limit: float) -> None:
+        """Record a duration that must stay within a limit."""
+        took = round(seconds, 2)
+        self.observations.append({"moment": moment, "what": what, "got": took, "limit": limit})
+        self.measurements.append(measure(_name(moment, what), took, "s", "<=", limit))
+
+    def run(self) -> None:
         """Go through all moments; leave nothing running, also after an error."""
         try:
             self.start()
@@ -236,40 +209,41 @@ class ProbeTrial:
                 self.drain_gateway()
             self.drain_engine()
         finally:
-            self._resume()
+            # It may still be stopped; a process that does not run is not.
+            with suppress(TunelineError, ProcessLookupError):
+                self.server.signal(signal.SIGCONT)
             self.server.kill()
             self.gateway.stop()
-        return self.seen
 
     def start(self) -> None:
         """Check that it is not ready while it loads, and ready with its weights in memory after."""
         began = time.monotonic()
         self.server.launch()
         first = self._engine_ready(2.0)
-        self.seen.expect("start", "ready before it listens", first.ok, False)
+        self.expect("start", "ready before it listens", first.ok, False)
         waited = wait_for(lambda: self._engine_ready(5.0).ok, START_SECONDS)
         self.start_seconds = time.monotonic() - began
-        self.seen.expect("start", "becomes ready", waited < START_SECONDS, True)
+        self.expect("start", "becomes ready", waited < START_SECONDS, True)
         self.resident_bytes = self.server.memory_bytes()
 
     def ready(self) -> None:
         """Check that all probes succeed, and that another model's name is refused."""
-        self.seen.expect("ready", "startup probe", run_probe(self.probes["startupProbe"])[0], True)
-        self.seen.expect("ready", "liveness probe", self._live()[0], True)
+        self.expect("ready", "startup probe", run_probe(self.probes["startupProbe"])[0], True)
+        self.expect("ready", "liveness probe", self._live()[0], True)
         other = self._engine_ready(5.0, "another-model")
-        self.seen.expect("ready", "accepts another model's id", other.ok, False)
+        self.expect("ready", "accepts another model's id", other.ok, False)
         waited = wait_for(self._gateway_ready, WAIT_SECONDS)
-        self.seen.expect("ready", "gateway ready", waited < WAIT_SECONDS, True)
-        self.seen.expect("ready", "gateway live", self._gateway_live(), True)
+        self.expect("ready", "gateway ready", waited < WAIT_SECONDS, True)
+        self.expect("ready", "gateway live", self._gateway_live(), True)
 
     def busy(self) -> None:
         """Check that an engine with all slots taken passes its liveness probe."""
         slots = self.deployment.parallel
         with ThreadPoolExecutor(slots) as pool:
             running = [pool.submit(_long_answer, self.server) for _ in range(slots)]
-            self.seen.expect("busy", "liveness probe", self._live()[0], True)
+            self.expect("busy", "liveness probe", self._live()[0], True)
             whole = all(_is_whole(request.result()) for request in running)
-        self.seen.expect("busy", "all answers whole", whole, True)
+        self.expect("busy", "all answers whole", whole, True)
 
     def hung(self) -> None:
         """Stop the process: its port still accepts connections, but the probes must fail."""
@@ -277,54 +251,48 @@ class ProbeTrial:
         # Its short timeout may have run out while all slots were taken.
         wait_for(self._gateway_ready, WAIT_SECONDS)
         self.server.signal(signal.SIGSTOP)
-        self.seen.expect("hung", "port still accepts", self._accepts(), True)
+        self.expect("hung", "port still accepts", self._accepts(), True)
         with ThreadPoolExecutor(3) as pool:
             unready = pool.submit(wait_for, lambda: not self._gateway_ready(), WAIT_SECONDS)
             live, ready = pool.map(
                 run_probe, (self.probes["livenessProbe"], self.probes["readinessProbe"])
             )
-        self.seen.expect("hung", "liveness probe", live[0], False)
-        self.seen.expect("hung", "readiness probe", ready[0], False)
-        self.seen.within("hung", "seen by the liveness probe after", live[1], limit)
-        self.seen.within("hung", "gateway unready after", unready.result(), GATEWAY_SECONDS)
-        self.seen.expect("hung", "gateway live", self._gateway_live(), True)
+        self.expect("hung", "liveness probe", live[0], False)
+        self.expect("hung", "readiness probe", ready[0], False)
+        self.within("hung", "seen by the liveness probe after", live[1], limit)
+        self.within("hung", "gateway unready after", unready.result(), GATEWAY_SECONDS)
+        self.expect("hung", "gateway live", self._gateway_live(), True)
         self.server.signal(signal.SIGCONT)
         back = wait_for(
             lambda: engine_probe.live(self.url, 5.0, self.adapter).ok and self._gateway_ready(),
             WAIT_SECONDS,
         )
-        self.seen.expect("resumed", "engine live and gateway ready", back < WAIT_SECONDS, True)
+        self.expect("resumed", "engine live and gateway ready", back < WAIT_SECONDS, True)
 
     def killed(self) -> None:
         """Kill the engine: the probes fail at once, and recover with a new process."""
         self.server.kill()
         ok, seconds = self._live()
-        self.seen.expect("killed", "liveness probe", ok, False)
-        self.seen.within("killed", "seen by the liveness probe after", seconds, 3.0)
+        self.expect("killed", "liveness probe", ok, False)
+        self.within("killed", "seen by the liveness probe after", seconds, 3.0)
         waited = wait_for(lambda: not self._gateway_ready(), WAIT_SECONDS)
-        self.seen.within("killed", "gateway unready after", waited, GATEWAY_SECONDS)
-        self.seen.expect("killed", "gateway live", self._gateway_live(), True)
+        self.within("killed", "gateway unready after", waited, GATEWAY_SECONDS)
+        self.expect("killed", "gateway live", self._gateway_live(), True)
         self.server = server_of(self.model, self.deployment, port=self.port)
         self.server.start()
         back = wait_for(self._gateway_ready, WAIT_SECONDS)
-        self.seen.expect("restarted", "gateway ready", back < WAIT_SECONDS, True)
+        self.expect("restarted", "gateway ready", back < WAIT_SECONDS, True)
 
     def drain_gateway(self) -> None:
         """Send SIGTERM to the gateway: it turns unready first and finishes running answers."""
-        answers: list[GatewayAnswer] = []
-
-        def ask() -> None:
-            extra = {"ignore_eos": True}
-            answers.append(self.gateway.ask("model", PROMPT, max_tokens=LONG_ANSWER, extra=extra))
-
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        time.sleep(0.1)
-        self.gateway.signal(signal.SIGTERM)
-        waited = wait_for(lambda: not self._gateway_ready(), 5.0)
-        self.seen.within("drain", "gateway unready after", waited, 1.0)
-        thread.join(WAIT_SECONDS)
-        self.seen.expect("drain", "gateway answer whole", bool(answers and answers[0].ok), True)
+        options: dict[str, Any] = {"max_tokens": LONG_ANSWER, "extra": {"ignore_eos": True}}
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(self.gateway.ask, "model", PROMPT, **options)
+            time.sleep(0.1)
+            self.gateway.signal(signal.SIGTERM)
+            waited = wait_for(lambda: not self._gateway_ready(), 5.0)
+            self.within("drain", "gateway unready after", waited, 1.0)
+            self.expect("drain", "gateway answer whole", answer.result().ok, True)
 
     def drain_engine(self) -> None:
         """Send SIGTERM to the engine: it finishes running answers, then it ends."""
@@ -335,9 +303,9 @@ class ProbeTrial:
             wait_for(lambda: begun.is_set() or running.done(), WAIT_SECONDS)
             self.server.drain()
             whole = _is_whole(running.result())
-        self.seen.expect("drain", "engine answer whole", whole, True)
+        self.expect("drain", "engine answer whole", whole, True)
         gone = wait_for(lambda: not self._accepts(), 30.0)
-        self.seen.within("drain", "engine gone after", gone, 30.0)
+        self.within("drain", "engine gone after", gone, 30.0)
 
     def _engine_ready(self, timeout: float, model: str = ALIAS) -> ProbeResult:
         return engine_probe.ready(self.url, timeout, model, self.adapter)
@@ -346,32 +314,21 @@ class ProbeTrial:
         return run_probe(self.probes["livenessProbe"])
 
     def _gateway_ready(self) -> bool:
-        return self._gateway_ok("/v1/health/ready")
+        return self._gateway_live("ready")
 
-    def _gateway_live(self) -> bool:
-        return self._gateway_ok("/v1/health/live")
-
-    def _gateway_ok(self, path: str) -> bool:
-        import httpx
-
-        try:
-            return self.gateway.get(path, timeout=5.0).status_code == 200
-        except httpx.TransportError:
-            return False
+    def _gateway_live(self, kind: str = "live") -> bool:
+        with suppress(httpx.TransportError):
+            return self.gateway.get(f"/v1/health/{kind}", timeout=5.0).status_code == 200
+        return False
 
     def _accepts(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=2.0).close()
-        except OSError:
-            return False
-        return True
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=2.0):
+            return True
+        return False
 
-    def _resume(self) -> None:
-        try:
-            self.server.signal(signal.SIGCONT)
-        except (TunelineError, ProcessLookupError):
-            # A process that does not run is not stopped either.
-            return
+
+def _name(moment: str, what: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", f"{moment}_{what}".lower())
 
 
 def _long_answer(
@@ -404,23 +361,24 @@ def run(ctx: StepContext) -> Evidence:
     """Exercise the probes and write their specification."""
     chosen = candidate(ctx)
     life = ProbeTrial(chosen.model, ctx.config.deployment, ctx.scratch / "gateway")
-    seen = life.run()
+    life.run()
     engine = engine_probes(ENGINE_URL, ALIAS, life.start_seconds, life.adapter)
     spec = {"engine": engine, "gateway": gateway_probes()}
     ctx.write_json("probes.json", spec)
-    ctx.write_json("observations.json", seen.observations)
+    ctx.write_json("observations.json", life.observations)
     resident = life.resident_bytes / chosen.model.bytes
-    failed = [m.name for m in seen.measurements if m.ok is False]
+    seen = life.measurements
+    failed = [m.name for m in seen if m.ok is False]
     restart = restart_after(engine)
     summary = (
-        f"{len(seen.measurements) - len(failed)} of {len(seen.measurements)} observations are as "
+        f"{len(seen) - len(failed)} of {len(seen)} observations are as "
         f"expected, from start ({life.start_seconds:.1f} s) to drain; a hung engine is restarted "
         f"after {restart:.0f} s at most" + (f"; unexpected: {', '.join(failed)}" if failed else "")
     )
     return ctx.conclude(
         summary,
         [
-            *seen.measurements,
+            *seen,
             measure("weights_resident", round(resident, 3), "share", ">=", RESIDENT_SHARE),
             measure(
                 "start_seconds", round(life.start_seconds, 2), "s", "<=", startup_budget(engine)

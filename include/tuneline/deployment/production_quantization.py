@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneline.artifacts.deployment import CHECKPOINT, CHOICE, MODEL, REFERENCE, Apart, Choice
@@ -42,7 +42,7 @@ from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.models.base_model import load_tokenizer
-from tuneline.serving.engines.divergence import Divergence
+from tuneline.serving.engines.divergence import Divergence, ScoredRow, rows_of
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.server import ServeRequest
 from tuneline.statistics import rows_for
@@ -54,16 +54,12 @@ class Variant:
     """The measures of one variant.
 
     Attributes:
-        name: `f16` or a quantisation.
-        bytes: size of its file or files, in bytes.
         sha256: hash of its file, or of the list of its files' hashes.
-        memory_bytes: resident memory of its server, in bytes.
-        tokens_per_s: speed with all slots taken, in tokens/s.
+        memory_bytes: resident memory of its server.
+        tokens_per_s: speed with all slots taken.
         mean_kl: mean KL divergence from f16, in nats.
-        mean_kl_error: standard error of `mean_kl`.
         same_top_token: share of positions with the same most probable token as f16.
-        metric: the task metric, a share.
-        metric_drop: loss of the metric against f16 on the same rows.
+        metric_drop: loss of the task metric against f16 on the same rows, a share.
         metric_drop_upper: upper end of its 95 % interval.
         rows_needed: rows that would show the loss to be within the limit or beyond it.
     """
@@ -83,13 +79,9 @@ class Variant:
     rows_needed: int = 0
 
     def within(self, limits: DeploymentConfig) -> bool:
-        """Return True if its losses are shown to be within the limits.
-
-        The reference loses nothing.
-        """
-        if self.name == REFERENCE:
-            return True
-        return self.mean_kl <= limits.max_kl and self.metric_drop_upper <= limits.max_metric_drop
+        """Return True if its losses are shown to be within the limits; the reference has none."""
+        small = self.mean_kl <= limits.max_kl and self.metric_drop_upper <= limits.max_metric_drop
+        return small or self.name == REFERENCE
 
     def refusal(self, limits: DeploymentConfig) -> str:
         """Return why it is not chosen although it is smaller, as a part of a sentence."""
@@ -105,16 +97,9 @@ class Variant:
 
 
 def choose(variants: Sequence[Variant], limits: DeploymentConfig) -> Variant | None:
-    """Return the smallest variant within the limits, or None.
-
-    Args:
-        limits: `max_kl` and `max_metric_drop`.
-    """
-    return min(
-        (variant for variant in variants if variant.within(limits)),
-        key=lambda variant: variant.bytes,
-        default=None,
-    )
+    """Return the smallest variant within the limits, or None."""
+    fit = (variant for variant in variants if variant.within(limits))
+    return min(fit, key=lambda variant: variant.bytes, default=None)
 
 
 def ask_variant(
@@ -136,44 +121,30 @@ def ask_variant(
     return answers, {"tokens_per_s": round(speed, 2), "memory_bytes": memory}
 
 
-def scored_tokens(renderer: Renderer, rows: Sequence[Row]) -> tuple[list[list[int]], list[int]]:
-    """Return the token ids of whole rows, and the index at which each answer starts."""
+def scored_answers(renderer: Renderer, rows: Sequence[Row]) -> list[ScoredRow]:
+    """Return the token ids of whole rows, and the places of their answers."""
     whole = renderer.encode([renderer.text(row.messages) for row in rows])
     asked = renderer.encode([renderer.text(row.prompt, ask=True) for row in rows])
-    return whole, [len(ids) for ids in asked]
+    return rows_of(whole, list(map(len, asked)))
 
 
 def measure_distances(
     engine: Engine,
     models: Mapping[str, ServedModel],
-    sequences: Sequence[Sequence[int]],
-    starts: Sequence[int],
+    rows: Sequence[ScoredRow],
     request: ServeRequest,
 ) -> dict[str, Divergence]:
-    """Return each variant's perplexity and its KL divergence from f16.
+    """Return the perplexity of each variant, f16 included, and its KL divergence from f16.
 
     The reference is evaluated together with each other variant, so it is evaluated separately
     only if it is the only one.
-
-    Args:
-        models: the variants by name, f16 included.
-        sequences: token ids of rows.
-        starts: index at which each row's answer starts; only answers count.
-        request: the sizes that servers are started with.
     """
     reference = models[REFERENCE].path
     others = {n: model.path for n, model in models.items() if n != REFERENCE}
-    found = engine.distances(
-        reference, others or {REFERENCE: reference}, sequences, starts, request
-    )
+    found = engine.distances(reference, others or {REFERENCE: reference}, rows, request)
     first = next(iter(found.values()))
-    found[REFERENCE] = replace(
-        first,
-        perplexity=first.reference_perplexity,
-        mean_kl=0.0,
-        mean_kl_error=0.0,
-        same_top_token=1.0,
-    )
+    perplexity = first.reference_perplexity
+    found[REFERENCE] = Divergence(first.tokens, perplexity, perplexity)
     return found
 
 
@@ -181,19 +152,19 @@ def judge(
     chosen: Variant, variants: Sequence[Variant], limits: DeploymentConfig
 ) -> list[Measurement]:
     """Judge the chosen variant's losses, and that there was a choice."""
+    kl, max_kl = round(chosen.mean_kl, 5), limits.max_kl
+    noise = None if chosen.name == REFERENCE else round(chosen.mean_kl_error, 6)
     found = [
         measure("variants_measured", len(variants), "variants", ">=", 2, on_breach="warn"),
         measure("chosen", chosen.name, "variant"),
         measure("chosen_bytes", chosen.bytes, "bytes"),
+        measure("chosen_mean_kl", kl, "nats", "<=", max_kl, noise=noise),
     ]
-    kl, max_kl = round(chosen.mean_kl, 5), limits.max_kl
     if chosen.name == REFERENCE:
-        return [*found, measure("chosen_mean_kl", kl, "nats", "<=", max_kl)]
-    noise = round(chosen.mean_kl_error, 6)
+        return found
     upper = round(chosen.metric_drop_upper, 4)
     return [
         *found,
-        measure("chosen_mean_kl", kl, "nats", "<=", max_kl, noise=noise),
         measure("chosen_metric_drop", round(chosen.metric_drop, 4), "share"),
         measure("chosen_metric_drop_upper", upper, "share", "<=", limits.max_metric_drop),
     ]
@@ -205,9 +176,6 @@ def make_variants(
     """Return the variants of these names; f16 is always the first of them.
 
     They are made of the exported model or, where the adapter ships unmerged, of the base.
-
-    Args:
-        texts: what quantisations calibrate on; f16 needs none.
     """
     apart = run_adapter(ctx, engine) if ships_apart(ctx) else None
     whole = unquantised(ctx) if apart is None else untuned(ctx)
@@ -222,11 +190,7 @@ def make_variants(
 
 
 def keep(ctx: StepContext, engine: Engine, chosen: str, model: ServedModel) -> Apart | None:
-    """Store the chosen variant, unless it lies in the run already or is built again from it.
-
-    Returns:
-        The base and the adapter, if the adapter ships unmerged.
-    """
+    """Store the chosen variant, unless it lies in the run already or is built again from it."""
     if model.adapter is not None:
         return keep_apart(ctx, engine, chosen, model)
     if engine.form == "gguf":
@@ -273,7 +237,6 @@ def measure_variants(
     task = choose_task(
         settings.metric, config.data.label_field, expected, settings.numeric_tolerance
     )
-    sequences, starts = scored_tokens(renderer, rows)
     threads = scoring_threads()
     judged, costs = {}, {}
     for name, model in models.items():
@@ -282,7 +245,7 @@ def measure_variants(
         judged[name] = judge_answers(task, answers, expected)
     ctx.log("comparing distributions token by token")
     request = request_for(models[REFERENCE], config.deployment, threads=threads)
-    distances = measure_distances(engine, models, sequences, starts, request)
+    distances = measure_distances(engine, models, scored_answers(renderer, rows), request)
     variants = []
     for name, model in models.items():
         distance = distances[name]
@@ -332,11 +295,7 @@ def _numbers(variants: Sequence[Variant]) -> list[Measurement]:
 
 
 def fall_back(ctx: StepContext) -> str:
-    """Ship the unquantised variant, for a run that goes on although the choice failed.
-
-    Raises:
-        UserError: if the configuration does not let it ship.
-    """
+    """Ship the unquantised variant, if it may, for a run that goes on after a failed choice."""
     if REFERENCE not in ctx.config.deployment.measured_variants:
         raise UserError(f"{REFERENCE} is not among deployment.variants")
     engine = engine_of(ctx)

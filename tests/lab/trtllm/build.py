@@ -16,24 +16,13 @@ def main() -> None:
     longest = arguments.max_seq_len or pretrained["max_position_embeddings"]
     if (arguments.max_input_len or 1024) > longest:
         raise SystemExit(f"ValueError: max_input_len is larger than max_seq_len ({longest})")
-    if int(os.environ["TRTLLM_LAB_GPUS"]) < pretrained["mapping"]["world_size"]:
-        raise SystemExit("RuntimeError: not enough GPUs")
     out.mkdir(parents=True)
     build = {
         "max_batch_size": arguments.max_batch_size or 2048,
         "max_input_len": arguments.max_input_len or 1024,
         "max_seq_len": longest,
         "max_num_tokens": arguments.max_num_tokens or 8192,
-        "max_beam_width": arguments.max_beam_width or 1,
         "gather_context_logits": arguments.gather_context_logits,
-        "gather_generation_logits": arguments.gather_generation_logits,
-        "plugin_config": {
-            "gemm_plugin": arguments.gemm_plugin,
-            "lora_plugin": arguments.lora_plugin,
-            "paged_kv_cache": arguments.kv_cache_type == "paged",
-            "use_paged_context_fmha": arguments.use_paged_context_fmha == "enable",
-        },
-        "lora_config": {"max_lora_rank": arguments.max_lora_rank or 64},
     }
     version = os.environ["TRTLLM_LAB_VERSION"]
     document = {"version": version, "pretrained_config": pretrained, "build_config": build}

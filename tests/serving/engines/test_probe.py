@@ -43,13 +43,13 @@ def server(*, busy=0, moves=False, hangs=False, status=200, metrics=METRICS):
     return serving(Engine)
 
 
-def test_an_engine_that_makes_tokens_is_live_and_ready():
+def test_only_an_engine_that_makes_tokens_is_live_and_ready():
     with server() as url:
         assert live(url, 1.0).ok
         assert ready(url, 1.0, "m").ok
-
-
-def test_a_healthy_route_without_tokens_is_not_believed():
+        assert ready(url, 1.0, "other").reason == "it serves m, not other"
+    assert live(url, 1.0).reason == "nothing listens"
+    assert not engine_probe.listens(url, 1.0)
     with server(hangs=True) as url:
         assert engine_probe.listens(url, 1.0)
         found = live(url, 0.5)
@@ -66,29 +66,11 @@ def test_counters_that_can_not_be_read_are_a_no(metrics):
 
 
 @pytest.mark.parametrize("metrics", [METRICS, VLLM_METRICS])
-def test_a_busy_engine_that_moves_is_live_though_it_has_no_slot_for_a_ping(metrics):
-    with server(busy=4, moves=True, hangs=True, metrics=metrics) as url:
-        assert live(url, 1.0).ok
-        assert ready(url, 1.0).ok
-
-
-@pytest.mark.parametrize("metrics", [METRICS, VLLM_METRICS])
-def test_a_busy_engine_that_stands_still_is_not(metrics):
-    with server(busy=4, hangs=True, metrics=metrics) as url:
-        found = live(url, 1.0)
-        assert (found.ok, found.reason) == (False, "requests are under way and nothing moves")
-
-
-def test_another_model_is_not_ready():
-    with server() as url:
-        assert ready(url, 1.0, "other").reason == "it serves m, not other"
-
-
-def test_nothing_listens():
-    with server() as url:
-        pass
-    assert live(url, 1.0).reason == "nothing listens"
-    assert not engine_probe.listens(url, 1.0)
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_busy_engine_has_no_slot_for_a_ping_and_must_move(metrics, moves):
+    with server(busy=4, moves=moves, hangs=True, metrics=metrics) as url:
+        assert live(url, 1.0).ok is ready(url, 1.0).ok is moves
+        assert moves or live(url, 1.0).reason == "requests are under way and nothing moves"
 
 
 def test_the_command_tells_by_its_exit_code(tiny_models, capsys):

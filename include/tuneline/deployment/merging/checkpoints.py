@@ -25,6 +25,7 @@ from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import TunelineError
 from tuneline.evidence import Breach, Finding, measure
 from tuneline.gguf.tokenizer import END_OF_TURN
+from tuneline.serving.engines.divergence import ScoredRow, checkpoint_losses
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.statistics import Z95, Interval, RowLosses
 from tuneline.step_context import StepContext
@@ -45,31 +46,23 @@ class ScoredRows:
     """Validation rows and the merged checkpoint's losses on their answers.
 
     Attributes:
-        sequences: token ids of each row.
-        scored: for each token of each row, whether it was learned.
+        rows: token ids of each row, and the places of those that were learned.
         losses: losses of the merged checkpoint, each row with the weight 1.
     """
 
     ids: tuple[str, ...]
-    sequences: tuple[list[int], ...]
-    scored: tuple[list[bool], ...]
+    rows: list[ScoredRow]
     losses: RowLosses
 
 
 def compare_losses(
     ctx: StepContext, engine: Engine, model: ServedModel, renderer: Renderer, threads: int
 ) -> Finding:
-    """Measure the merged checkpoint, then compare the engine and the adapter with it.
-
-    Only one of the models is in memory at a time.
-
-    Args:
-        model: the unquantised merged model in the engine's form.
-    """
+    """Measure the merged checkpoint, then compare the engine and the adapter with it, in turns."""
     ctx.log("comparing losses row by row")
     rows = score_rows(ctx, renderer, threads)
     request = request_for(model, ctx.config.deployment, threads=threads)
-    found = engine.losses(model.path, rows.sequences, rows.scored, request)
+    found = engine.losses(model.path, rows.rows, request)
     by_engine = compare_engine(engine.title, rows.losses, found)
     if not ctx.config.training.qlora:
         return by_engine
@@ -88,16 +81,12 @@ def score_rows(ctx: StepContext, renderer: Renderer, threads: int) -> ScoredRows
     rows = validation_rows(ctx, wanted if ctx.config.training.qlora else ENGINE_ROWS)
     rendered = renderer.render([row.messages for row in rows])
     # Training takes no row without an exact mask.
-    masks = tuple(example.loss_mask or [False] * len(example.ids) for example in rendered)
-    sequences = tuple(example.ids for example in rendered)
-    sums = checkpoint_losses(MERGED.fetch(ctx), sequences, masks, threads=threads)
-    return ScoredRows(
-        tuple(row.row_id for row in rows), sequences, masks, _losses(sums, _targets(masks))
-    )
-
-
-def _targets(masks: Sequence[Sequence[bool]]) -> tuple[int, ...]:
-    return tuple(sum(mask[1:]) for mask in masks)
+    scored = [
+        ScoredRow.marked(one.ids, one.loss_mask or [False] * len(one.ids)) for one in rendered
+    ]
+    sums = checkpoint_losses(MERGED.fetch(ctx), scored, threads=threads)
+    targets = tuple(len(row.places) for row in scored)
+    return ScoredRows(tuple(row.row_id for row in rows), scored, _losses(sums, targets))
 
 
 def _losses(sums: Sequence[float], targets: tuple[int, ...]) -> RowLosses:
@@ -109,9 +98,6 @@ def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None)
 
     The farther end of the 95 % interval of their ratio decides, paired by row: an engine that is
     right on average, but not row by row, computes another model.
-
-    Args:
-        found: the engine's loss on each row; None if it reports none.
     """
     known = [
         measure("rows_scored", len(merged.sums), "rows"),
@@ -203,11 +189,7 @@ def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) ->
 
 
 def rows_that_decide(ratio: Interval, rows: int, limit: float) -> int:
-    """Return the rows that decide with a probability of 80 % if the ratio stays as measured.
-
-    Args:
-        limit: largest share of perplexity that may be lost.
-    """
+    """Return the rows that decide with a probability of 80 % if the ratio stays as measured."""
     distance = abs(math.log((1 + limit) / ratio.value))
     needed = (Z95 + _Z_POWER) * ratio.error / ratio.value / max(distance, 1e-3)
     return max(math.ceil(rows * needed**2), rows + 1)
@@ -225,54 +207,12 @@ def _noise(error: float) -> float | None:
     return _short(error) if math.isfinite(error) else None
 
 
-def checkpoint_losses(
-    folder: Path,
-    sequences: Sequence[Sequence[int]],
-    scored: Sequence[Sequence[bool]],
-    *,
-    threads: int,
-) -> list[float]:
-    """Return the loss of a checkpoint on given tokens of each sequence, in nats.
-
-    Sequences are evaluated one at a time, so that nothing is padded. This is the plain forward
-    pass of transformers, without the kernels of training, so that it is a second opinion on them.
-
-    Args:
-        sequences: token ids of rows.
-        scored: for each token of each sequence, whether it counts; a first one never does.
-        threads: number of threads; more than there are free cores cost a factor of seven.
-
-    Returns:
-        The negative log-likelihood of each sequence's scored tokens, summed.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(threads)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
-    ).eval()
-    losses = []
-    with torch.inference_mode():
-        for sequence, flags in zip(sequences, scored, strict=True):
-            ids = torch.tensor([list(sequence)])
-            counted = torch.tensor(list(flags[1:]), dtype=torch.bool)
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1][counted]
-            targets = ids[0, 1:][counted]
-            loss = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-            losses.append(float(loss))
-    return losses
-
-
 @dataclass(frozen=True)
 class LogitParity:
-    """The distance between the distributions of two checkpoints.
+    """The distance between the distributions of two checkpoints, and the second's answers.
 
-    Attributes:
-        mean_kl: mean KL divergence from adapter to merged over all tokens, in nats.
-        max_change: largest absolute change of a logit.
-        same_top_token: share of positions with the same most probable token.
-        greedy: greedy answers of the merged checkpoint, without special tokens.
+    `mean_kl` is that from adapter to merged over all tokens, in nats, `max_change` the largest
+    absolute change of a logit.
     """
 
     mean_kl: float
@@ -291,14 +231,7 @@ def compare_checkpoints(
     max_tokens: int,
     threads: int,
 ) -> LogitParity:
-    """Compare base plus adapter with the merged checkpoint, and answer prompts with the latter.
-
-    Args:
-        merged_dir: checkpoint with the adapter merged, tokenizer included.
-        texts: rendered conversations whose logits are compared, one at a time.
-        max_tokens: length limit of an answer, in tokens.
-        threads: number of threads; more than there are free cores cost a factor of seven.
-    """
+    """Compare base plus adapter with the merged checkpoint, and answer prompts with the latter."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import cycle, islice
 from statistics import median, stdev
-from typing import Any
 
 from tuneline.asking.load import Timing, drive
 from tuneline.evidence import Measurement, measure
@@ -25,15 +25,7 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True)
 class LevelSpeed:
-    """The speed of a server with a number of requests under way.
-
-    Attributes:
-        concurrency: requests under way at once.
-        ttft: median time to the first token, in seconds.
-        tpot: median time per output token after it, in seconds.
-        tokens_per_s: output tokens per second, the median of the rounds.
-        error: standard error of `tokens_per_s`.
-    """
+    """The speed of a server at a concurrency: medians in seconds, tokens/s and their error."""
 
     concurrency: int
     ttft: float
@@ -45,12 +37,7 @@ class LevelSpeed:
 
 @dataclass(frozen=True)
 class FormSpeed:
-    """One way of serving.
-
-    Attributes:
-        levels: its speeds, the highest concurrency last.
-        memory_bytes: resident memory of the server's processes, in bytes.
-    """
+    """The speeds of a way of serving, the highest concurrency last, and its resident memory."""
 
     levels: tuple[LevelSpeed, ...]
     memory_bytes: int
@@ -60,28 +47,18 @@ class FormSpeed:
         """The speed with all slots taken."""
         return self.levels[-1]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types for JSON."""
-        return asdict(self)
-
 
 def measure_form(server: EngineServer, prompts: Sequence[Messages], parallel: int) -> FormSpeed:
-    """Drive a server with one request at a time and with all slots taken.
-
-    Args:
-        prompts: the prompts; each request takes the next one.
-    """
+    """Drive a server with one request at a time and with all slots taken."""
     levels = []
-    at = 0
+    following = cycle(prompts)
     with server.client() as client:
         drive(client, prompts[:1], 1, 1)
         for concurrency in sorted({1, parallel}):
             timings: list[Timing] = []
             speeds = []
             for _ in range(ROUNDS):
-                count = max(MIN_REQUESTS, 2 * concurrency)
-                batch = [prompts[(at + number) % len(prompts)] for number in range(count)]
-                at += count
+                batch = list(islice(following, max(MIN_REQUESTS, 2 * concurrency)))
                 found, seconds = drive(client, batch, concurrency, MAX_TOKENS)
                 timings += found
                 speeds.append(sum(t.output_tokens for t in found if t.ok) / seconds)
@@ -123,14 +100,7 @@ def slowdown(merged: LevelSpeed, apart: LevelSpeed) -> Slowdown | None:
 
 @dataclass(frozen=True)
 class Room:
-    """The memory that further adapters may take.
-
-    Attributes:
-        limit: memory of the pod or the GPU, in bytes.
-        used: memory that the base and this adapter take, in bytes.
-        adapter: memory of one adapter, in bytes: the size of its files.
-        formula: how `adapters` follows from settings and measurements.
-    """
+    """The memory of the pod or the GPU, what is used of it, and an adapter's files, in bytes."""
 
     limit: int
     used: int
@@ -150,9 +120,6 @@ def room_for_adapters(
 
     On a GPU the engine takes what is free for its KV cache, so that its memory says nothing: there
     the files of base and adapter count, and what more adapters take, the cache loses.
-
-    Args:
-        memory_bytes: resident memory of its server, in bytes.
     """
     assert model.adapter is not None
     if engine.on_gpu() and (gpus := query_gpus()):
@@ -169,8 +136,7 @@ def decide(
     """Return the decision, `merge` or `apart`, and its reason.
 
     Args:
-        multi_tenant: whether several adapters share one base.
-        obstacle: why the engine can't serve the adapter beside the base; None if it can.
+        obstacle: why the engine can't serve the adapter next to the base; None if it can.
         lost: the throughput that the adapter costs; None if it could not be measured.
     """
     if not multi_tenant:
@@ -192,12 +158,7 @@ def decide(
 
 
 def form_measurements(name: str, speed: FormSpeed | None) -> Iterator[Measurement]:
-    """State the numbers of one way of serving.
-
-    Args:
-        name: `merged` or `apart`.
-        speed: the numbers; None if the engine can't serve it that way.
-    """
+    """State the numbers of one way of serving; None if the engine can't serve it that way."""
     if speed is None:
         yield measure(f"{name}_tokens_per_s", None, "tokens/s")
         return

@@ -26,11 +26,7 @@ ENGINE_NAMES = tuple(_CLASSES)
 
 
 def get_engine(name: str) -> Engine:
-    """Return the engine of a name.
-
-    Raises:
-        UserError: if there is no such engine.
-    """
+    """Return the engine of a name, or raise UserError if there is no such engine."""
     if name not in _CLASSES:
         raise UserError(f"engine {name!r}: use one of {', '.join(ENGINE_NAMES)}")
     module, _, kind = _CLASSES[name].partition(":")

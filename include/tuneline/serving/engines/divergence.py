@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.errors import UserError
 
-# Token ids, and the index of the first one that counts.
-Row = tuple[list[int], int]
 # Negative log-likelihood under each of two models, KL divergence (nats) and equal top token, of
-# the tokens of one sequence.
+# the tokens of one sequence that count.
 Comparison = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
+
+
+class ScoredRow(NamedTuple):
+    """The token ids of a sequence, and the places of those that count.
+
+    The first one never counts, since nothing comes before it.
+    """
+
+    ids: list[int]
+    places: list[int]
+
+    @classmethod
+    def marked(cls, ids: Sequence[int], flags: Sequence[bool]) -> ScoredRow:
+        """Return a row whose tokens count where the flag is set."""
+        return cls([int(token) for token in ids], [at for at in range(1, len(ids)) if flags[at]])
+
+    @classmethod
+    def from_place(cls, ids: Sequence[int], start: int) -> ScoredRow:
+        """Return a row whose tokens count from a place on."""
+        return cls([int(token) for token in ids], list(range(max(1, start), len(ids))))
 
 
 @dataclass(frozen=True)
@@ -32,37 +53,30 @@ class Divergence:
     tokens: int
     reference_perplexity: float
     perplexity: float
-    mean_kl: float
-    mean_kl_error: float
-    same_top_token: float
+    mean_kl: float = 0.0
+    mean_kl_error: float = 0.0
+    same_top_token: float = 1.0
 
 
-def rows_of(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Row]:
-    """Return the rows with a token that counts: their token ids, and the index of the first one.
-
-    A row's first token never counts, since nothing comes before it.
+def rows_of(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[ScoredRow]:
+    """Return the rows with a token that counts, from its start on.
 
     Raises:
         UserError: if there is none.
     """
-    rows = [(list(map(int, ids)), max(1, at)) for ids, at in zip(sequences, starts, strict=True)]
-    rows = [(ids, first) for ids, first in rows if len(ids) > first]
+    each = (ScoredRow.from_place(*row) for row in zip(sequences, starts, strict=True))
+    rows = [row for row in each if row.places]
     if not rows:
         raise UserError("there is no token to score; give sequences of at least two tokens")
     return rows
 
 
 def compare_logits(
-    reference: NDArray[np.float32], other: NDArray[np.float32], row: Row
+    reference: NDArray[np.float32], other: NDArray[np.float32], row: ScoredRow
 ) -> Comparison:
-    """Compare logits or log-probabilities of two models, shape (tokens that count, vocabulary).
-
-    Returns:
-        Negative log-likelihood under each, KL divergence (nats), equal top token; all (tokens,).
-    """
+    """Compare logits or log-probabilities of two models, shape (tokens that count, vocabulary)."""
     first, second = map(log_softmax, (reference, other))
-    ids, start = row
-    targets = np.arange(len(ids) - start), ids[start:]
+    targets = np.arange(len(row.places)), np.asarray(row.ids)[row.places]
     divergence = (np.exp(first) * (first - second)).sum(axis=1)
     return (
         -first[targets],
@@ -79,20 +93,35 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 
 
-def compare_folders(reference: Path, other: Path, rows: Sequence[Row]) -> Divergence:
-    """Compare the arrays `0.npy`, `1.npy`, … that two models have left for rows."""
-    parts = []
-    for number, row in enumerate(rows):
-        first, second = (np.load(folder / f"{number}.npy") for folder in (reference, other))
-        parts.append(compare_logits(first, second, row))
-    return summary(parts)
+def compare_variants(
+    reference: Path,
+    others: Mapping[str, Path],
+    rows: Sequence[ScoredRow],
+    evaluate: Callable[[Path, Path], None],
+) -> dict[str, Divergence]:
+    """Compare variants by the arrays `0.npy`, `1.npy`, … that `evaluate(model, folder)` leaves."""
+    with tempfile.TemporaryDirectory(prefix="tuneline-logits-") as scratch:
+        first, second = (Path(scratch) / name for name in ("reference", "other"))
+        first.mkdir()
+        evaluate(reference, first)
+        found = {}
+        for name, model in others.items():
+            other = first if model == reference else second
+            if other is second:
+                second.mkdir()
+                evaluate(model, second)
+            parts = []
+            for number, row in enumerate(rows):
+                file = f"{number}.npy"
+                parts.append(compare_logits(np.load(first / file), np.load(other / file), row))
+            found[name] = summary(parts)
+            shutil.rmtree(second, ignore_errors=True)
+        return found
 
 
 def summary(parts: Sequence[Comparison]) -> Divergence:
     """Return the distance over all tokens of several rows."""
-    before, after, divergence, same = (
-        np.concatenate(values) for values in zip(*parts, strict=True)
-    )
+    before, after, divergence, same = map(np.concatenate, zip(*parts, strict=True))
     means = np.array([part[2].mean() for part in parts])
     error = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("nan")
     return Divergence(
@@ -105,17 +134,31 @@ def summary(parts: Sequence[Comparison]) -> Divergence:
     )
 
 
-def perplexity(checkpoint: Path, rows: Sequence[Row]) -> Divergence:
-    """Return the perplexity of a checkpoint as its distance from itself, by transformers."""
+def checkpoint_losses(
+    folder: Path, rows: Sequence[ScoredRow], *, threads: int | None = None, device: str = "cpu"
+) -> list[float]:
+    """Return the loss of a checkpoint on the tokens that count, in nats, summed for each row.
+
+    This is the plain forward pass of transformers in float32, without the kernels of training, so
+    that it is a second opinion on them. Nothing is padded.
+
+    Args:
+        threads: CPU threads; more than there are free cores cost a factor of seven.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval().to(device)
-    parts = []
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    ).eval()
+    model.to(device)
+    losses = []
     with torch.inference_mode():
-        for ids, start in rows:
-            logits = model(torch.tensor([ids], device=device)).logits[0]
-            scored = logits[start - 1 : -1].float().cpu().numpy()
-            parts.append(compare_logits(scored, scored, (ids, start)))
-    return summary(parts)
+        for row in rows:
+            ids, places = torch.tensor([row.ids], device=device), torch.tensor(row.places).long()
+            logits = model(input_ids=ids, use_cache=False).logits[0, places - 1].double()
+            loss = torch.nn.functional.cross_entropy(logits, ids[0, places], reduction="sum")
+            losses.append(float(loss))
+    return losses

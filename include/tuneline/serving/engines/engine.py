@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,21 +18,15 @@ from tuneline.artifacts.deployment import BuildReport
 from tuneline.errors import UserError
 from tuneline.models.base_model import BaseModel, digest_of, read_json
 from tuneline.models.cache import Log
-from tuneline.serving.engines.divergence import Divergence
+from tuneline.serving.engines.divergence import Divergence, ScoredRow
 from tuneline.serving.engines.server import EngineServer, ServeRequest
 from tuneline.store import sha256_file
 
 _TABLE = Path(__file__).with_name("architectures.json")
 
-# Code that lists the architectures of an installed engine, by import name. It runs in a
-# child process: these imports take seconds, and some register signal handlers or GPU contexts.
-_LIVE = {
-    "vllm": "from vllm import ModelRegistry; "
-    "print('\\n'.join(ModelRegistry.get_supported_archs()))",
-    "sglang": "from sglang.srt.models.registry import ModelRegistry; "
-    "print('\\n'.join(ModelRegistry.get_supported_archs()))",
-    "tensorrt_llm": "from tensorrt_llm.models import MODEL_MAP; print('\\n'.join(MODEL_MAP))",
-}
+# Lists the architectures of the installed vLLM. It runs in a child process: the import takes
+# seconds, and registers signal handlers or GPU contexts.
+_ASK_VLLM = "from vllm import ModelRegistry; print('\\n'.join(ModelRegistry.get_supported_archs()))"
 
 # What an engine loads: one GGUF file, a Hugging Face folder, or a folder that was compiled.
 Form = Literal["gguf", "checkpoint", "engine"]
@@ -40,31 +34,25 @@ Form = Literal["gguf", "checkpoint", "engine"]
 
 @cache
 def known_architectures(engine: str) -> tuple[frozenset[str], str, bool]:
-    """List the architectures that an engine supports.
-
-    Returns:
-        Their names, the source, and whether that is the installed engine itself.
-    """
-    # An engine's package has its name.
-    if engine in _LIVE and importlib.util.find_spec(engine) is not None:
-        listed = _ask(_LIVE[engine])
-        if listed:
-            return listed, f"the model registry of the installed {engine}", True
+    """Return the architectures that an engine knows, who says so, and if that is the engine."""
+    if engine == "vllm" and importlib.util.find_spec("vllm") is not None:
+        # Engines print notices as well; architecture names are single words.
+        words = _output([sys.executable, "-c", _ASK_VLLM], timeout=180).split("\n")
+        if listed := frozenset(filter(str.isidentifier, words)):
+            return listed, "the model registry of the installed vllm", True
     table = json.loads(_TABLE.read_text(encoding="utf-8"))[engine]
     return frozenset(table["architectures"]), str(table["source"]), False
 
 
-def _ask(code: str) -> frozenset[str]:
+def _output(command: Sequence[str], timeout: float) -> str:
+    """Return what a program prints; nothing if it fails or takes too long."""
     try:
         answer = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=False
+            command, capture_output=True, text=True, timeout=timeout, check=True
         )
-    except subprocess.TimeoutExpired:
-        return frozenset()
-    if answer.returncode != 0:
-        return frozenset()
-    # Engines print notices as well; architecture names are single words.
-    return frozenset(line for line in answer.stdout.split("\n") if line.isidentifier())
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
+        return ""
+    return answer.stdout
 
 
 def hash_tree(directory: Path) -> dict[str, str]:
@@ -83,25 +71,13 @@ def hash_files(path: Path) -> tuple[str, dict[str, str]]:
 
 
 def whole_digest(path: Path, files: Mapping[str, str]) -> str:
-    """Return one hash of a file, or of a folder: that of the list of its files' hashes.
-
-    Args:
-        files: the SHA-256 of each file by name.
-    """
+    """Return one hash of a file, or of a folder: that of the list of its files' hashes."""
     return files[path.name] if path.is_file() else digest_of(files)
 
 
 def machine_identity() -> dict[str, Any]:
-    """Return the platform and the GPUs, to which built engines are tied.
-
-    GPUs come from `nvidia-smi`: a TensorRT engine names none in its own files and fails at
-    load on another compute capability.
-    """
-    return {
-        "os": platform.system(),
-        "arch": platform.machine(),
-        "gpus": query_gpus(),
-    }
+    """Return the platform and the GPUs, to which built engines are tied."""
+    return {"os": platform.system(), "arch": platform.machine(), "gpus": query_gpus()}
 
 
 def query_gpus() -> list[dict[str, str]]:
@@ -121,23 +97,12 @@ def _query(fields: Sequence[str], form: str) -> list[list[str]]:
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", f"--format={form}"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-    except subprocess.TimeoutExpired:
-        return []
-    if answer.returncode != 0:
-        return []
-    return [line.split(", ") for line in answer.stdout.splitlines() if line.strip()]
+    return [line.split(", ") for line in _output(command, 30).splitlines() if line.strip()]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """The facts of a model that decide whether an engine can run it, from its config.json.
-
-    Attributes:
-        architecture: first entry of `architectures`.
-        quantization: `quant_method` of the checkpoint; None if it is not quantised.
-    """
+    """The facts of a model that decide whether an engine can run it, from its config.json."""
 
     path: Path
     architecture: str
@@ -147,11 +112,7 @@ class ModelFacts:
 
 
 def read_facts(model_dir: Path) -> ModelFacts:
-    """Read a model's facts.
-
-    Raises:
-        UserError: if config.json is missing or is not JSON.
-    """
+    """Read a model's facts, or raise UserError if config.json is missing or is not JSON."""
     config = read_json(model_dir / "config.json")
     return ModelFacts(
         path=model_dir,
@@ -164,12 +125,7 @@ def read_facts(model_dir: Path) -> ModelFacts:
 
 @dataclass(frozen=True)
 class Compatibility:
-    """The answer of an engine or of the table: can it run the model?
-
-    Attributes:
-        source: origin of the answer, the engine's own registry or a table.
-        live: whether the installed engine itself gave the answer.
-    """
+    """The answer of an engine, or of the table if it is not `live`: can it run the model?"""
 
     engine: str
     compatible: bool
@@ -177,24 +133,14 @@ class Compatibility:
     source: str
     live: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class BuildRequest:
     """The model and the sizes that an engine is built for.
 
     Attributes:
-        model_dir: Hugging Face directory of the merged model.
-        out_dir: folder for the built engine.
-        quantization: engine-specific name (`int4_awq`, `fp8`, …); None for none.
-        dtype: `float16` or `bfloat16`.
-        max_input_tokens: longest prompt, in tokens.
+        quantization: the engine's name of it (`int4_awq`, `fp8`, …); None for none.
         max_total_tokens: longest prompt with its answer, in tokens.
-        tensor_parallel: number of GPUs that share one model.
-        lora_rank: highest rank of adapters served beside the model; None without adapters.
         calibration: texts for quantisations that calibrate.
         context_logits: whether the engine can give the logits of a prompt, to be measured; it is
             slower for that.
@@ -203,26 +149,15 @@ class BuildRequest:
     model_dir: Path
     out_dir: Path
     quantization: str | None = None
-    dtype: str = "float16"
     max_batch_size: int = 8
-    max_input_tokens: int = 1024
     max_total_tokens: int = 2048
-    tensor_parallel: int = 1
-    lora_rank: int | None = None
     calibration: Sequence[str] = ()
     context_logits: bool = False
 
 
 @dataclass(frozen=True)
 class ServedAdapter:
-    """An adapter in the form that an engine loads beside a base.
-
-    Attributes:
-        name: its name in the API.
-        path: the file or the folder.
-        sha256: hash of the file, or of a folder's list of hashes (`digest_of`).
-        files: SHA-256 of each file by name.
-    """
+    """An adapter in the form that an engine loads next to a base; see `ServedModel`."""
 
     name: str
     path: Path
@@ -240,7 +175,6 @@ class ServedModel:
     """A model in the form that its engine loads.
 
     Attributes:
-        path: the file or the folder.
         sha256: hash of the file, or of a folder's list of hashes (`digest_of`); with an adapter
             the hash over both hashes.
         files: SHA-256 of each file by name, without those of the adapter.
@@ -271,29 +205,21 @@ def _size(path: Path, files: Mapping[str, str]) -> int:
 
 
 class Engine:
-    """An inference engine. Engines without a subclass are only checked for compatibility.
-
-    Attributes:
-        name: its name in the configuration.
-        serves_adapters: whether its servers load adapters beside a base.
-    """
+    """An inference engine. Engines without a subclass are only checked for compatibility."""
 
     title: ClassVar[str] = ""
     form: ClassVar[Form] = "checkpoint"
     serves_adapters: ClassVar[bool] = True
 
     def __init__(self, name: str) -> None:
-        """Create the engine of that name."""
         self.name = name
 
     def check(self, model: ModelFacts) -> Compatibility:
         """Look the model's architecture up in the engine's own registry, or in the table."""
         known, source, live = known_architectures(self.name)
         compatible = model.architecture in known
-        if compatible:
-            reason = f"{model.architecture} is among the architectures it knows"
-        else:
-            reason = f"{model.architecture} is not among the {len(known)} architectures it knows"
+        among = "among the" if compatible else f"not among the {len(known)}"
+        reason = f"{model.architecture} is {among} architectures it knows"
         return Compatibility(self.name, compatible, reason, source, live)
 
     def missing(self) -> str | None:
@@ -313,11 +239,7 @@ class Engine:
         return False
 
     def sized(self, parallel: int, context_tokens: int) -> Engine:
-        """Return the engine with the sizes that it builds for, where it builds.
-
-        Args:
-            context_tokens: context of one request, in tokens.
-        """
+        """Return the engine with the sizes that it builds for, where it builds."""
         return self
 
     def build(self, request: BuildRequest) -> BuildReport:
@@ -331,17 +253,13 @@ class Engine:
     def make_variant(
         self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log
     ) -> Path:
-        """Make a quantised variant of the tuned model.
+        """Make a quantised variant of the tuned model; return its file or folder.
 
         Args:
             name: one of `deployment.variants`.
             source: the unquantised model in the engine's form.
             target: where it is written; a file for `gguf`, else a folder.
             texts: rendered training rows, for quantisations that calibrate.
-            log: function that takes one line of progress.
-
-        Returns:
-            The file or the folder.
 
         Raises:
             UserError: if the engine has no such variant, or it can't be made of this model.
@@ -349,11 +267,7 @@ class Engine:
         raise UserError(f"{self.name} has no variant {name}")
 
     def untuned(self, base: BaseModel, log: Log) -> ServedModel:
-        """Return a base model in the form that the engine loads.
-
-        Args:
-            log: function that takes one line of progress.
-        """
+        """Return a base model in the form that the engine loads."""
         return ServedModel(self.name, base.path, base.digest, base.files)
 
     def exporter(self) -> str:
@@ -364,38 +278,25 @@ class Engine:
         self,
         reference: Path,
         others: Mapping[str, Path],
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
+        rows: Sequence[ScoredRow],
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Return the distance of each variant from the reference, token by token.
 
         Args:
             others: the variants by name; the reference itself may be among them.
-            sequences: token ids of rows.
-            starts: index at which each row's answer starts; only answers count.
-            request: the sizes that servers are started with, and the adapter that is beside
+            rows: each with at least one token that counts.
+            request: the sizes that servers are started with, and the adapter that is next to
                 each of them, if one is.
         """
         raise UserError(f"{self.name}: its distributions can't be compared")
 
     def losses(
-        self,
-        model: Path,
-        sequences: Sequence[Sequence[int]],
-        scored: Sequence[Sequence[bool]],
-        request: ServeRequest,
+        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
     ) -> list[float] | None:
-        """Return the loss of a model on given tokens of each sequence, in nats.
+        """Return the loss of a model on the tokens that count, summed for each row, in nats.
 
-        Args:
-            sequences: token ids of rows.
-            scored: for each token of each sequence, whether it counts; a first one never does.
-            request: the sizes that servers are started with.
-
-        Returns:
-            The negative log-likelihood of each sequence's scored tokens, summed; None if the
-            engine does not tell the probability of tokens that it is given.
+        None if the engine does not report the probability of tokens that it is given.
         """
         return None
 

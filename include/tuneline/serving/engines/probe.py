@@ -6,9 +6,8 @@ A health route alone proves little: vLLM's has answered 200 after a GPU fault
 (vllm-project/vllm#36960). Both probes therefore require tokens. A busy engine must be neither
 killed nor taken out of service, so its counters are read first: if requests are running, they
 must move. An idle engine is asked for one token. `ready` also requires the expected model to be
-listed, and an adapter to answer if one is named. The exit code is 0 for yes and 1 for no. Only
-the standard library is imported, since a probe runs every few seconds. llama.cpp, vLLM and
-TensorRT-LLM have such counters; reading those of TensorRT-LLM takes them away from others who read.
+listed, and an adapter to answer if one is named. Only the standard library is imported, since a
+probe runs every few seconds. Reading TensorRT-LLM's counters takes them away from others who read.
 """
 
 from __future__ import annotations
@@ -61,10 +60,10 @@ def probe(
     model: str | None = None,
     adapter: int | str | None = None,
 ) -> ProbeResult:
-    """Ask the question of one of a pod's probes.
+    """Ask the question of one of a pod's probes; `startup` asks what `ready` asks.
 
     Args:
-        kind: `live`, `ready` or `startup`, which asks what `ready` asks and waits for longer.
+        kind: one of `KINDS`.
         url: address of the engine, without `/v1`.
         timeout: time for the whole probe, in seconds.
         model: model id that must be listed; None accepts any.
@@ -78,14 +77,7 @@ def probe(
 def ready(
     url: str, timeout: float, model: str | None = None, adapter: int | str | None = None
 ) -> ProbeResult:
-    """Test that the engine lists the model and works; see `live`.
-
-    Args:
-        url: address of the engine, without `/v1`.
-        timeout: time for the whole probe, in seconds.
-        model: model id that must be listed; None accepts any.
-        adapter: the adapter that an idle engine's token must come from (see `adapter_fields`).
-    """
+    """Test that the engine lists the model and works; see `probe`."""
     start = time.monotonic()
     try:
         listed = [entry["id"] for entry in _json(url, "/v1/models", timeout)["data"]]
@@ -98,13 +90,7 @@ def ready(
 
 
 def live(url: str, timeout: float, adapter: int | str | None = None) -> ProbeResult:
-    """Test that the engine works: its running requests move, or it generates a token.
-
-    Args:
-        url: address of the engine, without `/v1`.
-        timeout: time for the whole probe, in seconds.
-        adapter: the adapter that an idle engine's token must come from (see `adapter_fields`).
-    """
+    """Test that the engine works: its running requests move, or it generates a token."""
     start = time.monotonic()
 
     def left() -> float:

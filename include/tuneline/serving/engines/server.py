@@ -6,17 +6,19 @@ import re
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import httpx
+
 from tuneline.artifacts.deployment import EngineIdentity
-from tuneline.errors import RetryableError, TunelineError
+from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import available_cores, configured_threads
 from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines import probe as engine_probe
-from tuneline.serving.processes import DetachedProcess, ServerProcess
+from tuneline.serving.processes import DetachedProcess, ServerProcess, last_line
 from tuneline.serving.protocol import adapter_fields
 
 # A small model is up in a second; large ones read tens of gigabytes from disk first.
@@ -26,9 +28,73 @@ TOKEN_SECONDS = 30.0
 # Of a release that states no limits of its engine.
 DEFAULT_PARALLEL, DEFAULT_CONTEXT = 2, 2048
 
-
-# A pattern of an engine's words, the error that they mean, and what to do.
-Cause = tuple[str, type[TunelineError], str]
+# What an engine says of a start that failed, the error that it means, and what to do.
+CAUSES: tuple[tuple[str, type[TunelineError], str], ...] = (
+    (r"\.gguf does not exist", UserError, "name a GGUF file that is there"),
+    (
+        r"max_model_len .* is greater than the derived",
+        UserError,
+        "lower deployment.context_tokens to what the model was made for",
+    ),
+    (
+        r"does not recognize this architecture|are not supported for now",
+        UserError,
+        "choose another base model or engine",
+    ),
+    (
+        r"Unsupported CPU attention configuration|head size .* is not supported",
+        UserError,
+        "vLLM serves heads of this size on a GPU only; choose another base model or llama_cpp",
+    ),
+    (
+        r"LoRA rank .* is greater than|does not yet support DoRA|modules_to_save",
+        UserError,
+        "train an adapter that vLLM loads (docs/training.md), or ship the merged model",
+    ),
+    (
+        r"ended by SIGILL",
+        UserError,
+        "its kernels use instructions that this machine lacks (those for four-bit weights need AMX "
+        "where the CPU names it); set deployment.variants: [f16], or serve on another machine",
+    ),
+    (
+        r"'_OpNamespace' '\w+' object has no attribute",
+        UserError,
+        "this build of vLLM lacks that kernel for the CPU of this machine (those for four-bit "
+        "weights need AVX-512); set deployment.variants: [f16], or serve on another machine",
+    ),
+    (
+        r"vllm is not installed in this image",
+        UserError,
+        "choose the image of vLLM (docker/vllm.Dockerfile), or run `make setup-vllm`",
+    ),
+    (r"incompatible device, expecting compute.*", UserError, "build the engine again on this GPU"),
+    (r"version tag does not match.*", UserError, "build the engine again in this image"),
+    (
+        r"max_\w+ \[\d+\] is greater than build_config\.[^\[]*\[\d+\]",
+        UserError,
+        "build the engine for more",
+    ),
+    (r"No GPU devices found.*", UserError, "give the pod a GPU"),
+    (
+        r"(?i)couldn't bind.*|Failed to bind socket.*|address already in use",
+        RetryableError,
+        "wait until the port is free",
+    ),
+    (
+        # Memory that may be free later: another process holds it now.
+        r"Available memory on node|Free memory on device",
+        RetryableError,
+        "free it or wait until it is free",
+    ),
+    (
+        r"(?i)ended by SIGKILL|^.*out of memory.*|OutOfMemory|No available memory"
+        r"|can't allocate memory",
+        TunelineError,
+        "lower deployment.parallel or deployment.context_tokens, give the pod more memory, or take "
+        "a larger GPU",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -39,12 +105,11 @@ class ServeRequest:
         model: what the engine loads: a GGUF file, a checkpoint's folder or an engine's folder.
         alias: the model's name in the API.
         context_tokens: context of one request, in tokens.
-        adapters: adapters served beside the model, in the engine's form, by name.
+        adapters: adapters served next to the model, in the engine's form, by name.
         answers_with: the adapter that clients of the server are answered with; None for the
             model alone, unless a request names an adapter.
         threads: CPU threads; None takes those of serving.
-        port: port to listen on; 0 takes a free one.
-        host: address to listen on.
+        port: 0 takes a free one.
         start_seconds: longest time until the first token, in seconds.
     """
 
@@ -92,7 +157,6 @@ class EngineServer(ServerProcess, ABC):
 
     Attributes:
         title: the engine's name in sentences.
-        request: the model and the sizes that it was started with.
         base_url: `http://host:port`; empty before it listens.
     """
 
@@ -100,11 +164,7 @@ class EngineServer(ServerProcess, ABC):
     base_url: str = ""
 
     def __init__(self, request: ServeRequest, command: Sequence[str], **environment: str) -> None:
-        """Describe a server; `start` or a `with` block starts it.
-
-        Args:
-            command: the command line; it ends when its standard input closes.
-        """
+        """Describe a server, whose command ends when its standard input closes."""
         self.request = request
         super().__init__(
             command,
@@ -159,11 +219,13 @@ class EngineServer(ServerProcess, ABC):
                 f"{self.title} with {self.request.model} was not ready after "
                 f"{self.start_seconds:.0f} s: {lacking}"
             )
-        return self.end_error(code, self.read_log())
+        log = self.read_log()
+        words = self.cause(log) or last_line(log)
+        return end_error(self.title, self.request.model, code, words)
 
     @abstractmethod
-    def end_error(self, code: int, log: str) -> TunelineError:
-        """Return the error of a server that ended before it was ready."""
+    def cause(self, log: str) -> str | None:
+        """Return the words of its log that say why it ended; None without any."""
 
     def waiting_for(self) -> str | None:
         """Return None once it listens and has generated a token."""
@@ -177,6 +239,12 @@ class EngineServer(ServerProcess, ABC):
     @abstractmethod
     def counters(self) -> Counters:
         """Read the engine's counters."""
+
+    def post(self, route: str, body: Mapping[str, Any]) -> Any:
+        """Return what a route of the server answers, from JSON."""
+        answer = httpx.post(f"{self.url}/{route}", json=body, timeout=60.0, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
 
     def metrics(self) -> dict[str, float]:
         """Read the engine's Prometheus metrics, by name."""
@@ -193,11 +261,7 @@ class EngineServer(ServerProcess, ABC):
 
     @abstractmethod
     def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
-        """Return True if the engine turns messages into the prompt that training used.
-
-        Args:
-            ids: its token ids.
-        """
+        """Return True if the engine turns messages into the text and the ids of training."""
 
     @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -206,12 +270,7 @@ class EngineServer(ServerProcess, ABC):
 
 @dataclass(frozen=True)
 class ServedSizes:
-    """The sizes that an engine's server is started with.
-
-    Attributes:
-        context_tokens: context of one request, in tokens.
-        threads: CPU threads; None leaves them to the machine.
-    """
+    """The sizes that an engine's server is started with; None leaves threads to the machine."""
 
     parallel: int
     context_tokens: int
@@ -246,24 +305,14 @@ def served_sizes(identity: EngineIdentity) -> ServedSizes:
 
 def largest(sizes: Iterable[ServedSizes]) -> ServedSizes:
     """Return sizes that are enough for several releases on one engine."""
-    each = list(sizes)
-    threads = [one.threads for one in each if one.threads is not None]
-    return ServedSizes(
-        max(one.parallel for one in each),
-        max(one.context_tokens for one in each),
-        max(threads, default=None),
-    )
+    parallel, context_tokens, threads = zip(*map(astuple, sizes), strict=True)
+    return ServedSizes(max(parallel), max(context_tokens), max(filter(None, threads), default=None))
 
 
 def threads_here(measured: int | None) -> int | None:
-    """Return the threads of a server on this machine.
+    """Return the threads of a server on this machine, whose release was measured with some.
 
-    Args:
-        measured: the threads that a release was measured with.
-
-    Returns:
-        `$TUNELINE_THREADS`, or the measured threads, but no more than there are cores; None if
-        neither is known.
+    Those are `$TUNELINE_THREADS`, or the measured ones, but no more than there are cores.
     """
     configured = configured_threads()
     if configured is not None or measured is None:
@@ -271,12 +320,21 @@ def threads_here(measured: int | None) -> int | None:
     return min(measured, available_cores())
 
 
-def known_cause(text: str, causes: Sequence[Cause]) -> tuple[str, type[TunelineError], str] | None:
-    """Return the words of the first known cause in a text, its error and its remedy, or None."""
-    for pattern, kind, remedy in causes:
+def known_cause(text: str) -> tuple[str, type[TunelineError], str] | None:
+    """Return the words of the first of `CAUSES` in a text, its error and its remedy, or None."""
+    for pattern, kind, remedy in CAUSES:
         if found := re.search(pattern, text, re.M):
             return found.group(0).strip().rstrip("."), kind, remedy
     return None
+
+
+def end_error(title: str, model: Path, code: int, words: str) -> TunelineError:
+    """Return the error of an engine that ended by itself, with a remedy if its words are known."""
+    said = f"{title} can't serve {model}: {words}"
+    if known := known_cause(words):
+        _, kind, remedy = known
+        return kind(f"{said}; {remedy}")
+    return TunelineError(f"{said} (exit code {code})")
 
 
 def arguments(options: Mapping[str, Any]) -> list[str]:

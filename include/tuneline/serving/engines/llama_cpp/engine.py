@@ -6,13 +6,14 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from tuneline.artifacts.deployment import REFERENCE
-from tuneline.errors import TunelineError, UserError
+from tuneline.errors import UserError
 from tuneline.gguf.architectures import read_settings
 from tuneline.gguf.export import export_gguf, quantize
 from tuneline.gguf.tokenizer import read_tokenizer
@@ -20,7 +21,7 @@ from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.divergence import Divergence, rows_of
+from tuneline.serving.engines.divergence import Divergence, ScoredRow
 from tuneline.serving.engines.engine import Compatibility, Engine, Form, ModelFacts, ServedModel
 from tuneline.serving.engines.llama_cpp import launch
 from tuneline.serving.engines.llama_cpp.scoring import (
@@ -29,7 +30,6 @@ from tuneline.serving.engines.llama_cpp.scoring import (
     tokenize_texts,
 )
 from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest, arguments
-from tuneline.serving.processes import last_line
 
 # Our lines may follow half a line of the engine's: its log threads write to the same file.
 _READY = re.compile(re.escape(launch.READY_PREFIX) + r"(http\S+)\n")
@@ -96,29 +96,21 @@ class LlamaCpp(Engine):
         self,
         reference: Path,
         others: Mapping[str, Path],
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
+        rows: Sequence[ScoredRow],
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Compare logits over the whole vocabulary, in a child process for each variant."""
-        rows = rows_of(sequences, starts)
-        return {
-            name: perplexity_and_kl(
-                reference, path, rows, threads=request.threads, adapter=request.answering_adapter
-            )
-            for name, path in others.items()
-        }
+        compare = partial(
+            perplexity_and_kl, threads=request.threads, adapter=request.answering_adapter
+        )
+        return {name: compare(reference, path, rows) for name, path in others.items()}
 
     def losses(
-        self,
-        model: Path,
-        sequences: Sequence[Sequence[int]],
-        scored: Sequence[Sequence[bool]],
-        request: ServeRequest,
+        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
     ) -> list[float] | None:
         """Score the tokens of a GGUF file, in a child process."""
         adapter = request.answering_adapter
-        return sequence_losses(model, sequences, scored, threads=request.threads, adapter=adapter)
+        return sequence_losses(model, rows, threads=request.threads, adapter=adapter)
 
     def server(self, request: ServeRequest) -> LlamaServer:
         """Return a server of a GGUF file."""
@@ -130,11 +122,7 @@ class LlamaCpp(Engine):
 
 
 class LlamaServer(EngineServer):
-    """A llama.cpp server as a child process; ready once it has generated a token.
-
-    with LlamaServer(ServeRequest(Path("model.gguf"), "model", 4, 1024)) as server:
-        server.client().chat([…], max_tokens=32)
-    """
+    """A llama.cpp server as a child process; ready once it has generated a token."""
 
     title = "llama.cpp"
     # Longer than the server itself takes to drain.
@@ -170,30 +158,21 @@ class LlamaServer(EngineServer):
         The engine takes the first token of a text off a rendered chat and puts it back when it
         encodes it, so the texts may differ.
         """
-        prompt = self._ask("apply-template", {"messages": messages})["prompt"]
+        prompt = self.post("apply-template", {"messages": messages})["prompt"]
         asked = {"content": prompt, "add_special": True, "parse_special": True}
-        return bool(self._ask("tokenize", asked)["tokens"] == list(ids))
-
-    def _ask(self, route: str, body: Mapping[str, Any]) -> Any:
-        import httpx
-
-        answer = httpx.post(f"{self.base_url}/{route}", json=body, timeout=60.0, trust_env=False)
-        answer.raise_for_status()
-        return answer.json()
+        return bool(self.post("tokenize", asked)["tokens"] == list(ids))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of the file's own tokenizer."""
         return tokenize_texts(self.request.model, texts)
 
-    def end_error(self, code: int, log: str) -> TunelineError:
-        """Return the error that its log states."""
-        model = self.request.model
-        stated = _ERROR.findall(log)
-        if stated and code == UserError.exit_code:
-            return UserError(stated[-1])
-        # The first error line names the cause, those after it only that loading failed.
-        causes = _LOG_ERROR.findall(log) or stated or [last_line(log)]
-        return TunelineError(f"llama.cpp can't serve {model} (exit code {code}): {causes[0]}")
+    def cause(self, log: str) -> str | None:
+        """Return the first error line, which names the cause; later ones say that loading failed.
+
+        Without any, return what our launcher says.
+        """
+        causes = _LOG_ERROR.findall(log) or _ERROR.findall(log)
+        return str(causes[0]) if causes else None
 
 
 def server_command(request: ServeRequest, *switches: str) -> list[str]:

@@ -2,14 +2,15 @@
 
     python -m tuneline.serving.engines.llama_cpp.launch --model model.gguf --port 8081
 
-Once it serves, it prints `listening at http://host:port` on its standard output. SIGTERM
-lets running requests finish (for `--grace` seconds at most), then ends with 0. It listens on
-loopback unless `--host` is given: it checks no keys, which is the gateway's task.
+Once it serves, it prints `listening at http://host:port` on its standard output. SIGTERM lets
+running requests finish, then ends with 0. It listens on loopback unless `--host` is given: it
+checks no keys, which is the gateway's task.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -19,6 +20,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ from tuneline.machine.cores import default_threads
 READY_PREFIX = "listening at "
 ERROR_PREFIX = "error: "
 DEFAULT_CONTEXT = 2048
-DEFAULT_GRACE = 20.0
+# For running requests to finish.
+GRACE_SECONDS = 20.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,36 +40,23 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m tuneline.serving.engines.llama_cpp.launch",
         description="Serve a GGUF model with llama.cpp's OpenAI-compatible server.",
     )
-    parser.add_argument("--model", type=Path, required=True, help="GGUF file")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one (default)")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    parser.add_argument("--threads", type=int, help="default: $TUNELINE_THREADS or all cores but 1")
-    parser.add_argument("--parallel", type=int, default=1, help="requests served at once")
-    parser.add_argument(
-        "--ctx", type=int, default=DEFAULT_CONTEXT, help="context of one request, tokens"
-    )
-    parser.add_argument(
-        "--lora",
-        type=Path,
-        action="append",
-        default=[],
-        help='GGUF adapter, may be repeated; off unless a request has "lora":[{"id":0,"scale":1}]',
-    )
-    parser.add_argument("--alias", help="model name in the API (default: the file's)")
-    parser.add_argument("--grace", type=float, default=DEFAULT_GRACE, help="seconds to drain")
-    parser.add_argument(
-        "--stop-with-stdin",
-        action="store_true",
-        help="end when standard input closes, that is with the process that started this one",
-    )
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="GGUF file")
+    add("--port", type=int, default=0, help="0 takes a free one (default)")
+    add("--host", default="127.0.0.1", help="address to listen on")
+    add("--threads", type=int, help="default: $TUNELINE_THREADS or all cores but 1")
+    add("--parallel", type=int, default=1, help="requests served at once")
+    add("--ctx", type=int, default=DEFAULT_CONTEXT, help="context of one request, tokens")
+    lora = 'GGUF adapter, may be repeated; off unless a request has "lora":[{"id":0,"scale":1}]'
+    add("--lora", type=Path, action="append", default=[], help=lora)
+    add("--alias", help="model name in the API (default: the file's)")
+    stop = "end when standard input closes, that is with the process that started this one"
+    add("--stop-with-stdin", action="store_true", help=stop)
     return parser
 
 
 def serve(arguments: argparse.Namespace) -> int:
-    """Load the model, serve until a signal arrives, drain and stop.
-
-    Returns:
-        The exit code.
+    """Load the model, serve until a signal arrives, drain and stop; return the exit code.
 
     Raises:
         UserError: if a file is missing.
@@ -80,30 +70,19 @@ def serve(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: stop.set())
     if arguments.stop_with_stdin:
         threading.Thread(target=_wait_for_end_of_input, args=(stop,), daemon=True).start()
-
-    loaded: list[Any] = []
-    failed: list[BaseException] = []
-    done = threading.Event()
-
-    def load() -> None:
-        try:
-            loaded.append(_start(arguments))
-        except BaseException as error:
-            failed.append(error)
-        done.set()
-
     # Loading blocks in C++, where no signal handler runs, so a second thread loads and the
     # main one stays free to receive a signal.
-    threading.Thread(target=load, daemon=True).start()
-    while not done.wait(0.02):
-        if stop.is_set():
+    loading = ThreadPoolExecutor(1).submit(_start, arguments)
+    while not loading.done():
+        if stop.wait(0.02):
             return _leave(EXIT_OK)
-    if failed:
-        raise TunelineError(f"llama.cpp can't serve {arguments.model}: {failed[0]}")
-    address = str(loaded[0].listening_address)
+    if error := loading.exception():
+        raise TunelineError(f"llama.cpp can't serve {arguments.model}: {error}")
+    server = loading.result()
+    address = str(server.listening_address)
     _say(1, f"{READY_PREFIX}{address}")
     stop.wait()
-    _drain(address, arguments.grace)
+    _drain(address)
     return _leave(EXIT_OK)
 
 
@@ -151,9 +130,9 @@ def _wait_for_end_of_input(stop: threading.Event) -> None:
     stop.set()
 
 
-def _drain(address: str, grace: float) -> None:
-    """Wait until every slot is idle, for `grace` seconds at most."""
-    deadline = time.monotonic() + grace
+def _drain(address: str) -> None:
+    """Wait until every slot is idle, for `GRACE_SECONDS` at most."""
+    deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"{address}/slots", timeout=2) as answer:  # noqa: S310
@@ -177,12 +156,10 @@ def _flush_engine_log() -> None:
         return
     # `common_log_flush(common_log_main())`, C++ functions that the wheel's library exports.
     library = ctypes.CDLL(engine.xllamacpp.__file__)
-    main_log = getattr(library, "_Z15common_log_mainv", None)
-    flush = getattr(library, "_Z16common_log_flushP10common_log", None)
-    if main_log is None or flush is None:
-        return
-    main_log.restype, flush.restype, flush.argtypes = ctypes.c_void_p, None, [ctypes.c_void_p]
-    flush(main_log())
+    with contextlib.suppress(AttributeError):
+        main_log, flush = library._Z15common_log_mainv, library._Z16common_log_flushP10common_log
+        main_log.restype, flush.restype, flush.argtypes = ctypes.c_void_p, None, [ctypes.c_void_p]
+        flush(main_log())
 
 
 def _leave(code: int) -> int:

@@ -116,11 +116,9 @@ class LlamaLibrary:
             if function is None:
                 raise self._unknown(f"it does not export {name}")
             function.restype, function.argtypes = result, arguments
-        found = list(self.lib.llama_context_default_params().word[: len(_CONTEXT_DEFAULTS)])
-        if found != list(_CONTEXT_DEFAULTS.values()):
-            raise self._unknown(f"its context parameters start with {found}")
-        further = self.lib.llama_context_default_params().word
-        if changed := {at: further[at] for at, v in _FURTHER_DEFAULTS.items() if further[at] != v}:
+        words = self.lib.llama_context_default_params().word
+        expected = {**dict(enumerate(_CONTEXT_DEFAULTS.values())), **_FURTHER_DEFAULTS}
+        if changed := {at: words[at] for at, value in expected.items() if words[at] != value}:
             raise self._unknown(f"its context parameters hold {changed}")
         self.lib.llama_log_set(self._log, None)
         self.lib.llama_backend_init()
@@ -134,12 +132,9 @@ class LlamaLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token of a batch.
+    """A token of a batch, its place in its sequences, and if the logits after it are returned.
 
-    Attributes:
-        position: its place in its sequences.
-        sequences: the sequences that it belongs to; several share it as their beginning.
-        wanted: whether the logits after it are returned.
+    Several sequences may share it as a part of their beginning.
     """
 
     id: int
@@ -161,11 +156,10 @@ class LlamaModel:
         adapter: Path | None = None,
         sequences: int = 1,
     ) -> None:
-        """Load a model.
+        """Load a model, with a GGUF adapter or without one.
 
         Args:
             context: tokens of the largest batch, of all its sequences together.
-            adapter: GGUF adapter that is applied; None without one.
             sequences: most sequences in one batch.
 
         Raises:
@@ -253,31 +247,16 @@ class LlamaModel:
         return list(ids[:count])
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Return the logits after each token.
-
-        Args:
-            tokens: one sequence, at most `context` long.
-
-        Returns:
-            Logits of shape (tokens, vocab_size).
-
-        Raises:
-            UserError: if the sequence is empty or too long.
-            TunelineError: if the engine failed.
-        """
+        """Return the logits after each token of a sequence, of shape (tokens, vocab_size)."""
         return self.evaluate([Token(int(t), at, (0,), True) for at, t in enumerate(tokens)])
 
     def evaluate(self, tokens: Sequence[Token]) -> NDArray[np.float32]:
-        """Return the logits after each wanted token of a batch of sequences.
+        """Return the logits after each wanted token, of shape (wanted tokens, vocab_size).
 
-        Args:
-            tokens: at most `context` tokens, those of each sequence in order.
-
-        Returns:
-            Logits of shape (wanted tokens, vocab_size).
+        The tokens of each sequence must be in order.
 
         Raises:
-            UserError: if there are no tokens, or too many.
+            UserError: if there are none, or more than `context`.
             TunelineError: if the engine failed.
         """
         if not 0 < len(tokens) <= self._context_size:

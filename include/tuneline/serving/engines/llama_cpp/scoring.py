@@ -18,16 +18,18 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tuneline.errors import TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.serving.engines.divergence import (
     Divergence,
-    Row,
+    ScoredRow,
     compare_logits,
     log_softmax,
     summary,
@@ -41,52 +43,24 @@ BATCH_TOKENS, BATCH_SEQUENCES = 512, 32
 
 @dataclass
 class Batch:
-    """Tokens to evaluate, and what is read from the logits.
-
-    Attributes:
-        targets: for each sequence, by its number, the row of logits and the token id that
-            is looked up in it.
-    """
+    """Tokens to evaluate, and by a sequence's number the rows of logits and token ids to read."""
 
     tokens: list[Token] = field(default_factory=list)
     targets: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    number: int
-    ids: list[int]
-    places: list[int]
-
-    @property
-    def prefix(self) -> list[int]:
-        """The tokens before the first one that counts."""
-        return self.ids[: self.places[0]]
-
-    @property
-    def rest(self) -> list[int]:
-        """The other tokens that something is predicted from."""
-        return self.ids[self.places[0] : self.places[-1]]
+# Neighbours with the same prompt, each with its number.
+_Group = list[tuple[int, ScoredRow]]
 
 
-# Neighbours with the same prefix.
-_Group = list[_Scored]
-
-
-def plan_batches(
-    sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]]
-) -> list[Batch]:
-    """Return batches that give the logits before each scored token.
+def plan_batches(rows: Sequence[ScoredRow]) -> list[Batch]:
+    """Return batches that give the logits before each token that counts.
 
     A batch is larger than `BATCH_TOKENS` only where it holds one sequence.
-
-    Args:
-        sequences: token ids.
-        scored: for each token of each sequence, whether it counts; a first one never does.
     """
     alone: list[list[_Group]] = []
     shared: list[list[_Group]] = [[]]
-    for group in _groups(sequences, scored):
+    for group in _groups(rows):
         if len(group) == 1:
             alone.append([group])
         elif _fits([*shared[-1], group]):
@@ -96,35 +70,20 @@ def plan_batches(
     return [_batch(groups) for groups in (*alone, *shared) if groups]
 
 
-def _fits(groups: Sequence[_Group]) -> bool:
-    """Return True if groups fit one batch, what all their prompts begin with counted once."""
-    common = _common(groups)
-    tokens = common + sum(
-        len(group[0].prefix) - common + sum(len(one.rest) for one in group) for group in groups
-    )
-    return tokens <= BATCH_TOKENS and sum(map(len, groups)) <= BATCH_SEQUENCES
+def _prompt(row: ScoredRow) -> list[int]:
+    """Return the tokens before the first one that counts."""
+    return row.ids[: row.places[0]]
 
 
-def _common(groups: Sequence[_Group]) -> int:
-    """Return the number of tokens that all prompts begin with, such as a system turn."""
-    first, *others = (group[0].prefix for group in groups)
-    count = len(first) - 1
-    for prefix in others:
-        count = min(count, len(prefix) - 1)
-        count = next((at for at in range(count) if prefix[at] != first[at]), count)
-    return count
+def _rest(row: ScoredRow) -> list[int]:
+    """Return the other tokens that something is predicted from."""
+    return row.ids[row.places[0] : row.places[-1]]
 
 
-def _groups(
-    sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]]
-) -> Iterator[_Group]:
-    """Yield neighbours with the same prefix, as many as fit a batch."""
-    known = (
-        _Scored(number, list(ids), [at for at, flag in enumerate(flags) if flag and at > 0])
-        for number, (ids, flags) in enumerate(zip(sequences, scored, strict=True))
-    )
-    counted = (one for one in known if one.places)
-    for _, neighbours in groupby(counted, key=lambda one: one.prefix):
+def _groups(rows: Sequence[ScoredRow]) -> Iterator[_Group]:
+    """Yield neighbours with the same prompt, as many as fit a batch."""
+    counted = (one for one in enumerate(rows) if one[1].places)
+    for _, neighbours in groupby(counted, key=lambda one: _prompt(one[1])):
         group: _Group = []
         for one in neighbours:
             if group and not _fits([[*group, one]]):
@@ -134,11 +93,26 @@ def _groups(
         yield group
 
 
+def _fits(groups: Sequence[_Group]) -> bool:
+    """Return True if groups fit one batch, what all their prompts begin with counted once."""
+    common = _common(groups)
+    own = (len(_prompt(group[0][1])) - common for group in groups)
+    rests = (len(_rest(row)) for group in groups for _, row in group)
+    tokens = common + sum(own) + sum(rests)
+    return tokens <= BATCH_TOKENS and sum(map(len, groups)) <= BATCH_SEQUENCES
+
+
+def _common(groups: Sequence[_Group]) -> int:
+    """Return the number of tokens that all prompts begin with, such as a system turn."""
+    columns = zip(*(_prompt(group[0][1])[:-1] for group in groups), strict=False)
+    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, columns))
+
+
 def _batch(groups: Sequence[_Group]) -> Batch:
     """Lay out what all prompts begin with, then each prompt and what follows it."""
     batch, common = Batch(), _common(groups)
     everything = tuple(range(sum(map(len, groups))))
-    start = groups[0][0].prefix[:common]
+    start = _prompt(groups[0][0][1])[:common]
     batch.tokens += [Token(token, at, everything, wanted=False) for at, token in enumerate(start)]
     for group in groups:
         _add(batch, group, common)
@@ -146,45 +120,39 @@ def _batch(groups: Sequence[_Group]) -> Batch:
 
 
 def _add(batch: Batch, group: _Group, common: int) -> None:
-    """Add the own part of a prompt, and what follows it in each sequence of a group."""
+    """Add what a prompt does not share, and what follows it in each sequence of a group."""
     rows = sum(token.wanted for token in batch.tokens)
     places = tuple(range(len(batch.targets), len(batch.targets) + len(group)))
-    prefix = group[0].prefix
+    prompt = _prompt(group[0][1])
     batch.tokens += [
-        Token(prefix[at], at, places, wanted=at == len(prefix) - 1)
-        for at in range(common, len(prefix))
+        Token(prompt[at], at, places, wanted=at == len(prompt) - 1)
+        for at in range(common, len(prompt))
     ]
     after_prompt, rows = rows, rows + 1
-    for place, one in zip(places, group, strict=True):
-        first, *others = one.places
-        targets = [(after_prompt, one.ids[first])]
+    for place, (number, row) in zip(places, group, strict=True):
+        first, *others = row.places
+        targets = [(after_prompt, row.ids[first])]
         wanted = {at - 1 for at in others}
-        for at, token in enumerate(one.rest, first):
+        for at, token in enumerate(_rest(row), first):
             batch.tokens.append(Token(token, at, (place,), wanted=at in wanted))
             if at in wanted:
-                targets.append((rows, one.ids[at + 1]))
+                targets.append((rows, row.ids[at + 1]))
                 rows += 1
-        batch.targets[one.number] = targets
+        batch.targets[number] = targets
 
 
 def perplexity_and_kl(
     reference: Path,
     other: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     *,
     threads: int | None = None,
     adapter: Path | None = None,
 ) -> Divergence:
     """Compare two GGUF files of one model, or one with itself, in a child process.
 
-    Args:
-        reference: the reference, usually f16.
-        other: the quantised file, with the same vocabulary.
-        threads: number of threads; None takes `default_threads()`.
-        adapter: GGUF adapter of both files; None without one.
-
     Raises:
-        UserError: if a file can't be loaded.
+        UserError: if a file can't be loaded, or the vocabularies differ.
         TunelineError: if the engine failed.
     """
     request = {"other": str(other), "rows": rows}
@@ -193,44 +161,26 @@ def perplexity_and_kl(
 
 def sequence_losses(
     model: Path,
-    sequences: Sequence[Sequence[int]],
-    scored: Sequence[Sequence[bool]],
+    rows: Sequence[ScoredRow],
     *,
     threads: int | None = None,
     adapter: Path | None = None,
 ) -> list[float]:
-    """Return the loss of a GGUF file on tokens of each sequence, in nats, in a child process.
+    """Return the loss of a GGUF file on the tokens that count, in nats, in a child process.
 
-    Neighbours that have all tokens before the scored ones in common are evaluated together, which
-    saves work. The options are those of `perplexity_and_kl`.
-
-    Args:
-        sequences: token ids.
-        scored: for each token of each sequence, whether it counts; a first one never does.
-
-    Returns:
-        The negative log-likelihood of each sequence's scored tokens, summed; 0 without any.
+    Neighbours that have all tokens before those in common are evaluated together, which saves work.
     """
-    request = {
-        "sequences": [[int(token) for token in sequence] for sequence in sequences],
-        "scored": [[bool(flag) for flag in flags] for flags in scored],
-    }
-    return list(_in_child("score", model, request, threads, adapter)["losses"])
+    return list(_in_child("score", model, {"rows": rows}, threads, adapter)["losses"])
 
 
 def tokenize_texts(gguf: Path, texts: Sequence[str]) -> list[list[int]]:
-    """Return llama.cpp's token ids of texts; special tokens are recognised.
-
-    Raises:
-        UserError: if the file can't be loaded.
-        TunelineError: if the engine failed.
-    """
+    """Return llama.cpp's token ids of texts; special tokens are recognised."""
     return list(_in_child("tokenize", gguf, {"texts": list(texts)})["ids"])
 
 
 def _compare(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    rows = request["rows"]
-    library, options["context"] = LlamaLibrary(), max(len(ids) for ids, _ in rows)
+    rows = _rows(request)
+    library, options["context"] = LlamaLibrary(), max(len(row.ids) for row in rows)
     with (
         LlamaModel(library, Path(request["model"]), **options) as reference,
         LlamaModel(library, Path(request["other"]), **options) as other,
@@ -238,26 +188,31 @@ def _compare(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]
         if reference.vocab_size != other.vocab_size:
             raise UserError("the two files have different vocabularies; compare one model's files")
         parts = []
-        for ids, first in rows:
+        for row in rows:
             # The logits after token i predict token i + 1.
-            before, after = (model.logits(ids)[first - 1 : -1] for model in (reference, other))
-            parts.append(compare_logits(before, after, (ids, first)))
+            at = np.asarray(row.places) - 1
+            before, after = (model.logits(row.ids)[at] for model in (reference, other))
+            parts.append(compare_logits(before, after, row))
     return asdict(summary(parts))
 
 
+def _rows(request: Mapping[str, Any]) -> list[ScoredRow]:
+    return [ScoredRow(*row) for row in request["rows"]]
+
+
 def _score(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    sequences = request["sequences"]
-    batches = plan_batches(sequences, request["scored"])
+    rows = _rows(request)
+    batches = plan_batches(rows)
     if batches:
         options["context"] = max(len(batch.tokens) for batch in batches)
         options["sequences"] = max(len(batch.targets) for batch in batches)
-    losses = [0.0] * len(sequences)
+    losses = [0.0] * len(rows)
     with LlamaModel(LlamaLibrary(), Path(request["model"]), **options) as model:
         for batch in batches:
             known = log_softmax(model.evaluate(batch.tokens))
             for number, targets in batch.targets.items():
-                rows, ids = map(list, zip(*targets, strict=True))
-                losses[number] = -float(known[rows, ids].sum())
+                at, ids = map(list, zip(*targets, strict=True))
+                losses[number] = -float(known[at, ids].sum())
     return {"losses": losses}
 
 

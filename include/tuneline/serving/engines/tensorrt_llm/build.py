@@ -82,66 +82,44 @@ def portable_tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copy_portable(source: Path, target: Path, *, weights: bool) -> None:
-    """Copy a checkpoint in the form that transformers 4 reads.
-
-    Args:
-        weights: whether the weights are linked into the copy; otherwise it has none.
-    """
+    """Copy a checkpoint in the form that transformers 4 reads, its weights as links or not."""
     target.mkdir(parents=True)
+    portable = {CONFIG: portable_config, TOKENIZER_CONFIG: portable_tokenizer_config}
     for path in model_files(source):
+        copy = target / path.name
         if is_weights(path.name) or path.name == _WEIGHTS_INDEX:
             if weights:
-                (target / path.name).symlink_to(path.resolve())
-        elif path.name == CONFIG:
-            _write(target / CONFIG, portable_config(read_json(path)))
-        elif path.name == TOKENIZER_CONFIG:
-            _write(target / TOKENIZER_CONFIG, portable_tokenizer_config(read_json(path)))
+                copy.symlink_to(path.resolve())
+        elif change := portable.get(path.name):
+            document = json.dumps(change(read_json(path)), indent=2, ensure_ascii=False)
+            copy.write_text(document, encoding="utf-8")
         else:
-            shutil.copyfile(path, target / path.name)
+            shutil.copyfile(path, copy)
 
 
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False), encoding="utf-8")
+def workplace(out_dir: Path) -> Path:
+    """Return the folder next to the one that is served, with what a build writes meanwhile."""
+    return out_dir.with_name(f"{out_dir.name}-work")
 
 
-class Workplace:
-    """The folders of one build, beside the folder that is served.
-
-    Attributes:
-        folder: all of them; deleted after the build.
-        model: the checkpoint as TensorRT-LLM's transformers reads it.
-        calibration: dataset that quantisations calibrate on.
-        checkpoint: the converted or quantised checkpoint.
-    """
-
-    def __init__(self, out_dir: Path) -> None:
-        self.folder = out_dir.with_name(f"{out_dir.name}-work")
-        self.model = self.folder / "model"
-        self.calibration = self.folder / "calibration"
-        self.checkpoint = self.folder / "checkpoint"
-
-    def prepare(self, request: BuildRequest) -> None:
-        """Write the model and the calibration texts."""
-        self.clear()
-        copy_portable(request.model_dir, self.model, weights=True)
-        if request.quantization is None:
-            return
-        self.calibration.mkdir()
-        # quantize.py loads the folder as a dataset, its split `train` and its column `text`.
-        rows = (json.dumps({"text": text}) for text in request.calibration)
-        (self.calibration / "train.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-    def clear(self) -> None:
-        """Delete everything."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+def prepare(request: BuildRequest) -> None:
+    """Write the model and the calibration texts of a build."""
+    work = workplace(request.out_dir)
+    shutil.rmtree(work, ignore_errors=True)
+    copy_portable(request.model_dir, work / "model", weights=True)
+    if request.quantization is None:
+        return
+    (work / "calibration").mkdir()
+    # quantize.py loads the folder as a dataset, its split `train` and its column `text`.
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in request.calibration)
+    (work / "calibration" / "train.jsonl").write_text(rows, encoding="utf-8")
 
 
 def build_commands(request: BuildRequest) -> list[list[str]]:
     """Return the command lines of conversion and build.
 
     Raises:
-        UserError: if the architecture or the quantisation is unknown, or a quantisation has
-            nothing to calibrate on.
+        UserError: if architecture or quantisation is unknown, or has nothing to calibrate on.
     """
     architecture = read_facts(request.model_dir).architecture
     if architecture not in CONVERTERS:
@@ -149,20 +127,16 @@ def build_commands(request: BuildRequest) -> list[list[str]]:
             f"tensorrt_llm: no conversion is known for {architecture}, only for "
             f"{', '.join(CONVERTERS)}; use the engine tensorrt_llm_pytorch"
         )
-    work = Workplace(request.out_dir)
-    return [_conversion(request, CONVERTERS[architecture], work), _engine_build(request, work)]
+    return [_conversion(request, CONVERTERS[architecture]), _engine_build(request)]
 
 
 def obstacle(request: BuildRequest) -> str | None:
     """Return what keeps this machine from building the engine; None if nothing does."""
     if lacks := lacking("trtllm-build", "trtllm-serve"):
         return lacks
-    gpus = query_gpus()
-    if len(gpus) < request.tensor_parallel:
-        return f"it needs {request.tensor_parallel} GPUs, this pod has {len(gpus)}"
     if request.quantization is not None:
         least = QUANTISATIONS[request.quantization]
-        have = min(float(gpu["compute_cap"]) for gpu in gpus)
+        have = min(float(gpu["compute_cap"]) for gpu in query_gpus())
         if have < least:
             return f"{request.quantization} needs compute capability {least}, the GPU has {have}"
     return None
@@ -178,21 +152,18 @@ def lacking(*programs: str) -> str | None:
 
 
 def run_command(command: Sequence[str]) -> None:
-    """Run a program of TensorRT-LLM.
-
-    Raises:
-        TunelineError: if it failed, with its last line.
-    """
+    """Run a program of TensorRT-LLM, or raise TunelineError if it failed, with its last line."""
     name = Path(command[1] if command[0] == PYTHON else command[0]).name
     run_child(command, f"{name} failed", os.environ)
 
 
-def _conversion(request: BuildRequest, folder: str, work: Workplace) -> list[str]:
+def _conversion(request: BuildRequest, folder: str) -> list[str]:
+    work = workplace(request.out_dir)
     options = {
-        "--model_dir": work.model,
-        "--output_dir": work.checkpoint,
-        "--dtype": request.dtype,
-        "--tp_size": request.tensor_parallel,
+        "--model_dir": work / "model",
+        "--output_dir": work / "checkpoint",
+        "--dtype": "float16",
+        "--tp_size": 1,
     }
     method = request.quantization
     if method is None:
@@ -206,7 +177,7 @@ def _conversion(request: BuildRequest, folder: str, work: Workplace) -> list[str
     quantisation = {
         "--qformat": method,
         # Without it NVIDIA's script downloads news articles and calibrates on those.
-        "--calib_dataset": work.calibration,
+        "--calib_dataset": work / "calibration",
         "--calib_size": len(request.calibration),
         # The default of 128 must divide the hidden size; small models need less.
         "--awq_block_size": _awq_block(request.model_dir) if "awq" in method else None,
@@ -223,21 +194,20 @@ def _awq_block(model_dir: Path) -> int:
     raise UserError(f"int4_awq: no block size divides a hidden size of {hidden}; use fp8 or none")
 
 
-def _engine_build(request: BuildRequest, work: Workplace) -> list[str]:
+def _engine_build(request: BuildRequest) -> list[str]:
     options = {
-        "--checkpoint_dir": work.checkpoint,
+        "--checkpoint_dir": workplace(request.out_dir) / "checkpoint",
         "--output_dir": request.out_dir / ENGINE_FOLDER,
         "--max_batch_size": max(LEAST_BATCH, request.max_batch_size),
-        "--max_input_len": request.max_input_tokens,
+        # The engine is free to give all of its context but one token to the prompt.
+        "--max_input_len": request.max_total_tokens - 1,
         "--max_seq_len": request.max_total_tokens,
-        "--max_num_tokens": max(request.max_input_tokens, MAX_NUM_TOKENS),
+        "--max_num_tokens": max(request.max_total_tokens - 1, MAX_NUM_TOKENS),
         "--gemm_plugin": "auto",
         "--kv_cache_type": "paged",
         "--remove_input_padding": "enable",
         "--use_paged_context_fmha": "enable",
-        "--workers": request.tensor_parallel,
-        "--lora_plugin": None if request.lora_rank is None else "auto",
-        "--max_lora_rank": request.lora_rank,
+        "--workers": 1,
     }
     switches = ["--gather_context_logits"] if request.context_logits else []
     return ["trtllm-build", *arguments(options), *switches]

@@ -9,11 +9,10 @@ the engine's files, the tokenizer with its chat template, and `engine_identity.j
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -23,17 +22,16 @@ from typing import Any, ClassVar, Literal
 import httpx
 
 from tuneline.artifacts.deployment import REFERENCE, BuildReport
-from tuneline.errors import RetryableError, TunelineError, UserError
+from tuneline.errors import UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.models.base_model import BaseModel, load_tokenizer, read_json
 from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.client import EngineUnavailable, Messages
 from tuneline.serving.engines.divergence import (
     Divergence,
-    Row,
-    compare_folders,
-    perplexity,
-    rows_of,
+    ScoredRow,
+    checkpoint_losses,
+    compare_variants,
 )
 from tuneline.serving.engines.engine import (
     BuildRequest,
@@ -47,7 +45,6 @@ from tuneline.serving.engines.engine import (
     query_gpus,
 )
 from tuneline.serving.engines.server import (
-    Cause,
     Counters,
     EngineServer,
     ServeRequest,
@@ -59,12 +56,13 @@ from tuneline.serving.engines.tensorrt_llm.build import (
     ENGINE_FOLDER,
     PYTHON,
     TOKENIZER_FOLDER,
-    Workplace,
     build_commands,
     copy_portable,
     lacking,
     obstacle,
+    prepare,
     run_command,
+    workplace,
 )
 from tuneline.serving.engines.tensorrt_llm.identity import (
     installed_versions,
@@ -72,7 +70,7 @@ from tuneline.serving.engines.tensorrt_llm.identity import (
     refuse_unservable,
     write_identity,
 )
-from tuneline.serving.processes import free_port, last_line, run_child
+from tuneline.serving.processes import free_port, run_child
 
 VERSION = "1.2.1"
 Backend = Literal["tensorrt", "pytorch"]
@@ -84,32 +82,7 @@ _CACHE_FACTOR = 2
 _MODULE, _LOGITS = (
     f"tuneline.serving.engines.tensorrt_llm.{name}" for name in ("launch", "logits")
 )
-# What the log says of a failed start, and what to do.
-_CAUSES: Sequence[Cause] = (
-    (
-        r"incompatible device, expecting compute.*",
-        UserError,
-        "build the engine again on this GPU",
-    ),
-    (r"version tag does not match.*", UserError, "build the engine again in this image"),
-    (
-        r"max_\w+ \[\d+\] is greater than build_config\.[^\[]*\[\d+\]",
-        UserError,
-        "build the engine for more",
-    ),
-    (r"No GPU devices found.*", UserError, "give the pod a GPU"),
-    (
-        r"(?i)Failed to bind socket[^\n]*|address already in use",
-        RetryableError,
-        "wait until the port is free",
-    ),
-    (
-        r"(?i)^.*out of memory.*",
-        TunelineError,
-        "lower deployment.parallel or context_tokens, or take a larger GPU",
-    ),
-)
-_RAISED = re.compile(r"^(?:\w+\.)*(\w+(?:Error|Exception)): (.+)$", re.M)
+_RAISED = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", re.M)
 
 
 class _NvidiaImage(Engine):
@@ -130,22 +103,27 @@ class _NvidiaImage(Engine):
         """Return True where it can be started: it runs on nothing else."""
         return self.missing() is None
 
+    def refuse(self, request: ServeRequest) -> None:
+        """Refuse adapters."""
+        if request.adapters:
+            raise UserError(
+                f"{self.title} can't serve the adapters {', '.join(request.adapters)}: it is "
+                "started with merged models only"
+            )
+
     def server(self, request: ServeRequest) -> TrtllmServer:
         """Return a server of a built engine or a checkpoint."""
+        self.refuse(request)
         return TrtllmServer(request, self.backend)
 
     def command(self, request: ServeRequest) -> list[str]:
         """Return the command line of the server."""
+        self.refuse(request)
         return launch_command(request, self.backend)
 
 
 class TensorRtLlm(_NvidiaImage):
-    """TensorRT-LLM 1.2.1 with built engines.
-
-    Attributes:
-        parallel: requests served at once, that engines are built for.
-        context_tokens: context of one request, that engines are built for.
-    """
+    """TensorRT-LLM 1.2.1 with built engines, and the sizes that they are built for."""
 
     title: ClassVar[str] = "TensorRT-LLM"
     form: ClassVar[Form] = "engine"
@@ -160,7 +138,7 @@ class TensorRtLlm(_NvidiaImage):
         return engine
 
     def missing(self) -> str | None:
-        """Return what keeps the engine from being built and started here."""
+        """Return what keeps the engine from being built and started here, None if nothing does."""
         return lacking("trtllm-build", "trtllm-serve")
 
     def check(self, model: ModelFacts) -> Compatibility:
@@ -186,13 +164,12 @@ class TensorRtLlm(_NvidiaImage):
             reason = f"not built: {lacks}"
             return BuildReport(engine=self.name, built=False, reason=reason, commands=commands)
         started = time.monotonic()
-        work = Workplace(request.out_dir)
         try:
-            work.prepare(request)
+            prepare(request)
             for command in commands:
                 run_command(command)
         finally:
-            work.clear()
+            shutil.rmtree(workplace(request.out_dir), ignore_errors=True)
         copy_portable(request.model_dir, request.out_dir / TOKENIZER_FOLDER, weights=False)
         facts = {
             "method": request.quantization or REFERENCE,
@@ -241,7 +218,6 @@ class TensorRtLlm(_NvidiaImage):
             target,
             quantization=None if name == REFERENCE else name,
             max_batch_size=self.parallel,
-            max_input_tokens=self.context_tokens - 1,
             max_total_tokens=self.context_tokens,
             calibration=() if name == REFERENCE else texts,
             context_logits=True,
@@ -255,8 +231,7 @@ class TensorRtLlm(_NvidiaImage):
         self,
         reference: Path,
         others: Mapping[str, Path],
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
+        rows: Sequence[ScoredRow],
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Compare the logits that the engines give at each token of the answers.
@@ -267,43 +242,25 @@ class TensorRtLlm(_NvidiaImage):
             UserError: if a row is longer than the engines' context.
             TunelineError: if an engine gives no logits.
         """
-        rows = rows_of(sequences, starts)
-        longest = max(len(ids) for ids, _ in rows)
+        longest = max(len(row.ids) for row in rows)
         limit = read_sizes(reference).max_total_tokens
         if longest >= limit:
             raise UserError(
                 f"a row has {longest} tokens, the engines were built for {limit} with at least one "
                 "of an answer; raise deployment.context_tokens"
             )
-        with tempfile.TemporaryDirectory(prefix="tuneline-logits-") as scratch:
-            first = _logits(reference, rows, Path(scratch) / "reference")
-            found = {}
-            for name, path in others.items():
-                second = first if path == reference else _logits(path, rows, Path(scratch) / name)
-                found[name] = compare_folders(first, second, rows)
-                if second != first:
-                    shutil.rmtree(second)
-        return found
+        return compare_variants(
+            reference, others, rows, lambda engine, folder: _write_logits(engine, rows, folder)
+        )
 
-    def server(self, request: ServeRequest) -> TrtllmServer:
-        """Return a server of a built engine, compared with its identity.
-
-        Raises:
-            UserError: if it was built for another GPU or version or for less, or its bytes are
-                others.
-        """
+    def refuse(self, request: ServeRequest) -> None:
+        """Refuse adapters, and an engine that is not what it was built as and for."""
+        super().refuse(request)
         refuse_unservable(request)
-        return super().server(request)
-
-    def command(self, request: ServeRequest) -> list[str]:
-        """Return the command line of the server; see `server`."""
-        refuse_unservable(request)
-        return super().command(request)
 
 
-def _logits(engine: Path, rows: Sequence[Row], out: Path) -> Path:
-    """Have NVIDIA's Python write the logits of an engine; return their folder."""
-    out.mkdir()
+def _write_logits(engine: Path, rows: Sequence[ScoredRow], out: Path) -> None:
+    """Have NVIDIA's Python write the logits of an engine."""
     tokenizer = engine / TOKENIZER_FOLDER
     request = {
         "engine": str(engine / ENGINE_FOLDER),
@@ -312,11 +269,10 @@ def _logits(engine: Path, rows: Sequence[Row], out: Path) -> Path:
         "rows": rows,
         "out": str(out),
     }
-    asked = out.with_suffix(".json")
+    asked = out / "request.json"
     asked.write_text(json.dumps(request))
     command = [PYTHON, "-m", _LOGITS, str(asked)]
     run_child(command, "TensorRT-LLM gives no logits", child_environment())
-    return out
 
 
 class TensorRtLlmPytorch(_NvidiaImage):
@@ -341,8 +297,7 @@ class TensorRtLlmPytorch(_NvidiaImage):
         self,
         reference: Path,
         others: Mapping[str, Path],
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
+        rows: Sequence[ScoredRow],
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Return the perplexity of the one variant that there is.
@@ -350,18 +305,17 @@ class TensorRtLlmPytorch(_NvidiaImage):
         transformers computes it in float32 of the same checkpoint: trtllm-serve gives no
         probabilities of a prompt. There is no distance to measure.
         """
-        foreign = [name for name, path in others.items() if path != reference]
-        if foreign:
-            raise UserError(f"{self.name} has no variant {', '.join(foreign)}; use {REFERENCE}")
-        return dict.fromkeys(others, perplexity(reference, rows_of(sequences, starts)))
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        losses = checkpoint_losses(reference, rows, threads=request.threads, device=device)
+        tokens = sum(len(row.places) for row in rows)
+        perplexity = math.exp(sum(losses) / tokens)
+        return dict.fromkeys(others, Divergence(tokens, perplexity, perplexity))
 
 
 class TrtllmServer(EngineServer):
-    """A trtllm-serve process; ready once it has generated a token.
-
-    with TrtllmServer(ServeRequest(Path("built"), "model", 4, 1024), "tensorrt") as server:
-        server.client().chat([…], max_tokens=32)
-    """
+    """A trtllm-serve process; ready once it has generated a token."""
 
     title = "TensorRT-LLM"
     # uvicorn finishes running answers after SIGTERM; then the engine frees the GPU.
@@ -371,44 +325,25 @@ class TrtllmServer(EngineServer):
     own_group = True
 
     def __init__(self, request: ServeRequest, backend: Backend) -> None:
-        """Describe a server; `start` or a `with` block starts it.
-
-        Args:
-            backend: `tensorrt` for a built engine, `pytorch` for a checkpoint.
-        """
+        """Describe a server of a built engine (`tensorrt`) or of a checkpoint (`pytorch`)."""
         # trtllm-serve refuses port 0.
         request = replace(request, port=request.port or free_port())
         self.backend = backend
         self._totals = Counters(0, 0)
         super().__init__(request, launch_command(request, backend, "--stop-with-stdin"))
 
-    def launch(self) -> None:
-        """Start the process without waiting; its totals start at zero."""
-        self._totals = Counters(0, 0)
-        super().launch()
-
     def memory_bytes(self) -> int:
-        """Return the memory in use on the GPUs, in bytes.
+        """Return all memory in use on the GPUs, where the weights lie, in bytes.
 
-        The weights lie there and not in the memory of a process. It is all of the memory in use,
-        since a container sees other process ids than the driver; a step's pod has its GPUs to
-        itself.
+        A container sees other process ids than the driver, and a pod has its GPUs to itself.
         """
         return gpu_memory_used()
-
-    def signal(self, number: int) -> None:
-        """Send a signal to all of its processes; SIGTERM to the server alone, as in a pod."""
-        if number == signal.SIGTERM:
-            self._running().send_signal(number)
-        else:
-            super().signal(number)
 
     def counters(self) -> Counters:
         """Read the statistics since the last reading and add them to the totals.
 
-        A reading takes the entries away, and the engine keeps only the latest thousand or so.
-        Others who read `/metrics` take entries away from this; the probe does, before it finds
-        the engine ready.
+        A reading takes them away, also from others, such as the probe; the engine keeps only the
+        latest thousand or so.
         """
         url = f"{self.url}/metrics"
         try:
@@ -419,17 +354,6 @@ class TrtllmServer(EngineServer):
             raise EngineUnavailable(f"{url} gives no statistics: {error}") from error
         self._totals = _add_up(self._totals, steps)
         return self._totals
-
-    def with_adapter(self, name: str) -> dict[str, Any]:
-        """Refuse: the engine is compiled of the merged model.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            f"TensorRT-LLM can't answer with the adapter {name}: what it serves here is the merged "
-            "model"
-        )
 
     def renders(self, messages: Messages, text: str, ids: Sequence[int]) -> bool:
         """Compare with the chat template that trtllm-serve was started with.
@@ -459,9 +383,10 @@ class TrtllmServer(EngineServer):
     def _tokenizer(self) -> Any:
         return load_tokenizer(tokenizer_folder(self.request.model, self.backend))
 
-    def end_error(self, code: int, log: str) -> TunelineError:
-        """Return the error that its log states."""
-        return start_error(self.request.model, code, log)
+    def cause(self, log: str) -> str | None:
+        """Return what is known of a failed start, or else the last exception."""
+        known, raised = known_cause(log), _RAISED.findall(log)
+        return known[0] if known else raised[-1] if raised else None
 
 
 def _add_up(before: Counters, steps: Sequence[Mapping[str, Any]]) -> Counters:
@@ -477,29 +402,13 @@ def _add_up(before: Counters, steps: Sequence[Mapping[str, Any]]) -> Counters:
     )
 
 
-def start_error(model: Path, code: int, log: str) -> TunelineError:
-    """Return the error of a server that ended before it was ready, by its output."""
-    said = f"TensorRT-LLM can't serve {model}"
-    if known := known_cause(log, _CAUSES):
-        words, kind, remedy = known
-        return kind(f"{said}: {words}; {remedy}")
-    raised = _RAISED.findall(log)
-    return TunelineError(
-        f"{said}: {raised[-1][1] if raised else last_line(log)} (exit code {code})"
-    )
-
-
 def tokenizer_folder(model: Path, backend: Backend) -> Path:
     """Return the folder of the tokenizer that a model is served with."""
     return model / TOKENIZER_FOLDER if backend == "tensorrt" else model
 
 
 def launch_command(request: ServeRequest, backend: Backend, *switches: str) -> list[str]:
-    """Return the command line of the launcher; its own options come first.
-
-    Args:
-        backend: `tensorrt` for a built engine, `pytorch` for a checkpoint.
-    """
+    """Return the command line of the launcher; its own options come first."""
     command = [sys.executable, "-m", _MODULE, "--alias", request.alias, *switches]
     if backend == "pytorch":
         command.append("--checkpoint")
@@ -521,15 +430,13 @@ def serve_arguments(request: ServeRequest, backend: Backend) -> list[str]:
         "--max_batch_size": request.parallel,
     }
     if backend == "pytorch":
-        return [
-            str(request.model),
-            *arguments({**options, "--max_seq_len": request.context_tokens}),
-        ]
+        options["--max_seq_len"] = request.context_tokens
+        return [str(request.model), *arguments(options)]
     sizes = read_sizes(request.model)
     options |= {
         "--tokenizer": tokenizer_folder(request.model, backend),
         "--max_num_tokens": sizes.max_num_tokens,
         "--max_seq_len": sizes.max_total_tokens,
-        "--tp_size": sizes.world_size,
+        "--tp_size": 1,
     }
     return [str(request.model / ENGINE_FOLDER), *arguments(options)]

@@ -46,19 +46,14 @@ class EngineSizes:
     """The sizes that an engine was built for, from its own config.json.
 
     Attributes:
-        max_input_tokens: longest prompt, in tokens.
         max_total_tokens: longest prompt with its answer, in tokens.
         max_num_tokens: tokens of all requests in one step.
-        max_lora_rank: highest rank of adapters; 0 for an engine without adapters.
-        world_size: number of GPUs that share the model.
     """
 
     max_batch_size: int
     max_input_tokens: int
     max_total_tokens: int
     max_num_tokens: int
-    max_lora_rank: int
-    world_size: int
 
 
 def read_sizes(folder: Path) -> EngineSizes:
@@ -70,16 +65,8 @@ def read_sizes(folder: Path) -> EngineSizes:
     path = folder / ENGINE_FOLDER / "config.json"
     config = read_json(path)
     try:
-        build, mapping = config["build_config"], config["pretrained_config"].get("mapping") or {}
-        plugins, lora = build.get("plugin_config") or {}, build.get("lora_config") or {}
-        return EngineSizes(
-            int(build["max_batch_size"]),
-            int(build["max_input_len"]),
-            int(build["max_seq_len"]),
-            int(build["max_num_tokens"]),
-            int(lora.get("max_lora_rank") or 0) if plugins.get("lora_plugin") else 0,
-            int(mapping.get("world_size") or mapping.get("tp_size") or 1),
-        )
+        names = ("max_batch_size", "max_input_len", "max_seq_len", "max_num_tokens")
+        return EngineSizes(*(int(config["build_config"][name]) for name in names))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not that of an engine ({error}); build it again") from None
 
@@ -98,13 +85,10 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def write_identity(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what a built engine is tied to beside it, read back from its own files.
+    """Write what a built engine is tied to next to it, read back from its own files.
 
-    Args:
-        facts: what its files do not state, as the hash of the model that it was built of.
-
-    Returns:
-        The content, without the hashes of the files.
+    `facts` are what those do not state, as the hash of the model that it was built of. The content
+    is returned without the hashes of the files.
     """
     config = read_json(folder / ENGINE_FOLDER / "config.json")
     pretrained = config.get("pretrained_config") or {}
@@ -129,11 +113,7 @@ def write_identity(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_identity(folder: Path) -> dict[str, Any]:
-    """Read the identity beside an engine.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Read the identity next to an engine, or raise UserError if there is none."""
     path = folder / IDENTITY_FILE
     if not path.is_file():
         raise UserError(
@@ -150,47 +130,37 @@ def refuse_unservable(request: ServeRequest) -> None:
         UserError: with what it was built for, what this pod has, and what to do.
     """
     identity, sizes = read_identity(request.model), read_sizes(request.model)
-    reasons = chain(
-        _other_versions(identity),
-        _other_gpus(identity, sizes.world_size),
+    for reason in chain(
+        _other_machine(identity),
         _other_bytes(request.model, identity.get("files") or {}),
         _too_small(request, sizes),
-    )
-    for reason in reasons:
+    ):
         raise UserError(reason)
 
 
-def _other_versions(identity: Mapping[str, Any]) -> Iterator[str]:
-    built = str(identity.get("version", "")).removeprefix("tensorrt_llm ")
-    installed = installed_versions()
-    have = installed["tensorrt_llm"]
-    if built != have:
+def _other_machine(identity: Mapping[str, Any]) -> Iterator[str]:
+    """Compare what an engine was built by and for with this image and this pod."""
+    installed, gpus = installed_versions(), query_gpus()
+    version = str(identity.get("version", "")).removeprefix("tensorrt_llm ")
+    if version != installed["tensorrt_llm"]:
         yield (
-            f"the engine was built by TensorRT-LLM {built}, this image has "
-            f"{have or 'none'}: serve it in the image of {built}, or {_AGAIN}"
+            f"the engine was built by TensorRT-LLM {version}, this image has "
+            f"{installed['tensorrt_llm'] or 'none'}: serve it in the image of {version}, or "
+            f"{_AGAIN}"
         )
-    if identity.get("tensorrt") and identity["tensorrt"] != installed["tensorrt"]:
+    if identity.get("tensorrt") not in (None, installed["tensorrt"]):
         yield (
             f"the engine was built by TensorRT {identity['tensorrt']}, this image has "
             f"{installed['tensorrt']}: serve it in the image that built it, or {_AGAIN}"
         )
-
-
-def _other_gpus(identity: Mapping[str, Any], needed: int) -> Iterator[str]:
-    built, here = (identity.get("gpus") or [{}])[0], query_gpus()
+    built = (identity.get("gpus") or [{}])[0]
     wanted = f"SM {built.get('compute_cap')} ({built.get('name')})"
-    if not here:
+    if not gpus:
         yield f"the engine was built for {wanted}, this pod has no GPU: serve it on one"
-    for gpu in here[:needed]:
-        if gpu["compute_cap"] != built.get("compute_cap"):
-            yield (
-                f"the engine was built for {wanted}, this pod has {gpu['compute_cap']} "
-                f"({gpu['name']}): serve it on the former, or {_AGAIN}"
-            )
-    if len(here) < needed:
+    elif gpus[0]["compute_cap"] != built.get("compute_cap"):
         yield (
-            f"the engine was built for {needed} GPUs, this pod has {len(here)}: give it more, or "
-            f"{_AGAIN}"
+            f"the engine was built for {wanted}, this pod has {gpus[0]['compute_cap']} "
+            f"({gpus[0]['name']}): serve it on the former, or {_AGAIN}"
         )
     if identity.get("arch") not in (None, platform.machine()):
         yield (
@@ -210,28 +180,14 @@ def _other_bytes(folder: Path, stated: Mapping[str, str]) -> Iterator[str]:
 
 
 def _too_small(request: ServeRequest, sizes: EngineSizes) -> Iterator[str]:
-    if request.context_tokens > sizes.max_total_tokens:
-        yield (
-            f"deployment.context_tokens is {request.context_tokens}, the engine was built for "
-            f"{sizes.max_total_tokens} tokens (max_seq_len); lower it, or build the engine again"
-        )
-    if request.parallel > sizes.max_batch_size:
-        yield (
-            f"deployment.parallel is {request.parallel}, the engine was built for "
-            f"{sizes.max_batch_size} requests at once (max_batch_size); lower it, or build the "
-            "engine again"
-        )
-    for name, path in request.adapters.items():
-        rank = int(read_json(path / "adapter_config.json")["r"])
-        if not sizes.max_lora_rank:
+    for asked, built, setting, name in (
+        (request.context_tokens, sizes.max_total_tokens, "context_tokens", "max_seq_len"),
+        (request.parallel, sizes.max_batch_size, "parallel", "max_batch_size"),
+    ):
+        if asked > built:
             yield (
-                f"the engine was built without adapters, so it can't serve {name}; it is compiled "
-                "of the merged model"
-            )
-        if rank > sizes.max_lora_rank:
-            yield (
-                f"the adapter {name} has rank {rank}, the engine was built for "
-                f"{sizes.max_lora_rank} (max_lora_rank); build it with a higher one"
+                f"deployment.{setting} is {asked}, the engine was built for {built} ({name}); "
+                "lower it, or build the engine again"
             )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 
 def main() -> int:
-    """Write one array of shape (answer tokens, vocabulary), float32, for each sequence."""
+    """Write one array of shape (tokens that count, vocabulary), float32, for each sequence."""
     request = json.loads(Path(sys.argv[1]).read_text())
     from tensorrt_llm._tensorrt_engine import LLM
     from tensorrt_llm.llmapi import KvCacheConfig, SamplingParams
@@ -28,12 +28,12 @@ def main() -> int:
     cache = KvCacheConfig(enable_block_reuse=False)
     model: Any = LLM(model=request["engine"], tokenizer=request["tokenizer"], kv_cache_config=cache)
     params = SamplingParams(max_tokens=1, return_context_logits=True)
-    for number, (ids, start) in enumerate(request["rows"]):
+    for number, (ids, places) in enumerate(request["rows"]):
         logits = model.generate(ids, params).context_logits
         if logits is None:
             raise SystemExit("the engine gives no context logits; build it for them")
         # The logits after token i predict token i + 1; columns above the vocabulary pad it.
-        scored = logits[start - 1 : len(ids) - 1, : request["vocabulary"]]
+        scored = logits[[at - 1 for at in places], : request["vocabulary"]]
         array = np.asarray(scored.float().cpu().numpy(), np.float32)
         np.save(Path(request["out"]) / f"{number}.npy", array)
     return 0

@@ -9,22 +9,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
-import httpx
-
 from tuneline.artifacts.deployment import REFERENCE
-from tuneline.errors import TunelineError
 from tuneline.machine.cores import default_threads
 from tuneline.models.cache import Log
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.divergence import Divergence, rows_of
+from tuneline.serving.engines.divergence import Divergence, ScoredRow
 from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
 from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
 from tuneline.serving.engines.vllm.launch import (
     DRAIN_SECONDS,
     NOT_INSTALLED,
+    cause,
     is_cpu_build,
     launch_command,
-    start_error,
 )
 from tuneline.serving.engines.vllm.quantize import quantise
 from tuneline.serving.engines.vllm.scoring import distances, losses
@@ -79,22 +76,17 @@ class Vllm(Engine):
         self,
         reference: Path,
         others: Mapping[str, Path],
-        sequences: Sequence[Sequence[int]],
-        starts: Sequence[int],
+        rows: Sequence[ScoredRow],
         request: ServeRequest,
     ) -> dict[str, Divergence]:
         """Compare log-probabilities over the whole vocabulary, as vLLM serves each checkpoint."""
-        return distances(reference, others, rows_of(sequences, starts), request)
+        return distances(reference, others, rows, request)
 
     def losses(
-        self,
-        model: Path,
-        sequences: Sequence[Sequence[int]],
-        scored: Sequence[Sequence[bool]],
-        request: ServeRequest,
+        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
     ) -> list[float] | None:
         """Score the tokens of a checkpoint as vLLM serves it, in a child process."""
-        return losses(model, sequences, scored, request)
+        return losses(model, rows, request)
 
     def server(self, request: ServeRequest) -> VllmServer:
         """Return a server of a checkpoint."""
@@ -106,11 +98,7 @@ class Vllm(Engine):
 
 
 class VllmServer(EngineServer):
-    """A vLLM server as a child process; ready once it has generated a token.
-
-    with VllmServer(ServeRequest(Path("checkpoint"), "model", 4, 1024)) as server:
-        server.client().chat([…], max_tokens=32)
-    """
+    """A vLLM server as a child process; ready once it has generated a token."""
 
     title = "vLLM"
     # Longer than vLLM itself takes to drain and to end its processes.
@@ -120,7 +108,7 @@ class VllmServer(EngineServer):
     own_group = True
 
     def __init__(self, request: ServeRequest) -> None:
-        """Describe a server; the adapters of the request are PEFT folders."""
+        """Describe a server of a checkpoint with adapters in PEFT's folders."""
         # vLLM does not print the port that it would choose.
         threads, port = request.threads or default_threads(), request.port or free_port()
         request = replace(request, threads=threads, port=port)
@@ -147,15 +135,9 @@ class VllmServer(EngineServer):
         return [self._tokens({"prompt": text, "add_special_tokens": False}) for text in texts]
 
     def _tokens(self, body: Mapping[str, Any]) -> list[int]:
-        answer = httpx.post(
-            f"{self.base_url}/tokenize",
-            json={"model": self.alias, **body},
-            timeout=60.0,
-            trust_env=False,
-        )
-        answer.raise_for_status()
-        return [int(token) for token in answer.json()["tokens"]]
+        answer = self.post("tokenize", {"model": self.alias, **body})
+        return [int(token) for token in answer["tokens"]]
 
-    def end_error(self, code: int, log: str) -> TunelineError:
-        """Return the error that its log states."""
-        return start_error(self.request.model, code, log)
+    def cause(self, log: str) -> str | None:
+        """Return the message of the first exception."""
+        return cause(log)

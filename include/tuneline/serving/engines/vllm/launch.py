@@ -23,13 +23,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.errors import EXIT_USER, RetryableError, TunelineError, UserError
+from tuneline.errors import EXIT_USER
 from tuneline.machine.cores import default_threads
-from tuneline.serving.processes import last_line, supervise
+from tuneline.serving.processes import supervise
 
 if TYPE_CHECKING:
     # What is imported when it is needed keeps the launcher's own process small.
-    from tuneline.serving.engines.server import Cause, ServeRequest
+    from tuneline.serving.engines.server import ServeRequest
 
 ERROR_PREFIX = "error: "
 NOT_INSTALLED = "vllm is not installed in this image"
@@ -57,58 +57,11 @@ _OURS = re.compile(rf"^{re.escape(ERROR_PREFIX)}(?P<message>.+)$", re.M)
 _KILLED = re.compile(r"Worker proc \S+ died unexpectedly \(exit code: -(?P<signal>\d+)\)")
 # What its readers raise; the engine may end before it can write the line above.
 _NO_WRITER = "cancelled"
-# What pydantic and vLLM append to a message for developers.
-_APPENDIX = re.compile(r" \[type=\w+, input_value=.*$|, please check the stack trace above.*$")
-
-_CAUSES: Sequence[Cause] = (
-    (
-        r"max_model_len .* is greater than the derived",
-        UserError,
-        "lower deployment.context_tokens to what the model was made for",
-    ),
-    (
-        r"does not recognize this architecture|are not supported for now",
-        UserError,
-        "choose another base model or engine",
-    ),
-    (
-        r"Unsupported CPU attention configuration|head size .* is not supported",
-        UserError,
-        "vLLM serves heads of this size on a GPU only; choose another base model or llama_cpp",
-    ),
-    (
-        r"LoRA rank .* is greater than|does not yet support DoRA|modules_to_save",
-        UserError,
-        "train an adapter that vLLM loads (docs/training.md), or ship the merged model",
-    ),
-    (
-        r"ended by SIGILL",
-        UserError,
-        "its kernels use instructions that this machine lacks (those for four-bit weights need AMX "
-        "where the CPU names it); set deployment.variants: [f16], or serve on another machine",
-    ),
-    (
-        r"'_OpNamespace' '\w+' object has no attribute",
-        UserError,
-        "this build of vLLM lacks that kernel for the CPU of this machine (those for four-bit "
-        "weights need AVX-512); set deployment.variants: [f16], or serve on another machine",
-    ),
-    (
-        r"is not installed in this image",
-        UserError,
-        "choose the image of vLLM (docker/vllm.Dockerfile), or run `make setup-vllm`",
-    ),
-    (
-        # Memory that may be free later: another process holds it now.
-        r"Available memory on node|Free memory on device|Address already in use",
-        RetryableError,
-        "free it or wait until it is free",
-    ),
-    (
-        r"(?i)ended by SIGKILL|out of memory|OutOfMemory|No available memory|can't allocate memory",
-        TunelineError,
-        "give the pod more memory, or lower deployment.parallel",
-    ),
+# What pydantic and vLLM append to a message for developers, and the advice on flags that this
+# project sets, behind the first sentence.
+_APPENDIX = re.compile(
+    r" \[type=\w+, input_value=.*$|, please check the stack trace above.*$"
+    r"|(?<=[a-z)])\. (?=[A-Z]).*"
 )
 
 
@@ -128,12 +81,10 @@ def serve_options(request: ServeRequest) -> dict[str, Any]:
     its kernels know no float32. Nor is the model compiled there: the first start would take half a
     minute longer, and answers are not faster.
     """
-    from tuneline.models.base_model import read_json
-
     on_cpu = is_cpu_build()
     dtype = "auto"
     if on_cpu:
-        quantised = "quantization_config" in read_json(request.model / "config.json")
+        quantised = "quantization_config" in _read(request.model / "config.json")
         dtype = "bfloat16" if quantised else "float32"
     options: dict[str, Any] = {
         "--host": request.host,
@@ -176,29 +127,21 @@ def kv_cache_bytes(request: ServeRequest, dtype: str) -> int:
     """Return the size of the KV cache on a CPU, in bytes.
 
     It holds keys and values of each layer for the context of every slot, in whole blocks.
-
-    Raises:
-        UserError: if the model's config.json is missing.
     """
-    from tuneline.models.base_model import read_json
-
-    config = read_json(request.model / "config.json")
+    config = _read(request.model / "config.json")
     config = config.get("text_config") or config
     heads = int(config["num_attention_heads"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     width = int(config.get("head_dim") or config["hidden_size"] // heads)
-    size = _BYTES[dtype]
-    per_block = 2 * int(config["num_hidden_layers"]) * kv_heads * width * size * _BLOCK
+    values = 2 * int(config["num_hidden_layers"]) * kv_heads * width * _BLOCK
     # One block more: block 0 is a placeholder that holds nothing.
     blocks = request.parallel * math.ceil(request.context_tokens / _BLOCK) * _CACHE_FACTOR + 1
-    return blocks * per_block
+    return blocks * values * _BYTES[dtype]
 
 
 def lora_rank(adapter: Path) -> int:
     """Return the rank of an adapter, the largest if modules differ."""
-    from tuneline.models.base_model import read_json
-
-    config = read_json(adapter / "adapter_config.json")
+    config = _read(adapter / "adapter_config.json")
     return max(int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values()), 1)
 
 
@@ -211,7 +154,7 @@ def cause(log: str) -> str | None:
         return stated["message"].strip()
     # Its readers may be quicker with their exceptions than the engine is with this line.
     if killed := _KILLED.search(log):
-        return f"a worker was ended by {_signal_name(int(killed['signal']))}"
+        return f"a worker was ended by {signal.Signals(int(killed['signal'])).name}"
     raised = _RAISED.search(log)
     if raised is None:
         return None
@@ -222,37 +165,11 @@ def cause(log: str) -> str | None:
         invalid := _INVALID.search(log, raised.end())
     ):
         message = invalid["message"]
-    # The first sentence says it; what follows is advice on flags that this project sets.
-    sentence = re.split(r"(?<=[a-z)])\. (?=[A-Z])", _APPENDIX.sub("", message))[0]
-    return sentence.strip().rstrip(".")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def start_error(model: Path, code: int, log: str) -> TunelineError:
-    """Return the error of a server that ended before it was ready, by its output."""
-    from tuneline.serving.engines.server import known_cause
-
-    said, found = f"vLLM can't serve {model}", cause(log)
-    if found is None:
-        return TunelineError(f"{said} (exit code {code}): {last_line(log)}")
-    if known := known_cause(found, _CAUSES):
-        _, kind, remedy = known
-        return kind(f"{said}: {found}; {remedy}")
-    return TunelineError(f"{said}: {found} (exit code {code})")
+    return _APPENDIX.sub("", message).strip().rstrip(".")
 
 
 def serve_environment(threads: int) -> dict[str, str]:
-    """Return the environment variables that vLLM runs with.
-
-    Args:
-        threads: CPU threads of the model; a GPU's worker does not depend on them.
-    """
+    """Return the environment variables that vLLM runs with."""
     return {
         # Nothing about a run leaves the machine, and no weights are looked for on a hub.
         "VLLM_NO_USAGE_STATS": "1",
@@ -271,9 +188,10 @@ def serve_environment(threads: int) -> dict[str, str]:
     }
 
 
-def serve_command(arguments: Sequence[str]) -> list[str]:
-    """Return the command line of `vllm serve` in this Python's environment."""
-    return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *arguments]
+def _read(path: Path) -> dict[str, Any]:
+    from tuneline.models.base_model import read_json
+
+    return read_json(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -292,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{ERROR_PREFIX}{NOT_INSTALLED}", file=sys.stderr)
         return EXIT_USER
     os.environ.update(serve_environment(ours.threads or default_threads()))
-    command = serve_command(rest)
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", *rest]
     if not ours.stop_with_stdin:
         os.execv(command[0], command)
     return supervise(command)

@@ -1,6 +1,6 @@
 """Quantise a checkpoint to W4A16 for vLLM, with llm-compressor.
 
-    python -m tuneline.serving.engines.vllm.quantize --model DIR --out DIR --group 64 --texts FILE
+    python -m tuneline.serving.engines.vllm.quantize MODEL OUT GROUP TEXTS.json
 
 Weights become 4-bit integers with a scale for each group, activations stay in 16 bits. The
 method is GPTQ (Frantar et al., https://arxiv.org/abs/2210.17323): it rounds column by column and
@@ -15,13 +15,11 @@ from which this process alone imports (requirements/llm-compressor.txt).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.machine.child_environment import child_environment
@@ -61,10 +59,7 @@ def group_size(model: Path) -> int:
 
 
 def quantise(source: Path, target: Path, texts: Sequence[str]) -> Path:
-    """Quantise a checkpoint in a child process.
-
-    Returns:
-        `target`.
+    """Quantise a checkpoint into `target`, in a child process.
 
     Raises:
         UserError: if llm-compressor is missing, there is no text, or a layer's width does not fit.
@@ -80,8 +75,8 @@ def quantise(source: Path, target: Path, texts: Sequence[str]) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder) / "texts.json"
         listed.write_text(json.dumps(list(texts)), encoding="utf-8")
-        command = [sys.executable, "-m", __name__, "--model", str(source), "--out", str(target)]
-        command += ["--group", str(group_size(source)), "--texts", str(listed)]
+        given = (source, target, group_size(source), listed)
+        command = [sys.executable, "-m", __name__, *map(str, given)]
         environment = child_environment(
             packages(), HF_HUB_OFFLINE="1", OMP_WAIT_POLICY="PASSIVE", TQDM_DISABLE="1"
         )
@@ -89,7 +84,7 @@ def quantise(source: Path, target: Path, texts: Sequence[str]) -> Path:
     return target
 
 
-def _compress(model_dir: Path, out: Path, group: int, texts: Sequence[str]) -> None:
+def _compress(model_dir: str, out: str, group: str, listed: str) -> None:
     import torch
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from datasets import Dataset
@@ -99,11 +94,12 @@ def _compress(model_dir: Path, out: Path, group: int, texts: Sequence[str]) -> N
 
     if not torch.cuda.is_available():
         # llm-compressor pins the memory of calibration batches, which fails without a GPU.
-        torch.Tensor.pin_memory = _itself  # type: ignore[method-assign, assignment]
+        torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=group)
+    weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=int(group))
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    texts = json.loads(Path(listed).read_text("utf-8"))
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"][:MAX_TOKENS] for text in texts]
     oneshot(
         model=model,
@@ -119,21 +115,5 @@ def _compress(model_dir: Path, out: Path, group: int, texts: Sequence[str]) -> N
     tokenizer.save_pretrained(out)
 
 
-def _itself(tensor: Any, *_args: Any, **_options: Any) -> Any:
-    return tensor
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    parser = argparse.ArgumentParser(prog=f"python -m {__spec__.name}")
-    parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the quantised one")
-    parser.add_argument("--group", type=int, required=True, help="weights that share a scale")
-    parser.add_argument("--texts", type=Path, required=True, help="JSON list of rendered rows")
-    given = parser.parse_args(argv)
-    _compress(given.model, given.out, given.group, json.loads(given.texts.read_text("utf-8")))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    _compress(*sys.argv[1:])

@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
-from tuneline.serving.engines.divergence import Divergence, Row, compare_folders
-from tuneline.serving.engines.server import ServeRequest
-from tuneline.serving.engines.vllm.launch import serve_environment, serve_options, start_error
+from tuneline.serving.engines.divergence import Divergence, ScoredRow, compare_variants
+from tuneline.serving.engines.server import ServeRequest, end_error
+from tuneline.serving.engines.vllm.launch import cause, serve_environment, serve_options
+from tuneline.serving.processes import last_line
 
 
 def distances(
-    reference: Path, others: Mapping[str, Path], rows: Sequence[Row], request: ServeRequest
+    reference: Path, others: Mapping[str, Path], rows: Sequence[ScoredRow], request: ServeRequest
 ) -> dict[str, Divergence]:
     """Return the distance of each checkpoint from the reference.
 
@@ -40,72 +41,59 @@ def distances(
         UserError: if a checkpoint can't be loaded.
         TunelineError: if vLLM failed.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        expected = Path(scratch) / "reference"
-        _evaluate(reference, rows, request, expected)
-        found = {}
-        for number, (name, model) in enumerate(others.items()):
-            answered = expected if model == reference else Path(scratch) / str(number)
-            if model != reference:
-                _evaluate(model, rows, request, answered)
-            found[name] = compare_folders(expected, answered, rows)
-    return found
+    return compare_variants(
+        reference, others, rows, lambda model, folder: _evaluate(model, rows, request, folder)
+    )
 
 
-def losses(
-    model: Path,
-    sequences: Sequence[Sequence[int]],
-    scored: Sequence[Sequence[bool]],
-    request: ServeRequest,
-) -> list[float]:
-    """Return the loss of a checkpoint on tokens of each sequence; see `Engine.losses`.
-
-    Raises:
-        UserError: if the checkpoint can't be loaded.
-        TunelineError: if vLLM failed.
-    """
-    # Of one token alone nothing is predicted.
-    asked = {
-        number: ([int(token) for token in ids], 1)
-        for number, ids in enumerate(sequences)
-        if len(ids) > 1 and any(scored[number][1:])
-    }
-    sums = [0.0] * len(sequences)
-    if not asked:
+def losses(model: Path, rows: Sequence[ScoredRow], request: ServeRequest) -> list[float]:
+    """Return the loss of a checkpoint on the tokens that count; see `Engine.losses`."""
+    sums = [0.0] * len(rows)
+    counted = [number for number, row in enumerate(rows) if row.places]
+    if not counted:
         return sums
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "losses"
-        _evaluate(model, list(asked.values()), request, folder, whole=False)
-        for place, number in enumerate(asked):
-            given = np.load(folder / f"{place}.npy").astype(np.float64)
-            sums[number] = -float(given[np.asarray(scored[number][1:], dtype=bool)].sum())
+        folder = Path(scratch)
+        _evaluate(model, [rows[number] for number in counted], request, folder, whole=False)
+        for place, number in enumerate(counted):
+            sums[number] = -float(np.load(folder / f"{place}.npy").astype(np.float64).sum())
     return sums
 
 
 def _evaluate(
     model: Path,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     request: ServeRequest,
     folder: Path,
     *,
     whole: bool = True,
 ) -> None:
     """Write the log-probabilities of a checkpoint, one array for each row."""
-    folder.mkdir()
     # One token is generated after each row, since vLLM does not evaluate a prompt alone.
-    context = max(len(ids) for ids, _ in rows) + 1
-    sizes = replace(request, model=model, parallel=1, context_tokens=context)
-    options = serve_options(sizes)
+    context = max(len(row.ids) for row in rows) + 1
+    options = serve_options(replace(request, model=model, parallel=1, context_tokens=context))
     adapter = request.answering_adapter
-    asked = {
+    llm = {
         "model": str(model),
-        "folder": str(folder),
         "dtype": options["--dtype"],
-        "context": context,
-        "eager": "--enforce-eager" in options,
-        "cache_bytes": options.get("--kv-cache-memory-bytes"),
+        "max_model_len": context,
+        "max_num_seqs": 1,
+        # A row is evaluated in one piece.
+        "max_num_batched_tokens": max(context, 2048),
+        "enforce_eager": "--enforce-eager" in options,
+        "kv_cache_memory_bytes": options.get("--kv-cache-memory-bytes"),
+        "enable_prefix_caching": False,
+        "generation_config": "vllm",
+        "max_logprobs": -1,
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+    }
+    if adapter is not None:
+        llm |= {"enable_lora": True, "max_lora_rank": options["--max-lora-rank"]}
+    asked = {
+        "llm": llm,
+        "folder": str(folder),
         "adapter": adapter and str(adapter),
-        "rank": options.get("--max-lora-rank"),
         "whole": whole,
         "rows": rows,
     }
@@ -128,7 +116,8 @@ def _evaluate(
             child.wait()
         if child.returncode != 0:
             log.seek(0)
-            raise start_error(model, child.returncode, log.read().decode(errors="replace"))
+            text = log.read().decode(errors="replace")
+            raise end_error("vLLM", model, child.returncode, cause(text) or last_line(text))
 
 
 def _write(asked: Mapping[str, Any]) -> None:
@@ -136,22 +125,7 @@ def _write(asked: Mapping[str, Any]) -> None:
 
     from vllm import LLM, SamplingParams
 
-    llm = LLM(
-        asked["model"],
-        dtype=asked["dtype"],
-        max_model_len=asked["context"],
-        max_num_seqs=1,
-        # A row is evaluated in one piece.
-        max_num_batched_tokens=max(asked["context"], 2048),
-        enforce_eager=asked["eager"],
-        kv_cache_memory_bytes=asked["cache_bytes"],
-        enable_prefix_caching=False,
-        generation_config="vllm",
-        max_logprobs=-1,
-        logprobs_mode="raw_logprobs",
-        disable_log_stats=True,
-        **({"enable_lora": True, "max_lora_rank": asked["rank"]} if asked["adapter"] else {}),
-    )
+    llm = LLM(**asked["llm"])
     adapter = LoRARequest("adapter", 1, asked["adapter"]) if asked["adapter"] else None
     # Tokens stay ids: to spell out the whole vocabulary at each position would take minutes.
     options = SamplingParams(
@@ -163,10 +137,10 @@ def _write(asked: Mapping[str, Any]) -> None:
         detokenize=False,
     )
     read = _dense if asked["whole"] else _given
-    for number, (ids, first) in enumerate(asked["rows"]):
+    for number, (ids, places) in enumerate(asked["rows"]):
         prompt = {"prompt_token_ids": ids}
         answer = llm.generate(prompt, options, use_tqdm=False, lora_request=adapter)[0]
-        scores = [read(answer.prompt_logprobs, at) for at in range(first, len(ids))]
+        scores = [read(answer.prompt_logprobs, at) for at in places]
         np.save(Path(asked["folder"]) / f"{number}.npy", np.stack(scores))
 
 
@@ -184,11 +158,5 @@ def _given(flat: Any, position: int) -> np.float32:
     return np.float32(flat.logprobs[flat.start_indices[position]])
 
 
-def main() -> int:
-    """Run the child process: one request on standard input."""
-    _write(json.load(sys.stdin))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    _write(json.load(sys.stdin))

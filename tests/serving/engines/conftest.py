@@ -1,4 +1,4 @@
-"""An engine of the tiny model, built once by the stand-in for NVIDIA's image."""
+"""The stand-in for NVIDIA's image, and an engine of the tiny model that it has built."""
 
 import pytest
 from tests.lab.trtllm import TrtllmImage
@@ -16,14 +16,21 @@ def image(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(image, tiny_dir, tmp_path_factory):
-    """The served folder, for two requests of 512 tokens."""
-    folder = tmp_path_factory.mktemp("built") / "model"
-    request = BuildRequest(
-        tiny_dir, folder, max_batch_size=2, max_input_tokens=511, max_total_tokens=512
-    )
-    assert get_engine("tensorrt_llm").build(request).built
-    return folder
+def build(image):
+    """Build an engine for two requests of 512 tokens, whose logits can be read."""
+
+    def make(checkpoint, folder):
+        sizes = {"max_batch_size": 2, "max_total_tokens": 512}
+        request = BuildRequest(checkpoint, folder, **sizes, context_logits=True)
+        assert get_engine("tensorrt_llm").build(request).built
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def built(build, tiny_dir, tmp_path_factory):
+    return build(tiny_dir, tmp_path_factory.mktemp("built") / "model")
 
 
 @pytest.fixture
@@ -34,14 +41,3 @@ def no_gpu(tmp_path, monkeypatch):
     installed_versions.cache_clear()
     yield tmp_path / "bin"
     installed_versions.cache_clear()
-
-
-@pytest.fixture
-def other_gpu(image, monkeypatch):
-    """Exchange the GPU for the rest of a test."""
-
-    def change(name, sm):
-        monkeypatch.setenv("TRTLLM_LAB_GPU", name)
-        monkeypatch.setenv("TRTLLM_LAB_SM", sm)
-
-    return change

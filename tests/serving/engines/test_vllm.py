@@ -1,4 +1,4 @@
-"""vLLM's launcher: processes, options, and the causes of a failed start."""
+"""vLLM without vLLM: its launcher's processes, options, the causes of a failed start, W4A16."""
 
 import contextlib
 import json
@@ -14,16 +14,15 @@ from tests.lab.waiting import wait_for
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.engines import get_engine
-from tuneline.serving.engines.server import ServeRequest
+from tuneline.serving.engines.server import ServeRequest, end_error
 from tuneline.serving.engines.vllm import launch
 from tuneline.serving.engines.vllm.launch import (
     cause,
     kv_cache_bytes,
-    lora_rank,
     serve_environment,
     serve_options,
-    start_error,
 )
+from tuneline.serving.engines.vllm.quantize import group_size
 
 # A server that has a worker, which goes on if the server is killed; both ids are printed.
 SERVER = (
@@ -33,7 +32,6 @@ SERVER = (
 )
 PATIENT = SERVER + "time.sleep(60)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + PATIENT
-ENDS = SERVER + "sys.exit(3)"
 
 
 @pytest.fixture
@@ -41,30 +39,23 @@ def launched():
     """Start a launcher of a program; gives its process and the ids of server and worker."""
     started = []
 
-    def start(program, grace=30.0):
+    def start(program):
         code = (
             "import sys; from tuneline.serving import processes; "
-            f"processes.GRACE_SECONDS = {grace}; "
+            "processes.GRACE_SECONDS = 0.3; "
             f"sys.exit(processes.supervise([sys.executable, '-c', {program!r}]))"
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=child_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            process_group=0,
-        )
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = [sys.executable, "-c", code]
+        process = subprocess.Popen(command, env=child_environment(), process_group=0, **pipes)
         started.append(process)
         return process, [int(pid) for pid in process.stdout.readline().split()]
 
     yield start
     for process in started:
-        process.stdin.close()
-        process.stdout.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
 
 
 def gone(pids):
@@ -78,48 +69,34 @@ def gone(pids):
     return all(state(pid) in ("gone", "Z") for pid in pids)
 
 
-def test_sigterm_reaches_the_server_and_takes_its_worker(launched):
-    process, pids = launched(PATIENT)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) != 0
+@pytest.mark.parametrize(
+    ("program", "end", "code"),
+    [
+        (PATIENT, lambda process, _: process.send_signal(signal.SIGTERM), 128 + signal.SIGTERM),
+        (PATIENT, lambda _, pids: os.kill(pids[0], signal.SIGKILL), 128 + signal.SIGKILL),
+        (PATIENT, lambda process, _: process.stdin.close(), None),
+        # It ignores SIGTERM.
+        (DEAF, lambda process, _: process.stdin.close(), -signal.SIGKILL),
+        (SERVER + "sys.exit(3)", lambda *_: None, 3),
+    ],
+)
+def test_a_launcher_takes_server_and_worker_with_it(program, end, code, launched):
+    process, pids = launched(program)
+    end(process, pids)
+    if process.stdin.closed:
+        process.stdin = None
+    assert process.wait(10) == code or code is None
     wait_for(lambda: gone(pids))
 
 
-def test_its_exit_code_is_that_of_the_server(launched):
-    process, pids = launched(ENDS)
-    assert process.wait(10) == 3
-    wait_for(lambda: gone(pids))
-
-
-def test_a_killed_server_takes_its_worker(launched):
-    process, pids = launched(PATIENT)
-    os.kill(pids[0], signal.SIGKILL)
-    process.wait(10)
-    wait_for(lambda: gone(pids))
-
-
-@pytest.mark.parametrize(("program", "grace"), [(PATIENT, 30.0), (DEAF, 0.3)])
-def test_it_ends_when_its_input_closes(launched, program, grace):
-    process, pids = launched(program, grace)
-    process.stdin.close()
-    process.wait(10)
-    wait_for(lambda: gone(pids))
-
-
-def test_without_vllm_it_says_so(monkeypatch, capsys):
-    from tuneline.serving.engines.vllm import launch
-
+def test_the_child_says_what_is_missing_and_nothing_leaves_the_machine(monkeypatch, capsys):
     monkeypatch.setattr(launch, "find_spec", lambda name: None)
     assert launch.main(["model"]) == 2
     assert capsys.readouterr().err == "error: vllm is not installed in this image\n"
-
-
-def test_nothing_leaves_the_machine():
     given = serve_environment(3)
     assert given["OMP_NUM_THREADS"] == "3"
-    assert {given[name] for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE")} == {
-        "1"
-    }
+    for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "HF_HUB_OFFLINE"):
+        assert given[name] == "1"
 
 
 @pytest.fixture
@@ -127,14 +104,8 @@ def asked(tiny_dir):
     return ServeRequest(tiny_dir, "m", 4, 512)
 
 
-@pytest.fixture
-def on_cpu(monkeypatch):
-    monkeypatch.setattr(launch, "is_cpu_build", lambda: True)
-
-
-@pytest.fixture
-def on_gpu(monkeypatch):
-    monkeypatch.setattr(launch, "is_cpu_build", lambda: False)
+def built_for(monkeypatch, cpu):
+    monkeypatch.setattr(launch, "is_cpu_build", lambda: cpu)
 
 
 def adapter(folder, **config):
@@ -143,22 +114,26 @@ def adapter(folder, **config):
     return folder
 
 
-def test_a_gpu_computes_in_the_type_of_the_checkpoint(asked, on_gpu):
+def test_a_gpu_computes_in_the_type_of_the_checkpoint(asked, monkeypatch):
+    built_for(monkeypatch, cpu=False)
     options = serve_options(asked)
     assert options["--dtype"] == "auto"
-    assert "--enforce-eager" not in options
-    assert "--kv-cache-memory-bytes" not in options
+    assert not {"--enforce-eager", "--kv-cache-memory-bytes"} & set(options)
     assert "--enable-prefix-caching" in options
+    command = get_engine("vllm").command(asked)
+    assert "" not in command
+    assert command[command.index("--max-model-len") + 1] == "512"
+    assert command[command.index("--max-num-seqs") + 1] == "4"
+    assert command[command.index("--served-model-name") + 1] == "m"
 
 
-def test_a_cpu_computes_in_float32_with_a_bounded_cache(asked, on_cpu):
+def test_a_cpu_computes_in_float32_with_a_bounded_cache(asked, monkeypatch, tmp_path):
+    built_for(monkeypatch, cpu=True)
     options = serve_options(asked)
     assert options["--dtype"] == "float32"
     assert "--enforce-eager" in options
     assert options["--kv-cache-memory-bytes"] == kv_cache_bytes(asked, "float32")
-
-
-def test_a_quantised_checkpoint_is_computed_in_16_bits(asked, on_cpu, tmp_path):
+    # A quantised checkpoint is computed in 16 bits.
     config = json.loads((asked.model / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "compressed-tensors"}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -173,28 +148,19 @@ def test_the_cache_holds_every_slot_twice(asked):
     assert kv_cache_bytes(asked, "bfloat16") == (4 * 4 * 2 + 1) * block // 2
 
 
-@pytest.mark.parametrize(("rank", "given"), [(1, 1), (5, 8), (16, 16), (257, 320), (600, 600)])
-def test_the_rank_is_rounded_up_to_one_that_vllm_takes(asked, on_cpu, tmp_path, rank, given):
-    adapters = {"a": adapter(tmp_path / "a", r=1), "b": adapter(tmp_path / "b", r=rank)}
-    options = serve_options(replace(asked, adapters=adapters))
+@pytest.mark.parametrize(("rank", "given"), [(1, 8), (5, 8), (16, 16), (257, 320), (600, 600)])
+def test_the_rank_is_rounded_up_to_one_that_vllm_takes(asked, monkeypatch, tmp_path, rank, given):
+    built_for(monkeypatch, cpu=True)
+    # The rank of a single module counts.
+    first = adapter(tmp_path / "a", r=1, rank_pattern={"q_proj": 4})
+    adapters = {"a": first, "b": adapter(tmp_path / "b", r=rank)}
+    request = replace(asked, adapters=adapters)
+    options = serve_options(request)
     assert options["--max-lora-rank"] == given
     assert options["--max-loras"] == 2
-    command = get_engine("vllm").command(replace(asked, adapters=adapters))
+    command = get_engine("vllm").command(request)
     at = command.index("--lora-modules")
     assert command[at + 1 :] == [f"{name}={path}" for name, path in adapters.items()]
-
-
-def test_the_rank_of_a_single_module_counts(tmp_path):
-    assert lora_rank(adapter(tmp_path / "a", r=4, rank_pattern={"q_proj": 12})) == 12
-
-
-def test_the_command_runs_in_this_environment(asked, on_gpu):
-    command = get_engine("vllm").command(asked)
-    assert "tuneline.serving.engines.vllm.launch" in command
-    assert "" not in command
-    assert command[command.index("--max-model-len") + 1] == "512"
-    assert command[command.index("--max-num-seqs") + 1] == "4"
-    assert command[command.index("--served-model-name") + 1] == "m"
 
 
 WORKER = "(Worker pid=7) ERROR 11-26 07:45:01 [multiproc_executor.py:1063] "
@@ -229,10 +195,6 @@ DIED = (
 )
 
 
-def error_of(log):
-    return start_error("model", 1, log)
-
-
 @pytest.mark.parametrize(
     ("log", "kind", "words"),
     [
@@ -243,12 +205,12 @@ def error_of(log):
         (
             WORKER + "ValueError: No available memory for the cache blocks. Try increasing it.\n",
             TunelineError,
-            "cache blocks; give the pod more memory",
+            "cache blocks; lower deployment.parallel",
         ),
         (
             WORKER + "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB.\n",
             TunelineError,
-            "CUDA out of memory; give the pod more memory",
+            "CUDA out of memory; lower deployment.parallel",
         ),
         (DIED.format(4), UserError, r"ended by SIGILL; its kernels.*deployment\.variants: \[f16\]"),
         (
@@ -256,7 +218,7 @@ def error_of(log):
             UserError,
             r"'gemm_x'; this build of vLLM lacks .*deployment\.variants: \[f16\]",
         ),
-        (DIED.format(9), TunelineError, "ended by SIGKILL; give the pod more memory"),
+        (DIED.format(9), TunelineError, "ended by SIGKILL; lower deployment.parallel"),
         (DIED.format(11), TunelineError, r"ended by SIGSEGV \(exit code 1\)"),
         (DIED.partition("\n")[2], TunelineError, r"ended without a word.*\(exit code 1\)"),
         ("error: vllm is not installed in this image\n", UserError, "image; choose the image"),
@@ -264,19 +226,34 @@ def error_of(log):
     ],
 )
 def test_the_first_error_is_the_cause(log, kind, words):
-    error = error_of(NOISE + log + LATER)
+    error = end_error("vLLM", "model", 1, cause(NOISE + log + LATER))
     assert type(error) is kind
     assert error.args[0].startswith("vLLM can't serve model: ")
     with pytest.raises(kind, match=words):
         raise error
 
 
-def test_a_wrong_option_is_named():
+def test_a_wrong_option_is_named_and_a_log_without_an_error_has_no_cause():
     assert cause("usage: vllm serve\nvllm serve: error: argument --x: no\n") == "argument --x: no"
-
-
-def test_a_log_without_an_error_gives_its_last_line():
     assert cause("INFO all is well\n") is None
-    assert error_of("INFO all is well\n").args == (
-        "vLLM can't serve model (exit code 1): INFO all is well",
-    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "group"),
+    [
+        ({"hidden_size": 4096, "intermediate_size": 14336}, 128),
+        # SmolLM2-135M
+        ({"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}, 64),
+        ({"hidden_size": 128, "intermediate_size": 96}, 32),
+        # The attention's output has another width than the model.
+        ({"hidden_size": 256, "intermediate_size": 256, "head_dim": 40}, 64),
+        ({"hidden_size": 128, "intermediate_size": 100}, None),
+    ],
+)
+def test_the_group_of_w4a16_divides_the_inputs_of_all_layers(tmp_path, sizes, group):
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 8, **sizes}))
+    if group is None:
+        with pytest.raises(UserError, match=r"128, 128, 100 inputs.*deployment.variants"):
+            group_size(tmp_path)
+    else:
+        assert group_size(tmp_path) == group
