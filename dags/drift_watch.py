@@ -80,21 +80,19 @@ def build(model: Model) -> DAG:
         retrain = start_retraining(model.name, dag_id(MAIN, model))
         chosen >> compare >> decided >> backfill >> asked >> labels >> keep >> retrain
         asked >> retrain
-    dag.params = ParamsDict(_form())
+    dag.params = ParamsDict(
+        {
+            "until": Param(
+                None,
+                type=["string", "null"],
+                format="date",
+                title="Until",
+                description="Last day that is compared (UTC); empty: the day just curated, or "
+                "yesterday.",
+            )
+        }
+    )
     return dag
-
-
-def _form() -> dict[str, Param]:
-    return {
-        "until": Param(
-            None,
-            type=["string", "null"],
-            format="date",
-            title="Until",
-            description="Last day that is compared (UTC); empty: the day just curated, or "
-            "yesterday.",
-        )
-    }
 
 
 @task.short_circuit(retries=3, retry_policy=worker_retry_policy)
@@ -107,15 +105,10 @@ def choose_days(model_name: str) -> dict[str, Any] | None:
 
     context: Any = get_current_context()
     until, store = context["params"]["until"], open_store(store_uri())
-    events = [
-        event.extra
-        for of_asset in (context["triggering_asset_events"] or {}).values()
-        for event in of_asset
-    ]
+    by_asset = (context["triggering_asset_events"] or {}).values()
+    events = [event.extra for events in by_asset for event in events]
     if not until and events:
-        scheduled = [
-            date.fromisoformat(extra["day"]) for extra in events if not extra.get("asked_by")
-        ]
+        scheduled = [date.fromisoformat(e["day"]) for e in events if not e.get("asked_by")]
         if not scheduled:
             leave_note(context, "no look: these days were curated by a backfill that drift started")
             return None

@@ -51,19 +51,17 @@ def build(model: Model) -> DAG:
             last="canary",
         )
         decided >> started >> ended >> say_outcome(model.name, main)
-    dag.params = ParamsDict(_form())
+    dag.params = ParamsDict(
+        {
+            "force": Param(
+                False,
+                type="boolean",
+                title="Force",
+                description="Train although the data are those of the released model.",
+            )
+        }
+    )
     return dag
-
-
-def _form() -> dict[str, Param]:
-    return {
-        "force": Param(
-            False,
-            type="boolean",
-            title="Force",
-            description="Train although the data are those of the released model.",
-        )
-    }
 
 
 @task.short_circuit(retries=3, retry_policy=worker_retry_policy)

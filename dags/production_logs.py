@@ -17,7 +17,7 @@ Curated rows become training data only after review: `tuneline logs review` writ
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk import (
     DAG,
@@ -38,9 +38,6 @@ from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of, s
 from tuneline_airflow.pods import ModelPod
 from tuneline_airflow.rest import leave_note
 
-if TYPE_CHECKING:
-    from tuneline.governance.production.curated_days import CuratedDay
-
 
 def build(model: Model) -> DAG:
     """Make the DAG of a model."""
@@ -60,35 +57,34 @@ def build(model: Model) -> DAG:
             options=["day", "sample", "config"],
         )
         chosen >> curate >> check_day(model.name, asset)
-    dag.params = ParamsDict(_form())
+    dag.params = ParamsDict(
+        {
+            "day": Param(
+                None,
+                type=["string", "null"],
+                format="date",
+                title="Day",
+                description="Day (UTC); empty: that of a scheduled or backfilled run, else "
+                "yesterday.",
+            ),
+            "sample": Param(
+                None,
+                type=["number", "null"],
+                exclusiveMinimum=0,
+                maximum=1,
+                title="Review sample",
+                description="Share of the rows that is proposed for review, 1 for all; empty: as "
+                "the model's file says.",
+            ),
+            "asked_by": Param(
+                None,
+                type=["string", "null"],
+                title="Asked by",
+                description="Filled in by drift_watch: its run.",
+            ),
+        }
+    )
     return dag
-
-
-def _form() -> dict[str, Param]:
-    return {
-        "day": Param(
-            None,
-            type=["string", "null"],
-            format="date",
-            title="Day",
-            description="Day (UTC); empty: that of a scheduled or backfilled run, else yesterday.",
-        ),
-        "sample": Param(
-            None,
-            type=["number", "null"],
-            exclusiveMinimum=0,
-            maximum=1,
-            title="Review sample",
-            description="Share of the rows that is proposed for review, 1 for all; empty: as the "
-            "model's file says.",
-        ),
-        "asked_by": Param(
-            None,
-            type=["string", "null"],
-            title="Asked by",
-            description="Filled in by drift_watch: its run.",
-        ),
-    }
 
 
 @task(retries=2, retry_policy=worker_retry_policy)
@@ -108,13 +104,8 @@ def choose_day(model_name: str) -> dict[str, Any]:
     except ValueError:
         raise AirflowFailException(f"day: {day!r} is not a date (YYYY-MM-DD)") from None
     config = write_settings(open_store(store_uri()), find_model(model_name))
-    return {
-        "store": store_uri(),
-        "day": day,
-        "sample": params["sample"],
-        "config": config,
-        "asked_by": params["asked_by"],
-    }
+    given = {name: params[name] for name in ("sample", "asked_by")}
+    return {"store": store_uri(), "day": day, "config": config, **given}
 
 
 def check_day(model_name: str, asset: Asset) -> Any:
@@ -122,28 +113,22 @@ def check_day(model_name: str, asset: Asset) -> Any:
 
     @task(task_id="check_day", outlets=[asset], retries=2, retry_policy=worker_retry_policy)
     def check() -> Any:
+        from tuneline.governance.production.curated_days import open_day
+        from tuneline.store import open_store
+
         context: Any = get_current_context()
         chosen = context["ti"].xcom_pull(task_ids="choose_day")
-        evidence = curated_in(context, model_name).evidence
+        day = date.fromisoformat(chosen["day"])
+        curated = open_day(open_store(chosen["store"]), model_name, day)
+        if curated is None:
+            raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
+        evidence = curated.evidence
         leave_note(context, f"{evidence.day}: {evidence.summary}")
         if evidence.verdict == Verdict.FAIL:
             raise AirflowFailException(f"{evidence.day}: {evidence.summary}")
         yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
 
     return check()
-
-
-def curated_in(context: Any, model_name: str) -> CuratedDay:
-    """Return the day that a run has curated."""
-    from tuneline.governance.production.curated_days import open_day
-    from tuneline.store import open_store
-
-    chosen = context["ti"].xcom_pull(task_ids="choose_day")
-    day = date.fromisoformat(chosen["day"])
-    curated = open_day(open_store(chosen["store"]), model_name, day)
-    if curated is None:
-        raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
-    return curated
 
 
 globals().update(dags_of(LOGS, build))

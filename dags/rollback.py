@@ -29,27 +29,25 @@ def build(model: Model) -> DAG:
         **settings_of(ROLLBACK, model, "Rollback", __doc__),
     ) as dag:
         move_back(model.name)
-    dag.params = ParamsDict(_form())
+    dag.params = ParamsDict(
+        {
+            "version": Param(
+                None,
+                type=["string", "null"],
+                title="Version",
+                description="Version to release again, the id of the run that made it; empty: the "
+                "release before the present one.",
+            ),
+            "reason": Param(
+                "",
+                type="string",
+                minLength=1,
+                title="Reason",
+                description="Why; kept in the release log.",
+            ),
+        }
+    )
     return dag
-
-
-def _form() -> dict[str, Param]:
-    return {
-        "version": Param(
-            None,
-            type=["string", "null"],
-            title="Version",
-            description="Version to release again, the id of the run that made it; empty: the "
-            "release before the present one.",
-        ),
-        "reason": Param(
-            "",
-            type="string",
-            minLength=1,
-            title="Reason",
-            description="Why; kept in the release log.",
-        ),
-    }
 
 
 @task(retries=3, retry_policy=worker_retry_policy)

@@ -59,7 +59,6 @@ MAY_BE_SKIPPED = (
     "CUDA",
     "TensorRT-LLM image",
     "root may read every file",
-    "requirements/common-ai.txt",
     "requirements/openlineage.txt",
     "bounds of host memory",
     "`make bench` installs the peers",

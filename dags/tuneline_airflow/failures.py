@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -59,17 +59,12 @@ def seconds_from(name: str) -> float:
     variables are read while a DAG file is imported, where an error would hide the DAG.
     """
     default = _SECONDS[name]
-    text = os.environ.get(name)
-    if not text:
-        return default
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        _log.warning("%s is %r, not a positive number; %g seconds hold", name, text, default)
-        return default
-    return seconds
+    text = os.environ.get(name) or str(default)
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    _log.warning("%s is %r, not a positive number; %g seconds hold", name, text, default)
+    return default
 
 
 def retry_delay() -> timedelta:
@@ -156,11 +151,7 @@ _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError"}
 
 
 def pending_reason(pod: Any) -> str | None:
-    """Return the reason that a pod is not running yet, None if there is none.
-
-    Args:
-        pod: `V1Pod` as the API server returns it.
-    """
+    """Return the reason that a pod is not running yet, None if there is none."""
     status = pod.status
     for condition in status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
@@ -201,11 +192,7 @@ def _unscheduled(pod: Any, message: str) -> str:
 
 
 def ending_reason(pod: Any) -> str | None:
-    """Return `<kind>: <sentence>` for a pod that the cluster ended, None for any other pod.
-
-    Args:
-        pod: `V1Pod` as it was last seen.
-    """
+    """Return `<kind>: <sentence>` for a pod that the cluster ended, None for any other pod."""
     status = getattr(pod, "status", None)
     reason = getattr(status, "reason", None)
     if reason == "DeadlineExceeded":
@@ -242,18 +229,14 @@ def memory_limit(pod: Any) -> str:
 
 
 def _ended(pod: Any) -> list[Any]:
-    status = getattr(pod, "status", None)
-    states = [c.state for c in getattr(status, "container_statuses", None) or []]
-    return [state.terminated for state in states if getattr(state, "terminated", None) is not None]
+    statuses = getattr(getattr(pod, "status", None), "container_statuses", None) or []
+    return [c.state.terminated for c in statuses if getattr(c.state, "terminated", None)]
 
 
 def _limits(pod: Any) -> dict[str, Any]:
-    spec = getattr(pod, "spec", None)
-    for container in getattr(spec, "containers", None) or []:
-        found = getattr(container.resources, "limits", None) if container.resources else None
-        if found:
-            return dict(found)
-    return {}
+    containers = getattr(getattr(pod, "spec", None), "containers", None) or []
+    limits = (getattr(container.resources, "limits", None) for container in containers)
+    return dict(next(filter(None, limits), {}))
 
 
 def _one_line(message: str | None) -> str:
@@ -288,12 +271,6 @@ def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> b
     that ends with the user's error has not begun: the run itself is wrong, or made for another
     version.
 
-    Args:
-        task: the task of the step; its `remote_pod` is the pod as it was last seen.
-
-    Returns:
-        True if the item's evidence says that it failed, and why.
-
     Raises:
         TunelineError: if the evidence can't be stored.
     """
@@ -307,12 +284,7 @@ def goes_on_without(task: BaseOperator, context: Context, error: Exception) -> b
         return False
     ti = context["ti"]
     run_uri = str(ti.xcom_pull(task_ids="prepare_run"))
-    identity = {
-        "dag_id": ti.dag_id,
-        "run_id": ti.run_id,
-        "task_id": ti.task_id,
-        "try_number": ti.try_number,
-    }
+    identity = {n: getattr(ti, n) for n in ("dag_id", "run_id", "task_id", "try_number")}
     if not _left_by_this_try(run_uri, item.id, identity):
         leave_killed(run_uri, item.id, _reason(error, pod), identity)
     if tries_again or item.needed:

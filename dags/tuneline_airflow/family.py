@@ -34,15 +34,9 @@ def dag_id(kind: str, model: Model) -> str:
 
 
 def dags_of(kind: str, build: Callable[[Model], DAG]) -> dict[str, DAG]:
-    """Make the DAGs of a kind, one for each model.
+    """Return the DAGs of a kind by id, one for each model, for the globals of a DAG file.
 
     A worker that parses the file for one task needs no other DAG than that of the task.
-
-    Args:
-        kind: `MAIN`, `NIGHTLY`, `LOGS`, `DRIFT` or `ROLLBACK`.
-
-    Returns:
-        DAGs by id, for the globals of a DAG file.
     """
     wanted = get_parsing_context().dag_id
     made = {}
@@ -59,11 +53,7 @@ def curated_asset(model: Model) -> Asset:
 
 
 def settings_of(kind: str, model: Model, title: str, doc: str | None) -> dict[str, Any]:
-    """Return the arguments that the DAGs of a family share.
-
-    Args:
-        kind: `MAIN`, `NIGHTLY`, `LOGS`, `DRIFT` or `ROLLBACK`.
-    """
+    """Return the arguments that the DAGs of a family share."""
     return {
         "dag_id": dag_id(kind, model),
         "dag_display_name": f"{title}: {model.name}" if model.suffix else title,
@@ -116,11 +106,7 @@ def form(model: Model) -> dict[str, Param]:
 
 
 def store_uri() -> str:
-    """Return the store of the workers.
-
-    Raises:
-        UserError: if none is set.
-    """
+    """Return the store of the workers; raise a UserError if none is set."""
     return store_of("the workers")
 
 

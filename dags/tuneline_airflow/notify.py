@@ -32,8 +32,7 @@ _log = logging.getLogger(__name__)
 class Announce(BaseNotifier):
     """A notifier of Airflow that sends one kind of event wherever the model's file says.
 
-    Args:
-        text: what happened; None takes the exception of a failed task.
+    Without a text it takes the exception of a failed task.
     """
 
     def __init__(self, event: Event, model: Model, text: str | None = None) -> None:

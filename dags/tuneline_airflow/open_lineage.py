@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.catalogue import Severity
 from tuneline.errors import TunelineError
-from tuneline.evidence import Evidence, FileRef, Measurement, Record
+from tuneline.evidence import Evidence, FileRef, Record
 from tuneline.run import Run
 
 if TYPE_CHECKING:
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 
 def step_lineage(run_uri: str, step: str) -> OperatorLineage | None:
-    """Return inputs, outputs and test results of a step; None if it left no evidence.
-
-    Args:
-        step: id of the item or helper step.
-    """
+    """Return inputs, outputs and test results of a step; None if it left no evidence."""
     from airflow.providers.openlineage.extractors import OperatorLineage
     from openlineage.client.generated.test_run import TestRunFacet
 
@@ -69,17 +65,17 @@ def _dataset(ref: FileRef, *, output: bool = False) -> Any:
 
 
 def _tests(entry: Evidence | Record) -> list[Any]:
-    return [_test(m, entry) for m in entry.measurements if m.rule is not None]
-
-
-def _test(measurement: Measurement, entry: Evidence | Record) -> Any:
     from openlineage.client.generated.test_run import TestExecution
 
     critical = isinstance(entry, Evidence) and entry.severity == Severity.CRITICAL
-    return TestExecution(
-        name=measurement.name,
-        status="pass" if measurement.ok else "fail",
-        severity="error" if critical and measurement.on_breach == "fail" else "warn",
-        expected=f"{measurement.rule} {measurement.limit} {measurement.unit}",
-        actual=str(measurement.value),
-    )
+    return [
+        TestExecution(
+            name=measured.name,
+            status="pass" if measured.ok else "fail",
+            severity="error" if critical and measured.on_breach == "fail" else "warn",
+            expected=f"{measured.rule} {measured.limit} {measured.unit}",
+            actual=str(measured.value),
+        )
+        for measured in entry.measurements
+        if measured.rule is not None
+    ]

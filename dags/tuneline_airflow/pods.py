@@ -41,13 +41,8 @@ from tuneline_airflow.failures import (
 from tuneline_airflow.open_lineage import step_lineage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
-    from kubernetes.client import models as k8s
-
-    from tuneline.config import PodConfig
 
 _log = logging.getLogger(__name__)
 
@@ -55,13 +50,9 @@ _log = logging.getLogger(__name__)
 def note_image(
     pod: k8s.V1Pod | None, run_uri: Callable[[], str], step: str, container: str
 ) -> None:
-    """Store name and digest of the image of a pod beside its run, for lineage.
+    """Store name and digest of the image of a step's pod next to its run, for lineage.
 
-    The step's own work counts without it: what can't be stored is logged.
-
-    Args:
-        run_uri: function that returns the URI of the run; it is asked where there is an image.
-        step: the step that the pod carried out.
+    The step's work counts without it: what can't be stored is logged.
     """
     statuses = getattr(getattr(pod, "status", None), "container_statuses", None) or []
     found = next((s for s in statuses if s.name == container and s.image_id), None)
@@ -88,7 +79,7 @@ class WatchfulPodManager(PodManager):
         startup_timeout: int = 120,
         check_interval: int = 1,
     ) -> None:
-        """Wait for the pod to leave `Pending`; see `PodManager.await_pod_start`."""
+        """Wait for the pod to leave `Pending`, and explain meanwhile why it does not."""
         explaining = asyncio.create_task(self._explain(pod, check_interval))
         try:
             await super().await_pod_start(pod, schedule_timeout, startup_timeout, check_interval)
@@ -147,9 +138,7 @@ class StepPod(KubernetesPodOperator):
     """A `KubernetesPodOperator` for one step, sized by the `pods` section of its run.
 
     Args:
-        task_id: id of the step and of the task.
         command: command line in the image, without ``--run``.
-        gpus: True if the step uses the GPUs that the run asks for.
         engine: True if the step starts the engine, in whose image it then runs.
         judged: items whose verdicts decide, after the pod, whether the task succeeds.
     """
@@ -298,12 +287,7 @@ class StepPod(KubernetesPodOperator):
         return ending_reason(pod)
 
     def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
-        """Take image, namespace, deadline, resources, user and volumes from a configuration.
-
-        Args:
-            pods: section `pods` of the configuration.
-            deadline_hours: deadline of this step if it differs from that of the others, in hours.
-        """
+        """Take image, namespace, deadline, resources, user and volumes from a configuration."""
         gpu = self.uses_gpus and pods.gpus > 0
         self.image = pods.gpu_image if gpu else pods.image
         self.namespace = pods.namespace
@@ -311,8 +295,21 @@ class StepPod(KubernetesPodOperator):
         size = {"memory": pods.memory, "cpu": pods.cpu}
         gpus = {"nvidia.com/gpu": str(pods.gpus)} if gpu else {}
         self.container_resources = k8s.V1ResourceRequirements(requests=size, limits=size | gpus)
-        self.security_context = _pod_security(pods.user)
-        self.container_security_context = _container_security()
+        # What the Pod Security Standard `restricted` asks of pods and containers, and more.
+        self.security_context = k8s.V1PodSecurityContext(
+            run_as_non_root=True,
+            run_as_user=pods.user,
+            run_as_group=pods.user,
+            # Volumes belong to this group, so that the user can write them.
+            fs_group=pods.user,
+            fs_group_change_policy="OnRootMismatch",
+            seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
+        )
+        self.container_security_context = k8s.V1SecurityContext(
+            allow_privilege_escalation=False,
+            capabilities=k8s.V1Capabilities(drop=["ALL"]),
+            read_only_root_filesystem=True,
+        )
         self.volumes = [
             k8s.V1Volume(name=name, empty_dir=k8s.V1EmptyDirVolumeSource()) for name in _WRITABLE
         ]
@@ -342,13 +339,10 @@ def pod_name(
     map_index: int | None = None,
     longest: int = 63,
 ) -> str:
-    """Return a pod name that is unique to a run, a step, a map index and a try.
+    """Return a DNS label that is unique to a run, a step, a map index and a try.
 
     With a fixed name, a worker that lost its pod between creating and recording it can't
     create a second one. The try keeps a new pod apart from one that is still being deleted.
-
-    Returns:
-        DNS label of at most `longest` characters.
     """
     digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
     run_id = _label(run_uri.rsplit("/", 1)[-1])
@@ -368,28 +362,6 @@ def run_uri_of(context: Context) -> str:
 
 def _seconds(hours: float) -> int:
     return int(hours * 3600)
-
-
-def _pod_security(user: int) -> k8s.V1PodSecurityContext:
-    """Return what the Pod Security Standard `restricted` asks of a pod."""
-    return k8s.V1PodSecurityContext(
-        run_as_non_root=True,
-        run_as_user=user,
-        run_as_group=user,
-        # Volumes belong to this group, so that the user can write them.
-        fs_group=user,
-        fs_group_change_policy="OnRootMismatch",
-        seccomp_profile=k8s.V1SeccompProfile(type="RuntimeDefault"),
-    )
-
-
-def _container_security() -> k8s.V1SecurityContext:
-    """Return what the Pod Security Standard `restricted` asks of a container, and more."""
-    return k8s.V1SecurityContext(
-        allow_privilege_escalation=False,
-        capabilities=k8s.V1Capabilities(drop=["ALL"]),
-        read_only_root_filesystem=True,
-    )
 
 
 @cache

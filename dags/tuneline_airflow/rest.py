@@ -53,11 +53,7 @@ def connected_api() -> AirflowApi:
 def start_main(
     context: Any, main: str, run_id: str, reason: str, overrides: Mapping[str, Any], **more: Any
 ) -> None:
-    """Start a run of the main DAG, once.
-
-    Args:
-        context: context of the task that starts it.
-        more: what `run.json` keeps besides the DAG, run and task that started it.
+    """Start a run of the main DAG, once, and keep `more` of why it was started in `run.json`.
 
     Raises:
         UserError: if the main DAG is paused, so that the run would wait for ever.
@@ -78,9 +74,8 @@ def start_main(
 def started_by_dag(dag_run: Any, trigger: Any) -> bool:
     """Return True if a DAG has started a run by itself: both sides have to say so.
 
-    Args:
-        dag_run: the run. Its user has to be that of the connection, which DAGs start runs as.
-        trigger: what its conf says has started it; anybody can write that.
+    The user of the run has to be that of the connection, which DAGs start runs as. `trigger` is
+    what its conf says has started it; anybody can write that.
     """
     if not isinstance(trigger, dict):
         return False
@@ -97,11 +92,7 @@ def started_by_dag(dag_run: Any, trigger: Any) -> bool:
 
 
 def leave_note(context: Any, text: str, report: str | None = None) -> None:
-    """Say what the run at work did: in its note, and in the store for its tab.
-
-    Args:
-        report: URI of the report that they rest on.
-    """
+    """Say what the run did: in its note and, with the report that it rests on, in its tab."""
     from tuneline.governance.retraining.outcome import write_outcome
 
     print(text)

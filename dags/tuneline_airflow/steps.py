@@ -63,12 +63,7 @@ class Gate(BaseOperator):
 def tasks_of(
     step: Item | Helper, engine: str, trigger_rule: TriggerRule | None = None
 ) -> StepTasks:
-    """Make the tasks of a step in the current DAG and group.
-
-    Args:
-        engine: the engine that runs have unless they are given another one.
-        trigger_rule: trigger rule of its pod, None for Airflow's default.
-    """
+    """Make the tasks of a step in the current DAG and group; `engine` is the default of runs."""
     options: dict[str, Any] = {"trigger_rule": trigger_rule} if trigger_rule else {}
     if step.engine and engine == "llama_cpp":
         # It runs on a CPU, so that its steps need not wait for a GPU that others hold.

@@ -46,6 +46,14 @@ _LONGEST_NAME = 63 - len(JOB_NAME_PREFIX) - len("-999")
 # still be ending, and on one machine all pods share the ports.
 _PORTS = range(20000, 30000)
 
+# What the job takes over from the pod of the step.
+_COPIED = (
+    "kubernetes_conn_id namespace image cmds env_from volumes volume_mounts pod_template_file "
+    "container_resources security_context container_security_context termination_grace_period "
+    "active_deadline_seconds schedule_timeout_seconds startup_timeout_seconds "
+    "startup_check_interval_seconds"
+).split()
+
 # If several pods have failed, the first of these kinds decides whether another try is worth it: the
 # user's error, a killed pod, a pod that broke, a pod that lost another one.
 _BLAME = ("user_error", "killed", "error", "retryable")
@@ -90,7 +98,7 @@ class TrainingPods(StepPod):
 
 
 class TrainingJob(KubernetesJobOperator):
-    """The Indexed Job that takes the place of a step's pod, with one pod for each node."""
+    """The Indexed Job that takes the place of a step's pod, with a copy of it for each node."""
 
     def __init__(
         self,
@@ -102,36 +110,15 @@ class TrainingJob(KubernetesJobOperator):
         try_number: int,
         **kwargs: Any,
     ) -> None:
-        """Describe the job of a step whose size is set and whose templates are rendered.
-
-        Args:
-            step: pod that the job's pods are copies of.
-        """
         name = pod_name(run_uri, task_id, try_number, longest=_LONGEST_NAME)
         super().__init__(
             task_id=task_id,
             name=name,
-            kubernetes_conn_id=step.kubernetes_conn_id,
-            namespace=step.namespace,
-            image=step.image,
-            cmds=step.cmds,
             env_vars=[*step.env_vars, _rendezvous(name)],
-            env_from=step.env_from,
-            volumes=step.volumes,
-            volume_mounts=step.volume_mounts,
-            pod_template_file=step.pod_template_file,
-            container_resources=step.container_resources,
-            security_context=step.security_context,
-            container_security_context=step.container_security_context,
             labels={**PART, _TASK: pod_name(run_uri, task_id, 0)},
             subdomain=_service(),
             automount_service_account_token=False,
             random_name_suffix=False,
-            termination_grace_period=step.termination_grace_period,
-            active_deadline_seconds=step.active_deadline_seconds,
-            schedule_timeout_seconds=step.schedule_timeout_seconds,
-            startup_timeout_seconds=step.startup_timeout_seconds,
-            startup_check_interval_seconds=step.startup_check_interval_seconds,
             job_poll_interval=step.startup_check_interval_seconds,
             completion_mode="Indexed",
             completions=nodes,
@@ -140,6 +127,7 @@ class TrainingJob(KubernetesJobOperator):
             backoff_limit=0,
             do_xcom_push=False,
             deferrable=False,
+            **{name: getattr(step, name) for name in _COPIED},
             **kwargs,
         )
         self._step, self._nodes = step, nodes
@@ -290,17 +278,6 @@ def _rendezvous(name: str) -> k8s.V1EnvVar:
     return k8s.V1EnvVar(name="TUNELINE_RENDEZVOUS", value=f"{host}:{port}")
 
 
-# The scheduler reads these before a mapped task's operator exists, when the operator's own
-# defaults are not there yet.
-_SCHEDULED: dict[str, Any] = {
-    "pool": GPU_POOL,
-    "retries": 2,
-    "retry_delay": retry_delay(),
-    "retry_policy": StepRetryPolicy(),
-    "map_index_template": "r = {{ task.cmds[4] }}",
-}
-
-
 @task(retries=2, retry_policy=worker_retry_policy)
 @fail_plainly()
 def ask_sweep(run_uri: str) -> list[list[str]]:
@@ -312,15 +289,22 @@ def ask_sweep(run_uri: str) -> list[list[str]]:
     return [["tuneline", "run", "sweep", "--r", str(r)] for r in ranks]
 
 
-def try_ranks(commands: Any) -> Any:
-    """Make one pod for each command, in the GPU's pool, so that trials run one by one."""
-    return StepPod.partial(task_id="sweep", gpus=True, **_SCHEDULED).expand(command=commands)
-
-
 def sweep() -> tuple[Any, Any]:
-    """Make the task that lists the ranks to try and the pods that try them."""
+    """Make the task that lists the ranks to try, and a pod for each, one by one in the GPU's pool.
+
+    The scheduler reads some of a mapped task before its operator exists.
+    """
     asked = ask_sweep(RUN_URI)
-    return asked, try_ranks(asked)
+    trials = StepPod.partial(
+        task_id="sweep",
+        gpus=True,
+        pool=GPU_POOL,
+        retries=2,
+        retry_delay=retry_delay(),
+        retry_policy=StepRetryPolicy(),
+        map_index_template="r = {{ task.cmds[4] }}",
+    )
+    return asked, trials.expand(command=asked)
 
 
 class SyncPod(StepPod):

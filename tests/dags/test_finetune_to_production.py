@@ -20,7 +20,6 @@ from tests.lab.runs import Lab
 import finetune_to_production
 from tuneline.catalogue import ITEMS, STEPS, Group, Phase
 from tuneline.config import Model, ModelFile, build_config
-from tuneline.launch import form_fields
 
 ROOT = Path(__file__).parents[2]
 SWEEP = "tuneline run sweep --r".split()
@@ -263,12 +262,6 @@ def test_steps_that_measure_speed_have_the_machine_to_themselves(dag):
         beside = set(dag.task_ids) - related
         # An upload of a few megabytes that runs when training has ended, if at all.
         assert beside <= review | {"sync_tracking"}, f"{beside} may run beside {benchmark}"
-
-
-def test_the_form_is_the_one_of_the_library(dag):
-    assert list(dag.params) == list(form_fields())
-    for name, spec in form_fields().items():
-        assert dag.params.get_param(name).value == spec["default"]
 
 
 HEAVY = """

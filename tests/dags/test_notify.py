@@ -91,11 +91,8 @@ def test_a_place_that_fails_keeps_no_other_from_its_message(http, monkeypatch, c
     assert "s3cret" not in caplog.text
 
 
-def test_only_the_wanted_events_are_told(http):
+def test_only_the_wanted_events_are_told_and_only_where_there_is_a_place(http):
     Announce("drift", model(webhook="ops_hook", events=["failure"]), "x").notify({"ti": TI})
     assert http == []
-
-
-def test_without_a_place_no_task_has_a_notifier():
     assert announcers("failure", model()) == []
     assert len(announcers("failure", model(slack="slack_ml"))) == 1

@@ -141,28 +141,27 @@ LOST = failed_pod(0, "retryable: lost the connection to another one", 75)
 
 
 @pytest.mark.parametrize(
-    ("other", "reason"),
+    ("failed", "blamed", "reason"),
     [
-        (failed_pod(1, None, 137), "retryable: pod 1 of 2: it was killed"),
-        (failed_pod(1, "error: a bug", 1), "error: pod 1 of 2: a bug"),
-        (failed_pod(1, "user_error: no such base", 2), "user_error: pod 1 of 2: no such base"),
-        (failed_pod(1, None, 1), "error: pod 1 of 2: it ended with exit code 1"),
+        # The pod that lost another one is not blamed.
+        ([LOST, failed_pod(1, None, 137)], 1, "retryable: pod 1 of 2: it was killed"),
+        ([LOST, failed_pod(1, "error: a bug", 1)], 1, "error: pod 1 of 2: a bug"),
+        ([LOST, failed_pod(1, "user_error: no base", 2)], 1, "user_error: pod 1 of 2: no base"),
+        ([LOST, failed_pod(1, None, 1)], 1, "error: pod 1 of 2: it ended with exit code 1"),
+        # One that broke because another was killed does not end the run.
+        ([failed_pod(0, "error: odd", 1), failed_pod(1, None, 137)], 1, "retryable: pod 1"),
+        ([], None, "retryable: a training pod went away"),
     ],
 )
-def test_the_pod_that_lost_another_is_not_blamed(other: Any, reason: str) -> None:
+def test_the_pod_that_is_the_cause_of_the_others_is_blamed(
+    failed: list[Any], blamed: int | None, reason: str
+) -> None:
     step = training("true")
     job = TrainingJob(task_id="train", step=step, nodes=2, run_uri=URI, try_number=1)
-    job._pods = lambda name, namespace: [LOST, other]
-    assert reason in job._why_failed("BackoffLimitExceeded", "job", "ml", {})
-    assert step.remote_pod is other
-
-
-def test_a_pod_that_broke_because_another_was_killed_does_not_end_the_run() -> None:
-    job = TrainingJob(task_id="train", step=training("true"), nodes=2, run_uri=URI, try_number=1)
-    job._pods = lambda name, namespace: [failed_pod(0, "error: odd", 1), failed_pod(1, None, 137)]
-    assert "\nretryable: pod 1" in job._why_failed("BackoffLimitExceeded", "job", "ml", {})
-    job._pods = lambda name, namespace: []
-    assert "\nretryable: a training pod went away" in job._why_failed("x", "job", "ml", {})
+    job._pods = lambda name, namespace: failed
+    assert f"\n{reason}" in job._why_failed("BackoffLimitExceeded", "job", "ml", {})
+    if blamed is not None:
+        assert step.remote_pod is failed[blamed]
     assert "\nuser_error: training ran past" in job._why_failed("DeadlineExceeded", "job", "ml", {})
 
 

@@ -11,18 +11,7 @@ from tests.lab.http_server import Handler, serving
 
 
 class AirflowRecords:
-    """What the API knows, and what it was asked to do.
-
-    Attributes:
-        backfills: backfills, the oldest first.
-        runs: state of each run, by DAG and id.
-        notes: last note of each run, by DAG and id.
-        confs: conf of each run that was triggered, by DAG and id.
-        paused: paused DAGs.
-        pools: names of the pools.
-        failures: status codes of the next answers, as a broken API gives them.
-        xcoms: what tasks have pushed, by DAG, run, task and key.
-    """
+    """What the API knows, and what it was asked to do."""
 
     password = "s3cret"
 

@@ -22,16 +22,7 @@ def ml(*arguments: str) -> str:
 
 
 def planned_runs(folder: Path, *settings: dict[str, Any], micro_batch: int) -> list[str]:
-    """Make runs of a tiny base whose plan is done.
-
-    Args:
-        folder: where they and the base lie.
-        settings: of each run.
-        micro_batch: the plan's.
-
-    Returns:
-        Their URIs.
-    """
+    """Make runs of a tiny base whose plan is done."""
     given = [json.dumps(sections) for sections in settings]
     return ml("-m", "tests.lab.planned_runs", str(folder), str(micro_batch), *given).split()[
         -len(given) :

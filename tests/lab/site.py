@@ -16,14 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Site:
-    """Airflow's services on free ports, and its API as its users call it.
-
-    Args:
-        layout: folders and ports.
-        users: role by user; everyone's password is the name.
-        watcher: the user as whom a test looks at tasks.
-        environment: further variables of the services.
-    """
+    """Airflow's services on free ports, and its API as its users call it."""
 
     def __init__(
         self, layout: Layout, users: Mapping[str, str], watcher: str, **environment: str

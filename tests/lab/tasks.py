@@ -51,16 +51,7 @@ def context_of(
     store: Any = None,
     prepared: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the part of a task's context that the operators read.
-
-    Args:
-        task_id: the task's id.
-        run_id: the id of the DAG's run.
-        try_number: the number of the task's try.
-        max_tries: the number of its retries.
-        store: the task's state; None as in an Airflow before 3.3.
-        prepared: the values that `prepare_run` has pushed, by key.
-    """
+    """Return the part of a task's context that the operators read."""
     pushed: dict[str, Any] = {}
     left = dict(prepared or {})
     task_instance = SimpleNamespace(
@@ -80,10 +71,5 @@ def context_of(
 
 
 def prepared_run(run_uri: str, pods: Any) -> dict[str, Any]:
-    """Return the values that `prepare_run` pushes for a run.
-
-    Args:
-        run_uri: the URI of the run.
-        pods: the run's `PodConfig`.
-    """
+    """Return the values that `prepare_run` pushes for a run."""
     return {"pods": pods.model_dump(mode="json"), "deadlines": {}, "return_value": run_uri}

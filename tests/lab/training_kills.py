@@ -96,11 +96,7 @@ class Training:
         return wait_for(look, seconds, what, pause=0.2)
 
     def kill_pod(self, after_step: int, pause: float) -> int:
-        """`kill -9` of the pod's process, some time after a checkpoint newer than a step.
-
-        Returns:
-            Step of the newest checkpoint at that moment.
-        """
+        """`kill -9` of the pod's process, some time after a checkpoint newer than a step."""
         self.wait(lambda: self.step() > after_step, f"a checkpoint after step {after_step}")
         process = self.wait(self.pod_process, "the training process")
         time.sleep(pause)

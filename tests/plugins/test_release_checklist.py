@@ -49,6 +49,10 @@ def client(plugin):
     plugin.app.dependency_overrides.clear()
 
 
+def page_of(client, run=f"{MAIN}/test"):
+    return client.get(f"/page/{run}").text
+
+
 def test_every_route_asks_for_the_permission_to_read_the_run(plugin):
     routes = [r for r in plugin.app.routes if hasattr(r, "dependencies")]
     assert {r.path for r in routes} == {"/page/{dag_id}/{run_id}", "/api/{dag_id}/{run_id}"}
@@ -70,8 +74,9 @@ def test_it_registers_one_tab_on_the_dag_run(plugin):
 
 def test_the_page_shows_25_rows_and_what_refuses_the_release(lab, client):
     lab.leave("schema_validation", {"a.json": "{}"}, [measure("bad", 3, "rows", "==", 0)])
-    page = client.get("/page/finetune_to_production/test").text
+    page = page_of(client)
     assert page.count("<details>") == 25
+    assert "looser than the policy" not in page
     assert "Release refused by: schema_validation. Not run yet: " in page
     assert "bad is 3, must be == 0 rows" in page
     assert "stopped the run before it" in page
@@ -79,11 +84,11 @@ def test_the_page_shows_25_rows_and_what_refuses_the_release(lab, client):
 
 def test_a_run_that_is_running_says_how_far_it_is(lab, client):
     lab.run.note_progress("train", "step 3 of 9, <b>8 s left</b>")
-    page = client.get("/page/finetune_to_production/test").text
+    page = page_of(client)
     assert "<code>train</code> step 3 of 9, &lt;b&gt;8 s left" in page
     assert 'http-equiv="refresh"' in page
     lab.run.end_progress("train")
-    assert 'http-equiv="refresh"' not in client.get("/page/finetune_to_production/test").text
+    assert 'http-equiv="refresh"' not in page_of(client)
 
 
 def test_the_page_says_how_the_canary_of_the_run_stands(tmp_path, monkeypatch, client):
@@ -92,26 +97,28 @@ def test_the_page_says_how_the_canary_of_the_run_stands(tmp_path, monkeypatch, c
     monkeypatch.setenv("TUNELINE_STORE", run.store.uri)
     name = run.config.name
     release(run.store, name, "before")
-    assert "Canary:" not in client.get("/page/finetune_to_production/test").text
+    assert "Canary:" not in page_of(client)
     release(run.store, name, "test")
     CanaryLog(run.store).withdrawn(name, "test", 0.1, "more <b>errors</b>")
-    page = client.get("/page/finetune_to_production/test").text
+    page = page_of(client)
     assert "was withdrawn: more &lt;b&gt;errors&lt;/b&gt;; before serves now." in page
 
 
 def test_what_a_run_says_is_escaped(lab, client):
     lab.leave("determinism", {}, [measure("<script>alert(1)</script>", 1, "x", "==", 0)])
-    page = client.get("/page/finetune_to_production/test").text
+    page = page_of(client)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
 
 
-def test_a_run_that_is_not_there_is_said_in_words(lab, client):
+def test_what_is_not_there_is_said_in_words(lab, client, monkeypatch):
     page = client.get("/page/finetune_to_production/nobody<b>")
     assert page.status_code == 404
     assert "the store has no run of nobody&lt;b&gt; of finetune_to_production" in page.text
     assert "<b>" not in page.text
     assert client.get("/api/finetune_to_production/nobody").status_code == 404
+    monkeypatch.delenv("TUNELINE_STORE")
+    assert "TUNELINE_STORE is not set" in page_of(client, "d/r")
 
 
 HR, SUPPORT = f"{MAIN}__hr", f"{MAIN}__support"
@@ -156,11 +163,6 @@ def test_what_another_run_did_is_not_shown(lab, client):
         assert (page.status_code, "secret" in page.text) == (404, False)
 
 
-def test_a_missing_store_is_said_in_words(lab, client, monkeypatch):
-    monkeypatch.delenv("TUNELINE_STORE")
-    assert "TUNELINE_STORE is not set" in client.get("/page/d/r").text
-
-
 def test_json_is_the_checklist(lab, client):
     rows = client.get("/api/finetune_to_production/test").json()
     assert len(rows) == 25
@@ -189,11 +191,6 @@ def test_a_watch_shows_what_it_did_and_the_report_behind_it(lab, client):
     assert base64.b64encode(b"picture").decode() in page
 
 
-def test_a_night_shows_why_it_trained_nothing(lab, client):
-    write_outcome(lab.run.store, "nightly_retraining__faq", "night-1", "not trained: no new data")
-    assert "not trained: no new data" in client.get("/page/nightly_retraining__faq/night-1").text
-
-
 LOOSE = {"profile": "production", "evaluation": {"min_gain": -1, "min_identical_share": 0.5}}
 
 
@@ -201,13 +198,8 @@ def test_limits_looser_than_the_policy_stand_in_red_on_top(tmp_path, client, mon
     lab = Lab(tmp_path, LOOSE)
     belongs(lab.run)
     monkeypatch.setenv("TUNELINE_STORE", lab.run.store.uri)
-    page = client.get("/page/finetune_to_production/test").text
+    page = page_of(client)
     assert '<div class="looser">' in page
     assert '<td class="no">evaluation.min_gain is -1.0, the policy allows at least 0' in page
     assert '<td class="">evaluation.min_identical_share is 0.5' in page
     assert "no one has accepted it" in page
-
-
-def test_a_run_within_the_policy_has_no_such_box(lab, client):
-    page = client.get("/page/finetune_to_production/test").text
-    assert "looser than the policy" not in page

@@ -1,7 +1,6 @@
-"""Waivers, approvals and reviews over Airflow's API, as users with and without the right.
+"""What waits in a real Airflow: answers of users with and without the right, and a canary.
 
-The tasks are those of the main DAG, in a real Airflow; the test leaves the evidence that steps
-would have left.
+The tasks are those of the main DAG; the tests leave the evidence that steps would have left.
 """
 
 import hashlib
@@ -9,6 +8,8 @@ import json
 
 import pytest
 import yaml
+from tests.lab.browser import chromium
+from tests.lab.canaries import ASKED, release
 from tests.lab.reviews import leave_answers
 from tests.lab.runs import Lab
 from tests.lab.site import ROOT, Site
@@ -18,6 +19,7 @@ from tuneline.artifacts.governance import Manifest, ManifestFile, ManifestRef
 from tuneline.catalogue import ITEMS
 from tuneline.evidence import measure
 from tuneline.governance.release.approvals import refusal
+from tuneline.governance.release.canary import CanaryLog
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.people import ballots
 from tuneline.run import Run
@@ -61,8 +63,9 @@ DRAWN = PiiSheet.model_validate(
 )  # fmt: skip
 
 
-@pytest.fixture
-def site(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("site")
     turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
     data = tmp_path / "rows.jsonl"
     data.write_text(json.dumps({"messages": turns}) + "\n")
@@ -74,10 +77,19 @@ def site(tmp_path):
     layout = Layout(
         ROOT, tmp_path / "home", free_port(), free_port(), (tmp_path / "store").as_uri()
     )
-    made = Site(layout, USERS, "root", TUNELINE_MODELS=str(folder), REVIEW_RUN_URI="none")
+    # On a busy machine the API server takes its time.
+    patience = {"AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60", "TUNELINE_WAIT_SECONDS": "0.4"}
+    made = Site(layout, USERS, "root", TUNELINE_MODELS=str(folder), **patience)
     made.start()
-    yield made
-    made.stop()
+    try:
+        for dag in (DAG, "canary"):
+            made.until(
+                lambda d=dag: made.call("root", "GET", f"/dags/{d}").is_success, "the DAG", 400
+            )
+            assert made.call("root", "PATCH", f"/dags/{dag}", is_paused=False).is_success
+        yield made
+    finally:
+        made.stop()
 
 
 def waits(site, task, tries=1):
@@ -133,8 +145,6 @@ def leave_evidence(lab):
 
 
 def test_people_answer_for_what_they_may_and_nothing_else(site, tmp_path):
-    site.until(lambda: site.call("root", "GET", f"/dags/{DAG}").is_success, "the DAG")
-    assert site.call("root", "PATCH", f"/dags/{DAG}", is_paused=False).is_success
     overrides = yaml.safe_dump({"evaluation": {"min_gain": -1}, "waivers": [LIMIT]})
     conf = {"overrides": overrides, "reason": "stack test"}
     body = {"dag_run_id": "r1", "logical_date": None, "conf": conf}
@@ -198,9 +208,11 @@ def test_people_answer_for_what_they_may_and_nothing_else(site, tmp_path):
     fields = list(question(site, "review_pairs", 0)["params"])
     votes = {**dict.fromkeys(fields, "Tie"), "comment": None}
     assert answer(site, "alice", "review_pairs", "Send votes", votes, 0) == 403
-    assert answer(site, "bob", "review_pairs", "Send votes", votes, 0) == 200
+    vote_in_a_browser(site, "bob")
     succeeds(site, "review_pairs", 0)
-    assert [ballot.reviewer for ballot in ballots.ballots(run)] == ["bob"]
+    (ballot,) = ballots.ballots(run)
+    assert (ballot.reviewer, ballot.source, ballot.comment) == ("bob", "airflow", "B is too long")
+    assert [mark.choice for mark in ballot.marks] == ["A", "B", "tie", "both bad", "A"]
 
     # If no person had started the run, one approver would not be enough.
     meta = {**run.meta, "started_by": None}
@@ -222,3 +234,49 @@ def test_people_answer_for_what_they_may_and_nothing_else(site, tmp_path):
     page = site.request("vic", "GET", f"/release-checklist/page/{DAG}/r1").text
     assert '<div class="looser">' in page
     assert "accepted by bob: the base already answers everything" in page
+
+
+VOTES = ("A is better", "B is better", "Tie", "Both are bad", "A is better")
+
+
+def vote_in_a_browser(site, user):
+    """Log in, fill the form and send it."""
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1400, "height": 1800})
+        page.goto(f"{site.url}/dags/{DAG}/runs/r1/tasks/review_pairs/mapped/0/required_actions")
+        page.get_by_label("Username").fill(user)
+        page.get_by_label("Password").fill(user)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/required_actions*", timeout=60_000)
+        page.get_by_text("Pair 5").first.wait_for(timeout=60_000)
+        for number, label in enumerate(VOTES, 1):
+            page.locator(f"[id^='element_pair_{number}_']").first.click()
+            page.get_by_role("option", name=label).click()
+        page.locator("[name='element_comment'], #element_comment").first.fill("B is too long")
+        page.get_by_role("button", name="Send votes").click()
+        site.until(
+            lambda: site.tasks(DAG, "r1")["review_pairs", 0]["state"] != "awaiting_input", "votes"
+        )
+
+
+@pytest.mark.parametrize("ends", ["success", "failed"])
+def test_the_canary_leaves_its_slot_between_looks_until_it_is_decided(site, tmp_path, ends):
+    run = Lab(tmp_path, ASKED, ends, store=site.layout.store).run
+    store, name = run.store, run.config.name
+    release(store, name, f"before-{ends}")
+    release(store, name, ends, settings=ASKED)
+    body = {"dag_run_id": ends, "logical_date": None, "conf": {"run_uri": run.uri}}
+    assert site.call("root", "POST", "/dags/canary/dagRuns", **body).is_success
+    path = f"/dags/canary/dagRuns/{ends}/taskInstances/canary"
+
+    def task():
+        return site.call("root", "GET", path).json()
+
+    site.until(lambda: task()["state"] == "up_for_reschedule", "the first look", 400)
+    log = CanaryLog(store)
+    decide = log.promoted if ends == "success" else log.withdrawn
+    decide(name, ends, 0.1, "the reason, after 400 answers")
+    site.until(lambda: task()["state"] in ("success", "failed"), "the end", 400)
+    assert (task()["state"], task()["try_number"]) == (ends, 1)
+    told = site.call("root", "GET", f"{path}/xcomEntries/return_value").json().get("value", "")
+    assert ("the reason, after 400 answers" in told) is (ends == "success")

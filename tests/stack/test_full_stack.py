@@ -86,6 +86,7 @@ def test_every_item_leaves_valid_evidence_of_its_own_task(released):
         assert evidence.airflow["dag_id"] == "finetune_to_production"
         assert evidence.airflow["run_id"] == run.run_id
         assert evidence.airflow["task_id"] == item.id
+        assert run.store.exists(run.step_key(item.id, "gate.json")) == (item.phase == "data")
 
 
 def test_every_verdict_is_the_expected_one_for_the_expected_reason(released, task):
@@ -116,12 +117,6 @@ def test_every_verdict_is_the_expected_one_for_the_expected_reason(released, tas
     assert found == expected, {n: (r.verdict, r.summary, r.because) for n, r in rows.items()}
 
 
-def test_data_items_have_a_gate_of_their_own(released):
-    run, _, _ = released
-    for item in ITEMS:
-        assert run.store.exists(run.step_key(item.id, "gate.json")) == (item.phase == "data")
-
-
 def test_nobody_was_asked_and_the_rest_ran(released):
     _, _, tasks = released
     skipped = {name for name, task in tasks.items() if task["state"] == "skipped"}
@@ -137,19 +132,15 @@ def test_nobody_was_asked_and_the_rest_ran(released):
     assert {t["state"] for name, t in tasks.items() if name not in skipped} == {"success"}
 
 
-def test_the_release_points_at_this_run(released):
-    run, _, _ = released
+def test_the_release_points_at_this_run_and_the_time_of_every_step_is_known(released):
+    run, dag_run, _ = released
+    document = breakdown(dag_run.tasks(), run, setup=0, start=0)
+    assert {row["task"] for row in document["tasks"] if row["work_seconds"]} >= _ITEMS
     pointer = json.loads(run.store.get_bytes(f"models/{run.config.name}/production.json"))
     assert pointer["version"] == run.run_id
     manifest = json.loads(run.store.get_bytes(run.store.key_of(pointer["manifest"])))
     assert manifest["started_by"] == "admin"
     assert manifest["reason"] == "full-stack test"
-
-
-def test_the_time_of_every_step_is_known(released):
-    run, dag_run, _ = released
-    document = breakdown(dag_run.tasks(), run, setup=0, start=0)
-    assert {row["task"] for row in document["tasks"] if row["work_seconds"]} >= _ITEMS
 
 
 def test_up_serves_the_release_behind_the_gateway(released, running):
@@ -193,16 +184,18 @@ def test_a_planted_fault_is_a_red_gate_and_nothing_after_it_runs(client, sample,
     assert any(r.stops_release for r in rows.values() if r.severity == Severity.CRITICAL)
 
 
-def test_a_users_mistake_is_one_sentence_and_is_not_tried_again(client, sample):
-    run = trigger(client, "typo", sample, {"training": {"epochs": -1}})
+@pytest.mark.parametrize(
+    ("run_id", "settings", "fields", "said"),
+    [
+        ("typo", {"training": {"epochs": -1}}, {}, "training.epochs"),
+        ("unknown", {}, {"dataset": "x"}, "unknown field 'dataset'"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_is_not_tried_again(
+    client, sample, run_id, settings, fields, said
+):
+    run = trigger(client, run_id, sample, settings, **fields)
     state, tasks, failures = finish(run, 120)
     assert state == "failed"
     assert tasks["prepare_run"]["try_number"] == 1
-    assert "training.epochs" in failures["prepare_run"]
-
-
-def test_an_unknown_key_of_the_conf_is_refused(client, sample):
-    run = trigger(client, "unknown", sample, {}, dataset="x")
-    state, _, failures = finish(run, 120)
-    assert state == "failed"
-    assert "unknown field 'dataset'" in failures["prepare_run"]
+    assert said in failures["prepare_run"]

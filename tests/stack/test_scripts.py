@@ -1,4 +1,4 @@
-"""`scripts/setup.py` refuses early and heals what is half-built; `make demo` ends as its run."""
+"""`scripts/setup.py` refuses early and heals what is half-built; `make demo` ends as its demo."""
 
 import contextlib
 import importlib.util
@@ -37,12 +37,12 @@ def run(*arguments, **env):
     ("arguments", "env", "said"),
     [
         (["--data", "none.jsonl"], {}, "DATA: .*none.jsonl.* does not exist"),
-        (["--config", "/dev/null"], {}, "CONFIG: /dev/null is empty"),
+        (["--config", str(ROOT / "include/localpods/py.typed")], {}, "CONFIG: .*py.typed is empty"),
         *(
             (
                 ["--ports"],
                 {"TUNELINE_GATEWAY_PORT": port},
-                rf"setup: TUNELINE_GATEWAY_PORT must be a port number \(1 to 65535\), not '{port}'",
+                rf"TUNELINE_GATEWAY_PORT must be a port number \(1 to 65535\), not '{port}'$",
             )
             for port in ("eighty", "0", "99999")
         ),

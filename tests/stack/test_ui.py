@@ -4,10 +4,8 @@ No scheduler runs: the DAGs are stored as the DAG processor would, and the API g
 """
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tests.lab.browser import chromium
@@ -92,7 +90,7 @@ def browser():
 def page(site, browser, request):
     """A page in which a user is logged in; what failed in it is in `page.problems`."""
     made = browser.new_page(viewport={"width": 1500, "height": 1200})
-    made.user, made.problems = request.param, []
+    made.problems = []
     made.goto(f"{site.url}/auth/login/")
     made.get_by_label("Username").fill(request.param)
     made.get_by_label("Password").fill(request.param)
@@ -110,13 +108,6 @@ def page(site, browser, request):
     made.on("pageerror", lambda error: made.problems.append(str(error)))
     yield made
     made.close()
-
-
-def show(page, name):
-    """Keep a picture of what is shown where UI_SCREENSHOTS says."""
-    if folder := os.environ.get("UI_SCREENSHOTS"):
-        page.wait_for_timeout(1000)
-        page.screenshot(path=Path(folder) / f"{page.user}-{name}.png")
 
 
 def names_in(node):
@@ -153,7 +144,6 @@ def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
     page.get_by_test_id("expand-all-button").click()
     for step in STEPS:
         page.get_by_test_id(f"task-{step.id}").wait_for(state="attached")
-    show(page, "grid")
     squares = page.locator(f'a[href*="/dags/{MAIN}/runs/test/tasks/"]')
     assert squares.count() >= len(STEPS) + len(Group)
 
@@ -161,12 +151,10 @@ def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
     page.locator('.react-flow__node[data-id="promote"]').wait_for()
     shown = page.locator(".react-flow__node").evaluate_all("all => all.map(e => e.dataset.id)")
     assert {step.id for step in STEPS} | set(Group) <= set(shown)
-    show(page, "graph")
     page.get_by_test_id("collapse-all-button").click()
     page.locator('.react-flow__node[data-id="promote"]').wait_for(state="detached")
     shown = page.locator(".react-flow__node").evaluate_all("all => all.map(e => e.dataset.id)")
     assert shown == [group.value for group in Group]
-    show(page, "graph-of-groups")
 
     page.get_by_role("button", name="Show Grid").click()
     page.get_by_role("tab", name="Release checklist").or_(
@@ -175,7 +163,6 @@ def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
     tab = page.frame_locator("iframe")
     tab.get_by_text("broken_rows is 3").first.wait_for(state="attached")
     assert tab.locator("details").count() == len(ITEMS)
-    show(page, "checklist")
     assert page.problems == []
 
 
@@ -184,7 +171,6 @@ def test_the_form_is_shown(site, page):
     page.goto(f"{site.url}/dags/{MAIN}")
     page.get_by_test_id("trigger-dag-button").click()
     page.get_by_text("Dataset", exact=True).wait_for()
-    show(page, "form")
     sections = {field["section"] for field in form_fields().values() if "section" in field}
     for section in sections:
         page.get_by_role("button", name=section).click()
@@ -193,5 +179,4 @@ def test_the_form_is_shown(site, page):
     # Only DAGs say what started a run.
     assert page.locator("[id=element_data]").count() == 1
     assert page.locator("[id=element_trigger]").count() == 0
-    show(page, "form-open")
     assert page.problems == []

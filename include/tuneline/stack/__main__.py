@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.config.data import SAMPLE
@@ -70,14 +71,6 @@ def _await_model(stack: Stack, newest: ReleasePointer) -> None:
         say(f"the gateway serves {newest.name} {newest.version}: {stack.layout.gateway_url}")
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    return demo(find_layout(), arguments.data, arguments.config, say)
-
-
-def _review(arguments: argparse.Namespace) -> int:
-    return review(find_layout())
-
-
 def _down(arguments: argparse.Namespace) -> int:
     stack = Stack(find_layout(), say)
     with stack.changing():
@@ -94,7 +87,13 @@ def _status(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-_COMMANDS = {"up": _up, "down": _down, "demo": _demo, "review": _review, "status": _status}
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "up": _up,
+    "down": _down,
+    "demo": lambda given: demo(find_layout(), given.data, given.config, say),
+    "review": lambda given: review(find_layout()),
+    "status": _status,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -35,14 +35,10 @@ REVIEW_COMMAND = "make review"
 
 
 def demo(layout: Layout, data: str, config: str, say: Say) -> int:
-    """Run the pipeline on a dataset, or on the sample.
-
-    Returns:
-        0, or 1 when a critical item failed or the run broke.
+    """Run the pipeline on a dataset, or on the sample; return the exit code.
 
     Raises:
         UserError: if a file or a setting is wrong, a port is taken or a demo runs already.
-        TunelineError: if a service did not start.
     """
     layout.make_home()
     with held(layout.home / "demo.lock", "a demo"):
@@ -186,10 +182,7 @@ def _setup_seconds(layout: Layout) -> float:
 
 
 def review(layout: Layout) -> int:
-    """Open the review of the last run that has answers to compare.
-
-    Returns:
-        The exit code of `tuneline review vote`.
+    """Open the review of the last run that has answers to compare; return its exit code.
 
     Raises:
         UserError: if there is no such run, or no terminal.

@@ -27,8 +27,6 @@ class Layout:
 
     Attributes:
         home: folder of everything that the stack writes (`.tuneline`).
-        ui_port: port of the Airflow UI and API.
-        store: URI of the store.
         kubeconfig: kubeconfig of a cluster to use in place of local pods.
         log_sample_rate: share of the gateway's requests that is logged in the store.
     """

@@ -46,12 +46,7 @@ _CREDENTIALS = (
 
 
 class Stack:
-    """The services of one checkout.
-
-    Attributes:
-        table: the services that were started.
-        started: names of the services that this object started, in order.
-    """
+    """The services of one checkout; `started` are those that this object started, in order."""
 
     def __init__(self, layout: Layout, say: Say) -> None:
         self.layout = layout
@@ -67,9 +62,7 @@ class Stack:
             yield
 
     def up(self) -> None:
-        """Start the services that do not run yet: MLflow and pods, then Airflow.
-
-        MLflow is not waited for; it is ready long before a run trains.
+        """Start the services that do not run yet: MLflow, which is not waited for, pods, Airflow.
 
         Raises:
             UserError: if a port is taken, the disk is full or an environment is missing.
@@ -99,11 +92,7 @@ class Stack:
         self._say(f"Airflow is up after {time.monotonic() - began:.0f} s: {self.layout.ui_url}")
 
     def await_tracking(self) -> None:
-        """Wait until MLflow answers, if this stack has one.
-
-        Raises:
-            TunelineError: if it ended or took too long.
-        """
+        """Wait until MLflow answers, if this stack has one."""
         if tracking.wanted(self.layout):
             port = self.layout.tracking_port
             self.await_ready(tracking.TRACKING, lambda: _listens(port), _START_SECONDS)

@@ -102,11 +102,7 @@ class DagRun:
 
 
 def follow(run: DagRun, say: Say) -> str:
-    """Follow a run to its end.
-
-    Returns:
-        Its final state.
-    """
+    """Follow a run to its end and return its final state."""
     printed: set[tuple[str, int]] = set()
     last_line = time.monotonic()
     while True:

@@ -26,13 +26,7 @@ from tuneline.stack.layout import LOOPBACK
 
 @dataclass(frozen=True)
 class Service:
-    """A process to start.
-
-    Attributes:
-        name: name of the service and of its files.
-        notes: facts for other commands, such as its port.
-        stop_seconds: time that it may take to stop, in seconds.
-    """
+    """A process to start; its notes are facts for other commands, such as its port."""
 
     name: str
     argv: Sequence[str]
@@ -82,12 +76,9 @@ class ServiceTable:
         return dict(entry["notes"]) if entry else {}
 
     def stop(self, name: str) -> bool:
-        """Stop a service and all processes that it started.
+        """Stop a service and all processes that it started; return True if it ran.
 
         It sends SIGINT, on which Airflow's components end cleanly, then SIGTERM, then SIGKILL.
-
-        Returns:
-            True if it ran.
         """
         process, entry = self.find(name), self._entry(name)
         if process is not None and entry is not None:
@@ -124,10 +115,7 @@ def _ended(family: Sequence[DetachedProcess]) -> bool:
 
 @contextlib.contextmanager
 def held(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock for the length of a block.
-
-    Args:
-        what: the activity that the lock stands for, for the message ("a demo").
+    """Hold a lock for the length of a block; `what` is the activity, for the message.
 
     Raises:
         UserError: if another process holds it; the message names the process.
@@ -162,14 +150,7 @@ def is_free(port: int) -> bool:
 
 
 def require_free(port: int, what: str, setting: str) -> None:
-    """Raise an error if another program has the port.
-
-    Args:
-        what: service that wants to listen there, for the message.
-
-    Raises:
-        UserError: if it is taken; the message names the program where the system shows it.
-    """
+    """Raise a UserError if another program has the port, which it names where it can."""
     if not is_free(port):
         raise UserError(
             f"port {port} for {what} is taken by {_holder(port)}; stop it, or choose another "

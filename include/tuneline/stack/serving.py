@@ -28,12 +28,7 @@ _START_SECONDS = 60
 
 
 def serve(stack: Stack, say: Say) -> None:
-    """Start the gateway and the follower that keeps it at what is released, if they don't run.
-
-    Raises:
-        UserError: if the gateway's port is taken.
-        TunelineError: if one of them did not start.
-    """
+    """Start the gateway and the follower that keeps it at what is released, if they don't run."""
     if all(stack.table.find(name) for name in (FOLLOWER, GATEWAY)):
         return
     for name in (GATEWAY, FOLLOWER):
@@ -86,13 +81,7 @@ def await_served(stack: Stack, name: str, version: str) -> None:
 
 
 def check_port(stack: Stack) -> None:
-    """Raise an error if another program has the gateway's port.
-
-    It is called before a run starts, so that the run is not made in vain.
-
-    Raises:
-        UserError: if the port is taken; the message names the program where the system shows it.
-    """
+    """Raise a UserError if another program has the gateway's port, before a run is made in vain."""
     port = stack.layout.gateway_port
     ours = stack.table.find(GATEWAY) and stack.table.notes(GATEWAY).get("port") == port
     if not ours:
@@ -109,14 +98,7 @@ def api_key(layout: Layout) -> str:
 
 
 def ask(layout: Layout, body: dict[str, Any]) -> str:
-    """Send a chat request through the gateway.
-
-    Returns:
-        Text of the answer.
-
-    Raises:
-        TunelineError: if the gateway refused the request or did not answer.
-    """
+    """Send a chat request through the gateway and return the text of the answer."""
     url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/chat/completions"
     headers = {"Authorization": f"Bearer {api_key(layout)}"}
     try:
@@ -140,11 +122,7 @@ def curl_line(layout: Layout, body: dict[str, Any]) -> str:
 
 
 def gateway_settings(layout: Layout) -> dict[str, Any]:
-    """Return the gateway's configuration without what is released, which the follower adds.
-
-    Requests are logged in the store, without the personal data that has a pattern in the languages
-    of the released model's data.
-    """
+    """Return the gateway's configuration without what is released, which the follower adds."""
     folder, policy = _folder(layout), read_policy().content
     settings: dict[str, Any] = {
         "host": LOOPBACK,
@@ -165,10 +143,12 @@ def gateway_settings(layout: Layout) -> dict[str, Any]:
 
 def _engines(layout: Layout) -> list[str]:
     """Return the options that name the environments of engines, as far as they are built."""
-    own = {engine: layout.engine_bin(engine) for engine in ENGINE_IMAGES}
-    found = {e: place for e, place in own.items() if place != layout.ml_bin}
-    there = {e: place for e, place in found.items() if (place / "tuneline").exists()}
-    return [word for e, place in there.items() for word in ("--engine", f"{e}={place}")]
+    places = {engine: layout.engine_bin(engine) for engine in ENGINE_IMAGES}
+    options = []
+    for engine, place in places.items():
+        if place != layout.ml_bin and (place / "tuneline").exists():
+            options += ["--engine", f"{engine}={place}"]
+    return options
 
 
 def _status(layout: Layout) -> Status | None:

@@ -25,39 +25,34 @@ _SWEEP, _RANK = "sweep", re.compile(r"r = (\d+)")
 def breakdown(
     tasks: Sequence[dict[str, Any]], run: Run | None, *, setup: float, start: float
 ) -> dict[str, Any]:
-    """Split the time of each task that ran.
+    """Return the content of `timings.json`: the time of each task that ran, in seconds.
 
     Args:
         tasks: task instances as Airflow's API gives them.
         run: run whose evidence states the time of the work, None when there is none.
         setup: time to build the environments, in seconds.
         start: time to start Airflow, in seconds.
-
-    Returns:
-        Content of `timings.json`, all times in seconds.
     """
     # Tasks that were skipped or not reached have dates as well, but no process ran them.
     ran = [t for t in tasks if t["state"] in ("success", "failed") and t["start_date"]]
     rows = [_row(task, run) for task in ran]
     rows.sort(key=lambda row: str(row["start"]))
-    wall = 0.0
-    if rows:
-        ends = [_time(row["end"]) for row in rows]
-        wall = (max(ends) - _time(rows[0]["start"])).total_seconds()
+    ends = [_time(row["end"]) for row in rows]
+    wall = (max(ends) - _time(rows[0]["start"])).total_seconds() if rows else 0.0
     work = sum(row["work_seconds"] or 0.0 for row in rows)
-    pods = sum(row["pod_seconds"] or 0.0 for row in rows)
-    queued = sum(row["queued_seconds"] for row in rows)
-    worker = sum(row["run_seconds"] for row in rows if row["work_seconds"] is None)
+    seconds = {
+        "setup": setup,
+        "airflow_start": start,
+        "run": wall,
+        "work": work,
+        "pod": sum(row["pod_seconds"] or 0.0 for row in rows),
+        "queued": sum(row["queued_seconds"] for row in rows),
+        "worker_task": sum(row["run_seconds"] for row in rows if row["work_seconds"] is None),
+    }
     return {
         "schema": SCHEMA,
         "run": run.uri if run else None,
-        "setup_seconds": round(setup, 2),
-        "airflow_start_seconds": round(start, 2),
-        "run_seconds": round(wall, 2),
-        "work_seconds": round(work, 2),
-        "pod_seconds": round(pods, 2),
-        "queued_seconds": round(queued, 2),
-        "worker_task_seconds": round(worker, 2),
+        **{f"{name}_seconds": round(value, 2) for name, value in seconds.items()},
         "overhead_share": round(1 - min(work, wall) / wall, 4) if wall else None,
         "tasks": rows,
     }

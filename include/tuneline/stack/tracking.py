@@ -1,7 +1,4 @@
-"""The stack's MLflow: a server on loopback over one SQLite file, which pods never open.
-
-Its pages show training runs while they train. Artifacts stay in the store.
-"""
+"""The stack's MLflow: a server on loopback over one SQLite file, which pods never open."""
 
 from __future__ import annotations
 
