@@ -304,6 +304,7 @@ def test_a_model_has_limits_of_its_own(policy):
     ("change", "sentence"),
     [
         ({"limits": {"evaluation": {"min_gian": 0}}}, "did you mean evaluation.min_gain?"),
+        ({"models": {"m": {"evaluation": {"min_gian": 0}}}}, "did you mean evaluation.min_gain?"),
         ({"limits": {"evaluation": {"min_gain": "low"}}}, "must be a number or null, not 'low'"),
         ({"laptop": {"data": {"pii_leak_breach": "no"}}}, "must be warn or fail or null"),
         ({"version": 0}, "version"),

@@ -15,7 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from tuneline.catalogue import Severity, get_item
 from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS, DataConfig
@@ -66,26 +66,16 @@ class PolicyFile(Section):
     upstream_keys: dict[str, str] = Field({})
     """Environment variables that it may send as a key, by host."""
 
-    @field_validator("limits", "laptop")
+    @field_validator("limits", "laptop", "models")
     @classmethod
-    def _bounds_limits(cls, given: dict[str, Any]) -> dict[str, Any]:
-        _check(given)
+    def _bounds_limits(cls, given: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for limits in given.values() if info.field_name == "models" else [given]:
+            for path, value in leaves(limits, ""):
+                limit = find_limit(path)
+                if not limit.fits(value):
+                    wanted = " or ".join(map(str, limit.levels)) or "a number"
+                    raise ValueError(f"{path} must be {wanted} or null, not {value!r}")
         return given
-
-    @field_validator("models")
-    @classmethod
-    def _bounds_limits_of_models(cls, given: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        for limits in given.values():
-            _check(limits)
-        return given
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    for path, value in leaves(given, ""):
-        limit = find_limit(path)
-        if not limit.fits(value):
-            wanted = " or ".join(map(str, limit.levels)) or "a number"
-            raise ValueError(f"{path} must be {wanted} or null, not {value!r}")
 
 
 @dataclass(frozen=True)
