@@ -94,8 +94,7 @@ def send_requests(gateway: GatewayProcess, prompts: Sequence[Messages]) -> dict[
     reported = {}
     for key, count in REQUESTS.items():
         answers = [
-            gateway.ask(MODEL_ID, next(queue), max_tokens=MAX_TOKENS, key=key)
-            for _ in range(count)
+            gateway.ask(MODEL_ID, next(queue), max_tokens=MAX_TOKENS, key=key) for _ in range(count)
         ]
         usages = [answer.body.get("usage", {}) for answer in answers]
         reported[key] = Tokens(
