@@ -346,18 +346,10 @@ class ProbeTrial:
         return run_probe(self.probes["livenessProbe"])
 
     def _gateway_ready(self) -> bool:
-        return self._gateway_ok("/v1/health/ready")
+        return self.gateway.probe("ready") == 200
 
     def _gateway_live(self) -> bool:
-        return self._gateway_ok("/v1/health/live")
-
-    def _gateway_ok(self, path: str) -> bool:
-        import httpx
-
-        try:
-            return self.gateway.get(path, timeout=5.0).status_code == 200
-        except httpx.TransportError:
-            return False
+        return self.gateway.probe("live") == 200
 
     def _accepts(self) -> bool:
         try:

@@ -109,10 +109,14 @@ class GatewayProcess(ServerProcess):
     def _listens(self, line: str) -> bool:
         address = line.split(_LISTENING, 1)[1].split("/v1", 1)[0]
         self.base_url = f"http://{address}"
+        return self.probe("live") == 200
+
+    def probe(self, kind: str) -> int:
+        """Return the status of a probe, `live` or `ready`; 0 if nothing answers."""
         try:
-            return self.get("/v1/health/live").status_code == 200
+            return self.get(f"/v1/health/{kind}", 5.0).status_code
         except httpx.TransportError:
-            return False
+            return 0
 
     def get(self, path: str, timeout: float = 10.0) -> httpx.Response:
         """GET a path without a key, which probes and metrics do not need."""
