@@ -30,7 +30,7 @@ FAULTS = {
 
 def seen(by: str | None, *, complete: bool = True, error: bool = False, reason: str | None = None):
     body = {"error": {"code": "timeout"}} if error else {}
-    return GatewayAnswer(200 if complete else 502, body, 0.0, complete, by, reason)
+    return GatewayAnswer(200 if complete else 502, body, complete, by, reason)
 
 
 def test_requests_are_counted_by_how_they_ended():

@@ -122,7 +122,7 @@ class Starter:
         gateway = self._gateway(server, number)
 
         def is_ready() -> bool:
-            return gateway.get("/v1/health/ready").status_code == 200
+            return gateway.probe("ready") == 200
 
         def why_not() -> str:
             return str(gateway.get("/v1/health/ready").json()["message"])

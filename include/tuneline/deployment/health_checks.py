@@ -24,8 +24,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from tuneline.asking.models import ALIAS, candidate, server_of
 from tuneline.config import DeploymentConfig
 from tuneline.errors import TunelineError
@@ -314,12 +312,10 @@ class ProbeTrial:
         return run_probe(self.probes["livenessProbe"])
 
     def _gateway_ready(self) -> bool:
-        return self._gateway_live("ready")
+        return self.gateway.probe("ready") == 200
 
-    def _gateway_live(self, kind: str = "live") -> bool:
-        with suppress(httpx.TransportError):
-            return self.gateway.get(f"/v1/health/{kind}", timeout=5.0).status_code == 200
-        return False
+    def _gateway_live(self) -> bool:
+        return self.gateway.probe("live") == 200
 
     def _accepts(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=2.0):

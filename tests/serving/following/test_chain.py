@@ -31,8 +31,8 @@ def entry(name="a-1", **fields):
     return {"name": name, "base_url": "http://127.0.0.1:4711/v1", "model": "a", **fields}
 
 
-def document(models=(), languages=(), currencies=(), **settings) -> GatewayConfig:
-    written = gateway_document({**OWNERS, **settings}, models, languages, currencies)
+def document(entries=(), languages=(), currencies=(), **settings) -> GatewayConfig:
+    written = gateway_document({**OWNERS, **settings}, entries, languages, currencies)
     return GatewayConfig.model_validate(written)
 
 

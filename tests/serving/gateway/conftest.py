@@ -255,14 +255,7 @@ class Process(GatewayProcess):
     def start(self) -> None:
         super().start()
         self.client = httpx.Client(base_url=self.base_url, headers=self.headers, timeout=20)
-        wait_for(lambda: self.status("ready") == 200, 30)
-
-    def status(self, probe: str) -> int:
-        try:
-            # On a new connection, as a kubelet's probe.
-            return self.get(f"/v1/health/{probe}").status_code
-        except httpx.TransportError:
-            return 0
+        wait_for(lambda: self.probe("ready") == 200, 30)
 
     def ask(self, **fields: object) -> httpx.Response:
         return self.client.post(f"/v1/{CHAT}", json=ask(**fields))

@@ -298,7 +298,7 @@ def test_idle_connections_shut_nobody_out(small, launch):
     other = Raw(process, "127.0.0.2")
     assert b" 200 OK" in other.ask_live()
     silent = [Raw(process) for _ in range(260)]
-    assert process.status("live") == 200
+    assert process.probe("live") == 200
     # Who has one connection keeps it.
     assert b" 200 OK" in other.ask_live()
     small.mode = "ok"

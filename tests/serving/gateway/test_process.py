@@ -40,7 +40,7 @@ def test_sigterm_lets_requests_finish_while_the_probe_says_no(launch, small):
     client.start()
     wait_for(small.requests)
     process.signal(signal.SIGTERM)
-    wait_for(lambda: process.status("ready") == 503)
+    wait_for(lambda: process.probe("ready") == 503)
 
     def asked_anew() -> httpx.Response:
         url, body = f"{process.base_url}/v1/{CHAT}", ask(max_tokens=1)
@@ -50,7 +50,7 @@ def test_sigterm_lets_requests_finish_while_the_probe_says_no(launch, small):
     assert asked_anew().status_code == 200
     wait_for(lambda: asked_anew().status_code == 503, pause=0.1)
     assert asked_anew().json()["error"]["code"] == "shutting_down"
-    assert (process.status("ready"), process.status("live")) == (503, 200)
+    assert (process.probe("ready"), process.probe("live")) == (503, 200)
     client.join(30)
     assert result["text"].count("small-") == 100
     assert result["text"].endswith("data: [DONE]\n\n")

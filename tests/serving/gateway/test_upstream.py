@@ -27,11 +27,14 @@ KEPT = OK + b"content-length: %d\r\n\r\n" % len(ANSWER) + ANSWER
 class Script:
     """A server that answers every request with the next of its answers, and closes after the last.
 
-    `None` closes the connection unanswered; `later` comes after an answer.
+    `None` closes a connection unanswered, `ends` after it was sent; `later` comes after an answer.
     """
 
-    def __init__(self, *answers: bytes | None, later: bytes = b"", resets: bool = False) -> None:
+    def __init__(
+        self, *answers: bytes | None, later: bytes = b"", ends: object = 0, resets: bool = False
+    ) -> None:
         self.answers = list(answers)
+        self.ends = ends
         self.later = later
         self.resets = resets
         self.heads: list[bytes] = []
@@ -52,6 +55,8 @@ class Script:
                 self.drained = True
                 await asyncio.sleep(0.05 if self.later or self.resets else 0)
                 writer.write(self.later)
+                if answer is self.ends:
+                    break
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         if self.resets:
@@ -115,7 +120,7 @@ def test_an_answer_that_has_begun_is_not_asked_for_again(size, resets):
     part = b"HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{"[:size]
 
     async def main():
-        script = Script(KEPT, part, resets=resets)
+        script = Script(KEPT, part, KEPT, ends=part, resets=resets)
         async with asked(script) as upstream:
             await upstream.complete(BODY, 5)
             assert await fault_at(upstream) is AttemptStatus.CONNECTION_LOST
@@ -163,7 +168,7 @@ MOVED = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length:
 )
 def test_what_is_no_answer(answer, ask, outcomes):
     async def main():
-        script = Script(answer)
+        script = Script(answer, KEPT, ends=answer)
         async with asked(script) as upstream:
             assert await fault_at(upstream, ask) in outcomes
         assert len(script.heads) == 1

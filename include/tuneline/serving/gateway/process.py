@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,14 +31,12 @@ class GatewayAnswer:
         status: HTTP status; 0 if the connection broke.
         body: the JSON body, or the last event of a stream; {} if there was none.
         fallback_reason: why an earlier upstream was left, None if none was.
-        seconds: time from sending to the last byte.
         complete: whether the whole answer came.
         attempts: attempts at upstreams that the response names.
     """
 
     status: int
     body: Mapping[str, Any]
-    seconds: float = 0.0
     complete: bool = False
     served_by: str | None = None
     fallback_reason: str | None = None
@@ -112,10 +109,14 @@ class GatewayProcess(ServerProcess):
     def _listens(self, line: str) -> bool:
         address = line.split(_LISTENING, 1)[1].split("/v1", 1)[0]
         self.base_url = f"http://{address}"
+        return self.probe("live") == 200
+
+    def probe(self, kind: str) -> int:
+        """Return the status of a probe, `live` or `ready`; 0 if nothing answers."""
         try:
-            return self.get("/v1/health/live").status_code == 200
+            return self.get(f"/v1/health/{kind}", 5.0).status_code
         except httpx.TransportError:
-            return False
+            return 0
 
     def get(self, path: str, timeout: float = 10.0) -> httpx.Response:
         """GET a path without a key, which probes and metrics do not need."""
@@ -150,19 +151,16 @@ class GatewayProcess(ServerProcess):
             options: `max_tokens`, and if need be `key` (its name), `stream`, `timeout` (the longest
                 wait for a byte) and `extra` (more fields of the request).
         """
-        started = time.perf_counter()
         try:
             response = httpx.post(**self._request(model, messages, **options))
         except httpx.TransportError:
-            return GatewayAnswer(0, {}, time.perf_counter() - started)
-        seconds = time.perf_counter() - started
+            return GatewayAnswer(0, {})
         events = SseParser().feed(response.content)
         done = events[-1:] == [DONE]
         body = _document((events[:-1] if done else events or [response.content])[-1])
         return GatewayAnswer(
             response.status_code,
             body,
-            seconds,
             response.is_success and (done if events else "choices" in body),
             response.headers.get("x-tuneline-served-by"),
             response.headers.get("x-tuneline-fallback-reason"),
