@@ -245,7 +245,8 @@ def dora_lab(exported_lab, dora_adapter):
         lab = exported_lab(training={"dora": True}, deployment=deployment)
         lab.leave("train", files_below(exported or dora_adapter, "adapter"))
         lab.execute("export_candidate")
-        lab.leave("train", files_below(dora_adapter, "adapter"))
+        if exported is not None:
+            lab.leave("train", files_below(dora_adapter, "adapter"))
         return lab
 
     return make

@@ -220,21 +220,9 @@ def run(ctx: StepContext) -> Evidence:
         lost = slowdown(merged.speed.full, apart.speed.full)
     obstacle = why_not or reads_otherwise(apart)
     decision, reason = decide(settings.multi_tenant, obstacle, lost, settings.max_adapter_slowdown)
-    answers = zip(asked, merged.texts, apart.texts if apart else [None] * len(asked), strict=True)
-    document = {
-        "decision": decision,
-        "reason": reason,
-        "speeds": {
-            name: asdict(served.speed)
-            for name, served in (("merged", merged), ("apart", apart))
-            if served
-        },
-        "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
-        "transformers": list(checkpoints.greedy),
-        "rows_tokenised_otherwise": merged.tokenised,
-        "prompts_rendered_otherwise": merged.rendered,
-    }
-    DECISION.write(ctx, Decision.model_validate(document))
+    DECISION.write(
+        ctx, _document(decision, reason, merged, apart, asked=asked, checkpoints=checkpoints)
+    )
     wanted = "apart" if settings.multi_tenant else "merge"
     compared = len(dataset_rows(ctx))
     measurements = [
@@ -261,6 +249,29 @@ def run(ctx: StepContext) -> Evidence:
         f"{losses.sentence}; {len(merged.tokenised)} of {compared} rows have other token ids",
         measurements,
     )
+
+
+def _document(
+    decision: str,
+    reason: str,
+    merged: Served,
+    apart: Served | None,
+    *,
+    asked: Sequence[Row],
+    checkpoints: LogitParity,
+) -> Decision:
+    answers = zip(asked, merged.texts, apart.texts if apart else [None] * len(asked), strict=True)
+    forms = {"merged": merged, "apart": apart}
+    document = {
+        "decision": decision,
+        "reason": reason,
+        "speeds": {name: asdict(served.speed) for name, served in forms.items() if served},
+        "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
+        "transformers": list(checkpoints.greedy),
+        "rows_tokenised_otherwise": merged.tokenised,
+        "prompts_rendered_otherwise": merged.rendered,
+    }
+    return Decision.model_validate(document)
 
 
 def _speeds(merged: Served, apart: Served | None, room: Room | None) -> str:

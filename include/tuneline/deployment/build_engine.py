@@ -85,14 +85,12 @@ def run(ctx: StepContext) -> Record:
         memory = server.memory_bytes()
     load_seconds, served = server.load_seconds, ServedSizes.of(server.request)
     choice = CHOICE.read(ctx)
+    limits = {"max_batch_size": deployment.parallel, "max_total_tokens": deployment.context_tokens}
     stated = {
         "engine": engine.name,
         "version": engine.version(),
         **machine_identity(),
-        "limits": {
-            "max_batch_size": deployment.parallel,
-            "max_total_tokens": deployment.context_tokens,
-        },
+        "limits": limits,
         "served": served.as_stated(),
         "variant": choice.variant,
         "files": dict(model.files),

@@ -81,26 +81,18 @@ def forget(model: Path) -> None:
             os.close(descriptor)
 
 
+@dataclass(frozen=True)
 class Starter:
     """Starts fresh servers of one model; each start begins with another prompt.
 
     The warm-up carries the system turn, if there is one.
     """
 
-    def __init__(
-        self,
-        model: ServedModel,
-        deployment: DeploymentConfig,
-        *,
-        prompts: Sequence[Messages],
-        folder: Path,
-        system: str | None = None,
-    ) -> None:
-        self.model = model
-        self.deployment = deployment
-        self.prompts = prompts
-        self.folder = folder
-        self.system = system
+    model: ServedModel
+    deployment: DeploymentConfig
+    prompts: Sequence[Messages]
+    folder: Path
+    system: str | None = None
 
     def cold(self, number: int) -> Start:
         """Start a server and send its first request, prompt `number`, as soon as it listens."""

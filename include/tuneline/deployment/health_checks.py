@@ -29,7 +29,7 @@ from tuneline.config import DeploymentConfig
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.machine.child_environment import child_environment
-from tuneline.serving.client import ChatResult, Messages
+from tuneline.serving.client import Messages
 from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.serving.engines.probe import ProbeResult
@@ -148,18 +148,13 @@ def run_probe(probe: Mapping[str, Any]) -> tuple[bool, float]:
     # Its own environment is not on the PATH of a process that was started by its path.
     own = Path(sys.executable).with_name(program)
     command = [str(own) if own.exists() else program, *arguments]
+    limit, ok = probe["timeoutSeconds"], False
     started = time.monotonic()
-    try:
-        answer = subprocess.run(
-            command,
-            capture_output=True,
-            env=child_environment(),
-            timeout=probe["timeoutSeconds"],
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return False, time.monotonic() - started
-    return answer.returncode == 0, time.monotonic() - started
+    with suppress(subprocess.SubprocessError):
+        environment = child_environment()
+        subprocess.run(command, capture_output=True, env=environment, timeout=limit, check=True)
+        ok = True
+    return ok, time.monotonic() - started
 
 
 class ProbeTrial:
@@ -238,9 +233,9 @@ class ProbeTrial:
         """Check that an engine with all slots taken passes its liveness probe."""
         slots = self.deployment.parallel
         with ThreadPoolExecutor(slots) as pool:
-            running = [pool.submit(_long_answer, self.server) for _ in range(slots)]
+            running = [pool.submit(_answers_whole, self.server) for _ in range(slots)]
             self.expect("busy", "liveness probe", self._live()[0], True)
-            whole = all(_is_whole(request.result()) for request in running)
+            whole = all(request.result() for request in running)
         self.expect("busy", "all answers whole", whole, True)
 
     def hung(self) -> None:
@@ -296,11 +291,11 @@ class ProbeTrial:
         """Send SIGTERM to the engine: it finishes running answers, then it ends."""
         begun = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(_long_answer, self.server, begun.set)
+            running = pool.submit(_answers_whole, self.server, begun.set)
             # A busy machine takes a while until the engine has the request.
             wait_for(lambda: begun.is_set() or running.done(), WAIT_SECONDS)
             self.server.drain()
-            whole = _is_whole(running.result())
+            whole = running.result()
         self.expect("drain", "engine answer whole", whole, True)
         gone = wait_for(lambda: not self._accepts(), 30.0)
         self.within("drain", "engine gone after", gone, 30.0)
@@ -327,24 +322,13 @@ def _name(moment: str, what: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", f"{moment}_{what}".lower())
 
 
-def _long_answer(
-    server: EngineServer, on_begin: Callable[[], None] | None = None
-) -> ChatResult | TunelineError:
-    with server.client(timeout=WAIT_SECONDS) as client:
-        try:
-            return client.chat(
-                PROMPT,
-                max_tokens=LONG_ANSWER,
-                stream=True,
-                extra={"ignore_eos": True},
-                on_begin=on_begin,
-            )
-        except TunelineError as error:
-            return error
-
-
-def _is_whole(answer: ChatResult | TunelineError) -> bool:
-    return isinstance(answer, ChatResult) and answer.usage.completion_tokens == LONG_ANSWER
+def _answers_whole(server: EngineServer, on_begin: Callable[[], None] | None = None) -> bool:
+    """Return True if the server writes a long answer to its end."""
+    options: dict[str, Any] = {"max_tokens": LONG_ANSWER, "extra": {"ignore_eos": True}}
+    with suppress(TunelineError), server.client(timeout=WAIT_SECONDS) as client:
+        answer = client.chat(PROMPT, stream=True, on_begin=on_begin, **options)
+        return answer.usage.completion_tokens == LONG_ANSWER
+    return False
 
 
 # Least share of the weights in memory once a token was generated; not all may be needed.

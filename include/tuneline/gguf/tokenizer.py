@@ -52,7 +52,9 @@ def read_tokenizer(directory: Path, vocab_size: int, name: str = "model") -> dic
     refuse_foreign(read_json(directory / "tokenizer.json"), directory)
     tokenizer = load_tokenizer(directory)
     document = json.loads(tokenizer.backend_tokenizer.to_str())
-    pre = closest_name(document, refuse_foreign(document, directory))
+    pre = refuse_foreign(document, directory)
+    if pre == "gpt-4o" and _merges_make_all(document):
+        pre = _WITH_MARKS
     tokens, types = _tokens(document, vocab_size, directory)
     if _strips_as_phi3(document, tokens):
         name = _PHI3_NAMES[0]
@@ -249,11 +251,6 @@ def pre_tokenizer_name(document: Mapping[str, Any]) -> str | None:
     # llama.cpp does not normalise; its own converter drops Qwen2's NFC too.
     allowed = [["NFC"], []] if name == "qwen2" else [[]]
     return name if normalizers in allowed else None
-
-
-def closest_name(document: Mapping[str, Any], name: str) -> str:
-    """Return the name under which llama.cpp's rules are closest to those of a tokenizer.json."""
-    return _WITH_MARKS if name == "gpt-4o" and _merges_make_all(document) else name
 
 
 def _merges_make_all(document: Mapping[str, Any]) -> bool:

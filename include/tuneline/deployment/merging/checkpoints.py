@@ -245,8 +245,7 @@ def compare_checkpoints(
         ).eval()
 
     def ids_of(text: str) -> Any:
-        encoded = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-        return encoded["input_ids"]
+        return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
 
     divergences, tops, largest = [], [], 0.0
     with torch.inference_mode():

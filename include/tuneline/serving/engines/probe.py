@@ -150,18 +150,14 @@ def _one_token(url: str, timeout: float, adapter: int | str | None) -> None:
 
 def _counters(url: str, timeout: float) -> dict[str, float]:
     text = _get(url, "/metrics", timeout).decode()
-    return _last_step(json.loads(text)) if text.startswith("[") else read_metrics(text)
-
-
-def _last_step(steps: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the counters in trtllm-serve's list of the steps since the last reading."""
+    if not text.startswith("["):
+        return read_metrics(text)
+    # trtllm-serve lists the steps since the last reading.
+    steps = json.loads(text)
     if not steps:
         return {}
-    last = steps[-1]
-    return {
-        "trtllm:step": float(last["iter"]),
-        "trtllm:requests_active": float(last.get("numActiveRequests", 0)),
-    }
+    active = float(steps[-1].get("numActiveRequests", 0))
+    return {"trtllm:step": float(steps[-1]["iter"]), "trtllm:requests_active": active}
 
 
 def _json(url: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> Any:

@@ -112,24 +112,15 @@ def write_identity(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     return identity
 
 
-def read_identity(folder: Path) -> dict[str, Any]:
-    """Read the identity next to an engine, or raise UserError if there is none."""
-    path = folder / IDENTITY_FILE
+def refuse_unservable(request: ServeRequest) -> None:
+    """Refuse, with UserError, to start an engine elsewhere, or for more, than it was built for."""
+    path = request.model / IDENTITY_FILE
     if not path.is_file():
         raise UserError(
-            f"{folder} has no {IDENTITY_FILE}, so nothing says which GPU and which TensorRT-LLM "
-            "its engine was built for; build it again with build_engine"
+            f"{request.model} has no {IDENTITY_FILE}, so nothing says which GPU and which "
+            "TensorRT-LLM its engine was built for; build it again with build_engine"
         )
-    return read_json(path)
-
-
-def refuse_unservable(request: ServeRequest) -> None:
-    """Refuse to start an engine on another machine, or for more, than it was built for.
-
-    Raises:
-        UserError: with what it was built for, what this pod has, and what to do.
-    """
-    identity, sizes = read_identity(request.model), read_sizes(request.model)
+    identity, sizes = read_json(path), read_sizes(request.model)
     for reason in chain(
         _other_machine(identity),
         _other_bytes(request.model, identity.get("files") or {}),

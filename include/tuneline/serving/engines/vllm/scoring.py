@@ -69,29 +69,9 @@ def _evaluate(
     whole: bool = True,
 ) -> None:
     """Write the log-probabilities of a checkpoint, one array for each row."""
-    # One token is generated after each row, since vLLM does not evaluate a prompt alone.
-    context = max(len(row.ids) for row in rows) + 1
-    options = serve_options(replace(request, model=model, parallel=1, context_tokens=context))
     adapter = request.answering_adapter
-    llm = {
-        "model": str(model),
-        "dtype": options["--dtype"],
-        "max_model_len": context,
-        "max_num_seqs": 1,
-        # A row is evaluated in one piece.
-        "max_num_batched_tokens": max(context, 2048),
-        "enforce_eager": "--enforce-eager" in options,
-        "kv_cache_memory_bytes": options.get("--kv-cache-memory-bytes"),
-        "enable_prefix_caching": False,
-        "generation_config": "vllm",
-        "max_logprobs": -1,
-        "logprobs_mode": "raw_logprobs",
-        "disable_log_stats": True,
-    }
-    if adapter is not None:
-        llm |= {"enable_lora": True, "max_lora_rank": options["--max-lora-rank"]}
     asked = {
-        "llm": llm,
+        "llm": _llm_options(model, rows, request),
         "folder": str(folder),
         "adapter": adapter and str(adapter),
         "whole": whole,
@@ -118,6 +98,30 @@ def _evaluate(
             log.seek(0)
             text = log.read().decode(errors="replace")
             raise end_error("vLLM", model, child.returncode, cause(text) or last_line(text))
+
+
+def _llm_options(model: Path, rows: Sequence[ScoredRow], request: ServeRequest) -> dict[str, Any]:
+    # One token is generated after each row, since vLLM does not evaluate a prompt alone.
+    context = max(len(row.ids) for row in rows) + 1
+    options = serve_options(replace(request, model=model, parallel=1, context_tokens=context))
+    found = {
+        "model": str(model),
+        "dtype": options["--dtype"],
+        "max_model_len": context,
+        "max_num_seqs": 1,
+        # A row is evaluated in one piece.
+        "max_num_batched_tokens": max(context, 2048),
+        "enforce_eager": "--enforce-eager" in options,
+        "kv_cache_memory_bytes": options.get("--kv-cache-memory-bytes"),
+        "enable_prefix_caching": False,
+        "generation_config": "vllm",
+        "max_logprobs": -1,
+        "logprobs_mode": "raw_logprobs",
+        "disable_log_stats": True,
+    }
+    if request.answering_adapter is not None:
+        found |= {"enable_lora": True, "max_lora_rank": options["--max-lora-rank"]}
+    return found
 
 
 def _write(asked: Mapping[str, Any]) -> None:
