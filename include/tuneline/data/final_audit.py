@@ -82,27 +82,28 @@ _Turns = tuple[list[Message], list[str]]
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
     """Hash the turns, split, label and weight of rows; order, file names and lines do not count."""
-    digests = sorted(
-        hashlib.sha256(
-            json.dumps(
-                [row.messages, row.split, row.label, round(weight, 9)],
-                ensure_ascii=False,
-                sort_keys=True,
-            ).encode()
-        ).hexdigest()
+    entries = (
+        [row.messages, row.split, row.label, round(weight, 9)]
         for row, weight in zip(rows, weights, strict=True)
     )
+    texts = (json.dumps(entry, ensure_ascii=False, sort_keys=True) for entry in entries)
+    digests = sorted(hashlib.sha256(text.encode()).hexdigest() for text in texts)
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 @dataclass
 class Format:
-    """Rows that break a rule, whose tokens differ, or without an exact mask; tokens of each row."""
+    """Rows that break a rule, whose tokens differ, or without an exact mask; tokens of each row.
+
+    `with_pii` is the result of `rows_with_pii`, `again` that of `found_again`.
+    """
 
     invalid: int = 0
     mismatched: int = 0
     unmasked: int = 0
     lengths: list[int] = field(default_factory=list)
+    with_pii: int = 0
+    again: tuple[int, int] = (0, 0)
 
 
 def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
@@ -203,10 +204,7 @@ def _measurements(
     weights: Sequence[float],
     before: StoredRows,
     *,
-    facts: Sequence[Row],
     found: Format,
-    with_pii: int,
-    again: tuple[int, int],
     limit: int,
     config: DataConfig,
 ) -> list[Measurement]:
@@ -220,7 +218,7 @@ def _measurements(
     leaking = len({number for number, _, _ in pairs})
     # The dataset's own hold-out is taken as it is and does not count.
     named = {row.row_id: row.conversation for row in before.facts() if not row.own_holdout}
-    sources = [base_id(row.row_id) for row in facts]
+    sources = [base_id(row_id) for row_id in rows.column("row_id")]
     torn_in_two = torn(map(named.get, sources), splits)
     # The hold-out may repeat itself, and a weight is not a repetition.
     turns = (json.dumps(row.messages, sort_keys=True) for row in rows if row.split != HOLDOUT)
@@ -229,7 +227,7 @@ def _measurements(
     # A CSV's column of classes may stand in no turn.
     labels = sum(bool(finder(label)) for label in set(column_of(rows, "label")) if label)
     outside = sum(not 0 < weight <= config.max_upsampling for weight in weights)
-    least = share_of(*again).lower if again[1] else 0.0
+    least = share_of(*found.again).lower if found.again[1] else 0.0
 
     def none(name: str, count: int, unit: str = "rows") -> Measurement:
         return measure(name, count, unit, "==", 0)
@@ -245,10 +243,10 @@ def _measurements(
         none("deduplication.rows_torn_across_splits", torn(sources, splits)),
         none("deduplication.conversations_torn_across_splits", torn_in_two, "conversations"),
         measure("deduplication.repeated_rows", repeated, "rows", "==", 0, on_breach="warn"),
-        none("pii_scrubbing.rows_with_pattern_hits", with_pii),
+        none("pii_scrubbing.rows_with_pattern_hits", found.with_pii),
         none("pii_scrubbing.labels_with_pattern_hits", labels, "labels"),
-        measure("pii_scrubbing.rows_read_again", again[1], "rows"),
-        measure("pii_scrubbing.rows_with_model_hits", again[0], "rows"),
+        measure("pii_scrubbing.rows_read_again", found.again[1], "rows"),
+        measure("pii_scrubbing.rows_with_model_hits", found.again[0], "rows"),
         measure(
             "pii_scrubbing.rows_with_model_hits_at_least", least, "share", "<=", MAX_FOUND_AGAIN
         ),
@@ -277,7 +275,7 @@ def run(ctx: StepContext) -> Record:
         renderer = Renderer(load_tokenizer(base.path), config.target_format)
         found = measure_format(rows, renderer)
         version = dataset_version(rows, weights)
-        with_pii, again = counting.result(), reading.result()
+        found.with_pii, found.again = counting.result(), reading.result()
     template = chat_template(renderer.tokenizer, config.target_format)
     reasons = {
         item: pq.read_table(audit_of(item).fetch(ctx), columns=["reason"])["reason"].to_pylist()
@@ -309,17 +307,7 @@ def run(ctx: StepContext) -> Record:
         [
             measure("rows", len(rows), "rows", ">=", 1),
             measure("dataset_version", version, "sha256"),
-            *_measurements(
-                rows,
-                weights,
-                before,
-                facts=facts,
-                found=found,
-                with_pii=with_pii,
-                again=again,
-                limit=limit,
-                config=config,
-            ),
+            *_measurements(rows, weights, before, found=found, limit=limit, config=config),
             *asked_review(ctx),
         ],
     )

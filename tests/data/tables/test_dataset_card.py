@@ -67,12 +67,8 @@ def test_the_document_of_a_run(document):
     path = Path(lab.run.config.data.source)
     (only,) = found.sources
     assert only.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (only.form, only.records, only.records_kept, only.license) == (
-        "messages",
-        124,
-        120,
-        "MIT",
-    )
+    said = (only.form, only.records, only.records_kept, only.license)
+    assert said == ("messages", 124, 120, "MIT")
     gone = {step.item: step.reasons for step in found.removed}
     assert gone["schema_validation"] == {"broken_json": 1}
     assert sum(gone["deduplication"].values()) == 3

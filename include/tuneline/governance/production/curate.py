@@ -150,17 +150,10 @@ def curate(
         inputs = [logs, *base, *compare(requests, earlier, settings, scrubbed.sample)]
         strata = draw_sample(requests, settings)
         write_requests(out / curated_days.REQUESTS, facts, out / "scrubbed.parquet", requests)
-        evidence = _evidence(
-            model,
-            day,
-            requests,
-            scrubbed,
-            settings,
-            out=out,
-            facts=facts,
-            strata=strata,
-            inputs=inputs,
-        )
+        offered = sum(count.in_review for count in strata.values())
+        suite = day_suite(out / curated_days.REQUESTS, facts, day, offered)
+        evidence = _evidence(model, day, requests, scrubbed, settings, suite=suite, out=out)
+        evidence = evidence.model_copy(update={"strata": strata, "inputs": inputs})
         return curated_days.publish(store, model, day, evidence, out)
 
 
@@ -211,14 +204,12 @@ def _evidence(
     scrubbed: ScrubbedDay,
     settings: CurationSettings,
     *,
+    suite: Suite,
     out: Path,
-    facts: pa.Table,
-    strata: dict[str, curated_days.StratumCount],
-    inputs: list[FileRef],
 ) -> curated_days.CurationEvidence:
     """Check the table as it was written, and state what became of the day."""
-    table, offered = out / curated_days.REQUESTS, sum(count.in_review for count in strata.values())
-    verdict, failures, count = validate([day_suite(table, facts, day, offered)], out / "gx")
+    table = out / curated_days.REQUESTS
+    verdict, failures, count = validate([suite], out / "gx")
     if verdict == Verdict.FAIL:
         raise TunelineError(
             f"the curation of {model}, {day}, is not stored, since it does not add up: "
@@ -237,7 +228,7 @@ def _evidence(
         day=day.isoformat(),
         verdict=conclude(measurements),
         summary=f"{len(requests)} requests to {model} on {day}: {kept} rows kept, {gone} rejected"
-        f"{f' ({left})' if left else ''}; {offered} for review",
+        f"{f' ({left})' if left else ''}; {sum(r.in_review for r in requests)} for review",
         requests_in=len(requests),
         rows_kept=kept,
         rejected=dict(sorted(reasons.items())),
@@ -245,9 +236,7 @@ def _evidence(
             "gateway": dict(sorted(scrubbed.logged.items())),
             "curation": dict(sorted(scrubbed.found.items())),
         },
-        strata=strata,
         measurements=measurements,
-        inputs=inputs,
         files=[
             curated_days.StoredFile(
                 name=table.name,

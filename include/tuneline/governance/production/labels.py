@@ -13,7 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -38,7 +38,7 @@ from tuneline.run import now
 from tuneline.store import AlreadyThere, FileStore, NotThere, S3Store, Store, at_work_in
 
 PREFIX = "labels"
-REVIEWED = "request_id messages answer stand_ins stratum in_review inclusion_probability".split()
+_OF_A_ROW = "request_id messages answer stratum inclusion_probability".split()
 COLUMNS = "request_id prompt answer stratum decision answer_corrected".split()
 _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
 # Is in the place of a surrogate while an answer is scrubbed: a private character is no part of a
@@ -95,7 +95,6 @@ class GivenLabel:
     corrected: str | None  # not scrubbed; None unless the decision is `correct`
     by: str | None  # if the sheet names one
     at: str | None  # RFC 3339 in UTC, if the sheet states it
-    cells: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -140,24 +139,17 @@ def review_rows(
     for curated in open_days(store, model, [d for d in known if days is None or d in days]):
         data = data_settings(curated.evidence.settings)
         with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-            for batch in curated.requests(Path(scratch), REVIEWED):
+            for batch in curated.requests(Path(scratch), [*_OF_A_ROW, "stand_ins", "in_review"]):
                 for entry in batch.filter(batch["in_review"]).to_pylist():
-                    yield ReviewRow(
-                        entry["request_id"],
-                        curated.evidence.day,
-                        entry["messages"],
-                        entry["answer"],
-                        entry["stratum"],
-                        entry["inclusion_probability"],
-                        surrogates_of(entry),
-                        data,
-                    )
+                    yield _review_row(entry, curated.evidence.day, data)
 
 
-def surrogates_of(entry: Mapping[str, Any]) -> list[str]:
-    """Return the texts of the surrogates in a row's turns and answer."""
+def _review_row(entry: Mapping[str, Any], day: str, data: DataConfig) -> ReviewRow:
     texts = [*(turn["content"] for turn in entry["messages"]), entry["answer"]]
-    return sorted({texts[p["turn"]][p["start"] : p["end"]] for p in entry["stand_ins"] or ()})
+    places = entry["stand_ins"] or ()
+    surrogates = sorted({texts[p["turn"]][p["start"] : p["end"]] for p in places})
+    own = {name: entry[name] for name in _OF_A_ROW}
+    return ReviewRow(day=day, surrogates=surrogates, data=data, **own)
 
 
 def open_rows(rows: Iterable[ReviewRow], labels: Labels) -> list[ReviewRow]:
@@ -253,7 +245,7 @@ def _answers_key(model: str, name: str) -> str:
     return f"quarantine/answers/{folder_name(model)}/{safe}/answers.json"
 
 
-def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[GivenLabel]:
+def parse_labels(raw: bytes, name: str, known: Collection[str]) -> list[GivenLabel]:
     """Read the labels of a sheet; UserError names file and line of what is wrong."""
     labels: dict[str, GivenLabel] = {}
     advice = "fill the file that `tuneline logs review` wrote"
@@ -273,14 +265,14 @@ def parse_labels(raw: bytes, name: str, known: Collection[str] | None) -> list[G
     return list(labels.values())
 
 
-def _label(entry: Entry, known: Collection[str] | None) -> GivenLabel | None:
+def _label(entry: Entry, known: Collection[str]) -> GivenLabel | None:
     where, given = entry.where, entry.text("decision").lower()
     if not given:
         return None
     if given not in set(Decision):
         raise UserError(f"{where}: {given!r} is not a decision; write {_DECISIONS}")
     request_id = entry.text("request_id")
-    if known is not None and request_id not in known:
+    if request_id not in known:
         raise UserError(
             f"{where}: request {request_id!r} is not in review; `tuneline logs review` lists "
             "those that are"
@@ -294,7 +286,7 @@ def _label(entry: Entry, known: Collection[str] | None) -> GivenLabel | None:
             "`correct`, or empty it"
         )
     by, at = entry.text("by") or None, _time(entry.text("at"), where)
-    return GivenLabel(where, request_id, decision, corrected or None, by, at, entry.cells)
+    return GivenLabel(where, request_id, decision, corrected or None, by, at)
 
 
 def _time(text: str, where: str) -> str | None:
@@ -381,35 +373,26 @@ def _own(raw: bytes, name: str, where: str) -> list[Label]:
         raise UserError(
             f"{where} is not what its name says; restore it, or give your own file another name"
         )
-    labels = parse_labels(raw, where, None)
-    columns = {entry.name for entry in fields(Label)}
-    for label in labels:
-        if label.cells.keys() != columns:
-            raise UserError(f"{label.where}: not as it was written; give the file another name")
-    return [Label(**{**label.cells, "decision": label.decision}) for label in labels]
+    try:
+        entries = [json.loads(line) for line in raw.splitlines()]
+        return [Label(**{**e, "decision": Decision(e["decision"])}) for e in entries]
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{where}: not as it was written; give the file another name") from None
 
 
 def _made(given: Sequence[GivenLabel], rows: Mapping[str, ReviewRow], file: str) -> list[Label]:
     """Add the texts to labels and scrub the corrected answers; `file` stands for a labeller."""
     corrected = _scrubbed([(label, rows[label.request_id]) for label in given if label.corrected])
-    made = []
-    for label in given:
-        row = rows[label.request_id]
-        made.append(
-            Label(
-                label.request_id,
-                row.day,
-                label.decision,
-                corrected.get(label.request_id),
-                label.by or file,
-                label.at or "",
-                row.messages,
-                row.answer,
-                row.stratum,
-                row.inclusion_probability,
-            )
+    return [
+        Label(
+            decision=label.decision,
+            answer_corrected=corrected.get(label.request_id),
+            by=label.by or file,
+            at=label.at or "",
+            **{name: getattr(rows[label.request_id], name) for name in ("day", *_OF_A_ROW)},
         )
-    return made
+        for label in given
+    ]
 
 
 def _scrubbed(corrections: Sequence[tuple[GivenLabel, ReviewRow]]) -> dict[str, str]:
