@@ -14,11 +14,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from tuneline.asking.models import (
     Candidate,
@@ -47,17 +47,17 @@ def request_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class KeptAnswers(Mapping[str, Any]):
+class KeptAnswers(dict[str, Any]):
     """Answers, or losses, in a file (made with the first one) by the keys of their requests."""
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
         self._file: int | None = None
-        self._answers: dict[str, Any] = {}
         if path.is_file():
             # The clock of its last use, for `in_cache`.
             path.touch()
-            self._answers.update(filter(None, map(_answer, path.read_bytes().split(b"\n"))))
+            self.update(filter(None, map(_answer, path.read_bytes().split(b"\n"))))
 
     @classmethod
     def in_cache(cls, name: str) -> KeptAnswers:
@@ -66,23 +66,13 @@ class KeptAnswers(Mapping[str, Any]):
         _forget_unused(folder)
         return cls(folder / f"{name}.jsonl")
 
-    def __getitem__(self, key: str) -> Any:
-        """Return the answer to a request."""
-        return self._answers[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._answers)
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def add(self, key: str, answer: str | float) -> None:
         """Append an answer."""
         if self._file is None:
             self._file = self._open()
         line = json.dumps([key, answer], ensure_ascii=True).encode() + b"\n"
         os.write(self._file, line)
-        self._answers[key] = answer
+        self[key] = answer
 
     def _open(self) -> int:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,20 +111,6 @@ def _forget_unused(folder: Path) -> None:
 
 
 _ENDPOINT = re.compile(r"(?P<url>https?://[^#]+?)/?(?:/v1/?)?(?:#(?P<model>.+))?$")
-
-
-class Subject(Protocol):
-    """A model that can be asked."""
-
-    @property
-    def parallel(self) -> int:
-        """Requests that are sent at once."""
-
-    def identity(self) -> list[Any]:
-        """Return all that decides its answers beside the requests, as JSON."""
-
-    def client(self) -> AbstractContextManager[EngineClient]:
-        """Make it ready, and return a client of it; leaving the context ends what was started."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +157,10 @@ class Endpoint:
     def client(self) -> EngineClient:
         """Return a client; nothing is started."""
         return EngineClient(self.url, model=self.model, api_key=self.api_key)
+
+
+# A model that can be asked.
+Subject = LocalModel | Endpoint
 
 
 def endpoint_of(address: str, api_key_env: str | None, parallel: int) -> Endpoint:

@@ -30,13 +30,13 @@ class Repeats:
     """All answers to the prompt of a row; the first one alone is the reference."""
 
     row_id: str
-    alone: tuple[str, ...]
-    batched: tuple[str, ...]
-    restarted: tuple[str, ...] = ()
+    alone: Sequence[str]
+    batched: Sequence[str]
+    restarted: Sequence[str] = ()
 
-    def compared(self, mode: str) -> tuple[str, ...]:
+    def compared(self, mode: str) -> Sequence[str]:
         """Return the answers of a mode, without the reference."""
-        answers: tuple[str, ...] = getattr(self, mode)
+        answers: Sequence[str] = getattr(self, mode)
         return answers[1:] if mode == ALONE else answers
 
 
@@ -46,20 +46,18 @@ class RepeatedAnswers:
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = list(rows)
         self.cut: set[str] = set()
-        self._texts: dict[str, dict[str, list[str]]] = {row.row_id: {} for row in rows}
+        self._texts = {row.row_id: {mode: list[str]() for mode in MODES} for row in rows}
 
     def add(self, row: Row, mode: str, result: ChatResult) -> None:
         """Take an answer to one of the rows."""
-        self._texts[row.row_id].setdefault(mode, []).append(result.text)
+        self._texts[row.row_id][mode].append(result.text)
         if result.finish_reason == "length":
             self.cut.add(result.text)
 
     def repeats(self) -> list[Repeats]:
         """Return the answers to each row that has one, in the order of the rows."""
         return [
-            Repeats(row_id, *(tuple(texts.get(mode, ())) for mode in MODES))
-            for row_id, texts in self._texts.items()
-            if texts
+            Repeats(name, **texts) for name, texts in self._texts.items() if any(texts.values())
         ]
 
 

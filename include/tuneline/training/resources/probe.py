@@ -462,7 +462,15 @@ class _Probe:
         model = self._setup.model()
         startup = time.monotonic() - began
         loaded = peak_memory(torch, device)
-        self._pack(model)
+        packing = choose_packing(
+            model,
+            self._rows,
+            setting=self._setup.config.packing,
+            device=device,
+            precision=self._setup.precision,
+            pad_id=pad_token(self._tokenizer),
+        )
+        self._setup, self._report.packing = replace(self._setup, packing=packing), packing
         rung, peaks = self._climb(model, sizes, runtime)
         times = self._time(model, rung.rows, startup)
         times["measured"] = max(loaded, rung.memory, times["measured"])
@@ -470,19 +478,6 @@ class _Probe:
         longest = max(len(row.ids) for row in self._rows)
         known = {"tokens": peaks[-1].tokens, "longest_row": longest, "peaks": peaks}
         self._report.tried = [*too_large, MeasuredBatch(**dict(taken), **known, **times)]
-
-    def _pack(self, model: Any) -> None:
-        """Decide how the model gets its rows."""
-        setup = self._setup
-        packing = choose_packing(
-            model,
-            self._rows,
-            setting=setup.config.packing,
-            device=setup.device,
-            precision=setup.precision,
-            pad_id=pad_token(self._tokenizer),
-        )
-        self._setup, self._report.packing = replace(setup, packing=packing), packing
 
     def _climb(self, model: Any, sizes: list[int], runtime: int) -> tuple[Rung, list[Peak]]:
         """Find the micro-batch, and note it with those that are too large."""
