@@ -80,19 +80,21 @@ def build(model: Model) -> DAG:
         retrain = start_retraining(model.name, dag_id(MAIN, model))
         chosen >> compare >> decided >> backfill >> asked >> labels >> keep >> retrain
         asked >> retrain
-    dag.params = ParamsDict(
-        {
-            "until": Param(
-                None,
-                type=["string", "null"],
-                format="date",
-                title="Until",
-                description="Last day that is compared (UTC); empty: the day just curated, or "
-                "yesterday.",
-            )
-        }
-    )
+    dag.params = ParamsDict(_form())
     return dag
+
+
+def _form() -> dict[str, Param]:
+    return {
+        "until": Param(
+            None,
+            type=["string", "null"],
+            format="date",
+            title="Until",
+            description="Last day that is compared (UTC); empty: the day just curated, or "
+            "yesterday.",
+        )
+    }
 
 
 @task.short_circuit(retries=3, retry_policy=worker_retry_policy)

@@ -57,34 +57,35 @@ def build(model: Model) -> DAG:
             options=["day", "sample", "config"],
         )
         chosen >> curate >> check_day(model.name, asset)
-    dag.params = ParamsDict(
-        {
-            "day": Param(
-                None,
-                type=["string", "null"],
-                format="date",
-                title="Day",
-                description="Day (UTC); empty: that of a scheduled or backfilled run, else "
-                "yesterday.",
-            ),
-            "sample": Param(
-                None,
-                type=["number", "null"],
-                exclusiveMinimum=0,
-                maximum=1,
-                title="Review sample",
-                description="Share of the rows that is proposed for review, 1 for all; empty: as "
-                "the model's file says.",
-            ),
-            "asked_by": Param(
-                None,
-                type=["string", "null"],
-                title="Asked by",
-                description="Filled in by drift_watch: its run.",
-            ),
-        }
-    )
+    dag.params = ParamsDict(_form())
     return dag
+
+
+def _form() -> dict[str, Param]:
+    return {
+        "day": Param(
+            None,
+            type=["string", "null"],
+            format="date",
+            title="Day",
+            description="Day (UTC); empty: that of a scheduled or backfilled run, else yesterday.",
+        ),
+        "sample": Param(
+            None,
+            type=["number", "null"],
+            exclusiveMinimum=0,
+            maximum=1,
+            title="Review sample",
+            description="Share of the rows that is proposed for review, 1 for all; empty: as "
+            "the model's file says.",
+        ),
+        "asked_by": Param(
+            None,
+            type=["string", "null"],
+            title="Asked by",
+            description="Filled in by drift_watch: its run.",
+        ),
+    }
 
 
 @task(retries=2, retry_policy=worker_retry_policy)

@@ -67,13 +67,9 @@ def _check_rights(api: Any, namespace: str) -> None:
     missing = []
     for verb, resource in _RIGHTS:
         kind, _, part = resource.partition("/")
-        asked = {"namespace": namespace, "verb": verb, "resource": kind}
-        attributes = k8s.V1ResourceAttributes(**asked, subresource=part or None)
+        asked = {"namespace": namespace, "verb": verb, "resource": kind, "subresource": part}
         review = k8s.AuthorizationV1Api(api).create_self_subject_access_review(
-            k8s.V1SelfSubjectAccessReview(
-                spec=k8s.V1SelfSubjectAccessReviewSpec(resource_attributes=attributes)
-            ),
-            _request_timeout=_TIMEOUT_SECONDS,
+            {"spec": {"resourceAttributes": asked}}, _request_timeout=_TIMEOUT_SECONDS
         )
         if not review.status.allowed:
             missing.append(f"{verb} {resource}")
