@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Self
+
+from pydantic import BaseModel, ValidationError, model_validator
 
 from localpods.objects import GPU_ANNOTATION, LOOPBACK, NODE_NAME, Json, uid_of
 from localpods.state import SetupError, StateDir, read_json
@@ -24,12 +24,11 @@ class ImageMissing(Exception):
     """An image has no usable environment here; the message says what to do."""
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(BaseModel, extra="forbid", frozen=True):
     """The environment that replaces an image on this machine."""
 
     path_prepend: tuple[str, ...] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: dict[str, str] = {}
     cwd: str | None = None
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
@@ -38,6 +37,20 @@ class Image:
     def folders(self) -> list[str]:
         """The folders that must exist."""
         return [*self.path_prepend, *([self.cwd] if self.cwd else [])]
+
+    @model_validator(mode="after")
+    def _is_absolute(self) -> Self:
+        for folder in self.folders:
+            if not Path(folder).is_absolute():
+                raise ValueError(f"{folder} must be absolute")
+        return self
+
+
+class _Content(BaseModel):
+    """The content of the map's file: variables of all images, and images by name."""
+
+    env: dict[str, str] = {}
+    images: dict[str, Image]
 
 
 class ImageMap:
@@ -75,38 +88,18 @@ class ImageMap:
     def _read(self) -> None:
         try:
             self._stamp = self.path.stat().st_mtime_ns
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = _Content.model_validate_json(self.path.read_bytes())
         except OSError as error:
             why = f"cannot read the image map {self.path}: {error.strerror}"
             raise SetupError(why) from None
-        except ValueError as error:
-            raise SetupError(f"the image map {self.path} is not JSON: {error}") from None
-        if not isinstance(content, dict) or not isinstance(content.get("images"), dict):
-            raise SetupError(f'the image map {self.path} must be an object with "images"')
-        env, images = content.get("env", {}), content["images"].items()
-        self._images = {_with_tag(name): self._image(name, entry, env) for name, entry in images}
-
-    def _image(self, name: str, entry: Any, defaults: Any) -> Image:
-        keys = set(Image.__dataclass_fields__)
-        if not isinstance(entry, dict) or not entry.keys() <= keys:
-            self._refuse(name, f"must be an object with no keys but {', '.join(sorted(keys))}")
-        lists = {key: entry.get(key, []) for key in ("path_prepend", "entrypoint", "cmd")}
-        for key, value in lists.items():
-            if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-                self._refuse(name, f"{key} must be a list of strings")
-        for env in (defaults, entry.get("env", {})):
-            if not isinstance(env, dict) or not all(isinstance(s, str) for s in env.values()):
-                self._refuse(name, "env must map names to strings")
-        tuples = {key: tuple(value) for key, value in lists.items()}
-        env = {**defaults, **entry.get("env", {})}
-        image = Image(env=env, cwd=entry.get("cwd"), **tuples)
-        for folder in image.folders:
-            if not Path(folder).is_absolute():
-                self._refuse(name, f"{folder} must be absolute")
-        return image
-
-    def _refuse(self, image: str, why: str) -> NoReturn:
-        raise SetupError(f'the image map {self.path}: "{image}": {why}')
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"])) or "content"
+            raise SetupError(f"the image map {self.path}: {place}: {fault['msg']}") from None
+        self._images = {
+            _with_tag(name): image.model_copy(update={"env": {**content.env, **image.env}})
+            for name, image in content.images.items()
+        }
 
 
 def _with_tag(name: str) -> str:

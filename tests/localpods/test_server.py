@@ -148,11 +148,12 @@ def test_second_server_and_a_taken_port_are_refused(own_server: Server, tmp_path
     ("content", "why"),
     [
         (None, "No such file"),
-        ("{", "not JSON"),
-        ("[]", 'must be an object with "images"'),
-        ('{"images": {"a": {"path": []}}}', '"a": must be an object with no keys but'),
-        ('{"images": {"a": {"path_prepend": ["bin"]}}}', "bin must be absolute"),
-        ('{"images": {"a": {"env": {"X": 1}}}}', "must map names to strings"),
+        ("{", "content: Invalid JSON"),
+        ("[]", "content: Input should be an object"),
+        ("{}", "images: Field required"),
+        ('{"images": {"a": {"path": []}}}', "images.a.path: Extra inputs are not permitted"),
+        ('{"images": {"a": {"path_prepend": ["bin"]}}}', "images.a: Value error, bin must be abs"),
+        ('{"images": {"a": {"env": {"X": 1}}}}', "images.a.env.X: Input should be a valid string"),
     ],
 )
 def test_wrong_image_map_is_refused(
