@@ -212,10 +212,10 @@ class TrainingLab(Lab):
             ours, theirs = ([e[name] for e in r.history if name in e] for r in (self, other))
             assert len(ours) > 2
             assert ours == pytest.approx(theirs, abs=tolerance), name
-        ours, theirs = self.adapter, other.adapter
-        assert ours.keys() == theirs.keys()
-        for name, weight in theirs.items():
-            assert weight.allclose(ours[name], atol=tolerance), name
+        weights, expected = self.adapter, other.adapter
+        assert weights.keys() == expected.keys()
+        for name, weight in expected.items():
+            assert weight.allclose(weights[name], atol=tolerance), name
 
     @property
     def validation_losses(self) -> list[float]:
