@@ -13,6 +13,7 @@ from tuneline.data.pii.find.entities import Settings, uncovered_languages
 from tuneline.data.pii.measure.plants import KINDS
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.replace.surrogates import Surrogates
+from tuneline.data.tables.rows import TableWriter
 from tuneline.errors import UserError
 
 ITEM = "pii_scrubbing"
@@ -157,6 +158,16 @@ def test_surrogates_that_let_values_through_turn_the_verdict(data_lab, monkeypat
     assert value(entry, "rows_with_values_left") > 0.5
     assert {reject["reason"].partition(":")[0] for reject in lab.rejected(ITEM)} == {"residual_pii"}
     lab.agree(ITEM, "fail")
+
+
+def test_a_row_that_is_neither_kept_nor_rejected_fails(data_lab, monkeypatch):
+    class Losing(TableWriter):
+        def write(self, entries, **more):
+            super().write(list(entries)[1:], **more)
+
+    monkeypatch.setattr("tuneline.data.pii_scrubbing.TableWriter", Losing)
+    entry = data_lab(clean_rows(40)).upto(ITEM)
+    assert (entry.verdict, value(entry, "rows_lost")) == ("fail", 1)
 
 
 def test_settings_that_make_no_sense_are_the_users_error():

@@ -62,19 +62,18 @@ def reason_to_reject(result: Scrubbed) -> str | None:
     return None
 
 
-def _row_measurements(results: Sequence[Scrubbed]) -> list[Measurement]:
-    """Return the numbers of rows and hits."""
+def _row_measurements(results: Sequence[Scrubbed], kept: int, gone: int) -> list[Measurement]:
+    """Return the numbers of rows, as they were written, and of hits."""
     hits = _hits(results)
     staying = [result for result in results if reason_to_reject(result) is None]
-    rejected = len(results) - len(staying)
     changed = sum(bool(result.hits) for result in results)
     left = sum(result.left > 0 for result in results) / max(changed, 1)
     return [
         measure("rows_in", len(results), "rows"),
-        measure("rows_kept", len(staying), "rows", ">=", 1),
-        measure("rows_lost", len(results) - len(staying) - rejected, "rows", "==", 0),
+        measure("rows_kept", kept, "rows", ">=", 1),
+        measure("rows_lost", len(results) - kept - gone, "rows", "==", 0),
         measure("rows_changed", changed, "rows"),
-        measure("rows_rejected", rejected, "rows"),
+        measure("rows_rejected", gone, "rows"),
         measure("rows_refused", sum(bool(r.refused) for r in results), "rows"),
         *(measure(f"found_{entity}", hits[entity], "hits") for entity in sorted(hits)),
         measure("residual_pattern_hits", sum(r.residual for r in staying), "hits", "==", 0),
@@ -228,7 +227,7 @@ def run(ctx: StepContext) -> Evidence:
     review, leak_rates, hits = _review(ctx), leaks.leak_measurements(config, trial), _hits(results)
     spots = leaks.blind_spots(config, trial, scrubber.custom_entities)
     measurements = [
-        *_row_measurements(results),
+        *_row_measurements(results, table.rows, left),
         *_coverage_measurements(config, results, scrubber.ignored_labels),
         measure("canary_seed", seed, "text"),
         *leaks.form_measurements(trial),

@@ -80,13 +80,8 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str],
             count += 1
             if not check.success:
                 severity = str(getattr(check.expectation_config.severity, "value", "critical"))
-                # Exceptions are one entry, or one for each metric, as on a missing column.
-                info = check.exception_info or {}
-                entries = [info, *(entry for entry in info.values() if isinstance(entry, dict))]
-                raised = any(entry.get("raised_exception") for entry in entries)
-                warns = severity == "warning" and not raised
-                found = Verdict.WARN if warns else Verdict.FAIL
-                verdict = worse(verdict, found)
+                warns = severity == "warning" and not _raised(check)
+                verdict = worse(verdict, Verdict.WARN if warns else Verdict.FAIL)
                 failures.append(_describe(suite.name, check))
         if len(result.results) != len(suite.rules):
             verdict = Verdict.FAIL
@@ -115,6 +110,14 @@ def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
     )
     outcome = checkpoint.run(batch_parameters={"dataframe": suite.frame})
     return next(iter(outcome.run_results.values()))
+
+
+def _raised(check: Any) -> bool:
+    """Return True if an expectation could not be computed, as on a missing column."""
+    info = check.exception_info or {}
+    # Either one entry, or one for every metric that raised.
+    entries = [info, *(entry for entry in info.values() if isinstance(entry, dict))]
+    return any(entry.get("raised_exception") for entry in entries)
 
 
 def _describe(suite: str, check: Any) -> str:

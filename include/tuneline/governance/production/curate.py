@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -62,31 +62,9 @@ _ROUNDING = 1e-9
 
 def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
     """Return what is expected of a day's table, of which `offered` rows were drawn."""
-    frame = pq.read_table(path, columns=_COLUMNS).to_pandas()
-    answers = pq.read_table(path, columns=["answer"])["answer"]
     ids = set(facts["request_id"].to_pylist())
     weight = sum(map(weight_of, facts["sample_rate"].to_pylist()))
-    first = pd.Timestamp(day, tz="UTC")
-    times = pd.to_datetime(frame["time"], utc=True)
-    kept, reviewed = frame["reason"].isna(), frame["in_review"].astype(bool)
-    # A merged request is counted by the row that stays in its place.
-    counted = ~frame["reason"].isin(sorted(MERGED))
-    replaced = frame["reason"].isin(sorted(REPLACED))
-    chance = frame["inclusion_probability"].fillna(0) > 0
-    # A column for each rule that joins several.
-    frame = frame.drop(columns=["time"]).assign(
-        of_the_log=frame["request_id"].isin(ids),
-        of_the_day=(times >= first) & (times < first + timedelta(days=1)),
-        counted=frame["seen"].where(counted, 0),
-        counted_weight=frame["weight"].where(counted, 0.0),
-        replaced_by_nothing=(replaced & frame["of"].isna()).astype(int),
-        kept_without_text=(kept & pc.is_null(answers).to_pandas()).astype(int),
-        offered=reviewed.astype(int),
-        offered_and_gone=(reviewed & ~kept).astype(int),
-        # Null for rows that are not offered, which expectations pass over.
-        offered_like=frame["resembles"].where(reviewed),
-        offered_without_chance=(reviewed & ~chance).astype(int),
-    )
+    nothing = "replaced_by_nothing kept_without_text offered_and_gone offered_without_chance"
     rules = [
         Rule("ExpectTableRowCountToEqual", {"value": len(ids)}),
         Rule("ExpectColumnValuesToNotBeNull", {"column": "request_id"}),
@@ -100,15 +78,37 @@ def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
         *(between(name, 1, None) for name in ("seen", "weight")),
         *(between(name, 0, 1) for name in ("similarity", "novelty", "inclusion_probability")),
         total("offered", offered, offered),
-        *(
-            total(name, 0, 0)
-            for name in ("replaced_by_nothing", "kept_without_text", "offered_and_gone")
-        ),
-        total("offered_without_chance", 0, 0),
+        *(total(name, 0, 0) for name in nothing.split()),
         # A reviewed row may be trained on, so none may be like a held-out one.
         Rule("ExpectColumnValuesToNotBeInSet", {"column": "offered_like", "value_set": [HOLDOUT]}),
     ]
-    return Suite("requests", frame, rules)
+    return Suite("requests", _day_frame(path, ids, day), rules)
+
+
+def _day_frame(path: Path, ids: Collection[str], day: date) -> pd.DataFrame:
+    """Read a day's table, with a column for each rule that joins several."""
+    frame = pq.read_table(path, columns=_COLUMNS).to_pandas()
+    answers = pq.read_table(path, columns=["answer"])["answer"]
+    first = pd.Timestamp(day, tz="UTC")
+    times = pd.to_datetime(frame["time"], utc=True)
+    kept, reviewed = frame["reason"].isna(), frame["in_review"].astype(bool)
+    # A merged request is counted by the row that stays in its place.
+    counted = ~frame["reason"].isin(sorted(MERGED))
+    replaced = frame["reason"].isin(sorted(REPLACED))
+    chance = frame["inclusion_probability"].fillna(0) > 0
+    return frame.drop(columns=["time"]).assign(
+        of_the_log=frame["request_id"].isin(ids),
+        of_the_day=(times >= first) & (times < first + timedelta(days=1)),
+        counted=frame["seen"].where(counted, 0),
+        counted_weight=frame["weight"].where(counted, 0.0),
+        replaced_by_nothing=(replaced & frame["of"].isna()).astype(int),
+        kept_without_text=(kept & pc.is_null(answers).to_pandas()).astype(int),
+        offered=reviewed.astype(int),
+        offered_and_gone=(reviewed & ~kept).astype(int),
+        # Null for rows that are not offered, which expectations pass over.
+        offered_like=frame["resembles"].where(reviewed),
+        offered_without_chance=(reviewed & ~chance).astype(int),
+    )
 
 
 def curate(
