@@ -156,8 +156,11 @@ def _counters(url: str, timeout: float) -> dict[str, float]:
     steps = json.loads(text)
     if not steps:
         return {}
-    active = float(steps[-1].get("numActiveRequests", 0))
-    return {"trtllm:step": float(steps[-1]["iter"]), "trtllm:requests_active": active}
+    last = steps[-1]
+    return {
+        "trtllm:step": float(last["iter"]),
+        "trtllm:requests_active": float(last.get("numActiveRequests", 0)),
+    }
 
 
 def _json(url: str, path: str, timeout: float, body: Mapping[str, Any] | None = None) -> Any:
