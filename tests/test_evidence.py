@@ -15,6 +15,7 @@ from tuneline.evidence import (
     Verdict,
     conclude,
     dump,
+    holds,
     json_schema,
     load_evidence,
     measure,
@@ -68,6 +69,12 @@ def test_a_tolerance_tighter_than_the_noise_is_refused():
     with pytest.raises(UserError, match="tighter than the measured noise"):
         measure("drop", 0.01, "share", "<=", 0.02, noise=0.05, tolerance=0.02)
     assert measure("drop", 0.01, "share", "<=", 0.1, noise=0.05, tolerance=0.1).ok
+
+
+@pytest.mark.parametrize(("value", "limit"), [(1, True), (1, "2"), (1, None), (1, [2]), ("1", 2)])
+def test_what_has_no_order_is_not_compared(value, limit):
+    with pytest.raises(UserError, match="needs a number"):
+        holds(value, "<=", limit)
 
 
 @pytest.mark.parametrize("verdict", ["pass", "warn", "fail"])
