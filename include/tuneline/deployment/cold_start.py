@@ -121,7 +121,8 @@ class Starter:
 
         # The gateway runs first, so that readiness is watched from before the load.
         with gateway:
-            seen_unready = not is_ready()
+            # No answer says nothing.
+            seen_unready = gateway.probe("ready") == 503
             self._launch(server)
             try:
                 waited = _await(server, is_ready, why_not)

@@ -1,7 +1,8 @@
 """engine_optimization: prove that the shipping engine can serve this model and was built.
 
 Each of vLLM, SGLang, TGI, TensorRT-LLM and llama.cpp is asked whether it can serve the merged
-checkpoint: its own registry answers where it is installed, else a table that names its source.
+checkpoint: vLLM's own registry and the exporter of llama.cpp answer where they are installed, else
+a table that names its source.
 The throughput of the shipped bytes is measured on the engine that ships, with all slots taken and
 one request at a time. An engine that was not built or that answers nothing fails the item: what
 another engine would do with the model counts for nothing.

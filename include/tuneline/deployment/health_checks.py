@@ -285,7 +285,7 @@ class ProbeTrial:
             self.gateway.signal(signal.SIGTERM)
             waited = wait_for(lambda: not self._gateway_ready(), 5.0)
             self.within("drain", "gateway unready after", waited, 1.0)
-            self.expect("drain", "gateway answer whole", answer.result().ok, True)
+            self.expect("drain", "gateway answer whole", answer.result().complete, True)
 
     def drain_engine(self) -> None:
         """Send SIGTERM to the engine: it finishes running answers, then it ends."""

@@ -220,6 +220,8 @@ DIED = (
         ),
         (DIED.format(9), TunelineError, "ended by SIGKILL; lower deployment.parallel"),
         (DIED.format(11), TunelineError, r"ended by SIGSEGV \(exit code 1\)"),
+        # Real-time signals have no name.
+        (DIED.format(40), TunelineError, r"ended by signal 40 \(exit code 1\)"),
         (DIED.partition("\n")[2], TunelineError, r"ended without a word.*\(exit code 1\)"),
         ("error: vllm is not installed in this image\n", UserError, "image; choose the image"),
         (WORKER + "KeyError: 'model.layers.0'\n", TunelineError, r"layers\.0' \(exit code 1\)"),

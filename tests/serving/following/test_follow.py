@@ -208,6 +208,8 @@ def test_a_release_that_does_not_start_is_left_and_reported(site, behaviour, opt
     assert why in site.row().reason
     assert site.answered_by() == "a-1"
     assert f"a@2 is not served: {why}" in site.log()
+    # One that hangs is stopped after the line is written, and may be tried again.
+    wait_for(lambda: "2" not in site.pids())
     wait_for(lambda: ready_body(site)["behind"] == {"a": "2"})
     shown = command(site, "--status")
     assert shown.returncode == 1

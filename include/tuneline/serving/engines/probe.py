@@ -63,7 +63,7 @@ def probe(
     """Ask the question of one of a pod's probes; `startup` asks what `ready` asks.
 
     Args:
-        kind: one of `KINDS`.
+        kind: `live`, `ready` or `startup`.
         url: address of the engine, without `/v1`.
         timeout: time for the whole probe, in seconds.
         model: model id that must be listed; None accepts any.

@@ -157,7 +157,7 @@ class GatewayProcess(ServerProcess):
             return GatewayAnswer(0, {})
         events = SseParser().feed(response.content)
         done = events[-1:] == [DONE]
-        body = _document((events[:-1] if done else events or [response.content])[-1])
+        body = _document(((events[:-1] if done else events) or [response.content])[-1])
         return GatewayAnswer(
             response.status_code,
             body,

@@ -154,7 +154,8 @@ def cause(log: str) -> str | None:
         return stated["message"].strip()
     # Its readers may be quicker with their exceptions than the engine is with this line.
     if killed := _KILLED.search(log):
-        return f"a worker was ended by {signal.Signals(int(killed['signal'])).name}"
+        names, number = {one.value: one.name for one in signal.Signals}, int(killed["signal"])
+        return f"a worker was ended by {names.get(number, f'signal {number}')}"
     raised = _RAISED.search(log)
     if raised is None:
         return None
