@@ -143,6 +143,8 @@ def run(options: Options) -> Report:
         gpu = gpu_job(job, model, LLAMA_8B["vocab_size"], GPU_ROW)
         results += gpu_results(contest, {**gpu, "device": "cuda"}, options.runs or RUNS)
         about["gpu_rows"] = f"{GPU_BATCH} × {GPU_ROW} tokens"
+        settings = gpu_trl(GPU_ROW)
+        about["gpu_trl"] = ", ".join(f"{name} {value}" for name, value in settings.items())
     ratios = ratios_of(results, RATIOS | GPU_RATIOS)
     return Report({**about, "seed": SEED}, results, ratios, missing)
 
@@ -302,23 +304,27 @@ def gpu_job(job: Mapping[str, Any], base: Path, vocabulary: int, row: int) -> di
     }
 
 
-def gpu_results(contest: Contest, job: Mapping[str, Any], runs: int) -> list[Result]:
-    """Measure both systems with both methods, in turn, TRL at its best with what is installed.
+def gpu_trl(row: int) -> dict[str, Any]:
+    """Return TRL's settings at its best with what is installed.
 
     Packing needs FlashAttention to keep rows apart without a mask over the whole block; on rows
     that fill it there is nothing to pack, so without FlashAttention it is left off: faster.
     """
     flash = find_spec("flash_attn") is not None
-    trl = {
+    return {
         "sampling": SAME_ORDER,
         "liger": find_spec("liger_kernel") is not None,
         "packing": flash,
-        "max_length": job["row"],
+        "max_length": row,
         "attention": "flash_attention_2" if flash else "sdpa",
     }
+
+
+def gpu_results(contest: Contest, job: Mapping[str, Any], runs: int) -> list[Result]:
+    """Measure both systems with both methods, in turn."""
     systems = [
         System(f"{who}, {method}", f"{MODULE}:{who.lower()}", {"qlora": quantised, **settings})
         for method, quantised in METHODS.items()
-        for who, settings in ((OURS, {}), (TRL, trl))
+        for who, settings in ((OURS, {}), (TRL, gpu_trl(job["row"])))
     ]
     return _scores(contest.measure(systems, job, runs), "gpu_{}")

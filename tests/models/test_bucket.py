@@ -67,3 +67,5 @@ def test_what_is_not_there_and_no_credentials(s3, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    with pytest.raises(UserError, match="set AWS_ACCESS_KEY_ID"):
+        resolve("s3://models/team/tiny", tmp_path)

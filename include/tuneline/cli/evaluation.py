@@ -51,7 +51,7 @@ def add_evaluating(commands: Commands) -> None:
     add_json_argument(listed)
     listed.set_defaults(command=_holdout_list)
     record = actions.add_parser(
-        "record", help="record that its rows were used outside of the steps"
+        "record", help="record that hold-out rows were used outside of the steps"
     )
     add_run_argument(record)
     record.add_argument(

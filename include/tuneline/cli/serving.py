@@ -46,7 +46,7 @@ def add_serving(commands: Commands) -> None:
     add = engine.add_argument
     text = "model (the one released last); repeat it for several whose adapters share one base"
     add("--name", action="append", default=[], help=text)
-    text = "serve this version in place of the released one; @SHA256 behind it is its manifest's"
+    text = "serve this version in place of the released one; with @SHA256, only this manifest of it"
     add("--release", action="append", default=[], metavar="MODEL@VERSION", help=text)
     add_signer_arguments(engine)
     add("--host", default="127.0.0.1", help="address to listen on (loopback)")
@@ -97,7 +97,7 @@ def _add_follow(commands: Commands) -> None:
     )
     text = "a canary that is not decided by then is withdrawn (24)"
     add("--canary-hours", type=float, default=24, help=text)
-    text = "least time between looks at a canary, longer than bursts of errors are (30)"
+    text = "least time between looks at a canary, longer than bursts of slow answers or errors (30)"
     add("--canary-look", type=float, metavar="SECONDS", default=30, help=text)
     add("--start-seconds", type=float, default=600, help="longest time to a first token (600)")
     add("--every", type=float, default=2, help="seconds between two looks (2)")

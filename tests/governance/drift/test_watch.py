@@ -105,6 +105,13 @@ def test_answers_that_get_worse_are_called_after_the_first_nights(reference, nam
     assert [m.name for m in report.measures if m.drifted] == [name]
 
 
+def test_prompts_without_text_are_counted(reference):
+    window = prompts(random.Random(6), 50) + [Prompt(n, None) for n in range(30)]
+    report = compare(reference, {"": window})
+    assert (report.prompts, report.without_text) == (80, 30)
+    assert not report.drifted
+
+
 def test_night_by_night_through_json_is_the_same_as_at_once(reference):
     rng = random.Random(7)
     log = days(rng, 9)

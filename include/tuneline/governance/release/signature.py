@@ -38,9 +38,7 @@ _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _HASH = "sha256"
 # Characters of a token that are never shown; a reason that holds them is cut.
 _MIN_TOKEN = 8
-_OPENSSL = (
-    "a PEM file of a key on an elliptic curve (openssl ecparam -name prime256v1 -genkey -noout)"
-)
+_OPENSSL = "openssl ecparam -name prime256v1 -genkey -noout"
 
 
 @dataclass(frozen=True)
