@@ -8,12 +8,13 @@ from pydantic import ValidationError
 from tests.lab.data_runs import answer, chat, clean_rows, text
 from tests.lab.runs import value
 
+from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
 from tuneline.data.pii.find.entities import Settings, uncovered_languages
 from tuneline.data.pii.measure.plants import KINDS
 from tuneline.data.pii.replace.scrubber import Scrubber, make_scrubber
 from tuneline.data.pii.replace.surrogates import Surrogates
-from tuneline.data.tables.rows import TableWriter
+from tuneline.data.tables.rows import DATASET_COLUMNS, ROW_COLUMNS, TableWriter
 from tuneline.errors import UserError
 
 ITEM = "pii_scrubbing"
@@ -160,13 +161,24 @@ def test_surrogates_that_let_values_through_turn_the_verdict(data_lab, monkeypat
     lab.agree(ITEM, "fail")
 
 
-def test_a_row_that_is_neither_kept_nor_rejected_fails(data_lab, monkeypatch):
+@pytest.mark.parametrize(
+    ("item", "columns"),
+    [
+        (ITEM, ROW_COLUMNS),
+        ("deduplication", ROW_COLUMNS),
+        ("distribution_balancing", DATASET_COLUMNS),
+    ],
+)
+def test_a_row_that_is_neither_kept_nor_rejected_fails(data_lab, monkeypatch, item, columns):
     class Losing(TableWriter):
         def write(self, entries, **more):
-            super().write(list(entries)[1:], **more)
+            super().write(list(entries)[self._names is columns :], **more)
 
-    monkeypatch.setattr("tuneline.data.pii_scrubbing.TableWriter", Losing)
-    entry = data_lab(clean_rows(40)).upto(ITEM)
+    lab = data_lab(clean_rows(40))
+    lab.upto(DATA_ORDER[DATA_ORDER.index(item) - 1])
+    for module in ("pii_scrubbing", "tables.rows"):
+        monkeypatch.setattr(f"tuneline.data.{module}.TableWriter", Losing)
+    entry = lab.step(item)
     assert (entry.verdict, value(entry, "rows_lost")) == ("fail", 1)
 
 

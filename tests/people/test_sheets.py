@@ -94,6 +94,7 @@ def bomb():
         (b'id,choice\n"a\nb",yes\nc,yes,no\n', "x, line 4: more cells than columns"),
         ("id,choice\nfür,yes\n".encode("cp1252"), "x is not UTF-8 text; save it as `CSV UTF-8`"),
         (b'{"id": "a"}\n[1]\n', "x, line 2: expected a JSON object"),
+        (b'{"id": "a"}\n{"id": ' + b"[" * 50_000, "x, line 2: expected a JSON object"),
         (as_workbook([["id", "text"]]), "x, line 1: the columns choice are missing"),
         (b"PK\x03\x04 and no workbook", "x can't be read as a workbook"),
         (bomb(), "x unpacks to 300 MiB"),

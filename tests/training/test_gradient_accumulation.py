@@ -8,8 +8,9 @@ import torch
 from tests.lab.forked import forked_probe
 from tests.lab.runs import broken, value
 from tests.lab.training_runs import MAX_TOKENS, make_rows
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from tuneline.artifacts.training import LoraSettings
+from tuneline.artifacts.training import LoraSettings, Packing
 from tuneline.config import TrainingConfig
 from tuneline.data.tables.rows import write_dataset
 from tuneline.errors import RetryableError, UserError
@@ -159,14 +160,18 @@ def compared(tiny_base, tmp_path_factory):
         r=4, alpha=8, dropout=0.2, target_modules=["q_proj"], rslora=False, dora=False
     )
 
-    def compare(kind, *, qlora=False):
+    packing = Packing(packed=True, attention="sdpa", padded_attention="sdpa")
+
+    def compare(kind, *, qlora=False, packed=False):
         precision = "bf16" if qlora else "fp32"
         base = load_base(tiny_base, "cpu", qlora=qlora, precision=precision)
         trainer = kind(
             model=attach_lora(base, lora),
             tokenizer=tokenizer,
-            settings=TrainerSettings(folder / "trainer", 2, 4, 1, precision, "cpu"),
-            config=TrainingConfig(),
+            settings=TrainerSettings(
+                folder / "trainer", 2, 4, 1, precision, "cpu", packing if packed else Packing()
+            ),
+            config=TrainingConfig(cpu_kernels=not packed),
             rows=rows[:8],
             validation=[],
         )
@@ -182,6 +187,21 @@ def test_accumulated_gradients_equal_one_large_batch(compared, qlora):
     assert found.loss_difference < 1e-5
     assert found.naive_difference > 3 * found.tolerance
     assert conclude(judge(plan(), found)) == Verdict.PASS
+
+
+def test_packed_gradients_equal_one_padded_batch_unless_rows_see_each_other(compared, monkeypatch):
+    found = compared(LabelledTokenTrainer, packed=True)
+    assert max(found.gradient_difference, found.loss_difference) < 1e-5
+    whole = DataCollatorForLanguageModeling.torch_call
+
+    def leaky(self, rows):
+        batch = whole(self, rows)
+        return {**batch, "position_ids": torch.arange(batch["input_ids"].shape[1])[None]}
+
+    monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", leaky)
+    found = compared(LabelledTokenTrainer, packed=True)
+    assert found.gradient_difference > 10 * found.tolerance
+    assert conclude(judge(plan(), found)) == Verdict.FAIL
 
 
 class PerMicroBatch(LabelledTokenTrainer):

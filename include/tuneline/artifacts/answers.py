@@ -165,7 +165,7 @@ class DrawnRow(BaseModel):
 
     row_id: str
     row_hash: str
-    stratum: str  # one of `tuneline.data.pii.review.rows_to_read.STRATA`
+    stratum: str  # one of `tuneline.data.pii.review.review.STRATA`
     weight: float  # rows of the stratum over rows drawn from it
     text: str  # surrogates are shown as `[ENTITY]`
 

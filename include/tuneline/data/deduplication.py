@@ -152,7 +152,11 @@ def _phrases_of(thinned: Thinned) -> dict[str, Any]:
 
 
 def _conclude(
-    ctx: StepContext, rows: Sequence[Row], found: Deduplicated, thinned: Thinned, rejected: int
+    ctx: StepContext,
+    rows: Sequence[Row],
+    found: Deduplicated,
+    thinned: Thinned,
+    sizes: Mapping[str, int],
 ) -> Evidence:
     kept = thinned.rows.facts()
     splits = Counter(row.split for row in kept)
@@ -165,8 +169,8 @@ def _conclude(
     groups = [group if reason is None else None for group, reason in pairs]
     measurements = [
         measure("rows_in", len(rows), "rows"),
-        measure("rows_kept", len(kept), "rows", ">=", 1),
-        measure("rows_lost", len(rows) - len(kept) - rejected, "rows", "==", 0),
+        measure("rows_kept", sizes[ROWS], "rows", ">=", 1),
+        measure("rows_lost", len(rows) - sizes[ROWS] - sizes[REJECTED], "rows", "==", 0),
         measure("exact_duplicates", found.exact_duplicates, "rows"),
         measure("equal_only_after_masking_kept", sum(found.variety), "rows"),
         measure("equal_only_after_masking_removed", codes["masked_duplicate"], "rows"),
@@ -190,7 +194,6 @@ def _conclude(
         f"rows, {leaks} near-duplicates across them."
         f"{_limitations(kept)}"
     )
-    sizes = {ROWS: len(kept), REJECTED: rejected, AUDIT: len(rows)}
     advice = advise(rows, found.reasons, ctx.config.data.label_conflicts)
     return conclude(ctx, summary, measurements, rows=sizes, advice=advice)
 
@@ -258,7 +261,7 @@ def run(ctx: StepContext) -> Evidence:
         thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
         thinned = replace(thinned, repeated=first.repeated)
     ctx.write_json(PHRASES, _phrases_of(thinned))
-    write_rows(ctx.out / ROWS, thinned.rows)
+    written = write_rows(ctx.out / ROWS, thinned.rows)
     pairs = zip(found.splits, found.reasons, strict=True)
     splits = [split if why is None else None for split, why in pairs]
     left = write_decisions(
@@ -275,4 +278,5 @@ def run(ctx: StepContext) -> Evidence:
         conversation=found.conversation,
         repeated_sentence=[int(number in thinned.having) for number in range(len(rows))],
     )
-    return _conclude(ctx, rows, found, thinned, left)
+    sizes = {ROWS: written, REJECTED: left, AUDIT: len(rows)}
+    return _conclude(ctx, rows, found, thinned, sizes)

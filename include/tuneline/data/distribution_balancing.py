@@ -296,12 +296,14 @@ def _summary(figures: class_shares.Figures, classes: Classes, config: DataConfig
     )
 
 
-def _row_measurements(rows: Sequence[Row], kept: Sequence[Row], left: int) -> list[Measurement]:
+def _row_measurements(
+    rows: Sequence[Row], kept: Sequence[Row], written: int, left: int
+) -> list[Measurement]:
     splits = Counter(row.split for row in kept)
     return [
         measure("rows_in", len(rows), "rows"),
-        measure("rows_kept", len(kept), "rows", ">=", 1),
-        measure("rows_lost", len(rows) - len(kept) - left, "rows", "==", 0),
+        measure("rows_kept", written, "rows", ">=", 1),
+        measure("rows_lost", len(rows) - written - left, "rows", "==", 0),
         measure("rows_sampled_down", left, "rows"),
         *(measure(f"{split}_rows", splits[split], "rows") for split in (VALIDATION, HOLDOUT)),
         measure("holdout_share", splits[HOLDOUT] / max(len(kept), 1), "share"),
@@ -338,7 +340,7 @@ def run(ctx: StepContext) -> Evidence:
     facts = rows.facts()
     edges = _edges(facts, classes, config)
     stay = [reason is None for reason in reasons]
-    write_dataset(DATASET.path(ctx), compress(rows, stay), compress(weights, stay))
+    written = write_dataset(DATASET.path(ctx), compress(rows, stay), compress(weights, stay))
     kept_rows = list(compress(facts, stay))
     left = write_decisions(
         ctx,
@@ -350,8 +352,8 @@ def run(ctx: StepContext) -> Evidence:
         edge_case=edges,
         weight=weights,
     )
-    general = _row_measurements(rows, kept_rows, left)
-    sizes = {DATASET.name: len(kept_rows), REJECTED: left, AUDIT: len(rows)}
+    general = _row_measurements(rows, kept_rows, written, left)
+    sizes = {DATASET.name: written, REJECTED: left, AUDIT: len(rows)}
     columns = zip(facts, classes.names, reasons, weights, edges, strict=True)
     train = [
         class_shares.TrainRow(name, reason is None, weight, edge is not None)

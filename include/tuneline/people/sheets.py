@@ -167,7 +167,7 @@ def _json_entries(text: str, name: str) -> Iterator[Entry]:
             continue
         try:
             cells = json.loads(one)
-        except ValueError:
+        except (ValueError, RecursionError):
             cells = None
         if not isinstance(cells, dict):
             raise UserError(f"{name}, line {line}: expected a JSON object")

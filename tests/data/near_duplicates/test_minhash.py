@@ -135,6 +135,13 @@ def test_marks_rule_out_no_pair_that_reaches_the_threshold(size, threshold):
         assert len(passed) < len(near) + 80, "unlike pairs are ruled out"
 
 
+def test_pairs_across_the_length_limit_are_found():
+    text = " ".join(f"word{n}" for n in range(60))[:SHORT].rsplit(" ", 1)[0]
+    longer = f"{text} and one more"
+    assert len(text) <= SHORT < len(longer)
+    assert [(i, j) for i, j, _ in near_pairs([text, longer], 0.8)] == [(0, 1)]
+
+
 def test_nothing_to_compare():
     assert near_pairs([], 0.8) == []
     assert near_pairs(["one text"], 0.8) == []

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,7 +9,13 @@ import pytest
 from tuneline.config import CsvMapping
 from tuneline.data.sources.csv_files import CsvForm
 from tuneline.data.sources.find_files import find_files
-from tuneline.data.sources.records import check_file, count_records, parse_json, read_records
+from tuneline.data.sources.records import (
+    DuplicateKey,
+    check_file,
+    count_records,
+    parse_json,
+    read_records,
+)
 from tuneline.errors import UserError
 
 
@@ -55,6 +62,14 @@ def test_one_bad_line_never_stops_the_rest(tmp_path):
 def test_many_brackets_are_not_many_levels():
     assert len(parse_json("[" + "[]," * 500 + "[1e308]]")) == 501
     assert parse_json("[" * 99 + "]" * 99)
+
+
+def test_a_repeated_key_among_many_is_found_in_linear_time():
+    line = "{" + "".join(f'"{n}":0,' for n in range(80_000)) + '"79999":1}'
+    began = time.process_time()
+    with pytest.raises(DuplicateKey, match="79999"):
+        parse_json(line)
+    assert time.process_time() - began < 10
 
 
 def test_a_bad_byte_in_the_first_line_makes_no_file_binary(tmp_path):

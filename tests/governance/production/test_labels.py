@@ -20,6 +20,7 @@ from tuneline.governance.production.labels import (
     take_answers,
 )
 from tuneline.governance.production.reviewed import review_status, reviewed_rows
+from tuneline.store import sha256_file
 
 pytestmark = pytest.mark.usefixtures("ungated")
 
@@ -170,6 +171,11 @@ def test_a_stored_file_that_was_changed_is_left_out(reviewed_store):
     labels = read_labels(reviewed_store, MODEL)
     assert labels.latest == {}
     assert "is not what its name says" in labels.skipped[0]
+    path.write_bytes(path.read_bytes().replace(b'"at": "', b'"at": 5, "time": "'))
+    path.rename(path.with_name(f"{sha256_file(path)}.jsonl"))
+    labels = read_labels(reviewed_store, MODEL)
+    assert labels.latest == {}
+    assert "not as it was written" in labels.skipped[0]
 
 
 def test_corrected_answers_are_scrubbed_and_keep_the_surrogates(store, curated):

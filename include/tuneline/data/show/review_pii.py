@@ -81,11 +81,11 @@ def _read(target: str) -> _Scrubbed:
         raise UserError(f"{SCRUBBED.step} has not been run in {target}; run it first")
     folder = local_path(target)
     path = tables_of_folder(folder)(SCRUBBED) if folder is not None and folder.is_dir() else None
-    if path is None or folder is None:
+    evidence = (folder or Path()) / SCRUBBED.step / "evidence.json"
+    if path is None or not evidence.is_file():
         raise UserError(
             f"{target} is neither a run nor a folder of `tuneline data prepare` with scrubbed rows"
         )
-    evidence = folder / SCRUBBED.step / "evidence.json"
     entry = load_evidence(evidence.read_bytes(), str(evidence))
     # The settings that matter here, as the evidence states them.
     profiles = next(str(m.value) for m in entry.measurements if m.name == "profiles").split("+")

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -86,8 +87,8 @@ def _finite(text: str) -> float:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [key for key, _ in pairs]
-        raise DuplicateKey(next(key for key in names if names.count(key) > 1))
+        counts = Counter(key for key, _ in pairs)
+        raise DuplicateKey(next(key for key, count in counts.items() if count > 1))
     return found
 
 

@@ -258,10 +258,11 @@ def column_of(rows: Sequence[Row], name: str) -> list[Any]:
     return list(map(attrgetter(name), rows))
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write `rows.parquet`."""
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """Write `rows.parquet`; return the number of rows."""
     with TableWriter(path, ROW_COLUMNS) as table:
         table.write(rows)
+    return table.rows
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -281,10 +282,11 @@ def rows_before(ctx: StepContext) -> StoredRows:
     return rows
 
 
-def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> None:
-    """Write `dataset.parquet`; `weights` holds the loss weight of each row."""
+def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> int:
+    """Write `dataset.parquet`, with the loss weight of each row; return the number of rows."""
     with TableWriter(path, DATASET_COLUMNS) as table:
         table.write(rows, weight=weights)
+    return table.rows
 
 
 def read_dataset(path: Path, *, holdout: bool = False) -> tuple[list[Row], list[float]]:

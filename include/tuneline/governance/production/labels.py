@@ -19,6 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from tuneline.artifacts.request_log import folder_name
 from tuneline.config import DataConfig
 from tuneline.data.pii.replace.scrubber import make_scrubber
@@ -373,10 +375,10 @@ def _own(raw: bytes, name: str, where: str) -> list[Label]:
         raise UserError(
             f"{where} is not what its name says; restore it, or give your own file another name"
         )
+    read = TypeAdapter(Label).validate_json
     try:
-        entries = [json.loads(line) for line in raw.splitlines()]
-        return [Label(**{**e, "decision": Decision(e["decision"])}) for e in entries]
-    except (ValueError, TypeError, KeyError):
+        return list(map(read, raw.splitlines()))
+    except ValidationError:
         raise UserError(f"{where}: not as it was written; give the file another name") from None
 
 

@@ -105,6 +105,17 @@ def test_the_register_counts_shapes():
     assert register.lower == register.unmarked == register.multi_turn == 1
     assert register.bare > 0.8
     assert measure_register(edited_rows()).lower == 0
+    # Broken addresses are measured.
+    for mail, least, most in (("user{} (at) mail (dot) com", 0.7, 1), ("user{}@mail.com", 0, 0.1)):
+        rows = [turns(f"write to {mail.format(n)}", "ok") for n in range(30)]
+        assert least <= measure_register(rows).garbled <= most
+
+
+def test_text_that_all_prompts_share_stays_whole():
+    frame = "Classify the message of a customer of the shop: "
+    rows = [turns(f"{frame}where is parcel {n * 77}", '{"intent": "x"}') for n in range(40)]
+    canaries = made(rows, ["EMAIL_ADDRESS"])
+    assert all(c.messages[0]["content"].startswith(frame) for c in canaries)
 
 
 def test_only_chat_is_loose_and_its_ways_are_many():

@@ -169,8 +169,11 @@ def test_wrong_calls_are_the_users_error(lab_of, tmp_path, capsys):
     run.upto(ITEM)
     assert main(["data", "review-pii", run.run.uri, "--out", str(tmp_path / "a.xlsx")]) == 2
     assert "name a .csv file" in capsys.readouterr().err
-    assert main(["data", "review-pii", str(tmp_path), "--out", str(tmp_path / "a.csv")]) == 2
-    assert "neither a run nor a folder" in capsys.readouterr().err
+    for rows in ("other.parquet", "rows.parquet"):
+        (tmp_path / ITEM).mkdir(exist_ok=True)
+        (tmp_path / ITEM / rows).touch()
+        assert main(["data", "review-pii", str(tmp_path), "--out", str(tmp_path / "a.csv")]) == 2
+        assert "neither a run nor a folder" in capsys.readouterr().err
     missing = lab_of(pii_review=str(tmp_path / "none.csv"))
     with pytest.raises(UserError, match=r"none\.csv can't be read"):
         missing.upto(ITEM)
