@@ -12,13 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import tenacity
-from airflow.sdk import (
-    ExceptionRetryPolicy,
-    RetryAction,
-    RetryDecision,
-    RetryPolicy,
-    RetryRule,
-)
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryDecision, RetryPolicy, RetryRule
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from tuneline.catalogue import Item, Severity, get_step

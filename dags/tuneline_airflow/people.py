@@ -15,11 +15,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOper
 from airflow.sdk import Param
 from airflow.sdk.configuration import conf
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import (
-    AirflowException,
-    AirflowFailException,
-    AirflowSkipException,
-)
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline.artifacts.answers import Person, approvers_of
@@ -376,11 +372,7 @@ def approve_release(model: Model) -> ReleaseApproval:
 def reason_field(description: str) -> dict[str, Param]:
     """Return the form of an approval: a field for the reason."""
     reason = Param(
-        "",
-        type=["string", "null"],
-        format="multiline",
-        title="Reason",
-        description=description,
+        "", type=["string", "null"], format="multiline", title="Reason", description=description
     )
     return {_REASON: reason}
 

@@ -333,11 +333,7 @@ class StepPod(KubernetesPodOperator):
 
 
 def pod_name(
-    run_uri: str,
-    step: str,
-    try_number: int,
-    map_index: int | None = None,
-    longest: int = 63,
+    run_uri: str, step: str, try_number: int, map_index: int | None = None, longest: int = 63
 ) -> str:
     """Return a DNS label that is unique to a run, a step, a map index and a try.
 

@@ -172,8 +172,7 @@ class Cluster:
     def application(self) -> web.Application:
         """Return the HTTP application."""
         app = web.Application(
-            middlewares=[_errors, _authentication(self._state.token())],
-            client_max_size=_BODY_LIMIT,
+            middlewares=[_errors, _authentication(self._state.token())], client_max_size=_BODY_LIMIT
         )
         for path in _DOCUMENTS:
             app.router.add_get(path, _discovery)

@@ -46,9 +46,7 @@ FAMILIES = {
     "qwen2": Tiny("Qwen2", "qwen2", {"tie_word_embeddings": True}),
     "qwen3": Tiny("Qwen3", "qwen2", {"head_dim": 32, "tie_word_embeddings": True}),
     "gemma 2": Tiny(
-        "Gemma2",
-        "gemma",
-        {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0},
+        "Gemma2", "gemma", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}
     ),
     # Seven layers: the sixth sees the whole context.
     "gemma 3": Tiny("Gemma3", "gemma", {**GEMMA, "num_hidden_layers": 7}),

@@ -71,10 +71,7 @@ def train_tokenizer(kind: str, texts: Sequence[str], vocab_size: int, **tokens: 
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        **tokens,
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", **tokens
     )
     fast.chat_template = TEMPLATE
     return fast

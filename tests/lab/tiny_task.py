@@ -82,11 +82,7 @@ def make_model(tokenizer: Any, seed: int = 0, heads: int = 4) -> Any:
 
 
 def train(
-    model: Any,
-    tokenizer: Any,
-    rows: int,
-    steps: int,
-    intents: Mapping[str, str] = INTENTS,
+    model: Any, tokenizer: Any, rows: int, steps: int, intents: Mapping[str, str] = INTENTS
 ) -> float:
     """Teach the task on rows 0 to `rows`; gives the last loss."""
     return train_on(

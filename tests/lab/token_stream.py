@@ -162,11 +162,7 @@ class TokenStream:
 
 def _usage(body: dict[str, Any], tokens: int) -> dict[str, int]:
     prompt = sum(len(str(message["content"]).split()) for message in body["messages"])
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": tokens,
-        "total_tokens": prompt + tokens,
-    }
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
 def _send(writer: StreamWriter, document: dict[str, Any]) -> None:

@@ -174,11 +174,7 @@ def test_environment_is_the_pod_s_own(api: Api) -> None:
     ]
     script = "env; echo ARG=$0; pwd; touch here $HOME/h $TMPDIR/t; ls"
     api.run(
-        "environment",
-        script,
-        labels={"a": "b"},
-        container_env=env,
-        container_args=["$(LITERAL)"],
+        "environment", script, labels={"a": "b"}, container_env=env, container_args=["$(LITERAL)"]
     )
     lines = api.log("environment").splitlines()
     values = dict(line.split("=", 1) for line in lines if "=" in line)

@@ -26,12 +26,7 @@ from tuneline.stack.runs import DagRun
 from tuneline.stack.services import ServiceTable
 from tuneline.store import open_store
 
-pytestmark = [
-    pytest.mark.stack,
-    pytest.mark.long,
-    pytest.mark.model,
-    pytest.mark.timeout(3600),
-]
+pytestmark = [pytest.mark.stack, pytest.mark.long, pytest.mark.model, pytest.mark.timeout(3600)]
 
 MODEL = "support-intents"
 MAIN, LOGS, DRIFT, NIGHTLY = (
@@ -99,12 +94,7 @@ class Production:
     def told(self):
         """Return what each look did, and the tasks that failed in it, for a message."""
         return [
-            (
-                run["dag_run_id"],
-                run["state"],
-                run["note"],
-                self.failures(DRIFT, run["dag_run_id"]),
-            )
+            (run["dag_run_id"], run["state"], run["note"], self.failures(DRIFT, run["dag_run_id"]))
             for run in self.runs(DRIFT)
         ]
 

@@ -13,12 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tuneline.artifacts.deployment import (
-    ENGINE_IDENTITY,
-    NOT_BUILT,
-    BuildReport,
-    EngineIdentity,
-)
+from tuneline.artifacts.deployment import ENGINE_IDENTITY, NOT_BUILT, BuildReport, EngineIdentity
 from tuneline.artifacts.training import MERGED
 from tuneline.asking.load import drive, errors_of
 from tuneline.asking.models import candidate, server_of

@@ -150,11 +150,7 @@ FAMILIES: Mapping[str, Family] = {
             "attn_logit_softcapping": (None,),
             "final_logit_softcapping": (None,),
         },
-        defaults={
-            **_GEMMA_DEFAULTS,
-            "max_position_embeddings": 131072,
-            "num_key_value_heads": 4,
-        },
+        defaults={**_GEMMA_DEFAULTS, "max_position_embeddings": 131072, "num_key_value_heads": 4},
     ),
     # Phi-3, Phi-3.5 and Phi-4; query, key and value are one projection, gate and up another.
     "Phi3ForCausalLM": Family(

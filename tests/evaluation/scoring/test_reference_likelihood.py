@@ -7,11 +7,7 @@ from tests.evaluation.test_free_text import Notes, evaluate
 from tests.lab.runs import broken
 
 from tuneline.data.rendering.renderer import RenderedExample
-from tuneline.evaluation.scoring.reference_likelihood import (
-    Likelihoods,
-    last_answer,
-    logprob_gain,
-)
+from tuneline.evaluation.scoring.reference_likelihood import Likelihoods, last_answer, logprob_gain
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 from tuneline.statistics import RowLosses
 

@@ -13,10 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tuneline.asking.asking import losses
-from tuneline.asking.models import (
-    Candidate,
-    untuned,
-)
+from tuneline.asking.models import Candidate, untuned
 from tuneline.asking.tasks import Task
 from tuneline.bases import base_of
 from tuneline.data.rendering.renderer import RenderedExample, Renderer

@@ -54,11 +54,7 @@ class ProbeResult:
 
 
 def probe(
-    kind: str,
-    url: str,
-    timeout: float,
-    model: str | None = None,
-    adapter: int | str | None = None,
+    kind: str, url: str, timeout: float, model: str | None = None, adapter: int | str | None = None
 ) -> ProbeResult:
     """Ask the question of one of a pod's probes; `startup` asks what `ready` asks.
 
