@@ -149,9 +149,9 @@ def test_settings_reach_the_reader_and_the_dataset_says_how_a_file_was_read(tmp_
     named = {"csv_delimiter": "pipe", "csv_quoting": "none"}
     for settings, text, dialect in ((named, '"a"', "pipe, none"), ({}, "a", "pipe, double")):
         config = DataConfig(source=str(path), csv=MAPPING, **settings)
-        (opened,) = open_files(config, tmp_path / "scratch")
-        assert users(opened.records()) == [text]
-        assert opened.note("", 0, "messages").dialect == dialect
+        for opened in open_files(config, tmp_path / "scratch"):
+            assert users(opened.records()) == [text]
+            assert opened.note("", 0, "messages").dialect == dialect
 
 
 def test_nothing_to_decide_on():
