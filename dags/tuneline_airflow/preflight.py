@@ -93,7 +93,9 @@ def _check_images(api: Any, images: set[str]) -> None:
     nodes = k8s.CoreV1Api(api).list_node(_request_timeout=_TIMEOUT_SECONDS).items
     if any(len(node.status.images or []) >= _MOST_REPORTED for node in nodes):
         return
-    known = [name for node in nodes for image in node.status.images or [] for name in image.names]
+    # An image that lost its tag to a newer one has no names.
+    images_there = [image for node in nodes for image in node.status.images or []]
+    known = [name for image in images_there for name in image.names or []]
     if missing := sorted(i for i in local if not any(name.endswith(i) for name in known)):
         raise UserError(
             f"no node of the cluster has the image {', '.join(missing)}, which is in no registry; "

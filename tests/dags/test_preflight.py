@@ -30,7 +30,7 @@ class Cluster(Handler):
         self._json(201, review)
 
     def do_GET(self) -> None:
-        images = [{"names": [name]} for name in self.images]
+        images = [{"names": None}, *({"names": [name]} for name in self.images)]
         self._json(
             self.node_status, {"kind": "NodeList", "items": [{"status": {"images": images}}]}
         )
