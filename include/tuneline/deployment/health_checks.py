@@ -240,7 +240,8 @@ class ProbeTrial:
 
     def hung(self) -> None:
         """Stop the process: its port still accepts connections, but the probes must fail."""
-        limit = float(self.probes["livenessProbe"]["timeoutSeconds"])
+        # A probe that overruns its time on a busy machine is ended and has failed: seen, too.
+        limit = float(self.probes["livenessProbe"]["timeoutSeconds"]) + 1.0
         # Its short timeout may have run out while all slots were taken.
         wait_for(self._gateway_ready, WAIT_SECONDS)
         self.server.signal(signal.SIGSTOP)
