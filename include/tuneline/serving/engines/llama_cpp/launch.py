@@ -131,16 +131,19 @@ def _wait_for_end_of_input(stop: threading.Event) -> None:
 
 
 def _drain(address: str) -> None:
-    """Wait until every slot is idle, for `GRACE_SECONDS` at most."""
-    deadline = time.monotonic() + GRACE_SECONDS
-    while time.monotonic() < deadline:
+    """Wait until every slot is idle, for `GRACE_SECONDS` at most; without an answer it is not.
+
+    The last bytes of an answer leave after its slot is idle, so that two looks decide.
+    """
+    deadline, idle = time.monotonic() + GRACE_SECONDS, 0
+    while idle < 2 and time.monotonic() < deadline:
+        idle += 1
         try:
             with urllib.request.urlopen(f"{address}/slots", timeout=2) as answer:  # noqa: S310
-                slots = json.load(answer)
+                if any(slot.get("is_processing") for slot in json.load(answer)):
+                    idle = 0
         except (OSError, ValueError):
-            return
-        if not any(slot.get("is_processing") for slot in slots):
-            return
+            idle = 0
         time.sleep(0.05)
 
 
