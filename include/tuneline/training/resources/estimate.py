@@ -145,7 +145,7 @@ def judge(found: Estimate, config: PipelineConfig) -> list[Measurement]:
     def within(name: str, value: float, unit: str, limit: float | None) -> Measurement:
         noise = round(value * found.uncertainty / 2, 4)
         return measure(
-            name, round(value, 4), unit, None if limit is None else "<=", limit, noise=noise
+            name, float(f"{value:.4g}"), unit, None if limit is None else "<=", limit, noise=noise
         )
 
     limits = config.training
