@@ -41,7 +41,7 @@ class Options:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the report says of where the rows are from."""
+        """The origin of the rows, as the report states it."""
         return {"input": self.input.name} if self.input else {"seed": SEED}
 
 

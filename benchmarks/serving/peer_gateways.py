@@ -132,7 +132,7 @@ def ferrogw(upstream: str, model: str, folder: Path) -> PeerGateway:
 
 
 def portkey(upstream: str, model: str, folder: Path) -> PeerGateway:
-    """Portkey's gateway on Node.js; it has neither keys of its own nor a ledger."""
+    """Portkey's gateway on Node.js, which keeps neither keys nor a ledger."""
     node = shutil.which("node")
     if node is None:
         raise TunelineError("Node.js is not installed")

@@ -1,4 +1,4 @@
-"""What tasks ask of Airflow's API: runs that they start, and notes on their own.
+"""Calls of tasks to Airflow's API: runs that they start, and notes on their own.
 
 Tasks have no access to Airflow's database. The connection `tuneline_api` (type http) says where
 the API is and as whom to log in; the user needs the rights to trigger runs and to backfill.

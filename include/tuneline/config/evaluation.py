@@ -25,8 +25,8 @@ class SlicesConfig(Section):
     min_rows: Annotated[int, Limit("holdout_performance", "lower")] = Field(10, ge=2)
     """Rows below which a part is not judged alone."""
     worse_by: Annotated[float, Limit("holdout_performance", "lower")] = Field(0.1, gt=0, le=1)
-    """How far the metric of a part must lie below that of all other rows, beyond chance, to be
-    clearly worse."""
+    """Smallest gap, beyond chance, between the metric of a part and that of all other rows at which
+    the part counts as clearly worse."""
     on_worse: Annotated[
         Literal["warn", "fail"], Limit("holdout_performance", "higher", levels=BREACH)
     ] = "warn"
@@ -63,7 +63,7 @@ class LoadConfig(Section):
     headroom: Annotated[float, Limit("latency_benchmark", "higher")] = Field(0.25, ge=0)
     """Spare load that servers must be able to carry, as a share."""
     seconds: float = Field(30.0, gt=0)
-    """How long requests of the load arrive, in seconds; up to four times as long if that is fewer
+    """Seconds during which requests of the load arrive; up to four times as many if that is fewer
     than six requests."""
 
     @property

@@ -49,7 +49,7 @@ class LargerModel(Section):
     """A larger model, or any OpenAI-compatible API: the last of the chain."""
 
     base_url: HttpUrl
-    """Where its API begins, `/v1` included; its host must be in `allowed_hosts`."""
+    """Base address of its API, `/v1` included; its host must be in `allowed_hosts`."""
     model: str = Field(min_length=1)
     """The model id to ask for."""
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -66,7 +66,7 @@ class FallbackConfig(Section):
     """The larger model behind the release, the times of a request, and the confidence."""
 
     larger: LargerModel | None = None
-    """What answers when neither the release nor the one before does. Prompts of your users go
+    """Model that answers when neither the release nor the one before does. Prompts of your users go
     there; null for none."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts outside that prompts may be sent to."""
@@ -136,15 +136,15 @@ class GovernanceConfig(Section):
     """Rules and prices."""
 
     intended_use: Literal["research", "internal", "commercial", "distribution"] = "commercial"
-    """What the model is for; licences are judged by it: `research` (not commercial), `internal`
+    """Intended use, by which licences are judged: `research` (not commercial), `internal`
     (your own people), `commercial` (you host it, others are served by it), `distribution` (weights,
     or a product that holds them, are handed out)."""
     monthly_users: int | None = Field(None, ge=0)
     """Monthly active users of all products of yours and your affiliates, for licences with a limit
     (Llama: 700 million, Qwen: 100 million); null asks a person there."""
     domicile: Literal["eu", "elsewhere"] | None = None
-    """Whether you are at home in the European Union, where Llama 3.2 and 4 license no multimodal
-    models; null asks a person there."""
+    """Your domicile; in the European Union Llama 3.2 and 4 license no multimodal models. null asks
+    a person there."""
     outputs_train_models: bool = False
     """Whether answers of the released model will train other models; some licences forbid that."""
     generated_by: dict[str, str] = Field({})
@@ -162,7 +162,7 @@ class GovernanceConfig(Section):
     fallback: FallbackConfig = FallbackConfig()
     """The chain of models that the release is served with."""
     canary: ReleaseCanaryConfig = ReleaseCanaryConfig()
-    """How the release is tried before it answers everybody."""
+    """The trial of the release before it answers everybody."""
     drift_p_value: float = Field(0.05, gt=0, lt=1)
     """Probability of a false alarm of drift in a year of nights."""
     signing_key: str | None = None
@@ -183,7 +183,7 @@ class GovernanceConfig(Section):
     """SPDX licence under which the tuned model is given on, for its model card; null declares
     none."""
     annex_iv: dict[str, str] = Field({})
-    """What you declare for the technical documentation, by point of Annex IV of the EU AI Act:
+    """Your declarations for the technical documentation, by point of Annex IV of the EU AI Act:
     `1(a)` (intended purpose, provider) to `9`."""
 
     @model_validator(mode="after")

@@ -115,7 +115,7 @@ class NotifyConfig(Section):
     events: list[Literal["failure", "question", "drift", "release", "budget"]] = Field(
         ["failure", "question", "drift", "release", "budget"]
     )
-    """What is worth a message."""
+    """Events that send a message."""
 
 
 class BudgetConfig(Section):

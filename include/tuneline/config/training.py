@@ -93,7 +93,7 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
     max_hours: float | None = Field(None, gt=0)
     """Hours that training may take, all its tries together."""
     max_cost: float | None = Field(None, gt=0)
-    """What training may cost, in governance.currency."""
+    """Most that training may cost, in governance.currency."""
     device_cost_per_hour: float | None = Field(None, ge=0)
     """Price of a training GPU (of the machine, where there is none), in governance.currency an
     hour; null takes governance.machine_cost_per_hour."""
