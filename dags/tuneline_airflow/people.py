@@ -175,7 +175,7 @@ class PairsPod(DealingPod):
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a kind of sheet shows, as text, fields and hours; what it keeps, and of whom."""
+    """The text, fields and hours of a kind of sheet, how its answers are kept, and who is asked."""
 
     shown: Callable[[Context, Any], tuple[str, Fields, float]]
     record: Callable[[Context, Any, dict[str, Any], str], None]
@@ -201,8 +201,7 @@ class Sheet(HITLOperator):
     def execute(self, context: Context) -> Any:
         """Ask, and wait as long as the configuration says."""
         kind = _KINDS[self.kind]
-        if kind.users is _reviewers and self.part["reviewer"] is not None:
-            self.assigned_users = assigned(kind.users(context, self.part))
+        self.assigned_users = assigned(kind.users(context, self.part))
         self.body, fields, hours = kind.shown(context, self.part)
         self._make_form(fields)
         self.response_timeout = timedelta(hours=hours)
