@@ -96,14 +96,14 @@ async def _watch(
         raise bad_request(f"resourceVersion: {text!r} does not come from this server")
     # "0" asks for any state, such as the present one.
     since = int(text) if text not in ("", "0") else None
+    as_tables = _wants_table(request, collection)
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(whole_number(request, "timeoutSeconds")):
             async for change, obj in collection.watch(namespace, selector, since):
-                if _wants_table(request, collection):
-                    obj = as_table([obj], version_of(obj))  # noqa: PLW2901
-                line = json.dumps({"type": change, "object": obj})
+                shown = as_table([obj], version_of(obj)) if as_tables else obj
+                line = json.dumps({"type": change, "object": shown})
                 await response.write(f"{line}\n".encode())
     return response
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -353,8 +354,8 @@ def rows_for(margin: float) -> int:
 
 def non_inferiority(old: list[bool], new: list[bool], margin: float) -> NonInferiority:
     """Compare the right answers of two models on the same rows, against a share of the rows."""
-    found, rows = paired(old, new), len(old)
-    gained, lost = found.only_second, found.only_first
+    cells, rows = Counter(zip(old, new, strict=True)), len(old)
+    gained, lost = cells[False, True], cells[True, False]
     interval = score_interval(gained, lost, rows)
     spread = (gained + lost) / rows
     return NonInferiority(interval, gained, lost, rows, margin, spread, rows_for(margin))

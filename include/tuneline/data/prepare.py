@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -34,6 +33,7 @@ from tuneline.errors import EXIT_FAILED, EXIT_OK, RetryableError, UserError
 from tuneline.evidence import Evidence, Verdict, dump, worse
 from tuneline.run import Run
 from tuneline.step import execute
+from tuneline.terminal import to_stderr
 from tuneline.verdicts import checklist
 
 SCHEMA = "tuneline/prepared/1"
@@ -117,7 +117,7 @@ def _run_steps(run: Run, out: Path) -> None:
 
     steps = len(DATA_ORDER) + 1
     for number, item in enumerate(DATA_ORDER, 1):
-        _say(f"{item} ({number} of {steps}) …")
+        to_stderr(f"{item} ({number} of {steps}) …")
         execute(item, run.uri)
         if number == 1:
             # The input and the base model are sound: the results of an earlier call are obsolete,
@@ -129,12 +129,12 @@ def _run_steps(run: Run, out: Path) -> None:
         run_gate(run, item)
         audit = _local(run, audit_of(item).key(run))
         if not audit.exists():
-            _say(f"{item} failed and left no rows; the steps after it are not run")
+            to_stderr(f"{item} failed and left no rows; the steps after it are not run")
             return
         if not any(pq.read_table(audit, columns=["kept"])["kept"].to_pylist()):
-            _say(f"{item} kept no row; the steps after it are not run")
+            to_stderr(f"{item} kept no row; the steps after it are not run")
             return
-    _say(f"{AUDIT_STEP} ({steps} of {steps}) …")
+    to_stderr(f"{AUDIT_STEP} ({steps} of {steps}) …")
     execute(AUDIT_STEP, run.uri)
 
 
@@ -202,10 +202,6 @@ def _point_to(new: Path, moved: dict[str, str]) -> None:
             path.write_bytes(dump(Evidence.model_validate(document)))
         else:
             path.write_text(json.dumps(document, indent=1, ensure_ascii=False))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _report(result: dict[str, Any], *, as_json: bool) -> None:

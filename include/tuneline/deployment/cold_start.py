@@ -114,15 +114,14 @@ class Starter:
         gateway = self._gateway(server, number)
 
         def is_ready() -> bool:
-            return gateway.probe("ready") == 200
+            return gateway.get("/v1/health/ready").status_code == 200
 
         def why_not() -> str:
             return str(gateway.get("/v1/health/ready").json()["message"])
 
         # The gateway runs first, so that readiness is watched from before the load.
         with gateway:
-            # No answer says nothing.
-            seen_unready = gateway.probe("ready") == 503
+            seen_unready = not is_ready()
             self._launch(server)
             try:
                 waited = _await(server, is_ready, why_not)

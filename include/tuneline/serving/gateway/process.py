@@ -155,7 +155,8 @@ class GatewayProcess(ServerProcess):
             response = httpx.post(**self._request(model, messages, **options))
         except httpx.TransportError:
             return GatewayAnswer(0, {})
-        events = SseParser().feed(response.content)
+        streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+        events = SseParser().feed(response.content) if streamed else []
         done = events[-1:] == [DONE]
         body = _document(((events[:-1] if done else events) or [response.content])[-1])
         return GatewayAnswer(
