@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
-from tests.lab.runs import Lab
+from tests.lab.runs import IN_PRODUCTION, Lab
 
 from tuneline.artifacts.answers import Person
 from tuneline.catalogue import Severity, get_item
@@ -197,19 +197,6 @@ def dataset(tmp_path):
     turns = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]
     path.write_text(json.dumps({"messages": turns}) + "\n")
     return str(path)
-
-
-# The laptop's preset is looser than the policy of production in these.
-IN_PRODUCTION = {
-    "profile": "production",
-    "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail"},
-    "evaluation": {
-        "min_metric": 0.5,
-        "max_regression": 0.03,
-        "max_perplexity_ratio": 1.5,
-        "regression_to_see": 0.05,
-    },
-}
 
 
 def created(tmp_path, dataset, settings, **fields):

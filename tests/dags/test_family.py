@@ -14,6 +14,7 @@ from airflow.sdk import CronDataIntervalTimetable
 from airflow.sdk.exceptions import AirflowFailException
 from tests.lab.airflow_api import airflow_api
 from tests.lab.logged import DAY
+from tests.lab.runs import IN_PRODUCTION
 
 from tuneline.artifacts.answers import Person, approvals_needed, why_not
 from tuneline.config import merge
@@ -237,18 +238,7 @@ def test_a_run_that_a_dag_starts_was_started_by_nobody(site):
     }
 
 
-# Within the policy.
-PRODUCTION = {
-    "profile": "production",
-    "approval": True,
-    "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail"},
-    "evaluation": {
-        "min_metric": 0.5,
-        "max_regression": 0.03,
-        "max_perplexity_ratio": 1.5,
-        "regression_to_see": 0.05,
-    },
-}
+PRODUCTION = {**IN_PRODUCTION, "approval": True}
 # By whom a run is started, and what its conf claims.
 NIGHT = {
     "dag_id": "nightly_retraining__hr",

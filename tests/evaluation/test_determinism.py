@@ -3,6 +3,7 @@ import json
 
 import pytest
 from tests.evaluation.conftest import SPLITS
+from tests.lab.data_runs import answer
 from tests.lab.runs import broken, dataset_rows, value, values
 from tests.lab.tiny_task import make_tokenizer, task_rows
 from tests.lab.unsteady_engine import UnsteadyEngine
@@ -12,10 +13,6 @@ from tuneline.evaluation.determinism import Repeats, identical_share, judge, pro
 from tuneline.evaluation.repeated_prompts.answers import closed, first_difference, view_of
 from tuneline.serving.client import EngineClient
 from tuneline.step import execute
-
-
-def answer(intent, reply):
-    return json.dumps({"intent": intent, "reply": reply})
 
 
 def test_other_prose_is_the_same_structure_and_another_label_is_not():

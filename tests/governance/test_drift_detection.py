@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from tests.lab.data_runs import write_jsonl
 from tests.lab.runs import broken, dataset_rows, exchange, value, write_dataset
 from tests.lab.tiny_task import conversation, task_rows
 
@@ -119,11 +120,6 @@ def reference(tmp_path):
     return write_dataset(tmp_path / "dataset.parquet", task_rows(SPLITS))
 
 
-def _logs(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
 def test_the_command_names_the_day_since_when(reference, tmp_path):
     rng = random.Random(4)
     rows = [
@@ -136,7 +132,7 @@ def test_the_command_names_the_day_since_when(reference, tmp_path):
     ]
     state, plot = tmp_path / "state.json", tmp_path / "watch.svg"
     report = compare_files(
-        str(reference), _logs(tmp_path / "log.jsonl", rows), state=state, plot=plot
+        str(reference), write_jsonl(tmp_path / "log.jsonl", rows), state=state, plot=plot
     )
     assert report["drifted"]
     assert report["since"] == "2026-01-06"
@@ -145,7 +141,7 @@ def test_the_command_names_the_day_since_when(reference, tmp_path):
     assert "<svg" in plot.read_text()
     assert len(json.loads(state.read_text())["history"]) == 8
     later = [{"timestamp": "2026-01-09T10:00:00Z", "prompt": _question(rng)} for _ in range(30)]
-    again = compare_files(str(reference), _logs(tmp_path / "later.jsonl", later), state=state)
+    again = compare_files(str(reference), write_jsonl(tmp_path / "later.jsonl", later), state=state)
     assert again["since"] == "2026-01-06"
     assert len(again["nights"]) == 9
     # A day that was seen is not looked at again.
@@ -156,7 +152,11 @@ def test_the_command_names_the_day_since_when(reference, tmp_path):
 def test_the_commands_flags(reference, tmp_path, capsys):
     rng = random.Random(6)
     rows = [{"timestamp": "2026-01-09T10:00:00Z", "prompt": _question(rng)} for _ in range(60)]
-    log, state, plot = _logs(tmp_path / "a.jsonl", rows), tmp_path / "s.json", tmp_path / "p.png"
+    log, state, plot = (
+        write_jsonl(tmp_path / "a.jsonl", rows),
+        tmp_path / "s.json",
+        tmp_path / "p.png",
+    )
     files = ["drift", "--reference", str(reference), "--logs", str(log)]
     assert main([*files, "--state", str(state), "--plot", str(plot), "--alarms", "0.01"]) == 0
     assert capsys.readouterr().out.startswith("no drift\n")

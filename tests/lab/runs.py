@@ -21,6 +21,17 @@ from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 
 SYSTEM = "Answer with JSON."
+# The laptop's preset is looser than the policy of production in these.
+IN_PRODUCTION = {
+    "profile": "production",
+    "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail"},
+    "evaluation": {
+        "min_metric": 0.5,
+        "max_regression": 0.03,
+        "max_perplexity_ratio": 1.5,
+        "regression_to_see": 0.05,
+    },
+}
 Files = Mapping[str, bytes | str | Path]
 
 

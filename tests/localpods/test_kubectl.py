@@ -18,15 +18,17 @@ Kubectl = Callable[..., str]
 
 
 @pytest.fixture
-def kubectl(server: Server, tmp_path: Path) -> Kubectl:
-    """Run kubectl, whose cache lies in the home folder; its output."""
-    environment = {**server.env, "HOME": str(tmp_path)}
+def environment(server: Server, tmp_path: Path) -> dict[str, str]:
+    """The server's kubeconfig, and a home folder for kubectl's cache."""
+    return {**server.env, "HOME": str(tmp_path), "KUBECONFIG": str(server.state / "kubeconfig")}
+
+
+@pytest.fixture
+def kubectl(environment: dict[str, str]) -> Kubectl:
+    """Run kubectl; its output."""
 
     def run(*arguments: str, fails: bool = False) -> str:
-        command = ["kubectl", "--kubeconfig", str(server.state / "kubeconfig"), *arguments]
-        if "-w" in arguments:
-            return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)  # type: ignore[return-value]
-        done = call(*command, timeout=60, **environment)
+        done = call("kubectl", *arguments, timeout=60, **environment)
         assert (done.returncode != 0) is fails, done.stderr
         return done.stderr if fails else done.stdout
 
@@ -42,15 +44,19 @@ def row(kubectl: Kubectl, name: str) -> list[str]:
     return kubectl("get", "pods", name).splitlines()[1].split()
 
 
-def test_pods_are_run_watched_described_and_deleted(kubectl: Kubectl) -> None:
-    watching = kubectl("get", "pods", "-w", "-l", "run=talks")
+def test_pods_are_run_watched_described_and_deleted(
+    kubectl: Kubectl, environment: dict[str, str]
+) -> None:
+    command = ["kubectl", "get", "pods", "-w", "-l", "run=talks"]
+    watching = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
     try:
         start(kubectl, "talks", "for i in 1 2 3; do echo $i; sleep 0.5; done")
         assert kubectl("logs", "-f", "talks") == "1\n2\n3\n"
-        lines = [watching.stdout.readline().split() for _ in range(3)]  # type: ignore[attr-defined]
+        lines = [watching.stdout.readline().split() for _ in range(3)]
     finally:
-        watching.kill()  # type: ignore[attr-defined]
-        watching.wait()  # type: ignore[attr-defined]
+        watching.kill()
+        watching.wait()
     assert lines[0] == ["NAME", "READY", "STATUS", "AGE"]
     assert [line[2] for line in lines[1:]] == ["Running", "Completed"]
     assert kubectl("logs", "talks", "--tail", "1", "--since", "1h") == "3\n"

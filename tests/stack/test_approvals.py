@@ -11,12 +11,13 @@ import yaml
 from tests.lab.browser import chromium
 from tests.lab.canaries import ASKED, release
 from tests.lab.reviews import leave_answers
-from tests.lab.runs import Lab
+from tests.lab.runs import IN_PRODUCTION, Lab
 from tests.lab.site import ROOT, Site
 
 from tuneline.artifacts.answers import APPROVALS, WAIVERS, PiiSheet, findings_of
 from tuneline.artifacts.governance import Manifest, ManifestFile, ManifestRef
 from tuneline.catalogue import ITEMS
+from tuneline.config import merge
 from tuneline.evidence import measure
 from tuneline.governance.release.approvals import refusal
 from tuneline.governance.release.canary import CanaryLog
@@ -38,19 +39,12 @@ LIMIT = {
     "limit": "evaluation.min_gain",
     "reason": "the base already answers everything",
 }
-SETTINGS = {
-    "profile": "production",
+ASKED_OF_PEOPLE = {
     "approval": True,
-    "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail", "pii_review": "ask"},
-    "evaluation": {
-        "min_metric": 0.5,
-        "max_regression": 0.03,
-        "max_perplexity_ratio": 1.5,
-        "regression_to_see": 0.05,
-        "review_pairs": 5,
-        "reviewers": ["bob"],
-    },
+    "data": {"pii_review": "ask"},
+    "evaluation": {"review_pairs": 5, "reviewers": ["bob"]},
 }
+SETTINGS = merge(IN_PRODUCTION, ASKED_OF_PEOPLE)
 DRAWN = PiiSheet.model_validate(
     {
         "draw_id": "0123456789ab",

@@ -5,14 +5,10 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.lab.data_runs import write_jsonl
 
 from tuneline.errors import UserError
 from tuneline.governance.drift.prompts import UNDATED, read_logs, read_reference
-
-
-def write_logs(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -34,7 +30,7 @@ def test_bad_logs_are_named(tmp_path, text, message):
 
 def test_lines_of_the_gateway_without_text_are_kept(tmp_path):
     redacted = {"timestamp": "2026-01-02T10:00:00Z", "request_id": "r", "redaction_failed": True}
-    days = read_logs(write_logs(tmp_path / "log.jsonl", [{"prompt": "hello"}] * 20 + [redacted]))
+    days = read_logs(write_jsonl(tmp_path / "log.jsonl", [{"prompt": "hello"}] * 20 + [redacted]))
     assert [len(days[day]) for day in (UNDATED, "2026-01-02")] == [20, 1]
     assert days["2026-01-02"][0].text is None
     assert days["2026-01-02"][0].line == 21
@@ -52,7 +48,7 @@ def test_lines_of_the_gateway_without_text_are_kept(tmp_path):
 )
 def test_the_label_of_an_answer(tmp_path, row, label):
     rows = [{"prompt": "hello", "mean_logprob": -0.5, "fallback_reason": None, **row}] * 20
-    days = read_logs(write_logs(tmp_path / "log.jsonl", rows), ["billing", "login"])
+    days = read_logs(write_jsonl(tmp_path / "log.jsonl", rows), ["billing", "login"])
     prompt = days[UNDATED][0]
     assert (prompt.label, prompt.logprob, prompt.fallback) == (label, -0.5, False)
 
