@@ -60,7 +60,7 @@ test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes clus
 test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
 	@$(PYTHON) scripts/run_tests.py vllm $(T)
 
-test-fast: $(DEV)/tuneline-stamp ## the same without the full-stack and the slow tests
+test-fast: $(DEV)/tuneline-stamp ## the same without the stack and the files of tests that take over 10 s
 	@$(PYTHON) scripts/run_tests.py fast $(T)
 
 lint: $(DEV)/tuneline-stamp ## check format, style, complexity, spelling, imports and the size

@@ -39,7 +39,7 @@ IMPORTED = {
 }
 MARKS = {
     "all": "not long",
-    "fast": "not stack and not slow and not long",
+    "fast": "not stack and not long",
     "long": "long",
     "cluster": "cluster",
     "vllm": "vllm",
@@ -256,9 +256,7 @@ def main() -> int:
     try:
         if arguments.paths:
             return run_paths(arguments.which, arguments.paths)
-        if arguments.changed:
-            return run_suite(MARKS["fast"], arguments.changed)
-        return run_suite(MARKS[arguments.which])
+        return run_suite("fast" if arguments.changed else arguments.which, arguments.changed)
     except KeyboardInterrupt:
         return 130
 
@@ -289,10 +287,11 @@ def run_paths(which: str, paths: list[str]) -> int:
     return _summary(failed)
 
 
-def run_suite(marks: str, changed: str = "") -> int:
-    """Run all tests with these marks, lint and types in lanes, and print what took longest.
+def run_suite(which: str, changed: str = "") -> int:
+    """Run all tests of a mark, lint and types in lanes, and print what took longest.
 
-    With a commit (see `changed_files`) only tests that the change since then reaches, and lint.
+    `fast` leaves out the files that DURATIONS names. With a commit (see `changed_files`) only tests
+    that the change since then reaches, and lint.
     """
     installing = threading.Thread(target=_install_programs)
     installing.start()
@@ -307,10 +306,15 @@ def run_suite(marks: str, changed: str = "") -> int:
         # What is slow to make and never changed is made once for all files.
         os.environ["SHARED_TEST_MODELS"] = f"{folder}/shared"
         Path(folder, "shared").mkdir()
-        suite = Suite(_reached(_entries(known), changed), marks, Path(folder))
+        entries = _entries(known)
+        if changed:
+            entries = _reached(entries, changed)
+        elif which == "fast":
+            entries = [entry for entry in entries if entry.name not in known]
+        suite = Suite(entries, MARKS[which], Path(folder))
         suite.run()
     done = sorted(suite.done, key=lambda entry: -entry.took)
-    if not changed:
+    if which == "all":
         # To become DURATIONS, which needs those alone that are not over in a moment.
         measured = {entry.name: round(entry.took) for entry in done if entry.took > 10}
         MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=1) + "\n")
@@ -318,8 +322,7 @@ def run_suite(marks: str, changed: str = "") -> int:
     for entry in done[:20]:
         print(f"{entry.took:6.0f} s (cpu {entry.cpu:5.0f}) {entry.name}")
     counts = sum((entry.counts for entry in done), Counter())
-    cpu = sum(entry.cpu for entry in done)
-    print(f"=== {', '.join(f'{n} {kind}' for kind, n in counts.items())}; {cpu:.0f} s of CPU")
+    print(f"=== {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
     return _summary([entry.name for entry in done if entry.code])
 
 
@@ -338,8 +341,6 @@ def _entries(known: dict[str, float]) -> list[Entry]:
 
 def _reached(entries: list[Entry], changed: str) -> list[Entry]:
     """Return the entries that a change reaches, as many as run within two minutes."""
-    if not changed:
-        return entries
     seconds = {entry.name: entry.seconds for entry in entries if entry.environment}
     files = changed_files(changed)
     reached = choose(seconds, files, seconds)
