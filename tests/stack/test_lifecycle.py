@@ -94,6 +94,10 @@ def test_down_with_nothing_running_says_so(commands):
 
 @pytest.mark.stack
 def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
+    layout = commands.layout()
+    (layout.home / "serving").mkdir(parents=True, exist_ok=True)
+    # As a stack on another port left it.
+    (layout.home / "serving" / "gateway.yaml").write_text("port: 1\n")
     assert commands.run("up").returncode == 0
     first = processes(commands)
     assert set(first) == SERVICES
@@ -104,21 +108,18 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
         assert {connection.laddr.ip for connection in listening} <= loopback
     again = commands.run("up")
     assert again.returncode == 0
-    assert "runs already" in again.stdout
-    assert processes(commands) == first
-    assert f"MLflow:     {commands.layout().tracking_url}" in again.stdout
-    with urllib.request.urlopen(commands.layout().tracking_url) as page:
+    assert "runs already" in again.stdout and processes(commands) == first
+    assert f"MLflow:     {layout.tracking_url}" in again.stdout
+    with urllib.request.urlopen(layout.tracking_url) as page:
         assert b"MLflow" in page.read()
-    moved = commands.run("up", TUNELINE_TRACKING_PORT="1")
-    assert moved.returncode == 2
-    assert f"MLflow runs on port {commands.layout().tracking_port}, not 1" in moved.stderr
-    moved = commands.run("up", TUNELINE_UI_PORT="1")
-    assert moved.returncode == 2
-    assert f"the Airflow UI runs on port {commands.layout().ui_port}, not 1" in moved.stderr
+    for name, ran in (("TRACKING", layout.tracking_port), ("UI", layout.ui_port)):
+        moved = commands.run("up", **{f"TUNELINE_{name}_PORT": "1"})
+        assert moved.returncode == 2
+        assert f"runs on port {ran}, not 1" in moved.stderr
     assert commands.run("down").returncode == 0
     assert processes(commands) == {}
     assert not any(psutil.pid_exists(pid) and _alive(pid) for pid in first.values())
-    assert is_free(commands.layout().ui_port)
+    assert is_free(layout.ui_port)
 
 
 @pytest.mark.stack

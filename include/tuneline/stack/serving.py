@@ -37,14 +37,14 @@ def serve(stack: Stack, say: Say) -> None:
     layout = stack.layout
     api_key(layout)
     folder = _folder(layout)
-    settings = folder / "settings.yaml"
+    settings, config = folder / "settings.yaml", folder / "gateway.yaml"
+    config.unlink(missing_ok=True)  # it may name another port or store; the follower writes it
     settings.write_text(yaml.safe_dump(gateway_settings(layout), sort_keys=False))
     tuneline = str(layout.ml_bin / "tuneline")
     follow = [tuneline, "follow", "--store", layout.store, "--settings", str(settings)]
     follow += ["--folder", str(folder), *_engines(layout)]
     service = Service(FOLLOWER, follow, _environment(), layout.project, stop_seconds=60)
     stack.start(service)
-    config = folder / "gateway.yaml"
     argv = [tuneline, "gateway", "--watch", "--config", str(config)]
     notes = {"port": layout.gateway_port}
     stack.start(Service(GATEWAY, argv, _environment(), layout.project, notes, stop_seconds=35))
