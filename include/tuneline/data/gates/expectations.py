@@ -43,8 +43,10 @@ def store_docs(store: Store, folder: str, root: Path) -> str | None:
     pages = sorted(root.glob("*.html"))
     if not pages:
         return None
+    links = "".join(f'<li><a href="{page.name}">{page.stem}</a></li>' for page in pages)
+    (root / INDEX).write_text(f"<!doctype html><title>Data Docs</title><ul>{links}</ul>")
     store.delete_prefix(folder)
-    for page in pages:
+    for page in [*pages, root / INDEX]:
         store.put_file(f"{folder}/{page.name}", page)
     return store.uri_of(f"{folder}/{INDEX}")
 
@@ -56,15 +58,12 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str],
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.exceptions.exceptions import GreatExpectationsError
-    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view.view import DefaultJinjaPageView
 
     root.mkdir(parents=True, exist_ok=True)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_or_update_pandas("audit")
     verdict, failures, count = Verdict.PASS, [], 0
-    links: list[str] = []
     for suite in suites:
         try:
             result = _run_suite(gx, context, source, suite)
@@ -73,9 +72,7 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str],
             verdict = Verdict.FAIL
             failures.append(f"{suite.name}: its expectations could not be checked ({error})")
             continue
-        page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
-        (root / f"{suite.name}.html").write_text(page)
-        links.append(f'<li><a href="{suite.name}.html">{suite.name}</a></li>')
+        (root / f"{suite.name}.html").write_text(_page(result))
         for check in result.results:
             count += 1
             if not check.success:
@@ -83,12 +80,10 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str],
                 warns = severity == "warning" and not _raised(check)
                 verdict = worse(verdict, Verdict.WARN if warns else Verdict.FAIL)
                 failures.append(_describe(suite.name, check))
-        if len(result.results) != len(suite.rules):
+        ran, rules = len(result.results), len(suite.rules)
+        if ran != rules:
             verdict = Verdict.FAIL
-            failures.append(
-                f"{suite.name}: {len(result.results)} of {len(suite.rules)} expectations ran"
-            )
-    (root / INDEX).write_text(f"<!doctype html><title>Data Docs</title><ul>{''.join(links)}</ul>")
+            failures.append(f"{suite.name}: {ran} of {rules} expectations ran")
     return verdict, failures, count
 
 
@@ -108,8 +103,16 @@ def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
     checkpoint = context.checkpoints.add_or_update(
         gx.Checkpoint(name=suite.name, validation_definitions=[definition], result_format="BASIC")
     )
-    outcome = checkpoint.run(batch_parameters={"dataframe": suite.frame})
-    return next(iter(outcome.run_results.values()))
+    return next(iter(checkpoint.run({"dataframe": suite.frame}).run_results.values()))
+
+
+def _page(result: Any) -> str:
+    import numpy as np
+    from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view.view import DefaultJinjaPageView
+
+    with np.printoptions(legacy="1.25"):  # it renders numbers by their repr
+        return str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result)))
 
 
 def _raised(check: Any) -> bool:
