@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +38,7 @@ from tuneline.models import BaseModel
 from tuneline.models.resolver import classifier_license
 from tuneline.run import Run
 from tuneline.step_context import StepContext
+from tuneline.store import local_file
 
 Kind = Literal["base_model", "detector", "dataset", "generator", "package"]
 _ROLES: dict[Kind, Role] = {
@@ -111,6 +115,8 @@ def findings_of(
         found.append(
             _finding("generator", address, stated, "governance.generated_by", circumstances)
         )
+    for name, stated in answering_models(addresses):
+        found.append(_finding("generator", name, stated, "answers in production", circumstances))
     # They are used and not handed on: nothing of them is in a release.
     own_use = replace(
         circumstances, use="research" if circumstances.use == "research" else "internal"
@@ -119,6 +125,21 @@ def findings_of(
         named = (detector.address, detector.license, detector.license_source)
         found.append(_finding("detector", *named, own_use))
     return found
+
+
+# As `governance.production.reviewed` names the rows that people accepted or corrected.
+_REVIEWED = re.compile(r"/reviewed/[^/]+/[0-9a-f]{64}\.jsonl$")
+
+
+def answering_models(addresses: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Return the models whose answers reviewed rows of production are, with their licences."""
+    found: dict[tuple[str, str | None], None] = {}
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
+        for address in filter(_REVIEWED.search, addresses):
+            with local_file(address, Path(scratch)).open(encoding="utf-8") as lines:
+                for row in map(json.loads, lines):
+                    found[row.get("served_by") or "unknown", row.get("license")] = None
+    return list(found)
 
 
 def detector_licenses(config: PipelineConfig) -> list[DetectorLicense]:

@@ -95,10 +95,12 @@ SPLITS = (TRAIN, VALIDATION, HOLDOUT)
 
 ROW_COLUMNS = (
     "row_id messages label own_holdout split n_tokens source_file source_line raw stand_ins "
-    "conversation"
+    "conversation served_by"
 ).split()
 # As the public contract names them.
-DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
+DATASET_COLUMNS = (
+    "row_id messages split label weight n_tokens source_file source_line served_by"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,9 @@ class Row:
     `row_id` is the first 16 hex digits of the SHA-256 of the source line; a repeated line gets
     `-2`, `-3`, …, a piece of a split row `#0`, `#1`, …. Lines count from 1, a CSV's header being
     line 1. `split` is empty before deduplication, `n_tokens` 0 if the turns changed since they were
-    counted, `raw` empty after scrubbing.
+    counted, `raw` empty after scrubbing. `served_by` is the model that answered a request of
+    production, None for other rows: a client wrote the turns before its answer, so that the last
+    answer alone is learned, and a person saw that model's answer.
     """
 
     row_id: str
@@ -132,6 +136,7 @@ class Row:
     raw: str = ""
     stand_ins: tuple[StandIn, ...] = field(default=())
     conversation: str | None = None
+    served_by: str | None = None
 
     @property
     def prompt(self) -> list[Message]:
