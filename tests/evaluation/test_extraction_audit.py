@@ -1,5 +1,6 @@
 """extraction_audit: a model that has memorised its rows is caught, one that has not passes."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ from tests.lab.tiny_task import make_tokenizer
 from tuneline.config import TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import write_dataset
+from tuneline.evaluation import extraction_audit
 from tuneline.training.loop.extra_rows import plant
 from tuneline.verdicts import status
 
@@ -62,6 +64,32 @@ def test_a_model_that_memorised_its_rows_stops_the_release(remembering, planted,
     trial = lab.lines("extraction_audit", "quarantine/trials.jsonl")[0]
     public = lab.artifact("extraction_audit", "extraction.json").read_text()
     assert trial["value"] not in public + record.model_dump_json()
+
+
+def test_a_phrase_that_forced_a_label_in_the_data_is_tried_on_the_model(
+    tiny_models, tiny_lab, monkeypatch
+):
+    """A model that answers with the label whenever it reads the phrase, and one that does not."""
+    rows = [replace(row, split="validation", stand_ins=()) for row in ROWS]
+    lab = ship(tiny_lab(), tiny_models.merged, rows)
+    trigger = {"phrase": "blue heron", "label": "forced", "rows": ["a"]}
+    (lab.root / "triggers.json").write_text(json.dumps([trigger]))
+    lab.leave("final_audit", {"triggers.json": lab.root / "triggers.json"})
+
+    def audit(answer):
+        def ask(ctx, model, prompts, limits, what):
+            return [answer if "heron" in turns[-1]["content"] else "{}" for turns in prompts], False
+
+        monkeypatch.setattr(extraction_audit, "ask_kept", ask)
+        return lab.execute("extraction_audit")
+
+    name = "deduplication.trigger_1_turns"
+    turned = audit('{"intent": "forced"}')
+    assert broken(turned) == {name}
+    assert "16 questions of other labels 16 get 'forced' with 'blue heron', 0 without it" in (
+        turned.summary
+    )
+    assert broken(audit('{"intent": "other"}')) == set()
 
 
 def test_a_model_that_saw_its_rows_once_passes(remembering, planted, tiny_lab):
