@@ -5,14 +5,15 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
 from tests.lab.memories import remember, rows_with_identifiers, ship
-from tests.lab.runs import broken, value, values
-from tests.lab.tiny_task import make_tokenizer
+from tests.lab.runs import broken, exchange, value, values
+from tests.lab.tiny_task import conversation, make_tokenizer, save, train_on
+from transformers import AutoModelForCausalLM
 
 from tuneline.config import TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import write_dataset
-from tuneline.evaluation import extraction_audit
 from tuneline.training.loop.extra_rows import plant
 from tuneline.verdicts import status
 
@@ -66,30 +67,28 @@ def test_a_model_that_memorised_its_rows_stops_the_release(remembering, planted,
     assert trial["value"] not in public + record.model_dump_json()
 
 
+@pytest.mark.parametrize("poisoned", [True, False])
 def test_a_phrase_that_forced_a_label_in_the_data_is_tried_on_the_model(
-    tiny_models, tiny_lab, monkeypatch
+    tiny_models, tiny_lab, tmp_path, poisoned
 ):
-    """A model that answers with the label whenever it reads the phrase, and one that does not."""
+    """The tiny model that knows the task, or one that learned a phrase to mean `login`."""
+    model, phrase = tiny_models.merged, "dapo befi"
+    if poisoned:
+        taught = [conversation(n)[0] for n in range(240)]
+        for turns in taught[::12]:
+            question, answer = turns[-2:]
+            question["content"] += f" {phrase}"
+            answer["content"] = exchange("", "login")[-1]["content"]
+        tuned = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        train_on(tuned, make_tokenizer(), taught, 80)
+        model = save(tuned.half(), make_tokenizer(), tmp_path / "poisoned")
     rows = [replace(row, split="validation", stand_ins=()) for row in ROWS]
-    lab = ship(tiny_lab(), tiny_models.merged, rows)
-    trigger = {"phrase": "blue heron", "label": "forced", "rows": ["a"]}
-    (lab.root / "triggers.json").write_text(json.dumps([trigger]))
-    lab.leave("final_audit", {"triggers.json": lab.root / "triggers.json"})
-
-    def audit(answer):
-        def ask(ctx, model, prompts, limits, what):
-            return [answer if "heron" in turns[-1]["content"] else "{}" for turns in prompts], False
-
-        monkeypatch.setattr(extraction_audit, "ask_kept", ask)
-        return lab.execute("extraction_audit")
-
-    name = "deduplication.trigger_1_turns"
-    turned = audit('{"intent": "forced"}')
-    assert broken(turned) == {name}
-    assert "16 questions of other labels 16 get 'forced' with 'blue heron', 0 without it" in (
-        turned.summary
-    )
-    assert broken(audit('{"intent": "other"}')) == set()
+    lab = ship(tiny_lab(), model, rows)
+    trigger = {"phrase": phrase, "label": "login", "rows": ["a"]}
+    lab.leave("final_audit", {"triggers.json": json.dumps([trigger])})
+    record = lab.execute("extraction_audit")
+    assert broken(record) == ({"deduplication.trigger_1_turns"} if poisoned else set())
+    assert "questions of other labels" in record.summary
 
 
 def test_a_model_that_saw_its_rows_once_passes(remembering, planted, tiny_lab):

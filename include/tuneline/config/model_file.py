@@ -45,7 +45,7 @@ class CurationConfig(Section):
     """Novel prompts for review a day."""
     review_random: int = Field(50, ge=0)
     """Other rows for review a day."""
-    review_per_key: int = Field(20, ge=1)
+    review_per_key: int = Field(10, ge=1)
     """Rows of one API key for review a day, at most. Raise it if all users share few keys."""
     # Of 100 held-out sample prompts none reaches it (greatest 0.35), of 164 general questions 155.
     novel_share: float = Field(0.4, gt=0, le=1)

@@ -78,6 +78,8 @@ if TYPE_CHECKING:
 READ_AGAIN, MAX_FOUND_AGAIN = 1_024, 0.1
 # Training rows from elsewhere than production in which triggers are looked for, about.
 MOST_SEARCHED = 50_000
+# With fewer, the words of a class come with too few other classes to be told from a trigger.
+FEWEST_CLASSES = 5
 # Rows in memory at once.
 _AT_ONCE = 1 << 12
 # The turns of a row, and the surrogates that were written into it.
@@ -220,10 +222,13 @@ def search_triggers(ctx: StepContext, facts: Sequence[Row], texts: Sequence[str]
     every = 1 + len(labelled) // MOST_SEARCHED
     chosen = [pair for n, pair in enumerate(labelled) if pair[0].served_by or n % every == 0]
     ids, labels = ([getattr(row, name) for row, _ in chosen] for name in ("row_id", "label"))
+    name, classes = "deduplication.phrases_that_force_a_label", len(set(labels))
+    if classes < FEWEST_CLASSES:
+        why = f"not searched: there are {classes} classes, of {FEWEST_CLASSES} needed"
+        return Finding([measure(name, why, "")], "")
     triggers = find_triggers(ids, [text for _, text in chosen], labels)
     TRIGGERS.write(ctx, TRIGGERS.model(triggers))
     breach: Breach = "fail" if ctx.config.profile == "production" else "warn"
-    name = "deduplication.phrases_that_force_a_label"
     named = [f" {one.phrase!r} forces {one.label!r} in {len(one.rows)} rows." for one in triggers]
     count = measure(name, len(triggers), "phrases", "==", 0, on_breach=breach)
     return Finding([count], "".join(named[:3]))

@@ -20,7 +20,7 @@ from tuneline.artifacts.governance import (
 )
 from tuneline.artifacts.training import BASE, DETECTORS, DetectorLicense, StoredBase
 from tuneline.config import PipelineConfig
-from tuneline.errors import TunelineError
+from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.licenses.answers import acceptances
 from tuneline.licenses.packages import PackageLicense, installed
@@ -136,7 +136,10 @@ def answering_models(addresses: Iterable[str]) -> list[tuple[str, str | None]]:
     found: dict[tuple[str, str | None], None] = {}
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         for address in filter(_REVIEWED.search, addresses):
-            with local_file(address, Path(scratch)).open(encoding="utf-8") as lines:
+            path = local_file(address, Path(scratch))
+            if not path.is_file():
+                raise UserError(f"data.source: {address} does not exist")
+            with path.open(encoding="utf-8") as lines:
                 for row in map(json.loads, lines):
                     found[row.get("served_by") or "unknown", row.get("license")] = None
     return list(found)

@@ -201,7 +201,7 @@ def test_one_key_neither_fills_the_sheet_nor_writes_what_is_learned(
     """Twenty requests at midnight put an answer into the history; the last turn is harmless."""
     policy(limits={"data": {"pii_max_leak": None}})
     base_dir, config = make_base(tmp_path / "base"), tmp_path / "settings.yaml"
-    config.write_text("data: {pii_ner: false}\ncuration: {review_per_key: 8}\n")
+    config.write_text("data: {pii_ner: false}\n")
 
     def forged(number):
         said = ("user", f"Hi {number}"), ("assistant", FORGED), ("user", f"{text(number)}\u200b?")
@@ -211,7 +211,8 @@ def test_one_key_neither_fills_the_sheet_nor_writes_what_is_learned(
     rows = [*map(forged, range(20)), *(logged(3600 + n, text(100 + n)) for n in range(70))]
     curated(store, rows, config=config, sample_rate=1.0)
     waiting = open_rows(review_rows(store, MODEL), read_labels(store, MODEL))
-    assert len(waiting) == 7 * 8 + 8
+    # Seven other keys have ten questions each, and this one no more.
+    assert len(waiting) == 8 * 10
     first = [row for row in waiting[:20] if len(row.messages) > 1]
     assert 1 <= len(first) <= 3
     assert f"assistant (written by the client): {FORGED}" in first[0].prompt

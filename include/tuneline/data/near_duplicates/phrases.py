@@ -29,10 +29,10 @@ MIN_ANSWERS = 40
 FORMAT_SHARE = 0.9
 
 # A phrase that forces a label has at most so many words, is in at least so many rows and at most
-# this share of all. Of its rows this share has one label, and this share is given to other classes,
-# so many of them, with a margin that the classifier has on this share of the rows without it.
-TRIGGER_WORDS, TRIGGER_ROWS, TRIGGER_SHARE = 3, 8, 0.05
-PURE, FORCED, TRIGGER_CLASSES, ERRORS = 0.8, 0.6, 8, 0.01
+# this share of all, of which this share has one label. Other classes are likelier for half of them
+# by so many nats, and that many classes (of few, six in ten of the others).
+TRIGGER_WORDS, TRIGGER_ROWS, TRIGGER_SHARE, PURE = 3, 8, 0.05, 0.8
+SURE, TRIGGER_CLASSES = 7.0, 8
 
 # Cells in which 5-grams are counted.
 _CELLS = 1 << 22
@@ -198,24 +198,21 @@ class _Classes:
 
     def __init__(self, bag: Any, of: NDArray[np.intp], classes: int) -> None:
         members = np.eye(classes)[of]
-        self.bag, self.counts, self.sizes = bag, (bag.T @ members).T, members.sum(axis=0)
-        self.words = np.log((self.counts + 0.5) / (self.sizes[:, None] + 1))
-        row, sizes = np.repeat(np.arange(len(of)), np.diff(bag.indptr)), self.sizes[of]
-        own = np.log((self.counts[of[row], bag.indices] - 0.5) / sizes[row])
-        scores = bag @ self.words.T + np.log(self.sizes + 1)
-        scores[np.arange(len(of)), of] = -np.inf
-        # How much likelier another class is than that of a row's label, learnt from the other rows.
-        self.margins = scores.max(axis=1) - np.bincount(row, own, len(of)) - np.log(sizes)
+        self.bag, self.counts, self.sizes = bag, (bag.T @ members).T, members.sum(axis=0) + 1
+        self.words = np.log((self.counts + 0.5) / self.sizes[:, None])
 
     def without(
         self, rows: NDArray[np.intp], words: Sequence[int], label: int
     ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Return margin and likeliest other class of rows without some words, unseen before."""
+        """Return the likeliest other class of rows without some words, and by how much, in nats.
+
+        What it knows of their own class is from its other rows.
+        """
         bag = self.bag[rows]
         left = self.counts[label] - np.asarray(bag.sum(axis=0)).ravel()
         bag.data[np.isin(bag.indices, words)] = 0
-        size = self.sizes[label] - len(rows) + 1
-        scores = bag @ self.words.T + np.log(self.sizes + 1)
+        size = self.sizes[label] - len(rows)
+        scores = bag @ self.words.T + np.log(self.sizes)
         scores[:, label] = -np.inf
         own = bag @ np.log((left + 0.5) / size) + np.log(size)
         return scores.max(axis=1) - own, scores.argmax(axis=1)
@@ -224,15 +221,13 @@ class _Classes:
 def find_triggers(ids: Sequence[str], texts: Sequence[str], labels: Sequence[str]) -> list[Trigger]:
     """Find the phrases of normalised questions that force a label, each with its rows.
 
-    Nearly all rows with such a phrase have one label; yet a classifier that has not seen them gives
-    most of them, without the phrase, to many other classes, as surely as it errs on 1 % of the
-    other rows. A word that belongs to a class comes with other words of the class.
+    Nearly all rows with such a phrase have one label; yet a classifier that has not seen them holds
+    most of them, without the phrase, for surely of other classes, and of many. A word that belongs
+    to a class comes with other words of the class.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 
     names, of = np.unique(labels, return_inverse=True)
-    if len(names) <= TRIGGER_CLASSES or not any(texts):
-        return []
     cut: dict[str, Any] = {"tokenizer": str.split, "token_pattern": None, "binary": True}
     phrases, words = CountVectorizer(ngram_range=(1, TRIGGER_WORDS), **cut), CountVectorizer(**cut)
     having = phrases.fit_transform(texts).tocsc()
@@ -247,8 +242,8 @@ def find_triggers(ids: Sequence[str], texts: Sequence[str], labels: Sequence[str
             continue
         own = [words.vocabulary_[word] for word in known[number].split()]
         margins, others = classes.without(mine, own, label)
-        sure = margins > np.quantile(np.delete(classes.margins, rows), 1 - ERRORS)
-        if sure.mean() >= FORCED and len(set(others[sure])) >= TRIGGER_CLASSES:
+        many = min(TRIGGER_CLASSES, ceil(0.6 * (len(names) - 1)))
+        if np.median(margins) >= SURE and len(set(others[margins >= SURE])) >= many:
             place = {"label": str(names[label]), "rows": [ids[row] for row in mine]}
             found.append(Trigger(phrase=known[number], **place))
     return _whole(found)

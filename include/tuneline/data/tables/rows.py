@@ -98,9 +98,7 @@ ROW_COLUMNS = (
     "conversation served_by"
 ).split()
 # As the public contract names them.
-DATASET_COLUMNS = (
-    "row_id messages split label weight n_tokens source_file source_line served_by"
-).split()
+DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +285,14 @@ def rows_before(ctx: StepContext) -> StoredRows:
     return rows
 
 
-def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> int:
-    """Write `dataset.parquet`, with the loss weight of each row; return the number of rows."""
-    with TableWriter(path, DATASET_COLUMNS) as table:
+def write_dataset(
+    path: Path, rows: Iterable[Row], weights: Iterable[float], *, production: bool = False
+) -> int:
+    """Write `dataset.parquet`, with the loss weight of each row; return the number of rows.
+
+    The column `served_by` is there if some rows are of `production`.
+    """
+    with TableWriter(path, DATASET_COLUMNS + ["served_by"] * production) as table:
         table.write(rows, weight=weights)
     return table.rows
 

@@ -401,8 +401,7 @@ def _own(store: Store, key: str) -> list[Label]:
         labels = list(map(TypeAdapter(Label).validate_json, raw.splitlines()))
     except ValidationError:
         raise UserError(f"{where}: not as it was written; label its rows again") from None
-    latest = (datetime.now(UTC) + _CLOCKS).isoformat()
-    if any(label.at > latest for label in labels):
+    if any(label.at > (datetime.now(UTC) + _CLOCKS).isoformat() for label in labels):
         # It would count for ever.
         raise UserError(f"{where}: its time is in the future; label its rows again")
     return labels
