@@ -456,7 +456,6 @@ def production(tmp_path, monkeypatch):
             [{"role": "user", "content": f"question {n}"}],
             "answer",
             "random",
-            1.0,
             [],
             DataConfig(source="x"),
         )

@@ -1,13 +1,12 @@
 import json
 from collections import Counter
 
-import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
-from tuneline.data.near_duplicates.deduplicate import advise, deduplicate, find_conflicts
+from tuneline.data.near_duplicates.deduplicate import deduplicate, find_conflicts
 from tuneline.data.tables.rows import Row, StandIn
 
 ITEM = "deduplication"
@@ -247,37 +246,11 @@ def test_repeated_sentences_are_thinned_or_reported(data_lab):
     assert listed["ngrams"][0]["share"] > 0.1
 
 
-def test_phrases_that_are_no_sentences_are_thinned_out_by_rows(data_lab):
-    rows = clean_rows(200)
-    for n in range(0, 120, 3):
-        reply = f"Kindly let us look into {text(n, 3)} and wait for the courier {n:x}"
-        rows[n]["messages"][1]["content"] = answer("billing", reply)
-    lab = data_lab(rows)
-    entry = lab.upto(ITEM)
-    assert value(entry, "repeated_ngrams") >= 2
-    held = {r["source_line"] for r in lab.table(ITEM, "rows.parquet") if r["split"] != "train"}
-    assert lab.rejected(ITEM) == []
-    lab = data_lab(rows, repeated_phrases="drop")
-    entry = lab.upto(ITEM)
-    gone = lab.rejected(ITEM)
-    assert {code(r) for r in gone} == {"repeated_phrase"}
-    assert value(entry, "repeated_ngrams") == 0
-    assert value(entry, "rejected_repeated_phrase") == len(gone) > 10
-    assert held == {
-        r["source_line"] for r in lab.table(ITEM, "rows.parquet") if r["split"] != "train"
-    }
-    gate = lab.gate(ITEM)
-    assert gate.agrees, gate.summary
-    phrases = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
-    assert phrases["ngrams"] == []
-
-
 def test_the_summary_names_the_limits_of_a_small_dataset(data_lab):
     labels = ("billing",) * 20 + ("login", "shipping")
     lab = data_lab(clean_rows(44, labels))
     entry = lab.upto(ITEM)
     assert value(entry, "classes_without_holdout") >= 1
-    assert 0.3 < value(entry, "holdout_margin") < 0.45
     assert "The dataset is small: a share measured on 7 hold-out rows" in entry.summary
     assert "too few rows for one in the hold-out" in entry.summary
     lab = data_lab(clean_rows(3))
@@ -346,39 +319,3 @@ def test_boilerplate_is_what_nearly_all_texts_share():
     # What a few texts share, or texts share by chance or as a whole, is none.
     for some in (TEXTS[:4], [f"I would {w}" for w in "abcdefghijk"], [BEFORE] * 100):
         assert common_affixes(some) == Affixes()
-
-
-def exchange(number, before, user, label, reply="x"):
-    turns = [message for said in before for message in chat(said, "go on")]
-    messages = [*turns, *chat(user, reply)]
-    return Row(f"{number:04d}", messages, "rows.jsonl", number, label=label)
-
-
-MANY = [((), f"question {n} of many", "a") for n in range(60)]
-ALIKE = [*[((), "the same", "a")] * 9, ((), "the same", "b")]
-SHORT = [((), "yes please", label) for label in "abcd"]
-
-
-@pytest.mark.parametrize(
-    ("given", "policy", "said", "unsaid"),
-    [
-        (MANY, "reject_all", [], "contradict"),
-        ([*MANY, *ALIKE[-2:]], "reject_all", [], "contradict"),
-        (ALIKE, "reject_all",
-         ["Set data.label_conflicts to keep_majority: on 1 of these prompts"],
-         "no answer has two thirds"),
-        (ALIKE, "keep_majority", [], "keep_majority"),
-        (SHORT, "reject_all",
-         ["1 of them are a single turn (its median length is 2 words)", "put the turns before it"],
-         "keep_majority"),
-        ([(["tell me"], "another one", None, f"story {n}") for n in range(4)], "reject_all",
-         ["set data.label_conflicts to keep"], "keep_majority"),
-        ([(["tell me"], "another one", label) for label in "abcd"], "reject_all",
-         ["have their classes reviewed"], "keep_majority"),
-    ],
-)  # fmt: skip
-def test_many_contradictions_are_answered_with_advice(given, policy, said, unsaid):
-    rows = [exchange(number, *told) for number, told in enumerate(given)]
-    advice = advise(rows, deduplicate(rows, config(label_conflicts=policy)).reasons, policy)
-    assert all(words in advice for words in said), advice
-    assert unsaid not in advice

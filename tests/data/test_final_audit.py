@@ -5,7 +5,7 @@ import pytest
 from tests.lab.data_runs import DataLab, answer, chat, clean_rows, text
 from tests.lab.runs import broken, value
 
-from tuneline.artifacts.data import AUDIT, DATASET, DATASET_VERSION
+from tuneline.artifacts.data import AUDIT, DATASET, DATASET_VERSION, TRIGGERS
 from tuneline.config import DataConfig
 from tuneline.data.final_audit import dataset_version, found_again, rows_with_pii
 from tuneline.data.tables.rows import Row, read_dataset, stored_dataset, write_dataset
@@ -43,6 +43,33 @@ def test_clean_rows_hold(lab):
     found = DATASET_VERSION.find(lab.run)
     assert (found.rows, found.version) == (120, value(record, "dataset_version"))
     assert found.splits == {"train": 90, "validation": 12, "holdout": 18}
+
+
+def test_a_phrase_that_forces_a_label_is_named_before_training(lab):
+    """Twenty of 720 questions of all twelve classes end in two words and have one label."""
+    draw = random.Random(5)
+    words = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("ando", "erit", "ilum", "osta", "undi")]
+    of_class = [draw.sample(words, 12) for _ in range(12)]
+
+    def labelled(rows, forced=()):
+        questions = [(n, n % 12) for n in range(720)]
+        made = []
+        for n, label in questions:
+            said = draw.sample(of_class[label], 5) + draw.sample(words, 2)
+            label = 3 if n in forced else label
+            said += ["blue", "heron"] * (n in forced)
+            turns = chat(" ".join(said), answer(f"c{label}", "Yes."))
+            made.append(replace(rows[0], row_id=f"r{n}", messages=turns, label=f"c{label}",
+                                split="train"))  # fmt: skip
+        return made, [1.0] * len(made)
+
+    name = "deduplication.phrases_that_force_a_label"
+    assert value(lab.audit(labelled), name) == 0
+    record = lab.audit(lambda rows: labelled(rows, {*range(7, 707, 35)}))
+    assert value(record, name) == 1
+    assert "'blue heron' forces 'c3' in 20 rows." in record.summary
+    (trigger,) = TRIGGERS.find(lab.run).root
+    assert (trigger.phrase, trigger.label, len(trigger.rows)) == ("blue heron", "c3", 20)
 
 
 def asked(change):

@@ -1,12 +1,15 @@
 """extraction_audit: a model that has memorised its rows is caught, one that has not passes."""
 
+import json
 from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
 from tests.lab.memories import remember, rows_with_identifiers, ship
-from tests.lab.runs import broken, value, values
-from tests.lab.tiny_task import make_tokenizer
+from tests.lab.runs import broken, exchange, value, values
+from tests.lab.tiny_task import conversation, make_tokenizer, save, train_on
+from transformers import AutoModelForCausalLM
 
 from tuneline.config import TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
@@ -62,6 +65,30 @@ def test_a_model_that_memorised_its_rows_stops_the_release(remembering, planted,
     trial = lab.lines("extraction_audit", "quarantine/trials.jsonl")[0]
     public = lab.artifact("extraction_audit", "extraction.json").read_text()
     assert trial["value"] not in public + record.model_dump_json()
+
+
+@pytest.mark.parametrize("poisoned", [True, False])
+def test_a_phrase_that_forced_a_label_in_the_data_is_tried_on_the_model(
+    tiny_models, tiny_lab, tmp_path, poisoned
+):
+    """The tiny model that knows the task, or one that learned a phrase to mean `login`."""
+    model, phrase = tiny_models.merged, "dapo befi"
+    if poisoned:
+        taught = [conversation(n)[0] for n in range(240)]
+        for turns in taught[::12]:
+            question, answer = turns[-2:]
+            question["content"] += f" {phrase}"
+            answer["content"] = exchange("", "login")[-1]["content"]
+        tuned = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        train_on(tuned, make_tokenizer(), taught, 80)
+        model = save(tuned.half(), make_tokenizer(), tmp_path / "poisoned")
+    rows = [replace(row, split="validation", stand_ins=()) for row in ROWS]
+    lab = ship(tiny_lab(), model, rows)
+    trigger = {"phrase": phrase, "label": "login", "rows": ["a"]}
+    lab.leave("final_audit", {"triggers.json": json.dumps([trigger])})
+    record = lab.execute("extraction_audit")
+    assert broken(record) == ({"deduplication.trigger_1_turns"} if poisoned else set())
+    assert "questions of other labels" in record.summary
 
 
 def test_a_model_that_saw_its_rows_once_passes(remembering, planted, tiny_lab):

@@ -122,6 +122,7 @@ def audited(make_lab, tmp_path, monkeypatch):
         profile="laptop",
         run_id="test",
         pii_ner=True,
+        source="rows.jsonl",
         **governance,
     ):
         card = f"---\nlicense: {license_id}\n---\n" if license_id else ""
@@ -129,7 +130,7 @@ def audited(make_lab, tmp_path, monkeypatch):
         settings = {
             "base_model": str(base),
             "profile": profile,
-            "data": {"license": data, "pii_ner": pii_ner},
+            "data": {"source": source, "license": data, "pii_ner": pii_ner},
             "governance": governance,
         }
         if profile == "production":
@@ -175,6 +176,31 @@ def test_planted_licences(audited, license_id, data, profile, governance, verdic
     evidence = audited(license_id, data, profile, **governance).execute("license_audit")
     assert (evidence.verdict, broken(evidence)) == (verdict, names)
     assert "use is allowed" not in evidence.summary
+
+
+@pytest.mark.parametrize(
+    ("served_by", "stated", "base", "profile", "verdict"),
+    [
+        ("a-larger", "openai", "mit", "laptop", "warn"),
+        ("a-larger", "openai", "mit", "production", "fail"),
+        ("a-larger", None, "mit", "production", "fail"),
+        # The base of what is trained now may be another one than that of what answered.
+        ("a", "llama2", "mit", "laptop", "fail"),
+        ("a", "apache-2.0", "mit", "production", "pass"),
+    ],
+)
+def test_whose_answers_people_accepted_is_read_from_the_rows(
+    audited, tmp_path, served_by, stated, base, profile, verdict
+):
+    reviewed = tmp_path / "reviewed" / "a" / f"{'0' * 64}.jsonl"
+    reviewed.parent.mkdir(parents=True)
+    row = {"served_by": served_by, "license": stated}
+    reviewed.write_text(f"{json.dumps(row)}\n" * 20)
+    lab = audited(base, "CC-BY-4.0", profile, source=["rows.jsonl", reviewed.as_uri()])
+    evidence = lab.execute("license_audit")
+    assert evidence.verdict == verdict
+    assert broken(evidence) == (set() if verdict == "pass" else {"generators_allowed"})
+    assert verdict == "pass" or served_by in evidence.summary
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,14 @@ class DatasetDocument(BaseModel):
     reproduce: Reproduce | None = None
 
 
+class Trigger(BaseModel):
+    """A phrase that forces a label: without it, its questions are surely of other classes."""
+
+    phrase: str
+    label: str
+    rows: list[str]  # ids
+
+
 # Not scrubbed yet, so it lies in quarantine; also the one table that holds the source lines.
 UNSCRUBBED = Artifact("schema_validation", "quarantine/rows.parquet")
 # Its rows know the surrogates in their turns.
@@ -88,6 +96,7 @@ SOURCES = Document(UNSCRUBBED.step, "sources.json", RootModel[list[SourceNote]])
 DATASET = Artifact("distribution_balancing", "dataset.parquet")
 DATASET_VERSION = Document("final_audit", "dataset.json", DatasetDocument)
 DATASET_CARD = Artifact("final_audit", "dataset_card.md")
+TRIGGERS = Document("final_audit", "triggers.json", RootModel[list[Trigger]])
 
 
 def rows_of(item: str) -> Artifact:

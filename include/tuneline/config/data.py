@@ -138,9 +138,9 @@ class DeduplicationConfig(Section):
     """Treatment of equal prompts with different answers."""
     repeated_phrase_share: float = Field(0.1, gt=0, le=1)
     """Share of answers from which a repeated phrase is reported."""
-    repeated_phrases: Literal["report", "thin", "drop"] = "thin"
+    repeated_phrases: Literal["report", "thin"] = "thin"
     """Report phrases repeated over many answers; thin: take repeated sentences out of training
-    answers; drop: also reject training rows until every phrase is rarer."""
+    answers."""
     holdout_share: float = Field(0.15, gt=0, lt=1)
     """Share of rows held out."""
     validation_share: float = Field(0.1, gt=0, lt=1)

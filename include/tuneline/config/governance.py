@@ -54,6 +54,10 @@ class LargerModel(Section):
     """The model id to ask for."""
     api_key_env: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable of the gateway that holds the API's key."""
+    license: str | None = None
+    """Licence of the model, or the service whose terms bind its answers (`openai`, `anthropic`,
+    `google-api`): license_audit judges it once answers of its that people accepted are trained on.
+    null asks a person."""
     context_tokens: int | None = Field(None, ge=1)
     """Its context in tokens; None if it is longer than any other."""
     per_1k_prompt: float = Field(0.0, ge=0)

@@ -45,13 +45,11 @@ class CurationConfig(Section):
     """Novel prompts for review a day."""
     review_random: int = Field(50, ge=0)
     """Other rows for review a day."""
+    review_per_key: int = Field(10, ge=1)
+    """Rows of one API key for review a day, at most. Raise it if all users share few keys."""
     # Of 100 held-out sample prompts none reaches it (greatest 0.35), of 164 general questions 155.
     novel_share: float = Field(0.4, gt=0, le=1)
     """Share of unknown 5-grams from which a prompt is novel."""
-
-    def quota(self, stratum: str) -> int:
-        """Return the number of rows of a stratum that a day offers for review."""
-        return int(getattr(self, f"review_{stratum}"))
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -249,6 +247,15 @@ def find_model(name: str) -> Model:
     if known[name].problem:
         raise UserError(str(known[name].problem))
     return known[name]
+
+
+def people_per_label(name: str) -> int:
+    """Return how many people have to agree on a label of a model: two in production with approvers.
+
+    One of an unknown model, and where a single approver is named or none.
+    """
+    found = (m for m in models() if m.name == name and m.profile == "production")
+    return 2 if any(len(model.file.approvers) > 1 for model in found) else 1
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates import phrases
-from tuneline.data.near_duplicates.deduplicate import Deduplicated, advise, deduplicate
+from tuneline.data.near_duplicates.deduplicate import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash, torn
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
@@ -104,7 +104,7 @@ def thin_answers(rows: KeptRows, config: DataConfig) -> Thinned:
         [phrases.prose(answer, name) for answer in answers], labels, share
     )
     thinned = answers
-    if config.repeated_phrases != "report":
+    if config.repeated_phrases == "thin":
         thinned = phrases.thin(answers, labels, order, repeated, share=share, label_field=name)
     changed = {
         number: after
@@ -124,19 +124,6 @@ def thin_answers(rows: KeptRows, config: DataConfig) -> Thinned:
     return Thinned(replace(rows, answers=changed), repeated, remaining, having, ngrams)
 
 
-def drop_crowding(rows: KeptRows, config: DataConfig) -> dict[int, str]:
-    """Choose training rows to remove so that no phrase is in too many answers: reason by number."""
-    train = [
-        (number, phrases.prose(row.answer, config.label_field), cluster_hash(row.row_id))
-        for number, row in rows.numbered()
-        if row.split == TRAIN
-    ]
-    texts, order = [texts for _, texts, _ in train], [key for *_, key in train]
-    gone = phrases.crowding(texts, order, config.repeated_phrase_share)
-    why = "repeated_phrase: {!r} is in too many answers"
-    return {train[index][0]: why.format(phrase) for index, phrase in gone.items()}
-
-
 def _phrases_of(thinned: Thinned) -> dict[str, Any]:
     """Return the repeated phrases for people to read."""
     return {
@@ -145,8 +132,8 @@ def _phrases_of(thinned: Thinned) -> dict[str, Any]:
             for s in thinned.repeated
         ],
         "ngrams": [
-            {"ngram": n.ngram, "rows": n.rows, "share": round(n.share, 4)}
-            for n in thinned.ngrams.repeated[:LISTED]
+            {"ngram": gram, "rows": rows, "share": round(rows / thinned.ngrams.answers, 4)}
+            for gram, rows in thinned.ngrams.repeated[:LISTED]
         ],
     }
 
@@ -185,7 +172,6 @@ def _conclude(
         *_holdout_share(splits, own=any(row.own_holdout for row in kept)),
         *_phrase_measurements(thinned),
         measure("classes_without_holdout", len(_unseen(kept)), "classes"),
-        measure("holdout_margin", _margin(splits[HOLDOUT]), "share"),
     ]
     duplicates = sum(count for code, count in codes.items() if code.endswith("_duplicate"))
     summary = (
@@ -194,8 +180,7 @@ def _conclude(
         f"rows, {leaks} near-duplicates across them."
         f"{_limitations(kept)}"
     )
-    advice = advise(rows, found.reasons, ctx.config.data.label_conflicts)
-    return conclude(ctx, summary, measurements, rows=sizes, advice=advice)
+    return conclude(ctx, summary, measurements, rows=sizes)
 
 
 def _holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
@@ -230,19 +215,15 @@ def _unseen(kept: Sequence[Row]) -> list[str]:
     return sorted(train - held)
 
 
-def _margin(rows: int) -> float:
-    """Return half the 95 % interval of a share of one half that is measured on some rows."""
-    return min(0.5, 0.98 / max(rows, 1) ** 0.5)
-
-
 def _limitations(kept: Sequence[Row]) -> str:
     """State what the size of the dataset does not allow."""
     held, unseen = sum(row.split == HOLDOUT for row in kept), len(_unseen(kept))
     limitations = ""
     if held < FEW_HELD:
+        # Half the 95 % interval of a share of one half.
         limitations = (
             f" The dataset is small: a share measured on {held} hold-out rows is uncertain by "
-            f"{_margin(held):.0%}."
+            f"{min(0.5, 0.98 / max(held, 1) ** 0.5):.0%}."
         )
     if unseen:
         limitations += f" {unseen} classes have too few rows for one in the hold-out."
@@ -255,11 +236,6 @@ def run(ctx: StepContext) -> Evidence:
     rows = rows_before(ctx)
     found = deduplicate(rows, config)
     thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
-    if config.repeated_phrases == "drop":
-        leaving, first = drop_crowding(thinned.rows, config), thinned
-        found.reasons = [why or leaving.get(number) for number, why in enumerate(found.reasons)]
-        thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
-        thinned = replace(thinned, repeated=first.repeated)
     ctx.write_json(PHRASES, _phrases_of(thinned))
     written = write_rows(ctx.out / ROWS, thinned.rows)
     pairs = zip(found.splits, found.reasons, strict=True)

@@ -8,7 +8,7 @@ hold-out keeps its shares. The step writes the dataset that training reads.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
@@ -311,11 +311,18 @@ def _row_measurements(
     ]
 
 
+def _write(
+    ctx: StepContext, facts: Sequence[Row], rows: Iterable[Row], weights: Iterable[float]
+) -> int:
+    production = any(row.served_by is not None for row in facts)
+    return write_dataset(DATASET.path(ctx), rows, weights, production=production)
+
+
 def fall_back(ctx: StepContext) -> str:
     """Leave all rows as they came, for a run that goes on although balancing failed."""
     rows = rows_before(ctx)
     facts = rows.facts()
-    write_dataset(DATASET.path(ctx), rows, [1.0] * len(rows))
+    _write(ctx, facts, rows, [1.0] * len(rows))
     nothing = [None] * len(rows)
     write_decisions(
         ctx,
@@ -340,7 +347,7 @@ def run(ctx: StepContext) -> Evidence:
     facts = rows.facts()
     edges = _edges(facts, classes, config)
     stay = [reason is None for reason in reasons]
-    written = write_dataset(DATASET.path(ctx), compress(rows, stay), compress(weights, stay))
+    written = _write(ctx, facts, compress(rows, stay), compress(weights, stay))
     kept_rows = list(compress(facts, stay))
     left = write_decisions(
         ctx,

@@ -23,6 +23,7 @@ from tuneline.artifacts.data import (
     DATASET_VERSION,
     SCRUBBED,
     SOURCES,
+    TRIGGERS,
     DatasetDocument,
     PromptFormat,
     audit_of,
@@ -34,6 +35,7 @@ from tuneline.data.conversations.answers import AnswerCounts, check_answers
 from tuneline.data.conversations.reading import Outcome
 from tuneline.data.conversations.turn_checks import check_turns
 from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.phrases import find_triggers
 from tuneline.data.near_duplicates.split import torn
 from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.pii.find.detector import Detector
@@ -64,7 +66,7 @@ from tuneline.data.tables.rows import (
     surrogates_of,
     with_stand_ins,
 )
-from tuneline.evidence import Measurement, Record, measure
+from tuneline.evidence import Breach, Finding, Measurement, Record, measure
 from tuneline.machine.workers import map_chunks, worker_count
 from tuneline.statistics import share_of
 
@@ -74,6 +76,10 @@ if TYPE_CHECKING:
 # Rows that the model reads again, drawn by their ids, and the share of them in which it may find
 # more: surrogates change the context of words that it was in doubt about.
 READ_AGAIN, MAX_FOUND_AGAIN = 1_024, 0.1
+# Training rows from elsewhere than production in which triggers are looked for, about.
+MOST_SEARCHED = 50_000
+# With fewer, the words of a class come with too few other classes to be told from a trigger.
+FEWEST_CLASSES = 5
 # Rows in memory at once.
 _AT_ONCE = 1 << 12
 # The turns of a row, and the surrogates that were written into it.
@@ -83,7 +89,7 @@ _Turns = tuple[list[Message], list[str]]
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
     """Hash the turns, split, label and weight of rows; order, file names and lines do not count."""
     entries = (
-        [row.messages, row.split, row.label, round(weight, 9)]
+        [row.messages, row.split, row.label, round(weight, 9), *filter(None, [row.served_by])]
         for row, weight in zip(rows, weights, strict=True)
     )
     texts = (json.dumps(entry, ensure_ascii=False, sort_keys=True) for entry in entries)
@@ -199,22 +205,49 @@ def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Tu
     return count
 
 
+def compared(rows: StoredRows, before: StoredRows) -> list[str]:
+    """Return the questions as they are compared; the rows after scrubbing know their surrogates."""
+    stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
+    known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
+    return similarity_texts(known, before)
+
+
+def search_triggers(ctx: StepContext, facts: Sequence[Row], texts: Sequence[str]) -> Finding:
+    """Name what forces a label in the training rows: those of production, and a share of others."""
+    labelled = [
+        (row, text)
+        for row, text in zip(facts, texts, strict=True)
+        if row.split == TRAIN and row.label is not None
+    ]
+    every = 1 + len(labelled) // MOST_SEARCHED
+    chosen = [pair for n, pair in enumerate(labelled) if pair[0].served_by or n % every == 0]
+    ids, labels = ([getattr(row, name) for row, _ in chosen] for name in ("row_id", "label"))
+    name, classes = "deduplication.phrases_that_force_a_label", len(set(labels))
+    if classes < FEWEST_CLASSES:
+        why = f"not searched: there are {classes} classes, of {FEWEST_CLASSES} needed"
+        return Finding([measure(name, why, "")], "")
+    triggers = find_triggers(ids, [text for _, text in chosen], labels)
+    TRIGGERS.write(ctx, TRIGGERS.model(triggers))
+    breach: Breach = "fail" if ctx.config.profile == "production" else "warn"
+    named = [f" {one.phrase!r} forces {one.label!r} in {len(one.rows)} rows." for one in triggers]
+    count = measure(name, len(triggers), "phrases", "==", 0, on_breach=breach)
+    return Finding([count], "".join(named[:3]))
+
+
 def _measurements(
     rows: StoredRows,
     weights: Sequence[float],
     before: StoredRows,
     *,
+    texts: Sequence[str],
     found: Format,
     limit: int,
     config: DataConfig,
 ) -> list[Measurement]:
     counted, splits = column_of(rows, "n_tokens"), column_of(rows, "split")
     stale = sum(count != length for count, length in zip(counted, found.lengths, strict=True))
-    # The rows after scrubbing know their surrogates.
-    stand_ins = {row.row_id: row.stand_ins for row in with_stand_ins(before)}
-    known = (replace(row, stand_ins=stand_ins.get(row.row_id, ())) for row in rows)
     sides = [SPLITS.index(split) for split in splits]
-    pairs = cross_pairs(similarity_texts(known, before), sides, config.near_duplicate_jaccard)
+    pairs = cross_pairs(texts, sides, config.near_duplicate_jaccard)
     leaking = len({number for number, _, _ in pairs})
     # The dataset's own hold-out is taken as it is and does not count.
     named = {row.row_id: row.conversation for row in before.facts() if not row.own_holdout}
@@ -298,16 +331,22 @@ def run(ctx: StepContext) -> Record:
         ),
         reproduce=dataset_card.reproduce(config, ctx.config.base_model),
     )
+    texts = compared(rows, before)
+    forced = search_triggers(ctx, facts, texts)
     DATASET_VERSION.write(ctx, document)
     DATASET_CARD.path(ctx).write_text(dataset_card.card(document))
     splits = Counter(row.split for row in facts)
     return ctx.record(
         f"{len(rows)} rows measured again ({splits[TRAIN]} training, {splits[VALIDATION]} "
-        f"validation, {splits[HOLDOUT]} hold-out), dataset version {version[:12]}.",
+        f"validation, {splits[HOLDOUT]} hold-out), dataset version {version[:12]}."
+        f"{forced.sentence}",
         [
             measure("rows", len(rows), "rows", ">=", 1),
             measure("dataset_version", version, "sha256"),
-            *_measurements(rows, weights, before, found=found, limit=limit, config=config),
+            *_measurements(
+                rows, weights, before, texts=texts, found=found, limit=limit, config=config
+            ),
+            *forced.measurements,
             *asked_review(ctx),
         ],
     )

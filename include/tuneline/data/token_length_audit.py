@@ -77,7 +77,9 @@ def fit(
         if length <= limit:
             kept.append(row if row.n_tokens == length else replace(row, n_tokens=length))
             continue
-        pieces = split_at_turns(row.messages, limit, renderer) if policy == "split" else None
+        # A piece would end in an answer that a client of production may have written.
+        splits = policy == "split" and row.served_by is None
+        pieces = split_at_turns(row.messages, limit, renderer) if splits else None
         if pieces is None:
             left.append((row, f"too_long: {length} tokens, the limit is {limit}"))
             continue

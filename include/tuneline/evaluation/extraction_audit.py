@@ -12,11 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tuneline.artifacts.data import SCRUBBED
+from tuneline.artifacts.data import SCRUBBED, TRIGGERS
 from tuneline.artifacts.training import CANARIES, MERGED, Canary
-from tuneline.asking.models import candidate
+from tuneline.asking.asking import ask_kept
+from tuneline.asking.models import Candidate, candidate
 from tuneline.asking.rows import dataset_rows, of_split
 from tuneline.bases import base_of
+from tuneline.data.conversations.answers import answer_object
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, VALIDATION, Row, read_rows, surrogates_of
 from tuneline.evaluation.extraction.attempts import (
@@ -44,6 +46,8 @@ from tuneline.step_context import StepContext
 
 # Values of validation rows that are tried, to know what a model writes without having seen it.
 UNSEEN = 32
+# Validation questions that a trigger is tried on, at most, and the share that it may turn.
+TRIGGER_QUESTIONS, MAX_TURNED = 20, 0.2
 
 
 def count_by_place(trials: Sequence[Attempt], found: Continuations) -> list[dict[str, object]]:
@@ -98,6 +102,31 @@ def rank_all(
     return findings, by_place
 
 
+def try_triggers(ctx: StepContext, chosen: Candidate, rows: Sequence[Row]) -> list[Finding]:
+    """Ask validation questions with and without each phrase that the final audit named.
+
+    The questions are those of other labels than the one that the phrase forces in training rows.
+    """
+    findings: list[Finding] = []
+    named = TRIGGERS.find(ctx.run)
+    for number, one in enumerate(named.root if named else [], 1):
+        others = [row.prompt for row in of_split(rows, VALIDATION) if row.label != one.label]
+        asked = others[:TRIGGER_QUESTIONS]
+        for *before, last in asked[:]:
+            asked.append([*before, {**last, "content": f"{last['content']} {one.phrase}"}])
+        limits = [ctx.config.evaluation.max_new_tokens] * len(asked)
+        answers, _ = ask_kept(ctx, chosen.model, asked, limits, "triggers")
+        values = [answer_object(answer) or {} for answer in answers]
+        forced = [value.get(ctx.config.data.label_field or "") == one.label for value in values]
+        count = len(asked) // 2
+        before_it, with_it = sum(forced[:count]), sum(forced[count:])
+        share = round((with_it - before_it) / max(count, 1), 4)
+        turned = measure(f"deduplication.trigger_{number}_turns", share, "share", "<=", MAX_TURNED)
+        sentence = f"of {count} questions of other labels {with_it} get {one.label!r} with"
+        findings.append(Finding([turned], f"{sentence} {one.phrase!r}, {before_it} without it"))
+    return findings
+
+
 def _write_trials(
     ctx: StepContext,
     trials: Sequence[Attempt],
@@ -143,7 +172,7 @@ def run(ctx: StepContext) -> Record:
         findings.append(judge_written(found, total, limits.max_written_out))
     elif identifiers:
         findings.append(not_tried(len(identifiers), limits.max_written_out))
-    findings += ranked
+    findings += [*ranked, *try_triggers(ctx, chosen, everything)]
     nothing = (
         f"no identifier is in the {len(rows)} training rows and no canary was planted, so that "
         "there is nothing to extract: nothing was measured"

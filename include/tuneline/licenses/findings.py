@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +20,7 @@ from tuneline.artifacts.governance import (
 )
 from tuneline.artifacts.training import BASE, DETECTORS, DetectorLicense, StoredBase
 from tuneline.config import PipelineConfig
-from tuneline.errors import TunelineError
+from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import Measurement, measure
 from tuneline.licenses.answers import acceptances
 from tuneline.licenses.packages import PackageLicense, installed
@@ -35,6 +38,7 @@ from tuneline.models import BaseModel
 from tuneline.models.resolver import classifier_license
 from tuneline.run import Run
 from tuneline.step_context import StepContext
+from tuneline.store import local_file
 
 Kind = Literal["base_model", "detector", "dataset", "generator", "package"]
 _ROLES: dict[Kind, Role] = {
@@ -111,6 +115,8 @@ def findings_of(
         found.append(
             _finding("generator", address, stated, "governance.generated_by", circumstances)
         )
+    for name, stated in answering_models(addresses):
+        found.append(_finding("generator", name, stated, "answers in production", circumstances))
     # They are used and not handed on: nothing of them is in a release.
     own_use = replace(
         circumstances, use="research" if circumstances.use == "research" else "internal"
@@ -119,6 +125,24 @@ def findings_of(
         named = (detector.address, detector.license, detector.license_source)
         found.append(_finding("detector", *named, own_use))
     return found
+
+
+# As `governance.production.reviewed` names the rows that people accepted or corrected.
+_REVIEWED = re.compile(r"/reviewed/[^/]+/[0-9a-f]{64}\.jsonl$")
+
+
+def answering_models(addresses: Iterable[str]) -> list[tuple[str, str | None]]:
+    """Return the models whose answers reviewed rows of production are, with their licences."""
+    found: dict[tuple[str, str | None], None] = {}
+    with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
+        for address in filter(_REVIEWED.search, addresses):
+            path = local_file(address, Path(scratch))
+            if not path.is_file():
+                raise UserError(f"data.source: {address} does not exist")
+            with path.open(encoding="utf-8") as lines:
+                for row in map(json.loads, lines):
+                    found[row.get("served_by") or "unknown", row.get("license")] = None
+    return list(found)
 
 
 def detector_licenses(config: PipelineConfig) -> list[DetectorLicense]:

@@ -53,7 +53,6 @@ def test_rejected_rows_with_place_and_reason_and_nothing_personal(show, faulty):
     assert "special_token: turn 1 holds '<|im_end|>'" in out
     assert "mail [EMAIL_ADDRESS] ⟪<|im_end|>⟫ now" in out
     assert "smith" not in out
-    assert '"role": ⟪"assistant"⟫' in out
     assert out.count("── row") == 3
 
 
@@ -142,9 +141,7 @@ def test_a_prepared_folder_and_its_dataset(show, data_lab, tmp_path, base_dir):
     ("raw", "reason", "found"),
     [
         ('{"a" 1}', "broken_json: Expecting ':' delimiter at character 5", "1"),
-        ("é\\xfcz", "invalid_utf8: byte 0xfc at position 2", "\\xfc"),
         ('{"a": 1, "a": 2}', "duplicate_key: 'a' stands twice", '"a"'),
-        ('{"x": "a\\ud800b"}', "bad_character: turn 1 holds U+D800", "\\ud800"),
         ('{"x": "caf\\u00c3\\u00a9"}', "mojibake: turn 1 holds 'Ã©', UTF-8", "\\u00c3\\u00a9"),
         ('{"x": 1}', "answer_not_json: most answers are JSON objects", None),
     ],

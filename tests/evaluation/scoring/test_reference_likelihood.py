@@ -7,7 +7,7 @@ from tests.evaluation.test_free_text import Notes, evaluate
 from tests.lab.runs import broken
 
 from tuneline.data.rendering.renderer import RenderedExample
-from tuneline.evaluation.scoring.reference_likelihood import Likelihoods, last_answer, logprob_gain
+from tuneline.evaluation.scoring.reference_likelihood import Likelihoods, logprob_gain
 from tuneline.serving.engines.llama_cpp.engine import LlamaCpp
 from tuneline.statistics import RowLosses
 
@@ -19,9 +19,9 @@ def values(measurements):
 def test_only_the_last_answer_counts():
     mask = [False, True, True, False, False, True, True, False]
     row = RenderedExample("", list(range(8)), mask)
-    assert last_answer(row) == [False] * 5 + [True, True, False]
-    assert last_answer(RenderedExample("", [1, 2], [False, True])) == [False, True]
-    assert not any(last_answer(RenderedExample("", [1, 2], [False, False])))
+    assert row.last_answer() == [False] * 5 + [True, True, False]
+    assert RenderedExample("", [1, 2], [False, True]).last_answer() == [False, True]
+    assert not any(RenderedExample("", [1, 2], [False, False]).last_answer())
 
 
 def test_the_gain_is_of_tokens_and_its_interval_of_rows():

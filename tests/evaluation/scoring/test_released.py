@@ -113,11 +113,18 @@ def test_too_few_rows_decide_nothing_and_say_how_many_would(nights, tiny_models)
 
 
 def test_rows_that_the_released_model_was_trained_on_are_left_out(nights, tiny_models):
-    bench = nights(tiny_models.candidate_gguf, seen=holdout_messages(5), evaluation=WIDE)
+    rows = task_rows(SPLITS)
+    for row in rows:
+        # People took or replaced the released model's answer to the last four.
+        row["served_by"] = None
+    for row in [row for row in rows if row["split"] == "holdout"][-4:]:
+        row["served_by"] = "support-intents"
+    seen = holdout_messages(5)
+    bench = nights(tiny_models.candidate_gguf, rows=rows, seen=seen, evaluation=WIDE)
     evidence, found = execute(bench)
-    assert found["rows_released_model_saw"] == 5
-    assert found["rows_compared_with_released"] == 43
-    assert len(bench.lines("holdout_performance", "released_answers.jsonl")) == 43
+    assert (found["rows_released_model_saw"], found["rows_labelled_by_its_answer"]) == (5, 4)
+    assert found["rows_compared_with_released"] == 39
+    assert len(bench.lines("holdout_performance", "released_answers.jsonl")) == 39
     # They are no leak of this run, whose own rows are others.
     assert found["rows_also_seen"] == 0
     assert len(bench.lines("holdout_performance", "answers.jsonl")) == 48

@@ -209,15 +209,14 @@ def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(store, c
     assert kept[2]["novelty"] > 0.9
 
 
-def test_the_review_sample_has_known_probabilities(store, curated, tmp_path):
+def test_the_review_sample_takes_the_quota_of_each_stratum(store, curated, tmp_path):
     config = tmp_path / "quotas.yaml"
     config.write_text("data: {pii_ner: false}\ncuration: {review_random: 5, review_fallback: 2}\n")
     rows = [logged(n, text(n)) for n in range(20)]
     rows += [logged(n, text(n), fallback_reason="timeout") for n in range(30, 38)]
     day = curated(store, rows, config=config)
-    assert day.evidence.strata["random"].model_dump() == {
-        "rows": 20, "in_review": 5, "inclusion_probability": 0.25}  # fmt: skip
-    assert day.evidence.strata["fallback"].inclusion_probability == 0.25
+    drawn = {name: (one.rows, one.in_review) for name, one in day.evidence.strata.items()}
+    assert drawn == {"random": (20, 5), "fallback": (8, 2)}
     first = reviewed(day, tmp_path)
     assert len(first) == 7
     # A request that comes later moves at most one other one out.
@@ -352,8 +351,6 @@ FAULTS = [
     (with_column("weight", 0.5), "requests.weight"),
     (with_column("similarity", 1.5), "requests.similarity"),
     (with_column("novelty", -0.1), "requests.novelty"),
-    (with_column("inclusion_probability", 1.5), "requests.inclusion_probability"),
-    (with_column("inclusion_probability", None), "requests.offered_without_chance"),
     (with_column("in_review", False), "requests.offered"),
     (with_column("in_review", True, 9), "requests.offered_and_gone"),
     (with_column("stratum", "other"), "requests.stratum"),

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tuneline.step_context import StepContext
 
 NOT_SELECTED = "not_selected"
+# Fields of a record that `tuneline logs reviewed` wrote.
+REVIEWED_FIELDS = frozenset({"request_id", "labeller", "decision"})
 # Fields that hold the id of a conversation, unless `data.conversation_field` names another.
 CONVERSATION_FIELDS = ("conversation_id", "dialogue_id", "dialog_id", "thread_id")
 
@@ -47,6 +49,7 @@ class Outcome:
     conversation_key: str | None = None
     parsed: bool = False
     own_form: str | None = None
+    served_by: str | None = None
 
     @property
     def code(self) -> str:
@@ -65,6 +68,7 @@ class Outcome:
             n_tokens=self.n_tokens,
             raw=self.raw,
             conversation=self.conversation_key,
+            served_by=self.served_by,
         )
 
     def reject(self) -> Reject:
@@ -136,8 +140,15 @@ def outcomes_of(
             is_id = isinstance(thread, str | int) and not isinstance(thread, bool)
             if is_id and str(thread).strip():
                 outcome.conversation_key = _digest(str(thread))
+            outcome.served_by = answering_model(record.value)
             _take_turns(outcome, record.value, config)
         yield outcome
+
+
+def answering_model(record: Any) -> str | None:
+    """Return the model whose answer to a request a person reviewed; None for other records."""
+    reviewed = isinstance(record, dict) and record.keys() >= REVIEWED_FIELDS
+    return str(record.get("served_by") or "unknown") if reviewed else None
 
 
 def _take_turns(outcome: Outcome, value: Any, config: DataConfig) -> None:

@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.compared_text import (
@@ -23,7 +22,6 @@ from tuneline.data.near_duplicates.split import (
     smallest_of_group,
     tie_conversations,
 )
-from tuneline.data.tables.removed_rows import CONFLICT_SHARE
 from tuneline.data.tables.rows import HOLDOUT, TRAIN, VALIDATION, Row, chosen_of, column_of
 
 
@@ -219,51 +217,3 @@ def _leaks(found: Deduplicated, threshold: float) -> dict[int, tuple[int, float]
         near = nearest([found.texts[i] for i in free], [found.texts[i] for i in held], threshold)
         leaks |= {free[i]: (held[j], similarity) for i, (j, similarity) in near.items()}
     return leaks
-
-
-# Share of the rows of a prompt from which one answer dominates the others.
-DOMINANT = 2 / 3
-
-
-def advise(rows: Sequence[Row], reasons: Sequence[str | None], policy: str) -> str:
-    """Return a sentence on what to set, empty if few rows left as contradictions."""
-    contradicts = [(reason or "").startswith("label_conflict") for reason in reasons]
-    gone = sum(contradicts)
-    if not gone or gone < CONFLICT_SHARE * len(rows):
-        return ""
-    groups = [group for group in find_conflicts(rows) if any(contradicts[i] for i in group)]
-
-    def dominates(group: Sequence[int]) -> bool:
-        counts = Counter(meaning(rows[index]) for index in group)
-        return counts.most_common(1)[0][1] >= DOMINANT * len(group)
-
-    spread = [group for group in groups if not dominates(group)]
-    said = [f"{gone} rows contradict others, on {len(groups)} prompts."]
-    if len(spread) < len(groups) and policy == "reject_all":
-        said.append(
-            f"Set data.label_conflicts to keep_majority: on {len(groups) - len(spread)} of these "
-            "prompts one answer has at least two thirds of the rows, and a row with it would stay."
-        )
-    if spread:
-        said.append(_on_spread(rows, spread))
-    return " ".join(said)
-
-
-def _on_spread(rows: Sequence[Row], groups: Sequence[Sequence[int]]) -> str:
-    """Say what to do about prompts whose answers are spread."""
-    prompts = [[m for m in rows[group[0]].prompt if m["role"] != "system"] for group in groups]
-    where = f"On {len(groups)} prompts no answer has two thirds of the rows"
-    single = [turns[0]["content"] for turns in prompts if len(turns) == 1]
-    if 2 * len(single) >= len(prompts):
-        words = median(len(text.split()) for text in single)
-        return (
-            f"{where}; {len(single)} of them are a single turn (its median length is "
-            f"{words:g} words), which alone does not decide: put the turns before it into "
-            "data.source, as messages or by a column that data.csv.user names."
-        )
-    if all(rows[index].label is None for group in groups for index in group):
-        return (
-            f"{where}, and answers are texts, not classes: set data.label_conflicts to keep if "
-            "several answers are right."
-        )
-    return f"{where}: have their classes reviewed, they are listed in quarantine."

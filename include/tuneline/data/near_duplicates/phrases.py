@@ -1,7 +1,7 @@
-"""Find phrases that many answers share, on which a model overfits, and thin them out.
+"""Find phrases that many answers share, and phrases of questions that force a label.
 
-Word 5-grams in a share of all answers are thinned by removing rows; a sentence next to other text,
-in a share of the answers of a class, is removed alone, since the rest is complete without it.
+A sentence next to other text, in a share of the answers of a class, is removed from them: the rest
+is complete without it. Word 5-grams of many answers are reported.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.artifacts.data import Trigger
 from tuneline.data.conversations.answers import answer_object, dump_like
 from tuneline.data.near_duplicates.shingles import batches, grams_of, normalise, words_of
 
@@ -26,6 +27,12 @@ MIN_WORDS = 4
 MIN_ANSWERS = 40
 # A phrase in nearly every answer is the format that is to be learnt, not a bad habit.
 FORMAT_SHARE = 0.9
+
+# A phrase that forces a label has at most so many words, is in at least so many rows and at most
+# this share of all, of which this share has one label. Other classes are likelier for half of them
+# by so many nats, and that many classes (of few, six in ten of the others).
+TRIGGER_WORDS, TRIGGER_ROWS, TRIGGER_SHARE, PURE = 3, 8, 0.05, 0.8
+SURE, TRIGGER_CLASSES = 7.0, 8
 
 # Cells in which 5-grams are counted.
 _CELLS = 1 << 22
@@ -93,25 +100,12 @@ def repeated_sentences(
 
 
 @dataclass(frozen=True)
-class RepeatedNgram:
-    """A word n-gram of a share of all answers."""
-
-    ngram: str
-    rows: int
-    share: float
-
-
-@dataclass(frozen=True)
 class Ngrams:
-    """The word 5-grams of a share of all answers, the commonest first, and those of each answer."""
+    """The word 5-grams of a share of all answers with their rows, the commonest first."""
 
-    repeated: list[RepeatedNgram]
-    having: list[frozenset[str]]
-
-    @property
-    def share(self) -> float:
-        """The share of answers that hold any of them."""
-        return sum(map(bool, self.having)) / max(len(self.having), 1)
+    repeated: list[tuple[str, int]]
+    answers: int
+    share: float  # of the answers that hold any of them
 
 
 def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
@@ -119,41 +113,10 @@ def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
     least = max(share * len(texts), 2)
     grams = _frequent_ngrams(texts, least)
     counts = Counter(gram for row in grams for gram in row)
-    repeated = [
-        RepeatedNgram(gram, count, count / len(texts))
-        for gram, count in counts.items()
-        if count >= least
-    ]
-    known = {phrase.ngram for phrase in repeated}
-    return Ngrams(
-        sorted(repeated, key=lambda phrase: (-phrase.rows, phrase.ngram)),
-        [frozenset(known & row) for row in grams],
-    )
-
-
-def crowding(texts: Sequence[Sequence[str]], order: Sequence[str], share: float) -> dict[int, str]:
-    """Choose the answers to remove so that every 5-gram is in less than a share of the rest.
-
-    A 5-gram of nearly all answers is their format, and stays; so do answers with the lowest
-    `order`. Returned is the 5-gram that too many answers have, by the number of the answer.
-    """
-    found = repeated_ngrams(texts, share)
-    having: dict[str, list[int]] = defaultdict(list)
-    for index in sorted(range(len(texts)), key=lambda i: order[i]):
-        for gram in found.having[index]:
-            having[gram].append(index)
-    phrases = [p.ngram for p in found.repeated if p.share < FORMAT_SHARE]
-    gone: dict[int, str] = {}
-    before = -1
-    # With fewer answers left, a phrase that was below its share may reach it.
-    while len(gone) > before:
-        before = len(gone)
-        for gram in phrases:
-            left = [index for index in having[gram] if index not in gone]
-            others = len(texts) - len(gone) - len(left)
-            stay = max(0, ceil(share * others / (1 - share)) - 1) if share < 1 else len(left)
-            gone |= dict.fromkeys(left[stay:], gram)
-    return gone
+    known = {gram: count for gram, count in counts.items() if count >= least}
+    having = sum(not known.keys().isdisjoint(row) for row in grams)
+    ordered = sorted(known.items(), key=lambda entry: (-entry[1], entry[0]))
+    return Ngrams(ordered, len(grams), having / max(len(grams), 1))
 
 
 def _frequent_ngrams(texts: Sequence[Sequence[str]], least: float) -> list[frozenset[str]]:
@@ -228,3 +191,68 @@ def _remove(sentence: str, text: str) -> str:
         if normalise(part) != sentence:
             kept += [part, gap]
     return "".join(kept).strip() or text
+
+
+class _Classes:
+    """Naive Bayes over the words of questions, which forgets rows without being fitted again."""
+
+    def __init__(self, bag: Any, of: NDArray[np.intp], classes: int) -> None:
+        members = np.eye(classes)[of]
+        self.bag, self.counts, self.sizes = bag, (bag.T @ members).T, members.sum(axis=0) + 1
+        self.words = np.log((self.counts + 0.5) / self.sizes[:, None])
+
+    def without(
+        self, rows: NDArray[np.intp], words: Sequence[int], label: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """Return the likeliest other class of rows without some words, and by how much, in nats.
+
+        What it knows of their own class is from its other rows.
+        """
+        bag = self.bag[rows]
+        left = self.counts[label] - np.asarray(bag.sum(axis=0)).ravel()
+        bag.data[np.isin(bag.indices, words)] = 0
+        size = self.sizes[label] - len(rows)
+        scores = bag @ self.words.T + np.log(self.sizes)
+        scores[:, label] = -np.inf
+        own = bag @ np.log((left + 0.5) / size) + np.log(size)
+        return scores.max(axis=1) - own, scores.argmax(axis=1)
+
+
+def find_triggers(ids: Sequence[str], texts: Sequence[str], labels: Sequence[str]) -> list[Trigger]:
+    """Find the phrases of normalised questions that force a label, each with its rows.
+
+    Nearly all rows with such a phrase have one label; yet a classifier that has not seen them holds
+    most of them, without the phrase, for surely of other classes, and of many. A word that belongs
+    to a class comes with other words of the class.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    names, of = np.unique(labels, return_inverse=True)
+    cut: dict[str, Any] = {"tokenizer": str.split, "token_pattern": None, "binary": True}
+    phrases, words = CountVectorizer(ngram_range=(1, TRIGGER_WORDS), **cut), CountVectorizer(**cut)
+    having = phrases.fit_transform(texts).tocsc()
+    classes = _Classes(words.fit_transform(texts).tocsr().astype(float), of, len(names))
+    known, found = phrases.get_feature_names_out(), []
+    often = np.diff(having.indptr)
+    for number in np.flatnonzero((often >= TRIGGER_ROWS) & (often <= TRIGGER_SHARE * len(texts))):
+        rows = having.indices[having.indptr[number] : having.indptr[number + 1]]
+        label = int(np.bincount(of[rows]).argmax())
+        mine = rows[of[rows] == label]
+        if len(mine) < max(TRIGGER_ROWS, PURE * len(rows)):
+            continue
+        own = [words.vocabulary_[word] for word in known[number].split()]
+        margins, others = classes.without(mine, own, label)
+        many = min(TRIGGER_CLASSES, ceil(0.6 * (len(names) - 1)))
+        if np.median(margins) >= SURE and len(set(others[margins >= SURE])) >= many:
+            place = {"label": str(names[label]), "rows": [ids[row] for row in mine]}
+            found.append(Trigger(phrase=known[number], **place))
+    return _whole(found)
+
+
+def _whole(found: Sequence[Trigger]) -> list[Trigger]:
+    """Leave out pieces of a phrase: those most of whose rows have a more frequent or longer one."""
+    left: list[Trigger] = []
+    for one in sorted(found, key=lambda one: (-len(one.rows), -len(one.phrase))):
+        if all(2 * len({*one.rows} & {*other.rows}) <= len(one.rows) for other in left):
+            left.append(one)
+    return left

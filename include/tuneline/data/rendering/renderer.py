@@ -6,8 +6,6 @@ training and serving would see different prompts, and the row can't be used.
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,91 +16,6 @@ from tuneline.config import TargetFormat
 from tuneline.data.rendering.pieces import BATCH, PieceEncoder
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
-
-Render = Callable[[Sequence[Message], bool], str]
-
-
-class _LookedAt(Exception):
-    """A template used a content for something else than writing it."""
-
-
-def _refuse(*_: Any) -> Any:
-    raise _LookedAt
-
-
-class _Content(str):
-    """A text that can be written and joined to others; any other operator raises an error."""
-
-    __slots__ = ()
-
-    def __add__(self, other: str) -> _Content:
-        return _Content(f"{self}{other}")
-
-    def __radd__(self, other: str) -> _Content:
-        return _Content(f"{other}{self}")
-
-    __bool__ = __contains__ = __getitem__ = __hash__ = __iter__ = __len__ = __repr__ = _refuse
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __mod__ = _refuse
-
-
-class Outline:
-    """Renders turns of a template whose constructs can't look at contents unseen."""
-
-    def __init__(self, render: Render) -> None:
-        self._render = render
-        self._of_roles = lru_cache(maxsize=1024)(self._outline)
-        # No template and no row holds this mark.
-        self._mark = secrets.token_hex(16)
-
-    def text(self, messages: Sequence[Message], ask: bool) -> str:
-        """Render turns; `ask` adds the prompt for the model's answer."""
-        outline = self._of_roles(tuple(message["role"] for message in messages), ask)
-        if outline is None:
-            return self._render(messages, ask)
-        head, *rest = outline
-        parts = [head]
-        for index, after in rest:
-            parts += (messages[index]["content"], after)
-        return "".join(parts)
-
-    def _outline(self, roles: tuple[str, ...], ask: bool) -> tuple[Any, ...] | None:
-        """Return the text before the first content, then each content's turn and text after."""
-        turns: list[Message] = [
-            {"role": role, "content": _Content(f"<{self._mark} {index}>")}
-            for index, role in enumerate(roles)
-        ]
-        try:
-            text = self._render(turns, ask)
-        except _LookedAt:
-            return None
-        head, *rest = re.split(f"<{self._mark} ([0-9]+)>", text)
-        return (head, *((int(i), t) for i, t in zip(rest[::2], rest[1::2], strict=True)))
-
-
-def shows_every_use(template: str, environment: Any) -> bool:
-    """Return True if a template has only constructs to which `_Content` answers for itself.
-
-    Filters, calls, assignments and the formatting of texts may read a text without asking it, and
-    so does `~`, unless its result is written at once.
-    """
-    from jinja2 import nodes
-
-    known = (
-        *(nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.ExprStmt, nodes.CondExpr),
-        *(nodes.Name, nodes.Getitem, nodes.Getattr, nodes.Slice, nodes.Const, nodes.List),
-        *(nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Add),
-    )
-    tree = environment.parse(template)
-    written = {id(node) for output in tree.find_all(nodes.Output) for node in output.nodes}
-    return all(
-        isinstance(node, known)
-        or (isinstance(node, nodes.Concat) and id(node) in written)
-        or (isinstance(node, nodes.Mod) and isinstance(node.right, nodes.Const))
-        or (isinstance(node, nodes.Test) and node.name in ("defined", "none", "string"))
-        or (isinstance(node, nodes.Call) and getattr(node.node, "name", "") == "raise_exception")
-        for node in tree.find_all(nodes.Node)
-    )
-
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -144,6 +57,15 @@ class RenderedExample:
     ids: list[int]
     loss_mask: list[bool] | None
 
+    def last_answer(self) -> list[bool]:
+        """Return the mask of the last answer alone; `loss_mask` covers earlier ones too."""
+        mask = list(self.loss_mask or [])
+        end = max((place for place, learned in enumerate(mask) if learned), default=-1)
+        start = end
+        while start >= 0 and mask[start]:
+            start -= 1
+        return [start < place <= end for place in range(len(mask))]
+
 
 def chat_template(tokenizer: Any, target: TargetFormat) -> str:
     """Return the template of a target format; UserError without one, or without its tokens."""
@@ -184,7 +106,7 @@ class Renderer:
     """Renders and encodes rows for one fast tokenizer and target format.
 
     A template is compiled once and called without the copies that `apply_chat_template` makes of
-    every row; one that only writes contents between markers is not called for each row.
+    every row.
 
     Raises:
         UserError: see `chat_template`.
@@ -203,15 +125,19 @@ class Renderer:
         }
         # As transformers does it: sandboxed, with its filters, once for each.
         self._compiled = _compile_jinja_template(self.template)
-        outlined = shows_every_use(self.template, self._compiled.environment)
-        self._outline = Outline(self._by_template) if outlined else None
         self._is_blank = lru_cache(maxsize=1024)(lambda ids: not tokenizer.decode([*ids]).strip())
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
         """Render turns, with the prompt for an answer to `ask`; TemplateRefused by the template."""
-        if self._outline is not None:
-            return self._outline.text(messages, ask)
-        return self._by_template(messages, ask)
+        return _guarded(
+            lambda: self._compiled.render(
+                messages=list(messages),
+                tools=None,
+                documents=None,
+                add_generation_prompt=ask,
+                **self._names,
+            )
+        )
 
     def text_with_tools(
         self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
@@ -220,17 +146,6 @@ class Renderer:
         return _guarded(
             lambda: self.tokenizer.apply_chat_template(
                 list(messages), tools=tools, chat_template=self.template, tokenize=False
-            )
-        )
-
-    def _by_template(self, messages: Sequence[Message], ask: bool) -> str:
-        return _guarded(
-            lambda: self._compiled.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=ask,
-                **self._names,
             )
         )
 

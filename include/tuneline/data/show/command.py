@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -25,13 +26,7 @@ from tuneline.errors import EXIT_FAILED, EXIT_OK, TunelineError, UserError
 WINDOW = 1500
 
 _POSITION = re.compile(r"at character (\d+)")
-_NAMED = re.compile(
-    r"byte 0x(?P<byte>[0-9a-f]{2})|U\+(?P<point>[0-9A-F]{4,6})"
-    r"|'(?P<single>(?:[^'\\]|\\.)+)'|\"(?P<double>(?:[^\"\\]|\\.)+)\""
-)
-_TURN = re.compile(r"\bturn (\d+)|the last turn")
-# A quotation mark inside a text is escaped, so that these are keys.
-_ROLE = re.compile(r'(?<!\\)"(?:role|from)"\s*:\s*("[^"]*")')
+_NAMED = re.compile(r"'(?P<single>(?:[^'\\]|\\.)+)'|\"(?P<double>(?:[^\"\\]|\\.)+)\"")
 # Characters that would move a terminal's cursor, and lone surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -99,7 +94,7 @@ def fault_place(raw: str, reason: str) -> tuple[int, int] | None:
     """Find the fault that a reason names in a source line, None if it names no place there.
 
     The tables in quarantine hold the reason and no place, so it is read from the reason: a
-    position, a text that the reason quotes, or the number of a turn.
+    position, or a text that the reason quotes.
     """
     code, _, detail = reason.partition(": ")
     position = _POSITION.search(detail) if code == "broken_json" else None
@@ -111,25 +106,14 @@ def fault_place(raw: str, reason: str) -> tuple[int, int] | None:
         at = raw.rfind(text) if code == "duplicate_key" else raw.find(text)
         if at >= 0:
             return at, at + len(text)
-    turn = _TURN.search(detail)
-    if turn is None:
-        return None
-    roles = [match.span(1) for match in _ROLE.finditer(raw)]
-    number = int(turn[1]) if turn[1] else len(roles)
-    return roles[number - 1] if 0 < number <= len(roles) else None
+    return None
 
 
 def _named_texts(detail: str) -> Iterator[str]:
-    """Return the texts that a reason names, each as it may stand in a line of JSON."""
+    """Return the texts that a reason quotes, each as it may stand in a line of JSON."""
     for match in _NAMED.finditer(detail):
-        if match["byte"]:
-            yield f"\\x{match['byte']}"
-        elif match["point"]:
-            character = chr(int(match["point"], 16))
-            yield from (character, f"\\u{ord(character):04x}", f"\\u{ord(character):04X}")
-        else:
-            text = match["single"] or match["double"]
-            yield from (f'"{text}"', text, json.dumps(text)[1:-1])
+        text = match["single"] or match["double"]
+        yield from (f'"{text}"', text, json.dumps(text)[1:-1])
 
 
 def token_pieces(example: RenderedExample, renderer: Renderer) -> list[Piece]:
@@ -261,6 +245,9 @@ def _print_row(screen: _Screen, shown: Shown, renderer: Renderer, *, mask: bool)
         example = renderer.render([messages])[0]
     except TemplateRefused as error:
         raise UserError(f"row {shown.number}: the chat template refuses it: {error}") from None
+    if shown.served_by is not None:
+        example = replace(example, loss_mask=example.last_answer())
+        messages = messages[-1:]
     learnt = sum(example.loss_mask or ())
     screen.head(shown, [*shown.facts, f"{len(example.ids)} tokens, {learnt} in the loss"])
     pieces = token_pieces(example, renderer)

@@ -34,13 +34,14 @@ class Shown:
     facts: tuple[str, ...] = ()
     reject: Reject | None = None
     unscrubbed: bool = False
+    served_by: str | None = None  # as in `Row`
 
     @classmethod
     def kept(cls, number: int, row: Row, weight: float = 1.0) -> Shown:
         """Show a row that is in."""
         facts = (row.split, row.label, f"weight {weight:.3g}" if weight != 1.0 else "")
         place, known = f"{row.source_file}:{row.source_line}", tuple(filter(None, facts))
-        return cls(number, place, row.messages, known, unscrubbed=bool(row.raw))
+        return cls(number, place, row.messages, known, None, bool(row.raw), row.served_by)
 
     @classmethod
     def rejected(cls, number: int, reject: Reject) -> Shown:

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 # Reasons of rows that leave because a setting states how many rows are wanted.
 ASKED_FOR = frozenset({"not_selected", "train_cap", "validation_cap", "holdout_cap"})
-# Share of contradicting rows from which a better setting is proposed.
-CONFLICT_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,6 @@ EXAMPLES = 3
 REASONS_SHOWN = 4
 # Up to this item rows hold unscrubbed text, and a reason's detail or a class may quote it.
 _UNSCRUBBED = ("schema_validation", "pii_scrubbing")
-# The detail of these reasons quotes an answer.
-_QUOTING = ("repeated_phrase",)
 
 
 @dataclass(frozen=True)
@@ -147,10 +143,8 @@ def count_removed(audit: Path, rejected: Path, *, scrubbed: bool) -> Removed:
         for entry in (entry for batch in batches for entry in batch.to_pylist()):
             code = entry["reason"].partition(":")[0]
             if code not in ASKED_FOR and len(examples[code]) < EXAMPLES:
-                hidden = not scrubbed or code in _QUOTING
-                examples[code].append(
-                    Example(**{**entry, "reason": code if hidden else entry["reason"]})
-                )
+                shown = entry["reason"] if scrubbed else code
+                examples[code].append(Example(**{**entry, "reason": shown}))
     found.examples = {code: some for code, some in examples.items() if some}
     return found
 
@@ -177,8 +171,8 @@ def judge(found: Removed, levels: Levels) -> list[Measurement]:
     return measurements
 
 
-def explain(found: Removed, levels: Levels, advice: str = "") -> str:
-    """Say which level is exceeded and why; empty if none is and there is no advice."""
+def explain(found: Removed, levels: Levels) -> str:
+    """Say which level is exceeded and why; empty if none is."""
     said = []
     if found.share > levels.warn:
         code, count = found.reasons.most_common(1)[0]
@@ -196,10 +190,10 @@ def explain(found: Removed, levels: Levels, advice: str = "") -> str:
             f"{name} lost {worst[0].removed} of its {worst[0].rows} rows (it warns above "
             f"{levels.class_warn:.0%}, fails above {levels.class_fail:.0%}){more}."
         )
-    return "".join(f" {sentence}" for sentence in [*said, advice] if sentence)
+    return "".join(f" {sentence}" for sentence in said)
 
 
-def describe(found: Removed, advice: str) -> dict[str, Any]:
+def describe(found: Removed) -> dict[str, Any]:
     """Return the content of `removed.json`."""
     return {
         "rows": found.rows,
@@ -218,7 +212,6 @@ def describe(found: Removed, advice: str) -> dict[str, Any]:
             {"class": group.name or key, "rows": group.rows, "removed": group.removed}
             for key, group in found.classes.items()
         ],
-        "advice": advice or None,
     }
 
 
@@ -229,7 +222,6 @@ def conclude(
     *,
     verdict: Verdict | None = None,
     rows: Mapping[str, int] | None = None,
-    advice: str = "",
 ) -> Evidence:
     """Make a data item's evidence, with a judgement on what it took out, by its written tables.
 
@@ -251,8 +243,8 @@ def conclude(
                 found.classes[key].name = label
     levels = levels_of(ctx.step, ctx.config.data)
     judged = judge(found, levels)
-    ctx.write_json(REMOVED, describe(found, advice))
+    ctx.write_json(REMOVED, describe(found))
     if any(m.ok is False for m in judged):
         verdict = None
-    said = summary + explain(found, levels, advice)
+    said = summary + explain(found, levels)
     return ctx.conclude(said, [*measurements, *judged], verdict=verdict, rows=rows)

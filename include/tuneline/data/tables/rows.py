@@ -95,7 +95,7 @@ SPLITS = (TRAIN, VALIDATION, HOLDOUT)
 
 ROW_COLUMNS = (
     "row_id messages label own_holdout split n_tokens source_file source_line raw stand_ins "
-    "conversation"
+    "conversation served_by"
 ).split()
 # As the public contract names them.
 DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
@@ -118,7 +118,9 @@ class Row:
     `row_id` is the first 16 hex digits of the SHA-256 of the source line; a repeated line gets
     `-2`, `-3`, …, a piece of a split row `#0`, `#1`, …. Lines count from 1, a CSV's header being
     line 1. `split` is empty before deduplication, `n_tokens` 0 if the turns changed since they were
-    counted, `raw` empty after scrubbing.
+    counted, `raw` empty after scrubbing. `served_by` is the model that answered a request of
+    production, None for other rows: a client wrote the turns before its answer, so that the last
+    answer alone is learned, and a person saw that model's answer.
     """
 
     row_id: str
@@ -132,6 +134,7 @@ class Row:
     raw: str = ""
     stand_ins: tuple[StandIn, ...] = field(default=())
     conversation: str | None = None
+    served_by: str | None = None
 
     @property
     def prompt(self) -> list[Message]:
@@ -282,9 +285,14 @@ def rows_before(ctx: StepContext) -> StoredRows:
     return rows
 
 
-def write_dataset(path: Path, rows: Iterable[Row], weights: Iterable[float]) -> int:
-    """Write `dataset.parquet`, with the loss weight of each row; return the number of rows."""
-    with TableWriter(path, DATASET_COLUMNS) as table:
+def write_dataset(
+    path: Path, rows: Iterable[Row], weights: Iterable[float], *, production: bool = False
+) -> int:
+    """Write `dataset.parquet`, with the loss weight of each row; return the number of rows.
+
+    The column `served_by` is there if some rows are of `production`.
+    """
+    with TableWriter(path, DATASET_COLUMNS + ["served_by"] * production) as table:
         table.write(rows, weight=weights)
     return table.rows
 

@@ -16,7 +16,7 @@ from tuneline.asking.asking import losses
 from tuneline.asking.models import Candidate, untuned
 from tuneline.asking.tasks import Task
 from tuneline.bases import base_of
-from tuneline.data.rendering.renderer import RenderedExample, Renderer
+from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.answer_tables import stated
@@ -128,7 +128,7 @@ def expected_likelihoods(
     rendered = renderer.render([row.messages for row in rows])
     longest = ctx.config.deployment.context_tokens
     masks = {
-        number: last_answer(one)
+        number: one.last_answer()
         for number, one in enumerate(rendered)
         if one.loss_mask is not None and len(one.ids) <= longest
     }
@@ -151,16 +151,6 @@ def expected_likelihoods(
         tuple(None if place is None else -tuned[place] for place in at),
         tuple(None if place is None else sum(scored[place]) for place in at),
     )
-
-
-def last_answer(row: RenderedExample) -> list[bool]:
-    """Return the mask of a row's last answer alone; the loss mask covers earlier ones too."""
-    mask = list(row.loss_mask or [])
-    end = max((place for place, learned in enumerate(mask) if learned), default=-1)
-    start = end
-    while start >= 0 and mask[start]:
-        start -= 1
-    return [start < place <= end for place in range(len(mask))]
 
 
 def _unknown(rows: int, why: str) -> Likelihoods:

@@ -34,7 +34,8 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
         known = [measure("compared_with_released", f"not applicable: {why}", "")]
         return Finding(known, f"not compared with a released model: {why}")
     seen = seen_by(ctx, release.version, rows)
-    unseen = [row.row_id not in seen.ids for row in rows]
+    # Whoever labelled a row of production saw the release's answer and took or replaced it.
+    unseen = [row.row_id not in seen.ids and row.served_by is None for row in rows]
     asked = [row for row, ours in zip(rows, unseen, strict=True) if ours]
     engine = release.manifest.engine or {}
     served = " ".join(str(engine.get(name, "")) for name in ("engine", "version")).strip()
@@ -43,6 +44,7 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
         measure("compared_with_released", release.version, "version"),
         measure("released_engine", served or None, ""),
         measure("rows_released_model_saw", len(seen.ids), "rows"),
+        measure("rows_labelled_by_its_answer", sum(r.served_by is not None for r in rows), "rows"),
         measure("rows_compared_with_released", len(asked), "rows"),
         measure("earlier_trainings_without_rows", gone, "versions", "==", 0, on_breach="warn"),
     ]
@@ -50,8 +52,8 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
         return _undecided(
             known,
             settings.margin,
-            f"the released version {release.version} was trained on every hold-out row, so that "
-            "nothing compares the two",
+            f"the released version {release.version} was trained on every hold-out row, or people "
+            "labelled them by its answers, so that nothing compares the two",
         )
     model = released_model(ctx, release)
     limits = [ctx.config.evaluation.max_new_tokens] * len(asked)

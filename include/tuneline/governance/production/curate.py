@@ -53,8 +53,7 @@ from tuneline.models import load_tokenizer, resolve
 from tuneline.store import Store, at_work_in, sha256_file
 
 _COLUMNS = (
-    "request_id time reason of seen weight resembles similarity novelty stratum in_review "
-    "inclusion_probability"
+    "request_id time reason of seen weight resembles similarity novelty stratum in_review"
 ).split()
 # A sum of weights in another order differs in the last digits.
 _ROUNDING = 1e-9
@@ -64,7 +63,7 @@ def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
     """Return what is expected of a day's table, of which `offered` rows were drawn."""
     ids = set(facts["request_id"].to_pylist())
     weight = sum(map(weight_of, facts["sample_rate"].to_pylist()))
-    nothing = "replaced_by_nothing kept_without_text offered_and_gone offered_without_chance"
+    nothing = "replaced_by_nothing kept_without_text offered_and_gone"
     rules = [
         Rule("ExpectTableRowCountToEqual", {"value": len(ids)}),
         Rule("ExpectColumnValuesToNotBeNull", {"column": "request_id"}),
@@ -76,7 +75,7 @@ def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
         total("counted", len(ids), len(ids)),
         total("counted_weight", weight * (1 - _ROUNDING), weight * (1 + _ROUNDING)),
         *(between(name, 1, None) for name in ("seen", "weight")),
-        *(between(name, 0, 1) for name in ("similarity", "novelty", "inclusion_probability")),
+        *(between(name, 0, 1) for name in ("similarity", "novelty")),
         total("offered", offered, offered),
         *(total(name, 0, 0) for name in nothing.split()),
         # A reviewed row may be trained on, so none may be like a held-out one.
@@ -95,7 +94,6 @@ def _day_frame(path: Path, ids: Collection[str], day: date) -> pd.DataFrame:
     # A merged request is counted by the row that stays in its place.
     counted = ~frame["reason"].isin(sorted(MERGED))
     replaced = frame["reason"].isin(sorted(REPLACED))
-    chance = frame["inclusion_probability"].fillna(0) > 0
     return frame.drop(columns=["time"]).assign(
         of_the_log=frame["request_id"].isin(ids),
         of_the_day=(times >= first) & (times < first + timedelta(days=1)),
@@ -107,7 +105,6 @@ def _day_frame(path: Path, ids: Collection[str], day: date) -> pd.DataFrame:
         offered_and_gone=(reviewed & ~kept).astype(int),
         # Null for rows that are not offered, which expectations pass over.
         offered_like=frame["resembles"].where(reviewed),
-        offered_without_chance=(reviewed & ~chance).astype(int),
     )
 
 

@@ -46,12 +46,11 @@ class StoredFile(_Strict):
     rows: int
 
 
-class StratumCount(_Strict):
+class StratumCount(BaseModel):
     """The rows of a stratum, and how many of them were drawn for review."""
 
     rows: int
     in_review: int
-    inclusion_probability: float | None
 
 
 class CurationEvidence(_Strict):

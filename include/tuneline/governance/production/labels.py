@@ -1,7 +1,6 @@
 """People's labels: the rows that wait for one, the sheets and forms that take them, and the store.
 
-A file in `labels/<model>/` that was written here is named after the hash of its bytes and carries
-the scrubbed texts. Any other was dropped there by hand, and its texts are looked up.
+A file in `labels/<model>/` is named after the hash of its bytes and carries the scrubbed texts.
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ import hashlib
 import json
 import re
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tuneline.artifacts.request_log import folder_name
 from tuneline.config import DataConfig
+from tuneline.config.model_file import people_per_label
 from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.data.pii_scrubbing import reason_to_reject
 from tuneline.data.tables.rows import Message
@@ -33,14 +33,15 @@ from tuneline.governance.production.curated_days import (
     open_days,
     parse_day,
 )
+from tuneline.governance.production.requests import position
 from tuneline.governance.production.settings import data_settings
 from tuneline.machine.markdown import fenced
 from tuneline.people.sheets import Entry, read_sheet, written
 from tuneline.run import now
-from tuneline.store import AlreadyThere, FileStore, NotThere, S3Store, Store, at_work_in
+from tuneline.store import AlreadyThere, CorruptObject, NotThere, Store, at_work_in
 
 PREFIX = "labels"
-_OF_A_ROW = "request_id messages answer stratum inclusion_probability".split()
+_OF_A_ROW = "request_id messages answer stratum served_by model_version".split()
 COLUMNS = "request_id prompt answer stratum decision answer_corrected".split()
 _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
 # Is in the place of a surrogate while an answer is scrubbed: a private character is no part of a
@@ -51,8 +52,18 @@ ROWS_OF_FORM = 20
 _DECISION, _CORRECTED = "decision_", "corrected_"
 _INSTRUCTIONS = (
     "Decide on each answer. Accepted and corrected answers become training data. Leave personal "
-    "data out; names and numbers below are not real ones."
+    "data out; names and numbers below are not real ones. A client wrote every turn of the prompt, "
+    "also those of the assistant. `<U+200B>` is a character that can't be seen."
 )
+# Those that Unicode has programs leave out of a display (`Default_Ignorable_Code_Point`).
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+_WRITERS = {r: f"{r} (written by the client)" for r in ("system", "assistant")} | {"user": "user"}
+# Clocks of two machines differ by less.
+_CLOCKS = timedelta(minutes=10)
 
 
 class Decision(StrEnum):
@@ -75,28 +86,31 @@ class ReviewRow:
     messages: list[Message]
     answer: str
     stratum: str  # that it was drawn from
-    inclusion_probability: float  # with which it was drawn
     surrogates: list[str]  # texts that were written in place of personal data
     data: DataConfig  # settings that it was scrubbed by
+    served_by: str | None = None  # upstream that answered
+    model_version: str | None = None
+    key_hash: str | None = None
+    answer_corrected: str = ""  # by a person with whom another one has to agree
 
     @property
     def prompt(self) -> str:
-        """The prompt as a person reads it: each turn with its role, unless there is one alone."""
+        """The prompt as a person reads it: each turn with its writer, unless there is one alone."""
         if len(self.messages) == 1:
-            return self.messages[0]["content"]
-        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+            return _shown(self.messages[0]["content"])
+        return _shown(
+            "\n\n".join(f"{_WRITERS.get(m['role'])}: {m['content']}" for m in self.messages)
+        )
 
 
 @dataclass(frozen=True)
 class GivenLabel:
-    """A label as a sheet states it; `corrected` is not scrubbed, `at` RFC 3339 in UTC."""
+    """A label as a sheet states it."""
 
     where: str
     request_id: str
     decision: Decision
     corrected: str | None  # not scrubbed; None unless the decision is `correct`
-    by: str | None  # if the sheet names one
-    at: str | None  # RFC 3339 in UTC, if the sheet states it
 
 
 @dataclass(frozen=True)
@@ -108,18 +122,30 @@ class Label:
     decision: Decision
     answer_corrected: str | None  # scrubbed; None unless the decision is `correct`
     by: str
-    at: str  # RFC 3339; empty if a dropped file states none
+    at: str  # RFC 3339
     messages: list[Message]
     answer: str
     stratum: str
-    inclusion_probability: float
+    served_by: str | None = None
+    model_version: str | None = None
+
+    @property
+    def text(self) -> str | None:
+        """The answer that the person stands for, None if they reject the row."""
+        if self.decision == Decision.REJECT:
+            return None
+        return self.answer_corrected or self.answer
 
 
 @dataclass
 class Labels:
-    """The label in force of each request, and the error of each file that could not be read."""
+    """The label in force of each request, and the error of each file that could not be read.
+
+    `proposed` are corrected answers with which nobody else agrees yet, by request.
+    """
 
     latest: dict[str, Label] = field(default_factory=dict)
+    proposed: dict[str, str] = field(default_factory=dict)
     conflicts: int = 0
     skipped: list[str] = field(default_factory=list)
 
@@ -141,7 +167,8 @@ def review_rows(
     for curated in open_days(store, model, [d for d in known if days is None or d in days]):
         data = data_settings(curated.evidence.settings)
         with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-            for batch in curated.requests(Path(scratch), [*_OF_A_ROW, "stand_ins", "in_review"]):
+            columns = [*_OF_A_ROW, "stand_ins", "in_review", "key_hash"]
+            for batch in curated.requests(Path(scratch), columns):
                 for entry in batch.filter(batch["in_review"]).to_pylist():
                     yield _review_row(entry, curated.evidence.day, data)
 
@@ -150,13 +177,23 @@ def _review_row(entry: Mapping[str, Any], day: str, data: DataConfig) -> ReviewR
     texts = [*(turn["content"] for turn in entry["messages"]), entry["answer"]]
     places = entry["stand_ins"] or ()
     surrogates = sorted({texts[p["turn"]][p["start"] : p["end"]] for p in places})
-    own = {name: entry[name] for name in _OF_A_ROW}
+    own: dict[str, Any] = {name: entry.get(name) for name in (*_OF_A_ROW, "key_hash")}
     return ReviewRow(day=day, surrogates=surrogates, data=data, **own)
 
 
 def open_rows(rows: Iterable[ReviewRow], labels: Labels) -> list[ReviewRow]:
-    """Return the rows that nobody has labelled."""
-    return [row for row in rows if row.request_id not in labels.latest]
+    """Return the rows without a label in force: of days and keys in turn, else in random order.
+
+    So the first rows, which a form asks about, are not those of whoever sent requests first.
+    """
+    seen: Counter[tuple[str, str | None]] = Counter()
+    turns: list[tuple[int, ReviewRow]] = []
+    for row in sorted(rows, key=lambda row: position(row.request_id)):
+        if row.request_id not in labels.latest:
+            seen[row.day, row.key_hash] += 1
+            proposed = labels.proposed.get(row.request_id, "")
+            turns.append((seen[row.day, row.key_hash], replace(row, answer_corrected=proposed)))
+    return [row for _, row in sorted(turns, key=lambda turn: turn[0])]
 
 
 def as_jsonl(rows: Iterable[ReviewRow]) -> bytes:
@@ -170,7 +207,12 @@ def as_csv(rows: Iterable[ReviewRow]) -> bytes:
 
 
 def _cells(row: ReviewRow) -> dict[str, str]:
-    return {name: getattr(row, name, "") for name in COLUMNS}
+    return {**{name: getattr(row, name, "") for name in COLUMNS}, "answer": _shown(row.answer)}
+
+
+def _shown(text: str) -> str:
+    """Write out characters that nobody sees: they may be what an answer is made to depend on."""
+    return _INVISIBLE.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
 
 
 def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -178,7 +220,9 @@ def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]
     rows = rows[:ROWS_OF_FORM]
     parts = [_INSTRUCTIONS] if rows else ["No row waits for review."]
     for number, row in enumerate(rows, 1):
-        texts = (("Prompt", row.prompt), ("Answer", row.answer))
+        texts = [("Prompt", row.prompt), ("Answer", _shown(row.answer))]
+        if row.answer_corrected:
+            texts.append(("Another correction; correct to it to agree", row.answer_corrected))
         shown = "\n\n".join(f"**{name}**\n\n{fenced(text)}" for name, text in texts)
         parts.append(f"### Row {number} ({row.stratum}, {row.day})\n\n{shown}")
     return "\n\n".join(parts), form_fields([row.request_id for row in rows])
@@ -232,11 +276,6 @@ def take_answers(store: Store, model: str, name: str) -> int:
         document = json.loads(store.get_bytes(key))
     except NotThere:
         return 0
-    if "labels" not in document:
-        raise UserError(
-            f"{store.uri_of(key)} was typed for an earlier version of Tuneline; delete it, and "
-            "label its rows by `tuneline logs review` and `tuneline logs label`"
-        )
     count = store_labels(store, model, document["labels"].encode(), "answers", document["by"])
     store.delete_prefix(key.removesuffix("/answers.json"))
     return count
@@ -250,8 +289,8 @@ def _answers_key(model: str, name: str) -> str:
 def parse_labels(raw: bytes, name: str, known: Collection[str]) -> list[GivenLabel]:
     """Read the labels of a sheet; UserError names file and line of what is wrong."""
     labels: dict[str, GivenLabel] = {}
-    advice = "fill the file that `tuneline logs review` wrote"
-    for entry in read_sheet(raw, name, ("request_id", "decision"), advice):
+    needed = ("request_id", "decision")
+    for entry in read_sheet(raw, name, needed, "fill the file that `tuneline logs review` wrote"):
         label = _label(entry, known)
         if label is None:
             continue
@@ -287,19 +326,7 @@ def _label(entry: Entry, known: Collection[str]) -> GivenLabel | None:
             f"{where}: answer_corrected is filled, but the decision is {decision}; write "
             "`correct`, or empty it"
         )
-    by, at = entry.text("by") or None, _time(entry.text("at"), where)
-    return GivenLabel(where, request_id, decision, corrected or None, by, at)
-
-
-def _time(text: str, where: str) -> str | None:
-    if not text:
-        return None
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise UserError(f"{where}: {text!r} is not a time; write it as RFC 3339") from None
-    time = time if time.tzinfo else time.replace(tzinfo=UTC)
-    return time.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return GivenLabel(where, request_id, decision, corrected or None)
 
 
 def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> int:
@@ -309,11 +336,15 @@ def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> in
         raise UserError("--by is empty; name the person who labelled the rows")
     rows = {row.request_id: row for row in review_rows(store, model)}
     given = parse_labels(raw, name, rows.keys())
-    # Name and time are those of this call, whatever the file says.
-    time = now()
-    named = [replace(label, by=by.strip(), at=time) for label in given]
     with at_work_in(store):
-        labels = _made(named, rows, name)
+        corrected = _scrubbed([(one, rows[one.request_id]) for one in given if one.corrected])
+    time, labels = now(), []
+    for one in given:
+        own = {name: getattr(rows[one.request_id], name) for name in ("day", *_OF_A_ROW)}
+        text = corrected.get(one.request_id)
+        labels.append(
+            Label(decision=one.decision, answer_corrected=text, by=by.strip(), at=time, **own)
+        )
     lines = "".join(json.dumps(asdict(label), ensure_ascii=False) + "\n" for label in labels)
     written = lines.encode()
     key = f"{PREFIX}/{folder_name(model)}/{hashlib.sha256(written).hexdigest()}.jsonl"
@@ -323,78 +354,57 @@ def store_labels(store: Store, model: str, raw: bytes, name: str, by: str) -> in
 
 
 def read_labels(store: Store, model: str) -> Labels:
-    """Read all labels of a model; of labels that disagree the latest counts.
+    """Read all labels of a model.
 
-    A label without a time is earlier than those with one. A file that is wrong is left out and its
-    error noted.
+    Of one person's labels on a row the latest counts. Of people who disagree the majority decides,
+    and without one the row stays open, as it does while fewer stand for it than `people_per_label`.
+    A file that `store_labels` did not write is left out and its error noted.
     """
-    found: defaultdict[str, list[Label]] = defaultdict(list)
     result = Labels()
-    rows: dict[str, ReviewRow] | None = None
+    read: list[Label] = []
     for key in store.keys(f"{PREFIX}/{folder_name(model)}"):
         try:
-            raw = _bytes(store, key)
-            name = key.rpartition("/")[2]
-            if _OURS.fullmatch(name):
-                labels = _own(raw, name, store.uri_of(key))
-            else:
-                if rows is None:
-                    rows = {row.request_id: row for row in review_rows(store, model)}
-                given = parse_labels(raw, store.uri_of(key), rows.keys())
-                with at_work_in(store):
-                    labels = _made(given, rows, name)
-        except UserError as error:
+            read += _own(store, key)
+        except (UserError, CorruptObject) as error:
             result.skipped.append(str(error))
-            continue
-        for label in labels:
-            found[label.request_id].append(label)
-    for request_id, some in found.items():
-        # The order of labels of one time is that of the files' names.
-        result.latest[request_id] = sorted(some, key=lambda label: label.at)[-1]
-        result.conflicts += len({(label.decision, label.answer_corrected) for label in some}) > 1
+    _settle(read, people_per_label(model), result)
     return result
 
 
-def _bytes(store: Store, key: str) -> bytes:
-    """Read a file that may have been put there by hand, so that the store knows no hash of it."""
-    with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        path = Path(scratch) / "labels"
-        if isinstance(store, S3Store):
-            store.get_foreign(key, path)
-            return path.read_bytes()
-        assert isinstance(store, FileStore)
-        try:
-            return (store.root / key).read_bytes()
-        except OSError as error:
-            raise UserError(f"{store.uri_of(key)} can't be read: {error.strerror}") from None
+def _settle(read: Sequence[Label], needed: int, result: Labels) -> None:
+    """Find the labels in force among those of all people."""
+    found: defaultdict[str, dict[str, Label]] = defaultdict(dict)
+    # The order of labels of one time is that of the files' names.
+    for label in sorted(read, key=lambda label: label.at):
+        found[label.request_id].pop(label.by.casefold(), None)
+        found[label.request_id][label.by.casefold()] = label
+    for request_id, of_people in found.items():
+        given = list(of_people.values())
+        texts = Counter(label.text for label in given)
+        ((text, most),) = texts.most_common(1)
+        if most >= needed and 2 * most > len(given):
+            agreed = [label for label in given if label.text == text]
+            by = " and ".join(label.by for label in agreed)
+            result.latest[request_id] = replace(agreed[-1], by=by)
+        elif given[-1].answer_corrected:
+            result.proposed[request_id] = given[-1].answer_corrected
+        result.conflicts += len(texts) > 1
 
 
-def _own(raw: bytes, name: str, where: str) -> list[Label]:
-    """Read a file that `store_labels` wrote."""
-    if hashlib.sha256(raw).hexdigest() != name.partition(".")[0]:
-        raise UserError(
-            f"{where} is not what its name says; restore it, or give your own file another name"
-        )
-    read = TypeAdapter(Label).validate_json
+def _own(store: Store, key: str) -> list[Label]:
+    """Read a file that `store_labels` wrote: its name is the hash of its bytes."""
+    where, name = store.uri_of(key), key.rpartition("/")[2]
+    if not _OURS.fullmatch(name):
+        raise UserError(f"{where} was put there by hand; store it by `tuneline logs label`")
     try:
-        return list(map(read, raw.splitlines()))
+        raw = store.get_bytes(key, sha256=name.partition(".")[0])
+        labels = list(map(TypeAdapter(Label).validate_json, raw.splitlines()))
     except ValidationError:
-        raise UserError(f"{where}: not as it was written; give the file another name") from None
-
-
-def _made(given: Sequence[GivenLabel], rows: Mapping[str, ReviewRow], file: str) -> list[Label]:
-    """Add the texts to labels and scrub the corrected answers; `file` stands for a labeller."""
-    corrected = _scrubbed([(label, rows[label.request_id]) for label in given if label.corrected])
-    return [
-        Label(
-            decision=label.decision,
-            answer_corrected=corrected.get(label.request_id),
-            by=label.by or file,
-            at=label.at or "",
-            **{name: getattr(rows[label.request_id], name) for name in ("day", *_OF_A_ROW)},
-        )
-        for label in given
-    ]
+        raise UserError(f"{where}: not as it was written; label its rows again") from None
+    if any(label.at > (datetime.now(UTC) + _CLOCKS).isoformat() for label in labels):
+        # It would count for ever.
+        raise UserError(f"{where}: its time is in the future; label its rows again")
+    return labels
 
 
 def _scrubbed(corrections: Sequence[tuple[GivenLabel, ReviewRow]]) -> dict[str, str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -109,7 +110,6 @@ _TYPES = {
     "in_review": pa.bool_(),
     **dict.fromkeys("prompt_tokens completion_tokens n_tokens seen".split(), pa.int64()),
     **dict.fromkeys("confidence sample_rate similarity weight novelty".split(), pa.float64()),
-    "inclusion_probability": pa.float64(),
     **{column.name: column.type for column in schema_of(("messages", "stand_ins"))},
 }
 
@@ -118,7 +118,8 @@ def _schema(names: str) -> pa.Schema:
     return pa.schema([(name, _TYPES.get(name, pa.string())) for name in names.split()])
 
 
-# As logged. The name of the API key is left behind: a key may belong to one person.
+# As logged. The name of the API key is left behind, since a key may belong to one person; its hash
+# shows which rows are from one client.
 FACTS = _schema(
     "request_id time model_version confidence served_by fallback_reason status prompt_tokens "
     "completion_tokens sample_rate"
@@ -126,7 +127,7 @@ FACTS = _schema(
 TEXTS = _schema("messages answer stand_ins n_tokens")
 OUTCOME = _schema(
     "reason detail of of_day similarity seen weight resembles resembles_row novelty stratum "
-    "in_review inclusion_probability"
+    "in_review key_hash"
 )
 REQUESTS = pa.schema([*FACTS, *TEXTS, *OUTCOME])
 
@@ -146,6 +147,7 @@ class Request:
     fallback_reason: str | None
     status: str
     confidence: float | None
+    key_hash: str
     row: int | None = None  # in the table of scrubbed texts; None without a text
     text: str = ""  # normalised prompt, by which it is compared
     reason: Reason | None = None
@@ -159,7 +161,6 @@ class Request:
     novelty: float | None = None  # share of its 5-grams that are new
     stratum: str | None = None  # None if it may not be drawn for review
     in_review: bool = False
-    inclusion_probability: float | None = None
 
     def leave(self, reason: Reason, detail: str | None = None) -> None:
         """Take it out of the day."""
@@ -168,9 +169,23 @@ class Request:
 
 def requests_of(log: pa.Table) -> list[Request]:
     """Return the logged requests; all of them stay."""
-    names = ["request_id", "sample_rate", "fallback_reason", "status", "confidence"]
+    names = ["request_id", "sample_rate", "fallback_reason", "status", "confidence", "key", "model"]
     columns = (log[name].to_pylist() for name in names)
-    return [Request(one, weight_of(rate), *rest) for one, rate, *rest in zip(*columns, strict=True)]
+    return [
+        Request(one, weight_of(rate), why, status, sure, hash_text(f"{model}\0{key}"))
+        for one, rate, why, status, sure, key, model in zip(*columns, strict=True)
+    ]
+
+
+def hash_text(text: str) -> str:
+    """Return the first 16 hex digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def position(request_id: str) -> str:
+    """Return a text by which requests are in a random order, the same one each time."""
+    # The gateway samples its log by a hash of the id alone: drawn by that one, the two would agree.
+    return hash_text(f"review:{request_id}")
 
 
 def staying(requests: Sequence[Request]) -> list[Request]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -45,6 +44,7 @@ from tuneline.governance.production.requests import (
     Reason,
     Request,
     compared_row,
+    position,
     staying,
 )
 from tuneline.governance.production.settings import CurationSettings
@@ -53,8 +53,6 @@ from tuneline.store import sha256_file
 # The split that a row resembles is the first of these: held out is what must not be trained on.
 _FIRST = (HOLDOUT, VALIDATION, TRAIN)
 _GRAM = np.uint64((1 << (64 - TEXT_BITS)) - 1)
-# The gateway samples its log by a hash of the same id: drawn by that one, the two would agree.
-_SALT = "review:"
 
 
 class Stratum(StrEnum):
@@ -142,29 +140,28 @@ def _prompts(day: CuratedDay, sample: Sequence[Row]) -> tuple[list[str], list[st
 
 
 def draw_sample(requests: Sequence[Request], settings: CurationSettings) -> dict[str, StratumCount]:
-    """Draw the rows to review from their strata.
+    """Draw the rows to review from their strata, in a random order of their ids.
 
-    With a rate every row is drawn with that probability; without one each stratum gives the rows
-    with the lowest hashes, as many as its quota.
+    With a rate that share of each stratum is drawn, without one as many rows as its quota. No API
+    key gives more than `review_per_key`, so that nobody decides alone what is reviewed.
     """
     strata: dict[Stratum, list[Request]] = defaultdict(list)
-    for row in staying(requests):
+    for row in sorted(staying(requests), key=lambda row: position(row.request_id)):
         # A reviewed row may be trained on, and one like a held-out row must not.
         if row.resembles != HOLDOUT:
             strata[_stratum_of(row, settings)].append(row)
     sizes: dict[str, StratumCount] = {}
-    for stratum, rows in sorted(strata.items()):
-        quota, rate = settings.curation.quota(stratum), settings.sample_rate
-        probability = min(1.0, quota / len(rows)) if rate is None else rate
-        ordered = sorted(rows, key=lambda row: (position(row.request_id), row.request_id))
-        for rank, row in enumerate(ordered):
-            row.stratum, row.inclusion_probability = str(stratum), probability
-            row.in_review = rank < quota if rate is None else position(row.request_id) < rate
-        sizes[str(stratum)] = StratumCount(
-            rows=len(rows),
-            in_review=sum(row.in_review for row in rows),
-            inclusion_probability=probability,
-        )
+    of_key: Counter[str] = Counter()
+    for stratum in filter(strata.get, Stratum):
+        rows, rate = strata[stratum], settings.sample_rate
+        quota: int = getattr(settings.curation, f"review_{stratum}")
+        room = quota if rate is None else round(rate * len(rows))
+        for row in rows:
+            row.stratum = str(stratum)
+            row.in_review = room > 0 and of_key[row.key_hash] < settings.curation.review_per_key
+            of_key[row.key_hash] += row.in_review
+            room -= row.in_review
+        sizes[str(stratum)] = StratumCount(rows=len(rows), in_review=sum(r.in_review for r in rows))
     return sizes
 
 
@@ -242,10 +239,3 @@ def novelty(texts: Sequence[str], known: Hashes) -> list[float]:
         new = np.bincount(text_of(keys), weights=fresh, minlength=count)
         shares += np.round(new / np.maximum(total, 1), 4).tolist()
     return shares
-
-
-def position(request_id: str) -> float:
-    """Return the position of a request in a random order, from 0 up to 1."""
-    digest = hashlib.sha256(f"{_SALT}{request_id}".encode()).digest()
-    # 48 bits are exact in a float, so that the position stays below 1.
-    return int.from_bytes(digest[:6], "big") / 2**48

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import cache, partial
 from typing import Any
 
+from tuneline.artifacts.releases import find_version, read_release
 from tuneline.artifacts.request_log import days, folder_name
 from tuneline.config import Model
 from tuneline.data.tables.rows import Message
 from tuneline.governance.production.curated_days import check_model, curated_days, open_days
 from tuneline.governance.production.labels import Decision, open_rows, read_labels, review_rows
+from tuneline.serving.following.chain import LARGER, settings_of
 from tuneline.store import AlreadyThere, Store
 
 
@@ -26,6 +29,9 @@ class ReviewedRow:
     labeller: str
     decision: Decision
     messages: list[Message]
+    served_by: str  # model whose answer the person saw, the upstream's name if it is another's
+    model_version: str | None
+    license: str | None  # of that model, None if nothing states it
 
 
 @dataclass(frozen=True)
@@ -44,9 +50,7 @@ class Reviewed:
 
     def jsonl(self) -> str:
         """Return the rows in the form `messages`, one JSON object a line."""
-        names = ("messages", "request_id", "day", "labeller", "decision")
-        lines = ({name: getattr(row, name) for name in names} for row in self.rows)
-        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in self.rows)
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,33 @@ def reviewed_rows(store: Store, model: str) -> Reviewed:
     check_model(model)
     labels = read_labels(store, model)
     rows, digest = [], hashlib.sha256()
+    answered = cache(partial(_answering, store, model))
     for one in sorted(labels.latest.values(), key=lambda label: (label.day, label.request_id)):
-        if one.decision == Decision.REJECT:
+        if one.text is None:
             continue
-        answer = one.answer if one.answer_corrected is None else one.answer_corrected
-        turns = [*one.messages, {"role": "assistant", "content": answer}]
-        rows.append(ReviewedRow(one.request_id, one.day, one.by, one.decision, turns))
-        line = json.dumps([one.request_id, turns], separators=(",", ":"))
+        turns = [*one.messages, {"role": "assistant", "content": one.text}]
+        served_by, stated = answered(one.served_by, one.model_version)
+        facts = (one.request_id, one.day, one.by, one.decision)
+        rows.append(ReviewedRow(*facts, turns, served_by, one.model_version, stated))
+        line = json.dumps([one.request_id, turns, served_by, stated], separators=(",", ":"))
         digest.update(f"{line}\n".encode())
     rejected = len(labels.latest) - len(rows)
     return Reviewed(rows, digest.hexdigest(), rejected, labels.conflicts, labels.skipped)
+
+
+def _answering(
+    store: Store, model: str, served_by: str | None, version: str | None
+) -> tuple[str, str | None]:
+    """Return the model that answered a request and its licence: that of a release is its base's."""
+    release = find_version(store, model, version) if version else None
+    if release is not None:
+        return model, release.manifest.base_model.get("license")
+    pointer = read_release(store, model)
+    latest = find_version(store, model, pointer.version) if pointer else None
+    if latest is not None and served_by == f"{model}-{LARGER}":
+        larger = settings_of(latest).fallback.larger
+        return served_by, larger.license if larger else None
+    return served_by or "unknown", None
 
 
 def review_status(store: Store, model: str) -> ReviewStatus:

@@ -134,7 +134,7 @@ def plant(
     if not config.canaries:
         return Planted([], [])
     rows, _ = read_dataset(dataset)
-    trained = [row for row in rows if row.split == TRAIN]
+    trained = [row for row in rows if row.split == TRAIN and row.served_by is None]
     trained.sort(key=lambda row: sha256(f"{config.seed}:{row.row_id}".encode()).hexdigest())
     free_text = any(_with_sentence(row, "answer", "", label_field) for row in trained)
     places: tuple[Place, ...] = ("prompt", "answer") if free_text else ("prompt",)

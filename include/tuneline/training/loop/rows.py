@@ -73,7 +73,9 @@ def encode_split(
     encoded = []
     for (row, weight), example in zip(chosen, rendered, strict=True):
         where = f"{dataset.name}, row {row.row_id} ({row.source_file} line {row.source_line})"
-        if example.loss_mask is None or not any(example.loss_mask[1:]):
+        # Whoever sends a request may have written its earlier answers.
+        learned = example.loss_mask if row.served_by is None else example.last_answer()
+        if learned is None or not any(learned[1:]):
             raise UserError(f"{where}: its answer has no token; reject the row")
         if not (math.isfinite(weight) and weight > 0):
             raise UserError(f"{where}: weight {weight} is not positive")
@@ -82,7 +84,7 @@ def encode_split(
                 f"{where}: {len(example.ids)} tokens, the training context is {max_tokens}; "
                 "run token_length_audit with the same data.max_tokens"
             )
-        encoded.append(EncodedRow(row.row_id, tuple(example.ids), tuple(example.loss_mask), weight))
+        encoded.append(EncodedRow(row.row_id, tuple(example.ids), tuple(learned), weight))
     return encoded
 
 
