@@ -288,18 +288,15 @@ def test_replies_shuffled_between_the_rows_stop_the_release(planted):
     assert broken(evidence) == {"reply.gain_over_constant_lower", "reply.worse_than_released_by"}
     assert (evidence.verdict, found["difference_to_released"]) == ("fail", 0.0)
     assert status(bench.lab.run, "holdout_performance").stops_release
-    assert "reply chrF" in evidence.summary
 
 
-@pytest.mark.parametrize(("lost", "verdict"), [(4, "fail"), (0, "pass")])
-def test_four_lost_of_four_hundred_are_not_worse_beyond_chance(planted, lost, verdict):
+@pytest.mark.parametrize("lost", [4, 0])
+def test_four_lost_of_four_hundred_are_not_worse_beyond_chance(planted, lost):
     bench = planted(label_rows({"train": 280, "validation": 30, "holdout": 400}), night=True)
-    evidence, found = bench.judge(
-        right_on(400 - lost, bench.expected, WRONG), released=bench.expected
-    )
+    said = right_on(400 - lost, bench.expected, WRONG)
+    evidence, _ = bench.judge(said, released=bench.expected)
     assert ("worse_than_released_by" in broken(evidence)) is bool(lost)
     assert ("do not decide whether it is worse" in evidence.summary) is bool(lost)
-    assert found["only_released_right"] == lost
 
 
 @pytest.mark.parametrize(

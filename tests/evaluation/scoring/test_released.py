@@ -74,7 +74,6 @@ def test_a_candidate_as_good_as_the_released_model_passes(nights, tiny_models):
     answers = bench.lines("holdout_performance", "released_answers.jsonl")
     pairs = bench.lines("holdout_performance", "answers.jsonl")
     assert [entry["released"] for entry in answers] == [entry["tuned"] for entry in pairs]
-    assert found["answers_that_changed"] == 0
     # A retry does not serve the released model again.
     assert execute(bench)[1]["released_answers_from_cache"] is True
 
