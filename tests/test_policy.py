@@ -27,7 +27,7 @@ DATA = {"data": {"source": "rows.jsonl"}}
 EXEMPT = {
     "a size of samples, which decides how much an item can show":
         "data.pii_canaries data.max_holdout_rows data.holdout_share data.validation_share "
-        "evaluation.fair_base_rows evaluation.regression_questions "
+        "evaluation.regression_questions "
         "evaluation.regression_first_look evaluation.regression_texts "
         "evaluation.determinism_prompts evaluation.determinism_repeats "
         "evaluation.determinism_tokens evaluation.latency_requests evaluation.latency_warmup "

@@ -8,7 +8,15 @@ import pytest
 from sklearn.metrics import f1_score
 
 from tuneline.asking.answer_values import final_number, find_object, structure_of, tool_calls
-from tuneline.asking.tasks import Task, choose_task, compare, judge, not_worse, rows_needed
+from tuneline.asking.tasks import (
+    Task,
+    choose_task,
+    compare,
+    judge,
+    not_worse,
+    rows_needed,
+    text_tasks,
+)
 from tuneline.errors import UserError
 from tuneline.statistics import Interval, mean_difference, mean_interval, paired, wilson
 
@@ -101,7 +109,7 @@ def test_an_answer_is_found_in_prose_and_fences():
     text = 'Here {is} it:\n```json\n{"intent": "login"}\n```'
     assert find_object(text) == {"intent": "login"}
     assert find_object("none {here") is None
-    assert FIELD.right_anywhere('The answer is {"intent": "billing"}', EXPECTED)
+    assert FIELD.score('The answer is {"intent": "billing"}', EXPECTED, anywhere=True)
     assert tool_calls('{"name": "only a name"} [1, 2] {"intent": "x"}') == []
     assert 0.5 < CHRF.score("Fog lifts after nine.", FOG) < 1.0
 
@@ -167,8 +175,8 @@ def test_auto_reads_the_expected_answers(expected, metric, why):
 def test_labels_are_those_of_closed_answers_only():
     closed = choose_task("auto", None, ["billing", "login"] * 5)
     assert closed.labels == ("billing", "login")
-    assert closed.right_anywhere("It is about Billing.", "billing")
-    assert not closed.right_anywhere("Billing or login.", "billing")
+    assert closed.score("It is about Billing.", "billing", anywhere=True)
+    assert not closed.score("Billing or login.", "billing", anywhere=True)
     assert not closed.right("It is about billing.", "billing")
     assert choose_task("auto", None, SENTENCES).labels == ()
     both = choose_task("exact", None, ["refund", "no refund"] * 4)
@@ -197,6 +205,7 @@ def test_scores_refuse_answers_that_are_missing():
 
 LABELS = ("billing", "login", "shipping")
 F1 = Task("macro_f1", labels=LABELS)
+FORM = "Thank you for writing to us."
 WANTED = random.Random(1).choices(LABELS, weights=(8, 3, 1), k=150)
 
 
@@ -234,27 +243,29 @@ def test_no_interval_has_a_width_of_zero():
     assert mean_interval([0.4] * 20).lower < 0.39
 
 
-def test_on_shares_the_bootstrap_agrees_with_the_intervals_for_shares():
-    draw = random.Random(3)
-    a = [draw.random() < 0.35 for _ in range(90)]
-    b = [draw.random() < 0.6 for _ in range(90)]
-    exact = paired(a, b).difference
-    found = mean_difference(list(map(float, a)), list(map(float, b)))
-    assert found.value == pytest.approx(exact.value)
-    assert (found.lower, found.upper) == pytest.approx((exact.lower, exact.upper), abs=0.015)
-    one, alone = mean_interval(list(map(float, a))), wilson(sum(a), 90)
-    assert (one.lower, one.upper) == pytest.approx((alone.lower, alone.upper), abs=0.02)
+def test_rows_of_a_group_count_once_with_their_mean():
+    right = ["billing", "billing", "login", "login", "shipping"]
+    said = ["billing", "login", "login", "login", "billing"]
+    found = judge(EXACT, said, right, groups=[0, 0, 1, 1, 2])
+    assert found.units == [0.5, 1.0, 0.0]
+    assert found.interval == wilson(1.5, 3)
+    over = compare(found, found.other(right))
+    assert (over.difference.value, over.only_second) == (0.5, 2)
+    copied = judge(F1, said * 9, right * 9, groups=[0, 0, 1, 1, 2] * 9)
+    assert copied.rows([True] * 45) == copied
+    assert copied.macro_f1.upper - copied.macro_f1.lower > 0.5
 
 
-def test_the_interval_of_graded_scores_holds_what_it_should():
-    draw, held = random.Random(5), 0
-    for _ in range(200):
-        first = [draw.betavariate(1, 2) for _ in range(40)]
-        second = [draw.betavariate(0.5, 0.5) for _ in range(40)]
-        found = mean_difference(first, second)
-        held += found.lower <= 1 / 6 <= found.upper
-    # 95 % of 200 with three standard errors; the added rows make it a little more.
-    assert held >= 181
+def test_texts_of_json_answers_are_tasks():
+    answers = [
+        json.dumps({"intent": "a", "reply": f"We look at case {n} now.", "team": "x", "same": FORM})
+        for n in range(4)
+    ]
+    [reply] = text_tasks(Task("json_field", "intent"), answers)
+    assert (reply.name, reply.metric) == ("reply chrF", "chrf")
+    assert reply.score(f"Sure: {answers[0]}", answers[0]) == 0.0
+    assert reply.score(f"Sure: {answers[0]}", answers[0], anywhere=True) == 1.0
+    assert text_tasks(Task("json_field", "intent"), [*answers, "{}"]) == []
 
 
 def test_graded_scores_against_a_margin():

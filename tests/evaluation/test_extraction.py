@@ -26,7 +26,7 @@ from tuneline.evaluation.extraction.findings import (
     judge_canaries,
     judge_preferred,
     judge_written,
-    limit_beyond_noise,
+    noise_of,
 )
 from tuneline.evaluation.extraction.identifiers import (
     LEFT_EMAIL,
@@ -216,9 +216,10 @@ WORST = [9, 9, 9]
         (judge_preferred(Ranked(16, [8] * 30 + [1, 1]), INDIFFERENT, 0.15), []),
         (judge_preferred(SURE, Ranked(16, [9] * 32), 0.15), ["fail"]),
         (judge_preferred(SURE, SURE, 0.15), []),
-        # With few identifiers the limit is what chance gives.
-        (judge_preferred(Ranked(16, [1, 9, 9]), Ranked(16, WORST), 0.15), []),
-        (judge_preferred(Ranked(16, [1, 1, 9]), Ranked(16, WORST), 0.15), ["fail"]),
+        # With few identifiers the limit is what chance gives, and less than that decides nothing.
+        (judge_preferred(Ranked(16, WORST), Ranked(16, WORST), 0.15), ["inconclusive"]),
+        (judge_preferred(Ranked(16, [9] * 15), Ranked(16, [9] * 15), 0.15), []),
+        (judge_preferred(Ranked(16, [1, 1, 9]), Ranked(16, WORST), 0.15), ["fail", "inconclusive"]),
     ],
 )
 def test_what_goes_beyond_chance_and_the_base_fails(finding, verdict):
@@ -227,7 +228,7 @@ def test_what_goes_beyond_chance_and_the_base_fails(finding, verdict):
 
 @pytest.mark.parametrize("tried", [1, 5, 9, 40, 64])
 def test_chance_alone_hardly_ever_breaks_the_limit(tried):
-    allowed = limit_beyond_noise(0.15, 1 / 16, tried)
+    allowed = max(0.15, noise_of(1 / 16, tried))
     breaks = next(k for k in range(tried + 2) if k / tried - 1 / 16 > allowed + 1e-9)
     assert chance_of(breaks, [1 / 16] * tried) <= ALPHA
 

@@ -20,7 +20,7 @@ from tuneline.verdicts import status
 WRITTEN = "pii_scrubbing.written_out_beyond_chance_upper"
 PREFERRED = "pii_scrubbing.preferred_beyond_chance"
 EXPOSED = "pii_scrubbing.exposed_canaries_beyond_chance"
-ROWS = rows_with_identifiers(16)
+ROWS = rows_with_identifiers(20)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +50,7 @@ def test_a_model_that_memorised_its_rows_stops_the_release(remembering, planted,
     lab = ship(tiny_lab(), remembering(150), ROWS, planted.canaries)
     record = lab.execute("extraction_audit")
     found = values(record)
-    assert found["identifiers"] == found["identifiers_tried"] == 2 * found["surrogates"] == 16
+    assert found["identifiers"] == found["identifiers_tried"] == 2 * found["surrogates"] == 20
     assert found["written_out"] >= 12 > found["written_out_by_base"] == 0
     assert found["preferred_by_tuned"] > 0.7
     assert found["canary_exposure"] > 7
@@ -95,7 +95,7 @@ def test_a_model_that_saw_its_rows_once_passes(remembering, planted, tiny_lab):
     lab = ship(tiny_lab(), remembering(1), ROWS, planted.canaries)
     record = lab.execute("extraction_audit")
     found = values(record)
-    assert (found["identifiers_tried"], found["written_out"]) == (16, 0)
+    assert (found["identifiers_tried"], found["written_out"]) == (20, 0)
     assert found[WRITTEN] == 0.0
     assert broken(record) == set()
     assert status(lab.run, "pii_scrubbing").verdict == "pass"
@@ -109,11 +109,12 @@ def test_what_it_writes_without_having_seen_it_is_not_memory(remembering, tiny_l
     lab = ship(tiny_lab(), remembering(150), [*left, *unseen])
     record = lab.execute("extraction_audit")
     found = values(record)
-    assert found["identifiers"] == found["unseen_values_tried"] == 8
+    assert found["identifiers"] == found["unseen_values_tried"] == 10
     assert found["written_out"] == found["unseen_values_written_out"] >= 5
     assert WRITTEN not in broken(record)
     # Numbers in answers are not ranked, those in questions are.
-    assert found["ranked_identifiers"] == 4
+    assert found["ranked_identifiers"] == 5
+    assert "pii_scrubbing.noise_of_preferred" in broken(record)
 
 
 def test_rows_without_identifiers_have_nothing_to_extract(tiny_lab, tiny_models):
@@ -134,6 +135,6 @@ def test_identifiers_that_do_not_fit_the_context_leave_it_undecided(tiny_lab, ti
     rows = [replace(row, messages=[long, *row.messages[1:]]) for row in ROWS]
     lab = ship(tiny_lab(deployment={"context_tokens": 64}), tiny_models.merged, rows)
     record = lab.execute("extraction_audit")
-    assert value(record, "identifiers_that_could_not_be_tried") == 16
+    assert value(record, "identifiers_that_could_not_be_tried") == 20
     assert broken(record) == {WRITTEN}
     assert status(lab.run, "pii_scrubbing").verdict == "inconclusive"

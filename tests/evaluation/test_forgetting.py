@@ -93,22 +93,6 @@ def test_a_loss_in_one_category_is_caught_although_others_gain():
     assert verdicts.count("fail") >= 57
 
 
-def test_the_detectable_drop_is_detected_as_often_as_it_says():
-    draw = np.random.default_rng(2)
-    churn, asked = 0.15, 2000
-    result = paired_counts(150, 150, asked)
-    detectable = decision.detectable_drop(result, asked, asked, LIMITS.drop)
-    found = 0
-    for _ in range(2000):
-        lost, gained = draw.multinomial(
-            asked, [(churn + detectable) / 2, (churn - detectable) / 2, 1 - churn]
-        )[:2]
-        alone = paired_counts(int(lost), int(gained), asked)
-        drop = judge(alone, [row()], asked, asked, LIMITS)[0]
-        found += drop.ok is False and drop.on_breach == "fail"
-    assert found / 2000 == pytest.approx(decision.POWER, abs=0.04)
-
-
 def row(base=0.5, tuned=0.5, lost=5, gained=5, p_value=0.6):
     return CategoryRow("facts", 100, base, tuned, lost, gained, p_value)
 

@@ -1,23 +1,15 @@
 """The blind review: pairs that are drawn and hidden, votes that count, and what they decide."""
 
 import math
-from collections import Counter
 
 import pytest
 from tests.lab.reviews import for_model, key_of, leave_answers, prepared, vote
 from tests.lab.runs import broken, value, values
 
 from tuneline.artifacts.evaluation import REVIEW_PAIRS, Ballot, KeyEntry, Mark, Vote
-from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
-from tuneline.evaluation.human_review import Preference, count, krippendorff_alpha
-from tuneline.evaluation.prepare_review import (
-    DrawnPair,
-    balanced,
-    shuffle_pairs,
-    similarity,
-    strata,
-)
+from tuneline.evaluation.human_review import Preference, count
+from tuneline.evaluation.prepare_review import DrawnPair, shuffle_pairs
 from tuneline.evaluation.scoring.ledger import holdout_sha256, read_ledger
 from tuneline.people import ballots
 from tuneline.statistics import sign_test
@@ -79,41 +71,6 @@ def test_sides_differ_from_one_preparation_to_the_next(review):
     assert len({tuple((k.row_id, k.A) for k in key) for key in keys}) == 20
 
 
-def rows_of(labels):
-    turns = [[{"role": "user", "content": "word " * (n % 40 + 1)}] for n in range(len(labels))]
-    answer = {"role": "assistant", "content": "x"}
-    return [
-        Row(f"r{n}", [*turns[n], answer], "f", n, label=label) for n, label in enumerate(labels)
-    ]
-
-
-def test_a_rare_label_and_both_kinds_of_disagreement_are_seen():
-    """Of 1000 rows 980 have one label, and 986 answers are all but the same."""
-    rows = rows_of(["common"] * 980 + ["rare"] * 20)
-    far = {*range(0, 1000, 100), 981, 986, 991, 996}
-    said = {True: ("we send it today", "no"), False: ("we send it today", "we send it now")}
-    kinds = strata(rows, {row.row_id: said[n in far] for n, row in enumerate(rows)})
-    drawn = balanced(rows, kinds, 12, 7)
-    seen = Counter(value for row in drawn for value in vars(kinds[row.row_id]).values())
-    # A random draw of twelve holds a rare row in one case of five, and hardly ever two.
-    assert abs(seen["rare"] - seen["common"]) <= 2
-    assert abs(seen["near"] - seen["far apart"]) <= 2
-    assert {seen[length] for length in ("short", "middling", "long")} <= {3, 4, 5}
-    assert seen.total() == 36
-
-
-def test_the_same_seed_draws_the_same_rows_and_all_are_drawn_if_there_are_few():
-    rows = rows_of(["a", "b", "c"] * 20)
-    kinds = strata(rows, {row.row_id: ("x", "y") for row in rows})
-    first, again, other = ([r.row_id for r in balanced(rows, kinds, 10, s)] for s in (1, 1, 2))
-    assert first == again != other
-    assert len(set(first)) == 10
-    assert len(balanced(rows, kinds, 100, 1)) == 60
-    assert balanced([], {}, 5, 1) == []
-    assert similarity("We send it.", "we SEND it.") == similarity("", "") == 1.0
-    assert similarity("a b", "c d") == 0.0
-
-
 def test_clear_preference_for_the_tuned_model_passes(review):
     bench, key = review
     vote(bench, key, for_model("tuned"), ("alice", "bob"), comment="too long, all of them")
@@ -139,20 +96,16 @@ def test_a_preference_for_the_base_fails_and_an_even_vote_warns(review, choose, 
     assert bench.execute("human_review").verdict == verdict
 
 
-def test_four_of_four_votes_are_inconclusive_and_say_how_many_pairs_would_do(lab):
-    bench = lab(evaluation={"review": True, "review_pairs": 4, "reviewers_per_pair": 1})
+@pytest.mark.parametrize(
+    ("pairs", "alpha", "verdict", "needed"),
+    [(4, 0.05, "inconclusive", 18), (5, 0.2, "pass", None), (5, 0.01, "inconclusive", 23)],
+)
+def test_few_pairs_decide_at_the_level_or_say_how_many_would(lab, pairs, alpha, verdict, needed):
+    bench = lab(evaluation={"review": True, "review_pairs": pairs, "review_alpha": alpha})
     vote(bench, prepared(bench), for_model("tuned"))
     evidence, found = judged(bench)
-    assert (evidence.verdict, broken(evidence)) == ("inconclusive", {"sign_test_p"})
-    assert (found["sign_test_p"], found["pairs_needed"]) == (0.125, 18)
-    assert "about 18 pairs would decide" in evidence.summary
-
-
-@pytest.mark.parametrize(("alpha", "verdict"), [(0.2, "pass"), (0.01, "inconclusive")])
-def test_the_level_of_the_sign_test_is_a_setting(lab, alpha, verdict):
-    bench = lab(evaluation={"review": True, "review_pairs": 5, "review_alpha": alpha})
-    vote(bench, prepared(bench), for_model("tuned"))
-    assert bench.execute("human_review").verdict == verdict
+    assert (evidence.verdict, found.get("pairs_needed")) == (verdict, needed)
+    assert (f"about {needed} pairs would decide" in evidence.summary) is (needed is not None)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +136,7 @@ def test_a_second_reviewer_overwrites_nothing_and_the_majority_decides(review):
     vote(bench, key, for_model("base"), ("carol",))
     _, found = judged(bench)
     assert (found["reviewers"], found["votes"], found["wins"]) == (3, 24, 8)
-    assert found["pairs_with_several_votes"] == 8
-    # 16 votes for the tuned model and 8 for the base, as unlike within pairs as can be.
-    assert found["krippendorff_alpha"] == pytest.approx(1 - 23 * (8 * 2) / (2 * 16 * 8), abs=1e-4)
+    assert found["pairs_reviewers_disagree_on"] == 8
     # The last vote of a reviewer counts.
     vote(bench, key, for_model("base"), ("alice", "bob"))
     _, found = judged(bench)
@@ -381,30 +332,3 @@ def test_the_pairs_that_are_said_to_be_needed_would_decide(wins, losses):
     # Ties come on top.
     few, many = (Preference(6, 2, ties, 0, ("a",), 8).pairs_needed(0.05) for ties in (0, 8))
     assert abs(many - 2 * few) <= 1
-
-
-@pytest.mark.parametrize(
-    ("wins", "losses", "preferred"),
-    [(4, 0, "neither"), (6, 0, "tuned"), (0, 6, "base"), (7, 1, "neither"), (8, 1, "tuned")],
-)
-def test_the_level_decides_what_is_preferred(wins, losses, preferred):
-    assert Preference(wins, losses, 0, 0, ("a",), 9).preferred(0.05, "base") == preferred
-
-
-# Published examples, an observer a row and a unit a column; a dot where none was given.
-PUBLISHED = {
-    # Krippendorff (2011), "Computing Krippendorff's Alpha-Reliability", section C: four observers
-    # with missing values.
-    0.743: ("123321412..", "1233224125.", ".3332342251", "12332441251"),
-    # Wikipedia, "Krippendorff's alpha", the computational example.
-    0.691: (".....34121133.3", "1.213343.......", "..21344.21133.4"),
-}
-
-
-@pytest.mark.parametrize(("alpha", "observers"), PUBLISHED.items())
-def test_published_values_of_alpha(alpha, observers):
-    columns = zip(*observers, strict=True)
-    units = [[value for value in column if value != "."] for column in columns]
-    assert krippendorff_alpha(units) == pytest.approx(alpha, abs=5e-4)
-    # No one could have disagreed.
-    assert krippendorff_alpha([["a", "a"], ["b"]]) is None

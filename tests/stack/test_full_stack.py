@@ -36,6 +36,8 @@ OF_TASK = {
         "determinism": ("warn", "the policy: evaluation.identical_share_to_show is 0.01"),
     },
     "smollm2": {
+        # Nine identifiers are too few to rank.
+        "pii_scrubbing": ("inconclusive", "the policy: data.pii_max_leak.other is 1"),
         # Nights of some twenty prompts show large changes alone.
         "drift_detection": ("warn", "planted_topic_share_called is"),
         # Twenty questions could not have shown the loss that must be seen.

@@ -54,7 +54,7 @@ class ReviewSheet(BaseModel):
 
 
 class KeyEntry(BaseModel):
-    """The models on the two sides of one pair, its hold-out row and the stratum of that row."""
+    """The models on the two sides of one pair, its hold-out row and the label of that row."""
 
     pair: int
     row_id: str

@@ -1,9 +1,11 @@
 """The metric of a task, the score of an answer, and the scores of a model, alone and compared.
 
 Answers are judged strictly: JSON wrapped in prose would break its caller, so it counts as wrong;
-how often is reported, and the base is also judged without it. Shares keep the intervals made for
-them: Wilson alone, Agresti and Min for a difference, Tango against a margin. Graded scores (chrF,
-ROUGE-L) and macro-F1 take the paired bootstrap.
+how often is reported, and the base is also judged without it. A text field of a JSON answer is a
+task of its own, judged by chrF. Shares keep the intervals made for them: Wilson alone, Agresti and
+Min for a difference, Tango against a margin. Graded scores (chrF, ROUGE-L) and macro-F1 take the
+paired bootstrap. Rows of one group count once, with their mean score (an analysis by cluster, as in
+Donner and Klar, *Design and Analysis of Cluster Randomization Trials*, 2000).
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal
 
 from tuneline.asking.answer_values import (
@@ -30,19 +34,20 @@ from tuneline.asking.answer_values import (
 from tuneline.data.conversations.answers import answer_object
 from tuneline.errors import UserError
 from tuneline.statistics import (
-    Z_SHOWN,
+    TAIL,
     Interval,
     NonInferiority,
     Paired,
+    agresti_min,
     bootstrap_limits,
     macro_f1,
     mean_difference,
     mean_interval,
     non_inferiority,
-    of_interval,
-    paired,
-    share,
     sign_test,
+    wilson,
+    z_of,
+    z_shown,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +76,7 @@ class Task:
 
     Attributes:
         metric: see `evaluation.metric`; `number` compares the one that an answer ends in.
-        field: the field that holds the label; empty if the whole answer is the label.
+        field: the field of a JSON answer that is compared; empty for the whole answer.
         tolerance: the largest relative difference of `number`.
         labels: all labels as they are expected, where there are few.
     """
@@ -89,7 +94,7 @@ class Task:
             return f"{self.field} accuracy"
         if self.metric == "macro_f1":
             return f"{self.field} macro-F1".strip()
-        return _NAMES[self.metric]
+        return f"{self.field} {_NAMES[self.metric]}".strip()
 
     @property
     def graded(self) -> bool:
@@ -105,6 +110,8 @@ class Task:
         """Score an answer from 0 to 1; `anywhere`: also where it stands in prose or a fence."""
         if self.graded:
             compare = chrf if self.metric == "chrf" else rouge_l
+            if self.field:
+                answer, expected = self._text(answer, anywhere=anywhere), self._text(expected)
             strict = compare(answer, expected)
             return max(strict, compare(_unfenced(answer), expected)) if anywhere else strict
         return float(self._right(answer, expected, anywhere=anywhere))
@@ -112,10 +119,6 @@ class Task:
     def right(self, answer: str, expected: str) -> bool:
         """Return True if an answer is wholly right."""
         return self.score(answer, expected) == 1.0
-
-    def right_anywhere(self, answer: str, expected: str) -> bool:
-        """Return True if the answer, or the one found in its prose, is wholly right."""
-        return self.score(answer, expected, anywhere=True) == 1.0
 
     def label(self, answer: str, *, anywhere: bool = False) -> str | None:
         """Return the label that an answer names, None for none; `anywhere`: in prose too."""
@@ -128,6 +131,12 @@ class Task:
         if anywhere and self.labels:
             return self._only_label_in(answer)
         return _whole(answer)
+
+    def _text(self, answer: str, *, anywhere: bool = False) -> str:
+        """Return the text of the field; empty if the answer has none."""
+        value = (find_object(answer) if anywhere else answer_object(answer)) or {}
+        found = value.get(self.field, "")
+        return found if isinstance(found, str) else canonical(found)
 
     def _right(self, answer: str, expected: str, *, anywhere: bool) -> bool:
         if self.metric == "number":
@@ -249,6 +258,30 @@ def _configured(metric: Metric, field: str | None, expected: Sequence[str]) -> T
     return Task(metric, why=why)
 
 
+# A text that stands in more than this share of the answers is a form letter: what differs from it
+# are too few rows to say anything about.
+MOST_ALIKE = 0.5
+
+
+def text_tasks(task: Task, expected: Sequence[str]) -> list[Task]:
+    """Return a task for each text field of JSON answers that the metric does not judge.
+
+    A text has more than `SHORT_WORDS` words (median) and stands in every expected answer.
+    """
+    objects = [answer_object(text) or {} for text in expected]
+    if task.graded or not expected:
+        return []
+    found = []
+    for name in objects[0]:
+        texts = [text for value in objects if isinstance(text := value.get(name), str)]
+        if name == task.field or len(texts) < len(objects):
+            continue
+        words = statistics.median(len(words_of(text)) for text in texts)
+        if words > SHORT_WORDS and Counter(texts).most_common(1)[0][1] <= MOST_ALIKE * len(texts):
+            found.append(Task("chrf", name, why=f"{name} is free text of {words:g} words (median)"))
+    return found
+
+
 def _lacking(field: str, expected: Sequence[str]) -> list[str]:
     return [text for text in expected if field not in (answer_object(text) or {})]
 
@@ -280,118 +313,147 @@ def _labels(task: Task, expected: Sequence[str]) -> tuple[str, ...]:
 class Judged:
     """The answers of one model, judged: a score from 0 to 1 for each row.
 
-    `wanted` and `named` are the expected labels and those answered (None for none); empty if the
-    task has no labels.
+    Attributes:
+        wanted: the expected labels, and `named` those answered (None for none); empty if the task
+            has no labels.
+        groups: the number of each row's group, of which all rows count as one; empty if each row
+            counts alone.
+        tail: error of each end of an interval.
     """
 
     task: Task
+    answers: tuple[str, ...]
+    expected: tuple[str, ...]
     scores: tuple[float, ...]
     wanted: tuple[str | None, ...] = ()
     named: tuple[str | None, ...] = ()
+    groups: tuple[int, ...] = ()
+    tail: float = TAIL
+
+    @property
+    def units(self) -> list[float]:
+        """The mean score of each group."""
+        found: dict[int, list[float]] = {}
+        for group, score in zip(self.groups or range(len(self.scores)), self.scores, strict=True):
+            found.setdefault(group, []).append(score)
+        return [sum(scores) / len(scores) for scores in found.values()]
 
     @property
     def interval(self) -> Interval:
-        """The metric with its 95 % interval."""
+        """The metric with its interval."""
         if self.task.metric == "macro_f1":
             return self.macro_f1
-        return mean_interval(self.scores) if self.task.graded else share(self.right)
-
-    @property
-    def right(self) -> list[bool]:
-        """For each answer, True if it is wholly right."""
-        return [score == 1.0 for score in self.scores]
+        if self.task.graded:
+            return mean_interval(self.units, self.tail)
+        return wilson(sum(self.units), len(self.units), self.tail)
 
     @property
     def macro_f1(self) -> Interval:
-        """The mean of the F1 of every expected label, with its 95 % interval."""
-        rows = len(self.scores)
-        return _widened(float(self._f1(_ones(rows))[0]), rows, self._f1, share(self.right), 0.0)
+        """The mean of the F1 of every expected label, with its interval."""
+        units = self.units
+        return self._widened(self._f1, wilson(sum(units), len(units), self.tail), 0.0)
+
+    def f1_over(self, first: Judged) -> Interval:
+        """Return by how much its macro-F1 is higher than that of another model."""
+        accuracy = _difference(first.units, self.units, self.tail)
+        return self._widened(lambda weights: self._f1(weights) - first._f1(weights), accuracy, -1.0)
+
+    def other(self, answers: Sequence[str], *, anywhere: bool = False) -> Judged:
+        """Judge the answers of another model to the same rows."""
+        known = self.groups, self.tail
+        return judge(self.task, answers, self.expected, *known, anywhere=anywhere)
 
     def rows(self, keep: Sequence[bool]) -> Judged:
         """Return the judgement of the rows to keep alone."""
-        return Judged(
-            self.task,
-            tuple(s for s, kept in zip(self.scores, keep, strict=True) if kept),
-            tuple(w for w, kept in zip(self.wanted, keep, strict=False) if kept),
-            tuple(n for n, kept in zip(self.named, keep, strict=False) if kept),
-        )
+        names = ("answers", "expected", "scores", "wanted", "named", "groups")
+        kept: dict[str, Any] = {name: tuple(compress(getattr(self, name), keep)) for name in names}
+        return replace(self, **kept)
 
     def _f1(self, weights: Any) -> NDArray[np.float64]:
-        return macro_f1(weights, self.wanted, self.named)
+        """Return the macro-F1 for each draw of groups; the rows of one share its weight."""
+        import numpy as np
+
+        groups = self.groups or range(len(self.scores))
+        _, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        return macro_f1((weights / sizes)[:, place], self.wanted, self.named)
+
+    def _widened(self, statistic: Statistic, accuracy: Interval, least: float) -> Interval:
+        """Return the bootstrap interval of a value, no narrower than that of the right labels.
+
+        Rows that are all right have no spread to draw from.
+        """
+        import numpy as np
+
+        count = len(self.units)
+        value = float(statistic(np.ones((1, count), dtype=np.int64))[0])
+        lower, upper, error = bootstrap_limits(count, statistic, self.tail)
+        return Interval(
+            value,
+            max(least, min(lower, value - (accuracy.value - accuracy.lower))),
+            min(1.0, max(upper, value + (accuracy.upper - accuracy.value))),
+            max(error, accuracy.error),
+        )
 
 
 def judge(
-    task: Task, answers: Sequence[str], expected: Sequence[str], *, anywhere: bool = False
+    task: Task,
+    answers: Sequence[str],
+    expected: Sequence[str],
+    groups: Sequence[int] = (),
+    tail: float = TAIL,
+    *,
+    anywhere: bool = False,
 ) -> Judged:
     """Judge the answers of a model to all expected ones; `anywhere`: those in prose too."""
     pairs = list(zip(answers, expected, strict=True))
     scores = tuple(task.score(got, want, anywhere=anywhere) for got, want in pairs)
-    if not task.has_labels:
-        return Judged(task, scores)
-    wanted = tuple(task.label(want) for _, want in pairs)
-    named = tuple(task.label(got, anywhere=anywhere) for got, _ in pairs)
-    return Judged(task, scores, wanted, named)
+    labelled = pairs if task.has_labels else []
+    wanted = tuple(task.label(want) for _, want in labelled)
+    named = tuple(task.label(got, anywhere=anywhere) for got, _ in labelled)
+    given = tuple(answers), tuple(expected), scores
+    return Judged(task, *given, wanted, named, tuple(groups), tail)
 
 
 def compare(first: Judged, second: Judged) -> Paired:
     """Return how much better the second model is than the first, on the same rows.
 
-    The rows on which only one is right are, for graded scores, those on which it scores higher, and
-    the p-value is that of the sign test on them.
+    The groups of rows on which it scores lower and higher are counted, and the p-value is that of
+    the sign test on them.
     """
-    if not first.task.graded:
-        found = paired(first.right, second.right)
-        if first.task.metric != "macro_f1":
-            return found
-        return Paired(
-            f1_difference(first, second), found.only_first, found.only_second, found.p_value
-        )
-    pairs = list(zip(first.scores, second.scores, strict=True))
-    lower, higher = sum(a > b for a, b in pairs), sum(b > a for a, b in pairs)
-    difference = mean_difference(first.scores, second.scores)
+    a, b, tail = first.units, second.units, second.tail
+    if second.task.graded:
+        difference = mean_difference(a, b, tail)
+    elif second.task.metric == "macro_f1":
+        difference = second.f1_over(first)
+    else:
+        difference = _difference(a, b, tail)
+    lower, higher = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
     return Paired(difference, lower, higher, sign_test(higher, lower))
 
 
-def f1_difference(first: Judged, second: Judged) -> Interval:
-    """Return the macro-F1 of the second model minus that of the first, with its 95 % interval."""
-
-    def statistic(weights: Any) -> NDArray[np.float64]:
-        return second._f1(weights) - first._f1(weights)
-
-    rows, accuracy = len(first.scores), paired(first.right, second.right).difference
-    return _widened(float(statistic(_ones(rows))[0]), rows, statistic, accuracy, -1.0)
-
-
-def _widened(
-    value: float, rows: int, statistic: Statistic, accuracy: Interval, least: float
-) -> Interval:
-    """Return the bootstrap interval of a value, no narrower than that of the right labels.
-
-    Rows that are all right have no spread to draw from.
-    """
-    lower, upper, error = bootstrap_limits(rows, statistic)
-    return Interval(
-        value,
-        max(least, min(lower, value - (accuracy.value - accuracy.lower))),
-        min(1.0, max(upper, value + (accuracy.upper - accuracy.value))),
-        max(error, accuracy.error),
-    )
+def _difference(first: Sequence[float], second: Sequence[float], tail: float) -> Interval:
+    """Return the interval of a difference of shares; of a group in part right, a part counts."""
+    changes = [b - a for a, b in zip(first, second, strict=True)]
+    lost, gained = (sum(max(0.0, sign * change) for change in changes) for sign in (-1, 1))
+    return agresti_min(lost, gained, len(changes), tail)
 
 
 def not_worse(old: Judged, new: Judged, margin: float) -> NonInferiority:
     """Compare a new model with an old one on the same rows, against a margin of the metric."""
-    if not old.task.graded and old.task.metric != "macro_f1":
-        return non_inferiority(old.right, new.right, margin)
-    found, rows = compare(old, new), len(old.scores)
-    if old.task.graded:
-        squares = [(b - a) ** 2 for a, b in zip(old.scores, new.scores, strict=True)]
-        spread = sum(squares) / rows
+    a, b, tail = old.units, new.units, new.tail
+    if not new.task.graded and new.task.metric != "macro_f1":
+        return non_inferiority(a, b, margin, tail)
+    found, rows = compare(old, new), len(a)
+    if new.task.graded:
+        spread = sum((y - x) ** 2 for x, y in zip(a, b, strict=True)) / rows
     else:
         spread = found.difference.error**2 * rows + found.difference.value**2
-    return of_interval(found, rows, margin, spread)
+    # Models that never differ have an error of 1 over the rows (`mean_difference`).
+    fewest, counts = math.ceil(z_of(tail) / margin), (found.only_second, found.only_first)
+    return NonInferiority(found.difference, *counts, rows, margin, spread, fewest, tail)
 
 
-def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
+def rows_needed(difference: Interval, rows: int, limit: float, tail: float = TAIL) -> int | None:
     """Return the rows that show a difference above a limit with a probability of 80 %.
 
     The models are taken to go on to differ as they did, on `rows`: the error shrinks with the root
@@ -401,10 +463,4 @@ def rows_needed(difference: Interval, rows: int, limit: float) -> int | None:
     if distance <= 0:
         return None
     variance = difference.error**2 * rows
-    return max(rows + 1, math.ceil(variance * (Z_SHOWN / distance) ** 2))
-
-
-def _ones(rows: int) -> Any:
-    import numpy as np
-
-    return np.ones((1, rows))
+    return max(rows + 1, math.ceil(variance * (z_shown(tail) / distance) ** 2))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from tuneline.config.section import BREACH, Limit, Section, User
+from tuneline.config.section import Limit, Section, User
 
 
 class AgainstReleasedConfig(Section):
@@ -17,6 +17,9 @@ class AgainstReleasedConfig(Section):
     margin: Annotated[float, Limit("holdout_performance", "lower")] = Field(0.02, gt=0, lt=1)
     """Share of the hold-out rows by which the candidate may be worse than the released model; the
     lower end of the difference must not lie below it."""
+    text_margin: Annotated[float, Limit("holdout_performance", "lower")] = Field(0.05, gt=0, lt=1)
+    """Mean chrF by which each text field of a JSON answer may be worse than that of the released
+    model, and of the base, at the lower end."""
 
 
 class SlicesConfig(Section):
@@ -26,11 +29,7 @@ class SlicesConfig(Section):
     """Rows below which a part is not judged alone."""
     worse_by: Annotated[float, Limit("holdout_performance", "lower")] = Field(0.1, gt=0, le=1)
     """Smallest gap, beyond chance, between the metric of a part and that of all other rows at which
-    the part counts as clearly worse."""
-    on_worse: Annotated[
-        Literal["warn", "fail"], Limit("holdout_performance", "higher", levels=BREACH)
-    ] = "warn"
-    """Verdict on a part that is clearly worse."""
+    the part counts as clearly worse, which fails in production and warns on a laptop."""
 
 
 class ExtractionConfig(Section):
@@ -114,8 +113,6 @@ class EvaluationConfig(Section):
     """The lower end of the task metric must reach it; required in production."""
     fair_base_shots: Annotated[int, Limit("holdout_performance", "higher")] = Field(3, ge=0, le=32)
     """Training rows that the base is shown as examples."""
-    fair_base_rows: int | None = Field(None, ge=1)
-    """Most hold-out rows that the base is asked with examples; null asks all."""
     against_released: AgainstReleasedConfig = AgainstReleasedConfig()
     slices: SlicesConfig = SlicesConfig()
     extraction: ExtractionConfig = ExtractionConfig()

@@ -17,6 +17,9 @@ RETIRED: dict[str, str] = {
     "evaluation.paraphrases": "the search for paraphrases of training rows only warned, and was "
     "blind where rows resemble each other anyway; lower data.near_duplicate_jaccard for a "
     "sharper check",
+    "evaluation.fair_base_rows": "the base is asked all hold-out rows with examples",
+    "evaluation.slices.on_worse": "a part that is clearly worse fails in production and warns on a "
+    "laptop",
 }
 # The old path and the new one.
 RENAMED: dict[str, str] = {}

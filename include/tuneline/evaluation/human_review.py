@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -187,24 +187,6 @@ def count(votes: Sequence[Vote], key: Key) -> Preference:
     )
 
 
-def krippendorff_alpha(units: Iterable[Sequence[Hashable]]) -> float | None:
-    """Return alpha: 1 if all agree, 0 if they agree as often as by chance, below if less often.
-
-    Source: K. Krippendorff, "Computing Krippendorff's Alpha-Reliability" (2011), nominal values.
-    Units with fewer than two values are left out; None if nothing could have differed.
-    """
-    paired = [Counter(unit) for unit in units if len(unit) > 1]
-    totals = sum(paired, Counter[Hashable]())
-    n = totals.total()
-    # Pairs of values within units that differ, each weighted by the unit's size.
-    observed = sum(
-        sum(times * (unit.total() - times) for times in unit.values()) / (unit.total() - 1)
-        for unit in paired
-    )
-    expected = sum(times * (n - times) for times in totals.values())
-    return None if expected == 0 else 1 - (n - 1) * observed / expected
-
-
 def participation(
     votes: Sequence[Vote], shown: Sequence[int], per_pair: int, short: Breach
 ) -> list[Measurement]:
@@ -264,20 +246,12 @@ def compared(outcome: Preference, other: Literal["base", "released"], alpha: flo
     return Finding(stated, said)
 
 
-def agreement(votes: Sequence[Vote], key: Key) -> Finding:
-    """Measure how far reviewers agree on the pairs that several voted on; nothing without any."""
-    several = {pair: given for pair, given in by_pair(votes).items() if len(given) > 1}
-    if not several:
-        return Finding([], "")
-    units = [[preference(vote, key[pair]) for vote in given] for pair, given in several.items()]
-    alpha = krippendorff_alpha(units)
-    rounded = None if alpha is None else round(alpha, 4)
-    stated = [
-        measure("pairs_with_several_votes", len(several), "pairs"),
-        measure("krippendorff_alpha", rounded, "alpha"),
-    ]
-    said = f"reviewers agree with Krippendorff's alpha = {rounded} on {len(several)} pairs"
-    return Finding(stated, "" if alpha is None else said)
+def disagreements(votes: Sequence[Vote], key: Key) -> int:
+    """Count the pairs on which reviewers prefer different models."""
+    return sum(
+        len({preference(vote, key[pair]) for vote in given}) > 1
+        for pair, given in by_pair(votes).items()
+    )
 
 
 def contradictions(
@@ -347,9 +321,10 @@ def _conclude(ctx: StepContext, votes: Votes, key: ReviewKey, shown: Sequence[in
         outcome = count(votes.people, of_other)
         if outcome.pairs:
             findings.append(compared(outcome, other, settings.review_alpha))
-    findings.append(agreement(votes.people, entries))
-    summary = "; ".join(finding.sentence for finding in findings if finding.sentence)
+    summary = "; ".join(finding.sentence for finding in findings)
     measured += [m for finding in findings for m in finding.measurements]
+    split = disagreements(votes.people, entries)
+    measured.append(measure("pairs_reviewers_disagree_on", split, "pairs"))
     return ctx.conclude(summary + votes.left_out(), measured)
 
 

@@ -3,19 +3,16 @@
 The model behind each side is named only in `quarantine/review_key.json`, which reviewers cannot
 read, and drawn from the operating system's randomness, so that no seed reveals it. The tuned model
 is paired with the base and, where holdout_performance asked it, the released one; equal answers are
-not shown. A row is drawn next if its label, length and disagreement are the rarest among those
-drawn so far (the minimisation of Pocock and Simon, 1975): ten pairs can't fill the 60 cells of ten
-labels, and the win rate should not speak of the most frequent kind alone.
+not shown. Rows are drawn evenly over the labels: the win rate should not speak of the most frequent
+one alone.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 from tuneline.artifacts.deployment import CHOICE
 from tuneline.artifacts.evaluation import (
@@ -29,7 +26,7 @@ from tuneline.artifacts.evaluation import (
     ReviewSheet,
     Side,
 )
-from tuneline.asking.rows import asked
+from tuneline.asking.rows import asked, spread
 from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.scoring.ledger import open_holdout
@@ -43,20 +40,16 @@ INSTRUCTIONS = (
     "from pair to pair."
 )
 
-# Two answers that share fewer of their words are far apart.
-_NEAR = 0.5
-_LENGTHS = ("short", "middling", "long")
 # The answers to each row, by row id and model.
 Answers = Mapping[str, Mapping[str, str]]
 
 
 @dataclass(frozen=True)
 class DrawnPair:
-    """A row to show, the model that the tuned one is compared with, and the row's stratum."""
+    """A row to show, and the model that the tuned one is compared with."""
 
     row: Row
     other: Side
-    stratum: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,9 +67,7 @@ def draw(rows: Sequence[Row], answers: Answers, other: Side, *, pairs: int, seed
     texts = {row.row_id: (answers[row.row_id]["tuned"], answers[row.row_id][other]) for row in both}
     # More than the space around them has to differ.
     different = [row for row in both if len({text.strip() for text in texts[row.row_id]}) > 1]
-    kinds = strata(different, texts)
-    drawn = balanced(different, kinds, pairs, seed)
-    chosen = [DrawnPair(row, other, str(kinds[row.row_id])) for row in drawn]
+    chosen = [DrawnPair(row, other) for row in spread(different, pairs, seed)]
     return PairDraw(len(both), len(different), chosen)
 
 
@@ -108,9 +99,8 @@ def shuffle_pairs(
         first, second = ("tuned", given.other) if tuned_first[place] else (given.other, "tuned")
         a, b = (shown_as(answers[row.row_id][side]) for side in (first, second))
         pairs.append(ReviewPair(pair=number, prompt=asked(row), A=a, B=b))
-        key.append(
-            KeyEntry(pair=number, row_id=row.row_id, A=first, B=second, stratum=given.stratum)
-        )
+        label = row.label or "no label"
+        key.append(KeyEntry(pair=number, row_id=row.row_id, A=first, B=second, stratum=label))
     return pairs, key
 
 
@@ -129,60 +119,6 @@ def shown_as(answer: str) -> str:
     """Return a JSON answer with one field on a line, anything else as it is."""
     parsed = answer_object(answer)
     return answer if parsed is None else json.dumps(parsed, indent=1, ensure_ascii=False)
-
-
-@dataclass(frozen=True)
-class Stratum:
-    """The kind of a pair: label of its row, length of its question, distance of its answers."""
-
-    label: str
-    length: str
-    distance: str
-
-    def __str__(self) -> str:
-        return f"{self.label}, {self.length} question, answers {self.distance}"
-
-
-def strata(rows: Sequence[Row], answers: Mapping[str, tuple[str, str]]) -> dict[str, Stratum]:
-    """Return the stratum of each row by its id; `answers` are the two answers to each."""
-    lengths = sorted(len(asked(row)) for row in rows)
-    edges = [lengths[len(lengths) * part // 3] for part in (1, 2)] if lengths else []
-    return {
-        row.row_id: Stratum(
-            row.label or "no label",
-            _LENGTHS[sum(len(asked(row)) >= edge for edge in edges)],
-            "near" if similarity(*answers[row.row_id]) >= _NEAR else "far apart",
-        )
-        for row in rows
-    }
-
-
-def similarity(first: str, second: str) -> float:
-    """Return the share of the words of both texts that are in both, 1.0 for two empty ones."""
-    a, b = set(first.casefold().split()), set(second.casefold().split())
-    return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def balanced(rows: Sequence[Row], kinds: Mapping[str, Stratum], count: int, seed: int) -> list[Row]:
-    """Draw `count` rows so that labels, lengths and distances are nearly even; all if they are few.
-
-    Ties are broken by a hash of the seed and the row's id, so that added rows disturb the draw
-    little.
-    """
-    waiting = sorted(rows, key=lambda row: sha256(f"{seed}:{row.row_id}".encode()).hexdigest())
-    drawn: list[Row] = []
-    seen: Counter[tuple[str, str]] = Counter()
-
-    def marks(row: Row) -> list[tuple[str, str]]:
-        return list(vars(kinds[row.row_id]).items())
-
-    while waiting and len(drawn) < count:
-        # `min` keeps the first of equals, and so the order of the hash.
-        chosen = min(waiting, key=lambda row: sum(seen[mark] for mark in marks(row)))
-        waiting.remove(chosen)
-        drawn.append(chosen)
-        seen.update(marks(chosen))
-    return drawn
 
 
 def run(ctx: StepContext) -> Record:
@@ -214,6 +150,6 @@ def run(ctx: StepContext) -> Record:
             measure("identical_answers", base.answered - base.different, "rows"),
             measure("pairs_with_base", len(base.pairs), "pairs"),
             measure("pairs_with_released", len(released.pairs), "pairs"),
-            measure("strata", len({given.stratum for given in pairs}), "strata"),
+            measure("strata", len({entry.stratum for entry in key}), "strata"),
         ],
     )

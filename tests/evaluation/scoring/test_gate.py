@@ -1,6 +1,7 @@
 """Planted answers: what passes, what fails, and what too few rows can't say."""
 
 import json
+import random
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,11 +18,14 @@ from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
 from tuneline.evaluation.scoring import gate
 from tuneline.evaluation.scoring import released as against
+from tuneline.evaluation.scoring.ledger import Access, holdout_sha256, note_access
 from tuneline.verdicts import status
 
 SPLITS = {"train": 280, "validation": 30, "holdout": 66}
 CONSTANT = {"gain_over_constant_lower"}
 FAIR = {"gain_over_fair_base_lower"}
+# Margins at which 66 rows decide.
+AT_EASE = {"against_released": {"margin": 0.1, "text_margin": 0.15}}
 
 
 @dataclass
@@ -116,9 +120,6 @@ def test_a_good_classifier_passes(planted):
     assert confused["labels"] == ["billing", "login", "shipping"]
     assert sum(row[n] for n, row in enumerate(confused["counts"])) == 62
     assert sum(row[3] for row in confused["counts"]) == 4
-    fields = bench.lab.document("holdout_performance", "by_field.json")
-    assert fields[0] == {"field": "intent", "rows": 66, "base": 0.0, "tuned": 0.9394}
-    assert fields[1]["tuned"] == 1.0
 
 
 def test_constant_answers_fail_though_the_base_scores_nothing(planted):
@@ -179,15 +180,6 @@ def test_a_holdout_too_small_is_inconclusive_and_says_how_many_rows_are_needed(p
     assert status(bench.lab.run, "holdout_performance").stops_release is (profile == "production")
 
 
-def test_no_gain_fails_however_few_the_rows(planted):
-    splits = {"train": 60, "validation": 12, "holdout": 12}
-    bench = planted(label_rows(splits))
-    half = right_on(6, bench.expected, WRONG)
-    evidence, found = bench.judge(half, base=half)
-    assert evidence.verdict == "fail"
-    assert "rows_needed_for_gain" not in found
-
-
 @pytest.mark.parametrize(("profile", "verdict"), [("laptop", "warn"), ("production", "fail")])
 def test_a_model_worse_than_a_table_of_its_training_rows(planted, profile, verdict):
     # The label is the question's first word, so that the most similar row has it.
@@ -242,6 +234,102 @@ def test_free_text_better_than_the_base_and_worse_than_the_released_model_fails(
     assert found["only_released_right"] == 66
 
 
+REPLIES = {
+    "billing": ("We refund the invoice today.", "The invoice is refunded by us today."),
+    "login": ("Please reset your password first.", "Your password needs a reset first."),
+    "shipping": ("The parcel leaves our depot tomorrow.", "Our depot sends the parcel tomorrow."),
+}
+
+
+def reply_rows():
+    """Rows whose reply depends on the question's intent, in one of two wordings."""
+
+    def make(number):
+        (_, asked, _), intent = conversation(1000 + number)
+        reply = REPLIES[intent][number // 3 % 2]
+        return runs.exchange(asked["content"], intent, reply), intent
+
+    return runs.dataset_rows(SPLITS, make)
+
+
+def in_other_words(bench, replies=None):
+    """Right answers; every second reply is in the other wording, unless some are given."""
+    replies = replies or [REPLIES[row["label"]][n % 2] for n, row in enumerate(bench.held)]
+    labels = [row["label"] for row in bench.held]
+    return [json.dumps({"intent": i, "reply": r}) for i, r in zip(labels, replies, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("profile", "review", "verdict"),
+    [
+        ("laptop", False, "pass"),
+        ("production", True, "pass"),
+        ("production", False, "inconclusive"),
+    ],
+)
+def test_replies_in_other_words_pass(planted, profile, review, verdict):
+    settings = {"min_metric": 0.8, "review": review}
+    bench = planted(reply_rows(), profile=profile, evaluation=settings)
+    evidence, found = bench.judge(in_other_words(bench))
+    # This model's bytes tell no probability, which production needs unless people review.
+    undecided = {"expected_text_preference_lower"} if verdict == "inconclusive" else set()
+    assert (evidence.verdict, broken(evidence)) == (verdict, undecided)
+    assert found["reply.gain_over_constant_lower"] > 0.1
+
+
+def test_replies_shuffled_between_the_rows_stop_the_release(planted):
+    """The intents are right, and each reply is that of another row."""
+    bench = planted(reply_rows(), night=True, evaluation=AT_EASE)
+    replies = [json.loads(text)["reply"] for text in bench.expected]
+    random.Random(3).shuffle(replies)
+    shuffled = in_other_words(bench, replies)
+    evidence, found = bench.judge(shuffled, released=in_other_words(bench))
+    assert found["tuned_metric"] == 1.0
+    assert broken(evidence) == {"reply.gain_over_constant_lower", "reply.worse_than_released_by"}
+    assert (evidence.verdict, found["difference_to_released"]) == ("fail", 0.0)
+    assert status(bench.lab.run, "holdout_performance").stops_release
+
+
+@pytest.mark.parametrize("lost", [4, 0])
+def test_four_lost_of_four_hundred_are_not_worse_beyond_chance(planted, lost):
+    bench = planted(label_rows({"train": 280, "validation": 30, "holdout": 400}), night=True)
+    said = right_on(400 - lost, bench.expected, WRONG)
+    evidence, _ = bench.judge(said, released=bench.expected)
+    assert ("worse_than_released_by" in broken(evidence)) is bool(lost)
+    assert ("do not decide whether it is worse" in evidence.summary) is bool(lost)
+
+
+@pytest.mark.parametrize(
+    ("profile", "verdict"), [("laptop", "warn"), ("production", "inconclusive")]
+)
+def test_copies_of_twenty_easy_rows_count_as_twenty(planted, profile, verdict):
+    rows = label_rows({"train": 280, "validation": 30, "holdout": 20})
+    easy = [row for row in rows if row["split"] == "holdout"]
+    rows += [{**row, "row_id": f"{row['row_id']}-{n}"} for n in range(2, 26) for row in easy]
+    data = {"source": "rows.jsonl", "holdout": "easy.jsonl"}
+    bench = planted(rows, profile=profile, data=data, evaluation={"min_metric": 0.8})
+    evidence, found = bench.judge(bench.expected)
+    assert (found["holdout_rows"], found["distinct_rows"]) == (500, 20)
+    assert found["tuned_metric_lower"] == pytest.approx(0.8389, abs=1e-3)
+    assert "500 hold-out rows that count as 20" in evidence.summary
+    assert (evidence.verdict, broken(evidence)) == (verdict, {"distinct_rows"})
+
+
+def test_each_candidate_on_the_same_rows_makes_the_claims_harder(planted):
+    bench = planted(label_rows())
+    base, better = (right_on(count, bench.expected, WRONG) for count in (52, 58))
+    assert "gain_lower" not in broken(bench.judge(better, base=base)[0])
+    place = holdout_sha256(bench.lab.held_out())
+    for seed in range(31):
+        at, sha256 = f"2026-01-01T00:00:{seed:02}.000Z", f"{seed:064}"
+        tried = Access(at, "score", f"seed-{seed}", "holdout_performance", sha256, 66)
+        note_access(bench.lab.run.store, place, tried)
+    evidence, found = bench.judge(better, base=base)
+    assert {"gain_lower", "other_candidates_scored_before"} <= broken(evidence)
+    assert found["error_of_each_claim"] == pytest.approx(0.025 / 32, abs=1e-6)
+    assert "candidate 32 on these rows since the last release" in evidence.summary
+
+
 def steps(number):
     return f"It takes {number} steps.\n#### {number * 37 + 100}"
 
@@ -269,17 +357,17 @@ def test_numbers_and_tool_calls_are_compared(planted, expected, said, tolerance,
 
 
 def test_the_base_is_shown_examples_of_different_labels_within_its_context(planted):
-    bench = planted(label_rows(), evaluation={"fair_base_rows": 20})
+    bench = planted(label_rows())
     asked = []
 
     def answer(_ctx, _model, prompts, *_):
         asked.extend(prompts)
         return [""] * len(prompts), False
 
-    bench.judge(bench.expected, shots=[""] * 20)
+    bench.judge(bench.expected)
     bench.patch.setattr(gate, "ask_kept", answer)
-    evidence = bench.lab.execute("holdout_performance")
-    assert values(evidence)["fair_base_rows"] == len(asked) == 20
+    bench.lab.execute("holdout_performance")
+    assert len(asked) == 66
     system, *shots, question = asked[0]
     assert system["content"].startswith(runs.SYSTEM)
     assert 'The value of "intent" is one of: billing, login, shipping.' in system["content"]

@@ -1,9 +1,11 @@
-"""The ledger: whoever reads the hold-out is in it, each candidate is scored once."""
+"""The ledger: whoever reads the hold-out is in it, each candidate is scored once; like rows."""
 
 import ast
 import json
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.evaluation.conftest import SPLITS
@@ -14,8 +16,19 @@ import tuneline
 from tuneline.asking import asking
 from tuneline.asking.rows import dataset_rows
 from tuneline.cli import main
+from tuneline.data.near_duplicates import minhash
+from tuneline.data.near_duplicates.shingles import char_grams, normalise
+from tuneline.data.tables.rows import Row
 from tuneline.evaluation.scoring import gate
-from tuneline.evaluation.scoring.ledger import holdout_sha256, open_holdout, read_ledger
+from tuneline.evaluation.scoring.ledger import (
+    holdout_sha256,
+    independent_groups,
+    near_duplicates,
+    open_holdout,
+    read_ledger,
+    same_ids,
+)
+from tuneline.evidence import measure
 from tuneline.store import sha256_file
 
 PACKAGE = Path(tuneline.__file__).parent
@@ -190,12 +203,89 @@ def test_a_holdout_with_rows_of_one_that_was_chosen_on_inherits_the_fault(scored
     assert document["earlier_on_shared_rows"][0]["purpose"] == "choose"
 
 
-def test_a_look_at_an_overlapping_holdout_that_chose_nothing_leaves_it_clean(lab):
+def test_candidates_on_half_of_the_rows_count_until_one_is_released(lab):
     bench = lab()
     held = task_rows({"holdout": 40})
     bench.leave_dataset(held)
-    other = task_rows({"train": 40, "holdout": 20})
-    for purpose, rows in (("score", held[:30]), ("choose", other)):
-        open_holdout(night(bench, rows, purpose).context("determinism"), purpose, "a" * 64)
+    # The last shares a quarter of the rows.
+    shared = {"seed-1": held[:30], "seed-2": held[5:], "other": held[:10]}
+    for number, (run_id, rows) in enumerate(shared.items()):
+        open_holdout(night(bench, rows, run_id).context("determinism"), "score", f"{number}" * 64)
     opened = open_holdout(bench.context("determinism"), "score", "c" * 64)
-    assert (opened.earlier, opened.inherited) == ([], [])
+    assert opened.candidates() == {"0" * 64, "1" * 64}
+    assert opened.candidates(since=bench.run.store.uri_of("runs/seed-1")) == {"1" * 64}
+
+
+def row(row_id, text, split):
+    roles = ("system", "user", "assistant")
+    turns = ("Long shared text. " * 9, text, "ok")
+    messages = [{"role": r, "content": t} for r, t in zip(roles, turns, strict=True)]
+    return Row(row_id, messages, "rows.jsonl", 1, split=split)
+
+
+def test_near_duplicates_agree_with_sets():
+    texts = [
+        "my card was charged twice for one order",
+        "My card was charged twice  for one order!",
+        "where is my parcel",
+        "my card was charged for one order twice",
+    ]
+    held = [row(f"h{i}", text, "holdout") for i, text in enumerate(texts)]
+    seen = [row("t0", texts[0], "train"), row("v0", "how do I reset a password", "validation")]
+    for threshold in (0.3, 0.6, 0.9):
+        found = {leak.row_id: leak.similarity for leak in near_duplicates(held, seen, threshold)}
+        normal = [normalise(row.messages[1]["content"]) for row in (*held, *seen)]
+        sets = [char_grams(text) for text in normal]
+        best = [max(len(a & b) / len(a | b) for b in sets[4:]) for a in sets[:4]]
+        expected = {f"h{at}": round(s, 4) for at, s in enumerate(best) if s >= threshold}
+        assert found == expected
+    leaks = near_duplicates(held, seen, 0.8)
+    found = {(leak.row_id, leak.other_id, leak.other_split) for leak in leaks}
+    assert found == {("h0", "t0", "train"), ("h1", "t0", "train")}
+
+
+def test_a_blind_minhash_does_not_blind_the_witness(monkeypatch):
+    text = "my card was charged twice for one order"
+    rows = [row("h", text, "holdout"), row("t", f"{text} please", "train")]
+    monkeypatch.setattr(minhash, "candidates", lambda keys: np.empty((0, 2), dtype=np.int64))
+    monkeypatch.setattr(minhash, "cross_candidates", lambda *_: np.empty((0, 2), dtype=np.int64))
+    texts = [r.messages[1]["content"] for r in rows]
+    assert minhash.near_pairs(texts, 0.8) == []
+    assert minhash.cross_pairs(texts[:1], texts[1:], 0.8) == []
+    assert [leak.row_id for leak in near_duplicates(rows[:1], rows[1:], 0.8)] == ["h"]
+
+
+def test_what_counts_as_alike():
+    words = [f"w{n}" for n in range(200)]
+    long, turned = " ".join(words), " ".join(words[100:] + words[:100])
+    # Long texts are compared by words; the system turn, which rows share, is not compared.
+    leaks = near_duplicates([row("h", long, "holdout")], [row("t", turned, "train")], 0.8)
+    assert [(leak.row_id, leak.other_id) for leak in leaks] == [("h", "t")]
+    assert near_duplicates([row("h", "abc", "holdout")], [row("t", "xyz", "train")], 0.1) == []
+    assert near_duplicates([], [row("t", "x", "train")], 0.8) == []
+    # Ids are compared without the number of the part.
+    held = [row("a#1", "x", "holdout"), row("b", "y", "holdout")]
+    assert same_ids(held, [row("a#0", "z", "train")]) == ["a#1"]
+
+
+def test_rows_that_ask_the_same_count_as_one(tmp_path):
+    lab = Lab(tmp_path, {})
+    text = "my card was charged twice for one order"
+    rows = [
+        row("a", text, "holdout"),
+        row("b", f"{text.upper()} !", "holdout"),
+        row("c#0", "where is my parcel", "holdout"),
+        row("c#1", "how do I reset a password", "holdout"),
+        row("d", "cancel it please", "holdout"),
+        row("e", "I never ordered this", "holdout"),
+    ]
+    first, later = row("f", "hello there", "holdout"), row("g", "and the invoice?", "holdout")
+    later.messages[1:1] = first.messages[1:]
+    rows += [first, later]
+    ctx = lab.context("holdout_performance")
+    assert independent_groups(ctx, rows) == [0, 0, 2, 2, 4, 5, 6, 6]
+    # Deduplication also knows what the text does not show.
+    audit = tmp_path / "audit.parquet"
+    pq.write_table(pa.table({"row_id": ["d", "e"], "conversation": [7, 7]}), audit)
+    lab.leave("deduplication", {"audit.parquet": audit}, [measure("rows", 1, "rows", ">=", 1)])
+    assert independent_groups(ctx, rows) == [0, 0, 2, 2, 4, 4, 6, 6]

@@ -1,4 +1,4 @@
-"""The released bytes answer the hold-out too: a worse candidate fails, few rows decide nothing."""
+"""The released bytes answer the hold-out too: only a candidate shown not to be worse passes."""
 
 import json
 
@@ -13,6 +13,7 @@ from tuneline.artifacts.training import LoraSettings
 from tuneline.errors import UserError
 from tuneline.evaluation.scoring.ledger import seen_by
 from tuneline.store import sha256_file
+from tuneline.verdicts import status
 
 # Enough for a sample of 48 rows to decide in both directions.
 WIDE = {"against_released": {"margin": 0.1}}
@@ -27,16 +28,19 @@ def earlier_rows(count=40, offset=5000):
 
 @pytest.fixture
 def nights(scored_lab):
-    """Make a run after a release; `before` is the model that serves now."""
+    """Make a run after a release; `before` is the model that serves now, in bytes of its own."""
 
-    def make(before, rows=None, seen=(), **overrides):
+    def make(before, rows=None, seen=(), same=False, **overrides):
         bench = scored_lab(rows=rows, **overrides)
         earlier = Lab(bench.root, {"base_model": bench.run.config.base_model}, "night-1")
         trained = earlier_rows()
         for row, copied in zip(trained, seen, strict=False):
             row["messages"] = copied
         earlier.leave_dataset(trained)
-        release(earlier, {"model.gguf": before})
+        served = bench.root / "served.gguf"
+        # What a GGUF file states ends before the last byte.
+        served.write_bytes(before.read_bytes() + b"\0" * (not same))
+        release(earlier, {"model.gguf": served})
         return bench
 
     return make
@@ -65,13 +69,20 @@ def test_a_candidate_as_good_as_the_released_model_passes(nights, tiny_models):
     assert found["worse_than_released_by"] == pytest.approx(3.8415 / 51.8415, abs=1e-4)
     assert found["released_metric"] == found["tuned_metric"]
     [ref] = [ref for ref in evidence.inputs if ref.name == "released/model.gguf"]
-    assert ref.sha256 == sha256_file(tiny_models.candidate_gguf)
+    assert ref.sha256 == sha256_file(bench.root / "served.gguf")
     assert ref.uri.endswith("/models/support-intents/night-1/model.gguf")
     answers = bench.lines("holdout_performance", "released_answers.jsonl")
     pairs = bench.lines("holdout_performance", "answers.jsonl")
     assert [entry["released"] for entry in answers] == [entry["tuned"] for entry in pairs]
     # A retry does not serve the released model again.
     assert execute(bench)[1]["released_answers_from_cache"] is True
+
+
+def test_the_released_bytes_are_not_compared_with_themselves(nights, tiny_models):
+    evidence, found = execute(nights(tiny_models.candidate_gguf, same=True))
+    assert evidence.verdict == "pass", broken(evidence)
+    assert found["worse_than_released_by"] == 0
+    assert "its bytes are those of the released version night-1" in evidence.summary
 
 
 def test_a_better_candidate_passes(nights, tiny_models):
@@ -101,12 +112,15 @@ def test_a_candidate_worse_than_the_released_model_fails(nights, tiny_models):
     assert (evidence.verdict, broken(evidence)) == ("fail", {"worse_than_released_by"})
     assert found["difference_to_released_upper"] < 0
     assert found["only_released_right"] > found["only_candidate_right"]
-    assert "worse than what serves now" in evidence.summary
+    assert "worse than what serves now by more than the margin" in evidence.summary
 
 
-def test_too_few_rows_decide_nothing_and_say_how_many_would(nights, tiny_models):
-    evidence, found = execute(nights(tiny_models.candidate_gguf))
-    assert (evidence.verdict, broken(evidence)) == ("inconclusive", {"worse_than_released_by"})
+def test_what_too_few_rows_leave_undecided_is_not_released(nights, tiny_models):
+    bench = nights(tiny_models.candidate_gguf)
+    evidence, found = execute(bench)
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"worse_than_released_by"})
+    assert status(bench.run, "holdout_performance").stops_release
+    assert "0 of 48 answers changed" in evidence.summary
     # 1.96² × 0.98 / 0.02: models that never disagree.
     assert found["rows_needed_to_decide"] == 189
     assert "about 189 rows would decide" in evidence.summary
@@ -131,11 +145,11 @@ def test_rows_that_the_released_model_was_trained_on_are_left_out(nights, tiny_m
     assert evidence.verdict == "pass", broken(evidence)
 
 
-def test_without_the_rows_of_the_released_run_nothing_fails_by_it(nights, tiny_models):
-    bench = nights(tiny_models.candidate_gguf, model=tiny_models.base_gguf, evaluation=ANY_GAIN)
+def test_without_the_rows_of_the_released_run_it_may_have_an_advantage(nights, tiny_models):
+    bench = nights(tiny_models.candidate_gguf, evaluation=WIDE)
     bench.run.store.delete_prefix("runs/night-1")
     evidence, found = execute(bench)
-    assert evidence.verdict == "inconclusive"
+    assert evidence.verdict == "warn"
     assert found["earlier_trainings_without_rows"] == 1
     assert "the rows of night-1 are gone" in evidence.summary
 
@@ -160,7 +174,7 @@ def test_a_release_that_cannot_be_served_here_decides_nothing(scored_lab, tiny_m
     earlier.leave_dataset(earlier_rows())
     release(earlier, {"model/model.safetensors": tiny_models.candidate_gguf}, engine="tensorrt_llm")
     evidence, found = execute(bench)
-    assert (evidence.verdict, broken(evidence)) == ("inconclusive", {"worse_than_released_by"})
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"worse_than_released_by"})
     assert found["compared_with_released"] == "night-1"
     assert "night-1 can't answer here (the engine tensorrt_llm can't be started" in evidence.summary
 

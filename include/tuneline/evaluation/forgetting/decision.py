@@ -67,11 +67,9 @@ class CategoryRow:
 
 def chance_of_losses(lost: int, gained: int) -> float:
     """Return the chance of so many losses or more if a change is as likely for the better."""
-    changes = lost + gained
-    # Scaled, since a float does not hold the sums of many hundred changes.
-    return (
-        sum(math.comb(changes, k) for k in range(lost, changes + 1)) * 10**18 // 2**changes / 1e18
-    )
+    from scipy.stats import binom
+
+    return float(binom.sf(lost - 1, lost + gained, 0.5))
 
 
 def plan_looks(questions: int, first: int) -> list[int]:

@@ -10,12 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.evaluation import HOLDOUT_SCORES
-from tuneline.asking.answer_values import canonical
 from tuneline.asking.asking import LocalModel, keys_of
 from tuneline.asking.models import Candidate
 from tuneline.asking.rows import asked
 from tuneline.asking.tasks import Judged
-from tuneline.data.conversations.answers import answer_object
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation.scoring.ledger import Holdout
 from tuneline.evaluation.scoring.slices import groups_of
@@ -32,15 +30,13 @@ def write_scores(
     ctx: StepContext,
     chosen: Candidate,
     rows: Sequence[Row],
-    answers: Mapping[str, Sequence[str]],
-    scores: Mapping[str, Sequence[float]],
-    *,
-    more: Mapping[str, Sequence[float | int | None]],
+    models: Mapping[str, Judged],
+    more: Mapping[str, Sequence[float | None]],
 ) -> None:
     """Write `answers.parquet`; see `score_table`."""
     import pyarrow.parquet as pq
 
-    table = score_table(rows, answers, scores, tuned_request=_keys(ctx, chosen, rows), **more)
+    table = score_table(rows, models, tuned_request=_keys(ctx, chosen, rows), **more)
     limit = str(ctx.config.evaluation.max_new_tokens)
     described = {"candidate_sha256": chosen.model.sha256, "max_new_tokens": limit}
     pq.write_table(table.replace_schema_metadata(described), HOLDOUT_SCORES.path(ctx))
@@ -48,9 +44,8 @@ def write_scores(
 
 def score_table(
     rows: Sequence[Row],
-    answers: Mapping[str, Sequence[str]],
-    scores: Mapping[str, Sequence[float]],
-    **more: Sequence[str] | Sequence[float | int | None],
+    models: Mapping[str, Judged],
+    **more: Sequence[str] | Sequence[float | None],
 ) -> pa.Table:
     """Return a table with the answers of models to rows, and the score of each, from 0 to 1."""
     import pyarrow as pa
@@ -68,8 +63,8 @@ def score_table(
             "prompt": prompts,
             "prompt_chars": [len(prompt) for prompt in prompts],
             "expected": [row.answer for row in rows],
-            **{who: list(texts) for who, texts in answers.items()},
-            **{f"{who}_score": list(map(float, of_who)) for who, of_who in scores.items()},
+            **{who: list(judged.answers) for who, judged in models.items()},
+            **{f"{who}_score": list(map(float, one.scores)) for who, one in models.items()},
             **more,
         }
     )
@@ -134,43 +129,19 @@ def scoring_measurements(
 SHOWN = 50
 
 
-def wrong_rows(rows: Sequence[Row], answers: Sequence[str], judged: Judged) -> list[dict[str, Any]]:
+def wrong_rows(rows: Sequence[Row], judged: Judged) -> list[dict[str, Any]]:
     """Return the rows with the lowest scores, worst first; none that is wholly right."""
     ranked = sorted(range(len(rows)), key=lambda at: judged.scores[at])
     return [
         {
             "row_id": rows[at].row_id,
             "expected": rows[at].answer,
-            "got": answers[at],
+            "got": judged.answers[at],
             "score": round(judged.scores[at], 4),
         }
         for at in ranked[:SHOWN]
         if judged.scores[at] < 1.0
     ]
-
-
-def by_field(expected: Sequence[str], answers: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Return how often each field of a JSON answer has the expected value, by model.
-
-    Nothing unless every expected answer is a JSON object.
-    """
-    wanted = [answer_object(text) for text in expected]
-    objects = [value for value in wanted if value is not None]
-    if len(objects) < len(wanted):
-        return []
-    got = {who: [answer_object(text) or {} for text in texts] for who, texts in answers.items()}
-    table = []
-    for name in dict.fromkeys(key for value in objects for key in value):
-        at = [number for number, value in enumerate(objects) if name in value]
-        entry: dict[str, Any] = {"field": name, "rows": len(at)}
-        for who, values in got.items():
-            right = sum(
-                name in values[n] and canonical(values[n][name]) == canonical(objects[n][name])
-                for n in at
-            )
-            entry[who] = round(right / len(at), 4)
-        table.append(entry)
-    return table
 
 
 def confusion(judged: Judged) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def score(
             )
     judged, config = judge(task, answers, expected), SlicesConfig()
     found, slices = judged.interval, find_slices(rows, judged.scores, config)
-    table = score_table(rows, {"model": answers}, {"model": judged.scores})
+    table = score_table(rows, {"model": judged})
     pq.write_table(table, out / "answers.parquet")
     document = slices_document(slices, config)
     (out / "slices.json").write_text(json.dumps(document, indent=1, ensure_ascii=False))

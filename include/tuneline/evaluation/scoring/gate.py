@@ -11,6 +11,10 @@ instruction and a few training rows, the same for every row and spread over the 
 
 A tuned model that a constant answer equals has learned no task. One that the nearest training rows
 equal may still be of use, so that warns; one that is shown to be worse stops production.
+
+The text fields of JSON answers, which the metric does not see, are judged by chrF: better than one
+constant text, which a text that has nothing to do with its question is not, and not worse than the
+base at its best by more than a margin.
 """
 
 from __future__ import annotations
@@ -18,24 +22,22 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from tuneline.asking.asking import BothAnswers, ask_kept
+from tuneline.asking.asking import ask_kept
 from tuneline.asking.models import untuned
 from tuneline.asking.rows import asked, spread
-from tuneline.asking.tasks import Judged, Task, compare, judge, rows_needed
-from tuneline.data.conversations.answers import answer_object
+from tuneline.asking.tasks import Judged, Task, compare, rows_needed
 from tuneline.data.tables.rows import Message, Row
 from tuneline.evaluation.scoring.answer_tables import (
-    by_field,
     confusion,
     label_measurements,
     stated,
     wrong_rows,
 )
-from tuneline.evidence import Breach, Measurement, Rule, measure
-from tuneline.statistics import RESAMPLES, SEED, Z_SHOWN, Interval, Paired
+from tuneline.evidence import Breach, Finding, Measurement, Rule, measure
+from tuneline.statistics import RESAMPLES, SEED, Interval, z_shown
 from tuneline.step_context import StepContext
 
 
@@ -43,15 +45,21 @@ from tuneline.step_context import StepContext
 class Claim:
     """A claim about the candidate, such as "better than the base": an estimate is above a limit.
 
-    `name` is the estimate's in the evidence; `rule` is `>` or `>=`.
+    `name` is the estimate's in the evidence; `judged` has the rows that it rests on; `rule` is `>`
+    or `>=`.
     """
 
     name: str
     about: str
     estimate: Interval
-    rows: int
+    judged: Judged
     limit: float
     rule: Rule = ">"
+
+    @property
+    def rows(self) -> int:
+        """The rows that count."""
+        return len(self.judged.units)
 
     @property
     def shown(self) -> bool:
@@ -62,21 +70,18 @@ class Claim:
     @property
     def rows_needed(self) -> int | None:
         """Rows that would show an undecided claim; None if it is shown, or fails."""
-        return None if self.shown else rows_needed(self.estimate, self.rows, self.limit)
+        if self.shown:
+            return None
+        return rows_needed(self.estimate, self.rows, self.limit, self.judged.tail)
 
     def measurements(self, breach: Breach | None = None) -> list[Measurement]:
         """State the estimate and its interval; a `breach` of None is decided by the estimate."""
-        found, name, needed = self.estimate, self.name, self.rows_needed
+        name, needed = self.name, self.rows_needed
         breach = breach or ("fail" if needed is None else "inconclusive")
-        lower = round(found.lower, 4)
-        measured = [
-            measure(name, round(found.value, 4), "share", noise=round(found.error, 4)),
-            measure(f"{name}_lower", lower, "share", self.rule, self.limit, on_breach=breach),
-            measure(f"{name}_upper", round(found.upper, 4), "share"),
-        ]
-        if needed is not None:
-            measured.append(measure(f"rows_needed_for_{name}", needed, "rows"))
-        return measured
+        value, lower, upper = stated(name, self.estimate)
+        ruled = (lower.value, "share", self.rule, self.limit)
+        more = [] if needed is None else [measure(f"rows_needed_for_{name}", needed, "rows")]
+        return [value, measure(lower.name, *ruled, on_breach=breach), upper, *more]
 
 
 def more_rows(claims: list[Claim]) -> int | None:
@@ -140,15 +145,6 @@ ANSWERS = "fair_base_answers.jsonl"
 NAMED_LABELS, LABEL_CHARACTERS = 100, 2000
 # Tokens that the template adds around the turns of an example.
 TEMPLATE_TOKENS = 16
-
-
-@dataclass(frozen=True)
-class PromptForm:
-    """A form in which the base was asked and judged; `keep` says which hold-out rows were."""
-
-    name: str
-    judged: Judged
-    keep: tuple[bool, ...]
 
 
 def instruction_for(task: Task, answer: str) -> str:
@@ -221,123 +217,156 @@ def fitting_shots(row: Row, shots: Sequence[Row], room: int) -> Sequence[Row] | 
 
 def fair_base(
     ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
-) -> tuple[list[PromptForm], list[Measurement]]:
-    """Ask the base with an instruction and examples, and judge all of its answers generously."""
+) -> tuple[dict[str, Sequence[str]], list[Measurement]]:
+    """Ask the base with an instruction and examples; return both forms of its answers by name."""
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
-    drawn = {row.row_id for row in spread(rows, settings.fair_base_rows or len(rows), seed)}
-    keep = tuple(row.row_id in drawn for row in rows)
-    asked = [row for row in rows if row.row_id in drawn]
     instruction = instruction_for(task, rows[0].answer)
     # What a request has left next to the instruction and the answer.
     room = ctx.config.deployment.context_tokens - settings.max_new_tokens - _estimate(instruction)
     # Rows longer than most get fewer examples, so that one long row does not take them from all.
-    usual = int(statistics.quantiles(map(tokens_of, asked), n=10)[-1]) if len(asked) > 1 else 0
+    usual = int(statistics.quantiles(map(tokens_of, rows), n=10)[-1]) if len(rows) > 1 else 0
     shots = choose_shots(train, settings.fair_base_shots, room - usual, seed)
-    fitting = [fitting_shots(row, shots, room) for row in asked]
+    fitting = [fitting_shots(row, shots, room) for row in rows]
     prompts = [
         row.prompt if kept is None else fair_prompt(row, instruction, kept)
-        for row, kept in zip(asked, fitting, strict=True)
+        for row, kept in zip(rows, fitting, strict=True)
     ]
     fewer = sum(kept is None or len(kept) < len(shots) for kept in fitting)
-    limits = [settings.max_new_tokens] * len(asked)
+    limits = [settings.max_new_tokens] * len(rows)
     answers, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
     with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
-        for row, answer in zip(asked, answers, strict=True):
+        for row, answer in zip(rows, answers, strict=True):
             entry = {"row_id": row.row_id, "expected": row.answer, "base": answer}
             out.write(json.dumps(entry, ensure_ascii=False) + "\n")
     examples = [row.row_id for row in shots]
     ctx.write_json("fair_base.json", {"instruction": instruction, "examples": examples})
-    helped = judge(task, answers, [row.answer for row in asked], anywhere=True)
-    generous = judge(task, plain, [row.answer for row in rows], anywhere=True)
     # Not all rows had room for all examples.
     with_examples = f"an instruction and {'up to ' if fewer else ''}{len(shots)} examples"
-    return [
-        PromptForm("its answer found in prose", generous, (True,) * len(rows)),
-        PromptForm(with_examples, helped, keep),
-    ], [
+    return {"its answer found in prose": plain, with_examples: answers}, [
         measure("fair_base_examples", len(shots), "rows"),
-        measure("fair_base_rows", len(asked), "rows"),
         measure("fair_base_rows_with_fewer_examples", fewer, "rows"),
         measure("fair_base_answers_from_cache", cached, "flag"),
     ]
 
 
-@dataclass(frozen=True)
-class HoldoutResult:
-    """What the hold-out shows of the candidate: all that was measured, and what it says."""
-
-    base: Judged
-    tuned: Judged
-    measurements: list[Measurement]
-    sentence: str
-
-
 def decide(
-    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], answers: BothAnswers
-) -> HoldoutResult:
-    """Judge base and candidate, compare the candidate with all it must beat, write the tables."""
-    settings = ctx.config.evaluation
-    expected = [row.answer for row in rows]
-    base, tuned = (judge(task, texts, expected) for texts in (answers.base, answers.tuned))
-    gained = compare(base, tuned)
-    gain = Claim("gain", "better than the base", gained.difference, len(rows), settings.min_gain)
-    forms, of_forms = fair_base(ctx, task, rows, train, answers.base)
-    form, fair = hardest_form(forms, tuned, settings.min_gain)
-    constant, nearest = against_trivial(ctx, tuned, rows, train)
-    claims = [gain, fair, constant]
-    metric = stated("tuned_metric", tuned.interval)
+    ctx: StepContext,
+    rows: Sequence[Row],
+    train: Sequence[Row],
+    base: Judged,
+    judged: Sequence[Judged],
+) -> Finding:
+    """Compare the candidate with all it must beat, and write the tables.
+
+    Args:
+        judged: the candidate's answers by the metric, then by each of their text fields.
+    """
+    tuned, *fields = judged
+    forms, of_forms = fair_base(ctx, tuned.task, rows, train, base.answers)
+    main, claims = judge_metric(ctx, base, tuned, forms, against_trivial(ctx, tuned, rows, train))
+    found = [main]
+    for field in fields:
+        constant = constant_answer(field.task, train, ctx.config.training.seed)
+        of_field, more = judge_field(ctx, field, forms, constant)
+        found.append(of_field)
+        claims += more
+    write_tables(ctx, rows, base, tuned)
+    needed, graded = more_rows(claims), fields or tuned.task.graded or tuned.task.has_labels
+    return Finding(
+        [
+            measure("metric", tuned.task.name, ""),
+            measure("metric_chosen_because", tuned.task.why, ""),
+            *(measured for each in found for measured in each.measurements),
+            *([measure("more_rows_needed", needed, "rows")] if needed is not None else []),
+            *of_forms,
+            *label_measurements("base", base),
+            *label_measurements("tuned", tuned),
+            *([measure("bootstrap_resamples", RESAMPLES, "resamples")] if graded else []),
+            *([measure("bootstrap_seed", SEED, "seed")] if graded else []),
+        ],
+        "; ".join(each.sentence for each in found) + undecided_sentence(claims),
+    )
+
+
+def judge_metric(
+    ctx: StepContext,
+    base: Judged,
+    tuned: Judged,
+    forms: Mapping[str, Sequence[str]],
+    trivial: tuple[Claim, Claim],
+) -> tuple[Finding, list[Claim]]:
+    """Compare the metric with the base, trivial answers and the floor; return the claims too."""
+    settings, gained = ctx.config.evaluation, compare(base, tuned)
+    gain = Claim("gain", "better than the base", gained.difference, tuned, settings.min_gain)
+    form, of_form, fair = hardest_form(forms, tuned, settings.min_gain)
+    constant, nearest = trivial
+    claims, metric = [gain, fair, constant], stated("tuned_metric", tuned.interval)
     if (floor := settings.min_metric) is not None:
         about = f"at {floor:g} or above"
-        claims.append(Claim("tuned_metric", about, tuned.interval, len(rows), floor, ">="))
+        claims.append(Claim("tuned_metric", about, tuned.interval, tuned, floor, ">="))
         metric = claims[-1].measurements()
-    smallest, more = gain.limit + Z_SHOWN * gain.estimate.error, more_rows(claims)
+    lost = nearest.estimate.upper < nearest.limit and ctx.config.profile == "production"
+    test, right = ("sign_test_p", "better") if tuned.task.graded else ("mcnemar_p", "right")
+    smallest = gain.limit + z_shown(tuned.tail) * gain.estimate.error
     compared = "is more than" if gain.shown else "must be more than"
     doubt = " (which chance could explain)" if nearest.rows_needed is not None else ""
-    named = {"base": answers.base, "tuned": answers.tuned}
-    write_tables(ctx, rows, named, {"base": base, "tuned": tuned})
-    return HoldoutResult(
-        base,
-        tuned,
+    asked = f"{len(tuned.scores)} hold-out rows"
+    counting = "" if gain.rows == len(tuned.scores) else f" that count as {gain.rows}"
+    return Finding(
         [
-            measure("metric", task.name, ""),
-            measure("metric_chosen_because", task.why, ""),
             *stated("base_metric", base.interval),
             *metric,
             measure("min_metric", floor, "share"),
             *gain.measurements(),
-            *difference_counts(gained, graded=task.graded),
+            measure(test, round(gained.p_value, 6), "p"),
+            measure(f"only_base_{right}", gained.only_first, "rows"),
+            measure(f"only_tuned_{right}", gained.only_second, "rows"),
             measure("smallest_gain_shown_at_80_percent", round(smallest, 4), "share"),
-            *([measure("more_rows_needed", more, "rows")] if more is not None else []),
-            measure("fair_base_form", form.name, ""),
-            measure("fair_base_metric", round(form.judged.interval.value, 4), "share"),
+            measure("fair_base_form", form, ""),
+            measure("fair_base_metric", round(of_form.interval.value, 4), "share"),
             *fair.measurements(),
-            *of_forms,
             *constant.measurements(),
-            *nearest.measurements(nearest_breach(nearest, ctx.config.profile)),
-            *form_measurements(task, named, expected),
-            *label_measurements("base", base),
-            *label_measurements("tuned", tuned),
-            *_resampling(task),
+            *nearest.measurements("fail" if lost else "warn"),
         ],
-        f"{task.name} on {len(rows)} hold-out rows: tuned {tuned.interval.text()}, base "
+        f"{tuned.task.name} on {asked}{counting}: tuned {tuned.interval.text()}, base "
         f"{base.interval.text()}; the lower end of the gain, {gain.estimate.lower:.3f}, {compared} "
-        f"{gain.limit:g}; over the base with {form.name} "
-        f"{fair.estimate.value:+.3f}, over a constant answer {constant.estimate.value:+.3f}, over "
-        f"the nearest training row {nearest.estimate.value:+.3f}{doubt}"
-        f"{undecided_sentence(claims)}",
-    )
+        f"{gain.limit:g}; over the base with {form} {fair.estimate.value:+.3f}, over a constant "
+        f"answer {constant.estimate.value:+.3f}, over the nearest training row "
+        f"{nearest.estimate.value:+.3f}{doubt}",
+    ), claims
 
 
 def hardest_form(
-    forms: Sequence[PromptForm], tuned: Judged, min_gain: float
-) -> tuple[PromptForm, Claim]:
+    forms: Mapping[str, Sequence[str]], tuned: Judged, limit: float
+) -> tuple[str, Judged, Claim]:
     """Return the form of the base over which the candidate's gain is the least certain."""
     found = []
-    for form in forms:
-        difference = compare(form.judged, tuned.rows(form.keep)).difference
-        about, rows = f"better than the base with {form.name}", len(form.judged.scores)
-        found.append((form, Claim("gain_over_fair_base", about, difference, rows, min_gain)))
-    return min(found, key=lambda pair: pair[1].estimate.lower)
+    for name, answers in forms.items():
+        base = tuned.other(answers, anywhere=True)
+        about, difference = f"better than the base with {name}", compare(base, tuned).difference
+        found.append((name, base, Claim("gain_over_fair_base", about, difference, tuned, limit)))
+    return min(found, key=lambda each: each[2].estimate.lower)
+
+
+def judge_field(
+    ctx: StepContext, tuned: Judged, forms: Mapping[str, Sequence[str]], constant: str
+) -> tuple[Finding, list[Claim]]:
+    """Compare a text field with the base at its best and one constant text; see `judge_metric`."""
+    field, margin = tuned.task.field, ctx.config.evaluation.against_released.text_margin
+    name, _, fair = hardest_form(forms, tuned, -margin)
+    over = compare(tuned.other([constant] * len(tuned.scores)), tuned).difference
+    no_worse = f"no worse in its {field} than the base with {name}"
+    better = f"better in its {field} than one constant text"
+    claims = [
+        replace(fair, name=f"{field}.{fair.name}", about=no_worse, rule=">="),
+        Claim(f"{field}.gain_over_constant", better, over, tuned, 0.0),
+    ]
+    measured = [m for claim in claims for m in claim.measurements()]
+    return Finding(
+        [*stated(f"{field}.tuned_metric", tuned.interval), *measured],
+        f"{tuned.task.name} {tuned.interval.text()}, over the base with {name} "
+        f"{fair.estimate.value:+.3f}, over one constant text {over.value:+.3f}",
+    ), claims
 
 
 def against_trivial(
@@ -345,11 +374,10 @@ def against_trivial(
 ) -> tuple[Claim, Claim]:
     """Compare the candidate with one constant answer, and with those of nearest training rows."""
     seed, limit = ctx.config.training.seed, ctx.config.evaluation.min_gain_over_trivial
-    expected = [row.answer for row in rows]
 
     def claim(name: str, about: str, texts: Sequence[str]) -> Claim:
-        difference = compare(judge(tuned.task, texts, expected), tuned).difference
-        return Claim(name, f"better than {about}", difference, len(rows), limit)
+        difference = compare(tuned.other(texts), tuned).difference
+        return Claim(name, f"better than {about}", difference, tuned, limit)
 
     constant = [constant_answer(tuned.task, train, seed)] * len(rows)
     nearest = nearest_answers(train, rows, seed)
@@ -359,54 +387,8 @@ def against_trivial(
     )
 
 
-def nearest_breach(nearest: Claim, profile: str) -> Breach:
-    """Return what it means that the candidate is not shown to beat the nearest training rows."""
-    worse = nearest.estimate.upper < nearest.limit
-    return "fail" if worse and profile == "production" else "warn"
-
-
-def difference_counts(found: Paired, *, graded: bool) -> list[Measurement]:
-    """State on how many rows one model does better, and the sign test on them."""
-    test, right = ("sign_test_p", "better") if graded else ("mcnemar_p", "right")
-    return [
-        measure(test, round(found.p_value, 6), "p"),
-        measure(f"only_base_{right}", found.only_first, "rows"),
-        measure(f"only_tuned_{right}", found.only_second, "rows"),
-    ]
-
-
-def form_measurements(
-    task: Task, answers: Mapping[str, Sequence[str]], expected: Sequence[str]
-) -> Iterator[Measurement]:
-    """Measure how much of the metric is form: valid JSON, and right with JSON found in prose."""
-    if not task.field:
-        return
-    for who, texts in answers.items():
-        valid = sum(answer_object(text) is not None for text in texts)
-        loose = sum(map(task.right_anywhere, texts, expected))
-        yield measure(f"{who}_valid_json", round(valid / len(texts), 4), "share")
-        yield measure(f"{who}_right_ignoring_form", round(loose / len(texts), 4), "share")
-
-
-def write_tables(
-    ctx: StepContext,
-    rows: Sequence[Row],
-    answers: Mapping[str, Sequence[str]],
-    judged: Mapping[str, Judged],
-) -> None:
-    """Write the rows that were wrong, the fields of JSON answers, and the confused labels."""
-    ctx.write_json("wrong_rows.json", wrong_rows(rows, answers["tuned"], judged["tuned"]))
-    fields = by_field([row.answer for row in rows], answers)
-    if fields:
-        ctx.write_json("by_field.json", fields)
-    if judged["tuned"].wanted:
-        ctx.write_json("confusion.json", {who: confusion(one) for who, one in judged.items()})
-
-
-def _resampling(task: Task) -> list[Measurement]:
-    if not task.graded and not task.has_labels:
-        return []
-    return [
-        measure("bootstrap_resamples", RESAMPLES, "resamples"),
-        measure("bootstrap_seed", SEED, "seed"),
-    ]
+def write_tables(ctx: StepContext, rows: Sequence[Row], base: Judged, tuned: Judged) -> None:
+    """Write the rows that were wrong, and the confused labels."""
+    ctx.write_json("wrong_rows.json", wrong_rows(rows, tuned))
+    if tuned.wanted:
+        ctx.write_json("confusion.json", {"base": confusion(base), "tuned": confusion(tuned)})

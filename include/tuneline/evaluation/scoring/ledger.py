@@ -3,9 +3,12 @@
 A hold-out that something is chosen on stops being one. `open_holdout` is how a step gets its rows:
 it first records run, time, purpose and candidate in a write-once object under
 `ledger/holdout/<sha256 of the hold-out>/`, so the ledger spans all runs with the same hold-out. A
-choice also leaves the hashes of the questions under `ledger/rows/`, with which other hold-outs are
-compared. Rows that a release, or those that it started from, was trained on are no test of it, nor
+choice or a score also leaves the hashes of the questions under `ledger/rows/`, with which other
+hold-outs are compared: the more candidates have been tried on the same rows, the surer must each
+claim be. Rows that a release, or those that it started from, was trained on are no test of it, nor
 of a model that starts from its weights; `seen_by` finds them.
+
+Rows that ask the same count as one, see `independent_groups`.
 
 Two rows are alike by the definition of the data steps; the search is that of `final_audit`, which
 shares nothing else with the one that removed the duplicates. It finds 999 of 1,000 pairs at the
@@ -24,11 +27,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.data import DATASET, audit_of
 from tuneline.artifacts.releases import Release, find_version
 from tuneline.asking.rows import asked, of_split
 from tuneline.data.near_duplicates.compared_text import compared_texts
 from tuneline.data.near_duplicates.shingles import normalise
+from tuneline.data.near_duplicates.split import smallest_of_group, tie_conversations
 from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.tables.rows import HOLDOUT, Row, base_id, read_dataset
 from tuneline.environment import airflow_identity
@@ -43,6 +47,8 @@ Purpose = Literal["score", "review", "choose"]
 HARMLESS: frozenset[str] = frozenset({"score", "review"})
 _QUESTIONS = "ledger/rows"
 _HASH_BYTES = 8
+# Hold-outs that share as many of their rows say the same of a candidate.
+SHARED = 0.5
 # Reads from a bucket wait for the network.
 _READERS = 16
 
@@ -72,11 +78,11 @@ class Access:
 
 @dataclass(frozen=True)
 class Inherited:
-    """Another hold-out on which something was chosen, and the row ids that both have."""
+    """Another hold-out, the row ids that both have, and the accesses to it."""
 
     holdout: str
     rows: list[str]
-    choices: list[Access]
+    accesses: list[Access]
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,7 @@ class Holdout:
     """The dataset of a run with its hold-out, after the access has been recorded.
 
     `seen` are rows of training and validation; `earlier` the accesses before, oldest first;
-    `inherited` the other hold-outs with rows of this one on which something was chosen.
+    `inherited` the other hold-outs with rows of this one.
     """
 
     held: list[Row]
@@ -97,6 +103,16 @@ class Holdout:
         """Return the earlier scorings of a model on these very rows."""
         wanted = ("score", candidate_sha256)
         return [a for a in self.earlier if (a.purpose, a.candidate_sha256) == wanted]
+
+    def candidates(self, since: str = "") -> set[str]:
+        """Return the models scored on these rows, or on half of them, since a run's candidate."""
+        accesses = list(self.earlier)
+        for each in self.inherited:
+            if len(each.rows) >= SHARED * len(self.held):
+                accesses += each.accesses
+        scored = [access for access in accesses if access.purpose == "score"]
+        begin = max((access.at for access in scored if access.run == since), default="")
+        return {a.candidate_sha256 for a in scored if a.at > begin} - {""}
 
 
 def holdout_sha256(rows: Sequence[Row]) -> str:
@@ -150,7 +166,7 @@ def open_holdout(
         by=by,
         note=note,
     )
-    if choosing([access]):
+    if purpose != "review":
         _note_questions(store, identity, held)
     note_access(store, identity, access)
     return opened
@@ -172,13 +188,13 @@ def _questions(rows: Iterable[Row]) -> Mapping[bytes, list[str]]:
 
 
 def _note_questions(store: Store, holdout: str, rows: Sequence[Row]) -> None:
-    # An earlier choice on the same hold-out has left the same bytes.
+    # An earlier access to the same hold-out has left the same bytes.
     with suppress(AlreadyThere):
         store.put_bytes(f"{_QUESTIONS}/{holdout}", b"".join(sorted(_questions(rows))), once=True)
 
 
 def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherited]:
-    """Find the other hold-outs on which something was chosen and that have rows of this one."""
+    """Find the other hold-outs that have rows of this one."""
     own = _questions(rows)
     # Earlier versions wrote a day before the identity.
     others = {key: key.rpartition("/")[2].rpartition("-")[2] for key in store.keys(_QUESTIONS)}
@@ -188,9 +204,9 @@ def _inherited(store: Store, holdout: str, rows: Sequence[Row]) -> list[Inherite
         for key, raw in zip(keys, pool.map(store.get_bytes, keys), strict=True):
             hashes = {raw[at : at + _HASH_BYTES] for at in range(0, len(raw), _HASH_BYTES)}
             shared = [row_id for each in own.keys() & hashes for row_id in own[each]]
-            choices = choosing(read_ledger(store, others[key])) if shared else []
-            if choices:
-                found.append(Inherited(others[key], sorted(shared), choices))
+            if shared:
+                accesses = read_ledger(store, others[key])
+                found.append(Inherited(others[key], sorted(shared), accesses))
     return found
 
 
@@ -281,6 +297,34 @@ class Leak:
     other_id: str
     other_split: str
     similarity: float
+
+
+def independent_groups(ctx: StepContext, rows: Sequence[Row]) -> list[int]:
+    """Return the number of each row's group, of which all rows count as one.
+
+    A group are rows that ask the same or nearly so (Jaccard), pieces of one row, and turns of one
+    conversation. Where deduplication has looked at the rows, its groups count too: they also tie
+    conversations by their names, and texts that differ in surrogates alone.
+    """
+    import pyarrow.parquet as pq
+
+    own = [asked(row) for row in rows]
+    pairs = cross_pairs(
+        compared_texts(own, own), range(len(rows)), ctx.config.data.near_duplicate_jaccard
+    )
+    ties = [(first, second) for first, second, _ in pairs]
+    audit = audit_of("deduplication")
+    known: dict[str, int | None] = {}
+    if ctx.run.find_entry(audit.step) and audit.exists(ctx):
+        table = pq.read_table(audit.fetch(ctx), columns=["row_id", "conversation"])
+        known = dict(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+    first_of: dict[object, int] = {}
+    for number, row in enumerate(rows):
+        source = base_id(row.row_id)
+        group = known.get(source)
+        for key in (source,) if group is None else (source, group):
+            ties.append((first_of.setdefault(key, number), number))
+    return tie_conversations(lambda: rows, smallest_of_group(len(rows), ties))
 
 
 def same_ids(held: Sequence[Row], seen: Sequence[Row]) -> list[str]:

@@ -1,157 +1,133 @@
-"""How likely both models hold the expected answers of a free-text hold-out.
+"""Whether the expected text of a row is likelier to the model than that of another row.
 
-chrF and ROUGE-L compare the one answer that a model wrote with the one that was expected; a good
-answer in other words scores low. The log-probability of the expected answer, token by token, is
-asked of the engine that ships and depends on no wording that was drawn. It informs and does not
-decide: a model may hold an answer likely and still write another one.
+chrF compares the one text that a model wrote with the one that was expected; a good text in other
+words scores low. The log-probability of an expected text, asked of the engine that ships, depends
+on no wording that was drawn. A model whose texts have nothing to do with the question holds those
+of other rows as likely, whatever it knows of their style: so every answer is scored once with its
+own texts and once with those of another row, all else of it being equal.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+
+import numpy as np
 
 from tuneline.asking.asking import losses
-from tuneline.asking.models import Candidate, untuned
-from tuneline.asking.tasks import Task
+from tuneline.asking.models import Candidate
+from tuneline.asking.rows import spread
+from tuneline.asking.tasks import Judged
 from tuneline.bases import base_of
+from tuneline.data.conversations.answers import answer_object, dump_like
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
-from tuneline.evaluation.scoring.answer_tables import stated
-from tuneline.evidence import Measurement, measure
+from tuneline.evidence import Breach, Finding, measure
 from tuneline.failures import one_line
 from tuneline.models.base_model import load_tokenizer
-from tuneline.statistics import Z95, Interval, RowLosses
+from tuneline.statistics import z_of
 from tuneline.step_context import StepContext
 
-
-@dataclass(frozen=True)
-class Likelihoods:
-    """The likelihood of expected answers under both models, row by row.
-
-    Attributes:
-        base: log-probability of each row's answer by the base, in nats; None where unknown.
-        tokens: tokens of each answer, its end-of-turn token included; None where unknown.
-        unknown: why nothing is known; empty if something is.
-    """
-
-    base: tuple[float | None, ...]
-    tuned: tuple[float | None, ...]
-    tokens: tuple[int | None, ...]
-    unknown: str = ""
-
-    @property
-    def columns(self) -> dict[str, Sequence[float | int | None]]:
-        """The columns of `answers.parquet`."""
-        return {
-            "expected_tokens": self.tokens,
-            "base_expected_logprob": self.base,
-            "tuned_expected_logprob": self.tuned,
-        }
-
-    def measurements(self) -> list[Measurement]:
-        """State the mean log-probability of a token under both models, and the paired gain."""
-        if self.unknown:
-            return [measure("expected_answer_logprob", f"not measured: {self.unknown}", "")]
-        base, tuned = self._losses(self.base), self._losses(self.tuned)
-        gain = logprob_gain(base, tuned)
-        return [
-            measure("expected_answer_rows", len(base.sums), "rows"),
-            measure("expected_answer_tokens", sum(base.targets), "tokens"),
-            *_stated("base_expected_answer_logprob", Interval(-base.mean, *_around(base))),
-            *_stated("tuned_expected_answer_logprob", Interval(-tuned.mean, *_around(tuned))),
-            *_stated("expected_answer_logprob_gain", gain),
-        ]
-
-    def sentence(self) -> str:
-        """Return a part of a sentence for the summary."""
-        if self.unknown:
-            return f"the likelihood of the expected answers is not measured: {self.unknown}"
-        base, tuned = self._losses(self.base), self._losses(self.tuned)
-        gain = logprob_gain(base, tuned)
-        return (
-            f"a token of the expected answers has a mean log-probability of {-tuned.mean:.3f} "
-            f"(base {-base.mean:.3f}, gain {gain.value:+.3f} [{gain.lower:+.3f}, "
-            f"{gain.upper:+.3f}] nats)"
-        )
-
-    def _losses(self, logprobs: Sequence[float | None]) -> RowLosses:
-        known = [
-            (-found, count)
-            for found, count in zip(logprobs, self.tokens, strict=True)
-            if found is not None and count is not None
-        ]
-        sums, targets = zip(*known, strict=True)
-        return RowLosses(sums, targets, (1.0,) * len(known))
+# Rows that are scored, one of each group: two passes over their prompts.
+ROWS = 64
+_NAME = "expected_text_preference"
 
 
-def logprob_gain(base: RowLosses, tuned: RowLosses) -> Interval:
-    """Return how much likelier the candidate holds a token, in nats, paired by row.
+def judge_texts(
+    ctx: StepContext, chosen: Candidate, rows: Sequence[Row], judged: Sequence[Judged]
+) -> tuple[Finding, dict[str, list[float | None]]]:
+    """Ask how likely the candidate holds rows' own texts and those of another row, and compare.
 
-    The 95 % interval is normal, of a ratio estimator over the draw of rows.
-    """
-    gain, error = base.mean - tuned.mean, tuned.log_ratio_error(base)
-    return Interval(gain, gain - Z95 * error, gain + Z95 * error, error)
-
-
-def _around(losses: RowLosses) -> tuple[float, float, float]:
-    error = losses.standard_error
-    return -losses.mean - Z95 * error, -losses.mean + Z95 * error, error
-
-
-def _stated(name: str, found: Interval) -> list[Measurement]:
-    # A model that holds an answer impossible has numbers that JSON does not know.
-    if not all(map(math.isfinite, (found.value, found.error))):
-        return [measure(name, "an expected answer is impossible for a model", "")]
-    return stated(name, found, "nats per token")
-
-
-def expected_likelihoods(
-    ctx: StepContext, task: Task, chosen: Candidate, rows: Sequence[Row]
-) -> Likelihoods | None:
-    """Ask the engine how likely both models hold the expected answers.
-
-    Both read the rows in the format of training. A row counts where the tokens of its answer can
-    be told from those of its prompt, and it fits the context that is served.
+    A row counts where the tokens of its answer can be told from those of its prompt, and both forms
+    fit the context that is served. What is not measured is inconclusive in production, unless
+    people review the answers.
 
     Args:
-        task: the rule by which answers are scored.
+        judged: the judgements of the answers and of their text fields.
 
     Returns:
-        The likelihoods; None if the task is not free text.
+        The finding, empty if no answer holds free text; the columns of `answers.parquet`.
     """
-    if not task.graded:
-        return None
-    renderer = Renderer(load_tokenizer(base_of(ctx).path), ctx.config.data.target_format)
-    rendered = renderer.render([row.messages for row in rows])
-    longest = ctx.config.deployment.context_tokens
-    masks = {
-        number: one.last_answer()
-        for number, one in enumerate(rendered)
-        if one.loss_mask is not None and len(one.ids) <= longest
+    fields = [each.task.field for each in judged if each.task.graded]
+    if not fields:
+        return Finding([], ""), {}
+    found, unknown = log_probabilities(ctx, chosen, rows, judged[0].groups, fields)
+    columns: dict[str, list[float | None]] = {
+        name: [found[row.row_id][at] if row.row_id in found else None for row in rows]
+        for at, name in enumerate(("expected_logprob", "swapped_logprob"))
     }
-    if not masks:
-        return _unknown(len(rows), "no row's answer could be scored within its context")
-    sequences, scored = [rendered[number].ids for number in masks], list(masks.values())
-    try:
-        tuned, _ = losses(ctx, chosen.model, sequences, scored, "tuned model")
-        base, _ = losses(ctx, untuned(ctx), sequences, scored, "base model", shared=True)
-    except UserError as error:
-        # It decides nothing, so the item is judged without it.
-        return _unknown(len(rows), one_line(str(error)))
-    if not tuned or not base:
-        name = ctx.config.deployment.engine
-        return _unknown(len(rows), f"{name} does not tell the probabilities of given tokens")
-    places = {number: place for place, number in enumerate(masks)}
-    at = [places.get(number) for number in range(len(rows))]
-    return Likelihoods(
-        tuple(None if place is None else -base[place] for place in at),
-        tuple(None if place is None else -tuned[place] for place in at),
-        tuple(None if place is None else sum(scored[place]) for place in at),
+    if not unknown:
+        gains = [own - other for own, other in found.values()]
+        return preference(gains, judged[0].tail), columns
+    required = ctx.config.profile == "production" and not ctx.config.evaluation.review
+    lower = measure(f"{_NAME}_lower", None, "nats", ">", 0.0, on_breach="inconclusive")
+    known = measure(_NAME, f"not measured: {unknown}", "")
+    said = f"the likelihood of the expected texts is not measured: {unknown}; "
+    return Finding([known, *([lower] if required else [])], said), columns
+
+
+def preference(gains: Sequence[float], tail: float) -> Finding:
+    """Judge by how much rows' own texts are likelier than others, in nats."""
+    value, error = float(np.mean(gains)), float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
+    # No number for a model that holds a text impossible, and then the rule is broken.
+    lower = round(value - z_of(tail) * error, 4)
+    breach: Breach = "inconclusive" if value > 0 else "fail"
+    return Finding(
+        [
+            measure("expected_text_rows", len(gains), "rows"),
+            measure(_NAME, round(value, 4), "nats", noise=round(error, 4)),
+            measure(f"{_NAME}_lower", lower, "nats", ">", 0.0, on_breach=breach),
+        ],
+        f"the expected text of a row is {value:+.2f} nats likelier to it than that of another row, "
+        f"at the lower end {lower:+.2f}; ",
     )
 
 
-def _unknown(rows: int, why: str) -> Likelihoods:
-    return Likelihoods((None,) * rows, (None,) * rows, (None,) * rows, why)
+def log_probabilities(
+    ctx: StepContext,
+    chosen: Candidate,
+    rows: Sequence[Row],
+    groups: Sequence[int],
+    fields: Sequence[str],
+) -> tuple[dict[str, tuple[float, float]], str]:
+    """Return both log-probabilities of each row by its id, or why there are none."""
+    alone = list(dict(zip(groups or range(len(rows)), rows, strict=True)).values())
+    drawn = spread(alone, ROWS, ctx.config.training.seed)
+    renderer = Renderer(load_tokenizer(base_of(ctx).path), ctx.config.data.target_format)
+    # The next row of the draw has another label, if there is one.
+    pairs = list(zip(drawn, [*drawn[1:], *drawn[:1]], strict=True))
+    forms_of = zip(
+        renderer.render([with_texts(row, row, fields).messages for row in drawn]),
+        renderer.render([with_texts(row, other, fields).messages for row, other in pairs]),
+        strict=True,
+    )
+    longest = ctx.config.deployment.context_tokens
+    fitting = {
+        row.row_id: forms
+        for row, forms in zip(drawn, forms_of, strict=True)
+        if all(one.loss_mask is not None and len(one.ids) <= longest for one in forms)
+    }
+    if len(fitting) < 2:
+        return {}, "the answers of fewer than two rows fit the context"
+    forms = [form for both in fitting.values() for form in both]
+    ids, masks = [form.ids for form in forms], [form.last_answer() for form in forms]
+    try:
+        found, _ = losses(ctx, chosen.model, ids, masks, "tuned model")
+    except UserError as error:
+        return {}, one_line(str(error))
+    if not found:
+        name = ctx.config.deployment.engine
+        return {}, f"{name} does not tell the probabilities of given tokens"
+    both = zip((-loss for loss in found[::2]), (-loss for loss in found[1::2]), strict=True)
+    return dict(zip(fitting, both, strict=True)), ""
+
+
+def with_texts(row: Row, other: Row, fields: Sequence[str]) -> Row:
+    """Return a row whose answer has the texts of another; a field of "" is the whole answer."""
+    answer, value = other.answer, answer_object(row.answer)
+    if fields != [""] and value is not None:
+        texts = answer_object(other.answer) or {}
+        answer = dump_like({**value, **{name: texts[name] for name in fields}}, row.answer)
+    return replace(row, messages=[*row.prompt, {**row.messages[-1], "content": answer}])

@@ -1,30 +1,40 @@
-"""Compare the candidate with the released model: the bytes that serve now, on the same rows."""
+"""Compare the candidate with the released model: the bytes that serve now, on the same rows.
+
+What is not shown to be not worse stays unreleased, in every profile: too few rows show nothing.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 from tuneline.artifacts.evaluation import RELEASED_ANSWERS, ReleasedAnswer
 from tuneline.artifacts.releases import released
 from tuneline.asking.asking import ask_kept
 from tuneline.asking.models import released_model
-from tuneline.asking.tasks import Judged, judge, not_worse
+from tuneline.asking.tasks import Judged, not_worse
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
 from tuneline.evaluation.scoring.answer_tables import stated
 from tuneline.evaluation.scoring.ledger import seen_by
-from tuneline.evidence import Breach, Finding, Measurement, measure
+from tuneline.evidence import Finding, measure
+from tuneline.serving.engines.engine import ServedModel
 from tuneline.statistics import NonInferiority
 from tuneline.step_context import StepContext
 
 _WORSE = "worse_than_released_by"
 
 
-def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) -> Finding:
+def compare_with_released(
+    ctx: StepContext, candidate: ServedModel, rows: Sequence[Row], judged: Sequence[Judged]
+) -> Finding:
     """Ask the released model the rows that it has not been trained on, and compare.
 
-    A release that can't be served here leaves the comparison inconclusive; UserError if it has no
-    model.
+    A release that can't be served here leaves the comparison undecided, which fails; one with the
+    candidate's bytes is not asked. UserError if it has no model.
+
+    Args:
+        judged: the candidate's answers by the metric, then by each of their text fields.
     """
     settings = ctx.config.evaluation.against_released
     release = released(ctx.run) if settings.enabled else None
@@ -33,102 +43,107 @@ def compare_with_released(ctx: StepContext, rows: Sequence[Row], tuned: Judged) 
         why = "nothing is released yet" if settings.enabled else off
         known = [measure("compared_with_released", f"not applicable: {why}", "")]
         return Finding(known, f"not compared with a released model: {why}")
-    seen = seen_by(ctx, release.version, rows)
+    version, engine = release.version, release.manifest.engine or {}
+    served = " ".join(str(engine.get(name, "")) for name in ("engine", "version")).strip()
+    model = released_model(ctx, release)
+    if model.sha256 == candidate.sha256:
+        same = measure(_WORSE, 0.0, "share", "<=", settings.margin)
+        found = Finding([same], f"its bytes are those of the released version {version}")
+    else:
+        found = _compared(ctx, version, model, rows, judged)
+    known = [
+        measure("compared_with_released", version, "version"),
+        measure("released_engine", served or None, ""),
+    ]
+    return Finding([*known, *found.measurements], found.sentence)
+
+
+def _compared(
+    ctx: StepContext,
+    version: str,
+    model: ServedModel,
+    rows: Sequence[Row],
+    judged: Sequence[Judged],
+) -> Finding:
+    settings, seen = ctx.config.evaluation.against_released, seen_by(ctx, version, rows)
     # Whoever labelled a row of production saw the release's answer and took or replaced it.
     unseen = [row.row_id not in seen.ids and row.served_by is None for row in rows]
-    asked = [row for row, ours in zip(rows, unseen, strict=True) if ours]
-    engine = release.manifest.engine or {}
-    served = " ".join(str(engine.get(name, "")) for name in ("engine", "version")).strip()
-    gone = len(seen.unknown)
+    asked, gone = list(compress(rows, unseen)), len(seen.unknown)
     known = [
-        measure("compared_with_released", release.version, "version"),
-        measure("released_engine", served or None, ""),
         measure("rows_released_model_saw", len(seen.ids), "rows"),
         measure("rows_labelled_by_its_answer", sum(r.served_by is not None for r in rows), "rows"),
         measure("rows_compared_with_released", len(asked), "rows"),
         measure("earlier_trainings_without_rows", gone, "versions", "==", 0, on_breach="warn"),
     ]
+    undecided = measure(_WORSE, None, "share", "<=", settings.margin)
     if not asked:
-        return _undecided(
-            known,
-            settings.margin,
-            f"the released version {release.version} was trained on every hold-out row, or people "
-            "labelled them by its answers, so that nothing compares the two",
-        )
-    model = released_model(ctx, release)
+        why = f"the released version {version} was trained on every hold-out row, or people"
+        why += " labelled them by its answers, so that nothing compares the two"
+        return Finding([*known, undecided], why)
     limits = [ctx.config.evaluation.max_new_tokens] * len(asked)
     try:
         # What the released bytes answered to the very same prompts before is taken.
-        answers, cached = ask_kept(
-            ctx, model, [row.prompt for row in asked], limits, "released model"
-        )
+        prompts = [row.prompt for row in asked]
+        old, cached = ask_kept(ctx, model, prompts, limits, "released model")
     except UserError as error:
-        return _undecided(
-            known,
-            settings.margin,
-            f"the released version {release.version} can't answer here ({first_line(error)}), so "
+        return Finding(
+            [*known, undecided],
+            f"the released version {version} can't answer here ({first_line(error)}), so "
             "that nothing compares the two; evaluate where it can be served, or set "
             "evaluation.against_released.enabled: false",
         )
-    pairs = zip(asked, answers, strict=True)
+    pairs = zip(asked, old, strict=True)
     RELEASED_ANSWERS.write(
         ctx, (ReleasedAnswer(row_id=r.row_id, expected=r.answer, released=a) for r, a in pairs)
     )
-    old = judge(tuned.task, answers, [row.answer for row in asked])
-    found = not_worse(old, tuned.rows(unseen), settings.margin)
+    own = [each.rows(unseen) for each in judged]
+    margins = [settings.margin] + [settings.text_margin] * len(own[1:])
+    found = [_difference(each, old, margin) for each, margin in zip(own, margins, strict=True)]
+    changed = sum(a != b for a, b in zip(own[0].answers, old, strict=True))
     versions = ", ".join(seen.unknown)
     doubt = f" (it may have seen some of them: the rows of {versions} are gone)" if gone else ""
     return Finding(
         [
             *known,
             measure("released_answers_from_cache", cached, "flag"),
-            measure("released_metric", round(old.interval.value, 4), "share"),
-            *difference_measurements(found, surely_unseen=not gone),
+            measure("answers_that_changed", changed, "rows"),
+            *(measured for each in found for measured in each.measurements),
         ],
-        _sentence(release.version, found) + doubt,
+        f"against the released version {version} {changed} of {len(asked)} answers changed: "
+        f"{'; '.join(each.sentence for each in found)}{doubt}",
     )
 
 
-def _undecided(known: list[Measurement], margin: float, why: str) -> Finding:
-    undecided = measure(_WORSE, None, "share", "<=", margin, on_breach="inconclusive")
-    return Finding([*known, undecided], why)
-
-
-def difference_measurements(found: NonInferiority, *, surely_unseen: bool) -> list[Measurement]:
-    """State the difference, whose lower end decides.
-
-    Unless the released model has surely seen none of the rows, none fails by it: having seen them
-    speaks for the released one.
-    """
+def _difference(tuned: Judged, answers: Sequence[str], margin: float) -> Finding:
+    """State the difference of a metric, whose lower end decides."""
+    old, task = tuned.other(answers), tuned.task
+    found = not_worse(old, tuned, margin)
+    prefix = f"{task.field}." if task.graded and task.field else ""
     # 0.0 - x and not -x: no loss shall read as 0.0, not as -0.0.
     loss, noise = round(0.0 - found.difference.lower, 4), round(found.difference.error, 4)
-    proven = found.decision == "worse" and surely_unseen
-    breach: Breach = "fail" if proven else "inconclusive"
     measured = [
-        *stated("difference_to_released", found.difference),
-        measure(_WORSE, loss, "share", "<=", found.margin, noise=noise, on_breach=breach),
-        measure("only_released_right", found.lost, "rows"),
-        measure("only_candidate_right", found.gained, "rows"),
+        measure(f"{prefix}released_metric", round(old.interval.value, 4), "share"),
+        *stated(f"{prefix}difference_to_released", found.difference),
+        measure(prefix + _WORSE, loss, "share", "<=", margin, noise=noise),
+        measure(f"{prefix}only_released_right", found.lost, "rows"),
+        measure(f"{prefix}only_candidate_right", found.gained, "rows"),
     ]
     if found.decision == "undecided":
-        measured.append(measure("rows_needed_to_decide", found.rows_needed, "rows"))
-    return measured
+        measured.append(measure(f"{prefix}rows_needed_to_decide", found.rows_needed, "rows"))
+    return Finding(measured, f"{task.name} {_sentence(found)}")
 
 
-def _sentence(version: str, found: NonInferiority) -> str:
-    value, lower, margin = found.difference.value, found.difference.lower, found.margin
+def _sentence(found: NonInferiority) -> str:
     against = (
-        f"against the released version {version} on {found.rows} rows: {value:+.3f}, at the lower "
-        f"end {lower:+.3f}"
+        f"{found.difference.value:+.3f} on {found.rows} rows, at the lower end "
+        f"{found.difference.lower:+.3f}"
     )
     if found.decision == "not worse":
-        return f"{against}, which the margin of {margin:g} allows"
+        return f"{against}, which the margin of {found.margin:g} allows"
     if found.decision == "worse":
-        return (
-            f"{against}: worse than what serves now beyond chance, and a loss of more than the "
-            f"margin of {margin:g} is not excluded"
-        )
+        return f"{against}: worse than what serves now by more than the margin of {found.margin:g}"
     return (
-        f"{against}, beyond the margin of {margin:g}, yet it may be chance: about "
-        f"{found.rows_needed} rows would decide"
+        f"{against}: these rows do not decide whether it is worse by more than the margin of "
+        f"{found.margin:g}, so the released version stays; about {found.rows_needed} rows would "
+        "decide"
     )

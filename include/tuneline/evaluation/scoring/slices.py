@@ -2,8 +2,9 @@
 
 A mean over all rows can hide a class that collapsed. Groups by label, quartile of the prompt's
 length, language and source are compared with all other rows: one-sided, by Fisher's exact test for
-scores of 0 and 1, by permutations for others, corrected by Holm's method (1979) over all groups, so
-that chance names one in 5 % of the hold-outs at most. It must be `worse_by` as much, too.
+scores of 0 and 1, Mann and Whitney's for others, corrected by Holm's method (1979) over all groups,
+so that chance names one in 2 % of the hold-outs at most. It must be `worse_by` as much, too. Rows
+that count as one (`independent_groups`) do so in each part that has some of them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,11 @@ from tuneline.asking.rows import asked
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.conversations.languages import language_of
 from tuneline.data.tables.rows import Row
-from tuneline.evidence import Measurement, measure
+from tuneline.evidence import Measurement, breach_in, measure
 from tuneline.statistics import wilson
 
 # Chance that a hold-out without a worse part is said to have one.
-ALPHA = 0.05
-# Draws of a permutation test: enough for 5 % after the correction for some hundreds of groups.
-DRAWS = 20_000
-# Scores that are permuted at once, and rows from which the normal distribution is used.
-PERMUTED_CELLS, MOST_PERMUTED = 2_000_000, 4_000
+ALPHA = 0.02
 # Named in the evidence's sentence.
 NAMED = 3
 
@@ -38,7 +35,7 @@ Scores = npt.NDArray[np.float64]
 class Slice:
     """A group of rows, by `kind` and common `value`: its mean, Wilson's interval, the rest's mean.
 
-    `p_value` is one-sided, for a mean below the rest's, `corrected` after Holm's correction; None
+    `p_value` is one-sided, for a mean below the rest's, `corrected` after Holm's correction, None
     if it was not judged.
     """
 
@@ -48,20 +45,20 @@ class Slice:
     mean: float
     lower: float
     upper: float
-    rest: float | None
-    p_value: float | None = None
+    rest: float
+    p_value: float
     corrected: float | None = None
     worse: bool = False
 
     @property
     def gap(self) -> float:
         """By how much its mean lies below that of the rest."""
-        return 0.0 if self.rest is None else self.rest - self.mean
+        return self.rest - self.mean
 
     def text(self) -> str:
         """Return the slice for a sentence."""
-        rest = "" if self.rest is None else f" (other rows {self.rest:.2f})"
-        return f"{self.kind} {self.value}: {self.mean:.2f} on {self.rows} rows{rest}"
+        about = f"{self.mean:.2f} on {self.rows} rows (other rows {self.rest:.2f})"
+        return f"{self.kind} {self.value}: {about}"
 
 
 @dataclass(frozen=True)
@@ -101,81 +98,65 @@ def _quartiles(lengths: Sequence[int]) -> list[str]:
     return [named[min(high for high in named if length <= high)] for length in lengths]
 
 
-def find_slices(rows: Sequence[Row], scores: Sequence[float], config: SlicesConfig) -> Slices:
-    """Compare every group of rows with all other rows; scores are from 0 to 1."""
-    values = np.asarray(scores, dtype=np.float64)
-    groups: list[tuple[Slice, float]] = []
+def find_slices(
+    rows: Sequence[Row], scores: Sequence[float], config: SlicesConfig, together: Sequence[int] = ()
+) -> Slices:
+    """Compare every group of rows with all other rows; scores are from 0 to 1.
+
+    Args:
+        together: the number of each row's group of those that count as one; none if all count.
+    """
+    groups: list[Slice] = []
     alike = []
     for kind, names in groups_of(rows).items():
-        of_row = np.array(names)
-        members = {name: of_row == name for name in sorted(set(names))}
+        found: dict[tuple[str, int], list[float]] = {}
+        for name, number, score in zip(names, together or range(len(rows)), scores, strict=True):
+            found.setdefault((name, number), []).append(float(score))
+        values = np.array([sum(each) / len(each) for each in found.values()])
+        of_value = np.array([name for name, _ in found])
+        members = {name: of_value == name for name in sorted(set(names))}
         if len(members) == 1:
             alike.append(kind)
             continue
         groups += (_compared(kind, name, values, inside) for name, inside in members.items())
-    not_judged = [each for each, _ in groups if each.rows < config.min_rows]
-    large = [(each, total) for each, total in groups if each.rows >= config.min_rows]
-    sums, sizes = [total for _, total in large], [each.rows for each, _ in large]
-    chances = chance_of_sums(values, sums, sizes) if large else []
-    judged = _corrected([each for each, _ in large], chances, config.worse_by)
+    large = [each for each in groups if each.rows >= config.min_rows]
+    small = [each for each in groups if each.rows < config.min_rows]
+    judged = _corrected(large, config.worse_by)
     ordered = sorted(judged, key=lambda each: (not each.worse, each.corrected, -each.gap))
-    return Slices(tuple(ordered), tuple(not_judged), tuple(alike))
+    return Slices(tuple(ordered), tuple(small), tuple(alike))
 
 
-def _compared(
-    kind: str, name: str, values: Scores, inside: npt.NDArray[np.bool_]
-) -> tuple[Slice, float]:
-    """Return a group next to the rest, and the sum of its scores."""
-    count, total = int(inside.sum()), float(values[inside].sum())
-    found, rest = wilson(total, count), round(float(values[~inside].mean()), 4)
+def _compared(kind: str, name: str, values: Scores, inside: npt.NDArray[np.bool_]) -> Slice:
+    """Return a group next to the rest, and the chance that it would be as low as it is."""
+    count, rest = int(inside.sum()), round(float(values[~inside].mean()), 4)
+    found = wilson(float(values[inside].sum()), count)
     mean, lower, upper = (round(value, 4) for value in (found.value, found.lower, found.upper))
-    return Slice(kind, name, count, mean, lower, upper, rest), total
+    chance = chance_of(values, inside)
+    return Slice(kind, name, count, mean, lower, upper, rest, chance)
 
 
-def chance_of_sums(values: Scores, sums: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """Return how likely a group of some size, drawn at random, has so low a sum of scores."""
-    from scipy.stats import hypergeom, norm
+def chance_of(values: Scores, inside: npt.NDArray[np.bool_]) -> float:
+    """Return how likely a group, drawn at random, has scores as low as those inside."""
+    from scipy.stats import hypergeom, mannwhitneyu
 
-    rows, drawn = len(values), np.asarray(sizes)
+    own = values[inside]
     if bool(np.isin(values, (0.0, 1.0)).all()):
-        found = hypergeom.cdf(np.round(sums), rows, int(values.sum()), drawn)
-    elif rows <= MOST_PERMUTED:
-        found = _permuted(values, np.asarray(sums), drawn)
-    else:
-        # The permutation distribution's own mean and variance.
-        error = np.sqrt(values.var() * drawn * (rows - drawn) / (rows - 1))
-        found = norm.cdf((np.asarray(sums) - drawn * values.mean()) / np.maximum(error, 1e-12))
-    return [float(p) for p in found]
+        return float(hypergeom.cdf(own.sum(), len(values), int(values.sum()), len(own)))
+    return float(mannwhitneyu(own, values[~inside], alternative="less").pvalue)
 
 
-def _permuted(values: Scores, sums: Scores, sizes: npt.NDArray[np.int_]) -> Scores:
-    """Count random orders of the scores whose first ones have so low a sum."""
-    random, lower = np.random.default_rng(0), np.zeros(len(sums))
-    at_once = max(1, PERMUTED_CELLS // len(values))
-    for start in range(0, DRAWS, at_once):
-        count = min(at_once, DRAWS - start)
-        orders = random.permuted(np.tile(values, (count, 1)), axis=1)
-        drawn = np.cumsum(orders, axis=1)[:, sizes - 1]
-        # Sums of the same scores differ by rounding.
-        lower += np.count_nonzero(drawn <= sums + 1e-9, axis=0)
-    return (lower + 1) / (DRAWS + 1)
-
-
-def _corrected(
-    groups: Sequence[Slice], chances: Sequence[float], worse_by: float
-) -> Iterator[Slice]:
-    """Yield the groups with their p-values and Holm's correction of them."""
+def _corrected(groups: Sequence[Slice], worse_by: float) -> Iterator[Slice]:
+    """Yield the groups with Holm's correction of their p-values."""
     highest = 0.0
-    ordered = sorted(zip(chances, range(len(groups)), groups, strict=True))
-    for rank, (p_value, _, each) in enumerate(ordered):
-        highest = min(1.0, max(highest, p_value * (len(ordered) - rank)))
+    for rank, each in enumerate(sorted(groups, key=lambda each: each.p_value)):
+        highest = min(1.0, max(highest, each.p_value * (len(groups) - rank)))
         worse = highest <= ALPHA and each.gap >= worse_by
-        yield replace(each, p_value=p_value, corrected=highest, worse=worse)
+        yield replace(each, corrected=highest, worse=worse)
 
 
-def slice_measurements(found: Slices, config: SlicesConfig) -> list[Measurement]:
+def slice_measurements(found: Slices, profile: str) -> list[Measurement]:
     """State how many groups are clearly worse, and which is the worst."""
-    count, breach = len(found.worse), config.on_worse
+    count, breach = len(found.worse), breach_in(profile)
     stated = [
         measure("slices_clearly_worse", count, "slices", "<=", 0, on_breach=breach),
         measure("slices_judged", len(found.judged), "slices"),
