@@ -3,8 +3,8 @@
 Reads the requests that the gateway logged on one day (UTC), removes personal data and secrets with
 the full scrubber, removes near-duplicates, draws rows for review, and writes the curated day with
 its evidence: requests in = rows kept + rows rejected, each with its reason. Great Expectations
-checks the day before it takes the place of the one before; only a day that passes is announced to
-`drift_watch`.
+checks the day before it takes the place of the one before; only a day that adds up is announced to
+`drift_watch`. The run is red if the log has fewer requests than the gateway's usage ledger.
 
 **A run for a day replaces that day whole**, so any day can be run again: *Trigger* with `day`, a
 backfill from the UI, or `airflow backfill create --dag-id production_logs --from-date … --to-date …
@@ -17,7 +17,7 @@ Curated rows become training data only after review: `tuneline logs review` writ
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import (
     DAG,
@@ -38,6 +38,9 @@ from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of, s
 from tuneline_airflow.pods import ModelPod
 from tuneline_airflow.rest import leave_note
 
+if TYPE_CHECKING:
+    from tuneline.governance.production.curated_days import CurationEvidence
+
 
 def build(model: Model) -> DAG:
     """Make the DAG of a model."""
@@ -56,7 +59,7 @@ def build(model: Model) -> DAG:
             chosen="choose_day",
             options=["day", "sample", "config"],
         )
-        chosen >> curate >> check_day(model.name, asset)
+        chosen >> curate >> check_day(model.name, asset) >> judge_day(model.name)
     dag.params = ParamsDict(_form())
     return dag
 
@@ -114,22 +117,34 @@ def check_day(model_name: str, asset: Asset) -> Any:
 
     @task(task_id="check_day", outlets=[asset], retries=2, retry_policy=worker_retry_policy)
     def check() -> Any:
-        from tuneline.governance.production.curated_days import open_day
-        from tuneline.store import open_store
-
         context: Any = get_current_context()
-        chosen = context["ti"].xcom_pull(task_ids="choose_day")
-        day = date.fromisoformat(chosen["day"])
-        curated = open_day(open_store(chosen["store"]), model_name, day)
-        if curated is None:
-            raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
-        evidence = curated.evidence
+        chosen, evidence = _curated(context, model_name)
         leave_note(context, f"{evidence.day}: {evidence.summary}")
-        if evidence.verdict == Verdict.FAIL:
-            raise AirflowFailException(f"{evidence.day}: {evidence.summary}")
         yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
 
     return check()
+
+
+@task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
+def judge_day(model_name: str) -> None:
+    """Fail if the day's verdict says so; what was logged of it is watched all the same."""
+    chosen, evidence = _curated(get_current_context(), model_name)
+    # The run that curated the day first was red; a backfill goes on with what there is.
+    if evidence.verdict == Verdict.FAIL and not chosen["asked_by"]:
+        raise AirflowFailException(f"{evidence.day}: {evidence.summary}")
+
+
+def _curated(context: Any, model_name: str) -> tuple[dict[str, Any], CurationEvidence]:
+    from tuneline.governance.production.curated_days import open_day
+    from tuneline.store import open_store
+
+    chosen = context["ti"].xcom_pull(task_ids="choose_day")
+    day = date.fromisoformat(chosen["day"])
+    curated = open_day(open_store(chosen["store"]), model_name, day)
+    if curated is None:
+        raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
+    return chosen, curated.evidence
 
 
 globals().update(dags_of(LOGS, build))

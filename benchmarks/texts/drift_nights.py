@@ -124,7 +124,7 @@ def simulate(
     """
     purses = {name: Years(years) for name in (*TESTS, *RATES)}
     firsts = {n: rng.binomial(signals.FIRST_ANSWERS, rate, years) for n, rate in RATES.items()}
-    bets = cache(partial(signals.rate_bets, reference))
+    bets = cache(signals.rate_bets)
     # Answers come in until their rate is known.
     burn_in = -(-signals.FIRST_ANSWERS // window)
     first = np.full(years, nights)
@@ -133,7 +133,8 @@ def simulate(
         if night >= burn_in:
             for name, counts in firsts.items():
                 answers = rng.binomial(window, RATES[name], years)
-                seen.append((name, *_rate_night(partial(bets, name), counts, answers, window)))
+                bet = partial(bets, reference.calibration_error(name))
+                seen.append((name, *_rate_night(bet, counts, answers, window)))
         alarmed = np.zeros(years, dtype=bool)
         for name, log_e, tally, test in seen:
             alarmed |= purses[name].p_values(log_e, tally, test) < reference.limit(name)

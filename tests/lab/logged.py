@@ -13,6 +13,7 @@ from tuneline.artifacts.request_log import (
     table_of,
     write_part,
 )
+from tuneline.serving.gateway.ledger.database import UsageRow, open_writer
 from tuneline.store import Store
 
 MODEL = "support"
@@ -44,6 +45,26 @@ def logged(number: int, prompt: str, answer: str | None = "It is on its way.", *
         "redactions": [],
     }
     return LoggedRequest(**{**values, **other})
+
+
+def ledger_of(folder: Path, requests: int, days: int = 1) -> Path:
+    """Return a usage ledger with so many answered requests on each day, from `DAY` on."""
+    path = folder / "usage.sqlite"
+    writer = open_writer(path)
+    begin = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC).timestamp()
+    texts = {"kind": "request", "key": "shop", "model": MODEL, "upstream": "u", "model_served": "m"}
+    counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 5)
+    others = {"cost": 0.0, "currency": "USD", "latency_ms": 9.0, "ttft_ms": None, "status": "ok"}
+    ended = {"estimated": False, "mean_logprob": None, "served": True, "fallback_reason": None}
+    rows = [
+        UsageRow(f"{day}-{n}", 1, begin + day * 86_400 + n, **texts, **counts, **others, **ended)
+        for day in range(days)
+        for n in range(requests)
+    ]
+    if rows:
+        writer.insert(rows)
+    writer.close()
+    return path
 
 
 def put(

@@ -79,7 +79,7 @@ def test_one_question_over_and_over_is_seen_by_the_mmd(reference):
 
 def test_a_label_that_rises_is_called_and_named(reference):
     rng = random.Random(5)
-    window = [Prompt(n, None, "a" if n % 2 else rng.choice("abcd")) for n in range(300)]
+    window = [Prompt(n, usual(rng), "a" if n % 2 else rng.choice("abcd")) for n in range(300)]
     report = compare(reference, {"2026-01-01": window})
     assert [m.name for m in report.measures if m.drifted] == ["label_mix"]
     assert {d.why for d in report.drivers["label_mix"]} == {"label a"}
@@ -90,26 +90,31 @@ def test_a_label_that_rises_is_called_and_named(reference):
     [
         ("low_confidence_rate", {"logprob": -3.0}, {"logprob": -0.2}),
         ("fallback_rate", {"fallback": True}, {"fallback": False}),
+        ("rejection_rates", {"rejected": "cut_off"}, {"rejected": None}),
     ],
 )
 def test_answers_that_get_worse_are_called_after_the_first_nights(reference, name, event, normal):
+    asked = [usual(random.Random(n)) for n in range(500)]
+
     def night(bad):
-        return [Prompt(n, None, **(event if n < bad else normal)) for n in range(500)]
+        return [Prompt(n, asked[n], **(event if n < bad else normal)) for n in range(500)]
 
     log = {f"2026-02-{d:02d}": night(5) for d in range(1, 7)}
     calm = compare(reference, log)
     assert not calm.drifted
-    assert {m.name for m in calm.measures} == {name}
     report = compare(reference, {"2026-02-07": night(60)}, calm.state)
     assert report.since == "2026-02-07"
     assert [m.name for m in report.measures if m.drifted] == [name]
 
 
-def test_prompts_without_text_are_counted(reference):
-    window = prompts(random.Random(6), 50) + [Prompt(n, None) for n in range(30)]
+@pytest.mark.parametrize(("without", "called"), [(30, False), (370, True)])
+def test_requests_without_text_are_counted_and_called_if_they_are_many(reference, without, called):
+    window = prompts(random.Random(6), 400 - without) + [Prompt(n, None) for n in range(without)]
     report = compare(reference, {"": window})
-    assert (report.prompts, report.without_text) == (80, 30)
-    assert not report.drifted
+    assert (report.prompts, report.without_text) == (400, without)
+    assert [m.name for m in report.measures if m.drifted] == ["rejection_rates"] * called
+    if called:
+        assert {d.why for d in report.drivers["rejection_rates"]} == {"rejected: no_text"}
 
 
 def test_night_by_night_through_json_is_the_same_as_at_once(reference):

@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import make_base, text
-from tests.lab.logged import DAY, MODEL, logged, put
+from tests.lab.logged import DAY, MODEL, ledger_of, logged, put
+from tests.lab.releases import bare_release
+from tests.lab.runs import Lab, dataset_rows, exchange
 
 from tuneline.artifacts.request_log import folder_name, read_day
 from tuneline.cli import main
@@ -85,7 +87,11 @@ def test_each_request_that_cannot_be_used_has_its_reason(store, curated, tmp_pat
     day = curated(store, broken)
     found = reasons(day, tmp_path)
     assert [found[row.request_id] for row in broken] == [reason for _, reason in UNUSABLE]
-    assert all(row["messages"] is row["answer"] is None for row in gone(day, tmp_path).values())
+    rows = gone(day, tmp_path).values()
+    assert all(row["answer"] is None for row in rows)
+    # Their prompts are watched for drift.
+    silent = [row["request_id"] for row in rows if row["messages"] is None]
+    assert silent == [broken[4].request_id, broken[5].request_id]
     assert (day.evidence.verdict, day.evidence.rows_kept) == (Verdict.PASS, 0)
     assert sum(day.evidence.rejected.values()) == len(broken)
 
@@ -201,12 +207,48 @@ def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(store, c
     ]
     day = curated(store, rows, reference=address, sample_rate=1.0)
     kept = rows_kept(day, tmp_path)
-    assert [row["resembles"] for row in kept] == ["holdout", "train", None]
+    assert [row["resembles"] for row in kept] == ["holdout", "train", "nothing"]
     assert [row["resembles_row"] for row in kept] == ["h1", "t25", None]
     assert [row["stratum"] for row in kept] == [None, "random", "novel"]
     assert [row["in_review"] for row in kept] == [False, True, True]
     assert kept[1]["novelty"] == 0
     assert kept[2]["novelty"] > 0.9
+
+
+def test_hold_out_questions_of_the_release_are_not_offered(store, curated, tmp_path, monkeypatch):
+    """As the DAG curates: the released dataset is the reference without anybody naming it."""
+    lab = Lab(tmp_path, {})
+    lab.leave_dataset(
+        dataset_rows({"train": 30, "holdout": 3}, lambda n: (exchange(text(n), "x"), "x"))
+    )
+    bare_release(lab.run, MODEL)
+    rows = [logged(n, text(n)) for n in range(28, 36)]
+    day = curated(lab.run.store, rows, sample_rate=1.0)
+    found = [(row["resembles"], row["in_review"]) for row in rows_kept(day, tmp_path)]
+    assert found == [("train", True)] * 2 + [("holdout", False)] * 3 + [("nothing", True)] * 3
+    monkeypatch.setattr(module, "compare", lambda *given: [])
+    with pytest.raises(TunelineError, match=r"requests\.offered_like"):
+        curated(lab.run.store, rows, sample_rate=0.9)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "rate", "verdict"),
+    [
+        (400, 0, 1.0, "fail"), (400, 330, 1.0, "fail"), (400, 399, 1.0, "pass"),
+        (400, 40, 0.1, "pass"), (400, 20, 0.1, "fail"), (0, 0, 1.0, "not_applicable"),
+        (1, 0, 1.0, "inconclusive"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("ungated")
+def test_a_log_with_fewer_requests_than_the_ledger_fails(
+    store, curated, tmp_path, asked, rows, rate, verdict
+):
+    ledger = str(ledger_of(tmp_path, asked))
+    day = curated(store, [logged(n, text(1), sample_rate=rate) for n in range(rows)], ledger=ledger)
+    assert day.evidence.verdict == verdict
+    said = f"the ledger has {asked} answered requests, the log {rows}"
+    assert said in day.evidence.summary
+    assert ("production_log is on" in day.evidence.summary) is (verdict == "fail")
 
 
 def test_the_review_sample_has_known_probabilities(store, curated, tmp_path):
@@ -265,6 +307,7 @@ def test_a_curated_day_outlives_its_logs(store, curated, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--day", "2026-03-04", "--ledger", "/no.sqlite"], "no such usage ledger"),
         (["--day", str((datetime.now(UTC) + timedelta(days=2)).date())], "is in the future"),
         (["--day", "4.3.2026"], "is not a day; write it as YYYY-MM-DD"),
         (["--day", "20260304"], "is not a day"),
@@ -358,6 +401,7 @@ FAULTS = [
     (with_column("in_review", True, 9), "requests.offered_and_gone"),
     (with_column("stratum", "other"), "requests.stratum"),
     (with_column("resembles", "holdout"), "requests.offered_like"),
+    (with_column("resembles", None), "requests.offered_like"),
     (with_column("answer", None), "requests.kept_without_text"),
     (with_column("of", None, 8), "requests.replaced_by_nothing"),
     (with_column("reason", "mood", 9), "requests.reason"),
@@ -395,7 +439,7 @@ def test_a_lost_request_stops_the_day(store, curated, monkeypatch):
         write(path, facts.slice(1), scrubbed, requests[1:])
 
     monkeypatch.setattr(module, "write_requests", losing)
-    rows = [logged(2, text(2), status="timeout"), logged(3, text(3)), logged(4, text(4))]
+    rows = [logged(2, text(2), messages=None), logged(3, text(3)), logged(4, text(4))]
     with pytest.raises(TunelineError, match=r"does not add up.*row count to equal"):
         curated(store, rows)
     assert open_day(store, MODEL, DAY) == before

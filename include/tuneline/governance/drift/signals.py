@@ -1,4 +1,4 @@
-"""The six signals of drift. Each looks at one night and gives its value, its bets and its drivers.
+"""The seven signals of drift. Each looks at one night: its value, its bets and its drivers.
 
 Log e-values have a mean of at most 0 in the e-sense (E[exp] <= 1) while nothing has drifted.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tuneline.governance.drift.bets import YEAR, Tail, calibrate, rate_bound, rate_log_e, share_test
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Night, Reference, lengths_of
+from tuneline.governance.production.requests import REPLACED, Reason
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -38,6 +39,10 @@ RATE_TOLERANCE = 1.2, 0.005
 RATE_FACTORS = (1.25, 1.5, 2.0, 4.0, 10.0)
 # Answers after which the first nights are the reference of a rate.
 FIRST_ANSWERS = 1000
+# Until then a tenth of the requests may be rejected for one reason, as if 1,000 had shown it.
+FIRST_REJECTED = 100, 1000
+# Requests that another row replaces are no loss.
+REJECTIONS = tuple(reason for reason in Reason if reason not in REPLACED)
 
 
 @dataclass(frozen=True)
@@ -151,51 +156,73 @@ def label_mix(reference: Reference, night: Night) -> Look | None:
     return Look(distance, np.concatenate(log_e), tally, test, drivers[:MOST_DRIVERS])
 
 
-def rate(
-    reference: Reference, night: Night, name: str, first: tuple[int, int] | None
-) -> tuple[Look | None, tuple[int, int] | None]:
-    """Look for more unsure answers, or more answers by another model.
+def rates(
+    reference: Reference, night: Night, name: str, first: dict[str, tuple[int, int]]
+) -> Look | None:
+    """Look for rates of events that grow: unsure, fallback and rejected answers.
 
-    `first` are the events and answers of the first nights, which are the reference of what training
-    can't tell. The look is None while they are still counted.
+    Training can't state them. `first` has the events and answers of the first nights by rate, which
+    are the reference, and takes those of this night while they are few; until then rejections are
+    compared with `FIRST_REJECTED`, and the other rates not at all (None).
     """
     answers, events = _events(reference, night, name)
-    given = reference.rates.get(name)
-    count, total = given or first or (0, 0)
     if not answers:
-        return None, first
-    if given is None and total < FIRST_ANSWERS:
-        return None, (count + len(events), total + len(answers))
-    known = count, total
-    log_e, share = rate_bets(reference, name, known, len(events), len(answers))
-    drivers = [Driver(night.day, p.line, why, p.text) for p, why in events[:MOST_DRIVERS]]
-    tally = np.array([len(events), len(answers)])
-    test = partial(share_test, shares=np.array([share]), rows=known[1])
-    return Look(len(events) / len(answers), log_e, tally, test, drivers), first
+        return None
+    known = {key: first.get(key, (0, 0)) for key in events}
+    if min(total for _, total in known.values()) < FIRST_ANSWERS:
+        for key, (count, total) in known.items():
+            first[key] = count + len(events[key]), total + answers
+        if name != "rejection_rates":
+            return None
+        known = dict.fromkeys(events, FIRST_REJECTED)
+    counts = {key: len(found) for key, found in events.items()}
+    error = reference.calibration_error(name) / len(events)
+    bets = [rate_bets(error, known[key], counts[key], answers) for key in events]
+    test = partial(
+        share_test,
+        shares=np.array([share for _, share in bets]),
+        rows=min(total for _, total in known.values()),
+    )
+    grown = max(events, key=lambda key: counts[key] / answers - known[key][0] / known[key][1])
+    drivers = [Driver(night.day, p.line, why, p.text) for p, why in events[grown][:MOST_DRIVERS]]
+    tally = np.array([*counts.values(), answers])
+    share = sum(counts.values()) / answers
+    return Look(share, np.concatenate([log_e for log_e, _ in bets]), tally, test, drivers)
 
 
 def rate_bets(
-    reference: Reference, name: str, first: tuple[int, int], events: int, answers: int
+    error: float, first: tuple[int, int], events: int, answers: int
 ) -> tuple[Floats, float]:
-    """Return the log e-values of a night, and the largest share of events that is not drift."""
+    """Return the log e-values of a night, and the largest share of events that is not drift.
+
+    `error` is the probability that the bound of the first nights' rate is too low.
+    """
     factor, points = RATE_TOLERANCE
     share = min(0.95, factor * first[0] / first[1] + points)
-    bound = min(0.95, max(rate_bound(*first, reference.calibration_error(name)), share))
-    rates = [min(bound * times, (1 + bound) / 2) for times in RATE_FACTORS]
-    return rate_log_e(events, answers, bound, rates), share
+    bound = min(0.95, max(rate_bound(*first, error), share))
+    supposed = [min(bound * times, (1 + bound) / 2) for times in RATE_FACTORS]
+    return rate_log_e(events, answers, bound, supposed), share
 
 
 def _events(
     reference: Reference, night: Night, name: str
-) -> tuple[list[Prompt], list[tuple[Prompt, str]]]:
+) -> tuple[int, dict[str, list[tuple[Prompt, str]]]]:
+    """Return the number of answers that could be an event, and the events by rate."""
+    if name == "rejection_rates":
+        reasons = [(p, p.rejected or (None if p.text else Reason.NO_TEXT)) for p in night.prompts]
+        return len(reasons), {
+            f"{name}:{reason}": [(p, f"rejected: {why}") for p, why in reasons if why == reason]
+            for reason in REJECTIONS
+        }
     if name == "fallback_rate":
-        answers = [p for p in night.prompts if p.fallback is not None]
-        return answers, [(p, "another model answered") for p in answers if p.fallback]
-    answers = sorted(
-        (p for p in night.prompts if p.logprob is not None), key=lambda p: p.logprob or 0.0
-    )
-    unsure = [p for p in answers if (p.logprob or 0.0) < reference.min_confidence]
-    return answers, [(p, f"mean log-probability {p.logprob:.2f}") for p in unsure]
+        answered = [p for p in night.prompts if p.fallback is not None]
+        return len(answered), {
+            name: [(p, "another model answered") for p in answered if p.fallback]
+        }
+    scored = [p for p in night.prompts if p.logprob is not None]
+    unsure = [p for p in scored if (p.logprob or 0.0) < reference.min_confidence]
+    unsure.sort(key=lambda p: p.logprob or 0.0)
+    return len(scored), {name: [(p, f"mean log-probability {p.logprob:.2f}") for p in unsure]}
 
 
 def two_tails(
@@ -257,4 +284,4 @@ TEXT_SIGNALS: dict[str, Callable[[Reference, Night], Look | None]] = {
     "length_psi": length_psi,
     "label_mix": label_mix,
 }
-RATE_SIGNALS = ("low_confidence_rate", "fallback_rate")
+RATE_SIGNALS = ("low_confidence_rate", "fallback_rate", "rejection_rates")

@@ -168,9 +168,7 @@ def look(reference: Reference, night: Night, first: dict[str, tuple[int, int]]) 
     """Look at one night by every signal that it has data for."""
     found = {name: see(reference, night) for name, see in signals.TEXT_SIGNALS.items()}
     for name in signals.RATE_SIGNALS:
-        found[name], counts = signals.rate(reference, night, name, first.get(name))
-        if counts is not None:
-            first[name] = counts
+        found[name] = signals.rates(reference, night, name, first)
     return {name: seen for name, seen in found.items() if seen is not None}
 
 

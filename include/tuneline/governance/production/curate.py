@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -17,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.releases import open_release, read_release
 from tuneline.artifacts.request_log import PREFIX as LOGS
-from tuneline.artifacts.request_log import folder_name, read_day
+from tuneline.artifacts.request_log import days, folder_name, read_day
 from tuneline.config import DataConfig
 from tuneline.data.gates.expectations import validate
 from tuneline.data.gates.suites import Rule, Suite, among, between, total
@@ -50,12 +53,17 @@ from tuneline.governance.production.scrubbing import ScrubbedDay, scrub_day
 from tuneline.governance.production.settings import CurationSettings
 from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
+from tuneline.serving.gateway.ledger.reports import answered_requests
+from tuneline.statistics import share_of
 from tuneline.store import Store, at_work_in, sha256_file
 
 _COLUMNS = (
     "request_id time reason of seen weight resembles similarity novelty stratum in_review "
     "inclusion_probability"
 ).split()
+_NOT_COMPARED = "not compared"
+# Probability that a log that has the required share of the requests is called incomplete.
+_TAIL = 0.01
 # A sum of weights in another order differs in the last digits.
 _ROUNDING = 1e-9
 
@@ -79,8 +87,11 @@ def day_suite(path: Path, facts: pa.Table, day: date, offered: int) -> Suite:
         *(between(name, 0, 1) for name in ("similarity", "novelty", "inclusion_probability")),
         total("offered", offered, offered),
         *(total(name, 0, 0) for name in nothing.split()),
-        # A reviewed row may be trained on, so none may be like a held-out one.
-        Rule("ExpectColumnValuesToNotBeInSet", {"column": "offered_like", "value_set": [HOLDOUT]}),
+        # A reviewed row may be trained on, so each was compared, and none is like a held-out one.
+        Rule(
+            "ExpectColumnValuesToNotBeInSet",
+            {"column": "offered_like", "value_set": [HOLDOUT, _NOT_COMPARED]},
+        ),
     ]
     return Suite("requests", _day_frame(path, ids, day), rules)
 
@@ -106,7 +117,7 @@ def _day_frame(path: Path, ids: Collection[str], day: date) -> pd.DataFrame:
         offered=reviewed.astype(int),
         offered_and_gone=(reviewed & ~kept).astype(int),
         # Null for rows that are not offered, which expectations pass over.
-        offered_like=frame["resembles"].where(reviewed),
+        offered_like=frame["resembles"].fillna(_NOT_COMPARED).where(reviewed),
         offered_without_chance=(reviewed & ~chance).astype(int),
     )
 
@@ -129,8 +140,10 @@ def curate(
         at_work_in(store),
     ):
         out, log = Path(folder), read_day(store, model, day)
+        whole = _compared_with_ledger(store, model, day, settings, log)
         if not log.num_rows:
-            return _without_logs(store, model, day, settings, out)
+            return _without_logs(store, model, day, settings, out=out, whole=whole)
+        settings = _with_reference(store, model, settings)
         requests = requests_of(log)
         renderer, base = _renderer(settings)
         scrubbed = scrub_day(log, requests, settings, renderer, out / "scrubbed.parquet")
@@ -152,30 +165,99 @@ def curate(
         write_requests(out / curated_days.REQUESTS, facts, out / "scrubbed.parquet", requests)
         offered = sum(count.in_review for count in strata.values())
         suite = day_suite(out / curated_days.REQUESTS, facts, day, offered)
-        evidence = _evidence(model, day, requests, scrubbed, settings, suite=suite, out=out)
+        evidence = _evidence(
+            model, day, requests, scrubbed, settings, suite=suite, out=out, whole=whole
+        )
         evidence = evidence.model_copy(update={"strata": strata, "inputs": inputs})
         return curated_days.publish(store, model, day, evidence, out)
 
 
+def _with_reference(store: Store, model: str, settings: CurationSettings) -> CurationSettings:
+    """Return the settings with the released dataset as reference, unless they name another.
+
+    Before the first release nothing is held out.
+    """
+    pointer = read_release(store, model)
+    if settings.reference is not None or pointer is None:
+        return settings
+    release = open_release(store, pointer)
+    dataset = release.artifact(DATASET.step, DATASET.name)
+    if dataset is None:
+        raise UserError(
+            f"the dataset of {model} {release.version} is gone, so that questions of its hold-out "
+            "can't be recognised; restore its run, or name a dataset by --reference"
+        )
+    return replace(settings, reference=dataset.uri)
+
+
+def _compared_with_ledger(
+    store: Store, model: str, day: date, settings: CurationSettings, log: pa.Table
+) -> list[Measurement]:
+    """Compare the answered requests of a log with those of the ledger; nothing without one."""
+    if settings.ledger is None:
+        return []
+    begin = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    there = answered_requests(settings.ledger, model, begin, begin + timedelta(days=1))
+    logged = pc.sum(pc.greater(log["completion_tokens"], 0)).as_py() or 0
+    found = [
+        measure("requests_answered", there, "requests"),
+        measure("requests_answered_logged", logged, "requests"),
+    ]
+    if not there:
+        return found
+    if not log.num_rows and (earlier := [one for one in days(store, model) if one < day]):
+        # An empty log doesn't say how it is sampled; the one before does.
+        log = read_day(store, model, earlier[-1])
+    weight = sum(map(weight_of, log["sample_rate"].to_pylist()))
+    rate = log.num_rows / weight if weight else 1.0
+    most = min(1.0, share_of(min(logged, there), there, _TAIL).upper / rate)
+    limit = settings.curation.min_logged_share
+    return [*found, measure("logged_share_at_most", round(most, 4), "share", ">=", limit)]
+
+
 def _without_logs(
-    store: Store, model: str, day: date, settings: CurationSettings, out: Path
+    store: Store,
+    model: str,
+    day: date,
+    settings: CurationSettings,
+    *,
+    out: Path,
+    whole: Sequence[Measurement],
 ) -> curated_days.CuratedDay:
+    """Publish a day without logs; only a ledger without requests says that it is in order."""
     before = curated_days.open_day(store, model, day)
     if before is not None and before.evidence.requests_in:
         line = f"the logs of {model} of {day} are gone; the curated day stays as it is"
         print(line, file=sys.stderr)
         return before
+    verdict = conclude(whole)
+    if verdict == Verdict.PASS:
+        asked = whole[0].value if whole else read_release(store, model)
+        verdict = Verdict.INCONCLUSIVE if asked else Verdict.NOT_APPLICABLE
     evidence = curated_days.CurationEvidence(
         model=model,
         day=day.isoformat(),
-        verdict=Verdict.NOT_APPLICABLE,
-        summary=f"{model} has no logged requests of {day}",
+        verdict=verdict,
+        summary=f"{model} has no logged requests of {day}{_of_ledger(whole)}",
         requests_in=0,
         rows_kept=0,
+        measurements=list(whole),
         settings=settings.document(),
         code=code_identity(),
     )
     return curated_days.publish(store, model, day, evidence, out)
+
+
+def _of_ledger(whole: Sequence[Measurement]) -> str:
+    if not whole:
+        return "; not compared with a ledger"
+    answered, logged = (measurement.value for measurement in whole[:2])
+    if conclude(whole) == Verdict.PASS:
+        return f"; the ledger has {answered} answered requests, the log {logged}"
+    return (
+        f"; the ledger has {answered} answered requests, the log {logged}: see that the gateway's "
+        "production_log is on and can be stored"
+    )
 
 
 def _measured(
@@ -206,6 +288,7 @@ def _evidence(
     *,
     suite: Suite,
     out: Path,
+    whole: Sequence[Measurement],
 ) -> curated_days.CurationEvidence:
     """Check the table as it was written, and state what became of the day."""
     table = out / curated_days.REQUESTS
@@ -219,6 +302,7 @@ def _evidence(
         measure("expectations", count, "expectations"),
         measure("expectations_broken", len(failures), "expectations", "==", 0),
         *_measured(requests, scrubbed, settings.data),
+        *whole,
     ]
     reasons = Counter(str(r.reason) for r in requests if r.reason is not None)
     left = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
@@ -228,7 +312,8 @@ def _evidence(
         day=day.isoformat(),
         verdict=conclude(measurements),
         summary=f"{len(requests)} requests to {model} on {day}: {kept} rows kept, {gone} rejected"
-        f"{f' ({left})' if left else ''}; {sum(r.in_review for r in requests)} for review",
+        f"{f' ({left})' if left else ''}; {sum(r.in_review for r in requests)} for review"
+        f"{_of_ledger(whole)}",
         requests_in=len(requests),
         rows_kept=kept,
         rejected=dict(sorted(reasons.items())),

@@ -83,12 +83,21 @@ def conversation(row: Mapping[str, Any]) -> list[Message]:
     return [*turns, {"role": "assistant", "content": row["answer"]}]
 
 
+def question(row: Mapping[str, Any]) -> list[Message]:
+    """Return the last user turn that says something, with an empty answer; empty without one."""
+    turns = [turn["content"] or "" for turn in row["messages"] or [] if turn["role"] == "user"]
+    asked = [text for text in turns if text.strip()]
+    if not asked:
+        return []
+    return [{"role": "user", "content": asked[-1]}, {"role": "assistant", "content": ""}]
+
+
 def refusal(row: Mapping[str, Any]) -> Refusal | None:
     """Return the reason and its detail for which a logged request can't be used, None if it can."""
-    status, finish, turns = row["status"], row["finish_reason"], row["messages"] or []
+    status, finish, turns = row["status"], row["finish_reason"], row["messages"]
     if status not in _ANSWERED:
         return (Reason.BROKEN_STREAM if status in _BROKEN else Reason.ERROR_STATUS), status
-    if not any(turn["role"] == "user" and (turn["content"] or "").strip() for turn in turns):
+    if not question(row):
         return Reason.NO_TEXT, None
     if any(turn["role"] in _TOOL_ROLES for turn in turns):
         return Reason.TOOL_USE, "role"
@@ -154,7 +163,7 @@ class Request:
     of_day: str | None = None  # of that row, YYYY-MM-DD, if it is an earlier one
     similarity: float | None = None  # to that row, or to the row of the reference that it resembles
     seen: int = 1  # logged requests that it stands for, itself and those merged into it
-    resembles: str | None = None  # split of the row of the reference
+    resembles: str | None = None  # split of the row of the reference; None: not compared
     resembles_row: str | None = None
     novelty: float | None = None  # share of its 5-grams that are new
     stratum: str | None = None  # None if it may not be drawn for review

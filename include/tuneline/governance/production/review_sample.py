@@ -52,6 +52,8 @@ from tuneline.store import sha256_file
 
 # The split that a row resembles is the first of these: held out is what must not be trained on.
 _FIRST = (HOLDOUT, VALIDATION, TRAIN)
+# A row that was compared, and is like no row of the reference.
+NOTHING = "nothing"
 _GRAM = np.uint64((1 << (64 - TEXT_BITS)) - 1)
 # The gateway samples its log by a hash of the same id: drawn by that one, the two would agree.
 _SALT = "review:"
@@ -121,6 +123,8 @@ def compare(
                     row.resembles, row.resembles_row = split, prompts[split][other][0]
                     row.similarity = round(similarity, 4)
         known = known_grams([text for _, text in some] for some in prompts.values())
+    for row in rows:
+        row.resembles = row.resembles or NOTHING
     if len(known):
         shares = novelty([row.text for row in rows], known)
         for row, share in zip(rows, shares, strict=True):

@@ -44,6 +44,7 @@ class CurationSettings:
     base_model: str | None = None  # None counts no tokens
     reference: str | None = None
     sample_rate: float | None = None  # None takes the quotas of `curation`
+    ledger: str | None = None  # knows how many requests there were; a URL may hold a password
 
     def document(self) -> dict[str, Any]:
         """Return the settings for the evidence."""
@@ -63,6 +64,7 @@ def read_settings(
     base_model: str | None = None,
     reference: str | None = None,
     sample_rate: float | None = None,
+    ledger: str | None = None,
 ) -> CurationSettings:
     """Read the settings of a curation; UserError if the file is missing, or a setting wrong.
 
@@ -90,7 +92,7 @@ def read_settings(
             for entry in error.errors()
         )
         raise UserError(f"{where}: {problems}") from None
-    more = (base_model, reference, sample_rate)
+    more = (base_model, reference, sample_rate, ledger)
     return CurationSettings(config.data, curation, config.governance, *more)
 
 
