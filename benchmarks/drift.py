@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.contest.contest import SEED, Contest, Options, System
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.contest.trial import Job, Trial, read_lines, write_lines
-from benchmarks.texts.drift_nights import Pool, called, simulate, window_looks
+from benchmarks.texts.drift_nights import simulate
 from benchmarks.workloads.input_rows import read_texts
 from tuneline import __version__
 from tuneline.asking.general_questions import load_questions
@@ -36,6 +36,7 @@ from tuneline.errors import UserError
 from tuneline.governance.drift.bets import YEAR
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Reference, texts_of
+from tuneline.governance.drift.rehearsal import Pool, is_called, night_looks
 from tuneline.governance.drift.watch import compare
 
 OURS = "tuneline"
@@ -112,10 +113,11 @@ def _alarms(case: Case, draws: int, options: Options) -> list[Result]:
         for _ in range(max(1, draws // 5)):
             rest = usual.draw(rng, case.window - count)
             parts = [(usual, rest), (planted, planted.draw(rng, count))]
-            seen.append(called(reference, window_looks(reference, parts)))
+            seen.append(is_called(reference, night_looks(reference, parts)))
         add(metric, seen)
-    null = [window_looks(reference, [(usual, usual.draw(rng, case.window))]) for _ in range(draws)]
-    add("false_alarms_per_window", [called(reference, looks) for looks in null])
+    drawn = ([(usual, usual.draw(rng, case.window))] for _ in range(draws))
+    null = [dict(night_looks(reference, parts)) for parts in drawn]
+    add("false_alarms_per_window", [is_called(reference, looks.items()) for looks in null])
     alarms = simulate(reference, usual, null, years=draws, nights=YEAR, window=case.window, rng=rng)
     add("false_alarms_per_year", [float(night < YEAR) for night in alarms])
     return results

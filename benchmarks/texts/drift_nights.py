@@ -8,7 +8,6 @@ null windows are drawn again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -25,10 +24,9 @@ from tuneline.governance.drift.bets import (
     night_money,
     share_test,
 )
-from tuneline.governance.drift.prompts import Prompt
-from tuneline.governance.drift.reference import Night, Reference, lengths_of
+from tuneline.governance.drift.reference import Reference, lengths_of
+from tuneline.governance.drift.rehearsal import Pool
 from tuneline.governance.drift.signals import Look
-from tuneline.governance.drift.watch import look
 
 Floats = NDArray[np.float64]
 Draws = NDArray[np.int64]
@@ -37,46 +35,6 @@ Test = Callable[[Draws], Floats]
 TESTS = ("novelty_share", "length_psi", "label_mix", "mmd2")
 # Rates of unsure and of fallback answers in a simulated year.
 RATES = {"low_confidence_rate": 0.02, "fallback_rate": 0.01}
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Prompts to draw nights from, with their scores."""
-
-    prompts: Sequence[Prompt]
-    night: Night
-
-    @classmethod
-    def of(cls, reference: Reference, prompts: Sequence[Prompt]) -> Pool:
-        """Embed and score prompts."""
-        return cls(prompts, reference.night("", prompts))
-
-    def draw(self, rng: np.random.Generator, count: int) -> Draws:
-        """Return the places of prompts, without any twice."""
-        return rng.choice(len(self.prompts), count, replace=False)
-
-
-def window_looks(reference: Reference, parts: Sequence[tuple[Pool, Draws]]) -> dict[str, Look]:
-    """Look at one night that is drawn from several pools."""
-    from scipy import sparse
-
-    prompts = [pool.prompts[int(at)] for pool, drawn in parts for at in drawn]
-    matrix = sparse.vstack([pool.night.matrix[drawn] for pool, drawn in parts], format="csr")
-    distances = np.concatenate([pool.night.distances[drawn] for pool, drawn in parts])
-    # The two halves that the MMD makes must be alike.
-    order = np.random.default_rng(len(prompts)).permutation(len(prompts))
-    prompts = [prompts[int(at)] for at in order]
-    night = Night("", prompts, prompts, matrix[order], distances[order])
-    return look(reference, night, {})
-
-
-def called(reference: Reference, looks: dict[str, Look]) -> bool:
-    """Return True if the first night of a watch is called drift."""
-    return any(
-        float(Years(1).p_values(found.log_e[None], found.tally[None], found.test)[0])
-        < reference.limit(name)
-        for name, found in looks.items()
-    )
 
 
 class Years:

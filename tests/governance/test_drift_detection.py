@@ -13,9 +13,9 @@ from tuneline.asking.general_questions import Question
 from tuneline.cli import main
 from tuneline.errors import UserError
 from tuneline.governance import drift_detection
-from tuneline.governance.drift import watch
+from tuneline.governance.drift import rehearsal, watch
 from tuneline.governance.drift.signals import Look
-from tuneline.governance.drift_detection import compare_files
+from tuneline.governance.drift_detection import PLANTS, compare_files
 
 SPLITS = {"train": 600, "validation": 80, "holdout": 40}
 
@@ -37,46 +37,57 @@ def see(p_value):
 
     def look(reference, night, first):
         tally, test = np.array([1, 1]), lambda _: np.array(p_value)
-        return {"novelty_share": Look(0.5, np.zeros(3), tally, test, [])}
+        return [("novelty_share", Look(0.5, np.zeros(3), tally, test, []))]
 
     return look
 
 
 def test_a_detector_that_sees_foreign_prompts_only_passes(drift_lab):
-    lab = drift_lab()
+    lab = drift_lab(task_rows({"train": 1200, "validation": 300, "holdout": 40}))
     evidence = lab.execute("drift_detection")
     assert evidence.verdict == "pass"
     assert "validation prompts are not called drift" in evidence.summary
     assert "foreign prompts are called drift" in evidence.summary
     assert value(evidence, "foreign_novelty_share_p") < 0.01
-    assert value(evidence, "planted_topic_share_called") <= 0.4
-    assert value(evidence, "planted_labels_share_called") <= 0.6
+    called = [value(evidence, f"planted_{plant}_share_called") for plant in PLANTS]
+    assert called == [0.1, 0.1, 0.4]
+    assert "10% of foreign requests in a night of 108 is seen in 90 % of nights" in evidence.summary
     baseline = lab.document("drift_detection", "baseline.json")
     assert baseline["schema"] == "tuneline/drift-baseline/1"
     assert {split: len(prompts) for split, prompts in baseline["prompts"].items()} == {
-        "train": 600,
-        "validation": 80,
+        "train": 1200,
+        "validation": 300,
     }
     trial = lab.document("drift_detection", "trial.json")
     assert not any(m["drifted"] for m in trial["validation"])
     assert any(m["drifted"] for m in trial["foreign"])
-    assert {attempt["plant"] for attempt in trial["planted"]} == {"topic", "labels"}
+    assert {one["plant"] for one in trial["planted"]} == {"nothing", *PLANTS}
+
+
+def test_data_that_can_not_show_the_required_power_are_inconclusive(drift_lab):
+    evidence = drift_lab().execute("drift_detection")
+    assert evidence.verdict == "inconclusive"
+    assert {"planted_foreign_share_called"} <= broken(evidence)
+    assert value(evidence, "planted_foreign_share_called") == 0.2
+    assert "20% of foreign requests in a night of" in evidence.summary
 
 
 @pytest.mark.parametrize(
     ("p_value", "names", "said"),
     [
-        (1.0, {"foreign_called_drift", "planted_topic_share_called", "planted_labels_share_called"},
-         "foreign prompts are not called drift"),
-        (1e-12, {"validation_called_drift"}, "called drift (a false alarm)"),
+        (1.0, {"foreign_called_drift", *(f"planted_{plant}_share_called" for plant in PLANTS)},
+         "of foreign requests in a night of 100 is not shown to be seen in 90 % of nights"),
+        (1e-12, {"validation_called_drift", "clean_nights_called"}, "called drift (a false alarm)"),
     ],
 )  # fmt: skip
 def test_a_detector_that_is_blind_or_always_calls_fails(
     drift_lab, monkeypatch, p_value, names, said
 ):
-    monkeypatch.setattr(watch, "look", see(p_value))
+    for module in (watch, rehearsal):
+        monkeypatch.setattr(module, "look", see(p_value))
     evidence = drift_lab().execute("drift_detection")
-    assert (evidence.verdict, broken(evidence)) == ("fail", names)
+    assert evidence.verdict == "fail"
+    assert names <= broken(evidence)
     assert said in evidence.summary
 
 
@@ -86,7 +97,8 @@ def test_prompts_of_the_same_distribution_are_not_foreign(drift_lab, monkeypatch
     alike = [Question(str(n), "task", prompt, {}, 8) for n, prompt in enumerate(prompts)]
     monkeypatch.setattr(drift_detection, "load_questions", lambda: alike)
     evidence = drift_lab().execute("drift_detection")
-    assert (evidence.verdict, broken(evidence)) == ("fail", {"foreign_called_drift"})
+    assert evidence.verdict == "fail"
+    assert {"foreign_called_drift", "planted_foreign_share_called"} <= broken(evidence)
 
 
 def test_a_validation_split_that_ends_in_other_questions_fails(drift_lab):
@@ -102,10 +114,10 @@ def test_a_validation_split_that_ends_in_other_questions_fails(drift_lab):
     assert "validation_called_drift" in broken(evidence)
 
 
-def test_too_few_prompts_warn(drift_lab):
+def test_too_few_prompts_are_inconclusive(drift_lab):
     lab = drift_lab(task_rows({"train": 60, "validation": 10, "holdout": 30}))
     evidence = lab.execute("drift_detection")
-    assert evidence.verdict == "warn"
+    assert evidence.verdict == "inconclusive"
     assert broken(evidence) == {"smallest_window"}
     assert value(evidence, "smallest_window") == 10
     assert lab.artifact("drift_detection", "baseline.json").is_file()

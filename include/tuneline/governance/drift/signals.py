@@ -280,8 +280,8 @@ def _shares(values: Floats, edges: Floats) -> Floats:
 
 TEXT_SIGNALS: dict[str, Callable[[Reference, Night], Look | None]] = {
     "novelty_share": novelty_share,
-    "mmd2": mmd2,
     "length_psi": length_psi,
     "label_mix": label_mix,
+    "mmd2": mmd2,
 }
 RATE_SIGNALS = ("low_confidence_rate", "fallback_rate", "rejection_rates")

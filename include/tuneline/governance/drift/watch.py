@@ -6,7 +6,7 @@ The state is small and plain JSON. It belongs to one released model: a new model
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
     first, history = dict(before.first), list(before.history)
     seen: list[dict[str, Look]] = []
     for day, prompts in sorted(days.items()):
-        looks = look(reference, reference.night(day, prompts), first)
+        looks = dict(look(reference, reference.night(day, prompts), first))
         for name, found in looks.items():
             wealth.setdefault(name, Wealth()).bet(found.log_e, found.tally, found.test, day)
         seen.append(looks)
@@ -164,12 +164,16 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
     )
 
 
-def look(reference: Reference, night: Night, first: dict[str, tuple[int, int]]) -> dict[str, Look]:
-    """Look at one night by every signal that it has data for."""
-    found = {name: see(reference, night) for name, see in signals.TEXT_SIGNALS.items()}
+def look(
+    reference: Reference, night: Night, first: dict[str, tuple[int, int]]
+) -> Iterator[tuple[str, Look]]:
+    """Yield what every signal that has data sees in a night, the slowest signal last."""
     for name in signals.RATE_SIGNALS:
-        found[name] = signals.rates(reference, night, name, first)
-    return {name: seen for name, seen in found.items() if seen is not None}
+        if (found := signals.rates(reference, night, name, first)) is not None:
+            yield name, found
+    for name, see in signals.TEXT_SIGNALS.items():
+        if (found := see(reference, night)) is not None:
+            yield name, found
 
 
 def _drivers(seen: list[dict[str, Look]], measure: Measure) -> list[Driver]:
