@@ -36,7 +36,7 @@ from tuneline.errors import UserError
 from tuneline.governance.drift.bets import YEAR
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Reference, texts_of
-from tuneline.governance.drift.rehearsal import Pool, is_called, night_looks
+from tuneline.governance.drift.rehearsal import drawn, is_called, night_looks
 from tuneline.governance.drift.watch import compare
 
 OURS = "tuneline"
@@ -97,7 +97,7 @@ def _alarms(case: Case, draws: int, options: Options) -> list[Result]:
     """Measure detection, and false alarms."""
     rng = np.random.default_rng(SEED)
     reference = Reference.fit(case.train, case.validation)
-    usual = Pool.of(reference, case.unseen)
+    usual = reference.night("", case.unseen)
     results: list[Result] = []
 
     def add(metric: str, values: Sequence[float]) -> None:
@@ -107,16 +107,14 @@ def _alarms(case: Case, draws: int, options: Options) -> list[Result]:
         options.log(f"{metric}: {fmean(values):.4g} of {len(values)}")
 
     for metric, (share, rows) in case.plants.items():
-        planted = Pool.of(reference, rows)
+        planted = reference.night("", rows)
         count = min(round(case.window * share), len(rows))
         seen = []
         for _ in range(max(1, draws // 5)):
-            rest = usual.draw(rng, case.window - count)
-            parts = [(usual, rest), (planted, planted.draw(rng, count))]
+            parts = [drawn(rng, usual, case.window - count), drawn(rng, planted, count)]
             seen.append(is_called(reference, night_looks(reference, parts)))
         add(metric, seen)
-    drawn = ([(usual, usual.draw(rng, case.window))] for _ in range(draws))
-    null = [dict(night_looks(reference, parts)) for parts in drawn]
+    null = [dict(night_looks(reference, [drawn(rng, usual, case.window)])) for _ in range(draws)]
     add("false_alarms_per_window", [is_called(reference, looks.items()) for looks in null])
     alarms = simulate(reference, usual, null, years=draws, nights=YEAR, window=case.window, rng=rng)
     add("false_alarms_per_year", [float(night < YEAR) for night in alarms])

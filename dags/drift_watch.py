@@ -28,7 +28,6 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.config import Model, find_model
-from tuneline.evidence import Verdict
 from tuneline_airflow.failures import fail_plainly, worker_retry_policy
 from tuneline_airflow.family import (
     DRIFT,
@@ -150,7 +149,7 @@ def decide(model_name: str) -> dict[str, str]:
     leave_note(context, said, look.report)
     if look.drifted:
         Announce("drift", model, said).notify(context)
-    elif look.verdict == Verdict.FAIL:
+    elif look.verdict == "fail":
         raise AirflowFailException(said)
     return {"days": decision.days, "why": decision.why, "report": look.report}
 

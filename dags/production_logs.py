@@ -17,17 +17,9 @@ Curated rows become training data only after review: `tuneline logs review` writ
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from airflow.sdk import (
-    DAG,
-    Asset,
-    CronDataIntervalTimetable,
-    Metadata,
-    Param,
-    get_current_context,
-    task,
-)
+from airflow.sdk import DAG, CronDataIntervalTimetable, Metadata, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -38,14 +30,10 @@ from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of, s
 from tuneline_airflow.pods import ModelPod
 from tuneline_airflow.rest import leave_note
 
-if TYPE_CHECKING:
-    from tuneline.governance.production.curated_days import CurationEvidence
-
 
 def build(model: Model) -> DAG:
     """Make the DAG of a model."""
     cron = model.file.logs.schedule
-    asset = curated_asset(model)
     with DAG(
         description="Collect, scrub and deduplicate a day of production requests",
         schedule=CronDataIntervalTimetable(cron, timezone="UTC") if cron else None,
@@ -59,7 +47,8 @@ def build(model: Model) -> DAG:
             chosen="choose_day",
             options=["day", "sample", "config"],
         )
-        chosen >> curate >> check_day(model.name, asset) >> judge_day(model.name)
+        checked = check_day.override(outlets=[curated_asset(model)])(model.name)
+        chosen >> curate >> checked >> judge_day(model.name)
     dag.params = ParamsDict(_form())
     return dag
 
@@ -103,26 +92,19 @@ def choose_day(model_name: str) -> dict[str, Any]:
     interval = run.data_interval_start
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     day = params["day"] or (interval.date() if interval else yesterday).isoformat()
-    try:
-        date.fromisoformat(day)
-    except ValueError:
-        raise AirflowFailException(f"day: {day!r} is not a date (YYYY-MM-DD)") from None
     config = write_settings(open_store(store_uri()), find_model(model_name))
     given = {name: params[name] for name in ("sample", "asked_by")}
     return {"store": store_uri(), "day": day, "config": config, **given}
 
 
-def check_day(model_name: str, asset: Asset) -> Any:
-    """Make the task that reads the evidence of the day and announces the day as curated."""
-
-    @task(task_id="check_day", outlets=[asset], retries=2, retry_policy=worker_retry_policy)
-    def check() -> Any:
-        context: Any = get_current_context()
-        chosen, evidence = _curated(context, model_name)
-        leave_note(context, f"{evidence.day}: {evidence.summary}")
-        yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
-
-    return check()
+@task(retries=2, retry_policy=worker_retry_policy)
+def check_day(model_name: str) -> Any:
+    """Read the evidence of the day, and announce the day as curated."""
+    context: Any = get_current_context()
+    chosen, evidence = _curated(context, model_name)
+    leave_note(context, f"{evidence.day}: {evidence.summary}")
+    asset = curated_asset(find_model(model_name))
+    yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
 
 
 @task(retries=2, retry_policy=worker_retry_policy)
@@ -135,7 +117,8 @@ def judge_day(model_name: str) -> None:
         raise AirflowFailException(f"{evidence.day}: {evidence.summary}")
 
 
-def _curated(context: Any, model_name: str) -> tuple[dict[str, Any], CurationEvidence]:
+def _curated(context: Any, model_name: str) -> tuple[dict[str, Any], Any]:
+    """Return what was chosen, and the evidence of the day."""
     from tuneline.governance.production.curated_days import open_day
     from tuneline.store import open_store
 

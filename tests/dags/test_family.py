@@ -290,6 +290,7 @@ def test_a_run_that_nobody_could_release_is_refused_at_once(site, family):
 
 def test_a_curated_day_is_announced_and_red_if_it_fails(family, tmp_path, monkeypatch):
     store, notes = open_store((tmp_path / "store").as_uri()), []
+    monkeypatch.setenv("TUNELINE_MODELS", str(family[0]))
     check = family[1]["production_logs__hr"].get_task("check_day")
     # A day that does not add up fails in its pod, so that nothing is announced.
     assert check.upstream_task_ids == {"curate"}
@@ -304,10 +305,10 @@ def test_a_curated_day_is_announced_and_red_if_it_fails(family, tmp_path, monkey
         day = DAY.isoformat()
         evidence = CurationEvidence(model="hr", day=day, verdict=verdict, **counts)
         publish(store, "hr", DAY, evidence, tmp_path)
-        return list(check.python_callable())
+        return list(check.python_callable("hr"))
 
     with pytest.raises(AirflowFailException, match="was not curated"):
-        list(check.python_callable())
+        list(check.python_callable("hr"))
     (metadata,) = announced(Verdict.WARN)
     assert metadata.extra == {"day": DAY.isoformat(), "asked_by": None}
     judge = family[1]["production_logs__hr"].get_task("judge_day")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,20 @@ def logged(number: int, prompt: str, answer: str | None = "It is on its way.", *
     return LoggedRequest(**{**values, **other})
 
 
+ROW = UsageRow(
+    request_id="r1", attempt=1, time=1000.0, kind="request", key="alice", model=MODEL,
+    upstream="small", model_served="m", prompt_tokens=10, cached_tokens=4, completion_tokens=20,
+    estimated=False, cost=0.5, currency="USD", latency_ms=12.5, ttft_ms=None, mean_logprob=None,
+    status="ok", served=True, fallback_reason=None,
+)  # fmt: skip
+
+
 def ledger_of(folder: Path, requests: int, days: int = 1) -> Path:
-    """Return a usage ledger with so many answered requests on each day, from `DAY` on."""
-    path = folder / "usage.sqlite"
+    """Return a usage ledger with so many requests on each day, from `DAY` on."""
+    path, begin = folder / "usage.sqlite", datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC)
+    times = [begin + timedelta(days=d, seconds=n) for d in range(days) for n in range(requests)]
+    rows = [replace(ROW, request_id=f"{time}", time=time.timestamp()) for time in times]
     writer = open_writer(path)
-    begin = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC).timestamp()
-    texts = {"kind": "request", "key": "shop", "model": MODEL, "upstream": "u", "model_served": "m"}
-    counts = dict.fromkeys(("prompt_tokens", "cached_tokens", "completion_tokens"), 5)
-    others = {"cost": 0.0, "currency": "USD", "latency_ms": 9.0, "ttft_ms": None, "status": "ok"}
-    ended = {"estimated": False, "mean_logprob": None, "served": True, "fallback_reason": None}
-    rows = [
-        UsageRow(f"{day}-{n}", 1, begin + day * 86_400 + n, **texts, **counts, **others, **ended)
-        for day in range(days)
-        for n in range(requests)
-    ]
     if rows:
         writer.insert(rows)
     writer.close()

@@ -62,10 +62,10 @@ def _add_curate(actions: Commands) -> None:
     text = "share of every stratum to review; 1.0 takes every row (quotas of the settings)"
     add("--sample", type=float, metavar="RATE", help=text)
     add("--base-model", metavar="URI", help="base model, to count tokens (none)")
-    text = "dataset.parquet to compare prompts with (that of the released model)"
-    add("--reference", metavar="DATASET_URI", help=text)
-    text = "usage ledger that knows how many requests there were ($TUNELINE_LEDGER)"
-    add("--ledger", metavar="PLACE", help=text)
+    add(
+        "--reference", metavar="DATASET_URI", help="dataset.parquet to compare with (the release's)"
+    )
+    add("--ledger", metavar="PLACE", help="usage ledger to compare with ($TUNELINE_LEDGER)")
     _add_config(curate)
     add_json_argument(curate, "print the evidence as JSON")
     curate.set_defaults(command=_curate)

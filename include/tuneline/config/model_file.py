@@ -49,8 +49,8 @@ class CurationConfig(Section):
     novel_share: float = Field(0.4, gt=0, le=1)
     """Share of unknown 5-grams from which a prompt is novel."""
     min_logged_share: float = Field(0.9, ge=0, le=1)
-    """Smallest share of the answered requests in the usage ledger that a day's log may have, by its
-    sampling; less where keys are kept out of the log, 0 checks nothing."""
+    """Smallest share of the usage ledger's requests that a day's log may have, by its sampling;
+    less where keys are kept out of the log, 0 checks nothing."""
 
     def quota(self, stratum: str) -> int:
         """Return the number of rows of a stratum that a day offers for review."""

@@ -21,7 +21,7 @@ from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.drift.prompts import MIN_WINDOW, UNDATED, Prompt, read_logs, read_reference
 from tuneline.governance.drift.reference import DEFAULT_ALARMS, Reference, texts_of
 from tuneline.governance.drift.rehearsal import Trial, divide, rehearse
-from tuneline.governance.drift.watch import DriftReport, WatchState, compare
+from tuneline.governance.drift.watch import DriftReport, WatchState, compare, draw
 from tuneline.step_context import StepContext
 
 BASELINE_SCHEMA = "tuneline/drift-baseline/1"
@@ -67,8 +67,6 @@ def compare_files(
     if state is not None:
         state.write_text(json.dumps(report.state.as_dict()), encoding="utf-8")
     if plot is not None:
-        from tuneline.governance.drift.watch import draw
-
         draw(report, plot)
     return report.as_dict()
 
@@ -98,10 +96,6 @@ def judge(
             for trial in trials
             if not trial.share
         ),
-        *(measure(f"night_with_{trial.plant}", trial.prompts, "prompts") for trial in trials),
-        *(measure(f"validation_{m.name}", m.value, "score") for m in calm.measures),
-        *(measure(f"validation_{m.name}_p", m.p_value, "probability") for m in calm.measures),
-        *(measure(f"foreign_{m.name}_p", m.p_value, "probability") for m in alarmed.measures),
     ]
 
 

@@ -90,8 +90,7 @@ def test_each_request_that_cannot_be_used_has_its_reason(store, curated, tmp_pat
     rows = gone(day, tmp_path).values()
     assert all(row["answer"] is None for row in rows)
     # Their prompts are watched for drift.
-    silent = [row["request_id"] for row in rows if row["messages"] is None]
-    assert silent == [broken[4].request_id, broken[5].request_id]
+    assert [row["detail"] for row in rows if row["messages"] is None] == [None, None]
     assert (day.evidence.verdict, day.evidence.rows_kept) == (Verdict.PASS, 0)
     assert sum(day.evidence.rejected.values()) == len(broken)
 
@@ -184,48 +183,28 @@ def test_names_and_addresses_are_gone_from_everything_written(store, curated, tm
     assert found["STREET_ADDRESS"] >= 2
 
 
-def dataset(path, rows):
-    columns = {
-        "row_id": [row_id for row_id, _, _ in rows],
-        "messages": [
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Yes."}]
-            for _, _, prompt in rows
-        ],
-        "split": [split for _, split, _ in rows],
-    }
-    pq.write_table(pa.table(columns), path)
-    return str(path)
-
-
-def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(store, curated, tmp_path):
-    known = [(f"t{n}", "train", text(n)) for n in range(20, 40)]
-    address = dataset(tmp_path / "dataset.parquet", [*known, ("h1", "holdout", text(1))])
-    rows = [
-        logged(1, text(1)),
-        logged(2, text(25)),
-        logged(3, "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."),
-    ]
-    day = curated(store, rows, reference=address, sample_rate=1.0)
-    kept = rows_kept(day, tmp_path)
-    assert [row["resembles"] for row in kept] == ["holdout", "train", "nothing"]
-    assert [row["resembles_row"] for row in kept] == ["h1", "t25", None]
-    assert [row["stratum"] for row in kept] == [None, "random", "novel"]
-    assert [row["in_review"] for row in kept] == [False, True, True]
-    assert kept[1]["novelty"] == 0
-    assert kept[2]["novelty"] > 0.9
-
-
-def test_hold_out_questions_of_the_release_are_not_offered(store, curated, tmp_path, monkeypatch):
-    """As the DAG curates: the released dataset is the reference without anybody naming it."""
+@pytest.mark.parametrize("released", [True, False])
+def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(
+    curated, tmp_path, monkeypatch, released
+):
+    """As the DAG curates, the released dataset is the reference; else it may be named."""
     lab = Lab(tmp_path, {})
     lab.leave_dataset(
-        dataset_rows({"train": 30, "holdout": 3}, lambda n: (exchange(text(n), "x"), "x"))
+        dataset_rows({"train": 30, "holdout": 1}, lambda n: (exchange(text(n), "x"), "x"))
     )
-    bare_release(lab.run, MODEL)
-    rows = [logged(n, text(n)) for n in range(28, 36)]
-    day = curated(lab.run.store, rows, sample_rate=1.0)
-    found = [(row["resembles"], row["in_review"]) for row in rows_kept(day, tmp_path)]
-    assert found == [("train", True)] * 2 + [("holdout", False)] * 3 + [("nothing", True)] * 3
+    if released:
+        bare_release(lab.run, MODEL)
+    other = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."
+    rows = [logged(n, asked) for n, asked in enumerate((text(29), text(30), other))]
+    named = {} if released else {"reference": str(tmp_path / "dataset.parquet")}
+    day = curated(lab.run.store, rows, sample_rate=1.0, **named)
+    kept = rows_kept(day, tmp_path)
+    found = [(row["resembles"], row["stratum"], row["in_review"]) for row in kept]
+    assert found == [
+        ("train", "random", True), ("holdout", None, False), ("nothing", "novel", True)
+    ]  # fmt: skip
+    assert kept[0]["novelty"] == 0
+    assert kept[2]["novelty"] > 0.9
     monkeypatch.setattr(module, "compare", lambda *given: [])
     with pytest.raises(TunelineError, match=r"requests\.offered_like"):
         curated(lab.run.store, rows, sample_rate=0.9)
@@ -246,8 +225,7 @@ def test_a_log_with_fewer_requests_than_the_ledger_fails(
     ledger = str(ledger_of(tmp_path, asked))
     day = curated(store, [logged(n, text(1), sample_rate=rate) for n in range(rows)], ledger=ledger)
     assert day.evidence.verdict == verdict
-    said = f"the ledger has {asked} answered requests, the log {rows}"
-    assert said in day.evidence.summary
+    assert f"the ledger has {asked} requests" in day.evidence.summary
     assert ("production_log is on" in day.evidence.summary) is (verdict == "fail")
 
 

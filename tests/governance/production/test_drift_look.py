@@ -41,12 +41,13 @@ def asked(number):
 
 
 @pytest.fixture
-def served(tmp_path):
+def served(tmp_path, without_names):
     """A released model, trained on questions about orders."""
     lab = Lab(tmp_path, {})
     sizes = {"train": 600, "validation": 150, "holdout": 30}
     lab.leave_dataset(dataset_rows(sizes, asked))
     bare_release(lab.run, MODEL, at=f"{DAY}T00:00:00Z")
+    lab.settings = without_names
     return lab
 
 
@@ -65,14 +66,8 @@ def log_day(lab, offset, foreign_share=0.0, rows=120, **unlike):
         for n, (p, a) in pairs
     ]
     put(lab.run.store, asked, lab.root)
-    curate(lab.run.store, MODEL, day, read_settings(settings(lab)))
+    curate(lab.run.store, MODEL, day, read_settings(lab.settings))
     return day
-
-
-def settings(lab):
-    path = lab.root / "settings.yaml"
-    path.write_text("data: {pii_ner: false}\n")
-    return path
 
 
 def look(lab, day):
@@ -130,7 +125,7 @@ def test_a_question_that_was_asked_before_keeps_its_frequency(served):
     log_day(served, 0)
     day = DAY + timedelta(days=1)
     put(served.run.store, [logged(n, question(7), day=day) for n in range(90)], served.root)
-    read = read_settings(settings(served))
+    read = read_settings(served.settings)
     assert curate(served.run.store, MODEL, day, read).evidence.rows_kept == 0
     report = report_of(served, look(served, day))
     assert (report["days"][str(day)], report["without_text"]) == (90, 0)
@@ -185,7 +180,7 @@ def test_a_week_without_a_comparison_fails_unless_nobody_asked(served, asked, ve
     """The log is off; the ledger says whether there was something to log."""
     ledger = ledger_of(served.root, asked, days=10)
     look(served, log_day(served, 0))
-    read = read_settings(settings(served), ledger=str(ledger))
+    read = read_settings(served.settings, ledger=str(ledger))
     for offset in range(1, 8):
         day = DAY + timedelta(days=offset)
         curated = curate(served.run.store, MODEL, day, read).evidence

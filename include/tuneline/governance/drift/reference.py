@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -90,8 +91,7 @@ class Reference:
         own = np.arange(min(len(taken), MOST_CALIBRATED))
         lengths, checked_lengths = lengths_of(taken), lengths_of(validation)
 
-        def error(name: str) -> float:
-            return alarms * SHARES[name] * CALIBRATION
+        error = partial(_calibration_error, alarms)
 
         def length(sign: int) -> Tail:
             scores, of_checked = sign * lengths, sign * checked_lengths
@@ -116,7 +116,7 @@ class Reference:
 
     def calibration_error(self, name: str) -> float:
         """Return the probability that a signal's bounds may be too low."""
-        return self.alarms * SHARES[name] * CALIBRATION
+        return _calibration_error(self.alarms, name)
 
     def limit(self, name: str) -> float:
         """Return the limit of a signal's p-value."""
@@ -127,6 +127,10 @@ class Reference:
         with_text = [prompt for prompt in prompts if prompt.text is not None]
         matrix = self.embedding(texts_of(with_text))
         return Night(day, prompts, with_text, matrix, strangeness(matrix, self.train))
+
+
+def _calibration_error(alarms: float, name: str) -> float:
+    return alarms * SHARES[name] * CALIBRATION
 
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:

@@ -8,8 +8,9 @@ ones; without labels a prompt and the nearest tenth); half of the rows of a labe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,32 +36,20 @@ LEAST_OF_ALL = 0.04
 HELD_BACK = 0.2
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Prompts to draw nights from, with their scores."""
-
-    prompts: Sequence[Prompt]
-    night: Night
-
-    @classmethod
-    def of(cls, reference: Reference, prompts: Sequence[Prompt]) -> Pool:
-        """Embed and score prompts."""
-        return cls(prompts, reference.night("", prompts))
-
-    def draw(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
-        """Return the places of prompts, without any twice."""
-        return rng.choice(len(self.prompts), count, replace=False)
+def drawn(rng: np.random.Generator, pool: Night, count: int) -> tuple[Night, NDArray[np.int64]]:
+    """Return a pool of prompts with the places of some, none twice."""
+    return pool, rng.choice(len(pool.prompts), count, replace=False)
 
 
 def night_looks(
-    reference: Reference, parts: Sequence[tuple[Pool, NDArray[np.int64]]]
+    reference: Reference, parts: Sequence[tuple[Night, NDArray[np.int64]]]
 ) -> Iterator[tuple[str, Look]]:
     """Look at one night that is drawn from several pools."""
     from scipy import sparse
 
-    prompts = [pool.prompts[int(at)] for pool, drawn in parts for at in drawn]
-    matrix = sparse.vstack([pool.night.matrix[drawn] for pool, drawn in parts], format="csr")
-    distances = np.concatenate([pool.night.distances[drawn] for pool, drawn in parts])
+    prompts = [pool.prompts[int(at)] for pool, places in parts for at in places]
+    matrix = sparse.vstack([pool.matrix[places] for pool, places in parts], format="csr")
+    distances = np.concatenate([pool.distances[places] for pool, places in parts])
     # The two halves that the MMD makes must be alike.
     order = np.random.default_rng(len(prompts)).permutation(len(prompts))
     prompts = [prompts[int(at)] for at in order]
@@ -112,7 +101,8 @@ def divide(prompts: Prompts, seed: int = 11) -> Parts:
     labels = _topics([*train, *validation], rng)
     if labels:
         wanted = min(MOST_IN_A_NIGHT * SHARES[-2], LEAST_OF_ALL * len(prompts["train"]))
-        topics = _enough(labels, wanted)
+        before = [0, *accumulate(labels.values())]
+        topics = {label for label, rows in zip(labels, before, strict=False) if rows < wanted}
         topic_rows = {id(p) for p in [*train, *validation] if p.label in topics}
         rising_label = next((label for label in labels if label not in topics), None)
     else:
@@ -141,10 +131,10 @@ def rehearse(
     """Plant ever more until it is always called; the last trial of a plant is the result."""
     rng = np.random.default_rng(seed)
     reference = Reference.fit(parts.train, parts.validation, alarms=alarms)
-    usual = Pool.of(reference, parts.usual)
+    usual = reference.night("", parts.usual)
     plants = {"nothing": parts.usual, "foreign": foreign, "topic": parts.topic}
     for plant, rows in {**plants, "labels": parts.rising}.items():
-        planted = Pool.of(reference, rows)
+        planted = reference.night("", rows)
         shares = (0.0,) if plant == "nothing" else SHARES if rows else ()
         for share in shares:
             # A night has half of the usual prompts at most, so that nights differ.
@@ -155,23 +145,13 @@ def rehearse(
                 continue
             called = 0
             for night in range(NIGHTS):
-                drawn = (usual, usual.draw(rng, size - count)), (planted, planted.draw(rng, count))
-                called += is_called(reference, night_looks(reference, drawn))
+                pools = drawn(rng, usual, size - count), drawn(rng, planted, count)
+                called += is_called(reference, night_looks(reference, pools))
                 if share and called <= night:
                     break
             yield Trial(plant, share, size, count, called)
             if called == NIGHTS:
                 break
-
-
-def _enough(labels: Mapping[str, int], wanted: float) -> set[str]:
-    """Return the first labels that have the wanted number of rows together."""
-    found: set[str] = set()
-    for label in labels:
-        if sum(labels[name] for name in found) >= wanted:
-            break
-        found.add(label)
-    return found
 
 
 def _topics(prompts: Sequence[Prompt], rng: np.random.Generator) -> dict[str, int]:

@@ -12,13 +12,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import open_release, read_release
 from tuneline.artifacts.request_log import PREFIX as LOGS
 from tuneline.artifacts.request_log import days, folder_name, read_day
@@ -50,10 +50,10 @@ from tuneline.governance.production.review_sample import (
     merge_within_day,
 )
 from tuneline.governance.production.scrubbing import ScrubbedDay, scrub_day
-from tuneline.governance.production.settings import CurationSettings
+from tuneline.governance.production.settings import CurationSettings, released_dataset
 from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
-from tuneline.serving.gateway.ledger.reports import answered_requests
+from tuneline.serving.gateway.ledger.reports import costs
 from tuneline.statistics import share_of
 from tuneline.store import Store, at_work_in, sha256_file
 
@@ -143,7 +143,10 @@ def curate(
         whole = _compared_with_ledger(store, model, day, settings, log)
         if not log.num_rows:
             return _without_logs(store, model, day, settings, out=out, whole=whole)
-        settings = _with_reference(store, model, settings)
+        if settings.reference is None and (pointer := read_release(store, model)) is not None:
+            # Before the first release nothing is held out.
+            dataset = released_dataset(open_release(store, pointer))
+            settings = replace(settings, reference=dataset.uri)
         requests = requests_of(log)
         renderer, base = _renderer(settings)
         scrubbed = scrub_day(log, requests, settings, renderer, out / "scrubbed.parquet")
@@ -172,37 +175,16 @@ def curate(
         return curated_days.publish(store, model, day, evidence, out)
 
 
-def _with_reference(store: Store, model: str, settings: CurationSettings) -> CurationSettings:
-    """Return the settings with the released dataset as reference, unless they name another.
-
-    Before the first release nothing is held out.
-    """
-    pointer = read_release(store, model)
-    if settings.reference is not None or pointer is None:
-        return settings
-    release = open_release(store, pointer)
-    dataset = release.artifact(DATASET.step, DATASET.name)
-    if dataset is None:
-        raise UserError(
-            f"the dataset of {model} {release.version} is gone, so that questions of its hold-out "
-            "can't be recognised; restore its run, or name a dataset by --reference"
-        )
-    return replace(settings, reference=dataset.uri)
-
-
 def _compared_with_ledger(
     store: Store, model: str, day: date, settings: CurationSettings, log: pa.Table
 ) -> list[Measurement]:
-    """Compare the answered requests of a log with those of the ledger; nothing without one."""
+    """Compare a log with the ledger; nothing without one. Embeddings are in the ledger alone."""
     if settings.ledger is None:
         return []
     begin = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    there = answered_requests(settings.ledger, model, begin, begin + timedelta(days=1))
-    logged = pc.sum(pc.greater(log["completion_tokens"], 0)).as_py() or 0
-    found = [
-        measure("requests_answered", there, "requests"),
-        measure("requests_answered_logged", logged, "requests"),
-    ]
+    sums = costs(settings.ledger, "model", begin, begin + timedelta(days=1))
+    there = sum(one.requests for one in sums if one.name == model and one.completion_tokens)
+    found, logged = [measure("requests_in_ledger", there, "requests")], log.num_rows
     if not there:
         return found
     if not log.num_rows and (earlier := [one for one in days(store, model) if one < day]):
@@ -234,46 +216,45 @@ def _without_logs(
     if verdict == Verdict.PASS:
         asked = whole[0].value if whole else read_release(store, model)
         verdict = Verdict.INCONCLUSIVE if asked else Verdict.NOT_APPLICABLE
-    evidence = curated_days.CurationEvidence(
-        model=model,
-        day=day.isoformat(),
-        verdict=verdict,
-        summary=f"{model} has no logged requests of {day}{_of_ledger(whole)}",
-        requests_in=0,
-        rows_kept=0,
-        measurements=list(whole),
-        settings=settings.document(),
-        code=code_identity(),
-    )
+    said = f"{model} has no logged requests of {day}{_of_ledger(whole)}"
+    counts = {"requests_in": 0, "rows_kept": 0, "measurements": list(whole)}
+    evidence = _stated(model, day, settings, verdict=verdict, summary=said, **counts)
     return curated_days.publish(store, model, day, evidence, out)
+
+
+def _stated(
+    model: str, day: date, settings: CurationSettings, **found: Any
+) -> curated_days.CurationEvidence:
+    of = {"model": model, "day": str(day), "settings": settings.document()}
+    return curated_days.CurationEvidence(**of, code=code_identity(), **found)
 
 
 def _of_ledger(whole: Sequence[Measurement]) -> str:
     if not whole:
         return "; not compared with a ledger"
-    answered, logged = (measurement.value for measurement in whole[:2])
-    if conclude(whole) == Verdict.PASS:
-        return f"; the ledger has {answered} answered requests, the log {logged}"
-    return (
-        f"; the ledger has {answered} answered requests, the log {logged}: see that the gateway's "
-        "production_log is on and can be stored"
-    )
+    said = f"; the ledger has {whole[0].value} requests"
+    advice = ": see that the gateway's production_log is on and can be stored"
+    return said + advice * (conclude(whole) == Verdict.FAIL)
 
 
 def _measured(
     requests: Sequence[Request], scrubbed: ScrubbedDay, data: DataConfig
 ) -> list[Measurement]:
     rows = staying(requests)
-    resembling = Counter(row.resembles for row in rows if row.resembles is not None)
-    merged = sum(request.reason in MERGED for request in requests)
+    counts = {
+        "requests_in": len(requests),
+        "rows_kept": len(rows),
+        "requests_rejected": len(requests) - len(rows),
+        "requests_merged": sum(request.reason in MERGED for request in requests),
+        "review_rows": sum(row.in_review for row in rows),
+        **Counter(sorted(f"resembling_{row.resembles}" for row in rows if row.resembles)),
+    }
     share, most = scrubbed.foreign / max(scrubbed.rows, 1), data.max_undeclared_language_share
     return [
-        measure("requests_in", len(requests), "requests"),
-        measure("rows_kept", len(rows), "rows"),
-        measure("requests_rejected", len(requests) - len(rows), "requests"),
-        measure("requests_merged", merged, "requests"),
-        measure("review_rows", sum(row.in_review for row in rows), "rows"),
-        *(measure(f"resembling_{name}", n, "rows") for name, n in sorted(resembling.items())),
+        *(
+            measure(n, count, "requests" if "requests" in n else "rows")
+            for n, count in counts.items()
+        ),
         *(measure(f"model_{code}", name, "text") for code, name in describe_models(data).items()),
         measure("undeclared_language_share", share, "share", "<=", most, on_breach="warn"),
     ]
@@ -307,9 +288,13 @@ def _evidence(
     reasons = Counter(str(r.reason) for r in requests if r.reason is not None)
     left = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     kept, gone = len(staying(requests)), reasons.total()
-    return curated_days.CurationEvidence(
-        model=model,
-        day=day.isoformat(),
+    redactions = {"gateway": scrubbed.logged, "curation": scrubbed.found}
+    size = table.stat().st_size
+    facts = {"sha256": sha256_file(table), "bytes": size, "rows": len(requests)}
+    return _stated(
+        model,
+        day,
+        settings,
         verdict=conclude(measurements),
         summary=f"{len(requests)} requests to {model} on {day}: {kept} rows kept, {gone} rejected"
         f"{f' ({left})' if left else ''}; {sum(r.in_review for r in requests)} for review"
@@ -317,21 +302,9 @@ def _evidence(
         requests_in=len(requests),
         rows_kept=kept,
         rejected=dict(sorted(reasons.items())),
-        redactions={
-            "gateway": dict(sorted(scrubbed.logged.items())),
-            "curation": dict(sorted(scrubbed.found.items())),
-        },
+        redactions={who: dict(sorted(counts.items())) for who, counts in redactions.items()},
         measurements=measurements,
-        files=[
-            curated_days.StoredFile(
-                name=table.name,
-                sha256=sha256_file(table),
-                bytes=table.stat().st_size,
-                rows=len(requests),
-            )
-        ],
-        settings=settings.document(),
-        code=code_identity(),
+        files=[curated_days.StoredFile(name=table.name, **facts)],
     )
 
 

@@ -17,7 +17,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.releases import open_release, read_release
 from tuneline.artifacts.request_log import folder_name
@@ -32,9 +31,10 @@ from tuneline.governance.drift.prompts import (
     read_reference,
 )
 from tuneline.governance.drift.reference import Reference
-from tuneline.governance.drift.watch import DriftReport, WatchState, compare
+from tuneline.governance.drift.watch import DriftReport, WatchState, compare, draw
 from tuneline.governance.production.curated_days import curated_days, open_current
 from tuneline.governance.production.requests import REPLACED
+from tuneline.governance.production.settings import released_dataset
 from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store
 
@@ -48,7 +48,7 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
     pointer = read_release(store, model)
     if pointer is None:
         why = f"no version of {model} is released, so there is nothing to compare with"
-        return _keep(store, model, until, {"verdict": Verdict.NOT_APPLICABLE, "summary": why})
+        return _put(store, model, until, {"verdict": Verdict.NOT_APPLICABLE, "summary": why})
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         return _compare(
             store, model, until, settings=settings, pointer=pointer, scratch=Path(scratch)
@@ -72,12 +72,12 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
 
 def read_look(store: Store, model: str, day: date) -> Look:
     """Return what the look at a day found; UserError if there was none."""
-    prefix = f"{_root(model)}/looks/{day}"
+    key = f"{_root(model)}/looks/{day}/report.json"
     try:
-        document = json.loads(store.get_bytes(f"{prefix}/report.json"))
+        document = json.loads(store.get_bytes(key))
     except NotThere:
         raise UserError(f"nothing compared {day} of {model}; run `tuneline logs drift`") from None
-    return _look(document, store.uri_of(f"{prefix}/report.json"))
+    return _look(document, store.uri_of(key))
 
 
 def _compare(
@@ -90,11 +90,8 @@ def _compare(
     scratch: Path,
 ) -> Look:
     release = open_release(store, pointer)
-    run = release.run()
-    dataset = release.artifact(DATASET.step, DATASET.name)
-    if dataset is None:
-        raise UserError(f"{run.uri} has no dataset to compare with")
-    prompts = read_reference(release.fetch(dataset, scratch / DATASET.name))
+    dataset = released_dataset(release)
+    prompts = read_reference(release.fetch(dataset, scratch / dataset.name))
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
     state, seen = _state(store, model, release.version)
     unseen = [day for day in _unseen(store, model, pointer, seen) if day <= until]
@@ -114,13 +111,19 @@ def _compare(
     document = {
         **report.as_dict(),
         "version": release.version,
-        "dataset": run.uri,
+        "dataset": release.run().uri,
         "days": {str(day): count for day, count in compared.items()},
         "waiting": {str(day): len(days[day] or ()) for day in waiting},
         "days_not_compared": silent,
     }
     document |= _verdict(report, document, f"{model} {release.version}")
-    look = _keep(store, model, until, document, report=report, scratch=scratch)
+    if not compared and store.exists(f"{_root(model)}/looks/{until}/report.json"):
+        # A second look at a day has no new days; what the first one saw stays.
+        return read_look(store, model, until)
+    if report.state.history:
+        draw(report, scratch / "drift.png")
+        store.put_file(f"{_root(model)}/looks/{until}/drift.png", scratch / "drift.png")
+    look = _put(store, model, until, document)
     if compared:
         kept = {"seen": sorted(map(str, {*seen, *compared})), "state": report.state.as_dict()}
         store.put_bytes(f"{_root(model)}/{release.version}/state.json", json.dumps(kept).encode())
@@ -139,28 +142,11 @@ def _pool(days: Mapping[date, list[Prompt]]) -> tuple[dict[date, list[Prompt]], 
     return nights, waiting
 
 
-def _keep(
-    store: Store,
-    model: str,
-    until: date,
-    document: Mapping[str, Any],
-    *,
-    report: DriftReport | None = None,
-    scratch: Path | None = None,
-) -> Look:
-    prefix = f"{_root(model)}/looks/{until}"
-    # A second look at a day has no new days; what the first one saw stays.
-    if report is not None and not document["days"] and store.exists(f"{prefix}/report.json"):
-        return read_look(store, model, until)
-    if report is not None and scratch is not None and report.state.history:
-        from tuneline.governance.drift.watch import draw
-
-        draw(report, scratch / "drift.png")
-        store.put_file(f"{prefix}/drift.png", scratch / "drift.png")
+def _put(store: Store, model: str, until: date, document: Mapping[str, Any]) -> Look:
+    key = f"{_root(model)}/looks/{until}/report.json"
     whole = {"schema": REPORT_SCHEMA, "model": model, "until": str(until), **document}
-    raw = json.dumps(whole, indent=1, ensure_ascii=False).encode()
-    store.put_bytes(f"{prefix}/report.json", raw)
-    return _look(whole, store.uri_of(f"{prefix}/report.json"))
+    store.put_bytes(key, json.dumps(whole, indent=1, ensure_ascii=False).encode())
+    return _look(whole, store.uri_of(key))
 
 
 def _look(document: Mapping[str, Any], uri: str) -> Look:

@@ -166,17 +166,6 @@ def rows_between(
     return [UsageRow(*row) for row in rows_of(location, query)]
 
 
-def answered_requests(
-    location: LedgerLocation, model: str, since: datetime, until: datetime
-) -> int:
-    """Count the requests to a model that were answered, embeddings left out; see `usage_by_key`."""
-    query = select(_SUMS["requests"]).where(
-        _U.kind == "request", _U.model == model, _U.completion_tokens > 0, within(since, until)
-    )
-    ((count,),) = rows_of(location, query)
-    return int(count)
-
-
 def rows_of(location: LedgerLocation, query: Executable) -> list[tuple[Any, ...]]:
     """Run a query over a ledger.
 
