@@ -135,14 +135,17 @@ def run(ctx: StepContext) -> Evidence:
     )
     validation = "called drift (a false alarm)" if calm.drifted else "not called drift"
     seen = "called drift" if alarmed.drifted else "not called drift"
-    power = "; ".join(
+    return ctx.conclude(
+        f"baseline of {len(prompts['train'])} prompts stored; validation prompts are {validation}, "
+        f"{len(foreign)} foreign prompts are {seen}; {_power(results)}",
+        judge(len(prompts["train"]), calm, alarmed, results),
+    )
+
+
+def _power(results: Sequence[Trial]) -> str:
+    return "; ".join(
         f"{trial.share:.0%} {PLANTS[trial.plant][1]} in a night of {trial.prompts} "
         f"{'is' if trial.shown else 'is not shown to be'} seen in 90 % of nights"
         for trial in results
         if trial.share
-    )
-    return ctx.conclude(
-        f"baseline of {len(prompts['train'])} prompts stored; validation prompts are {validation}, "
-        f"{len(foreign)} foreign prompts are {seen}; {power}",
-        judge(len(prompts["train"]), calm, alarmed, results),
     )

@@ -12,7 +12,7 @@ from tests.lab.logged import DAY, MODEL, ledger_of, logged, put
 from tests.lab.releases import bare_release
 from tests.lab.runs import Lab, dataset_rows, exchange
 
-from tuneline.artifacts.request_log import folder_name, read_day
+from tuneline.artifacts.request_log import Reason, folder_name, read_day
 from tuneline.cli import main
 from tuneline.data.gates.expectations import validate
 from tuneline.errors import TunelineError, UserError
@@ -20,7 +20,6 @@ from tuneline.evidence import Verdict
 from tuneline.governance.production import curate as module
 from tuneline.governance.production.curate import curate, day_suite
 from tuneline.governance.production.curated_days import REQUESTS, open_day
-from tuneline.governance.production.requests import Reason
 from tuneline.governance.production.settings import read_settings
 from tuneline.store import open_store
 

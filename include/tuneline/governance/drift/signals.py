@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.artifacts.request_log import REPLACED, Reason
 from tuneline.governance.drift.bets import YEAR, Tail, calibrate, rate_bound, rate_log_e, share_test
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Night, Reference, lengths_of
-from tuneline.governance.production.requests import REPLACED, Reason
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tuneline.artifacts.releases import open_release, read_release
+from tuneline.artifacts.request_log import MERGED, REPLACED, Reason, days, folder_name, read_day
 from tuneline.artifacts.request_log import PREFIX as LOGS
-from tuneline.artifacts.request_log import days, folder_name, read_day
 from tuneline.config import DataConfig
 from tuneline.data.gates.expectations import validate
 from tuneline.data.gates.suites import Rule, Suite, among, between, total
@@ -34,9 +34,6 @@ from tuneline.evidence import FileRef, Measurement, Verdict, conclude, measure
 from tuneline.governance.production import curated_days
 from tuneline.governance.production.requests import (
     FACTS,
-    MERGED,
-    REPLACED,
-    Reason,
     Request,
     requests_of,
     staying,
@@ -127,6 +124,8 @@ def curate(
 ) -> curated_days.CuratedDay:
     """Curate the requests of a day and store the result; a day whose logs are gone stays as it is.
 
+    The released dataset is the reference; before the first release nothing is held out.
+
     Raises:
         UserError: if the model's name, the day or the reference is wrong.
         TunelineError: if the day does not add up; the one before stays in force.
@@ -144,9 +143,9 @@ def curate(
         if not log.num_rows:
             return _without_logs(store, model, day, settings, out=out, whole=whole)
         if settings.reference is None and (pointer := read_release(store, model)) is not None:
-            # Before the first release nothing is held out.
-            dataset = released_dataset(open_release(store, pointer))
-            settings = replace(settings, reference=dataset.uri)
+            settings = replace(
+                settings, reference=released_dataset(open_release(store, pointer)).uri
+            )
         requests = requests_of(log)
         renderer, base = _renderer(settings)
         scrubbed = scrub_day(log, requests, settings, renderer, out / "scrubbed.parquet")
@@ -156,13 +155,8 @@ def curate(
         merge_within_day(requests, settings.data.near_duplicate_jaccard)
         back = range(1, settings.curation.lookback_days + 1)
         earlier = curated_days.open_days(store, model, [day - timedelta(days=n) for n in back])
-        logs = FileRef(
-            name="logs",
-            uri=store.uri_of(f"{LOGS}/{folder_name(model)}/{day}"),
-            sha256=scrubbed.digest.hexdigest(),
-            bytes=scrubbed.bytes,
-            rows=len(requests),
-        )
+        uri = store.uri_of(f"{LOGS}/{folder_name(model)}/{day}")
+        logs = scrubbed.log(uri, len(requests))
         inputs = [logs, *base, *compare(requests, earlier, settings, scrubbed.sample)]
         strata = draw_sample(requests, settings)
         write_requests(out / curated_days.REQUESTS, facts, out / "scrubbed.parquet", requests)

@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.releases import open_release, read_release
-from tuneline.artifacts.request_log import folder_name
+from tuneline.artifacts.request_log import REPLACED, folder_name
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
@@ -33,7 +33,6 @@ from tuneline.governance.drift.prompts import (
 from tuneline.governance.drift.reference import Reference
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare, draw
 from tuneline.governance.production.curated_days import curated_days, open_current
-from tuneline.governance.production.requests import REPLACED
 from tuneline.governance.production.settings import released_dataset
 from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuneline.artifacts.request_log import Reason
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.deduplicate import find_clusters
@@ -42,7 +43,6 @@ from tuneline.governance.production.curated_days import CuratedDay, StratumCount
 from tuneline.governance.production.requests import (
     LOW_CONFIDENCE,
     STRIDE,
-    Reason,
     Request,
     compared_row,
     staying,

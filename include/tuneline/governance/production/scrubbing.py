@@ -18,15 +18,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuneline.artifacts.request_log import Reason
 from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.pii.replace.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii_scrubbing import LEAST_ROWS, reason_to_reject
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row
+from tuneline.evidence import FileRef
 from tuneline.governance.production.requests import (
     STRIDE,
     TEXTS,
-    Reason,
     Refusal,
     Request,
     batches_of,
@@ -56,6 +57,11 @@ class ScrubbedDay:
     logged: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
     foreign: int = 0
+
+    def log(self, uri: str, rows: int) -> FileRef:
+        """Return a reference to the log of the day."""
+        digest = self.digest.hexdigest()
+        return FileRef(name="logs", uri=uri, sha256=digest, bytes=self.bytes, rows=rows)
 
 
 def scrub_day(
