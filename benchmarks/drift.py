@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks.contest.contest import SEED, Contest, Options, System
 from benchmarks.contest.report import Report, Result, summarise
 from benchmarks.contest.trial import Job, Trial, read_lines, write_lines
-from benchmarks.texts.drift_nights import Pool, called, simulate, window_looks
+from benchmarks.texts.drift_nights import simulate
 from benchmarks.workloads.input_rows import read_texts
 from tuneline import __version__
 from tuneline.asking.general_questions import load_questions
@@ -36,6 +36,7 @@ from tuneline.errors import UserError
 from tuneline.governance.drift.bets import YEAR
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Reference, texts_of
+from tuneline.governance.drift.rehearsal import drawn, is_called, night_looks
 from tuneline.governance.drift.watch import compare
 
 OURS = "tuneline"
@@ -96,7 +97,7 @@ def _alarms(case: Case, draws: int, options: Options) -> list[Result]:
     """Measure detection, and false alarms."""
     rng = np.random.default_rng(SEED)
     reference = Reference.fit(case.train, case.validation)
-    usual = Pool.of(reference, case.unseen)
+    usual = reference.night("", case.unseen)
     results: list[Result] = []
 
     def add(metric: str, values: Sequence[float]) -> None:
@@ -106,16 +107,15 @@ def _alarms(case: Case, draws: int, options: Options) -> list[Result]:
         options.log(f"{metric}: {fmean(values):.4g} of {len(values)}")
 
     for metric, (share, rows) in case.plants.items():
-        planted = Pool.of(reference, rows)
+        planted = reference.night("", rows)
         count = min(round(case.window * share), len(rows))
         seen = []
         for _ in range(max(1, draws // 5)):
-            rest = usual.draw(rng, case.window - count)
-            parts = [(usual, rest), (planted, planted.draw(rng, count))]
-            seen.append(called(reference, window_looks(reference, parts)))
+            parts = [drawn(rng, usual, case.window - count), drawn(rng, planted, count)]
+            seen.append(is_called(reference, night_looks(reference, parts)))
         add(metric, seen)
-    null = [window_looks(reference, [(usual, usual.draw(rng, case.window))]) for _ in range(draws)]
-    add("false_alarms_per_window", [called(reference, looks) for looks in null])
+    null = [dict(night_looks(reference, [drawn(rng, usual, case.window)])) for _ in range(draws)]
+    add("false_alarms_per_window", [is_called(reference, looks.items()) for looks in null])
     alarms = simulate(reference, usual, null, years=draws, nights=YEAR, window=case.window, rng=rng)
     add("false_alarms_per_year", [float(night < YEAR) for night in alarms])
     return results

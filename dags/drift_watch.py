@@ -12,6 +12,9 @@ On drift it
 3. starts `finetune_to_production` with the reason, the days and the report,
 4. waits with the next one until the cool-down is over: one drift starts one retraining.
 
+The prompt of every logged request is compared, also of those that can't be trained on. Days with
+few requests wait until they have enough together; a week without a comparison makes the run red.
+
 The run's note says what was done and why. A day that a backfill curated starts no look.
 """
 
@@ -22,6 +25,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
+from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.config import Model, find_model
 from tuneline_airflow.failures import fail_plainly, worker_retry_policy
@@ -145,6 +149,8 @@ def decide(model_name: str) -> dict[str, str]:
     leave_note(context, said, look.report)
     if look.drifted:
         Announce("drift", model, said).notify(context)
+    elif look.verdict == "fail":
+        raise AirflowFailException(said)
     return {"days": decision.days, "why": decision.why, "report": look.report}
 
 

@@ -3,8 +3,8 @@
 Reads the requests that the gateway logged on one day (UTC), removes personal data and secrets with
 the full scrubber, removes near-duplicates, draws rows for review, and writes the curated day with
 its evidence: requests in = rows kept + rows rejected, each with its reason. Great Expectations
-checks the day before it takes the place of the one before; only a day that passes is announced to
-`drift_watch`.
+checks the day before it takes the place of the one before; only a day that adds up is announced to
+`drift_watch`. The run is red if the log has fewer requests than the gateway's usage ledger.
 
 **A run for a day replaces that day whole**, so any day can be run again: *Trigger* with `day`, a
 backfill from the UI, or `airflow backfill create --dag-id production_logs --from-date … --to-date …
@@ -19,15 +19,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import (
-    DAG,
-    Asset,
-    CronDataIntervalTimetable,
-    Metadata,
-    Param,
-    get_current_context,
-    task,
-)
+from airflow.sdk import DAG, CronDataIntervalTimetable, Metadata, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -42,7 +34,6 @@ from tuneline_airflow.rest import leave_note
 def build(model: Model) -> DAG:
     """Make the DAG of a model."""
     cron = model.file.logs.schedule
-    asset = curated_asset(model)
     with DAG(
         description="Collect, scrub and deduplicate a day of production requests",
         schedule=CronDataIntervalTimetable(cron, timezone="UTC") if cron else None,
@@ -56,7 +47,8 @@ def build(model: Model) -> DAG:
             chosen="choose_day",
             options=["day", "sample", "config"],
         )
-        chosen >> curate >> check_day(model.name, asset)
+        checked = check_day.override(outlets=[curated_asset(model)])(model.name)
+        chosen >> curate >> checked >> judge_day(model.name)
     dag.params = ParamsDict(_form())
     return dag
 
@@ -100,36 +92,42 @@ def choose_day(model_name: str) -> dict[str, Any]:
     interval = run.data_interval_start
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     day = params["day"] or (interval.date() if interval else yesterday).isoformat()
-    try:
-        date.fromisoformat(day)
-    except ValueError:
-        raise AirflowFailException(f"day: {day!r} is not a date (YYYY-MM-DD)") from None
     config = write_settings(open_store(store_uri()), find_model(model_name))
     given = {name: params[name] for name in ("sample", "asked_by")}
     return {"store": store_uri(), "day": day, "config": config, **given}
 
 
-def check_day(model_name: str, asset: Asset) -> Any:
-    """Make the task that reads the evidence of the day and announces the day as curated."""
+@task(retries=2, retry_policy=worker_retry_policy)
+def check_day(model_name: str) -> Any:
+    """Read the evidence of the day, and announce the day as curated."""
+    context: Any = get_current_context()
+    chosen, evidence = _curated(context, model_name)
+    leave_note(context, f"{evidence.day}: {evidence.summary}")
+    asset = curated_asset(find_model(model_name))
+    yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
 
-    @task(task_id="check_day", outlets=[asset], retries=2, retry_policy=worker_retry_policy)
-    def check() -> Any:
-        from tuneline.governance.production.curated_days import open_day
-        from tuneline.store import open_store
 
-        context: Any = get_current_context()
-        chosen = context["ti"].xcom_pull(task_ids="choose_day")
-        day = date.fromisoformat(chosen["day"])
-        curated = open_day(open_store(chosen["store"]), model_name, day)
-        if curated is None:
-            raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
-        evidence = curated.evidence
-        leave_note(context, f"{evidence.day}: {evidence.summary}")
-        if evidence.verdict == Verdict.FAIL:
-            raise AirflowFailException(f"{evidence.day}: {evidence.summary}")
-        yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
+@task(retries=2, retry_policy=worker_retry_policy)
+@fail_plainly()
+def judge_day(model_name: str) -> None:
+    """Fail if the day's verdict says so; what was logged of it is watched all the same."""
+    chosen, evidence = _curated(get_current_context(), model_name)
+    # The run that curated the day first was red; a backfill goes on with what there is.
+    if evidence.verdict == Verdict.FAIL and not chosen["asked_by"]:
+        raise AirflowFailException(f"{evidence.day}: {evidence.summary}")
 
-    return check()
+
+def _curated(context: Any, model_name: str) -> tuple[dict[str, Any], Any]:
+    """Return what was chosen, and the evidence of the day."""
+    from tuneline.governance.production.curated_days import open_day
+    from tuneline.store import open_store
+
+    chosen = context["ti"].xcom_pull(task_ids="choose_day")
+    day = date.fromisoformat(chosen["day"])
+    curated = open_day(open_store(chosen["store"]), model_name, day)
+    if curated is None:
+        raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
+    return chosen, curated.evidence
 
 
 globals().update(dags_of(LOGS, build))

@@ -4,11 +4,9 @@ import json
 import os
 import random
 
-import numpy as np
 import pytest
 from benchmarks.contest.contest import Options
 from benchmarks.contest.trial import conduct, read_lines, write_lines
-from benchmarks.texts.drift_nights import Years
 from benchmarks.workloads.input_rows import read_conversations, read_texts
 from benchmarks.workloads.support_chat import make_conversations
 from tests.lab.data_runs import make_base
@@ -18,7 +16,6 @@ from benchmarks import coldstart, data, drift, pipeline, tokens
 from tuneline.catalogue import DATA_ORDER
 from tuneline.deployment.cold_start import Start, WarmStart
 from tuneline.errors import TunelineError, UserError
-from tuneline.governance.drift.bets import Wealth, calibrate
 from tuneline.stack.timings import breakdown
 
 TURNS = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "There."}]
@@ -143,18 +140,6 @@ def test_the_public_sets_are_read_and_a_missing_one_is_named(tmp_path, monkeypat
     planted = {name: {row.text for row in rows} for name, (_, rows) in case.plants.items()}
     assert planted["detection_5pct_out_of_scope"] == {"who am i"}
     assert planted["detection_10pct_neighbour"] == {"pay it"}
-
-
-def test_simulated_years_are_those_of_the_watch():
-    rng = np.random.default_rng(1)
-    tail = calibrate(rng.normal(size=2000), np.empty(0), 0.001)
-    years, wealth = Years(3), [Wealth() for _ in range(3)]
-    for night in range(30):
-        scores = rng.normal(0.1 if night > 20 else 0, 1, size=(3, 100))
-        found = years.p_values(tail.log_e(scores), tail.tally(scores), tail.test)
-        for purse, row in zip(wealth, scores, strict=True):
-            purse.bet(tail.log_e(row), tail.tally(row), tail.test, str(night))
-    assert found == pytest.approx([purse.p_value for purse in wealth])
 
 
 def test_a_failed_request_or_a_start_that_was_not_warm_is_no_measurement():

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -287,8 +288,9 @@ def test_a_run_that_nobody_could_release_is_refused_at_once(site, family):
         path.write_text(right)
 
 
-def test_a_curated_day_is_announced_unless_it_fails(family, tmp_path, monkeypatch):
+def test_a_curated_day_is_announced_and_red_if_it_fails(family, tmp_path, monkeypatch):
     store, notes = open_store((tmp_path / "store").as_uri()), []
+    monkeypatch.setenv("TUNELINE_MODELS", str(family[0]))
     check = family[1]["production_logs__hr"].get_task("check_day")
     # A day that does not add up fails in its pod, so that nothing is announced.
     assert check.upstream_task_ids == {"curate"}
@@ -303,12 +305,27 @@ def test_a_curated_day_is_announced_unless_it_fails(family, tmp_path, monkeypatc
         day = DAY.isoformat()
         evidence = CurationEvidence(model="hr", day=day, verdict=verdict, **counts)
         publish(store, "hr", DAY, evidence, tmp_path)
-        return list(check.python_callable())
+        return list(check.python_callable("hr"))
 
     with pytest.raises(AirflowFailException, match="was not curated"):
-        list(check.python_callable())
+        list(check.python_callable("hr"))
     (metadata,) = announced(Verdict.WARN)
     assert metadata.extra == {"day": DAY.isoformat(), "asked_by": None}
+    judge = family[1]["production_logs__hr"].get_task("judge_day")
+    judge.python_callable("hr")
+    # A log that is incomplete is red, and watched for what it has.
+    assert len(announced(Verdict.FAIL)) == 1
     with pytest.raises(AirflowFailException, match="a day"):
-        announced(Verdict.FAIL)
+        judge.python_callable("hr")
+    chosen["asked_by"] = "drift_watch"
+    judge.python_callable("hr")
     assert notes == [f"{DAY}: a day"] * 2
+
+
+def test_a_watch_that_compares_nothing_for_a_week_is_red(site):
+    report = {"until": "2026-03-04", "verdict": "fail", "summary": "not compared for 7 days"}
+    store = open_store(os.environ["TUNELINE_STORE"])
+    store.put_bytes("drift/hr/looks/2026-03-04/report.json", json.dumps(report).encode())
+    look = SimpleNamespace(dag_id="drift_watch__hr", run_id="look:1", run_after=AT)
+    with pytest.raises(AirflowFailException, match="not compared for 7 days"):
+        site.task(look, "decide", {"choose_days": {"store": store.uri, "until": "2026-03-04"}})

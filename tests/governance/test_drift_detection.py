@@ -9,13 +9,11 @@ from tests.lab.data_runs import write_jsonl
 from tests.lab.runs import broken, dataset_rows, exchange, value, write_dataset
 from tests.lab.tiny_task import conversation, task_rows
 
-from tuneline.asking.general_questions import Question
 from tuneline.cli import main
 from tuneline.errors import UserError
-from tuneline.governance import drift_detection
-from tuneline.governance.drift import watch
+from tuneline.governance.drift import rehearsal, watch
 from tuneline.governance.drift.signals import Look
-from tuneline.governance.drift_detection import compare_files
+from tuneline.governance.drift_detection import PLANTS, compare_files
 
 SPLITS = {"train": 600, "validation": 80, "holdout": 40}
 
@@ -37,56 +35,55 @@ def see(p_value):
 
     def look(reference, night, first):
         tally, test = np.array([1, 1]), lambda _: np.array(p_value)
-        return {"novelty_share": Look(0.5, np.zeros(3), tally, test, [])}
+        return [("novelty_share", Look(0.5, np.zeros(3), tally, test, []))]
 
     return look
 
 
 def test_a_detector_that_sees_foreign_prompts_only_passes(drift_lab):
-    lab = drift_lab()
+    lab = drift_lab(task_rows({"train": 1200, "validation": 300, "holdout": 40}))
     evidence = lab.execute("drift_detection")
     assert evidence.verdict == "pass"
     assert "validation prompts are not called drift" in evidence.summary
     assert "foreign prompts are called drift" in evidence.summary
-    assert value(evidence, "foreign_novelty_share_p") < 0.01
-    assert value(evidence, "planted_topic_share_called") <= 0.4
-    assert value(evidence, "planted_labels_share_called") <= 0.6
+    called = [value(evidence, f"planted_{plant}_share_called") for plant in PLANTS]
+    assert called == [0.1, 0.1, 0.4]
+    assert "10% of foreign requests in a night of 108 is seen in 90 % of nights" in evidence.summary
     baseline = lab.document("drift_detection", "baseline.json")
     assert baseline["schema"] == "tuneline/drift-baseline/1"
-    assert {split: len(prompts) for split, prompts in baseline["prompts"].items()} == {
-        "train": 600,
-        "validation": 80,
-    }
+    sizes = {split: len(prompts) for split, prompts in baseline["prompts"].items()}
+    assert sizes == {"train": 1200, "validation": 300}
     trial = lab.document("drift_detection", "trial.json")
     assert not any(m["drifted"] for m in trial["validation"])
     assert any(m["drifted"] for m in trial["foreign"])
-    assert {attempt["plant"] for attempt in trial["planted"]} == {"topic", "labels"}
+    assert {one["plant"] for one in trial["planted"]} == {"nothing", *PLANTS}
+
+
+def test_data_that_can_not_show_the_required_power_are_inconclusive(drift_lab):
+    evidence = drift_lab().execute("drift_detection")
+    assert evidence.verdict == "inconclusive"
+    assert {"planted_foreign_share_called"} <= broken(evidence)
+    assert value(evidence, "planted_foreign_share_called") == 0.2
+    assert "20% of foreign requests in a night of" in evidence.summary
 
 
 @pytest.mark.parametrize(
     ("p_value", "names", "said"),
     [
-        (1.0, {"foreign_called_drift", "planted_topic_share_called", "planted_labels_share_called"},
-         "foreign prompts are not called drift"),
-        (1e-12, {"validation_called_drift"}, "called drift (a false alarm)"),
+        (1.0, {"foreign_called_drift", *(f"planted_{plant}_share_called" for plant in PLANTS)},
+         "of foreign requests in a night of 100 is not shown to be seen in 90 % of nights"),
+        (1e-12, {"validation_called_drift", "clean_nights_called"}, "called drift (a false alarm)"),
     ],
 )  # fmt: skip
 def test_a_detector_that_is_blind_or_always_calls_fails(
     drift_lab, monkeypatch, p_value, names, said
 ):
-    monkeypatch.setattr(watch, "look", see(p_value))
+    for module in (watch, rehearsal):
+        monkeypatch.setattr(module, "look", see(p_value))
     evidence = drift_lab().execute("drift_detection")
-    assert (evidence.verdict, broken(evidence)) == ("fail", names)
+    assert evidence.verdict == "fail"
+    assert names <= broken(evidence)
     assert said in evidence.summary
-
-
-def test_prompts_of_the_same_distribution_are_not_foreign(drift_lab, monkeypatch):
-    """The foreign prompts are drawn from the task itself: what is called drift must be real."""
-    prompts = [conversation(5000 + n)[0][1]["content"] for n in range(60)]
-    alike = [Question(str(n), "task", prompt, {}, 8) for n, prompt in enumerate(prompts)]
-    monkeypatch.setattr(drift_detection, "load_questions", lambda: alike)
-    evidence = drift_lab().execute("drift_detection")
-    assert (evidence.verdict, broken(evidence)) == ("fail", {"foreign_called_drift"})
 
 
 def test_a_validation_split_that_ends_in_other_questions_fails(drift_lab):
@@ -102,10 +99,10 @@ def test_a_validation_split_that_ends_in_other_questions_fails(drift_lab):
     assert "validation_called_drift" in broken(evidence)
 
 
-def test_too_few_prompts_warn(drift_lab):
+def test_too_few_prompts_are_inconclusive(drift_lab):
     lab = drift_lab(task_rows({"train": 60, "validation": 10, "holdout": 30}))
     evidence = lab.execute("drift_detection")
-    assert evidence.verdict == "warn"
+    assert evidence.verdict == "inconclusive"
     assert broken(evidence) == {"smallest_window"}
     assert value(evidence, "smallest_window") == 10
     assert lab.artifact("drift_detection", "baseline.json").is_file()
@@ -120,61 +117,51 @@ def reference(tmp_path):
     return write_dataset(tmp_path / "dataset.parquet", task_rows(SPLITS))
 
 
-def test_the_command_names_the_day_since_when(reference, tmp_path):
+def dated(day, prompts):
+    return [{"timestamp": f"2026-01-{day:02d}T10:00:00Z", "prompt": text} for text in prompts]
+
+
+def test_the_command_names_the_day_since_when(reference, tmp_path, capsys):
     rng = random.Random(4)
-    rows = [
-        {
-            "timestamp": f"2026-01-{day:02d}T10:00:00Z",
-            "prompt": _question(rng) if day < 6 or n % 3 else f"How do I boil egg number {n}?",
-        }
-        for day in range(1, 9)
-        for n in range(60)
-    ]
+    rows = []
+    for day in range(1, 9):
+        asked = [_question(rng) for _ in range(60)]
+        asked[::3] = (
+            [f"How do I boil egg number {n}?" for n in range(20)] if day > 5 else asked[::3]
+        )
+        rows += dated(day, asked)
     state, plot = tmp_path / "state.json", tmp_path / "watch.svg"
-    report = compare_files(
-        str(reference), write_jsonl(tmp_path / "log.jsonl", rows), state=state, plot=plot
-    )
-    assert report["drifted"]
-    assert report["since"] == "2026-01-06"
+    log = write_jsonl(tmp_path / "log.jsonl", rows)
+    files = ["drift", "--reference", str(reference), "--logs", str(log)]
+    assert main([*files, "--state", str(state), "--plot", str(plot), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["drifted"], report["since"]) == (True, "2026-01-06")
     assert {"name", "value", "p_value", "limit", "drifted"} <= set(report["measures"][0])
     assert all("egg" in d["text"] for d in report["drivers"]["novelty_share"])
     assert "<svg" in plot.read_text()
     assert len(json.loads(state.read_text())["history"]) == 8
-    later = [{"timestamp": "2026-01-09T10:00:00Z", "prompt": _question(rng)} for _ in range(30)]
+    later = dated(9, [_question(rng) for _ in range(30)])
     again = compare_files(str(reference), write_jsonl(tmp_path / "later.jsonl", later), state=state)
-    assert again["since"] == "2026-01-06"
-    assert len(again["nights"]) == 9
+    assert (again["since"], len(again["nights"])) == ("2026-01-06", 9)
     # A day that was seen is not looked at again.
     with pytest.raises(UserError, match="has seen every day"):
         compare_files(str(reference), tmp_path / "later.jsonl", state=state)
-
-
-def test_the_commands_flags(reference, tmp_path, capsys):
-    rng = random.Random(6)
-    rows = [{"timestamp": "2026-01-09T10:00:00Z", "prompt": _question(rng)} for _ in range(60)]
-    log, state, plot = (
-        write_jsonl(tmp_path / "a.jsonl", rows),
-        tmp_path / "s.json",
-        tmp_path / "p.png",
-    )
-    files = ["drift", "--reference", str(reference), "--logs", str(log)]
-    assert main([*files, "--state", str(state), "--plot", str(plot), "--alarms", "0.01"]) == 0
+    plot = tmp_path / "p.png"
+    files[-1] = str(tmp_path / "later.jsonl")
+    assert main([*files, "--plot", str(plot), "--alarms", "0.01"]) == 0
     assert capsys.readouterr().out.startswith("no drift\n")
-    assert state.is_file()
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert main([*files, "--alarms", "2"]) == 2
-    assert main([*files, "--plot", "watch.pdf"]) == 2
+
+
+def test_wrong_use_of_the_command_is_named(tmp_path, reference, capsys):
+    files = ["drift", "--reference", str(reference), "--logs", str(reference)]
+    assert [main([*files, *wrong]) for wrong in (["--alarms", "2"], ["--plot", "p.pdf"])] == [2, 2]
     told = capsys.readouterr().err
     assert "between 0 and 1" in told
     assert "must end in .svg or .png" in told
-
-
-def test_missing_and_broken_files_are_named(tmp_path, reference):
-    with pytest.raises(UserError, match="does not exist"):
-        compare_files(str(tmp_path / "no.parquet"), tmp_path / "x")
-    with pytest.raises(UserError, match="does not exist"):
-        compare_files(str(reference), tmp_path / "x")
     state = tmp_path / "state.json"
     state.write_text("[]")
-    with pytest.raises(UserError, match="can't be read as the state"):
-        compare_files(str(reference), tmp_path / "x", state=state)
+    wrong = {"does not exist": None, "can't be read as the state": state}
+    for why, known in wrong.items():
+        with pytest.raises(UserError, match=why):
+            compare_files(str(reference), tmp_path / "x", state=known)

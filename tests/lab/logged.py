@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tuneline.artifacts.request_log import (
     table_of,
     write_part,
 )
+from tuneline.serving.gateway.ledger.database import UsageRow, open_writer
 from tuneline.store import Store
 
 MODEL = "support"
@@ -45,6 +47,26 @@ def logged(number: int, prompt: str, answer: str | None = "It is on its way.", *
         "redactions": [],
     }
     return LoggedRequest(**{**values, **other})
+
+
+ROW = UsageRow(
+    request_id="r1", attempt=1, time=1000.0, kind="request", key="alice", model=MODEL,
+    upstream="small", model_served="m", prompt_tokens=10, cached_tokens=4, completion_tokens=20,
+    estimated=False, cost=0.5, currency="USD", latency_ms=12.5, ttft_ms=None, mean_logprob=None,
+    status="ok", served=True, fallback_reason=None,
+)  # fmt: skip
+
+
+def ledger_of(folder: Path, requests: int, days: int = 1) -> Path:
+    """Return a usage ledger with so many requests on each day, from `DAY` on."""
+    path, begin = folder / "usage.sqlite", datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC)
+    times = [begin + timedelta(days=d, seconds=n) for d in range(days) for n in range(requests)]
+    rows = [replace(ROW, request_id=f"{time}", time=time.timestamp()) for time in times]
+    writer = open_writer(path)
+    if rows:
+        writer.insert(rows)
+    writer.close()
+    return path
 
 
 def put(

@@ -38,8 +38,6 @@ OF_TASK = {
     "smollm2": {
         # Nine identifiers are too few to rank.
         "pii_scrubbing": ("inconclusive", "the policy: data.pii_max_leak.other is 1"),
-        # Nights of some twenty prompts show large changes alone.
-        "drift_detection": ("warn", "planted_topic_share_called is"),
         # Twenty questions could not have shown the loss that must be seen.
         "base_regression": ("inconclusive", "detectable_drop is"),
         "holdout_performance": ("warn", "the policy: evaluation.min_gain_over_trivial is -1"),
@@ -102,9 +100,9 @@ def test_every_verdict_is_the_expected_one_for_the_expected_reason(released, tas
     if rows["cost_tracking"].verdict == "warn":
         # The tiny model may have answered before a request could be cut off.
         expected["cost_tracking"] = ("warn", "_cut_off is 0, must be >= 1")
-    if task[0] == "tiny" and rows["drift_detection"].verdict == "warn":
-        # Three classes are few to show that one of them rises.
-        expected["drift_detection"] = ("warn", "planted_labels_share_called is")
+    if rows["drift_detection"].verdict == "inconclusive":
+        # Small nights show large changes alone.
+        expected["drift_detection"] = ("inconclusive", "_share_called is")
     if rows["gradient_accumulation"].verdict == "warn":
         # The answers that the check drew may have equally many tokens.
         because = "difference_if_normalised_per_micro_batch is 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -61,7 +62,10 @@ def _add_curate(actions: Commands) -> None:
     text = "share of every stratum to review; 1.0 takes every row (quotas of the settings)"
     add("--sample", type=float, metavar="RATE", help=text)
     add("--base-model", metavar="URI", help="base model, to count tokens (none)")
-    add("--reference", metavar="DATASET_URI", help="dataset.parquet to compare prompts with (none)")
+    add(
+        "--reference", metavar="DATASET_URI", help="dataset.parquet to compare with (the release's)"
+    )
+    add("--ledger", metavar="PLACE", help="usage ledger to compare with ($TUNELINE_LEDGER)")
     _add_config(curate)
     add_json_argument(curate, "print the evidence as JSON")
     curate.set_defaults(command=_curate)
@@ -85,11 +89,15 @@ def _curate(arguments: argparse.Namespace) -> int:
     from tuneline.governance.production.curated_days import parse_day
     from tuneline.governance.production.settings import read_settings
 
+    named = os.environ.get("TUNELINE_LEDGER", "")
+    # A gateway that was never started has written none.
+    known = named if "://" in named or Path(named).is_file() else None
     settings = read_settings(
         arguments.config,
         base_model=arguments.base_model,
         reference=arguments.reference,
         sample_rate=arguments.sample,
+        ledger=arguments.ledger or known,
     )
     day = curate(_store(arguments), arguments.model, parse_day(arguments.day), settings)
     evidence = day.evidence
@@ -111,7 +119,10 @@ def _drift(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(store.get_bytes(store.key_of(look.report)).decode())
     else:
-        print(f"{'drift' if look.drifted else 'no drift'}: {look.summary}\n{look.report}")
+        outcome = (
+            "drift" if look.drifted else "no drift" if look.verdict == "pass" else "not compared"
+        )
+        print(f"{outcome}: {look.summary}\n{look.report}")
     return EXIT_OK
 
 

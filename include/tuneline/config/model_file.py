@@ -50,6 +50,9 @@ class CurationConfig(Section):
     # Of 100 held-out sample prompts none reaches it (greatest 0.35), of 164 general questions 155.
     novel_share: float = Field(0.4, gt=0, le=1)
     """Share of unknown 5-grams from which a prompt is novel."""
+    min_logged_share: float = Field(0.9, ge=0, le=1)
+    """Smallest share of the usage ledger's requests that a day's log may have, by its sampling;
+    less where keys are kept out of the log, 0 checks nothing."""
 
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.drift.prompts import MIN_WINDOW, UNDATED, Prompt, read_logs, read_reference
 from tuneline.governance.drift.reference import DEFAULT_ALARMS, Reference, texts_of
-from tuneline.governance.drift.rehearsal import Attempt, divide, rehearse, smallest_called
-from tuneline.governance.drift.watch import DriftReport, WatchState, compare
+from tuneline.governance.drift.rehearsal import Trial, divide, rehearse
+from tuneline.governance.drift.watch import DriftReport, WatchState, compare, draw
 from tuneline.step_context import StepContext
 
 BASELINE_SCHEMA = "tuneline/drift-baseline/1"
-# Part of a night at which a plant must be called. A label may have a third of all rows already.
-PLANTS = {"topic": 0.4, "labels": 0.6}
-# Prompts of a night in which it must; fewer only warn, since no detector sees much in them.
-ENOUGH = 200
+# Part of a night that must be called in 90 % of nights, and words for what is planted. A label may
+# have a third of all rows already.
+PLANTS = {
+    "foreign": (0.1, "of foreign requests"),
+    "topic": (0.2, "of a topic that was held back"),
+    "labels": (0.4, "of a label that rises"),
+}
 
 
 def compare_files(
@@ -63,37 +67,35 @@ def compare_files(
     if state is not None:
         state.write_text(json.dumps(report.state.as_dict()), encoding="utf-8")
     if plot is not None:
-        from tuneline.governance.drift.watch import draw
-
         draw(report, plot)
     return report.as_dict()
 
 
 def judge(
-    baseline: int, calm: DriftReport, alarmed: DriftReport, attempts: Sequence[Attempt]
+    baseline: int, calm: DriftReport, alarmed: DriftReport, trials: Sequence[Trial]
 ) -> list[Measurement]:
     """Judge the detector by what it called drift."""
-    planted = {plant: smallest_called(attempts, plant) for plant in PLANTS}
-    largest = {attempt.plant: attempt.prompts for attempt in attempts}
     return [
         measure("baseline_prompts", baseline, "prompts", ">=", MIN_WINDOW),
         measure("validation_called_drift", calm.drifted, "flag", "==", False),
         measure("foreign_called_drift", alarmed.drifted, "flag", "==", True),
         *(
             measure(
-                f"planted_{plant}_share_called",
-                share,
+                f"planted_{trial.plant}_share_called",
+                trial.share if trial.shown else 1.0,
                 "share",
                 "<=",
-                PLANTS[plant],
-                on_breach="fail" if largest[plant] >= ENOUGH else "warn",
+                PLANTS[trial.plant][0],
+                on_breach="inconclusive",
             )
-            for plant, share in planted.items()
-            if share is not None
+            for trial in trials
+            if trial.share
         ),
-        *(measure(f"validation_{m.name}", m.value, "score") for m in calm.measures),
-        *(measure(f"validation_{m.name}_p", m.p_value, "probability") for m in calm.measures),
-        *(measure(f"foreign_{m.name}_p", m.p_value, "probability") for m in alarmed.measures),
+        *(
+            measure("clean_nights_called", trial.called, "nights", "<=", 1)
+            for trial in trials
+            if not trial.share
+        ),
     ]
 
 
@@ -104,7 +106,9 @@ def run(ctx: StepContext) -> Evidence:
     stored = {split: texts_of(rows) for split, rows in prompts.items()}
     ctx.write_json("baseline.json", {"schema": BASELINE_SCHEMA, "prompts": stored})
     smallest = len(prompts["validation"])
-    window = measure("smallest_window", smallest, "prompts", ">=", MIN_WINDOW, on_breach="warn")
+    window = measure(
+        "smallest_window", smallest, "prompts", ">=", MIN_WINDOW, on_breach="inconclusive"
+    )
     if not window.ok:
         return ctx.conclude(
             f"the baseline is stored, but {smallest} validation prompts are too few to try the "
@@ -118,30 +122,30 @@ def run(ctx: StepContext) -> Evidence:
     calm = compare(reference, {UNDATED: clean})
     foreign = [Prompt(n, question.prompt) for n, question in enumerate(load_questions(), 1)]
     alarmed = compare(reference, {UNDATED: foreign})
-    attempts = rehearse(divide(prompts), settings.drift_p_value)
+    trials = list(rehearse(divide(prompts), foreign, settings.drift_p_value))
+    # The last one of each plant is its result.
+    results = list({trial.plant: trial for trial in trials}.values())
     ctx.write_json(
         "trial.json",
         {
             "validation": [m.as_dict() for m in calm.measures],
             "foreign": [m.as_dict() for m in alarmed.measures],
-            "planted": [attempt.as_dict() for attempt in attempts],
+            "planted": [asdict(trial) for trial in trials],
         },
     )
     validation = "called drift (a false alarm)" if calm.drifted else "not called drift"
     seen = "called drift" if alarmed.drifted else "not called drift"
     return ctx.conclude(
         f"baseline of {len(prompts['train'])} prompts stored; validation prompts are {validation}, "
-        f"{len(foreign)} foreign prompts are {seen}{_planted(attempts)}",
-        judge(len(prompts["train"]), calm, alarmed, attempts),
+        f"{len(foreign)} foreign prompts are {seen}; {_power(results)}",
+        judge(len(prompts["train"]), calm, alarmed, results),
     )
 
 
-def _planted(attempts: Sequence[Attempt]) -> str:
-    words = {"topic": "a topic that was held back", "labels": "a label that rises"}
-    found = ""
-    for plant in PLANTS:
-        share = smallest_called(attempts, plant)
-        if share is not None:
-            called = f"at {share:.0%} of a night" if share < 1 else "at no share"
-            found += f", {words[plant]} is called {called}"
-    return found
+def _power(results: Sequence[Trial]) -> str:
+    return "; ".join(
+        f"{trial.share:.0%} {PLANTS[trial.plant][1]} in a night of {trial.prompts} "
+        f"{'is' if trial.shown else 'is not shown to be'} seen in 90 % of nights"
+        for trial in results
+        if trial.share
+    )

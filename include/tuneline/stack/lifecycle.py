@@ -260,7 +260,8 @@ def image_map(layout: Layout) -> dict[str, object]:
         for engine, image in ENGINE_IMAGES.items()
     }
     cache = os.environ.get("TUNELINE_CACHE") or str(Path.home() / ".cache" / "tuneline")
-    env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache}
+    ledger = os.environ.get("TUNELINE_LEDGER") or str(layout.home / "serving" / "usage.sqlite")
+    env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache, "TUNELINE_LEDGER": ledger}
     env |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     env |= tracking.pod_environment(layout)
     return {"env": env, "images": dict.fromkeys(names, environment) | engines}

@@ -58,6 +58,18 @@ def test_years_without_drift_are_quiet():
     assert sum(watch(YEAR, seed=seed).p_value < 0.05 for seed in range(10)) <= 1
 
 
+def test_many_watches_at_once_are_those_of_each():
+    rng = np.random.default_rng(1)
+    tail = calibrate(rng.normal(size=2000), np.empty(0), 0.001)
+    together, alone = Wealth(), [Wealth() for _ in range(3)]
+    for night in range(30):
+        scores = rng.normal(0.1 if night > 20 else 0, 1, size=(3, 100))
+        together.bet(tail.log_e(scores), tail.tally(scores), tail.test, str(night))
+        for purse, row in zip(alone, scores, strict=True):
+            purse.bet(tail.log_e(row), tail.tally(row), tail.test, str(night))
+    assert together.p_value == pytest.approx([purse.p_value for purse in alone])
+
+
 def test_a_drift_late_in_the_year_is_dated():
     wealth = watch(204, shift_from=200)
     assert wealth.p_value < 0.01
@@ -67,10 +79,8 @@ def test_a_drift_late_in_the_year_is_dated():
 def test_a_new_year_has_a_new_budget():
     wealth = watch(YEAR, shift_from=YEAR - 3)
     assert wealth.p_value < 0.01
-    rng = np.random.default_rng(9)
-    tail = calibrate(rng.normal(size=4000), np.empty(0), 0.001)
-    scores = rng.normal(size=200)
-    wealth.bet(tail.log_e(scores), tail.tally(scores), tail.test, "day-365")
+    nothing = np.zeros_like(wealth.rise), wealth.recent[-1], lambda _: np.ones(())
+    wealth.bet(*nothing, "day-365")
     assert wealth.nights == 1
     assert wealth.p_value > 0.1
 

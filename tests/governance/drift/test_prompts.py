@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import write_jsonl
+from tests.lab.runs import dataset_rows, exchange, write_dataset
 
 from tuneline.errors import UserError
 from tuneline.governance.drift.prompts import UNDATED, read_logs, read_reference
@@ -17,7 +18,6 @@ from tuneline.governance.drift.prompts import UNDATED, read_logs, read_reference
         ("{}\n", "line 1: expected a JSON object"),
         ('{"prompt": "a"}\n[1]\n', "line 2: expected"),
         ('{"prompt": 7}\n', "line 1: expected"),
-        ("nonsense\n", "line 1"),
         ('{"prompt": "a"}\n', "has 1 prompts; at least 20"),
     ],
 )
@@ -54,18 +54,10 @@ def test_the_label_of_an_answer(tmp_path, row, label):
 
 
 def test_hold_out_rows_are_not_read(tmp_path):
-    rows = [
-        {"messages": [{"role": "user", "content": split}], "split": split, "label": None}
-        for split in ["train"] * 20 + ["validation"] * 3 + ["holdout"] * 9
-    ]
-    path = tmp_path / "dataset.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    found = read_reference(path)
-    assert {split: len(prompts) for split, prompts in found.items()} == {
-        "train": 20,
-        "validation": 3,
-    }
-    assert "holdout" not in {p.text for prompts in found.values() for p in prompts}
+    sizes = {"train": 20, "validation": 3, "holdout": 9}
+    rows = dataset_rows(sizes, lambda n: (exchange(f"question {n}", "x"), "x"))
+    found = read_reference(write_dataset(tmp_path / "dataset.parquet", rows))
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 20, "validation": 3}
 
 
 def test_other_files_are_refused(tmp_path):

@@ -3,36 +3,15 @@
 from dataclasses import replace
 
 import pytest
+from tests.lab.logged import ROW
 from tests.lab.runs import broken
 
 from tuneline.governance.gateway.billing import Phase, Received, Tokens, bounded, exact, killed
-from tuneline.serving.gateway.ledger.database import UsageRow
 
 
 def row(request_id, completion=10, attempt=1, **fields):
-    plain = {
-        "request_id": request_id,
-        "attempt": attempt,
-        "time": 1.0,
-        "kind": "request",
-        "key": "k",
-        "model": "m",
-        "upstream": "u",
-        "model_served": "m",
-        "prompt_tokens": 7,
-        "cached_tokens": 2,
-        "completion_tokens": completion,
-        "estimated": False,
-        "cost": 0.1,
-        "currency": "USD",
-        "latency_ms": 1.0,
-        "ttft_ms": None,
-        "mean_logprob": None,
-        "status": "ok",
-        "served": True,
-        "fallback_reason": None,
-    }
-    return UsageRow(**{**plain, **fields})
+    tokens = {"prompt_tokens": 7, "cached_tokens": 2, "completion_tokens": completion}
+    return replace(ROW, request_id=request_id, attempt=attempt, **tokens, **fields)
 
 
 def told(request_id, completion=10, attempts=1):

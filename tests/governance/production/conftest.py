@@ -42,7 +42,8 @@ def curated(tmp_path: Path, without_names: Path) -> Callable[..., CuratedDay]:
     """Put requests into a store and curate their day by patterns alone."""
 
     def make(store: Store, rows: list[LoggedRequest], **settings: Any) -> CuratedDay:
-        put(store, rows, tmp_path)
+        if rows:
+            put(store, rows, tmp_path)
         read = read_settings(settings.pop("config", without_names), **settings)
         return curate(store, MODEL, rows[0].day if rows else DAY, read)
 

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tests.lab.data_runs import make_base, text
-from tests.lab.logged import DAY, MODEL, logged, put
+from tests.lab.logged import DAY, MODEL, ledger_of, logged, put
+from tests.lab.releases import bare_release
+from tests.lab.runs import Lab, dataset_rows, exchange
 
-from tuneline.artifacts.request_log import folder_name, read_day
+from tuneline.artifacts.request_log import Reason, folder_name, read_day
 from tuneline.cli import main
 from tuneline.data.gates.expectations import validate
 from tuneline.errors import TunelineError, UserError
@@ -18,7 +20,6 @@ from tuneline.evidence import Verdict
 from tuneline.governance.production import curate as module
 from tuneline.governance.production.curate import curate, day_suite
 from tuneline.governance.production.curated_days import REQUESTS, open_day
-from tuneline.governance.production.requests import Reason
 from tuneline.governance.production.settings import read_settings
 from tuneline.store import open_store
 
@@ -85,7 +86,10 @@ def test_each_request_that_cannot_be_used_has_its_reason(store, curated, tmp_pat
     day = curated(store, broken)
     found = reasons(day, tmp_path)
     assert [found[row.request_id] for row in broken] == [reason for _, reason in UNUSABLE]
-    assert all(row["messages"] is row["answer"] is None for row in gone(day, tmp_path).values())
+    rows = gone(day, tmp_path).values()
+    assert all(row["answer"] is None for row in rows)
+    # Their prompts are watched for drift.
+    assert [row["detail"] for row in rows if row["messages"] is None] == [None, None]
     assert (day.evidence.verdict, day.evidence.rows_kept) == (Verdict.PASS, 0)
     assert sum(day.evidence.rejected.values()) == len(broken)
 
@@ -178,35 +182,50 @@ def test_names_and_addresses_are_gone_from_everything_written(store, curated, tm
     assert found["STREET_ADDRESS"] >= 2
 
 
-def dataset(path, rows):
-    columns = {
-        "row_id": [row_id for row_id, _, _ in rows],
-        "messages": [
-            [{"role": "user", "content": prompt}, {"role": "assistant", "content": "Yes."}]
-            for _, _, prompt in rows
-        ],
-        "split": [split for _, split, _ in rows],
-    }
-    pq.write_table(pa.table(columns), path)
-    return str(path)
-
-
-def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(store, curated, tmp_path):
-    known = [(f"t{n}", "train", text(n)) for n in range(20, 40)]
-    address = dataset(tmp_path / "dataset.parquet", [*known, ("h1", "holdout", text(1))])
-    rows = [
-        logged(1, text(1)),
-        logged(2, text(25)),
-        logged(3, "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."),
-    ]
-    day = curated(store, rows, reference=address, sample_rate=1.0)
+@pytest.mark.parametrize("released", [True, False])
+def test_rows_like_the_dataset_are_marked_and_held_out_ones_not_offered(
+    curated, tmp_path, monkeypatch, released
+):
+    """As the DAG curates, the released dataset is the reference; else it may be named."""
+    lab = Lab(tmp_path, {})
+    lab.leave_dataset(
+        dataset_rows({"train": 30, "holdout": 1}, lambda n: (exchange(text(n), "x"), "x"))
+    )
+    if released:
+        bare_release(lab.run, MODEL)
+    other = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich."
+    rows = [logged(n, asked) for n, asked in enumerate((text(29), text(30), other))]
+    named = {} if released else {"reference": str(tmp_path / "dataset.parquet")}
+    day = curated(lab.run.store, rows, sample_rate=1.0, **named)
     kept = rows_kept(day, tmp_path)
-    assert [row["resembles"] for row in kept] == ["holdout", "train", None]
-    assert [row["resembles_row"] for row in kept] == ["h1", "t25", None]
-    assert [row["stratum"] for row in kept] == [None, "random", "novel"]
-    assert [row["in_review"] for row in kept] == [False, True, True]
-    assert kept[1]["novelty"] == 0
+    found = [(row["resembles"], row["stratum"], row["in_review"]) for row in kept]
+    assert found == [
+        ("train", "random", True), ("holdout", None, False), ("nothing", "novel", True)
+    ]  # fmt: skip
+    assert kept[0]["novelty"] == 0
     assert kept[2]["novelty"] > 0.9
+    monkeypatch.setattr(module, "compare", lambda *given: [])
+    with pytest.raises(TunelineError, match=r"requests\.offered_like"):
+        curated(lab.run.store, rows, sample_rate=0.9)
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "rate", "verdict"),
+    [
+        (400, 0, 1.0, "fail"), (400, 330, 1.0, "fail"), (400, 399, 1.0, "pass"),
+        (400, 40, 0.1, "pass"), (400, 20, 0.1, "fail"), (0, 0, 1.0, "not_applicable"),
+        (1, 0, 1.0, "inconclusive"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("ungated")
+def test_a_log_with_fewer_requests_than_the_ledger_fails(
+    store, curated, tmp_path, asked, rows, rate, verdict
+):
+    ledger = str(ledger_of(tmp_path, asked))
+    day = curated(store, [logged(n, text(1), sample_rate=rate) for n in range(rows)], ledger=ledger)
+    assert day.evidence.verdict == verdict
+    assert f"the ledger has {asked} requests" in day.evidence.summary
+    assert ("production_log is on" in day.evidence.summary) is (verdict == "fail")
 
 
 def test_the_review_sample_takes_the_quota_of_each_stratum(store, curated, tmp_path):
@@ -264,6 +283,7 @@ def test_a_curated_day_outlives_its_logs(store, curated, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["--day", "2026-03-04", "--ledger", "/no.sqlite"], "no such usage ledger"),
         (["--day", str((datetime.now(UTC) + timedelta(days=2)).date())], "is in the future"),
         (["--day", "4.3.2026"], "is not a day; write it as YYYY-MM-DD"),
         (["--day", "20260304"], "is not a day"),
@@ -355,6 +375,7 @@ FAULTS = [
     (with_column("in_review", True, 9), "requests.offered_and_gone"),
     (with_column("stratum", "other"), "requests.stratum"),
     (with_column("resembles", "holdout"), "requests.offered_like"),
+    (with_column("resembles", None), "requests.offered_like"),
     (with_column("answer", None), "requests.kept_without_text"),
     (with_column("of", None, 8), "requests.replaced_by_nothing"),
     (with_column("reason", "mood", 9), "requests.reason"),
@@ -392,7 +413,7 @@ def test_a_lost_request_stops_the_day(store, curated, monkeypatch):
         write(path, facts.slice(1), scrubbed, requests[1:])
 
     monkeypatch.setattr(module, "write_requests", losing)
-    rows = [logged(2, text(2), status="timeout"), logged(3, text(3)), logged(4, text(4))]
+    rows = [logged(2, text(2), messages=None), logged(3, text(3)), logged(4, text(4))]
     with pytest.raises(TunelineError, match=r"does not add up.*row count to equal"):
         curated(store, rows)
     assert open_day(store, MODEL, DAY) == before

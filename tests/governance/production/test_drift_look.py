@@ -4,7 +4,7 @@ import json
 from datetime import timedelta
 
 import pytest
-from tests.lab.logged import DAY, MODEL, logged, put
+from tests.lab.logged import DAY, MODEL, ledger_of, logged, put
 from tests.lab.releases import bare_release
 from tests.lab.runs import Lab, dataset_rows, exchange
 
@@ -41,17 +41,18 @@ def asked(number):
 
 
 @pytest.fixture
-def served(tmp_path):
+def served(tmp_path, without_names):
     """A released model, trained on questions about orders."""
     lab = Lab(tmp_path, {})
     sizes = {"train": 600, "validation": 150, "holdout": 30}
     lab.leave_dataset(dataset_rows(sizes, asked))
     bare_release(lab.run, MODEL, at=f"{DAY}T00:00:00Z")
+    lab.settings = without_names
     return lab
 
 
-def log_day(lab, offset, foreign_share=0.0, rows=120):
-    """Log and curate a day."""
+def log_day(lab, offset, foreign_share=0.0, rows=120, **unlike):
+    """Log and curate a day; `unlike` are the fields of its foreign questions."""
     day = DAY + timedelta(days=offset)
     step = round(1 / foreign_share) if foreign_share else 0
     prompts = [
@@ -60,10 +61,12 @@ def log_day(lab, offset, foreign_share=0.0, rows=120):
     ]
     answers = [exchange("", THINGS[n % 8])[-1]["content"] for n in range(rows)]
     pairs = enumerate(zip(prompts, answers, strict=True))
-    put(lab.run.store, [logged(n, p, a, day=day) for n, (p, a) in pairs], lab.root)
-    settings = lab.root / "settings.yaml"
-    settings.write_text("data: {pii_ner: false}\n")
-    curate(lab.run.store, MODEL, day, read_settings(str(settings)))
+    asked = [
+        logged(n, p, a, day=day, **(unlike if step and n % step == 0 else {}))
+        for n, (p, a) in pairs
+    ]
+    put(lab.run.store, asked, lab.root)
+    curate(lab.run.store, MODEL, day, read_settings(lab.settings))
     return day
 
 
@@ -82,9 +85,11 @@ def test_without_a_release_there_is_nothing_to_compare_with(tmp_path):
     assert "no version of support is released" in found.summary
 
 
-def test_planted_days_are_found_and_dated(served):
+@pytest.mark.parametrize("unlike", [{}, {"finish_reason": "length"}])
+def test_planted_days_are_found_and_dated(served, unlike):
+    """Whatever becomes of the answers: a rambling model is cut off, and its row is rejected."""
     for offset, share in enumerate((0, 0, 0, 0.5, 0.5)):
-        day = log_day(served, offset, share)
+        day = log_day(served, offset, share, **unlike)
     found = look(served, day)
     assert found.drifted
     assert found.since == DAY + timedelta(days=3)
@@ -120,8 +125,8 @@ def test_a_question_that_was_asked_before_keeps_its_frequency(served):
     log_day(served, 0)
     day = DAY + timedelta(days=1)
     put(served.run.store, [logged(n, question(7), day=day) for n in range(90)], served.root)
-    settings = read_settings(str(served.root / "settings.yaml"))
-    assert curate(served.run.store, MODEL, day, settings).evidence.rows_kept == 0
+    read = read_settings(served.settings)
+    assert curate(served.run.store, MODEL, day, read).evidence.rows_kept == 0
     report = report_of(served, look(served, day))
     assert (report["days"][str(day)], report["without_text"]) == (90, 0)
 
@@ -151,4 +156,35 @@ def test_a_day_that_is_curated_after_a_later_one_is_still_looked_at(served):
     late = log_day(served, 2)
     assert last_day(served.run.store, MODEL, [late]) == late
     assert "120 requests of 1 days" in look(served, late).summary
-    assert "no curated day" in look(served, DAY + timedelta(days=5)).summary
+    again = look(served, DAY + timedelta(days=5))
+    assert (again.verdict, again.drifted) == ("inconclusive", False)
+    assert again.summary == "support test was not compared with new requests"
+
+
+def test_small_days_are_compared_together(served):
+    day = log_day(served, 0, rows=15)
+    found = look(served, day)
+    assert found.verdict == "inconclusive"
+    assert "15 requests of 1 days wait until they are 20" in found.summary
+    found = look(served, log_day(served, 1, rows=15))
+    assert (found.verdict, report_of(served, found)["waiting"]) == ("pass", {})
+    assert "30 requests of 2 days look like the training data" in found.summary
+    # A topic of its own is called although no day has enough for a look.
+    for offset in range(2, 8):
+        found = look(served, log_day(served, offset, 1.0, rows=15))
+    assert (found.verdict, found.since) == ("fail", DAY + timedelta(days=2))
+
+
+@pytest.mark.parametrize(("asked", "verdict"), [(0, "inconclusive"), (9, "fail")])
+def test_a_week_without_a_comparison_fails_unless_nobody_asked(served, asked, verdict):
+    """The log is off; the ledger says whether there was something to log."""
+    ledger = ledger_of(served.root, asked, days=10)
+    look(served, log_day(served, 0))
+    read = read_settings(served.settings, ledger=str(ledger))
+    for offset in range(1, 8):
+        day = DAY + timedelta(days=offset)
+        curated = curate(served.run.store, MODEL, day, read).evidence
+        assert curated.verdict == ("fail" if asked else "not_applicable")
+    found = look(served, day)
+    assert (found.verdict, found.drifted) == (verdict, False)
+    assert ("was not compared for 7 days" in found.summary) is bool(asked)

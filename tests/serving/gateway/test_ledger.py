@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
+from tests.lab.logged import ROW
 from tests.lab.postgres import PostgresServer, why_not
 from tests.lab.waiting import wait_for
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -43,29 +44,6 @@ from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.upstream_config import PriceConfig
 
 from .conftest import upstream_entry
-
-ROW = UsageRow(
-    request_id="r1",
-    attempt=1,
-    time=1000.0,
-    kind="request",
-    key="alice",
-    model="support",
-    upstream="small",
-    model_served="m",
-    prompt_tokens=10,
-    cached_tokens=4,
-    completion_tokens=20,
-    estimated=False,
-    cost=0.5,
-    currency="USD",
-    latency_ms=12.5,
-    ttft_ms=None,
-    mean_logprob=None,
-    status="ok",
-    served=True,
-    fallback_reason=None,
-)
 
 
 @pytest.fixture(scope="module")

@@ -69,14 +69,9 @@ class Tail:
         return np.stack(found, axis=-1) if found else np.empty((*scores.shape[:-1], 0), np.int64)
 
     def p_values(self, scores: Floats) -> Floats:
-        """Return the conformal p-value of each score."""
-        return conformal_p(self.reference, scores)
-
-
-def conformal_p(reference: Floats, scores: Floats) -> Floats:
-    """Return the share of a sorted reference that is at least as extreme, the score included."""
-    beyond = len(reference) - np.searchsorted(reference, scores, side="left")
-    return (beyond + 1) / (len(reference) + 1)
+        """Return the share of the reference that is as extreme as each score, it included."""
+        beyond = len(self.reference) - np.searchsorted(self.reference, scores, side="left")
+        return (beyond + 1) / (len(self.reference) + 1)
 
 
 def calibrate(scores: Floats, checked: Floats, error: float, points: float = 0.0) -> Tail:
@@ -188,74 +183,67 @@ def block_money(nights: int) -> float:
 
 @dataclass
 class Wealth:
-    """What the bets of one signal have come to."""
+    """What the bets of one signal have come to; of many watches at once if its arrays say so."""
 
     nights: int = 0  # nights of this year that were bet on
-    p_value: float = 1.0  # anytime-valid, the smallest so far this year
-    log_wealth: Floats = field(default_factory=lambda: np.empty(0))  # running wealth by alternative
-    # The largest sum of log e-values up to tonight by alternative, and its first night.
+    p_value: Any = 1.0  # anytime-valid, the smallest so far this year, shape (...)
+    # Running wealth by alternative, shape (..., alternatives) as the others.
+    log_wealth: Floats = field(default_factory=lambda: np.empty(0))
+    # The largest sum of log e-values up to tonight, and its first night.
     rise: Floats = field(default_factory=lambda: np.empty(0))
-    began: list[str] = field(default_factory=list)
+    began: NDArray[Any] = field(default_factory=lambda: np.empty(0, object))
     recent: list[Counts] = field(default_factory=list)  # tallies of the last nights
 
     def bet(self, log_e: Floats, tally: Counts, test: Callable[[Counts], Floats], day: str) -> None:
         """Take a night."""
-        if self.nights == YEAR or len(self.log_wealth) != len(log_e):
+        if self.nights == YEAR or self.log_wealth.shape != log_e.shape:
             # A new year, or another reference: what was bet on before is no more.
             self.nights, self.p_value = 0, 1.0
-            self.log_wealth = np.full(len(log_e), -np.inf)
-            self.rise, self.began = np.zeros(len(log_e)), [day] * len(log_e)
+            self.log_wealth = np.full(log_e.shape, -np.inf)
+            self.rise, self.began = np.zeros(log_e.shape), np.full(log_e.shape, day, object)
             self.recent = []
         money = night_money(self.nights)
         self.log_wealth = np.logaddexp(self.log_wealth, math.log(money)) + log_e
         self.nights += 1
-        slow = math.exp(-max(0.0, self._log_total()))
-        single = float(test(tally)) / (SINGLE * money)
-        if self.recent and len(self.recent[-1]) != len(tally):
+        if self.recent and self.recent[-1].shape != tally.shape:
             self.recent = []
         self.recent = [*self.recent, tally][-max(BLOCKS) :]
-        blocks = [
-            float(test(np.sum(self.recent[-size:], axis=0))) / block_money(size)
+        found = [self.p_value, np.exp(-self._log_total()) / SLOW, test(tally) / (SINGLE * money)]
+        found += [
+            test(np.sum(self.recent[-size:], axis=0)) / block_money(size)
             for size in BLOCKS
             if self.nights % size == 0 and len(self.recent) >= size
         ]
-        self.p_value = min(self.p_value, slow / SLOW, single, *blocks)
-        self.began = [
-            day if rise <= 0 else was for rise, was in zip(self.rise, self.began, strict=True)
-        ]
+        self.p_value = np.minimum.reduce(np.broadcast_arrays(*found))
+        self.began = np.where(self.rise <= 0, day, self.began)
         self.rise = np.maximum(self.rise, 0) + log_e
 
-    def _log_total(self) -> float:
-        """Return the logarithm of all money: what was bet, and what waits for its night."""
+    def _log_total(self) -> Floats:
+        """Return the logarithm of all money, at least 0: what was bet, and what waits."""
         spent = FIRST_NIGHT + (self.nights - 1) * night_money(1)
-        bet = np.logaddexp.reduce(self.log_wealth) - math.log(len(self.log_wealth))
-        return float(np.logaddexp(bet, math.log(max(1 - spent, 1e-300))))
+        bet = np.logaddexp.reduce(self.log_wealth, axis=-1) - math.log(self.log_wealth.shape[-1])
+        return np.maximum(0.0, np.logaddexp(bet, math.log(max(1 - spent, 1e-300))))
 
     @property
     def since(self) -> str | None:
         """The night on which the strongest alternative began to win, None before the first bet."""
-        return self.began[int(np.argmax(self.rise))] if self.began else None
+        return str(self.began[int(np.argmax(self.rise))]) if len(self.began) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state as plain types."""
         # An empty purse (-inf) has no form in JSON; -1e9 is as empty.
         return {
-            "nights": self.nights,
-            "p_value": self.p_value,
-            "log_wealth": [round(float(max(v, -1e9)), 6) for v in self.log_wealth],
-            "rise": [round(float(v), 6) for v in self.rise],
-            "began": self.began,
-            "recent": [[int(count) for count in tally] for tally in self.recent],
+            **vars(self),
+            "p_value": float(self.p_value),
+            "log_wealth": np.maximum(self.log_wealth, -1e9).round(6).tolist(),
+            "rise": self.rise.round(6).tolist(),
+            "began": self.began.tolist(),
+            "recent": [tally.tolist() for tally in self.recent],
         }
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Wealth:
         """Return the wealth of `as_dict`."""
-        return cls(
-            int(document["nights"]),
-            float(document["p_value"]),
-            np.array(document["log_wealth"], dtype=float),
-            np.array(document["rise"], dtype=float),
-            [str(day) for day in document["began"]],
-            [np.array(tally, dtype=np.int64) for tally in document["recent"]],
-        )
+        arrays = {name: np.array(document[name]) for name in ("log_wealth", "rise", "began")}
+        recent = [np.array(tally, dtype=np.int64) for tally in document["recent"]]
+        return cls(**{**document, **arrays, "recent": recent})

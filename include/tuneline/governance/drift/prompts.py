@@ -107,6 +107,7 @@ class Prompt:
     label: str | None = None  # that the model answered with
     logprob: float | None = None  # mean token log-probability of the answer
     fallback: bool | None = None  # another model answered
+    rejected: str | None = None  # the reason for which its row can't be used
 
 
 Days = Mapping[str, Sequence[Prompt]]

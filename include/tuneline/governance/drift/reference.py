@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ Floats = NDArray[np.float64]
 SHARES = {
     "novelty_share": 0.3,
     "mmd2": 0.2,
-    "length_psi": 0.15,
-    "label_mix": 0.15,
+    "length_psi": 0.1,
+    "label_mix": 0.1,
     "low_confidence_rate": 0.1,
     "fallback_rate": 0.1,
+    "rejection_rates": 0.1,
 }
 # The part of a signal's share that pays for bounds of the reference which may be too low.
 CALIBRATION = 0.1
@@ -65,7 +67,6 @@ class Reference:
     lengths: Floats
     labels: Mapping[str, int]
     min_confidence: float = DEFAULT_MIN_CONFIDENCE  # an answer below is unsure
-    rates: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of an evaluation
 
     @classmethod
     def fit(
@@ -75,13 +76,11 @@ class Reference:
         *,
         alarms: float = DEFAULT_ALARMS,
         min_confidence: float = DEFAULT_MIN_CONFIDENCE,
-        rates: Mapping[str, tuple[int, int]] | None = None,
     ) -> Reference:
         """Calibrate a reference.
 
         `validation` are prompts of the same source that were not trained on; they show how far the
-        split moves prompts from their neighbours. Without `rates` of the answers the first nights
-        of production are their reference.
+        split moves prompts from their neighbours.
         """
         rng = np.random.default_rng(SEED)
         taken = _draw(train, rng)
@@ -92,8 +91,7 @@ class Reference:
         own = np.arange(min(len(taken), MOST_CALIBRATED))
         lengths, checked_lengths = lengths_of(taken), lengths_of(validation)
 
-        def error(name: str) -> float:
-            return alarms * SHARES[name] * CALIBRATION
+        error = partial(_calibration_error, alarms)
 
         def length(sign: int) -> Tail:
             scores, of_checked = sign * lengths, sign * checked_lengths
@@ -114,12 +112,11 @@ class Reference:
             lengths,
             dict(Counter(p.label for p in [*train, *validation] if p.label is not None)),
             min_confidence,
-            rates or {},
         )
 
     def calibration_error(self, name: str) -> float:
         """Return the probability that a signal's bounds may be too low."""
-        return self.alarms * SHARES[name] * CALIBRATION
+        return _calibration_error(self.alarms, name)
 
     def limit(self, name: str) -> float:
         """Return the limit of a signal's p-value."""
@@ -130,6 +127,10 @@ class Reference:
         with_text = [prompt for prompt in prompts if prompt.text is not None]
         matrix = self.embedding(texts_of(with_text))
         return Night(day, prompts, with_text, matrix, strangeness(matrix, self.train))
+
+
+def _calibration_error(alarms: float, name: str) -> float:
+    return alarms * SHARES[name] * CALIBRATION
 
 
 def texts_of(prompts: Sequence[Prompt]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Try the detector on a dataset's own rows: what was held back must be called drift, the rest not.
+"""Try the detector on a dataset's own rows: which share of a night it sees in 90 % of nights.
 
 Left out of the reference, so that they are as new to it as requests are: half of the validation
 rows and a fifth of the training rows at random; a topic (every row of one label or a few small
@@ -8,19 +8,24 @@ ones; without labels a prompt and the nearest tenth); half of the rows of a labe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import accumulate
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tuneline.governance.drift.bets import Wealth
 from tuneline.governance.drift.prompts import Embedding, Prompt
 from tuneline.governance.drift.prompts import Reference as Prompts
-from tuneline.governance.drift.reference import Reference, texts_of
-from tuneline.governance.drift.watch import DriftReport, compare
+from tuneline.governance.drift.reference import Night, Reference, texts_of
+from tuneline.governance.drift.signals import Look
+from tuneline.governance.drift.watch import look
 
-# Parts of a night that are planted, in turn until one is called.
+# Parts of a night that are planted, in turn until one is always called.
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.6)
+# Nights for each share. If all are called, 90 % are with 95 % confidence: 0.9 ** 29 < 0.05.
+NIGHTS = 29
 MOST_IN_A_NIGHT = 500
 # Rows of the dataset that take part; enough to calibrate, few enough for seconds.
 MOST_ROWS = 4000
@@ -31,26 +36,50 @@ LEAST_OF_ALL = 0.04
 HELD_BACK = 0.2
 
 
+def drawn(rng: np.random.Generator, pool: Night, count: int) -> tuple[Night, NDArray[np.int64]]:
+    """Return a pool of prompts with the places of some, none twice."""
+    return pool, rng.choice(len(pool.prompts), count, replace=False)
+
+
+def night_looks(
+    reference: Reference, parts: Sequence[tuple[Night, NDArray[np.int64]]]
+) -> Iterator[tuple[str, Look]]:
+    """Look at one night that is drawn from several pools."""
+    from scipy import sparse
+
+    prompts = [pool.prompts[int(at)] for pool, places in parts for at in places]
+    matrix = sparse.vstack([pool.matrix[places] for pool, places in parts], format="csr")
+    distances = np.concatenate([pool.distances[places] for pool, places in parts])
+    # The two halves that the MMD makes must be alike.
+    order = np.random.default_rng(len(prompts)).permutation(len(prompts))
+    prompts = [prompts[int(at)] for at in order]
+    return look(reference, Night("", prompts, prompts, matrix[order], distances[order]), {})
+
+
+def is_called(reference: Reference, looks: Iterable[tuple[str, Look]]) -> bool:
+    """Return True if the first night of a watch is called drift, by the first signal that does."""
+    for name, found in looks:
+        wealth = Wealth()
+        wealth.bet(found.log_e, found.tally, found.test, "")
+        if wealth.p_value < reference.limit(name):
+            return True
+    return False
+
+
 @dataclass(frozen=True)
-class Attempt:
-    """One night with something planted."""
+class Trial:
+    """Nights with the same share of something planted."""
 
-    plant: str  # `topic` or `labels`
-    share: float  # planted part of the night
-    prompts: int
-    planted: int
-    report: DriftReport
+    plant: str  # `nothing`, `foreign`, `topic` or `labels`
+    share: float  # planted part of a night
+    prompts: int  # of a night
+    planted: int  # of them
+    called: int  # nights; with something planted, up to the first that is not called
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the attempt for `trial.json`; without prompts, which are in the dataset."""
-        return {
-            "plant": self.plant,
-            "share": self.share,
-            "prompts": self.prompts,
-            "planted": self.planted,
-            "drifted": self.report.drifted,
-            "measures": [measure.as_dict() for measure in self.report.measures],
-        }
+    @property
+    def shown(self) -> bool:
+        """True if the share is seen in at least 90 % of nights."""
+        return self.called == NIGHTS
 
 
 @dataclass(frozen=True)
@@ -72,7 +101,8 @@ def divide(prompts: Prompts, seed: int = 11) -> Parts:
     labels = _topics([*train, *validation], rng)
     if labels:
         wanted = min(MOST_IN_A_NIGHT * SHARES[-2], LEAST_OF_ALL * len(prompts["train"]))
-        topics = _enough(labels, wanted)
+        before = [0, *accumulate(labels.values())]
+        topics = {label for label, rows in zip(labels, before, strict=False) if rows < wanted}
         topic_rows = {id(p) for p in [*train, *validation] if p.label in topics}
         rising_label = next((label for label in labels if label not in topics), None)
     else:
@@ -81,9 +111,13 @@ def divide(prompts: Prompts, seed: int = 11) -> Parts:
     topic = [replace(p, label=None) for p in [*train, *validation] if id(p) in topic_rows]
     train = [p for p in train if id(p) not in topic_rows]
     validation = [p for p in validation if id(p) not in topic_rows]
-    alike = [p for p in train if p.label == rising_label] if rising_label else []
-    rising = alike[: len(alike) // 2]
-    train = _without(train, rising)
+    # Half of them in either split, so that both have the label equally often.
+    rising = [
+        prompt
+        for rows in (train, validation)
+        for prompt in [p for p in rows if p.label == rising_label and rising_label][::2]
+    ]
+    train, validation = _without(train, rising), _without(validation, rising)
     held = train[: int(HELD_BACK * len(train))]
     middle = len(validation) // 2
     return Parts(
@@ -91,51 +125,33 @@ def divide(prompts: Prompts, seed: int = 11) -> Parts:
     )
 
 
-def rehearse(parts: Parts, alarms: float, seed: int = 11) -> list[Attempt]:
-    """Plant ever more until the detector calls it; the last attempt of a plant is the result."""
+def rehearse(
+    parts: Parts, foreign: Sequence[Prompt], alarms: float, seed: int = 11
+) -> Iterator[Trial]:
+    """Plant ever more until it is always called; the last trial of a plant is the result."""
     rng = np.random.default_rng(seed)
     reference = Reference.fit(parts.train, parts.validation, alarms=alarms)
-    attempts = []
-    for plant, rows in (("topic", parts.topic), ("labels", parts.rising)):
-        for share in SHARES:
-            usual, planted = _night(parts.usual, rows, share, rng)
-            if len(planted) < LEAST_OF_A_TOPIC // 2:
+    usual = reference.night("", parts.usual)
+    plants = {"nothing": parts.usual, "foreign": foreign, "topic": parts.topic}
+    for plant, rows in {**plants, "labels": parts.rising}.items():
+        planted = reference.night("", rows)
+        shares = (0.0,) if plant == "nothing" else SHARES if rows else ()
+        for share in shares:
+            # A night has half of the usual prompts at most, so that nights differ.
+            half = len(usual.prompts) / 2 / (1 - share)
+            size = int(min(MOST_IN_A_NIGHT, half, len(rows) / share if share else half))
+            count = round(size * share)
+            if 0 < share < SHARES[-1] and count < LEAST_OF_A_TOPIC // 2:
                 continue
-            night = _shuffled([*usual, *planted], rng)
-            report = compare(reference, {"": night})
-            attempts.append(Attempt(plant, share, len(night), len(planted), report))
-            if report.drifted:
+            called = 0
+            for night in range(NIGHTS):
+                pools = drawn(rng, usual, size - count), drawn(rng, planted, count)
+                called += is_called(reference, night_looks(reference, pools))
+                if share and called <= night:
+                    break
+            yield Trial(plant, share, size, count, called)
+            if called == NIGHTS:
                 break
-    return attempts
-
-
-def smallest_called(attempts: Sequence[Attempt], plant: str) -> float | None:
-    """Return the smallest share that was called drift; 1 if none was, None if none was planted."""
-    tried = [attempt for attempt in attempts if attempt.plant == plant]
-    if not tried:
-        return None
-    return min((a.share for a in tried if a.report.drifted), default=1.0)
-
-
-def _night(
-    usual: list[Prompt], planted: list[Prompt], share: float, rng: np.random.Generator
-) -> tuple[list[Prompt], list[Prompt]]:
-    most = min(len(usual), int(MOST_IN_A_NIGHT * (1 - share)))
-    wanted = round(most * share / (1 - share))
-    # With too few rows to plant, the night is smaller, not the share.
-    count = min(wanted, len(planted))
-    most = min(most, round(count * (1 - share) / share))
-    return _shuffled(usual, rng)[:most], _shuffled(planted, rng)[:count]
-
-
-def _enough(labels: Mapping[str, int], wanted: float) -> set[str]:
-    """Return the first labels that have the wanted number of rows together."""
-    found: set[str] = set()
-    for label in labels:
-        if sum(labels[name] for name in found) >= wanted:
-            break
-        found.add(label)
-    return found
 
 
 def _topics(prompts: Sequence[Prompt], rng: np.random.Generator) -> dict[str, int]:

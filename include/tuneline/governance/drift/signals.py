@@ -1,11 +1,10 @@
-"""The six signals of drift. Each looks at one night and gives its value, its bets and its drivers.
+"""The seven signals of drift. Each looks at one night: its value, its bets and its drivers.
 
 Log e-values have a mean of at most 0 in the e-sense (E[exp] <= 1) while nothing has drifted.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,30 +13,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneline.artifacts.request_log import REPLACED, Reason
 from tuneline.governance.drift.bets import YEAR, Tail, calibrate, rate_bound, rate_log_e, share_test
 from tuneline.governance.drift.prompts import Prompt
 from tuneline.governance.drift.reference import Night, Reference, lengths_of
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Events = dict[str, list[tuple[Prompt, str]]]
+# Events and answers by kind.
+Known = dict[str, tuple[int, int]]
 
 # Novel is what is farther from training than 95 % of it.
 NOVEL = 0.05
 # Prompts that a report names for a signal.
 MOST_DRIVERS = 10
 PSI_BINS = 10
-# A label may gain this share of the answers before it counts as drift: classes are balanced for
-# training, and predictions are not labels.
-LABEL_TOLERANCE = 0.03
-LABEL_RISES = (0.05, 0.1, 0.2, 0.4)
 # More labels than this are free text.
 MOST_LABELS = 500
 OTHER_LABEL = "another label"
-# A rate of the answers may grow by a fifth and half a point.
-RATE_TOLERANCE = 1.2, 0.005
+# A rate of the answers may grow by a fifth and half a point. A label may gain three points: classes
+# are balanced for training, and predictions are not labels.
+TOLERANCES = {
+    "label_mix": (1.0, 0.03),
+    **dict.fromkeys(("low_confidence_rate", "fallback_rate", "rejection_rates"), (1.2, 0.005)),
+}
 RATE_FACTORS = (1.25, 1.5, 2.0, 4.0, 10.0)
 # Answers after which the first nights are the reference of a rate.
 FIRST_ANSWERS = 1000
+# Until then a tenth of the requests may be rejected for one reason, as if 1,000 had shown it.
+FIRST_REJECTED = 100, 1000
+# Requests that another row replaces are no loss.
+REJECTIONS = tuple(reason for reason in Reason if reason not in REPLACED)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def novelty_share(reference: Reference, night: Night) -> Look | None:
         return None
     scores = night.distances
     p = reference.novelty.p_values(scores)
-    drivers = _strongest(night, night.with_text, scores, p <= NOVEL, lambda at: f"p = {p[at]:.4f}")
+    drivers = _strongest(night, scores, p <= NOVEL, lambda at: f"p = {p[at]:.4f}")
     tail = reference.novelty
     share = float((p <= NOVEL).mean())
     return Look(share, tail.log_e(scores), tail.tally(scores), tail.test, drivers)
@@ -101,7 +108,7 @@ def mmd2(reference: Reference, night: Night) -> Look | None:
     # The mean of two e-values is an e-value.
     log_e = np.logaddexp(bets[0], bets[1]) - np.log(2)
     strong = scores >= np.quantile(scores, 0.9)
-    drivers = _strongest(night, night.with_text, scores, strong, lambda at: f"{scores[at]:.3f}")
+    drivers = _strongest(night, scores, strong, lambda at: f"{scores[at]:.3f}")
     tally, test = two_tails(tails, tallies)
     return Look(_mmd2(known, rows), log_e, tally, test, drivers)
 
@@ -114,88 +121,82 @@ def length_psi(reference: Reference, night: Night) -> Look | None:
     tails = ((reference.long, lengths), (reference.short, -lengths))
     log_e = np.concatenate([tail.log_e(scores) for tail, scores in tails])
     p = np.min([tail.p_values(scores) for tail, scores in tails], axis=0)
-    drivers = _strongest(
-        night, night.with_text, -p, p <= NOVEL, lambda at: f"{lengths[at]:.0f} characters"
-    )
+    drivers = _strongest(night, -p, p <= NOVEL, lambda at: f"{lengths[at]:.0f} characters")
     both = [tail for tail, _ in tails]
     tally, test = two_tails(both, [tail.tally(scores) for tail, scores in tails])
     return Look(_psi(reference.lengths, lengths), log_e, tally, test, drivers)
 
 
-def label_mix(reference: Reference, night: Night) -> Look | None:
-    """Look for labels that the model answers with more often than training had them."""
-    labelled = [prompt for prompt in night.prompts if prompt.label is not None]
-    if not labelled or not 2 <= len(reference.labels) <= MOST_LABELS:
-        return None
-    names = [*reference.labels, OTHER_LABEL]
-    error = reference.calibration_error("label_mix") / len(names)
-    rows, total = sum(reference.labels.values()), len(labelled)
-    seen = Counter(p.label if p.label in reference.labels else OTHER_LABEL for p in labelled)
-    log_e, shares, gains = [], [], {}
-    for name in names:
-        count = reference.labels.get(name, 0)
-        bound = min(rate_bound(count, rows, error) + LABEL_TOLERANCE, 0.95)
-        rates = [min(bound + rise, (1 + bound) / 2) for rise in LABEL_RISES]
-        log_e.append(rate_log_e(seen[name], total, bound, rates))
-        shares.append(min(count / rows + LABEL_TOLERANCE, 1.0))
-        gains[name] = seen[name] / total - count / rows
-    most = max(gains, key=lambda name: gains[name])
-    drivers = [
-        Driver(night.day, p.line, f"label {p.label}", p.text)
-        for p in labelled
-        if p.label == most or (most == OTHER_LABEL and p.label not in reference.labels)
-    ]
-    distance = sum(gain for gain in gains.values() if gain > 0)
-    tally = np.array([*(seen[name] for name in names), total])
-    test = partial(share_test, shares=np.array(shares), rows=rows)
-    return Look(distance, np.concatenate(log_e), tally, test, drivers[:MOST_DRIVERS])
+def counted(reference: Reference, night: Night, name: str, first: Known) -> Look | None:
+    """Look for kinds of answers that grow: labels, unsure, fallback and rejected ones.
 
-
-def rate(
-    reference: Reference, night: Night, name: str, first: tuple[int, int] | None
-) -> tuple[Look | None, tuple[int, int] | None]:
-    """Look for more unsure answers, or more answers by another model.
-
-    `first` are the events and answers of the first nights, which are the reference of what training
-    can't tell. The look is None while they are still counted.
+    Training states the labels. Of the others `first` has the events and answers of the first nights
+    by kind, which are the reference, and takes those of this night while they are few.
     """
     answers, events = _events(reference, night, name)
-    given = reference.rates.get(name)
-    count, total = given or first or (0, 0)
-    if not answers:
-        return None, first
-    if given is None and total < FIRST_ANSWERS:
-        return None, (count + len(events), total + len(answers))
-    known = count, total
-    log_e, share = rate_bets(reference, name, known, len(events), len(answers))
-    drivers = [Driver(night.day, p.line, why, p.text) for p, why in events[:MOST_DRIVERS]]
-    tally = np.array([len(events), len(answers)])
-    test = partial(share_test, shares=np.array([share]), rows=known[1])
-    return Look(len(events) / len(answers), log_e, tally, test, drivers), first
+    known = _known(reference, name, events, answers, first) if answers else None
+    if known is None:
+        return None
+    error = reference.calibration_error(name) / len(events)
+    factor, points = TOLERANCES[name]
+    won, shares, gains = [], [], {}
+    for kind, (count, total) in known.items():
+        there, rate = len(events[kind]), count / total
+        gains[kind] = there / answers - rate
+        more = (factor - 1) * rate + points
+        bound = min(0.95, rate_bound(count, total, error) + more)
+        supposed = [min(bound * times, (1 + bound) / 2) for times in RATE_FACTORS]
+        won.append(rate_log_e(there, answers, bound, supposed))
+        shares.append(min(0.95, rate + more))
+    grown = max(gains, key=lambda kind: gains[kind])
+    tally = np.array([*map(len, events.values()), answers])
+    rows = min(total for _, total in known.values())
+    test = partial(share_test, shares=np.array(shares), rows=rows)
+    value = float(tally[:-1].sum() / answers)
+    if name == "label_mix":
+        value = sum(gain for gain in gains.values() if gain > 0)
+    return Look(value, np.concatenate(won), tally, test, _drivers(night, events[grown]))
 
 
-def rate_bets(
-    reference: Reference, name: str, first: tuple[int, int], events: int, answers: int
-) -> tuple[Floats, float]:
-    """Return the log e-values of a night, and the largest share of events that is not drift."""
-    factor, points = RATE_TOLERANCE
-    share = min(0.95, factor * first[0] / first[1] + points)
-    bound = min(0.95, max(rate_bound(*first, reference.calibration_error(name)), share))
-    rates = [min(bound * times, (1 + bound) / 2) for times in RATE_FACTORS]
-    return rate_log_e(events, answers, bound, rates), share
+def _known(
+    reference: Reference, name: str, events: Events, answers: int, first: Known
+) -> Known | None:
+    """Return the events and answers of the reference by kind; None while they are still counted."""
+    if name == "label_mix":
+        rows, labels = sum(reference.labels.values()), reference.labels
+        few = 2 <= len(labels) <= MOST_LABELS
+        return {kind: (labels.get(kind, 0), rows) for kind in events} if few else None
+    known = {kind: first.get(kind, (0, 0)) for kind in events}
+    if min(total for _, total in known.values()) >= FIRST_ANSWERS:
+        return known
+    for kind, (count, total) in known.items():
+        first[kind] = count + len(events[kind]), total + answers
+    return dict.fromkeys(events, FIRST_REJECTED) if name == "rejection_rates" else None
 
 
-def _events(
-    reference: Reference, night: Night, name: str
-) -> tuple[list[Prompt], list[tuple[Prompt, str]]]:
-    if name == "fallback_rate":
-        answers = [p for p in night.prompts if p.fallback is not None]
-        return answers, [(p, "another model answered") for p in answers if p.fallback]
-    answers = sorted(
-        (p for p in night.prompts if p.logprob is not None), key=lambda p: p.logprob or 0.0
-    )
-    unsure = [p for p in answers if (p.logprob or 0.0) < reference.min_confidence]
-    return answers, [(p, f"mean log-probability {p.logprob:.2f}") for p in unsure]
+def _events(reference: Reference, night: Night, name: str) -> tuple[int, Events]:
+    """Return the number of answers that could be an event, and the events by kind."""
+    kinds, asked = [name], list(night.prompts)
+    if name == "label_mix":
+        kinds, asked = [*reference.labels, OTHER_LABEL], [p for p in asked if p.label is not None]
+        labels = [p.label if p.label in reference.labels else OTHER_LABEL for p in asked]
+        seen = [(p, label, f"label {p.label}") for p, label in zip(asked, labels, strict=True)]
+    elif name == "rejection_rates":
+        kinds = [f"{name}:{reason}" for reason in REJECTIONS]
+        reasons = [(p, p.rejected or (None if p.text else Reason.NO_TEXT)) for p in asked]
+        seen = [(p, f"{name}:{why}", f"rejected: {why}") for p, why in reasons if why]
+    elif name == "fallback_rate":
+        asked = [p for p in asked if p.fallback is not None]
+        seen = [(p, name, "another model answered") for p in asked if p.fallback]
+    else:
+        asked = [p for p in asked if p.logprob is not None]
+        asked.sort(key=lambda p: p.logprob or 0.0)
+        unsure = [p for p in asked if (p.logprob or 0.0) < reference.min_confidence]
+        seen = [(p, name, f"mean log-probability {p.logprob:.2f}") for p in unsure]
+    events: Events = {kind: [] for kind in kinds}
+    for prompt, kind, why in seen:
+        events[str(kind)].append((prompt, why))
+    return len(asked), events
 
 
 def two_tails(
@@ -212,17 +213,14 @@ def two_tails(
 
 
 def _strongest(
-    night: Night,
-    prompts: Sequence[Prompt],
-    scores: Floats,
-    counted: NDArray[np.bool_],
-    why: Callable[[int], str],
+    night: Night, scores: Floats, counted: NDArray[np.bool_], why: Callable[[int], str]
 ) -> list[Driver]:
     order = [int(at) for at in np.argsort(-scores, kind="stable") if counted[at]]
-    return [
-        Driver(night.day, prompts[at].line, why(at), prompts[at].text)
-        for at in order[:MOST_DRIVERS]
-    ]
+    return _drivers(night, [(night.with_text[at], why(at)) for at in order[:MOST_DRIVERS]])
+
+
+def _drivers(night: Night, events: Sequence[tuple[Prompt, str]]) -> list[Driver]:
+    return [Driver(night.day, p.line, why, p.text) for p, why in events[:MOST_DRIVERS]]
 
 
 def _mean(rows: Any) -> Floats:
@@ -253,8 +251,6 @@ def _shares(values: Floats, edges: Floats) -> Floats:
 
 TEXT_SIGNALS: dict[str, Callable[[Reference, Night], Look | None]] = {
     "novelty_share": novelty_share,
-    "mmd2": mmd2,
     "length_psi": length_psi,
-    "label_mix": label_mix,
+    "mmd2": mmd2,
 }
-RATE_SIGNALS = ("low_confidence_rate", "fallback_rate")

@@ -6,8 +6,9 @@ The state is small and plain JSON. It belongs to one released model: a new model
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -140,55 +141,48 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
     first, history = dict(before.first), list(before.history)
     seen: list[dict[str, Look]] = []
     for day, prompts in sorted(days.items()):
-        looks = look(reference, reference.night(day, prompts), first)
+        looks = dict(look(reference, reference.night(day, prompts), first))
         for name, found in looks.items():
             wealth.setdefault(name, Wealth()).bet(found.log_e, found.tally, found.test, day)
         seen.append(looks)
         values = {name: round(found.value, 6) for name, found in looks.items()}
         p_values = {name: float(f"{wealth[name].p_value:.4g}") for name in looks}
-        history.append(NightEntry(day, len(prompts), _without_text(prompts), values, p_values))
-    requests = [prompt for prompts in days.values() for prompt in prompts]
+        silent = sum(prompt.text is None for prompt in prompts)
+        history.append(NightEntry(day, len(prompts), silent, values, p_values))
+    texts = [prompt.text for prompts in days.values() for prompt in prompts]
     last = {name: value for night in history for name, value in night.values.items()}
     measures = []
     for name in (name for name in SHARES if name in wealth):
-        p_value, limit = wealth[name].p_value, reference.limit(name)
+        p_value, limit = float(wealth[name].p_value), reference.limit(name)
         since = wealth[name].since if p_value < limit else None
         since = None if since == UNDATED else since
         measures.append(Measure(name, last.get(name, 0.0), p_value, limit, since))
     return DriftReport(
         tuple(measures),
         {m.name: _drivers(seen, m) for m in measures if m.drifted},
-        len(requests),
-        _without_text(requests),
+        len(texts),
+        texts.count(None),
         WatchState(wealth, first, tuple(history[-YEAR:])),
     )
 
 
-def look(reference: Reference, night: Night, first: dict[str, tuple[int, int]]) -> dict[str, Look]:
-    """Look at one night by every signal that it has data for."""
-    found = {name: see(reference, night) for name, see in signals.TEXT_SIGNALS.items()}
-    for name in signals.RATE_SIGNALS:
-        found[name], counts = signals.rate(reference, night, name, first.get(name))
-        if counts is not None:
-            first[name] = counts
-    return {name: seen for name, seen in found.items() if seen is not None}
+def look(
+    reference: Reference, night: Night, first: dict[str, tuple[int, int]]
+) -> Iterator[tuple[str, Look]]:
+    """Yield what every signal that has data sees in a night, the slowest signal last."""
+    for name in signals.TOLERANCES:
+        if (found := signals.counted(reference, night, name, first)) is not None:
+            yield name, found
+    for name, see in signals.TEXT_SIGNALS.items():
+        if (found := see(reference, night)) is not None:
+            yield name, found
 
 
 def _drivers(seen: list[dict[str, Look]], measure: Measure) -> list[Driver]:
     """Return the strongest drivers since the drift began, the days in turn."""
     found = [looks[measure.name].drivers for looks in seen if measure.name in looks]
-    late = [
-        [d for d in drivers if measure.since is None or d.day >= measure.since] for drivers in found
-    ]
-    ranked = sorted(
-        ((place, driver) for drivers in late for place, driver in enumerate(drivers)),
-        key=lambda entry: entry[0],
-    )
-    return [driver for _, driver in ranked[:MOST_DRIVERS]]
-
-
-def _without_text(prompts: Any) -> int:
-    return sum(1 for prompt in prompts if prompt.text is None)
+    ranked = [driver for in_turn in zip_longest(*found) for driver in in_turn if driver]
+    return [d for d in ranked if d.day >= (measure.since or "")][:MOST_DRIVERS]
 
 
 # A p-value of 0 has no logarithm.

@@ -4,6 +4,7 @@
     drift/<model>/looks/<day>/report.json   what this look found, with its plot beside it
 
 A look at a day that was looked at before changes nothing: each day is one bet of the year's budget.
+Days with few requests wait until they have enough together.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.releases import open_release, read_release
-from tuneline.artifacts.request_log import folder_name, read_day
+from tuneline.artifacts.request_log import REPLACED, folder_name
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
+from tuneline.evidence import Verdict
 from tuneline.governance.drift.prompts import (
     MIN_WINDOW,
     Prompt,
@@ -30,12 +31,15 @@ from tuneline.governance.drift.prompts import (
     read_reference,
 )
 from tuneline.governance.drift.reference import Reference
-from tuneline.governance.drift.watch import DriftReport, WatchState, compare
+from tuneline.governance.drift.watch import DriftReport, WatchState, compare, draw
 from tuneline.governance.production.curated_days import curated_days, open_current
+from tuneline.governance.production.settings import released_dataset
 from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store
 
 REPORT_SCHEMA = "tuneline/drift-look/1"
+# A watch that compares nothing for a week may not be green: nobody would notice that it is blind.
+MOST_SILENT_DAYS = 7
 
 
 def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -> Look:
@@ -43,7 +47,7 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
     pointer = read_release(store, model)
     if pointer is None:
         why = f"no version of {model} is released, so there is nothing to compare with"
-        return _keep(store, model, until, {"drifted": False, "since": None, "summary": why})
+        return _put(store, model, until, {"verdict": Verdict.NOT_APPLICABLE, "summary": why})
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
         return _compare(
             store, model, until, settings=settings, pointer=pointer, scratch=Path(scratch)
@@ -67,12 +71,12 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
 
 def read_look(store: Store, model: str, day: date) -> Look:
     """Return what the look at a day found; UserError if there was none."""
-    prefix = f"{_root(model)}/looks/{day}"
+    key = f"{_root(model)}/looks/{day}/report.json"
     try:
-        document = json.loads(store.get_bytes(f"{prefix}/report.json"))
+        document = json.loads(store.get_bytes(key))
     except NotThere:
         raise UserError(f"nothing compared {day} of {model}; run `tuneline logs drift`") from None
-    return _look(document, store.uri_of(f"{prefix}/report.json"))
+    return _look(document, store.uri_of(key))
 
 
 def _compare(
@@ -85,121 +89,126 @@ def _compare(
     scratch: Path,
 ) -> Look:
     release = open_release(store, pointer)
-    run = release.run()
-    dataset = release.artifact(DATASET.step, DATASET.name)
-    if dataset is None:
-        raise UserError(f"{run.uri} has no dataset to compare with")
-    prompts = read_reference(release.fetch(dataset, scratch / DATASET.name))
+    dataset = released_dataset(release)
+    prompts = read_reference(release.fetch(dataset, scratch / dataset.name))
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
     state, seen = _state(store, model, release.version)
-    fresh = [day for day in _unseen(store, model, pointer, seen) if day <= until]
-    days = {str(day): _prompts(store, model, day, labels, scratch) for day in fresh}
-    told = {day: found for day, found in days.items() if len(found) >= MIN_WINDOW}
+    unseen = [day for day in _unseen(store, model, pointer, seen) if day <= until]
+    days = {day: _prompts(store, model, day, labels, scratch) for day in unseen}
+    nights, waiting = _pool({day: asked for day, asked in days.items() if asked})
     reference = Reference.fit(
         prompts["train"],
         prompts["validation"],
         alarms=settings.drift_p_value,
         min_confidence=settings.min_confidence,
     )
-    report = compare(reference, told, state)
+    report = compare(reference, {str(first): asked for first, asked in nights.items()}, state)
+    compared = {day: len(asked) for day, asked in days.items() if asked and day not in waiting}
+    last = max({*seen, *compared}, default=date.fromisoformat(pointer.released_at[:10]))
+    # Days on which nobody asked, as the ledger knows, need no comparison.
+    silent = (until - last).days - sum(asked is None and day > last for day, asked in days.items())
     document = {
         **report.as_dict(),
         "version": release.version,
-        "dataset": run.uri,
-        "days": {day: len(found) for day, found in days.items()},
-        "summary": _summary(report, days, told, model, release.version),
+        "dataset": release.run().uri,
+        "days": {str(day): count for day, count in compared.items()},
+        "waiting": {str(day): len(days[day] or ()) for day in waiting},
+        "days_not_compared": silent,
     }
-    look = _keep(store, model, until, document, report=report, scratch=scratch)
-    if fresh:
-        kept = {"seen": sorted(map(str, {*seen, *fresh})), "state": report.state.as_dict()}
+    document |= _verdict(report, document, f"{model} {release.version}")
+    if not compared and store.exists(f"{_root(model)}/looks/{until}/report.json"):
+        # A second look at a day has no new days; what the first one saw stays.
+        return read_look(store, model, until)
+    if report.state.history:
+        draw(report, scratch / "drift.png")
+        store.put_file(f"{_root(model)}/looks/{until}/drift.png", scratch / "drift.png")
+    look = _put(store, model, until, document)
+    if compared:
+        kept = {"seen": sorted(map(str, {*seen, *compared})), "state": report.state.as_dict()}
         store.put_bytes(f"{_root(model)}/{release.version}/state.json", json.dumps(kept).encode())
     return look
 
 
-def _keep(
-    store: Store,
-    model: str,
-    until: date,
-    document: Mapping[str, Any],
-    *,
-    report: DriftReport | None = None,
-    scratch: Path | None = None,
-) -> Look:
-    prefix = f"{_root(model)}/looks/{until}"
-    # A second look at a day has no new days; what the first one saw stays.
-    if report is not None and not document["days"] and store.exists(f"{prefix}/report.json"):
-        return read_look(store, model, until)
-    if report is not None and scratch is not None and report.state.history:
-        from tuneline.governance.drift.watch import draw
+def _pool(days: Mapping[date, list[Prompt]]) -> tuple[dict[date, list[Prompt]], list[date]]:
+    """Join days to nights of `MIN_WINDOW` requests, by first day; return the days that wait too."""
+    nights: dict[date, list[Prompt]] = {}
+    waiting: list[date] = []
+    for day in sorted(days):
+        waiting.append(day)
+        asked = [prompt for one in waiting for prompt in days[one]]
+        if len(asked) >= MIN_WINDOW:
+            nights[waiting[0]], waiting = asked, []
+    return nights, waiting
 
-        draw(report, scratch / "drift.png")
-        store.put_file(f"{prefix}/drift.png", scratch / "drift.png")
+
+def _put(store: Store, model: str, until: date, document: Mapping[str, Any]) -> Look:
+    key = f"{_root(model)}/looks/{until}/report.json"
     whole = {"schema": REPORT_SCHEMA, "model": model, "until": str(until), **document}
-    raw = json.dumps(whole, indent=1, ensure_ascii=False).encode()
-    store.put_bytes(f"{prefix}/report.json", raw)
-    return _look(whole, store.uri_of(f"{prefix}/report.json"))
+    store.put_bytes(key, json.dumps(whole, indent=1, ensure_ascii=False).encode())
+    return _look(whole, store.uri_of(key))
 
 
 def _look(document: Mapping[str, Any], uri: str) -> Look:
-    since = document["since"]
+    since, drifted = document.get("since"), bool(document.get("drifted"))
     return Look(
-        bool(document["drifted"]),
+        drifted,
         date.fromisoformat(document["until"]),
         date.fromisoformat(since) if since else None,
         str(document["summary"]),
         uri,
         document.get("version"),
+        # A look of an earlier version stated none.
+        Verdict(document.get("verdict", Verdict.FAIL if drifted else Verdict.PASS)),
     )
 
 
-def _summary(
-    report: DriftReport,
-    days: Mapping[str, list[Prompt]],
-    told: Mapping[str, list[Prompt]],
-    model: str,
-    version: str,
-) -> str:
+def _verdict(report: DriftReport, document: Mapping[str, Any], release: str) -> dict[str, Any]:
+    """Return verdict and summary of a look; a watch that sees nothing for days has failed."""
+    days, waiting, silent = (document[k] for k in ("days", "waiting", "days_not_compared"))
+    verdict = Verdict.PASS if days else Verdict.INCONCLUSIVE
+    summary = f"{report.prompts} requests of {len(days)} days look like the training data of "
+    summary = f"{summary}{release}" if days else f"{release} was not compared with new requests"
     if report.drifted:
-        names = ", ".join(
+        verdict = Verdict.FAIL
+        names = (
             f"{m.name} {m.value:.3g} (p {m.p_value:.2g}, limit {m.limit:.2g})"
             for m in report.measures
             if m.drifted
         )
-        return f"{names} differ from the training data of {model} {version}"
-    if not days:
-        return f"no curated day of {model} {version} is new"
-    if not told:
-        return f"not compared: none of {len(days)} new days has {MIN_WINDOW} requests"
-    few = len(days) - len(told)
-    note = f"; {few} of these days have fewer than {MIN_WINDOW} requests" if few else ""
-    return (
-        f"{report.prompts} requests of {len(told)} days look like the training data of "
-        f"{model} {version}{note}"
-    )
+        summary = f"{', '.join(names)} differ from the training data of {release}"
+    if waiting:
+        wait = f"{sum(waiting.values())} requests of {len(waiting)} days wait"
+        summary = f"{summary}; {wait} until they are {MIN_WINDOW}"
+    if silent >= MOST_SILENT_DAYS:
+        verdict = Verdict.FAIL
+        summary = (
+            f"{summary}; production was not compared for {silent} days: see that the gateway's "
+            "production_log is on and that production_logs curates its days"
+        )
+    return {"verdict": verdict, "summary": summary}
 
 
 def _prompts(
     store: Store, model: str, day: date, labels: frozenset[str], scratch: Path
-) -> list[Prompt]:
-    """Return every logged request of a day, one without a usable text as such."""
+) -> list[Prompt] | None:
+    """Return every logged request of a day; None if the ledger knows that there was none."""
     curated = open_current(store, model, day)
     if curated is None:
         return []
-    texts = {
-        entry["request_id"]: last_user_turn(entry["messages"])
-        for batch in curated.requests(scratch, ("request_id", "messages"))
-        for entry in batch.filter(batch["messages"].is_valid()).to_pylist()
-    }
-    columns = ["request_id", "answer", "confidence", "fallback_reason"]
+    if curated.evidence.verdict == Verdict.NOT_APPLICABLE:
+        return None
+    columns = ("messages", "answer", "confidence", "fallback_reason", "reason")
+    rows = (row for batch in curated.requests(scratch, columns) for row in batch.to_pylist())
     return [
         Prompt(
             number,
-            texts.get(row["request_id"]),
+            last_user_turn(row["messages"] or ()),
             label_of(row["answer"], labels),
             row["confidence"],
             row["fallback_reason"] is not None,
+            None if row["reason"] in REPLACED else row["reason"],
         )
-        for number, row in enumerate(read_day(store, model, day).select(columns).to_pylist(), 1)
+        for number, row in enumerate(rows, 1)
     ]
 
 

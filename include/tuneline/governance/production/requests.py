@@ -8,55 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuneline.artifacts.request_log import Reason
 from tuneline.data.conversations.turn_checks import TEMPLATE_MARKERS, check_turns
 from tuneline.data.tables.rows import Message, Row, StandIn, schema_of
-
-
-class Reason(StrEnum):
-    """The reason for which a logged request is no row of the curated day."""
-
-    # No upstream answered, or the client's request was wrong; the detail is the status.
-    ERROR_STATUS = "error_status"
-    # The answer stops somewhere: the upstream died, or the client left.
-    BROKEN_STREAM = "broken_stream"
-    # The gateway could not scrub the text and logged none, or no user turn says anything.
-    NO_TEXT = "no_text"
-    EMPTY_ANSWER = "empty_answer"
-    # The log has no tool calls, so that a conversation with tools is incomplete.
-    TOOL_USE = "tool_use"
-    # The answer reached the token limit; training on it would teach to stop mid-sentence.
-    CUT_OFF = "cut_off"
-    # The upstream's filter replaced the answer.
-    FILTERED = "filtered"
-    # Roles out of order, special tokens, broken Unicode; the detail is the check that failed.
-    MALFORMED = "malformed"
-    # `data.pii_actions` refuses rows with this kind of personal data.
-    PII_REFUSED = "pii_refused"
-    # A pattern still hits after scrubbing.
-    RESIDUAL_PII = "residual_pii"
-    # The chat template of the base model refuses the conversation.
-    TEMPLATE_REFUSED = "template_refused"
-    # More tokens than `data.max_tokens`.
-    TOO_LONG = "too_long"
-    # The same question stays in another row of the day.
-    DUPLICATE = "duplicate"
-    NEAR_DUPLICATE = "near_duplicate"
-    # The same question, or nearly, stays in a row of an earlier day.
-    SEEN_BEFORE = "seen_before"
-
-
-# These requests are counted in `seen` and `weight` of the row that stays.
-MERGED = frozenset({Reason.DUPLICATE, Reason.NEAR_DUPLICATE})
-# In place of these requests another row stays, which is named.
-REPLACED = MERGED | {Reason.SEEN_BEFORE}
-
 
 Refusal = tuple[Reason, str | None]
 
@@ -84,12 +44,21 @@ def conversation(row: Mapping[str, Any]) -> list[Message]:
     return [*turns, {"role": "assistant", "content": row["answer"]}]
 
 
+def question(row: Mapping[str, Any]) -> list[Message]:
+    """Return the last user turn that says something, with an empty answer; empty without one."""
+    turns = [turn["content"] or "" for turn in row["messages"] or [] if turn["role"] == "user"]
+    asked = [text for text in turns if text.strip()]
+    if not asked:
+        return []
+    return [{"role": "user", "content": asked[-1]}, {"role": "assistant", "content": ""}]
+
+
 def refusal(row: Mapping[str, Any]) -> Refusal | None:
     """Return the reason and its detail for which a logged request can't be used, None if it can."""
-    status, finish, turns = row["status"], row["finish_reason"], row["messages"] or []
+    status, finish, turns = row["status"], row["finish_reason"], row["messages"]
     if status not in _ANSWERED:
         return (Reason.BROKEN_STREAM if status in _BROKEN else Reason.ERROR_STATUS), status
-    if not any(turn["role"] == "user" and (turn["content"] or "").strip() for turn in turns):
+    if not question(row):
         return Reason.NO_TEXT, None
     if any(turn["role"] in _TOOL_ROLES for turn in turns):
         return Reason.TOOL_USE, "role"
@@ -156,7 +125,7 @@ class Request:
     of_day: str | None = None  # of that row, YYYY-MM-DD, if it is an earlier one
     similarity: float | None = None  # to that row, or to the row of the reference that it resembles
     seen: int = 1  # logged requests that it stands for, itself and those merged into it
-    resembles: str | None = None  # split of the row of the reference
+    resembles: str | None = None  # split of the row of the reference; None: not compared
     resembles_row: str | None = None
     novelty: float | None = None  # share of its 5-grams that are new
     stratum: str | None = None  # None if it may not be drawn for review

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuneline.artifacts.request_log import Reason
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.deduplicate import find_clusters
@@ -41,7 +42,6 @@ from tuneline.governance.production.curated_days import CuratedDay, StratumCount
 from tuneline.governance.production.requests import (
     LOW_CONFIDENCE,
     STRIDE,
-    Reason,
     Request,
     compared_row,
     position,
@@ -52,6 +52,8 @@ from tuneline.store import sha256_file
 
 # The split that a row resembles is the first of these: held out is what must not be trained on.
 _FIRST = (HOLDOUT, VALIDATION, TRAIN)
+# A row that was compared, and is like no row of the reference.
+NOTHING = "nothing"
 _GRAM = np.uint64((1 << (64 - TEXT_BITS)) - 1)
 
 
@@ -119,6 +121,8 @@ def compare(
                     row.resembles, row.resembles_row = split, prompts[split][other][0]
                     row.similarity = round(similarity, 4)
         known = known_grams([text for _, text in some] for some in prompts.values())
+    for row in rows:
+        row.resembles = row.resembles or NOTHING
     if len(known):
         shares = novelty([row.text for row in rows], known)
         for row, share in zip(rows, shares, strict=True):

@@ -1,6 +1,7 @@
-"""Scrub a day's usable requests by the scrubber of the data phase, block by block.
+"""Scrub a day's requests by the scrubber of the data phase, block by block.
 
 The log was scrubbed already, one request at a time; here the model's profile and actions hold.
+Of a request that can't be used the prompt stays: drift is looked for in all of them.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tuneline.artifacts.request_log import Reason
 from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.pii.replace.scrubber import Scrubbed, make_scrubber
 from tuneline.data.pii_scrubbing import LEAST_ROWS, reason_to_reject
 from tuneline.data.rendering.renderer import Renderer, TemplateRefused
 from tuneline.data.tables.rows import Message, Row
+from tuneline.evidence import FileRef
 from tuneline.governance.production.requests import (
     STRIDE,
     TEXTS,
-    Reason,
     Refusal,
     Request,
     batches_of,
     compared_row,
     conversation,
+    question,
     refusal,
 )
 from tuneline.governance.production.settings import CurationSettings
@@ -55,6 +58,11 @@ class ScrubbedDay:
     found: Counter[str] = field(default_factory=Counter)
     foreign: int = 0
 
+    def log(self, uri: str, rows: int) -> FileRef:
+        """Return a reference to the log of the day."""
+        digest = self.digest.hexdigest()
+        return FileRef(name="logs", uri=uri, sha256=digest, bytes=self.bytes, rows=rows)
+
 
 def scrub_day(
     log: pa.Table,
@@ -73,7 +81,7 @@ def scrub_day(
     with pq.ParquetWriter(path, TEXTS, compression="zstd") as writer:
         for number in track(range(blocks), blocks, "scrubbing"):
             start = number * size
-            usable, turns = _usable(log.slice(start, size), requests[start : start + size], day)
+            asked, turns = _asked(log.slice(start, size), requests[start : start + size], day)
             # Surrogates are drawn by the prompt: equal prompts stay equal.
             keys = [
                 hashlib.sha256(
@@ -82,9 +90,9 @@ def scrub_day(
                 for messages in turns
             ]
             results = scrubber.scrub(keys, turns, worker_count(len(turns), LEAST_ROWS))
-            for first in range(0, len(usable), STRIDE):
+            for first in range(0, len(asked), STRIDE):
                 part = slice(first, first + STRIDE)
-                some = _entries(usable[part], results[part], renderer, settings, day)
+                some = _entries(asked[part], results[part], renderer, settings, day)
                 writer.write_table(pa.Table.from_pylist(some, TEXTS))
                 day.sample += [
                     compared_row(entry) for n, entry in enumerate(some, day.rows) if n % every == 0
@@ -98,11 +106,11 @@ def scrub_day(
     return day
 
 
-def _usable(
+def _asked(
     block: pa.Table, requests: Sequence[Request], day: ScrubbedDay
 ) -> tuple[list[Request], list[list[Message]]]:
-    """Return the requests of a block that can be used, and their turns."""
-    usable: list[Request] = []
+    """Return the requests of a block with a prompt, and their turns: all, or the question alone."""
+    asked: list[Request] = []
     turns: list[list[Message]] = []
     for start in range(0, block.num_rows, STRIDE):
         some = requests[start : start + STRIDE]
@@ -112,12 +120,12 @@ def _usable(
             day.bytes += len(line)
             day.logged.update({entry["type"]: entry["count"] for entry in row["redactions"] or ()})
             refused = refusal(row)
-            if refused is None:
-                usable.append(request)
-                turns.append(conversation(row))
-            else:
+            if refused is not None:
                 request.leave(*refused)
-    return usable, turns
+            if messages := conversation(row) if refused is None else question(row):
+                asked.append(request)
+                turns.append(messages)
+    return asked, turns
 
 
 def _entries(
@@ -127,30 +135,37 @@ def _entries(
     settings: CurationSettings,
     day: ScrubbedDay,
 ) -> list[dict[str, Any]]:
-    """Return the texts of what stays after scrubbing and, with a base model, fits its context."""
-    counts = _token_counts(renderer, [result.messages for result in results])
+    """Return the texts that hold no personal data; the answer of a request that stays alone.
+
+    With a base model a request stays if it fits the model's context.
+    """
+    usable = [r.messages for q, r in zip(requests, results, strict=True) if q.reason is None]
+    counts = iter(_token_counts(renderer, usable))
     entries: list[dict[str, Any]] = []
-    for request, result, n_tokens in zip(requests, results, counts, strict=True):
-        reason, count = reason_to_reject(result), n_tokens if isinstance(n_tokens, int) else None
+    for request, result in zip(requests, results, strict=True):
+        reason, tokens = reason_to_reject(result), None
+        if request.reason is None:
+            tokens = next(counts)
+            if reason is not None:
+                refused = Reason(reason.partition(":")[0])
+                request.leave(refused, "+".join(result.refused) or None)
+            elif isinstance(tokens, tuple):
+                request.leave(*tokens)
+            elif tokens is not None and tokens > settings.data.max_tokens:
+                request.leave(Reason.TOO_LONG, f"{tokens} tokens")
         if reason is not None:
-            refused = Reason(reason.partition(":")[0])
-            request.leave(refused, "+".join(result.refused) or None)
-        elif isinstance(n_tokens, tuple):
-            request.leave(*n_tokens)
-        elif count is not None and count > settings.data.max_tokens:
-            request.leave(Reason.TOO_LONG, f"{count} tokens")
-        else:
-            day.found.update(result.hits)
-            day.foreign += result.foreign is not None
-            request.row = day.rows + len(entries)
-            entries.append(
-                {
-                    "messages": result.messages[:-1],
-                    "answer": result.messages[-1]["content"],
-                    "stand_ins": [asdict(place) for place in result.surrogates],
-                    "n_tokens": count,
-                }
-            )
+            continue
+        day.found.update(result.hits)
+        day.foreign += result.foreign is not None
+        request.row = day.rows + len(entries)
+        entries.append(
+            {
+                "messages": result.messages[:-1],
+                "answer": None if request.reason else result.messages[-1]["content"],
+                "stand_ins": [asdict(place) for place in result.surrogates],
+                "n_tokens": tokens if isinstance(tokens, int) else None,
+            }
+        )
     return entries
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.releases import Release
 from tuneline.artifacts.request_log import folder_name
 from tuneline.config import (
     CurationConfig,
@@ -24,7 +26,9 @@ from tuneline.config import (
     presets_dir,
     read_yaml,
 )
+from tuneline.config.pipeline import explain
 from tuneline.errors import UserError
+from tuneline.evidence import FileRef
 from tuneline.store import Store, open_store
 
 # The settings need a dataset; this one is never opened.
@@ -44,6 +48,7 @@ class CurationSettings:
     base_model: str | None = None  # None counts no tokens
     reference: str | None = None
     sample_rate: float | None = None  # None takes the quotas of `curation`
+    ledger: str | None = None  # knows how many requests there were; a URL may hold a password
 
     def document(self) -> dict[str, Any]:
         """Return the settings for the evidence."""
@@ -63,6 +68,7 @@ def read_settings(
     base_model: str | None = None,
     reference: str | None = None,
     sample_rate: float | None = None,
+    ledger: str | None = None,
 ) -> CurationSettings:
     """Read the settings of a curation; UserError if the file is missing, or a setting wrong.
 
@@ -85,13 +91,21 @@ def read_settings(
     try:
         curation = CurationConfig.model_validate(own)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, ('curation', *entry['loc'])))}: {entry['msg']}"
-            for entry in error.errors()
-        )
+        problems = "; ".join(f"curation.{explain(e, CurationConfig)}" for e in error.errors())
         raise UserError(f"{where}: {problems}") from None
-    more = (base_model, reference, sample_rate)
+    more = (base_model, reference, sample_rate, ledger)
     return CurationSettings(config.data, curation, config.governance, *more)
+
+
+def released_dataset(release: Release) -> FileRef:
+    """Return the dataset that a release was trained on; UserError if its run is gone."""
+    dataset = release.artifact(DATASET.step, DATASET.name)
+    if dataset is None:
+        raise UserError(
+            f"the dataset of {release.manifest.name} {release.version} is gone, so that requests "
+            "can't be compared with it; restore its run"
+        )
+    return dataset
 
 
 def write_settings(store: Store, model: Model) -> str:

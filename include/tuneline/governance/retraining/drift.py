@@ -10,6 +10,7 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 
+from tuneline.evidence import Verdict
 from tuneline.store import Store
 
 
@@ -23,6 +24,7 @@ class Look:
     summary: str
     report: str
     version: str | None = None
+    verdict: Verdict = Verdict.PASS  # inconclusive: nothing was compared; fail: drift, or too long
 
 
 @dataclass(frozen=True)
