@@ -234,10 +234,10 @@ def test_one_key_neither_fills_the_sheet_nor_writes_what_is_learned(
 def test_the_answering_model_and_its_licence_travel_with_a_row(store, curated):
     larger = {"base_url": "https://api.openai.com/v1", "model": "gpt", "license": "openai"}
     fallback = {"allowed_hosts": ["api.openai.com"], "larger": larger}
-    release(store, MODEL, "v1", settings={"governance": {"fallback": fallback}})
     other = {"fallback_reason": "timeout", "served_by": f"{MODEL}-larger", "model_version": None}
     rows = [logged(n, text(n), **other) for n in range(2)]
     curated(store, [*rows, logged(2, text(2)), logged(3, text(3), model_version="gone")])
+    release(store, MODEL, "v1", settings={"governance": {"fallback": fallback}})
     given = lines(*((n, "accept", "") for n in range(4)))
     store_labels(store, MODEL, given, "x", "ann")
     written = [json.loads(line) for line in reviewed_rows(store, MODEL).jsonl().splitlines()]
