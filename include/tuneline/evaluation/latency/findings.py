@@ -19,12 +19,11 @@ MIN_LEVELS = 4
 MAX_LATE = 0.1
 
 
-def judge_levels(closed: ClosedLoop, stopped: str) -> list[Measurement]:
-    """Judge the closed loops; `stopped` says why the measurement is not complete."""
+def judge_levels(closed: ClosedLoop, stopped: str, goal: Objective) -> list[Measurement]:
+    """Judge the closed loops, the lowest level by its share; `stopped` says why one is missing."""
     levels = closed.levels
     best = sustained(levels)
     within = best.concurrency if best else 0
-    lowest = min(level.concurrency for level in levels)
     peak = max(level.tokens_per_s for level in levels)
     fewest = min(level.requests for level in levels)
     named = ", ".join(f"p{q}" for q in claimed(fewest)) or "none"
@@ -32,13 +31,22 @@ def judge_levels(closed: ClosedLoop, stopped: str) -> list[Measurement]:
         measure("levels", len(levels), "levels", ">=", MIN_LEVELS),
         measure("complete", not stopped, "flag", "==", True),
         measure("failed_requests", sum(level.failed for level in levels), "requests", "<=", 0),
-        measure("concurrency_within_objective", within, "requests", ">=", lowest),
+        *_judge_share("good_share_at_the_lowest_level", levels[0], goal),
+        measure("concurrency_within_objective", within, "requests"),
         measure("peak_tokens_per_s", round(peak, 1), "tokens/s"),
         measure("requests_of_the_smallest_level", fewest, "requests"),
         measure("percentiles_claimed", named, "percentiles"),
         measure("percentiles_not_claimed", unclaimed_text(fewest) or "none", "percentiles"),
     ]
     return [*found, *(each for level in levels for each in _of_level(level))]
+
+
+def _judge_share(name: str, row: Level, goal: Objective) -> Iterator[Measurement]:
+    """Judge the share within the objective by the ends of its exact interval."""
+    most, least = round(row.within_upper, 4), round(row.within_lower, 4)
+    yield measure(name, round(row.within_share, 4), "share")
+    yield measure(f"{name}_at_most", most, "share", ">=", goal.share)
+    yield measure(f"{name}_at_least", least, "share", ">=", goal.share, on_breach="inconclusive")
 
 
 def _of_level(level: Level) -> Iterator[Measurement]:
@@ -70,12 +78,12 @@ def judge_load(
     yield measure("replicas_declared", load.replicas, "servers")
     yield measure("replicas_needed", capacity.replicas, "servers")
     if not tried:
-        yield measure("good_share_at_load", None, "share", ">=", goal.share)
+        yield measure("good_share_at_load_at_most", None, "share", ">=", goal.share)
         return
     declared = tried[0]
     row = declared.row
     yield measure("load_of_a_server", round(declared.rate, 4), "requests/s")
-    yield measure("good_share_at_load", round(row.within_share, 4), "share", ">=", goal.share)
+    yield from _judge_share("good_share_at_load", row, goal)
     yield measure("failed_requests_at_load", row.failed, "requests", "<=", 0)
     yield measure("goodput_at_load", round(row.goodput_per_s, 3), "requests/s")
     yield measure("ttft_p50_at_load", round(row.ttft_p50, 4), "s")
@@ -98,23 +106,27 @@ def judge_limits(measured: ServedSizes, served: ServedSizes | None) -> Iterator[
 
 
 def load_line(
-    load: LoadConfig, tried: Sequence[OpenLoop], capacity: Capacity, goal: Objective
+    load: LoadConfig, lowest: Level, tried: Sequence[OpenLoop], capacity: Capacity, goal: Objective
 ) -> str:
     """Say whether the declared load holds, and how many servers it needs."""
     if load.rate is None:
-        return "no load is declared (evaluation.load), so only the lowest level had to hold"
+        return (
+            "no load is declared (evaluation.load), so only the lowest level decides: "
+            f"{lowest.share_text()} were within the objective ({goal.share:.0%} must be)"
+        )
     users = f" of {load.users} users" if load.users else ""
     wanted = f"the declared load of {load.rate:.3g} requests/s{users}"
     if not tried:
         return f"{wanted} was not measured"
     declared = tried[0]
     part = f" at one of {load.replicas} servers" if load.replicas > 1 else ""
-    state = "holds" if declared.holds else "does not hold"
     row = declared.row
+    state = "holds" if declared.holds else "does not hold"
+    if not (row.decides(goal) or declared.stopped):
+        state = "is undecided"
     line = (
-        f"{wanted}{part} {state} with {load.headroom:.0%} headroom: {row.within_share:.0%} of "
-        f"{row.requests} requests at {declared.rate:.3g} a second were within the objective "
-        f"({goal.share:.0%} must be)"
+        f"{wanted}{part} {state} with {load.headroom:.0%} headroom: at {declared.rate:.3g} a "
+        f"second {row.share_text()} were within the objective ({goal.share:.0%} must be)"
     )
     if not declared.holds and declared.queue_growth > 0:
         line += f", and TTFT grew by {declared.queue_growth:.2g} s each second"
