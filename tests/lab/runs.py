@@ -27,6 +27,7 @@ IN_PRODUCTION = {
     "data": {"pii_leak_breach": "fail", "undeclared_language_breach": "fail"},
     "evaluation": {
         "min_metric": 0.5,
+        "load": {"users": 60},
         "max_regression": 0.03,
         "max_perplexity_ratio": 1.5,
         "regression_to_see": 0.05,
