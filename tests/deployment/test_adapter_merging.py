@@ -101,6 +101,21 @@ def lost_adapter(models, target):
     }
 
 
+def skipped_adapter(models, target):
+    """An adapter that changes nothing, as an engine answers that finds none of its modules."""
+    weak = shutil.copytree(models.adapter, target)
+    change_weights(
+        weak / "adapter_model.safetensors",
+        lambda weights: {name: weight * 0 for name, weight in weights.items()},
+    )
+    return {"adapter.gguf": export_lora_gguf(weak, models.base, target.with_suffix(".gguf")).path}
+
+
+def no_effect(models, target):
+    """Such an adapter, and a merge of it."""
+    return skipped_adapter(models, target) | lost_adapter(models, target.with_name("base"))
+
+
 def other_template(models, target):
     return as_candidate(rename_role(shutil.copytree(models.merged, target)))
 
@@ -122,6 +137,12 @@ def other_norm(models, target):
     [
         (wrong_scale, {"engine_logprob_change"}, {}),
         (lost_adapter, {"checkpoint_mean_kl", "engine_same_answers"}, {}),
+        (skipped_adapter, {"engine_same_answers", "adapter_answers_as_merged"}, {}),
+        (
+            no_effect,
+            {"checkpoint_mean_kl", "rows_that_the_base_answers_otherwise"},
+            {"engine_same_answers": 1.0},
+        ),
         (other_template, {"prompts_rendered_otherwise"}, {"prompts_rendered_otherwise": 8}),
         (
             other_norm,
@@ -131,7 +152,8 @@ def other_norm(models, target):
     ],
 )
 def test_a_fault_of_the_export_is_seen(plant, rules, found, exported_lab, tiny_models, tmp_path):
-    evidence = execute(exported_lab(plant(tiny_models, tmp_path / "planted")))
+    lab = exported_lab(plant(tiny_models, tmp_path / "planted"), deployment=SHARING)
+    evidence = execute(lab)
     assert evidence.verdict == "fail"
     assert rules <= broken(evidence)
     assert values(evidence).items() >= found.items()

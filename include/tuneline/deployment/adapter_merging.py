@@ -3,10 +3,11 @@
 transformers in float32 must give the same distribution for base plus adapter as for the merged
 checkpoint (merged weights are rounded to float16, which bounds the difference). The engine that
 ships must give the same answers for the merged model as for base plus adapter, token probabilities
-included: a wrong LoRA scale shows at once. The engine's greedy answers must be those of
-transformers, and its tokenizer and chat template must give the ids that training used, on every
-row. Its perplexity must be that of transformers, and after QLoRA the merged model's close to the
-adapter's on its 4-bit base.
+included: a wrong LoRA scale shows at once, and an engine that skips the adapter on the rows that
+the base answers otherwise. The engine's greedy answers must be those of transformers, and its
+tokenizer and chat template must give the ids that training used, on every row. Its perplexity must
+be that of transformers, and after QLoRA the merged model's close to the adapter's on its 4-bit
+base.
 
 Both ways of serving are driven with one request at a time and with all slots taken. Several
 adapters on one base (`deployment.multi_tenant`) stay apart where the engine can serve them so and
@@ -50,9 +51,9 @@ from tuneline.deployment.merging.served_forms import (
     room_for_adapters,
     slowdown,
 )
-from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.evidence import Evidence, Measurement, Rule, measure
 from tuneline.models.base_model import load_tokenizer, read_json
-from tuneline.serving.client import ChatResult
+from tuneline.serving.client import ChatResult, EngineClient
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.limits import DORA_ENGINES
 from tuneline.step_context import StepContext
@@ -69,9 +70,13 @@ MAX_LOGPROB_CHANGE = 0.05
 
 @dataclass(frozen=True)
 class Served:
-    """One way of serving: greedy answers, speed, and the ids of rows that it reads otherwise."""
+    """One way of serving: greedy answers, speed, and the ids of rows that it reads otherwise.
+
+    `without` has the answers of the same server without its adapter; empty if it has none.
+    """
 
     results: tuple[ChatResult, ...]
+    without: tuple[ChatResult, ...]
     speed: FormSpeed
     tokenised: list[str]
     rendered: list[str]
@@ -119,6 +124,23 @@ def judge(
     yield _same_answers("engine_as_transformers", merged.texts[: len(greedy)], greedy)
 
 
+def adapter_effect(
+    merged: Sequence[str], apart: Served, multi_tenant: bool
+) -> Iterator[Measurement]:
+    """Judge if the engine applies the adapter, on the rows that the base alone answers otherwise.
+
+    An engine may skip an adapter whose modules it does not find. Without such a row nothing shows
+    it, which matters if the adapter is to ship apart.
+    """
+    texts = zip(merged, apart.texts, [result.text for result in apart.without], strict=True)
+    telling = [(ours, theirs) for ours, theirs, base in texts if ours != base]
+    rule: tuple[Rule, int] | tuple[None, None] = (">=", 1) if multi_tenant else (None, None)
+    name = "rows_that_the_base_answers_otherwise"
+    yield measure(name, len(telling), "rows", *rule, on_breach="inconclusive")
+    if telling:
+        yield _same_answers("adapter_answers_as_merged", *zip(*telling, strict=True))
+
+
 def _same_answers(name: str, first: Sequence[str], second: Sequence[str]) -> Measurement:
     return measure(name, round(same_share(first, second), 4), "share", ">=", MIN_SAME_ANSWERS)
 
@@ -162,13 +184,16 @@ def serve_form(
         ]
         encoded = zip(rows, renderer.encode(texts), server.tokenize(texts), strict=True)
         tokenised = [row.row_id for row, ours, theirs in encoded if ours != theirs]
-        with server.client() as client:
-            results = tuple(
-                client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked
-            )
+        results = _answers(server.client(), asked)
+        without = _answers(server.client(base=True), asked) if model.adapter else ()
         measured = [row.prompt for row in validation_rows(ctx)]
         speed = measure_form(server, measured, deployment.parallel)
-    return Served(results, speed, tokenised, rendered)
+    return Served(results, without, speed, tokenised, rendered)
+
+
+def _answers(client: EngineClient, asked: Sequence[Row]) -> tuple[ChatResult, ...]:
+    with client:
+        return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked)
 
 
 def cost_of_apart(
@@ -227,6 +252,7 @@ def run(ctx: StepContext) -> Evidence:
     compared = len(dataset_rows(ctx))
     measurements = [
         *judge(checkpoints, merged, None if obstacle else apart, obstacle or ""),
+        *(adapter_effect(merged.texts, apart, settings.multi_tenant) if apart else ()),
         *losses.measurements,
         measure("rows_tokenised_otherwise", len(merged.tokenised), "rows", "<=", 0),
         measure("prompts_rendered_otherwise", len(merged.rendered), "rows", "<=", 0),
