@@ -43,12 +43,10 @@ from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoints import LogitParity, compare_checkpoints, compare_losses
 from tuneline.deployment.merging.served_forms import (
     FormSpeed,
-    Room,
     Slowdown,
     decide,
     form_measurements,
     measure_form,
-    room_for_adapters,
     slowdown,
 )
 from tuneline.evidence import Evidence, Measurement, Rule, measure
@@ -112,8 +110,6 @@ def judge(
 ) -> Iterator[Measurement]:
     """Compare merged with adapter, in transformers and, where it loads it, in the engine."""
     yield measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL)
-    yield measure("checkpoint_max_logit_change", checkpoints.max_change, "logits")
-    yield measure("checkpoint_same_top_token", checkpoints.same_top_token, "share")
     if apart is None:
         yield measure("adapter_in_engine", why_not, "")
     else:
@@ -196,20 +192,15 @@ def _answers(client: EngineClient, asked: Sequence[Row]) -> tuple[ChatResult, ..
         return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked)
 
 
-def cost_of_apart(
-    multi_tenant: bool, limit: float, lost: Slowdown | None, room: Room | None
-) -> Iterator[Measurement]:
+def cost_of_apart(multi_tenant: bool, limit: float, lost: Slowdown | None) -> Iterator[Measurement]:
     """State what the unmerged adapter costs, and judge it by the limit if it is to ship so."""
-    if lost is not None and multi_tenant:
-        yield measure(
-            "adapter_slowdown", lost.value, "share", "<=", limit, noise=lost.error, on_breach="warn"
+    if lost is not None:
+        rule: tuple[Rule, float] | tuple[None, None] = (
+            ("<=", limit) if multi_tenant else (None, None)
         )
-    elif lost is not None:
-        yield measure("adapter_slowdown", lost.value, "share", noise=lost.error)
-    if room is not None:
-        yield measure("adapter_bytes", room.adapter, "bytes")
-        yield measure("adapters_that_fit", room.adapters, "adapters")
-        yield measure("adapters_that_fit_by", room.formula, "")
+        yield measure(
+            "adapter_slowdown", lost.value, "share", *rule, noise=lost.error, on_breach="warn"
+        )
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -236,12 +227,10 @@ def run(ctx: StepContext) -> Evidence:
     merged = serve_form(ctx, model, renderer, asked)
     losses = compare_losses(ctx, engine, model, renderer, threads)
     why_not = not_apart(engine, ADAPTER.fetch(ctx))
-    apart = room = lost = None
+    apart = lost = None
     if why_not is None:
         beside = untuned(ctx, base).beside(run_adapter(ctx, engine))
         apart = serve_form(ctx, beside, renderer, asked)
-        memory = ctx.config.engine_pods.memory
-        room = room_for_adapters(engine, beside, apart.speed.memory_bytes, memory)
         lost = slowdown(merged.speed.full, apart.speed.full)
     obstacle = why_not or reads_otherwise(apart)
     decision, reason = decide(settings.multi_tenant, obstacle, lost, settings.max_adapter_slowdown)
@@ -261,7 +250,7 @@ def run(ctx: StepContext) -> Evidence:
         measure("decided_as_asked", decision == wanted, "flag", "==", True, on_breach="warn"),
         *form_measurements("merged", merged.speed),
         *form_measurements("apart", apart.speed if apart else None),
-        *cost_of_apart(settings.multi_tenant, settings.max_adapter_slowdown, lost, room),
+        *cost_of_apart(settings.multi_tenant, settings.max_adapter_slowdown, lost),
     ]
     values = {m.name: m.value for m in measurements}
     in_engine = (
@@ -270,7 +259,7 @@ def run(ctx: StepContext) -> Evidence:
         else f"merged against adapter in the engine: {obstacle}"
     )
     return ctx.conclude(
-        f"{decision}: {reason} ({_speeds(merged, apart, room)}); KL {checkpoints.mean_kl:.1e} "
+        f"{decision}: {reason} ({_speeds(merged, apart)}); KL {checkpoints.mean_kl:.1e} "
         f"nats; {in_engine}; {values['engine_as_transformers']:.0%} equal those of transformers; "
         f"{losses.sentence}; {len(merged.tokenised)} of {compared} rows have other token ids",
         measurements,
@@ -300,12 +289,12 @@ def _document(
     return Decision.model_validate(document)
 
 
-def _speeds(merged: Served, apart: Served | None, room: Room | None) -> str:
+def _speeds(merged: Served, apart: Served | None) -> str:
     full = merged.speed.full
     text = f"{full.tokens_per_s:.0f} tokens/s merged"
-    if apart is None or room is None:
+    if apart is None:
         return f"{text}, apart not measurable"
     return (
         f"{text}, {apart.speed.full.tokens_per_s:.0f} with the adapter apart at "
-        f"{full.concurrency} at once; {room.adapters} more adapters would fit"
+        f"{full.concurrency} at once"
     )
