@@ -45,8 +45,6 @@ TINY = {
         # Two prompts show no more.
         "identical_share_to_show": 0.01,
         "latency_requests": 6,
-        # Seven requests in time show it.
-        "objective_share": 0.5,
     },
     "deployment": {"quality_rows": 6, "max_metric_drop": 0.4, "parallel": 2},
 }

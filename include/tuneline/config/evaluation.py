@@ -53,7 +53,7 @@ class LoadConfig(Section):
 
     requests_per_s: float | None = Field(None, gt=0)
     """Requests of all users together, at the busiest time; null without a declared load, and then
-    only the lowest level of evaluation.concurrency must hold. profile: production requires a load."""
+    only the lowest level of evaluation.concurrency must hold. profile: production requires one."""
     users: int | None = Field(None, ge=1)
     """Users at the busiest time; in place of requests_per_s."""
     requests_per_user_per_minute: float = Field(1.0, gt=0)

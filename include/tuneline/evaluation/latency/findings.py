@@ -27,7 +27,7 @@ def judge_levels(closed: ClosedLoop, stopped: str, goal: Objective) -> list[Meas
     peak = max(level.tokens_per_s for level in levels)
     fewest = min(level.requests for level in levels)
     named = ", ".join(f"p{q}" for q in claimed(fewest)) or "none"
-    found = [
+    return [
         measure("levels", len(levels), "levels", ">=", MIN_LEVELS),
         measure("complete", not stopped, "flag", "==", True),
         measure("failed_requests", sum(level.failed for level in levels), "requests", "<=", 0),
@@ -38,7 +38,6 @@ def judge_levels(closed: ClosedLoop, stopped: str, goal: Objective) -> list[Meas
         measure("percentiles_claimed", named, "percentiles"),
         measure("percentiles_not_claimed", unclaimed_text(fewest) or "none", "percentiles"),
     ]
-    return [*found, *(each for level in levels for each in _of_level(level))]
 
 
 def _judge_share(name: str, row: Level, goal: Objective) -> Iterator[Measurement]:
@@ -47,23 +46,6 @@ def _judge_share(name: str, row: Level, goal: Objective) -> Iterator[Measurement
     yield measure(name, round(row.within_share, 4), "share")
     yield measure(f"{name}_at_most", most, "share", ">=", goal.share)
     yield measure(f"{name}_at_least", least, "share", ">=", goal.share, on_breach="inconclusive")
-
-
-def _of_level(level: Level) -> Iterator[Measurement]:
-    at = f"at_{level.concurrency}"
-    yield measure(f"ttft_p50_{at}", round(level.ttft_p50, 4), "s")
-    yield measure(f"tpot_p50_{at}", round(level.tpot_p50, 4), "s")
-    yield measure(f"tokens_per_s_{at}", round(level.tokens_per_s, 1), "tokens/s")
-    yield measure(f"goodput_{at}", round(level.goodput_per_s, 3), "requests/s")
-    yield measure(f"batch_{at}", round(level.batch, 2), "requests")
-    yield measure(f"prompt_tokens_{at}", round(level.prompt_tokens, 1), "tokens")
-    latency = level.metrics["request_latency"]
-    for q in claimed(level.requests - level.failed):
-        if latency.get(f"p{q}") is not None:
-            yield measure(f"request_latency_p{q}_{at}", round(latency[f"p{q}"] / 1000, 4), "s")
-    for name, value in (("ttft_p95", level.ttft_p95), ("tpot_p95", level.tpot_p95)):
-        if not math.isnan(value):
-            yield measure(f"{name}_{at}", round(value, 4), "s")
 
 
 def judge_load(
@@ -85,10 +67,6 @@ def judge_load(
     yield measure("load_of_a_server", round(declared.rate, 4), "requests/s")
     yield from _judge_share("good_share_at_load", row, goal)
     yield measure("failed_requests_at_load", row.failed, "requests", "<=", 0)
-    yield measure("goodput_at_load", round(row.goodput_per_s, 3), "requests/s")
-    yield measure("ttft_p50_at_load", round(row.ttft_p50, 4), "s")
-    if not math.isnan(row.ttft_p95):
-        yield measure("ttft_p95_at_load", round(row.ttft_p95, 4), "s")
     yield measure("queue_growth_at_load", round(declared.queue_growth, 4), "s/s")
     yield measure("client_late", round(declared.late, 4), "s", "<=", MAX_LATE, on_breach="warn")
 
@@ -136,24 +114,18 @@ def load_line(
     return f"{line}; by its goodput the load needs {capacity.replicas} such {servers}"
 
 
-def plot(levels: Sequence[Level], tried: Sequence[OpenLoop], goal: Objective, path: Path) -> None:
-    """Draw latency over concurrency, latency over throughput, and the distribution of TTFT.
-
-    Without open loops in `tried` the distributions are those of the levels.
-    """
+def plot(levels: Sequence[Level], goal: Objective, path: Path) -> None:
+    """Draw latency and throughput over concurrency."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.2), layout="constrained")
-    _over_concurrency(axes[0][0], levels, "ttft", "TTFT, s", goal.max_ttft)
-    _over_concurrency(axes[0][1], levels, "tpot", "TPOT, s", goal.max_tpot)
-    _throughput(axes[0][2], levels)
-    _curve(axes[1][0], levels, "time_to_first_token", "TTFT p50, s")
-    _curve(axes[1][1], levels, "request_latency", "request latency p50, s")
-    _distribution(axes[1][2], levels, tried, goal)
-    for axis in axes.flat:
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    _over_concurrency(axes[0], levels, "ttft", "TTFT, s", goal.max_ttft)
+    _over_concurrency(axes[1], levels, "tpot", "TPOT, s", goal.max_tpot)
+    _throughput(axes[2], levels)
+    for axis in axes:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
         axis.legend(fontsize="small")
@@ -184,35 +156,3 @@ def _throughput(axis: Any, levels: Sequence[Level]) -> None:
     batch.set_ylim(bottom=0)
     axis.set_title("throughput")
     axis.set_xlabel("concurrent requests")
-
-
-def _curve(axis: Any, levels: Sequence[Level], metric: str, title: str) -> None:
-    """Draw a median, with its interval where it is claimed, over the throughput that went along."""
-    drawn = [level for level in levels if level.metrics[metric].get("p50") is not None]
-    across = [level.tokens_per_s for level in drawn]
-    middle = [level.metrics[metric]["p50"] / 1000 for level in drawn]
-    ends = [level.metrics[metric]["intervals"]["p50"] for level in drawn]
-    below = [value - low / 1000 for value, (low, _) in zip(middle, ends, strict=True)]
-    above = [high / 1000 - value for value, (_, high) in zip(middle, ends, strict=True)]
-    axis.errorbar(
-        across, middle, yerr=[below, above], fmt="o-", capsize=3, label="median, 95 % interval"
-    )
-    for level, x, y in zip(drawn, across, middle, strict=True):
-        axis.annotate(f" {level.concurrency} at once", (x, y), fontsize="small")
-    axis.set_title(f"{title}, over throughput")
-    axis.set_xlabel("output tokens/s")
-
-
-def _distribution(
-    axis: Any, levels: Sequence[Level], tried: Sequence[OpenLoop], goal: Objective
-) -> None:
-    curves = [(f"{run.rate:.3g} requests/s", run.row.first_tokens) for run in tried]
-    if not curves:
-        curves = [(f"{level.concurrency} at once", level.first_tokens) for level in levels]
-    for label, values in curves:
-        if values:
-            shares = [(place + 1) / len(values) for place in range(len(values))]
-            axis.step(values, shares, where="post", label=label)
-    axis.axvline(goal.max_ttft, color="tab:red", linewidth=1, label="objective")
-    axis.set_title("open loop: share of requests by TTFT" if tried else "share of requests by TTFT")
-    axis.set_xlabel("TTFT, s" + (", from the planned arrival" if tried else ""))

@@ -141,52 +141,25 @@ def measure_levels(
         for level in concurrency:
             least = max(requests, 2 * level)
             totals = [least] if levels else sorted({max(least, look) for look in goal.looks()})
-            tail = TAIL if levels else TAIL / LOOKS
-            row, stopped = _measure_level(
-                server, client, workload, at=at, level=level, totals=totals, goal=goal, tail=tail
-            )
+            timings: list[Timing] = []
+            seconds, before = 0.0, _counters(server)
+            for total in totals:
+                # The next prompts: none is answered from the cache of the same one.
+                batch = workload.take(at, total - len(timings))
+                messages, tokens = zip(*((one.messages, one.tokens) for one in batch), strict=True)
+                fails = max(_FAILURES, level)
+                more, took = drive(client, messages, level, tokens, give_up=fails)
+                at, timings, seconds = at + len(batch), [*timings, *more], seconds + took
+                stopped = reason_to_stop(server, more, len(batch))
+                size = _batch_since(server, before, timings)
+                tail = TAIL if levels else TAIL / LOOKS
+                row = summarise(level, timings, seconds, size, goal, tail=tail)
+                if stopped or row.decides(goal):
+                    break
             levels.append(row)
             if stopped:
                 return ClosedLoop(tuple(levels), f"{stopped} at {level} at once")
-            at += row.requests
     return ClosedLoop(tuple(levels))
-
-
-def _measure_level(
-    server: EngineServer,
-    client: EngineClient,
-    workload: Workload,
-    *,
-    at: int,
-    level: int,
-    totals: Sequence[int],
-    goal: Objective,
-    tail: float,
-) -> tuple[Level, str]:
-    """Drive a level until one of `totals` requests decides; also return why it is not complete.
-
-    Every request takes the next prompt, so that none is answered from the cache of the same one.
-    """
-    timings: list[Timing] = []
-    seconds = 0.0
-    before = _counters(server)
-    for total in totals:
-        batch = workload.take(at + len(timings), total - len(timings))
-        more, took = drive(
-            client,
-            [request.messages for request in batch],
-            level,
-            [request.tokens for request in batch],
-            give_up=max(_FAILURES, level),
-        )
-        timings += more
-        seconds += took
-        stopped = reason_to_stop(server, more, len(batch))
-        size = _batch_since(server, before, timings)
-        row = summarise(level, timings, seconds, size, goal, tail=tail)
-        if stopped or row.decides(goal):
-            break
-    return row, stopped
 
 
 def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) -> str:

@@ -58,7 +58,6 @@ class Level:
         within_lower, within_upper: exact interval of the share that met the objective.
         within: True if enough of the requests sent met it, whatever the interval.
         metrics: the same and more under AIPerf's names; see `metrics`.
-        first_tokens: TTFT of each request that did not fail.
     """
 
     concurrency: int
@@ -80,7 +79,6 @@ class Level:
     within: bool
     errors: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    first_tokens: tuple[float, ...] = ()
 
     def decides(self, goal: Objective) -> bool:
         """True if the objective is shown to be met, or to be missed."""
@@ -132,7 +130,6 @@ def summarise(
         within=share.value >= goal.share,
         errors=tuple(errors_of(timings)),
         metrics=metrics(timings, seconds, good),
-        first_tokens=tuple(sorted(ttft)),
     )
 
 
@@ -172,10 +169,7 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
 
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
     """Return the levels as rows for JSON, rounded; None where nothing was measured or claimed."""
-    return [
-        {name: _for_json(value) for name, value in asdict(level).items() if name != "first_tokens"}
-        for level in levels
-    ]
+    return [{name: _for_json(value) for name, value in asdict(level).items()} for level in levels]
 
 
 def _for_json(value: Any) -> Any:
