@@ -116,6 +116,10 @@ def test_each_choice_of_tracking(rows, choice, trackers):
             {"overrides": "{profile: production}"},
             r"evaluation\.min_metric is not set, and profile: prod",
         ),
+        (
+            {"overrides": "{profile: production, evaluation: {min_metric: 0.8}}"},
+            r"evaluation\.load is not set, and profile: prod",
+        ),
     ],
 )
 def test_wrong_forms_are_refused_and_nothing_is_written(tmp_path, rows, fields, message):
@@ -194,6 +198,7 @@ def test_the_example_of_a_model_file_makes_a_run(tmp_path, monkeypatch, added):
 
 @pytest.mark.parametrize("preset", [path.stem for path in presets_dir().glob("*.yaml")])
 def test_every_preset_makes_a_run_of_the_sample(tmp_path, preset):
-    fields = {"preset": preset, "data": SAMPLE, "min_metric": 0.8}
+    load = "evaluation: {load: {users: 60}}"
+    fields = {"preset": preset, "data": SAMPLE, "min_metric": 0.8, "overrides": load}
     run = create_run(fields, tmp_path.as_uri(), "r1")
     assert run.config.data.license_of(SAMPLE) == "Apache-2.0"

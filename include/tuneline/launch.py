@@ -272,6 +272,12 @@ def check_inputs(config: PipelineConfig) -> None:
             "metric on the hold-out that the task allows, as a share (for example `evaluation: "
             "{min_metric: 0.8}`)"
         )
+    # One request at a time is no service: what many users wait for is seen under their load only.
+    if config.profile == "production" and config.evaluation.load.rate is None:
+        raise UserError(
+            "evaluation.load is not set, and profile: production requires it; declare the load at "
+            "the busiest time (for example `evaluation: {load: {users: 200}}`)"
+        )
     refuse_unservable(config.training, config.deployment)
     for addresses in (config.data.sources, config.data.holdouts):
         files = find_here(addresses)

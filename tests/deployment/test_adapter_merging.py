@@ -9,19 +9,15 @@ from tests.lab.tiny_task import make_tokenizer, task_rows, train
 
 from tuneline.artifacts.deployment import DECISION
 from tuneline.artifacts.training import Plan
-from tuneline.deployment.adapter_merging import logprob_change, same_share
 from tuneline.deployment.merging.checkpoints import (
     ScoredRows,
     compare_adapter,
     compare_engine,
     rows_that_decide,
 )
-from tuneline.deployment.merging.served_forms import LevelSpeed, Slowdown, decide, slowdown
 from tuneline.errors import TunelineError
 from tuneline.evidence import conclude
 from tuneline.gguf.export import export_gguf, export_lora_gguf
-from tuneline.serving.client import ChatResult, TokenLogprob
-from tuneline.serving.protocol import Usage
 from tuneline.statistics import Interval, RowLosses
 from tuneline.store import sha256_file
 
@@ -101,6 +97,21 @@ def lost_adapter(models, target):
     }
 
 
+def skipped_adapter(models, target):
+    """An adapter that changes nothing, as an engine answers that finds none of its modules."""
+    weak = shutil.copytree(models.adapter, target)
+    change_weights(
+        weak / "adapter_model.safetensors",
+        lambda weights: {name: weight * 0 for name, weight in weights.items()},
+    )
+    return {"adapter.gguf": export_lora_gguf(weak, models.base, target.with_suffix(".gguf")).path}
+
+
+def no_effect(models, target):
+    """Such an adapter, and a merge of it."""
+    return skipped_adapter(models, target) | lost_adapter(models, target.with_name("base"))
+
+
 def other_template(models, target):
     return as_candidate(rename_role(shutil.copytree(models.merged, target)))
 
@@ -122,6 +133,12 @@ def other_norm(models, target):
     [
         (wrong_scale, {"engine_logprob_change"}, {}),
         (lost_adapter, {"checkpoint_mean_kl", "engine_same_answers"}, {}),
+        (skipped_adapter, {"engine_same_answers", "adapter_answers_as_merged"}, {}),
+        (
+            no_effect,
+            {"checkpoint_mean_kl", "rows_that_the_base_answers_otherwise"},
+            {"engine_same_answers": 1.0},
+        ),
         (other_template, {"prompts_rendered_otherwise"}, {"prompts_rendered_otherwise": 8}),
         (
             other_norm,
@@ -131,7 +148,8 @@ def other_norm(models, target):
     ],
 )
 def test_a_fault_of_the_export_is_seen(plant, rules, found, exported_lab, tiny_models, tmp_path):
-    evidence = execute(exported_lab(plant(tiny_models, tmp_path / "planted")))
+    lab = exported_lab(plant(tiny_models, tmp_path / "planted"), deployment=SHARING)
+    evidence = execute(lab)
     assert evidence.verdict == "fail"
     assert rules <= broken(evidence)
     assert values(evidence).items() >= found.items()
@@ -169,15 +187,11 @@ def test_many_tenants_keep_adapters_apart_by_policy_and_numbers(exported_lab):
     assert (found["decision"], found["decided_as_asked"]) == ("apart", True)
     assert DECISION.read(lab.context("production_quantization")).decision == "apart"
     for form in ("merged", "apart"):
-        for level in (1, 4):
-            for name in ("tokens_per_s", "ttft_p50", "tpot_p50"):
-                assert found[f"{form}_{name}_at_{level}"] > 0
+        assert found[f"{form}_tokens_per_s"] > 0
         assert found[f"{form}_memory"] > 1e6
         assert found[f"{form}_failed_requests"] == 0
     lost = 1 - found["apart_tokens_per_s"] / found["merged_tokens_per_s"]
     assert found["adapter_slowdown"] == pytest.approx(lost, abs=1e-3)
-    room = (8 << 30) - found["apart_memory"]
-    assert found["adapters_that_fit"] == room // found["adapter_bytes"]
 
 
 def test_an_adapter_that_costs_too_much_is_merged_although_many_share_the_base(
@@ -380,15 +394,14 @@ def shifted(*changes):
         # Right on average, but not row by row.
         (shifted(1, -1, 1, -1), "fail"),
         # An engine that reports no losses is not measured.
-        (None, "pass"),
+        (None, "inconclusive"),
     ],
 )
 def test_the_engine_must_be_near_both_ways(found, verdict):
     parity = compare_engine("Some engine", MERGED, found)
     assert conclude(parity.measurements) == verdict
     if found is None:
-        assert "Some engine does not tell" in parity.sentence
-        assert not any(m.rule for m in parity.measurements)
+        assert "Some engine does not report" in parity.sentence
 
 
 def against(merged, adapter, limit=0.1):
@@ -420,36 +433,3 @@ def test_weights_count_in_the_merge_loss_and_one_row_decides_nothing():
     near = rows_that_decide(Interval(1.09, 1.0, 1.2, 0.05), 40, 0.1)
     far = rows_that_decide(Interval(1.02, 0.92, 1.12, 0.05), 40, 0.1)
     assert near > far > 40
-
-
-def test_policy_and_numbers_decide():
-    some, much = Slowdown(0.3, 0.02), Slowdown(0.7, 0.02)
-    assert decide(False, None, some, 0.5)[0] == "merge"
-    assert decide(True, None, some, 0.5)[0] == "apart"
-    assert decide(True, "it can't", some, 0.5) == (
-        "merge",
-        "several adapters were to share one base, but it can't",
-    )
-    for lost in (much, None):
-        assert decide(True, None, lost, 0.5)[0] == "merge"
-
-
-def test_the_slowdown_is_that_of_all_slots_with_its_noise():
-    merged, apart = LevelSpeed(4, 0.1, 0.01, 100.0, 3.0, 0), LevelSpeed(4, 0.1, 0.01, 60.0, 2.0, 0)
-    lost = slowdown(merged, apart)
-    assert lost.value == pytest.approx(0.4)
-    assert lost.error == pytest.approx((0.02**2 + (0.6 * 0.03) ** 2) ** 0.5, abs=1e-4)
-    assert slowdown(LevelSpeed(4, 0.0, 0.0, 0.0, 0.0, 8), apart) is None
-
-
-def answer(*tokens):
-    logprobs = tuple(TokenLogprob(token, value) for token, value in tokens)
-    text = "".join(token for token, _ in tokens)
-    return ChatResult(text, "stop", Usage(), None, 1.0, logprobs=logprobs)
-
-
-def test_log_probabilities_are_compared_up_to_where_answers_part():
-    one, other = answer(("a", -1.0), ("b", -2.0)), answer(("a", -1.25), ("c", -9.0))
-    assert logprob_change([one], [other]) == pytest.approx(0.25)
-    assert logprob_change([answer(("a", -1.0))], [answer(("b", -1.0))]) == float("inf")
-    assert same_share(["a", "b"], ["a", "c"]) == 0.5

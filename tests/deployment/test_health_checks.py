@@ -13,6 +13,7 @@ from tuneline.deployment.health_checks import (
 from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.engines.probe import ProbeResult
+from tuneline.serving.processes import DetachedProcess
 
 
 def execute(lab):
@@ -51,10 +52,12 @@ FAULTS = [
     (
         [
             (LlamaServer, "drain", lambda self: self.signal(signal.SIGKILL)),
+            # It has read a tenth of its file.
+            (DetachedProcess, "weight_bytes", lambda _self, _files, size: size // 10),
             # Long enough that the tiny model is still at it when the signal comes.
             (health_checks, "LONG_ANSWER", 900),
         ],
-        {"drain_engine_answer_whole"},
+        {"drain_engine_answer_whole", "weights_resident"},
     ),
 ]
 

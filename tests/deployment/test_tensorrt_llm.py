@@ -28,8 +28,8 @@ STEPS = """adapter_merging production_quantization build_engine holdout_performa
 extraction_audit determinism latency_benchmark engine_optimization health_checks cold_start
 cost_tracking fallback""".split()
 
-# So few questions decide nothing; a first release has none before it to fall back to.
-OTHER_VERDICTS = {"base_regression": ("inconclusive", "warn"), "fallback": ("warn",)}
+# So few questions decide nothing, and so few wrong answers set no threshold.
+OTHER_VERDICTS = {"base_regression": ("inconclusive", "warn"), "fallback": ("warn", "inconclusive")}
 
 
 @pytest.fixture
@@ -44,7 +44,12 @@ def trtllm_lab(trtllm_image, tiny_models, tmp_path, monkeypatch):
             {
                 "base_model": str(tiny_models.base),
                 "deployment": {"engine": "tensorrt_llm", **sizes, **deployment},
-                "evaluation": {"regression_questions": 20, "max_new_tokens": 32},
+                "evaluation": {
+                    "regression_questions": 20,
+                    "max_new_tokens": 32,
+                    # The tiny model forgets prose: `check_measurements` sees it.
+                    "max_perplexity_ratio": 1e6,
+                },
             },
             store=store,
         )
@@ -108,6 +113,8 @@ def check_measurements(found):
     assert chosen["measured_on"].endswith(L4[0])
     assert found["latency_benchmark"]["measured_on"] == "nvidia-l4"
     assert found["holdout_performance"]["gain"] > 0
+    # On an engine of the same variant, built to be measured.
+    assert found["base_regression"]["perplexity_ratio_lower"] > 1.5
     assert found["engine_optimization"]["shipping_engine_built"] is True
 
 
@@ -182,6 +189,13 @@ def test_what_is_built_is_what_is_served_later(trtllm_lab, trtllm_image):
     trtllm_image.gpu(*H100)
     with pytest.raises(UserError, match=r"built for SM 8\.9 .*build it again here"):
         lab.execute("determinism")
+
+
+def test_a_norm_that_the_converter_reads_wrongly_is_seen(trtllm_lab, monkeypatch):
+    """It is 2 % off: every answer stays the same."""
+    monkeypatch.setenv("TRTLLM_LAB_NORM", "1.02")
+    evidence = trtllm_lab().execute("adapter_merging")
+    assert (evidence.verdict, broken(evidence)) == ("fail", {"engine_perplexity_change"})
 
 
 def test_a_machine_without_a_gpu_builds_nothing_and_measures_nothing(trtllm_lab, monkeypatch):

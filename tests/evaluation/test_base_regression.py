@@ -136,7 +136,7 @@ def test_an_engine_without_probabilities_names_one_of_the_choices(
     assert value(evidence, "choices_by_likelihood") is False
     assert value(evidence, "questions_by_likelihood") == 0
     assert value(evidence, "drop") == 0.0
-    assert "the engine does not tell the probabilities" in evidence.summary
+    assert "the engine does not report the probabilities" in evidence.summary
     assert all(entry["tuned"] for entry in lab.lines("base_regression", "answers.jsonl"))
 
 

@@ -18,7 +18,6 @@ from tuneline.evaluation.latency.loads import (
 )
 from tuneline.evaluation.latency.table import Objective, hardware_line, summarise, sustained, table
 from tuneline.serving.client import ChatResult
-from tuneline.serving.engines.server import Counters
 from tuneline.serving.protocol import Usage
 
 GOAL = Objective(max_ttft=1.0, max_tpot=0.1)
@@ -99,32 +98,6 @@ def test_the_hardware_line_says_what_to_buy():
     )
     assert hardware_line([level(1, SLOW)], "A box", GOAL).endswith("for one request at a time")
     assert hardware_line([level(2, SLOW)], "A box", GOAL).endswith("for 2 requests at once")
-
-
-def test_the_batch_comes_from_the_engines_counters():
-    before = Counters(0, 0, steps=10.0, step_requests=10.0)
-    after = Counters(0, 0, steps=30.0, step_requests=60.0)
-    assert after.batch_since(before) == pytest.approx((60 - 10) / 20)
-    assert after.batch_since(after) == 0.0
-
-
-def test_a_p95_stands_where_enough_requests_support_it():
-    times = [timing(ttft=0.1 + n / 1000, total=2.0) for n in range(72)]
-    row = level(4, times)
-    assert row.ttft_p95 == pytest.approx(0.1 + 0.95 * 0.071)
-    lower, upper = row.metrics["time_to_first_token"]["intervals"]["p95"]
-    assert lower < 1000 * row.ttft_p95 < upper == pytest.approx(171)
-    assert table([level(4, times[1:])])[0]["ttft_p95"] is None
-
-
-def test_metrics_have_the_names_and_units_of_aiperf():
-    found = level(1, [timing()] * 6).metrics
-    assert found["time_to_first_token"]["p50"] == pytest.approx(500)
-    assert found["inter_token_latency"]["avg"] == pytest.approx(50)
-    assert found["request_latency"]["p50"] == pytest.approx(2000)
-    assert found["output_token_throughput"] == {"unit": "tokens/sec", "avg": 6 * 31 / 4}
-    assert found["goodput"] == {"unit": "requests/sec", "avg": 1.5}
-    assert found["output_sequence_length"]["p95"] == 31
 
 
 def rows(count):

@@ -67,9 +67,9 @@ def test_every_fault_ends_as_it_must(chain_lab):
     evidence = lab.execute("fallback")
     reports = by_fault(lab)
     assert set(reports) - {"unsure"} == FAULTS
-    assert broken(evidence) == {"models_to_fall_back_to"}
-    # Nothing is served behind a first release.
-    assert evidence.verdict == "warn"
+    # Nothing is served behind a first release, and too few answers are wrong for a threshold.
+    assert broken(evidence) == {"models_to_fall_back_to", "min_mean_logprob"}
+    assert evidence.verdict == "inconclusive"
     assert reports["hung"]["reasons"] == ["timeout"]
     assert reports["slow"]["reasons"] == ["timeout"]
     assert "bad_response" in reports["garbage"]["reasons"]

@@ -28,6 +28,7 @@ IN_PRODUCTION = {
     "evaluation": {
         "min_metric": 0.5,
         "against_released": {"margin": 0.02, "text_margin": 0.05},
+        "load": {"users": 60},
         "max_regression": 0.03,
         "max_perplexity_ratio": 1.5,
         "regression_to_see": 0.05,

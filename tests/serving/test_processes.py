@@ -9,7 +9,7 @@ import pytest
 from tests.lab.waiting import wait_for
 
 from tuneline.errors import RetryableError, TunelineError
-from tuneline.serving.processes import ServerProcess
+from tuneline.serving.processes import DetachedProcess, ServerProcess
 
 READY = "print('ready', flush=True); "
 SLEEP = "import time; time.sleep(60)"
@@ -54,6 +54,25 @@ def test_it_is_ready_within_the_block_and_gone_after_it():
     assert not log.exists()
     with pytest.raises(TunelineError, match="not running"):
         server.signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("load", "share"),
+    [
+        # A tenth of a file that is mapped lazily; what the process holds besides does not count.
+        ("data = mmap.mmap(file, 0, prot=1); data[: size // 10]; rest = bytearray(size)", 0.1),
+        ("data = mmap.mmap(file, 0, prot=1, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)", 1.0),
+        ("data = os.read(file, size)", 1.0),
+    ],
+)
+def test_weights_in_memory_are_resident_pages_of_the_file_or_a_copy(tmp_path, load, share):
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(os.urandom(size := 64 << 20))
+    head = f"import mmap, os; file, size = os.open({str(weights)!r}, os.O_RDONLY), {size}; "
+    with Scripted(head + load + "; " + READY + SLEEP) as server:
+        found = DetachedProcess(server.pid).weight_bytes([weights], size) / size
+    # Pages around one that is read are mapped with it.
+    assert found == pytest.approx(share, abs=0.05)
 
 
 def test_a_log_that_was_asked_for_stays(tmp_path):

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from tuneline.asking.models import (
     Candidate,
+    built_to_measure,
     engine_of,
     request_for,
     scoring_threads,
@@ -355,7 +356,11 @@ def losses(
     def measured(numbers: Sequence[int]) -> list[float] | None:
         ctx.log(f"{what}: losses of {len(numbers)} texts")
         rows = [ScoredRow.marked(sequences[n], scored[n]) for n in numbers]
-        return engine_of(ctx).losses(model.path, rows, request)
+        engine = engine_of(ctx)
+        found = engine.losses(model.path, rows, request)
+        if found is None and engine.form == "engine":
+            found = engine.losses(built_to_measure(ctx, engine), rows, request)
+        return found
 
     if not shared:
         return measured(range(len(sequences))), False

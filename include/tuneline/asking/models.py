@@ -27,12 +27,14 @@ from tuneline.artifacts.deployment import (
 )
 from tuneline.artifacts.releases import ADAPTER_FILE, MODEL_FILE, Release
 from tuneline.artifacts.training import ADAPTER, ADAPTER_GGUF, CANDIDATE_GGUF, MERGED
+from tuneline.asking.rows import calibration_texts, dataset_rows
 from tuneline.bases import base_of, fetch_form, keep_form, own_files
 from tuneline.config import DeploymentConfig
+from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import FileRef
 from tuneline.machine.cores import available_cores, busy_cores, default_threads
-from tuneline.models.base_model import BaseModel, digest_of
+from tuneline.models.base_model import BaseModel, digest_of, load_tokenizer
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import (
     Engine,
@@ -193,6 +195,26 @@ def chosen_variant(ctx: StepContext, choice: Choice) -> ServedModel:
             f"{choice.sha256}; run production_quantization again"
         )
     return model
+
+
+def built_to_measure(ctx: StepContext, engine: Engine) -> Path:
+    """Return the chosen variant as a compiled engine that gives its logits, built once in a step.
+
+    The one that ships gives none, which would slow its prompts down; the weights are the same.
+    """
+    target, variant = ctx.scratch / "built_to_measure", CHOICE.read(ctx).variant
+    if not target.exists():
+        whole, texts = unquantised(ctx).path, calibration_of(ctx, variant)
+        engine.make_variant(variant, whole, target, texts=texts, log=ctx.log)
+    return target
+
+
+def calibration_of(ctx: StepContext, variant: str) -> list[str]:
+    """Return the texts that a variant is calibrated on, the same in every step."""
+    if variant == REFERENCE:
+        return []
+    renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
+    return calibration_texts(dataset_rows(ctx), renderer)
 
 
 def _built(ctx: StepContext, engine: Engine) -> ServedModel:

@@ -52,7 +52,7 @@ class LoadConfig(Section):
 
     requests_per_s: float | None = Field(None, gt=0)
     """Requests of all users together, at the busiest time; null without a declared load, and then
-    only the lowest level of evaluation.concurrency must hold."""
+    only the lowest level of evaluation.concurrency must hold. profile: production requires one."""
     users: int | None = Field(None, ge=1)
     """Users at the busiest time; in place of requests_per_s."""
     requests_per_user_per_minute: float = Field(1.0, gt=0)
@@ -62,8 +62,8 @@ class LoadConfig(Section):
     headroom: Annotated[float, Limit("latency_benchmark", "higher")] = Field(0.25, ge=0)
     """Spare load that servers must be able to carry, as a share."""
     seconds: float = Field(30.0, gt=0)
-    """Seconds during which requests of the load arrive; up to four times as many if that is fewer
-    than six requests."""
+    """Seconds during which requests of the load arrive; up to four times as many if fewer requests
+    would come than decide."""
 
     @property
     def rate(self) -> float | None:
@@ -157,8 +157,8 @@ class EvaluationConfig(Section):
     concurrency: list[int] = Field([1, 2, 4, 8], min_length=4)
     """Requests under way at once in each level of the latency benchmark."""
     latency_requests: int = Field(8, ge=1)
-    """Requests at each level, at least twice the level. A p50 is claimed from 6 requests on, a p90
-    from 36, a p95 from 72, a p99 from 368."""
+    """Requests at each level, at least twice the level; the lowest has as many as decide. A p50 is
+    claimed from 6 requests on, a p90 from 36, a p95 from 72, a p99 from 368."""
     latency_warmup: int | None = Field(None, ge=0)
     """Requests before the latency benchmark that are not counted; null takes one for each slot of
     the engine."""
@@ -166,8 +166,8 @@ class EvaluationConfig(Section):
     """Objective: time to first token."""
     max_tpot_seconds: Annotated[float, Limit("latency_benchmark", "lower")] = Field(0.2, gt=0)
     """Objective: time per output token."""
-    objective_share: Annotated[float, Limit("latency_benchmark", "higher")] = Field(0.9, gt=0, le=1)
-    """Share of the requests of a load that must meet both objectives."""
+    objective_share: Annotated[float, Limit("latency_benchmark", "higher")] = Field(0.9, gt=0, lt=1)
+    """Share of the requests of a load that must meet both objectives, by its exact interval."""
     load: LoadConfig = LoadConfig()
     review: bool = False
     """Ask people for a blind A/B review."""

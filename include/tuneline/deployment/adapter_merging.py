@@ -3,10 +3,11 @@
 transformers in float32 must give the same distribution for base plus adapter as for the merged
 checkpoint (merged weights are rounded to float16, which bounds the difference). The engine that
 ships must give the same answers for the merged model as for base plus adapter, token probabilities
-included: a wrong LoRA scale shows at once. The engine's greedy answers must be those of
-transformers, and its tokenizer and chat template must give the ids that training used, on every
-row. Its perplexity must be that of transformers, and after QLoRA the merged model's close to the
-adapter's on its 4-bit base.
+included: a wrong LoRA scale shows at once, and an engine that skips the adapter on the rows that
+the base answers otherwise. The engine's greedy answers must be those of transformers, and its
+tokenizer and chat template must give the ids that training used, on every row. Its perplexity must
+be that of transformers, and after QLoRA the merged model's close to the adapter's on its 4-bit
+base.
 
 Both ways of serving are driven with one request at a time and with all slots taken. Several
 adapters on one base (`deployment.multi_tenant`) stay apart where the engine can serve them so and
@@ -42,17 +43,15 @@ from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoints import LogitParity, compare_checkpoints, compare_losses
 from tuneline.deployment.merging.served_forms import (
     FormSpeed,
-    Room,
     Slowdown,
     decide,
     form_measurements,
     measure_form,
-    room_for_adapters,
     slowdown,
 )
-from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.evidence import Evidence, Measurement, Rule, measure
 from tuneline.models.base_model import load_tokenizer, read_json
-from tuneline.serving.client import ChatResult
+from tuneline.serving.client import ChatResult, EngineClient
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.limits import DORA_ENGINES
 from tuneline.step_context import StepContext
@@ -69,9 +68,13 @@ MAX_LOGPROB_CHANGE = 0.05
 
 @dataclass(frozen=True)
 class Served:
-    """One way of serving: greedy answers, speed, and the ids of rows that it reads otherwise."""
+    """One way of serving: greedy answers, speed, and the ids of rows that it reads otherwise.
+
+    `without` has the answers of the same server without its adapter; empty if it has none.
+    """
 
     results: tuple[ChatResult, ...]
+    without: tuple[ChatResult, ...]
     speed: FormSpeed
     tokenised: list[str]
     rendered: list[str]
@@ -107,8 +110,6 @@ def judge(
 ) -> Iterator[Measurement]:
     """Compare merged with adapter, in transformers and, where it loads it, in the engine."""
     yield measure("checkpoint_mean_kl", checkpoints.mean_kl, "nats", "<=", MAX_KL)
-    yield measure("checkpoint_max_logit_change", checkpoints.max_change, "logits")
-    yield measure("checkpoint_same_top_token", checkpoints.same_top_token, "share")
     if apart is None:
         yield measure("adapter_in_engine", why_not, "")
     else:
@@ -117,6 +118,23 @@ def judge(
         yield measure("engine_logprob_change", change, "nats", "<=", MAX_LOGPROB_CHANGE)
     greedy = checkpoints.greedy
     yield _same_answers("engine_as_transformers", merged.texts[: len(greedy)], greedy)
+
+
+def adapter_effect(
+    merged: Sequence[str], apart: Served, multi_tenant: bool
+) -> Iterator[Measurement]:
+    """Judge if the engine applies the adapter, on the rows that the base alone answers otherwise.
+
+    An engine may skip an adapter whose modules it does not find. Without such a row nothing shows
+    it, which matters if the adapter is to ship apart.
+    """
+    texts = zip(merged, apart.texts, [result.text for result in apart.without], strict=True)
+    telling = [(ours, theirs) for ours, theirs, base in texts if ours != base]
+    rule: tuple[Rule, int] | tuple[None, None] = (">=", 1) if multi_tenant else (None, None)
+    name = "rows_that_the_base_answers_otherwise"
+    yield measure(name, len(telling), "rows", *rule, on_breach="inconclusive")
+    if telling:
+        yield _same_answers("adapter_answers_as_merged", *zip(*telling, strict=True))
 
 
 def _same_answers(name: str, first: Sequence[str], second: Sequence[str]) -> Measurement:
@@ -162,29 +180,27 @@ def serve_form(
         ]
         encoded = zip(rows, renderer.encode(texts), server.tokenize(texts), strict=True)
         tokenised = [row.row_id for row, ours, theirs in encoded if ours != theirs]
-        with server.client() as client:
-            results = tuple(
-                client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked
-            )
+        results = _answers(server.client(), asked)
+        without = _answers(server.client(base=True), asked) if model.adapter else ()
         measured = [row.prompt for row in validation_rows(ctx)]
         speed = measure_form(server, measured, deployment.parallel)
-    return Served(results, speed, tokenised, rendered)
+    return Served(results, without, speed, tokenised, rendered)
 
 
-def cost_of_apart(
-    multi_tenant: bool, limit: float, lost: Slowdown | None, room: Room | None
-) -> Iterator[Measurement]:
+def _answers(client: EngineClient, asked: Sequence[Row]) -> tuple[ChatResult, ...]:
+    with client:
+        return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked)
+
+
+def cost_of_apart(multi_tenant: bool, limit: float, lost: Slowdown | None) -> Iterator[Measurement]:
     """State what the unmerged adapter costs, and judge it by the limit if it is to ship so."""
-    if lost is not None and multi_tenant:
-        yield measure(
-            "adapter_slowdown", lost.value, "share", "<=", limit, noise=lost.error, on_breach="warn"
+    if lost is not None:
+        rule: tuple[Rule, float] | tuple[None, None] = (
+            ("<=", limit) if multi_tenant else (None, None)
         )
-    elif lost is not None:
-        yield measure("adapter_slowdown", lost.value, "share", noise=lost.error)
-    if room is not None:
-        yield measure("adapter_bytes", room.adapter, "bytes")
-        yield measure("adapters_that_fit", room.adapters, "adapters")
-        yield measure("adapters_that_fit_by", room.formula, "")
+        yield measure(
+            "adapter_slowdown", lost.value, "share", *rule, noise=lost.error, on_breach="warn"
+        )
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -211,12 +227,10 @@ def run(ctx: StepContext) -> Evidence:
     merged = serve_form(ctx, model, renderer, asked)
     losses = compare_losses(ctx, engine, model, renderer, threads)
     why_not = not_apart(engine, ADAPTER.fetch(ctx))
-    apart = room = lost = None
+    apart = lost = None
     if why_not is None:
         beside = untuned(ctx, base).beside(run_adapter(ctx, engine))
         apart = serve_form(ctx, beside, renderer, asked)
-        memory = ctx.config.engine_pods.memory
-        room = room_for_adapters(engine, beside, apart.speed.memory_bytes, memory)
         lost = slowdown(merged.speed.full, apart.speed.full)
     obstacle = why_not or reads_otherwise(apart)
     decision, reason = decide(settings.multi_tenant, obstacle, lost, settings.max_adapter_slowdown)
@@ -227,6 +241,7 @@ def run(ctx: StepContext) -> Evidence:
     compared = len(dataset_rows(ctx))
     measurements = [
         *judge(checkpoints, merged, None if obstacle else apart, obstacle or ""),
+        *(adapter_effect(merged.texts, apart, settings.multi_tenant) if apart else ()),
         *losses.measurements,
         measure("rows_tokenised_otherwise", len(merged.tokenised), "rows", "<=", 0),
         measure("prompts_rendered_otherwise", len(merged.rendered), "rows", "<=", 0),
@@ -235,7 +250,7 @@ def run(ctx: StepContext) -> Evidence:
         measure("decided_as_asked", decision == wanted, "flag", "==", True, on_breach="warn"),
         *form_measurements("merged", merged.speed),
         *form_measurements("apart", apart.speed if apart else None),
-        *cost_of_apart(settings.multi_tenant, settings.max_adapter_slowdown, lost, room),
+        *cost_of_apart(settings.multi_tenant, settings.max_adapter_slowdown, lost),
     ]
     values = {m.name: m.value for m in measurements}
     in_engine = (
@@ -244,7 +259,7 @@ def run(ctx: StepContext) -> Evidence:
         else f"merged against adapter in the engine: {obstacle}"
     )
     return ctx.conclude(
-        f"{decision}: {reason} ({_speeds(merged, apart, room)}); KL {checkpoints.mean_kl:.1e} "
+        f"{decision}: {reason} ({_speeds(merged, apart)}); KL {checkpoints.mean_kl:.1e} "
         f"nats; {in_engine}; {values['engine_as_transformers']:.0%} equal those of transformers; "
         f"{losses.sentence}; {len(merged.tokenised)} of {compared} rows have other token ids",
         measurements,
@@ -274,12 +289,12 @@ def _document(
     return Decision.model_validate(document)
 
 
-def _speeds(merged: Served, apart: Served | None, room: Room | None) -> str:
+def _speeds(merged: Served, apart: Served | None) -> str:
     full = merged.speed.full
     text = f"{full.tokens_per_s:.0f} tokens/s merged"
-    if apart is None or room is None:
+    if apart is None:
         return f"{text}, apart not measurable"
     return (
         f"{text}, {apart.speed.full.tokens_per_s:.0f} with the adapter apart at "
-        f"{full.concurrency} at once; {room.adapters} more adapters would fit"
+        f"{full.concurrency} at once"
     )

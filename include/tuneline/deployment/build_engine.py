@@ -20,13 +20,10 @@ from tuneline.artifacts.deployment import (
     BuildReport,
     EngineIdentity,
 )
-from tuneline.artifacts.training import MERGED
-from tuneline.asking.models import chosen_variant, hashed, server_of, unquantised
-from tuneline.asking.rows import calibration_texts, dataset_rows, validation_rows
-from tuneline.data.rendering.renderer import Renderer
+from tuneline.asking.models import calibration_of, chosen_variant, hashed, server_of, unquantised
+from tuneline.asking.rows import validation_rows
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.licenses.findings import audit_engine_packages
-from tuneline.models.base_model import load_tokenizer
 from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import BuildRequest, Engine, ServedModel, machine_identity
 from tuneline.serving.engines.server import ServedSizes
@@ -37,18 +34,13 @@ def compile_engine(ctx: StepContext, engine: Engine) -> BuildReport:
     """Have an engine that compiles build from the exported model, in the chosen variant."""
     deployment = ctx.config.deployment
     variant = CHOICE.read(ctx).variant
-    texts: Sequence[str] = ()
-    if variant != REFERENCE:
-        # Those that production_quantization calibrated the same variant on.
-        renderer = Renderer(load_tokenizer(MERGED.fetch(ctx)), ctx.config.data.target_format)
-        texts = calibration_texts(dataset_rows(ctx), renderer)
     request = BuildRequest(
         model_dir=unquantised(ctx).path,
         out_dir=ENGINE.path(ctx),
         quantization=None if variant == REFERENCE else variant,
         max_batch_size=deployment.parallel,
         max_total_tokens=deployment.context_tokens,
-        calibration=texts,
+        calibration=calibration_of(ctx, variant),
     )
     return engine.build(request)
 

@@ -185,9 +185,7 @@ def judge(cold: Sequence[Start], warm: Sequence[WarmStart], max_ttft: float) -> 
         measure("failed_requests", failed, "requests", "<=", 0),
         measure("warmed_first_ttft", round(first, 4), "s", "<=", max_ttft),
         measure("cold_first_ttft", round(cold_first, 4), "s"),
-        measure("cold_over_warmed", round(cold_first / first, 2) if first else 0.0, "ratio"),
         measure("later_ttft", round(later, 4), "s"),
-        measure("warmed_over_later", round(first / later, 2) if later else 0.0, "ratio"),
         measure("load_seconds", round(median(s.load_seconds for s in cold), 3), "s"),
         measure("ready_seconds", round(median(s.ready_seconds for s in warm), 3), "s"),
     ]

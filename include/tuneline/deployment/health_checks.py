@@ -30,12 +30,13 @@ from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.client import Messages
+from tuneline.serving.engines import get_engine
 from tuneline.serving.engines import probe as engine_probe
-from tuneline.serving.engines.engine import ServedModel
+from tuneline.serving.engines.engine import ServedModel, gpu_memory_used
 from tuneline.serving.engines.probe import ProbeResult
 from tuneline.serving.engines.server import START_SECONDS, EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
-from tuneline.serving.processes import free_port, wait_for
+from tuneline.serving.processes import DetachedProcess, free_port, wait_for
 from tuneline.step_context import StepContext
 
 # The probe starts an interpreter, then generates a token or reads the engine's counters twice.
@@ -177,7 +178,7 @@ class ProbeTrial:
             settings=GATEWAY,
         )
         self.start_seconds = 0.0
-        self.resident_bytes = 0
+        self.weight_bytes = 0
 
     def expect(self, moment: str, what: str, got: bool, wanted: bool) -> None:
         """Record a yes or no that decides."""
@@ -211,13 +212,20 @@ class ProbeTrial:
     def start(self) -> None:
         """Check that it is not ready while it loads, and ready with its weights in memory after."""
         began = time.monotonic()
+        on_gpu = get_engine(self.model.engine).on_gpu()
+        # A GPU's memory is not counted by process: its driver sees other ids than a container.
+        before = gpu_memory_used() if on_gpu else 0
         self.server.launch()
         first = self._engine_ready(2.0)
         self.expect("start", "ready before it listens", first.ok, False)
         waited = wait_for(lambda: self._engine_ready(5.0).ok, START_SECONDS)
         self.start_seconds = time.monotonic() - began
         self.expect("start", "becomes ready", waited < START_SECONDS, True)
-        self.resident_bytes = self.server.memory_bytes()
+        self.weight_bytes = (
+            gpu_memory_used() - before
+            if on_gpu
+            else DetachedProcess(self.server.pid).weight_bytes(self.model.paths, self.model.bytes)
+        )
 
     def ready(self) -> None:
         """Check that all probes succeed, and that another model's name is refused."""
@@ -347,7 +355,7 @@ def run(ctx: StepContext) -> Evidence:
     spec = {"engine": engine, "gateway": gateway_probes()}
     ctx.write_json("probes.json", spec)
     ctx.write_json("observations.json", life.observations)
-    resident = life.resident_bytes / chosen.model.bytes
+    resident = life.weight_bytes / chosen.model.bytes
     seen = life.measurements
     failed = [m.name for m in seen if m.ok is False]
     restart = restart_after(engine)

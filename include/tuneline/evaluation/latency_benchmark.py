@@ -122,14 +122,15 @@ def run(ctx: StepContext) -> Evidence:
     written = report(ctx, bench, machine, goal, engine)
     written |= {"hardware": line, "hardware_differences": differing, "capacity": asdict(per_server)}
     ctx.write_json("latency.json", written)
-    plot(bench.closed.levels, bench.tried, goal, ctx.out / "latency.png")
+    plot(bench.closed.levels, goal, ctx.out / "latency.png")
     measured_on = machine.computed_on(on_gpu=on_gpu) if differing else target
     partial = f"partial results, since {bench.stopped}: " if bench.stopped else ""
-    of_load = load_line(settings.load, bench.tried, per_server, goal)
+    lowest = bench.closed.levels[0]
+    of_load = load_line(settings.load, lowest, bench.tried, per_server, goal)
     return ctx.conclude(
         partial + "; ".join([line, of_load, *differing]),
         [
-            *judge_levels(bench.closed, bench.stopped),
+            *judge_levels(bench.closed, bench.stopped, goal),
             *judge_load(settings.load, bench.tried, per_server, goal),
             *judge_limits(bench.limits, served),
             measure("measured_on", measured_on, "hardware", "==", target, on_breach="warn"),

@@ -206,12 +206,13 @@ def run(ctx: StepContext) -> Evidence:
 
 def threshold_measurements(calibration: Calibration, window: int) -> list[Measurement]:
     """State the thresholds, what they catch and what they cost."""
-    limits = low_confidence(calibration, window) or {}
-    whole = calibration.whole
+    limits, whole = low_confidence(calibration, window) or {}, calibration.whole
+    name = "min_mean_logprob"
     stated = [
         measure("calibration_rows", calibration.rows, "rows"),
         measure("calibration_wrong", calibration.wrong, "rows"),
-        measure("min_mean_logprob", limits.get("min_mean_logprob"), "nats"),
+        # Without a threshold nothing shows that unsure answers fall back.
+        measure(name, limits.get(name), "nats", "<=", 0.0, on_breach="inconclusive"),
         measure("stream_min_mean_logprob", limits.get("stream_min_mean_logprob"), "nats"),
     ]
     for name, share in (("caught_share", whole.caught), ("false_alarm_share", whole.false_alarms)):

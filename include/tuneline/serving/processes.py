@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -326,6 +326,22 @@ class DetachedProcess:
         with contextlib.suppress(psutil.Error):
             return sum(int(one._process.memory_info().rss) for one in self.family())
         return 0
+
+    def weight_bytes(self, files: Collection[Path], size: int) -> int:
+        """Return how many of the `size` bytes of a model's files its family holds in memory.
+
+        Of mapped files the resident pages count (`smaps`), whatever else the processes hold; what
+        is not mapped can only have been copied.
+        """
+        mapped = resident = copied = 0
+        names = {str(path.resolve()) for path in files}
+        for one in self.family():
+            with contextlib.suppress(psutil.Error):
+                for region in one._process.memory_maps():
+                    copied += region.anonymous
+                    if region.path in names:
+                        mapped, resident = mapped + region.size, resident + region.rss
+        return resident + min(copied, max(0, size - mapped))
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it still runs."""

@@ -170,17 +170,6 @@ def sizes_left(ctx: StepContext) -> list[int]:
     return left
 
 
-def _outcome(tried: TriedBatch) -> str:
-    """Describe what a micro-batch was predicted to take and what it took."""
-    if tried.out_of_memory is not None:
-        return f"out of memory ({tried.out_of_memory})"
-    assert tried.predicted is not None
-    predicted = f"{tried.predicted.total / GIB:.2f} GiB predicted"
-    if not isinstance(tried, MeasuredBatch):
-        return f"{predicted}, not tried"
-    return f"{predicted}, {tried.measured / GIB:.2f} GiB measured"
-
-
 def run(ctx: StepContext) -> Evidence:
     """Find the largest micro-batch that fits, check accumulation and write `plan.json`."""
     from tuneline.training.loop.model import training_threads
@@ -200,10 +189,7 @@ def run(ctx: StepContext) -> Evidence:
     def probe(left: Sequence[int]) -> ProbeReport:
         report = in_process(spec.model_copy(update={"sizes": list(left)}), ctx.scratch)
         for tried in report.tried:
-            ctx.log(
-                f"micro-batch {tried.micro_batch}: {_outcome(tried)}, "
-                f"limit {report.limit / GIB:.2f} GiB"
-            )
+            ctx.log(f"limit {report.limit} bytes: {tried.model_dump_json(exclude_none=True)}")
         return report
 
     report, taken, tried = largest_safe(sizes, probe)

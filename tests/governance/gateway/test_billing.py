@@ -86,6 +86,10 @@ KILLED = Phase(
 
 def test_a_killed_gateway_may_lose_the_request_under_way():
     assert broken(killed(KILLED, SETTLED, [*SETTLED, row("a")])) == set()
+    # The stream ended just then, before its row was written; two pings were answered too late.
+    ended, late = [told("k", 96), told("a")], row("ping-1", 0, kind="ping", status="timeout")
+    phase = replace(KILLED, received=ended, engine=Tokens(5, 10 + 98), own=[late, late])
+    assert broken(killed(phase, SETTLED, [*SETTLED, row("a")])) == set()
 
 
 @pytest.mark.parametrize(
@@ -93,7 +97,7 @@ def test_a_killed_gateway_may_lose_the_request_under_way():
     [
         ({}, [row("x"), row("a")], {"settled_rows_changed"}),
         ({}, [row("x"), row("y", 11), row("a")], {"settled_rows_changed"}),
-        ({"rows": []}, SETTLED, {"requests_lost", "tokens_off_clients"}),
+        ({"rows": []}, SETTLED, {"requests_lost"}),
         (
             {"rows": [row("a"), row("b"), row("c")], "engine": Tokens(15, 40)},
             [*SETTLED, row("a")],

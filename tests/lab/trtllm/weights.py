@@ -1,6 +1,7 @@
 """Stand-in of convert_checkpoint.py and quantize.py: a checkpoint's weights as GGUF."""
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -33,8 +34,20 @@ def export(model: Path, target: Path) -> dict[str, Any]:
         (Path(scratch) / "config.json").unlink()
         read = {**config, "rope_parameters": {**scaling, "rope_theta": theta}}
         (Path(scratch) / "config.json").write_text(json.dumps(read))
+        if scale := os.environ.get("TRTLLM_LAB_NORM"):
+            spoil_norm(Path(scratch) / "model.safetensors", float(scale))
         export_gguf(Path(scratch), target)
     return config
+
+
+def spoil_norm(path: Path, scale: float) -> None:
+    """Scale the last norm, as a converter that reads it wrongly."""
+    from safetensors.numpy import load_file, save_file
+
+    weights = load_file(path)
+    weights["model.norm.weight"] *= scale
+    path.unlink()
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def check_calibration(arguments: Any) -> None:

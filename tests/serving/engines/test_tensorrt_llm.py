@@ -221,7 +221,7 @@ def test_an_engine_that_was_not_built_to_be_measured(copy):
     with pytest.raises(TunelineError, match="gives no context logits"):
         ENGINE.distances(copy, {"f16": copy}, rows_of([[5, 6, 7]], [1]), request_for(copy))
     rows = rows_of([[5] * 600], [1])
-    with pytest.raises(UserError, match="a row has 600 tokens, the engines were built for 512"):
+    with pytest.raises(UserError, match="a row has 600 tokens, the engine was built for 512"):
         ENGINE.distances(copy, {}, rows, request_for(copy))
 
 

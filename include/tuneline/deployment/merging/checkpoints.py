@@ -27,15 +27,13 @@ from tuneline.evidence import Breach, Finding, measure
 from tuneline.gguf.tokenizer import END_OF_TURN
 from tuneline.serving.engines.divergence import ScoredRow, checkpoint_losses
 from tuneline.serving.engines.engine import Engine, ServedModel
-from tuneline.statistics import Z95, Interval, RowLosses
+from tuneline.statistics import Z_SHOWN, Interval, RowLosses
 from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 
 # The engine differs from transformers by its rounding alone: few rows show it. What QLoRA costs
 # differs from row to row; deployment.quality_rows asks for more.
 ENGINE_ROWS, QLORA_ROWS = 16, 64
-# One-sided 80 % of the normal distribution: the power that more rows are planned for.
-_Z_POWER = 0.841621
 # The farther end of the interval was 0.07 % at most with faithful files of a 135M model on a CPU,
 # and 0.19 % to 0.43 % where one norm was 2 % off.
 MAX_ENGINE_CHANGE = 0.001
@@ -99,14 +97,16 @@ def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None)
     The farther end of the 95 % interval of their ratio decides, paired by row: an engine that is
     right on average, but not row by row, computes another model.
     """
+    name = "engine_perplexity_change"
     known = [
         measure("rows_scored", len(merged.sums), "rows"),
         measure("merged_perplexity", round(merged.perplexity, 4), "perplexity"),
     ]
     said = f"the merged model has perplexity {merged.perplexity:.4g} in transformers"
     if found is None:
-        why = f"not measured: {title} does not tell the probabilities of given tokens"
-        return Finding([*known, measure("engine_perplexity", why, "")], f"{said}, {why}")
+        why = f"not measured: {title} does not report the probabilities of given tokens"
+        unknown = measure(name, None, "share", "<=", MAX_ENGINE_CHANGE, on_breach="inconclusive")
+        return Finding([*known, unknown], f"{said}, {why}")
     losses = _losses(found, merged.targets)
     ratio = losses.ratio_to(merged)
     farthest = max(ratio.upper - 1, 1 - ratio.lower)
@@ -115,10 +115,7 @@ def compare_engine(title: str, merged: RowLosses, found: Sequence[float] | None)
         [
             *known,
             measure("engine_perplexity", round(losses.perplexity, 4), "perplexity"),
-            measure(
-                "engine_perplexity_ratio", round(ratio.value, 6), "ratio", noise=_noise(ratio.error)
-            ),
-            measure("engine_perplexity_change", _short(farthest), "share", "<=", MAX_ENGINE_CHANGE),
+            measure(name, _short(farthest), "share", "<=", MAX_ENGINE_CHANGE),
         ],
         f"{said}, {losses.perplexity:.4g} in {title}: {off:.2%} apart, at most {farthest:.2%} "
         f"(limit {MAX_ENGINE_CHANGE:.1%})",
@@ -191,7 +188,7 @@ def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) ->
 def rows_that_decide(ratio: Interval, rows: int, limit: float) -> int:
     """Return the rows that decide with a probability of 80 % if the ratio stays as measured."""
     distance = abs(math.log((1 + limit) / ratio.value))
-    needed = (Z95 + _Z_POWER) * ratio.error / ratio.value / max(distance, 1e-3)
+    needed = Z_SHOWN * ratio.error / ratio.value / max(distance, 1e-3)
     return max(math.ceil(rows * needed**2), rows + 1)
 
 
@@ -209,15 +206,9 @@ def _noise(error: float) -> float | None:
 
 @dataclass(frozen=True)
 class LogitParity:
-    """The distance between the distributions of two checkpoints, and the second's answers.
-
-    `mean_kl` is that from adapter to merged over all tokens, in nats, `max_change` the largest
-    absolute change of a logit.
-    """
+    """The mean KL from adapter to merged over all tokens, nats, and the merged one's answers."""
 
     mean_kl: float
-    max_change: float
-    same_top_token: float
     greedy: tuple[str, ...]
 
 
@@ -247,7 +238,7 @@ def compare_checkpoints(
     def ids_of(text: str) -> Any:
         return tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
 
-    divergences, tops, largest = [], [], 0.0
+    divergences = []
     with torch.inference_mode():
         apart = PeftModel.from_pretrained(load(base_dir), adapter_dir).eval()
         before = [apart(input_ids=ids_of(text)).logits[0] for text in texts]
@@ -257,15 +248,8 @@ def compare_checkpoints(
             new = merged(input_ids=ids_of(text)).logits[0]
             first, second = old.log_softmax(-1), new.log_softmax(-1)
             divergences.append((first.exp() * (first - second)).sum(-1).clamp_min(0))
-            tops.append(old.argmax(-1) == new.argmax(-1))
-            largest = max(largest, float((old - new).abs().max()))
         greedy = tuple(_answer(merged, tokenizer, ids_of(text), max_tokens) for text in prompts)
-    return LogitParity(
-        mean_kl=float(torch.cat(divergences).mean()),
-        max_change=round(largest, 5),
-        same_top_token=round(float(torch.cat(tops).float().mean()), 4),
-        greedy=greedy,
-    )
+    return LogitParity(mean_kl=float(torch.cat(divergences).mean()), greedy=greedy)
 
 
 def _answer(model: Any, tokenizer: Any, ids: Any, max_tokens: int) -> str:

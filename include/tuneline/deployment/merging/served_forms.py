@@ -9,9 +9,7 @@ from statistics import median, stdev
 
 from tuneline.asking.load import Timing, drive
 from tuneline.evidence import Measurement, measure
-from tuneline.machine.quantity import quantity
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.engine import Engine, ServedModel, query_gpus
 from tuneline.serving.engines.server import EngineServer
 
 # Tokens of every answer: enough for a steady TPOT; on two cores both forms take half a minute.
@@ -20,7 +18,6 @@ MAX_TOKENS = 24
 ROUNDS = 3
 # A round has two requests for each that runs at once, and at least this many.
 MIN_REQUESTS = 4
-_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -98,38 +95,6 @@ def slowdown(merged: LevelSpeed, apart: LevelSpeed) -> Slowdown | None:
     return Slowdown(round(1.0 - ratio, 4), round(error, 4))
 
 
-@dataclass(frozen=True)
-class Room:
-    """The memory of the pod or the GPU, what is used of it, and an adapter's files, in bytes."""
-
-    limit: int
-    used: int
-    adapter: int
-    formula: str
-
-    @property
-    def adapters(self) -> int:
-        """Adapters of this size that fit beside this one."""
-        return max(0, (self.limit - self.used) // self.adapter)
-
-
-def room_for_adapters(
-    engine: Engine, model: ServedModel, memory_bytes: int, pod_memory: str
-) -> Room:
-    """Return the room for more adapters of the same size.
-
-    On a GPU the engine takes what is free for its KV cache, so that its memory says nothing: there
-    the files of base and adapter count, and what more adapters take, the cache loses.
-    """
-    assert model.adapter is not None
-    if engine.on_gpu() and (gpus := query_gpus()):
-        total = int(gpus[0]["memory.total"].split()[0]) * _MIB
-        formula = "floor((memory of the GPU - bytes of base and adapter) / bytes of the adapter)"
-        return Room(total, model.bytes, model.adapter.bytes, formula)
-    formula = "floor((pods.memory - memory of the server) / bytes of the adapter)"
-    return Room(quantity(pod_memory), memory_bytes, model.adapter.bytes, formula)
-
-
 def decide(
     multi_tenant: bool, obstacle: str | None, lost: Slowdown | None, limit: float
 ) -> tuple[str, str]:
@@ -165,11 +130,6 @@ def form_measurements(name: str, speed: FormSpeed | None) -> Iterator[Measuremen
     yield measure(
         f"{name}_tokens_per_s", speed.full.tokens_per_s, "tokens/s", noise=speed.full.error
     )
-    for level in speed.levels:
-        at = f"at_{level.concurrency}"
-        yield measure(f"{name}_tokens_per_s_{at}", level.tokens_per_s, "tokens/s")
-        yield measure(f"{name}_ttft_p50_{at}", level.ttft, "s")
-        yield measure(f"{name}_tpot_p50_{at}", level.tpot, "s")
     yield measure(f"{name}_memory", speed.memory_bytes, "bytes")
     failed = sum(level.failed for level in speed.levels)
     yield measure(f"{name}_failed_requests", failed, "requests", "==", 0)

@@ -174,15 +174,17 @@ DEFAULT_RATIO = 1.5
 def compare_texts(losses: tuple[RowLosses, RowLosses] | None, limit: float | None) -> Finding:
     """Compare the perplexity of the tuned model with that of the base, paired by text.
 
-    The lower end of the 95 % interval of their ratio decides: only more than chance fails. No
-    losses if the engine reports none; a `limit` of None takes `DEFAULT_RATIO`.
+    The lower end of the 95 % interval of their ratio decides: only more than chance fails. Without
+    losses nothing does; a `limit` of None takes `DEFAULT_RATIO`.
     """
+    allowed = limit or DEFAULT_RATIO
     if losses is None:
-        why = "not measured: the engine does not tell the probabilities of given tokens"
-        return Finding([measure("perplexity_ratio", why, "")], f"perplexity on general texts {why}")
+        why = "not measured: the engine does not report the probabilities of given tokens"
+        name = "perplexity_ratio_lower"
+        unknown = measure(name, None, "ratio", "<=", allowed, on_breach="inconclusive")
+        return Finding([unknown], f"perplexity on general texts {why}")
     base, tuned = losses
     ratio = tuned.ratio_to(base)
-    allowed = limit or DEFAULT_RATIO
     # A model that holds texts impossible has an error that JSON has no number for.
     noise = round(ratio.error, 4) if math.isfinite(ratio.error) else None
     return Finding(

@@ -19,10 +19,10 @@ from tuneline.asking.load import Timing, drive, drive_open
 from tuneline.config.evaluation import LoadConfig
 from tuneline.data.tables.rows import Row
 from tuneline.errors import TunelineError
-from tuneline.evaluation.latency.table import Level, Objective, summarise, sustained, table
+from tuneline.evaluation.latency.table import LOOKS, Level, Objective, summarise, sustained, table
 from tuneline.serving.client import EngineClient, Messages
 from tuneline.serving.engines.server import Counters, EngineServer
-from tuneline.statistics import percentile, samples_needed
+from tuneline.statistics import TAIL, percentile, samples_needed
 
 # The token that ends an answer is generated too. It also makes every answer two tokens long, which
 # a time per output token needs.
@@ -130,29 +130,33 @@ def measure_levels(
     requests: int,
     goal: Objective,
 ) -> ClosedLoop:
-    """Drive a server at each concurrency level, until one can't be completed.
+    """Drive a server at each concurrency level, from the lowest, until one can't be completed.
 
-    Each has `requests`, and never fewer than two per concurrent one. Every request takes the next
-    prompt, so that none is answered from the prefix cache of the same prompt.
+    Each has `requests`, and never fewer than two per concurrent one; the lowest, which decides,
+    has as many as show that the objective is met or missed, see `Objective.looks`.
     """
     levels: list[Level] = []
     at = 0
     with server.client(timeout=REQUEST_SECONDS) as client:
         for level in concurrency:
-            count = max(requests, 2 * level)
-            batch = workload.take(at, count)
-            at += count
-            before = _counters(server)
-            timings, seconds = drive(
-                client,
-                [request.messages for request in batch],
-                level,
-                [request.tokens for request in batch],
-                give_up=max(_FAILURES, level),
-            )
-            size = _batch_since(server, before, timings)
-            levels.append(summarise(level, timings, seconds, size, goal))
-            stopped = reason_to_stop(server, timings, count)
+            least = max(requests, 2 * level)
+            totals = [least] if levels else sorted({max(least, look) for look in goal.looks()})
+            timings: list[Timing] = []
+            seconds, before = 0.0, _counters(server)
+            for total in totals:
+                # The next prompts: none is answered from the cache of the same one.
+                batch = workload.take(at, total - len(timings))
+                messages, tokens = zip(*((one.messages, one.tokens) for one in batch), strict=True)
+                fails = max(_FAILURES, level)
+                more, took = drive(client, messages, level, tokens, give_up=fails)
+                at, timings, seconds = at + len(batch), [*timings, *more], seconds + took
+                stopped = reason_to_stop(server, more, len(batch))
+                size = _batch_since(server, before, timings)
+                tail = TAIL if levels else TAIL / LOOKS
+                row = summarise(level, timings, seconds, size, goal, tail=tail)
+                if stopped or row.decides(goal):
+                    break
+            levels.append(row)
             if stopped:
                 return ClosedLoop(tuple(levels), f"{stopped} at {level} at once")
     return ClosedLoop(tuple(levels))
@@ -173,8 +177,9 @@ def reason_to_stop(server: EngineServer, timings: Sequence[Timing], count: int) 
 _MORE_TRIES = 2
 # Of the goodput of a closed loop, what an open one may hold: arrivals come in bursts.
 _BELOW_GOODPUT = 0.8
-# A load of fewer requests claims no median; one that is so rare is not waited for endlessly.
+# A load of fewer requests claims no median.
 _LEAST = samples_needed(0.5)
+# A load that is too rare to decide is sent so many times as long, and not endlessly.
 _LONGER = 4
 
 
@@ -249,9 +254,10 @@ def measure_rate(
     seconds: float,
     seed: int,
     goal: Objective,
+    least: int = _LEAST,
 ) -> OpenLoop:
-    """Send requests at a rate for some seconds; up to four times as long if too few would come."""
-    count = max(math.ceil(rate * seconds), min(_LEAST, math.ceil(rate * _LONGER * seconds)))
+    """Send requests at a rate for some seconds; up to four times as long for `least` of them."""
+    count = max(math.ceil(rate * seconds), min(least, math.ceil(rate * _LONGER * seconds)))
     batch = workload.take(0, count)
     before = _counters(server)
     with server.client(timeout=REQUEST_SECONDS) as client:
@@ -280,12 +286,17 @@ def measure_load(
     seed: int,
     goal: Objective,
 ) -> list[OpenLoop]:
-    """Send the declared load of one server, and lower ones (see `levels`) until a rate holds."""
+    """Send the declared load of one server, and lower ones (see `levels`) until a rate holds.
+
+    The declared one has as many requests as decide with a good chance; the others only inform.
+    """
     rate = load.rate_of_a_replica
     assert rate is not None
     tried: list[OpenLoop] = []
-    for _ in range(1 + _MORE_TRIES):
-        found = measure_rate(server, workload, rate, seconds=load.seconds, seed=seed, goal=goal)
+    for least in [goal.looks()[-1]] + _MORE_TRIES * [_LEAST]:
+        found = measure_rate(
+            server, workload, rate, seconds=load.seconds, seed=seed, goal=goal, least=least
+        )
         tried.append(found)
         if found.holds or found.stopped:
             break

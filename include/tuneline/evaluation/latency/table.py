@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 
 from tuneline.asking.load import Timing, errors_of
-from tuneline.statistics import percentile, quantile, samples_needed
+from tuneline.statistics import TAIL, percentile, quantile, samples_needed, share_of
 
 # Share of a level's requests that must meet the objective for the level to count.
 WITHIN = 0.9
+# Looks at the load that decides, and how many times as many requests the next one has. The error
+# of an interval is shared by the looks (Bonferroni), so that all of them together err no more.
+LOOKS, _GROWTH = 3, 3
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Objective:
     max_ttft: float
     max_tpot: float
     share: float = WITHIN
+
+    def looks(self) -> list[int]:
+        """Return how many requests each look has; the first shows the share if none is missed."""
+        first = math.ceil(math.log(TAIL / LOOKS) / math.log(self.share))
+        return [first * _GROWTH**look for look in range(LOOKS)]
 
     def met(self, timing: Timing) -> bool:
         """Return True if a request was answered within both limits."""
@@ -47,9 +55,9 @@ class Level:
         concurrency: requests under way at once; in an open loop the most there were.
         batch: mean requests in a decoding step by the engine's own counters.
         prompt_tokens: mean tokens of a prompt; `cached_share` came from the prefix cache.
-        within: True if enough requests met the objective.
+        within_lower, within_upper: exact interval of the share that met the objective.
+        within: True if enough of the requests sent met it, whatever the interval.
         metrics: the same and more under AIPerf's names; see `metrics`.
-        first_tokens: TTFT of each request that did not fail.
     """
 
     concurrency: int
@@ -63,25 +71,45 @@ class Level:
     requests_per_s: float
     goodput_per_s: float
     within_share: float
+    within_lower: float
+    within_upper: float
     batch: float
     prompt_tokens: float
     cached_share: float
     within: bool
     errors: tuple[str, ...] = ()
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    first_tokens: tuple[float, ...] = ()
+
+    def decides(self, goal: Objective) -> bool:
+        """True if the objective is shown to be met, or to be missed."""
+        return self.within_lower >= goal.share or self.within_upper < goal.share
+
+    def share_text(self) -> str:
+        """`96% of 138 requests, 90% to 99% by an exact interval`."""
+        ends = f"{self.within_lower:.1%} to {self.within_upper:.1%}"
+        return f"{self.within_share:.1%} of {self.requests} requests ({ends} by the exact interval)"
 
 
 def summarise(
-    concurrency: int, timings: Sequence[Timing], seconds: float, batch: float, goal: Objective
+    concurrency: int,
+    timings: Sequence[Timing],
+    seconds: float,
+    batch: float,
+    goal: Objective,
+    *,
+    tail: float = TAIL,
 ) -> Level:
-    """Summarise one load, of so many wall-clock seconds and requests in a decoding step."""
+    """Summarise one load, of so many wall-clock seconds and requests in a decoding step.
+
+    `tail` is the error of the interval of the share within the objective, on each side.
+    """
     done = [timing for timing in timings if timing.ok]
     good = sum(goal.met(timing) for timing in timings)
     ttft = [timing.ttft for timing in done]
     # An answer of one token, or whose text arrived all at once, has no time between tokens.
     tpot = [timing.tpot for timing in done if timing.tpot > 0]
     prompt = sum(timing.prompt_tokens for timing in done)
+    share = share_of(good, len(timings), tail)
     return Level(
         concurrency=concurrency,
         requests=len(timings),
@@ -93,14 +121,15 @@ def summarise(
         tokens_per_s=sum(timing.output_tokens for timing in done) / seconds,
         requests_per_s=len(done) / seconds,
         goodput_per_s=good / seconds,
-        within_share=good / len(timings),
+        within_share=share.value,
+        within_lower=share.lower,
+        within_upper=share.upper,
         batch=batch,
         prompt_tokens=prompt / max(1, len(done)),
         cached_share=sum(timing.cached_tokens for timing in done) / max(1, prompt),
-        within=good / len(timings) >= goal.share,
+        within=share.value >= goal.share,
         errors=tuple(errors_of(timings)),
         metrics=metrics(timings, seconds, good),
-        first_tokens=tuple(sorted(ttft)),
     )
 
 
@@ -140,10 +169,7 @@ def hardware_line(levels: Sequence[Level], machine: str, goal: Objective) -> str
 
 def table(levels: Sequence[Level]) -> list[dict[str, Any]]:
     """Return the levels as rows for JSON, rounded; None where nothing was measured or claimed."""
-    return [
-        {name: _for_json(value) for name, value in asdict(level).items() if name != "first_tokens"}
-        for level in levels
-    ]
+    return [{name: _for_json(value) for name, value in asdict(level).items()} for level in levels]
 
 
 def _for_json(value: Any) -> Any:

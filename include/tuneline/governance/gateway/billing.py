@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,10 +51,11 @@ class Phase:
 
     name: str  # the kind, in the names of measurements
     received: Sequence[Received]
-    rows: Sequence[UsageRow]  # since the phase began
+    rows: Sequence[UsageRow]  # of requests, since the phase began
     engine: Tokens  # its counters over the phase
     cut: int = 0  # attempts that were cut off before their usage was known
     unseen: int = 0  # completion tokens of such an attempt beyond those that the gateway saw
+    own: Sequence[UsageRow] = ()  # the gateway's own pings, which the engine counts as well
 
     @property
     def billed_otherwise(self) -> int:
@@ -72,8 +73,15 @@ class Phase:
     @property
     def booked(self) -> Tokens:
         """Tokens in the ledger; of the prompts those of reported usage that were not cached."""
-        computed = [r.prompt_tokens - r.cached_tokens for r in self.rows if not r.estimated]
-        return Tokens(sum(computed), sum(row.completion_tokens for row in self.rows))
+        rows = [*self.rows, *self.own]
+        computed = [r.prompt_tokens - r.cached_tokens for r in rows if not r.estimated]
+        return Tokens(sum(computed), sum(row.completion_tokens for row in rows))
+
+    @property
+    def limit(self) -> int:
+        """Completion tokens that may be missing: of attempts cut off, and of failed pings."""
+        failed = sum(row.status != "ok" for row in self.own)
+        return self.cut * self.unseen + failed * PING_TOKENS
 
     @property
     def cut_rows(self) -> list[UsageRow]:
@@ -96,7 +104,7 @@ def bounded(phase: Phase) -> list[Measurement]:
 
     The ledger must hold a row for each attempt. It must not bill a cut answer below what its client
     received, nor more than the engine generated, and it may miss what the engine generated until
-    it noticed, which is at most `cut × unseen` tokens. Where the engine was too fast for any
+    it noticed, see `Phase.limit`. Where the engine was too fast for any
     attempt to be cut off, the phase shows nothing, and warns.
     """
     cut_off = sum(row.status != "ok" for row in phase.rows)
@@ -110,14 +118,15 @@ def bounded(phase: Phase) -> list[Measurement]:
 def killed(phase: Phase, before: Sequence[UsageRow], now: Sequence[UsageRow]) -> list[Measurement]:
     """Judge a gateway that was killed amid requests and started again on the same ledger.
 
-    Requests under way at the kill may have no row; what they cost is bounded as for others that
-    were cut off.
+    Requests under way at the kill may have no row, also if they ended just then; what they cost is
+    bounded as for others that were cut off.
     """
     there = {(row.request_id, row.attempt): row for row in now}
     changed = sum(there.get((row.request_id, row.attempt)) != row for row in before)
     billed = {row.request_id for row in phase.rows}
     lost = len(phase.received) - len(billed)
-    off = phase.billed_otherwise
+    kept = [request for request in phase.received if request.request_id in billed]
+    off = replace(phase, received=kept).billed_otherwise
     return [
         measure("killed_settled_rows_changed", changed, "rows", "==", 0),
         measure("killed_requests_lost", lost, "requests", "<=", phase.cut),
@@ -141,11 +150,10 @@ def _bounds(phase: Phase, seen: int) -> list[Measurement]:
     name = phase.name
     counted = sum(row.completion_tokens for row in phase.cut_rows)
     missed = phase.engine.completion - phase.booked.completion
-    limit = phase.cut * phase.unseen
     return [
         measure(f"{name}_tokens_below_received", max(0, seen - counted), "tokens", "==", 0),
         measure(f"{name}_tokens_over_engine", max(0, -missed), "tokens", "==", 0),
-        measure(f"{name}_tokens_not_booked", max(0, missed), "tokens", "<=", limit),
+        measure(f"{name}_tokens_not_booked", max(0, missed), "tokens", "<=", phase.limit),
     ]
 
 
@@ -162,7 +170,8 @@ LEAVES_AFTER = 3
 NOTICES_WITHIN = 0.25
 # Tokens on their way between engine, gateway and client at the moment of leaving.
 ON_THE_WAY = 8
-# A gateway that starts pings its upstream, which the engine counts and nobody is billed for.
+# A gateway pings its upstream as it starts and after a fault; each ping has a row, but for one
+# under way when the gateway is killed. A busy engine answers some after their time.
 PING_TOKENS = 1
 IMPATIENT = 0.02
 # No engine is trusted by it, so that the low-confidence path must be taken.
@@ -297,7 +306,8 @@ class Traffic:
         rows = self._rows(since, wait_for)
         after = self._counters()
         engine = Tokens(after.prompt - before.prompt, after.completion - before.completion)
-        return Phase(name, received, rows, engine, cut, unseen)
+        own = rows_between(self.gateway.ledger, since, kinds=("ping", "warmup"))
+        return Phase(name, received, rows, engine, cut, unseen, own)
 
     def _counters(self) -> Tokens:
         """Return the engine's counters, once they stand still."""

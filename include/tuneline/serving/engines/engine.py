@@ -167,7 +167,7 @@ class ServedAdapter:
     @property
     def bytes(self) -> int:
         """Size of the file or of all files of the folder, in bytes."""
-        return _size(self.path, self.files)
+        return sum(file.stat().st_size for file in _paths(self.path, self.files))
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,15 @@ class ServedModel:
     adapter: ServedAdapter | None = None
 
     @property
+    def paths(self) -> list[Path]:
+        """Each file of the model and of its adapter."""
+        parts = [part for part in (self, self.adapter) if part]
+        return [file for part in parts for file in _paths(part.path, part.files)]
+
+    @property
     def bytes(self) -> int:
         """Size of the file or of all files of the folder, and of the adapter, in bytes."""
-        return _size(self.path, self.files) + (self.adapter.bytes if self.adapter else 0)
+        return sum(file.stat().st_size for file in self.paths)
 
     def beside(self, adapter: ServedAdapter) -> ServedModel:
         """Return this base with an adapter beside it."""
@@ -198,10 +204,8 @@ class ServedModel:
         return replace(self, sha256=sha256, adapter=adapter)
 
 
-def _size(path: Path, files: Mapping[str, str]) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum((path / name).stat().st_size for name in files)
+def _paths(path: Path, files: Mapping[str, str]) -> list[Path]:
+    return [path] if path.is_file() else [path / name for name in files]
 
 
 class Engine:

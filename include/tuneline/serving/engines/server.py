@@ -190,10 +190,14 @@ class EngineServer(ServerProcess, ABC):
         name = self.request.answers_with
         return None if name is None else self.adapter_key(name)
 
-    def client(self, *, timeout: float = 300.0) -> EngineClient:
-        """Return a client of this server, which listens; several may be used at once."""
+    def client(self, *, timeout: float = 300.0, base: bool = False) -> EngineClient:
+        """Return a client of this server, which listens; several may be used at once.
+
+        Args:
+            base: True asks the model without the adapter that answers.
+        """
         self.base_url = self.base_url or self.find_url() or ""
-        name = self.request.answers_with
+        name = None if base else self.request.answers_with
         fields = {} if name is None else self.with_adapter(name)
         return EngineClient(self.url, model=self.alias, timeout=timeout, fields=fields)
 

@@ -13,6 +13,7 @@ import math
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -65,6 +66,7 @@ from tuneline.serving.engines.tensorrt_llm.build import (
     workplace,
 )
 from tuneline.serving.engines.tensorrt_llm.identity import (
+    IDENTITY_FILE,
     installed_versions,
     read_sizes,
     refuse_unservable,
@@ -242,16 +244,23 @@ class TensorRtLlm(_NvidiaImage):
             UserError: if a row is longer than the engines' context.
             TunelineError: if an engine gives no logits.
         """
-        longest = max(len(row.ids) for row in rows)
-        limit = read_sizes(reference).max_total_tokens
-        if longest >= limit:
-            raise UserError(
-                f"a row has {longest} tokens, the engines were built for {limit} with at least one "
-                "of an answer; raise deployment.context_tokens"
-            )
         return compare_variants(
-            reference, others, rows, lambda engine, folder: _write_logits(engine, rows, folder)
+            reference, others, rows, lambda engine, folder: _score(engine, rows, folder)
         )
+
+    def losses(
+        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
+    ) -> list[float] | None:
+        """Return the losses by the logits; None if the engine was built without them.
+
+        Raises:
+            UserError: if a row is longer than the engine's context.
+        """
+        if not read_json(model / IDENTITY_FILE).get("context_logits"):
+            return None
+        with tempfile.TemporaryDirectory(prefix="tuneline-losses-") as scratch:
+            _score(model, rows, Path(scratch), losses=True)
+            return list(json.loads((Path(scratch) / "losses.json").read_text()))
 
     def refuse(self, request: ServeRequest) -> None:
         """Refuse adapters, and an engine that is not what it was built as and for."""
@@ -259,8 +268,14 @@ class TensorRtLlm(_NvidiaImage):
         refuse_unservable(request)
 
 
-def _write_logits(engine: Path, rows: Sequence[ScoredRow], out: Path) -> None:
-    """Have NVIDIA's Python write the logits of an engine."""
+def _score(engine: Path, rows: Sequence[ScoredRow], out: Path, *, losses: bool = False) -> None:
+    """Have NVIDIA's Python write the logits of an engine, or its losses."""
+    longest, limit = max(len(row.ids) for row in rows), read_sizes(engine).max_total_tokens
+    if longest >= limit:
+        raise UserError(
+            f"a row has {longest} tokens, the engine was built for {limit} with at least one of an "
+            "answer; raise deployment.context_tokens"
+        )
     tokenizer = engine / TOKENIZER_FOLDER
     request = {
         "engine": str(engine / ENGINE_FOLDER),
@@ -268,6 +283,7 @@ def _write_logits(engine: Path, rows: Sequence[ScoredRow], out: Path) -> None:
         "vocabulary": int(read_json(tokenizer / "config.json")["vocab_size"]),
         "rows": rows,
         "out": str(out),
+        "losses": losses,
     }
     asked = out / "request.json"
     asked.write_text(json.dumps(request))

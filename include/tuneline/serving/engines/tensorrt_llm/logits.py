@@ -1,4 +1,4 @@
-"""The logits that a built engine gives at the answers of rows, in NVIDIA's own Python.
+"""The logits or losses that a built engine gives at places of rows, in NVIDIA's own Python.
 
     python -m tuneline.serving.engines.tensorrt_llm.logits request.json
 
@@ -19,7 +19,7 @@ import numpy as np
 
 
 def main() -> int:
-    """Write one array of shape (tokens that count, vocabulary), float32, for each sequence."""
+    """Write logits, shape (tokens that count, vocabulary), or one list of losses, of sequences."""
     request = json.loads(Path(sys.argv[1]).read_text())
     from tensorrt_llm._tensorrt_engine import LLM
     from tensorrt_llm.llmapi import KvCacheConfig, SamplingParams
@@ -28,6 +28,7 @@ def main() -> int:
     cache = KvCacheConfig(enable_block_reuse=False)
     model: Any = LLM(model=request["engine"], tokenizer=request["tokenizer"], kv_cache_config=cache)
     params = SamplingParams(max_tokens=1, return_context_logits=True)
+    losses = []
     for number, (ids, places) in enumerate(request["rows"]):
         logits = model.generate(ids, params).context_logits
         if logits is None:
@@ -35,7 +36,14 @@ def main() -> int:
         # The logits after token i predict token i + 1; columns above the vocabulary pad it.
         scored = logits[[at - 1 for at in places], : request["vocabulary"]]
         array = np.asarray(scored.float().cpu().numpy(), np.float32)
-        np.save(Path(request["out"]) / f"{number}.npy", array)
+        if not request["losses"]:
+            np.save(Path(request["out"]) / f"{number}.npy", array)
+            continue
+        likeliest = array.max(axis=1)
+        total = likeliest + np.log(np.exp(array.astype(float) - likeliest[:, None]).sum(axis=1))
+        targets = array[np.arange(len(places)), [ids[at] for at in places]]
+        losses.append(float((total - targets).sum()))
+    (Path(request["out"]) / "losses.json").write_text(json.dumps(losses))
     return 0
 
 

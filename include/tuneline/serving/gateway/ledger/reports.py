@@ -155,12 +155,16 @@ def totals_by_upstream(
 
 
 def rows_between(
-    location: LedgerLocation, since: datetime | None = None, until: datetime | None = None
+    location: LedgerLocation,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    *,
+    kinds: Sequence[str] = ("request",),
 ) -> list[UsageRow]:
-    """Read the attempts of requests in the order in which they began; see `usage_by_key`."""
+    """Read the attempts of some kinds in the order in which they began; see `usage_by_key`."""
     query = (
         select(*(_U[name] for name in COLUMNS))
-        .where(_U.kind == "request", within(since, until))
+        .where(_U.kind.in_(kinds), within(since, until))
         .order_by(_U.time, _U.attempt)
     )
     return [UsageRow(*row) for row in rows_of(location, query)]
