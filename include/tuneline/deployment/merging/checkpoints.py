@@ -27,7 +27,7 @@ from tuneline.evidence import Breach, Finding, measure
 from tuneline.gguf.tokenizer import END_OF_TURN
 from tuneline.serving.engines.divergence import ScoredRow, checkpoint_losses
 from tuneline.serving.engines.engine import Engine, ServedModel
-from tuneline.statistics import Z_SHOWN, Interval, RowLosses
+from tuneline.statistics import Interval, RowLosses, z_shown
 from tuneline.step_context import StepContext
 from tuneline.store import sha256_file
 
@@ -188,7 +188,7 @@ def compare_adapter(rows: ScoredRows, adapter: RowLosses | str, limit: float) ->
 def rows_that_decide(ratio: Interval, rows: int, limit: float) -> int:
     """Return the rows that decide with a probability of 80 % if the ratio stays as measured."""
     distance = abs(math.log((1 + limit) / ratio.value))
-    needed = Z_SHOWN * ratio.error / ratio.value / max(distance, 1e-3)
+    needed = z_shown() * ratio.error / ratio.value / max(distance, 1e-3)
     return max(math.ceil(rows * needed**2), rows + 1)
 
 
