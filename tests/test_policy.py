@@ -1,6 +1,8 @@
 """The policy: which settings are limits, what is looser, and where a looser run is stopped."""
 
 import json
+import math
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -28,9 +30,8 @@ EXEMPT = {
     "a size of samples, which decides how much an item can show":
         "data.pii_canaries data.max_holdout_rows data.holdout_share data.validation_share "
         "evaluation.fair_base_rows evaluation.regression_questions "
-        "evaluation.regression_first_look evaluation.regression_texts "
-        "evaluation.determinism_prompts evaluation.determinism_repeats "
-        "evaluation.determinism_tokens evaluation.latency_requests evaluation.latency_warmup "
+        "evaluation.regression_first_look evaluation.determinism_prompts "
+        "evaluation.determinism_repeats evaluation.determinism_tokens evaluation.latency_warmup "
         "evaluation.load.seconds evaluation.review_pairs "
         "deployment.quality_rows governance.fallback.calibration_rows",
     "it chooses rows; the rows that stay are measured by limits of their own":
@@ -43,7 +44,7 @@ EXEMPT = {
         "training.sweep_steps training.epochs training.max_steps training.learning_rate "
         "training.warmup_share training.effective_batch training.rehearsal_rows "
         "training.rehearsal_weight training.canaries training.canary_repeats training.micro_batch "
-        "training.evaluations training.plateau_evaluations training.plateau_nats training.seed",
+        "training.evaluations training.plateau_nats training.seed",
     "a resource: time, money, memory, processes":
         "training.max_hours training.max_cost training.device_cost_per_hour "
         "training.memory_limit_gib training.keep_checkpoints training.checkpoint_minutes "
@@ -100,7 +101,9 @@ def test_every_number_is_a_limit_or_exempt_with_a_reason():
     exempt = " ".join(EXEMPT.values()).split()
     assert len(exempt) == len(set(exempt))
     assert not set(LIMITS) & set(exempt)
-    numeric = {setting for setting, limit in LIMITS.items() if not limit.levels}
+    numeric = {
+        name for name, limit in LIMITS.items() if limit.stricter in LOOSE and not limit.levels
+    }
     assert numbers(PipelineConfig) == numeric | set(exempt)
 
 
@@ -154,7 +157,7 @@ STRICT = {"lower": [1e-6, 0.001, 1.01, 1, 2], "higher": [1, 0.99, 256, 32, 0.9]}
 def first_that_fits(limit, path, candidates, *, looser):
     now = limits_in(made())[path]
     for value in limit.levels or candidates[limit.stricter]:
-        if now is None or (limit.rank(value) > limit.rank(now)) != looser or value == now:
+        if now is None or limit.is_looser(value, now) != looser or value == now:
             continue
         try:
             return made(nested(path, value), profile="production")
@@ -164,7 +167,8 @@ def first_that_fits(limit, path, candidates, *, looser):
 
 
 ONES = [(limit, path) for setting, limit in LIMITS.items() for path in limits_in(made()) if
-        path == setting or path.startswith(f"{setting}.")]  # fmt: skip
+        limit.stricter in LOOSE and setting != "data.label_field" and
+        (path == setting or path.startswith(f"{setting}."))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("limit", "path"), ONES, ids=[path for _, path in ONES])
@@ -172,7 +176,7 @@ def test_each_limit_is_seen_when_it_is_looser_and_not_when_it_is_stricter(limit,
     loose = first_that_fits(limit, path, LOOSE, looser=True)
     if loose is None:
         # It is free by default: null is as loose as it gets, and levels may begin there.
-        assert limit.unset == 0 or limits_in(made())[path] == limit.levels[0]
+        assert limits_in(made())[path] in (None, math.inf, *limit.levels[:1])
     else:
         assert path in [one.setting for one in read_policy().looser(loose)]
     strict = first_that_fits(limit, path, STRICT, looser=False)
@@ -203,6 +207,41 @@ def created(tmp_path, dataset, settings, **fields):
     settings = merge(IN_PRODUCTION, settings)
     fields = {"data": dataset, "overrides": json.dumps(settings), **fields}
     return create_run(fields, (tmp_path / "store").as_uri(), "run")
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "value"),
+    [
+        ("data", "pii_profile", ["pci"]),
+        ("data", "pii_allow", ["Anna"]),
+        ("data", "languages", ["en", "de"]),
+        ("data", "label_field", None),
+        ("data", "holdout", "easy.jsonl"),
+        ("data", "label_conflicts", "keep"),
+        ("evaluation", "metric", "chrf"),
+        ("evaluation", "min_metric", 0),
+        ("evaluation", "regression_texts", 2),
+        ("evaluation", "latency_requests", 1),
+        ("evaluation", "determinism_tokens", 1),
+        ("training", "plateau_evaluations", None),
+        ("governance", "intended_use", "research"),
+    ],
+)
+def test_no_switch_defeats_a_critical_item_in_production_without_an_approval(
+    tmp_path, dataset, section, setting, value
+):
+    if setting == "holdout":
+        value = str(tmp_path / value)
+        (tmp_path / "easy.jsonl").write_bytes(Path(dataset).read_bytes())
+    with pytest.raises(UserError, match=rf"{section}\.{setting}"):
+        created(tmp_path, dataset, {section: {setting: value}})
+    assert not (tmp_path / "store/runs").exists()
+    if setting == "determinism_tokens":
+        return
+    (looser,) = read_policy().looser(made(IN_PRODUCTION, {section: {setting: value}}))
+    waiver = {"item": looser.item, "limit": looser.setting, "reason": "agreed with the owner"}
+    run = created(tmp_path, dataset, {section: {setting: value}, "waivers": [waiver]})
+    assert approvals.critical_waivers(run)
 
 
 LIMIT = {

@@ -13,6 +13,9 @@ OK = measure("m", 0, "rows", "<=", 0)
 BAD = measure("m", 3, "rows", "<=", 0)
 WARNS = measure("w", 3, "rows", "<=", 0, on_breach="warn")
 UNDECIDED = measure("m", 3, "rows", "<=", 0, on_breach="inconclusive")
+MAY_BE_WORSE = measure(
+    "worse_than_released_by", 0.22, "share", "<=", 0.02, on_breach="inconclusive"
+)
 LEFT = measure("pii_scrubbing.residual_rows", 1, "rows", "==", 0)
 WRITTEN = measure("pii_scrubbing.written_out", 0.4, "share", "<=", 0.05)
 UNCLEAR = WRITTEN.model_copy(update={"on_breach": "inconclusive"})
@@ -38,6 +41,8 @@ def lab(tmp_path):
         (RECOMMENDED, [UNDECIDED], "inconclusive", False, "m is 3"),
         (CRITICAL, [WARNS, UNDECIDED], "inconclusive", "in production", "w is 3"),
         (CRITICAL, [UNDECIDED, BAD], "fail", True, "m is 3"),
+        # A model that may be worse than the release does not take its place on a laptop either.
+        ("holdout_performance", [OK, MAY_BE_WORSE], "inconclusive", True, "worse_than_released_by"),
     ],
 )
 def test_the_verdict_of_the_measurements(tmp_path, profile, item, found, verdict, stops, because):

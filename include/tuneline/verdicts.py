@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from tuneline.artifacts.answers import WAIVERS, RecordedWaiver, waivers_sha256, why_not
 from tuneline.artifacts.artifact import Artifact, Document
-from tuneline.artifacts.releases import manifest_key, read_release
-from tuneline.catalogue import ITEMS, STEPS, Item, Severity, get_item
+from tuneline.artifacts.releases import manifest_key, pointer_of, read_release
+from tuneline.catalogue import DATA_ORDER, ITEMS, STEPS, Item, Severity, get_item
 from tuneline.config import Looser
 from tuneline.evidence import Evidence, Measurement, Read, Record, Verdict, conclude, worse
 from tuneline.failures import ended_by_error
@@ -108,7 +108,7 @@ class Freshness:
         store, name, version = self.run.store, self.run.config.name, self.run.run_id
         if not store.exists(manifest_key(name, version)):
             return "run it again, and promote after it"
-        pointer = read_release(store, name)
+        pointer = read_release(store, name, pointer_of(self.run.config.profile))
         if pointer is not None and version in {move.version for move in pointer.history}:
             return (
                 f"{name} {version} was released with what its manifest states, and stays so; start "
@@ -178,6 +178,7 @@ _REMEDIES = {
     "license_audit": "state the licence (data.license), or answer the question in Airflow",
     "fallback": "release a second version, or name a larger model (governance.fallback.larger)",
 }
+_WORSE_THAN_RELEASED = "worse_than_released_by"
 # Begins the summary of evidence whose input has changed since.
 OUT_OF_DATE = "out of date: "
 
@@ -188,7 +189,7 @@ class ItemStatus:
 
     Attributes:
         because: the broken limits, or why it was waived or not run.
-        production: True if the run's profile is production.
+        strict: True if an inconclusive verdict stops the release too.
     """
 
     item: str
@@ -197,13 +198,13 @@ class ItemStatus:
     verdict: Verdict
     summary: str
     because: str
-    production: bool = False
+    strict: bool = False
 
     @property
     def stops_release(self) -> bool:
         """True if this verdict refuses promotion."""
         stopping = {Verdict.FAIL, Verdict.NOT_RUN}
-        if self.production:
+        if self.strict:
             stopping.add(Verdict.INCONCLUSIVE)
         return self.severity == Severity.CRITICAL and self.verdict in stopping
 
@@ -215,7 +216,7 @@ class ItemStatus:
     def as_dict(self) -> dict[str, Any]:
         """Return the row of `tuneline checklist --json`."""
         row = asdict(self)
-        del row["production"]
+        del row["strict"]
         return row
 
 
@@ -272,7 +273,10 @@ def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus
     if accepted and verdict != Verdict.NOT_APPLICABLE:
         reasons += [f"{one.looser}: {one.told} (would be {verdict})" for one in accepted]
         verdict = worse(verdict, Verdict.WAIVED)
-    return _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")
+    row = _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")
+    doubted = (m.name for m in evidence.measurements if m.ok is False)
+    # Under no profile does a model that may be worse take the place of the released one.
+    return replace(row, strict=row.strict or _WORSE_THAN_RELEASED in doubted)
 
 
 def checklist(run: Run) -> list[ItemStatus]:
@@ -373,8 +377,8 @@ def _of_policy(run: Run, item: Item, limits: Sequence[LooserLimit]) -> _Opinion 
 
 
 def _status(run: Run, item: Item, verdict: Verdict, summary: str, because: str) -> ItemStatus:
-    production = run.config.profile == "production"
-    return ItemStatus(item.id, item.phase, item.severity, verdict, summary, because, production)
+    strict = run.config.profile == "production"
+    return ItemStatus(item.id, item.phase, item.severity, verdict, summary, because, strict)
 
 
 def _broken(measurements: Sequence[Measurement]) -> list[str]:
@@ -395,6 +399,9 @@ def _second_opinions(run: Run, item: Item, fresh: Freshness) -> list[_Opinion]:
     gate = Document(item.id, "gate.json", _Gate).find(run)
     if gate is not None:
         opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
+    elif item.id in DATA_ORDER and run.config.profile == "production":
+        why = "it left no gate.json; run the item by the DAG or by `tuneline run all`"
+        opinions.append(_Opinion("the gate", Verdict.NOT_RUN, why))
     for step, source in _AUDITS.items():
         audit = fresh.entry(step)
         about = [m for m in audit.measurements if m.name.startswith(f"{item.id}.")] if audit else []

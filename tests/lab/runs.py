@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.data import DATASET
-from tuneline.catalogue import get_step, is_helper
+from tuneline.catalogue import DATA_ORDER, get_step, is_helper
 from tuneline.config import build_config
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset, write_rows
 from tuneline.evidence import Verdict, measure
@@ -122,7 +122,11 @@ class Lab:
                 target.write_bytes(content.read_bytes())
             else:
                 target.write_bytes(content.encode() if isinstance(content, str) else content)
-        store_output(ctx, self.entry(ctx, measurements))
+        entry = self.entry(ctx, measurements)
+        store_output(ctx, entry)
+        if step in DATA_ORDER:
+            gate = json.dumps({"verdict": entry.verdict, "summary": "left by a test"})
+            self.run.store.put_bytes(self.run.step_key(step, "gate.json"), gate.encode())
 
     def leave_dataset(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store `dataset.parquet` as the last data step leaves it."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from tuneline.artifacts.artifact import Document, RunDocument
+from tuneline.artifacts.releases import readable
 from tuneline.config import User
 from tuneline.run import Run
 
@@ -92,8 +94,54 @@ def waivers_sha256(run: Run) -> str:
     return hashlib.sha256(run.run_id.encode() + b"\0" + config).hexdigest()
 
 
+class ModelRules(BaseModel):
+    """`models/<name>/rules.json`: what a release to production has to meet, whoever starts the run.
+
+    The first such release writes them; later only one that a person has approved changes them.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: Literal["tuneline/rules/1"] = Field("tuneline/rules/1", alias="schema")
+    profile: Literal["production"] = "production"
+    approval: bool
+    approvers: list[User]
+    policy_version: int
+    policy_sha256: str
+
+    @classmethod
+    def of(cls, run: Run) -> ModelRules | None:
+        """Return the rules of a run's model; None for another profile, or before any release."""
+        key = rules_key(run.config.name)
+        if run.config.profile != "production" or not run.store.exists(key):
+            return None
+        with readable(run.store.uri_of(key)):
+            return cls.model_validate_json(run.store.get_bytes(key))
+
+    @classmethod
+    def after(cls, run: Run) -> ModelRules:
+        """Return the rules after a release of a run."""
+        known, policy = cls.of(run), run.policy
+        # Without a model's file a run says nothing of who decides.
+        stays = known if "approvers" not in run.meta else None
+        return cls(
+            approval=stays.approval if stays else run.config.approval or policy.content.approval,
+            approvers=stays.approvers if stays else run.meta.get("approvers") or [],
+            policy_version=policy.version,
+            policy_sha256=policy.sha256,
+        )
+
+
+def rules_key(name: str) -> str:
+    """Return the key of a model's rules."""
+    return f"models/{name}/rules.json"
+
+
 def approvers_of(run: Run) -> list[User]:
     """Return the users who may approve something of a run; empty if everybody may."""
+    rules = ModelRules.of(run)
+    if rules is not None and rules.approvers:
+        return rules.approvers
     return [User.model_validate(user) for user in run.meta.get("approvers") or []]
 
 

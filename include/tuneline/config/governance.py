@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.addresses import HttpUrl, host_of, is_allowed, is_loopback
-from tuneline.config.section import Section
+from tuneline.config.section import Limit, Section
 
 
 class KeylessConfig(Section):
@@ -132,10 +132,17 @@ ANNEX_IV_POINTS = (
 )
 
 
+# From the use that licences restrict least to the one that they restrict most.
+USES = ("research", "internal", "commercial", "distribution")
+
+
 class GovernanceConfig(Section):
     """Rules and prices."""
 
-    intended_use: Literal["research", "internal", "commercial", "distribution"] = "commercial"
+    intended_use: Annotated[
+        Literal["research", "internal", "commercial", "distribution"],
+        Limit("license_audit", "higher", levels=USES),
+    ] = "commercial"
     """Intended use, by which licences are judged: `research` (not commercial), `internal`
     (your own people), `commercial` (you host it, others are served by it), `distribution` (weights,
     or a product that holds them, are handed out)."""

@@ -1,4 +1,7 @@
-"""promote: move the release pointer to the run's model version, or refuse and say why.
+"""promote: move the pointer of the run's profile to its model version, or refuse and say why.
+
+Only a run under `profile: production` moves `production.json`, and it has to meet the rules that
+the model has in the store; any other run moves `staging.json`.
 
 Who approved and who accepts which failure is logged with the release, and the statement of
 `lineage`, which has no place in the manifest, is written beside it.
@@ -6,11 +9,11 @@ Who approved and who accepts which failure is logged with the release, and the s
 
 from __future__ import annotations
 
-from tuneline.artifacts.answers import APPROVALS, Approvals
+from tuneline.artifacts.answers import APPROVALS, Approvals, ModelRules, rules_key
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.artifacts.release_log import Approved, Event, Released, Waived
-from tuneline.artifacts.releases import read_release
+from tuneline.artifacts.releases import pointer_of, read_release
 from tuneline.catalogue import ITEMS
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Record, measure
@@ -83,10 +86,13 @@ def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
         lineage_sha256=statement,
     )
     events = [*people(ctx.run), released]
+    if pointed.which == "production":
+        rules = ModelRules.after(ctx.run).model_dump_json(indent=1, by_alias=True)
+        pointed.store.put_bytes(rules_key(pointed.name), rules.encode())
     try:
         record(pointed, reference.version, reference.sha256, events)
     except Changed:
-        now_released = read_release(pointed.store, pointed.name)
+        now_released = read_release(pointed.store, pointed.name, pointed.which)
         winner = now_released.version if now_released else "another version"
         raise UserError(
             f"{pointed.name} is not promoted: {winner} was released while this promotion "
@@ -103,7 +109,7 @@ def run(ctx: StepContext) -> Record:
     """
     config, store = ctx.config, ctx.run.store
     reference = MANIFEST_REF.read(ctx)
-    pointed = read_pointer(store, config.name)
+    pointed = read_pointer(store, config.name, pointer_of(config.profile))
     complete(pointed)
     reasons = refusals(ctx, reference.uri)
     if reasons:
@@ -112,7 +118,7 @@ def run(ctx: StepContext) -> Record:
     pointer = pointed.pointer
     moves = pointer.history if pointer else []
     done = next((move for move in moves if move.version == reference.version), None)
-    summary = f"{config.name} {reference.version} is released"
+    summary = f"{config.name} {reference.version} is released to {pointed.which}"
     registry: list[Measurement] = []
     locks: list[Measurement] = []
     if pointer is None or done is None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.governance import ReleasePointer
-from tuneline.artifacts.releases import open_release, read_release
+from tuneline.artifacts.releases import current_release, open_release
 from tuneline.artifacts.request_log import folder_name, read_day
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
@@ -40,7 +40,7 @@ REPORT_SCHEMA = "tuneline/drift-look/1"
 
 def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -> Look:
     """Compare the days since the last look with the training data, and store the report."""
-    pointer = read_release(store, model)
+    pointer = current_release(store, model)
     if pointer is None:
         why = f"no version of {model} is released, so there is nothing to compare with"
         return _keep(store, model, until, {"drifted": False, "since": None, "summary": why})
@@ -58,7 +58,7 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     well; it would otherwise wait for the next day.
     """
     told = max(curated)
-    pointer = read_release(store, model)
+    pointer = current_release(store, model)
     if pointer is None:
         return told
     _, seen = _state(store, model, pointer.version)

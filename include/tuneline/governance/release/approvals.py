@@ -7,7 +7,14 @@ import json
 import re
 from collections.abc import Iterator
 
-from tuneline.artifacts.answers import APPROVALS, Approval, Approvals, approvals_needed, why_not
+from tuneline.artifacts.answers import (
+    APPROVALS,
+    Approval,
+    Approvals,
+    ModelRules,
+    approvals_needed,
+    why_not,
+)
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
 from tuneline.artifacts.releases import find_version, released
 from tuneline.catalogue import ITEMS
@@ -22,9 +29,27 @@ from tuneline.verdicts import checklist, looser_limits
 
 
 def is_needed(run: Run) -> bool:
-    """Return True if the run or the policy asks for an approval of the release."""
-    production = run.config.profile == "production"
-    return run.config.approval or (production and run.policy.content.approval)
+    """Return True if anything asks for an approval of the release."""
+    return any(asked_by(run))
+
+
+def asked_by(run: Run) -> Iterator[str]:
+    """Yield what asks for an approval of the release, each as part of a sentence."""
+    if run.config.approval:
+        yield "`approval: true`"
+    if run.config.profile != "production":
+        return
+    if run.policy.content.approval:
+        yield "the policy"
+    rules = ModelRules.of(run)
+    if rules is None:
+        return
+    if rules.approval:
+        yield "the rules of the model"
+    before, after = (one.model_dump(mode="json") for one in (rules, ModelRules.after(run)))
+    for name in before:
+        if before[name] != after[name]:
+            yield f"a change of the model's rules: {name} {before[name]} → {after[name]}"
 
 
 def last_answer(run: Run) -> Approval | None:
@@ -70,7 +95,8 @@ def refusal(run: Run) -> str | None:
     answer, reference = last_answer(run), MANIFEST_REF.find(run)
     ask = f"answer the task {ABOUT_RELEASE} in Airflow"
     if answer is None:
-        return f"no one has approved the release, which is asked for (`approval: true`); {ask}"
+        why = "; ".join(asked_by(run))
+        return f"no one has approved the release, which is asked for ({why}); {ask}"
     if answer.decision != YES:
         why = f": {answer.reason}" if answer.reason else ""
         return f"no one has approved the release; {answer.by} has rejected it{why}"
@@ -154,6 +180,7 @@ def release_question(run: Run, tab: str) -> str:
     return _question(
         run,
         tab,
+        asked_by=list(asked_by(run)),
         rows=[(row, _ruled(evidence[row.item])) for row in rows],
         open=_OPEN,
         holdout=holdout,
