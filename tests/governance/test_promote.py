@@ -157,7 +157,7 @@ def test_the_rules_of_a_model_bind_whoever_starts_a_run(ready_lab, policy):
         answer(past, "approve_release", "Approve", "mallory")
     policy(version=99)
     loose = ready_lab(run_id="loose")
-    with pytest.raises(UserError, match="a change of the model's rules: policy_version 3 → 99"):
+    with pytest.raises(UserError, match="a change of the model's rules: policy_version 4 → 99"):
         loose.execute("promote")
     assert rules_of(first) == rules
     answer(loose, "approve_release", "Approve", "bob")
@@ -201,7 +201,6 @@ def test_only_the_last_answer_to_the_release_counts(ready_lab):
     lab = ready_lab(approval=True)
     answer(lab, "approve_release", "Approve", "bob")
     answer(lab, "approve_release", "Reject", "carol")
-    answer(lab, "approve_waivers", "Approve", "dave")
     assert "no one has approved the release" in refused(lab)
 
 
@@ -289,13 +288,13 @@ def test_all_reasons_are_named_at_once(ready_lab):
 
 def test_a_waiver_and_a_refusal_are_logged_with_the_release(ready_lab):
     reason = "the task has no stable order of answers"
-    lab = ready_lab(waivers=[{"item": "determinism", "reason": reason}])
-    approvals.record_waivers(lab.run, "erin")
+    waiver = {"item": "determinism", "measurement": "flips", "up_to": 3, "reason": reason}
+    lab = ready_lab(waivers=[waiver])
     answer(lab, "approve_release", "Reject", "carol")
     lab.execute("promote")
     waived, answered, released = log_lines(lab)
-    assert (waived["event"], waived["item"], waived["by"]) == ("waived", "determinism", "erin")
-    assert waived["reason"] == reason
+    assert (waived["event"], waived["item"], waived["by"]) == ("waived", "determinism", "alice")
+    assert (waived["reason"], waived["measurement"]) == (reason, "flips up to 3.0")
     assert (answered["decision"], answered["by"]) == ("Reject", "carol")
     assert released["event"] == "released"
 
@@ -316,26 +315,33 @@ def test_a_looser_critical_limit_refuses_the_release(finished_lab):
 
 
 def test_a_looser_critical_limit_that_is_accepted_is_in_manifest_and_log(finished_lab):
-    lab = finished_lab(name="model", profile="production", **LOOSE, waivers=[LIMIT])
-    approvals.note_question(lab.run, "approve_waivers")
-    given = approvals.record_approval(
-        lab.run, "approve_waivers", "Approve", Person("bob"), "agreed with the product owner"
-    )
-    approvals.record_waivers(lab.run, "alice", given)
+    failed = {
+        "item": "adapter_merging",
+        "measurement": "limit_holds",
+        "up_to": False,
+        "reason": "the two agree in every answer",
+    }
+    lab = finished_lab(name="model", profile="production", **LOOSE, waivers=[LIMIT, failed])
+    lab.leave("adapter_merging", {}, [BROKEN, MEASURED])
     lab.execute("lineage")
+    asked = "a waiver of holdout_performance .*; a waiver of adapter_merging"
+    with pytest.raises(UserError, match=asked):
+        lab.execute("promote")
+    assert not pointer_file(lab).exists()
+    answer(lab, "approve_release", "Approve", "bob")
     lab.execute("promote")
     manifest = json.loads((lab.root / "store/models/model/test/manifest.json").read_text())
     (looser,) = manifest["policy"]["looser"]
     assert (looser["setting"], looser["value"], looser["allowed"]) == (
         "evaluation.min_gain", -1, 0,
     )  # fmt: skip
-    assert (looser["by"], looser["approved_by"], looser["critical"]) == ("alice", "bob", True)
+    assert (looser["by"], looser["approved_by"], looser["critical"]) == ("alice", None, True)
     assert manifest["evidence"]["holdout_performance"]["verdict"] == "waived"
     assert "policy.yaml" in [file["name"] for file in manifest["files"]]
-    waived, approved, _ = log_lines(lab)
+    waived, _, approved, _ = log_lines(lab)
     assert waived["limit"] == "evaluation.min_gain is -1.0, the policy allows at least 0"
     assert (waived["by"], waived["approved_by"]) == ("alice", "bob")
-    assert approved["reason"] == "agreed with the product owner"
+    assert approved["reason"] == "seen with the owner of the service"
     assert verify(json.loads(pointer_file(lab).read_text())["manifest"]) == []
 
 

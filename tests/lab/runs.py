@@ -1,5 +1,7 @@
 """A run in its own store, what earlier steps would have left there, and what a step measured."""
 
+from __future__ import annotations
+
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +32,8 @@ IN_PRODUCTION = {
         "max_regression": 0.03,
         "max_perplexity_ratio": 1.5,
         "regression_to_see": 0.05,
+        "regression_texts": 32,
+        "against_released": {"margin": 0.02},
     },
 }
 Files = Mapping[str, bytes | str | Path]
@@ -87,6 +91,12 @@ def write_dataset(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def change_meta(lab: Lab, **values: Any) -> None:
+    """Change what a run says of itself, such as who started it."""
+    lab.run.meta.update(values)
+    lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(lab.run.meta).encode())
+
+
 class Lab:
     """A run whose earlier steps are stood in for by the files that a test leaves."""
 
@@ -125,7 +135,10 @@ class Lab:
         entry = self.entry(ctx, measurements)
         store_output(ctx, entry)
         if step in DATA_ORDER:
-            gate = json.dumps({"verdict": entry.verdict, "summary": "left by a test"})
+            broken = [m.name for m in measurements if m.ok is False]
+            gate = json.dumps(
+                {"verdict": entry.verdict, "summary": "left by a test", "failures": broken}
+            )
             self.run.store.put_bytes(self.run.step_key(step, "gate.json"), gate.encode())
 
     def leave_dataset(self, rows: Sequence[Mapping[str, Any]]) -> None:

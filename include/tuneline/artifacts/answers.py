@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -47,7 +46,7 @@ class Approval(BaseModel):
     by_id: str | None = None
     at: str
     reason: str = ""
-    about: str | None = None  # SHA-256 of what was asked about: the manifest, or `waivers_sha256`
+    about: str | None = None  # SHA-256 of the manifest that was asked about
 
     @property
     def person(self) -> Person:
@@ -62,36 +61,7 @@ class Approvals(BaseModel):
     asked: dict[str, str] = {}  # what the last question of each task is about; see `Approval.about`
 
 
-class RecordedWaiver(BaseModel):
-    """A failure that somebody accepts, or a limit that is looser than the policy allows."""
-
-    item: str
-    limit: str | None = None  # the setting that is looser; None accepts the failure of the item
-    reason: str
-    by: str | None = None  # who started the run; None if a schedule did
-    at: str = ""
-    approval: Approval | None = None
-
-    @property
-    def approved_by(self) -> str | None:
-        """The user who approved it."""
-        return self.approval.by if self.approval else None
-
-
-class Waivers(BaseModel):
-    """Every waiver of a run's configuration, whether it counts or not."""
-
-    waivers: list[RecordedWaiver] = []
-
-
-WAIVERS = RunDocument("waivers.json", Waivers)
 APPROVALS = RunDocument("approvals.json", Approvals)
-
-
-def waivers_sha256(run: Run) -> str:
-    """Return the hash of what the approval of waivers is about: the run and its configuration."""
-    config = run.store.get_bytes(run.key("config.json"))
-    return hashlib.sha256(run.run_id.encode() + b"\0" + config).hexdigest()
 
 
 class ModelRules(BaseModel):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.addresses import HttpUrl, host_of, is_allowed, is_loopback
 from tuneline.config.section import Limit, Section
+from tuneline.evidence import Measurement
 
 
 class KeylessConfig(Section):
@@ -217,12 +218,41 @@ def require_points(texts: Iterable[str]) -> None:
 
 
 class Waiver(Section):
-    """An item whose failure is accepted. Who accepts it is taken from Airflow."""
+    """A measurement that may break its limit, or a limit that may be looser than the policy's.
+
+    Who stands for it is taken from Airflow; for a critical item the release needs an approval.
+    """
 
     item: str
     """Id of the item."""
     limit: str | None = None
-    """Setting whose looser limit is accepted, instead of the failure of the item
-    (`evaluation.min_gain`); see config/policy.yaml."""
+    """Setting whose looser limit is accepted (`evaluation.min_gain`); see config/policy.yaml."""
+    measurement: str | None = None
+    """Measurement of the item, or of an audit of it, that may break its limit."""
+    up_to: float | bool | None = None
+    """Value up to which it may: the greatest where the limit is an upper one, else the lowest."""
     reason: str = Field(min_length=10)
-    """Why its failure is acceptable."""
+    """Why that is acceptable."""
+
+    @model_validator(mode="after")
+    def _names_one_thing(self) -> Waiver:
+        if (self.limit is None) != (self.measurement is not None and self.up_to is not None):
+            raise ValueError(
+                f"a waiver of {self.item} accepts a limit (`limit`), or what is measured up to a "
+                "value (`measurement` and `up_to`); the evidence names the measurements"
+            )
+        return self
+
+    def covers(self, measured: Measurement) -> bool:
+        """Return True if it accepts a measurement that broke its limit."""
+        value, up_to = measured.value, self.up_to
+        if measured.name != self.measurement or measured.ok is not False or up_to is None:
+            return False
+        if isinstance(value, bool) or isinstance(up_to, bool):
+            return value is up_to
+        if not isinstance(value, int | float):
+            return False
+        return value >= up_to if measured.rule in (">", ">=") else value <= up_to
+
+    def __str__(self) -> str:
+        return self.limit or f"{self.measurement} up to {self.up_to}"

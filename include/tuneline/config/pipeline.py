@@ -83,7 +83,7 @@ class PipelineConfig(Section):
     approval: bool = False
     """Ask a person before the release."""
     waivers: list[Waiver] = Field([])
-    """Items whose failure is accepted."""
+    """Broken or looser limits that are accepted."""
     reason: str = ""
     """Why this run was started."""
 

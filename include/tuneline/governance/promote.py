@@ -15,6 +15,7 @@ from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.artifacts.release_log import Approved, Event, Released, Waived
 from tuneline.artifacts.releases import pointer_of, read_release
 from tuneline.catalogue import ITEMS
+from tuneline.config import Waiver
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.governance.documents.statements import lock_lineage_statement, write_lineage_statement
@@ -22,10 +23,11 @@ from tuneline.governance.release.approvals import approver, is_needed, refusal
 from tuneline.governance.release.pointer import Pointed, complete, last_move, read_pointer, record
 from tuneline.governance.release.registry import register
 from tuneline.governance.release.verify import promotion_differences
+from tuneline.people.approvals import critical_waivers
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 from tuneline.store import Changed
-from tuneline.verdicts import Freshness, checklist, looser_limits, valid_waivers
+from tuneline.verdicts import Freshness, checklist, counting_waivers, looser_limits
 
 
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
@@ -55,22 +57,22 @@ def people(run: Run) -> list[Event]:
         Approved(answered_at=answer.at, **answer.model_dump(include=told))
         for answer in answers.approvals
     ]
+    looser: dict[Waiver | None, list[str]] = {}
+    for found in looser_limits(run):
+        looser.setdefault(found.waiver, []).append(str(found.looser))
     waived = [
-        Waived(item=one.item, reason=one.reason, by=str(one.by), approved_by=one.approved_by)
-        for one in valid_waivers(run).values()
-    ]
-    limits = [
         Waived(
-            item=one.looser.item,
-            limit=str(one.looser),
-            reason=one.waiver.reason,
-            by=str(one.waiver.by),
-            approved_by=one.waiver.approved_by,
+            item=one.item,
+            limit="; ".join(looser.get(one, [])) or None,
+            measurement=None if one.limit else str(one),
+            reason=one.reason,
+            by=str(run.meta["started_by"]),
+            approved_by=approver(run) if one in critical_waivers(run) else None,
         )
-        for one in looser_limits(run)
-        if one.waiver is not None
+        for one in counting_waivers(run)
+        if one.measurement or one in looser
     ]
-    return [*waived, *limits, *approved]
+    return [*waived, *approved]
 
 
 def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:

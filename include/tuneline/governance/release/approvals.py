@@ -37,6 +37,7 @@ def asked_by(run: Run) -> Iterator[str]:
     """Yield what asks for an approval of the release, each as part of a sentence."""
     if run.config.approval:
         yield "`approval: true`"
+    yield from (f"a waiver of {w.item} ({w})" for w in critical_waivers(run))
     if run.config.profile != "production":
         return
     if run.policy.content.approval:
@@ -177,9 +178,16 @@ def release_question(run: Run, tab: str) -> str:
     holdout = evidence.get("holdout_performance")
     known = {m.name: m for m in holdout.measurements} if holdout else {}
     compared = None if "difference_to_released" in known else known.get("compared_with_released")
-    return _question(
-        run,
-        tab,
+    manifest, needed = MANIFEST_REF.find(run), approvals_needed(run)
+    return render(
+        "tuneline.governance.release",
+        "question.jinja",
+        text=_text,
+        code=_code,
+        run=run,
+        tab=tab,
+        manifest=manifest,
+        needed=needed,
         asked_by=list(asked_by(run)),
         rows=[(row, _ruled(evidence[row.item])) for row in rows],
         open=_OPEN,
@@ -188,22 +196,7 @@ def release_question(run: Run, tab: str) -> str:
         compared=compared,
         looser=looser_limits(run),
         changes=_changes(run),
-    )
-
-
-def waivers_question(run: Run, tab: str) -> str:
-    """Return the question whether failures or looser limits of critical items are accepted."""
-    wanted, looser = critical_waivers(run), looser_limits(run)
-    named = [(w, [one for one in looser if w.limit in one.looser.names]) for w in wanted]
-    others = [one for one in looser if not one.looser.names & {w.limit for w in wanted}]
-    return _question(run, tab, rows=[], asked=named, looser=others)
-
-
-def _question(run: Run, tab: str, **values: object) -> str:
-    manifest, needed = MANIFEST_REF.find(run), approvals_needed(run)
-    values |= {"run": run, "tab": tab, "manifest": manifest, "needed": needed}
-    package = "tuneline.governance.release"
-    return render(package, "question.jinja", text=_text, code=_code, **values).strip()
+    ).strip()
 
 
 def _ruled(evidence: Evidence | None) -> list[Measurement]:
