@@ -42,15 +42,15 @@ def log_release(
         return record(pointed, version, sha256, [event])
 
 
-def backdate(store: FileStore, name: str, at: str) -> None:
+def backdate(store: FileStore, name: str, at: str, which: PointerName) -> None:
     """Write the first release of a model as if it had been made at another time."""
-    pointer = read_pointer(store, name).pointer
+    pointer = read_pointer(store, name, which).pointer
     assert pointer is not None
-    for key in (pointer_key(name), log_key(name, pointer.version)):
+    for key in (pointer_key(name, which), log_key(name, pointer.version)):
         (store.root / key).unlink()
     events = [read_line(text).event for text in pointer.lines]
     with patch("tuneline.governance.release.pointer.now", lambda: at):
-        record(read_pointer(store, name), pointer.version, pointer.manifest_sha256, events)
+        record(read_pointer(store, name, which), pointer.version, pointer.manifest_sha256, events)
 
 
 def opened(store: Any, name: str = "a") -> Release:

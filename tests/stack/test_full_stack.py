@@ -7,6 +7,7 @@ import pytest
 from tests.lab.whole_runs import TINY, finish, tiny_task, trigger
 
 from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.releases import read_release
 from tuneline.catalogue import ITEMS, Severity
 from tuneline.data.tables.rows import read_dataset
 from tuneline.evidence import load_evidence
@@ -130,7 +131,8 @@ def test_the_release_points_at_this_run_and_the_time_of_every_step_is_known(rele
     run, dag_run, _ = released
     document = breakdown(dag_run.tasks(), run, setup=0, start=0)
     assert {row["task"] for row in document["tasks"] if row["work_seconds"]} >= _ITEMS
-    pointer = json.loads(run.store.get_bytes(f"models/{run.config.name}/production.json"))
+    pointer = json.loads(run.store.get_bytes(f"models/{run.config.name}/staging.json"))
+    assert read_release(run.store, run.config.name) is None
     assert pointer["version"] == run.run_id
     manifest = json.loads(run.store.get_bytes(run.store.key_of(pointer["manifest"])))
     assert manifest["started_by"] == "admin"
