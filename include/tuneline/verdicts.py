@@ -374,12 +374,24 @@ def _without(
     left: list[Measurement] = []
     accepted = []
     for m in measurements:
-        waiver = next((waiver for waiver in waivers if waiver.covers(m)), None)
+        waiver = next((waiver for waiver in waivers if _covers(waiver, m)), None)
         if waiver is None:
             left.append(m)
         else:
             accepted.append(f"{_broken([m])[0]}, accepted up to {waiver.up_to}: {waiver.reason}")
     return left, accepted
+
+
+def _covers(waiver: Waiver, measured: Measurement) -> bool:
+    """Return True if a waiver accepts a measurement that broke its limit."""
+    value, up_to = measured.value, waiver.up_to
+    if measured.name != waiver.measurement or measured.ok is not False or up_to is None:
+        return False
+    if isinstance(value, bool) or isinstance(up_to, bool):
+        return value is up_to
+    if not isinstance(value, int | float):
+        return False
+    return value >= up_to if measured.rule in (">", ">=") else value <= up_to
 
 
 def _rounded(value: Any) -> str:

@@ -9,7 +9,6 @@ from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.addresses import HttpUrl, host_of, is_allowed, is_loopback
 from tuneline.config.section import Limit, Section
-from tuneline.evidence import Measurement
 
 
 class KeylessConfig(Section):
@@ -242,17 +241,6 @@ class Waiver(Section):
                 "value (`measurement` and `up_to`); the evidence names the measurements"
             )
         return self
-
-    def covers(self, measured: Measurement) -> bool:
-        """Return True if it accepts a measurement that broke its limit."""
-        value, up_to = measured.value, self.up_to
-        if measured.name != self.measurement or measured.ok is not False or up_to is None:
-            return False
-        if isinstance(value, bool) or isinstance(up_to, bool):
-            return value is up_to
-        if not isinstance(value, int | float):
-            return False
-        return value >= up_to if measured.rule in (">", ">=") else value <= up_to
 
     def __str__(self) -> str:
         return self.limit or f"{self.measurement} up to {self.up_to}"
