@@ -55,6 +55,8 @@ def test_it_shows_every_item_with_its_deciding_numbers_and_limits(asked):
     assert "gain\\_lower 0.31 share (must be \\> 0)" in text
     assert MANIFEST_REF.find(lab.run).sha256 in text
     assert f"]({TAB})" in text
+    assert "## Open warnings" not in text
+    assert "nothing was released under this name before" in text
 
 
 def test_it_shows_the_gain_over_base_and_released_model(asked):
@@ -71,20 +73,12 @@ def test_it_shows_open_warnings_and_broken_numbers(asked):
     assert "(must be == True) **broken**" in text
 
 
-def test_without_a_warning_none_is_shown(asked):
-    assert "## Open warnings" not in asked()[1]
-
-
 def test_it_shows_what_changed_since_the_release_before(asked):
     _, text = asked(release_before)
     changed = text.split("## What changed since the release before")[1].split("## The 25")[0]
     assert "compared with `before`" in changed
     assert "verdicts determinism: fail → pass" in changed
     assert "base uri: pypi://older →" in changed
-
-
-def test_a_first_release_says_so(asked):
-    assert "nothing was released under this name before" in asked()[1]
 
 
 def test_it_shows_what_is_waived_with_what_was_measured(asked):
