@@ -13,8 +13,8 @@ it measured again. The tab *Release checklist* has all verdicts. Evidence is in 
 `runs/<run id>/<phase>/<item>/evidence.json`.
 
 Steps run as pods, with the same operator on a laptop and on a cluster. Steps that use the GPU
-share the pool `gpu`. People are asked only where the configuration says so: to waive a
-critical item, to review answers blindly, to approve the release; and where the rules leave a
+share the pool `gpu`. People are asked only where the configuration says so: to review answers
+blindly, to approve the release and what it waives of critical items; and where the rules leave a
 licence to a person.
 
 Where the configuration asks for a canary (`governance.canary`), the released version answers a
@@ -32,13 +32,7 @@ from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.config import Model
 from tuneline_airflow.family import MAIN, dags_of, form, prepare_run, settings_of
 from tuneline_airflow.notify import announcers
-from tuneline_airflow.people import (
-    approve_license,
-    approve_release,
-    approve_waivers,
-    review_pairs,
-    review_rows,
-)
+from tuneline_airflow.people import approve_license, approve_release, review_pairs, review_rows
 from tuneline_airflow.steps import tasks_of
 from tuneline_airflow.training import sweep
 from tuneline_airflow.waiting import AwaitCanary
@@ -56,7 +50,6 @@ TOOLTIPS = {
 # These steps follow a question to people, or the sweep. They run when that was skipped, but not
 # when everything before them was skipped.
 OPTIONAL_BEFORE = {
-    "schema_validation": "approve_waivers",
     "license_audit": "approve_license",
     "final_audit": "review_rows",
     "lora_selection": "sweep",
@@ -89,7 +82,7 @@ def _wire(model: Model) -> None:
     }
     with groups[Group.PREPARE]:
         run = prepare_run(model.name)
-        waivers, licences = approve_waivers(model), approve_license(model)
+        licences = approve_license(model)
     tasks, engine = {}, model.engine
     for step in RUN_ORDER:
         with groups[step.group]:
@@ -114,13 +107,12 @@ def _wire(model: Model) -> None:
         if not step.after:
             run >> tasks[step.id].first
     # Each question is put as soon as what it is about is there.
-    run >> waivers >> tasks["license_audit"].first
     tasks["fetch_base"].last >> licences
     # People read rows while the later data items are at work; the final audit judges them.
     tasks["pii_scrubbing"].last >> findings
     [tasks["license_audit"].last, tasks["final_audit"].last] >> ranks
     tasks["lineage"].last >> approval
-    questions = (waivers, licences, findings, trials, votes, approval)
+    questions = (licences, findings, trials, votes, approval)
     optional = {task.task_id: task for task in questions}
     for step_id, before in OPTIONAL_BEFORE.items():
         optional[before] >> tasks[step_id].first

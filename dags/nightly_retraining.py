@@ -7,7 +7,8 @@ starts `finetune_to_production`, waits for its end and notes whether it was rele
 The night does not wait for the canary of what it has released, which may take a day: its note
 says how it stood. No further night trains before that canary is decided.
 
-The new model has to pass the whole checklist. In it, hold-out performance compares it with the
+The new model has to pass the whole checklist. A night of a model whose profile is `laptop` moves
+its `staging.json` and never what is in production. In it, hold-out performance compares it with the
 released model row by row: if it is worse by more than the stated margin, the old one stays.
 What was forgotten is counted from the first base model on, however many nights lie between.
 
@@ -68,6 +69,7 @@ def build(model: Model) -> DAG:
 @fail_plainly()
 def compare_data(model_name: str) -> dict[str, Any] | None:
     """Compare tonight's data with the released model's; None, which skips the rest, if equal."""
+    from tuneline.artifacts.releases import pointer_of
     from tuneline.data.sources.find_files import dataset_version
     from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
     from tuneline.governance.retraining import nightly
@@ -82,7 +84,9 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
     today = datetime.now(UTC).date()
     broke = over_budget(store, model_name, today, model.file.budget.training_per_month)
     force = context["params"]["force"]
-    night = nightly.decide(store, model_name, version, settings, force=force, over_budget=broke)
+    place = (store, model_name, version, settings)
+    pointer = pointer_of(model.profile)
+    night = nightly.decide(*place, pointer=pointer, force=force, over_budget=broke)
     leave_note(context, night.why)
     if broke and broke in night.why:
         Announce("budget", model, night.why).notify(context)
@@ -112,22 +116,22 @@ def start_run(model_name: str, main: str) -> str:
 @task(retries=3, retry_policy=worker_retry_policy)
 def say_outcome(model_name: str, main: str) -> None:
     """Note whether the night's model was released, or why the old one stays."""
-    from tuneline.artifacts.releases import read_release
+    from tuneline.artifacts.releases import pointer_of, read_release
     from tuneline.governance.release.canary import canary_state
     from tuneline.governance.retraining.nightly import why_kept
     from tuneline.store import open_store
 
     context: Any = get_current_context()
     run_id = context["ti"].xcom_pull(task_ids="start_run")
-    store = open_store(store_uri())
-    release = read_release(store, model_name)
+    store, pointer = open_store(store_uri()), pointer_of(find_model(model_name).profile)
+    release = read_release(store, model_name, pointer)
     if release is not None and release.version == run_id:
         told = ""
         if connected_api().task_state(main, run_id, "canary") not in (None, "success", "skipped"):
             told = f"; {canary_state(store, model_name, run_id).told}"
-        leave_note(context, f"{model_name} {run_id} is released{told}")
+        leave_note(context, f"{model_name} {run_id} is released to {pointer}{told}")
         return
-    stays = f"{release.version} stays" if release else "nothing is released"
+    stays = f"{release.version} stays" if release else f"nothing is released to {pointer}"
     leave_note(context, f"{main} {run_id} was not released; {stays}: {why_kept(store, run_id)}")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from airflow.sdk import DAG, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 
-from tuneline.config import Model
+from tuneline.config import Model, find_model
 from tuneline_airflow.failures import fail_plainly, worker_retry_policy
 from tuneline_airflow.family import ROLLBACK, dags_of, settings_of, store_uri
 from tuneline_airflow.rest import leave_note
@@ -54,15 +54,16 @@ def build(model: Model) -> DAG:
 @fail_plainly()
 def move_back(model_name: str) -> None:
     """Move the pointer, and say in the run's note what is released now."""
+    from tuneline.artifacts.releases import pointer_of
     from tuneline.governance.release.rollback import announce, roll_back
     from tuneline.store import open_store
 
     context: Any = get_current_context()
     params, store = context["params"], open_store(store_uri())
     by = context["dag_run"].triggering_user_name
-    pointer = roll_back(
-        store, model_name, params["version"] or None, by=by, reason=params["reason"]
-    )
+    which = pointer_of(find_model(model_name).profile)
+    place = (store, model_name, params["version"] or None)
+    pointer = roll_back(*place, by=by, reason=params["reason"], which=which)
     leave_note(context, announce(store, pointer))
 
 

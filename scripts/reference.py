@@ -206,7 +206,9 @@ def _table(model: type[BaseModel], without: Collection[str] = ()) -> list[str]:
 def _limit(field: FieldInfo) -> str:
     """Return that the policy bounds a field, and which way is stricter; empty for others."""
     marks = (mark for mark in field.metadata if isinstance(mark, Limit))
-    return next((f" **Limit, stricter is {mark.stricter}.**" for mark in marks), "")
+    said = {"within": "only what the policy lists", "includes": "all that the policy lists"}
+    how = (said.get(mark.stricter, f"stricter is {mark.stricter}") for mark in marks)
+    return next((f" **Limit, {text}.**" for text in how), "")
 
 
 def _nested(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:

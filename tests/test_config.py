@@ -18,7 +18,7 @@ from tuneline.config import (
 )
 from tuneline.config.data import RAMPART
 from tuneline.config.policy import read_policy
-from tuneline.config.retired import RENAMED, RETIRED
+from tuneline.config.retired import RETIRED
 from tuneline.errors import UserError
 from tuneline.run import Run
 
@@ -43,6 +43,9 @@ def test_layers_win_in_order_and_sections_merge():
     assert (config.training.r, config.training.epochs) == (4, 2)
 
 
+NOWHERE = {"item": "nope", "measurement": "m", "up_to": 1, "reason": "because of this"}
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
@@ -50,7 +53,7 @@ def test_layers_win_in_order_and_sections_merge():
         ({"training": {"r": "many"}}, r"training\.r: .*got 'many'"),
         ({"training": {"r": 0}}, r"training\.r: .*greater than or equal to 1.*got 0"),
         ({"name": "Bad Name"}, "name: "),
-        ({"waivers": [{"item": "nope", "reason": "because of this"}]}, "'nope' is not an item"),
+        ({"waivers": [NOWHERE]}, "'nope' is not an item"),
         ({"data": {"holdout_share": 0.4, "validation_share": 0.3}}, "leave 40 %"),
         ({"data": {"pii_ner": "spaCy"}}, r"data\.pii_ner: spacy is not .*; true takes the usual"),
         ({"data": {"pii_ner": " "}}, r"data\.pii_ner: name a model, or set false"),
@@ -153,27 +156,24 @@ def exists(path):
 
 
 def test_a_setting_that_is_gone_is_refused_with_its_sentence():
-    for path, sentence in (RETIRED | RENAMED).items():
+    for path, sentence in RETIRED.items():
         assert not exists(path), path
         with pytest.raises(UserError) as refusal:
             build_config(DATA, nested(path, 1))
         assert f"{path}: " in str(refusal.value)
         assert sentence in str(refusal.value)
-    assert all(map(exists, RENAMED.values()))
 
 
 @pytest.fixture
 def earlier(monkeypatch):
     """Settings that an earlier version had."""
     monkeypatch.setitem(RETIRED, "evaluation.echoes", "echoes are not measured any more")
-    monkeypatch.setitem(RENAMED, "training.rank", "training.r")
 
 
 def test_a_typed_one_is_refused(earlier, policy):
     with pytest.raises(UserError) as refusal:
-        build_config(DATA, {"evaluation": {"echoes": {"share": 1}}, "training": {"rank": 4}})
+        build_config(DATA, {"evaluation": {"echoes": {"share": 1}}})
     assert "evaluation.echoes: echoes are not measured any more; remove" in str(refusal.value)
-    assert "training.rank: is called training.r now" in str(refusal.value)
     policy(limits={"evaluation": {"echoes": {"share": 0.1}}})
     with pytest.raises(UserError, match=r"evaluation\.echoes\.share: echoes are not measured"):
         read_policy()
@@ -184,7 +184,6 @@ def test_a_run_that_stored_one_stays_readable(earlier, tmp_path):
     store = run.store
     config = json.loads(store.get_bytes(run.key("config.json")))
     config["evaluation"]["echoes"] = {"share": 0.5}
-    config["training"]["rank"] = config["training"].pop("r") + 1
     waiver = {"item": "base_regression", "reason": "agreed with the owner of the service"}
     config["waivers"] = [{**waiver, "limit": "evaluation.echoes.share"}, waiver]
     store.put_bytes(run.key("config.json"), json.dumps(config).encode())
@@ -194,7 +193,6 @@ def test_a_run_that_stored_one_stays_readable(earlier, tmp_path):
     store.put_bytes(run.key("run.json"), json.dumps(meta).encode())
 
     opened = Run.open(run.uri)
-    assert opened.config.training.r == config["training"]["rank"]
-    assert [waiver.limit for waiver in opened.config.waivers] == [None]
+    assert opened.config.waivers == []
     assert "echoes" in opened.policy.text
     assert opened.policy.looser(opened.config) == run.policy.looser(opened.config)

@@ -1,13 +1,14 @@
 """The policy: which settings are limits, what is looser, and where a looser run is stopped."""
 
 import json
+import math
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
-from tests.lab.runs import IN_PRODUCTION, Lab
+from tests.lab.runs import IN_PRODUCTION, Lab, change_meta
 
-from tuneline.artifacts.answers import Person
 from tuneline.catalogue import Severity, get_item
 from tuneline.config import PipelineConfig, build_config, merge, presets_dir, read_policy
 from tuneline.config.pipeline import LIMITS, item_of
@@ -28,9 +29,8 @@ EXEMPT = {
     "a size of samples, which decides how much an item can show":
         "data.pii_canaries data.max_holdout_rows data.holdout_share data.validation_share "
         "evaluation.regression_questions "
-        "evaluation.regression_first_look evaluation.regression_texts "
-        "evaluation.determinism_prompts evaluation.determinism_repeats "
-        "evaluation.determinism_tokens evaluation.latency_requests evaluation.latency_warmup "
+        "evaluation.regression_first_look evaluation.determinism_prompts "
+        "evaluation.determinism_repeats evaluation.determinism_tokens evaluation.latency_warmup "
         "evaluation.load.seconds evaluation.review_pairs "
         "deployment.quality_rows governance.fallback.calibration_rows",
     "it chooses rows; the rows that stay are measured by limits of their own":
@@ -43,7 +43,7 @@ EXEMPT = {
         "training.sweep_steps training.epochs training.max_steps training.learning_rate "
         "training.warmup_share training.effective_batch training.rehearsal_rows "
         "training.rehearsal_weight training.canaries training.canary_repeats training.micro_batch "
-        "training.evaluations training.plateau_evaluations training.plateau_nats training.seed",
+        "training.evaluations training.plateau_nats training.seed",
     "a resource: time, money, memory, processes":
         "training.max_hours training.max_cost training.device_cost_per_hour "
         "training.memory_limit_gib training.keep_checkpoints training.checkpoint_minutes "
@@ -62,7 +62,7 @@ EXEMPT = {
         "governance.canary.share governance.canary.hours governance.canary.begin_hours",
     "it says how people are asked":
         "data.pii_review_rows data.pii_review_hours evaluation.review_hours "
-        "evaluation.reviewers_per_pair evaluation.review_pairs_per_task",
+        "evaluation.reviewers_per_pair evaluation.review_pairs_per_task waivers.up_to",
     "a rate of alarms in service; too high is as bad as too low":
         "governance.min_confidence governance.drift_p_value governance.fallback.caught_share "
         "governance.fallback.false_alarm_share",
@@ -100,7 +100,9 @@ def test_every_number_is_a_limit_or_exempt_with_a_reason():
     exempt = " ".join(EXEMPT.values()).split()
     assert len(exempt) == len(set(exempt))
     assert not set(LIMITS) & set(exempt)
-    numeric = {setting for setting, limit in LIMITS.items() if not limit.levels}
+    numeric = {
+        name for name, limit in LIMITS.items() if limit.stricter in LOOSE and not limit.levels
+    }
     assert numbers(PipelineConfig) == numeric | set(exempt)
 
 
@@ -154,7 +156,7 @@ STRICT = {"lower": [1e-6, 0.001, 1.01, 1, 2], "higher": [1, 0.99, 256, 32, 0.9]}
 def first_that_fits(limit, path, candidates, *, looser):
     now = limits_in(made())[path]
     for value in limit.levels or candidates[limit.stricter]:
-        if now is None or (limit.rank(value) > limit.rank(now)) != looser or value == now:
+        if now is None or limit.is_looser(value, now) != looser or value == now:
             continue
         try:
             return made(nested(path, value), profile="production")
@@ -164,7 +166,8 @@ def first_that_fits(limit, path, candidates, *, looser):
 
 
 ONES = [(limit, path) for setting, limit in LIMITS.items() for path in limits_in(made()) if
-        path == setting or path.startswith(f"{setting}.")]  # fmt: skip
+        limit.stricter in LOOSE and setting != "data.label_field" and
+        (path == setting or path.startswith(f"{setting}."))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("limit", "path"), ONES, ids=[path for _, path in ONES])
@@ -172,7 +175,7 @@ def test_each_limit_is_seen_when_it_is_looser_and_not_when_it_is_stricter(limit,
     loose = first_that_fits(limit, path, LOOSE, looser=True)
     if loose is None:
         # It is free by default: null is as loose as it gets, and levels may begin there.
-        assert limit.unset == 0 or limits_in(made())[path] == limit.levels[0]
+        assert limits_in(made())[path] in (None, math.inf, *limit.levels[:1])
     else:
         assert path in [one.setting for one in read_policy().looser(loose)]
     strict = first_that_fits(limit, path, STRICT, looser=False)
@@ -205,9 +208,52 @@ def created(tmp_path, dataset, settings, **fields):
     return create_run(fields, (tmp_path / "store").as_uri(), "run")
 
 
+@pytest.mark.parametrize(
+    ("section", "setting", "value"),
+    [
+        ("data", "pii_profile", ["pci"]),
+        ("data", "pii_allow", ["Anna"]),
+        ("data", "languages", ["en", "de"]),
+        ("data", "label_field", None),
+        ("data", "holdout", "easy.jsonl"),
+        ("data", "label_conflicts", "keep"),
+        ("evaluation", "metric", "chrf"),
+        ("evaluation", "min_metric", 0),
+        ("evaluation", "regression_texts", 2),
+        ("evaluation", "latency_requests", 1),
+        ("evaluation", "determinism_tokens", 1),
+        ("training", "plateau_evaluations", None),
+        ("governance", "intended_use", "research"),
+    ],
+)
+def test_no_switch_defeats_a_critical_item_in_production_without_an_approval(
+    tmp_path, dataset, section, setting, value
+):
+    if setting == "holdout":
+        value = str(tmp_path / value)
+        (tmp_path / "easy.jsonl").write_bytes(Path(dataset).read_bytes())
+    with pytest.raises(UserError, match=rf"{section}\.{setting}"):
+        created(tmp_path, dataset, {section: {setting: value}})
+    assert not (tmp_path / "store/runs").exists()
+    if setting == "determinism_tokens":
+        return
+    (looser,) = read_policy().looser(made(IN_PRODUCTION, {section: {setting: value}}))
+    waiver = {"item": looser.item, "limit": looser.setting, "reason": "agreed with the owner"}
+    run = created(tmp_path, dataset, {section: {setting: value}, "waivers": [waiver]})
+    assert approvals.critical_waivers(run)
+
+
 LIMIT = {
     "item": "holdout_performance",
     "limit": "evaluation.min_gain",
+    "reason": "the base already answers everything",
+}
+
+
+OF_ITEM = {
+    "item": "holdout_performance",
+    "measurement": "gain_lower",
+    "up_to": -1,
     "reason": "the base already answers everything",
 }
 
@@ -220,10 +266,7 @@ LIMIT = {
             ["evaluation.min_gain is -1.0, the policy allows at least 0", "needs a waiver"],
         ),
         # A waiver of the item is not one of its limit.
-        (
-            {"evaluation": {"min_gain": -1}, "waivers": [{**LIMIT, "limit": None}]},
-            ["needs a waiver"],
-        ),
+        ({"evaluation": {"min_gain": -1}, "waivers": [OF_ITEM]}, ["needs a waiver"]),
         # The preset of the laptop is not enough.
         (
             {
@@ -283,7 +326,6 @@ def test_a_model_has_limits_of_its_own(policy):
     assert [str(one) for one in read_policy().looser(made(low, name="faq"))] == [
         "evaluation.min_metric is 0.7, the policy allows at least 0.8"
     ]
-    assert read_policy().looser(made(name="faq"))
     assert read_policy().looser(made(low, name="other")) == []
 
 
@@ -321,15 +363,9 @@ def test_an_item_that_the_policy_does_not_name_keeps_its_default(policy):
 # The verdicts.
 
 
-def lab(tmp_path, *, started_by="alice", approver=None, **settings):
+def lab(tmp_path, *, started_by="alice", **settings):
     made = Lab(tmp_path, settings)
-    approvals.record_waivers(made.run, started_by)
-    if approver:
-        approvals.note_question(made.run, "approve_waivers")
-        given = approvals.record_approval(
-            made.run, "approve_waivers", "Approve", Person(approver), "agreed with the owner"
-        )
-        approvals.record_waivers(made.run, started_by, given)
+    change_meta(made, started_by=started_by)
     made.leave("holdout_performance", {}, [HOLDS])
     return made
 
@@ -346,10 +382,10 @@ LOOSER = "evaluation.min_gain is -1.0, the policy allows at least 0"
         ({"profile": "production"}, {}, "pass", False, ""),
         (MINUS_ONE, {}, "warn", False, LOOSER),
         ({"profile": "production", **MINUS_ONE}, {}, "fail", True, LOOSER),
-        (WAIVED, {}, "fail", True, LOOSER),
-        (WAIVED, {"approver": "bob"}, "waived", False, "accepted by bob: the base already answers"),
+        # Until the release is approved, which promote demands.
+        (WAIVED, {}, "waived", False, "accepted: the base already answers"),
         # A schedule started it.
-        (WAIVED, {"approver": "bob", "started_by": None}, "fail", True, LOOSER),
+        (WAIVED, {"started_by": None}, "fail", True, LOOSER),
     ],
 )
 def test_a_looser_critical_limit_warns_on_the_laptop_and_needs_an_approval_in_production(
@@ -361,7 +397,7 @@ def test_a_looser_critical_limit_warns_on_the_laptop_and_needs_an_approval_in_pr
 
 
 def test_a_waiver_of_a_limit_accepts_no_failure(tmp_path):
-    made = lab(tmp_path, approver="bob", **WAIVED)
+    made = lab(tmp_path, **WAIVED)
     made.leave("holdout_performance", {}, [measure("m", 3, "rows", "<=", 0)])
     assert status(made.run, "holdout_performance").verdict == "fail"
 
@@ -410,7 +446,7 @@ def test_a_waiver_of_a_limit_that_is_not_there_is_refused(waiver, sentence):
 
 
 def test_waivers_are_a_list_in_the_overrides(tmp_path, dataset):
-    waiver = {"item": "cold_start", "reason": "served from a warm pool"}
+    waiver = {**OF_ITEM, "item": "cold_start"}
     run = created(tmp_path, dataset, {"waivers": [waiver]})
     assert [(one.item, one.limit) for one in run.config.waivers] == [("cold_start", None)]
     with pytest.raises(UserError, match=r"waivers"):

@@ -1,14 +1,12 @@
 """Steps that raise, are killed or have no earlier step: errors have the severity of their item."""
 
 import importlib
-import json
 from datetime import timedelta
 
 import pytest
-from tests.lab.runs import Lab, values
+from tests.lab.runs import Lab, change_meta, values
 
 from tuneline import run, terminal
-from tuneline.artifacts.answers import waivers_sha256
 from tuneline.catalogue import get_step
 from tuneline.cli import main
 from tuneline.errors import RetryableError, StepNotRun, UserError
@@ -107,20 +105,18 @@ def test_a_critical_item_that_raises_stops_the_run(lab, plant, error):
     assert others["lineage"] == "latency_benchmark failed and stopped the run before it"
 
 
-def test_nobody_can_waive_a_critical_item_that_was_not_measured(lab, plant):
+def test_nobody_can_waive_a_critical_item_that_was_not_measured(tmp_path, plant):
+    waivers = [
+        {"item": item, "measurement": "step_errors", "up_to": 1, "reason": "known and accepted"}
+        for item in ("latency_benchmark", "determinism")
+    ]
+    lab = Lab(tmp_path, {"waivers": waivers})
+    change_meta(lab, started_by="alice")
     plant("latency_benchmark", UserError("wrong"))
     with pytest.raises(UserError):
         execute("latency_benchmark", lab.run.uri)
     plant("determinism", UserError("wrong"))
     execute("determinism", lab.run.uri)
-    answer = {"subject": "approve_waivers", "decision": "Approve", "by": "bob", "at": "x"}
-    approval = {**answer, "about": waivers_sha256(lab.run)}
-    waivers = [
-        {"item": item, "reason": "known", "by": "alice", "approval": approval}
-        for item in ("latency_benchmark", "determinism")
-    ]
-    document = json.dumps({"waivers": waivers}).encode()
-    lab.run.store.put_bytes(lab.run.key("waivers.json"), document)
     assert status(lab.run, "latency_benchmark").stops_release
     assert status(lab.run, "determinism").verdict == "waived"
 

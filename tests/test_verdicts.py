@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from tests.lab.runs import Lab
+from tests.lab.runs import Lab, change_meta
 
-from tuneline.artifacts.answers import waivers_sha256
 from tuneline.evidence import measure
 from tuneline.verdicts import check_item, checklist, status
 
@@ -13,6 +12,9 @@ OK = measure("m", 0, "rows", "<=", 0)
 BAD = measure("m", 3, "rows", "<=", 0)
 WARNS = measure("w", 3, "rows", "<=", 0, on_breach="warn")
 UNDECIDED = measure("m", 3, "rows", "<=", 0, on_breach="inconclusive")
+MAY_BE_WORSE = measure(
+    "worse_than_released_by", 0.22, "share", "<=", 0.02, on_breach="inconclusive"
+)
 LEFT = measure("pii_scrubbing.residual_rows", 1, "rows", "==", 0)
 WRITTEN = measure("pii_scrubbing.written_out", 0.4, "share", "<=", 0.05)
 UNCLEAR = WRITTEN.model_copy(update={"on_breach": "inconclusive"})
@@ -38,6 +40,8 @@ def lab(tmp_path):
         (RECOMMENDED, [UNDECIDED], "inconclusive", False, "m is 3"),
         (CRITICAL, [WARNS, UNDECIDED], "inconclusive", "in production", "w is 3"),
         (CRITICAL, [UNDECIDED, BAD], "fail", True, "m is 3"),
+        # A model that may be worse than the release does not take its place on a laptop either.
+        ("holdout_performance", [OK, MAY_BE_WORSE], "inconclusive", True, "worse_than_released_by"),
     ],
 )
 def test_the_verdict_of_the_measurements(tmp_path, profile, item, found, verdict, stops, because):
@@ -86,31 +90,52 @@ def test_25_rows_and_what_stood_in_the_way(lab):
 
 
 @pytest.mark.parametrize(
-    ("item", "waiver", "verdict", "stops"),
+    ("item", "waiver", "by", "verdict"),
     [
-        (RECOMMENDED, {"by": "alice"}, "waived", False),
+        (RECOMMENDED, {"measurement": "m", "up_to": 3}, "alice", "waived"),
+        (CRITICAL, {"measurement": "m", "up_to": 3}, "alice", "waived"),
+        # Of another measurement, or not as far.
+        (CRITICAL, {"measurement": "w", "up_to": 3}, "alice", "fail"),
+        (CRITICAL, {"measurement": "m", "up_to": 2.9}, "alice", "fail"),
+        (CRITICAL, {"measurement": "m", "up_to": True}, "alice", "fail"),
         # Accepted by no one.
-        (RECOMMENDED, {"by": None}, "fail", False),
-        (RECOMMENDED, {"by": ""}, "fail", False),
-        # A critical waiver needs an approval, given for the waivers of this run.
-        (CRITICAL, {"by": "alice", "approval": None}, "fail", True),
-        (CRITICAL, {"by": "alice", "approval": {}}, "waived", False),
-        (CRITICAL, {"by": "alice", "approval": {"about": "0" * 64}}, "fail", True),
-        # A waiver does not invent a run.
-        (LAST, {"by": "alice", "approval": {}}, "not_run", True),
+        (RECOMMENDED, {"measurement": "m", "up_to": 3}, None, "fail"),
+        # It does not invent a run.
+        (LAST, {"measurement": "m", "up_to": 3}, "alice", "not_run"),
     ],
 )
-def test_a_waiver_needs_a_person(lab, item, waiver, verdict, stops):
+def test_a_waiver_accepts_one_measurement_up_to_a_value(tmp_path, item, waiver, by, verdict):
+    waiver = {"item": item, "reason": "known and accepted", **waiver}
+    lab = Lab(tmp_path, {"waivers": [waiver]})
+    change_meta(lab, started_by=by)
     for step in (RECOMMENDED, CRITICAL):
         lab.leave(step, {}, [BAD])
-    if waiver.get("approval") is not None:
-        answer = {"subject": "approve_waivers", "decision": "Approve", "by": "bob", "at": "x"}
-        approval = {**answer, "about": waivers_sha256(lab.run), **waiver["approval"]}
-        waiver = {**waiver, "approval": approval}
-    document = {"waivers": [{"item": item, "reason": "known and accepted", **waiver}]}
-    lab.run.store.put_bytes(lab.run.key("waivers.json"), json.dumps(document).encode())
     row = status(lab.run, item)
-    assert (row.verdict, row.stops_release) == (verdict, stops)
+    assert row.verdict == verdict
     if verdict == "waived":
-        assert "known and accepted (would be fail)" in row.because
-        assert "waived by alice" in row.because
+        assert row.because.startswith("waived by alice: m is 3, must be <= 0 rows, accepted up to")
+
+
+@pytest.mark.parametrize(
+    ("residual", "found", "failures", "verdict"),
+    [
+        (OK, WRITTEN, 1, "fail"),
+        (BAD, OK, 1, "waived"),
+        (BAD, WRITTEN, 1, "fail"),
+        # The gate found more than what is waived.
+        (BAD, OK, 2, "fail"),
+    ],
+)
+def test_a_waiver_of_the_scrubber_accepts_no_failure_of_gate_or_audit(
+    tmp_path, residual, found, failures, verdict
+):
+    """Waived because addresses are needed; the extraction audit then finds 40 % written out."""
+    waiver = {"item": LAST, "measurement": "m", "up_to": 3, "reason": "addresses are needed"}
+    lab = Lab(tmp_path, {"waivers": [waiver]})
+    change_meta(lab, started_by="alice")
+    lab.leave(LAST, {}, [residual])
+    lab.leave("extraction_audit", {}, [found])
+    broken = {"verdict": "fail", "summary": "rows", "failures": ["a row"] * failures}
+    gate = broken if residual == BAD else {"verdict": "pass", "summary": ""}
+    lab.run.store.put_bytes(lab.run.step_key(LAST, "gate.json"), json.dumps(gate).encode())
+    assert status(lab.run, LAST).verdict == verdict

@@ -117,7 +117,6 @@ def prepare_run(model_name: str) -> str:
     from tuneline.data.sources.find_files import DatasetVersion
     from tuneline.governance.release.approvals import is_needed
     from tuneline.governance.retraining.nightly import note_tried
-    from tuneline.people.approvals import record_waivers
     from tuneline_airflow.preflight import check_surroundings
 
     context: Any = get_current_context()
@@ -150,7 +149,6 @@ def prepare_run(model_name: str) -> str:
             raise UserError(why)
 
     run = create_run(fields, store_uri(), dag_run.run_id, meta, model=model, check=check)
-    record_waivers(run, run.meta["started_by"])
     if automatic and model.source and (files := run.meta["dataset_version"]):
         # Only now: a run that is refused tries nothing, and the next night starts another one.
         version = DatasetVersion(files=files)

@@ -114,26 +114,6 @@ class RecordedApproval(ApprovalOperator):
         return super().execute_complete(context, event)
 
 
-class WaiverApproval(RecordedApproval):
-    """The question whether failures and looser limits of critical items are accepted."""
-
-    def question(self, run: Run, context: Context) -> str | None:
-        """Note the waivers of critical items that are asked about, and show them."""
-        from tuneline.governance.release.approvals import waivers_question
-
-        if not approvals.critical_waivers(run):
-            return None
-        approvals.note_question(run, approvals.ABOUT_WAIVERS)
-        return waivers_question(run, checklist_url(context))
-
-    def record(self, run: Run, decision: str, by: Person, reason: str) -> None:
-        """Record the answer; a yes makes the waivers count."""
-        about = approvals.ABOUT_WAIVERS
-        answer = approvals.record_approval(run, about, decision, by, reason)
-        if decision == self.APPROVE:
-            approvals.record_waivers(run, run.meta.get("started_by"), answer)
-
-
 class ReleaseApproval(RecordedApproval):
     """The question whether the run's model version may be released."""
 
@@ -346,16 +326,6 @@ def review_pairs(model: Model, dealt: Any) -> Any:
         map_index_template="pairs {{ task.part['pairs'] | join(', ') }}"
         "{% if task.part['reviewer'] %} for {{ task.part['reviewer'] }}{% endif %}",
     ).expand(part=dealt)
-
-
-def approve_waivers(model: Model) -> WaiverApproval:
-    """Make the task that asks whether failures and looser limits of critical items are accepted."""
-    return WaiverApproval(
-        task_id=approvals.ABOUT_WAIVERS,
-        **asked(model, retries=20),
-        subject="Accept this of critical items?",
-        params=reason_field("Why you decide so; needed for a yes."),
-    )
 
 
 def approve_release(model: Model) -> ReleaseApproval:

@@ -30,4 +30,4 @@ trust=()
 if [[ -e $own/release.pub ]]; then
   trust=(--public-key "$own/release.pub")
 fi
-exec tuneline follow --settings "$home/settings.yaml" --folder "$home" "${trust[@]}"
+exec tuneline follow --pointer "${TUNELINE_POINTER:-production}" --settings "$home/settings.yaml" --folder "$home" "${trust[@]}"

@@ -14,11 +14,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tuneline.artifacts.answers import WAIVERS, RecordedWaiver, waivers_sha256, why_not
 from tuneline.artifacts.artifact import Artifact, Document
-from tuneline.artifacts.releases import manifest_key, read_release
-from tuneline.catalogue import ITEMS, STEPS, Item, Severity, get_item
-from tuneline.config import Looser
+from tuneline.artifacts.releases import manifest_key, pointer_of, read_release
+from tuneline.catalogue import DATA_ORDER, ITEMS, STEPS, Item, Severity, get_item
+from tuneline.config import Looser, Waiver
 from tuneline.evidence import Evidence, Measurement, Read, Record, Verdict, conclude, worse
 from tuneline.failures import ended_by_error
 from tuneline.run import CONFIG, MEASUREMENTS, Run, hash_measurements
@@ -108,7 +107,7 @@ class Freshness:
         store, name, version = self.run.store, self.run.config.name, self.run.run_id
         if not store.exists(manifest_key(name, version)):
             return "run it again, and promote after it"
-        pointer = read_release(store, name)
+        pointer = read_release(store, name, pointer_of(self.run.config.profile))
         if pointer is not None and version in {move.version for move in pointer.history}:
             return (
                 f"{name} {version} was released with what its manifest states, and stays so; start "
@@ -178,6 +177,7 @@ _REMEDIES = {
     "license_audit": "state the licence (data.license), or answer the question in Airflow",
     "fallback": "release a second version, or name a larger model (governance.fallback.larger)",
 }
+_WORSE_THAN_RELEASED = "worse_than_released_by"
 # Begins the summary of evidence whose input has changed since.
 OUT_OF_DATE = "out of date: "
 
@@ -188,7 +188,7 @@ class ItemStatus:
 
     Attributes:
         because: the broken limits, or why it was waived or not run.
-        production: True if the run's profile is production.
+        strict: True if an inconclusive verdict stops the release too.
     """
 
     item: str
@@ -197,13 +197,13 @@ class ItemStatus:
     verdict: Verdict
     summary: str
     because: str
-    production: bool = False
+    strict: bool = False
 
     @property
     def stops_release(self) -> bool:
         """True if this verdict refuses promotion."""
         stopping = {Verdict.FAIL, Verdict.NOT_RUN}
-        if self.production:
+        if self.strict:
             stopping.add(Verdict.INCONCLUSIVE)
         return self.severity == Severity.CRITICAL and self.verdict in stopping
 
@@ -215,7 +215,7 @@ class ItemStatus:
     def as_dict(self) -> dict[str, Any]:
         """Return the row of `tuneline checklist --json`."""
         row = asdict(self)
-        del row["production"]
+        del row["strict"]
         return row
 
 
@@ -224,6 +224,7 @@ class _Gate(BaseModel):
 
     verdict: Verdict
     summary: str
+    failures: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -247,10 +248,16 @@ def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus
     if stale is not None:
         said = f"{OUT_OF_DATE}{evidence.summary}"
         return _status(run, item, Verdict.NOT_RUN, said, stale.because)
-    verdict, summary = evidence.verdict, evidence.summary
     raised = ended_by_error(evidence)
-    reasons = ["its step ended with an error"] if raised else _broken(evidence.measurements)
-    for opinion in _second_opinions(run, item, fresh):
+    # A person can accept what was measured. A critical item has to be measured.
+    unmeasured = raised and item.severity == Severity.CRITICAL
+    waivers = [] if unmeasured else [w for w in grounds.waivers if w.item == item.id]
+    left, accepted = _without(evidence.measurements, waivers)
+    verdict, summary = Verdict.PASS if accepted else evidence.verdict, evidence.summary
+    if any(m.ok is False for m in left):
+        verdict = worse(verdict, conclude(left))
+    reasons = ["its step ended with an error"] if raised else _broken(left)
+    for opinion in _second_opinions(run, item, fresh, waivers, accepted):
         if worse(verdict, opinion.verdict) != verdict:
             verdict = opinion.verdict
             summary = f"{evidence.summary} (but {opinion.source}: {opinion.why})"
@@ -261,18 +268,16 @@ def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus
     if policy and verdict != Verdict.NOT_APPLICABLE:
         verdict = worse(verdict, policy.verdict)
         reasons.append(f"{policy.source}: {policy.why}")
-    waiver = grounds.waivers.get(item.id)
-    # A person can accept what was measured. A critical item has to be measured.
-    unmeasured = raised and item.severity == Severity.CRITICAL
-    if waiver and verdict in _BROKEN and not unmeasured:
-        approved = f", approved by {waiver.approved_by}" if waiver.approved_by else ""
-        because = f"waived by {waiver.by}{approved}: {waiver.reason} (would be {verdict})"
-        return _status(run, item, Verdict.WAIVED, summary, because)
-    accepted = [one for one in limits if one.waiver is not None]
+    if verdict != Verdict.NOT_APPLICABLE:
+        by = run.meta.get("started_by")
+        accepted += [f"{one.looser}: {one.told}" for one in limits if one.waiver is not None]
+        reasons += [f"waived by {by}: {text}" for text in accepted]
     if accepted and verdict != Verdict.NOT_APPLICABLE:
-        reasons += [f"{one.looser}: {one.told} (would be {verdict})" for one in accepted]
         verdict = worse(verdict, Verdict.WAIVED)
-    return _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")
+    row = _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")
+    doubted = (m.name for m in left if m.ok is False)
+    # Under no profile does a model that may be worse take the place of the released one.
+    return replace(row, strict=row.strict or _WORSE_THAN_RELEASED in doubted)
 
 
 def checklist(run: Run) -> list[ItemStatus]:
@@ -292,13 +297,9 @@ def check_item(run_uri: str, item_id: str) -> ItemStatus:
     return status(Run.open(run_uri), item_id)
 
 
-def valid_waivers(run: Run) -> dict[str, RecordedWaiver]:
-    """Return the waivers of failures that count, by item.
-
-    A waiver counts if a person stands for it; that of a critical item also needs the approval of
-    a person in Airflow, given for the configuration of this run.
-    """
-    return Grounds(run).waivers
+def counting_waivers(run: Run) -> list[Waiver]:
+    """Return the waivers that count: those of a run that a person started."""
+    return run.config.waivers if run.meta.get("started_by") else []
 
 
 @dataclass(frozen=True)
@@ -306,15 +307,14 @@ class LooserLimit:
     """A limit that a run sets looser than the policy allows, and the waiver that counts for it."""
 
     looser: Looser
-    waiver: RecordedWaiver | None
+    waiver: Waiver | None
 
     @property
     def told(self) -> str:
-        """Who accepts it and why, as a part of a sentence."""
+        """Whether it is accepted and why, as a part of a sentence."""
         if self.waiver is None:
             return "no one has accepted it"
-        by = self.waiver.approved_by or self.waiver.by
-        return f"accepted by {by}: {self.waiver.reason}"
+        return f"accepted: {self.waiver.reason}"
 
 
 def looser_limits(run: Run) -> list[LooserLimit]:
@@ -330,37 +330,19 @@ class Grounds:
         self.run = replace(run, reads=None)
         self.fresh = Freshness(self.run)
 
-    @cached_property
-    def waivers(self) -> dict[str, RecordedWaiver]:
-        """The waivers of failures that count, by item."""
-        return {waiver.item: waiver for waiver in self._counting if waiver.limit is None}
+    @property
+    def waivers(self) -> list[Waiver]:
+        """The waivers that count."""
+        return counting_waivers(self.run)
 
     @cached_property
     def limits(self) -> list[LooserLimit]:
         """The limits that the run sets looser than its policy, with the waivers that count."""
-        waivers = {waiver.limit: waiver for waiver in self._counting}
+        waivers = {waiver.limit: waiver for waiver in self.waivers}
         return [
             LooserLimit(one, next((waivers[n] for n in one.names if n in waivers), None))
             for one in self.run.policy.looser(self.run.config)
         ]
-
-    @cached_property
-    def _counting(self) -> list[RecordedWaiver]:
-        """The waivers that count, of failures and of limits."""
-        document = WAIVERS.find(self.run)
-        if document is None:
-            return []
-        about = waivers_sha256(self.run)
-
-        def approved(waiver: RecordedWaiver) -> bool:
-            if get_item(waiver.item).severity != Severity.CRITICAL:
-                return True
-            answer = waiver.approval
-            if answer is None or answer.about != about:
-                return False
-            return why_not(self.run, answer.person) is None
-
-        return [waiver for waiver in document.waivers if waiver.by and approved(waiver)]
 
 
 def _of_policy(run: Run, item: Item, limits: Sequence[LooserLimit]) -> _Opinion | None:
@@ -373,8 +355,8 @@ def _of_policy(run: Run, item: Item, limits: Sequence[LooserLimit]) -> _Opinion 
 
 
 def _status(run: Run, item: Item, verdict: Verdict, summary: str, because: str) -> ItemStatus:
-    production = run.config.profile == "production"
-    return ItemStatus(item.id, item.phase, item.severity, verdict, summary, because, production)
+    strict = run.config.profile == "production"
+    return ItemStatus(item.id, item.phase, item.severity, verdict, summary, because, strict)
 
 
 def _broken(measurements: Sequence[Measurement]) -> list[str]:
@@ -385,16 +367,51 @@ def _broken(measurements: Sequence[Measurement]) -> list[str]:
     ]
 
 
+def _without(
+    measurements: Sequence[Measurement], waivers: Sequence[Waiver]
+) -> tuple[list[Measurement], list[str]]:
+    """Return the measurements that no waiver accepts, and a sentence for each of the others."""
+    left: list[Measurement] = []
+    accepted = []
+    for m in measurements:
+        waiver = next((waiver for waiver in waivers if _covers(waiver, m)), None)
+        if waiver is None:
+            left.append(m)
+        else:
+            accepted.append(f"{_broken([m])[0]}, accepted up to {waiver.up_to}: {waiver.reason}")
+    return left, accepted
+
+
+def _covers(waiver: Waiver, measured: Measurement) -> bool:
+    """Return True if a waiver accepts a measurement that broke its limit."""
+    value, up_to = measured.value, waiver.up_to
+    if measured.name != waiver.measurement or measured.ok is not False or up_to is None:
+        return False
+    if isinstance(value, bool) or isinstance(up_to, bool):
+        return value is up_to
+    if not isinstance(value, int | float):
+        return False
+    return value >= up_to if measured.rule in (">", ">=") else value <= up_to
+
+
 def _rounded(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _second_opinions(run: Run, item: Item, fresh: Freshness) -> list[_Opinion]:
-    """Return what the gate and the audits found on an item."""
+def _second_opinions(
+    run: Run, item: Item, fresh: Freshness, waivers: Sequence[Waiver], accepted: list[str]
+) -> list[_Opinion]:
+    """Return what the gate and the audits found on an item; what is waived joins `accepted`."""
     opinions = []
     gate = Document(item.id, "gate.json", _Gate).find(run)
-    if gate is not None:
+    if gate is not None and 0 < len(gate.failures) <= len(accepted):
+        # It broke at nothing else than the step did.
+        pass
+    elif gate is not None:
         opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
+    elif item.id in DATA_ORDER and run.config.profile == "production":
+        why = "it left no gate.json; run the item by the DAG or by `tuneline run all`"
+        opinions.append(_Opinion("the gate", Verdict.NOT_RUN, why))
     for step, source in _AUDITS.items():
         audit = fresh.entry(step)
         about = [m for m in audit.measurements if m.name.startswith(f"{item.id}.")] if audit else []
@@ -403,6 +420,8 @@ def _second_opinions(run: Run, item: Item, fresh: Freshness) -> list[_Opinion]:
             opinions.append(_Opinion(source, Verdict.NOT_RUN, stale.because))
             continue
         if about:
-            why = "; ".join(_broken(about)) or "every limit holds"
-            opinions.append(_Opinion(source, conclude(about), why))
+            left, waived = _without(about, waivers)
+            accepted += waived
+            why = "; ".join(_broken(left)) or "every limit holds"
+            opinions.append(_Opinion(source, conclude(left), why))
     return opinions

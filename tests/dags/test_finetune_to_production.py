@@ -94,7 +94,6 @@ def test_a_circle_of_groups_is_caught(monkeypatch):
 
 # What the catalogue does not say: the questions, the sweep and the canary between the steps.
 BETWEEN = (
-    ("prepare_run", "approve_waivers", "schema_validation license_audit"),
     ("fetch_base", "approve_license", "license_audit"),
     ("pii_scrubbing", "review_rows", "final_audit"),
     ("license_audit final_audit", "ask_sweep", "sweep"),
@@ -115,9 +114,7 @@ def test_a_step_waits_for_what_judges_the_steps_before_it(dag):
         assert {judges[e] for e in earlier.split()} <= task.upstream_task_ids
         assert set(later.split()) <= task.downstream_task_ids
     # The run itself goes from the data over the adapter to the release.
-    story = (
-        "approve_waivers schema_validation final_audit train holdout_performance lineage promote"
-    )
+    story = "schema_validation final_audit train holdout_performance lineage promote"
     for first, then in pairwise(story.split()):
         assert judges[first] in before(dag, then)
 
@@ -125,13 +122,12 @@ def test_a_step_waits_for_what_judges_the_steps_before_it(dag):
 def test_people_can_be_left_out_but_a_skipped_run_never_goes_on(dag):
     """A task that bears a skipped question still needs a success of something unskippable."""
     lenient = {t.task_id for t in dag.tasks if t.trigger_rule != TriggerRule.ALL_SUCCESS}
-    after_people = {"schema_validation", "license_audit", "human_review", "promote", "final_audit"}
+    after_people = {"license_audit", "human_review", "promote", "final_audit"}
     assert lenient == {*after_people, "lora_selection"}
     for task_id in lenient:
         task = dag.get_task(task_id)
         assert task.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
-        questions = {"approve_waivers", "approve_license", "review_rows", "review_pairs"}
-        questions |= {"approve_release", "sweep"}
+        questions = {"approve_license", "review_rows", "review_pairs", "approve_release", "sweep"}
         assert task.upstream_task_ids - questions, f"{task_id} hangs on a question alone"
         assert task.upstream_task_ids & questions
 

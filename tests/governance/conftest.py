@@ -76,9 +76,12 @@ def finished_lab(
     monkeypatch.setattr("tuneline.environment.own_code", lambda: CLEAN_CODE)
 
     def make(
-        code: dict[str, Any] = CLEAN_CODE, without: str | None = None, **overrides: Any
+        code: dict[str, Any] = CLEAN_CODE,
+        without: str | None = None,
+        run_id: str = "test",
+        **overrides: Any,
     ) -> Lab:
-        lab = make_lab({"base_model": str(random_base), **overrides})
+        lab = make_lab({"base_model": str(random_base), **overrides}, run_id)
         lab.run.meta.update(code=code, started_by="alice")
         items = [item.id for item in ITEMS if item.id != "lineage"]
         for step in dict.fromkeys([*items, *SHIPPED]):

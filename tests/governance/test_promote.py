@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 from tests.governance.conftest import BROKEN, HOLDS, MEASURED
@@ -10,12 +11,14 @@ from tests.lab.releases import log_release
 
 from tuneline.artifacts.answers import APPROVALS, Person
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest
+from tuneline.artifacts.releases import read_release
 from tuneline.cli import evaluation
 from tuneline.errors import UserError
 from tuneline.governance import promote
 from tuneline.governance.release.manifest import write_manifest
 from tuneline.governance.release.verify import verify
 from tuneline.people import approvals
+from tuneline.store import CorruptObject
 from tuneline.verdicts import status
 
 
@@ -24,15 +27,15 @@ def ready_lab(finished_lab):
     """Make a run that lineage has finished too."""
 
     def make(**overrides):
-        lab = finished_lab(name="model", profile="production", **overrides)
+        lab = finished_lab(name="model", **{"profile": "production", **overrides})
         assert lab.execute("lineage").verdict == "pass"
         return lab
 
     return make
 
 
-def pointer_file(lab):
-    return lab.root / "store/models/model/production.json"
+def pointer_file(lab, name="production"):
+    return lab.root / f"store/models/model/{name}.json"
 
 
 def log_lines(lab):
@@ -70,7 +73,7 @@ def test_a_finished_run_is_released(ready_lab):
     lab = ready_lab()
     earlier_release(lab)
     record = lab.execute("promote")
-    assert record.summary == "model test is released"
+    assert record.summary == "model test is released to production"
     pointer = json.loads(pointer_file(lab).read_text())
     keys = "schema name version manifest manifest_sha256 release_sha256 previous_version"
     assert list(pointer) == [*keys.split(), "released_at", "history", "heads", "lines"]
@@ -94,6 +97,12 @@ def test_a_finished_run_is_released(ready_lab):
             "deduplication (not_run: ",
         ),
         (
+            lambda lab: (
+                lab.root / "store" / lab.run.step_key("schema_validation", "gate.json")
+            ).unlink(),
+            "schema_validation (not_run: the gate: it left no gate.json",
+        ),
+        (
             lambda lab: (lab.root / "store/models/model/test/model.gguf").write_bytes(b"Weights"),
             "model.gguf is corrupt",
         ),
@@ -102,12 +111,58 @@ def test_a_finished_run_is_released(ready_lab):
             "the engine llama_cpp was not built: left by a test",
         ),
     ],
-    ids=["critical failure", "critical item not run", "altered file", "no engine"],
+    ids=["critical failure", "critical item not run", "no gate", "altered file", "no engine"],
 )
 def test_each_fault_refuses(ready_lab, fault, reason):
     lab = ready_lab()
     fault(lab)
     assert reason in refused(lab)
+
+
+def rules_of(lab):
+    return json.loads(pointer_file(lab, "rules").read_text())
+
+
+def test_a_laptop_run_never_moves_what_is_in_production(ready_lab):
+    lab = ready_lab()
+    lab.execute("promote")
+    before = pointer_file(lab).read_bytes(), rules_of(lab)
+    small = ready_lab(run_id="small", profile="laptop")
+    assert small.execute("promote").summary == "model small is released to staging"
+    assert (pointer_file(lab).read_bytes(), rules_of(lab)) == before
+    staged = json.loads(pointer_file(lab, "staging").read_text())
+    assert (staged["schema"], staged["version"]) == ("tuneline/staging/1", "small")
+    assert staged["previous_version"] is None
+    assert verify(staged["manifest"]) == verify(json.loads(before[0])["manifest"]) == []
+    # Whoever copies the one over the other has no release.
+    pointer_file(lab).write_bytes(pointer_file(lab, "staging").read_bytes())
+    with pytest.raises(CorruptObject):
+        read_release(lab.run.store, "model")
+
+
+def test_the_rules_of_a_model_bind_whoever_starts_a_run(ready_lab, policy):
+    """The first release has the model's file; the others are started past it, from a shell."""
+    first = ready_lab(approval=True)
+    first.run.meta["approvers"] = ["alice", "bob"]
+    answer(first, "approve_release", "Approve", "bob")
+    first.execute("promote")
+    rules = rules_of(first)
+    assert (rules["profile"], rules["approvers"], rules["approval"]) == (
+        "production", ["alice", "bob"], True,
+    )  # fmt: skip
+    past = ready_lab(run_id="past")
+    with pytest.raises(UserError, match=r"asked for \(the rules of the model\)"):
+        past.execute("promote")
+    with pytest.raises(UserError, match="mallory is not an approver"):
+        answer(past, "approve_release", "Approve", "mallory")
+    policy(version=99)
+    loose = ready_lab(run_id="loose")
+    with pytest.raises(UserError, match="a change of the model's rules: policy_version 4 → 99"):
+        loose.execute("promote")
+    assert rules_of(first) == rules
+    answer(loose, "approve_release", "Approve", "bob")
+    loose.execute("promote")
+    assert rules_of(first) == {**rules, "policy_version": 99, "policy_sha256": ANY}
 
 
 def test_evidence_that_changed_after_the_manifest_refuses(ready_lab):
@@ -146,7 +201,6 @@ def test_only_the_last_answer_to_the_release_counts(ready_lab):
     lab = ready_lab(approval=True)
     answer(lab, "approve_release", "Approve", "bob")
     answer(lab, "approve_release", "Reject", "carol")
-    answer(lab, "approve_waivers", "Approve", "dave")
     assert "no one has approved the release" in refused(lab)
 
 
@@ -234,13 +288,13 @@ def test_all_reasons_are_named_at_once(ready_lab):
 
 def test_a_waiver_and_a_refusal_are_logged_with_the_release(ready_lab):
     reason = "the task has no stable order of answers"
-    lab = ready_lab(waivers=[{"item": "determinism", "reason": reason}])
-    approvals.record_waivers(lab.run, "erin")
+    waiver = {"item": "determinism", "measurement": "flips", "up_to": 3, "reason": reason}
+    lab = ready_lab(waivers=[waiver])
     answer(lab, "approve_release", "Reject", "carol")
     lab.execute("promote")
     waived, answered, released = log_lines(lab)
-    assert (waived["event"], waived["item"], waived["by"]) == ("waived", "determinism", "erin")
-    assert waived["reason"] == reason
+    assert (waived["event"], waived["item"], waived["by"]) == ("waived", "determinism", "alice")
+    assert (waived["reason"], waived["measurement"]) == (reason, "flips up to 3.0")
     assert (answered["decision"], answered["by"]) == ("Reject", "carol")
     assert released["event"] == "released"
 
@@ -261,26 +315,33 @@ def test_a_looser_critical_limit_refuses_the_release(finished_lab):
 
 
 def test_a_looser_critical_limit_that_is_accepted_is_in_manifest_and_log(finished_lab):
-    lab = finished_lab(name="model", profile="production", **LOOSE, waivers=[LIMIT])
-    approvals.note_question(lab.run, "approve_waivers")
-    given = approvals.record_approval(
-        lab.run, "approve_waivers", "Approve", Person("bob"), "agreed with the product owner"
-    )
-    approvals.record_waivers(lab.run, "alice", given)
+    failed = {
+        "item": "adapter_merging",
+        "measurement": "limit_holds",
+        "up_to": False,
+        "reason": "the two agree in every answer",
+    }
+    lab = finished_lab(name="model", profile="production", **LOOSE, waivers=[LIMIT, failed])
+    lab.leave("adapter_merging", {}, [BROKEN, MEASURED])
     lab.execute("lineage")
+    asked = "a waiver of holdout_performance .*; a waiver of adapter_merging"
+    with pytest.raises(UserError, match=asked):
+        lab.execute("promote")
+    assert not pointer_file(lab).exists()
+    answer(lab, "approve_release", "Approve", "bob")
     lab.execute("promote")
     manifest = json.loads((lab.root / "store/models/model/test/manifest.json").read_text())
     (looser,) = manifest["policy"]["looser"]
     assert (looser["setting"], looser["value"], looser["allowed"]) == (
         "evaluation.min_gain", -1, 0,
     )  # fmt: skip
-    assert (looser["by"], looser["approved_by"], looser["critical"]) == ("alice", "bob", True)
+    assert (looser["by"], looser["approved_by"], looser["critical"]) == ("alice", None, True)
     assert manifest["evidence"]["holdout_performance"]["verdict"] == "waived"
     assert "policy.yaml" in [file["name"] for file in manifest["files"]]
-    waived, approved, _ = log_lines(lab)
+    waived, _, approved, _ = log_lines(lab)
     assert waived["limit"] == "evaluation.min_gain is -1.0, the policy allows at least 0"
     assert (waived["by"], waived["approved_by"]) == ("alice", "bob")
-    assert approved["reason"] == "agreed with the product owner"
+    assert approved["reason"] == "seen with the owner of the service"
     assert verify(json.loads(pointer_file(lab).read_text())["manifest"]) == []
 
 
@@ -309,7 +370,7 @@ def test_a_promotion_killed_at_any_write_is_completed_once(ready_lab, moment):
         finally:
             lab.run = whole
         for _ in range(2):
-            assert lab.execute("promote").summary == "model test is released"
+            assert lab.execute("promote").summary == "model test is released to production"
         assert [line["event"] for line in log_lines(lab)] == ["released"]
         pointer = json.loads(pointer_file(lab).read_text())
         assert [move["version"] for move in pointer["history"]] == ["test"]

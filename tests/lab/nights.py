@@ -10,7 +10,7 @@ from tests.lab.releases import log_release
 from tests.lab.runs import Lab
 
 from tuneline.artifacts.governance import Manifest, ManifestFile, ReleasePointer
-from tuneline.artifacts.releases import model_prefix
+from tuneline.artifacts.releases import model_prefix, pointer_of
 from tuneline.governance.release.manifest import put_once, write_manifest
 from tuneline.models import resolve
 from tuneline.store import sha256_file
@@ -44,4 +44,5 @@ def release(
         previous_version=previous,
         files=stated,
     )
-    return log_release(store, config.name, version, write_manifest(store, prefix, manifest))
+    digest = write_manifest(store, prefix, manifest)
+    return log_release(store, config.name, version, digest, which=pointer_of(config.profile))

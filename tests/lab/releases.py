@@ -7,7 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 from tuneline.artifacts.deployment import AdapterForm, Apart, BaseForm
-from tuneline.artifacts.governance import Manifest, ReleasePointer
+from tuneline.artifacts.governance import Manifest, PointerName, ReleasePointer
 from tuneline.artifacts.release_log import Released, log_key, read_line
 from tuneline.artifacts.releases import (
     ADAPTER_FILE,
@@ -26,10 +26,15 @@ from tuneline.store import FileStore, sha256_file
 
 
 def log_release(
-    store: Any, name: str, version: str, sha256: str, at: str = "2026-10-02T00:00:00Z"
+    store: Any,
+    name: str,
+    version: str,
+    sha256: str,
+    at: str = "2026-10-02T00:00:00Z",
+    which: PointerName = "production",
 ) -> ReleasePointer:
     """Log that a version with a manifest of this hash was released, and point to it."""
-    pointed = read_pointer(store, name)
+    pointed = read_pointer(store, name, which)
     previous, follows = last_move(pointed)
     run = store.uri_of(f"runs/{version}")
     event = Released(previous_version=previous, follows=follows, by="alice", run=run)
@@ -37,15 +42,15 @@ def log_release(
         return record(pointed, version, sha256, [event])
 
 
-def backdate(store: FileStore, name: str, at: str) -> None:
+def backdate(store: FileStore, name: str, at: str, which: PointerName) -> None:
     """Write the first release of a model as if it had been made at another time."""
-    pointer = read_pointer(store, name).pointer
+    pointer = read_pointer(store, name, which).pointer
     assert pointer is not None
-    for key in (pointer_key(name), log_key(name, pointer.version)):
+    for key in (pointer_key(name, which), log_key(name, pointer.version)):
         (store.root / key).unlink()
     events = [read_line(text).event for text in pointer.lines]
     with patch("tuneline.governance.release.pointer.now", lambda: at):
-        record(read_pointer(store, name), pointer.version, pointer.manifest_sha256, events)
+        record(read_pointer(store, name, which), pointer.version, pointer.manifest_sha256, events)
 
 
 def opened(store: Any, name: str = "a") -> Release:

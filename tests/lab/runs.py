@@ -1,5 +1,7 @@
 """A run in its own store, what earlier steps would have left there, and what a step measured."""
 
+from __future__ import annotations
+
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 
 from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.data import DATASET
-from tuneline.catalogue import get_step, is_helper
+from tuneline.catalogue import DATA_ORDER, get_step, is_helper
 from tuneline.config import build_config
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset, write_rows
 from tuneline.evidence import Verdict, measure
@@ -32,6 +34,7 @@ IN_PRODUCTION = {
         "max_regression": 0.03,
         "max_perplexity_ratio": 1.5,
         "regression_to_see": 0.05,
+        "regression_texts": 32,
     },
 }
 Files = Mapping[str, bytes | str | Path]
@@ -89,6 +92,12 @@ def write_dataset(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
+def change_meta(lab: Lab, **values: Any) -> None:
+    """Change what a run says of itself, such as who started it."""
+    lab.run.meta.update(values)
+    lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(lab.run.meta).encode())
+
+
 class Lab:
     """A run whose earlier steps are stood in for by the files that a test leaves."""
 
@@ -124,7 +133,14 @@ class Lab:
                 target.write_bytes(content.read_bytes())
             else:
                 target.write_bytes(content.encode() if isinstance(content, str) else content)
-        store_output(ctx, self.entry(ctx, measurements))
+        entry = self.entry(ctx, measurements)
+        store_output(ctx, entry)
+        if step in DATA_ORDER:
+            broken = [m.name for m in measurements if m.ok is False]
+            gate = json.dumps(
+                {"verdict": entry.verdict, "summary": "left by a test", "failures": broken}
+            )
+            self.run.store.put_bytes(self.run.step_key(step, "gate.json"), gate.encode())
 
     def leave_dataset(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Store `dataset.parquet` as the last data step leaves it."""

@@ -44,7 +44,7 @@ TINY = {
         "slices": {"worse_by": 1.0},
         # Two prompts show no more.
         "identical_share_to_show": 0.01,
-        "latency_requests": 6,
+        "latency_requests": 8,
     },
     "deployment": {"quality_rows": 6, "max_metric_drop": 0.4, "parallel": 2},
 }
@@ -70,7 +70,7 @@ TINY_BASE = {
         "determinism_prompts": 2,
         "determinism_repeats": 2,
         "identical_share_to_show": 0.01,
-        "latency_requests": 6,
+        "latency_requests": 8,
     },
     "deployment": {"quality_rows": 6, "parallel": 2},
 }

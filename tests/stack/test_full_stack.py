@@ -7,6 +7,7 @@ import pytest
 from tests.lab.whole_runs import TINY, finish, tiny_task, trigger
 
 from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.releases import read_release
 from tuneline.catalogue import ITEMS, Severity
 from tuneline.data.tables.rows import read_dataset
 from tuneline.evidence import load_evidence
@@ -122,7 +123,7 @@ def test_every_verdict_is_the_expected_one_for_the_expected_reason(released, tas
 def test_nobody_was_asked_and_the_rest_ran(released):
     _, _, tasks = released
     skipped = {name for name, task in tasks.items() if task["state"] == "skipped"}
-    people = {"approve_waivers", "approve_license", "prepare_review", "review_pairs", "review_rows"}
+    people = {"approve_license", "prepare_review", "review_pairs", "review_rows"}
     # No sweep and no canary were asked for, and without W&B there is no offline run to send.
     assert skipped == people | {"approve_release", "sweep", "sync_tracking", "canary"}
     assert {t["state"] for name, t in tasks.items() if name not in skipped} == {"success"}
@@ -132,7 +133,8 @@ def test_the_release_points_at_this_run_and_the_time_of_every_step_is_known(rele
     run, dag_run, _ = released
     document = breakdown(dag_run.tasks(), run, setup=0, start=0)
     assert {row["task"] for row in document["tasks"] if row["work_seconds"]} >= _ITEMS
-    pointer = json.loads(run.store.get_bytes(f"models/{run.config.name}/production.json"))
+    pointer = json.loads(run.store.get_bytes(f"models/{run.config.name}/staging.json"))
+    assert read_release(run.store, run.config.name) is None
     assert pointer["version"] == run.run_id
     manifest = json.loads(run.store.get_bytes(run.store.key_of(pointer["manifest"])))
     assert manifest["started_by"] == "admin"

@@ -159,9 +159,9 @@ def released(production):
     run = trigger(production.client, "first", "", {})
     state, _, failures = finish(run, 1500)
     assert state == "success", failures
-    pointer = read_release(production.store, MODEL)
+    pointer = read_release(production.store, MODEL, "staging")
     assert pointer.version == f"first__{MODEL}"
-    backdate(production.store, MODEL, f"{TODAY - timedelta(days=7)}T00:00:00Z")
+    backdate(production.store, MODEL, f"{TODAY - timedelta(days=7)}T00:00:00Z", "staging")
     opened = Run.open(run.run_uri())
     path = production.folder / "dataset.parquet"
     (ref,) = [r for r in opened.entry(DATASET.step).artifacts if r.name == DATASET.name]

@@ -24,7 +24,6 @@ USERS = {"root": "admin", "vic": "viewer"}
 MAIN = "finetune_to_production"
 STATES = {
     "prepare_run": "success",
-    "approve_waivers": "skipped",
     "fetch_base": "success",
     "schema_validation": "success",
     "gate_schema_validation": "failed",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from tuneline.artifacts.artifact import Document, RunDocument
+from tuneline.artifacts.releases import readable
 from tuneline.config import User
 from tuneline.run import Run
 
@@ -45,7 +46,7 @@ class Approval(BaseModel):
     by_id: str | None = None
     at: str
     reason: str = ""
-    about: str | None = None  # SHA-256 of what was asked about: the manifest, or `waivers_sha256`
+    about: str | None = None  # SHA-256 of the manifest that was asked about
 
     @property
     def person(self) -> Person:
@@ -60,40 +61,57 @@ class Approvals(BaseModel):
     asked: dict[str, str] = {}  # what the last question of each task is about; see `Approval.about`
 
 
-class RecordedWaiver(BaseModel):
-    """A failure that somebody accepts, or a limit that is looser than the policy allows."""
-
-    item: str
-    limit: str | None = None  # the setting that is looser; None accepts the failure of the item
-    reason: str
-    by: str | None = None  # who started the run; None if a schedule did
-    at: str = ""
-    approval: Approval | None = None
-
-    @property
-    def approved_by(self) -> str | None:
-        """The user who approved it."""
-        return self.approval.by if self.approval else None
-
-
-class Waivers(BaseModel):
-    """Every waiver of a run's configuration, whether it counts or not."""
-
-    waivers: list[RecordedWaiver] = []
-
-
-WAIVERS = RunDocument("waivers.json", Waivers)
 APPROVALS = RunDocument("approvals.json", Approvals)
 
 
-def waivers_sha256(run: Run) -> str:
-    """Return the hash of what the approval of waivers is about: the run and its configuration."""
-    config = run.store.get_bytes(run.key("config.json"))
-    return hashlib.sha256(run.run_id.encode() + b"\0" + config).hexdigest()
+class ModelRules(BaseModel):
+    """`models/<name>/rules.json`: what a release to production has to meet, whoever starts the run.
+
+    The first such release writes them; later only one that a person has approved changes them.
+    """
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: Literal["tuneline/rules/1"] = Field("tuneline/rules/1", alias="schema")
+    profile: Literal["production"] = "production"
+    approval: bool
+    approvers: list[User]
+    policy_version: int
+    policy_sha256: str
+
+    @classmethod
+    def of(cls, run: Run) -> ModelRules | None:
+        """Return the rules of a run's model; None for another profile, or before any release."""
+        key = rules_key(run.config.name)
+        if run.config.profile != "production" or not run.store.exists(key):
+            return None
+        with readable(run.store.uri_of(key)):
+            return cls.model_validate_json(run.store.get_bytes(key))
+
+    @classmethod
+    def after(cls, run: Run) -> ModelRules:
+        """Return the rules after a release of a run."""
+        known, policy = cls.of(run), run.policy
+        # Without a model's file a run says nothing of who decides.
+        stays = known if "approvers" not in run.meta else None
+        return cls(
+            approval=stays.approval if stays else run.config.approval or policy.content.approval,
+            approvers=stays.approvers if stays else run.meta.get("approvers") or [],
+            policy_version=policy.version,
+            policy_sha256=policy.sha256,
+        )
+
+
+def rules_key(name: str) -> str:
+    """Return the key of a model's rules."""
+    return f"models/{name}/rules.json"
 
 
 def approvers_of(run: Run) -> list[User]:
     """Return the users who may approve something of a run; empty if everybody may."""
+    rules = ModelRules.of(run)
+    if rules is not None and rules.approvers:
+        return rules.approvers
     return [User.model_validate(user) for user in run.meta.get("approvers") or []]
 
 

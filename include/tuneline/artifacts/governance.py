@@ -75,6 +75,7 @@ class Parent(_Governed):
 
 # A value that `tuneline verify` compares with bytes, or one that is taken over as it was stated.
 Basis = Literal["checked", "declared"]
+PointerName = Literal["production", "staging"]
 
 
 class PolicyException(_Governed):
@@ -83,8 +84,8 @@ class PolicyException(_Governed):
     setting: str
     item: str
     critical: bool
-    value: float | bool | str | None
-    allowed: float | bool | str | None  # the loosest value of the policy
+    value: float | bool | str | list[str] | None
+    allowed: float | bool | str | list[str] | None  # the loosest value of the policy
     reason: str | None = None  # why it was accepted; None if nobody did
     by: str | None = None
     approved_by: str | None = None
@@ -147,9 +148,11 @@ class PointerMove(_Governed):
 
 
 class ReleasePointer(_Governed):
-    """`models/<name>/production.json`: the version of a model that is released."""
+    """`models/<name>/production.json`, or `staging.json`: the version that was released to it."""
 
-    schema_: Literal["tuneline/production/1"] = Field("tuneline/production/1", alias="schema")
+    schema_: Literal["tuneline/production/1", "tuneline/staging/1"] = Field(
+        "tuneline/production/1", alias="schema"
+    )
     name: FolderName
     version: FolderName
     manifest: str
@@ -160,6 +163,11 @@ class ReleasePointer(_Governed):
     history: list[PointerMove] = []  # oldest first; the last one is the release
     heads: dict[str, LogEnd] = {}  # the end of the release log of each version
     lines: list[str] = []  # the last ones in full, by which a promotion that died is completed
+
+    @property
+    def pointer(self) -> PointerName:
+        """Which of the model's pointers it is."""
+        return "staging" if self.schema_ == "tuneline/staging/1" else "production"
 
 
 MANIFEST_REF = Document("lineage", "manifest_ref.json", ManifestRef)

@@ -41,11 +41,12 @@ class Approved(_Event):
 
 
 class Waived(_Event):
-    """A failure or a looser limit that somebody accepts."""
+    """A measurement or a looser limit that somebody accepts."""
 
     event: Literal["waived"] = "waived"
     item: str
-    limit: str | None = None  # what is looser than the policy allows; None for a failure
+    limit: str | None = None  # what is looser than the policy allows
+    measurement: str | None = None  # what may break its limit, and how far
     reason: str
     by: str
     approved_by: str | None = None

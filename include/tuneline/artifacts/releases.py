@@ -7,19 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
 from tuneline.artifacts.artifact import fault
 from tuneline.artifacts.deployment import Apart
-from tuneline.artifacts.governance import Manifest, PointerMove, ReleasePointer
+from tuneline.artifacts.governance import Manifest, PointerMove, PointerName, ReleasePointer
 from tuneline.errors import UserError, first_line
 from tuneline.evidence import FileRef
 from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
 
 MANIFEST_FILE = "manifest.json"
-_POINTER_FILE = "production.json"
+POINTERS: tuple[PointerName, ...] = get_args(PointerName)
 # The configuration of the run, and the limits of the platform that bounded it.
 CONFIG_FILE, POLICY_FILE = "config.json", "policy.yaml"
 # What a release serves: one file for llama.cpp, else a checkpoint, else a compiled engine.
@@ -161,18 +162,33 @@ def readable(what: str) -> Iterator[None]:
     ) from None
 
 
-def read_release(store: Store, name: str) -> ReleasePointer | None:
-    """Return the pointer to a model's released version, None when nothing was released."""
+def pointer_of(profile: str) -> PointerName:
+    """Return the pointer that runs of a profile move; what a laptop releases is not production."""
+    return "production" if profile == "production" else "staging"
+
+
+def read_release(
+    store: Store, name: str, pointer: PointerName = "production"
+) -> ReleasePointer | None:
+    """Return a pointer of a model, None when nothing was released to it."""
+    key = pointer_key(name, pointer)
     try:
-        raw = store.get_bytes(pointer_key(name))
+        raw = store.get_bytes(key)
     except NotThere:
         return None
-    uri = store.uri_of(pointer_key(name))
-    with readable(uri):
-        pointer = ReleasePointer.model_validate_json(raw)
-    if pointer.name != name:
-        raise CorruptObject(f"{uri} is the pointer of {pointer.name}; restore it")
-    return pointer
+    with readable(store.uri_of(key)):
+        found = ReleasePointer.model_validate_json(raw)
+    if (found.name, found.pointer) != (name, pointer):
+        raise CorruptObject(
+            f"{store.uri_of(key)} is the {found.pointer} pointer of {found.name}; restore it"
+        )
+    return found
+
+
+def current_release(store: Store, name: str) -> ReleasePointer | None:
+    """Return the pointer to what is released of a model: to production, without that to staging."""
+    found = (read_release(store, name, pointer) for pointer in POINTERS)
+    return next((pointer for pointer in found if pointer is not None), None)
 
 
 def released(run: Run) -> Release | None:
@@ -180,7 +196,7 @@ def released(run: Run) -> Release | None:
 
     A step that is run again after the run itself was released is given the release before it.
     """
-    pointer = read_release(run.store, run.config.name)
+    pointer = read_release(run.store, run.config.name, pointer_of(run.config.profile))
     if pointer is None:
         return None
     if pointer.version == run.run_id:
@@ -194,8 +210,9 @@ def open_release(store: Store, pointer: ReleasePointer) -> Release:
     name, version = pointer.name, pointer.version
     found = find_version(store, name, version, pointer.manifest_sha256)
     if found is None:
+        uri = store.uri_of(pointer_key(name, pointer.pointer))
         raise UserError(
-            f"{store.uri_of(pointer_key(name))} names version {version}, which has no "
+            f"{uri} names version {version}, which has no "
             f"{store.uri_of(manifest_key(name, version))}; restore it"
         )
     return found
@@ -260,10 +277,10 @@ def standing_moves(history: Sequence[PointerMove]) -> list[PointerMove]:
     return standing
 
 
-def model_names(store: Store) -> list[str]:
-    """Return the names of all models of a store that have a release."""
+def model_names(store: Store, pointer: PointerName = "production") -> list[str]:
+    """Return the names of all models of a store that have a pointer."""
     keys = (key.split("/") for key in store.keys("models"))
-    return sorted({key[1] for key in keys if len(key) == 3 and key[2] == _POINTER_FILE})
+    return sorted({key[1] for key in keys if len(key) == 3 and key[2] == f"{pointer}.json"})
 
 
 def model_prefix(name: str, version: str) -> str:
@@ -271,9 +288,9 @@ def model_prefix(name: str, version: str) -> str:
     return f"models/{name}/{version}"
 
 
-def pointer_key(name: str) -> str:
-    """Return the key of the pointer to a model's released version."""
-    return f"models/{name}/{_POINTER_FILE}"
+def pointer_key(name: str, pointer: PointerName = "production") -> str:
+    """Return the key of a pointer to a version of a model."""
+    return f"models/{name}/{pointer}.json"
 
 
 def manifest_key(name: str, version: str) -> str:

@@ -26,6 +26,13 @@ def add_store_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="store URI; $TUNELINE_STORE by default")
 
 
+def add_pointer_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--pointer`."""
+    text = "the model's pointer: production, or staging, which runs of the laptop profile move"
+    choices = ("production", "staging")
+    parser.add_argument("--pointer", choices=choices, default=choices[0], help=text)
+
+
 def add_json_argument(parser: argparse.ArgumentParser, text: str = "print JSON") -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help=text)

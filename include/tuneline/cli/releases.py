@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tuneline.cli.groups import (
     Commands,
     add_json_argument,
+    add_pointer_argument,
     add_run_argument,
     add_signer_arguments,
     add_store_argument,
@@ -81,6 +82,7 @@ def add_releases(commands: Commands) -> None:
     add("version", metavar="VERSION", nargs="?", help="the version; the one before by default")
     add("--reason", help="why; kept in the release log")
     add("--by", help="who does it; the user of this machine by default")
+    add_pointer_argument(rollback)
     add_store_argument(rollback)
     rollback.set_defaults(command=_rollback)
 
@@ -139,7 +141,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     store = open_store(store_uri(arguments))
     by, reason = arguments.by or getpass.getuser(), arguments.reason or NO_REASON
-    pointer = roll_back(store, arguments.model, arguments.version, by=by, reason=reason)
+    place = (store, arguments.model, arguments.version)
+    pointer = roll_back(*place, by=by, reason=reason, which=arguments.pointer)
     print(announce(store, pointer))
     return EXIT_OK
 

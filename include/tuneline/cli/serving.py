@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tuneline.cli.groups import (
     Commands,
+    add_pointer_argument,
     add_signer_arguments,
     add_store_argument,
     signer_of,
@@ -43,6 +44,7 @@ def add_serving(commands: Commands) -> None:
     gateway.set_defaults(command=_gateway)
     engine = commands.add_parser("engine", help="serve released models on their engine")
     add_store_argument(engine)
+    add_pointer_argument(engine)
     add = engine.add_argument
     text = "model (the one released last); repeat it for several whose adapters share one base"
     add("--name", action="append", default=[], help=text)
@@ -76,6 +78,7 @@ def _add_follow(commands: Commands) -> None:
         "one. Start the gateway with `tuneline gateway --watch --config FOLDER/gateway.yaml`.",
     )
     add_store_argument(follow)
+    add_pointer_argument(follow)
     add = follow.add_argument
     add("--name", action="append", default=[], help="model, may be repeated; all by default")
     add_signer_arguments(follow)
@@ -115,6 +118,7 @@ def _follow(arguments: argparse.Namespace) -> int:
     return run_follower(
         store_uri(arguments),
         names=arguments.name,
+        pointer=arguments.pointer,
         settings=arguments.settings,
         folder=arguments.folder,
         gateway_url=arguments.gateway,
@@ -135,7 +139,7 @@ def _canary(arguments: argparse.Namespace) -> CanaryOptions:
 
     if not 0 <= arguments.canary < 1:
         raise UserError(f"--canary {arguments.canary:g}: give a share between 0 and 1, such as 0.1")
-    records = CanaryLog(open_store(store_uri(arguments)))
+    records = CanaryLog(open_store(store_uri(arguments)), arguments.pointer)
     return CanaryOptions(arguments.canary, arguments.canary_hours, records, arguments.canary_look)
 
 
@@ -178,6 +182,7 @@ def _engine(arguments: argparse.Namespace) -> int:
     return run_engine(
         store_uri(arguments),
         names=arguments.name,
+        pointer=arguments.pointer,
         versions=arguments.release,
         host=arguments.host,
         port=arguments.port,

@@ -52,13 +52,8 @@ def run_all(run: Run) -> int:
 def refuse_questions(run: Run) -> None:
     """Refuse a run that asks people, naming the settings that do."""
     from tuneline.governance.release.approvals import is_needed
-    from tuneline.people.approvals import critical_waivers
 
-    questions = {
-        "approval": is_needed(run),
-        "evaluation.review": run.config.evaluation.review,
-        "waivers of critical items": bool(critical_waivers(run)),
-    }
+    questions = {"approval": is_needed(run), "evaluation.review": run.config.evaluation.review}
     if asked := [name for name, wanted in questions.items() if wanted]:
         raise UserError(
             f"{run.uri} needs answers of people ({', '.join(asked)}), and `tuneline run all` "

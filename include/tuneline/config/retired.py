@@ -1,7 +1,7 @@
-"""Settings of earlier versions: those that are gone, and those that have another name.
+"""Settings of earlier versions that are gone.
 
 A file that a person wrote is refused with a sentence. What a run stored is read without the
-setting, or under its new name, so that old runs stay readable.
+setting, so that old runs stay readable.
 """
 
 from __future__ import annotations
@@ -21,14 +21,10 @@ RETIRED: dict[str, str] = {
     "evaluation.slices.on_worse": "a part that is clearly worse fails in production and warns on a "
     "laptop",
 }
-# The old path and the new one.
-RENAMED: dict[str, str] = {}
 
 
 def refusal(path: str) -> str | None:
     """Return why a setting that a person wrote is refused; None if no earlier version had it."""
-    if path in RENAMED:
-        return f"is called {RENAMED[path]} now"
     gone = _retired(path)
     return f"{RETIRED[gone]}; remove the setting" if gone else None
 
@@ -36,35 +32,24 @@ def refusal(path: str) -> str | None:
 def current(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stored configuration, or the limits of a stored policy, as this version reads it."""
     document = copy.deepcopy(dict(stored))
-    for old in (*RETIRED, *RENAMED):
-        section, name = _place(document, old)
-        if name in section:
-            value = section.pop(name)
-            if old in RENAMED:
-                section, name = _place(document, RENAMED[old], make=True)
-                section[name] = value
+    for old in RETIRED:
+        *sections, name = old.split(".")
+        place = document
+        for part in sections:
+            inner = place.get(part)
+            place = inner if isinstance(inner, dict) else {}
+        place.pop(name, None)
     if waivers := document.get("waivers"):
-        # Without its limit a waiver would be one of the whole item.
+        # One of a whole item, as it was before, accepts nothing any more.
         document["waivers"] = [
-            _renamed(one) for one in waivers if not _retired(str(one.get("limit")))
+            waiver
+            for waiver in waivers
+            if waiver.get("measurement")
+            or (waiver.get("limit") and not _retired(str(waiver["limit"])))
         ]
     return document
-
-
-def _place(document: dict[str, Any], path: str, make: bool = False) -> tuple[dict[str, Any], str]:
-    """Return the section that holds a setting, an empty one if there is none, and its name."""
-    *sections, name = path.split(".")
-    for part in sections:
-        inner = document.setdefault(part, {}) if make else document.get(part)
-        document = inner if isinstance(inner, dict) else {}
-    return document, name
 
 
 def _retired(path: str) -> str | None:
     """Return the entry of `RETIRED` that a setting, or one in its section, belongs to."""
     return next((gone for gone in RETIRED if f"{path}.".startswith(f"{gone}.")), None)
-
-
-def _renamed(waiver: Mapping[str, Any]) -> dict[str, Any]:
-    limit = waiver.get("limit")
-    return {**waiver, "limit": RENAMED.get(str(limit), limit)}

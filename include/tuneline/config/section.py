@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -70,7 +70,7 @@ class User(Section):
         return self.name if self.id is None else {"id": self.id, "name": self.name}
 
 
-Value = float | bool | str | None
+Value = float | bool | str | Sequence[str] | None
 BREACH = ("warn", "fail")
 
 
@@ -80,22 +80,35 @@ class Limit:
 
     Attributes:
         item: the item whose verdict it decides; empty for a map whose keys are the items.
+        stricter: for texts, whether they have to be among those of the policy (`within`), or
+            include all of them (`includes`).
         unset: the value that it stands for while it is null.
-        levels: its values from the loosest to the strictest, where they are not numbers.
+        levels: its values from the loosest to the strictest, where they are not numbers; False
+            and True for a text that has to be given.
     """
 
     item: str
-    stricter: Literal["lower", "higher"]
+    stricter: Literal["lower", "higher", "within", "includes"]
     unset: float | None = None
     levels: tuple[bool | str, ...] = ()
 
-    def rank(self, value: Value) -> float:
-        """Return a number that grows as a value becomes looser."""
+    def read(self, value: Any) -> Any:
+        """Return a value of the setting as it is compared."""
+        if self.stricter in ("within", "includes"):
+            return tuple([value] if isinstance(value, str) else value or ())
+        if self.levels == (False, True):
+            return bool(value)
+        return self.unset if value is None else value
+
+    def is_looser(self, value: Any, floor: Any) -> bool:
+        """Return True if a value is looser than the policy's."""
+        if self.stricter == "within":
+            return not set(value) <= set(floor)
+        if self.stricter == "includes":
+            return not set(value) >= set(floor)
         if self.levels:
-            return -self.levels.index(value)
-        assert isinstance(value, int | float)
-        number = float(value)
-        return number if self.stricter == "lower" else -number
+            return self.levels.index(value) < self.levels.index(floor)
+        return bool(value > floor if self.stricter == "lower" else value < floor)
 
     def fits(self, value: object) -> bool:
         """Return True if a policy may state the value."""
@@ -103,7 +116,23 @@ class Limit:
             return True
         if self.levels:
             return value in self.levels
+        if self.stricter in ("within", "includes"):
+            return isinstance(value, list) and all(isinstance(text, str) for text in value)
         return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def bound(self, floor: Any) -> str:
+        """Return the policy's value as part of a sentence."""
+        if self.levels:
+            return f"{floor}"
+        names = {"lower": "at most", "higher": "at least", "within": "only", "includes": "with"}
+        return f"{names[self.stricter]} {shown(floor)}"
+
+
+def shown(value: Any) -> str:
+    """Return a value of a limit for a sentence."""
+    if isinstance(value, list | tuple):
+        return ", ".join(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def limits_of(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Limit]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -81,7 +82,9 @@ class LossRulesConfig(Section):
     overfit_ratio: Annotated[float, Limit("loss_monitoring", "lower")] = Field(1.2, gt=1)
     """Last over best validation loss that stops training: overfitting while the training loss
     falls, divergence while it rises."""
-    plateau_evaluations: int | None = Field(3, ge=2)
+    plateau_evaluations: Annotated[
+        int | None, Limit("loss_monitoring", "lower", unset=math.inf)
+    ] = Field(3, ge=2)
     """Validation passes without a better loss that stop training; null goes on."""
     plateau_nats: float = Field(0.001, ge=0)
     """A fall of the validation loss by less does not count, nats."""

@@ -1,4 +1,7 @@
-"""promote: move the release pointer to the run's model version, or refuse and say why.
+"""promote: move the pointer of the run's profile to its model version, or refuse and say why.
+
+Only a run under `profile: production` moves `production.json`, and it has to meet the rules that
+the model has in the store; any other run moves `staging.json`.
 
 Who approved and who accepts which failure is logged with the release, and the statement of
 `lineage`, which has no place in the manifest, is written beside it.
@@ -6,12 +9,13 @@ Who approved and who accepts which failure is logged with the release, and the s
 
 from __future__ import annotations
 
-from tuneline.artifacts.answers import APPROVALS, Approvals
+from tuneline.artifacts.answers import APPROVALS, Approvals, ModelRules, rules_key
 from tuneline.artifacts.deployment import ENGINE_IDENTITY
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.artifacts.release_log import Approved, Event, Released, Waived
-from tuneline.artifacts.releases import read_release
+from tuneline.artifacts.releases import pointer_of, read_release
 from tuneline.catalogue import ITEMS
+from tuneline.config import Waiver
 from tuneline.errors import UserError
 from tuneline.evidence import Measurement, Record, measure
 from tuneline.governance.documents.statements import lock_lineage_statement, write_lineage_statement
@@ -19,10 +23,11 @@ from tuneline.governance.release.approvals import approver, is_needed, refusal
 from tuneline.governance.release.pointer import Pointed, complete, last_move, read_pointer, record
 from tuneline.governance.release.registry import register
 from tuneline.governance.release.verify import promotion_differences
+from tuneline.people.approvals import critical_waivers
 from tuneline.run import Run
 from tuneline.step_context import StepContext
 from tuneline.store import Changed
-from tuneline.verdicts import Freshness, checklist, looser_limits, valid_waivers
+from tuneline.verdicts import Freshness, checklist, counting_waivers, looser_limits
 
 
 def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
@@ -52,22 +57,22 @@ def people(run: Run) -> list[Event]:
         Approved(answered_at=answer.at, **answer.model_dump(include=told))
         for answer in answers.approvals
     ]
+    looser: dict[Waiver | None, list[str]] = {}
+    for found in looser_limits(run):
+        looser.setdefault(found.waiver, []).append(str(found.looser))
     waived = [
-        Waived(item=one.item, reason=one.reason, by=str(one.by), approved_by=one.approved_by)
-        for one in valid_waivers(run).values()
-    ]
-    limits = [
         Waived(
-            item=one.looser.item,
-            limit=str(one.looser),
-            reason=one.waiver.reason,
-            by=str(one.waiver.by),
-            approved_by=one.waiver.approved_by,
+            item=one.item,
+            limit="; ".join(looser.get(one, [])) or None,
+            measurement=None if one.limit else str(one),
+            reason=one.reason,
+            by=str(run.meta["started_by"]),
+            approved_by=approver(run) if one in critical_waivers(run) else None,
         )
-        for one in looser_limits(run)
-        if one.waiver is not None
+        for one in counting_waivers(run)
+        if one.measurement or one in looser
     ]
-    return [*waived, *limits, *approved]
+    return [*waived, *approved]
 
 
 def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
@@ -83,10 +88,13 @@ def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
         lineage_sha256=statement,
     )
     events = [*people(ctx.run), released]
+    if pointed.which == "production":
+        rules = ModelRules.after(ctx.run).model_dump_json(indent=1, by_alias=True)
+        pointed.store.put_bytes(rules_key(pointed.name), rules.encode())
     try:
         record(pointed, reference.version, reference.sha256, events)
     except Changed:
-        now_released = read_release(pointed.store, pointed.name)
+        now_released = read_release(pointed.store, pointed.name, pointed.which)
         winner = now_released.version if now_released else "another version"
         raise UserError(
             f"{pointed.name} is not promoted: {winner} was released while this promotion "
@@ -103,7 +111,7 @@ def run(ctx: StepContext) -> Record:
     """
     config, store = ctx.config, ctx.run.store
     reference = MANIFEST_REF.read(ctx)
-    pointed = read_pointer(store, config.name)
+    pointed = read_pointer(store, config.name, pointer_of(config.profile))
     complete(pointed)
     reasons = refusals(ctx, reference.uri)
     if reasons:
@@ -112,7 +120,7 @@ def run(ctx: StepContext) -> Record:
     pointer = pointed.pointer
     moves = pointer.history if pointer else []
     done = next((move for move in moves if move.version == reference.version), None)
-    summary = f"{config.name} {reference.version} is released"
+    summary = f"{config.name} {reference.version} is released to {pointed.which}"
     registry: list[Measurement] = []
     locks: list[Measurement] = []
     if pointer is None or done is None:

@@ -1,4 +1,4 @@
-"""Write the answers of people in Airflow into the run: waivers and approvals.
+"""Write the answers of people in Airflow into the run.
 
 The name with an answer is the user that Airflow recorded, never one that somebody typed.
 """
@@ -13,57 +13,25 @@ from tuneline.errors import UserError
 from tuneline.run import Run, now
 
 # The questions, and the answer that allows what is asked.
-ABOUT_WAIVERS, ABOUT_RELEASE, ABOUT_LICENSES = "approve_waivers", "approve_release", "license_audit"
+ABOUT_RELEASE, ABOUT_LICENSES = "approve_release", "license_audit"
 YES = "Approve"
-# The answers that need a reason, and what it has to say.
-_NEEDS_REASON = {
-    ABOUT_WAIVERS: ("accepting a waiver of a critical item", ""),
-    ABOUT_LICENSES: ("the approval of a licence", ": who read it, and what it allows"),
-}
 _LEAST_REASON = 10
 
 
 def critical_waivers(run: Run) -> list[Waiver]:
-    """Return the waivers of a run that a person has to approve."""
+    """Return the waivers of a run that the approval of its release is asked to accept."""
     return [w for w in run.config.waivers if get_item(w.item).severity == Severity.CRITICAL]
-
-
-def record_waivers(run: Run, by: str | None, approval: answers.Approval | None = None) -> None:
-    """Write `waivers.json`: every waiver of the configuration and who stands for it.
-
-    `by` is the user who started the run; None if a schedule did, and then no waiver counts.
-    """
-    if not run.config.waivers:
-        return
-    critical = {waiver.item for waiver in critical_waivers(run)}
-
-    entries = [
-        answers.RecordedWaiver(
-            item=waiver.item,
-            limit=waiver.limit,
-            reason=waiver.reason,
-            by=by,
-            at=now(),
-            approval=approval if waiver.item in critical else None,
-        )
-        for waiver in run.config.waivers
-    ]
-    answers.WAIVERS.put(run, answers.Waivers(waivers=entries))
 
 
 def note_question(run: Run, subject: str) -> str:
     """Note and hash what a question is about; UserError if it is a release without a manifest."""
-    if subject == ABOUT_WAIVERS:
-        about = answers.waivers_sha256(run)
-    else:
-        reference = MANIFEST_REF.find(run)
-        if reference is None:
-            raise UserError(f"{run.uri} has no manifest to approve; run lineage first")
-        about = reference.sha256
+    reference = MANIFEST_REF.find(run)
+    if reference is None:
+        raise UserError(f"{run.uri} has no manifest to approve; run lineage first")
     earlier = answers.APPROVALS.find(run) or answers.Approvals()
-    kept = earlier.model_copy(update={"asked": {**earlier.asked, subject: about}})
+    kept = earlier.model_copy(update={"asked": {**earlier.asked, subject: reference.sha256}})
     answers.APPROVALS.put(run, kept)
-    return about
+    return reference.sha256
 
 
 def record_approval(
@@ -74,8 +42,12 @@ def record_approval(
     why = answers.why_not(run, person) if decision == YES else answers.stranger(run, person)
     if why:
         raise UserError(f"{subject}: {why}")
-    if decision == YES and subject in _NEEDS_REASON and len(reason) < _LEAST_REASON:
-        what, about = _NEEDS_REASON[subject]
+    # The answers that need a reason, and what it has to say.
+    what, about = "the approval of a licence", ": who read it, and what it allows"
+    if subject == ABOUT_RELEASE:
+        what = "a release with a waiver of a critical item" if critical_waivers(run) else ""
+        about = ""
+    if decision == YES and what and len(reason) < _LEAST_REASON:
         raise UserError(
             f"{subject}: {what} needs a reason of at least {_LEAST_REASON} characters{about}; "
             "answer again"

@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 
 from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.releases import pointer_of
 from tuneline.config.data import SAMPLE
 from tuneline.errors import EXIT_OK, TunelineError
 from tuneline.serving.following.release import newest_release
 from tuneline.stack import serving
 from tuneline.stack.demo import demo, review, show_addresses
-from tuneline.stack.layout import find_layout, main_dag_id
+from tuneline.stack.layout import find_layout, main_dag_id, main_model
 from tuneline.stack.lifecycle import Stack
 from tuneline.store import open_store
 from tuneline.terminal import guarded
@@ -43,11 +44,12 @@ def say(text: str) -> None:
 def _up(arguments: argparse.Namespace) -> int:
     stack = Stack(find_layout(), say)
     with stack.changing():
-        newest = newest_release(open_store(stack.layout.store))
+        pointer = pointer_of(main_model().profile)
+        newest = newest_release(open_store(stack.layout.store), which=pointer)
         serving.check_port(stack)
         try:
             stack.up()
-            serving.serve(stack, say)
+            serving.serve(stack, pointer, say)
             stack.await_tracking()
         except BaseException:
             stack.stop_started()

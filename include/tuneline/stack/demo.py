@@ -14,6 +14,8 @@ from typing import Any
 import yaml
 
 from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.governance import PointerName
+from tuneline.artifacts.releases import pointer_of
 from tuneline.config import check_sections, read_yaml
 from tuneline.config.data import SAMPLE
 from tuneline.data.tables.rows import VALIDATION, Message, read_dataset
@@ -46,9 +48,9 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
         client = airflow.client_of(layout)
         run: DagRun | None = None
         try:
-            fields = _fields(data, config)
+            fields, pointer = _fields(data, config)
             began = time.monotonic()
-            _start(stack, say)
+            _start(stack, pointer, say)
             started_in = time.monotonic() - began
             run = DagRun(client, datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S"))
             run.trigger(fields)
@@ -64,12 +66,12 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
             client.close()
 
 
-def _start(stack: Stack, say: Say) -> None:
+def _start(stack: Stack, pointer: PointerName, say: Say) -> None:
     with stack.changing():
         serving.check_port(stack)
         try:
             stack.up()
-            serving.serve(stack, say)
+            serving.serve(stack, pointer, say)
             if "scheduler" in stack.started:
                 stack.end_active_runs()
         except BaseException:
@@ -85,8 +87,8 @@ def _stop(stack: Stack, run: DagRun | None) -> None:
     stack.stop_started()
 
 
-def _fields(data: str, config: str) -> dict[str, Any]:
-    """Fill the form and validate it before anything is started."""
+def _fields(data: str, config: str) -> tuple[dict[str, Any], PointerName]:
+    """Fill the form and validate it before anything is started; also what the run will move."""
     settings = read_yaml(Path(config).expanduser()) if config else {}
     check_sections(settings, config)
     named = bool(settings.get("data", {}).get("source"))
@@ -100,8 +102,9 @@ def _fields(data: str, config: str) -> dict[str, Any]:
         "reason": "demo",
         "overrides": yaml.safe_dump(settings, allow_unicode=True) if settings else "",
     }
-    check_inputs(config_from_fields(fields, config or None, names={"data": "DATA"}))
-    return fields
+    made = config_from_fields(fields, config or None, names={"data": "DATA"})
+    check_inputs(made)
+    return fields, pointer_of(made.profile)
 
 
 def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) -> int:
@@ -134,11 +137,12 @@ def _finish(stack: Stack, run: DagRun, state: str, started_in: float, say: Say) 
 
 def _chat(stack: Stack, run: Run, say: Say) -> None:
     """Serve the released model and ask it a question that it was not trained on."""
-    newest = newest_release(open_store(stack.layout.store))
+    pointer = pointer_of(run.config.profile)
+    newest = newest_release(open_store(stack.layout.store), which=pointer)
     if newest is None:
         raise TunelineError("the run succeeded, but the store holds no released model")
     with stack.changing():
-        serving.serve(stack, say)
+        serving.serve(stack, pointer, say)
     serving.await_served(stack, newest.name, newest.version)
     say(f"the gateway serves {newest.name} {newest.version}: {stack.layout.gateway_url}/v1")
     question = _question(run)

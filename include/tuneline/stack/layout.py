@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuneline.config import PipelineConfig, models
+from tuneline.config import Model, PipelineConfig, models
 from tuneline.errors import UserError
 from tuneline.files import private_folder
 from tuneline.machine.checkout import project_root, stack_home
@@ -104,13 +104,15 @@ class Layout:
 
 
 def main_dag_id() -> str:
-    """Return the id of the main DAG that the stack starts runs of.
+    """Return the id of the main DAG that the stack starts runs of."""
+    return _MAIN_DAG + main_model().suffix
 
-    With several model files it is that of the model of the default name, or of the first one.
-    """
-    known = {model.name: model.suffix for model in models()}
+
+def main_model() -> Model:
+    """Return the model of the default name, or the first one."""
+    known = {model.name: model for model in models()}
     default = PipelineConfig.model_fields["name"].default
-    return _MAIN_DAG + known.get(default, next(iter(known.values())))
+    return known.get(default, next(iter(known.values())))
 
 
 def find_layout() -> Layout:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import yaml
 
+from tuneline.artifacts.governance import PointerName
 from tuneline.config import read_policy
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
@@ -27,9 +28,10 @@ _ENGINE_SECONDS = 600
 _START_SECONDS = 60
 
 
-def serve(stack: Stack, say: Say) -> None:
-    """Start the gateway and the follower that keeps it at what is released, if they don't run."""
-    if all(stack.table.find(name) for name in (FOLLOWER, GATEWAY)):
+def serve(stack: Stack, pointer: PointerName, say: Say) -> None:
+    """Start the gateway and the follower that keeps it at a pointer, if they don't run."""
+    following = stack.table.notes(FOLLOWER).get("pointer") == pointer
+    if following and all(stack.table.find(name) for name in (FOLLOWER, GATEWAY)):
         return
     for name in (GATEWAY, FOLLOWER):
         stack.table.stop(name)
@@ -42,15 +44,16 @@ def serve(stack: Stack, say: Say) -> None:
     settings.write_text(yaml.safe_dump(gateway_settings(layout), sort_keys=False))
     tuneline = str(layout.ml_bin / "tuneline")
     follow = [tuneline, "follow", "--store", layout.store, "--settings", str(settings)]
-    follow += ["--folder", str(folder), *_engines(layout)]
-    service = Service(FOLLOWER, follow, _environment(), layout.project, stop_seconds=60)
+    follow += ["--pointer", pointer, "--folder", str(folder), *_engines(layout)]
+    notes = {"pointer": pointer}
+    service = Service(FOLLOWER, follow, _environment(), layout.project, notes, stop_seconds=60)
     stack.start(service)
     argv = [tuneline, "gateway", "--watch", "--config", str(config)]
-    notes = {"port": layout.gateway_port}
-    stack.start(Service(GATEWAY, argv, _environment(), layout.project, notes, stop_seconds=35))
+    ports = {"port": layout.gateway_port}
+    stack.start(Service(GATEWAY, argv, _environment(), layout.project, ports, stop_seconds=35))
     url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/health/live"
     stack.await_ready(GATEWAY, lambda: _answers(url), _START_SECONDS)
-    say(f"the gateway follows what is released: {layout.gateway_url}/v1")
+    say(f"the gateway follows what is released to {pointer}: {layout.gateway_url}/v1")
 
 
 def await_served(stack: Stack, name: str, version: str) -> None:

@@ -80,13 +80,13 @@ def test_verify_follows_no_name_out_of_its_folder(any_store, capsys, monkeypatch
 
 
 def test_the_ancestry_as_text_and_as_a_drawing(two, capsys, tmp_path):
-    pointed = read_pointer(two.run.store, "model")
+    pointed = read_pointer(two.run.store, "model", "staging")
     previous, follows = last_move(pointed)
     sha256 = two.run.store.rehash("models/model/test/manifest.json").sha256
     back = RolledBack(previous_version=previous, follows=follows, by="eve", reason="too <slow>")
     record(pointed, "test", sha256, [back])
     gone = Withdrawn(by="eve", reason="answers in the wrong language")
-    record(read_pointer(two.run.store, "model"), "second", sha256, [gone])
+    record(read_pointer(two.run.store, "model", "staging"), "second", sha256, [gone])
     assert main(["verify", manifest_uri(two)]) == 0
     capsys.readouterr()
 

@@ -203,7 +203,7 @@ def test_a_version_that_can_not_be_gone_back_to(abc, tmp_path):
         with pytest.raises(UserError, match=why):
             abc.back(version)
         assert abc.released == "c"
-    with pytest.raises(UserError, match="holds no release of m"):
+    with pytest.raises(UserError, match="holds no release of m in production"):
         House(FileStore(tmp_path / "empty")).back()
 
 
@@ -239,4 +239,4 @@ def test_the_command(abc, capsys):
     assert "m a is released again" in capsys.readouterr().out
     assert abc.lines("a")[-1]["reason"] == "b is wrong too"
     assert main(["rollback", "nobody", "--store", abc.store.uri]) == 2
-    assert "holds no release of nobody" in capsys.readouterr().err
+    assert "holds no release of nobody in production" in capsys.readouterr().err

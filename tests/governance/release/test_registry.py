@@ -27,7 +27,7 @@ def test_a_release_is_registered_once(ready_lab, mlflow, monkeypatch):
     lab = ready_lab
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow.url)
     record = lab.execute("promote")
-    assert record.summary == "model test is released; MLflow has it as version 1"
+    assert record.summary == "model test is released to staging; MLflow has it as version 1"
     assert lab.execute("promote").summary == record.summary
     (version,) = mlflow.client().search_model_versions("name='model'")
     reference = MANIFEST_REF.read(lab.context("promote"))
@@ -35,7 +35,7 @@ def test_a_release_is_registered_once(ready_lab, mlflow, monkeypatch):
     assert version.tags["tuneline.version"] == "test"
     assert version.tags["tuneline.run"] == lab.run.uri
     assert version.source.endswith("/models/model/test")
-    found = mlflow.client().get_model_version_by_alias("model", "production")
+    found = mlflow.client().get_model_version_by_alias("model", "staging")
     assert found.version == version.version
 
 
@@ -45,4 +45,4 @@ def test_a_registry_that_is_away_stops_no_release(ready_lab, monkeypatch):
     record = ready_lab.execute("promote")
     assert "MLflow's registry does not have it (" in record.summary
     assert value(record, "registered_in_mlflow") is False
-    assert read_release(ready_lab.run.store, "model").version == "test"
+    assert read_release(ready_lab.run.store, "model", "staging").version == "test"

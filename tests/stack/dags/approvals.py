@@ -5,12 +5,13 @@ from dataclasses import asdict
 from airflow.sdk import DAG, task
 from airflow.sdk.definitions.param import ParamsDict
 
+from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.config import models
 from tuneline.data.pii.review.review import open_forms
 from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
 from tuneline_airflow.family import form, prepare_run
-from tuneline_airflow.people import approve_release, approve_waivers, review_pairs, review_rows
+from tuneline_airflow.people import approve_release, review_pairs, review_rows
 
 # The test names the folder of its model in TUNELINE_MODELS.
 (model,) = models()
@@ -27,10 +28,15 @@ with DAG(f"approvals{model.suffix}", schedule=None) as dag:
         """Stands for the task that drew them."""
         return [asdict(assignment) for assignment in assignments_of(Run.open(run_uri))]
 
-    run, waivers = prepare_run(model.name), approve_waivers(model)
-    run >> waivers
+    @task.sensor(poke_interval=0.5, timeout=300)
+    def evidence(run_uri: str) -> bool:
+        """Stands for the steps, the last of which is lineage."""
+        return MANIFEST_REF.find(Run.open(run_uri)) is not None
+
+    run = prepare_run(model.name)
+    ready = evidence(run)
     drawn, dealt = rows(run), pairs(run)
     review_rows(model, drawn)
     review_pairs(model, dealt)
-    waivers >> [drawn, dealt, approve_release(model)]
+    ready >> [drawn, dealt, approve_release(model)]
 dag.params = ParamsDict(form(model))

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tuneline.artifacts.releases import open_release, read_release
+from tuneline.artifacts.releases import open_release, current_release
 from tuneline.artifacts.request_log import MERGED, REPLACED, Reason, days, folder_name, read_day
 from tuneline.artifacts.request_log import PREFIX as LOGS
 from tuneline.config import DataConfig
@@ -139,7 +139,7 @@ def curate(
         whole = _compared_with_ledger(store, model, day, settings, log)
         if not log.num_rows:
             return _without_logs(store, model, day, settings, out=out, whole=whole)
-        if settings.reference is None and (pointer := read_release(store, model)) is not None:
+        if settings.reference is None and (pointer := current_release(store, model)) is not None:
             settings = replace(
                 settings, reference=released_dataset(open_release(store, pointer)).uri
             )
@@ -205,7 +205,7 @@ def _without_logs(
         return before
     verdict = conclude(whole)
     if verdict == Verdict.PASS:
-        asked = whole[0].value if whole else read_release(store, model)
+        asked = whole[0].value if whole else current_release(store, model)
         verdict = Verdict.INCONCLUSIVE if asked else Verdict.NOT_APPLICABLE
     said = f"{model} has no logged requests of {day}{_of_ledger(whole)}"
     counts = {"requests_in": 0, "rows_kept": 0, "measurements": list(whole)}

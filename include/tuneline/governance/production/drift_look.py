@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.governance import ReleasePointer
-from tuneline.artifacts.releases import open_release, read_release
+from tuneline.artifacts.releases import current_release, open_release
 from tuneline.artifacts.request_log import REPLACED, folder_name
 from tuneline.config import GovernanceConfig
 from tuneline.errors import UserError
@@ -44,7 +44,7 @@ MOST_SILENT_DAYS = 7
 
 def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -> Look:
     """Compare the days since the last look with the training data, and store the report."""
-    pointer = read_release(store, model)
+    pointer = current_release(store, model)
     if pointer is None:
         why = f"no version of {model} is released, so there is nothing to compare with"
         return _put(store, model, until, {"verdict": Verdict.NOT_APPLICABLE, "summary": why})
@@ -62,7 +62,7 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     well; it would otherwise wait for the next day.
     """
     told = max(curated)
-    pointer = read_release(store, model)
+    pointer = current_release(store, model)
     if pointer is None:
         return told
     _, seen = _state(store, model, pointer.version)

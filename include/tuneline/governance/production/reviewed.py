@@ -10,7 +10,7 @@ from datetime import date
 from functools import cache, partial
 from typing import Any
 
-from tuneline.artifacts.releases import find_version, read_release
+from tuneline.artifacts.releases import find_version, current_release
 from tuneline.artifacts.request_log import days, folder_name
 from tuneline.config import Model
 from tuneline.data.tables.rows import Message
@@ -102,7 +102,7 @@ def _answering(
     release = find_version(store, model, version) if version else None
     if release is not None:
         return model, release.manifest.base_model.get("license")
-    pointer = read_release(store, model)
+    pointer = current_release(store, model)
     latest = find_version(store, model, pointer.version) if pointer else None
     if latest is not None and served_by == f"{model}-{LARGER}":
         larger = settings_of(latest).fallback.larger

@@ -7,7 +7,14 @@ import json
 import re
 from collections.abc import Iterator
 
-from tuneline.artifacts.answers import APPROVALS, Approval, Approvals, approvals_needed, why_not
+from tuneline.artifacts.answers import (
+    APPROVALS,
+    Approval,
+    Approvals,
+    ModelRules,
+    approvals_needed,
+    why_not,
+)
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
 from tuneline.artifacts.releases import find_version, released
 from tuneline.catalogue import ITEMS
@@ -22,9 +29,28 @@ from tuneline.verdicts import checklist, looser_limits
 
 
 def is_needed(run: Run) -> bool:
-    """Return True if the run or the policy asks for an approval of the release."""
-    production = run.config.profile == "production"
-    return run.config.approval or (production and run.policy.content.approval)
+    """Return True if anything asks for an approval of the release."""
+    return any(asked_by(run))
+
+
+def asked_by(run: Run) -> Iterator[str]:
+    """Yield what asks for an approval of the release, each as part of a sentence."""
+    if run.config.approval:
+        yield "`approval: true`"
+    yield from (f"a waiver of {w.item} ({w})" for w in critical_waivers(run))
+    if run.config.profile != "production":
+        return
+    if run.policy.content.approval:
+        yield "the policy"
+    rules = ModelRules.of(run)
+    if rules is None:
+        return
+    if rules.approval:
+        yield "the rules of the model"
+    before, after = (one.model_dump(mode="json") for one in (rules, ModelRules.after(run)))
+    for name in before:
+        if before[name] != after[name]:
+            yield f"a change of the model's rules: {name} {before[name]} → {after[name]}"
 
 
 def last_answer(run: Run) -> Approval | None:
@@ -70,7 +96,8 @@ def refusal(run: Run) -> str | None:
     answer, reference = last_answer(run), MANIFEST_REF.find(run)
     ask = f"answer the task {ABOUT_RELEASE} in Airflow"
     if answer is None:
-        return f"no one has approved the release, which is asked for (`approval: true`); {ask}"
+        why = "; ".join(asked_by(run))
+        return f"no one has approved the release, which is asked for ({why}); {ask}"
     if answer.decision != YES:
         why = f": {answer.reason}" if answer.reason else ""
         return f"no one has approved the release; {answer.by} has rejected it{why}"
@@ -151,9 +178,17 @@ def release_question(run: Run, tab: str) -> str:
     holdout = evidence.get("holdout_performance")
     known = {m.name: m for m in holdout.measurements} if holdout else {}
     compared = None if "difference_to_released" in known else known.get("compared_with_released")
-    return _question(
-        run,
-        tab,
+    manifest, needed = MANIFEST_REF.find(run), approvals_needed(run)
+    return render(
+        "tuneline.governance.release",
+        "question.jinja",
+        text=_text,
+        code=_code,
+        run=run,
+        tab=tab,
+        manifest=manifest,
+        needed=needed,
+        asked_by=list(asked_by(run)),
         rows=[(row, _ruled(evidence[row.item])) for row in rows],
         open=_OPEN,
         holdout=holdout,
@@ -161,22 +196,7 @@ def release_question(run: Run, tab: str) -> str:
         compared=compared,
         looser=looser_limits(run),
         changes=_changes(run),
-    )
-
-
-def waivers_question(run: Run, tab: str) -> str:
-    """Return the question whether failures or looser limits of critical items are accepted."""
-    wanted, looser = critical_waivers(run), looser_limits(run)
-    named = [(w, [one for one in looser if w.limit in one.looser.names]) for w in wanted]
-    others = [one for one in looser if not one.looser.names & {w.limit for w in wanted}]
-    return _question(run, tab, rows=[], asked=named, looser=others)
-
-
-def _question(run: Run, tab: str, **values: object) -> str:
-    manifest, needed = MANIFEST_REF.find(run), approvals_needed(run)
-    values |= {"run": run, "tab": tab, "manifest": manifest, "needed": needed}
-    package = "tuneline.governance.release"
-    return render(package, "question.jinja", text=_text, code=_code, **values).strip()
+    ).strip()
 
 
 def _ruled(evidence: Evidence | None) -> list[Measurement]:

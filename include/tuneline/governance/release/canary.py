@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
-from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.governance import PointerName, ReleasePointer
 from tuneline.artifacts.release_log import (
     Canary,
     Event,
@@ -17,7 +17,13 @@ from tuneline.artifacts.release_log import (
     read_log,
     withdrawal,
 )
-from tuneline.artifacts.releases import find_version, previous_version, read_release, standing_moves
+from tuneline.artifacts.releases import (
+    current_release,
+    find_version,
+    previous_version,
+    read_release,
+    standing_moves,
+)
 from tuneline.config.governance import ReleaseCanaryConfig
 from tuneline.errors import UserError
 from tuneline.governance.release.pointer import complete, read_pointer, record
@@ -33,15 +39,15 @@ _TRIES = 5
 class CanaryLog:
     """Records the canaries of a store in the release logs of their versions."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, which: PointerName = "production") -> None:
+        self._store, self._which = store, which
 
     def due(self, name: str, version: str) -> bool:
         """Return True if a version was promoted and has not come through a canary yet.
 
         What a person has gone back to is not tried again.
         """
-        pointer = read_release(self._store, name)
+        pointer = read_release(self._store, name, self._which)
         if pointer is None or not pointer.history or pointer.history[-1].event != "released":
             return False
         events = [line.event for line in self._lines(name, version)]
@@ -80,11 +86,12 @@ class CanaryLog:
         found = [e for e in events if isinstance(e, Withdrawn) and e.by == BY]
         if found:
             reason = f"{pointer.version}: {found[-1].reason}"
-            roll_back(self._store, name, self._target(pointer), by=BY, reason=reason)
+            target, which = self._target(pointer), self._which
+            roll_back(self._store, name, target, by=BY, reason=reason, which=which)
 
     def _completed(self, name: str) -> ReleasePointer | None:
         """Return the pointer of a model, whose last lines are in their log."""
-        pointed = read_pointer(self._store, name)
+        pointed = read_pointer(self._store, name, self._which)
         complete(pointed)
         return pointed.pointer
 
@@ -118,7 +125,8 @@ class CanaryLog:
             if not lines:
                 raise UserError(f"{name} {version} has no release log; restore it")
             try:
-                record(read_pointer(self._store, name), version, lines[0].previous_sha256, events)
+                pointed = read_pointer(self._store, name, self._which)
+                record(pointed, version, lines[0].previous_sha256, events)
             except Changed:
                 continue
             return
@@ -142,7 +150,7 @@ class CanaryState:
 
 def canary_state(store: Store, name: str, version: str) -> CanaryState:
     """Return how the canary of a version that was released stands."""
-    pointer = read_release(store, name)
+    pointer = _pointer_with(store, name, version)
     if pointer is None:
         raise UserError(f"{store.uri} has no release of {name}; run promote again")
     lines = read_log(store, name, version).lines()
@@ -177,7 +185,7 @@ def why_none(store: Store, name: str, version: str, asked: ReleaseCanaryConfig) 
     """Return why a version that was just released has no canary, None if one is to come."""
     if not asked.share:
         return "the run asks for no canary (governance.canary.share is 0)"
-    pointer = read_release(store, name)
+    pointer = _pointer_with(store, name, version)
     if pointer and pointer.version == version and previous_version(pointer) is None:
         return f"{name} {version} is the first release, so there is nothing to compare it with"
     return None
@@ -190,12 +198,20 @@ def is_awaited(store: Store, name: str, version: str, now: datetime) -> bool:
     if why_none(store, name, version, asked) is not None:
         return False
     state = canary_state(store, name, version)
-    pointer = read_release(store, name)
+    pointer = _pointer_with(store, name, version)
     assert pointer is not None
     since = state.began or datetime.fromisoformat(pointer.released_at)
     hours = asked.hours if state.began else asked.begin_hours
     over = since + timedelta(hours=hours) + SLACK
     return state.outcome in ("due", "under_way") and now < over
+
+
+def _pointer_with(store: Store, name: str, version: str) -> ReleasePointer | None:
+    """Return the pointer that a version was released to; the model's own if it never was."""
+    staging = read_release(store, name, "staging")
+    if staging is not None and version in {move.version for move in staging.history}:
+        return staging
+    return current_release(store, name)
 
 
 def _left(store: Store, pointer: ReleasePointer, version: str) -> CanaryState:

@@ -11,10 +11,9 @@ from typing import Any
 
 from tuneline.artifacts.governance import Manifest, PointerMove
 from tuneline.artifacts.release_log import Canary, Line, RolledBack, Waived, Withdrawn, read_log
-from tuneline.artifacts.releases import CONFIG_FILE, Release, find_version, read_release
+from tuneline.artifacts.releases import CONFIG_FILE, Release, current_release, find_version
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import load_evidence
-from tuneline.governance.release.pointer import read_pointer
 from tuneline.governance.release.verify import Version
 from tuneline.store import Store, open_store
 
@@ -47,7 +46,7 @@ def find_release(address: str, store_uri: str | None) -> Release:
     store = open_store(store_uri)
     name, _, version = address.partition("/")
     if not version:
-        pointer = read_release(store, name)
+        pointer = current_release(store, name)
         if pointer is None:
             raise UserError(f"{store.uri} has no release of {name!r}; name a version: {name}/…")
         version = pointer.version
@@ -189,7 +188,7 @@ class Ancestor:
 
 def ancestors(store: Store, name: str) -> list[Ancestor]:
     """Return the releases of a model, newest first."""
-    pointer = read_pointer(store, name).pointer
+    pointer = current_release(store, name)
     if pointer is None:
         raise UserError(f"{store.uri} has no release of {name!r}; check the name and the store")
     found = []

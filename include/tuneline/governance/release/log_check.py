@@ -25,6 +25,7 @@ from tuneline.artifacts.releases import (
     LINEAGE_EVIDENCE,
     LINEAGE_STATEMENTS,
     MANIFEST_FILE,
+    POINTERS,
     manifest_key,
     model_prefix,
     pointer_key,
@@ -48,28 +49,39 @@ class _Logs:
 
 
 def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -> list[str]:
-    """Compare the pointer of a model with its logs.
+    """Compare the pointers of a model with its logs.
 
-    The log of `version` and that of the released one have to be there; `whole` compares those of
+    The log of `version` and those of the released ones have to be there; `whole` compares those of
     all other versions too. Of a version whose folder was deleted as a whole nothing is left to
     compare.
     """
-    uri = store.uri_of(pointer_key(name))
     try:
-        pointer = read_pointer(store, name).pointer
+        read = (read_pointer(store, name, which).pointer for which in POINTERS)
+        pointers = [pointer for pointer in read if pointer is not None]
     except TunelineError as error:
         return [str(error)]
-    wanted = {version, *([pointer.version] if pointer else [])}
+    wanted = {version}
     if whole:
         parts = (key.split("/") for key in store.keys(f"models/{name}"))
         wanted |= {part[2] for part in parts if len(part) > 3}
-    if pointer is None:
+    if not pointers:
+        uri = store.uri_of(pointer_key(name))
         logs = sorted(v for v in wanted if store.exists(log_key(name, v)))
         return [
             f"{store.uri_of(log_key(name, v))} is there, but {uri} is missing: restore it"
             for v in logs
         ]
-    found = _read(store, pointer, wanted, uri)
+    differences = []
+    for pointer in pointers:
+        # Each version is released to one pointer; what neither knows is compared with both.
+        others = {v for other in pointers if other is not pointer for v in other.heads}
+        differences += _of_pointer(store, pointer, wanted - others | {pointer.version})
+    return differences
+
+
+def _of_pointer(store: Store, pointer: ReleasePointer, versions: Collection[str]) -> list[str]:
+    uri = store.uri_of(pointer_key(pointer.name, pointer.pointer))
+    found = _read(store, pointer, versions, uri)
     return [
         *found.differences,
         *(f"{uri}: {fault}" for fault in _of_moves(pointer, found.lines)),

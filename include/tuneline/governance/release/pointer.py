@@ -1,21 +1,21 @@
 """The release pointer of a model, moved by conditional writes, and the logs that it records.
 
-An event is recorded by two writes. The first replaces `production.json`, on the condition that
-nobody else has since it was read: it holds the new lines in full and the new end of the version's
-log. The second appends the lines to `release.jsonl`. Only the first one decides, so of two
-promotions at once one wins and the other leaves nothing behind, and a promotion that dies between
-the two is completed by whoever records next.
+An event is recorded by two writes. The first replaces the pointer, on the condition that nobody
+else has since it was read: it holds the new lines in full and the new end of the version's log. The
+second appends the lines to `release.jsonl`. Only the first one decides, so of two promotions at
+once one wins and the other leaves nothing behind, and a promotion that dies between the two is
+completed by whoever records next.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
-from tuneline.artifacts.governance import LogEnd, PointerMove, ReleasePointer
+from tuneline.artifacts.governance import LogEnd, PointerMove, PointerName, ReleasePointer
 from tuneline.artifacts.release_log import (
     Event,
     Line,
@@ -37,33 +37,41 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Pointed:
-    """The release pointer of a model as it was read."""
+    """A pointer of a model as it was read."""
 
     store: Store
     name: str
-    pointer: ReleasePointer | None  # None if nothing was released
+    pointer: ReleasePointer | None  # None if nothing was released to it
     tag: str | None  # the store's tag of its bytes
+    which: PointerName = "production"
+
+    @property
+    def key(self) -> str:
+        """The key of the pointer in the store."""
+        return pointer_key(self.name, self.which)
 
 
 def pointer_bytes(pointer: ReleasePointer) -> bytes:
-    """Return the bytes of `production.json`."""
+    """Return the bytes of a pointer."""
     return json.dumps(pointer.model_dump(mode="json", by_alias=True), indent=1).encode()
 
 
-def read_pointer(store: Store, name: str) -> Pointed:
-    """Read the release pointer of a model for a conditional write."""
-    uri = store.uri_of(pointer_key(name))
+def read_pointer(store: Store, name: str, which: PointerName = "production") -> Pointed:
+    """Read a pointer of a model for a conditional write."""
+    key = pointer_key(name, which)
+    uri = store.uri_of(key)
     try:
-        stored = store.read_tagged(pointer_key(name))
+        stored = store.read_tagged(key)
     except NotThere:
-        return Pointed(store, name, None, None)
+        return Pointed(store, name, None, None, which)
     try:
         pointer = ReleasePointer.model_validate_json(stored.data)
     except ValidationError as error:
         raise CorruptObject(f"{uri} is not a pointer: {error.errors()[0]['msg']}") from None
-    if pointer_bytes(pointer) != stored.data or pointer.name != name:
+    ours = (pointer.name, pointer.pointer) == (name, which)
+    if pointer_bytes(pointer) != stored.data or not ours:
         raise CorruptObject(f"{uri} is not in the form in which promote writes it; restore it")
-    return Pointed(store, name, pointer, stored.tag)
+    return Pointed(store, name, pointer, stored.tag, which)
 
 
 def complete(pointed: Pointed) -> None:
@@ -95,7 +103,7 @@ def complete(pointed: Pointed) -> None:
 
 def _torn(pointed: Pointed, log: Log) -> CorruptObject:
     return CorruptObject(
-        f"{log.uri} does not end where {pointed.store.uri_of(pointer_key(pointed.name))} says; "
+        f"{log.uri} does not end where {pointed.store.uri_of(pointed.key)} says; "
         "`tuneline verify` names what differs"
     )
 
@@ -118,8 +126,8 @@ def record(
     pointer = _advance(pointed, version, manifest_sha256, lines, len(log.texts))
     # What a release consists of is on the disk before anything points to it.
     store.flush()
-    store.replace(pointer_key(name), pointer_bytes(pointer), pointed.tag)
-    complete(Pointed(store, name, pointer, None))
+    store.replace(pointed.key, pointer_bytes(pointer), pointed.tag)
+    complete(replace(pointed, pointer=pointer))
     return pointer
 
 
@@ -148,6 +156,7 @@ def _advance(
         return old.model_copy(update=recorded)
     move = PointerMove(version=version, event=last.event.event, at=last.at, sha256=last.sha256)
     return ReleasePointer(
+        schema=f"tuneline/{pointed.which}/1",
         name=pointed.name,
         version=version,
         manifest=pointed.store.uri_of(manifest_key(pointed.name, version)),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tuneline.artifacts.governance import ManifestRef, ReleasePointer
+from tuneline.artifacts.releases import pointer_of
 from tuneline.artifacts.training import SYNCED, TRAINED
 from tuneline.errors import first_line
 from tuneline.evidence import Measurement, measure
@@ -18,15 +19,13 @@ from tuneline.machine.redaction import redact
 from tuneline.run import Run
 
 SERVER = "MLFLOW_TRACKING_URI"
-# The alias under which MLflow's users find the version in service.
-ALIAS = "production"
 _VERSION, _MANIFEST, _SHA256, _RUN = (
     f"tuneline.{key}" for key in ("version", "manifest", "manifest_sha256", "run")
 )
 
 
 def register(run: Run, reference: ManifestRef) -> tuple[str, list[Measurement]]:
-    """Register the version that a run has released."""
+    """Register the version that a run has released, under the pointer's name as its alias."""
     uri = os.environ.get(SERVER)
     if not uri:
         return "", []
@@ -52,7 +51,7 @@ def move_alias(pointer: ReleasePointer) -> str:
         number = _find(client, pointer.name, {_SHA256: pointer.manifest_sha256})
         if number is None:
             return f"; MLflow's registry has no {pointer.version}"
-        client.set_registered_model_alias(pointer.name, ALIAS, number)
+        client.set_registered_model_alias(pointer.name, pointer.pointer, number)
     except Exception as error:  # whatever breaks there, the release stands
         why = redact(first_line(error))
         return f"; MLflow's registry still names {pointer.previous_version} ({why})"
@@ -73,7 +72,7 @@ def _register(client: Any, run: Run, reference: ManifestRef) -> str:
         _RUN: run.uri,
     }
     number = _find(client, name, tags) or _create(client, run, name, tags)
-    client.set_registered_model_alias(name, ALIAS, number)
+    client.set_registered_model_alias(name, pointer_of(run.config.profile), number)
     return number
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.governance import PointerName, ReleasePointer
 from tuneline.artifacts.release_log import RolledBack, Withdrawn, read_log
 from tuneline.artifacts.releases import find_version, previous_version
 from tuneline.errors import UserError
@@ -15,15 +15,22 @@ NO_REASON = "no reason was given"
 
 
 def roll_back(
-    store: Store, name: str, version: str | None, *, by: str | None, reason: str
+    store: Store,
+    name: str,
+    version: str | None,
+    *,
+    by: str | None,
+    reason: str,
+    which: PointerName = "production",
 ) -> ReleasePointer:
     """Release an earlier version of a model again.
 
     None takes the version that was released before. Nothing has moved if a UserError is raised.
     """
-    pointed = read_pointer(store, name)
+    pointed = read_pointer(store, name, which)
     if pointed.pointer is None:
-        raise UserError(f"{store.uri} holds no release of {name}, so there is nothing to roll back")
+        none = f"{store.uri} holds no release of {name} in {which}"
+        raise UserError(f"{none}, so there is nothing to roll back")
     complete(pointed)
     target = version or previous_version(pointed.pointer)
     if target is None:

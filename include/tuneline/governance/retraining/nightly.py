@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tuneline.artifacts.governance import PointerName
 from tuneline.artifacts.release_log import read_log, withdrawal
 from tuneline.artifacts.releases import Release, open_release, read_release
 from tuneline.data.sources.find_files import DatasetVersion, difference
@@ -49,11 +50,12 @@ def decide(
     version: DatasetVersion,
     settings: str,
     *,
+    pointer: PointerName = "production",
     force: bool = False,
     over_budget: str | None = None,
 ) -> Night:
     """Decide whether tonight's data are worth a training."""
-    release = read_release(store, name)
+    release = read_release(store, name, pointer)
     released = release.version if release else None
     known = version_of_release(open_release(store, release)) if release else None
     tried = _tried(store, name, version, settings)

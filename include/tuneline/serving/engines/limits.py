@@ -114,7 +114,7 @@ def refuse_engine(facts: ModelFacts, config: PipelineConfig, title: str) -> None
 
 
 def refuse_license(facts: ModelFacts, config: PipelineConfig, title: str) -> None:
-    """Refuse a licence that forbids the intended use, unless license_audit is waived.
+    """Refuse a licence that forbids the intended use, unless a waiver of license_audit is asked.
 
     What the rules leave to a person is asked in license_audit.
     """

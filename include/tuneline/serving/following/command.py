@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tuneline.artifacts.governance import PointerName
 from tuneline.config import read_yaml
 from tuneline.errors import EXIT_FAILED, EXIT_OK, UserError
 from tuneline.files import private_folder
@@ -36,6 +37,7 @@ def run_follower(
     store_uri: str,
     *,
     names: Sequence[str],
+    pointer: PointerName,
     settings: Path,
     folder: Path,
     gateway_url: str | None,
@@ -71,14 +73,14 @@ def run_follower(
         launch = Launch(store_uri, folder / "logs", start_seconds, _binaries(binaries))
         follower = Follower(
             open_store(store_uri),
-            Options(names, given, canary, trust, keep_previous, every=every),
+            Options(names, given, canary, trust, keep_previous, every=every, pointer=pointer),
             launch,
             gateway,
             folder=folder,
             say=_say,
         )
         ends = _Ends()
-        _say(f"following {store_uri} for the gateway at {url}")
+        _say(f"following what {store_uri} has in {pointer} for the gateway at {url}")
         follower.take_over()
         while not ends.asked.is_set():
             try:

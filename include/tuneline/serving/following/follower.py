@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.governance import PointerName
 from tuneline.artifacts.releases import model_names
 from tuneline.errors import TunelineError
 from tuneline.files import write_whole
@@ -49,6 +50,7 @@ class Options:
 
     Attributes:
         names: the models; none follows all of the store.
+        pointer: which of their pointers.
         settings: configuration of the gateway, without what is released.
         drain_seconds: longest time that an old engine waits for requests under way.
     """
@@ -60,6 +62,7 @@ class Options:
     keep_previous: bool = True
     drain_seconds: float = 330.0
     every: float = 2.0
+    pointer: PointerName = "production"
 
 
 class Follower:
@@ -82,8 +85,14 @@ class Follower:
         self._folder = folder
         self._say = say
         self._units = EngineUnits(store, folder / "releases", options.trust)
-        go_back = options.canary.records.go_back
-        self._pointers = Pointers(store, folder, options.trust, self._units.admit, go_back)
+        self._pointers = Pointers(
+            store,
+            folder,
+            options.trust,
+            self._units.admit,
+            options.canary.records.go_back,
+            options.pointer,
+        )
         self._engines: list[EngineProcess] = []
         self._leaving: dict[EngineProcess, float] = {}
         self._stopping: list[EngineProcess] = []
@@ -171,7 +180,7 @@ class Follower:
     def _search(self) -> list[str]:
         now = time.monotonic()
         if self._found is None or not self._found[1] or now - self._found[0] > _SEARCH_SECONDS:
-            self._found = now, model_names(self._store)
+            self._found = now, model_names(self._store, self._options.pointer)
         return self._found[1]
 
     def _targets(self) -> list[EngineUnit]:

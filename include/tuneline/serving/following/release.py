@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tuneline.artifacts.deployment import BaseForm, EngineIdentity
-from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.governance import PointerName, ReleasePointer
 from tuneline.artifacts.release_log import read_log, withdrawal
 from tuneline.artifacts.releases import (
     ADAPTER_FILE,
@@ -58,18 +58,20 @@ class Trust(Protocol):
         """Return how a version differs from one that the signer has released."""
 
 
-def newest_release(store: Store, name: str | None = None) -> ReleasePointer | None:
+def newest_release(
+    store: Store, name: str | None = None, which: PointerName = "production"
+) -> ReleasePointer | None:
     """Return the pointer of the model released last, or that of a name; None if there is none.
 
     Raises:
         CorruptObject: if that pointer can't be read; without a name it is passed over, and said so.
     """
     if name is not None:
-        return read_release(store, name)
+        return read_release(store, name, which)
     found = []
-    for each in model_names(store):
+    for each in model_names(store, which):
         try:
-            pointer = read_release(store, each)
+            pointer = read_release(store, each, which)
         except RetryableError:
             raise
         except TunelineError as error:
@@ -228,6 +230,7 @@ def run_engine(
     store_uri: str,
     *,
     names: Sequence[str],
+    pointer: PointerName = "production",
     versions: Sequence[str] = (),
     host: str,
     port: int,
@@ -238,6 +241,7 @@ def run_engine(
     """Fetch the released weights and replace this process by the engine that serves them.
 
     Args:
+        pointer: which of their pointers.
         names: names of the models; none takes the model released last. Several must be adapters of
             one base, and a request names the adapter that answers.
         versions: `NAME@VERSION` of what is served in place of the released versions, with `@SHA256`
@@ -252,7 +256,7 @@ def run_engine(
     store = open_store(store_uri)
     wanted: Sequence[str | None] = list(dict.fromkeys(names)) or [None]
     found = [_pinned(store, text, trust) for text in versions]
-    found = found or [_released(store, _find(store, name, wait), trust) for name in wanted]
+    found = found or [_released(store, _find(store, name, pointer, wait), trust) for name in wanted]
     release = found[0]
     engine = get_engine(release.engine)
     lacking = engine.missing()
@@ -286,13 +290,13 @@ def _released(store: Store, pointer: ReleasePointer, trust: Trust | None) -> Rel
     return open_version(store, name, version, pointer.manifest_sha256, trust)
 
 
-def _find(store: Store, name: str | None, wait: bool) -> ReleasePointer:
+def _find(store: Store, name: str | None, which: PointerName, wait: bool) -> ReleasePointer:
     announced = False
-    while (pointer := newest_release(store, name)) is None:
+    while (pointer := newest_release(store, name, which)) is None:
         if not wait:
             raise UserError(
-                f"{store.uri} holds no released model{f' named {name}' if name else ''}; "
-                "a run of finetune_to_production makes one"
+                f"{store.uri} holds no released model{f' named {name}' if name else ''} "
+                f"in {which}; a run of finetune_to_production makes one"
             )
         if not announced:
             print(f"waiting for a released model in {store.uri}", flush=True)

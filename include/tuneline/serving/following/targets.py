@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from tuneline.artifacts.governance import ReleasePointer
+from tuneline.artifacts.governance import PointerName, ReleasePointer
 from tuneline.artifacts.release_log import read_line, read_log, withdrawal
 from tuneline.artifacts.releases import Release, read_release, readable, standing_moves
 from tuneline.errors import RetryableError, TunelineError, UserError
@@ -165,12 +165,13 @@ class Pointers:
     trust: Trust | None
     admit: Callable[[str, str, str], object]
     go_back: Callable[[str], object]
+    pointer: PointerName = "production"
     refused: dict[str, str] = field(default_factory=dict)
     unread: str = ""
 
     def __post_init__(self) -> None:
         self._accepted: dict[str, ReleasePointer] = {}
-        path = self.folder / FOLLOWED_FILE
+        path = self.path
         try:
             self._kept = _KEPT.validate_json(path.read_bytes()) if path.exists() else {}
         except (OSError, ValidationError) as error:
@@ -178,6 +179,12 @@ class Pointers:
                 f"{path} can't be read ({type(error).__name__}), so nothing says what was served "
                 "before; restore it, or delete it to follow the pointers as they are"
             ) from None
+
+    @property
+    def path(self) -> Path:
+        """The file of what was followed; another pointer does not go on from it."""
+        name = FOLLOWED_FILE if self.pointer == "production" else f"{self.pointer}-{FOLLOWED_FILE}"
+        return self.folder / name
 
     def wanted(self, names: Sequence[str]) -> list[Target]:
         """Return what is to be served, in order; models without a release are left out.
@@ -189,7 +196,7 @@ class Pointers:
 
     def _wanted(self, name: str) -> Target | None:
         try:
-            pointer = read_release(self.store, name)
+            pointer = read_release(self.store, name, self.pointer)
             if pointer is None:
                 return None
             why = None if pointer == self._accepted.get(name) else self._follow(pointer)
@@ -213,8 +220,7 @@ class Pointers:
         if kept is not None and kept.move is not None and kept.move not in moves:
             raise UserError(
                 f"the pointer of {name} was set back: it does not go on from what was followed "
-                f"before; if the store was restored on purpose, delete "
-                f"{self.folder / FOLLOWED_FILE}"
+                f"before; if the store was restored on purpose, delete {self.path}"
             )
         if self.trust and (differences := self.trust.in_pointer(self.store, name, version)):
             raise UserError("; ".join(differences))
@@ -257,5 +263,5 @@ class Pointers:
     def _keep(self, wanted: Target) -> None:
         if self._kept.get(wanted.name) != wanted:
             kept = {**self._kept, wanted.name: wanted}
-            write_whole(self.folder / FOLLOWED_FILE, _KEPT.dump_json(kept, indent=1))
+            write_whole(self.path, _KEPT.dump_json(kept, indent=1))
             self._kept = kept
