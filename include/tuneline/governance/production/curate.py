@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tuneline.artifacts.releases import open_release, current_release
+from tuneline.artifacts.releases import current_release, open_release
 from tuneline.artifacts.request_log import MERGED, REPLACED, Reason, days, folder_name, read_day
 from tuneline.artifacts.request_log import PREFIX as LOGS
 from tuneline.config import DataConfig

@@ -10,7 +10,7 @@ from datetime import date
 from functools import cache, partial
 from typing import Any
 
-from tuneline.artifacts.releases import find_version, current_release
+from tuneline.artifacts.releases import current_release, find_version
 from tuneline.artifacts.request_log import days, folder_name
 from tuneline.config import Model
 from tuneline.data.tables.rows import Message
