@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tuneline.artifacts.governance import PointerName, ReleasePointer
 from tuneline.artifacts.release_log import read_line, read_log, withdrawal
-from tuneline.artifacts.releases import Release, read_release, readable, standing_moves
+from tuneline.artifacts.releases import Release, pointer_key, read_release, readable, standing_moves
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.files import write_whole
 from tuneline.serving.following.gateway_file import ReleaseFacts, read_facts
@@ -171,7 +171,7 @@ class Pointers:
 
     def __post_init__(self) -> None:
         self._accepted: dict[str, ReleasePointer] = {}
-        path = self.path
+        self.path = path = self.folder / FOLLOWED_FILE
         try:
             self._kept = _KEPT.validate_json(path.read_bytes()) if path.exists() else {}
         except (OSError, ValidationError) as error:
@@ -180,11 +180,9 @@ class Pointers:
                 "before; restore it, or delete it to follow the pointers as they are"
             ) from None
 
-    @property
-    def path(self) -> Path:
-        """The file of what was followed; another pointer does not go on from it."""
-        name = FOLLOWED_FILE if self.pointer == "production" else f"{self.pointer}-{FOLLOWED_FILE}"
-        return self.folder / name
+    def _address(self, name: str) -> str:
+        """Return the address of a pointer: one elsewhere does not go on from it."""
+        return self.store.uri_of(pointer_key(name, self.pointer))
 
     def wanted(self, names: Sequence[str]) -> list[Target]:
         """Return what is to be served, in order; models without a release are left out.
@@ -210,12 +208,13 @@ class Pointers:
                 self._accepted[name] = pointer
             else:
                 self.refused[name] = why
-        kept = self._kept.get(name)
+        kept = self._kept.get(self._address(name))
         return kept if kept is not None and kept.version else None
 
     def _follow(self, pointer: ReleasePointer) -> str | None:
         """Keep what a pointer wants served, or the version before in place of a withdrawn one."""
-        name, version, kept = pointer.name, pointer.version, self._kept.get(pointer.name)
+        name, version = pointer.name, pointer.version
+        kept = self._kept.get(self._address(name))
         moves = [move.sha256 for move in pointer.history]
         if kept is not None and kept.move is not None and kept.move not in moves:
             raise UserError(
@@ -261,7 +260,8 @@ class Pointers:
         return withdrawal(lines)
 
     def _keep(self, wanted: Target) -> None:
-        if self._kept.get(wanted.name) != wanted:
-            kept = {**self._kept, wanted.name: wanted}
+        address = self._address(wanted.name)
+        if self._kept.get(address) != wanted:
+            kept = {**self._kept, address: wanted}
             write_whole(self.path, _KEPT.dump_json(kept, indent=1))
             self._kept = kept
