@@ -134,7 +134,6 @@ def _seconds(case: Case, options: Options) -> list[Result]:
     found = (
         ("seconds_per_window", [s.seconds for s in samples], "s"),
         ("seconds_to_calibrate", [s.scores["calibrate"] for s in samples], "s"),
-        ("state_size", [s.scores["state"] for s in samples], "KiB"),
         ("peak_memory", [s.peak_mib for s in samples], "MiB"),
     )
     return [summarise(OURS, __version__, metric, values, unit) for metric, values, unit in found]
@@ -142,22 +141,15 @@ def _seconds(case: Case, options: Options) -> list[Result]:
 
 def one_night(job: Job) -> Trial:
     """Look at one night, from texts to a report."""
-    train, window = (
-        [Prompt(number, text) for number, text in enumerate(read_lines(job[name]), 1)]
-        for name in ("train", "window")
-    )
+    train, window = (_prompts(read_lines(job[name])) for name in ("train", "window"))
     started = time.perf_counter()
     reference = Reference.fit(train)
     spent = time.perf_counter() - started
 
-    def score(report: Any) -> dict[str, float]:
-        size = len(json.dumps(report.state.as_dict()))
-        return {"calibrate": spent, "state": size / 1024}
-
     def work(prompts: Sequence[Any]) -> Any:
         return compare(reference, {"2026-01-01": list(prompts)})
 
-    return Trial(__version__, window, work, score)
+    return Trial(__version__, window, work, lambda _: {"calibrate": spent})
 
 
 def data_folder(source: Path | None) -> Path | None:

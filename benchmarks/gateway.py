@@ -29,14 +29,8 @@ MEMORY_REQUESTS, MEMORY_PER_ROW = 200_000, 10
 DIRECT, OURS = "direct", "tuneline"
 PEERS = {"litellm": litellm, "portkey": portkey, "ferrogw": ferrogw}
 UNITS = {
-    "p50": "ms",
-    "p99": "ms",
-    "p50_at_8": "ms",
-    "p99_at_8": "ms",
-    "requests_per_s": "1/s",
-    "requests_per_core_s": "1/s",
-    "ttft": "ms",
-    "chunk_delay": "ms",
+    **dict.fromkeys(("p50", "p99", "p50_at_8", "p99_at_8", "ttft", "chunk_delay"), "ms"),
+    **dict.fromkeys(("requests_per_s", "requests_per_core_s"), "1/s"),
     "resident": "MiB",
 }
 # What is added to asking the upstream directly.
@@ -68,21 +62,13 @@ def run(options: Options) -> Report:
                 settings={"ledger": {"path": str(folder / "usage.sqlite")}},
             )
         )
-        ours = _system(OURS, gateway.base_url, key=gateway.keys["trial"], pid=gateway.pid)
-        systems = [_system(DIRECT, upstream), ours]
+        ours = _system(OURS, url=gateway.base_url, key=gateway.keys["trial"], pid=gateway.pid)
+        systems = [_system(DIRECT, url=upstream), ours]
         for name, make in PEERS.items():
             try:
                 peer = stack.enter_context(make(upstream, MODEL, options.folder))
-                system = _system(
-                    name,
-                    peer.url,
-                    key=peer.key,
-                    pid=peer.pid,
-                    version=peer.version,
-                    headers=peer.headers,
-                    # Without streams a peer is measured for the rest.
-                    streams_may_fail=True,
-                )
+                # Without streams a peer is measured for the rest.
+                system = _system(name, **peer.asked, pid=peer.pid, streams_may_fail=True)
                 # Until it also answers, not only listens.
                 contest.run(system, {"requests": 2, "text": "Hello"})
             except TunelineError as error:
@@ -135,16 +121,6 @@ def request_results(samples: Mapping[str, Sequence[Sample]]) -> list[Result]:
     return results
 
 
-def _system(
-    name: str,
-    url: str,
-    *,
-    key: str = "none",
-    pid: int | None = None,
-    version: str = __version__,
-    headers: Mapping[str, str] | None = None,
-    streams_may_fail: bool = False,
-) -> System:
-    options: dict[str, Any] = {"url": url, "key": key, "version": version, "pid": pid}
-    options |= {"headers": headers or {}, "streams_may_fail": streams_may_fail, "model_id": MODEL}
+def _system(name: str, **asked: Any) -> System:
+    options = {"key": "none", "version": __version__, "model_id": MODEL, **asked}
     return System(name, "benchmarks.serving.request_trials:requests", options)

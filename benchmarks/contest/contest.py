@@ -68,13 +68,12 @@ class System:
         return bench_python() if self.peer else Path(sys.executable)
 
 
+@dataclass(frozen=True)
 class Contest:
     """Runs systems in turn; with `one_core` each run has one core and its libraries one thread."""
 
-    def __init__(self, options: Options, *, one_core: bool) -> None:
-        self._folder = options.folder
-        self._log = options.log
-        self._one_core = one_core
+    options: Options
+    one_core: bool
 
     def measure(
         self, systems: Sequence[System], job: Mapping[str, Any], runs: int
@@ -93,15 +92,17 @@ class Contest:
             for system in systems:
                 sample = self.run(system, seeded)
                 samples[system.name].append(sample)
-                self._log(f"run {number + 1} of {runs}: {system.name} {sample.seconds:.2f} s")
+                self.options.log(
+                    f"run {number + 1} of {runs}: {system.name} {sample.seconds:.2f} s"
+                )
         return samples
 
     def run(self, system: System, job: Mapping[str, Any]) -> Sample:
         """Run one system once."""
-        job_file, out = self._folder / "job.json", self._folder / "sample.json"
+        job_file, out = (self.options.folder / name for name in ("job.json", "sample.json"))
         environment = child_environment(project_root(), OMP_WAIT_POLICY="PASSIVE")
         core = None
-        if self._one_core:
+        if self.one_core:
             core = max(os.sched_getaffinity(0))
             names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
             environment.update(dict.fromkeys(names, "1"))

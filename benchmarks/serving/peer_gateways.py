@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -37,7 +38,10 @@ def upstream_process(module: str = "benchmarks.serving.mock_upstream") -> Iterat
 
 
 class PeerGateway(ServerProcess):
-    """A gateway in front of one upstream; it listens when the `with` block begins."""
+    """A gateway in front of one upstream; it listens when the `with` block begins.
+
+    `asked` are the parts of a trial's job that say how requests are sent to it.
+    """
 
     stop_seconds = 20.0
     poll_seconds = 0.2
@@ -45,31 +49,24 @@ class PeerGateway(ServerProcess):
     def __init__(
         self,
         name: str,
-        version: str,
         command: Sequence[str],
-        *,
-        port: int,
         folder: Path,
-        key: str,
-        headers: Mapping[str, str] | None = None,
+        port: int,
+        *,
         environment: Mapping[str, str] | None = None,
         live: str = "/",
+        **asked: Any,
     ) -> None:
-        self.name, self.version, self.key = name, version, key
-        self.url = f"http://127.0.0.1:{port}"
-        self.headers = dict(headers or {})
-        self._live = live
-        super().__init__(
-            command,
-            start_seconds=180.0,
-            log_file=folder / f"{name}.log",
-            environment={**os.environ, **(environment or {})},
-        )
+        self.name, self._live = name, live
+        self.asked = {"url": f"http://127.0.0.1:{port}", **asked}
+        environment = {**os.environ, **(environment or {})}
+        log = folder / f"{name}.log"
+        super().__init__(command, start_seconds=180.0, log_file=log, environment=environment)
 
     def waiting_for(self) -> str | None:
         """Return what it lacks until it answers."""
         try:
-            httpx.get(self.url + self._live, timeout=2, trust_env=False).raise_for_status()
+            httpx.get(self.asked["url"] + self._live, timeout=2, trust_env=False).raise_for_status()
         except httpx.HTTPStatusError as error:
             # Not every gateway has a page at /; what answers there listens.
             return None if self._live == "/" else str(error)
@@ -93,10 +90,10 @@ def litellm(upstream: str, model: str, folder: Path) -> PeerGateway:
     command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     return PeerGateway(
         "litellm",
-        _version("litellm"),
         [*command, "--num_workers", "1"],
-        port=port,
-        folder=folder,
+        folder,
+        port,
+        version=_version("litellm"),
         key=key,
         environment={"LITELLM_LOG": "ERROR"},
         live="/health/liveliness",
@@ -120,15 +117,8 @@ def ferrogw(upstream: str, model: str, folder: Path) -> PeerGateway:
         "API_KEY_STORE_BACKEND": "sqlite",
         "API_KEY_STORE_DSN": str(folder / "ferrogw.db"),
     }
-    return PeerGateway(
-        "ferrogw",
-        _version("ferrogw"),
-        [program],
-        port=port,
-        folder=folder,
-        key=key,
-        environment=environment,
-    )
+    asked = {"version": _version("ferrogw"), "key": key}
+    return PeerGateway("ferrogw", [program], folder, port, environment=environment, **asked)
 
 
 def portkey(upstream: str, model: str, folder: Path) -> PeerGateway:
@@ -140,11 +130,10 @@ def portkey(upstream: str, model: str, folder: Path) -> PeerGateway:
     program, port = _program(package / "build" / "start-server.js"), free_port()
     return PeerGateway(
         "portkey",
-        str(json.loads((package / "package.json").read_text())["version"]),
         [node, program, f"--port={port}", "--headless"],
-        port=port,
-        folder=folder,
-        key="unused",
+        folder,
+        port,
+        version=json.loads((package / "package.json").read_text())["version"],
         headers={"x-portkey-provider": "openai", "x-portkey-custom-host": f"{upstream}/v1"},
     )
 

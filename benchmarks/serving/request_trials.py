@@ -12,7 +12,6 @@ import selectors
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from statistics import fmean, median, quantiles
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,48 +29,41 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _SENT = re.compile(rb"at (\d+) ns")
 
 
-@dataclass(frozen=True)
-class Load:
-    """What a run saw; times are in seconds.
-
-    Attributes:
-        latencies: time of each request sent one after the other; `concurrent` several at once.
-        server_seconds: CPU time of the server and its children for the concurrent ones.
-        first_chunks: time of each stream from its request to its first chunk.
-        chunk_delays: of every chunk, the time from the upstream's sending to its arrival.
-        resident: memory of the server at the end, in MiB; 0 if it is not watched.
-    """
-
-    latencies: list[float]
-    concurrent: list[float]
-    concurrent_seconds: float
-    server_seconds: float
-    first_chunks: list[float]
-    chunk_delays: list[float]
-    resident: float
-
-
 def requests(job: Job) -> Trial:
-    """Send the job's chat requests to its URL: one by one, over all connections, as streams."""
+    """Send the job's chat requests to its URL: one by one, over all connections, as streams.
+
+    The processor time is that of the server and its children for the requests at once, the memory
+    theirs at the end; both are missing where the job names no process.
+    """
     client = _Client(job)
     watched = job.get("pid")
 
-    def work(items: Sequence[Any]) -> Load:
-        latencies, _ = client.exchange(len(items), 1)
+    def work(items: Sequence[Any]) -> dict[str, float]:
+        alone, _ = client.exchange(len(items), 1)
         each = max(1, len(items) // CONNECTIONS)
         spent = _cpu_seconds(watched)
-        concurrent, seconds = client.exchange(each * CONNECTIONS, CONNECTIONS)
+        together, seconds = client.exchange(each * CONNECTIONS, CONNECTIONS)
         spent = _cpu_seconds(watched) - spent
+        scores = _percentiles(alone, "") | _percentiles(together, "_at_8")
+        scores["requests_per_s"] = len(together) / seconds
         try:
             first, delays = client.streams(min(STREAMS, len(items)))
+            scores |= {"ttft": median(first) * 1000, "chunk_delay": fmean(delays) * 1000}
         except RuntimeError:
-            if not job["streams_may_fail"]:
+            if not job.get("streams_may_fail"):
                 raise
-            first, delays = [], []
-        resident = _resident_mib(watched)
-        return Load(latencies, concurrent, seconds, spent, first, delays, resident)
+        if spent:
+            scores |= {"requests_per_core_s": len(together) / spent}
+            scores |= {"resident": _resident_mib(watched)}
+        return scores
 
-    return Trial(job["version"], range(max(MIN_REQUESTS, job["requests"])), work, _score)
+    items = range(max(MIN_REQUESTS, job["requests"]))
+    return Trial(job["version"], items, work, lambda scores: scores)
+
+
+def _percentiles(seconds: list[float], suffix: str) -> dict[str, float]:
+    cuts = quantiles(seconds, n=100)
+    return {f"p50{suffix}": cuts[49] * 1000, f"p99{suffix}": cuts[98] * 1000}
 
 
 def _cpu_seconds(pid: int | None) -> float:
@@ -98,24 +90,6 @@ def memory_growth(job: Job, count: int) -> float:
     before = _resident_mib(job["pid"])
     client.exchange(count, CONNECTIONS)
     return _resident_mib(job["pid"]) - before
-
-
-def _score(load: Load) -> dict[str, float]:
-    alone, together = quantiles(load.latencies, n=100), quantiles(load.concurrent, n=100)
-    scores = {
-        "p50": alone[49] * 1000,
-        "p99": alone[98] * 1000,
-        "p50_at_8": together[49] * 1000,
-        "p99_at_8": together[98] * 1000,
-        "requests_per_s": len(load.concurrent) / load.concurrent_seconds,
-    }
-    if load.first_chunks:
-        scores["ttft"] = median(load.first_chunks) * 1000
-        scores["chunk_delay"] = fmean(load.chunk_delays) * 1000
-    if load.server_seconds:
-        scores["requests_per_core_s"] = len(load.concurrent) / load.server_seconds
-        scores["resident"] = load.resident
-    return scores
 
 
 class _Client:
@@ -164,7 +138,12 @@ class _Client:
         return latencies, seconds
 
     def streams(self, count: int) -> tuple[list[float], list[float]]:
-        """Read streams one after the other."""
+        """Read streams one after the other.
+
+        Returns:
+            The seconds of each from its request to its first chunk; of every chunk, the seconds
+            from the upstream's sending to its arrival.
+        """
         first: list[float] = []
         delays: list[float] = []
         connection = _Connection(self._address)

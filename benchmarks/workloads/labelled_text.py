@@ -188,21 +188,18 @@ def detection_scores(
 
     Returns:
         `recall` over all values of these types (found if 80 % of the characters are, as any type),
-        `recall_<entity>` for each that occurs, `recall_names_lower_case` over the people in texts
-        without a capital letter, and `precision`: the share of hits of which half is personal data.
+        `recall_<entity>` for each that occurs, and `precision`: the share of hits of which half is
+        personal data.
     """
     outcomes: dict[str, list[bool]] = defaultdict(list)
     right: list[bool] = []
     for row, hits in zip(rows, found, strict=True):
         spans = [Span(*span) for span in row["spans"]]
-        lower = not any(char.isupper() for char in row["text"])
         for span in spans:
             if span.entity in entities:
                 hit = _covered(span, hits) >= COVERED
                 outcomes["recall"].append(hit)
                 outcomes[f"recall_{span.entity}"].append(hit)
-                if span.entity == "PERSON" and lower:
-                    outcomes["recall_names_lower_case"].append(hit)
         right += [_covered(hit, spans) >= RIGHT for hit in hits if hit.entity in entities]
     if right:
         outcomes["precision"] = right

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 from benchmarks.contest.contest import Contest, Options
@@ -23,15 +24,8 @@ from tuneline.errors import UserError
 from tuneline.models import load_tokenizer
 
 STEPS, WARM_UP = 4, 1
-TINY = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
+SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+TINY = {**train.LLAMA_8B, **SIZES}
 
 
 @pytest.fixture(scope="module")
@@ -129,18 +123,14 @@ class FakeContest:
     """Gives samples by system and settings, in place of processes."""
 
     def __init__(self, scores):
-        self.asked, self._scores = [], scores
+        self.asked, self._scores, self.options = [], scores, options(Path())
 
     def run(self, system, job):
         settings = {**job, **system.options}
         self.asked.append((system.name, settings))
         return Sample("1", 1, 1.0, 1.0, 1.0, self._scores(system, settings))
 
-    def measure(self, systems, job, runs):
-        return Contest.measure(self, systems, job, runs)
-
-    def _log(self, line):
-        pass
+    measure = Contest.measure
 
 
 def options(folder, **settings):
@@ -192,7 +182,7 @@ def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, 
 
     contest = FakeContest(scores)
     monkeypatch.setattr(train, "Contest", lambda *a, **k: contest)
-    monkeypatch.setattr("tuneline.models.resolve", lambda uri, log: Resolved(base))
+    monkeypatch.setattr("tuneline.models.resolve", lambda uri, log: SimpleNamespace(path=base))
     monkeypatch.setattr(train, "why_no_gpu", lambda gpu: "there is none")
     report = train.run(options(tmp_path, runs=2, rows=32))
     assert report.ratios == {
@@ -209,11 +199,6 @@ def test_the_report_has_both_workloads_and_says_what_is_missing(base, tmp_path, 
     seeds = [settings["seed"] for name, settings in contest.asked if name == train.OURS]
     assert seeds == [7, 8, 7, 8]
     assert report.workload["rows"] == report.workload["rows_no_shared_prefix"] == 32
-
-
-class Resolved:
-    def __init__(self, path):
-        self.path = path
 
 
 def test_rows_of_ones_own_are_one_workload_and_must_suffice(tmp_path):
