@@ -86,21 +86,16 @@ def _chains(edges: dict[str, list[str]]) -> Iterator[str]:
 
 def settings_page() -> str:
     """Return a table of every setting of a run, one for each section."""
-    lines = [
-        "# Settings",
-        "",
-        _MADE,
-        "",
+    lines = _head(
+        "Settings",
         "A run starts from a preset of [config/presets](../../config/presets); above it lie the",
         "model's file, then YAML settings (`--config`, `CONFIG=`, the form's field *overrides*),",
         "then fields of the trigger form and options of the command line. A field or option and",
         "YAML settings that disagree about a setting are refused, with both places named. An",
         "unknown key is refused. The code is in",
         "[include/tuneline/config](../../include/tuneline/config).",
-        "",
-        "## Top level",
-        "",
-    ]
+    )
+    lines += ["## Top level", ""]
     sections = {
         name: field.annotation
         for name, field in PipelineConfig.model_fields.items()
@@ -108,40 +103,32 @@ def settings_page() -> str:
     }
     lines += _table(PipelineConfig, sections)
     for name, model in sections.items():
-        lines += ["", f"## {name}", "", _first_sentence(model), ""]
-        lines += _table(model)
+        lines += _section(f"## {name}", model)
         for key, nested in _nested(model):
-            lines += ["", f"### {name}.{key}", "", _first_sentence(nested), ""]
-            lines += _table(nested)
+            lines += _section(f"### {name}.{key}", nested)
     for key, nested in _nested(PipelineConfig):
         if key not in sections:
-            lines += ["", f"## {key}, each entry", "", _first_sentence(nested), ""]
-            lines += _table(nested)
+            lines += _section(f"## {key}, each entry", nested)
     return "\n".join(lines) + "\n"
 
 
 def model_files_page() -> str:
     """Return a table of every field of a model's file, one for each section."""
-    lines = [
-        "# Model files",
-        "",
-        _MADE,
-        "",
+    lines = _head(
+        "Model files",
         "`config/models/<name>.yaml`, one for each model in production; see",
         "[config/models](../../config/models/README.md) and [Operations](../operations.md).",
-        "",
-    ]
+    )
     nested = dict(_nested(ModelFile))
     lines += _table(ModelFile, nested)
     for name, section in nested.items():
-        lines += ["", f"## {name}", "", _first_sentence(section), ""]
-        lines += _table(section)
+        lines += _section(f"## {name}", section)
     return "\n".join(lines) + "\n"
 
 
 def cli_page() -> str:
     """Return the help of every command."""
-    lines = ["# Command line", "", _MADE, "", "`.venv-ml/bin/tuneline` after `make setup`.", ""]
+    lines = _head("Command line", "`.venv-ml/bin/tuneline` after `make setup`.")
     lines += [
         "| exit code | meaning |",
         "|---|---|",
@@ -153,33 +140,22 @@ def cli_page() -> str:
         "",
     ]
     for command, what in _commands(parser()):
-        lines += [
-            f"## {command.prog}",
-            "",
-            _sentence(what),
-            "",
-            "```text",
-            _help(command),
-            "```",
-            "",
-        ]
+        lines += [f"## {command.prog}", "", _sentence(what), ""]
+        lines += ["```text", _help(command), "```", ""]
     return "\n".join(lines[:-1]) + "\n"
 
 
 def evidence_page() -> str:
     """Return the fields of `evidence.json` and `record.json`."""
-    lines = [
-        "# Evidence",
-        "",
-        _MADE,
-        "",
+    lines = _head(
+        "Evidence",
         "Every item leaves `<run>/<phase>/<item>/evidence.json`. Every helper step leaves",
         "`record.json`, which has no severity and no verdict. The JSON Schema is",
         "[evidence.schema.json](../../include/tuneline/evidence.schema.json); a file that does not",
         "fit it is refused.",
-    ]
+    )
     schema = Evidence.model_json_schema(by_alias=True)
-    lines += ["", "## evidence.json", "", *_schema_table(schema)]
+    lines += ["## evidence.json", "", *_schema_table(schema)]
     lines += ["", "## record.json", "", *_schema_table(Record.model_json_schema(by_alias=True))]
     for name, definition in schema["$defs"].items():
         described = " ".join(definition.get("description", "").split())
@@ -191,14 +167,23 @@ def evidence_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _head(title: str, *text: str) -> list[str]:
+    return [f"# {title}", "", _MADE, "", *text, ""]
+
+
+def _section(title: str, model: type[BaseModel]) -> list[str]:
+    return ["", title, "", _first_sentence(model), "", *_table(model)]
+
+
 def _table(model: type[BaseModel], without: Collection[str] = ()) -> list[str]:
     lines = ["| setting | type | default | meaning |", "|---|---|---|---|"]
     for name, field in described(model).items():
         if name in without:
             continue
+        sections = map(_first_sentence, _models(field.annotation))
         lines.append(
             f"| `{name}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} "
-            f"| {_cell(field.description or _section_text(field))}{_limit(field)} |"
+            f"| {_cell(field.description or next(sections, ''))}{_limit(field)} |"
         )
     return lines
 
@@ -214,17 +199,15 @@ def _limit(field: FieldInfo) -> str:
 def _nested(model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
     """Yield the models that stand below fields of a section."""
     for name, field in model.model_fields.items():
-        for part in _parts(field.annotation):
-            if isinstance(part, type) and issubclass(part, BaseModel):
-                yield name, part
+        for part in _models(field.annotation):
+            yield name, part
 
 
-def _parts(annotation: Any) -> Iterator[Any]:
-    arguments = get_args(annotation)
-    if not arguments or get_origin(annotation) is Literal:
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for argument in arguments:
-        yield from _parts(argument)
+    for argument in get_args(annotation):
+        yield from _models(argument)
 
 
 def _type(annotation: Any) -> str:
@@ -260,12 +243,6 @@ def _default(field: FieldInfo) -> str:
     if field.default_factory is not None:
         return "from the environment"
     return f"`{json.dumps(field.default)}`"
-
-
-def _section_text(field: FieldInfo) -> str:
-    """Return what a field that is a section holds."""
-    parts = [part for part in _parts(field.annotation) if isinstance(part, type)]
-    return next((_first_sentence(part) for part in parts if issubclass(part, BaseModel)), "")
 
 
 def _first_sentence(model: type[BaseModel]) -> str:
