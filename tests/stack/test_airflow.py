@@ -75,7 +75,8 @@ def test_credentials_reach_pods_by_reference_only(layout, monkeypatch):
     assert "hunter2" not in json.dumps(images)
     airflow.prepare(layout)
     assert "TUNELINE_POD_SECRETS" not in airflow.environment(layout)
-    airflow.write_private(layout.pods / "secrets.json", json.dumps(secret))
+    layout.pods.mkdir(parents=True)
+    (layout.pods / "secrets.json").write_text(json.dumps(secret))
     assert airflow.environment(layout)["TUNELINE_POD_SECRETS"] == "tuneline-credentials"
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     assert pod_secrets() == {}

@@ -12,7 +12,7 @@ from tuneline.stack import services
 from tuneline.stack.airflow import COMPONENTS, client_of
 from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, PODS, Stack
 from tuneline.stack.runs import DagRun
-from tuneline.stack.services import is_free
+from tuneline.stack.services import require_free
 from tuneline.stack.tracking import TRACKING
 
 ROWS = '{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "{}"}]}\n'
@@ -119,7 +119,7 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
     assert commands.run("down").returncode == 0
     assert processes(commands) == {}
     assert not any(psutil.pid_exists(pid) and _alive(pid) for pid in first.values())
-    assert is_free(layout.ui_port)
+    require_free(layout.ui_port, "the UI", "X")
 
 
 @pytest.mark.stack
@@ -144,7 +144,7 @@ def test_interrupting_a_demo_that_started_the_stack_stops_the_stack(commands, da
     interrupt(demo)
     assert demo.returncode == 130
     assert processes(commands) == {}
-    assert is_free(commands.layout().ui_port)
+    require_free(commands.layout().ui_port, "the UI", "X")
 
 
 @pytest.mark.stack

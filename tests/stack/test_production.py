@@ -121,7 +121,7 @@ class Production:
     def crash(self, name):
         """Kill a service, and start it again."""
         layout = self.commands.layout()
-        process = ServiceTable(layout.services, layout.logs).find(name)
+        process = ServiceTable(layout.services, layout.home / "logs").find(name)
         os.kill(process.pid, signal.SIGKILL)
         time.sleep(2)
         up = self.commands.run("up")

@@ -24,7 +24,7 @@ from tuneline.stack import serving, tracking
 from tuneline.stack.demo import last_run
 from tuneline.stack.layout import find_layout
 from tuneline.stack.lifecycle import Stack, image_map, pod_secrets
-from tuneline.stack.services import Service, ServiceTable, held, is_free, require_free
+from tuneline.stack.services import Service, ServiceTable, held, require_free
 from tuneline.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -191,16 +191,13 @@ def test_a_lock_names_its_holder_and_ends_with_it_however_that_ends(tmp_path):
 
 
 def test_a_taken_port_is_named_with_its_holder_and_the_way_out(taken):
-    assert not is_free(taken)
     with pytest.raises(UserError) as refusal:
         require_free(taken, "the gateway", "TUNELINE_GATEWAY_PORT")
     message = str(refusal.value)
     assert f"port {taken} for the gateway is taken by" in message
     assert f"process {os.getpid()}" in message
     assert "TUNELINE_GATEWAY_PORT=" in message
-    port = free_port()
-    assert is_free(port)
-    require_free(port, "a test", "X")
+    require_free(free_port(), "a test", "X")
 
 
 # MLflow.
@@ -304,28 +301,18 @@ def made(tmp_path, name, at, *, answered):
     return run
 
 
-def test_the_last_run_with_answers_is_opened(tmp_path):
+def test_the_last_run_with_answers_is_opened_and_without_one_the_demo_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"has answers to compare; `make demo` makes one"):
+        last_run((tmp_path / "store").as_uri())
     made(tmp_path, "z-old", "2026-01-01T00:00:00Z", answered=True)
     wanted = made(tmp_path, "b", "2026-01-02T00:00:00Z", answered=True)
     made(tmp_path, "a-broke", "2026-01-03T00:00:00Z", answered=False)
     assert last_run(wanted.store.uri).uri == wanted.uri
 
 
-def test_without_a_run_the_demo_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"has answers to compare; `make demo` makes one"):
-        last_run((tmp_path / "store").as_uri())
-
-
 def test_without_a_terminal_it_is_one_sentence(tmp_path):
-    done = call(
-        sys.executable,
-        "-m",
-        "tuneline.stack",
-        "review",
-        PYTHONPATH=os.pathsep.join([str(ROOT / "include"), *sys.path]),
-        TUNELINE_HOME=str(tmp_path),
-    )
+    path = os.pathsep.join([str(ROOT / "include"), *sys.path])
+    command = [sys.executable, "-m", "tuneline.stack", "review"]
+    done = call(*command, PYTHONPATH=path, TUNELINE_HOME=str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "tuneline: the review needs a terminal; write the pairs to a file"
-    )
+    assert done.stderr.startswith("tuneline: the review needs a terminal; write the pairs to a")

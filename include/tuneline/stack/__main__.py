@@ -43,17 +43,13 @@ def say(text: str) -> None:
 
 def _up(arguments: argparse.Namespace) -> int:
     stack = Stack(find_layout(), say)
-    with stack.changing():
+    with stack.starting():
         pointer = pointer_of(main_model().profile)
         newest = newest_release(open_store(stack.layout.store), which=pointer)
         serving.check_port(stack)
-        try:
-            stack.up()
-            serving.serve(stack, pointer, say)
-            stack.await_tracking()
-        except BaseException:
-            stack.stop_started()
-            raise
+        stack.up()
+        serving.serve(stack, pointer, say)
+        stack.await_tracking()
     if newest is None:
         say("no model is released yet; the gateway serves the first one by itself")
     else:

@@ -8,6 +8,7 @@ import secrets
 from importlib import metadata
 from pathlib import Path
 
+from tuneline.files import write_whole
 from tuneline.machine.airflow_api import AirflowApi
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.services import Service
@@ -43,22 +44,13 @@ def prepare(layout: Layout) -> None:
         # The signature of a token needs a key of 64 bytes.
         made = {name: secrets.token_hex(64) for name in ("jwt", "api")}
         made["password"] = secrets.token_urlsafe(12)
-        write_private(path, json.dumps(made))
-    write_private(_passwords_file(layout), json.dumps({USER: password(layout)}))
+        write_whole(path, json.dumps(made).encode())
+    write_whole(_passwords_file(layout), json.dumps({USER: password(layout)}).encode())
 
 
 def password(layout: Layout) -> str:
     """Return the password of the UI's user."""
     return str(json.loads(_secrets_file(layout).read_text())["password"])
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read and write."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as handle:
-        handle.write(text)
-    path.chmod(0o600)
 
 
 def environment(layout: Layout) -> dict[str, str]:

@@ -67,16 +67,12 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
 
 
 def _start(stack: Stack, pointer: PointerName, say: Say) -> None:
-    with stack.changing():
+    with stack.starting():
         serving.check_port(stack)
-        try:
-            stack.up()
-            serving.serve(stack, pointer, say)
-            if "scheduler" in stack.started:
-                stack.end_active_runs()
-        except BaseException:
-            stack.stop_started()
-            raise
+        stack.up()
+        serving.serve(stack, pointer, say)
+        if "scheduler" in stack.started:
+            stack.end_active_runs()
 
 
 def _stop(stack: Stack, run: DagRun | None) -> None:

@@ -50,11 +50,6 @@ class Layout:
         return self.home / "airflow"
 
     @property
-    def logs(self) -> Path:
-        """Folder of the services' output."""
-        return self.home / "logs"
-
-    @property
     def services(self) -> Path:
         """Folder with a file for each service that was started."""
         return self.home / "services"
@@ -100,7 +95,7 @@ class Layout:
 
     def log_of(self, service: str) -> Path:
         """Return the path of a service's log."""
-        return self.logs / f"{service}.log"
+        return self.home / "logs" / f"{service}.log"
 
 
 def main_dag_id() -> str:

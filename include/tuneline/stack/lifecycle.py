@@ -10,15 +10,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from tuneline.config import PodConfig
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
+from tuneline.files import write_whole
 from tuneline.machine.airflow_api import AirflowApi
-from tuneline.serving.processes import free_port
+from tuneline.serving.processes import free_port, last_line
 from tuneline.stack import airflow, tracking
 from tuneline.stack.layout import LOOPBACK, Layout, Say, main_dag_id
 from tuneline.stack.runs import DagRun
@@ -50,16 +50,26 @@ class Stack:
 
     def __init__(self, layout: Layout, say: Say) -> None:
         self.layout = layout
-        self.table = ServiceTable(layout.services, layout.logs)
+        self.table = ServiceTable(layout.services, layout.home / "logs")
         self.started: list[str] = []
         self._say = say
 
-    @contextmanager
+    @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
         """Keep other commands from starting or stopping services meanwhile."""
         self.layout.make_home()
         with held(self.layout.home / "stack.lock", "starting or stopping the stack"):
             yield
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Like `changing`; if the block fails, what it started is stopped again."""
+        with self.changing():
+            try:
+                yield
+            except BaseException:
+                self.stop_started()
+                raise
 
     def up(self) -> None:
         """Start the services that do not run yet: MLflow, which is not waited for, pods, Airflow.
@@ -143,8 +153,7 @@ class Stack:
         """
         if self.table.find("api-server") is None:
             return
-        client = airflow.client_of(self.layout)
-        try:
+        with contextlib.closing(airflow.client_of(self.layout)) as client:
             if not client.health():
                 return
             path = f"/dags/{main_dag_id()}/dagRuns"
@@ -152,8 +161,6 @@ class Stack:
             for run in active.json().get("dag_runs", []):
                 self._say(f"ending the run {run['dag_run_id']}")
                 DagRun(client, run["dag_run_id"]).stop()
-        finally:
-            client.close()
 
     def status(self) -> dict[str, str]:
         """Return the state of each service, by name."""
@@ -198,7 +205,7 @@ class Stack:
         folder.mkdir(parents=True, exist_ok=True)
         images = folder / "images.json"
         images.write_text(json.dumps(image_map(self.layout), indent=1))
-        airflow.write_private(folder / "secrets.json", json.dumps(pod_secrets()))
+        write_whole(folder / "secrets.json", json.dumps(pod_secrets()).encode())
         port = free_port()
         command = [str(self.layout.airflow_python), "-m", "localpods", "serve"]
         options = ["--state", str(folder), "--port", str(port), "--images", str(images)]
@@ -229,8 +236,7 @@ class Stack:
         airflow.migrated(self.layout)
 
     def _await_airflow(self) -> None:
-        client = airflow.client_of(self.layout)
-        try:
+        with contextlib.closing(airflow.client_of(self.layout)) as client:
             self.await_ready("api-server", lambda: bool(client.health()), _START_SECONDS)
             # On one machine a single step uses all cores, as it would use one GPU.
             pool = {"name": "gpu", "slots": 1, "include_deferred": True}
@@ -241,13 +247,10 @@ class Stack:
             self.await_ready("dag-processor", lambda: _dag_is_there(client), _START_SECONDS)
             # All of them: a backfill or a nightly run needs the other DAGs of its model.
             client.call("PATCH", "/dags?dag_id_pattern=~&tags=tuneline", is_paused=False)
-        finally:
-            client.close()
 
     def _last_words(self, name: str) -> str:
         log = self.layout.log_of(name)
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"{lines[-1].strip() if lines else 'it printed nothing'} (log: {log})"
+        return f"{last_line(log.read_text(errors='replace'))} (log: {log})"
 
 
 def image_map(layout: Layout) -> dict[str, object]:

@@ -67,13 +67,11 @@ class ServiceTable:
 
     def started_at(self, name: str) -> datetime:
         """Return the time at which a service was started, 1970 for one that was not."""
-        entry = self._entry(name)
-        return datetime.fromtimestamp(entry["at"] if entry else 0, UTC)
+        return datetime.fromtimestamp(self._entry(name).get("at", 0), UTC)
 
     def notes(self, name: str) -> dict[str, Any]:
         """Return the notes of a service."""
-        entry = self._entry(name)
-        return dict(entry["notes"]) if entry else {}
+        return dict(self._entry(name).get("notes", {}))
 
     def stop(self, name: str) -> bool:
         """Stop a service and all processes that it started; return True if it ran.
@@ -81,10 +79,10 @@ class ServiceTable:
         It sends SIGINT, on which Airflow's components end cleanly, then SIGTERM, then SIGKILL.
         """
         process, entry = self.find(name), self._entry(name)
-        if process is not None and entry is not None:
+        if process is not None:
             family = process.family()
             for how, seconds in (
-                (signal.SIGINT, float(entry["stop_seconds"])),
+                (signal.SIGINT, float(entry.get("stop_seconds", 0))),
                 (signal.SIGTERM, 5.0),
                 (signal.SIGKILL, 5.0),
             ):
@@ -101,12 +99,10 @@ class ServiceTable:
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.json"
 
-    def _entry(self, name: str) -> dict[str, Any] | None:
-        try:
-            entry: dict[str, Any] = json.loads(self._file(name).read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return entry
+    def _entry(self, name: str) -> dict[str, Any]:
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return dict(json.loads(self._file(name).read_text()))
+        return {}
 
 
 def _ended(family: Sequence[DetachedProcess]) -> bool:
@@ -137,25 +133,18 @@ def held(path: Path, what: str) -> Iterator[None]:
         yield
 
 
-def is_free(port: int) -> bool:
-    """Return True if a server can listen on this port of the loopback address."""
+def require_free(port: int, what: str, setting: str) -> None:
+    """Raise a UserError if another program has the port, which it names where it can."""
     with socket.socket() as probe:
         # Servers set this option, so that a port in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
         except OSError:
-            return False
-    return True
-
-
-def require_free(port: int, what: str, setting: str) -> None:
-    """Raise a UserError if another program has the port, which it names where it can."""
-    if not is_free(port):
-        raise UserError(
-            f"port {port} for {what} is taken by {_holder(port)}; stop it, or choose another "
-            f"port with {setting}={port + 1}"
-        )
+            raise UserError(
+                f"port {port} for {what} is taken by {_holder(port)}; stop it, or choose another "
+                f"port with {setting}={port + 1}"
+            ) from None
 
 
 def _holder(port: int) -> str:

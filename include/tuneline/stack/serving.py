@@ -15,9 +15,9 @@ from tuneline.artifacts.governance import PointerName
 from tuneline.config import read_policy
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
+from tuneline.files import write_whole
 from tuneline.serving.following.status import Status, read_status
 from tuneline.serving.gateway.accounts.keys import add_key
-from tuneline.stack.airflow import write_private
 from tuneline.stack.layout import LOOPBACK, Layout, Say
 from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, Stack
 from tuneline.stack.services import Service, require_free
@@ -96,7 +96,7 @@ def api_key(layout: Layout) -> str:
     path = _folder(layout) / "api-key"
     if not path.exists():
         _keys_file(layout).unlink(missing_ok=True)
-        write_private(path, add_key(_keys_file(layout), _KEY_NAME))
+        write_whole(path, add_key(_keys_file(layout), _KEY_NAME).encode())
     return path.read_text().strip()
 
 
