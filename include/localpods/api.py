@@ -91,11 +91,8 @@ async def send_list_or_watch(request: web.Request, collection: Collection) -> we
 async def _watch(
     request: web.Request, collection: Collection, namespace: str | None, selector: Selector
 ) -> web.StreamResponse:
-    text = request.query.get("resourceVersion", "")
-    if text and not text.isdigit():
-        raise bad_request(f"resourceVersion: {text!r} does not come from this server")
-    # "0" asks for any state, such as the present one.
-    since = int(text) if text not in ("", "0") else None
+    # 0 asks for any state, such as the present one.
+    since = whole_number(request, "resourceVersion") or None
     as_tables = _wants_table(request, collection)
     response = web.StreamResponse(headers={"Content-Type": "application/json"})
     await response.prepare(request)

@@ -8,6 +8,8 @@ from kubernetes import client
 from tests.lab.pods import NAMESPACE, Api, Server, pod_body
 from tests.lab.waiting import wait_for
 
+INDEXED = {"completionMode": "Indexed", "completions": 2, "parallelism": 2}
+
 
 def create_job(api: Api, name: str, script: str, *, pod: dict[str, Any] | None = None, **spec: Any):
     template = pod_body("ignored", script, **(pod or {}))
@@ -46,24 +48,11 @@ def test_job_completes(api: Api) -> None:
 
 def test_indexed_job_gives_each_pod_its_index(api: Api) -> None:
     script = "echo $JOB_COMPLETION_INDEX $HOSTNAME $MASTER $0; sleep 0.3"
-    create_job(
-        api,
-        "indexed",
-        script,
-        pod={
-            "container_env": [
-                {
-                    "name": "JOB",
-                    "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['job-name']"}},
-                },
-                {"name": "MASTER", "value": "$(JOB)-0.workers.ml.svc:29500"},
-            ],
-            "container_args": ["--rdzv=$(JOB)-0"],
-        },
-        completionMode="Indexed",
-        completions=4,
-        parallelism=2,
-    )
+    label = {"fieldRef": {"fieldPath": "metadata.labels['job-name']"}}
+    master = {"name": "MASTER", "value": "$(JOB)-0.workers.ml.svc:29500"}
+    env = [{"name": "JOB", "valueFrom": label}, master]
+    pod = {"container_env": env, "container_args": ["--rdzv=$(JOB)-0"]}
+    create_job(api, "indexed", script, pod=pod, **{**INDEXED, "completions": 4})
     assert len(pods_of(api, "indexed")) == 2
     job = wait_end(api, "indexed")
     assert job.status.completed_indexes == "0-3"
@@ -80,9 +69,6 @@ def test_failed_pods_are_replaced(api: Api, tmp_path: Any) -> None:
     assert job.status.conditions[0].type == "Complete"
     assert (job.status.succeeded, job.status.failed) == (1, 1)
     assert sorted(pod.status.phase for pod in pods_of(api, "flaky")) == ["Failed", "Succeeded"]
-
-
-INDEXED = {"completionMode": "Indexed", "completions": 2, "parallelism": 2}
 
 
 @pytest.mark.parametrize(
