@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -79,7 +79,7 @@ def bench(
             entries.append({"bench": each, "not_measured": str(error)})
             print(f"{each}: not measured: {error}", file=sys.stderr)
             continue
-        entries.append(report.as_dict())
+        entries.append(asdict(report))
         if not as_json:
             show(report)
     document = entries[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -41,20 +41,14 @@ class NotMeasured:
 
 @dataclass(frozen=True)
 class Report:
-    """A benchmark's outcome; the JSON form is part of the public contract."""
+    """A benchmark's outcome; its fields, in this order, are part of the public contract."""
 
+    bench: str = field(default="", kw_only=True)
+    machine: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     workload: Mapping[str, Any]
     results: Sequence[Result]
     ratios: Mapping[str, float]
     not_measured: Sequence[NotMeasured] = ()
-    bench: str = ""
-    machine: Mapping[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as plain types, in the order of the contract."""
-        plain = asdict(self)
-        names = ("bench", "machine", "workload", "results", "ratios", "not_measured")
-        return {name: plain[name] for name in names}
 
     def value(self, system: str, metric: str) -> float | None:
         """Return the median of a metric, None if it was not measured."""
