@@ -172,7 +172,7 @@ def test_surrogates_that_let_values_through_turn_the_verdict(data_lab, monkeypat
 def test_a_row_that_is_neither_kept_nor_rejected_fails(data_lab, monkeypatch, item, columns):
     class Losing(TableWriter):
         def write(self, entries, **more):
-            super().write(list(entries)[self._names is columns :], **more)
+            super().write(list(entries)[self._names == columns :], **more)
 
     lab = data_lab(clean_rows(40))
     lab.upto(DATA_ORDER[DATA_ORDER.index(item) - 1])

@@ -62,7 +62,6 @@ def trtllm_lab(trtllm_image, tiny_models, tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_the_tiny_model_through_every_step(trtllm_lab, trtllm_image, tmp_path, monkeypatch):
     monkeypatch.setattr(S3Store, "MULTIPART_BYTES", 5 << 20)

@@ -144,7 +144,8 @@ def test_an_answer_of_the_hung_primary_fails(chain_lab, monkeypatch):
 
 def test_the_previous_release_is_the_second_model(served_lab, tiny_models):
     lab = served_lab(name="model")
-    release(lab.run.store, {"model.gguf": tiny_models.base_gguf.read_bytes()}, name="model")
+    files = {"model.gguf": tiny_models.base_gguf.read_bytes()}
+    release(lab.run.store, files, name="model", which="staging")
     second = fallback.second_model(lab.context("fallback"))
     assert (second.name, second.described) == ("model-1", "the previous release 1")
     assert second.served

@@ -66,6 +66,7 @@ def release(
     *,
     name: str = "a",
     engine: Mapping[str, Any] | None = None,
+    which: PointerName = "production",
 ) -> None:
     """Release version 1 of a model, whose manifest names these files."""
     prefix = model_prefix(name, "1")
@@ -75,7 +76,8 @@ def release(
         for file, content in files.items()
     ]
     manifest = {"name": name, "version": "1", "engine": engine, "files": stated}
-    log_release(store, name, "1", write_manifest(store, prefix, Manifest.model_validate(manifest)))
+    digest = write_manifest(store, prefix, Manifest.model_validate(manifest))
+    log_release(store, name, "1", digest, which=which)
 
 
 def release_apart(
