@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneline.errors import UserError
-
-Floats = NDArray[np.float64]
+from tuneline.governance.drift.bets import Counts, Floats
 
 NEIGHBOURS = 10
 # Characters of a prompt that are looked at. What a prompt is about shows long before.
@@ -71,7 +69,7 @@ def _counts(texts: Sequence[str]) -> list[Any]:
     return [characters.transform(cut), words.transform(cut)]
 
 
-def strangeness(queries: Any, reference: Any, own: NDArray[np.int64] | None = None) -> Floats:
+def strangeness(queries: Any, reference: Any, own: Counts | None = None) -> Floats:
     """Return 1 minus the mean similarity of each query to its nearest reference rows.
 
     Rows have unit length; `own` is the index in the reference of each query, which does not count

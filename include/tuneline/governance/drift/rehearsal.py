@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tuneline.governance.drift.bets import Wealth
+from tuneline.governance.drift.bets import Counts, Wealth
 from tuneline.governance.drift.prompts import Embedding, Prompt
 from tuneline.governance.drift.prompts import Reference as Prompts
 from tuneline.governance.drift.reference import Night, Reference, texts_of
@@ -34,15 +33,16 @@ LEAST_OF_A_TOPIC, MOST_OF_ALL = 10, 0.4
 # Labels are held back together until they have this part of the rows: a night needs some.
 LEAST_OF_ALL = 0.04
 HELD_BACK = 0.2
+SEED = 11
 
 
-def drawn(rng: np.random.Generator, pool: Night, count: int) -> tuple[Night, NDArray[np.int64]]:
+def drawn(rng: np.random.Generator, pool: Night, count: int) -> tuple[Night, Counts]:
     """Return a pool of prompts with the places of some, none twice."""
     return pool, rng.choice(len(pool.prompts), count, replace=False)
 
 
 def night_looks(
-    reference: Reference, parts: Sequence[tuple[Night, NDArray[np.int64]]]
+    reference: Reference, parts: Sequence[tuple[Night, Counts]]
 ) -> Iterator[tuple[str, Look]]:
     """Look at one night that is drawn from several pools."""
     from scipy import sparse
@@ -93,9 +93,9 @@ class Parts:
     rising: list[Prompt]  # of a label that the reference has
 
 
-def divide(prompts: Prompts, seed: int = 11) -> Parts:
+def divide(prompts: Prompts) -> Parts:
     """Divide a dataset for a rehearsal."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     train = _shuffled(prompts["train"], rng)[:MOST_ROWS]
     validation = _shuffled(prompts["validation"], rng)
     labels = _topics([*train, *validation], rng)
@@ -125,11 +125,9 @@ def divide(prompts: Prompts, seed: int = 11) -> Parts:
     )
 
 
-def rehearse(
-    parts: Parts, foreign: Sequence[Prompt], alarms: float, seed: int = 11
-) -> Iterator[Trial]:
+def rehearse(parts: Parts, foreign: Sequence[Prompt], alarms: float) -> Iterator[Trial]:
     """Plant ever more until it is always called; the last trial of a plant is the result."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     reference = Reference.fit(parts.train, parts.validation, alarms=alarms)
     usual = reference.night("", parts.usual)
     plants = {"nothing": parts.usual, "foreign": foreign, "topic": parts.topic}

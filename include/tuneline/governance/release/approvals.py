@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tuneline.artifacts.answers import (
     APPROVALS,
@@ -142,11 +143,9 @@ def _changed(run: Run, reference: ManifestRef) -> Iterator[str]:
         if item.id == MANIFEST_REF.step:
             continue
         for name in ("evidence.json", "gate.json"):
-            try:
+            found = None
+            with suppress(NotThere):
                 raw = run.store.get_bytes(run.step_key(item.id, name))
-            except NotThere:
-                found = None
-            else:
                 found = hashlib.sha256(raw).hexdigest()
             if found != stated.get(f"evidence/{item.id}/{name}"):
                 yield item.id
