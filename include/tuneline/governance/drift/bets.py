@@ -61,8 +61,7 @@ class Tail:
 
     def _beyond(self, scores: Floats) -> Counts:
         """Return the number of scores beyond each threshold, shape (..., k)."""
-        found = [(scores >= threshold).sum(axis=-1) for threshold in self.thresholds]
-        return np.stack(found, axis=-1) if found else np.empty((*scores.shape[:-1], 0), np.int64)
+        return np.asarray((scores[..., None] >= self.thresholds).sum(axis=-2))
 
     def p_values(self, scores: Floats) -> Floats:
         """Return the share of the reference that is as extreme as each score, it included."""

@@ -183,13 +183,11 @@ def _prompt(row: Mapping[str, Any], number: int, labels: frozenset[str]) -> Prom
         raise ValueError("neither a prompt nor a line of the gateway")
     if not isinstance(text, str | None):
         raise TypeError("a prompt is text")
-    logprob = row.get("mean_logprob")
+    logprob, label = row.get("mean_logprob"), row.get("label")
     return Prompt(
         number,
         text,
-        str(row["label"])
-        if isinstance(row.get("label"), str)
-        else label_of(row.get("completion"), labels),
+        label if isinstance(label, str) else label_of(row.get("completion"), labels),
         float(logprob) if logprob is not None else None,
         row["fallback_reason"] is not None if "fallback_reason" in row else None,
     )

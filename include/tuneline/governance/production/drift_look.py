@@ -66,8 +66,8 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     pointer = current_release(store, model)
     if pointer is None:
         return told
-    _, seen = _state(store, model, pointer.version)
-    return max([told, *_unseen(store, model, pointer, seen)])
+    *_, unseen = _state(store, model, pointer)
+    return max([told, *unseen])
 
 
 def read_look(store: Store, model: str, day: date) -> Look:
@@ -93,9 +93,8 @@ def _compare(
     dataset = released_dataset(release)
     prompts = read_reference(release.fetch(dataset, scratch / dataset.name))
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
-    state, seen = _state(store, model, release.version)
-    unseen = [day for day in _unseen(store, model, pointer, seen) if day <= until]
-    days = {day: _prompts(store, model, day, labels, scratch) for day in unseen}
+    state, seen, unseen = _state(store, model, pointer)
+    days = {day: _prompts(store, model, day, labels, scratch) for day in unseen if day <= until}
     nights, waiting = _pool({day: asked for day, asked in days.items() if asked})
     limits = {"alarms": settings.drift_p_value, "min_confidence": settings.min_confidence}
     reference = Reference.fit(prompts["train"], prompts["validation"], **limits)
@@ -203,19 +202,21 @@ def _prompts(
     ]
 
 
-def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, set[date]]:
-    """Return the state after the looks at a version's production, and the days that they saw."""
+def _state(
+    store: Store, model: str, pointer: ReleasePointer
+) -> tuple[WatchState | None, set[date], list[date]]:
+    """Return the state after the looks at a release's production, the days seen, and the others.
+
+    The others are its curated days that no look has seen, whenever they were curated.
+    """
+    state: WatchState | None = None
+    seen: set[date] = set()
     with suppress(NotThere):
-        document = json.loads(store.get_bytes(f"{_root(model)}/{version}/state.json"))
+        document = json.loads(store.get_bytes(f"{_root(model)}/{pointer.version}/state.json"))
+        state = WatchState.from_dict(document["state"])
         seen = set(map(date.fromisoformat, document["seen"]))
-        return WatchState.from_dict(document["state"]), seen
-    return None, set()
-
-
-def _unseen(store: Store, model: str, pointer: ReleasePointer, seen: set[date]) -> list[date]:
-    """Return the curated days of a release that no look has seen, whenever they were curated."""
     since = date.fromisoformat(pointer.released_at[:10])
-    return [day for day in curated_days(store, model) if day >= since and day not in seen]
+    return state, seen, [d for d in curated_days(store, model) if d >= since and d not in seen]
 
 
 def _root(model: str) -> str:

@@ -154,16 +154,9 @@ def _changed(run: Run, reference: ManifestRef) -> Iterator[str]:
 
 # What the hold-out says of the base and of the release in service, in this order.
 _GAINS = (
-    "tuned_metric",
-    "base_metric",
-    "gain",
-    "gain_lower",
-    "fair_base_metric",
-    "gain_over_fair_base_lower",
-    "released_metric",
-    "difference_to_released",
-    "difference_to_released_lower",
-)
+    "tuned_metric base_metric gain gain_lower fair_base_metric gain_over_fair_base_lower "
+    "released_metric difference_to_released difference_to_released_lower"
+).split()
 _OPEN = (Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WAIVED, Verdict.NOT_RUN)
 # Of each section.
 _MOST_CHANGES = 10
