@@ -248,14 +248,7 @@ LIMIT = {
     "limit": "evaluation.min_gain",
     "reason": "the base already answers everything",
 }
-
-
-OF_ITEM = {
-    "item": "holdout_performance",
-    "measurement": "gain_lower",
-    "up_to": -1,
-    "reason": "the base already answers everything",
-}
+OF_ITEM = {**LIMIT, "limit": None, "measurement": "gain_lower", "up_to": -1}
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneline.governance.drift import signals
-from tuneline.governance.drift.bets import Wealth
+from tuneline.governance.drift.bets import Counts, Floats, Wealth
 from tuneline.governance.drift.reference import Night, Reference, lengths_of
 from tuneline.governance.drift.signals import Look
 
-Floats = NDArray[np.float64]
-Draws = NDArray[np.int64]
-Test = Callable[[Draws], Floats]
+Test = Callable[[Counts], Floats]
 
 TESTS = ("novelty_share", "length_psi", "label_mix", "mmd2")
 
@@ -33,7 +30,7 @@ def simulate(
     window: int,
     rng: np.random.Generator,
     nights: int,
-) -> Draws:
+) -> Counts:
     """Return the night of the first alarm of each year, from 0; `nights` if there was none.
 
     Args:
@@ -56,9 +53,9 @@ def _night(
     reference: Reference,
     usual: Night,
     null_looks: Sequence[dict[str, Look]],
-    draw: Callable[..., Draws],
+    draw: Callable[..., Counts],
     shape: tuple[int, int],
-) -> Iterator[tuple[str, Floats, Draws, Test]]:
+) -> Iterator[tuple[str, Floats, Counts, Test]]:
     """Yield the bets of a night of each year on the prompts, by the name of the test."""
     drawn = draw(len(usual.prompts), size=shape)
     lengths = lengths_of(usual.prompts)[drawn]
@@ -67,8 +64,7 @@ def _night(
     yield "novelty_share", novelty.log_e(distances), novelty.tally(distances), novelty.test
     long, short = reference.long, reference.short
     log_e = np.hstack([long.log_e(lengths), short.log_e(-lengths)])
-    tallies = [long.tally(lengths), short.tally(-lengths)]
-    yield "length_psi", log_e, *signals.two_tails((long, short), tallies)
+    yield "length_psi", log_e, *signals.two_tails([(long, lengths), (short, -lengths)])
     for name in ("mmd2", "label_mix"):
         if name in null_looks[0]:
             looks = [null_looks[int(at)][name] for at in draw(len(null_looks), size=shape[0])]

@@ -251,7 +251,7 @@ def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus
     raised = ended_by_error(evidence)
     # A person can accept what was measured. A critical item has to be measured.
     unmeasured = raised and item.severity == Severity.CRITICAL
-    waivers = [] if unmeasured else [w for w in grounds.waivers if w.item == item.id]
+    waivers = [] if unmeasured else [w for w in counting_waivers(run) if w.item == item.id]
     left, accepted = _without(evidence.measurements, waivers)
     verdict, summary = Verdict.PASS if accepted else evidence.verdict, evidence.summary
     if any(m.ok is False for m in left):
@@ -263,17 +263,15 @@ def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus
             summary = f"{evidence.summary} (but {opinion.source}: {opinion.why})"
         if opinion.verdict in (*_BROKEN, Verdict.NOT_RUN):
             reasons.append(f"{opinion.source}: {opinion.why}")
-    limits = [one for one in grounds.limits if one.looser.item == item.id]
-    policy = _of_policy(run, item, [one for one in limits if one.waiver is None])
-    if policy and verdict != Verdict.NOT_APPLICABLE:
-        verdict = worse(verdict, policy.verdict)
-        reasons.append(f"{policy.source}: {policy.why}")
     if verdict != Verdict.NOT_APPLICABLE:
-        by = run.meta.get("started_by")
+        limits = [one for one in grounds.limits if one.looser.item == item.id]
+        if loose := [str(one.looser) for one in limits if one.waiver is None]:
+            stops = item.severity == Severity.CRITICAL and run.config.profile == "production"
+            verdict = worse(verdict, Verdict.FAIL if stops else Verdict.WARN)
+            reasons.append(f"the policy: {'; '.join(loose)}")
         accepted += [f"{one.looser}: {one.told}" for one in limits if one.waiver is not None]
-        reasons += [f"waived by {by}: {text}" for text in accepted]
-    if accepted and verdict != Verdict.NOT_APPLICABLE:
-        verdict = worse(verdict, Verdict.WAIVED)
+        reasons += [f"waived by {run.meta.get('started_by')}: {text}" for text in accepted]
+        verdict = worse(verdict, Verdict.WAIVED) if accepted else verdict
     row = _status(run, item, verdict, summary, "; ".join(reasons) or "every limit holds")
     doubted = (m.name for m in left if m.ok is False)
     # Under no profile does a model that may be worse take the place of the released one.
@@ -330,28 +328,14 @@ class Grounds:
         self.run = replace(run, reads=None)
         self.fresh = Freshness(self.run)
 
-    @property
-    def waivers(self) -> list[Waiver]:
-        """The waivers that count."""
-        return counting_waivers(self.run)
-
     @cached_property
     def limits(self) -> list[LooserLimit]:
         """The limits that the run sets looser than its policy, with the waivers that count."""
-        waivers = {waiver.limit: waiver for waiver in self.waivers}
+        waivers = {waiver.limit: waiver for waiver in counting_waivers(self.run)}
         return [
             LooserLimit(one, next((waivers[n] for n in one.names if n in waivers), None))
             for one in self.run.policy.looser(self.run.config)
         ]
-
-
-def _of_policy(run: Run, item: Item, limits: Sequence[LooserLimit]) -> _Opinion | None:
-    """Return what the policy says of limits that nobody has accepted, None without any."""
-    if not limits:
-        return None
-    stops = item.severity == Severity.CRITICAL and run.config.profile == "production"
-    why = "; ".join(str(one.looser) for one in limits)
-    return _Opinion("the policy", Verdict.FAIL if stops else Verdict.WARN, why)
 
 
 def _status(run: Run, item: Item, verdict: Verdict, summary: str, because: str) -> ItemStatus:

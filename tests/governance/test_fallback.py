@@ -15,17 +15,10 @@ from tuneline.serving.gateway.process import GatewayAnswer
 
 # Real answers of the tiny models take far less.
 QUICK = {"first_token_timeout_s": 3.0, "answer_timeout_s": 5.0, "budget_s": 20.0}
-FAULTS = {
-    "none",
-    "garbage",
-    "dies_before_first_byte",
-    "dies_midstream",
-    "slow",
-    "hung",
-    "previous_gone",
-    "killed",
-    "both_gone",
-}
+FAULTS = set(
+    "none garbage dies_before_first_byte dies_midstream slow hung previous_gone killed "
+    "both_gone".split()
+)
 
 
 def seen(by: str | None, *, complete: bool = True, error: bool = False, reason: str | None = None):
@@ -75,10 +68,7 @@ def test_every_fault_ends_as_it_must(chain_lab):
     assert "bad_response" in reports["garbage"]["reasons"]
     assert "connection_lost" in reports["dies_before_first_byte"]["reasons"]
     assert reports["dies_midstream"]["expected"] == "error"
-    assert (
-        "connect_error" in reports["killed"]["reasons"]
-        or "connection_lost" in (reports["killed"]["reasons"])
-    )
+    assert {"connect_error", "connection_lost"} & {*reports["killed"]["reasons"]}
 
 
 def test_the_threshold_that_is_served_is_tried(chain_lab):
@@ -143,9 +133,8 @@ def test_an_answer_of_the_hung_primary_fails(chain_lab, monkeypatch):
 
 
 def test_the_previous_release_is_the_second_model(served_lab, tiny_models):
-    lab = served_lab(name="model")
-    files = {"model.gguf": tiny_models.base_gguf.read_bytes()}
-    release(lab.run.store, files, name="model", which="staging")
+    lab = served_lab(name="model", profile="production")
+    release(lab.run.store, {"model.gguf": tiny_models.base_gguf.read_bytes()}, name="model")
     second = fallback.second_model(lab.context("fallback"))
     assert (second.name, second.described) == ("model-1", "the previous release 1")
     assert second.served

@@ -66,7 +66,6 @@ def release(
     *,
     name: str = "a",
     engine: Mapping[str, Any] | None = None,
-    which: PointerName = "production",
 ) -> None:
     """Release version 1 of a model, whose manifest names these files."""
     prefix = model_prefix(name, "1")
@@ -76,8 +75,7 @@ def release(
         for file, content in files.items()
     ]
     manifest = {"name": name, "version": "1", "engine": engine, "files": stated}
-    digest = write_manifest(store, prefix, Manifest.model_validate(manifest))
-    log_release(store, name, "1", digest, which=which)
+    log_release(store, name, "1", write_manifest(store, prefix, Manifest.model_validate(manifest)))
 
 
 def release_apart(

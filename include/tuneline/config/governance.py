@@ -121,10 +121,7 @@ class FallbackConfig(Section):
     def price(self) -> dict[str, Any]:
         """Return the price of the larger model, as a gateway's configuration states it."""
         assert self.larger is not None
-        prices = {
-            "per_1k_prompt": self.larger.per_1k_prompt,
-            "per_1k_completion": self.larger.per_1k_completion,
-        }
+        prices = self.larger.model_dump(include={"per_1k_prompt", "per_1k_completion"})
         return prices if any(prices.values()) else {}
 
 

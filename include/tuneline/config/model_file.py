@@ -192,25 +192,23 @@ class Model:
     @property
     def pods(self) -> PodConfig:
         """The pods of what is done for the model outside of runs."""
-        return PodConfig.model_validate(self._section("pods"))
+        return PodConfig.model_validate(self.layers.get("pods") or {})
 
     @property
     def engine(self) -> str:
         """The engine that its runs have unless they are given another one."""
         default = DeploymentConfig.model_fields["engine"].default
-        return str(self._section("deployment").get("engine", default))
+        return str((self.layers.get("deployment") or {}).get("engine", default))
 
     @property
     def profile(self) -> str:
         """The profile that its runs have by its file and its preset."""
-        preset = read_yaml(presets_dir() / f"{self.file.preset}.yaml")
-        default = PipelineConfig.model_fields["profile"].default
-        return str({"profile": default, **preset, **self.file.settings}["profile"])
+        return str(self.layers.get("profile", PipelineConfig.model_fields["profile"].default))
 
-    def _section(self, name: str) -> dict[str, Any]:
-        """Return a section of the settings, from the preset and the file."""
-        preset = read_yaml(presets_dir() / f"{self.file.preset}.yaml")
-        return merge(preset.get(name) or {}, self.file.settings.get(name) or {})
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The settings of its runs, those of its preset included."""
+        return merge(read_yaml(presets_dir() / f"{self.file.preset}.yaml"), self.settings)
 
     @property
     def settings(self) -> dict[str, Any]:

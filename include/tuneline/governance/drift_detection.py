@@ -75,28 +75,19 @@ def judge(
     baseline: int, calm: DriftReport, alarmed: DriftReport, trials: Sequence[Trial]
 ) -> list[Measurement]:
     """Judge the detector by what it called drift."""
-    return [
+    found = [
         measure("baseline_prompts", baseline, "prompts", ">=", MIN_WINDOW),
         measure("validation_called_drift", calm.drifted, "flag", "==", False),
         measure("foreign_called_drift", alarmed.drifted, "flag", "==", True),
-        *(
-            measure(
-                f"planted_{trial.plant}_share_called",
-                trial.share if trial.shown else 1.0,
-                "share",
-                "<=",
-                PLANTS[trial.plant][0],
-                on_breach="inconclusive",
-            )
-            for trial in trials
-            if trial.share
-        ),
-        *(
-            measure("clean_nights_called", trial.called, "nights", "<=", 1)
-            for trial in trials
-            if not trial.share
-        ),
     ]
+    for trial in trials:
+        if not trial.share:
+            found.append(measure("clean_nights_called", trial.called, "nights", "<=", 1))
+            continue
+        name, most = f"planted_{trial.plant}_share_called", PLANTS[trial.plant][0]
+        seen = trial.share if trial.shown else 1.0
+        found.append(measure(name, seen, "share", "<=", most, on_breach="inconclusive"))
+    return found
 
 
 def run(ctx: StepContext) -> Evidence:

@@ -165,7 +165,7 @@ def inject_faults(
             first_token_s=settings.first_token_timeout_s,
             window=int(limits.get("stream_window_tokens", 0)),
         )
-        return under_trial.run(prompts)
+        return list(under_trial.run(prompts))
 
 
 def run(ctx: StepContext) -> Evidence:

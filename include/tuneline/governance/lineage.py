@@ -28,7 +28,6 @@ from tuneline.artifacts.releases import (
     ENGINE_FOLDER,
     MANIFEST_FILE,
     MODEL_FILE,
-    manifest_key,
     model_prefix,
     released,
 )
@@ -206,10 +205,7 @@ def dataset_file(ctx: StepContext) -> DatasetFile | None:
 def parent_of(run: Run) -> Parent | None:
     """Return the release that the version would replace, by the hash of its manifest."""
     before = released(run)
-    if before is None:
-        return None
-    key = manifest_key(run.config.name, before.version)
-    return Parent(version=before.version, manifest_sha256=run.store.rehash(key).sha256)
+    return Parent(version=before.version, manifest_sha256=before.sha256) if before else None
 
 
 def describe(

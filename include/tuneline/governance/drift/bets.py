@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tuneline.statistics import share_of
-
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
 
@@ -45,9 +43,7 @@ class Tail:
 
     def log_e(self, scores: Floats) -> Floats:
         """Return log e-values, shape (..., alternatives), of scores (..., prompts)."""
-        beyond = self._beyond(scores)
-        ends = np.zeros_like(beyond[..., :1]), np.full_like(beyond[..., :1], scores.shape[-1])
-        bins = np.diff(np.concatenate([ends[0], beyond, ends[1]], axis=-1), axis=-1)
+        bins = np.diff(self._beyond(scores), prepend=0, append=scores.shape[-1], axis=-1)
         return np.asarray(bins @ self.odds.T)
 
     def tally(self, scores: Floats) -> Counts:
@@ -65,8 +61,7 @@ class Tail:
 
     def _beyond(self, scores: Floats) -> Counts:
         """Return the number of scores beyond each threshold, shape (..., k)."""
-        found = [(scores >= threshold).sum(axis=-1) for threshold in self.thresholds]
-        return np.stack(found, axis=-1) if found else np.empty((*scores.shape[:-1], 0), np.int64)
+        return np.asarray((scores[..., None] >= self.thresholds).sum(axis=-2))
 
     def p_values(self, scores: Floats) -> Floats:
         """Return the share of the reference that is as extreme as each score, it included."""
@@ -157,16 +152,11 @@ def share_test(tally: Counts, shares: Floats, rows: int) -> Floats:
     return np.asarray(np.minimum(1.0, p.min(axis=-1) * len(shares)))
 
 
-def rate_bound(count: int, total: int, error: float) -> float:
-    """Return the upper Clopper-Pearson bound of a rate; 1 where nothing was counted."""
-    return share_of(count, total, error).upper if total else 1.0
-
-
 # Nights for which a budget of false alarms lasts. Then the bets start again with a new one.
 YEAR = 365
 # Money for the first night. A mismatch of training and production shows as soon as a model serves.
 FIRST_NIGHT = 0.25
-# Nights that are tested together, and the part of the budget for these tests.
+# Nights that are tested together, and the part of the budget that these tests of a year share.
 BLOCKS = {7: 0.125, 28: 0.125}
 SLOW, SINGLE = 0.25, 0.5
 
@@ -174,11 +164,6 @@ SLOW, SINGLE = 0.25, 0.5
 def night_money(night: int) -> float:
     """Return the share of a year's money that starts to bet on a night, counted from 0."""
     return FIRST_NIGHT if night == 0 else (1 - FIRST_NIGHT) / (YEAR - 1)
-
-
-def block_money(nights: int) -> float:
-    """Return the part of the budget for one test of a block of nights."""
-    return BLOCKS[nights] / (YEAR // nights)
 
 
 @dataclass
@@ -210,8 +195,8 @@ class Wealth:
         self.recent = [*self.recent, tally][-max(BLOCKS) :]
         found = [self.p_value, np.exp(-self._log_total()) / SLOW, test(tally) / (SINGLE * money)]
         found += [
-            test(np.sum(self.recent[-size:], axis=0)) / block_money(size)
-            for size in BLOCKS
+            test(np.sum(self.recent[-size:], axis=0)) * (YEAR // size) / share
+            for size, share in BLOCKS.items()
             if self.nights % size == 0 and len(self.recent) >= size
         ]
         self.p_value = np.minimum.reduce(np.broadcast_arrays(*found))

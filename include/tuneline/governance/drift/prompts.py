@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tuneline.errors import UserError
-
-Floats = NDArray[np.float64]
+from tuneline.governance.drift.bets import Counts, Floats
 
 NEIGHBOURS = 10
 # Characters of a prompt that are looked at. What a prompt is about shows long before.
@@ -71,7 +69,7 @@ def _counts(texts: Sequence[str]) -> list[Any]:
     return [characters.transform(cut), words.transform(cut)]
 
 
-def strangeness(queries: Any, reference: Any, own: NDArray[np.int64] | None = None) -> Floats:
+def strangeness(queries: Any, reference: Any, own: Counts | None = None) -> Floats:
     """Return 1 minus the mean similarity of each query to its nearest reference rows.
 
     Rows have unit length; `own` is the index in the reference of each query, which does not count
@@ -185,13 +183,11 @@ def _prompt(row: Mapping[str, Any], number: int, labels: frozenset[str]) -> Prom
         raise ValueError("neither a prompt nor a line of the gateway")
     if not isinstance(text, str | None):
         raise TypeError("a prompt is text")
-    logprob = row.get("mean_logprob")
+    logprob, label = row.get("mean_logprob"), row.get("label")
     return Prompt(
         number,
         text,
-        str(row["label"])
-        if isinstance(row.get("label"), str)
-        else label_of(row.get("completion"), labels),
+        label if isinstance(label, str) else label_of(row.get("completion"), labels),
         float(logprob) if logprob is not None else None,
         row["fallback_reason"] is not None if "fallback_reason" in row else None,
     )

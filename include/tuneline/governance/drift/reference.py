@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tuneline.governance.drift.bets import Tail, calibrate
+from tuneline.governance.drift.bets import Floats, Tail, calibrate
 from tuneline.governance.drift.prompts import MOST_CHARS, Embedding, Prompt, strangeness
-
-Floats = NDArray[np.float64]
 
 # Shares of the false alarms of a year. New topics are what a fine-tune meets most often; the rates
 # of the answers are counts, which need little evidence.
@@ -91,11 +87,11 @@ class Reference:
         own = np.arange(min(len(taken), MOST_CALIBRATED))
         lengths, checked_lengths = lengths_of(taken), lengths_of(validation)
 
-        error = partial(_calibration_error, alarms)
-
         def length(sign: int) -> Tail:
             scores, of_checked = sign * lengths, sign * checked_lengths
-            return calibrate(scores, of_checked, error("length_psi") / 2, LENGTH_TOLERANCE)
+            return calibrate(
+                scores, of_checked, calibration_error(alarms, "length_psi") / 2, LENGTH_TOLERANCE
+            )
 
         return cls(
             alarms,
@@ -105,7 +101,7 @@ class Reference:
             calibrate(
                 strangeness(rows[own], rows, own),
                 strangeness(checked, rows),
-                error("novelty_share"),
+                calibration_error(alarms, "novelty_share"),
             ),
             length(1),
             length(-1),
@@ -113,10 +109,6 @@ class Reference:
             dict(Counter(p.label for p in [*train, *validation] if p.label is not None)),
             min_confidence,
         )
-
-    def calibration_error(self, name: str) -> float:
-        """Return the probability that a signal's bounds may be too low."""
-        return _calibration_error(self.alarms, name)
 
     def limit(self, name: str) -> float:
         """Return the limit of a signal's p-value."""
@@ -129,7 +121,8 @@ class Reference:
         return Night(day, prompts, with_text, matrix, strangeness(matrix, self.train))
 
 
-def _calibration_error(alarms: float, name: str) -> float:
+def calibration_error(alarms: float, name: str) -> float:
+    """Return the probability that a signal's bounds may be too low."""
     return alarms * SHARES[name] * CALIBRATION
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tuneline.governance.drift.bets import Wealth
+from tuneline.governance.drift.bets import Counts, Wealth
 from tuneline.governance.drift.prompts import Embedding, Prompt
 from tuneline.governance.drift.prompts import Reference as Prompts
 from tuneline.governance.drift.reference import Night, Reference, texts_of
@@ -34,15 +33,16 @@ LEAST_OF_A_TOPIC, MOST_OF_ALL = 10, 0.4
 # Labels are held back together until they have this part of the rows: a night needs some.
 LEAST_OF_ALL = 0.04
 HELD_BACK = 0.2
+SEED = 11
 
 
-def drawn(rng: np.random.Generator, pool: Night, count: int) -> tuple[Night, NDArray[np.int64]]:
+def drawn(rng: np.random.Generator, pool: Night, count: int) -> tuple[Night, Counts]:
     """Return a pool of prompts with the places of some, none twice."""
     return pool, rng.choice(len(pool.prompts), count, replace=False)
 
 
 def night_looks(
-    reference: Reference, parts: Sequence[tuple[Night, NDArray[np.int64]]]
+    reference: Reference, parts: Sequence[tuple[Night, Counts]]
 ) -> Iterator[tuple[str, Look]]:
     """Look at one night that is drawn from several pools."""
     from scipy import sparse
@@ -93,29 +93,29 @@ class Parts:
     rising: list[Prompt]  # of a label that the reference has
 
 
-def divide(prompts: Prompts, seed: int = 11) -> Parts:
+def divide(prompts: Prompts) -> Parts:
     """Divide a dataset for a rehearsal."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     train = _shuffled(prompts["train"], rng)[:MOST_ROWS]
     validation = _shuffled(prompts["validation"], rng)
-    labels = _topics([*train, *validation], rng)
+    rows = [*train, *validation]
+    labels = _topics(rows, rng)
     if labels:
         wanted = min(MOST_IN_A_NIGHT * SHARES[-2], LEAST_OF_ALL * len(prompts["train"]))
         before = [0, *accumulate(labels.values())]
-        topics = {label for label, rows in zip(labels, before, strict=False) if rows < wanted}
-        topic_rows = {id(p) for p in [*train, *validation] if p.label in topics}
+        topics = {label for label, count in zip(labels, before, strict=False) if count < wanted}
+        topic_rows = [p for p in rows if p.label in topics]
         rising_label = next((label for label in labels if label not in topics), None)
     else:
-        topic_rows, rising_label = _nearest_tenth([*train, *validation], rng), None
+        topic_rows, rising_label = _nearest_tenth(rows, rng), None
     # A model that never had the topic answers with a label of another one, nobody knows which.
-    topic = [replace(p, label=None) for p in [*train, *validation] if id(p) in topic_rows]
-    train = [p for p in train if id(p) not in topic_rows]
-    validation = [p for p in validation if id(p) not in topic_rows]
+    topic = [replace(p, label=None) for p in topic_rows]
+    train, validation = _without(train, topic_rows), _without(validation, topic_rows)
     # Half of them in either split, so that both have the label equally often.
     rising = [
         prompt
-        for rows in (train, validation)
-        for prompt in [p for p in rows if p.label == rising_label and rising_label][::2]
+        for split in (train, validation)
+        for prompt in [p for p in split if p.label == rising_label and rising_label][::2]
     ]
     train, validation = _without(train, rising), _without(validation, rising)
     held = train[: int(HELD_BACK * len(train))]
@@ -125,11 +125,9 @@ def divide(prompts: Prompts, seed: int = 11) -> Parts:
     )
 
 
-def rehearse(
-    parts: Parts, foreign: Sequence[Prompt], alarms: float, seed: int = 11
-) -> Iterator[Trial]:
+def rehearse(parts: Parts, foreign: Sequence[Prompt], alarms: float) -> Iterator[Trial]:
     """Plant ever more until it is always called; the last trial of a plant is the result."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(SEED)
     reference = Reference.fit(parts.train, parts.validation, alarms=alarms)
     usual = reference.night("", parts.usual)
     plants = {"nothing": parts.usual, "foreign": foreign, "topic": parts.topic}
@@ -165,12 +163,12 @@ def _topics(prompts: Sequence[Prompt], rng: np.random.Generator) -> dict[str, in
     return {fit[int(at)]: counts[fit[int(at)]] for at in rng.permutation(len(fit))}
 
 
-def _nearest_tenth(prompts: Sequence[Prompt], rng: np.random.Generator) -> set[int]:
+def _nearest_tenth(prompts: Sequence[Prompt], rng: np.random.Generator) -> list[Prompt]:
     texts = texts_of(prompts)
     rows = Embedding.fit(texts)(texts)
     likeness = (rows @ rows[int(rng.integers(len(texts)))].T).toarray().ravel()
     nearest = np.argsort(-likeness, kind="stable")[: max(1, len(texts) // 10)]
-    return {id(prompts[int(at)]) for at in nearest}
+    return [prompts[int(at)] for at in sorted(nearest)]
 
 
 def _without(prompts: Sequence[Prompt], removed: Sequence[Prompt]) -> list[Prompt]:

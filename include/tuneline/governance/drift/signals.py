@@ -14,12 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.artifacts.request_log import REPLACED, Reason
-from tuneline.governance.drift.bets import YEAR, Tail, calibrate, rate_bound, rate_log_e, share_test
+from tuneline.governance.drift.bets import (
+    YEAR,
+    Counts,
+    Floats,
+    Tail,
+    calibrate,
+    rate_log_e,
+    share_test,
+)
 from tuneline.governance.drift.prompts import Prompt
-from tuneline.governance.drift.reference import Night, Reference, lengths_of
+from tuneline.governance.drift.reference import Night, Reference, calibration_error, lengths_of
+from tuneline.statistics import share_of
 
-Floats = NDArray[np.float64]
-Counts = NDArray[np.int64]
 Events = dict[str, list[tuple[Prompt, str]]]
 # Events and answers by kind.
 Known = dict[str, tuple[int, int]]
@@ -95,22 +102,19 @@ def mmd2(reference: Reference, night: Night) -> Look | None:
     known, unseen = reference.train[:middle], reference.train[middle:]
     usual = _mean(known)
     # The witness is another one each night, so the error of its bounds is shared out as well.
-    error = reference.calibration_error("mmd2") / (2 * YEAR)
+    error = calibration_error(reference.alarms, "mmd2") / (2 * YEAR)
     halves = np.arange(0, rows.shape[0], 2), np.arange(1, rows.shape[0], 2)
-    bets, tails, tallies, scores = [], [], [], np.empty(rows.shape[0])
+    bets, scores = [], np.empty(rows.shape[0])
     for learn, bet in (halves, halves[::-1]):
         witness = _mean(rows[learn]) - usual
-        tail = calibrate(unseen @ witness, reference.validation @ witness, error)
         scores[bet] = rows[bet] @ witness
-        bets.append(tail.log_e(scores[bet]))
-        tails.append(tail)
-        tallies.append(tail.tally(scores[bet]))
+        tail = calibrate(unseen @ witness, reference.validation @ witness, error)
+        bets.append((tail, scores[bet]))
     # The mean of two e-values is an e-value.
-    log_e = np.logaddexp(bets[0], bets[1]) - np.log(2)
+    log_e = np.logaddexp(*(tail.log_e(own) for tail, own in bets)) - np.log(2)
     strong = scores >= np.quantile(scores, 0.9)
     drivers = _strongest(night, scores, strong, lambda at: f"{scores[at]:.3f}")
-    tally, test = two_tails(tails, tallies)
-    return Look(_mmd2(known, rows), log_e, tally, test, drivers)
+    return Look(_mmd2(known, rows), log_e, *two_tails(bets), drivers)
 
 
 def length_psi(reference: Reference, night: Night) -> Look | None:
@@ -122,9 +126,7 @@ def length_psi(reference: Reference, night: Night) -> Look | None:
     log_e = np.concatenate([tail.log_e(scores) for tail, scores in tails])
     p = np.min([tail.p_values(scores) for tail, scores in tails], axis=0)
     drivers = _strongest(night, -p, p <= NOVEL, lambda at: f"{lengths[at]:.0f} characters")
-    both = [tail for tail, _ in tails]
-    tally, test = two_tails(both, [tail.tally(scores) for tail, scores in tails])
-    return Look(_psi(reference.lengths, lengths), log_e, tally, test, drivers)
+    return Look(_psi(reference.lengths, lengths), log_e, *two_tails(tails), drivers)
 
 
 def counted(reference: Reference, night: Night, name: str, first: Known) -> Look | None:
@@ -137,14 +139,14 @@ def counted(reference: Reference, night: Night, name: str, first: Known) -> Look
     known = _known(reference, name, events, answers, first) if answers else None
     if known is None:
         return None
-    error = reference.calibration_error(name) / len(events)
+    error = calibration_error(reference.alarms, name) / len(events)
     factor, points = TOLERANCES[name]
     won, shares, gains = [], [], {}
     for kind, (count, total) in known.items():
         there, rate = len(events[kind]), count / total
         gains[kind] = there / answers - rate
         more = (factor - 1) * rate + points
-        bound = min(0.95, rate_bound(count, total, error) + more)
+        bound = min(0.95, share_of(count, total, error).upper + more)
         supposed = [min(bound * times, (1 + bound) / 2) for times in RATE_FACTORS]
         won.append(rate_log_e(there, answers, bound, supposed))
         shares.append(min(0.95, rate + more))
@@ -199,17 +201,16 @@ def _events(reference: Reference, night: Night, name: str) -> tuple[int, Events]
     return len(asked), events
 
 
-def two_tails(
-    tails: Sequence[Tail], tallies: Sequence[Counts]
-) -> tuple[Counts, Callable[[Counts], Floats]]:
-    """Return the tally of two tails, and its test."""
-    middle = len(tails[0].thresholds) + 1
+def two_tails(tails: Sequence[tuple[Tail, Floats]]) -> tuple[Counts, Callable[[Counts], Floats]]:
+    """Return the tally of two tails with their scores, and its test."""
+    (upper, _), (lower, _) = tails
+    middle = len(upper.thresholds) + 1
 
     def test(tally: Counts) -> Floats:
-        first, second = tails[0].test(tally[..., :middle]), tails[1].test(tally[..., middle:])
+        first, second = upper.test(tally[..., :middle]), lower.test(tally[..., middle:])
         return np.asarray(np.minimum(1.0, 2 * np.minimum(first, second)))
 
-    return np.concatenate(tallies, axis=-1), test
+    return np.concatenate([tail.tally(scores) for tail, scores in tails], axis=-1), test
 
 
 def _strongest(
@@ -249,8 +250,4 @@ def _shares(values: Floats, edges: Floats) -> Floats:
     return np.asarray((counts + 0.5) / (counts.sum() + 0.5 * len(counts)))
 
 
-TEXT_SIGNALS: dict[str, Callable[[Reference, Night], Look | None]] = {
-    "novelty_share": novelty_share,
-    "length_psi": length_psi,
-    "mmd2": mmd2,
-}
+TEXT_SIGNALS = {"novelty_share": novelty_share, "length_psi": length_psi, "mmd2": mmd2}

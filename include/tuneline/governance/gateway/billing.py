@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
@@ -227,12 +228,13 @@ class Traffic:
     def run(self) -> list[Measurement]:
         """Send every kind of request, and compare what the witnesses counted."""
         streams = self._phase("streams", [self._stream] * STREAMS)
-        aborted = self._phase("aborted", [self._leave] * ABORTS, cut=ABORTS, unseen=self.unseen)
+        leave = partial(self._stream, self.stream_tokens, LEAVES_AFTER)
+        aborted = self._phase("aborted", [leave] * ABORTS, cut=ABORTS, unseen=self.unseen)
         fell_back = [lambda: self._whole(UNREACHABLE), lambda: self._whole(UNSURE)]
         fallbacks = self._phase("fallbacks", fell_back * FALLBACKS)
         timeouts = self._phase(
             "timeouts",
-            [lambda: self._whole(HASTY, WHOLE_TOKENS)] * TIMEOUTS,
+            [partial(self._whole, HASTY, WHOLE_TOKENS)] * TIMEOUTS,
             cut=TIMEOUTS,
             # The gateway sees nothing of a whole answer before its end.
             unseen=WHOLE_TOKENS,
@@ -351,24 +353,16 @@ class Traffic:
         usage = _usage(answer.body) if answer.ok else None
         return Received(usage, 0, answer.request_id, answer.attempts)
 
-    def _stream(self) -> Received:
-        """Read a stream to its end."""
+    def _stream(self, tokens: int = MAX_TOKENS, leave_after: int | None = None) -> Received:
+        """Read a stream to its end, or leave it after its first pieces."""
         usage, chunks = None, 0
-        with self._open(next(self.prompts), MAX_TOKENS) as (request_id, pieces):
+        with self._open(next(self.prompts), tokens) as (request_id, pieces):
             for piece in pieces:
                 chunks += _has_text(piece)
                 usage = _usage(piece) or usage
-        return Received(usage, chunks, request_id)
-
-    def _leave(self) -> Received:
-        """Leave a stream after its first pieces."""
-        chunks = 0
-        with self._open(next(self.prompts), self.stream_tokens) as (request_id, pieces):
-            for piece in pieces:
-                chunks += _has_text(piece)
-                if chunks == LEAVES_AFTER:
+                if chunks == leave_after:
                     break
-        return Received(None, chunks, request_id)
+        return Received(None if leave_after else usage, chunks, request_id)
 
     def _open(self, prompt: Messages, tokens: int) -> Any:
         extra = _ENDLESS if tokens > MAX_TOKENS else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from tuneline.errors import RetryableError
 from tuneline.governance.gateway.faulty_link import Fault, FaultyLink
@@ -80,38 +80,32 @@ class Chain:
     first_token_s: float
     window: int  # tokens of a stream that are held back; 0 if streams are not judged
 
-    def run(self, prompts: Prompts) -> list[FaultReport]:
+    def run(self, prompts: Prompts) -> Iterator[FaultReport]:
         """Plant every fault; the engines are dead afterwards."""
         primary, second = self.names[0], self.names[1]
         sure = prompts.sure[:REQUESTS]
-        reports = [self._ask(NO_FAULT, primary, sure)]
+        yield self._ask(NO_FAULT, primary, sure)
         if prompts.unsure:
-            reports.append(self._ask("unsure", second, prompts.unsure[:REQUESTS]))
-        reports.append(self._linked("garbage", "garbage", second, sure))
-        reports.append(self._cut("dies_before_first_byte", second, sure, events=0))
-        reports.append(self._dies_midstream(second, sure))
+            yield self._ask("unsure", second, prompts.unsure[:REQUESTS])
+        yield self._linked("garbage", "garbage", second, sure)
+        yield self._cut("dies_before_first_byte", second, sure, events=0)
+        yield self._dies_midstream(second, sure)
         self.to_primary.delay_s = self.first_token_s * _TOO_SLOW
-        reports.append(self._linked("slow", "slow", second, sure[:1], stream=True))
-        reports.append(self._hung(second, sure[:1]))
-        reports.append(self._without_second(primary, [*sure[:1], *prompts.unsure[:1]]))
+        yield self._linked("slow", "slow", second, sure[:1], stream=True)
+        yield self._hung(second, sure[:1])
+        both = [*sure[:1], *prompts.unsure[:1]]
+        yield self._linked("previous_gone", "gone", primary, both, link=self.to_second)
         self.primary.kill()
-        reports.append(self._ask("killed", second, sure))
+        yield self._ask("killed", second, sure)
         self.second.kill()
         last = self.names[2] if len(self.names) > 2 else "error"
-        reports.append(self._ask("both_gone", last, sure))
-        return reports
+        yield self._ask("both_gone", last, sure)
 
     def _ask(
-        self,
-        fault: str,
-        expected: str,
-        prompts: Sequence[Messages],
-        *,
-        stream: bool = False,
-        planted: Callable[[], bool] = lambda: True,
+        self, fault: str, expected: str, prompts: Sequence[Messages], *, stream: bool = False
     ) -> FaultReport:
         seen = [self.client.ask(prompt, stream=stream) for prompt in prompts]
-        return report(fault, expected, seen, planted=planted())
+        return report(fault, expected, seen)
 
     def _linked(
         self,
@@ -121,12 +115,15 @@ class Chain:
         prompts: Sequence[Messages],
         *,
         stream: bool = False,
+        link: FaultyLink | None = None,
     ) -> FaultReport:
-        self.to_primary.fault = fault
+        """Ask over a link with a fault, that to the primary unless another is given."""
+        link = link or self.to_primary
+        link.fault = fault
         try:
             return self._ask(name, expected, prompts, stream=stream)
         finally:
-            self.to_primary.fault = "none"
+            link.fault = "none"
             self._recover(prompts[0])
 
     def _cut(
@@ -135,8 +132,7 @@ class Chain:
         self.to_primary.events = events
         before = self.to_primary.cuts
         found = self._linked(name, "cut", expected, prompts, stream=True)
-        planted = self.to_primary.cuts > before
-        return FaultReport(**{**vars(found), "planted": planted})
+        return replace(found, planted=self.to_primary.cuts > before)
 
     def _dies_midstream(self, second: str, prompts: Sequence[Messages]) -> FaultReport:
         """Break each stream off once the gateway has begun to pass it on."""
@@ -166,14 +162,6 @@ class Chain:
             self.primary.signal(signal.SIGCONT)
             self._recover(prompts[0])
 
-    def _without_second(self, expected: str, prompts: Sequence[Messages]) -> FaultReport:
-        self.to_second.fault = "gone"
-        try:
-            return self._ask("previous_gone", expected, prompts)
-        finally:
-            self.to_second.fault = "none"
-            self._recover(prompts[0])
-
     def _recover(self, prompt: Messages) -> None:
         """Wait until the release answers again, so that one fault does not add to the next."""
         deadline = time.monotonic() + _RECOVERS_WITHIN
@@ -188,9 +176,7 @@ class Chain:
         raise RetryableError(f"the release did not answer again after a planted fault: {seen}")
 
 
-def report(
-    fault: str, expected: str, seen: Sequence[GatewayAnswer], *, planted: bool = True
-) -> FaultReport:
+def report(fault: str, expected: str, seen: Sequence[GatewayAnswer]) -> FaultReport:
     """Count what clients saw under a fault.
 
     Args:
@@ -210,5 +196,4 @@ def report(
         sum(map(fits, seen)),
         sum(one.ended for one in seen),
         sorted({one.fallback_reason for one in seen if one.fallback_reason}),
-        planted,
     )

@@ -227,10 +227,9 @@ def _root(model: str, day: date) -> str:
 
 def _pointer(store: Store, root: str) -> dict[str, Any]:
     """Return what is in force, empty if nothing is."""
-    try:
-        found: dict[str, Any] = json.loads(store.get_bytes(f"{root}/{_POINTER}"))
-    except NotThere:
-        return {}
+    found: dict[str, Any] = {}
+    with suppress(NotThere):
+        found = json.loads(store.get_bytes(f"{root}/{_POINTER}"))
     return found
 
 

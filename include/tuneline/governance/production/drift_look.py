@@ -17,6 +17,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.releases import current_release, open_release
 from tuneline.artifacts.request_log import REPLACED, folder_name
@@ -37,6 +39,7 @@ from tuneline.governance.production.settings import released_dataset
 from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store
 
+_LOOK = TypeAdapter(Look)
 REPORT_SCHEMA = "tuneline/drift-look/1"
 # A watch that compares nothing for a week may not be green: nobody would notice that it is blind.
 MOST_SILENT_DAYS = 7
@@ -49,9 +52,7 @@ def look_at(store: Store, model: str, until: date, settings: GovernanceConfig) -
         why = f"no version of {model} is released, so there is nothing to compare with"
         return _put(store, model, until, {"verdict": Verdict.NOT_APPLICABLE, "summary": why})
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        return _compare(
-            store, model, until, settings=settings, pointer=pointer, scratch=Path(scratch)
-        )
+        return _compare(store, model, until, settings, pointer, scratch=Path(scratch))
 
 
 def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
@@ -65,8 +66,8 @@ def last_day(store: Store, model: str, curated: Iterable[date]) -> date:
     pointer = current_release(store, model)
     if pointer is None:
         return told
-    _, seen = _state(store, model, pointer.version)
-    return max([told, *_unseen(store, model, pointer, seen)])
+    *_, unseen = _state(store, model, pointer)
+    return max([told, *unseen])
 
 
 def read_look(store: Store, model: str, day: date) -> Look:
@@ -83,25 +84,20 @@ def _compare(
     store: Store,
     model: str,
     until: date,
-    *,
     settings: GovernanceConfig,
     pointer: ReleasePointer,
+    *,
     scratch: Path,
 ) -> Look:
     release = open_release(store, pointer)
     dataset = released_dataset(release)
     prompts = read_reference(release.fetch(dataset, scratch / dataset.name))
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
-    state, seen = _state(store, model, release.version)
-    unseen = [day for day in _unseen(store, model, pointer, seen) if day <= until]
-    days = {day: _prompts(store, model, day, labels, scratch) for day in unseen}
+    state, seen, unseen = _state(store, model, pointer)
+    days = {day: _prompts(store, model, day, labels, scratch) for day in unseen if day <= until}
     nights, waiting = _pool({day: asked for day, asked in days.items() if asked})
-    reference = Reference.fit(
-        prompts["train"],
-        prompts["validation"],
-        alarms=settings.drift_p_value,
-        min_confidence=settings.min_confidence,
-    )
+    limits = {"alarms": settings.drift_p_value, "min_confidence": settings.min_confidence}
+    reference = Reference.fit(prompts["train"], prompts["validation"], **limits)
     report = compare(reference, {str(first): asked for first, asked in nights.items()}, state)
     compared = {day: len(asked) for day, asked in days.items() if asked and day not in waiting}
     last = max({*seen, *compared}, default=date.fromisoformat(pointer.released_at[:10]))
@@ -149,17 +145,11 @@ def _put(store: Store, model: str, until: date, document: Mapping[str, Any]) -> 
 
 
 def _look(document: Mapping[str, Any], uri: str) -> Look:
-    since, drifted = document.get("since"), bool(document.get("drifted"))
-    return Look(
-        drifted,
-        date.fromisoformat(document["until"]),
-        date.fromisoformat(since) if since else None,
-        str(document["summary"]),
-        uri,
-        document.get("version"),
-        # A look of an earlier version stated none.
-        Verdict(document.get("verdict", Verdict.FAIL if drifted else Verdict.PASS)),
-    )
+    # A look without a comparison states no drift, one of an earlier version no verdict.
+    drifted = bool(document.get("drifted"))
+    assumed = {"drifted": drifted, "verdict": Verdict.FAIL if drifted else Verdict.PASS}
+    named = {"since": None, "day": document["until"], "report": uri}
+    return _LOOK.validate_python({**assumed, **named, **document})
 
 
 def _verdict(report: DriftReport, document: Mapping[str, Any], release: str) -> dict[str, Any]:
@@ -212,19 +202,21 @@ def _prompts(
     ]
 
 
-def _state(store: Store, model: str, version: str) -> tuple[WatchState | None, set[date]]:
-    """Return the state after the looks at a version's production, and the days that they saw."""
+def _state(
+    store: Store, model: str, pointer: ReleasePointer
+) -> tuple[WatchState | None, set[date], list[date]]:
+    """Return the state after the looks at a release's production, the days seen, and the others.
+
+    The others are its curated days that no look has seen, whenever they were curated.
+    """
+    state: WatchState | None = None
+    seen: set[date] = set()
     with suppress(NotThere):
-        document = json.loads(store.get_bytes(f"{_root(model)}/{version}/state.json"))
+        document = json.loads(store.get_bytes(f"{_root(model)}/{pointer.version}/state.json"))
+        state = WatchState.from_dict(document["state"])
         seen = set(map(date.fromisoformat, document["seen"]))
-        return WatchState.from_dict(document["state"]), seen
-    return None, set()
-
-
-def _unseen(store: Store, model: str, pointer: ReleasePointer, seen: set[date]) -> list[date]:
-    """Return the curated days of a release that no look has seen, whenever they were curated."""
     since = date.fromisoformat(pointer.released_at[:10])
-    return [day for day in curated_days(store, model) if day >= since and day not in seen]
+    return state, seen, [d for d in curated_days(store, model) if d >= since and d not in seen]
 
 
 def _root(model: str) -> str:

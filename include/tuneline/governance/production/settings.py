@@ -21,9 +21,7 @@ from tuneline.config import (
     PipelineConfig,
     build_config,
     check_sections,
-    merge,
     parse_yaml,
-    presets_dir,
     read_yaml,
 )
 from tuneline.config.pipeline import explain
@@ -110,11 +108,7 @@ def released_dataset(release: Release) -> FileRef:
 
 def write_settings(store: Store, model: Model) -> str:
     """Write the settings of a model's file into the store for pods; equal ones have one address."""
-    preset = read_yaml(presets_dir() / f"{model.file.preset}.yaml")
-    document = {
-        **merge(preset, model.settings),
-        "curation": model.file.curation.model_dump(mode="json"),
-    }
+    document = {**model.layers, "curation": model.file.curation.model_dump(mode="json")}
     raw = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False).encode()
     key = f"settings/{folder_name(model.name)}/{hashlib.sha256(raw).hexdigest()[:16]}.json"
     store.put_bytes(key, raw)

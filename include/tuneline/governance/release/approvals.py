@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from tuneline.artifacts.answers import (
     APPROVALS,
@@ -142,11 +143,9 @@ def _changed(run: Run, reference: ManifestRef) -> Iterator[str]:
         if item.id == MANIFEST_REF.step:
             continue
         for name in ("evidence.json", "gate.json"):
-            try:
+            found = None
+            with suppress(NotThere):
                 raw = run.store.get_bytes(run.step_key(item.id, name))
-            except NotThere:
-                found = None
-            else:
                 found = hashlib.sha256(raw).hexdigest()
             if found != stated.get(f"evidence/{item.id}/{name}"):
                 yield item.id
@@ -155,16 +154,9 @@ def _changed(run: Run, reference: ManifestRef) -> Iterator[str]:
 
 # What the hold-out says of the base and of the release in service, in this order.
 _GAINS = (
-    "tuned_metric",
-    "base_metric",
-    "gain",
-    "gain_lower",
-    "fair_base_metric",
-    "gain_over_fair_base_lower",
-    "released_metric",
-    "difference_to_released",
-    "difference_to_released_lower",
-)
+    "tuned_metric base_metric gain gain_lower fair_base_metric gain_over_fair_base_lower "
+    "released_metric difference_to_released difference_to_released_lower"
+).split()
 _OPEN = (Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WAIVED, Verdict.NOT_RUN)
 # Of each section.
 _MOST_CHANGES = 10

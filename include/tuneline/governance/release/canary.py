@@ -57,11 +57,13 @@ class CanaryLog:
         """Record that a canary has begun, once."""
         events = [line.event for line in self._lines(name, version)]
         if not any(isinstance(event, Canary) for event in events):
-            self._append(name, version, [self._event(share, "started", "it was released")])
+            began = Canary(share=share, outcome="started", summary="it was released", by=BY)
+            self._append(name, version, [began])
 
     def promoted(self, name: str, version: str, share: float, reason: str) -> None:
         """Record that a version has come through its canary."""
-        self._append(name, version, [self._event(share, "promoted", reason)])
+        event = Canary(share=share, outcome="promoted", summary=reason, by=BY)
+        self._append(name, version, [event])
 
     def withdrawn(self, name: str, version: str, share: float, reason: str) -> None:
         """Record that a version is withdrawn, then release the version before it again.
@@ -73,7 +75,7 @@ class CanaryLog:
         if pointer is not None and pointer.version == version:
             self._target(pointer)
         if withdrawal(self._lines(name, version)) is None:
-            outcome = self._event(share, "withdrawn", reason)
+            outcome = Canary(share=share, outcome="withdrawn", summary=reason, by=BY)
             self._append(name, version, [outcome, Withdrawn(by=BY, reason=reason)])
         self.go_back(name)
 
@@ -112,12 +114,6 @@ class CanaryLog:
 
     def _lines(self, name: str, version: str) -> list[Line]:
         return read_log(self._store, name, version).lines()
-
-    @staticmethod
-    def _event(
-        share: float, outcome: Literal["started", "promoted", "withdrawn"], summary: str
-    ) -> Canary:
-        return Canary(share=share, outcome=outcome, summary=summary, by=BY)
 
     def _append(self, name: str, version: str, events: list[Event]) -> None:
         for _ in range(_TRIES):

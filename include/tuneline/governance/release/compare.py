@@ -240,8 +240,7 @@ def _facts(manifest: Manifest) -> list[str]:
 
 def _told(line: Line) -> str | None:
     """Return an event that a reader of the ancestry wants to know, None for the others."""
-    event = line.event
-    match event:
+    match event := line.event:
         case Waived():
             return f"{line.at}  {event.item} waived by {event.by}: {event.reason}"
         case Canary():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,21 +160,8 @@ def dataset_difference(store: Store, manifest: Manifest) -> tuple[list[str], lis
     stated = manifest.dataset_file
     if stated is None:
         return [], [f"the manifest of {manifest.version} states no hash of its dataset"]
-    uri = store.uri_of(stated.key)
-    try:
-        ref = store.rehash(stated.key)
-    except NotThere:
-        return [f"{uri}, the dataset of {manifest.version}, is missing"], []
-    except TunelineError as error:
-        return [str(error)], []
-    if ref.sha256 != stated.sha256:
-        return [
-            f"{uri} is not the dataset of {manifest.version}: its SHA-256 is {ref.sha256}, the "
-            f"manifest says {stated.sha256}"
-        ], []
-    if ref.bytes != stated.bytes:
-        return [f"{uri} has {ref.bytes} bytes, the manifest says {stated.bytes}"], []
-    return [], []
+    found = hash_difference(store, stated.key, stated.sha256, stated.bytes)
+    return [f"the dataset of {manifest.version}: {found}"] if found else [], []
 
 
 def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
@@ -191,8 +178,7 @@ def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
         return [f"the sources of {manifest.version} are damaged: {error.errors()[0]['msg']}"], []
     for source in sources:
         try:
-            hashing = _hashing_of(source)
-            found = hashing() if hashing else None
+            found = _hash_of(source)
         except (TunelineError, OSError) as error:
             unchecked.append(f"{source.name}, a source of the dataset: {error}")
             continue
@@ -209,16 +195,15 @@ def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
     return differences, unchecked
 
 
-def _hashing_of(source: SourceKept) -> Callable[[], str] | None:
-    """Return a function that hashes a source; None if it can't be read from here."""
+def _hash_of(source: SourceKept) -> str | None:
+    """Hash a source; None if it can't be read from here."""
     place = urlparse(source.origin or source.name)
     if place.scheme == "s3" and place.netloc:
-        bucket, key = S3Store(place.netloc, ""), place.path.lstrip("/")
-        return lambda: bucket.hash_foreign(key)
+        return S3Store(place.netloc, "").hash_foreign(place.path.lstrip("/"))
     path = Path(unquote(place.path) if place.scheme == "file" else source.name)
     # A relative path was meant from the folder in which the run was started.
     if place.scheme in ("", "file") and path.is_absolute() and path.is_file():
-        return lambda: sha256_file(path)
+        return sha256_file(path)
     return None
 
 

@@ -41,7 +41,6 @@ class Night:
 
     train: bool
     why: str
-    released: str | None
 
 
 def decide(
@@ -56,33 +55,30 @@ def decide(
 ) -> Night:
     """Decide whether tonight's data are worth a training."""
     release = read_release(store, name, pointer)
-    released = release.version if release else None
     known = version_of_release(open_release(store, release)) if release else None
     tried = _tried(store, name, version, settings)
     if force:
-        return Night(True, "a training was asked for, whatever the data", released)
+        return Night(True, "a training was asked for, whatever the data")
+    kept = over_budget
     if release and is_awaited(store, name, release.version, datetime.now(UTC)):
-        why = f"not trained: the canary of {name} {release.version} is not decided yet"
-        return Night(False, why, released)
-    if release and known == version:
-        return Night(
-            False,
-            f"not trained: no new data since {name} {release.version}, released "
-            f"{release.released_at[:10]} (dataset version {version.digest[:_SHORT]})",
-            released,
+        kept = f"the canary of {name} {release.version} is not decided yet"
+    elif release and known == version:
+        kept = (
+            f"no new data since {name} {release.version}, released {release.released_at[:10]} "
+            f"(dataset version {version.digest[:_SHORT]})"
         )
-    if tried:
-        return Night(False, f"not trained: {_outcome(store, tried)}", released)
-    if over_budget:
-        return Night(False, f"not trained: {over_budget}", released)
+    elif tried:
+        kept = _outcome(store, tried)
+    if kept:
+        return Night(False, f"not trained: {kept}")
     if release is None:
         why = f"{name} has no release yet"
     elif known is None:
-        why = f"{name} {released} does not say which data it saw"
+        why = f"{name} {release.version} does not say which data it saw"
     else:
         changed = difference(known.files, version.files)
-        why = f"the data changed since {name} {released}: {changed}"
-    return Night(True, why, released)
+        why = f"the data changed since {name} {release.version}: {changed}"
+    return Night(True, why)
 
 
 def version_of_release(release: Release) -> DatasetVersion | None:

@@ -67,10 +67,7 @@ def served_chain(
         behind: names of further upstreams, which the gateway's owner has configured.
     """
     fallback = settings.fallback
-    times = {
-        "answer_timeout_s": fallback.answer_timeout_s,
-        "first_token_timeout_s": fallback.first_token_timeout_s,
-    }
+    times = fallback.model_dump(include={"answer_timeout_s", "first_token_timeout_s"})
     upstreams = [{**times, **engine} for engine in engines]
     if fallback.larger is not None:
         upstreams.append({**times, **_larger(name, fallback, fallback.larger)})
@@ -114,19 +111,11 @@ def settings_of(release: Release) -> ChainSettings:
 
 
 def _larger(name: str, settings: FallbackConfig, larger: LargerModel) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "name": f"{name}-{LARGER}",
-        "base_url": larger.base_url,
-        "model": larger.model,
-        # It bills every token.
-        "ping": False,
-    }
-    optional = {
-        "api_key_env": larger.api_key_env,
-        "context_tokens": larger.context_tokens,
-        "price": settings.price() or None,
-    }
-    return entry | {key: value for key, value in optional.items() if value is not None}
+    stated = {"base_url", "model", "api_key_env", "context_tokens"}
+    price = {"price": settings.price()} if settings.price() else {}
+    # It bills every token, so it is not pinged.
+    own = {"name": f"{name}-{LARGER}", "ping": False, **price}
+    return own | larger.model_dump(include=stated, exclude_none=True)
 
 
 def candidate_limits(released: ChainSettings, candidate: ChainSettings) -> dict[str, Any] | None:

@@ -84,12 +84,8 @@ class EngineProcess:
     def record(self) -> dict[str, object]:
         """What another follower needs to take it over."""
         releases = [[release.name, release.version] for release in self.unit.releases]
-        return {
-            **self._process.record,
-            "port": self.port,
-            "releases": releases,
-            "log": str(self._log),
-        }
+        own = {"port": self.port, "releases": releases, "log": str(self._log)}
+        return {**self._process.record, **own}
 
     def look(self, entries: Sequence[Mapping[str, object]]) -> None:
         """Bring its state up to date: the models of the gateway's entries must answer."""

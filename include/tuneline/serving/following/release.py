@@ -126,31 +126,21 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
         CorruptObject: if bytes are not those that were evaluated.
     """
     sizes = largest(_sizes_of(release) for release in releases)
-    parallel, context = sizes.parallel, sizes.context_tokens
-    threads = threads_here(sizes.threads)
+    adapters: dict[str, Path] = {}
     if len(releases) > 1 or releases[0].apart is not None:
         base = _shared_base(releases)
         adapters = {
             adapter_name(one): _fetch(one, one.adapter_files(), folder, ADAPTER_FILE, "adapter")
             for one in releases
         }
-        model = fetch_form(releases[0].store, base, print)
-        return ServeRequest(
-            model,
-            BASE_ALIAS,
-            parallel,
-            context,
-            adapters=adapters,
-            threads=threads,
-            host=host,
-            port=port,
-        )
-    refs = releases[0].model_files()
-    if not refs:
+        model, alias = fetch_form(releases[0].store, base, print), BASE_ALIAS
+    elif refs := releases[0].model_files():
+        model, alias = _fetch(releases[0], refs, folder, MODEL_FILE), releases[0].name
+    else:
         raise UserError(f"{releases[0].uri} states no model; release a version that has one")
-    model = _fetch(releases[0], refs, folder, MODEL_FILE)
-    name = releases[0].name
-    return ServeRequest(model, name, parallel, context, threads=threads, host=host, port=port)
+    served = (model, alias, sizes.parallel, sizes.context_tokens)
+    threads = threads_here(sizes.threads)
+    return ServeRequest(*served, adapters=adapters, threads=threads, host=host, port=port)
 
 
 def _sizes_of(release: Release) -> ServedSizes:
@@ -291,15 +281,15 @@ def _released(store: Store, pointer: ReleasePointer, trust: Trust | None) -> Rel
 
 
 def _find(store: Store, name: str | None, which: PointerName, wait: bool) -> ReleasePointer:
-    announced = False
-    while (pointer := newest_release(store, name, which)) is None:
-        if not wait:
-            raise UserError(
-                f"{store.uri} holds no released model{f' named {name}' if name else ''} "
-                f"in {which}; a run of finetune_to_production makes one"
-            )
-        if not announced:
-            print(f"waiting for a released model in {store.uri}", flush=True)
-            announced = True
+    pointer = newest_release(store, name, which)
+    if pointer is None and not wait:
+        raise UserError(
+            f"{store.uri} holds no released model{f' named {name}' if name else ''} "
+            f"in {which}; a run of finetune_to_production makes one"
+        )
+    if pointer is None:
+        print(f"waiting for a released model in {store.uri}", flush=True)
+    while pointer is None:
         time.sleep(_LOOK_SECONDS)
+        pointer = newest_release(store, name, which)
     return pointer

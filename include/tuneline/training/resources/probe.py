@@ -262,10 +262,8 @@ class Climb:
         before, last = self.peaks[-2:]
         # Peaks never fall: a process does not give back what its allocator holds.
         slope = (last.memory - before.memory) / max(1, last.tokens - before.tokens)
-        fixed, growing = (
-            round(last.memory - slope * last.tokens),
-            round(slope * self.tokens_of(rows)),
-        )
+        fixed = round(last.memory - slope * last.tokens)
+        growing = round(slope * self.tokens_of(rows))
         parts = {"runtime": self.runtime, "model": fixed - self.runtime, "micro_batch": growing}
         return PredictedPeak(parts=parts, total=fixed + growing)
 
