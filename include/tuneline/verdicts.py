@@ -142,9 +142,10 @@ def _difference(step: str, read: Read, now: str | None) -> str:
 
 # What a broken limit makes of an item.
 _BROKEN = (Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WARN)
-# Helper steps that measure items again; the name of a measurement starts with the item.
+# Steps that measure other items again; the name of a measurement starts with the item.
 _AUDITS = {
     "final_audit": "the final audit",
+    "loss_monitoring": "the steps of the training",
     "extraction_audit": "the extraction audit",
     "build_engine": "the packages of the engine's image",
 }

@@ -324,6 +324,7 @@ def test_the_picture_shows_the_rule_that_tripped_and_curves_with_holes(tmp_path)
 
 def test_the_curve_of_a_run_is_drawn_and_judged(trained, lab):
     run = lab(epochs=4)
+    run.leave_plan()
     names = ("history.jsonl", "run.json", "checkpoints.json")
     run.leave("train", {name: trained.artifact("train", name) for name in names})
     evidence = run.execute("loss_monitoring", loss_monitoring.run)

@@ -11,7 +11,7 @@ from tuneline.artifacts.training import HISTORY, read_history
 from tuneline.evidence import Verdict
 from tuneline.store import sha256_file
 from tuneline.training import loss_monitoring
-from tuneline.training.loop.trainer import history_of
+from tuneline.training.loop.trainer import history_of, sft_config
 
 
 def test_the_best_adapter_is_kept_and_everything_noted(trained):
@@ -86,6 +86,19 @@ def test_the_same_base_at_a_sane_rate_is_not_stopped(lab, learned_base):
     assert run.trained["stopped"] is None
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert broken(evidence) == {"live_tracking"}
+
+
+def test_steps_of_fewer_rows_than_planned_are_counted(lab, monkeypatch):
+    def smaller(*given):
+        arguments = sft_config(*given)
+        arguments.per_device_train_batch_size //= 2
+        return arguments
+
+    monkeypatch.setattr("tuneline.training.loop.trainer.sft_config", smaller)
+    run = lab(epochs=2)
+    run.train()
+    evidence = run.execute("loss_monitoring", loss_monitoring.run)
+    assert "gradient_accumulation.steps_of_other_size" in broken(evidence)
 
 
 # Eight rows and a high rate: the validation loss turns while the training loss falls.

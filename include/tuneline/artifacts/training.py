@@ -301,6 +301,7 @@ class HistoryEntry(TypedDict, total=False):
     eval_seconds: float
     learning_rate: float
     grad_norm: float | str
+    rows: int  # of this step
     tokens: int
     tokens_per_second: float
     seconds: float

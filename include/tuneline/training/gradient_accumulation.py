@@ -189,7 +189,10 @@ def run(ctx: StepContext) -> Evidence:
     def probe(left: Sequence[int]) -> ProbeReport:
         report = in_process(spec.model_copy(update={"sizes": list(left)}), ctx.scratch)
         for tried in report.tried:
-            ctx.log(f"limit {report.limit} bytes: {tried.model_dump_json(exclude_none=True)}")
+            took = tried.out_of_memory or "predicted not to fit"
+            if isinstance(tried, MeasuredBatch):
+                took = f"{tried.measured / GIB:.2f} GiB"
+            ctx.log(f"micro-batch {tried.micro_batch}: {took}, limit {report.limit / GIB:.2f} GiB")
         return report
 
     report, taken, tried = largest_safe(sizes, probe)

@@ -12,7 +12,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from tuneline.artifacts.training import CHECKPOINTS, HISTORY, TRAINED, TrackedRun, TrainedRun, Trip
+from tuneline.artifacts.training import (
+    CHECKPOINTS,
+    HISTORY,
+    PLAN,
+    TRAINED,
+    HistoryEntry,
+    TrackedRun,
+    TrainedRun,
+    Trip,
+)
 from tuneline.config.training import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.step_context import StepContext
@@ -50,6 +59,14 @@ def judge(curve: Curve, limits: LossRulesConfig, trained: TrainedRun) -> list[Me
         measure("tracking_seconds", trained.tracking_seconds, "s"),
         measure("tokens_per_second", trained.tokens_per_second, "1/s"),
     ]
+
+
+def count_rows(history: Sequence[HistoryEntry], effective_batch: int) -> list[Measurement]:
+    """Compare the rows of each step but the last with those that were planned."""
+    counted = [entry["rows"] for entry in history if "rows" in entry][:-1]
+    other = sum(rows != effective_batch for rows in counted)
+    name = "gradient_accumulation.steps_of_other_size"
+    return [measure(name, other, "steps", "==", 0)] if counted else []
 
 
 def _validation(curve: Curve, limits: LossRulesConfig) -> list[Measurement]:
@@ -155,9 +172,11 @@ def summarise(curve: Curve, trained: TrainedRun, measurements: Sequence[Measurem
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Judge the curve and its tracking; writes `loss.png`."""
-    curve = Curve.of(HISTORY.read(ctx))
+    """Judge the curve, its tracking and the size of its steps; writes `loss.png`."""
+    history = HISTORY.read(ctx)
+    curve = Curve.of(history)
     trained, best_step = TRAINED.read(ctx), CHECKPOINTS.read(ctx).best_step
     picture(curve, best_step, trained.stopped).savefig(ctx.out / "loss.png", dpi=110)
     measurements = judge(curve, ctx.config.training, trained)
+    measurements += count_rows(history, PLAN.read(ctx).effective_batch)
     return ctx.conclude(summarise(curve, trained, measurements), measurements)

@@ -90,5 +90,6 @@ def test_the_loss_of_the_task_leaves_rehearsal_rows_out():
     watched.add(*micro_batch([[2.0], [8.0, 8.0]], [2.0, 1.0], [False, True]))
     # Tokens of 1 and 3 nats at weight 1, one of 2 nats at weight 2.
     assert watched.take() == pytest.approx((1 + 3 + 2 * 2) / 4)
+    assert watched.rows == 4
     watched.add(*micro_batch([[9.0]], [3.0], [True]))
     assert watched.take() is None

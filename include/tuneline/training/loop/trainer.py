@@ -78,15 +78,21 @@ class StepClock(TrainerCallback):
 
 
 class TaskLoss:
-    """Averages the loss of the task's tokens over the micro-batches of a step and all processes."""
+    """Averages the loss of the task's tokens over the micro-batches of a step and all processes.
+
+    Attributes:
+        rows: rows of the micro-batches before the last `take`, those of rehearsal included.
+    """
 
     def __init__(self, group: ProcessGroup = ALONE) -> None:
         self._group = group
         self._sum: Any = 0.0
         self._tokens: Any = 0.0
+        self._rows = self.rows = 0
 
     def add(self, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
         """Add a micro-batch, without its rehearsal rows."""
+        self._rows += len(inputs["weight"])
         of_task = {**inputs, "weight": inputs["weight"] * ~inputs["rehearsal"]}
         with torch.no_grad():
             self._sum = self._sum + weighted_sum(outputs, of_task)
@@ -94,8 +100,9 @@ class TaskLoss:
 
     def take(self) -> float | None:
         """Return the mean since the last call, in nats; None if no row of the task was seen."""
-        total, tokens = self._group.sum([float(self._sum), float(self._tokens)])
-        self._sum = self._tokens = 0.0
+        counts = [float(self._sum), float(self._tokens), float(self._rows)]
+        total, tokens, rows = self._group.sum(counts)
+        self._sum, self._tokens, self._rows, self.rows = 0.0, 0.0, 0, round(rows)
         return total / tokens if tokens else None
 
 
@@ -205,6 +212,7 @@ class LabelledTokenTrainer(SFTTrainer):
             fresh = logs["tokens"] - self.tokens_through(self.state.global_step - 1)
             logs["tokens_per_second"] = round(fresh / max(self.clock.steps[-1], 1e-9), 1)
             task_loss = self._task_loss.take()
+            logs["rows"] = self._task_loss.rows
             if task_loss is not None:
                 logs["task_loss"] = task_loss
         logs["seconds"] = round(self._before + time.monotonic() - self._started, 2)
