@@ -83,7 +83,7 @@ class LoggedRequest:
 
 
 class Reason(StrEnum):
-    """The reason for which a logged request is no row of the curated day."""
+    """Why a logged request gives no row of the curated day."""
 
     # No upstream answered, or the client's request was wrong; the detail is the status.
     ERROR_STATUS = "error_status"

@@ -28,7 +28,7 @@ def earlier_rows(count=40, offset=5000):
 
 @pytest.fixture
 def nights(scored_lab):
-    """Make a run after a release; `before` is the model that serves now, in bytes of its own."""
+    """Make a run after a release; `before` is the released model, with other bytes."""
 
     def make(before, rows=None, seen=(), same=False, **overrides):
         bench = scored_lab(rows=rows, **overrides)

@@ -28,9 +28,9 @@ MIN_ANSWERS = 40
 # A phrase in nearly every answer is the format that is to be learnt, not a bad habit.
 FORMAT_SHARE = 0.9
 
-# A phrase that forces a label has at most so many words, is in at least so many rows and at most
-# this share of all, of which this share has one label. Other classes are likelier for half of them
-# by so many nats, and that many classes (of few, six in ten of the others).
+# A phrase that forces a label: its most words, its fewest rows, its largest share of all rows, and
+# the smallest share of its rows with that label. For half of those rows another class has to be
+# likelier by SURE nats, TRIGGER_CLASSES of them in all (with few classes, 60 % of the others).
 TRIGGER_WORDS, TRIGGER_ROWS, TRIGGER_SHARE, PURE = 3, 8, 0.05, 0.8
 SURE, TRIGGER_CLASSES = 7.0, 8
 

@@ -179,7 +179,7 @@ _MORE_TRIES = 2
 _BELOW_GOODPUT = 0.8
 # A load of fewer requests claims no median.
 _LEAST = samples_needed(0.5)
-# A load that is too rare to decide is sent so many times as long, and not endlessly.
+# A load that is too rare to decide is sent for at most this many times its seconds.
 _LONGER = 4
 
 

@@ -99,9 +99,10 @@ def summarise(
     *,
     tail: float = TAIL,
 ) -> Level:
-    """Summarise one load, of so many wall-clock seconds and requests in a decoding step.
+    """Summarise one load.
 
-    `tail` is the error of the interval of the share within the objective, on each side.
+    `seconds` is its wall-clock time, `batch` the mean number of requests in a decoding step, `tail`
+    the error of the interval of the share within the objective, on each side.
     """
     done = [timing for timing in timings if timing.ok]
     good = sum(goal.met(timing) for timing in timings)

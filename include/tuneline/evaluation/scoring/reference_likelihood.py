@@ -1,4 +1,4 @@
-"""Whether the expected text of a row is likelier to the model than that of another row.
+"""Compare how likely the model holds the expected text of a row and that of another row.
 
 chrF compares the one text that a model wrote with the one that was expected; a good text in other
 words scores low. The log-probability of an expected text, asked of the engine that ships, depends

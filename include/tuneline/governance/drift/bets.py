@@ -168,7 +168,7 @@ def night_money(night: int) -> float:
 
 @dataclass
 class Wealth:
-    """What the bets of one signal have come to; of many watches at once if its arrays say so."""
+    """The wealth of one signal's bets; arrays may hold many watches at once."""
 
     nights: int = 0  # nights of this year that were bet on
     p_value: Any = 1.0  # anytime-valid, the smallest so far this year, shape (...)
