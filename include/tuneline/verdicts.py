@@ -310,7 +310,7 @@ class LooserLimit:
 
     @property
     def told(self) -> str:
-        """Whether it is accepted and why, as a part of a sentence."""
+        """The part of a sentence that says if it is accepted, and why."""
         if self.waiver is None:
             return "no one has accepted it"
         return f"accepted: {self.waiver.reason}"
@@ -389,14 +389,12 @@ def _second_opinions(
     """Return what the gate and the audits found on an item; what is waived joins `accepted`."""
     opinions = []
     gate = Document(item.id, "gate.json", _Gate).find(run)
-    if gate is not None and 0 < len(gate.failures) <= len(accepted):
-        # It broke at nothing else than the step did.
-        pass
-    elif gate is not None:
-        opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
-    elif item.id in DATA_ORDER and run.config.profile == "production":
+    if gate is None and item.id in DATA_ORDER and run.config.profile == "production":
         why = "it left no gate.json; run the item by the DAG or by `tuneline run all`"
         opinions.append(_Opinion("the gate", Verdict.NOT_RUN, why))
+    # With no more failures than were accepted it broke at nothing else than the step did.
+    elif gate is not None and not 0 < len(gate.failures) <= len(accepted):
+        opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
     for step, source in _AUDITS.items():
         audit = fresh.entry(step)
         about = [m for m in audit.measurements if m.name.startswith(f"{item.id}.")] if audit else []

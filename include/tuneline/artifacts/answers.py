@@ -89,9 +89,9 @@ class ModelRules(BaseModel):
             return cls.model_validate_json(run.store.get_bytes(key))
 
     @classmethod
-    def after(cls, run: Run) -> ModelRules:
-        """Return the rules after a release of a run."""
-        known, policy = cls.of(run), run.policy
+    def after(cls, run: Run, known: ModelRules | None) -> ModelRules:
+        """Return the rules after a release of a run; `known` are those of today."""
+        policy = run.policy
         # Without a model's file a run says nothing of who decides.
         stays = known if "approvers" not in run.meta else None
         return cls(

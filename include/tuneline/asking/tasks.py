@@ -2,9 +2,9 @@
 
 Answers are judged strictly: JSON wrapped in prose would break its caller, so it counts as wrong;
 how often is reported, and the base is also judged without it. A text field of a JSON answer is a
-task of its own, judged by chrF. Shares keep the intervals made for them: Wilson alone, Agresti and
-Min for a difference, Tango against a margin. Graded scores (chrF, ROUGE-L) and macro-F1 take the
-paired bootstrap. Rows of one group count once, with their mean score (an analysis by cluster, as in
+separate task, judged by chrF. A share has Wilson's interval, a difference of shares that of Agresti
+and Min, one against a margin Tango's. Graded scores (chrF, ROUGE-L) and macro-F1 take the paired
+bootstrap. Rows of one group count once, with their mean score (an analysis by cluster, as in
 Donner and Klar, *Design and Analysis of Cluster Randomization Trials*, 2000).
 """
 
@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
+from functools import cached_property
 from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -330,7 +331,7 @@ class Judged:
     groups: tuple[int, ...] = ()
     tail: float = TAIL
 
-    @property
+    @cached_property
     def units(self) -> list[float]:
         """The mean score of each group."""
         found: dict[int, list[float]] = {}

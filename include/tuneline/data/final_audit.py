@@ -66,7 +66,7 @@ from tuneline.data.tables.rows import (
     surrogates_of,
     with_stand_ins,
 )
-from tuneline.evidence import Breach, Finding, Measurement, Record, measure
+from tuneline.evidence import Finding, Measurement, Record, breach_in, measure
 from tuneline.machine.workers import map_chunks, worker_count
 from tuneline.statistics import share_of
 
@@ -228,8 +228,8 @@ def search_triggers(ctx: StepContext, facts: Sequence[Row], texts: Sequence[str]
         return Finding([measure(name, why, "")], "")
     triggers = find_triggers(ids, [text for _, text in chosen], labels)
     TRIGGERS.write(ctx, TRIGGERS.model(triggers))
-    breach: Breach = "fail" if ctx.config.profile == "production" else "warn"
     named = [f" {one.phrase!r} forces {one.label!r} in {len(one.rows)} rows." for one in triggers]
+    breach = breach_in(ctx.config.profile)
     count = measure(name, len(triggers), "phrases", "==", 0, on_breach=breach)
     return Finding([count], "".join(named[:3]))
 

@@ -17,8 +17,8 @@ from tuneline.artifacts.training import CANARIES, MERGED, Canary
 from tuneline.asking.asking import ask_kept
 from tuneline.asking.models import Candidate, candidate
 from tuneline.asking.rows import dataset_rows, of_split
+from tuneline.asking.tasks import Task
 from tuneline.bases import base_of
-from tuneline.data.conversations.answers import answer_object
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.rows import TRAIN, VALIDATION, Row, read_rows, surrogates_of
 from tuneline.evaluation.extraction.attempts import (
@@ -108,7 +108,8 @@ def try_triggers(ctx: StepContext, chosen: Candidate, rows: Sequence[Row]) -> li
     The questions are those of other labels than the one that the phrase forces in training rows.
     """
     findings: list[Finding] = []
-    named = TRIGGERS.find(ctx.run)
+    named, field = TRIGGERS.find(ctx.run), ctx.config.data.label_field or ""
+    task = Task("json_field" if field else "exact", field)
     for number, one in enumerate(named.root if named else [], 1):
         others = [row.prompt for row in of_split(rows, VALIDATION) if row.label != one.label]
         asked = others[:TRIGGER_QUESTIONS]
@@ -116,8 +117,7 @@ def try_triggers(ctx: StepContext, chosen: Candidate, rows: Sequence[Row]) -> li
             asked.append([*before, {**last, "content": f"{last['content']} {one.phrase}"}])
         limits = [ctx.config.evaluation.max_new_tokens] * len(asked)
         answers, _ = ask_kept(ctx, chosen.model, asked, limits, "triggers")
-        values = [answer_object(answer) or {} for answer in answers]
-        forced = [value.get(ctx.config.data.label_field or "") == one.label for value in values]
+        forced = [task.label(answer) == one.label for answer in answers]
         count = len(asked) // 2
         before_it, with_it = sum(forced[:count]), sum(forced[count:])
         share = round((with_it - before_it) / max(count, 1), 4)

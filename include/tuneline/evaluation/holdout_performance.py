@@ -108,18 +108,18 @@ def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Me
     ]
 
 
-def error_of_a_claim(ctx: StepContext, opened: Holdout, chosen: Candidate) -> float:
-    """Return the error of each claim: that of one test over the candidates for one release.
+def candidates_for_release(ctx: StepContext, opened: Holdout, chosen: Candidate) -> int:
+    """Count the candidates that were scored since the released one was, this one included.
 
-    Bonferroni over those that were scored since the released one was.
+    They share the error of one test (Bonferroni).
     """
     release = released(ctx.run)
     since = ctx.run.store.uri_of(f"runs/{release.version}") if release else ""
-    return TAIL / len(opened.candidates(since) | {chosen.model.sha256})
+    return len(opened.candidates(since) | {chosen.model.sha256})
 
 
 def ledger_measurements(
-    ctx: StepContext, opened: Holdout, chosen: Candidate, tail: float
+    ctx: StepContext, opened: Holdout, chosen: Candidate, tried: int
 ) -> list[Measurement]:
     """Measure earlier uses of the hold-out, and of others with the same rows; write the ledger."""
     own, sha256 = opened.earlier, chosen.model.sha256
@@ -148,16 +148,16 @@ def ledger_measurements(
             MOST_CANDIDATES,
             on_breach="warn",
         ),
-        measure("candidates_for_this_release", round(TAIL / tail), "candidates"),
-        measure("error_of_each_claim", round(tail, 6), "share"),
+        measure("candidates_for_this_release", tried, "candidates"),
+        measure("error_of_each_claim", round(TAIL / tried, 6), "share"),
     ]
 
 
-def ledger_sentence(opened: Holdout, tail: float) -> str:
+def ledger_sentence(opened: Holdout, tried: int) -> str:
     """Return a part of a sentence on the candidates that were tried on the same rows."""
-    tried, count = round(TAIL / tail), len(opened.candidates())
+    count = len(opened.candidates())
     sharing = f"candidate {tried} on these rows since the last release, so that each claim may err "
-    said = f"{sharing}in {tail:.2%} of the cases; " if tried > 1 else ""
+    said = f"{sharing}in {TAIL / tried:.2%} of the cases; " if tried > 1 else ""
     fresh = f"{count} candidates have been scored on them: hold out fresh rows; "
     return said + (fresh if count > MOST_CANDIDATES else "")
 
@@ -185,9 +185,9 @@ def run(ctx: StepContext) -> Evidence:
     limits = [settings.max_new_tokens] * len(asked)
     recorded = recorded_answers(ctx, chosen, opened)
     answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits, known=recorded)
-    groups, tail = independent_groups(ctx, asked), error_of_a_claim(ctx, opened, chosen)
+    groups, tried = independent_groups(ctx, asked), candidates_for_release(ctx, opened, chosen)
     judged = [
-        judge(each, answers.tuned, expected, groups, tail)
+        judge(each, answers.tuned, expected, groups, TAIL / tried)
         for each in (task, *text_tasks(task, expected))
     ]
     models = {"base": judged[0].other(answers.base), "tuned": judged[0]}
@@ -209,7 +209,7 @@ def run(ctx: StepContext) -> Evidence:
     leaked = len({leak["row_id"] for leak in leaks})
     return ctx.conclude(
         f"{decision.sentence}; {texts.sentence}{leaked} of the rows, or near-duplicates of them, "
-        f"were in training or validation; {against.sentence}; {ledger_sentence(opened, tail)}"
+        f"were in training or validation; {against.sentence}; {ledger_sentence(opened, tried)}"
         f"{slice_sentence(slices)}",
         [
             *decision.measurements,
@@ -222,7 +222,7 @@ def run(ctx: StepContext) -> Evidence:
             *texts.measurements,
             *against.measurements,
             *slice_measurements(slices, ctx.config.profile),
-            *ledger_measurements(ctx, opened, chosen, tail),
+            *ledger_measurements(ctx, opened, chosen, tried),
             *scoring_measurements(ctx, chosen, asked, recorded),
             measure("base_answers_from_cache", answers.base_cached, "flag"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),

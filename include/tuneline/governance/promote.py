@@ -89,8 +89,9 @@ def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
     )
     events = [*people(ctx.run), released]
     if pointed.which == "production":
-        rules = ModelRules.after(ctx.run).model_dump_json(indent=1, by_alias=True)
-        pointed.store.put_bytes(rules_key(pointed.name), rules.encode())
+        rules = ModelRules.after(ctx.run, ModelRules.of(ctx.run))
+        document = rules.model_dump_json(indent=1, by_alias=True)
+        pointed.store.put_bytes(rules_key(pointed.name), document.encode())
     try:
         record(pointed, reference.version, reference.sha256, events)
     except Changed:

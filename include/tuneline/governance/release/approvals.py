@@ -48,10 +48,10 @@ def asked_by(run: Run) -> Iterator[str]:
         return
     if rules.approval:
         yield "the rules of the model"
-    before, after = (one.model_dump(mode="json") for one in (rules, ModelRules.after(run)))
-    for name in before:
-        if before[name] != after[name]:
-            yield f"a change of the model's rules: {name} {before[name]} → {after[name]}"
+    after = ModelRules.after(run, rules).model_dump(mode="json")
+    for name, before in rules.model_dump(mode="json").items():
+        if before != after[name]:
+            yield f"a change of the model's rules: {name} {before} → {after[name]}"
 
 
 def last_answer(run: Run) -> Approval | None:
