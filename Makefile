@@ -12,8 +12,9 @@ ML := .venv-ml/bin
 DEV := .venv-dev
 BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
+AIRFLOW_CHART ?= .tuneline/charts/airflow-1.22.0.tgz
 
-.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-vllm lint ratchet types format docs hooks bench python
+.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-helm test-vllm lint ratchet types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -48,7 +49,7 @@ down: ## stop everything that the stack started
 status: ## list the running services
 	@$(STACK) status
 
-test: $(DEV)/tuneline-stamp ## run all tests; T="path …" these alone, CHANGED=1 those near a change
+test: $(DEV)/bin/helm ## run all tests; T="path …" these alone, CHANGED=1 those near a change
 	@$(PYTHON) scripts/run_tests.py all $(T) $(CHANGED:%=--changed %)
 
 test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out since they take long
@@ -57,10 +58,14 @@ test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out si
 test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes cluster and an S3 store
 	@$(PYTHON) scripts/run_tests.py cluster $(or $(T),tests/cluster)
 
+test-helm: $(DEV)/bin/helm $(AIRFLOW_CHART) ## check deploy/helm with Apache Airflow's chart (AIRFLOW_CHART=file.tgz)
+	@TUNELINE_TEST_AIRFLOW_CHART="$(abspath $(AIRFLOW_CHART))" \
+	$(PYTHON) scripts/run_tests.py all tests/test_charts.py
+
 test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
 	@$(PYTHON) scripts/run_tests.py vllm $(T)
 
-test-fast: $(DEV)/tuneline-stamp ## the same without the stack and the files of tests that take over 10 s
+test-fast: $(DEV)/bin/helm ## the same without the stack and the files of tests that take over 10 s
 	@$(PYTHON) scripts/run_tests.py fast $(T)
 
 lint: $(DEV)/tuneline-stamp ## check format, style, complexity, spelling, imports and the size
@@ -97,3 +102,9 @@ $(DEV)/tuneline-stamp $(BENCH)/tuneline-stamp: | python
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip install --quiet --no-input --disable-pip-version-check -r $<
 	@cp $< $@
+
+$(DEV)/bin/helm: $(DEV)/tuneline-stamp
+	@scripts/helm.sh $@
+
+.tuneline/charts/airflow-%.tgz: | $(DEV)/bin/helm
+	@$(DEV)/bin/helm pull airflow --repo https://airflow.apache.org --version $* --destination $(@D)

@@ -62,6 +62,7 @@ MAY_BE_SKIPPED = (
     "requirements/openlineage.txt",
     "bounds of host memory",
     "`make bench` installs the peers",
+    "chart of Apache Airflow",
 )
 # Programs that tests start, and their Debian packages.
 PROGRAMS = {

@@ -147,26 +147,3 @@ def test_the_follower_writes_the_file_that_the_gateway_watches(resolved):
     assert '--folder "$home"' in script
     # Engines listen on loopback, so both are on one network.
     assert follower["network_mode"] == "service:gateway"
-
-
-def test_the_cluster_s_pod_has_both_and_the_gateway_ends_first():
-    """A sidecar starts before the gateway and is told to end after it."""
-    documents = list(yaml.safe_load_all((ROOT / "deploy/serving.yaml").read_text()))
-    (serving,) = (d for d in documents if d["kind"] == "StatefulSet")
-    pod = serving["spec"]["template"]["spec"]
-    (gateway,), (follower,) = pod["containers"], pod["initContainers"]
-    assert follower["restartPolicy"] == "Always"
-    shared = {m["mountPath"] for m in gateway["volumeMounts"]} & {
-        m["mountPath"] for m in follower["volumeMounts"]
-    }
-    config = Path(gateway["command"][gateway["command"].index("--config") + 1])
-    folder = follower["command"][follower["command"].index("--folder") + 1]
-    assert str(config.parent) == folder
-    assert folder in shared
-    assert pod["automountServiceAccountToken"] is False
-    for container in (gateway, follower):
-        assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    (settings,) = (d for d in documents if d["kind"] == "ConfigMap")
-    whole = {**yaml.safe_load(settings["data"]["settings.yaml"]), "upstreams": [], "models": []}
-    drain = GatewayConfig.model_validate(whole).drain
-    assert pod["terminationGracePeriodSeconds"] > drain.delay_s + drain.timeout_s + 45

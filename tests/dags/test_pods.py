@@ -7,6 +7,7 @@ import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
+from tests.lab.charts import NAMED, objects, rendered
 from tests.lab.runs import Lab
 
 from tuneline.artifacts.governance import image_of
@@ -80,6 +81,29 @@ def test_the_image_of_the_deployment_holds_until_a_run_names_another(monkeypatch
     monkeypatch.setenv("TUNELINE_IMAGE", "registry/ml:release")
     assert container_of("deduplication").image == "registry/ml:release"
     assert container_of("deduplication", image="registry/ml:mine").image == "registry/ml:mine"
+
+
+def test_a_pod_starts_from_the_chart_s_and_has_its_account(tmp_path, monkeypatch):
+    batch = {"priorityClassName": "batch", "nodeSelector": {"pool": "ml"}}
+    chart, _ = rendered(tmp_path, {**NAMED, "runs": {"podSpec": batch}})
+    data = {o["metadata"]["name"]: o["data"] for o in objects(chart) if "data" in o}
+    for name, value in data["tuneline-airflow"].items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "pod.yaml"
+    file.write_text(data["tuneline-pods"]["pod.yaml"])
+    monkeypatch.setenv("TUNELINE_POD_TEMPLATE", str(file))
+    pod = made("deduplication")
+    assert pod.metadata.namespace == "ml"
+    assert pod.metadata.labels["tuneline.io/part"] == "step"
+    spec = pod.spec
+    assert (spec.service_account_name, spec.automount_service_account_token) == (
+        "tuneline-steps",
+        False,
+    )
+    assert (spec.priority_class_name, spec.node_selector) == ("batch", {"pool": "ml"})
+    (container,) = spec.containers
+    assert container.image == NAMED["image"]
+    assert [e.secret_ref.name for e in container.env_from] == ["tuneline-store"]
 
 
 @pytest.mark.parametrize("step", ["schema_validation", "train", "determinism"])

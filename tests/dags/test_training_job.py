@@ -7,12 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
 from tests.lab import tasks as task_lab
-from tests.lab.ml_environment import ROOT, ml, planned_runs
+from tests.lab.charts import objects, rendered
+from tests.lab.ml_environment import ml, planned_runs
 from tests.lab.pods import IMAGE, NAMESPACE, Api, Server
 from tests.lab.tasks import prepared_run
 from tests.lab.waiting import wait_for
@@ -73,7 +73,7 @@ def test_one_node_is_a_pod(api: Api, tmp_path: Path) -> None:
     assert pods.job is None
 
 
-def test_what_the_job_asks_of_a_cluster(api: Api) -> None:
+def test_what_the_job_asks_of_a_cluster(api: Api, tmp_path: Path) -> None:
     step = training("true")
     step.uses_gpus = True
     step.apply(PodConfig(namespace="ml", nodes=2, gpus=8, memory="64Gi"))
@@ -92,8 +92,9 @@ def test_what_the_job_asks_of_a_cluster(api: Api) -> None:
     assert container.security_context == step.container_security_context
     assert container.security_context.read_only_root_filesystem is True
     assert "/dev/shm" in [m.mount_path for m in container.volume_mounts]
-    # The Service of the manifest selects these pods and gives their host names a domain.
-    service = yaml.safe_load((ROOT / "deploy" / "training-service.yaml").read_text())
+    # The Service of the chart selects these pods and gives their host names a domain.
+    services = [o for o in objects(rendered(tmp_path)[0]) if o["kind"] == "Service"]
+    (service,) = (o for o in services if o["spec"].get("clusterIP") == "None")
     assert service["metadata"]["name"] == template.spec.subdomain == SERVICE
     assert service["spec"]["selector"] == PART
     assert template.metadata.labels.items() >= PART.items()
