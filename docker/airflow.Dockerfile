@@ -16,11 +16,10 @@ ARG EXTRAS=
 RUN pip install --no-cache-dir -r requirements.txt -r requirements/postgres.txt \
       ${EXTRAS:+-r $EXTRAS} -c requirements/airflow.constraints.txt
 
-COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE NOTICE ./
 COPY include ./include
 COPY config ./config
 COPY dags ./dags
-COPY plugins ./plugins
 COPY docker/compose/settings ./settings
 RUN pip install --no-cache-dir --no-deps -e .
 
@@ -29,8 +28,7 @@ ARG COMMIT=
 LABEL org.opencontainers.image.revision=$COMMIT
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
     AIRFLOW_HOME=/opt/airflow \
-    AIRFLOW__CORE__DAGS_FOLDER=/opt/tuneline/dags \
-    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/tuneline/plugins
+    AIRFLOW__CORE__DAGS_FOLDER=/opt/tuneline/dags
 RUN mkdir -p /opt/airflow /run/tuneline && chown -R airflow /opt/airflow /opt/tuneline /run/tuneline
 USER airflow
 CMD ["airflow", "api-server"]

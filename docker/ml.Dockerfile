@@ -14,7 +14,7 @@ ARG EXTRAS=
 RUN pip install --no-cache-dir -r requirements/ml.txt -r requirements/pods.txt \
       ${EXTRAS:+-r $EXTRAS} -c requirements/ml.constraints.txt
 
-COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE NOTICE ./
 COPY include ./include
 COPY config ./config
 RUN pip install --no-cache-dir --no-deps -e .

@@ -13,7 +13,7 @@ COPY requirements ./requirements
 RUN python3 -m venv --without-pip /opt/tuneline/venv \
  && env -u PIP_CONSTRAINT python3 -m pip --python /opt/tuneline/venv install --no-cache-dir \
       -r requirements/ml.txt -r requirements/pods.txt -c requirements/ml.constraints.txt
-COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE NOTICE ./
 COPY include ./include
 COPY config ./config
 RUN env -u PIP_CONSTRAINT python3 -m pip --python /opt/tuneline/venv install --no-cache-dir \

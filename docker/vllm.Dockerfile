@@ -17,7 +17,7 @@ RUN python3 -m pip freeze | grep -E '^[A-Za-z0-9._-]+==' | grep -vi '^transforme
       --target "$(python3 -c 'import sys; print(sys.prefix)')/llm-compressor" \
  && rm /tmp/vllm.txt
 
-COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE NOTICE ./
 COPY include ./include
 COPY config ./config
 RUN python3 -m pip install --no-cache-dir --no-deps -e . \

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Seconds of tests for each core, which leave time for lint and for imports.
 SECONDS = 80
 # Folders from which modules are imported by their path below them.
-_ROOTS = ("include", "dags", "plugins")
+_ROOTS = ("include", "dags")
 
 
 def changed_files(since: str) -> set[str]:

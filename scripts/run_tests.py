@@ -329,7 +329,7 @@ def run_suite(which: str, changed: str = "") -> int:
 
 def _entries(known: dict[str, float]) -> list[Entry]:
     entries = [Entry("lint", command=("scripts/lint.sh",))]
-    for part in ("ml", "airflow", "plugins"):
+    for part in ("ml", "airflow"):
         entries.append(Entry(f"types-{part}", command=("scripts/types.sh", part)))
     for path in sorted(Path("tests").rglob("test_*.py")):
         if path.parts[1] not in ("vllm", "cluster"):

@@ -21,4 +21,4 @@ env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": os.environ["TUNELINE_CACH
 with open("/run/tuneline/images.json", "w") as handle:
     json.dump({"images": images, "env": env}, handle)
 PY
-exec localpods serve --state "$state" --images "$state/images.json" --port 8443
+exec python -m localpods serve --state "$state" --images "$state/images.json" --port 8443

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -23,24 +23,30 @@ _DIRTY = "-dirty"
 
 
 def code_identity(root: Path | None = None) -> dict[str, Any]:
-    """Return `library_identity`, and `tree_sha256` of all Python files and configuration."""
-    root = root or project_root()
-    return {**library_identity(root), "tree_sha256": tree_sha256(root)}
+    """Return `library_identity`, and `tree_sha256` of the code and configuration of a checkout."""
+    named = root or project_root()
+    folders = (_library(root), named / "dags", named / "config")
+    return {**library_identity(root), "tree_sha256": tree_sha256(*folders)}
+
+
+def _library(root: Path | None) -> Path:
+    return root / "include" / "tuneline" if root else Path(__file__).parent
 
 
 def library_identity(root: Path | None = None) -> dict[str, Any]:
-    """Identify the library that runs.
+    """Identify the library that runs, or that of a checkout.
 
     Returns:
-        `source` (git, image or files), `commit` (None without one), `dirty` (True if files
+        `source` (git, image, wheel or files), `commit` (None without one), `dirty` (True if files
         differ from the commit), `library_sha256` of the code that every image holds, and a
         `note` for a person.
     """
+    library = _library(root)
     root = root or project_root()
     identity: dict[str, Any] = {
         "commit": None,
         "dirty": None,
-        "library_sha256": tree_sha256(root, ("include/tuneline",)),
+        "library_sha256": tree_sha256(library),
     }
     head = _git(root, "rev-parse", "HEAD")
     top = _git(root, "rev-parse", "--show-toplevel")
@@ -50,15 +56,18 @@ def library_identity(root: Path | None = None) -> dict[str, Any]:
         dirty = bool(changes)
         note = f"{len(changes.splitlines())} uncommitted changes" if dirty else "a clean checkout"
         return {**identity, "source": "git", "commit": head, "dirty": dirty, "note": note}
-    built = os.environ.get(IMAGE_COMMIT)
+    stated = library / "COMMIT"
+    wheel = stated.read_text() if stated.exists() else ""
+    built = wheel or os.environ.get(IMAGE_COMMIT)
     if built:
         dirty = built.endswith(_DIRTY)
+        source = "wheel" if wheel else "image"
         return {
             **identity,
-            "source": "image",
+            "source": source,
             "commit": built.removesuffix(_DIRTY),
             "dirty": dirty,
-            "note": "the image states the commit it was built from"
+            "note": f"the {source} states the commit it was built from"
             + (" and that files differed from it" if dirty else ""),
         }
     return {
@@ -68,20 +77,14 @@ def library_identity(root: Path | None = None) -> dict[str, Any]:
     }
 
 
-def tree_sha256(
-    root: Path, folders: Sequence[str] = ("include", "dags", "plugins", "config")
-) -> str:
-    """Return the SHA-256 of the project's code: path and bytes of each file, in order."""
+def tree_sha256(*folders: Path) -> str:
+    """Return the SHA-256 of the code in folders: path and bytes of each file, in order."""
     digest = hashlib.sha256()
-    files = (
-        path
-        for folder in folders
-        for path in (root / folder).rglob("*")
-        if path.is_file() and path.suffix in {".py", ".yaml", ".json", ".jsonl", ".html"}
-    )
-    for path in sorted(files):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix in {".py", ".yaml", ".json", ".jsonl", ".html"}:
+                digest.update(path.relative_to(folder.parent).as_posix().encode() + b"\0")
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

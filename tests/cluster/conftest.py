@@ -9,7 +9,6 @@ import atexit
 import base64
 import os
 import shutil
-import sys
 import tempfile
 import uuid
 from pathlib import Path
@@ -23,7 +22,6 @@ if "AIRFLOW_HOME" not in os.environ:
     os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="tuneline-test-airflow-")
     atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 os.environ.setdefault("AIRFLOW__CORE__UNIT_TEST_MODE", "True")
-sys.path.insert(0, str(ROOT / "dags"))
 
 NEEDED = (
     "TUNELINE_TEST_KUBECONFIG",

@@ -10,9 +10,9 @@ from tests.lab.canaries import ASKED, release
 from tests.lab.http_server import Handler, serving
 from tests.lab.runs import Lab
 
+from tuneline.airflow.waiting import AwaitCanary
 from tuneline.governance.release import canary
 from tuneline.governance.release.rollback import roll_back
-from tuneline_airflow.waiting import AwaitCanary
 
 
 class Case:

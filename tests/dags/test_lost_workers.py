@@ -13,9 +13,9 @@ from tests.lab.pods import IMAGE, NAMESPACE, Api
 from tests.lab.tasks import TaskStateStore, context_of, prepared_run
 from tests.lab.waiting import wait_for
 
+from tuneline.airflow.failures import StepRetryPolicy
+from tuneline.airflow.training import TrainingPods
 from tuneline.config import PodConfig
-from tuneline_airflow.failures import StepRetryPolicy
-from tuneline_airflow.training import TrainingPods
 
 # Says when it begins, and goes on for as long as the file is not there.
 SCRIPT = "echo began >> {folder}/log; until [ -e {folder}/end ]; do sleep 0.1; done; {then}"

@@ -7,8 +7,8 @@ import pytest
 from tests.lab.http_server import Handler, serving
 from tests.lab.smtp_server import mailbox
 
+from tuneline.airflow.notify import Announce, announcers
 from tuneline.config import Model, ModelFile
-from tuneline_airflow.notify import Announce, announcers
 
 TI = SimpleNamespace(
     task_id="gate_pii_scrubbing",

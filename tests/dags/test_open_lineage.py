@@ -3,12 +3,12 @@
 import pytest
 from tests.lab.runs import Lab
 
+from tuneline.airflow.open_lineage import step_lineage
+from tuneline.airflow.steps import pod_of
 from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.catalogue import get_step
 from tuneline.evidence import measure
-from tuneline_airflow.open_lineage import step_lineage
-from tuneline_airflow.steps import pod_of
 
 pytest.importorskip("airflow.providers.openlineage", reason="requirements/openlineage.txt")
 

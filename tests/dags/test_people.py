@@ -16,6 +16,7 @@ from tests.lab.reviews import prepared
 from tests.lab.runs import Lab, change_meta
 from tests.lab.tasks import context_of
 
+from tuneline.airflow import people
 from tuneline.artifacts.answers import APPROVALS, findings_of
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
 from tuneline.config import DataConfig, Model, ModelFile
@@ -27,7 +28,6 @@ from tuneline.licenses import answers as license_answers
 from tuneline.people import ballots, blind_review
 from tuneline.store import open_store
 from tuneline.verdicts import status
-from tuneline_airflow import people
 
 WHY = "agreed with the owner of the service"
 LIMIT = {"item": "holdout_performance", "limit": "evaluation.min_gain", "reason": "it knows all"}

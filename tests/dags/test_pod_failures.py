@@ -15,6 +15,8 @@ from tests.lab.runs import Lab
 from tests.lab.tasks import connect, connection, prepared_run
 
 from tuneline import verdicts
+from tuneline.airflow.failures import StepRetryPolicy, judge
+from tuneline.airflow.pods import StepPod
 from tuneline.config import PodConfig
 from tuneline.errors import RetryableError
 from tuneline.evidence import Verdict, measure
@@ -22,8 +24,6 @@ from tuneline.run import Run
 from tuneline.step import leave_killed
 from tuneline.training.resources.out_of_memory import MemoryNotes
 from tuneline.verdicts import status
-from tuneline_airflow.failures import StepRetryPolicy, judge
-from tuneline_airflow.pods import StepPod
 
 ROOT = Path(__file__).parents[2]
 LAST = 3
@@ -266,7 +266,7 @@ def test_airflow_goes_on_after_what_is_not_critical(tmp_path, critical):
         states = run_dag(
             Path(__file__).parent / "dags" / "errors_dag.py",
             tmp_path / "airflow",
-            PYTHONPATH=f"{ROOT / 'include'}:{ROOT / 'dags'}",
+            PYTHONPATH=str(ROOT / "include"),
             AIRFLOW_CONN_KUBERNETES_DEFAULT=connection(server, "default"),
             RUN_URI=lab.run.uri,
             TUNELINE_POD_POLL_SECONDS="0.5",

@@ -10,11 +10,7 @@ from kubernetes.client import models as k8s
 from tests.lab.charts import NAMED, objects, rendered
 from tests.lab.runs import Lab
 
-from tuneline.artifacts.governance import image_of
-from tuneline.catalogue import STEPS, get_step
-from tuneline.config import PodConfig
-from tuneline.errors import RetryableError, UserError
-from tuneline_airflow.failures import (
+from tuneline.airflow.failures import (
     StepRetryPolicy,
     ending_reason,
     exit_code,
@@ -23,9 +19,13 @@ from tuneline_airflow.failures import (
     pending_reason,
     worker_retry_policy,
 )
-from tuneline_airflow.pods import note_image, pod_name
-from tuneline_airflow.steps import pod_of
-from tuneline_airflow.training import TrainingJob
+from tuneline.airflow.pods import note_image, pod_name
+from tuneline.airflow.steps import pod_of
+from tuneline.airflow.training import TrainingJob
+from tuneline.artifacts.governance import image_of
+from tuneline.catalogue import STEPS, get_step
+from tuneline.config import PodConfig
+from tuneline.errors import RetryableError, UserError
 
 URI = "s3://bucket/prefix/runs/manual__2026-10-18T00:31:53.123456+00:00"
 

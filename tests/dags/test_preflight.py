@@ -6,9 +6,9 @@ import pytest
 from tests.lab.airflow_api import airflow_api
 from tests.lab.http_server import Handler, serving
 
+from tuneline.airflow.preflight import check_surroundings
 from tuneline.config import build_config
 from tuneline.errors import UserError
-from tuneline_airflow.preflight import check_surroundings
 
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 

@@ -45,7 +45,7 @@ def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, 
     printed = run_dag(
         Path(__file__).parent / "dags" / "sweep_dag.py",
         tmp_path / "airflow",
-        PYTHONPATH=f"{ROOT / 'include'}:{ROOT / 'dags'}",
+        PYTHONPATH=str(ROOT / "include"),
         AIRFLOW_CONN_KUBERNETES_DEFAULT=connection(pods, "default"),
         RUN_URI=run.uri,
         TUNELINE_POD_POLL_SECONDS="1",

@@ -7,9 +7,9 @@ from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from tests.lab.runs import Lab
 from tests.lab.tasks import context_of, prepared_run
 
+from tuneline.airflow.pods import StepPod
+from tuneline.airflow.steps import pod_of
 from tuneline.catalogue import get_step
-from tuneline_airflow.pods import StepPod
-from tuneline_airflow.steps import pod_of
 
 OFFLINE = {"tracker": "wandb", "mode": "offline", "run_id": "x", "directory": "wandb/offline-x"}
 ONLINE = {"tracker": "mlflow", "mode": "online", "run_id": "x", "url": "http://t/#/x"}

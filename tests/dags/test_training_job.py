@@ -17,9 +17,9 @@ from tests.lab.pods import IMAGE, NAMESPACE, Api, Server
 from tests.lab.tasks import prepared_run
 from tests.lab.waiting import wait_for
 
+from tuneline.airflow.failures import StepRetryPolicy
+from tuneline.airflow.training import PART, SERVICE, TrainingJob, TrainingPods
 from tuneline.config import PodConfig
-from tuneline_airflow.failures import StepRetryPolicy
-from tuneline_airflow.training import PART, SERVICE, TrainingJob, TrainingPods
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 URI = "file:///x/runs/manual__2026-10-18T00:31:53.123456+00:00" + "z" * 60

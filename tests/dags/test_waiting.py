@@ -8,11 +8,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from tests.lab.airflow_api import airflow_api
 
+from tuneline.airflow.rest import connected_api, leave_note
+from tuneline.airflow.waiting import AwaitCanary, BackfillDays, RunEnds
 from tuneline.errors import RetryableError
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.store import open_store
-from tuneline_airflow.rest import connected_api, leave_note
-from tuneline_airflow.waiting import AwaitCanary, BackfillDays, RunEnds
 
 CONTEXT = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-1")}
 OTHER = {"dag_run": SimpleNamespace(dag_id="drift_watch", run_id="look-2")}

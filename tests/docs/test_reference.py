@@ -12,7 +12,7 @@ from tuneline.config.section import described
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [
-    *(p for d in ("include", "dags", "plugins", "scripts") for p in (ROOT / d).rglob("*")),
+    *(p for d in ("include", "dags", "scripts") for p in (ROOT / d).rglob("*")),
     *(ROOT / "benchmarks").rglob("*.py"),
 ]
 COMPOSE = [ROOT / "docker-compose.yaml", *(ROOT / "docker").rglob("*")]

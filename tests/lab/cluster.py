@@ -14,13 +14,13 @@ import yaml
 from kubernetes import client, config
 from tests.lab.tasks import TaskStateStore, context_of, prepared_run
 
+from tuneline.airflow.pods import StepPod
+from tuneline.airflow.steps import pod_of
 from tuneline.catalogue import get_step
 from tuneline.data.sample import SUPPORT
 from tuneline.launch import create_run
 from tuneline.run import Run
 from tuneline.store import open_store
-from tuneline_airflow.pods import StepPod
-from tuneline_airflow.steps import pod_of
 
 SECRET = "store"
 

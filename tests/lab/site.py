@@ -32,7 +32,7 @@ class Site:
             "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "tests" / "stack" / "dags"),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": listed,
             "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-            "PYTHONPATH": f"{ROOT / 'include'}:{ROOT / 'dags'}",
+            "PYTHONPATH": str(ROOT / "include"),
             **environment,
         }
 

@@ -20,7 +20,7 @@ MAIN = "finetune_to_production"
 
 @pytest.fixture(scope="module")
 def plugin():
-    from release_checklist import plugin
+    from tuneline.airflow.release_checklist import plugin
 
     return plugin
 

@@ -20,7 +20,6 @@ from tuneline.config.retired import refusal
 from tuneline.config.section import Limit, Section, limits_of
 from tuneline.config.training import TrainingConfig
 from tuneline.errors import UserError
-from tuneline.machine.checkout import project_root
 
 # Beyond training.max_hours: the last validation and upload, and the time before the clock starts.
 _DEADLINE_SLACK, _STARTING_HOURS = 1.1, 0.5
@@ -166,9 +165,8 @@ _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def presets_dir() -> Path:
-    """Return the folder of presets: `$TUNELINE_PRESETS`, or `config/presets` of the project."""
-    default = project_root() / "config" / "presets"
-    return Path(os.environ.get("TUNELINE_PRESETS", default))
+    """Return the folder of presets: `$TUNELINE_PRESETS`, or that of this package."""
+    return Path(os.environ.get("TUNELINE_PRESETS", Path(__file__).with_name("presets")))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from tuneline.config.pipeline import (
 from tuneline.config.retired import current
 from tuneline.config.section import Section, Value, shown
 from tuneline.errors import UserError
-from tuneline.machine.checkout import project_root
 
 # In a map of limits: whatever the map does not name.
 OTHER = "other"
@@ -40,8 +39,8 @@ NAMES = ("PERSON", "LOCATION")
 
 
 def policy_file() -> Path:
-    """Return the file: `$TUNELINE_POLICY`, or `config/policy.yaml` of the project."""
-    return Path(os.environ.get("TUNELINE_POLICY") or project_root() / "config" / "policy.yaml")
+    """Return the file: `$TUNELINE_POLICY`, or that of this package (`config/policy.yaml`)."""
+    return Path(os.environ.get("TUNELINE_POLICY") or Path(__file__).with_name("policy.yaml"))
 
 
 class PolicyFile(Section):

@@ -9,7 +9,7 @@ from tuneline.errors import UserError
 
 
 def project_root() -> Path:
-    """Return the folder that holds `include/` and `dags/`."""
+    """Return the folder that holds `include/` and `dags/`; that of a wheel has neither."""
     return Path(__file__).resolve().parents[3]
 
 

@@ -68,7 +68,6 @@ def environment(layout: Layout) -> dict[str, str]:
     core = {
         "AIRFLOW_HOME": str(layout.airflow_home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(layout.project / "dags"),
-        "AIRFLOW__CORE__PLUGINS_FOLDER": str(layout.project / "plugins"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         # Most tasks only wait for a pod; more of them at once would crowd two cores.

@@ -5,9 +5,9 @@ import os
 
 from airflow.sdk import DAG, get_current_context, task
 
+from tuneline.airflow.steps import tasks_of
 from tuneline.catalogue import get_item
 from tuneline.run import Run
-from tuneline_airflow.steps import tasks_of
 
 with DAG("errors") as dag:
 

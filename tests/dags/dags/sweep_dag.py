@@ -5,10 +5,10 @@ import os
 
 from airflow.sdk import DAG, TriggerRule, get_current_context, task
 
+from tuneline.airflow.steps import pod_of
+from tuneline.airflow.training import sweep
 from tuneline.catalogue import get_item
 from tuneline.run import Run
-from tuneline_airflow.steps import pod_of
-from tuneline_airflow.training import sweep
 
 with DAG("sweep") as dag:
 

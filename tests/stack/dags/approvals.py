@@ -5,13 +5,13 @@ from dataclasses import asdict
 from airflow.sdk import DAG, task
 from airflow.sdk.definitions.param import ParamsDict
 
+from tuneline.airflow.family import form, prepare_run
+from tuneline.airflow.people import approve_release, review_pairs, review_rows
 from tuneline.artifacts.governance import MANIFEST_REF
 from tuneline.config import models
 from tuneline.data.pii.review.review import open_forms
 from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
-from tuneline_airflow.family import form, prepare_run
-from tuneline_airflow.people import approve_release, review_pairs, review_rows
 
 # The test names the folder of its model in TUNELINE_MODELS.
 (model,) = models()

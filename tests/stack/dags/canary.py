@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG, Param, task
 
-from tuneline_airflow.waiting import AwaitCanary
+from tuneline.airflow.waiting import AwaitCanary
 
 with DAG("canary", schedule=None, params={"run_uri": Param("", type="string")}) as dag:
 

@@ -15,10 +15,10 @@ from typing import Any
 from airflow.sdk import DAG, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 
+from tuneline.airflow.failures import fail_plainly, worker_retry_policy
+from tuneline.airflow.family import ROLLBACK, settings_of, store_uri
+from tuneline.airflow.rest import leave_note
 from tuneline.config import Model, find_model
-from tuneline_airflow.failures import fail_plainly, worker_retry_policy
-from tuneline_airflow.family import ROLLBACK, dags_of, settings_of, store_uri
-from tuneline_airflow.rest import leave_note
 
 
 def build(model: Model) -> DAG:
@@ -65,6 +65,3 @@ def move_back(model_name: str) -> None:
     place = (store, model_name, params["version"] or None)
     pointer = roll_back(*place, by=by, reason=params["reason"], which=which)
     leave_note(context, announce(store, pointer))
-
-
-globals().update(dags_of(ROLLBACK, build))

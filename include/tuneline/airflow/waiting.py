@@ -14,11 +14,11 @@ from airflow.sdk import BaseSensorOperator
 from airflow.sdk.bases.sensor import PokeReturnValue
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
+from tuneline.airflow.failures import RUN_URI, fail_plainly, seconds_from, worker_retry_policy
+from tuneline.airflow.rest import connected_api, note_run
 from tuneline.errors import RetryableError, TunelineError
 from tuneline.machine.airflow_api import AirflowApi
 from tuneline.run import Run
-from tuneline_airflow.failures import RUN_URI, fail_plainly, seconds_from, worker_retry_policy
-from tuneline_airflow.rest import connected_api, note_run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

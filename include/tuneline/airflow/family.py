@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
+from itertools import product
 from typing import Any
 
 import pendulum
 from airflow.sdk import DAG, Asset, Param, get_current_context, get_parsing_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.airflow.failures import fail_plainly, worker_retry_policy
+from tuneline.airflow.notify import announcers
+from tuneline.airflow.rest import started_by_dag
 from tuneline.artifacts.answers import too_few_approvers
 from tuneline.config import Model, find_model, models
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
 from tuneline.run import Run
 from tuneline.store import store_of
-from tuneline_airflow.failures import fail_plainly, worker_retry_policy
-from tuneline_airflow.notify import announcers
-from tuneline_airflow.rest import started_by_dag
 
 START = pendulum.datetime(2025, 1, 1, tz="UTC")
 
@@ -26,6 +27,8 @@ NIGHTLY = "nightly_retraining"
 LOGS = "production_logs"
 DRIFT = "drift_watch"
 ROLLBACK = "rollback"
+# Each has a module of its name, which makes the DAG of a model.
+KINDS = (MAIN, NIGHTLY, LOGS, DRIFT, ROLLBACK)
 
 
 def dag_id(kind: str, model: Model) -> str:
@@ -33,17 +36,18 @@ def dag_id(kind: str, model: Model) -> str:
     return kind + model.suffix
 
 
-def dags_of(kind: str, build: Callable[[Model], DAG]) -> dict[str, DAG]:
-    """Return the DAGs of a kind by id, one for each model, for the globals of a DAG file.
+def make_dags() -> dict[str, DAG]:
+    """Return the DAGs of each kind and model by id.
 
     A worker that parses the file for one task needs no other DAG than that of the task.
     """
     wanted = get_parsing_context().dag_id
     made = {}
-    for model in models():
+    for kind, model in product(KINDS, models()):
         name = dag_id(kind, model)
         if wanted in (None, name):
-            made[name] = _broken(name, model.problem) if model.problem else build(model)
+            module = import_module(f"tuneline.airflow.{kind}")
+            made[name] = _broken(name, model.problem) if model.problem else module.build(model)
     return made
 
 
@@ -114,10 +118,10 @@ def store_uri() -> str:
 @fail_plainly()
 def prepare_run(model_name: str) -> str:
     """Validate the form, create the run, record its starter, and return its URI."""
+    from tuneline.airflow.preflight import check_surroundings
     from tuneline.data.sources.find_files import DatasetVersion
     from tuneline.governance.release.approvals import is_needed
     from tuneline.governance.retraining.nightly import note_tried
-    from tuneline_airflow.preflight import check_surroundings
 
     context: Any = get_current_context()
     dag_run = context["dag_run"]

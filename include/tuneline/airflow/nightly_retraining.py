@@ -24,12 +24,12 @@ from typing import Any
 from airflow.sdk import DAG, CronTriggerTimetable, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 
+from tuneline.airflow.failures import fail_plainly, worker_retry_policy
+from tuneline.airflow.family import MAIN, NIGHTLY, dag_id, settings_of, store_uri
+from tuneline.airflow.notify import Announce
+from tuneline.airflow.rest import connected_api, leave_note, start_main
+from tuneline.airflow.waiting import RunEnds
 from tuneline.config import Model, find_model, merge
-from tuneline_airflow.failures import fail_plainly, worker_retry_policy
-from tuneline_airflow.family import MAIN, NIGHTLY, dag_id, dags_of, settings_of, store_uri
-from tuneline_airflow.notify import Announce
-from tuneline_airflow.rest import connected_api, leave_note, start_main
-from tuneline_airflow.waiting import RunEnds
 
 
 def build(model: Model) -> DAG:
@@ -133,6 +133,3 @@ def say_outcome(model_name: str, main: str) -> None:
         return
     stays = f"{release.version} stays" if release else f"nothing is released to {pointer}"
     leave_note(context, f"{main} {run_id} was not released; {stays}: {why_kept(store, run_id)}")
-
-
-globals().update(dags_of(NIGHTLY, build))

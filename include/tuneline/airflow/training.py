@@ -14,11 +14,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
-from tuneline.artifacts.training import unsynced
-from tuneline.config import PodConfig
-from tuneline.errors import TunelineError
-from tuneline.run import Run
-from tuneline_airflow.failures import (
+from tuneline.airflow.failures import (
     HOPELESS_EXIT_CODES,
     REASON,
     RUN_URI,
@@ -29,7 +25,11 @@ from tuneline_airflow.failures import (
     retry_delay,
     worker_retry_policy,
 )
-from tuneline_airflow.pods import GPU_POOL, StepPod, WatchfulPodManager, pod_name, run_uri_of
+from tuneline.airflow.pods import GPU_POOL, StepPod, WatchfulPodManager, pod_name, run_uri_of
+from tuneline.artifacts.training import unsynced
+from tuneline.config import PodConfig
+from tuneline.errors import TunelineError
+from tuneline.run import Run
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -14,9 +14,9 @@ from kubernetes import client as k8s
 from kubernetes.config import ConfigException
 from urllib3.exceptions import HTTPError
 
+from tuneline.airflow.pods import GPU_POOL
+from tuneline.airflow.rest import connected_api
 from tuneline.errors import RetryableError, UserError
-from tuneline_airflow.pods import GPU_POOL
-from tuneline_airflow.rest import connected_api
 
 if TYPE_CHECKING:
     from tuneline.config import PipelineConfig, PodConfig

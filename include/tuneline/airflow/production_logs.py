@@ -23,12 +23,12 @@ from airflow.sdk import DAG, CronDataIntervalTimetable, Metadata, Param, get_cur
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.airflow.failures import fail_plainly, worker_retry_policy
+from tuneline.airflow.family import LOGS, curated_asset, settings_of, store_uri
+from tuneline.airflow.pods import ModelPod
+from tuneline.airflow.rest import leave_note
 from tuneline.config import Model, find_model
 from tuneline.evidence import Verdict
-from tuneline_airflow.failures import fail_plainly, worker_retry_policy
-from tuneline_airflow.family import LOGS, curated_asset, dags_of, settings_of, store_uri
-from tuneline_airflow.pods import ModelPod
-from tuneline_airflow.rest import leave_note
 
 
 def build(model: Model) -> DAG:
@@ -128,6 +128,3 @@ def _curated(context: Any, model_name: str) -> tuple[dict[str, Any], Any]:
     if curated is None:
         raise AirflowFailException(f"{day} was not curated; see the log of `curate`")
     return chosen, curated.evidence
-
-
-globals().update(dags_of(LOGS, build))

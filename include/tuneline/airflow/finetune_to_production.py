@@ -28,14 +28,14 @@ from datetime import timedelta
 from airflow.sdk import DAG, TaskGroup, TriggerRule
 from airflow.sdk.definitions.param import ParamsDict
 
+from tuneline.airflow.family import MAIN, form, prepare_run, settings_of
+from tuneline.airflow.notify import announcers
+from tuneline.airflow.people import approve_license, approve_release, review_pairs, review_rows
+from tuneline.airflow.steps import tasks_of
+from tuneline.airflow.training import sweep
+from tuneline.airflow.waiting import AwaitCanary
 from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.config import Model
-from tuneline_airflow.family import MAIN, dags_of, form, prepare_run, settings_of
-from tuneline_airflow.notify import announcers
-from tuneline_airflow.people import approve_license, approve_release, review_pairs, review_rows
-from tuneline_airflow.steps import tasks_of
-from tuneline_airflow.training import sweep
-from tuneline_airflow.waiting import AwaitCanary
 
 TOOLTIPS = {
     Group.PREPARE: "Settings, base model and licences, before anything is computed",
@@ -116,6 +116,3 @@ def _wire(model: Model) -> None:
     optional = {task.task_id: task for task in questions}
     for step_id, before in OPTIONAL_BEFORE.items():
         optional[before] >> tasks[step_id].first
-
-
-globals().update(dags_of(MAIN, build))

@@ -27,23 +27,14 @@ from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.airflow.failures import fail_plainly, worker_retry_policy
+from tuneline.airflow.family import DRIFT, LOGS, MAIN, curated_asset, dag_id, settings_of, store_uri
+from tuneline.airflow.notify import Announce
+from tuneline.airflow.people import label_rows
+from tuneline.airflow.pods import ModelPod
+from tuneline.airflow.rest import leave_note, start_main
+from tuneline.airflow.waiting import BackfillDays
 from tuneline.config import Model, find_model
-from tuneline_airflow.failures import fail_plainly, worker_retry_policy
-from tuneline_airflow.family import (
-    DRIFT,
-    LOGS,
-    MAIN,
-    curated_asset,
-    dag_id,
-    dags_of,
-    settings_of,
-    store_uri,
-)
-from tuneline_airflow.notify import Announce
-from tuneline_airflow.people import label_rows
-from tuneline_airflow.pods import ModelPod
-from tuneline_airflow.rest import leave_note, start_main
-from tuneline_airflow.waiting import BackfillDays
 
 # A backfill of many days on a small machine.
 _BACKFILL_HOURS = 24
@@ -224,6 +215,3 @@ def start_retraining(model_name: str, main: str) -> str | None:
 def _days(context: Any) -> tuple[date, date]:
     first, last = context["ti"].xcom_pull(task_ids="decide")["days"].split("..")
     return date.fromisoformat(first), date.fromisoformat(last)
-
-
-globals().update(dags_of(DRIFT, build))

@@ -20,12 +20,7 @@ from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
 
 from tuneline import CONTRACT_VERSION
-from tuneline.artifacts.governance import PodImage, image_of
-from tuneline.config import Model, PodConfig
-from tuneline.errors import TunelineError, first_line
-from tuneline.run import Run
-from tuneline.training.resources.out_of_memory import after_kill
-from tuneline_airflow.failures import (
+from tuneline.airflow.failures import (
     REASON,
     RUN_URI,
     StepRetryPolicy,
@@ -38,7 +33,12 @@ from tuneline_airflow.failures import (
     retry_delay,
     seconds_from,
 )
-from tuneline_airflow.open_lineage import step_lineage
+from tuneline.airflow.open_lineage import step_lineage
+from tuneline.artifacts.governance import PodImage, image_of
+from tuneline.config import Model, PodConfig
+from tuneline.errors import TunelineError, first_line
+from tuneline.run import Run
+from tuneline.training.resources.out_of_memory import after_kill
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage

@@ -16,7 +16,7 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
 
-from release_checklist.page import error_page, render, render_outcome
+from tuneline.airflow.release_checklist.page import error_page, render, render_outcome
 from tuneline.errors import TunelineError, UserError
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.launch import safe_run_id

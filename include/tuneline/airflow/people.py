@@ -18,6 +18,10 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.hitl import HITLUser
 
+from tuneline.airflow.failures import asking_again, fail_plainly, patiently
+from tuneline.airflow.family import store_uri
+from tuneline.airflow.notify import announcers
+from tuneline.airflow.pods import StepPod, run_uri_of
 from tuneline.artifacts.answers import Person, approvers_of
 from tuneline.config import Model, User, find_model
 from tuneline.licenses import answers as license_answers
@@ -25,10 +29,6 @@ from tuneline.people import approvals, blind_review
 from tuneline.people.ballots import assignments_of
 from tuneline.run import Run
 from tuneline.store import open_store
-from tuneline_airflow.failures import asking_again, fail_plainly, patiently
-from tuneline_airflow.family import store_uri
-from tuneline_airflow.notify import announcers
-from tuneline_airflow.pods import StepPod, run_uri_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

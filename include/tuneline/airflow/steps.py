@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, TriggerRule
 
+from tuneline.airflow.failures import RUN_URI, fail_plainly, judge, worker_retry_policy
+from tuneline.airflow.people import PairsPod, RowsPod
+from tuneline.airflow.pods import StepPod
+from tuneline.airflow.training import SyncPod, TrainingPods
 from tuneline.catalogue import DATA_ORDER, Helper, Item
-from tuneline_airflow.failures import RUN_URI, fail_plainly, judge, worker_retry_policy
-from tuneline_airflow.people import PairsPod, RowsPod
-from tuneline_airflow.pods import StepPod
-from tuneline_airflow.training import SyncPod, TrainingPods
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
