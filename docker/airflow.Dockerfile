@@ -1,34 +1,35 @@
-# Airflow with this project's library: scheduler, API server, DAG processor.
+# Apache Airflow's own image with this project's wheel: scheduler, API server, DAG processor,
+# workers, triggerer. /entrypoint, FAB, Celery and the providers are those of that image.
 # docker build -f docker/airflow.Dockerfile --build-arg COMMIT=$(scripts/commit.sh) -t tuneline/airflow:local .
-FROM python:3.11-slim
+ARG BASE=apache/airflow:3.3.2-python3.11
 
-RUN useradd --create-home --uid 50000 airflow \
- && apt-get update \
- && apt-get install -y --no-install-recommends git \
- && rm -rf /var/lib/apt/lists/*
+FROM ${BASE} AS wheel
+WORKDIR /tmp/tuneline
+COPY --chown=airflow:0 pyproject.toml hatch_build.py README.md LICENSE NOTICE requirements.txt ./
+COPY --chown=airflow:0 requirements ./requirements
+COPY --chown=airflow:0 include ./include
+# The wheel holds the commit, which lineage names; a container has no git history.
+ARG COMMIT=
+RUN TUNELINE_IMAGE_COMMIT=$COMMIT pip wheel --no-cache-dir --no-deps --wheel-dir /tmp/dist .
 
-WORKDIR /opt/tuneline
-COPY requirements.txt ./
-COPY requirements ./requirements
-# PostgreSQL is what the full stack keeps Airflow's metadata in; the laptop needs no driver.
-# EXTRAS names further files, such as requirements/openlineage.txt.
+FROM ${BASE}
+USER root
+# Where docker-compose.yaml keeps the kubeconfig of its pods.
+RUN mkdir -p /run/tuneline && chown airflow:0 /run/tuneline
+USER airflow
+COPY requirements /opt/tuneline/requirements
+COPY --from=wheel /tmp/dist /opt/tuneline/dist
+# Airflow is named so that no package changes its version. EXTRAS names further files, such as
+# requirements/openlineage.txt.
 ARG EXTRAS=
-RUN pip install --no-cache-dir -r requirements.txt -r requirements/postgres.txt \
-      ${EXTRAS:+-r $EXTRAS} -c requirements/airflow.constraints.txt
+RUN pip install --no-cache-dir "apache-airflow==${AIRFLOW_VERSION}" \
+      "$(ls /opt/tuneline/dist/tuneline-*.whl)[airflow]" \
+      ${EXTRAS:+-r /opt/tuneline/$EXTRAS} \
+ && pip check
+COPY dags ${AIRFLOW_HOME}/dags
+COPY docker/compose/settings /opt/tuneline/settings
 
-COPY pyproject.toml hatch_build.py README.md LICENSE NOTICE ./
-COPY include ./include
-COPY config ./config
-COPY dags ./dags
-COPY docker/compose/settings ./settings
-RUN pip install --no-cache-dir --no-deps -e .
-
-# Lineage names the commit an image was built from; a container has no git history.
 ARG COMMIT=
 LABEL org.opencontainers.image.revision=$COMMIT
 ENV TUNELINE_IMAGE_COMMIT=$COMMIT \
-    AIRFLOW_HOME=/opt/airflow \
-    AIRFLOW__CORE__DAGS_FOLDER=/opt/tuneline/dags
-RUN mkdir -p /opt/airflow /run/tuneline && chown -R airflow /opt/airflow /opt/tuneline /run/tuneline
-USER airflow
-CMD ["airflow", "api-server"]
+    TUNELINE_MODELS=/opt/tuneline/models

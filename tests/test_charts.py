@@ -143,6 +143,7 @@ def test_every_value_has_its_schema(tmp_path):
 # Apache Airflow's chart.
 
 VALUES = ROOT / "deploy" / "helm"
+MODEL = {"preset": "gpu", "nightly": {"schedule": "0 2 * * *"}}
 COMPONENTS = {"scheduler", "api-server", "dag-processor", "triggerer", "worker"}
 
 
@@ -220,15 +221,16 @@ def test_what_the_chart_s_job_runs_is_a_script(airflow):
 
 
 def test_the_values_name_what_tuneline_s_chart_makes(tmp_path):
-    made, _ = rendered(tmp_path)
+    made, _ = rendered(tmp_path, {**NAMED, "runs": {"models": {"support": MODEL}}})
     maps = {o["metadata"]["name"]: o["data"] for o in objects(made) if o["kind"] == "ConfigMap"}
     values = yaml.safe_load((VALUES / "values.yaml").read_text())
     environment, _ = yaml.safe_load(values["extraEnvFrom"])
     variables = maps[environment["configMapRef"]["name"]]
-    (volume,), (mount,) = values["volumes"], values["volumeMounts"]
+    volumes = {v["name"]: v["configMap"]["name"] for v in values["volumes"]}
+    mounted = {m["mountPath"]: maps[volumes[m["name"]]] for m in values["volumeMounts"]}
     file = Path(variables["TUNELINE_POD_TEMPLATE"])
-    assert file.parent == Path(mount["mountPath"])
-    assert file.name in maps[volume["configMap"]["name"]]
+    assert file.name in mounted[str(file.parent)]
+    assert yaml.safe_load(mounted[variables["TUNELINE_MODELS"]]["support.yaml"]) == MODEL
     assert variables["TUNELINE_NAMESPACE"] == "ml"
 
 

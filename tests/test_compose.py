@@ -42,8 +42,13 @@ def test_the_full_stack_is_there_in_fixed_versions(resolved):
             assert (ROOT / build["dockerfile"]).is_file()
     for name in ("init.sh", "pods.sh", "follow.sh", "settings/init.sh"):
         assert (ROOT / "docker/compose" / name).is_file()
-    environment = resolved["services"]["airflow-scheduler"]["environment"]
+    scheduler = resolved["services"]["airflow-scheduler"]
+    environment = scheduler["environment"]
     assert environment["AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION"] == "False"
+    mounted = {Path(v["source"]).name: v["target"] for v in scheduler["volumes"]}
+    assert mounted["dags"] == environment["AIRFLOW__CORE__DAGS_FOLDER"]
+    image = (ROOT / "docker/airflow.Dockerfile").read_text()
+    assert f"TUNELINE_MODELS={mounted['models']}\n" in image
 
 
 def test_pods_go_to_a_cluster_that_is_named(tmp_path, resolved, monkeypatch):
