@@ -13,7 +13,7 @@ DEV := .venv-dev
 BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 
-.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-vllm lint ratchet types format docs hooks bench python
+.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-matrix test-vllm lint ratchet types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -56,6 +56,9 @@ test-long: $(DEV)/tuneline-stamp ## run the tests that `make test` leaves out si
 
 test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes cluster and an S3 store
 	@$(PYTHON) scripts/run_tests.py cluster $(or $(T),tests/cluster)
+
+test-matrix: python ## install the wheel next to the oldest and the newest Airflow, and try it
+	@PYTHON="$(PYTHON)" scripts/matrix.sh
 
 test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
 	@$(PYTHON) scripts/run_tests.py vllm $(T)

@@ -28,7 +28,15 @@ from datetime import timedelta
 from airflow.sdk import DAG, TaskGroup, TriggerRule
 from airflow.sdk.definitions.param import ParamsDict
 
-from tuneline.airflow.family import MAIN, form, prepare_run, settings_of
+from tuneline.airflow.family import (
+    DATASET,
+    MAIN,
+    RELEASED,
+    asset_of,
+    form,
+    prepare_run,
+    settings_of,
+)
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.people import approve_license, approve_release, review_pairs, review_rows
 from tuneline.airflow.steps import tasks_of
@@ -97,6 +105,8 @@ def _wire(model: Model) -> None:
     with groups[Group.GOVERNANCE]:
         approval = approve_release(model)
         tasks["promote"].last >> AwaitCanary()
+    for step_id, kind in (("final_audit", DATASET), ("promote", RELEASED)):
+        tasks[step_id].last.add_outlets([asset_of(model, kind)])
     tasks["promote"].last.on_success_callback = announcers("release", model)
 
     # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
