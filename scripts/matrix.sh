@@ -3,10 +3,11 @@
 # (==3.3.0, ==3.3.*), each in a fresh environment away from the checkout, and try it there.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
+python=$(command -v "${PYTHON:-python3}")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 unset PYTHONPATH
-"${PYTHON:-python3}" -m pip wheel --quiet --no-deps -w "$work" "$root"
+"$python" -m pip wheel --quiet --no-deps -w "$work" "$root"
 cd "$work"
 mkdir dags
 # The DAG files of the page.
@@ -15,7 +16,7 @@ awk '/^```python/ {file = "dags/page" ++n ".py"; next} /^```/ {file = ""} file {
 (($#)) || set -- ==3.3.0 '==3.3.*'
 for release; do
   venv=$work/venv$release
-  "${PYTHON:-python3}" -m venv "$venv"
+  "$python" -m venv "$venv"
   "$venv/bin/pip" install --quiet "$(echo "$work"/tuneline-*.whl)[airflow]" "apache-airflow$release"
   export PATH=$venv/bin:$PATH AIRFLOW_HOME=$work/home$release
   export AIRFLOW__CORE__DAGS_FOLDER=$work/dags AIRFLOW__CORE__LOAD_EXAMPLES=False

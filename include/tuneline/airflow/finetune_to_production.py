@@ -76,6 +76,8 @@ def build(model: Model) -> DAG:
         **settings_of(MAIN, model, "Fine-tune to production", __doc__),
     ) as dag:
         _wire(model)
+    for step_id, kind in (("final_audit", DATASET), ("promote", RELEASED)):
+        dag.get_task(step_id).add_outlets([asset_of(model, kind)])
     # Each operator made in a DAG with params copies them, which would take most of the parse.
     dag.params = ParamsDict(form(model))
     dag.tags.add("release")
@@ -105,8 +107,6 @@ def _wire(model: Model) -> None:
     with groups[Group.GOVERNANCE]:
         approval = approve_release(model)
         tasks["promote"].last >> AwaitCanary()
-    for step_id, kind in (("final_audit", DATASET), ("promote", RELEASED)):
-        tasks[step_id].last.add_outlets([asset_of(model, kind)])
     tasks["promote"].last.on_success_callback = announcers("release", model)
 
     # In the catalogue, steps that measure speed wait for each other, so that nothing else runs
