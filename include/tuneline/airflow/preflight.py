@@ -16,6 +16,7 @@ from urllib3.exceptions import HTTPError
 
 from tuneline.airflow.pods import GPU_POOL
 from tuneline.airflow.rest import connected_api
+from tuneline.catalogue import Size
 from tuneline.errors import RetryableError, UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def check_surroundings(config: PipelineConfig) -> None:
     try:
         api = KubernetesHook(conn_id=_CONNECTION).api_client
         _check_rights(api, config.pods.namespace)
-        _check_images(api, _images(config.pods) | _images(config.engine_pods))
+        _check_images(api, {image for size in Size for image in _images(config.pods_of(size))})
     except (AirflowException, ConfigException, k8s.ApiException, HTTPError) as error:
         why = getattr(error, "reason", None) or error
         print(f"not checked, the namespace {config.pods.namespace} and the images: {why}")
