@@ -14,7 +14,7 @@ BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 AIRFLOW_CHART ?= .tuneline/charts/airflow-1.22.0.tgz
 
-.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-helm test-vllm lint ratchet types format docs hooks bench python
+.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm lint ratchet types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -61,6 +61,9 @@ test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes clus
 test-helm: $(DEV)/bin/helm $(AIRFLOW_CHART) ## check deploy/helm with Apache Airflow's chart (AIRFLOW_CHART=file.tgz)
 	@TUNELINE_TEST_AIRFLOW_CHART="$(abspath $(AIRFLOW_CHART))" \
 	$(PYTHON) scripts/run_tests.py all tests/test_charts.py
+
+test-matrix: python ## install the wheel next to the oldest and the newest Airflow, and try it
+	@PYTHON="$(PYTHON)" scripts/matrix.sh
 
 test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
 	@$(PYTHON) scripts/run_tests.py vllm $(T)

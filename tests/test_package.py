@@ -1,4 +1,4 @@
-"""The wheel: it holds the library whole, works without the checkout, and says what it was built of."""
+"""The wheel holds the whole library, works without the checkout and states its commit."""
 
 import json
 import os
@@ -59,6 +59,11 @@ def test_it_works_without_the_checkout_and_is_the_same_code(wheel, tmp_path):
     assert models == ["support-intents"]
     assert (identity["source"], identity["commit"], identity["dirty"]) == ("wheel", "c" * 40, False)
     assert identity["library_sha256"] == library_identity()["library_sha256"]
+
+
+def test_the_page_shows_the_file_of_the_dag_folder():
+    file = (ROOT / "dags" / "tuneline_dags.py").read_text().split('"""\n\n')[1]
+    assert f"```python\n{file}```" in (ROOT / "docs" / "existing-airflow.md").read_text()
 
 
 def test_an_older_airflow_is_named(monkeypatch):

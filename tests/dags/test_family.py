@@ -34,6 +34,8 @@ KINDS = (
 )
 FILE = """
 owners: [support-ml]
+tags: [tier-1]
+access_control: {{support: [can_read, can_edit]}}
 approvers: [alice]
 settings: {{data: {{source: s3://bucket/{name}.jsonl}}}}
 nightly: {{schedule: "0 2 * * *"}}
@@ -94,6 +96,14 @@ def test_each_model_has_its_own(parsed):
     assert awaited == asset
     assert isinstance(logs.schedule, CronDataIntervalTimetable)
     assert not logs.catchup
+    # Other DAGs may follow a model's datasets and releases.
+    outlets = {task.task_id: [a.name for a in task.outlets] for task in main.tasks if task.outlets}
+    expected = {"final_audit": ["dataset__faq"], "promote": ["released_model__faq"]}
+    assert outlets == expected
+    assert main.get_task("promote").outlets == dags["rollback__faq"].tasks[0].outlets
+    for dag in (main, logs):
+        assert {"tier-1", "faq", "llm"} <= dag.tags
+        assert dag.access_control == {"support": {"DAGs": {"can_read", "can_edit"}}}
 
 
 def test_a_broken_file_leaves_its_ids_with_the_reason(parsed):

@@ -5,7 +5,6 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import finetune_to_production
 import pytest
 from airflow.api_fastapi.core_api.services.ui.task_group import (
     task_group_to_dict,
@@ -17,6 +16,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 from tests.lab.commands import call
 from tests.lab.runs import Lab
 
+from tuneline.airflow import finetune_to_production
 from tuneline.catalogue import ITEMS, STEPS, Group, Phase
 from tuneline.config import Model, ModelFile, build_config
 

@@ -1,10 +1,11 @@
 """What a step's pod asks of the cluster, why it waits or ended, and whether it is tried again."""
 
+import json
 import re
 from types import SimpleNamespace
 
 import pytest
-from airflow.sdk import RetryAction
+from airflow.sdk import Asset, RetryAction
 from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
 from tests.lab.charts import NAMED, objects, rendered
@@ -19,7 +20,7 @@ from tuneline.airflow.failures import (
     pending_reason,
     worker_retry_policy,
 )
-from tuneline.airflow.pods import note_image, pod_name
+from tuneline.airflow.pods import StepPod, note_image, pod_name
 from tuneline.airflow.steps import pod_of
 from tuneline.airflow.training import TrainingJob
 from tuneline.artifacts.governance import image_of
@@ -46,10 +47,13 @@ def container_of(step, **pods):
     return made(step, **pods).spec.containers[0]
 
 
-def test_a_pod_takes_its_size_deadline_and_user_from_the_run():
+def test_a_pod_takes_its_size_deadline_and_user_from_the_run(monkeypatch):
     pod = made("deduplication", namespace="ml", memory="3Gi", deadline_hours=0.5, user=1234)
     resources = pod.spec.containers[0].resources
     assert pod.metadata.namespace == "ml"
+    connection = {"conn_type": "kubernetes", "extra": {"namespace": "team"}}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+    assert made("deduplication").metadata.namespace == "team"
     assert pod.spec.active_deadline_seconds == 1800
     assert resources.limits == resources.requests == {"memory": "3Gi", "cpu": "2"}
     security = pod.spec.security_context
@@ -367,3 +371,16 @@ def test_worker_tasks_retry_only_when_the_surroundings_failed():
         (KeyError("bug"), RetryAction.FAIL),
     ):
         assert worker_retry_policy.evaluate(error, 1, 2).action == action
+
+
+def test_an_asset_s_event_names_the_run_that_made_it(tmp_path, monkeypatch):
+    lab = Lab(tmp_path, {})
+    monkeypatch.setattr(StepPod, "carry_out", lambda *_: None)
+    pulled = {"deadlines": {}, "pods": {}, "return_value": lab.run.uri}
+    pull = lambda task_ids, key="return_value": pulled[key]  # noqa: E731
+    asset = Asset("released_model")
+    events = {asset: SimpleNamespace(extra={})}
+    pod = StepPod(task_id="promote", command=["true"], outlets=[asset])
+    pod.execute({"ti": SimpleNamespace(xcom_pull=pull), "outlet_events": events})
+    told = {"run": lab.run.uri, "model": lab.run.config.name, "profile": "laptop"}
+    assert events[asset].extra == told

@@ -7,7 +7,7 @@ from tests.lab.airflow_api import airflow_api
 from tests.lab.http_server import Handler, serving
 
 from tuneline.airflow.preflight import check_surroundings
-from tuneline.config import build_config
+from tuneline.config import User, build_config
 from tuneline.errors import UserError
 
 REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -46,15 +46,15 @@ def surroundings(monkeypatch, tmp_path):
     with airflow_api() as (url, records):
         monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", records.connection(url))
 
-        def check(settings=None, **cluster):
+        def check(settings=None, approvers=(), **cluster):
             handler = type("Changed", (Cluster,), cluster)
             with serving(handler) as server:
                 (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig(server)))
-                extra = {"kube_config_path": str(tmp_path / "kubeconfig")}
+                extra = {"kube_config_path": str(tmp_path / "kubeconfig"), "namespace": "ml"}
                 connection = json.dumps({"conn_type": "kubernetes", "extra": extra})
                 monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", connection)
                 pods = {"namespace": "ml", **(settings or {})}
-                check_surroundings(build_config({"data": {"source": "x"}, "pods": pods}))
+                check_surroundings(build_config({"data": {"source": "x"}, "pods": pods}), approvers)
 
         check.records = records
         yield check
@@ -69,8 +69,9 @@ def kubeconfig(server):
     }
 
 
-def test_nothing_is_missing(surroundings, capsys):
-    surroundings()
+@pytest.mark.parametrize("namespace", ["ml", None], ids=("of the run", "of the connection"))
+def test_nothing_is_missing(surroundings, capsys, namespace):
+    surroundings({"namespace": namespace})
     assert capsys.readouterr().out == ""
 
 
@@ -100,9 +101,25 @@ def test_a_missing_pool_is_named(surroundings):
         surroundings()
 
 
+def test_people_whom_fab_does_not_know_are_named(surroundings, monkeypatch, capsys):
+    users = [User(name="alice"), User(name="alize"), User(id="7", name="bob")]
+    surroundings(approvers=users)
+    manager = "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager"
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", manager)
+    surroundings.records.users = {"alice"}
+    with pytest.raises(UserError, match="no user alize, named by approvers"):
+        surroundings(approvers=users)
+    surroundings.records.users = None
+    surroundings(approvers=users)
+    assert "not checked, whether Airflow has the users alice, alize" in capsys.readouterr().out
+
+
 def test_what_may_not_be_asked_is_printed_and_passes(surroundings, monkeypatch, capsys):
     surroundings(node_status=403)
-    assert "not checked, the namespace ml and the images: Forbidden" in capsys.readouterr().out
+    assert (
+        "not checked, the rights in the namespace and the images: Forbidden"
+        in capsys.readouterr().out
+    )
     surroundings.records.failures.append(403)
     surroundings()
     said = capsys.readouterr().out

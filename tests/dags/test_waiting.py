@@ -124,6 +124,18 @@ def test_a_locked_database_is_worth_another_try_and_a_wrong_login_is_not(api, mo
         backfill().poke(CONTEXT)
 
 
+def test_a_token_takes_the_place_of_a_login(api, monkeypatch):
+    connection = json.loads(os.environ["AIRFLOW_CONN_TUNELINE_API"])
+    del connection["login"]
+    connection["password"] = "t0ken"
+    monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", json.dumps(connection))
+    connected_api().trigger("main", "night-1", {})
+    assert connected_api().user == "admin"
+    monkeypatch.setenv("AIRFLOW_CONN_TUNELINE_API", json.dumps({**connection, "password": "old"}))
+    with pytest.raises(AirflowFailException, match="refuses the token of the connection"):
+        backfill().poke(CONTEXT)
+
+
 def test_without_the_connection_a_task_says_how_to_make_one(monkeypatch, capsys):
     monkeypatch.delenv("AIRFLOW_CONN_TUNELINE_API", raising=False)
     with pytest.raises(AirflowFailException, match="there is no Airflow connection 'tuneline_api'"):

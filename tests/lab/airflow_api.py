@@ -22,6 +22,8 @@ class AirflowRecords:
         self.confs: dict[tuple[str, str], Any] = {}
         self.paused: set[str] = set()
         self.pools = {"gpu"}
+        # Those of FAB; None if the caller may not list them.
+        self.users: set[str] | None = None
         self.failures: list[int] = []
         self.failed_days: list[str] = []
         self.lose_answer = False
@@ -48,6 +50,12 @@ class AirflowRecords:
             return self._of_task(path)
         place, _, name = path[1:].partition("/")
         return self._of_pool(name) if place == "pools" else self._of_dag(method, path, query, body)
+
+    def of_user(self, name: str) -> tuple[int, Any]:
+        """Answer whether FAB has a user."""
+        if self.users is None:
+            return 403, {"detail": "forbidden"}
+        return (200, {"username": name}) if name in self.users else (404, {})
 
     def _of_pool(self, name: str) -> tuple[int, Any]:
         return (200, {"name": name}) if name in self.pools else (404, {"detail": "not found"})
@@ -110,6 +118,10 @@ def airflow_api() -> Iterator[tuple[str, AirflowRecords]]:
                 status, said = (201, {"access_token": "t0ken"}) if right else (401, {})
             elif self.headers.get("Authorization") != "Bearer t0ken":
                 status, said = 401, {}
+            elif self.path == "/ui/auth/me":
+                status, said = 200, {"id": "1", "username": "admin"}
+            elif self.path.startswith("/auth/fab/v1/users/"):
+                status, said = records.of_user(self.path.rpartition("/")[2])
             else:
                 path = self.path.removeprefix("/api/v2")
                 status, said = records.answer(self.command, path, body)

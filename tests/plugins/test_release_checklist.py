@@ -5,7 +5,10 @@ Who gets in is tried against a running Airflow in tests/stack.
 
 import base64
 import json
+from importlib.metadata import entry_points
+from importlib.resources import files
 
+import jsonschema
 import pytest
 from fastapi.testclient import TestClient
 from tests.lab.canaries import ASKED, release
@@ -70,6 +73,18 @@ def test_it_registers_one_tab_on_the_dag_run(plugin):
     assert not view["href"].startswith("/")
     (app,) = plugin.ReleaseChecklistPlugin.fastapi_apps
     assert view["href"].startswith(app["url_prefix"].lstrip("/"))
+
+
+def test_airflow_finds_it_and_the_provider_by_entry_points(plugin):
+    (found,) = entry_points(group="airflow.plugins", name="release_checklist")
+    assert found.load() is plugin.ReleaseChecklistPlugin
+    (provider,) = (
+        e
+        for e in entry_points(group="apache_airflow_provider", name="provider_info")
+        if e.dist.name == "tuneline"
+    )
+    schema = json.loads((files("airflow") / "provider_info.schema.json").read_text())
+    jsonschema.validate(provider.load()(), schema)
 
 
 def test_the_page_shows_25_rows_and_what_refuses_the_release(lab, client):

@@ -28,7 +28,16 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.airflow.failures import fail_plainly, worker_retry_policy
-from tuneline.airflow.family import DRIFT, LOGS, MAIN, curated_asset, dag_id, settings_of, store_uri
+from tuneline.airflow.family import (
+    CURATED,
+    DRIFT,
+    LOGS,
+    MAIN,
+    asset_of,
+    dag_id,
+    settings_of,
+    store_uri,
+)
 from tuneline.airflow.notify import Announce
 from tuneline.airflow.people import label_rows
 from tuneline.airflow.pods import ModelPod
@@ -44,7 +53,7 @@ def build(model: Model) -> DAG:
     """Make the DAG of a model."""
     with DAG(
         description="Compare production with the training data; backfill and retrain on drift",
-        schedule=[curated_asset(model)],
+        schedule=[asset_of(model, CURATED)],
         **settings_of(DRIFT, model, "Drift watch", __doc__),
     ) as dag:
         chosen = choose_days(model.name)

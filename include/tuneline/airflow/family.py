@@ -10,6 +10,7 @@ import pendulum
 from airflow.sdk import DAG, Asset, Param, get_current_context, get_parsing_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from tuneline.airflow.connections import take_connections
 from tuneline.airflow.failures import fail_plainly, worker_retry_policy
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.rest import note_run, started_by_dag
@@ -21,6 +22,8 @@ from tuneline.launch import create_run, form_fields
 from tuneline.run import Run
 from tuneline.store import store_of
 
+take_connections()
+
 START = pendulum.datetime(2025, 1, 1, tz="UTC")
 
 MAIN = "finetune_to_production"
@@ -30,6 +33,10 @@ DRIFT = "drift_watch"
 ROLLBACK = "rollback"
 # Each has a module of its name, which makes the DAG of a model.
 KINDS = (MAIN, NIGHTLY, LOGS, DRIFT, ROLLBACK)
+
+CURATED, DATASET, RELEASED = "curated_logs", "dataset", "released_model"
+# The scheme of each asset's URI.
+ASSETS = {CURATED: "curated", DATASET: "dataset", RELEASED: "release"}
 
 
 def dag_id(kind: str, model: Model) -> str:
@@ -52,9 +59,9 @@ def make_dags() -> dict[str, DAG]:
     return made
 
 
-def curated_asset(model: Model) -> Asset:
-    """Return the asset that a curated day of a model's logs updates."""
-    return Asset(name=f"curated_logs{model.suffix}", uri=f"tuneline-curated://{model.name}")
+def asset_of(model: Model, kind: str) -> Asset:
+    """Return the asset that other DAGs follow: of a model's curated days, datasets or releases."""
+    return Asset(name=f"{kind}{model.suffix}", uri=f"tuneline-{ASSETS[kind]}://{model.name}")
 
 
 def settings_of(kind: str, model: Model, title: str, doc: str | None) -> dict[str, Any]:
@@ -70,7 +77,8 @@ def settings_of(kind: str, model: Model, title: str, doc: str | None) -> dict[st
             "owner": ", ".join(model.file.owners),
             "on_failure_callback": announcers("failure", model),
         },
-        "tags": ["tuneline", "llm", *([model.name] if model.suffix else [])],
+        "tags": ["tuneline", "llm", *([model.name] if model.suffix else []), *model.file.tags],
+        "access_control": model.file.access_control or None,
     }
 
 
@@ -150,7 +158,7 @@ def prepare_run(model_name: str) -> str:
 
     def check(run: Run) -> None:
         # Before it is written: whoever mends what is missing clears this task.
-        check_surroundings(run.config)
+        check_surroundings(run.config, model.file.approvers)
         if is_needed(run) and (why := too_few_approvers(run)):
             raise UserError(why)
 

@@ -28,7 +28,15 @@ from datetime import timedelta
 from airflow.sdk import DAG, TaskGroup, TriggerRule
 from airflow.sdk.definitions.param import ParamsDict
 
-from tuneline.airflow.family import MAIN, form, prepare_run, settings_of
+from tuneline.airflow.family import (
+    DATASET,
+    MAIN,
+    RELEASED,
+    asset_of,
+    form,
+    prepare_run,
+    settings_of,
+)
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.people import approve_license, approve_release, review_pairs, review_rows
 from tuneline.airflow.steps import tasks_of
@@ -68,6 +76,8 @@ def build(model: Model) -> DAG:
         **settings_of(MAIN, model, "Fine-tune to production", __doc__),
     ) as dag:
         _wire(model)
+    for step_id, kind in (("final_audit", DATASET), ("promote", RELEASED)):
+        dag.get_task(step_id).add_outlets([asset_of(model, kind)])
     # Each operator made in a DAG with params copies them, which would take most of the parse.
     dag.params = ParamsDict(form(model))
     dag.tags.add("release")

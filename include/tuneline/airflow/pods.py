@@ -35,6 +35,7 @@ from tuneline.airflow.failures import (
     seconds_from,
 )
 from tuneline.airflow.open_lineage import step_lineage
+from tuneline.artifacts.data import DATASET_VERSION
 from tuneline.artifacts.governance import PodImage, image_of
 from tuneline.catalogue import Size
 from tuneline.config import Model, PodConfig
@@ -208,6 +209,8 @@ class StepPod(KubernetesPodOperator):
             if not goes_on_without(self, context, error):
                 raise
         judge(run_uri_of(context), self.judged)
+        for asset in self.outlets:
+            context["outlet_events"][asset].extra = of_run(Run.open(run_uri_of(context)))
         return None
 
     def carry_out(self, context: Context, pods: PodConfig) -> Any:
@@ -363,6 +366,13 @@ def _label(text: str) -> str:
 def run_uri_of(context: Context) -> str:
     """Return the URI of the run that `prepare_run` made for this run of the DAG."""
     return str(context["ti"].xcom_pull(task_ids="prepare_run"))
+
+
+def of_run(run: Run) -> dict[str, str]:
+    """Return what an event of an asset says of the run that made the dataset or the release."""
+    dataset = DATASET_VERSION.find(run)
+    of = {"run": run.uri, "model": run.config.name, "profile": run.config.profile}
+    return {**of, "dataset": dataset.version} if dataset else of
 
 
 def _seconds(hours: float) -> int:

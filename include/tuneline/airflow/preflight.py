@@ -6,9 +6,11 @@ Without these checks a run waits for ever (a pool that does not exist) or fails 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowException
 from kubernetes import client as k8s
 from kubernetes.config import ConfigException
@@ -20,7 +22,9 @@ from tuneline.catalogue import Size
 from tuneline.errors import RetryableError, UserError
 
 if TYPE_CHECKING:
-    from tuneline.config import PipelineConfig, PodConfig
+    from collections.abc import Sequence
+
+    from tuneline.config import PipelineConfig, PodConfig, User
 
 _CONNECTION = "kubernetes_default"
 # What the operator does with pods, as verb and resource.
@@ -28,6 +32,8 @@ _RIGHTS = (
     *((verb, "pods") for verb in ("create", "get", "list", "patch", "delete")),
     ("get", "pods/log"),
 )
+# That of Airflow, where it runs in a pod.
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _TIMEOUT_SECONDS = 15
 # The tag of images that are in no registry.
 _LOCAL = ":local"
@@ -35,20 +41,42 @@ _LOCAL = ":local"
 _MOST_REPORTED = 50
 
 
-def check_surroundings(config: PipelineConfig) -> None:
+def check_surroundings(config: PipelineConfig, approvers: Sequence[User] = ()) -> None:
     """Refuse a run that this Airflow or its cluster can't carry out.
 
     Raises:
-        UserError: if the pool of the GPU steps, a right in the namespace or an image is missing.
+        UserError: if the pool of the GPU steps, a person, a right in the namespace or an image is
+            missing.
     """
     _check_pool()
+    _check_people([*approvers, *config.evaluation.reviewers])
     try:
-        api = KubernetesHook(conn_id=_CONNECTION).api_client
-        _check_rights(api, config.pods.namespace)
+        hook = KubernetesHook(conn_id=_CONNECTION)
+        api = hook.api_client
+        # The operator takes the same one.
+        own = _OWN_NAMESPACE.read_text() if _OWN_NAMESPACE.exists() else "default"
+        _check_rights(api, config.pods.namespace or hook.get_namespace() or own)
         _check_images(api, {image for size in Size for image in _images(config.pods_of(size))})
     except (AirflowException, ConfigException, k8s.ApiException, HTTPError) as error:
         why = getattr(error, "reason", None) or error
-        print(f"not checked, the namespace {config.pods.namespace} and the images: {why}")
+        print(f"not checked, the rights in the namespace and the images: {why}")
+
+
+def _check_people(users: Sequence[User]) -> None:
+    """Refuse names that FAB does not know: a question to them would wait for ever."""
+    named = [user.name for user in users if user.id is None]
+    if not str(conf.get("core", "auth_manager", fallback="")).endswith(".FabAuthManager"):
+        return
+    try:
+        unknown = [name for name in named if not connected_api().has_fab_user(name)]
+    except (RetryableError, UserError, AirflowException) as error:
+        print(f"not checked, whether Airflow has the users {', '.join(named)}: {error}")
+        return
+    if unknown:
+        raise UserError(
+            f"Airflow has no user {', '.join(unknown)}, named by approvers or "
+            "evaluation.reviewers; write the user name of the login, or {id: 7, name: …}"
+        )
 
 
 def _check_pool() -> None:
@@ -78,7 +106,7 @@ def _check_rights(api: Any, namespace: str) -> None:
         raise UserError(
             f"the connection {_CONNECTION} may not {', '.join(missing)} in the namespace "
             f"{namespace!r}; grant its user or service account these rights, or name another "
-            "namespace (TUNELINE_NAMESPACE, pods.namespace)"
+            "namespace (in the connection, TUNELINE_NAMESPACE or pods.namespace)"
         )
 
 

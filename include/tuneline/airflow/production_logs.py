@@ -24,7 +24,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
 from tuneline.airflow.failures import fail_plainly, worker_retry_policy
-from tuneline.airflow.family import LOGS, curated_asset, settings_of, store_uri
+from tuneline.airflow.family import CURATED, LOGS, asset_of, settings_of, store_uri
 from tuneline.airflow.pods import ModelPod
 from tuneline.airflow.rest import leave_note
 from tuneline.config import Model, find_model
@@ -47,7 +47,7 @@ def build(model: Model) -> DAG:
             chosen="choose_day",
             options=["day", "sample", "config"],
         )
-        checked = check_day.override(outlets=[curated_asset(model)])(model.name)
+        checked = check_day.override(outlets=[asset_of(model, CURATED)])(model.name)
         chosen >> curate >> checked >> judge_day(model.name)
     dag.params = ParamsDict(_form())
     return dag
@@ -103,7 +103,7 @@ def check_day(model_name: str) -> Any:
     context: Any = get_current_context()
     chosen, evidence = _curated(context, model_name)
     leave_note(context, f"{evidence.day}: {evidence.summary}")
-    asset = curated_asset(find_model(model_name))
+    asset = asset_of(find_model(model_name), CURATED)
     yield Metadata(asset, {"day": evidence.day, "asked_by": chosen["asked_by"]})
 
 

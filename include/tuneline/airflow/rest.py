@@ -1,7 +1,8 @@
 """Calls of tasks to Airflow's API: runs that they start, and notes on their own.
 
 Tasks have no access to Airflow's database. The connection `tuneline_api` (type http) says where
-the API is and as whom to log in; the user needs the rights to trigger runs and to backfill.
+the API is and as whom to log in, or has a bearer token as its password and no login; the user needs
+the rights to trigger runs and to backfill.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def connected_api() -> AirflowApi:
         raise UserError(
             f"there is no Airflow connection {CONNECTION!r}; add one of type http whose host "
             "is the address of the API server (http://host:8080), with login and password of "
-            "a user who may trigger runs and backfills"
+            "a user who may trigger runs and backfills, or that user's token as password alone"
         ) from None
     host = connection.host or ""
     scheme = "" if "://" in host else f"{connection.schema or 'http'}://"

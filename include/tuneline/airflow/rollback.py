@@ -16,7 +16,7 @@ from airflow.sdk import DAG, Param, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.airflow.failures import fail_plainly, worker_retry_policy
-from tuneline.airflow.family import ROLLBACK, settings_of, store_uri
+from tuneline.airflow.family import RELEASED, ROLLBACK, asset_of, settings_of, store_uri
 from tuneline.airflow.rest import leave_note
 from tuneline.config import Model, find_model
 
@@ -28,7 +28,7 @@ def build(model: Model) -> DAG:
         schedule=None,
         **settings_of(ROLLBACK, model, "Rollback", __doc__),
     ) as dag:
-        move_back(model.name)
+        move_back.override(outlets=[asset_of(model, RELEASED)])(model.name)
     dag.params = ParamsDict(
         {
             "version": Param(
@@ -61,7 +61,11 @@ def move_back(model_name: str) -> None:
     context: Any = get_current_context()
     params, store = context["params"], open_store(store_uri())
     by = context["dag_run"].triggering_user_name
-    which = pointer_of(find_model(model_name).profile)
+    model = find_model(model_name)
+    which = pointer_of(model.profile)
     place = (store, model_name, params["version"] or None)
     pointer = roll_back(*place, by=by, reason=params["reason"], which=which)
     leave_note(context, announce(store, pointer))
+    uri = store.uri_of(f"runs/{pointer.version}")
+    released = {"run": uri, "model": model_name, "profile": model.profile}
+    context["outlet_events"][asset_of(model, RELEASED)].extra = released

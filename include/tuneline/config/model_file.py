@@ -134,6 +134,11 @@ class ModelFile(Section):
     """One line for the list of DAGs."""
     owners: list[str] = Field(["ml-platform"], min_length=1)
     """Owners of the DAGs."""
+    tags: list[str] = Field([])
+    """More tags of the DAGs."""
+    access_control: dict[str, list[str] | dict[str, list[str]]] = Field({})
+    """Rights of roles in the DAGs, for Airflow's FAB manager: `{support: [can_read, can_edit]}`, or
+    by resource, `{support: {DAGs: [can_read], DAG Runs: [can_create]}}`."""
     approvers: list[User] = Field([])
     """Users who may answer its questions, each a name or `{id: 7, name: alice}`; empty: everyone
     who may edit its DAGs. Under profile: production none of them approves a run that they started,

@@ -46,10 +46,11 @@ class PodConfig(Section):
     )
     """Image of the steps that start the engine; the default is that of `TUNELINE_ENGINE_IMAGE`, or
     the engine's own (tuneline/vllm:local, tuneline/tensorrt-llm:local), for llama_cpp `image`."""
-    namespace: str = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or "default"
+    namespace: str | None = Field(
+        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or None
     )
-    """Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or default."""
+    """Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or that of the connection
+    kubernetes_default, or Airflow's own."""
     gpus: int = Field(0, ge=0)
     """GPUs of each training pod."""
     nodes: int = Field(1, ge=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from datetime import date, datetime
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ class AirflowApi:
     """A client that logs in as a user, and again when its token has expired.
 
     Args:
+        login: the user's name; without one `password` is a bearer token.
         password: returns the password; it is asked when it is needed.
         whose: whose login it is, for the message of a refused one.
         tries: how often a call is made while the API is broken or does not answer.
@@ -30,7 +32,7 @@ class AirflowApi:
     def __init__(
         self,
         url: str,
-        user: str | None,
+        login: str | None,
         password: Callable[[], str | None],
         *,
         whose: str,
@@ -38,7 +40,7 @@ class AirflowApi:
         hint: str = "",
         trust_env: bool = True,
     ) -> None:
-        self.user = user
+        self._login = login
         self._password, self._whose, self._tries, self._hint = password, whose, tries, hint
         self._http = httpx.Client(base_url=url, timeout=30, trust_env=trust_env)
 
@@ -46,8 +48,19 @@ class AirflowApi:
         """Close the connections."""
         self._http.close()
 
+    @cached_property
+    def user(self) -> str:
+        """Name of the user that runs are started as."""
+        return self._login or str(self.call("GET", "/auth/me", root="/ui").json()["username"])
+
     def call(
-        self, method: str, path: str, *, ok: tuple[int, ...] = (), **body: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        ok: tuple[int, ...] = (),
+        root: str = "/api/v2",
+        **body: Any,
     ) -> httpx.Response:
         """Call the API.
 
@@ -55,7 +68,7 @@ class AirflowApi:
         accepts 409 as well.
 
         Args:
-            path: path below ``/api/v2``.
+            path: path below `root`.
             ok: status codes that are accepted in addition to success.
 
         Raises:
@@ -65,7 +78,7 @@ class AirflowApi:
         why = ""
         for tries_left in reversed(range(self._tries)):
             try:
-                answer = self._request(method, f"/api/v2{path}", body or None)
+                answer = self._request(method, root + path, body or None)
             except httpx.HTTPError as error:
                 why = f"Airflow's API does not answer at {self._http.base_url} ({error})"
             else:
@@ -104,6 +117,11 @@ class AirflowApi:
     def has_pool(self, name: str) -> bool:
         """Return True if there is a pool of that name."""
         return self.call("GET", f"/pools/{quote(name, safe='')}", ok=(404,)).is_success
+
+    def has_fab_user(self, name: str) -> bool:
+        """Return True if Airflow's FAB manager has a user of that name."""
+        path = f"/users/{quote(name, safe='')}"
+        return self.call("GET", path, ok=(404,), root="/auth/fab/v1").is_success
 
     def is_paused(self, dag_id: str) -> bool:
         """Return True if the DAG is paused, so that its runs stay queued."""
@@ -170,12 +188,25 @@ class AirflowApi:
         answer = self._http.request(method, path, json=body)
         if answer.status_code != httpx.codes.UNAUTHORIZED:
             return answer
-        login = {"username": self.user, "password": self._password()}
-        token = self._http.post("/auth/token", json=login)
-        if not token.is_success:
-            raise UserError(
-                f"Airflow's API at {self._http.base_url} refuses the login of {self._whose} "
-                f"({token.status_code})"
-            )
-        self._http.headers["Authorization"] = f"Bearer {token.json()['access_token']}"
-        return self._http.request(method, path, json=body)
+        self._http.headers["Authorization"] = f"Bearer {self._token()}"
+        answer = self._http.request(method, path, json=body)
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise self._refused(answer)
+        return answer
+
+    def _token(self) -> str:
+        """Return the bearer token of the login."""
+        if not self._login:
+            return str(self._password())
+        login = {"username": self._login, "password": self._password()}
+        answer = self._http.post("/auth/token", json=login)
+        if not answer.is_success:
+            raise self._refused(answer)
+        return str(answer.json()["access_token"])
+
+    def _refused(self, answer: httpx.Response) -> UserError:
+        what = "login" if self._login else "token"
+        return UserError(
+            f"Airflow's API at {self._http.base_url} refuses the {what} of {self._whose} "
+            f"({answer.status_code})"
+        )

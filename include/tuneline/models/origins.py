@@ -33,7 +33,7 @@ from tuneline.models.base_model import (
 from tuneline.models.cache import Log, cache_root, entry_name, require_space
 from tuneline.models.gguf_import import IMPORTER_VERSION, gguf_to_directory
 from tuneline.store import AT_WORK, Store, sha256_file
-from tuneline.store.bucket import call_s3
+from tuneline.store.bucket import call_s3, s3_client
 
 # Files that are transferred at the same time.
 _AT_ONCE = 4
@@ -111,14 +111,11 @@ class BucketSource(ListedSource):
 
     def __init__(self, uri: str, rest: str, _log: Log, kind: Kind = BASE) -> None:
         """List the prefix."""
-        import boto3
-
         self._bucket, _, prefix = rest.partition("/")
         if not self._bucket or not prefix.strip("/"):
             raise UserError(f"{kind.title} {uri!r}: write s3://bucket/prefix")
         self._prefix = prefix.strip("/") + "/"
-        # A new session: the default one keeps the first credentials that it saw.
-        self._client = boto3.session.Session().client("s3")
+        self._client = s3_client(new_session=True)
         self._subject = f"{kind.title} {uri!r}"
         found = call_s3(self._subject, lambda: self._list(kind.wanted))
         self._objects: dict[str, Any] = found

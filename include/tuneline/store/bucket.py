@@ -96,6 +96,9 @@ def _base64(digest: bytes) -> str:
 
 T = TypeVar("T")
 
+# Makes a client by a connection, None without one; Airflow's processes set it.
+by_connection: Callable[[Any], Any] | None = None
+
 _NO_LOCK = ("ObjectLockConfigurationNotFoundError", "NotImplemented", "MethodNotAllowed")
 # Between the tries of a read that broke on its way, in seconds.
 _WAITS_S = (0.2, 0.8, 2.0)
@@ -124,7 +127,8 @@ def call_s3(subject: str, action: Callable[[], T]) -> T:
     except (NoCredentialsError, PartialCredentialsError):
         raise UserError(
             f"{subject}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and "
-            "AWS_ENDPOINT_URL for a server of your own)"
+            "AWS_ENDPOINT_URL for a server of your own), or in Airflow the connection aws_default "
+            "of its amazon provider"
         ) from None
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -143,6 +147,20 @@ def call_s3(subject: str, action: Callable[[], T]) -> T:
         raise RetryableError(f"{subject}: S3 failed: {error}") from error
 
 
+def s3_client(*, new_session: bool = False) -> Any:
+    """Return a client with the endpoint and credentials of a connection, or as boto3 finds them.
+
+    A new session costs half a second; the default one keeps the first credentials that it saw.
+    """
+    import boto3
+    from botocore.config import Config
+
+    config = Config(retries={"mode": "standard", "max_attempts": 5})
+    session = boto3.session.Session() if new_session else boto3
+    client = by_connection(config) if by_connection else None
+    return client or session.client("s3", config=config)
+
+
 class S3Store(Store):
     """A store in a bucket (`s3://bucket/prefix`), any S3-compatible server."""
 
@@ -150,15 +168,10 @@ class S3Store(Store):
     MULTIPART_BYTES = 64 << 20
 
     def __init__(self, bucket: str, prefix: str) -> None:
-        import boto3
-        from botocore.config import Config
-
         self.bucket = bucket
         self.prefix = prefix.strip("/")
         self.uri = f"s3://{bucket}/{self.prefix}".rstrip("/")
-        self._s3: Any = boto3.client(
-            "s3", config=Config(retries={"mode": "standard", "max_attempts": 5})
-        )
+        self._s3 = s3_client()
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._below(require_key(key))}

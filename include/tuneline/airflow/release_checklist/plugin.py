@@ -16,6 +16,7 @@ from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
 
+from tuneline.airflow.connections import take_connections
 from tuneline.airflow.release_checklist.page import error_page, render, render_outcome
 from tuneline.errors import TunelineError, UserError
 from tuneline.governance.retraining.outcome import read_outcome
@@ -23,6 +24,8 @@ from tuneline.launch import safe_run_id
 from tuneline.run import Run
 from tuneline.store import NotThere, open_store, store_of
 from tuneline.verdicts import checklist
+
+take_connections()
 
 app = FastAPI(title="Release checklist", docs_url=None, redoc_url=None, openapi_url=None)
 
