@@ -441,13 +441,8 @@ class ModelPod(StepPod):
             for name in ("store", *options)
         ]
         command = ["tuneline", "logs", action, "--model", model.name]
-        super().__init__(
-            task_id=task_id,
-            command=command,
-            arguments=[*given, *arguments],
-            size=Size.DATA,
-            **kwargs,
-        )
+        kwargs["size"] = Size.DATA
+        super().__init__(task_id=task_id, command=command, arguments=[*given, *arguments], **kwargs)
         self.model = model
 
     def execute(self, context: Context) -> Any:

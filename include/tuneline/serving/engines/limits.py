@@ -140,8 +140,8 @@ def refuse_size(
     memory = config.pods_of(Size.MERGE).memory
     if needed > quantity(memory):
         raise UserError(
-            f"{title}: merging its adapter takes {needed / _GIB:.1f} GiB in float32, more than a pod "
-            f"of the size merge has ({memory}); set pods: {{sizes: {{merge: {{memory: "
+            f"{title}: merging its adapter takes {needed / _GIB:.1f} GiB in float32, more than its "
+            f"pod has ({memory}); set pods: {{sizes: {{merge: {{memory: "
             f"{math.ceil(1.2 * needed / _GIB)}Gi}}}}}} or more, or choose a smaller base model"
         )
 

@@ -5,7 +5,6 @@ gradient_accumulation replaces the hours by measured ones before the first step 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ _GIB = 2**30
 
 @dataclass(frozen=True)
 class Forecast:
-    """The sizes of a run; `seconds` of training is None where the size of the data is unknown."""
+    """The sizes of a run; `seconds` of training is None if it can't be forecast."""
 
     config: PipelineConfig
     parameters: int
@@ -43,11 +42,11 @@ class Forecast:
     def sentence(self) -> str:
         """Return memory, hours and cost in one sentence."""
         sizes = ", ".join(f"{size} {self.config.pods_of(size).memory}" for size in Size)
-        time_ = "for an unknown time (the size of the data is not known here)"
-        if self.seconds is not None:
-            cost = money(self.cost, self.config.governance.currency)
-            time_ = f"about {duration(self.seconds)} (within a factor of 3), {cost}"
-        return f"Memory of pods: {sizes}. Training takes {time_}."
+        text = f"Memory of pods: {sizes}."
+        if self.seconds is None:
+            return f"{text} gradient_accumulation will measure how long training takes."
+        cost = money(self.cost, self.config.governance.currency)
+        return f"{text} Training takes about {duration(self.seconds)} (a third to 3 times), {cost}."
 
     def lines(self) -> Iterator[str]:
         """Return the forecast as a table of the classes of steps, and what follows from it."""
@@ -61,7 +60,8 @@ class Forecast:
         known = f"{self.parameters / 1e9:.3g} billion parameters"
         yield f"base model: {known if self.parameters else 'can not be seen from here'}"
         if self.parameters and self.config.pods_of(Size.TRAIN).gpus:
-            yield f"weights on each GPU in training: {gpu_gib(self.config, self.parameters):.0f} GiB"
+            held = gpu_gib(self.config, self.parameters)
+            yield f"weights on each GPU in training: {held:.1f} GiB"
         yield self.sentence()
 
 
@@ -72,12 +72,17 @@ def forecast(config: PipelineConfig, parameters: int, tokens: int | None = None)
         config: its settings, with pods sized for the base model.
         parameters: those of the base model; 0: unknown.
         tokens: those of the dataset; None: by the bytes of its files, if they are local.
+
+    Without GPUs, base model or tokens it has no time: CPUs differ too much.
     """
     tokens = _tokens_of(config) if tokens is None else tokens
-    if tokens is None or not parameters:
+    if tokens is None or not parameters or not config.pods_of(Size.TRAIN).gpus:
         return Forecast(config, parameters, None)
     data, training = config.data, config.training
-    trained = tokens * (1 - data.holdout_share - data.validation_share) * training.epochs
+    trained = tokens * (1 - data.holdout_share - data.validation_share)
+    if data.max_train_rows is not None:
+        trained = min(trained, data.max_train_rows * data.max_tokens)
+    trained *= training.epochs
     # Forward, and backward to the adapter: the base's weights have no gradients.
     work = (6 if training.gradient_checkpointing else 4) * parameters * trained
     return Forecast(config, parameters, work / (_speed(config) * devices_of(config)))
@@ -100,23 +105,7 @@ def _tokens_of(config: PipelineConfig) -> int | None:
 
 
 def _speed(config: PipelineConfig) -> float:
-    """Return the operations per second of a training device."""
-    if not config.pods_of(Size.TRAIN).gpus:
-        return _cpu_speed()
+    """Return the operations per second of a GPU; of one that is not known, those of the slowest."""
     words = config.deployment.target_hardware.lower()
     known = [peak for name, peak in _PEAKS.items() if name in words]
     return _UTILISATION * (known[0] if known else min(_PEAKS.values()))
-
-
-def _cpu_speed() -> float:
-    """Return the float32 operations per second of this machine, by a product of matrices."""
-    import numpy as np
-
-    size = 1024
-    matrix = np.ones((size, size), np.float32)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - began)
-    return _UTILISATION * 2 * size**3 / min(times)
