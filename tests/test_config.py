@@ -7,8 +7,10 @@ from functools import reduce
 import pytest
 from tests.lab.runs import Lab
 
+from tuneline.catalogue import Size
 from tuneline.config import (
     PipelineConfig,
+    PodConfig,
     build_config,
     check_sections,
     merge,
@@ -196,3 +198,24 @@ def test_a_run_that_stored_one_stays_readable(earlier, tmp_path):
     assert opened.config.waivers == []
     assert "echoes" in opened.policy.text
     assert opened.policy.looser(opened.config) == run.policy.looser(opened.config)
+
+
+def test_pods_are_sized_by_class_and_base_model():
+    pods = PodConfig(gpus=8, sizes={"train": {"cpu": "16"}, "engine": {"gpus": 2}})
+    # 70 billion parameters: QLoRA or FSDP2 on 8 GPUs, merged in float32 (280 GB).
+    sized = pods.for_model(70_000_000_000)
+    memory = {size: sized.of(size).memory for size in Size}
+    assert memory == {
+        "light": "4Gi",
+        "data": "8Gi",
+        "train": "189Gi",
+        "merge": "313Gi",
+        "engine": "313Gi",
+    }
+    assert (sized.of(Size.TRAIN).cpu, sized.of(Size.MERGE).cpu) == ("16", "2")
+    assert (sized.of(Size.TRAIN).gpus, sized.of(Size.ENGINE).gpus) == (8, 2)
+    # What is set stays, and so does a run recorded before there were classes.
+    assert PodConfig(memory="3Gi").for_model(70_000_000_000).of(Size.MERGE).memory == "3Gi"
+    own = PodConfig(sizes={"merge": {"memory": "400Gi"}}).for_model(70_000_000_000)
+    assert own.of(Size.MERGE).memory == "400Gi"
+    assert set(PodConfig().for_model(135_000_000).of(Size.TRAIN).memory) <= set("8Gi")

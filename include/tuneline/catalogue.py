@@ -43,6 +43,16 @@ class Severity(StrEnum):
     OPTIONAL = "optional"
 
 
+class Size(StrEnum):
+    """The classes of steps that need pods of different sizes."""
+
+    LIGHT = "light"  # reads and writes records
+    DATA = "data"  # reads every row
+    TRAIN = "train"  # trains, or repeats parts of a training
+    MERGE = "merge"  # holds the base model in float32
+    ENGINE = "engine"  # starts the engine that ships
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of a run, carried out by `run(ctx)` of its module.
@@ -52,6 +62,7 @@ class Step:
         waits_for: ids of the steps that it waits for, separated by spaces.
         gpu: True if it uses the GPUs that a run asks for.
         engine: True if it starts the engine that ships; it then uses GPUs if the engine does.
+        sized: size of its pod; None for the usual one of its kind.
         grouped: group in the DAG; None for the one that bears the name of its phase.
     """
 
@@ -61,12 +72,19 @@ class Step:
     waits_for: str = field(default="", kw_only=True)
     gpu: bool = field(default=False, kw_only=True)
     engine: bool = field(default=False, kw_only=True)
+    sized: Size | None = field(default=None, kw_only=True)
     grouped: Group | None = field(default=None, kw_only=True)
 
     @property
     def group(self) -> Group:
         """The group of its tasks in the DAG."""
         return self.grouped or Group(self.phase.value)
+
+    @property
+    def size(self) -> Size:
+        """The size of its pod."""
+        kinds = {Size.ENGINE: self.engine, Size.TRAIN: self.gpu, Size.DATA: self.phase == _D}
+        return self.sized or next((size for size, found in kinds.items() if found), Size.LIGHT)
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -110,7 +128,7 @@ _CRIT, _REC, _OPT = Severity
 # fmt: off
 STEPS: tuple[Item | Helper, ...] = (
     Helper("fetch_base", _T, "Check the base model and fetch it once for all pods", "fetch-base",
-         grouped=Group.PREPARE),
+         sized=Size.DATA, grouped=Group.PREPARE),
     Item("schema_validation", _D, "Every example follows the model's prompt format", _CRIT,
          waits_for="fetch_base"),
     Item("deduplication", _D, "Near-duplicates are gone, none crosses the split", _CRIT,
@@ -138,7 +156,7 @@ STEPS: tuple[Item | Helper, ...] = (
          waits_for="train"),
     Helper("export_candidate", _T, "Merge the adapter and export the candidate", "export",
          waits_for="loss_monitoring checkpointing quantization_verification",
-         grouped=Group.SHIPPING),
+         sized=Size.MERGE, grouped=Group.SHIPPING),
     Item("holdout_performance", _E, "Tuned beats base on a hold-out never seen", _CRIT,
          waits_for="build_engine", gpu=True, engine=True),
     Item("base_regression", _E, "General ability is not forgotten", _CRIT,
@@ -170,7 +188,7 @@ STEPS: tuple[Item | Helper, ...] = (
     Item("cost_tracking", _G, "Token usage and cost per API key", _REC, waits_for="cold_start",
          gpu=True, engine=True),
     Item("drift_detection", _G, "Production prompts compared with the training data", _OPT,
-         waits_for="cold_start"),
+         waits_for="cold_start", sized=Size.DATA),
     Item("license_audit", _G, "Licences allow the intended use", _CRIT, waits_for="fetch_base",
          grouped=Group.PREPARE),
     Item("fallback", _G, "Errors and low confidence fall back to another model", _REC,

@@ -237,13 +237,14 @@ def create_run(
             f"profile is {config.profile}, but the file of {model.name} says production, which a "
             "run can't leave; choose a preset of that profile, or change config/models"
         )
-    check_inputs(config)
+    config, parameters = check_inputs(config)
     refuse_unbounded(config, read_policy())
     described: dict[str, Any] = {
         "code": code_identity(),
         "preset": fields.get("preset", "laptop"),
         **(meta or {}),
     }
+    described["base_parameters"] = parameters
     described["dataset_version"] = None
     # The pods may reach what this machine does not; they say what is wrong with it.
     with suppress(TunelineError):
@@ -255,15 +256,19 @@ def create_run(
     return Run.create(store, name, config, described)
 
 
-def check_inputs(config: PipelineConfig) -> None:
+def check_inputs(config: PipelineConfig) -> tuple[PipelineConfig, int]:
     """Refuse a dataset or base model that the run can't use, or an adapter that no engine loads.
 
     It runs before anything starts, so it checks only what this machine can see, and fetches no
     weights. fetch_base checks a base model that this machine can't see.
+
+    Returns:
+        The configuration with pods sized for the base model, and its parameters, 0 if it can't
+        be seen from here.
     """
     from tuneline.models import check_address
     from tuneline.models.resolver import preview
-    from tuneline.serving.engines.limits import refuse_unfit, refuse_unservable
+    from tuneline.serving.engines.limits import parameters_of, refuse_unfit, refuse_unservable
 
     # Better than the base says nothing of good enough: a base may score next to nothing.
     if config.profile == "production" and config.evaluation.min_metric is None:
@@ -285,8 +290,13 @@ def check_inputs(config: PipelineConfig) -> None:
             check_file(files[0].local, files[0].name)
     check_address(config.base_model)
     with preview(config.base_model) as seen:
+        parameters = (
+            0 if seen is None else parameters_of(*seen, f"base model {config.base_model!r}")
+        )
+        config = config.model_copy(update={"pods": config.pods.for_model(parameters)})
         if seen is not None:
             refuse_unfit(*seen, config)
+    return config, parameters
 
 
 def safe_run_id(run_id: str, suffix: str = "") -> str:

@@ -17,7 +17,7 @@ from tests.lab.commands import call
 from tests.lab.runs import Lab
 
 from tuneline.airflow import finetune_to_production
-from tuneline.catalogue import ITEMS, STEPS, Group, Phase
+from tuneline.catalogue import ITEMS, STEPS, Group, Phase, Size
 from tuneline.config import Model, ModelFile, build_config
 
 ROOT = Path(__file__).parents[2]
@@ -196,22 +196,21 @@ def test_an_engine_that_uses_gpus_shares_the_pool_of_training(dag):
 
 
 def test_steps_that_start_the_engine_run_in_its_image(dag):
-    sizes = {step.id: dag.get_task(step.id).sized_by for step in STEPS}
-    assert {s for s, key in sizes.items() if key == "engine_pods"} == {
-        step.id for step in STEPS if step.engine
-    }
+    assert all(dag.get_task(step.id).size == step.size for step in STEPS)
+    assert {s.id for s in STEPS if s.size == Size.ENGINE} == {s.id for s in STEPS if s.engine}
     config = build_config(
         {"data": {"source": "rows.jsonl"}}, {"deployment": {"engine": "vllm"}, "pods": {"gpus": 2}}
     )
     pod = finetune_to_production.build(Model("a", "", ModelFile())).get_task("determinism")
-    pod.apply(config.engine_pods)
+    pod.apply(config.pods_of(Size.ENGINE))
     assert pod.image == "tuneline/vllm:local"
     assert pod.container_resources.limits["nvidia.com/gpu"] == "2"
     on_cpu = build_config({"data": {"source": "rows.jsonl"}}, {"pods": {"gpus": 2}})
-    pod.apply(on_cpu.engine_pods)
+    pod.apply(on_cpu.pods_of(Size.ENGINE))
     assert "nvidia.com/gpu" not in pod.container_resources.limits
     named = build_config({"data": {"source": "r"}}, {"pods": {"engine_image": "mine:1"}})
-    assert named.engine_pods.image == named.engine_pods.gpu_image == "mine:1"
+    pods = named.pods_of(Size.ENGINE)
+    assert pods.image == pods.gpu_image == "mine:1"
 
 
 def test_steps_that_measure_speed_have_the_machine_to_themselves(dag):

@@ -17,6 +17,7 @@ from tests.lab.tasks import connect, connection, prepared_run
 from tuneline import verdicts
 from tuneline.airflow.failures import StepRetryPolicy, judge
 from tuneline.airflow.pods import StepPod
+from tuneline.catalogue import Size
 from tuneline.config import PodConfig
 from tuneline.errors import RetryableError
 from tuneline.evidence import Verdict, measure
@@ -72,7 +73,7 @@ def failure(pod, context):
 
 
 def test_a_pod_that_waits_for_a_gpu_says_so_while_it_waits_and_at_the_end(connected, run, capfd):
-    pod = step("train", "true", gpus=True, schedule_timeout_seconds=2)
+    pod = step("train", "true", size=Size.TRAIN, schedule_timeout_seconds=2)
     error, decision = failure(pod, context_of(run, "train", gpus=64, gpu_image=IMAGE))
     output = capfd.readouterr().out.splitlines()
     first = next(
@@ -200,7 +201,7 @@ def test_other_ends_fail_the_task(connected, run, task_id, script, try_number, l
 
 
 def test_a_pod_that_never_starts_is_a_failed_item(connected, run):
-    carry_out(run, "cold_start", "true", gpus=True, image="gone:1")
+    carry_out(run, "cold_start", "true", size=Size.TRAIN, image="gone:1")
     assert "did not start" in status(run, "cold_start").summary
 
 

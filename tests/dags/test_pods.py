@@ -24,7 +24,7 @@ from tuneline.airflow.pods import StepPod, note_image, pod_name
 from tuneline.airflow.steps import pod_of
 from tuneline.airflow.training import TrainingJob
 from tuneline.artifacts.governance import image_of
-from tuneline.catalogue import STEPS, get_step
+from tuneline.catalogue import STEPS, Size, get_step
 from tuneline.config import PodConfig
 from tuneline.errors import RetryableError, UserError
 
@@ -38,7 +38,7 @@ def step_pod(step_id):
 def made(step, deadline=None, **pods):
     """The pod that the operator of a step asks the cluster for."""
     pod = step_pod(step) if isinstance(step, str) else step
-    pod.apply(PodConfig(**pods), deadline)
+    pod.apply(PodConfig(**pods).of(pod.size), deadline)
     pod.name = pod_name(URI, pod.task_id, 1)
     return pod.build_pod_request_obj(dry_run=True)
 
@@ -81,6 +81,15 @@ def test_gpu_steps_ask_for_gpus_and_the_gpu_image_only_when_the_run_has_some():
         assert "nvidia.com/gpu" not in container.resources.limits
 
 
+def test_a_queue_and_another_kind_of_gpu():
+    pod = made("train", gpus=1, gpu_resource="amd.com/gpu", queue="ml", deadline_hours=20)
+    assert pod.spec.containers[0].resources.limits["amd.com/gpu"] == "1"
+    assert pod.metadata.labels["kueue.x-k8s.io/queue-name"] == "ml"
+    waiting = step_pod("train")
+    waiting.apply(PodConfig(queue="ml", deadline_hours=20).of(Size.TRAIN))
+    assert waiting.schedule_timeout_seconds == 20 * 3600
+
+
 def test_the_image_of_the_deployment_holds_until_a_run_names_another(monkeypatch):
     monkeypatch.setenv("TUNELINE_IMAGE", "registry/ml:release")
     assert container_of("deduplication").image == "registry/ml:release"
@@ -89,13 +98,17 @@ def test_the_image_of_the_deployment_holds_until_a_run_names_another(monkeypatch
 
 def test_a_pod_starts_from_the_chart_s_and_has_its_account(tmp_path, monkeypatch):
     batch = {"priorityClassName": "batch", "nodeSelector": {"pool": "ml"}}
-    chart, _ = rendered(tmp_path, {**NAMED, "runs": {"podSpec": batch}})
+    gpu = {"train": {"nodeSelector": {"pool": "gpu"}}}
+    chart, _ = rendered(tmp_path, {**NAMED, "runs": {"podSpec": batch, "podSpecs": gpu}})
     data = {o["metadata"]["name"]: o["data"] for o in objects(chart) if "data" in o}
     for name, value in data["tuneline-airflow"].items():
         monkeypatch.setenv(name, value)
-    file = tmp_path / "pod.yaml"
-    file.write_text(data["tuneline-pods"]["pod.yaml"])
-    monkeypatch.setenv("TUNELINE_POD_TEMPLATE", str(file))
+    assert data["tuneline-airflow"]["TUNELINE_POD_TEMPLATE"] == "/opt/tuneline/pods"
+    for name, text in data["tuneline-pods"].items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("TUNELINE_POD_TEMPLATE", str(tmp_path))
+    train = made("train").spec
+    assert (train.priority_class_name, train.node_selector) == ("batch", {"pool": "gpu"})
     pod = made("deduplication")
     assert pod.metadata.namespace == "ml"
     assert pod.metadata.labels["tuneline.io/part"] == "step"
@@ -172,7 +185,7 @@ def test_a_duration_that_is_not_a_number_is_logged_and_does_not_hide_the_dag(
     train = step_pod("train")
     assert train.retry_delay.total_seconds() == retry
     assert train.base_container_status_polling_interval == poll
-    train.apply(PodConfig(nodes=2))
+    train.apply(PodConfig(nodes=2).of(Size.TRAIN))
     job = TrainingJob(task_id="train", step=train, nodes=2, run_uri=URI, try_number=1)
     assert job.job_poll_interval == poll
     logged = f"TUNELINE_RETRY_SECONDS is {value!r}, not a positive number" in caplog.text

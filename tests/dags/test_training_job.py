@@ -19,6 +19,7 @@ from tests.lab.waiting import wait_for
 
 from tuneline.airflow.failures import StepRetryPolicy
 from tuneline.airflow.training import PART, SERVICE, TrainingJob, TrainingPods
+from tuneline.catalogue import Size
 from tuneline.config import PodConfig
 
 INDEX = "batch.kubernetes.io/job-completion-index"
@@ -76,7 +77,7 @@ def test_one_node_is_a_pod(api: Api, tmp_path: Path) -> None:
 def test_what_the_job_asks_of_a_cluster(api: Api, tmp_path: Path) -> None:
     step = training("true")
     step.uses_gpus = True
-    step.apply(PodConfig(namespace="ml", nodes=2, gpus=8, memory="64Gi"))
+    step.apply(PodConfig(namespace="ml", nodes=2, gpus=8, memory="64Gi").of(Size.TRAIN))
     job = TrainingJob(task_id="train", step=step, nodes=2, run_uri=URI, try_number=3)
     made = job.build_job_request_obj(None)
     spec, template = made.spec, made.spec.template
@@ -180,7 +181,7 @@ def test_the_next_worker_finds_the_job_of_one_that_died(api: Api, tmp_path: Path
     script = f"echo x >> {tmp_path}/ran-$JOB_COMPLETION_INDEX; sleep 2"
     uri = "file:///x/runs/found"
     first = training("bash", "-c", script)
-    first.apply(PodConfig(namespace=NAMESPACE, nodes=2))
+    first.apply(PodConfig(namespace=NAMESPACE, nodes=2).of(Size.TRAIN))
     job = TrainingJob(task_id="train", step=first, nodes=2, run_uri=uri, try_number=1)
     job.create_job(job.build_job_request_obj(context_of(uri, 2)))
     second = training("bash", "-c", script)

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tests.lab.pods import NAMESPACE, Server
 
+from tuneline.catalogue import Size
+
 
 class TaskStateStore:
     """Keeps a task's state over its tries in a file, since it must outlive a process."""
@@ -72,4 +74,5 @@ def context_of(
 
 def prepared_run(run_uri: str, pods: Any) -> dict[str, Any]:
     """Return the values that `prepare_run` pushes for a run."""
-    return {"pods": pods.model_dump(mode="json"), "deadlines": {}, "return_value": run_uri}
+    sizes = {size: pods.of(size).model_dump(mode="json") for size in Size}
+    return {"pods": sizes, "deadlines": {}, "return_value": run_uri}

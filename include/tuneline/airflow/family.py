@@ -13,8 +13,9 @@ from airflow.sdk.exceptions import AirflowFailException
 from tuneline.airflow.connections import take_connections
 from tuneline.airflow.failures import fail_plainly, worker_retry_policy
 from tuneline.airflow.notify import announcers
-from tuneline.airflow.rest import started_by_dag
+from tuneline.airflow.rest import note_run, started_by_dag
 from tuneline.artifacts.answers import too_few_approvers
+from tuneline.catalogue import Size
 from tuneline.config import Model, find_model, models
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
@@ -130,6 +131,7 @@ def prepare_run(model_name: str) -> str:
     from tuneline.data.sources.find_files import DatasetVersion
     from tuneline.governance.release.approvals import is_needed
     from tuneline.governance.retraining.nightly import note_tried
+    from tuneline.training.resources.forecast import forecast
 
     context: Any = get_current_context()
     dag_run = context["dag_run"]
@@ -165,8 +167,10 @@ def prepare_run(model_name: str) -> str:
         # Only now: a run that is refused tries nothing, and the next night starts another one.
         version = DatasetVersion(files=files)
         note_tried(run.store, model_name, version, model.settings_digest, run.run_id)
-    context["ti"].xcom_push(key="pods", value=run.config.pods.model_dump(mode="json"))
-    engine_pods = run.config.engine_pods.model_dump(mode="json")
-    context["ti"].xcom_push(key="engine_pods", value=engine_pods)
+    pods = {size: run.config.pods_of(size).model_dump(mode="json") for size in Size}
+    context["ti"].xcom_push(key="pods", value=pods)
+    note = forecast(run.config, run.meta["base_parameters"]).sentence()
+    print(note)
+    note_run(context, note)
     context["ti"].xcom_push(key="deadlines", value=run.config.deadlines)
     return run.uri

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache, cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -36,6 +37,7 @@ from tuneline.airflow.failures import (
 from tuneline.airflow.open_lineage import step_lineage
 from tuneline.artifacts.data import DATASET_VERSION
 from tuneline.artifacts.governance import PodImage, image_of
+from tuneline.catalogue import Size
 from tuneline.config import Model, PodConfig
 from tuneline.errors import TunelineError, first_line
 from tuneline.run import Run
@@ -115,6 +117,8 @@ class WatchfulPodManager(PodManager):
 
 
 GPU_POOL = "gpu"
+# https://kueue.sigs.k8s.io/docs/tasks/run/plain_pods
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 # The cluster may have to add a node first; one with a GPU takes up to half an hour.
 _CPU_START_SECONDS = 10 * 60
@@ -140,7 +144,7 @@ class StepPod(KubernetesPodOperator):
 
     Args:
         command: command line in the image, without ``--run``.
-        engine: True if the step starts the engine, in whose image it then runs.
+        size: its class, by which the run sizes it and chooses its image.
         judged: items whose verdicts decide, after the pod, whether the task succeeds.
     """
 
@@ -149,19 +153,19 @@ class StepPod(KubernetesPodOperator):
         *,
         task_id: str,
         command: Sequence[str],
-        gpus: bool = False,
-        engine: bool = False,
+        size: Size = Size.LIGHT,
         judged: Sequence[str] = (),
         arguments: Sequence[str] = ("--run", RUN_URI),
         **kwargs: Any,
     ) -> None:
+        gpus = size in (Size.TRAIN, Size.ENGINE)
         start = _GPU_START_SECONDS if gpus else _CPU_START_SECONDS
         settings: dict[str, Any] = {
             "image": _DEFAULTS.image,
             "cmds": [*command, *arguments],
             "env_vars": _environment(),
             "env_from": _secrets(),
-            "pod_template_file": os.environ.get("TUNELINE_POD_TEMPLATE") or None,
+            "pod_template_file": _template(size),
             "random_name_suffix": False,
             "deferrable": False,
             "durable": True,
@@ -186,7 +190,7 @@ class StepPod(KubernetesPodOperator):
         }
         super().__init__(task_id=task_id, **{**settings, **kwargs})
         self.uses_gpus = gpus
-        self.sized_by = "engine_pods" if engine else "pods"
+        self.size = size
         self.judged = list(judged)
         self.not_started = ""
 
@@ -194,7 +198,8 @@ class StepPod(KubernetesPodOperator):
         """Size the pod for its run, run it to its end and judge what it left."""
         ti = context["ti"]
         deadlines = ti.xcom_pull(task_ids="prepare_run", key="deadlines") or {}
-        pods = PodConfig.model_validate(ti.xcom_pull(task_ids="prepare_run", key=self.sized_by))
+        sizes = ti.xcom_pull(task_ids="prepare_run", key="pods")
+        pods = PodConfig.model_validate(sizes[self.size])
         self.apply(pods, deadlines.get(self.task_id))
         try:
             self.carry_out(context, pods)
@@ -290,13 +295,17 @@ class StepPod(KubernetesPodOperator):
         return ending_reason(pod)
 
     def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
-        """Take image, namespace, deadline, resources, user and volumes from a configuration."""
+        """Take image, namespace, queue, deadline, resources, user and volumes of its class."""
         gpu = self.uses_gpus and pods.gpus > 0
         self.image = pods.gpu_image if gpu else pods.image
         self.namespace = pods.namespace
         self.active_deadline_seconds = _seconds(deadline_hours or pods.deadline_hours)
+        if pods.queue is not None:
+            # Kueue keeps the pod pending until the quota has room, for hours if need be.
+            self.labels = {**self.labels, QUEUE_LABEL: pods.queue}
+            self.schedule_timeout_seconds = _seconds(pods.deadline_hours)
         size = {"memory": pods.memory, "cpu": pods.cpu}
-        gpus = {"nvidia.com/gpu": str(pods.gpus)} if gpu else {}
+        gpus = {pods.gpu_resource: str(pods.gpus)} if gpu else {}
         self.container_resources = k8s.V1ResourceRequirements(requests=size, limits=size | gpus)
         # What the Pod Security Standard `restricted` asks of pods and containers, and more.
         self.security_context = k8s.V1PodSecurityContext(
@@ -370,6 +379,18 @@ def _seconds(hours: float) -> int:
     return int(hours * 3600)
 
 
+def _template(size: Size) -> str | None:
+    """Return the site's pod template for a class of steps.
+
+    `TUNELINE_POD_TEMPLATE` is one file for all, or a folder with `<class>.yaml` or else `pod.yaml`.
+    """
+    given = os.environ.get("TUNELINE_POD_TEMPLATE") or None
+    if given is None or not (folder := Path(given)).is_dir():
+        return given
+    own = folder / f"{size}.yaml"
+    return str(own if own.is_file() else folder / "pod.yaml")
+
+
 @cache
 def _environment() -> list[k8s.V1EnvVar]:
     """Return the variables of every pod; one list for all, since making it takes milliseconds."""
@@ -420,13 +441,14 @@ class ModelPod(StepPod):
             for name in ("store", *options)
         ]
         command = ["tuneline", "logs", action, "--model", model.name]
+        kwargs["size"] = Size.DATA
         super().__init__(task_id=task_id, command=command, arguments=[*given, *arguments], **kwargs)
         self.model = model
 
     def execute(self, context: Context) -> Any:
         """Size the pod and run it to its end."""
         self.cmds = [argument for argument in self.cmds if argument]
-        pods = self.model.pods
+        pods = self.model.pods.of(self.size)
         self.apply(pods)
         return self.carry_out(context, pods)
 
@@ -441,6 +463,6 @@ class ModelPod(StepPod):
         if not self.not_started and out_of_memory(pod):
             return (
                 f"user_error: the pod ran out of memory (limit {memory_limit(pod)}); give it more "
-                "(settings: {pods: {memory: …}} in the model's file)"
+                "(settings: {pods: {sizes: {data: {memory: …}}}} in the model's file)"
             )
         return f"retryable: {self.not_started}" if self.not_started else ending_reason(pod)

@@ -18,6 +18,7 @@ from urllib3.exceptions import HTTPError
 
 from tuneline.airflow.pods import GPU_POOL
 from tuneline.airflow.rest import connected_api
+from tuneline.catalogue import Size
 from tuneline.errors import RetryableError, UserError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def check_surroundings(config: PipelineConfig, approvers: Sequence[User] = ()) -
         # The operator takes the same one.
         own = _OWN_NAMESPACE.read_text() if _OWN_NAMESPACE.exists() else "default"
         _check_rights(api, config.pods.namespace or hook.get_namespace() or own)
-        _check_images(api, _images(config.pods) | _images(config.engine_pods))
+        _check_images(api, {image for size in Size for image in _images(config.pods_of(size))})
     except (AirflowException, ConfigException, k8s.ApiException, HTTPError) as error:
         why = getattr(error, "reason", None) or error
         print(f"not checked, the rights in the namespace and the images: {why}")

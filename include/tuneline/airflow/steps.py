@@ -86,8 +86,7 @@ def pod_of(step: Item | Helper, **kwargs: Any) -> StepPod:
     return _PODS.get(step.id, StepPod)(
         task_id=step.id,
         command=step.command,
-        gpus=step.gpu,
-        engine=step.engine,
+        size=step.size,
         judged=_AUDITED.get(step.id, own),
         **kwargs,
     )

@@ -27,6 +27,7 @@ from tuneline.airflow.failures import (
 )
 from tuneline.airflow.pods import GPU_POOL, StepPod, WatchfulPodManager, pod_name, run_uri_of
 from tuneline.artifacts.training import unsynced
+from tuneline.catalogue import Size
 from tuneline.config import PodConfig
 from tuneline.errors import TunelineError
 from tuneline.run import Run
@@ -115,7 +116,7 @@ class TrainingJob(KubernetesJobOperator):
             task_id=task_id,
             name=name,
             env_vars=[*step.env_vars, _rendezvous(name)],
-            labels={**PART, _TASK: pod_name(run_uri, task_id, 0)},
+            labels={**step.labels, **PART, _TASK: pod_name(run_uri, task_id, 0)},
             subdomain=_service(),
             automount_service_account_token=False,
             random_name_suffix=False,
@@ -297,7 +298,7 @@ def sweep() -> tuple[Any, Any]:
     asked = ask_sweep(RUN_URI)
     trials = StepPod.partial(
         task_id="sweep",
-        gpus=True,
+        size=Size.TRAIN,
         pool=GPU_POOL,
         retries=2,
         retry_delay=retry_delay(),

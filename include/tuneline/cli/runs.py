@@ -37,6 +37,8 @@ _VERDICT_STYLES = {
     "pass": "green",
     "not_applicable": "dim",
 }
+# The options by the fields of the form that they fill in, for an error.
+_NAMES = {"data": "--data", "base_model": "--base-model", "reason": "--reason"}
 # Nothing is to be done about these.
 _SETTLED = ("pass", "not_applicable", "waived")
 
@@ -54,6 +56,15 @@ def add_runs(commands: Commands) -> None:
     checklist.add_argument("run", metavar="RUN_URI", help="the run")
     add_json_argument(checklist)
     checklist.set_defaults(command=_checklist)
+    estimate = commands.add_parser(
+        "estimate",
+        help="say which pods a run would need, for how long and at what cost",
+        description="Size the pods of a run by its base model, and its training by operations per "
+        "token, before anything starts. gradient_accumulation measures the hours in the run.",
+    )
+    _add_settings(estimate)
+    estimate.add_argument("--tokens", type=int, help="tokens of the dataset; by its files' bytes")
+    estimate.set_defaults(command=_estimate)
     run = commands.add_parser("run", help="create a run, or carry out a helper step of one")
     _add_actions(run.add_subparsers(required=True, metavar="ACTION"))
 
@@ -67,10 +78,7 @@ def _add_actions(actions: Commands) -> None:
         action = actions.add_parser(name, help=what)
         add_store_argument(action)
         action.add_argument("--run-id", help="name of the run; made from the clock by default")
-        action.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
-        action.add_argument("--data", help="dataset")
-        action.add_argument("--base-model", help="base model")
-        action.add_argument("--config", type=Path, help="YAML file of settings, above the preset's")
+        _add_settings(action)
         action.add_argument("--reason", default="", help="why the run is started")
         action.set_defaults(command=command)
     for helper in HELPERS:
@@ -81,6 +89,13 @@ def _add_actions(actions: Commands) -> None:
     add_run_argument(sweep)
     sweep.add_argument("--r", type=int, metavar="N", help="try this rank alone")
     sweep.set_defaults(command=_sweep)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
+    parser.add_argument("--data", help="dataset")
+    parser.add_argument("--base-model", help="base model")
+    parser.add_argument("--config", type=Path, help="YAML file of settings, above the preset's")
 
 
 def _items(arguments: argparse.Namespace) -> int:
@@ -154,29 +169,46 @@ def _all(arguments: argparse.Namespace) -> int:
     return code
 
 
+def _estimate(arguments: argparse.Namespace) -> int:
+    from tuneline.launch import check_inputs, config_from_fields
+    from tuneline.training.resources.forecast import forecast
+
+    config = config_from_fields(_fields(arguments), _where(arguments), names=_NAMES)
+    for line in forecast(*check_inputs(config), arguments.tokens).lines():
+        print(line)
+    return EXIT_OK
+
+
 def _created(arguments: argparse.Namespace, check: Callable[[Run], object] | None = None) -> Run:
+    from tuneline.launch import create_run, new_run_id
+
+    fields = {**_fields(arguments), "reason": arguments.reason}
+    run_id = arguments.run_id or new_run_id()
+    where = _where(arguments)
+    return create_run(fields, store_uri(arguments), run_id, where=where, names=_NAMES, check=check)
+
+
+def _where(arguments: argparse.Namespace) -> str | None:
+    return str(arguments.config) if arguments.config else None
+
+
+def _fields(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """Return the fields of the form that the arguments of `_add_settings` fill in."""
     import yaml
 
     from tuneline.config import read_yaml
-    from tuneline.launch import create_run, new_run_id
 
-    store = store_uri(arguments)
     overrides = yaml.safe_dump(read_yaml(arguments.config)) if arguments.config else ""
     data = arguments.data or ""
     if data and "://" not in data:
         # Steps may run in another folder than this command.
         data = str(Path(data).expanduser().absolute())
-    fields = {
+    return {
         "data": data,
         "base_model": arguments.base_model,
         "preset": arguments.preset,
-        "reason": arguments.reason,
         "overrides": overrides,
     }
-    where = str(arguments.config) if arguments.config else None
-    names = {"data": "--data", "base_model": "--base-model", "reason": "--reason"}
-    run_id = arguments.run_id or new_run_id()
-    return create_run(fields, store, run_id, where=where, names=names, check=check)
 
 
 def _sweep(arguments: argparse.Namespace) -> int:

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from tuneline.catalogue import ITEMS
+from tuneline.catalogue import ITEMS, Size
 from tuneline.config.data import DataConfig
 from tuneline.config.deployment import ENGINE_IMAGES, DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.governance import GovernanceConfig, Waiver
+from tuneline.config.pods import PodConfig
 from tuneline.config.retired import refusal
 from tuneline.config.section import Limit, Section, limits_of
 from tuneline.config.training import TrainingConfig
@@ -23,46 +24,6 @@ from tuneline.errors import UserError
 
 # Beyond training.max_hours: the last validation and upload, and the time before the clock starts.
 _DEADLINE_SLACK, _STARTING_HOURS = 1.1, 0.5
-
-ML_IMAGE = "tuneline/ml:local"
-_QUANTITY = r"^[0-9.]+(e[0-9]+|[KMGTkm]i?)?$"
-
-
-class PodConfig(Section):
-    """The pods of a run."""
-
-    # A run records what its Airflow is set up with.
-    image: str = Field(default_factory=lambda: os.environ.get("TUNELINE_IMAGE") or ML_IMAGE)
-    """Image of the steps; the default is that of `TUNELINE_IMAGE`, or tuneline/ml:local."""
-    gpu_image: str = Field(
-        default_factory=lambda fields: os.environ.get("TUNELINE_GPU_IMAGE") or fields["image"]
-    )
-    """Image of the steps with a GPU; the default is that of `TUNELINE_GPU_IMAGE`, or `image`."""
-    engine_image: str | None = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_ENGINE_IMAGE") or None
-    )
-    """Image of the steps that start the engine; the default is that of `TUNELINE_ENGINE_IMAGE`, or
-    the engine's own (tuneline/vllm:local, tuneline/tensorrt-llm:local), for llama_cpp `image`."""
-    namespace: str | None = Field(
-        default_factory=lambda: os.environ.get("TUNELINE_NAMESPACE") or None
-    )
-    """Namespace of the pods; the default is `TUNELINE_NAMESPACE`, or that of the connection
-    kubernetes_default, or Airflow's own."""
-    gpus: int = Field(0, ge=0)
-    """GPUs of each training pod."""
-    nodes: int = Field(1, ge=1)
-    """Pods that train together, each on its own node if it has GPUs."""
-    memory: str = Field("8Gi", pattern=_QUANTITY)
-    """Memory of a step's pod, requested and its limit."""
-    cpu: str = Field("2", pattern=_QUANTITY)
-    """CPUs of a step's pod, requested and its limit."""
-    user: int = Field(50000, ge=1)
-    """Numeric user that pods run as; the images of docker/ are made for 50000."""
-    model_cache: str | None = None
-    """PersistentVolumeClaim that holds base models and is mounted into every pod; null takes them
-    from the store."""
-    deadline_hours: float = Field(12, gt=0)
-    """A pod is stopped after this long."""
 
 
 class PipelineConfig(Section):
@@ -97,13 +58,14 @@ class PipelineConfig(Section):
                 check_limit(waiver.limit, waiver.item)
         return self
 
-    @property
-    def engine_pods(self) -> PodConfig:
-        """The pods of the steps that start the engine; llama.cpp runs on a CPU."""
-        engine = self.deployment.engine
-        image = self.pods.engine_image or ENGINE_IMAGES.get(engine, self.pods.image)
-        gpus = 0 if engine == "llama_cpp" else self.pods.gpus
-        return self.pods.model_copy(update={"image": image, "gpu_image": image, "gpus": gpus})
+    def pods_of(self, size: Size) -> PodConfig:
+        """Return the pods of a class of steps; llama.cpp runs on a CPU."""
+        pods, engine = self.pods.of(size), self.deployment.engine
+        if size != Size.ENGINE:
+            return pods
+        image = pods.engine_image or ENGINE_IMAGES.get(engine, pods.image)
+        gpus = 0 if engine == "llama_cpp" else pods.gpus
+        return pods.model_copy(update={"image": image, "gpu_image": image, "gpus": gpus})
 
     @property
     def deadlines(self) -> dict[str, float]:
@@ -116,7 +78,7 @@ class PipelineConfig(Section):
     @property
     def processes_per_node(self) -> int:
         """Number of training processes on each node."""
-        return self.training.processes or max(1, self.pods.gpus)
+        return self.training.processes or max(1, self.pods.of(Size.TRAIN).gpus)
 
     @property
     def world_size(self) -> int:

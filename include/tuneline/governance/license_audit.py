@@ -13,6 +13,7 @@ from typing import Literal
 from tuneline.artifacts.governance import AUDITED, LICENSE_ANSWERS, OPEN_LICENSES, OpenLicenses
 from tuneline.artifacts.training import DETECTORS, DetectorLicense
 from tuneline.bases import base_of
+from tuneline.catalogue import Size
 from tuneline.config import PipelineConfig
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.licenses.duties import write_duties
@@ -35,7 +36,7 @@ _SHOWN = 400
 
 def runs_here(config: PipelineConfig) -> bool:
     """Return True if the engine runs in the environment of this process."""
-    same_image = config.engine_pods.image == config.pods.image
+    same_image = config.pods_of(Size.ENGINE).image == config.pods_of(Size.LIGHT).image
     engine = get_engine(config.deployment.engine)
     return same_image and engine.interpreter() is None and engine.missing() is None
 

@@ -4,6 +4,7 @@ import json
 import os
 
 from airflow.sdk import DAG, get_current_context, task
+from tests.lab.tasks import prepared_run
 
 from tuneline.airflow.steps import tasks_of
 from tuneline.catalogue import get_item
@@ -14,9 +15,8 @@ with DAG("errors") as dag:
     @task
     def prepare_run() -> str:
         uri = os.environ["RUN_URI"]
-        pods = Run.open(uri).config.pods.model_dump(mode="json")
-        for key in ("pods", "engine_pods"):
-            get_current_context()["ti"].xcom_push(key=key, value=pods)
+        pods = prepared_run(uri, Run.open(uri).config.pods)["pods"]
+        get_current_context()["ti"].xcom_push(key="pods", value=pods)
         return uri
 
     @task

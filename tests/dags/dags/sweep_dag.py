@@ -4,6 +4,7 @@ import json
 import os
 
 from airflow.sdk import DAG, TriggerRule, get_current_context, task
+from tests.lab.tasks import prepared_run
 
 from tuneline.airflow.steps import pod_of
 from tuneline.airflow.training import sweep
@@ -15,7 +16,7 @@ with DAG("sweep") as dag:
     @task
     def prepare_run() -> str:
         uri = os.environ["RUN_URI"]
-        pods = Run.open(uri).config.pods.model_dump(mode="json")
+        pods = prepared_run(uri, Run.open(uri).config.pods)["pods"]
         get_current_context()["ti"].xcom_push(key="pods", value=pods)
         return uri
 

@@ -87,7 +87,7 @@ KNOWN = "Llama Mistral Qwen2 Qwen3 Gemma2 Gemma3 Phi3".split()
         (
             None,
             "pods: {memory: 100k}",
-            r"more than pods.memory \(100k\).*raise it to 1Gi or more, or choose a smaller base",
+            r"more than its pod has \(100k\).*merge: {memory: 1Gi}}} or more, or choose a",
         ),
     ],
 )

@@ -1,8 +1,11 @@
 """Work is counted, speed is timed, and limits refuse before or stop during a training."""
 
+import re
+
 import pytest
 from tests.lab.runs import broken, value
 
+from tuneline.cli import main
 from tuneline.config import build_config
 from tuneline.evidence import Verdict, conclude
 from tuneline.training import loss_monitoring
@@ -15,6 +18,7 @@ from tuneline.training.resources.estimate import (
     judge,
     spread_evenly,
 )
+from tuneline.training.resources.forecast import forecast, gpu_gib
 from tuneline.training.resources.spending import Spent, StopOnLimit, reached
 
 WORK = Work(steps=100, tokens=360_000, validation_tokens=20_000)
@@ -140,3 +144,21 @@ def test_training_stops_at_its_limit_and_keeps_the_best(lab, monkeypatch):
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert value(evidence, "stopped_early") is True
     assert "training.max_hours allows 1 h" in evidence.summary
+
+
+def test_a_run_is_forecast_from_sizes(capsys, tmp_path):
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("evaluation: {min_metric: 0.8, load: {users: 200}}\n")
+    words = ["estimate", "--preset", "gpu", "--data", "sample://support.jsonl"]
+    assert main([*words, "--config", str(settings), "--tokens", "1000000000"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"train +4 +8Gi +8 +1 ", said)
+    assert re.search(r"light +8 +4Gi +1 +0 ", said)
+    # 6 × 135M parameters × 750M tokens at 35 % of 989 TFLOP/s.
+    assert "Training takes about 29 minutes (a third to 3 times), 0.049 USD" in said
+    seventy = forecast(config(pods={"gpus": 8}), 70_000_000_000, tokens=10**9)
+    # bf16 in eight shards (140 GB), or the whole base in NF4 on each GPU.
+    assert gpu_gib(seventy.config, seventy.parameters) == pytest.approx(16.3, abs=0.1)
+    quantised = config(pods={"gpus": 8}, qlora=True)
+    assert gpu_gib(quantised, seventy.parameters) == pytest.approx(33.6, abs=0.1)
+    assert forecast(config(), 135_000_000).seconds is None

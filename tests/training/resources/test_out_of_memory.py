@@ -85,7 +85,7 @@ def test_a_killed_pod_is_noted_once(lab):
     # Before anything was tried the advice is general.
     again, sentence = after_kill(run.uri, "train", limit="8Gi", pod="pod-0")
     assert again
-    assert "give pods.memory more" in sentence
+    assert "give it more memory (pods: {sizes:" in sentence
     assert MemoryNotes(run).failures() == []
     MemoryNotes(run).trying("train", 8)
     for _ in range(2):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from tuneline.artifacts.releases import released
+from tuneline.catalogue import Size
 from tuneline.config import DeploymentConfig, PipelineConfig, TrainingConfig
 from tuneline.errors import UserError
 from tuneline.gguf.architectures import read_settings, supported
@@ -135,15 +136,27 @@ def refuse_size(
     facts: ModelFacts, sizes: Mapping[str, int], config: PipelineConfig, title: str
 ) -> None:
     """Refuse a model that does not fit a pod where the adapter is merged, in float32."""
-    stored = sum(size for name, size in sizes.items() if is_weights(name))
-    dtype = facts.config.get("dtype") or facts.config.get("torch_dtype")
-    needed = stored * 4 / _BYTES.get(str(dtype), 4)
-    if needed > quantity(config.pods.memory):
+    needed = 4 * parameters_of(facts.path, sizes, title)
+    memory = config.pods_of(Size.MERGE).memory
+    if needed > quantity(memory):
         raise UserError(
-            f"{title}: merging its adapter takes {needed / _GIB:.1f} GiB in float32, more than "
-            f"pods.memory ({config.pods.memory}); raise it to {math.ceil(1.2 * needed / _GIB)}Gi "
-            "or more, or choose a smaller base model"
+            f"{title}: merging its adapter takes {needed / _GIB:.1f} GiB in float32, more than its "
+            f"pod has ({memory}); set pods: {{sizes: {{merge: {{memory: "
+            f"{math.ceil(1.2 * needed / _GIB)}Gi}}}}}} or more, or choose a smaller base model"
         )
+
+
+def parameters_of(directory: Path, sizes: Mapping[str, int], title: str) -> int:
+    """Return the number of a base model's parameters, by its dtype and the sizes of its files.
+
+    Args:
+        directory, sizes: see `refuse_unfit`.
+        title: the model's name in an error.
+    """
+    stored = sum(size for name, size in sizes.items() if is_weights(name))
+    config = check_directory(directory, sizes, title)
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return stored // _BYTES.get(str(dtype), 4)
 
 
 def rank_limit(deployment: DeploymentConfig) -> int | None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tuneline.catalogue import Size
 from tuneline.config import PipelineConfig
 from tuneline.evidence import Measurement, measure
 
@@ -113,7 +114,7 @@ def price_of(config: PipelineConfig) -> float:
 
 def devices_of(config: PipelineConfig) -> int:
     """Return the number of devices that training occupies: GPUs, or machines without GPUs."""
-    return config.pods.nodes * max(1, config.pods.gpus)
+    return config.pods.nodes * max(1, config.pods_of(Size.TRAIN).gpus)
 
 
 def estimate(work: Work, speed: Speed, config: PipelineConfig) -> Estimate:

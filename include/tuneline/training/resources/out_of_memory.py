@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneline.artifacts.training import Plan
+from tuneline.catalogue import get_step
 from tuneline.errors import RetryableError, UserError, first_line
 from tuneline.machine.memory import is_out_of_memory
 from tuneline.run import Run
@@ -24,8 +25,9 @@ GIB = 1 << 30
 STEPS = ("gradient_accumulation", "train")
 # What else helps where no smaller micro-batch is left.
 ADVICE = (
-    "set training.gradient_checkpointing: true, lower data.max_tokens, or give pods.memory "
-    "(on a GPU: a larger one, or training.qlora: true) more"
+    "set training.gradient_checkpointing: true, lower data.max_tokens, or give training "
+    "more memory (pods: {sizes: {train: {memory: …}}}; on a GPU: a larger one, or training.qlora: "
+    "true)"
 )
 
 
@@ -146,7 +148,7 @@ def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, 
             return _sentence(step, micro_batch, effective_batch, run.config.world_size, over)
     return True, (
         f"{step} ran out of memory{over}; the next try starts over, and if it ends the same way "
-        "give pods.memory more"
+        f"give it more memory (pods: {{sizes: {{{get_step(step).size}: {{memory: …}}}}}})"
     )
 
 

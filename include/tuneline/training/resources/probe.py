@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from tuneline.artifacts.training import LoraSettings, Packing
+from tuneline.catalogue import Size
 from tuneline.config import PipelineConfig, TrainingConfig
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.errors import first_line
@@ -413,7 +414,9 @@ def measure_step(spec: ProbeSpec, path: Path) -> ProbeReport:
     device = device_of(torch)
     precision = choose_precision(config, device)
     setup = TrainingSetup(spec.base, spec.lora, config, precision, device, spec.scratch)
-    limit, source = memory_limit(torch, config.memory_limit_gib, run.config.pods.memory)
+    limit, source = memory_limit(
+        torch, config.memory_limit_gib, run.config.pods_of(Size.TRAIN).memory
+    )
     if device == "cpu" and processes > 1:
         # Each GPU has a memory of its own; the processes of a pod without share the pod's.
         limit //= processes
