@@ -10,6 +10,7 @@ from airflow.sdk.exceptions import AirflowException
 from kubernetes.client import models as k8s
 from tests.lab.charts import NAMED, objects, rendered
 from tests.lab.runs import Lab
+from tests.lab.tasks import prepared_run
 
 from tuneline.airflow.failures import (
     StepRetryPolicy,
@@ -389,7 +390,7 @@ def test_worker_tasks_retry_only_when_the_surroundings_failed():
 def test_an_asset_s_event_names_the_run_that_made_it(tmp_path, monkeypatch):
     lab = Lab(tmp_path, {})
     monkeypatch.setattr(StepPod, "carry_out", lambda *_: None)
-    pulled = {"deadlines": {}, "pods": {}, "return_value": lab.run.uri}
+    pulled = prepared_run(lab.run.uri, lab.run.config.pods)
     pull = lambda task_ids, key="return_value": pulled[key]  # noqa: E731
     asset = Asset("released_model")
     events = {asset: SimpleNamespace(extra={})}

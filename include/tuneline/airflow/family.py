@@ -15,7 +15,6 @@ from tuneline.airflow.failures import fail_plainly, worker_retry_policy
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.rest import note_run, started_by_dag
 from tuneline.artifacts.answers import too_few_approvers
-from tuneline.catalogue import Size
 from tuneline.config import Model, find_model, models
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
@@ -167,8 +166,7 @@ def prepare_run(model_name: str) -> str:
         # Only now: a run that is refused tries nothing, and the next night starts another one.
         version = DatasetVersion(files=files)
         note_tried(run.store, model_name, version, model.settings_digest, run.run_id)
-    pods = {size: run.config.pods_of(size).model_dump(mode="json") for size in Size}
-    context["ti"].xcom_push(key="pods", value=pods)
+    context["ti"].xcom_push(key="pods", value=run.config.pods_by_size())
     note = forecast(run.config, run.meta["base_parameters"]).sentence()
     print(note)
     note_run(context, note)

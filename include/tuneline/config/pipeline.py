@@ -67,6 +67,10 @@ class PipelineConfig(Section):
         gpus = 0 if engine == "llama_cpp" else pods.gpus
         return pods.model_copy(update={"image": image, "gpu_image": image, "gpus": gpus})
 
+    def pods_by_size(self) -> dict[str, Any]:
+        """Return the pods of each class of steps as JSON."""
+        return {size: self.pods_of(size).model_dump(mode="json") for size in Size}
+
     @property
     def deadlines(self) -> dict[str, float]:
         """Deadline of the pods of steps that have their own, in hours."""

@@ -4,7 +4,6 @@ import json
 import os
 
 from airflow.sdk import DAG, get_current_context, task
-from tests.lab.tasks import prepared_run
 
 from tuneline.airflow.steps import tasks_of
 from tuneline.catalogue import get_item
@@ -15,7 +14,7 @@ with DAG("errors") as dag:
     @task
     def prepare_run() -> str:
         uri = os.environ["RUN_URI"]
-        pods = prepared_run(uri, Run.open(uri).config.pods)["pods"]
+        pods = Run.open(uri).config.pods_by_size()
         get_current_context()["ti"].xcom_push(key="pods", value=pods)
         return uri
 

@@ -4,7 +4,6 @@ import json
 import os
 
 from airflow.sdk import DAG, TriggerRule, get_current_context, task
-from tests.lab.tasks import prepared_run
 
 from tuneline.airflow.steps import pod_of
 from tuneline.airflow.training import sweep
@@ -16,7 +15,7 @@ with DAG("sweep") as dag:
     @task
     def prepare_run() -> str:
         uri = os.environ["RUN_URI"]
-        pods = prepared_run(uri, Run.open(uri).config.pods)["pods"]
+        pods = Run.open(uri).config.pods_by_size()
         get_current_context()["ti"].xcom_push(key="pods", value=pods)
         return uri
 

@@ -161,4 +161,4 @@ def test_a_run_is_forecast_from_sizes(capsys, tmp_path):
     assert gpu_gib(seventy.config, seventy.parameters) == pytest.approx(16.3, abs=0.1)
     quantised = config(pods={"gpus": 8}, qlora=True)
     assert gpu_gib(quantised, seventy.parameters) == pytest.approx(33.6, abs=0.1)
-    assert forecast(config(), 135_000_000).seconds is None
+    assert forecast(config(), 135_000_000, tokens=10**6).seconds is None
