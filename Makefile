@@ -13,7 +13,7 @@ DEV := .venv-dev
 BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 
-.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-vllm lint ratchet types format docs hooks bench python
+.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-vllm test-air-gapped lint ratchet types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -59,6 +59,9 @@ test-cluster: $(DEV)/tuneline-stamp ## run the tests that need a Kubernetes clus
 
 test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
 	@$(PYTHON) scripts/run_tests.py vllm $(T)
+
+test-air-gapped: $(DEV)/tuneline-stamp ## install by docs/air-gapped.md without a network (20 minutes, 12 GB)
+	@$(PYTHON) scripts/run_tests.py long tests/docs/test_air_gapped.py
 
 test-fast: $(DEV)/tuneline-stamp ## the same without the stack and the files of tests that take over 10 s
 	@$(PYTHON) scripts/run_tests.py fast $(T)
