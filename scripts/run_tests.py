@@ -70,6 +70,8 @@ PROGRAMS = {
     "kubectl": "kubernetes-client",
     "initdb": "postgresql",
     "chromium": "chromium",
+    "sqlite3": "sqlite3",
+    "aws": "awscli",
 }
 
 

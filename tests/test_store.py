@@ -330,3 +330,35 @@ def test_the_server_is_told_the_hash_of_what_it_gets(locking):
     )
     store.replace("k", b"weights", store.read_tagged("k").tag)
     assert str(sent[0]["x-amz-checksum-sha256"], "ascii") == expected
+
+
+def test_a_listing_is_read_page_by_page_and_states_size_and_time(store, monkeypatch):
+    began = datetime.now(UTC) - timedelta(seconds=2)
+    for number in range(5):
+        store.put_bytes(f"runs/a/{number}", b"x" * number)
+    assert [(e.key, e.bytes) for e in store.entries("runs")] == [
+        (f"runs/a/{n}", n) for n in range(5)
+    ]
+    assert all(began < entry.modified for entry in store.entries("runs"))
+    if isinstance(store, S3Store):
+        asked = []
+        store._s3.meta.events.register(
+            "before-parameter-build.s3.ListObjectsV2",
+            lambda params, **_: asked.append(params.setdefault("MaxKeys", 2)),
+        )
+        assert next(store.entries("runs")).key == "runs/a/0"
+        assert asked == [2]
+    store.delete(f"runs/a/{number}" for number in (0, 2, 2, 7))
+    assert list(store.keys("runs")) == ["runs/a/1", "runs/a/3", "runs/a/4"]
+    store.delete(store.keys("runs"))
+    assert list(store.entries("runs")) == []
+
+
+def test_an_object_that_the_server_does_not_delete_is_an_error(monkeypatch):
+    with s3(monkeypatch, "shared"):
+        store = open_store("s3://shared/team")
+        store.put_bytes("a", b"x")
+        refusal = {"Errors": [{"Key": "team/a", "Code": "AccessDenied", "Message": "locked"}]}
+        monkeypatch.setattr(store._s3, "delete_objects", lambda **_: refusal)
+        with pytest.raises(UserError, match="team/a can't be deleted from shared: locked"):
+            store.delete(["a"])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from unittest.mock import ANY
 
 import pytest
@@ -16,6 +17,7 @@ from tuneline.cli import evaluation
 from tuneline.errors import UserError
 from tuneline.governance import promote
 from tuneline.governance.release.manifest import write_manifest
+from tuneline.governance.release.prune import Fate, Pruning, Retention
 from tuneline.governance.release.verify import verify
 from tuneline.people import approvals
 from tuneline.store import CorruptObject
@@ -67,6 +69,18 @@ def refused(lab):
     assert not (lab.root / "store/models/model/test/release.jsonl").exists()
     assert str(refusal.value).startswith("model is not promoted: ")
     return str(refusal.value)
+
+
+def test_a_run_that_a_prune_has_begun_to_delete_is_refused(ready_lab):
+    lab = ready_lab()
+    before = earlier_release(lab)
+    pruning = Pruning(lab.run.store, Retention(datetime.now(UTC) + timedelta(1), 1))
+    pruning.store = DyingStore(lab.run.store, 1, "after", only_writes=True)
+    with pytest.raises(Killed):
+        pruning.carry_out(Fate("test", "unreleased", "", "model"), "ada")
+    with pytest.raises(UserError, match="has begun to delete it; start a new run"):
+        lab.execute("promote")
+    assert pointer_file(lab).read_bytes() == before
 
 
 def test_a_finished_run_is_released(ready_lab):

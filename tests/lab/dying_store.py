@@ -2,8 +2,8 @@
 
 from typing import Any
 
-_WRITES = {"put_file", "put_bytes", "replace", "delete_prefix"}
-_READS = {"get_file", "get_bytes", "read_tagged", "rehash", "find", "exists", "keys"}
+_WRITES = {"put_file", "put_bytes", "replace", "delete", "delete_prefix"}
+_READS = {"get_file", "get_bytes", "read_tagged", "rehash", "find", "exists", "keys", "entries"}
 
 
 class Killed(BaseException):

@@ -68,6 +68,18 @@ class Withdrawn(_Event):
     event: Literal["withdrawn"] = "withdrawn"
     by: str | None = None
     reason: str
+    pruned: bool = False  # True if what it served was deleted
+
+
+class Erased(_Event):
+    """Rows about a person were deleted from tables that the version was made from."""
+
+    event: Literal["erased"] = "erased"
+    by: str
+    subject_sha256: str
+    rows: int
+    files: dict[str, tuple[str, str]]  # by key: hash before, hash after
+    sources: list[str] = []  # files outside of the store from which the rows came
 
 
 class _Move(_Event):
@@ -95,7 +107,7 @@ class RolledBack(_Move):
     reason: str
 
 
-Event = Approved | Waived | Canary | Released | RolledBack | Withdrawn
+Event = Approved | Waived | Canary | Released | RolledBack | Withdrawn | Erased
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

@@ -29,6 +29,8 @@ CHECKPOINT_FOLDER, ENGINE_FOLDER = "model/", "engine/"
 # The adapter of a release that is served beside a base: a file for llama.cpp, else a PEFT folder,
 # which every release has.
 ADAPTER_FILE, ADAPTER_FOLDER = "adapter.gguf", "adapter/"
+# All of what a release serves, files and folders.
+SERVED = (MODEL_FILE, ADAPTER_FILE, CHECKPOINT_FOLDER, ENGINE_FOLDER)
 # What promote adds about `lineage`, whose verdict the manifest can't state: its evidence, and the
 # statement about it, plain or signed.
 LINEAGE_EVIDENCE = "evidence/lineage/evidence.json"

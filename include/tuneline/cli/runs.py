@@ -17,6 +17,7 @@ from tuneline.cli.groups import (
     add_store_argument,
     store_uri,
 )
+from tuneline.cli.retention import add_erase, add_prune
 from tuneline.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ _SETTLED = ("pass", "not_applicable", "waived")
 
 
 def add_runs(commands: Commands) -> None:
-    """Add `tuneline items`, `step`, `checklist` and `run`."""
+    """Add `tuneline items`, `step`, `checklist`, `run` and `erase`."""
     items = commands.add_parser("items", help="list the 25 items of the checklist")
     add_json_argument(items)
     items.set_defaults(command=_items)
@@ -65,8 +66,9 @@ def add_runs(commands: Commands) -> None:
     _add_settings(estimate)
     estimate.add_argument("--tokens", type=int, help="tokens of the dataset; by its files' bytes")
     estimate.set_defaults(command=_estimate)
-    run = commands.add_parser("run", help="create a run, or carry out a helper step of one")
+    run = commands.add_parser("run", help="create a run, carry out a helper step of one, prune")
     _add_actions(run.add_subparsers(required=True, metavar="ACTION"))
+    add_erase(commands)
 
 
 def _add_actions(actions: Commands) -> None:
@@ -89,6 +91,7 @@ def _add_actions(actions: Commands) -> None:
     add_run_argument(sweep)
     sweep.add_argument("--r", type=int, metavar="N", help="try this rank alone")
     sweep.set_defaults(command=_sweep)
+    add_prune(actions)
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:

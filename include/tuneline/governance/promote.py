@@ -21,6 +21,7 @@ from tuneline.evidence import Measurement, Record, measure
 from tuneline.governance.documents.statements import lock_lineage_statement, write_lineage_statement
 from tuneline.governance.release.approvals import approver, is_needed, refusal
 from tuneline.governance.release.pointer import Pointed, complete, last_move, read_pointer, record
+from tuneline.governance.release.prune import claim_release
 from tuneline.governance.release.registry import register
 from tuneline.governance.release.verify import promotion_differences
 from tuneline.people.approvals import critical_waivers
@@ -77,6 +78,7 @@ def people(run: Run) -> list[Event]:
 
 def release(ctx: StepContext, reference: ManifestRef, pointed: Pointed) -> None:
     """Log the release and move the pointer."""
+    claim_release(ctx.run)
     previous, follows = last_move(pointed)
     statement = write_lineage_statement(ctx, reference)
     released = Released(

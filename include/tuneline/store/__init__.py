@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlparse
 
 from tuneline.errors import UserError
 from tuneline.files import sha256_file
-from tuneline.store.base import AlreadyThere, Changed, CorruptObject, NotThere, Store, Tagged
+from tuneline.store.base import AlreadyThere, Changed, CorruptObject, Entry, NotThere, Store, Tagged
 from tuneline.store.bucket import S3Store
 from tuneline.store.directory import FileStore
 
@@ -24,6 +24,7 @@ __all__ = [
     "AlreadyThere",
     "Changed",
     "CorruptObject",
+    "Entry",
     "FileStore",
     "NotThere",
     "S3Store",

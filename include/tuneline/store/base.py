@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,15 @@ class Changed(TunelineError):
 
 class NotThere(UserError):
     """The object does not exist."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object as a listing states it."""
+
+    key: str
+    bytes: int
+    modified: datetime  # UTC; when it was last written
 
 
 @dataclass(frozen=True)
@@ -168,8 +178,23 @@ class Store(ABC):
         return self.find(key) is not None
 
     @abstractmethod
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Yield all objects below a prefix that ends at a path boundary, in order.
+
+        A listing of any length needs the memory of one page of it.
+        """
+
     def keys(self, prefix: str) -> Iterator[str]:
-        """Yield all keys below a prefix that ends at a path boundary, in order."""
+        """Yield the keys of `entries`."""
+        return (entry.key for entry in self.entries(prefix))
+
+    @abstractmethod
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects, in order; one that is not there is none to delete.
+
+        Raises:
+            UserError: if the server refuses to delete one.
+        """
 
     @abstractmethod
     def delete_prefix(self, prefix: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from tuneline.files import BLOCK, sha256_file, stage_beside
 from tuneline.store.base import (
     AlreadyThere,
     Changed,
+    Entry,
     LockMode,
     NotThere,
     Store,
@@ -325,22 +327,30 @@ class S3Store(Store):
             return None
         return self.ref(key, answer["Metadata"].get("sha256", _UNKNOWN), answer["ContentLength"])
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """See `Store.keys`."""
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """See `Store.entries`."""
         prefix = prefix.rstrip("/")
         below = f"{self._below(require_key(prefix))}/" if prefix else self._below("")
-        pages = self._s3.get_paginator("list_objects_v2")
-        answer = self._call(prefix, lambda: list(pages.paginate(Bucket=self.bucket, Prefix=below)))
+        pages = iter(
+            self._s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=below)
+        )
         cut = len(self.prefix) + 1 if self.prefix else 0
-        for page in answer:
-            for entry in page.get("Contents", []):
-                yield str(entry["Key"])[cut:]
+        while page := self._call(prefix, lambda: next(pages, None)):
+            for found in page.get("Contents", []):
+                yield Entry(str(found["Key"])[cut:], found["Size"], found["LastModified"])
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Store.delete`."""
+        named = iter(keys)
+        # S3 deletes at most a thousand objects in one call.
+        while some := [{"Key": self._at(key)["Key"]} for key in islice(named, 1000)]:
+            request = {"Objects": some, "Quiet": True}
+            delete = partial(self._s3.delete_objects, Bucket=self.bucket, Delete=request)
+            refused = self._call(some[0]["Key"], delete).get("Errors", [])
+            if refused:
+                why = refused[0].get("Message") or refused[0].get("Code")
+                raise UserError(f"{refused[0]['Key']} can't be deleted from {self.bucket}: {why}")
 
     def delete_prefix(self, prefix: str) -> None:
         """See `Store.delete_prefix`."""
-        keys = [{"Key": self._below(key)} for key in self.keys(require_key(prefix.rstrip("/")))]
-        # S3 deletes at most a thousand objects in one call.
-        for start in range(0, len(keys), 1000):
-            request = {"Objects": keys[start : start + 1000], "Quiet": True}
-            delete = partial(self._s3.delete_objects, Bucket=self.bucket, Delete=request)
-            self._call(prefix, delete)
+        self.delete(self.keys(require_key(prefix.rstrip("/"))))

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from tuneline.files import private_folder, sha256_file, stage_beside, sync
 from tuneline.store.base import (
     AlreadyThere,
     Changed,
+    Entry,
     NotThere,
     Store,
     Tagged,
@@ -187,12 +189,35 @@ class FileStore(Store):
         """See `Store.exists`."""
         return self._path(key).is_file()
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """See `Store.keys`."""
-        root = self._path(prefix.rstrip("/")) if prefix else self.root
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and not path.name.startswith("."):
-                yield path.relative_to(self.root).as_posix()
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """See `Store.entries`."""
+        yield from self._below(str(self._path(prefix.rstrip("/")) if prefix else self.root))
+
+    def _below(self, folder: str) -> Iterator[Entry]:
+        # What another process deletes meanwhile is not there.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for found in sorted(os.scandir(folder), key=lambda found: found.name):
+                if found.is_dir(follow_symlinks=False):
+                    yield from self._below(found.path)
+                elif not found.name.startswith(".") and found.is_file():
+                    stat = found.stat()
+                    key = Path(found.path).relative_to(self.root).as_posix()
+                    written = datetime.fromtimestamp(stat.st_mtime, UTC)
+                    yield Entry(key, stat.st_size, written)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """See `Store.delete`; a folder goes with its last object."""
+        for path in map(self._path, keys):
+            with _disk_errors(f"delete {path}"):
+                path.unlink(missing_ok=True)
+                self._sidecar(path).unlink(missing_ok=True)
+            for folder in path.parents:
+                try:
+                    if folder == self.root:
+                        break
+                    folder.rmdir()
+                except OSError:
+                    break
 
     def delete_prefix(self, prefix: str) -> None:
         """See `Store.delete_prefix`."""

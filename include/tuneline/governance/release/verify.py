@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 from pydantic import TypeAdapter, ValidationError
@@ -19,12 +19,13 @@ from pydantic import TypeAdapter, ValidationError
 from tuneline.artifacts.artifact import fault
 from tuneline.artifacts.data import SourceKept
 from tuneline.artifacts.governance import Basis, Manifest, ManifestEvidence
-from tuneline.artifacts.release_log import LOG_FILE, Released, read_log
+from tuneline.artifacts.release_log import LOG_FILE, Erased, Line, Released, Withdrawn, read_log
 from tuneline.artifacts.releases import (
     LINEAGE_EVIDENCE,
     LINEAGE_STATEMENTS,
     MANIFEST_FILE,
     POLICY_FILE,
+    SERVED,
     Release,
     manifest_key,
     model_prefix,
@@ -161,10 +162,35 @@ def dataset_difference(store: Store, manifest: Manifest) -> tuple[list[str], lis
     if stated is None:
         return [], [f"the manifest of {manifest.version} states no hash of its dataset"]
     found = hash_difference(store, stated.key, stated.sha256, stated.bytes)
-    return [f"the dataset of {manifest.version}: {found}"] if found else [], []
+    if found is None:
+        return [], []
+    for line, event in _events(store, manifest, Erased):
+        _, after = event.files.get(stated.key, ("", ""))
+        if after and hash_difference(store, stated.key, after) is None:
+            return [], [f"the dataset of {manifest.version}: {_erasure(line, event)}"]
+    return [f"the dataset of {manifest.version}: {found}"], []
 
 
-def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
+T = TypeVar("T", bound=Erased | Withdrawn)
+
+
+def _events(store: Store, manifest: Manifest, kind: type[T]) -> list[tuple[Line, T]]:
+    """Return the events of a kind in the log of a version; none from a log that is damaged."""
+    try:
+        lines = read_log(store, manifest.name, manifest.version).lines()
+    except TunelineError:
+        return []
+    return [(line, line.event) for line in lines if isinstance(line.event, kind)]
+
+
+def _erasure(line: Line, event: Erased) -> str:
+    return (
+        f"{event.by} erased {event.rows} rows about a person from the tables of this version at "
+        f"{line.at}; it was trained with them"
+    )
+
+
+def check_sources(store: Store, manifest: Manifest) -> tuple[list[str], list[str]]:
     """Recompute the hashes of the files that the dataset was read from.
 
     Files of this machine and of buckets are read again. A file of a hub is not fetched.
@@ -176,6 +202,7 @@ def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
         sources = _SOURCES.validate_python(manifest.dataset.get("sources") or [])
     except ValidationError as error:
         return [f"the sources of {manifest.version} are damaged: {error.errors()[0]['msg']}"], []
+    erased = {name: pair for pair in _events(store, manifest, Erased) for name in pair[1].sources}
     for source in sources:
         try:
             found = _hash_of(source)
@@ -186,6 +213,11 @@ def check_sources(manifest: Manifest) -> tuple[list[str], list[str]]:
             unchecked.append(
                 f"{source.name}, a source of the dataset, can't be read from here; its hash is as "
                 "it was declared"
+            )
+        elif found != source.sha256 and source.name in erased:
+            unchecked.append(
+                f"{source.name}, a source of the dataset, has changed since: "
+                f"{_erasure(*erased[source.name])}"
             )
         elif found != source.sha256:
             differences.append(
@@ -271,7 +303,7 @@ def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Finding
         manifest, digest = place.manifest()
     except (TunelineError, ValueError):
         return found
-    found.add(check_sources(manifest))
+    found.add(check_sources(place.store, manifest))
     found.add(lineage_differences(place.store, place.name, place.version, digest, signer))
     return found
 
@@ -355,15 +387,19 @@ def _version(place: Version, signer: Path | Identity | None) -> Findings:
     except ValidationError as error:
         uri = store.uri_of(manifest_key(place.name, place.version))
         return Findings([f"{uri} is not a manifest: {fault(error)}"])
+    pruned = [pair for pair in _events(store, manifest, Withdrawn) if pair[1].pruned]
     found = Findings(
         [
             *_identity(place, manifest),
-            *_files(place, manifest),
+            *_files(place, manifest, pruned=bool(pruned)),
             *_files_too_many(place, manifest),
             *copy_differences(store, manifest),
             *_parent(place, manifest),
         ]
     )
+    for line, event in pruned:
+        why = f"{event.by} deleted them at {line.at}, {event.reason}"
+        found.unchecked.append(f"the files that {manifest.version} served: {why}")
     found.add(dataset_difference(store, manifest))
     found.add(signature_difference(store, place.prefix, manifest, digest, signer))
     return found
@@ -380,8 +416,11 @@ def _identity(place: Version, manifest: Manifest) -> Iterator[str]:
             yield f"{uri} names {evidence.file} of {item}, but states no hash of it"
 
 
-def _files(place: Version, manifest: Manifest) -> Iterator[str]:
-    """Recompute the hash of every file, those of a shared base in the store included."""
+def _files(place: Version, manifest: Manifest, *, pruned: bool = False) -> Iterator[str]:
+    """Recompute the hash of every file, those of a shared base in the store included.
+
+    `pruned` leaves out what the version served, if it is gone.
+    """
     entries: list[tuple[str, str, int | None]] = [
         (f"{place.prefix}/{entry.name}", entry.sha256, entry.bytes) for entry in manifest.files
     ]
@@ -394,6 +433,9 @@ def _files(place: Version, manifest: Manifest) -> Iterator[str]:
         entries += [
             (f"{apart.base.key}/{name}", sha256, None) for name, sha256 in apart.base.files.items()
         ]
+    if pruned:
+        served = tuple(f"{place.prefix}/{name}" for name in SERVED)
+        entries = [e for e in entries if not e[0].startswith(served) or place.store.exists(e[0])]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         answers = pool.map(lambda entry: hash_difference(place.store, *entry), entries)
         yield from filter(None, track(answers, len(entries), "hashing the files"))
