@@ -166,8 +166,11 @@ class UpstreamConfig(Section):
     """Largest answer, streamed or not; a larger one is a failure of the upstream, and its
     connection is closed."""
     version: str | None = Field(None, min_length=1)
-    """Version of the model that it serves, such as the release's run id; the production log states
-    it."""
+    """Version of the model that it serves, such as the release's run id; ledger, production log and
+    `/v1/models` state it."""
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Hash of the weights that it has loaded, stated where `version` is. The follower writes what
+    the start of its engine has hashed."""
     price: PriceConfig | None = None
     """What its tokens cost; without it they cost nothing."""
     tokenizer: FilePath | None = None
