@@ -55,6 +55,8 @@ def add_serving(commands: Commands) -> None:
     add("--port", type=int, default=8081, help="port to listen on (8081)")
     add("--parallel", type=int, help="requests served at once; as many as were measured by default")
     add("--wait", action="store_true", help="wait for a first release")
+    text = "write the hash of what is loaded to this JSON file first, as a follower asks for"
+    add("--record", type=Path, metavar="FILE", help=text)
     engine.set_defaults(command=_engine)
     _add_follow(commands)
     probe = commands.add_parser("probe", help="ask an engine whether it works: exit code 0 or 1")
@@ -189,6 +191,7 @@ def _engine(arguments: argparse.Namespace) -> int:
         parallel=arguments.parallel,
         wait=arguments.wait,
         trust=_trust(arguments),
+        record=arguments.record,
     )
 
 

@@ -185,8 +185,11 @@ class GatewayFile:
         self.fingerprint = fingerprint(path)
 
     def write(self, document: Mapping[str, Any]) -> bool:
-        """Replace the file in one step if its content differs; return True if it did."""
-        if document == self._document:
+        """Replace the file in one step if its content differs; return True if it did.
+
+        It differs too if somebody has edited it.
+        """
+        if document == self._document and fingerprint(self.path) == self.fingerprint:
             return False
         self._document, self._tries = document, 0
         self._replace()
