@@ -238,20 +238,17 @@ def keep_form(
 
 
 def fetch_form(
-    store: Store, form: BaseForm, log: Log, own: Callable[[], BaseModel] | None = None
+    store: Store,
+    form: BaseForm,
+    log: Log,
+    own: Callable[[], BaseModel] | None = None,
+    before: Callable[[Path], object] = lambda path: None,
 ) -> Path:
     """Return the file or the folder of a form on this machine, compared with its hashes.
 
-    `own` gives the base model where a run has it, for a form that is its own files.
+    `own` gives the base model where a run has it, for a form that is its own files; `before` is
+    called with each file before it is hashed.
     """
-    if form.key is None or (form.made_by is None and own is not None):
-        base = own() if own is not None else resolve(form.uri, log=log)
-        if base.digest != form.digest:
-            raise CorruptObject(
-                f"{base.uri} has the digest {base.digest}, but the adapter was evaluated on "
-                f"{form.digest}; restore that version of the base model"
-            )
-        return base.path
 
     def fill(target: Path) -> dict[str, str]:
         log(f"taking the base model from {store.uri_of(str(form.key))}")
@@ -259,12 +256,25 @@ def fetch_form(
         at_once(lambda n: store.get_file(f"{form.key}/{n}", target / n, sha256=hashes[n]), hashes)
         return form.files
 
-    folder = cached_model(cache_root(), "served-base", form.sha256, fill, log=log)[0]
-    differing = [n for n, sha256 in form.files.items() if sha256_file(folder / n) != sha256]
-    if differing:
+    def differs(name: str) -> bool:
+        before(folder / name)
+        return sha256_file(folder / name) != form.files[name]
+
+    of_run = own is not None and form.made_by is None
+    if form.key is None or of_run:
+        base = own() if own is not None else resolve(form.uri, log=log)
+        if base.digest != form.digest:
+            raise CorruptObject(
+                f"{base.uri} has the digest {base.digest}, but the adapter was evaluated on "
+                f"{form.digest}; restore that version of the base model"
+            )
+        folder = base.path
+    else:
+        folder = cached_model(cache_root(), "served-base", form.sha256, fill, log=log)[0]
+    if not of_run and (differing := list(filter(differs, form.files))):
+        had = f"{folder} had other bytes than the base that was evaluated in {', '.join(differing)}"
+        if not folder.is_relative_to(cache_root()):
+            raise CorruptObject(f"{had}; restore them")
         shutil.rmtree(folder)
-        raise CorruptObject(
-            f"{folder} had other bytes than the base that was evaluated in {', '.join(differing)} "
-            "and was deleted; try again"
-        )
+        raise CorruptObject(f"{had} and was deleted; try again")
     return folder / MODEL_FILE if list(form.files) == [MODEL_FILE] else folder

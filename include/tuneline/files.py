@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from tuneline.errors import UserError
 
@@ -21,6 +22,16 @@ def sha256_file(path: Path) -> str:
         while block := handle.read(BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+# What writing a file changes: its inode, its size in bytes, the time of its last change in ns.
+FileState: TypeAlias = tuple[int, int, int]
+
+
+def file_state(path: Path) -> FileState:
+    """Return the state of a file, noted before it is hashed to see later if it was written."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def stage_beside(target: Path, fill: Callable[[Path], object], *, lasting: bool = False) -> Path:

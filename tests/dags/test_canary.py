@@ -11,6 +11,7 @@ from tests.lab.http_server import Handler, serving
 from tests.lab.runs import Lab
 
 from tuneline.airflow.waiting import AwaitCanary
+from tuneline.errors import RetryableError
 from tuneline.governance.release import canary
 from tuneline.governance.release.rollback import roll_back
 
@@ -118,7 +119,7 @@ class Busy(Handler):
     do_HEAD = do_GET
 
 
-def test_a_store_that_can_not_be_read_is_looked_at_again(case, monkeypatch):
+def test_a_store_that_can_not_be_read_is_looked_at_again_for_an_hour(case, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
         monkeypatch.setenv(name, "test")
     # Between its tries the client would wait for some ten seconds a look.
@@ -129,6 +130,8 @@ def test_a_store_that_can_not_be_read_is_looked_at_again(case, monkeypatch):
     with serving(Busy) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         case.task.run_uri = "s3://shared/team/runs/b"
-        assert case.look(timedelta(days=7)) is False
+        with pytest.raises(RetryableError, match="s3://shared"):
+            case.look(timedelta(days=7))
+    assert case.task.retries * case.task.retry_delay == timedelta(hours=1)
     case.task.run_uri = readable
     assert "as good after 400 answers" in case.look()

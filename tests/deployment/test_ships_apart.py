@@ -6,7 +6,7 @@ import shutil
 import pytest
 from tests.deployment.conftest import exported, files_below, right_share
 from tests.governance.conftest import CLEAN_CODE, HOLDS, SHIPPED
-from tests.lab.releases import opened
+from tests.lab.releases import flip, opened
 from tests.lab.runs import Lab, broken, value, write_dataset
 from tests.lab.tiny_models import make_model
 from tests.lab.tiny_task import conversation, task_rows
@@ -122,7 +122,9 @@ def test_a_whole_chain_ships_and_serves_the_adapter(apart_lab, tiny_models, tmp_
     assert (tmp_path / "store" / base["key"] / "model.gguf").is_file()
     assert verify(lab.run.store.uri_of("models/model/test/manifest.json")) == []
 
-    request = serve_request([opened(lab.run.store, "model")], tmp_path / "released", "127.0.0.1", 0)
+    released = [opened(lab.run.store, "model")]
+    request, loaded = serve_request(released, tmp_path / "released", "127.0.0.1", 0)
+    assert loaded.weights == {"model@test": choice.sha256}
     numbers = range(1000, 1012)
     with LlamaServer(request) as server, server.client() as client:
         fields = server.with_adapter("model@test")
@@ -183,10 +185,7 @@ def test_a_quantised_base_is_compared_with_the_adapter_on_it(chosen_lab, tiny_mo
 
 
 def flip_adapter(lab, *_):
-    path = lab.artifact("export_candidate", "adapter.gguf")
-    raw = bytearray(path.read_bytes())
-    raw[-1] ^= 1
-    path.write_bytes(raw)
+    flip(lab.artifact("export_candidate", "adapter.gguf"))
 
 
 def exchange_adapter(lab, models, other):

@@ -146,7 +146,8 @@ def check_release(lab, image, tmp_path):
     log_release(lab.run.store, name, version, reference.sha256)
     release = opened(lab.run.store, name)
     assert release.engine == "tensorrt_llm"
-    request = serve_request([release], tmp_path / "pod", "127.0.0.1", 8081)
+    request, loaded = serve_request([release], tmp_path / "pod", "127.0.0.1", 8081)
+    assert [*loaded.weights.values()] == [values(evidence)["candidate_sha256"]]
     assert (request.parallel, request.context_tokens) == (2, 512)
     engine = get_engine("tensorrt_llm")
     assert engine.command(request)[-2:] == ["--tp_size", "1"]

@@ -4,7 +4,8 @@
 
 It answers with the versions that it serves. `behaviour.json` beside the command says how each
 version behaves: `exit` (it ends at once), `silent` (it listens and never answers), or seconds that
-an answer takes. SIGTERM lets running requests finish.
+an answer takes. It states that it has loaded nothing, as its releases do. SIGTERM lets running
+requests finish.
 """
 
 import argparse
@@ -15,8 +16,10 @@ import stat
 import sys
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
+
+from tests.lab.http_server import Handler
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +45,27 @@ def behave(folder: Path, **versions: object) -> None:
     fresh.replace(folder / "behaviour.json")
 
 
-class _Engine(BaseHTTPRequestHandler):
+_VLLM = """
+import pathlib, sys
+from tests.lab.fake_engine import listen
+name, port = (sys.argv[sys.argv.index(word) + 1] for word in ("--served-model-name", "--port"))
+listen(pathlib.Path(sys.argv[0]).with_name("behaviour.json"), [f"{name}@vllm"], int(port))
+"""
+
+
+def install_vllm(folder: Path) -> str:
+    """Make a package `vllm` for the CPU whose server is this engine; return its PYTHONPATH."""
+    cli, about = folder / "vllm/entrypoints/cli", folder / "vllm-1.0+cpu.dist-info"
+    for place in (cli, about):
+        place.mkdir(parents=True)
+    (folder / "vllm/__init__.py").touch()
+    (cli / "main.py").write_text(_VLLM)
+    (about / "METADATA").write_text("Name: vllm\nVersion: 1.0+cpu\n")
+    behave(cli)
+    return f"{folder}:{ROOT}"
+
+
+class _Engine(Handler):
     protocol_version = "HTTP/1.1"
     behaviour: Path
     releases: list[str]
@@ -57,7 +80,7 @@ class _Engine(BaseHTTPRequestHandler):
             self._send([])
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.body())
         mode = self._mode()
         if mode == "silent":
             time.sleep(3600)
@@ -75,15 +98,7 @@ class _Engine(BaseHTTPRequestHandler):
         return _mode(self.behaviour, self.releases)
 
     def _send(self, payload, status=200):
-        data = json.dumps(payload).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
+        self.answer(json.dumps(payload).encode(), status, {"content-type": "application/json"})
 
 
 class _Server(ThreadingHTTPServer):
@@ -104,14 +119,21 @@ def main():
     parser.add_argument("--store")
     parser.add_argument("--release", action="append")
     parser.add_argument("--port", type=int)
+    parser.add_argument("--record", type=Path)
     given = parser.parse_args()
     # A follower names the hash of the manifest behind the version.
     given.release = ["@".join(release.split("@")[:2]) for release in given.release]
     if _mode(given.behaviour, given.release) == "exit":
         print(f"tuneline: {given.release[0]} can't be loaded: out of memory", file=sys.stderr)
         sys.exit(1)
-    _Engine.behaviour, _Engine.releases = given.behaviour, given.release
-    server = _Server(("127.0.0.1", given.port), _Engine)
+    given.record.write_text("{}")
+    listen(given.behaviour, given.release, given.port)
+
+
+def listen(behaviour, releases, port):
+    """Answer until SIGTERM."""
+    _Engine.behaviour, _Engine.releases = behaviour, releases
+    server = _Server(("127.0.0.1", port), _Engine)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=server.serve_forever, daemon=True).start()

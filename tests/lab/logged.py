@@ -25,28 +25,15 @@ def logged(number: int, prompt: str, answer: str | None = "It is on its way.", *
     """A request of the day, answered well unless `other` says otherwise."""
     day = other.pop("day", DAY)
     time = datetime(day.year, day.month, day.day, tzinfo=UTC) + timedelta(seconds=number)
-    values: dict[str, Any] = {
-        "request_id": f"req-{day:%d}-{number:06d}",
-        "time": time,
-        # Of 30 requests none has more than 5, so that no key reaches its limit.
-        "key": f"shop-{number % 7}",
-        "model": MODEL,
-        "model_version": "v1",
-        "messages": [{"role": "user", "content": prompt}],
-        "answer": answer,
-        "latency_ms": 12.0,
-        "ttft_ms": None,
-        "confidence": -0.2,
-        "served_by": "small",
-        "fallback_reason": None,
-        "prompt_tokens": 9,
-        "completion_tokens": 5,
-        "finish_reason": "stop",
-        "status": "ok",
-        "sample_rate": 1.0,
-        "redactions": [],
-    }
-    return LoggedRequest(**{**values, **other})
+    # Of 30 requests none has more than 5 of a key, so that no key reaches its limit.
+    row = LoggedRequest(
+        request_id=f"req-{day:%d}-{number:06d}", time=time, key=f"shop-{number % 7}", model=MODEL,
+        model_version="v1", weights_sha256=None, messages=[{"role": "user", "content": prompt}],
+        answer=answer, latency_ms=12.0, ttft_ms=None, confidence=-0.2, served_by="small",
+        fallback_reason=None, prompt_tokens=9, completion_tokens=5, finish_reason="stop",
+        status="ok", sample_rate=1.0, redactions=[],
+    )  # fmt: skip
+    return replace(row, **other)
 
 
 ROW = UsageRow(

@@ -65,28 +65,29 @@ def release(
     files: Mapping[str, bytes],
     *,
     name: str = "a",
+    version: str = "1",
     engine: Mapping[str, Any] | None = None,
 ) -> None:
-    """Release version 1 of a model, whose manifest names these files."""
-    prefix = model_prefix(name, "1")
+    """Release a version of a model, whose manifest names these files."""
+    prefix = model_prefix(name, version)
     stated = [
         {"name": file, "sha256": store.put_bytes(f"{prefix}/{file}", content).sha256}
         | {"bytes": len(content)}
         for file, content in files.items()
     ]
-    manifest = {"name": name, "version": "1", "engine": engine, "files": stated}
-    log_release(store, name, "1", write_manifest(store, prefix, Manifest.model_validate(manifest)))
+    manifest = {"name": name, "version": version, "engine": engine, "files": stated}
+    digest = write_manifest(store, prefix, Manifest.model_validate(manifest))
+    log_release(store, name, version, digest)
 
 
 def release_apart(
-    store: Any, base: Path, adapter: Path, *, name: str = "a", uri: str = "file:///tiny"
+    store: Any, base: Path, adapter: Path, *, name: str = "a", version: str = "1"
 ) -> None:
-    """Release version 1 of an adapter that llama.cpp serves beside a base."""
+    """Release a version of an adapter that llama.cpp serves beside a base."""
     sha256 = sha256_file(base)
     files = {MODEL_FILE: sha256}
-    form = BaseForm(
-        uri=uri, digest="d" * 64, variant="f16", made_by="a test", sha256=sha256, files=files
-    )
+    stated = {"uri": "file:///tiny", "digest": "d" * 64, "variant": "f16", "made_by": "a test"}
+    form = BaseForm(**stated, sha256=sha256, files=files)
     form = keep_form(store, base, files, form, print)
     ours = sha256_file(adapter)
     apart = Apart(base=form, adapter=AdapterForm(sha256=ours, files={ADAPTER_FILE: ours}))
@@ -95,7 +96,8 @@ def release_apart(
         "limits": {"max_batch_size": 4, "max_total_tokens": 256},
         "apart": apart.model_dump(),
     }
-    release(store, {ADAPTER_FILE: adapter.read_bytes()}, name=name, engine=engine)
+    files = {ADAPTER_FILE: adapter.read_bytes()}
+    release(store, files, name=name, version=version, engine=engine)
 
 
 def bare_release(run: Run, name: str | None = None, at: str = "2026-03-01T00:00:00Z") -> None:
@@ -104,6 +106,13 @@ def bare_release(run: Run, name: str | None = None, at: str = "2026-03-01T00:00:
     prefix = model_prefix(name, run.run_id)
     manifest = Manifest(name=name, version=run.run_id, run={"uri": run.uri}, files=[])
     log_release(run.store, name, run.run_id, write_manifest(run.store, prefix, manifest), at)
+
+
+def flip(path: Path) -> None:
+    """Change a byte of a file."""
+    raw = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:])
 
 
 def forge(store: Any, document: Mapping[str, Any], name: str = "a", version: str = "1") -> None:

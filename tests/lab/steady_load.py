@@ -10,22 +10,27 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: its status, or its connection's error; the gateway's attempts; seconds."""
+    """A request: its status, or its connection's error; attempts and id; seconds; its end."""
 
     status: int | str
     attempts: str | None
+    request_id: str | None
     seconds: float
+    ended: float
 
 
 class SteadyLoad:
     """Asks within its `with` block; all answers are there when the block ends."""
 
-    def __init__(self, url: str, key: str, model: str, per_second: float) -> None:
+    def __init__(
+        self, url: str, key: str, model: str, per_second: float, *, stream: bool = False
+    ) -> None:
         self.answers: list[Asked] = []
         self._address = urlsplit(url).netloc
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
         messages = [{"role": "user", "content": "hello there"}]
-        self._body = json.dumps({"model": model, "messages": messages, "max_tokens": 8})
+        asked = {"model": model, "messages": messages, "max_tokens": 8, "stream": stream}
+        self._body = json.dumps(asked)
         self._pause = 1 / per_second
         self._stop = threading.Event()
         self._pacer = threading.Thread(target=self._pace)
@@ -54,9 +59,10 @@ class SteadyLoad:
             connection.request("POST", "/v1/chat/completions", self._body, self._headers)
             answer = connection.getresponse()
             answer.read()
-            found = answer.status, answer.headers.get("x-tuneline-attempts")
+            headers = answer.headers.get("x-tuneline-attempts"), answer.headers.get("x-request-id")
+            found = answer.status, *headers
         except (OSError, http.client.HTTPException) as error:
-            found = type(error).__name__, None
+            found = type(error).__name__, None, None
         finally:
             connection.close()
-        self.answers.append(Asked(*found, time.perf_counter() - began))
+        self.answers.append(Asked(*found, time.perf_counter() - began, time.monotonic()))

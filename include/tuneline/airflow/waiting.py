@@ -34,13 +34,15 @@ BETWEEN_LOOKS = "up_for_reschedule"
 class _Waiting(BaseSensorOperator):
     """A sensor that leaves its slot between two looks."""
 
-    def __init__(self, *, task_id: str, hours: float, wait_factor: int = 1, **kwargs: Any) -> None:
+    def __init__(
+        self, *, task_id: str, hours: float, wait_factor: int = 1, retries: int = 3, **kwargs: Any
+    ) -> None:
         super().__init__(
             task_id=task_id,
             mode="reschedule",
             poke_interval=wait_factor * seconds_from("TUNELINE_WAIT_SECONDS"),
             timeout=timedelta(hours=hours).total_seconds(),
-            retries=3,
+            retries=retries,
             retry_policy=worker_retry_policy,
             **kwargs,
         )
@@ -168,14 +170,15 @@ class AwaitCanary(_Waiting):
     """Wait for the canary of a run's version: promoted, or withdrawn, which fails the task.
 
     It reads the release log, and its limits count from the first look, so that a cleared task has
-    them whole again. A store that can't be read is looked at again.
+    them whole again. A store that can't be read costs one of its retries.
     """
 
     template_fields = ("run_uri",)
 
     def __init__(self, *, task_id: str = "canary", **kwargs: Any) -> None:
         # The longest limits of a configuration: a day to begin, a week to decide.
-        super().__init__(task_id=task_id, hours=8 * 24 + 1, wait_factor=5, **kwargs)
+        # An hour of tries, five minutes apart, for a store that is away.
+        super().__init__(task_id=task_id, hours=8 * 24 + 1, wait_factor=5, retries=12, **kwargs)
         self.run_uri = RUN_URI
 
     def poke(self, context: Context) -> PokeReturnValue | bool:
@@ -183,6 +186,7 @@ class AwaitCanary(_Waiting):
 
         Raises:
             AirflowFailException: if the version was withdrawn, or nothing was decided in time.
+            RetryableError: if the store can't be read now.
         """
         # Reading releases takes imports that the DAG processor has no use for.
         from tuneline.governance.release.canary import canary_state, why_none
@@ -193,9 +197,8 @@ class AwaitCanary(_Waiting):
             if why := why_none(run.store, name, run.run_id, asked):
                 raise AirflowSkipException(why)
             state = canary_state(run.store, name, run.run_id)
-        except (RetryableError, OSError) as error:
-            self.log.warning("the store can't be read now, looking again: %s", error)
-            return False
+        except RetryableError:
+            raise
         except TunelineError as error:
             raise AirflowFailException(str(error)) from None
         told = state.told

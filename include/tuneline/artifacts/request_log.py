@@ -43,6 +43,8 @@ class LoggedRequest:
     Attributes:
         model: the model that the client asked for.
         model_version: version of the model that answered; None if the configuration states none.
+        weights_sha256: hash of the weights that answered; None as for `model_version`, and in rows
+            of earlier gateways.
         answer: the text of the answer, as far as it came; None if there was none, or it could
         ttft_ms: time from the arrival to the first token; None if nothing was streamed.
         confidence: mean log-probability per token, nats; None if it was not asked for.
@@ -56,6 +58,7 @@ class LoggedRequest:
     key: str
     model: str
     model_version: str | None
+    weights_sha256: str | None
     messages: list[LoggedMessage] | None
     answer: str | None
     latency_ms: float
@@ -127,27 +130,16 @@ COLUMNS = tuple(field.name for field in fields(LoggedRequest))
 PREFIX = "logs"
 _SUFFIX = ".parquet"
 
+_TYPES = {
+    "str": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "datetime": pa.timestamp("ms", "UTC"),
+    "list[LoggedMessage]": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+    "list[Redactions]": pa.list_(pa.struct([("type", pa.string()), ("count", pa.int64())])),
+}
 SCHEMA = pa.schema(
-    [
-        ("request_id", pa.string()),
-        ("time", pa.timestamp("ms", "UTC")),
-        ("key", pa.string()),
-        ("model", pa.string()),
-        ("model_version", pa.string()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("answer", pa.string()),
-        ("latency_ms", pa.float64()),
-        ("ttft_ms", pa.float64()),
-        ("confidence", pa.float64()),
-        ("served_by", pa.string()),
-        ("fallback_reason", pa.string()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("finish_reason", pa.string()),
-        ("status", pa.string()),
-        ("sample_rate", pa.float64()),
-        ("redactions", pa.list_(pa.struct([("type", pa.string()), ("count", pa.int64())]))),
-    ]
+    [(one.name, _TYPES[str(one.type).removesuffix(" | None")]) for one in fields(LoggedRequest)]
 )
 
 # The same columns with 64-bit offsets: the texts of a busy day are more than 2 GiB.

@@ -348,6 +348,12 @@ class DetachedProcess:
         with contextlib.suppress(psutil.Error):
             self._process.send_signal(number)
 
+    def stop(self, seconds: float) -> None:
+        """End it by SIGTERM, or after that time by SIGKILL."""
+        self.signal(signal.SIGTERM)
+        if wait_for(lambda: not self.alive(), seconds) > seconds:
+            self.kill()
+
     def kill(self) -> None:
         """End its process group at once."""
         with contextlib.suppress(ProcessLookupError, PermissionError):

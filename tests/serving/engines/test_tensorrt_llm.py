@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from tests.lab.releases import flip
 from tests.lab.trtllm import H100, L4
 from tests.lab.trtllm.parser import FLAGS, Refused, parse
 
@@ -231,12 +232,7 @@ def other_tensorrt(copy):
 
 
 def flipped(name):
-    def plant(copy):
-        raw = bytearray((copy / name).read_bytes())
-        raw[-3] ^= 1
-        (copy / name).write_bytes(raw)
-
-    return plant
+    return lambda copy: flip(copy / name)
 
 
 def other_files(copy):

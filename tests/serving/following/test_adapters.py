@@ -1,15 +1,20 @@
 """Adapters of one base on one real engine: each model id is answered by its own adapter."""
 
 import json
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.lab.releases import opened, release, release_apart
+from tests.lab.releases import flip, opened, release, release_apart
 from tests.lab.tiny_task import INTENTS, OTHER_INTENTS, conversation
 from tests.lab.waiting import wait_for
 
+from tuneline.artifacts.deployment import BaseForm
+from tuneline.bases import fetch_form
 from tuneline.errors import UserError
 from tuneline.governance.release.verify import verify
+from tuneline.models import resolve
 from tuneline.serving.engines import probe as engine_probe
 from tuneline.serving.engines.llama_cpp.engine import LlamaServer
 from tuneline.serving.engines.server import ServeRequest
@@ -36,7 +41,7 @@ def two_teams(store, tiny_models, other_adapter):
 
 
 def request_of(releases, tmp_path) -> ServeRequest:
-    return serve_request(releases, tmp_path / "released", "127.0.0.1", 0)
+    return serve_request(releases, tmp_path / "released", "127.0.0.1", 0)[0]
 
 
 def right_share(answers, intents):
@@ -128,38 +133,30 @@ def test_adapters_of_other_bases_and_merged_releases_share_no_engine(
             request_of([opened(store, name) for name in ("ours", other)], tmp_path)
 
 
-def flip(store, key):
-    """Change one byte of an object behind the store's back."""
-    path = store.root / key
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(raw)
-
-
-def test_a_flipped_byte_of_the_adapter_is_fetched_again_or_refused(store, two_teams, tmp_path):
-    path = request_of(two_teams, tmp_path).adapters["ours@1"]
-    kept = path.read_bytes()
-    path.write_bytes(kept[:-1] + b"\0")
-    assert request_of(two_teams, tmp_path).adapters["ours@1"].read_bytes() == kept
-    path.unlink()
-    flip(store, "models/ours/1/adapter.gguf")
-    with pytest.raises(CorruptObject, match=r"adapter\.gguf"):
-        request_of(two_teams, tmp_path)
-
-
 def test_another_base_than_the_stated_one_is_refused(store, two_teams, tiny_models, tmp_path):
     """The store has other bytes under the base's hash; then the fetched copy has."""
     # The store keeps it once.
     (key,) = (k for k in store.keys("bases/served") if k.endswith("model.gguf"))
-    fetched = request_of(two_teams, tmp_path).model
-    raw = bytearray(fetched.read_bytes())
-    raw[-1] ^= 1
-    fetched.write_bytes(raw)
+    flip(request_of(two_teams, tmp_path).model)
     with pytest.raises(CorruptObject, match="other bytes than the base that was evaluated"):
         request_of(two_teams, tmp_path)
     assert verify(store.uri_of("models/ours/1/manifest.json")) == []
-    flip(store, key)
+    flip(store.root / key)
     with pytest.raises(CorruptObject, match=r"model\.gguf"):
         request_of(two_teams, tmp_path)
     assert len(verify(store.uri_of("models/ours/1/manifest.json"))) == 1
+
+
+def test_a_base_of_its_own_files_is_hashed_at_each_start(store, tiny_models, tmp_path):
+    """Not remembered by size and time, as a run does."""
+    folder = shutil.copytree(tiny_models.base, tmp_path / "base")
+    base = resolve(str(folder))
+    stated = {"uri": base.uri, "digest": base.digest, "sha256": base.digest, "files": base.files}
+    form = BaseForm(variant="f16", **stated)
+    assert fetch_form(store, form, print) == folder
+    weights = folder / "model.safetensors"
+    times = weights.stat()
+    flip(weights)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(CorruptObject, match=r"in model\.safetensors; restore them"):
+        fetch_form(store, form, print)

@@ -1,12 +1,12 @@
 """A new release on a share of the keys: promoted if it is as good, withdrawn if it is not."""
 
 import json
-import threading
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 import pytest
 from tests.lab import fake_engine
+from tests.lab.steady_load import SteadyLoad
 from tests.lab.waiting import wait_for
 from tests.serving.following.test_follow import Site, ready_body, running
 
@@ -49,36 +49,19 @@ def wait_tried(site, version):
     wait_for(tried, 40, "the canary")
 
 
-class Users:
-    """All users ask at once, again and again; notes who answered whom."""
+@contextmanager
+def asking(site, per_second):
+    """All users ask so often; what each was answered, by name."""
+    url = f"http://127.0.0.1:{site.port}"
+    with ExitStack() as stack:
+        loads = {name: SteadyLoad(url, key, "a", per_second) for name, key in site.keys.items()}
+        for load in loads.values():
+            stack.enter_context(load)
+        yield {name: load.answers for name, load in loads.items()}
 
-    def __init__(self, site):
-        self.site, self.stop = site, threading.Event()
-        self.answers = {name: [] for name in site.keys}
-        self.threads = [threading.Thread(target=self.ask, args=item) for item in site.keys.items()]
 
-    def ask(self, name, key):
-        url = f"http://127.0.0.1:{self.site.port}/v1/chat/completions"
-        body = {"model": "a", "messages": [{"role": "user", "content": "hello"}]}
-        with httpx.Client(headers={"authorization": f"Bearer {key}"}, timeout=30) as client:
-            while not self.stop.wait(0.02):
-                answer = client.post(url, json=body)
-                trail = answer.headers.get("x-tuneline-attempts")
-                self.answers[name].append((answer.status_code, trail))
-
-    def __enter__(self):
-        for thread in self.threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        for thread in self.threads:
-            thread.join()
-
-    @property
-    def statuses(self):
-        return {status for answers in self.answers.values() for status, _ in answers}
+def statuses(users):
+    return {one.status for answers in users.values() for one in answers}
 
 
 def test_an_equal_release_is_promoted(site):
@@ -88,13 +71,12 @@ def test_an_equal_release_is_promoted(site):
     site.release("2")
     wait_for(lambda: "a@2 is tried on 40% of the keys" in site.log(), 40)
     wait_tried(site, "2")
-    with Users(site) as users:
+    with asking(site, 1.4) as users:
         wait_for(lambda: "a@2 is promoted" in site.log(), 120, "a promotion")
-    assert users.statuses == {200}
+    assert statuses(users) == {200}
     # A key is answered by one version as long as it is tried; the drawn ones by the new one.
-    for name, answers in users.answers.items():
-        first = next(trail for _, trail in answers)
-        assert first == ("a-2" if is_drawn("a-2", SHARE, name) else "a-1")
+    for name, answers in users.items():
+        assert answers[0].attempts == ("a-2" if is_drawn("a-2", SHARE, name) else "a-1")
     site.wait_served("2")
     wait_for(lambda: site.status().complete)
     assert read_release(site.store, "a").version == "2"
@@ -108,12 +90,12 @@ def test_a_worse_release_is_withdrawn_and_nobody_gets_an_error(site, behaviour, 
     fake_engine.behave(site.engines, **{"1": 0.01, "2": 0.01})
     site.release("2")
     wait_tried(site, "2")
-    with Users(site) as users:
+    with asking(site, 4) as users:
         fake_engine.behave(site.engines, **{"1": 0.01, "2": behaviour})
         wait_for(lambda: "a@2 is withdrawn" in site.log(), 120, "a withdrawal")
         wait_for(lambda: read_release(site.store, "a").version == "1")
         wait_for(lambda: site.status().complete, 30)
-    assert users.statuses == {200}
+    assert statuses(users) == {200}
     wait_for(lambda: events(site, "2")[-1]["event"] == "withdrawn")
     last = events(site, "1")[-1]
     assert (last["event"], last["by"]) == ("rolled_back", "canary")
@@ -136,7 +118,7 @@ def test_a_new_follower_goes_on_where_the_one_before_was(site):
     fake_engine.behave(site.engines, **{"1": 1.0, "2": 1.0})
     site.release("2")
     wait_tried(site, "2")
-    with Users(site) as users:
+    with asking(site, 1) as users:
         wait_for(lambda: state(site)["known"]["candidate"]["requests"] > 20, 60)
         follower = site.processes.pop("follower")
         follower.kill()
@@ -147,10 +129,10 @@ def test_a_new_follower_goes_on_where_the_one_before_was(site):
         wait_for(lambda: state(site)["known"]["candidate"]["requests"] > 40, 60)
     after = state(site)
     assert (after["began"], after["counting"]) == (before["began"], before["counting"])
-    assert users.statuses == {200}
-    for name, answers in users.answers.items():
+    assert statuses(users) == {200}
+    for name, answers in users.items():
         drawn = "a-2" if is_drawn("a-2", SHARE, name) else "a-1"
-        assert {trail for _, trail in answers} == {drawn}
+        assert {one.attempts for one in answers} == {drawn}
     assert [e.get("outcome") for e in events(site, "2")] == [None, "started"]
 
 

@@ -2,31 +2,41 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx
 import psutil
 import pytest
 from tests.lab import fake_engine
 from tests.lab.canaries import release
-from tests.lab.releases import forge, hostile
+from tests.lab.releases import flip, forge, hostile, release_apart
+from tests.lab.releases import release as ship
 from tests.lab.signatures import FORGERIES, Writer, key_pair
 from tests.lab.steady_load import SteadyLoad
 from tests.lab.waiting import wait_for
 
 from tuneline.artifacts.release_log import Withdrawn
 from tuneline.artifacts.releases import read_release
+from tuneline.errors import UserError
+from tuneline.files import file_state
 from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.machine.child_environment import child_environment
+from tuneline.models.base_model import digest_of
+from tuneline.serving.engines.engine import hash_files
 from tuneline.serving.following.engines import EngineProcess, take_over
+from tuneline.serving.following.release import LoadedWeights
 from tuneline.serving.following.status import read_status
 from tuneline.serving.following.targets import EngineUnit
 from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.serving.gateway.ledger.reports import rows_between
 from tuneline.serving.processes import DetachedProcess, free_port
 from tuneline.store import open_store
 
@@ -69,12 +79,13 @@ class Site:
                 [*CLI, *command], stdout=log, stderr=log, env=environment
             )
 
-    def follow(self, *options):
+    def follow(self, *options, real=False):
+        fake = () if real else ("--engine", f"llama_cpp={self.engines}")
         self.start(
             "follower",
             *("follow", "--store", self.store.uri, "--settings", self.folder / "settings.yaml"),
             *("--folder", self.folder / "state", "--every", "0.2"),
-            *("--engine", f"llama_cpp={self.engines}", *options),
+            *(*fake, *options),
         )
 
     def serve(self):
@@ -98,6 +109,13 @@ class Site:
             headers={"authorization": f"Bearer {self.key}"},
             timeout=30,
         )
+
+    def stated(self, model="a"):
+        """Version and weights of a model, as the gateway's list states them."""
+        headers = {"authorization": f"Bearer {self.key}"}
+        url = f"http://127.0.0.1:{self.port}/v1/models/{model}"
+        entry = httpx.get(url, headers=headers).json()
+        return entry["version"], entry["weights_sha256"]
 
     def answered_by(self, model="a"):
         try:
@@ -144,6 +162,75 @@ def running(made):
     for what in ("gateway", "follower"):
         if what in made.processes:
             made.stop(what)
+
+
+# By the engine that serves it: the file that is flipped, in the release and in its copy.
+FORMS = {
+    "llama_cpp": ("model.gguf", "model.gguf"),
+    "llama_cpp apart": ("adapter.gguf", "adapter/adapter.gguf"),
+    "vllm": ("model/model.safetensors", "model.safetensors"),
+    "tensorrt_llm": ("engine/engine/rank0.engine", "engine/rank0.engine"),
+}
+MODELS = {"llama_cpp": "tiny_gguf", "vllm": "tiny_dir", "tensorrt_llm": "built"}
+
+
+@pytest.fixture(params=FORMS)
+def shipped(request, site, tmp_path, monkeypatch):
+    """A function that releases a version in a form, and the hash of its weights.
+
+    The starts are real; behind those of vLLM and TensorRT-LLM stand-ins answer.
+    """
+    monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", fake_engine.install_vllm(tmp_path / "site"))
+    if request.param == "llama_cpp apart":
+        models = request.getfixturevalue("tiny_models")
+        parts = {"base": models.base_gguf, "adapter": models.adapter_gguf}
+        hashes = {name: hash_files(path)[0] for name, path in parts.items()}
+        return partial(release_apart, site.store, *parts.values()), digest_of(hashes)
+    path = request.getfixturevalue(MODELS[request.param])
+    sha256, names = hash_files(path)
+    below = FORMS[request.param][0].partition("/")[0]
+    files = {f"{below}/{name}": (path / name).read_bytes() for name in names if path.is_dir()}
+    stated = {"engine": request.param, "limits": {"max_batch_size": 2, "max_total_tokens": 256}}
+    files = files or {"model.gguf": path.read_bytes()}
+    return partial(ship, site.store, files, engine=stated), sha256
+
+
+def test_bytes_that_changed_after_the_release_are_not_served(shipped, site, tmp_path, request):
+    make, sha256 = shipped
+    # The context of the tiny models is short.
+    site.set(readiness={**QUICK, "warmup_prompt_words": []})
+    kept, local = FORMS[request.node.callspec.params["shipped"]]
+    site.serve()
+    make(version="1")
+    site.follow("--no-previous", real=True)
+    site.wait_served("1")
+    assert site.stated() == ("1", sha256)
+    wait_for(lambda: rows_between(site.folder / "usage.sqlite"))
+    row = rows_between(site.folder / "usage.sqlite")[-1]
+    assert (row.model_version, row.weights_sha256) == ("1", sha256)
+    # An edited hash does not last.
+    file = site.folder / "state" / "gateway.yaml"
+    text = file.read_text()
+    file.write_text(text.replace(sha256, "0" * 64))
+    wait_for(lambda: file.read_text() == text)
+    # In the store, and in the copy that an earlier start has fetched.
+    copies, pid = tmp_path / "cache" / "released" / "a", site.processes["follower"].pid
+    os.kill(pid, signal.SIGSTOP)
+    make(version="2")
+    flip(site.folder / "store" / "models" / "a" / "2" / kept)
+    shutil.copytree(copies / "1", copies / "2")
+    flip(copies / "2" / local)
+    os.kill(pid, signal.SIGCONT)
+    site.wait_refused(f"models/a/2/{kept}")
+    assert (site.answered_by(), site.stated()) == ("a-1", ("1", sha256))
+    # Between the check and the engine's own look.
+    make(version="3")
+    logs = site.folder / "state" / "logs"
+    wait_for(lambda: any("a@3" in one.read_text() for one in logs.glob("*.json")), 30, pause=1e-3)
+    flip(copies / "3" / local)
+    site.wait_refused("was changed after it was checked")
+    assert (site.answered_by(), site.stated()) == ("a-1", ("1", sha256))
 
 
 def test_a_release_becomes_served_without_a_further_command(site):
@@ -329,7 +416,8 @@ def test_a_follower_that_trusts_a_key_serves_what_it_has_signed_alone(anywhere, 
     pytest.importorskip("model_signing", reason="requirements/signing.txt is not installed")
     site, (private, public) = anywhere, key_pair(tmp_path, "ours")
     writer = Writer(site.store, private, tmp_path / "signed", "a", "1")
-    writer.promotes("1", {"model.gguf": b"GGUF good"})
+    # The engines load nothing, so what is served ships no weights.
+    writer.promotes("1", {"README.md": b"good"})
     site.release("1", "b")
     site.serve()
     site.follow("--no-previous", "--public-key", public)
@@ -345,7 +433,7 @@ def test_a_follower_that_trusts_a_key_serves_what_it_has_signed_alone(anywhere, 
     site.serve()
     site.follow("--no-previous", "--public-key", public)
     site.wait_served("1")
-    writer.promotes("2", {"model.gguf": b"GGUF better"})
+    writer.promotes("2", {"README.md": b"better"})
     site.wait_served("2")
     assert site.row().refused is None
     pointer = site.store.get_bytes("models/a/production.json")
@@ -387,3 +475,35 @@ def test_an_engine_is_found_again_after_a_step_of_the_clock(tmp_path, monkeypatc
             record.write_text(json.dumps([stale]))
             assert take_over(record, lambda _: unit, 60.0, print) == []
         process.communicate(b"\n")
+    record.write_text('[{"port": 1}]')
+    with pytest.raises(UserError, match="engines of an earlier follower may run unseen; stop them"):
+        take_over(record, lambda _: unit, 60.0, print)
+
+
+def test_a_file_that_changes_under_a_running_engine_ends_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuneline.serving.following.engines._LOOK_SECONDS", 0.0)
+    model, log = tmp_path / "model.gguf", tmp_path / "engine.log"
+    model.write_text("good")
+    record = LoadedWeights(files={model: file_state(model)})
+    log.with_suffix(".json").write_text(record.model_dump_json())
+    command = [sys.executable, "-c", "import signal; signal.pause()"]
+    process = DetachedProcess.start(command, log, child_environment())
+    engine = EngineProcess(EngineUnit("llama_cpp", ()), 1, process, log, 60.0)
+    engine.look([])
+    assert engine.state == "ready"
+    model.write_text("evil!")
+    engine.look([])
+    assert (engine.state, process.alive()) == ("failed", False)
+    assert engine.reason.startswith(f"{model} was changed after it was checked")
+
+
+def test_an_engine_that_may_not_be_taken_over_is_stopped_even_if_it_hangs(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuneline.serving.following.engines._STOP_SECONDS", 0.2)
+    code = "import signal as s; s.signal(s.SIGTERM, s.SIG_IGN); print('up', flush=True); s.pause()"
+    command, log, record = [sys.executable, "-c", code], tmp_path / "log", tmp_path / "engines.json"
+    engine = DetachedProcess.start(command, log, child_environment())
+    wait_for(log.read_text)
+    record.write_text(json.dumps([{**engine.record, "releases": [["a", "1"]]}]))
+    withdrawn = Mock(side_effect=UserError("a 1 was withdrawn"))
+    assert take_over(record, withdrawn, 60.0, print) == []
+    assert not engine.alive()

@@ -186,19 +186,24 @@ def test_a_field_that_may_mean_anything_to_an_engine_is_refused_by_name(calm, sm
 
 
 def test_a_version_is_an_id_without_fallback(calm, small, large):
-    gateway = calm(upstream_entry(small, version="7"), large, model={"id": "team/support"})
-    listed = {entry["id"] for entry in gateway.client.get("/v1/models").json()["data"]}
-    assert listed == {"team/support", "team/support@7"}
-    for name in listed:
-        assert gateway.client.get(f"/v1/models/{name}").json()["id"] == name
+    stated = {"version": "7", "weights_sha256": "a" * 64}
+    gateway = calm(upstream_entry(small, **stated), large, model={"id": "team/support"})
+    assert set(gateway.models()) == {"team/support", "team/support@7"}
+    for name in gateway.models():
+        entry = gateway.client.get(f"/v1/models/{name}").json()
+        assert entry["id"] == name
+        assert stated.items() <= entry.items()
         assert gateway.chat(model=name).status_code == 200
     for answer in (gateway.client.get("/v1/models/other"), gateway.chat(model="team/support@8")):
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
     # Logs and ledger know the model by its plain id; a made-up one becomes no series.
-    assert {row["model"] for row in gateway.rows(2)} == {"team/support"}
+    for row in gateway.rows(2):
+        assert (row["model"], row["model_version"]) == ("team/support", "7")
+        assert row["weights_sha256"] == "a" * 64
     assert "support@8" not in gateway.metrics
     small.mode = "error"
     assert gateway.chat(model="team/support").headers["x-tuneline-served-by"] == "large"
+    assert [row["model_version"] for row in gateway.rows(4)][2:] == ["7", None]
     pinned = gateway.chat(model="team/support@7")
     assert (pinned.status_code, "large" in pinned.headers["x-tuneline-attempts"]) == (502, False)
 

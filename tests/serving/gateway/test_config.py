@@ -5,6 +5,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from tuneline.config.section import described
 from tuneline.errors import UserError
 from tuneline.serving.gateway.config import GatewayConfig, load_config
 from tuneline.serving.gateway.upstream_config import PriceConfig
@@ -131,7 +132,7 @@ def test_every_key_is_described_and_documented():
     assert PriceConfig in found
     text = DOCS.read_text()
     for section in found:
-        for name, field in section.model_fields.items():
+        for name, field in described(section).items():
             assert field.description, f"{section.__name__}.{name} has no description"
             assert f"`{name}`" in text, f"{section.__name__}.{name} is not in docs/gateway.md"
 

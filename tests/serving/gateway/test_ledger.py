@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 import pytest
 from pydantic import ValidationError
+from sqlalchemy import create_engine
 from tests.lab.logged import ROW
 from tests.lab.postgres import PostgresServer, why_not
 from tests.lab.waiting import wait_for
@@ -221,6 +222,25 @@ def test_what_is_no_ledger(tmp_path, postgres):
     postgres.run_sql("UPDATE ledger_version SET version = 1", "theirs")
     with pytest.raises(UserError, match="not a usage ledger of version"):
         open_writer(database)
+
+
+def test_a_ledger_of_the_version_before_gains_its_columns(ledger):
+    insert(ledger, ROW)
+    engine = create_engine(url_of(ledger))
+    with engine.begin() as connection:
+        for change in (
+            "ALTER TABLE usage DROP COLUMN model_version",
+            "ALTER TABLE usage DROP COLUMN weights_sha256",
+            "UPDATE ledger_version SET version = 2",
+        ):
+            connection.exec_driver_sql(change)
+    engine.dispose()
+    with pytest.raises(UserError, match="or start a gateway on it, which adds what one of version"):
+        usage_by_key(ledger)
+    new = replace(ROW, request_id="r2", model_version="7", weights_sha256="a" * 64)
+    assert [insert(ledger, ROW, new), insert(ledger, new)] == [1, 0]
+    assert rows_between(ledger) == [ROW, new]
+    assert sums(ledger) == {"alice": 60}
 
 
 # 2026-11-26, half a second before midnight, UTC.

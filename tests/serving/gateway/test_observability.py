@@ -3,7 +3,6 @@
 import gzip
 import json
 import logging
-import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
+from tests.lab.commands import call
 from tests.lab.http_server import Handler, serving
 from tests.lab.waiting import wait_for
 
@@ -171,9 +171,7 @@ def test_without_the_section_opentelemetry_is_not_loaded():
         "import sys, tuneline.serving.gateway.app.server\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert call(sys.executable, "-c", code, check=True).stdout.strip() == "[]"
 
 
 def test_the_log_is_a_json_object_a_line(launch, small):

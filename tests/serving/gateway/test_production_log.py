@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import stat
-import subprocess
 import sys
 import time
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 from tests.lab import scrubbers
+from tests.lab.commands import call
 from tests.lab.upstream_server import UpstreamServer
 from tests.lab.waiting import wait_for
 
@@ -100,7 +100,10 @@ def test_answers_are_rows_of_the_day(start, small, large, section, store):
     small.logprob = -0.5
     limits = {"low_confidence": {"min_mean_logprob": -1.0}}
     gateway = start(
-        upstream_entry(small, version="run-7"), large, model=limits, production_log=section
+        upstream_entry(small, version="run-7", weights_sha256="a" * 64),
+        large,
+        model=limits,
+        production_log=section,
     )
     began = today()
     messages = [{"role": "system", "content": "Be kind."}, *user("Where is my parcel?")]
@@ -113,8 +116,9 @@ def test_answers_are_rows_of_the_day(start, small, large, section, store):
     assert began - timedelta(milliseconds=1) <= row["time"] <= today()
     expected = {
         **{"request_id": response.headers["x-request-id"], "key": "tester-0", "model": "support"},
-        **{"model_version": "run-7", "messages": messages, "served_by": "small"},
-        **{"fallback_reason": None, "prompt_tokens": 6, "completion_tokens": 5},
+        **{"model_version": "run-7", "weights_sha256": "a" * 64, "messages": messages},
+        **{"served_by": "small", "fallback_reason": None},
+        **{"prompt_tokens": 6, "completion_tokens": 5},
         **{"finish_reason": "stop", "status": "ok", "sample_rate": 1.0, "redactions": []},
         **{"ttft_ms": None, "confidence": -0.5},
     }
@@ -444,9 +448,7 @@ def test_no_model_and_no_trainer_is_imported_for_it():
         "heavy = 'torch transformers spacy presidio_analyzer pandas sklearn'.split()\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert call(sys.executable, "-c", code, check=True).stdout.strip() == "[]"
 
 
 DAY = date(2026, 11, 26)

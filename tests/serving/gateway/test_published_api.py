@@ -76,12 +76,12 @@ def test_no_route_answers_without_a_valid_key(gateway, small):
     assert small.bodies == []
 
 
+_ODD = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+TEN_EXAMPLES = settings(max_examples=10, deadline=None, suppress_health_check=_ODD)
+
+
 @DOCUMENT.parametrize()
-@settings(
-    max_examples=10,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@TEN_EXAMPLES
 def test_every_operation_keeps_to_the_document(case, gateway):
     headers = {"authorization": f"Bearer {gateway.key}"}
     response = case.call(base_url=gateway.url, headers=headers, timeout=20)
@@ -89,11 +89,7 @@ def test_every_operation_keeps_to_the_document(case, gateway):
 
 
 @DOCUMENT.include(method="POST").parametrize()
-@settings(
-    max_examples=10,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@TEN_EXAMPLES
 def test_what_the_document_allows_is_not_refused(case, gateway):
     if case.meta.generation.mode.is_negative:
         return

@@ -15,12 +15,12 @@ from functools import cached_property
 from typing import Any
 
 from tuneline.artifacts.governance import AUDITED, ENGINE_PACKAGES, ManifestFile
-from tuneline.artifacts.releases import ADAPTER_FOLDER, CONFIG_FILE, MODEL_FILE, Release
+from tuneline.artifacts.releases import ADAPTER_FOLDER, CONFIG_FILE, Release
 from tuneline.catalogue import ITEMS, Item
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, Verdict, load_evidence
 from tuneline.failures import ended_by_error
-from tuneline.models.base_model import digest_of
+from tuneline.serving.following.release import weights_sha256
 
 
 @dataclass(frozen=True)
@@ -160,16 +160,6 @@ class Facts:
         return bool(self.config.get("profile") == "production")
 
     @cached_property
-    def model_sha256(self) -> str | None:
-        """The hash that measurements on the shipped bytes name; None if no model ships."""
-        if self.release.apart is not None:
-            return self._json("choice.json").get("sha256")
-        refs = self.release.model_files()
-        if MODEL_FILE in refs:
-            return refs[MODEL_FILE].sha256
-        return digest_of({name: ref.sha256 for name, ref in refs.items()}) if refs else None
-
-    @cached_property
     def model_files(self) -> dict[str, str]:
         """SHA-256 of the files that the engine loads, by name in the release."""
         try:
@@ -205,7 +195,7 @@ class Facts:
     def on_shipped_bytes(self, item: str) -> bool:
         """Return True if an item measured the bytes that the release ships."""
         stated = self.items[item].value("candidate_sha256")
-        return stated is not None and stated == self.model_sha256
+        return stated is not None and stated == weights_sha256(self.release)
 
     def with_verdict(self, *verdicts: Verdict) -> Iterator[ItemFacts]:
         """Yield the items that have one of the verdicts, in the order of the checklist."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tuneline.errors import RetryableError, TunelineError
+from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.machine.child_environment import child_environment
 from tuneline.serving.engines import probe as engine_probe
+from tuneline.serving.following.release import LoadedWeights
 from tuneline.serving.following.targets import EngineUnit
 from tuneline.serving.processes import DetachedProcess, free_port, last_line
 
@@ -38,13 +39,18 @@ class Launch:
     binaries: Mapping[str, Path]
 
     def command(self, unit: EngineUnit, port: int) -> list[str]:
-        """Return the command line of the engine of a unit."""
+        """Return the command line of the engine of a unit, which records what it loads."""
         place = self.binaries.get(unit.engine)
         program = [str(place / "tuneline")] if place else [sys.executable, "-m", "tuneline.cli"]
         # Its manifest was looked at here, so that no other one is served.
         texts = [f"{r.name}@{r.version}@{r.sha256}" for r in unit.releases]
         pinned = [word for text in texts for word in ("--release", text)]
-        return [*program, "engine", "--store", self.store, *pinned, "--port", str(port)]
+        where = ["--port", str(port), "--record", str(self.log(port).with_suffix(".json"))]
+        return [*program, "engine", "--store", self.store, *pinned, *where]
+
+    def log(self, port: int) -> Path:
+        """Return the log of the engine on a port."""
+        return self.folder / f"engine-{port}.log"
 
 
 class EngineProcess:
@@ -70,7 +76,9 @@ class EngineProcess:
     def start(cls, unit: EngineUnit, launch: Launch) -> EngineProcess:
         """Start the engine of a unit; `look` says when it is ready."""
         port = free_port()
-        log = launch.folder / f"engine-{port}.log"
+        log = launch.log(port)
+        # Of another engine that had the port.
+        log.with_suffix(".json").unlink(missing_ok=True)
         environment = child_environment(OMP_WAIT_POLICY="PASSIVE")
         process = DetachedProcess.start(launch.command(unit, port), log, environment)
         return cls(unit, port, process, log, launch.start_seconds)
@@ -99,7 +107,9 @@ class EngineProcess:
             return
         self._looked = now
         lacking = self._lacking(entries)
-        if lacking is None:
+        if lacking is None and (fault := self._fault()):
+            self._fail(fault)
+        elif lacking is None:
             self.state, self.reason, self._proved = "ready", "", now
         elif self.state == "starting":
             self.reason = lacking
@@ -142,6 +152,15 @@ class EngineProcess:
                 return found.reason
         return None
 
+    def _fault(self) -> str | None:
+        """Return what tells the bytes that it has loaded from the released ones."""
+        path = self._log.with_suffix(".json")
+        try:
+            loaded = LoadedWeights.model_validate_json(path.read_bytes())
+        except (OSError, ValueError):
+            return f"{path} can't be read, so nothing says which weights it has loaded"
+        return loaded.fault(self.unit.releases)
+
     def _last_words(self) -> str:
         text = self._log.read_text(errors="replace") if self._log.exists() else ""
         return f"{last_line(text)} (log: {self._log})"
@@ -159,23 +178,25 @@ def take_over(
 
     Raises:
         RetryableError: if the store can't be read now.
+        UserError: if the records can't be read, so that such engines would run on unseen.
     """
-    try:
-        records = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
     found = []
-    for record in records:
-        process = DetachedProcess.find(record)
-        if process is None:
-            continue
+    try:
+        records = json.loads(path.read_text()) if path.exists() else []
+        running = [(one, record) for record in records if (one := DetachedProcess.find(record))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} can't be read ({type(error).__name__}), so engines of an earlier follower may "
+            "run unseen; stop them, then delete it"
+        ) from None
+    for process, record in running:
         try:
             unit = unit_of([(name, version) for name, version in record["releases"]])
         except RetryableError:
             raise
         except TunelineError as error:
             say(f"stopping an engine of an earlier follower: {error}")
-            process.signal(signal.SIGTERM)
+            process.stop(_STOP_SECONDS)
             continue
         log = Path(record["log"])
         found.append(EngineProcess(unit, record["port"], process, log, start_seconds))

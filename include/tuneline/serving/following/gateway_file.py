@@ -185,8 +185,11 @@ class GatewayFile:
         self.fingerprint = fingerprint(path)
 
     def write(self, document: Mapping[str, Any]) -> bool:
-        """Replace the file in one step if its content differs; return True if it did."""
-        if document == self._document:
+        """Replace the file in one step if its content differs; return True if it did.
+
+        It differs too if somebody has edited it.
+        """
+        if document == self._document and fingerprint(self.path) == self.fingerprint:
             return False
         self._document, self._tries = document, 0
         self._replace()
@@ -198,11 +201,15 @@ class GatewayFile:
         self._replace()
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the engines of each released model in the file as it is; {} without a file."""
+        """Return the engines of each released model in the file as it is; {} without a file.
+
+        What they have loaded is left out: anybody may have edited the file.
+        """
         try:
             document = json.loads(self.path.read_text().partition("\n")[2])
             # What an earlier release has named elsewhere is not taken over.
-            known = {e["name"]: e for e in document["upstreams"] if is_loopback(e["base_url"])}
+            local = [e for e in document["upstreams"] if is_loopback(e["base_url"])]
+            known = {entry["name"]: {**entry, "weights_sha256": None} for entry in local}
             chains = {m["id"]: m["chain"] for m in document["models"] if "released" in m}
             return {
                 name: engines

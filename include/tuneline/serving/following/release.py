@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+from pydantic import BaseModel
 
 from tuneline.artifacts.deployment import BaseForm, EngineIdentity
 from tuneline.artifacts.governance import PointerName, ReleasePointer
@@ -26,7 +28,8 @@ from tuneline.artifacts.releases import (
 from tuneline.bases import fetch_form
 from tuneline.errors import RetryableError, TunelineError, UserError
 from tuneline.evidence import FileRef
-from tuneline.files import inside, sha256_file
+from tuneline.files import FileState, file_state, inside, sha256_file, write_whole
+from tuneline.models.base_model import digest_of
 from tuneline.models.cache import cache_root
 from tuneline.models.origins import at_once
 from tuneline.serving.engines import get_engine
@@ -44,6 +47,8 @@ THROUGHPUT = "peak_tokens_per_s"
 # The name in the API of a base that adapters are served on.
 BASE_ALIAS = "base"
 _TOKENIZER = "tokenizer.json"
+# Files that are served, or read, without a folder around them.
+_ALONE = {MODEL_FILE, ADAPTER_FILE, _TOKENIZER}
 # Between two looks for a first release.
 _LOOK_SECONDS = 10.0
 
@@ -114,7 +119,49 @@ def adapter_name(release: Release) -> str:
     return f"{release.name}@{release.version}"
 
 
-def serve_request(releases: Sequence[Release], folder: Path, host: str, port: int) -> ServeRequest:
+def weights_sha256(release: Release) -> str | None:
+    """Return the hash of what a release serves, by which its items name it; None without a model.
+
+    That of its one file, or of the list of its files' hashes; for an adapter next to a base, that
+    over both hashes.
+    """
+    if release.apart is not None:
+        parts = {"base": release.apart.base.files, "adapter": release.apart.adapter.files}
+        return digest_of({name: _whole(files) for name, files in parts.items()})
+    files = {name: ref.sha256 for name, ref in release.model_files().items()}
+    return _whole(files) if files else None
+
+
+def _whole(files: Mapping[str, str]) -> str:
+    return files.get(MODEL_FILE) or files.get(ADAPTER_FILE) or digest_of(files)
+
+
+class LoadedWeights(BaseModel):
+    """What an engine's start has hashed, in a file that its follower reads.
+
+    Attributes:
+        weights: hash of what each release serves, by `adapter_name`.
+        files: the state of each file before it was hashed, by path.
+    """
+
+    weights: dict[str, str | None] = {}
+    files: dict[Path, FileState] = {}
+
+    def fault(self, releases: Iterable[Release]) -> str | None:
+        """Return what differs from the releases, or has changed since; None if nothing does."""
+        for release in releases:
+            loaded, stated = self.weights.get(adapter_name(release)), weights_sha256(release)
+            if loaded != stated:
+                return f"it has loaded weights of SHA-256 {loaded}, {release.uri} states {stated}"
+        for path, state in self.files.items():
+            if not path.exists() or file_state(path) != state:
+                return f"{path} was changed after it was checked, so it may have loaded other bytes"
+        return None
+
+
+def serve_request(
+    releases: Sequence[Release], folder: Path, host: str, port: int
+) -> tuple[ServeRequest, LoadedWeights]:
     """Fetch what releases serve, checked against their manifests, and say how it is served.
 
     Files that are there already are hashed again. The limits are the largest of those that the
@@ -127,20 +174,28 @@ def serve_request(releases: Sequence[Release], folder: Path, host: str, port: in
     """
     sizes = largest(_sizes_of(release) for release in releases)
     adapters: dict[str, Path] = {}
+    loaded = LoadedWeights()
+
+    def note(path: Path) -> None:
+        loaded.files[path.absolute()] = file_state(path)
+
     if len(releases) > 1 or releases[0].apart is not None:
         base = _shared_base(releases)
         adapters = {
-            adapter_name(one): _fetch(one, one.adapter_files(), folder, ADAPTER_FILE, "adapter")
+            adapter_name(one): _fetch(one, one.adapter_files(), folder, "adapter", note)
             for one in releases
         }
-        model, alias = fetch_form(releases[0].store, base, print), BASE_ALIAS
+        model, alias = fetch_form(releases[0].store, base, print, before=note), BASE_ALIAS
     elif refs := releases[0].model_files():
-        model, alias = _fetch(releases[0], refs, folder, MODEL_FILE), releases[0].name
+        model, alias = _fetch(releases[0], refs, folder, note=note), releases[0].name
     else:
         raise UserError(f"{releases[0].uri} states no model; release a version that has one")
     served = (model, alias, sizes.parallel, sizes.context_tokens)
     threads = threads_here(sizes.threads)
-    return ServeRequest(*served, adapters=adapters, threads=threads, host=host, port=port)
+    request = ServeRequest(*served, adapters=adapters, threads=threads, host=host, port=port)
+    # Every file has the hash that its manifest states by now.
+    loaded.weights |= {adapter_name(one): weights_sha256(one) for one in releases}
+    return request, loaded
 
 
 def _sizes_of(release: Release) -> ServedSizes:
@@ -172,21 +227,34 @@ def _shared_base(releases: Sequence[Release]) -> BaseForm:
 
 
 def _fetch(
-    release: Release, refs: Mapping[str, FileRef], folder: Path, file: str, below: str = ""
+    release: Release,
+    refs: Mapping[str, FileRef],
+    folder: Path,
+    below: str = "",
+    note: Callable[[Path], object] = lambda path: None,
 ) -> Path:
-    """Fetch files, unless they are there with the bytes that the release states."""
+    """Fetch files, unless they are there with the bytes that the release states.
+
+    Other files in the folder are deleted, since an engine may load all that it finds there. Returns
+    the file that is served alone, or the folder.
+    """
     target = folder / release.name / release.version / below
 
     def one(name: str) -> None:
         path = inside(target, name)
         if path.exists():
+            note(path)
             if sha256_file(path) == refs[name].sha256:
                 return
             print(f"{path} has other bytes than {refs[name].uri}: fetching it again", flush=True)
-        release.fetch(refs[name], path)
+        note(release.fetch(refs[name], path))
 
     at_once(one, refs)
-    return target / file if file in refs else target
+    for path in target.rglob("[!.]*"):
+        if path.is_file() and path.relative_to(target).as_posix() not in refs:
+            print(f"{path} does not belong to {release.uri}: deleting it", flush=True)
+            path.unlink()
+    return target / next(iter(refs)) if _ALONE.issuperset(refs) else target
 
 
 def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
@@ -196,6 +264,7 @@ def upstream_of(release: Release, place: int, base_url: str) -> dict[str, Any]:
         "base_url": base_url,
         "model": release.name,
         "version": release.version,
+        "weights_sha256": weights_sha256(release),
     }
     if release.manifest.engine:
         entry["context_tokens"] = _sizes_of(release).context_tokens
@@ -213,7 +282,7 @@ def fetch_tokenizer(release: Release, folder: Path) -> Path | None:
     ref = release.find(_TOKENIZER)
     if ref is None:
         return None
-    return _fetch(release, {_TOKENIZER: ref}, folder, _TOKENIZER)
+    return _fetch(release, {_TOKENIZER: ref}, folder)
 
 
 def run_engine(
@@ -227,6 +296,7 @@ def run_engine(
     parallel: int | None,
     wait: bool,
     trust: Trust | None = None,
+    record: Path | None = None,
 ) -> int:
     """Fetch the released weights and replace this process by the engine that serves them.
 
@@ -238,6 +308,7 @@ def run_engine(
             of the manifest behind it where only that one is to be served.
         parallel: requests served at once; None takes the number that was measured.
         wait: whether to wait for a first release.
+        record: file for `LoadedWeights`, written before the engine starts.
 
     Raises:
         UserError: if nothing is released and `wait` is off, a version may not be served here, the
@@ -255,12 +326,14 @@ def run_engine(
             f"{release.name} {release.version} is served by {engine.name}, which can't be started "
             f"here: {lacking}; run this command in the image of that engine"
         )
-    request = serve_request(found, cache_root() / "released", host, port)
+    request, loaded = serve_request(found, cache_root() / "released", host, port)
     argv = engine.command(replace(request, parallel=parallel or request.parallel))
     served = ", ".join(f"{release.name} {release.version}" for release in found)
     print(f"serving {served} with {engine.title} on {host}:{port}", flush=True)
     for place, adapter in enumerate(request.adapters):
         print(f"adapter {place}: {adapter}", flush=True)
+    if record is not None:
+        write_whole(record, loaded.model_dump_json().encode(), lasting=False)
     os.execv(argv[0], argv)
 
 

@@ -33,39 +33,29 @@ KeptUser: TypeAlias = Literal["hash", "plain", "none"]
 class ClientLimits(Section):
     """What a client may send, and how long it may take."""
 
-    connections: int = Field(
-        4_096,
-        ge=1,
-        description="Connections at once, as far as the process may open files; a new one closes "
-        "an idle one.",
-    )
-    header_bytes: int = Field(
-        32_768, ge=1_024, le=1 << 20, description="Largest request line with all headers."
-    )
-    header_timeout_s: Seconds = Field(
-        10.0, description="Time for the request line and the headers, from the first byte on."
-    )
-    body_timeout_s: Seconds = Field(30.0, description="Time for the body.")
-    idle_timeout_s: Seconds = Field(
-        75.0, description="Time that a connection without a request is kept open."
-    )
-    write_timeout_s: Seconds = Field(
-        60.0, description="Longest time that a client may stop reading its answer."
-    )
-    json_depth: int = Field(
-        64, ge=8, le=512, description="How deep lists and objects of a body may be nested."
-    )
-    json_values: int = Field(
-        20_000, ge=100, description="Lists, objects and fields that a body may have."
-    )
+    connections: int = Field(4_096, ge=1)
+    """Connections at once, as far as the process may open files; a new one closes an idle one."""
+    header_bytes: int = Field(32_768, ge=1_024, le=1 << 20)
+    """Largest request line with all headers."""
+    header_timeout_s: Seconds = 10.0
+    """Time for the request line and the headers, from the first byte on."""
+    body_timeout_s: Seconds = 30.0
+    """Time for the body."""
+    idle_timeout_s: Seconds = 75.0
+    """Time that a connection without a request is kept open."""
+    write_timeout_s: Seconds = 60.0
+    """Longest time that a client may stop reading its answer."""
+    json_depth: int = Field(64, ge=8, le=512)
+    """How deep lists and objects of a body may be nested."""
+    json_values: int = Field(20_000, ge=100)
+    """Lists, objects and fields that a body may have."""
 
 
 class LogConfig(Section):
     """The gateway's own log, on stderr."""
 
-    format: Literal["text", "json"] = Field(
-        "text", description="`json` writes a JSON object a line, with the facts as fields."
-    )
+    format: Literal["text", "json"] = "text"
+    """`json` writes a JSON object a line, with the facts as fields."""
 
 
 def _ledger_url(url: str) -> str:
@@ -83,24 +73,19 @@ def _ledger_url(url: str) -> str:
 class LedgerConfig(Section):
     """The usage ledger."""
 
-    path: FilePath | None = Field(None, description="The SQLite file; made when missing.")
-    url: Annotated[str, AfterValidator(_ledger_url)] | None = Field(
-        None,
-        description="A database in place of the file, `postgresql://user@host:5432/database`, "
-        "which several gateways may share. A password comes from `PGPASSWORD` or `PGPASSFILE`.",
-    )
-    users: KeptUser = Field(
-        "hash",
-        description="What is kept of a request's `user`: its hash (`hash`), up to 64 characters of "
-        "it (`plain`) or nothing (`none`).",
-    )
-    queue_limit: int = Field(
-        10_000,
-        ge=1,
-        description="Rows that may wait to be written; beyond it new requests get 503, since "
-        "what cannot be counted is not served.",
-    )
-    flush_interval_s: Seconds = Field(0.25, description="Time between two writes.")
+    path: FilePath | None = None
+    """The SQLite file; made when missing."""
+    url: Annotated[str, AfterValidator(_ledger_url)] | None = None
+    """A database in place of the file, `postgresql://user@host:5432/database`, which several
+    gateways may share. A password comes from `PGPASSWORD` or `PGPASSFILE`."""
+    users: KeptUser = "hash"
+    """What is kept of a request's `user`: its hash (`hash`), up to 64 characters of it (`plain`) or
+    nothing (`none`)."""
+    queue_limit: int = Field(10_000, ge=1)
+    """Rows that may wait to be written; beyond it new requests get 503, since what cannot be
+    counted is not served."""
+    flush_interval_s: Seconds = 0.25
+    """Time between two writes."""
 
     @model_validator(mode="after")
     def _one_place(self) -> LedgerConfig:
@@ -119,96 +104,73 @@ class LedgerConfig(Section):
 class ProductionLogConfig(Section):
     """Scrubbed requests and answers, kept in the store; nothing is kept without this section."""
 
-    store: str = Field(
-        description="Root of the store, `file:///dir` or `s3://bucket/prefix`; rows go to "
-        "`logs/<model>/<day>/` below it."
-    )
-    spool: FilePath = Field(
-        description="Folder of this gateway alone, for rows that the store does not have yet."
-    )
-    sample_rate: float = Field(
-        1.0, ge=0, le=1, description="Share of the requests that is logged, drawn by request id."
-    )
-    languages: tuple[str, ...] = Field(
-        ("en",), description="Languages of the conversations, in which personal data is looked for."
-    )
-    pii_model: bool = Field(
-        True,
-        description="Find personal data by the model of `data.pii_ner: true` and by patterns; "
-        "without its files the gateway does not start. false: patterns alone, which miss names.",
-    )
-    flush_interval_s: Seconds = Field(
-        1.0, description="Time between two writes to the spool; a kill loses no more than that."
-    )
-    part_seconds: Seconds = Field(60.0, description="Age at which rows are uploaded.")
-    part_rows: int = Field(
-        5_000, ge=1, le=1_000_000, description="Number of rows that are uploaded sooner."
-    )
-    queue_limit: int = Field(
-        10_000, ge=1, description="Requests that may wait for the spool; more are dropped."
-    )
-    queue_bytes: int = Field(
-        64 << 20, ge=1, description="Bytes of requests and answers that may wait in memory."
-    )
-    spool_bytes: int = Field(
-        1 << 30, ge=1, description="Bytes that the spool may hold; more are dropped."
-    )
+    store: str
+    """Root of the store, `file:///dir` or `s3://bucket/prefix`; rows go to `logs/<model>/<day>/`
+    below it."""
+    spool: FilePath
+    """Folder of this gateway alone, for rows that the store does not have yet."""
+    sample_rate: float = Field(1.0, ge=0, le=1)
+    """Share of the requests that is logged, drawn by request id."""
+    languages: tuple[str, ...] = ("en",)
+    """Languages of the conversations, in which personal data is looked for."""
+    pii_model: bool = True
+    """Find personal data by the model of `data.pii_ner: true` and by patterns; without its files
+    the gateway does not start. false: patterns alone, which miss names."""
+    flush_interval_s: Seconds = 1.0
+    """Time between two writes to the spool; a kill loses no more than that."""
+    part_seconds: Seconds = 60.0
+    """Age at which rows are uploaded."""
+    part_rows: int = Field(5_000, ge=1, le=1_000_000)
+    """Number of rows that are uploaded sooner."""
+    queue_limit: int = Field(10_000, ge=1)
+    """Requests that may wait for the spool; more are dropped."""
+    queue_bytes: int = Field(64 << 20, ge=1)
+    """Bytes of requests and answers that may wait in memory."""
+    spool_bytes: int = Field(1 << 30, ge=1)
+    """Bytes that the spool may hold; more are dropped."""
 
 
 class TracingConfig(Section):
     """Traces of requests for an OpenTelemetry collector; none are made without this section."""
 
-    endpoint: HttpUrl = Field(
-        "http://127.0.0.1:4318/v1/traces", description="Where spans go, by OTLP over HTTP."
-    )
-    service_name: str = Field(
-        "tuneline-gateway", min_length=1, description="Name of the service in the traces."
-    )
-    sample_rate: float = Field(
-        1.0,
-        ge=0,
-        le=1,
-        description="Share of the requests that is traced, where the client has not decided.",
-    )
-    headers_env: EnvName | None = Field(
-        None, description="Environment variable that holds headers for it: `name=value,…`."
-    )
+    endpoint: HttpUrl = "http://127.0.0.1:4318/v1/traces"
+    """Where spans go, by OTLP over HTTP."""
+    service_name: str = Field("tuneline-gateway", min_length=1)
+    """Name of the service in the traces."""
+    sample_rate: float = Field(1.0, ge=0, le=1)
+    """Share of the requests that is traced, where the client has not decided."""
+    headers_env: EnvName | None = None
+    """Environment variable that holds headers for it: `name=value,…`."""
 
 
 class CanaryConfig(Section):
     """A candidate that answers a share of the keys, before the chain."""
 
-    upstream: str = Field(min_length=1, description="Name of the candidate's upstream.")
-    share: float = Field(gt=0, lt=1, description="Share of the keys, drawn by their names.")
-    low_confidence: LowConfidenceConfig | None = Field(
-        None, description="When to fall back from its answers; None takes the model's limits."
-    )
+    upstream: str = Field(min_length=1)
+    """Name of the candidate's upstream."""
+    share: float = Field(gt=0, lt=1)
+    """Share of the keys, drawn by their names."""
+    low_confidence: LowConfidenceConfig | None = None
+    """When to fall back from its answers; None takes the model's limits."""
 
 
 class ModelConfig(Section):
     """A model id that clients ask for, and the chain of upstreams behind it."""
 
-    id: Name = Field(description="What clients write as `model`.")
-    chain: tuple[str, ...] = Field(
-        min_length=1, description="Names of upstreams: the primary, then the fallbacks in order."
-    )
-    low_confidence: LowConfidenceConfig | None = Field(
-        None, description="When to fall back from an answer that came."
-    )
-    budget_s: Seconds = Field(
-        600.0,
-        description="Time for a whole request over all attempts, of a stream until its first "
-        "byte. An attempt gets at most what is left of it.",
-    )
-    canary: CanaryConfig | None = Field(
-        None, description="A release on trial, next to the chain. The follower writes it."
-    )
-    released: str | None = Field(
-        None,
-        min_length=1,
-        description="Version that is released; readiness and metrics say while the primary is of "
-        "another one. The follower writes it.",
-    )
+    id: Name
+    """What clients write as `model`."""
+    chain: tuple[str, ...] = Field(min_length=1)
+    """Names of upstreams: the primary, then the fallbacks in order."""
+    low_confidence: LowConfidenceConfig | None = None
+    """When to fall back from an answer that came."""
+    budget_s: Seconds = 600.0
+    """Time for a whole request over all attempts, of a stream until its first byte. An attempt gets
+    at most what is left of it."""
+    canary: CanaryConfig | None = None
+    """A release on trial, next to the chain. The follower writes it."""
+    released: str | None = Field(None, min_length=1)
+    """Version that is released; readiness and metrics say while the primary is of another one. The
+    follower writes it."""
 
     def limits_of(self, upstream: str) -> LowConfidenceConfig | None:
         """Return the limits of confidence of an upstream's answers, None if they have none."""
@@ -220,26 +182,21 @@ class ModelConfig(Section):
 class ReadinessConfig(Section):
     """The conditions under which `/v1/health/ready` answers 200."""
 
-    require: Literal["any", "primary"] = Field(
-        "any",
-        description="Each model needs any upstream of its chain, or its primary. `any` keeps the "
-        "gateway in service while a fallback answers.",
-    )
-    ping_interval_s: Seconds = Field(
-        5.0,
-        description="Time between pings; skipped while real tokens flow, and at most a "
-        "second while the upstream is not ready.",
-    )
-    ping_timeout_s: Seconds = Field(5.0, description="Time for one ping.")
-    stale_after_s: Seconds = Field(
-        20.0,
-        description="An upstream without a token for this long (at least an interval and a ping) "
-        "is not ready. A refused connection counts at once.",
-    )
-    warmup_prompt_words: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(
-        (8, 128), description="Lengths of the warm-up prompts; empty skips the warm-up."
-    )
-    warmup_timeout_s: Seconds = Field(120.0, description="Time for one warm-up prompt.")
+    require: Literal["any", "primary"] = "any"
+    """Each model needs any upstream of its chain, or its primary. `any` keeps the gateway in
+    service while a fallback answers."""
+    ping_interval_s: Seconds = 5.0
+    """Time between pings; skipped while real tokens flow, and at most a second while the upstream
+    is not ready."""
+    ping_timeout_s: Seconds = 5.0
+    """Time for one ping."""
+    stale_after_s: Seconds = 20.0
+    """An upstream without a token for this long (at least an interval and a ping) is not ready. A
+    refused connection counts at once."""
+    warmup_prompt_words: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = (8, 128)
+    """Lengths of the warm-up prompts; empty skips the warm-up."""
+    warmup_timeout_s: Seconds = 120.0
+    """Time for one warm-up prompt."""
 
     @property
     def stale_s(self) -> float:
@@ -251,65 +208,57 @@ class ReadinessConfig(Section):
 class DrainConfig(Section):
     """The time between SIGTERM and the end."""
 
-    delay_s: float = Field(
-        0.0,
-        ge=0,
-        le=3600,
-        description="Go on serving this long while the probe already says 503, so that load "
-        "balancers can notice.",
-    )
-    timeout_s: Seconds = Field(
-        30.0, description="Then finish requests under way for at most this long."
-    )
+    delay_s: float = Field(0.0, ge=0, le=3600)
+    """Go on serving this long while the probe already says 503, so that load balancers can
+    notice."""
+    timeout_s: Seconds = 30.0
+    """Then finish requests under way for at most this long."""
 
 
 class GatewayConfig(Section):
     """The whole file."""
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(8000, ge=0, le=65_535, description="Port; 0 takes a free one.")
-    keys_file: FilePath = Field(description="JSON file of API key names and hashes.")
-    ledger: LedgerConfig = Field(description="The usage ledger.")
-    currency: str = Field(
-        "USD", pattern=r"^[A-Z]{3}$", description="Currency of all prices (ISO 4217)."
-    )
-    upstreams: tuple[UpstreamConfig, ...] = Field(
-        description="Who can answer; `[]` before a first release."
-    )
-    allowed_hosts: tuple[str, ...] | None = Field(
-        None,
-        description="Hosts that upstreams may be called at, besides this machine's loopback; None "
-        "allows those that `upstreams` names. A larger model that a release names has to be at one "
-        "of them, by https unless the host is listed as `http://host`.",
-    )
-    upstream_keys: dict[str, str] = Field(
-        {},
-        description="Environment variables that a larger model which a release names may be sent "
-        "as its key, by host.",
-    )
-    models: tuple[ModelConfig, ...] = Field(
-        description="What clients can ask for; `[]` before a first release."
-    )
-    readiness: ReadinessConfig = Field(ReadinessConfig(), description="When the gateway is ready.")
-    drain: DrainConfig = Field(DrainConfig(), description="How it stops.")
-    production_log: ProductionLogConfig | None = Field(
-        None, description="Scrubbed requests in the store, one partition a day."
-    )
-    max_body_bytes: int = Field(
-        1_000_000, ge=1_000, description="Largest request body; more gets 413."
-    )
-    limits: ClientLimits = Field(
-        ClientLimits(), description="What a client may send, and how long it may take."
-    )
-    log: LogConfig = Field(LogConfig(), description="The gateway's own log.")
-    tracing: TracingConfig | None = Field(None, description="OpenTelemetry traces.")
-    chat_page: bool = Field(True, description="Whether `/` answers with a page to chat on.")
-    max_in_flight: int = Field(
-        256, ge=1, description="Requests at once; more get 429 with Retry-After."
-    )
-    max_in_flight_bytes: int = Field(
-        256 << 20, ge=1 << 20, description="Memory of all of them, in bytes; more get 429 too."
-    )
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65_535)
+    """Port; 0 takes a free one."""
+    keys_file: FilePath
+    """JSON file of API key names and hashes."""
+    ledger: LedgerConfig
+    """The usage ledger."""
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$")
+    """Currency of all prices (ISO 4217)."""
+    upstreams: tuple[UpstreamConfig, ...]
+    """Who can answer; `[]` before a first release."""
+    allowed_hosts: tuple[str, ...] | None = None
+    """Hosts that upstreams may be called at, besides this machine's loopback; None allows those
+    that `upstreams` names. A larger model that a release names has to be at one of them, by https
+    unless the host is listed as `http://host`."""
+    upstream_keys: dict[str, str] = Field({})
+    """Environment variables that a larger model which a release names may be sent as its key, by
+    host."""
+    models: tuple[ModelConfig, ...]
+    """What clients can ask for; `[]` before a first release."""
+    readiness: ReadinessConfig = ReadinessConfig()
+    """When the gateway is ready."""
+    drain: DrainConfig = DrainConfig()
+    """How it stops."""
+    production_log: ProductionLogConfig | None = None
+    """Scrubbed requests in the store, one partition a day."""
+    max_body_bytes: int = Field(1_000_000, ge=1_000)
+    """Largest request body; more gets 413."""
+    limits: ClientLimits = ClientLimits()
+    """What a client may send, and how long it may take."""
+    log: LogConfig = LogConfig()
+    """The gateway's own log."""
+    tracing: TracingConfig | None = None
+    """OpenTelemetry traces."""
+    chat_page: bool = True
+    """Whether `/` answers with a page to chat on."""
+    max_in_flight: int = Field(256, ge=1)
+    """Requests at once; more get 429 with Retry-After."""
+    max_in_flight_bytes: int = Field(256 << 20, ge=1 << 20)
+    """Memory of all of them, in bytes; more get 429 too."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> GatewayConfig:

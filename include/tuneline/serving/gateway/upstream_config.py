@@ -39,48 +39,31 @@ EnvName = Annotated[str, AfterValidator(_env_set)]
 class BreakerConfig(Section):
     """When an upstream that keeps failing is left alone, and for how long."""
 
-    failures: int = Field(
-        5, ge=1, le=10_000, description="Failures in a row that open the circuit."
-    )
-    error_share: float = Field(
-        0.5, gt=0, le=1, description="Share of failures within the window that opens it too."
-    )
-    window_s: float = Field(30.0, gt=0, le=3600, description="Length of that window.")
-    window_requests: int = Field(
-        20, ge=2, le=100_000, description="Attempts that the window must hold to be judged."
-    )
-    open_s: float = Field(
-        10.0,
-        gt=0,
-        le=3600,
-        description="Time for which nothing is sent; then one request at a time tries it.",
-    )
+    failures: int = Field(5, ge=1, le=10_000)
+    """Failures in a row that open the circuit."""
+    error_share: float = Field(0.5, gt=0, le=1)
+    """Share of failures within the window that opens it too."""
+    window_s: float = Field(30.0, gt=0, le=3600)
+    """Length of that window."""
+    window_requests: int = Field(20, ge=2, le=100_000)
+    """Attempts that the window must hold to be judged."""
+    open_s: float = Field(10.0, gt=0, le=3600)
+    """Time for which nothing is sent; then one request at a time tries it."""
 
 
 class LowConfidenceConfig(Section):
     """The limits below which an answer is not trusted (natural logarithms; 0 is certainty)."""
 
-    min_mean_logprob: float = Field(
-        lt=0,
-        description="Fall back when the mean log-probability of the answer's tokens is below "
-        "this. Calibrate it on validation rows.",
-    )
-    min_token_logprob: float | None = Field(
-        None, lt=0, description="Fall back when the weakest token is below this."
-    )
-    stream_window_tokens: int = Field(
-        0,
-        ge=0,
-        le=512,
-        description="Hold back this many first tokens of a stream and judge them; 0 leaves "
-        "streams unjudged.",
-    )
-    stream_min_mean_logprob: float | None = Field(
-        None,
-        lt=0,
-        description="The limit for the mean of the tokens that are held back; None takes "
-        "`min_mean_logprob`. The first tokens are not as sure as all.",
-    )
+    min_mean_logprob: float = Field(lt=0)
+    """Fall back when the mean log-probability of the answer's tokens is below this. Calibrate it on
+    validation rows."""
+    min_token_logprob: float | None = Field(None, lt=0)
+    """Fall back when the weakest token is below this."""
+    stream_window_tokens: int = Field(0, ge=0, le=512)
+    """Hold back this many first tokens of a stream and judge them; 0 leaves streams unjudged."""
+    stream_min_mean_logprob: float | None = Field(None, lt=0)
+    """The limit for the mean of the tokens that are held back; None takes `min_mean_logprob`. The
+    first tokens are not as sure as all."""
 
 
 @dataclass(frozen=True)
@@ -100,26 +83,19 @@ class TokenRates:
 class PriceConfig(Section):
     """Either both prices per 1,000 tokens, or an hourly cost with a measured throughput."""
 
-    per_1k_prompt: float | None = Field(None, ge=0, description="Price of 1,000 prompt tokens.")
-    per_1k_completion: float | None = Field(
-        None, ge=0, description="Price of 1,000 completion tokens."
-    )
-    hourly_cost: float | None = Field(
-        None, ge=0, description="What the upstream's machine costs in an hour."
-    )
-    completion_tokens_per_second: float | None = Field(
-        None,
-        gt=0,
-        description="Completion tokens that machine writes in a second under its usual load, "
-        "as the latency benchmark measured it.",
-    )
-    prompt_tokens_per_second: float | None = Field(
-        None,
-        gt=0,
-        description="Prompt tokens that machine reads in a second. Leave it out when the "
-        "completion throughput was measured with prompts included: prompts are then free, "
-        "since their time is already in the price of the completion.",
-    )
+    per_1k_prompt: float | None = Field(None, ge=0)
+    """Price of 1,000 prompt tokens."""
+    per_1k_completion: float | None = Field(None, ge=0)
+    """Price of 1,000 completion tokens."""
+    hourly_cost: float | None = Field(None, ge=0)
+    """What the upstream's machine costs in an hour."""
+    completion_tokens_per_second: float | None = Field(None, gt=0)
+    """Completion tokens that machine writes in a second under its usual load, as the latency
+    benchmark measured it."""
+    prompt_tokens_per_second: float | None = Field(None, gt=0)
+    """Prompt tokens that machine reads in a second. Leave it out when the completion throughput was
+    measured with prompts included: prompts are then free, since their time is already in the price
+    of the completion."""
 
     @model_validator(mode="after")
     def _one_way(self) -> PriceConfig:
@@ -168,76 +144,62 @@ def _from_clients(names: tuple[str, ...]) -> tuple[str, ...]:
 class UpstreamConfig(Section):
     """An OpenAI-compatible server."""
 
-    name: Name = Field(description="Its name in chains, headers, ledger and metrics.")
-    base_url: HttpUrl = Field(description="Where its API begins, `/v1` included.")
-    model: str = Field(
-        min_length=1, description="The model id it must list; it is what requests ask it for."
+    name: Name
+    """Its name in chains, headers, ledger and metrics."""
+    base_url: HttpUrl
+    """Where its API begins, `/v1` included."""
+    model: str = Field(min_length=1)
+    """The model id it must list; it is what requests ask it for."""
+    api_key_env: EnvName | None = None
+    """Environment variable that holds its API key."""
+    connect_timeout_s: Seconds = 2.0
+    """Time to open a connection."""
+    answer_timeout_s: Seconds = 300.0
+    """Time for a whole answer that is not streamed."""
+    first_token_timeout_s: Seconds = 60.0
+    """Time to the first token of a stream."""
+    idle_timeout_s: Seconds = 60.0
+    """Longest time without text inside a stream that has begun."""
+    stream_timeout_s: Seconds = 3600.0
+    """Time for a whole stream."""
+    max_answer_bytes: int = Field(ANSWER_LIMIT, ge=1_000)
+    """Largest answer, streamed or not; a larger one is a failure of the upstream, and its
+    connection is closed."""
+    version: str | None = Field(None, min_length=1)
+    """Version of the model that it serves, such as the release's run id; ledger, production log and
+    `/v1/models` state it."""
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Hash of the weights that it has loaded, stated where `version` is. The follower writes what
+    the start of its engine has hashed."""
+    price: PriceConfig | None = None
+    """What its tokens cost; without it they cost nothing."""
+    tokenizer: FilePath | None = None
+    """Its `tokenizer.json`, for counting where it reports no usage; without it four bytes count as
+    one token."""
+    adapter: Annotated[int, Field(ge=0)] | Name | None = None
+    """Adapter that it is asked for: its name in vLLM, its place in llama.cpp, from 0. None asks
+    `model` itself."""
+    context_tokens: int | None = Field(None, ge=1)
+    """Context of one request, prompt and answer, in tokens. A prompt that is too long for one
+    upstream goes to those with a longer context, or that state none."""
+    warmup_system: str | None = Field(None, min_length=1)
+    """System turn that most of its prompts begin with. The warm-up and the pings carry it, so that
+    the engine's prefix cache holds it when a user asks."""
+    breaker: BreakerConfig = BreakerConfig()
+    """When it is left alone because it keeps failing."""
+    extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field({})
+    """Fields set in every request to it, over the client's, such as `top_k: 40`."""
+    fields: Annotated[tuple[str, ...], AfterValidator(_from_clients)] = (
+        "ignore_eos",
+        "min_p",
+        "repetition_penalty",
+        "top_k",
     )
-    api_key_env: EnvName | None = Field(
-        None, description="Environment variable that holds its API key."
-    )
-    connect_timeout_s: Seconds = Field(2.0, description="Time to open a connection.")
-    answer_timeout_s: Seconds = Field(
-        300.0, description="Time for a whole answer that is not streamed."
-    )
-    first_token_timeout_s: Seconds = Field(60.0, description="Time to the first token of a stream.")
-    idle_timeout_s: Seconds = Field(
-        60.0, description="Longest time without text inside a stream that has begun."
-    )
-    stream_timeout_s: Seconds = Field(3600.0, description="Time for a whole stream.")
-    max_answer_bytes: int = Field(
-        ANSWER_LIMIT,
-        ge=1_000,
-        description="Largest answer, streamed or not; a larger one is a failure of the upstream, "
-        "and its connection is closed.",
-    )
-    version: str | None = Field(
-        None,
-        min_length=1,
-        description="Version of the model that it serves, such as the release's run id; the "
-        "production log states it.",
-    )
-    price: PriceConfig | None = Field(
-        None, description="What its tokens cost; without it they cost nothing."
-    )
-    tokenizer: FilePath | None = Field(
-        None,
-        description="Its `tokenizer.json`, for counting where it reports no usage; without it "
-        "four bytes count as one token.",
-    )
-    adapter: Annotated[int, Field(ge=0)] | Name | None = Field(
-        None,
-        description="Adapter that it is asked for: its name in vLLM, its place in llama.cpp, from "
-        "0. None asks `model` itself.",
-    )
-    context_tokens: int | None = Field(
-        None,
-        ge=1,
-        description="Context of one request, prompt and answer, in tokens. A prompt that is too "
-        "long for one upstream goes to those with a longer context, or that state none.",
-    )
-    warmup_system: str | None = Field(
-        None,
-        min_length=1,
-        description="System turn that most of its prompts begin with. The warm-up and the pings "
-        "carry it, so that the engine's prefix cache holds it when a user asks.",
-    )
-    breaker: BreakerConfig = Field(
-        BreakerConfig(), description="When it is left alone because it keeps failing."
-    )
-    extra_body: Annotated[dict[str, Any], AfterValidator(_no_request_fields)] = Field(
-        {}, description="Fields set in every request to it, over the client's, such as `top_k: 40`."
-    )
-    fields: Annotated[tuple[str, ...], AfterValidator(_from_clients)] = Field(
-        ("ignore_eos", "min_p", "repetition_penalty", "top_k"),
-        description="Fields besides OpenAI's that it takes from clients. A request with a field "
-        "that no upstream of its model takes gets 400.",
-    )
-    ping: bool = Field(
-        True,
-        description="Prove by a one-token answer that it lives. `false` only reads its list of "
-        "models, for upstreams that bill every token.",
-    )
+    """Fields besides OpenAI's that it takes from clients. A request with a field that no upstream
+    of its model takes gets 400."""
+    ping: bool = True
+    """Prove by a one-token answer that it lives. `false` only reads its list of models, for
+    upstreams that bill every token."""
 
     @model_validator(mode="after")
     def _one_adapter(self) -> UpstreamConfig:

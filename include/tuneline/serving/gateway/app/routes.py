@@ -107,7 +107,9 @@ def _ref(name: str) -> dict[str, str]:
 def _schemas() -> dict[str, Any]:
     text, texts = {"type": "string"}, {"type": ["string", "null"]}
     objects = {"type": "array", "items": {"type": "object"}}
-    entry = {"object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": text}
+    # The last two are the primary's; null where its upstream states none.
+    entry: dict[str, Any] = {"object": {"const": "model"}, "created": {"type": "integer"}}
+    entry |= {"owned_by": text, "version": texts, "weights_sha256": texts}
     _, bodies = models_json_schema(
         [(api.body, "validation") for api in APIS], ref_template="#/components/schemas/{model}"
     )
@@ -254,8 +256,10 @@ class _Answers:
 
     def _allowed(self, request: Request) -> dict[str, dict[str, object]]:
         grant = self._runtime.keys.grant_of(authenticate(self._runtime, request))
+        stated = ("version", "weights_sha256")
         return {
             asked: {"id": asked, **self._entry}
+            | {name: getattr(chain.upstreams[0].config, name) for name in stated}
             for asked, chain in self._runtime.chains.items()
             if grant and grant.allows(chain.config.id)
         }

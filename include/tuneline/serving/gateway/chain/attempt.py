@@ -192,6 +192,8 @@ class Attempt:
             served=self.served,
             fallback_reason=None if self.fallback_reason is None else str(self.fallback_reason),
             user_id=self.call.user,
+            model_version=config.version,
+            weights_sha256=config.weights_sha256,
         )
 
     @property

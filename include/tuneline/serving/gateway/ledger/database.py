@@ -12,7 +12,7 @@ import math
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -50,46 +50,75 @@ from sqlalchemy.exc import (
 
 from tuneline.errors import RetryableError, TunelineError, UserError, first_line
 
-VERSION = 2
+VERSION = 3
+# Its rows had neither `model_version` nor `weights_sha256`.
+_BEFORE = 2
+
+
+@dataclass(frozen=True)
+class UsageRow:
+    """One attempt at an upstream, and the columns of `usage`.
+
+    Attributes:
+        attempt: from 1, in the order of the chain.
+        time: Unix time at which it began.
+        kind: request, ping or warmup; imported in rows that an earlier version took from another
+            gateway.
+        key: name of the API key.
+        model: the model id that the client asked for.
+        model_served: the upstream's own model id.
+        cached_tokens: of the prompt tokens, those that the upstream had cached.
+        estimated: True if the gateway counted the tokens, since none were reported.
+        ttft_ms: None if nothing was streamed.
+        mean_logprob: None if log-probabilities were not asked for.
+        status: how it ended.
+        served: True if this answer went to the client.
+        fallback_reason: why the attempt before was left; None on the first.
+        user_id: the client's own user, as `ledger.users` lets it be kept; empty if it named none.
+        model_version: the release that answered; None if the upstream states none.
+        weights_sha256: hash of the bytes that its engine had loaded; None if it states none.
+    """
+
+    request_id: str
+    attempt: int
+    time: float
+    kind: str
+    key: str
+    model: str
+    upstream: str
+    model_served: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: bool
+    cost: float
+    currency: str
+    latency_ms: float
+    ttft_ms: float | None
+    mean_logprob: float | None
+    status: str
+    served: bool
+    fallback_reason: str | None
+    user_id: str = ""
+    model_version: str | None = None
+    weights_sha256: str | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(UsageRow))
+_TYPES = {"str": Text, "int": BigInteger, "float": Double, "bool": Integer}
+
+
+def _column(field: Field[Any]) -> Column[Any]:
+    kind, _, nothing = str(field.type).partition(" | ")
+    key = field.name in ("request_id", "attempt")
+    return Column(field.name, _TYPES[kind], primary_key=key, nullable=bool(nothing))
+
+
 _METADATA = MetaData()
 USAGE = Table(
     "usage",
     _METADATA,
-    Column("request_id", Text, primary_key=True),
-    # From 1, in the order of the chain.
-    Column("attempt", Integer, primary_key=True),
-    # Unix time at which the attempt began.
-    Column("time", Double, nullable=False),
-    # request, ping or warmup; imported in rows that an earlier version took from another gateway.
-    Column("kind", Text, nullable=False),
-    # Name of the API key.
-    Column("key", Text, nullable=False),
-    # The model id that the client asked for.
-    Column("model", Text, nullable=False),
-    Column("upstream", Text, nullable=False),
-    # The upstream's own model id.
-    Column("model_served", Text, nullable=False),
-    Column("prompt_tokens", BigInteger, nullable=False),
-    # Of the prompt tokens, those that the upstream had cached.
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("completion_tokens", BigInteger, nullable=False),
-    # 1: counted by the gateway, not reported.
-    Column("estimated", Integer, nullable=False),
-    Column("cost", Double, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("latency_ms", Double, nullable=False),
-    # NULL when nothing was streamed.
-    Column("ttft_ms", Double),
-    # NULL when log-probabilities were not asked for.
-    Column("mean_logprob", Double),
-    # How the attempt ended.
-    Column("status", Text, nullable=False),
-    # 1: this answer went to the client.
-    Column("served", Integer, nullable=False),
-    # Why the attempt before was left; NULL on the first.
-    Column("fallback_reason", Text),
-    # The client's own user, as `ledger.users` lets it be kept; empty if it named none.
-    Column("user_id", Text, nullable=False),
+    *map(_column, fields(UsageRow)),
     Index("usage_by_time", "time"),
     sqlite_with_rowid=False,
 )
@@ -155,13 +184,21 @@ _STATEMENT_LIMIT = "-c statement_timeout=15s"
 
 
 def prepare(connection: Connection) -> bool:
-    """Make the tables in an empty database; return False if there are others in their place."""
+    """Make the tables in an empty database, or add what they lack since the version before.
+
+    Returns False if there are others in their place.
+    """
     is_sqlite = connection.dialect.name == "sqlite"
     if not is_sqlite:
         # Gateways that start together must not all make the tables.
         connection.exec_driver_sql(_LOCK)
     names = set(inspect(connection).get_table_names())
     if _VERSION.name in names:
+        if _versions(connection) == [_BEFORE]:
+            known = {column["name"] for column in inspect(connection).get_columns(USAGE.name)}
+            for name in set(COLUMNS) - known:
+                connection.exec_driver_sql(f"ALTER TABLE usage ADD COLUMN {name} TEXT")
+            connection.execute(_VERSION.update().values(version=VERSION))
         return is_current(connection)
     # A SQLite file is the ledger's own; a PostgreSQL database may have other tables.
     if names if is_sqlite else names & _METADATA.tables.keys():
@@ -175,39 +212,11 @@ def prepare(connection: Connection) -> bool:
 
 def is_current(connection: Connection) -> bool:
     """Return True if the database is a ledger of this version."""
-    if not inspect(connection).has_table(_VERSION.name):
-        return False
-    return connection.execute(select(_VERSION.c.version)).scalars().all() == [VERSION]
+    return inspect(connection).has_table(_VERSION.name) and _versions(connection) == [VERSION]
 
 
-@dataclass(frozen=True)
-class UsageRow:
-    """One attempt; the schema explains the columns."""
-
-    request_id: str
-    attempt: int
-    time: float
-    kind: str
-    key: str
-    model: str
-    upstream: str
-    model_served: str
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    estimated: bool
-    cost: float
-    currency: str
-    latency_ms: float
-    ttft_ms: float | None
-    mean_logprob: float | None
-    status: str
-    served: bool
-    fallback_reason: str | None
-    user_id: str = ""
-
-
-COLUMNS = tuple(field.name for field in fields(UsageRow))
+def _versions(connection: Connection) -> Sequence[int]:
+    return connection.execute(select(_VERSION.c.version)).scalars().all()
 
 
 def periods(time: float) -> tuple[str, str]:
@@ -386,7 +395,10 @@ def _file_of(url: URL) -> Path | None:
 
 def _other(url: URL) -> UserError:
     place = _file_of(url) or url.render_as_string(hide_password=True)
-    return UserError(f"{place}: not a usage ledger of version {VERSION}; name another")
+    return UserError(
+        f"{place}: not a usage ledger of version {VERSION}; name another, or start a gateway on "
+        f"it, which adds what one of version {_BEFORE} lacks"
+    )
 
 
 @contextmanager
