@@ -9,7 +9,8 @@ On drift it
 1. backfills `production_logs` over the drifted days, every request of them (dry run first; one
    backfill at a time),
 2. counts the reviewed rows of these days and, if there are too few, asks people for more,
-3. starts `finetune_to_production` with the reason, the days and the report,
+3. starts `finetune_to_production` with the reason, the days and the report: half of these rows are
+   held out, and the new model has to be better on them than the released one,
 4. waits with the next one until the cool-down is over: one drift starts one retraining.
 
 The prompt of every logged request is compared, also of those that can't be trained on. Days with
@@ -27,7 +28,7 @@ from airflow.sdk import DAG, Param, TriggerRule, get_current_context, task
 from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowFailException
 
-from tuneline.config import Model, find_model
+from tuneline.config import Model, find_model, merge
 from tuneline_airflow.failures import fail_plainly, worker_retry_policy
 from tuneline_airflow.family import (
     DRIFT,
@@ -210,7 +211,7 @@ def start_retraining(model_name: str, main: str) -> str | None:
         main,
         run_id,
         reason,
-        sources.overrides,
+        merge(sources.overrides, {"data": {"drifted_days": [str(first), str(last)]}}),
         first_day=str(first),
         last_day=str(last),
         report=decided["report"],
