@@ -15,13 +15,16 @@ from airflow.sdk import CronDataIntervalTimetable
 from airflow.sdk.exceptions import AirflowFailException
 from tests.lab.airflow_api import airflow_api
 from tests.lab.logged import DAY
-from tests.lab.runs import IN_PRODUCTION
+from tests.lab.runs import IN_PRODUCTION, Lab
 
 from tuneline.artifacts.answers import Person, approvals_needed, why_not
 from tuneline.config import merge
-from tuneline.evidence import Verdict
+from tuneline.evidence import Verdict, measure
+from tuneline.failures import failed
 from tuneline.governance.production.curated_days import CurationEvidence, publish
 from tuneline.run import Run
+from tuneline.step import store_output
+from tuneline.step_context import StepContext
 from tuneline.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -206,19 +209,38 @@ def test_two_models_at_one_schedule_are_both_trained(site):
     # The release of a run is found by the id of the run in Airflow.
     assert [run.run_id for run in runs] == list(started.values())
     for model, run in zip(MODELS, runs, strict=True):
-        said = f"the same data and settings were tried on {run.meta['created_at'][:10]}"
-        assert f"{said} by {run.run_id}" in site.night(model)
+        assert f"not trained: {run.run_id} is under way" in site.night(model)
 
 
-def test_a_night_whose_settings_are_refused_has_tried_nothing(site, family):
+def conclude(run, folder, why="", measured=()):
+    """Leave the evidence of a step that raised, or of one that measured something."""
+    ctx = StepContext(run, "holdout_performance", *(folder / n for n in ("out", "raw", "scratch")))
+    for place in (ctx.out, ctx.quarantine, ctx.scratch):
+        place.mkdir(parents=True, exist_ok=True)
+    store_output(ctx, failed(ctx, why, "retryable") if why else Lab.entry(ctx, measured))
+
+
+def test_a_night_that_died_is_tried_again_and_one_that_was_judged_is_not(site, family, tmp_path):
     path = family[0] / "hr.yaml"
     right = path.read_text()
     path.write_text(right.replace("settings: {", "settings: {profile: production, "))
-    run_id = site.night("hr")
     with pytest.raises(AirflowFailException, match="min_metric is not set"):
-        site.prepare("hr", run_id)
+        site.prepare("hr", site.night("hr"))
     path.write_text(right)
+    run_id = site.night("hr")
+    run = site.prepare("hr", run_id)
+    site.api.runs["finetune_to_production__hr", run_id] = "failed"
+    # It ended before any step, or in one that raised.
     assert site.night("hr") == run_id
+    conclude(run, tmp_path, "the registry is lost")
+    assert site.night("hr") == run_id
+    said = site.api.notes["nightly_retraining__hr", f"scheduled__{AT:%FT%T}"]
+    assert f"{run_id} came to no verdict on them (holdout_performance failed: " in said
+    conclude(run, tmp_path, measured=[measure("gain_lower", 0.0, "share", ">", 0.1)])
+    assert f"by {run_id}, which was not released (holdout_performance failed" in site.night("hr")
+    path.write_text(right.replace("settings: {", "settings: {training: {r: 4}, "))
+    assert site.night("hr") == run_id
+    path.write_text(right)
 
 
 def test_people_may_use_one_run_id_with_two_models(site):

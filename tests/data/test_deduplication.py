@@ -20,11 +20,6 @@ def config(**settings):
     return DataConfig(source="rows.jsonl", **settings)
 
 
-def near(number):
-    """A near-copy of `text(number, 20)`."""
-    return text(number, 20) + "!!"
-
-
 def test_clean_rows_lose_none(data_lab):
     lab = data_lab(clean_rows(120))
     entry = lab.upto(ITEM)
@@ -144,13 +139,6 @@ def test_another_system_prompt_is_another_question():
     assert find_conflicts(rows) == []
 
 
-def test_a_near_question_with_another_answer_is_reported():
-    rows = [row(1, text(1, 20), "a"), row(2, near(1) + " ok", "b")]
-    found = deduplicate(rows, config())
-    assert found.near_conflicts == 1
-    assert sum(reason is None for reason in found.reasons) == 1
-
-
 def test_shared_instructions_do_not_make_rows_alike():
     before = "Classify the message of a customer of our shop, one word only, be careful: "
     rows = [row(n, before + text(n, 5)) for n in range(20)]
@@ -243,7 +231,6 @@ def test_repeated_sentences_are_thinned_or_reported(data_lab):
     lab.agree(ITEM, "warn")
     listed = json.loads(lab.run.store.get_bytes(lab.run.step_key(ITEM, "phrases.json")))
     assert listed["sentences"][0]["sentence"] == "we value you as a customer"
-    assert listed["ngrams"][0]["share"] > 0.1
 
 
 def test_the_summary_names_the_limits_of_a_small_dataset(data_lab):
@@ -257,25 +244,6 @@ def test_the_summary_names_the_limits_of_a_small_dataset(data_lab):
     entry = lab.upto(ITEM)
     assert entry.verdict == "fail"
     assert lab.gate(ITEM).agrees
-
-
-def test_added_rows_take_none_from_the_holdout_to_training():
-    def splits(count):
-        rows = [row(n, text(n, 20), "abc"[n % 3]) for n in range(count)]
-        # Each tenth one asks nearly what the one before it asks.
-        rows += [row(5000 + n, near(n), "abc"[n % 3]) for n in range(0, count, 10)]
-        found = deduplicate(rows, config())
-        return {
-            r.row_id: split
-            for r, split, why in zip(rows, found.splits, found.reasons, strict=True)
-            if why is None
-        }
-
-    before, after = splits(300), splits(330)
-    moved = [(before[i], after[i]) for i in before.keys() & after.keys() if before[i] != after[i]]
-    assert ("holdout", "train") not in moved
-    assert ("train", "holdout") not in moved
-    assert len(moved) < 0.1 * len(before)
 
 
 def test_in_the_sample_duplicates_and_conflicts_go_and_hardly_another_row(sample_lab):

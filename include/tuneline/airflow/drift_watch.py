@@ -9,7 +9,8 @@ On drift it
 1. backfills `production_logs` over the drifted days, every request of them (dry run first; one
    backfill at a time),
 2. counts the reviewed rows of these days and, if there are too few, asks people for more,
-3. starts `finetune_to_production` with the reason, the days and the report,
+3. starts `finetune_to_production` with the reason, the days and the report: half of these rows are
+   held out, and the new model has to be better on them than the released one,
 4. waits with the next one until the cool-down is over: one drift starts one retraining.
 
 The prompt of every logged request is compared, also of those that can't be trained on. Days with
@@ -43,7 +44,7 @@ from tuneline.airflow.people import label_rows
 from tuneline.airflow.pods import ModelPod
 from tuneline.airflow.rest import leave_note, start_main
 from tuneline.airflow.waiting import BackfillDays
-from tuneline.config import Model, find_model
+from tuneline.config import Model, find_model, merge
 
 # A backfill of many days on a small machine.
 _BACKFILL_HOURS = 24
@@ -210,7 +211,7 @@ def start_retraining(model_name: str, main: str) -> str | None:
         main,
         run_id,
         reason,
-        sources.overrides,
+        merge(sources.overrides, {"data": {"drifted_days": [str(first), str(last)]}}),
         first_day=str(first),
         last_day=str(last),
         report=decided["report"],

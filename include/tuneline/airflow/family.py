@@ -151,6 +151,8 @@ def prepare_run(model_name: str) -> str:
             "run_type": str(dag_run.run_type),
             "bundle_version": getattr(bundle, "version", None),
         },
+        # What the model's file said; the form may have said otherwise.
+        "model_settings": model.settings_digest if model.source else None,
         "approvers": [user.model_dump() for user in model.file.approvers],
         **({"trigger": trigger} if automatic else {}),
     }

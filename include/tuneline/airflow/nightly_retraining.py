@@ -12,8 +12,8 @@ its `staging.json` and never what is in production. In it, hold-out performance 
 released model row by row: if it is worse by more than the stated margin, the old one stays.
 What was forgotten is counted from the first base model on, however many nights lie between.
 
-*Trigger* it with `force` to train although nothing changed. Data that were tried and gave no
-release are not tried again every night.
+*Trigger* it with `force` to train although nothing changed. Data and settings that were judged and
+gave no release are not tried again every night; a run that died before its verdict is.
 """
 
 from __future__ import annotations
@@ -73,28 +73,28 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
     from tuneline.data.sources.find_files import dataset_version
     from tuneline.governance.production.reviewed import reviewed_rows, write_reviewed
     from tuneline.governance.retraining import nightly
-    from tuneline.governance.retraining.nightly import over_budget
     from tuneline.store import open_store
 
     context: Any = get_current_context()
     model, store = find_model(model_name), open_store(store_uri())
-    settings = model.settings_digest
     sources = write_reviewed(store, model, reviewed_rows(store, model_name))
-    version = dataset_version(sources.addresses)
     today = datetime.now(UTC).date()
-    broke = over_budget(store, model_name, today, model.file.budget.training_per_month)
-    force = context["params"]["force"]
-    place = (store, model_name, version, settings)
-    pointer = pointer_of(model.profile)
-    night = nightly.decide(*place, pointer=pointer, force=force, over_budget=broke)
+    broke = nightly.over_budget(store, model_name, today, model.file.budget.training_per_month)
+    place = (store, model_name, dataset_version(sources.addresses), model.settings_digest)
+    night = nightly.decide(
+        *place,
+        pointer=pointer_of(model.profile),
+        force=context["params"]["force"],
+        over_budget=broke,
+        under_way=lambda run_id: connected_api().has_not_ended(dag_id(MAIN, model), run_id),
+    )
     leave_note(context, night.why)
     if broke and broke in night.why:
         Announce("budget", model, night.why).notify(context)
     if not night.train:
         return None
     warm = {"training": {"warm_start": "released"}} if model.file.nightly.warm_start else {}
-    overrides = merge(sources.overrides, warm)
-    return {"why": night.why, "overrides": overrides}
+    return {"why": night.why, "overrides": merge(sources.overrides, warm)}
 
 
 @task(retries=3, retry_policy=worker_retry_policy)
@@ -132,4 +132,6 @@ def say_outcome(model_name: str, main: str) -> None:
         leave_note(context, f"{model_name} {run_id} is released to {pointer}{told}")
         return
     stays = f"{release.version} stays" if release else f"nothing is released to {pointer}"
-    leave_note(context, f"{main} {run_id} was not released; {stays}: {why_kept(store, run_id)}")
+    why, judged = why_kept(store, run_id)
+    again = "" if judged else "; the next night tries again"
+    leave_note(context, f"{main} {run_id} was not released; {stays}: {why}{again}")

@@ -5,6 +5,7 @@ Each class below holds the settings of one item; in YAML all of them are keys of
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -150,6 +151,14 @@ class DeduplicationConfig(Section):
     """Share of rows held out."""
     validation_share: float = Field(0.1, gt=0, lt=1)
     """Share of rows for validation."""
+    drifted_days: tuple[date, date] | None = None
+    """First and last day of production that drifted: half of their reviewed rows are held out, and
+    the model has to be better on these than the released one. drift_watch sets it."""
+
+    def drifted(self, day: str | None) -> bool:
+        """Return True if the day of a request is one of them."""
+        days = self.drifted_days
+        return days is not None and day is not None and str(days[0]) <= day <= str(days[1])
 
     @model_validator(mode="after")
     def _shares_leave_rows_for_training(self) -> DeduplicationConfig:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
@@ -36,10 +36,9 @@ if TYPE_CHECKING:
 
 HOLDOUT_SHARE = (0.10, 0.20)
 PHRASES = "phrases.json"
-# Most n-grams listed there for people to read.
-LISTED = 200
-# With fewer held-out rows a share is uncertain by more than a tenth, and the summary says so.
-FEW_HELD = 100
+# With fewer held-out rows a share is uncertain by a tenth, and of models whose free texts are good
+# more than 2 % are undecided; the summary says so.
+FEW_HELD = 130
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,6 @@ class Thinned:
     repeated: list[phrases.RepeatedSentence]
     remaining: list[phrases.RepeatedSentence]
     having: set[int]
-    ngrams: phrases.Ngrams
 
 
 def thin_answers(rows: KeptRows, config: DataConfig) -> Thinned:
@@ -120,22 +118,7 @@ def thin_answers(rows: KeptRows, config: DataConfig) -> Thinned:
         added = phrases.added_sentences(text) if remaining else set()
         if any(s.label in (None, label) and s.sentence in added for s in remaining):
             having.add(number)
-    ngrams = phrases.repeated_ngrams(texts, share)
-    return Thinned(replace(rows, answers=changed), repeated, remaining, having, ngrams)
-
-
-def _phrases_of(thinned: Thinned) -> dict[str, Any]:
-    """Return the repeated phrases for people to read."""
-    return {
-        "sentences": [
-            {"sentence": s.sentence, "label": s.label, "rows": s.rows, "share": round(s.share, 4)}
-            for s in thinned.repeated
-        ],
-        "ngrams": [
-            {"ngram": gram, "rows": rows, "share": round(rows / thinned.ngrams.answers, 4)}
-            for gram, rows in thinned.ngrams.repeated[:LISTED]
-        ],
-    }
+    return Thinned(replace(rows, answers=changed), repeated, remaining, having)
 
 
 def _conclude(
@@ -162,7 +145,6 @@ def _conclude(
         measure("equal_only_after_masking_kept", sum(found.variety), "rows"),
         measure("equal_only_after_masking_removed", codes["masked_duplicate"], "rows"),
         measure("near_duplicate_pairs", found.near_pairs, "pairs"),
-        measure("near_pairs_with_other_answers", found.near_conflicts, "clusters"),
         measure("label_conflicts", sum(found.conflict), "rows"),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
         measure("missed_by_first_search", found.missed, "rows"),
@@ -196,15 +178,11 @@ def _holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
 
 
 def _phrase_measurements(thinned: Thinned) -> list[Measurement]:
-    worst = max((s.share for s in thinned.repeated), default=0.0)
     left = len(thinned.remaining)
     return [
         measure("repeated_sentences", len(thinned.repeated), "sentences"),
-        measure("repeated_sentence_share", worst, "share"),
         measure("answers_thinned", len(thinned.rows.answers), "rows"),
         measure("repeated_sentences_left", left, "sentences", "<=", 0, on_breach="warn"),
-        measure("repeated_ngrams", len(thinned.ngrams.repeated), "phrases"),
-        measure("repeated_ngram_share", thinned.ngrams.share, "share"),
     ]
 
 
@@ -223,7 +201,8 @@ def _limitations(kept: Sequence[Row]) -> str:
         # Half the 95 % interval of a share of one half.
         limitations = (
             f" The dataset is small: a share measured on {held} hold-out rows is uncertain by "
-            f"{min(0.5, 0.98 / max(held, 1) ** 0.5):.0%}."
+            f"{min(0.5, 0.98 / max(held, 1) ** 0.5):.0%}, and free texts of a good model may stay "
+            f"undecided on fewer than {FEW_HELD}."
         )
     if unseen:
         limitations += f" {unseen} classes have too few rows for one in the hold-out."
@@ -236,7 +215,8 @@ def run(ctx: StepContext) -> Evidence:
     rows = rows_before(ctx)
     found = deduplicate(rows, config)
     thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
-    ctx.write_json(PHRASES, _phrases_of(thinned))
+    listed = [{**asdict(each), "share": round(each.share, 4)} for each in thinned.repeated]
+    ctx.write_json(PHRASES, {"sentences": listed})
     written = write_rows(ctx.out / ROWS, thinned.rows)
     pairs = zip(found.splits, found.reasons, strict=True)
     splits = [split if why is None else None for split, why in pairs]

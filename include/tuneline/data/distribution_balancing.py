@@ -194,6 +194,8 @@ def _cap_held_out(
         scale = min(1.0, config.max_train_rows / train_rows)
     splits, labels = column_of(rows, "split"), column_of(rows, "label")
     held = column_of(rows, "own_holdout")
+    # The rows of drifted days stay: on them the model has to be better than the released one.
+    drifted = [config.drifted(day) for day in column_of(rows, "day")]
     for split in (VALIDATION, HOLDOUT):
         members = [index for index, other in enumerate(splits) if other == split]
         own = split == HOLDOUT and any(held[index] for index in members)
@@ -203,7 +205,9 @@ def _cap_held_out(
         if total == len(members):
             continue
         drawn = draw(
-            [labels[index] for index in members], [_order(rows[index]) for index in members], total
+            [labels[index] for index in members],
+            ["" if drifted[index] else _order(rows[index]) for index in members],
+            total,
         )
         for position, index in enumerate(members):
             if position not in drawn:
@@ -304,7 +308,6 @@ def _row_measurements(
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", written, "rows", ">=", 1),
         measure("rows_lost", len(rows) - written - left, "rows", "==", 0),
-        measure("rows_sampled_down", left, "rows"),
         *(measure(f"{split}_rows", splits[split], "rows") for split in (VALIDATION, HOLDOUT)),
         measure("holdout_share", splits[HOLDOUT] / max(len(kept), 1), "share"),
         measure("train_rows", splits[TRAIN], "rows", ">=", 1),
@@ -384,7 +387,6 @@ def run(ctx: StepContext) -> Evidence:
         *_of_classes(figures, config, grouped=classes.grouped),
         *(measure(f"edge_cases_{why}", count, "rows") for why, count in sorted(reasoned.items())),
         measure("largest_weight", max(weights), "weight", "<=", config.max_upsampling),
-        measure("classes_from", "groups of prompts" if classes.grouped else "labels", "text"),
         measure("reference", "declared" if config.reference_shares else "none", "text"),
     ]
     return conclude(ctx, _summary(figures, classes, config), measurements, rows=sizes)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.answers import PII_SHEET
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
-from tuneline.data.pii.find.detector import THRESHOLDS
-from tuneline.data.pii.find.entities import MEASURED, uncovered_languages
+from tuneline.data.pii.find.entities import uncovered_languages
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
 from tuneline.data.pii.measure import leak_estimate as leaks
@@ -93,15 +92,10 @@ def _coverage_measurements(
         measure(f"model_{code}", named, "text") for code, named in describe_models(config).items()
     ]
     if config.pii_models:
-        thresholds = " ".join(f"{group} {least:g}" for group, least in THRESHOLDS.items())
-        models += [
-            measure("model_labels_ignored", "+".join(ignored) or "none", "text"),
-            measure("model_thresholds", thresholds, "text"),
-        ]
+        models.append(measure("model_labels_ignored", "+".join(ignored) or "none", "text"))
     return [
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
-        measure("languages_measured", "+".join(MEASURED), "text"),
         *models,
         measure("uncovered_languages", len(uncovered_languages(config)), "languages", "==", 0),
         measure(

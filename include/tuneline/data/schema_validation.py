@@ -246,7 +246,6 @@ def _conclude(ctx: StepContext, tally: _Tally, read: Records) -> Evidence:
         measure("token_mismatches", tally.mismatches, "rows", "==", 0),
         measure("inexact_masks", tally.inexact, "rows", "==", 0),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
-        measure("source_files", len(read.forms), "files"),
         measure("broken_files", len(tally.broken), "files", "<=", 0, on_breach="warn"),
         *_forms(read.forms),
     ]
@@ -271,18 +270,10 @@ def _summary(config: DataConfig, tally: _Tally) -> str:
 
 def _forms(forms: Sequence[FileForm]) -> list[Measurement]:
     """Return the form of each file; of many files, the number that have each form."""
-    found = []
     if len(forms) <= MOST_FORMS:
-        for form in forms:
-            found += [
-                measure(f"form_of_{form.source_file}", form.form, "form"),
-                measure(f"form_confidence_{form.source_file}", form.confidence, "share"),
-            ]
-        return found
+        return [measure(f"form_of_{form.source_file}", form.form, "form") for form in forms]
     counts = Counter(form.form or "unknown" for form in forms)
-    found = [measure(f"files_of_{form}", count, "files") for form, count in sorted(counts.items())]
-    lowest = min(form.confidence for form in forms)
-    return [*found, measure("form_confidence_lowest", lowest, "share")]
+    return [measure(f"files_of_{form}", count, "files") for form, count in sorted(counts.items())]
 
 
 def run(ctx: StepContext) -> Evidence:

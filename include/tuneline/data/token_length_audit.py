@@ -142,18 +142,13 @@ def run(ctx: StepContext) -> Evidence:
     )
     plot_lengths(ctx.out / HISTOGRAM, lengths, limit)
     over = sum(length > limit for length in lengths)
-    p50, p95, p99 = (float(np.percentile(lengths, q)) for q in (50, 95, 99))
-    tokens_max = max(longest.values(), default=None)
+    p50, p99 = (float(np.percentile(lengths, q)) for q in (50, 99))
     measurements = [
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", len(rows) - gone, "rows", ">=", 1),
         measure("rows_lost", len(rows) - gone - len(longest), "rows", "==", 0),
         measure("limit", limit, "tokens"),
-        measure("tokens_p50", p50, "tokens"),
-        measure("tokens_p95", p95, "tokens"),
-        measure("tokens_p99", p99, "tokens"),
-        measure("tokens_max_before", max(lengths), "tokens"),
-        measure("tokens_max", tokens_max, "tokens", "<=", limit),
+        measure("tokens_max", max(longest.values(), default=None), "tokens", "<=", limit),
         measure("tokens_total", total, "tokens"),
         measure("over_limit_share", over / len(rows), "share", "<=", config.max_too_long_share),
         measure("rows_split", over - gone, "rows"),

@@ -134,12 +134,10 @@ def ledger_measurements(
     ctx.write_json("ledger.json", document)
     others = len(opened.candidates() - {sha256})
     judged = sum(row.row_id in chosen.judged_on for row in opened.held)
-    repeats = len(opened.scored(sha256))
     return [
         measure("accesses_that_chose_something", len(choosing(own)), "accesses", "<=", 0),
         measure("accesses_that_chose_on_shared_rows", len(choices), "accesses", "<=", 0),
         measure("rows_a_variant_was_chosen_on", judged, "rows", "<=", 0),
-        measure("earlier_scorings_of_these_bytes", repeats, "accesses"),
         measure(
             "other_candidates_scored_before",
             others,

@@ -101,6 +101,11 @@ class AirflowApi:
         """Return the state of a run: queued, running, success or failed."""
         return str(self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}").json()["state"])
 
+    def has_not_ended(self, dag_id: str, run_id: str) -> bool:
+        """Return True if a run is queued or running; False for one that is not known."""
+        answer = self.call("GET", f"/dags/{dag_id}/dagRuns/{run_id}", ok=(404,))
+        return answer.is_success and answer.json()["state"] in ("queued", "running")
+
     def task_state(self, dag_id: str, run_id: str, task_id: str) -> str | None:
         """Return the state of a task of a run, None if it has none yet."""
         path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"

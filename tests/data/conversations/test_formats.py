@@ -35,8 +35,8 @@ def test_plain_prompt_and_text_parts():
 
 
 def test_the_commonest_form_is_the_files():
-    assert detect(["alpaca", "messages", "messages", None]) == ("messages", 0.5)
-    assert detect([None, None]) == (None, 0.0)
+    assert detect(["alpaca", "messages", "messages", None]) == "messages"
+    assert detect([None, None]) is None
 
 
 @pytest.mark.parametrize(

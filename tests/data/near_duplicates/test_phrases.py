@@ -1,12 +1,6 @@
 import json
 
-from tuneline.data.near_duplicates.phrases import (
-    added_sentences,
-    prose,
-    repeated_ngrams,
-    repeated_sentences,
-    thin,
-)
+from tuneline.data.near_duplicates.phrases import added_sentences, prose, repeated_sentences, thin
 
 HABIT = "We value you as a customer."
 
@@ -74,12 +68,3 @@ def test_plain_answers_are_thinned_too():
     assert sum(HABIT in text for text in after) == 7
     assert after[79] == texts[79]
     assert "Reply 19 is here." in after
-
-
-def test_share_of_answers_with_a_common_ngram():
-    texts = [[f"Reply {n} is here."] for n in range(90)] + [["one two three four five"]] * 10
-    found = repeated_ngrams(texts, 0.1)
-    assert found.share == 0.1
-    assert all(rows == 10 for _, rows in found.repeated)
-    assert repeated_ngrams(texts, 0.2).share == 0
-    assert repeated_ngrams([], 0.2).share == 0

@@ -43,13 +43,9 @@ def test_shares_in_all_and_in_each_class():
         "holdout": 15,
         "validation": 10,
     }
-
-
-def test_many_small_classes_still_give_the_share():
-    labels = [f"class {n // 3}" for n in range(300)]
-    hashes = [cluster_hash(str(n)) for n in range(300)]
-    splits = assign(labels, hashes, plan(300, config(), own_holdout=False))
-    assert Counter(splits)["holdout"] == 45
+    small = [f"class {n // 3}" for n in range(400)]
+    splits = assign(small, hashes, plan(400, config(), own_holdout=False))
+    assert Counter(splits)["holdout"] == 60
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -67,13 +63,6 @@ def test_a_tenth_more_rows_in_every_class_takes_none_from_the_holdout_to_trainin
     assert moves["holdout", "train"] == 0
     assert moves["train", "holdout"] == 0
     assert Counter(after)["holdout"] == round(0.15 * len(more))
-
-
-def test_a_cluster_stays_together():
-    hashes = [cluster_hash(str(n // 2)) for n in range(100)]
-    labels = ["a", "b"] * 50
-    splits = assign(labels, hashes, plan(100, config(), own_holdout=False))
-    assert all(splits[n] == splits[n + 1] for n in range(0, 100, 2))
 
 
 def test_plans_and_quotas_add_up():
@@ -170,6 +159,25 @@ def test_no_conversation_is_torn_and_a_torn_one_fails_step_and_gate(data_lab, mo
     torn = data_lab(rows + clean_rows(60))
     assert value(torn.upto("deduplication"), "torn_conversations") > 10
     assert "deduplication.torn" in torn.agree("deduplication", "fail").summary
+
+
+def test_half_of_the_reviewed_rows_of_drifted_days_are_held_out_in_whole_groups(data_lab):
+    reviewed = {"request_id": "r", "labeller": "ann", "decision": "accept", "served_by": "m"}
+    rows = [
+        row | reviewed | {"day": f"2026-03-0{1 + number // 12}"}
+        for number, row in enumerate(spoken(16, 3, conversation_id="c"))
+    ]
+    # Twelve rows of a fourth day are of none that drifted.
+    lab = data_lab(rows + clean_rows(300), drifted_days=["2026-03-01", "2026-03-03"])
+    entry = lab.upto("distribution_balancing")
+    held = Counter(
+        r["day"] for r in lab.table(entry.item, "dataset.parquet") if r["split"] == "holdout"
+    )
+    assert sum(held[day] for day in ("2026-03-01", "2026-03-02", "2026-03-03")) == 18
+    assert all(len(splits) == 1 for splits in sides(lab, len(rows), 3).values())
+    assert value(lab.run.find_evidence("deduplication"), "holdout_share") == pytest.approx(
+        0.15, abs=0.01
+    )
 
 
 def test_the_final_audit_finds_a_named_conversation_in_two_splits():

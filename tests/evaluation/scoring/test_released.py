@@ -32,7 +32,8 @@ def nights(scored_lab):
 
     def make(before, rows=None, seen=(), same=False, **overrides):
         bench = scored_lab(rows=rows, **overrides)
-        earlier = Lab(bench.root, {"base_model": bench.run.config.base_model}, "night-1")
+        same_as = {name: getattr(bench.run.config, name) for name in ("base_model", "profile")}
+        earlier = Lab(bench.root, same_as, "night-1")
         trained = earlier_rows()
         for row, copied in zip(trained, seen, strict=False):
             row["messages"] = copied
@@ -127,22 +128,50 @@ def test_what_too_few_rows_leave_undecided_is_not_released(nights, tiny_models):
 
 
 def test_rows_that_the_released_model_was_trained_on_are_left_out(nights, tiny_models):
-    rows = task_rows(SPLITS)
-    for row in rows:
-        # People took or replaced the released model's answer to the last four.
-        row["served_by"] = None
-    for row in [row for row in rows if row["split"] == "holdout"][-4:]:
-        row["served_by"] = "support-intents"
-    seen = holdout_messages(5)
-    bench = nights(tiny_models.candidate_gguf, rows=rows, seen=seen, evaluation=WIDE)
+    bench = nights(tiny_models.candidate_gguf, seen=holdout_messages(5), evaluation=WIDE)
     evidence, found = execute(bench)
-    assert (found["rows_released_model_saw"], found["rows_labelled_by_its_answer"]) == (5, 4)
-    assert found["rows_compared_with_released"] == 39
-    assert len(bench.lines("holdout_performance", "released_answers.jsonl")) == 39
+    assert found["rows_released_model_saw"] == 5
+    assert found["rows_compared_with_released"] == 43
+    assert len(bench.lines("holdout_performance", "released_answers.jsonl")) == 43
     # They are no leak of this run, whose own rows are others.
     assert found["rows_also_seen"] == 0
     assert len(bench.lines("holdout_performance", "answers.jsonl")) == 48
     assert evidence.verdict == "pass", broken(evidence)
+
+
+DAYS = ("2026-03-01", "2026-03-04")
+
+
+@pytest.mark.parametrize(
+    ("before", "tuned", "drifted", "profile", "breach", "needed"),
+    [
+        ("base", "candidate", 24, "laptop", None, None),
+        ("candidate", "candidate", 24, "laptop", "warn", 50),
+        ("candidate", "candidate", 24, "production", "inconclusive", 50),
+        ("base", "candidate", 3, "production", "inconclusive", 12),
+        ("candidate", "base", 24, "laptop", "fail", None),
+    ],
+)
+def test_a_run_that_drift_started_has_to_be_better_on_the_drifted_days(
+    nights, tiny_models, before, tuned, drifted, profile, breach, needed
+):
+    rows = task_rows(SPLITS)
+    for number, row in enumerate(reversed(rows)):
+        row |= {"served_by": None, "day": None}
+        if number < drifted + 4:
+            day = DAYS[number % 2] if number < drifted else "2026-02-28"
+            row |= {"served_by": "support-intents", "day": day}
+    models = {"base": tiny_models.base_gguf, "candidate": tiny_models.candidate_gguf}
+    settings = {"profile": profile, "data": {"drifted_days": DAYS}, "evaluation": ANY_GAIN}
+    bench = nights(models[before], rows=rows, model=models[tuned], **settings)
+    evidence, found = execute(bench)
+    [shown] = [m for m in evidence.measurements if m.name == "wins_on_drifted_days_at_least"]
+    assert (None if shown.ok else shown.on_breach) == breach
+    assert (found["drifted_days"], found["rows_of_drifted_days"]) == ("..".join(DAYS), drifted)
+    # People took or replaced the released model's answers to these, and to four of another day.
+    assert found["rows_labelled_by_its_answer"] == drifted + 4
+    assert found["rows_compared_with_released"] == 44 - drifted
+    assert found.get("reviewed_rows_needed") == needed
 
 
 def test_without_the_rows_of_the_released_run_it_may_have_an_advantage(nights, tiny_models):

@@ -3,22 +3,15 @@
 import random
 from statistics import mean
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from scipy.stats import fisher_exact
 from tests.evaluation.conftest import SPLITS
 from tests.lab.runs import broken, values
 from tests.lab.tiny_task import task_rows
 
 from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.tables.rows import Row
-from tuneline.evaluation.scoring.slices import (
-    chance_of,
-    find_slices,
-    slice_measurements,
-    slice_sentence,
-)
+from tuneline.evaluation.scoring.slices import find_slices, slice_measurements, slice_sentence
 from tuneline.evidence import conclude
 
 CONFIG = SlicesConfig()
@@ -76,7 +69,6 @@ def test_parts_that_can_not_be_judged_are_said():
     alike = find_slices(rows_of(["one"] * 30), [True] * 30, CONFIG)
     assert alike.kinds_alike == ("label", "prompt length", "language", "source")
     assert "no part of it has enough rows" in slice_sentence(alike)
-    assert "worst_slice" not in {m.name for m in slice_measurements(alike, "laptop")}
 
 
 @pytest.mark.parametrize("fractional", [False, True])
@@ -91,13 +83,6 @@ def test_chance_is_rarely_taken_for_a_worse_part(fractional):
         alarms += bool(find_slices(rows_of(labels), scores, CONFIG).worse)
     # 2 % at most in theory; 9 of 200 would be seen once in 100 times at 2 %.
     assert alarms <= 9
-
-
-def test_the_chance_is_that_of_fishers_test():
-    values = np.array([0.0] * 9 + [1.0] * 60 + [0.0] * 31)
-    inside = np.arange(100) < 12
-    fisher = fisher_exact([[3, 9], [57, 31]], alternative="less").pvalue
-    assert chance_of(values, inside) == pytest.approx(fisher, rel=1e-9)
 
 
 def test_a_difference_that_does_not_matter_is_none():
@@ -120,7 +105,6 @@ def test_the_step_names_a_class_that_collapsed(scored_lab):
     evidence = bench.execute("holdout_performance")
     assert (evidence.verdict, broken(evidence)) == ("warn", {"slices_clearly_worse"})
     found = values(evidence)
-    assert found["worst_slice"] == "label login"
     assert "clearly worse than the rest: label login" in evidence.summary
     document = bench.document("holdout_performance", "slices.json")
     assert document["correction"].startswith("Holm")

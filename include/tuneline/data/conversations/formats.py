@@ -59,14 +59,11 @@ def form_of(value: Any) -> str | None:
     return None
 
 
-def detect(forms: Iterable[str | None]) -> tuple[str | None, float]:
-    """Return the commonest form, None if no record has one, and the share that has it."""
+def detect(forms: Iterable[str | None]) -> str | None:
+    """Return the commonest form, None if no record has one."""
     counts = Counter(forms)
     known = [(counts[form], -FORMS.index(form), form) for form in FORMS if counts[form]]
-    if not known:
-        return None, 0.0
-    count, _, form = max(known)
-    return form, count / counts.total()
+    return max(known)[2] if known else None
 
 
 def to_messages(value: Any, form: str) -> list[Message]:

@@ -50,6 +50,7 @@ class Outcome:
     parsed: bool = False
     own_form: str | None = None
     served_by: str | None = None
+    day: str | None = None
 
     @property
     def code(self) -> str:
@@ -69,6 +70,7 @@ class Outcome:
             raw=self.raw,
             conversation=self.conversation_key,
             served_by=self.served_by,
+            day=self.day,
         )
 
     def reject(self) -> Reject:
@@ -80,11 +82,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FileForm:
-    """The form of a file, with the share of its records that have it."""
+    """The form of a file."""
 
     source_file: str
     form: str | None
-    confidence: float
 
 
 def left_out(outcomes: Iterable[Outcome], mapping: CsvMapping | None) -> dict[int, str]:
@@ -140,15 +141,16 @@ def outcomes_of(
             is_id = isinstance(thread, str | int) and not isinstance(thread, bool)
             if is_id and str(thread).strip():
                 outcome.conversation_key = _digest(str(thread))
-            outcome.served_by = answering_model(record.value)
+            outcome.served_by, outcome.day = reviewed_request(record.value)
             _take_turns(outcome, record.value, config)
         yield outcome
 
 
-def answering_model(record: Any) -> str | None:
-    """Return the model whose answer to a request a person reviewed; None for other records."""
-    reviewed = isinstance(record, dict) and record.keys() >= REVIEWED_FIELDS
-    return str(record.get("served_by") or "unknown") if reviewed else None
+def reviewed_request(record: Any) -> tuple[str | None, str | None]:
+    """Return the model whose answer to a request a person reviewed, and its day; None if none."""
+    if not isinstance(record, dict) or not record.keys() >= REVIEWED_FIELDS:
+        return None, None
+    return str(record.get("served_by") or "unknown"), str(record.get("day"))
 
 
 def _take_turns(outcome: Outcome, value: Any, config: DataConfig) -> None:
@@ -169,8 +171,8 @@ def _take_turns(outcome: Outcome, value: Any, config: DataConfig) -> None:
 def file_form(source_file: str, forms: Counter[str | None], config: DataConfig) -> FileForm:
     """Return the form of a file: the configured one, or that of most records."""
     if config.format != "auto":
-        return FileForm(source_file, config.format, 1.0)
-    return FileForm(source_file, *detect(forms.elements()))
+        return FileForm(source_file, config.format)
+    return FileForm(source_file, detect(forms.elements()))
 
 
 def keep_form(outcome: Outcome, file: FileForm, config: DataConfig) -> None:

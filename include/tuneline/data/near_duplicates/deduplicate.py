@@ -18,6 +18,7 @@ from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import (
     assign,
     cluster_hash,
+    half_of_drifted,
     plan,
     smallest_of_group,
     tie_conversations,
@@ -41,7 +42,6 @@ class Deduplicated:
     conflict: list[bool]
     exact_duplicates: int = 0
     near_pairs: int = 0
-    near_conflicts: int = 0
     missed: int = 0
     cross_similarity: list[float] = field(default_factory=list)
     conversation: list[int | None] = field(default_factory=list)
@@ -146,8 +146,6 @@ def _keep_few(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> N
     for group in members.values():
         if len(group) < 2:
             continue
-        if len({meaning(rows[i]) for i in group}) > 1 and len({found.texts[i] for i in group}) > 1:
-            found.near_conflicts += 1
         kept = keep_of_cluster(rows, group, config.label_conflicts)
         held = "holdout_" if rows[kept[0]].own_holdout else ""
         if not held:
@@ -180,15 +178,19 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
         found.conversation[index] = root
         digest = cluster_hash(found.texts[index])
         hashes[root] = min(digest, hashes.get(root, digest))
+    holdout, validation = plan(len(free), config, own_holdout=bool(own))
+    drifted = [config.drifted(day) for day in column_of(rows, "day")]
+    most = len(free) if own else holdout // 2
+    tested = half_of_drifted(groups, [drifted[index] for index in free], hashes, most)
+    rest = [n for n, root in enumerate(groups) if root not in tested]
     splits = assign(
-        [labels[index] for index in free],
-        [hashes[root] for root in groups],
-        plan(len(free), config, own_holdout=bool(own)),
+        [labels[free[n]] for n in rest],
+        [hashes[groups[n]] for n in rest],
+        (max(0, holdout - (len(free) - len(rest))), validation),
     )
-    for index, split in zip(free, splits, strict=True):
-        found.splits[index] = split
-    for index in own:
-        found.splits[index] = HOLDOUT
+    found.splits = [HOLDOUT if reason is None else "" for reason in found.reasons]
+    for n, split in zip(rest, splits, strict=True):
+        found.splits[free[n]] = split
 
 
 def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float) -> None:

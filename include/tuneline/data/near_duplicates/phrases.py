@@ -1,7 +1,7 @@
 """Find phrases that many answers share, and phrases of questions that force a label.
 
 A sentence next to other text, in a share of the answers of a class, is removed from them: the rest
-is complete without it. Word 5-grams of many answers are reported.
+is complete without it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -19,9 +18,8 @@ from numpy.typing import NDArray
 
 from tuneline.artifacts.data import Trigger
 from tuneline.data.conversations.answers import answer_object, dump_like
-from tuneline.data.near_duplicates.shingles import batches, grams_of, normalise, words_of
+from tuneline.data.near_duplicates.shingles import normalise
 
-NGRAM = 5
 MIN_WORDS = 4
 # In a class with fewer answers a repeated phrase may be chance.
 MIN_ANSWERS = 40
@@ -30,12 +28,11 @@ FORMAT_SHARE = 0.9
 
 # A phrase that forces a label: its most words, its fewest rows, its largest share of all rows, and
 # the smallest share of its rows with that label. For half of those rows another class has to be
-# likelier by SURE nats, TRIGGER_CLASSES of them in all (with few classes, 60 % of the others).
+# likelier by SURE nats, TRIGGER_CLASSES of them in all (with few classes, 60 % of the others). The
+# words of long texts (more than LONG different ones, median) make a class surer by themselves.
 TRIGGER_WORDS, TRIGGER_ROWS, TRIGGER_SHARE, PURE = 3, 8, 0.05, 0.8
 SURE, TRIGGER_CLASSES = 7.0, 8
-
-# Cells in which 5-grams are counted.
-_CELLS = 1 << 22
+LONG, SURE_OF_LONG = 20, 10.0
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 
@@ -97,54 +94,6 @@ def repeated_sentences(
             if count >= share * len(indices)
         ]
     return sorted(found, key=lambda s: (-s.rows, s.sentence, s.label or ""))
-
-
-@dataclass(frozen=True)
-class Ngrams:
-    """The word 5-grams of a share of all answers with their rows, the commonest first."""
-
-    repeated: list[tuple[str, int]]
-    answers: int
-    share: float  # of the answers that hold any of them
-
-
-def repeated_ngrams(texts: Sequence[Sequence[str]], share: float) -> Ngrams:
-    """Find the word 5-grams of at least a share of all answers (`prose`), and of more than one."""
-    least = max(share * len(texts), 2)
-    grams = _frequent_ngrams(texts, least)
-    counts = Counter(gram for row in grams for gram in row)
-    known = {gram: count for gram, count in counts.items() if count >= least}
-    having = sum(not known.keys().isdisjoint(row) for row in grams)
-    ordered = sorted(known.items(), key=lambda entry: (-entry[1], entry[0]))
-    return Ngrams(ordered, len(grams), having / max(len(grams), 1))
-
-
-def _frequent_ngrams(texts: Sequence[Sequence[str]], least: float) -> list[frozenset[str]]:
-    """Return the word 5-grams of each answer, without most of those in fewer than `least`."""
-
-    def cells(some: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        shingled = grams_of(words_of(some), NGRAM)
-        return (shingled.hashes & np.uint64(_CELLS - 1)).view(np.int64), shingled.offsets
-
-    parts = [part for text in texts for part in text]
-    counts = np.zeros(_CELLS, dtype=np.int64)
-    for batch in batches(parts):
-        # Not by `bincount`, which makes and adds a whole table for each batch.
-        np.add.at(counts, cells(parts[batch])[0], 1)
-    found: list[frozenset[str]] = []
-    for batch in batches(parts):
-        places, offsets = cells(parts[batch])
-        wanted = counts[places] >= least
-        for part, start, end in zip(parts[batch], offsets, offsets[1:], strict=False):
-            # The n-grams that begin at the wanted words.
-            if not (own := wanted[start:end]).any():
-                found.append(frozenset())
-                continue
-            words = normalise(part).split()
-            starts = np.flatnonzero(own[: max(len(words) - NGRAM + 1, 0)]).tolist()
-            found.append(frozenset(" ".join(words[i : i + NGRAM]) for i in starts))
-    each = iter(found)
-    return [frozenset().union(*islice(each, len(text))) for text in texts]
 
 
 def thin(
@@ -234,6 +183,7 @@ def find_triggers(ids: Sequence[str], texts: Sequence[str], labels: Sequence[str
     classes = _Classes(words.fit_transform(texts).tocsr().astype(float), of, len(names))
     known, found = phrases.get_feature_names_out(), []
     often = np.diff(having.indptr)
+    sure = SURE_OF_LONG if np.median(np.diff(classes.bag.indptr)) > LONG else SURE
     for number in np.flatnonzero((often >= TRIGGER_ROWS) & (often <= TRIGGER_SHARE * len(texts))):
         rows = having.indices[having.indptr[number] : having.indptr[number + 1]]
         label = int(np.bincount(of[rows]).argmax())
@@ -243,7 +193,7 @@ def find_triggers(ids: Sequence[str], texts: Sequence[str], labels: Sequence[str
         own = [words.vocabulary_[word] for word in known[number].split()]
         margins, others = classes.without(mine, own, label)
         many = min(TRIGGER_CLASSES, ceil(0.6 * (len(names) - 1)))
-        if np.median(margins) >= SURE and len(set(others[margins >= SURE])) >= many:
+        if np.median(margins) >= sure and len(set(others[margins >= sure])) >= many:
             place = {"label": str(names[label]), "rows": [ids[row] for row in mine]}
             found.append(Trigger(phrase=known[number], **place))
     return _whole(found)

@@ -8,10 +8,10 @@ across the split.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import compress, pairwise
 
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates.compared_text import masked_prompt
@@ -121,6 +121,20 @@ def assign(
             split = HOLDOUT if rank < holdout[label] else VALIDATION if rank < last else TRAIN
             splits[row] = placed.setdefault(hashes[row], split)
     return splits
+
+
+def half_of_drifted(
+    groups: Sequence[int], drifted: Sequence[bool], hashes: Mapping[int, str], most: int
+) -> set[int]:
+    """Choose half of the groups with drifted rows, those with the lowest hashes.
+
+    They have at most `most` rows in all; `hashes` is by group.
+    """
+    sizes, inside = Counter(groups), set(compress(groups, drifted))
+    chosen = sorted(inside, key=lambda group: hashes[group])[: len(inside) // 2]
+    while sum(sizes[group] for group in chosen) > most:
+        chosen.pop()
+    return set(chosen)
 
 
 def draw(labels: Sequence[str | None], hashes: Sequence[str], total: int) -> set[int]:

@@ -95,7 +95,7 @@ SPLITS = (TRAIN, VALIDATION, HOLDOUT)
 
 ROW_COLUMNS = (
     "row_id messages label own_holdout split n_tokens source_file source_line raw stand_ins "
-    "conversation served_by"
+    "conversation served_by day"
 ).split()
 # As the public contract names them.
 DATASET_COLUMNS = "row_id messages split label weight n_tokens source_file source_line".split()
@@ -120,7 +120,7 @@ class Row:
     line 1. `split` is empty before deduplication, `n_tokens` 0 if the turns changed since they were
     counted, `raw` empty after scrubbing. `served_by` is the model that answered a request of
     production, None for other rows: a client wrote the turns before its answer, so that the last
-    answer alone is learned, and a person saw that model's answer.
+    answer alone is learned, and a person saw that model's answer. `day` is the day of that request.
     """
 
     row_id: str
@@ -135,6 +135,7 @@ class Row:
     stand_ins: tuple[StandIn, ...] = field(default=())
     conversation: str | None = None
     served_by: str | None = None
+    day: str | None = None
 
     @property
     def prompt(self) -> list[Message]:
@@ -229,8 +230,9 @@ class StoredRows(Sequence[Row]):
         )
 
     def column(self, name: str) -> list[Any]:
-        """Return one column, a value for each row."""
-        values: list[Any] = self._table[name].to_pylist()
+        """Return one column, a value for each row; None where an earlier version wrote none."""
+        known = name in self._table.column_names
+        values: list[Any] = self._table[name].to_pylist() if known else [None] * len(self)
         return values
 
 
@@ -290,9 +292,9 @@ def write_dataset(
 ) -> int:
     """Write `dataset.parquet`, with the loss weight of each row; return the number of rows.
 
-    The column `served_by` is there if some rows are of `production`.
+    The columns `served_by` and `day` are there if some rows are of `production`.
     """
-    with TableWriter(path, DATASET_COLUMNS + ["served_by"] * production) as table:
+    with TableWriter(path, DATASET_COLUMNS + ["served_by", "day"] * production) as table:
         table.write(rows, weight=weights)
     return table.rows
 

@@ -37,7 +37,7 @@ from tuneline.evaluation.scoring.answer_tables import (
     wrong_rows,
 )
 from tuneline.evidence import Breach, Finding, Measurement, Rule, measure
-from tuneline.statistics import RESAMPLES, SEED, Interval, z_shown
+from tuneline.statistics import SEED, Interval, z_shown
 from tuneline.step_context import StepContext
 
 
@@ -233,7 +233,7 @@ def fair_base(
     ]
     fewer = sum(kept is None or len(kept) < len(shots) for kept in fitting)
     limits = [settings.max_new_tokens] * len(rows)
-    answers, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
+    answers, _ = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
     with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
         for row, answer in zip(rows, answers, strict=True):
             entry = {"row_id": row.row_id, "expected": row.answer, "base": answer}
@@ -245,7 +245,6 @@ def fair_base(
     return {"its answer found in prose": plain, with_examples: answers}, [
         measure("fair_base_examples", len(shots), "rows"),
         measure("fair_base_rows_with_fewer_examples", fewer, "rows"),
-        measure("fair_base_answers_from_cache", cached, "flag"),
     ]
 
 
@@ -270,7 +269,9 @@ def decide(
         of_field, more = judge_field(ctx, field, forms, constant)
         found.append(of_field)
         claims += more
-    write_tables(ctx, rows, base, tuned)
+    ctx.write_json("wrong_rows.json", wrong_rows(rows, tuned))
+    if tuned.wanted:
+        ctx.write_json("confusion.json", {"base": confusion(base), "tuned": confusion(tuned)})
     needed, graded = more_rows(claims), fields or tuned.task.graded or tuned.task.has_labels
     return Finding(
         [
@@ -281,7 +282,6 @@ def decide(
             *of_forms,
             *label_measurements("base", base),
             *label_measurements("tuned", tuned),
-            *([measure("bootstrap_resamples", RESAMPLES, "resamples")] if graded else []),
             *([measure("bootstrap_seed", SEED, "seed")] if graded else []),
         ],
         "; ".join(each.sentence for each in found) + undecided_sentence(claims),
@@ -385,10 +385,3 @@ def against_trivial(
         claim("gain_over_constant", "one constant answer", constant),
         claim("gain_over_nearest_row", "the answers of the nearest training rows", nearest),
     )
-
-
-def write_tables(ctx: StepContext, rows: Sequence[Row], base: Judged, tuned: Judged) -> None:
-    """Write the rows that were wrong, and the confused labels."""
-    ctx.write_json("wrong_rows.json", wrong_rows(rows, tuned))
-    if tuned.wanted:
-        ctx.write_json("confusion.json", {"base": confusion(base), "tuned": confusion(tuned)})

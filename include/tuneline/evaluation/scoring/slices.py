@@ -155,21 +155,12 @@ def _corrected(groups: Sequence[Slice], worse_by: float) -> Iterator[Slice]:
 
 
 def slice_measurements(found: Slices, profile: str) -> list[Measurement]:
-    """State how many groups are clearly worse, and which is the worst."""
+    """State how many groups are clearly worse."""
     count, breach = len(found.worse), breach_in(profile)
-    stated = [
+    return [
         measure("slices_clearly_worse", count, "slices", "<=", 0, on_breach=breach),
-        measure("slices_judged", len(found.judged), "slices"),
         measure("slices_too_small_to_judge", len(found.not_judged), "slices"),
     ]
-    for worst in found.judged[:1]:
-        stated += [
-            measure("worst_slice", f"{worst.kind} {worst.value}", ""),
-            measure("worst_slice_metric", worst.mean, "share"),
-            measure("worst_slice_rows", worst.rows, "rows"),
-            measure("worst_slice_below_the_rest", round(worst.gap, 4), "share"),
-        ]
-    return stated
 
 
 def slice_sentence(found: Slices) -> str:

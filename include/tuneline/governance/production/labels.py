@@ -34,7 +34,6 @@ from tuneline.governance.production.curated_days import (
     parse_day,
 )
 from tuneline.governance.production.requests import position
-from tuneline.governance.production.settings import data_settings
 from tuneline.machine.markdown import fenced
 from tuneline.people.sheets import Entry, read_sheet, written
 from tuneline.run import now
@@ -165,7 +164,7 @@ def review_rows(
     """Yield the rows that were drawn for review, day by day; None for all days."""
     known = curated_days(store, model)
     for curated in open_days(store, model, [d for d in known if days is None or d in days]):
-        data = data_settings(curated.evidence.settings)
+        data = DataConfig.model_validate(curated.evidence.settings["data"])
         with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
             columns = [*_OF_A_ROW, "stand_ins", "in_review", "key_hash"]
             for batch in curated.requests(Path(scratch), columns):

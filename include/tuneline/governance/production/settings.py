@@ -113,8 +113,3 @@ def write_settings(store: Store, model: Model) -> str:
     key = f"settings/{folder_name(model.name)}/{hashlib.sha256(raw).hexdigest()[:16]}.json"
     store.put_bytes(key, raw)
     return store.uri_of(key)
-
-
-def data_settings(document: dict[str, Any]) -> DataConfig:
-    """Return the settings of the data phase that an evidence states."""
-    return DataConfig.model_validate(document["data"])

@@ -33,13 +33,7 @@ class Decision:
 
     act: bool
     why: str
-    first: date | None = None
-    last: date | None = None
-
-    @property
-    def days(self) -> str:
-        """The days of the backfill, `YYYY-MM-DD..YYYY-MM-DD`; empty if there is none."""
-        return f"{self.first}..{self.last}" if self.act else ""
+    days: str = ""  # of the backfill, `YYYY-MM-DD..YYYY-MM-DD`; empty if there is none
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,8 @@ def decide(
                 "released; see why it was kept, and start the next run by hand",
             )
     first = max(since, look.day - timedelta(days=window_days - 1))
-    return Decision(True, f"{found}; {first} to {look.day} are backfilled", first, look.day)
+    backfilled = f"{found}; {first} to {look.day} are backfilled"
+    return Decision(True, backfilled, f"{first}..{look.day}")
 
 
 def last_retraining(store: Store, name: str) -> Retraining | None:

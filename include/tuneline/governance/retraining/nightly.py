@@ -1,38 +1,30 @@
-"""Whether a night trains: only if the data changed since the released model, or on demand.
+"""Whether a night trains: if data or settings changed since the released model, or on demand.
 
-Data that gave no release are tried again only after a change of the model's settings.
+Data and settings that came to a verdict and gave no release are not tried again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict
 
 from tuneline.artifacts.governance import PointerName
 from tuneline.artifacts.release_log import read_log, withdrawal
 from tuneline.artifacts.releases import Release, open_release, read_release
 from tuneline.data.sources.find_files import DatasetVersion, difference
-from tuneline.errors import TunelineError
+from tuneline.errors import TunelineError, UserError
+from tuneline.failures import ended_by_error
+from tuneline.governance.release.approvals import is_needed, refusal
 from tuneline.governance.release.canary import is_awaited
 from tuneline.run import Run, now
-from tuneline.store import NotThere, Store
+from tuneline.store import Store
 from tuneline.verdicts import checklist
 
 _SHORT = 12
-
-
-class Tried(BaseModel):
-    """A run that was started for a version of the data."""
-
-    model_config = ConfigDict(frozen=True)
-
-    run: str
-    at: str
 
 
 @dataclass(frozen=True)
@@ -52,89 +44,115 @@ def decide(
     pointer: PointerName = "production",
     force: bool = False,
     over_budget: str | None = None,
+    under_way: Callable[[str], bool] = lambda _: False,
 ) -> Night:
-    """Decide whether tonight's data are worth a training."""
-    release = read_release(store, name, pointer)
-    known = version_of_release(open_release(store, release)) if release else None
-    tried = _tried(store, name, version, settings)
+    """Decide whether tonight's data and settings are worth a training.
+
+    `under_way` returns True for a run that has not ended. One that ended before its verdict has
+    tried nothing.
+    """
     if force:
         return Night(True, "a training was asked for, whatever the data")
+    release = read_release(store, name, pointer)
+    known, before = _made_from(open_release(store, release)) if release else (None, None)
+    tried, died = _tried(store, name, version, settings, under_way)
     kept = over_budget
     if release and is_awaited(store, name, release.version, datetime.now(UTC)):
         kept = f"the canary of {name} {release.version} is not decided yet"
-    elif release and known == version:
+    elif release and known == version and before in (None, settings):
         kept = (
             f"no new data since {name} {release.version}, released {release.released_at[:10]} "
-            f"(dataset version {version.digest[:_SHORT]})"
+            f"(dataset version {version.digest[:_SHORT]}), and the same settings"
         )
     elif tried:
-        kept = _outcome(store, tried)
+        kept = tried
     if kept:
         return Night(False, f"not trained: {kept}")
     if release is None:
         why = f"{name} has no release yet"
     elif known is None:
         why = f"{name} {release.version} does not say which data it saw"
+    elif known == version:
+        why = f"the model's settings changed since {name} {release.version}"
     else:
         changed = difference(known.files, version.files)
         why = f"the data changed since {name} {release.version}: {changed}"
-    return Night(True, why)
+    return Night(True, f"{why}{died}")
 
 
-def version_of_release(release: Release) -> DatasetVersion | None:
-    """Return the version of the data that a released model was made from; None if unknown."""
+def _made_from(release: Release) -> tuple[DatasetVersion | None, str | None]:
+    """Return the data that a released model was made from, and its settings; None if unknown."""
     try:
         meta: dict[str, Any] = release.run().meta
     except TunelineError:
         # The run's folder may have been cleaned up; the release stays.
-        return None
+        return None, None
     files = meta.get("dataset_version")
-    return DatasetVersion(files=files) if isinstance(files, dict) else None
+    version = DatasetVersion(files=files) if isinstance(files, dict) else None
+    return version, meta.get("model_settings")
 
 
 def note_tried(
     store: Store, name: str, version: DatasetVersion, settings: str, run_id: str
 ) -> None:
     """Note that a run was started for a version of the data, with these settings of the model."""
-    key = _tried_key(name, version, settings)
-    store.put_bytes(key, Tried(run=run_id, at=now()).model_dump_json(indent=1).encode())
+    key = f"{_tried_prefix(name, version, settings)}/{run_id}.json"
+    store.put_bytes(key, json.dumps({"run": run_id, "at": now()}, indent=1).encode())
 
 
-def _tried(store: Store, name: str, version: DatasetVersion, settings: str) -> Tried | None:
-    try:
-        return Tried.model_validate_json(store.get_bytes(_tried_key(name, version, settings)))
-    except NotThere:
-        return None
+def _tried(
+    store: Store,
+    name: str,
+    version: DatasetVersion,
+    settings: str,
+    under_way: Callable[[str], bool],
+) -> tuple[str, str]:
+    """Return why the same is not tried again, and a part of a sentence on a run that died."""
+    died = ""
+    for key in store.keys(_tried_prefix(name, version, settings)):
+        one = json.loads(store.get_bytes(key))
+        run = one["run"]
+        if under_way(run):
+            return f"{run} is under way with the same data and settings", ""
+        why, judged = why_kept(store, run)
+        if judged:
+            return (
+                f"the same data and settings were tried on {one['at'][:10]} by {run}, which was "
+                f"not released ({why}); start it with `force` to try again"
+            ), ""
+        died = f"; {run} came to no verdict on them ({why})"
+    return "", died
 
 
-def _tried_key(name: str, version: DatasetVersion, settings: str) -> str:
+def _tried_prefix(name: str, version: DatasetVersion, settings: str) -> str:
     both = f"{version.digest} {settings}"
-    return f"retraining/{name}/tried/{hashlib.sha256(both.encode()).hexdigest()}.json"
+    return f"retraining/{name}/tried/{hashlib.sha256(both.encode()).hexdigest()}"
 
 
-def _outcome(store: Store, tried: Tried) -> str:
-    return (
-        f"the same data and settings were tried on {tried.at[:10]} by {tried.run}, which was not "
-        f"released ({why_kept(store, tried.run)}); start it with `force` to try again"
-    )
+def why_kept(store: Store, run_id: str) -> tuple[str, bool]:
+    """Return why a run was not released, as part of a sentence, and True if it was judged.
 
-
-def why_kept(store: Store, run_id: str) -> str:
-    """Return why a run was not released, as part of a sentence."""
+    It was if a measurement, a canary or a person stopped it, not if a step raised or is missing.
+    """
     try:
         run = Run.open(store.uri_of(f"runs/{run_id}"))
         if why := withdrawal(read_log(store, run.config.name, run_id).lines()):
-            return f"its canary withdrew it: {why}"
-        rows = checklist(run)
-    except TunelineError as error:
-        return str(error)
-    stopping = [row for row in rows if row.stops_release]
-    failed = [row for row in stopping if row.verdict == "fail"]
-    if failed:
-        return "; ".join(f"{row.item} failed: {row.because}" for row in failed)
-    if stopping:
-        return f"{stopping[0].item}: {stopping[0].because}"
-    return "it ended before the release, or no one approved it"
+            return f"its canary withdrew it: {why}", True
+        stopping = [row for row in checklist(run) if row.stops_release]
+        refused = refusal(run) if is_needed(run) else None
+    except UserError as error:
+        return str(error), True
+    judged = [
+        row
+        for row in stopping
+        if row.verdict != "not_run" and not ended_by_error(run.find_evidence(row.item))
+    ]
+    found = judged or stopping
+    if failed := [row for row in found if row.verdict == "fail"]:
+        return "; ".join(f"{row.item} failed: {row.because}" for row in failed), bool(judged)
+    if found:
+        return f"{found[0].item}: {found[0].because}", bool(judged)
+    return refused or "it ended before the release", refused is not None
 
 
 def spent(store: Store, name: str, month: date) -> float:
