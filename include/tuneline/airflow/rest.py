@@ -77,6 +77,10 @@ def started_by_dag(dag_run: Any, trigger: Any) -> bool:
 
     The user of the run has to be that of the connection, which DAGs start runs as. `trigger` is
     what its conf says has started it; anybody can write that.
+
+    Raises:
+        RetryableError: if the task that may have started it is tried again: Airflow has taken back
+            what its first try said.
     """
     if not isinstance(trigger, dict):
         return False
@@ -89,6 +93,10 @@ def started_by_dag(dag_run: Any, trigger: Any) -> bool:
     if dag_run.triggering_user_name != api.user:
         return False
     started = api.xcom(dag_id, run_id, task_id, _STARTS)
+    if started is None and api.task_state(dag_id, run_id, task_id) == "running":
+        raise RetryableError(
+            f"{task_id} of {dag_id} {run_id} is tried again and does not say yet what it starts"
+        )
     return bool(started == f"{dag_run.dag_id}/{dag_run.run_id}")
 
 

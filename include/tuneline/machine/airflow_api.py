@@ -108,8 +108,8 @@ class AirflowApi:
 
     def task_state(self, dag_id: str, run_id: str, task_id: str) -> str | None:
         """Return the state of a task of a run, None if it has none yet."""
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}"
-        answer = self.call("GET", path, ok=(404,))
+        parts = (quote(part, safe="") for part in (dag_id, run_id, task_id))
+        answer = self.call("GET", "/dags/{}/dagRuns/{}/taskInstances/{}".format(*parts), ok=(404,))
         return answer.json().get("state") if answer.is_success else None
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:

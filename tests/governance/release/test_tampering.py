@@ -11,7 +11,7 @@ from tests.lab.runs import Lab
 
 from tuneline.artifacts.governance import DatasetFile, Manifest, ManifestFile
 from tuneline.artifacts.release_log import Approved, Canary, Released
-from tuneline.errors import UserError
+from tuneline.errors import RetryableError, UserError
 from tuneline.governance.release.manifest import put_once, write_manifest
 from tuneline.governance.release.pointer import last_move, read_pointer, record
 from tuneline.governance.release.verify import examine, verify
@@ -222,6 +222,30 @@ DATASET = "runs/b/data/distribution_balancing/dataset.parquet"
 def test_an_edit_behind_the_back_of_a_release_is_named(store, edit, named):
     edit(store)
     assert any(named in sentence for sentence in found(store))
+
+
+def test_an_outage_of_the_store_at_any_read_is_no_difference(store, monkeypatch):
+    reads = []
+
+    def counted(name):
+        read = getattr(FileStore, name)
+
+        def call(self, *args, **options):
+            reads.append(name)
+            if len(reads) == fails_at:
+                raise RetryableError("S3 failed")
+            return read(self, *args, **options)
+
+        monkeypatch.setattr(FileStore, name, call)
+
+    for name in ("read_tagged", "get_bytes", "rehash", "exists"):
+        counted(name)
+    fails_at = 0
+    assert found(store) == []
+    for fails_at in range(1, len(reads) + 1):  # noqa: B007 - read by `call`
+        reads.clear()
+        with pytest.raises(RetryableError, match="S3 failed"):
+            found(store)
 
 
 def test_a_manifest_and_its_files_are_written_once(store, tmp_path):

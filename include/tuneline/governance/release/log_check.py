@@ -30,13 +30,15 @@ from tuneline.artifacts.releases import (
     model_prefix,
     pointer_key,
 )
-from tuneline.errors import TunelineError
+from tuneline.errors import TunelineError, UserError
 from tuneline.governance.release.pointer import read_pointer
 from tuneline.governance.release.signature import Identity, envelope_fault
-from tuneline.store import Store
+from tuneline.store import CorruptObject, Store
 
 # Small objects that are read from a server at once.
 _AT_ONCE = 16
+# What is wrong with a release. A store that can't be read now says nothing of it.
+DAMAGE = (CorruptObject, UserError)
 
 
 @dataclass
@@ -58,7 +60,7 @@ def pointer_differences(store: Store, name: str, version: str, *, whole: bool) -
     try:
         read = (read_pointer(store, name, which).pointer for which in POINTERS)
         pointers = [pointer for pointer in read if pointer is not None]
-    except TunelineError as error:
+    except DAMAGE as error:
         return [str(error)]
     wanted = {version}
     if whole:
@@ -95,11 +97,11 @@ def _read(store: Store, pointer: ReleasePointer, versions: Collection[str], uri:
     def read(version: str) -> tuple[Log | TunelineError, str | None]:
         try:
             log: Log | TunelineError = read_log(store, pointer.name, version)
-        except TunelineError as error:
+        except DAMAGE as error:
             log = error
         try:
             return log, store.rehash(manifest_key(pointer.name, version)).sha256
-        except TunelineError:
+        except DAMAGE:
             # What is wrong with a manifest is said when its version is verified.
             return log, None
 
@@ -246,7 +248,7 @@ def lineage_differences(
         return [f"{uris[0]} is a file too many: {uris[1]} is there as well"], []
     try:
         raw = store.get_bytes(f"{prefix}/{there[0]}", sha256=stated)
-    except TunelineError as error:
+    except DAMAGE as error:
         return [f"{error}; the release log names its hash"], []
     found = [f"{uris[0]} {fault}" for fault in _faults(raw, store, prefix, manifest_sha256)]
     unchecked = []
@@ -285,7 +287,7 @@ def _stated(store: Store, name: str, version: str) -> tuple[bool, str | None]:
     """Return whether the log says that the version was released, and the hash that it states."""
     try:
         lines = read_log(store, name, version).lines()
-    except TunelineError:
+    except DAMAGE:
         # The comparison with the pointer names what is wrong with the log.
         return False, None
     found = [line.event.lineage_sha256 for line in lines if isinstance(line.event, Released)]
@@ -306,7 +308,7 @@ def _faults(raw: bytes, store: Store, prefix: str, manifest_sha256: str) -> Iter
         yield "is about another manifest"
     try:
         evidence = store.rehash(f"{prefix}/{LINEAGE_EVIDENCE}").sha256
-    except TunelineError as error:
+    except DAMAGE as error:
         yield f"rests on evidence that is not there: {error}"
         return
     if read.get(LINEAGE_EVIDENCE) != evidence:

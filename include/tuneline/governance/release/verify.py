@@ -33,7 +33,7 @@ from tuneline.artifacts.releases import (
 from tuneline.config import GovernanceConfig
 from tuneline.errors import TunelineError, UserError, first_line
 from tuneline.evidence import Evidence, Verdict, worse
-from tuneline.governance.release.log_check import lineage_differences, pointer_differences
+from tuneline.governance.release.log_check import DAMAGE, lineage_differences, pointer_differences
 from tuneline.governance.release.signature import (
     SIGNATURE,
     Identity,
@@ -149,7 +149,7 @@ def _read(release: Release, name: str) -> Any:
     """Return a file of the release; None if it has none, or one that its hash does not fit."""
     try:
         return release.read(name)
-    except TunelineError:
+    except DAMAGE:
         return None
 
 
@@ -301,7 +301,7 @@ def examine(manifest_uri: str, signer: Path | Identity | None = None) -> Finding
     found.differences += pointer_differences(place.store, place.name, place.version, whole=True)
     try:
         manifest, digest = place.manifest()
-    except (TunelineError, ValueError):
+    except (*DAMAGE, ValueError):
         return found
     found.add(check_sources(place.store, manifest))
     found.add(lineage_differences(place.store, place.name, place.version, digest, signer))
@@ -323,7 +323,7 @@ def served_differences(store: Store, name: str, version: str) -> list[str]:
         manifest, _ = place.manifest()
     except NotThere:
         raise
-    except (TunelineError, ValidationError) as error:
+    except (*DAMAGE, ValidationError) as error:
         return [first_line(error)]
     return [
         *_identity(place, manifest),
@@ -382,7 +382,7 @@ def _version(place: Version, signer: Path | Identity | None) -> Findings:
         manifest, digest = place.manifest()
     except NotThere:
         raise
-    except TunelineError as error:
+    except DAMAGE as error:
         return Findings([str(error)])
     except ValidationError as error:
         uri = store.uri_of(manifest_key(place.name, place.version))
@@ -448,7 +448,7 @@ def hash_difference(store: Store, key: str, sha256: str, size: int | None = None
         ref = store.rehash(key)
     except NotThere:
         return f"{uri} is missing"
-    except TunelineError as error:
+    except DAMAGE as error:
         return str(error)
     if ref.sha256 != sha256:
         return f"{uri} is corrupt: its SHA-256 is {ref.sha256}, the manifest says {sha256}"
