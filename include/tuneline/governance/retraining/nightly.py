@@ -20,7 +20,7 @@ from tuneline.data.sources.find_files import DatasetVersion, difference
 from tuneline.errors import TunelineError
 from tuneline.governance.release.canary import is_awaited
 from tuneline.run import Run, now
-from tuneline.store import NotThere, Store
+from tuneline.store import Store
 from tuneline.verdicts import checklist
 
 _SHORT = 12
@@ -68,7 +68,10 @@ def decide(
             f"(dataset version {version.digest[:_SHORT]})"
         )
     elif tried:
-        kept = _outcome(store, tried)
+        kept = (
+            f"the same data and settings were tried on {tried.at[:10]} by {tried.run}, which was "
+            f"not released: {why_kept(store, tried.run)}; start it with `force` to try again"
+        )
     if kept:
         return Night(False, f"not trained: {kept}")
     if release is None:
@@ -101,22 +104,13 @@ def note_tried(
 
 
 def _tried(store: Store, name: str, version: DatasetVersion, settings: str) -> Tried | None:
-    try:
-        return Tried.model_validate_json(store.get_bytes(_tried_key(name, version, settings)))
-    except NotThere:
-        return None
+    key = _tried_key(name, version, settings)
+    return Tried.model_validate_json(store.get_bytes(key)) if store.exists(key) else None
 
 
 def _tried_key(name: str, version: DatasetVersion, settings: str) -> str:
     both = f"{version.digest} {settings}"
     return f"retraining/{name}/tried/{hashlib.sha256(both.encode()).hexdigest()}.json"
-
-
-def _outcome(store: Store, tried: Tried) -> str:
-    return (
-        f"the same data and settings were tried on {tried.at[:10]} by {tried.run}, which was not "
-        f"released ({why_kept(store, tried.run)}); start it with `force` to try again"
-    )
 
 
 def why_kept(store: Store, run_id: str) -> str:
@@ -129,11 +123,9 @@ def why_kept(store: Store, run_id: str) -> str:
     except TunelineError as error:
         return str(error)
     stopping = [row for row in rows if row.stops_release]
-    failed = [row for row in stopping if row.verdict == "fail"]
+    failed = [row for row in stopping if row.verdict == "fail"] or stopping[:1]
     if failed:
-        return "; ".join(f"{row.item} failed: {row.because}" for row in failed)
-    if stopping:
-        return f"{stopping[0].item}: {stopping[0].because}"
+        return "; ".join(f"{r.item} ({r.verdict}): {r.because} ({r.summary})" for r in failed)
     return "it ended before the release, or no one approved it"
 
 
