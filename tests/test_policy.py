@@ -202,10 +202,9 @@ def dataset(tmp_path):
     return str(path)
 
 
-def created(tmp_path, dataset, settings, **fields):
-    settings = merge(IN_PRODUCTION, settings)
-    fields = {"data": dataset, "overrides": json.dumps(settings), **fields}
-    return create_run(fields, (tmp_path / "store").as_uri(), "run")
+def created(tmp_path, dataset, settings, by="alice", **fields):
+    fields |= {"data": dataset, "overrides": json.dumps(merge(IN_PRODUCTION, settings))}
+    return create_run(fields, (tmp_path / "store").as_uri(), "run", {"started_by": by})
 
 
 @pytest.mark.parametrize(
@@ -292,6 +291,9 @@ def test_a_run_with_a_waiver_is_made_and_records_the_policy(tmp_path, dataset):
     assert [w.limit for w in approvals.critical_waivers(run)] == ["evaluation.min_gain"]
     assert run.meta["policy"] == read_policy().recorded()
     assert run.policy.sha256 == read_policy().sha256
+    # The waiver would not count, which hours of work would show.
+    with pytest.raises(UserError, match=r"let the policy allow it .* if a person starts the run"):
+        created(tmp_path, dataset, {"evaluation": {"min_gain": -1}, "waivers": [LIMIT]}, by=None)
 
 
 def test_the_laptop_profile_makes_the_run(tmp_path, dataset):

@@ -238,7 +238,7 @@ def create_run(
             "run can't leave; choose a preset of that profile, or change config/models"
         )
     config, parameters = check_inputs(config)
-    refuse_unbounded(config, read_policy())
+    refuse_unbounded(config, read_policy(), by_person=bool((meta or {}).get("started_by")))
     described: dict[str, Any] = {
         "code": code_identity(),
         "preset": fields.get("preset", "laptop"),

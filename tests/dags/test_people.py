@@ -17,9 +17,9 @@ from tests.lab.runs import Lab, change_meta
 from tests.lab.tasks import context_of
 
 from tuneline.airflow import people
-from tuneline.artifacts.answers import APPROVALS, findings_of
+from tuneline.artifacts.answers import APPROVALS, ModelRules, findings_of, rules_key
 from tuneline.artifacts.governance import MANIFEST_REF, ManifestRef
-from tuneline.config import DataConfig, Model, ModelFile
+from tuneline.config import DataConfig, Model, ModelFile, User
 from tuneline.data.pii.review.review import READ_ALL
 from tuneline.evidence import measure
 from tuneline.governance.production import labels
@@ -99,9 +99,14 @@ def approve(lab, task, user, option="Approve", reason=WHY):
 
 
 def test_a_limit_is_shown_to_the_approvers_and_accepted_by_another_one(lab, told):
-    task = people.approve_release(MODEL)
+    # The rules say who decides until a release has changed them, and not the model's file.
+    rules = ModelRules.after(lab.run, None).model_dump_json(by_alias=True)
+    lab.run.store.put_bytes(rules_key(lab.run.config.name), rules.encode())
+    change_meta(lab, approvers=["carol"])
+    task = people.approve_release(Model("m", "", ModelFile(approvers=[User(name="carol")])))
     ask(lab, task)
     (detail,) = told
+    assert "a change of the model's rules: approvers" in detail["body"]
     assert [user["id"] for user in detail["assigned_users"]] == ["alice", "bob"]
     assert "evaluation.min\\_gain is -1.0, the policy allows at least 0" in detail["body"]
     assert "/runs/manual__1/plugin/release-checklist)" in detail["body"]
@@ -167,7 +172,7 @@ def test_the_release_of_a_run_that_nobody_started_is_put_to_a_second_approver(la
     leave_manifest(lab)
     task = people.approve_release(MODEL)
     ask(lab, task)
-    assert "two approvers have to say yes" in told[0]["body"]
+    assert "two of these approvers have to say yes: alice, bob;" in told[0]["body"]
     for _ in range(2):
         with pytest.raises(TaskAwaitingInput):
             approve(lab, task, "alice")

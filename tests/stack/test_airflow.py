@@ -16,7 +16,7 @@ from tuneline.stack.lifecycle import image_map, pod_secrets
 from tuneline.stack.runs import DagRun
 
 
-def test_the_password_is_private_and_stays(layout):
+def test_passwords_are_private_and_stay_and_approvers_have_one(layout, tmp_path, monkeypatch):
     airflow.prepare(layout)
     first = airflow.password(layout)
     assert len(first) >= 16
@@ -24,8 +24,13 @@ def test_the_password_is_private_and_stays(layout):
         path = layout.airflow_home / name
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads((layout.airflow_home / "passwords.json").read_text()) == {"admin": first}
+    (tmp_path / "faq.yaml").write_text("approvers: [ann]")
+    monkeypatch.setenv("TUNELINE_MODELS", str(tmp_path))
     airflow.prepare(layout)
-    assert airflow.password(layout) == first
+    kept = json.loads((layout.airflow_home / "passwords.json").read_text())
+    assert (kept.keys(), airflow.password(layout)) == ({"ann", "admin"}, first)
+    users = airflow.environment(layout)["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
+    assert users == "ann:op,admin:admin"
 
 
 def test_everything_is_private_and_the_settings_of_another_airflow_stay_out(layout, monkeypatch):

@@ -85,21 +85,15 @@ def build(model: Model) -> DAG:
         retrain = start_retraining(model.name, dag_id(MAIN, model))
         chosen >> compare >> decided >> backfill >> asked >> labels >> keep >> retrain
         asked >> retrain
-    dag.params = ParamsDict(_form())
+    until = Param(
+        None,
+        type=["string", "null"],
+        format="date",
+        title="Until",
+        description="Last day that is compared (UTC); empty: the day just curated, or yesterday.",
+    )
+    dag.params = ParamsDict({"until": until})
     return dag
-
-
-def _form() -> dict[str, Param]:
-    return {
-        "until": Param(
-            None,
-            type=["string", "null"],
-            format="date",
-            title="Until",
-            description="Last day that is compared (UTC); empty: the day just curated, or "
-            "yesterday.",
-        )
-    }
 
 
 @task.short_circuit(retries=3, retry_policy=worker_retry_policy)
@@ -193,8 +187,8 @@ def start_retraining(model_name: str, main: str) -> str | None:
     if len(rows) < wanted:
         leave_note(
             context,
-            f"{decided['why']}. No retraining: only {len(rows)} of their rows are reviewed, "
-            f"{wanted} are needed; the next drifted day asks again",
+            f"{decided['why']}. No retraining: only {len(rows)} of their rows have a label that "
+            f"counts, {wanted} are needed; the next drifted day asks again",
         )
         return None
     today = datetime.now(UTC).date()

@@ -24,6 +24,7 @@ from tuneline.airflow.notify import announcers
 from tuneline.airflow.pods import StepPod, run_uri_of
 from tuneline.artifacts.answers import Person, approvers_of
 from tuneline.config import Model, User, find_model
+from tuneline.config.model_file import people_per_label
 from tuneline.licenses import answers as license_answers
 from tuneline.people import approvals, blind_review
 from tuneline.people.ballots import assignments_of
@@ -94,7 +95,10 @@ class RecordedApproval(ApprovalOperator):
     def execute(self, context: Context) -> Any:
         """Show what there is to decide about, and wait; skip the task if there is nothing."""
         with fail_plainly():
-            self.body = self.question(_run(context), context)
+            run = _run(context)
+            # The rules of the model may name others than its file does today.
+            self.assigned_users = assigned(approvers_of(run))
+            self.body = self.question(run, context)
         if self.body is None:
             raise AirflowSkipException("the run asks for no answer here")
         return super().execute(context)
@@ -108,7 +112,7 @@ class RecordedApproval(ApprovalOperator):
                 self.record(run, decision, person(event), reason)
             if decision == self.REJECT:
                 why = f": {reason}" if reason else ""
-                raise AirflowFailException(f"{answerer(event)} rejected {self.rejected}{why}")
+                raise AirflowFailException(f"{person(event).name} rejected {self.rejected}{why}")
             if self.stays_open(run):
                 return self.execute(context)
         return super().execute_complete(context, event)
@@ -158,7 +162,8 @@ class _Kind:
     """The text, fields and hours of a kind of sheet, how its answers are kept, and who is asked."""
 
     shown: Callable[[Context, Any], tuple[str, Fields, float]]
-    record: Callable[[Context, Any, dict[str, Any], str], None]
+    # True if another person has to answer too.
+    record: Callable[[Context, Any, dict[str, Any], str], bool | None]
     users: Callable[[Context, Any], Sequence[User]]
     # The fields that answers fill, where they are not those that are shown by then.
     fields: Callable[[dict[str, Any]], Fields] | None = None
@@ -197,22 +202,20 @@ class Sheet(HITLOperator):
         result = super().execute_complete(context, event)
         if self.options[0] in event["chosen_options"]:
             with asking_again():
-                kind.record(context, self.part, answers, answerer(event))
+                another = kind.record(context, self.part, answers, person(event).name)
+            if another:
+                return self.execute(context)
         return {**result, "params_input": {}} if kind.private else result
 
     def _make_form(self, fields: Fields) -> None:
         self.params = ParamsDict({name: Param(**field) for name, field in fields.items()})
 
 
-def _approvers(context: Context, part: Any) -> Sequence[User]:
-    return approvers_of(_run(context))
-
-
 def _reviewers(context: Context, part: dict[str, Any]) -> Sequence[User]:
     """Return the reviewer of some pairs, or whoever may answer for the model."""
     reviewer = part["reviewer"]
     if reviewer is None:
-        return _approvers(context, part)
+        return approvers_of(_run(context))
     return [u for u in _run(context).config.evaluation.reviewers if u.name == reviewer]
 
 
@@ -249,7 +252,8 @@ def _open_rows(context: Context, model: str) -> tuple[str, Fields, float]:
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     rows = labels.review_rows(store, model, days)
     waiting = labels.open_rows(rows, labels.read_labels(store, model))
-    return *labels.label_form(waiting), find_model(model).file.drift.review_hours
+    form = labels.label_form(waiting, people_per_label(model))
+    return *form, find_model(model).file.drift.review_hours
 
 
 def _filled(answers: dict[str, Any]) -> Fields:
@@ -260,16 +264,16 @@ def _filled(answers: dict[str, Any]) -> Fields:
     return {name: field for name, field in shown.items() if name in answers}
 
 
-def _put_labels(context: Context, model: str, answers: dict[str, Any], by: str) -> None:
+def _put_labels(context: Context, model: str, answers: dict[str, Any], by: str) -> bool:
     """Put labels aside, for the pod that scrubs them."""
     from tuneline.governance.production.labels import put_answers
 
-    put_answers(open_store(store_uri()), model, context["dag_run"].run_id, answers, by)
+    return put_answers(open_store(store_uri()), model, context["dag_run"].run_id, answers, by)
 
 
 _KINDS = {
     "pairs": _Kind(_pairs, _keep_votes, _reviewers, private=False),
-    "rows": _Kind(_rows, _keep_findings, _approvers),
+    "rows": _Kind(_rows, _keep_findings, lambda context, _: approvers_of(_run(context))),
     "labels": _Kind(
         _open_rows, _put_labels, lambda _, model: find_model(model).file.approvers, _filled
     ),
@@ -310,7 +314,9 @@ def refuse_strangers(event: dict[str, Any], users: Sequence[User]) -> None:
     if event.get("responded_by_user") is None or not users or person(event).is_one_of(users):
         return
     names = ", ".join(user.name for user in users)
-    raise AirflowException(f"{answerer(event)} was not asked ({names}); the question is put again")
+    raise AirflowException(
+        f"{person(event).name} was not asked ({names}); the question is put again"
+    )
 
 
 def review_pairs(model: Model, dealt: Any) -> Any:
@@ -333,7 +339,7 @@ def approve_release(model: Model) -> ReleaseApproval:
     return ReleaseApproval(
         task_id=approvals.ABOUT_RELEASE,
         **asked(model, retries=20),
-        subject="Release this model?",
+        subject=f"Release a new version of {model.name}?",
         params=reason_field("Why you decide so; kept in the release log."),
     )
 
@@ -358,16 +364,11 @@ def _run(context: Context) -> Run:
     return Run.open(run_uri_of(context))
 
 
-def answerer(event: dict[str, Any]) -> str:
-    """Return the name of the user who answered, as Airflow recorded it."""
-    return person(event).name or "unknown"
-
-
 def person(event: dict[str, Any]) -> Person:
     """Return the user who answered, as Airflow recorded it."""
     user = event["responded_by_user"] or {}
     user_id = user.get("id")
-    name = str(user.get("name") or user_id or "")
+    name = str(user.get("name") or user_id or "unknown")
     return Person(name, None if user_id is None else str(user_id))
 
 
@@ -396,7 +397,7 @@ def approve_license(model: Model) -> LicenseApproval:
     return LicenseApproval(
         task_id="approve_license",
         **asked(model),
-        subject="May these licences be used?",
+        subject=f"May {model.name} use these licences?",
         params=reason_field("Who read the licence, and what it allows. An approval needs it."),
     )
 

@@ -125,13 +125,20 @@ def approvals_needed(run: Run) -> int:
     return 2 if production and approvers_of(run) and not run.meta.get("started_by") else 1
 
 
+def able_approvers(run: Run) -> list[str]:
+    """Return the approvers of a run whose yes to its release counts."""
+    users, starter = approvers_of(run), run.meta.get("started_by")
+    # An unknown id must not match an unknown name.
+    free = run.config.profile != "production" or not starter
+    return [user.name for user in users if free or starter not in (user.name, user.id)]
+
+
 def too_few_approvers(run: Run) -> str | None:
     """Return why a release of a run could never be approved, one sentence; None if it can."""
-    users, needed, started_by = approvers_of(run), approvals_needed(run), run.meta.get("started_by")
-    # An unknown id must not match an unknown name.
-    able = [user.name for user in users if not started_by or started_by not in (user.name, user.id)]
-    if run.config.profile != "production" or not users or len(able) >= needed:
+    able, needed = able_approvers(run), approvals_needed(run)
+    if not approvers_of(run) or len(able) >= needed:
         return None
+    started_by = run.meta.get("started_by")
     why = f"{started_by} started it" if started_by else "no person started it"
     return (
         f"profile: production: the release of this run needs the yes of {needed} of its approvers "

@@ -221,11 +221,11 @@ def _defaults() -> dict[str, Value]:
     return found
 
 
-def refuse_unbounded(config: PipelineConfig, policy: Policy) -> None:
+def refuse_unbounded(config: PipelineConfig, policy: Policy, *, by_person: bool) -> None:
     """Refuse a run that the policy does not allow, before anything of it is carried out.
 
-    A production run whose limit of a critical item is looser needs a waiver of that limit. Other
-    looser limits warn in the checklist.
+    A production run whose limit of a critical item is looser needs a waiver of that limit, which
+    counts if a person starts the run. Other looser limits warn in the checklist.
     """
     content, where = policy.content, f"{policy.where}, version {policy.version}"
     if content.profile is not None and config.profile != content.profile:
@@ -239,16 +239,18 @@ def refuse_unbounded(config: PipelineConfig, policy: Policy) -> None:
             f"approval is false, the policy ({where}) asks for an approval of every release; set "
             "`approval: true`"
         )
-    waived = {waiver.limit for waiver in config.waivers}
+    waived = {waiver.limit for waiver in config.waivers if by_person}
     found = [one for one in policy.looser(config) if one.critical and not waived & one.names]
     if found:
         waivers = ", ".join(
             f"{{item: {one.item}, limit: {one.setting}, reason: …}}" for one in found
         )
+        allow = f"add to `waivers` {waivers}, which an approver has to accept"
+        if not by_person:
+            allow = "let the policy allow it (`models`): waivers count if a person starts the run"
         raise UserError(
             f"{'; '.join(map(str, found))} ({where}), and profile: production needs a waiver for "
-            f"that; set a value that the policy allows, or add to `waivers` {waivers}, which an "
-            "approver has to accept"
+            f"that; set a value that the policy allows, or {allow}"
         )
 
 

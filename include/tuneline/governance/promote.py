@@ -44,8 +44,7 @@ def refusals(ctx: StepContext, manifest_uri: str) -> list[str]:
     if not ENGINE_IDENTITY.exists(ctx):
         why = ctx.entry(ENGINE_IDENTITY.step).summary
         found.append(f"the engine {config.deployment.engine} was not built: {why}")
-    unapproved = refusal(ctx.run) if is_needed(ctx.run) else None
-    if unapproved:
+    if is_needed(ctx.run) and (unapproved := refusal(ctx.run)):
         found.append(unapproved)
     return found + promotion_differences(manifest_uri, config.governance)
 

@@ -8,6 +8,7 @@ import secrets
 from importlib import metadata
 from pathlib import Path
 
+from tuneline.config import models
 from tuneline.files import write_whole
 from tuneline.machine.airflow_api import AirflowApi
 from tuneline.stack.layout import LOOPBACK, Layout
@@ -39,18 +40,25 @@ def prepare(layout: Layout) -> None:
     config.mkdir(parents=True, exist_ok=True)
     layout.airflow_home.chmod(0o700)
     (config / "airflow_local_settings.py").write_text(_LOCAL_SETTINGS)
-    path = _secrets_file(layout)
+    path, passwords = _secrets_file(layout), _passwords_file(layout)
     if not path.exists():
         # The signature of a token needs a key of 64 bytes.
-        made = {name: secrets.token_hex(64) for name in ("jwt", "api")}
-        made["password"] = secrets.token_urlsafe(12)
-        write_whole(path, json.dumps(made).encode())
-    write_whole(_passwords_file(layout), json.dumps({USER: password(layout)}).encode())
+        write_whole(path, json.dumps({n: secrets.token_hex(64) for n in ("jwt", "api")}).encode())
+    known = json.loads(passwords.read_text()) if passwords.exists() else {}
+    kept = {user: known.get(user) or secrets.token_urlsafe(12) for user in _roles()}
+    write_whole(passwords, json.dumps(kept).encode())
 
 
 def password(layout: Layout) -> str:
-    """Return the password of the UI's user."""
-    return str(json.loads(_secrets_file(layout).read_text())["password"])
+    """Return the password of the stack's user."""
+    return str(json.loads(_passwords_file(layout).read_text())[USER])
+
+
+def _roles() -> dict[str, str]:
+    """Return the users of the UI and their roles: that of the stack, and each model's approvers."""
+    approvers = {user.name for model in models() for user in model.file.approvers}
+    # Airflow takes the two characters for separators.
+    return {name: "op" for name in sorted(approvers) if not {",", ":"} & {*name}} | {USER: "admin"}
 
 
 def environment(layout: Layout) -> dict[str, str]:
@@ -63,7 +71,7 @@ def environment(layout: Layout) -> dict[str, str]:
         "conn_type": "http",
         "host": f"http://{LOOPBACK}:{layout.ui_port}",
         "login": USER,
-        "password": made["password"],
+        "password": password(layout),
     }
     core = {
         "AIRFLOW_HOME": str(layout.airflow_home),
@@ -73,7 +81,7 @@ def environment(layout: Layout) -> dict[str, str]:
         # Most tasks only wait for a pod; more of them at once would crowd two cores.
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://{LOOPBACK}:{layout.ui_port}/execution/",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(map(":".join, _roles().items())),
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(_passwords_file(layout)),
         "AIRFLOW__API__HOST": LOOPBACK,
         "AIRFLOW__API__PORT": str(layout.ui_port),

@@ -17,7 +17,6 @@ from tuneline.config import PodConfig
 from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
 from tuneline.files import write_whole
-from tuneline.machine.airflow_api import AirflowApi
 from tuneline.serving.processes import free_port, last_line
 from tuneline.stack import airflow, tracking
 from tuneline.stack.layout import LOOPBACK, Layout, Say, main_dag_id
@@ -244,7 +243,8 @@ class Stack:
             for name in ("scheduler", "dag-processor"):
                 beats = partial(client.beats_since, name, self.table.started_at(name))
                 self.await_ready(name, beats, _START_SECONDS)
-            self.await_ready("dag-processor", lambda: _dag_is_there(client), _START_SECONDS)
+            main = partial(client.call, "GET", f"/dags/{main_dag_id()}", ok=(404,))
+            self.await_ready("dag-processor", lambda: main().is_success, _START_SECONDS)
             # All of them: a backfill or a nightly run needs the other DAGs of its model.
             client.call("PATCH", "/dags?dag_id_pattern=~&tags=tuneline", is_paused=False)
 
@@ -282,7 +282,3 @@ def pod_secrets() -> dict[str, dict[str, str]]:
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((LOOPBACK, port)) == 0
-
-
-def _dag_is_there(client: AirflowApi) -> bool:
-    return client.call("GET", f"/dags/{main_dag_id()}", ok=(404,)).is_success

@@ -37,7 +37,7 @@ from tuneline.governance.production.requests import position
 from tuneline.machine.markdown import fenced
 from tuneline.people.sheets import Entry, read_sheet, written
 from tuneline.run import now
-from tuneline.store import AlreadyThere, CorruptObject, NotThere, Store, at_work_in
+from tuneline.store import AlreadyThere, CorruptObject, Store, at_work_in
 
 PREFIX = "labels"
 _OF_A_ROW = "request_id messages answer stratum served_by model_version".split()
@@ -54,6 +54,7 @@ _INSTRUCTIONS = (
     "data out; names and numbers below are not real ones. A client wrote every turn of the prompt, "
     "also those of the assistant. `<U+200B>` is a character that can't be seen."
 )
+_TOGETHER = " A label counts if two people give the same: each answers once, one after the other."
 # Those that Unicode has programs leave out of a display (`Default_Ignorable_Code_Point`).
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
@@ -214,10 +215,10 @@ def _shown(text: str) -> str:
     return _INVISIBLE.sub(lambda match: f"<U+{ord(match[0]):04X}>", text)
 
 
-def label_form(rows: Sequence[ReviewRow]) -> tuple[str, dict[str, dict[str, Any]]]:
+def label_form(rows: Sequence[ReviewRow], people: int = 1) -> tuple[str, dict[str, dict[str, Any]]]:
     """Render rows as Markdown, with the fields of a form, which are named after their requests."""
     rows = rows[:ROWS_OF_FORM]
-    parts = [_INSTRUCTIONS] if rows else ["No row waits for review."]
+    parts = [_INSTRUCTIONS + _TOGETHER * (people > 1)] if rows else ["No row waits for review."]
     for number, row in enumerate(rows, 1):
         texts = [("Prompt", row.prompt), ("Answer", _shown(row.answer))]
         if row.answer_corrected:
@@ -243,8 +244,8 @@ def ids_of_form(given: Mapping[str, Any]) -> list[str]:
     return [name.removeprefix(_DECISION) for name in given if name.startswith(_DECISION)]
 
 
-def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], by: str) -> None:
-    """Put a filled form aside.
+def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], by: str) -> bool:
+    """Put a filled form aside; return True if another person has to fill it in too.
 
     Corrected answers may hold personal data, and the scrubber is not where people are asked. So
     they wait in `quarantine/answers/<model>/` until `take_answers` scrubs and stores them.
@@ -265,24 +266,23 @@ def put_answers(store: Store, model: str, name: str, given: Mapping[str, Any], b
     raw = "".join(json.dumps(line) + "\n" for line in lines)
     parse_labels(raw.encode(), "answers", [row.request_id for row in review_rows(store, model)])
     document = json.dumps({"labels": raw, "by": by}, ensure_ascii=False)
-    store.put_bytes(_answers_key(model, name), document.encode())
+    folder, person = _answers_of(model, name), hashlib.sha256(by.casefold().encode()).hexdigest()
+    store.put_bytes(f"{folder}/{person}.json", document.encode())
+    return len(list(store.keys(folder))) < people_per_label(model)
 
 
 def take_answers(store: Store, model: str, name: str) -> int:
     """Scrub, store and delete answers that were put aside; return the number of labels."""
-    key = _answers_key(model, name)
-    try:
-        document = json.loads(store.get_bytes(key))
-    except NotThere:
-        return 0
-    count = store_labels(store, model, document["labels"].encode(), "answers", document["by"])
-    store.delete_prefix(key.removesuffix("/answers.json"))
+    folder, count = _answers_of(model, name), 0
+    for document in [json.loads(store.get_bytes(key)) for key in store.keys(folder)]:
+        count += store_labels(store, model, document["labels"].encode(), "answers", document["by"])
+    store.delete_prefix(folder)
     return count
 
 
-def _answers_key(model: str, name: str) -> str:
+def _answers_of(model: str, name: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-    return f"quarantine/answers/{folder_name(model)}/{safe}/answers.json"
+    return f"quarantine/answers/{folder_name(model)}/{safe}"
 
 
 def parse_labels(raw: bytes, name: str, known: Collection[str]) -> list[GivenLabel]:

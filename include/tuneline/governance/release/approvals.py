@@ -13,12 +13,14 @@ from tuneline.artifacts.answers import (
     Approval,
     Approvals,
     ModelRules,
+    able_approvers,
     approvals_needed,
     why_not,
 )
 from tuneline.artifacts.governance import MANIFEST_REF, Manifest, ManifestRef
 from tuneline.artifacts.releases import find_version, released
 from tuneline.catalogue import ITEMS
+from tuneline.config import Waiver
 from tuneline.errors import TunelineError
 from tuneline.evidence import Evidence, Measurement, Verdict
 from tuneline.governance.release.compare import changes
@@ -38,7 +40,7 @@ def asked_by(run: Run) -> Iterator[str]:
     """Yield what asks for an approval of the release, each as part of a sentence."""
     if run.config.approval:
         yield "`approval: true`"
-    yield from (f"a waiver of {w.item} ({w})" for w in critical_waivers(run))
+    yield from dict.fromkeys(f"a waiver of {w.item}" for w in critical_waivers(run))
     if run.config.profile != "production":
         return
     if run.policy.content.approval:
@@ -102,14 +104,8 @@ def refusal(run: Run) -> str | None:
     if answer.decision != YES:
         why = f": {answer.reason}" if answer.reason else ""
         return f"no one has approved the release; {answer.by} has rejected it{why}"
-    fault = why_not(run, answer.person)
-    if fault:
+    if fault := why_not(run, answer.person):
         return f"the approval does not count: {fault}; {ask}"
-    return _not_for(run, answer, reference, ask)
-
-
-def _not_for(run: Run, answer: Approval, reference: ManifestRef | None, ask: str) -> str | None:
-    """Return why a yes is not enough for the manifest; None if it is."""
     if reference is None or answer.about != reference.sha256:
         return (
             f"the approval of {answer.by} does not count: it was given for the manifest "
@@ -121,13 +117,9 @@ def _not_for(run: Run, answer: Approval, reference: ManifestRef | None, ask: str
             f"{answer.by} alone has approved the release; no person is known to have started the "
             f"run, and under profile: production two approvers have to answer; {ask}"
         )
-    changed = list(_changed(run, reference))
-    if changed:
-        return (
-            f"the approval of {answer.by} does not count: the evidence of {', '.join(changed)} has "
-            "changed since the manifest was written; start a new run"
-        )
-    return None
+    changed = ", ".join(_changed(run, reference))
+    why = f"the evidence of {changed} has changed since the manifest was written; start a new run"
+    return f"the approval of {answer.by} does not count: {why}" if changed else None
 
 
 def _changed(run: Run, reference: ManifestRef) -> Iterator[str]:
@@ -157,7 +149,7 @@ _GAINS = (
     "tuned_metric base_metric gain gain_lower fair_base_metric gain_over_fair_base_lower "
     "released_metric difference_to_released difference_to_released_lower"
 ).split()
-_OPEN = (Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.WAIVED, Verdict.NOT_RUN)
+_OPEN = (Verdict.WARN, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.NOT_RUN)
 # Of each section.
 _MOST_CHANGES = 10
 _LONGEST = 160
@@ -180,8 +172,10 @@ def release_question(run: Run, tab: str) -> str:
         tab=tab,
         manifest=manifest,
         needed=needed,
+        able=able_approvers(run),
         asked_by=list(asked_by(run)),
         rows=[(row, _ruled(evidence[row.item])) for row in rows],
+        about=_about,
         open=_OPEN,
         holdout=holdout,
         gains=[known[name] for name in _GAINS if name in known],
@@ -189,6 +183,12 @@ def release_question(run: Run, tab: str) -> str:
         looser=looser_limits(run),
         changes=_changes(run),
     ).strip()
+
+
+def _about(waiver: Waiver, because: str) -> str:
+    """Return the reasons of a verdict that name what a waiver accepts."""
+    named = waiver.limit or waiver.measurement or ""
+    return "; ".join(why for why in because.split("; ") if named in why) or "it is not needed"
 
 
 def _ruled(evidence: Evidence | None) -> list[Measurement]:

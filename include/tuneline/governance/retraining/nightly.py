@@ -148,10 +148,9 @@ def why_kept(store: Store, run_id: str) -> tuple[str, bool]:
         if row.verdict != "not_run" and not ended_by_error(run.find_evidence(row.item))
     ]
     found = judged or stopping
-    if failed := [row for row in found if row.verdict == "fail"]:
-        return "; ".join(f"{row.item} failed: {row.because}" for row in failed), bool(judged)
-    if found:
-        return f"{found[0].item}: {found[0].because}", bool(judged)
+    if shown := [row for row in found if row.verdict == "fail"] or found[:1]:
+        reasons = [f"{r.item} ({r.verdict}): {r.because} ({r.summary})" for r in shown]
+        return "; ".join(reasons), bool(judged)
     return refused or "it ended before the release", refused is not None
 
 

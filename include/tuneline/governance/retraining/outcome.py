@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tuneline.launch import safe_run_id
 from tuneline.run import now
-from tuneline.store import NotThere, Store
+from tuneline.store import Store
 
 
 class Outcome(BaseModel):
@@ -44,10 +44,10 @@ def read_outcome(store: Store, dag_id: str, run_id: str) -> Outcome | None:
 
     Ids that differ may have one key, so that the file says whose it is.
     """
-    try:
-        found = Outcome.model_validate_json(store.get_bytes(_key(dag_id, run_id)))
-    except NotThere:
+    key = _key(dag_id, run_id)
+    if not store.exists(key):
         return None
+    found = Outcome.model_validate_json(store.get_bytes(key))
     known = (found.dag_id or dag_id, found.run_id or run_id)
     return found if known == (dag_id, run_id) else None
 
