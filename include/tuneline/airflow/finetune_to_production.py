@@ -24,6 +24,7 @@ share of the keys first, and the task `canary` waits until it is promoted or wit
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from airflow.sdk import DAG, TaskGroup, TriggerRule
 from airflow.sdk.definitions.param import ParamsDict
@@ -77,7 +78,8 @@ def build(model: Model) -> DAG:
     ) as dag:
         _wire(model)
     for step_id, kind in (("final_audit", DATASET), ("promote", RELEASED)):
-        dag.get_task(step_id).add_outlets([asset_of(model, kind)])
+        task: Any = dag.get_task(step_id)
+        task.add_outlets([asset_of(model, kind)])
     # Each operator made in a DAG with params copies them, which would take most of the parse.
     dag.params = ParamsDict(form(model))
     dag.tags.add("release")

@@ -368,7 +368,7 @@ def run_uri_of(context: Context) -> str:
     return str(context["ti"].xcom_pull(task_ids="prepare_run"))
 
 
-def of_run(run: Run) -> dict[str, str]:
+def of_run(run: Run) -> dict[str, Any]:
     """Return what an event of an asset says of the run that made the dataset or the release."""
     dataset = DATASET_VERSION.find(run)
     of = {"run": run.uri, "model": run.config.name, "profile": run.config.profile}

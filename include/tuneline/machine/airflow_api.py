@@ -51,16 +51,10 @@ class AirflowApi:
     @cached_property
     def user(self) -> str:
         """Name of the user that runs are started as."""
-        return self._login or str(self.call("GET", "/auth/me", root="/ui").json()["username"])
+        return self._login or str(self.call("GET", "/ui/auth/me").json()["username"])
 
     def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        ok: tuple[int, ...] = (),
-        root: str = "/api/v2",
-        **body: Any,
+        self, method: str, path: str, *, ok: tuple[int, ...] = (), **body: Any
     ) -> httpx.Response:
         """Call the API.
 
@@ -68,13 +62,14 @@ class AirflowApi:
         accepts 409 as well.
 
         Args:
-            path: path below `root`.
+            path: path below ``/api/v2``, or one of `/ui` or `/auth`.
             ok: status codes that are accepted in addition to success.
 
         Raises:
             UserError: if the API refused the call or the login.
             RetryableError: if it stayed broken, or did not answer.
         """
+        root = "" if path.startswith(("/ui/", "/auth/")) else "/api/v2"
         why = ""
         for tries_left in reversed(range(self._tries)):
             try:
@@ -125,8 +120,8 @@ class AirflowApi:
 
     def has_fab_user(self, name: str) -> bool:
         """Return True if Airflow's FAB manager has a user of that name."""
-        path = f"/users/{quote(name, safe='')}"
-        return self.call("GET", path, ok=(404,), root="/auth/fab/v1").is_success
+        path = f"/auth/fab/v1/users/{quote(name, safe='')}"
+        return self.call("GET", path, ok=(404,)).is_success
 
     def is_paused(self, dag_id: str) -> bool:
         """Return True if the DAG is paused, so that its runs stay queued."""
