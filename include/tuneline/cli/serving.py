@@ -42,6 +42,21 @@ def add_serving(commands: Commands) -> None:
     text = "reload the file when it changes (as SIGHUP does anyway), wait for it if it is missing"
     add("--watch", action="store_true", help=text)
     gateway.set_defaults(command=_gateway)
+    _add_engine(commands)
+    _add_follow(commands)
+    probe = commands.add_parser("probe", help="ask an engine whether it works: exit code 0 or 1")
+    add = probe.add_argument
+    add("kind", choices=("live", "ready", "startup"), help="the question that a pod's probe asks")
+    add("--engine", required=True, metavar="URL", help="address, without /v1")
+    add("--timeout", type=float, default=5.0, help="seconds for the whole probe (5)")
+    add("--model", help="model id that must be listed (ready and startup)")
+    text = "adapter that must answer: its name, or its place in llama.cpp, from 0"
+    add("--adapter", type=_adapter, help=text)
+    probe.set_defaults(command=_probe)
+    add_calibrate(commands)
+
+
+def _add_engine(commands: Commands) -> None:
     engine = commands.add_parser("engine", help="serve released models on their engine")
     add_store_argument(engine)
     add_pointer_argument(engine)
@@ -58,17 +73,6 @@ def add_serving(commands: Commands) -> None:
     text = "write the hash of what is loaded to this JSON file first, as a follower asks for"
     add("--record", type=Path, metavar="FILE", help=text)
     engine.set_defaults(command=_engine)
-    _add_follow(commands)
-    probe = commands.add_parser("probe", help="ask an engine whether it works: exit code 0 or 1")
-    add = probe.add_argument
-    add("kind", choices=("live", "ready", "startup"), help="the question that a pod's probe asks")
-    add("--engine", required=True, metavar="URL", help="address, without /v1")
-    add("--timeout", type=float, default=5.0, help="seconds for the whole probe (5)")
-    add("--model", help="model id that must be listed (ready and startup)")
-    text = "adapter that must answer: its name, or its place in llama.cpp, from 0"
-    add("--adapter", type=_adapter, help=text)
-    probe.set_defaults(command=_probe)
-    add_calibrate(commands)
 
 
 def _add_follow(commands: Commands) -> None:

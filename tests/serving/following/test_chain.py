@@ -17,6 +17,7 @@ from tuneline.serving.following.chain import (
 )
 from tuneline.serving.following.gateway_file import (
     CanaryEntry,
+    GatewayFile,
     ServedEntry,
     gateway_document,
     read_facts,
@@ -277,6 +278,15 @@ def test_what_the_owner_has_set_stays_and_stands_behind_the_releases():
     alone = document([ServedEntry("a", "1", (entry(),))], models=[{**models[0], "chain": []}])
     assert alone.models[0].low_confidence is None
     assert document().upstreams == document().models == ()
+
+
+def test_a_file_that_was_there_before_says_not_what_its_engines_have_loaded(tmp_path):
+    written = gateway_document(
+        OWNERS, [ServedEntry("a", "1", (entry(weights_sha256="0" * 64),))], [], []
+    )
+    file = GatewayFile(tmp_path / "gateway.yaml", "http://127.0.0.1:9")
+    file.write(written)
+    assert [one["weights_sha256"] for one in file.entries()["a"]] == [None]
 
 
 def test_a_release_names_no_host_and_no_key_that_the_owner_does_not(monkeypatch):

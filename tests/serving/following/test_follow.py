@@ -26,11 +26,13 @@ from tests.lab.waiting import wait_for
 from tuneline.artifacts.release_log import Withdrawn
 from tuneline.artifacts.releases import read_release
 from tuneline.errors import UserError
+from tuneline.files import file_state
 from tuneline.governance.release.pointer import read_pointer, record
 from tuneline.machine.child_environment import child_environment
 from tuneline.models.base_model import digest_of
 from tuneline.serving.engines.engine import hash_files
 from tuneline.serving.following.engines import EngineProcess, take_over
+from tuneline.serving.following.release import LoadedWeights
 from tuneline.serving.following.status import read_status
 from tuneline.serving.following.targets import EngineUnit
 from tuneline.serving.gateway.accounts.keys import add_key
@@ -476,6 +478,23 @@ def test_an_engine_is_found_again_after_a_step_of_the_clock(tmp_path, monkeypatc
     record.write_text('[{"port": 1}]')
     with pytest.raises(UserError, match="engines of an earlier follower may run unseen; stop them"):
         take_over(record, lambda _: unit, 60.0, print)
+
+
+def test_a_file_that_changes_under_a_running_engine_ends_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tuneline.serving.following.engines._LOOK_SECONDS", 0.0)
+    model, log = tmp_path / "model.gguf", tmp_path / "engine.log"
+    model.write_text("good")
+    record = LoadedWeights(files={model: file_state(model)})
+    log.with_suffix(".json").write_text(record.model_dump_json())
+    command = [sys.executable, "-c", "import signal; signal.pause()"]
+    process = DetachedProcess.start(command, log, child_environment())
+    engine = EngineProcess(EngineUnit("llama_cpp", ()), 1, process, log, 60.0)
+    engine.look([])
+    assert engine.state == "ready"
+    model.write_text("evil!")
+    engine.look([])
+    assert (engine.state, process.alive()) == ("failed", False)
+    assert engine.reason.startswith(f"{model} was changed after it was checked")
 
 
 def test_an_engine_that_may_not_be_taken_over_is_stopped_even_if_it_hangs(tmp_path, monkeypatch):

@@ -201,11 +201,15 @@ class GatewayFile:
         self._replace()
 
     def entries(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the engines of each released model in the file as it is; {} without a file."""
+        """Return the engines of each released model in the file as it is; {} without a file.
+
+        What they have loaded is left out: anybody may have edited the file.
+        """
         try:
             document = json.loads(self.path.read_text().partition("\n")[2])
             # What an earlier release has named elsewhere is not taken over.
-            known = {e["name"]: e for e in document["upstreams"] if is_loopback(e["base_url"])}
+            local = [e for e in document["upstreams"] if is_loopback(e["base_url"])]
+            known = {entry["name"]: {**entry, "weights_sha256": None} for entry in local}
             chains = {m["id"]: m["chain"] for m in document["models"] if "released" in m}
             return {
                 name: engines
