@@ -10,6 +10,7 @@ from tuneline.verdicts import check_item, checklist, status
 
 OK = measure("m", 0, "rows", "<=", 0)
 BAD = measure("m", 3, "rows", "<=", 0)
+OTHER = measure("other", 3, "rows", "<=", 0)
 WARNS = measure("w", 3, "rows", "<=", 0, on_breach="warn")
 UNDECIDED = measure("m", 3, "rows", "<=", 0, on_breach="inconclusive")
 MAY_BE_WORSE = measure(
@@ -117,17 +118,20 @@ def test_a_waiver_accepts_one_measurement_up_to_a_value(tmp_path, item, waiver, 
 
 
 @pytest.mark.parametrize(
-    ("residual", "found", "failures", "verdict"),
+    ("residual", "found", "broken", "verdict"),
     [
-        (OK, WRITTEN, 1, "fail"),
-        (BAD, OK, 1, "waived"),
-        (BAD, WRITTEN, 1, "fail"),
-        # The gate found more than what is waived.
-        (BAD, OK, 2, "fail"),
+        (OK, WRITTEN, [], "fail"),
+        (BAD, OK, [BAD], "waived"),
+        (BAD, WRITTEN, [BAD], "fail"),
+        # The gate found more than what is waived, another measurement, or a greater value.
+        (BAD, OK, [BAD, None], "fail"),
+        (BAD, OK, [BAD, WARNS], "warn"),
+        (BAD, OK, [OTHER], "fail"),
+        (BAD, OK, [BAD.model_copy(update={"value": 4})], "fail"),
     ],
 )
 def test_a_waiver_of_the_scrubber_accepts_no_failure_of_gate_or_audit(
-    tmp_path, residual, found, failures, verdict
+    tmp_path, residual, found, broken, verdict
 ):
     """Waived because addresses are needed; the extraction audit then finds 40 % written out."""
     waiver = {"item": LAST, "measurement": "m", "up_to": 3, "reason": "addresses are needed"}
@@ -135,7 +139,10 @@ def test_a_waiver_of_the_scrubber_accepts_no_failure_of_gate_or_audit(
     change_meta(lab, started_by="alice")
     lab.leave(LAST, {}, [residual])
     lab.leave("extraction_audit", {}, [found])
-    broken = {"verdict": "fail", "summary": "rows", "failures": ["a row"] * failures}
-    gate = broken if residual == BAD else {"verdict": "pass", "summary": ""}
+    gate = {
+        "verdict": "fail" if broken else "pass",
+        "summary": "rows",
+        "broken": [m and m.model_dump(mode="json") for m in broken],
+    }
     lab.run.store.put_bytes(lab.run.step_key(LAST, "gate.json"), json.dumps(gate).encode())
     assert status(lab.run, LAST).verdict == verdict

@@ -16,7 +16,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tuneline.catalogue import Phase, Severity
 from tuneline.errors import UserError
@@ -77,6 +77,14 @@ class Measurement(_Strict):
     noise: float | None = None
     ok: bool | None = None
     on_breach: Breach = "fail"
+
+    @model_validator(mode="after")
+    def _ok_follows_from_the_rule(self) -> Measurement:
+        # What is no number is stored as text, and breaks its limit.
+        number = self.rule not in _COMPARE or not isinstance(self.value, str)
+        if self.ok and not (self.rule and number and holds(self.value, self.rule, self.limit)):
+            raise ValueError(f"{self.name} is said to hold: {self.value} {self.rule} {self.limit}")
+        return self
 
 
 class FileRef(_Strict):
@@ -258,8 +266,8 @@ def load_evidence(raw: bytes, where: str) -> Evidence:
     try:
         return _parsed(raw)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{where} is not a valid evidence file: {reason}") from None
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{where} is not a valid evidence file: {reason.splitlines()[0]}") from None
 
 
 # The gate, lineage and the documents of a release each read the evidence of all items, many times.

@@ -239,12 +239,24 @@ class RowLosses:
         )
 
 
+def rms_ratio(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """Return the ratio of two root mean squares, by the sums of squares of each row.
+
+    The 95 % interval is that of the logarithm of the ratio, normal; one row says nearly nothing.
+    """
+    squared = sum(first) / sum(second)
+    error = _ratio_error(first, second, [1.0] * len(first), squared)
+    value, relative = math.sqrt(squared), error / squared / 2 if squared else 0.0
+    factor = _exponential(Z95 * relative if len(first) > 1 else _LARGEST_EXPONENT)
+    return Interval(value, value / factor, value * factor, value * relative)
+
+
 def _exponential(value: float) -> float:
     return math.exp(min(value, _LARGEST_EXPONENT))
 
 
 def _ratio_error(
-    sums: Sequence[float], targets: Sequence[int], weights: Sequence[float], mean: float
+    sums: Sequence[float], targets: Sequence[float], weights: Sequence[float], mean: float
 ) -> float:
     """Return the standard error of a ratio of sums (Cochran, Sampling Techniques, 6.3)."""
     count = len(sums)

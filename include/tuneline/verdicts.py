@@ -220,11 +220,11 @@ class ItemStatus:
 
 
 class _Gate(BaseModel):
-    """The fields of `gate.json` that decide."""
+    """The fields of `gate.json` that decide; `broken` has a measurement for each failure."""
 
     verdict: Verdict
     summary: str
-    failures: list[str] = []
+    broken: list[Measurement | None] = []
 
 
 @dataclass(frozen=True)
@@ -391,9 +391,13 @@ def _second_opinions(
     if gate is None and item.id in DATA_ORDER and run.config.profile == "production":
         why = "it left no gate.json; run the item by the DAG or by `tuneline run all`"
         opinions.append(_Opinion("the gate", Verdict.NOT_RUN, why))
-    # With no more failures than were accepted it broke at nothing else than the step did.
-    elif gate is not None and not 0 < len(gate.failures) <= len(accepted):
-        opinions.append(_Opinion("the gate", gate.verdict, gate.summary))
+    elif gate is not None:
+        # A waiver accepts what the gate measured too, as far as it goes.
+        named = [m for m in gate.broken if m is not None]
+        left, waived = _without(named, waivers)
+        whole = not waived or len(named) < len(gate.broken)
+        said = gate.verdict if whole else conclude(left)
+        opinions.append(_Opinion("the gate", said, gate.summary))
     for step, source in _AUDITS.items():
         audit = fresh.entry(step)
         about = [m for m in audit.measurements if m.name.startswith(f"{item.id}.")] if audit else []

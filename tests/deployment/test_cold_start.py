@@ -1,6 +1,5 @@
 import socket
 from dataclasses import replace
-from functools import partialmethod
 
 import pytest
 from tests.lab.runs import broken, values
@@ -12,7 +11,6 @@ from tuneline.data.tables.rows import Row
 from tuneline.deployment import cold_start
 from tuneline.deployment.cold_start import Start, WarmStart, judge, shared_system
 from tuneline.errors import RetryableError
-from tuneline.serving.engines.server import EngineServer
 from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.processes import free_port, wait_for
 
@@ -115,12 +113,3 @@ def test_an_engine_whose_port_was_taken_meanwhile_is_not_waited_for(
         monkeypatch.setattr(cold_start, "free_port", lambda: other.getsockname()[1])
         with pytest.raises(RetryableError, match=r"the engine ended with exit code 1: .+"):
             started.cold(0) if kind == "cold" else started.warmed(0)
-
-
-def test_a_server_that_never_gets_warm_says_what_it_lacks(tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr(cold_start, "START_SECONDS", 10.0)
-    # The gateway expects another model than the one that is served.
-    upstream = partialmethod(EngineServer.upstream, model="expected")
-    monkeypatch.setattr(EngineServer, "upstream", upstream)
-    with pytest.raises(RetryableError, match=r"no ready server within 10 s: .*not listed"):
-        starter(tiny_models, tmp_path).warmed(0)

@@ -9,7 +9,7 @@ from tuneline.artifacts.deployment import CHOICE, MODEL
 from tuneline.asking.models import candidate
 from tuneline.config import DeploymentConfig
 from tuneline.deployment import production_quantization
-from tuneline.deployment.production_quantization import Variant, choose, judge
+from tuneline.deployment.production_quantization import Variant, choose
 from tuneline.gguf.export import quantize
 from tuneline.store import sha256_file
 
@@ -37,16 +37,6 @@ def test_the_smallest_variant_within_the_limits_is_chosen(variants, chosen):
     assert (found and found.name) == chosen
 
 
-def test_the_upper_end_of_the_drop_decides():
-    wide = replace(Q8, metric_drop=0.0, metric_drop_upper=0.14)
-    assert not wide.within(LIMITS)
-    assert "may be up to 0.140: about 90 rows would decide" in wide.refusal(LIMITS)
-    assert wide.within(DeploymentConfig(max_metric_drop=0.15))
-    assert "loses too much" in Q4.refusal(LIMITS)
-    (upper,) = [m for m in judge(wide, [F16, wide], LIMITS) if m.ok is False]
-    assert upper.name == "chosen_metric_drop_upper"
-
-
 def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_models, tmp_path):
     lab = exported_lab(deployment={"max_metric_drop": 0.15})
     evidence = execute(lab)
@@ -61,14 +51,12 @@ def test_a_good_quantisation_is_chosen_and_its_bytes_ship(exported_lab, tiny_mod
     assert written.keys() == set(
         "schema variant engine reason sha256 bytes judged_on apart".split()
     )
-    table = lab.document("production_quantization", "variants.json")
-    f16, q8 = table
+    f16, q8 = table = lab.document("production_quantization", "variants.json")
     assert (f16["name"], q8["name"]) == ("f16", "q8_0")
     assert q8["bytes"] < f16["bytes"]
     assert f16["mean_kl"] == pytest.approx(0, abs=1e-9)
     assert 1e-9 < q8["mean_kl"] < 0.05
-    assert min(v["memory_bytes"] for v in table) > 1e6
-    assert min(v["tokens_per_s"] for v in table) > 1
+    assert all(v["memory_bytes"] > 1e6 and v["tokens_per_s"] > 1 for v in table)
     assert f16["metric"] > 0.6
     assert evidence.summary.startswith("q8_0 ships")
     # The choice never touches the hold-out.

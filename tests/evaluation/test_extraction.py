@@ -147,7 +147,7 @@ def test_losses_of_values_after_a_shared_text_are_those_of_each_alone(tmp_path, 
     sequences = [[*choice.shared, *ending] for ending in choice.endings]
     assert sequences == encode([before + value for value in values])
     rows = [ScoredRow.from_place(ids, len(choice.shared)) for ids in sequences]
-    alone = checkpoint_losses(tmp_path, rows, threads=1)
+    alone = list(map(sum, checkpoint_losses(tmp_path, rows, threads=1)))
     (together,) = choice_losses(tmp_path, [choice], threads=1)
     assert together == pytest.approx(alone, abs=1e-3)
 

@@ -130,8 +130,7 @@ def test_adapter_equals_merged_on_the_base_model(tmp_path):
 
     model = AutoModelForCausalLM.from_pretrained(base_model().path, dtype=torch.float32)
     adapted = add_lora(model, tmp_path / "adapter", scale=0.02, r=8, lora_alpha=16)
-    report = export_lora_gguf(tmp_path / "adapter", base_model().path, tmp_path / "adapter.gguf")
-    assert report.types == {"F32": 30 * 7 * 2}
+    export_lora_gguf(tmp_path / "adapter", base_model().path, tmp_path / "adapter.gguf")
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     for path in base_model().path.glob("*"):
         if path.name.startswith(("tokenizer", "chat_template")):

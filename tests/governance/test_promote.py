@@ -99,11 +99,23 @@ def test_a_finished_run_is_released(ready_lab):
     assert line["previous_sha256"] == pointer["manifest_sha256"]
 
 
+def edit(lab, item, **fields):
+    """Leave an item that fails, then rewrite its evidence with a fitting hash."""
+    lab.leave(item, {}, [BROKEN])
+    store, key = lab.run.store, lab.run.step_key(item, "evidence.json")
+    document = json.loads(store.get_bytes(key)) | fields
+    store.put_bytes(key, json.dumps(document).encode())
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
         (
             lambda lab: lab.leave("holdout_performance", {}, [BROKEN]),
+            "holdout_performance (fail: limit_holds is False, must be == True",
+        ),
+        (
+            lambda lab: edit(lab, "holdout_performance", verdict="pass"),
             "holdout_performance (fail: limit_holds is False, must be == True",
         ),
         (
@@ -125,7 +137,6 @@ def test_a_finished_run_is_released(ready_lab):
             "the engine llama_cpp was not built: left by a test",
         ),
     ],
-    ids=["critical failure", "critical item not run", "no gate", "altered file", "no engine"],
 )
 def test_each_fault_refuses(ready_lab, fault, reason):
     lab = ready_lab()
@@ -177,6 +188,14 @@ def test_the_rules_of_a_model_bind_whoever_starts_a_run(ready_lab, policy):
     answer(loose, "approve_release", "Approve", "bob")
     loose.execute("promote")
     assert rules_of(first) == {**rules, "policy_version": 99, "policy_sha256": ANY}
+
+
+def test_a_limit_that_is_only_said_to_hold_is_refused(ready_lab):
+    lab = ready_lab()
+    forged = {**BROKEN.model_dump(mode="json"), "ok": True}
+    edit(lab, "holdout_performance", verdict="pass", measurements=[forged])
+    with pytest.raises(UserError, match=r"valid evidence file: .*limit_holds is said to hold"):
+        lab.execute("promote")
 
 
 def test_evidence_that_changed_after_the_manifest_refuses(ready_lab):

@@ -136,9 +136,9 @@ class Lab:
         entry = self.entry(ctx, measurements)
         store_output(ctx, entry)
         if step in DATA_ORDER:
-            broken = [m.name for m in measurements if m.ok is False]
+            broken = [m.model_dump(mode="json") for m in measurements if m.ok is False]
             gate = json.dumps(
-                {"verdict": entry.verdict, "summary": "left by a test", "failures": broken}
+                {"verdict": entry.verdict, "summary": "left by a test", "broken": broken}
             )
             self.run.store.put_bytes(self.run.step_key(step, "gate.json"), gate.encode())
 

@@ -9,10 +9,10 @@ tokenizer and chat template must give the ids that training used, on every row. 
 be that of transformers, and after QLoRA the merged model's close to the adapter's on its 4-bit
 base.
 
-Both ways of serving are driven with one request at a time and with all slots taken. Several
-adapters on one base (`deployment.multi_tenant`) stay apart where the engine can serve them so and
-the loss of throughput is within `deployment.max_adapter_slowdown`; otherwise the adapter is merged.
-What is decided here is what every later step measures and what ships; lineage compares.
+Both ways of serving are driven with all slots taken. Several adapters on one base
+(`deployment.multi_tenant`) stay apart where the engine can serve them so and the loss of throughput
+is within `deployment.max_adapter_slowdown`; otherwise the adapter is merged. What is decided here
+is what every later step measures and what ships; lineage compares.
 
 No engine but TensorRT-LLM loads a DoRA adapter. The comparison in the engine is then reported as
 not applicable; the distributions of the checkpoints and the answers of the merged model still
@@ -22,7 +22,7 @@ decide.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from tuneline.artifacts.deployment import DECISION, REFERENCE, Decision
@@ -43,7 +43,6 @@ from tuneline.data.tables.rows import Row
 from tuneline.deployment.merging.checkpoints import LogitParity, compare_checkpoints, compare_losses
 from tuneline.deployment.merging.served_forms import (
     FormSpeed,
-    Slowdown,
     decide,
     form_measurements,
     measure_form,
@@ -83,11 +82,6 @@ class Served:
     def texts(self) -> list[str]:
         """The texts of the answers."""
         return [result.text for result in self.results]
-
-
-def same_share(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return the share of equal answers."""
-    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def logprob_change(first: Sequence[ChatResult], second: Sequence[ChatResult]) -> float:
@@ -138,7 +132,8 @@ def adapter_effect(
 
 
 def _same_answers(name: str, first: Sequence[str], second: Sequence[str]) -> Measurement:
-    return measure(name, round(same_share(first, second), 4), "share", ">=", MIN_SAME_ANSWERS)
+    same = sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+    return measure(name, round(same, 4), "share", ">=", MIN_SAME_ANSWERS)
 
 
 def not_apart(engine: Engine, adapter: Path) -> str | None:
@@ -192,15 +187,16 @@ def _answers(client: EngineClient, asked: Sequence[Row]) -> tuple[ChatResult, ..
         return tuple(client.chat(row.prompt, max_tokens=MAX_TOKENS, logprobs=True) for row in asked)
 
 
-def cost_of_apart(multi_tenant: bool, limit: float, lost: Slowdown | None) -> Iterator[Measurement]:
+def cost_of_apart(
+    multi_tenant: bool, limit: float, lost: tuple[float, float] | None
+) -> Iterator[Measurement]:
     """State what the unmerged adapter costs, and judge it by the limit if it is to ship so."""
     if lost is not None:
         rule: tuple[Rule, float] | tuple[None, None] = (
             ("<=", limit) if multi_tenant else (None, None)
         )
-        yield measure(
-            "adapter_slowdown", lost.value, "share", *rule, noise=lost.error, on_breach="warn"
-        )
+        share, error = lost
+        yield measure("adapter_slowdown", share, "share", *rule, noise=error, on_breach="warn")
 
 
 def run(ctx: StepContext) -> Evidence:
@@ -231,9 +227,10 @@ def run(ctx: StepContext) -> Evidence:
     if why_not is None:
         beside = untuned(ctx, base).beside(run_adapter(ctx, engine))
         apart = serve_form(ctx, beside, renderer, asked)
-        lost = slowdown(merged.speed.full, apart.speed.full)
+        lost = slowdown(merged.speed, apart.speed)
     obstacle = why_not or reads_otherwise(apart)
-    decision, reason = decide(settings.multi_tenant, obstacle, lost, settings.max_adapter_slowdown)
+    limit = settings.max_adapter_slowdown
+    decision, reason = decide(settings.multi_tenant, obstacle, lost and lost[0], limit)
     DECISION.write(
         ctx, _document(decision, reason, merged, apart, asked=asked, checkpoints=checkpoints)
     )
@@ -250,7 +247,7 @@ def run(ctx: StepContext) -> Evidence:
         measure("decided_as_asked", decision == wanted, "flag", "==", True, on_breach="warn"),
         *form_measurements("merged", merged.speed),
         *form_measurements("apart", apart.speed if apart else None),
-        *cost_of_apart(settings.multi_tenant, settings.max_adapter_slowdown, lost),
+        *cost_of_apart(settings.multi_tenant, limit, lost),
     ]
     values = {m.name: m.value for m in measurements}
     in_engine = (
@@ -259,8 +256,9 @@ def run(ctx: StepContext) -> Evidence:
         else f"merged against adapter in the engine: {obstacle}"
     )
     return ctx.conclude(
-        f"{decision}: {reason} ({_speeds(merged, apart)}); KL {checkpoints.mean_kl:.1e} "
-        f"nats; {in_engine}; {values['engine_as_transformers']:.0%} equal those of transformers; "
+        f"{decision}: {reason} ({_speeds(merged, apart, settings.parallel)}); "
+        f"KL {checkpoints.mean_kl:.1e} nats; {in_engine}; "
+        f"{values['engine_as_transformers']:.0%} equal those of transformers; "
         f"{losses.sentence}; {len(merged.tokenised)} of {compared} rows have other token ids",
         measurements,
     )
@@ -276,11 +274,9 @@ def _document(
     checkpoints: LogitParity,
 ) -> Decision:
     answers = zip(asked, merged.texts, apart.texts if apart else [None] * len(asked), strict=True)
-    forms = {"merged": merged, "apart": apart}
     document = {
         "decision": decision,
         "reason": reason,
-        "speeds": {name: asdict(served.speed) for name, served in forms.items() if served},
         "answers": [{"row_id": row.row_id, "merged": a, "apart": b} for row, a, b in answers],
         "transformers": list(checkpoints.greedy),
         "rows_tokenised_otherwise": merged.tokenised,
@@ -289,12 +285,8 @@ def _document(
     return Decision.model_validate(document)
 
 
-def _speeds(merged: Served, apart: Served | None) -> str:
-    full = merged.speed.full
-    text = f"{full.tokens_per_s:.0f} tokens/s merged"
+def _speeds(merged: Served, apart: Served | None, parallel: int) -> str:
+    text = f"{merged.speed.tokens_per_s:.0f} tokens/s merged"
     if apart is None:
         return f"{text}, apart not measurable"
-    return (
-        f"{text}, {apart.speed.full.tokens_per_s:.0f} with the adapter apart at "
-        f"{full.concurrency} at once"
-    )
+    return f"{text}, {apart.speed.tokens_per_s:.0f} with the adapter apart at {parallel} at once"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -71,9 +71,9 @@ class WarmStart:
     failed: int
 
 
-def forget(model: Path) -> None:
-    """Drop a model's files from the page cache, so that the next load reads the disk."""
-    for path in [model] if model.is_file() else filter(Path.is_file, model.rglob("*")):
+def forget(paths: Iterable[Path]) -> None:
+    """Drop files from the page cache, so that the next load reads the disk."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -151,9 +151,7 @@ class Starter:
         )
 
     def _launch(self, server: EngineServer) -> None:
-        forget(self.model.path)
-        if self.model.adapter is not None:
-            forget(self.model.adapter.path)
+        forget(self.model.paths)
         server.launch()
 
     def _ask(self, client: EngineClient, number: int) -> Timing:

@@ -157,7 +157,6 @@ def judge(
     found = [
         measure("variants_measured", len(variants), "variants", ">=", 2, on_breach="warn"),
         measure("chosen", chosen.name, "variant"),
-        measure("chosen_bytes", chosen.bytes, "bytes"),
         measure("chosen_mean_kl", kl, "nats", "<=", max_kl, noise=noise),
     ]
     if chosen.name == REFERENCE:
@@ -208,7 +207,7 @@ def ship(
     *,
     reason: str,
     judged_on: Sequence[Row] = (),
-) -> Choice:
+) -> None:
     """Store a variant as the one that ships, and the choice."""
     choice = Choice(
         variant=name,
@@ -220,7 +219,6 @@ def ship(
         apart=keep(ctx, engine, name, model),
     )
     CHOICE.write(ctx, choice)
-    return choice
 
 
 def measure_variants(
@@ -280,20 +278,6 @@ def _reason(chosen: Variant, variants: Sequence[Variant], limits: DeploymentConf
     return "; ".join([text, *(variant.refusal(limits) for variant in refused)])
 
 
-def _numbers(variants: Sequence[Variant]) -> list[Measurement]:
-    found = []
-    for v in variants:
-        found += [
-            measure(f"{v.name}_bytes", v.bytes, "bytes"),
-            measure(f"{v.name}_memory", v.memory_bytes, "bytes"),
-            measure(f"{v.name}_tokens_per_s", v.tokens_per_s, "tokens/s"),
-            measure(f"{v.name}_perplexity", v.perplexity, "perplexity"),
-            measure(f"{v.name}_mean_kl", round(v.mean_kl, 6), "nats"),
-            measure(f"{v.name}_metric", v.metric, "share"),
-        ]
-    return found
-
-
 def fall_back(ctx: StepContext) -> str:
     """Ship the unquantised variant, if it may, for a run that goes on after a failed choice."""
     if REFERENCE not in ctx.config.deployment.measured_variants:
@@ -326,14 +310,11 @@ def run(ctx: StepContext) -> Evidence:
             [measure("variants_within_limits", 0, "variants", ">=", 1)],
         )
     reason = _reason(chosen, variants, limits)
-    choice = ship(ctx, engine, chosen.name, models[chosen.name], reason=reason, judged_on=rows)
+    ship(ctx, engine, chosen.name, models[chosen.name], reason=reason, judged_on=rows)
     return ctx.conclude(
         reason,
         [
             *judge(chosen, variants, limits),
-            *_numbers(variants),
-            measure("rows_judged_on", len(rows), "rows"),
-            measure("adapter_apart", choice.apart is not None, "flag"),
             measure("measured_on_engine", engine.version(), ""),
             measure("measured_on", this_machine().text(), "hardware"),
             measure("chosen_sha256", chosen.sha256, "sha256"),

@@ -18,7 +18,6 @@ import errno
 import os
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -292,17 +291,14 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Written:
-    """A GGUF file that was written, and its tensors of each GGML type.
+    """A GGUF file that was written.
 
     Attributes:
-        parameters: number of values; tied weights count once.
         rounded_values: number of values that their type can't hold exactly; 0 is lossless.
     """
 
     path: Path
     bytes: int
-    types: dict[str, int]
-    parameters: int
     rounded_values: int
 
 
@@ -347,13 +343,7 @@ def write_tensors(writer: Any, tensors: Sequence[PlannedTensor], out: Path) -> W
         raise RetryableError(f"can't write {out}: {error.strerror}; free some space") from error
     finally:
         staged.unlink(missing_ok=True)
-    return Written(
-        path=out,
-        bytes=out.stat().st_size,
-        types=dict(Counter(tensor.type_name for tensor in tensors)),
-        parameters=sum(prod(tensor.shape) for tensor in tensors),
-        rounded_values=rounded,
-    )
+    return Written(path=out, bytes=out.stat().st_size, rounded_values=rounded)
 
 
 def _encoded(tensor: PlannedTensor, kind: Any) -> tuple[Array, Array]:

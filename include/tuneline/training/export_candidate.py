@@ -68,16 +68,13 @@ def export_for_llama_cpp(
     ctx.log("writing the GGUF files")
     candidate = export_gguf(MERGED.path(ctx), CANDIDATE_GGUF.path(ctx), "f16")
     written.append(CANDIDATE_GGUF.name)
-    found = [
-        measure("gguf_rounded_values", candidate.rounded_values, "values"),
-        measure("candidate_bytes", candidate.bytes, "bytes"),
-    ]
+    found = [measure("gguf_rounded_values", candidate.rounded_values, "values")]
     if json.loads((adapter / "adapter_config.json").read_text()).get("use_dora"):
         ctx.log("llama.cpp has no DoRA adapters: adapter.gguf is not written")
         return found
-    exported = export_lora_gguf(adapter, base, ADAPTER_GGUF.path(ctx))
+    export_lora_gguf(adapter, base, ADAPTER_GGUF.path(ctx))
     written.append(ADAPTER_GGUF.name)
-    return [*found, measure("adapter_bytes", exported.bytes, "bytes")]
+    return found
 
 
 def run(ctx: StepContext) -> Record:
@@ -93,15 +90,9 @@ def run(ctx: StepContext) -> Record:
     model = merge(base.path, adapter)
     rounding = to_half(model)
     tokenizer = load_tokenizer(base.path)
-    merged = MERGED.path(ctx)
     template = chat_template(tokenizer, ctx.config.data.target_format)
-    save_merged(model, tokenizer, template, merged)
-    size = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
-    measurements = [
-        measure("rounding_to_f16", rounding, "absolute"),
-        measure("parameters", sum(p.numel() for p in model.parameters()), "parameters"),
-        measure("merged_bytes", size, "bytes"),
-    ]
+    save_merged(model, tokenizer, template, MERGED.path(ctx))
+    measurements = [measure("rounding_to_f16", rounding, "absolute")]
     del model
     written = ["merged/"]
     if get_engine(ctx.config.deployment.engine).form == "gguf":

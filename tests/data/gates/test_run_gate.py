@@ -1,6 +1,7 @@
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ from tests.lab.data_runs import DataLab, clean_rows
 
 from tuneline.artifacts.data import AUDIT
 from tuneline.catalogue import DATA_ORDER, ITEMS
+from tuneline.config import Waiver
 from tuneline.data.gates import expectations
 from tuneline.data.gates.run_gate import run_gate
 from tuneline.data.gates.suites import Rule, Suite, among, between
@@ -82,7 +84,7 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
         (FIRST, lambda t: t.drop(columns=["tokens_equal"]), "lack the column tokens_equal"),
         (FIRST, lambda t: t.iloc[1:], "row count to equal"),
         (FIRST, lambda t: pd.concat([t, t.iloc[:1]]), "unique"),
-        (FIRST, first(kept=False), "lost_rows"),
+        (FIRST, first(kept=False), "rows_lost"),
         (FIRST, first(reason="why"), "kept_with_a_reason"),
         (FIRST, first(kept=False, reason="why"), "rejected_rows"),
         (FIRST, first(tokens_equal=None), "kept_tokens_equal"),
@@ -92,14 +94,14 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
         (SECOND, lambda t: t.iloc[1:], "missing_rows: column values to be between"),
         (SECOND, first(row_id="new"), "came_in"),
         (SECOND, first(residual_hits=1), "kept_residual"),
-        (SECOND, first(hits=1, values_left=1), "keeps_values"),
+        (SECOND, first(hits=1, values_left=1), "rows_with_values_left"),
         (SECOND, lambda t: t.assign(undeclared_language=1), "undeclared_language"),
         (THIRD, first(split="one"), "kept_split"),
         (THIRD, lambda t: t.assign(conversation="one"), "torn"),
         (THIRD, first(own_holdout=True, kept=False, reason="why"), "own_rejected"),
         (THIRD, lambda t: t.assign(split="holdout"), "in_train"),
         (THIRD, lambda t: t.assign(cluster=1), "kept_cluster"),
-        (THIRD, first(cross_similarity=0.8), "kept_similarity"),
+        (THIRD, first(cross_similarity=0.8), "cross_split_near_duplicates"),
         (FOURTH, first(kept_tokens=10**6), "kept_length"),
         (FOURTH, lambda t: t.assign(over_limit=1), "over_limit"),
         (FIFTH, lambda t: t.assign(split="holdout"), "train_rows"),
@@ -113,6 +115,17 @@ def test_a_table_that_is_not_what_the_step_says_fails(lab, item, change, words):
 def test_missing_canaries_fail(lab):
     gate = rewrite(lab, SECOND, lambda t: t[t["entity"] != "CREDIT_CARD"], name="canaries.parquet")
     assert "pii_canaries" in gate.summary
+
+
+@pytest.mark.parametrize(("up_to", "verdict"), [(0.4, "waived"), (0.3, "fail")])
+def test_a_waiver_accepts_what_the_gate_measures_as_far_as_it_goes(data_lab, up_to, verdict):
+    lab = data_lab([*clean_rows(20), *[{"messages": "none"}] * 10])
+    lab.step(FIRST)
+    known = {"item": FIRST, "up_to": up_to, "reason": "known and accepted"}
+    waivers = [Waiver(measurement=m["name"], **known) for m in lab.gate(FIRST).broken]
+    run = replace(lab.run, config=lab.run.config.model_copy(update={"waivers": waivers}))
+    run.meta["started_by"] = "alice"
+    assert status(run, FIRST).verdict == verdict
 
 
 def validate(tmp_path, *suites):
@@ -157,7 +170,7 @@ QUANTILE = Rule(
 def test_what_is_no_success(tmp_path, suites, verdict, failure, checked):
     found, failures, count = validate(tmp_path, *suites)
     assert (found, count) == (verdict, checked)
-    assert failure in "; ".join(failures)
+    assert failure in "; ".join(broken.text for broken in failures)
 
 
 def test_an_expectation_lost_on_the_way_to_disk_is_noticed(tmp_path, monkeypatch):
@@ -174,7 +187,7 @@ def test_an_expectation_lost_on_the_way_to_disk_is_noticed(tmp_path, monkeypatch
         tmp_path, Suite("s", frame, [between("a", 0, 5), among("a", 1, 2)])
     )
     assert verdict == Verdict.FAIL
-    assert "of 2 expectations ran" in failures[-1]
+    assert "of 2 expectations ran" in failures[-1].text
 
 
 def test_nothing_is_sent_anywhere(tmp_path, monkeypatch):

@@ -12,10 +12,10 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneline.data.gates.suites import Suite
-from tuneline.evidence import Verdict, worse
+from tuneline.evidence import Breach, Measurement, Verdict, measure, worse
 from tuneline.store import Store
 
 # Great Expectations keeps its context once per process.
@@ -23,9 +23,16 @@ _ONE_AT_A_TIME = threading.Lock()
 INDEX = "index.html"
 
 
+class Failure(NamedTuple):
+    """A broken expectation, and what it measured, if it limits a column."""
+
+    text: str
+    measured: Measurement | None = None
+
+
 def validate(
     suites: Sequence[Suite], root: Path, problems: Sequence[str] = ()
-) -> tuple[Verdict, list[str], int]:
+) -> tuple[Verdict, list[Failure], int]:
     """Run suites, one call at a time: the verdict, each broken expectation, the number checked.
 
     `root` gets the Data Docs; with `problems` nothing is run.
@@ -33,7 +40,7 @@ def validate(
     problems = [*problems, *(f"{s.name}: nothing is expected" for s in suites if not s.rules)]
     problems += [f"{s.name}: the table has no rows" for s in suites if not len(s.frame)]
     if problems or not suites:
-        return Verdict.FAIL, problems or ["the gate has nothing to check"], 0
+        return Verdict.FAIL, list(map(Failure, problems or ["the gate has nothing to check"])), 0
     with _ONE_AT_A_TIME:
         return _validated(suites, root)
 
@@ -51,7 +58,7 @@ def store_docs(store: Store, folder: str, root: Path) -> str | None:
     return store.uri_of(f"{folder}/{INDEX}")
 
 
-def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str], int]:
+def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[Failure], int]:
     # Version 1.24 sends nothing, others may.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
@@ -63,27 +70,27 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[str],
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     source = context.data_sources.add_or_update_pandas("audit")
-    verdict, failures, count = Verdict.PASS, [], 0
+    verdict, failures, count = Verdict.PASS, list[Failure](), 0
     for suite in suites:
         try:
             result = _run_suite(gx, context, source, suite)
         except (TypeError, ValueError, GreatExpectationsError) as error:
             # Some expectations give results that can't be stored, such as one on quantiles.
             verdict = Verdict.FAIL
-            failures.append(f"{suite.name}: its expectations could not be checked ({error})")
+            failures.append(
+                Failure(f"{suite.name}: its expectations could not be checked: {error}")
+            )
             continue
         (root / f"{suite.name}.html").write_text(_page(result))
         for check in result.results:
             count += 1
             if not check.success:
-                severity = str(getattr(check.expectation_config.severity, "value", "critical"))
-                warns = severity == "warning" and not _raised(check)
-                verdict = worse(verdict, Verdict.WARN if warns else Verdict.FAIL)
-                failures.append(_describe(suite.name, check))
+                verdict = worse(verdict, Verdict.WARN if _warns(check) else Verdict.FAIL)
+                failures.append(Failure(_describe(suite.name, check), _measured(suite, check)))
         ran, rules = len(result.results), len(suite.rules)
         if ran != rules:
             verdict = Verdict.FAIL
-            failures.append(f"{suite.name}: {ran} of {rules} expectations ran")
+            failures.append(Failure(f"{suite.name}: {ran} of {rules} expectations ran"))
     return verdict, failures, count
 
 
@@ -115,12 +122,33 @@ def _page(result: Any) -> str:
         return str(DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result)))
 
 
+def _warns(check: Any) -> bool:
+    severity = str(getattr(check.expectation_config.severity, "value", "critical"))
+    return severity == "warning" and not _raised(check)
+
+
 def _raised(check: Any) -> bool:
     """Return True if an expectation could not be computed, as on a missing column."""
     info = check.exception_info or {}
     # Either one entry, or one for every metric that raised.
     entries = [info, *(entry for entry in info.values() if isinstance(entry, dict))]
     return any(entry.get("raised_exception") for entry in entries)
+
+
+def _measured(suite: Suite, check: Any) -> Measurement | None:
+    """Return a column's broken limit as a measurement; None of another expectation."""
+    limits = check.expectation_config.kwargs
+    column, high = limits.get("column"), limits.get("max_value")
+    if column is None or _raised(check) or {"min_value", "max_value"}.isdisjoint(limits):
+        return None
+    # A mean or a sum has one value; each value of a column may have a limit too.
+    one, values = check.result.get("observed_value"), suite.frame[column]
+    breach: Breach = "warn" if _warns(check) else "fail"
+    most = values.max() if one is None else one
+    if high is not None and most > high:
+        return measure(column, most, "", "<=", high, on_breach=breach)
+    least = values.min() if one is None else one
+    return measure(column, least, "", ">=", limits.get("min_value"), on_breach=breach)
 
 
 def _describe(suite: str, check: Any) -> str:

@@ -6,11 +6,11 @@ import json
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED
 from tuneline.catalogue import DATA_ORDER, data_item_before
-from tuneline.data.gates.expectations import store_docs, validate
+from tuneline.data.gates.expectations import Failure, store_docs, validate
 from tuneline.data.gates.suites import SUITES, GateInput, Suite, removal_suites
 from tuneline.data.pii_scrubbing import CANARIES, REVIEW
 from tuneline.errors import UserError
@@ -27,7 +27,11 @@ DOCS = "data_docs"
 
 @dataclass(frozen=True)
 class GateResult:
-    """The result of a gate; its verdict is `fail` if the step disagrees with the audit table."""
+    """The result of a gate; its verdict is `fail` if the step disagrees with the audit table.
+
+    Attributes:
+        broken: the measurement of each failure; null if it is not the limit of a column.
+    """
 
     item: str
     verdict: Verdict
@@ -36,6 +40,7 @@ class GateResult:
     summary: str
     expectations: int
     failures: list[str] = field(default_factory=list)
+    broken: list[dict[str, Any] | None] = field(default_factory=list)
     docs: str | None = None
 
 
@@ -49,15 +54,17 @@ def run_gate(run: Run, item: str) -> GateResult:
     with tempfile.TemporaryDirectory(prefix="tuneline-gate-") as folder:
         root = Path(folder)
         suites, problems = _suites(run, entry, root)
-        verdict, failures, count = validate(suites, root / "gx", problems)
+        verdict, found, count = validate(suites, root / "gx", problems)
         docs = store_docs(run.store, run.key("data", DOCS, item), root / "gx")
     step = Verdict.PASS if entry.verdict == Verdict.NOT_APPLICABLE else entry.verdict
     agrees = step == verdict
     if not agrees:
-        failures = [*failures, f"the step says {entry.verdict}, its audit table says {verdict}"]
-        verdict = worse(verdict, Verdict.FAIL)
-    summary = "; ".join(failures) or f"{count} expectations of the audit table hold"
-    result = GateResult(item, verdict, entry.verdict, agrees, summary, count, failures, docs)
+        text = f"the step says {entry.verdict}, its audit table says {verdict}"
+        found, verdict = [*found, Failure(text)], worse(verdict, Verdict.FAIL)
+    texts = [failure.text for failure in found]
+    summary = "; ".join(texts) or f"{count} expectations of the audit table hold"
+    broken = [m.model_dump(mode="json") if m else None for _, m in found]
+    result = GateResult(item, verdict, entry.verdict, agrees, summary, count, texts, broken, docs)
     document = {"schema": SCHEMA, **asdict(result)}
     run.store.put_bytes(
         run.step_key(item, "gate.json"), json.dumps(document, indent=1, ensure_ascii=False).encode()

@@ -1,7 +1,8 @@
 """The expectations of each data gate on its item's audit table.
 
-A rule on kept rows reads a column that is null for the others: expectations pass over nulls, and a
-rule on the number of kept rows makes sure that there are some.
+A column with a limit has the name of the step's measurement, if that states it too: a waiver of it
+accepts the gate's value as well. A rule on kept rows reads a column that is null for the others:
+expectations pass over nulls, and a rule on the number of kept rows makes sure that there are some.
 """
 
 from __future__ import annotations
@@ -90,17 +91,17 @@ def _rows(given: GateInput) -> tuple[pd.DataFrame, list[Rule]]:
     frame = given.tables[AUDIT].copy()
     kept, reasoned = frame["kept"].astype(bool), frame["reason"].notna()
     frame["kept"] = kept
-    frame["kept_rows"] = kept.astype(int)
+    frame["rows_kept"] = kept.astype(int)
     frame["rejected_rows"] = (~kept & reasoned).astype(int)
-    frame["lost_rows"] = (~kept & ~reasoned).astype(int)
+    frame["rows_lost"] = (~kept & ~reasoned).astype(int)
     frame["kept_with_a_reason"] = (kept & reasoned).astype(int)
     rules = [
         Rule("ExpectTableRowCountToBeBetween", {"min_value": 1}),
         Rule("ExpectColumnValuesToNotBeNull", {"column": "row_id"}),
         Rule("ExpectColumnValuesToBeUnique", {"column": "row_id"}),
-        total("kept_rows", 1, None),
+        total("rows_kept", 1, None),
         total("rejected_rows", given.stored_rejects, given.stored_rejects),
-        total("lost_rows", 0, 0),
+        total("rows_lost", 0, 0),
         total("kept_with_a_reason", 0, 0),
     ]
     if given.came_in is not None:
@@ -115,14 +116,14 @@ def _schema_validation(given: GateInput) -> list[Suite]:
     frame, rules = _rows(given)
     frame = _kept_only(frame, "last_role", "tokens_equal", "mask_exact")
     frame["place"] = frame["source_file"] + ":" + frame["source_line"].astype(str)
-    frame["malformed"] = frame["malformed"].where(frame["selected"].astype(bool))
-    frame["broken_file"] = (frame["reason"] == BROKEN_FILE).astype(int)
+    frame["rejected_share"] = frame["malformed"].where(frame["selected"].astype(bool))
+    frame["broken_files"] = (frame["reason"] == BROKEN_FILE).astype(int)
     rows_in = given.measured.get("rows_in")
     rules += [
         Rule("ExpectTableRowCountToEqual", {"value": rows_in}),
         Rule("ExpectColumnValuesToBeUnique", {"column": "place"}),
-        mean("malformed", 0, given.config.data.max_rejected_share),
-        total("broken_file", 0, 0, severity="warning"),
+        mean("rejected_share", 0, given.config.data.max_rejected_share),
+        total("broken_files", 0, 0, severity="warning"),
         among("kept_last_role", "assistant"),
         among("kept_tokens_equal", True),
         among("kept_mask_exact", True),
@@ -136,48 +137,47 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     frame["kept_residual"] = (frame["residual_hits"] + frame["values_left"]).where(frame["kept"])
     changed = frame["hits"] > 0
     if changed.any():
-        frame["keeps_values"] = (frame["values_left"] > 0).astype(float).where(changed)
-        rules.append(mean("keeps_values", 0, MAX_VALUES_LEFT))
+        left = (frame["values_left"] > 0).astype(float)
+        frame["rows_with_values_left"] = left.where(changed)
+        rules.append(mean("rows_with_values_left", 0, MAX_VALUES_LEFT))
+    frame["undeclared_language_share"] = frame["undeclared_language"]
     frame["uncovered_languages"] = len(uncovered_languages(data))
     severity = "critical" if data.undeclared_language_breach == "fail" else "warning"
     rules += [
         between("kept_residual", 0, 0),
         between("uncovered_languages", 0, 0),
-        mean("undeclared_language", 0, data.max_undeclared_language_share, severity),
+        mean("undeclared_language_share", 0, data.max_undeclared_language_share, severity),
     ]
     # A review of other data counts for nothing, of which the step warns.
-    frame["foreign_reviews"] = given.measured.get("review_rows_of_other_data") or 0
-    rules.append(between("foreign_reviews", 0, 0, severity="warning"))
-    suites = [Suite("pii_scrubbing", frame, rules), _canaries(given)]
+    foreign = "review_rows_of_other_data"
+    frame[foreign] = given.measured.get(foreign) or 0
+    rules.append(between(foreign, 0, 0, severity="warning"))
+    suites = [Suite("pii_scrubbing", frame, rules), *_canaries(given)]
     if REVIEW in given.tables:
         suites.append(_review(given))
     return suites
 
 
-def _canaries(given: GateInput) -> Suite:
-    """Return the leaks of each group of canaries, by the upper end of their interval."""
+def _canaries(given: GateInput) -> list[Suite]:
+    """Return the groups of canaries, and their leaks by the upper end of their interval."""
     data = given.config.data
     outcomes = given.tables[CANARIES].groupby("entity")["leaked"].agg(["sum", "count"])
-    leaks = outcomes.reset_index()
-    pairs = zip(leaks["sum"], leaks["count"], strict=True)
-    leaks["at_most"] = [share_of(int(leaked), int(count)).upper for leaked, count in pairs]
-    leaks = _excess(leaks, "at_most", given)
+    groups = outcomes.reset_index()
+    lines = groups.itertuples(index=False)
+    leaks = {group: share_of(int(leaked), int(count)).upper for group, leaked, count in lines}
     severity = "critical" if data.pii_leak_breach == "fail" else "warning"
     expected = sorted(group_names(scrubbed_entities(data.pii_profile), data.languages))
     rules = [
         Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
         among("entity", *expected),
         between("count", data.pii_canaries, data.pii_canaries),
-        between("excess_demanded", None, 0, severity=severity),
-        between("excess_other", None, 0, severity="warning"),
     ]
-    return Suite("pii_canaries", leaks, rules)
+    found = _leaks("pii_leaks", leaks, "leak_{}_at_most", severity, given)
+    return [Suite("pii_canaries", groups, rules), found]
 
 
 def _review(given: GateInput) -> Suite:
     """Return the leaks that a person's review proves, by the lower end of their interval."""
-    import pandas as pd
-
     table = given.tables[REVIEW]
     missed = [[kind for kind in entry.split("+") if kind] for entry in table["missed"]]
     review = PiiReview(list(table["weight"]), list(table["stratum"]), missed)
@@ -186,36 +186,40 @@ def _review(given: GateInput) -> Suite:
         for name, count in given.measured.items()
         if name.startswith("found_")
     }
-    leaks = review.leaks(hits)
-    # The table of a review that found nothing must not be empty.
-    lines = [(entity, share.lower) for entity, share in leaks.items()] or [("none", 0.0)]
-    frame = _excess(pd.DataFrame(lines, columns=["entity", "at_least"]), "at_least", given)
-    other = between("excess_other", None, 0, severity="warning")
-    return Suite("pii_review", frame, [between("excess_demanded", None, 0), other])
+    leaks = {entity: share.lower for entity, share in review.leaks(hits).items()}
+    return _leaks("pii_review", leaks, "review_leak_{}_at_least", "critical", given)
 
 
-def _excess(leaks: pd.DataFrame, column: str, given: GateInput) -> pd.DataFrame:
-    """Add what a column has above its limit, for the types that decide and for the others."""
+def _leaks(
+    name: str, leaks: Mapping[str, float], column: str, severity: str, given: GateInput
+) -> Suite:
+    """Return a row with the leak of each entity; the breach of one that decides has `severity`."""
+    import pandas as pd
+
     data = given.config.data
-    decide = leaks["entity"].map(lambda entity: decides(entity, data.pii_profile))
-    excess = leaks[column] - leaks["entity"].map(lambda entity: leak_limit(entity, data))
-    leaks["excess_demanded"] = excess.where(decide)
-    leaks["excess_other"] = excess.where(~decide)
-    return leaks
+    rules = [Rule("ExpectTableRowCountToEqual", {"value": 1})]
+    for entity in leaks:
+        level = severity if decides(entity, data.pii_profile) else "warning"
+        rules.append(between(column.format(entity), None, leak_limit(entity, data), level))
+    values = {column.format(entity): leak for entity, leak in leaks.items()}
+    return Suite(name, pd.DataFrame([{"entities": len(leaks), **values}]), rules)
 
 
 def _deduplication(given: GateInput) -> list[Suite]:
     data = given.config.data
     frame, rules = _rows(given)
     frame = _kept_only(frame, "split")
-    frame["kept_similarity"] = frame["cross_similarity"].where(frame["kept"])
+    near = frame["cross_similarity"] >= data.near_duplicate_jaccard
+    frame["cross_split_near_duplicates"] = (near & frame["kept"]).astype(int)
     for split in SPLITS:
         frame[f"in_{split}"] = (frame["kept_split"] == split).astype(int)
         rules.append(total(f"in_{split}", 1, None))
     own = frame["own_holdout"].astype(bool)
     if not own.any():
-        frame["holdout"] = frame["in_holdout"].where(frame["kept"])
-        rules.append(mean("holdout", *HOLDOUT_SHARE))
+        low, high = HOLDOUT_SHARE
+        held = frame["in_holdout"].where(frame["kept"])
+        frame = frame.assign(holdout_share=held, holdout_share_at_most=held)
+        rules += [mean("holdout_share", low, None), mean("holdout_share_at_most", None, high)]
     # A hold-out file may repeat itself, and the policy `keep` keeps one row of each answer.
     if data.label_conflicts != "keep":
         free, variety = frame["kept"] & ~own, frame["variety"].astype(bool)
@@ -228,14 +232,13 @@ def _deduplication(given: GateInput) -> list[Suite]:
     sides = frame.loc[frame["kept"], ["conversation", "split"]].groupby("conversation")["split"]
     frame["torn"] = (frame["conversation"].map(sides.nunique()) > 1).astype(int)
     frame["own_rejected"] = (own & ~frame["kept"]).astype(int)
-    limit = data.near_duplicate_jaccard
-    similar = {"column": "kept_similarity", "min_value": 0, "max_value": limit}
+    frame["repeated_sentences_left"] = frame["repeated_sentence"]
     rules += [
         among("kept_split", *SPLITS),
-        Rule("ExpectColumnValuesToBeBetween", {**similar, "strict_max": True}),
+        total("cross_split_near_duplicates", 0, 0),
         total("torn", 0, 0),
         total("own_rejected", 0, 0),
-        total("repeated_sentence", 0, 0, severity="warning"),
+        total("repeated_sentences_left", 0, 0, severity="warning"),
     ]
     return [Suite("deduplication", frame, rules)]
 
@@ -246,7 +249,11 @@ def _token_length_audit(given: GateInput) -> list[Suite]:
     limit = min(data.max_tokens, int(given.measured.get("limit") or 0))
     frame["kept_length"] = frame["kept_tokens"].where(frame["kept"]).astype(float)
     frame.loc[frame["kept"] & frame["kept_length"].isna(), "kept_length"] = float("inf")
-    rules += [between("kept_length", 1, limit), mean("over_limit", 0, data.max_too_long_share)]
+    frame["over_limit_share"] = frame["over_limit"]
+    rules += [
+        between("kept_length", 1, limit),
+        mean("over_limit_share", 0, data.max_too_long_share),
+    ]
     return [Suite("token_length_audit", frame, rules)]
 
 
@@ -296,19 +303,20 @@ def removal_suites(item: str, given: GateInput) -> list[Suite]:
         return []
     removed = 1 - frame["kept"].astype(int)
     # A column for each rule: two rules of one kind on one column would replace each other.
-    frame = frame.assign(removed=removed, removed_at_most=removed)
+    frame = frame.assign(removed_share=removed, removed_share_at_most=removed)
     rules = [
-        mean("removed", 0, levels.warn, severity="warning"),
-        mean("removed_at_most", 0, levels.fail),
+        mean("removed_share", 0, levels.warn, severity="warning"),
+        mean("removed_share_at_most", 0, levels.fail),
     ]
     suites = [Suite("removed_rows", frame, rules)]
-    classes = frame.groupby("class")["removed"].agg(["mean", "count"]).reset_index()
+    classes = frame.groupby("class")["removed_share"].agg(["mean", "count"]).reset_index()
     classes = classes[classes["count"] >= levels.least]
     if len(classes):
-        classes = classes.assign(share=classes["mean"], share_at_most=classes["mean"])
+        share = classes["mean"]
+        classes = classes.assign(class_removed_share=share, class_removed_share_at_most=share)
         rules = [
-            between("share", 0, levels.class_warn, severity="warning"),
-            between("share_at_most", 0, levels.class_fail),
+            between("class_removed_share", 0, levels.class_warn, severity="warning"),
+            between("class_removed_share_at_most", 0, levels.class_fail),
         ]
         suites.append(Suite("removed_rows_of_classes", classes, rules))
     return suites

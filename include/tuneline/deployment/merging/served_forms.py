@@ -12,7 +12,7 @@ from tuneline.evidence import Measurement, measure
 from tuneline.serving.client import Messages
 from tuneline.serving.engines.server import EngineServer
 
-# Tokens of every answer: enough for a steady TPOT; on two cores both forms take half a minute.
+# Tokens of every answer: enough for a steady speed; on two cores both forms take some seconds.
 MAX_TOKENS = 24
 # Load changes from second to second; the median of three rounds forgets one bad round.
 ROUNDS = 3
@@ -21,70 +21,35 @@ MIN_REQUESTS = 4
 
 
 @dataclass(frozen=True)
-class LevelSpeed:
-    """The speed of a server at a concurrency: medians in seconds, tokens/s and their error."""
+class FormSpeed:
+    """A way of serving with all slots taken: tokens/s with their error, failures, memory."""
 
-    concurrency: int
-    ttft: float
-    tpot: float
     tokens_per_s: float
     error: float
     failed: int
-
-
-@dataclass(frozen=True)
-class FormSpeed:
-    """The speeds of a way of serving, the highest concurrency last, and its resident memory."""
-
-    levels: tuple[LevelSpeed, ...]
     memory_bytes: int
-
-    @property
-    def full(self) -> LevelSpeed:
-        """The speed with all slots taken."""
-        return self.levels[-1]
 
 
 def measure_form(server: EngineServer, prompts: Sequence[Messages], parallel: int) -> FormSpeed:
-    """Drive a server with one request at a time and with all slots taken."""
-    levels = []
-    following = cycle(prompts)
+    """Drive a server with all slots taken."""
+    following, timings, speeds = cycle(prompts), list[Timing](), list[float]()
     with server.client() as client:
         drive(client, prompts[:1], 1, 1)
-        for concurrency in sorted({1, parallel}):
-            timings: list[Timing] = []
-            speeds = []
-            for _ in range(ROUNDS):
-                batch = list(islice(following, max(MIN_REQUESTS, 2 * concurrency)))
-                found, seconds = drive(client, batch, concurrency, MAX_TOKENS)
-                timings += found
-                speeds.append(sum(t.output_tokens for t in found if t.ok) / seconds)
-            levels.append(_level(concurrency, timings, speeds))
-    return FormSpeed(tuple(levels), server.memory_bytes())
+        for _ in range(ROUNDS):
+            batch = list(islice(following, max(MIN_REQUESTS, 2 * parallel)))
+            found, seconds = drive(client, batch, parallel, MAX_TOKENS)
+            timings += found
+            speeds.append(sum(t.output_tokens for t in found if t.ok) / seconds)
+    failed = sum(not timing.ok for timing in timings)
+    error = round(stdev(speeds) / ROUNDS**0.5, 3)
+    return FormSpeed(round(median(speeds), 2), error, failed, server.memory_bytes())
 
 
-def _level(concurrency: int, timings: Sequence[Timing], speeds: Sequence[float]) -> LevelSpeed:
-    good = [timing for timing in timings if timing.ok]
-    return LevelSpeed(
-        concurrency,
-        round(median(timing.ttft for timing in good), 4) if good else 0.0,
-        round(median(timing.tpot for timing in good), 5) if good else 0.0,
-        round(median(speeds), 2),
-        round(stdev(speeds) / len(speeds) ** 0.5, 3),
-        len(timings) - len(good),
-    )
+def slowdown(merged: FormSpeed, apart: FormSpeed) -> tuple[float, float] | None:
+    """Return the share of throughput that the unmerged adapter costs, and its standard error.
 
-
-@dataclass(frozen=True)
-class Slowdown:
-    """The share of throughput that the unmerged adapter costs, and its standard error."""
-
-    value: float
-    error: float
-
-
-def slowdown(merged: LevelSpeed, apart: LevelSpeed) -> Slowdown | None:
-    """Return the loss of throughput against the merged model; None if that generated nothing."""
+    None if the merged model generated nothing.
+    """
     if not merged.tokens_per_s:
         return None
     ratio = apart.tokens_per_s / merged.tokens_per_s
@@ -92,11 +57,11 @@ def slowdown(merged: LevelSpeed, apart: LevelSpeed) -> Slowdown | None:
     error = (
         (apart.error / merged.tokens_per_s) ** 2 + (ratio * merged.error / merged.tokens_per_s) ** 2
     ) ** 0.5
-    return Slowdown(round(1.0 - ratio, 4), round(error, 4))
+    return round(1.0 - ratio, 4), round(error, 4)
 
 
 def decide(
-    multi_tenant: bool, obstacle: str | None, lost: Slowdown | None, limit: float
+    multi_tenant: bool, obstacle: str | None, lost: float | None, limit: float
 ) -> tuple[str, str]:
     """Return the decision, `merge` or `apart`, and its reason.
 
@@ -108,16 +73,16 @@ def decide(
         return "merge", "one adapter and one model: merged, nothing is left to apply"
     if obstacle is None and lost is None:
         obstacle = "no throughput could be measured"
-    if obstacle is None and lost is not None and lost.value > limit:
+    if obstacle is None and lost is not None and lost > limit:
         obstacle = (
-            f"on top of it this one costs {lost.value:.0%} of the throughput, more than "
+            f"on top of it this one costs {lost:.0%} of the throughput, more than "
             f"max_adapter_slowdown ({limit:.0%}) allows"
         )
     if obstacle is not None or lost is None:
         return "merge", f"several adapters were to share one base, but {obstacle}"
     return (
         "apart",
-        f"several adapters share one base: on top of it this one costs {lost.value:.0%} of the "
+        f"several adapters share one base: on top of it this one costs {lost:.0%} of the "
         f"throughput, at most {limit:.0%} are allowed",
     )
 
@@ -127,9 +92,6 @@ def form_measurements(name: str, speed: FormSpeed | None) -> Iterator[Measuremen
     if speed is None:
         yield measure(f"{name}_tokens_per_s", None, "tokens/s")
         return
-    yield measure(
-        f"{name}_tokens_per_s", speed.full.tokens_per_s, "tokens/s", noise=speed.full.error
-    )
+    yield measure(f"{name}_tokens_per_s", speed.tokens_per_s, "tokens/s", noise=speed.error)
     yield measure(f"{name}_memory", speed.memory_bytes, "bytes")
-    failed = sum(level.failed for level in speed.levels)
-    yield measure(f"{name}_failed_requests", failed, "requests", "==", 0)
+    yield measure(f"{name}_failed_requests", speed.failed, "requests", "==", 0)

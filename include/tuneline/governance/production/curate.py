@@ -268,7 +268,7 @@ def _evidence(
     if verdict == Verdict.FAIL:
         raise TunelineError(
             f"the curation of {model}, {day}, is not stored, since it does not add up: "
-            f"{'; '.join(failures)}"
+            f"{'; '.join(failure.text for failure in failures)}"
         )
     measurements = [
         measure("expectations", count, "expectations"),

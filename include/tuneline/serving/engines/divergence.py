@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tuneline.errors import UserError
 
+NumberFormat = Literal["float16", "bfloat16"]
 # Negative log-likelihood under each of two models, KL divergence (nats) and equal top token, of
 # the tokens of one sequence that count.
 Comparison = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
@@ -135,15 +136,21 @@ def summary(parts: Sequence[Comparison]) -> Divergence:
 
 
 def checkpoint_losses(
-    folder: Path, rows: Sequence[ScoredRow], *, threads: int | None = None, device: str = "cpu"
-) -> list[float]:
-    """Return the loss of a checkpoint on the tokens that count, in nats, summed for each row.
+    folder: Path,
+    rows: Sequence[ScoredRow],
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    dtype: NumberFormat | Literal["float32"] = "float32",
+) -> list[list[float]]:
+    """Return the loss of a checkpoint on each token that counts, in nats, for each row.
 
-    This is the plain forward pass of transformers in float32, without the kernels of training, so
-    that it is a second opinion on them. Nothing is padded.
+    This is the plain forward pass of transformers, without the kernels of training, so that it is
+    a second opinion on them. Nothing is padded.
 
     Args:
         threads: CPU threads; more than there are free cores cost a factor of seven.
+        dtype: number format of weights and activations.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -151,7 +158,7 @@ def checkpoint_losses(
     if threads is not None:
         torch.set_num_threads(threads)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True
+        folder, dtype=getattr(torch, dtype), local_files_only=True
     ).eval()
     model.to(device)
     losses = []
@@ -159,6 +166,6 @@ def checkpoint_losses(
         for row in rows:
             ids, places = torch.tensor([row.ids], device=device), torch.tensor(row.places).long()
             logits = model(input_ids=ids, use_cache=False).logits[0, places - 1].double()
-            loss = torch.nn.functional.cross_entropy(logits, ids[0, places], reduction="sum")
-            losses.append(float(loss))
+            loss = torch.nn.functional.cross_entropy(logits, ids[0, places], reduction="none")
+            losses.append(loss.tolist())
     return losses

@@ -18,7 +18,7 @@ from tuneline.artifacts.deployment import BuildReport
 from tuneline.errors import UserError
 from tuneline.models.base_model import BaseModel, digest_of, read_json
 from tuneline.models.cache import Log
-from tuneline.serving.engines.divergence import Divergence, ScoredRow
+from tuneline.serving.engines.divergence import Divergence, NumberFormat, ScoredRow
 from tuneline.serving.engines.server import EngineServer, ServeRequest
 from tuneline.store import sha256_file
 
@@ -242,6 +242,10 @@ class Engine:
         """Return True if the engine, started here, runs on a GPU."""
         return False
 
+    def number_format(self, model: Path) -> NumberFormat:
+        """Return the format that it computes an unquantised model in, or the next coarser one."""
+        return "float16"
+
     def sized(self, parallel: int, context_tokens: int) -> Engine:
         """Return the engine with the sizes that it builds for, where it builds."""
         return self
@@ -297,8 +301,8 @@ class Engine:
 
     def losses(
         self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[float] | None:
-        """Return the loss of a model on the tokens that count, summed for each row, in nats.
+    ) -> list[list[float]] | None:
+        """Return the loss of a model on each token that counts, for each row, in nats.
 
         None if the engine does not report the probability of tokens that it is given.
         """

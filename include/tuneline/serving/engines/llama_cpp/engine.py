@@ -107,7 +107,7 @@ class LlamaCpp(Engine):
 
     def losses(
         self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[float] | None:
+    ) -> list[list[float]] | None:
         """Score the tokens of a GGUF file, in a child process."""
         adapter = request.answering_adapter
         return sequence_losses(model, rows, threads=request.threads, adapter=adapter)

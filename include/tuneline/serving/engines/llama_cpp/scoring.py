@@ -165,8 +165,8 @@ def sequence_losses(
     *,
     threads: int | None = None,
     adapter: Path | None = None,
-) -> list[float]:
-    """Return the loss of a GGUF file on the tokens that count, in nats, in a child process.
+) -> list[list[float]]:
+    """Return the loss of a GGUF file on each token that counts, in nats, in a child process.
 
     Neighbours that have all tokens before those in common are evaluated together, which saves work.
     """
@@ -206,13 +206,13 @@ def _score(request: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     if batches:
         options["context"] = max(len(batch.tokens) for batch in batches)
         options["sequences"] = max(len(batch.targets) for batch in batches)
-    losses = [0.0] * len(rows)
+    losses: list[list[float]] = [[] for _ in rows]
     with LlamaModel(LlamaLibrary(), Path(request["model"]), **options) as model:
         for batch in batches:
             known = log_softmax(model.evaluate(batch.tokens))
             for number, targets in batch.targets.items():
                 at, ids = map(list, zip(*targets, strict=True))
-                losses[number] = -float(known[at, ids].sum())
+                losses[number] = (-known[at, ids]).tolist()
     return {"losses": losses}
 
 

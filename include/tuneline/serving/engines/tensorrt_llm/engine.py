@@ -250,7 +250,7 @@ class TensorRtLlm(_NvidiaImage):
 
     def losses(
         self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[float] | None:
+    ) -> list[list[float]] | None:
         """Return the losses by the logits; None if the engine was built without them.
 
         Raises:
@@ -326,7 +326,7 @@ class TensorRtLlmPytorch(_NvidiaImage):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         losses = checkpoint_losses(reference, rows, threads=request.threads, device=device)
         tokens = sum(len(row.places) for row in rows)
-        perplexity = math.exp(sum(losses) / tokens)
+        perplexity = math.exp(sum(map(sum, losses)) / tokens)
         return dict.fromkeys(others, Divergence(tokens, perplexity, perplexity))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 
 def main() -> int:
-    """Write logits, shape (tokens that count, vocabulary), or one list of losses, of sequences."""
+    """Write logits of each sequence, shape (tokens that count, vocabulary), or its losses."""
     request = json.loads(Path(sys.argv[1]).read_text())
     from tensorrt_llm._tensorrt_engine import LLM
     from tensorrt_llm.llmapi import KvCacheConfig, SamplingParams
@@ -42,7 +42,7 @@ def main() -> int:
         likeliest = array.max(axis=1)
         total = likeliest + np.log(np.exp(array.astype(float) - likeliest[:, None]).sum(axis=1))
         targets = array[np.arange(len(places)), [ids[at] for at in places]]
-        losses.append(float((total - targets).sum()))
+        losses.append((total - targets).tolist())
     (Path(request["out"]) / "losses.json").write_text(json.dumps(losses))
     return 0
 

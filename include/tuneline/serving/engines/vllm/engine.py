@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 
 from tuneline.artifacts.deployment import REFERENCE
 from tuneline.machine.cores import default_threads
+from tuneline.models.base_model import read_json
 from tuneline.models.cache import Log
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.divergence import Divergence, ScoredRow
+from tuneline.serving.engines.divergence import Divergence, NumberFormat, ScoredRow
 from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
 from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
 from tuneline.serving.engines.vllm.launch import (
@@ -27,6 +28,8 @@ from tuneline.serving.engines.vllm.quantize import quantise
 from tuneline.serving.engines.vllm.scoring import distances, losses
 from tuneline.serving.processes import free_port
 
+# Of its `_FLOAT16_NOT_SUPPORTED_MODELS` (vllm/config/model.py) those that are supported here.
+_NOT_IN_FLOAT16 = ("gemma2", "gemma3")
 _PROMPT, _CACHED = "vllm:prompt_tokens_total", "vllm:prompt_tokens_cached_total"
 _COMPLETION, _STEPS = "vllm:generation_tokens_total", "vllm:iteration_tokens_total_count"
 
@@ -63,6 +66,11 @@ class Vllm(Engine):
         """Return True if the installed vLLM is not built for the CPU."""
         return find_spec("vllm") is not None and not is_cpu_build()
 
+    def number_format(self, model: Path) -> NumberFormat:
+        """Return bfloat16 for models that vLLM does not compute in float16, on a GPU."""
+        kind = str(read_json(model / "config.json").get("model_type"))
+        return "bfloat16" if self.on_gpu() and kind.startswith(_NOT_IN_FLOAT16) else "float16"
+
     def make_variant(
         self, name: str, source: Path, target: Path, *, texts: Sequence[str], log: Log
     ) -> Path:
@@ -84,7 +92,7 @@ class Vllm(Engine):
 
     def losses(
         self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[float] | None:
+    ) -> list[list[float]] | None:
         """Score the tokens of a checkpoint as vLLM serves it, in a child process."""
         return losses(model, rows, request)
 

@@ -46,18 +46,18 @@ def distances(
     )
 
 
-def losses(model: Path, rows: Sequence[ScoredRow], request: ServeRequest) -> list[float]:
-    """Return the loss of a checkpoint on the tokens that count; see `Engine.losses`."""
-    sums = [0.0] * len(rows)
+def losses(model: Path, rows: Sequence[ScoredRow], request: ServeRequest) -> list[list[float]]:
+    """Return the loss of a checkpoint on each token that counts; see `Engine.losses`."""
+    found: list[list[float]] = [[] for _ in rows]
     counted = [number for number, row in enumerate(rows) if row.places]
     if not counted:
-        return sums
+        return found
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _evaluate(model, [rows[number] for number in counted], request, folder, whole=False)
         for place, number in enumerate(counted):
-            sums[number] = -float(np.load(folder / f"{place}.npy").astype(np.float64).sum())
-    return sums
+            found[number] = (-np.load(folder / f"{place}.npy").astype(np.float64)).tolist()
+    return found
 
 
 def _evaluate(
