@@ -20,14 +20,15 @@ class Users:
 
     def __init__(self, url: str, passwords: Mapping[str, str], watcher: str) -> None:
         self.url, self.passwords, self.watcher = url, passwords, watcher
+        # On a busy machine the API server takes its time.
+        self.http, self.tokens = httpx.Client(base_url=url, timeout=60, trust_env=False), {}
 
     def request(self, user, method, path, **body):
-        login = {"username": user, "password": self.passwords[user]}
-        token = httpx.post(f"{self.url}/auth/token", json=login).json()["access_token"]
-        headers = {"Authorization": f"Bearer {token}"}
-        return httpx.request(
-            method, f"{self.url}{path}", headers=headers, json=body or None, timeout=60
-        )
+        if user not in self.tokens:
+            login = {"username": user, "password": self.passwords[user]}
+            self.tokens[user] = self.http.post("/auth/token", json=login).json()["access_token"]
+        headers = {"Authorization": f"Bearer {self.tokens[user]}"}
+        return self.http.request(method, path, headers=headers, json=body or None)
 
     def call(self, user, method, path, **body):
         """Call the API, version 2."""

@@ -30,7 +30,7 @@ def test_passwords_are_private_and_stay_and_approvers_have_one(layout, tmp_path,
     kept = json.loads((layout.airflow_home / "passwords.json").read_text())
     assert (kept.keys(), airflow.password(layout)) == ({"ann", "admin"}, first)
     users = airflow.environment(layout)["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"]
-    assert users == "ann:op,admin:admin"
+    assert users == "ann:user,admin:admin"
 
 
 def test_everything_is_private_and_the_settings_of_another_airflow_stay_out(layout, monkeypatch):

@@ -138,8 +138,7 @@ def too_few_approvers(run: Run) -> str | None:
     able, needed = able_approvers(run), approvals_needed(run)
     if not approvers_of(run) or len(able) >= needed:
         return None
-    started_by = run.meta.get("started_by")
-    why = f"{started_by} started it" if started_by else "no person started it"
+    why = f"{run.meta.get('started_by') or 'no person'} started it"
     return (
         f"profile: production: the release of this run needs the yes of {needed} of its approvers "
         f"who did not start it ({why}), and the model's file names {len(able)} such "

@@ -13,7 +13,6 @@ from tuneline.config.governance import GovernanceConfig, Waiver
 from tuneline.config.model_file import CurationConfig, Model, ModelFile, find_model, models
 from tuneline.config.pipeline import (
     PipelineConfig,
-    PodConfig,
     build_config,
     check_sections,
     merge,
@@ -22,6 +21,7 @@ from tuneline.config.pipeline import (
     read_yaml,
     validate_config,
 )
+from tuneline.config.pods import PodConfig
 from tuneline.config.policy import Looser, Policy, read_policy
 from tuneline.config.section import User
 from tuneline.config.training import TrainingConfig

@@ -19,7 +19,6 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from tuneline.config.deployment import DeploymentConfig
 from tuneline.config.pipeline import (
     PipelineConfig,
-    PodConfig,
     build_config,
     check_sections,
     explain,
@@ -27,6 +26,7 @@ from tuneline.config.pipeline import (
     presets_dir,
     read_yaml,
 )
+from tuneline.config.pods import PodConfig
 from tuneline.config.section import Section, User
 from tuneline.errors import UserError
 from tuneline.machine.checkout import project_root

@@ -16,7 +16,7 @@ from tuneline.config.data import DataConfig
 from tuneline.config.deployment import ENGINE_IMAGES, DeploymentConfig
 from tuneline.config.evaluation import EvaluationConfig
 from tuneline.config.governance import GovernanceConfig, Waiver
-from tuneline.config.pods import PodConfig
+from tuneline.config.pods import PodConfig, SizedPods
 from tuneline.config.retired import refusal
 from tuneline.config.section import Limit, Section, limits_of
 from tuneline.config.training import TrainingConfig
@@ -58,7 +58,7 @@ class PipelineConfig(Section):
                 check_limit(waiver.limit, waiver.item)
         return self
 
-    def pods_of(self, size: Size) -> PodConfig:
+    def pods_of(self, size: Size) -> SizedPods:
         """Return the pods of a class of steps; llama.cpp runs on a CPU."""
         pods, engine = self.pods.of(size), self.deployment.engine
         if size != Size.ENGINE:

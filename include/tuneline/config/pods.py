@@ -75,12 +75,13 @@ class PodConfig(Section):
     deadline_hours: float = Field(12, gt=0)
     """A pod is stopped after this long."""
 
-    def of(self, size: Size) -> PodConfig:
+    def of(self, size: Size) -> SizedPods:
         """Return the pods of one class of steps."""
         own = self.sizes.get(size, PodSize()).model_dump(exclude_none=True)
         if image := own.get("image"):
             own |= {"gpu_image": image, "engine_image": image}
-        return self.model_copy(update={"memory": self.memory or _FLOOR, **own, "sizes": {}})
+        kept = self.model_dump(exclude={"sizes"})
+        return SizedPods.model_validate({**kept, "memory": self.memory or _FLOOR, **own})
 
     def for_model(self, parameters: int) -> PodConfig:
         """Return it with the memory that each class of steps needs for a base model.
@@ -96,6 +97,12 @@ class PodConfig(Section):
             for size, memory in memory_of(parameters, gpus=self.of(Size.TRAIN).gpus).items()
         }
         return self.model_copy(update={"sizes": sizes})
+
+
+class SizedPods(PodConfig):
+    """The pods of one class of steps."""
+
+    memory: str
 
 
 def memory_of(parameters: int, *, gpus: int) -> dict[Size, str]:

@@ -56,9 +56,10 @@ def password(layout: Layout) -> str:
 
 def _roles() -> dict[str, str]:
     """Return the users of the UI and their roles: that of the stack, and each model's approvers."""
-    approvers = {user.name for model in models() for user in model.file.approvers}
+    approvers = {user.id or user.name for model in models() for user in model.file.approvers}
     # Airflow takes the two characters for separators.
-    return {name: "op" for name in sorted(approvers) if not {",", ":"} & {*name}} | {USER: "admin"}
+    able = [name for name in sorted(approvers) if not {",", ":"} & {*name}]
+    return dict.fromkeys(able, "user") | {USER: "admin"}
 
 
 def environment(layout: Layout) -> dict[str, str]:

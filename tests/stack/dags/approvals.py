@@ -6,8 +6,8 @@ from airflow.sdk import DAG, task
 from airflow.sdk.definitions.param import ParamsDict
 
 from tuneline.airflow.family import form, prepare_run
-from tuneline.airflow.people import approve_release, review_pairs, review_rows
-from tuneline.artifacts.governance import MANIFEST_REF
+from tuneline.airflow.people import review_pairs, review_rows
+from tuneline.artifacts.answers import PII_SHEET
 from tuneline.config import models
 from tuneline.data.pii.review.review import open_forms
 from tuneline.people.ballots import assignments_of
@@ -30,13 +30,13 @@ with DAG(f"approvals{model.suffix}", schedule=None) as dag:
 
     @task.sensor(poke_interval=0.5, timeout=300)
     def evidence(run_uri: str) -> bool:
-        """Stands for the steps, the last of which is lineage."""
-        return MANIFEST_REF.find(Run.open(run_uri)) is not None
+        """Stands for the steps that leave what people read."""
+        return PII_SHEET.find(Run.open(run_uri)) is not None
 
     run = prepare_run(model.name)
     ready = evidence(run)
     drawn, dealt = rows(run), pairs(run)
     review_rows(model, drawn)
     review_pairs(model, dealt)
-    ready >> [drawn, dealt, approve_release(model)]
+    ready >> [drawn, dealt]
 dag.params = ParamsDict(form(model))

@@ -187,8 +187,8 @@ def release_question(run: Run, tab: str) -> str:
 
 def _about(waiver: Waiver, because: str) -> str:
     """Return the reasons of a verdict that name what a waiver accepts."""
-    named = waiver.limit or waiver.measurement or ""
-    return "; ".join(why for why in because.split("; ") if named in why) or "it is not needed"
+    named = f" {waiver.limit or waiver.measurement}"
+    return "; ".join(w for w in because.split("; ") if named in f" {w}") or "it is not needed"
 
 
 def _ruled(evidence: Evidence | None) -> list[Measurement]:
