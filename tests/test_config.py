@@ -60,7 +60,7 @@ NOWHERE = {"item": "nope", "measurement": "m", "up_to": 1, "reason": "because of
         ({"data": {"pii_ner": "spaCy"}}, r"data\.pii_ner: spacy is not .*; true takes the usual"),
         ({"data": {"pii_ner": " "}}, r"data\.pii_ner: name a model, or set false"),
         ({"data": {"pii_ner": []}}, r"data\.pii_ner: name a model, or set false"),
-        ({"data": {"spacy_models": {"de": "x"}}}, r"data\.spacy_models: there is no such setting"),
+        ({"data": {"spacy_models": {"de": "x"}}}, r"data\.spacy_models: names are .*; remove the"),
         ({"training": {"epoch": 2}}, r"training\.epoch: there is .*; did you mean epochs"),
         ({"trainin": {"epochs": 2}}, r"trainin: there is .*; did you mean training"),
         ({"training": {"qlora": True, "sharding": "fsdp"}}, "set sharding: none"),

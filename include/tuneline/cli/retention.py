@@ -1,4 +1,4 @@
-"""Commands that delete: what nothing needs any more, and what is about a person."""
+"""Commands that delete: runs that nothing needs any more, and data about a person."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_erase(commands: Commands) -> None:
     """Add `tuneline erase`."""
     erase = commands.add_parser(
         "erase",
-        help="delete what a store holds about a person",
+        help="delete the data about a person",
         description="List the rows of datasets, quarantine, production logs, labels and sheets of "
         "a store that name a person, by a name, an address or a number in any of its forms; what "
         "can't be erased; and the releases that were trained with such rows. Erases with --yes "

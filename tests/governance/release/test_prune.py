@@ -187,6 +187,20 @@ def test_what_a_killed_prune_claimed_is_ended_however_young_it_is(any_store):
     assert list(any_store.keys("runs")) == list(any_store.keys("models")) == []
 
 
+def test_what_a_killed_prune_withdrew_is_ended_however_young_its_log_is(any_store):
+    for version in ("v1", "v2", "v3"):
+        leave_release(any_store, version)
+    # The pointer and the log.
+    with pytest.raises(Killed):
+        prune(DyingStore(any_store, 2, "after", only_writes=True))
+    assert any_store.exists("models/model/v1/model.gguf")
+    fates = prune(any_store, before=LATER - timedelta(9))
+    assert fates["v1"].why == "an earlier prune has begun to delete it"
+    assert not any_store.exists("models/model/v1/model.gguf")
+    again = prune(any_store, before=LATER - timedelta(9))
+    assert (again["v1"].kind, again["v1"].why) == ("kept", "only its documents are left")
+
+
 def test_a_release_that_begins_after_the_listing_wins(any_store):
     leave_run(any_store, "late")
     pruning = Pruning(any_store, Retention(LATER, 2))

@@ -1,4 +1,4 @@
-"""The commands of docs/upkeep.md back up a store and a ledger at work, and restore them."""
+"""The commands of docs/upkeep.md back up a store and a ledger in use, and restore them."""
 
 import os
 import re
@@ -48,7 +48,7 @@ def release(store, number):
 
 
 @contextmanager
-def at_work(gateway, store):
+def in_use(gateway, store):
     """Requests, and steps of runs that write to the store; releases come in between."""
     over, asked = threading.Event(), []
 
@@ -92,7 +92,7 @@ def test_a_folder_and_sqlite(calm, start, small, tmp_path):
     for name, link in (("usage.db", "usage.sqlite"), ("keys.json", "keys.json")):
         (serving / link).symlink_to(tmp_path / name)
     where = {"STORE": folder, "SERVING": serving, "BACKUP": backup}
-    with at_work(gateway, store) as asked:
+    with in_use(gateway, store) as asked:
         before = len(asked)
         carry_out(commands("backup: folder"), **where)
         release(store, 9)
@@ -125,7 +125,7 @@ def test_a_bucket_and_postgresql(calm, start, small, tmp_path, monkeypatch):
             gateway = calm(small, ledger=ledger)
             where = {"STORE": store.uri, "COPY": "s3://copies/team", "SERVING": serving}
             where |= {"BACKUP": backup, "LEDGER": server.url}
-            with at_work(gateway, store) as asked:
+            with in_use(gateway, store) as asked:
                 carry_out(commands("backup: bucket"), **where)
                 release(store, 9)
             gateway.stop()

@@ -1,4 +1,4 @@
-"""Erasure: find what a store holds about a person, and delete it.
+"""Erasure: find the data about a person in a store, and delete it.
 
 A row is about the person if one of its texts names them, or if the row that it was made from does:
 scrubbed rows keep the id of the row that was read. Rows of tables are deleted, texts of documents
@@ -45,7 +45,12 @@ _TABLES, _TEXTS = (".parquet", ".jsonl", ".json"), (".csv", ".md", ".html", ".tx
 # Vocabularies hold every word.
 _VOCABULARY = re.compile(r"/(tokenizer(_config)?|vocab|added_tokens|special_tokens_map)\.json$")
 _BATCH = 1 << 14
-NOT_SEARCHED = (
+_SOURCE = "rows came from it; delete them there, or they are read again"
+_WEIGHTS = (
+    "were trained with rows about the subject and may repeat them: train again without them, "
+    "release that, and prune this version"
+)
+_NOT_SEARCHED = (
     "not searched: backups, earlier versions of objects in a versioned bucket, the spools of "
     "gateways (erase again when they are uploaded), the names in keys and ledger, trackers, and "
     "sheets that people have exported"
@@ -185,11 +190,6 @@ class Erasure(BaseModel):
     left: list[str] = []  # sentences on what can't be erased
     ids: dict[str, list[str]] = {}  # of rows, by run or model, until they are erased
 
-    @property
-    def key(self) -> str:
-        """Its place in the store."""
-        return f"{PREFIX}/{self.subject_sha256}.json"
-
 
 class Eraser:
     """The search for one subject in one store."""
@@ -197,11 +197,10 @@ class Eraser:
     def __init__(self, store: Store, subject: Subject, by: str) -> None:
         """Take up an erasure of the subject that was not ended."""
         self._store, self._subject = store, subject
-        self.found = Erasure(
-            subject_sha256=subject.sha256, by=by, at=now(), schema="tuneline/erasure/1"
-        )
+        self._key = f"{PREFIX}/{subject.sha256}.json"
+        self.found = Erasure(subject_sha256=subject.sha256, by=by, at=now())
         with suppress(NotThere):
-            earlier = Erasure.model_validate_json(store.get_bytes(self.found.key))
+            earlier = Erasure.model_validate_json(store.get_bytes(self._key))
             if not earlier.done:
                 self.found = earlier.model_copy(update={"by": by, "at": now(), "left": []})
         self._sources: set[str] = {*self.found.sources}
@@ -212,17 +211,12 @@ class Eraser:
             self._search_group(group, prefixes)
         self._search_releases()
         self.found.sources = sorted(self._sources)
-        told = self.found.left = list(dict.fromkeys(self.found.left))
-        told += [
-            f"{s}: rows came from it; delete them there, or they are read again"
-            for s in self._sources
+        self.found.left = [
+            *dict.fromkeys(self.found.left),
+            *(f"{s}: {_SOURCE}" for s in self.found.sources),
+            *(f"the weights of {v} {_WEIGHTS}" for v in self.found.trained),
+            _NOT_SEARCHED,
         ]
-        told += [
-            f"the weights of {v} were trained with rows about the subject and may repeat them: "
-            "train again without them, release that, and prune this version"
-            for v in self.found.trained
-        ]
-        told.append(NOT_SEARCHED)
         return self.found
 
     def _groups(self) -> dict[str, list[str]]:
@@ -297,9 +291,10 @@ class Eraser:
         """Find the versions that were trained with what was found, and the files that name it."""
         trained, starts = {*self.found.trained}, {}
         for key in self._store.keys("models"):
-            if key.count("/") != 3 or not key.endswith(f"/{MANIFEST_FILE}"):
+            _, name, *rest = key.split("/")
+            if rest[1:] != [MANIFEST_FILE]:
                 continue
-            _, name, version, _ = key.split("/")
+            version = rest[0]
             if (release := find_version(self._store, name, version)) is None:
                 continue
             file, lora = release.manifest.dataset_file, release.manifest.hyperparameters.get("lora")
@@ -328,9 +323,8 @@ class Eraser:
         return self.found
 
     def _keep(self) -> None:
-        self._store.put_bytes(
-            self.found.key, self.found.model_dump_json(indent=1, by_alias=True).encode()
-        )
+        document = self.found.model_dump_json(indent=1, by_alias=True)
+        self._store.put_bytes(self._key, document.encode())
         self._store.flush()
 
     def _rewrite(self, group: str, key: str, path: Path) -> None:
@@ -360,17 +354,16 @@ class Eraser:
             file = release.manifest.dataset_file if release else None
             if release is None or file is None or file.key != key or file.sha256 == digest:
                 continue
-            events = [line.event for line in read_log(self._store, name, number).lines()]
-            if any(
-                isinstance(e, Erased) and e.files.get(key, ("", ""))[1] == digest for e in events
-            ):
+            change = (file.sha256, digest)
+            lines = read_log(self._store, name, number).lines()
+            if any(isinstance(e := x.event, Erased) and e.files.get(key) == change for x in lines):
                 continue
             stated = release.manifest.dataset.get("sources") or []
             event = Erased(
                 by=self.found.by,
                 subject_sha256=self.found.subject_sha256,
                 rows=self.found.files[key],
-                files={key: (file.sha256, digest)},
+                files={key: change},
                 sources=[n for n in map(itemgetter("name"), stated) if n in self._sources],
             )
             for which in POINTERS:
@@ -383,13 +376,10 @@ class Eraser:
         first, *parts = key.split("/")
         if first == "runs" and len(parts) > 3:
             quarantined = parts[1] == "quarantine"
-            folder = (
-                f"{get_step(parts[2]).phase}/{parts[2]}" if quarantined else "/".join(parts[1:3])
-            )
-            for document in ("evidence.json", "record.json"):
-                self._replace(
-                    f"runs/{parts[0]}/{folder}/{document}", "artifacts", key, digest, path
-                )
+            phase = get_step(parts[2]).phase if quarantined else parts[1]
+            for name in ("evidence.json", "record.json"):
+                document = f"runs/{parts[0]}/{phase}/{parts[2]}/{name}"
+                self._replace(document, "artifacts", key, digest, path)
         elif first == "curated" and len(parts) == 4:
             evidence = "/".join([first, *parts[:3], "evidence.json"])
             stated = self._replace(evidence, "files", parts[3], digest, path)

@@ -84,23 +84,32 @@ class Fate:
     bytes: int = 0
     objects: int = 0
 
+    @property
+    def roots(self) -> list[str]:
+        """The folders of the run and of its version."""
+        version = [model_prefix(self.model, self.run)] if self.model else []
+        return [*version, f"runs/{self.run}"]
+
 
 def claim_release(run: Run) -> None:
     """Have no prune delete a run any more; UserError if one has begun to."""
-    if _claim(run.store, run.run_id, "release", None) != "release":
+    if _claim(run.store, run.run_id, "release") != "release":
         raise UserError(
             f"{run.uri} is not released: `tuneline run prune` has begun to "
             "delete it; start a new run"
         )
 
 
-def _claim(store: Store, run_id: str, wanted: str, model: str | None) -> str:
+def _claim(store: Store, run_id: str, wanted: str) -> str:
     """Write who goes on with a run; return who does."""
-    key = f"runs/{run_id}/{_CLAIM}"
-    document = json.dumps({"for": wanted, "model": model, "at": now()})
     with suppress(AlreadyThere):
-        store.put_bytes(key, document.encode(), once=True)
-    return str(json.loads(store.get_bytes(key))["for"])
+        document = json.dumps({"for": wanted, "at": now()})
+        store.put_bytes(f"runs/{run_id}/{_CLAIM}", document.encode(), once=True)
+    return _claimed(store, run_id)
+
+
+def _claimed(store: Store, run_id: str) -> str:
+    return str(json.loads(store.get_bytes(f"runs/{run_id}/{_CLAIM}"))["for"])
 
 
 @dataclass
@@ -139,6 +148,7 @@ class Pruning:
         self.store, self.rules = store, rules
         self._released: dict[str, str] = {}  # model by version
         self._needed: dict[str, str] = {}  # why a version stays whole
+        self._pruned: set[str] = set()  # versions that a prune has begun to delete
         self._found: defaultdict[str, _Found] = defaultdict(_Found)
         for which in POINTERS:
             for name in model_names(store, which):
@@ -158,6 +168,8 @@ class Pruning:
             canaries = [event.outcome for event in lines if isinstance(event, Canary)]
             if canaries[-1:] == ["started"]:
                 self._needed[version] = "its canary is undecided"
+            if any(isinstance(event, Withdrawn) and event.pruned for event in lines):
+                self._pruned.add(version)
             if any(isinstance(event, Waived) for event in lines):
                 self._needed[version] = "it was released with a waiver"
         for version in last[: self.rules.keep]:
@@ -205,9 +217,10 @@ class Pruning:
 
     def _judge(self, run_id: str, found: _Found) -> tuple[Kind, str]:
         written = f"last written {found.written:%Y-%m-%d}"
-        begun = found.claimed and self._claimed(run_id)
-        if begun == "prune":
-            return "unreleased", "an earlier prune has begun to delete it"
+        begun = found.claimed and _claimed(self.store, run_id)
+        if begun == "prune" or run_id in self._pruned:
+            kind: Kind = "superseded" if run_id in self._pruned else "unreleased"
+            return kind, "an earlier prune has begun to delete it"
         if found.written >= self.rules.before or run_id in self._named:
             return "kept", self._named.get(run_id) or self._needed.get(run_id, written)
         if run_id in self._needed:
@@ -218,45 +231,35 @@ class Pruning:
             return "superseded", f"a release that later ones have superseded, {written}"
         return "unreleased", f"ended unreleased, {written}"
 
-    def _claimed(self, run_id: str) -> str:
-        return str(json.loads(self.store.get_bytes(f"runs/{run_id}/{_CLAIM}"))["for"])
-
     def carry_out(self, fate: Fate, by: str) -> Fate:
         """Delete what goes, unless it is needed since it was listed; return what has happened."""
-        before = self._found.pop(fate.run)
-        for root in (f"runs/{fate.run}", *([f"models/{fate.model}/{fate.run}"] * bool(fate.model))):
-            for entry in self.store.entries(root):
-                self._count(entry)
-        if self._found[fate.run].written > max(before.written, self.rules.before):
+        listed = self._found[fate.run].written
+        entries = (entry for root in fate.roots for entry in self.store.entries(root))
+        if max(entry.modified for entry in entries) > max(listed, self.rules.before):
             return Fate(fate.run, "kept", "it was written to meanwhile", fate.model)
         if fate.kind == "unreleased":
-            if _claim(self.store, fate.run, "prune", fate.model) != "prune":
+            if _claim(self.store, fate.run, "prune") != "prune":
                 return Fate(fate.run, "kept", "its release has begun meanwhile", fate.model)
             self._delete_whole(fate)
         elif fate.kind == "superseded" and not self._withdraw(fate, by):
             return Fate(fate.run, "kept", "the model's pointer has moved meanwhile", fate.model)
         if fate.kind in ("superseded", "copies"):
-            self.store.delete(self._going(fate))
+            keys = (key for root in fate.roots for key in self.store.keys(root))
+            self.store.delete(key for key in keys if fate.kind in _kinds(key))
         return fate
 
     def _delete_whole(self, fate: Fate) -> None:
         """Delete a run: what makes it one goes first, the claim last."""
-        prefix = f"runs/{fate.run}"
-        first = [f"{prefix}/{CONFIG_FILE}"]
-        if fate.model:
-            first.insert(0, manifest_key(fate.model, fate.run))
-        self.store.delete(first)
-        if fate.model:
-            self.store.delete(self.store.keys(model_prefix(fate.model, fate.run)))
-        claim = f"{prefix}/{_CLAIM}"
-        self.store.delete(key for key in self.store.keys(prefix) if key != claim)
+        claim, config = (f"runs/{fate.run}/{name}" for name in (_CLAIM, CONFIG_FILE))
+        self.store.delete([manifest_key(fate.model, fate.run), config] if fate.model else [config])
+        for root in fate.roots:
+            self.store.delete(key for key in self.store.keys(root) if key != claim)
         self.store.delete([claim])
 
     def _withdraw(self, fate: Fate, by: str) -> bool:
         """Log that a superseded version is served no more, unless its pointer moves meanwhile."""
         assert fate.model is not None
-        lines = read_log(self.store, fate.model, fate.run).lines()
-        if any(isinstance(line.event, Withdrawn) and line.event.pruned for line in lines):
+        if fate.run in self._pruned:
             return True
         for which in POINTERS:
             pointed = read_pointer(self.store, fate.model, which)
@@ -270,10 +273,3 @@ class Pruning:
                 record(pointed, fate.run, pointer.manifest_sha256, [event])
                 return True
         return False
-
-    def _going(self, fate: Fate) -> Iterator[str]:
-        """Yield the keys of a released run that go."""
-        for root in (f"runs/{fate.run}", f"models/{fate.model}/{fate.run}"):
-            for key in self.store.keys(root):
-                if fate.kind in _kinds(key):
-                    yield key
