@@ -371,7 +371,7 @@ def run_uri_of(context: Context) -> str:
 def of_run(run: Run) -> dict[str, Any]:
     """Return what an event of an asset says of the run that made the dataset or the release."""
     dataset = DATASET_VERSION.find(run)
-    of = {"run": run.uri, "model": run.config.name, "profile": run.config.profile}
+    of: dict[str, Any] = {"run": run.uri, "model": run.config.name, "profile": run.config.profile}
     return {**of, "dataset": dataset.version} if dataset else of
 
 
