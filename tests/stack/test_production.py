@@ -73,8 +73,8 @@ SETTINGS = merge(
     },
 )
 LEAKS = {"data": {"pii_leak_breach": "warn"}}
-# Another seed trains another model, as good as the first.
-NEXT = merge(LEAKS, {"training": {"seed": 7}})
+# Another rate trains another model, as good as the first.
+NEXT = merge(LEAKS, {"training": {"learning_rate": 4e-3}})
 
 
 class Production(Users):

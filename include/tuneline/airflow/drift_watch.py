@@ -48,6 +48,13 @@ from tuneline.config import Model, find_model, merge
 
 # A backfill of many days on a small machine.
 _BACKFILL_HOURS = 24
+_UNTIL = Param(
+    None,
+    type=["string", "null"],
+    format="date",
+    title="Until",
+    description="Last day that is compared (UTC); empty: the day just curated, or yesterday.",
+)
 
 
 def build(model: Model) -> DAG:
@@ -85,14 +92,7 @@ def build(model: Model) -> DAG:
         retrain = start_retraining(model.name, dag_id(MAIN, model))
         chosen >> compare >> decided >> backfill >> asked >> labels >> keep >> retrain
         asked >> retrain
-    until = Param(
-        None,
-        type=["string", "null"],
-        format="date",
-        title="Until",
-        description="Last day that is compared (UTC); empty: the day just curated, or yesterday.",
-    )
-    dag.params = ParamsDict({"until": until})
+    dag.params = ParamsDict({"until": _UNTIL})
     return dag
 
 
