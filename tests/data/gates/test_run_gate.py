@@ -26,7 +26,7 @@ def lab(tmp_path_factory, base_dir):
     return lab
 
 
-def rewrite(lab, item, change, name=AUDIT):
+def rewrite(lab, item, change, name):
     """Change a stored table and the hash that the evidence gives for it; return the gate."""
     path = lab.lab.artifact(item, name)
     frame, entry = lab.left.setdefault(
@@ -94,6 +94,7 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
         (SECOND, first(residual_hits=1), "kept_residual"),
         (SECOND, first(hits=1, values_left=1), "keeps_values"),
         (SECOND, lambda t: t.assign(undeclared_language=1), "undeclared_language"),
+        (SECOND, lambda t: t[t["entity"] != "CREDIT_CARD"], "pii_canaries"),
         (THIRD, first(split="one"), "kept_split"),
         (THIRD, lambda t: t.assign(conversation="one"), "torn"),
         (THIRD, first(own_holdout=True, kept=False, reason="why"), "own_rejected"),
@@ -107,12 +108,8 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
     ],
 )
 def test_a_table_that_is_not_what_the_step_says_fails(lab, item, change, words):
-    assert words in rewrite(lab, item, change).summary
-
-
-def test_missing_canaries_fail(lab):
-    gate = rewrite(lab, SECOND, lambda t: t[t["entity"] != "CREDIT_CARD"], name="canaries.parquet")
-    assert "pii_canaries" in gate.summary
+    name = "canaries.parquet" if words == "pii_canaries" else AUDIT
+    assert words in rewrite(lab, item, change, name).summary
 
 
 def validate(tmp_path, *suites):

@@ -201,7 +201,6 @@ def test_free_text_passes_if_it_says_what_is_expected(planted):
     asked = [row["messages"][0]["content"] for row in bench.held]
     evidence, found = bench.judge(said, base=asked, shots=asked, released=said)
     assert evidence.verdict == "pass", broken(evidence)
-    assert found["metric"] == "chrF"
     assert 0.9 < found["tuned_metric"] < 1.0
     assert found["difference_to_released"] == 0.0
 
