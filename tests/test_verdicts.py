@@ -5,7 +5,7 @@ import json
 import pytest
 from tests.lab.runs import Lab, change_meta
 
-from tuneline.evidence import measure
+from tuneline.evidence import Verdict, dump, measure
 from tuneline.verdicts import check_item, checklist, status
 
 OK = measure("m", 0, "rows", "<=", 0)
@@ -48,11 +48,13 @@ def lab(tmp_path):
 def test_the_verdict_of_the_measurements(tmp_path, profile, item, found, verdict, stops, because):
     lab = Lab(tmp_path, {"profile": profile})
     lab.leave(item, {}, found)
+    # Whatever its file says.
+    stated = lab.run.find_evidence(item).model_copy(update={"verdict": Verdict.PASS})
+    lab.run.store.put_bytes(lab.run.step_key(item, "evidence.json"), dump(stated))
     row = check_item(lab.run.uri, item)
     assert row.verdict == verdict
     assert row.stops_release == (profile == "production" if stops == "in production" else stops)
     assert because in row.because
-    assert set(row.as_dict()) == {"item", "phase", "severity", "verdict", "summary", "because"}
 
 
 @pytest.mark.parametrize(

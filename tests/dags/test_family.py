@@ -289,6 +289,7 @@ CLAIMS = {
     "anything": ("alice", {"x": 1}),
     "a real night": ("alice", NIGHT),
     "a real night, as the user of the connection": ("admin", NIGHT),
+    "a real night, in its own run": ("alice", NIGHT),
     "a night that is not there": ("admin", {**NIGHT, "run_id": "../../x"}),
     "no mapping": ("admin", "nightly"),
 }
@@ -297,8 +298,9 @@ CLAIMS = {
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_whoever_claims_that_a_dag_started_a_run_may_not_approve_it(site, claim):
     user, trigger = CLAIMS[claim]
-    site.night("hr")
-    run = site.prepare("hr", "mine", user, trigger=trigger, overrides=json.dumps(PRODUCTION))
+    own, overrides = site.night("hr"), json.dumps(PRODUCTION)
+    run_id = own if "own run" in claim else "mine"
+    run = site.prepare("hr", run_id, user, trigger=trigger, overrides=overrides)
     assert run.meta["started_by"] == user
     assert "trigger" not in run.meta
     run.meta["approvers"] = [user, "bob"]

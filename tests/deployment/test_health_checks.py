@@ -5,7 +5,7 @@ from tests.lab.runs import broken
 
 from tuneline.deployment import health_checks
 from tuneline.serving.engines import probe as engine_probe
-from tuneline.serving.engines.llama_cpp.engine import LlamaServer
+from tuneline.serving.engines.llama_cpp.engine import LlamaCpp, LlamaServer
 from tuneline.serving.engines.probe import ProbeResult
 from tuneline.serving.processes import DetachedProcess
 
@@ -40,8 +40,13 @@ FAULTS = [
         {"hung_liveness_probe", "hung_readiness_probe"},
     ),
     (
-        [(engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0))],
-        {"start_ready_before_it_listens"},
+        [
+            (engine_probe, "ready", lambda *_: ProbeResult(True, "always", 0.0)),
+            # Its GPU holds as much as it did before the engine was started.
+            (LlamaCpp, "on_gpu", lambda _self: True),
+            (health_checks, "gpu_memory_used", lambda: 40 << 30),
+        ],
+        {"start_ready_before_it_listens", "weights_resident"},
     ),
     (
         [

@@ -41,14 +41,6 @@ def test_a_fast_server_passes_with_table_and_plot(scored_lab):
     assert "requests at once within" in evidence.summary
 
 
-def test_an_objective_that_is_missed_fails(scored_lab):
-    bench = scored_lab(evaluation={"max_ttft_seconds": 1e-5})
-    evidence = bench.execute("latency_benchmark")
-    assert evidence.verdict == "fail"
-    assert broken(evidence) == {f"{LOWEST}_at_most", f"{LOWEST}_at_least"}
-    assert "does not reach" in evidence.summary
-
-
 def test_a_model_that_ends_at_once_still_gives_every_request_its_tokens(scored_lab, silent_gguf):
     with llama_server(silent_gguf, threads=1) as server, server.client() as client:
         said = client.chat([{"role": "user", "content": "hello"}], max_tokens=8)
@@ -143,6 +135,7 @@ def test_the_share_in_time_is_decided_by_its_interval(stub_bench, every, verdict
     evidence, bench, _ = stub_bench(stalls, max_ttft_seconds=0.1)
     assert (evidence.verdict, broken(evidence)) == (verdict, breaks)
     assert levels_of(bench)[0][1]["requests"] == requests
+    assert ("does not reach" in evidence.summary) is (verdict == "fail")
 
 
 def test_p95_sees_every_fifth_request_stall_and_p50_does_not(stub_bench):

@@ -28,7 +28,7 @@ def lab(tmp_path_factory, base_dir):
     return lab
 
 
-def rewrite(lab, item, change, name=AUDIT):
+def rewrite(lab, item, change, name):
     """Change a stored table and the hash that the evidence gives for it; return the gate."""
     path = lab.lab.artifact(item, name)
     frame, entry = lab.left.setdefault(
@@ -96,6 +96,7 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
         (SECOND, first(residual_hits=1), "kept_residual"),
         (SECOND, first(hits=1, values_left=1), "rows_with_values_left"),
         (SECOND, lambda t: t.assign(undeclared_language=1), "undeclared_language"),
+        (SECOND, lambda t: t[t["entity"] != "CREDIT_CARD"], "pii_canaries"),
         (THIRD, first(split="one"), "kept_split"),
         (THIRD, lambda t: t.assign(conversation="one"), "torn"),
         (THIRD, first(own_holdout=True, kept=False, reason="why"), "own_rejected"),
@@ -109,12 +110,8 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
     ],
 )
 def test_a_table_that_is_not_what_the_step_says_fails(lab, item, change, words):
-    assert words in rewrite(lab, item, change).summary
-
-
-def test_missing_canaries_fail(lab):
-    gate = rewrite(lab, SECOND, lambda t: t[t["entity"] != "CREDIT_CARD"], name="canaries.parquet")
-    assert "pii_canaries" in gate.summary
+    name = "canaries.parquet" if words == "pii_canaries" else AUDIT
+    assert words in rewrite(lab, item, change, name).summary
 
 
 @pytest.mark.parametrize(("up_to", "verdict"), [(0.4, "waived"), (0.3, "fail")])

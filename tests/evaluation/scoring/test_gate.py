@@ -131,29 +131,27 @@ def test_constant_answers_fail_though_the_base_scores_nothing(planted):
     assert not broken(evidence) & {"gain_lower", *FAIR}
 
 
-def test_a_gain_in_form_alone_fails(planted):
-    """5 of 66 right; the base scores 0 only because its JSON stands in prose."""
-    bench = planted(label_rows())
-    prose = [f"Sure, here it is: {text} I hope that helps!" for text in bench.expected]
-    base = right_on(12, prose, "I do not know.")
-    evidence, found = bench.judge(right_on(5, bench.expected, WRONG), base=base)
-    assert (found["base_metric"], found["tuned_metric"]) == (0.0, 0.0758)
-    assert "gain_lower" not in broken(evidence)
-    assert evidence.verdict == "fail"
-    assert broken(evidence) >= FAIR
-    assert found["fair_base_form"] == "its answer found in prose"
-    assert found["gain_over_fair_base"] == pytest.approx(-7 / 66, abs=1e-4)
+NEAREST = {"gain_over_nearest_row_lower"}
 
 
-def test_a_base_that_needs_only_examples_is_not_beaten(planted):
+@pytest.mark.parametrize(
+    ("right", "prose", "shots", "form", "breaks"),
+    [
+        # The base scores 0 only because its JSON stands in prose.
+        (5, 12, 0, "its answer found in prose", {*FAIR, *CONSTANT, *NEAREST}),
+        # It needs only examples; the nearest training rows are right on two of three.
+        (50, 0, 56, "an instruction and 3 examples", {*FAIR, *NEAREST}),
+    ],
+)
+def test_a_base_at_its_best_is_not_beaten(planted, right, prose, shots, form, breaks):
     bench = planted(label_rows())
-    shots = right_on(56, bench.expected, WRONG)
-    evidence, found = bench.judge(right_on(50, bench.expected, WRONG), shots=shots)
-    assert evidence.verdict == "fail"
-    # The nearest training rows are right on two of three.
-    assert broken(evidence) == {*FAIR, "gain_over_nearest_row_lower"}
-    assert found["fair_base_form"] == "an instruction and 3 examples"
-    assert found["fair_base_metric"] == pytest.approx(56 / 66, abs=1e-4)
+    said = [f"Sure, here it is: {text} I hope that helps!" for text in bench.expected]
+    base, shown = right_on(prose, said, "Well."), right_on(shots, bench.expected, WRONG)
+    evidence, found = bench.judge(right_on(right, bench.expected, WRONG), base, shown)
+    assert (evidence.verdict, broken(evidence)) == ("fail", breaks)
+    assert (found["base_metric"], found["fair_base_form"]) == (0.0, form)
+    assert found["fair_base_metric"] == pytest.approx((prose or shots) / 66, abs=1e-4)
+    assert found["gain_over_fair_base"] == pytest.approx((right - (prose or shots)) / 66, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +201,7 @@ def test_free_text_passes_if_it_says_what_is_expected(planted):
     asked = [row["messages"][0]["content"] for row in bench.held]
     evidence, found = bench.judge(said, base=asked, shots=asked, released=said)
     assert evidence.verdict == "pass", broken(evidence)
-    assert found["metric"] == "chrF"
-    assert found["metric_chosen_because"].startswith("the expected answers are free text")
     assert 0.9 < found["tuned_metric"] < 1.0
-    assert found["bootstrap_seed"] == 20050
     assert found["difference_to_released"] == 0.0
 
 
@@ -260,20 +255,22 @@ def in_other_words(bench, replies=None):
 
 
 @pytest.mark.parametrize(
-    ("profile", "review", "verdict"),
+    ("profile", "review", "shots", "verdict", "breaks"),
     [
-        ("laptop", False, "pass"),
-        ("production", True, "pass"),
-        ("production", False, "inconclusive"),
+        ("laptop", False, False, "pass", set()),
+        ("production", True, False, "pass", set()),
+        # This model's bytes tell no probability, which production needs unless people review.
+        ("production", False, False, "inconclusive", {"expected_text_preference_lower"}),
+        # The base with examples writes the very texts, under other intents.
+        ("laptop", False, True, "fail", {"reply.gain_over_fair_base_lower"}),
     ],
 )
-def test_replies_in_other_words_pass(planted, profile, review, verdict):
+def test_replies_in_other_words_pass(planted, profile, review, shots, verdict, breaks):
     settings = {"min_metric": 0.8, "review": review}
     bench = planted(reply_rows(), profile=profile, evaluation=settings)
-    evidence, found = bench.judge(in_other_words(bench))
-    # This model's bytes tell no probability, which production needs unless people review.
-    undecided = {"expected_text_preference_lower"} if verdict == "inconclusive" else set()
-    assert (evidence.verdict, broken(evidence)) == (verdict, undecided)
+    fair = [text.replace('"intent": "', '"intent": "x') for text in bench.expected]
+    evidence, found = bench.judge(in_other_words(bench), shots=shots and fair)
+    assert (evidence.verdict, broken(evidence)) == (verdict, breaks)
     assert found["reply.gain_over_constant_lower"] > 0.1
 
 

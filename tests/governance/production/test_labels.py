@@ -213,6 +213,8 @@ def test_one_key_neither_fills_the_sheet_nor_writes_what_is_learned(
     waiting = open_rows(review_rows(store, MODEL), read_labels(store, MODEL))
     # Seven other keys have ten questions each, and this one no more.
     assert len(waiting) == 8 * 10
+    # Drawn at random, not those of whoever came first.
+    assert waiting[:8] != sorted(waiting[:8], key=lambda row: row.request_id)
     first = [row for row in waiting[:20] if len(row.messages) > 1]
     assert 1 <= len(first) <= 3
     assert f"assistant (written by the client): {FORGED}" in first[0].prompt
