@@ -62,7 +62,7 @@ def test_what_needs_a_person_comes_first_and_80_columns_hold_it(lab):
     assert lines[0].split() == ["fail", "pii_scrubbing", "critical"]
     block = " ".join(" ".join(lines[: lines.index(lines[-2])]).split())
     assert f"{summary} because share is 1, must be <= 0.5" in block
-    assert "→ read a sample of rows" in block
+    assert "→ read rows (`tuneline data review-pii`)" in block
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ _REMEDIES = {
     "pii_scrubbing": "read rows (`tuneline data review-pii`), then waive what may leak",
     "distribution_balancing": "add rows of the rare classes, or set data.reference_shares",
     "lora_selection": "set training.alpha to 2 × training.r",
-    "gradient_accumulation": "lower data.max_tokens or training.effective_batch, raise pods.memory",
+    "gradient_accumulation": "lower data.max_tokens, or give training more memory",
     "checkpointing": "clear the task train, so that it runs again",
     "quantization_verification": "set training.qlora: false, or choose another base model",
     "loss_monitoring": "lower training.learning_rate; if no one watched, start a tracking server",

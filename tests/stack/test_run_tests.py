@@ -10,7 +10,7 @@ from tests.lab.commands import call
 
 ROOT = Path(__file__).parents[2]
 # Programs that the script would install.
-PROGRAMS = ("docker-compose", "kubectl", "initdb", "chromium")
+PROGRAMS = ("docker-compose", "kubectl", "initdb", "chromium", "sqlite3", "aws")
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_one_night_with_other_data_trains_once(nights, change, said):
     again = nights.decide()
     assert not again.train
     assert "were tried" in again.why
-    assert "by second, which was not released (holdout_performance failed: gain_lower" in again.why
+    assert "by second, which was not released (holdout_performance (fail): gain_lower" in again.why
     # So with other settings, also on the data of the release.
     nights.settings = "others"
     assert nights.decide().train

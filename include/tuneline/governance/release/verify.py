@@ -178,7 +178,7 @@ def _events(store: Store, manifest: Manifest, kind: type[T]) -> list[tuple[Line,
     """Return the events of a kind in the log of a version; none from a log that is damaged."""
     try:
         lines = read_log(store, manifest.name, manifest.version).lines()
-    except TunelineError:
+    except DAMAGE:
         return []
     return [(line, line.event) for line in lines if isinstance(line.event, kind)]
 
