@@ -317,6 +317,8 @@ def install(env: Environment) -> None:
         target = env.folder / name
         shutil.rmtree(target, ignore_errors=True)
         logged([*pip, "--no-deps", "--target", str(target), "-r", listed, "-c", exact], env)
+    # Of the build before: it comes first on the path, and hides the entry points of this one.
+    shutil.rmtree(ROOT / "include" / "tuneline.egg-info", ignore_errors=True)
     logged([*pip, "--no-deps", "-e", str(ROOT)], env)
     env.stamp.write_text(env.wanted())
     say(f"{env.name}: ready after {time.monotonic() - began:.0f} s")
