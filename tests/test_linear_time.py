@@ -105,6 +105,7 @@ def sources():
     return {
         path.relative_to(INCLUDE).with_suffix("").as_posix().replace("/", "."): path.read_text()
         for path in (INCLUDE / "tuneline").rglob("*.py")
+        if path.parent.name != "airflow"
     }
 
 

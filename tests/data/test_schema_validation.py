@@ -70,7 +70,7 @@ def test_too_many_faults_fail_step_and_gate(data_lab):
     entry = lab.step(ITEM)
     assert "10 of 24 rows" in entry.summary
     gate = lab.agree(ITEM, "fail")
-    assert "malformed" in gate.summary
+    assert "rejected_share" in gate.summary
 
 
 PLAIN = [{"messages": chat(text(n), text(n + 900))} for n in range(10)]

@@ -73,7 +73,7 @@ def test_a_class_that_loses_most_of_its_rows_is_named(data_lab, rows, verdict):
     assert f"Class 'refunds' lost {rows - 1} of its {rows} rows" in entry.summary
     assert removed(lab, "deduplication")["classes"][0]["class"] == "refunds"
     gate = lab.agree("deduplication", verdict)
-    assert "removed_rows_of_classes.share" in gate.summary
+    assert "removed_rows_of_classes.class_removed_share" in gate.summary
 
 
 def test_malformed_rows_warn_before_they_fail_and_none_is_quoted(data_lab):

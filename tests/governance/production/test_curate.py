@@ -402,7 +402,7 @@ def test_each_planted_fault_breaks_an_expectation(written, tmp_path, edit, where
     suite = day_suite(tmp_path / REQUESTS, log, DAY, offered)
     verdict, failures, _ = validate([suite], tmp_path / "gx")
     assert verdict == Verdict.FAIL
-    assert any(where in failure for failure in failures), failures
+    assert any(where in failure.text for failure in failures), failures
 
 
 def test_a_lost_request_stops_the_day(store, curated, monkeypatch):
