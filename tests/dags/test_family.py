@@ -238,7 +238,7 @@ def test_a_night_that_died_is_tried_again_and_one_that_was_judged_is_not(site, f
     said = site.api.notes["nightly_retraining__hr", f"scheduled__{AT:%FT%T}"]
     assert f"{run_id} came to no verdict on them (holdout_performance (fail): " in said
     conclude(run, tmp_path, measured=[measure("gain_lower", 0.0, "share", ">", 0.1)])
-    assert f"by {run_id}, which was not released (holdout_performance failed" in site.night("hr")
+    assert f"by {run_id}, which was not released (holdout_performance (fail)" in site.night("hr")
     path.write_text(right.replace("settings: {", "settings: {training: {r: 4}, "))
     assert site.night("hr") == run_id
     path.write_text(right)
