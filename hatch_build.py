@@ -1,4 +1,4 @@
-"""What the wheel has besides files: its extras by name, and the commit that it is built from."""
+"""Add to the wheel its extras and the commit that it is built from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 EXTRAS = {"airflow": "requirements.txt", "ml": "requirements/ml.txt"}
 
 
+# mypy runs without hatchling, which only builds need: the bases are `Any` to it.
 class Extras(MetadataHookInterface):  # type: ignore[misc]
     """Extras whose packages the requirements files list; an image may hold one file alone."""
 

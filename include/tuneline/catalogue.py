@@ -52,6 +52,11 @@ class Size(StrEnum):
     MERGE = "merge"  # holds the base model in float32
     ENGINE = "engine"  # starts the engine that ships
 
+    @property
+    def uses_gpus(self) -> bool:
+        """True if its pods get the GPUs of a run; ENGINE only if the engine uses any."""
+        return self in (Size.TRAIN, Size.ENGINE)
+
 
 @dataclass(frozen=True)
 class Step:
@@ -60,9 +65,7 @@ class Step:
     Attributes:
         id: task id in the DAG, module name below `tuneline.<phase>`, folder in the run.
         waits_for: ids of the steps that it waits for, separated by spaces.
-        gpu: True if it uses the GPUs that a run asks for.
-        engine: True if it starts the engine that ships; it then uses GPUs if the engine does.
-        sized: size of its pod; None for the usual one of its kind.
+        size: size of its pod.
         grouped: group in the DAG; None for the one that bears the name of its phase.
     """
 
@@ -70,9 +73,7 @@ class Step:
     phase: Phase
     title: str
     waits_for: str = field(default="", kw_only=True)
-    gpu: bool = field(default=False, kw_only=True)
-    engine: bool = field(default=False, kw_only=True)
-    sized: Size | None = field(default=None, kw_only=True)
+    size: Size = field(default=Size.LIGHT, kw_only=True)
     grouped: Group | None = field(default=None, kw_only=True)
 
     @property
@@ -81,10 +82,9 @@ class Step:
         return self.grouped or Group(self.phase.value)
 
     @property
-    def size(self) -> Size:
-        """The size of its pod."""
-        kinds = {Size.ENGINE: self.engine, Size.TRAIN: self.gpu, Size.DATA: self.phase == _D}
-        return self.sized or next((size for size, found in kinds.items() if found), Size.LIGHT)
+    def engine(self) -> bool:
+        """True if it starts the engine that ships."""
+        return self.size == Size.ENGINE
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -128,71 +128,72 @@ _CRIT, _REC, _OPT = Severity
 # fmt: off
 STEPS: tuple[Item | Helper, ...] = (
     Helper("fetch_base", _T, "Check the base model and fetch it once for all pods", "fetch-base",
-         sized=Size.DATA, grouped=Group.PREPARE),
+         size=Size.DATA, grouped=Group.PREPARE),
     Item("schema_validation", _D, "Every example follows the model's prompt format", _CRIT,
-         waits_for="fetch_base"),
+         waits_for="fetch_base", size=Size.DATA),
     Item("deduplication", _D, "Near-duplicates are gone, none crosses the split", _CRIT,
-         waits_for="pii_scrubbing"),
+         waits_for="pii_scrubbing", size=Size.DATA),
     Item("token_length_audit", _D, "No example exceeds the training context", _CRIT,
-         waits_for="deduplication"),
+         waits_for="deduplication", size=Size.DATA),
     Item("pii_scrubbing", _D, "Personal data and secrets are found and removed", _CRIT,
-         waits_for="schema_validation"),
+         waits_for="schema_validation", size=Size.DATA),
     Item("distribution_balancing", _D, "Edge cases and common queries are in proportion", _REC,
-         waits_for="token_length_audit", needed=True),
+         waits_for="token_length_audit", needed=True, size=Size.DATA),
     Helper("final_audit", _D, "Format, length, leakage and personal data again, on the final rows",
-         "audit", waits_for="distribution_balancing"),
+         "audit", waits_for="distribution_balancing", size=Size.DATA),
     Item("lora_selection", _T, "LoRA rank and alpha are chosen and documented", _REC,
          waits_for="license_audit final_audit", needed=True),
     Item("gradient_accumulation", _T, "Effective batch reached inside the memory limit", _CRIT,
-         waits_for="lora_selection", gpu=True),
+         waits_for="lora_selection", size=Size.TRAIN),
     Item("checkpointing", _T, "Checkpoints are kept by validation loss", _REC, waits_for="train",
-         gpu=True),
+         size=Size.TRAIN),
     Item("quantization_verification", _T, "4-bit NF4 is really in use, at no hidden loss", _REC,
-         waits_for="train", gpu=True),
+         waits_for="train", size=Size.TRAIN),
     Item("loss_monitoring", _T, "Loss is tracked live, divergence and overfit caught", _CRIT,
          waits_for="train"),
-    Helper("train", _T, "Train the adapter", "train", waits_for="gradient_accumulation", gpu=True),
+    Helper("train", _T, "Train the adapter", "train", waits_for="gradient_accumulation",
+         size=Size.TRAIN),
     Helper("sync_tracking", _T, "Send offline training runs to their trackers", "sync-tracking",
          waits_for="train"),
     Helper("export_candidate", _T, "Merge the adapter and export the candidate", "export",
          waits_for="loss_monitoring checkpointing quantization_verification",
-         sized=Size.MERGE, grouped=Group.SHIPPING),
+         size=Size.MERGE, grouped=Group.SHIPPING),
     Item("holdout_performance", _E, "Tuned beats base on a hold-out never seen", _CRIT,
-         waits_for="build_engine", gpu=True, engine=True),
+         waits_for="build_engine", size=Size.ENGINE),
     Item("base_regression", _E, "General ability is not forgotten", _CRIT,
-         waits_for="holdout_performance", gpu=True, engine=True),
+         waits_for="holdout_performance", size=Size.ENGINE),
     Helper("extraction_audit", _E, "Personal data again, in what the tuned model writes",
-         "extraction", waits_for="base_regression", gpu=True, engine=True),
+         "extraction", waits_for="base_regression", size=Size.ENGINE),
     Item("determinism", _E, "Same prompt at temperature 0, same output", _REC,
-         waits_for="extraction_audit", gpu=True, engine=True),
+         waits_for="extraction_audit", size=Size.ENGINE),
     Item("human_review", _E, "Blind A/B by domain experts", _REC,
          waits_for="latency_benchmark prepare_review"),
     Item("latency_benchmark", _E, "TTFT and tokens per second define the hardware", _CRIT,
-         waits_for="determinism", gpu=True, engine=True),
+         waits_for="determinism", size=Size.ENGINE),
     Helper("prepare_review", _E, "Draw blind pairs of answers for reviewers", "review",
          waits_for="latency_benchmark"),
     Item("adapter_merging", _S, "Merge or keep the adapter apart: measured and decided", _CRIT,
-         waits_for="export_candidate", gpu=True, engine=True, grouped=Group.SHIPPING),
+         waits_for="export_candidate", size=Size.ENGINE, grouped=Group.SHIPPING),
     Item("engine_optimization", _S, "The model runs on an optimised engine", _REC,
-         waits_for="latency_benchmark", gpu=True, engine=True, grouped=Group.SERVING),
+         waits_for="latency_benchmark", size=Size.ENGINE, grouped=Group.SERVING),
     Item("production_quantization", _S, "Quantised variants measured, one chosen by rule", _REC,
-         waits_for="adapter_merging", needed=True, gpu=True, engine=True, grouped=Group.SHIPPING),
+         waits_for="adapter_merging", needed=True, size=Size.ENGINE, grouped=Group.SHIPPING),
     Item("health_checks", _S, "Probes see that the model is loaded and answers", _CRIT,
-         waits_for="engine_optimization", gpu=True, engine=True, grouped=Group.SERVING),
+         waits_for="engine_optimization", size=Size.ENGINE, grouped=Group.SERVING),
     Item("cold_start", _S, "New pods are warm before their first request", _OPT,
-         waits_for="health_checks", gpu=True, engine=True, grouped=Group.SERVING),
+         waits_for="health_checks", size=Size.ENGINE, grouped=Group.SERVING),
     Helper("build_engine", _S, "Build the serving engine", "build-engine",
-         waits_for="production_quantization", gpu=True, engine=True, grouped=Group.SHIPPING),
+         waits_for="production_quantization", size=Size.ENGINE, grouped=Group.SHIPPING),
     Item("lineage", _G, "A manifest ties the model to data, code and parameters", _CRIT,
          waits_for="human_review cost_tracking drift_detection fallback"),
     Item("cost_tracking", _G, "Token usage and cost per API key", _REC, waits_for="cold_start",
-         gpu=True, engine=True),
+         size=Size.ENGINE),
     Item("drift_detection", _G, "Production prompts compared with the training data", _OPT,
-         waits_for="cold_start", sized=Size.DATA),
+         waits_for="cold_start", size=Size.DATA),
     Item("license_audit", _G, "Licences allow the intended use", _CRIT, waits_for="fetch_base",
          grouped=Group.PREPARE),
     Item("fallback", _G, "Errors and low confidence fall back to another model", _REC,
-         waits_for="cold_start", gpu=True, engine=True),
+         waits_for="cold_start", size=Size.ENGINE),
     Helper("promote", _G, "Move the release pointer to this model", "promote", waits_for="lineage"),
 )
 # fmt: on

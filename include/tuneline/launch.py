@@ -267,6 +267,7 @@ def check_inputs(config: PipelineConfig) -> tuple[PipelineConfig, int]:
         be seen from here.
     """
     from tuneline.models import check_address
+    from tuneline.models.base_model import check_directory
     from tuneline.models.resolver import preview
     from tuneline.serving.engines.limits import parameters_of, refuse_unfit, refuse_unservable
 
@@ -289,10 +290,11 @@ def check_inputs(config: PipelineConfig) -> tuple[PipelineConfig, int]:
         if len(files) == len(addresses) == 1 and files[0].local is not None:
             check_file(files[0].local, files[0].name)
     check_address(config.base_model)
+    parameters = 0
     with preview(config.base_model) as seen:
-        parameters = (
-            0 if seen is None else parameters_of(*seen, f"base model {config.base_model!r}")
-        )
+        if seen is not None:
+            stated = check_directory(*seen, f"base model {config.base_model!r}")
+            parameters = parameters_of(stated, seen[1])
         config = config.model_copy(update={"pods": config.pods.for_model(parameters)})
         if seen is not None:
             refuse_unfit(*seen, config)

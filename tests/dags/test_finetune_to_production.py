@@ -141,7 +141,7 @@ def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
     assert type(mapped.retry_policy).__name__ == "StepRetryPolicy"
     command = [*SWEEP, "8"]
     pod = mapped.unmap({"command": command})
-    assert pod.uses_gpus
+    assert pod.size.uses_gpus
     assert pod.cmds == [*command, *RUN]
     assert pod.startup_timeout_seconds >= 30 * 60
     assert pod.durable is True
@@ -169,7 +169,7 @@ def test_the_question_for_a_sweep(dag, tmp_path, training, engine, commands):
 def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
     for step in STEPS:
         pod = dag.get_task(step.id)
-        least = 30 * 60 if pod.uses_gpus else 5 * 60
+        least = 30 * 60 if pod.size.uses_gpus else 5 * 60
         assert pod.schedule_timeout_seconds >= least
         assert pod.startup_timeout_seconds >= least
         assert pod.active_deadline_seconds > 0
@@ -180,7 +180,7 @@ def test_every_pod_states_its_timeouts_and_tells_no_secrets(dag):
         assert pod.on_finish_action.value == "delete_pod"
         assert pod.retries == (8 if step.id == "train" else 2)
         # The default engine runs on a CPU.
-        assert pod.pool == ("gpu" if step.gpu and not step.engine else "default_pool")
+        assert pod.pool == ("gpu" if step.size == Size.TRAIN else "default_pool")
         assert pod.random_name_suffix is False
 
 

@@ -391,7 +391,10 @@ def test_an_asset_s_event_names_the_run_that_made_it(tmp_path, monkeypatch):
     lab = Lab(tmp_path, {})
     monkeypatch.setattr(StepPod, "carry_out", lambda *_: None)
     pulled = prepared_run(lab.run.uri, lab.run.config.pods)
-    pull = lambda task_ids, key="return_value": pulled[key]  # noqa: E731
+
+    def pull(task_ids, key="return_value"):
+        return pulled[key]
+
     asset = Asset("released_model")
     events = {asset: SimpleNamespace(extra={})}
     pod = StepPod(task_id="promote", command=["true"], outlets=[asset])

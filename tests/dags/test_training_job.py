@@ -35,7 +35,7 @@ def context_of(run_uri: str, nodes: int, try_number: int = 1, **pods: Any) -> di
 
 
 def training(*command: str) -> TrainingPods:
-    pods = TrainingPods(task_id="train", command=[])
+    pods = TrainingPods(task_id="train", command=[], size=Size.TRAIN)
     # Templates are rendered by then.
     pods.cmds = list(command)
     pods.env_vars = [k8s.V1EnvVar(name="TUNELINE_CONTRACT", value="1")]
@@ -76,7 +76,6 @@ def test_one_node_is_a_pod(api: Api, tmp_path: Path) -> None:
 
 def test_what_the_job_asks_of_a_cluster(api: Api, tmp_path: Path) -> None:
     step = training("true")
-    step.uses_gpus = True
     step.apply(PodConfig(namespace="ml", nodes=2, gpus=8, memory="64Gi").of(Size.TRAIN))
     job = TrainingJob(task_id="train", step=step, nodes=2, run_uri=URI, try_number=3)
     made = job.build_job_request_obj(None)
@@ -170,7 +169,6 @@ def test_the_pod_that_is_the_cause_of_the_others_is_blamed(
 def test_a_pod_that_does_not_start_says_why(api: Api) -> None:
     pods = training("true")
     pods.schedule_timeout_seconds = 1
-    pods.uses_gpus = True
     context = context_of("file:///x/runs/pending", 2, gpus=64, gpu_image=IMAGE)
     with pytest.raises(AirflowException, match=r"retryable: training pod 0 .* 64 free GPUs"):
         pods.execute(context)

@@ -158,8 +158,7 @@ class StepPod(KubernetesPodOperator):
         arguments: Sequence[str] = ("--run", RUN_URI),
         **kwargs: Any,
     ) -> None:
-        gpus = size in (Size.TRAIN, Size.ENGINE)
-        start = _GPU_START_SECONDS if gpus else _CPU_START_SECONDS
+        start = _GPU_START_SECONDS if size.uses_gpus else _CPU_START_SECONDS
         settings: dict[str, Any] = {
             "image": _DEFAULTS.image,
             "cmds": [*command, *arguments],
@@ -186,10 +185,9 @@ class StepPod(KubernetesPodOperator):
             "retries": _RESUMED_RETRIES if task_id in _RESUMED else _RETRIES,
             "retry_delay": retry_delay(),
             "retry_policy": StepRetryPolicy(),
-            **({"pool": GPU_POOL} if gpus else {}),
+            **({"pool": GPU_POOL} if size.uses_gpus else {}),
         }
         super().__init__(task_id=task_id, **{**settings, **kwargs})
-        self.uses_gpus = gpus
         self.size = size
         self.judged = list(judged)
         self.not_started = ""
@@ -296,8 +294,7 @@ class StepPod(KubernetesPodOperator):
 
     def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
         """Take image, namespace, queue, deadline, resources, user and volumes of its class."""
-        gpu = self.uses_gpus and pods.gpus > 0
-        self.image = pods.gpu_image if gpu else pods.image
+        self.image = pods.gpu_image if pods.gpus else pods.image
         self.namespace = pods.namespace
         self.active_deadline_seconds = _seconds(deadline_hours or pods.deadline_hours)
         if pods.queue is not None:
@@ -305,7 +302,7 @@ class StepPod(KubernetesPodOperator):
             self.labels = {**self.labels, QUEUE_LABEL: pods.queue}
             self.schedule_timeout_seconds = _seconds(pods.deadline_hours)
         size = {"memory": pods.memory, "cpu": pods.cpu}
-        gpus = {pods.gpu_resource: str(pods.gpus)} if gpu else {}
+        gpus = {pods.gpu_resource: str(pods.gpus)} if pods.gpus else {}
         self.container_resources = k8s.V1ResourceRequirements(requests=size, limits=size | gpus)
         # What the Pod Security Standard `restricted` asks of pods and containers, and more.
         self.security_context = k8s.V1PodSecurityContext(
@@ -441,8 +438,8 @@ class ModelPod(StepPod):
             for name in ("store", *options)
         ]
         command = ["tuneline", "logs", action, "--model", model.name]
-        kwargs["size"] = Size.DATA
-        super().__init__(task_id=task_id, command=command, arguments=[*given, *arguments], **kwargs)
+        call: dict[str, Any] = {"command": command, "arguments": [*given, *arguments]}
+        super().__init__(task_id=task_id, size=Size.DATA, **call, **kwargs)
         self.model = model
 
     def execute(self, context: Context) -> Any:

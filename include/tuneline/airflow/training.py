@@ -82,7 +82,7 @@ class TrainingPods(StepPod):
     def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
         """Take the run's configuration; see `StepPod.apply`."""
         super().apply(pods, deadline_hours)
-        if self.uses_gpus and pods.gpus > 1:
+        if pods.gpus > 1:
             # NCCL passes gradients between GPUs of a node through it; a container has only 64 MiB.
             memory = k8s.V1EmptyDirVolumeSource(medium="Memory")
             self.volumes.append(k8s.V1Volume(name="shared-memory", empty_dir=memory))

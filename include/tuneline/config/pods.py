@@ -63,8 +63,8 @@ class PodConfig(Section):
     cpu: str = Field("2", pattern=_QUANTITY)
     """CPUs of a step's pod, requested and its limit."""
     sizes: dict[Size, PodSize] = Field({})
-    """What a class of steps (light, data, train, merge, engine) has of its own:
-    `{train: {memory: 64Gi, cpu: "8"}}`."""
+    """Settings of one class of steps (light, data, train, merge, engine), used in place of those
+    above: `{train: {memory: 64Gi, cpu: "8"}}`."""
     queue: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
     """LocalQueue of Kueue in which pods and jobs wait for their quota."""
     user: int = Field(50000, ge=1)
@@ -80,6 +80,8 @@ class PodConfig(Section):
         own = self.sizes.get(size, PodSize()).model_dump(exclude_none=True)
         if image := own.get("image"):
             own |= {"gpu_image": image, "engine_image": image}
+        if not size.uses_gpus:
+            own["gpus"] = 0
         kept = self.model_dump(exclude={"sizes"})
         return SizedPods.model_validate({**kept, "memory": self.memory or _FLOOR, **own})
 
@@ -106,7 +108,7 @@ class SizedPods(PodConfig):
 
 
 def memory_of(parameters: int, *, gpus: int) -> dict[Size, str]:
-    """Return the memory of a pod of each class for a base model of so many parameters.
+    """Return the memory of a pod of each class, by the number of the base model's parameters.
 
     Merging, and comparing what was merged, holds the model in float32; without GPUs so do
     training and an engine's references. With GPUs a training pod reads the weights in half

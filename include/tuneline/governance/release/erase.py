@@ -177,7 +177,7 @@ def _without(value: Any, drop: Drop) -> tuple[Any, int]:
 
 
 class Erasure(BaseModel):
-    """What is stored about an erasure: `erasures/<hash of the subject>.json`."""
+    """The stored record of an erasure, `erasures/<hash of the subject>.json`."""
 
     schema_: str = Field("tuneline/erasure/1", alias="schema")
     subject_sha256: str

@@ -57,7 +57,7 @@ _RUN = re.compile(r"\bruns/([^/\"\\\s]+)")
 
 @dataclass(frozen=True)
 class Retention:
-    """What stays: what was written to since `before`, and the last `keep` releases of a pointer."""
+    """Limits: runs written to since `before` stay, and the last `keep` releases of each pointer."""
 
     before: datetime
     keep: int
@@ -75,7 +75,7 @@ def retention(older_than: str, keep: int) -> Retention:
 
 @dataclass
 class Fate:
-    """What happens to a run, and why; `bytes` and `objects` are those that go."""
+    """The decision on a run and its reason; `bytes` and `objects` count what is deleted."""
 
     run: str
     kind: Kind

@@ -1,4 +1,4 @@
-"""Whether a night trains: if data or settings changed since the released model, or on demand.
+"""Decide whether a night trains: data or settings changed since the release, or it is forced.
 
 Data and settings that came to a verdict and gave no release are not tried again.
 """

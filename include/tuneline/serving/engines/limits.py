@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tuneline.artifacts.releases import released
 from tuneline.catalogue import Size
@@ -96,7 +96,7 @@ def refuse_unexportable(facts: ModelFacts, config: PipelineConfig, title: str) -
 def refuse_engine(facts: ModelFacts, config: PipelineConfig, title: str) -> None:
     """Refuse an engine that does not know the model, or has no GPU to be built on."""
     name = config.deployment.engine
-    if name in GPU_ENGINES and config.pods.gpus == 0:
+    if name in GPU_ENGINES and config.pods_of(Size.ENGINE).gpus == 0:
         raise UserError(
             f"deployment.engine: {name} is built on a GPU, and the pods of this run have none; "
             "set pods.gpus to 1 or more, or choose llama_cpp"
@@ -136,7 +136,7 @@ def refuse_size(
     facts: ModelFacts, sizes: Mapping[str, int], config: PipelineConfig, title: str
 ) -> None:
     """Refuse a model that does not fit a pod where the adapter is merged, in float32."""
-    needed = 4 * parameters_of(facts.path, sizes, title)
+    needed = 4 * parameters_of(facts.config, sizes)
     memory = config.pods_of(Size.MERGE).memory
     if needed > quantity(memory):
         raise UserError(
@@ -146,15 +146,9 @@ def refuse_size(
         )
 
 
-def parameters_of(directory: Path, sizes: Mapping[str, int], title: str) -> int:
-    """Return the number of a base model's parameters, by its dtype and the sizes of its files.
-
-    Args:
-        directory, sizes: see `refuse_unfit`.
-        title: the model's name in an error.
-    """
+def parameters_of(config: Mapping[str, Any], sizes: Mapping[str, int]) -> int:
+    """Return the number of a base model's parameters, by its config.json and its files' sizes."""
     stored = sum(size for name, size in sizes.items() if is_weights(name))
-    config = check_directory(directory, sizes, title)
     dtype = config.get("dtype") or config.get("torch_dtype")
     return stored // _BYTES.get(str(dtype), 4)
 

@@ -137,7 +137,7 @@ def _whole(files: Mapping[str, str]) -> str:
 
 
 class LoadedWeights(BaseModel):
-    """What an engine's start has hashed, in a file that its follower reads.
+    """The hashes that the start of an engine recorded, in a file that its follower reads.
 
     Attributes:
         weights: hash of what each release serves, by `adapter_name`.

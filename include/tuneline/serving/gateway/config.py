@@ -46,7 +46,7 @@ class ClientLimits(Section):
     write_timeout_s: Seconds = 60.0
     """Longest time that a client may stop reading its answer."""
     json_depth: int = Field(64, ge=8, le=512)
-    """How deep lists and objects of a body may be nested."""
+    """Largest nesting depth of lists and objects in a body."""
     json_values: int = Field(20_000, ge=100)
     """Lists, objects and fields that a body may have."""
 
@@ -79,8 +79,8 @@ class LedgerConfig(Section):
     """A database in place of the file, `postgresql://user@host:5432/database`, which several
     gateways may share. A password comes from `PGPASSWORD` or `PGPASSFILE`."""
     users: KeptUser = "hash"
-    """What is kept of a request's `user`: its hash (`hash`), up to 64 characters of it (`plain`) or
-    nothing (`none`)."""
+    """Form in which a request's `user` is stored: its hash (`hash`), up to 64 of its characters
+    (`plain`), or not at all (`none`)."""
     queue_limit: int = Field(10_000, ge=1)
     """Rows that may wait to be written; beyond it new requests get 503, since what cannot be
     counted is not served."""

@@ -53,10 +53,9 @@ class Forecast:
         count = Counter(step.size for step in STEPS)
         yield f"{'steps':<8} {'count':>5} {'memory':>8} {'cpu':>4} {'gpus':>4}  image"
         for size in Size:
-            pods = self.config.pods_of(size)
-            gpus = pods.gpus if size in (Size.TRAIN, Size.ENGINE) else 0
-            image = pods.gpu_image if gpus else pods.image
-            yield f"{size:<8} {count[size]:>5} {pods.memory:>8} {pods.cpu:>4} {gpus:>4}  {image}"
+            pod = self.config.pods_of(size)
+            image = pod.gpu_image if pod.gpus else pod.image
+            yield f"{size:<8} {count[size]:>5} {pod.memory:>8} {pod.cpu:>4} {pod.gpus:>4}  {image}"
         known = f"{self.parameters / 1e9:.3g} billion parameters"
         yield f"base model: {known if self.parameters else 'can not be seen from here'}"
         if self.parameters and self.config.pods_of(Size.TRAIN).gpus:
