@@ -116,10 +116,8 @@ def test_people_whom_fab_does_not_know_are_named(surroundings, monkeypatch, caps
 
 def test_what_may_not_be_asked_is_printed_and_passes(surroundings, monkeypatch, capsys):
     surroundings(node_status=403)
-    assert (
-        "not checked, the rights in the namespace and the images: Forbidden"
-        in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert said == "not checked, whether a node has tuneline/ml:local: Forbidden\n"
     surroundings.records.failures.append(403)
     surroundings()
     said = capsys.readouterr().out

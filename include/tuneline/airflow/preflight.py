@@ -119,7 +119,12 @@ def _check_images(api: Any, images: set[str]) -> None:
     local = {image for image in images if image.endswith(_LOCAL)}
     if not local:
         return
-    nodes = k8s.CoreV1Api(api).list_node(_request_timeout=_TIMEOUT_SECONDS).items
+    try:
+        nodes = k8s.CoreV1Api(api).list_node(_request_timeout=_TIMEOUT_SECONDS).items
+    except k8s.ApiException as error:
+        # Nodes belong to no namespace, so that few may list them.
+        print(f"not checked, whether a node has {', '.join(sorted(local))}: {error.reason}")
+        return
     if any(len(node.status.images or []) >= _MOST_REPORTED for node in nodes):
         return
     # An image that lost its tag to a newer one has no names.
