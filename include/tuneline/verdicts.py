@@ -278,9 +278,9 @@ def status(run: Run, item_id: str, grounds: Grounds | None = None) -> ItemStatus
     return replace(row, strict=row.strict or _WORSE_THAN_RELEASED in doubted)
 
 
-def checklist(run: Run) -> list[ItemStatus]:
+def checklist(run: Run, grounds: Grounds | None = None) -> list[ItemStatus]:
     """Return the 25 rows of a run; an item that a failure kept from running names that failure."""
-    grounds = Grounds(run)
+    grounds = grounds or Grounds(run)
     rows = [status(run, item.id, grounds) for item in ITEMS]
     critical = (row for row in rows if row.severity == Severity.CRITICAL)
     failed = next((row.item for row in critical if row.verdict == Verdict.FAIL), None)

@@ -43,7 +43,7 @@ def test_long_rows_are_rejected_never_cut(data_lab, more, max_tokens, limit, gon
     assert longest is None or longest <= limit
     assert sum(r["n_tokens"] for r in rows) == value(entry, "tokens_total")
     assert value(entry, "limit") == limit
-    assert any(ref.name == "token_lengths.png" for ref in entry.artifacts)
+    assert any(ref.name == "token_lengths.svg" for ref in entry.artifacts)
     lab.agree(ITEM, verdict)
 
 

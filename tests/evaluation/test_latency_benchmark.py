@@ -37,7 +37,7 @@ def test_a_fast_server_passes_with_table_and_plot(scored_lab):
     # Four slots: alone the engine decodes one request, at eight at most four together.
     assert levels[1]["batch"] == pytest.approx(1.0, abs=0.05)
     assert 1.5 < levels[8]["batch"] < 4.01
-    assert bench.artifact("latency_benchmark", "latency.png").read_bytes()[:4] == b"\x89PNG"
+    assert bench.artifact("latency_benchmark", "latency.svg").read_bytes()[:4] == b"\x89PNG"
     assert "requests at once within" in evidence.summary
 
 
@@ -163,7 +163,7 @@ def test_a_server_that_dies_leaves_partial_results_and_fails(stub_bench, dies_at
     done = sum(level["requests"] - level["failed"] for level in levels.values())
     assert done in (dies_at - 4 - 1, dies_at - 4 - 2)
     assert value(evidence, "peak_tokens_per_s") > 0
-    assert (bench.artifact("latency_benchmark", "latency.png")).is_file()
+    assert (bench.artifact("latency_benchmark", "latency.svg")).is_file()
 
 
 def test_a_load_that_is_carried_passes_with_users_and_replicas(stub_bench):

@@ -15,14 +15,21 @@ ASKED = {"governance": {"canary": {"share": 0.1, "hours": 6, "begin_hours": 1}}}
 
 
 def release(
-    store: Any, name: str, version: str, *, settings: Mapping[str, Any] | None = None, at: str = ""
+    store: Any,
+    name: str,
+    version: str,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    at: str = "",
+    ships: Mapping[str, bytes] | None = None,
 ) -> None:
     """Release a version, which ships its settings as `config.json` if it has any."""
     prefix = model_prefix(name, version)
     files = []
-    if settings:
-        ref = store.put_bytes(f"{prefix}/config.json", json.dumps(settings).encode())
-        files = [{"name": "config.json", "sha256": ref.sha256, "bytes": ref.bytes}]
+    stored = {"config.json": json.dumps(settings).encode()} if settings else {}
+    for file, content in {**stored, **(ships or {})}.items():
+        ref = store.put_bytes(f"{prefix}/{file}", content)
+        files.append({"name": file, "sha256": ref.sha256, "bytes": ref.bytes})
     stated = Manifest.model_validate(
         {"name": name, "version": version, "engine": {"engine": "llama_cpp"}, "files": files}
     )

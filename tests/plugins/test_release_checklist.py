@@ -4,7 +4,9 @@ Who gets in is tried against a running Airflow in tests/stack.
 """
 
 import base64
+import html
 import json
+import re
 from importlib.metadata import entry_points
 from importlib.resources import files
 
@@ -58,21 +60,24 @@ def page_of(client, run=f"{MAIN}/test"):
 
 def test_every_route_asks_for_the_permission_to_read_the_run(plugin):
     routes = [r for r in plugin.app.routes if hasattr(r, "dependencies")]
-    assert {r.path for r in routes} == {"/page/{dag_id}/{run_id}", "/api/{dag_id}/{run_id}"}
+    of_run = "{dag_id}/{run_id}"
+    assert {r.path for r in routes} == {
+        f"/page/{of_run}", f"/api/{of_run}", f"/item/{of_run}/{{task_id}}",
+        f"/file/{of_run}/{{step}}/{{name:path}}",
+    }  # fmt: skip
     for route in routes:
         names = [d.dependency.__qualname__ for d in route.dependencies]
         assert any(name.startswith("requires_access_dag") for name in names), route.path
 
 
-def test_it_registers_one_tab_on_the_dag_run(plugin):
+def test_it_registers_a_tab_on_the_run_and_on_its_tasks(plugin):
     from airflow.plugins_manager import AirflowPlugin
 
     assert issubclass(plugin.ReleaseChecklistPlugin, AirflowPlugin)
-    (view,) = plugin.ReleaseChecklistPlugin.external_views
-    assert view["destination"] == "dag_run"
-    assert not view["href"].startswith("/")
+    views = plugin.ReleaseChecklistPlugin.external_views
+    assert [view["destination"] for view in views] == ["dag_run", "task_instance"]
     (app,) = plugin.ReleaseChecklistPlugin.fastapi_apps
-    assert view["href"].startswith(app["url_prefix"].lstrip("/"))
+    assert all(view["href"].startswith(app["url_prefix"].lstrip("/")) for view in views)
 
 
 def test_airflow_finds_it_and_the_provider_by_entry_points(plugin):
@@ -90,20 +95,113 @@ def test_airflow_finds_it_and_the_provider_by_entry_points(plugin):
 def test_the_page_shows_25_rows_and_what_refuses_the_release(lab, client):
     lab.leave("schema_validation", {"a.json": "{}"}, [measure("bad", 3, "rows", "==", 0)])
     page = page_of(client)
-    assert page.count("<details>") == 25
+    assert page.count('<details class="item"') == 25
     assert "looser than the policy" not in page
     assert "Release refused by: schema_validation. Not run yet: " in page
     assert "bad is 3, must be == 0 rows" in page
     assert "stopped the run before it" in page
+    # What refuses is on top, with what to do about it.
+    assert page.index('id="schema_validation"') < page.index('id="deduplication"')
+    assert "What to do: read the rejected lines" in page
+
+
+def test_what_the_last_release_measured_stands_next_to_it(tmp_path, monkeypatch, client):
+    old = Lab(tmp_path, {}, run_id="old")
+    name = old.run.config.name
+    old.leave("determinism", {}, [measure("flips", 1, "prompts", "<=", 4)])
+    stated = old.run.store.get_bytes(old.run.step_key("determinism", "evidence.json"))
+    ships = {"evidence/determinism/evidence.json": stated}
+    release(old.run.store, name, "old", ships=ships)
+    new = Lab(tmp_path, {"profile": "production"}, run_id="new")
+    belongs(new.run, run_id="new")
+    monkeypatch.setenv("TUNELINE_STORE", new.run.store.uri)
+    new.leave("determinism", {}, [measure("flips", 3, "prompts", "<=", 4, noise=0.5)])
+    page = page_of(client, f"{MAIN}/new")
+    assert "Compared with the last release, <code>old</code>" in page
+    assert '3 prompts <span class="soft">± 0.5' in page
+    row = page[page.index("<td>flips</td>") :]
+    assert "<td>1</td>" in row[: row.index("</tr>")]
+    assert row.count('class="before"') == 1
+
+
+def test_the_page_of_a_task_is_that_of_its_item(lab, client):
+    lab.leave("determinism", {"flips.json": "[]"}, [measure("flips", 1, "prompts", "<=", 4)])
+    for task in ("determinism", "evaluation.determinism", "gate_determinism"):
+        page = client.get(f"/item/{MAIN}/test/{task}").text
+        assert page.count('<details class="item"') == 1
+        assert "flips.json" in page
+    assert "not run" in client.get(f"/item/{MAIN}/test/train").text
+    wrong = client.get(f"/item/{MAIN}/test/prepare_run")
+    assert (wrong.status_code, "unknown item" in wrong.text) == (404, True)
+
+
+def test_plots_and_files_are_shown_and_nothing_of_them_is_run(lab, client):
+    files = {"loss.svg": "<svg><script>1</script></svg>", "rows.jsonl": "{}", "model.bin": "x"}
+    lab.leave("loss_monitoring", files, [measure("x", 1, "", "<=", 2)])
+    page = page_of(client)
+    assert f'src="../../../release-checklist/file/{MAIN}/test/loss_monitoring/loss.svg"' in page
+    place = f"/file/{MAIN}/test/loss_monitoring"
+    plot = client.get(f"{place}/loss.svg")
+    assert plot.headers["content-type"] == "image/svg+xml"
+    policy = plot.headers["content-security-policy"]
+    assert policy.startswith("sandbox allow-same-origin; default-src 'none'")
+    assert "script" not in policy
+    assert client.get(f"{place}/rows.jsonl").headers["content-type"].startswith("text/plain")
+    assert client.get(f"{place}/model.bin").headers["content-disposition"] == "attachment"
+    lab.run.store.put_bytes(lab.run.key("data/data_docs/deduplication/index.html"), b"<p>docs")
+    assert client.get(f"/file/{MAIN}/test/deduplication/data_docs/index.html").text == "<p>docs"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("other.svg", "determinism has left no other.svg"),
+        ("..%2F..%2Frun.json", "is not the name of a file"),
+        ("quarantine/rejected.parquet", "may hold text of people"),
+        ("data_docs/..%2f..%2frun.json", "is not the name of a file"),
+        ("evidence.json", "determinism has left no evidence.json"),
+    ],
+)
+def test_other_files_of_the_store_are_refused(lab, client, name, said):
+    lab.leave("determinism", {"a.json": "{}"}, [measure("x", 1, "", "<=", 2)])
+    answer = client.get(f"/file/{MAIN}/test/determinism/{name}")
+    assert (answer.status_code, said in html.unescape(answer.text)) == (404, True), answer.text
+
+
+def test_a_file_that_was_swapped_is_refused(lab, client):
+    lab.leave("determinism", {"a.json": "{}"}, [measure("x", 1, "", "<=", 2)])
+    lab.run.store.put_bytes(lab.run.step_key("determinism", "a.json"), b"[1]")
+    answer = client.get(f"/file/{MAIN}/test/determinism/a.json")
+    assert (answer.status_code, "SHA-256" in answer.text) == (503, True)
+
+
+def test_rows_that_broke_a_rule_are_named_without_their_text(lab, client):
+    example = {"row_id": "1", "source_file": "a.jsonl", "source_line": 4, "reason": "no_answer"}
+    removed = {"reasons": {"no_answer": {"rows": 1, "examples": [example]}}}
+    files = {"removed.json": json.dumps(removed)}
+    lab.leave("schema_validation", files, [measure("x", 1, "", "<=", 2)])
+    page = page_of(client)
+    assert "<td>a.jsonl line 4</td><td>no_answer</td>" in page
+
+
+def test_the_file_of_a_release_needs_nothing_else(lab):
+    from tuneline.governance.pages.checklist import gather, render
+
+    lab.leave("loss_monitoring", {"loss.svg": "<svg/>"}, [measure("x", 1, "", "<=", 2)])
+    page = render(gather(lab.run))
+    assert "data:image/svg+xml;base64," in page
+    assert page.count("<details") == page.count(" open>")
+    assert not re.search("<script|href=|data-live", page)
 
 
 def test_a_run_that_is_running_says_how_far_it_is(lab, client):
     lab.run.note_progress("train", "step 3 of 9, <b>8 s left</b>")
     page = page_of(client)
     assert "<code>train</code> step 3 of 9, &lt;b&gt;8 s left" in page
-    assert 'http-equiv="refresh"' in page
+    assert 'value="33"' in page
+    assert "<main data-live>" in page
     lab.run.end_progress("train")
-    assert 'http-equiv="refresh"' not in page_of(client)
+    assert "step 3 of 9" not in page_of(client)
 
 
 def test_the_page_says_how_the_canary_of_the_run_stands(tmp_path, monkeypatch, client):
@@ -121,9 +219,13 @@ def test_the_page_says_how_the_canary_of_the_run_stands(tmp_path, monkeypatch, c
 
 def test_what_a_run_says_is_escaped(lab, client):
     lab.leave("determinism", {}, [measure("<script>alert(1)</script>", 1, "x", "==", 0)])
-    page = page_of(client)
-    assert "<script>" not in page
-    assert "&lt;script&gt;" in page
+    answer = client.get(f"/page/{MAIN}/test")
+    assert "<script>" not in answer.text
+    assert "&lt;script&gt;" in answer.text
+    # The page's own script alone is run.
+    policy = answer.headers["content-security-policy"]
+    nonce = re.search(r"script-src 'nonce-([\w-]+)'", policy)[1]
+    assert answer.text.count(f'<script nonce="{nonce}">') == answer.text.count("<script") == 1
 
 
 def test_what_is_not_there_is_said_in_words(lab, client, monkeypatch):
@@ -156,11 +258,11 @@ def test_the_runs_of_other_dags_are_not_shown(lab, client, dag_id, run_id):
     belongs(other, HR, "monday")
     foreign = client.get(f"/page/{dag_id}/{run_id}")
     assert foreign.status_code == client.get(f"/api/{dag_id}/{run_id}").status_code == 404
-    assert "<details>" not in foreign.text
+    assert "<details" not in foreign.text
     # It looks like one that is not there.
     absent = client.get(f"/page/{dag_id}/other").text
     assert absent.replace("other", run_id) == foreign.text
-    assert client.get(f"/page/{HR}/monday").text.count("<details>") == 25
+    assert client.get(f"/page/{HR}/monday").text.count('<details class="item"') == 25
 
 
 def test_a_run_of_an_earlier_version_is_shown_to_its_own_dag_alone(lab, client):
@@ -195,7 +297,7 @@ def test_a_watch_shows_what_it_did_and_the_report_behind_it(lab, client):
     }  # fmt: skip
     prefix = "drift/support/looks/2026-03-04"
     ref = store.put_bytes(f"{prefix}/report.json", json.dumps(report).encode())
-    store.put_bytes(f"{prefix}/drift.png", b"picture")
+    store.put_bytes(f"{prefix}/drift.svg", b"picture")
     write_outcome(store, "drift_watch", "look-1", "drift since 2026-03-04", ref.uri)
     write_outcome(store, "drift_watch", "look-1", "started run <x>")
     page = client.get("/page/drift_watch/look-1").text
@@ -214,7 +316,7 @@ def test_limits_looser_than_the_policy_stand_in_red_on_top(tmp_path, client, mon
     belongs(lab.run)
     monkeypatch.setenv("TUNELINE_STORE", lab.run.store.uri)
     page = page_of(client)
-    assert '<div class="looser">' in page
+    assert '<div class="note stop">' in page
     assert '<td class="no">evaluation.min_gain is -1.0, the policy allows at least 0' in page
     assert '<td class="">evaluation.min_identical_share is 0.5' in page
     assert "no one has accepted it" in page

@@ -318,8 +318,8 @@ def test_the_picture_shows_the_rule_that_tripped_and_curves_with_holes(tmp_path)
     assert "stop: overfit" in [text.get_text() for text in axes.get_legend().get_texts()]
     holes = curve([3.0, math.nan, 2.0], [(0, 3.0), (3, math.inf)])
     stopped = Trip("nan", 2, math.nan, 0, "the loss at step 2 is not a number")
-    loss_monitoring.picture(holes, 0, stopped).savefig(tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").stat().st_size > 5000
+    loss_monitoring.picture(holes, 0, stopped).savefig(tmp_path / "loss.svg")
+    assert (tmp_path / "loss.svg").stat().st_size > 5000
 
 
 def test_the_curve_of_a_run_is_drawn_and_judged(trained, lab):
@@ -330,6 +330,6 @@ def test_the_curve_of_a_run_is_drawn_and_judged(trained, lab):
     evidence = run.execute("loss_monitoring", loss_monitoring.run)
     assert evidence.verdict == Verdict.WARN
     assert "no tracker was asked for" in evidence.summary
-    picture = run.artifact("loss_monitoring", "loss.png").read_bytes()
+    picture = run.artifact("loss_monitoring", "loss.svg").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 5000

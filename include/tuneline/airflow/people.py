@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator, HITLOperator
 from airflow.sdk import Param
@@ -20,6 +19,7 @@ from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline.airflow.failures import asking_again, fail_plainly, patiently
 from tuneline.airflow.family import store_uri
+from tuneline.airflow.links import checklist_url
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.pods import StepPod, run_uri_of
 from tuneline.artifacts.answers import Person, approvers_of
@@ -350,14 +350,6 @@ def reason_field(description: str) -> dict[str, Param]:
         "", type=["string", "null"], format="multiline", title="Reason", description=description
     )
     return {_REASON: reason}
-
-
-def checklist_url(context: Context) -> str:
-    """Return the address of the run's checklist tab."""
-    ti = context["ti"]
-    base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
-    place = f"/dags/{quote(ti.dag_id)}/runs/{quote(ti.run_id)}/plugin/release-checklist"
-    return base + place
 
 
 def _run(context: Context) -> Run:

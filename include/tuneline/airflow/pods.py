@@ -34,6 +34,7 @@ from tuneline.airflow.failures import (
     retry_delay,
     seconds_from,
 )
+from tuneline.airflow.links import EvidenceLink
 from tuneline.airflow.open_lineage import step_lineage
 from tuneline.artifacts.data import DATASET_VERSION
 from tuneline.artifacts.governance import PodImage, image_of
@@ -147,6 +148,8 @@ class StepPod(KubernetesPodOperator):
         size: its class, by which the run sizes it and chooses its image.
         judged: items whose verdicts decide, after the pod, whether the task succeeds.
     """
+
+    operator_extra_links: Sequence[EvidenceLink] = (EvidenceLink(),)
 
     def __init__(
         self,
@@ -420,6 +423,8 @@ class ModelPod(StepPod):
         options: names of the options that it chose; one that is empty is left out.
         arguments: what follows them; may hold templates.
     """
+
+    operator_extra_links = ()
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ from tuneline.data.tables.rows import (
     write_decisions,
 )
 from tuneline.evidence import Evidence, Measurement, Verdict, measure
+from tuneline.plots import printable, save
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -123,7 +124,7 @@ def _names(weights: NDArray[Any], terms: Sequence[str]) -> list[str]:
     return names
 
 
-PLOT = "class_shares.png"
+PLOT = "class_shares.svg"
 UNITS = {"classes": "classes", "smallest_class": "rows", "largest_over_typical": "ratio"}
 
 
@@ -240,18 +241,12 @@ def plot_shares(path: Path, figures: class_shares.Figures) -> None:
             label=name,
             color=colour,
         )
-    ticks = [*map(_printable, labels), "edge cases of all classes"]
+    ticks = [*map(printable, labels), "edge cases of all classes"]
     axes.set_yticks([row + 0.2 for row in range(len(ticks))], ticks, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("share of training rows")
     axes.legend()
-    figure.savefig(path, dpi=120)
-
-
-def _printable(label: str) -> str:
-    """Return a label in the form for the plot: short, in letters that the font has."""
-    letters = (c if c.isprintable() and ord(c) < 0x0530 else ascii(c)[1:-1] for c in label[:30])
-    return "".join(letters)[:30]
+    save(figure, path)
 
 
 def _edges(rows: Sequence[Row], classes: Classes, config: DataConfig) -> list[str | None]:

@@ -26,12 +26,13 @@ from tuneline.data.tables.rows import (
     write_decisions,
 )
 from tuneline.evidence import Evidence, measure
+from tuneline.plots import save
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
 
 ITEM = "token_length_audit"
-HISTOGRAM = "token_lengths.png"
+HISTOGRAM = "token_lengths.svg"
 # Rows in memory at once.
 _AT_ONCE = 1 << 12
 
@@ -102,7 +103,7 @@ def plot_lengths(path: Path, lengths: Sequence[int], limit: int) -> None:
     axes.set_xlabel("tokens in the rendered row")
     axes.set_ylabel("rows")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def run(ctx: StepContext) -> Evidence:

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tuneline.artifacts.deployment import CHECKPOINT, CHOICE, MODEL, REFERENCE, Apart, Choice
@@ -42,6 +43,7 @@ from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.models.base_model import load_tokenizer
+from tuneline.plots import save
 from tuneline.serving.engines.divergence import Divergence, ScoredRow, rows_of
 from tuneline.serving.engines.engine import Engine, ServedModel
 from tuneline.serving.engines.server import ServeRequest
@@ -289,6 +291,27 @@ def fall_back(ctx: StepContext) -> str:
     return f"the unquantised model ({REFERENCE}) goes on"
 
 
+def plot_variants(variants: Sequence[Variant], chosen: str, limit: float, path: Path) -> None:
+    """Draw what each variant costs in quality over its size; the chosen one is filled."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for one in variants:
+        size = one.bytes / 2**20
+        face = "#2c7a4b" if one.name == chosen else "white"
+        bound = max(one.metric_drop_upper - one.metric_drop, 0)
+        axes.errorbar(size, one.metric_drop, yerr=[[0], [bound]], color="#b0b8c0", capsize=3)
+        axes.plot([size], [one.metric_drop], "o", color="#2c7a4b", markerfacecolor=face)
+        label = f"{one.name}\n{one.tokens_per_s:.0f} tokens/s"
+        axes.annotate(label, (size, one.metric_drop), (6, 6), textcoords="offset points")
+    axes.axhline(limit, color="#c0392b", linestyle="--", linewidth=1)
+    axes.set(xlabel="size, MiB", ylabel="loss of the task's metric against f16")
+    axes.margins(0.2)
+    axes.grid(alpha=0.3)
+    save(figure, path)
+
+
 def run(ctx: StepContext) -> Evidence:
     """Measure the variants on validation rows, choose one and store its bytes."""
     limits = ctx.config.deployment
@@ -302,6 +325,8 @@ def run(ctx: StepContext) -> Evidence:
     ctx.write_json("variants.json", table)
     names = limits.measured_variants
     chosen = choose([v for v in variants if v.name in names], limits)
+    plot = ctx.out / "variants.svg"
+    plot_variants(variants, chosen.name if chosen else "", limits.max_metric_drop, plot)
     if chosen is None:
         return ctx.conclude(
             f"no variant of {', '.join(names)} is shown to stay within the limits ("

@@ -44,6 +44,7 @@ from tuneline.evaluation.scoring.reference_likelihood import judge_texts
 from tuneline.evaluation.scoring.released import compare_with_released
 from tuneline.evaluation.scoring.slices import (
     find_slices,
+    plot_slices,
     slice_measurements,
     slice_sentence,
     slices_document,
@@ -194,6 +195,7 @@ def run(ctx: StepContext) -> Evidence:
     texts, likelihoods = judge_texts(ctx, chosen, asked, judged)
     slices = find_slices(asked, judged[0].scores, settings.slices, groups)
     ctx.write_json("slices.json", slices_document(slices, settings.slices))
+    plot_slices(slices, ctx.out / "slices.svg")
 
     HOLDOUT_ANSWERS.write(
         ctx,

@@ -122,7 +122,7 @@ def run(ctx: StepContext) -> Evidence:
     written = report(ctx, bench, machine, goal, engine)
     written |= {"hardware": line, "hardware_differences": differing, "capacity": asdict(per_server)}
     ctx.write_json("latency.json", written)
-    plot(bench.closed.levels, goal, ctx.out / "latency.png")
+    plot(bench.closed.levels, goal, ctx.out / "latency.svg")
     measured_on = machine.computed_on(on_gpu=on_gpu) if differing else target
     partial = f"partial results, since {bench.stopped}: " if bench.stopped else ""
     lowest = bench.closed.levels[0]

@@ -24,6 +24,7 @@ from tuneline.artifacts.training import (
 )
 from tuneline.config.training import LossRulesConfig
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.plots import save
 from tuneline.step_context import StepContext
 from tuneline.training.loop.loss_rules import (
     OVERFIT_FLOOR_NATS,
@@ -172,11 +173,11 @@ def summarise(curve: Curve, trained: TrainedRun, measurements: Sequence[Measurem
 
 
 def run(ctx: StepContext) -> Evidence:
-    """Judge the curve, its tracking and the size of its steps; writes `loss.png`."""
+    """Judge the curve, its tracking and the size of its steps; writes `loss.svg`."""
     history = HISTORY.read(ctx)
     curve = Curve.of(history)
     trained, best_step = TRAINED.read(ctx), CHECKPOINTS.read(ctx).best_step
-    picture(curve, best_step, trained.stopped).savefig(ctx.out / "loss.png", dpi=110)
+    save(picture(curve, best_step, trained.stopped), ctx.out / "loss.svg")
     measurements = judge(curve, ctx.config.training, trained)
     measurements += count_rows(history, PLAN.read(ctx).effective_batch)
     return ctx.conclude(summarise(curve, trained, measurements), measurements)

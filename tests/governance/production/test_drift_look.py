@@ -97,7 +97,7 @@ def test_planted_days_are_found_and_dated(served, unlike):
     report = report_of(served, found)
     shown = [d["text"] for prompts in report["drivers"].values() for d in prompts if d["text"]]
     assert any("volcanoes" in text or "chromodynamics" in text for text in shown)
-    assert served.run.store.exists(f"drift/{MODEL}/looks/{day}/drift.png")
+    assert served.run.store.exists(f"drift/{MODEL}/looks/{day}/drift.svg")
     assert read_look(served.run.store, MODEL, day) == found
 
 

@@ -8,17 +8,30 @@ they still exist.
 from __future__ import annotations
 
 import json
+import mimetypes
+import secrets
+from collections.abc import Callable
 from typing import Any
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 
 from tuneline.airflow.connections import take_connections
-from tuneline.airflow.release_checklist.page import error_page, render, render_outcome
+from tuneline.catalogue import get_step
 from tuneline.errors import TunelineError, UserError
+from tuneline.files import is_inner
+from tuneline.governance.pages.checklist import (
+    DOCS,
+    Links,
+    content_of,
+    data_uri,
+    gather,
+    render,
+    templates,
+)
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.launch import safe_run_id
 from tuneline.run import Run
@@ -30,6 +43,19 @@ take_connections()
 app = FastAPI(title="Release checklist", docs_url=None, redoc_url=None, openapi_url=None)
 
 _PROCESS = "the API server"
+# Files up to this size are shown; larger ones are weights and tables.
+_MOST_BYTES = 32 << 20
+_SHOWN = {"image/svg+xml", "image/png", "application/json"}
+_TEXTS = (".csv", ".jsonl", ".md", ".txt", ".yaml")
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+_POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; connect-src 'self'; "
+    "frame-ancestors 'self'; base-uri 'none'; form-action 'none'"
+)
+_FILE_POLICY = (
+    "sandbox allow-same-origin; default-src 'none'; img-src 'self' data:; "
+    "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'"
+)
 
 # Users who may not read the runs of a DAG may not read their evidence either.
 _MAY_READ_RUN = [Depends(requires_access_dag("GET", DagAccessEntity.RUN))]
@@ -68,28 +94,96 @@ def find_outcome(dag_id: str, run_id: str) -> str | None:
     if outcome.report is not None:
         key = store.key_of(outcome.report)
         report = json.loads(store.get_bytes(key))
-        picture = f"{key.rpartition('/')[0]}/drift.png"
-        plot = store.get_bytes(picture) if store.exists(picture) else None
-    return render_outcome(dag_id, outcome, report, plot)
+        folder = key.rpartition("/")[0]
+        # Earlier versions drew `drift.png`.
+        drawn = (f"{folder}/{name}" for name in ("drift.svg", "drift.png"))
+        picture = next(filter(store.exists, drawn), None)
+        plot = data_uri(picture, store.get_bytes(picture)) if picture else None
+    return say(dag_id, outcome.text, at=outcome.at, report=report, plot=plot)
 
 
-# The handlers are plain functions, so that FastAPI reads the store in a worker thread.
+def say(title: str, message: str, **more: Any) -> str:
+    """Return a page with a message, and what is known of it."""
+    values = {"title": title, "message": message, "report": {}, **more}
+    return templates().get_template("outcome.html").render(values)
+
+
+def answer(show: Callable[[str], str], title: str) -> HTMLResponse:
+    """Return a page that `show` makes for a nonce, or what is wrong as one."""
+    nonce, status = secrets.token_urlsafe(16), 200
+    try:
+        page = show(nonce)
+    except TunelineError as error:
+        page, status = say(title, str(error)), _status(error)
+    policy = f"{_POLICY}; script-src 'nonce-{nonce}'"
+    return HTMLResponse(page, status, {"Content-Security-Policy": policy, **_HEADERS})
+
+
+# The handlers are plain functions, so that FastAPI reads the store in worker threads.
 @app.get("/page/{dag_id}/{run_id}", response_class=HTMLResponse, dependencies=_MAY_READ_RUN)
 def page(dag_id: str, run_id: str) -> HTMLResponse:
-    """Return the tab: 25 rows, each with its verdict, sentence, measurements and artifacts.
+    """Return the tab: the 25 items, each with its verdict, numbers, plots and files.
 
     A run of another DAG has what it did and why, with the report that it rests on.
     """
-    try:
+
+    def show(nonce: str) -> str:
         outcome = find_outcome(dag_id, run_id)
-        if outcome is not None:
-            return HTMLResponse(outcome)
-        run = open_run(dag_id, run_id)
-        rows = checklist(run)
-        evidence = {row.item: run.find_evidence(row.item) for row in rows}
+        links = Links(dag_id, run_id, up="../../../")
+        return outcome or render(gather(open_run(dag_id, run_id)), links, nonce=nonce)
+
+    return answer(show, f"Release checklist: {run_id}")
+
+
+@app.get("/item/{dag_id}/{run_id}/{task_id}", dependencies=_MAY_READ_RUN)
+def item(dag_id: str, run_id: str, task_id: str) -> HTMLResponse:
+    """Return the page at the one item whose task it is."""
+
+    def show(nonce: str) -> str:
+        step = get_step(task_id.rpartition(".")[2].removeprefix("gate_")).id
+        links = Links(dag_id, run_id, up="../../../../")
+        found = gather(open_run(dag_id, run_id), [step])
+        return render(found, links, only=step, nonce=nonce)
+
+    return answer(show, f"Evidence: {task_id}")
+
+
+@app.get("/file/{dag_id}/{run_id}/{step}/{name:path}", dependencies=_MAY_READ_RUN)
+def file(dag_id: str, run_id: str, step: str, name: str) -> Response:
+    """Return a file that a step left, compared with its recorded hash; raw text is refused."""
+    try:
+        content = read_file(open_run(dag_id, run_id), step, name)
     except TunelineError as error:
-        return HTMLResponse(error_page(run_id, str(error)), status_code=_status(error))
-    return HTMLResponse(render(run, rows, evidence))
+        return HTMLResponse(say(name, str(error)), _status(error), _HEADERS)
+    # No script of a file is run, and what is no page, picture or text is downloaded.
+    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
+    headers = {**_HEADERS, "Content-Security-Policy": _FILE_POLICY}
+    if name.endswith(_TEXTS):
+        kind = "text/plain; charset=utf-8"
+    elif kind not in _SHOWN and not name.startswith(DOCS):
+        headers["Content-Disposition"] = "attachment"
+    return Response(content, media_type=kind, headers=headers)
+
+
+def read_file(run: Run, step: str, name: str) -> bytes:
+    """Return the content of an artifact of a step, or of its Data Docs.
+
+    Raises:
+        UserError: if the step left no such file, or it is not for reading here.
+    """
+    get_step(step)
+    if not is_inner(name):
+        raise UserError(f"{name!r} is not the name of a file")
+    if name.startswith("quarantine/"):
+        raise UserError(f"{name} of {step} may hold text of people; it is not shown here")
+    if name.startswith(f"{DOCS}/"):
+        return run.store.get_bytes(run.key("data", DOCS, step, name.removeprefix(f"{DOCS}/")))
+    entry = run.find_entry(step)
+    if entry is None:
+        raise UserError(f"{step} has not been run in {run.uri}")
+    if any(ref.name == name and ref.bytes > _MOST_BYTES for ref in entry.artifacts):
+        raise UserError(f"{name} is too large to be shown; it is in the store: {run.uri}")
+    return content_of(run, entry, name)
 
 
 @app.get("/api/{dag_id}/{run_id}", dependencies=_MAY_READ_RUN)
@@ -118,5 +212,11 @@ class ReleaseChecklistPlugin(AirflowPlugin):
             "destination": "dag_run",
             "url_route": "release-checklist",
             "href": "release-checklist/page/{DAG_ID}/{RUN_ID}",
-        }
+        },
+        {
+            "name": "Evidence",
+            "destination": "task_instance",
+            "url_route": "evidence",
+            "href": "release-checklist/item/{DAG_ID}/{RUN_ID}/{TASK_ID}",
+        },
     ]

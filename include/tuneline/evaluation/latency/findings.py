@@ -11,6 +11,7 @@ from tuneline.config.evaluation import LoadConfig
 from tuneline.evaluation.latency.loads import Capacity, ClosedLoop, OpenLoop
 from tuneline.evaluation.latency.table import Level, Objective, claimed, sustained, unclaimed_text
 from tuneline.evidence import Measurement, measure
+from tuneline.plots import save
 from tuneline.serving.engines.server import ServedSizes
 
 # The checklist asks for at least four levels.
@@ -116,12 +117,10 @@ def load_line(
 
 def plot(levels: Sequence[Level], goal: Objective, path: Path) -> None:
     """Draw latency and throughput over concurrency."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    axes = figure.subplots(1, 3)
     _over_concurrency(axes[0], levels, "ttft", "TTFT, s", goal.max_ttft)
     _over_concurrency(axes[1], levels, "tpot", "TPOT, s", goal.max_tpot)
     _throughput(axes[2], levels)
@@ -129,8 +128,7 @@ def plot(levels: Sequence[Level], goal: Objective, path: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
         axis.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
 def _over_concurrency(

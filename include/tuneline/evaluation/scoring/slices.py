@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,15 @@ from tuneline.config.evaluation import SlicesConfig
 from tuneline.data.conversations.languages import language_of
 from tuneline.data.tables.rows import Row
 from tuneline.evidence import Measurement, breach_in, measure
+from tuneline.plots import printable, save
 from tuneline.statistics import wilson
 
 # Chance that a hold-out without a worse part is said to have one.
 ALPHA = 0.02
 # Named in the evidence's sentence.
 NAMED = 3
+# Groups on its plot.
+DRAWN = 30
 
 Scores = npt.NDArray[np.float64]
 
@@ -173,6 +177,26 @@ def slice_sentence(found: Slices) -> str:
     named = "; ".join(each.text() for each in found.worse[:NAMED])
     more = len(found.worse) - NAMED
     return f"clearly worse than the rest: {named}" + (f" and {more} more" if more > 0 else "")
+
+
+def plot_slices(found: Slices, path: Path) -> None:
+    """Draw the mean of each judged group with its interval, the worst on top."""
+    from matplotlib.figure import Figure
+
+    shown = found.judged[:DRAWN]
+    figure = Figure(figsize=(8, 1.2 + 0.3 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    for at, one in enumerate(shown):
+        colour = "#c0392b" if one.worse else "#4878a8"
+        axes.plot([one.lower, one.upper], [at, at], color=colour, linewidth=2)
+        axes.plot([one.mean], [at], "o", color=colour)
+        axes.plot([one.rest], [at], "|", color="#59636e", markersize=12)
+    names = [printable(f"{one.kind} {one.value} ({one.rows} rows)", 60) for one in shown]
+    axes.set_yticks(range(len(shown)), names, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("score with its interval; a stroke is the score of the other rows")
+    axes.grid(axis="x", alpha=0.3)
+    save(figure, path)
 
 
 def slices_document(found: Slices, config: SlicesConfig) -> dict[str, object]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from tuneline.artifacts.governance import Manifest
 from tuneline.artifacts.releases import Release, model_prefix
+from tuneline.catalogue import ITEMS
 from tuneline.governance.documents.annex_iv import ANNEX_FILE, annex_iv
 from tuneline.governance.documents.bill_of_materials import bill_of_materials
-from tuneline.governance.documents.facts import Facts
+from tuneline.governance.documents.facts import UNSTATED, Facts
 from tuneline.governance.documents.model_card import CARD_FILE, model_card
 from tuneline.governance.documents.statements import provenance, test_results
+from tuneline.governance.pages.checklist import gather, render
 from tuneline.governance.release.manifest import store_files
 from tuneline.governance.release.signature import kept_or_signed, plain
 from tuneline.step_context import StepContext
 
 BOM_FILE = "bom.cdx.json"
+CHECKLIST_FILE = "checklist.html"
 STATEMENTS = "attestations/"
 
 
@@ -37,6 +41,7 @@ def _documents(ctx: StepContext, facts: Facts) -> Iterator[tuple[str, bytes]]:
     yield CARD_FILE, model_card(facts).encode()
     yield ANNEX_FILE, annex_iv(facts).encode()
     yield BOM_FILE, bill_of_materials(facts)
+    yield CHECKLIST_FILE, checklist_file(ctx)
     if not facts.model_files:
         ctx.log("nothing was trained or chosen that a statement could be about")
         return
@@ -51,3 +56,10 @@ def _documents(ctx: StepContext, facts: Facts) -> Iterator[tuple[str, bytes]]:
             file = f"{STATEMENTS}{name}.dsse.json"
             stored = kept_or_signed(ctx.run.store, f"{prefix}/{file}", payload, Path(key))
             yield file, stored
+
+
+def checklist_file(ctx: StepContext) -> bytes:
+    """Return the checklist of the run as one file, with its plots."""
+    page = gather(ctx.run, [item.id for item in ITEMS if item.id != UNSTATED])
+    # What runs now is the step that writes this.
+    return render(replace(page, running={})).encode()

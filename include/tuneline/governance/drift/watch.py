@@ -18,6 +18,7 @@ from tuneline.governance.drift.bets import YEAR, Wealth
 from tuneline.governance.drift.prompts import UNDATED, Days
 from tuneline.governance.drift.reference import SHARES, Night, Reference
 from tuneline.governance.drift.signals import MOST_DRIVERS, Driver, Look
+from tuneline.plots import save
 
 STATE_SCHEMA = "tuneline/drift-state/1"
 # Characters of a prompt that a report shows.
@@ -214,4 +215,4 @@ def draw(report: DriftReport, path: Path) -> None:
         axis.set_ylabel("-log10 p", fontsize=8)
     step = max(1, len(days) // 12)
     axes[-1].set_xticks(range(0, len(days), step), days[::step], rotation=30, fontsize=8)
-    figure.savefig(path)
+    save(figure, path)

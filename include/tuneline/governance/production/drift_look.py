@@ -116,8 +116,8 @@ def _compare(
         # A second look at a day has no new days; what the first one saw stays.
         return read_look(store, model, until)
     if report.state.history:
-        draw(report, scratch / "drift.png")
-        store.put_file(f"{_root(model)}/looks/{until}/drift.png", scratch / "drift.png")
+        draw(report, scratch / "drift.svg")
+        store.put_file(f"{_root(model)}/looks/{until}/drift.svg", scratch / "drift.svg")
     look = _put(store, model, until, document)
     if compared:
         kept = {"seen": sorted(map(str, {*seen, *compared})), "state": report.state.as_dict()}

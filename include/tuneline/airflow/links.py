@@ -1,0 +1,35 @@
+"""Addresses of the pages of a run in Airflow's UI."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.configuration import conf
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseOperator, Context
+    from airflow.sdk.types import TaskInstanceKey
+
+
+class EvidenceLink(BaseOperatorLink):
+    """A button on the task of a step that opens its evidence."""
+
+    name = "Evidence"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the address of the tab of the task."""
+        place = _of_run(ti_key.dag_id, ti_key.run_id)
+        return f"{place}/tasks/{quote(operator.task_id, '')}/plugin/evidence"
+
+
+def checklist_url(context: Context) -> str:
+    """Return the address of the run's checklist tab."""
+    ti = context["ti"]
+    return f"{_of_run(ti.dag_id, ti.run_id)}/plugin/release-checklist"
+
+
+def _of_run(dag_id: str, run_id: str) -> str:
+    base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
+    return f"{base}/dags/{quote(dag_id, '')}/runs/{quote(run_id, '')}"

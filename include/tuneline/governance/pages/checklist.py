@@ -1,0 +1,357 @@
+"""The checklist of a run as a page: first what needs somebody, each item with its evidence."""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader
+
+from tuneline.artifacts.answers import APPROVALS, Approval
+from tuneline.artifacts.artifact import Artifact
+from tuneline.artifacts.releases import Release, released
+from tuneline.artifacts.training import latest_runs
+from tuneline.catalogue import ITEMS, STEPS, Step, get_step, is_helper
+from tuneline.config import Waiver
+from tuneline.errors import TunelineError, UserError
+from tuneline.evidence import Evidence, FileRef, Record, Verdict
+from tuneline.governance.pages.bars import Figure, figures
+from tuneline.governance.release.canary import told_of
+from tuneline.run import Run
+from tuneline.verdicts import (
+    Grounds,
+    ItemStatus,
+    LooserLimit,
+    checklist,
+    counting_waivers,
+    looser_limits,
+)
+
+_PLOTS = (".svg", ".png")
+# Objects of the store that are asked for at once.
+_AT_ONCE = 16
+# Files with examples of the rows that an item took out or got wrong.
+_REMOVED, _WRONG = "removed.json", "wrong_rows.json"
+_EXAMPLES = 12
+# Steps whose section links to the trackers' own pages.
+_TRAINED = ("loss_monitoring", "train", "sync_tracking")
+DOCS = "data_docs"
+
+
+@dataclass(frozen=True)
+class Offender:
+    """A row that broke a rule: where it is, and why; a text only if it was scrubbed."""
+
+    place: str
+    why: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One item on the page; a helper step has no row."""
+
+    step: str
+    title: str
+    row: ItemStatus | None
+    found: Evidence | Record | None
+    deciding: list[Figure] = field(default_factory=list)
+    informing: list[Figure] = field(default_factory=list)
+    offenders: list[Offender] = field(default_factory=list)
+    docs: bool = False
+    tracked: list[str] = field(default_factory=list)
+
+    @property
+    def plots(self) -> list[FileRef]:
+        """Its pictures."""
+        files = self.found.artifacts if self.found else []
+        return [ref for ref in files if ref.name.endswith(_PLOTS)]
+
+    @property
+    def command(self) -> str:
+        """The command that measures it again, without the run."""
+        return " ".join(get_step(self.step).command)
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page of a run shows.
+
+    Attributes:
+        before: the release that the run is compared with.
+        running: the last line of each step that is running.
+    """
+
+    run: Run
+    sections: list[Section]
+    before: Release | None = None
+    running: dict[str, str] = field(default_factory=dict)
+    approvals: list[Approval] = field(default_factory=list)
+    waivers: list[Waiver] = field(default_factory=list)
+    looser: list[LooserLimit] = field(default_factory=list)
+    canary: str | None = None
+
+    @property
+    def rows(self) -> list[ItemStatus]:
+        """The rows of its items."""
+        return [section.row for section in self.sections if section.row]
+
+    @property
+    def groups(self) -> list[tuple[str, bool, list[Section]]]:
+        """The sections by what they ask of a reader: heading, whether they are open, sections."""
+        refusing: list[Section] = []
+        doubtful: list[Section] = []
+        waiting: list[Section] = []
+        settled: list[Section] = []
+        for section in self.sections:
+            verdict = section.row.verdict if section.row else Verdict.PASS
+            if verdict == Verdict.NOT_RUN:
+                waiting.append(section)
+            elif section.row and section.row.stops_release:
+                refusing.append(section)
+            elif verdict in (Verdict.PASS, Verdict.NOT_APPLICABLE):
+                settled.append(section)
+            else:
+                doubtful.append(section)
+        named = (
+            ("Refuses the release", True, refusing),
+            ("Undecided, warned or waived", True, doubtful),
+            ("Not run yet", False, waiting),
+            ("Holds", False, settled),
+        )
+        return [(words, is_open, found) for words, is_open, found in named if found]
+
+    @property
+    def release(self) -> str:
+        """What stands in the way of the release."""
+        stopping = [row for row in self.rows if row.stops_release]
+        refusing = [row.item for row in stopping if row.verdict != Verdict.NOT_RUN]
+        waiting = [row.item for row in stopping if row.verdict == Verdict.NOT_RUN]
+        said = [
+            f"{words}: {', '.join(items)}."
+            for words, items in (("Release refused by", refusing), ("Not run yet", waiting))
+            if items
+        ]
+        return " ".join(said) or "No critical item blocks the release."
+
+
+def gather(run: Run, steps: Sequence[str] | None = None) -> Page:
+    """Read what the page of a run shows: of all items, or of some steps alone.
+
+    Objects are read side by side: from a bucket the page would otherwise take seconds.
+    """
+    grounds = Grounds(run)
+    run = grounds.run
+    wanted = [one for one in STEPS if one.id in steps] if steps else list(ITEMS)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        ids = [one.id for one in STEPS]
+        entries = dict(zip(ids, pool.map(grounds.fresh.entry, ids), strict=True))
+        before = _released(run)
+        rows = {row.item: row for row in checklist(run, grounds)}
+
+        def section(one: Step) -> Section:
+            return _section(run, one, rows.get(one.id), entries[one.id], before)
+
+        sections = list(pool.map(section, wanted))
+    asked = run.config.governance.canary.share
+    answers = APPROVALS.find(run)
+    return Page(
+        run,
+        sections,
+        before,
+        {name: text for name, text in run.in_progress().items() if not steps or name in steps},
+        answers.approvals if answers else [],
+        counting_waivers(run),
+        looser_limits(run),
+        told_of(run.store, run.config.name, run.run_id) if asked else None,
+    )
+
+
+def _section(
+    run: Run,
+    step: Step,
+    row: ItemStatus | None,
+    found: Evidence | Record | None,
+    before: Release | None,
+) -> Section:
+    if found is None:
+        return Section(step.id, step.title, row, None)
+    shown = figures(found, _earlier(before, step.id))
+    deciding = [one for one in shown if one.m.rule is not None]
+    tracked = latest_runs(run) if step.id in _TRAINED else []
+    return Section(
+        step.id,
+        step.title,
+        row,
+        found,
+        # What is broken comes first.
+        sorted(deciding, key=lambda one: one.m.ok is not False),
+        [one for one in shown if one.m.rule is None],
+        _offenders(run, found),
+        run.store.exists(run.key("data", DOCS, step.id, "index.html")),
+        [one.url for one in tracked if one.url],
+    )
+
+
+def _released(run: Run) -> Release | None:
+    try:
+        return released(run)
+    except TunelineError:
+        # Its own page says what is wrong with it.
+        return None
+
+
+def _earlier(before: Release | None, step: str) -> Evidence | None:
+    """Return the evidence that the last release ships of an item."""
+    if before is None or is_helper(step):
+        return None
+    try:
+        raw = before.read(f"evidence/{step}/evidence.json")
+        return Evidence.model_validate_json(raw) if raw else None
+    except (TunelineError, ValueError):
+        return None
+
+
+def _offenders(run: Run, found: Evidence | Record) -> list[Offender]:
+    """Return rows that an item took out or got wrong, as far as they may be shown."""
+
+    def read(name: str) -> Any:
+        try:
+            return json.loads(content_of(run, found, name))
+        except (TunelineError, ValueError):
+            return None
+
+    removed, wrong = read(_REMOVED), read(_WRONG)
+    return list(_removed(removed or {}))[:_EXAMPLES] + list(_wrong(wrong or []))[:_EXAMPLES]
+
+
+def _removed(document: Mapping[str, Any]) -> Iterator[Offender]:
+    for code, found in document.get("reasons", {}).items():
+        for one in found["examples"]:
+            detail = one["reason"].partition(": ")[2]
+            place = f"{one['source_file']} line {one['source_line']}"
+            yield Offender(place, f"{code}: {detail}" if detail else code)
+
+
+def _wrong(rows: Sequence[Mapping[str, Any]]) -> Iterator[Offender]:
+    for row in rows:
+        text = f"expected {row['expected']}\ngot {row['got']}"
+        yield Offender(f"row {row['row_id']}", f"score {row['score']:g}", text)
+
+
+@dataclass(frozen=True)
+class Links:
+    """Addresses around the page of a run, relative to it.
+
+    Attributes:
+        up: the way to the root of Airflow's UI.
+    """
+
+    dag_id: str
+    run_id: str
+    up: str
+
+    def file(self, step: str, name: str) -> str:
+        """Return where a file of a step is shown."""
+        return f"{self.up}release-checklist/file/{self._place('{}/{}', step)}/{quote(name)}"
+
+    def task(self, step: str) -> str:
+        """Return where Airflow shows the task of a step."""
+        return f"{self.up}dags/{self._place('{}/runs/{}/tasks', step)}"
+
+    def page(self) -> str:
+        """Return the whole page of this run."""
+        return f"{self.up}release-checklist/page/{quote(self.dag_id, '')}/{quote(self.run_id, '')}"
+
+    def tab_of(self, release: Release) -> str | None:
+        """Return where Airflow shows the checklist of a release, None if no DAG made it."""
+        made = release.manifest.airflow_run or {}
+        if not {"dag_id", "run_id"} <= made.keys():
+            return None
+        dag, run = quote(made["dag_id"], ""), quote(made["run_id"], "")
+        return f"{self.up}dags/{dag}/runs/{run}/plugin/release-checklist"
+
+    def _place(self, form: str, step: str) -> str:
+        of_run = form.format(quote(self.dag_id, ""), quote(self.run_id, ""))
+        return f"{of_run}/{quote(step, '')}"
+
+
+@cache
+def templates() -> Environment:
+    """Return the templates of all pages, which escape whatever they show."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    made = Environment(autoescape=True, loader=loader, trim_blocks=True, lstrip_blocks=True)
+    made.filters["number"] = lambda value: f"{value:.5g}" if isinstance(value, float) else value
+    return made
+
+
+def render(
+    page: Page, links: Links | None = None, *, only: str | None = None, nonce: str = ""
+) -> str:
+    """Return the page of a run.
+
+    Args:
+        links: its place in Airflow; without one it is one file that needs nothing else, with all
+            open and the pictures inside.
+        only: the step to which it is limited.
+        nonce: allows the page's own script; without one it has none.
+    """
+    counts = Counter(row.verdict.value for row in page.rows)
+    return (
+        templates()
+        .get_template("checklist.html")
+        .render(
+            page=page,
+            links=links,
+            only=only,
+            nonce=nonce,
+            tally=counts.most_common(),
+            live=links is not None and bool(page.running or counts[Verdict.NOT_RUN]),
+            picture=partial(_inline, page.run),
+            part=_part,
+        )
+    )
+
+
+def _part(text: str) -> int | None:
+    """Return the per cent that a line of progress states as `5 of 20`."""
+    found = re.search(r"(\d{1,9}) of (\d{1,9})\b", text[:200])
+    done, total = map(int, found.groups()) if found else (0, 0)
+    return round(100 * min(done / total, 1)) if total else None
+
+
+def _inline(run: Run, found: Evidence | Record, name: str) -> str:
+    """Return a picture as a data URI, empty if it is gone."""
+    try:
+        return data_uri(name, content_of(run, found, name))
+    except UserError:
+        return ""
+
+
+def content_of(run: Run, found: Evidence | Record, name: str) -> bytes:
+    """Return the content of an artifact, compared with the hash that its step recorded.
+
+    Raises:
+        UserError: if the step left no such artifact, or it is gone.
+    """
+    step = found.step if isinstance(found, Record) else found.item
+    ref = next((one for one in found.artifacts if one.name == name), None)
+    if ref is None:
+        raise UserError(f"{step} has left no {name} in {run.uri}")
+    return run.store.get_bytes(Artifact(step, name).key(run), sha256=ref.sha256)
+
+
+def data_uri(name: str, content: bytes) -> str:
+    """Return a picture in the form that a page holds inside."""
+    kind = mimetypes.guess_type(name)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
