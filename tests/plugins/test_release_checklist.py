@@ -59,13 +59,15 @@ def page_of(client, run=f"{MAIN}/test"):
 
 
 def test_every_route_asks_for_the_permission_to_read_the_run(plugin):
-    routes = [r for r in plugin.app.routes if hasattr(r, "dependencies")]
+    routes = {r.path: r for r in plugin.app.routes if hasattr(r, "dependencies")}
+    # It asks for each model; see below.
+    del routes["/releases"]
     of_run = "{dag_id}/{run_id}"
-    assert {r.path for r in routes} == {
-        f"/page/{of_run}", f"/api/{of_run}", f"/item/{of_run}/{{task_id}}",
+    assert routes.keys() == {
+        f"/page/{of_run}", f"/api/{of_run}", f"/item/{of_run}/{{task_id}}/{{index}}",
         f"/file/{of_run}/{{step}}/{{name:path}}",
     }  # fmt: skip
-    for route in routes:
+    for route in routes.values():
         names = [d.dependency.__qualname__ for d in route.dependencies]
         assert any(name.startswith("requires_access_dag") for name in names), route.path
 
@@ -75,7 +77,7 @@ def test_it_registers_a_tab_on_the_run_and_on_its_tasks(plugin):
 
     assert issubclass(plugin.ReleaseChecklistPlugin, AirflowPlugin)
     views = plugin.ReleaseChecklistPlugin.external_views
-    assert [view["destination"] for view in views] == ["dag_run", "task_instance"]
+    assert [view["destination"] for view in views] == ["dag_run", "task_instance", "nav"]
     (app,) = plugin.ReleaseChecklistPlugin.fastapi_apps
     assert all(view["href"].startswith(app["url_prefix"].lstrip("/")) for view in views)
 
@@ -127,11 +129,11 @@ def test_what_the_last_release_measured_stands_next_to_it(tmp_path, monkeypatch,
 def test_the_page_of_a_task_is_that_of_its_item(lab, client):
     lab.leave("determinism", {"flips.json": "[]"}, [measure("flips", 1, "prompts", "<=", 4)])
     for task in ("determinism", "evaluation.determinism", "gate_determinism"):
-        page = client.get(f"/item/{MAIN}/test/{task}").text
+        page = client.get(f"/item/{MAIN}/test/{task}/-1").text
         assert page.count('<details class="item"') == 1
         assert "flips.json" in page
-    assert "not run" in client.get(f"/item/{MAIN}/test/train").text
-    wrong = client.get(f"/item/{MAIN}/test/prepare_run")
+    assert "not run" in client.get(f"/item/{MAIN}/test/train/{{MAP_INDEX}}").text
+    wrong = client.get(f"/item/{MAIN}/test/prepare_run/-1")
     assert (wrong.status_code, "unknown item" in wrong.text) == (404, True)
 
 
@@ -278,6 +280,73 @@ def test_what_another_run_did_is_not_shown(lab, client):
     for dag_id, run_id in (("drift_watch__hr", "look-1"), ("drift_watch__hr.", "look:1")):
         page = client.get(f"/page/{dag_id}/{run_id}")
         assert (page.status_code, "secret" in page.text) == (404, False)
+
+
+@pytest.fixture
+def rights(plugin, monkeypatch):
+    """Rights of whoever asks: pairs of a method and the id of a DAG; nobody is logged in."""
+    granted = set()
+
+    from airflow.api_fastapi.core_api.security import get_user
+
+    class Manager:
+        def is_authorized_dag(self, *, method, details, **_):
+            return (method, details.id) in granted
+
+    monkeypatch.setattr(plugin, "get_auth_manager", Manager)
+    monkeypatch.setitem(plugin.app.dependency_overrides, get_user, lambda: "somebody")
+    return granted
+
+
+def test_releases_are_shown_to_those_who_may_read_the_runs_of_their_model(
+    lab, client, rights, monkeypatch, tmp_path
+):
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("hr", "support"):
+        release(lab.run.store, name, "one")
+        release(lab.run.store, name, "two")
+        text = "settings: {data: {source: s3://bucket/x.jsonl}}\n"
+        (models / f"{name}.yaml").write_text(text)
+    monkeypatch.setenv("TUNELINE_MODELS", str(models))
+    monkeypatch.setenv("TUNELINE_LEDGER", str(tmp_path / "usage.sqlite"))
+    assert "Nothing was released yet" in client.get("/releases").text
+    rights.add(("GET", SUPPORT))
+    page = client.get("/releases").text
+    assert 'id="model-support"' in page
+    assert "hr" not in re.findall('id="model-(.*?)"', page)
+    # Only who may start the rollback is offered it, and only who runs the model sees its cost.
+    assert "data-rollback" not in page
+    assert "ledger" not in page
+    rights |= {("POST", "rollback__support"), ("PUT", SUPPORT)}
+    page = client.get("/releases").text
+    assert 'data-rollback="rollback__support"' in page
+    assert "usage.sqlite" in page
+
+
+def test_who_is_not_logged_in_sees_no_releases(plugin):
+    assert TestClient(plugin.app).get("/releases").status_code == 401
+
+
+def test_releases_show_courses_drift_and_what_can_not_be_read(lab, client, rights):
+    rights.add(("GET", MAIN))
+    for number, version in enumerate(("one", "two")):
+        bench = Lab(lab.root, {}, run_id=version)
+        bench.leave(
+            "holdout_performance", {}, [measure("tuned_metric", 0.5 + number / 4, "share", ">=", 0)]
+        )
+        key = bench.run.step_key("holdout_performance", "evidence.json")
+        file = "evidence/holdout_performance/evidence.json"
+        release(lab.run.store, "hr", version, ships={file: bench.run.store.get_bytes(key)})
+    look = {"until": "2026-03-04", "verdict": "fail", "drifted": True, "summary": "new <b>topic"}
+    place = "drift/hr/looks/2026-03-04/report.json"
+    lab.run.store.put_bytes(place, json.dumps(look).encode())
+    lab.run.store.put_bytes("models/broken/production.json", b"{}")
+    page = client.get("/releases").text
+    assert "task metric on the hold-out: <b>0.75</b>" in page
+    assert 'points="5.0,40.0 195.0,8.0"' in page
+    assert "new &lt;b&gt;topic" in page
+    assert "broken/production.json can&#39;t be read" in page
 
 
 def test_json_is_the_checklist(lab, client):

@@ -30,6 +30,14 @@ def checklist_url(context: Context) -> str:
     return f"{_of_run(ti.dag_id, ti.run_id)}/plugin/release-checklist"
 
 
+def evidence_url(context: Context) -> str:
+    """Return the address of the page of a task; that of a sheet shows a row after another."""
+    ti = context["ti"]
+    mapped = f"/mapped/{ti.map_index}" if ti.map_index >= 0 else ""
+    task = f"{_of_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, '')}"
+    return f"{task}{mapped}/plugin/evidence"
+
+
 def _of_run(dag_id: str, run_id: str) -> str:
     base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
     return f"{base}/dags/{quote(dag_id, '')}/runs/{quote(run_id, '')}"

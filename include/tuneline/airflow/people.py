@@ -19,7 +19,7 @@ from airflow.sdk.execution_time.hitl import HITLUser
 
 from tuneline.airflow.failures import asking_again, fail_plainly, patiently
 from tuneline.airflow.family import store_uri
-from tuneline.airflow.links import checklist_url
+from tuneline.airflow.links import checklist_url, evidence_url
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.pods import StepPod, run_uri_of
 from tuneline.artifacts.answers import Person, approvers_of
@@ -187,7 +187,8 @@ class Sheet(HITLOperator):
         """Ask, and wait as long as the configuration says."""
         kind = _KINDS[self.kind]
         self.assigned_users = assigned(kind.users(context, self.part))
-        self.body, fields, hours = kind.shown(context, self.part)
+        body, fields, hours = kind.shown(context, self.part)
+        self.body = f"[One after another, with keys]({evidence_url(context)})\n\n{body}"
         self._make_form(fields)
         self.response_timeout = timedelta(hours=hours)
         return super().execute(context)

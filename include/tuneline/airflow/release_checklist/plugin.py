@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import json
 import mimetypes
+import os
 import secrets
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
+from urllib.parse import quote
 
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.plugins_manager import AirflowPlugin
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse, Response
 
 from tuneline.airflow.connections import take_connections
+from tuneline.airflow.family import MAIN, ROLLBACK
 from tuneline.catalogue import get_step
+from tuneline.config import models
 from tuneline.errors import TunelineError, UserError
 from tuneline.files import is_inner
 from tuneline.governance.pages.checklist import (
@@ -32,6 +38,7 @@ from tuneline.governance.pages.checklist import (
     render,
     templates,
 )
+from tuneline.governance.pages.releases import render_releases, shelves, usage
 from tuneline.governance.retraining.outcome import read_outcome
 from tuneline.launch import safe_run_id
 from tuneline.run import Run
@@ -46,6 +53,8 @@ _PROCESS = "the API server"
 # Files up to this size are shown; larger ones are weights and tables.
 _MOST_BYTES = 32 << 20
 _SHOWN = {"image/svg+xml", "image/png", "application/json"}
+# Tasks that show people many rows or pairs.
+_SHEETS = ("review_pairs", "review_rows", "label_rows")
 _TEXTS = (".csv", ".jsonl", ".md", ".txt", ".yaml")
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _POLICY = (
@@ -135,13 +144,21 @@ def page(dag_id: str, run_id: str) -> HTMLResponse:
     return answer(show, f"Release checklist: {run_id}")
 
 
-@app.get("/item/{dag_id}/{run_id}/{task_id}", dependencies=_MAY_READ_RUN)
-def item(dag_id: str, run_id: str, task_id: str) -> HTMLResponse:
-    """Return the page at the one item whose task it is."""
+@app.get("/item/{dag_id}/{run_id}/{task_id}/{index}", dependencies=_MAY_READ_RUN)
+def item(dag_id: str, run_id: str, task_id: str, index: str) -> HTMLResponse:
+    """Return the page at the one item whose task it is; of a sheet, its rows one after another."""
+    name = task_id.rpartition(".")[2]
 
     def show(nonce: str) -> str:
-        step = get_step(task_id.rpartition(".")[2].removeprefix("gate_")).id
-        links = Links(dag_id, run_id, up="../../../../")
+        if name in _SHEETS:
+            # The UI leaves the placeholder where a task is not mapped.
+            at = int(index) if index.isdecimal() else -1
+            parts = (quote(part, "") for part in (dag_id, run_id, task_id))
+            place = "/dags/{}/dagRuns/{}/taskInstances/{}".format(*parts)
+            values = {"place": f"{place}/{at}/hitlDetails", "task_id": task_id, "nonce": nonce}
+            return templates().get_template("sheet.html").render(up="../../../../../", **values)
+        step = get_step(name.removeprefix("gate_")).id
+        links = Links(dag_id, run_id, up="../../../../../")
         found = gather(open_run(dag_id, run_id), [step])
         return render(found, links, only=step, nonce=nonce)
 
@@ -186,6 +203,45 @@ def read_file(run: Run, step: str, name: str) -> bytes:
     return content_of(run, entry, name)
 
 
+@app.get("/releases", response_class=HTMLResponse)
+def releases(user: GetUserDep) -> HTMLResponse:
+    """Return the page of all models whose runs the user may read."""
+
+    def may(method: Literal["GET", "POST", "PUT"], kind: str, name: str) -> bool:
+        details = DagDetails(id=_dag_of(kind, name))
+        entity = None if method == "PUT" else DagAccessEntity.RUN
+        return get_auth_manager().is_authorized_dag(
+            method=method, access_entity=entity, details=details, user=user
+        )
+
+    def show(nonce: str) -> str:
+        store = open_store(store_of(_PROCESS))
+        found = shelves(store, partial(may, "GET", MAIN))
+        names = [shelf.name for shelf in found]
+        back = {n: _dag_of(ROLLBACK, n) for n in names if may("POST", ROLLBACK, n)}
+        # Names of keys are for those who run a model.
+        spent = _usage() if any(may("PUT", MAIN, name) for name in names) else {}
+        return render_releases(found, nonce=nonce, up="../", rollback=back, **spent)
+
+    return answer(show, "Releases")
+
+
+def _dag_of(kind: str, name: str) -> str:
+    """Return the DAG of a kind that makes a model; that without a model file for a name of none."""
+    return kind + next((model.suffix for model in models() if model.name == name), "")
+
+
+def _usage() -> dict[str, Any]:
+    ledger = os.environ.get("TUNELINE_LEDGER")
+    if not ledger:
+        why = "Cost is shown where TUNELINE_LEDGER of the API server names the gateway's ledger."
+        return {"unknown_usage": why}
+    try:
+        return {"usage": usage(ledger)}
+    except TunelineError as error:
+        return {"unknown_usage": str(error)}
+
+
 @app.get("/api/{dag_id}/{run_id}", dependencies=_MAY_READ_RUN)
 def as_json(dag_id: str, run_id: str) -> list[dict[str, Any]]:
     """Return the 25 rows as JSON, the same as `tuneline checklist --json`."""
@@ -217,6 +273,12 @@ class ReleaseChecklistPlugin(AirflowPlugin):
             "name": "Evidence",
             "destination": "task_instance",
             "url_route": "evidence",
-            "href": "release-checklist/item/{DAG_ID}/{RUN_ID}/{TASK_ID}",
+            "href": "release-checklist/item/{DAG_ID}/{RUN_ID}/{TASK_ID}/{MAP_INDEX}",
+        },
+        {
+            "name": "Releases",
+            "destination": "nav",
+            "url_route": "releases",
+            "href": "release-checklist/releases",
         },
     ]

@@ -186,7 +186,7 @@ def _section(
 ) -> Section:
     if found is None:
         return Section(step.id, step.title, row, None)
-    shown = figures(found, _earlier(before, step.id))
+    shown = figures(found, evidence_of(before, step.id))
     deciding = [one for one in shown if one.m.rule is not None]
     tracked = latest_runs(run) if step.id in _TRAINED else []
     return Section(
@@ -211,12 +211,12 @@ def _released(run: Run) -> Release | None:
         return None
 
 
-def _earlier(before: Release | None, step: str) -> Evidence | None:
-    """Return the evidence that the last release ships of an item."""
-    if before is None or is_helper(step):
+def evidence_of(release: Release | None, step: str) -> Evidence | None:
+    """Return the evidence that a release ships of an item, None if it ships none that is read."""
+    if release is None or is_helper(step):
         return None
     try:
-        raw = before.read(f"evidence/{step}/evidence.json")
+        raw = release.read(f"evidence/{step}/evidence.json")
         return Evidence.model_validate_json(raw) if raw else None
     except (TunelineError, ValueError):
         return None

@@ -45,3 +45,65 @@ async function look() {
 }
 setTimeout(look, PAUSE_MS);
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+
+// What people decide here goes to Airflow's own API, as from its own forms: it asks for the permission and records who it was.
+const api = new URL(document.querySelector("main").dataset.up || "./", location.href).pathname + "api/v2";
+async function call(method, path, body) {
+  const answer = await fetch(api + path, {
+    method, headers: { "Content-Type": "application/json" }, body: body && JSON.stringify(body),
+  });
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) {
+    const why = typeof said.detail === "string" ? said.detail : JSON.stringify(said.detail ?? {});
+    throw new Error(answer.status === 403 ? "you may not do this here" : `${answer.status}: ${why}`);
+  }
+  return said;
+}
+
+function element(name, text, more = {}) {
+  const made = document.createElement(name);
+  if (text) made.textContent = text;
+  return Object.assign(made, more);
+}
+
+document.addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (!form.dataset.rollback) return;
+  event.preventDefault();
+  const said = form.querySelector("output"), button = form.querySelector("button");
+  const { version, reason } = Object.fromEntries(new FormData(form));
+  button.disabled = true;
+  try {
+    const run = await call("POST", `/dags/${encodeURIComponent(form.dataset.rollback)}/dagRuns`,
+      { logical_date: null, conf: { version, reason } });
+    said.textContent = `started: ${run.dag_run_id} of ${run.dag_id}; this page shows the result in a minute`;
+  } catch (error) { said.textContent = error.message; button.disabled = false; }
+});
+
+// Open questions about a release, with the answers that Airflow's own form has.
+async function questions(section) {
+  const found = await call("GET", "/dags/~/dagRuns/~/hitlDetails?response_received=false&limit=100");
+  const open = found.hitl_details.filter((one) => one.task_instance.task_id.endsWith("approve_release"));
+  section.hidden = !open.length;
+  for (const one of open) {
+    const at = one.task_instance, form = element("form"), said = element("output");
+    const reason = element("input", "", { size: 40, ariaLabel: "Reason" });
+    const link = element("a", "its checklist", { href: new URL(`${document.querySelector("main").dataset.up}dags/${encodeURIComponent(at.dag_id)}/runs/${encodeURIComponent(at.dag_run_id)}/plugin/release-checklist`, location.href) });
+    link.dataset.out = "";
+    form.append(element("h3", `${one.subject} (${at.dag_run_id})`), link, element("pre", one.body), reason);
+    for (const option of one.options) {
+      const button = element("button", option, { type: "button" });
+      button.onclick = async () => {
+        try {
+          await call("PATCH", `/dags/${encodeURIComponent(at.dag_id)}/dagRuns/${encodeURIComponent(at.dag_run_id)}/taskInstances/${encodeURIComponent(at.task_id)}/${at.map_index}/hitlDetails`,
+            { chosen_options: [option], params_input: { reason: reason.value } });
+          form.replaceChildren(element("p", `${option}: recorded for ${at.dag_run_id}`));
+        } catch (error) { said.textContent = error.message; }
+      };
+      form.append(button);
+    }
+    form.append(said);
+    section.append(form);
+  }
+}
+document.querySelectorAll("[data-questions]").forEach((section) => questions(section).catch(() => {}));

@@ -80,6 +80,13 @@ def read_look(store: Store, model: str, day: date) -> Look:
     return _look(document, store.uri_of(key))
 
 
+def latest_looks(store: Store, model: str, most: int) -> list[Look]:
+    """Return the last looks, at most so many, newest first."""
+    keys = store.keys(f"{_root(model)}/looks")
+    days = sorted({key.split("/")[-2] for key in keys if key.endswith("/report.json")})
+    return [read_look(store, model, date.fromisoformat(day)) for day in reversed(days[-most:])]
+
+
 def _compare(
     store: Store,
     model: str,

@@ -46,8 +46,8 @@ _OURS = re.compile(r"[0-9a-f]{64}\.jsonl")
 # Is in the place of a surrogate while an answer is scrubbed: a private character is no part of a
 # name.
 _MARK = "\ue000{}\ue001"
-# More than this nobody reads in one sitting.
-ROWS_OF_FORM = 20
+# As many as a person decides on in some five minutes.
+ROWS_OF_FORM = 50
 _DECISION, _CORRECTED = "decision_", "corrected_"
 _INSTRUCTIONS = (
     "Decide on each answer. Accepted and corrected answers become training data. Leave personal "
