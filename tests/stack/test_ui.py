@@ -9,8 +9,10 @@ import sys
 
 import pytest
 from tests.lab.browser import chromium
+from tests.lab.canaries import release
 from tests.lab.runs import Lab
 from tests.lab.site import ROOT, Site
+from tests.lab.waiting import wait_for
 
 from tuneline.catalogue import ITEMS, STEPS, Group
 from tuneline.evidence import measure
@@ -75,6 +77,8 @@ def start_run(site, lab):
         path = f"{runs}/test/taskInstances/{task}"
         assert site.call("root", "PATCH", path, new_state=state).is_success
     lab.leave("schema_validation", {}, [measure("broken_rows", 3, "rows", "==", 0)])
+    for version in ("first", "second"):
+        release(lab.run.store, lab.run.config.name, version)
     meta = {**lab.run.meta, "airflow": {"dag_id": MAIN, "run_id": "test"}}
     lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(meta).encode())
 
@@ -89,7 +93,7 @@ def browser():
 def page(site, browser, request):
     """A page in which a user is logged in; what failed in it is in `page.problems`."""
     made = browser.new_page(viewport={"width": 1500, "height": 1200})
-    made.problems = []
+    made.problems, made.user = [], request.param
     made.goto(f"{site.url}/auth/login/")
     made.get_by_label("Username").fill(request.param)
     made.get_by_label("Password").fill(request.param)
@@ -161,8 +165,32 @@ def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
     ).first.click()
     tab = page.frame_locator("iframe")
     tab.get_by_text("broken_rows is 3").first.wait_for(state="attached")
-    assert tab.locator("details").count() == len(ITEMS)
+    assert tab.locator("details.item").count() == len(ITEMS)
+    tab.locator("body").evaluate("window.scrollTo(0, 0)")
+    dark = "getComputedStyle(document.documentElement).colorScheme"
+    for theme in ("dark", "light"):
+        page.evaluate("name => { document.documentElement.className = name; }", theme)
+        wait_for(lambda t=theme: tab.locator("body").evaluate(dark) == t)
     assert page.problems == []
+
+
+@pytest.mark.parametrize("page", USERS, indirect=True)
+def test_a_task_has_its_evidence_and_all_models_their_releases(site, page):
+    page.goto(f"{site.url}/dags/{MAIN}/runs/test/tasks/schema_validation/plugin/evidence")
+    tab = page.frame_locator("iframe")
+    tab.get_by_text("broken_rows is 3").first.wait_for()
+    assert tab.locator("details.item").count() == 1
+    page.goto(f"{site.url}/plugin/releases")
+    page.frame_locator("iframe").locator("h2[id^=model-]").wait_for()
+    # Rolling back is for those who may start that DAG.
+    forms = page.frame_locator("iframe").locator("form[data-rollback]").count()
+    assert forms == (USERS[page.user] == "admin")
+    assert page.problems == []
+
+
+def test_nobody_sees_a_page_without_logging_in(site):
+    for path in (f"page/{MAIN}/test", f"item/{MAIN}/test/schema_validation/-1", "releases"):
+        assert site.http.get(f"/release-checklist/{path}").status_code == 401
 
 
 @pytest.mark.parametrize("page", ["root"], indirect=True)
