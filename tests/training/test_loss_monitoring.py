@@ -331,5 +331,5 @@ def test_the_curve_of_a_run_is_drawn_and_judged(trained, lab):
     assert evidence.verdict == Verdict.WARN
     assert "no tracker was asked for" in evidence.summary
     picture = run.artifact("loss_monitoring", "loss.svg").read_bytes()
-    assert picture.startswith(b"\x89PNG")
+    assert picture.startswith(b"<?xml")
     assert len(picture) > 5000
