@@ -1,24 +1,32 @@
 """A released version is pushed to a hub and to a registry, byte for byte, or refused."""
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
+from huggingface_hub import ModelCard
+from jsonschema import Draft202012Validator, FormatChecker
 from tests.governance.conftest import BROKEN
 from tests.lab.hub_server import TOKEN, WritableHub
-from tests.lab.registry_server import PASSWORD, USER, RegistryServer
+from tests.lab.registry_server import PASSWORD, USER, RegistryServer, TokenRegistry
 from tests.lab.releases import flip
 
 from tuneline.artifacts.release_log import Withdrawn
 from tuneline.artifacts.releases import Release
 from tuneline.cli import main
+from tuneline.errors import UserError
 from tuneline.governance.release.pointer import read_pointer, record
+from tuneline.governance.release.push import destinations_of, push_everywhere
 from tuneline.governance.release.verify import version_differences
 from tuneline.store import open_store
 
+BIN = Path(sys.executable).parent
 DOCS = Path(__file__).parents[3] / "docs/governance.md"
 # Of model-spec at d78bf32, under Apache-2.0.
 SCHEMA = json.loads(Path(__file__).with_name("modelpack-config.schema.json").read_text())
@@ -73,54 +81,89 @@ def promote(lab, *destinations):
     return main(["run", "promote", "--run", lab.run.uri, *options])
 
 
-def pushes(lab, version="test"):
-    log = lab.root / f"store/models/model/{version}/release.jsonl"
+def pushes(lab):
+    log = lab.root / f"store/models/model/{lab.run.run_id}/release.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     return [(line["to"], line["digest"]) for line in lines if line["event"] == "pushed"]
 
 
-def folder_of(lab, version="test"):
+def folder_of(lab):
     """The version's files by name, without its log and the store's notes on hashes."""
-    root = lab.root / "store/models/model" / version
-    keys = lab.run.store.keys(f"models/model/{version}")
-    names = [key.removeprefix(f"models/model/{version}/") for key in keys]
+    prefix = f"models/model/{lab.run.run_id}/"
+    root = lab.root / "store" / prefix
+    names = [key.removeprefix(prefix) for key in lab.run.store.keys(prefix.rstrip("/"))]
     return {name: (root / name).read_bytes() for name in names if name != "release.jsonl"}
 
 
-def check_pulled(lab, files, tmp_path):
+def check_pulled(lab, folder):
     """Compare pulled files with the version, and let the release's own verification read them."""
+    names = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    files = {name: (folder / name).read_bytes() for name in names}
     assert files == folder_of(lab)
-    root = tmp_path / "pulled"
+    pulled = open_store((lab.root / "pulled").as_uri())
+    prefix = f"models/model/{lab.run.run_id}"
     for name, data in files.items():
-        target = root / "models/model/test" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
-    uri = f"{open_store(root.as_uri()).uri}/models/model/test/manifest.json"
-    assert version_differences(uri) == []
+        pulled.put_bytes(f"{prefix}/{name}", data)
+    assert version_differences(pulled.uri_of(f"{prefix}/manifest.json")) == []
 
 
-def test_to_a_registry_and_back(ready_lab, registry, tmp_path, capsys):
-    lab, to = ready_lab(), f"oci://{registry.host}/models/support"
+@pytest.fixture
+def page(ready_lab, registry, hub, tmp_path, monkeypatch):
+    """The commands of the documentation, with the names of this test; and the run."""
+    lab = ready_lab(run_id="a1")
     docker_config(tmp_path / "docker", registry.host)
-    assert promote(lab, to) == 0
-    [(_, digest)] = pushes(lab)
-    total = len(folder_of(lab))
-    assert (
-        f"model test is at {to} as {digest} ({total} of {total} files were"
-        in capsys.readouterr().out
-    )
+    monkeypatch.chdir(tmp_path)
+    block = DOCS.read_text().split("### Publish a release")[1].split("```bash\n")[1].split("```")[0]
+    names = {"STORE": lab.run.store.uri, "REGISTRY": registry.host, "ORG": "acme"}
+    for name, value in names.items():
+        block = block.replace(name, value)
+    return lab, [shlex.split(line) for line in block.splitlines()]
 
-    answer = registry.get("models/support", f"manifests/{digest}")
-    assert f"sha256:{sha256(answer.content).hexdigest()}" == digest
-    assert registry.get("models/support", "manifests/test").content == answer.content
+
+def test_the_commands_of_the_page(page, registry, hub, tmp_path, capsys):
+    lab, [promote, download, pull] = page
+    assert main(promote[1:]) == 0
+    total = len(folder_of(lab))
+    (_, commit), (to, digest) = pushes(lab)
+    assert to == f"oci://{registry.host}/models/support-intents"
+    said = capsys.readouterr().out
+    assert f"model a1 is at {to} as {digest} ({total} of {total} files were sent)" in said
+    assert f"hf://acme/support-intents as {commit} (tagged a1 on main)" in said
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    subprocess.run([BIN / download[0], *download[1:]], env=environment, check=True)
+    by_digest = [pull[0], "pull", pull[2].replace(":a1", f"@{digest}"), *pull[3:], "--plain-http"]
+    for command in ([*pull, "--plain-http"], by_digest):
+        subprocess.run(command, check=True)
+        check_pulled(lab, Path("from-registry"))
+        shutil.rmtree("from-registry")
+    shutil.rmtree("from-hub/.cache")
+    Path("from-hub/.gitattributes").unlink()
+    check_pulled(lab, Path("from-hub"))
+    assert ModelCard.load(Path("from-hub/README.md")).data.license
+
+    # Again: nothing is sent, nothing is logged a second time.
+    sent = list(hub.uploads)
+    assert main(promote[1:]) == 0
+    assert capsys.readouterr().out.count("it was there already") == 2
+    assert (pushes(lab), hub.uploads) == ([(_, commit), (to, digest)], sent)
+    assert main(["verify", lab.run.store.uri_of("models/model/a1/manifest.json")]) == 0
+    assert main(["lineage", "model", "--store", lab.run.store.uri]) == 0
+    assert f"pushed to {to}" in capsys.readouterr().out
+
+
+def test_the_artifact_is_a_model_pack(ready_lab, registry, tmp_path):
+    lab = ready_lab()
+    docker_config(tmp_path / "docker", registry.host)
+    assert promote(lab, f"oci://{registry.host}/models/pack:v1") == 0
+    answer = registry.get("models/pack", "manifests/v1")
+    assert f"sha256:{sha256(answer.content).hexdigest()}" == pushes(lab)[0][1]
     manifest = answer.json()
     assert manifest["artifactType"] == "application/vnd.cncf.model.manifest.v1+json"
-    config = registry.get("models/support", f"blobs/{manifest['config']['digest']}").json()
-    Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER).validate(
-        config
-    )
-    assert config["descriptor"]["version"] == "test"
-    assert config["config"]["format"] == "gguf"
+    assert manifest["config"]["mediaType"] == "application/vnd.cncf.model.config.v1+json"
+    config = registry.get("models/pack", f"blobs/{manifest['config']['digest']}").json()
+    Draft202012Validator(SCHEMA, format_checker=FormatChecker()).validate(config)
+    assert (config["descriptor"]["name"], config["descriptor"]["version"]) == ("model", "test")
+    assert config["config"] == {"format": "gguf", "quantization": "f16"}
     assert config["modelfs"]["diffIds"] == [layer["digest"] for layer in manifest["layers"]]
     kinds = {
         layer["annotations"]["org.cncf.model.filepath"]: layer["mediaType"].split(".model.")[1]
@@ -129,51 +172,22 @@ def test_to_a_registry_and_back(ready_lab, registry, tmp_path, capsys):
     assert kinds["model.gguf"] == kinds["adapter/adapter_model.safetensors"] == "weight.v1.raw"
     assert kinds["tokenizer.json"] == kinds["adapter/adapter_config.json"] == "weight.config.v1.raw"
     assert kinds["README.md"] == kinds["evidence/lineage/evidence.json"] == "doc.v1.raw"
-    files = {
-        layer["annotations"]["org.cncf.model.filepath"]: registry.get(
-            "models/support", f"blobs/{layer['digest']}"
-        ).content
-        for layer in manifest["layers"]
-    }
-    check_pulled(lab, files, tmp_path)
-
-    # Again: nothing is sent, nothing is logged a second time.
-    assert promote(lab, to) == 0
-    assert "it was there already" in capsys.readouterr().out
-    assert pushes(lab) == [(to, digest)]
-    assert main(["verify", lab.run.store.uri_of("models/model/test/manifest.json")]) == 0
-    assert main(["lineage", "model", "--store", lab.run.store.uri]) == 0
-    assert f"pushed to {to}" in capsys.readouterr().out
 
 
-def test_to_a_hub_and_back(ready_lab, hub, tmp_path, capsys):
-    from huggingface_hub import ModelCard, snapshot_download
-
+def test_a_run_pushes_where_its_settings_say(ready_lab, hub):
     lab = ready_lab(deployment={"push_to": ["hf://acme/support"]})
     assert promote(lab) == 0
     [(to, commit)] = pushes(lab)
-    assert to == "hf://acme/support"
-    assert f"as {commit} (tagged test on main)" in capsys.readouterr().out
     repository = hub.repositories["acme/support"]
-    assert (repository.visibility, repository.tags) == ("private", {"test": commit})
-    local = Path(snapshot_download("acme/support", revision="test", local_dir=tmp_path / "down"))
-    shutil.rmtree(local / ".cache")
-    files = {str(f.relative_to(local)): f.read_bytes() for f in local.rglob("*") if f.is_file()}
-    assert files.pop(".gitattributes")
-    check_pulled(lab, files, tmp_path)
-    assert ModelCard.load(local / "README.md").data.license
-
-    sent = len(hub.uploads)
-    assert promote(lab) == 0
-    assert "it was there already" in capsys.readouterr().out
-    assert (len(hub.uploads), pushes(lab)) == (sent, [(to, commit)])
-    # The next version takes the place of the files that it does not have.
-    repository.commit("main", {**repository.commits[commit], "engine/old.engine": b"old"})
+    assert (to, repository.visibility) == ("hf://acme/support", "private")
+    # The next version takes the place of files that it does not have, not of those of others.
+    more = {"engine/old.engine": b"old", "notes.md": b"of somebody else"}
+    repository.commit("main", {**repository.commits[commit], **more})
     second = ready_lab(run_id="second")
     assert promote(second, "hf://acme/support") == 0
-    assert set(repository.commits[repository.tags["second"]]) - {".gitattributes"} == set(
-        folder_of(second, "second")
-    )
+    assert set(repository.commits[repository.tags["second"]]) == {
+        ".gitattributes", "notes.md", *folder_of(second),
+    }  # fmt: skip
     assert repository.tags["test"] == commit
 
 
@@ -220,40 +234,36 @@ def test_a_hub_that_dies_gets_only_what_it_lacks(ready_lab, hub, capsys):
     assert set(hub.repositories["acme/support"].branches) == {"main", "releases"}
 
 
-@pytest.mark.parametrize(
-    ("to", "code", "why"),
-    [
-        (
-            "oci://{host}/wrong/password",
-            2,
-            "the registry answers 401 to HEAD: the credentials for ",
-        ),
-        ("hf://acme/wrong", 2, "the hub answers 401: HF_TOKEN is missing or wrong"),
-        ("hf://others/support", 2, "the hub answers 403: HF_TOKEN is missing or wrong, or lacks"),
-        ("oci://127.0.0.1:9/a/b", 75, "the registry can't be reached"),
-        ("ftp://host/model", 2, "can't push to 'ftp://host/model': write hf://org/name@branch or"),
-        ("oci://user:secret-word-1@host/b", 2, "can't push to 'oci://***@host/b': write hf://"),
-    ],
-)
-def test_a_push_that_is_refused(
-    ready_lab, registry, hub, tmp_path, monkeypatch, capsys, to, code, why
-):
+REFUSED = [
+    ("ftp://host/model", 2, "can't push to 'ftp://host/model': write hf://org/name@branch or"),
+    ("oci://user:secret-word-1@host/b", 2, "can't push to 'oci://***@host/b': write hf://"),
+    ("oci://{host}/wrong/password", 2, "answers 401 to HEAD: the credentials for 127"),
+    ("hf://others/support", 2, "the hub answers 403: HF_TOKEN is missing or wrong, or lacks"),
+    ("hf://acme/wrong", 2, "the hub answers 401: HF_TOKEN is missing or wrong"),
+    ("oci://127.0.0.1:9/a/b", 75, "the registry can't be reached"),
+]
+
+
+def test_a_push_that_is_refused(ready_lab, registry, hub, tmp_path, monkeypatch, capsys):
     lab = ready_lab()
     docker_config(tmp_path / "docker", registry.host, password="wrong-password-1")
-    if "wrong" in to:
-        monkeypatch.setenv("HF_TOKEN", "hf_SomeTokenThatIsWrong123")
-    assert promote(lab, to.format(host=registry.host)) == code
-    said = capsys.readouterr()
-    assert why in said.err
-    assert len(said.err.splitlines()) == 1
-    written = said.out + said.err
-    for path in lab.root.rglob("*"):
-        if path.is_file() and "docker" not in path.parts:
-            written += path.read_bytes().decode(errors="replace")
+    written = ""
+    for to, code, why in REFUSED:
+        if to == "hf://acme/wrong":
+            monkeypatch.setenv("HF_TOKEN", "hf_SomeTokenThatIsWrong123")
+        assert promote(lab, to.format(host=registry.host)) == code
+        said = capsys.readouterr()
+        assert why in said.err
+        assert len(said.err.splitlines()) == 1
+        # An address is read before anything is released; all else is tried after.
+        released = (lab.root / "store/models/model/staging.json").exists()
+        assert released == ("can't push" not in why)
+        written += said.out + said.err
+    assert pushes(lab) == []
+    for path in (lab.root / "store").rglob("*"):
+        written += path.read_bytes().decode(errors="replace") if path.is_file() else ""
     for secret in (PASSWORD, "wrong-password-1", "secret-word-1", TOKEN, "hf_SomeToken"):
         assert secret not in written
-    # An address is read before anything is released; all else is tried after.
-    assert (lab.root / "store/models/model/staging.json").exists() == ("can't push" not in why)
 
 
 def test_other_bytes_are_not_pushed(ready_lab, registry, hub, tmp_path, capsys):
@@ -261,14 +271,13 @@ def test_other_bytes_are_not_pushed(ready_lab, registry, hub, tmp_path, capsys):
     docker_config(tmp_path / "docker", registry.host)
     assert promote(lab) == 0
     flip(lab.root / "store/models/model/test/model.gguf")
-    from tuneline.governance.release.push import destinations_of, push_everywhere
-
     capsys.readouterr()
-    assert promote(lab, f"oci://{registry.host}/flipped/a", "hf://acme/flipped") == 2
+    # promote refuses, and so does the push, whoever calls it.
+    destinations = [f"oci://{registry.host}/flipped/a", "hf://acme/flipped"]
+    assert promote(lab, *destinations) == 2
     assert "model.gguf is corrupt" in capsys.readouterr().err
-    for to in destinations_of(lab.run, [f"oci://{registry.host}/flipped/a", "hf://acme/flipped"]):
-        with pytest.raises(Exception, match=r"is not what was released: .*model\.gguf is corrupt"):
-            push_everywhere(lab.run, [to])
+    with pytest.raises(UserError, match=r"(is not what was released: .*model\.gguf is corr.*){2}"):
+        push_everywhere(lab.run, destinations_of(lab.run, destinations))
     assert registry.get("flipped/a", "tags/list").status_code == 404
     assert hub.repositories == {}
 
@@ -305,3 +314,38 @@ def test_a_tag_of_another_artifact_stays(ready_lab, registry, hub, tmp_path, cap
     assert promote(lab, to[1]) == 2
     assert "has another README.md in " in capsys.readouterr().err
     assert repository.tags["test"] == moved
+
+
+@pytest.fixture
+def helper(tmp_path, monkeypatch, ready_lab):
+    """A credential helper, which Docker's configuration names for a registry."""
+    program = tmp_path / "bin/docker-credential-test"
+    program.parent.mkdir()
+    found = json.dumps({"Username": USER, "Secret": PASSWORD})
+    program.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{found}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return lambda host: monkeypatch.setenv(
+        "DOCKER_AUTH_CONFIG", json.dumps({"credHelpers": {host: "test"}})
+    )
+
+
+def test_a_registry_that_sells_tokens(ready_lab, helper, capsys):
+    lab, registry = ready_lab(), TokenRegistry()
+    helper(registry.host)
+    # It is not on this machine by its name, so a password would go by TLS alone.
+    assert promote(lab, f"oci://{registry.host}/a/b") == 75
+    assert registry.seen == []
+    assert promote(lab, f"oci+http://{registry.host}/a/b") == 0
+    assert {sha256(data).hexdigest() for data in folder_of(lab).values()} <= {
+        digest.removeprefix("sha256:") for digest in registry.stored
+    }
+    # Tokens ran out on the way, and neither they nor the password went anywhere else.
+    assert [kind for _, path, kind in registry.seen if path == "/token"] == ["Basic"] * 4
+    assert {kind for _, path, kind in registry.seen if path == "/upload"} == {""}
+    assert {kind for _, path, kind in registry.seen if path.startswith("/v2")} == {"", "Bearer"}
+    registry.may_push = False
+    capsys.readouterr()
+    assert promote(lab, f"oci+http://{registry.host}/a/b:other") == 2
+    assert "the registry answers 403 to POST: the credentials for" in capsys.readouterr().err
+    registry.stop()
