@@ -27,6 +27,7 @@ from tuneline.artifacts.deployment import CHOICE
 from tuneline.artifacts.release_log import Pushed, read_log, withdrawal
 from tuneline.artifacts.releases import (
     ADAPTER_FOLDER,
+    CONFIG_FILE,
     LINEAGE_EVIDENCE,
     LINEAGE_STATEMENTS,
     MANIFEST_FILE,
@@ -40,7 +41,6 @@ from tuneline.artifacts.releases import (
 from tuneline.config.deployment import Destination
 from tuneline.errors import RetryableError, TunelineError, UserError, first_line
 from tuneline.evidence import FileRef
-from tuneline.governance.documents.facts import Facts
 from tuneline.governance.release.log_check import lineage_differences
 from tuneline.governance.release.pointer import Pointed, complete, read_pointer, record
 from tuneline.governance.release.signature import SIGNATURE
@@ -267,9 +267,10 @@ def _kind(name: str) -> str:
 
 def _config(release: Release, files: Sequence[FileRef]) -> bytes:
     """Describe the model; what the release does not state is left out."""
-    manifest, governance = release.manifest, Facts(release).config.get("governance", {})
-    choice = json.loads(release.read(CHOICE.name) or b"{}")
-    license_ = governance.get("model_license") or manifest.base_model.get("license")
+    manifest = release.manifest
+    config, choice = (json.loads(release.read(n) or b"{}") for n in (CONFIG_FILE, CHOICE.name))
+    declared = config.get("governance", {}).get("model_license")
+    license_ = declared or manifest.base_model.get("license")
     descriptor = {
         "createdAt": manifest.created_at,
         "name": manifest.name,
