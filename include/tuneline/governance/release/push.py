@@ -14,12 +14,12 @@ import base64
 import hashlib
 import json
 import os
-import re
 import subprocess
 import tempfile
 from collections.abc import Generator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.request import parse_http_list, parse_keqv_list
 
 import httpx
 
@@ -354,7 +354,7 @@ class _Login(httpx.Auth):
         if answer.status_code != 401 or not ours:
             return
         challenge = answer.headers.get("WWW-Authenticate", "")
-        asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        asked = parse_keqv_list(parse_http_list(challenge.partition(" ")[2]))
         password = credentials(self._to.owner)
         self._header = f"Basic {password}" if password else ""
         if challenge.lower().startswith("bearer"):
