@@ -72,6 +72,8 @@ PROGRAMS = {
     "chromium": "chromium",
     "sqlite3": "sqlite3",
     "aws": "awscli",
+    "docker-registry": "docker-registry",
+    "oras": "oras",
 }
 
 

@@ -82,6 +82,15 @@ class Erased(_Event):
     sources: list[str] = []  # files outside of the store from which the rows came
 
 
+class Pushed(_Event):
+    """The version was pushed to another repository."""
+
+    event: Literal["pushed"] = "pushed"
+    by: str
+    to: str  # hf://… or oci://…
+    digest: str  # of the commit, or of the manifest in the registry
+
+
 class _Move(_Event):
     """An event that moves the release pointer to the version."""
 
@@ -107,7 +116,7 @@ class RolledBack(_Move):
     reason: str
 
 
-Event = Approved | Waived | Canary | Released | RolledBack | Withdrawn | Erased
+Event = Approved | Waived | Canary | Released | RolledBack | Withdrawn | Erased | Pushed
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

@@ -87,6 +87,10 @@ def _add_actions(actions: Commands) -> None:
         action = actions.add_parser(helper.action, help=helper.title)
         add_run_argument(action)
         action.set_defaults(command=_step, item=helper.id)
+        if helper.id == "promote":
+            text = "also push the released version there: hf://org/name, oci://registry/repository"
+            action.add_argument("--push", action="append", default=[], metavar="TO", help=text)
+            action.set_defaults(command=_promote)
     sweep = actions.add_parser("sweep", help="try the ranks of training.sweep_r")
     add_run_argument(sweep)
     sweep.add_argument("--r", type=int, metavar="N", help="try this rank alone")
@@ -117,6 +121,17 @@ def _step(arguments: argparse.Namespace) -> int:
     from tuneline.step import run_step
 
     return run_step(arguments.item, arguments.run)
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    from tuneline.governance.release.push import destinations_of, push_everywhere
+    from tuneline.run import Run
+
+    run = Run.open(arguments.run)
+    destinations = destinations_of(run, arguments.push)
+    code = _step(arguments)
+    push_everywhere(run, destinations)
+    return code
 
 
 def _checklist(arguments: argparse.Namespace) -> int:

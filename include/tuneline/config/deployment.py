@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from tuneline.config.section import Limit, Section
 
@@ -22,6 +23,35 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "tensorrt_llm": ("f16", "fp8", "int4_awq", "int8_sq", "nvfp4"),
     "tensorrt_llm_pytorch": ("f16",),
 }
+
+# Plain HTTP needs `oci+http`, but for a registry on this machine.
+_DESTINATION = re.compile(
+    r"(?:(hf)|(oci(?:\+http)?))://([\w.-]{1,253}(?::\d{1,5})?)/"
+    r"((?(1)[\w.-]|[\w./-]){1,254})(?:(?(1)@|:)([\w./-]{1,128}))?",
+    re.ASCII,
+)
+
+
+class Destination(NamedTuple):
+    """A place to which a release is pushed."""
+
+    uri: str
+    scheme: str  # hf, oci or oci+http
+    owner: str  # of a repository on the hub; or the registry
+    repository: str
+    label: str  # branch on the hub, tag in a registry; empty for the usual one
+
+    @classmethod
+    def parse(cls, uri: str) -> Destination:
+        """Take an address apart; ValueError if it is none."""
+        match = _DESTINATION.fullmatch(uri)
+        if match is None:
+            raise ValueError(
+                f"{uri!r}: write hf://org/name@branch or oci://registry/repository:tag, branch and "
+                "tag if you like (oci+http:// for a registry without TLS)"
+            )
+        hub, registry, *parts = match.groups("")
+        return cls(uri, hub or registry, *parts)
 
 
 class DeploymentConfig(Section):
@@ -63,6 +93,12 @@ class DeploymentConfig(Section):
     max_adapter_slowdown: float = Field(0.5, gt=0, lt=1)
     """Largest loss of throughput by an adapter that is not merged, a share, with all slots taken;
     beyond it the adapter is merged."""
+    push_to: Annotated[
+        list[Annotated[str, AfterValidator(lambda uri: Destination.parse(uri).uri)]],
+        Limit("lineage", "within"),
+    ] = Field([])
+    """Where the released version is pushed: `hf://org/name@branch` (default branch `main`),
+    `oci://registry/repository:tag` (default tag: the version)."""
 
     @property
     def measured_variants(self) -> tuple[str, ...]:

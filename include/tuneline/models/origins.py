@@ -219,12 +219,17 @@ def repository_of(uri: str, rest: str, kind: Kind = BASE) -> tuple[str, str]:
     return repository, revision
 
 
-def call_hub(subject: str, action: Callable[[], T]) -> T:
+_INSTEAD = "; offline, give a directory or s3:// instead"
+
+
+def call_hub(subject: str, action: Callable[[], T], instead: str = _INSTEAD) -> T:
     """Run a call of the hub's client and translate its errors."""
     from huggingface_hub import errors
 
     # Errors of its HTTP library are passed on: httpx's or httpx2's, depending on its version.
-    transport: tuple[Any, ...] = errors.HfHubHTTPError.__bases__
+    # An upload that fails is a RuntimeError, an answer that makes no sense a ValueError.
+    known = (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, RuntimeError, ValueError)
+    others: tuple[Any, ...] = (*known, *errors.HfHubHTTPError.__bases__)
     try:
         return action()
     except errors.GatedRepoError:
@@ -235,11 +240,12 @@ def call_hub(subject: str, action: Callable[[], T]) -> T:
         why = ": the hub knows no such repository, or HF_TOKEN may not read it"
     except errors.HFValidationError as error:
         why = f": {first_line(error)}"
-    except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, *transport) as error:
-        raise RetryableError(
-            f"{subject}: the hub can't be reached or failed ({first_line(error)}); "
-            "offline, give a directory or s3:// instead"
-        ) from error
+    except others as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status not in (401, 403):
+            why = f"the hub can't be reached or failed ({first_line(error)}){instead}"
+            raise RetryableError(f"{subject}: {why}") from error
+        why = f": the hub answers {status}: HF_TOKEN is missing or wrong, or lacks this right"
     raise UserError(subject + why)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tuneline.artifacts import release_log
 from tuneline.artifacts.governance import Manifest, PointerMove
-from tuneline.artifacts.release_log import Canary, Line, RolledBack, Waived, Withdrawn, read_log
+from tuneline.artifacts.release_log import Line, read_log
 from tuneline.artifacts.releases import CONFIG_FILE, Release, current_release, find_version
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import load_evidence
@@ -241,14 +242,16 @@ def _facts(manifest: Manifest) -> list[str]:
 def _told(line: Line) -> str | None:
     """Return an event that a reader of the ancestry wants to know, None for the others."""
     match event := line.event:
-        case Waived():
+        case release_log.Waived():
             return f"{line.at}  {event.item} waived by {event.by}: {event.reason}"
-        case Canary():
+        case release_log.Canary():
             return f"{line.at}  canary of {event.share:.0%} {event.outcome}: {event.summary}"
-        case RolledBack():
+        case release_log.RolledBack():
             return f"{line.at}  rolled back to from {event.previous_version}: {event.reason}"
-        case Withdrawn():
+        case release_log.Withdrawn():
             return f"{line.at}  withdrawn: {event.reason}"
+        case release_log.Pushed():
+            return f"{line.at}  pushed to {event.to} by {event.by}: {event.digest}"
         case _:
             return None
 
