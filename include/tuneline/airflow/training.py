@@ -166,7 +166,7 @@ class TrainingJob(KubernetesJobOperator):
             self._await_pods(name, namespace)
             if not self._has_ended(name, namespace) and self._step.defers():
                 self._defer(name, namespace)
-            self._show_log(name, namespace, event)
+            self._show_log(name, namespace)
         except ApiException as error:
             if error.status != 404:
                 raise
@@ -233,14 +233,11 @@ class TrainingJob(KubernetesJobOperator):
         )
         self.defer(trigger=trigger, method_name="trigger_reentry")
 
-    def _show_log(self, name: str, namespace: str, event: dict[str, Any] | None) -> None:
+    def _show_log(self, name: str, namespace: str) -> None:
         """Show the log of pod 0, which reports on the training, until its end."""
         if pods := self._pods(name, namespace):
             self.pod_manager.fetch_container_logs(
-                pods[0],
-                container_name=self.base_container_name,
-                follow=True,
-                since_time=(event or {}).get("last_log_time"),
+                pods[0], container_name=self.base_container_name, follow=True
             )
 
     def _has_ended(self, name: str, namespace: str) -> bool:
