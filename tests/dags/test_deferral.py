@@ -6,12 +6,14 @@ from contextlib import suppress
 import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from kubernetes.client import models as k8s
 from tests.lab import tasks as task_lab
 from tests.lab.pods import IMAGE, NAMESPACE, Api
 from tests.lab.runs import Lab
 from tests.lab.tasks import first_event, prepared_run
 from tests.lab.waiting import wait_for
 
+from tuneline.airflow import pods
 from tuneline.airflow.failures import StepRetryPolicy
 from tuneline.airflow.training import TrainingPods
 from tuneline.config import PodConfig
@@ -29,8 +31,9 @@ def train(script, **kwargs):
     return pod
 
 
-def context_of(lab, nodes=1, **options):
-    prepared = prepared_run(lab.run.uri, PodConfig(namespace=NAMESPACE, image=IMAGE, nodes=nodes))
+def context_of(lab, nodes=1, gpus=0, **options):
+    sized = PodConfig(namespace=NAMESPACE, image=IMAGE, gpu_image=IMAGE, nodes=nodes, gpus=gpus)
+    prepared = prepared_run(lab.run.uri, sized)
     return task_lab.context_of("train", prepared=prepared, **options)
 
 
@@ -56,6 +59,7 @@ def started(api, count):
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_user_who_ends_the_task_ends_its_pods(api: Api, lab, nodes):
     trigger = leave(train("sleep 600"), context_of(lab, nodes))
+    assert trigger.logging_interval == 30
     started(api, nodes)
 
     async def killed_by_user():
@@ -87,6 +91,29 @@ def test_a_triggerer_that_is_killed_or_stopped_ends_no_pod(api: Api, lab, nodes,
     train(script).trigger_reentry(context, event)
     assert (tmp_path / "ends").read_text() == "x\n" * nodes
     wait_for(lambda: pods_of(api) == [], what="the end of the pods")
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_what_failed_while_no_worker_watched_has_failed_and_is_not_run_again(
+    api: Api, lab, nodes, tmp_path
+):
+    script = f"echo x >> {tmp_path}/ran; sleep 1; exit 1"
+    pod, context = train(script), context_of(lab, nodes)
+    event = asyncio.run(first_event(leave(pod, context)))
+    with pytest.raises(AirflowException):
+        train(script).trigger_reentry(context, event)
+    assert (tmp_path / "ran").read_text() == "x\n" * nodes
+    wait_for(lambda: pods_of(api) == [], what="the end of the pods")
+
+
+@pytest.mark.timeout(60)
+def test_a_pod_that_did_not_start_in_time_is_not_waited_for_again(api: Api, lab):
+    context = context_of(lab, gpus=64)
+    trigger = leave(train("true"), context)
+    event = {"status": "timeout", "message": "too long", "namespace": NAMESPACE}
+    with pytest.raises(AirflowException, match="retryable: the pod did not start: no node has 64"):
+        train("true").trigger_reentry(context, {**event, "name": trigger.pod_name})
+    wait_for(lambda: pods_of(api) == [], what="the end of the pod")
 
 
 @pytest.mark.parametrize("saw", ["error", "success"])
@@ -144,12 +171,21 @@ def test_the_log_grows_while_the_pod_runs_and_has_every_line_at_the_end(
     assert [i for i in range(1, 9) if f"line-{i}-end" not in rest] == []
 
 
-def test_a_pod_that_has_ended_before_the_task_could_defer(api: Api, lab, tmp_path):
+def test_an_evicted_pod_is_not_one_that_did_not_start():
+    """Its containers have no status any more."""
+    gone = k8s.V1Pod(status=k8s.V1PodStatus(phase="Failed", reason="Evicted"))
+    train("true").await_pod_start(gone)
+
+
+def test_a_pod_that_has_ended_before_the_task_could_defer(api: Api, lab, tmp_path, monkeypatch):
     """A worker died between making the pod and leaving; another one finds what it has done."""
     context = context_of(lab, store=task_lab.TaskStateStore(tmp_path / "state.json"))
     script = f"echo x >> {tmp_path}/ran"
     leave(train(script), context)
     wait_for(lambda: pods_of(api)[0].status.phase == "Succeeded", what="the end of the pod")
+    judged = []
+    monkeypatch.setattr(pods, "judge", lambda *arguments: judged.append(arguments))
     train(script).execute(context)
     assert (tmp_path / "ran").read_text() == "x\n"
+    assert len(judged) == 1
     wait_for(lambda: pods_of(api) == [], what="the end of the pod")

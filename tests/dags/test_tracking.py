@@ -50,6 +50,13 @@ def test_a_pod_is_started_only_if_something_waits_to_be_synced(run, started):
     leave(run, ONLINE, OFFLINE)
     sync(run)
     assert len(started) == 1
+    # Its pod has synced what there was while the task was deferred.
+    leave(run, ONLINE)
+    prepared = prepared_run(run.uri, run.config.pods)
+    pod_of(get_step("sync_tracking")).trigger_reentry(
+        context_of("sync_tracking", prepared=prepared), {"status": "success"}
+    )
+    assert len(started) == 2
 
 
 def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):

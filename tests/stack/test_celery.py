@@ -85,8 +85,23 @@ def crash(stack, *names, **settings):
     assert f"starting Airflow ({', '.join(names)})" in up.stdout
 
 
-def state(run, task):
-    return next(t["state"] for t in run.tasks() if t["task_id"] == task)
+def pods_of(stack, **labels):
+    """The pods on the stack's own cluster."""
+    config.load_kube_config(str(stack.layout().pods / "kubeconfig"))
+    selector = ",".join(f"{name}={value}" for name, value in labels.items())
+    return k8s.CoreV1Api().list_namespaced_pod("default", label_selector=selector).items
+
+
+def await_pod(stack, run, task):
+    def runs():
+        pods = pods_of(stack, run_id=run.run_id, task_id=task)
+        return any(pod.status.phase == "Running" for pod in pods)
+
+    wait_for(runs, seconds=1500, what=f"the pod of {task}", pause=0.3)
+
+
+def deferred(run):
+    return {t["task_id"] for t in run.tasks() if t["state"] == "deferred"}
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +125,11 @@ def ended(stack, client, task):
     for run in runs.values():
         run.trigger(task)
     first = runs["first"]
-    wait_for(lambda: state(first, "train") == "deferred", seconds=1500, what="the training")
+    await_pod(stack, first, "train")
+    wait_for(lambda: "train" in deferred(first), seconds=60, what="the deferral", pause=0.5)
     both = {run.state() for run in runs.values()}
     crash(stack, "scheduler", "worker", "triggerer", AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE="False")
-    wait_for(lambda: state(first, STEP) == "running", seconds=1500, what=STEP)
-    uri = first.run_uri()
-    wait_for(lambda: STEP in Run.open(uri).in_progress(), seconds=300, what="the work of its pod")
+    await_pod(stack, first, STEP)
     crash(stack, "worker")
     found = {name: (run, *finish(run, 2400)) for name, run in runs.items()}
     return SimpleNamespace(both=both, **found)
@@ -145,14 +159,12 @@ def test_the_next_worker_goes_on_with_the_pod_of_one_that_died_watching_it(ended
     assert evidence.airflow["try_number"] == 1
 
 
-def test_a_run_that_a_user_ends_ends_its_pods_also_those_that_no_worker_watches(
-    ended, stack, client, task
-):
-    config.load_kube_config(str(stack.layout().pods / "kubeconfig"))
-    listed = k8s.CoreV1Api().list_namespaced_pod
+def test_a_run_that_a_user_ends_ends_its_pods_though_no_worker_watches(stack, client, task):
     run = DagRun(client, "ended", "finetune_to_production__first")
     run.trigger(task)
-    deferred = lambda: [t for t in run.tasks() if t["state"] == "deferred"]  # noqa: E731
-    wait_for(lambda: listed("default").items and deferred(), seconds=300, what="a pod")
+    await_pod(stack, run, "schema_validation")
+    wait_for(lambda: "schema_validation" in deferred(run), seconds=60, what="it", pause=0.2)
     run.stop()
-    wait_for(lambda: listed("default").items == [], seconds=120, what="the end of the pods")
+    wait_for(lambda: not pods_of(stack, run_id="ended"), seconds=60, what="the end", pause=0.5)
+    # Not of its own accord.
+    assert Run.open(run.run_uri()).find_evidence("schema_validation") is None
