@@ -16,6 +16,7 @@ from tests.lab.waiting import wait_for
 from tuneline.airflow import pods
 from tuneline.airflow.failures import StepRetryPolicy
 from tuneline.airflow.training import TrainingPods
+from tuneline.catalogue import Size
 from tuneline.config import PodConfig
 
 
@@ -109,10 +110,10 @@ def test_what_failed_while_no_worker_watched_has_failed_and_is_not_run_again(
 @pytest.mark.timeout(60)
 def test_a_pod_that_did_not_start_in_time_is_not_waited_for_again(api: Api, lab):
     context = context_of(lab, gpus=64)
-    trigger = leave(train("true"), context)
+    trigger = leave(train("true", size=Size.TRAIN), context)
     event = {"status": "timeout", "message": "too long", "namespace": NAMESPACE}
     with pytest.raises(AirflowException, match="retryable: the pod did not start: no node has 64"):
-        train("true").trigger_reentry(context, {**event, "name": trigger.pod_name})
+        train("true", size=Size.TRAIN).trigger_reentry(context, {**event, "name": trigger.pod_name})
     wait_for(lambda: pods_of(api) == [], what="the end of the pod")
 
 
