@@ -24,7 +24,7 @@ def run(tmp_path):
 def started(monkeypatch):
     """Contexts for which a pod was started."""
     found = []
-    monkeypatch.setattr(StepPod, "execute", lambda self, context: found.append(context))
+    monkeypatch.setattr(StepPod, "carry_out", lambda self, context, pods: found.append(context))
     return found
 
 
@@ -50,13 +50,20 @@ def test_a_pod_is_started_only_if_something_waits_to_be_synced(run, started):
     leave(run, ONLINE, OFFLINE)
     sync(run)
     assert len(started) == 1
+    # Its pod has synced what there was while the task was deferred.
+    leave(run, ONLINE)
+    prepared = prepared_run(run.uri, run.config.pods)
+    pod_of(get_step("sync_tracking")).trigger_reentry(
+        context_of("sync_tracking", prepared=prepared), {"status": "success"}
+    )
+    assert len(started) == 2
 
 
 def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):
-    def fail(self, context):
+    def fail(self, context, pods):
         raise AirflowException("Pod took too long to start")
 
-    monkeypatch.setattr(StepPod, "execute", fail)
+    monkeypatch.setattr(StepPod, "carry_out", fail)
     leave(run, OFFLINE)
     with pytest.raises(AirflowSkipException, match=f"sync-tracking --run {run.uri}` does it later"):
         sync(run)
