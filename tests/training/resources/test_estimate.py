@@ -148,13 +148,14 @@ def test_training_stops_at_its_limit_and_keeps_the_best(lab, monkeypatch):
 
 def test_a_run_is_forecast_from_sizes(capsys, tmp_path):
     settings = tmp_path / "settings.yaml"
-    settings.write_text("evaluation: {min_metric: 0.8, load: {users: 200}}\n")
+    settings.write_text("evaluation: {min_metric: 0.8, load: {users: 200}, shards: 4}\n")
     words = ["estimate", "--preset", "gpu", "--data", "sample://support.jsonl"]
     assert main([*words, "--config", str(settings), "--tokens", "1000000000"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"train +4 +8Gi +8 +1 ", said)
     assert re.search(r"light +8 +4Gi +1 +0 ", said)
     # 6 × 135M parameters × 750M tokens at 35 % of 989 TFLOP/s.
+    assert "4 pods (4 GPUs) answer the hold-out, in 1/4 of the time." in said
     assert "Training takes about 29 minutes (a third to 3 times), 0.049 USD" in said
     seventy = forecast(config(pods={"gpus": 8}), 70_000_000_000, tokens=10**9)
     # bf16 in eight shards (140 GB), or the whole base in NF4 on each GPU.
