@@ -127,7 +127,6 @@ def _wire(model: Model) -> None:
     tasks["pii_scrubbing"].last >> findings
     [tasks["license_audit"].last, tasks["final_audit"].last] >> ranks
     tasks["lineage"].last >> approval
-    optional = (licences, findings, trials, shards, votes, approval)
-    by_id = {task.task_id: task for task in optional}
+    optional = {t.task_id: t for t in (licences, findings, trials, shards, votes, approval)}
     for step_id, before in OPTIONAL_BEFORE.items():
-        by_id[before] >> tasks[step_id].first
+        optional[before] >> tasks[step_id].first
