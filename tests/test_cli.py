@@ -208,6 +208,17 @@ def test_a_second_call_goes_on_after_what_is_done(steps):
     assert steps.call() == (EXIT_OK, [LAST])
 
 
+def test_a_run_without_airflow_answers_all_shards_before_they_are_scored(tmp_path, monkeypatch):
+    carried_out = []
+    monkeypatch.setattr(whole_run, "RUN_ORDER", [get_step("holdout_performance")])
+    monkeypatch.setattr(whole_run, "_carry_out", lambda _, *words: carried_out.append(words) or 1)
+    for shards in (1, 2):
+        lab = Lab(tmp_path, {"evaluation": {"shards": shards}}, f"r{shards}")
+        assert whole_run.run_all(lab.run) == EXIT_FAILED
+    step = ("tuneline", "step", "holdout_performance")
+    assert carried_out == [step, ("tuneline", "run", "answer")]
+
+
 def test_a_second_call_measures_again_what_stopped_the_first(steps):
     steps.holds[CRITICAL] = False
     assert steps.call() == (EXIT_FAILED, [CRITICAL])

@@ -77,6 +77,16 @@ def execute(step: str, run_uri: str) -> Evidence | Record | None:
             return None if entry is None else store_output(context, entry)
 
 
+@contextmanager
+def apart(run: Run, name: str) -> Iterator[StepContext]:
+    """Surround what a pod of its own does for a step, which then judges it; no evidence is left."""
+    refuse_other_policy(run)
+    with _context(run, name) as context:
+        _refuse_other_code(context)
+        with _resources(context), rare_collections(), at_work_in(run.store):
+            yield context
+
+
 def refuse_other_policy(run: Run) -> None:
     """Refuse a production step whose image has another policy than the DAG that made the run."""
     if run.config.profile != "production":

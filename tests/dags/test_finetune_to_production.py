@@ -22,6 +22,7 @@ from tuneline.config import Model, ModelFile, build_config
 
 ROOT = Path(__file__).parents[2]
 SWEEP = "tuneline run sweep --r".split()
+VLLM = {"deployment": {"engine": "vllm"}}
 RUN = ["--run", "{{ ti.xcom_pull(task_ids='prepare_run') }}"]
 
 
@@ -98,6 +99,7 @@ BETWEEN = (
     ("pii_scrubbing", "review_rows", "final_audit"),
     ("license_audit final_audit", "ask_sweep", "sweep"),
     ("ask_sweep", "sweep", "lora_selection"),
+    ("build_engine", "answer_holdout", "holdout_performance"),
     ("prepare_review", "review_pairs", "human_review"),
     ("lineage", "approve_release", "promote"),
 )
@@ -123,11 +125,12 @@ def test_people_can_be_left_out_but_a_skipped_run_never_goes_on(dag):
     """A task that bears a skipped question still needs a success of something unskippable."""
     lenient = {t.task_id for t in dag.tasks if t.trigger_rule != TriggerRule.ALL_SUCCESS}
     after_people = {"license_audit", "human_review", "promote", "final_audit"}
-    assert lenient == {*after_people, "lora_selection"}
+    assert lenient == {*after_people, "lora_selection", "holdout_performance"}
     for task_id in lenient:
         task = dag.get_task(task_id)
         assert task.trigger_rule == TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS
         questions = {"approve_license", "review_rows", "review_pairs", "approve_release", "sweep"}
+        questions.add("answer_holdout")
         assert task.upstream_task_ids - questions, f"{task_id} hangs on a question alone"
         assert task.upstream_task_ids & questions
 
@@ -145,6 +148,29 @@ def test_the_sweep_is_one_pod_a_rank_in_the_pool_of_the_gpu(dag):
     assert pod.cmds == [*command, *RUN]
     assert pod.startup_timeout_seconds >= 30 * 60
     assert pod.durable is True
+
+
+def test_the_holdout_alone_is_answered_by_several_pods(dag):
+    """What measures speed or compares numbers of one server stays one pod."""
+    mapped = {task.task_id for task in dag.tasks if task.is_mapped}
+    assert mapped == {"sweep", "answer_holdout", "review_rows", "review_pairs"}
+    shards = dag.get_task("answer_holdout")
+    assert shards.expand_input.value["command"].operator.task_id == "build_engine"
+    # A laptop's engine runs on CPUs; another one waits for a slot of the GPUs for each pod.
+    assert (shards.pool, shards.retries) == ("default_pool", 2)
+    vllm = finetune_to_production.build(Model("a", "", ModelFile(settings=VLLM)))
+    assert vllm.get_task("answer_holdout").pool == "gpu"
+    command = ["tuneline", "run", "answer", "--shard", "1"]
+    pod = shards.unmap({"command": command})
+    assert (pod.size, pod.cmds) == (Size.ENGINE, [*command, *RUN])
+
+
+@pytest.mark.parametrize(("shards", "pods"), [(1, []), (3, ["0", "1", "2"])])
+def test_the_run_says_how_many_pods_answer(dag, tmp_path, shards, pods):
+    """One: an empty list, over which Airflow skips the mapped task, and no pod more than before."""
+    run = Lab(tmp_path, {"evaluation": {"shards": shards}}).run
+    dealt = dag.get_task("build_engine").deal(run)
+    assert dealt == [["tuneline", "run", "answer", "--shard", number] for number in pods]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Mapped tasks after real pods: one for each rank of a sweep, one for each part dealt to people."""
+"""Mapped tasks after real pods: for each rank of a sweep, each shard, each part dealt to people."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,17 @@ from tests.lab.pods import IMAGE, Server
 from tests.lab.runs import Lab
 from tests.lab.tasks import connection
 
+from tuneline.evidence import measure
+
 ROOT = Path(__file__).parents[2]
 
-# Stands for the command line in the image: notes what it was called with.
+# In place of the command line in the image: notes what it was called with; one pod fails once.
 TUNELINE = """#!/bin/sh
 echo "$@" >> {calls}
+case "$*" in *"--shard 1 "*) if mkdir {calls}.failed; then
+  echo "retryable: the engine died" > $TERMINATION_MESSAGE_PATH
+  exit 75
+fi;; esac
 """
 
 
@@ -35,12 +41,18 @@ def pods(tmp_path):
 @pytest.mark.stack
 @pytest.mark.parametrize("ranks", [[8, 16], []])
 def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, ranks):
-    """With a sweep, people are asked about 12 rows too, in two forms; without it about none."""
+    """With a sweep three pods answer the hold-out, and people are asked about 12 rows in two forms.
+
+    Without it one pod answers, and nobody is asked.
+    """
+    shards = 3 if ranks else 1
     settings = {"training": {"sweep_r": ranks}, "pods": {"memory": "64Mi"}}
+    settings |= {"evaluation": {"shards": shards}}
     lab = Lab(tmp_path, {**settings, "data": {"pii_review": "ask" if ranks else None}})
     row = {"row_hash": "h", "stratum": "other", "weight": 1.0, "text": "user: hello"}
     sheet = {"draw_id": "0" * 12, "rows": [{**row, "row_id": str(n)} for n in range(12)]}
     lab.leave("pii_scrubbing", {"review_sheet.json": json.dumps(sheet)})
+    lab.leave("license_audit", {}, [measure("ok", True, "flag", "==", True)])
     run = lab.run
     printed = run_dag(
         Path(__file__).parent / "dags" / "sweep_dag.py",
@@ -49,11 +61,13 @@ def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, 
         AIRFLOW_CONN_KUBERNETES_DEFAULT=connection(pods, "default"),
         RUN_URI=run.uri,
         TUNELINE_POD_POLL_SECONDS="1",
+        TUNELINE_RETRY_SECONDS="1",
     )
     states = [tuple(entry) for entry in printed]
     assert ("lora_selection", -1, "success", None) in states
     calls = (tmp_path / "calls").read_text().splitlines()
-    scrubbed = f"step pii_scrubbing --run {run.uri}"
+    assert ("holdout_performance", -1, "success", None) in states
+    first = [f"run build-engine --run {run.uri}", f"step pii_scrubbing --run {run.uri}"]
     forms = [entry[:3] for entry in states if entry[0] == "review_rows"]
     if ranks:
         assert forms == [("review_rows", 0, "success"), ("review_rows", 1, "success")]
@@ -61,8 +75,13 @@ def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, 
         trials = [("sweep", i, "success", f"r = {r}") for i, r in enumerate(ranks)]
         assert [entry for entry in states if entry[0] == "sweep"] == trials
         trials = [f"run sweep --r {r} --run {run.uri}" for r in ranks]
-        assert sorted(calls) == sorted([scrubbed, *trials])
+        answers = [("answer_holdout", i, "success", f"shard {i}") for i in range(shards)]
+        assert [entry for entry in states if entry[0] == "answer_holdout"] == answers
+        # The one that failed was tried again, alone.
+        parts = [f"run answer --shard {n} --run {run.uri}" for n in (0, 1, 1, 2)]
+        assert sorted(calls) == sorted([*first, *trials, *parts])
     else:
         assert forms == [("review_rows", -1, "skipped")]
         assert ("sweep", -1, "skipped", None) in states
-        assert calls == [scrubbed]
+        assert ("answer_holdout", -1, "skipped", None) in states
+        assert sorted(calls) == sorted(first)

@@ -202,7 +202,10 @@ def test_a_run_that_is_running_says_how_far_it_is(lab, client):
     assert "<code>train</code> step 3 of 9, &lt;b&gt;8 s left" in page
     assert 'value="33"' in page
     assert "<main data-live>" in page
-    lab.run.end_progress("train")
+    lab.run.note_progress("answer_holdout[1]", "tuned model")
+    assert "<code>answer_holdout[1]</code> tuned model" in page_of(client)
+    for step in ("train", "answer_holdout[1]"):
+        lab.run.end_progress(step)
     assert "step 3 of 9" not in page_of(client)
 
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from tests.lab.http_server import Handler, serving
+from tests.lab.runs import Lab
 
 from tuneline.errors import TunelineError
 from tuneline.machine import airflow_api
@@ -224,3 +225,25 @@ def test_a_store_that_can_not_be_read_ends_nothing(tmp_path, monkeypatch):
     lines = []
     assert runs.follow(followed, lines.append) == "success"
     assert [line.split() for line in lines] == [["train", "running"]]
+
+
+def test_each_pod_of_a_mapped_task_has_its_line_and_its_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_STILL_SECONDS", -1.0)
+    monkeypatch.setattr(runs, "_POLL_SECONDS", 0.0)
+    run = Lab(tmp_path, {}).run
+    run.note_progress("answer_holdout[1]", "tuned model: 3 of 9")
+    one = {"task_id": "answer_holdout", "try_number": 1, "duration": 4.0}
+    failed = {**one, "map_index": 0, "state": "failed"}
+    states = iter(("running", "failed"))
+    followed = SimpleNamespace(
+        state=lambda: next(states),
+        tasks=lambda: [failed, {**one, "map_index": 1, "state": "running"}],
+        run_uri=lambda: run.uri,
+        failure=lambda task: f"the engine of {task['map_index']} died",
+    )
+    lines = []
+    assert runs.follow(followed, lines.append) == "failed"
+    assert [" ".join(line.split()) for line in lines] == [
+        "answer_holdout[0] FAILED: the engine of 0 died",
+        "answer_holdout[1] tuned model: 3 of 9",
+    ]

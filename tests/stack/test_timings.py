@@ -3,6 +3,7 @@ import json
 import pytest
 from tests.lab.runs import Lab
 
+from tuneline.artifacts.evaluation import HoldoutPart, holdout_part
 from tuneline.catalogue import Phase
 from tuneline.evidence import Record, dump
 from tuneline.stack import timings
@@ -63,8 +64,8 @@ def test_time_is_split_into_work_pods_waiting_and_checks(run, tmp_path):
     )
 
 
-def test_the_pods_of_a_sweep_work_too(run):
-    """A trial is no item and no helper; its time is not Airflow's."""
+def test_the_pods_of_a_sweep_and_of_shards_work_too(run):
+    """They are neither items nor helper steps; their time is not Airflow's."""
     key = run.key("work", "sweep", "runs", "r8", "trial.json")
     run.store.put_bytes(key, json.dumps({"r": 8, "seconds": 25.5}).encode())
     tasks = [
@@ -77,6 +78,10 @@ def test_the_pods_of_a_sweep_work_too(run):
     assert document["work_seconds"] == 25.5
     assert document["pod_seconds"] == 4.5
     assert document["worker_task_seconds"] == 2
+    part = HoldoutPart(of=(run.uri, "0" * 64, 1, 2), answers={}, seconds=6.5)
+    holdout_part(1).put(run, part)
+    shards = [{**task("answer_holdout", 40, 50), "map_index": number} for number in (0, 1)]
+    assert timings.breakdown(shards, run, setup=0, start=0)["work_seconds"] == 6.5
     without = timings.breakdown(tasks[:1], None, setup=0, start=0)
     assert without["work_seconds"] == 0
 

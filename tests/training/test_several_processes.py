@@ -1,5 +1,6 @@
 """Several processes train as one does: the same losses, the same adapter."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -42,12 +43,15 @@ def run_two(lab, plant="", **settings):
     kernels = {"cpu_kernels": False} if packed else {}
     run = lab(epochs=1, processes=2, packing="on" if packed else "off", **kernels, **settings)
     packing = Packing(packed=packed, attention="sdpa", padded_attention="sdpa")
-    run.prepare(micro_batch=2, packing=packing)
+    precision = {"precision": "bf16"} if settings.get("qlora") else {}
+    run.prepare(micro_batch=2, packing=packing, **precision)
     arguments = ["-m", "tuneline.cli", "run", "train", "--run", run.run.uri]
     if plant:
         worker = Path(__file__).with_name("patched_worker.py")
         arguments = [str(worker), run.run.uri, str(run.root / "scratch")]
-    done = call(sys.executable, *arguments, OMP_WAIT_POLICY="PASSIVE", PLANT=plant)
+    done = call(
+        sys.executable, *arguments, OMP_WAIT_POLICY="PASSIVE", PLANT=plant, NOTES=str(run.root)
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return run
 
@@ -71,6 +75,19 @@ def test_two_processes_train_like_one(lab, alone, sharding, packed):
     run.assert_trained_like(alone, names, TOLERANCE)
     measured = {m.name: m.value for m in run.run.entry("train").measurements}
     assert (measured["world_size"], measured["nodes"]) == (2, 1)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("qlora", [True, False])
+def test_each_process_holds_the_whole_4bit_base_also_where_it_fills_a_gpu(lab, qlora):
+    """Sharded 4-bit weights are corrupted without an error; a base in 16 bits is sharded there."""
+    run = run_two(lab, "small_gpu", qlora=qlora, max_steps=2)
+    held = [json.loads((run.root / f"base-{n}.json").read_text()) for n in (0, 1)]
+    kinds = [{kind for kind, _ in each} for each in held]
+    assert run.trained["sharding"] == ("none" if qlora else "fsdp")
+    assert all(("DTensor" in kind) is not qlora for kind in kinds)
+    assert all(("Params4bit" in kind) is qlora for kind in kinds)
+    assert held[0] == held[1]
 
 
 def test_a_mean_of_the_processes_means_is_seen(lab, alone):

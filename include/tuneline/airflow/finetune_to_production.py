@@ -40,9 +40,10 @@ from tuneline.airflow.family import (
 )
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.people import approve_license, approve_release, review_pairs, review_rows
-from tuneline.airflow.steps import tasks_of
+from tuneline.airflow.steps import answer_holdout, tasks_of
 from tuneline.airflow.training import sweep
 from tuneline.airflow.waiting import AwaitCanary
+from tuneline.artifacts.evaluation import ANSWER_HOLDOUT
 from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.config import Model
 
@@ -56,12 +57,13 @@ TOOLTIPS = {
     Group.GOVERNANCE: "May it ship, and as what",
 }
 
-# These steps follow a question to people, or the sweep. They run when that was skipped, but not
-# when everything before them was skipped.
+# These steps follow a question to people, or pods that a run need not have. They run when that was
+# skipped, but not when everything before them was skipped.
 OPTIONAL_BEFORE = {
     "license_audit": "approve_license",
     "final_audit": "review_rows",
     "lora_selection": "sweep",
+    "holdout_performance": ANSWER_HOLDOUT,
     "human_review": "review_pairs",
     "promote": "approve_release",
 }
@@ -105,6 +107,7 @@ def _wire(model: Model) -> None:
     with groups[Group.TRAINING]:
         ranks, trials = sweep()
     with groups[Group.EVALUATION]:
+        shards = answer_holdout(tasks["build_engine"].first.output, engine)
         votes = review_pairs(model, tasks["prepare_review"].first.output)
     with groups[Group.GOVERNANCE]:
         approval = approve_release(model)
@@ -124,7 +127,6 @@ def _wire(model: Model) -> None:
     tasks["pii_scrubbing"].last >> findings
     [tasks["license_audit"].last, tasks["final_audit"].last] >> ranks
     tasks["lineage"].last >> approval
-    questions = (licences, findings, trials, votes, approval)
-    optional = {task.task_id: task for task in questions}
+    optional = {t.task_id: t for t in (licences, findings, trials, shards, votes, approval)}
     for step_id, before in OPTIONAL_BEFORE.items():
         optional[before] >> tasks[step_id].first

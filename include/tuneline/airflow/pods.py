@@ -203,6 +203,22 @@ class StepPod(KubernetesPodOperator):
         # The trigger's, in the worker that goes on after it.
         self.event: dict[str, Any] | None = None
 
+    @classmethod
+    def mapped(cls, task_id: str, commands: Any, *, size: Size, pool: str, label: str) -> Any:
+        """Make a pod for each command that an earlier task returns; `label` names it in the UI.
+
+        The scheduler reads some of a mapped task before its operator exists.
+        """
+        return cls.partial(
+            task_id=task_id,
+            size=size,
+            pool=pool,
+            retries=_RETRIES,
+            retry_delay=retry_delay(),
+            retry_policy=StepRetryPolicy(),
+            map_index_template=label,
+        ).expand(command=commands)
+
     def execute(self, context: Context) -> Any:
         """Size the pod for its run, run it to its end and judge what it left."""
         ti = context["ti"]
@@ -336,6 +352,7 @@ class StepPod(KubernetesPodOperator):
                 again, sentence = after_kill(
                     run_uri_of(context),
                     self.task_id,
+                    self.size,
                     limit=memory_limit(pod),
                     pod=pod.metadata.name,
                 )

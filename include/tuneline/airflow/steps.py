@@ -8,13 +8,32 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, TriggerRule
 
 from tuneline.airflow.failures import RUN_URI, fail_plainly, judge, worker_retry_policy
-from tuneline.airflow.people import PairsPod, RowsPod
-from tuneline.airflow.pods import StepPod
+from tuneline.airflow.people import DealingPod, PairsPod, RowsPod
+from tuneline.airflow.pods import GPU_POOL, StepPod
 from tuneline.airflow.training import SyncPod, TrainingPods
-from tuneline.catalogue import DATA_ORDER, Helper, Item
+from tuneline.artifacts.evaluation import ANSWER_HOLDOUT
+from tuneline.catalogue import DATA_ORDER, Helper, Item, Size
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+    from tuneline.run import Run
+
+
+class ShardsPod(DealingPod):
+    """The pod that builds the engine, whose task deals out the shards of the hold-out."""
+
+    def deal(self, run: Run) -> list[Any]:
+        """Return the command of each pod; without shards, the item asks by itself."""
+        shards = run.config.evaluation.shards if run.config.evaluation.shards > 1 else 0
+        return [["tuneline", "run", "answer", "--shard", str(shard)] for shard in range(shards)]
+
+
+def answer_holdout(dealt: Any, engine: str) -> Any:
+    """Make a pod for each shard that a `ShardsPod` has dealt out."""
+    pool, label = "default_pool" if engine == "llama_cpp" else GPU_POOL, "shard {{ task.cmds[4] }}"
+    return StepPod.mapped(ANSWER_HOLDOUT, dealt, size=Size.ENGINE, pool=pool, label=label)
+
 
 # Steps with a special kind of pod; the others have a `StepPod`.
 _PODS: dict[str, type[StepPod]] = {
@@ -22,6 +41,7 @@ _PODS: dict[str, type[StepPod]] = {
     "sync_tracking": SyncPod,
     "pii_scrubbing": RowsPod,
     "prepare_review": PairsPod,
+    "build_engine": ShardsPod,
 }
 # The items that each audit measures again.
 _AUDITED = {

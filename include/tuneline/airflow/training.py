@@ -21,11 +21,9 @@ from tuneline.airflow.failures import (
     HOPELESS_EXIT_CODES,
     REASON,
     RUN_URI,
-    StepRetryPolicy,
     exit_code,
     fail_plainly,
     last_words,
-    retry_delay,
     worker_retry_policy,
 )
 from tuneline.airflow.pods import GPU_POOL, StepPod, WatchfulPodManager, pod_name, run_uri_of
@@ -329,21 +327,10 @@ def ask_sweep(run_uri: str) -> list[list[str]]:
 
 
 def sweep() -> tuple[Any, Any]:
-    """Make the task that lists the ranks to try, and a pod for each, one by one in the GPU's pool.
-
-    The scheduler reads some of a mapped task before its operator exists.
-    """
+    """Make the task that lists the ranks to try, and a pod for each in the GPU's pool."""
     asked = ask_sweep(RUN_URI)
-    trials = StepPod.partial(
-        task_id="sweep",
-        size=Size.TRAIN,
-        pool=GPU_POOL,
-        retries=2,
-        retry_delay=retry_delay(),
-        retry_policy=StepRetryPolicy(),
-        map_index_template="r = {{ task.cmds[4] }}",
-    )
-    return asked, trials.expand(command=asked)
+    label = "r = {{ task.cmds[4] }}"
+    return asked, StepPod.mapped("sweep", asked, size=Size.TRAIN, pool=GPU_POOL, label=label)
 
 
 class SyncPod(StepPod):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tuneline.artifacts.artifact import Artifact, Document, Lines
+from tuneline.artifacts.artifact import Artifact, Document, Lines, RunDocument
 
 Side = Literal["base", "tuned", "released"]
 _REVIEW_SCHEMA = "tuneline/review/1"
@@ -124,6 +124,33 @@ class ReviewVotes(BaseModel):
     review_id: str
     votes: list[Vote]
     comments: dict[str, list[str]] = {}
+
+
+class ModelAnswers(BaseModel):
+    """The answers of one model, by row id; `identity` has its bytes, and the engine's sizes."""
+
+    identity: list[str | int]
+    rows: list[tuple[str, str]]
+
+
+class HoldoutPart(BaseModel):
+    """What one of several pods answered of the hold-out, by the name of the model.
+
+    `of`: URI of the run, SHA-256 of the hold-out, number of the shard, and how many there are.
+    """
+
+    of: tuple[str, str, int, int]
+    answers: dict[str, ModelAnswers]
+    seconds: float
+
+
+# The task whose pods answer the hold-out, where `evaluation.shards` asks for several.
+ANSWER_HOLDOUT = "answer_holdout"
+
+
+def holdout_part(shard: int) -> RunDocument[HoldoutPart]:
+    """Return the document that one of several pods leaves for holdout_performance."""
+    return RunDocument(f"work/holdout/{shard}.json", HoldoutPart)
 
 
 HOLDOUT_ANSWERS = Lines("holdout_performance", "answers.jsonl", AnswerPair)

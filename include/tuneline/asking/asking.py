@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from tuneline.asking.models import (
-    Candidate,
     built_to_measure,
     engine_of,
     request_for,
     scoring_threads,
     server_of,
-    untuned,
 )
 from tuneline.config import DeploymentConfig
 from tuneline.errors import UserError
@@ -190,15 +188,6 @@ Batches = list[Batch]
 Send = Callable[[EngineClient, list[int], int, Callable[[int, str], None]], object]
 
 
-@dataclass(frozen=True)
-class BothAnswers:
-    """The answers of both models to the same prompts; `base_cached`: without asking the base."""
-
-    base: list[str]
-    tuned: list[str]
-    base_cached: bool
-
-
 def ask(
     ctx: StepContext,
     model: ServedModel,
@@ -214,8 +203,8 @@ def ask(
     what is missing. `known` are answers given elsewhere, by the key of the request.
     """
     subject = LocalModel(model, ctx.config.deployment)
-    with _kept(subject, ctx.run.uri) as kept_answers:
-        progress = _progress(ctx, what)
+    with kept_by(subject, ctx.run.uri) as kept_answers:
+        progress = progress_of(ctx, what)
         return collect(subject, prompts, limits, kept_answers, known=known, progress=progress)[0]
 
 
@@ -228,33 +217,17 @@ def ask_kept(
 ) -> tuple[list[str], bool]:
     """Ask what no run has asked the model before (see `ask`); True if all came from the cache."""
     subject = LocalModel(model, ctx.config.deployment)
-    with _kept(subject) as kept_answers:
-        return collect(subject, prompts, limits, kept_answers, progress=_progress(ctx, what))
+    with kept_by(subject) as kept_answers:
+        return collect(subject, prompts, limits, kept_answers, progress=progress_of(ctx, what))
 
 
-def ask_both(
-    ctx: StepContext,
-    chosen: Candidate,
-    prompts: Sequence[Messages],
-    limits: Sequence[int],
-    *,
-    known: Mapping[str, str] | None = None,
-) -> BothAnswers:
-    """Ask the candidate and the base the same prompts; see `ask`.
-
-    The base is not asked again what it has answered before, whichever run asked it.
-    """
-    tuned = ask(ctx, chosen.model, prompts, limits, "tuned model", known=known)
-    base, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model")
-    return BothAnswers(base, tuned, cached)
-
-
-def _kept(subject: Subject, scope: str = "") -> KeptAnswers:
+def kept_by(subject: Subject, scope: str = "") -> KeptAnswers:
     """Return the kept answers of a model; `scope` is shared by those who may see them."""
     return KeptAnswers.in_cache(request_key(scope, subject.identity()))
 
 
-def _progress(ctx: StepContext, what: str) -> Callable[[Batches], Iterable[Batch]]:
+def progress_of(ctx: StepContext, what: str) -> Callable[[Batches], Iterable[Batch]]:
+    """Return what says how far the batches of prompts are."""
     return lambda batches: ctx.progress(batches, len(batches), f"{what}, batches of prompts")
 
 
@@ -328,11 +301,11 @@ def continue_tokens(
             arrived(number, text)
 
     ask_for = partial(
-        _missing_alone, subject, keys, limits, send=send, progress=_progress(ctx, what)
+        _missing_alone, subject, keys, limits, send=send, progress=progress_of(ctx, what)
     )
     if not shared:
         return ask_for({}, keep=lambda *_: None)
-    with _kept(subject) as kept_answers:
+    with kept_by(subject) as kept_answers:
         return ask_for(kept_answers, keep=kept_answers.add)
 
 
@@ -369,7 +342,7 @@ def losses(
         request_key(identity, "losses", list(ids), list(flags))
         for ids, flags in zip(sequences, scored, strict=True)
     ]
-    with _kept(subject) as kept_answers:
+    with kept_by(subject) as kept_answers:
         missing = [number for number, key in enumerate(keys) if key not in kept_answers]
         found = measured(missing) if missing else []
         if found is None:

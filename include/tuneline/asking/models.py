@@ -113,7 +113,7 @@ def released_apart(ctx: StepContext, release: Release, apart: Apart, folder: Pat
     """Fetch the base and the adapter of a release; an error if one is missing or changed."""
     refs = release.adapter_files()
     for name, ref in refs.items():
-        ctx.note_input(f"released/{ref.name}", ref.uri, release.fetch(ref, folder / name))
+        ctx.note_input(f"released/{ref.name}", ref.uri, _fetch_once(release, ref, folder / name))
     adapter = hashed_adapter(folder / ADAPTER_FILE if ADAPTER_FILE in refs else folder)
     if adapter.sha256 != apart.adapter.sha256:
         raise CorruptObject(
@@ -123,6 +123,10 @@ def released_apart(ctx: StepContext, release: Release, apart: Apart, folder: Pat
     path = fetch_form(release.store, apart.base, ctx.log)
     _note_base(ctx, apart.base, path)
     return ServedModel(release.engine, path, apart.base.sha256, apart.base.files).beside(adapter)
+
+
+def _fetch_once(release: Release, ref: FileRef, path: Path) -> Path:
+    return path if path.exists() else release.fetch(ref, path)
 
 
 def _note_base(ctx: StepContext, form: BaseForm, path: Path) -> None:
@@ -250,7 +254,7 @@ def released_model(ctx: StepContext, release: Release) -> ServedModel:
         )
     files = {name: ref.sha256 for name, ref in refs.items()}
     for name, ref in refs.items():
-        ctx.note_input(f"released/{name}", ref.uri, release.fetch(ref, folder / name))
+        ctx.note_input(f"released/{name}", ref.uri, _fetch_once(release, ref, folder / name))
     if MODEL.name in files:
         return ServedModel(release.engine, folder / MODEL.name, files[MODEL.name], files)
     return ServedModel(release.engine, folder, digest_of(files), files)

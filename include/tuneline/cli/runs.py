@@ -95,6 +95,10 @@ def _add_actions(actions: Commands) -> None:
     add_run_argument(sweep)
     sweep.add_argument("--r", type=int, metavar="N", help="try this rank alone")
     sweep.set_defaults(command=_sweep)
+    answer = actions.add_parser("answer", help="answer the hold-out in evaluation.shards parts")
+    add_run_argument(answer)
+    answer.add_argument("--shard", type=int, metavar="K", help="answer this part alone, from 0")
+    answer.set_defaults(command=_answer)
     add_prune(actions)
 
 
@@ -233,6 +237,14 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from tuneline.training.loop.rank_sweep import run_trials
 
     for line in run_trials(arguments.run, [arguments.r] if arguments.r else []):
+        print(line)
+    return EXIT_OK
+
+
+def _answer(arguments: argparse.Namespace) -> int:
+    from tuneline.evaluation.scoring.shards import answer_shards
+
+    for line in answer_shards(arguments.run, arguments.shard):
         print(line)
     return EXIT_OK
 

@@ -36,8 +36,7 @@ def run_all(run: Run) -> int:
         if _is_done(run, step):
             continue
         to_stderr(f"=== {step} ({number} of {len(steps)}): {get_step(step).title}")
-        sweeps = step == "lora_selection" and run.config.training.sweep_r
-        if sweeps and (code := _carry_out(run, "tuneline", "run", "sweep")):
+        if (first := _before(run, step)) and (code := _carry_out(run, "tuneline", "run", first)):
             return _exit_code(code)
         began = time.monotonic()
         code = _carry_out(run, *get_step(step).command)
@@ -47,6 +46,13 @@ def run_all(run: Run) -> int:
             to_stderr(f"=== stopped: {stops}")
             return EXIT_FAILED
     return EXIT_OK
+
+
+def _before(run: Run, step: str) -> str:
+    """Return the action whose parts are pods of the DAG before a step; empty without one."""
+    if step == "lora_selection" and run.config.training.sweep_r:
+        return "sweep"
+    return "answer" if step == "holdout_performance" and run.config.evaluation.shards > 1 else ""
 
 
 def refuse_questions(run: Run) -> None:

@@ -17,18 +17,12 @@ from dataclasses import asdict
 
 from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, HOLDOUT_SCORES, AnswerPair
 from tuneline.artifacts.releases import released
-from tuneline.artifacts.training import LORA
-from tuneline.asking.asking import ask_both
-from tuneline.asking.models import Candidate, candidate
+from tuneline.asking.asking import ask, ask_kept
+from tuneline.asking.models import Candidate, untuned
 from tuneline.asking.rows import of_split
-from tuneline.asking.tasks import choose_task, judge, text_tasks
+from tuneline.asking.tasks import judge, text_tasks
 from tuneline.data.tables.rows import TRAIN, Row
-from tuneline.errors import UserError
-from tuneline.evaluation.scoring.answer_tables import (
-    recorded_answers,
-    scoring_measurements,
-    write_scores,
-)
+from tuneline.evaluation.scoring.answer_tables import scoring_measurements, write_scores
 from tuneline.evaluation.scoring.gate import decide
 from tuneline.evaluation.scoring.ledger import (
     Holdout,
@@ -36,12 +30,11 @@ from tuneline.evaluation.scoring.ledger import (
     independent_groups,
     ledger_prefix,
     near_duplicates,
-    open_holdout,
     same_ids,
-    seen_by,
 )
 from tuneline.evaluation.scoring.reference_likelihood import judge_texts
 from tuneline.evaluation.scoring.released import compare_with_released
+from tuneline.evaluation.scoring.shards import gather, open_exam
 from tuneline.evaluation.scoring.slices import (
     find_slices,
     plot_slices,
@@ -86,26 +79,6 @@ def leak_measurements(
     ], [
         *({"row_id": row_id, "reason": "same id"} for row_id in repeated),
         *({**asdict(leak), "reason": "near-duplicate"} for leak in leaks),
-    ]
-
-
-def untouched(ctx: StepContext, held: Sequence[Row]) -> tuple[list[Row], list[Measurement]]:
-    """Leave out the rows that the weights of a warm start have seen; UserError if none is left."""
-    lora = LORA.find(ctx.run)
-    if lora is None or lora.started_from is None:
-        return list(held), []
-    seen = seen_by(ctx, lora.started_from.version, held)
-    rows = [row for row in held if row.row_id not in seen.ids]
-    if not rows:
-        raise UserError(
-            f"training started from {lora.started_from.uri}, which was trained on every row of "
-            "this hold-out; give the run new rows, or set training.warm_start: none"
-        )
-    return rows, [
-        measure("rows_seen_through_warm_start", len(seen.ids), "rows"),
-        measure(
-            "warm_starts_without_rows", len(seen.unknown), "versions", "==", 0, on_breach="warn"
-        ),
     ]
 
 
@@ -170,26 +143,20 @@ def distinct_rows(groups: Sequence[int], profile: str) -> Measurement:
 def run(ctx: StepContext) -> Evidence:
     """Score base and candidate on the hold-out, once, and check the hold-out itself."""
     settings, data = ctx.config.evaluation, ctx.config.data
-    chosen = candidate(ctx)
-    opened = open_holdout(ctx, "score", chosen.model.sha256)
-    held, seen = opened.held, opened.seen
-    if not held:
-        raise UserError(
-            "the dataset has no hold-out row; raise data.holdout_share or name data.holdout"
-        )
+    exam = open_exam(ctx)
+    chosen, opened, asked, task = exam.chosen, exam.opened, exam.rows, exam.task
+    held, seen, expected = opened.held, opened.seen, [row.answer for row in asked]
     leak_limits, leaks = leak_measurements(held, seen, data.near_duplicate_jaccard)
-    asked, left_out = untouched(ctx, held)
-    expected = [row.answer for row in asked]
-    task = choose_task(settings.metric, data.label_field, expected, settings.numeric_tolerance)
-    limits = [settings.max_new_tokens] * len(asked)
-    recorded = recorded_answers(ctx, chosen, opened)
-    answers = ask_both(ctx, chosen, [row.prompt for row in asked], limits, known=recorded)
+    prompts, limits = [row.prompt for row in asked], [settings.max_new_tokens] * len(asked)
+    gathered = gather(ctx, exam)
+    tuned = ask(ctx, chosen.model, prompts, limits, "tuned model", known=exam.recorded)
+    base, cached = ask_kept(ctx, untuned(ctx), prompts, limits, "base model")
     groups, tried = independent_groups(ctx, asked), candidates_for_release(ctx, opened, chosen)
     judged = [
-        judge(each, answers.tuned, expected, groups, TAIL / tried)
+        judge(each, tuned, expected, groups, TAIL / tried)
         for each in (task, *text_tasks(task, expected))
     ]
-    models = {"base": judged[0].other(answers.base), "tuned": judged[0]}
+    models = {"base": judged[0].other(base), "tuned": judged[0]}
     decision = decide(ctx, asked, of_split(seen, TRAIN), models["base"], judged)
     against = compare_with_released(ctx, chosen.model, asked, judged)
     texts, likelihoods = judge_texts(ctx, chosen, asked, judged)
@@ -201,7 +168,7 @@ def run(ctx: StepContext) -> Evidence:
         ctx,
         (
             AnswerPair(row_id=row.row_id, expected=row.answer, base=of_base, tuned=of_tuned)
-            for row, of_base, of_tuned in zip(asked, answers.base, answers.tuned, strict=True)
+            for row, of_base, of_tuned in zip(asked, base, tuned, strict=True)
         ),
     )
     write_scores(ctx, chosen, asked, models, likelihoods)
@@ -217,14 +184,15 @@ def run(ctx: StepContext) -> Evidence:
                 len(held), len(held) + len(seen), own_file=data.holdout is not None
             ),
             *leak_limits,
-            *left_out,
+            *exam.left_out,
+            *gathered,
             distinct_rows(groups, ctx.config.profile),
             *texts.measurements,
             *against.measurements,
             *slice_measurements(slices, ctx.config.profile),
             *ledger_measurements(ctx, opened, chosen, tried),
-            *scoring_measurements(ctx, chosen, asked, recorded),
-            measure("base_answers_from_cache", answers.base_cached, "flag"),
+            *scoring_measurements(ctx, chosen, asked, exam.recorded),
+            measure("base_answers_from_cache", cached, "flag"),
             measure("candidate_sha256", chosen.model.sha256, "sha256"),
             measure("holdout_sha256", opened.sha256, "sha256"),
         ],

@@ -64,7 +64,8 @@ class DagRun:
     def failure(self, task: Task) -> str:
         """Return the sentence with which a task failed, taken from its log."""
         path = f"{self._path}/taskInstances/{task['task_id']}/logs/{task['try_number']}"
-        answer = self._client.call("GET", f"{path}?full_content=true", ok=(404,))
+        query = f"full_content=true&map_index={task.get('map_index', -1)}"
+        answer = self._client.call("GET", f"{path}?{query}", ok=(404,))
         entries = answer.json().get("content", []) if answer.is_success else []
         details = [
             e["error_detail"] for e in entries if isinstance(e, dict) and e.get("error_detail")
@@ -107,7 +108,7 @@ def follow(run: DagRun, say: Say) -> str:
     last_line = time.monotonic()
     while True:
         state = run.state()
-        tasks = {task["task_id"]: task for task in run.tasks()}
+        tasks = {_name(task): task for task in run.tasks()}
         for name, task in tasks.items():
             mark = (name, int(task["try_number"]))
             if mark in printed or task["state"] not in _ENDED | {"up_for_retry"}:
@@ -140,9 +141,15 @@ def _waiting_line(run: DagRun, state: str, tasks: Mapping[str, Task]) -> str | N
     return "queued: another run of this DAG is active" if state == "queued" else None
 
 
+def _name(task: Task) -> str:
+    """Return the task's id, with its index if it is one of several mapped ones."""
+    index = task.get("map_index", -1)
+    return str(task["task_id"]) if index < 0 else f"{task['task_id']}[{index}]"
+
+
 def _line(run: DagRun, task: Task, tasks: Mapping[str, Task]) -> str | None:
     """Return the line of a task that ended, None if it adds nothing."""
-    name, state = str(task["task_id"]), str(task["state"])
+    name, state = _name(task), str(task["state"])
     item = name.removeprefix("gate_")
     if state in ("skipped", "upstream_failed", "removed"):
         return None

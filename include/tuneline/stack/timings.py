@@ -9,11 +9,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tuneline.artifacts.evaluation import ANSWER_HOLDOUT, holdout_part
 from tuneline.artifacts.training import trial_key
 from tuneline.catalogue import STEPS
 from tuneline.errors import TunelineError
 from tuneline.run import Run
-from tuneline.store import NotThere
 
 SCHEMA = "tuneline/timings/1"
 
@@ -85,7 +85,7 @@ def _row(task: dict[str, Any], run: Run | None) -> dict[str, Any]:
     start, end = _time(task["start_date"]), _time(task["end_date"])
     ready = task.get("scheduled_when") or task.get("queued_when") or task["start_date"]
     seconds = (end - start).total_seconds()
-    work = _trial(task, run) if task["task_id"] == _SWEEP else _work(task["task_id"], run)
+    work = _work(task, run)
     return {
         "task": task["task_id"],
         "map_index": task.get("map_index", -1),
@@ -100,25 +100,21 @@ def _row(task: dict[str, Any], run: Run | None) -> dict[str, Any]:
     }
 
 
-def _work(task_id: str, run: Run | None) -> float | None:
-    """Return the time that a step worked, in seconds; None for other tasks."""
-    if run is None or task_id not in _STEPS:
+def _work(task: dict[str, Any], run: Run | None) -> float | None:
+    """Return the time that a step or one of its parts worked, in seconds; None for other tasks."""
+    task_id = task["task_id"]
+    if run is None:
         return None
     try:
-        return run.entry(task_id).seconds
+        if task_id in _STEPS:
+            return run.entry(task_id).seconds
+        rank = _RANK.fullmatch(task.get("rendered_map_index") or "")
+        if task_id == _SWEEP and rank is not None:
+            stored = run.store.get_bytes(trial_key(run, int(rank.group(1))))
+            return float(json.loads(stored)["seconds"])
+        part = holdout_part(task["map_index"]).find(run) if task_id == ANSWER_HOLDOUT else None
+        return part.seconds if part else None
     except TunelineError:
-        return None
-
-
-def _trial(task: dict[str, Any], run: Run | None) -> float | None:
-    """Return the time that the trial of a rank worked, in seconds; None without a result."""
-    rank = _RANK.fullmatch(task.get("rendered_map_index") or "")
-    if run is None or rank is None:
-        return None
-    try:
-        stored = run.store.get_bytes(trial_key(run, int(rank.group(1))))
-        return float(json.loads(stored)["seconds"])
-    except NotThere:
         return None
 
 

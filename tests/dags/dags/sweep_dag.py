@@ -5,9 +5,9 @@ import os
 
 from airflow.sdk import DAG, TriggerRule, get_current_context, task
 
-from tuneline.airflow.steps import pod_of
+from tuneline.airflow.steps import answer_holdout, pod_of
 from tuneline.airflow.training import sweep
-from tuneline.catalogue import get_item
+from tuneline.catalogue import get_item, get_step
 from tuneline.run import Run
 
 with DAG("sweep") as dag:
@@ -23,6 +23,10 @@ with DAG("sweep") as dag:
     def lora_selection() -> None:
         """Stands where the item stands."""
 
+    @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
+    def holdout_performance() -> None:
+        """Scores what several pods have answered."""
+
     @task
     def review_rows(numbers: list[int]) -> None:
         """Stands where people are asked about rows."""
@@ -30,9 +34,12 @@ with DAG("sweep") as dag:
     rows = pod_of(get_item("pii_scrubbing"))
     review_rows.expand(numbers=rows.output)
     asked, trials = sweep()
+    built = pod_of(get_step("build_engine"))
+    shards = answer_holdout(built.output, "llama_cpp")
     run, chosen = prepare_run(), lora_selection()
-    run >> [asked, rows]
+    run >> [asked, rows, built]
     [run, trials] >> chosen
+    [built, shards] >> holdout_performance()
 
 if __name__ == "__main__":
     made = dag.test()

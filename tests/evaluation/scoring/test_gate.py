@@ -12,7 +12,6 @@ from tests.lab.nights import release
 from tests.lab.runs import Lab, broken, values
 from tests.lab.tiny_task import conversation
 
-from tuneline.asking.asking import BothAnswers
 from tuneline.data.sample import FREE_TEXT
 from tuneline.data.tables.rows import Row
 from tuneline.evaluation import holdout_performance
@@ -51,10 +50,10 @@ class Planted:
         """Run the item; the base answers nothing unless something is planted."""
         nothing = [""] * len(self.expected)
         base = base or nothing
-        self.patch.setattr(
-            holdout_performance, "ask_both", lambda *_, **__: BothAnswers(base, list(tuned), False)
-        )
-        self.patch.setattr(gate, "untuned", lambda *_: None)
+        self.patch.setattr(holdout_performance, "ask", lambda *_, **__: list(tuned))
+        self.patch.setattr(holdout_performance, "ask_kept", lambda *_: (base, False))
+        for module in (holdout_performance, gate):
+            self.patch.setattr(module, "untuned", lambda *_: None)
         self.patch.setattr(gate, "ask_kept", lambda *_: (shots or nothing, False))
         if released is not None:
             earlier = Lab(self.lab.root, {"name": self.lab.run.config.name}, "night-1")

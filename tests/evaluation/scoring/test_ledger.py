@@ -19,6 +19,7 @@ from tuneline.cli import main
 from tuneline.data.near_duplicates import minhash
 from tuneline.data.near_duplicates.shingles import char_grams, normalise
 from tuneline.data.tables.rows import Row
+from tuneline.evaluation import holdout_performance
 from tuneline.evaluation.scoring import gate
 from tuneline.evaluation.scoring.ledger import (
     holdout_sha256,
@@ -98,7 +99,7 @@ def test_the_same_bytes_are_scored_once(scored_lab, counted, monkeypatch, tmp_pa
     monkeypatch.setenv("TUNELINE_CACHE", str(tmp_path / "another-machine"))
     shipped = bench.artifact("production_quantization", "model.gguf")
     again = night(bench, task_rows(SPLITS), "again", shipped)
-    for asks in (asking, gate):
+    for asks in (holdout_performance, gate):
         monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
     second = again.execute("holdout_performance")
     found = values(second)
@@ -130,7 +131,7 @@ def test_a_step_that_died_while_it_asked_goes_on_where_it_was(scored_lab, monkey
     with pytest.raises(Died):
         bench.execute("holdout_performance")
     before = len(sent)
-    for asks in (asking, gate):
+    for asks in (holdout_performance, gate):
         monkeypatch.setattr(asks, "ask_kept", lambda *args: (["{}"] * 48, True))
     evidence = bench.execute("holdout_performance")
     # Those that were under way with the 21st, or began before it was seen, are lost.

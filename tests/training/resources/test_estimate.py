@@ -3,11 +3,14 @@
 import re
 
 import pytest
+import yaml
 from tests.lab.runs import broken, value
 
 from tuneline.cli import main
 from tuneline.config import build_config
+from tuneline.errors import EXIT_USER
 from tuneline.evidence import Verdict, conclude
+from tuneline.machine.checkout import project_root
 from tuneline.training import loss_monitoring
 from tuneline.training.resources.estimate import (
     Speed,
@@ -148,13 +151,17 @@ def test_training_stops_at_its_limit_and_keeps_the_best(lab, monkeypatch):
 
 def test_a_run_is_forecast_from_sizes(capsys, tmp_path):
     settings = tmp_path / "settings.yaml"
-    settings.write_text("evaluation: {min_metric: 0.8, load: {users: 200}}\n")
+    page = project_root().joinpath("docs", "evaluation.md").read_text(encoding="utf-8")
+    shards = yaml.safe_load(re.search(r"### Several pods.*?```yaml\n(.*?)```", page, re.S)[1])
+    production = {"min_metric": 0.8, "load": {"users": 200}}
+    settings.write_text(yaml.safe_dump({"evaluation": {**shards["evaluation"], **production}}))
     words = ["estimate", "--preset", "gpu", "--data", "sample://support.jsonl"]
     assert main([*words, "--config", str(settings), "--tokens", "1000000000"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"train +4 +8Gi +8 +1 ", said)
     assert re.search(r"light +8 +4Gi +1 +0 ", said)
     # 6 × 135M parameters × 750M tokens at 35 % of 989 TFLOP/s.
+    assert "4 pods (4 GPUs) answer the hold-out, in 1/4 of the time." in said
     assert "Training takes about 29 minutes (a third to 3 times), 0.049 USD" in said
     seventy = forecast(config(pods={"gpus": 8}), 70_000_000_000, tokens=10**9)
     # bf16 in eight shards (140 GB), or the whole base in NF4 on each GPU.
@@ -162,3 +169,14 @@ def test_a_run_is_forecast_from_sizes(capsys, tmp_path):
     quantised = config(pods={"gpus": 8}, qlora=True)
     assert gpu_gib(quantised, seventy.parameters) == pytest.approx(33.6, abs=0.1)
     assert forecast(config(), 135_000_000, tokens=10**6).seconds is None
+
+
+def test_a_4bit_base_in_shards_is_refused_before_anything_runs(capsys, tmp_path):
+    """FSDP2 corrupts 4-bit weights without an error."""
+    settings, base = tmp_path / "settings.yaml", ["--data", "sample://support.jsonl"]
+    for qlora, code in ((True, EXIT_USER), (False, 0)):
+        training = {"training": {"qlora": qlora, "sharding": "fsdp"}}
+        settings.write_text(yaml.safe_dump({"pods": {"gpus": 2}, **training}))
+        assert main(["estimate", *base, "--config", str(settings)]) == code
+        said = capsys.readouterr()
+        assert ("each process holds the whole 4-bit base" in said.err) is qlora

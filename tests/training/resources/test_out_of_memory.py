@@ -5,6 +5,7 @@ import torch
 from tests.lab.runs import value
 
 from tuneline.artifacts.training import Plan
+from tuneline.catalogue import Size
 from tuneline.errors import RetryableError, UserError
 from tuneline.machine.memory import is_out_of_memory
 from tuneline.training import train
@@ -83,18 +84,18 @@ def test_other_errors_pass_unchanged(lab):
 def test_a_killed_pod_is_noted_once(lab):
     run = lab(effective_batch=8).run
     # Before anything was tried the advice is general.
-    again, sentence = after_kill(run.uri, "train", limit="8Gi", pod="pod-0")
+    again, sentence = after_kill(run.uri, "train", Size.TRAIN, limit="8Gi", pod="pod-0")
     assert again
     assert "give it more memory (pods: {sizes:" in sentence
     assert MemoryNotes(run).failures() == []
     MemoryNotes(run).trying("train", 8)
     for _ in range(2):
-        again, sentence = after_kill(run.uri, "train", limit="8Gi", pod="pod-1")
+        again, sentence = after_kill(run.uri, "train", Size.TRAIN, limit="8Gi", pod="pod-1")
         assert again
         assert "the pod's limit of 8Gi was reached; the next try takes 4 rows × 2" in sentence
     assert len(MemoryNotes(run).failures()) == 1
     MemoryNotes(run).trying("train", 4)
-    after_kill(run.uri, "train", limit="8Gi", pod="pod-2")
+    after_kill(run.uri, "train", Size.TRAIN, limit="8Gi", pod="pod-2")
     assert [f.micro_batch for f in MemoryNotes(run).failures()] == [8, 4]
 
 

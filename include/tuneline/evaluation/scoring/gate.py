@@ -215,10 +215,13 @@ def fitting_shots(row: Row, shots: Sequence[Row], room: int) -> Sequence[Row] | 
     return shots[: fitting[-1]] if fitting else None
 
 
-def fair_base(
-    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
-) -> tuple[dict[str, Sequence[str]], list[Measurement]]:
-    """Ask the base with an instruction and examples; return both forms of its answers by name."""
+def fair_prompts(
+    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row]
+) -> tuple[list[list[Message]], str, list[Row], int]:
+    """Return the prompts of the base at its best, their instruction and examples.
+
+    Last comes how many rows have no room for all examples.
+    """
     settings, seed = ctx.config.evaluation, ctx.config.training.seed
     instruction = instruction_for(task, rows[0].answer)
     # What a request has left next to the instruction and the answer.
@@ -232,7 +235,15 @@ def fair_base(
         for row, kept in zip(rows, fitting, strict=True)
     ]
     fewer = sum(kept is None or len(kept) < len(shots) for kept in fitting)
-    limits = [settings.max_new_tokens] * len(rows)
+    return prompts, instruction, shots, fewer
+
+
+def fair_base(
+    ctx: StepContext, task: Task, rows: Sequence[Row], train: Sequence[Row], plain: Sequence[str]
+) -> tuple[dict[str, Sequence[str]], list[Measurement]]:
+    """Ask the base with an instruction and examples; return both forms of its answers by name."""
+    prompts, instruction, shots, fewer = fair_prompts(ctx, task, rows, train)
+    limits = [ctx.config.evaluation.max_new_tokens] * len(rows)
     answers, _ = ask_kept(ctx, untuned(ctx), prompts, limits, "base model with examples")
     with (ctx.out / ANSWERS).open("w", encoding="utf-8") as out:
         for row, answer in zip(rows, answers, strict=True):

@@ -19,8 +19,9 @@ from tuneline.asking.tasks import Judged, not_worse, rows_needed
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError, first_line
 from tuneline.evaluation.scoring.answer_tables import stated
-from tuneline.evaluation.scoring.ledger import seen_by
+from tuneline.evaluation.scoring.ledger import SeenRows, seen_by
 from tuneline.evidence import Breach, Finding, measure
+from tuneline.serving.engines import get_engine
 from tuneline.serving.engines.engine import ServedModel
 from tuneline.statistics import Bounds, NonInferiority, agresti_min, share_of
 from tuneline.step_context import StepContext
@@ -66,6 +67,30 @@ def compare_with_released(
     return Finding(known, "; ".join(each.sentence for each in found))
 
 
+def asked_of_released(
+    ctx: StepContext, candidate: ServedModel, rows: Sequence[Row]
+) -> tuple[ServedModel, list[Row]] | None:
+    """Return the released model and the rows that it is asked; None if it is not, or can't be."""
+    release = released(ctx.run) if ctx.config.evaluation.against_released.enabled else None
+    if release is None or get_engine(release.engine).missing():
+        return None
+    model, (_, fair, late) = released_model(ctx, release), _comparable(ctx, release.version, rows)
+    asked = list(compress(rows, map(or_, fair, late)))
+    return None if model.sha256 == candidate.sha256 else (model, asked)
+
+
+def _comparable(
+    ctx: StepContext, version: str, rows: Sequence[Row]
+) -> tuple[SeenRows, list[bool], list[bool]]:
+    """Return what a release has seen, and the rows that compare it: all, those of drifted days."""
+    seen = seen_by(ctx, version, rows)
+    unseen = [row.row_id not in seen.ids for row in rows]
+    # Whoever labelled a row of production saw the release's answer and took or replaced it.
+    fair = [new and row.served_by is None for row, new in zip(rows, unseen, strict=True)]
+    late = [new and ctx.config.data.drifted(row.day) for row, new in zip(rows, unseen, strict=True)]
+    return seen, fair, late
+
+
 def _compared(
     ctx: StepContext,
     version: str,
@@ -73,11 +98,8 @@ def _compared(
     rows: Sequence[Row],
     judged: Sequence[Judged],
 ) -> list[Finding]:
-    settings, seen = ctx.config.evaluation.against_released, seen_by(ctx, version, rows)
-    unseen = [row.row_id not in seen.ids for row in rows]
-    # Whoever labelled a row of production saw the release's answer and took or replaced it.
-    fair = [new and row.served_by is None for row, new in zip(rows, unseen, strict=True)]
-    late = [new and ctx.config.data.drifted(row.day) for row, new in zip(rows, unseen, strict=True)]
+    settings = ctx.config.evaluation.against_released
+    seen, fair, late = _comparable(ctx, version, rows)
     asked, gone = list(compress(rows, map(or_, fair, late))), len(seen.unknown)
     known = [
         measure("rows_released_model_saw", len(seen.ids), "rows"),

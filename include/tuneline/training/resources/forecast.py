@@ -43,6 +43,9 @@ class Forecast:
         """Return memory, hours and cost in one sentence."""
         sizes = ", ".join(f"{size} {self.config.pods_of(size).memory}" for size in Size)
         text = f"Memory of pods: {sizes}."
+        if (shards := self.config.evaluation.shards) > 1:
+            gpus = shards * self.config.pods_of(Size.ENGINE).gpus
+            text += f" {shards} pods ({gpus} GPUs) answer the hold-out, in 1/{shards} of the time."
         if self.seconds is None:
             return f"{text} gradient_accumulation will measure how long training takes."
         cost = money(self.cost, self.config.governance.currency)

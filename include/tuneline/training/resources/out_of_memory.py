@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tuneline.artifacts.training import Plan
-from tuneline.catalogue import get_step
+from tuneline.catalogue import Size
 from tuneline.errors import RetryableError, UserError, first_line
 from tuneline.machine.memory import is_out_of_memory
 from tuneline.run import Run
@@ -135,7 +135,7 @@ def noticed(run: Run, step: str, plan: Plan) -> Iterator[None]:
         raise (RetryableError if retry else UserError)(sentence) from error
 
 
-def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, str]:
+def after_kill(run_uri: str, step: str, size: Size, *, limit: str, pod: str) -> tuple[bool, str]:
     """Note that a pod was killed for its memory; True if a retry can help, and a sentence."""
     over = f", the pod's limit of {limit} was reached"
     if step in STEPS:
@@ -148,7 +148,7 @@ def after_kill(run_uri: str, step: str, *, limit: str, pod: str) -> tuple[bool, 
             return _sentence(step, micro_batch, effective_batch, run.config.world_size, over)
     return True, (
         f"{step} ran out of memory{over}; the next try starts over, and if it ends the same way "
-        f"give it more memory (pods: {{sizes: {{{get_step(step).size}: {{memory: …}}}}}})"
+        f"give it more memory (pods: {{sizes: {{{size}: {{memory: …}}}}}})"
     )
 
 
