@@ -16,9 +16,10 @@ from tuneline.artifacts.data import SOURCES
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
-from tuneline.data.sources.records import open_files
+from tuneline.data.sources.records import columns_of, open_files
 from tuneline.data.sources.streams import RawRecord
 from tuneline.data.tables.rows import Message, Reject, Row, Spool
+from tuneline.errors import UserError
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -229,7 +230,7 @@ def read_dataset(ctx: StepContext) -> Records:
     read = Records(Spool(ctx.scratch / "outcomes"))
     sources = []
     digests = array("Q")
-    for opened in open_files(config, ctx.scratch / "source"):
+    for opened in open_files(config, ctx.scratch / "source", ctx.run):
         outcomes = outcomes_of(
             opened.records(), opened.file.name, config, own_holdout=opened.own_holdout
         )
@@ -241,6 +242,11 @@ def read_dataset(ctx: StepContext) -> Records:
             read.batches.add(batch)
             batches += 1
         form = file_form(opened.file.name, own_forms, config)
+        if opened.file.freeze and form.form is None:
+            raise UserError(
+                f"{opened.file.name} has the columns {', '.join(columns_of(opened.path))}, which "
+                "make no row to train on; name them in a query: SELECT question AS prompt, …"
+            )
         ctx.note_input(opened.input_name, opened.file.origin, opened.path, rows=opened.found)
         read.in_files += opened.count()
         read.forms.append(form)
