@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tuneline.errors import RetryableError, UserError, first_line
+from tuneline.errors import RetryableError, UserError
 from tuneline.files import stage_beside
 from tuneline.store import NotThere
 
@@ -80,7 +80,7 @@ class ObjectStore:
             raise NotThere(f"{subject} does not exist; check bucket and key") from None
         except Exception as error:
             status = getattr(error, "status_code", None) or getattr(error, "code", None)
-            kind, why = type(error).__name__, first_line(error)
+            kind = type(error).__name__
         if status == _ABSENT:
             raise NotThere(f"{subject} does not exist; check bucket and key")
         advice = _CREDENTIALS[self._extra]
@@ -88,7 +88,7 @@ class ObjectStore:
             raise UserError(f"{subject}: access denied; check the credentials: {advice}")
         if kind in ("ValueError", "Error", "DefaultCredentialsError", "ClientAuthenticationError"):
             raise UserError(f"{subject}: no usable credentials ({kind}); {advice}")
-        raise RetryableError(f"{subject}: the server failed ({kind}: {why})")
+        raise RetryableError(f"{subject}: the server failed ({status or kind})")
 
 
 def _file_system(scheme: str, uri: str) -> Any:
