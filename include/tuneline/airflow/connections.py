@@ -12,7 +12,12 @@ from tuneline.data.sources import frozen, object_stores
 from tuneline.store import bucket
 
 _AWS = "aws_default"
-_FILES = {"gs": "google_cloud_default", "az": "wasb_default", "abfs": "wasb_default"}
+# Airflow's own name for a kind of address, and the connection.
+_FILES = {
+    "gs": ("gs", "google_cloud_default"),
+    "az": ("abfs", "wasb_default"),
+    "abfs": ("abfs", "wasb_default"),
+}
 _clients: dict[str, Any] = {}
 
 
@@ -40,9 +45,9 @@ def _s3_client(config: Any) -> Any:
 
 def _file_system(scheme: str) -> Any:
     """Return a file system of fsspec by the connection; None without one or its provider."""
-    name = _FILES.get(scheme)
+    kind, name = _FILES[scheme]
     try:
-        return get_fs(scheme, name) if name and _uri(name) else None
+        return get_fs(kind, name) if _uri(name) else None
     except (ValueError, ImportError):
         return None
 

@@ -5,6 +5,7 @@ Each class below holds the settings of one item; in YAML all of them are keys of
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from typing import Annotated, Any, Literal, get_args
 
@@ -108,13 +109,11 @@ class SourcesConfig(Section):
     @classmethod
     def _queries_are_select(cls, queries: dict[str, str]) -> dict[str, str]:
         for name, query in queries.items():
-            words = query.split(maxsplit=1)
-            if not words or words[0].upper() not in ("SELECT", "WITH"):
-                raise ValueError(f"{name} is not a query: write one SELECT (or WITH … SELECT)")
             # A second statement could end the transaction that only reads.
-            if ";" in query.rstrip("; \n"):
+            if not re.match(r"\s*(select|with)\b[^;]*[;\s]*$", query, re.IGNORECASE):
                 raise ValueError(
-                    f"{name} holds a semicolon: write one statement (chr(59) is one in a text)"
+                    f"{name} is not one query: write SELECT … or WITH … SELECT …, and chr(59) for "
+                    "a semicolon in a text"
                 )
         return queries
 

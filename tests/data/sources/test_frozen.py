@@ -116,13 +116,16 @@ def test_the_version_follows_the_rows_and_not_their_order(database):
 
 
 REFUSED = [
-    ("SELECT * FROM none", r"sql://shop/q: the database refuses it \(no such table: none\)"),
+    ("SELECT * FROM none", r"sql://shop/q: the database says no such table: none; check conn"),
     ("SELECT none FROM chats", r"no such column: none"),
-    ("SELECT FROM", r"refuses it .*syntax"),
-    ("WITH x AS (SELECT 1) DELETE FROM chats", r"refuses it .*readonly"),
-    ("SELECT id, prompt AS id FROM chats", r"sql://shop/q gives two columns id; .* by AS"),
+    ("SELECT FROM", r"says .*syntax"),
+    ("WITH x AS (SELECT 1) DELETE FROM chats", r"says .*readonly"),
+    (
+        "SELECT id, prompt AS id FROM chats",
+        r"sql://shop/q gives two columns of one name .id, id.; use AS",
+    ),
     ("SELECT prompt FROM chats WHERE id > 99", r"sql://shop/q holds no rows; there is nothing"),
-    ("SELECT CASE id WHEN 1 THEN 'a' ELSE 1 END AS v FROM chats", r"column v holds .*int, str"),
+    ("SELECT CASE id WHEN 1 THEN 'a' ELSE 1 END AS v FROM chats", r"column v holds int, str; CAST"),
 ]
 
 
@@ -136,9 +139,9 @@ def test_queries_that_give_no_table(database, tmp_path, query, words):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("DELETE FROM chats", "q is not a query: write one SELECT"),
-        (" ", "q is not a query"),
-        ("SELECT 1; COMMIT; DROP TABLE chats", "q holds a semicolon: write one statement"),
+        ("DELETE FROM chats", "q is not one query: write SELECT"),
+        (" ", "q is not one query"),
+        ("SELECT 1; COMMIT; DROP TABLE chats", "q is not one query"),
     ],
 )
 def test_settings_refuse_what_is_no_query(query, words):
@@ -167,12 +170,12 @@ def test_a_table_is_not_asked_before_the_run():
     ("url", "kind", "words"),
     [
         (None, UserError, "no connection shop; set TUNELINE_SQL_SHOP to its URL"),
-        (f"pg//user:{SECRET}@host", UserError, "is not the URL of a database"),
-        (f"{{'password': '{SECRET}'}}", UserError, "is not the URL of a database"),
-        (f"nosql://user:{SECRET}@host/x", UserError, "a package for nosql is not installed"),
-        (f"mssql+pyodbc://user:{SECRET}@host/x", UserError, "package for mssql.pyodbc is not"),
-        ("sqlite:////nowhere/x.db", UserError, "refuses it .unable to open"),
-        (f"postgresql://u:{SECRET}@127.0.0.1:9/x", RetryableError, "the database failed"),
+        (f"pg//user:{SECRET}@host", UserError, "is not a URL: postgresql"),
+        (f"{{'password': '{SECRET}'}}", UserError, "is not a URL: postgresql"),
+        (f"nosql://user:{SECRET}@host/x", UserError, "install the package for nosql"),
+        (f"mssql+pyodbc://user:{SECRET}@host/x", UserError, "install the package for mssql.pyodbc"),
+        ("sqlite:////nowhere/x.db", UserError, "says unable to open"),
+        (f"postgresql://u:{SECRET}@127.0.0.1:9/x", RetryableError, "the database says"),
     ],
 )
 def test_connections_that_lead_nowhere(tmp_path, monkeypatch, url, kind, words):
@@ -192,7 +195,7 @@ def test_columns_that_make_no_row_are_named(database, data_lab):
 
 def test_more_than_a_dataset_is_not_kept(database, tmp_path, monkeypatch):
     monkeypatch.setattr(frozen, "MOST_BYTES", 1 << 10)
-    with pytest.raises(UserError, match="holds more than 0 GiB; choose fewer rows"):
+    with pytest.raises(UserError, match="holds over 0 GiB; choose fewer rows"):
         read(tmp_path)
 
 
@@ -228,11 +231,11 @@ def test_postgres_is_read_in_one_snapshot(postgres, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("SELECT * FROM none", 'refuses it .relation "none" does not exist'),
+        ("SELECT * FROM none", 'says relation "none" does not exist'),
         ("WITH x AS (DELETE FROM pg_class RETURNING 1) SELECT * FROM x", "must not contain"),
         ("SELECT nextval('counter')", "read-only transaction"),
-        ("SELECT int4range(1, 2) AS span", "column span holds .* .*Range.*CAST.span AS text."),
-        ("SELECT 'Jane Roe'::int", "fails on a value .InvalidTextRepresentation."),
+        ("SELECT int4range(1, 2) AS span", "column span holds .*Range; CAST it in a query"),
+        ("SELECT 'Jane Roe'::int", "says InvalidTextRepresentation;"),
     ],
 )
 def test_what_postgres_refuses(postgres, tmp_path, monkeypatch, query, words):

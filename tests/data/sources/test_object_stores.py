@@ -65,10 +65,10 @@ class Refusal(Exception):
     [
         (FileNotFoundError(SECRET), UserError, "does not exist"),
         (Refusal(code=404), UserError, "does not exist"),
-        (Refusal(code=403), UserError, "access denied; check the credentials: set GOOGLE_APPL"),
+        (Refusal(code=403), UserError, "access denied .*set GOOGLE_APPL"),
         (Refusal(status_code=401), UserError, "access denied"),
         (PermissionError(SECRET), UserError, "access denied"),
-        (ValueError(SECRET), UserError, "no usable credentials .ValueError"),
+        (ValueError(SECRET), UserError, "access denied .ValueError"),
         (Refusal(code=503), RetryableError, "gs://data/c.jsonl: the server failed .503"),
         (ConnectionError(SECRET), RetryableError, "the server failed .ConnectionError"),
     ],
@@ -81,9 +81,7 @@ def test_what_a_server_refuses_is_one_sentence(bucket, tmp_path, monkeypatch, fa
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "extra"), [("gs", "gcs"), ("az", "azure"), ("abfs", "azure"), ("abfss", "azure")]
-)
+@pytest.mark.parametrize(("scheme", "extra"), [("gs", "gcs"), ("az", "azure"), ("abfs", "azure")])
 def test_a_package_that_is_not_installed_is_named(scheme, extra, tmp_path, monkeypatch):
     # As in an environment without it, whatever this one has.
     for package in ("gcsfs", "adlfs"):

@@ -16,7 +16,7 @@ from tuneline.artifacts.data import SOURCES
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
-from tuneline.data.sources.records import columns_of, open_files
+from tuneline.data.sources.records import open_files
 from tuneline.data.sources.streams import RawRecord
 from tuneline.data.tables.rows import Message, Reject, Row, Spool
 from tuneline.errors import UserError
@@ -226,6 +226,8 @@ class Records:
 
 def read_dataset(ctx: StepContext) -> Records:
     """Read every file of the dataset, and note it for the dataset's card."""
+    import pyarrow.parquet as pq
+
     config = ctx.config.data
     read = Records(Spool(ctx.scratch / "outcomes"))
     sources = []
@@ -243,9 +245,10 @@ def read_dataset(ctx: StepContext) -> Records:
             batches += 1
         form = file_form(opened.file.name, own_forms, config)
         if opened.file.freeze and form.form is None:
+            names = ", ".join(pq.read_schema(opened.path).names)
             raise UserError(
-                f"{opened.file.name} has the columns {', '.join(columns_of(opened.path))}, which "
-                "make no row to train on; name them in a query: SELECT question AS prompt, …"
+                f"{opened.file.name} has the columns {names}, which make no row to train on; write "
+                "a query that renames them, such as SELECT question AS prompt, …"
             )
         ctx.note_input(opened.input_name, opened.file.origin, opened.path, rows=opened.found)
         read.in_files += opened.count()

@@ -142,7 +142,7 @@ def find_in_bucket(address: str) -> list[SourceFile]:
     keys = []
     if key and not key.endswith("/") and not has_wildcard(key):
         with suppress(NotThere):
-            store.etag(key)
+            store.tag(key)
             keys = [key]
     keys = keys or choose(list(store.keys(fixed_folder(key).strip("/"))), key)
     if not keys:
@@ -156,14 +156,10 @@ def find_in_bucket(address: str) -> list[SourceFile]:
             address,
             store.uri_of(name),
             download=partial(store.get_foreign, name),
-            tag=partial(_tag, store, name),
+            tag=partial(store.tag, name),
         )
         for name in keys
     ]
-
-
-def _tag(store: S3Store | ObjectStore, key: str) -> str:
-    return f"etag:{store.etag(key)}"
 
 
 _ADDRESS = re.compile(

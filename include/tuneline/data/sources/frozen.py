@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
 
 from tuneline.artifacts.data import Snapshot
 from tuneline.data.sources.object_stores import lacks
@@ -25,8 +26,9 @@ from tuneline.run import now
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from sqlalchemy import URL, CursorResult
+    from sqlalchemy import URL, Connection, CursorResult
 
+Batch = TypeVar("Batch", "pa.Table", "pa.RecordBatch")
 # More is no data for a fine-tune, but a query without its condition.
 MOST_BYTES = 32 << 30
 _ROWS = 1 << 13
@@ -44,32 +46,28 @@ _REFUSED = re.compile(
     r"authentication|password|does not exist|permission denied|no such|invalid connection option|"
     r"syntax|read-only|readonly|unable to open|Access denied"
 )
-# What Airflow calls a kind of database, and SQLAlchemy otherwise.
-_DRIVERS = {"postgres": "postgresql"}
 # Returns the URI of a connection, None if there is none; Airflow's processes set it.
 by_connection: Callable[[str], str | None] | None = None
 
 
-def _nothing(address: str) -> UserError:
-    return UserError(f"{address} holds no rows; there is nothing to train on")
+def _within(batches: Iterable[Batch], address: str) -> Iterator[Batch]:
+    """Yield batches of rows; UserError if there is no row, or more than `MOST_BYTES`."""
+    rows = size = 0
+    for batch in batches:
+        rows, size = rows + len(batch), size + batch.nbytes
+        if size > MOST_BYTES:
+            raise UserError(f"{address} holds over {MOST_BYTES >> 30} GiB; choose fewer rows of it")
+        yield batch
+    if not rows:
+        raise UserError(f"{address} holds no rows; there is nothing to train on")
 
 
-def _too_large(address: str) -> UserError:
-    return UserError(f"{address} holds more than {MOST_BYTES >> 30} GiB; choose fewer rows of it")
-
-
-def _write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path, address: str) -> None:
+def _write(batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: Path) -> None:
     import pyarrow.parquet as pq
 
-    rows = size = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in batches:
-            rows, size = rows + len(batch), size + batch.nbytes
-            if size > MOST_BYTES:
-                raise _too_large(address)
             writer.write_batch(batch)
-    if not rows:
-        raise _nothing(address)
 
 
 @dataclass(frozen=True)
@@ -89,41 +87,36 @@ class SqlTable:
             RetryableError: if it can't be reached.
         """
         import pyarrow as pa
+        import pyarrow.parquet as pq
         from pyarrow.dataset import dataset
 
-        parts = path.with_name("parts")
-        shutil.rmtree(parts, ignore_errors=True)
-        parts.mkdir(parents=True)
-        with self._asked() as (result, snapshot):
+        schema = pa.schema([])
+        with self._asked() as (result, snapshot), TemporaryDirectory(dir=path.parent) as parts:
             try:
-                schema = self._spool(result, parts)
-            except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-                # It names columns and types, no values.
-                raise UserError(f"{self.address}: {first_line(error)}; CAST it to one") from None
-        if schema is None:
-            raise _nothing(self.address)
-        _write(dataset(parts, schema=schema).to_batches(), schema, path, self.address)
-        shutil.rmtree(parts)
+                # The type of a column is known when its last row is.
+                for number, table in enumerate(_within(self._tables(result), self.address)):
+                    schema = pa.unify_schemas([schema, table.schema], promote_options="permissive")
+                    pq.write_table(table, f"{parts}/{number:09}.parquet", compression="zstd")
+                _write(dataset(parts, schema=schema).to_batches(), schema, path)
+            except pa.ArrowException as error:
+                # This one names columns and types, others quote values.
+                why = first_line(error) if isinstance(error, pa.ArrowTypeError) else "of a type"
+                raise UserError(
+                    f"{self.address} has values that one column of Parquet can't hold ({why}); "
+                    "CAST the column in a query"
+                ) from None
         return snapshot
 
-    def _spool(self, result: CursorResult[Any], parts: Path) -> pa.Schema | None:
-        """Write each batch as a file; return a schema that fits all, None without a row."""
+    def _tables(self, result: CursorResult[Any]) -> Iterator[pa.Table]:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        columns, schema, size = list(result.keys()), None, 0
+        columns = list(result.keys())
         if len(set(columns)) < len(columns):
-            double = next(name for name in columns if columns.count(name) > 1)
-            raise UserError(f"{self.address} gives two columns {double}; name one anew by AS")
-        for number, rows in enumerate(result.partitions(_ROWS)):
-            values = zip(*rows, strict=True)
-            table = pa.table(dict(zip(columns, map(self._column, columns, values), strict=True)))
-            known = [schema] if schema else []
-            schema = pa.unify_schemas([*known, table.schema], promote_options="permissive")
-            if (size := size + table.nbytes) > MOST_BYTES:
-                raise _too_large(self.address)
-            pq.write_table(table, parts / f"{number:09}.parquet", compression="zstd")
-        return schema
+            names = ", ".join(columns)
+            raise UserError(f"{self.address} gives two columns of one name ({names}); use AS")
+        for rows in result.partitions(_ROWS):
+            values = map(self._column, columns, zip(*rows, strict=True))
+            yield pa.table(dict(zip(columns, values, strict=True)))
 
     def _column(self, name: str, values: Iterable[Any]) -> pa.Array:
         import pyarrow as pa
@@ -135,8 +128,7 @@ class SqlTable:
             kinds = sorted({type(value).__name__ for value in plain if value is not None})
             # The error itself quotes a value.
             raise UserError(
-                f"{self.address}: the column {name} holds values that Parquet can't "
-                f"({', '.join(kinds)}); change them in a query, such as CAST({name} AS text)"
+                f"{self.address}: column {name} holds {', '.join(kinds)}; CAST it in a query"
             ) from None
 
     def fingerprint(self) -> str:
@@ -155,52 +147,42 @@ class SqlTable:
         from sqlalchemy.exc import DataError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
         url = _url_of(self.connection, self.address)
-        kind = url.get_backend_name()
         try:
-            engine = create_engine(url, poolclass=NullPool)
-            with engine.connect() as database:
-                if kind in _READ_ONLY:
-                    database.exec_driver_sql(_READ_ONLY[kind])
-                version = None
-                if kind in _SNAPSHOT:
-                    version = str(database.exec_driver_sql(_SNAPSHOT[kind]).scalar_one())
-                quote = engine.dialect.identifier_preparer.quote
-                table = ".".join(map(quote, self.name.split(".")))
-                query = self.query or f"SELECT * FROM {table}"  # noqa: S608 - quoted
-                asked = database.execution_options(stream_results=True, no_parameters=True)
-                snapshot = Snapshot(
-                    version=version,
-                    taken_at=now(),
-                    query_sha256=hashlib.sha256(query.encode()).hexdigest(),
-                )
-                yield asked.exec_driver_sql(query.rstrip("; \n")), snapshot
+            with create_engine(url, poolclass=NullPool).connect() as database:
+                yield self._ask(database)
         except (ModuleNotFoundError, NoSuchModuleError) as error:
             raise UserError(
-                f"{self.address}: a package for {url.drivername} is not installed ({error}); "
-                "install it with Tuneline, or name another in the URL"
-            ) from None
-        except DataError as error:
-            raise UserError(
-                f"{self.address}: the query fails on a value ({type(error.orig).__name__}); "
-                "correct the query"
+                f"{self.address}: install the package for {url.drivername}, or name another in "
+                f"the URL of the connection ({error})"
             ) from None
         except SQLAlchemyError as error:
-            why = first_line(getattr(error, "orig", None) or error)
-            if url.password:
-                why = why.replace(str(url.password), "***")
-            if not isinstance(error, OperationalError) or _REFUSED.search(why):
-                raise UserError(
-                    f"{self.address}: the database refuses it ({why}); correct the connection, "
-                    "the name or the query"
-                ) from None
-            raise RetryableError(f"{self.address}: the database failed ({why})") from None
+            of = getattr(error, "orig", None) or error
+            # An error on a value quotes it.
+            why = type(of).__name__ if isinstance(error, DataError) else first_line(of)
+            why = why.replace(str(url.password or "***"), "***")
+            again = isinstance(error, OperationalError) and not _REFUSED.search(why)
+            raise (RetryableError if again else UserError)(
+                f"{self.address}: the database says {why}; check connection, name and query"
+            ) from None
+
+    def _ask(self, database: Connection) -> tuple[CursorResult[Any], Snapshot]:
+        dialect = database.dialect
+        table = ".".join(map(dialect.identifier_preparer.quote, self.name.split(".")))
+        query = self.query or f"SELECT * FROM {table}"  # noqa: S608 - quoted
+        version = None
+        if dialect.name in _READ_ONLY:
+            database.exec_driver_sql(_READ_ONLY[dialect.name])
+        if dialect.name in _SNAPSHOT:
+            version = str(database.exec_driver_sql(_SNAPSHOT[dialect.name]).scalar_one())
+        digest = hashlib.sha256(query.encode()).hexdigest()
+        snapshot = Snapshot(version=version, taken_at=now(), query_sha256=digest)
+        asked = database.execution_options(stream_results=True, no_parameters=True)
+        return asked.exec_driver_sql(query.rstrip("; \n")), snapshot
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as Parquet has it: an identifier as text, a buffer as bytes."""
-    if isinstance(value, memoryview):
-        return bytes(value)
-    return str(value) if type(value).__name__ == "UUID" else value
+    """Return an identifier as text, since Parquet has no such type, and other values as such."""
+    return str(value) if isinstance(value, UUID) else value
 
 
 def _url_of(connection: str, address: str) -> URL:
@@ -217,26 +199,20 @@ def _url_of(connection: str, address: str) -> URL:
             f"postgresql://user:password@host/database, or {airflow}, in a secret of the pods"
         )
     try:
-        if not stated.lstrip().startswith("{"):
+        if stated.lstrip().startswith("{"):
+            fields = json.loads(stated)
+            extra = fields.get("extra") or {}
+            extra = json.loads(extra) if isinstance(extra, str) else extra
+            names = ("conn_type", "login", "password", "host", "port", "schema")
+            given = (fields.get(name) or None for name in names)
+            url = URL.create(*given, {name: str(value) for name, value in extra.items()})
+        else:
             url = make_url(stated).difference_update_query(["__extra__"])
-            return url.set(drivername=_DRIVERS.get(url.drivername, url.drivername))
-        fields = json.loads(stated)
-        extra = fields.get("extra") or {}
-        extra = json.loads(extra) if isinstance(extra, str) else extra
-        return URL.create(
-            _DRIVERS.get(fields["conn_type"], fields["conn_type"]),
-            fields.get("login"),
-            fields.get("password"),
-            fields.get("host"),
-            int(fields["port"]) if fields.get("port") else None,
-            fields.get("schema"),
-            {name: str(value) for name, value in extra.items()},
-        )
+        return url.set(drivername="postgresql") if url.drivername == "postgres" else url
     except (ArgumentError, ValueError, KeyError, TypeError, AttributeError):
         # Their messages may quote the password.
         raise UserError(
-            f"{address}: {own} or {airflow} is not the URL of a database; write "
-            "postgresql://user:password@host/database"
+            f"{address}: {own} or {airflow} is not a URL: postgresql://user:password@host/database"
         ) from None
 
 
@@ -257,14 +233,11 @@ class DeltaVersion:
         """
         with self._opened() as table:
             data = table.to_pyarrow_dataset()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(data.to_batches(), data.schema, path, self.address)
+            _write(_within(data.to_batches(), self.address), data.schema, path)
             return Snapshot(version=str(table.version()), taken_at=now())
 
     def fingerprint(self) -> str:
         """Return the number of the version; it changes when the table does."""
-        if self.version is not None:
-            return f"version:{self.version}"
         with self._opened() as table:
             return f"version:{table.version()}"
 
@@ -279,27 +252,18 @@ class DeltaVersion:
         options = {"AWS_ALLOW_HTTP": "true"} if plain and self.uri.startswith("s3://") else None
         try:
             table = DeltaTable(self.uri, storage_options=options)
-            newest = table.version()
-            if self.version is not None and self.version > newest:
-                raise UserError(f"{self.address}: the newest version of the table is {newest}")
             if self.version is not None:
+                if self.version > (newest := table.version()):
+                    raise UserError(f"{self.address}: the newest version of the table is {newest}")
                 table.load_as_version(self.version)
             yield table
         except TableNotFoundError:
-            raise UserError(
-                f"{self.address} is not a Delta table; check the path, which holds _delta_log"
-            ) from None
+            raise UserError(f"{self.address} is not a Delta table; check its path") from None
         except (DeltaError, OSError) as error:
-            text = str(error)
-            if re.search(r"\b40[13]\b|AccessDenied|Forbidden|credential", text):
-                raise UserError(
-                    f"{self.address}: access denied; check AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY"
-                ) from None
-            kind = UserError if isinstance(error, DeltaError) else RetryableError
-            raise kind(
-                f"{self.address} can't be read as a Delta table: {first_line(error)}"
-            ) from None
+            denied = re.search(r"\b40[13]\b|AccessDenied|Forbidden|credential", str(error))
+            why = "access denied; check AWS_ACCESS_KEY_ID" if denied else first_line(error)
+            kind = UserError if denied or isinstance(error, DeltaError) else RetryableError
+            raise kind(f"{self.address} can't be read as a Delta table: {why}") from None
 
 
 def find_table(address: str, queries: Mapping[str, str]) -> SqlTable | DeltaVersion:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuneline.errors import RetryableError, UserError
-from tuneline.files import stage_beside
 from tuneline.store import NotThere
 
 # The extra of the package that reads each kind of address.
-EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure"}
 _CREDENTIALS = {
     "gcs": "set GOOGLE_APPLICATION_CREDENTIALS, or in Airflow the connection google_cloud_default",
     "azure": "set AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME and "
     "AZURE_STORAGE_ACCOUNT_KEY, or in Airflow the connection wasb_default",
 }
-_DENIED, _ABSENT = (401, 403), 404
+# Without a status: of fsspec, then of the clients, which find no credentials or wrong ones.
+_REFUSALS = ("PermissionError", "ValueError", "Error", "DefaultCredentialsError")
 T = TypeVar("T")
 
 # Makes a file system for a kind of address, None without a connection; Airflow's processes set it.
@@ -46,12 +46,12 @@ class ObjectStore:
         """Return the full address of a key."""
         return f"{self.uri}/{key}" if key else self.uri
 
-    def etag(self, key: str) -> str:
-        """Return the generation or the tag of an object, which changes with its bytes."""
+    def tag(self, key: str) -> str:
+        """Return the generation or the ETag of an object, which changes with its bytes."""
         found = self._call(key, lambda: self._fs.info(self._path(key)))
         if found["type"] == "directory":
             raise NotThere(f"{self.uri_of(key)} is a folder")
-        return str(found.get("generation") or found["etag"]).strip('"')
+        return "etag:" + str(found.get("generation") or found["etag"]).strip('"')
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys below a prefix that ends at a path boundary, in order."""
@@ -60,11 +60,7 @@ class ObjectStore:
 
     def get_foreign(self, key: str, destination: Path) -> None:
         """Copy an object to a local file."""
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        fetch = partial(self._fs.get_file, self._path(key))
-        stage_beside(destination, lambda path: self._call(key, partial(fetch, str(path)))).replace(
-            destination
-        )
+        self._call(key, partial(self._fs.get_file, self._path(key), str(destination)))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if key else self._root
@@ -76,18 +72,15 @@ class ObjectStore:
             return action()
         except ImportError:
             raise lacks(subject, self._extra) from None
-        except FileNotFoundError:
-            raise NotThere(f"{subject} does not exist; check bucket and key") from None
         except Exception as error:
             status = getattr(error, "status_code", None) or getattr(error, "code", None)
             kind = type(error).__name__
-        if status == _ABSENT:
+        if status == 404 or kind == "FileNotFoundError":
             raise NotThere(f"{subject} does not exist; check bucket and key")
-        advice = _CREDENTIALS[self._extra]
-        if status in _DENIED or kind in ("PermissionError", "Forbidden"):
-            raise UserError(f"{subject}: access denied; check the credentials: {advice}")
-        if kind in ("ValueError", "Error", "DefaultCredentialsError", "ClientAuthenticationError"):
-            raise UserError(f"{subject}: no usable credentials ({kind}); {advice}")
+        if status in (401, 403) or kind in _REFUSALS:
+            raise UserError(
+                f"{subject}: access denied ({status or kind}); {_CREDENTIALS[self._extra]}"
+            )
         raise RetryableError(f"{subject}: the server failed ({status or kind})")
 
 

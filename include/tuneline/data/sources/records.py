@@ -170,13 +170,6 @@ def open_parquet(path: Path, name: str) -> Any:
     return file
 
 
-def columns_of(path: Path) -> list[str]:
-    """Return the names of the columns of a Parquet file."""
-    import pyarrow.parquet as pq
-
-    return list(pq.read_schema(path).names)
-
-
 def read_parquet(path: Path, name: str) -> Iterator[RawRecord]:
     """Read the records of a file; see `records.read_records`."""
     import pyarrow as pa
@@ -408,10 +401,9 @@ def _fetch(file: SourceFile, scratch: Path, run: Run | None) -> tuple[Path, Snap
     table, note = (run.key("frozen", f"{name}.{kind}") for kind in ("parquet", "json"))
     if not run.store.exists(note):
         path, snapshot = file.fetch(scratch)
-        assert snapshot is not None
         run.store.put_file(table, path)
         run.store.flush()
-        run.store.put_bytes(note, snapshot.model_dump_json().encode())
+        run.store.put_bytes(note, (snapshot or Snapshot()).model_dump_json().encode())
         return path, snapshot
     scratch.mkdir(parents=True, exist_ok=True)
     run.store.get_file(table, scratch / name)
