@@ -1,11 +1,14 @@
 """Tables of databases, frozen to Parquet in the run: SQLite, and a real PostgreSQL server."""
 
 import json
+import os
 import sqlite3
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from tests.lab.data_runs import clean_rows
 from tests.lab.postgres import PostgresServer, why_not
 from tests.lab.runs import value
@@ -17,6 +20,7 @@ from tuneline.data.sources.find_files import dataset_version, find_here
 from tuneline.data.sources.records import open_files
 from tuneline.data.tables.dataset_card import reproduce
 from tuneline.errors import RetryableError, UserError
+from tuneline.governance.release.erase import Eraser, Subject
 
 SECRET = "hunter2secret"
 PAIRS = [
@@ -77,8 +81,8 @@ def test_a_run_sees_the_rows_that_it_froze(database, data_lab):
     (ref,) = entry.inputs[:1]
     assert (note.name, note.records, note.sha256) == ("sql://shop/kept", 30, ref.sha256)
     assert (note.snapshot.version, len(note.snapshot.query_sha256)) == (None, 64)
-    (table,) = [k for k in lab.run.store.keys(lab.run.key("frozen")) if k.endswith(".parquet")]
-    assert lab.run.store.find(table).sha256 == note.sha256
+    kept = [key for key in lab.run.store.keys(lab.run.key("quarantine")) if "/frozen-" in key]
+    assert lab.run.store.find(kept[1]).sha256 == note.sha256
     # Between two steps, and before a retry, the table changes and is gone.
     database.execute("UPDATE chats SET completion = 'changed'")
     lab.upto("deduplication")
@@ -86,6 +90,35 @@ def test_a_run_sees_the_rows_that_it_froze(database, data_lab):
     again = lab.step("schema_validation")
     assert value(again, "rows_kept") == 30
     assert SOURCES.find(lab.run).root == [note]
+
+
+def test_an_erased_person_is_not_read_again(database, data_lab):
+    database.execute("UPDATE chats SET prompt = 'I am Jane Roe of ' || prompt WHERE id = 3")
+    query = "SELECT prompt, completion FROM chats"
+    lab = data_lab([], source="sql://shop/kept", queries={"kept": query})
+    lab.step("schema_validation")
+    eraser = Eraser(lab.run.store, Subject("Jane Roe"), "tester")
+    found = eraser.search()
+    assert any("/quarantine/frozen-" in key for key in found.files)
+    assert any("sql://shop/kept" in left for left in found.left)
+    eraser.erase()
+    assert value(lab.step("schema_validation"), "rows_kept") == 29
+
+
+def test_the_page_shows_what_runs(database, tmp_path, monkeypatch):
+    """Its settings read a table and a query of a connection of that name."""
+    page = (Path(__file__).parents[3] / "docs" / "your-data.md").read_text()
+    (settings,) = [part for part in page.split("```yaml\n") if "queries:" in part]
+    data = yaml.safe_load(settings.split("```")[0])["data"]
+    monkeypatch.setenv("TUNELINE_SQL_WAREHOUSE", os.environ["TUNELINE_SQL_SHOP"])
+    database.execute(
+        "CREATE TABLE tickets AS SELECT prompt question, completion answer, 0 price,"
+        " '2026-01-01' closed FROM chats"
+    )
+    database.execute("CREATE TABLE holdout AS SELECT prompt, completion FROM chats LIMIT 2")
+    config = DataConfig(**data)
+    found = [(o.own_holdout, len(list(o.records()))) for o in open_files(config, tmp_path / "s")]
+    assert found == [(False, 30), (True, 2)]
 
 
 def test_what_ships_has_no_query_and_nothing_has_the_password(database, data_lab, monkeypatch):

@@ -398,7 +398,7 @@ def _fetch(file: SourceFile, scratch: Path, run: Run | None) -> tuple[Path, Snap
     if run is None or file.freeze is None:
         return file.fetch(scratch)
     name = hashlib.sha256(file.origin.encode()).hexdigest()[:16]
-    table, note = (run.key("frozen", f"{name}.{kind}") for kind in ("parquet", "json"))
+    table, note = (run.key("quarantine", f"frozen-{name}.{kind}") for kind in ("parquet", "json"))
     if not run.store.exists(note):
         path, snapshot = file.fetch(scratch)
         run.store.put_file(table, path)
