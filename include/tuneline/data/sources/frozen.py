@@ -190,7 +190,7 @@ def _url_of(connection: str, address: str) -> URL:
     from sqlalchemy import URL, make_url
     from sqlalchemy.exc import ArgumentError
 
-    own, airflow = (f"{prefix}_{connection.upper()}" for prefix in ("TUNELINE_SQL", "AIRFLOW_CONN"))
+    own, airflow = (f"{p}{connection.upper()}" for p in ("TUNELINE_SQL_", "AIRFLOW_CONN_"))
     stated = os.environ.get(own) or os.environ.get(airflow)
     stated = stated or (by_connection(connection) if by_connection else None)
     if not stated:
@@ -203,9 +203,9 @@ def _url_of(connection: str, address: str) -> URL:
             fields = json.loads(stated)
             extra = fields.get("extra") or {}
             extra = json.loads(extra) if isinstance(extra, str) else extra
-            names = ("conn_type", "login", "password", "host", "port", "schema")
-            given = (fields.get(name) or None for name in names)
-            url = URL.create(*given, {name: str(value) for name, value in extra.items()})
+            given = map(fields.get, ("conn_type", "login", "password", "host", "port", "schema"))
+            create: Callable[..., URL] = URL.create
+            url = create(*given, {name: str(value) for name, value in extra.items()})
         else:
             url = make_url(stated).difference_update_query(["__extra__"])
         return url.set(drivername="postgresql") if url.drivername == "postgres" else url
