@@ -13,11 +13,7 @@ from tuneline.store import bucket
 
 _AWS = "aws_default"
 # Airflow's own name for a kind of address, and the connection.
-_FILES = {
-    "gs": ("gs", "google_cloud_default"),
-    "az": ("abfs", "wasb_default"),
-    "abfs": ("abfs", "wasb_default"),
-}
+_GOOGLE, _AZURE = ("gs", "google_cloud_default"), ("abfs", "wasb_default")
 _clients: dict[str, Any] = {}
 
 
@@ -45,7 +41,7 @@ def _s3_client(config: Any) -> Any:
 
 def _file_system(scheme: str) -> Any:
     """Return a file system of fsspec by the connection; None without one or its provider."""
-    kind, name = _FILES[scheme]
+    kind, name = _GOOGLE if scheme == "gs" else _AZURE
     try:
         return get_fs(kind, name) if _uri(name) else None
     except (ValueError, ImportError):

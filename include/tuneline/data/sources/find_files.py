@@ -253,7 +253,7 @@ def _find(
 ) -> list[SourceFile]:
     if not address.strip():
         raise UserError(f"no dataset was named; give {KINDS}")
-    scheme = address.partition("://")[0]
+    scheme = address[: max(0, address.find("://"))]
     if scheme in ("s3", *EXTRAS):
         split_address(address)
         return find_in_bucket(address) if ask_servers else []
