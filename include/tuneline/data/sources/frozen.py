@@ -33,7 +33,7 @@ Batch = TypeVar("Batch", "pa.Table", "pa.RecordBatch")
 MOST_BYTES = 32 << 30
 _ROWS = 1 << 13
 _SQL = re.compile(r"sql://([\w.-]+)/([^/?#]+)", re.ASCII)
-_DELTA = re.compile(r"delta://([^/?#]*)/([^?#]+?)/*(?:\?version=(\d{1,18}))?", re.ASCII)
+_DELTA = re.compile(r"delta://([^/?#]*)/([^?#]+)(?:\?version=(\d{1,18}))?", re.ASCII)
 # One transaction that writes nothing and sees one state of the database; elsewhere the rights of
 # its user decide what a query may do.
 _READ_ONLY = {
@@ -271,7 +271,7 @@ def find_table(address: str, queries: Mapping[str, str]) -> SqlTable | DeltaVers
     if match := _SQL.fullmatch(address):
         return SqlTable(address, match[1], match[2], queries.get(match[2]))
     if match := _DELTA.fullmatch(address):
-        uri = f"s3://{match[1]}/{match[2]}" if match[1] else f"/{match[2]}"
+        uri = (f"s3://{match[1]}/{match[2]}" if match[1] else f"/{match[2]}").rstrip("/")
         return DeltaVersion(address, uri, int(match[3]) if match[3] else None)
     raise UserError(
         f"{address} names no table; write sql://connection/table, sql://connection/name with the "
