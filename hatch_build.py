@@ -10,7 +10,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-EXTRAS = {"airflow": "requirements.txt", "ml": "requirements/ml.txt"}
+EXTRAS = {
+    "airflow": "requirements.txt",
+    **{name: f"requirements/{name}.txt" for name in ("ml", "gcs", "azure", "delta")},
+}
 
 
 # mypy runs without hatchling, which only builds need: the bases are `Any` to it.

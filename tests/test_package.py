@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -49,7 +50,8 @@ def test_it_holds_the_library_with_its_data_and_nothing_else(wheel):
     assert {name for name in files if ".dist-info/" not in name} == expected
     assert "tuneline/config/presets/laptop.yaml" in expected
     (metadata,) = wheel.glob("*.dist-info/METADATA")
-    assert "Provides-Extra: airflow" in metadata.read_text()
+    extras = re.findall(r"^Provides-Extra: (\w+)", metadata.read_text(), re.MULTILINE)
+    assert extras == ["airflow", "azure", "delta", "gcs", "ml"]
 
 
 def test_it_works_without_the_checkout_and_is_the_same_code(wheel, tmp_path):

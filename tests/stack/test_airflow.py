@@ -1,6 +1,7 @@
 """Airflow on one machine: secrets, settings, a client that asks again, a run that is ended."""
 
 import json
+import os
 import stat
 from dataclasses import replace
 from types import SimpleNamespace
@@ -93,7 +94,9 @@ def test_credentials_reach_pods_by_reference_only(layout, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
     monkeypatch.setenv("WANDB_BASE_URL", "http://tracker")
-    secret = {"tuneline-credentials": {"AWS_SECRET_ACCESS_KEY": "hunter2-hunter2"}}
+    monkeypatch.setenv("TUNELINE_SQL_SHOP", "postgresql://reader:hunter2@host/shop")
+    named = ("AWS_SECRET_ACCESS_KEY", "TUNELINE_SQL_SHOP")
+    secret = {"tuneline-credentials": {name: os.environ[name] for name in named}}
     assert pod_secrets() == secret
     images = image_map(layout)
     assert images["env"]["WANDB_BASE_URL"] == "http://tracker"
@@ -103,7 +106,8 @@ def test_credentials_reach_pods_by_reference_only(layout, monkeypatch):
     layout.pods.mkdir(parents=True)
     (layout.pods / "secrets.json").write_text(json.dumps(secret))
     assert airflow.environment(layout)["TUNELINE_POD_SECRETS"] == "tuneline-credentials"
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    for name in named:
+        monkeypatch.delenv(name)
     assert pod_secrets() == {}
 
 

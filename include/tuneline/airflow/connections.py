@@ -6,16 +6,22 @@ from typing import Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.io import get_fs
 
+from tuneline.data.sources import frozen, object_stores
 from tuneline.store import bucket
 
 _AWS = "aws_default"
+# Airflow's own name for a kind of address, and the connection.
+_GOOGLE, _AZURE = ("gs", "google_cloud_default"), ("abfs", "wasb_default")
 _clients: dict[str, Any] = {}
 
 
 def take_connections() -> None:
-    """Have the library use the connection `aws_default` in this process."""
+    """Have the library use Airflow's connections in this process."""
     bucket.by_connection = _s3_client
+    object_stores.by_connection = _file_system
+    frozen.by_connection = _uri
 
 
 def _s3_client(config: Any) -> Any:
@@ -31,3 +37,19 @@ def _s3_client(config: Any) -> Any:
         _clients.clear()
         _clients[uri] = AwsGenericHook(_AWS, client_type="s3", config=config).conn
     return _clients[uri]
+
+
+def _file_system(scheme: str) -> Any:
+    """Return a file system of fsspec by the connection; None without one or its provider."""
+    kind, name = _GOOGLE if scheme == "gs" else _AZURE
+    try:
+        return get_fs(kind, name) if _uri(name) else None
+    except (ValueError, ImportError):
+        return None
+
+
+def _uri(connection: str) -> str | None:
+    try:
+        return str(BaseHook.get_connection(connection).get_uri())
+    except AirflowNotFoundException:
+        return None

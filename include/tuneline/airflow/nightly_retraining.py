@@ -80,7 +80,8 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
     sources = write_reviewed(store, model, reviewed_rows(store, model_name))
     today = datetime.now(UTC).date()
     broke = nightly.over_budget(store, model_name, today, model.file.budget.training_per_month)
-    place = (store, model_name, dataset_version(sources.addresses), model.settings_digest)
+    version = dataset_version(sources.addresses, model.config().data.queries)
+    place = (store, model_name, version, model.settings_digest)
     night = nightly.decide(
         *place,
         pointer=pointer_of(model.profile),

@@ -14,6 +14,14 @@ AUDIT = "audit.parquet"
 REJECTED = "quarantine/rejected.parquet"
 
 
+class Snapshot(BaseModel):
+    """The state in which a server's object or table was read."""
+
+    version: str | None = None  # tag or generation, version of a Delta table, snapshot id
+    taken_at: str | None = None  # of a table, which is asked once; RFC 3339
+    query_sha256: str | None = None  # of the text in `config.json`, which may name people
+
+
 class SourceNote(BaseModel):
     """One file of the dataset, as schema_validation read it."""
 
@@ -26,6 +34,7 @@ class SourceNote(BaseModel):
     form: str | None = None  # one of the known forms
     dialect: str | None = None  # delimiter and quoting of a CSV file
     records: int = 0
+    snapshot: Snapshot | None = None  # None for a file that has no other state
 
 
 class SourceKept(SourceNote):

@@ -20,7 +20,7 @@ def add_data(commands: Commands) -> None:
 def _add_prepare(actions: Commands) -> None:
     prepare = actions.add_parser("prepare", help="run the five data items and their gates")
     add = prepare.add_argument
-    text = "dataset: files, folders, globs, s3:// or hf://datasets/ addresses"
+    text = "dataset: files, folders, globs, or addresses as data.source takes them"
     add("--input", required=True, nargs="+", metavar="FILE", help=text)
     add("--base-model", required=True, metavar="URI", help="base model, for its tokenizer")
     add("--out", required=True, type=Path, metavar="DIR", help="output folder")

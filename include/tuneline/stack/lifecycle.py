@@ -36,11 +36,13 @@ _GIB = 1 << 30
 # Settings and credentials of the user's shell that steps read.
 _PASSED_ON = (
     "AWS_ENDPOINT_URL AWS_REGION AWS_DEFAULT_REGION TUNELINE_PRESETS TUNELINE_POLICY "
-    "WANDB_BASE_URL WANDB_MODE HF_ENDPOINT HTTPS_PROXY NO_PROXY SSL_CERT_FILE REQUESTS_CA_BUNDLE"
+    "WANDB_BASE_URL WANDB_MODE HF_ENDPOINT HTTPS_PROXY NO_PROXY SSL_CERT_FILE REQUESTS_CA_BUNDLE "
+    "GOOGLE_APPLICATION_CREDENTIALS AZURE_STORAGE_ACCOUNT_NAME"
 ).split()
 _CREDENTIALS = (
     "AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN WANDB_API_KEY HF_TOKEN "
-    "DOCKER_AUTH_CONFIG MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN"
+    "DOCKER_AUTH_CONFIG MLFLOW_TRACKING_USERNAME MLFLOW_TRACKING_PASSWORD MLFLOW_TRACKING_TOKEN "
+    "AZURE_STORAGE_CONNECTION_STRING AZURE_STORAGE_ACCOUNT_KEY"
 ).split()
 
 
@@ -274,7 +276,9 @@ def pod_secrets() -> dict[str, dict[str, str]]:
 
     They reach pods by reference, so that Airflow never sees their values.
     """
-    found = {name: os.environ[name] for name in _CREDENTIALS if os.environ.get(name)}
+    databases = (name for name in os.environ if name.startswith("TUNELINE_SQL_"))
+    named = (*_CREDENTIALS, *databases)
+    found = {name: os.environ[name] for name in named if os.environ.get(name)}
     return {airflow.POD_SECRET: found} if found else {}
 
 

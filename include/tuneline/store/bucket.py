@@ -313,10 +313,10 @@ class S3Store(Store):
 
         return self._call("", ask)
 
-    def etag(self, key: str) -> str:
-        """Return the server's tag of an object, which changes with its bytes; see `get_foreign`."""
+    def tag(self, key: str) -> str:
+        """Return the ETag of an object, which changes with its bytes; see `get_foreign`."""
         head = partial(self._s3.head_object, Bucket=self.bucket, Key=self._below(key))
-        return str(self._call(key, head)["ETag"]).strip('"')
+        return "etag:" + str(self._call(key, head)["ETag"]).strip('"')
 
     def find(self, key: str) -> FileRef | None:
         """See `Store.find`."""

@@ -43,7 +43,10 @@ def test_folders_globs_and_lists(tree):
     # In a list each file counts once, in the order of the list.
     assert names("data/b.jsonl", "data") == ["data/b.jsonl", *every[:1], *every[2:]]
     assert names(str(tree / "data/b.jsonl"), "data/b.jsonl") == [str(tree / "data/b.jsonl")]
-    # A file whose name looks like a pattern is itself.
+    # A file whose name looks like a pattern, or like a kind of address, is itself.
+    for name in ("sql", "s3", "file"):
+        (tree / name).write_bytes(b"{}\n")
+        assert names(name) == [name]
     assert names("odd[1].jsonl") == ["odd[1].jsonl"]
     assert names((tree / "odd[1].jsonl").as_uri()) == [(tree / "odd[1].jsonl").as_uri()]
     assert names((tree / "data").as_uri())[0] == (tree / "data/a.jsonl.gz").as_uri()

@@ -1,4 +1,4 @@
-"""Find the files that addresses name: paths, folders, globs, `s3://`, `hf://datasets/…`."""
+"""Find the files that addresses name: paths, folders, globs, buckets, datasets, tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from urllib.parse import unquote
 
 from pydantic import BaseModel, ConfigDict
 
+from tuneline.artifacts.data import Snapshot
 from tuneline.data.sample import SAMPLES
+from tuneline.data.sources.frozen import find_table
+from tuneline.data.sources.object_stores import EXTRAS, ObjectStore
 from tuneline.errors import UserError
 from tuneline.models.origins import call_hub
 from tuneline.store import NotThere, S3Store, sha256_file
@@ -36,7 +39,7 @@ class SourceFile:
 
     `name` is what rows and errors show, `address` the entry that names it, `origin` its full
     address, a hub's revision pinned to its commit. `download` and `tag` (of its bytes) are for
-    files on servers.
+    files on servers; `freeze` writes a table as a file.
     """
 
     name: str
@@ -45,6 +48,7 @@ class SourceFile:
     local: Path | None = None
     download: Callable[[Path], None] | None = field(default=None, repr=False)
     tag: Callable[[], str] | None = field(default=None, repr=False)
+    freeze: Callable[[Path], Snapshot] | None = field(default=None, repr=False)
 
     def fingerprint(self) -> str:
         """Return a text that changes when the file's bytes do, without fetching them.
@@ -55,17 +59,20 @@ class SourceFile:
         """
         if self.local is not None:
             return f"sha256:{sha256_file(self.local)}"
-        return f"etag:{self.tag()}" if self.tag else "commit"
+        return self.tag() if self.tag else "commit"
 
-    def fetch(self, scratch: Path) -> Path:
-        """Bring the file to this machine; a local file stays where it is."""
-        if self.download is None:
-            assert self.local is not None
-            return self.local
-        target = scratch / self.name.rpartition("/")[2]
+    def fetch(self, scratch: Path) -> tuple[Path, Snapshot | None]:
+        """Bring the file to this machine, and say in which state; a local one stays in place."""
+        if self.local is not None:
+            return self.local, None
+        target = scratch / self.name.rstrip("/").rpartition("/")[2]
         scratch.mkdir(parents=True, exist_ok=True)
+        if self.freeze:
+            return target, self.freeze(target)
+        assert self.download is not None
+        snapshot = Snapshot(version=self.tag()) if self.tag else None
         self.download(target)
-        return target
+        return target, snapshot
 
 
 def ending_of(name: str) -> str:
@@ -118,21 +125,24 @@ def has_wildcard(text: str) -> bool:
     return _WILDCARD.search(text) is not None
 
 
-def split_address(address: str) -> tuple[str, str]:
-    """Split `s3://bucket/key` into bucket and key; UserError if it names no bucket."""
-    bucket, _, key = address.removeprefix("s3://").partition("/")
+def split_address(address: str) -> tuple[str, str, str]:
+    """Split `s3://bucket/key` into its three parts; UserError if it names no bucket."""
+    scheme, _, rest = address.partition("://")
+    bucket, _, key = rest.partition("/")
     if not bucket:
-        raise UserError(f"{address} names no bucket; write s3://bucket/key")
-    return bucket, key
+        raise UserError(f"{address} names no bucket; write {scheme}://bucket/key")
+    return scheme, bucket, key
 
 
 def find_in_bucket(address: str) -> list[SourceFile]:
     """Find the objects that an address names; UserError if none, RetryableError by the server."""
-    bucket, key = split_address(address)
-    store, keys = S3Store(bucket, ""), []
+    scheme, bucket, key = split_address(address)
+    store: S3Store | ObjectStore
+    store = S3Store(bucket, "") if scheme == "s3" else ObjectStore(scheme, bucket)
+    keys = []
     if key and not key.endswith("/") and not has_wildcard(key):
         with suppress(NotThere):
-            store.etag(key)
+            store.tag(key)
             keys = [key]
     keys = keys or choose(list(store.keys(fixed_folder(key).strip("/"))), key)
     if not keys:
@@ -146,7 +156,7 @@ def find_in_bucket(address: str) -> list[SourceFile]:
             address,
             store.uri_of(name),
             download=partial(store.get_foreign, name),
-            tag=partial(store.etag, name),
+            tag=partial(store.tag, name),
         )
         for name in keys
     ]
@@ -212,16 +222,21 @@ def _download(address: str, repository: str, commit: str, name: str, target: Pat
 
 
 KINDS = (
-    "a path, a folder, a glob, a file://, s3:// or hf://datasets/… address, or "
-    f"{' or '.join(SAMPLES)}"
+    "a path, a folder, a glob, an address (file://, s3://, gs://, az://, hf://datasets/…, sql://, "
+    f"delta://), or {' or '.join(SAMPLES)}"
 )
 
 
-def find_files(addresses: Iterable[str]) -> list[SourceFile]:
-    """Find the files that addresses name, each once; UserError if an address names nothing."""
+def find_files(
+    addresses: Iterable[str], queries: Mapping[str, str] | None = None
+) -> list[SourceFile]:
+    """Find the files that addresses name, each once; UserError if an address names nothing.
+
+    `queries` are those of `data.queries`. A table is not asked yet.
+    """
     found: dict[str, SourceFile] = {}
     for address in addresses:
-        for file in _find(address):
+        for file in _find(address, queries or {}):
             found.setdefault(file.origin, file)
     if not found:
         raise UserError(f"no dataset was named; give {KINDS}")
@@ -230,19 +245,26 @@ def find_files(addresses: Iterable[str]) -> list[SourceFile]:
 
 def find_here(addresses: Iterable[str]) -> list[SourceFile]:
     """Find local files; addresses on a server are only checked for their form."""
-    return [file for address in addresses for file in _find(address, ask_servers=False)]
+    return [file for address in addresses for file in _find(address, {}, ask_servers=False)]
 
 
-def _find(address: str, *, ask_servers: bool = True) -> list[SourceFile]:
+def _find(
+    address: str, queries: Mapping[str, str], *, ask_servers: bool = True
+) -> list[SourceFile]:
     if not address.strip():
         raise UserError(f"no dataset was named; give {KINDS}")
-    if address.startswith("s3://"):
+    scheme = address[: max(0, address.find("://"))]
+    if scheme in ("s3", *EXTRAS):
         split_address(address)
         return find_in_bucket(address) if ask_servers else []
-    if address.startswith("hf://"):
+    if scheme in ("sql", "delta"):
+        table = find_table(address, queries)
+        file = SourceFile(address, address, address, freeze=table.freeze, tag=table.fingerprint)
+        return [file] if ask_servers else []
+    if scheme == "hf":
         parse_address(address)
         return find_on_hub(address) if ask_servers else []
-    if address.startswith("file://"):
+    if scheme == "file":
         path = unquote(address.removeprefix("file://").removeprefix("localhost"))
         return _find_local(address, path, as_uri=True)
     if address in SAMPLES:
@@ -308,9 +330,11 @@ class DatasetVersion(BaseModel):
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
 
-def dataset_version(addresses: Sequence[str]) -> DatasetVersion:
+def dataset_version(
+    addresses: Sequence[str], queries: Mapping[str, str] | None = None
+) -> DatasetVersion:
     """Return the version of the data that addresses name now; see `find_files`."""
-    return DatasetVersion(files={f.origin: f.fingerprint() for f in find_files(addresses)})
+    return DatasetVersion(files={f.origin: f.fingerprint() for f in find_files(addresses, queries)})
 
 
 def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ a row and without a time, so that the same input gives the same bytes.
 
 from __future__ import annotations
 
+import hashlib
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -108,6 +109,9 @@ def reproduce(config: DataConfig, base_model: str) -> Reproduce:
     """Return the command that makes the dataset again, and the settings that are not defaults."""
     settings = config.model_dump(mode="json", exclude_defaults=True)
     settings.pop("source", None)
+    # A query may name people, and this ships; the run's `config.json` has the text.
+    for name, query in settings.get("queries", {}).items():
+        settings["queries"][name] = f"sha256:{hashlib.sha256(query.encode()).hexdigest()}"
     sources = shlex.join(config.sources)
     command = (
         f"tuneline data prepare --input {sources} --base-model {shlex.quote(base_model)} "
