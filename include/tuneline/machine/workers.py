@@ -7,6 +7,7 @@ caller cuts the chunks, so results do not depend on the number of workers.
 from __future__ import annotations
 
 import gc
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -64,6 +65,19 @@ def map_chunks(
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def as_batch(rows: Iterable[Any], default: Callable[[Any], Any] | None = None) -> pa.RecordBatch:
+    """Return rows as a batch: JSON in ASCII, since Arrow takes no text with a lone surrogate."""
+    import pyarrow as pa
+
+    lines = [json.dumps(row, default=default) for row in rows]
+    return pa.record_batch({"row": pa.array(lines, pa.large_string())})
+
+
+def rows_in(batch: pa.RecordBatch) -> Iterator[Any]:
+    """Yield the rows of such a batch."""
+    return map(json.loads, batch["row"].to_pylist())
 
 
 class Engine(Protocol):

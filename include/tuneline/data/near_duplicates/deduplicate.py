@@ -197,9 +197,7 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
         found.splits[free[n]] = split
 
 
-def _drop_leaks(
-    rows: Sequence[Row], found: Deduplicated, threshold: float, search: Search
-) -> None:
+def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float, search: Search) -> None:
     """Reject the near-duplicates across the split that the first search missed."""
     leaks = _leaks(found, threshold, search)
     for number, (index, (other, similarity)) in enumerate(leaks.items(), 1):
@@ -212,9 +210,7 @@ def _drop_leaks(
             found.cross_similarity[index] = similarity
 
 
-def _leaks(
-    found: Deduplicated, threshold: float, search: Search
-) -> dict[int, tuple[int, float]]:
+def _leaks(found: Deduplicated, threshold: float, search: Search) -> dict[int, tuple[int, float]]:
     """Return the kept rows that are near to a row of a split that is held out from them."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, split in enumerate(found.splits):

@@ -6,7 +6,7 @@ bitmaps that rule most of them out, the others with their texts, which decide.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,18 +50,18 @@ def _edges(
     spark: Spark, texts: Sequence[str], first: int | None, threshold: float, seed: int
 ) -> Iterator[Edges]:
     import pyarrow as pa
-    from pyspark.sql import functions as f
 
     if not texts:
         return
     rows = spark.frame(pa.table({"row": np.arange(len(texts)), "text": pa.array(texts)})).persist()
     work = partial(_index, bands_for(len(texts), threshold), seed)
     index = rows.mapInArrow(work, _INDEX).persist()
-    keys = index.select("kind", "row", f.posexplode("keys").alias("band", "key"))
+    key, left = "key", "false" if first is None else f"row < {first}"
     if first is None:
-        bits = [int(number_bits(spark.count(index.where(f"kind = {n}")))) for n in (0, 1)]
-        keys = keys.withColumn("key", f.expr(f"shiftrightunsigned(key, if(kind = 0, {bits[0]}, {bits[1]}))"))
-    keys = keys.withColumn("left", f.lit(False) if first is None else f.col("row") < first)
+        bits = [number_bits(spark.count(index.where(f"kind = {kind}"))) for kind in (0, 1)]
+        key = f"shiftrightunsigned(key, if(kind = 0, {bits[0]}, {bits[1]}))"
+    keys = index.selectExpr("kind", "row", "posexplode(keys) as (band, key)")
+    keys = keys.selectExpr("kind", "row", "band", f"{key} as key", f"{left} as left")
     group = ["kind", "band", "key"]
     keys = keys.repartition(*group).sortWithinPartitions(*group, "left", "row")
     pairs = keys.mapInArrow(partial(_pairs, first is not None), _PAIR).dropDuplicates()

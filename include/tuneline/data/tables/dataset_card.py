@@ -107,7 +107,8 @@ def describe_measures(entry: Evidence | Record) -> list[dict[str, Any]]:
 def reproduce(config: DataConfig, base_model: str) -> Reproduce:
     """Return the command that makes the dataset again, and the settings that are not defaults."""
     settings = config.model_dump(mode="json", exclude_defaults=True)
-    settings.pop("source", None)
+    for name in ("source", "engine"):
+        settings.pop(name, None)
     sources = shlex.join(config.sources)
     command = (
         f"tuneline data prepare --input {sources} --base-model {shlex.quote(base_model)} "

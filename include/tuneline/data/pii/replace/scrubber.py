@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
 from itertools import compress, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answers import map_texts
@@ -27,7 +27,7 @@ from tuneline.data.pii.find.texts import Shared, shared_parts, texts_of
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
-from tuneline.machine.workers import HERE, Engine
+from tuneline.machine.workers import HERE, Engine, as_batch, rows_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -178,16 +178,11 @@ class Scrubber:
         chunks = iter(lambda: list(islice(given, CHUNK)), [])
         shared = self._settings.shared or shared or Shared()
         make = partial(partial, self._kernel, shared)
-        for batch in engine.map(make, map(_batch_of, chunks), workers):
-            yield from map(_scrubbed_of, batch["result"].to_pylist())
+        for batch in engine.map(make, map(as_batch, chunks), workers):
+            yield from map(_scrubbed_of, rows_in(batch))
 
     def _kernel(self, shared: Shared, batch: pa.RecordBatch) -> pa.RecordBatch:
-        import pyarrow as pa
-
-        turns = map(json.loads, batch["turns"].to_pylist())
-        chunk = list(zip(batch["key"].to_pylist(), turns, strict=True))
-        results = map(vars, self._scrub_chunk(shared, chunk))
-        return pa.record_batch({"result": [json.dumps(one, default=asdict) for one in results]})
+        return as_batch(map(vars, self._scrub_chunk(shared, list(rows_in(batch)))), asdict)
 
     def _scrub_chunk(self, shared: Shared, chunk: Sequence[_Keyed]) -> list[Scrubbed]:
         found = self._detector.rows([messages for _, messages in chunk], shared)
@@ -264,16 +259,7 @@ class Scrubber:
         return result
 
 
-def _batch_of(chunk: Sequence[_Keyed]) -> pa.RecordBatch:
-    """Return rows as Arrow; turns are JSON, since those of a log may hold lone surrogates."""
-    import pyarrow as pa
-
-    keys, turns = zip(*chunk, strict=True)
-    return pa.record_batch({"key": list(keys), "turns": list(map(json.dumps, turns))})
-
-
-def _scrubbed_of(result: str) -> Scrubbed:
-    found = json.loads(result)
+def _scrubbed_of(found: dict[str, Any]) -> Scrubbed:
     spans = tuple(StandIn(**span) for span in found["surrogates"])
     given = {"surrogates": spans, "hits": Counter(found["hits"])}
     return Scrubbed(**{**found, **given, "refused": tuple(found["refused"])})
