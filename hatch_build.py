@@ -10,7 +10,11 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-EXTRAS = {"airflow": "requirements.txt", "ml": "requirements/ml.txt"}
+EXTRAS = {
+    "airflow": "requirements.txt",
+    "ml": "requirements/ml.txt",
+    "spark": "requirements/spark.txt",
+}
 
 
 # mypy runs without hatchling, which only builds need: the bases are `Any` to it.

@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -43,6 +44,7 @@ MARKS = {
     "long": "long",
     "cluster": "cluster",
     "vllm": "vllm",
+    "spark": "spark",
 }
 # Several lanes share the cores, so that none may use them all.
 ONE_THREAD = {
@@ -73,6 +75,7 @@ PROGRAMS = {
     "sqlite3": "sqlite3",
     "aws": "awscli",
 }
+OF_SPARK = {"java": "openjdk-17-jre-headless"}
 
 
 @dataclass
@@ -250,7 +253,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ["OMP_WAIT_POLICY"] = ONE_THREAD["OMP_WAIT_POLICY"]
-    if arguments.which in ("long", "cluster", "vllm"):
+    if arguments.which in ("long", "cluster", "vllm", "spark"):
         arguments.paths = arguments.paths or ["tests"]
     for path in arguments.paths:
         if not Path(path.split("::")[0]).exists():
@@ -266,8 +269,10 @@ def main() -> int:
 
 def run_paths(which: str, paths: list[str]) -> int:
     """Run the tests of some paths, those of the ML environment first, and print as they go."""
-    if which == "vllm":
-        by_environment = {"vllm": ["tests/vllm"] if paths == ["tests"] else paths}
+    if which == "spark":
+        _install_programs(OF_SPARK)
+    if which in ("vllm", "spark"):
+        by_environment = {which: [f"tests/{which}"] if paths == ["tests"] else paths}
     else:
         by_environment = {"ml": [], "airflow": []}
         for path in paths:
@@ -334,7 +339,7 @@ def _entries(known: dict[str, float]) -> list[Entry]:
     for part in ("ml", "airflow"):
         entries.append(Entry(f"types-{part}", command=("scripts/types.sh", part)))
     for path in sorted(Path("tests").rglob("test_*.py")):
-        if path.parts[1] not in ("vllm", "cluster"):
+        if path.parts[1] not in ("vllm", "spark", "cluster"):
             environment = "airflow" if path.parts[1] in AIRFLOW_FOLDERS else "ml"
             entries.append(Entry(str(path), environment))
     for entry in entries:
@@ -361,9 +366,9 @@ def _set_up(*arguments: str) -> None:
         sys.exit(done.returncode)
 
 
-def _install_programs() -> None:
+def _install_programs(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Install the Debian packages of missing programs where that is possible."""
-    missing = [package for program, package in PROGRAMS.items() if not _found(program)]
+    missing = [package for program, package in programs.items() if not _found(program)]
     if not missing or os.geteuid() or not shutil.which("apt-get"):
         return
     print(f"=== installing {' '.join(missing)}", flush=True)

@@ -41,6 +41,8 @@ _TRIES = 4
 _BATCHES, _WAVES = 4, 2
 # Bytes of a table that are sent at once.
 _SENT = 1 << 25
+# Seconds that a server may take to accept a connection.
+_SECONDS = 10
 _WAVE = "number long, batch binary"
 
 
@@ -70,8 +72,11 @@ def connect() -> Spark:
             f"data.engine is spark and PySpark can't be imported ({first_line(error)}); install "
             "requirements/spark.txt"
         ) from None
+    # Great Expectations asks PySpark for functions, which looks here whose they are.
+    os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"
     with _answers():
         url = remote if remote.startswith("sc://") else _start(SparkSession, remote)
+        _knock(url)
         session: Any = SparkSession.builder.remote(url).getOrCreate()
         theirs, ours = session.version, pyspark.__version__
         if theirs.split(".")[:2] != ours.split(".")[:2]:
@@ -97,6 +102,20 @@ def _start(session: Any, master: str) -> str:
     }
     session._start_connect_server(_LOCAL.sub(rf"local[\1,{_TRIES}]", master), settings)
     return f"sc://localhost:{port}"
+
+
+def _knock(url: str) -> None:
+    """Refuse a server that does not listen; PySpark itself would try for ten minutes."""
+    from pyspark.sql.connect.client.core import DefaultChannelBuilder
+
+    host, _, port = DefaultChannelBuilder(url).endpoint.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
+    except OSError as error:
+        raise RetryableError(
+            f"no Spark Connect server listens at {host}:{port} ({error.strerror or error}); start "
+            "it, or set SPARK_REMOTE to the right one"
+        ) from None
 
 
 def _ones(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
