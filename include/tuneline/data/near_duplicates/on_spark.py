@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +43,7 @@ _PAIR = "kind int, i long, j long"
 
 def search_on(engine: Engine) -> Search:
     """Return the search for near-duplicates that runs on an engine."""
-    return edges_here if engine is HERE else partial(_edges, engine)
+    return edges_here if engine is HERE else partial(_edges, cast("Spark", engine))
 
 
 def _edges(

@@ -43,6 +43,8 @@ class Forecast:
         """Return memory, hours and cost in one sentence."""
         sizes = ", ".join(f"{size} {self.config.pods_of(size).memory}" for size in Size)
         text = f"Memory of pods: {sizes}."
+        if self.config.data.engine == "spark":
+            text += " The data phase runs on the Spark that SPARK_REMOTE of its pods names."
         if self.seconds is None:
             return f"{text} gradient_accumulation will measure how long training takes."
         cost = money(self.cost, self.config.governance.currency)
