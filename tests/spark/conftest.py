@@ -35,6 +35,8 @@ def cluster(tmp_path_factory):
     """The process of a Connect server, whose executors are processes of their own."""
     import pyspark
 
+    from tuneline.machine.spark import connect
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -69,6 +71,9 @@ def cluster(tmp_path_factory):
         os.environ["SPARK_REMOTE"] = f"sc://localhost:{port}"
         yield psutil.Process(process.pid)
     finally:
+        if process.poll() is None and connect.cache_info().currsize:
+            # Without its server a session would try to say goodbye for minutes.
+            connect().session.stop()
         os.environ.pop("SPARK_REMOTE", None)
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()

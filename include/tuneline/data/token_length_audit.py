@@ -138,8 +138,8 @@ def run(ctx: StepContext) -> Evidence:
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     make = partial(_fitter, renderer.tokenizer, config.target_format, limit, config.too_long)
-    parts = (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
-    given, parts = tee(parts)
+    starts = range(0, len(rows), _AT_ONCE)
+    given, parts = tee(rows[start : start + _AT_ONCE] for start in starts)
     batches = (as_batch((r.messages, r.n_tokens, r.served_by) for r in part) for part in given)
     longest: dict[str, int] = {}
     lengths: list[int] = []

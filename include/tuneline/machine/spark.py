@@ -66,6 +66,7 @@ def connect() -> Spark:
     warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
     try:
         import pyspark
+        from pyspark.sql.connect.client.retries import DefaultPolicy
         from pyspark.sql.connect.session import SparkSession
     except ImportError as error:
         raise UserError(
@@ -78,6 +79,8 @@ def connect() -> Spark:
         url = remote if remote.startswith("sc://") else _start(SparkSession, remote)
         _knock(url)
         session: Any = SparkSession.builder.remote(url).getOrCreate()
+        # Two minutes, in which a server may start again; PySpark would wait for ten.
+        session.client.set_retry_policies([DefaultPolicy(max_retries=7)])
         theirs, ours = session.version, pyspark.__version__
         if theirs.split(".")[:2] != ours.split(".")[:2]:
             raise UserError(f"the Spark server is {theirs}, PySpark here {ours}; make them equal")
@@ -106,9 +109,15 @@ def _start(session: Any, master: str) -> str:
 
 def _knock(url: str) -> None:
     """Refuse a server that does not listen; PySpark itself would try for ten minutes."""
+    from pyspark.errors import PySparkException
     from pyspark.sql.connect.client.core import DefaultChannelBuilder
 
-    host, _, port = DefaultChannelBuilder(url).endpoint.rpartition(":")
+    try:
+        host, _, port = DefaultChannelBuilder(url).endpoint.rpartition(":")
+    except (PySparkException, ValueError):
+        raise UserError(
+            "SPARK_REMOTE is no address of Spark Connect; sc://HOST:15002/;token=… is one"
+        ) from None
     try:
         socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
     except OSError as error:
@@ -129,10 +138,14 @@ def _ones(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def _answers() -> Iterator[None]:
     """Translate what goes wrong on the way to Spark and in it."""
     from grpc import RpcError
-    from pyspark.errors import PySparkException
+    from pyspark.errors import PySparkException, PythonException
 
     try:
         yield
+    except PythonException as error:
+        # The last line of the worker's traceback.
+        said = [line for line in str(error).splitlines() if re.match(r"[\w.]+: ", line)]
+        raise RuntimeError(redact(said[-1] if said else first_line(error))) from None
     except (PySparkException, RpcError) as error:
         raise RetryableError(
             f"Spark could not do its part: {redact(first_line(error))}; see to the server that "

@@ -221,7 +221,7 @@ def _leaks(found: Deduplicated, threshold: float, search: Search) -> dict[int, t
         (members[VALIDATION], members[TRAIN]),
         (members[HOLDOUT], members[TRAIN] + members[VALIDATION]),
     ):
-        texts = ([found.texts[i] for i in side] for side in (free, held))
-        near = nearest(*texts, threshold, search)
+        left, right = ([found.texts[i] for i in side] for side in (free, held))
+        near = nearest(left, right, threshold, search)
         leaks |= {free[i]: (held[j], similarity) for i, (j, similarity) in near.items()}
     return leaks

@@ -56,19 +56,10 @@ def _edges(
     rows = spark.frame(pa.table({"row": np.arange(len(texts)), "text": pa.array(texts)})).persist()
     work = partial(_index, bands_for(len(texts), threshold), seed)
     index = rows.mapInArrow(work, _INDEX).persist()
-    key, left = "key", "false" if first is None else f"row < {first}"
-    if first is None:
-        bits = [number_bits(spark.count(index.where(f"kind = {kind}"))) for kind in (0, 1)]
-        key = f"shiftrightunsigned(key, if(kind = 0, {bits[0]}, {bits[1]}))"
-    keys = index.selectExpr("kind", "row", "posexplode(keys) as (band, key)")
-    keys = keys.selectExpr("kind", "row", "band", f"{key} as key", f"{left} as left")
-    group = ["kind", "band", "key"]
-    keys = keys.repartition(*group).sortWithinPartitions(*group, "left", "row")
-    pairs = keys.mapInArrow(partial(_pairs, first is not None), _PAIR).dropDuplicates()
+    pairs = _candidates(spark, index, first)
     for side in ("i", "j"):
         names = {"row": side, "bits": f"bits_{side}", "size": f"size_{side}"}
-        marks = index.drop("keys").withColumnsRenamed(names)
-        pairs = pairs.join(marks, ["kind", side])
+        pairs = pairs.join(index.drop("keys").withColumnsRenamed(names), ["kind", side])
     pairs = pairs.mapInArrow(partial(_alike, threshold), _PAIR)
     for side in ("i", "j"):
         pairs = pairs.join(rows.withColumnsRenamed({"row": side, "text": f"text_{side}"}), side)
@@ -79,6 +70,19 @@ def _edges(
         frame.unpersist()
     i, j, similarity = (near[name].to_numpy() for name in ("i", "j", "similarity"))
     yield np.stack((i, j), axis=1), similarity
+
+
+def _candidates(spark: Spark, index: Any, first: int | None) -> Any:
+    """Return the pairs of rows that agree in a band, of rows on different sides of `first`."""
+    key, left = "key", "false" if first is None else f"row < {first}"
+    if first is None:
+        bits = [number_bits(spark.count(index.where(f"kind = {kind}"))) for kind in (0, 1)]
+        key = f"shiftrightunsigned(key, if(kind = 0, {bits[0]}, {bits[1]}))"
+    keys = index.selectExpr("kind", "row", "posexplode(keys) as (band, key)")
+    keys = keys.selectExpr("kind", "row", "band", f"{key} as key", f"{left} as left")
+    group = ["kind", "band", "key"]
+    keys = keys.repartition(*group).sortWithinPartitions(*group, "left", "row")
+    return keys.mapInArrow(partial(_pairs, first is not None), _PAIR).dropDuplicates()
 
 
 def _index(bands: tuple[int, int], seed: int, given: _Batches) -> Iterator[pa.RecordBatch]:
