@@ -162,15 +162,13 @@ def main() -> int:
         if arguments.ports:
             check_ports()
         only = [env for env in ALL if env.name == arguments.only]
-        wanted = only or list(USUAL)
-        wanted = [*(env.over for env in only if env.over), *wanted]
+        wanted = [*(env.over for env in only if env.over), *(only or USUAL)]
+        missing = [env for env in wanted if not env.ready()]
         HOME.mkdir(parents=True, exist_ok=True)
         # The stack keeps rows with personal data in it.
         HOME.chmod(0o700)
-        for layer in (False, True):
-            missing = [env for env in wanted if bool(env.over) is layer and not env.ready()]
-            if missing:
-                build(missing)
+        if missing:
+            build(missing)
         if ML in wanted:
             for name, address in MODELS.items():
                 fetch_model(name, address)
@@ -270,8 +268,10 @@ def build(missing: list[Environment]) -> None:
     names = " and ".join(env.name for env in missing)
     say(f"installing the {names} environment{'s' if len(missing) > 1 else ''} …")
     with ThreadPoolExecutor(len(missing)) as pool:
-        for future in [pool.submit(install, env) for env in missing]:
-            future.result()
+        for layer in (False, True):
+            some = [env for env in missing if bool(env.over) is layer]
+            for future in [pool.submit(install, env) for env in some]:
+                future.result()
 
 
 def make_venv(env: Environment) -> None:

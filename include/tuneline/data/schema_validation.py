@@ -85,7 +85,7 @@ def markers_of(renderer: Renderer) -> tuple[str, ...]:
 
 def render(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
     """Compare rows with the tokenizer's own template; `take_rendering` rejects by it."""
-    live = [outcome for outcome in outcomes if outcome.reason is None]
+    live = list(_live(outcomes))
     for outcome, parity in zip(live, compare([o.messages for o in live], renderer), strict=True):
         outcome.parity = parity
 
@@ -142,13 +142,37 @@ def _checker(tokenizer: Any, config: DataConfig) -> Kernel:
     return check
 
 
+def _on_their_own(
+    batches: Iterable[Sequence[Outcome]],
+    renderer: Renderer,
+    counts: AnswerCounts,
+    config: DataConfig,
+) -> Iterator[Sequence[Outcome]]:
+    """Check each row on its own, those that have no reason yet."""
+    make = partial(_checker, renderer.tokenizer, config)
+    given, batches = tee(batches)
+    sent = (
+        as_batch((o.messages, o.conversation and vars(o.conversation)) for o in _live(batch))
+        for batch in given
+    )
+    for batch, found in zip(batches, engine_of(config).map(make, sent, 1), strict=True):
+        for outcome, (messages, reason, parity) in zip(_live(batch), rows_in(found), strict=True):
+            outcome.messages, outcome.reason = messages, reason
+            outcome.parity = parity and Parity(*parity)
+        counts.add(batch, config)
+        yield batch
+
+
+def _live(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    return (outcome for outcome in outcomes if outcome.reason is None)
+
+
 def _checked(
     ctx: StepContext, read: Records, renderer: Renderer
 ) -> tuple[Iterable[Sequence[Outcome]], AnswerCounts]:
     """Select and number the rows and check each on its own."""
     config = ctx.config.data
     counts = AnswerCounts()
-    live = partial(filter, lambda outcome: outcome.reason is None)
     gone = left_out(chain.from_iterable(read.of_their_form(config)), config.csv)
 
     def numbered() -> Iterator[Sequence[Outcome]]:
@@ -161,28 +185,13 @@ def _checked(
             number_repeats((o for o in batch if o.row_id in read.repeated), seen)
             yield batch
 
-    def check() -> Iterator[Sequence[Outcome]]:
-        make = partial(_checker, renderer.tokenizer, config)
-        given, batches = tee(numbered())
-        sent = (
-            as_batch((o.messages, o.conversation and vars(o.conversation)) for o in live(batch))
-            for batch in given
-        )
-        for batch, found in zip(batches, engine_of(config).map(make, sent, 1), strict=True):
-            for outcome, (messages, reason, parity) in zip(
-                live(batch), rows_in(found), strict=True
-            ):
-                outcome.messages, outcome.reason = messages, reason
-                outcome.parity = parity and Parity(*parity)
-            counts.add(batch, config)
-            yield batch
-
+    checked = _on_their_own(numbered(), renderer, counts, config)
     if config.label_field is None:
-        return check(), counts
-    checked: Spool[Outcome] = Spool(ctx.scratch / "checked")
-    for batch in check():
-        checked.add(batch)
-    return checked, counts
+        return checked, counts
+    spool: Spool[Outcome] = Spool(ctx.scratch / "checked")
+    for batch in checked:
+        spool.add(batch)
+    return spool, counts
 
 
 @dataclass

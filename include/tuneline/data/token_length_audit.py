@@ -7,10 +7,10 @@ never cut.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import tee
+from itertools import starmap, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +30,7 @@ from tuneline.data.tables.rows import (
     write_decisions,
 )
 from tuneline.evidence import Evidence, measure
-from tuneline.machine.workers import Kernel, as_batch, rows_in
+from tuneline.machine.workers import Engine, Kernel, as_batch, rows_in
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -80,10 +80,10 @@ class Fit(NamedTuple):
             yield replace(row, row_id=name, messages=piece, n_tokens=tokens, stand_ins=())
 
 
-_Counted = tuple[list[Message], int, str | None]
+_Row = tuple[list[Message], int, str | None]
 
 
-def fit(rows: Sequence[_Counted], limit: int, renderer: Renderer, policy: str) -> list[Fit]:
+def fit(rows: Sequence[_Row], limit: int, renderer: Renderer, policy: str) -> list[Fit]:
     """Count tokens, and reject or split the rows over the limit.
 
     A row (turns, tokens, `served_by`) that schema_validation counted and that no step changed since
@@ -112,6 +112,33 @@ def _fitter(tokenizer: Any, target: TargetFormat, limit: int, policy: str) -> Ke
     return lambda batch: as_batch(fit(list(rows_in(batch)), limit, renderer, policy))
 
 
+@dataclass
+class _Counted:
+    """The tokens of each row that came in, why it leaves, and the longest that stays of it."""
+
+    lengths: list[int] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+    longest: dict[str, int] = field(default_factory=dict)
+    total: int = 0
+
+    def kept(
+        self, rows: Sequence[Row], make: Callable[[], Kernel], engine: Engine
+    ) -> Iterator[Row]:
+        """Yield what stays; count all rows."""
+        starts = range(0, len(rows), _AT_ONCE)
+        given, parts = tee(rows[start : start + _AT_ONCE] for start in starts)
+        sent = (as_batch((r.messages, r.n_tokens, r.served_by) for r in part) for part in given)
+        for part, batch in zip(parts, engine.map(make, sent, 1), strict=True):
+            for row, found in zip(part, starmap(Fit, rows_in(batch)), strict=True):
+                self.lengths.append(found.tokens)
+                self.reasons.append(found.reason)
+                for piece in found.kept(row):
+                    length = max(piece.n_tokens, self.longest.get(base_id(row.row_id), 0))
+                    self.longest[base_id(row.row_id)] = length
+                    self.total += piece.n_tokens
+                    yield piece
+
+
 def plot_lengths(path: Path, lengths: Sequence[int], limit: int) -> None:
     """Draw the histogram of token counts with the limit."""
     from matplotlib.figure import Figure
@@ -138,28 +165,14 @@ def run(ctx: StepContext) -> Evidence:
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     make = partial(_fitter, renderer.tokenizer, config.target_format, limit, config.too_long)
-    starts = range(0, len(rows), _AT_ONCE)
-    given, parts = tee(rows[start : start + _AT_ONCE] for start in starts)
-    batches = (as_batch((r.messages, r.n_tokens, r.served_by) for r in part) for part in given)
-    longest: dict[str, int] = {}
-    lengths: list[int] = []
-    reasons: list[str | None] = []
-    total = 0
+    counted = _Counted()
     with TableWriter(rows_of(ITEM).path(ctx), ROW_COLUMNS) as table:
-        for part, batch in zip(parts, engine_of(config).map(make, batches, 1), strict=True):
-            found = [Fit(*each) for each in rows_in(batch)]
-            kept = [k for row, each in zip(part, found, strict=True) for k in each.kept(row)]
-            table.write(kept)
-            lengths += (each.tokens for each in found)
-            reasons += (each.reason for each in found)
-            for row in kept:
-                source_row = base_id(row.row_id)
-                longest[source_row] = max(row.n_tokens, longest.get(source_row, 0))
-                total += row.n_tokens
+        table.write(counted.kept(rows, make, engine_of(config)))
+    lengths, longest = counted.lengths, counted.longest
     gone = write_decisions(
         ctx,
         rows,
-        reasons,
+        counted.reasons,
         n_tokens=lengths,
         kept_tokens=[longest.get(row_id) for row_id in rows.column("row_id")],
         over_limit=[int(length > limit) for length in lengths],
@@ -173,7 +186,7 @@ def run(ctx: StepContext) -> Evidence:
         measure("rows_lost", len(rows) - gone - len(longest), "rows", "==", 0),
         measure("limit", limit, "tokens"),
         measure("tokens_max", max(longest.values(), default=None), "tokens", "<=", limit),
-        measure("tokens_total", total, "tokens"),
+        measure("tokens_total", counted.total, "tokens"),
         measure("over_limit_share", over / len(rows), "share", "<=", config.max_too_long_share),
         measure("rows_split", over - gone, "rows"),
     ]

@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, reduce
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,25 +55,13 @@ def connect() -> Spark:
         UserError: if the variable or PySpark is missing, or the server has another version.
         RetryableError: if no server answers.
     """
-    # It may hold a token and is never quoted.
-    remote = os.environ.get("SPARK_REMOTE", "").strip()
-    if not remote.startswith(("sc://", "local")):
-        state = "names no Spark Connect server" if remote else "is not set"
-        raise UserError(
-            f"data.engine is spark and SPARK_REMOTE {state}; set it to sc://HOST:PORT (from a "
-            "secret if it holds a token), or to local[2] for a Spark of this machine"
-        )
+    remote = _remote()
     # Their fields are Arrow's here.
     warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas")
-    try:
-        import pyspark
-        from pyspark.sql.connect.client.retries import DefaultPolicy
-        from pyspark.sql.connect.session import SparkSession
-    except ImportError as error:
-        raise UserError(
-            f"data.engine is spark and PySpark can't be imported ({first_line(error)}); install "
-            "requirements/spark.txt"
-        ) from None
+    import pyspark
+    from pyspark.sql.connect.client.retries import DefaultPolicy
+    from pyspark.sql.connect.session import SparkSession
+
     # Great Expectations asks PySpark for functions, which looks here whose they are.
     os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"
     with _answers():
@@ -88,6 +77,23 @@ def connect() -> Spark:
         parts = session.range(1 << 16).mapInArrow(_ones, "number long").count()
         session.conf.set("spark.sql.leafNodeDefaultParallelism", _BATCHES * parts)
     return Spark(session, _BATCHES * parts)
+
+
+def _remote() -> str:
+    """Return `$SPARK_REMOTE`, which may hold a token and is never quoted."""
+    remote = os.environ.get("SPARK_REMOTE", "").strip()
+    if not remote.startswith(("sc://", "local")):
+        state = "names no Spark Connect server" if remote else "is not set"
+        raise UserError(
+            f"data.engine is spark and SPARK_REMOTE {state}; set it to sc://HOST:PORT (from a "
+            "secret if it holds a token), or to local[2] for a Spark of this machine"
+        )
+    if find_spec("pyspark") is None:
+        raise UserError(
+            "data.engine is spark and PySpark is not installed; use requirements/spark.txt (in a "
+            "checkout `make setup-spark`, in an image EXTRAS)"
+        )
+    return remote
 
 
 def _start(session: Any, master: str) -> str:
