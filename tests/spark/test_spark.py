@@ -23,6 +23,7 @@ from tuneline.data.near_duplicates.on_spark import search_on
 from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.machine.workers import HERE, as_batch, rows_in
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = """\
 pii_ner: {ner}
 pii_profile: [pci, gdpr]
@@ -80,6 +81,25 @@ def test_a_spark_of_this_machine_leaves_the_same_bytes(tmp_path, base_dir):
     assert len(here) > 15
     assert {name for name in here if here[name] != spark.get(name)} == set()
     assert here.keys() == spark.keys()
+
+
+def test_the_commands_of_the_page(tmp_path):
+    page = (ROOT / "docs" / "data.md").read_text().split("\n## On Spark\n")[1].split("\n## ")[0]
+    commands = page.split("```bash\nmake setup-spark")[1].split("```")[0].split("\n", 1)[1]
+    commands = commands.replace(".venv-spark/bin", str(Path(sys.executable).parent))
+    for name in ("spark.yaml", "prepared/"):
+        commands = commands.replace(name, str(tmp_path / name))
+    # The model and all canaries take minutes.
+    more = f"printf 'pii_ner: false\npii_canaries: 20\n' >> {tmp_path}/spark.yaml\nSPARK_REMOTE"
+    done = subprocess.run(
+        ["bash", "-c", commands.replace("SPARK_REMOTE", more, 1)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert "\ndataset " in done.stdout
+    assert len(tables(tmp_path / "prepared")) > 15
 
 
 def near_texts(count):
@@ -181,9 +201,10 @@ def test_a_scrubber_takes_its_model_along(spark):
     assert list(scrubber.each(rows, engine=spark)) == here
 
 
-def test_gates_find_the_same(spark, tmp_path):
+def test_gates_find_the_same(spark, tmp_path, monkeypatch):
     import pandas as pd
 
+    monkeypatch.setattr("tuneline.data.gates.expectations.LEAST_ON_SPARK", 0)
     numbers = [float(n) if n % 2 else None for n in range(100)]
     frame = pd.DataFrame(
         {"row_id": [f"r{n}" for n in range(100)], "n": numbers, "same": ["a"] * 100}

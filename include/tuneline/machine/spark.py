@@ -62,10 +62,10 @@ def connect() -> Spark:
     from pyspark.sql.connect.client.retries import DefaultPolicy
     from pyspark.sql.connect.session import SparkSession
 
-    # Great Expectations asks PySpark for functions, which looks here whose they are.
-    os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"
     with _answers():
         url = remote if remote.startswith("sc://") else _start(SparkSession, remote)
+        # Great Expectations asks PySpark for functions, which looks here whose they are.
+        os.environ["SPARK_CONNECT_MODE_ENABLED"] = "1"
         _knock(url)
         session: Any = SparkSession.builder.remote(url).getOrCreate()
         # Two minutes, in which a server may start again; PySpark would wait for ten.
@@ -206,8 +206,9 @@ class Spark:
         """Return a table as a data frame; Spark's driver holds it."""
         size = max(1, table.num_rows * _SENT // max(1, table.nbytes))
         parts = [table.slice(at, size) for at in range(0, max(1, table.num_rows), size)]
-        frames = map(self.session.createDataFrame, parts)
-        return reduce(lambda one, other: one.union(other), frames)
+        with _answers():
+            frames = map(self.session.createDataFrame, parts)
+            return reduce(lambda one, other: one.union(other), frames)
 
     def count(self, frame: Any) -> int:
         """Return the number of rows of a data frame."""

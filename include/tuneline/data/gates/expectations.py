@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Great Expectations keeps its context once per process.
 _ONE_AT_A_TIME = threading.Lock()
 INDEX = "index.html"
+# A suite takes Spark ten seconds of jobs and pandas less than one, up to this number of rows.
+LEAST_ON_SPARK = 1_000_000
 
 
 class Failure(NamedTuple):
@@ -125,10 +127,10 @@ def _run_suite(gx: Any, context: Any, suite: Suite, engine: Engine) -> Any:
 
 
 def _on_spark(suite: Suite, engine: Engine) -> Any:
-    """Return the table as a data frame of Spark; None if there is none, or a column is mixed."""
+    """Return a large table as a data frame of Spark; None also if a column is of two types."""
     import pyarrow as pa
 
-    if engine is HERE:
+    if engine is HERE or len(suite.frame) < LEAST_ON_SPARK:
         return None
     try:
         table = pa.Table.from_pandas(suite.frame, preserve_index=False)
