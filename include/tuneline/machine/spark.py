@@ -107,6 +107,7 @@ def _start(session: Any, master: str) -> str:
         "spark.connect.grpc.binding.port": str(port),
         "spark.driver.host": "127.0.0.1",
         "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
     }
     session._start_connect_server(_LOCAL.sub(rf"local[\1,{_TRIES}]", master), settings)
