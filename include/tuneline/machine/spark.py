@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, reduce
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 _LOCAL = re.compile(r"local\[(\d+|\*)\]")
 # Times that Spark of this machine does a task before it gives up; by itself it would do it once.
 _TRIES = 4
-# Batches of a wave for each core; one wave is sent while another is worked on.
-_BATCHES, _WAVES = 4, 2
+# Tasks and rows of a wave for each core; one wave is sent while another is worked on.
+_TASKS, _ROWS, _WAVES = 4, 1 << 14, 2
 # Bytes of a table that are sent at once.
 _SENT = 1 << 25
 # Seconds that a server may take to accept a connection.
@@ -75,8 +74,9 @@ def connect() -> Spark:
             raise UserError(f"the Spark server is {theirs}, PySpark here {ours}; make them equal")
         # A range has a part for each core.
         parts = session.range(1 << 16).mapInArrow(_ones, "number long").count()
-        session.conf.set("spark.sql.leafNodeDefaultParallelism", _BATCHES * parts)
-    return Spark(session, _BATCHES * parts)
+        for name in ("leafNodeDefaultParallelism", "shuffle.partitions"):
+            session.conf.set(f"spark.sql.{name}", _TASKS * parts)
+    return Spark(session, _ROWS * parts)
 
 
 def _remote() -> str:
@@ -162,26 +162,37 @@ def _answers() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Spark:
-    """A session; a wave has `width` batches."""
+    """A session; a wave has `rows` rows or a few more."""
 
     session: Any
-    width: int
+    rows: int
 
     def map(
         self, make: Callable[[], Kernel], batches: Iterable[pa.RecordBatch], workers: int = 0
     ) -> Iterator[pa.RecordBatch]:
         """See `Engine.map`; the cluster decides how many workers there are."""
-        numbered = enumerate(batches)
-        waves = iter(lambda: list(islice(numbered, self.width)), [])
         with _answers(), ThreadPoolExecutor(_WAVES) as senders:
             wave = partial(self._wave, self._sent(make))
             ahead: deque[Future[list[pa.RecordBatch]]] = deque()
-            for given in waves:
+            for given in self._waves(batches):
                 ahead.append(senders.submit(wave, given))
                 if len(ahead) == _WAVES:
                     yield from ahead.popleft().result()
             while ahead:
                 yield from ahead.popleft().result()
+
+    def _waves(
+        self, batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[list[tuple[int, pa.RecordBatch]]]:
+        wave, rows = list[tuple[int, "pa.RecordBatch"]](), 0
+        for number, batch in enumerate(batches):
+            wave.append((number, batch))
+            rows += len(batch)
+            if rows >= self.rows:
+                yield wave
+                wave, rows = [], 0
+        if wave:
+            yield wave
 
     def _wave(self, kernel: str, wave: list[tuple[int, pa.RecordBatch]]) -> list[pa.RecordBatch]:
         import pyarrow as pa
