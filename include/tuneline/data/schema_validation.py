@@ -50,7 +50,7 @@ from tuneline.data.tables.rows import (
     class_key,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.machine.workers import Kernel, as_batch, rows_in
+from tuneline.machine.workers import Engine, Kernel, as_batch, rows_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -147,6 +147,7 @@ def _on_their_own(
     renderer: Renderer,
     counts: AnswerCounts,
     config: DataConfig,
+    engine: Engine,
 ) -> Iterator[Sequence[Outcome]]:
     """Check each row on its own, those that have no reason yet."""
     make = partial(_checker, renderer.tokenizer, config)
@@ -155,7 +156,7 @@ def _on_their_own(
         as_batch((o.messages, o.conversation and vars(o.conversation)) for o in _live(batch))
         for batch in given
     )
-    for batch, found in zip(batches, engine_of(config).map(make, sent, 1), strict=True):
+    for batch, found in zip(batches, engine.map(make, sent, 1), strict=True):
         for outcome, (messages, reason, parity) in zip(_live(batch), rows_in(found), strict=True):
             outcome.messages, outcome.reason = messages, reason
             outcome.parity = parity and Parity(*parity)
@@ -168,7 +169,7 @@ def _live(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
 
 
 def _checked(
-    ctx: StepContext, read: Records, renderer: Renderer
+    ctx: StepContext, read: Records, renderer: Renderer, engine: Engine
 ) -> tuple[Iterable[Sequence[Outcome]], AnswerCounts]:
     """Select and number the rows and check each on its own."""
     config = ctx.config.data
@@ -185,7 +186,7 @@ def _checked(
             number_repeats((o for o in batch if o.row_id in read.repeated), seen)
             yield batch
 
-    checked = _on_their_own(numbered(), renderer, counts, config)
+    checked = _on_their_own(numbered(), renderer, counts, config, engine)
     if config.label_field is None:
         return checked, counts
     spool: Spool[Outcome] = Spool(ctx.scratch / "checked")
@@ -329,8 +330,9 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.models import load_tokenizer
 
     config = ctx.config.data
+    engine = engine_of(config)  # first, so that none is missed after an hour of reading
     read = read_dataset(ctx)
     base = base_of(ctx, weights=False)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
-    checked, counts = _checked(ctx, read, renderer)
+    checked, counts = _checked(ctx, read, renderer, engine)
     return _conclude(ctx, _write(ctx, checked, counts), read)
