@@ -14,7 +14,7 @@ BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 AIRFLOW_CHART ?= .tuneline/charts/airflow-1.22.0.tgz
 
-.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-air-gapped lint ratchet types format docs hooks bench python
+.PHONY: help setup setup-vllm setup-spark demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-spark test-air-gapped lint ratchet types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -29,6 +29,9 @@ setup: python ## build both environments and fetch the base model
 
 setup-vllm: python ## build the environment of vLLM on the CPU, which is optional
 	@$(PYTHON) scripts/setup.py --only vllm
+
+setup-spark: python ## build the environment of the steps with Spark, which is optional
+	@$(PYTHON) scripts/setup.py --only spark
 
 demo: python ## run the whole pipeline on sample data (DATA=file CONFIG=file.yaml for your own)
 	@PYTHON="$(PYTHON)" scripts/demo.sh --data "$(DATA)" --config "$(CONFIG)" || { code=$$?; \
@@ -70,6 +73,9 @@ test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environm
 
 test-celery: $(DEV)/tuneline-stamp ## run whole runs with Celery on PostgreSQL and Redis (12 minutes)
 	@$(PYTHON) scripts/run_tests.py celery $(T)
+
+test-spark: python ## run the tests that need Spark, in an environment of its own
+	@$(PYTHON) scripts/run_tests.py spark $(T)
 
 test-air-gapped: $(DEV)/tuneline-stamp ## install by docs/air-gapped.md without a network (20 minutes, 12 GB)
 	@$(PYTHON) scripts/run_tests.py long tests/docs/test_air_gapped.py

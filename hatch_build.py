@@ -12,7 +12,7 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 EXTRAS = {
     "airflow": "requirements.txt",
-    **{name: f"requirements/{name}.txt" for name in ("ml", "gcs", "azure", "delta")},
+    **{name: f"requirements/{name}.txt" for name in ("ml", "gcs", "azure", "delta", "spark")},
 }
 
 

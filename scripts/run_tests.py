@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
@@ -44,9 +45,10 @@ MARKS = {
     "cluster": "cluster",
     "vllm": "vllm",
     "celery": "celery",
+    "spark": "spark",
 }
 # Tests with an environment that no others have.
-APART = {"vllm": "tests/vllm", "celery": "tests/stack/test_celery.py"}
+APART = {"vllm": "tests/vllm", "celery": "tests/stack/test_celery.py", "spark": "tests/spark"}
 # Several lanes share the cores, so that none may use them all.
 ONE_THREAD = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -78,6 +80,7 @@ PROGRAMS = {
     "docker-registry": "docker-registry",
     "oras": "oras",
 }
+OF_SPARK = {"java": "openjdk-17-jre-headless"}
 
 
 @dataclass
@@ -271,6 +274,8 @@ def main() -> int:
 
 def run_paths(which: str, paths: list[str]) -> int:
     """Run the tests of some paths, those of the ML environment first, and print as they go."""
+    if which == "spark":
+        _install_programs(OF_SPARK)
     if which in APART:
         by_environment = {which: [APART[which]] if paths == ["tests"] else paths}
     else:
@@ -344,7 +349,7 @@ def _entries(known: dict[str, float]) -> list[Entry]:
     for part in ("ml", "airflow"):
         entries.append(Entry(f"types-{part}", command=("scripts/types.sh", part)))
     for path in sorted(Path("tests").rglob("test_*.py")):
-        if path.parts[1] not in ("vllm", "cluster"):
+        if path.parts[1] not in ("vllm", "spark", "cluster"):
             environment = "airflow" if path.parts[1] in AIRFLOW_FOLDERS else "ml"
             entries.append(Entry(str(path), environment))
     for entry in entries:
@@ -371,9 +376,9 @@ def _set_up(*arguments: str) -> None:
         sys.exit(done.returncode)
 
 
-def _install_programs() -> None:
+def _install_programs(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Install the Debian packages of missing programs where that is possible."""
-    missing = [package for program, package in PROGRAMS.items() if not _found(program)]
+    missing = [package for program, package in programs.items() if not _found(program)]
     if not missing or os.geteuid() or not shutil.which("apt-get"):
         return
     print(f"=== installing {' '.join(missing)}", flush=True)

@@ -1,7 +1,7 @@
 """Build the environments and fetch the models. Needs only Python's standard library.
 
-Those of Airflow and of the ML steps are built by default, those of vLLM and of Airflow with Celery
-on request (`--only vllm`, `--only celery`).
+Those of Airflow and of the ML steps are built by default, those of vLLM, of Airflow with Celery and of
+Spark on request (`--only vllm`, `--only celery`, `--only spark`).
 A second run finds everything in place and ends at once. An environment that is incomplete has no
 stamp and is built again from scratch.
 """
@@ -56,6 +56,7 @@ class Environment:
         bare: packages that are installed without their dependencies.
         beside: names of lists of packages that are installed without their dependencies into a
             folder of that name in the environment, for processes that import from it.
+        over: environment whose packages it has as well.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Environment:
     local: tuple[str, ...] = ()
     bare: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
+    over: Environment | None = None
 
     @property
     def folder(self) -> Path:
@@ -87,7 +89,7 @@ class Environment:
         # Imported here, so that an older Python gets as far as its error message.
         import tomllib
 
-        digest = hashlib.sha256(sys.version.encode())
+        digest = hashlib.sha256((sys.version + (self.over.wanted() if self.over else "")).encode())
         local = [f"{folder}/pyproject.toml" for folder in self.local]
         beside = [file for name in self.beside for file in _files_of(name)]
         for name in (*self.requirements, self.constraints, *local, *beside):
@@ -139,14 +141,23 @@ CELERY = Environment(
     AIRFLOW.gib,
     "Airflow with Celery",
 )
-# Those that `make setup` builds, and those that are built on request.
-USUAL, OPTIONAL = (AIRFLOW, ML), (VLLM, CELERY)
+SPARK = Environment(
+    "spark",
+    ("requirements/spark.txt",),
+    "requirements/spark.constraints.txt",
+    (2, 2),
+    "Spark",
+    over=ML,
+)
+# Those that `make setup` builds, and all.
+USUAL = (AIRFLOW, ML)
+ALL = (*USUAL, VLLM, CELERY, SPARK)
 
 
 def main() -> int:
     """Check the machine and the arguments, then build what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[env.name for env in (*USUAL, *OPTIONAL)])
+    parser.add_argument("--only", choices=[env.name for env in ALL])
     parser.add_argument("--ports", action="store_true", help="refuse if a port is taken")
     parser.add_argument("--data", default="", help="dataset that must exist")
     parser.add_argument("--config", default="", help="settings file that must exist")
@@ -157,8 +168,8 @@ def main() -> int:
         check_file(arguments.config, "CONFIG")
         if arguments.ports:
             check_ports()
-        only = [env for env in (*USUAL, *OPTIONAL) if env.name == arguments.only]
-        wanted = only or list(USUAL)
+        only = [env for env in ALL if env.name == arguments.only]
+        wanted = [*(env.over for env in only if env.over), *(only or USUAL)]
         missing = [env for env in wanted if not env.ready()]
         HOME.mkdir(parents=True, exist_ok=True)
         # The stack keeps rows with personal data in it.
@@ -264,8 +275,10 @@ def build(missing: list[Environment]) -> None:
     names = " and ".join(env.name for env in missing)
     say(f"installing the {names} environment{'s' if len(missing) > 1 else ''} …")
     with ThreadPoolExecutor(len(missing)) as pool:
-        for future in [pool.submit(install, env) for env in missing]:
-            future.result()
+        for layer in (False, True):
+            some = [env for env in missing if bool(env.over) is layer]
+            for future in [pool.submit(install, env) for env in some]:
+                future.result()
 
 
 def make_venv(env: Environment) -> None:
@@ -277,6 +290,10 @@ def make_venv(env: Environment) -> None:
             return
     shutil.rmtree(env.folder, ignore_errors=True)
     run([sys.executable, "-m", "venv", str(env.folder)])
+    if env.over:
+        ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        own, other = (run([str(e.python), "-c", ask]).strip() for e in (env, env.over))
+        Path(own, "over.pth").write_text(f"import site; site.addsitedir({other!r})\n")
 
 
 def check_disk(fresh: list[Environment]) -> None:

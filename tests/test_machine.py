@@ -12,11 +12,12 @@ from tests.lab.data_runs import chat, text
 import tuneline
 from tuneline.asking import models as served_models
 from tuneline.config import DataConfig
+from tuneline.data.engine import engine_of
 from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.errors import UserError
 from tuneline.machine import cores
 from tuneline.machine.child_environment import child_environment
-from tuneline.machine.workers import AHEAD, LEAST_ROWS, map_chunks, worker_count
+from tuneline.machine.workers import AHEAD, HERE, LEAST_ROWS, map_chunks, worker_count
 
 
 def test_a_child_imports_this_package_before_any_other(tmp_path, monkeypatch):
@@ -136,3 +137,20 @@ def test_the_number_of_workers_does_not_matter(monkeypatch, model):
     assert scrubber.scrub(keys, rows, 2) == alone
     assert all(result.hits["CREDIT_CARD"] for result in alone[::3])
     assert alone[1].foreign == "de"
+
+
+@pytest.mark.parametrize(
+    ("remote", "what"),
+    [
+        (None, "SPARK_REMOTE is not set; set it to sc://HOST:PORT"),
+        ("http://spark:15002/;token=hunter2", "SPARK_REMOTE names no Spark Connect server"),
+    ],
+)
+def test_spark_without_an_address_is_refused(monkeypatch, remote, what):
+    monkeypatch.delenv("SPARK_REMOTE", raising=False)
+    if remote:
+        monkeypatch.setenv("SPARK_REMOTE", remote)
+    with pytest.raises(UserError, match=what) as refused:
+        engine_of(DataConfig(source="rows.jsonl", engine="spark"))
+    assert "hunter2" not in str(refused.value)
+    assert engine_of(DataConfig(source="rows.jsonl")) is HERE

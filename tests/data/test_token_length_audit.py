@@ -49,8 +49,7 @@ def test_long_rows_are_rejected_never_cut(data_lab, more, max_tokens, limit, gon
 
 def test_a_miscounted_row_is_seen_by_the_gate(data_lab, monkeypatch):
     def blind(rows, limit, renderer, policy):
-        kept, left, lengths = fit(rows, 10**9, renderer, policy)
-        return kept, left, lengths
+        return fit(rows, 10**9, renderer, policy)
 
     monkeypatch.setattr("tuneline.data.token_length_audit.fit", blind)
     lab = data_lab([*clean_rows(120), long_row()], max_tokens=400)

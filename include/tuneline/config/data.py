@@ -375,3 +375,6 @@ class DataConfig(
     SourcesConfig,
 ):
     """The sources of the rows and the settings of the five data items."""
+
+    engine: Literal["local", "spark"] = "local"
+    """What runs the data phase: the processes of its pod, or the Spark that SPARK_REMOTE names."""

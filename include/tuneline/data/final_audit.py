@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import (
     DATASET,
@@ -31,9 +31,11 @@ from tuneline.artifacts.data import (
 from tuneline.bases import base_of
 from tuneline.catalogue import DATA_ORDER
 from tuneline.config import DataConfig
+from tuneline.config.data import TargetFormat
 from tuneline.data.conversations.answers import AnswerCounts, check_answers
 from tuneline.data.conversations.reading import Outcome
 from tuneline.data.conversations.turn_checks import check_turns
+from tuneline.data.engine import engine_of
 from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.phrases import find_triggers
 from tuneline.data.near_duplicates.split import torn
@@ -57,7 +59,6 @@ from tuneline.data.tables.rows import (
     SPLITS,
     TRAIN,
     VALIDATION,
-    Message,
     Row,
     StoredRows,
     base_id,
@@ -67,10 +68,12 @@ from tuneline.data.tables.rows import (
     with_stand_ins,
 )
 from tuneline.evidence import Finding, Measurement, Record, breach_in, measure
-from tuneline.machine.workers import map_chunks, worker_count
+from tuneline.machine.workers import HERE, Engine, Kernel, as_batch, rows_in, worker_count
 from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tuneline.step_context import StepContext
 
 # Rows that the model reads again, drawn by their ids, and the share of them in which it may find
@@ -82,8 +85,6 @@ MOST_SEARCHED = 50_000
 FEWEST_CLASSES = 5
 # Rows in memory at once.
 _AT_ONCE = 1 << 12
-# The turns of a row, and the surrogates that were written into it.
-_Turns = tuple[list[Message], list[str]]
 
 
 def dataset_version(rows: Sequence[Row], weights: Sequence[float]) -> str:
@@ -112,19 +113,31 @@ class Format:
     again: tuple[int, int] = (0, 0)
 
 
-def measure_format(rows: Sequence[Row], renderer: Renderer) -> Format:
+def measure_format(rows: Sequence[Row], renderer: Renderer, engine: Engine = HERE) -> Format:
     """Check turns, tokens, masks and lengths of the rows as they are now."""
-    markers = markers_of(renderer)
     found = Format()
-    for start in range(0, len(rows), _AT_ONCE):
-        turns = [row.messages for row in rows[start : start + _AT_ONCE]]
-        for messages, parity in zip(turns, compare(turns, renderer), strict=True):
-            broken = check_turns(messages, markers) is not None
-            found.invalid += broken or parity.tokens_equal is None
-            found.mismatched += parity.tokens_equal is False
-            found.unmasked += not parity.mask_exact
-            found.lengths.append(parity.tokens)
+    parts = (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+    batches = (as_batch(row.messages for row in part) for part in parts)
+    make = partial(_comparer, renderer.tokenizer, renderer.target)
+    for batch in engine.map(make, batches, 1):
+        for broken, (_, equal, exact, tokens) in rows_in(batch):
+            found.invalid += broken or equal is None
+            found.mismatched += equal is False
+            found.unmasked += not exact
+            found.lengths.append(tokens)
     return found
+
+
+def _comparer(tokenizer: Any, target: TargetFormat) -> Kernel:
+    renderer = Renderer(tokenizer, target)
+    markers = markers_of(renderer)
+
+    def measured(batch: pa.RecordBatch) -> pa.RecordBatch:
+        rows = list(rows_in(batch))
+        broken = (check_turns(messages, markers) is not None for messages in rows)
+        return as_batch(zip(broken, compare(rows, renderer), strict=True))
+
+    return measured
 
 
 def invalid_answers(rows: Sequence[Row], config: DataConfig) -> int:
@@ -154,31 +167,38 @@ def _outcomes(rows: Iterable[Row]) -> Iterator[list[Outcome]]:
 
 def _chunks(
     rows: Iterable[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]]
-) -> Iterator[list[_Turns]]:
+) -> Iterator[pa.RecordBatch]:
     pieces = (
         (row.messages, [value for _, value in surrogates.get(base_id(row.row_id), ())])
         for row in rows
     )
-    return iter(lambda: list(islice(pieces, CHUNK)), [])
+    return map(as_batch, iter(lambda: list(islice(pieces, CHUNK)), []))
 
 
 def rows_with_pii(
-    rows: Sequence[Row], surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
+    rows: Sequence[Row],
+    surrogates: Mapping[str, Sequence[tuple[str, str]]],
+    config: DataConfig,
+    engine: Engine = HERE,
 ) -> int:
     """Count rows in which patterns still find personal data other than surrogates."""
     make = partial(_pii_counter, config)
-    return sum(map_chunks(make, _chunks(rows, surrogates), worker_count(len(rows))))
+    counted = engine.map(make, _chunks(rows, surrogates), worker_count(len(rows)))
+    return sum(map(sum, map(rows_in, counted)))
 
 
-def _pii_counter(config: DataConfig) -> Callable[[Sequence[_Turns]], int]:
+def _pii_counter(config: DataConfig) -> Kernel:
     finder = shape_finder(config)
-    return lambda chunk: sum(
-        residual_hits(messages, values, finder=finder) > 0 for messages, values in chunk
+    return lambda batch: as_batch(
+        residual_hits(messages, values, finder=finder) > 0 for messages, values in rows_in(batch)
     )
 
 
 def found_again(
-    rows: StoredRows, surrogates: Mapping[str, Sequence[tuple[str, str]]], config: DataConfig
+    rows: StoredRows,
+    surrogates: Mapping[str, Sequence[tuple[str, str]]],
+    config: DataConfig,
+    engine: Engine = HERE,
 ) -> tuple[int, int]:
     """Have the model read some rows, cut elsewhere: those with more than surrogates, and all."""
     settings = replace(settings_of(config), shifted=True)
@@ -188,18 +208,18 @@ def found_again(
     last = sorted(digests)[:READ_AGAIN][-1]
     some = list(rows.chosen([digest <= last for digest in digests]))
     make = partial(_model_counter, settings, shared_parts([row.messages for row in some]))
-    workers = worker_count(len(some), CHUNK)
-    return sum(map_chunks(make, _chunks(some, surrogates), workers)), len(some)
+    counted = engine.map(make, _chunks(some, surrogates), worker_count(len(some), CHUNK))
+    return sum(map(sum, map(rows_in, counted))), len(some)
 
 
-def _model_counter(settings: Settings, shared: Shared) -> Callable[[Sequence[_Turns]], int]:
+def _model_counter(settings: Settings, shared: Shared) -> Kernel:
     detector = Detector(settings)
 
-    def count(chunk: Sequence[_Turns]) -> int:
-        batch = detector.rows([messages for messages, _ in chunk], shared)
-        return sum(
-            any(other_hits(text, hits, values) for text, hits in found.items())
-            for found, (_, values) in zip(batch, chunk, strict=True)
+    def count(batch: pa.RecordBatch) -> pa.RecordBatch:
+        turns, values = zip(*rows_in(batch), strict=True)
+        return as_batch(
+            any(other_hits(text, hits, own) for text, hits in found.items())
+            for found, own in zip(detector.rows(turns, shared), values, strict=True)
         )
 
     return count
@@ -294,6 +314,7 @@ def run(ctx: StepContext) -> Record:
     from tuneline.models import load_tokenizer
 
     config = ctx.config.data
+    engine = engine_of(config)
     rows, weights = stored_dataset(DATASET.fetch(ctx))
     before = StoredRows(SCRUBBED.fetch(ctx))
     facts = rows.facts()
@@ -302,11 +323,11 @@ def run(ctx: StepContext) -> Record:
     with ThreadPoolExecutor(1) as beside:
         # In processes of its own, while this one renders and hashes.
         surrogates = surrogates_of(before)
-        counting = beside.submit(rows_with_pii, rows, surrogates, config)
+        counting = beside.submit(rows_with_pii, rows, surrogates, config, engine)
         # The thread looks for the model's files where this step does: in the store of its run.
-        reading = beside.submit(copy_context().run, found_again, rows, surrogates, config)
+        reading = beside.submit(copy_context().run, found_again, rows, surrogates, config, engine)
         renderer = Renderer(load_tokenizer(base.path), config.target_format)
-        found = measure_format(rows, renderer)
+        found = measure_format(rows, renderer, engine)
         version = dataset_version(rows, weights)
         found.with_pii, found.again = counting.result(), reading.result()
     template = chat_template(renderer.tokenizer, config.target_format)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.answers import PII_SHEET
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
+from tuneline.data.engine import engine_of
 from tuneline.data.pii.find.entities import uncovered_languages
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
@@ -35,7 +36,7 @@ from tuneline.data.tables.rows import (
     write_decisions,
 )
 from tuneline.evidence import Evidence, Measurement, measure
-from tuneline.machine.workers import worker_count
+from tuneline.machine.workers import HERE, Engine, worker_count
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -176,11 +177,14 @@ class _Counts:
         self.results: list[Scrubbed] = []
         self._known: dict[tuple[Any, ...], Scrubbed] = {}
 
-    def scrub(self, rows: StoredRows, scrubber: Scrubber, workers: int) -> Iterator[Row]:
+    def scrub(
+        self, rows: StoredRows, scrubber: Scrubber, workers: int, engine: Engine
+    ) -> Iterator[Row]:
         """Yield the rows that stay, scrubbed; count them all."""
         given, kept = tee(rows)
         conversations = ((None, row.messages) for row in given)
-        for row, result in zip(kept, scrubber.each(conversations, workers), strict=True):
+        results = scrubber.each(conversations, workers, engine=engine)
+        for row, result in zip(kept, results, strict=True):
             hits = tuple(sorted(result.hits.items()))
             key = (hits, result.residual, result.left, result.refused, result.foreign)
             if key not in self._known:
@@ -199,10 +203,11 @@ def run(ctx: StepContext) -> Evidence:
     turns = [row.messages for row in rows.chosen([n % every == 0 for n in range(len(rows))])]
     scrubber = make_scrubber(config, shared_parts(turns))
     workers = worker_count(len(rows), LEAST_ROWS)
-    ctx.log(f"{len(rows)} rows, {workers} workers")
+    engine = engine_of(config)
+    ctx.log(f"{len(rows)} rows, {workers} workers" if engine is HERE else f"{len(rows)} rows")
     counts = _Counts()
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
-        table.write(counts.scrub(rows, scrubber, workers))
+        table.write(counts.scrub(rows, scrubber, workers, engine))
     results = counts.results
     left = write_decisions(
         ctx,

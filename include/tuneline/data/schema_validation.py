@@ -10,8 +10,9 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import chain, tee
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,14 +30,15 @@ from tuneline.data.conversations.reading import (
     number_repeats,
     read_dataset,
 )
-from tuneline.data.conversations.tool_calls import added_markers, plain_turns
+from tuneline.data.conversations.tool_calls import Conversation, added_markers, plain_turns
 from tuneline.data.conversations.turn_checks import (
     ALPACA_MARKERS,
     ROLES,
     TEMPLATE_MARKERS,
     check_turns,
 )
-from tuneline.data.rendering.renderer import Renderer, compare
+from tuneline.data.engine import engine_of
+from tuneline.data.rendering.renderer import Parity, Renderer, compare
 from tuneline.data.sources.streams import BROKEN_FILE
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
@@ -48,6 +50,7 @@ from tuneline.data.tables.rows import (
     class_key,
 )
 from tuneline.evidence import Evidence, Measurement, measure
+from tuneline.machine.workers import Engine, Kernel, as_batch, rows_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,14 +83,20 @@ def markers_of(renderer: Renderer) -> tuple[str, ...]:
     return tuple(sorted(special.union(TEMPLATE_MARKERS, more)))
 
 
-def check_rendering(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
-    """Compare rows with the tokenizer's own template; reject rows without an exact mask."""
-    live = [outcome for outcome in outcomes if outcome.reason is None]
-    found = compare([outcome.messages for outcome in live], renderer)
-    for outcome, parity in zip(live, found, strict=True):
-        outcome.reason = parity.reason
-        outcome.tokens_equal, outcome.mask_exact = parity.tokens_equal, parity.mask_exact
-        outcome.n_tokens = parity.tokens
+def render(outcomes: Sequence[Outcome], renderer: Renderer) -> None:
+    """Compare rows with the tokenizer's own template; `take_rendering` rejects by it."""
+    live = list(_live(outcomes))
+    for outcome, parity in zip(live, compare([o.messages for o in live], renderer), strict=True):
+        outcome.parity = parity
+
+
+def take_rendering(outcomes: Iterable[Outcome]) -> None:
+    """Reject the rows, of those that passed the other checks, without an exact mask."""
+    for outcome in outcomes:
+        if outcome.reason is None and outcome.parity is not None:
+            outcome.reason, outcome.tokens_equal, outcome.mask_exact, outcome.n_tokens = (
+                outcome.parity
+            )
 
 
 def check_rows(
@@ -111,20 +120,63 @@ def check_rows(
 def validate(outcomes: Sequence[Outcome], renderer: Renderer, config: DataConfig) -> None:
     """Run every check on the rows of a dataset; the outcomes take the reasons."""
     check_rows(outcomes, renderer, markers_of(renderer), config)
+    render(outcomes, renderer)
     check_answers(outcomes, config)
-    check_rendering(outcomes, renderer)
+    take_rendering(outcomes)
+
+
+def _checker(tokenizer: Any, config: DataConfig) -> Kernel:
+    """Make the kernel of what each row is checked for on its own."""
+    renderer = Renderer(tokenizer, config.target_format)
+    markers = markers_of(renderer)
+
+    def check(batch: pa.RecordBatch) -> pa.RecordBatch:
+        outcomes = [Outcome("", "", 0, "", False) for _ in range(len(batch))]
+        for outcome, (messages, conversation) in zip(outcomes, rows_in(batch), strict=True):
+            outcome.messages = messages
+            outcome.conversation = conversation and Conversation(**conversation)
+        check_rows(outcomes, renderer, markers, config)
+        render(outcomes, renderer)
+        return as_batch((o.messages, o.reason, o.parity) for o in outcomes)
+
+    return check
+
+
+def _on_their_own(
+    batches: Iterable[Sequence[Outcome]],
+    renderer: Renderer,
+    counts: AnswerCounts,
+    config: DataConfig,
+    engine: Engine,
+) -> Iterator[Sequence[Outcome]]:
+    """Check each row on its own, those that have no reason yet."""
+    make = partial(_checker, renderer.tokenizer, config)
+    given, batches = tee(batches)
+    sent = (
+        as_batch((o.messages, o.conversation and vars(o.conversation)) for o in _live(batch))
+        for batch in given
+    )
+    for batch, found in zip(batches, engine.map(make, sent, 1), strict=True):
+        for outcome, (messages, reason, parity) in zip(_live(batch), rows_in(found), strict=True):
+            outcome.messages, outcome.reason = messages, reason
+            outcome.parity = parity and Parity(*parity)
+        counts.add(batch, config)
+        yield batch
+
+
+def _live(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    return (outcome for outcome in outcomes if outcome.reason is None)
 
 
 def _checked(
-    ctx: StepContext, read: Records, renderer: Renderer
+    ctx: StepContext, read: Records, renderer: Renderer, engine: Engine
 ) -> tuple[Iterable[Sequence[Outcome]], AnswerCounts]:
     """Select and number the rows and check each on its own."""
     config = ctx.config.data
     counts = AnswerCounts()
-    markers = markers_of(renderer)
     gone = left_out(chain.from_iterable(read.of_their_form(config)), config.csv)
 
-    def check() -> Iterator[Sequence[Outcome]]:
+    def numbered() -> Iterator[Sequence[Outcome]]:
         seen: Counter[str] = Counter()
         number = 0
         for batch in read.of_their_form(config):
@@ -132,16 +184,15 @@ def _checked(
                 batch[at - number].reason = gone[at]
             number += len(batch)
             number_repeats((o for o in batch if o.row_id in read.repeated), seen)
-            check_rows(batch, renderer, markers, config)
-            counts.add(batch, config)
             yield batch
 
+    checked = _on_their_own(numbered(), renderer, counts, config, engine)
     if config.label_field is None:
-        return check(), counts
-    checked: Spool[Outcome] = Spool(ctx.scratch / "checked")
-    for batch in check():
-        checked.add(batch)
-    return checked, counts
+        return checked, counts
+    spool: Spool[Outcome] = Spool(ctx.scratch / "checked")
+    for batch in checked:
+        spool.add(batch)
+    return spool, counts
 
 
 @dataclass
@@ -180,9 +231,7 @@ class _Tally:
         return sum(len(np.unique(np.array(lines, dtype=np.int64))) for lines in self.lines.values())
 
 
-def _write(
-    ctx: StepContext, checked: Iterable[Sequence[Outcome]], counts: AnswerCounts, renderer: Renderer
-) -> _Tally:
+def _write(ctx: StepContext, checked: Iterable[Sequence[Outcome]], counts: AnswerCounts) -> _Tally:
     """Finish the checks and write the tables, batch by batch."""
     import pyarrow.parquet as pq
 
@@ -194,7 +243,7 @@ def _write(
     ):
         for batch in checked:
             check_answers(batch, ctx.config.data, counts)
-            check_rendering(batch, renderer)
+            take_rendering(batch)
             rows.write(o.row() for o in batch if o.reason is None)
             rejects.write(o.reject() for o in batch if o.reason)
             audit.write_table(_audited(batch))
@@ -281,8 +330,9 @@ def run(ctx: StepContext) -> Evidence:
     from tuneline.models import load_tokenizer
 
     config = ctx.config.data
+    engine = engine_of(config)  # first, so that none is missed after an hour of reading
     read = read_dataset(ctx)
     base = base_of(ctx, weights=False)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
-    checked, counts = _checked(ctx, read, renderer)
-    return _conclude(ctx, _write(ctx, checked, counts, renderer), read)
+    checked, counts = _checked(ctx, read, renderer, engine)
+    return _conclude(ctx, _write(ctx, checked, counts), read)

@@ -7,13 +7,17 @@ never cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import starmap, tee
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS, rows_of
 from tuneline.bases import base_of
+from tuneline.config.data import TargetFormat
+from tuneline.data.engine import engine_of
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
@@ -26,6 +30,7 @@ from tuneline.data.tables.rows import (
     write_decisions,
 )
 from tuneline.evidence import Evidence, measure
+from tuneline.machine.workers import Engine, Kernel, as_batch, rows_in
 from tuneline.plots import save
 
 if TYPE_CHECKING:
@@ -60,36 +65,79 @@ def split_at_turns(
     return [*pieces, [*system, *current]]
 
 
-def fit(
-    rows: Sequence[Row], limit: int, renderer: Renderer, policy: str
-) -> tuple[list[Row], list[tuple[Row, str]], list[int]]:
+class Fit(NamedTuple):
+    """A row's tokens as it came in; why it leaves, or the pieces and tokens that it is split to."""
+
+    tokens: int
+    reason: str | None = None
+    pieces: Sequence[tuple[list[Message], int]] = ()
+
+    def kept(self, row: Row) -> Iterator[Row]:
+        """Yield what stays of the row."""
+        if self.reason is None and not self.pieces:
+            yield row if row.n_tokens == self.tokens else replace(row, n_tokens=self.tokens)
+        for k, (piece, tokens) in enumerate(self.pieces):
+            name = f"{row.row_id}#{k}"
+            yield replace(row, row_id=name, messages=piece, n_tokens=tokens, stand_ins=())
+
+
+_Row = tuple[list[Message], int, str | None]
+
+
+def fit(rows: Sequence[_Row], limit: int, renderer: Renderer, policy: str) -> list[Fit]:
     """Count tokens, and reject or split the rows over the limit.
 
-    A row that schema_validation counted and that no step changed since is not counted again.
-    Returned are the rows that fit, the rejected ones with the reason, and the tokens of every row
-    as it came in.
+    A row (turns, tokens, `served_by`) that schema_validation counted and that no step changed since
+    is not counted again.
     """
-    uncounted = (renderer.text(row.messages) for row in rows if not row.n_tokens)
-    fresh = iter(renderer.count(uncounted))
-    lengths = [row.n_tokens or next(fresh) for row in rows]
-    kept: list[Row] = []
-    left: list[tuple[Row, str]] = []
-    for row, length in zip(rows, lengths, strict=True):
+    fresh = iter(renderer.count(renderer.text(turns) for turns, counted, _ in rows if not counted))
+    found: list[Fit] = []
+    for turns, counted, served_by in rows:
+        length = counted or next(fresh)
         if length <= limit:
-            kept.append(row if row.n_tokens == length else replace(row, n_tokens=length))
+            found.append(Fit(length))
             continue
         # A piece would end in an answer that a client of production may have written.
-        splits = policy == "split" and row.served_by is None
-        pieces = split_at_turns(row.messages, limit, renderer) if splits else None
+        splits = policy == "split" and served_by is None
+        pieces = split_at_turns(turns, limit, renderer) if splits else None
         if pieces is None:
-            left.append((row, f"too_long: {length} tokens, the limit is {limit}"))
+            found.append(Fit(length, f"too_long: {length} tokens, the limit is {limit}"))
             continue
         counts = renderer.count([renderer.text(piece) for piece in pieces])
-        kept += [
-            replace(row, row_id=f"{row.row_id}#{k}", messages=piece, n_tokens=count, stand_ins=())
-            for k, (piece, count) in enumerate(zip(pieces, counts, strict=True))
-        ]
-    return kept, left, lengths
+        found.append(Fit(length, pieces=list(zip(pieces, counts, strict=True))))
+    return found
+
+
+def _fitter(tokenizer: Any, target: TargetFormat, limit: int, policy: str) -> Kernel:
+    renderer = Renderer(tokenizer, target)
+    return lambda batch: as_batch(fit(list(rows_in(batch)), limit, renderer, policy))
+
+
+@dataclass
+class _Counted:
+    """The tokens of each row that came in, why it leaves, and the longest that stays of it."""
+
+    lengths: list[int] = field(default_factory=list)
+    reasons: list[str | None] = field(default_factory=list)
+    longest: dict[str, int] = field(default_factory=dict)
+    total: int = 0
+
+    def kept(
+        self, rows: Sequence[Row], make: Callable[[], Kernel], engine: Engine
+    ) -> Iterator[Row]:
+        """Yield what stays; count all rows."""
+        starts = range(0, len(rows), _AT_ONCE)
+        given, parts = tee(rows[start : start + _AT_ONCE] for start in starts)
+        sent = (as_batch((r.messages, r.n_tokens, r.served_by) for r in part) for part in given)
+        for part, batch in zip(parts, engine.map(make, sent, 1), strict=True):
+            for row, found in zip(part, starmap(Fit, rows_in(batch)), strict=True):
+                self.lengths.append(found.tokens)
+                self.reasons.append(found.reason)
+                for piece in found.kept(row):
+                    length = max(piece.n_tokens, self.longest.get(base_id(row.row_id), 0))
+                    self.longest[base_id(row.row_id)] = length
+                    self.total += piece.n_tokens
+                    yield piece
 
 
 def plot_lengths(path: Path, lengths: Sequence[int], limit: int) -> None:
@@ -117,26 +165,15 @@ def run(ctx: StepContext) -> Evidence:
     base = base_of(ctx, weights=False)
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
-    longest: dict[str, int] = {}
-    lengths: list[int] = []
-    reasons: list[str | None] = []
-    total = 0
+    make = partial(_fitter, renderer.tokenizer, config.target_format, limit, config.too_long)
+    counted = _Counted()
     with TableWriter(rows_of(ITEM).path(ctx), ROW_COLUMNS) as table:
-        for start in range(0, len(rows), _AT_ONCE):
-            part = rows[start : start + _AT_ONCE]
-            kept, left, counted = fit(part, limit, renderer, config.too_long)
-            table.write(kept)
-            lengths += counted
-            for row in kept:
-                source_row = base_id(row.row_id)
-                longest[source_row] = max(row.n_tokens, longest.get(source_row, 0))
-                total += row.n_tokens
-            why = {row.row_id: reason for row, reason in left}
-            reasons += [why.get(row.row_id) for row in part]
+        table.write(counted.kept(rows, make, engine_of(config)))
+    lengths, longest = counted.lengths, counted.longest
     gone = write_decisions(
         ctx,
         rows,
-        reasons,
+        counted.reasons,
         n_tokens=lengths,
         kept_tokens=[longest.get(row_id) for row_id in rows.column("row_id")],
         over_limit=[int(length > limit) for length in lengths],
@@ -150,7 +187,7 @@ def run(ctx: StepContext) -> Evidence:
         measure("rows_lost", len(rows) - gone - len(longest), "rows", "==", 0),
         measure("limit", limit, "tokens"),
         measure("tokens_max", max(longest.values(), default=None), "tokens", "<=", limit),
-        measure("tokens_total", total, "tokens"),
+        measure("tokens_total", counted.total, "tokens"),
         measure("over_limit_share", over / len(rows), "share", "<=", config.max_too_long_share),
         measure("rows_split", over - gone, "rows"),
     ]

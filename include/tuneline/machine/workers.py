@@ -7,18 +7,25 @@ caller cuts the chunks, so results do not depend on the number of workers.
 from __future__ import annotations
 
 import gc
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from tuneline.machine.cores import available_cores
 from tuneline.machine.memory import THRESHOLDS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Starting processes and loading a model in each takes seconds; fewer rows are faster in this one.
 LEAST_ROWS = 4_000
 # Chunks that wait for each process, so that it never waits for one.
 AHEAD = 3
+
+# A function of a batch of rows that knows no other batch.
+Kernel = Callable[["pa.RecordBatch"], "pa.RecordBatch"]
 
 _Chunk = TypeVar("_Chunk")
 _Result = TypeVar("_Result")
@@ -58,6 +65,35 @@ def map_chunks(
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def as_batch(rows: Iterable[Any], default: Callable[[Any], Any] | None = None) -> pa.RecordBatch:
+    """Return rows as a batch: JSON in ASCII, since Arrow takes no text with a lone surrogate."""
+    import pyarrow as pa
+
+    lines = [json.dumps(row, default=default) for row in rows]
+    return pa.record_batch({"row": pa.array(lines, pa.large_string())})
+
+
+def rows_in(batch: pa.RecordBatch) -> Iterator[Any]:
+    """Yield the rows of such a batch."""
+    return map(json.loads, batch["row"].to_pylist())
+
+
+class Engine(Protocol):
+    """Runs kernels: in processes of this machine, or in Spark (`tuneline.machine.spark`)."""
+
+    def map(
+        self, make: Callable[[], Kernel], batches: Iterable[pa.RecordBatch], workers: int
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the results in the order of the batches; see `map_chunks`."""
+
+
+class _Here:
+    map = staticmethod(map_chunks)
+
+
+HERE: Engine = _Here()
 
 
 def _start(make: Callable[[], Any]) -> None:

@@ -169,6 +169,9 @@ def test_a_run_is_forecast_from_sizes(capsys, tmp_path):
     quantised = config(pods={"gpus": 8}, qlora=True)
     assert gpu_gib(quantised, seventy.parameters) == pytest.approx(33.6, abs=0.1)
     assert forecast(config(), 135_000_000, tokens=10**6).seconds is None
+    assert "Spark" not in seventy.sentence()
+    on_spark = build_config({"data": {"source": "rows.jsonl", "engine": "spark"}}, {})
+    assert "runs on the Spark that SPARK_REMOTE" in forecast(on_spark, 0, tokens=1).sentence()
 
 
 def test_a_4bit_base_in_shards_is_refused_before_anything_runs(capsys, tmp_path):

@@ -16,6 +16,7 @@ from tuneline.artifacts.data import SOURCES
 from tuneline.config import CsvMapping, DataConfig
 from tuneline.data.conversations.formats import Malformed, describe, detect, form_of, to_messages
 from tuneline.data.conversations.tool_calls import Conversation, read_conversation, uses_tools
+from tuneline.data.rendering.renderer import Parity
 from tuneline.data.sources.records import open_files
 from tuneline.data.sources.streams import RawRecord
 from tuneline.data.tables.rows import Message, Reject, Row, Spool
@@ -52,6 +53,7 @@ class Outcome:
     own_form: str | None = None
     served_by: str | None = None
     day: str | None = None
+    parity: Parity | None = None
 
     @property
     def code(self) -> str:

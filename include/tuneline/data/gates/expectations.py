@@ -12,15 +12,21 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from tuneline.data.gates.suites import Suite
 from tuneline.evidence import Breach, Measurement, Verdict, measure, worse
+from tuneline.machine.workers import HERE, Engine
 from tuneline.store import Store
+
+if TYPE_CHECKING:
+    from tuneline.machine.spark import Spark
 
 # Great Expectations keeps its context once per process.
 _ONE_AT_A_TIME = threading.Lock()
 INDEX = "index.html"
+# A suite takes Spark ten seconds of jobs and pandas less than one, up to this number of rows.
+LEAST_ON_SPARK = 1_000_000
 
 
 class Failure(NamedTuple):
@@ -31,7 +37,7 @@ class Failure(NamedTuple):
 
 
 def validate(
-    suites: Sequence[Suite], root: Path, problems: Sequence[str] = ()
+    suites: Sequence[Suite], root: Path, problems: Sequence[str] = (), engine: Engine = HERE
 ) -> tuple[Verdict, list[Failure], int]:
     """Run suites, one call at a time: the verdict, each broken expectation, the number checked.
 
@@ -42,7 +48,7 @@ def validate(
     if problems or not suites:
         return Verdict.FAIL, list(map(Failure, problems or ["the gate has nothing to check"])), 0
     with _ONE_AT_A_TIME:
-        return _validated(suites, root)
+        return _validated(suites, root, engine)
 
 
 def store_docs(store: Store, folder: str, root: Path) -> str | None:
@@ -58,7 +64,9 @@ def store_docs(store: Store, folder: str, root: Path) -> str | None:
     return store.uri_of(f"{folder}/{INDEX}")
 
 
-def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[Failure], int]:
+def _validated(
+    suites: Sequence[Suite], root: Path, engine: Engine
+) -> tuple[Verdict, list[Failure], int]:
     # Version 1.24 sends nothing, others may.
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
@@ -69,11 +77,10 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[Failu
     root.mkdir(parents=True, exist_ok=True)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    source = context.data_sources.add_or_update_pandas("audit")
     verdict, failures, count = Verdict.PASS, list[Failure](), 0
     for suite in suites:
         try:
-            result = _run_suite(gx, context, source, suite)
+            result = _run_suite(gx, context, suite, engine)
         except (TypeError, ValueError, GreatExpectationsError) as error:
             # Some expectations give results that can't be stored, such as one on quantiles.
             verdict = Verdict.FAIL
@@ -94,7 +101,13 @@ def _validated(suites: Sequence[Suite], root: Path) -> tuple[Verdict, list[Failu
     return verdict, failures, count
 
 
-def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
+def _run_suite(gx: Any, context: Any, suite: Suite, engine: Engine) -> Any:
+    frame = _on_spark(suite, engine)
+    sources = context.data_sources
+    if frame is None:
+        source, frame = sources.add_or_update_pandas("audit"), suite.frame
+    else:
+        source = sources.add_or_update_spark("audit")
     asset = source.add_dataframe_asset(suite.name)
     batch = asset.add_batch_definition_whole_dataframe("all rows")
     expectations = [
@@ -110,7 +123,20 @@ def _run_suite(gx: Any, context: Any, source: Any, suite: Suite) -> Any:
     checkpoint = context.checkpoints.add_or_update(
         gx.Checkpoint(name=suite.name, validation_definitions=[definition], result_format="BASIC")
     )
-    return next(iter(checkpoint.run({"dataframe": suite.frame}).run_results.values()))
+    return next(iter(checkpoint.run({"dataframe": frame}).run_results.values()))
+
+
+def _on_spark(suite: Suite, engine: Engine) -> Any:
+    """Return a large table as a data frame of Spark; None also if a column is of two types."""
+    import pyarrow as pa
+
+    if engine is HERE or len(suite.frame) < LEAST_ON_SPARK:
+        return None
+    try:
+        table = pa.Table.from_pandas(suite.frame, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return None
+    return cast("Spark", engine).frame(table)
 
 
 def _page(result: Any) -> str:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import AUDIT, REJECTED
 from tuneline.catalogue import DATA_ORDER, data_item_before
+from tuneline.data.engine import engine_of, reachable
 from tuneline.data.gates.expectations import Failure, store_docs, validate
 from tuneline.data.gates.suites import SUITES, GateInput, Suite, removal_suites
 from tuneline.data.pii_scrubbing import CANARIES, REVIEW
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Verdict, worse
 from tuneline.failures import ended_by_error
+from tuneline.machine.workers import HERE
 from tuneline.run import Run
 
 if TYPE_CHECKING:
@@ -54,7 +56,8 @@ def run_gate(run: Run, item: str) -> GateResult:
     with tempfile.TemporaryDirectory(prefix="tuneline-gate-") as folder:
         root = Path(folder)
         suites, problems = _suites(run, entry, root)
-        verdict, found, count = validate(suites, root / "gx", problems)
+        engine = engine_of(run.config.data) if reachable() else HERE
+        verdict, found, count = validate(suites, root / "gx", problems, engine)
         docs = store_docs(run.store, run.key("data", DOCS, item), root / "gx")
     step = Verdict.PASS if entry.verdict == Verdict.NOT_APPLICABLE else entry.verdict
     agrees = step == verdict

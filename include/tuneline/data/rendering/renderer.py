@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneline.config import TargetFormat
 from tuneline.data.rendering.pieces import BATCH, PieceEncoder
@@ -224,8 +224,7 @@ class Renderer:
         return mask
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
+class Parity(NamedTuple):
     """The comparison of one row; flags are None and `tokens` 0 if nothing was rendered."""
 
     reason: str | None

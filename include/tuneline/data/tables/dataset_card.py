@@ -108,7 +108,8 @@ def describe_measures(entry: Evidence | Record) -> list[dict[str, Any]]:
 def reproduce(config: DataConfig, base_model: str) -> Reproduce:
     """Return the command that makes the dataset again, and the settings that are not defaults."""
     settings = config.model_dump(mode="json", exclude_defaults=True)
-    settings.pop("source", None)
+    for name in ("source", "engine"):
+        settings.pop(name, None)
     # A query may name people, and this ships; the run's `config.json` has the text.
     for name, query in settings.get("queries", {}).items():
         settings["queries"][name] = f"sha256:{hashlib.sha256(query.encode()).hexdigest()}"

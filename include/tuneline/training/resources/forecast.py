@@ -46,6 +46,8 @@ class Forecast:
         if (shards := self.config.evaluation.shards) > 1:
             gpus = shards * self.config.pods_of(Size.ENGINE).gpus
             text += f" {shards} pods ({gpus} GPUs) answer the hold-out, in 1/{shards} of the time."
+        if self.config.data.engine == "spark":
+            text += " The data phase runs on the Spark that SPARK_REMOTE of its pods names."
         if self.seconds is None:
             return f"{text} gradient_accumulation will measure how long training takes."
         cost = money(self.cost, self.config.governance.currency)

@@ -11,10 +11,11 @@ import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
-from itertools import chain, compress, islice
+from itertools import compress, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.data.conversations.answers import map_texts
@@ -26,7 +27,10 @@ from tuneline.data.pii.find.texts import Shared, shared_parts, texts_of
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
-from tuneline.machine.workers import map_chunks
+from tuneline.machine.workers import HERE, Engine, as_batch, rows_in
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # What a value begins with: a whole word or a sign, which is not in a word.
 _BEGIN = re.compile(r"(?<!\w)(?:\w+|[^\w\s])")
@@ -159,7 +163,11 @@ class Scrubber:
         return list(self.each(zip(keys, batch, strict=True), workers, shared_parts(batch)))
 
     def each(
-        self, rows: Iterable[_Keyed], workers: int = 1, shared: Shared | None = None
+        self,
+        rows: Iterable[_Keyed],
+        workers: int = 1,
+        shared: Shared | None = None,
+        engine: Engine = HERE,
     ) -> Iterator[Scrubbed]:
         """Return the rows of a dataset scrubbed, some while others are still read.
 
@@ -167,9 +175,14 @@ class Scrubber:
         where the settings know none. The result does not depend on the number of workers.
         """
         given = iter(rows)
-        work = partial(self._scrub_chunk, self._settings.shared or shared or Shared())
         chunks = iter(lambda: list(islice(given, CHUNK)), [])
-        return chain.from_iterable(map_chunks(partial(partial, work), chunks, workers))
+        shared = self._settings.shared or shared or Shared()
+        make = partial(partial, self._kernel, shared)
+        for batch in engine.map(make, map(as_batch, chunks), workers):
+            yield from map(_scrubbed_of, rows_in(batch))
+
+    def _kernel(self, shared: Shared, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return as_batch(map(vars, self._scrub_chunk(shared, list(rows_in(batch)))), asdict)
 
     def _scrub_chunk(self, shared: Shared, chunk: Sequence[_Keyed]) -> list[Scrubbed]:
         found = self._detector.rows([messages for _, messages in chunk], shared)
@@ -244,6 +257,12 @@ class Scrubber:
         refused = self._settings.entities_with("reject_row")
         result.refused = tuple(sorted(refused & result.hits.keys()))
         return result
+
+
+def _scrubbed_of(found: dict[str, Any]) -> Scrubbed:
+    spans = tuple(StandIn(**span) for span in found["surrogates"])
+    given = {"surrogates": spans, "hits": Counter(found["hits"])}
+    return Scrubbed(**{**found, **given, "refused": tuple(found["refused"])})
 
 
 def _said(messages: _Turns, shared: Shared) -> str:
