@@ -1,7 +1,7 @@
 """Build the environments and fetch the models. Needs only Python's standard library.
 
-Those of Airflow and of the ML steps are built by default, those of vLLM, of Airflow with Celery and of
-Spark on request (`--only vllm`, `--only celery`, `--only spark`).
+Those of Airflow and of the ML steps are built by default, those of vLLM, of Airflow with Celery
+and of Spark on request (`--only vllm`, `--only celery`, `--only spark`).
 A second run finds everything in place and ends at once. An environment that is incomplete has no
 stamp and is built again from scratch.
 """

@@ -300,8 +300,8 @@ def plot_variants(variants: Sequence[Variant], chosen: str, limit: float, path: 
     for one in variants:
         size = one.bytes / 2**20
         face = "#2c7a4b" if one.name == chosen else "white"
-        bound = max(one.metric_drop_upper - one.metric_drop, 0)
-        axes.errorbar(size, one.metric_drop, yerr=[[0], [bound]], color="#b0b8c0", capsize=3)
+        upper = max(one.metric_drop_upper, one.metric_drop)
+        axes.plot([size, size], [one.metric_drop, upper], color="#b0b8c0")
         axes.plot([size], [one.metric_drop], "o", color="#2c7a4b", markerfacecolor=face)
         label = f"{one.name}\n{one.tokens_per_s:.0f} tokens/s"
         axes.annotate(label, (size, one.metric_drop), (6, 6), textcoords="offset points")
