@@ -33,7 +33,7 @@ def checklist_url(context: Context) -> str:
 def evidence_url(context: Context) -> str:
     """Return the address of the page of a task; that of a sheet shows a row after another."""
     ti = context["ti"]
-    mapped = f"/mapped/{ti.map_index}" if ti.map_index >= 0 else ""
+    mapped = "" if ti.map_index in (None, -1) else f"/mapped/{ti.map_index}"
     task = f"{_of_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, '')}"
     return f"{task}{mapped}/plugin/evidence"
 
