@@ -123,7 +123,7 @@ def _knock(url: str) -> None:
         host, _, port = DefaultChannelBuilder(url).endpoint.rpartition(":")
     except (PySparkException, ValueError):
         raise UserError(
-            "SPARK_REMOTE is no address of Spark Connect; sc://HOST:15002/;token=… is one"
+            "SPARK_REMOTE can't be read; an address of Spark Connect is sc://HOST:15002/;token=…"
         ) from None
     try:
         socket.create_connection((host.strip("[]"), int(port)), _SECONDS).close()
