@@ -127,9 +127,9 @@ class ReviewVotes(BaseModel):
 
 
 class ModelAnswers(BaseModel):
-    """The answers of one model, by row id; `identity` has its bytes, and the engine's sizes."""
+    """The answers of one model, by row id; `asked` is a hash of all that decides them."""
 
-    identity: list[str | int]
+    asked: str
     rows: list[tuple[str, str]]
 
 
@@ -150,7 +150,7 @@ ANSWER_HOLDOUT = "answer_holdout"
 
 def holdout_part(shard: int) -> RunDocument[HoldoutPart]:
     """Return the document that one of several pods leaves for holdout_performance."""
-    return RunDocument(f"work/holdout/{shard}.json", HoldoutPart)
+    return RunDocument(f"work/holdout/part-{shard}.json", HoldoutPart)
 
 
 HOLDOUT_ANSWERS = Lines("holdout_performance", "answers.jsonl", AnswerPair)

@@ -88,7 +88,7 @@ def test_shards_give_the_answers_of_one_server(answered_by, sent):
             sizes = [len(holdout_part(n).find(lab.run).answers) for n in range(shards)]
             assert sizes == [4] * shards
             names = {ref.name for ref in evidence.inputs}
-            assert {f"{n}.json" for n in range(shards)} <= names
+            assert {f"part-{n}.json" for n in range(shards)} <= names
         [held] = {m.value for m in evidence.measurements if m.name == "holdout_sha256"}
         looks = read_ledger(lab.run.store, held)
         pods = [f"answer_holdout[{n}]" for n in range(shards)] if shards > 1 else []
@@ -164,9 +164,14 @@ def test_a_part_with_a_fault_is_refused(answered_by, tiny_models, another_machin
     assert status(lab.run, ITEM).stops_release
     lab.run.store.put_bytes(key, good)
     lab.leave_shipped(tiny_models.base_gguf)
-    with pytest.raises(UserError, match="no tuned model with the weights and the engine"):
+    with pytest.raises(UserError, match="no tuned model with the weights, the engine"):
         lab.execute(ITEM)
     lab.leave_shipped(tiny_models.candidate_gguf)
+    # Other examples for the base: the weights are the same, and the prompts are not.
+    lab.leave_dataset(task_rows(SPLITS)[20:])
+    with pytest.raises(UserError, match="no base model with examples with the weights, the"):
+        lab.execute(ITEM)
+    lab.leave_dataset(task_rows(SPLITS))
     assert lab.execute(ITEM).verdict
     assert main(["run", "answer", "--shard", "2", "--run", lab.run.uri]) == EXIT_USER
     assert "there is no shard 2 in" in capsys.readouterr().err

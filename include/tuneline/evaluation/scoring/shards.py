@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, replace
 
 from tuneline.artifacts.evaluation import ANSWER_HOLDOUT, HoldoutPart, ModelAnswers, holdout_part
 from tuneline.artifacts.training import LORA
-from tuneline.asking.asking import KeptAnswers, LocalModel, collect, kept_by, keys_of, progress_of
+from tuneline.asking.asking import (
+    KeptAnswers,
+    LocalModel,
+    collect,
+    kept_by,
+    keys_of,
+    progress_of,
+    request_key,
+)
 from tuneline.asking.models import Candidate, candidate, untuned
 from tuneline.asking.rows import of_split
 from tuneline.asking.tasks import Task, choose_task
@@ -99,6 +107,11 @@ class Questions:
     scope: str = ""
     known: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def keys(self) -> list[str]:
+        """The key of each request: of the weights, the engine, its sizes, the prompt, the limit."""
+        return keys_of(self.subject, self.prompts, self.limits)
+
     def of(self, shard: int, shards: int) -> Questions:
         """Return the part of a shard: every n-th row by row id."""
         dealt = sorted(range(len(self.rows)), key=lambda at: self.rows[at].row_id)[shard::shards]
@@ -173,7 +186,7 @@ def _ask(ctx: StepContext, part: Questions, kept: KeptAnswers) -> ModelAnswers:
     progress, asked = progress_of(ctx, part.who), (part.subject, part.prompts, part.limits)
     texts, _ = collect(*asked, kept, known=known, progress=progress)
     rows = [(row.row_id, text) for row, text in zip(part.rows, texts, strict=True)]
-    return ModelAnswers(identity=part.subject.identity(), rows=rows)
+    return ModelAnswers(asked=request_key(part.keys), rows=rows)
 
 
 def gather(ctx: StepContext, exam: Exam) -> list[Measurement]:
@@ -190,8 +203,7 @@ def gather(ctx: StepContext, exam: Exam) -> list[Measurement]:
         with kept_by(questions.subject, questions.scope) as kept:
             for shard, part in enumerate(parts):
                 wanted = questions.of(shard, shards)
-                keys = keys_of(wanted.subject, wanted.prompts, wanted.limits)
-                for key, answer in zip(keys, _checked(ctx, wanted, part), strict=True):
+                for key, answer in zip(wanted.keys, _checked(ctx, wanted, part), strict=True):
                     if kept.get(key) != answer:
                         kept.add(key, answer)
     return [measure("holdout_shards", shards, "pods")]
@@ -211,8 +223,8 @@ def _part(ctx: StepContext, exam: Exam, shard: int) -> HoldoutPart:
 def _checked(ctx: StepContext, wanted: Questions, part: HoldoutPart) -> list[str]:
     """Return the answers of a part in the order of its questions, if it has these and no others."""
     given, ids = part.answers.get(wanted.who), [row.row_id for row in wanted.rows]
-    if given is None or given.identity != wanted.subject.identity():
-        why = f"has no {wanted.who} with the weights and the engine of this run"
+    if given is None or given.asked != request_key(wanted.keys):
+        why = f"has no {wanted.who} with the weights, the engine and the prompts of this run"
         raise _refused(ctx, part.of[2], why)
     rows, answers = Counter(row_id for row_id, _ in given.rows), dict(given.rows)
     missing, extra = Counter(ids) - rows, rows - Counter(ids)
