@@ -95,7 +95,7 @@ site: $(DEV)/tuneline-stamp .tuneline/mermaid.min.js ## build the pages of docs/
 	@echo "open .tuneline/site/index.html"
 
 pictures: setup ## take the pictures in docs/pictures anew (needs chromium)
-	@PYTHONPATH=.:include $(AIRFLOW)/python scripts/pictures.py
+	@PYTHONPATH=.:include $(ML)/python scripts/pictures.py
 
 hooks: $(DEV)/tuneline-stamp ## have git run the checks before each commit
 	@$(DEV)/bin/pre-commit install

@@ -31,6 +31,7 @@ def main() -> int:
     shutil.rmtree(source, ignore_errors=True)
     for page in markdown_files(root):
         copy_page(root, page, source)
+    copy_file(root, root / "docs" / "iframe-worker.js", source)
     drawn = root / ".tuneline" / "mermaid.min.js"
     (source / "mermaid.js").write_bytes(drawn.read_bytes() if drawn.exists() else b"")
     settings = {
@@ -108,8 +109,9 @@ def navigation(root: Path) -> Iterator[dict[str, list[dict[str, str]]]]:
             yield {title: pages}
         elif ":" not in link:
             place = (root / "docs" / link).resolve()
-            name = (place / "README.md" if place.is_dir() else place).relative_to(root)
-            pages.append({text: name.as_posix()})
+            if place.is_dir():
+                place /= "README.md" if (place / "README.md").exists() else "files.md"
+            pages.append({text: place.relative_to(root).as_posix()})
 
 
 if __name__ == "__main__":

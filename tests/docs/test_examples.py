@@ -19,6 +19,7 @@ from tuneline.config.pipeline import build_config, parse_yaml
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     ROOT / "config" / "models" / "README.md",
     *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "decisions"),
 ]
