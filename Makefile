@@ -96,6 +96,7 @@ site: $(DEV)/tuneline-stamp .tuneline/mermaid.min.js ## build the pages of docs/
 
 pictures: setup ## take the pictures in docs/pictures anew (needs chromium)
 	@PYTHONPATH=.:include $(ML)/python scripts/pictures.py
+	@TUNELINE_PICTURES=docs/pictures $(AIRFLOW)/python -m pytest -q tests/plugins -k by_keys
 
 hooks: $(DEV)/tuneline-stamp ## have git run the checks before each commit
 	@$(DEV)/bin/pre-commit install

@@ -1,7 +1,7 @@
 """Take the pictures of docs/pictures from the UI of the running stack, in the light theme.
 
-`make pictures` after a run was refused, one was released and, for the pair, one waits for votes
-(docs/start/first-csv.md, docs/do/review.md). A picture whose run isn't there stays as it is.
+`make pictures` after a run was refused and one was released (docs/start/first-csv.md); a picture
+whose run isn't there stays as it is. The pair of answers is taken by a test of the page.
 """
 
 from __future__ import annotations
@@ -31,24 +31,23 @@ def main() -> int:
         last = {run["state"]: run["dag_run_id"] for run in reversed(runs)}
         if "failed" in last:
             take(page, f"/dags/{dag}/runs/{last['failed']}/plugin/release-checklist", "refused")
-        if "success" in last:
-            run = f"/dags/{dag}/runs/{last['success']}"
-            take(page, f"{run}/plugin/release-checklist", "checklist", opened="holdout_performance")
-            take(page, f"{run}/tasks/training.loss_monitoring/plugin/evidence", "item")
+        if best := last.get("success") or last.get("running"):
+            run = f"/dags/{dag}/runs/{best}"
+            take(page, f"{run}/plugin/release-checklist", "checklist", "#holdout_performance")
+            take(
+                page,
+                f"{run}/tasks/loss_monitoring/plugin/evidence",
+                "item",
+                "details.item img",
+                "end",
+            )
             take(page, "/plugin/releases", "releases")
-        asked = get(page, "/api/v2/dags/~/dagRuns/~/hitlDetails?response_received=false")
-        for question in asked["hitl_details"]:
-            task = question["task_instance"]
-            if task["task_id"].endswith("review_pairs"):
-                run, index = f"/dags/{dag}/runs/{task['dag_run_id']}", task["map_index"]
-                take(page, f"{run}/tasks/{task['task_id']}/mapped/{index}/plugin/evidence", "pair")
-                break
     return 0
 
 
 def logged_in(browser: Browser, url: str, password: str) -> Page:
     """Return a page in which the administrator is logged in."""
-    context = browser.new_context(base_url=url, viewport={"width": 1200, "height": 800})
+    context = browser.new_context(base_url=url, viewport={"width": 1200, "height": 940})
     context.add_init_script("localStorage.setItem('theme', 'light')")
     page = context.new_page()
     page.goto("/auth/login/")
@@ -64,23 +63,23 @@ def get(page: Page, path: str) -> Any:
     return page.evaluate("path => fetch(path).then((answer) => answer.json())", path)
 
 
-def take(page: Page, path: str, name: str, opened: str = "") -> None:
-    """Take one picture of a page of the plugin, with the first item open or the named one."""
+def take(page: Page, path: str, name: str, shown: str = "h1", block: str = "start") -> None:
+    """Take one picture of a page of the plugin, with an element unfolded and in sight."""
     page.goto(path)
     page.wait_for_load_state("networkidle")
     frame = page.frame_locator("iframe")
     frame.locator("h1, h2").first.wait_for()
-    item = frame.locator(f"#{opened}" if opened else "details.item").first
-    if item.count():
-        item.evaluate(
-            "one => { for (let e = one; e; e = e.parentElement) { e.open = true; } }"
+    element = frame.locator(shown).first
+    if element.count():
+        element.evaluate(
+            "(one, block) => { for (let up = one; up; up = up.parentElement) { up.open = true; }"
+            " one.scrollIntoView({block}); }",
+            block,
         )
     page.wait_for_timeout(2000)
-    if opened:
-        item.scroll_into_view_if_needed()
     to = FOLDER / f"{name}.png"
-    # 64 colours are enough for a page, and a third of the bytes.
-    Image.open(BytesIO(page.screenshot())).quantize(64).save(to, optimize=True)
+    # 256 colours are enough for a page, and half of the bytes.
+    Image.open(BytesIO(page.screenshot())).convert("RGB").quantize(256).save(to, optimize=True)
     print(f"{to.name}: {to.stat().st_size // 1000} kB")
 
 

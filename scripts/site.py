@@ -83,7 +83,10 @@ def copy_folder(root: Path, folder: Path, source: Path) -> str:
     for path in files:
         copy_file(root, path, source)
     listed = "\n".join(f"- [{path.name}]({path.name})" for path in files)
-    write(source / folder.relative_to(root) / "files.md", f"# {folder.relative_to(root)}\n\n{listed}\n")
+    write(
+        source / folder.relative_to(root) / "files.md",
+        f"# {folder.relative_to(root)}\n\n{listed}\n",
+    )
     return "files.md"
 
 

@@ -40,7 +40,14 @@ def test_what_leads_nowhere_and_what_nothing_leads_to_is_named(build):
     links = "[x](none.md) [y](#no-heading) ![z](none.png) [w](../nowhere)"
     done = build(one=PAGE + links, two="# Two\n", README=INDEX + "- [Gone](gone.md)\n")
     assert done.returncode == 1
-    for named in ("none.md", "#no-heading", "none.png", "../nowhere", "docs/two.md", "docs/gone.md"):
+    for named in (
+        "none.md",
+        "#no-heading",
+        "none.png",
+        "../nowhere",
+        "docs/two.md",
+        "docs/gone.md",
+    ):
         assert named in done.stderr
 
 

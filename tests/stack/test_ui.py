@@ -59,7 +59,9 @@ def site(tmp_path_factory):
             (folders[-1] / f"{name}.yaml").write_text(text)
     lab = Lab(root, {})
     layout = Layout(ROOT, root / "home", free_port(), free_port(), lab.run.store.uri)
-    made = Site(layout, {**USERS, "uma": "user"}, "root", AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags"))
+    made = Site(
+        layout, {**USERS, "uma": "user"}, "root", AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags")
+    )
     made.start(["api-server"])
     try:
         command = [sys.executable, "-c", STORE_DAGS, str(ROOT / "dags"), *map(str, folders)]
