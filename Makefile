@@ -14,7 +14,7 @@ BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 AIRFLOW_CHART ?= .tuneline/charts/airflow-1.22.0.tgz
 
-.PHONY: help setup setup-vllm setup-spark demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-spark test-air-gapped lint ratchet types format docs hooks bench python
+.PHONY: help setup setup-vllm setup-spark demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-spark test-air-gapped lint ratchet types format docs site pictures hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -99,6 +99,14 @@ docs: python ## write docs/reference and the picture in README.md from the code
 	@$(PYTHON) scripts/setup.py --only ml
 	@$(ML)/python scripts/reference.py
 
+site: $(DEV)/tuneline-stamp .tuneline/mermaid.min.js ## build the pages of docs/ as a site, in .tuneline/site
+	@$(DEV)/bin/python scripts/site.py
+	@echo "open .tuneline/site/index.html"
+
+pictures: setup ## take the pictures in docs/pictures anew (needs chromium)
+	@PYTHONPATH=.:include $(ML)/python scripts/pictures.py
+	@TUNELINE_PICTURES=docs/pictures $(AIRFLOW)/python -m pytest -q tests/plugins -k by_keys
+
 hooks: $(DEV)/tuneline-stamp ## have git run the checks before each commit
 	@$(DEV)/bin/pre-commit install
 
@@ -109,6 +117,12 @@ $(BENCH)/portkey-stamp: $(BENCH)/tuneline-stamp
 	@if command -v npm >/dev/null; then \
 	  npm install --silent --no-fund --no-audit --prefix $(@D) @portkey-ai/gateway@1.15.2; fi
 	@touch $@
+
+# What draws the diagrams of the site; without npm they are shown as text.
+.tuneline/mermaid.min.js:
+	@mkdir -p $(@D)
+	@if command -v npm >/dev/null; then cd $(@D) && npm pack --silent mermaid@11.12.2 >/dev/null && \
+	  tar -xzOf mermaid-11.12.2.tgz package/dist/mermaid.min.js >$(@F) && rm mermaid-11.12.2.tgz; fi
 
 # An environment from one file of requirements: the linters, and the peers of the benchmarks.
 $(DEV)/tuneline-stamp: requirements/lint.txt

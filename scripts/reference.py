@@ -1,4 +1,4 @@
-"""Write docs/reference from the code, and the picture of a run in README.md.
+"""Write docs/reference from the code, the picture in docs/run.md and the table in README.md.
 
 `make docs` runs it in the ML environment. With `--check` it writes nothing and ends with 1
 when a page is not current.
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tuneline.catalogue import RUN_ORDER, Group
+from tuneline.catalogue import ITEMS, RUN_ORDER, Group
 from tuneline.cli import parser
 from tuneline.config import ModelFile, PipelineConfig, User
 from tuneline.config.section import Limit, described
@@ -26,6 +26,7 @@ from tuneline.evidence import Evidence, Record
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "reference"
 README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "run.md"
 _MADE = "*Written by `make docs` from the code; don't edit it by hand.*"
 # argparse breaks lines at the width of the terminal, which is not the reader's.
 _HELP_WIDTH = 100
@@ -51,11 +52,67 @@ def pages() -> dict[Path, str]:
         "model-files.md": model_files_page(),
         "cli.md": cli_page(),
         "evidence.md": evidence_page(),
+        "settings.schema.json": schema_of(PipelineConfig),
+        "model-file.schema.json": schema_of(ModelFile),
     }
-    before, _, rest = README.read_text(encoding="utf-8").partition("```mermaid\n")
-    _, fence, after = rest.partition("\n```\n")
-    readme = f"{before}```mermaid\n{run_picture()}{fence}{after}"
-    return {**{FOLDER / name: text for name, text in made.items()}, README: readme}
+    return {
+        **{FOLDER / name: text for name, text in made.items()},
+        PICTURE: _between(PICTURE, "```mermaid\n", run_picture(), "\n```\n"),
+        README: _between(README, "|---|---|---|\n", items_table(), "\n\n"),
+    }
+
+
+def _between(path: Path, start: str, text: str, end: str) -> str:
+    """Return a page with the text between two marks replaced."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    return f"{before}{start}{text}{end}{rest.partition(end)[2]}"
+
+
+def items_table() -> str:
+    """Return the rows of the table of items: phase, what the item proves, its severity."""
+    return "\n".join(
+        f"| {item.phase} | [{item.title}](docs/{item.phase}.md#{item.id}) | {item.severity} |"
+        for item in ITEMS
+    )
+
+
+def schema_of(model: type[BaseModel]) -> str:
+    """Return a JSON Schema for editors; files are layers, so they need not state everything."""
+    for part in _below(model):
+        described(part)
+        part.model_rebuild(force=True)
+    schema: dict[str, Any] = model.model_json_schema()
+    # A name alone is enough, and ids may be numbers.
+    user = schema["$defs"]["User"]
+    user["properties"]["id"] = {"type": ["string", "integer", "null"]}
+    schema["$defs"]["User"] = {"anyOf": [{"type": "string"}, user]}
+    if model is ModelFile:
+        schema["properties"]["settings"] = {"$ref": "settings.schema.json"}
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(_lenient(schema), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def _below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """Yield the models that a model has, those of the leaves first, and it."""
+    for _, part in _nested(model):
+        yield from _below(part)
+    yield model
+
+
+def _lenient(schema: Any) -> Any:
+    """Return a schema without required fields, titles that repeat names, defaults of sections."""
+    if isinstance(schema, list):
+        return [_lenient(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    left_out = {"required", "title"} | ({"default"} if "$ref" in schema else set())
+    return {
+        key: {name: _lenient(part) for name, part in value.items()}
+        if key in ("properties", "$defs")
+        else _lenient(value)
+        for key, value in schema.items()
+        if key not in left_out
+    }
 
 
 def run_picture() -> str:

@@ -1,11 +1,8 @@
-"""The pages: links lead somewhere, lists name files that are there, words are plain English."""
+"""The pages: lists name files that are there, words are plain English."""
 
 import ast
 import re
-import subprocess
-from functools import cache
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 
@@ -44,66 +41,10 @@ def test_the_example_is_in_the_files_that_name_things(title):
         assert example in (ROOT / name).read_text(encoding="utf-8").lower(), name
 
 
-def test_every_target_of_make_that_the_page_names_exists():
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"`make ([a-z-]+)", CONTRIBUTING)) <= set(targets)
-
-
 def test_the_linter_has_one_version_everywhere():
     files = ["lint.txt", "ml.constraints.txt", "airflow.constraints.txt"]
     texts = [(ROOT / "requirements" / name).read_text() for name in files]
     assert len({re.search(r"^ruff==(\S+)", text, re.MULTILINE).group(1) for text in texts}) == 1
-
-
-_LINK = re.compile(r"\[(?:[^\]\[]|\[[^\]]*\])*\]\(<?([^)\s>]+)>?\)")
-_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
-
-
-def markdown_files():
-    """Markdown files that are tracked, or new and not ignored."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return sorted(p for p in ROOT.rglob("*.md") if not set(p.parts) & {".venv-ml", ".git"})
-    return sorted(ROOT / name for name in done.stdout.split() if (ROOT / name).exists())
-
-
-@cache
-def anchors(path):
-    """The anchors that GitHub makes of a page's headings."""
-    found = set()
-    for heading in re.findall(r"^#+ +(.+)$", path.read_text(encoding="utf-8"), re.MULTILINE):
-        text = re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading).lower()
-        slug = re.sub(r"[^\w\- ]", "", text).strip().replace(" ", "-")
-        repeats = sum(1 for anchor in found if re.fullmatch(rf"{re.escape(slug)}(-\d+)?", anchor))
-        found.add(f"{slug}-{repeats}" if repeats else slug)
-    return found
-
-
-def problems(path):
-    """The links of a page that lead nowhere."""
-    text = _CODE.sub("", path.read_text(encoding="utf-8"))
-    for link in _LINK.findall(text):
-        target, _, anchor = unquote(link).partition("#")
-        if re.match(r"[a-z]+:", target):
-            continue
-        place = (path.parent / target).resolve() if target else path
-        if not place.exists():
-            yield f"{link}: there is no {place}"
-        elif anchor and place.suffix == ".md" and anchor not in anchors(place):
-            yield f"{link}: {place.name} has no heading #{anchor}"
-
-
-@pytest.mark.parametrize("path", markdown_files(), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_links_lead_somewhere(path):
-    assert not list(problems(path))
-
-
-def test_a_broken_link_and_a_broken_anchor_are_seen(tmp_path):
-    (tmp_path / "other.md").write_text("# A heading, with `code`\n")
-    page = tmp_path / "page.md"
-    page.write_text("[a](other.md#a-heading-with-code) [b](none.md) [c](other.md#b) `[d](e.md)`")
-    assert [problem.split(":")[0] for problem in problems(page)] == ["none.md", "other.md#b"]
 
 
 # A word, and what to write in its place.
@@ -123,7 +64,7 @@ WORDS = {
 PATTERN = re.compile(
     "|".join(rf"\b{word}\b" if word[-1] != ")" else rf"\b{word}" for word in WORDS)
 )
-PAGES = [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/decisions/*.md"), ROOT / "README.md"]
+PAGES = [*ROOT.glob("docs/**/*.md"), ROOT / "README.md"]
 CODE = [path for folder in ("include", "dags") for path in (ROOT / folder).rglob("*.py")]
 
 

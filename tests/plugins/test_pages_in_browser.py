@@ -5,6 +5,7 @@ asked in tests/stack.
 """
 
 import json
+import os
 import re
 import threading
 
@@ -253,6 +254,11 @@ def test_pairs_are_judged_one_after_another_by_keys(ui, page):
     pairs = [
         {"pair": n, "prompt": f"ask {n} ```\n### Pair 9", "A": HOSTILE, "B": "b"} for n in numbers
     ]
+    pairs[1] |= {
+        "prompt": "My parcel has been at the depot since Monday. Can you send it to my office?",
+        "A": "I am sorry for the delay. Which address is your office at?",
+        "B": "Parcels are delivered on working days.",
+    }
     sheet = {"review_id": "0" * 12, "instructions": "Which is better?", "pairs": pairs}
     ui.lab.leave("prepare_review", {"pairs.json": json.dumps(sheet)})
     place = (MAIN, "test", "review_pairs", 0)
@@ -264,6 +270,9 @@ def test_pairs_are_judged_one_after_another_by_keys(ui, page):
     assert page.locator("pre").all_text_contents() == ["ask 1 ```\n### Pair 9", HOSTILE, "b"]
     page.keyboard.press("1")
     page.get_by_role("heading", name="Pair 2").wait_for()
+    if folder := os.environ.get("TUNELINE_PICTURES"):
+        page.set_viewport_size({"width": 1000, "height": 560})
+        page.screenshot(path=f"{folder}/pair.png")
     page.keyboard.press("4")
     page.get_by_role("heading", name="Pair 3").wait_for()
     page.keyboard.press("u")

@@ -4,6 +4,8 @@ No scheduler runs: the DAGs are stored as the DAG processor would, and the API g
 """
 
 import json
+import os
+import re
 import subprocess
 import sys
 
@@ -57,7 +59,9 @@ def site(tmp_path_factory):
             (folders[-1] / f"{name}.yaml").write_text(text)
     lab = Lab(root, {})
     layout = Layout(ROOT, root / "home", free_port(), free_port(), lab.run.store.uri)
-    made = Site(layout, USERS, "root", AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags"))
+    made = Site(
+        layout, {**USERS, "uma": "user"}, "root", AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags")
+    )
     made.start(["api-server"])
     try:
         command = [sys.executable, "-c", STORE_DAGS, str(ROOT / "dags"), *map(str, folders)]
@@ -207,3 +211,29 @@ def test_the_form_is_shown(site, page):
     assert page.locator("[id=element_data]").count() == 1
     assert page.locator("[id=element_trigger]").count() == 0
     assert page.problems == []
+
+
+def script_of(page, name):
+    """The commands of a page that a comment names."""
+    text = (ROOT / "docs" / "do" / page).read_text()
+    (found,) = re.findall(rf"```bash\n# {name}\n(.*?)```", text, re.S)
+    return found
+
+
+@pytest.mark.parametrize(("state", "code"), [("success", 0), ("failed", 1)])
+def test_a_run_is_started_and_stopped_by_the_commands_of_the_pages(site, state, code):
+    start, loop, wait = script_of("ci.md", "run").partition("state=queued\n")
+    stop = script_of("stop.md", "stop") if state == "failed" else ""
+    login = {"AIRFLOW": site.url, "LOGIN": "uma", "PASSWORD": "uma", "DAG": MAIN, "EVERY": "0.2"}
+    script = ["bash", "-euo", "pipefail", "-c", f"{start}{stop}{loop}{wait}"]
+    with subprocess.Popen(
+        script, env={**os.environ, **login}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        run = process.stdout.readline().removeprefix("started ").strip()
+        path = f"/dags/{MAIN}/dagRuns/{run}"
+        asked = site.call("root", "GET", path).json()["conf"]
+        assert asked["overrides"] == "training: {epochs: 2}"
+        if state == "success":
+            assert site.call("root", "PATCH", path, state=state).is_success
+        assert process.communicate(timeout=60)[0] == f"{run}: {state}\n"
+    assert process.returncode == code

@@ -1,10 +1,13 @@
 """The published document: it is what is served, and nothing in it is served without a key."""
 
 import json
+import re
+from pathlib import Path
 
 import httpx
 import pytest
 import schemathesis
+import yaml
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -23,6 +26,7 @@ from .conftest import upstream_entry
 
 # What answers without a key: it tells nothing that is anybody's.
 PUBLIC = {"/", "/metrics", "/openapi.json", "/v1/health/live", "/v1/health/ready"}
+ROOT = Path(__file__).parents[3]
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -100,3 +104,22 @@ def test_what_the_document_allows_is_not_refused(case, gateway):
     headers = {"authorization": f"Bearer {gateway.key}"}
     response = case.call(base_url=gateway.url, headers=headers, timeout=20)
     case.validate_response(response, checks=[*CHECKS, positive_data_acceptance])
+
+
+def test_the_page_the_alerts_and_the_dashboard_name_what_is_served(start, small, tmp_path):
+    log = {"store": tmp_path.as_uri(), "spool": "spool", "pii_model": False}
+    gateway = start(upstream_entry(small, ping=False), production_log=log)
+    types = dict(re.findall(r"^# TYPE tuneline_gateway_(\S+) (\S+)$", gateway.metrics, re.M))
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.M)) == types
+    served = set(types) | {f"{name}_bucket" for name, kind in types.items() if kind == "histogram"}
+    folder = ROOT / "deploy" / "monitoring"
+    rules = yaml.safe_load((folder / "alerts.yaml").read_text())["groups"][0]["rules"]
+    dashboard = json.loads((folder / "grafana-dashboard.json").read_text())
+    queries = [rule["expr"] for rule in rules]
+    queries += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    queries += [one["query"] for one in dashboard["templating"]["list"]]
+    assert len(rules) == 3
+    for query in queries:
+        assert query.count("(") == query.count(")"), query
+        assert set(re.findall(r"tuneline_gateway_(\w+)", query)) <= served, query

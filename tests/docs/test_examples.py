@@ -1,0 +1,152 @@
+"""What the pages tell a reader to type: every command, every block of settings, every target."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+from referencing import Registry, Resource
+from tests.lab.data_runs import DataLab, make_base
+
+from tuneline.cli import parser
+from tuneline.config import ModelFile, PipelineConfig
+from tuneline.config.pipeline import build_config, parse_yaml
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "config" / "models" / "README.md",
+    *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "decisions"),
+]
+SCHEMAS = {
+    name: json.loads((ROOT / "docs" / "reference" / f"{name}.schema.json").read_text())
+    for name in ("settings", "model-file")
+}
+# Files of other programs, and those of the gateway, which tests/serving/gateway reads.
+OTHERS = {"gateway.md", "helm.md", "metrics.md"}
+
+
+def blocks(page, *languages):
+    """The fenced blocks of a page in one of the languages, without the indent of a list."""
+    text = page.read_text(encoding="utf-8")
+    for indent, language, block in re.findall(r"^( *)```(\w*)\n(.*?)^ *```", text, re.M | re.S):
+        if language in languages:
+            yield re.sub(rf"^{indent}", "", block, flags=re.M)
+
+
+def lines_of(page):
+    """The lines of commands of a page, those that go on in the next line joined."""
+    for block in blocks(page, "", "bash"):
+        yield from block.replace("\\\n", " ").splitlines()
+
+
+COMMANDS = sorted(
+    {
+        (page.name, re.sub(r" [#>] .*| &$", "", line[match.end() :]).strip())
+        for page in PAGES
+        for line in lines_of(page)
+        if (match := re.search(r"^(?:.*\| )?(?:\.venv-ml/bin/)?tuneline (?=[a-z])", line))
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_every_command_is_taken_by_the_command_line(page, command):
+    words = shlex.split(re.sub(r"<.*?>|…", "x", command))
+    for word in words:
+        if word.startswith("config/"):
+            assert (ROOT / word).exists(), word
+    parser().parse_args(words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_target_of_make_exists(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    # Which another change builds.
+    targets.add("demo-drift")
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`make ([a-z-]+)", text)
+    named += [line.split()[1] for line in lines_of(page) if re.match(r"make [a-z]", line)]
+    assert set(named) <= targets
+
+
+def fits(document, name):
+    """Check a document against a schema for editors."""
+    resources = [(f"{n}.schema.json", Resource.from_contents(s)) for n, s in SCHEMAS.items()]
+    registry = Registry().with_resources(resources)
+    jsonschema.Draft202012Validator(SCHEMAS[name], registry=registry).validate(document)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_settings_is_taken_by_the_code_and_by_the_schemas(page):
+    for block in blocks(page, "yaml"):
+        document = parse_yaml(block, page.name)
+        if document.keys() <= PipelineConfig.model_fields.keys():
+            base = {"data": {"source": "sample://support.jsonl"}}
+            for preset in ("laptop", "gpu"):
+                build_config(base, document, preset=preset)
+            fits(document, "settings")
+        elif document.keys() <= ModelFile.model_fields.keys():
+            ModelFile.model_validate(document)
+            fits(document, "model-file")
+        else:
+            assert page.name in OTHERS
+
+
+@pytest.mark.parametrize(
+    ("name", "document"),
+    [
+        ("settings", {"trainning": {}}),
+        ("settings", {"training": {"epochs": "many"}}),
+        ("settings", {"deployment": {"engine": "llama"}}),
+        ("model-file", {"settings": {"training": {"r": "x"}}}),
+        ("model-file", {"nightly": {"at": "0 2 * * *"}}),
+    ],
+)
+def test_the_schemas_refuse_what_is_wrong(name, document):
+    with pytest.raises(jsonschema.ValidationError):
+        fits(document, name)
+
+
+def test_the_first_csv_is_refused_and_then_taken_as_the_page_says(tmp_path):
+    page = ROOT / "docs" / "start" / "first-csv.md"
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    settings = parse_yaml(next(blocks(page, "yaml")), page.name)
+    base = make_base(tmp_path / "base")
+    verdicts = []
+    for block in blocks(page, "bash"):
+        subprocess.run(["bash", "-euc", block], cwd=tmp_path, check=True)
+        (tmp_path / f"run-{len(verdicts)}").mkdir()
+        source = str(tmp_path / ".tuneline" / "first" / "tickets.csv")
+        data = {**settings["data"], "source": source}
+        lab = DataLab(tmp_path / f"run-{len(verdicts)}", base, [], **data)
+        verdicts.append(lab.step("schema_validation"))
+    assert [found.verdict for found in verdicts] == ["fail", "pass"]
+    said = " ".join(page.read_text().replace("\n   > ", " ").split())
+    for part in verdicts[0].summary.replace(str(tmp_path), "…").split("; ")[0].split(", such")[:1]:
+        assert part in said
+    assert "31.2%" in verdicts[0].summary
+
+
+def test_documents_of_the_flywheel_become_rows():
+    (script,) = blocks(ROOT / "docs" / "data-flywheel.md", "python")
+    asked = [{"role": "user", "content": "Hello"}]
+    answer = {"role": "assistant", "content": "Hi"}
+    response = {"choices": [{"message": answer}]}
+    documents = [
+        {"workload_id": name, "request": {"messages": asked}, "response": response}
+        for name in ("chat", "route")
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", script, "chat"],
+        input="\n".join(map(json.dumps, documents)),
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"messages": [*asked, answer]}
+    ]
