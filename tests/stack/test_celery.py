@@ -157,14 +157,3 @@ def test_the_next_worker_goes_on_with_the_pod_of_one_that_died_watching_it(ended
     assert tasks[STEP]["try_number"] == 2
     evidence = Run.open(run.run_uri()).find_evidence(STEP)
     assert evidence.airflow["try_number"] == 1
-
-
-def test_a_run_that_a_user_ends_ends_its_pods_though_no_worker_watches(stack, client, task):
-    run = DagRun(client, "ended", "finetune_to_production__first")
-    run.trigger(task)
-    await_pod(stack, run, "schema_validation")
-    wait_for(lambda: "schema_validation" in deferred(run), seconds=60, what="it", pause=0.2)
-    run.stop()
-    wait_for(lambda: not pods_of(stack, run_id="ended"), seconds=60, what="the end", pause=0.5)
-    # Not of its own accord.
-    assert Run.open(run.run_uri()).find_evidence("schema_validation") is None
