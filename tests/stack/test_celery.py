@@ -160,11 +160,16 @@ def test_the_next_worker_goes_on_with_the_pod_of_one_that_died_watching_it(ended
 
 
 def test_a_run_that_a_user_ends_ends_its_pods_though_no_worker_watches(stack, client, task):
-    run = DagRun(client, "ended", "finetune_to_production__first")
+    run, step = DagRun(client, "ended", "finetune_to_production__first"), "schema_validation"
     run.trigger(task)
-    await_pod(stack, run, "schema_validation")
-    wait_for(lambda: "schema_validation" in deferred(run), seconds=60, what="it", pause=0.2)
+    logs = stack.layout().airflow_home / "logs"
+    watched = f"dag_id=*__first/run_id=ended/task_id={step}/*.trigger.*"
+
+    def begun():
+        return any("Running phase" in path.read_text() for path in logs.glob(watched))
+
+    wait_for(begun, seconds=300, what="the trigger", pause=0.1)
     run.stop()
     wait_for(lambda: not pods_of(stack, run_id="ended"), seconds=60, what="the end", pause=0.5)
     # Not of its own accord.
-    assert Run.open(run.run_uri()).find_evidence("schema_validation") is None
+    assert Run.open(run.run_uri()).find_evidence(step) is None
