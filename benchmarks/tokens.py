@@ -69,18 +69,14 @@ def prepare(model: Path, rows: list[list[dict[str, str]]], folder: Path) -> tupl
 def audit(job: Job) -> Trial:
     """Try the whole kernel of the item: render every row, count, compare with the limit."""
     from tuneline.data.rendering.renderer import Renderer
-    from tuneline.data.tables.rows import Row
-    from tuneline.data.token_length_audit import fit
+    from tuneline.data.token_length_audit import Counted, fit
     from tuneline.models import load_tokenizer
 
     renderer = Renderer(load_tokenizer(Path(job["model"])), "tokenizer")
-    rows = [
-        Row(str(number), messages, "bench", number)
-        for number, messages in enumerate(read_lines(job["conversations"]), 1)
-    ]
+    rows: list[Counted] = [(turns, 0, None) for turns in read_lines(job["conversations"])]
 
-    def work(rows: Sequence[Row]) -> list[int]:
-        return fit(rows, LIMIT, renderer, "reject")[2]
+    def work(rows: Sequence[Counted]) -> list[int]:
+        return [found.tokens for found in fit(rows, LIMIT, renderer, "reject")]
 
     return _trial(job, __version__, rows, work)
 

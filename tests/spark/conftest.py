@@ -61,7 +61,7 @@ def cluster(tmp_path_factory):
             command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **own}
         )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()

@@ -81,14 +81,14 @@ class Fit(NamedTuple):
             yield replace(row, row_id=name, messages=piece, n_tokens=tokens, stand_ins=())
 
 
-_Row = tuple[list[Message], int, str | None]
+# The turns of a row, its tokens (0: not counted), and `served_by`.
+Counted = tuple[list[Message], int, str | None]
 
 
-def fit(rows: Sequence[_Row], limit: int, renderer: Renderer, policy: str) -> list[Fit]:
+def fit(rows: Sequence[Counted], limit: int, renderer: Renderer, policy: str) -> list[Fit]:
     """Count tokens, and reject or split the rows over the limit.
 
-    A row (turns, tokens, `served_by`) that schema_validation counted and that no step changed since
-    is not counted again.
+    A row that schema_validation counted and that no step changed since is not counted again.
     """
     fresh = iter(renderer.count(renderer.text(turns) for turns, counted, _ in rows if not counted))
     found: list[Fit] = []
@@ -114,7 +114,7 @@ def _fitter(tokenizer: Any, target: TargetFormat, limit: int, policy: str) -> Ke
 
 
 @dataclass
-class _Counted:
+class _Audited:
     """The tokens of each row that came in, why it leaves, and the longest that stays of it."""
 
     lengths: list[int] = field(default_factory=list)
@@ -166,7 +166,7 @@ def run(ctx: StepContext) -> Evidence:
     limit = min(config.max_tokens, base.context_length)
     renderer = Renderer(load_tokenizer(base.path), config.target_format)
     make = partial(_fitter, renderer.tokenizer, config.target_format, limit, config.too_long)
-    counted = _Counted()
+    counted = _Audited()
     with TableWriter(rows_of(ITEM).path(ctx), ROW_COLUMNS) as table:
         table.write(counted.kept(rows, make, engine_of(config)))
     lengths, longest = counted.lengths, counted.longest
