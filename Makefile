@@ -95,7 +95,7 @@ types: setup ## check types with mypy, in both environments
 format: $(DEV)/tuneline-stamp ## format the code and mend what ruff can mend
 	@scripts/lint.sh --fix
 
-docs: python ## write docs/reference and the picture in README.md from the code
+docs: python ## write docs/reference, the picture of a run and the table in README.md from the code
 	@$(PYTHON) scripts/setup.py --only ml
 	@$(ML)/python scripts/reference.py
 

@@ -51,7 +51,7 @@ def add_accounts(commands: Commands) -> None:
 def _add_keys(commands: Commands) -> None:
     keys = commands.add_parser("keys", help="make, list and revoke API keys of the gateway")
     actions = keys.add_subparsers(required=True, metavar="ACTION")
-    create = actions.add_parser("create", help="make a key and print it, this once")
+    create = actions.add_parser("create", help="make a key and print it, once")
     create.add_argument("name", help="name of the key's owner in ledger and logs")
     _add_file(create)
     text = "model that it may ask for; repeat it for several (all)"

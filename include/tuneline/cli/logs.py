@@ -36,7 +36,9 @@ def add_logs(commands: Commands) -> None:
     label.add_argument("file", type=Path, metavar="FILE", help="CSV or JSON lines")
     label.add_argument("--by", required=True, metavar="NAME", help="the person who labelled")
     label.set_defaults(command=_label)
-    answers = _add_action(actions, "answers", "scrub and store the labels that Airflow took")
+    answers = _add_action(
+        actions, "answers", "scrub and store the labels that people gave in Airflow"
+    )
     answers.add_argument("--name", required=True, help="name that they were put aside by")
     answers.set_defaults(command=_answers)
     reviewed = _add_action(actions, "reviewed", "write accepted and corrected rows as a dataset")

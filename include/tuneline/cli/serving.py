@@ -110,7 +110,11 @@ def _add_follow(commands: Commands) -> None:
     add("--canary-look", type=float, metavar="SECONDS", default=30, help=text)
     add("--start-seconds", type=float, default=600, help="longest time to a first token (600)")
     add("--every", type=float, default=2, help="seconds between two looks (2)")
-    add("--status", action="store_true", help="print how the follower of the folder stands")
+    add(
+        "--status",
+        action="store_true",
+        help="print what the follower of the folder serves, and end",
+    )
     follow.set_defaults(command=_follow)
 
 
