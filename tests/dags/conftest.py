@@ -50,3 +50,9 @@ def api(server, monkeypatch):
     """A client of the server that stands behind `kubernetes_default`."""
     connect(server, monkeypatch)
     return Api(server)
+
+
+@pytest.fixture(params=["False", "True"], ids=["in a worker", "deferred"])
+def either_way(request, monkeypatch):
+    """Tasks that stay in their worker, and tasks that leave it while their pods run."""
+    monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", request.param)

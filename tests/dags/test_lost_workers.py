@@ -10,12 +10,14 @@ import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException
 from tests.lab.pods import IMAGE, NAMESPACE, Api
-from tests.lab.tasks import TaskStateStore, context_of, prepared_run
+from tests.lab.tasks import TaskStateStore, carry_out, context_of, prepared_run
 from tests.lab.waiting import wait_for
 
 from tuneline.airflow.failures import StepRetryPolicy
 from tuneline.airflow.training import TrainingPods
 from tuneline.config import PodConfig
+
+pytestmark = pytest.mark.usefixtures("either_way")
 
 # Says when it begins, and goes on for as long as the file is not there.
 SCRIPT = "echo began >> {folder}/log; until [ -e {folder}/end ]; do sleep 0.1; done; {then}"
@@ -31,11 +33,10 @@ def train(folder: Path, try_number: int, then: str, *, remembers: bool) -> Train
     store = TaskStateStore(folder / "state.json") if remembers else None
     run_uri = f"file:///x/runs/{folder.name}"
     prepared = prepared_run(run_uri, PodConfig(namespace=NAMESPACE, image=IMAGE))
-    pods.execute(
-        context_of(
-            "train", run_id=folder.name, try_number=try_number, store=store, prepared=prepared
-        )
+    context = context_of(
+        "train", run_id=folder.name, try_number=try_number, store=store, prepared=prepared
     )
+    carry_out(pods, context)
     return pods
 
 

@@ -31,7 +31,7 @@ LAST = 3
 
 
 @pytest.fixture
-def connected(server, monkeypatch):
+def connected(server, monkeypatch, either_way):
     connect(server, monkeypatch, "default")
 
 
@@ -59,7 +59,7 @@ def step(task_id, script, **kwargs):
 
 def carry_out(run, task_id, script, try_number=LAST, image=IMAGE, **options):
     context = context_of(run, task_id, try_number, image=image, memory="100Mi")
-    step(task_id, script, **options).execute(context)
+    task_lab.carry_out(step(task_id, script, **options), context)
 
 
 EAT = "python3 -c 'import time; held = bytearray(300_000_000); time.sleep(30)'"
@@ -67,7 +67,7 @@ EAT = "python3 -c 'import time; held = bytearray(300_000_000); time.sleep(30)'"
 
 def failure(pod, context):
     with pytest.raises(AirflowException) as caught:
-        pod.execute(context)
+        task_lab.carry_out(pod, context)
     decision = StepRetryPolicy().evaluate(caught.value, 1, 2, {**context, "task": pod})
     return str(caught.value), decision
 
@@ -76,14 +76,17 @@ def test_a_pod_that_waits_for_a_gpu_says_so_while_it_waits_and_at_the_end(connec
     pod = step("train", "true", size=Size.TRAIN, schedule_timeout_seconds=2)
     error, decision = failure(pod, context_of(run, "train", gpus=64, gpu_image=IMAGE))
     output = capfd.readouterr().out.splitlines()
-    first = next(
-        i for i, line in enumerate(output) if "pending for 0 s: no node has 64 free" in line
-    )
-    assert "Insufficient nvidia.com/gpu" in output[first]
-    # The UI folds what the provider logs until its group is closed.
-    assert "::endgroup::" in output[first - 1]
-    # It went on waiting after that.
-    assert any("::endgroup::" in line for line in output[first + 1 :])
+    if pod.deferrable:
+        assert any("FailedScheduling" in line and "nvidia.com/gpu" in line for line in output)
+    else:
+        first = next(
+            i for i, line in enumerate(output) if "pending for 0 s: no node has 64 free" in line
+        )
+        assert "Insufficient nvidia.com/gpu" in output[first]
+        # The UI folds what the provider logs until its group is closed.
+        assert "::endgroup::" in output[first - 1]
+        # It went on waiting after that.
+        assert any("::endgroup::" in line for line in output[first + 1 :])
     assert "the pod did not start: no node has 64 free GPUs" in error
     assert decision.action == RetryAction.RETRY
     assert decision.reason.startswith("the pod did not start: no node has 64 free GPUs")
@@ -133,6 +136,13 @@ def test_real_training_goes_on_with_a_smaller_micro_batch(connected, tmp_path):
     resources = document["resources"]
     assert (resources["micro_batch"], resources["accumulation"]) == (2, 4)
     assert [f["how"] for f in resources["out_of_memory"]] == ["OOMKilled"]
+
+
+def test_a_pod_that_runs_past_its_deadline_names_the_setting(connected, run):
+    context = context_of(run, "lineage", deadline_hours=1.1 / 3600)
+    error, decision = failure(step("lineage", "sleep 60"), context)
+    assert decision.action == RetryAction.FAIL
+    assert "the pod ran past its deadline" in error
 
 
 def test_another_step_that_is_killed_for_memory_names_the_setting(connected, run):

@@ -24,7 +24,7 @@ def run(tmp_path):
 def started(monkeypatch):
     """Contexts for which a pod was started."""
     found = []
-    monkeypatch.setattr(StepPod, "execute", lambda self, context: found.append(context))
+    monkeypatch.setattr(StepPod, "carry_out", lambda self, context, pods: found.append(context))
     return found
 
 
@@ -53,10 +53,10 @@ def test_a_pod_is_started_only_if_something_waits_to_be_synced(run, started):
 
 
 def test_what_goes_wrong_skips_and_names_the_command(run, monkeypatch):
-    def fail(self, context):
+    def fail(self, context, pods):
         raise AirflowException("Pod took too long to start")
 
-    monkeypatch.setattr(StepPod, "execute", fail)
+    monkeypatch.setattr(StepPod, "carry_out", fail)
     leave(run, OFFLINE)
     with pytest.raises(AirflowSkipException, match=f"sync-tracking --run {run.uri}` does it later"):
         sync(run)

@@ -44,7 +44,7 @@ def training(*command: str) -> TrainingPods:
 
 def run_script(script: str, run: str, nodes: int = 2, try_number: int = 1) -> TrainingPods:
     pods = training("bash", "-c", script)
-    pods.execute(context_of(f"file:///x/runs/{run}", nodes, try_number))
+    task_lab.carry_out(pods, context_of(f"file:///x/runs/{run}", nodes, try_number))
     return pods
 
 
@@ -56,6 +56,7 @@ def decision(pods: TrainingPods, error: BaseException) -> Any:
     return StepRetryPolicy().evaluate(error, 1, 8, {"task": pods})
 
 
+@pytest.mark.usefixtures("either_way")
 def test_every_pod_knows_itself_and_pod_0(api: Api, tmp_path: Path) -> None:
     run_script(f"echo $TUNELINE_RENDEZVOUS > {tmp_path}/$JOB_COMPLETION_INDEX", "knows", nodes=3)
     addresses = [(tmp_path / str(index)).read_text().strip() for index in range(3)]
@@ -103,6 +104,7 @@ def test_what_the_job_asks_of_a_cluster(api: Api, tmp_path: Path) -> None:
     assert host == f"{made.metadata.name}-0.{SERVICE}"
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_user_error_of_one_pod_is_not_retried(api: Api) -> None:
     # The job that has failed ends the other, which then says that it was lost.
     script = """
@@ -114,17 +116,18 @@ def test_a_user_error_of_one_pod_is_not_retried(api: Api) -> None:
     sleep 600 & wait"""
     pods = training("bash", "-c", script)
     with pytest.raises(AirflowException, match="user_error: pod 1 of 2: two GPUs") as caught:
-        pods.execute(context_of("file:///x/runs/user-error", 2))
+        task_lab.carry_out(pods, context_of("file:///x/runs/user-error", 2))
     assert decision(pods, caught.value).action == RetryAction.FAIL
     wait_for(lambda: jobs_of(api) == [], what="the end of the job")
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_killed_pod_is_worth_another_try(api: Api) -> None:
     pods = training(
         "bash", "-c", "if [ $JOB_COMPLETION_INDEX = 1 ]; then kill -9 $BASHPID; fi; sleep 60"
     )
     with pytest.raises(AirflowException, match=r"retryable: pod 1 of 2: .*exit code 137") as caught:
-        pods.execute(context_of("file:///x/runs/killed", 2))
+        task_lab.carry_out(pods, context_of("file:///x/runs/killed", 2))
     assert decision(pods, caught.value).action == RetryAction.RETRY
 
 
@@ -166,15 +169,17 @@ def test_the_pod_that_is_the_cause_of_the_others_is_blamed(
     assert "\nuser_error: training ran past" in job._why_failed("DeadlineExceeded", "job", "ml", {})
 
 
+@pytest.mark.usefixtures("either_way")
 def test_a_pod_that_does_not_start_says_why(api: Api) -> None:
     pods = training("true")
     pods.schedule_timeout_seconds = 1
     context = context_of("file:///x/runs/pending", 2, gpus=64, gpu_image=IMAGE)
     with pytest.raises(AirflowException, match=r"retryable: training pod 0 .* 64 free GPUs"):
-        pods.execute(context)
+        task_lab.carry_out(pods, context)
     wait_for(lambda: jobs_of(api) == [], what="the end of the job")
 
 
+@pytest.mark.usefixtures("either_way")
 def test_the_next_worker_finds_the_job_of_one_that_died(api: Api, tmp_path: Path) -> None:
     script = f"echo x >> {tmp_path}/ran-$JOB_COMPLETION_INDEX; sleep 2"
     uri = "file:///x/runs/found"
@@ -183,7 +188,7 @@ def test_the_next_worker_finds_the_job_of_one_that_died(api: Api, tmp_path: Path
     job = TrainingJob(task_id="train", step=first, nodes=2, run_uri=uri, try_number=1)
     job.create_job(job.build_job_request_obj(context_of(uri, 2)))
     second = training("bash", "-c", script)
-    second.execute(context_of(uri, 2, try_number=2, image="ml:test"))
+    task_lab.carry_out(second, context_of(uri, 2, try_number=2, image="ml:test"))
     assert [(tmp_path / f"ran-{i}").read_text() for i in range(2)] == ["x\n", "x\n"]
     wait_for(lambda: jobs_of(api) == [], what="the end of the job")
 

@@ -1,13 +1,19 @@
 """The parts of Airflow that an operator needs in a test: connection, context, task state."""
 
+import asyncio
+import copy
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import TaskDeferred
 from tests.lab.pods import NAMESPACE, Server
 
 from tuneline.catalogue import Size
@@ -76,3 +82,26 @@ def prepared_run(run_uri: str, pods: Any) -> dict[str, Any]:
     """Return the values that `prepare_run` pushes for a run."""
     sizes = {size: pods.of(size).model_dump(mode="json") for size in Size}
     return {"pods": sizes, "deadlines": {}, "return_value": run_uri}
+
+
+def carry_out(task: Any, context: Mapping[str, Any]) -> Any:
+    """Carry a task out as Airflow does: in a worker; one that defers also in a triggerer."""
+    task.deferrable = conf.getboolean("operators", "default_deferrable")
+    made = copy.deepcopy(task.__dict__)
+    execute = partial(task.execute, context)
+    while True:
+        try:
+            return execute()
+        except TaskDeferred as deferred:
+            event = asyncio.run(first_event(deferred.trigger))
+            # The next worker makes the operator anew.
+            task.__dict__ = copy.deepcopy(made)
+            execute = partial(getattr(task, deferred.method_name), context, event)
+
+
+async def first_event(trigger: Any) -> Any:
+    """Run a trigger that was stored and read again, to its first event."""
+    path, arguments = trigger.serialize()
+    async for event in resolve_name(path)(**arguments).run():
+        return event.payload
+    return None

@@ -48,6 +48,25 @@ def test_everything_is_private_and_the_settings_of_another_airflow_stay_out(layo
     assert "--skip-serve-logs" in scheduler.argv
 
 
+def test_with_celery_s_provider_its_settings_are_taken_and_tasks_defer(layout, monkeypatch):
+    named = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+    monkeypatch.setenv(named, "postgresql://mine")
+    airflow.prepare(layout)
+    airflow.migrated(layout)
+    assert not airflow.migration_due(layout)
+    monkeypatch.setattr(airflow.util, "find_spec", lambda name: object())
+    # Whether that database is up to date, no file here knows.
+    assert airflow.migration_due(layout)
+    assert [s.name for s in airflow.components(layout)] == [*airflow.COMPONENTS]
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", "CeleryExecutor")
+    monkeypatch.setenv("AIRFLOW_CONN_PROD", "postgres://somewhere")
+    services = {s.name: s for s in airflow.components(layout)}
+    assert services.keys() == {*airflow.COMPONENTS, "worker", "triggerer"}
+    env = services["worker"].env
+    assert env["AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"] == "True"
+    assert (env[named], "AIRFLOW_CONN_PROD" in env) == ("postgresql://mine", False)
+
+
 def test_a_cluster_replaces_the_local_pods(layout, tmp_path):
     airflow.prepare(layout)
     mine = tmp_path / "kind.yaml"

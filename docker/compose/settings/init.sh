@@ -28,4 +28,4 @@ except ClientError as error:
         raise
     s3.create_bucket(Bucket=bucket)
 PY
-airflow pools set gpu "${TUNELINE_GPU_SLOTS:-1}" "Tasks that hold a GPU"
+airflow pools set gpu "${TUNELINE_GPU_SLOTS:-1}" "Tasks that hold a GPU" --include-deferred

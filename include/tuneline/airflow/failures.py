@@ -141,6 +141,7 @@ _STARTING = {None, "", "ContainerCreating", "PodInitializing"}
 _IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"}
 # Phases of a pod that has not ended; one that is gone was last seen in one of them.
 _UNENDED = {"Pending", "Running", "Unknown"}
+DELETED = "retryable: the pod was deleted while it was running"
 _CONFIG_REASONS = {"CreateContainerConfigError", "CreateContainerError"}
 
 
@@ -198,7 +199,7 @@ def ending_reason(pod: Any) -> str | None:
         message = _one_line(getattr(status, "message", None))
         return f"retryable: the cluster ended the pod ({reason}: {message})"
     if getattr(status, "phase", None) in _UNENDED and not _ended(pod):
-        return "retryable: the pod was deleted while it was running"
+        return DELETED
     return None
 
 

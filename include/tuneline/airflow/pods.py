@@ -22,6 +22,7 @@ from kubernetes.client.exceptions import ApiException
 
 from tuneline import CONTRACT_VERSION
 from tuneline.airflow.failures import (
+    DELETED,
     REASON,
     RUN_URI,
     StepRetryPolicy,
@@ -132,6 +133,9 @@ _RESUMED = {"train"}
 _RETRIES, _RESUMED_RETRIES = 2, 8
 # Between SIGTERM and SIGKILL: training ends its step and uploads a checkpoint first.
 _GRACE_SECONDS, _RESUMED_GRACE_SECONDS = 30, 120
+# How often the triggerer adds to the log of a task that has deferred. It counts whole seconds and
+# so may miss lines; the worker that goes on shows all of them.
+_LOG_SECONDS = 30
 
 
 # Where pods may write; all else of an image is read-only to them.
@@ -142,6 +146,8 @@ _BASES, _BASES_PATH, _BASES_WRITER = "bases", "/var/lib/tuneline/bases", "fetch_
 
 class StepPod(KubernetesPodOperator):
     """A `KubernetesPodOperator` for one step, sized by the `pods` section of its run.
+
+    Where Airflow's `operators.default_deferrable` is set, it leaves its worker while the pod runs.
 
     Args:
         command: command line in the image, without ``--run``.
@@ -169,8 +175,6 @@ class StepPod(KubernetesPodOperator):
             "env_from": _secrets(),
             "pod_template_file": _template(size),
             "random_name_suffix": False,
-            "deferrable": False,
-            "durable": True,
             "do_xcom_push": False,
             "get_logs": True,
             "log_pod_spec_on_failure": False,
@@ -181,6 +185,8 @@ class StepPod(KubernetesPodOperator):
             "startup_timeout_seconds": start,
             "startup_check_interval_seconds": seconds_from("TUNELINE_POD_POLL_SECONDS"),
             "base_container_status_polling_interval": seconds_from("TUNELINE_POD_POLL_SECONDS"),
+            "poll_interval": seconds_from("TUNELINE_POD_POLL_SECONDS"),
+            "logging_interval": _LOG_SECONDS,
             "active_deadline_seconds": _seconds(_DEFAULTS.deadline_hours),
             "termination_grace_period": (
                 _RESUMED_GRACE_SECONDS if task_id in _RESUMED else _GRACE_SECONDS
@@ -194,6 +200,8 @@ class StepPod(KubernetesPodOperator):
         self.size = size
         self.judged = list(judged)
         self.not_started = ""
+        # The trigger's, in the worker that goes on after it.
+        self.event: dict[str, Any] | None = None
 
     def execute(self, context: Context) -> Any:
         """Size the pod for its run, run it to its end and judge what it left."""
@@ -220,6 +228,48 @@ class StepPod(KubernetesPodOperator):
         self.name = pod_name(run_uri_of(context), self.task_id, ti.try_number, ti.map_index)
         return super().execute(context)
 
+    def trigger_reentry(self, context: Context, event: dict[str, Any]) -> Any:
+        """Go on after the trigger's event."""
+        if self.pod is not None:  # It has ended before the task could defer.
+            return self.execute_sync(context)
+        # This worker may have another setting than the one that left the pod.
+        self.event, self.deferrable = event, True
+        return self.execute(context)
+
+    def execute_async(self, context: Context) -> None:
+        """Leave the worker until the trigger's event, then end as a task that stays in it."""
+        if self.event is None:
+            return super().execute_async(context)
+        self.pod = self.remote_pod = self._left_to_trigger(self.event)
+        if self.pod is None:
+            return None
+        if self.event["status"] == "timeout":
+            why = self.pod_manager.why_pending(self.pod) or self.event["message"]
+            self.not_started = f"the pod did not start: {why}"
+            return self.cleanup(self.pod, self.pod, context=context)
+        if self.pod.status.phase == PodPhase.RUNNING and self.defers():
+            return super().execute_async(context)
+        return self.execute_sync(context)
+
+    def defers(self) -> bool:
+        """Return True if the task leaves its worker now: at first, and again if a trigger broke."""
+        if self.event is None:
+            return bool(self.deferrable)
+        again = self.event.get("again", 0) + 1
+        self.trigger_kwargs = {"again": again}
+        return self.event["status"] == "error" and again <= self.MAX_REDEFER_ATTEMPTS
+
+    def _left_to_trigger(self, event: dict[str, Any]) -> k8s.V1Pod | None:
+        """Return the pod; None if it is gone but the trigger saw that it succeeded."""
+        try:
+            return self.hook.get_pod(event["name"], event["namespace"])
+        except ApiException as error:
+            if error.status != 404:
+                raise
+        if event["status"] == "success":
+            return None
+        raise AirflowException(f"Pod {event['name']} failed.\n{DELETED}")
+
     @cached_property
     def pod_manager(self) -> WatchfulPodManager:
         """The client that asks the API server about this pod."""
@@ -239,6 +289,8 @@ class StepPod(KubernetesPodOperator):
 
     def await_pod_start(self, pod: k8s.V1Pod) -> None:
         """Wait for the pod to start, and remember the reason if it does not."""
+        if pod.status and pod.status.phase in PodPhase.terminal_states:
+            return
         try:
             super().await_pod_start(pod)
         except AirflowException as error:

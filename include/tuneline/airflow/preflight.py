@@ -88,7 +88,8 @@ def _check_pool() -> None:
     if not there:
         raise UserError(
             f"Airflow has no pool {GPU_POOL!r}, so no training step would ever start; make it, a "
-            f"slot for each GPU: airflow pools set {GPU_POOL} 1 'Steps that hold a GPU'"
+            f"slot for each GPU: airflow pools set {GPU_POOL} 1 'Steps that hold a GPU' "
+            "--include-deferred"
         )
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.job import JOB_NAME_PREFIX, KubernetesJobOperator
+from airflow.providers.cncf.kubernetes.triggers.pod import KubernetesPodTrigger
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 from kubernetes.client import models as k8s
 from kubernetes.client.exceptions import ApiException
+from kubernetes_asyncio.client import BatchV1Api
 
 from tuneline.airflow.failures import (
     HOPELESS_EXIT_CODES,
@@ -76,7 +79,7 @@ class TrainingPods(StepPod):
             run_uri=run_uri_of(context),
             try_number=context["ti"].try_number,
         )
-        self.job.run_to_its_end(context)
+        self.job.run_to_its_end(context, self.event)
         return None
 
     def apply(self, pods: PodConfig, deadline_hours: float | None = None) -> None:
@@ -127,7 +130,6 @@ class TrainingJob(KubernetesJobOperator):
             # One that is lost takes the others along: the task tries again, from the checkpoint.
             backoff_limit=0,
             do_xcom_push=False,
-            deferrable=False,
             **{name: getattr(step, name) for name in _COPIED},
             **kwargs,
         )
@@ -138,8 +140,10 @@ class TrainingJob(KubernetesJobOperator):
         """The client that asks the API server about the pods."""
         return WatchfulPodManager(kube_client=self.client, callbacks=self.callbacks)
 
-    def run_to_its_end(self, context: Context) -> None:
+    def run_to_its_end(self, context: Context, event: dict[str, Any] | None = None) -> None:
         """Create the job or find that of a lost worker, follow it to its end and delete it.
+
+        Once its pods have started, a task that may defer leaves its worker until `event`.
 
         Raises:
             AirflowException: if the job failed; the message names the pod and the reason, in the
@@ -147,7 +151,10 @@ class TrainingJob(KubernetesJobOperator):
         """
         self.job_request_obj = self.build_job_request_obj(context)
         namespace = self.job_request_obj.metadata.namespace
-        self.job = self._find(namespace)
+        # A job that failed while the task was deferred has failed; it is not a lost worker's.
+        self.job = (
+            self.hook.get_job_status(event["job"], namespace) if event else self._find(namespace)
+        )
         if self.job is None:
             # Known before the server answers: a task that is killed then ends its pods too.
             self.job = self.job_request_obj
@@ -157,6 +164,8 @@ class TrainingJob(KubernetesJobOperator):
         name = self.job.metadata.name
         try:
             self._await_pods(name, namespace)
+            if not self._has_ended(name, namespace) and self._step.defers():
+                self._defer(name, namespace)
             self._show_log(name, namespace)
         except ApiException as error:
             if error.status != 404:
@@ -209,6 +218,20 @@ class TrainingJob(KubernetesJobOperator):
                     f"Job {name} failed.\nretryable: training pod {_index(pod)} of {self._nodes} "
                     f"did not start: {why}"
                 ) from None
+
+    def _defer(self, name: str, namespace: str) -> None:
+        """Leave the worker until pod 0 has ended, which the others don't outlive."""
+        trigger = TrainingTrigger(
+            pod_name=self._pods(name, namespace)[0].metadata.name,
+            pod_namespace=namespace,
+            trigger_start_time=datetime.now(UTC),
+            base_container_name=self.base_container_name,
+            kubernetes_conn_id=self.kubernetes_conn_id,
+            poll_interval=self.job_poll_interval,
+            logging_interval=self._step.logging_interval,
+            trigger_kwargs={**(self._step.trigger_kwargs or {}), "job": name},
+        )
+        self.defer(trigger=trigger, method_name="trigger_reentry")
 
     def _show_log(self, name: str, namespace: str) -> None:
         """Show the log of pod 0, which reports on the training, until its end."""
@@ -263,6 +286,21 @@ class TrainingJob(KubernetesJobOperator):
                 raise
 
 
+class TrainingTrigger(KubernetesPodTrigger):
+    """Shows the log of a job's pod until its end, in the triggerer."""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return this class and its arguments."""
+        return f"{__name__}.{type(self).__name__}", super().serialize()[1]
+
+    async def on_kill(self) -> None:
+        """End all pods together with the task."""
+        async with self.hook.get_conn() as connection:
+            await BatchV1Api(connection).delete_namespaced_job(
+                self.trigger_kwargs["job"], self.pod_namespace, propagation_policy="Background"
+            )
+
+
 def _index(pod: k8s.V1Pod) -> int:
     return int(pod.metadata.labels[_INDEX])
 
@@ -315,20 +353,17 @@ class SyncPod(StepPod):
     one, and an error skips it, since a release does not depend on a tracker.
     """
 
-    def execute(self, context: Context) -> Any:
+    def carry_out(self, context: Context, pods: PodConfig) -> Any:
         """Run the pod, or skip the task."""
         run_uri = run_uri_of(context)
         try:
-            waiting = unsynced(Run.open(run_uri))
-        except TunelineError as error:
-            raise AirflowSkipException(_later(run_uri, error)) from None
-        if not waiting:
-            raise AirflowSkipException("nothing to sync: each tracker got the run live")
-        try:
-            return super().execute(context)
+            # After its pod has ended, nothing waits any more.
+            if self.event is None and not unsynced(Run.open(run_uri)):
+                raise AirflowSkipException("nothing to sync: each tracker got the run live")
+            return super().carry_out(context, pods)
         except AirflowSkipException:
             raise
-        except AirflowException as error:
+        except (TunelineError, AirflowException) as error:
             raise AirflowSkipException(_later(run_uri, error)) from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 from tuneline.config import models
@@ -16,16 +16,32 @@ from tuneline.stack.services import Service
 
 USER = "admin"
 POD_SECRET = "tuneline-credentials"  # noqa: S105 - its name
-COMPONENTS = ("api-server", "scheduler", "dag-processor")
+# The API server reads task logs from disk; a log server would listen on every address.
+_NO_SERVER = "--skip-serve-logs"
+# Airflow's services and their commands; no triggerer, since no task defers.
+COMPONENTS = {
+    "api-server": ["api-server"],
+    "scheduler": ["scheduler", _NO_SERVER],
+    "dag-processor": ["dag-processor"],
+}
+# What an Airflow with Celery has besides: tasks leave its workers while their pods run.
+_CELERY = {"worker": ["celery", "worker", _NO_SERVER], "triggerer": ["triggerer", _NO_SERVER]}
+# Settings of the shell that the stack takes over, if its environment has Celery.
+_TAKEN = (
+    "AIRFLOW__CORE__EXECUTOR",
+    "AIRFLOW__DATABASE__",
+    "AIRFLOW__CELERY__",
+    "AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE",
+)
 
-# Workers are forked from the scheduler, so each task has the modules that it has loaded. Without
-# this, every pod task spends its first seconds importing the Kubernetes client.
+# Tasks are forked from the scheduler or the worker, so each has the modules that it has loaded.
+# Without this, every pod task spends its first seconds importing the Kubernetes client.
 _LOCAL_SETTINGS = '''\
 """Written by the stack: loads what tasks need before workers are forked."""
 
 import sys
 
-if "scheduler" in sys.argv:
+if {"scheduler", "worker"} & {*sys.argv}:
     import airflow.providers.cncf.kubernetes.operators.pod
     import airflow.providers.standard.operators.hitl
     import great_expectations
@@ -109,9 +125,13 @@ def environment(layout: Layout) -> dict[str, str]:
     if layout.kubeconfig is None:
         # Nobody else asks the local pods; a cluster is asked as rarely as by default.
         core["TUNELINE_POD_POLL_SECONDS"] = "0.2"
+    if _has_celery():
+        core["AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"] = "True"
+        core["AIRFLOW__CELERY__WORKER_CONCURRENCY"] = core["AIRFLOW__CORE__PARALLELISM"]
     return {
         **kept,
         **core,
+        **_taken(),
         "TUNELINE_STORE": layout.store,
         "TUNELINE_WAIT_SECONDS": "5",
         # Threads that spin while they wait slow everything else on a small machine.
@@ -121,24 +141,41 @@ def environment(layout: Layout) -> dict[str, str]:
     }
 
 
+def _taken() -> dict[str, str]:
+    """Return what the shell says of executor, broker and database (requirements/celery.txt).
+
+    Without Celery it says so of another Airflow, whose database is none of the stack's business.
+    """
+    if util.find_spec("airflow.providers.celery") is None:
+        return {}
+    return {name: value for name, value in os.environ.items() if name.startswith(_TAKEN)}
+
+
+def _has_celery() -> bool:
+    return _taken().get("AIRFLOW__CORE__EXECUTOR") == "CeleryExecutor"
+
+
+def commands() -> dict[str, list[str]]:
+    """Return the arguments of `airflow` for each of its services."""
+    return COMPONENTS | (_CELERY if _has_celery() else {})
+
+
 def components(layout: Layout) -> list[Service]:
-    """Return Airflow's services; without a triggerer, since no task defers."""
-    env = environment(layout)
+    """Return Airflow's services."""
+    env, notes = environment(layout), {"port": layout.ui_port}
     airflow = str(layout.airflow_python.with_name("airflow"))
-    commands = {
-        "api-server": [airflow, "api-server"],
-        # The API server reads task logs from disk; a log server would listen on every address.
-        "scheduler": [airflow, "scheduler", "--skip-serve-logs"],
-        "dag-processor": [airflow, "dag-processor"],
-    }
-    notes = {"port": layout.ui_port}
-    return [Service(name, argv, env, layout.project, notes) for name, argv in commands.items()]
+    return [
+        Service(name, [airflow, *arguments], env, layout.project, notes)
+        for name, arguments in commands().items()
+    ]
 
 
 def migration_due(layout: Layout) -> bool:
     """Return True if the database is missing or belongs to another version of Airflow."""
     stamp = _stamp(layout)
-    return not stamp.exists() or stamp.read_text() != metadata.version("apache-airflow")
+    # One that the shell names may be another one than the last time.
+    named = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN" in _taken()
+    return named or not stamp.exists() or stamp.read_text() != metadata.version("apache-airflow")
 
 
 def migrated(layout: Layout) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,8 @@ class Layout:
 
     @property
     def airflow_python(self) -> Path:
-        """Python of the Airflow environment."""
-        return self.project / ".venv-airflow" / "bin" / "python"
+        """Python of the Airflow environment, in which this code runs."""
+        return Path(sys.executable)
 
     @property
     def ml_bin(self) -> Path:

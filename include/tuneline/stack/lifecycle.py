@@ -77,12 +77,12 @@ class Stack:
             UserError: if a port is taken, the disk is full or an environment is missing.
             TunelineError: if a service did not start; the message names its log.
         """
-        running = [name for name in airflow.COMPONENTS if self.table.find(name)]
+        running = [name for name in airflow.commands() if self.table.find(name)]
         self._check_port("api-server", self.layout.ui_port, "the Airflow UI", "TUNELINE_UI_PORT")
         if tracking.wanted(self.layout):
             mlflow, setting = tracking.TRACKING, tracking.PORT_SETTING
             self._check_port(mlflow, self.layout.tracking_port, "MLflow", setting)
-        if len(running) == len(airflow.COMPONENTS) and self._pods_run():
+        if len(running) == len(airflow.commands()) and self._pods_run():
             self._start_tracking()
             self._say(f"Airflow runs already at {self.layout.ui_url}")
             return
@@ -169,9 +169,8 @@ class Stack:
         }
 
     def _check_ground(self) -> None:
-        for path in (self.layout.airflow_python, self.layout.ml_bin / "tuneline"):
-            if not path.exists():
-                raise UserError(f"{path} does not exist; run `make setup` first")
+        if not (path := self.layout.ml_bin / "tuneline").exists():
+            raise UserError(f"{path} does not exist; run `make setup` first")
         free = shutil.disk_usage(self.layout.home).free / _GIB
         if free < _NEEDED_GIB:
             raise UserError(
@@ -240,7 +239,7 @@ class Stack:
             # On one machine a single step uses all cores, as it would use one GPU.
             pool = {"name": "gpu", "slots": 1, "include_deferred": True}
             client.call("POST", "/pools", ok=(409,), description="Steps that need the GPU", **pool)
-            for name in ("scheduler", "dag-processor"):
+            for name in airflow.commands().keys() - {"api-server", "worker"}:
                 beats = partial(client.beats_since, name, self.table.started_at(name))
                 self.await_ready(name, beats, _START_SECONDS)
             main = partial(client.call, "GET", f"/dags/{main_dag_id()}", ok=(404,))

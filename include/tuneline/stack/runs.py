@@ -36,11 +36,11 @@ _ITEM_IDS = {item.id for item in ITEMS}
 
 
 class DagRun:
-    """One run of the main DAG."""
+    """One run of the main DAG, or of another model's."""
 
-    def __init__(self, client: AirflowApi, run_id: str) -> None:
+    def __init__(self, client: AirflowApi, run_id: str, dag_id: str | None = None) -> None:
         self.run_id = run_id
-        self._client, self._dag_id = client, main_dag_id()
+        self._client, self._dag_id = client, dag_id or main_dag_id()
         self._path = f"/dags/{self._dag_id}/dagRuns/{run_id}"
 
     def trigger(self, fields: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ def follow(run: DagRun, say: Say) -> str:
 
 def _waiting_line(run: DagRun, state: str, tasks: Mapping[str, Task]) -> str | None:
     """Return what a run is waiting for, None when nothing runs."""
-    running = [name for name, task in tasks.items() if task["state"] == "running"]
+    running = [name for name, task in tasks.items() if task["state"] in ("running", "deferred")]
     waiting = [name for name, task in tasks.items() if task["state"] == "awaiting_input"]
     if waiting:
         return f"waiting for a person: {', '.join(waiting)} (Required Actions in the UI)"

@@ -1,0 +1,158 @@
+"""Whole runs on PostgreSQL with Celery's executor: two at once, whose workers are killed."""
+
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import yaml
+from kubernetes import client as k8s
+from kubernetes import config
+from tests.lab.postgres import PostgresServer
+from tests.lab.waiting import wait_for
+from tests.lab.whole_runs import finish, tiny_task
+
+from tuneline.catalogue import ITEMS
+from tuneline.run import Run
+from tuneline.serving.processes import free_port
+from tuneline.stack.airflow import client_of
+from tuneline.stack.runs import DagRun
+from tuneline.stack.services import ServiceTable
+from tuneline.verdicts import checklist
+
+pytestmark = [pytest.mark.celery, pytest.mark.timeout(3600)]
+
+ROOT = Path(__file__).parents[2]
+MODELS = ("first", "second")
+# A step that computes for a while.
+STEP = "holdout_performance"
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory):
+    """The URL of a broker."""
+    port = free_port()
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+    process = subprocess.Popen(["redis-server", *options], cwd=tmp_path_factory.mktemp("redis"))
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def stack(make_commands, postgres, redis, tmp_path_factory):
+    """A stack with two models."""
+    made = make_commands(tmp_path_factory.mktemp("stack") / "home")
+    models = tmp_path_factory.mktemp("models")
+    for name in MODELS:
+        (models / f"{name}.yaml").write_text("preset: laptop\n")
+    database = postgres.create("airflow").replace("postgresql:", "postgresql+psycopg2:")
+    settings = {
+        "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database,
+        "AIRFLOW__CELERY__BROKER_URL": redis,
+    }
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert settings.keys() == set(re.findall(r"export (AIRFLOW__\w+)=", page))
+    made.env |= {"TUNELINE_MODELS": str(models), **settings}
+    up = made.run("up")
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert "worker, triggerer" in up.stdout
+    yield made
+    down = made.run("down")
+    assert down.returncode == 0, down.stderr
+
+
+def crash(stack, *names, **settings):
+    """Kill services with all that they have started, and start them again."""
+    layout = stack.layout()
+    table = ServiceTable(layout.services, layout.home / "logs")
+    for name in names:
+        parent = psutil.Process(table.find(name).pid)
+        for process in [*parent.children(recursive=True), parent]:
+            process.kill()
+    up = stack.run("up", **settings)
+    assert up.returncode == 0, up.stderr
+    assert f"starting Airflow ({', '.join(names)})" in up.stdout
+
+
+def state(run, task):
+    return next(t["state"] for t in run.tasks() if t["task_id"] == task)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """The form of a run."""
+    settings, dataset = tiny_task(tmp_path_factory.mktemp("tiny"))
+    return {"data": str(dataset), "overrides": yaml.safe_dump(settings)}
+
+
+@pytest.fixture(scope="module")
+def client(stack):
+    made = client_of(stack.layout())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def ended(stack, client, task):
+    """Both runs, after what died while one of them trained, and while a worker watched a pod."""
+    runs = {name: DagRun(client, name, f"finetune_to_production__{name}") for name in MODELS}
+    for run in runs.values():
+        run.trigger(task)
+    first = runs["first"]
+    wait_for(lambda: state(first, "train") == "deferred", seconds=1500, what="the training")
+    both = {run.state() for run in runs.values()}
+    crash(stack, "scheduler", "worker", "triggerer", AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE="False")
+    wait_for(lambda: state(first, STEP) == "running", seconds=1500, what=STEP)
+    uri = first.run_uri()
+    wait_for(lambda: STEP in Run.open(uri).in_progress(), seconds=300, what="the work of its pod")
+    crash(stack, "worker")
+    found = {name: (run, *finish(run, 2400)) for name, run in runs.items()}
+    return SimpleNamespace(both=both, **found)
+
+
+def test_two_runs_at_once_end_with_evidence_and_a_release_each(ended):
+    assert ended.both == {"running"}
+    for name in MODELS:
+        run, end, _, failures = getattr(ended, name)
+        assert (end, failures) == ("success", {})
+        found = Run.open(run.run_uri())
+        rows = {row.item: row for row in checklist(found)}
+        assert not any(row.stops_release for row in rows.values())
+        assert {i.id for i in ITEMS if rows[i.id].verdict == "not_run"} == set()
+        assert found.store.exists(f"models/{name}/staging.json")
+
+
+def test_a_pod_trains_on_while_all_that_could_watch_it_dies(ended):
+    _, _, tasks, _ = ended.first
+    assert tasks["train"]["try_number"] == 1
+
+
+def test_the_next_worker_goes_on_with_the_pod_of_one_that_died_watching_it(ended):
+    run, _, tasks, _ = ended.first
+    assert tasks[STEP]["try_number"] == 2
+    evidence = Run.open(run.run_uri()).find_evidence(STEP)
+    assert evidence.airflow["try_number"] == 1
+
+
+def test_a_run_that_a_user_ends_ends_its_pods_also_those_that_no_worker_watches(
+    ended, stack, client, task
+):
+    config.load_kube_config(str(stack.layout().pods / "kubeconfig"))
+    listed = k8s.CoreV1Api().list_namespaced_pod
+    run = DagRun(client, "ended", "finetune_to_production__first")
+    run.trigger(task)
+    deferred = lambda: [t for t in run.tasks() if t["state"] == "deferred"]  # noqa: E731
+    wait_for(lambda: listed("default").items and deferred(), seconds=300, what="a pod")
+    run.stop()
+    wait_for(lambda: listed("default").items == [], seconds=120, what="the end of the pods")
