@@ -14,7 +14,7 @@ BENCH := .venv-bench
 STACK := $(AIRFLOW)/python -m tuneline.stack
 AIRFLOW_CHART ?= .tuneline/charts/airflow-1.22.0.tgz
 
-.PHONY: help setup setup-vllm setup-spark demo review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-spark test-air-gapped lint ratchet types format docs site pictures hooks bench python
+.PHONY: help setup setup-vllm setup-spark demo demo-drift review up down status test test-fast test-long test-cluster test-helm test-matrix test-vllm test-celery test-spark test-air-gapped lint ratchet types format docs site pictures hooks bench python
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,12 @@ demo: python ## run the whole pipeline on sample data (DATA=file CONFIG=file.yam
 	"broke, 2: wrong input); make ends with 2 for each, scripts/demo.sh with the code itself" >&2; \
 	exit $$code; }
 
+demo-drift: python ## six days of production in minutes: requests, drift, labels, retraining, release
+	@PYTHON="$(PYTHON)" scripts/demo_drift.sh --data "$(DATA)" --config "$(CONFIG)" || { code=$$?; \
+	[ $$code -eq 130 ] || echo "demo-drift: exit code $$code (1: not released, or a part broke," \
+	"2: wrong input); make ends with 2 for each, scripts/demo_drift.sh with the code itself" >&2; \
+	exit $$code; }
+
 up: setup ## start the stack without a run
 	@$(STACK) up
 
@@ -47,7 +53,10 @@ review: ## compare the answers of the last run with the base's, blind, in this t
 	exit 2; }; $(STACK) review
 
 down: ## stop everything that the stack started
-	@test -x $(AIRFLOW)/python || { echo "nothing was running"; exit 0; }; $(STACK) down
+	@test -x $(AIRFLOW)/python || { echo "nothing was running"; exit 0; }; $(STACK) down; \
+	code=$$?; home="$${TUNELINE_HOME:-.tuneline}/drift-demo"; \
+	if [ -d "$$home/services" ]; then \
+	TUNELINE_HOME="$$home" TUNELINE_MODELS="$$home/models" $(STACK) down || code=$$?; fi; exit $$code
 
 status: ## list the running services
 	@$(STACK) status

@@ -1,4 +1,4 @@
-"""`python -m tuneline.stack up|down|demo|review|status`."""
+"""`python -m tuneline.stack up|down|demo|demo-drift|review|status`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tuneline.errors import EXIT_OK, TunelineError
 from tuneline.serving.following.release import newest_release
 from tuneline.stack import serving
 from tuneline.stack.demo import demo, review, show_addresses
+from tuneline.stack.demo_drift import demo_drift
 from tuneline.stack.layout import find_layout, main_dag_id, main_model
 from tuneline.stack.lifecycle import Stack
 from tuneline.store import open_store
@@ -89,6 +90,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "up": _up,
     "down": _down,
     "demo": lambda given: demo(find_layout(), given.data, given.config, say),
+    "demo-drift": lambda given: demo_drift(find_layout(), given.data, given.config, say),
     "review": lambda given: review(find_layout()),
     "status": _status,
 }

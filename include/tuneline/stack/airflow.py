@@ -11,6 +11,7 @@ from pathlib import Path
 from tuneline.config import models
 from tuneline.files import write_whole
 from tuneline.machine.airflow_api import AirflowApi
+from tuneline.stack import clock
 from tuneline.stack.layout import LOOPBACK, Layout
 from tuneline.stack.services import Service
 
@@ -125,6 +126,9 @@ def environment(layout: Layout) -> dict[str, str]:
     if layout.kubeconfig is None:
         # Nobody else asks the local pods; a cluster is asked as rarely as by default.
         core["TUNELINE_POD_POLL_SECONDS"] = "0.2"
+    if clock.environment():
+        # Files are younger than a clock that was put back, and would be parsed without end.
+        core["AIRFLOW__DAG_PROCESSOR__FILE_PARSING_SORT_MODE"] = "alphabetical"
     if _has_celery():
         core["AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"] = "True"
         core["AIRFLOW__CELERY__WORKER_CONCURRENCY"] = core["AIRFLOW__CORE__PARALLELISM"]

@@ -50,7 +50,7 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
         try:
             fields, pointer = _fields(data, config)
             began = time.monotonic()
-            _start(stack, pointer, say)
+            start(stack, pointer, say)
             started_in = time.monotonic() - began
             run = DagRun(client, datetime.now(UTC).strftime("demo-%Y%m%d-%H%M%S"))
             run.trigger(fields)
@@ -66,7 +66,8 @@ def demo(layout: Layout, data: str, config: str, say: Say) -> int:
             client.close()
 
 
-def _start(stack: Stack, pointer: PointerName, say: Say) -> None:
+def start(stack: Stack, pointer: PointerName, say: Say) -> None:
+    """Start the stack, and serve what a pointer names."""
     with stack.starting():
         serving.check_port(stack)
         stack.up()
@@ -148,7 +149,7 @@ def _chat(stack: Stack, run: Run, say: Say) -> None:
         "temperature": 0,
         "max_tokens": run.config.evaluation.max_new_tokens,
     }
-    answer = serving.ask(stack.layout, body)
+    answer, _ = serving.ask(stack.layout, body)
     print(f"\nQuestion: {question[-1]['content']}\nAnswer:   {answer}\n")
     print(f"Ask it yourself:\n  {serving.curl_line(stack.layout, body)}\n")
     print(f"or on a page, with the same key:  {stack.layout.gateway_url}/\n", flush=True)

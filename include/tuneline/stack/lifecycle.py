@@ -18,7 +18,7 @@ from tuneline.config.deployment import ENGINE_IMAGES
 from tuneline.errors import TunelineError, UserError
 from tuneline.files import write_whole
 from tuneline.serving.processes import free_port, last_line
-from tuneline.stack import airflow, tracking
+from tuneline.stack import airflow, clock, tracking
 from tuneline.stack.layout import LOOPBACK, Layout, Say, main_dag_id
 from tuneline.stack.runs import DagRun
 from tuneline.stack.services import Service, ServiceTable, held, require_free
@@ -267,6 +267,7 @@ def image_map(layout: Layout) -> dict[str, object]:
     ledger = os.environ.get("TUNELINE_LEDGER") or str(layout.home / "serving" / "usage.sqlite")
     env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache, "TUNELINE_LEDGER": ledger}
     env |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    env |= clock.environment()
     env |= tracking.pod_environment(layout)
     return {"env": env, "images": dict.fromkeys(names, environment) | engines}
 

@@ -18,6 +18,7 @@ from tuneline.errors import TunelineError, UserError
 from tuneline.files import write_whole
 from tuneline.serving.following.status import Status, read_status
 from tuneline.serving.gateway.accounts.keys import add_key
+from tuneline.stack import clock
 from tuneline.stack.layout import LOOPBACK, Layout, Say
 from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, Stack
 from tuneline.stack.services import Service, require_free
@@ -26,6 +27,8 @@ _KEY_NAME = "demo"
 # A small model loads in seconds; a large one reads gigabytes first.
 _ENGINE_SECONDS = 600
 _START_SECONDS = 60
+# Days that pass in minutes have their requests in the store soon.
+_PART_SECONDS = 2
 
 
 def serve(stack: Stack, pointer: PointerName, say: Say) -> None:
@@ -100,17 +103,22 @@ def api_key(layout: Layout) -> str:
     return path.read_text().strip()
 
 
-def ask(layout: Layout, body: dict[str, Any]) -> str:
-    """Send a chat request through the gateway and return the text of the answer."""
+def add_client(layout: Layout, name: str) -> str:
+    """Return a new API key for a client of the stack's gateway."""
+    return add_key(_keys_file(layout), name)
+
+
+def ask(layout: Layout, body: dict[str, Any], key: str | None = None) -> tuple[str, str]:
+    """Send a chat request through the gateway; return the text of the answer and its id."""
     url = f"http://{LOOPBACK}:{layout.gateway_port}/v1/chat/completions"
-    headers = {"Authorization": f"Bearer {api_key(layout)}"}
+    headers = {"Authorization": f"Bearer {key or api_key(layout)}"}
     try:
         answer = httpx.post(url, json=body, headers=headers, timeout=120, trust_env=False)
     except httpx.HTTPError as error:
         raise TunelineError(f"the gateway does not answer ({error})") from error
     if not answer.is_success:
         raise TunelineError(f"the gateway answered {answer.status_code}: {answer.text[:300]}")
-    return str(answer.json()["choices"][0]["message"]["content"])
+    return str(answer.json()["choices"][0]["message"]["content"]), answer.headers["x-request-id"]
 
 
 def curl_line(layout: Layout, body: dict[str, Any]) -> str:
@@ -141,6 +149,8 @@ def gateway_settings(layout: Layout) -> dict[str, Any]:
             "spool": str(folder / "spool"),
             "sample_rate": layout.log_sample_rate,
         }
+        if clock.environment():
+            settings["production_log"]["part_seconds"] = _PART_SECONDS
     return settings
 
 
