@@ -107,7 +107,7 @@ def _run_suite(gx: Any, context: Any, suite: Suite, engine: Engine) -> Any:
     if frame is None:
         source, frame = sources.add_or_update_pandas("audit"), suite.frame
     else:
-        source = sources.add_or_update_spark("audit")
+        source = sources.add_or_update_spark("audit on spark")
     asset = source.add_dataframe_asset(suite.name)
     batch = asset.add_batch_definition_whole_dataframe("all rows")
     expectations = [
