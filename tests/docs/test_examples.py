@@ -127,7 +127,7 @@ def test_the_first_csv_is_refused_and_then_taken_as_the_page_says(tmp_path):
         lab = DataLab(tmp_path / f"run-{len(verdicts)}", base, [], **data)
         verdicts.append(lab.step("schema_validation"))
     assert [found.verdict for found in verdicts] == ["fail", "pass"]
-    said = " ".join(page.read_text().replace("\n   > ", " ").split())
+    said = " ".join(page.read_text().replace("\n    > ", " ").split())
     for part in verdicts[0].summary.replace(str(tmp_path), "…").split("; ")[0].split(", such")[:1]:
         assert part in said
     assert "31.2%" in verdicts[0].summary
