@@ -124,7 +124,7 @@ def run_picture() -> str:
         for earlier in step.after:
             edges = within[step.group] if groups[earlier] == step.group else across
             edges.setdefault(earlier, []).append(step.id)
-    lines = ["flowchart LR"]
+    lines = ["flowchart TB"]
     for group, edges in within.items():
         lines += [f"  subgraph {group}", *(f"    {chain}" for chain in _chains(edges)), "  end"]
     return "\n".join([*lines, *(f"  {chain}" for chain in _chains(across))])

@@ -52,7 +52,10 @@ def main() -> int:
 def markdown_files(root: Path) -> list[str]:
     """Return the Markdown files that are tracked, or new and not ignored."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:  # a checkout without git
+        found = (path.relative_to(root) for path in root.rglob("*.md"))
+        return [path.as_posix() for path in found if not str(path).startswith(".")]
     return [name for name in done.stdout.split() if (root / name).exists()]
 
 

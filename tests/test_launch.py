@@ -88,7 +88,7 @@ def test_each_choice_of_tracking(rows, choice, trackers):
         ({"dataa": "x"}, r"unknown field 'dataa'; the fields are data, .*overrides"),
         ({}, "data: name a dataset"),
         ({"data": "/nowhere.jsonl"}, r"/nowhere\.jsonl does not exist"),
-        ({"data": str(Path(__file__).parents[1] / "docs")}, "is a folder without"),
+        ({"data": str(Path(__file__).parents[1] / "docs" / "do")}, "is a folder without"),
         ({"data": "http://host/x.jsonl"}, "unknown kind of address"),
         ({"data": __file__}, r"unknown format \.py; use \.jsonl"),
         ({"data": "EMPTY"}, "is empty; there is nothing to train on"),

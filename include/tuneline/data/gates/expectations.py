@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Great Expectations keeps its context once per process.
 _ONE_AT_A_TIME = threading.Lock()
 INDEX = "index.html"
-# A suite takes Spark ten seconds of jobs and pandas less than one, up to this number of rows.
+# Up to this number of rows pandas is faster: a small suite takes Spark seconds of jobs.
 LEAST_ON_SPARK = 1_000_000
 
 
