@@ -75,6 +75,7 @@ PROGRAMS = {
     "chromium": "chromium",
     "sqlite3": "sqlite3",
     "aws": "awscli",
+    "faketime": "faketime",
 }
 
 

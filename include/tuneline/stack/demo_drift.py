@@ -293,7 +293,7 @@ def _tuneline(week: Week, *words: str) -> None:
 def _released(week: Week, run: DagRun) -> bool:
     """Follow a run of the main DAG; return True if it was released and is served."""
     began = time.monotonic()
-    state = follow(run, lambda line: None)
+    state = follow(run, lambda line: _say_some(line, week.say))
     week.runs[run.run_id] = time.monotonic() - began
     name, pointer = week.model.name, current_release(week.store, week.model.name)
     if state != "success" or pointer is None or pointer.version != run.run_id:
@@ -302,6 +302,12 @@ def _released(week: Week, run: DagRun) -> bool:
     serving.await_served(week.stack, name, run.run_id)
     week.say(f"released and served: {name} {run.run_id}")
     return True
+
+
+def _say_some(line: str, say: Say) -> None:
+    """Pass on what a run says of its training, and of what went wrong."""
+    if line.startswith("train ") or "FAILED" in line or "STOPPED" in line:
+        say(line)
 
 
 def _look(week: Week, day: date) -> Look | None:
