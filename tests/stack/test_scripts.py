@@ -211,9 +211,7 @@ def checkout(tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ("script", "demo"), [("demo.sh", "demo"), ("demo_drift.sh", "demo-drift")]
-)
+@pytest.mark.parametrize(("script", "demo"), [("demo.sh", "demo"), ("demo_drift.sh", "demo-drift")])
 def test_the_script_ends_as_set_up_or_demo_did(checkout, tmp_path, script, demo):
     home = str(tmp_path / "home")
     for code in (0, 1, 2, 75, 130):
