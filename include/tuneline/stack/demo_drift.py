@@ -21,8 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tuneline.artifacts.releases import current_release, pointer_of
 from tuneline.artifacts.request_log import read_day
 from tuneline.config import Model
@@ -53,6 +51,16 @@ _HOUR = timedelta(hours=1)
 _MORNING_HOURS = 6
 _DAY_SECONDS, _BEAT_SECONDS = 900, 120
 _LABELLER = "demo"
+_MODEL_FILE = f"""\
+# Written by `make demo-drift`. All else is as the laptop preset and the defaults say.
+settings:
+  data:
+    source: {SAMPLE}
+    # More than the preset holds out: the new version is compared with the released one on rows
+    # that nobody labelled with its answer in view, and 44 of them seldom decide.
+    holdout_share: 0.3
+    max_holdout_rows: 130
+"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def demo_drift(layout: Layout, data: str, config: str, say: Say) -> int:
     Args:
         data: JSON lines with `day` (1 to 6) and `messages`, of which the last is the right answer;
             the week that ships without it.
-        config: a model file; one that names the sample alone without it.
+        config: a model file; one of the sample without it.
 
     Raises:
         UserError: if a file is wrong, a port is taken or a demo runs already.
@@ -142,11 +150,10 @@ def _stack(layout: Layout, say: Say) -> Iterator[Stack]:
 
 
 def _model(config: str) -> Model:
-    """Write the model's file, which sets the data alone: all else is the preset's or a default."""
+    """Write the model's file; UserError if it is wrong."""
     folder = Path(os.environ["TUNELINE_MODELS"])
     folder.mkdir(parents=True, exist_ok=True)
-    alone = yaml.safe_dump({"settings": {"data": {"source": SAMPLE}}})
-    text = Path(config).expanduser().read_text() if config else alone
+    text = Path(config).expanduser().read_text() if config else _MODEL_FILE
     (folder / f"{_NAME}.yaml").write_text(text)
     model = main_model()
     if model.problem:
