@@ -30,8 +30,8 @@ LINE = {"day": 1, "messages": [{"role": "user", "content": "Hi"}]}
 def test_the_week_that_ships_has_a_new_kind_from_the_fourth_day_on():
     week = read_week(WEEK)
     kinds = {day: Counter(r.kind for r in requests) for day, requests in week.items()}
-    assert [sum(kinds[day].values()) for day in sorted(kinds)] == [32, 32, 32, 60, 60, 60]
-    assert [kinds[day]["subscription"] for day in sorted(kinds)] == [0, 0, 0, 40, 40, 40]
+    assert [sum(kinds[day].values()) for day in sorted(kinds)] == [32, 32, 32, 80, 80, 80]
+    assert [kinds[day]["subscription"] for day in sorted(kinds)] == [0, 0, 0, 56, 56, 56]
     known = SUPPORT.read_text(errors="replace")
     # Nothing was trained on or held out, and nobody asks twice.
     asked = [r.messages[-1]["content"] for requests in week.values() for r in requests]

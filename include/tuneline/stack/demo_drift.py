@@ -43,7 +43,7 @@ from tuneline.stack.services import held
 from tuneline.store import Store, open_store
 
 _NAME, _HOME = "support-intents", "drift-demo"
-# With `review_per_key` at 10, people see 60 rows a day of six of them.
+# With `review_per_key` at 10, people see all 80 rows of a day of eight of them.
 _CLIENTS = 8
 # As many requests as two cores answer at once.
 _AT_ONCE = 2
@@ -189,7 +189,7 @@ def intent_of(answer: str) -> str:
 def _live(week: Week) -> int:
     """Release a first version, then live through the days; return the exit code."""
     say, first = week.say, DagRun(week.client, "first" + week.model.suffix)
-    say(f"{week.days[0]}: training and checking the first version: {_page(week, first)}")
+    say(f"{week.days[0]}: making the first version: {_url(week, main_dag_id(), first.run_id)}")
     first.trigger({"reason": "the first version"})
     if not _released(week, first):
         return EXIT_FAILED
@@ -268,6 +268,7 @@ def _retrain(week: Week, day: date, run_id: str) -> bool:
     started = week.client.xcom(dag, run_id, "start_retraining")
     if not started:
         return False
+    say(f"retraining: {_url(week, main_dag_id(), str(started))}")
     week.retrained = _released(week, DagRun(week.client, str(started)))
     return week.retrained
 
@@ -360,10 +361,6 @@ def _until(condition: Callable[[], bool], what: str, seconds: float = _DAY_SECON
 
 def _url(week: Week, dag: str, run_id: str) -> str:
     return f"{week.stack.layout.ui_url}/dags/{dag}/runs/{run_id}"
-
-
-def _page(week: Week, run: DagRun) -> str:
-    return _url(week, main_dag_id(), run.run_id)
 
 
 def _summary(week: Week, seconds: float) -> str:
