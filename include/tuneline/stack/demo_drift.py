@@ -1,6 +1,6 @@
 """`make demo-drift`: six days of requests in minutes, drift, labels, a retraining, a release.
 
-The stack has a home of its own and a clock that the demo moves on from day to day. So the DAGs run
+The stack has a separate home and a clock that the demo moves on from day to day. So the DAGs run
 by their schedules, and dates in the store and the UI are those of the story.
 """
 
@@ -56,8 +56,8 @@ _MODEL_FILE = f"""\
 settings:
   data:
     source: {SAMPLE}
-    # More than the preset holds out: the new version is compared with the released one on rows
-    # that nobody labelled with its answer in view, and 44 of them seldom decide.
+    # More than the preset holds out: the new version is compared with the released one on those
+    # that were not labelled with its answer in view, and 44 of them seldom decide.
     holdout_share: 0.3
     max_holdout_rows: 130
 """
@@ -340,7 +340,7 @@ def _active(week: Week) -> bool:
 def _settle(week: Week) -> None:
     """Wait until the scheduler knows that the question's task has left its worker.
 
-    Airflow 3.3 takes an answer that comes sooner for a failure. No person is that quick.
+    Airflow 3.3 takes an answer that comes sooner for a failure. No person is that fast.
     """
 
     def beat() -> str:
