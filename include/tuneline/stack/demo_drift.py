@@ -51,6 +51,7 @@ _HOUR = timedelta(hours=1)
 _MORNING_HOURS = 6
 _DAY_SECONDS, _BEAT_SECONDS = 900, 120
 _LABELLER = "demo"
+_PASSED_ON = ("FAILED", "STOPPED", "waiting for a person")
 _MODEL_FILE = f"""\
 # Written by `make demo-drift`. All else is as the laptop preset and the defaults say.
 settings:
@@ -313,8 +314,8 @@ def _released(week: Week, run: DagRun) -> bool:
 
 
 def _say_some(line: str, say: Say) -> None:
-    """Pass on what a run says of its training, and of what went wrong."""
-    if line.startswith("train ") or "FAILED" in line or "STOPPED" in line:
+    """Pass on what a run says of its training, of what went wrong, and what it waits for."""
+    if line.startswith("train ") or any(word in line for word in _PASSED_ON):
         say(line)
 
 
