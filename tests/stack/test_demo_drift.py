@@ -119,7 +119,7 @@ def played(tmp_path_factory, make_commands):
     """The story with the tiny model: what it said, its store and its Airflow."""
     folder = tmp_path_factory.mktemp("drift")
     settings, rows = tiny_task(folder)
-    settings["data"] |= {"source": str(rows), "pii_ner": False, "holdout_share": 0.3}
+    settings["data"] |= {"source": str(rows), "pii_ner": False, "holdout_share": 0.2}
     (folder / "model.yaml").write_text(yaml.safe_dump({"settings": settings}))
     tiny_week(folder / "week.jsonl")
     made = make_commands(folder / "home")
