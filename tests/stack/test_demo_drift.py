@@ -18,9 +18,10 @@ from tuneline.governance.production.curated_days import open_day
 from tuneline.governance.production.drift_look import read_look
 from tuneline.governance.production.reviewed import reviewed_rows
 from tuneline.machine.checkout import project_root
-from tuneline.stack import clock
+from tuneline.stack import airflow, clock, serving
 from tuneline.stack.airflow import client_of
 from tuneline.stack.demo_drift import demo_drift, intent_of, read_week
+from tuneline.stack.lifecycle import image_map
 from tuneline.store import open_store
 
 MODEL, ROOT = "support-intents", project_root()
@@ -75,6 +76,19 @@ def test_the_clock_is_moved_by_what_is_missing(tmp_path, monkeypatch):
     assert float(file.read_text()) == pytest.approx(-86400 + 3600, abs=5)
     clock.move_to(None)
     assert file.read_text() == "+0\n"
+
+
+def test_services_and_pods_have_the_clock(layout, tmp_path, monkeypatch):
+    monkeypatch.delenv("FAKETIME_TIMESTAMP_FILE", raising=False)
+    airflow.prepare(layout)
+    leeway = "AIRFLOW__API_AUTH__JWT_LEEWAY"
+    assert leeway not in airflow.environment(layout)
+    assert "production_log" in serving.gateway_settings(layout)
+    monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(tmp_path / "clock"))
+    assert int(airflow.environment(layout)[leeway]) > 86400
+    assert image_map(layout)["env"]["FAKETIME_TIMESTAMP_FILE"] == str(tmp_path / "clock")
+    # Days that last minutes have their requests in the store in seconds.
+    assert serving.gateway_settings(layout)["production_log"]["part_seconds"] < 10
 
 
 def test_it_plays_only_with_a_clock_and_empties_only_its_own_home(layout, tmp_path, monkeypatch):
