@@ -28,6 +28,7 @@ fi
 unset TUNELINE_STORE TUNELINE_KUBECONFIG TUNELINE_LEDGER TUNELINE_LOG_SAMPLE_RATE TUNELINE_POLICY \
     MLFLOW_TRACKING_URI TUNELINE_TRACKING_URL
 home=${TUNELINE_HOME:-$root/.tuneline}
+mkdir -p "$home"
 export TUNELINE_HOME=$home/drift-demo TUNELINE_MODELS=$home/drift-demo/models
 # Every process reads the clock's file again each second; times of files and monotonic clocks stay.
 export FAKETIME_TIMESTAMP_FILE=$home/drift-demo.clock FAKETIME_CACHE_DURATION=1

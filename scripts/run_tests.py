@@ -79,6 +79,7 @@ PROGRAMS = {
     "aws": "awscli",
     "docker-registry": "docker-registry",
     "oras": "oras",
+    "faketime": "faketime",
 }
 OF_SPARK = {"java": "openjdk-17-jre-headless"}
 

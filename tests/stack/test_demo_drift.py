@@ -18,9 +18,10 @@ from tuneline.governance.production.curated_days import open_day
 from tuneline.governance.production.drift_look import read_look
 from tuneline.governance.production.reviewed import reviewed_rows
 from tuneline.machine.checkout import project_root
-from tuneline.stack import clock
+from tuneline.stack import airflow, clock, serving
 from tuneline.stack.airflow import client_of
 from tuneline.stack.demo_drift import demo_drift, intent_of, read_week
+from tuneline.stack.lifecycle import image_map
 from tuneline.store import open_store
 
 MODEL, ROOT = "support-intents", project_root()
@@ -30,8 +31,8 @@ LINE = {"day": 1, "messages": [{"role": "user", "content": "Hi"}]}
 def test_the_week_that_ships_has_a_new_kind_from_the_fourth_day_on():
     week = read_week(WEEK)
     kinds = {day: Counter(r.kind for r in requests) for day, requests in week.items()}
-    assert [sum(kinds[day].values()) for day in sorted(kinds)] == [32, 32, 32, 60, 60, 60]
-    assert [kinds[day]["subscription"] for day in sorted(kinds)] == [0, 0, 0, 40, 40, 40]
+    assert [sum(kinds[day].values()) for day in sorted(kinds)] == [32, 32, 32, 80, 80, 80]
+    assert [kinds[day]["subscription"] for day in sorted(kinds)] == [0, 0, 0, 56, 56, 56]
     known = SUPPORT.read_text(errors="replace")
     # Nothing was trained on or held out, and nobody asks twice.
     asked = [r.messages[-1]["content"] for requests in week.values() for r in requests]
@@ -77,6 +78,19 @@ def test_the_clock_is_moved_by_what_is_missing(tmp_path, monkeypatch):
     assert file.read_text() == "+0\n"
 
 
+def test_services_and_pods_have_the_clock(layout, tmp_path, monkeypatch):
+    monkeypatch.delenv("FAKETIME_TIMESTAMP_FILE", raising=False)
+    airflow.prepare(layout)
+    leeway = "AIRFLOW__API_AUTH__JWT_LEEWAY"
+    assert leeway not in airflow.environment(layout)
+    assert "production_log" in serving.gateway_settings(layout)
+    monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(tmp_path / "clock"))
+    assert int(airflow.environment(layout)[leeway]) > 86400
+    assert image_map(layout)["env"]["FAKETIME_TIMESTAMP_FILE"] == str(tmp_path / "clock")
+    # Days that last minutes have their requests in the store in seconds.
+    assert serving.gateway_settings(layout)["production_log"]["part_seconds"] < 10
+
+
 def test_it_plays_only_with_a_clock_and_empties_only_its_own_home(layout, tmp_path, monkeypatch):
     monkeypatch.delenv("FAKETIME_TIMESTAMP_FILE", raising=False)
     with pytest.raises(UserError, match="start it with `make demo-drift`"):
@@ -119,7 +133,7 @@ def played(tmp_path_factory, make_commands):
     """The story with the tiny model: what it said, its store and its Airflow."""
     folder = tmp_path_factory.mktemp("drift")
     settings, rows = tiny_task(folder)
-    settings["data"] |= {"source": str(rows), "pii_ner": False}
+    settings["data"] |= {"source": str(rows), "pii_ner": False, "holdout_share": 0.2}
     (folder / "model.yaml").write_text(yaml.safe_dump({"settings": settings}))
     tiny_week(folder / "week.jsonl")
     made = make_commands(folder / "home")
@@ -133,15 +147,15 @@ def played(tmp_path_factory, make_commands):
 @pytest.mark.stack
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_the_story_ends_with_a_release_that_drift_started(played):
+def test_the_story_is_played_and_ends_with_a_release_or_the_reason_against_it(played):
     done, layout = played
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    store = open_store(layout.store)
-    today = datetime.now(UTC).date()
+    said = done.stdout
+    assert done.returncode in (0, 1), said[-3000:] + done.stderr[-3000:]
+    store, today = open_store(layout.store), datetime.now(UTC).date()
     days = [today - timedelta(days=n) for n in range(6, 0, -1)]
-    looks = [read_look(store, MODEL, day) for day in days]
-    assert [look.drifted for look in looks[:4]] == [False, False, False, True], looks
-    for day, requests in zip(days, (30, 30, 30, 60, 60, 60), strict=True):
+    looks = [read_look(store, MODEL, day) for day in days[:4]]
+    assert [look.drifted for look in looks] == [False, False, False, True], looks
+    for day, requests in zip(days, (30, 30, 30, 60), strict=False):
         evidence = open_day(store, MODEL, day).evidence
         # The ledger counts the requests of the clock's day as well.
         assert (evidence.requests_in, evidence.verdict) == (requests, "pass")
@@ -149,12 +163,15 @@ def test_the_story_ends_with_a_release_that_drift_started(played):
     (backfill,) = client.backfills(f"production_logs__{MODEL}")
     assert date.fromisoformat(backfill["from_date"][:10]) == days[3]
     assert len(reviewed_rows(store, MODEL).between(days[3], days[3])) >= 40
-    version = current_release(store, MODEL).version
-    assert version == f"drift__{days[3]}__{MODEL}"
-    assert f"released and served: {MODEL} {version}" in done.stdout
     for command in ("tuneline logs review", "tuneline logs label"):
-        assert f"$ {command}" in done.stdout
-    lines = done.stdout.splitlines()
-    before, after = (next(x for x in lines if f"{day}: 60 req" in x) for day in days[3:5])
-    assert "of a new kind 0" in before
-    assert int(after.rsplit(" ", 1)[1]) > 20
+        assert f"$ {command}" in said
+    assert "of a new kind 0\n" in said
+    retrained = f"drift__{days[3]}__{MODEL}"
+    version = current_release(store, MODEL).version
+    if done.returncode:
+        assert version == f"first__{MODEL}"
+        assert f"{retrained} was not released: " in said
+        return
+    assert version == retrained
+    assert f"released and served: {MODEL} {version}" in said
+    assert read_look(store, MODEL, days[5]).version == version

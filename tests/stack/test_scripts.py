@@ -194,7 +194,8 @@ def checkout(tmp_path):
     """The real Makefile and script over a set-up and a demo that only end with a code."""
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "Makefile", tmp_path)
-    shutil.copy(ROOT / "scripts" / "demo.sh", tmp_path / "scripts")
+    for name in ("demo.sh", "demo_drift.sh"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
     setup = "import os, sys; sys.exit(int(os.environ.get('SETUP_CODE', '0')))"
     (tmp_path / "scripts" / "setup.py").write_text(setup)
     python = tmp_path / ".venv-airflow" / "bin" / "python"
@@ -210,12 +211,15 @@ def checkout(tmp_path):
     return run
 
 
-def test_the_script_ends_as_set_up_or_demo_did(checkout):
+@pytest.mark.parametrize(("script", "demo"), [("demo.sh", "demo"), ("demo_drift.sh", "demo-drift")])
+def test_the_script_ends_as_set_up_or_demo_did(checkout, tmp_path, script, demo):
+    home = str(tmp_path / "home")
     for code in (0, 1, 2, 75, 130):
-        done = checkout("scripts/demo.sh", "--data", "a b.jsonl", DEMO_CODE=str(code))
+        words = (f"scripts/{script}", "--data", "a b.jsonl")
+        done = checkout(*words, DEMO_CODE=str(code), TUNELINE_HOME=home)
         assert done.returncode == code
-        assert done.stdout == "-m tuneline.stack demo --data a b.jsonl\n"
-    done = checkout("scripts/demo.sh", SETUP_CODE="2", DEMO_CODE="0")
+        assert done.stdout == f"-m tuneline.stack {demo} --data a b.jsonl\n"
+    done = checkout(f"scripts/{script}", SETUP_CODE="2", DEMO_CODE="0")
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -129,6 +129,8 @@ def environment(layout: Layout) -> dict[str, str]:
     if clock.environment():
         # Files are younger than a clock that was put back, and would be parsed without end.
         core["AIRFLOW__DAG_PROCESSOR__FILE_PARSING_SORT_MODE"] = "alphabetical"
+        # For a second after it was moved, one process is days ahead of another.
+        core["AIRFLOW__API_AUTH__JWT_LEEWAY"] = str(clock.MOST_SECONDS)
     if _has_celery():
         core["AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE"] = "True"
         core["AIRFLOW__CELERY__WORKER_CONCURRENCY"] = core["AIRFLOW__CORE__PARALLELISM"]

@@ -11,6 +11,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+# It moves on by less than this at once.
+MOST_SECONDS = 2 * 86400
 _FILE = "FAKETIME_TIMESTAMP_FILE"
 # Each process reads the file again after FAKETIME_CACHE_DURATION, a second.
 _READ_BY_ALL_SECONDS = 2.5

@@ -1,6 +1,6 @@
 """`make demo-drift`: six days of requests in minutes, drift, labels, a retraining, a release.
 
-The stack has a home of its own and a clock that the demo moves on from day to day. So the DAGs run
+The stack has a separate home and a clock that the demo moves on from day to day. So the DAGs run
 by their schedules, and dates in the store and the UI are those of the story.
 """
 
@@ -20,8 +20,6 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tuneline.artifacts.releases import current_release, pointer_of
 from tuneline.artifacts.request_log import read_day
@@ -45,7 +43,7 @@ from tuneline.stack.services import held
 from tuneline.store import Store, open_store
 
 _NAME, _HOME = "support-intents", "drift-demo"
-# With `review_per_key` at 10, people see 60 rows a day of six of them.
+# With `review_per_key` at 10, people see all 80 rows of a day of eight of them.
 _CLIENTS = 8
 # As many requests as two cores answer at once.
 _AT_ONCE = 2
@@ -53,6 +51,17 @@ _HOUR = timedelta(hours=1)
 _MORNING_HOURS = 6
 _DAY_SECONDS, _BEAT_SECONDS = 900, 120
 _LABELLER = "demo"
+_PASSED_ON = ("FAILED", "STOPPED", "waiting for a person")
+_MODEL_FILE = f"""\
+# Written by `make demo-drift`. All else is as the laptop preset and the defaults say.
+settings:
+  data:
+    source: {SAMPLE}
+    # More than the preset holds out: the new version is compared with the released one on those
+    # that were not labelled with its answer in view, and 44 of them seldom decide.
+    holdout_share: 0.2
+    max_holdout_rows: 130
+"""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,7 @@ def demo_drift(layout: Layout, data: str, config: str, say: Say) -> int:
     Args:
         data: JSON lines with `day` (1 to 6) and `messages`, of which the last is the right answer;
             the week that ships without it.
-        config: a model file; one that names the sample alone without it.
+        config: a model file; one of the sample without it.
 
     Raises:
         UserError: if a file is wrong, a port is taken or a demo runs already.
@@ -142,11 +151,10 @@ def _stack(layout: Layout, say: Say) -> Iterator[Stack]:
 
 
 def _model(config: str) -> Model:
-    """Write the model's file, which sets the data alone: all else is the preset's or a default."""
+    """Write the model's file; UserError if it is wrong."""
     folder = Path(os.environ["TUNELINE_MODELS"])
     folder.mkdir(parents=True, exist_ok=True)
-    alone = yaml.safe_dump({"settings": {"data": {"source": SAMPLE}}})
-    text = Path(config).expanduser().read_text() if config else alone
+    text = Path(config).expanduser().read_text() if config else _MODEL_FILE
     (folder / f"{_NAME}.yaml").write_text(text)
     model = main_model()
     if model.problem:
@@ -182,7 +190,7 @@ def intent_of(answer: str) -> str:
 def _live(week: Week) -> int:
     """Release a first version, then live through the days; return the exit code."""
     say, first = week.say, DagRun(week.client, "first" + week.model.suffix)
-    say(f"{week.days[0]}: training and checking the first version: {_page(week, first)}")
+    say(f"{week.days[0]}: making the first version: {_url(week, main_dag_id(), first.run_id)}")
     first.trigger({"reason": "the first version"})
     if not _released(week, first):
         return EXIT_FAILED
@@ -261,6 +269,7 @@ def _retrain(week: Week, day: date, run_id: str) -> bool:
     started = week.client.xcom(dag, run_id, "start_retraining")
     if not started:
         return False
+    say(f"retraining: {_url(week, main_dag_id(), str(started))}")
     week.retrained = _released(week, DagRun(week.client, str(started)))
     return week.retrained
 
@@ -293,7 +302,7 @@ def _tuneline(week: Week, *words: str) -> None:
 def _released(week: Week, run: DagRun) -> bool:
     """Follow a run of the main DAG; return True if it was released and is served."""
     began = time.monotonic()
-    state = follow(run, lambda line: None)
+    state = follow(run, lambda line: _say_some(line, week.say))
     week.runs[run.run_id] = time.monotonic() - began
     name, pointer = week.model.name, current_release(week.store, week.model.name)
     if state != "success" or pointer is None or pointer.version != run.run_id:
@@ -302,6 +311,12 @@ def _released(week: Week, run: DagRun) -> bool:
     serving.await_served(week.stack, name, run.run_id)
     week.say(f"released and served: {name} {run.run_id}")
     return True
+
+
+def _say_some(line: str, say: Say) -> None:
+    """Pass on what a run says of its training, of what went wrong, and what it waits for."""
+    if line.startswith("train ") or any(word in line for word in _PASSED_ON):
+        say(line)
 
 
 def _look(week: Week, day: date) -> Look | None:
@@ -326,7 +341,7 @@ def _active(week: Week) -> bool:
 def _settle(week: Week) -> None:
     """Wait until the scheduler knows that the question's task has left its worker.
 
-    Airflow 3.3 takes an answer that comes sooner for a failure. No person is that quick.
+    Airflow 3.3 takes an answer that comes sooner for a failure. No person is that fast.
     """
 
     def beat() -> str:
@@ -347,10 +362,6 @@ def _until(condition: Callable[[], bool], what: str, seconds: float = _DAY_SECON
 
 def _url(week: Week, dag: str, run_id: str) -> str:
     return f"{week.stack.layout.ui_url}/dags/{dag}/runs/{run_id}"
-
-
-def _page(week: Week, run: DagRun) -> str:
-    return _url(week, main_dag_id(), run.run_id)
 
 
 def _summary(week: Week, seconds: float) -> str:
