@@ -119,7 +119,7 @@ def test_what_the_last_release_measured_stands_next_to_it(tmp_path, monkeypatch,
     monkeypatch.setenv("TUNELINE_STORE", new.run.store.uri)
     new.leave("determinism", {}, [measure("flips", 3, "prompts", "<=", 4, noise=0.5)])
     page = page_of(client, f"{MAIN}/new")
-    assert "Compared with the last release, <code>old</code>" in page
+    assert "Numbers stand next to those of the last release, <code>old</code>" in page
     assert '3 prompts <span class="soft">± 0.5' in page
     row = page[page.index("<td>flips</td>") :]
     assert "<td>1</td>" in row[: row.index("</tr>")]
