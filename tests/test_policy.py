@@ -47,8 +47,9 @@ EXEMPT = {
     "a resource: time, money, memory, processes":
         "training.max_hours training.max_cost training.device_cost_per_hour "
         "training.memory_limit_gib training.keep_checkpoints training.checkpoint_minutes "
-        "training.threads training.processes pods.gpus pods.sizes.gpus pods.nodes "
-        "pods.user pods.deadline_hours governance.machine_cost_per_hour governance.lock_days",
+        "training.threads training.processes evaluation.shards pods.gpus pods.sizes.gpus "
+        "pods.nodes pods.user pods.deadline_hours governance.machine_cost_per_hour "
+        "governance.lock_days",
     "it describes the service that the evidence then claims; the manifest states it":
         "evaluation.max_new_tokens evaluation.concurrency evaluation.load.requests_per_s "
         "evaluation.load.users evaluation.load.requests_per_user_per_minute "

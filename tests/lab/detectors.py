@@ -22,7 +22,7 @@ class PatternDetector:
     def __init__(self, pattern, entity="ID_NUMBER", keep=None):
         self.pattern, self.entity, self.keep = pattern, entity, keep
 
-    def each(self, rows, workers=1):
+    def each(self, rows, workers=1, engine=None):
         """Scrub rows one by one."""
         return (self._row(messages) for _, messages in rows)
 
