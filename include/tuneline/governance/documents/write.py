@@ -61,5 +61,6 @@ def _documents(ctx: StepContext, facts: Facts) -> Iterator[tuple[str, bytes]]:
 def checklist_file(ctx: StepContext) -> bytes:
     """Return the checklist of the run as one file, with its plots."""
     page = gather(ctx.run, [item.id for item in ITEMS if item.id != UNSTATED])
-    # What runs now is the step that writes this.
-    return render(replace(page, running={})).encode()
+    # What runs now is the step that writes this. It is written once: what people say of the version
+    # later, and how its canary goes, is in the release log.
+    return render(replace(page, running={}, approvals=[], canary=None)).encode()
