@@ -81,7 +81,11 @@ PROGRAMS = {
     "oras": "oras",
     "faketime": "faketime",
 }
-OF_SPARK = {"java": "openjdk-17-jre-headless"}
+# What the tests of one environment need besides.
+PROGRAMS_OF = {
+    "spark": {"java": "openjdk-17-jre-headless"},
+    "celery": {**PROGRAMS, "redis-server": "redis-server"},
+}
 
 
 @dataclass
@@ -275,8 +279,7 @@ def main() -> int:
 
 def run_paths(which: str, paths: list[str]) -> int:
     """Run the tests of some paths, those of the ML environment first, and print as they go."""
-    if which == "spark":
-        _install_programs(OF_SPARK)
+    _install_programs(PROGRAMS_OF.get(which, {}))
     if which in APART:
         by_environment = {which: [APART[which]] if paths == ["tests"] else paths}
     else:
@@ -297,8 +300,6 @@ def run_paths(which: str, paths: list[str]) -> int:
         if which == "celery":
             # Its pods run in the ML environment.
             _set_up("--only", "ml")
-            PROGRAMS["redis-server"] = "redis-server"
-            _install_programs()
         command = [_python(environment), "-m", "pytest", "-q", "-m", MARKS[which], *asked]
         # 5: none of these tests has the mark.
         if subprocess.run(command, check=False).returncode not in (0, 5):

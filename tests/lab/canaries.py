@@ -25,13 +25,16 @@ def release(
 ) -> None:
     """Release a version, which ships its settings as `config.json` if it has any."""
     prefix = model_prefix(name, version)
-    files = []
+    files, evidence = [], {}
     stored = {"config.json": json.dumps(settings).encode()} if settings else {}
     for file, content in {**stored, **(ships or {})}.items():
         ref = store.put_bytes(f"{prefix}/{file}", content)
         files.append({"name": file, "sha256": ref.sha256, "bytes": ref.bytes})
-    stated = Manifest.model_validate(
-        {"name": name, "version": version, "engine": {"engine": "llama_cpp"}, "files": files}
-    )
+        if file.startswith("evidence/"):
+            found = json.loads(content)
+            told = {key: found[key] for key in ("phase", "severity", "verdict", "summary")}
+            evidence[found["item"]] = {**told, "because": "left by a test", "file": file}
+    of = {"name": name, "version": version, "files": files, "evidence": evidence}
+    stated = Manifest.model_validate({**of, "engine": {"engine": "llama_cpp"}})
     digest = write_manifest(store, prefix, stated)
     log_release(store, name, version, digest, at or datetime.now(UTC).isoformat())

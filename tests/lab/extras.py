@@ -1,5 +1,6 @@
-"""Packages of the wheel's optional extras, and emulators, which no usual environment holds."""
+"""Packages and emulators which no usual environment holds, and the tests that need them."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,8 @@ import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 HOME = ROOT / ".tuneline" / "test-extras"
@@ -47,3 +50,13 @@ def azurite() -> Path:
         npm = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix"]
         subprocess.run([*npm, str(HOME / "azurite"), AZURITE], check=True)
     return program
+
+
+def need(items, folder, package, reason):
+    """Mark the tests below a folder with its name, and skip them without a package."""
+    missing = importlib.util.find_spec(package) is None
+    for item in items:
+        if folder in item.path.parents:
+            item.add_marker(folder.name)
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=reason))

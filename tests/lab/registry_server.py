@@ -3,7 +3,6 @@ that asks for tokens.
 """
 
 import json
-import socket
 import subprocess
 import threading
 from base64 import b64encode
@@ -14,6 +13,8 @@ from urllib.parse import parse_qs
 import httpx
 from tests.lab.http_server import Handler
 from tests.lab.waiting import wait_for
+
+from tuneline.serving.processes import free_port
 
 USER, PASSWORD = "alice", "registry-password-1"
 # Made by crypt(3) with few rounds.
@@ -26,9 +27,7 @@ class RegistryServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "htpasswd").write_text(f"{USER}:{_BCRYPT}\n")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.host = f"127.0.0.1:{free.getsockname()[1]}"
+        self.host = f"127.0.0.1:{free_port()}"
         config = {
             "version": "0.1",
             "log": {"level": "error", "accesslog": {"disabled": True}},

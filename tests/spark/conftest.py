@@ -1,6 +1,5 @@
 """A Spark of two executors behind a Connect server; without PySpark, these tests are skipped."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -11,17 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 from tests.lab.data_runs import make_base
+from tests.lab.extras import need
 
-HERE = Path(__file__).parent
+from tuneline.serving.processes import free_port
 
 
 def pytest_collection_modifyitems(items):
-    missing = importlib.util.find_spec("pyspark") is None
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("spark")
-            if missing:
-                item.add_marker(pytest.mark.skip(reason="no PySpark; run `make test-spark`"))
+    need(items, Path(__file__).parent, "pyspark", "no PySpark; run `make test-spark`")
 
 
 @pytest.fixture(scope="session")
@@ -37,10 +32,7 @@ def cluster(tmp_path_factory):
 
     from tuneline.machine.spark import connect
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folder = tmp_path_factory.mktemp("spark")
+    port, folder = free_port(), tmp_path_factory.mktemp("spark")
     settings = {
         "spark.connect.grpc.binding.port": port,
         "spark.driver.host": "127.0.0.1",

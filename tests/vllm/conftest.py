@@ -1,20 +1,13 @@
 """A real vLLM on the CPU; without it, the tests of this folder are skipped."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).parent
+from tests.lab.extras import need
 
 
 def pytest_collection_modifyitems(items):
-    missing = importlib.util.find_spec("vllm") is None
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("vllm")
-            if missing:
-                item.add_marker(pytest.mark.skip(reason="vLLM is not here; run `make test-vllm`"))
+    need(items, Path(__file__).parent, "vllm", "vLLM is not here; run `make test-vllm`")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from tuneline.artifacts.artifact import Artifact, Document
 ROWS = "rows.parquet"
 AUDIT = "audit.parquet"
 REJECTED = "quarantine/rejected.parquet"
+# The folder of what Great Expectations found, as HTML.
+DATA_DOCS = "data_docs"
 
 
 class Snapshot(BaseModel):

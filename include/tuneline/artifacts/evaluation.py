@@ -134,7 +134,7 @@ class ModelAnswers(BaseModel):
 
 
 class HoldoutPart(BaseModel):
-    """What one of several pods answered of the hold-out, by the name of the model.
+    """The answers of one pod to its part of the hold-out, by the name of the model.
 
     `of`: URI of the run, SHA-256 of the hold-out, number of the shard, and how many there are.
     """

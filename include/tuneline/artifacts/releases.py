@@ -15,7 +15,7 @@ from tuneline.artifacts.artifact import fault
 from tuneline.artifacts.deployment import Apart
 from tuneline.artifacts.governance import Manifest, PointerMove, PointerName, ReleasePointer
 from tuneline.errors import UserError, first_line
-from tuneline.evidence import FileRef
+from tuneline.evidence import Evidence, FileRef, load_evidence
 from tuneline.run import Run
 from tuneline.store import CorruptObject, NotThere, Store
 
@@ -79,6 +79,12 @@ class Release:
         if ref is None:
             return None
         return self.store.get_bytes(self.store.key_of(ref.uri), sha256=ref.sha256)
+
+    def evidence(self, item: str) -> Evidence | None:
+        """Return the evidence that it ships of an item, verified; None if it ships none."""
+        stated = self.manifest.evidence.get(item)
+        raw = self.read(stated.file) if stated else None
+        return load_evidence(raw, stated.file) if stated and raw else None
 
     @property
     def engine(self) -> str:

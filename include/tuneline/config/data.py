@@ -377,4 +377,4 @@ class DataConfig(
     """The sources of the rows and the settings of the five data items."""
 
     engine: Literal["local", "spark"] = "local"
-    """What runs the data phase: the processes of its pod, or the Spark that SPARK_REMOTE names."""
+    """Engine of the data phase: processes of its pod (local), or Spark at SPARK_REMOTE (spark)."""

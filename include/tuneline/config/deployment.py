@@ -97,7 +97,7 @@ class DeploymentConfig(Section):
         list[Annotated[str, AfterValidator(lambda uri: Destination.parse(uri).uri)]],
         Limit("lineage", "within"),
     ] = Field([])
-    """Where the released version is pushed: `hf://org/name@branch` (default branch `main`),
+    """Destinations of the released version: `hf://org/name@branch` (default branch `main`),
     `oci://registry/repository:tag` (default tag: the version)."""
 
     @property

@@ -104,7 +104,7 @@ class EvaluationConfig(Section):
     max_new_tokens: int = Field(48, ge=1)
     """Limit of an answer, in tokens."""
     shards: int = Field(1, ge=1, le=64)
-    """Pods that answer the hold-out at once, each with an engine of its own."""
+    """Number of pods that answer the hold-out at once; each starts an engine."""
     min_gain: Annotated[float, Limit("holdout_performance", "higher")] = Field(0.0, ge=-1, le=1)
     """The lower end of the gain over the base must exceed it, also where the base is shown
     examples."""

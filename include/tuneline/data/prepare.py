@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from tuneline.artifacts.data import (
+    DATA_DOCS,
     DATASET,
     DATASET_CARD,
     DATASET_VERSION,
@@ -124,7 +125,7 @@ def _run_steps(run: Run, out: Path) -> None:
             # the dataset first.
             for name in (DATASET.name, *BESIDE, RESULT):
                 (out / name).unlink(missing_ok=True)
-            for name in (*DATA_ORDER, AUDIT_STEP, "quarantine", "data_docs"):
+            for name in (*DATA_ORDER, AUDIT_STEP, "quarantine", DATA_DOCS):
                 shutil.rmtree(out / name, ignore_errors=True)
         run_gate(run, item)
         audit = _local(run, audit_of(item).key(run))

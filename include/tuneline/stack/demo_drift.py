@@ -347,9 +347,11 @@ def _settle(week: Week) -> None:
     def beat() -> str:
         return str(week.client.health()["scheduler"]["latest_scheduler_heartbeat"])
 
+    def beats_after(last: str) -> bool:
+        return beat() != last
+
     for _ in range(2):
-        last = beat()
-        _until(lambda last=last: beat() != last, "the scheduler", _BEAT_SECONDS)  # type: ignore[misc]
+        _until(partial(beats_after, beat()), "the scheduler", _BEAT_SECONDS)
 
 
 def _until(condition: Callable[[], bool], what: str, seconds: float = _DAY_SECONDS) -> None:

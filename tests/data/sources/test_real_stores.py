@@ -18,6 +18,7 @@ from tuneline.config import DataConfig
 from tuneline.data.sources.find_files import dataset_version
 from tuneline.data.sources.records import open_files
 from tuneline.errors import UserError
+from tuneline.serving.processes import free_port
 
 pytestmark = pytest.mark.long
 ROWS = b"".join(json.dumps(row).encode() + b"\n" for row in clean_rows(5))
@@ -75,10 +76,7 @@ def bucket(request, monkeypatch):
 @pytest.fixture(scope="module")
 def azure_server(tmp_path_factory):
     """The connection string of an emulator."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    folder = tmp_path_factory.mktemp("azurite")
+    port, folder = free_port(), tmp_path_factory.mktemp("azurite")
     options = ["--blobPort", str(port), "--location", str(folder), "--skipApiVersionCheck"]
     process = subprocess.Popen(
         [azurite(), *options, "--silent", "--disableTelemetry"], stdout=subprocess.DEVNULL

@@ -14,7 +14,6 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import quote
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
@@ -25,16 +24,18 @@ from fastapi.responses import HTMLResponse, Response
 
 from tuneline.airflow.connections import take_connections
 from tuneline.airflow.family import MAIN, ROLLBACK
+from tuneline.artifacts.data import DATA_DOCS
 from tuneline.catalogue import get_step
 from tuneline.config import models
 from tuneline.errors import TunelineError, UserError
 from tuneline.files import is_inner
 from tuneline.governance.pages.checklist import (
-    DOCS,
     Links,
     content_of,
     data_uri,
+    docs_key,
     gather,
+    path_of,
     render,
     templates,
 )
@@ -153,9 +154,8 @@ def item(dag_id: str, run_id: str, task_id: str, index: str) -> HTMLResponse:
         if name in _SHEETS:
             # The UI leaves the placeholder where a task is not mapped.
             at = int(index) if index.isdecimal() else -1
-            parts = (quote(part, "") for part in (dag_id, run_id, task_id))
-            place = "/dags/{}/dagRuns/{}/taskInstances/{}".format(*parts)
-            values = {"place": f"{place}/{at}/hitlDetails", "task_id": task_id, "nonce": nonce}
+            place = path_of("dags", dag_id, "dagRuns", run_id, "taskInstances", task_id)
+            values = {"place": f"/{place}/{at}/hitlDetails", "task_id": task_id, "nonce": nonce}
             return templates().get_template("sheet.html").render(up="../../../../../", **values)
         step = get_step(name.removeprefix("gate_")).id
         links = Links(dag_id, run_id, up="../../../../../")
@@ -177,7 +177,7 @@ def file(dag_id: str, run_id: str, step: str, name: str) -> Response:
     headers = {**_HEADERS, "Content-Security-Policy": _FILE_POLICY}
     if name.endswith(_TEXTS):
         kind = "text/plain; charset=utf-8"
-    elif kind not in _SHOWN and not name.startswith(DOCS):
+    elif kind not in _SHOWN and not name.startswith(DATA_DOCS):
         headers["Content-Disposition"] = "attachment"
     return Response(content, media_type=kind, headers=headers)
 
@@ -193,8 +193,8 @@ def read_file(run: Run, step: str, name: str) -> bytes:
         raise UserError(f"{name!r} is not the name of a file")
     if name.startswith("quarantine/"):
         raise UserError(f"{name} of {step} may hold text of people; it is not shown here")
-    if name.startswith(f"{DOCS}/"):
-        return run.store.get_bytes(run.key("data", DOCS, step, name.removeprefix(f"{DOCS}/")))
+    if name.startswith(f"{DATA_DOCS}/"):
+        return run.store.get_bytes(docs_key(run, step, name.removeprefix(f"{DATA_DOCS}/")))
     entry = run.find_entry(step)
     if entry is None:
         raise UserError(f"{step} has not been run in {run.uri}")
@@ -206,9 +206,13 @@ def read_file(run: Run, step: str, name: str) -> bytes:
 @app.get("/releases", response_class=HTMLResponse)
 def releases(user: GetUserDep) -> HTMLResponse:
     """Return the page of all models whose runs the user may read."""
+    suffixes = {model.name: model.suffix for model in models()}
+
+    def dag_of(kind: str, name: str) -> str:
+        return kind + suffixes.get(name, "")
 
     def may(method: Literal["GET", "POST", "PUT"], kind: str, name: str) -> bool:
-        details = DagDetails(id=_dag_of(kind, name))
+        details = DagDetails(id=dag_of(kind, name))
         entity = None if method == "PUT" else DagAccessEntity.RUN
         return get_auth_manager().is_authorized_dag(
             method=method, access_entity=entity, details=details, user=user
@@ -218,17 +222,12 @@ def releases(user: GetUserDep) -> HTMLResponse:
         store = open_store(store_of(_PROCESS))
         found = shelves(store, partial(may, "GET", MAIN))
         names = [shelf.name for shelf in found]
-        back = {n: _dag_of(ROLLBACK, n) for n in names if may("POST", ROLLBACK, n)}
+        back = {n: dag_of(ROLLBACK, n) for n in names if may("POST", ROLLBACK, n)}
         # Names of keys are for those who run a model.
         spent = _usage() if any(may("PUT", MAIN, name) for name in names) else {}
         return render_releases(found, nonce=nonce, up="../", rollback=back, **spent)
 
     return answer(show, "Releases")
-
-
-def _dag_of(kind: str, name: str) -> str:
-    """Return the DAG of a kind that makes a model; that without a model file for a name of none."""
-    return kind + next((model.suffix for model in models() if model.name == name), "")
 
 
 def _usage() -> dict[str, Any]:

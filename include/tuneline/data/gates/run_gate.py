@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneline.artifacts.data import AUDIT, REJECTED
+from tuneline.artifacts.data import AUDIT, DATA_DOCS, REJECTED
 from tuneline.catalogue import DATA_ORDER, data_item_before
 from tuneline.data.engine import engine_of, reachable
 from tuneline.data.gates.expectations import Failure, store_docs, validate
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "tuneline/gate/1"
-DOCS = "data_docs"
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def run_gate(run: Run, item: str) -> GateResult:
         suites, problems = _suites(run, entry, root)
         engine = engine_of(run.config.data) if reachable() else HERE
         verdict, found, count = validate(suites, root / "gx", problems, engine)
-        docs = store_docs(run.store, run.key("data", DOCS, item), root / "gx")
+        docs = store_docs(run.store, run.key("data", DATA_DOCS, item), root / "gx")
     step = Verdict.PASS if entry.verdict == Verdict.NOT_APPLICABLE else entry.verdict
     agrees = step == verdict
     if not agrees:

@@ -38,7 +38,7 @@ from tuneline.serving.client import Messages
 from tuneline.step import apart
 from tuneline.step_context import StepContext
 
-# A pod that is killed loses the answers of so many seconds.
+# Time between two saves, whose answers a killed pod loses.
 SAVE_SECONDS = 30.0
 
 

@@ -18,7 +18,7 @@ from tuneline.artifacts.governance import AUDITED, ENGINE_PACKAGES, ManifestFile
 from tuneline.artifacts.releases import ADAPTER_FOLDER, CONFIG_FILE, Release
 from tuneline.catalogue import ITEMS, Item
 from tuneline.errors import TunelineError
-from tuneline.evidence import Evidence, Measurement, Verdict, load_evidence
+from tuneline.evidence import Evidence, Measurement, Verdict
 from tuneline.failures import ended_by_error
 from tuneline.serving.following.release import weights_sha256
 
@@ -206,13 +206,12 @@ class Facts:
         if stated is None:
             return ItemFacts(item, Verdict.NOT_RUN)
         folder = f"evidence/{item.id}/"
-        raw = self.release.read(stated.file)
         return ItemFacts(
             item,
             Verdict(stated.verdict),
             stated.summary,
             stated.because,
-            load_evidence(raw, stated.file) if raw else None,
+            self.release.evidence(item.id),
             [entry for entry in self.release.manifest.files if entry.name.startswith(folder)],
         )
 

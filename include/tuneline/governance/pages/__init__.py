@@ -1,1 +1,1 @@
-"""What people see of runs and releases, as HTML."""
+"""HTML pages of runs and releases."""

@@ -1,4 +1,4 @@
-"""Where a measurement, its interval, its limit and an earlier value lie on one small line."""
+"""Lay out a measurement with its interval, its limit and an earlier value on a short line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def bar_of(m: Measurement, values: Mapping[str, Any], before: Any) -> Bar | None
     side = _DIRECTIONS.get(m.rule or "", "")
     limit, earlier = _number(m.limit), _number(before)
     interval = _interval(m, values)
-    stem = m.name.removesuffix("_lower").removesuffix("_upper")
+    stem = _stem(m.name)
     value = _number(values.get(stem) if interval and stem != m.name else m.value)
     if not side or value is None or limit is None:
         return None
@@ -78,7 +78,7 @@ def bar_of(m: Measurement, values: Mapping[str, Any], before: Any) -> Bar | None
 
 def _interval(m: Measurement, values: Mapping[str, Any]) -> tuple[float, float] | None:
     """Return the 95 % interval around a measurement, stated or by its standard error."""
-    stem = m.name.removesuffix("_lower").removesuffix("_upper")
+    stem = _stem(m.name)
     low, high = _number(values.get(f"{stem}_lower")), _number(values.get(f"{stem}_upper"))
     if low is not None and high is not None and low <= high:
         return low, high
@@ -86,6 +86,10 @@ def _interval(m: Measurement, values: Mapping[str, Any]) -> tuple[float, float] 
     if value is None or not m.noise or not math.isfinite(m.noise):
         return None
     return value - _Z * m.noise, value + _Z * m.noise
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix("_lower").removesuffix("_upper")
 
 
 def _number(value: Any) -> float | None:

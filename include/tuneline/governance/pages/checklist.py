@@ -19,33 +19,26 @@ from jinja2 import Environment, FileSystemLoader
 
 from tuneline.artifacts.answers import APPROVALS, Approval
 from tuneline.artifacts.artifact import Artifact
+from tuneline.artifacts.data import DATA_DOCS
 from tuneline.artifacts.releases import Release, released
 from tuneline.artifacts.training import latest_runs
-from tuneline.catalogue import ITEMS, STEPS, Step, get_step, is_helper
+from tuneline.catalogue import DATA_ORDER, ITEMS, STEPS, Step, get_step
 from tuneline.config import Waiver
 from tuneline.errors import TunelineError, UserError
 from tuneline.evidence import Evidence, FileRef, Record, Verdict
 from tuneline.governance.pages.bars import Figure, figures
 from tuneline.governance.release.canary import told_of
 from tuneline.run import Run
-from tuneline.verdicts import (
-    Grounds,
-    ItemStatus,
-    LooserLimit,
-    checklist,
-    counting_waivers,
-    looser_limits,
-)
+from tuneline.verdicts import Grounds, ItemStatus, LooserLimit, checklist, counting_waivers
 
 _PLOTS = (".svg", ".png")
 # Objects of the store that are asked for at once.
-_AT_ONCE = 16
+AT_ONCE = 16
 # Files with examples of the rows that an item took out or got wrong.
 _REMOVED, _WRONG = "removed.json", "wrong_rows.json"
 _EXAMPLES = 12
 # Steps whose section links to the trackers' own pages.
 _TRAINED = ("loss_monitoring", "train", "sync_tracking")
-DOCS = "data_docs"
 
 
 @dataclass(frozen=True)
@@ -133,7 +126,7 @@ class Page:
 
     @property
     def release(self) -> str:
-        """What stands in the way of the release."""
+        """A sentence that names the items which block the release."""
         stopping = [row for row in self.rows if row.stops_release]
         refusing = [row.item for row in stopping if row.verdict != Verdict.NOT_RUN]
         waiting = [row.item for row in stopping if row.verdict == Verdict.NOT_RUN]
@@ -153,7 +146,7 @@ def gather(run: Run, steps: Sequence[str] | None = None) -> Page:
     grounds = Grounds(run)
     run = grounds.run
     wanted = [one for one in STEPS if one.id in steps] if steps else list(ITEMS)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         ids = [one.id for one in STEPS]
         entries = dict(zip(ids, pool.map(grounds.fresh.entry, ids), strict=True))
         before = _released(run)
@@ -172,7 +165,7 @@ def gather(run: Run, steps: Sequence[str] | None = None) -> Page:
         {name: text for name, text in run.in_progress().items() if not steps or name in steps},
         answers.approvals if answers else [],
         counting_waivers(run),
-        looser_limits(run),
+        grounds.limits,
         told_of(run.store, run.config.name, run.run_id) if asked else None,
     )
 
@@ -198,7 +191,7 @@ def _section(
         sorted(deciding, key=lambda one: one.m.ok is not False),
         [one for one in shown if one.m.rule is None],
         _offenders(run, found),
-        run.store.exists(run.key("data", DOCS, step.id, "index.html")),
+        step.id in DATA_ORDER and run.store.exists(docs_key(run, step.id, "index.html")),
         [one.url for one in tracked if one.url],
     )
 
@@ -213,12 +206,9 @@ def _released(run: Run) -> Release | None:
 
 def evidence_of(release: Release | None, step: str) -> Evidence | None:
     """Return the evidence that a release ships of an item, None if it ships none that is read."""
-    if release is None or is_helper(step):
-        return None
     try:
-        raw = release.read(f"evidence/{step}/evidence.json")
-        return Evidence.model_validate_json(raw) if raw else None
-    except (TunelineError, ValueError):
+        return release.evidence(step) if release else None
+    except TunelineError:
         return None
 
 
@@ -249,6 +239,24 @@ def _wrong(rows: Sequence[Mapping[str, Any]]) -> Iterator[Offender]:
         yield Offender(f"row {row['row_id']}", f"score {row['score']:g}", text)
 
 
+def docs_key(run: Run, step: str, name: str) -> str:
+    """Return the key of a file of the Data Docs of a data item."""
+    return run.key("data", DATA_DOCS, step, name)
+
+
+def path_of(*parts: str) -> str:
+    """Return the path of an address; no part can lead elsewhere."""
+    return "/".join(quote(part, "") for part in parts)
+
+
+def tab_of(release: Release, up: str) -> str | None:
+    """Return where Airflow shows the checklist of a release, None if no DAG made it."""
+    made = release.manifest.airflow_run or {}
+    if not {"dag_id", "run_id"} <= made.keys():
+        return None
+    return f"{up}{path_of('dags', made['dag_id'], 'runs', made['run_id'])}/plugin/release-checklist"
+
+
 @dataclass(frozen=True)
 class Links:
     """Addresses around the page of a run, relative to it.
@@ -263,27 +271,16 @@ class Links:
 
     def file(self, step: str, name: str) -> str:
         """Return where a file of a step is shown."""
-        return f"{self.up}release-checklist/file/{self._place('{}/{}', step)}/{quote(name)}"
+        place = path_of("release-checklist", "file", self.dag_id, self.run_id, step)
+        return f"{self.up}{place}/{quote(name)}"
 
     def task(self, step: str) -> str:
         """Return where Airflow shows the task of a step."""
-        return f"{self.up}dags/{self._place('{}/runs/{}/tasks', step)}"
+        return self.up + path_of("dags", self.dag_id, "runs", self.run_id, "tasks", step)
 
     def page(self) -> str:
         """Return the whole page of this run."""
-        return f"{self.up}release-checklist/page/{quote(self.dag_id, '')}/{quote(self.run_id, '')}"
-
-    def tab_of(self, release: Release) -> str | None:
-        """Return where Airflow shows the checklist of a release, None if no DAG made it."""
-        made = release.manifest.airflow_run or {}
-        if not {"dag_id", "run_id"} <= made.keys():
-            return None
-        dag, run = quote(made["dag_id"], ""), quote(made["run_id"], "")
-        return f"{self.up}dags/{dag}/runs/{run}/plugin/release-checklist"
-
-    def _place(self, form: str, step: str) -> str:
-        of_run = form.format(quote(self.dag_id, ""), quote(self.run_id, ""))
-        return f"{of_run}/{quote(step, '')}"
+        return self.up + path_of("release-checklist", "page", self.dag_id, self.run_id)
 
 
 @cache
@@ -319,6 +316,7 @@ def render(
             live=links is not None and bool(page.running or counts[Verdict.NOT_RUN]),
             picture=partial(_inline, page.run),
             part=_part,
+            tab_of=tab_of,
         )
     )
 

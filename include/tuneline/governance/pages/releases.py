@@ -22,8 +22,8 @@ from tuneline.artifacts.releases import (
 )
 from tuneline.catalogue import ITEMS
 from tuneline.errors import TunelineError
-from tuneline.evidence import Evidence
-from tuneline.governance.pages.checklist import evidence_of, templates
+from tuneline.evidence import Evidence, load_evidence
+from tuneline.governance.pages.checklist import AT_ONCE, evidence_of, tab_of, templates
 from tuneline.governance.production.drift_look import latest_looks
 from tuneline.governance.release.canary import told_of
 from tuneline.governance.retraining.drift import Look
@@ -33,7 +33,6 @@ from tuneline.store import Store
 
 # Versions side by side, the newest; looks at production; days of cost.
 _VERSIONS, _LOOKS, _DAYS = 12, 28, 30
-_AT_ONCE = 16
 # Numbers whose course is drawn: heading, item, measurement.
 _COURSES = (
     ("task metric on the hold-out", "holdout_performance", "tuned_metric"),
@@ -75,7 +74,7 @@ class Version:
 
     @property
     def steps(self) -> list[tuple[str, str]]:
-        """Where it comes from and where it goes: heading and text of each station."""
+        """The stations of its lineage, from data to release: heading and text of each."""
         manifest = self.release.manifest
         weights = [ref.sha256[:12] for ref in self.release.model_files().values()][:1]
         return [
@@ -106,8 +105,7 @@ class Shelf:
     @property
     def moves(self) -> list[tuple[str, PointerMove]]:
         """The moves of all pointers, newest first."""
-        found = [(which, move) for which, one in self.pointers.items() for move in one.history]
-        return sorted(found, key=lambda pair: pair[1].at, reverse=True)
+        return _moves(self.pointers)
 
     @property
     def courses(self) -> list[Course]:
@@ -119,7 +117,7 @@ class Shelf:
 def shelves(store: Store, wanted: Callable[[str], bool]) -> list[Shelf]:
     """Read the releases of the models that are wanted by name."""
     names = {name for which in POINTERS for name in model_names(store, which)}
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         return [_shelf(store, name, pool) for name in sorted(names) if wanted(name)]
 
 
@@ -127,8 +125,7 @@ def _shelf(store: Store, name: str, pool: ThreadPoolExecutor) -> Shelf:
     try:
         found = {which: read_release(store, name, which) for which in POINTERS}
         pointers = {which: one for which, one in found.items() if one is not None}
-        moves = sorted((move for one in pointers.values() for move in one.history), key=_when)
-        ids = list(dict.fromkeys(move.version for move in reversed(moves)))[:_VERSIONS]
+        ids = list(dict.fromkeys(move.version for _, move in _moves(pointers)))[:_VERSIONS]
         versions = filter(None, pool.map(partial(_version, store, name), ids))
         serving = next(iter(pointers.values()))
         newest = find_version(store, name, serving.version)
@@ -139,8 +136,10 @@ def _shelf(store: Store, name: str, pool: ThreadPoolExecutor) -> Shelf:
         return Shelf(name, wrong=str(error))
 
 
-def _when(move: PointerMove) -> str:
-    return move.at
+def _moves(pointers: Mapping[PointerName, ReleasePointer]) -> list[tuple[str, PointerMove]]:
+    """Return the moves of all pointers, newest first."""
+    found = [(which, move) for which, one in pointers.items() for move in one.history]
+    return sorted(found, key=lambda pair: pair[1].at, reverse=True)
 
 
 def _version(store: Store, name: str, version: str) -> Version | None:
@@ -151,7 +150,7 @@ def _version(store: Store, name: str, version: str) -> Version | None:
     found = {item: one for item in items if (one := evidence_of(release, item))}
     # The manifest states no verdict of lineage, which is about the manifest.
     key = f"{model_prefix(name, version)}/{LINEAGE_EVIDENCE}"
-    last = Evidence.model_validate_json(store.get_bytes(key)) if store.exists(key) else None
+    last = load_evidence(store.get_bytes(key), key) if store.exists(key) else None
     return Version(release, found, {"lineage": last.verdict} if last else {})
 
 
@@ -187,4 +186,5 @@ def usage(ledger: str) -> dict[str, list[Group]]:
 
 def render_releases(found: Sequence[Shelf], **around: Any) -> str:
     """Return the page; `around` are values of the template besides the shelves."""
-    return templates().get_template("releases.html").render(shelves=found, items=ITEMS, **around)
+    values = {"shelves": found, "items": ITEMS, "tab_of": tab_of, **around}
+    return templates().get_template("releases.html").render(values)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from tuneline.artifacts.data import DATA_DOCS
 from tuneline.artifacts.request_log import folder_name
 from tuneline.errors import RetryableError, UserError
 from tuneline.evidence import FileRef, Measurement, Verdict
@@ -26,7 +27,7 @@ from tuneline.governance.production.requests import batches_of
 from tuneline.store import NotThere, Store
 
 PREFIX = "curated"
-EVIDENCE, REQUESTS, DOCS = "evidence.json", "requests.parquet", "data_docs"
+EVIDENCE, REQUESTS = "evidence.json", "requests.parquet"
 SCHEMA: Literal["tuneline/curated/2"] = "tuneline/curated/2"
 _POINTER = "current.json"
 _TRIES = 3
@@ -198,7 +199,7 @@ def publish(
     made = CuratedDay(store, f"{root}/{folder}", evidence, digest)
     (files / EVIDENCE).write_bytes(raw)
     _put(made, names, files, anew=True)
-    store_docs(store, f"{made.prefix}/{DOCS}", files / "gx")
+    store_docs(store, f"{made.prefix}/{DATA_DOCS}", files / "gx")
     document = {
         "schema": _POINTER_SCHEMA,
         "generation": generation,

@@ -81,7 +81,7 @@ def read_look(store: Store, model: str, day: date) -> Look:
 
 
 def latest_looks(store: Store, model: str, most: int) -> list[Look]:
-    """Return the last looks, at most so many, newest first."""
+    """Return up to `most` looks, newest first."""
     keys = store.keys(f"{_root(model)}/looks")
     days = sorted({key.split("/")[-2] for key in keys if key.endswith("/report.json")})
     return [read_look(store, model, date.fromisoformat(day)) for day in reversed(days[-most:])]

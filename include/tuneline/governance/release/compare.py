@@ -14,7 +14,6 @@ from tuneline.artifacts.governance import Manifest, PointerMove
 from tuneline.artifacts.release_log import Line, read_log
 from tuneline.artifacts.releases import CONFIG_FILE, Release, current_release, find_version
 from tuneline.errors import TunelineError, UserError
-from tuneline.evidence import load_evidence
 from tuneline.governance.release.verify import Version
 from tuneline.store import Store, open_store
 
@@ -120,10 +119,9 @@ def _packages(manifest: Manifest) -> Values:
 def _metrics(release: Release) -> Values:
     """Return the numbers that decided, from the evidence that was shipped."""
     found: dict[str, Any] = {}
-    for item, entry in release.manifest.evidence.items():
+    for item in release.manifest.evidence:
         try:
-            raw = release.read(entry.file)
-            evidence = load_evidence(raw, entry.file) if raw else None
+            evidence = release.evidence(item)
         except TunelineError:
             continue
         if evidence is None:
