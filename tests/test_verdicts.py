@@ -83,6 +83,22 @@ def test_gate_and_audits_can_only_make_it_worse(lab, found, second, verdict, bec
     assert status(lab.run, "schema_validation").verdict == "pass"
 
 
+@pytest.mark.parametrize(
+    ("again", "says"),
+    [
+        ([BAD], "the gate: its audit table says the same"),
+        ([BAD.model_copy(update={"value": 4})], "the gate: m is 4"),
+        ([BAD, None], "the gate: m is 4"),
+    ],
+)
+def test_a_gate_that_agrees_does_not_say_it_twice(lab, again, says):
+    lab.leave(LAST, {}, [BAD])
+    broken = [m and m.model_dump(mode="json") for m in again]
+    gate = {"verdict": "fail", "summary": "m is 4", "broken": broken}
+    lab.run.store.put_bytes(lab.run.step_key(LAST, "gate.json"), json.dumps(gate).encode())
+    assert status(lab.run, LAST).because == f"m is 3, must be <= 0 rows; {says}"
+
+
 def test_25_rows_and_what_stood_in_the_way(lab):
     lab.leave("schema_validation", {}, [BAD])
     rows = {row.item: row for row in checklist(lab.run)}

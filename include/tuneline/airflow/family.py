@@ -15,6 +15,7 @@ from tuneline.airflow.failures import fail_plainly, worker_retry_policy
 from tuneline.airflow.notify import announcers
 from tuneline.airflow.rest import note_run, started_by_dag
 from tuneline.artifacts.answers import too_few_approvers
+from tuneline.artifacts.evaluation import ANSWER_HOLDOUT
 from tuneline.config import Model, find_model, models
 from tuneline.errors import UserError
 from tuneline.launch import create_run, form_fields
@@ -36,6 +37,17 @@ KINDS = (MAIN, NIGHTLY, LOGS, DRIFT, ROLLBACK)
 CURATED, DATASET, RELEASED = "curated_logs", "dataset", "released_model"
 # The scheme of each asset's URI.
 ASSETS = {CURATED: "curated", DATASET: "dataset", RELEASED: "release"}
+
+# These steps follow a question to people, or pods that a run need not have. They run when that was
+# skipped, but not when everything before them was skipped.
+OPTIONAL_BEFORE = {
+    "license_audit": "approve_license",
+    "final_audit": "review_rows",
+    "lora_selection": "sweep",
+    "holdout_performance": ANSWER_HOLDOUT,
+    "human_review": "review_pairs",
+    "promote": "approve_release",
+}
 
 
 def dag_id(kind: str, model: Model) -> str:

@@ -32,6 +32,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from tuneline.airflow.family import (
     DATASET,
     MAIN,
+    OPTIONAL_BEFORE,
     RELEASED,
     asset_of,
     form,
@@ -43,7 +44,6 @@ from tuneline.airflow.people import approve_license, approve_release, review_pai
 from tuneline.airflow.steps import answer_holdout, tasks_of
 from tuneline.airflow.training import sweep
 from tuneline.airflow.waiting import AwaitCanary
-from tuneline.artifacts.evaluation import ANSWER_HOLDOUT
 from tuneline.catalogue import RUN_ORDER, Group
 from tuneline.config import Model
 
@@ -55,17 +55,6 @@ TOOLTIPS = {
     Group.EVALUATION: "Is it better, is it fast",
     Group.SERVING: "Does it serve: engines, probes, warm starts",
     Group.GOVERNANCE: "May it ship, and as what",
-}
-
-# These steps follow a question to people, or pods that a run need not have. They run when that was
-# skipped, but not when everything before them was skipped.
-OPTIONAL_BEFORE = {
-    "license_audit": "approve_license",
-    "final_audit": "review_rows",
-    "lora_selection": "sweep",
-    "holdout_performance": ANSWER_HOLDOUT,
-    "human_review": "review_pairs",
-    "promote": "approve_release",
 }
 
 

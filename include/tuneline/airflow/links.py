@@ -20,8 +20,7 @@ class EvidenceLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the address of the tab of the task."""
-        place = _of_run(ti_key.dag_id, ti_key.run_id)
-        return f"{place}/tasks/{quote(operator.task_id, '')}/plugin/evidence"
+        return _of_task(ti_key.dag_id, ti_key.run_id, operator.task_id, ti_key.map_index)
 
 
 def checklist_url(context: Context) -> str:
@@ -33,9 +32,12 @@ def checklist_url(context: Context) -> str:
 def evidence_url(context: Context) -> str:
     """Return the address of the page of a task; that of a sheet shows a row after another."""
     ti = context["ti"]
-    mapped = "" if ti.map_index in (None, -1) else f"/mapped/{ti.map_index}"
-    task = f"{_of_run(ti.dag_id, ti.run_id)}/tasks/{quote(ti.task_id, '')}"
-    return f"{task}{mapped}/plugin/evidence"
+    return _of_task(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+
+
+def _of_task(dag_id: str, run_id: str, task_id: str, map_index: int | None) -> str:
+    mapped = "" if map_index in (None, -1) else f"/mapped/{map_index}"
+    return f"{_of_run(dag_id, run_id)}/tasks/{quote(task_id, '')}{mapped}/plugin/evidence"
 
 
 def _of_run(dag_id: str, run_id: str) -> str:

@@ -23,9 +23,9 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse, Response
 
 from tuneline.airflow.connections import take_connections
-from tuneline.airflow.family import MAIN, ROLLBACK
+from tuneline.airflow.family import MAIN, OPTIONAL_BEFORE, ROLLBACK
 from tuneline.artifacts.data import DATA_DOCS
-from tuneline.catalogue import get_step
+from tuneline.catalogue import STEPS, get_step
 from tuneline.config import models
 from tuneline.errors import TunelineError, UserError
 from tuneline.files import is_inner
@@ -54,6 +54,8 @@ _PROCESS = "the API server"
 # Files up to this size are shown; larger ones are weights and tables.
 _MOST_BYTES = 32 << 20
 _SHOWN = {"image/svg+xml", "image/png", "application/json"}
+# A question to people, or pods that a run need not have, and the step that follows them.
+_BEFORE = {task: step for step, task in OPTIONAL_BEFORE.items()}
 # Tasks that show people many rows or pairs.
 _SHEETS = ("review_pairs", "review_rows", "label_rows")
 _TEXTS = (".csv", ".jsonl", ".md", ".txt", ".yaml")
@@ -157,7 +159,13 @@ def item(dag_id: str, run_id: str, task_id: str, index: str) -> HTMLResponse:
             place = path_of("dags", dag_id, "dagRuns", run_id, "taskInstances", task_id)
             values = {"place": f"/{place}/{at}/hitlDetails", "task_id": task_id, "nonce": nonce}
             return templates().get_template("sheet.html").render(up="../../../../../", **values)
-        step = get_step(name.removeprefix("gate_")).id
+        step = _BEFORE.get(name, name.removeprefix("gate_"))
+        if step not in {one.id for one in STEPS}:
+            if outcome := find_outcome(dag_id, run_id):
+                return outcome
+            raise UserError(
+                f"{name} leaves no evidence of its own; the tab of the run shows all items"
+            )
         links = Links(dag_id, run_id, up="../../../../../")
         found = gather(open_run(dag_id, run_id), [step])
         return render(found, links, only=step, nonce=nonce)
