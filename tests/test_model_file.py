@@ -65,6 +65,7 @@ def test_a_changed_file_is_read_again(folder):
         ("drift: {cool_down_days: -1}", "drift.cool_down_days"),
         ("- a list", "expected `key: value` lines"),
         ("a: [", "not valid YAML"),
+        ("settings: {}\nowner: a\nsettings: {}", "line 3: not valid YAML: the key settings stands"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong_and_leaves_the_others(folder, text, said):

@@ -131,6 +131,21 @@ def check_limit(path: str, item: str) -> None:
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+class _Loader(_SafeLoader):  # type: ignore[misc, valid-type]
+    """Refuses a key that stands twice, of which YAML's loaders drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value} stands twice"
+                raise yaml.constructor.ConstructorError(
+                    problem=problem, problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep=deep)
+
+
 def presets_dir() -> Path:
     """Return the folder of presets: `$TUNELINE_PRESETS`, or that of this package."""
     return Path(os.environ.get("TUNELINE_PRESETS", Path(__file__).with_name("presets")))
@@ -168,8 +183,8 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
 
 def _loaded(text: str) -> Any:
     try:
-        return yaml.load(text, Loader=_SafeLoader)  # noqa: S506 - it is the safe one
-    except yaml.YAMLError:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - it is a safe one
+    except (yaml.scanner.ScannerError, yaml.parser.ParserError):
         # The parser in Python names the line at which a person has to look.
         return yaml.safe_load(text)
 
