@@ -259,6 +259,24 @@ def create_run(
 
 
 def check_inputs(config: PipelineConfig) -> tuple[PipelineConfig, int]:
+    """Refuse what `fit_inputs` refuses, and in production what leaves a limit undeclared."""
+    # Better than the base says nothing of good enough: a base may score next to nothing.
+    if config.profile == "production" and config.evaluation.min_metric is None:
+        raise UserError(
+            "evaluation.min_metric is not set, and profile: production requires it; set the lowest "
+            "metric on the hold-out that the task allows, as a share (for example `evaluation: "
+            "{min_metric: 0.8}`)"
+        )
+    # One request at a time is no service: what many users wait for is seen under their load only.
+    if config.profile == "production" and config.evaluation.load.rate is None:
+        raise UserError(
+            "evaluation.load is not set, and profile: production requires it; declare the load at "
+            "the busiest time (for example `evaluation: {load: {users: 200}}`)"
+        )
+    return fit_inputs(config)
+
+
+def fit_inputs(config: PipelineConfig) -> tuple[PipelineConfig, int]:
     """Refuse a dataset or base model that the run can't use, or an adapter that no engine loads.
 
     It runs before anything starts, so it checks only what this machine can see, and fetches no
@@ -273,19 +291,6 @@ def check_inputs(config: PipelineConfig) -> tuple[PipelineConfig, int]:
     from tuneline.models.resolver import preview
     from tuneline.serving.engines.limits import parameters_of, refuse_unfit, refuse_unservable
 
-    # Better than the base says nothing of good enough: a base may score next to nothing.
-    if config.profile == "production" and config.evaluation.min_metric is None:
-        raise UserError(
-            "evaluation.min_metric is not set, and profile: production requires it; set the lowest "
-            "metric on the hold-out that the task allows, as a share (for example `evaluation: "
-            "{min_metric: 0.8}`)"
-        )
-    # One request at a time is no service: what many users wait for is seen under their load only.
-    if config.profile == "production" and config.evaluation.load.rate is None:
-        raise UserError(
-            "evaluation.load is not set, and profile: production requires it; declare the load at "
-            "the busiest time (for example `evaluation: {load: {users: 200}}`)"
-        )
     refuse_unservable(config.training, config.deployment)
     for addresses in (config.data.sources, config.data.holdouts):
         files = find_here(addresses)

@@ -192,11 +192,11 @@ def _all(arguments: argparse.Namespace) -> int:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from tuneline.launch import check_inputs, config_from_fields
+    from tuneline.launch import config_from_fields, fit_inputs
     from tuneline.training.resources.forecast import forecast
 
     config = config_from_fields(_fields(arguments), _where(arguments), names=_NAMES)
-    for line in forecast(*check_inputs(config), arguments.tokens).lines():
+    for line in forecast(*fit_inputs(config), arguments.tokens).lines():
         print(line)
     return EXIT_OK
 

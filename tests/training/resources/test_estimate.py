@@ -183,3 +183,10 @@ def test_a_4bit_base_in_shards_is_refused_before_anything_runs(capsys, tmp_path)
         assert main(["estimate", *base, "--config", str(settings)]) == code
         said = capsys.readouterr()
         assert ("each process holds the whole 4-bit base" in said.err) is qlora
+
+
+def test_an_estimate_asks_for_no_limit_that_a_run_in_production_needs(tmp_path, capsys):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Hi", "completion": "Hello"}\n')
+    words = ["estimate", "--preset", "gpu", "--data", str(tmp_path / "rows.jsonl")]
+    assert main([*words, "--base-model", "hf://org/name@main"]) == 0
+    assert "train" in capsys.readouterr().out
