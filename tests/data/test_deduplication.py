@@ -58,7 +58,7 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
         for r in rows[:60]
     ]
     monkeypatch.setattr(
-        "tuneline.data.near_duplicates.deduplicate.near_pairs", lambda texts, threshold, search: []
+        "tuneline.data.near_duplicates.deduplicate.near_pairs", lambda texts, threshold: []
     )
     lab = data_lab(rows)
     entry = lab.upto(ITEM)

@@ -1,7 +1,6 @@
 """Spark and this machine leave the same bytes, also if Spark loses a worker or an executor."""
 
 import os
-import random
 import subprocess
 import sys
 import threading
@@ -12,14 +11,12 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pytest
-from tests.lab.data_runs import WORDS, chat, clean_rows, text, write_jsonl
+from tests.lab.data_runs import chat, clean_rows, text, write_jsonl
 from tests.lab.fuzzed_rows import Fuzzer
 
 from tuneline.config import DataConfig
 from tuneline.data.gates.expectations import validate
 from tuneline.data.gates.suites import Rule, Suite
-from tuneline.data.near_duplicates import minhash
-from tuneline.data.near_duplicates.on_spark import search_on
 from tuneline.data.pii.replace.scrubber import make_scrubber
 from tuneline.machine.workers import HERE, as_batch, rows_in
 
@@ -102,37 +99,6 @@ def test_the_commands_of_the_page(tmp_path):
     assert len(tables(tmp_path / "prepared")) > 15
 
 
-def near_texts(count):
-    """Distinct texts, a third of them near to another, and a bucket that overflows."""
-    draw = random.Random(count)
-    texts = []
-    for _ in range(count):
-        words = draw.choices(WORDS, k=draw.choice([7, 20, 60, 90]))
-        texts.append(" ".join(words))
-        if draw.random() < 0.5:
-            words[draw.randrange(len(words))] = "zebra"
-            texts.append(" ".join(words))
-    often = minhash.MAX_BUCKET * 3
-    texts += [f"the same words come again and again in number {n}" for n in range(often)]
-    draw.shuffle(texts)
-    return list(dict.fromkeys(texts))
-
-
-def searched(search):
-    texts = near_texts(3_000)
-    half = len(texts) // 2
-    crossing = minhash.cross_pairs(texts[:half], texts[half:], 0.8, search)
-    return minhash.near_pairs(texts, 0.8, search), crossing
-
-
-def test_the_same_pairs(spark):
-    pairs, crossing = searched(minhash.edges_here)
-    assert min(len(pairs), len(crossing)) > 500
-    assert searched(search_on(spark)) == (pairs, crossing)
-    assert minhash.near_pairs([], 0.8, search_on(spark)) == []
-    assert minhash.near_pairs(["one text"], 0.8, search_on(spark)) == []
-
-
 def executors(processes):
     """Those of the processes that are executors and alive."""
     for process in processes:
@@ -169,25 +135,6 @@ def test_a_killed_process_loses_no_row(spark, tmp_path, kind):
     assert found == [2 * number for number in range(72)]
     # Some batch was done twice.
     assert len(begun.read_text().split()) > 24
-
-
-def test_a_search_survives_an_executor(cluster, spark):
-    wanted = searched(minhash.edges_here)
-    killed = []
-
-    def kill():
-        while not killed:
-            time.sleep(3)
-            # One that runs a worker is at the search.
-            for process in executors(cluster.children(recursive=True)):
-                if process.children() and not killed:
-                    killed.append(process)
-                    process.kill()
-
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    assert searched(search_on(spark)) == wanted
-    assert killed
 
 
 def test_a_scrubber_takes_its_model_along(spark):

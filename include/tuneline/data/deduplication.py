@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING
 
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
-from tuneline.data.engine import engine_of
 from tuneline.data.near_duplicates import phrases
 from tuneline.data.near_duplicates.deduplicate import Deduplicated, deduplicate
-from tuneline.data.near_duplicates.on_spark import search_on
 from tuneline.data.near_duplicates.split import cluster_hash, torn
 from tuneline.data.tables.removed_rows import conclude
 from tuneline.data.tables.rows import (
@@ -215,7 +213,7 @@ def run(ctx: StepContext) -> Evidence:
     """Remove near-duplicates and contradictions, split, thin repeated phrases."""
     config = ctx.config.data
     rows = rows_before(ctx)
-    found = deduplicate(rows, config, search_on(engine_of(config)))
+    found = deduplicate(rows, config)
     thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
     listed = [{**asdict(each), "share": round(each.share, 4)} for each in thinned.repeated]
     ctx.write_json(PHRASES, {"sentences": listed})

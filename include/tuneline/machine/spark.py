@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial, reduce
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,6 @@ _LOCAL = re.compile(r"local\[(\d+|\*)\]")
 _TRIES = 4
 # Tasks and rows of a wave for each core; one wave is sent while another is worked on.
 _TASKS, _ROWS, _WAVES = 4, 1 << 14, 2
-# Bytes of a table that are sent at once.
-_SENT = 1 << 25
 # Seconds that a server may take to accept a connection.
 _SECONDS = 10
 _WAVE = "number long, batch binary"
@@ -73,7 +71,7 @@ def connect() -> Spark:
         if theirs.split(".")[:2] != ours.split(".")[:2]:
             raise UserError(f"the Spark server is {theirs}, PySpark here {ours}; make them equal")
         # A range has a part for each core.
-        parts = session.range(1 << 16).mapInArrow(_ones, "number long").count()
+        parts = session.range(1 << 16).mapInArrow(_ones, "number long").toArrow().num_rows
         for name in ("leafNodeDefaultParallelism", "shuffle.partitions"):
             session.conf.set(f"spark.sql.{name}", _TASKS * parts)
     return Spark(session, _ROWS * parts)
@@ -106,6 +104,8 @@ def _start(session: Any, master: str) -> str:
         "spark.connect.grpc.binding.address": "127.0.0.1",
         "spark.connect.grpc.binding.port": str(port),
         "spark.driver.host": "127.0.0.1",
+        # Rows pass the JVM as bytes: its best compiler costs more than it could save.
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.log.level": "ERROR",
@@ -216,21 +216,8 @@ class Spark:
 
     def frame(self, table: pa.Table) -> Any:
         """Return a table as a data frame; Spark's driver holds it."""
-        size = max(1, table.num_rows * _SENT // max(1, table.nbytes))
-        parts = [table.slice(at, size) for at in range(0, max(1, table.num_rows), size)]
         with _answers():
-            frames = map(self.session.createDataFrame, parts)
-            return reduce(lambda one, other: one.union(other), frames)
-
-    def count(self, frame: Any) -> int:
-        """Return the number of rows of a data frame."""
-        with _answers():
-            return int(frame.count())
-
-    def collect(self, frame: Any) -> pa.Table:
-        """Return the rows of a data frame."""
-        with _answers():
-            return frame.toArrow()
+            return self.session.createDataFrame(table)
 
 
 def _bytes(batch: pa.RecordBatch) -> bytes:

@@ -13,7 +13,7 @@ from tuneline.data.near_duplicates.compared_text import (
     similarity_texts,
     varieties,
 )
-from tuneline.data.near_duplicates.minhash import Search, edges_here, near_pairs, nearest
+from tuneline.data.near_duplicates.minhash import near_pairs, nearest
 from tuneline.data.near_duplicates.shingles import normalise
 from tuneline.data.near_duplicates.split import (
     assign,
@@ -82,13 +82,11 @@ def conflict_rejects(rows: Sequence[Row], group: Sequence[int], policy: str) -> 
     return [index for index in free if meaning(rows[index]) != counts[0][0]]
 
 
-def find_clusters(
-    texts: Sequence[str], threshold: float, search: Search = edges_here
-) -> tuple[list[int], int]:
+def find_clusters(texts: Sequence[str], threshold: float) -> tuple[list[int], int]:
     """Return the cluster of each text (its smallest row number), and the number of near pairs."""
     numbers: dict[str, int] = {}
     distinct = [numbers.setdefault(text, len(numbers)) for text in texts]
-    pairs = near_pairs(list(numbers), threshold, search)
+    pairs = near_pairs(list(numbers), threshold)
     # The first row with a text has a smaller number than any row with a later text.
     first: dict[int, int] = {}
     for row, number in enumerate(distinct):
@@ -121,9 +119,7 @@ def keep_of_cluster(rows: Sequence[Row], members: Sequence[int], policy: str) ->
     return [best([i for g in by_meaning.values() if len(g) == most for i in g])]
 
 
-def deduplicate(
-    rows: Sequence[Row], config: DataConfig, search: Search = edges_here
-) -> Deduplicated:
+def deduplicate(rows: Sequence[Row], config: DataConfig) -> Deduplicated:
     """Find conflicts and near-duplicates, choose the rows that stay, split them, drop leaks."""
     texts = similarity_texts(rows)
     reasons: list[str | None] = [None] * len(rows)
@@ -133,12 +129,12 @@ def deduplicate(
             conflict[index] = True
         for index in conflict_rejects(rows, group, config.label_conflicts):
             reasons[index] = f"label_conflict: {len(group)} rows ask the same, answers differ"
-    cluster, pairs = find_clusters(texts, config.near_duplicate_jaccard, search)
+    cluster, pairs = find_clusters(texts, config.near_duplicate_jaccard)
     found = Deduplicated(texts, cluster, reasons, [""] * len(rows), conflict, near_pairs=pairs)
     found.variety, found.conversation = [False] * len(rows), [None] * len(rows)
     _keep_few(rows, found, config)
     _split(rows, found, config)
-    _drop_leaks(rows, found, config.near_duplicate_jaccard, search)
+    _drop_leaks(rows, found, config.near_duplicate_jaccard)
     return found
 
 
@@ -197,20 +193,20 @@ def _split(rows: Sequence[Row], found: Deduplicated, config: DataConfig) -> None
         found.splits[free[n]] = split
 
 
-def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float, search: Search) -> None:
+def _drop_leaks(rows: Sequence[Row], found: Deduplicated, threshold: float) -> None:
     """Reject the near-duplicates across the split that the first search missed."""
-    leaks = _leaks(found, threshold, search)
+    leaks = _leaks(found, threshold)
     for number, (index, (other, similarity)) in enumerate(leaks.items(), 1):
         found.missed = number
         where = f"{rows[other].source_file} line {rows[other].source_line}"
         found.reasons[index] = f"cross_split_duplicate: {similarity:.2f} to {where}"
     found.cross_similarity = [0.0] * len(rows)
     if found.missed:
-        for index, (_, similarity) in _leaks(found, threshold, search).items():
+        for index, (_, similarity) in _leaks(found, threshold).items():
             found.cross_similarity[index] = similarity
 
 
-def _leaks(found: Deduplicated, threshold: float, search: Search) -> dict[int, tuple[int, float]]:
+def _leaks(found: Deduplicated, threshold: float) -> dict[int, tuple[int, float]]:
     """Return the kept rows that are near to a row of a split that is held out from them."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, split in enumerate(found.splits):
@@ -222,6 +218,6 @@ def _leaks(found: Deduplicated, threshold: float, search: Search) -> dict[int, t
         (members[HOLDOUT], members[TRAIN] + members[VALIDATION]),
     ):
         left, right = ([found.texts[i] for i in side] for side in (free, held))
-        near = nearest(left, right, threshold, search)
+        near = nearest(left, right, threshold)
         leaks |= {free[i]: (held[j], similarity) for i, (j, similarity) in near.items()}
     return leaks

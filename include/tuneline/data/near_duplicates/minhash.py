@@ -8,7 +8,7 @@ kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -37,10 +37,6 @@ from tuneline.machine.cores import in_threads
 
 Signatures = NDArray[np.uint32]
 Shingle = Callable[[Sequence[str]], Shingled]
-# Pairs of texts, shape (pairs, 2), with their similarities.
-Edges = tuple[Indices, NDArray[np.float64]]
-# Of texts, how many are on the left (None: each with each), a threshold and a seed.
-Search = Callable[[Sequence[str], int | None, float, int], Iterator[Edges]]
 
 # Values of a signature, and rounds in which shingles fall into bins.
 BINS, ROUNDS = 128, 5
@@ -151,35 +147,25 @@ def band_keys(sigs: Signatures, bands: tuple[int, int]) -> Hashes:
 def candidates(keys: Hashes) -> NDArray[np.int64]:
     """Return the pairs of rows that agree in a band: shape (pairs, 2), smaller first, in order."""
     rows = keys.shape[1]
-    bits = number_bits(rows)
+    bits = np.uint64(max(1, (rows - 1).bit_length()))
     low = np.uint64((1 << int(bits)) - 1)
     numbers = np.arange(rows, dtype=np.uint64)
     found: list[Hashes] = []
     for band in keys:
         # The row's number takes the low bits, so that sorting values sorts rows by key.
         ranked = np.sort((band & ~low) | numbers)
-        row = ranked & low
-        found += ((row[i] << bits) | row[j] for i, j in neighbours(ranked >> bits))
+        own = ranked >> bits
+        for distance in range(1, min(MAX_BUCKET, rows)):
+            same = np.flatnonzero(own[distance:] == own[:-distance])
+            if not len(same):
+                break
+            found.append(((ranked[same] & low) << bits) | (ranked[same + distance] & low))
     if not found:
         return np.empty((0, 2), dtype=np.int64)
     # A sort is ten times as fast as the hash table of `np.unique`.
     pairs = np.sort(np.concatenate(found))
     pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
     return np.stack((pairs >> bits, pairs & low), axis=1).astype(np.int64)
-
-
-def number_bits(rows: int) -> np.uint64:
-    """Return the bits of a row's number, by which a key is shorter where it is compared."""
-    return np.uint64(max(1, (rows - 1).bit_length()))
-
-
-def neighbours(keys: NDArray[Any]) -> Iterator[tuple[Indices, Indices]]:
-    """Yield the positions of equal keys, which are sorted: each key and its next `MAX_BUCKET`."""
-    for distance in range(1, min(MAX_BUCKET, len(keys))):
-        same = np.flatnonzero(keys[distance:] == keys[:-distance])
-        if not len(same):
-            return
-        yield same, same + distance
 
 
 def cross_candidates(left: Hashes, right: Hashes) -> Indices:
@@ -251,50 +237,43 @@ def alike_by_marks(bits: Hashes, most: Indices, pairs: Indices, threshold: float
     return left_over
 
 
-# Shingles of short texts, and of long ones.
-KINDS: tuple[Shingle, Shingle] = (shingle_chars, shingle_words)
-
-
-def edges_here(
-    texts: Sequence[str], first: int | None, threshold: float, seed: int
-) -> Iterator[Edges]:
-    """Yield near-duplicates among all texts, or across the first ones and the others."""
-    for indexed, shingle in zip(_indexed(texts, threshold, seed), KINDS, strict=True):
-        for part, values in _verified(texts, _possible(indexed, first, threshold), shingle):
-            near = np.flatnonzero(values >= threshold)
-            yield part[near], values[near]
-
-
-def near_pairs(
-    texts: Sequence[str], threshold: float, search: Search = edges_here
-) -> list[tuple[int, int, float]]:
+def near_pairs(texts: Sequence[str], threshold: float) -> list[tuple[int, int, float]]:
     """Find near-duplicates: `(i, j, similarity)`, i < j, in order, the greater of both kinds."""
-    return _ordered(search(texts, None, threshold, SEED))
+    return _near(texts, None, threshold, SEED)
 
 
 def cross_pairs(
-    left: Sequence[str], right: Sequence[str], threshold: float, search: Search = edges_here
+    left: Sequence[str], right: Sequence[str], threshold: float
 ) -> list[tuple[int, int, float]]:
     """Find near-duplicates of left texts among right ones, by other permutations."""
-    pairs = _ordered(search([*left, *right], len(left), threshold, SECOND_SEED))
+    pairs = _near([*left, *right], len(left), threshold, SECOND_SEED)
     return [(i, j - len(left), similarity) for i, j, similarity in pairs]
 
 
 def nearest(
-    left: Sequence[str], right: Sequence[str], threshold: float, search: Search = edges_here
+    left: Sequence[str], right: Sequence[str], threshold: float
 ) -> dict[int, tuple[int, float]]:
     """Return, for each left text near to a right one, the nearest of these and the similarity."""
     best: dict[int, tuple[int, float]] = {}
-    for i, j, similarity in cross_pairs(left, right, threshold, search):
+    for i, j, similarity in cross_pairs(left, right, threshold):
         if i not in best or similarity > best[i][1]:
             best[i] = (j, similarity)
     return best
 
 
-def _ordered(edges: Iterable[Edges]) -> list[tuple[int, int, float]]:
-    none = (np.empty((0, 2), dtype=np.int64), np.empty(0))
-    parts, similarities = zip(none, *edges, strict=True)
-    found, values = np.concatenate(parts), np.concatenate(similarities)
+def _near(
+    texts: Sequence[str], first: int | None, threshold: float, seed: int
+) -> list[tuple[int, int, float]]:
+    """Find near-duplicates among all texts, or across the first ones and the others."""
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    similarities = [np.empty(0)]
+    kinds: tuple[Shingle, Shingle] = (shingle_chars, shingle_words)
+    for indexed, shingle in zip(_indexed(texts, threshold, seed), kinds, strict=True):
+        for part, values in _verified(texts, _possible(indexed, first, threshold), shingle):
+            near = np.flatnonzero(values >= threshold)
+            pairs.append(part[near])
+            similarities.append(values[near])
+    found, values = np.concatenate(pairs), np.concatenate(similarities)
     # Of a pair that both kinds find, the greater similarity comes first.
     order = np.lexsort((-values, found[:, 1], found[:, 0]))
     found, values = found[order], values[order]
@@ -323,7 +302,7 @@ def _verified(
 
 
 @dataclass(frozen=True)
-class Indexed:
+class _Indexed:
     """What is kept of the texts that are compared by one kind of shingle."""
 
     members: Indices
@@ -332,7 +311,7 @@ class Indexed:
     sizes: Indices
 
 
-def _possible(indexed: Indexed, first: int | None, threshold: float) -> Indices:
+def _possible(indexed: _Indexed, first: int | None, threshold: float) -> Indices:
     """Return the pairs that agree in a band and that their bitmaps don't rule out."""
     if first is None:
         pairs = candidates(indexed.keys)
@@ -348,16 +327,21 @@ def _possible(indexed: Indexed, first: int | None, threshold: float) -> Indices:
     return indexed.members[pairs[np.concatenate([np.empty(0, dtype=np.int64), *left_over])]]
 
 
-def _indexed(texts: Sequence[str], threshold: float, seed: int) -> Iterator[Indexed]:
+def _indexed(texts: Sequence[str], threshold: float, seed: int) -> Iterator[_Indexed]:
     """Index short texts, then long ones."""
     bands = bands_for(len(texts), threshold)
 
-    def index(batch: slice) -> tuple[Indexed, Indexed]:
-        return index_texts(texts[batch], batch.start, bands, seed)
+    def index(batch: slice) -> tuple[_Indexed, _Indexed]:
+        words = words_of(texts[batch])
+        short, long = words.lengths <= SHORT, words.lengths > LONG
+        return (
+            _index(chars_of(words.chosen(short)), np.flatnonzero(short) + batch.start, bands, seed),
+            _index(grams_of(words.chosen(long)), np.flatnonzero(long) + batch.start, bands, seed),
+        )
 
     _factors(seed)
     for parts in zip(index(slice(0, 0)), *in_threads(index, batches(texts)), strict=True):
-        yield Indexed(
+        yield _Indexed(
             members=np.concatenate([part.members for part in parts]),
             keys=np.concatenate([part.keys for part in parts], axis=1),
             bits=np.concatenate([part.bits for part in parts]),
@@ -365,18 +349,6 @@ def _indexed(texts: Sequence[str], threshold: float, seed: int) -> Iterator[Inde
         )
 
 
-def index_texts(
-    texts: Sequence[str], start: int, bands: tuple[int, int], seed: int
-) -> tuple[Indexed, Indexed]:
-    """Index the short ones of texts, then the long ones; the first has the number `start`."""
-    words = words_of(texts)
-    short, long = words.lengths <= SHORT, words.lengths > LONG
-    return (
-        _index(chars_of(words.chosen(short)), np.flatnonzero(short) + start, bands, seed),
-        _index(grams_of(words.chosen(long)), np.flatnonzero(long) + start, bands, seed),
-    )
-
-
-def _index(shingled: Shingled, members: Indices, bands: tuple[int, int], seed: int) -> Indexed:
+def _index(shingled: Shingled, members: Indices, bands: tuple[int, int], seed: int) -> _Indexed:
     keys = band_keys(signatures(shingled, seed), bands)
-    return Indexed(members, keys, marks(shingled), np.diff(shingled.offsets))
+    return _Indexed(members, keys, marks(shingled), np.diff(shingled.offsets))
