@@ -213,6 +213,22 @@ def test_nothing_has_a_right_beyond_pods_and_jobs_of_its_namespace(airflow):
             assert account["automountServiceAccountToken"] is False, name
 
 
+def test_the_triggerer_may_watch_and_end_what_a_task_left_to_it(airflow):
+    manifests = objects(airflow[0])
+    account = dict(pods_of(manifests))["triggerer"]["serviceAccountName"]
+    rules = {o["metadata"]["name"]: o["rules"] for o in manifests if o["kind"] == "Role"}
+    granted = {
+        (verb, resource)
+        for o in manifests
+        if o["kind"] == "RoleBinding" and account in [s["name"] for s in o["subjects"]]
+        for rule in rules[o["roleRef"]["name"]]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    pods = {(verb, "pods") for verb in ("get", "list", "watch", "delete")}
+    assert pods | {("get", "pods/log"), ("delete", "jobs")} <= granted
+
+
 def test_what_the_chart_s_job_runs_is_a_script(airflow):
     (job,) = (pod for name, pod in pods_of(objects(airflow[0])) if name == "run-airflow-migrations")
     *shell, script = job["containers"][0]["args"]
