@@ -48,6 +48,7 @@ from tuneline.training.resources.out_of_memory import after_kill
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
+    from pendulum import DateTime
 
 _log = logging.getLogger(__name__)
 
@@ -263,9 +264,16 @@ class StepPod(KubernetesPodOperator):
             why = self.pod_manager.why_pending(self.pod) or self.event["message"]
             self.not_started = f"the pod did not start: {why}"
             return self.cleanup(self.pod, self.pod, context=context)
-        if self.pod.status.phase == PodPhase.RUNNING and self.defers():
+        if self.pod.status.phase not in PodPhase.terminal_states and self.defers():
             return super().execute_async(context)
         return self.execute_sync(context)
+
+    def invoke_defer_method(
+        self, last_log_time: DateTime | None = None, context: Context | None = None
+    ) -> None:
+        """Leave the worker; the trigger's client finds Airflow's own cluster only if it is told."""
+        self.in_cluster = self.hook.is_in_cluster
+        super().invoke_defer_method(last_log_time, context)
 
     def defers(self) -> bool:
         """Return True if the task leaves its worker now: at first, and again if a trigger broke."""

@@ -225,6 +225,7 @@ class TrainingJob(KubernetesJobOperator):
             trigger_start_time=datetime.now(UTC),
             base_container_name=self.base_container_name,
             kubernetes_conn_id=self.kubernetes_conn_id,
+            in_cluster=self.hook.is_in_cluster,
             poll_interval=self.job_poll_interval,
             logging_interval=self._step.logging_interval,
             trigger_kwargs={**(self._step.trigger_kwargs or {}), "job": name},
