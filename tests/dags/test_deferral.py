@@ -1,12 +1,17 @@
 """A task that leaves its worker while its pod runs ends as one that stays, whatever happens."""
 
 import asyncio
+from base64 import b64decode
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from kubernetes.client import models as k8s
+from kubernetes.config import incluster_config as worker_client
+from kubernetes_asyncio.config import incluster_config as triggerer_client
 from tests.lab import tasks as task_lab
 from tests.lab.pods import IMAGE, NAMESPACE, Api
 from tests.lab.runs import Lab
@@ -115,6 +120,39 @@ def test_a_pod_that_did_not_start_in_time_is_not_waited_for_again(api: Api, lab)
     with pytest.raises(AirflowException, match="retryable: the pod did not start: no node has 64"):
         train("true", size=Size.TRAIN).trigger_reentry(context, {**event, "name": trigger.pod_name})
     wait_for(lambda: pods_of(api) == [], what="the end of the pod")
+
+
+@pytest.fixture
+def in_cluster(api: Api, server, tmp_path, monkeypatch):
+    """Airflow in a pod of the cluster, with a service account and without a connection."""
+    (cluster,) = yaml.safe_load((server.state / "kubeconfig").read_text())["clusters"]
+    where = urlsplit(cluster["cluster"]["server"])
+    (tmp_path / "ca").write_bytes(b64decode(cluster["cluster"]["certificate-authority-data"]))
+    monkeypatch.delenv("AIRFLOW_CONN_KUBERNETES_DEFAULT")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", str(where.hostname))
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(where.port))
+    for library in (worker_client, triggerer_client):
+        monkeypatch.setattr(library, "SERVICE_TOKEN_FILENAME", str(server.state / "token"))
+        monkeypatch.setattr(library, "SERVICE_CERT_FILENAME", str(tmp_path / "ca"))
+
+
+@pytest.mark.usefixtures("in_cluster")
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_worker_and_triggerer_find_the_cluster_that_they_run_in(lab, nodes):
+    context = context_of(lab, nodes)
+    event = asyncio.run(first_event(leave(train("sleep 1"), context)))
+    assert event["status"] == "success", event["message"]
+    train("sleep 1").trigger_reentry(context, event)
+
+
+def test_a_trigger_that_fails_while_the_pod_waits_for_a_node_is_started_again(api: Api, lab):
+    context = context_of(lab, gpus=64)
+    trigger = leave(train("true", size=Size.TRAIN), context)
+    event = {"status": "error", "message": "no answer", "namespace": NAMESPACE}
+    again = train("true", size=Size.TRAIN)
+    with pytest.raises(TaskDeferred):
+        again.trigger_reentry(context, {**event, "name": trigger.pod_name})
+    api.core.delete_namespaced_pod(trigger.pod_name, NAMESPACE, grace_period_seconds=0)
 
 
 @pytest.mark.parametrize("saw", ["error", "success"])
