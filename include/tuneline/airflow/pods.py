@@ -48,7 +48,6 @@ from tuneline.training.resources.out_of_memory import after_kill
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
-    from pendulum import DateTime
 
 _log = logging.getLogger(__name__)
 
@@ -255,6 +254,8 @@ class StepPod(KubernetesPodOperator):
 
     def execute_async(self, context: Context) -> None:
         """Leave the worker until the trigger's event, then end as a task that stays in it."""
+        # The trigger's client finds the cluster that Airflow runs in only if it is told.
+        self.in_cluster = self.hook.is_in_cluster
         if self.event is None:
             return super().execute_async(context)
         self.pod = self.remote_pod = self._left_to_trigger(self.event)
@@ -267,13 +268,6 @@ class StepPod(KubernetesPodOperator):
         if self.pod.status.phase not in PodPhase.terminal_states and self.defers():
             return super().execute_async(context)
         return self.execute_sync(context)
-
-    def invoke_defer_method(
-        self, last_log_time: DateTime | None = None, context: Context | None = None
-    ) -> None:
-        """Leave the worker; the trigger's client finds Airflow's own cluster only if it is told."""
-        self.in_cluster = self.hook.is_in_cluster
-        super().invoke_defer_method(last_log_time, context)
 
     def defers(self) -> bool:
         """Return True if the task leaves its worker now: at first, and again if a trigger broke."""

@@ -235,9 +235,7 @@ class TrainingJob(KubernetesJobOperator):
     def _show_log(self, name: str, namespace: str) -> None:
         """Show the log of pod 0, which reports on the training, until its end."""
         if pods := self._pods(name, namespace):
-            self.pod_manager.fetch_container_logs(
-                pods[0], container_name=self.base_container_name, follow=True
-            )
+            self.pod_manager.fetch_container_logs(pods[0], self.base_container_name, follow=True)
 
     def _has_ended(self, name: str, namespace: str) -> bool:
         return bool(self.hook.is_job_complete(self.hook.get_job_status(name, namespace)))
