@@ -193,23 +193,17 @@ def test_nothing_has_a_right_beyond_pods_and_jobs_of_its_namespace(airflow):
     made, executor = airflow
     manifests = objects(made)
     assert not [o for o in manifests if o["kind"].startswith("ClusterRole")]
-    granted = {
-        resource
-        for o in manifests
-        if o["kind"] == "Role"
-        for rule in o["rules"]
-        for resource in rule["resources"]
-    }
+    rules = [rule for o in manifests if o["kind"] == "Role" for rule in o["rules"]]
+    granted = {resource for rule in rules for resource in rule["resources"]}
     assert granted == {"pods", "pods/log", "pods/exec", "events", "jobs", "jobs/status"}
-    bound = {
-        subject["name"]
-        for o in manifests
-        if o["kind"] == "RoleBinding"
-        for subject in o["subjects"]
-    }
+    bindings = [o for o in manifests if o["kind"] == "RoleBinding"]
+    bound = {(s["name"], o["roleRef"]["name"]) for o in bindings for s in o["subjects"]}
+    # The triggerer ends pods and jobs of tasks that a user ends.
+    triggerer = dict(pods_of(manifests))["triggerer"]["serviceAccountName"]
+    assert {(triggerer, f"airflow-{what}-launcher-role") for what in ("pod", "job")} <= bound
     accounts = {o["metadata"]["name"]: o for o in manifests if o["kind"] == "ServiceAccount"}
     for name, account in accounts.items():
-        if name not in bound and (name, executor) != ("airflow-scheduler", "celery"):
+        if name not in dict(bound) and (name, executor) != ("airflow-scheduler", "celery"):
             assert account["automountServiceAccountToken"] is False, name
 
 

@@ -210,14 +210,14 @@ class Cluster:
 
 def _authentication(token: str) -> Middleware:
     """Return a check of each request: not from a browser, and with the token."""
-    expected = f"Bearer {token}".encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if "Origin" in request.headers or urlsplit(f"//{request.host}").hostname not in _HOSTS:
             raise ApiError(403, "Forbidden", "requests of web pages are not answered")
-        given = request.headers.get("Authorization", "").encode()
-        if request.path not in _OPEN_PATHS and not hmac.compare_digest(given, expected):
+        # Clients in pods write `bearer`, others `Bearer`.
+        given = request.headers.get("Authorization", "").partition(" ")[2].encode()
+        if request.path not in _OPEN_PATHS and not hmac.compare_digest(given, token.encode()):
             raise ApiError(401, "Unauthorized", "Unauthorized: send the kubeconfig's token")
         return await handler(request)
 

@@ -7,6 +7,8 @@ import pytest
 from airflow.sdk import RetryAction
 from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from kubernetes.client import models as k8s
+from kubernetes.config import incluster_config as worker_client
+from kubernetes_asyncio.config import incluster_config as triggerer_client
 from tests.lab import tasks as task_lab
 from tests.lab.pods import IMAGE, NAMESPACE, Api
 from tests.lab.runs import Lab
@@ -23,6 +25,17 @@ from tuneline.config import PodConfig
 @pytest.fixture
 def lab(tmp_path):
     return Lab(tmp_path, {})
+
+
+@pytest.fixture(autouse=True)
+def no_pod_is_left(api: Api):
+    yield
+    wait_for(lambda: pods_of(api) == [], what="the end of the pods")
+
+
+@pytest.fixture(params=[1, 2])
+def nodes(request):
+    return request.param
 
 
 def train(script, **kwargs):
@@ -50,51 +63,44 @@ def pods_of(api):
     return api.core.list_namespaced_pod(NAMESPACE).items
 
 
+def watch(trigger, end):
+    """Run a trigger for a second, then end it."""
+
+    async def run():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(first_event(trigger), 1)
+        await end()
+
+    asyncio.run(run())
+
+
 def started(api, count):
-    def running():
-        return [pod for pod in pods_of(api) if pod.status.phase == "Running"]
-
-    return wait_for(lambda: len(running()) == count and running(), what="the pods")
+    running = ["Running"] * count
+    wait_for(lambda: [pod.status.phase for pod in pods_of(api)] == running, what="the pods")
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
 def test_a_user_who_ends_the_task_ends_its_pods(api: Api, lab, nodes):
     trigger = leave(train("sleep 600"), context_of(lab, nodes))
     assert trigger.logging_interval == 30
     started(api, nodes)
-
-    async def killed_by_user():
-        with suppress(TimeoutError):
-            await asyncio.wait_for(first_event(trigger), 1)
-        await trigger.on_kill()
-
-    asyncio.run(killed_by_user())
+    watch(trigger, trigger.on_kill)
     wait_for(lambda: pods_of(api) == [], what="the end of the pods")
     assert api.batch.list_namespaced_job(NAMESPACE).items == []
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
 def test_a_triggerer_that_is_killed_or_stopped_ends_no_pod(api: Api, lab, nodes, tmp_path):
     """Another one takes its triggers over."""
     script = f"until [ -e {tmp_path}/end ]; do sleep 0.1; done; echo x >> {tmp_path}/ends"
     pod, context = train(script), context_of(lab, nodes)
     trigger = leave(pod, context)
     started(api, nodes)
-
-    async def stopped():
-        with suppress(TimeoutError):
-            await asyncio.wait_for(first_event(trigger), 1)
-        await trigger.cleanup()
-
-    asyncio.run(stopped())
+    watch(trigger, trigger.cleanup)
     (tmp_path / "end").touch()
     event = asyncio.run(first_event(trigger))
     train(script).trigger_reentry(context, event)
     assert (tmp_path / "ends").read_text() == "x\n" * nodes
-    wait_for(lambda: pods_of(api) == [], what="the end of the pods")
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
 def test_what_failed_while_no_worker_watched_has_failed_and_is_not_run_again(
     api: Api, lab, nodes, tmp_path
 ):
@@ -104,17 +110,34 @@ def test_what_failed_while_no_worker_watched_has_failed_and_is_not_run_again(
     with pytest.raises(AirflowException):
         train(script).trigger_reentry(context, event)
     assert (tmp_path / "ran").read_text() == "x\n" * nodes
-    wait_for(lambda: pods_of(api) == [], what="the end of the pods")
 
 
 @pytest.mark.timeout(60)
 def test_a_pod_that_did_not_start_in_time_is_not_waited_for_again(api: Api, lab):
     context = context_of(lab, gpus=64)
     trigger = leave(train("true", size=Size.TRAIN), context)
-    event = {"status": "timeout", "message": "too long", "namespace": NAMESPACE}
+    event = {"status": "error", "message": "", "namespace": NAMESPACE, "name": trigger.pod_name}
+    with pytest.raises(TaskDeferred):
+        train("true", size=Size.TRAIN).trigger_reentry(context, event)
     with pytest.raises(AirflowException, match="retryable: the pod did not start: no node has 64"):
-        train("true", size=Size.TRAIN).trigger_reentry(context, {**event, "name": trigger.pod_name})
-    wait_for(lambda: pods_of(api) == [], what="the end of the pod")
+        train("true", size=Size.TRAIN).trigger_reentry(context, {**event, "status": "timeout"})
+
+
+def test_worker_and_triggerer_find_the_cluster_that_they_run_in(
+    api: Api, server, lab, nodes, monkeypatch
+):
+    """Airflow runs in a pod, which has a service account, and needs no connection."""
+    monkeypatch.delenv("AIRFLOW_CONN_KUBERNETES_DEFAULT")
+    host, _, port = server.url.removeprefix("https://").partition(":")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", host)
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", port)
+    for library in (worker_client, triggerer_client):
+        monkeypatch.setattr(library, "SERVICE_TOKEN_FILENAME", str(server.state / "token"))
+        monkeypatch.setattr(library, "SERVICE_CERT_FILENAME", str(server.state / "certificate.pem"))
+    context = context_of(lab, nodes)
+    event = asyncio.run(first_event(leave(train("sleep 1"), context)))
+    assert event["status"] == "success", event["message"]
+    train("sleep 1").trigger_reentry(context, event)
 
 
 @pytest.mark.parametrize("saw", ["error", "success"])
@@ -136,7 +159,6 @@ def test_a_pod_that_is_gone_when_the_task_goes_on(api: Api, lab, saw):
     assert decision.action == RetryAction.RETRY
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
 def test_a_triggerer_that_fails_is_asked_again_and_at_last_a_worker_watches(
     api: Api, lab, nodes, tmp_path, capfd
 ):
@@ -144,19 +166,17 @@ def test_a_triggerer_that_fails_is_asked_again_and_at_last_a_worker_watches(
     pod, context = train(script), context_of(lab, nodes)
     trigger = leave(pod, context)
     started(api, nodes)
+    where = {"namespace": NAMESPACE, "name": trigger.pod_name}
+    failed = {"status": "error", "message": "no right to read pods", **where}
     for _ in range(3):
-        failed = {"status": "error", "message": "no right to read pods", **trigger.trigger_kwargs}
-        where = {"name": trigger.pod_name, "namespace": NAMESPACE}
         with pytest.raises(TaskDeferred) as caught:
-            train(script).trigger_reentry(context, {**failed, **where})
+            train(script).trigger_reentry(context, {**failed, **trigger.trigger_kwargs})
         trigger = caught.value.trigger
     (tmp_path / "end").touch()
-    train(script).trigger_reentry(context, {**failed, **where, **trigger.trigger_kwargs})
+    train(script).trigger_reentry(context, {**failed, **trigger.trigger_kwargs})
     assert "worked" in capfd.readouterr().out
-    wait_for(lambda: pods_of(api) == [], what="the end of the pods")
 
 
-@pytest.mark.parametrize("nodes", [1, 2])
 def test_the_log_grows_while_the_pod_runs_and_has_every_line_at_the_end(
     api: Api, lab, nodes, capfd
 ):
@@ -189,4 +209,3 @@ def test_a_pod_that_has_ended_before_the_task_could_defer(api: Api, lab, tmp_pat
     train(script).execute(context)
     assert (tmp_path / "ran").read_text() == "x\n"
     assert len(judged) == 1
-    wait_for(lambda: pods_of(api) == [], what="the end of the pod")

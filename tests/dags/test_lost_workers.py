@@ -40,16 +40,20 @@ def train(folder: Path, try_number: int, then: str, *, remembers: bool) -> Train
     return pods
 
 
-def lose_worker(folder: Path, then: str, *, remembers: bool) -> None:
-    """The first try, whose worker is killed while the pod trains."""
+def start(folder: Path, try_number: int, then: str, **options: bool) -> Any:
     worker = multiprocessing.get_context("fork").Process(
-        target=train, args=(folder, 1, then), kwargs={"remembers": remembers}
+        target=train, args=(folder, try_number, then), kwargs=options
     )
     worker.start()
+    return worker
+
+
+def lose_worker(folder: Path, then: str, *, remembers: bool) -> None:
+    """The first try, whose worker is killed while the pod trains."""
+    worker = start(folder, 1, then, remembers=remembers)
     wait_for((folder / "log").exists, seconds=60, what="the pod's beginning")
     if remembers:
         wait_for((folder / "state.json").exists, what="the note of the pod")
-    assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
 
@@ -66,10 +70,7 @@ def test_the_next_worker_finds_the_pod_of_one_that_died(
     [first] = pods_of(api)
     assert first.status.phase == "Running"
 
-    worker = multiprocessing.get_context("fork").Process(
-        target=train, args=(tmp_path, 2, "true"), kwargs={"remembers": remembers}
-    )
-    worker.start()
+    worker = start(tmp_path, 2, "true", remembers=remembers)
     output = []
 
     def follows() -> bool:
@@ -86,25 +87,19 @@ def test_the_next_worker_finds_the_pod_of_one_that_died(
     wait_for(lambda: pods_of(api) == [], what="the end of the pod")
 
 
-@pytest.mark.parametrize("remembers", [True, False])
-def test_a_pod_that_has_finished_unwatched_is_not_run_again(
-    api: Api, tmp_path: Path, remembers: bool
+@pytest.mark.parametrize(
+    ("end", "phase", "remembers"),
+    [("true", "Succeeded", True), ("true", "Succeeded", False), ("kill -9 $$", "Failed", True)],
+)
+def test_a_pod_that_has_ended_unwatched_is_run_again_if_it_failed(
+    api: Api, tmp_path: Path, end: str, phase: str, remembers: bool
 ) -> None:
-    lose_worker(tmp_path, "true", remembers=remembers)
-    (tmp_path / "end").touch()
-    wait_for(lambda: pods_of(api)[0].status.phase == "Succeeded", what="the end of the training")
-    train(tmp_path, 2, "true", remembers=remembers)
-    assert (tmp_path / "log").read_text() == "began\n"
-    wait_for(lambda: pods_of(api) == [], what="the end of the pod")
-
-
-def test_a_pod_that_has_failed_unwatched_is_run_again(api: Api, tmp_path: Path) -> None:
     """What it was that failed, the next one finds out by itself."""
-    lose_worker(tmp_path, "kill -9 $$", remembers=True)
+    lose_worker(tmp_path, end, remembers=remembers)
     (tmp_path / "end").touch()
-    wait_for(lambda: pods_of(api)[0].status.phase == "Failed", what="the end of the pod")
-    train(tmp_path, 2, "true", remembers=True)
-    assert (tmp_path / "log").read_text() == "began\nbegan\n"
+    wait_for(lambda: pods_of(api)[0].status.phase == phase, what="the end of the training")
+    train(tmp_path, 2, "true", remembers=remembers)
+    assert (tmp_path / "log").read_text() == "began\n" * (1 + (phase == "Failed"))
     wait_for(lambda: pods_of(api) == [], what="the end of the pod")
 
 

@@ -254,6 +254,8 @@ class StepPod(KubernetesPodOperator):
 
     def execute_async(self, context: Context) -> None:
         """Leave the worker until the trigger's event, then end as a task that stays in it."""
+        # The trigger's client finds the cluster that Airflow runs in only if it is told.
+        self.in_cluster = self.hook.is_in_cluster
         if self.event is None:
             return super().execute_async(context)
         self.pod = self.remote_pod = self._left_to_trigger(self.event)
@@ -263,7 +265,7 @@ class StepPod(KubernetesPodOperator):
             why = self.pod_manager.why_pending(self.pod) or self.event["message"]
             self.not_started = f"the pod did not start: {why}"
             return self.cleanup(self.pod, self.pod, context=context)
-        if self.pod.status.phase == PodPhase.RUNNING and self.defers():
+        if self.pod.status.phase not in PodPhase.terminal_states and self.defers():
             return super().execute_async(context)
         return self.execute_sync(context)
 

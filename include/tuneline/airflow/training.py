@@ -225,6 +225,7 @@ class TrainingJob(KubernetesJobOperator):
             trigger_start_time=datetime.now(UTC),
             base_container_name=self.base_container_name,
             kubernetes_conn_id=self.kubernetes_conn_id,
+            in_cluster=self.hook.is_in_cluster,
             poll_interval=self.job_poll_interval,
             logging_interval=self._step.logging_interval,
             trigger_kwargs={**(self._step.trigger_kwargs or {}), "job": name},
@@ -234,9 +235,7 @@ class TrainingJob(KubernetesJobOperator):
     def _show_log(self, name: str, namespace: str) -> None:
         """Show the log of pod 0, which reports on the training, until its end."""
         if pods := self._pods(name, namespace):
-            self.pod_manager.fetch_container_logs(
-                pods[0], container_name=self.base_container_name, follow=True
-            )
+            self.pod_manager.fetch_container_logs(pods[0], self.base_container_name, follow=True)
 
     def _has_ended(self, name: str, namespace: str) -> bool:
         return bool(self.hook.is_job_complete(self.hook.get_job_status(name, namespace)))
