@@ -86,25 +86,23 @@ def test_the_next_worker_finds_the_pod_of_one_that_died(
     wait_for(lambda: pods_of(api) == [], what="the end of the pod")
 
 
-@pytest.mark.parametrize("remembers", [True, False])
-def test_a_pod_that_has_finished_unwatched_is_not_run_again(
-    api: Api, tmp_path: Path, remembers: bool
+@pytest.mark.parametrize(
+    ("command", "phase", "starts", "remembers"),
+    [
+        ("true", "Succeeded", 1, True),
+        ("true", "Succeeded", 1, False),
+        ("kill -9 $$", "Failed", 2, True),
+    ],
+)
+def test_a_pod_that_has_ended_unwatched_is_run_again_only_if_it_failed(
+    api: Api, tmp_path: Path, command: str, phase: str, starts: int, remembers: bool
 ) -> None:
-    lose_worker(tmp_path, "true", remembers=remembers)
-    (tmp_path / "end").touch()
-    wait_for(lambda: pods_of(api)[0].status.phase == "Succeeded", what="the end of the training")
-    train(tmp_path, 2, "true", remembers=remembers)
-    assert (tmp_path / "log").read_text() == "began\n"
-    wait_for(lambda: pods_of(api) == [], what="the end of the pod")
-
-
-def test_a_pod_that_has_failed_unwatched_is_run_again(api: Api, tmp_path: Path) -> None:
     """What it was that failed, the next one finds out by itself."""
-    lose_worker(tmp_path, "kill -9 $$", remembers=True)
+    lose_worker(tmp_path, command, remembers=remembers)
     (tmp_path / "end").touch()
-    wait_for(lambda: pods_of(api)[0].status.phase == "Failed", what="the end of the pod")
-    train(tmp_path, 2, "true", remembers=True)
-    assert (tmp_path / "log").read_text() == "began\nbegan\n"
+    wait_for(lambda: pods_of(api)[0].status.phase == phase, what="the end of the training")
+    train(tmp_path, 2, "true", remembers=remembers)
+    assert (tmp_path / "log").read_text() == "began\n" * starts
     wait_for(lambda: pods_of(api) == [], what="the end of the pod")
 
 
