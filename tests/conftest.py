@@ -17,6 +17,27 @@ def hasty_disk():
         yield
 
 
+@pytest.fixture(scope="module")
+def postgres():
+    """A PostgreSQL server."""
+    from tests.lab.postgres import PostgresServer, why_not
+
+    if reason := why_not():
+        pytest.skip(reason)
+    server = PostgresServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """The system's Chromium."""
+    from tests.lab.browser import chromium
+
+    with chromium() as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory):
     """A tiny trained base, adapter and merged model with their GGUF files."""

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 from tests.lab.data_runs import write_jsonl
-from tests.lab.runs import broken, dataset_rows, exchange, value, write_dataset
+from tests.lab.runs import baseline, broken, dataset_rows, exchange, value, write_dataset
 from tests.lab.tiny_task import conversation, task_rows
 
 from tuneline.cli import main
@@ -23,7 +23,8 @@ def drift_lab(make_lab):
     """Make a run with a dataset of the tiny task, or of the given rows."""
 
     def make(rows=None):
-        lab = make_lab()
+        lab = make_lab({"data": {"pii_ner": False}})
+        lab.leave_scrubbed()
         lab.leave_dataset(rows or task_rows(SPLITS))
         return lab
 
@@ -49,9 +50,9 @@ def test_a_detector_that_sees_foreign_prompts_only_passes(drift_lab):
     called = [value(evidence, f"planted_{plant}_share_called") for plant in PLANTS]
     assert called == [0.1, 0.1, 0.4]
     assert "10% of foreign requests in a night of 108 is seen in 90 % of nights" in evidence.summary
-    baseline = lab.document("drift_detection", "baseline.json")
-    assert baseline["schema"] == "tuneline/drift-baseline/1"
-    sizes = {split: len(prompts) for split, prompts in baseline["prompts"].items()}
+    stored = lab.document("drift_detection", "baseline.json")
+    assert stored["schema"] == "tuneline/drift-baseline/2"
+    sizes = {split: len(prompts) for split, prompts in stored["prompts"].items()}
     assert sizes == {"train": 1200, "validation": 300}
     trial = lab.document("drift_detection", "trial.json")
     assert not any(m["drifted"] for m in trial["validation"])
@@ -114,7 +115,10 @@ def _question(rng):
 
 @pytest.fixture
 def reference(tmp_path):
-    return write_dataset(tmp_path / "dataset.parquet", task_rows(SPLITS))
+    """A baseline of the tiny task, in which patterns alone look for personal data."""
+    path = tmp_path / "baseline.json"
+    path.write_text(baseline(write_dataset(tmp_path / "dataset.parquet", task_rows(SPLITS))))
+    return path
 
 
 def dated(day, prompts):
@@ -151,6 +155,16 @@ def test_the_command_names_the_day_since_when(reference, tmp_path, capsys):
     assert main([*files, "--plot", str(plot), "--alarms", "0.01"]) == 0
     assert capsys.readouterr().out.startswith("no drift\n")
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_placeholders_of_a_log_are_no_drift_from_a_dataset_with_numbers(tmp_path):
+    rows, rng = task_rows({"train": 200, "validation": 40}), random.Random(3)
+    for number, row in enumerate(rows):
+        row["messages"][1]["content"] += f" call me on 07700 900{number:03}"
+    asked = [f"{_question(rng)} call me on [PHONE_NUMBER]" for _ in range(60)]
+    log = write_jsonl(tmp_path / "log.jsonl", dated(1, asked))
+    reference = write_dataset(tmp_path / "dataset.parquet", rows)
+    assert not compare_files(str(reference), log)["drifted"]
 
 
 def test_wrong_use_of_the_command_is_named(tmp_path, reference, capsys):

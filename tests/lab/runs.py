@@ -17,6 +17,8 @@ from tuneline.catalogue import DATA_ORDER, get_step, is_helper
 from tuneline.config import build_config
 from tuneline.data.tables.rows import HOLDOUT, Row, read_dataset, write_rows
 from tuneline.evidence import Verdict, measure
+from tuneline.governance.drift.prompts import read_reference
+from tuneline.governance.drift.reference import Baseline
 from tuneline.run import Run
 from tuneline.step import store_output
 from tuneline.step_context import StepContext
@@ -90,6 +92,12 @@ def dataset_rows(
 def write_dataset(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), path)
     return path
+
+
+def baseline(dataset: Path) -> str:
+    """The baseline of a dataset, in which patterns alone look for personal data."""
+    found = Baseline(languages=["en"], pii_model=False).of(read_reference(dataset))
+    return found.model_dump_json(by_alias=True)
 
 
 def change_meta(lab: Lab, **values: Any) -> None:

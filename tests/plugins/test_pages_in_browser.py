@@ -14,7 +14,6 @@ import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
-from tests.lab.browser import chromium
 from tests.lab.canaries import release
 from tests.lab.runs import Lab
 from tests.lab.waiting import wait_for
@@ -132,12 +131,6 @@ def fill(lab):
     ships = {"evidence/determinism/evidence.json": stated}
     for version in ("first", "second"):
         release(lab.run.store, lab.run.config.name, version, ships=ships)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

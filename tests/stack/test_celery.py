@@ -10,7 +10,6 @@ import pytest
 import yaml
 from kubernetes import client as k8s
 from kubernetes import config
-from tests.lab.postgres import PostgresServer
 from tests.lab.waiting import wait_for
 from tests.lab.whole_runs import finish, tiny_task
 
@@ -28,13 +27,6 @@ ROOT = Path(__file__).parents[2]
 MODELS = ("first", "second")
 # A step that computes for a while.
 STEP = "holdout_performance"
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    server = PostgresServer()
-    yield server
-    server.remove()
 
 
 @pytest.fixture(scope="module")

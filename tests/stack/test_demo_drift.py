@@ -1,15 +1,11 @@
-"""`make demo-drift`: its week of requests, its clock, and the whole story with a tiny model."""
+"""`make demo-drift`: its week of requests, its clock, and the whole story."""
 
 import json
-import random
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-import yaml
 from tests.lab.commands import call
-from tests.lab.tiny_task import OTHER_INTENTS, conversation
-from tests.lab.whole_runs import tiny_task
 
 from tuneline.artifacts.releases import current_release
 from tuneline.data.sample import SUPPORT, WEEK
@@ -103,42 +99,11 @@ def test_it_plays_only_with_a_clock_and_empties_only_its_own_home(layout, tmp_pa
     assert (layout.home / "mine").exists()
 
 
-def tiny_week(path):
-    """Write a week of the tiny task, with a keyword and words that are new on the fourth day."""
-    draw = random.Random(3)
-    syllables = [a + b for a in "chjqwxsh" for b in "aeiouy"]
-    words = ["".join(draw.sample(syllables, draw.choice((2, 3)))) for _ in range(120)]
-
-    def new(number):
-        draw = random.Random(number)
-        text = draw.sample(words, 6)
-        text.insert(draw.randrange(7), "voucher")
-        turns = conversation(0, OTHER_INTENTS)[0]
-        turns[-2]["content"] = " ".join(text) + "?"
-        turns[-1]["content"] = json.dumps({"intent": "voucher", "reply": "We look at it."})
-        return turns
-
-    lines, number = [], 5000
-    for day in range(1, 7):
-        for at in range(60 if day > 3 else 30):
-            number += 1
-            rare = day < 4 or at % 10 > 6
-            turns = conversation(number, OTHER_INTENTS)[0] if rare else new(number)
-            lines.append(json.dumps({"day": day, "messages": turns}) + "\n")
-    path.write_text("".join(lines))
-
-
 @pytest.fixture(scope="module")
 def played(tmp_path_factory, make_commands):
-    """The story with the tiny model: what it said, its store and its Airflow."""
-    folder = tmp_path_factory.mktemp("drift")
-    settings, rows = tiny_task(folder)
-    settings["data"] |= {"source": str(rows), "pii_ner": False, "holdout_share": 0.2}
-    (folder / "model.yaml").write_text(yaml.safe_dump({"settings": settings}))
-    tiny_week(folder / "week.jsonl")
-    made = make_commands(folder / "home")
-    words = ["--data", str(folder / "week.jsonl"), "--config", str(folder / "model.yaml")]
-    done = call(str(ROOT / "scripts" / "demo_drift.sh"), *words, **made.env)
+    """The story as it ships: what it said, its store and its Airflow."""
+    made = make_commands(tmp_path_factory.mktemp("drift") / "home")
+    done = call(str(ROOT / "scripts" / "demo_drift.sh"), **made.env)
     made.env["TUNELINE_HOME"] += "/drift-demo"
     yield done, made.layout()
     made.run("down")
@@ -155,7 +120,7 @@ def test_the_story_is_played_and_ends_with_a_release_or_the_reason_against_it(pl
     days = [today - timedelta(days=n) for n in range(6, 0, -1)]
     looks = [read_look(store, MODEL, day) for day in days[:4]]
     assert [look.drifted for look in looks] == [False, False, False, True], looks
-    for day, requests in zip(days, (30, 30, 30, 60), strict=False):
+    for day, requests in zip(days, (32, 32, 32, 80), strict=False):
         evidence = open_day(store, MODEL, day).evidence
         # The ledger counts the requests of the clock's day as well.
         assert (evidence.requests_in, evidence.verdict) == (requests, "pass")

@@ -10,7 +10,6 @@ import subprocess
 import sys
 
 import pytest
-from tests.lab.browser import chromium
 from tests.lab.canaries import release
 from tests.lab.runs import Lab
 from tests.lab.site import ROOT, Site
@@ -85,12 +84,6 @@ def start_run(site, lab):
         release(lab.run.store, lab.run.config.name, version)
     meta = {**lab.run.meta, "airflow": {"dag_id": MAIN, "run_id": "test"}}
     lab.run.store.put_bytes(lab.run.key("run.json"), json.dumps(meta).encode())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ from tuneline.machine.checkout import project_root
 def add_drift(commands: Commands) -> None:
     """Add `tuneline drift`."""
     drift = commands.add_parser("drift", help="compare production prompts with training data")
-    drift.add_argument("--reference", required=True, metavar="DATASET", help="training dataset")
-    drift.add_argument("--logs", required=True, type=Path, metavar="FILE", help="JSONL of prompts")
+    text = "a release's baseline.json, by drift_detection; or a dataset of English prompts"
+    drift.add_argument("--reference", required=True, metavar="DATASET", help=text)
+    drift.add_argument("--logs", required=True, type=Path, metavar="FILE", help="JSONL, raw or not")
     text = "probability of a false alarm in a year of days (that of a run by default)"
     drift.add_argument("--alarms", type=float, metavar="P", help=text)
     text = "what earlier calls have seen, read and written anew; its days are left out"

@@ -1,30 +1,32 @@
 """drift_detection: production prompts can be compared with the training distribution.
 
-The baseline is stored, and the detector is tried on it: validation prompts must not be called
-drift; a topic that was held back, a label that rises and foreign questions must be.
+The baseline is stored as a log would show it, and the detector is tried on it: validation prompts
+must not be called drift; a topic that was held back, a label that rises and foreign questions must.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tuneline.artifacts.data import DATASET
+from pydantic import ValidationError
+
+from tuneline.artifacts.artifact import fault
+from tuneline.artifacts.data import DATASET, SCRUBBED
 from tuneline.asking.general_questions import load_questions
-from tuneline.data.tables.rows import fetch_dataset
+from tuneline.config import DataConfig
+from tuneline.data.tables.rows import StoredRows, fetch_dataset, surrogates_of
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.governance.drift.prompts import MIN_WINDOW, UNDATED, Prompt, read_logs, read_reference
-from tuneline.governance.drift.reference import DEFAULT_ALARMS, Reference, texts_of
+from tuneline.governance.drift.reference import BASELINE, DEFAULT_ALARMS, Baseline, Reference
 from tuneline.governance.drift.rehearsal import Trial, divide, rehearse
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare, draw
 from tuneline.step_context import StepContext
 
-BASELINE_SCHEMA = "tuneline/drift-baseline/1"
 # Part of a night that must be called in 90 % of nights, and words for what is planted. A label may
 # have a third of all rows already.
 PLANTS = {
@@ -42,7 +44,10 @@ def compare_files(
     state: Path | None = None,
     plot: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare a log file with a dataset by path or URI, as `tuneline drift` does.
+    """Compare a log file with a baseline or a dataset by path or URI, as `tuneline drift` does.
+
+    Personal data that is left in either becomes placeholders first: in a dataset nobody knows which
+    values are surrogates, in a raw log they are as people wrote them.
 
     Each day of the log is one look; days that the file `state` has seen are left out, and the state
     is written anew. `alarms` is the probability of a false alarm in a year of days.
@@ -50,11 +55,17 @@ def compare_files(
     before = None
     if state is not None and state.is_file():
         try:
-            before = WatchState.from_dict(json.loads(state.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{state} can't be read as the state of a watch: {error}") from None
+            before = WatchState.model_validate_json(state.read_bytes())
+        except ValidationError as error:
+            why = f"can't be read as the state of a watch ({fault(error)})"
+            raise UserError(f"{state} {why}; leave it out to start a new one") from None
     with tempfile.TemporaryDirectory(prefix="tuneline-") as scratch:
-        prompts = read_reference(fetch_dataset(reference, Path(scratch)))
+        path = fetch_dataset(reference, Path(scratch))
+        if path.suffix == ".json":
+            baseline = Baseline.read(path)
+        else:
+            baseline = _scrubbing(DataConfig(source=reference)).of(read_reference(path))
+    prompts = baseline.prompts
     known = {p.label for split in prompts.values() for p in split if p.label is not None}
     days = read_logs(logs, sorted(known))
     if before is not None:
@@ -62,10 +73,11 @@ def compare_files(
         days = {day: asked for day, asked in days.items() if day == UNDATED or day not in seen}
         if not days:
             raise UserError(f"{state} has seen every day of {logs}; give the log of newer days")
+    days = {day: baseline.as_logged(asked) for day, asked in days.items()}
     fitted = Reference.fit(prompts["train"], prompts["validation"], alarms=alarms)
     report = compare(fitted, days, before)
     if state is not None:
-        state.write_text(json.dumps(report.state.as_dict()), encoding="utf-8")
+        state.write_text(report.state.model_dump_json(by_alias=True), encoding="utf-8")
     if plot is not None:
         draw(report, plot)
     return report.as_dict()
@@ -93,9 +105,8 @@ def judge(
 def run(ctx: StepContext) -> Evidence:
     """Store the baseline and try the detector on prompts whose answer is known."""
     settings = ctx.config.governance
-    prompts = read_reference(DATASET.fetch(ctx))
-    stored = {split: texts_of(rows) for split, rows in prompts.items()}
-    ctx.write_json("baseline.json", {"schema": BASELINE_SCHEMA, "prompts": stored})
+    baseline = _baseline(ctx)
+    prompts = baseline.prompts
     smallest = len(prompts["validation"])
     window = measure(
         "smallest_window", smallest, "prompts", ">=", MIN_WINDOW, on_breach="inconclusive"
@@ -112,6 +123,7 @@ def run(ctx: StepContext) -> Evidence:
     reference = Reference.fit(prompts["train"], calibrating, alarms=settings.drift_p_value)
     calm = compare(reference, {UNDATED: clean})
     foreign = [Prompt(n, question.prompt) for n, question in enumerate(load_questions(), 1)]
+    foreign = baseline.as_logged(foreign)
     alarmed = compare(reference, {UNDATED: foreign})
     trials = list(rehearse(divide(prompts), foreign, settings.drift_p_value))
     # The last one of each plant is its result.
@@ -131,6 +143,20 @@ def run(ctx: StepContext) -> Evidence:
         f"{len(foreign)} foreign prompts are {seen}; {_power(results)}",
         judge(len(prompts["train"]), calm, alarmed, results),
     )
+
+
+def _baseline(ctx: StepContext) -> Baseline:
+    """Store the baseline of a run."""
+    surrogates = surrogates_of(StoredRows(SCRUBBED.fetch(ctx)))
+    read = read_reference(DATASET.fetch(ctx), surrogates)
+    baseline = _scrubbing(ctx.config.data).of(read)
+    ctx.write_json(BASELINE.name, baseline.model_dump(by_alias=True, exclude_none=True))
+    return baseline
+
+
+def _scrubbing(config: DataConfig) -> Baseline:
+    """Return a baseline without prompts: how personal data is looked for in them."""
+    return Baseline(languages=config.languages, pii_model=bool(config.pii_ner))
 
 
 def _power(results: Sequence[Trial]) -> str:

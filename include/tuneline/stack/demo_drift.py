@@ -59,7 +59,7 @@ settings:
     source: {SAMPLE}
     # More than the preset holds out: the new version is compared with the released one on those
     # that were not labelled with its answer in view, and 44 of them seldom decide.
-    holdout_share: 0.2
+    holdout_share: 0.19
     max_holdout_rows: 130
 """
 

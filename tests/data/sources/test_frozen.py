@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from tests.lab.data_runs import clean_rows
-from tests.lab.postgres import PostgresServer, why_not
 from tests.lab.runs import value
 
 from tuneline.artifacts.data import SOURCES
@@ -39,15 +38,6 @@ def database(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNELINE_SQL_SHOP", f"sqlite:///{path}")
     yield link
     link.close()
-
-
-@pytest.fixture(scope="module")
-def postgres():
-    if reason := why_not():
-        pytest.skip(reason)
-    server = PostgresServer()
-    yield server
-    server.remove()
 
 
 def read(tmp_path, source="sql://shop/chats", **settings):

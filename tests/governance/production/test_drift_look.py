@@ -1,15 +1,18 @@
 """A look at production: whole days, each once, by the text that training saw."""
 
 import json
+import random
 from datetime import timedelta
 
 import pytest
+from tests.lab.data_runs import DataLab, make_base
 from tests.lab.logged import DAY, MODEL, ledger_of, logged, put
 from tests.lab.releases import bare_release
-from tests.lab.runs import Lab, dataset_rows, exchange
+from tests.lab.runs import Lab, baseline, dataset_rows, exchange
 
 from tuneline.cli import main
 from tuneline.config import GovernanceConfig
+from tuneline.data.pii.replace.scrubber import make_placeholder_scrubber
 from tuneline.errors import UserError
 from tuneline.governance.production.curate import curate
 from tuneline.governance.production.drift_look import last_day, look_at, read_look
@@ -46,24 +49,25 @@ def served(tmp_path, without_names):
     lab = Lab(tmp_path, {})
     sizes = {"train": 600, "validation": 150, "holdout": 30}
     lab.leave_dataset(dataset_rows(sizes, asked))
+    stored = baseline(lab.artifact("distribution_balancing", "dataset.parquet"))
+    lab.leave("drift_detection", {"baseline.json": stored})
     bare_release(lab.run, MODEL, at=f"{DAY}T00:00:00Z")
     lab.settings = without_names
     return lab
 
 
-def log_day(lab, offset, foreign_share=0.0, rows=120, **unlike):
+def log_day(lab, offset, foreign_share=0.0, rows=120, write=list, **unlike):
     """Log and curate a day; `unlike` are the fields of its foreign questions."""
     day = DAY + timedelta(days=offset)
-    step = round(1 / foreign_share) if foreign_share else 0
-    prompts = [
-        foreign(n + 1000 * offset) if step and n % step == 0 else question(n * 7 + offset * 13)
+    strange = range(0, rows, round(1 / foreign_share)) if foreign_share else ()
+    prompts = write(
+        foreign(n + 1000 * offset) if n in strange else question(n * 7 + offset * 13)
         for n in range(rows)
-    ]
-    answers = [exchange("", THINGS[n % 8])[-1]["content"] for n in range(rows)]
-    pairs = enumerate(zip(prompts, answers, strict=True))
+    )
+    answers = [exchange("", thing)[-1]["content"] for thing in THINGS]
     asked = [
-        logged(n, p, a, day=day, **(unlike if step and n % step == 0 else {}))
-        for n, (p, a) in pairs
+        logged(n, prompt, answers[n % 8], day=day, **(unlike if n in strange else {}))
+        for n, prompt in enumerate(prompts)
     ]
     put(lab.run.store, asked, lab.root)
     curate(lab.run.store, MODEL, day, read_settings(lab.settings))
@@ -83,6 +87,54 @@ def test_without_a_release_there_is_nothing_to_compare_with(tmp_path):
     found = look(lab, DAY)
     assert not found.drifted
     assert "no version of support is released" in found.summary
+
+
+FIRST = "Dilys Kasia Priya Anselm Rosalind Tomasz Ines Hollis Gwen Emeka Leila Viktor".split()
+LAST = "Prothero Nowak Raman Okafor Achebe Wetherby Lindqvist Moreau Petrov Haddad".split()
+
+
+def signed(text, draw):
+    """A question with a value that the gateway masks, of one of four kinds."""
+    first, last, number = draw.choice(FIRST), draw.choice(LAST), draw.randrange(10**4, 10**5)
+    values = f"it is order {draw.choice('ABCDEFGHKLMNPR')}-{number}", f"my name is {first} {last}"
+    values += f"call me on 07700 9{number}", f"mail me at {first}.{last}{number}@mailbox.example"
+    return f"{text}, {draw.choice(values)}"
+
+
+def test_personal_data_reads_alike_in_training_and_in_the_log(tmp_path):
+    """Training data hold surrogates, the log placeholders; only foreign requests are new."""
+    draw, scrub = random.Random(5), make_placeholder_scrubber(["en"], model=True)
+    asked = [exchange(signed(question(n), draw), THINGS[n // 4 % 8]) for n in range(500)]
+    rows = [{"messages": messages} for messages in asked]
+    made = DataLab(tmp_path, make_base(tmp_path), rows, pii_ner=True, pii_profile=["gdpr"])
+    made.upto("pii_scrubbing")
+    lab, known = made.lab, made.table("pii_scrubbing", "rows.parquet")
+    assert len(known) > 450
+    splits = (("train", "validation")[n % 5 == 0] for n in range(len(known)))
+    lab.leave_dataset([{**row, "split": split} for row, split in zip(known, splits, strict=True)])
+    lab.execute("drift_detection")
+    bare_release(lab.run, MODEL, at=f"{DAY}T00:00:00Z")
+    lab.settings = None
+
+    def write(texts):
+        turns = scrub([[{"role": "user", "content": signed(text, draw)}] for text in texts])
+        assert "[ID_NUMBER]" in str(turns)
+        return [turn["content"] for [turn], _ in turns]
+
+    ordinary = [look(lab, log_day(lab, offset, rows=60, write=write)) for offset in (1, 2, 3)]
+    assert not any(found.drifted for found in ordinary), ordinary
+    found = look(lab, log_day(lab, 4, 0.5, rows=60, write=write))
+    assert (found.drifted, found.since) == (True, DAY + timedelta(days=4))
+    stored = lab.artifact("drift_detection", "baseline.json").read_text()
+    assert "[PHONE_NUMBER]" in stored
+    assert "07700" not in stored
+
+
+@pytest.mark.parametrize("text", [None, '{"schema": "tuneline/drift-baseline/1"}'])
+def test_a_release_without_a_baseline_is_named(served, text):
+    served.leave("drift_detection", {"baseline.json": text} if text else {})
+    with pytest.raises(UserError, match=r"baseline.*drift_detection again"):
+        look(served, log_day(served, 0))
 
 
 @pytest.mark.parametrize("unlike", [{}, {"finish_reason": "length"}])

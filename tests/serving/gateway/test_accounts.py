@@ -242,11 +242,6 @@ def refusal(answer, code):
     return error["message"], int(answer.headers["retry-after"])
 
 
-def is_spent(client) -> bool:
-    answer = client.chat(max_tokens=5)
-    return answer.status_code == 429 and bool(refusal(answer, "insufficient_quota"))
-
-
 def settled(gateway):
     """Wait until the sums have everything, and read them."""
     ledger, book = gateway.runtime.ledger, gateway.runtime.admission._book

@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +16,6 @@ import pytest
 from pydantic import ValidationError
 from sqlalchemy import create_engine
 from tests.lab.logged import ROW
-from tests.lab.postgres import PostgresServer, why_not
 from tests.lab.waiting import wait_for
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -45,15 +43,6 @@ from tuneline.serving.gateway.process import GatewayProcess
 from tuneline.serving.gateway.upstream_config import PriceConfig
 
 from .conftest import upstream_entry
-
-
-@pytest.fixture(scope="module")
-def postgres() -> Iterator[PostgresServer]:
-    if reason := why_not():
-        pytest.skip(reason)
-    server = PostgresServer()
-    yield server
-    server.remove()
 
 
 @pytest.fixture

@@ -70,11 +70,11 @@ def masked_prompt(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def masked_turn(row: Row, number: int) -> str:
-    """Return the text of a turn, its surrogates replaced by their type."""
+    """Return the text of a turn, with a placeholder such as `[PERSON]` for each surrogate."""
     text = row.messages[number]["content"]
     for span in sorted(row.stand_ins, key=lambda span: -span.start):
         if span.turn == number:
-            text = f"{text[: span.start]}{span.entity}{text[span.end :]}"
+            text = f"{text[: span.start]}[{span.entity}]{text[span.end :]}"
     return text
 
 

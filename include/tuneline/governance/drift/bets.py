@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+_ARRAY, _PLAIN = PlainValidator(np.array), PlainSerializer(np.ndarray.tolist)
+# An empty purse (-inf) has no form in JSON; -1e9 is as empty.
+_FINITE = PlainSerializer(lambda sums: np.maximum(sums, -1e9).round(6).tolist())
+Sums = Annotated[Floats, _ARRAY, _FINITE]
+Tally = Annotated[Counts, _ARRAY, _PLAIN]
+Names = Annotated[NDArray[Any], _ARRAY, _PLAIN]
 
 # Shares of the reference beyond each threshold.
 LEVELS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -171,13 +178,16 @@ class Wealth:
     """The wealth of one signal's bets; arrays may hold many watches at once."""
 
     nights: int = 0  # nights of this year that were bet on
-    p_value: Any = 1.0  # anytime-valid, the smallest so far this year, shape (...)
+    # Anytime-valid, the smallest so far this year, shape (...).
+    p_value: Annotated[Any, PlainSerializer(float)] = 1.0
     # Running wealth by alternative, shape (..., alternatives) as the others.
-    log_wealth: Floats = field(default_factory=lambda: np.empty(0))
+    log_wealth: Sums = field(default_factory=lambda: np.empty(0))
     # The largest sum of log e-values up to tonight, and its first night.
-    rise: Floats = field(default_factory=lambda: np.empty(0))
-    began: NDArray[Any] = field(default_factory=lambda: np.empty(0, object))
-    recent: list[Counts] = field(default_factory=list)  # tallies of the last nights
+    rise: Sums = field(default_factory=lambda: np.empty(0))
+    began: Annotated[NDArray[Any], _ARRAY, _PLAIN] = field(
+        default_factory=lambda: np.empty(0, object)
+    )
+    recent: list[Tally] = field(default_factory=list)  # of the last nights
 
     def bet(self, log_e: Floats, tally: Counts, test: Callable[[Counts], Floats], day: str) -> None:
         """Take a night."""
@@ -213,22 +223,3 @@ class Wealth:
     def since(self) -> str | None:
         """The night on which the strongest alternative began to win, None before the first bet."""
         return str(self.began[int(np.argmax(self.rise))]) if len(self.began) else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the state as plain types."""
-        # An empty purse (-inf) has no form in JSON; -1e9 is as empty.
-        return {
-            **vars(self),
-            "p_value": float(self.p_value),
-            "log_wealth": np.maximum(self.log_wealth, -1e9).round(6).tolist(),
-            "rise": self.rise.round(6).tolist(),
-            "began": self.began.tolist(),
-            "recent": [tally.tolist() for tally in self.recent],
-        }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> Wealth:
-        """Return the wealth of `as_dict`."""
-        arrays = {name: np.array(document[name]) for name in ("log_wealth", "rise", "began")}
-        recent = [np.array(tally, dtype=np.int64) for tally in document["recent"]]
-        return cls(**{**document, **arrays, "recent": recent})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from tuneline.data.pii.replace.scrubber import placeholder, places, replace_hits
+from tuneline.data.tables.rows import base_id
 from tuneline.errors import UserError
 from tuneline.governance.drift.bets import Counts, Floats
 
@@ -118,25 +121,31 @@ def last_user_turn(messages: Sequence[Mapping[str, Any]]) -> str | None:
     return str(turns[-1]) if turns else None
 
 
-def read_reference(path: Path) -> Reference:
+def read_reference(
+    path: Path, surrogates: Mapping[str, Sequence[tuple[str, str]]] | None = None
+) -> Reference:
     """Read the training and validation prompts of a dataset, with their labels.
 
-    Hold-out rows are not read: evaluation alone may look at them.
+    A placeholder takes the place of each of the `surrogates`, entity and value by row id. Hold-out
+    rows are not read: evaluation alone may look at them.
     """
     import pyarrow.parquet as pq
 
     try:
-        columns = ["messages", "split"]
+        columns = ["row_id", "messages", "split"]
         columns += [name for name in pq.read_schema(path).names if name == "label"]
         table = pq.read_table(path, columns=columns, filters=[("split", "!=", "holdout")])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path} is not a dataset of `tuneline data prepare` (columns messages, split): {error}"
+            f"{path} is not a dataset of `tuneline data prepare` (row_id, messages, split): {error}"
         ) from None
     prompts: Reference = {"train": [], "validation": []}
+    known = surrogates or {}
     for number, row in enumerate(table.to_pylist(), 1):
         text = last_user_turn(row["messages"])
         if text is not None and row["split"] in prompts:
+            own = {value: entity for entity, value in known.get(base_id(row["row_id"]), ())}
+            text = replace_hits(text, places(text, own), placeholder, Counter())
             prompts[row["split"]].append(Prompt(number, text, row.get("label")))
     if len(prompts["train"]) < MIN_WINDOW:
         raise UserError(

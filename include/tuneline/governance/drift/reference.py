@@ -1,16 +1,27 @@
-"""What production is compared with: the training prompts, calibrated once."""
+"""What production is compared with: the training prompts as a log shows them, calibrated once.
+
+A log has `[ENTITY]` where the training data have a surrogate, so each would be new to the other.
+In a baseline the surrogates that pii_scrubbing wrote are placeholders, and what the log's scrubber
+finds in the rest; in a curated day those of the gateway, and what its curation replaced.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
+from tuneline.artifacts.artifact import Artifact, fault
+from tuneline.data.pii.replace.scrubber import make_placeholder_scrubber
+from tuneline.errors import UserError
 from tuneline.governance.drift.bets import Floats, Tail, calibrate
 from tuneline.governance.drift.prompts import MOST_CHARS, Embedding, Prompt, strangeness
+from tuneline.governance.drift.prompts import Reference as Prompts
 
 # Shares of the false alarms of a year. New topics are what a fine-tune meets most often; the rates
 # of the answers are counts, which need little evidence.
@@ -36,6 +47,48 @@ MOST_CALIBRATED = 6000
 # as much, and the mix has signals of its own.
 LENGTH_TOLERANCE = 0.03
 SEED = 7
+
+
+class Baseline(BaseModel, populate_by_name=True):
+    """`baseline.json`: prompts of the training data by split, with placeholders."""
+
+    schema_: Literal["tuneline/drift-baseline/2"] = Field(
+        "tuneline/drift-baseline/2", alias="schema"
+    )
+    languages: list[str]  # in which personal data was looked for
+    pii_model: bool  # by the usual model too, not by patterns alone
+    prompts: dict[str, list[Prompt]] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Baseline:
+        """Read a baseline; UserError if the file is none."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise UserError(
+                f"{path.name} is not a baseline that requests can be compared with "
+                f"({fault(error)}); run drift_detection again"
+            ) from None
+
+    def of(self, prompts: Prompts) -> Baseline:
+        """Return a baseline of as many prompts as a watch reads, in their order."""
+        drawn = {
+            split: sorted(_draw(rows), key=lambda p: p.line) for split, rows in prompts.items()
+        }
+        logged = {split: self.as_logged(rows) for split, rows in drawn.items()}
+        return self.model_copy(update={"prompts": logged})
+
+    def as_logged(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """Return prompts with placeholders for what the log's scrubber finds in them."""
+        scrub = make_placeholder_scrubber(self.languages, model=self.pii_model)
+        turns = scrub([[{"role": "user", "content": prompt.text or ""}] for prompt in prompts])
+        pairs = zip(prompts, turns, strict=True)
+        return [
+            replace(prompt, text=prompt.text and turn["content"]) for prompt, ([turn], _) in pairs
+        ]
+
+
+BASELINE = Artifact("drift_detection", "baseline.json")
 
 
 @dataclass(frozen=True)
@@ -78,8 +131,7 @@ class Reference:
         `validation` are prompts of the same source that were not trained on; they show how far the
         split moves prompts from their neighbours.
         """
-        rng = np.random.default_rng(SEED)
-        taken = _draw(train, rng)
+        taken = _draw(train)
         texts = texts_of(taken)
         embedding = Embedding.fit(texts)
         rows, checked = embedding(texts), embedding(texts_of(validation))
@@ -136,8 +188,9 @@ def lengths_of(prompts: Sequence[Prompt]) -> Floats:
     return np.array([len(text) for text in texts_of(prompts)], dtype=float)
 
 
-def _draw(prompts: Sequence[Prompt], rng: np.random.Generator) -> list[Prompt]:
+def _draw(prompts: Sequence[Prompt]) -> list[Prompt]:
     """Return prompts in random order, up to a number of characters."""
+    rng = np.random.default_rng(SEED)
     order = [prompts[int(at)] for at in rng.permutation(len(prompts))]
     ends = np.cumsum(np.minimum(lengths_of(order), MOST_CHARS))
     return order[: max(1, int(np.searchsorted(ends, MOST_TRAINING_CHARS, side="right")))]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tuneline.errors import UserError
+from pydantic import BaseModel, Field
+
 from tuneline.governance.drift import signals
 from tuneline.governance.drift.bets import YEAR, Wealth
 from tuneline.governance.drift.prompts import UNDATED, Days
@@ -20,7 +21,6 @@ from tuneline.governance.drift.reference import SHARES, Night, Reference
 from tuneline.governance.drift.signals import MOST_DRIVERS, Driver, Look
 from tuneline.plots import save
 
-STATE_SCHEMA = "tuneline/drift-state/1"
 # Characters of a prompt that a report shows.
 _EXCERPT = 160
 
@@ -36,36 +36,17 @@ class NightEntry:
     p_values: dict[str, float]  # anytime-valid, up to this night
 
 
-@dataclass(frozen=True)
-class WatchState:
+class WatchState(BaseModel, frozen=True, populate_by_name=True):
     """What one night hands to the next."""
 
-    wealth: Mapping[str, Wealth] = field(default_factory=dict)
-    first: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of the first nights
+    schema_: Literal["tuneline/drift-state/1"] = Field("tuneline/drift-state/1", alias="schema")
+    wealth: dict[str, Wealth] = {}
+    first: dict[str, tuple[int, int]] = {}  # of the first nights
     history: tuple[NightEntry, ...] = ()  # up to a year
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state as plain types."""
-        return {
-            "schema": STATE_SCHEMA,
-            "wealth": {name: wealth.as_dict() for name, wealth in self.wealth.items()},
-            "first": {name: list(counts) for name, counts in self.first.items()},
-            "history": [asdict(entry) for entry in self.history],
-        }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> WatchState:
-        """Return the state of `as_dict`."""
-        if document.get("schema") != STATE_SCHEMA:
-            raise UserError(
-                f"this is not the state of a drift watch ({STATE_SCHEMA}); leave it out to start "
-                "a new watch"
-            )
-        return cls(
-            {name: Wealth.from_dict(entry) for name, entry in document["wealth"].items()},
-            {name: (int(c[0]), int(c[1])) for name, c in document["first"].items()},
-            tuple(NightEntry(**entry) for entry in document["history"]),
-        )
+        return self.model_dump(mode="json", by_alias=True)
 
 
 @dataclass(frozen=True)
@@ -137,9 +118,8 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
 
     Each day is one look; looking again at a day that `state` has would count it twice.
     """
-    before = state or WatchState()
-    wealth = {name: Wealth.from_dict(entry.as_dict()) for name, entry in before.wealth.items()}
-    first, history = dict(before.first), list(before.history)
+    before = WatchState.model_validate(state.as_dict() if state else {})
+    wealth, first, history = before.wealth, before.first, list(before.history)
     seen: list[dict[str, Look]] = []
     for day, prompts in sorted(days.items()):
         looks = dict(look(reference, reference.night(day, prompts), first))
@@ -163,7 +143,7 @@ def compare(reference: Reference, days: Days, state: WatchState | None = None) -
         {m.name: _drivers(seen, m) for m in measures if m.drifted},
         len(texts),
         texts.count(None),
-        WatchState(wealth, first, tuple(history[-YEAR:])),
+        WatchState(wealth=wealth, first=first, history=tuple(history[-YEAR:])),
     )
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tuneline.artifacts.data import DATASET
 from tuneline.artifacts.releases import current_release, open_release
 from tuneline.artifacts.request_log import MERGED, REPLACED, Reason, days, folder_name, read_day
 from tuneline.artifacts.request_log import PREFIX as LOGS
@@ -47,7 +48,7 @@ from tuneline.governance.production.review_sample import (
     merge_within_day,
 )
 from tuneline.governance.production.scrubbing import ScrubbedDay, scrub_day
-from tuneline.governance.production.settings import CurationSettings, released_dataset
+from tuneline.governance.production.settings import CurationSettings, compared_with
 from tuneline.machine.memory import rare_collections
 from tuneline.models import load_tokenizer, resolve
 from tuneline.serving.gateway.ledger.reports import costs
@@ -140,9 +141,8 @@ def curate(
         if not log.num_rows:
             return _without_logs(store, model, day, settings, out=out, whole=whole)
         if settings.reference is None and (pointer := current_release(store, model)) is not None:
-            settings = replace(
-                settings, reference=released_dataset(open_release(store, pointer)).uri
-            )
+            dataset = compared_with(open_release(store, pointer), DATASET)
+            settings = replace(settings, reference=dataset.uri)
         requests = requests_of(log)
         renderer, base = _renderer(settings)
         scrubbed = scrub_day(log, requests, settings, renderer, out / "scrubbed.parquet")

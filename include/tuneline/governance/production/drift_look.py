@@ -23,19 +23,15 @@ from tuneline.artifacts.governance import ReleasePointer
 from tuneline.artifacts.releases import current_release, open_release
 from tuneline.artifacts.request_log import REPLACED, folder_name
 from tuneline.config import GovernanceConfig
+from tuneline.data.near_duplicates.compared_text import masked_prompt
 from tuneline.errors import UserError
 from tuneline.evidence import Verdict
-from tuneline.governance.drift.prompts import (
-    MIN_WINDOW,
-    Prompt,
-    label_of,
-    last_user_turn,
-    read_reference,
-)
-from tuneline.governance.drift.reference import Reference
+from tuneline.governance.drift.prompts import MIN_WINDOW, Prompt, label_of
+from tuneline.governance.drift.reference import BASELINE, Baseline, Reference
 from tuneline.governance.drift.watch import DriftReport, WatchState, compare, draw
 from tuneline.governance.production.curated_days import curated_days, open_current
-from tuneline.governance.production.settings import released_dataset
+from tuneline.governance.production.requests import compared_row
+from tuneline.governance.production.settings import compared_with
 from tuneline.governance.retraining.drift import Look
 from tuneline.store import NotThere, Store
 
@@ -97,8 +93,8 @@ def _compare(
     scratch: Path,
 ) -> Look:
     release = open_release(store, pointer)
-    dataset = released_dataset(release)
-    prompts = read_reference(release.fetch(dataset, scratch / dataset.name))
+    stored = compared_with(release, BASELINE)
+    prompts = Baseline.read(release.fetch(stored, scratch / stored.name)).prompts
     labels = frozenset(p.label for rows in prompts.values() for p in rows if p.label is not None)
     state, seen, unseen = _state(store, model, pointer)
     days = {day: _prompts(store, model, day, labels, scratch) for day in unseen if day <= until}
@@ -194,12 +190,12 @@ def _prompts(
         return []
     if curated.evidence.verdict == Verdict.NOT_APPLICABLE:
         return None
-    columns = ("messages", "answer", "confidence", "fallback_reason", "reason")
+    columns = ("messages", "stand_ins", "answer", "confidence", "fallback_reason", "reason")
     rows = (row for batch in curated.requests(scratch, columns) for row in batch.to_pylist())
     return [
         Prompt(
             number,
-            last_user_turn(row["messages"] or ()),
+            _asked(row),
             label_of(row["answer"], labels),
             row["confidence"],
             row["fallback_reason"] is not None,
@@ -207,6 +203,12 @@ def _prompts(
         )
         for number, row in enumerate(rows, 1)
     ]
+
+
+def _asked(row: Mapping[str, Any]) -> str | None:
+    """Return the last user turn, with placeholders also for what the gateway had missed."""
+    turns = [text for role, text in masked_prompt(compared_row(row)) if role == "user"]
+    return turns[-1] if turns else None
 
 
 def _state(
@@ -220,7 +222,7 @@ def _state(
     seen: set[date] = set()
     with suppress(NotThere):
         document = json.loads(store.get_bytes(f"{_root(model)}/{pointer.version}/state.json"))
-        state = WatchState.from_dict(document["state"])
+        state = WatchState.model_validate(document["state"])
         seen = set(map(date.fromisoformat, document["seen"]))
     since = date.fromisoformat(pointer.released_at[:10])
     return state, seen, [d for d in curated_days(store, model) if d >= since and d not in seen]

@@ -195,7 +195,7 @@ def compared_row(entry: Mapping[str, Any]) -> Row:
     """Return a request as a row of the data phase, to be compared by its prompt."""
     return Row(
         "",
-        [*entry["messages"], {"role": "assistant", "content": ""}],
+        [*(entry["messages"] or ()), {"role": "assistant", "content": ""}],
         "",
         0,
         stand_ins=tuple(StandIn(**place) for place in entry["stand_ins"] or ()),

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tuneline.artifacts.data import DATASET
+from tuneline.artifacts.artifact import Artifact
 from tuneline.artifacts.releases import Release
 from tuneline.artifacts.request_log import folder_name
 from tuneline.config import (
@@ -95,15 +95,15 @@ def read_settings(
     return CurationSettings(config.data, curation, config.governance, *more)
 
 
-def released_dataset(release: Release) -> FileRef:
-    """Return the dataset that a release was trained on; UserError if its run is gone."""
-    dataset = release.artifact(DATASET.step, DATASET.name)
-    if dataset is None:
+def compared_with(release: Release, artifact: Artifact) -> FileRef:
+    """Return a file of a release's run that requests are compared with; UserError if it is gone."""
+    found = release.artifact(artifact.step, artifact.name)
+    if found is None:
         raise UserError(
-            f"the dataset of {release.manifest.name} {release.version} is gone, so that requests "
-            "can't be compared with it; restore its run"
+            f"{artifact.name} of {release.name} {release.version} is gone, so that requests can't "
+            f"be compared with it; restore its run, or run {artifact.step} again"
         )
-    return dataset
+    return found
 
 
 def write_settings(store: Store, model: Model) -> str:

@@ -59,6 +59,9 @@ class Divergence:
     same_top_token: float = 1.0
 
 
+Rows = Sequence[ScoredRow]
+
+
 def rows_of(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[ScoredRow]:
     """Return the rows with a token that counts, from its start on.
 
@@ -95,10 +98,7 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def compare_variants(
-    reference: Path,
-    others: Mapping[str, Path],
-    rows: Sequence[ScoredRow],
-    evaluate: Callable[[Path, Path], None],
+    reference: Path, others: Mapping[str, Path], rows: Rows, evaluate: Callable[[Path, Path], None]
 ) -> dict[str, Divergence]:
     """Compare variants by the arrays `0.npy`, `1.npy`, … that `evaluate(model, folder)` leaves."""
     with tempfile.TemporaryDirectory(prefix="tuneline-logits-") as scratch:
@@ -137,7 +137,7 @@ def summary(parts: Sequence[Comparison]) -> Divergence:
 
 def checkpoint_losses(
     folder: Path,
-    rows: Sequence[ScoredRow],
+    rows: Rows,
     *,
     threads: int | None = None,
     device: str = "cpu",

@@ -18,7 +18,7 @@ from tuneline.artifacts.deployment import BuildReport
 from tuneline.errors import UserError
 from tuneline.models.base_model import BaseModel, digest_of, read_json
 from tuneline.models.cache import Log
-from tuneline.serving.engines.divergence import Divergence, NumberFormat, ScoredRow
+from tuneline.serving.engines.divergence import Divergence, NumberFormat, Rows
 from tuneline.serving.engines.server import EngineServer, ServeRequest
 from tuneline.store import sha256_file
 
@@ -283,11 +283,7 @@ class Engine:
         return self.version()
 
     def distances(
-        self,
-        reference: Path,
-        others: Mapping[str, Path],
-        rows: Sequence[ScoredRow],
-        request: ServeRequest,
+        self, reference: Path, others: Mapping[str, Path], rows: Rows, request: ServeRequest
     ) -> dict[str, Divergence]:
         """Return the distance of each variant from the reference, token by token.
 
@@ -299,9 +295,7 @@ class Engine:
         """
         raise UserError(f"{self.name}: its distributions can't be compared")
 
-    def losses(
-        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[list[float]] | None:
+    def losses(self, model: Path, rows: Rows, request: ServeRequest) -> list[list[float]] | None:
         """Return the loss of a model on each token that counts, for each row, in nats.
 
         None if the engine does not report the probability of tokens that it is given.

@@ -286,6 +286,11 @@ def replace_hits(
     return "".join([*parts, text[at:]])
 
 
+def placeholder(entity: str, _: str) -> str:
+    """Return what a log has in place of a value."""
+    return f"[{entity}]"
+
+
 def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
     """Return the settings of a configuration, with its models' files (UserError) or none."""
     return Settings(
@@ -337,7 +342,7 @@ class PlaceholderScrubber:
         counts: Counter[str] = Counter()
 
         def change(found: _Found, text: str) -> str:
-            return replace_hits(text, found.get(text, ()), lambda entity, _: f"[{entity}]", counts)
+            return replace_hits(text, found.get(text, ()), placeholder, counts)
 
         turns: list[Message] = []
         for message in messages:

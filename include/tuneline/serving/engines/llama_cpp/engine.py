@@ -21,7 +21,7 @@ from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import BaseModel
 from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.divergence import Divergence, ScoredRow
+from tuneline.serving.engines.divergence import Divergence, Rows
 from tuneline.serving.engines.engine import Compatibility, Engine, Form, ModelFacts, ServedModel
 from tuneline.serving.engines.llama_cpp import launch
 from tuneline.serving.engines.llama_cpp.scoring import (
@@ -93,11 +93,7 @@ class LlamaCpp(Engine):
         return f"gguf {version('gguf')}, {self.version()}"
 
     def distances(
-        self,
-        reference: Path,
-        others: Mapping[str, Path],
-        rows: Sequence[ScoredRow],
-        request: ServeRequest,
+        self, reference: Path, others: Mapping[str, Path], rows: Rows, request: ServeRequest
     ) -> dict[str, Divergence]:
         """Compare logits over the whole vocabulary, in a child process for each variant."""
         compare = partial(
@@ -105,9 +101,7 @@ class LlamaCpp(Engine):
         )
         return {name: compare(reference, path, rows) for name, path in others.items()}
 
-    def losses(
-        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[list[float]] | None:
+    def losses(self, model: Path, rows: Rows, request: ServeRequest) -> list[list[float]] | None:
         """Score the tokens of a GGUF file, in a child process."""
         adapter = request.answering_adapter
         return sequence_losses(model, rows, threads=request.threads, adapter=adapter)

@@ -29,6 +29,7 @@ from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
 from tuneline.serving.engines.divergence import (
     Divergence,
+    Rows,
     ScoredRow,
     compare_logits,
     log_softmax,
@@ -53,7 +54,7 @@ class Batch:
 _Group = list[tuple[int, ScoredRow]]
 
 
-def plan_batches(rows: Sequence[ScoredRow]) -> list[Batch]:
+def plan_batches(rows: Rows) -> list[Batch]:
     """Return batches that give the logits before each token that counts.
 
     A batch is larger than `BATCH_TOKENS` only where it holds one sequence.
@@ -80,7 +81,7 @@ def _rest(row: ScoredRow) -> list[int]:
     return row.ids[row.places[0] : row.places[-1]]
 
 
-def _groups(rows: Sequence[ScoredRow]) -> Iterator[_Group]:
+def _groups(rows: Rows) -> Iterator[_Group]:
     """Yield neighbours with the same prompt, as many as fit a batch."""
     counted = (one for one in enumerate(rows) if one[1].places)
     for _, neighbours in groupby(counted, key=lambda one: _prompt(one[1])):
@@ -144,7 +145,7 @@ def _add(batch: Batch, group: _Group, common: int) -> None:
 def perplexity_and_kl(
     reference: Path,
     other: Path,
-    rows: Sequence[ScoredRow],
+    rows: Rows,
     *,
     threads: int | None = None,
     adapter: Path | None = None,
@@ -160,11 +161,7 @@ def perplexity_and_kl(
 
 
 def sequence_losses(
-    model: Path,
-    rows: Sequence[ScoredRow],
-    *,
-    threads: int | None = None,
-    adapter: Path | None = None,
+    model: Path, rows: Rows, *, threads: int | None = None, adapter: Path | None = None
 ) -> list[list[float]]:
     """Return the loss of a GGUF file on each token that counts, in nats, in a child process.
 

@@ -30,7 +30,7 @@ from tuneline.models.cache import Log, cache_root, cached_model
 from tuneline.serving.client import EngineUnavailable, Messages
 from tuneline.serving.engines.divergence import (
     Divergence,
-    ScoredRow,
+    Rows,
     checkpoint_losses,
     compare_variants,
 )
@@ -230,11 +230,7 @@ class TensorRtLlm(_NvidiaImage):
         return target
 
     def distances(
-        self,
-        reference: Path,
-        others: Mapping[str, Path],
-        rows: Sequence[ScoredRow],
-        request: ServeRequest,
+        self, reference: Path, others: Mapping[str, Path], rows: Rows, request: ServeRequest
     ) -> dict[str, Divergence]:
         """Compare the logits that the engines give at each token of the answers.
 
@@ -248,9 +244,7 @@ class TensorRtLlm(_NvidiaImage):
             reference, others, rows, lambda engine, folder: _score(engine, rows, folder)
         )
 
-    def losses(
-        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[list[float]] | None:
+    def losses(self, model: Path, rows: Rows, request: ServeRequest) -> list[list[float]] | None:
         """Return the losses by the logits; None if the engine was built without them.
 
         Raises:
@@ -268,7 +262,7 @@ class TensorRtLlm(_NvidiaImage):
         refuse_unservable(request)
 
 
-def _score(engine: Path, rows: Sequence[ScoredRow], out: Path, *, losses: bool = False) -> None:
+def _score(engine: Path, rows: Rows, out: Path, *, losses: bool = False) -> None:
     """Have NVIDIA's Python write the logits of an engine, or its losses."""
     longest, limit = max(len(row.ids) for row in rows), read_sizes(engine).max_total_tokens
     if longest >= limit:
@@ -310,11 +304,7 @@ class TensorRtLlmPytorch(_NvidiaImage):
         return source
 
     def distances(
-        self,
-        reference: Path,
-        others: Mapping[str, Path],
-        rows: Sequence[ScoredRow],
-        request: ServeRequest,
+        self, reference: Path, others: Mapping[str, Path], rows: Rows, request: ServeRequest
     ) -> dict[str, Divergence]:
         """Return the perplexity of the one variant that there is.
 

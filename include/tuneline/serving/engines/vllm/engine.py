@@ -14,7 +14,7 @@ from tuneline.machine.cores import default_threads
 from tuneline.models.base_model import read_json
 from tuneline.models.cache import Log
 from tuneline.serving.client import Messages
-from tuneline.serving.engines.divergence import Divergence, NumberFormat, ScoredRow
+from tuneline.serving.engines.divergence import Divergence, NumberFormat, Rows
 from tuneline.serving.engines.engine import Compatibility, Engine, ModelFacts, query_gpus
 from tuneline.serving.engines.server import Counters, EngineServer, ServeRequest
 from tuneline.serving.engines.vllm.launch import (
@@ -81,18 +81,12 @@ class Vllm(Engine):
         return quantise(source, target, texts)
 
     def distances(
-        self,
-        reference: Path,
-        others: Mapping[str, Path],
-        rows: Sequence[ScoredRow],
-        request: ServeRequest,
+        self, reference: Path, others: Mapping[str, Path], rows: Rows, request: ServeRequest
     ) -> dict[str, Divergence]:
         """Compare log-probabilities over the whole vocabulary, as vLLM serves each checkpoint."""
         return distances(reference, others, rows, request)
 
-    def losses(
-        self, model: Path, rows: Sequence[ScoredRow], request: ServeRequest
-    ) -> list[list[float]] | None:
+    def losses(self, model: Path, rows: Rows, request: ServeRequest) -> list[list[float]] | None:
         """Score the tokens of a checkpoint as vLLM serves it, in a child process."""
         return losses(model, rows, request)
 

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from tuneline.machine.child_environment import child_environment
 from tuneline.machine.cores import default_threads
-from tuneline.serving.engines.divergence import Divergence, ScoredRow, compare_variants
+from tuneline.serving.engines.divergence import Divergence, Rows, compare_variants
 from tuneline.serving.engines.server import ServeRequest, end_error
 from tuneline.serving.engines.vllm.launch import cause, serve_environment, serve_options
 from tuneline.serving.processes import last_line
 
 
 def distances(
-    reference: Path, others: Mapping[str, Path], rows: Sequence[ScoredRow], request: ServeRequest
+    reference: Path, others: Mapping[str, Path], rows: Rows, request: ServeRequest
 ) -> dict[str, Divergence]:
     """Return the distance of each checkpoint from the reference.
 
@@ -46,7 +46,7 @@ def distances(
     )
 
 
-def losses(model: Path, rows: Sequence[ScoredRow], request: ServeRequest) -> list[list[float]]:
+def losses(model: Path, rows: Rows, request: ServeRequest) -> list[list[float]]:
     """Return the loss of a checkpoint on each token that counts; see `Engine.losses`."""
     found: list[list[float]] = [[] for _ in rows]
     counted = [number for number, row in enumerate(rows) if row.places]
@@ -61,12 +61,7 @@ def losses(model: Path, rows: Sequence[ScoredRow], request: ServeRequest) -> lis
 
 
 def _evaluate(
-    model: Path,
-    rows: Sequence[ScoredRow],
-    request: ServeRequest,
-    folder: Path,
-    *,
-    whole: bool = True,
+    model: Path, rows: Rows, request: ServeRequest, folder: Path, *, whole: bool = True
 ) -> None:
     """Write the log-probabilities of a checkpoint, one array for each row."""
     adapter = request.answering_adapter
@@ -100,7 +95,7 @@ def _evaluate(
             raise end_error("vLLM", model, child.returncode, cause(text) or last_line(text))
 
 
-def _llm_options(model: Path, rows: Sequence[ScoredRow], request: ServeRequest) -> dict[str, Any]:
+def _llm_options(model: Path, rows: Rows, request: ServeRequest) -> dict[str, Any]:
     # One token is generated after each row, since vLLM does not evaluate a prompt alone.
     context = max(len(row.ids) for row in rows) + 1
     options = serve_options(replace(request, model=model, parallel=1, context_tokens=context))
