@@ -254,7 +254,7 @@ class StepPod(KubernetesPodOperator):
 
     def execute_async(self, context: Context) -> None:
         """Leave the worker until the trigger's event, then end as a task that stays in it."""
-        # Without it the trigger's client looks for a kubeconfig alone, also in a pod of the cluster.
+        # Without it the trigger's client looks for a kubeconfig alone, even in the cluster.
         self.in_cluster = self.hook.is_in_cluster
         if self.event is None:
             return super().execute_async(context)
