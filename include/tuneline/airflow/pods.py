@@ -254,7 +254,7 @@ class StepPod(KubernetesPodOperator):
 
     def execute_async(self, context: Context) -> None:
         """Leave the worker until the trigger's event, then end as a task that stays in it."""
-        # The trigger's client finds the cluster that Airflow runs in only if it is told.
+        # Without it the trigger's client looks for a kubeconfig alone, even in the cluster.
         self.in_cluster = self.hook.is_in_cluster
         if self.event is None:
             return super().execute_async(context)
