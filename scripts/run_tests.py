@@ -279,7 +279,11 @@ def main() -> int:
 
 def run_paths(which: str, paths: list[str]) -> int:
     """Run the tests of some paths, those of the ML environment first, and print as they go."""
-    _install_programs(PROGRAMS_OF.get(which, {}))
+    programs = PROGRAMS_OF.get(which, {})
+    _install_programs(programs)
+    # A test whose server is missing is skipped, which would count as passed.
+    if missing := _missing(programs):
+        return _summary(missing)
     if which in APART:
         by_environment = {which: [APART[which]] if paths == ["tests"] else paths}
     else:
@@ -317,9 +321,8 @@ def run_suite(which: str, changed: str = "") -> int:
     installing.start()
     _set_up()
     installing.join()
-    missing = [package for program, package in PROGRAMS.items() if not _found(program)]
-    if missing:
-        return _summary([f"tests that need {', '.join(missing)}: not installed (apt-get install)"])
+    if missing := _missing(PROGRAMS):
+        return _summary(missing)
     os.environ.update(ONE_THREAD)
     known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     with tempfile.TemporaryDirectory(prefix="tuneline-tests-") as folder:
@@ -389,6 +392,13 @@ def _install_programs(programs: Mapping[str, str] = PROGRAMS) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(done.stdout[-2000:], done.stderr[-2000:], flush=True)
+
+
+def _missing(programs: Mapping[str, str]) -> list[str]:
+    """Return what fails for want of programs: one line, or none."""
+    packages = [package for program, package in programs.items() if not _found(program)]
+    needed = f"tests that need {', '.join(packages)}: not installed (apt-get install)"
+    return [needed] if packages else []
 
 
 def _found(program: str) -> bool:

@@ -52,7 +52,7 @@ def lines_of(page):
 
 
 def command_in(line):
-    """What follows `tuneline` in a line, without comments and redirections."""
+    """Return the arguments of `tuneline` in a line, None if it does not call it."""
     match = re.search(r"^(?:.*\| )?(?:\.venv-ml/bin/)?tuneline (?=[a-z])", line)
     return match and re.sub(r" [#>] .*| &$", "", line[match.end() :]).strip()
 

@@ -138,7 +138,7 @@ def test_the_page_of_a_task_is_that_of_its_item(lab, client):
     for task, item in (("sweep", "lora_selection"), ("approve_release", "promote")):
         assert f"<code>{item}</code>" in client.get(f"/item/{MAIN}/test/{task}/0").text, task
     wrong = client.get(f"/item/{MAIN}/test/prepare_run/-1")
-    assert (wrong.status_code, "no evidence of its own" in wrong.text) == (404, True)
+    assert (wrong.status_code, "prepare_run writes no evidence" in wrong.text) == (404, True)
 
 
 def test_plots_and_files_are_shown_and_nothing_of_them_is_run(lab, client):

@@ -131,7 +131,7 @@ def check_limit(path: str, item: str) -> None:
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class _Loader(_SafeLoader):  # type: ignore[misc, valid-type]
+class _Loader(_SafeLoader):  # type: ignore[misc, valid-type]  # chosen at run time
     """Refuses a key that stands twice, of which YAML's loaders drop the first without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from tuneline.artifacts.artifact import fault
 from tuneline.artifacts.data import DATASET, SCRUBBED
 from tuneline.asking.general_questions import load_questions
-from tuneline.config import DataConfig
 from tuneline.data.tables.rows import StoredRows, fetch_dataset, surrogates_of
 from tuneline.errors import UserError
 from tuneline.evidence import Evidence, Measurement, measure
@@ -64,7 +63,7 @@ def compare_files(
         if path.suffix == ".json":
             baseline = Baseline.read(path)
         else:
-            baseline = _scrubbing(DataConfig(source=reference)).of(read_reference(path))
+            baseline = Baseline(languages=["en"], pii_model=True).of(read_reference(path))
     prompts = baseline.prompts
     known = {p.label for split in prompts.values() for p in split if p.label is not None}
     days = read_logs(logs, sorted(known))
@@ -147,16 +146,11 @@ def run(ctx: StepContext) -> Evidence:
 
 def _baseline(ctx: StepContext) -> Baseline:
     """Store the baseline of a run."""
-    surrogates = surrogates_of(StoredRows(SCRUBBED.fetch(ctx)))
-    read = read_reference(DATASET.fetch(ctx), surrogates)
-    baseline = _scrubbing(ctx.config.data).of(read)
+    read = read_reference(DATASET.fetch(ctx), surrogates_of(StoredRows(SCRUBBED.fetch(ctx))))
+    data = ctx.config.data
+    baseline = Baseline(languages=data.languages, pii_model=bool(data.pii_ner)).of(read)
     ctx.write_json(BASELINE.name, baseline.model_dump(by_alias=True, exclude_none=True))
     return baseline
-
-
-def _scrubbing(config: DataConfig) -> Baseline:
-    """Return a baseline without prompts: how personal data is looked for in them."""
-    return Baseline(languages=config.languages, pii_model=bool(config.pii_ner))
 
 
 def _power(results: Sequence[Trial]) -> str:

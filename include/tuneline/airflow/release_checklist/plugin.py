@@ -163,9 +163,7 @@ def item(dag_id: str, run_id: str, task_id: str, index: str) -> HTMLResponse:
         if step not in {one.id for one in STEPS}:
             if outcome := find_outcome(dag_id, run_id):
                 return outcome
-            raise UserError(
-                f"{name} leaves no evidence of its own; the tab of the run shows all items"
-            )
+            raise UserError(f"{name} writes no evidence; the tab of the run shows all items")
         links = Links(dag_id, run_id, up="../../../../../")
         found = gather(open_run(dag_id, run_id), [step])
         return render(found, links, only=step, nonce=nonce)

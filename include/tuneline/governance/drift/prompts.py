@@ -122,7 +122,7 @@ def last_user_turn(messages: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def read_reference(
-    path: Path, surrogates: Mapping[str, Sequence[tuple[str, str]]] | None = None
+    path: Path, surrogates: Mapping[str, Sequence[tuple[str, str]]] = {}
 ) -> Reference:
     """Read the training and validation prompts of a dataset, with their labels.
 
@@ -140,11 +140,10 @@ def read_reference(
             f"{path} is not a dataset of `tuneline data prepare` (row_id, messages, split): {error}"
         ) from None
     prompts: Reference = {"train": [], "validation": []}
-    known = surrogates or {}
     for number, row in enumerate(table.to_pylist(), 1):
         text = last_user_turn(row["messages"])
         if text is not None and row["split"] in prompts:
-            own = {value: entity for entity, value in known.get(base_id(row["row_id"]), ())}
+            own = {value: entity for entity, value in surrogates.get(base_id(row["row_id"]), ())}
             text = replace_hits(text, places(text, own), placeholder, Counter())
             prompts[row["split"]].append(Prompt(number, text, row.get("label")))
     if len(prompts["train"]) < MIN_WINDOW:

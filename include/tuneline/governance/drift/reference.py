@@ -1,4 +1,4 @@
-"""What production is compared with: the training prompts as a log shows them, calibrated once.
+"""The training prompts, as a log shows them and calibrated once, to compare production with.
 
 A log has `[ENTITY]` where the training data have a surrogate, so each would be new to the other.
 In a baseline the surrogates that pii_scrubbing wrote are placeholders, and what the log's scrubber
