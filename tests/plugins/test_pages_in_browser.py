@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse
 from tests.lab.canaries import release
-from tests.lab.runs import Lab
+from tests.lab.runs import Lab, change_meta
 from tests.lab.waiting import wait_for
 
 from tuneline.evidence import measure
@@ -25,6 +25,9 @@ from tuneline.serving.processes import free_port
 
 MAIN = "finetune_to_production"
 HOSTILE = "<img src=x onerror=alert(1)>$x_1$ \u202e"
+WAIVER = {
+    "item": "cold_start", "measurement": "seconds", "up_to": 80, "reason": f"agreed {HOSTILE}"
+}  # fmt: skip
 # As the frame of a plugin in Airflow 3.3.
 SANDBOX = "allow-scripts allow-same-origin allow-forms allow-downloads"
 FRAME = """<!doctype html><html lang=en class="{theme}"><title>UI</title>
@@ -36,7 +39,8 @@ class Ui:
 
     def __init__(self, root):
         self.questions, self.answers, self.started, self.refuses = {}, [], [], set()
-        self.lab = Lab(root, {"profile": "production"})
+        self.lab = Lab(root, {"profile": "production", "waivers": [WAIVER]})
+        change_meta(self.lab, started_by="alice")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
@@ -118,7 +122,7 @@ def ui(tmp_path_factory):
 
 
 def fill(lab):
-    """Leave items that refuse, warn and pass, a plot, hostile names, and two releases."""
+    """Leave items that refuse, are undecided, waived and pass, a plot, and two releases."""
     plot = "<svg xmlns='http://www.w3.org/2000/svg' width='300' height='80'></svg>"
     broken = [measure(HOSTILE, 3, "rows", "==", 0), measure("share", 0.4, "share", "<=", 0.1)]
     row = {"row_id": "1", "source_file": HOSTILE, "source_line": 4, "reason": "no_answer"}
@@ -126,6 +130,7 @@ def fill(lab):
     lab.leave("schema_validation", {"removed.json": json.dumps(removed)}, broken)
     few = measure("rate", 0.5, "share", ">=", 0.2, noise=0.1)
     lab.leave("determinism", {"a.json": "{}"}, [few])
+    lab.leave("cold_start", {}, [measure("seconds", 70, "s", "<=", 60)])
     lab.leave("loss_monitoring", {"loss.svg": plot}, [measure("x", 1, "", "<=", 2)])
     stated = lab.run.store.get_bytes(lab.run.step_key("determinism", "evidence.json"))
     ships = {"evidence/determinism/evidence.json": stated}
@@ -192,6 +197,17 @@ def test_what_refuses_is_open_on_top_and_texts_of_others_are_texts(ui, page):
     page.locator("#loss_monitoring > summary").click()
     plot = page.locator("#loss_monitoring img")
     wait_for(lambda: plot.evaluate("one => one.naturalWidth") == 300)
+
+
+def test_what_was_waived_is_not_refused_and_says_why(ui, page):
+    page.goto(ui.url + PAGES["run"])
+    waived = page.locator(".group", has=page.locator("#cold_start"))
+    assert waived.locator("h2").text_content().startswith("Undecided, warned or waived")
+    waived.locator("#cold_start > summary").click()
+    assert "waived" in waived.locator("#cold_start").text_content()
+    decided = page.locator("tr", has_text="waived seconds up to 80.0 of cold_start")
+    assert HOSTILE in decided.text_content()
+    assert "cold_start" not in page.locator("p.note").first.text_content()
 
 
 def test_a_running_page_is_read_again_and_keeps_what_is_open(ui, page):

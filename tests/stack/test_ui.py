@@ -1,4 +1,4 @@
-"""The UI of a real Airflow draws every DAG, in a real browser, for an administrator and a viewer.
+"""The UI of a real Airflow draws every DAG, in a real browser, for users of each role.
 
 No scheduler runs: the DAGs are stored as the DAG processor would, and the API gives tasks states.
 """
@@ -23,7 +23,8 @@ from tuneline.stack.layout import Layout
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
 
-USERS = {"root": "admin", "vic": "viewer"}
+# An editor is Airflow's `user`, who may start runs.
+USERS = {"root": "admin", "uma": "user", "vic": "viewer"}
 MAIN = "finetune_to_production"
 STATES = {
     "prepare_run": "success",
@@ -58,9 +59,7 @@ def site(tmp_path_factory):
             (folders[-1] / f"{name}.yaml").write_text(text)
     lab = Lab(root, {})
     layout = Layout(ROOT, root / "home", free_port(), free_port(), lab.run.store.uri)
-    made = Site(
-        layout, {**USERS, "uma": "user"}, "root", AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags")
-    )
+    made = Site(layout, USERS, "root", AIRFLOW__CORE__DAGS_FOLDER=str(ROOT / "dags"))
     made.start(["api-server"])
     try:
         command = [sys.executable, "-c", STORE_DAGS, str(ROOT / "dags"), *map(str, folders)]
@@ -138,7 +137,7 @@ def test_the_checklist_of_a_run_is_that_of_its_dag(site):
             assert site.request(user, "GET", page.replace(MAIN, other)).status_code in (403, 404)
 
 
-@pytest.mark.parametrize("page", USERS, indirect=True)
+@pytest.mark.parametrize("page", ["root", "vic"], indirect=True)
 def test_a_run_has_its_grid_its_graph_and_its_checklist(site, page):
     page.goto(f"{site.url}/dags/{MAIN}/runs/test")
     page.get_by_test_id("expand-all-button").click()
@@ -181,7 +180,7 @@ def test_a_task_has_its_evidence_and_all_models_their_releases(site, page):
     page.frame_locator("iframe").locator("h2[id^=model-]").wait_for()
     # Rolling back is for those who may start that DAG.
     forms = page.frame_locator("iframe").locator("form[data-rollback]").count()
-    assert forms == (USERS[page.user] == "admin")
+    assert forms == (page.user != "vic")
     assert page.problems == []
 
 
