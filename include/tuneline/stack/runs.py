@@ -26,7 +26,8 @@ Task = dict[str, Any]
 
 _FINAL = {"success", "failed"}
 _ENDED = {"success", "failed", "skipped", "upstream_failed", "removed"}
-_POLL_SECONDS = 1.0
+# A look costs the API server half a second on a small machine.
+_POLL_SECONDS = 3.0
 # A long task must not look like one that hangs.
 _STILL_SECONDS = 20.0
 # Characters of "[ 123.4 s] ", which stands before every line.

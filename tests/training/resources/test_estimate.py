@@ -162,7 +162,7 @@ def test_a_run_is_forecast_from_sizes(capsys, tmp_path):
     assert re.search(r"light +8 +4Gi +1 +0 ", said)
     # 6 × 135M parameters × 750M tokens at 35 % of 989 TFLOP/s.
     assert "4 pods (4 GPUs) answer the hold-out, in 1/4 of the time." in said
-    assert "Training takes about 29 minutes (a third to 3 times), 0.049 USD" in said
+    assert "Training takes about 29 minutes (a third to 3 times), 0.0486 USD" in said
     seventy = forecast(config(pods={"gpus": 8}), 70_000_000_000, tokens=10**9)
     # bf16 in eight shards (140 GB), or the whole base in NF4 on each GPU.
     assert gpu_gib(seventy.config, seventy.parameters) == pytest.approx(16.3, abs=0.1)

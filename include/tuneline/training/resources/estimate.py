@@ -103,7 +103,7 @@ def duration(seconds: float) -> str:
 
 def money(amount: float, currency: str) -> str:
     """Return an amount of money as text."""
-    return f"{amount:.2f} {currency}" if amount >= 0.1 else f"{amount:.2g} {currency}"
+    return f"{amount:.{2 if amount >= 0.1 else 4}f} {currency}"
 
 
 def price_of(config: PipelineConfig) -> float:
