@@ -78,6 +78,10 @@ def test_without_files_each_dag_is_there_once_and_starts_by_hand_alone(parsed):
     asking = [t for t, kind in zip(tasks, kinds, strict=True) if issubclass(kind, HITLOperator)]
     assert len(asking) == 5
     assert {task.pool for task in asking} == {"default_pool"}
+    # Airflow would fill a field of that name with what the run was started with.
+    approvals = [task for task in asking if not task.is_mapped and task.params]
+    assert [task.task_id for task in approvals] == ["approve_license", "approve_release"]
+    assert not any(set(task.params) & set(task.dag.params) for task in approvals)
 
 
 def test_each_model_has_its_own(parsed):

@@ -96,7 +96,7 @@ def leave_manifest(lab, digest="c0ffee" * 10):
 
 
 def approve(lab, task, user, option="Approve", reason=WHY):
-    return reply(lab, task, user, option, {"reason": reason})
+    return reply(lab, task, user, option, {"approval_reason": reason})
 
 
 def test_a_limit_is_shown_to_the_approvers_and_accepted_by_another_one(lab, told):
@@ -111,7 +111,7 @@ def test_a_limit_is_shown_to_the_approvers_and_accepted_by_another_one(lab, told
     assert [user["id"] for user in detail["assigned_users"]] == ["alice", "bob"]
     assert "evaluation.min\\_gain is -1.0, the policy allows at least 0" in detail["body"]
     assert "/runs/manual__1/plugin/release-checklist)" in detail["body"]
-    assert list(detail["params"]) == ["reason"]
+    assert list(detail["params"]) == ["approval_reason"]
     assert "asked for by a waiver of holdout\\_performance" in detail["body"]
     assert status(lab.run, "holdout_performance").verdict == "waived"
     assert "a waiver of holdout_performance" in refusal(lab.run)
@@ -139,11 +139,16 @@ def test_airflow_is_given_approvers_by_id_or_not_at_all(approvers, known):
 @pytest.mark.parametrize(
     ("user", "option", "fields", "sentence"),
     [
-        ("alice", "Approve", {"reason": WHY}, "alice started the run, and under profile: prod"),
-        ("mallory", "Reject", {"reason": WHY}, "mallory is not an approver"),
-        ("bob", "Approve", {"reason": "ok"}, "needs a reason of at least 10 characters"),
+        (
+            "alice",
+            "Approve",
+            {"approval_reason": WHY},
+            "alice started the run, and under profile: prod",
+        ),
+        ("mallory", "Reject", {"approval_reason": WHY}, "mallory is not an approver"),
+        ("bob", "Approve", {"approval_reason": "ok"}, "needs a reason of at least 10 characters"),
         # Airflow refuses a field that the form does not have.
-        ("mallory", "Approve", {"reason": WHY, "by": "bob"}, ""),
+        ("mallory", "Approve", {"approval_reason": WHY, "by": "bob"}, ""),
     ],
 )
 def test_an_answer_that_does_not_count_asks_again_and_leaves_nothing(

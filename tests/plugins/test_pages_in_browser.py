@@ -253,7 +253,7 @@ def test_a_release_is_approved_from_the_list(ui, page):
     ui.refuses.clear()
     page.get_by_role("button", name="Approve").click()
     page.get_by_text("Approve: recorded").wait_for()
-    expected = {"chosen_options": ["Approve"], "params_input": {"reason": "measured well"}}
+    expected = {"chosen_options": ["Approve"], "params_input": {"approval_reason": "measured well"}}
     assert ui.answers.pop() == expected
     del ui.questions[place]
 

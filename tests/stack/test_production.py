@@ -216,13 +216,13 @@ def released(production):
     for name in ("leak_ID_NUMBER_at_most", "leak_PERSON_at_most", "base_above_chance"):
         assert f"Now waived: waived by alice: {name} is " in shown, shown
     # A stranger, whoever has waived it, and without a reason.
-    assert production.answer("admin", *place, "Approve", {"reason": WHY}) == 403
-    assert production.answer("alice", *place, "Approve", {"reason": WHY}) == 200
+    assert production.answer("admin", *place, "Approve", {"approval_reason": WHY}) == 403
+    assert production.answer("alice", *place, "Approve", {"approval_reason": WHY}) == 200
     production.waits(*place, tries=2)
-    assert production.answer("bob", *place, "Approve", {"reason": ""}) == 200
+    assert production.answer("bob", *place, "Approve", {"approval_reason": ""}) == 200
     production.waits(*place, tries=3)
     assert read_release(production.store, MODEL) is None
-    assert production.answer("bob", *place, "Approve", {"reason": WHY}) == 200
+    assert production.answer("bob", *place, "Approve", {"approval_reason": WHY}) == 200
     state, _, failures = finish(run, 600)
     assert state == "success", failures
     backdate(production.store, MODEL, f"{TODAY - timedelta(days=7)}T00:00:00Z", "production")

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 _VOTE, _SKIP = "Send votes", "Skip the review"
 _SEND_FOUND, _SKIP_ROWS = "Send what was found", "Skip these rows"
 _SEND_LABELS, _LATER = "Send labels", "Go on without"
-_REASON = "reason"
+# Not `reason`: Airflow fills a field that is named as one of the run's with what the run has.
+_REASON = "approval_reason"
 
 # Fields of a form by name, as arguments of `Param`.
 Fields = dict[str, dict[str, Any]]

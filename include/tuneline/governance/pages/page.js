@@ -96,7 +96,7 @@ async function questions(section) {
       button.onclick = async () => {
         try {
           await call("PATCH", `/dags/${encodeURIComponent(at.dag_id)}/dagRuns/${encodeURIComponent(at.dag_run_id)}/taskInstances/${encodeURIComponent(at.task_id)}/${at.map_index}/hitlDetails`,
-            { chosen_options: [option], params_input: { reason: reason.value } });
+            { chosen_options: [option], params_input: { approval_reason: reason.value } });
           form.replaceChildren(element("p", `${option}: recorded for ${at.dag_run_id}`));
         } catch (error) { said.textContent = error.message; }
       };
