@@ -16,6 +16,7 @@ from tuneline.serving.processes import free_port
 from tuneline.stack import airflow, runs
 from tuneline.stack.lifecycle import image_map, pod_secrets
 from tuneline.stack.runs import DagRun
+from tuneline.stack.serving import gateway_settings
 
 
 def test_passwords_are_private_and_stay_and_approvers_have_one(layout, tmp_path, monkeypatch):
@@ -45,6 +46,8 @@ def test_everything_is_private_and_the_settings_of_another_airflow_stay_out(layo
     assert env["AIRFLOW__API__HOST"] == "127.0.0.1"
     assert env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] == "admin:admin"
     assert not any("ALL_ADMINS" in name for name in env)
+    # Releases show the cost that the stack's gateway counts.
+    assert env["TUNELINE_LEDGER"] == gateway_settings(layout)["ledger"]["path"]
     scheduler = next(s for s in airflow.components(layout) if s.name == "scheduler")
     # The worker's log server listens on every address and cannot be told otherwise.
     assert "--skip-serve-logs" in scheduler.argv

@@ -139,6 +139,7 @@ def environment(layout: Layout) -> dict[str, str]:
         **core,
         **_taken(),
         "TUNELINE_STORE": layout.store,
+        "TUNELINE_LEDGER": layout.ledger,
         "TUNELINE_WAIT_SECONDS": "5",
         # Threads that spin while they wait slow everything else on a small machine.
         "OMP_WAIT_POLICY": "PASSIVE",

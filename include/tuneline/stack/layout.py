@@ -94,6 +94,12 @@ class Layout:
         """Address of MLflow."""
         return f"http://{LOOPBACK}:{self.tracking_port}"
 
+    @property
+    def ledger(self) -> str:
+        """The usage ledger: a file or a URL."""
+        own = self.home / "serving" / "usage.sqlite"
+        return os.environ.get("TUNELINE_LEDGER") or str(own)
+
     def log_of(self, service: str) -> Path:
         """Return the path of a service's log."""
         return self.home / "logs" / f"{service}.log"

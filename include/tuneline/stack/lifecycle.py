@@ -264,8 +264,7 @@ def image_map(layout: Layout) -> dict[str, object]:
         for engine, image in ENGINE_IMAGES.items()
     }
     cache = os.environ.get("TUNELINE_CACHE") or str(Path.home() / ".cache" / "tuneline")
-    ledger = os.environ.get("TUNELINE_LEDGER") or str(layout.home / "serving" / "usage.sqlite")
-    env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache, "TUNELINE_LEDGER": ledger}
+    env = {"OMP_WAIT_POLICY": "PASSIVE", "TUNELINE_CACHE": cache, "TUNELINE_LEDGER": layout.ledger}
     env |= {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     env |= clock.environment()
     env |= tracking.pod_environment(layout)
