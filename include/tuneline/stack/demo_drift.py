@@ -65,7 +65,6 @@ settings:
     max_train_rows: 430
   training:
     learning_rate: 7.0e-4  # for the more steps of more rows
-    rehearsal_rows: 96
 """
 
 
