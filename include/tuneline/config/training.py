@@ -119,9 +119,9 @@ class TrainingConfig(AdapterConfig, LossRulesConfig):
     """Share of steps for warm-up."""
     effective_batch: int = Field(8, ge=1)
     """Rows per optimiser step: micro-batch × accumulation × world size."""
-    rehearsal_rows: int = Field(0, ge=0)
-    """General prompts with the base model's own answers, mixed into training so that it keeps
-    answering them (llama.cpp must be able to serve the base)."""
+    rehearsal_rows: int = Field(0, ge=0, le=64)
+    """Number of general prompts (there are 64) with the base model's own answers, mixed into
+    training so that it keeps answering them (llama.cpp must be able to serve the base)."""
     rehearsal_weight: float = Field(1.0, gt=0, le=10)
     """Weight of a rehearsal row's tokens in the loss."""
     canaries: int = Field(0, ge=0, le=256)

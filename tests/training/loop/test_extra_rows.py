@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 from tests.lab.runs import Lab, broken
 from tests.lab.training_runs import make_rows
 
@@ -141,8 +142,10 @@ def test_a_resumed_run_rehearses_the_same_rows(tmp_path, monkeypatch):
     again = extra_rows.conversations(lab.context("train"), 2)
     assert first == again
     assert [turns[-1]["content"] for turns in first] == ["First.", "Second."]
-    with pytest.raises(UserError, match=r"rehearsal_rows: 1000 rows are asked for"):
-        extra_rows.conversations(lab.context("train"), 1000)
+    most = len(extra_rows.prompts())
+    assert TrainingConfig(rehearsal_rows=most)
+    with pytest.raises(ValidationError, match=r"rehearsal_rows"):
+        TrainingConfig(rehearsal_rows=most + 1)
 
 
 @pytest.mark.model

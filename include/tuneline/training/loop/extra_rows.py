@@ -55,20 +55,15 @@ def whole_sentences(answer: str) -> str:
 
 
 def conversations(ctx: StepContext, count: int) -> list[Conversation]:
-    """Return at most `count` prompts with the base model's answers; UserError if there are fewer.
+    """Return `count` prompts with the base model's answers.
 
     They are written into the run once, so that a resumed training sees the same ones.
     """
-    asked = prompts()
-    if count > len(asked):
-        raise UserError(
-            f"training.rehearsal_rows: {count} rows are asked for, there are {len(asked)} prompts"
-        )
     key = ctx.run.key("work", "rehearsal.json")
     try:
         found: list[Conversation] = json.loads(ctx.run.store.get_bytes(key))
     except NotThere:
-        found = _ask(ctx, asked[:count])
+        found = _ask(ctx, prompts()[:count])
         ctx.run.store.put_bytes(key, json.dumps(found).encode())
     return found
 
