@@ -101,11 +101,12 @@ def test_it_plays_only_with_a_clock_and_empties_only_its_own_home(layout, tmp_pa
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory, make_commands):
-    """The story as it ships: what it said, its store and its Airflow."""
+    """The story as it ships: its last day, what it said, its store and its Airflow."""
+    last_day = (datetime.now(UTC) - timedelta(hours=7)).date()
     made = make_commands(tmp_path_factory.mktemp("drift") / "home")
     done = call(str(ROOT / "scripts" / "demo_drift.sh"), **made.env)
     made.env["TUNELINE_HOME"] += "/drift-demo"
-    yield done, made.layout()
+    yield last_day, done, made.layout()
     made.run("down")
 
 
@@ -113,10 +114,10 @@ def played(tmp_path_factory, make_commands):
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_the_story_is_played_and_ends_with_a_release_or_the_reason_against_it(played):
-    done, layout = played
+    today, done, layout = played
     said = done.stdout
     assert done.returncode in (0, 1), said[-3000:] + done.stderr[-3000:]
-    store, today = open_store(layout.store), datetime.now(UTC).date()
+    store = open_store(layout.store)
     days = [today - timedelta(days=n) for n in range(6, 0, -1)]
     looks = [read_look(store, MODEL, day) for day in days[:4]]
     assert [look.drifted for look in looks] == [False, False, False, True], looks

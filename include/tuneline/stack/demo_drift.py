@@ -47,7 +47,6 @@ _NAME, _HOME = "support-intents", "drift-demo"
 _CLIENTS = 8
 # As many requests as two cores answer at once.
 _AT_ONCE = 2
-_HOUR = timedelta(hours=1)
 _MORNING_HOURS = 6
 _DAY_SECONDS, _BEAT_SECONDS = 900, 120
 _LABELLER = "demo"
@@ -120,15 +119,16 @@ def demo_drift(layout: Layout, data: str, config: str, say: Say) -> int:
     began = time.monotonic()
     with held(layout.home.with_suffix(".lock"), "the demo of drift"), _stack(layout, say) as stack:
         model = _model(config)
-        _move_to(None)
-        # Midnight would come by itself in the middle of the story.
-        today = (datetime.now(UTC) - _HOUR).date()
+        clock.move_to(None)
+        # No night of the story may come by itself, however long the runs take.
+        today = (datetime.now(UTC) - timedelta(hours=_MORNING_HOURS + 1)).date()
         days = [today - timedelta(days=len(requests) - n) for n in range(len(requests) + 1)]
         _move_to(days[0])
         start(stack, pointer_of(model.profile), say)
         client, store = airflow.client_of(layout), open_store(layout.store)
         week = Week(stack, client, store, model, requests, days, say)
         code = _live(week)
+        clock.move_to(None)
         say(_summary(week, time.monotonic() - began))
         show_addresses(layout)
         print("`make down` stops it", flush=True)
@@ -201,17 +201,15 @@ def _live(week: Week) -> int:
     week.keys = [serving.add_client(week.stack.layout, f"shop-{n + 1}") for n in range(_CLIENTS)]
     for number, day in enumerate(week.days[:-1], 1):
         _ask(week, number, day)
-        _move_to(week.days[number] if number < len(week.requests) else None)
+        _move_to(week.days[number])
         _night(week, day)
     if not week.retrained:
         say("no second version was released; the notes of drift_watch and of its run say why")
     return EXIT_OK if week.retrained else EXIT_FAILED
 
 
-def _move_to(day: date | None) -> None:
-    clock.move_to(
-        datetime(day.year, day.month, day.day, _MORNING_HOURS, tzinfo=UTC) if day else None
-    )
+def _move_to(day: date) -> None:
+    clock.move_to(datetime(day.year, day.month, day.day, _MORNING_HOURS, tzinfo=UTC))
 
 
 def _ask(week: Week, number: int, day: date) -> None:
