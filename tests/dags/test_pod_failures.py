@@ -26,7 +26,6 @@ from tuneline.step import leave_killed
 from tuneline.training.resources.out_of_memory import MemoryNotes
 from tuneline.verdicts import status
 
-ROOT = Path(__file__).parents[2]
 LAST = 3
 
 
@@ -277,7 +276,6 @@ def test_airflow_goes_on_after_what_is_not_critical(tmp_path, critical):
         states = run_dag(
             Path(__file__).parent / "dags" / "errors_dag.py",
             tmp_path / "airflow",
-            PYTHONPATH=str(ROOT / "include"),
             AIRFLOW_CONN_KUBERNETES_DEFAULT=connection(server, "default"),
             RUN_URI=lab.run.uri,
             TUNELINE_POD_POLL_SECONDS="0.5",

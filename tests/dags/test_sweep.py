@@ -11,8 +11,6 @@ from tests.lab.tasks import connection
 
 from tuneline.evidence import measure
 
-ROOT = Path(__file__).parents[2]
-
 # In place of the command line in the image: notes what it was called with; one pod fails once.
 TUNELINE = """#!/bin/sh
 echo "$@" >> {calls}
@@ -57,7 +55,6 @@ def test_each_rank_asked_for_has_a_pod_and_what_follows_goes_on(pods, tmp_path, 
     printed = run_dag(
         Path(__file__).parent / "dags" / "sweep_dag.py",
         tmp_path / "airflow",
-        PYTHONPATH=str(ROOT / "include"),
         AIRFLOW_CONN_KUBERNETES_DEFAULT=connection(pods, "default"),
         RUN_URI=run.uri,
         TUNELINE_POD_POLL_SECONDS="1",

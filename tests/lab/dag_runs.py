@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.commands import call
+from tests.lab.pods import INCLUDE
 
 
 def _call(*command: str, **environment: str) -> str:
@@ -39,6 +40,6 @@ def run_dag(file: Path, home: Path, **environment: str) -> Any:
         AIRFLOW_HOME=str(home),
         AIRFLOW__CORE__DAGS_FOLDER=str(file.parent),
         AIRFLOW__CORE__LOAD_EXAMPLES="False",
-        **environment,
+        **{"PYTHONPATH": f"{INCLUDE}:{INCLUDE.parent}", **environment},
     )
     return json.loads(printed.splitlines()[-1])

@@ -3,6 +3,7 @@
 import asyncio
 import copy
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -12,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import get_current_context, task
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import TaskDeferred
 from tests.lab.pods import NAMESPACE, Server
 
 from tuneline.catalogue import Size
+from tuneline.run import Run
 
 
 class TaskStateStore:
@@ -105,3 +108,12 @@ async def first_event(trigger: Any) -> Any:
     async for event in resolve_name(path)(**arguments).run():
         return event.payload
     return None
+
+
+@task
+def prepare_run() -> str:
+    """Return the run of the test, as the first task of a DAG; leave the sizes of its pods."""
+    uri = os.environ["RUN_URI"]
+    pods = Run.open(uri).config.pods_by_size()
+    get_current_context()["ti"].xcom_push(key="pods", value=pods)
+    return uri

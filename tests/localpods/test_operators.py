@@ -74,10 +74,7 @@ def test_task_fails_with_the_pod_and_its_last_words(connected: Api, tmp_path: Pa
 @pytest.mark.stack
 def test_whole_dag_with_deferred_tasks(connected: Api, server: Server, tmp_path: Path) -> None:
     states = run_dag(
-        Path(__file__).parent / "dags" / "pods_dag.py",
-        tmp_path / "airflow",
-        PYTHONPATH=server.env["PYTHONPATH"],
-        IMAGE=IMAGE,
+        Path(__file__).parent / "dags" / "pods_dag.py", tmp_path / "airflow", IMAGE=IMAGE
     )
     assert states == {"waits": "success", "defers": "success", "fails": "failed"}
     assert pods_of(connected, "defers") == []

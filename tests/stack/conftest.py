@@ -12,6 +12,7 @@ from tests.lab.whole_runs import short_rows
 
 from tuneline.data.sample import SUPPORT
 from tuneline.serving.processes import free_port
+from tuneline.stack.airflow import client_of
 from tuneline.stack.layout import Layout, find_layout
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +111,14 @@ def running(tmp_path_factory):
     yield made
     down = made.run("down")
     assert down.returncode == 0, down.stderr
+
+
+@pytest.fixture(scope="module")
+def client(running):
+    """Airflow of the stack that is up."""
+    made = client_of(running.layout())
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from tests.lab.whole_runs import finish, tiny_task
 from tuneline.catalogue import ITEMS
 from tuneline.run import Run
 from tuneline.serving.processes import free_port
-from tuneline.stack.airflow import client_of
 from tuneline.stack.runs import DagRun
 from tuneline.stack.services import ServiceTable
 from tuneline.verdicts import checklist
@@ -41,7 +40,7 @@ def redis(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stack(make_commands, postgres, redis, tmp_path_factory):
+def running(make_commands, postgres, redis, tmp_path_factory):
     """A stack with two models."""
     made = make_commands(tmp_path_factory.mktemp("stack") / "home")
     models = tmp_path_factory.mktemp("models")
@@ -64,29 +63,29 @@ def stack(make_commands, postgres, redis, tmp_path_factory):
     assert down.returncode == 0, down.stderr
 
 
-def crash(stack, *names, **settings):
+def crash(running, *names, **settings):
     """Kill services with all that they have started, and start them again."""
-    layout = stack.layout()
+    layout = running.layout()
     table = ServiceTable(layout.services, layout.home / "logs")
     for name in names:
         parent = psutil.Process(table.find(name).pid)
         for process in [*parent.children(recursive=True), parent]:
             process.kill()
-    up = stack.run("up", **settings)
+    up = running.run("up", **settings)
     assert up.returncode == 0, up.stderr
     assert f"starting Airflow ({', '.join(names)})" in up.stdout
 
 
-def pods_of(stack, **labels):
+def pods_of(running, **labels):
     """The pods on the stack's own cluster."""
-    config.load_kube_config(str(stack.layout().pods / "kubeconfig"))
+    config.load_kube_config(str(running.layout().pods / "kubeconfig"))
     selector = ",".join(f"{name}={value}" for name, value in labels.items())
     return k8s.CoreV1Api().list_namespaced_pod("default", label_selector=selector).items
 
 
-def await_pod(stack, run, task):
+def await_pod(running, run, task):
     def runs():
-        pods = pods_of(stack, run_id=run.run_id, task_id=task)
+        pods = pods_of(running, run_id=run.run_id, task_id=task)
         return any(pod.status.phase == "Running" for pod in pods)
 
     wait_for(runs, seconds=1500, what=f"the pod of {task}", pause=0.3)
@@ -104,25 +103,20 @@ def task(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def client(stack):
-    made = client_of(stack.layout())
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def ended(stack, client, task):
+def ended(running, client, task):
     """Both runs, after what died while one of them trained, and while a worker watched a pod."""
     runs = {name: DagRun(client, name, f"finetune_to_production__{name}") for name in MODELS}
     for run in runs.values():
         run.trigger(task)
     first = runs["first"]
-    await_pod(stack, first, "train")
+    await_pod(running, first, "train")
     wait_for(lambda: "train" in deferred(first), seconds=60, what="the deferral", pause=0.5)
     both = {run.state() for run in runs.values()}
-    crash(stack, "scheduler", "worker", "triggerer", AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE="False")
-    await_pod(stack, first, STEP)
-    crash(stack, "worker")
+    crash(
+        running, "scheduler", "worker", "triggerer", AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE="False"
+    )
+    await_pod(running, first, STEP)
+    crash(running, "worker")
     found = {name: (run, *finish(run, 2400)) for name, run in runs.items()}
     return SimpleNamespace(both=both, **found)
 
@@ -151,10 +145,10 @@ def test_the_next_worker_goes_on_with_the_pod_of_one_that_died_watching_it(ended
     assert evidence.airflow["try_number"] == 1
 
 
-def test_a_run_that_a_user_ends_ends_its_pods_though_no_worker_watches(stack, client, task):
+def test_a_run_that_a_user_ends_ends_its_pods_though_no_worker_watches(running, client, task):
     run, step = DagRun(client, "ended", "finetune_to_production__first"), "schema_validation"
     run.trigger(task)
-    logs = stack.layout().airflow_home / "logs"
+    logs = running.layout().airflow_home / "logs"
     watched = f"dag_id=*__first/run_id=ended/task_id={step}/*.trigger.*"
 
     def begun():
@@ -162,6 +156,6 @@ def test_a_run_that_a_user_ends_ends_its_pods_though_no_worker_watches(stack, cl
 
     wait_for(begun, seconds=300, what="the trigger", pause=0.1)
     run.stop()
-    wait_for(lambda: not pods_of(stack, run_id="ended"), seconds=60, what="the end", pause=0.5)
+    wait_for(lambda: not pods_of(running, run_id="ended"), seconds=60, what="the end", pause=0.5)
     # Not of its own accord.
     assert Run.open(run.run_uri()).find_evidence(step) is None

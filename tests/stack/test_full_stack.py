@@ -12,7 +12,6 @@ from tuneline.catalogue import ITEMS, Severity
 from tuneline.data.tables.rows import read_dataset
 from tuneline.evidence import load_evidence
 from tuneline.run import Run
-from tuneline.stack.airflow import client_of
 from tuneline.stack.layout import LOOPBACK
 from tuneline.stack.timings import breakdown
 from tuneline.verdicts import checklist
@@ -57,13 +56,6 @@ def task(request, sample, tmp_path_factory):
     if request.param == "smollm2":
         return "smollm2", TINY, sample
     return "tiny", *tiny_task(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def client(running):
-    made = client_of(running.layout())
-    yield made
-    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from tests.lab.waiting import wait_for
 
 from tuneline.machine.airflow_api import AirflowApi
 from tuneline.run import Run
-from tuneline.stack.airflow import client_of
 from tuneline.stack.layout import Layout, main_dag_id
 from tuneline.stack.runs import DagRun
 from tuneline.store import NotThere
@@ -178,10 +177,9 @@ class Training:
 
 
 @pytest.fixture
-def training(running, tmp_path):
+def training(running, client, tmp_path):
     """A run of a tiny base that has come to `train`."""
     ml("-c", MAKE_BASE, str(tmp_path / "base"))
-    client = client_of(running.layout())
     run = DagRun(client, "killed")
     settings = {"base_model": str(tmp_path / "base"), **SETTINGS}
     run.trigger({"data": "sample://support.jsonl", "overrides": yaml.safe_dump(settings)})
@@ -189,7 +187,6 @@ def training(running, tmp_path):
     training.await_start(900)
     yield training
     training.stop()
-    client.close()
 
 
 def train_again(run: Run) -> None:

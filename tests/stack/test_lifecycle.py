@@ -9,7 +9,7 @@ import pytest
 from tests.stack.conftest import interrupt, output_until
 
 from tuneline.stack import services
-from tuneline.stack.airflow import COMPONENTS, client_of
+from tuneline.stack.airflow import COMPONENTS
 from tuneline.stack.lifecycle import FOLLOWER, GATEWAY, PODS, Stack
 from tuneline.stack.runs import DagRun
 from tuneline.stack.services import require_free
@@ -123,7 +123,7 @@ def test_up_leaves_a_running_stack_alone_and_down_ends_it(commands):
 
 
 @pytest.mark.stack
-def test_interrupting_a_demo_stops_only_what_it_started(running, data):
+def test_interrupting_a_demo_stops_only_what_it_started(running, client, data):
     before = processes(running)
     demo = running.begin("demo", "--data", str(data))
     line = output_until(demo, "started; follow it at")
@@ -132,9 +132,7 @@ def test_interrupting_a_demo_stops_only_what_it_started(running, data):
     assert demo.returncode == 130
     assert "stopping what this call started" in output
     assert processes(running) == before
-    client = client_of(running.layout())
     assert DagRun(client, run_id).state() == "failed"
-    client.close()
 
 
 @pytest.mark.stack
@@ -163,9 +161,8 @@ def test_a_restarted_scheduler_is_waited_for_and_the_rest_is_left_alone(running)
 
 # It comes last, as it ends the stack that the two before it share.
 @pytest.mark.stack
-def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(running, data):
+def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(running, client, data):
     assert running.run("up").returncode == 0
-    client = client_of(running.layout())
     run = DagRun(client, "lost")
     run.trigger({"data": str(data)})
     deadline = time.monotonic() + 240
@@ -180,7 +177,6 @@ def test_a_run_that_a_crash_left_behind_does_not_hold_up_the_next(running, data)
     output_until(demo, "started; follow it at")
     assert run.state() == "failed"
     interrupt(demo)
-    client.close()
 
 
 def _alive(pid):

@@ -41,13 +41,7 @@ def test_time_is_split_into_work_pods_waiting_and_checks(run, tmp_path):
         task("train", 4, 39, ready=3),
         task("check_train", 40, 41),
         task("review_pairs", 41, 41, state="skipped"),
-        {
-            "task_id": "promote",
-            "start_date": None,
-            "end_date": None,
-            "state": None,
-            "try_number": 0,
-        },
+        {**task("promote", 0, 0, state=None), "start_date": None, "end_date": None},
     ]
     document = timings.breakdown(tasks, run, setup=1.5, start=12)
     assert document["run_seconds"] == 41

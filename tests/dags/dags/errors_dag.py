@@ -1,22 +1,14 @@
 """Items of the main DAG one after the other, on real pods."""
 
 import json
-import os
 
-from airflow.sdk import DAG, get_current_context, task
+from airflow.sdk import DAG, task
+from tests.lab.tasks import prepare_run
 
 from tuneline.airflow.steps import tasks_of
 from tuneline.catalogue import get_item
-from tuneline.run import Run
 
 with DAG("errors") as dag:
-
-    @task
-    def prepare_run() -> str:
-        uri = os.environ["RUN_URI"]
-        pods = Run.open(uri).config.pods_by_size()
-        get_current_context()["ti"].xcom_push(key="pods", value=pods)
-        return uri
 
     @task
     def promote() -> None:

@@ -1,23 +1,15 @@
 """The mapped tasks of the main DAG between what comes before and after them, on real pods."""
 
 import json
-import os
 
-from airflow.sdk import DAG, TriggerRule, get_current_context, task
+from airflow.sdk import DAG, TriggerRule, task
+from tests.lab.tasks import prepare_run
 
 from tuneline.airflow.steps import answer_holdout, pod_of
 from tuneline.airflow.training import sweep
 from tuneline.catalogue import get_item, get_step
-from tuneline.run import Run
 
 with DAG("sweep") as dag:
-
-    @task
-    def prepare_run() -> str:
-        uri = os.environ["RUN_URI"]
-        pods = Run.open(uri).config.pods_by_size()
-        get_current_context()["ti"].xcom_push(key="pods", value=pods)
-        return uri
 
     @task(trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS)
     def lora_selection() -> None:
