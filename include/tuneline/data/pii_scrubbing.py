@@ -207,7 +207,8 @@ def run(ctx: StepContext) -> Evidence:
     ctx.log(f"{len(rows)} rows, {workers} workers" if engine is HERE else f"{len(rows)} rows")
     counts = _Counts()
     with TableWriter(ctx.out / ROWS, ROW_COLUMNS) as table:
-        table.write(counts.scrub(rows, scrubber, workers, engine))
+        kept = counts.scrub(rows, scrubber, workers, engine)
+        table.write(ctx.progress(kept, len(rows), "kept rows"))
     results = counts.results
     left = write_decisions(
         ctx,

@@ -187,6 +187,7 @@ def _checked(
             yield batch
 
     checked = _on_their_own(numbered(), renderer, counts, config, engine)
+    checked = ctx.progress(checked, None, "checked batches of rows")
     if config.label_field is None:
         return checked, counts
     spool: Spool[Outcome] = Spool(ctx.scratch / "checked")
