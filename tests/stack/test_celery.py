@@ -145,9 +145,13 @@ def test_the_next_worker_goes_on_with_the_pod_of_one_that_died_watching_it(ended
     assert evidence.airflow["try_number"] == 1
 
 
-def test_a_run_that_a_user_ends_ends_its_pods_though_no_worker_watches(running, client, task):
+def test_a_run_that_a_user_ends_ends_its_pods(running, client, task, tmp_path):
+    """No worker watches the pod."""
     run, step = DagRun(client, "ended", "finetune_to_production__first"), "schema_validation"
-    run.trigger(task)
+    # So many that the step is not done before its pod is gone.
+    rows = Path(task["data"]).read_bytes()
+    (tmp_path / "rows.jsonl").write_bytes(rows * (20_000_000 // len(rows)))
+    run.trigger({**task, "data": str(tmp_path / "rows.jsonl")})
     logs = running.layout().airflow_home / "logs"
     watched = f"dag_id=*__first/run_id=ended/task_id={step}/*.trigger.*"
 
