@@ -1,0 +1,1 @@
+"""Guests: datasets of other shapes, and small models of other families, to try the project on."""
