@@ -144,7 +144,8 @@ def make_tokenizer(family: Family) -> Any:
     for token in family.special_tokens:
         plain = token.strip("</>") in pairs  # published tokenizers don't skip these in decoding
         tokenizer.add_tokens([AddedToken(token, special=not plain, normalized=False)])
-    fast = PreTrainedTokenizerFast(
+    kind: Any = PreTrainedTokenizerFast
+    fast = kind(
         tokenizer_object=tokenizer,
         eos_token=family.eos or family.end,
         bos_token=family.bos,
