@@ -19,7 +19,7 @@ from benchmarks.faults.guests.guest import (
     plant,
 )
 
-_LIMIT = 512  # the default of `max_tokens`
+_LIMIT = {"max_tokens": 512}
 _FREE = {"label_field": None}
 # Near rows with another answer or system turn stay, in groups; from 2 % of them the item warns.
 _GROUPS = {"deduplication": PASS_OR_WARN}
@@ -36,7 +36,7 @@ class Shape:
     Attributes:
         rows: yields clean records without end.
         count: how many of them a guest has.
-        settings: of the `data` section.
+        settings: of the `data` section; `max_tokens` is 512 unless it is named.
         verdicts: where they differ from those of any good dataset.
         needs: what the model's template has to support.
     """
@@ -60,9 +60,9 @@ class Shape:
         """
         choose, count = random.Random(f"{name} {seed}"), count or self.count  # noqa: S311
         records = draw(self.rows(choose), count + SPARE)
-        verdicts = {**GOOD, **self.verdicts}
-        guest = Guest(name, records[:count], [], self.settings, verdicts, self.needs)
-        limit = self.settings.get("max_tokens", _LIMIT)
+        settings, verdicts = {**_LIMIT, **self.settings}, {**GOOD, **self.verdicts}
+        guest = Guest(name, records[:count], [], settings, verdicts, self.needs)
+        limit = settings["max_tokens"]
         return plant(guest, records[count:], choose, marker=marker, tokens=limit)
 
 
