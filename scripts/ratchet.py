@@ -48,6 +48,7 @@ def measure() -> dict[str, int]:
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
         part = "tests" if "tests" in path.relative_to(ROOT).parts else "product"
+        part = "proofs" if path.is_relative_to(ROOT / "benchmarks" / "faults") else part
         counts[f"{part}: lines of code"] += len(code_lines(source, tree))
         counts[f"{part}: files"] += 1
         folders[path.parent] += part == "product" and path.name != "__init__.py"

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.faults.guests.families import FAMILIES, Family, write_base
+from benchmarks.faults.guests.families import FAMILIES, write_base
 from benchmarks.faults.guests.guest import DATA_ITEMS, Guest
 from benchmarks.faults.guests.outcome import Outcome, read_outcome
 from benchmarks.faults.guests.shapes import SHAPES, guest
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", default="qwen2_5", choices=sorted(FAMILIES), metavar="NAME")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="other rows (1)")
     parser.add_argument("--rows", type=int, metavar="N", help="clean rows, in place of the shape's")
-    chosen = parser.parse_args(arguments)
+    chosen = parser.parse_intermixed_args(arguments)
     names = [name for name in SHAPES if name in (chosen.guests or SHAPES)]
     if unknown := sorted(set(chosen.guests) - SHAPES.keys()):
         parser.error(f"no guest is called {', '.join(unknown)}; there are {', '.join(SHAPES)}")
