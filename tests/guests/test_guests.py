@@ -13,7 +13,7 @@ from benchmarks.faults.guests.outcome import read_outcome, torn_words
 from benchmarks.faults.guests.shapes import SHAPES, guest
 
 # So few rows that all shapes together take less than a minute; whole guests are `long`.
-FEW = {"intent": 120, "text_and_label": 120, "one_class": 120, "japanese": 90, "long_prompts": 60}
+FEW = {"intent": 160, "text_and_label": 120, "one_class": 120, "japanese": 90, "long_prompts": 60}
 
 
 @pytest.mark.parametrize("name", SHAPES)
