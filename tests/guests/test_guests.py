@@ -54,7 +54,22 @@ def test_a_guest_is_what_its_page_says(name):
     asked = Counter(json.dumps(row["messages"][:-1]) for row in trial.rows)
     assert max(asked.values()) == 1, "a clean row is asked twice"
     assert not any(fault.records[0] in trial.rows for fault in trial.faults)
-    assert len({record["messages"][-1]["content"] for record in trial.rows}) > 1
+    assert len(twins(trial.rows)) <= 0.015 * len(trial.rows)
+
+
+def twins(rows):
+    """Rows that ask nearly what another one asks, are answered alike, and may go as duplicates."""
+    known, found = {}, []
+    for row in rows:
+        *asked, last = row["messages"]
+        system = [turn["content"] for turn in asked if turn["role"] == "system"]
+        text = " ".join(json.dumps(turn, ensure_ascii=False) for turn in asked[len(system) :])
+        grams = {text[i : i + 5].casefold() for i in range(len(text) - 4)}
+        alike = known.setdefault((*system, last["content"]), [])
+        if any(len(grams & other) >= 0.8 * len(grams | other) for other in alike):
+            found.append(row)
+        alike.append(grams)
+    return found
 
 
 @pytest.mark.parametrize("name", FAMILIES)
