@@ -20,8 +20,8 @@ def house(tmp_path, monkeypatch):
         monkeypatch.setattr(ratchet, name, path)
     monkeypatch.setattr(ratchet, "DURATIONS", tmp_path / "durations.json")
     ratchet.DURATIONS.write_text('{"tests/test_a.py": 20}')
-    for folder in ("include", "tests"):
-        (tmp_path / folder).mkdir()
+    for folder in ("include", "tests", "benchmarks/faults"):
+        (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "a.py").write_text('"""A."""\n\n# Why.\nx = 1\n')
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     ratchet.NUMBERS.write_text(json.dumps(ratchet.measure()))
@@ -34,6 +34,7 @@ def house(tmp_path, monkeypatch):
         ({"include/a.py": "x = 1\ny = 2\n"}, "product: lines of code: 2, "),
         ({"tests/a.py": "x = 1\ny = 2\n"}, "tests: lines of code: 2, "),
         ({"include/b.py": '"""Empty."""\n'}, "product: files: 2, "),
+        ({"benchmarks/faults/a.py": "x = 1\ny = 2\n"}, "proofs: lines of code: 2, "),
         ({f"include/f{n}.py": "" for n in range(25)}, "folders of more than 25 files: 1, "),
         ({"include/a.py": "def f():\n" + " x = 1\n" * 41}, "functions of more than 40 lines: 1, "),
         ({"durations.json": '{"tests/test_a.py": 21}'}, "seconds of those over 10 s: 21, "),
