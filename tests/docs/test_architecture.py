@@ -66,7 +66,7 @@ def test_every_planted_import_is_caught(tmp_path):
     for tree in TREES:
         shutil.copytree(ROOT / tree, tmp_path / tree, ignore=shutil.ignore_patterns("__pycache__"))
     for module, line, _ in PLANTS:
-        tree = "include" if module.startswith("tuneline.") else "."
+        tree = "." if module.startswith("benchmarks.") else "include"
         path = tmp_path / tree / f"{module.replace('.', '/')}.py"
         path.write_text(f"{path.read_text()}\n\n{line}\n")
     linter = [LINTER, "--no-logo", "--no-cache"]
