@@ -97,11 +97,11 @@ def largest_safe(
 def judge(plan: Plan, accumulation: AccumulationCheck) -> list[Measurement]:
     """Return the measurements of a plan and of its accumulation check."""
     reached = plan.micro_batch * plan.accumulation * plan.world_size
-    tolerance = accumulation.tolerance
     # The prediction is of training steps; the measured peak includes a validation pass.
     error = round(abs(plan.predicted_peak_bytes / plan.measured_step_bytes - 1), 4)
     limit = round(plan.memory_limit_bytes / GIB, 3)
-    blind, least = "difference_if_normalised_per_micro_batch", POWER * tolerance
+    same_loss, same_gradients = accumulation.loss_tolerance, accumulation.gradient_tolerance
+    blind, least = "difference_if_normalised_per_micro_batch", POWER * same_gradients
     return [
         measure("effective_batch", reached, "rows", "==", plan.effective_batch),
         measure("micro_batch", plan.micro_batch, "rows"),
@@ -111,8 +111,11 @@ def judge(plan: Plan, accumulation: AccumulationCheck) -> list[Measurement]:
         measure("measured_peak", round(plan.measured_peak_bytes / GIB, 3), "GiB", "<=", limit),
         measure("predicted_peak", round(plan.predicted_peak_bytes / GIB, 3), "GiB"),
         measure("prediction_error", error, "share", "<=", MODEL_ERROR, on_breach="warn"),
-        measure("loss_difference", accumulation.loss_difference, "share", "<=", tolerance),
-        measure("gradient_difference", accumulation.gradient_difference, "share", "<=", tolerance),
+        measure("loss_difference", accumulation.loss_difference, "share", "<=", same_loss),
+        measure(
+            "gradient_difference", accumulation.gradient_difference, "share", "<=", same_gradients
+        ),
+        measure("gradient_rounding", accumulation.gradient_rounding, "share"),
         measure(blind, accumulation.naive_difference, "share", ">=", least, on_breach="warn"),
         measure("compared_rows", accumulation.rows, "rows", ">=", 2),
         measure("tokens_per_second", round(plan.tokens_per_second, 1), "1/s"),
