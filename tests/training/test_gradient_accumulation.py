@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests.lab.forked import forked_probe
 from tests.lab.runs import broken, value
+from tests.lab.tiny_models import make_model
 from tests.lab.training_runs import MAX_TOKENS, make_rows
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -62,7 +63,13 @@ def plan(**changes):
 
 
 SAME = AccumulationCheck(
-    rows=4, loss=2.0, loss_difference=1e-7, gradient_difference=1e-6, naive_difference=0.05
+    rows=4,
+    loss=2.0,
+    loss_difference=1e-7,
+    gradient_difference=1e-6,
+    naive_difference=0.05,
+    loss_rounding=1e-7,
+    gradient_rounding=1e-6,
 )
 BLIND = "difference_if_normalised_per_micro_batch"
 
@@ -138,6 +145,21 @@ def test_a_micro_batch_that_runs_out_of_memory_makes_place_for_the_next():
         ({"longest_row": 129}, {}, {"longest_row"}, Verdict.FAIL),
         ({}, {"gradient_difference": 2e-3}, {"gradient_difference"}, Verdict.FAIL),
         ({}, {"loss_difference": 2e-3}, {"loss_difference"}, Verdict.FAIL),
+        # Where rounding is larger, so is the limit; that of the loss stays.
+        ({}, {"gradient_difference": 2e-3, "gradient_rounding": 1e-3}, set(), Verdict.PASS),
+        (
+            {},
+            {"gradient_difference": 4e-3, "gradient_rounding": 1e-3},
+            {"gradient_difference"},
+            Verdict.FAIL,
+        ),
+        (
+            {},
+            {"loss_difference": 2e-3, "gradient_rounding": 1e-3},
+            {"loss_difference"},
+            Verdict.FAIL,
+        ),
+        ({}, {"gradient_rounding": 1e-2}, {BLIND}, Verdict.WARN),
         ({"predicted_peak_bytes": int(1.8 * GIB)}, {}, set(), Verdict.PASS),
         # A check that could not see the fault it exists for.
         ({}, {"naive_difference": 1e-4}, {BLIND}, Verdict.WARN),
@@ -149,8 +171,19 @@ def test_each_limit_turns_the_verdict(changes, found, names, verdict):
     assert conclude(measurements) == verdict
 
 
+GEMMA = {"vocab_size": 262_144, "head_dim": 16, "sliding_window": 8, "tie_word_embeddings": True}
+
+
 @pytest.fixture(scope="module")
-def compared(tiny_base, tmp_path_factory):
+def wide_base(tmp_path_factory):
+    """A model of Gemma's shape with its whole vocabulary."""
+    folder = tmp_path_factory.mktemp("wide")
+    make_model(folder, "Gemma3", **GEMMA)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(tiny_base, wide_base, tmp_path_factory):
     """Compare accumulation of a trainer's class with one large batch, on real rows."""
     folder = tmp_path_factory.mktemp("accumulation")
     write_dataset(folder / "dataset.parquet", *make_rows())
@@ -162,9 +195,9 @@ def compared(tiny_base, tmp_path_factory):
 
     packing = Packing(packed=True, attention="sdpa", padded_attention="sdpa")
 
-    def compare(kind, *, qlora=False, packed=False):
+    def compare(kind, *, qlora=False, packed=False, wide=False):
         precision = "bf16" if qlora else "fp32"
-        base = load_base(tiny_base, "cpu", qlora=qlora, precision=precision)
+        base = load_base(wide_base if wide else tiny_base, "cpu", qlora=qlora, precision=precision)
         trainer = kind(
             model=attach_lora(base, lora),
             tokenizer=tokenizer,
@@ -175,9 +208,19 @@ def compared(tiny_base, tmp_path_factory):
             rows=rows[:8],
             validation=[],
         )
-        return check_accumulation(trainer, rows)
+        return check_accumulation(trainer, few_learned(rows) if wide else rows)
 
     return compare
+
+
+def few_learned(rows):
+    """Rows with one, two, three and three learned tokens: nine, as short labels have."""
+    taken = [replace(row, ids=tuple(i % 480 for i in row.ids)) for row in rows[:4]]
+    counts = zip(taken, (1, 2, 3, 3), strict=True)
+    return [
+        replace(row, learned=tuple(i >= len(row.ids) - count for i in range(len(row.ids))))
+        for row, count in counts
+    ]
 
 
 @pytest.mark.parametrize("qlora", [False, True])
@@ -185,7 +228,7 @@ def test_accumulated_gradients_equal_one_large_batch(compared, qlora):
     found = compared(LabelledTokenTrainer, qlora=qlora)
     assert found.gradient_difference < 1e-5
     assert found.loss_difference < 1e-5
-    assert found.naive_difference > 3 * found.tolerance
+    assert found.naive_difference > 3 * found.gradient_tolerance
     assert conclude(judge(plan(), found)) == Verdict.PASS
 
 
@@ -200,7 +243,7 @@ def test_packed_gradients_equal_one_padded_batch_unless_rows_see_each_other(comp
 
     monkeypatch.setattr(DataCollatorForLanguageModeling, "torch_call", leaky)
     found = compared(LabelledTokenTrainer, packed=True)
-    assert found.gradient_difference > 10 * found.tolerance
+    assert found.gradient_difference > 10 * found.gradient_tolerance
     assert conclude(judge(plan(), found)) == Verdict.FAIL
 
 
@@ -220,10 +263,42 @@ class Unweighted(LabelledTokenTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
-@pytest.mark.parametrize("kind", [PerMicroBatch, Unweighted])
-def test_another_normalisation_is_found(compared, kind):
-    found = compared(kind)
-    assert found.gradient_difference > 10 * found.tolerance
+class DroppedRow(LabelledTokenTrainer):
+    """Loses the row with the fewest learned tokens."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if int((inputs["labels"] != -100).sum()) == 1:
+            inputs = {**inputs, "weight": inputs["weight"] * 0}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+class ShiftedMask(LabelledTokenTrainer):
+    """Learns from one token earlier on."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels, ids = inputs["labels"], inputs["input_ids"]
+        earlier = torch.cat([labels[:, 1:], labels[:, :1]], 1) != -100
+        inputs = {**inputs, "labels": ids.where(earlier | (labels != -100), labels)}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def test_a_head_of_262144_tokens_sums_as_well_as_a_small_one(compared):
+    found = compared(LabelledTokenTrainer, wide=True)
+    assert max(found.loss_difference, found.gradient_difference) < 1e-5
+    assert conclude(judge(plan(), found)) == Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("kind", "wide"),
+    [
+        (PerMicroBatch, False),
+        (Unweighted, False),
+        *((kind, True) for kind in (PerMicroBatch, Unweighted, DroppedRow, ShiftedMask)),
+    ],
+)
+def test_another_normalisation_mask_or_set_of_rows_is_found(compared, kind, wide):
+    found = compared(kind, wide=wide)
+    assert found.gradient_difference > 10 * found.gradient_tolerance
     measurements = judge(plan(), found)
     assert conclude(measurements) == Verdict.FAIL
     assert "gradient_difference" in broken(measurements)
