@@ -1,6 +1,7 @@
 """The kept adapter is the best one: its hash and its loss say so, or the verdict turns."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tests.lab.runs import broken, value
@@ -11,6 +12,7 @@ from tuneline.evidence import Verdict
 from tuneline.statistics import RowLosses
 from tuneline.training import checkpointing
 from tuneline.training.checkpointing import lowest
+from tuneline.training.loop.token_loss import Validation
 
 
 def checked(trained, lab, *, other=False, change=None):
@@ -73,6 +75,25 @@ def test_bf16_is_measured_again_to_the_last_digit(lab):
     run.train(precision="bf16")
     evidence = run.execute("checkpointing", checkpointing.run)
     assert value(evidence, "loss_difference") == 0
+
+
+@pytest.mark.parametrize(("rounding", "names"), [(0.0, {"loss_difference"}), (2e-3, set())])
+def test_the_limit_of_the_loss_follows_from_rounding_measured_on_its_rows(
+    trained, lab, monkeypatch, rounding, names
+):
+    def rounded(self, model):
+        losses = measured(self, model)
+        moved = (s + rounding * t for s, t in zip(losses.sums, losses.targets, strict=True))
+        return replace(losses, sums=tuple(moved))
+
+    def drift(document, step):
+        for entry in document["evaluations"]:
+            entry["eval_loss"] -= 0.005
+
+    measured = Validation.in_other_order
+    monkeypatch.setattr(Validation, "in_other_order", rounded)
+    _, evidence = checked(trained, lab, change=drift)
+    assert broken(evidence) == names
 
 
 def test_not_a_number_is_never_the_lowest():

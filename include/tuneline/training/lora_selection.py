@@ -50,8 +50,8 @@ def resolve_targets(wanted: str | Sequence[str], linear: Sequence[str]) -> list[
     return names
 
 
-def describe(settings: LoraSettings, modules: int, config: TrainingConfig) -> str:
-    """State the reason for the choice in a sentence."""
+def describe(settings: LoraSettings, modules: int, config: TrainingConfig, experts: int = 0) -> str:
+    """State the reason for the choice in a sentence; `experts` are parameters without adapter."""
     share = settings.trainable_parameters / settings.total_parameters
     scale = "alpha/√r" if settings.rslora else "alpha/r"
     ratio = settings.alpha / settings.r
@@ -65,6 +65,7 @@ def describe(settings: LoraSettings, modules: int, config: TrainingConfig) -> st
         f"{modules} layers of the kinds {', '.join(settings.target_modules)}: {where}; "
         f"{settings.trainable_parameters:,} of {settings.total_parameters:,} parameters train "
         f"({share:.2%})"
+        + (f"; the {experts:,} of the experts are no linear layers and stay" if experts else "")
     )
 
 
@@ -84,12 +85,15 @@ def select(model: Any, config: TrainingConfig) -> tuple[LoraSettings, int]:
         dora=config.dora,
     )
     tuned = attach_lora(model, settings)
+    # transformers holds the experts of a mixture stacked, which LoRA for linear layers passes over.
+    stacked = (p for name, p in tuned.named_parameters() if p.ndim == 3 and ".experts." in name)
+    experts = sum(parameter.numel() for parameter in stacked)
     trainable, everything = tuned.get_nb_trainable_parameters()
     layers = sum(name.endswith("lora_A.default") for name, _ in tuned.named_modules())
     counted = settings.model_copy(
         update={"trainable_parameters": int(trainable), "total_parameters": int(everything)}
     )
-    return counted.model_copy(update={"reason": describe(counted, layers, config)}), layers
+    return counted.model_copy(update={"reason": describe(counted, layers, config, experts)}), layers
 
 
 def swept(ctx: StepContext) -> tuple[TrainingConfig, str, list[Measurement]]:

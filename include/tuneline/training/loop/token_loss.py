@@ -216,6 +216,20 @@ class Validation:
             model, self.rows, pad_id=self.pad_id, device=self.device, precision=self.plan.precision
         )
 
+    def in_other_order(self, model: Any) -> RowLosses:
+        """Measure the loss of every row again, in smaller batches: what differs is rounding.
+
+        `model` has the head that `losses` gave it.
+        """
+        return row_losses(
+            model,
+            self.rows,
+            batch=EVAL_BATCH // 4,
+            pad_id=self.pad_id,
+            device=self.device,
+            precision=self.plan.precision,
+        )
+
     def losses_of_adapter(self, folder: Path) -> RowLosses:
         """Measure the loss of every row with an adapter on a freshly loaded base."""
         return self.losses(load_adapter(self.load(), folder))
