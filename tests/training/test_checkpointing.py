@@ -12,7 +12,7 @@ from tuneline.evidence import Verdict
 from tuneline.statistics import RowLosses
 from tuneline.training import checkpointing
 from tuneline.training.checkpointing import lowest
-from tuneline.training.loop.token_loss import Validation
+from tuneline.training.loop.token_loss import EVAL_BATCH, Validation
 
 
 def checked(trained, lab, *, other=False, change=None):
@@ -81,8 +81,10 @@ def test_bf16_is_measured_again_to_the_last_digit(lab):
 def test_the_limit_of_the_loss_follows_from_rounding_measured_on_its_rows(
     trained, lab, monkeypatch, rounding, names
 ):
-    def rounded(self, model):
-        losses = measured(self, model)
+    def rounded(self, model, *, batch=EVAL_BATCH):
+        losses = measured(self, model, batch=batch)
+        if batch == EVAL_BATCH:
+            return losses
         moved = (s + rounding * t for s, t in zip(losses.sums, losses.targets, strict=True))
         return replace(losses, sums=tuple(moved))
 
@@ -90,8 +92,8 @@ def test_the_limit_of_the_loss_follows_from_rounding_measured_on_its_rows(
         for entry in document["evaluations"]:
             entry["eval_loss"] -= 0.005
 
-    measured = Validation.in_other_order
-    monkeypatch.setattr(Validation, "in_other_order", rounded)
+    measured = Validation.losses
+    monkeypatch.setattr(Validation, "losses", rounded)
     _, evidence = checked(trained, lab, change=drift)
     assert broken(evidence) == names
 

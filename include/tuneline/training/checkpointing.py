@@ -69,14 +69,14 @@ def run(ctx: StepContext) -> Evidence:
     best = lowest(evaluations)
 
     from tuneline.training.loop.model import load_adapter
-    from tuneline.training.loop.token_loss import Validation
+    from tuneline.training.loop.token_loss import EVAL_BATCH, Validation
 
     validation = Validation.of(ctx)
     ctx.log(f"measuring the kept adapter on {len(validation.rows)} validation rows")
     model = load_adapter(validation.load(), folder)
     losses, rounding = validation.losses(model), 0.0
     if abs(losses.mean - best.eval_loss) > IMMATERIAL_NATS:
-        rounding = abs(validation.in_other_order(model).mean - losses.mean)
+        rounding = abs(validation.losses(model, batch=EVAL_BATCH // 4).mean - losses.mean)
     digest = sha256_file(folder / ADAPTER_WEIGHTS)
     ADAPTER_LOSSES.write(
         ctx,

@@ -208,26 +208,13 @@ class Validation:
         """Load the base in float32."""
         return load_unquantised(self.base).to(self.device)
 
-    def losses(self, model: Any) -> RowLosses:
+    def losses(self, model: Any, *, batch: int = EVAL_BATCH) -> RowLosses:
         """Measure the loss of every row; the model gets the head that training uses."""
         # With the same kernels as training: in bf16 another order of roundings is another loss.
         add_labelled_head(model, cpu_kernels=self.config.cpu_kernels)
+        device, precision = self.device, self.plan.precision
         return row_losses(
-            model, self.rows, pad_id=self.pad_id, device=self.device, precision=self.plan.precision
-        )
-
-    def in_other_order(self, model: Any) -> RowLosses:
-        """Measure the loss of every row again, in smaller batches: what differs is rounding.
-
-        `model` has the head that `losses` gave it.
-        """
-        return row_losses(
-            model,
-            self.rows,
-            batch=EVAL_BATCH // 4,
-            pad_id=self.pad_id,
-            device=self.device,
-            precision=self.plan.precision,
+            model, self.rows, batch=batch, pad_id=self.pad_id, device=device, precision=precision
         )
 
     def losses_of_adapter(self, folder: Path) -> RowLosses:

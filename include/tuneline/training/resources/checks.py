@@ -104,73 +104,72 @@ def check_accumulation(trainer: Any, rows: Sequence[EncodedRow]) -> Accumulation
 
     # FlashAttention has no float32: its own check is below.
     with _exact(model), trainer.padded_attention():
-        model.zero_grad()
-        trainer.current_gradient_accumulation_steps = len(batches)
-        items = trainer._get_num_items_in_batch(batches, trainer.args.device)
-        accumulated = sum(
-            float(trainer.training_step(model, dict(batch), items)) for batch in batches
-        )
-        gradients = _gradients(torch, model)
+        accumulated, gradients = _gradients(torch, model, _accumulated(trainer, batches))
+        expected, reference = _gradients(torch, model, _reference(torch, model, large))
+        _, naive = _gradients(torch, model, _reference(torch, model, large, per_row=True))
+        by_row, other_order = _gradients(torch, model, _by_row(torch, model, large))
 
-        model.zero_grad()
-        losses = _reference(torch, model, large)
-        weight = large["weight"][:, None] * (large["labels"][:, 1:] != IGNORED)
-        loss = (losses * weight).sum() / weight.sum()
-        loss.backward(retain_graph=True)
-        reference = _gradients(torch, model)
-        model.zero_grad()
-        ((losses * weight).sum(1) / weight.sum(1)).mean().backward()
-        naive = _gradients(torch, model)
-        model.zero_grad()
-        by_row = _backward_by_row(torch, model, large)
-        other_order = _gradients(torch, model)
-        model.zero_grad()
-    expected = float(loss.detach())
+    def differs(found: Any) -> float:
+        return float((found - reference).norm() / reference.norm())
+
     return AccumulationCheck(
         rows=len(rows),
         loss=expected,
         loss_difference=abs(accumulated - expected) / expected,
-        gradient_difference=float((gradients - reference).norm() / reference.norm()),
-        naive_difference=float((naive - reference).norm() / reference.norm()),
+        gradient_difference=differs(gradients),
+        naive_difference=differs(naive),
         loss_rounding=abs(by_row - expected) / expected,
-        gradient_rounding=float((other_order - reference).norm() / reference.norm()),
+        gradient_rounding=differs(other_order),
     )
 
 
-def _reference(torch: Any, model: Any, batch: dict[str, Any]) -> Any:
-    """Return the loss of each token of one batch by the plain forward pass; 0 without label."""
+def _accumulated(trainer: Any, batches: Sequence[dict[str, Any]]) -> Iterator[float]:
+    """Let the trainer accumulate micro-batches; yield their parts of the loss."""
+    trainer.current_gradient_accumulation_steps = len(batches)
+    items = trainer._get_num_items_in_batch(batches, trainer.args.device)
+    for batch in batches:
+        yield float(trainer.training_step(trainer.model, dict(batch), items))
+
+
+def _reference(
+    torch: Any, model: Any, batch: dict[str, Any], *, per_row: bool = False
+) -> Iterator[float]:
+    """Take one batch by the plain forward pass; `per_row` is the wrong normalisation."""
     features = {name: batch[name] for name in ("input_ids", "attention_mask")}
     logits, labels = model(**features, use_cache=False).logits[:, :-1], batch["labels"][:, 1:]
     # Flat on purpose: torch sums a strided vocabulary axis less exactly (6e-5 off in float32).
-    flat = logits.float().flatten(0, 1)
     losses = torch.nn.functional.cross_entropy(
-        flat, labels.flatten(), reduction="none", ignore_index=IGNORED
-    )
-    return losses.view(labels.shape)
+        logits.float().flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORED
+    ).view(labels.shape)
+    weight = batch["weight"][:, None] * (labels != IGNORED)
+    if per_row:
+        loss = ((losses * weight).sum(1) / weight.sum(1)).mean()
+    else:
+        loss = (losses * weight).sum() / weight.sum()
+    loss.backward()
+    yield float(loss.detach())
 
 
-def _backward_by_row(torch: Any, model: Any, batch: dict[str, Any]) -> float:
-    """Take the gradients of the reference row by row, its head on learned tokens; return the loss.
+def _by_row(torch: Any, model: Any, batch: dict[str, Any]) -> Iterator[float]:
+    """Take the reference row by row, its head on learned tokens alone, where it can leave any out.
 
     Rows keep the padding that they have in the batch, so that nothing but the order of sums differs
     from the reference: a mask that is not heeded moves both alike, and can't pass for rounding.
     """
     learned = batch["labels"][:, 1:] != IGNORED
     total = (batch["weight"][:, None] * learned).sum()
-    takes = inspect.signature(model.get_base_model().forward).parameters
-    loss = 0.0
+    takes = "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
     for row, mask in enumerate(learned):
         places = mask.nonzero().flatten()
-        kept = {"logits_to_keep": places} if "logits_to_keep" in takes else {}
+        kept = {"logits_to_keep": places} if takes else {}
         inputs = {name: batch[name][row : row + 1] for name in ("input_ids", "attention_mask")}
         logits = model(**inputs, **kept, use_cache=False).logits[0].float()
-        part = torch.nn.functional.cross_entropy(
-            logits if kept else logits[places], batch["labels"][row, places + 1], reduction="sum"
+        loss = torch.nn.functional.cross_entropy(
+            logits if takes else logits[places], batch["labels"][row, places + 1], reduction="sum"
         )
-        part = part * batch["weight"][row] / total
-        part.backward()
-        loss += float(part.detach())
-    return loss
+        loss = loss * batch["weight"][row] / total
+        loss.backward()
+        yield float(loss.detach())
 
 
 def _widen(torch: Any, model: Any) -> None:
@@ -211,10 +210,14 @@ def _exact(model: Any) -> Iterator[None]:
             model.forward = wrapped
 
 
-def _gradients(torch: Any, model: Any) -> Any:
-    """Return all gradients of the adapter as one float64 vector."""
-    found = (p.grad for p in model.parameters() if p.requires_grad and p.grad is not None)
-    return torch.cat([gradient.detach().double().flatten().cpu() for gradient in found])
+def _gradients(torch: Any, model: Any, losses: Iterator[float]) -> tuple[float, Any]:
+    """Run backward passes; return their loss and the adapter's gradients as a float64 vector."""
+    model.zero_grad()
+    loss = sum(losses)
+    weights = (p.grad for p in model.parameters() if p.requires_grad and p.grad is not None)
+    gradients = torch.cat([gradient.detach().double().flatten().cpu() for gradient in weights])
+    model.zero_grad()
+    return loss, gradients
 
 
 FLASH = "flash_attention_2"
