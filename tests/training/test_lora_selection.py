@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from benchmarks.faults.guests.families import FAMILIES, write_base
 from tests.lab.runs import broken, value
 from tests.lab.tiny_models import CONFIGS
 
@@ -122,6 +123,12 @@ def test_all_linear_means_the_layers_of_the_architecture(architecture, kinds):
     with torch.device("meta"):
         model = getattr(transformers, f"{architecture}ForCausalLM")(config)
     assert resolve_targets("all-linear", linear_modules(model)) == kinds
+
+
+def test_experts_that_carry_no_adapter_are_named(lab, tmp_path):
+    base = write_base(FAMILIES["gptoss"], tmp_path / "mixture")
+    evidence = lab(base=base, r=4).execute("lora_selection", lora_selection.run)
+    assert "of the experts are no linear layers and stay" in evidence.summary
 
 
 def test_what_has_no_adapter_of_linear_layers_is_refused():
