@@ -91,7 +91,8 @@ def gguf_to_directory(path: Path, directory: Path) -> GgufFacts:
     if fields.get("general.architecture") != "llama":
         raise UserError(
             f"{path.name} holds a {fields.get('general.architecture')!r} model; "
-            "only Llama-type GGUF files can be turned into a base model"
+            "only Llama-type GGUF files can be turned into a base model; use the directory of "
+            "safetensors that it was made from"
         )
     config = _config(fields, tied="output.weight" not in {t.name for t in reader.tensors})
     _write_json(directory / "config.json", config)
