@@ -231,7 +231,7 @@ def plain_turns(
     if form is not None:
         with suppress(Malformed, TemplateRefused):
             turns = to_messages({"text": text}, form)
-            if renderer.text(turns) == text:
+            if renderer.written(turns) == text:
                 return turns
     raise Malformed(
         "tools_unsupported: plain turns can't give what the model's template makes of tools"
