@@ -10,7 +10,9 @@ from typing import Any
 
 # What templates call the switch of their thoughts.
 _SWITCHES = ("enable_thinking", "thinking")
-_NO_THOUGHTS = "{{% set {} = false %}}\n"
+# llama.cpp gives every template today's date. An undefined name takes it away again, so that Llama
+# 3.1 writes the date of its own that training saw.
+_GIVEN = ("date_string", "datetime")
 # As Gemma 3 writes a system turn; Gemma 1 and 2 refuse one.
 _SYSTEM_IN_QUESTION = (
     "{% if messages | length > 1 and messages[0]['role'] == 'system' "
@@ -19,6 +21,11 @@ _SYSTEM_IN_QUESTION = (
     "+ messages[1]['content']}] + messages[2:] %}\n"
     "{% endif %}\n"
 )
+
+
+def special_names(tokenizer: Any) -> dict[str, str]:
+    """Return the special tokens by the names that templates know them by."""
+    return {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
 
 
 def adapt_template(template: str, names: dict[str, str]) -> str:
@@ -38,14 +45,13 @@ def adapt_template(template: str, names: dict[str, str]) -> str:
         undeclared = meta.find_undeclared_variables(compiled.environment.parse(template))
     except TemplateError:
         return template  # whoever renders with it says what is wrong
-    for switch in _SWITCHES:
-        if switch in undeclared:
-            template = _NO_THOUGHTS.format(switch) + template
+    heads = [f"{{% set {name} = false %}}\n" for name in _SWITCHES if name in undeclared]
+    heads += [f"{{% set {name} = not_given %}}\n" for name in _GIVEN if name in undeclared]
     question = {"role": "user", "content": "a"}
     turns = [{"role": "system", "content": "b"}, question]
     if _takes(compiled, [question], names) and not _takes(compiled, turns, names):
-        template = _SYSTEM_IN_QUESTION + template
-    return template
+        heads.append(_SYSTEM_IN_QUESTION)
+    return "".join(heads) + template
 
 
 def _takes(compiled: Any, messages: Sequence[dict[str, str]], names: dict[str, str]) -> bool:

@@ -17,7 +17,7 @@ from tuneline.data.rendering.answer_form import NO_END, AnswerForm, asked_for, r
 from tuneline.data.rendering.pieces import BATCH, PieceEncoder
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
-from tuneline.models.chat_templates import adapt_template
+from tuneline.models.chat_templates import adapt_template, special_names
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -97,11 +97,6 @@ def chat_template(tokenizer: Any, target: TargetFormat) -> str:
             "tokenizer does not have; choose `tokenizer`"
         )
     return _TEMPLATES[target]
-
-
-def special_names(tokenizer: Any) -> dict[str, str]:
-    """Return the special tokens by the names that templates know them by."""
-    return {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
 
 
 class TemplateRefused(ValueError):
