@@ -120,9 +120,11 @@ def test_rows_of_each_answer_go_through_the_data_phase(data_lab, base_dir, tmp_p
     base = tmp_path / "last-alone"
     shutil.copytree(base_dir, base)
     (base / "chat_template.jinja").write_text(LAST_ALONE)
-    rows = [*clean_rows(120), *({"messages": conversation(3)[1:]} for _ in range(1))]
-    lab = data_lab(rows, base=base, label_field=None)
-    entry = lab.upto("final_audit")
+    rows = [*clean_rows(120), {"messages": conversation(3)[1:]}]
+    lab = data_lab(rows, label_field=None)
+    lab.lab.run.config.__dict__["base_model"] = str(base)
+    lab.upto("distribution_balancing")
+    entry = lab.step("final_audit")
     pieces = [r for r in lab.table(ITEM, "rows.parquet") if r["source_line"] == 121]
     assert [p["row_id"].split("#")[1] for p in pieces] == ["0", "1", "2"]
     assert len({p["split"] for p in pieces}) == 1
