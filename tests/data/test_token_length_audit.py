@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -74,6 +75,64 @@ def test_conversations_are_split_at_user_turns(renderer):
     assert [m for piece in pieces for m in piece[1:]] == messages[1:]
     assert all(renderer.count([renderer.text(p)])[0] <= 3 * one for p in pieces)
     assert split_at_turns(messages, one // 2, renderer) is None
+
+
+# As Qwen3 does it: the last answer alone has an empty thought.
+LAST_ALONE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<t></t>{% endif %}{{ m.content }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<t></t>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def last_alone(base_dir):
+    tokenizer = load_tokenizer(base_dir)
+    tokenizer.chat_template = LAST_ALONE
+    return Renderer(tokenizer, "tokenizer")
+
+
+def test_each_answer_is_a_row_where_the_template_writes_earlier_ones_otherwise(last_alone):
+    messages = conversation(7)
+    whole = last_alone.count([last_alone.text(messages)])[0]
+    ends = [messages[: 3 + 2 * n] for n in range(7)]
+    (found,) = fit([(messages, 0, None)], whole, last_alone, "reject")
+    assert (found.tokens, found.reason) == (whole, None)
+    assert [piece for piece, _ in found.pieces] == ends
+    # Of a row of production the last answer alone is learned.
+    assert fit([(messages, 0, "base")], whole, last_alone, "split") == [(whole, None, ())]
+    limit = last_alone.count([last_alone.text(messages[:7])])[0]
+    assert fit([(messages, 0, None)], limit, last_alone, "reject")[0].reason.startswith("too_long")
+    (found,) = fit([(messages, 0, None)], limit, last_alone, "split")
+    # No answer is learned twice, and each has as many exchanges before it as fit.
+    assert [piece[-1] for piece, _ in found.pieces] == [end[-1] for end in ends]
+    for (piece, tokens), end in zip(found.pieces, ends, strict=True):
+        assert piece[0] == end[0]
+        assert piece[1:] == end[len(end) - len(piece) + 1 :]
+        assert tokens <= limit
+        longer = [end[0], *end[len(end) - len(piece) - 1 :]]
+        assert piece == end or last_alone.count([last_alone.text(longer)])[0] > limit
+    one = last_alone.count([last_alone.text(messages[:3])])[0]
+    assert fit([(messages, 0, None)], one // 2, last_alone, "split")[0].reason
+
+
+def test_rows_of_each_answer_go_through_the_data_phase(data_lab, base_dir, tmp_path):
+    base = tmp_path / "last-alone"
+    shutil.copytree(base_dir, base)
+    (base / "chat_template.jinja").write_text(LAST_ALONE)
+    rows = [*clean_rows(120), {"messages": conversation(3)[1:]}]
+    lab = data_lab(rows, label_field=None)
+    lab.lab.run.config.__dict__["base_model"] = str(base)
+    lab.upto("distribution_balancing")
+    entry = lab.step("final_audit")
+    pieces = [r for r in lab.table(ITEM, "rows.parquet") if r["source_line"] == 121]
+    assert [p["row_id"].split("#")[1] for p in pieces] == ["0", "1", "2"]
+    assert len({p["split"] for p in pieces}) == 1
+    assert value(lab.run.find_evidence(ITEM), "rows_split") == 1
+    assert value(entry, "token_length_audit.stale_counts") == 0
+    assert value(entry, "schema_validation.inexact_masks") == 0
+    for item in ("schema_validation", ITEM):
+        assert lab.gate(item).verdict == "pass"
 
 
 def test_pieces_keep_their_row_and_split(data_lab):

@@ -2,11 +2,13 @@
 
 Tokens are counted with the target tokenizer. The limit is the smaller of the training length and
 the model's own context. A longer row is rejected or, by policy, split at its user turns; it is
-never cut.
+never cut. Where the chat template writes an answer otherwise once more turns follow, a row with
+several answers becomes one for each, whatever its length.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -65,6 +67,27 @@ def split_at_turns(
     return [*pieces, [*system, *current]]
 
 
+def end_in_each_answer(
+    messages: Sequence[Message], limit: int, renderer: Renderer
+) -> list[list[Message]] | None:
+    """Return a row for each answer, with as many exchanges before it as fit; None if one can't."""
+    system = list(messages[:1]) if messages[0]["role"] == "system" else []
+    pieces = []
+    for asked in renderer.learned_as(messages):
+        turns = asked[len(system) :]
+
+        def too_long(start: int, turns: Sequence[Message] = turns) -> bool:
+            return renderer.count([renderer.text([*system, *turns[start:]])])[0] > limit
+
+        starts = range(0, len(turns), 2)
+        # The more exchanges are left out, the shorter it is.
+        first = bisect_left(starts, True, key=lambda start: not too_long(start))
+        if first == len(starts):
+            return None
+        pieces.append([*system, *turns[starts[first] :]])
+    return pieces
+
+
 class Fit(NamedTuple):
     """A row's tokens as it came in; why it leaves, or the pieces and tokens that it is split to."""
 
@@ -94,17 +117,20 @@ def fit(rows: Sequence[Counted], limit: int, renderer: Renderer, policy: str) ->
     found: list[Fit] = []
     for turns, counted, served_by in rows:
         length = counted or next(fresh)
-        if length <= limit:
+        # Of a row of production the last answer alone is learned: a client may have written others.
+        parts = renderer.learned_as(turns) if served_by is None else [turns]
+        if length <= limit and len(parts) == 1:
             found.append(Fit(length))
             continue
-        # A piece would end in an answer that a client of production may have written.
-        splits = policy == "split" and served_by is None
-        pieces = split_at_turns(turns, limit, renderer) if splits else None
-        if pieces is None:
+        if length > limit:
+            splits = policy == "split" and served_by is None
+            divide = split_at_turns if renderer.form.stays else end_in_each_answer
+            parts = (divide(turns, limit, renderer) if splits else None) or []
+        if not parts:
             found.append(Fit(length, f"too_long: {length} tokens, the limit is {limit}"))
             continue
-        counts = renderer.count([renderer.text(piece) for piece in pieces])
-        found.append(Fit(length, pieces=list(zip(pieces, counts, strict=True))))
+        counts = renderer.count([renderer.text(piece) for piece in parts])
+        found.append(Fit(length, pieces=list(zip(parts, counts, strict=True))))
     return found
 
 
@@ -121,6 +147,7 @@ class _Audited:
     reasons: list[str | None] = field(default_factory=list)
     longest: dict[str, int] = field(default_factory=dict)
     total: int = 0
+    split: int = 0
 
     def kept(
         self, rows: Sequence[Row], make: Callable[[], Kernel], engine: Engine
@@ -133,6 +160,7 @@ class _Audited:
             for row, found in zip(part, starmap(Fit, rows_in(batch)), strict=True):
                 self.lengths.append(found.tokens)
                 self.reasons.append(found.reason)
+                self.split += bool(found.pieces)
                 for piece in found.kept(row):
                     length = max(piece.n_tokens, self.longest.get(base_id(row.row_id), 0))
                     self.longest[base_id(row.row_id)] = length
@@ -181,6 +209,8 @@ def run(ctx: StepContext) -> Evidence:
     plot_lengths(ctx.out / HISTOGRAM, lengths, limit)
     over = sum(length > limit for length in lengths)
     p50, p99 = (float(np.percentile(lengths, q)) for q in (50, 99))
+    more = counted.split - (over - gone)
+    each_answer = f"; {more} more became a row for each answer" if more else ""
     measurements = [
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", len(rows) - gone, "rows", ">=", 1),
@@ -189,13 +219,13 @@ def run(ctx: StepContext) -> Evidence:
         measure("tokens_max", max(longest.values(), default=None), "tokens", "<=", limit),
         measure("tokens_total", counted.total, "tokens"),
         measure("over_limit_share", over / len(rows), "share", "<=", config.max_too_long_share),
-        measure("rows_split", over - gone, "rows"),
+        measure("rows_split", counted.split, "rows"),
     ]
     return conclude(
         ctx,
-        f"{len(rows) - over} of {len(rows)} rows fit into {limit} tokens (median {p50:.0f}, "
-        f"p99 {p99:.0f}); of the {over} longer ones {gone} were rejected and "
-        f"{over - gone} split at turns.",
+        f"{len(rows) - over} of {len(rows)} rows fit into {limit} tokens (median {p50:.0f}, p99 "
+        f"{p99:.0f}); of the {over} longer ones {gone} were rejected and {over - gone} split "
+        f"at turns{each_answer}.",
         measurements,
         rows={ROWS: table.rows, REJECTED: gone, AUDIT: len(rows)},
     )

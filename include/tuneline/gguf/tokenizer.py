@@ -25,6 +25,7 @@ from typing import Any
 
 from tuneline.errors import UserError
 from tuneline.models.base_model import load_tokenizer, read_json
+from tuneline.models.chat_templates import adapt_template, special_names
 
 # Tokens with which chat models end a turn, where it is not their end-of-sequence token.
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
@@ -76,7 +77,10 @@ def read_tokenizer(directory: Path, vocab_size: int, name: str = "model") -> dic
         **_special_ids(tokenizer, tokens, directory),
         "add_bos_token": _adds_bos(tokenizer),
         "add_space_prefix": bool(space_prefix(document)),
-        "chat_template": read_chat_template(directory, settings),
+        # Of a base model too: it is asked as its tuned model is.
+        "chat_template": adapt_template(
+            read_chat_template(directory, settings), special_names(tokenizer)
+        ),
     }
 
 

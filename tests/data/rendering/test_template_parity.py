@@ -5,8 +5,8 @@ from tests.lab.tiny_models import make_tokenizer, varied_texts
 from tuneline.data.rendering.pieces import BATCH
 from tuneline.data.rendering.renderer import Renderer, compare
 
-NO_SYSTEM = (
-    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+SHORT = (
+    "{% for m in messages %}{% if 'long' in m.content %}{{ raise_exception('too long') }}"
     "{% endif %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -30,13 +30,12 @@ def test_clean_rows_over_several_batches(tokenizer):
 
 
 def test_rows_that_a_template_refuses_or_leaves_out(tokenizer):
-    tokenizer.chat_template = NO_SYSTEM
-    found = list(
-        compare([*rows(2), chat("a", "b", "Be brief."), *rows(1)], Renderer(tokenizer, "tokenizer"))
-    )
-    assert [p.reason for p in found] == [None, None, "template_refused: no system", None]
-    tokenizer.chat_template = NO_SYSTEM.replace(
-        "{{ raise_exception('no system') }}{% endif %}", "{% else %}"
+    tokenizer.chat_template = SHORT
+    found = list(compare([*rows(2), chat("long", "b"), *rows(1)], Renderer(tokenizer, "tokenizer")))
+    assert [p.reason for p in found] == [None, None, "template_refused: too long", None]
+    tokenizer.chat_template = SHORT.replace(
+        "'long' in m.content %}{{ raise_exception('too long') }}{% endif %}",
+        "m.role != 'system' %}",
     ).replace("{% endfor %}", "{% endif %}{% endfor %}", 1)
     found = list(compare([chat("a", "b", "Be brief."), *rows(1)], Renderer(tokenizer, "tokenizer")))
     assert found[0].reason == "turn_left_out: the template does not write turn 1 (system)"
@@ -46,11 +45,9 @@ def test_rows_that_a_template_refuses_or_leaves_out(tokenizer):
 
 
 def test_a_prompt_that_is_no_beginning_of_the_row(tokenizer):
-    tokenizer.chat_template = NO_SYSTEM.replace(
-        "assistant\n' }}{% endif", "assistant\n<t>' }}{% endif"
-    )
+    tokenizer.chat_template = SHORT.replace("assistant\n' }}{% endif", "assistant\n<t>' }}{% endif")
     (found,) = compare([chat("a", "b")], Renderer(tokenizer, "tokenizer"))
-    assert found.reason.startswith("mask_boundary: the row does not start with")
+    assert found.reason.startswith("mask_boundary: the chat template does not begin the row")
     assert found.tokens_equal
 
 

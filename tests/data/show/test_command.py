@@ -4,6 +4,7 @@ import pytest
 from tests.lab.data_runs import answer, chat, clean_rows, write_jsonl
 
 from tuneline.cli import main
+from tuneline.data.rendering import renderer
 from tuneline.data.rendering.renderer import Renderer
 from tuneline.data.show.command import fault_place, hide, mask_fault, raw_pieces, visible
 from tuneline.errors import EXIT_FAILED, EXIT_OK, EXIT_USER
@@ -77,10 +78,10 @@ def test_a_mask_that_trains_on_nothing_fails(show, tmp_path):
     ("shift", "said"), [(-3, "trains on the prompt"), (2, "not cover"), (None, "trains on nothing")]
 )
 def test_a_mask_that_is_wrong_fails(show, faulty, monkeypatch, shift, said):
-    own = Renderer._mask
+    own = renderer._mask
 
-    def planted(self, ids, spans):
-        mask = own(self, ids, spans)
+    def planted(ids, spans):
+        mask = own(ids, spans)
         if shift is None:
             return [False] * len(mask)
         first = mask.index(True)
@@ -91,7 +92,7 @@ def test_a_mask_that_is_wrong_fails(show, faulty, monkeypatch, shift, said):
     kept = {"messages": chat("hello there", "fine thanks")}
     path = write_jsonl(faulty.parent / "one.jsonl", [kept])
     assert show(path, "--mask")[0] == EXIT_OK
-    monkeypatch.setattr(Renderer, "_mask", planted)
+    monkeypatch.setattr(renderer, "_mask", planted)
     code, _, err = show(path, "--row", "1", "--mask")
     assert code == EXIT_FAILED
     assert said in err

@@ -211,7 +211,8 @@ def plain_turns(
     said, called = [message["content"] for message in conversation.messages], list[str]()
     for message in conversation.messages:
         for call in message.get("tool_calls", ()):
-            called += _strings(call["function"])
+            # Templates write a call in forms of their own, but its name and arguments they all do.
+            called += [call["function"]["name"], *_strings(call["function"]["arguments"])]
     every = [*_strings(conversation.tools or []), *said, *called]
     texts = [{"role": "tool", "content": text} for text in every]
     fault = check_unicode(texts) or check_injection(texts, markers)
@@ -230,12 +231,25 @@ def plain_turns(
     form = form_of({"text": text})
     if form is not None:
         with suppress(Malformed, TemplateRefused):
-            turns = to_messages({"text": text}, form)
-            if renderer.text(turns) == text:
+            turns = _without_thoughts(to_messages({"text": text}, form), form, renderer)
+            if renderer.written(turns) == text:
                 return turns
     raise Malformed(
         "tools_unsupported: plain turns can't give what the model's template makes of tools"
     )
+
+
+def _without_thoughts(turns: list[Message], form: str, renderer: Renderer) -> list[Message]:
+    """Take the empty thought that a question ends in off the answers of a rendered row."""
+    first = next((n for n, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
+    asked = f"{renderer.text(turns[:first], ask=True)}.{renderer.form.end}{renderer.form.after}"
+    thought = to_messages({"text": asked}, form)[-1]["content"].removesuffix(".")
+    return [
+        {**turn, "content": turn["content"].removeprefix(thought)}
+        if turn["role"] == "assistant"
+        else turn
+        for turn in turns
+    ]
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from tuneline.config import TargetFormat
+from tuneline.data.rendering.answer_form import NO_END, AnswerForm, asked_for, read_form
 from tuneline.data.rendering.pieces import BATCH, PieceEncoder
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
+from tuneline.models.chat_templates import adapt_template, special_names
 
 CHATML_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -51,11 +53,16 @@ _NEEDED_TOKENS = {
 
 @dataclass(frozen=True, slots=True)
 class RenderedExample:
-    """A row as the model reads it; no mask if the prompt's ids are not a prefix of the row's."""
+    """A row as the model reads it; no mask if the prompt's ids are not a prefix of the row's.
+
+    `template_ids` are those of what the template itself writes: without the end of a thought or of
+    the answer that a row needs besides.
+    """
 
     text: str
     ids: list[int]
     loss_mask: list[bool] | None
+    template_ids: list[int]
 
     def last_answer(self) -> list[bool]:
         """Return the mask of the last answer alone; `loss_mask` covers earlier ones too."""
@@ -68,7 +75,10 @@ class RenderedExample:
 
 
 def chat_template(tokenizer: Any, target: TargetFormat) -> str:
-    """Return the template of a target format; UserError without one, or without its tokens."""
+    """Return the template that rows are trained, exported and served with.
+
+    The model's own template has its thoughts off. UserError without a template, or its tokens.
+    """
     if target == "tokenizer":
         template = tokenizer.chat_template
         if not isinstance(template, str):
@@ -76,7 +86,7 @@ def chat_template(tokenizer: Any, target: TargetFormat) -> str:
                 "the base model's tokenizer has no chat template; "
                 "set data.target_format to chatml, llama3 or alpaca"
             )
-        return template
+        return adapt_template(template, special_names(tokenizer))
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in _NEEDED_TOKENS.get(target, ()) if token not in vocabulary]
     if target == "alpaca" and not tokenizer.eos_token:
@@ -119,16 +129,28 @@ class Renderer:
         self.target = target
         self.template = chat_template(tokenizer, target)
         self._pieces = PieceEncoder(tokenizer.backend_tokenizer)
-        self._names = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        self._names = special_names(tokenizer)
         self.special_ids = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         # As transformers does it: sandboxed, with its filters, once for each.
         self._compiled = _compile_jinja_template(self.template)
-        self._is_blank = lru_cache(maxsize=1024)(lambda ids: not tokenizer.decode([*ids]).strip())
+        self.form: AnswerForm = read_form(self.written, self.template, tokenizer)
 
     def text(self, messages: Sequence[Message], *, ask: bool = False) -> str:
-        """Render turns, with the prompt for an answer to `ask`; TemplateRefused by the template."""
+        """Render a row, or the prompt for an answer to `ask`; TemplateRefused by the template.
+
+        A row that ends in an answer is what the model reads and writes: with the empty end of a
+        thought that the question opens, and with the end of the answer.
+        """
+        text = self.written(messages, ask=ask)
+        if ask or not messages or messages[-1]["role"] != "assistant":
+            return text
+        asked = self.written(messages[:-1], ask=True) if self.form.opened else ""
+        return self.form.complete(text, asked)
+
+    def written(self, messages: Sequence[Message], *, ask: bool = False) -> str:
+        """Return what the template itself writes; see `text`."""
         return _guarded(
             lambda: self._compiled.render(
                 messages=list(messages),
@@ -138,6 +160,14 @@ class Renderer:
                 **self._names,
             )
         )
+
+    def learned_as(self, messages: Sequence[Message]) -> list[list[Message]]:
+        """Return the rows that a conversation is learned as.
+
+        More than one where the template writes an answer otherwise once more turns follow: then
+        each answer is learned as serving asks for it.
+        """
+        return asked_for(messages, self.form)
 
     def text_with_tools(
         self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
@@ -182,46 +212,46 @@ class Renderer:
         return ids
 
     def render(self, batch: Sequence[Sequence[Message]]) -> list[RenderedExample]:
-        """Render, encode and mask rows that end in an answer; TemplateRefused by the template."""
-        texts: list[str] = []
+        """Render, encode and mask rows that end in an answer; TemplateRefused by the template.
+
+        Where `learned_as` makes several rows of one, only the last answer is in the mask.
+        """
+        form, texts = self.form, list[str]()
         for messages in batch:
-            # The whole row, then the text before each answer and through each but the last.
-            texts.append(self.text(messages))
-            for index, message in enumerate(messages):
-                if message["role"] == "assistant":
-                    texts.append(self.text(messages[:index], ask=True))
-                    if index < len(messages) - 1:
-                        texts.append(self.text(messages[: index + 1]))
+            texts.append(whole := self.text(messages))
+            if form.completes:
+                texts.append(self.written(messages))
+            for index in self._answers(messages):
+                last = index == len(messages) - 1
+                through = whole if last else self.text(messages[: index + 1])
+                ends = form.end and through.endswith(form.end + form.after)
+                end = len(through) - len(form.after) if ends else 0
+                texts += [self.text(messages[:index], ask=True), through[:end]]
         # Prompts consist of pieces of their rows, so that little is encoded again.
-        encoded = iter(zip(texts, self.encode(texts), strict=True))
+        encoded = zip(texts, self.encode(texts), strict=True)
         rendered = []
         for messages in batch:
-            whole, ids = next(encoded)
-            spans = []
-            for index, message in enumerate(messages):
-                if message["role"] == "assistant":
-                    before = next(encoded)[1]
-                    last = index == len(messages) - 1
-                    spans.append((before, ids if last else next(encoded)[1]))
-            rendered.append(RenderedExample(whole, ids, self._mask(ids, spans)))
+            text, ids = next(encoded)
+            written = next(encoded)[1] if form.completes else ids
+            spans = [(next(encoded)[1], next(encoded)[1]) for _ in self._answers(messages)]
+            rendered.append(RenderedExample(text, ids, _mask(ids, spans), written))
         return rendered
 
-    def _mask(
-        self, ids: list[int], spans: Sequence[tuple[list[int], list[int]]]
-    ) -> list[bool] | None:
-        mask = [False] * len(ids)
-        for before, through in spans:
-            start, end = len(before), len(through)
-            if start >= end or ids[:start] != before or ids[:end] != through:
-                return None
-            # Text after the end-of-turn token (ChatML's line end) belongs to the template.
-            last = next(
-                (i for i in range(end - 1, start - 1, -1) if ids[i] in self.special_ids), end
-            )
-            if last == end or not self._is_blank(tuple(ids[last + 1 : end])):
-                last = end - 1
-            mask[start : last + 1] = [True] * (last + 1 - start)
-        return mask
+    def _answers(self, messages: Sequence[Message]) -> list[int]:
+        """Return the places of the answers that are learned."""
+        places = [n for n, turn in enumerate(messages) if turn["role"] == "assistant"]
+        return places if self.form.stays else places[-1:]
+
+
+def _mask(ids: list[int], spans: Sequence[tuple[list[int], list[int]]]) -> list[bool] | None:
+    """Mark what lies between the ids before and through each answer; None if it can't be told."""
+    mask = [False] * len(ids)
+    for before, through in spans:
+        start, end = len(before), len(through)
+        if start >= end or ids[:start] != before or ids[:end] != through:
+            return None
+        mask[start:end] = [True] * (end - start)
+    return mask
 
 
 class Parity(NamedTuple):
@@ -244,23 +274,44 @@ def _compare_batch(
     rows: Sequence[Sequence[Message]], renderer: Renderer, worker: ThreadPoolExecutor
 ) -> Iterator[Parity]:
     reasons = [_refusal(messages, renderer) for messages in rows]
-    good = [m for m, reason in zip(rows, reasons, strict=True) if reason is None]
+    learned = [
+        renderer.learned_as(messages) if reason is None else []
+        for messages, reason in zip(rows, reasons, strict=True)
+    ]
+    good = [*chain.from_iterable(learned)]
     ours = worker.submit(renderer.render, good)
     theirs = renderer.template_ids(good) if good else []
-    pairs = zip(ours.result(), theirs, strict=True)
-    for messages, refusal in zip(rows, reasons, strict=True):
+    pairs = zip(good, ours.result(), theirs, strict=True)
+    for parts, refusal in zip(learned, reasons, strict=True):
         if refusal is not None:
             yield Parity(refusal)
             continue
-        example, ids = next(pairs)
-        exact = example.loss_mask is not None and any(example.loss_mask)
-        reason = None
-        if not exact and example.text.startswith(renderer.text(messages[:-1], ask=True)):
-            reason = "mask_boundary: the answer's first token would merge with the prompt's last"
-        elif not exact:
-            asked = "the row does not start with what the template asks the model with"
-            reason = f"mask_boundary: {asked}"
-        yield Parity(reason, example.ids == ids, exact, len(ids))
+        found = [_judged(*pair, renderer) for pair in islice(pairs, len(parts))]
+        # The last part is the whole conversation.
+        yield Parity(
+            next((part.reason for part in found if part.reason), None),
+            all(part.tokens_equal for part in found),
+            all(part.mask_exact for part in found),
+            found[-1].tokens,
+        )
+
+
+def _judged(
+    messages: Sequence[Message], example: RenderedExample, ids: list[int], renderer: Renderer
+) -> Parity:
+    """Compare a rendered row with the ids that transformers gives of it."""
+    exact = example.loss_mask is not None and any(example.loss_mask)
+    reason = None
+    if not exact and not renderer.form.end:
+        reason = NO_END
+    elif not exact and example.text.startswith(renderer.text(messages[:-1], ask=True)):
+        reason = "mask_boundary: the answer's first token would merge with the prompt's last"
+    elif not exact:
+        reason = (
+            "mask_boundary: the chat template does not begin the row with what it asks the model "
+            "with (an answer must hold no thought)"
+        )
+    return Parity(reason, example.template_ids == ids, exact, len(example.ids))
 
 
 def _refusal(messages: Sequence[Message], renderer: Renderer) -> str | None:

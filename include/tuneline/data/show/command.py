@@ -168,10 +168,14 @@ def mask_fault(messages: Sequence[Message], example: RenderedExample, renderer: 
     if not runs:
         return "its mask trains on nothing"
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
+    form = renderer.form
+    if not form.stays:
+        answers = answers[-1:]
     decoded = [
-        renderer.tokenizer.decode(
-            [example.ids[i] for i in run if example.ids[i] not in renderer.special_ids]
-        ).strip()
+        renderer.tokenizer.decode([example.ids[i] for i in run])
+        .removeprefix(form.lead)
+        .removesuffix(form.end)
+        .strip()
         for run in runs
     ]
     for number, text in enumerate(decoded):

@@ -83,7 +83,7 @@ class LlamaCpp(Engine):
             log(f"exporting the base model {base.uri} to GGUF (once)")
             export_gguf(base.path, folder / "base-f16.gguf")
 
-        key = f"{base.digest} gguf {version('gguf')}"
+        key = f"{base.digest} gguf {version('gguf')} adapted template"
         folder, files = cached_model(cache_root(), "gguf", key, fill, log=log)
         path = folder / "base-f16.gguf"
         return ServedModel(self.name, path, files[path.name], {path.name: files[path.name]})

@@ -1,0 +1,143 @@
+"""How a chat template opens and ends an answer, read off two short conversations.
+
+What ends an answer is what the template writes behind it whether or not more turns follow. It has
+to end in a token of the added vocabulary, as `is_chat_template_stop_token_trained` of TRL asks of
+its training templates. TRL itself takes seconds to import, and knows templates by their whole text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from tuneline.data.tables.rows import Message
+
+_ASKED, _ANSWERED = ("First thing asked", "Second thing asked"), ("One answer", "Other answer")
+NO_END = "no_end_token: the model's chat template writes no token that ends an answer"
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What stands around an answer.
+
+    Attributes:
+        opened: the thought that the question opens though no switch closes it, as `<think>`.
+        closed: its empty end, which the answer begins with.
+        lead: what the model writes before the text of an answer, `closed` among it.
+        end: what it writes behind it, which ends in the token that ends an answer; "" if nothing.
+        added: what has to be put behind a row, where the template leaves the end to the next turn.
+        after: what follows the end in a row.
+        stays: True if an answer is still rendered as the model gave it once more turns follow.
+    """
+
+    opened: str = ""
+    closed: str = ""
+    lead: str = ""
+    end: str = ""
+    added: str = ""
+    after: str = ""
+    stays: bool = True
+
+    @property
+    def completes(self) -> bool:
+        """True if rows get something that the template does not write."""
+        return bool(self.opened or self.added)
+
+    def complete(self, text: str, asked: str) -> str:
+        """Return a rendered row with the empty end of its thought, and its own end."""
+        head = asked.removesuffix(self.opened)
+        if self.opened and not text.startswith(asked) and text.startswith(head):
+            text = asked + self.closed + text[len(head) :]
+        return text + self.added
+
+
+def read_form(render: Callable[..., str], template: str, tokenizer: Any) -> AnswerForm:
+    """Read the form of answers off a template.
+
+    Args:
+        render: takes turns and whether to ask for an answer; ValueError if the template refuses.
+        template: its text.
+        tokenizer: tells the added vocabulary.
+    """
+    turns: list[Message] = [
+        {"role": role, "content": text}
+        for said in zip(_ASKED, _ANSWERED, strict=True)
+        for role, text in zip(("user", "assistant"), said, strict=True)
+    ]
+    try:
+        asked, whole = render(turns[:1], ask=True), render(turns[:2])
+    except ValueError:
+        return AnswerForm()  # each row gets the template's own words
+    try:
+        asked_again, longer = render(turns[:3], ask=True), render(turns)
+    except ValueError:
+        asked_again = longer = ""
+    tail = whole.rpartition(_ANSWERED[0])[2]
+    following = longer.partition(_ANSWERED[0])[2].partition(_ASKED[1])[0]
+    end, added = _end_of(tail, following, _cutter(tokenizer))
+    opened, closed = _thought(asked, whole, template)
+    form = AnswerForm(opened, closed, added=added)
+    completed = form.complete(whole, asked)
+    after = (tail + added)[len(end) :]
+    return AnswerForm(
+        opened,
+        closed,
+        completed[len(asked) :].partition(_ANSWERED[0])[0],
+        end,
+        added,
+        after,
+        longer.startswith(asked_again)
+        and form.complete(longer, asked_again).startswith(completed.removesuffix(after)),
+    )
+
+
+def _cutter(tokenizer: Any) -> Callable[[str], tuple[list[str], set[str]]]:
+    """Return a function that cuts a text around tokens of the added vocabulary, and names these."""
+    added = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
+    longest_first = sorted(added, key=lambda token: (-len(token), token))
+    pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else None
+    return lambda text: ([*filter(None, pattern.split(text) if pattern else [text])], added)
+
+
+def _end_of(
+    tail: str, following: str, cut: Callable[[str], tuple[list[str], set[str]]]
+) -> tuple[str, str]:
+    """Return the text that ends an answer, and what of it the template leaves to the next turn."""
+    (last, added), (earlier, _) = cut(tail), cut(following)
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(last, earlier, strict=False))
+    # Where nothing is alike, the last answer has an end of its own.
+    for parts in ([part for part, _ in alike], last):
+        while parts and parts[-1] not in added:
+            if parts.pop().strip():
+                return "", ""
+        if parts:
+            return "".join(parts), ""
+    rest = following.removeprefix(tail)
+    first = next((part for part in cut(rest)[0] if part.strip()), None)
+    if tail.strip() or first not in added or not following.startswith(tail):
+        return "", ""
+    ending = rest[: rest.index(first) + len(first)]
+    return tail + ending, ending
+
+
+def _thought(asked: str, whole: str, template: str) -> tuple[str, str]:
+    """Return the thought that a question opens, which no answer closes, and its empty end."""
+    head = next(n for n in range(len(asked), -1, -1) if whole.startswith(asked[:n]))
+    opened = asked[head:]
+    tag = opened.strip()
+    closing = f"{tag[:1]}/{tag[1:]}"
+    if not tag or not re.fullmatch(r"[<\[]\w+[>\]]", tag) or closing not in template:
+        return "", ""
+    blank = opened[len(opened.rstrip()) :]
+    return opened, f"{blank}{closing}{blank * 2}"
+
+
+def asked_for(messages: Sequence[Message], form: AnswerForm) -> list[list[Message]]:
+    """Return the conversations that a row is learned as, each up to an answer."""
+    if form.stays:
+        return [list(messages)]
+    ends = [n for n, turn in enumerate(messages, 1) if turn["role"] == "assistant"]
+    return [list(messages[:end]) for end in ends]
