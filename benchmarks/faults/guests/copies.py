@@ -150,7 +150,7 @@ def documents(choose: random.Random) -> Iterator[Record]:
             yield exchange(f"{text}\n\n{question}", span, "Answer with words of the text.")
 
 
-def long_prompt(choose: random.Random, words: int = 3200) -> Record:
+def long_prompt(choose: random.Random, words: int = 3500) -> Record:
     """Make a question to a file of some 4,000 tokens."""
     text, asked = _document(choose, words)
     question, span = choose.choice(asked)
