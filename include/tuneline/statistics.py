@@ -1,8 +1,9 @@
 """Confidence intervals and tests: of shares, counts, paired differences, quantiles and losses.
 
 Sources: Wilson (1927), Clopper and Pearson (1934), for a share; Garwood (1936) for a count; Fay and
-Feuer (Statistics in Medicine 16, 1997), for a weighted sum of counts, never too narrow; Agresti and
-Min (2005) for a paired difference; McNemar (1947), exact: the sign test on rows that disagree.
+Feuer (Statistics in Medicine 16, 1997), for a weighted sum of counts, never too narrow; Fay,
+Proschan and Brittain (Biometrics 71, 2015), for two estimates melded into one; Agresti and Min
+(2005) for a paired difference; McNemar (1947), exact: the sign test on rows that disagree.
 """
 
 from __future__ import annotations
@@ -72,6 +73,29 @@ def weighted_count(counts: Sequence[int], weights: Sequence[float]) -> Bounds:
         lower = variance / value * float(gammaincinv(value**2 / variance, TAIL))
     upper, spread = value + most, variance + most**2
     return Bounds(value, lower, spread / upper * float(gammaincinv(upper**2 / spread, 1 - TAIL)))
+
+
+def count_times_odds(count: int, successes: int, n: int) -> Bounds:
+    """Return a Poisson count times the odds of a share, with the melded interval of the two.
+
+    Each end takes the distributions whose quantiles are the ends of Garwood's and of Clopper and
+    Pearson's interval. Without failures value and upper end are infinite.
+    """
+    import numpy as np
+    from scipy.optimize import brentq
+    from scipy.special import betaincinv, gammainc, gammaincinv
+
+    def end(more: int, level: float) -> float:
+        shape, right, wrong = count + more, successes + more, n - successes + 1 - more
+        if not (shape and right and wrong):
+            return 0.0 if wrong else math.inf
+        shares = betaincinv(right, wrong, (np.arange(1000) + 0.5) / 1000)
+        odds = shares / (1 - shares)
+        most = float(gammaincinv(shape, 0.9999) * odds.max())
+        return float(brentq(lambda x: np.mean(gammainc(shape, x / odds)) - level, 0, most))
+
+    value = count * successes / (n - successes) if successes < n else math.inf
+    return Bounds(value, end(0, TAIL), end(1, 1 - TAIL))
 
 
 # Two-sided 95 % of the normal distribution.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tuneline.cli.groups import Commands, add_json_argument
+from tuneline.cli.groups import Commands, add_json_argument, add_preset_argument
 
 
 def add_data(commands: Commands) -> None:
@@ -24,7 +24,8 @@ def _add_prepare(actions: Commands) -> None:
     add("--input", required=True, nargs="+", metavar="FILE", help=text)
     add("--base-model", required=True, metavar="URI", help="base model, for its tokenizer")
     add("--out", required=True, type=Path, metavar="DIR", help="output folder")
-    add("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    add_preset_argument(prepare)
+    add("--config", type=Path, metavar="FILE", help="YAML file of settings, above the preset's")
     add_json_argument(prepare, "print the result as JSON")
     prepare.set_defaults(command=_prepare)
 
@@ -66,6 +67,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         base_model=arguments.base_model,
         out=arguments.out,
         config_file=arguments.config,
+        preset=arguments.preset,
         as_json=arguments.json,
     )
 

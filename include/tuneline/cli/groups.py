@@ -21,6 +21,11 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", required=True, metavar="URI", help="the run")
 
 
+def add_preset_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset`."""
+    parser.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
+
+
 def add_store_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--store`; `store_uri` reads it."""
     parser.add_argument("--store", help="store URI; $TUNELINE_STORE by default")

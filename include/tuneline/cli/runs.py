@@ -13,6 +13,7 @@ from tuneline.catalogue import HELPERS, ITEMS
 from tuneline.cli.groups import (
     Commands,
     add_json_argument,
+    add_preset_argument,
     add_run_argument,
     add_store_argument,
     store_uri,
@@ -103,7 +104,7 @@ def _add_actions(actions: Commands) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="laptop", help="preset to start from (laptop)")
+    add_preset_argument(parser)
     parser.add_argument("--data", help="dataset")
     parser.add_argument("--base-model", help="base model")
     parser.add_argument("--config", type=Path, help="YAML file of settings, above the preset's")

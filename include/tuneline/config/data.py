@@ -6,6 +6,7 @@ Each class below holds the settings of one item; in YAML all of them are keys of
 from __future__ import annotations
 
 from datetime import date
+from math import inf
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -242,16 +243,23 @@ class PiiScrubbingConfig(Section):
     """Texts that are never taken for PII."""
     pii_canaries: int = Field(200, ge=20)
     """Canaries of each kind of personal data, planted in every run."""
+    # One row in a hundred, the share above which values that scrubbing leaves are its fault. Fewer
+    # can't be shown: 200 canaries of which none leaks allow 9 where every other row holds a value.
+    pii_max_left: Annotated[float | None, Limit("pii_scrubbing", "lower", unset=inf)] = Field(
+        10, ge=0
+    )
+    """Values of an entity that may be left per 1,000 rows, by the upper end of the interval; null
+    sets no limit."""
     pii_max_leak: Annotated[float | dict[str, float], Limit("pii_scrubbing", "lower")] = USUAL_LEAKS
-    """Share of an entity that may leak, by the upper end of its interval: a number for all but
-    names and places, or a map by entity; what it does not name keeps the default, which is 0.05 for
-    all but these."""
+    """Share of canaries of an entity without a hit in the rows that may leak without a warning, by
+    the upper end of its interval: a number for all but names and places, or a map by entity; what
+    it does not name keeps the default, which is 0.05 for all but these."""
     pii_max_leak_ner: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.15, ge=0, le=1)
     """The same for names and places, which models find."""
     pii_leak_breach: Annotated[
         Literal["fail", "warn"], Limit("pii_scrubbing", "higher", levels=BREACH)
     ] = "fail"
-    """Verdict if more than that may leak by the canaries."""
+    """Verdict if more than `pii_max_left` may be left by the canaries."""
     pii_review: str | None = None
     """Filled sheet of `tuneline data review-pii`: a path, file:// or s3:// address; or ask: people
     read rows in Airflow."""

@@ -1,8 +1,8 @@
 """pii_scrubbing: surrogates replace personal data and secrets, and the leak rate is measured.
 
 A row in which something is found again, or in which a replaced value stands still, is rejected.
-Canaries, made-up values in rows of the dataset, take the same path: the upper end of the interval
-of the share that can still be read decides the verdict. A person's review is a second estimate.
+Canaries, made-up values in rows of the dataset, take the same path: the upper end of what they say
+is left per 1,000 rows decides the verdict. A person's review is a second estimate.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import tee
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.answers import PII_SHEET
@@ -118,18 +119,14 @@ def _summary(
     config: DataConfig,
     results: Sequence[Scrubbed],
     trial: leaks.Trial,
-    leak_rates: Sequence[Measurement],
+    left: Sequence[Measurement],
     review: reviews.PiiReview | None,
 ) -> str:
-    limited = [entry for entry in leak_rates if entry.rule is not None]
-    worst = max(limited, key=lambda m: float(m.value or 0) / (float(str(m.limit)) or 1e-9))
-    name = worst.name.removeprefix("leak_").removesuffix("_at_most")
     summary = (
         f"{_hits(results).total()} pieces of personal data found in "
         f"{sum(bool(r.hits) for r in results)} of {len(results)} rows "
         f"(profile {'+'.join(sorted(config.pii_profile)).upper()}); of {len(trial.canaries)} "
-        f"canaries {sum(trial.leaked)} leaked, worst {name} with at most "
-        f"{float(worst.value or 0):.0%}."
+        f"canaries {sum(trial.leaked)} leaked. {_worst(left)}"
     )
     if review is not None and review.weights:
         pieces = sum(map(len, review.missed))
@@ -149,6 +146,20 @@ def _summary(
             "missed."
         )
     return summary
+
+
+def _worst(left: Sequence[Measurement]) -> str:
+    """Return a sentence on the entity of which most may be left, one that fails before others."""
+
+    def order(m: Measurement) -> tuple[bool, float]:
+        return m.ok is False and m.on_breach == "fail", inf if m.value is None else float(m.value)
+
+    worst = max((m for m in left if m.name.endswith("_at_most")), key=order)
+    entity = worst.name.removeprefix("left_per_1000_rows_").removesuffix("_at_most")
+    if worst.value is None:
+        return f"All canaries of {entity} leaked, so what is left of it can't be told."
+    allowed = "" if worst.limit is None else f" ({worst.limit:g} may be)"
+    return f"Most is left of {entity}: at most {worst.value:.2g} values per 1,000 rows{allowed}."
 
 
 def _review(ctx: StepContext) -> reviews.PiiReview | None:
@@ -224,16 +235,17 @@ def run(ctx: StepContext) -> Evidence:
     write_audit(ctx.out / CANARIES, trial.columns())
     ctx.quarantine.mkdir(parents=True, exist_ok=True)
     write_audit(ctx.quarantine / LEAKED_CANARIES.partition("/")[2], trial.examples())
-    review, leak_rates, hits = _review(ctx), leaks.leak_measurements(config, trial), _hits(results)
+    review, hits = _review(ctx), _hits(results)
+    left_behind = leaks.left_measurements(config, trial, hits, len(rows))
     spots = leaks.blind_spots(config, trial, scrubber.custom_entities)
     measurements = [
         *_row_measurements(results, table.rows, left),
         *_coverage_measurements(config, results, scrubber.ignored_labels),
         measure("canary_seed", seed, "text"),
         *leaks.form_measurements(trial),
-        *leak_rates,
-        *leaks.left_measurements(trial, hits, len(rows)),
-        *reviews.review_measurements(review, hits, table.rows, config),
+        *leaks.leak_measurements(config, trial, hits),
+        *left_behind,
+        *reviews.review_measurements(review, table.rows, config),
         *(measure(name, "+".join(found) or "none", "text") for name, found in spots.items()),
     ]
     sizes = {
@@ -244,5 +256,5 @@ def run(ctx: StepContext) -> Evidence:
         LEAKED_CANARIES: sum(trial.leaked),
         REVIEW: 0 if review is None else len(review.weights),
     }
-    summary = _summary(config, results, trial, leak_rates, review)
+    summary = _summary(config, results, trial, left_behind, review)
     return conclude(ctx, summary, measurements, rows=sizes)

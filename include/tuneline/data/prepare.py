@@ -51,17 +51,18 @@ def prepare(
     out: Path,
     config_file: Path | None = None,
     *,
+    preset: str | None = None,
     as_json: bool = False,
 ) -> int:
     """Prepare a dataset for training; return 0 if all critical items pass, 1 if one fails.
 
-    `config_file` holds a whole configuration or its `data` section alone.
+    `config_file` holds a whole configuration or its `data` section alone, above the preset.
 
     Raises:
         UserError: if the input or the configuration is wrong; nothing is written then.
         RetryableError: if a server or the disk failed.
     """
-    config = read_config(source, base_model, config_file)
+    config = read_config(source, base_model, config_file, preset)
     with _only_one(out):
         work = out / WORK
         shutil.rmtree(work, ignore_errors=True)
@@ -77,7 +78,7 @@ def prepare(
 
 
 def read_config(
-    source: str | list[str], base_model: str, config_file: Path | None
+    source: str | list[str], base_model: str, config_file: Path | None, preset: str | None = None
 ) -> PipelineConfig:
     """Read a call's configuration; UserError if the file is missing, or a setting wrong."""
     where = str(config_file or "the configuration")
@@ -86,7 +87,7 @@ def read_config(
         document = {"data": document}
     check_sections(document, where)
     given = {"data": {"source": source}, "base_model": base_model}
-    return build_config(document, given, where=where)
+    return build_config(document, given, preset=preset, where=where)
 
 
 @contextmanager

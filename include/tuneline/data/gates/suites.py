@@ -17,14 +17,14 @@ from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
 from tuneline.data.pii.find.entities import scrubbed_entities, uncovered_languages
-from tuneline.data.pii.measure.leak_estimate import decides, leak_limit
-from tuneline.data.pii.measure.plants import group_names
+from tuneline.data.pii.measure.leak_estimate import PER_ROWS, decides, leak_limit, left_breach
+from tuneline.data.pii.measure.plants import group_entity, group_names
 from tuneline.data.pii.review.review import PiiReview
 from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
 from tuneline.data.sources.streams import BROKEN_FILE
 from tuneline.data.tables.removed_rows import ASKED_FOR, levels_of
 from tuneline.data.tables.rows import SPLITS, base_id
-from tuneline.statistics import share_of
+from tuneline.statistics import count_times_odds, share_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,50 +159,57 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
 
 
 def _canaries(given: GateInput) -> list[Suite]:
-    """Return the groups of canaries, and their leaks by the upper end of their interval."""
+    """Return the groups of canaries, and what they say is left in the rows."""
     data = given.config.data
     outcomes = given.tables[CANARIES].groupby("entity")["leaked"].agg(["sum", "count"])
     groups = outcomes.reset_index()
-    lines = groups.itertuples(index=False)
-    leaks = {group: share_of(int(leaked), int(count)).upper for group, leaked, count in lines}
-    severity = "critical" if data.pii_leak_breach == "fail" else "warning"
     expected = sorted(group_names(scrubbed_entities(data.pii_profile), data.languages))
     rules = [
         Rule("ExpectTableRowCountToEqual", {"value": len(expected)}),
         among("entity", *expected),
         between("count", data.pii_canaries, data.pii_canaries),
     ]
-    found = _leaks("pii_leaks", leaks, "leak_{}_at_most", severity, given)
-    return [Suite("pii_canaries", groups, rules), found]
+    limits = []
+    for group, leaked, count in groups.itertuples(index=False):
+        if not given.measured.get(f"found_{group_entity(group)}"):
+            upper = share_of(int(leaked), int(count)).upper
+            limits.append((f"leak_{group}_at_most", upper, leak_limit(group, data), "warn"))
+    rows = len(given.tables[AUDIT])
+    for entity, summed in outcomes.groupby(group_entity).sum().iterrows():
+        outcome = int(summed["sum"]), int(summed["count"])
+        found = int(given.measured.get(f"found_{entity}") or 0)
+        left = count_times_odds(found, *outcome).upper * PER_ROWS / rows
+        breach = left_breach(str(entity), found, *outcome, data)
+        name = f"left_per_1000_rows_{entity}_at_most"
+        limits.append((name, left, data.pii_max_left, breach))
+    return [Suite("pii_canaries", groups, rules), _limits("pii_leaks", limits)]
 
 
 def _review(given: GateInput) -> Suite:
-    """Return the leaks that a person's review proves, by the lower end of their interval."""
-    table = given.tables[REVIEW]
+    """Return what a person's review proves to be left, by the lower end of its interval."""
+    table, data = given.tables[REVIEW], given.config.data
     missed = [[kind for kind in entry.split("+") if kind] for entry in table["missed"]]
     review = PiiReview(list(table["weight"]), list(table["stratum"]), missed)
-    hits = {
-        name.removeprefix("found_"): int(count)
-        for name, count in given.measured.items()
-        if name.startswith("found_")
-    }
-    leaks = {entity: share.lower for entity, share in review.leaks(hits).items()}
-    return _leaks("pii_review", leaks, "review_leak_{}_at_least", "critical", given)
+    rows = int(given.tables[AUDIT]["kept"].sum())
+    limits = []
+    for entity in review.entities():
+        breach = "fail" if decides(entity, data.pii_profile) else "warn"
+        name = f"review_left_per_1000_rows_{entity}_at_least"
+        lower = review.left_per_1000(entity, rows).lower
+        limits.append((name, lower, data.pii_max_left, breach))
+    return _limits("pii_review", limits)
 
 
-def _leaks(
-    name: str, leaks: Mapping[str, float], column: str, severity: str, given: GateInput
-) -> Suite:
-    """Return a row with the leak of each entity; the breach of one that decides has `severity`."""
+def _limits(name: str, limits: Sequence[tuple[str, float, float | None, str]]) -> Suite:
+    """Return a row of values, each at most a limit, and what its breach does."""
     import pandas as pd
 
-    data = given.config.data
     rules = [Rule("ExpectTableRowCountToEqual", {"value": 1})]
-    for entity in leaks:
-        level = severity if decides(entity, data.pii_profile) else "warning"
-        rules.append(between(column.format(entity), None, leak_limit(entity, data), level))
-    values = {column.format(entity): leak for entity, leak in leaks.items()}
-    return Suite(name, pd.DataFrame([{"entities": len(leaks), **values}]), rules)
+    for column, _, limit, breach in limits:
+        severity = "critical" if breach == "fail" else "warning"
+        rules += [between(column, None, limit, severity)] if limit is not None else []
+    values = {column: value for column, value, *_ in limits}
+    return Suite(name, pd.DataFrame([{"limits": len(limits), **values}]), rules)
 
 
 def _deduplication(given: GateInput) -> list[Suite]:

@@ -57,8 +57,7 @@ def read(target: str, labels: str, *, as_json: bool = False) -> int:
             f"{labels}: {review.foreign} of its rows are not those that {target} would draw, so it "
             "says nothing about this data; draw and fill a new sheet"
         )
-    hits = reviews.hits_of(found.evidence)
-    measurements = reviews.review_measurements(review, hits, len(found.rows), found.config)
+    measurements = reviews.review_measurements(review, len(found.rows), found.config)
     if as_json:
         entries = [entry.model_dump(mode="json") for entry in measurements]
         print(json.dumps(entries, indent=1, ensure_ascii=False))

@@ -1,7 +1,7 @@
 """Estimate the personal data that scrubbing leaves behind, from canaries in the dataset's rows.
 
 Each canary has one probe, so that leaks are binomial and their interval exact. With the values that
-were found in the rows the share gives how many were missed.
+were found in the rows their odds give how many were missed, which decides the verdict.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from math import inf, isfinite
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
 from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
 from tuneline.data.pii.find.entities import demanded, scrubbed_entities
 from tuneline.data.pii.measure.planting import Canary, make_canaries
-from tuneline.data.pii.measure.plants import KINDS, entity_of, phrases, tokens_of
+from tuneline.data.pii.measure.plants import KINDS, entity_of, group_entity, phrases, tokens_of
 from tuneline.data.tables.rows import Message, Row, chosen_of
-from tuneline.evidence import Measurement, measure
+from tuneline.evidence import Breach, Measurement, Rule, measure
 from tuneline.machine.workers import worker_count
-from tuneline.statistics import Bounds, share_of, weighted_count
+from tuneline.statistics import Bounds, count_times_odds, share_of
 
 if TYPE_CHECKING:
     # The review is shown in Airflow, whose environment has no detector.
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # A form of which more than this leaks is named as one that the configuration does not find.
 WEAK_FORM = 0.25
 PER_ROWS = 1000
+# A detector that may miss half of an entity can't tell that the rows hold none of it.
+BLIND = 0.5
 # The register and the carriers are of as many rows at the most; more show no other way of writing.
 MEASURED_ROWS = 3_000
 # Types that take a model, whose limit is `pii_max_leak_ner`.
@@ -92,12 +94,16 @@ class Trial:
     leaked: Sequence[bool]
     scrubbed: Sequence[Sequence[Message]]
 
+    def outcomes(self, key: Callable[[Canary], str]) -> dict[str, tuple[int, int]]:
+        """Return how many leaked, of how many, among the canaries with the same key."""
+        flags: dict[str, list[bool]] = defaultdict(list)
+        for canary, leak in zip(self.canaries, self.leaked, strict=True):
+            flags[key(canary)].append(leak)
+        return {name: (sum(leaks), len(leaks)) for name, leaks in flags.items()}
+
     def shares(self, key: Callable[[Canary], str]) -> dict[str, Bounds]:
         """Return the share of leaks among the canaries with the same key."""
-        outcomes: dict[str, list[bool]] = defaultdict(list)
-        for canary, leak in zip(self.canaries, self.leaked, strict=True):
-            outcomes[key(canary)].append(leak)
-        return {name: share_of(sum(flags), len(flags)) for name, flags in outcomes.items()}
+        return {name: share_of(*outcome) for name, outcome in self.outcomes(key).items()}
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of the table of canaries, which holds no text."""
@@ -168,16 +174,21 @@ def decides(group: str, profiles: Iterable[str]) -> bool:
     return not {kind, entity_of(kind)}.isdisjoint(demanded(profiles))
 
 
-def leak_measurements(config: DataConfig, trial: Trial) -> list[Measurement]:
-    """Return the share of leaks of each group; the upper end of its interval has the limit."""
+def leak_measurements(config: DataConfig, trial: Trial, hits: Counter[str]) -> list[Measurement]:
+    """Return the share of leaks of each group; one of an entity without `hits` warns.
+
+    What the rows hold is judged by what is left of it.
+    """
     found = []
     for group, share in trial.shares(lambda canary: canary.group).items():
-        name, limit = f"leak_{group}", leak_limit(group, config)
-        breach = config.pii_leak_breach if decides(group, config.pii_profile) else "warn"
-        found += [
-            measure(name, share.value, "share"),
-            measure(f"{name}_at_most", share.upper, "share", "<=", limit, on_breach=breach),
-        ]
+        name, upper = f"leak_{group}", share.upper
+        found.append(measure(name, share.value, "share"))
+        if hits[group_entity(group)]:
+            found.append(measure(f"{name}_at_most", upper, "share"))
+        else:
+            limit = leak_limit(group, config)
+            warns = measure(f"{name}_at_most", upper, "share", "<=", limit, on_breach="warn")
+            found.append(warns)
     return found
 
 
@@ -190,29 +201,34 @@ def form_measurements(trial: Trial) -> list[Measurement]:
     ]
 
 
-def left_behind(found: int, leak: Bounds) -> Bounds:
-    """Return how many values were missed, from those that were found and the share that leaks.
+def left_breach(entity: str, found: int, leaked: int, planted: int, config: DataConfig) -> Breach:
+    """Return what it does if too much may be left of an entity of which `found` values were found.
 
-    The count of values is Poisson. The bounds put the ends of both intervals together, which makes
-    them wider than 95 %; a bound is infinite if everything may leak.
+    Nothing found says that nothing is there, unless most of it would have been missed.
     """
-    seen = weighted_count([found], [1.0])
-    pairs = zip(seen, leak, strict=True)
-    return Bounds(*(n * share / (1 - share) if share < 1 else inf for n, share in pairs))
+    unseen = not found and share_of(leaked, planted).upper < BLIND
+    return "warn" if unseen or not decides(entity, config.pii_profile) else config.pii_leak_breach
 
 
-def left_measurements(trial: Trial, hits: Counter[str], rows: int) -> list[Measurement]:
+def left_measurements(
+    config: DataConfig, trial: Trial, hits: Counter[str], rows: int
+) -> list[Measurement]:
     """Return how many values of each entity are left per 1,000 rows; `hits` were found in them."""
-    found = []
-    for entity, share in trial.shares(lambda canary: entity_of(canary.kind)).items():
-        left = left_behind(hits[entity], share)
-        for end, value in (("", left.value), ("_at_most", left.upper)):
-            per_rows = value * PER_ROWS / rows
-            # Where every canary leaks, what was found says nothing about what was not.
-            known = round(per_rows, 4) if isfinite(per_rows) else None
-            name = f"left_per_1000_rows_{entity}{end}"
-            found.append(measure(name, known, "values per 1000 rows"))
-    return found
+    measured = []
+    for entity, outcome in trial.outcomes(lambda canary: entity_of(canary.kind)).items():
+        name, unit = f"left_per_1000_rows_{entity}", "values per 1000 rows"
+        left = count_times_odds(hits[entity], *outcome)
+        breach = left_breach(entity, hits[entity], *outcome, config)
+        # Where every canary leaks, what was found says nothing about what was not.
+        value, most = (
+            round(end * PER_ROWS / rows, 4) if isfinite(end) else None
+            for end in (left.value, left.upper)
+        )
+        measured.append(measure(name, value, unit))
+        limit = config.pii_max_left
+        rule: Rule | None = None if limit is None else "<="
+        measured.append(measure(f"{name}_at_most", most, unit, rule, limit, on_breach=breach))
+    return measured
 
 
 def blind_spots(config: DataConfig, trial: Trial, custom: Sequence[str]) -> dict[str, list[str]]:

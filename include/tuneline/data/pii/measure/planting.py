@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from random import Random
+from string import ascii_uppercase, digits
 from typing import NamedTuple
 
 from tuneline.data.conversations.answers import answer_object
@@ -52,6 +53,8 @@ _NUMBER = re.compile(r"(?<![\w$€£.,/:-])\+?\(?\d(?:[ .()-]{0,2}\d){4,}(?![\w%
 # The last digits alone, and words that say that these are the last ones.
 _PIECE, _SHORT = re.compile(r"\W*\d{2,6}\W*"), re.compile(r"\W*\d{3,4}\W*")
 _ENDS = re.compile(r"(?i)\blast (?:four|4|three|3)\b|\bend(?:s|ing)? (?:in|with|on)\b")
+# A run of letters and digits with single signs, bounded, so that a long text takes linear time.
+_CODE = re.compile(r"(?<![\w.@/-])[^\W_](?:[-/_]?[^\W_]){4,23}(?![\w@/-]|\.\w)")
 _MAIL = re.compile(r"(?<!\S)[^\s@]+@[^\s@]+\.\w+")
 # Spaced or spelled, or without the sign or the dot before the ending.
 _GARBLED = re.compile(
@@ -107,6 +110,7 @@ class Carriers:
     answers: dict[str, list[Spot]] = field(default_factory=lambda: defaultdict(list))
     numbers: list[Spot] = field(default_factory=list)
     mails: list[Spot] = field(default_factory=list)
+    codes: list[Spot] = field(default_factory=list)
     # User turns by language, and turns of the assistant that are plain text.
     turns: dict[str, list[Spot]] = field(default_factory=lambda: defaultdict(list))
     replies: list[Spot] = field(default_factory=list)
@@ -128,12 +132,19 @@ def find_carriers(
                 for pattern, spots in ((_NUMBER, found.numbers), (_MAIL, found.mails)):
                     matches = pattern.finditer(text, spot.start, spot.end)
                     spots += [Spot(number, turn, *match.span()) for match in matches]
+                matches = filter(_is_code, _CODE.finditer(text, spot.start, spot.end))
+                found.codes += [Spot(number, turn, *match.span()) for match in matches]
                 if turn and row[turn - 1]["role"] == "assistant":
                     for group in _asked_for(row[turn - 1]["content"], tuple(languages)):
                         found.answers[group].append(spot)
             elif message["role"] == "assistant" and answer_object(text) is None:
                 found.replies.append(Spot(number, turn, 0, len(text)))
     return found
+
+
+def _is_code(match: re.Match[str]) -> bool:
+    """Return True if a run has letters and at least four digits, as ID numbers have."""
+    return sum(map(str.isdigit, match[0])) >= 4 and any(map(str.isalpha, match[0]))
 
 
 def _cut(message: Message, affixes: Affixes) -> Message:
@@ -234,12 +245,17 @@ class _Planter:
         likes = carriers.mails if kind == "EMAIL_ADDRESS" else likes
         self.answers = answers if len(answers) >= LEAST_SPOTS else []
         self.likes = likes if len(likes) >= LEAST_SPOTS else []
+        self.codes = carriers.codes if kind == "ID_NUMBER" else []
+        codes = len(self.codes) if len(self.codes) >= LEAST_SPOTS else 0
+        self.code_share = codes / (codes + PRIOR)
         self.loose = self.words.get("loose", {"nouns": {}})
         chat = register.unmarked * register.multi_turn
         self.loose_share = _LOOSE * chat if kind in self.loose["nouns"] else 0.0
 
     def plant(self) -> Canary:
-        """Plant a value in one of the forms of its kind."""
+        """Plant a value in one of the forms of its kind, or in one that the dataset has for it."""
+        if self._happens(self.code_share):
+            return self._another_code(self.draw.choice(self.codes))
         given = self.entry.draw(self.draw, self.register, self.language)
         form = given[0]
         if form in (plants.BARE, plants.SPLIT) or (
@@ -279,6 +295,14 @@ class _Planter:
         spot = self.draw.choice(self.turns)
         phrase = self._phrase(["{noun} {}"], spot) if self.entry.needs_words else "{}"
         return self._write(MESSAGE, given, spot, phrase)
+
+    def _another_code(self, spot: Spot) -> Canary:
+        """Write another code of the same form in place of one of the dataset."""
+        text = self.carriers.rows[spot.row][spot.turn]["content"][spot.start : spot.end]
+        letters = re.sub(r"[^\W\d_]", lambda _: self.draw.choice(ascii_uppercase), text)
+        code = re.sub(r"\d", lambda _: self.draw.choice(digits), letters)
+        code = code.lower() if text.islower() else code
+        return self._write(REPLACED, (plants.DISCLOSED, plants.Value((code,))), spot)
 
     def _happens(self, share: float) -> bool:
         return self.draw.random() < share

@@ -267,6 +267,11 @@ def entity_of(kind: str) -> str:
     return (kind in KINDS and KINDS[kind].entity) or kind
 
 
+def group_entity(group: str) -> str:
+    """Return the entity type of a group."""
+    return entity_of(group.partition(".")[0])
+
+
 def group_name(kind: str, language: str) -> str:
     """Return the name of a group: the kind, with its language unless English."""
     return kind if language == ENGLISH else f"{kind}.{language}"

@@ -21,12 +21,12 @@ from tuneline.artifacts.answers import (
 )
 from tuneline.artifacts.data import SCRUBBED
 from tuneline.config import DataConfig
-from tuneline.data.pii.measure.leak_estimate import PER_ROWS, decides, leak_limit
+from tuneline.data.pii.measure.leak_estimate import PER_ROWS, decides
 from tuneline.data.pii.measure.planting import asks_for_data
 from tuneline.data.pii.measure.plants import KINDS, entity_of
 from tuneline.data.tables.rows import Row
 from tuneline.errors import UserError
-from tuneline.evidence import Breach, Evidence, Measurement, Record, measure
+from tuneline.evidence import Breach, Measurement, Rule, measure
 from tuneline.machine.markdown import fenced
 from tuneline.people.sheets import read_sheet, written
 from tuneline.run import Run, now
@@ -151,13 +151,13 @@ class PiiReview:
             pieces[stratum] += sum(kind in (None, entry) for entry in kinds)
         return weighted_count(list(pieces.values()), list(weights.values()))
 
-    def leaks(self, hits: Mapping[str, int]) -> dict[str, Bounds]:
-        """Return the share that leaks of each missed entity, given the values that were found."""
-        shares = {}
-        for kind in sorted({kind for entry in self.missed for kind in entry}):
-            found = hits.get(kind, 0)
-            shares[kind] = Bounds(*(n / (n + found) if n else 0.0 for n in self.left(kind)))
-        return shares
+    def left_per_1000(self, kind: str | None, rows: int) -> Bounds:
+        """Return the same per 1,000 of the `rows` that were kept."""
+        return Bounds(*(pieces * PER_ROWS / rows for pieces in self.left(kind)))
+
+    def entities(self) -> list[str]:
+        """Return the entities of what was missed."""
+        return sorted({kind for entry in self.missed for kind in entry})
 
 
 class Answer(NamedTuple):
@@ -338,12 +338,12 @@ def _field(draw_id: str, number: int) -> str:
 
 
 def review_measurements(
-    review: PiiReview | None, hits: Counter[str], rows: int, config: DataConfig
+    review: PiiReview | None, rows: int, config: DataConfig
 ) -> list[Measurement]:
-    """Return what the estimate rests on and, with a review, what a person found.
+    """Return what the estimate rests on and, with a review, what a person found in kept `rows`.
 
-    An entity fails if even the lower end of its interval is above its limit: a small review can
-    prove a leak, but not its absence. `hits` were found in the `rows` that are kept.
+    An entity fails if even the lower end of its interval is above the limit: a small review can
+    prove a leak, but not its absence.
     """
     seen = 0 if review is None else len(review.weights)
     basis = f"canaries and a person's review of {seen} rows" if seen else GUESS
@@ -354,16 +354,17 @@ def review_measurements(
     found.append(measure("review_rows_of_other_data", foreign, "rows", "==", 0, on_breach="warn"))
     if not seen:
         return found
-    for end, value in zip(("", "_at_least", "_at_most"), review.left(), strict=True):
-        per_rows = round(value * PER_ROWS / rows, 4)
-        found.append(measure(f"review_left_per_1000_rows{end}", per_rows, "values per 1000 rows"))
-    for entity, share in review.leaks(hits).items():
-        name, limit = f"review_leak_{entity}", leak_limit(entity, config)
-        breach: Breach = "fail" if decides(entity, config.pii_profile) else "warn"
+    for entity in (None, *review.entities()):
+        name = "review_left_per_1000_rows" + (f"_{entity}" if entity else "")
+        unit = "values per 1000 rows"
+        value, lower, upper = (round(n, 4) for n in review.left_per_1000(entity, rows))
+        rule: Rule | None = "<=" if entity and config.pii_max_left is not None else None
+        limit = config.pii_max_left if rule else None
+        breach: Breach = "fail" if entity and decides(entity, config.pii_profile) else "warn"
         found += [
-            measure(name, share.value, "share"),
-            measure(f"{name}_at_most", share.upper, "share"),
-            measure(f"{name}_at_least", share.lower, "share", "<=", limit, on_breach=breach),
+            measure(name, value, unit),
+            measure(f"{name}_at_most", upper, unit),
+            measure(f"{name}_at_least", lower, unit, rule, limit, on_breach=breach),
         ]
     return found
 
@@ -376,13 +377,7 @@ def asked_review(ctx: StepContext) -> list[Measurement]:
     sheet, entry = PII_SHEET.read(ctx), ctx.entry(SCRUBBED.step)
     review, drawn = answered(ctx.run, sheet), len(sheet.rows)
     kept = next((m.value for m in entry.measurements if m.name == "rows_kept"), None)
-    measured = review_measurements(review, hits_of(entry), int(kept or drawn), config)
+    measured = review_measurements(review, int(kept or drawn), config)
     # That nobody has answered warns.
     read = measure("review_rows_read", len(review.weights), "rows", ">=", drawn, on_breach="warn")
     return [m.model_copy(update={"name": f"{SCRUBBED.step}.{m.name}"}) for m in [read, *measured]]
-
-
-def hits_of(entry: Evidence | Record) -> Counter[str]:
-    """Return the values that scrubbing found, by entity, as its evidence states them."""
-    found = [one for one in entry.measurements if one.name.startswith("found_")]
-    return Counter({one.name.removeprefix("found_"): int(one.value or 0) for one in found})
