@@ -78,6 +78,8 @@ class Surrogates:
     masked: frozenset[str] = frozenset()
     # Surrogates by entity and value, with those that are settled already.
     given: dict[tuple[str, str], str] = field(default_factory=dict)
+    # Entity of each value, by its letters and digits.
+    kinds: dict[str, str] = field(default_factory=dict)
     # Entity of each surrogate in use, and the word that takes a word's place in names.
     values: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
@@ -90,11 +92,12 @@ class Surrogates:
             self.avoided |= tokens(value, entity)
 
     def of(self, entity: str, value: str) -> str:
-        """Return the surrogate of a value, the same one each time."""
-        key = (entity, value)
+        """Return the surrogate of a value, the same one each time, whatever it is taken for."""
+        words = "".join(_CHAR.findall(value.casefold()))
+        key = (self.kinds.setdefault(words, entity), value)
         if key not in self.given:
-            self.given[key] = self._drawn(entity, value)
-        self.values[self.given[key].strip()] = entity
+            self.given[key] = self._drawn(*key)
+        self.values[self.given[key].strip()] = key[0]
         return self.given[key]
 
     def _drawn(self, entity: str, value: str) -> str:
