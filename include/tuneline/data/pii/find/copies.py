@@ -28,6 +28,8 @@ _VALUE = LinearPattern(r'(?:[:,]\s?|\[)("[^"]*"|-?\d[\d.]*)')
 _MOST_PLACES, _MOST_VALUES, _MOST_WORDS = 64, 16, 24
 # A word of at most this many characters, or a number of fewer digits, may repeat by chance.
 _SHORT = 3
+# A number of so many digits is somebody's, whatever was thought of it before.
+_LONG_NUMBER = 6
 # Surrogates of these are drawn whole; those of names word by word, so that they need no cut.
 _WHOLE = frozenset({"EMAIL_ADDRESS", "URL", "IP_ADDRESS", "MAC_ADDRESS", "API_KEY", "PASSWORD"})
 _UNCUT = _WHOLE | {"PERSON"}
@@ -67,12 +69,9 @@ class Piece:
         """Return the numbers of the words in a span of the text."""
         return bisect_right(self._ends, start), bisect_left(self._starts, end)
 
-    def own_words(self) -> Iterator[Word]:
-        """Yield a model's words but those that were copied."""
-        copied = {at for copy in self.copies for at in range(copy.first, copy.last)}
-        for word in self.words:
-            if copied.isdisjoint(range(*self.within(word.start, word.end))):
-                yield word
+    def copied(self) -> set[int]:
+        """Return the numbers of the words that are in a copy."""
+        return {at for copy in self.copies for at in range(copy.first, copy.last)}
 
     def marked(self, first: int = 0, last: int | None = None) -> Iterator[tuple[int, int, Hit]]:
         """Yield the hits that share one of some words, with the numbers of their own."""
@@ -116,7 +115,7 @@ class Piece:
 
 
 class Places:
-    """Where the words of a row stand."""
+    """Where the words of a row stand; a turn is read after the turns before it."""
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
         self._places: defaultdict[str, list[tuple[Piece, int]]] = defaultdict(list)
@@ -141,6 +140,21 @@ class Places:
             if found:
                 yield min(found)[-1]
 
+    def own_words(self, piece: Piece) -> Iterator[Word]:
+        """Yield a model's words but copies, and short numbers that were none of a person's before."""
+        copied = piece.copied()
+        for word in piece.words:
+            first, last = piece.within(word.start, word.end)
+            if copied.isdisjoint(range(first, last)) and not self._is_known(piece, first, last):
+                yield word
+
+    def _is_known(self, piece: Piece, first: int, last: int) -> bool:
+        key = piece.said[first:last]
+        if not 0 < sum(map(str.isdecimal, "".join(key))) < _LONG_NUMBER:
+            return False
+        before = [*self._of(key, piece.turn)]
+        return bool(before) and not any(any(p.marked(at, at + len(key))) for p, at in before)
+
     def _of(self, key: Key, before: int) -> Iterator[tuple[Piece, int]]:
         """Yield where words stand in the turns before a turn."""
         counts = [len(self._places[word]) for word in key]
@@ -160,7 +174,7 @@ def agree(pieces: Sequence[Piece]) -> None:
     for piece in pieces if values.entities else ():
         piece.hits = values.mark(piece)
     for piece in pieces:
-        copied = {at for copy in piece.copies for at in range(copy.first, copy.last)}
+        copied = piece.copied()
         own = [h for f, l, h in piece.marked() if copied.isdisjoint(range(f, l))]
         made = [hit for copy in piece.copies for hit in _projected(piece, copy)]
         piece.hits = sorted([*own, *made], key=lambda hit: hit.start)
@@ -190,21 +204,28 @@ class _Values:
     def __init__(self, pieces: Sequence[Piece]) -> None:
         self.entities: dict[Key, str] = {}
         self._first: dict[Key, tuple[Piece, int]] = {}
+        # Values of one word, as they are written.
+        self._written: set[str] = set()
         for piece in pieces:
             for first, last, hit in piece.marked():
                 key = piece.said[first:last]
                 self.entities.setdefault(key, hit.entity)
                 self._first.setdefault(key, (piece, first))
+                if last - first == 1:
+                    self._written.add(piece.text[hit.start : hit.end])
+        self._names = {
+            (word,): entity
+            for key, entity in self.entities.items()
+            for word in key
+            if entity == "PERSON" and len(word) >= _SHORT
+        }
         cuts = self._cuts(pieces)
         self._parts = {key: [*self._parts_of(key, cuts[key])] for key in cuts}
         for key, parts in self._parts.items():
             self.entities.update((key[first:last], entity) for first, last, entity in parts)
-        # A number may be written in one word, and one word of a name alone.
+        # A number may be written in one word.
         self._anywhere = {("".join(key),): entity for key, entity in self.entities.items()}
-        self._anywhere |= self.entities
-        for key, entity in self.entities.items():
-            if entity == "PERSON":
-                self._anywhere.update(((word,), entity) for word in key if len(word) >= _SHORT)
+        self._anywhere |= self.entities | self._names
         self._sizes = _sizes(self._anywhere)
 
     def _cuts(self, pieces: Sequence[Piece]) -> dict[Key, set[int]]:
@@ -215,34 +236,33 @@ class _Values:
                 if found := copy.source.cut_at(border):
                     first, last, _ = found
                     cuts[copy.source.said[first:last]].add(border - first)
-        cutting = {**self.entities, **dict.fromkeys(self._said_apart(pieces))}
-        sizes = _sizes(cutting)
-        for key in self.entities:
-            for at, size in _found(key[:_MOST_WORDS], cutting, sizes):
-                if size < len(key):
-                    cuts[key] |= {at, at + size}
+        for key, first, last in self._shared(pieces):
+            cuts[key] |= {first, last}
         return {key: found for key, found in cuts.items() if self.entities[key] not in _UNCUT}
 
-    def _said_apart(self, pieces: Sequence[Piece]) -> Iterator[Key]:
-        """Yield runs of words of longer values that stand alone in some turn."""
+    def _shared(self, pieces: Sequence[Piece]) -> Iterator[tuple[Key, int, int]]:
+        """Yield longer values, with the words of each that stand elsewhere without the rest."""
         places: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
         for key, entity in self.entities.items():
             for at, word in enumerate(key[:_MOST_WORDS] if entity not in _UNCUT else ()):
                 places[word].append((key, at))
         for piece in pieces if places else ():
-            taken = {at for first, last, _ in piece.marked() for at in range(first, last)}
-            free = ["" if at in taken else word for at, word in enumerate(piece.said)]
-            for at, word in enumerate(free):
+            owner = {at: (f, l) for f, l, _ in piece.marked() for at in range(f, l)}
+            copied = piece.copied()
+            for at, word in enumerate(piece.said):
+                own = owner.get(at, (at, at))
                 for key, start in places.get(word, ())[:_MOST_VALUES]:
-                    run = commonprefix([free[at : at + _MOST_WORDS], list(key[start:])])
-                    if piece.telling(at, at + len(run)):
-                        yield tuple(run)
+                    run = commonprefix([piece.said[at : at + _MOST_WORDS], key[start:]])
+                    whole = (at, at + len(run)) == own
+                    apart = len(run) < len(key) and piece.said[slice(*own)] != key
+                    if apart and at not in copied and (whole or piece.telling(at, at + len(run))):
+                        yield key, start, start + len(run)
 
     def _parts_of(self, key: Key, cuts: set[int]) -> Iterator[tuple[int, int, str]]:
         """Yield the parts of a cut value; what is no part of an address is none."""
         piece, begin = self._first[key]
         for first, last in pairwise(sorted({0, *cuts, len(key)})):
-            entity = self.entities[key]
+            entity = self._names.get(key[first:last], self.entities[key])
             if entity in PLACES and not any(map(str.isdecimal, "".join(key[first:last]))):
                 entity = piece.place_of(begin + first, begin + last) or ""
             if entity:
@@ -260,22 +280,25 @@ class _Values:
             if key not in self._parts:
                 found.append(hit or piece.hit_of(at, at + len(key), entity))
 
-        for at, size in sorted(_found(piece.said, self._anywhere, self._sizes), key=lambda p: -p[1]):
-            key = piece.said[at : at + size]
+        own = {(first, last): hit for first, last, hit in piece.marked()}
+        places = _found(piece.said, self._anywhere, self._sizes)
+        for at, size in sorted(places, key=lambda place: -place[1]):
+            key, span = piece.said[at : at + size], (at, at + size)
+            again = span in own or self._counts(piece, at, key)
             cut = piece.cut_at(at) or piece.cut_at(at + size)
-            if cut is None and taken.isdisjoint(range(at, at + size)) and self._counts(piece, at, key):
-                take(key, at, self._anywhere[key])
-        for first, last, hit in piece.marked():
+            if again and cut is None and taken.isdisjoint(range(*span)):
+                take(key, at, self._anywhere[key], own.get(span))
+        for (first, last), hit in own.items():
             if taken.isdisjoint(range(first, last)):
                 take(piece.said[first:last], first, hit.entity, hit)
         return sorted(found, key=lambda hit: hit.start)
 
     def _counts(self, piece: Piece, at: int, key: Key) -> bool:
         """Return True if a value that stands somewhere again is no accident."""
-        word = key[0]
-        if self._anywhere[key] == "PERSON" and len(key) == 1:
-            return piece.named(at)
-        return len(key) > 1 or len(word) > _SHORT
+        written = piece.hit_of(at, at + 1, "")
+        if len(key) > 1 or (len(key[0]) > 1 and piece.text[written.start : written.end] in self._written):
+            return True
+        return piece.named(at) if self._anywhere[key] == "PERSON" else len(key[0]) > _SHORT
 
 
 def _sizes(keys: Iterable[Key]) -> dict[str, list[int]]:

@@ -116,7 +116,7 @@ class Detector:
         places = Places(pieces.values())
         for text, piece in pieces.items():
             piece.copies = [*places.copies(piece)]
-            piece.hits = self._resolved(self._found(piece, _NUMBER.fullmatch(text) is not None))
+            piece.hits = self._resolved(self._found(piece, places))
         births = {p.text[h.start : h.end] for p in pieces.values() for h in p.hits if h.entity == "BIRTH_DATE"}
         for piece in pieces.values() if births else ():
             piece.hits = self._resolved([*piece.hits, *birth_dates_in(piece.text, births)])
@@ -124,12 +124,12 @@ class Detector:
         made = {text: self._final(text, texts[text], p.hits) for text, p in pieces.items()}
         return {text: final for text, final in made.items() if final}
 
-    def _found(self, piece: Piece, number: bool) -> Iterator[Hit]:
+    def _found(self, piece: Piece, places: Places) -> Iterator[Hit]:
         """Yield what is found in a piece alone; a short number in JSON says nothing."""
-        if not (piece.value and number):
+        if not (piece.value and _NUMBER.fullmatch(piece.text)):
             shaped = self._shaped_of(piece.text)
             yield from shaped
-            yield from read_words(piece.text, [*_outside(piece.own_words(), shaped)])
+            yield from read_words(piece.text, [*_outside([*places.own_words(piece)], shaped)])
             yield from answers(piece.text, piece.asked, piece.words)
 
     def _resolved(self, hits: Iterable[Hit]) -> list[Hit]:

@@ -81,17 +81,29 @@ def plain(text: str) -> Plain:
     quotes and spaces are the plain ones. Lone surrogates become question marks. What JSON escapes
     is one character.
     """
-    escaped = '"' in text and "\\" in text
-    if text.isascii() and not escaped:
+    if text.isascii() and not escapes(text):
         return Plain(text)
     made = [
         (char, *cluster.span())
-        for cluster in (_ESCAPED if escaped else _CLUSTER).finditer(text)
+        for cluster in (_ESCAPED if escapes(text) else _CLUSTER).finditer(text)
         for char in "".join(map(_usual, unicodedata.normalize("NFKC", _unescaped(cluster[0]))))
     ]
     return Plain(
         "".join(char for char, *_ in made), [at for _, at, _ in made], [e for *_, e in made]
     )
+
+
+def escapes(text: str) -> bool:
+    """Return True if a text may hold JSON with escapes."""
+    return '"' in text and "\\" in text
+
+
+def said(text: str, start: int, end: int) -> str:
+    """Return a span of a text, without escapes of JSON if it holds some."""
+    value = text[start:end]
+    if "\\" in value and escapes(text):
+        return "".join(_unescaped(cluster[0]) for cluster in _ESCAPED.finditer(value))
+    return value
 
 
 def _unescaped(cluster: str) -> str:
