@@ -20,6 +20,7 @@ from typing import NamedTuple
 from tuneline.data.pii.find.entities import PLACES, Hit
 from tuneline.data.pii.find.token_model import Word
 from tuneline.machine.linear_pattern import LinearPattern
+from tuneline.machine.redaction import SECRETS
 
 _WORD = re.compile(r"\w+")
 # A string or a number that is a value in JSON.
@@ -28,11 +29,13 @@ _VALUE = LinearPattern(r'(?:[:,]\s?|\[)("[^"]*"|-?\d[\d.]*)')
 _MOST_PLACES, _MOST_VALUES, _MOST_WORDS = 64, 16, 24
 # A word of at most this many characters, or a number of fewer digits, may repeat by chance.
 _SHORT = 3
-# A number of so many digits is somebody's, whatever was thought of it before.
-_LONG_NUMBER = 6
-# Surrogates of these are drawn whole; those of names word by word, so that they need no cut.
-_WHOLE = frozenset({"EMAIL_ADDRESS", "URL", "IP_ADDRESS", "MAC_ADDRESS", "API_KEY", "PASSWORD"})
-_UNCUT = _WHOLE | {"PERSON"}
+# What a model finds in one turn counts in all, and so does a number of so many digits.
+_SURE, _LONG_NUMBER = frozenset({"PERSON", "EMAIL_ADDRESS", "URL", "LOCATION"}), 6
+# Names and numbers get surrogates word by word, so that a part follows the whole; these are cut.
+_DATES = frozenset({"DATE", "BIRTH_DATE"})
+_CUT = PLACES - {"POSTAL_CODE"} | _DATES
+# Surrogates of these are drawn whole.
+_WHOLE = frozenset({"EMAIL_ADDRESS", "URL", "IP_ADDRESS", "MAC_ADDRESS", *SECRETS})
 Key = tuple[str, ...]
 
 
@@ -94,9 +97,10 @@ class Piece:
         return Hit(self._starts[first], self._ends[last - 1], entity)
 
     def place_of(self, first: int, last: int) -> str | None:
-        """Return what a model takes most of some words for, if it is a part of an address."""
-        kinds = Counter(map(self._kinds.get, self._starts[first:last]))
-        return max(PLACES & kinds.keys(), key=lambda kind: (kinds[kind], kind), default=None)
+        """Return which part of an address a model takes some words for, None if it knows none."""
+        kinds = Counter(filter(None, map(self._kinds.get, self._starts[first:last])))
+        found = max(kinds, key=lambda kind: (kinds[kind], kind), default=None)
+        return found if found is None or found in PLACES else "STREET_ADDRESS"
 
     def named(self, at: int, kinds: frozenset[str] = frozenset({"PERSON"})) -> bool:
         """Return True if a model knows a word as a name, or it has a capital within a sentence."""
@@ -136,7 +140,9 @@ class Places:
                 borders = (source.cut_at(start), source.cut_at(start + last - first))
                 cut = [hit.entity for *_, hit in filter(None, borders)]
                 if _WHOLE.isdisjoint(cut):
-                    found.append((len(cut), -source.turn, len(found), Copy(first, last, source, start)))
+                    found.append(
+                        (len(cut), -source.turn, len(found), Copy(first, last, source, start))
+                    )
             if found:
                 yield min(found)[-1]
 
@@ -145,12 +151,15 @@ class Places:
         copied = piece.copied()
         for word in piece.words:
             first, last = piece.within(word.start, word.end)
-            if copied.isdisjoint(range(first, last)) and not self._is_known(piece, first, last):
+            if copied.isdisjoint(range(first, last)) and not self._is_known(piece, word):
                 yield word
 
-    def _is_known(self, piece: Piece, first: int, last: int) -> bool:
+    def _is_known(self, piece: Piece, word: Word) -> bool:
+        """Return True if a turn before has a word that is not marked there."""
+        first, last = piece.within(word.start, word.end)
         key = piece.said[first:last]
-        if not 0 < sum(map(str.isdecimal, "".join(key))) < _LONG_NUMBER:
+        digits = sum(map(str.isdecimal, "".join(key)))
+        if word.entity in _SURE or digits >= _LONG_NUMBER:
             return False
         before = [*self._of(key, piece.turn)]
         return bool(before) and not any(any(p.marked(at, at + len(key))) for p, at in before)
@@ -236,15 +245,19 @@ class _Values:
                 if found := copy.source.cut_at(border):
                     first, last, _ = found
                     cuts[copy.source.said[first:last]].add(border - first)
-        for key, first, last in self._shared(pieces):
+        for key, first, last in [*self._shared(pieces)]:
             cuts[key] |= {first, last}
-        return {key: found for key, found in cuts.items() if self.entities[key] not in _UNCUT}
+            # Where nothing is cut, the words that stand elsewhere are a value as well.
+            self.entities.setdefault(key[first:last], self.entities[key])
+        return {key: found for key, found in cuts.items() if self.entities[key] in _CUT}
 
     def _shared(self, pieces: Sequence[Piece]) -> Iterator[tuple[Key, int, int]]:
-        """Yield longer values, with the words of each that stand elsewhere without the rest."""
+        """Yield longer values, with the words of each that stand in another turn without the rest."""
         places: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
         for key, entity in self.entities.items():
-            for at, word in enumerate(key[:_MOST_WORDS] if entity not in _UNCUT else ()):
+            for at, word in enumerate(
+                key[:_MOST_WORDS] if entity not in _WHOLE | _DATES | {"PERSON"} else ()
+            ):
                 places[word].append((key, at))
         for piece in pieces if places else ():
             owner = {at: (f, l) for f, l, _ in piece.marked() for at in range(f, l)}
@@ -252,6 +265,8 @@ class _Values:
             for at, word in enumerate(piece.said):
                 own = owner.get(at, (at, at))
                 for key, start in places.get(word, ())[:_MOST_VALUES]:
+                    if self._first[key][0].turn == piece.turn:
+                        continue
                     run = commonprefix([piece.said[at : at + _MOST_WORDS], key[start:]])
                     whole = (at, at + len(run)) == own
                     apart = len(run) < len(key) and piece.said[slice(*own)] != key
@@ -263,7 +278,7 @@ class _Values:
         piece, begin = self._first[key]
         for first, last in pairwise(sorted({0, *cuts, len(key)})):
             entity = self._names.get(key[first:last], self.entities[key])
-            if entity in PLACES and not any(map(str.isdecimal, "".join(key[first:last]))):
+            if entity in PLACES:
                 entity = piece.place_of(begin + first, begin + last) or ""
             if entity:
                 yield first, last, entity
@@ -278,7 +293,8 @@ class _Values:
             for first, last, kind in self._parts.get(key, ()):
                 found.append(piece.hit_of(at + first, at + last, kind))
             if key not in self._parts:
-                found.append(hit or piece.hit_of(at, at + len(key), entity))
+                made = hit or piece.hit_of(at, at + len(key), entity)
+                found.append(Hit(made.start, made.end, entity))
 
         own = {(first, last): hit for first, last, hit in piece.marked()}
         places = _found(piece.said, self._anywhere, self._sizes)
@@ -296,9 +312,13 @@ class _Values:
     def _counts(self, piece: Piece, at: int, key: Key) -> bool:
         """Return True if a value that stands somewhere again is no accident."""
         written = piece.hit_of(at, at + 1, "")
-        if len(key) > 1 or (len(key[0]) > 1 and piece.text[written.start : written.end] in self._written):
+        if len(key) > 1 or (
+            len(key[0]) > 1 and piece.text[written.start : written.end] in self._written
+        ):
             return True
-        return piece.named(at) if self._anywhere[key] == "PERSON" else len(key[0]) > _SHORT
+        if self._anywhere[key] == "PERSON":
+            return piece.named(at)
+        return len(key[0]) > _SHORT or piece.named(at, PLACES)
 
 
 def _sizes(keys: Iterable[Key]) -> dict[str, list[int]]:

@@ -117,7 +117,12 @@ class Detector:
         for text, piece in pieces.items():
             piece.copies = [*places.copies(piece)]
             piece.hits = self._resolved(self._found(piece, places))
-        births = {p.text[h.start : h.end] for p in pieces.values() for h in p.hits if h.entity == "BIRTH_DATE"}
+        births = {
+            p.text[h.start : h.end]
+            for p in pieces.values()
+            for h in p.hits
+            if h.entity == "BIRTH_DATE"
+        }
         for piece in pieces.values() if births else ():
             piece.hits = self._resolved([*piece.hits, *birth_dates_in(piece.text, births)])
         agree([*pieces.values()])

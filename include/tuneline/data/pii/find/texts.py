@@ -21,7 +21,12 @@ SHARED_ROWS = 20
 # a quotation mark that is escaped does not end a string.
 _CLUSTER = re.compile("(?s).[\u0300-\u036f]*")
 _ESCAPED = re.compile(r"(?s)\\(?:u[0-9a-fA-F]{4}|[\"\\/bfnrt])|.[\u0300-\u036f]*")
-_ESCAPES = {'\\"': "'", "\\\\": "\\", "\\/": "/", **dict.fromkeys(map("\\{}".format, "bfnrt"), "\n")}
+_ESCAPES = {
+    '\\"': "'",
+    "\\\\": "\\",
+    "\\/": "/",
+    **dict.fromkeys(map("\\{}".format, "bfnrt"), "\n"),
+}
 _QUOTES = {"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "−": "-"}
 
 

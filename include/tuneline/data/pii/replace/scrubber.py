@@ -227,6 +227,9 @@ class Scrubber:
             for hit in hits.get(piece.text, ())
         }
         surrogates.avoid(replaced)
+        # The longest first, for a part follows the whole.
+        for entity, value in sorted(replaced, key=lambda pair: -len(pair[1].split())):
+            surrogates.of(entity, value)
 
         def surrogate(entity: str, value: str) -> str:
             replaced[entity, value] = None
@@ -281,7 +284,10 @@ def replace_hits(
     parts, at = [], 0
     for hit in hits:
         made = make(hit.entity, said(text, hit.start, hit.end))
-        parts += [text[at : hit.start], json.dumps(made, ensure_ascii=False)[1:-1] if escapes(text) else made]
+        parts += [
+            text[at : hit.start],
+            json.dumps(made, ensure_ascii=False)[1:-1] if escapes(text) else made,
+        ]
         at = hit.end
         counts[hit.entity] += 1
     return "".join([*parts, text[at:]])
