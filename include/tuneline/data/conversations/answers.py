@@ -19,8 +19,6 @@ _STYLES: tuple[dict[str, Any], ...] = tuple(
     for separators in ((",", ":"), (", ", ": "))
     for ensure_ascii in (False, True)
 )
-# Shorter numbers in an answer are no text.
-_MIN_NUMBER_DIGITS = 9
 
 
 def parse_answer(text: str) -> Any:
@@ -49,7 +47,7 @@ def dump_like(value: Any, original: str) -> str:
 def map_texts(message: Message, change: Callable[[str], str], label_field: str | None) -> Message:
     """Apply a change to the texts of a turn; JSON answers stay JSON, labels stay as they are.
 
-    The texts of a JSON answer are its strings, and numbers of at least nine digits.
+    The texts of a JSON answer are its strings and numbers; a number stays one where it can.
     """
     content = message["content"]
     value = answer_object(content) if message["role"] == "assistant" else None
@@ -71,10 +69,16 @@ def _map_json(value: Any, change: Callable[[str], str], label_field: str | None)
         }
     if isinstance(value, list):
         return [_map_json(entry, change, label_field) for entry in value]
-    if isinstance(value, int | float) and len(str(value)) >= _MIN_NUMBER_DIGITS:
+    if isinstance(value, int | float) and not isinstance(value, bool):
         changed = change(str(value))
-        return value if changed == str(value) else changed
+        return value if changed == str(value) else _number_of(changed)
     return value
+
+
+def _number_of(text: str) -> Any:
+    """Return the number that a text is in JSON, or the text."""
+    number = parse_answer(text) if text[:1].isdecimal() or text[:1] == "-" else None
+    return text if number is None or str(number) != text else number
 
 
 # Above this share of JSON objects, answers of another kind are faults.

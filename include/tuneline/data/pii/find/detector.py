@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from functools import lru_cache, partial
 
 from tuneline.data.pii.find.custom import CustomRecognisers
-from tuneline.data.pii.find.dialogue import answers, expected, repeats_of
+from tuneline.data.pii.find.copies import Piece, Places, agree
+from tuneline.data.pii.find.dialogue import answers, birth_dates_in, expected
 from tuneline.data.pii.find.entities import ENTITIES, PLACES, Hit, Settings
 from tuneline.data.pii.find.identifiers import find_identifiers, name_number
 from tuneline.data.pii.find.models import EntityModel, load_entity_model
@@ -27,9 +28,9 @@ _GROUPS = dict.fromkeys(PLACES, "place")
 _GROUPS |= {"PERSON": "name", "EMAIL_ADDRESS": "contact", "URL": "contact"}
 _NO_NUMBERS = _GROUPS.keys() - {"STREET_ADDRESS", "POSTAL_CODE"}
 # What stands between the parts of a value, and of an address: a few characters, or a unit that no
-# model knows ("Apt.", "Suite", "and").
+# model knows ("Apt.", "Suite", "and"), but not the end of a string in JSON.
 _GAP = re.compile(r"[ ()/+'.-]{0,3}")
-_WITHIN = re.compile(r"(?s).{0,4}|(?=.{0,11}\Z)[\s,.>/?]*[^\W\d_]+\.?\s*")
+_WITHIN = re.compile(r"[^\"]{0,4}|(?=.{0,11}\Z)[\s,.>/?]*[^\W\d_]+\.?\s*")
 # "40 x 30 x 15" is no address.
 _SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
 # Characters from a street or city in which a number is part of an address, one of few digits too.
@@ -48,10 +49,8 @@ _UNIT_OF = re.compile(
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
-# A value of at most this many characters may repeat by chance.
-_LEAST_REPEATED = 3
-# Types whose values say nothing about the person where they repeat.
-_COMMON = frozenset({"LOCATION", "DATE", "AGE_OVER_89", "POSTAL_CODE", "URL"})
+# A short number in a JSON answer, of which nothing but the turns before can say what it is.
+_NUMBER = re.compile(r"-?[\d.]{1,8}")
 # What a team's own recogniser finds is more than a number.
 _RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
 _OF_A_TEAM = _RANK["ID_NUMBER"] - 0.5
@@ -108,25 +107,35 @@ class Detector:
     ) -> Mapping[str, tuple[Hit, ...]]:
         asked = expected(messages)
         texts = {text: plain(text) for _, text in own}
-        found: dict[str, list[Hit]] = {}
+        pieces: dict[str, Piece] = {}
         for turn, text in own:
-            seen, read = texts[text].text, words.get(text, ())
-            if text not in found:
-                shaped = self._shaped_of(seen)
-                found[text] = [*shaped, *read_words(seen, [*_outside(read, shaped)])]
-            found[text] += answers(seen, asked[turn], read)
-        repeats = repeats_of(
-            (texts[text].text[hit.start : hit.end], hit.entity)
-            for text, hits in found.items()
-            for hit in self._resolved(hits)
-            if hit.entity not in _COMMON and hit.end - hit.start > _LEAST_REPEATED
-        )
-        made: dict[str, tuple[Hit, ...]] = {}
-        for text, hits in found.items():
-            again = repeats(texts[text].text, words.get(text, ()))
-            if final := self._final(text, texts[text], self._resolved([*hits, *again])):
-                made[text] = final
-        return made
+            if text not in pieces:
+                value = text != messages[turn]["content"]
+                pieces[text] = Piece(turn, texts[text].text, words.get(text, ()), value)
+            pieces[text].asked |= asked[turn]
+        places = Places(pieces.values())
+        for text, piece in pieces.items():
+            piece.copies = [*places.copies(piece)]
+            piece.hits = self._resolved(self._found(piece, places))
+        births = {
+            p.text[h.start : h.end]
+            for p in pieces.values()
+            for h in p.hits
+            if h.entity == "BIRTH_DATE"
+        }
+        for piece in pieces.values() if births else ():
+            piece.hits = self._resolved([*piece.hits, *birth_dates_in(piece.text, births)])
+        agree([*pieces.values()])
+        made = {text: self._final(text, texts[text], p.hits) for text, p in pieces.items()}
+        return {text: final for text, final in made.items() if final}
+
+    def _found(self, piece: Piece, places: Places) -> Iterator[Hit]:
+        """Yield what is found in a piece alone; a short number in JSON says nothing."""
+        if not (piece.value and _NUMBER.fullmatch(piece.text)):
+            shaped = self._shaped_of(piece.text)
+            yield from shaped
+            yield from read_words(piece.text, [*_outside([*places.own_words(piece)], shaped)])
+            yield from answers(piece.text, piece.asked, piece.words)
 
     def _resolved(self, hits: Iterable[Hit]) -> list[Hit]:
         return resolve(hit for hit in hits if hit.entity in self._wanted)

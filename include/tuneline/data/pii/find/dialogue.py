@@ -1,9 +1,9 @@
-"""Read a question for data and its answer together, and find a value again where it is repeated."""
+"""Read a question for data and its answer together."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from tuneline.data.pii.find.entities import PLACES, Hit
 from tuneline.data.pii.find.patterns import MONTH, OLD, find_patterns
@@ -11,8 +11,6 @@ from tuneline.data.pii.find.token_model import Word
 from tuneline.data.tables.rows import Message
 from tuneline.machine.linear_pattern import WORD, LinearPattern
 
-# Finds hits in a text and its words that a model takes for personal data.
-Finder = Callable[[str, Sequence[Word]], Iterator[Hit]]
 # Words for what is asked for, in the languages of the model.
 _CUES = {
     "EMAIL_ADDRESS": r"e-?mail|mail ?address|correo|courriel|adresse mail|mailadres\w*",
@@ -50,13 +48,12 @@ _END = 400
 # Words of a piece of a number, of a question without a verb ("Account number?"), of an answer that
 # is only a value or holds one, and of a date.
 _PIECE, _BARE, _SHORT, _LONG, _DATE_WORDS = 2, 7, 4, 16, 8
-# Digits of a number in an answer that is not short; a longer value is hardly said twice.
-_FEW_DIGITS, _MOST = 3, 12
+# Digits of a number in an answer that is not short.
+_FEW_DIGITS = 3
 _NUMBER = LinearPattern(
     rf"(#?[{WORD}]*\d[{WORD}/.,-]*(?:[ -](?:[{WORD}][{WORD}]?[{WORD}]?)?\d[{WORD}/.-]*)*)"
 )
 _NAME = LinearPattern(r"^\pL[\pL'.-]*(?: \pL[\pL'.-]*){0,3}$")
-_WORD = re.compile(r"\w+")
 # Digits of a date; more of them are no day, month or year.
 _DIGITS = re.compile(r"(?<!\d)\d{1,4}(?!\d)")
 # Signs around a value.
@@ -167,46 +164,16 @@ def _value(text: str, topic: str) -> tuple[int, int]:
     return start, start + len(trimmed)
 
 
-def repeats_of(values: Iterable[tuple[str, str]]) -> Finder:
-    """Return a finder of values, with their entity types, as whole words in any case.
+def birth_dates_in(text: str, births: Collection[str]) -> Iterator[Hit]:
+    """Yield the dates in a text that are known as dates of birth, in any form with their numbers.
 
-    A single word of a name counts where a model takes it for one, or has a capital within a
-    sentence: most names are words as well ("mark", "will"). A date of birth is found in any form
-    that has its numbers.
+    At least two numbers must be the same, such as day and year.
     """
-    entities: dict[tuple[str, ...], str] = {}
-    births: list[set[int]] = []
-    for value, entity in values:
-        if entity == "BIRTH_DATE":
-            births.append(_numbers_in(value))
-        parts = tuple(_WORD.findall(value.casefold()))
-        if 0 < len(parts) <= _MOST:
-            entities.setdefault(parts, entity)
-            entities.setdefault(("".join(parts),), entity)
-        if entity == "PERSON":
-            entities.update({(part,): entity for part in parts if len(part) > 2})
-    sizes: dict[str, set[int]] = {}
-    for parts in entities:
-        sizes.setdefault(parts[0], set()).add(len(parts))
-
-    def find(text: str, words: Sequence[Word]) -> Iterator[Hit]:
-        likely = {word.start for word in words if word.entity == "PERSON"}
-        spans = [match.span() for match in _WORD.finditer(text)] if sizes else []
-        said = [text[start:end].casefold() for start, end in spans]
-        for at, word in enumerate(said):
-            for size in sizes.get(word, ()):
-                found = entities.get(tuple(said[at : at + size]))
-                start, end = spans[at][0], spans[min(at + size, len(spans)) - 1][1]
-                within = text[max(0, start - 3) : start].strip(" \"'(")[-1:] not in ("", *".?!\n")
-                named = size > 1 or start in likely or (text[start].isupper() and within)
-                if found and (found != "PERSON" or named):
-                    yield Hit(start, end, found)
-        for date in find_patterns(text, {"DATE"}) if births else ():
-            said_again = _numbers_in(text[date.start : date.end])
-            if len(said_again) > 1 and any(said_again <= birth for birth in births):
-                yield Hit(date.start, date.end, "BIRTH_DATE")
-
-    return find
+    known = [_numbers_in(birth) for birth in births]
+    for date in find_patterns(text, {"DATE"}) if known else ():
+        numbers = _numbers_in(text[date.start : date.end])
+        if len(numbers) > 1 and any(numbers <= birth for birth in known):
+            yield Hit(date.start, date.end, "BIRTH_DATE")
 
 
 def _numbers_in(text: str) -> set[int]:

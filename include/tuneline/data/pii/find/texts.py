@@ -17,8 +17,16 @@ from tuneline.data.tables.rows import Message
 
 # A system prompt of at least this many rows belongs to the dataset, not to a person.
 SHARED_ROWS = 20
-# A character with the accents that follow it.
+# A character with the accents that follow it, and what stands for one in JSON within a turn; there
+# a quotation mark that is escaped does not end a string.
 _CLUSTER = re.compile("(?s).[\u0300-\u036f]*")
+_ESCAPED = re.compile(r"(?s)\\(?:u[0-9a-fA-F]{4}|[\"\\/bfnrt])|.[\u0300-\u036f]*")
+_ESCAPES = {
+    '\\"': "'",
+    "\\\\": "\\",
+    "\\/": "/",
+    **dict.fromkeys(map("\\{}".format, "bfnrt"), "\n"),
+}
 _QUOTES = {"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "−": "-"}
 
 
@@ -75,18 +83,38 @@ def plain(text: str) -> Plain:
     """Return a text without invisible characters, in the usual form of each character.
 
     Accents are part of their letters (NFKC), digits of any script are ASCII ones, and dashes,
-    quotes and spaces are the plain ones. Lone surrogates become question marks.
+    quotes and spaces are the plain ones. Lone surrogates become question marks. What JSON escapes
+    is one character.
     """
-    if text.isascii():
+    if text.isascii() and not escapes(text):
         return Plain(text)
     made = [
         (char, *cluster.span())
-        for cluster in _CLUSTER.finditer(text)
-        for char in "".join(map(_usual, unicodedata.normalize("NFKC", cluster[0])))
+        for cluster in (_ESCAPED if escapes(text) else _CLUSTER).finditer(text)
+        for char in "".join(map(_usual, unicodedata.normalize("NFKC", _unescaped(cluster[0]))))
     ]
     return Plain(
         "".join(char for char, *_ in made), [at for _, at, _ in made], [e for *_, e in made]
     )
+
+
+def escapes(text: str) -> bool:
+    """Return True if a text may hold JSON with escapes."""
+    return '"' in text and "\\" in text
+
+
+def said(text: str, start: int, end: int) -> str:
+    """Return a span of a text, without escapes of JSON if it holds some."""
+    value = text[start:end]
+    if "\\" in value and escapes(text):
+        return "".join(_unescaped(cluster[0]) for cluster in _ESCAPED.finditer(value))
+    return value
+
+
+def _unescaped(cluster: str) -> str:
+    """Return the character that an escape of JSON stands for."""
+    is_code = len(cluster) == 6 and cluster.startswith("\\u")
+    return chr(int(cluster[2:], 16)) if is_code else _ESCAPES.get(cluster, cluster)
 
 
 @cache

@@ -23,7 +23,7 @@ from tuneline.data.conversations.languages import foreign_language, likeliest
 from tuneline.data.pii.find.detector import Detector, resolve
 from tuneline.data.pii.find.entities import ENTITIES, MEASURED, Hit, Settings, scrubbed_entities
 from tuneline.data.pii.find.models import model_directories
-from tuneline.data.pii.find.texts import Shared, shared_parts, texts_of
+from tuneline.data.pii.find.texts import Shared, escapes, said, shared_parts, texts_of
 from tuneline.data.pii.replace.surrogates import Surrogates
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
@@ -196,7 +196,7 @@ class Scrubber:
             replace_hits(text, hits, known.of, Counter())
         results: list[Scrubbed] = []
         for (key, messages), own in zip(chunk, found, strict=True):
-            said = _said(messages, shared)
+            own_words = _said(messages, shared)
             result = Scrubbed(list(messages))
             # In a JSON answer the names of fields are looked at as well.
             if own or any(self.find(message["content"]) for message in messages):
@@ -206,11 +206,11 @@ class Scrubber:
                 digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
                 surrogates = make(
                     digest if key is None else key,
-                    language=likeliest(said, list(self._settings.languages)),
+                    language=likeliest(own_words, list(self._settings.languages)),
                     given=dict(known.given),
                 )
                 result = self._row(messages, {**own, **prompts}, shared, surrogates)
-            result.foreign = foreign_language(said, self._settings.languages)
+            result.foreign = foreign_language(own_words, self._settings.languages)
             results.append(result)
         return results
 
@@ -222,11 +222,14 @@ class Scrubber:
         result = Scrubbed(list(messages))
         is_own = [message["content"] not in shared.systems for message in messages]
         replaced = {
-            (hit.entity, piece.text[hit.start : hit.end]): None
+            (hit.entity, said(piece.text, hit.start, hit.end)): None
             for piece in texts_of(messages, label)
             for hit in hits.get(piece.text, ())
         }
         surrogates.avoid(replaced)
+        # The longest first, for a part follows the whole.
+        for entity, value in sorted(replaced, key=lambda pair: -len(pair[1].split())):
+            surrogates.of(entity, value)
 
         def surrogate(entity: str, value: str) -> str:
             replaced[entity, value] = None
@@ -280,7 +283,11 @@ def replace_hits(
     """Replace hits by what `make` returns for their entity and value, and count them by entity."""
     parts, at = [], 0
     for hit in hits:
-        parts += [text[at : hit.start], make(hit.entity, text[hit.start : hit.end])]
+        made = make(hit.entity, said(text, hit.start, hit.end))
+        parts += [
+            text[at : hit.start],
+            json.dumps(made, ensure_ascii=False)[1:-1] if escapes(text) else made,
+        ]
         at = hit.end
         counts[hit.entity] += 1
     return "".join([*parts, text[at:]])

@@ -28,6 +28,7 @@ _KEPT = frozenset(
 )
 _NAME = re.compile(r"(?<!['’])[^\W\d_]+(?:['’](?!s\b)[^\W\d_]+)*|\d+")
 _TOKEN = re.compile(r"[^\W\d_]+|\d+")
+_WORD = re.compile(r"\w+")
 _CHAR = re.compile(r"[^\W_]")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 
@@ -78,9 +79,13 @@ class Surrogates:
     masked: frozenset[str] = frozenset()
     # Surrogates by entity and value, with those that are settled already.
     given: dict[tuple[str, str], str] = field(default_factory=dict)
+    # Entity of each value, by its letters and digits.
+    kinds: dict[str, str] = field(default_factory=dict)
     # Entity of each surrogate in use, and the word that takes a word's place in names.
     values: dict[str, str] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    # What takes a word's place in a longer number.
+    numbers: dict[str, str] = field(default_factory=dict)
     # Tokens that no surrogate may have.
     avoided: set[str] = field(default_factory=set)
 
@@ -90,11 +95,12 @@ class Surrogates:
             self.avoided |= tokens(value, entity)
 
     def of(self, entity: str, value: str) -> str:
-        """Return the surrogate of a value, the same one each time."""
-        key = (entity, value)
+        """Return the surrogate of a value, the same one each time, whatever it is taken for."""
+        words = "".join(_CHAR.findall(value.casefold()))
+        key = (self.kinds.setdefault(words, entity), value)
         if key not in self.given:
-            self.given[key] = self._drawn(entity, value)
-        self.values[self.given[key].strip()] = entity
+            self.given[key] = self._drawn(*key)
+        self.values[self.given[key].strip()] = key[0]
         return self.given[key]
 
     def _drawn(self, entity: str, value: str) -> str:
@@ -103,6 +109,9 @@ class Surrogates:
             draw = partial(self._draw, entity, attempt)
             made = cased(_MAKERS[entity](self, draw, value), value)
             if made.casefold() != value.casefold() and not tokens(made, entity) & self.avoided:
+                words = [_WORD.findall(text.casefold()) for text in (value, made)]
+                if len(words[0]) == len(words[1]):
+                    self.numbers = dict(zip(*words, strict=True)) | self.numbers
                 return made
         return f"[{entity}]"
 
@@ -195,6 +204,9 @@ def _number(make: Callable[[int, str], str]) -> _Maker:
 
     def maker(row: Surrogates, draw: Draw, value: str) -> str:
         number, words = draw(value), value.split()
+        pieces = _WORD.findall(value.casefold())
+        if pieces and row.numbers.keys() >= {*pieces}:  # a part follows the whole
+            return _WORD.sub(lambda word: row.numbers[word[0].casefold()], value)
         if len(words) > 1 and not any(map(str.isdecimal, value)):  # a number in words
             value = "0" * len(words)
         bare = "".join(_CHAR.findall(value))
