@@ -112,11 +112,14 @@ def test_a_model_that_learned_the_task_passes(notes, tmp_path):
 
 
 def test_only_the_last_answer_counts():
+    def last(mask):
+        ids = list(range(len(mask)))
+        return RenderedExample("", ids, mask, ids).last_answer()
+
     mask = [False, True, True, False, False, True, True, False]
-    row = RenderedExample("", list(range(8)), mask)
-    assert row.last_answer() == [False] * 5 + [True, True, False]
-    assert RenderedExample("", [1, 2], [False, True]).last_answer() == [False, True]
-    assert not any(RenderedExample("", [1, 2], [False, False]).last_answer())
+    assert last(mask) == [False] * 5 + [True, True, False]
+    assert last([False, True]) == [False, True]
+    assert not any(last([False, False]))
 
 
 def test_texts_of_another_row_replace_the_fields_alone():

@@ -8,7 +8,7 @@ its training templates. TRL itself takes seconds to import, and knows templates 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -133,11 +133,3 @@ def _thought(asked: str, whole: str, template: str) -> tuple[str, str]:
         return "", ""
     blank = opened[len(opened.rstrip()) :]
     return opened, f"{blank}{closing}{blank * 2}"
-
-
-def asked_for(messages: Sequence[Message], form: AnswerForm) -> list[list[Message]]:
-    """Return the conversations that a row is learned as, each up to an answer."""
-    if form.stays:
-        return [list(messages)]
-    ends = [n for n, turn in enumerate(messages, 1) if turn["role"] == "assistant"]
-    return [list(messages[:end]) for end in ends]

@@ -13,7 +13,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from tuneline.config import TargetFormat
-from tuneline.data.rendering.answer_form import NO_END, AnswerForm, asked_for, read_form
+from tuneline.data.rendering.answer_form import NO_END, AnswerForm, read_form
 from tuneline.data.rendering.pieces import BATCH, PieceEncoder
 from tuneline.data.tables.rows import Message
 from tuneline.errors import UserError
@@ -167,7 +167,8 @@ class Renderer:
         More than one where the template writes an answer otherwise once more turns follow: then
         each answer is learned as serving asks for it.
         """
-        return asked_for(messages, self.form)
+        ends = [n for n, turn in enumerate(messages, 1) if turn["role"] == "assistant"]
+        return [list(messages)] if self.form.stays else [list(messages[:end]) for end in ends]
 
     def text_with_tools(
         self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None
