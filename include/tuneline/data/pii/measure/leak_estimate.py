@@ -16,7 +16,6 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
-from tuneline.config.data import OTHER_LEAKS, USUAL_LEAKS
 from tuneline.data.pii.find.entities import demanded, scrubbed_entities
 from tuneline.data.pii.measure.planting import Canary, make_canaries
 from tuneline.data.pii.measure.plants import KINDS, entity_of, group_entity, phrases, tokens_of
@@ -29,15 +28,13 @@ if TYPE_CHECKING:
     # The review is shown in Airflow, whose environment has no detector.
     from tuneline.data.pii.replace.scrubber import Scrubbed, Scrubber
 
-# A form of which more than this leaks is named as one that the configuration does not find.
-WEAK_FORM = 0.25
+# A form or kind of which more than this leaks is one that the configuration does not find.
+WEAK = 0.25
 PER_ROWS = 1000
 # A detector that may miss half of an entity can't tell that the rows hold none of it.
 BLIND = 0.5
 # The register and the carriers are of as many rows at the most; more show no other way of writing.
 MEASURED_ROWS = 3_000
-# Types that take a model, whose limit is `pii_max_leak_ner`.
-_NAMES = frozenset({"PERSON", "LOCATION"})
 # Types whose estimate was held against labelled text of other people, in English, and lay within a
 # factor of two of what leaked there (docs/personal-data.md has the numbers).
 COMPARED = frozenset(
@@ -157,38 +154,25 @@ def run_trial(
     return Trial(canaries, leaked, [result.messages for result in results])
 
 
-def leak_limit(group: str, config: DataConfig) -> float:
-    """Return the share of an entity, kind or `kind.language` that may leak."""
-    kind = group.partition(".")[0]
-    entity, given = entity_of(kind), config.pii_max_leak
-    if not isinstance(given, dict):
-        return config.pii_max_leak_ner if entity in _NAMES else given
-    limits = {**USUAL_LEAKS, **given}
-    usual = config.pii_max_leak_ner if entity in _NAMES else OTHER_LEAKS
-    return next((limits[name] for name in (group, kind, entity) if name in limits), usual)
-
-
 def decides(group: str, profiles: Iterable[str]) -> bool:
     """Return True if a profile demands the entity; a leak of another one only warns."""
     kind = group.partition(".")[0]
     return not {kind, entity_of(kind)}.isdisjoint(demanded(profiles))
 
 
-def leak_measurements(config: DataConfig, trial: Trial, hits: Counter[str]) -> list[Measurement]:
-    """Return the share of leaks of each group; one of an entity without `hits` warns.
+def leak_measurements(trial: Trial, hits: Counter[str]) -> list[Measurement]:
+    """Return the share of leaks of each group; a high one of an entity without `hits` warns.
 
     What the rows hold is judged by what is left of it.
     """
     found = []
     for group, share in trial.shares(lambda canary: canary.group).items():
-        name, upper = f"leak_{group}", share.upper
-        found.append(measure(name, share.value, "share"))
-        if hits[group_entity(group)]:
-            found.append(measure(f"{name}_at_most", upper, "share"))
-        else:
-            limit = leak_limit(group, config)
-            warns = measure(f"{name}_at_most", upper, "share", "<=", limit, on_breach="warn")
-            found.append(warns)
+        rule: Rule | None = None if hits[group_entity(group)] else "<="
+        limit = rule and WEAK
+        found += [
+            measure(f"leak_{group}", share.value, "share"),
+            measure(f"leak_{group}_at_most", share.upper, "share", rule, limit, on_breach="warn"),
+        ]
     return found
 
 
@@ -240,6 +224,6 @@ def blind_spots(config: DataConfig, trial: Trial, custom: Sequence[str]) -> dict
         "types_not_looked_for": sorted(entities - set(scrubbed)),
         "types_not_compared_with_labels": sorted({*scrubbed} & entities - COMPARED),
         "languages_without_canaries": sorted(set(config.languages) - phrases().keys()),
-        "forms_that_leak": [form for form, share in forms.items() if share.value > WEAK_FORM],
+        "forms_that_leak": [form for form, share in forms.items() if share.value > WEAK],
         "entities_without_canaries": sorted({*custom, *scrubbed} - entities - KINDS.keys()),
     }
