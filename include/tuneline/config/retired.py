@@ -13,6 +13,8 @@ from typing import Any
 # The setting, or a whole section, and why it is gone or what to write instead.
 RETIRED: dict[str, str] = {
     "data.spacy_models": "names are found by the models that data.pii_ner names",
+    "data.template_repeats": "rows that differ in personal data are compared as they were before "
+    "scrubbing, so that none of them has to be kept by number",
     "evaluation.review_judge_pairs": "a model's votes decided nothing and are not taken any more; "
     "people vote in human_review",
     "evaluation.paraphrases": "the search for paraphrases of training rows only warned, and was "
