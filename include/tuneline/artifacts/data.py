@@ -103,6 +103,9 @@ class Trigger(BaseModel):
 UNSCRUBBED = Artifact("schema_validation", "quarantine/rows.parquet")
 # Its rows know the surrogates in their turns.
 SCRUBBED = Artifact("pii_scrubbing", ROWS)
+# Which rows are alike before they are scrubbed: numbers by row id, and pairs of numbers.
+ALIKE = Artifact(SCRUBBED.step, "alike.parquet")
+ALIKE_PAIRS = Artifact(SCRUBBED.step, "alike_pairs.parquet")
 SOURCES = Document(UNSCRUBBED.step, "sources.json", RootModel[list[SourceNote]])
 DATASET = Artifact("distribution_balancing", "dataset.parquet")
 DATASET_VERSION = Document("final_audit", "dataset.json", DatasetDocument)

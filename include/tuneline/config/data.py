@@ -158,10 +158,7 @@ class DeduplicationConfig(Section):
     near_duplicate_jaccard: Annotated[float, Limit("deduplication", "lower")] = Field(
         0.8, gt=0, le=1
     )
-    """Jaccard similarity from which two rows are near-duplicates."""
-    template_repeats: int = Field(3, ge=1)
-    """Rows that stay of those that differ in their personal data alone, which scrubbing makes
-    equal; 1 keeps one."""
+    """Jaccard similarity from which two questions, or two answers without a class, are near."""
     label_conflicts: Annotated[
         Literal["reject_all", "keep_majority", "keep"],
         Limit("deduplication", "higher", levels=("keep", "keep_majority", "reject_all")),
@@ -297,7 +294,7 @@ class DistributionBalancingConfig(Section):
     edge_case_share: tuple[float, float] | None = None
     """Lowest and highest share of edge cases among training rows; outside warns."""
     max_train_rows: int | None = Field(None, ge=1)
-    """Train on at most this many rows, drawn evenly over classes."""
+    """Train on at most this many rows, drawn evenly over classes; validation shrinks with it."""
     max_holdout_rows: int | None = Field(None, ge=1)
     """Score at most this many hold-out rows, drawn by hash per class."""
     reference_shares: dict[str, float] | None = None

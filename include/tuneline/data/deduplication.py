@@ -1,8 +1,8 @@
 """deduplication: no near-duplicates are left, none crosses the split, no answers contradict.
 
-Rows are compared by their question, without the text that nearly all prompts share, surrogates
-masked. A few rows that differ in their personal data alone stay, since before scrubbing no two were
-alike. The hold-out is never changed: near-duplicates of it leave training.
+Rows are compared by their question, without the text that nearly all prompts share, as they were
+before scrubbing and as they stand. Near rows that differ in answer or system turn stay, as a group.
+The dataset's own hold-out is never changed: what is near to it leaves training.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
 from tuneline.data.near_duplicates import phrases
+from tuneline.data.near_duplicates.alike import read_alike
 from tuneline.data.near_duplicates.deduplicate import Deduplicated, deduplicate
 from tuneline.data.near_duplicates.split import cluster_hash, torn
 from tuneline.data.tables.removed_rows import conclude
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from tuneline.step_context import StepContext
 
 HOLDOUT_SHARE = (0.10, 0.20)
+# Rows whose answers or system turns differ although they ask nearly the same: more than this share
+# of them is what somebody should know of, such as several questions to a document.
+MAX_NEAR = 0.02
 PHRASES = "phrases.json"
 # With fewer held-out rows a share is uncertain by a tenth, and of models whose free texts are good
 # more than 2 % are undecided; the summary says so.
@@ -135,23 +139,38 @@ def _conclude(
         similarity > 0 and reason is None
         for similarity, reason in zip(found.cross_similarity, found.reasons, strict=True)
     )
-    pairs = zip(found.conversation, found.reasons, strict=True)
-    groups = [group if reason is None else None for group, reason in pairs]
+    stay = found.staying()
+    groups = [found.conversation[row] for row in stay]
+    largest = Counter(group for group in groups if group is not None).most_common(1)
+    together = largest[0][1] if largest else 0
     measurements = [
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", sizes[ROWS], "rows", ">=", 1),
         measure("rows_lost", len(rows) - sizes[ROWS] - sizes[REJECTED], "rows", "==", 0),
         measure("exact_duplicates", found.exact_duplicates, "rows"),
-        measure("equal_only_after_masking_kept", sum(found.variety), "rows"),
-        measure("equal_only_after_masking_removed", codes["masked_duplicate"], "rows"),
-        measure("near_duplicate_pairs", found.near_pairs, "pairs"),
+        measure("near_question_pairs", max(len(view.near) for view in found.views), "pairs"),
+        measure(
+            "near_rows_that_differ",
+            sum(found.near[row] for row in stay) / max(len(stay), 1),
+            "share",
+            "<=",
+            MAX_NEAR,
+            on_breach="warn",
+        ),
+        measure("largest_group", together, "rows"),
         measure("label_conflicts", sum(found.conflict), "rows"),
         *(measure(f"rejected_{code}", count, "rows") for code, count in sorted(codes.items())),
         measure("missed_by_first_search", found.missed, "rows"),
         measure("cross_split_near_duplicates", leaks, "rows", "<=", 0),
-        measure("torn_conversations", torn(groups, found.splits), "conversations", "==", 0),
+        measure(
+            "torn_conversations",
+            torn(groups, [found.splits[row] for row in stay]),
+            "conversations",
+            "==",
+            0,
+        ),
         *(measure(f"{split}_rows", splits[split], "rows", ">=", 1) for split in SPLITS),
-        *_holdout_share(splits, own=any(row.own_holdout for row in kept)),
+        *holdout_share(splits, own=any(row.own_holdout for row in kept)),
         *_phrase_measurements(thinned),
         measure("classes_without_holdout", len(_unseen(kept)), "classes"),
     ]
@@ -160,12 +179,12 @@ def _conclude(
         f"{duplicates} near-duplicates and {codes['label_conflict']} contradicting rows removed; "
         f"{splits[TRAIN]} training, {splits[VALIDATION]} validation and {splits[HOLDOUT]} hold-out "
         f"rows, {leaks} near-duplicates across them."
-        f"{_limitations(kept)}"
+        f"{_limitations(kept)}{_tied(splits, together, own=any(row.own_holdout for row in kept))}"
     )
     return conclude(ctx, summary, measurements, rows=sizes)
 
 
-def _holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
+def holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
     """Return the share of the hold-out, with limits unless it is the dataset's own."""
     share = splits[HOLDOUT] / max(splits.total(), 1)
     if own:
@@ -175,6 +194,18 @@ def _holdout_share(splits: Counter[str], *, own: bool) -> list[Measurement]:
         measure("holdout_share", share, "share", ">=", low),
         measure("holdout_share_at_most", share, "share", "<=", high),
     ]
+
+
+def _tied(splits: Counter[str], together: int, *, own: bool) -> str:
+    """Say that the hold-out is too small as too many rows belong together."""
+    low, high = HOLDOUT_SHARE
+    if own or splits[HOLDOUT] >= low * splits.total() or together <= high * splits.total():
+        return ""
+    return (
+        f" {together} of {splits.total()} rows can't be divided without a leak, each asking nearly "
+        "what another of them asks: name a hold-out of its own (data.holdout), or give rows that "
+        "differ in more."
+    )
 
 
 def _phrase_measurements(thinned: Thinned) -> list[Measurement]:
@@ -213,7 +244,7 @@ def run(ctx: StepContext) -> Evidence:
     """Remove near-duplicates and contradictions, split, thin repeated phrases."""
     config = ctx.config.data
     rows = rows_before(ctx)
-    found = deduplicate(rows, config)
+    found = deduplicate(rows, config, read_alike(ctx, rows.column("row_id")))
     thinned = thin_answers(KeptRows(rows, found.reasons, found.splits), config)
     listed = [{**asdict(each), "share": round(each.share, 4)} for each in thinned.repeated]
     ctx.write_json(PHRASES, {"sentences": listed})
@@ -224,10 +255,11 @@ def run(ctx: StepContext) -> Evidence:
         ctx,
         rows,
         found.reasons,
-        cluster=found.cluster,
+        kind=found.views[1].kind,
+        kind_as_it_stands=found.views[0].kind,
         own_holdout=rows.column("own_holdout"),
         conflict=found.conflict,
-        variety=list(map(int, found.variety)),
+        near=list(map(int, found.near)),
         split=splits,
         in_holdout=[None if split is None else int(split == HOLDOUT) for split in splits],
         cross_similarity=found.cross_similarity,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tuneline.artifacts.data import AUDIT, DATASET, REJECTED
 from tuneline.config import DataConfig
 from tuneline.data.balance import class_shares
+from tuneline.data.deduplication import holdout_share
 from tuneline.data.near_duplicates.compared_text import similarity_texts
 from tuneline.data.near_duplicates.split import cluster_hash, draw
 from tuneline.data.tables.removed_rows import conclude
@@ -189,20 +190,18 @@ def balance(
 def _cap_held_out(
     rows: Sequence[Row], reasons: list[str | None], train_rows: int, config: DataConfig
 ) -> None:
-    """Shrink hold-out and validation with a capped training set, so that shares stay the same."""
+    """Shrink validation with a capped training set; the hold-out only where that is asked for."""
     scale = 1.0
     if config.max_train_rows is not None and train_rows:
         scale = min(1.0, config.max_train_rows / train_rows)
     splits, labels = column_of(rows, "split"), column_of(rows, "label")
-    held = column_of(rows, "own_holdout")
     # The rows of drifted days stay: on them the model has to be better than the released one.
     drifted = [config.drifted(day) for day in column_of(rows, "day")]
     for split in (VALIDATION, HOLDOUT):
         members = [index for index, other in enumerate(splits) if other == split]
-        own = split == HOLDOUT and any(held[index] for index in members)
-        total = len(members) if own else min(len(members), max(1, round(scale * len(members))))
-        if split == HOLDOUT and config.max_holdout_rows is not None:
-            total = min(total, config.max_holdout_rows)
+        total = min(len(members), max(1, round(scale * len(members))))
+        if split == HOLDOUT:
+            total = min(len(members), config.max_holdout_rows or len(members))
         if total == len(members):
             continue
         drawn = draw(
@@ -281,6 +280,23 @@ def _of_classes(
     return measurements
 
 
+def _left_out(reasons: Iterable[str | None], rows: Sequence[Row], config: DataConfig) -> str:
+    """Say how many rows of each split a cap left out; empty if none did."""
+    gone = Counter((reason or "").partition(":")[0] for reason in reasons)
+    came = Counter(row.split for row in rows)
+    named = (
+        (TRAIN, "training", f"data.max_train_rows {config.max_train_rows}"),
+        (VALIDATION, "validation", "in the same proportion"),
+        (HOLDOUT, "hold-out", f"data.max_holdout_rows {config.max_holdout_rows}"),
+    )
+    said = [
+        f"{count} of {came[split]} {title} rows ({by})"
+        for split, title, by in named
+        if (count := gone[f"{split}_cap"])
+    ]
+    return f" Left out by a cap: {', '.join(said)}." if said else ""
+
+
 def _summary(figures: class_shares.Figures, classes: Classes, config: DataConfig) -> str:
     values = figures.values(config)
     what = "groups of similar prompts (the rows have no classes)" if classes.grouped else "classes"
@@ -296,15 +312,17 @@ def _summary(figures: class_shares.Figures, classes: Classes, config: DataConfig
 
 
 def _row_measurements(
-    rows: Sequence[Row], kept: Sequence[Row], written: int, left: int
+    rows: Sequence[Row], stay: Sequence[bool], written: int, left: int
 ) -> list[Measurement]:
-    splits = Counter(row.split for row in kept)
+    splits = Counter(row.split for row in compress(rows, stay))
+    came = Counter(row.split for row in rows)
     return [
         measure("rows_in", len(rows), "rows"),
         measure("rows_kept", written, "rows", ">=", 1),
         measure("rows_lost", len(rows) - written - left, "rows", "==", 0),
         *(measure(f"{split}_rows", splits[split], "rows") for split in (VALIDATION, HOLDOUT)),
-        measure("holdout_share", splits[HOLDOUT] / max(len(kept), 1), "share"),
+        # Of the rows that came in: a class that is sampled down makes no hold-out too large.
+        *holdout_share(came, own=any(row.own_holdout for row in rows)),
         measure("train_rows", splits[TRAIN], "rows", ">=", 1),
     ]
 
@@ -327,6 +345,7 @@ def fall_back(ctx: StepContext) -> str:
         rows,
         nothing,
         split=[row.split for row in facts],
+        own_holdout=[row.own_holdout for row in facts],
         label=[row.label for row in facts],
         group=nothing,
         edge_case=nothing,
@@ -346,18 +365,21 @@ def run(ctx: StepContext) -> Evidence:
     edges = _edges(facts, classes, config)
     stay = [reason is None for reason in reasons]
     written = _write(ctx, facts, compress(rows, stay), compress(weights, stay))
-    kept_rows = list(compress(facts, stay))
     left = write_decisions(
         ctx,
         rows,
         reasons,
         split=[row.split for row in facts],
+        own_holdout=[row.own_holdout for row in facts],
         label=[row.label for row in facts],
         group=classes.names if classes.grouped else [None] * len(rows),
         edge_case=edges,
         weight=weights,
     )
-    general = _row_measurements(rows, kept_rows, written, left)
+    general, capped = (
+        _row_measurements(facts, stay, written, left),
+        _left_out(reasons, facts, config),
+    )
     sizes = {DATASET.name: written, REJECTED: left, AUDIT: len(rows)}
     columns = zip(facts, classes.names, reasons, weights, edges, strict=True)
     train = [
@@ -366,12 +388,13 @@ def run(ctx: StepContext) -> Evidence:
         if row.split == TRAIN and name is not None
     ]
     if not train:
+        broken = any(measurement.ok is False for measurement in general)
         return conclude(
             ctx,
             "The rows have no classes (no label field, no label column), and they are too few or "
-            "too different to be put into groups, so there is nothing to balance.",
+            f"too different to be put into groups, so there is nothing to balance.{capped}",
             general,
-            verdict=Verdict.NOT_APPLICABLE,
+            verdict=None if broken else Verdict.NOT_APPLICABLE,
             rows=sizes,
         )
     figures = class_shares.figures_of(train)
@@ -384,4 +407,5 @@ def run(ctx: StepContext) -> Evidence:
         measure("largest_weight", max(weights), "weight", "<=", config.max_upsampling),
         measure("reference", "declared" if config.reference_shares else "none", "text"),
     ]
-    return conclude(ctx, _summary(figures, classes, config), measurements, rows=sizes)
+    summary = f"{_summary(figures, classes, config)}{capped}"
+    return conclude(ctx, summary, measurements, rows=sizes)

@@ -24,6 +24,7 @@ from tuneline.artifacts.data import (
     SCRUBBED,
     SOURCES,
     TRIGGERS,
+    UNSCRUBBED,
     DatasetDocument,
     PromptFormat,
     audit_of,
@@ -36,7 +37,7 @@ from tuneline.data.conversations.answers import AnswerCounts, check_answers
 from tuneline.data.conversations.reading import Outcome
 from tuneline.data.conversations.turn_checks import check_turns
 from tuneline.data.engine import engine_of
-from tuneline.data.near_duplicates.compared_text import similarity_texts
+from tuneline.data.near_duplicates.compared_text import compared_texts, question, similarity_texts
 from tuneline.data.near_duplicates.phrases import find_triggers
 from tuneline.data.near_duplicates.split import torn
 from tuneline.data.near_duplicates.witness import cross_pairs
@@ -232,6 +233,26 @@ def compared(rows: StoredRows, before: StoredRows) -> list[str]:
     return similarity_texts(known, before)
 
 
+def leaking(
+    rows: StoredRows, unscrubbed: StoredRows, sides: Sequence[int], threshold: float
+) -> int:
+    """Count rows near to one that is held out from them, before scrubbing or as they stand."""
+    own = list(map(question, rows))
+    texts, before = compared_texts(own, own), list(map(question, unscrubbed))
+    raw = dict(zip(unscrubbed.column("row_id"), compared_texts(before, before), strict=True))
+    ids, as_they_stand = list(map(base_id, rows.column("row_id"))), len(texts)
+    changed = [n for n, row_id in enumerate(ids) if raw.get(row_id, texts[n]) != texts[n]]
+    texts += [raw[ids[number]] for number in changed]
+    of, other = [*range(as_they_stand), *changed], set(changed)
+    found = set()
+    for one, two, _ in cross_pairs(texts, [sides[number] for number in of], threshold):
+        # A row as it stands is no twin of another one before scrubbing, unless it is unchanged.
+        forms = {n >= as_they_stand for n in (one, two) if of[n] in other}
+        if len(forms) < 2:
+            found.add(of[one])
+    return len(found)
+
+
 def search_triggers(ctx: StepContext, facts: Sequence[Row], texts: Sequence[str]) -> Finding:
     """Name what forces a label in the training rows: those of production, and a share of others."""
     labelled = [
@@ -259,16 +280,13 @@ def _measurements(
     weights: Sequence[float],
     before: StoredRows,
     *,
-    texts: Sequence[str],
+    leaks: int,
     found: Format,
     limit: int,
     config: DataConfig,
 ) -> list[Measurement]:
     counted, splits = column_of(rows, "n_tokens"), column_of(rows, "split")
     stale = sum(count != length for count, length in zip(counted, found.lengths, strict=True))
-    sides = [SPLITS.index(split) for split in splits]
-    pairs = cross_pairs(texts, sides, config.near_duplicate_jaccard)
-    leaking = len({number for number, _, _ in pairs})
     # The dataset's own hold-out is taken as it is and does not count.
     named = {row.row_id: row.conversation for row in before.facts() if not row.own_holdout}
     sources = [base_id(row_id) for row_id in rows.column("row_id")]
@@ -292,7 +310,7 @@ def _measurements(
         none("schema_validation.invalid_answers", invalid_answers(rows, config)),
         measure("token_length_audit.tokens_max", max(found.lengths), "tokens", "<=", limit),
         none("token_length_audit.stale_counts", stale),
-        measure("deduplication.cross_split_near_duplicates", leaking, "rows", "<=", 0),
+        measure("deduplication.cross_split_near_duplicates", leaks, "rows", "<=", 0),
         none("deduplication.rows_torn_across_splits", torn(sources, splits)),
         none("deduplication.conversations_torn_across_splits", torn_in_two, "conversations"),
         measure("deduplication.repeated_rows", repeated, "rows", "==", 0, on_breach="warn"),
@@ -354,6 +372,9 @@ def run(ctx: StepContext) -> Record:
     )
     texts = compared(rows, before)
     forced = search_triggers(ctx, facts, texts)
+    sides = [SPLITS.index(row.split) for row in facts]
+    unscrubbed = StoredRows(UNSCRUBBED.fetch(ctx))
+    leaks = leaking(rows, unscrubbed, sides, config.near_duplicate_jaccard)
     DATASET_VERSION.write(ctx, document)
     DATASET_CARD.path(ctx).write_text(dataset_card.card(document))
     splits = Counter(row.split for row in facts)
@@ -365,7 +386,7 @@ def run(ctx: StepContext) -> Record:
             measure("rows", len(rows), "rows", ">=", 1),
             measure("dataset_version", version, "sha256"),
             *_measurements(
-                rows, weights, before, texts=texts, found=found, limit=limit, config=config
+                rows, weights, before, leaks=leaks, found=found, limit=limit, config=config
             ),
             *forced.measurements,
             *asked_review(ctx),

@@ -18,6 +18,7 @@ from tuneline.artifacts.answers import PII_SHEET
 from tuneline.artifacts.data import AUDIT, REJECTED, ROWS
 from tuneline.config import DataConfig
 from tuneline.data.engine import engine_of
+from tuneline.data.near_duplicates.alike import write_alike
 from tuneline.data.pii.find.entities import uncovered_languages
 from tuneline.data.pii.find.models import describe_models
 from tuneline.data.pii.find.texts import shared_parts
@@ -249,6 +250,7 @@ def run(ctx: StepContext) -> Evidence:
         *(measure(name, "+".join(found) or "none", "text") for name, found in spots.items()),
     ]
     sizes = {
+        **write_alike(ctx, rows),
         ROWS: table.rows,
         REJECTED: left,
         AUDIT: len(rows),

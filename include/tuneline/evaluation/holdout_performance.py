@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from tuneline.artifacts.data import DATASET, audit_of
 from tuneline.artifacts.evaluation import HOLDOUT_ANSWERS, HOLDOUT_SCORES, AnswerPair
 from tuneline.artifacts.releases import released
 from tuneline.asking.asking import ask, ask_kept
 from tuneline.asking.models import Candidate, untuned
 from tuneline.asking.rows import of_split
 from tuneline.asking.tasks import judge, text_tasks
-from tuneline.data.tables.rows import TRAIN, Row
+from tuneline.data.tables.rows import HOLDOUT, TRAIN, Row
 from tuneline.evaluation.scoring.answer_tables import scoring_measurements, write_scores
 from tuneline.evaluation.scoring.gate import decide
 from tuneline.evaluation.scoring.ledger import (
@@ -65,6 +66,21 @@ def share_measurements(held: int, total: int, *, own_file: bool) -> list[Measure
         measure("holdout_share_upper", value, "share", "<=", MAX_SHARE),
         rows,
     ]
+
+
+def share_before_balancing(ctx: StepContext, opened: Holdout) -> tuple[int, int]:
+    """Return the rows held out and all rows, of those that came to balancing, where it is known.
+
+    A class that is sampled down, or a cap on the rows, changes nothing of what was held out.
+    """
+    import pyarrow.parquet as pq
+
+    audit = audit_of(DATASET.step)
+    if ctx.run.find_entry(audit.step) and audit.exists(ctx):
+        splits = pq.read_table(audit.fetch(ctx), columns=["split"])["split"].to_pylist()
+    else:
+        splits = [row.split for row in (*opened.held, *opened.seen)]
+    return splits.count(HOLDOUT), len(splits)
 
 
 def leak_measurements(
@@ -181,7 +197,7 @@ def run(ctx: StepContext) -> Evidence:
         [
             *decision.measurements,
             *share_measurements(
-                len(held), len(held) + len(seen), own_file=data.holdout is not None
+                *share_before_balancing(ctx, opened), own_file=data.holdout is not None
             ),
             *leak_limits,
             *exam.left_out,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tuneline.artifacts.data import AUDIT
 from tuneline.config import PipelineConfig
 from tuneline.data.balance.class_shares import TrainRow, figures_of
-from tuneline.data.deduplication import HOLDOUT_SHARE
+from tuneline.data.deduplication import HOLDOUT_SHARE, MAX_NEAR
 from tuneline.data.pii.find.entities import scrubbed_entities, uncovered_languages
 from tuneline.data.pii.measure.leak_estimate import PER_ROWS, WEAK, decides, left_breach
 from tuneline.data.pii.measure.plants import group_entity, group_names
@@ -23,7 +23,7 @@ from tuneline.data.pii.review.review import PiiReview
 from tuneline.data.pii_scrubbing import CANARIES, MAX_VALUES_LEFT, REVIEW
 from tuneline.data.sources.streams import BROKEN_FILE
 from tuneline.data.tables.removed_rows import ASKED_FOR, levels_of
-from tuneline.data.tables.rows import SPLITS, base_id
+from tuneline.data.tables.rows import HOLDOUT, SPLITS, base_id
 from tuneline.statistics import count_times_odds, share_of
 
 if TYPE_CHECKING:
@@ -216,6 +216,16 @@ def _limits(name: str, limits: Sequence[_Limit]) -> Suite:
     return Suite(name, pd.DataFrame([{"limits": len(limits), **values}]), rules)
 
 
+def _holdout_share(frame: pd.DataFrame, rows: pd.Series[bool]) -> list[Rule]:
+    """Add the share of the hold-out among some rows, with its rules unless it is its own."""
+    if frame["own_holdout"].astype(bool).any():
+        return []
+    held = frame["in_holdout"].where(rows)
+    frame["holdout_share"] = frame["holdout_share_at_most"] = held
+    low, high = HOLDOUT_SHARE
+    return [mean("holdout_share", low, None), mean("holdout_share_at_most", None, high)]
+
+
 def _deduplication(given: GateInput) -> list[Suite]:
     data = given.config.data
     frame, rules = _rows(given)
@@ -226,20 +236,12 @@ def _deduplication(given: GateInput) -> list[Suite]:
         frame[f"in_{split}"] = (frame["kept_split"] == split).astype(int)
         rules.append(total(f"in_{split}", 1, None))
     own = frame["own_holdout"].astype(bool)
-    if not own.any():
-        low, high = HOLDOUT_SHARE
-        held = frame["in_holdout"].where(frame["kept"])
-        frame = frame.assign(holdout_share=held, holdout_share_at_most=held)
-        rules += [mean("holdout_share", low, None), mean("holdout_share_at_most", None, high)]
-    # A hold-out file may repeat itself, and the policy `keep` keeps one row of each answer.
-    if data.label_conflicts != "keep":
-        free, variety = frame["kept"] & ~own, frame["variety"].astype(bool)
-        frame["kept_cluster"] = frame["cluster"].where(free & ~variety)
-        rules.append(Rule("ExpectColumnValuesToBeUnique", {"column": "kept_cluster"}))
-        # Rows that differ in their personal data alone.
-        clusters = frame["cluster"].where(free & variety)
-        frame["varieties"] = clusters.map(clusters.value_counts())
-        rules.append(between("varieties", 0, data.template_repeats - 1))
+    rules += _holdout_share(frame, frame["kept"])
+    # A hold-out file may repeat itself.
+    for kind in ("kind", "kind_as_it_stands"):
+        frame[f"kept_{kind}"] = frame[kind].where(frame["kept"] & ~own)
+        rules.append(Rule("ExpectColumnValuesToBeUnique", {"column": f"kept_{kind}"}))
+    frame["near_rows_that_differ"] = frame["near"].where(frame["kept"]).astype(float)
     sides = frame.loc[frame["kept"], ["conversation", "split"]].groupby("conversation")["split"]
     frame["torn"] = (frame["conversation"].map(sides.nunique()) > 1).astype(int)
     frame["own_rejected"] = (own & ~frame["kept"]).astype(int)
@@ -249,6 +251,7 @@ def _deduplication(given: GateInput) -> list[Suite]:
         total("cross_split_near_duplicates", 0, 0),
         total("torn", 0, 0),
         total("own_rejected", 0, 0),
+        mean("near_rows_that_differ", 0, MAX_NEAR, severity="warning"),
         total("repeated_sentences_left", 0, 0, severity="warning"),
     ]
     return [Suite("deduplication", frame, rules)]
@@ -277,6 +280,9 @@ def _distribution_balancing(given: GateInput) -> list[Suite]:
     frame["train_rows"] = (in_training & frame["kept"]).astype(int)
     frame["kept_weight"] = frame["weight"].where(frame["kept"])
     rules += [total("train_rows", 1, None), between("kept_weight", 1, data.max_upsampling)]
+    # Of the rows that came in: a class that is sampled down makes no hold-out too large.
+    frame["in_holdout"] = (frame["split"] == HOLDOUT).astype(int)
+    rules += _holdout_share(frame, frame["split"].notna())
     suites = [Suite("distribution_balancing", frame, rules)]
     grouped = not (in_training & frame["label"].notna()).any()
     names = frame["group" if grouped else "label"]

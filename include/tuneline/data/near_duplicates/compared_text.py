@@ -1,12 +1,10 @@
-"""The text by which a row is compared: without system turn and shared text, surrogates masked.
+"""The text by which a row is compared: without system turn and shared text.
 
-Rows that differ in their personal data alone are equal in it. A name more is what a model learns to
-copy or to ignore, so several of them stay (`varieties`).
+Where rows of different days or subjects are compared, surrogates are masked in it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -62,6 +60,11 @@ def _shared_prefix(ordered: Sequence[str]) -> str:
     return best if len(best) >= MIN_CHARS else ""
 
 
+def question(row: Row) -> str:
+    """Return all turns of a row's prompt but the system turn, as they stand."""
+    return "\n".join(turn["content"] for turn in row.prompt if turn["role"] != "system")
+
+
 def masked_prompt(row: Row) -> Iterator[tuple[str, str]]:
     """Give the role and the masked text of each turn before the answer."""
     for number, message in enumerate(row.prompt):
@@ -76,66 +79,6 @@ def masked_turn(row: Row, number: int) -> str:
         if span.turn == number:
             text = f"{text[: span.start]}[{span.entity}]{text[span.end :]}"
     return text
-
-
-_Form = tuple[str, ...]
-
-
-def masked_form(row: Row) -> _Form | None:
-    """Return the turns of a row with its surrogates masked, None if its prompt holds none."""
-    last = len(row.messages) - 1
-    if all(span.turn == last for span in row.stand_ins):
-        return None
-    # The class of a row decides what its answer means.
-    meant = normalise(masked_turn(row, last)) if row.label is None else row.label
-    return (*(normalise(text) for _, text in masked_prompt(row)), meant)
-
-
-def varieties(
-    rows: Sequence[Row], kept: Sequence[int], members: Iterable[int], most: int
-) -> list[int]:
-    """Return the rows of a cluster that stay besides the kept ones, as they differ in values alone.
-
-    `most` rows of one masked form stay; of equal values the one with the smallest row id.
-    """
-    if most < 2:
-        return []
-    seen: dict[_Form, set[_Form]] = defaultdict(set)
-    for index in kept:
-        form = masked_form(rows[index])
-        if form is not None:
-            seen[form].add(_asked(rows[index]))
-    if not seen:
-        return []
-    chosen = []
-    for index in sorted(members, key=lambda index: rows[index].row_id):
-        form = masked_form(rows[index])
-        if (
-            form is None
-            or form not in seen
-            or len(seen[form]) >= most
-            or _asked(rows[index]) in seen[form]
-        ):
-            continue
-        seen[form].add(_asked(rows[index]))
-        chosen.append(index)
-    return chosen
-
-
-def differs_in_values_alone(row: Row, kept: Iterable[Row]) -> bool:
-    """Return True if a row equals none of the kept ones, but one of them once both are masked."""
-    form = masked_form(row)
-    if form is None:
-        return False
-    kept = list(kept)
-    return any(masked_form(other) == form for other in kept) and all(
-        _asked(other) != _asked(row) for other in kept
-    )
-
-
-def _asked(row: Row) -> _Form:
-    """Return the turns before the answer, as they are."""
-    return tuple(normalise(m["content"]) for m in row.prompt if m["role"] != "system")
 
 
 def similarity_texts(rows: Iterable[Row], among: Iterable[Row] | None = None) -> list[str]:

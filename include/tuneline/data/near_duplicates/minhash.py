@@ -28,6 +28,7 @@ from tuneline.data.near_duplicates.shingles import (
     distinct,
     grams_of,
     mix,
+    normalise,
     shingle_chars,
     shingle_words,
     text_of,
@@ -191,6 +192,18 @@ def jaccard(texts: Sequence[str], pairs: Indices, shingle: Shingle) -> NDArray[n
     i, j = numbers.reshape(pairs.shape).T
     shared = np.diff(sets[i].multiply(sets[j]).indptr)
     return np.asarray(shared / (sizes[i] + sizes[j] - shared))
+
+
+def similarities(texts: Sequence[str], pairs: Indices) -> NDArray[np.float64]:
+    """Return the Jaccard similarities of pairs of texts, the greater of both kinds."""
+    lengths = np.array([len(normalise(text)) for text in texts], dtype=np.int64)
+    found = np.zeros(len(pairs))
+    for fits, shingle in ((lengths <= SHORT, shingle_chars), (lengths > LONG, shingle_words)):
+        at = np.flatnonzero(fits[pairs].all(axis=1))
+        for part in np.split(at, range(PAIRS, len(at), PAIRS)):
+            if len(part):
+                found[part] = np.maximum(found[part], jaccard(texts, pairs[part], shingle))
+    return found
 
 
 def _sets(texts: Sequence[str], shingle: Shingle) -> Any:

@@ -1,6 +1,6 @@
-"""Split rows into training, validation and hold-out: by cluster, stratified by class, stable.
+"""Split rows into training, validation and hold-out: by group, stratified by class, stable.
 
-In each class the clusters are ordered by a hash of their text, and those with the lowest hashes are
+In each class the groups are ordered by a hash of their text, and those with the lowest hashes are
 held out. The hash of a row never changes, so rows that are added later hardly move any other row
 across the split.
 """
@@ -108,19 +108,47 @@ def cluster_hash(text: str) -> str:
 def assign(
     labels: Sequence[str | None], hashes: Sequence[str], counts: tuple[int, int]
 ) -> list[str]:
-    """Assign a split to each row; rows with equal hashes (`cluster_hash`) stay together."""
-    strata = _strata(labels)
+    """Assign a split to each row; rows with equal hashes are a group and stay together.
+
+    A group that does not fit into what is left of hold-out and validation goes to training.
+    """
+    groups, strata = _strata(hashes), _strata(labels)
+    room = dict(zip((HOLDOUT, VALIDATION), counts, strict=True))
     sizes = {label: len(rows) for label, rows in strata.items()}
-    holdout = quotas(sizes, counts[0])
-    validation = quotas({label: size - holdout[label] for label, size in sizes.items()}, counts[1])
-    splits = [TRAIN] * len(labels)
+    wanted = {HOLDOUT: quotas(sizes, counts[0])}
+    left = {label: size - wanted[HOLDOUT][label] for label, size in sizes.items()}
+    wanted[VALIDATION] = quotas(left, counts[1])
     placed: dict[str, str] = {}
     for label, rows in sorted(strata.items()):
-        last = holdout[label] + validation[label]
-        for rank, row in enumerate(sorted(rows, key=lambda r: hashes[r])):
-            split = HOLDOUT if rank < holdout[label] else VALIDATION if rank < last else TRAIN
-            splits[row] = placed.setdefault(hashes[row], split)
-    return splits
+        for key in sorted({hashes[row] for row in rows} - placed.keys()):
+            size = len(groups[key])
+            fits = (s for s in room if wanted[s][label] > 0 and size <= room[s])
+            placed[key] = split = next(fits, TRAIN)
+            if split != TRAIN:
+                room[split] -= size
+                for row in groups[key]:
+                    wanted[split][labels[row] or ""] -= 1
+    for split, count in zip(room, counts, strict=True):
+        _fill(placed, {key: len(rows) for key, rows in groups.items()}, split, count)
+    return [placed[key] for key in hashes]
+
+
+def _fill(placed: dict[str, str], sizes: Mapping[str, int], split: str, count: int) -> None:
+    """Place other groups if a split has less than two thirds of its rows, up to four thirds.
+
+    From the largest group on that finds a way if there is one: either a single group is of such a
+    size, or the smaller ones add up to it.
+    """
+    inside = [key for key, where in placed.items() if where == split]
+    if 3 * sum(sizes[key] for key in inside) >= 2 * count:
+        return
+    placed.update(dict.fromkeys(inside, TRAIN))
+    total = 0
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        if 3 * total >= 2 * count:
+            return
+        if placed[key] == TRAIN and 3 * (total + sizes[key]) <= 4 * count:
+            placed[key], total = split, total + sizes[key]
 
 
 def half_of_drifted(
