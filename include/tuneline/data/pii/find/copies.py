@@ -147,7 +147,7 @@ class Places:
                 yield min(found)[-1]
 
     def own_words(self, piece: Piece) -> Iterator[Word]:
-        """Yield a model's words but copies, and short numbers that were none of a person's before."""
+        """Yield a model's words but copies and short numbers that no turn before marks."""
         copied = piece.copied()
         for word in piece.words:
             first, last = piece.within(word.start, word.end)
@@ -184,7 +184,7 @@ def agree(pieces: Sequence[Piece]) -> None:
         piece.hits = values.mark(piece)
     for piece in pieces:
         copied = piece.copied()
-        own = [h for f, l, h in piece.marked() if copied.isdisjoint(range(f, l))]
+        own = [h for at, end, h in piece.marked() if copied.isdisjoint(range(at, end))]
         made = [hit for copy in piece.copies for hit in _projected(piece, copy)]
         piece.hits = sorted([*own, *made], key=lambda hit: hit.start)
 
@@ -252,7 +252,7 @@ class _Values:
         return {key: found for key, found in cuts.items() if self.entities[key] in _CUT}
 
     def _shared(self, pieces: Sequence[Piece]) -> Iterator[tuple[Key, int, int]]:
-        """Yield longer values, with the words of each that stand in another turn without the rest."""
+        """Yield longer values, with the words of each that another turn has without the rest."""
         places: defaultdict[str, list[tuple[Key, int]]] = defaultdict(list)
         for key, entity in self.entities.items():
             for at, word in enumerate(
@@ -260,14 +260,15 @@ class _Values:
             ):
                 places[word].append((key, at))
         for piece in pieces if places else ():
-            owner = {at: (f, l) for f, l, _ in piece.marked() for at in range(f, l)}
+            owner = {at: (i, j) for i, j, _ in piece.marked() for at in range(i, j)}
             copied = piece.copied()
             for at, word in enumerate(piece.said):
                 own = owner.get(at, (at, at))
                 for key, start in places.get(word, ())[:_MOST_VALUES]:
                     if self._first[key][0].turn == piece.turn:
                         continue
-                    run = commonprefix([piece.said[at : at + _MOST_WORDS], key[start:]])
+                    said = piece.said[at : at + _MOST_WORDS]
+                    run = commonprefix([said, key[start:]])  # noqa: RUF071 - words, no paths
                     whole = (at, at + len(run)) == own
                     apart = len(run) < len(key) and piece.said[slice(*own)] != key
                     if apart and at not in copied and (whole or piece.telling(at, at + len(run))):

@@ -7,8 +7,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 
-from tuneline.data.pii.find.custom import CustomRecognisers
 from tuneline.data.pii.find.copies import Piece, Places, agree
+from tuneline.data.pii.find.custom import CustomRecognisers
 from tuneline.data.pii.find.dialogue import answers, birth_dates_in, expected
 from tuneline.data.pii.find.entities import ENTITIES, PLACES, Hit, Settings
 from tuneline.data.pii.find.identifiers import find_identifiers, name_number
@@ -114,7 +114,7 @@ class Detector:
                 pieces[text] = Piece(turn, texts[text].text, words.get(text, ()), value)
             pieces[text].asked |= asked[turn]
         places = Places(pieces.values())
-        for text, piece in pieces.items():
+        for piece in pieces.values():
             piece.copies = [*places.copies(piece)]
             piece.hits = self._resolved(self._found(piece, places))
         births = {
