@@ -15,6 +15,7 @@ from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
+from operator import eq
 from typing import TYPE_CHECKING, Any
 
 from tuneline.artifacts.data import (
@@ -44,6 +45,7 @@ from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared, shared_parts
+from tuneline.data.pii.measure.witness import answers_torn
 from tuneline.data.pii.replace.scrubber import (
     CHUNK,
     other_hits,
@@ -60,6 +62,7 @@ from tuneline.data.tables.rows import (
     SPLITS,
     TRAIN,
     VALIDATION,
+    Message,
     Row,
     StoredRows,
     base_id,
@@ -253,6 +256,37 @@ def leaking(
     return len(found)
 
 
+def torn_rows(
+    rows: StoredRows, scrubbed: StoredRows, unscrubbed: StoredRows, label_field: str | None
+) -> int:
+    """Count rows with an answer that scrubbing tore from the turns before it."""
+    split = {base_id(row_id) for row_id in rows.column("row_id") if "#" in row_id}
+    whole = {row.row_id: row.messages for row in scrubbed if row.row_id in split}
+    before = {row.row_id: row.messages for row in unscrubbed}
+    found = 0
+    for row in rows:
+        source = base_id(row.row_id)
+        old: Sequence[Message] = before.get(source, row.messages)
+        if "#" in row.row_id:
+            old = _same_part(old, whole.get(source, old), row.messages)
+        found += answers_torn(old, row.messages, label_field) > 0
+    return found
+
+
+def _same_part(
+    old: list[Message], whole: list[Message], part: Sequence[Message]
+) -> Sequence[Message]:
+    """Return the turns of a row that became a part of it, by where the part is in the whole row."""
+    system = [turn["role"] == "system" for turn in part[:1]].count(True)
+    own = part[system:]
+
+    def equal(start: int) -> int:
+        return sum(map(eq, whole[start : start + len(own)], own))
+
+    start = max(range(system, len(whole) - len(own) + 1), key=equal)
+    return [*old[:system], *old[start : start + len(own)]]
+
+
 def search_triggers(ctx: StepContext, facts: Sequence[Row], texts: Sequence[str]) -> Finding:
     """Name what forces a label in the training rows: those of production, and a share of others."""
     labelled = [
@@ -281,6 +315,7 @@ def _measurements(
     before: StoredRows,
     *,
     leaks: int,
+    torn_answers: int,
     found: Format,
     limit: int,
     config: DataConfig,
@@ -315,6 +350,7 @@ def _measurements(
         none("deduplication.conversations_torn_across_splits", torn_in_two, "conversations"),
         measure("deduplication.repeated_rows", repeated, "rows", "==", 0, on_breach="warn"),
         none("pii_scrubbing.rows_with_pattern_hits", found.with_pii),
+        none("pii_scrubbing.torn_copies", torn_answers),
         none("pii_scrubbing.labels_with_pattern_hits", labels, "labels"),
         measure("pii_scrubbing.rows_read_again", found.again[1], "rows"),
         measure("pii_scrubbing.rows_with_model_hits", found.again[0], "rows"),
@@ -386,7 +422,14 @@ def run(ctx: StepContext) -> Record:
             measure("rows", len(rows), "rows", ">=", 1),
             measure("dataset_version", version, "sha256"),
             *_measurements(
-                rows, weights, before, leaks=leaks, found=found, limit=limit, config=config
+                rows,
+                weights,
+                before,
+                leaks=leaks,
+                torn_answers=torn_rows(rows, before, unscrubbed, config.label_field),
+                found=found,
+                limit=limit,
+                config=config,
             ),
             *forced.measurements,
             *asked_review(ctx),

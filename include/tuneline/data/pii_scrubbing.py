@@ -1,6 +1,7 @@
 """pii_scrubbing: surrogates replace personal data and secrets, and the leak rate is measured.
 
-A row in which something is found again, or in which a replaced value stands still, is rejected.
+A row in which something is found again, in which a replaced value stands still, or whose answer no
+longer agrees with the turns before it, is rejected.
 Canaries, made-up values in rows of the dataset, take the same path: the upper end of what they say
 is left per 1,000 rows decides the verdict. A person's review is a second estimate.
 """
@@ -61,6 +62,8 @@ def reason_to_reject(result: Scrubbed) -> str | None:
         return f"pii_refused: it holds {', '.join(result.refused)}, see data.pii_actions"
     if left := result.residual + result.left:
         return f"residual_pii: {left} hits are left after scrubbing"
+    if result.torn:
+        return f"copy_torn: {result.torn} words of answers no longer agree with the turns before"
     return None
 
 
@@ -79,6 +82,8 @@ def _row_measurements(results: Sequence[Scrubbed], kept: int, gone: int) -> list
         measure("rows_refused", sum(bool(r.refused) for r in results), "rows"),
         *(measure(f"found_{entity}", hits[entity], "hits") for entity in sorted(hits)),
         measure("residual_pattern_hits", sum(r.residual for r in staying), "hits", "==", 0),
+        measure("rows_torn", sum(r.torn > 0 for r in results), "rows"),
+        measure("torn_copies", sum(r.torn for r in staying), "copies", "==", 0),
         measure("rows_with_values_left", left, "share", "<=", MAX_VALUES_LEFT),
     ]
 
@@ -198,7 +203,7 @@ class _Counts:
         results = scrubber.each(conversations, workers, engine=engine)
         for row, result in zip(kept, results, strict=True):
             hits = tuple(sorted(result.hits.items()))
-            key = (hits, result.residual, result.left, result.refused, result.foreign)
+            key = (hits, result.residual, result.left, result.torn, result.refused, result.foreign)
             if key not in self._known:
                 self._known[key] = replace(result, messages=[], surrogates=())
             self.results.append(self._known[key])
@@ -229,6 +234,7 @@ def run(ctx: StepContext) -> Evidence:
         hits=[result.hits.total() for result in results],
         residual_hits=[result.residual for result in results],
         values_left=[result.left for result in results],
+        torn_copies=[result.torn for result in results],
         undeclared_language=[int(result.foreign is not None) for result in results],
     )
     seed = leaks.seed_of(ctx.run.run_id, rows.column("row_id"))

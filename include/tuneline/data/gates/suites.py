@@ -139,6 +139,7 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     data = given.config.data
     frame, rules = _rows(given)
     frame["kept_residual"] = (frame["residual_hits"] + frame["values_left"]).where(frame["kept"])
+    frame["kept_torn"] = frame["torn_copies"].where(frame["kept"])
     changed = frame["hits"] > 0
     if changed.any():
         left = (frame["values_left"] > 0).astype(float)
@@ -149,6 +150,7 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     severity = "critical" if data.undeclared_language_breach == "fail" else "warning"
     rules += [
         between("kept_residual", 0, 0),
+        between("kept_torn", 0, 0),
         between("uncovered_languages", 0, 0),
         mean("undeclared_language_share", 0, data.max_undeclared_language_share, severity),
     ]

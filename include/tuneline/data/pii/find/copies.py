@@ -50,12 +50,13 @@ class Copy(NamedTuple):
 
 @dataclass(eq=False)
 class Piece:
-    """A text of a row as detectors read it; `words` are a model's, `value` one of a JSON answer."""
+    """A text of a row as detectors read it; `words` are a model's."""
 
     turn: int
     text: str
     words: Sequence[Word] = ()
-    value: bool = False
+    # True for an answer of the assistant, or one of its values if it is JSON.
+    answer: bool = False
     # In order, without overlaps.
     hits: list[Hit] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
@@ -129,22 +130,27 @@ class Places:
                     self._places[word].append((piece, at))
 
     def copies(self, piece: Piece) -> Iterator[Copy]:
-        """Yield the JSON values in a piece that stand in earlier turns, where no hit is cut if so.
+        """Yield what an answer has from earlier turns: all of it, or the values of JSON in it."""
+        whole = self._copy(piece, 0, len(piece.said)) if piece.answer else None
+        if whole is not None:
+            yield whole
+            return
+        for span in _VALUE.spans(piece.text):
+            if copy := self._copy(piece, *piece.within(*span)):
+                yield copy
 
-        A value that would cut what is drawn whole, such as an e-mail address, is none.
+    def _copy(self, piece: Piece, first: int, last: int) -> Copy | None:
+        """Return where words come from: where no hit is cut, if so, and as late as may be.
+
+        What would cut a value that is drawn whole, such as an e-mail address, is no copy.
         """
-        spans = [(0, len(piece.text))] if piece.value else _VALUE.spans(piece.text)
-        for first, last in (piece.within(*span) for span in spans):
-            found = []
-            for source, start in self._of(piece.said[first:last], piece.turn):
-                borders = (source.cut_at(start), source.cut_at(start + last - first))
-                cut = [hit.entity for *_, hit in filter(None, borders)]
-                if _WHOLE.isdisjoint(cut):
-                    found.append(
-                        (len(cut), -source.turn, len(found), Copy(first, last, source, start))
-                    )
-            if found:
-                yield min(found)[-1]
+        found = []
+        for source, start in self._of(piece.said[first:last], piece.turn):
+            borders = (source.cut_at(start), source.cut_at(start + last - first))
+            cut = [hit.entity for *_, hit in filter(None, borders)]
+            if _WHOLE.isdisjoint(cut):
+                found.append((len(cut), -source.turn, len(found), Copy(first, last, source, start)))
+        return min(found)[-1] if found else None
 
     def own_words(self, piece: Piece) -> Iterator[Word]:
         """Yield a model's words but copies and short numbers that no turn before marks."""
@@ -222,7 +228,7 @@ class _Values:
                 self._first.setdefault(key, (piece, first))
                 if last - first == 1:
                     self._written.add(piece.text[hit.start : hit.end])
-        self._names = {
+        self._names: dict[Key, str] = {
             (word,): entity
             for key, entity in self.entities.items()
             for word in key
@@ -249,7 +255,17 @@ class _Values:
             cuts[key] |= {first, last}
             # Where nothing is cut, the words that stand elsewhere are a value as well.
             self.entities.setdefault(key[first:last], self.entities[key])
-        return {key: found for key, found in cuts.items() if self.entities[key] in _CUT}
+        found = {key: at for key, at in cuts.items() if self.entities[key] in _CUT}
+        # A part may be one of another value as well.
+        parts = {
+            key[i:j] for key, at in found.items() for i, j in pairwise(sorted({0, *at, len(key)}))
+        }
+        sizes = _sizes(parts)
+        for key in self._first.keys() if parts else ():
+            for at, size in _found(key[:_MOST_WORDS], parts, sizes):
+                if size < len(key) and self.entities[key] in _CUT:
+                    found.setdefault(key, set()).update({at, at + size})
+        return found
 
     def _shared(self, pieces: Sequence[Piece]) -> Iterator[tuple[Key, int, int]]:
         """Yield longer values, with the words of each that another turn has without the rest."""

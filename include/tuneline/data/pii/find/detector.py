@@ -30,7 +30,7 @@ _NO_NUMBERS = _GROUPS.keys() - {"STREET_ADDRESS", "POSTAL_CODE"}
 # What stands between the parts of a value, and of an address: a few characters, or a unit that no
 # model knows ("Apt.", "Suite", "and"), but not the end of a string in JSON.
 _GAP = re.compile(r"[ ()/+'.-]{0,3}")
-_WITHIN = re.compile(r"[^\"]{0,4}|(?=.{0,11}\Z)[\s,.>/?]*[^\W\d_]+\.?\s*")
+_WITHIN = re.compile(r"(?s)[^\"]{0,4}|(?=.{0,11}\Z)[\s,.>/?]*[^\W\d_]+\.?\s*")
 # "40 x 30 x 15" is no address.
 _SUM = re.compile(r"[\d\s.,]+[x×=+*][\d\sx×.,=+*/-]*")
 # Characters from a street or city in which a number is part of an address, one of few digits too.
@@ -49,7 +49,7 @@ _UNIT_OF = re.compile(
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
-# A short number in a JSON answer, of which nothing but the turns before can say what it is.
+# A short number as an answer, of which nothing but the turns before can say what it is.
 _NUMBER = re.compile(r"-?[\d.]{1,8}")
 # What a team's own recogniser finds is more than a number.
 _RANK = {entity: rank for rank, entity in enumerate(ENTITIES)}
@@ -110,8 +110,8 @@ class Detector:
         pieces: dict[str, Piece] = {}
         for turn, text in own:
             if text not in pieces:
-                value = text != messages[turn]["content"]
-                pieces[text] = Piece(turn, texts[text].text, words.get(text, ()), value)
+                answer = messages[turn]["role"] == "assistant"
+                pieces[text] = Piece(turn, texts[text].text, words.get(text, ()), answer)
             pieces[text].asked |= asked[turn]
         places = Places(pieces.values())
         for piece in pieces.values():
@@ -130,8 +130,8 @@ class Detector:
         return {text: final for text, final in made.items() if final}
 
     def _found(self, piece: Piece, places: Places) -> Iterator[Hit]:
-        """Yield what is found in a piece alone; a short number in JSON says nothing."""
-        if not (piece.value and _NUMBER.fullmatch(piece.text)):
+        """Yield what is found in a piece alone; a short number as an answer says nothing."""
+        if not (piece.answer and _NUMBER.fullmatch(piece.text)):
             shaped = self._shaped_of(piece.text)
             yield from shaped
             yield from read_words(piece.text, [*_outside([*places.own_words(piece)], shaped)])

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, lru_cache, partial
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from tuneline.data.pii.find.entities import ENTITIES, MEASURED, Hit, Settings, s
 from tuneline.data.pii.find.models import model_directories
 from tuneline.data.pii.find.texts import Shared, escapes, said, shared_parts, texts_of
 from tuneline.data.pii.replace.surrogates import Surrogates
+from tuneline.data.pii.replace.torn import torn_copies
 from tuneline.data.tables.rows import Message, StandIn
 from tuneline.errors import UserError
 from tuneline.machine.workers import HERE, Engine, as_batch, rows_in
@@ -111,7 +112,6 @@ def _is_amount(text: str, hit: Hit) -> bool:
     )
 
 
-MAX_PASSES = 3
 # Rows that a worker gets at once; fixed, so that a result never depends on the number of workers.
 CHUNK = 512
 
@@ -126,6 +126,8 @@ class Scrubbed:
     # Pattern hits that are left, and places where a replaced value, or a part of it, stands still.
     residual: int = 0
     left: int = 0
+    # What an answer no longer shares with the turns before it.
+    torn: int = 0
     # Entities for which the row is to be rejected.
     refused: tuple[str, ...] = ()
     # Undeclared language or script of the row.
@@ -217,10 +219,8 @@ class Scrubber:
     def _row(
         self, messages: _Turns, hits: _Found, shared: Shared, surrogates: Surrogates
     ) -> Scrubbed:
-        """Scrub a row until nothing is found but surrogates, in at most three passes."""
+        """Scrub a row, and count what is found again but surrogates, is left, or was torn."""
         label = self._settings.label_field
-        result = Scrubbed(list(messages))
-        is_own = [message["content"] not in shared.systems for message in messages]
         replaced = {
             (hit.entity, said(piece.text, hit.start, hit.end)): None
             for piece in texts_of(messages, label)
@@ -230,31 +230,24 @@ class Scrubber:
         # The longest first, for a part follows the whole.
         for entity, value in sorted(replaced, key=lambda pair: -len(pair[1].split())):
             surrogates.of(entity, value)
+        counts: Counter[str] = Counter()
 
-        def surrogate(entity: str, value: str) -> str:
-            replaced[entity, value] = None
-            return surrogates.of(entity, value)
+        def change(text: str) -> str:
+            return replace_hits(text, hits.get(text, ()), surrogates.of, counts)
 
-        def change(text: str, *, first: bool, own: bool) -> str:
-            found: Sequence[Hit] = hits.get(text, ())
-            if not first:
-                left = [*self.find(text), *(left_values(text, replaced) if own else ())]
-                found = resolve(other_hits(text, left, surrogates.values))
-            return replace_hits(text, found, surrogate, result.hits)
-
-        for number in range(MAX_PASSES):
-            result.messages = [
-                map_texts(message, partial(change, first=not number, own=own), label)
-                for own, message in zip(is_own, result.messages, strict=True)
-            ]
-            result.residual = residual_hits(result.messages, surrogates.values, self.find)
-            pieces = texts_of([*compress(result.messages, is_own)], label)
-            result.left = sum(len(left_values(piece.text, replaced)) for piece in pieces)
-            if not result.residual and not result.left:
-                break
+        changed = [map_texts(message, change, label) for message in messages]
+        result = Scrubbed(changed, hits=counts)
+        result.residual = residual_hits(changed, surrogates.values, self.find)
+        own = [
+            m
+            for m, old in zip(changed, messages, strict=True)
+            if old["content"] not in shared.systems
+        ]
+        result.left = sum(len(left_values(text, replaced)) for _, text in texts_of(own, label))
+        result.torn = torn_copies(messages, changed, label)
         result.surrogates = tuple(
             StandIn(turn, place.start, place.end, place.entity)
-            for turn, message in enumerate(result.messages)
+            for turn, message in enumerate(changed)
             for place in places(message["content"], surrogates.values)
         )
         refused = self._settings.entities_with("reject_row")
