@@ -266,16 +266,15 @@ def torn_rows(
     found = 0
     for row in rows:
         source = base_id(row.row_id)
-        old: Sequence[Message] = before.get(source, row.messages)
-        if "#" in row.row_id:
-            old = _same_part(old, whole.get(source, old), row.messages)
-        found += answers_torn(old, row.messages, label_field) > 0
+        old = before.get(source, row.messages)
+        part = _same_part(old, whole.get(source, old), row.messages) if "#" in row.row_id else old
+        found += answers_torn(part, row.messages, label_field) > 0
     return found
 
 
 def _same_part(
-    old: list[Message], whole: list[Message], part: Sequence[Message]
-) -> Sequence[Message]:
+    old: Sequence[Message], whole: Sequence[Message], part: Sequence[Message]
+) -> list[Message]:
     """Return the turns of a row that became a part of it, by where the part is in the whole row."""
     system = [turn["role"] == "system" for turn in part[:1]].count(True)
     own = part[system:]

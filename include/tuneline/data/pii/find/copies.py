@@ -144,7 +144,7 @@ class Places:
 
         What would cut a value that is drawn whole, such as an e-mail address, is no copy.
         """
-        found = []
+        found: list[tuple[int, int, int, Copy]] = []
         for source, start in self._of(piece.said[first:last], piece.turn):
             borders = (source.cut_at(start), source.cut_at(start + last - first))
             cut = [hit.entity for *_, hit in filter(None, borders)]
@@ -239,7 +239,9 @@ class _Values:
         for key, parts in self._parts.items():
             self.entities.update((key[first:last], entity) for first, last, entity in parts)
         # A number may be written in one word.
-        self._anywhere = {("".join(key),): entity for key, entity in self.entities.items()}
+        self._anywhere: dict[Key, str] = {
+            ("".join(key),): entity for key, entity in self.entities.items()
+        }
         self._anywhere |= self.entities | self._names
         self._sizes = _sizes(self._anywhere)
 
@@ -255,17 +257,17 @@ class _Values:
             cuts[key] |= {first, last}
             # Where nothing is cut, the words that stand elsewhere are a value as well.
             self.entities.setdefault(key[first:last], self.entities[key])
-        found = {key: at for key, at in cuts.items() if self.entities[key] in _CUT}
+        made = {key: at for key, at in cuts.items() if self.entities[key] in _CUT}
         # A part may be one of another value as well.
         parts = {
-            key[i:j] for key, at in found.items() for i, j in pairwise(sorted({0, *at, len(key)}))
+            key[i:j] for key, at in made.items() for i, j in pairwise(sorted({0, *at, len(key)}))
         }
         sizes = _sizes(parts)
         for key in self._first.keys() if parts else ():
             for at, size in _found(key[:_MOST_WORDS], parts, sizes):
                 if size < len(key) and self.entities[key] in _CUT:
-                    found.setdefault(key, set()).update({at, at + size})
-        return found
+                    made.setdefault(key, set()).update({at, at + size})
+        return made
 
     def _shared(self, pieces: Sequence[Piece]) -> Iterator[tuple[Key, int, int]]:
         """Yield longer values, with the words of each that another turn has without the rest."""
