@@ -165,13 +165,13 @@ def test_a_few_rows_without_classes(data_lab):
     assert (gate.verdict, gate.agrees) == ("pass", True)
 
 
-def test_a_capped_training_set_keeps_the_shares(data_lab):
+def test_a_cap_on_training_rows_leaves_the_holdout_whole(data_lab):
     lab = data_lab(clean_rows(240), max_train_rows=90, max_holdout_rows=500)
     entry = lab.upto(ITEM)
     splits = Counter(r["split"] for r in lab.table(ITEM, "dataset.parquet"))
-    assert splits == {"train": 90, "holdout": 18, "validation": 12}
+    assert splits == {"train": 90, "holdout": 36, "validation": 12}
     assert value(entry, "holdout_share") == 0.15
-    caps = {"train_cap", "holdout_cap", "validation_cap"}
+    caps = {"train_cap", "validation_cap"}
     assert {code(r) for r in lab.rejected(ITEM)} == caps
     assert lab.gate(ITEM).verdict == "pass"
     lab = data_lab(clean_rows(120), max_holdout_rows=6)

@@ -101,7 +101,7 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
         (THIRD, lambda t: t.assign(conversation="one"), "torn"),
         (THIRD, first(own_holdout=True, kept=False, reason="why"), "own_rejected"),
         (THIRD, lambda t: t.assign(split="holdout"), "in_train"),
-        (THIRD, lambda t: t.assign(cluster=1), "kept_cluster"),
+        (THIRD, lambda t: t.assign(kind=1), "kept_kind"),
         (THIRD, first(cross_similarity=0.8), "cross_split_near_duplicates"),
         (FOURTH, first(kept_tokens=10**6), "kept_length"),
         (FOURTH, lambda t: t.assign(over_limit=1), "over_limit"),

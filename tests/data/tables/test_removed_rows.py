@@ -127,9 +127,9 @@ def test_rows_that_a_setting_asks_for_are_counted_apart(data_lab):
     lab = data_lab(clean_rows(300), max_train_rows=30)
     entry = lab.upto("distribution_balancing")
     assert value(entry, "removed_share") == 0
-    assert value(entry, "removed_as_asked") > 200
+    assert value(entry, "removed_as_asked") == 300 - 30 - 4 - 45
     asked_for = removed(lab, "distribution_balancing")["asked_for"]
-    assert set(asked_for) == {"train_cap", "validation_cap", "holdout_cap"}
+    assert set(asked_for) == {"train_cap", "validation_cap"}
     lab.agree("distribution_balancing", "pass")
 
 

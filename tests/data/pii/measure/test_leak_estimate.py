@@ -57,7 +57,7 @@ def test_a_detector_of_edited_text_fails_in_chat():
     edited, chat = (trial_of(detector, rows)[0] for rows in (edited_rows(), chat_rows()))
     assert share(edited, "PERSON") < 0.2
     assert share(chat, "PERSON") > 0.9
-    assert share(chat, "STREET_ADDRESS") - share(edited, "STREET_ADDRESS") > 0.4
+    assert share(chat, "STREET_ADDRESS") > 2 * share(edited, "STREET_ADDRESS")
 
 
 def test_a_leak_across_turns_alone_is_caught():
@@ -180,7 +180,7 @@ def test_intervals_are_exact():
 
 
 ITEM = "pii_scrubbing"
-LIMITS = {"pii_ner": True, "pii_canaries": 60, "pii_max_left": 500}
+LIMITS = {"pii_ner": True, "pii_canaries": 60, "pii_max_left": 1500}
 
 
 def use(monkeypatch, detector):

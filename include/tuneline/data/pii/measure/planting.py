@@ -254,7 +254,7 @@ class _Planter:
 
     def plant(self) -> Canary:
         """Plant a value in one of the forms of its kind, or in one that the dataset has for it."""
-        if self._happens(self.code_share):
+        if self.code_share and self._happens(self.code_share):
             return self._another_code(self.draw.choice(self.codes))
         given = self.entry.draw(self.draw, self.register, self.language)
         form = given[0]
