@@ -212,7 +212,7 @@ def test_step_and_gate_pass_with_a_good_detector(data_lab, monkeypatch):
 def test_a_detector_that_misses_a_type_turns_step_and_gate(data_lab, monkeypatch, profile, verdict):
     addresses = re.compile(r"(?i)@|\bat\b|\b(?:gmail|yahoo|hotmail|outlook|icloud|aol|e?-?mail)")
     use(monkeypatch, PatternDetector(EVERYTHING, keep=addresses))
-    lab = data_lab(conversations(), pii_profile=profile, **LIMITS)
+    lab = data_lab(conversations(), pii_profile=profile, **{**LIMITS, "pii_max_left": 500})
     entry = lab.upto(ITEM)
     assert value(entry, "leak_EMAIL_ADDRESS") > 0.8
     gate = lab.agree(ITEM, verdict)
