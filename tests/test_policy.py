@@ -12,8 +12,7 @@ from tests.lab.runs import IN_PRODUCTION, Lab, change_meta
 from tuneline.catalogue import Severity, get_item
 from tuneline.config import PipelineConfig, build_config, merge, presets_dir, read_policy
 from tuneline.config.pipeline import LIMITS, item_of
-from tuneline.config.policy import NAMES, limits_in, policy_file
-from tuneline.data.pii.measure.leak_estimate import leak_limit
+from tuneline.config.policy import limits_in, policy_file
 from tuneline.errors import UserError
 from tuneline.evaluation.forgetting import decision
 from tuneline.evidence import measure
@@ -34,7 +33,7 @@ EXEMPT = {
         "evaluation.load.seconds evaluation.review_pairs "
         "deployment.quality_rows governance.fallback.calibration_rows",
     "it chooses rows; the rows that stay are measured by limits of their own":
-        "data.template_repeats data.repeated_phrase_share data.max_tokens data.max_train_rows "
+        "data.repeated_phrase_share data.max_tokens data.max_train_rows "
         "data.csv.max_per_label",
     "what it describes lies with the dataset: its classes and their shares":
         "data.min_rows_per_class data.edge_case_share data.reference_shares",
@@ -137,10 +136,6 @@ def test_what_unset_limits_stand_for_is_what_the_items_take():
     assert all(get_item(item_of(path)) for path in values)
     assert values["evaluation.max_regression"] == decision.DEFAULT_LIMIT
     assert values["evaluation.max_perplexity_ratio"] == decision.DEFAULT_RATIO
-    assert set(NAMES) == {"PERSON", "LOCATION"}
-    config = made().data
-    for entity in ("EMAIL_ADDRESS", "STREET_ADDRESS", "other"):
-        assert values[f"data.pii_max_leak.{entity}"] == leak_limit(entity, config)
 
 
 def nested(path, value):
@@ -184,15 +179,11 @@ def test_each_limit_is_seen_when_it_is_looser_and_not_when_it_is_stricter(limit,
         assert read_policy().looser(strict) == []
 
 
-def test_a_limit_of_leaks_as_one_number_loosens_every_entity():
-    found = {one.setting for one in read_policy().looser(made(data={"pii_max_leak": 0.2}))}
-    assert found == {"data.pii_max_leak.other", "data.pii_max_leak.EMAIL_ADDRESS"}
-    named = made(data={"pii_max_leak": {"IBAN_CODE": 0.2}})
-    assert [str(one) for one in read_policy().looser(named)] == [
-        "data.pii_max_leak.IBAN_CODE is 0.2, the policy allows at most 0.05"
-    ]
-    # Names have a limit of their own, which this stays below.
-    assert read_policy().looser(made(data={"pii_max_leak": {"PERSON": 0.12}})) == []
+def test_no_limit_for_what_is_left_is_looser():
+    for loose in (11, None):
+        found = [one.setting for one in read_policy().looser(made(data={"pii_max_left": loose}))]
+        assert found == ["data.pii_max_left"]
+    assert read_policy().looser(made(data={"pii_max_left": 9})) == []
 
 
 @pytest.fixture

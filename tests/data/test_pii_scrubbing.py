@@ -68,7 +68,7 @@ def test_planted_data_is_replaced_and_counted(data_lab):
 
 
 def test_names_are_demanded_by_gdpr_and_missed_without_a_recogniser(data_lab):
-    lab = data_lab(clean_rows(20), pii_profile=["gdpr"], pii_max_leak_ner=0.15)
+    lab = data_lab(clean_rows(20), pii_profile=["gdpr"], pii_max_left=10)
     entry = lab.upto(ITEM)
     assert value(entry, "leak_PERSON_at_most") > 0.15
     lab.agree(ITEM, "fail")
@@ -183,8 +183,8 @@ def test_a_row_that_is_neither_kept_nor_rejected_fails(data_lab, monkeypatch, it
 
 
 def test_settings_that_make_no_sense_are_the_users_error():
-    with pytest.raises(ValidationError, match="share between 0 and 1"):
-        DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 2})
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        DataConfig(source="x", pii_max_left=-1)
     with pytest.raises(UserError, match="no entity is called CARD; there are PRIVATE_KEY"):
         Scrubber(Settings(actions={"CARD": "mask"}))
 

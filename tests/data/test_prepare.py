@@ -25,7 +25,7 @@ from tuneline.evidence import load_evidence
 
 DATA_ITEMS = {item.id for item in ITEMS if item.phase == "data"}
 SETTINGS = (
-    "pii_ner: false\npii_profile: [pci]\nmax_tokens: 2048\npii_canaries: 20\npii_max_leak: 1\n"
+    "pii_ner: false\npii_profile: [pci]\nmax_tokens: 2048\npii_canaries: 20\npii_max_left: null\n"
 )
 
 
@@ -34,7 +34,7 @@ def call(tmp_path, base_dir, monkeypatch, policy):
     """Runs prepare over rows (or a file) in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     # What leaks of a few canaries is not the subject here, and a looser limit would warn.
-    policy(limits={"data": {"pii_max_leak": None}})
+    policy(limits={"data": {"pii_max_left": None}})
     (tmp_path / "config.yaml").write_text(SETTINGS)
 
     def run(rows, out="out", base=base_dir, config="config.yaml", name="rows.jsonl"):

@@ -26,7 +26,7 @@ SETTINGS = """
 pii_ner: false
 pii_profile: [pci]
 pii_canaries: 20
-pii_max_leak: 1
+pii_max_left: null
 max_tokens: 512
 """
 SHORT = {"max_new_tokens": 72}

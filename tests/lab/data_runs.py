@@ -102,7 +102,7 @@ class DataLab:
         source = write_jsonl(root / "rows.jsonl", rows)
         settings = {"source": str(source), "max_tokens": 2048, "pii_ner": False, **data}
         # What leaks is judged where it is the subject; there are few canaries elsewhere.
-        settings = {"pii_canaries": 20, "pii_max_leak": 1, "pii_max_leak_ner": 1, **settings}
+        settings = {"pii_canaries": 20, "pii_max_left": None, **settings}
         settings.setdefault("pii_profile", ["pci"])
         self.lab = Lab(root, {"data": settings, "base_model": str(base)})
         self.run = self.lab.run

@@ -19,8 +19,7 @@ TINY = {
         "max_train_rows": 160,
         "license": "Apache-2.0",
         "pii_canaries": 20,
-        "pii_max_leak": 1,
-        "pii_max_leak_ner": 1,
+        "pii_max_left": None,
     },
     # Without rehearsal, twenty steps of one-word answers cost general ability.
     "training": {

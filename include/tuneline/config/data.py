@@ -243,7 +243,7 @@ class PiiScrubbingConfig(Section):
         10, ge=0
     )
     """Values of an entity that may be left per 1,000 rows, by the upper end of the interval; null
-    sets no limit."""
+    sets no limit, on leaks of what the rows do not hold either."""
     pii_leak_breach: Annotated[
         Literal["fail", "warn"], Limit("pii_scrubbing", "higher", levels=BREACH)
     ] = "fail"

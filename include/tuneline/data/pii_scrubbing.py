@@ -250,7 +250,7 @@ def run(ctx: StepContext) -> Evidence:
         *_coverage_measurements(config, results, scrubber.ignored_labels),
         measure("canary_seed", seed, "text"),
         *leaks.form_measurements(trial),
-        *leaks.leak_measurements(trial, hits),
+        *leaks.leak_measurements(config, trial, hits),
         *left_behind,
         *reviews.review_measurements(review, table.rows, config),
         *(measure(name, "+".join(found) or "none", "text") for name, found in spots.items()),

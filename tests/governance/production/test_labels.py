@@ -199,7 +199,7 @@ def test_one_key_neither_fills_the_sheet_nor_writes_what_is_learned(
     store, curated, tmp_path, policy
 ):
     """Twenty requests at midnight put an answer into the history; the last turn is harmless."""
-    policy(limits={"data": {"pii_max_leak": None}})
+    policy(limits={"data": {"pii_max_left": None}})
     base_dir, config = make_base(tmp_path / "base"), tmp_path / "settings.yaml"
     config.write_text("data: {pii_ner: false}\n")
 

@@ -12,9 +12,8 @@ from tuneline.config import DataConfig
 from tuneline.data.pii.measure.leak_estimate import (
     blind_spots,
     decides,
-    leak_limit,
+    left_breach,
     leak_measurements,
-    left_behind,
     left_measurements,
     readable,
     run_trial,
@@ -23,7 +22,7 @@ from tuneline.data.pii.measure.leak_estimate import (
 from tuneline.data.pii.measure.planting import Canary, Token
 from tuneline.data.pii.replace.scrubber import Scrubbed, make_scrubber
 from tuneline.data.tables.rows import StandIn
-from tuneline.statistics import Bounds, share_of, weighted_count
+from tuneline.statistics import count_times_odds, share_of, weighted_count
 
 # A number in one turn, whatever the signs between its groups.
 ONE_TURN = re.compile(r"\+?\d(?:[ .,/()-]{0,4}\d){4,}")
@@ -34,8 +33,9 @@ def trial_of(detector, rows, **settings):
     return run_trial(detector, rows, config, "1"), config
 
 
-def broken(config, trial):
-    return {m.name for m in leak_measurements(config, trial) if m.ok is False}
+def broken(trial, hits=None):
+    rates = leak_measurements(DataConfig(source="x"), trial, Counter(hits))
+    return {m.name for m in rates if m.ok is False}
 
 
 def share(trial, name, key=lambda canary: canary.group):
@@ -44,11 +44,12 @@ def share(trial, name, key=lambda canary: canary.group):
 
 @pytest.mark.parametrize(("pattern", "leaks"), [(EVERYTHING, False), (re.compile("(?!)"), True)])
 def test_a_detector_of_everything_passes_and_one_of_nothing_breaks_every_limit(pattern, leaks):
-    settings = {"pii_max_leak": 0.1, "pii_profile": ["hipaa"]}
-    trial, config = trial_of(PatternDetector(pattern), chat_rows(), **settings)
+    trial, config = trial_of(PatternDetector(pattern), chat_rows(), pii_profile=["hipaa"])
     assert set(trial.leaked) == {leaks}
-    limits = {m.name for m in leak_measurements(config, trial) if m.rule}
-    assert broken(config, trial) == (limits if leaks else set())
+    limits = {m.name for m in leak_measurements(config, trial, Counter()) if m.rule}
+    assert broken(trial) == (limits if leaks else set())
+    left = left_measurements(config, trial, Counter(), 1000)
+    assert {m.ok for m in left if m.rule} == {not leaks}
 
 
 def test_a_detector_of_edited_text_fails_in_chat():
@@ -56,7 +57,7 @@ def test_a_detector_of_edited_text_fails_in_chat():
     edited, chat = (trial_of(detector, rows)[0] for rows in (edited_rows(), chat_rows()))
     assert share(edited, "PERSON") < 0.2
     assert share(chat, "PERSON") > 0.9
-    assert share(chat, "STREET_ADDRESS") > 2 * share(edited, "STREET_ADDRESS")
+    assert share(chat, "STREET_ADDRESS") - share(edited, "STREET_ADDRESS") > 0.4
 
 
 def test_a_leak_across_turns_alone_is_caught():
@@ -87,16 +88,15 @@ def test_the_detector_without_its_model_is_seen_to_find_numbers_and_no_streets()
     assert share(trial, "STREET_ADDRESS") > 0.5
     assert share(trial, "CREDIT_CARD") < 0.2
     assert share(trial, "AWS_ACCESS_KEY") == share(trial, "PRIVATE_KEY") == 0
-    assert "leak_STREET_ADDRESS_at_most" in broken(config, trial)
+    assert "leak_STREET_ADDRESS_at_most" in broken(trial)
+    assert "leak_STREET_ADDRESS_at_most" not in broken(trial, {"STREET_ADDRESS": 1})
     spots = blind_spots(config, trial, ())
     assert "BIRTH_DATE" in spots["types_not_compared_with_labels"]
 
 
 def test_a_detector_that_is_blind_to_a_kind_is_named():
-    trial, config = trial_of(
-        PatternDetector(EVERYTHING, keep=re.compile("@| at ")), chat_rows(), pii_max_leak=0.2
-    )
-    assert broken(config, trial) == {"leak_EMAIL_ADDRESS_at_most"}
+    trial, _ = trial_of(PatternDetector(EVERYTHING, keep=re.compile("@| at ")), chat_rows())
+    assert broken(trial) == {"leak_EMAIL_ADDRESS_at_most"}
 
 
 @pytest.mark.parametrize(
@@ -130,17 +130,13 @@ def test_what_could_not_have_been_found_is_said():
     assert spots["forms_that_leak"] == []
 
 
-def test_limits_by_kind_and_what_they_decide():
-    usual = DataConfig(source="x")
-    assert leak_limit("CREDIT_CARD", usual) == leak_limit("PIN", usual) == 0.05
-    assert leak_limit("EMAIL_ADDRESS", usual) == 0.1
-    assert leak_limit("STREET_ADDRESS.de", usual) == 0.25
-    assert leak_limit("PERSON", usual) == 0.15
-    given = DataConfig(source="x", pii_max_leak={"CREDIT_CARD": 0, "PASSWORD": 0.3})
-    assert leak_limit("CREDIT_CARD.de", given) == 0
-    assert leak_limit("PIN", given) == 0.3, "a PIN is part of the entity PASSWORD"
-    assert leak_limit("EMAIL_ADDRESS", given) == 0.1
-    assert leak_limit("EMAIL_ADDRESS", DataConfig(source="x", pii_max_leak=0.2)) == 0.2
+def test_what_is_left_decides_by_what_was_found():
+    config = DataConfig(source="x", pii_profile=["pci"])
+    assert left_breach("CREDIT_CARD", 3, 1, 60, config) == "fail"
+    # Nothing found says that nothing is there, unless the detector is blind.
+    assert left_breach("CREDIT_CARD", 0, 1, 60, config) == "warn"
+    assert left_breach("CREDIT_CARD", 0, 60, 60, config) == "fail"
+    assert left_breach("US_SSN", 3, 60, 60, config) == "warn", "PCI does not demand it"
     assert decides("PIN", ["pci"])
     assert not decides("US_SSN", ["pci"])
 
@@ -151,12 +147,14 @@ def test_the_seed_is_of_the_run_and_of_the_rows():
 
 
 def test_values_left_behind_follow_from_those_found():
-    trial, _ = trial_of(PatternDetector(EVERYTHING), chat_rows(), pii_profile=["pci"])
-    found = {m.name: m.value for m in left_measurements(trial, Counter(CREDIT_CARD=50), 1000)}
+    trial, config = trial_of(PatternDetector(EVERYTHING), chat_rows(), pii_profile=["pci"])
+    found = {
+        m.name: m.value for m in left_measurements(config, trial, Counter(CREDIT_CARD=50), 1000)
+    }
     assert found["left_per_1000_rows_CREDIT_CARD"] == 0
     assert 0 < found["left_per_1000_rows_CREDIT_CARD_at_most"] < 5
     blind, _ = trial_of(PatternDetector(re.compile("(?!)")), chat_rows(), pii_profile=["pci"])
-    found = {m.name: m.value for m in left_measurements(blind, Counter(), 1000)}
+    found = {m.name: m.value for m in left_measurements(config, blind, Counter(), 1000)}
     assert found["left_per_1000_rows_CREDIT_CARD"] is None, "what leaks whole can't be counted"
 
 
@@ -172,13 +170,17 @@ def test_intervals_are_exact():
     assert weighted_count([4], [1.0]) == pytest.approx(
         (4, chi2.ppf(0.025, 8) / 2, chi2.ppf(0.975, 10) / 2)
     )
-    assert left_behind(10, Bounds(0.5, 0.5, 0.5)).value == pytest.approx(10)
+    # Ten found, and as many of the canaries leak as not.
+    value, lower, upper = count_times_odds(10, 100, 200)
+    assert value == pytest.approx(10)
+    assert 3 < lower < weighted_count([10], [1.0]).lower < 10 < upper < 25
+    assert count_times_odds(0, 0, 200) == pytest.approx((0, 0, 0.03), abs=0.01)
     with pytest.raises(ValueError, match="is not a share"):
         share_of(0, 0)
 
 
 ITEM = "pii_scrubbing"
-LIMITS = {"pii_ner": True, "pii_canaries": 60, "pii_max_leak": 0.1, "pii_max_leak_ner": 0.15}
+LIMITS = {"pii_ner": True, "pii_canaries": 60, "pii_max_left": 500}
 
 
 def use(monkeypatch, detector):

@@ -69,13 +69,13 @@ def test_the_estimate_is_the_one_of_a_filled_sheet(lab):
     for row in sheet.rows:
         missed = (("PERSON", "Zebulon"),) if "Zebulon" in row.text else ()
         rows.append(reviews.Answer("x", row.row_id, row.row_hash, missed))
-    config, hits = lab.run.config.data, {"PERSON": 50}
+    config = lab.run.config.data
     by_sheet = reviews.review_measurements(
-        reviews.reviewed(rows, rows_of_all_strata()), hits, 400, config
+        reviews.reviewed(rows, rows_of_all_strata()), 400, config
     )
-    by_form = reviews.review_measurements(reviews.answered(lab.run, sheet), hits, 400, config)
+    by_form = reviews.review_measurements(reviews.answered(lab.run, sheet), 400, config)
     assert by_form == by_sheet
-    assert any(m.name == "review_leak_PERSON_at_least" for m in by_form)
+    assert any(m.name == "review_left_per_1000_rows_PERSON_at_least" for m in by_form)
 
 
 def test_a_leak_that_people_find_turns_the_verdict(lab):
@@ -88,7 +88,9 @@ def test_a_leak_that_people_find_turns_the_verdict(lab):
     lab.leave("final_audit", {}, list(audited(lab).values()))
     row = status(lab.run, "pii_scrubbing")
     assert row.verdict == "fail"
-    assert "the final audit: pii_scrubbing.review_leak_PERSON_at_least is" in row.because
+    assert (
+        "the final audit: pii_scrubbing.review_left_per_1000_rows_PERSON_at_least is" in row.because
+    )
     # Findings in other rows do not count.
     other = reviews.make_sheet(rows_of_all_strata()[:300], 40)
     lab.leave("pii_scrubbing", {"review_sheet.json": other.model_dump_json()}, KEPT)

@@ -62,11 +62,11 @@ def test_the_estimate_counts_rows_by_their_weight():
     review = reviewed(read_answers(names, "sheet.csv"), rows)
     assert review.left().value == pytest.approx(50)
     assert review.left().lower < 50 < review.left().upper
-    assert review.leaks({"PERSON": 150})["PERSON"].value == pytest.approx(0.25)
+    assert review.left_per_1000("PERSON", 200).value == pytest.approx(250)
     clean = reviewed(read_answers(fill(sheet), "sheet.csv"), rows)
     assert clean.left().value == 0
     assert clean.left().upper > 0
-    assert clean.leaks({}) == {}
+    assert clean.entities() == []
 
 
 def test_a_review_of_other_data_does_not_count():
@@ -134,10 +134,10 @@ def test_what_a_person_finds_goes_into_the_evidence_and_turns_the_verdict(lab_of
     told = {entry["name"]: entry["value"] for entry in json.loads(capsys.readouterr().out)}
     assert told["review_left_per_1000_rows"] == pytest.approx(1000)
 
-    second = lab_of(pii_review=str(filled), pii_max_leak_ner=0.5, pii_max_leak={})
+    second = lab_of(pii_review=str(filled), pii_max_left=10)
     entry = second.upto(ITEM)
     assert value(entry, "review_rows") == 30
-    assert value(entry, "review_leak_PERSON") == 1
+    assert value(entry, "review_left_per_1000_rows_PERSON") == pytest.approx(1000)
     assert value(entry, "leak_estimate_rests_on") == "canaries and a person's review of 30 rows"
     assert "A person found 30 more in 30 of the rows" in entry.summary
     gate = second.gate(ITEM)

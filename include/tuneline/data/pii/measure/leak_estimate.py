@@ -160,14 +160,15 @@ def decides(group: str, profiles: Iterable[str]) -> bool:
     return not {kind, entity_of(kind)}.isdisjoint(demanded(profiles))
 
 
-def leak_measurements(trial: Trial, hits: Counter[str]) -> list[Measurement]:
+def leak_measurements(config: DataConfig, trial: Trial, hits: Counter[str]) -> list[Measurement]:
     """Return the share of leaks of each group; a high one of an entity without `hits` warns.
 
     What the rows hold is judged by what is left of it.
     """
     found = []
     for group, share in trial.shares(lambda canary: canary.group).items():
-        rule: Rule | None = None if hits[group_entity(group)] else "<="
+        free = hits[group_entity(group)] or config.pii_max_left is None
+        rule: Rule | None = None if free else "<="
         limit = rule and WEAK
         found += [
             measure(f"leak_{group}", share.value, "share"),
