@@ -45,7 +45,7 @@ from tuneline.data.near_duplicates.witness import cross_pairs
 from tuneline.data.pii.find.detector import Detector
 from tuneline.data.pii.find.entities import Settings
 from tuneline.data.pii.find.texts import Shared, shared_parts
-from tuneline.data.pii.measure.witness import answers_torn
+from tuneline.data.pii.measure.witness import answers_torn, is_cut
 from tuneline.data.pii.replace.scrubber import (
     CHUNK,
     other_hits,
@@ -260,30 +260,30 @@ def torn_rows(
     rows: StoredRows, scrubbed: StoredRows, unscrubbed: StoredRows, label_field: str | None
 ) -> int:
     """Count rows with an answer that scrubbing tore from the turns before it."""
-    split = {base_id(row_id) for row_id in rows.column("row_id") if "#" in row_id}
-    whole = {row.row_id: row.messages for row in scrubbed if row.row_id in split}
-    before = {row.row_id: row.messages for row in unscrubbed}
+    made, before = ({row.row_id: row.messages for row in some} for some in (scrubbed, unscrubbed))
     found = 0
     for row in rows:
         source = base_id(row.row_id)
-        old = before.get(source, row.messages)
-        part = _same_part(old, whole.get(source, old), row.messages) if "#" in row.row_id else old
-        found += answers_torn(part, row.messages, label_field) > 0
+        whole = made.get(source, row.messages)
+        if len(row.messages) > len(whole):
+            continue
+        at = _turns_of(row.messages, whole)
+        old = [before.get(source, whole)[turn] for turn in at]
+        # Balancing may take a sentence out of an answer.
+        now = [
+            whole[turn] if is_cut(whole[turn], message) else message
+            for turn, message in zip(at, row.messages, strict=True)
+        ]
+        found += answers_torn(old, now, label_field) > 0
     return found
 
 
-def _same_part(
-    old: Sequence[Message], whole: Sequence[Message], part: Sequence[Message]
-) -> list[Message]:
-    """Return the turns of a row that became a part of it, by where the part is in the whole row."""
-    system = [turn["role"] == "system" for turn in part[:1]].count(True)
-    own = part[system:]
-
-    def equal(start: int) -> int:
-        return sum(map(eq, whole[start : start + len(own)], own))
-
-    start = max(range(system, len(whole) - len(own) + 1), key=equal)
-    return [*old[:system], *old[start : start + len(own)]]
+def _turns_of(part: Sequence[Message], whole: Sequence[Message]) -> list[int]:
+    """Return which turns of a row a part of it has, by those that are the same."""
+    system = int(part[0]["role"] == "system")
+    starts = range(system, len(whole) - len(part) + system + 1)
+    start = max(starts, key=lambda at: sum(map(eq, whole[at:], part[system:])))
+    return [*range(system), *range(start, start + len(part) - system)]
 
 
 def search_triggers(ctx: StepContext, facts: Sequence[Row], texts: Sequence[str]) -> Finding:

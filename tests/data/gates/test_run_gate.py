@@ -94,6 +94,7 @@ FIRST, SECOND, THIRD, FOURTH, FIFTH = DATA_ORDER
         (SECOND, lambda t: t.iloc[1:], "missing_rows: column values to be between"),
         (SECOND, first(row_id="new"), "came_in"),
         (SECOND, first(residual_hits=1), "kept_residual"),
+        (SECOND, first(torn_copies=1), "kept_torn"),
         (SECOND, first(hits=1, values_left=1), "rows_with_values_left"),
         (SECOND, lambda t: t.assign(undeclared_language=1), "undeclared_language"),
         (SECOND, lambda t: t[t["entity"] != "CREDIT_CARD"], "pii_canaries"),

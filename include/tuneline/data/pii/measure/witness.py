@@ -29,6 +29,11 @@ def answers_torn(before: Turns, after: Turns, label_field: str | None) -> int:
     return torn
 
 
+def is_cut(whole: Mapping[str, str], turn: Mapping[str, str]) -> bool:
+    """Return True if a turn has lost words, and has no other ones."""
+    return {*_spaced(turn["content"]).split()} < {*_spaced(whole["content"]).split()}
+
+
 def _is_torn(old: list[str], new: list[str], said: Sequence[tuple[str, str]]) -> bool:
     old, new = list(map(_spaced, old)), list(map(_spaced, new))
     asked = ["\n".join(turns) for turns in zip(*said, strict=True)]
