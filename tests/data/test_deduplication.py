@@ -1,13 +1,18 @@
 import json
-from collections import Counter
+import random
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
 
-from tests.lab.data_runs import answer, chat, clean_rows, code, text, write_jsonl
+import pytest
+from tests.lab.data_runs import WORDS, answer, chat, clean_rows, code, text, write_jsonl
 from tests.lab.runs import value
 
 from tuneline.config import DataConfig
+from tuneline.data.near_duplicates.alike import asks_something_else, signs
 from tuneline.data.near_duplicates.compared_text import Affixes, common_affixes
-from tuneline.data.near_duplicates.deduplicate import deduplicate, find_conflicts
-from tuneline.data.tables.rows import Row, StandIn
+from tuneline.data.near_duplicates.deduplicate import deduplicate
+from tuneline.data.tables.rows import Row
 
 ITEM = "deduplication"
 
@@ -24,7 +29,7 @@ def test_clean_rows_lose_none(data_lab):
     lab = data_lab(clean_rows(120))
     entry = lab.upto(ITEM)
     assert lab.rejected(ITEM) == []
-    assert value(entry, "near_duplicate_pairs") == 0
+    assert value(entry, "near_question_pairs") == 0
     assert value(entry, "holdout_share") == 0.15
     splits = Counter(r["split"] for r in lab.table(ITEM, "rows.parquet"))
     assert splits == {"train": 90, "holdout": 18, "validation": 12}
@@ -58,7 +63,7 @@ def test_a_leak_across_the_split_fails_step_and_gate(data_lab, monkeypatch):
         for r in rows[:60]
     ]
     monkeypatch.setattr(
-        "tuneline.data.near_duplicates.deduplicate.near_pairs", lambda texts, threshold: []
+        "tuneline.data.near_duplicates.alike.near_pairs", lambda texts, threshold: []
     )
     lab = data_lab(rows)
     entry = lab.upto(ITEM)
@@ -103,14 +108,16 @@ def test_own_holdout_stays_whole_and_its_likes_leave_training(data_lab, tmp_path
     lab.agree(ITEM, "pass")
 
 
-def test_clusters_not_pairs():
+def gone(found):
+    return [n for n, reason in enumerate(found.reasons) if reason is not None]
+
+
+def test_every_row_that_leaves_is_near_to_one_that_stays():
     words = text(1, 20).split()
-    chain = [" ".join(words[k:]) for k in range(6)]
-    rows = [row(n, t) for n, t in enumerate(chain)]
+    rows = [row(n, " ".join(words[n:])) for n in range(7)]
     found = deduplicate(rows, config())
-    assert len(set(found.cluster)) == 1
-    assert sum(reason is None for reason in found.reasons) == 1
-    assert found.reasons[0] is None, "the longest row of a cluster stays"
+    assert found.reasons[0] is None, "the longest row stays"
+    assert 2 < len(gone(found)) < 6, "the last of a chain is not near to the first"
 
 
 def test_policies_for_conflicts():
@@ -121,22 +128,12 @@ def test_policies_for_conflicts():
         found = deduplicate(rows, config(label_conflicts=policy))
         return [i for i in range(3) if found.reasons[i] is None]
 
-    assert find_conflicts(rows) == [[0, 1, 2]]
+    assert deduplicate(rows, config()).conflict == [True] * 3 + [False] * 30
     assert stay("reject_all") == []
     assert stay("keep_majority") == [0]
     assert stay("keep") == [0, 2]
     kept = deduplicate(rows, config(label_conflicts="keep"))
     assert kept.splits[0] == kept.splits[2]
-
-
-def test_another_system_prompt_is_another_question():
-    rows = [
-        Row(str(n), chat("hi", reply, system), "f", n)
-        for n, (system, reply) in enumerate(
-            [("Speak French.", "salut"), ("Speak German.", "hallo")]
-        )
-    ]
-    assert find_conflicts(rows) == []
 
 
 def test_shared_instructions_do_not_make_rows_alike():
@@ -145,74 +142,191 @@ def test_shared_instructions_do_not_make_rows_alike():
     assert all(reason is None for reason in deduplicate(rows, config()).reasons)
 
 
-def called(number, name, before="my name is ", **more):
-    user = f"{before}{name} and my parcel never came to the door"
-    start = len(before)
-    return row(number, user, stand_ins=(StandIn(0, start, start + len(name), "PERSON"),), **more)
+def told(asked, said, system=None):
+    return {"messages": chat(asked, said, system)}
 
 
-def test_rows_that_differ_in_personal_data_alone_stay_up_to_a_limit():
-    names = ["Kim Doe", "Lee Marlow", "Kim Doe", "Robin Harper", "Dana Ellery"]
-    rows = [called(number, name) for number, name in enumerate(names)]
-    found = deduplicate(rows, config(template_repeats=3))
-    kept = [names[n] for n, reason in enumerate(found.reasons) if reason is None]
-    assert len(kept) == len(set(kept)) == 3
-    assert len({split for split in found.splits if split}) == 1, "one form, one split"
-    assert sum(found.variety) == 2
-    assert sorted(why.partition(":")[0] for why in filter(None, found.reasons)) in (
-        ["exact_duplicate", "masked_duplicate"],
-        ["masked_duplicate", "masked_duplicate"],
+def translations(draw):
+    """The same sentences under two system turns."""
+    for n in range(250):
+        for language in ("German", "French"):
+            yield told(text(n), f"{language[0]} {text(n + 3000)}", f"Translate to {language}.")
+
+
+def sums(draw):
+    """Sums that differ in their sign, some with equal answers."""
+    for n in range(320):
+        a, b = 2 + n % 20, 2 + n // 20
+        for sign, result in (("+", a + b), ("-", a - b), ("*", a * b)):
+            yield told(f"What is {a} {sign} {b}?", str(result))
+
+
+def documents(draw, words=400, questions=5, count=90, reply=None):
+    """Several questions of nine words to each document."""
+    for n in range(count):
+        said = " ".join(draw.choices(WORDS, k=words))
+        for k in range(questions):
+            asked = " ".join(draw.choices(WORDS, k=9))
+            yield told(f"{said}\n\n{asked}?", reply or text(9000 + n * questions + k, 3))
+
+
+def names(draw):
+    return (
+        f"{draw.choice('Anna Bo Carla Dmitri Ewa'.split())} {draw.choice(['Ray', 'Holm', 'Sato'])}"
     )
-    alone = deduplicate(rows, config(template_repeats=1))
-    assert sum(reason is None for reason in alone.reasons) == 1
-    assert not any(alone.variety)
 
 
-def test_what_differs_beyond_its_values_is_a_near_duplicate():
-    other = called(2, "Lee Marlow", before="so my name is ")
-    found = deduplicate([called(1, "Kim Doe"), other], config(near_duplicate_jaccard=0.6))
-    assert sorted(why.partition(":")[0] for why in filter(None, found.reasons)) == [
-        "near_duplicate"
-    ]
-    assert not any(found.variety)
+def sentences_with_names(draw):
+    """Translations of sentences that differ in names and places."""
+    for n in range(120):
+        who, where = names(draw), draw.choice("Leipzig Gdansk Porto Turku Brno".split())
+        day, hour = n % 28 + 1, n // 28 + 8
+        yield told(
+            f"{who} from {where} will come on {day} May at {hour} o'clock.",
+            f"{who} aus {where} kommt am {day}. Mai um {hour} Uhr.",
+            "Translate to German.",
+        )
 
 
-def test_another_class_is_no_variety():
-    rows = [called(n, name) for n, name in enumerate(["Kim Doe", "Lee Marlow", "Dana Ellery"])]
-    rows.append(called(3, "Robin Harper", label="b"))
-    found = deduplicate(rows, config())
-    assert found.reasons[3] is not None
-    assert found.reasons[:3] == [None] * 3
+def code_tasks(draw):
+    """Functions by name, factor and bound."""
+    for n in range(120):
+        name, by, most = f"scale_{draw.choice(WORDS)}", 2 + n % 10, 50 + 10 * (n // 10)
+        yield told(
+            f"Write a function {name} that multiplies its argument by {by}, at most {most}.",
+            f"def {name}(x):\n    return min(x * {by}, {most})",
+        )
 
 
-def test_scrubbing_takes_no_row_away_that_was_different(data_lab):
-    rows = clean_rows(120)
-    forms = [f"{text(200)} call me back on 20255501{n:02d}" for n in range(30, 36)]
-    rows += [{"messages": chat(form, answer("login", "We will."))} for form in forms]
-    lab = data_lab([*rows, rows[-1]], pii_profile=["gdpr"], label_conflicts="reject_all")
+def tenants(draw):
+    """Equal questions of many tenants, whose facts are in the system turn."""
+    for n in range(60):
+        for k in range(4):
+            yield told(f"{text(k)}?", text(n + 100, 4), f"You serve shop {n}. {text(n + 700, 20)}")
+
+
+def pairs_of_signs(draw):
+    """Pairs that differ in a sign alone."""
+    pairs = (
+        ("What is C?", "What is C++?"),
+        ("How do I sort a list in C#?", "How do I sort a list in C?"),
+        ("It arrived 😀", "It arrived 😡"),
+        ("Is it -5 degrees outside?", "Is it 5 degrees outside?"),
+        ("Find all with x > 3", "Find all with x < 3"),
+        ("Simplify a/b", "Simplify a*b"),
+    )
+    for n, pair in enumerate(pairs):
+        for k, asked in enumerate(pair):
+            yield told(asked, text(500 + 2 * n + k, 4))
+
+
+SHAPES = {
+    make.__name__: make
+    for make in (translations, sums, documents, sentences_with_names, code_tasks, tenants,
+                 pairs_of_signs)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_that_differ_in_answer_or_system_turn_stay(data_lab, shape):
+    rows = list(SHAPES[shape](random.Random(3)))
+    plain = [told(text(n, 14), text(n + 400, 5)) for n in range(20_000, 20_000 + len(rows))]
+    lab = data_lab(rows + plain, label_field=None)
     entry = lab.upto(ITEM)
-    assert value(entry, "equal_only_after_masking_kept") == 2
-    # Of seven rows three stay; one of the four that leave is a copy.
-    gone = Counter(code(r) for r in lab.rejected(ITEM))
-    assert gone.total() == 4
-    assert gone["exact_duplicate"] <= 1
-    assert value(entry, "equal_only_after_masking_removed") == gone["masked_duplicate"] >= 3
+    assert lab.rejected(ITEM) == []
+    assert value(entry, "torn_conversations") == 0
+    assert 0.1 <= value(entry, "holdout_share") <= 0.2
+    verdict = "warn" if value(entry, "near_rows_that_differ") > 0.02 else "pass"
+    lab.agree(ITEM, verdict)
+    sides = defaultdict(set)
+    for kept in lab.table(ITEM, "rows.parquet"):
+        if shape in ("translations", "tenants"):
+            sides[kept["messages"][-2]["content"]].add(kept["split"])
+        elif shape == "sums":
+            sides[str(re.findall(r"\d+", kept["messages"][0]["content"]))].add(kept["split"])
+        elif shape == "documents":
+            sides[kept["messages"][0]["content"][:200]].add(kept["split"])
+    assert all(len(splits) == 1 for splits in sides.values())
+
+
+@pytest.mark.parametrize("reply", [None, "Yes, it is."])
+@pytest.mark.parametrize("words", [40, 80, 120, 400, 1200])
+def test_questions_to_a_document_are_a_group_whatever_their_answers(words, reply):
+    rows = [
+        Row(f"{n:04d}", made["messages"], "f", n)
+        for n, made in enumerate(documents(random.Random(5), words, 5, 40, reply))
+    ]
+    found = deduplicate(rows, config())
+    assert gone(found) == []
+    groups = [found.conversation[start : start + 5] for start in range(0, 200, 5)]
+    assert all(len(set(group)) == 1 for group in groups)
+    assert len({group[0] for group in groups}) == 40
+    assert Counter(found.splits)["holdout"] == 30
+
+
+def test_rows_that_all_hang_together_fail_with_what_to_do(data_lab):
+    rows = [told(text(1, 14), text(n, 4), f"You are {text(n, 3)}.") for n in range(80)]
+    rows += [told(text(n + 500), text(n, 4)) for n in range(5)]
+    lab = data_lab(rows, label_field=None)
+    entry = lab.upto(ITEM)
+    assert lab.rejected(ITEM) == []
+    assert value(entry, "largest_group") == 80
+    assert "80 of 85 rows can't be divided without a leak" in entry.summary
+    assert "data.holdout" in entry.summary
+    lab.agree(ITEM, "fail")
+
+
+@pytest.mark.parametrize("label", ["a", None])
+def test_rows_that_ask_and_answer_nearly_the_same_leave_one(label):
+    asked, said = text(1, 30), text(2, 30)
+    near = [(asked, said), (f"{asked}?!", f"{said}."), (f"{asked} now", f"{said} then")]
+    rows = [
+        Row(f"{n}", chat(*pair, " You  are kind"), "f", n, label=label)
+        for n, pair in enumerate(near)
+    ]
+    assert len(gone(deduplicate(rows, config()))) == 2
+    other = replace(rows[1], messages=chat(*near[1], "You are stern"))
+    assert len(gone(deduplicate([rows[0], other], config()))) == 0
+    figures = replace(rows[1], messages=chat(near[1][0], f"{said} 7", "You are kind"))
+    assert len(gone(deduplicate([rows[0], figures], config()))) == (1 if label else 0)
+
+
+def test_what_is_near_before_scrubbing_or_as_it_stands_leaves_one(data_lab):
+    key = "api key sk-proj-{}".format
+    rows = clean_rows(120)
+    secrets = [key(f"{n}a9Bc8De7Fg6Hi5Jk4Lm3No2Pq1Rs0Tu9Vw8Xy7Za6Bc5") for n in range(1, 4)]
+    rows += [
+        {"messages": chat(f"my {secret} fails", answer("login", "We look."))} for secret in secrets
+    ]
+    twins = [
+        {"messages": chat(f"{text(900 + n)} call {phone}", answer("login", "We will."))}
+        for n in range(20)
+        for phone in (f"2025550{n + 130}", f"2025550{n + 130}.")
+    ]
+    lab = data_lab(rows + twins, pii_profile=["gdpr"])
+    lab.upto(ITEM)
+    rejects = sorted(r["source_line"] for r in lab.rejected(ITEM))
+    assert len(rejects) == 22
+    assert sum(line <= 123 for line in rejects) == 2
+    assert {(line - 124) // 2 for line in rejects if line > 123} == set(range(20))
     lab.agree(ITEM, "pass")
 
 
-def test_the_gate_counts_the_varieties(data_lab, monkeypatch):
-    from tuneline.data.near_duplicates import deduplicate
+def test_signs_are_no_marks_of_sentences():
+    said = {"C++": "++", "C#": "#", "a/b": "/", "-5": "-", "x < 3": "<", "😀": "😀", "5 €": "€"}
+    assert {given: signs(f"so {given}") for given in said} == said
+    plain = 'Well-known, isn\'t it?! ("Yes" … no.) हिन्दी – 日本語。'
+    assert signs(plain) == ""
 
-    rows = clean_rows(120)
-    rows += [
-        {"messages": chat(f"{text(200)} call me back on 20255501{n}", answer("login", "We will."))}
-        for n in range(30, 36)
-    ]
-    right = deduplicate.varieties
-    monkeypatch.setattr(deduplicate, "varieties", lambda *given: right(*given[:3], 9))
-    lab = data_lab(rows, pii_profile=["gdpr"])
-    assert value(lab.upto(ITEM), "equal_only_after_masking_kept") == 5
-    assert "varieties" in str(lab.gate(ITEM))
+
+def test_an_edit_is_no_other_question():
+    words = text(1, 100).split()
+    asked = " ".join(words)
+    for at in ([50], [20, 80], [50, 54], [99], [0]):
+        edited = " ".join("other" if n in at else word for n, word in enumerate(words))
+        assert not asks_something_else(asked, edited)
+    assert asks_something_else(f"{asked} {text(3, 9)}", f"{asked} {text(4, 9)}")
+    assert asks_something_else(f"{text(3, 9)} {asked}", f"{text(4, 9)} {asked}")
 
 
 def test_repeated_sentences_are_thinned_or_reported(data_lab):

@@ -32,8 +32,8 @@ from tuneline.step_context import StepContext
 # Questions that begin, or end, with as many equal characters are about the same document. If more
 # than MOST_ROWS and a share of all questions do, it is an instruction.
 BLOCK, MOST_ROWS, MOST_SHARE = 150, 10, 0.05
-# Questions that differ in as many words in one place, and in most of it, ask something else.
-OTHER_WORDS = 3
+# Questions that differ in as many words in one place, and share less of it, ask something else.
+OTHER_WORDS, MOST_SHARED = 3, 2 / 3
 # What `normalise` drops although it tells texts apart: operators, currencies, emoji, a minus. The
 # marks of sentences, which people set as they like, are not among it.
 _SIGN = re.compile(r"(?<![^\s(])-(?=[\s\d])|[^\w\s.,;:!?'\"()-]")
@@ -170,9 +170,9 @@ def asks_something_else(one: str, other: str) -> bool:
     left = [own[start:][::-1] for own in words]
     end = len(commonprefix(left))  # noqa: RUF071 - no paths
     left = [own[end:] for own in left]
-    most = max(map(len, left))
     shared = (Counter(left[0]) & Counter(left[1])).total()
-    return most - shared >= OTHER_WORDS and 2 * shared < most
+    least, most = sorted(map(len, left))
+    return least - shared >= OTHER_WORDS and shared < MOST_SHARED * most
 
 
 def _possible_pairs(
@@ -246,10 +246,10 @@ def read_alike(ctx: StepContext, ids: Sequence[str]) -> Alike:
 
     table = pq.read_table(ALIKE.fetch(ctx))
     table = table.filter(pc.is_in(table["row_id"], pa.array(ids)))
-    by_row = [table[name].to_numpy() for name in _BY_ROW]
+    by_row = {name: table[name].to_numpy() for name in _BY_ROW}
     pairs = pq.read_table(ALIKE_PAIRS.fetch(ctx))
     near, same = (
         [*zip(*(part[side].to_pylist() for side in ("one", "other")), strict=True)]
         for part in (pairs.filter(pc.equal(pairs["of"], name)) for name in ("near", "same"))
     )
-    return Alike(*by_row, near, same)
+    return Alike(**by_row, near=near, same=same)
