@@ -119,6 +119,12 @@ WHOLE = [
     ("I am Ann Holm.", "Hello Ann Holm!", "I am Eve Mary Roy.", "Hello Eve Mary Roy!"),
     ("Who came?", "Ann Holm did.", "Who came?", "Eve Roy did."),
     ("a note from Ann", "It is from nobody.", "a note by Eve", "It is from nobody."),
+    (
+        "where is the box",
+        "Sorry. The box is lost.",
+        "where is Eve's box",
+        "Sorry. The box is lost.",
+    ),
 ]
 
 
