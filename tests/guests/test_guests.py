@@ -15,7 +15,7 @@ from benchmarks.faults.guests.shapes import SHAPES, guest
 # So few rows that all shapes together take less than a minute; whole guests are `long`.
 FEW = {"intent": 160, "text_and_label": 120, "one_class": 120, "japanese": 90, "long_prompts": 60}
 # Families whose template writes tools in a form that plain turns can give; others are refused.
-TOOLS_IN_TURNS = ("qwen2_5", "qwen3", "qwen3_instruct_2507")
+TOOLS_IN_TURNS = [name for name in FAMILIES if name.startswith("qwen")]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -119,6 +119,12 @@ WHOLE = [
     ("I am Ann Holm.", "Hello Ann Holm!", "I am Eve Mary Roy.", "Hello Eve Mary Roy!"),
     ("Who came?", "Ann Holm did.", "Who came?", "Eve Roy did."),
     ("a note from Ann", "It is from nobody.", "a note by Eve", "It is from nobody."),
+    (
+        "where is the box",
+        "Sorry. The box is lost.",
+        "where is Eve's box",
+        "Sorry. The box is lost.",
+    ),
 ]
 
 

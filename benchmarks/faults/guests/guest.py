@@ -146,7 +146,8 @@ def plant(
         tokens: the limit on the tokens of a row.
     """
     empty, roles, injected, long, twin, disputed, card, key = spare
-    wrong = next(_answer(r) for r in guest.rows if _answer(r) != _answer(disputed))
+    answers = map(_answer, guest.rows)
+    wrong = next(answer for answer in answers if _contradict(answer, _answer(disputed)))
     secret = "AKIA" + "".join(choose.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", k=16))
     filler = " ".join(choose.choices(COMMON, k=tokens + 50))
     again = "{} Please." if len(_question(twin).split()) >= 15 else " {}  "
@@ -182,6 +183,12 @@ def _asked(record: Record) -> str:
 
 def _answer(record: Record) -> str:
     return str(record["messages"][-1]["content"])
+
+
+def _contradict(first: str, second: str) -> bool:
+    """Return True if no field of two JSON answers is equal; of other answers, if they differ."""
+    one, other = (json.loads(t) if t.startswith("{") else {"": t} for t in (first, second))
+    return all(one.get(key) != value for key, value in other.items())
 
 
 def _question(record: Record) -> str:

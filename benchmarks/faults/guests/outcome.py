@@ -149,7 +149,7 @@ def _torn_run(old: str, asked: str, new: str, kept: str) -> list[str]:
 
     Of words that stay as they are, those that look like a value count: "from" copies nothing.
     """
-    valued = {word.casefold() for word in _WORD.findall(old) if not _PLAIN.fullmatch(word)}
+    valued = {word[0].casefold() for word in _WORD.finditer(old) if not _is_plain(old, word)}
     a, b = _words(old), _words(new)
     shared, still = set(_words(asked)), set(_words(kept))
     torn: list[str] = []
@@ -162,6 +162,12 @@ def _torn_run(old: str, asked: str, new: str, kept: str) -> list[str]:
             whole = len(copied) == j - i
             torn += copied[:1] if (lost if whole else len(lost) == m - k) else []
     return torn
+
+
+def _is_plain(text: str, word: re.Match[str]) -> bool:
+    """Return True for a word in lower case, or with a capital that only begins a sentence."""
+    starts = not (before := text[: word.start()].rstrip(" \n\"'(")) or before[-1] in ".!?:"
+    return bool(_PLAIN.fullmatch(word[0].lower() if starts else word[0]))
 
 
 def _words(text: str) -> list[str]:
