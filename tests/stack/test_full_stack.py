@@ -27,7 +27,7 @@ NOT_PASSED = {
     # The first release has no release before it.
     "fallback": ("warn", "models_to_fall_back_to is 0"),
     # Limits that are looser than the policy, as so small a run needs them.
-    "pii_scrubbing": ("warn", "the policy: data.pii_max_leak.other is 1"),
+    "pii_scrubbing": ("warn", "the policy: data.pii_max_left is inf"),
 }
 OF_TASK = {
     # A base that knows one task alone needs looser limits than the policy's.
@@ -37,7 +37,7 @@ OF_TASK = {
     },
     "smollm2": {
         # Nine identifiers are too few to rank.
-        "pii_scrubbing": ("inconclusive", "the policy: data.pii_max_leak.other is 1"),
+        "pii_scrubbing": ("inconclusive", "the policy: data.pii_max_left is inf"),
         # Twenty questions could not have shown the loss that must be seen.
         "base_regression": ("inconclusive", "detectable_drop is"),
         "holdout_performance": ("warn", "the policy: evaluation.min_gain_over_trivial is -1"),

@@ -128,7 +128,7 @@ def test_all_linear_means_the_layers_of_the_architecture(architecture, kinds):
 def test_experts_that_carry_no_adapter_are_named(lab, tmp_path):
     base = write_base(FAMILIES["gptoss"], tmp_path / "mixture")
     evidence = lab(base=base, r=4).execute("lora_selection", lora_selection.run)
-    assert "of the experts are no linear layers and stay" in evidence.summary
+    assert "of the experts are not linear layers and stay" in evidence.summary
 
 
 def test_what_has_no_adapter_of_linear_layers_is_refused():

@@ -163,7 +163,7 @@ def _worst(left: Sequence[Measurement]) -> str:
     worst = max((m for m in left if m.name.endswith("_at_most")), key=order)
     entity = worst.name.removeprefix("left_per_1000_rows_").removesuffix("_at_most")
     if worst.value is None:
-        return f"All canaries of {entity} leaked, so what is left of it can't be told."
+        return f"All canaries of {entity} leaked, so the number of values left can't be estimated."
     allowed = "" if worst.limit is None else f" ({worst.limit:g} may be)"
     return f"Most is left of {entity}: at most {worst.value:.2g} values per 1,000 rows{allowed}."
 

@@ -65,7 +65,7 @@ def describe(settings: LoraSettings, modules: int, config: TrainingConfig, exper
         f"{modules} layers of the kinds {', '.join(settings.target_modules)}: {where}; "
         f"{settings.trainable_parameters:,} of {settings.total_parameters:,} parameters train "
         f"({share:.2%})"
-        + (f"; the {experts:,} of the experts are no linear layers and stay" if experts else "")
+        + (f"; the {experts:,} of the experts are not linear layers and stay" if experts else "")
     )
 
 

@@ -12,8 +12,8 @@ from tuneline.config import DataConfig
 from tuneline.data.pii.measure.leak_estimate import (
     blind_spots,
     decides,
-    left_breach,
     leak_measurements,
+    left_breach,
     left_measurements,
     readable,
     run_trial,

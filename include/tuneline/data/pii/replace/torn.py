@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
+from tuneline.data.conversations.answers import answer_object
 from tuneline.data.pii.find.texts import said, texts_of
 from tuneline.data.tables.rows import Message
 
@@ -25,7 +27,8 @@ def torn_copies(
 
     A whole answer, a value of JSON or an argument of a tool that stood in an earlier turn must
     stand in one; a word of both must be in both or in neither; and if all words that are gone from
-    an answer stood earlier, so must what took their place. What the system says does not count.
+    an answer stood earlier, so must what took their place. What the system says does not count. A
+    number in JSON that became a text is torn.
     """
     torn, earlier = 0, (_Earlier(), _Earlier())
     for old, new in zip(before, after, strict=True) if before != after else ():
@@ -48,6 +51,7 @@ class _Answer:
         else:
             values = texts
         self.values = [_words(value) for value in values]
+        self.numbers = _numbers(answer_object(message["content"]))
         self.words = frozenset(word for text in texts for word in _WORD.findall(text))
 
 
@@ -78,6 +82,13 @@ class _Earlier:
         return value in self._runs[size]
 
 
+def _numbers(value: Any) -> int:
+    """Count the numbers in a JSON answer."""
+    if isinstance(value, dict | list):
+        return sum(map(_numbers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _words(text: str) -> Words:
     return tuple(map(str.casefold, _WORD.findall(text)))
 
@@ -94,7 +105,10 @@ def _torn(old: _Answer, new: _Answer, before: _Earlier, after: _Earlier) -> int:
         for one, other in ((old.words, new.words), (new.words, old.words))
     )
     strangers = came - {*map(str.casefold, after.words)}
-    return values + words + (bool(strangers) and gone <= {*map(str.casefold, before.words)})
+    numbers = max(0, old.numbers - new.numbers)
+    return (
+        numbers + values + words + (bool(strangers) and gone <= {*map(str.casefold, before.words)})
+    )
 
 
 def _is_telling(word: str) -> bool:
