@@ -242,8 +242,8 @@ def test_rows_that_differ_in_answer_or_system_turn_stay(data_lab, shape):
     for kept in lab.table(ITEM, "rows.parquet"):
         if shape in ("translations", "tenants"):
             sides[kept["messages"][-2]["content"]].add(kept["split"])
-        elif shape == "sums":
-            sides[str(re.findall(r"\d+", kept["messages"][0]["content"]))].add(kept["split"])
+        elif (asked := kept["messages"][0]["content"]).startswith("What is") and shape == "sums":
+            sides[str(re.findall(r"\d+", asked))].add(kept["split"])
         elif shape == "documents":
             sides[kept["messages"][0]["content"][:200]].add(kept["split"])
     assert all(len(splits) == 1 for splits in sides.values())

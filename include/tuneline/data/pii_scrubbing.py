@@ -40,6 +40,7 @@ from tuneline.data.tables.rows import (
 )
 from tuneline.evidence import Evidence, Measurement, measure
 from tuneline.machine.workers import HERE, Engine, worker_count
+from tuneline.statistics import share_of
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -52,7 +53,8 @@ REVIEW = "review.parquet"
 LEARNT_ROWS = 1 << 15
 # Rows with hits that are worth the start of processes, each of which loads the model.
 LEAST_ROWS = 600
-# A row that keeps a value is rejected; more of them than this are a fault of the surrogates.
+# A row that keeps a value is rejected; if more than this share is shown to (by the lower end of
+# the interval), it is a fault of the surrogates.
 MAX_VALUES_LEFT = 0.01
 
 
@@ -72,7 +74,7 @@ def _row_measurements(results: Sequence[Scrubbed], kept: int, gone: int) -> list
     hits = _hits(results)
     staying = [result for result in results if reason_to_reject(result) is None]
     changed = sum(bool(result.hits) for result in results)
-    left = sum(result.left > 0 for result in results) / max(changed, 1)
+    left = share_of(sum(r.left > 0 for r in results if r.hits), max(changed, 1))
     return [
         measure("rows_in", len(results), "rows"),
         measure("rows_kept", kept, "rows", ">=", 1),
@@ -84,7 +86,8 @@ def _row_measurements(results: Sequence[Scrubbed], kept: int, gone: int) -> list
         measure("residual_pattern_hits", sum(r.residual for r in staying), "hits", "==", 0),
         measure("rows_torn", sum(r.torn > 0 for r in results), "rows"),
         measure("torn_copies", sum(r.torn for r in staying), "copies", "==", 0),
-        measure("rows_with_values_left", left, "share", "<=", MAX_VALUES_LEFT),
+        measure("rows_with_values_left", left.value, "share"),
+        measure("rows_with_values_left_at_least", left.lower, "share", "<=", MAX_VALUES_LEFT),
     ]
 
 
@@ -105,7 +108,14 @@ def _coverage_measurements(
         measure("profiles", "+".join(sorted(config.pii_profile)), "text"),
         measure("languages", "+".join(sorted(config.languages)), "text"),
         *models,
-        measure("uncovered_languages", len(uncovered_languages(config)), "languages", "==", 0),
+        measure(
+            "uncovered_languages",
+            len(uncovered_languages(config)),
+            "languages",
+            "==",
+            0,
+            on_breach=config.undeclared_language_breach,
+        ),
         measure(
             "undeclared_language_share",
             _foreign(results).total() / len(results),

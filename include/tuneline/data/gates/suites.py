@@ -142,16 +142,17 @@ def _pii_scrubbing(given: GateInput) -> list[Suite]:
     frame["kept_torn"] = frame["torn_copies"].where(frame["kept"])
     changed = frame["hits"] > 0
     if changed.any():
-        left = (frame["values_left"] > 0).astype(float)
-        frame["rows_with_values_left"] = left.where(changed)
-        rules.append(mean("rows_with_values_left", 0, MAX_VALUES_LEFT))
+        left = int((changed & (frame["values_left"] > 0)).sum())
+        least = "rows_with_values_left_at_least"
+        frame[least] = share_of(left, int(changed.sum())).lower
+        rules.append(between(least, 0, MAX_VALUES_LEFT))
     frame["undeclared_language_share"] = frame["undeclared_language"]
     frame["uncovered_languages"] = len(uncovered_languages(data))
     severity = "critical" if data.undeclared_language_breach == "fail" else "warning"
     rules += [
         between("kept_residual", 0, 0),
         between("kept_torn", 0, 0),
-        between("uncovered_languages", 0, 0),
+        between("uncovered_languages", 0, 0, severity),
         mean("undeclared_language_share", 0, data.max_undeclared_language_share, severity),
     ]
     # A review of other data counts for nothing, of which the step warns.

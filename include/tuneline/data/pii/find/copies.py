@@ -18,11 +18,11 @@ from os.path import commonprefix
 from typing import NamedTuple
 
 from tuneline.data.pii.find.entities import PLACES, Hit
-from tuneline.data.pii.find.token_model import Word
+from tuneline.data.pii.find.token_model import UNSPACED, Word
 from tuneline.machine.linear_pattern import LinearPattern
 from tuneline.machine.redaction import SECRETS
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 # A string or a number that is a value in JSON.
 _VALUE = LinearPattern(r'(?:[:,]\s?|\[)("[^"]*"|-?\d[\d.]*)')
 # Places of a word in a row that are compared, longer values that hold it, and words of a value.

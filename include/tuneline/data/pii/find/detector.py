@@ -15,7 +15,7 @@ from tuneline.data.pii.find.identifiers import find_identifiers, name_number
 from tuneline.data.pii.find.models import EntityModel, load_entity_model
 from tuneline.data.pii.find.patterns import find_patterns
 from tuneline.data.pii.find.texts import Plain, Shared, Text, plain, texts_of
-from tuneline.data.pii.find.token_model import Word
+from tuneline.data.pii.find.token_model import UNSPACED, Word
 from tuneline.data.tables.rows import Message
 
 # Least score (1 - P(O)) of a word by group of types. They cost least
@@ -46,6 +46,7 @@ _UNIT_OF = re.compile(
     r"(?i)\s?(?:dollars?|euros?|bucks|usd|eur|gbp|pounds?|rupees|rs|[€£%]|k[gm]?|gb|mb|mah|cc|miles|"
     r"points|steps|people|pieces|items|times|days|hours)\b"
 )
+_IN_UNSPACED = re.compile(f"[{UNSPACED}]")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 # Texts that are remembered, up to a length: chats repeat short ones.
 REMEMBERED, LONGEST = 20_000, 2_000
@@ -164,7 +165,12 @@ class Detector:
                 self._read.clear()
             every = zip(*(model.words(new) for model in self._models), strict=True)
             for text, some in zip(new, every, strict=True):
-                found[text] = sorted(word for words in some for word in words)
+                found[text] = sorted(
+                    word
+                    for words in some
+                    for word in words
+                    if self._settings.unspaced or not _IN_UNSPACED.match(text, word.start)
+                )
                 if len(text) <= LONGEST:
                     self._read[text] = found[text]
         return found

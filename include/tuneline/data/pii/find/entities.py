@@ -80,6 +80,8 @@ class Settings:
     languages: tuple[str, ...] = ("en",)
     # Directories of the models that find personal data; without one patterns alone do.
     models: tuple[Path, ...] = ()
+    # True if these read scripts without spaces; the usual one guesses at each of their characters.
+    unspaced: bool = False
     # Entity type by label of such a model, for labels that are not known.
     labels: Mapping[str, str] = field(default_factory=dict)
     # Presidio recognisers of the user, and the lowest score of a hit that counts.

@@ -101,11 +101,17 @@ def _plugins() -> list[Any]:
     return [getattr(module, f"{name}Detector")() for module, name in modules]
 
 
+# A calendar date in the form of ISO 8601.
+_ISO_DATE = re.compile(r"(?:19|20)\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])")
+
+
 def name_number(text: str, start: int, end: int) -> str:
     """Return the entity type of a number, by its check digits, its form and the words before it."""
     from stdnum import luhn
 
     value = text[start:end]
+    if _ISO_DATE.fullmatch(value):
+        return "DATE"
     digits = re.sub(r"\D", "", value)
     before = text[max(0, start - _REACH) : start]
     if len(digits) in _CARD and luhn.is_valid(digits):

@@ -29,9 +29,9 @@ BATCH = 8
 LONGEST_RUN, LEAST = 100, 0.02
 # "j.kwan@tide.com" and "555-0134" are one word, without the full stop of the sentence; so is each
 # character of Thai, Chinese and Japanese, which put no spaces between words.
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+(?:[.@-][^\W{_UNSPACED}]+)*")
-_LONG_RUN = re.compile(rf"[^\s{_UNSPACED}]{{{LONGEST_RUN},}}")
+UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff"
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+(?:[.@-][^\W{UNSPACED}]+)*")
+_LONG_RUN = re.compile(rf"[^\s{UNSPACED}]{{{LONGEST_RUN},}}")
 
 Row = np.ndarray[Any, np.dtype[np.float32]]
 # Gives logits (windows x pieces x labels) for the numbers of pieces and their mask.

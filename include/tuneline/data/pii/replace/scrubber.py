@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneline.config import DataConfig
+from tuneline.config.data import RAMPART
 from tuneline.data.conversations.answers import map_texts
 from tuneline.data.conversations.languages import foreign_language, likeliest
 from tuneline.data.pii.find.detector import Detector, resolve
@@ -297,6 +298,7 @@ def settings_of(config: DataConfig, *, models: bool = True) -> Settings:
         entities=scrubbed_entities(config.pii_profile),
         languages=tuple(config.languages),
         models=model_directories(config) if models else (),
+        unspaced=not set(config.pii_models) <= {RAMPART},
         labels=config.pii_ner_labels,
         recognizers=tuple(config.pii_recognizers),
         least_score=config.pii_recognizer_score,
