@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.contest.contest import Contest, Options, System, installed, speed_results
-from benchmarks.contest.report import NotMeasured, Report, Result, ratios_of
+from benchmarks.contest.report import NotMeasured, Report, Result, ratios_of, summarise
 from benchmarks.contest.trial import Job, Trial, read_lines, version_of, write_lines
+from benchmarks.faults.extraction_rows import make_extraction, scrubbing_scores
 from benchmarks.workloads.labelled_text import (
     NAMED,
     SHAPED,
@@ -26,6 +27,8 @@ from benchmarks.workloads.labelled_text import (
 from tuneline import __version__
 
 ROWS = 4_000
+# Rows whose JSON answers copy from their questions.
+EXTRACTION_ROWS = 600
 # A recogniser takes about thirty times longer; it gets only the first rows, but enough of them that
 # its recall is not noise.
 NAMED_SHARE, NAMED_LEAST = 0.2, 800
@@ -64,6 +67,7 @@ def run(options: Options) -> Report:
         missing += absent
         job = {"rows": write_lines(options.folder / "rows.jsonl", some), "labelled": labelled}
         results += speed_results(contest.measure(systems, job, options.runs or RUNS), "docs")
+    results += extraction_results(min(EXTRACTION_ROWS, options.rows or EXTRACTION_ROWS))
     if not labelled:
         missing.append(NotMeasured("recall and precision", "the rows have no spans"))
     workload = {
@@ -74,6 +78,24 @@ def run(options: Options) -> Report:
         **options.source,
     }
     return Report(workload, results, ratios_of(results, RATIOS), missing)
+
+
+def extraction_results(count: int) -> list[Result]:
+    """Scrub extraction rows whole: personal words that are left, harmless ones that are changed."""
+    from tuneline.config import DataConfig
+    from tuneline.data.pii.find.texts import shared_parts
+    from tuneline.data.pii.replace.scrubber import make_scrubber
+    from tuneline.data.pii_scrubbing import reason_to_reject
+
+    rows = make_extraction(count)
+    turns = [row["messages"] for row in rows]
+    config = DataConfig(source="rows", label_field=None)
+    scrubbed = make_scrubber(config, shared_parts(turns)).each((None, row) for row in turns)
+    kept = [None if reason_to_reject(result) else result.messages for result in scrubbed]
+    return [
+        summarise(WITH_MODEL, __version__, f"extraction_{name}", [share], "share")
+        for name, share in scrubbing_scores(rows, kept).items()
+    ]
 
 
 Found = list[list[Span]]

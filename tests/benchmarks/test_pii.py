@@ -109,3 +109,18 @@ def test_files_with_and_without_labels_and_broken_ones(tmp_path):
     rows.write_text('{"text": "hello", "spans": [{"start": 0}]}\n')
     with pytest.raises(UserError, match="row 1"):
         read_labelled(rows, None)
+
+
+def test_extraction_scores_see_what_leaks_is_torn_and_is_changed():
+    from benchmarks.faults.extraction_rows import make_extraction, scrubbing_scores
+
+    rows = make_extraction(40)
+    same = scrubbing_scores(rows, [row["messages"] for row in rows])
+    assert (same["leak"], same["torn"], same["harmless_changed"]) == (1, 0, 0)
+    changed = [
+        [{"content": "gone"}, {"content": json.dumps(dict.fromkeys(row["values"], "other"))}]
+        for row in rows
+    ]
+    other = scrubbing_scores(rows, [*changed[1:], None])
+    assert (other["leak"], other["torn"], other["harmless_changed"]) == (0, 1, 1)
+    assert other["rejected"] == 1 / 40
