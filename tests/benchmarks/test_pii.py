@@ -121,6 +121,6 @@ def test_extraction_scores_see_what_leaks_is_torn_and_is_changed():
         [{"content": "gone"}, {"content": json.dumps(dict.fromkeys(row["values"], "other"))}]
         for row in rows
     ]
-    other = scrubbing_scores(rows, [*changed[1:], None])
+    other = scrubbing_scores(rows, [*changed[:-1], None])
     assert (other["leak"], other["torn"], other["harmless_changed"]) == (0, 1, 1)
     assert other["rejected"] == 1 / 40
