@@ -51,7 +51,7 @@ def test_it_holds_the_library_with_its_data_and_nothing_else(wheel):
     assert "tuneline/config/presets/laptop.yaml" in expected
     (metadata,) = wheel.glob("*.dist-info/METADATA")
     extras = re.findall(r"^Provides-Extra: (\w+)", metadata.read_text(), re.MULTILINE)
-    assert extras == ["airflow", "azure", "delta", "gcs", "ml", "spark"]
+    assert extras == ["airflow", "azure", "gcs", "ml", "spark"]
 
 
 def test_it_works_without_the_checkout_and_is_the_same_code(wheel, tmp_path):

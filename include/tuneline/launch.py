@@ -248,9 +248,7 @@ def create_run(
     described["dataset_version"] = None
     # The pods may reach what this machine does not; they say what is wrong with it.
     with suppress(TunelineError):
-        described["dataset_version"] = dataset_version(
-            config.data.sources, config.data.queries
-        ).files
+        described["dataset_version"] = dataset_version(config.data.sources).files
     name = safe_run_id(run_id, model.suffix if model else "")
     if check is not None:
         meta = {**described, "policy": read_policy().recorded()}

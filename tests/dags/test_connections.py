@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from airflow.sdk import BaseOperator
 
 from tuneline.airflow import connections
-from tuneline.data.sources import frozen, object_stores
+from tuneline.data.sources import object_stores
 from tuneline.store import bucket, open_store
 
 BASE = "airflow.providers.amazon.aws.hooks.base_aws"
@@ -28,7 +30,7 @@ def hooks(monkeypatch):
     for name in [BASE.rsplit(".", n)[0] for n in range(1, 4)]:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, BASE, module)
-    for module in (bucket, frozen, object_stores):
+    for module in (bucket, object_stores):
         monkeypatch.setattr(module, "by_connection", None)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     connections.take_connections()
@@ -44,13 +46,10 @@ def test_the_connection_goes_before_the_environment(hooks, monkeypatch):
     assert hooks == [("aws_default", "s3", "standard")]
 
 
-def test_databases_and_other_buckets_take_theirs(hooks, monkeypatch):
+def test_other_buckets_take_theirs(hooks, monkeypatch):
     """The file systems of the providers, which are not installed here."""
     monkeypatch.setattr(connections, "get_fs", lambda *asked: asked)
-    assert frozen.by_connection("warehouse") is None
     assert object_stores.by_connection("gs") is None
-    monkeypatch.setenv("AIRFLOW_CONN_WAREHOUSE", "postgres://user:pass@host/shop")
-    assert frozen.by_connection("warehouse") == "postgres://user:pass@host/shop"
     connection = json.dumps({"conn_type": "google_cloud_platform"})
     monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", connection)
     monkeypatch.setenv("AIRFLOW_CONN_WASB_DEFAULT", json.dumps({"conn_type": "wasb"}))
@@ -59,3 +58,26 @@ def test_databases_and_other_buckets_take_theirs(hooks, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("AIRFLOW_CONN_GOOGLE_CLOUD_DEFAULT", connection)
     assert connections._file_system("gs") is None, "its provider is not installed"
+
+
+def test_the_dags_that_write_a_table_as_parquet_parse(monkeypatch):
+    """With a stand-in of the operator, whose provider is not installed here."""
+    name = "airflow.providers.amazon.aws.transfers.sql_to_s3"
+    given = {}
+
+    class SqlToS3Operator(BaseOperator):
+        def __init__(self, *, task_id, outlets, **options):
+            super().__init__(task_id=task_id, outlets=outlets)
+            given.update(options)
+
+    module = ModuleType(name)
+    module.SqlToS3Operator = SqlToS3Operator
+    for parent in [name.rsplit(".", n)[0] for n in range(1, 4)]:
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    monkeypatch.setitem(sys.modules, name, module)
+    page = (Path(__file__).parents[2] / "docs" / "do" / "tables.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    made = {}
+    exec(code, made)
+    assert (given["file_format"], given["sql_conn_id"]) == ("parquet", "warehouse")
+    assert made["TICKETS"].uri.rstrip("/") == "s3://datasets/tickets"

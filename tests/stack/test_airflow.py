@@ -97,9 +97,8 @@ def test_credentials_reach_pods_by_reference_only(layout, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2-hunter2")
     monkeypatch.setenv("WANDB_BASE_URL", "http://tracker")
-    monkeypatch.setenv("TUNELINE_SQL_SHOP", "postgresql://reader:hunter2@host/shop")
-    named = ("AWS_SECRET_ACCESS_KEY", "TUNELINE_SQL_SHOP")
-    secret = {"tuneline-credentials": {name: os.environ[name] for name in named}}
+    name = "AWS_SECRET_ACCESS_KEY"
+    secret = {"tuneline-credentials": {name: os.environ[name]}}
     assert pod_secrets() == secret
     images = image_map(layout)
     assert images["env"]["WANDB_BASE_URL"] == "http://tracker"
@@ -109,8 +108,7 @@ def test_credentials_reach_pods_by_reference_only(layout, monkeypatch):
     layout.pods.mkdir(parents=True)
     (layout.pods / "secrets.json").write_text(json.dumps(secret))
     assert airflow.environment(layout)["TUNELINE_POD_SECRETS"] == "tuneline-credentials"
-    for name in named:
-        monkeypatch.delenv(name)
+    monkeypatch.delenv(name)
     assert pod_secrets() == {}
 
 

@@ -8,7 +8,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.io import get_fs
 
-from tuneline.data.sources import frozen, object_stores
+from tuneline.data.sources import object_stores
 from tuneline.store import bucket
 
 _AWS = "aws_default"
@@ -21,7 +21,6 @@ def take_connections() -> None:
     """Have the library use Airflow's connections in this process."""
     bucket.by_connection = _s3_client
     object_stores.by_connection = _file_system
-    frozen.by_connection = _uri
 
 
 def _s3_client(config: Any) -> Any:
@@ -43,13 +42,7 @@ def _file_system(scheme: str) -> Any:
     """Return a file system of fsspec by the connection; None without one or its provider."""
     kind, name = _GOOGLE if scheme == "gs" else _AZURE
     try:
-        return get_fs(kind, name) if _uri(name) else None
-    except (ValueError, ImportError):
-        return None
-
-
-def _uri(connection: str) -> str | None:
-    try:
-        return str(BaseHook.get_connection(connection).get_uri())
-    except AirflowNotFoundException:
+        BaseHook.get_connection(name)
+        return get_fs(kind, name)
+    except (AirflowNotFoundException, ValueError, ImportError):
         return None

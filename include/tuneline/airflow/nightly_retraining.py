@@ -80,7 +80,7 @@ def compare_data(model_name: str) -> dict[str, Any] | None:
     sources = write_reviewed(store, model, reviewed_rows(store, model_name))
     today = datetime.now(UTC).date()
     broke = nightly.over_budget(store, model_name, today, model.file.budget.training_per_month)
-    version = dataset_version(sources.addresses, model.config().data.queries)
+    version = dataset_version(sources.addresses)
     place = (store, model_name, version, model.settings_digest)
     night = nightly.decide(
         *place,

@@ -17,11 +17,9 @@ DATA_DOCS = "data_docs"
 
 
 class Snapshot(BaseModel):
-    """The state in which a server's object or table was read."""
+    """The state in which a server's object was read."""
 
-    version: str | None = None  # tag or generation, version of a Delta table, snapshot id
-    taken_at: str | None = None  # of a table, which is asked once; RFC 3339
-    query_sha256: str | None = None  # of the text in `config.json`, which may name people
+    version: str | None = None  # tag or generation
 
 
 class SourceNote(BaseModel):

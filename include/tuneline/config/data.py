@@ -57,10 +57,7 @@ class SourcesConfig(Section):
 
     source: str | list[str]
     """Dataset: a path, folder, glob, file://, s3://, gs://, az:// or hf://datasets/… address of
-    JSONL, CSV, TSV or Parquet files, a table (sql://connection/name, delta://…), a list of these,
-    or sample://support.jsonl, a sample."""
-    queries: dict[str, str] = Field({})
-    """SELECT statement by name, which sql://connection/name then reads in place of a table."""
+    JSONL, CSV, TSV or Parquet files, a list of these, or sample://support.jsonl, a sample."""
     holdout: Annotated[str | list[str] | None, Limit("deduplication", "within")] = None
     """The dataset's own hold-out, an address like `source`; then none is split off."""
     format: SourceFormat = "auto"
@@ -101,30 +98,6 @@ class SourcesConfig(Section):
         """Return the licence of one of the dataset's addresses, None if none is declared."""
         known = SAMPLE_LICENSE if address.startswith("sample://") else None
         return self.licenses.get(address, self.license or known)
-
-    @field_validator("queries")
-    @classmethod
-    def _queries_are_select(cls, queries: dict[str, str]) -> dict[str, str]:
-        for name, query in queries.items():
-            # A second statement could end the transaction that only reads.
-            first = query.split(maxsplit=1)[:1]
-            is_select = bool(first) and first[0].upper() in ("SELECT", "WITH")
-            if not is_select or ";" in query.rstrip("; \n"):
-                raise ValueError(
-                    f"{name} is not one query: write SELECT … or WITH … SELECT …, and chr(59) for "
-                    "a semicolon in a text"
-                )
-        return queries
-
-    @model_validator(mode="after")
-    def _queries_have_sources(self) -> SourcesConfig:
-        read = {a.rpartition("/")[2] for a in (*self.sources, *self.holdouts) if a[:6] == "sql://"}
-        if unknown := sorted(self.queries.keys() - read):
-            raise ValueError(
-                f"queries names {', '.join(unknown)}, which no source reads; write it as "
-                f"sql://connection/{unknown[0]} in source or holdout"
-            )
-        return self
 
     @model_validator(mode="after")
     def _licenses_name_sources(self) -> SourcesConfig:

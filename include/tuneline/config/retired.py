@@ -12,6 +12,7 @@ from typing import Any
 
 # The setting, or a whole section, and why it is gone or what to write instead.
 RETIRED: dict[str, str] = {
+    "data.queries": "a DAG of yours writes the rows of a database as Parquet (docs/do/tables.md)",
     "data.spacy_models": "names are found by the models that data.pii_ner names",
     "data.pii_max_leak": "what is left in the rows decides; data.pii_max_left limits it",
     "data.pii_max_leak_ner": "what is left in the rows decides; data.pii_max_left limits it",

@@ -276,9 +276,7 @@ def pod_secrets() -> dict[str, dict[str, str]]:
 
     They reach pods by reference, so that Airflow never sees their values.
     """
-    databases = (name for name in os.environ if name.startswith("TUNELINE_SQL_"))
-    named = (*_CREDENTIALS, *databases)
-    found = {name: os.environ[name] for name in named if os.environ.get(name)}
+    found = {name: os.environ[name] for name in _CREDENTIALS if os.environ.get(name)}
     return {airflow.POD_SECRET: found} if found else {}
 
 

@@ -1,19 +1,16 @@
-"""gs://, az:// and delta:// through their own packages, against emulators of the real servers."""
+"""gs:// and az:// through their own packages, against emulators of the real servers."""
 
 import json
 import socket
 import subprocess
 import uuid
 
-import pyarrow as pa
 import pytest
 from tests.lab.data_runs import clean_rows
 from tests.lab.extras import azurite, packages
 from tests.lab.http_server import Handler, serving
-from tests.lab.s3_server import s3
 from tests.lab.waiting import wait_for
 
-from tuneline.artifacts.data import SOURCES
 from tuneline.config import DataConfig
 from tuneline.data.sources.find_files import dataset_version
 from tuneline.data.sources.records import open_files
@@ -28,7 +25,7 @@ KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr
 
 @pytest.fixture(scope="module", autouse=True)
 def installed():
-    with packages("gcs", "azure", "delta", "gcp-storage-emulator"):
+    with packages("gcs", "azure", "gcp-storage-emulator"):
         yield
 
 
@@ -146,75 +143,3 @@ def test_google_refuses(tmp_path, monkeypatch):
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         with pytest.raises(UserError, match=r"access denied .*set GOOGLE_APP"):
             read(tmp_path, "gs://data/in/a.jsonl")
-
-
-TABLE = pa.table({"prompt": ["a", "b"], "completion": ["c", "d"], "day": ["x", "y"]})
-
-
-@pytest.fixture(params=["local", "s3"])
-def table(request, tmp_path, monkeypatch):
-    """The address of a Delta table of two versions, and a writer."""
-    from deltalake import write_deltalake
-
-    def writer(place, **options):
-        def write(rows, **more):
-            write_deltalake(place, rows, **options, **more)
-
-        write(TABLE, partition_by=["day"])
-        write(TABLE, mode="append")
-        return write
-
-    if request.param == "local":
-        yield f"delta://{tmp_path}/table", writer(str(tmp_path / "table"))
-        return
-    with s3(monkeypatch, "data"):
-        plain = {"AWS_ALLOW_HTTP": "true"}
-        yield "delta://data/deep/table", writer("s3://data/deep/table", storage_options=plain)
-
-
-def test_versions_of_a_delta_table(table, tmp_path):
-    address, write = table
-    assert read(tmp_path, address) == {address: ("1", 4)}
-    assert read(tmp_path, f"{address}?version=0") == {f"{address}?version=0": ("0", 2)}
-    assert dataset_version([address]).files == {address: "version:1"}
-    write(TABLE, mode="overwrite")
-    assert dataset_version([address]).files == {address: "version:2"}
-    assert read(tmp_path, f"{address}?version=1") == {f"{address}?version=1": ("1", 4)}
-    with pytest.raises(UserError, match="the newest version of the table is 2"):
-        read(tmp_path, f"{address}?version=9")
-    with pytest.raises(UserError, match="is not a Delta table; check its path"):
-        read(tmp_path, f"{address}none")
-    write(TABLE.slice(0, 0), mode="overwrite")
-    with pytest.raises(UserError, match="holds no rows"):
-        read(tmp_path, address)
-
-
-def test_a_store_that_denies_a_delta_table(tmp_path, monkeypatch):
-    class Refusing(Handler):
-        def do_GET(self):
-            self.answer(b"<Error><Code>SignatureDoesNotMatch</Code></Error>", 403)
-
-    with serving(Refusing) as url:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
-            monkeypatch.setenv(name, "hunter2secret")
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        with pytest.raises(UserError, match="can't be read as a Delta table: access denied") as why:
-            read(tmp_path, "delta://data/table")
-    assert "hunter2secret" not in str(why.value)
-
-
-def test_a_run_keeps_its_version(table, data_lab):
-    address, write = table
-    rows = [row["messages"] for row in clean_rows(30)]
-    columns = {
-        "prompt": [r[0]["content"] for r in rows],
-        "completion": [r[1]["content"] for r in rows],
-    }
-    columns["day"] = ["x"] * 30
-    write(pa.table(columns), mode="overwrite")
-    lab = data_lab([], source=address)
-    first = lab.step("schema_validation").inputs[0]
-    write(pa.table(columns).slice(0, 3), mode="overwrite")
-    assert lab.step("schema_validation").inputs[0].sha256 == first.sha256
-    (note,) = SOURCES.find(lab.run).root
-    assert (note.snapshot.version, note.records) == ("2", 30)

@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[3]
 DOCKERFILE = ROOT / "docker/tensorrt-llm.Dockerfile"
 # `tuneline bench` is no step; GLiNER is for those who install it, since its pins fit no image; what
 # signs releases (requirements/signing.txt) is for those who sign, Presidio for those who wrote
-# recognisers for it (requirements/presidio.txt), Spark and Delta for those whose data need them.
+# recognisers for it (requirements/presidio.txt), Spark for those whose data need it.
 _SIGNING = {"model_signing", "sigstore", "securesystemslib"}
 _PRESIDIO = {"presidio_analyzer", "spacy"}
-_DATA = {"pyspark", "grpc", "deltalake"}
+_DATA = {"pyspark", "grpc"}
 _NOT_IN_IMAGES = {"benchmarks", "gliner", *_SIGNING, *_PRESIDIO, *_DATA}
 
 

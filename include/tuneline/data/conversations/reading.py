@@ -20,7 +20,6 @@ from tuneline.data.rendering.renderer import Parity
 from tuneline.data.sources.records import open_files
 from tuneline.data.sources.streams import RawRecord
 from tuneline.data.tables.rows import Message, Reject, Row, Spool
-from tuneline.errors import UserError
 
 if TYPE_CHECKING:
     from tuneline.step_context import StepContext
@@ -228,13 +227,12 @@ class Records:
 
 def read_dataset(ctx: StepContext) -> Records:
     """Read every file of the dataset, and note it for the dataset's card."""
-    import pyarrow.parquet as pq
 
     config = ctx.config.data
     read = Records(Spool(ctx.scratch / "outcomes"))
     sources = []
     digests = array("Q")
-    for opened in open_files(config, ctx.scratch / "source", ctx.run):
+    for opened in open_files(config, ctx.scratch / "source"):
         outcomes = outcomes_of(
             opened.records(), opened.file.name, config, own_holdout=opened.own_holdout
         )
@@ -246,12 +244,6 @@ def read_dataset(ctx: StepContext) -> Records:
             read.batches.add(batch)
             batches += 1
         form = file_form(opened.file.name, own_forms, config)
-        if opened.file.freeze and form.form is None:
-            names = ", ".join(pq.read_schema(opened.path).names)
-            raise UserError(
-                f"{opened.file.name} has the columns {names}, which make no row to train on; write "
-                "a query that renames them, such as SELECT question AS prompt, …"
-            )
         ctx.note_input(opened.input_name, opened.file.origin, opened.path, rows=opened.found)
         read.in_files += opened.count()
         read.forms.append(form)

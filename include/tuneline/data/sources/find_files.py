@@ -1,4 +1,4 @@
-"""Find the files that addresses name: paths, folders, globs, buckets, datasets, tables."""
+"""Find the files that addresses name: paths, folders, globs, buckets, datasets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict
 
 from tuneline.artifacts.data import Snapshot
 from tuneline.data.sample import SAMPLES
-from tuneline.data.sources.frozen import find_table
 from tuneline.data.sources.object_stores import EXTRAS, ObjectStore
 from tuneline.errors import UserError
 from tuneline.models.origins import call_hub
@@ -39,7 +38,7 @@ class SourceFile:
 
     `name` is what rows and errors show, `address` the entry that names it, `origin` its full
     address, a hub's revision pinned to its commit. `download` and `tag` (of its bytes) are for
-    files on servers; `freeze` writes a table as a file.
+    files on servers.
     """
 
     name: str
@@ -48,7 +47,6 @@ class SourceFile:
     local: Path | None = None
     download: Callable[[Path], None] | None = field(default=None, repr=False)
     tag: Callable[[], str] | None = field(default=None, repr=False)
-    freeze: Callable[[Path], Snapshot] | None = field(default=None, repr=False)
 
     def fingerprint(self) -> str:
         """Return a text that changes when the file's bytes do, without fetching them.
@@ -67,8 +65,6 @@ class SourceFile:
             return self.local, None
         target = scratch / self.name.rstrip("/").rpartition("/")[2]
         scratch.mkdir(parents=True, exist_ok=True)
-        if self.freeze:
-            return target, self.freeze(target)
         assert self.download is not None
         snapshot = Snapshot(version=self.tag()) if self.tag else None
         self.download(target)
@@ -222,21 +218,16 @@ def _download(address: str, repository: str, commit: str, name: str, target: Pat
 
 
 KINDS = (
-    "a path, a folder, a glob, an address (file://, s3://, gs://, az://, hf://datasets/…, sql://, "
-    f"delta://), or {' or '.join(SAMPLES)}"
+    "a path, a folder, a glob, an address (file://, s3://, gs://, az://, hf://datasets/…), "
+    f"or {' or '.join(SAMPLES)}"
 )
 
 
-def find_files(
-    addresses: Iterable[str], queries: Mapping[str, str] | None = None
-) -> list[SourceFile]:
-    """Find the files that addresses name, each once; UserError if an address names nothing.
-
-    `queries` are those of `data.queries`. A table is not asked yet.
-    """
+def find_files(addresses: Iterable[str]) -> list[SourceFile]:
+    """Find the files that addresses name, each once; UserError if an address names nothing."""
     found: dict[str, SourceFile] = {}
     for address in addresses:
-        for file in _find(address, queries or {}):
+        for file in _find(address):
             found.setdefault(file.origin, file)
     if not found:
         raise UserError(f"no dataset was named; give {KINDS}")
@@ -245,22 +236,16 @@ def find_files(
 
 def find_here(addresses: Iterable[str]) -> list[SourceFile]:
     """Find local files; addresses on a server are only checked for their form."""
-    return [file for address in addresses for file in _find(address, {}, ask_servers=False)]
+    return [file for address in addresses for file in _find(address, ask_servers=False)]
 
 
-def _find(
-    address: str, queries: Mapping[str, str], *, ask_servers: bool = True
-) -> list[SourceFile]:
+def _find(address: str, *, ask_servers: bool = True) -> list[SourceFile]:
     if not address.strip():
         raise UserError(f"no dataset was named; give {KINDS}")
     scheme = address[: max(0, address.find("://"))]
     if scheme in ("s3", *EXTRAS):
         split_address(address)
         return find_in_bucket(address) if ask_servers else []
-    if scheme in ("sql", "delta"):
-        table = find_table(address, queries)
-        file = SourceFile(address, address, address, freeze=table.freeze, tag=table.fingerprint)
-        return [file] if ask_servers else []
     if scheme == "hf":
         parse_address(address)
         return find_on_hub(address) if ask_servers else []
@@ -270,7 +255,10 @@ def _find(
     if address in SAMPLES:
         return [SourceFile(address, address, address, SAMPLES[address])]
     if "://" in address:
-        raise UserError(f"{address}: unknown kind of address; give {KINDS}")
+        raise UserError(
+            f"{scheme}://…: unknown kind of address; give {KINDS}; the rows of a database are written "
+            "as Parquet first (docs/do/tables.md)"
+        )
     return _find_local(address, os.path.expanduser(address), as_uri=False)
 
 
@@ -330,11 +318,9 @@ class DatasetVersion(BaseModel):
         return hashlib.sha256(json.dumps(self.files, sort_keys=True).encode()).hexdigest()
 
 
-def dataset_version(
-    addresses: Sequence[str], queries: Mapping[str, str] | None = None
-) -> DatasetVersion:
+def dataset_version(addresses: Sequence[str]) -> DatasetVersion:
     """Return the version of the data that addresses name now; see `find_files`."""
-    return DatasetVersion(files={f.origin: f.fingerprint() for f in find_files(addresses, queries)})
+    return DatasetVersion(files={f.origin: f.fingerprint() for f in find_files(addresses)})
 
 
 def difference(old: Mapping[str, str], new: Mapping[str, str]) -> str:

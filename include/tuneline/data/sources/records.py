@@ -7,7 +7,6 @@ unusable as a whole (empty, not a table) is an error, or, among other files, a r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -48,7 +47,6 @@ from tuneline.data.sources.streams import (
     show_bytes,
 )
 from tuneline.errors import UserError, first_line
-from tuneline.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -393,39 +391,20 @@ class OpenFile:
         return self.found if counted is None else counted
 
 
-def _fetch(file: SourceFile, scratch: Path, run: Run | None) -> tuple[Path, Snapshot | None]:
-    """Fetch a file; the rows of a table are those that the run has kept, if it was asked before."""
-    if run is None or file.freeze is None:
-        return file.fetch(scratch)
-    name = hashlib.sha256(file.origin.encode()).hexdigest()[:16]
-    table, note = (run.key("quarantine", f"frozen-{name}.{kind}") for kind in ("parquet", "json"))
-    if not run.store.exists(note):
-        path, snapshot = file.fetch(scratch)
-        run.store.put_file(table, path)
-        run.store.flush()
-        run.store.put_bytes(note, (snapshot or Snapshot()).model_dump_json().encode())
-        return path, snapshot
-    scratch.mkdir(parents=True, exist_ok=True)
-    run.store.get_file(table, scratch / name)
-    return scratch / name, Snapshot.model_validate_json(run.store.get_bytes(note))
-
-
-def open_files(config: DataConfig, scratch: Path, run: Run | None = None) -> Iterator[OpenFile]:
+def open_files(config: DataConfig, scratch: Path) -> Iterator[OpenFile]:
     """Open every file of the dataset, then those of its hold-out.
 
     A fetched file is removed before the next one is opened. A file that is named as hold-out is
-    not read as training data too. A run keeps the rows of tables.
+    not read as training data too.
 
     Raises:
         UserError: if an address names nothing, or no file of the dataset (or of its hold-out)
             holds a record that could be read.
         RetryableError: if a server failed.
     """
-    held = find_files(config.holdouts, config.queries) if config.holdouts else []
+    held = find_files(config.holdouts) if config.holdouts else []
     origins = {file.origin for file in held}
-    files = [
-        file for file in find_files(config.sources, config.queries) if file.origin not in origins
-    ]
+    files = [file for file in find_files(config.sources) if file.origin not in origins]
     if not files:
         raise UserError(
             "every file of data.source is also named in data.holdout; nothing is left to train on"
@@ -434,7 +413,7 @@ def open_files(config: DataConfig, scratch: Path, run: Run | None = None) -> Ite
     for group, own_holdout in ((files, False), (held, True)):
         opened = []
         for file in group:
-            path, snapshot = _fetch(file, scratch, run)
+            path, snapshot = file.fetch(scratch)
             opened.append(OpenFile(file, path, own_holdout, len(group) == 1, csv, snapshot))
             yield opened[-1]
             if file.local is None:

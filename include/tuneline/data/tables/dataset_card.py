@@ -6,7 +6,6 @@ a row and without a time, so that the same input gives the same bytes.
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -110,9 +109,6 @@ def reproduce(config: DataConfig, base_model: str) -> Reproduce:
     settings = config.model_dump(mode="json", exclude_defaults=True)
     for name in ("source", "engine"):
         settings.pop(name, None)
-    # A query may name people, and this ships; the run's `config.json` has the text.
-    for name, query in settings.get("queries", {}).items():
-        settings["queries"][name] = f"sha256:{hashlib.sha256(query.encode()).hexdigest()}"
     sources = shlex.join(config.sources)
     command = (
         f"tuneline data prepare --input {sources} --base-model {shlex.quote(base_model)} "
