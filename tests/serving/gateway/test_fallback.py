@@ -53,7 +53,7 @@ LEFT = [
     (BOTH, {"logprob": -2.0}, {}, "low_confidence"),
     # Shorter than the window, so it is judged as a whole.
     (STREAM, {"logprob": -2.0, "words": 2}, {}, "low_confidence"),
-    (BOTH, {"reply": '{"id": "x"}'}, SCHEMED, "invalid_json"),
+    (BOTH, {"reply": '{"id": "x"'}, SCHEMED, "invalid_json"),
 ]
 # The prompt is not read, or not to the end.
 UNREAD = {"connect_error", "upstream_5xx", "upstream_busy", "upstream_refused", "context_overflow"}

@@ -64,10 +64,6 @@ class Metrics(Collector):
         self.confidence_unknown = counter(
             "confidence_unknown", "Answers to be judged without logprobs.", "upstream"
         )
-        self.json_unjudged = counter(
-            "json_unjudged",
-            "Answers that could not be checked against the JSON Schema of their request.",
-        )
         self.tokens = counter(
             "tokens", "Tokens written to the ledger.", "upstream", "estimated", "type"
         )

@@ -17,7 +17,6 @@ from tuneline.serving.gateway.attempt_status import AttemptStatus
 from tuneline.serving.gateway.chain.attempt import Attempt, Call, Recorder
 from tuneline.serving.gateway.chain.canary import CanaryCounts, is_drawn
 from tuneline.serving.gateway.chain.chain import Chain
-from tuneline.serving.gateway.chain.json_form import FormJudge
 from tuneline.serving.gateway.chain.readiness import Prober
 from tuneline.serving.gateway.chain.upstream import Circuit, Upstream
 from tuneline.serving.gateway.config import GatewayConfig, ModelConfig
@@ -72,7 +71,6 @@ class Routing:
         config: GatewayConfig,
         ledger: Ledger,
         metrics: Metrics,
-        judge: FormJudge,
         known: Mapping[str, Upstream] | None = None,
     ) -> None:
         self.config = config
@@ -89,7 +87,7 @@ class Routing:
         def chain(model: ModelConfig) -> Chain:
             upstreams = [self.upstreams[name] for name in model.chain]
             stale_s = config.readiness.stale_s
-            return Chain(model, upstreams, recorder, metrics, judge, stale_after_s=stale_s)
+            return Chain(model, upstreams, recorder, metrics, stale_after_s=stale_s)
 
         # By the id that a client asks for. A versioned id without a ready upstream does not make
         # the gateway unready: the model itself may still be answered by a fallback.
@@ -219,8 +217,7 @@ class Runtime:
             users=config.ledger.users,
             metrics=self.metrics,
         )
-        self._judge = FormJudge(self.metrics.json_unjudged.inc)
-        self._current = Routing(config, self.ledger, self.metrics, self._judge)
+        self._current = Routing(config, self.ledger, self.metrics)
         self.tally = CanaryCounts()
         self.tally.keep(self._current.canaries)
         self._retiring: set[asyncio.Task[None]] = set()
@@ -273,7 +270,7 @@ class Runtime:
                 be any more; then everything stays as it was.
         """
         old = self._current
-        new = Routing(config, self.ledger, self.metrics, self._judge, old.upstreams)
+        new = Routing(config, self.ledger, self.metrics, old.upstreams)
         was_ready = old.prober.why_not_ready() is None
         new.start()
         lacking = await new.await_ready(config.readiness.warmup_timeout_s if was_ready else 0.0)
@@ -311,7 +308,6 @@ class Runtime:
         await self._current.stop()
         if self.production_log:
             await asyncio.to_thread(self.production_log.close)
-        await asyncio.to_thread(self._judge.close)
         await asyncio.to_thread(self._book.close)
         await asyncio.to_thread(self.ledger.close)
         if self.tracing:

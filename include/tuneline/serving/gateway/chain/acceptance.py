@@ -7,15 +7,18 @@ the same model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tuneline.serving.gateway.attempt_status import AttemptStatus
-from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm
 from tuneline.serving.gateway.json_text import load_json
 from tuneline.serving.gateway.upstream_config import LowConfidenceConfig
 from tuneline.serving.protocol import SseParser, choices_of, mean_logprob
+
+# Characters of an answer that are read while other requests wait.
+_MOST_READ = 1 << 20
 
 
 def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool = False) -> bool:
@@ -35,40 +38,39 @@ def is_low(values: Sequence[float], limits: LowConfidenceConfig, *, window: bool
 
 @dataclass(frozen=True)
 class Acceptance:
-    """The limits of confidence and the form of JSON; None judges nothing."""
+    """The limits of confidence, None for none, and whether answers have to be JSON."""
 
     limits: LowConfidenceConfig | None = None
-    form: JsonForm | None = None
-    judge: FormJudge | None = None
+    as_json: bool = False
 
     @property
     def window(self) -> int:
         """The tokens of a stream that are held back and judged."""
         return self.limits.stream_window_tokens if self.limits else 0
 
-    async def of_reply(
+    def of_reply(
         self, logprobs: Sequence[float], payload: Mapping[str, Any]
     ) -> AttemptStatus | None:
         """Return why a whole answer is not trusted, None if it is."""
-        if self.form is not None:
+        if self.as_json:
             messages = [choice.get("message") for choice in choices_of(payload)]
             contents = [m.get("content") for m in messages if isinstance(m, dict)]
-            if not await self._all_fit(contents):
+            if not _are_json(contents):
                 return AttemptStatus.INVALID_JSON
         if self.limits is not None and is_low(logprobs, self.limits):
             return AttemptStatus.LOW_CONFIDENCE
         return None
 
-    async def of_window(
+    def of_window(
         self, logprobs: Sequence[float], whole: Sequence[bytes] | None
     ) -> AttemptStatus | None:
         """Return why a stream is not trusted by what was held back of it, None if it is.
 
         Args:
-            whole: the events of a stream that has ended already; None if more are to come, whose
-                form nobody can judge yet.
+            whole: the events of a stream that has ended already; None if more are to come, of
+                which nobody can say yet.
         """
-        if self.form is not None and whole is not None and self.window:
+        if self.as_json and whole is not None and self.window:
             contents: dict[Any, str] = {}
             for data in whole:
                 (stated,) = SseParser().feed(data)
@@ -78,15 +80,27 @@ class Acceptance:
                     if isinstance(piece, str):
                         place = choice.get("index")
                         contents[place] = contents.get(place, "") + piece
-            if not await self._all_fit(list(contents.values())):
+            if not _are_json(contents.values()):
                 return AttemptStatus.INVALID_JSON
         if self.limits is not None and self.window and is_low(logprobs, self.limits, window=True):
             return AttemptStatus.LOW_CONFIDENCE
         return None
 
-    async def _all_fit(self, contents: Sequence[Any]) -> bool:
-        # A call of a tool has no content; its arguments have a schema of their own.
-        texts = [text for text in contents if isinstance(text, str) and text]
-        if self.form is None or self.judge is None or not texts:
-            return True
-        return await self.judge.accepts(self.form, texts)
+
+def wants_json(body: Mapping[str, Any]) -> bool:
+    """Return True if a request asks for JSON; engines themselves hold it against a schema."""
+    asked = body.get("response_format")
+    return isinstance(asked, dict) and asked.get("type") in ("json_object", "json_schema")
+
+
+def _are_json(contents: Iterable[Any]) -> bool:
+    """Return True if each text is JSON, or too long for the event loop to read."""
+    # A call of a tool has no content; its arguments have a schema of their own.
+    texts = [text for text in contents if isinstance(text, str) and text]
+    try:
+        for text in texts:
+            if len(text) <= _MOST_READ:
+                json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

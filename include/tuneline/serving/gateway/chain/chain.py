@@ -16,16 +16,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from aiohttp import ClientError, ClientResponse
 
 from tuneline.errors import first_line
 from tuneline.serving.gateway.attempt_status import AttemptStatus, ClientFault, UpstreamFault
-from tuneline.serving.gateway.chain.acceptance import Acceptance
+from tuneline.serving.gateway.chain.acceptance import Acceptance, wants_json
 from tuneline.serving.gateway.chain.attempt import Attempt, Call, Recorder, Reply
-from tuneline.serving.gateway.chain.json_form import FormJudge, JsonForm, json_form_of
 from tuneline.serving.gateway.chain.upstream import Upstream
 from tuneline.serving.gateway.config import ModelConfig
 from tuneline.serving.gateway.json_text import dump_json, load_json
@@ -208,10 +206,6 @@ class _Walk(Generic[C]):
     context: int = 0
     spent: bool = False
 
-    @cached_property
-    def form(self) -> JsonForm | None:
-        return json_form_of(self.call.request.body)
-
     def fits(self, upstream: Upstream) -> bool:
         """Return False if a prompt that did not fit cannot fit here either."""
         stated = upstream.config.context_tokens
@@ -235,7 +229,6 @@ class Chain:
         upstreams: list[Upstream],
         recorder: Recorder,
         metrics: Metrics,
-        judge: FormJudge,
         *,
         stale_after_s: float,
     ) -> None:
@@ -244,7 +237,6 @@ class Chain:
         self.fields = {name for upstream in upstreams for name in upstream.config.fields}
         self.recorder = recorder
         self._metrics = metrics
-        self._judge = judge
         self._stale_after_s = stale_after_s
 
     async def answer(self, call: Call) -> WholeReply:
@@ -351,7 +343,7 @@ class Chain:
         acceptance = Acceptance()
         if judged:
             limits = self.config.limits_of(upstream.name)
-            acceptance = Acceptance(limits, walk.form, self._judge)
+            acceptance = Acceptance(limits, wants_json(walk.call.request.body))
         try:
             async with asyncio.timeout(left):
                 found = await walk.ask(attempt, acceptance)
@@ -412,7 +404,7 @@ class Chain:
             body, upstream.config.answer_timeout_s, request.api, attempt.headers
         )
         attempt.add_payload(payload, "message")
-        doubt = await acceptance.of_reply(attempt.logprobs, payload)
+        doubt = acceptance.of_reply(attempt.logprobs, payload)
         self._count_unknown(attempt, judged=limits is not None)
         attempt.end(doubt or AttemptStatus.OK)
         if limits is not None and not request.wants_logprobs:
@@ -431,7 +423,7 @@ class Chain:
         try:
             await stream.begin(acceptance.window or 1)
             held = stream.held(acceptance.window)
-            stream.doubt = await acceptance.of_window(attempt.logprobs, held)
+            stream.doubt = acceptance.of_window(attempt.logprobs, held)
         except BaseException:
             await stream.release()
             raise
